@@ -27,14 +27,12 @@ from leukoscope.reports.formatting import (
     difference,
     gain,
     metric_name,
-    minutes,
-    new_aliases,
     share,
     span,
     with_span,
 )
 from leukoscope.reports.release_tables import RESULT_METRICS, cells_needed, evaluation_row
-from research.tables import NOT_MEASURED, ablation_table, prior_notes, prior_table, read_results
+from research.tables import NOT_MEASURED, ablation_table, prior_sources, prior_table, read_results
 
 RELEASES = sorted(path.parent for path in (ROOT / "model_card").glob("*/metrics.json"))
 
@@ -74,14 +72,13 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
     return {
         "headline": headline_table(releases),
         "results": results_table(releases),
-        "results-notes": results_notes(releases),
         "decisions": decisions_table(releases),
         "patients": patients_table(releases),
         "precision": precision_table(releases),
         "leakage": leakage_table(read_results(results / "leakage")),
         "shortcuts": shortcuts_table(read_results(results / "audit")),
         "prior": prior_table(prior),
-        "prior-notes": prior_notes(prior),
+        "prior-notes": prior_sources(),
         "curves": curves_table(read_results(results / "learning_curves")),
         "ablation": ablation_table(read_results(results / "ablation")),
         "fields": fields_table(read_results(results, "fields.json")),
@@ -114,22 +111,22 @@ TIMM_FLAGS = {
 # Where a flag of the same name is not quite the same, and why one is missing.
 FLAG_REMARKS = {
     "dataset_name": "A name known here or a Hub id; without it, phantoms.",
-    "train_dir": "Stands beside `--dataset_name imagefolder`, which says what the folder holds.",
-    "validation_dir": "Class folders below `train_dir`: `train/`, `validation/`, `test/`.",
-    "train_val_split": "0.15 where own splits lack a validation side; `--no_validation` for none.",
+    "train_dir": "Also needs `--dataset_name imagefolder`, or the name of the data set in the folder.",
+    "validation_dir": "Put class folders into `train/`, `validation/` and `test/` below `train_dir`.",
+    "train_val_split": "0.15 if the data have no validation split; `--no_validation` for none.",
     "per_device_eval_batch_size": "Twice the training batch.",
-    "max_train_steps": "Epochs of `--override epoch_cells=…` cells.",
-    "with_tracking": "`--report_to` alone.",
-    "model_name_or_path": "Models of timm and releases; those of transformers alone are not trained here.",
+    "max_train_steps": "Set the length of an epoch by `--override epoch_cells=…`.",
+    "with_tracking": "`--report_to` is enough.",
+    "model_name_or_path": "Models of timm and releases; no other models of transformers.",
     "lr_scheduler_type": "Default: the recipe's, mostly cosine.",
     "num_warmup_steps": "Default: a tenth of all steps.",
     "seed": "Default: 0, so that every run can be repeated.",
     "report_to": "trackio, tensorboard or wandb, one at a time.",
     "checkpointing_steps": "Default: epoch; `no` for none.",
     "resume_from_checkpoint": "`latest` finds the checkpoint by itself.",
-    "ignore_mismatched_sizes": "Not needed for other classes, which always get a new head.",
-    "hub_token": "`HF_TOKEN` or `hf auth login`.",
-    "trust_remote_code": "Code that comes with a model or a data set is never run.",
+    "ignore_mismatched_sizes": "Not needed: other classes always get a new head.",
+    "hub_token": "Use `HF_TOKEN` or `hf auth login`.",
+    "trust_remote_code": "Code of a model or a data set is never run.",
 }
 
 
@@ -162,16 +159,17 @@ def headline_table(releases: Sequence[Path]) -> str:
     """One short row per release: what it is worth on unseen subjects; `results_table` has every metric."""
     columns = (
         "release",
-        "how often it ranks a leukaemic cell above a normal one, on people it never saw; cell size alone does so",
-        "of 100 white cells of other laboratories, it gives a class to",
+        "AUROC on people it never saw, with 95 % interval (0.5 is chance, 1 is perfect)",
+        "of 100 white cells from other laboratories, how many get a class",
     )
     rows = []
     for release in releases:
         metrics = read_metrics(release)
         unseen = next((e for e in metrics.get("evaluations", []) if e["split"]["disjoint_by"] != "cell"), None)
         row = _row(metrics, unseen) if unseen else {}
-        size = f"; {row['size_auroc']}" if row.get("size_auroc", "–") != "–" else ""
-        ranks = f"{row.get('auroc_by_subject', '–')}{size}"
+        size = f"; cell size alone: {row['size_auroc']}" if row.get("size_auroc", "–") != "–" else ""
+        not_named = ", but its data name no people" if metrics["data"]["unit"] == "block" else ""
+        ranks = f"{row.get('auroc_by_subject', '–').removesuffix(' by block')}{not_named}{size}"
         rows.append([f"`{release.name}`", ranks, healthy_share(metrics, metrics["labels"])])
     return str(Table(columns, rows))
 
@@ -224,42 +222,18 @@ def results_table(releases: Sequence[Path]) -> str:
     return str(Table((*columns, "cell size alone: AUROC by subject / at equal size"), rows, text_columns=3))
 
 
-def results_notes(releases: Sequence[Path]) -> str:
-    """How each release of the results table was made, and what is known to make its metrics too good."""
-    notes = []
-    for release in releases:
-        metrics = read_metrics(release)
-        training, recipe = metrics["training"], metrics["recipe"]
-        folds: list[dict[str, Any]] = next((e["folds"] for e in metrics["evaluations"] if "folds" in e), [])
-        by_fold = ", ".join(share(fold["f1_weighted"]) for fold in folds)
-        leak = ""
-        if persons := new_aliases(metrics):
-            leak = (
-                f" Measured before `leukoscope data audit` found {', '.join(persons)} to be one person each: where its "
-                "folds keep such ids apart, the metrics are too good."
-            )
-        notes.append(
-            f"`{release.name}`: {recipe['architecture']} at {recipe['image_size']} px, {recipe['num_train_epochs']} "
-            f"epochs, from {training['start_weights']}; released weights trained on {count(training['cells'])} cells "
-            f"in {minutes(training['seconds'])}, the whole protocol in "
-            f"{minutes(training.get('protocol_seconds', training['seconds']))} on {training['hardware']}. "
-            f"Weighted F1 by fold: {by_fold or '–'}.{leak}\n"
-        )
-    return "\n".join(notes)
-
-
 def decisions_table(releases: Sequence[Path]) -> str:
     """How many cells of unseen subjects a release gives a class to, and how many healthy donors' white cells."""
     columns = (
         "release",
-        "share of an unseen subject's cells not abstained from",
-        "of these wrong",
-        "of these wrong, by true class, over all cells",
+        "cells of unseen subjects that get a class",
+        "of these, wrong",
+        "of these, wrong by true class (over all cells)",
         "white cells of healthy donors of other laboratories",
-        "of 100 called leukaemic",
-        "of 100 given any class",
-        "of 100 called leukaemic by the network alone",
-        "of 100 normal cells of an unseen subject, called leukaemic by the network alone",
+        "of 100 of these, called leukaemic",
+        "of 100 of these, given any class",
+        "of 100 of these, called leukaemic by the network alone",
+        "of 100 normal cells of unseen subjects, called leukaemic by the network alone",
     )
     rows = []
     for release in releases:
@@ -287,8 +261,8 @@ def decisions_table(releases: Sequence[Path]) -> str:
 
 def patients_table(releases: Sequence[Path]) -> str:
     """Prediction of subjects by all their cells: one row for each release that was measured so."""
-    aurocs = ("AUROC, one prediction per subject", "the same of cell size alone", "difference")
-    names = ("subjects", *aurocs, "sensitivity", "specificity", "given a class", "of these wrong")
+    aurocs = ("AUROC, one prediction per subject", "the same for cell size alone", "difference")
+    names = ("subjects", *aurocs, "sensitivity", "specificity", "given a class", "of these, wrong")
     rows = []
     for release in releases:
         if block := read_metrics(release).get("patients"):
@@ -307,11 +281,11 @@ def precision_table(releases: Sequence[Path]) -> str:
     """What the lower precisions that a release offers change: one row for each of them, the one taken first above."""
     names = (
         "precision",
-        "labels that change, training cells",
+        "training cells whose class changes",
         "unseen cells",
-        "their AUROC by subject (or block), less float32",
-        "their outcomes that change",
-        "correlation of their maps",
+        "change of their AUROC by subject (or block)",
+        "share of their outcomes that change",
+        "correlation of their maps with those in float32",
         "default",
     )
     rows = []
@@ -348,7 +322,7 @@ def leakage_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
             seeds_gain = result["difference"][key]
             worth = f"**{gain(seeds_gain['mean'])}** ({gain(seeds_gain['smallest'])} … {gain(seeds_gain['largest'])})"
             rows.append([data, trained, cells, metric_name(key), share(unseen), share(seen), worth])
-    tested = ("tested subjects unseen", "their other cells trained on", "the leak is worth (over seeds)")
+    tested = ("trained on other subjects only", "trained on the tested subjects' other cells, too", "difference (smallest … largest)")
     table = Table(("data", "recipe", "training cells", "metric", *tested), rows, text_columns=2)
     return f"{table}\n"
 
@@ -374,7 +348,7 @@ def curves_table(results: Sequence[Mapping[str, Any]]) -> str:
         rows.append([recipe, f"{size} px", ", ".join(map(str, folds)), *shown])
     heads = [f"{count(draws)} cells" for draws in lengths]
     table = Table(("recipe", "picture", "folds", *heads), rows, text_columns=3)
-    return f"AUROC over all cells / by subject / at equal size, after so many training cells:\n\n{table}"
+    return f"AUROC over all cells / by subject / at equal size, after that many training cells:\n\n{table}"
 
 
 def shortcuts_table(audits: Sequence[Mapping[str, Any]]) -> str:

@@ -67,18 +67,18 @@ def prior_table(results: Sequence[Mapping[str, Any]]) -> str:
         "its author claims",
         "measured, split by image",
         "measured, unseen subjects",
-        "by image less unseen",
-        "set up here",
+        "difference",
+        "our start weights, and settings that differ",
     )
     without_network = _without_network(results)
     notes = [
-        "Accuracy over cells, with its 95 % bootstrap interval by subject; balanced accuracy over cells, then with "
-        "every subject weighing the same. The difference of the last decides what is said here of splitting by image: "
-        "over cells, the few subjects with most cells would decide it.",
-        "The data of system B name no subjects: blocks of neighbouring images stand for them.",
+        "Each cell gives the accuracy with its 95 % bootstrap interval by subject, the balanced accuracy, and the "
+        "balanced accuracy with every subject weighing the same. We judge splits by image by the difference of the "
+        "last, because a few subjects with many cells decide the others. "
+        "The data of system B name no subjects; blocks of neighbouring images stand for them.",
     ]
     if without_network:
-        notes.append("Compare each row of C-NMC with the two at the foot, which need no network.")
+        notes.append("Compare each row of C-NMC with the last two, which need no network.")
     notes += _conclusion(measured)
     return f"{Table(columns, [*rows, *without_network], text_columns=len(columns))}\n\n{' '.join(notes)}"
 
@@ -96,15 +96,15 @@ def _conclusion(measured: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[s
             (higher if low > 0 else lower if high < 0 else open_).append(f"`{claim.recipe}`")
     sentences = []
     if higher:
-        sentences.append(f"A split by image promises more than unseen subjects give for {', '.join(higher)}.")
+        sentences.append(f"A split by image overstates {', '.join(higher)}.")
     if lower:
-        sentences.append(f"It promises less for {', '.join(lower)}.")
+        sentences.append(f"It understates {', '.join(lower)}.")
     if open_:
         sentences.append(f"For {', '.join(open_)} the interval of the difference includes zero.")
     if sentences:
         sentences.append(
-            "Each interval is one of several, not adjusted for their number, and of one seed. Cell size, which "
-            "identifies nobody, has a difference, too: the last row."
+            "The intervals are not adjusted for their number, and each row has one seed. Cell size has a difference, "
+            "too (last row), although it identifies nobody."
         )
     return sentences
 
@@ -169,16 +169,8 @@ def _without_network(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def prior_notes(results: Sequence[Mapping[str, Any]]) -> str:
-    """Where each prior system is described, what its description leaves open, and how our rows were made."""
+    """`prior_sources`, and how each of our rows was made."""
     measured = _by_protocol(results)
-    recipes: dict[str, list[str]] = {}
-    for claim in _claims():
-        recipes.setdefault(f"{claim.source}; {claim.remark}.", []).append(claim.recipe)
-    systems = {claim.recipe: claim.system for claim in _claims()}
-    notes = [
-        f"- **{systems[named[0]]}** {', '.join(f'`{recipe}`' for recipe in named)}: {note}"
-        for note, named in recipes.items()
-    ]
     keys = [(claim.recipe, protocol) for claim in _claims() for protocol in PROTOCOLS]
     rows = [_training_row(measured[key]) for key in keys if key in measured]
     columns = (
@@ -193,7 +185,19 @@ def prior_notes(results: Sequence[Mapping[str, Any]]) -> str:
         "seed",
         "trained in",
     )
-    return "\n".join([*notes, *(["", str(Table(columns, rows, text_columns=len(columns)))] if rows else [])])
+    return "\n".join([prior_sources(), *(["", str(Table(columns, rows, text_columns=len(columns)))] if rows else [])])
+
+
+def prior_sources() -> str:
+    """Where each prior system is described, and what its description leaves open."""
+    recipes: dict[str, list[str]] = {}
+    for claim in _claims():
+        recipes.setdefault(f"{claim.source}; {claim.remark}.", []).append(claim.recipe)
+    systems = {claim.recipe: claim.system for claim in _claims()}
+    return "\n".join(
+        f"- **{systems[named[0]]}** {', '.join(f'`{recipe}`' for recipe in named)}: {note}"
+        for note, named in recipes.items()
+    )
 
 
 def _claims() -> list[Claim]:

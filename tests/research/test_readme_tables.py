@@ -27,7 +27,6 @@ from research.readme_tables import (
     patients_table,
     precision_table,
     readme_tables,
-    results_notes,
     results_table,
     shortcuts_table,
     speed_table,
@@ -53,8 +52,8 @@ def test_the_headline_row_holds_unseen_subjects_size_alone_and_foreign_cells(
     release: Path, release_metrics: dict[str, Any]
 ) -> None:
     heading, _, row = headline_table([release]).splitlines()
-    assert heading.endswith(" | of 100 white cells of other laboratories, it gives a class to |")
-    assert row == "| `leukoscope-test` | 0.777; 0.722 | – |"
+    assert heading.endswith(" | of 100 white cells from other laboratories, how many get a class |")
+    assert row == "| `leukoscope-test` | 0.777; cell size alone: 0.722 | – |"
     # Of 20 normal cells two are called leukaemic, both of one subject who has no others.
     subjects = ("n1",) * 18 + ("n2",) * 2 + ("l1", "l2")
     called = np.array([[0.1, 0.9]] * 18 + [[0.9, 0.1]] * 4)
@@ -81,7 +80,7 @@ def test_the_headline_row_holds_unseen_subjects_size_alone_and_foreign_cells(
     healthy = {"white cells": {"neutrophil": kind, "monocyte": kind}, "white cells of fields": of_fields}
     release_metrics["ood"] = {"healthy": healthy}
     (release / "metrics.json").write_text(json.dumps(release_metrics))
-    assert " | 0.777; 0.722 | 2 |" in headline_table([release]), "of fields nothing is known"
+    assert " | 0.777; cell size alone: 0.722 | 2 |" in headline_table([release]), "of fields nothing is known"
     assert decisions_table([release]).endswith(" | 50 (0–100) |"), "every subject weighs the same"
     persons = patients_table([release]).splitlines()[-1]
     assert persons == (
@@ -106,7 +105,7 @@ def test_decisions_are_counted_with_every_subject_weighing_the_same_and_healthy_
 def test_metrics_by_block_say_so_under_the_heading_by_subject() -> None:
     (ball4,) = [release for release in EMBEDDED if "ball4" in release.name]
     row = headline_table([ball4]).splitlines()[-1]
-    assert row.split(" | ")[1].endswith(") by block")
+    assert row.split(" | ")[1].endswith("), but its data name no people")
     assert all(row.count(") by block") == 2 for row in results_table([ball4]).splitlines()[-2:])
 
 
@@ -114,14 +113,12 @@ def test_results_table_marks_patients_on_both_sides(release: Path) -> None:
     rows = [line for line in results_table([release]).splitlines() if line.startswith("| `")]
     assert "| no | 1,234 | 0.777 | 0.667 | 0.701 | 0.855 | 0.833 | 0.722 / – |" in rows[0]
     assert "| **yes** | 1,234 | 0.777 | 0.667 | 0.701 | 0.855 | 0.967 | – |" in rows[1]
-    assert "Weighted F1 by fold: 0.801, 0.865." in results_notes([release])
 
 
 def test_persons_found_since_the_measurement_are_marked(release: Path, release_metrics: dict[str, Any]) -> None:
     release_metrics["training"]["subjects"] = ["H2", "H6"]
     (release / "metrics.json").write_text(json.dumps(release_metrics))
     assert "| **a few**, found since | 1,234 | 0.777 |" in results_table([release])
-    assert "found H2 = H6 to be one person each" in results_notes([release])
 
 
 def test_leakage_table_shows_what_seeds_agree_on() -> None:

@@ -116,7 +116,7 @@ def test_a_cross_validated_row_names_its_folds_and_the_price_of_the_leak() -> No
         "accuracy +0.080 (+0.020 to +0.150) | "
     ) in table
     assert "part of ImageNet DenseNet201; 10 epoch(s) instead of 40 |" in table
-    assert "A split by image promises more than unseen subjects give for `prior_b_densenet201`. Each interval" in table
+    assert "A split by image overstates `prior_b_densenet201`. The intervals" in table
     decides = leak["balanced_accuracy_by_subject"]
     decides["low"] = -0.01
     assert accuracy["low"] > 0, "a metric over all cells decides nothing"
