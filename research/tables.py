@@ -98,7 +98,7 @@ def _conclusion(measured: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[s
     if higher:
         sentences.append(f"A split by image overstates {', '.join(higher)}.")
     if lower:
-        sentences.append(f"It understates {', '.join(lower)}.")
+        sentences.append(f"A split by image understates {', '.join(lower)}.")
     if open_:
         sentences.append(f"For {', '.join(open_)} the interval of the difference includes zero.")
     if sentences:

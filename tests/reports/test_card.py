@@ -142,15 +142,9 @@ def test_maps_without_evidence_are_said_to_be_flat(release: Path, release_metric
 @pytest.mark.parametrize(
     ("another", "said"),
     [
-        (
-            (-0.3, -0.2),
-            "**More of a map stays than two cells have in common: it shows little of what that layer learnt.**",
-        ),
-        ((0.2, 0.3), "Less of a map stays than two cells have in common."),
-        (
-            (-0.1, 0.05),
-            "What stays of a map is not clearly different from what two cells have in common: the intervals",
-        ),
+        ((-0.3, -0.2), "**The first is higher: a map shows little of what that layer learnt.**"),
+        ((0.2, 0.3), "The first is lower: a map depends on what that layer learnt."),
+        ((-0.1, 0.05), "The intervals overlap: whether a map depends on what that layer learnt is not clear."),
     ],
 )
 def test_what_stays_of_a_map_is_said_as_its_intervals_say_it(
@@ -180,7 +174,7 @@ def test_what_gets_no_class_stands_on_the_card(release: Path, release_metrics: d
 
     card = render_card(release)
 
-    assert "its limit lets 0.750 of the cells of subjects pass" in card
+    assert "Of the cells of subjects that it was not fitted on, it lets 0.750 pass" in card
     assert "(of all cells 0.833; of the worst subject's 0.500)" in card
     # Of 24 pairs of a true cell and a blank picture, the refused cell lies above the one at 0.9.
     assert f"| {KINDS['blank']} | 4 | 0.958 | 0.750 |" in card
@@ -188,7 +182,7 @@ def test_what_gets_no_class_stands_on_the_card(release: Path, release_metrics: d
     assert "| white cells | cells | ALL | HEM | no class | network alone: ALL / HEM |" in card
     assert "| lymphocyte | 46 | 1 | 2 | 43 | 45 / 1 |" in card
     assert "| of fields of view, donors not described | 46 | 1 | 2 | 43 | 45 / 1 |" in card
-    assert "fields of view, whose donors nobody\ndescribes; " in card
+    assert "white cells of fields of\nview whose donors are not described. " in card
     del ood["healthy"]["white cells of fields"]
     (release / "metrics.json").write_text(json.dumps(release_metrics | {"ood": ood}))
     assert "donors nobody" not in render_card(release)
@@ -227,7 +221,7 @@ def test_no_card_without_measurements(release: Path, release_metrics: dict[str, 
 
 
 def test_a_split_by_image_does_not_hold_for_a_new_person(release: Path, release_metrics: dict[str, Any]) -> None:
-    alone, row = "**no metric on this\n  card applies to a new subject**", "test: it does not apply to a new subject."
+    alone, row = "**No metric on this card applies\n  to a new subject.**", "test, so it does not apply to a new subject."
     assert alone not in render_card(release) and row in render_card(release), "one of two rows is by image"
     by_image = [e for e in release_metrics["evaluations"] if e["split"]["disjoint_by"] == "cell"]
     (release / "metrics.json").write_text(json.dumps(release_metrics | {"evaluations": by_image}))
@@ -390,7 +384,7 @@ BLOCKS = REPOSITORY / "model_card" / "leukoscope-densenet201-ball4"
 def test_a_block_is_called_a_subject_nowhere_on_its_card() -> None:
     card = render_card(BLOCKS)
     for text in (
-        "unseen blocks' cells with a class",
+        "Of unseen blocks' cells, ",
         "of the worst block's",
         "%, blocks drawn anew",
         "each block's cells",

@@ -120,9 +120,9 @@ def test_a_cross_validated_row_names_its_folds_and_the_price_of_the_leak() -> No
     decides = leak["balanced_accuracy_by_subject"]
     decides["low"] = -0.01
     assert accuracy["low"] > 0, "a metric over all cells decides nothing"
-    assert "For `prior_b_densenet201` the interval of the difference includes zero. Each" in prior_table([row])
+    assert "For `prior_b_densenet201` the interval of the difference includes zero. The" in prior_table([row])
     decides |= {"difference": -0.04, "low": -0.08, "high": -0.02}
-    assert "It promises less for `prior_b_densenet201`. Each interval is one of several" in prior_table([row])
+    assert "A split by image understates `prior_b_densenet201`. The intervals are not adjusted" in prior_table([row])
     row["recipe"] = PRIOR["recipe"]
     assert " | 2,300 · 2,310 | 480 | 160 px | 7 of 10 · 4 of 9 | " in prior_notes([row])
     grey = prior_table([row | {"under_trained": "predicts one class for nearly every cell"}])
