@@ -322,7 +322,11 @@ def leakage_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
             seeds_gain = result["difference"][key]
             worth = f"**{gain(seeds_gain['mean'])}** ({gain(seeds_gain['smallest'])} … {gain(seeds_gain['largest'])})"
             rows.append([data, trained, cells, metric_name(key), share(unseen), share(seen), worth])
-    tested = ("trained on other subjects only", "trained on the tested subjects' other cells, too", "difference (smallest … largest)")
+    tested = (
+        "trained on other subjects only",
+        "trained on the tested subjects' other cells, too",
+        "difference (smallest … largest)",
+    )
     table = Table(("data", "recipe", "training cells", "metric", *tested), rows, text_columns=2)
     return f"{table}\n"
 

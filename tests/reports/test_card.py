@@ -221,7 +221,10 @@ def test_no_card_without_measurements(release: Path, release_metrics: dict[str, 
 
 
 def test_a_split_by_image_does_not_hold_for_a_new_person(release: Path, release_metrics: dict[str, Any]) -> None:
-    alone, row = "**No metric on this card applies\n  to a new subject.**", "test, so it does not apply to a new subject."
+    alone, row = (
+        "**No metric on this card applies\n  to a new subject.**",
+        "test, so it does not apply to a new subject.",
+    )
     assert alone not in render_card(release) and row in render_card(release), "one of two rows is by image"
     by_image = [e for e in release_metrics["evaluations"] if e["split"]["disjoint_by"] == "cell"]
     (release / "metrics.json").write_text(json.dumps(release_metrics | {"evaluations": by_image}))

@@ -79,7 +79,7 @@ class Augmenter:
     """
 
     def __init__(self, augmentation: Augmentation, background: str, seed: int):
-        """Draw nothing yet; `background` is "black" or "smear", as a data set's entry says."""
+        """Take the settings; `background` is "black" or "smear", as in `DatasetInfo`."""
         self.augmentation = augmentation
         self.padding_mode = "zeros" if background == "black" else "reflection"
         self.black_background = background == "black"
@@ -187,5 +187,5 @@ class Augmenter:
 
 
 def _where(chosen: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Indices of the true ones among (B,) on the CPU; counted on a GPU, they would make the processor wait for it."""
+    """Indices of the true values of (B,), computed on the CPU: on a GPU, the processor would wait for the count."""
     return chosen.nonzero().flatten().to(device, non_blocking=True)

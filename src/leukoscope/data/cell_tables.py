@@ -1,4 +1,4 @@
-"""The one reader of tables that name cells: which file a cell is in, whose it is, and its class.
+"""Read tables of cells: the file, subject and class of each cell.
 
 Laboratories export such tables from spreadsheets of many languages, or from Label Studio. Whatever is unambiguous is
 read; whatever could give a cell to a wrong subject is refused with its row. `score`, `patient`, `--labels` and the demo
@@ -67,7 +67,7 @@ class CellTable:
 
     @property
     def has_subjects(self) -> bool:
-        """Whether it names the subject of each cell; otherwise it names none."""
+        """Whether the table names the subject of every cell; else it names no subject at all."""
         return bool(self.rows) and bool(self.rows[0].subject)
 
     @property
@@ -77,7 +77,7 @@ class CellTable:
 
 
 def require_subjects(table: object, has_subjects: bool) -> None:
-    """Raise `LeukoscopeError` where a table names no subject: no folder's name stands in for one."""
+    """Raise `LeukoscopeError` if a table names no subjects; folder names are not used instead."""
     if not has_subjects:
         columns = ", ".join(SUBJECT_COLUMNS[1:])
         raise LeukoscopeError(
@@ -106,7 +106,7 @@ def read_table(path: Path) -> CellTable:
 
 
 def label_studio_rows(content: bytes, name: str) -> list[dict[str, Any]]:
-    """What Label Studio's JSON or JSON-MIN export says of each task, in its own columns and `label`.
+    """Rows of Label Studio's JSON or JSON-MIN export: the task's own columns, and `label`.
 
     https://labelstud.io/guide/export: a task holds `data` and `annotations`, whose `result` lists the choices.
 

@@ -47,7 +47,7 @@ RIM = 0.02  # of the radius
 
 @dataclass(frozen=True)
 class Circle:
-    """What an eyepiece shows of a field: centre and radius in pixels."""
+    """The circle that an eyepiece shows of a field: centre and radius in pixels."""
 
     x: float
     y: float
@@ -63,7 +63,7 @@ class Circle:
 
 @dataclass(frozen=True)
 class View:
-    """What of a picture shows a field, without borders and the bars of a window.
+    """The part of a picture that shows a field, without borders and window bars.
 
     Attributes:
         image: the picture itself, or the rectangle that shows the field.
@@ -227,7 +227,7 @@ def measure_stain(view: View) -> Stain:
 
 
 def _above_red_cells(level: Floats, threshold: float) -> float:
-    """A threshold raised until it lies clear of what it leaves below: with hardly a nucleus, it divides red cells."""
+    """Raise a threshold that divides red cells, as it does where a field has hardly a nucleus."""
     for _ in range(10):
         below = level[level <= threshold]
         if not below.size:
@@ -269,7 +269,7 @@ def _plasma(pixels: NDArray[np.uint8]) -> Floats:
 
 
 def _background_problem(pixels: NDArray[np.uint8], plasma: Floats) -> str:
-    """Why a picture's plasma is not that of a smear; "" where it is."""
+    """Why a picture's background is not the plasma of a smear; "" if it is."""
     tint = float(plasma.max() / max(float(plasma.min()), 1))
     brightness = pixels.mean(axis=-1)
     lit = brightness[brightness > BACKGROUND_LEVEL]  # around an eyepiece's view, a photograph is black
@@ -388,7 +388,7 @@ def _without_pallor(body: Mask) -> Mask:
 
 
 def _typical(widths: list[float]) -> float:
-    """The commonest width, each counted by its size: specks are many but small, clumps wide but few; 0 of none."""
+    """The commonest width, weighted by size, because specks are many and clumps few; 0 for no widths."""
     if not widths:
         return 0.0
     logs = np.log(widths)
@@ -578,7 +578,7 @@ def _without_plasma(mask: Mask, pixels: Image.Image) -> Mask:
 
 
 class _Finder:
-    """The search for cells at the working pitch, of which only the tile that is searched is ever made."""
+    """Search for cells at the working pitch, tile by tile, to bound memory."""
 
     def __init__(self, view: View, stain: Stain, um_per_pixel: float, settings: FinderSettings, most_cells: int | None):
         self.view, self.stain, self.settings, self.most_cells = view, stain, settings, most_cells
@@ -664,7 +664,7 @@ class _Finder:
         return ndimage.binary_fill_holes(closed)
 
     def _split(self, region: Mask, nuclei: Mask) -> NDArray[np.int32]:
-        """Touching cells apart: each pixel to the disc it lies deepest in (a power diagram, Aurenhammer 1987).
+        """Separate touching cells: assign each pixel to the disc it is deepest in (power diagram, Aurenhammer 1987).
 
         Returns:
             (h, w) 0, or the number of the cell from 1.

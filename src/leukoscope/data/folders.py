@@ -28,7 +28,7 @@ def is_junk(name: str) -> bool:
 
 
 def is_image_file(path: str) -> bool:
-    """Whether a file has the suffix of a picture, or begins like one of the formats read here."""
+    """Whether a file has the suffix of a picture, or the first bytes of a format that is read here."""
     suffix = _suffix(path)
     if suffix in IMAGE_SUFFIXES or suffix in _COMPANIONS:
         return suffix in IMAGE_SUFFIXES

@@ -31,7 +31,7 @@ class UnreadableImage(LeukoscopeError):
 
 
 class UnreachableImage(UnreadableImage):
-    """An image file that is missing or that the system does not give: nothing is known of its content."""
+    """An image file that is missing or cannot be read from disk; nothing is known of its content."""
 
 
 IMAGE_SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".gif")
@@ -339,7 +339,7 @@ def _check_kind(image: Image.Image, name: str | Path, max_pixels: int = MAX_PIXE
 
 
 def _tiff_problem(tags: Tiff.ImageFileDirectory_v2) -> str:
-    """Why Pillow reads no pixels of such a TIFF, or wrong ones without a word; "" where no reason is known."""
+    """Why Pillow cannot read the pixels of such a TIFF, or would read wrong ones silently; "" for no known reason."""
     bits, extra = max(tags.get(Tiff.BITSPERSAMPLE, (1,))), tags.get(Tiff.EXTRASAMPLES, ())
     numbers, channels = max(tags.get(Tiff.SAMPLEFORMAT, (_UNSIGNED,))), tags.get(Tiff.SAMPLESPERPIXEL, 1)
     photometric = tags.get(Tiff.PHOTOMETRIC_INTERPRETATION, 0)

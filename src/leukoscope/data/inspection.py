@@ -1,4 +1,4 @@
-"""What a folder holds, before anything is trained on it: which data set, how many cells of whom, and what is odd.
+"""Inspect a folder before training: the data set, the cells of each class and subject, and problems.
 
 Only names and file headers are read, so that it is quick; `leukoscope data audit` reads every pixel.
 """

@@ -263,7 +263,7 @@ def _require_train(side_of: Mapping[str, str], names: Iterable[str], source: str
 
 
 class _Row(NamedTuple):
-    """One labelled cell, wherever its image lies; the fingerprint covers `content` in place of the image."""
+    """One labelled cell, its image in a file or in memory; the fingerprint covers `content`, not the image."""
 
     cell_id: str
     label: str
@@ -338,7 +338,7 @@ def _check_labels(labels: Sequence[str], source: str, *, on_hub: bool) -> None:
 
 
 def _background(images: Dataset) -> Literal["black", "smear"]:
-    """What surrounds the cells of a data set that no entry describes, by an even sample of them."""
+    """Background of the cells of a data set without an entry, judged on an even sample of them."""
     from datasets import Image
 
     sample = images.select(np.linspace(0, len(images) - 1, min(len(images), _BACKGROUND_SAMPLE)).astype(int))
@@ -418,7 +418,7 @@ def _from_folder(
 
 
 def _read_labels(path: Path, subject_pattern: str | None) -> CellTable:
-    """The table that `--labels` names, which has to say something of its files."""
+    """Read the table of `--labels`; it must have a column of labels or of subjects."""
     if not path.is_file():
         raise LeukoscopeError(f"--labels {path}: no such file; it needs the columns file,label,subject")
     table = read_table(path)
@@ -436,7 +436,7 @@ def _read_labels(path: Path, subject_pattern: str | None) -> CellTable:
 def _found_in_folder(
     info: DatasetInfo, root: Path, flag: str, table: CellTable | None = None
 ) -> tuple[list[CellFile], list[str]]:
-    """The cells of a folder, and one line per reason for which images are not among them."""
+    """The cells of a folder, and one line for each reason why images were left out."""
     if not root.is_dir():
         fetch = f"unpack {info.title} there (get it from {info.url}) or " if info.url else ""
         raise LeukoscopeError(f"{flag} {root}: no such folder; {fetch}correct the path")
@@ -515,7 +515,7 @@ def _with_subjects(cells: list[CellFile], root: Path, pattern: str | None, table
 
 
 def subject_rule(pattern: str) -> Callable[[str], str]:
-    """The function from an image's path to its subject that `--subject_pattern` means.
+    """Make the function from an image's path to its subject, after `--subject_pattern`.
 
     Args:
         pattern: a regular expression whose group `subject` (or first group) names the subject.
@@ -699,7 +699,7 @@ def _hub_ids(table: Dataset, first: int) -> list[str]:
 
 
 def _class_name(label: object, table: Any, column: str, cell: str) -> str:
-    """The class that a label of a Hub data set means; "" for none. Refuses what names no one class, such as a list."""
+    """The class of a Hub data set's label; "" for none. Refuses labels that name no single class, such as a list."""
     from datasets import ClassLabel
 
     if label in (None, -1, ""):

@@ -64,7 +64,7 @@ class FramedCells:
         return np.asarray([self.row_of[cell] for cell in cell_ids], dtype=np.int64)
 
     def areas_of(self, rows: np.ndarray) -> np.ndarray | None:
-        """(N,) the `areas` of these cells, decoded for it where they are not kept; None for cells not on black."""
+        """(N,) `areas` of these cells, decoding them if the cache lacks areas; None for cells not on black."""
         if self.data.info.background != "black":
             return None
         if isinstance(self.pixels, CellsOnDemand):
@@ -100,7 +100,7 @@ class CellsOnDemand:
     dtype = np.dtype(np.uint8)
 
     def __init__(self, cells: Dataset, preprocessing: Preprocessing):
-        """Decode nothing yet; `cells` are rows with `image` and `cell_id`."""
+        """Keep the rows, with `image` and `cell_id`; cells are decoded when they are indexed."""
         self.shape = (len(cells), preprocessing.image_size, preprocessing.image_size, 3)
         self._encoded, self._ids, self._preprocessing = _encoded(cells), cells["cell_id"][:], preprocessing
 

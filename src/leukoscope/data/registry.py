@@ -101,7 +101,7 @@ PRELIMINARY, COPIES, OTHER = "preliminary", "copies", "other"  # why a picture i
 
 
 def passed_over(info: DatasetInfo, folder: ImageFolder, cells: Sequence[CellFile]) -> Iterator[str]:
-    """One line a reason for which pictures of a folder are not among the cells found there, or may be misread."""
+    """One line for each reason why pictures of a folder were left out or may be misread."""
     left = files_left_out(info, folder, cells)
     if preliminary := left[PRELIMINARY]:
         listed = any(path.name == info.label_list for path in folder.others)

@@ -201,7 +201,7 @@ def own_split(data: LoadedCells) -> Split | None:
 
 
 def split_unit(data: LoadedCells) -> Literal["subject", "block", "cell"]:
-    """What a split of a data set must keep on one side; "cell" where nothing larger is known."""
+    """The unit that a split must keep on one side: "subject", "block" or, if neither is known, "cell"."""
     if any(data.train["subject"][:]):
         return "subject"
     return "block" if data.info.group == "block" else "cell"
@@ -227,7 +227,7 @@ def cross_validation(data: LoadedCells) -> list[Split]:
 
 
 def _group_kept_whole(data: LoadedCells, strategy: str) -> tuple[str, str]:
-    """What a strategy keeps on one side ("subject", "block" or "cell"), and a note on subjects that are not kept so."""
+    """The unit that a strategy keeps on one side, and a note if subjects end up on two sides."""
     if strategy not in STRATEGIES:
         raise LeukoscopeError(f"--split {strategy}: unknown; choose one of {', '.join(STRATEGIES)}")
     title = data.info.title
@@ -271,7 +271,7 @@ class _Cells:
         self.everything = list(range(len(data.train)))
 
     def apart(self, rows: list[int], share: float, advice: str = "") -> tuple[list[int], list[int]]:
-        """The rows without about this share of each class, and that share, of whole groups."""
+        """Set whole groups apart, about this share of each class; return the other rows, then these."""
         if self.group != "cell":
             return self._grouped_folds(rows, max(2, round(1 / share)), advice)[0]
         from sklearn.model_selection import train_test_split
@@ -375,7 +375,7 @@ def _dealt(counts: np.ndarray, num_folds: int, rng: np.random.Generator) -> np.n
 
 
 def _unevenness(counts: np.ndarray, folds: np.ndarray, num_folds: int) -> float:
-    """How far folds are from equal in cells of each class, and first of all from depending on no single group."""
+    """How unequal folds are: first missing classes, then groups that dominate a fold, then cells of each class."""
     cells = np.asarray([counts[folds == fold].sum(axis=0) for fold in range(num_folds)])
     missing = int((cells == 0).sum())
     excess = sum(max(0.0, _largest_share(counts, folds == fold) - LARGEST_SHARE) for fold in range(num_folds))

@@ -120,7 +120,7 @@ def _perimeter(mask: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class OodDetector:
-    """A Gaussian over `picture_statistics`, and how far from its centre a picture may lie.
+    """A Gaussian over `picture_statistics`, and the largest distance in distribution.
 
     Attributes:
         mean, deviation: (22,) float32, of the training cells, every subject weighing the same.

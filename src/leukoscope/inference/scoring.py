@@ -191,7 +191,7 @@ def score_cells(
 
 
 def _digest(folder: Path) -> str:
-    """Changes with a release's weights, preprocessing or thresholds; a local folder has no revision that would."""
+    """Digest of a release's weights, preprocessing and thresholds, because a local folder has no revision."""
     digest = hashlib.sha256()
     for path in sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))):
         digest.update(path.name.encode() + path.read_bytes())
@@ -199,7 +199,7 @@ def _digest(folder: Path) -> str:
 
 
 def _begin_or_resume(parts: Path, manifest: Mapping[str, object], output: Path, worker: Worker) -> bool:
-    """Check that the folder of shards is this run's; False for a process that started when all was done."""
+    """Check that the folder of shards is this run's; False if the run was already finished."""
     path = parts / "manifest.json"
     if worker.is_main and not path.exists():
         parts.mkdir(parents=True, exist_ok=True)

@@ -296,7 +296,7 @@ def _rows_of_groups(
 
 
 def _unreadable(damaged: str, path: Path, error: Exception) -> LeukoscopeError:
-    """What to say of a table: that the system does not give it, or that it is damaged."""
+    """Error message for a table that cannot be read from disk, or is damaged."""
     if reason := getattr(error, "strerror", None):
         return LeukoscopeError(f"{path}: cannot be read ({reason}); check the path and who may read it")
     return LeukoscopeError(f"{damaged} ({next(iter(str(error).splitlines()), 'no reason given')}); copy it again")

@@ -104,7 +104,7 @@ def build_network(recipe: Recipe, num_classes: int, create: Callable[..., nn.Mod
 
 
 def _try_picture(network: nn.Module, image_size: int) -> None:
-    """Predict one empty picture: a network may not take its size."""
+    """Predict one empty picture, to find out whether the network accepts its size."""
     if not network.pretrained_cfg.get("classifier"):  # type: ignore[operator, union-attr]
         raise ValueError("it has no last layer that gives classes")
     side = getattr(getattr(network, "patch_embed", None), "patch_size", 1)
@@ -117,7 +117,7 @@ def _try_picture(network: nn.Module, image_size: int) -> None:
 
 
 def model_args(recipe: Recipe) -> dict[str, Any]:
-    """What `timm.create_model` builds the recipe's network with besides, as a release's config.json keeps it."""
+    """Further arguments of `timm.create_model` for the recipe's network, kept in a release's config.json."""
     from timm.models import get_pretrained_cfg
 
     args: dict[str, Any] = {"block_config": list(recipe.block_config)} if recipe.block_config else {}

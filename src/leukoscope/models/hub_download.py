@@ -181,7 +181,7 @@ def hub_model_info(
 
 
 def _within(seconds: float, call: Callable[[], _T]) -> _T:
-    """A call's result, or TimeoutError: the client's own limit starts anew with every address of a host."""
+    """Result of a call, or TimeoutError: the client's own timeout restarts for every address of a host."""
     result: Future[_T] = Future()
 
     def run() -> None:

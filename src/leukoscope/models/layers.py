@@ -28,7 +28,7 @@ def head_names(network: Any) -> list[str]:
 
 
 def head_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """What is new in a network that starts from pretrained weights."""
+    """The parameters that are new in a network with pretrained weights."""
     return [parameter for name in head_names(network) for parameter in network.get_submodule(name).parameters()]
 
 

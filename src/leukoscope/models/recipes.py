@@ -296,7 +296,7 @@ def with_overrides(recipe: _Recipe, assignments: Iterable[str]) -> _Recipe:
 
 @cache
 def checker(kind: type[_Part]) -> TypeAdapter[_Part]:
-    """What checks the values of a dataclass by its types and their ranges."""
+    """Checker of the values of a dataclass by its types and their ranges."""
     return TypeAdapter(kind)
 
 

@@ -250,7 +250,7 @@ def folder_name(release: Path) -> str:
 
 
 def public_name(model: str, revision: str) -> str:
-    """A model's name as a picture or a report to pass on may have it: where a local release lies is private.
+    """A model's name for pictures and reports, without the private path of a local release.
 
     Args:
         model, revision: of the Hub; or a local folder and "".
