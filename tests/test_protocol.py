@@ -415,7 +415,7 @@ def test_no_figure_claims_to_be_of_the_published_weights(composed: Path) -> None
         "random": RANDOM_SPLIT,
     }
     assert THESE_WEIGHTS not in {block["estimates"] for block in blocks.values()}
-    assert "patients on both sides" in blocks["random"]["estimates"]
+    assert "subjects on both sides" in blocks["random"]["estimates"]
     metrics = json.loads((composed / "metrics.json").read_text())
     assert metrics["training"]["cells"] == 60
 

@@ -35,7 +35,7 @@ from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.train import choose_split, train
 
 OFFICIAL_FOLDS = "recipe (official folds)"
-RANDOM_SPLIT = "recipe (random split by image: patients on both sides)"
+RANDOM_SPLIT = "recipe (random split by image: subjects on both sides)"
 FINAL = "final"
 
 

@@ -107,12 +107,12 @@ def test_long_names_of_predicted_classes_are_slanted():
     } == {0}
 
 
-def test_the_curve_of_persons_says_what_is_dashed_and_how_sure_its_auroc_is():
-    row = {"persons": 41, "auroc": 0.8, "balanced_accuracy": 0.7, "balanced_accuracy_all_cells": 0.87}
+def test_the_curve_of_subjects_says_what_is_dashed_and_how_sure_its_auroc_is():
+    row = {"subjects": 41, "auroc": 0.8, "balanced_accuracy": 0.7, "balanced_accuracy_all_cells": 0.87}
     block = {
         "curve": [{"cells": 1} | row, {"cells": 20} | row],
         "least_cells": 20,
-        "measured": {"persons": 41, "auroc": {"value": 0.92, "low": 0.761, "high": 1.0}},
+        "measured": {"subjects": 41, "auroc": {"value": 0.92, "low": 0.761, "high": 1.0}},
     }
     found = texts(subjects_curve(block))
     assert "AUROC of all 41 subjects with all their cells: 0.920 (0.761–1.000)" in found

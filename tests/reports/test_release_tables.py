@@ -109,8 +109,8 @@ def test_calibration_and_operating_points_are_shown_by_subject_where_they_were_m
     assert table.rows[-1][2].startswith(f"{measured['sensitivity_by_subject']:.3f} (")
 
 
-def test_persons_stand_beside_what_the_size_of_their_cells_alone_gives() -> None:
-    block = json.loads((EMBEDDED[0] / "metrics.json").read_text())["patients"] | {"size_only": None}
+def test_subjects_stand_beside_what_the_size_of_their_cells_alone_gives() -> None:
+    block = json.loads((EMBEDDED[0] / "metrics.json").read_text())["subject_rule"] | {"size_only": None}
     assert "cell size alone" not in str(subject_rule_table(block))
     rate = {"share": 0.8, "low": 0.5, "high": 0.9, "right": 8, "of": 10}
     auroc = {"value": 0.898, "low": 0.78, "high": 0.98}
@@ -148,9 +148,9 @@ def test_the_evidence_of_an_embedded_release_has_the_rows_of_its_card(release: P
     for row in results.rows:
         (line,) = (line for line in card.splitlines() if line.startswith(f"| {row[0]} |"))
         assert " | ".join(row[3:8]) in line
-    if "patients" in metrics:
+    if "subject_rule" in metrics:
         assert str(shown["One prediction for a subject"].table) in card
-    assert sum(len(section.pictures) for section in shown.values()) == 2 + ("patients" in metrics)
+    assert sum(len(section.pictures) for section in shown.values()) == 2 + ("subject_rule" in metrics)
 
 
 def test_sections_of_what_was_not_measured_are_left_out(release_metrics: dict[str, Any]) -> None:
@@ -164,10 +164,10 @@ def test_sections_of_what_was_not_measured_are_left_out(release_metrics: dict[st
     ]
 
 
-def test_persons_found_since_it_was_measured_are_named(release_metrics: dict[str, Any]) -> None:
+def test_subjects_found_since_it_was_measured_are_named(release_metrics: dict[str, Any]) -> None:
     release_metrics["training"] |= {"subjects": ["H2", "H6"], "epochs_run": 2}
     section = evidence_sections(release_metrics)[0]
-    assert section.text[-1] == "Found since to be one person each: H2 = H6."
+    assert section.text[-1] == "Found since to be one subject each: H2 = H6."
     assert section.table is not None and [row[1] for row in section.table.rows] == ["a few, found since", "yes"]
 
 

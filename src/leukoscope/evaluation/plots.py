@@ -120,7 +120,7 @@ def subject_strip(
     Args:
         subjects: id → label, cells and accuracy (0–1), as `measure` gives them.
         label_names: the classes, in the order of their panels.
-        unit: what stands for a person in the data set, "subject" or "block".
+        unit: what stands for a subject in the data set, "subject" or "block".
     """
     groups = {label: [s for s in subjects.values() if s["label"] == label] for label in label_names}
     groups = {label: sorted(rows, key=lambda s: s["accuracy"]) for label, rows in groups.items() if rows}
@@ -161,7 +161,7 @@ def subjects_curve(block: Mapping[str, Any]) -> Figure:
     Its title gives the AUROC with all cells and its interval.
 
     Args:
-        block: the "patients" block of metrics.json.
+        block: the "subject_rule" block of metrics.json.
     """
     rows = block["curve"]
     cells = [row["cells"] for row in rows]
@@ -179,13 +179,13 @@ def subjects_curve(block: Mapping[str, Any]) -> Figure:
         axes.axvline(block["least_cells"], color=GREY, linewidth=0.8)
         label += " · vertical: cells needed"
     axes.set_xscale("log")
-    axes.set_xticks(cells, [f"{row['cells']}\n({row['persons']} subjects)" for row in rows])
+    axes.set_xticks(cells, [f"{row['cells']}\n({row['subjects']} subjects)" for row in rows])
     axes.set_xticks([], minor=True)
     axes.set_xlabel(label, fontsize=9)
     axes.set_ylabel("over subjects", fontsize=9)
     # The subjects change from point to point, and no point has an interval; the table's has one.
     whole = block["measured"]["auroc"]
-    text = f"AUROC of all {block['measured']['persons']} subjects with all their cells: {whole['value']:.3f}"
+    text = f"AUROC of all {block['measured']['subjects']} subjects with all their cells: {whole['value']:.3f}"
     axes.set_title(f"{text} ({whole['low']:.3f}–{whole['high']:.3f})", fontsize=9, loc="right", color=GREEN)
     plain(axes)
     return figure
@@ -201,7 +201,7 @@ def interval_plot(
     Args:
         rows: name, value, interval by subject, interval by cell (low and high, 0–1); an interval may be missing.
         axis: what all values are, where the names do not say it.
-        unit: what stands for a person in the data set, "subject" or "block".
+        unit: what stands for a subject in the data set, "subject" or "block".
     """
     from matplotlib.lines import Line2D
 
@@ -391,7 +391,7 @@ def roc_plot(
         predictions: of two classes; scaling by any temperature gives the same curve.
         operating_points: the block of `thresholds.operating_points`.
         evaluation: the block of metrics.json that was measured on these predictions.
-        unit: what stands for a person in the data set, "subject" or "block".
+        unit: what stands for a subject in the data set, "subject" or "block".
     """
     from sklearn.metrics import roc_curve
 

@@ -42,7 +42,7 @@ def evidence_sections(metrics: Metrics) -> list[Section]:
     sections = [_evaluations(metrics, unit)]
     if subjects := first["metrics"].get("subjects"):
         sections.append(subjects_section(subjects, metrics["labels"], unit))
-    if block := metrics.get("patients"):
+    if block := metrics.get("subject_rule"):
         sections.append(_one_prediction(block))
     if block := metrics.get("calibration"):
         sections.append(_calibration(block))
@@ -68,7 +68,7 @@ def _evaluations(metrics: Metrics, unit: str) -> Section:
         f"but the cell's area. Where the same {unit}s are in training and test, metrics are too good.",
     ]
     if aliases := new_aliases(metrics):
-        text.append(f"Found since to be one person each: {', '.join(aliases)}.")
+        text.append(f"Found since to be one subject each: {', '.join(aliases)}.")
     columns = ("tested on", f"same {unit}s in training and test?", "cells", *names, "size alone")
     return Section(f"Unseen {unit}s beside the random split", text, Table(columns, rows, text_columns=2))
 
@@ -103,7 +103,7 @@ def _one_prediction(block: Metrics) -> Section:
         f"Pooled by the {pooling(block['rule'])}. Each subject is judged with pooling and threshold chosen and fitted "
         "on other subjects. In brackets 95 % intervals, exact for shares.",
         f"Wrong: {', '.join(block['wrong'])}." if block["wrong"] else "No subject is on the wrong side.",
-        f"{block['measured']['persons']} subjects of one laboratory, each of one class only: nothing here applies to "
+        f"{block['measured']['subjects']} subjects of one laboratory, each of one class only: nothing here applies to "
         "mixed marrow, to minimal residual disease, or to another stain.",
     ]
     pictures = [plot_picture(subjects_curve(block), alt)]
