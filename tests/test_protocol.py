@@ -420,6 +420,14 @@ def test_no_figure_claims_to_be_of_the_published_weights(composed: Path) -> None
     assert metrics["training"]["cells"] == 60
 
 
+def test_blocks_are_not_called_subjects(finished_runs: list[ProtocolRun], tmp_path: Path) -> None:
+    path = next(run.folder for run in finished_runs if run.name == "final") / "metrics.json"
+    metrics = json.loads(path.read_text())
+    write_json(path, metrics | {"data": metrics["data"] | {"unit": "block"}})
+    blocks = _blocks(compose_release(finished_runs, tmp_path / "release"))
+    assert blocks["random"]["estimates"] == RANDOM_SPLIT.replace("subjects", "blocks")
+
+
 def test_cross_validation_pools_every_cell_once(composed: Path, data: LoadedCells) -> None:
     block = _blocks(composed)["subject_cv"]
     answers = CellPredictions.load(composed / "predictions" / "subject_cv.parquet")

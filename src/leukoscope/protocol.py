@@ -228,7 +228,8 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
             if run.estimates in (OFFICIAL_FOLDS, RANDOM_SPLIT):
                 name, measured = run.name.replace("-", "_"), read_metrics(run.folder)
                 shutil.copy(run.folder / "predictions.parquet", predictions / f"{name}.parquet")
-                block = measured["evaluations"][0] | {"name": name, "estimates": run.estimates}
+                estimates = run.estimates.replace("subject", metrics["data"]["unit"])
+                block = measured["evaluations"][0] | {"name": name, "estimates": estimates}
                 metrics["evaluations"].append(block | {"training_seconds": measured["training"]["seconds"]})
         write_json(folder / METRICS, metrics)
     return directory
