@@ -83,7 +83,8 @@ def _finish_by_hand(run: ProtocolRun, data: LoadedCells, release: Path, seconds:
     rows = dict(zip(data.train["cell_id"], zip(data.train["label"], data.train["subject"], strict=True), strict=True))
     ids, no_pixels = data.train["cell_id"][:], np.zeros((len(data.train), 1, 1, 3), np.uint8)
     row_of = {cell: row for row, cell in enumerate(ids)}
-    framed = FramedCells(data, no_pixels, row_of, np.asarray(data.train["label"][:]), data.train["subject"][:])
+    labels, subjects, areas = np.asarray(data.train["label"][:]), data.train["subject"][:], np.zeros(len(ids))
+    framed = FramedCells(data, no_pixels, row_of, labels, subjects, [""] * len(ids), areas)
     metrics = describe_run(run.config, run.config.resolve(), framed, split, "weights of a test", torch.device("cpu"))
     metrics["training"]["seconds"] = seconds
     run.folder.mkdir(parents=True)

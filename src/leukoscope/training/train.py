@@ -109,7 +109,7 @@ def train(
         start = NetworkStart("" if fine_tuned else load_start_weights(network, recipe, config.start_weights))
         preprocessing = preprocessing_for(recipe, data)
         with accelerator.main_process_first():
-            cells = frame_cells(data, preprocessing, keep=not config.data.no_cache_images)
+            cells = frame_cells(data, preprocessing)
         split = choose_split(config, cells.data)
         if fine_tuned:
             from leukoscope.training.finetune import start_from_release
