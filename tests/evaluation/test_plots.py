@@ -25,7 +25,6 @@ from leukoscope.evaluation.plots import (
     samples_plot,
     save_plot,
     subject_strip,
-    subjects_curve,
 )
 from leukoscope.evaluation.thresholds import decision_block
 
@@ -105,18 +104,6 @@ def test_long_names_of_predicted_classes_are_slanted():
     assert {
         label.get_rotation() for label in confusion_plot([[3, 1], [0, 2]], ["ALL", "HEM"]).axes[0].get_xticklabels()
     } == {0}
-
-
-def test_the_curve_of_subjects_says_what_is_dashed_and_how_sure_its_auroc_is():
-    row = {"subjects": 41, "auroc": 0.8, "balanced_accuracy": 0.7, "balanced_accuracy_all_cells": 0.87}
-    block = {
-        "curve": [{"cells": 1} | row, {"cells": 20} | row],
-        "least_cells": 20,
-        "measured": {"subjects": 41, "auroc": {"value": 0.92, "low": 0.761, "high": 1.0}},
-    }
-    found = texts(subjects_curve(block))
-    assert "AUROC of all 41 subjects with all their cells: 0.920 (0.761–1.000)" in found
-    assert any("dashed: balanced accuracy with all their cells" in text for text in found)
 
 
 def test_the_confusion_matrix_says_cells_and_shares():

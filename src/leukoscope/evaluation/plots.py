@@ -155,42 +155,6 @@ def subject_strip(
     return figure
 
 
-def subjects_curve(block: Mapping[str, Any]) -> Figure:
-    """Plot balanced accuracy over subjects against the number of cells used, beside that with all cells.
-
-    Its title gives the AUROC with all cells and its interval.
-
-    Args:
-        block: the "subject_rule" block of metrics.json.
-    """
-    rows = block["curve"]
-    cells = [row["cells"] for row in rows]
-    figure = new_figure(_WIDTH, 2.6)
-    axes = figure.subplots()
-    axes.plot(cells, [row["balanced_accuracy_all_cells"] for row in rows], color=GREY, linestyle=_DASHED)
-    axes.plot(cells, [row["balanced_accuracy"] for row in rows], color=BLUE, marker="o")
-    axes.plot(cells, [row["auroc"] for row in rows], color=GREEN, marker="^")
-    for values, text, colour in (("balanced_accuracy", "balanced accuracy", BLUE), ("auroc", "AUROC", GREEN)):
-        axes.annotate(
-            text, (cells[0], rows[0][values]), xytext=(8, -3), textcoords="offset points", color=colour, fontsize=9
-        )
-    label = "cells of a subject, chosen at random · dashed: balanced accuracy with all their cells"
-    if block.get("least_cells_suffice", True):
-        axes.axvline(block["least_cells"], color=GREY, linewidth=0.8)
-        label += " · vertical: cells needed"
-    axes.set_xscale("log")
-    axes.set_xticks(cells, [f"{row['cells']}\n({row['subjects']} subjects)" for row in rows])
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel(label, fontsize=9)
-    axes.set_ylabel("over subjects", fontsize=9)
-    # The subjects change from point to point, and no point has an interval; the table's has one.
-    whole = block["measured"]["auroc"]
-    text = f"AUROC of all {block['measured']['subjects']} subjects with all their cells: {whole['value']:.3f}"
-    axes.set_title(f"{text} ({whole['low']:.3f}–{whole['high']:.3f})", fontsize=9, loc="right", color=GREEN)
-    plain(axes)
-    return figure
-
-
 def interval_plot(
     rows: Sequence[tuple[str, float, Mapping[str, float] | None, Mapping[str, float] | None]],
     axis: str = "",
