@@ -665,6 +665,7 @@ def test_evidence_is_shown_and_answers_the_sliders(visits: Callable[..., Any]) -
     visit = visits()
     visit.tab("Evidence")
     visit.page.locator("#evidence section").nth(6).wait_for()
+    visit.page.locator("#evidence-lead p").nth(2).wait_for()
     assert len(visit.page.locator("#evidence-lead p").all_inner_texts()) == 3
     assert "Cell size alone: 78." in visit.page.locator("#evidence-lead").inner_text()
     assert visit.page.evaluate("document.documentElement.scrollHeight") <= 2500

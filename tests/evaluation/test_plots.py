@@ -16,7 +16,6 @@ from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.plots import (
     SampleCell,
     confusion_plot,
-    curves_plot,
     interval_plot,
     network_plot,
     reliability_diagram,
@@ -127,28 +126,6 @@ def test_plots_save_without_a_screen(classes):
 
 def test_a_dollar_in_a_label_is_no_formula(tmp_path):
     assert save_plot(confusion_plot([[3, 1], [0, 2]], [r"$\foo$", "x"]), tmp_path / "plot.png").is_file()
-
-
-EPOCHS = [
-    {"epoch": 1.0, "train_loss": 0.7, "val_loss": 0.6, "val_balanced_accuracy": 0.5},
-    {"epoch": 2.0, "train_loss": 0.4, "val_loss": 0.5, "val_balanced_accuracy": 0.8},
-    {"epoch": 3.0, "train_loss": 0.2, "val_balanced_accuracy": 0.7},
-]
-
-
-def test_curves_show_what_was_recorded_and_the_epoch_kept():
-    loss, accuracy = curves_plot(EPOCHS, kept_epoch=2).axes
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in loss.lines}
-    assert drawn["training"] == [[1, 0.7], [2, 0.4], [3, 0.2]]
-    assert drawn["validation"] == [[1, 0.6], [2, 0.5]], "an epoch without the figure has no point"
-    assert drawn["epoch 2: kept"] == [[2, 0], [2, 1]]
-    labels = [line.get_label() for line in accuracy.lines]
-    assert labels == ["validation, balanced over classes", "epoch 2: kept"], "a column that is missing is not drawn"
-
-
-def test_a_run_without_validation_has_one_panel():
-    (loss,) = curves_plot([{"epoch": 1.0, "train_loss": 0.7}], kept_epoch=1).axes
-    assert loss.get_ylabel() == "loss"
 
 
 def test_the_network_table_holds_every_stage():

@@ -141,7 +141,13 @@ def test_a_temperature_that_was_left_out_is_said_to_be(release: Path) -> None:
 def test_the_evidence_of_an_embedded_release_has_the_rows_of_its_card(release: Path) -> None:
     metrics, card = json.loads((release / "metrics.json").read_text()), render_card(release).replace("*", "")
     shown = sections(metrics)
-    headings = {*shown} - {"What it was trained on", "Limits", "Subject by subject", "Block by block"}
+    headings = {*shown} - {
+        next(iter(shown)),
+        "What it was trained on",
+        "Limits",
+        "Subject by subject",
+        "Block by block",
+    }
     assert len(headings) >= 5
     for heading in headings:
         assert f"{shown[heading].table}\n" in card

@@ -417,7 +417,7 @@ def test_rows_are_made_once_and_shown(tmp_path: Path, capsys: pytest.CaptureFixt
     made = json.loads(unseen.read_text())
     assert [(fold["epochs_run"], fold["cells"]) for fold in made["training"]["folds"]] == [(1, 48)] * 3
     runs = tmp_path / "runs" / "prior_d_baseline_cnn-unseen"
-    assert all((runs / f"fold-{fold}" / "figures" / "curves.png").is_file() for fold in range(3))
+    assert all((runs / f"fold-{fold}" / "summary.csv").is_file() for fold in range(3))
     assert not (runs / "fold-0" / "release").exists(), "a release cannot hold its network"
     main([*map(str, argv)])
     assert capsys.readouterr().out.count("has its row, skipped") == 2

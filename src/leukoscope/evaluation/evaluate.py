@@ -196,10 +196,8 @@ def predictions_of_model(
     )
     metrics = dict(classifier.metrics)
     if rule := metrics.get("subject_rule"):
-        metrics["subject_rule"] = {
-            **rule,
-            "positive_label": our_name.get(rule["positive_label"], rule["positive_label"]),
-        }
+        positive = rule["positive_label"]
+        metrics["subject_rule"] = {**rule, "positive_label": our_name.get(positive, positive)}
     return ModelPredictions(
         predictions,
         name,

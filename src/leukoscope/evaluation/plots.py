@@ -28,18 +28,6 @@ SAMPLES = 18  # cells in a grid of samples
 _WIDTH = 8.0  # inches; about the text width of a README at 100 dpi
 _DASHED = (0, (4, 3))
 _LONGEST_NAME = 18  # characters of a class's name in the title of a panel, of which four stand side by side
-# Column of summary.csv → legend, colour, marker and line; training dashed, validation solid.
-_CURVES: Mapping[str, Mapping[str, tuple[str, str, str, Any]]] = {
-    "loss": {
-        "train_loss": ("training", ORANGE, "o", (0, (4, 2))),
-        "val_loss": ("validation", BLUE, "s", "-"),
-    },
-    "accuracy": {
-        "train_accuracy": ("training", ORANGE, "o", (0, (4, 2))),
-        "val_accuracy": ("validation", BLUE, "s", "-"),
-        "val_balanced_accuracy": ("validation, balanced over classes", GREEN, "^", "-"),
-    },
-}
 _POINTS = {  # name in metrics.json → legend, colour, marker
     "sensitivity_95": ("95 % sensitivity", VERMILION, "s"),
     "specificity_95": ("95 % specificity", GREEN, "D"),
@@ -215,30 +203,6 @@ def confusion_plot(matrix: Sequence[Sequence[int]], label_names: Sequence[str]) 
     axes.set_ylabel("true class")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    return figure
-
-
-def curves_plot(epochs: Sequence[Mapping[str, float]], kept_epoch: int) -> Figure:
-    """Plot loss and accuracy over the epochs, with the epoch whose weights were kept.
-
-    Args:
-        epochs: the rows of summary.csv as numbers; columns that are missing are not drawn.
-        kept_epoch: counted from 1.
-    """
-    panels = {name: [c for c in lines if any(c in row for row in epochs)] for name, lines in _CURVES.items()}
-    panels = {name: columns for name, columns in panels.items() if columns}
-    figure = new_figure(_WIDTH, 3.4)
-    for axes, (name, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for column in columns:
-            text, colour, marker, line = _CURVES[name][column]
-            points = [(row["epoch"], row[column]) for row in epochs if column in row]
-            axes.plot(*zip(*points, strict=True), marker=marker, linestyle=line, color=colour, label=text, markersize=4)
-        axes.axvline(kept_epoch, color=GREY, linewidth=1, linestyle=":", label=f"epoch {kept_epoch}: kept")
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(name)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        _legend_above(axes, fontsize=8)
-        plain(axes)
     return figure
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 from leukoscope.evaluation.plots import reliability_diagram
 from leukoscope.inference.gradcam import passes_map_checks
-from leukoscope.reports.formatting import Table, count, minutes, new_aliases, pooling, share
+from leukoscope.reports.formatting import Table, count, metric_name, minutes, new_aliases, pooling, share
 from leukoscope.reports.html import Section, plot_picture, subjects_section
 from leukoscope.reports.release_tables import (
+    RESULT_METRICS,
     baselines_table,
     calibration_table,
-    evaluations_table,
+    evaluation_row,
     explanation_table,
     fewer_cells_table,
     subject_rule_table,
@@ -41,11 +42,15 @@ def evidence_sections(metrics: Metrics) -> Iterator[Section]:
     text = [
         f"By {unit}: every {unit} weighs the same. At equal size: among cells of similar area. In brackets 95 % "
         f"intervals from bootstrap samples of {unit}s. Where the same {unit}s are in training and test, metrics are "
-        "too good.",
+        "too good. “Size alone”: AUROC of nothing but the cell's area.",
     ]
     if aliases := new_aliases(metrics):
         text.append(f"Found since to be one subject each: {', '.join(aliases)}.")
-    yield Section(f"Unseen {unit}s beside the random split", text, evaluations_table(metrics))
+    keys = ("detail", "both_sides", "cells", *RESULT_METRICS, "size_aurocs")
+    rows = [[evaluation_row(metrics, block)[key] for key in keys] for block in metrics["evaluations"]]
+    names = [metric_name(key, unit) for key in RESULT_METRICS]
+    columns = ("tested on", f"same {unit}s in training and test?", "cells", *names, "size alone")
+    yield Section(f"Unseen {unit}s beside the random split", text, Table(columns, rows, text_columns=2))
     if subjects := first["metrics"].get("subjects"):
         yield subjects_section(subjects, metrics["labels"], unit)
     if block := metrics.get("subject_rule"):
