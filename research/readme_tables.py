@@ -76,7 +76,7 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "results": results_table(releases),
         "results-notes": results_notes(releases),
         "decisions": decisions_table(releases),
-        "patients": patients_table(releases),
+        "subjects": subjects_table(releases),
         "precision": precision_table(releases),
         "leakage": leakage_table(read_results(results / "leakage")),
         "shortcuts": shortcuts_table(read_results(results / "audit")),
@@ -233,10 +233,10 @@ def results_notes(releases: Sequence[Path]) -> str:
         folds: list[dict[str, Any]] = next((e["folds"] for e in metrics["evaluations"] if "folds" in e), [])
         by_fold = ", ".join(share(fold["f1_weighted"]) for fold in folds)
         leak = ""
-        if persons := new_aliases(metrics):
+        if subjects := new_aliases(metrics):
             leak = (
-                f" Measured before `leukoscope data audit` found {', '.join(persons)} to be one person each: where its "
-                "folds keep such ids apart, the metrics are too good."
+                f" Measured before `leukoscope data audit` found {', '.join(subjects)} to be one subject each: where "
+                "its folds keep such ids apart, the metrics are too good."
             )
         notes.append(
             f"`{release.name}`: {recipe['architecture']} at {recipe['image_size']} px, {recipe['num_train_epochs']} "
@@ -285,21 +285,21 @@ def decisions_table(releases: Sequence[Path]) -> str:
     return str(Table(columns, rows))
 
 
-def patients_table(releases: Sequence[Path]) -> str:
+def subjects_table(releases: Sequence[Path]) -> str:
     """Prediction of subjects by all their cells: one row for each release that was measured so."""
     aurocs = ("AUROC, one prediction per subject", "the same of cell size alone", "difference")
     names = ("subjects", *aurocs, "sensitivity", "specificity", "given a class", "of these wrong")
     rows = []
     for release in releases:
-        if block := read_metrics(release).get("patients"):
+        if block := read_metrics(release).get("subject_rule"):
             measured = block["measured"]
             sensitivity, specificity, wrong = (
                 with_span(measured[key], "share") for key in ("sensitivity", "specificity", "error_rate")
             )
-            persons, decided = count(measured["persons"]), count(measured["given_a_class"])
+            subjects, decided = count(measured["subjects"]), count(measured["given_a_class"])
             alone, cells = block.get("size_only") or {}, cells_needed(block)
             auroc = [with_span(measured["auroc"]), with_span(alone.get("auroc")), difference(alone.get("difference"))]
-            rows.append([f"`{release.name}`", persons, *auroc, sensitivity, specificity, decided, wrong, cells])
+            rows.append([f"`{release.name}`", subjects, *auroc, sensitivity, specificity, decided, wrong, cells])
     return str(Table(("release", *names, "cells needed"), rows))
 
 

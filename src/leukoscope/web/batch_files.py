@@ -344,11 +344,11 @@ def suggested_pattern(names: Sequence[str], classes: Sequence[str]) -> str:
     Args:
         classes: of the release.
     """
-    no_person = re.compile("|".join((*_NO_SUBJECT, *map(re.escape, classes))), re.IGNORECASE)
+    unfit = re.compile("|".join((*_NO_SUBJECT, *map(re.escape, classes))), re.IGNORECASE)
     for pattern in SUGGESTIONS:
         found = subjects_of(names, pattern, {})
-        persons = set(found.values())
+        subjects = set(found.values())
         least = 1 if pattern in FOLDERS else 2
-        if "" not in persons and least <= len(persons) <= len(found) / 2 and not any(map(no_person.fullmatch, persons)):
+        if "" not in subjects and least <= len(subjects) <= len(found) / 2 and not any(map(unfit.fullmatch, subjects)):
             return pattern
     return ""

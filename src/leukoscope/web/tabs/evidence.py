@@ -131,7 +131,7 @@ def evidence_page(name: str, metrics: Mapping[str, Any]) -> str:
     from leukoscope.reports.evidence import evidence_sections
 
     with _drawing:
-        sections = evidence_sections(metrics)
+        sections = list(evidence_sections(metrics))
     if not sections:
         return panels.note(t("no_measurements", model=name))
     return "".join(map(_section, sections))
