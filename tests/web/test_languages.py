@@ -105,7 +105,7 @@ def _docstrings(tree: ast.Module) -> set[int]:
 
 
 # What holds words, yet is no text: JavaScript, style sheets, programs to copy, and names of arguments to be typed.
-_NO_TEXT = {"CSS", "VIEW", "CLICK", "ADDRESS", "BOX", "READY", "SORT", "NAMED_AS_WRITTEN", "_REVEAL", "_SAVE",
+_NO_TEXT = {"CSS", "VIEW", "CLICK", "ADDRESS", "BOX", "READY", "SORT", "NAMED_AS_WRITTEN", "REVEAL", "_FOLLOW", "_SAVE",
             "_PYTHON", "_PYTHON_MORE", "_JAVASCRIPT", "_CURL", "_MCP", "SYSTEM_FONTS", "ENDPOINTS",
             "SNIPPETS"}  # fmt: skip
 # Answers to a program, lines on the terminal, and what becomes part of an error.

@@ -69,6 +69,16 @@ ORDERS: dict[str, Callable[[BatchRow], tuple[float | str, ...]]] = {
 }
 
 
+# Shows where the progress is, once it begins out of sight.
+_FOLLOW = """
+let runs = false
+watch('value', () => {
+  const began = !runs && element.querySelector('progress')
+  runs = Boolean(element.querySelector('progress'))
+  if (began) element.scrollIntoView({block: 'nearest', behavior: 'smooth'})
+})"""
+
+
 @lru_cache(maxsize=2)
 def sample_batch(smears: bool = False) -> Batch:
     """Cut-out cells or smears of two synthetic subjects, drawn by a program: each of one class, from no patient."""
@@ -118,7 +128,7 @@ class BatchPanel:
         self.result = gr.State(None, time_to_live=SESSION_SECONDS)
         with gr.Column(visible=False, elem_id="batch") as self.shown:
             self.stop = gr.Button(localised("stop"), size="sm", min_width=80, elem_id="batch-stop")
-            self.summary = gr.HTML(js_on_load=panels.CLICK, elem_id="batch-summary", padding=False)
+            self.summary = gr.HTML(js_on_load=panels.CLICK + _FOLLOW, elem_id="batch-summary", padding=False)
             with gr.Column(visible=False) as self.ended:
                 self._build_result()
         self._add_endpoint()
