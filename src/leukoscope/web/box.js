@@ -1,6 +1,6 @@
 // For the element below the upload. Dims the result as soon as something else is asked for, takes what is pasted or
 // dropped anywhere, tells that the server cannot be reached, and follows the browser's Back.
-const PICKS = '#examples button, #smear-examples button, #real-cells button, #samples button, [data-cell]'
+const PICKS = '#examples button, #smear-examples button, #real-cells button, #ask-field, #ask-batch, [data-cell]'
 const page = document.body.dataset, files = () => document.querySelector('#upload input[type=file]')
 const dim = () => { page.lkBusy = '1' }
 const give = (list) => {

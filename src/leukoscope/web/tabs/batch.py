@@ -20,7 +20,7 @@ import gradio as gr
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.inference.prediction import WITHOUT_CLASS
+from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
 from leukoscope.inference.subject import SubjectPrediction
 from leukoscope.reports.patient_report import strip_plot
 from leukoscope.synthetic import PHANTOM_LABELS, SMEAR_LABELS, SMEARS, draw_cell, knows_smears, smear_picture
@@ -333,6 +333,8 @@ def batch_summary(result: BatchResult, point: str = "") -> str:
         f"{panels.counts({outcome: found[outcome] for outcome in (*result.classes, *WITHOUT_CLASS)})}"
         f"{panels.note(rule)}{_persons(result, point)}"
     )
+    if 2 * sum(found[one] for one in REFUSED) > len(result.rows):
+        html += panels.note(t("what_helps"))
     if measured := label_metrics(result):
         notes = "".join(map(panels.note, measured.notes))
         html += f"<h2>{t('measured_on_labels')}</h2>{notes}"

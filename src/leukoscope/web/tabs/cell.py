@@ -94,7 +94,9 @@ class CellTab:
                         elem_id="smear-examples", **quiet,
                     )  # fmt: skip
                     with gr.Row(elem_id="samples"):
-                        self.ask_field = gr.Button(localised("a_field"), size="sm", min_width=70, elem_id="ask-field")
+                        self.ask_field = gr.Button(
+                            localised("a_field"), size="sm", min_width=70, visible=not smears, elem_id="ask-field"
+                        )
                         self.ask_batch = gr.Button(
                             localised("two_subjects"), size="sm", min_width=70, elem_id="ask-batch"
                         )
@@ -362,23 +364,31 @@ class CellTab:
             choice: str | None, opacity: float, point: str | None, result: CellResult | None
         ) -> Iterator[Updates]:
             if result is not None and result.model == choice:  # opened by the page's address, or from a visit
-                yield {self.cells: gr.skip()}
+                yield offered(choice)
                 return
             if choice not in self.models.loaded:
                 # The result of the model before must not stand below the name of this one.
                 yield self.clear(panels.placeholder(t("loading_model", model=choice)))
             yield self.attempt(lambda: on_loaded(choice, opacity, point, result))
 
-        def on_loaded(choice: str | None, opacity: float, point: str | None, result: CellResult | None) -> Updates:
+        def offered(choice: str | None) -> Updates:
+            """Synthetic pictures of the kind that a model reads."""
             smears = knows_smears(self.models.predictor(choice).labels)
             # Smears are drawn when a model first asks for them.
             fields = gr.Gallery(_smears(), visible=True) if smears else gr.Gallery(visible=False)
-            offered = {self.cells: gr.Gallery(visible=not smears), self.smears: fields}
+            return {
+                self.cells: gr.Gallery(visible=not smears),
+                self.smears: fields,
+                self.ask_field: gr.Button(visible=not smears),
+            }
+
+        def on_loaded(choice: str | None, opacity: float, point: str | None, result: CellResult | None) -> Updates:
+            found = offered(choice)
             if result is None:
-                return {**offered, **self.clear(panels.placeholder(t("model_ready", model=choice)))}
+                return {**found, **self.clear(panels.placeholder(t("model_ready", model=choice)))}
             if result.example:
-                return {**offered, **self.show(self._example(choice, result.example), opacity, point)}
-            return {**offered, **self.show(predict_again(self.models, result, choice), opacity, point)}
+                return {**found, **self.show(self._example(choice, result.example), opacity, point)}
+            return {**found, **self.show(predict_again(self.models, result, choice), opacity, point)}
 
         def on_ask_real(choice: str | None) -> Updates:
             try:
@@ -412,7 +422,11 @@ class CellTab:
         self.batch.stop.click(on_stop, self.upload, with_files, cancels=running, **quiet)
         self._afterwards(
             self.model.change(
-                on_model, [*chosen, self.result], [self.cells, self.smears, *self.outputs], cancels=running, **quiet
+                on_model,
+                [*chosen, self.result],
+                [self.cells, self.smears, self.ask_field, *self.outputs],
+                cancels=running,
+                **quiet,
             )
         )
         self.ask_real.click(

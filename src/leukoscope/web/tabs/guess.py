@@ -125,14 +125,14 @@ def build_tab(
         shown = gr.HTML(Localised(lambda: panels.placeholder(t("guess_hint"))), elem_id="guess", padding=False)
         with gr.Row(visible=False, elem_id="guesses") as row:
             buttons = [gr.Button("", variant="secondary") for _ in range(2)]
-        with gr.Row() as begin:
+        with gr.Row() as starts:
             start = gr.Button(localised("guess_start"), variant="primary", elem_id="guess-start")
             real = gr.Button(localised("guess_real"), elem_id="guess-real")
 
     def show(found: Round) -> Updates:
         number = len(found.guesses)
         if number == len(found.cells):
-            return {played: found, shown: score(found), row: gr.Row(visible=False), begin: gr.Row(visible=True)}
+            return {played: found, shown: score(found), row: gr.Row(visible=False), starts: gr.Row(visible=True)}
         step, drawn = t("guess_cell", number=number + 1, of=len(found.cells)), found.seed >= 0
         names = [f"{label} ({meaning(label)})" if meaning(label) else label for label in found.labels]
         return {
@@ -143,7 +143,7 @@ def build_tab(
                 found.told(number - 1) if number else "",
             ),
             row: gr.Row(visible=True),
-            begin: gr.Row(visible=False),
+            starts: gr.Row(visible=False),
             **{button: gr.Button(name) for button, name in zip(buttons, names, strict=True)},
         }
 
@@ -152,7 +152,7 @@ def build_tab(
             return show(begin())
         except LeukoscopeError as error:
             failed = panels.message(t("failed"), str(error))
-            return {played: None, shown: failed, row: gr.Row(visible=False), begin: gr.Row(visible=True)}
+            return {played: None, shown: failed, row: gr.Row(visible=False), starts: gr.Row(visible=True)}
 
     def on_start(choice: str | None, before: Round | None, visit: gr.Request) -> Updates:
         asked = visit.query_params.get("round", "")
@@ -168,7 +168,7 @@ def build_tab(
             return {shown: panels.placeholder(t("result_deleted"))}
         return attempt(lambda: found.guessed(models, found.labels[which]))
 
-    outputs = [played, shown, row, begin, *buttons]
+    outputs = [played, shown, row, starts, *buttons]
     quiet: dict[str, Any] = {**PRIVATE, "show_progress_on": [shown]}
     start.click(on_start, [model, played], outputs, **quiet)
     real.click(on_real, model, outputs, **quiet)
