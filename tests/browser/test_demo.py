@@ -378,11 +378,15 @@ def test_on_a_phone_the_progress_of_many_cells_and_their_result_are_seen(visits:
     visit = visits(**PHONE)
     visit.page.locator("#ask-batch").evaluate("one => one.click()")
     visit.page.locator("#batch-summary progress").wait_for()
-    seen = "([id, most]) => { const box = document.querySelector(id)?.getBoundingClientRect()\n" \
-        "return box && box.top >= 0 && box.top < innerHeight * most }"  # fmt: skip
-    visit.page.wait_for_function(seen, arg=["#batch-summary progress", 1], timeout=5000)
+    visit.page.wait_for_function(_SEEN, arg=["#batch-summary progress", 1], timeout=5000)
     visit.page.locator(".lk-subject svg").nth(1).wait_for()
-    visit.page.wait_for_function(seen, arg=["#batch-summary .lk-headline", 0.7], timeout=5000)
+    visit.page.wait_for_function(_SEEN, arg=["#batch-summary .lk-headline", 0.7], timeout=5000)
+
+
+_SEEN = """([selector, most]) => {
+  const box = document.querySelector(selector)?.getBoundingClientRect()
+  return box && box.top >= 0 && box.top < innerHeight * most
+}"""
 
 
 def test_plots_are_dark_in_the_dark(visits: Callable[..., Any]) -> None:

@@ -58,6 +58,7 @@ from leukoscope.web.upload import (
 
 # Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
 KEPT_CELLS, KEPT_PIXELS = 8, CELL.pixels
+FLAG = ": give the scale"  # begins what only a command can do
 CROP = 0.3  # of the shorter side: what is cut out round a tap
 
 
@@ -286,8 +287,7 @@ class CellTab:
         try:
             field = predict_any_field(self.models, image, caption, choice)
         except UnusableField as error:
-            # The page has no flags of commands.
-            reason = str(error).removeprefix(f"{caption}: ").partition(": give the scale")[0]
+            reason = str(error).removeprefix(f"{caption}: ").partition(FLAG)[0]
             unfound = f"{remark} {t('no_cut_out', reason=reason)}".strip()
             return self.show(predict_cell(self.models, image, caption, choice, remark=unfound), opacity, point)
         return self._show_field(field, remark, opacity, point)
