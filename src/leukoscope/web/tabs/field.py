@@ -23,6 +23,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.fields import (
     NUCLEUS_WIDTH,
     PLAUSIBLE_NUCLEI,
+    POSSIBLE_NUCLEI,
     FieldCell,
     ScaleSource,
     UnusableField,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 EXAMPLE_SEED, EXAMPLE_CLASSES = 66, ("ALL", "HEM", "ALL", "HEM", "ALL")
 EXAMPLE_SIZE, EXAMPLE_PITCH = (720, 960), 0.12
 SHOWN_SIDE = 1400
+CROP_SIDE = 512  # of a picture that shows hardly more than one cell
 GUESSED = "better give it."  # the end of a field's note on its scale
 # Sorts the strip of cells by what is chosen.
 SORT = """element.addEventListener('change', (event) => {
@@ -119,22 +121,36 @@ def predict_any_field(models: ModelCache, image: Image.Image, caption: str, choi
     Raises:
         LeukoscopeError: the picture or the model cannot be used.
     """
-    found: FieldResult | UnusableField
+    by_nuclei, found = scale_of_nuclei(image), None
+    failed: UnusableField | None = None
     try:
         found = predict_field(models, image, caption, choice, None)
-        nuclei = [one.cell.nucleus_area for one in found.reading.cells]
-        if not nuclei or 2 * float(np.sqrt(np.median(nuclei) / np.pi)) <= PLAUSIBLE_NUCLEI[1]:
+        if not _too_large(found, by_nuclei):
             return found
     except UnusableField as error:
-        found = error
-    if um_per_pixel := scale_of_nuclei(image):
-        with suppress(UnusableField):
-            again = predict_field(models, image, caption, choice, um_per_pixel, "nuclei")
-            if again.reading.cells:
-                return again
-    if isinstance(found, UnusableField):
-        raise found
+        failed = error
+    with suppress(UnusableField):
+        again = predict_field(models, image, caption, choice, by_nuclei or None, "nuclei")
+        if by_nuclei and again.reading.cells:
+            return again
+    if found is None:
+        assert failed is not None
+        raise failed
     return found
+
+
+def _too_large(found: FieldResult, by_nuclei: float) -> bool:
+    """Whether nuclei are larger at a field's scale than those of white cells; in a crop, all of one nucleus together.
+
+    Args:
+        by_nuclei: micrometres per pixel that make the largest a usual one.
+    """
+    scale, nuclei = found.reading.field.scale, [one.cell.nucleus_area for one in found.reading.cells]
+    if scale is None or scale.source == "nuclei" or not nuclei or not by_nuclei:
+        return False
+    if max(found.image.size) <= CROP_SIDE and scale.um_per_pixel / by_nuclei > POSSIBLE_NUCLEI[1] / NUCLEUS_WIDTH:
+        return True
+    return 2 * float(np.sqrt(np.median(nuclei) / np.pi)) > PLAUSIBLE_NUCLEI[1]
 
 
 def scale_of_nuclei(image: Image.Image) -> float:
