@@ -60,8 +60,8 @@ def drop(visit: Any, path: Path, target: str = "upload") -> None:
 
 
 def controls(visit: Any) -> int:
-    """How many controls stand beside a result, those under "More" not counted."""
-    return visit.page.locator("#cell-result :is(button, input, summary) >> visible=true").count()
+    """How many controls stand beside a result, without those under "More" and the cells of the visit."""
+    return visit.page.locator("#cell-result :is(button, input, summary):not(#visit *) >> visible=true").count()
 
 
 def overlay(visit: Any) -> str:
