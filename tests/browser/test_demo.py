@@ -517,6 +517,9 @@ def test_a_model_of_smears_is_offered_smears(visits: Callable[..., Any]) -> None
     visit.page.locator("#guess-start").click()
     visit.page.locator("#guess .lk-message", has_text="choose a model of ALL and HEM").wait_for()
     assert visit.page.locator("#guess-start").is_visible()
+    visit.tab("Evidence")
+    visit.page.locator("#evidence-points", has_text="names no operating points").wait_for()
+    visit.page.get_by_label("Sensitivity wanted").first.wait_for(state="hidden")
 
 
 def test_the_slider_changes_pixels(visits: Callable[..., Any]) -> None:
@@ -629,6 +632,7 @@ def test_two_releases_are_compared_without_cutting_a_table(visits: Callable[...,
     assert visit.page.locator(".lk-scroll").count() > 5 and visit.page.evaluate(cut) == 0
     assert "Removing what the map marks lowers" in visit.page.locator("#evidence").text_content()
     headings = visit.page.locator("#compare-evidence summary").all_inner_texts()
+    assert visit.page.get_by_label("Sensitivity wanted").first.is_visible()
     assert "Block by block" in headings and "Subject by subject" not in headings
 
 
