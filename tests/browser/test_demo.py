@@ -733,6 +733,7 @@ def test_a_batch_can_be_stopped(visits: Callable[..., Any]) -> None:
     visit.page.locator("#batch-stop").click()
     visit.page.get_by_text("Stopped. Nothing of it was kept.").wait_for()
     visit.page.locator("#batch-stop").wait_for(state="hidden")
+    visit.page.wait_for_function("!document.body.dataset.lkBusy")  # what is said is not dimmed
     visit.page.locator("#ask-batch").click()
     visit.page.locator(".lk-subject svg").nth(1).wait_for()
     # It has ended: to stop it now would delete its result.

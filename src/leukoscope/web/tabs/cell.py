@@ -419,7 +419,7 @@ class CellTab:
             given.append(gallery.select(on_pick(gallery), inputs, [gallery, *self.outputs], **many))
         for event in given:
             self._afterwards(event.then(None, js=REVEAL, **PRIVATE))
-        self.batch.stop.click(on_stop, self.upload, with_files, cancels=running, **quiet)
+        self._afterwards(self.batch.stop.click(on_stop, self.upload, with_files, cancels=running, **quiet))
         self._afterwards(
             self.model.change(
                 on_model,
