@@ -198,7 +198,8 @@ def trust_text(decision: Decision, probabilities: Mapping[str, float], metrics: 
         kept = held_out.get("kept_share_by_subject", held_out.get("kept_share"))
         return "" if kept is None else t("trust_refused", refused=round(100 * (1 - kept)))
     if (metrics.get("data") or {}).get("unit") == "block":
-        return t("not_on_subjects")
+        told = t("not_on_subjects")
+        return f"{told[0].upper()}{told[1:]}."
     if decision.operating_point:
         block = (metrics.get("decisions") or {}).get("operating_points") or {"points": {}}
         value = "ppv" if decision.label == block.get("positive_label") else "npv"

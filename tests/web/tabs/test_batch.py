@@ -608,6 +608,8 @@ def test_an_operating_point_changes_cells_and_neither_refused_ones_nor_subjects(
          ["Anna Schmidt", "Ben"]),
         (["ALL/Anna/1.png", "ALL/Anna/2.png"], r"(?:^|/)([^/]+)/[^/]+$", ["Anna"]),
         (["P7/1.png", "P7/2.png"], r"(?:^|/)([^/]*\d[^/]*)/[^/]+$", ["P7"]),
+        # One subject of C-NMC 2019: the release that knows it can say so.
+        (["UID_H24_10_1_hem.bmp", "UID_H24_10_2_hem.bmp"], r"UID_(H?\d+)_", ["H24"]),
         (["train/1.png", "train/2.png", "test/3.png", "test/4.png"], "", []),
         (["healthy/1.png", "healthy/2.png", "Leukemia/3.png", "Leukemia/4.png"], "", []),
         (["images/1.png", "images/2.png"], "", []),

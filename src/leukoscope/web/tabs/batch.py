@@ -20,7 +20,7 @@ import gradio as gr
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.inference.prediction import WITHOUT_CLASS
+from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
 from leukoscope.inference.subject import SubjectPrediction
 from leukoscope.reports.subject_report import strip_plot
 from leukoscope.synthetic import PHANTOM_LABELS, SMEAR_LABELS, SMEARS, draw_cell, knows_smears, smear_picture
@@ -67,6 +67,16 @@ ORDERS: dict[str, Callable[[BatchRow], tuple[float | str, ...]]] = {
     "ood": lambda row: (-(row.checks.ood_score or 0.0),),
     "subjects": lambda row: (row.subject, row.name),
 }
+
+
+# Shows where the progress is, once it begins out of sight.
+_FOLLOW = """
+let runs = false
+watch('value', () => {
+  const began = !runs && element.querySelector('progress')
+  runs = Boolean(element.querySelector('progress'))
+  if (began) element.scrollIntoView({block: 'nearest', behavior: 'smooth'})
+})"""
 
 
 @lru_cache(maxsize=2)
@@ -118,7 +128,7 @@ class BatchPanel:
         self.result = gr.State(None, time_to_live=SESSION_SECONDS)
         with gr.Column(visible=False, elem_id="batch") as self.shown:
             self.stop = gr.Button(localised("stop"), size="sm", min_width=80, elem_id="batch-stop")
-            self.summary = gr.HTML(js_on_load=panels.CLICK, elem_id="batch-summary", padding=False)
+            self.summary = gr.HTML(js_on_load=panels.CLICK + _FOLLOW, elem_id="batch-summary", padding=False)
             with gr.Column(visible=False) as self.ended:
                 self._build_result()
         self._add_endpoint()
@@ -323,6 +333,8 @@ def batch_summary(result: BatchResult, point: str = "") -> str:
         f"{panels.counts({outcome: found[outcome] for outcome in (*result.classes, *WITHOUT_CLASS)})}"
         f"{panels.note(rule)}{_subjects(result, point)}"
     )
+    if 2 * sum(found[one] for one in REFUSED) > len(result.rows):
+        html += panels.note(t("what_helps"))
     if measured := label_metrics(result):
         notes = "".join(map(panels.note, measured.notes))
         html += f"<h2>{t('measured_on_labels')}</h2>{notes}"
