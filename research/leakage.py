@@ -1,6 +1,6 @@
-"""How much patient leakage inflates metrics: the same test cells, with and without their patients in training.
+"""How much leakage of subjects inflates metrics: the same test cells, with and without their subjects in training.
 
-Most published results split by image, not by patient. To measure the effect, a seed selects patients and sets half of
+Most published results split by image, not by subject. To measure the effect, a seed selects subjects and sets half of
 each one's cells aside for testing. One network is trained on other subjects only; the second on equally many cells of
 each class sampled from everybody, the tested subjects' other halves included. Recipe, seed, number of training cells
 and test cells are the same, and no epoch is chosen on any of them: the two results differ by the leak alone.
@@ -28,7 +28,7 @@ from leukoscope.training.config import TrainingConfig, parse_config
 from research.commands import make_parser, run
 
 UNSEEN, SEEN = "unseen", "seen"
-# A quarter of a class's cells belongs to the selected patients; half of those are tested.
+# A quarter of a class's cells belongs to the selected subjects; half of those are tested.
 _SELECTED_SHARE = 0.25
 
 
@@ -36,7 +36,7 @@ def leakage_pair(data: LoadedCells, seed: int, *, max_train_cells: int | None = 
     """Make the two splits that are compared.
 
     Args:
-        seed: selects the patients, their tested halves and the training cells.
+        seed: selects the subjects, their tested halves and the training cells.
         max_train_cells: train on at most this many cells, on both sides.
 
     Returns:
@@ -125,7 +125,7 @@ def compare_leakage(runs: Sequence[ProtocolRun]) -> dict[str, Any]:
     first = next(iter(made.values()))
     return {
         "notice": RESEARCH_NOTICE,
-        "estimates": "what testing on patients whose other cells were trained on adds to a figure",
+        "estimates": "what testing on subjects whose other cells were trained on adds to a figure",
         "recipe": first["recipe"],
         "data": {key: first["data"][key] for key in ("name", "title", "fingerprint", "unit", "citation")},
         "start_weights": first["training"]["start_weights"],

@@ -71,7 +71,7 @@ def run(folder: Path, flags: list[str], draws: int) -> None:
     data = config.data.load(recipe.image_size)
     network = build_network(recipe, len(data.info.labels))
     start = load_start_weights(network, recipe, config.start_weights)
-    cells = frame_cells(data, preprocessing_for(recipe, data), keep=True)
+    cells = frame_cells(data, preprocessing_for(recipe, data))
     split = choose_split(config, cells.data)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(folder, run_settings(config, recipe))

@@ -73,7 +73,7 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "headline": headline_table(releases),
         "results": results_table(releases),
         "decisions": decisions_table(releases),
-        "patients": patients_table(releases),
+        "subjects": subjects_table(releases),
         "precision": precision_table(releases),
         "leakage": leakage_table(read_results(results / "leakage")),
         "shortcuts": shortcuts_table(read_results(results / "audit")),
@@ -259,21 +259,21 @@ def decisions_table(releases: Sequence[Path]) -> str:
     return str(Table(columns, rows))
 
 
-def patients_table(releases: Sequence[Path]) -> str:
+def subjects_table(releases: Sequence[Path]) -> str:
     """Prediction of subjects by all their cells: one row for each release that was measured so."""
     aurocs = ("AUROC, one prediction per subject", "the same for cell size alone", "difference")
     names = ("subjects", *aurocs, "sensitivity", "specificity", "given a class", "of these, wrong")
     rows = []
     for release in releases:
-        if block := read_metrics(release).get("patients"):
+        if block := read_metrics(release).get("subject_rule"):
             measured = block["measured"]
             sensitivity, specificity, wrong = (
                 with_span(measured[key], "share") for key in ("sensitivity", "specificity", "error_rate")
             )
-            persons, decided = count(measured["persons"]), count(measured["given_a_class"])
+            subjects, decided = count(measured["subjects"]), count(measured["given_a_class"])
             alone, cells = block.get("size_only") or {}, cells_needed(block)
             auroc = [with_span(measured["auroc"]), with_span(alone.get("auroc")), difference(alone.get("difference"))]
-            rows.append([f"`{release.name}`", persons, *auroc, sensitivity, specificity, decided, wrong, cells])
+            rows.append([f"`{release.name}`", subjects, *auroc, sensitivity, specificity, decided, wrong, cells])
     return str(Table(("release", *names, "cells needed"), rows))
 
 

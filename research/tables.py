@@ -265,8 +265,8 @@ def ablation_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
             metrics, measured = setting["metrics"], {"metrics": setting["metrics"], "intervals": setting}
             beside = difference(setting["difference"]["auroc_by_subject"]) if setting["name"] != first else "–"
             others = [share(metrics.get(key)) for key in keys]
-            persons = with_interval(measured, "subject_auroc")
-            rows.append([setting["name"], with_interval(measured, "auroc_by_subject"), beside, *others, persons])
+            subjects = with_interval(measured, "subject_auroc")
+            rows.append([setting["name"], with_interval(measured, "auroc_by_subject"), beside, *others, subjects])
         columns = ("setting", "AUROC by subject", f"beside “{first}”", *map(metric_name, (*keys, "subject_auroc")))
         parts.append(f"{Table(columns, rows)}\n")
     return "\n".join(parts)

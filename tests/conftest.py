@@ -80,7 +80,7 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model_args=model_args(recipe),
         labels=("ALL", "HEM"),
         preprocessing=Preprocessing(96, 350 / 450),
-        metrics={"schema_version": 2, "labels": ["ALL", "HEM"]},
+        metrics={"schema_version": 3, "labels": ["ALL", "HEM"]},
     )
 
 
@@ -122,7 +122,7 @@ def vit_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model_args=model_args(recipe),
         labels=("ALL", "HEM"),
         preprocessing=Preprocessing(64, 350 / 450, recipe.interpolation, recipe.mean, recipe.std),
-        metrics={"schema_version": 2, "labels": ["ALL", "HEM"], "recipe": {"name": recipe.name}},
+        metrics={"schema_version": 3, "labels": ["ALL", "HEM"], "recipe": {"name": recipe.name}},
     )
 
 

@@ -36,7 +36,7 @@ MEASURED = {
     },
 }
 METRICS: dict[str, Any] = {
-    "schema_version": 2,
+    "schema_version": 3,
     "notice": RESEARCH_NOTICE,
     "recipe": {
         "name": "densenet121",
@@ -99,7 +99,7 @@ METRICS: dict[str, Any] = {
         },
         {
             "name": "random",
-            "estimates": "recipe (random split by image: patients on both sides)",
+            "estimates": "recipe (random split by image: subjects on both sides)",
             "split": {"strategy": "random", "detail": "70/15/15 by image", "disjoint_by": "cell"},
             "metrics": {**MEASURED, "f1_weighted": 0.9666},
         },

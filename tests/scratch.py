@@ -62,7 +62,7 @@ def _lay_out_own_cells(folder: Path) -> None:
                 rows.append(f"{file},{file[4:7]}")
     (folder / "my_cells" / "subjects.csv").write_text("\n".join(rows) + "\n")
     for cell in range(CELLS):
-        _save(draw_cell("ALL", subject=0, cell=cell, size=SIDE).image, folder / "one_person" / f"{cell}.png")
+        _save(draw_cell("ALL", subject=0, cell=cell, size=SIDE).image, folder / "one_subject" / f"{cell}.png")
 
 
 def _save(image: object, path: Path) -> None:

@@ -252,7 +252,7 @@ def test_real_ball4_has_its_forty_pairs_and_its_shortcuts(real_data: Path) -> No
 
 
 @pytest.mark.slow
-def test_real_cnmc_cells_name_one_person_under_several_ids(real_data: Path) -> None:
+def test_real_cnmc_cells_name_one_subject_under_several_ids(real_data: Path) -> None:
     root = real_data / "cnmc2019" / "C-NMC_Leukemia"
     findings = audit_cnmc(root)
     group_of = {s: group["subjects"] for group in findings["subject_aliases"]["groups"] for s in group["subjects"]}

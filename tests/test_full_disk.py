@@ -25,12 +25,12 @@ MEGABYTES = 256  # training asks for 72 before it begins
 PREDICTIONS = (
     Path(__file__).parents[1] / "model_card" / "leukoscope-densenet169-cnmc" / "predictions" / "subject_cv.parquet"
 )
-PATIENTS = {
+SUBJECT_RULE = {
     "positive_label": "ALL",
     "rule": {"pooling": "mean", "coefficients": [1.0], "intercept": 0.0},
     "least_cells": 2,
     "measured": {
-        "persons": 41,
+        "subjects": 41,
         "auroc": {"value": 0.9, "low": 0.8, "high": 1.0},
         "sensitivity": {"share": 0.9, "low": 0.8, "high": 1.0, "right": 26, "of": 28},
         "specificity": {"share": 0.9, "low": 0.8, "high": 1.0, "right": 11, "of": 13},
@@ -113,7 +113,7 @@ def inputs(tmp_path: Path, tiny_release: Path, monkeypatch: pytest.MonkeyPatch) 
     folder = tmp_path / "inputs"
     release = folder / "release"
     shutil.copytree(tiny_release, release)
-    (release / "metrics.json").write_text(json.dumps(METRICS | {"patients": PATIENTS}))
+    (release / "metrics.json").write_text(json.dumps(METRICS | {"subject_rule": SUBJECT_RULE}))
     (release / "predictions").mkdir()
     shutil.copy(PREDICTIONS, release / "predictions")
     Image.fromarray(draw_cell("ALL").image).save(folder / "cell.png")

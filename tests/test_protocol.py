@@ -83,7 +83,8 @@ def _finish_by_hand(run: ProtocolRun, data: LoadedCells, release: Path, seconds:
     rows = dict(zip(data.train["cell_id"], zip(data.train["label"], data.train["subject"], strict=True), strict=True))
     ids, no_pixels = data.train["cell_id"][:], np.zeros((len(data.train), 1, 1, 3), np.uint8)
     row_of = {cell: row for row, cell in enumerate(ids)}
-    framed = FramedCells(data, no_pixels, row_of, np.asarray(data.train["label"][:]), data.train["subject"][:])
+    labels, subjects, areas = np.asarray(data.train["label"][:]), data.train["subject"][:], np.zeros(len(ids))
+    framed = FramedCells(data, no_pixels, row_of, labels, subjects, [""] * len(ids), areas)
     metrics = describe_run(run.config, run.config.resolve(), framed, split, "weights of a test", torch.device("cpu"))
     metrics["training"]["seconds"] = seconds
     run.folder.mkdir(parents=True)
@@ -415,9 +416,17 @@ def test_no_figure_claims_to_be_of_the_published_weights(composed: Path) -> None
         "random": RANDOM_SPLIT,
     }
     assert THESE_WEIGHTS not in {block["estimates"] for block in blocks.values()}
-    assert "patients on both sides" in blocks["random"]["estimates"]
+    assert "subjects on both sides" in blocks["random"]["estimates"]
     metrics = json.loads((composed / "metrics.json").read_text())
     assert metrics["training"]["cells"] == 60
+
+
+def test_blocks_are_not_called_subjects(finished_runs: list[ProtocolRun], tmp_path: Path) -> None:
+    path = next(run.folder for run in finished_runs if run.name == "final") / "metrics.json"
+    metrics = json.loads(path.read_text())
+    write_json(path, metrics | {"data": metrics["data"] | {"unit": "block"}})
+    blocks = _blocks(compose_release(finished_runs, tmp_path / "release"))
+    assert blocks["random"]["estimates"] == RANDOM_SPLIT.replace("subjects", "blocks")
 
 
 def test_cross_validation_pools_every_cell_once(composed: Path, data: LoadedCells) -> None:

@@ -236,7 +236,7 @@ def _hf(flags: argparse.Namespace, turn: dict[str, Any]) -> dict[str, Any]:
         model_args=model_args(recipe),
         labels=data.info.labels,
         preprocessing=preprocessing_for(recipe, data),
-        metrics={"schema_version": 2, "labels": list(data.info.labels)},
+        metrics={"schema_version": 3, "labels": list(data.info.labels)},
     )
     values = {
         "dataset_name": flags.folder / "hf",

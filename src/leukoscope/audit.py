@@ -160,7 +160,7 @@ _CROSSED = {
 
 
 def published_subjects(data: LoadedCells, train_dir: str | Path | None) -> dict[str, str]:
-    """Return cell id → the subject its publisher names, before the registry joins the ids of one person.
+    """Return cell id → the subject its publisher names, before the registry joins the ids of one subject.
 
     Without a local folder only the joined ids are known.
     """
@@ -312,7 +312,7 @@ def _duplicates(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _aliases(data: LoadedCells, cells: Sequence[_Cell], pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Groups of subject ids that share cells, hence are one person; as a registry entry would join them."""
+    """Groups of subject ids that share cells, hence are one subject; as a registry entry would join them."""
     shared: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for pair in pairs:
         if pair["across"]["subjects"]:

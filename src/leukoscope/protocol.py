@@ -35,7 +35,7 @@ from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.train import choose_split, train
 
 OFFICIAL_FOLDS = "recipe (official folds)"
-RANDOM_SPLIT = "recipe (random split by image: patients on both sides)"
+RANDOM_SPLIT = "recipe (random split by image: subjects on both sides)"
 FINAL = "final"
 
 
@@ -228,7 +228,8 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
             if run.estimates in (OFFICIAL_FOLDS, RANDOM_SPLIT):
                 name, measured = run.name.replace("-", "_"), read_metrics(run.folder)
                 shutil.copy(run.folder / "predictions.parquet", predictions / f"{name}.parquet")
-                block = measured["evaluations"][0] | {"name": name, "estimates": run.estimates}
+                estimates = run.estimates.replace("subject", metrics["data"]["unit"])
+                block = measured["evaluations"][0] | {"name": name, "estimates": estimates}
                 metrics["evaluations"].append(block | {"training_seconds": measured["training"]["seconds"]})
         write_json(folder / METRICS, metrics)
     return directory

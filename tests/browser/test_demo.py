@@ -50,6 +50,20 @@ def upload(visit: Any, path: Path, target: str = "upload") -> None:
     visit.page.locator(f"#{target} input[type=file]").first.set_input_files(str(path))
 
 
+def drop(visit: Any, path: Path, target: str = "upload") -> None:
+    """Drag a file or a folder onto an element and let it go there."""
+    box, mouse = visit.page.locator(f"#{target}").bounding_box(), visit.context.new_cdp_session(visit.page)
+    place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    dragged = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        mouse.send("Input.dispatchDragEvent", {"type": kind, **place, "data": dragged})
+
+
+def controls(visit: Any) -> int:
+    """How many controls stand beside a result, without those under "More" and the cells of the visit."""
+    return visit.page.locator("#cell-result :is(button, input, summary):not(#visit *) >> visible=true").count()
+
+
 def overlay(visit: Any) -> str:
     return visit.page.locator("#pictures img").nth(1).get_attribute("src")
 
@@ -70,6 +84,7 @@ def test_an_example_is_answered_before_any_click(visits: Callable[..., Any]) -> 
         box = visit.page.locator(selector).first.bounding_box()
         assert box["y"] + box["height"] < 720, f"{selector} is on the first screen"
     assert visit.page.evaluate("window.shifted") < 0.1
+    assert controls(visit) <= 5 and visit.page.locator("button.primary >> visible=true").count() <= 1
     assert visit.page.get_by_text("Privacy").is_visible() and not visit.page.get_by_text("Apache").is_hidden()
     assert visit.page.get_by_text("lies on this server's disk").is_hidden()
 
@@ -182,6 +197,8 @@ def test_turned_and_covered_forms_stand_beside_the_result(visits: Callable[..., 
     visit.page.locator("#cover").click()
     visit.page.locator("#forms", has_text="Without its nucleus").wait_for()
     assert visit.page.locator("#forms li").count() == 4
+    cut = "[...document.querySelectorAll('#forms span')].filter(e => e.scrollWidth > e.clientWidth).length"
+    assert visit.page.evaluate(cut) == 0, "every caption is whole"
 
 
 def test_an_address_opens_model_tab_and_example_and_a_visit_keeps_its_cells(visits: Callable[..., Any]) -> None:
@@ -205,6 +222,7 @@ def test_a_permalink_says_at_once_what_it_waits_for(visits: Callable[..., Any], 
     visit.page.add_init_script(_WATCH_PERMALINK)
     visit.page.goto(f"{server}?model=leukoscope-densenet201-ball4&example=2")
     visit.page.locator("#pictures figcaption", has_text="Synthetic smear, Early").wait_for()
+    visit.page.locator("#smear-examples button").nth(3).wait_for()
     said = visit.page.evaluate("window.waited")
     assert any("Loading leukoscope-densenet201-ball4" in text for text in said), said
     assert "ball4" in visit.page.locator("#model input").input_value()
@@ -271,10 +289,13 @@ _TWO_CLICKS = """(async () => {
 
 def test_a_server_that_is_gone_is_told_in_place_of_the_result(visits: Callable[..., Any], cell: Path) -> None:
     visit = visits()
+    visit.page.locator("#ask-batch").click()
+    visit.page.locator(".lk-subject svg").nth(1).wait_for()
     visit.context.set_offline(True)
     upload(visit, cell)
     visit.page.locator("#offline", has_text="cannot be reached").wait_for()
-    assert not visit.page.locator("#cell-result").is_visible(), "no result of another cell beside it"
+    for stale in ("#cell-result", "#batch", ".toast-wrap"):
+        assert not visit.page.locator(stale).is_visible(), "no result of other cells beside it, no second message"
     visit.context.set_offline(False)
     visit.page.locator("#examples button").nth(1).click()
     visit.page.locator("#cell-result").wait_for()
@@ -295,8 +316,40 @@ def test_one_cell_of_a_smear_is_cut_out_and_a_refused_one_has_no_class_s_map(
     assert visit.page.locator("#pictures figcaption").inner_text().startswith("Cell 1 of lymphocyte.png")
     assert visit.page.locator("#cell-summary .lk-range").count() == 3
     assert "Map for" not in visit.page.locator("#pictures").inner_text()
+    assert controls(visit) <= 5, "nothing is turned or covered that has no class"
     visit.page.locator("#propose").click()
     visit.page.wait_for_function("document.querySelector('#model input').value.includes('ball4')")
+
+
+def test_what_is_proposed_for_a_field_stays_when_one_of_its_cells_is_opened(
+    visits: Callable[..., Any], tmp_path: Path
+) -> None:
+    drawn = draw_field(("ALL", "HEM"), size=(480, 640), um_per_pixel=0.12, red_cells=50, scale_bar=False, seed=3)
+    warm = (drawn.image.astype(np.float32) * (1.0, 0.86, 0.74)).astype(np.uint8)
+    Image.fromarray(warm).save(tmp_path / "smear.png")
+    visit = visits()
+    upload(visit, tmp_path / "smear.png")
+    visit.page.locator("#propose").wait_for()
+    visit.page.locator("#field-picture button.lk-box").first.click()
+    visit.own_result()
+    assert visit.page.locator("#propose").inner_text() == "Read it with densenet201-ball4"
+    visit.page.locator("#propose").click()
+    visit.page.locator("#pictures figcaption", has_text="smear.png").wait_for()
+    visit.page.locator("#smear-examples button").nth(3).wait_for()
+
+
+def test_a_folder_and_a_file_can_be_dropped_anywhere(visits: Callable[..., Any], tmp_path: Path, cell: Path) -> None:
+    folder = tmp_path / "Anna Schmidt"
+    folder.mkdir()
+    for number in range(4):
+        Image.fromarray(draw_cell("ALL", subject=1, cell=number).image).save(folder / f"zelle{number}ä.png")
+    visit = visits()
+    drop(visit, folder)
+    visit.page.locator(".lk-subject h3", has_text="Anna Schmidt").wait_for()
+    assert "Cells predicted: 4." in visit.page.locator("#batch-summary").inner_text()
+    visit.page.evaluate("scrollTo(0, 0)")
+    drop(visit, cell, "header")
+    visit.page.locator("#pictures figcaption", has_text="my cell.png").wait_for()
 
 
 def test_a_picture_of_16_bits_and_a_large_photo_are_read(visits: Callable[..., Any], tmp_path: Path) -> None:
@@ -321,6 +374,21 @@ def test_on_a_phone_the_pictures_follow_their_title_and_there_is_one_notice(visi
     assert visit.page.locator(".lk-notice >> visible=true").count() == 1
 
 
+def test_on_a_phone_the_progress_of_many_cells_and_their_result_are_seen(visits: Callable[..., Any]) -> None:
+    visit = visits(**PHONE)
+    visit.page.locator("#ask-batch").evaluate("one => one.click()")
+    visit.page.locator("#batch-summary progress").wait_for()
+    visit.page.wait_for_function(_SEEN, arg=["#batch-summary progress", 1], timeout=5000)
+    visit.page.locator(".lk-subject svg").nth(1).wait_for()
+    visit.page.wait_for_function(_SEEN, arg=["#batch-summary .lk-headline", 0.7], timeout=5000)
+
+
+_SEEN = """([selector, most]) => {
+  const box = document.querySelector(selector)?.getBoundingClientRect()
+  return box && box.top >= 0 && box.top < innerHeight * most
+}"""
+
+
 def test_plots_are_dark_in_the_dark(visits: Callable[..., Any]) -> None:
     visit = visits(color_scheme="dark")
     visit.tab("Evidence")
@@ -337,6 +405,8 @@ def test_a_visitor_guesses_against_the_model_and_size(visits: Callable[..., Any]
     visit.page.locator("#guess-start").click()
     for number in range(10):
         visit.page.locator("#guess", has_text=f"Cell {number + 1} of 10, drawn by a program").wait_for()
+        assert bool(number) == bool(re.search("(ALL|HEM): you [✓✗]", visit.page.locator("#guess").inner_text()))
+        assert not visit.page.locator("#guess-start").is_visible()
         visit.page.locator("#guesses button").first.click()
     visit.page.locator("#guess table").wait_for()
     rows = visit.page.locator("#guess tbody tr").all_inner_texts()
@@ -365,6 +435,10 @@ def test_all_tabs_are_seen_at_every_width(visits: Callable[..., Any], width: int
     assert [name.strip() for name in shown] == list(named)
     assert visit.width() <= width
     assert visit.page.locator(".lk-head p").bounding_box()["height"] < 60, "not one letter a line"
+    head = visit.page.locator("#notice").bounding_box()
+    assert head["y"] + head["height"] <= 120
+    link, picker = (visit.page.locator(one).bounding_box() for one in ("#language", "#model"))
+    assert link["x"] + link["width"] <= picker["x"], "neither covers the other"
     # The decision and what it rests on are on the first screen of a phone, too.
     box = visit.page.locator("#cell-summary .lk-track").bounding_box()
     assert box["y"] + box["height"] < 740
@@ -434,10 +508,18 @@ def test_a_model_of_smears_is_offered_smears(visits: Callable[..., Any]) -> None
     visit.page.get_by_role("option", name="densenet201-ball4").click()
     visit.page.locator("#smear-examples button").nth(3).wait_for()
     assert not visit.page.locator("#examples").is_visible()
+    assert not visit.page.locator("#ask-field").is_visible(), "it reads no fields"
     visit.pick_example(3, "smear-examples")
     visit.page.locator("#pictures figcaption", has_text="Synthetic smear, Pro").wait_for()
     assert "pro-B blast" in visit.page.locator("#cell-summary .lk-short").inner_text()
     assert "Out of distribution" not in visit.page.locator("#cell-summary").inner_text()
+    visit.tab("Guess first")
+    visit.page.locator("#guess-start").click()
+    visit.page.locator("#guess .lk-message", has_text="choose a model of ALL and HEM").wait_for()
+    assert visit.page.locator("#guess-start").is_visible()
+    visit.tab("Evidence")
+    visit.page.locator("#evidence-points", has_text="names no operating points").wait_for()
+    visit.page.get_by_label("Sensitivity wanted").first.wait_for(state="hidden")
 
 
 def test_the_slider_changes_pixels(visits: Callable[..., Any]) -> None:
@@ -548,20 +630,20 @@ def test_two_releases_are_compared_without_cutting_a_table(visits: Callable[...,
     visit.page.locator("#compare-evidence section").nth(3).wait_for()
     cut = "[...document.querySelectorAll('.lk-scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
     assert visit.page.locator(".lk-scroll").count() > 5 and visit.page.evaluate(cut) == 0
-    assert "Removing what the map marks lowers" in visit.page.locator("#evidence").text_content()
     headings = visit.page.locator("#compare-evidence summary").all_inner_texts()
+    assert visit.page.get_by_label("Sensitivity wanted").first.is_visible()
     assert "Block by block" in headings and "Subject by subject" not in headings
 
 
-def test_the_persons_of_an_unpacked_data_set_are_found_within_its_folders(
+def test_the_subjects_of_an_unpacked_data_set_are_found_within_its_folders(
     visits: Callable[..., Any], tmp_path: Path
 ) -> None:
     with zipfile.ZipFile(tmp_path / "C-NMC.zip", "w") as archive:
         for number in range(8):
-            label, person = ("all", f"{number % 2 + 1}") if number < 4 else ("hem", f"H{number % 2 + 1}")
+            label, subject = ("all", f"{number % 2 + 1}") if number < 4 else ("hem", f"H{number % 2 + 1}")
             buffer = io.BytesIO()
             Image.fromarray(draw_cell(label.upper(), subject=number, cell=0).image).save(buffer, "PNG")
-            archive.writestr(f"{label.upper()}/UID_{person}_{number}_1_{label}.png", buffer.getvalue())
+            archive.writestr(f"{label.upper()}/UID_{subject}_{number}_1_{label}.png", buffer.getvalue())
     visit = visits()
     upload(visit, tmp_path / "C-NMC.zip", "upload")
     visit.page.locator(".lk-subject svg").nth(3).wait_for()
@@ -605,14 +687,14 @@ def test_a_batch_shows_progress_errors_and_a_table_to_keep(visits: Callable[...,
 
 
 @pytest.mark.parametrize("phone", [False, True])
-def test_persons_go_from_a_zip_to_a_report_on_two_pages(
+def test_subjects_go_from_a_zip_to_a_report_on_two_pages(
     visits: Callable[..., Any], chromium: Any, tmp_path: Path, phone: bool
 ) -> None:
-    with zipfile.ZipFile(tmp_path / "persons.zip", "w") as archive:
+    with zipfile.ZipFile(tmp_path / "subjects.zip", "w") as archive:
         for file in sample_batch().files:
             archive.writestr(file.name, file.read())
     visit = visits(**PHONE) if phone else visits()
-    upload(visit, tmp_path / "persons.zip", "upload")
+    upload(visit, tmp_path / "subjects.zip", "upload")
     visit.page.locator(".lk-subject svg").nth(1).wait_for()
     visit.page.locator("#batch-more button").first.click()
     assert visit.page.locator("#batch-pattern textarea, #batch-pattern input").input_value() != ""
@@ -650,6 +732,7 @@ def test_a_batch_can_be_stopped(visits: Callable[..., Any]) -> None:
     visit.page.locator("#batch-stop").click()
     visit.page.get_by_text("Stopped. Nothing of it was kept.").wait_for()
     visit.page.locator("#batch-stop").wait_for(state="hidden")
+    visit.page.wait_for_function("!document.body.dataset.lkBusy")  # what is said is not dimmed
     visit.page.locator("#ask-batch").click()
     visit.page.locator(".lk-subject svg").nth(1).wait_for()
     # It has ended: to stop it now would delete its result.
@@ -666,6 +749,7 @@ def test_evidence_is_shown_and_answers_the_sliders(visits: Callable[..., Any]) -
     visit = visits()
     visit.tab("Evidence")
     visit.page.locator("#evidence section").nth(6).wait_for()
+    visit.page.locator("#evidence-lead p").nth(2).wait_for()
     assert len(visit.page.locator("#evidence-lead p").all_inner_texts()) == 3
     assert "Cell size alone: 78." in visit.page.locator("#evidence-lead").inner_text()
     assert visit.page.evaluate("document.documentElement.scrollHeight") <= 2500
@@ -730,6 +814,7 @@ def test_without_a_network_real_cells_are_refused_in_one_sentence(visits: Callab
     visit = visits()
     visit.page.locator("#ask-real-cells").click()
     visit.page.get_by_text("cannot be streamed from the Hub").wait_for()
+    assert visit.page.evaluate(_LOOK) == {"opacity": 1, "events": "auto"}, "the result stays"
     visit.pick_example()
 
 

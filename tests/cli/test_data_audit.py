@@ -69,7 +69,7 @@ def test_findings_end_with_2_and_are_said(tree: Path, tmp_path: Path, monkeypatc
     result = run_on(tree)
     assert result.exit_code == 2, result.output
     assert (
-        "one person: ALL0 = ALL1, 1 shared image(s); propose as subject_aliases; not joined yet: ALL0" in result.stdout
+        "one subject: ALL0 = ALL1, 1 shared image(s); propose as subject_aliases; not joined yet: ALL0" in result.stdout
     )
     assert "inflates metrics: 1 pixel-identical pair(s) stand in two subjects" in result.stdout
     assert (tmp_path / "audit-imagefolder/audit.html").is_file(), "the default folder bears the data set's name"

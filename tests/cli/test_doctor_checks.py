@@ -95,7 +95,7 @@ def test_little_room_on_disk_is_advice(tmp_path: Path, monkeypatch: pytest.Monke
     assert check_folder("cache", tmp_path / "new", "X").state == "good"
     monkeypatch.setattr(doctor, "NEEDED_ON_DISK", 10 * free)
     found = check_folder("cache", tmp_path, "X")
-    assert found.state == "advice" and "--no_cache_images" in found.next_step
+    assert found.state == "advice" and "set X to a folder on another disk" in found.next_step
 
 
 def test_the_disk_is_measured_where_the_cache_cannot_be_looked_at(tmp_path: Path) -> None:

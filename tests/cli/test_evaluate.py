@@ -99,13 +99,13 @@ def test_classes_of_other_names_are_measured_by_the_rule_for_subjects(cells, tmp
     data = ("--dataset_name", "imagefolder", "--train_dir", tmp_path / "cells", "--subject_pattern", cells[5])
     result = run(RELEASE.parent / release, *data, *flags, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    subjects = json.loads((tmp_path / "out" / "evaluation.json").read_text())["patients"]["subjects"]
+    subjects = json.loads((tmp_path / "out" / "evaluation.json").read_text())["subject_rule"]["subjects"]
     assert {name: one["label"] for name, one in subjects.items()} == {
         **dict.fromkeys(("s0", "s1"), folders["ALL"]),
         **dict.fromkeys(("s2", "s3"), folders["HEM"]),
     }
     run(RELEASE.parent / release, *cells, "--output", tmp_path / "same")
-    same = json.loads((tmp_path / "same" / "evaluation.json").read_text())["patients"]["subjects"]
+    same = json.loads((tmp_path / "same" / "evaluation.json").read_text())["subject_rule"]["subjects"]
     probabilities = {name: one["probability"] for name, one in same.items()}
     assert {name: one["probability"] for name, one in subjects.items()} == pytest.approx(probabilities, abs=1e-6)
 
@@ -179,7 +179,7 @@ def test_help_names_the_flags():
 
 
 @pytest.mark.slow
-def test_a_release_asked_about_its_own_patients_is_called_no_test(real_data, tmp_path):
+def test_a_release_asked_about_its_own_subjects_is_called_no_test(real_data, tmp_path):
     folder = real_data / "cnmc2019" / "C-NMC_Leukemia"
     result = run(
         *(RELEASE, "--dataset_name", "cnmc2019", "--train_dir", folder, "--max_eval_samples", 60),

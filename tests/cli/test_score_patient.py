@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from leukoscope import RESEARCH_NOTICE, Predictor
 from leukoscope.cli import app
 from leukoscope.inference.sources import SourceCell, open_source
-from leukoscope.reports.patient_report import report_on
+from leukoscope.reports.subject_report import report_on
 from leukoscope.synthetic import draw_cell
 
 BLOCK: dict[str, Any] = {
@@ -38,22 +38,22 @@ def release(tiny_release: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "release"
     shutil.copytree(tiny_release, folder)
     metrics = json.loads((folder / "metrics.json").read_text())
-    (folder / "metrics.json").write_text(json.dumps(metrics | {"patients": BLOCK}))
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"subject_rule": BLOCK}))
     return folder
 
 
 @pytest.fixture
 def cells(tmp_path: Path) -> Path:
     """Three cells of "=1+1" and one of "b"."""
-    for person, numbers in {"=1+1": (0, 1, 2), "b": (3,)}.items():
-        (tmp_path / "cells" / person).mkdir(parents=True)
+    for subject, numbers in {"=1+1": (0, 1, 2), "b": (3,)}.items():
+        (tmp_path / "cells" / subject).mkdir(parents=True)
         for number in numbers:
             cell = draw_cell("ALL", subject=0, cell=number, size=64, background="black")
-            Image.fromarray(cell.image).save(tmp_path / "cells" / person / f"{number}.png")
+            Image.fromarray(cell.image).save(tmp_path / "cells" / subject / f"{number}.png")
     return tmp_path / "cells"
 
 
-def test_each_person_gets_a_line_and_a_reason(release: Path, cells: Path) -> None:
+def test_each_subject_gets_a_line_and_a_reason(release: Path, cells: Path) -> None:
     result = run("patient", release, cells)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
@@ -63,7 +63,7 @@ def test_each_person_gets_a_line_and_a_reason(release: Path, cells: Path) -> Non
     assert any(line.startswith("rule: mean logit of the cells, from at least 2 cells; wrong for 5%") for line in lines)
 
 
-def test_the_reason_of_many_persons_is_one_line(release: Path, cells: Path) -> None:
+def test_the_reason_of_many_subjects_is_one_line(release: Path, cells: Path) -> None:
     for number, name in enumerate(("c", "d"), start=4):
         (cells / name).mkdir()
         Image.fromarray(draw_cell("ALL", cell=number, size=64).image).save(cells / name / "0.png")
@@ -73,7 +73,7 @@ def test_the_reason_of_many_persons_is_one_line(release: Path, cells: Path) -> N
     ]
 
 
-def test_a_folder_of_pictures_is_one_person_of_its_name(release: Path, cells: Path) -> None:
+def test_a_folder_of_pictures_is_one_subject_of_its_name(release: Path, cells: Path) -> None:
     (cells / "=1+1" / "broken.png").write_text("no picture")
     result = run("patient", release, cells / "=1+1", "--json")
     assert result.exit_code == 1
@@ -84,7 +84,7 @@ def test_a_folder_of_pictures_is_one_person_of_its_name(release: Path, cells: Pa
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".parquet", ".xlsx"])
 def test_the_table_is_written_as_its_name_says(release: Path, cells: Path, tmp_path: Path, suffix: str) -> None:
-    out = tmp_path / f"persons{suffix}"
+    out = tmp_path / f"subjects{suffix}"
     result = run("patient", release, cells, "--output", out)
     assert result.exit_code == 0, result.output
     assert f"table: {out}" in result.stdout
@@ -104,23 +104,23 @@ def test_the_table_is_written_as_its_name_says(release: Path, cells: Path, tmp_p
     assert [row["subject"] for row in rows] == ["'=1+1" if suffix == ".csv" else "=1+1", "b"]
     assert [row["outcome"] for row in rows] == ["ALL", "too few cells"]
     assert all(row["notice"] == RESEARCH_NOTICE for row in rows)
-    assert not list(tmp_path.glob(".persons*"))
+    assert not list(tmp_path.glob(".subjects*"))
 
 
 def test_score_writes_the_same_prediction_by_subject(release: Path, cells: Path, tmp_path: Path) -> None:
-    out, persons = tmp_path / "cells.csv", tmp_path / "persons.xlsx"
+    out, subjects = tmp_path / "cells.csv", tmp_path / "subjects.xlsx"
     pattern = ("--subject_pattern", r"^(?P<subject>[^/]+)/")
-    result = run("score", release, "--input", cells, "--output", out, "--by_subject", persons, *pattern)
+    result = run("score", release, "--input", cells, "--output", out, "--by_subject", subjects, *pattern)
     assert result.exit_code == 0, result.output
     with out.open() as file:
         assert len(list(csv.DictReader(file))) == 4
-    head, *rows = load_workbook(persons).active.iter_rows(values_only=True)
+    head, *rows = load_workbook(subjects).active.iter_rows(values_only=True)
     scored = {row["subject"]: row for row in (dict(zip(head, row, strict=True)) for row in rows)}
     predicted = json.loads(run("patient", release, cells, "--json").stdout)
-    for person in predicted:
+    for subject in predicted:
         for key in ("outcome", "cells", "used", "refused", "abstained"):
-            assert scored[person["subject"]][key] == person[key]
-        assert scored[person["subject"]]["p_ALL"] == pytest.approx(person["p_ALL"], abs=1e-6)
+            assert scored[subject["subject"]][key] == subject[key]
+        assert scored[subject["subject"]]["p_ALL"] == pytest.approx(subject["p_ALL"], abs=1e-6)
     assert {"mean_p_ALL", "share_refused"} <= set(head)
 
 
@@ -137,7 +137,7 @@ def test_copies_count_once_in_the_table_by_subject(release: Path, cells: Path, t
 def test_copies_are_said_beside_the_json(release: Path, cells: Path, tmp_path: Path) -> None:
     shutil.copy(cells / "b" / "3.png", cells / "b" / "copy.png")
     result = run("patient", release, cells, "--json")
-    assert [person["cells"] for person in json.loads(result.stdout)] == [3, 1]
+    assert [subject["cells"] for subject in json.loads(result.stdout)] == [3, 1]
     assert "1 picture(s) are copies of others, pixel for pixel, and count once" in result.stderr
     flags = ("--subject_pattern", "(.*)/", "--output", tmp_path / "out.csv", "--by_subject", tmp_path / "subjects.csv")
     result = run("score", release, "--input", cells, *flags, "--json")
@@ -162,7 +162,7 @@ def test_one_picture_of_two_subjects_is_refused_by_subject(release: Path, cells:
 
 
 def test_a_table_without_subjects_makes_no_subject_of_its_folder(release: Path, cells: Path) -> None:
-    """Cells of two persons would become one subject, and a leukaemic one be reported normal."""
+    """Cells of two subjects would become one subject, and a leukaemic one be reported normal."""
     rows = "".join(f"{path.relative_to(cells.parent)}\n" for path in sorted(cells.rglob("*.png")))
     (cells.parent / "t.csv").write_text(f"file\n{rows}")
     result = run("patient", release, cells.parent / "t.csv")
@@ -200,13 +200,13 @@ def test_problems_end_in_one_line(tiny_release: Path, cells: Path, tmp_path: Pat
     assert result.stderr.startswith(f"error: {tmp_path / 'nowhere'}: no such folder or file")
     result = run("patient", tiny_release, cells)
     (line,) = result.stderr.splitlines()
-    assert "cannot predict for a subject: its metrics.json has no 'patients'" in line
+    assert "cannot predict for a subject: its metrics.json has no 'subject_rule'" in line
     result = run("patient", tiny_release, cells, "--output", tmp_path / "report.docx")
     assert "report.docx: is no kind of table or report written here; give a name that ends in" in result.stderr
 
 
-def test_a_table_that_cannot_be_written_leaves_the_persons_printed(release: Path, cells: Path, tmp_path: Path) -> None:
-    table = tmp_path / "file" / "patients.csv"
+def test_a_table_that_cannot_be_written_leaves_the_subjects_printed(release: Path, cells: Path, tmp_path: Path) -> None:
+    table = tmp_path / "file" / "subjects.csv"
     (tmp_path / "file").touch()
     result = run("patient", release, cells / "b", "--output", table)
     assert result.exit_code == 1 and "b: too few cells: 1 cells in use" in result.stdout
@@ -216,8 +216,8 @@ def test_a_table_that_cannot_be_written_leaves_the_persons_printed(release: Path
 def test_a_report_is_one_page_that_names_nobody(release: Path, cells: Path, tmp_path: Path) -> None:
     metrics = json.loads((release / "metrics.json").read_text())
     rate = {"right": 26, "of": 28, "low": 0.8, "high": 1.0}
-    measured = {"persons": 41, "auroc": {"value": 0.9, **rate}, "sensitivity": rate, "specificity": rate}
-    metrics["patients"]["measured"] |= measured
+    measured = {"subjects": 41, "auroc": {"value": 0.9, **rate}, "sensitivity": rate, "specificity": rate}
+    metrics["subject_rule"]["measured"] |= measured
     metrics["data"] = {"title": "C-NMC", "citation": "Gupta (2019).", "licence": "CC BY 3.0"}
     (release / "metrics.json").write_text(json.dumps(metrics))
     result = run("patient", release, cells / "=1+1", "--output", tmp_path / "new" / "report.html")
@@ -249,7 +249,7 @@ def test_a_report_is_one_page_that_names_nobody(release: Path, cells: Path, tmp_
     assert html.count("<figure") == 3 and 'class="map"' not in html and "Point at a cell" not in html
 
 
-def test_a_report_on_several_persons_is_refused(release: Path, cells: Path, tmp_path: Path) -> None:
+def test_a_report_on_several_subjects_is_refused(release: Path, cells: Path, tmp_path: Path) -> None:
     result = run("patient", release, cells, "--output", tmp_path / "report.html")
     assert result.exit_code == 1
     assert "2 subjects ('=1+1', 'b' …): a report is of one; give the folder" in " ".join(result.stderr.split())
@@ -267,7 +267,7 @@ def test_a_report_on_a_class_folder_is_refused(release: Path, cells: Path, tmp_p
 def test_a_report_that_cannot_be_written_is_one_line(release: Path, cells: Path, tmp_path: Path) -> None:
     metrics = json.loads((release / "metrics.json").read_text())
     rate = {"value": 0.9, "right": 9, "of": 10, "low": 0.8, "high": 1.0}
-    metrics["patients"]["measured"] |= {"persons": 41, "auroc": rate, "sensitivity": rate, "specificity": rate}
+    metrics["subject_rule"]["measured"] |= {"subjects": 41, "auroc": rate, "sensitivity": rate, "specificity": rate}
     metrics["data"] = {"title": "C-NMC"}
     (release / "metrics.json").write_text(json.dumps(metrics))
     (tmp_path / "file").touch()

@@ -21,7 +21,7 @@ def _cell(path: Path) -> None:
 
 @pytest.fixture
 def cnmc(tmp_path: Path) -> Path:
-    """Three cells of subject 1, and one each of H10 and h3, who are one person."""
+    """Three cells of subject 1, and one each of H10 and h3, who are one subject."""
     for frame in range(3):
         _cell(tmp_path / f"fold_0/all/UID_1_{frame}_1_all.bmp")
     _cell(tmp_path / "fold_0/hem/UID_H10_1_1_hem.bmp")

@@ -545,7 +545,7 @@ def test_hub_layout_with_class_labels_and_a_subject_column(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("nobody", [None, "", " ", "nan", "None", "NULL"])
 def test_a_hub_data_set_names_all_subjects_or_none(tmp_path: Path, nobody: str | None) -> None:
-    """Cells without a subject would train while the same person's cells are tested."""
+    """Cells without a subject would train while the same subject's cells are tested."""
     names = {"label": ["ALL", "HEM", "HEM"], "file_name": ["a.png", "b.png", "c.png"]}
     none = load_cells(_publish(tmp_path / "none", names | {"subject": [nobody] * 3}, datasets.Value("string")))
     assert none.train["subject"][:] == ["", "", ""]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +21,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data import images, pixel_cache, preprocessing
 from leukoscope.data.images import cell_area, open_image, pixel_hash
 from leukoscope.data.loading import load_cells
-from leukoscope.data.pixel_cache import CellsOnDemand, PixelRows, decode_cells, frame_cells
+from leukoscope.data.pixel_cache import PixelRows, decode_cells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import cache_root
 
@@ -250,47 +249,9 @@ def test_an_interrupted_decode_leaves_nothing_behind(cells: datasets.Dataset, mo
         decode_cells(cells, SMALL, "data")
     assert _files() == []
     pixels, *_ = decode_cells(cells, SMALL, "data")
-    assert np.array_equal(pixels, CellsOnDemand(cells, SMALL)[:])
+    expected = [SMALL.frame(picture) for picture in cells["image"]]
+    assert np.array_equal(pixels, expected)
     assert all(cell.max() > 0 for cell in pixels)
-
-
-# Decoded when asked for
-
-
-@pytest.mark.parametrize(
-    "index",
-    [2, -1, np.int64(3), slice(1, 4), slice(None, None, -2), np.array([5, 0, 0]), np.arange(6) % 2 == 0, slice(2, 2)],
-    ids=str,
-)
-def test_cells_on_demand_are_indexed_as_the_kept_ones(cells: datasets.Dataset, index: int | slice | np.ndarray) -> None:
-    kept, *_ = decode_cells(cells, SMALL, "data")
-    on_demand = CellsOnDemand(cells, SMALL)
-    assert (on_demand.shape, on_demand.dtype, len(on_demand)) == (kept.shape, kept.dtype, len(kept))
-    got = on_demand[index]
-    assert np.array_equal(got, kept[index])
-    assert (got.shape, got.dtype) == (kept[index].shape, kept.dtype)
-
-
-def test_without_keeping_nothing_is_written_and_the_cells_are_the_same(folder: Path) -> None:
-    data = load_cells("imagefolder", folder)
-    framed = frame_cells(data, SMALL, keep=False)
-    copy = pickle.loads(pickle.dumps(framed.pixels))  # as processes of a loader are given it
-    assert not cache_root().exists()
-    kept = frame_cells(data, SMALL)
-    assert (framed.row_of, framed.subjects) == (kept.row_of, kept.subjects)
-    for pixels in (framed.pixels, copy):
-        assert np.array_equal(pixels[:], kept.pixels)
-
-
-def test_a_damaged_cell_on_demand_is_named_with_the_way_out(folder: Path, cells: datasets.Dataset) -> None:
-    path = folder / "blast" / "3.png"
-    path.write_bytes(path.read_bytes()[:900])
-    on_demand, row = CellsOnDemand(cells, SMALL), cells["cell_id"][:].index("blast/3")
-    with pytest.raises(LeukoscopeError) as refused:
-        on_demand[np.array([0, row])]
-    assert str(refused.value).startswith(f"{path}: the image is damaged or cut short (")
-    assert str(refused.value).endswith("; or leave out --no_cache_images, and damaged cells are left out")
-    assert on_demand[0].max() > 0
 
 
 def test_a_cells_area_is_that_of_its_picture_however_it_is_framed(tmp_path: Path) -> None:
@@ -302,11 +263,10 @@ def test_a_cells_area_is_that_of_its_picture_however_it_is_framed(tmp_path: Path
         picture.save(tmp_path / label / "1.png")
     data = load_cells("imagefolder", tmp_path)
     black = replace(data, info=replace(data.info, background="black"))
-    kept, on_demand = (frame_cells(black, Preprocessing(32, 0.7), keep=keep) for keep in (True, False))
+    kept = frame_cells(black, Preprocessing(32, 0.7))
     rows = kept.rows(("HEM/1", "ALL/1"))
     assert kept.areas_of(rows) == pytest.approx([0.09, 0.36], abs=1e-3)
     assert kept.hashes_of(rows) == tuple(pixel_hash(open_image(tmp_path / c / "1.png")) for c in ("HEM", "ALL"))
-    assert np.array_equal(on_demand.areas_of(rows), kept.areas_of(rows))
 
 
 def test_rows_of_the_pixels_are_read_as_an_array_of_them_would_be() -> None:

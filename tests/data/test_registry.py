@@ -140,7 +140,7 @@ def test_other_names_are_not_cnmc_cells(name: str) -> None:
     assert CNMC_NAME.match(name) is None
 
 
-def test_subject_ids_of_one_person_are_joined_and_others_kept() -> None:
+def test_subject_ids_of_one_subject_are_joined_and_others_kept() -> None:
     cnmc = dataset_info("cnmc2019")
     assert {cnmc.canonical_subject(s) for s in ("51", "55", "75", "78")} == {"51"}
     assert cnmc.canonical_subject("h3") == cnmc.canonical_subject("H10") == "H10"

@@ -53,8 +53,8 @@ def _loaded(rows: Sequence[tuple[str, str, str]], fingerprint: str = "f" * 64) -
     return LoadedCells(dataset_info("cnmc2019"), datasets.DatasetDict(train=_table(rows)), fingerprint)
 
 
-def _patients(per_class: int, seed: int = 0, folds: int = 1) -> list[tuple[str, str, str]]:
-    """Cells of patients as uneven as real ones: between 4 and 40 a patient, shuffled."""
+def _subjects(per_class: int, seed: int = 0, folds: int = 1) -> list[tuple[str, str, str]]:
+    """Cells of subjects as uneven as real ones: between 4 and 40 a subject, shuffled."""
     dice = np.random.default_rng(seed)
     rows = [
         (label, f"{label}{n}", f"fold_{n % folds}")
@@ -66,8 +66,8 @@ def _patients(per_class: int, seed: int = 0, folds: int = 1) -> list[tuple[str, 
 
 
 @pytest.fixture(scope="module")
-def patients() -> LoadedCells:
-    return _loaded(_patients(per_class=14))
+def subjects() -> LoadedCells:
+    return _loaded(_subjects(per_class=14))
 
 
 def _groups_by_side(split: Split, data: LoadedCells) -> list[set[str]]:
@@ -87,7 +87,7 @@ def _share_of_blasts(cells: Sequence[str], data: LoadedCells) -> float:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_subject_split_is_disjoint_stratified_and_about_70_15_15(seed: int) -> None:
-    data = _loaded(_patients(per_class=14, seed=seed))
+    data = _loaded(_subjects(per_class=14, seed=seed))
     split = make_split(data, "subject", seed=seed)
     _assert_groups_disjoint(split, data)
     assert sorted(split.train + split.validation + split.test) == sorted(data.train["cell_id"])
@@ -99,7 +99,7 @@ def test_subject_split_is_disjoint_stratified_and_about_70_15_15(seed: int) -> N
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_cross_validation_tests_every_cell_exactly_once(seed: int) -> None:
-    data = _loaded(_patients(per_class=9, seed=seed))
+    data = _loaded(_subjects(per_class=9, seed=seed))
     splits = [make_split(data, "subject-cv", seed=seed, fold=k, num_folds=4, validation=False) for k in range(4)]
     tested = Counter(cell for split in splits for cell in split.test)
     assert tested == Counter(data.train["cell_id"])
@@ -111,39 +111,39 @@ def test_cross_validation_tests_every_cell_exactly_once(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_validation_is_taken_from_the_training_side_by_subject(patients: LoadedCells, seed: int) -> None:
+def test_validation_is_taken_from_the_training_side_by_subject(subjects: LoadedCells, seed: int) -> None:
     options = {"seed": seed, "fold": 1, "num_folds": 2}
-    without = make_split(patients, "subject-cv", **options, validation=False)
-    split = make_split(patients, "subject-cv", **options)
-    _assert_groups_disjoint(split, patients)
+    without = make_split(subjects, "subject-cv", **options, validation=False)
+    split = make_split(subjects, "subject-cv", **options)
+    _assert_groups_disjoint(split, subjects)
     assert split.test == without.test
     assert sorted(split.train + split.validation) == sorted(without.train)
     assert 0.08 < len(split.validation) / len(without.train) < 0.28
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_random_split_is_70_15_15_by_image_and_stratified(patients: LoadedCells, seed: int) -> None:
-    split = make_split(patients, "random", seed=seed)
+def test_random_split_is_70_15_15_by_image_and_stratified(subjects: LoadedCells, seed: int) -> None:
+    split = make_split(subjects, "random", seed=seed)
     assert split.group == "cell"
     sizes = np.array([len(getattr(split, side)) for side in SIDES])
-    assert sizes.sum() == len(patients.train)
-    assert np.abs(sizes - len(patients.train) * np.array([0.70, 0.15, 0.15])).max() <= 1
-    whole = _share_of_blasts(patients.train["cell_id"], patients)
-    assert [_share_of_blasts(getattr(split, side), patients) for side in SIDES] == pytest.approx([whole] * 3, abs=0.01)
-    subjects = dict(zip(patients.train["cell_id"], patients.train["subject"], strict=True))
-    assert {subjects[c] for c in split.train} & {subjects[c] for c in split.test}, "patients do stand on both sides"
+    assert sizes.sum() == len(subjects.train)
+    assert np.abs(sizes - len(subjects.train) * np.array([0.70, 0.15, 0.15])).max() <= 1
+    whole = _share_of_blasts(subjects.train["cell_id"], subjects)
+    assert [_share_of_blasts(getattr(split, side), subjects) for side in SIDES] == pytest.approx([whole] * 3, abs=0.01)
+    subject_of = dict(zip(subjects.train["cell_id"], subjects.train["subject"], strict=True))
+    assert {subject_of[c] for c in split.train} & {subject_of[c] for c in split.test}, "subjects do stand on both sides"
 
 
-def test_the_seed_draws_another_test_side_of_uneven_patients() -> None:
-    data = _loaded(_patients(per_class=14))
+def test_the_seed_draws_another_test_side_of_uneven_subjects() -> None:
+    data = _loaded(_subjects(per_class=14))
     sides = {make_split(data, "subject", seed=seed).test for seed in range(10)}
     assert len(sides) >= 5
 
 
 def test_no_subject_owns_the_test_side_where_it_need_not() -> None:
-    """One patient with a fifth of all cells: seven folds of equal size would leave their fold to them."""
+    """One subject with a fifth of all cells: seven folds of equal size would leave their fold to them."""
     large = [("HEM", "H-large", "")] * 300
-    data = _loaded([*_patients(per_class=14), *large])
+    data = _loaded([*_subjects(per_class=14), *large])
     for seed in range(10):
         split = make_split(data, "subject", seed=seed)
         subjects = groups_of(data, "subject")
@@ -153,7 +153,7 @@ def test_no_subject_owns_the_test_side_where_it_need_not() -> None:
 
 
 def test_a_subject_that_owns_the_test_side_is_named() -> None:
-    """With two patients a class, one of each is tested, and one of them brings nearly all cells."""
+    """With two subjects a class, one of each is tested, and one of them brings nearly all cells."""
     rows = [("ALL", "A1", ""), *[("ALL", "A2", "")] * 90, *[("HEM", "H1", "")] * 5, *[("HEM", "H2", "")] * 5]
     notes = [
         make_split(_loaded(rows), "subject-cv", seed=0, fold=fold, num_folds=2, validation=False).notes
@@ -164,7 +164,7 @@ def test_a_subject_that_owns_the_test_side_is_named() -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_fold_tests_as_many_subjects_of_a_class_as_any_other(seed: int) -> None:
-    data = _loaded(_patients(per_class=13, seed=seed))
+    data = _loaded(_subjects(per_class=13, seed=seed))
     label_of = dict(zip(data.train["subject"], data.train["label"], strict=True))
     subjects = groups_of(data, "subject")
     for label in (0, 1):
@@ -181,14 +181,14 @@ def test_every_fold_tests_as_many_subjects_of_a_class_as_any_other(seed: int) ->
         assert max(counts) - min(counts) <= 1
 
 
-def test_folds_by_image_test_every_cell_once_and_are_stratified(patients: LoadedCells) -> None:
-    labels = dict(zip(patients.train["cell_id"][:], patients.train["label"][:], strict=True))
-    folds = [make_split(patients, "random-cv", fold=fold, num_folds=4) for fold in range(4)]
+def test_folds_by_image_test_every_cell_once_and_are_stratified(subjects: LoadedCells) -> None:
+    labels = dict(zip(subjects.train["cell_id"][:], subjects.train["label"][:], strict=True))
+    folds = [make_split(subjects, "random-cv", fold=fold, num_folds=4) for fold in range(4)]
     assert sorted(cell for split in folds for cell in split.test) == sorted(labels)
     for split in folds:
         assert split.group == "cell" and len(split.validation) == pytest.approx(len(labels) / 8, abs=2)
         assert np.mean([labels[cell] for cell in split.test]) == pytest.approx(np.mean(list(labels.values())), abs=0.02)
-    assert make_split(patients, "random-cv", validation=False).validation == ()
+    assert make_split(subjects, "random-cv", validation=False).validation == ()
     with pytest.raises(LeukoscopeError, match=r"^--num_folds 5: a class has 1 cells; give at most as many folds, or "):
         make_split(_loaded([("ALL", "1", "")] * 6 + [("HEM", "H1", "")]), "random-cv")
 
@@ -201,9 +201,9 @@ def test_the_seed_decides_among_equals(strategy: str) -> None:
     assert first.fingerprint != other.fingerprint
 
 
-def test_all_trains_on_every_cell_and_tests_none(patients: LoadedCells) -> None:
-    split = make_split(patients, "all")
-    assert split.train == tuple(patients.train["cell_id"])
+def test_all_trains_on_every_cell_and_tests_none(subjects: LoadedCells) -> None:
+    split = make_split(subjects, "all")
+    assert split.train == tuple(subjects.train["cell_id"])
     assert split.validation == split.test == ()
 
 
@@ -228,7 +228,7 @@ def test_a_class_of_one_subject_cannot_be_cross_validated(phantom_data: LoadedCe
 
 
 def test_official_split_uses_the_publishers_folds() -> None:
-    data = _loaded(_patients(per_class=12, folds=3))
+    data = _loaded(_subjects(per_class=12, folds=3))
     split = make_split(data, "official", train_folds=["fold_0", "fold_2"], test_folds=["fold_1"], validation=False)
     fold_of = dict(zip(data.train["cell_id"], data.train["fold"], strict=True))
     assert {fold_of[cell] for cell in split.train} == {"fold_0", "fold_2"}
@@ -238,7 +238,7 @@ def test_official_split_uses_the_publishers_folds() -> None:
 
 
 def _with_one_subject_in_both_folds() -> LoadedCells:
-    return _loaded([*_patients(per_class=16, folds=2), *[("ALL", "ALL0", "fold_1")] * 3])
+    return _loaded([*_subjects(per_class=16, folds=2), *[("ALL", "ALL0", "fold_1")] * 3])
 
 
 def test_official_split_leaves_out_of_training_who_is_tested_and_says_so() -> None:
@@ -261,18 +261,18 @@ def test_the_note_counts_cells_left_out_on_whichever_side_they_fell(seed: int) -
     assert split.notes == (f"{left_out} training cells left out: subject ALL0 is also tested",)
 
 
-def test_official_folds_that_leave_nothing_to_train_on_are_refused(patients: LoadedCells) -> None:
+def test_official_folds_that_leave_nothing_to_train_on_are_refused(subjects: LoadedCells) -> None:
     with pytest.raises(
         LeukoscopeError, match=r"^fold_0 → fold_0: no training cell is left, because each one's subject"
     ):
-        make_split(patients, "official", train_folds=("fold_0",), test_folds=("fold_0",))
+        make_split(subjects, "official", train_folds=("fold_0",), test_folds=("fold_0",))
 
 
-def test_preliminary_test_takes_part_only_where_it_is_named(patients: LoadedCells) -> None:
+def test_preliminary_test_takes_part_only_where_it_is_named(subjects: LoadedCells) -> None:
     prelim = _table([("ALL", "A99", PRELIMINARY_TEST), ("HEM", "H99", PRELIMINARY_TEST)])
     prelim = prelim.remove_columns("cell_id").add_column("cell_id", ["prelim-1", "prelim-2"])
-    prelim = prelim.select_columns(patients.train.column_names).cast(patients.train.features)
-    data = replace(patients, cells=datasets.DatasetDict(train=patients.train, preliminary_test=prelim))
+    prelim = prelim.select_columns(subjects.train.column_names).cast(subjects.train.features)
+    data = replace(subjects, cells=datasets.DatasetDict(train=subjects.train, preliminary_test=prelim))
     for strategy in ("subject", "random", "all"):
         split = make_split(data, strategy)
         assert not {"prelim-1", "prelim-2"} & {*split.train, *split.validation, *split.test}, strategy
@@ -280,9 +280,9 @@ def test_preliminary_test_takes_part_only_where_it_is_named(patients: LoadedCell
     assert split.test == ("prelim-1", "prelim-2")
 
 
-def test_unknown_fold_is_refused_with_the_known_ones(patients: LoadedCells) -> None:
+def test_unknown_fold_is_refused_with_the_known_ones(subjects: LoadedCells) -> None:
     with pytest.raises(LeukoscopeError, match="^official fold 'fold_7': not in the data, which has fold_0$"):
-        make_split(patients, "official", train_folds=["fold_7"])
+        make_split(subjects, "official", train_folds=["fold_7"])
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +290,7 @@ def real_cnmc(real_data: Path) -> LoadedCells:
     return load_cells("cnmc2019", real_data / "cnmc2019" / "C-NMC_Leukemia")
 
 
-def test_real_seeds_test_other_patients(real_cnmc: LoadedCells) -> None:
+def test_real_seeds_test_other_subjects(real_cnmc: LoadedCells) -> None:
     subjects = groups_of(real_cnmc, "subject")
     splits = [make_split(real_cnmc, "subject", seed=seed) for seed in range(10)]
     assert len({split.test for split in splits}) >= 5
@@ -299,7 +299,7 @@ def test_real_seeds_test_other_patients(real_cnmc: LoadedCells) -> None:
         assert cells <= 0.4 * len(split.test)
 
 
-def test_real_official_folds_lose_the_persons_they_share(real_cnmc: LoadedCells) -> None:
+def test_real_official_folds_lose_the_subjects_they_share(real_cnmc: LoadedCells) -> None:
     # As published, fold_0 has 3,527 cells; 627 of them show subjects whose other cells fold_1 holds.
     split = make_split(real_cnmc, "official", validation=False)
     assert (len(split.train), len(split.test)) == (3527 - 627, 3581)
@@ -387,9 +387,9 @@ def test_too_few_blocks_are_refused(tmp_path: Path) -> None:
 # What cannot be split
 
 
-def test_unknown_strategy_is_refused_with_the_known_ones(patients: LoadedCells) -> None:
+def test_unknown_strategy_is_refused_with_the_known_ones(subjects: LoadedCells) -> None:
     with pytest.raises(LeukoscopeError) as refused:
-        make_split(patients, "patient")
+        make_split(subjects, "patient")
     assert str(refused.value) == f"--split patient: unknown; choose one of {', '.join(STRATEGIES)}"
 
 
@@ -418,7 +418,7 @@ def test_the_flag_that_names_subjects_is_that_of_the_data_s_source(name: str, ad
 
 
 def test_too_few_subjects_of_a_class_are_refused() -> None:
-    data = _loaded([*_patients(per_class=10), *[("ALL", "ALL77", "fold_0")]])
+    data = _loaded([*_subjects(per_class=10), *[("ALL", "ALL77", "fold_0")]])
     with pytest.raises(LeukoscopeError) as refused:
         make_split(data, "subject-cv", num_folds=11)
     assert str(refused.value) == (
@@ -430,12 +430,12 @@ def test_too_few_subjects_of_a_class_are_refused() -> None:
 def test_too_few_subjects_for_a_validation_side_advises_doing_without() -> None:
     # Ten subjects a class: five train in two folds, one fewer than validation needs. Fewer folds would not help.
     with pytest.raises(LeukoscopeError) as refused:
-        make_split(_loaded(_patients(per_class=10)), "subject-cv", num_folds=2)
+        make_split(_loaded(_subjects(per_class=10)), "subject-cv", num_folds=2)
     assert str(refused.value).endswith(
         "fewer than the 6 folds needed; "
         "use --split subject-cv or official with --no_validation, or gather more subjects"
     )
-    assert make_split(_loaded(_patients(per_class=10)), "subject-cv", num_folds=2, validation=False).test
+    assert make_split(_loaded(_subjects(per_class=10)), "subject-cv", num_folds=2, validation=False).test
 
 
 def test_a_class_of_few_cells_cannot_be_dealt_out_at_random() -> None:
@@ -445,23 +445,23 @@ def test_a_class_of_few_cells_cannot_be_dealt_out_at_random() -> None:
 
 
 @pytest.mark.parametrize("fold", [-1, 5])
-def test_fold_numbers_outside_the_folds_are_refused(patients: LoadedCells, fold: int) -> None:
+def test_fold_numbers_outside_the_folds_are_refused(subjects: LoadedCells, fold: int) -> None:
     with pytest.raises(LeukoscopeError, match=rf"^--fold {fold}: there are folds 0 to 4 with --num_folds 5$"):
-        make_split(patients, "subject-cv", fold=fold)
+        make_split(subjects, "subject-cv", fold=fold)
 
 
 @pytest.mark.parametrize("num_folds", [0, 1])
-def test_fewer_than_two_folds_are_refused(patients: LoadedCells, num_folds: int) -> None:
+def test_fewer_than_two_folds_are_refused(subjects: LoadedCells, num_folds: int) -> None:
     with pytest.raises(LeukoscopeError, match=rf"^--num_folds {num_folds}: give 2 or more$"):
-        make_split(patients, "subject-cv", num_folds=num_folds)
+        make_split(subjects, "subject-cv", num_folds=num_folds)
 
 
 # split.json
 
 
 @pytest.fixture
-def saved(patients: LoadedCells, tmp_path: Path) -> Path:
-    make_split(patients, "subject", seed=3).save(tmp_path / "split.json")
+def saved(subjects: LoadedCells, tmp_path: Path) -> Path:
+    make_split(subjects, "subject", seed=3).save(tmp_path / "split.json")
     return tmp_path / "split.json"
 
 
@@ -475,75 +475,75 @@ def _refused(path: Path, data: LoadedCells) -> str:
     return str(refused.value)
 
 
-def test_split_survives_the_round_trip(patients: LoadedCells, saved: Path) -> None:
-    assert load_split(saved, patients) == make_split(patients, "subject", seed=3)
+def test_split_survives_the_round_trip(subjects: LoadedCells, saved: Path) -> None:
+    assert load_split(saved, subjects) == make_split(subjects, "subject", seed=3)
     assert [p.name for p in saved.parent.glob("split*")] == ["split.json"], "nothing is left beside it"
 
 
-def test_split_of_other_data_is_refused(patients: LoadedCells, saved: Path) -> None:
-    message = _refused(saved, replace(patients, fingerprint="0" * 64))
+def test_split_of_other_data_is_refused(subjects: LoadedCells, saved: Path) -> None:
+    message = _refused(saved, replace(subjects, fingerprint="0" * 64))
     assert message == (
         f"--split_file {saved}: was drawn from other data (fingerprint {'f' * 12}, these cells are {'0' * 12}); "
         "use the data it was made from, or draw a new split with --split"
     )
 
 
-def test_hand_edited_overlap_is_refused(patients: LoadedCells, saved: Path) -> None:
+def test_hand_edited_overlap_is_refused(subjects: LoadedCells, saved: Path) -> None:
     fields = json.loads(saved.read_text())
     moved = fields["test"][0]
     _edit(saved, train=[*fields["train"], moved])
-    message = _refused(saved, patients)
-    subject = groups_of(patients, "subject")[moved]
+    message = _refused(saved, subjects)
+    subject = groups_of(subjects, "subject")[moved]
     assert message.startswith(f"split: subject {subject} is on both the train and the test side (cell ")
     assert message.endswith("figures from it would be inflated; draw a new split with --split")
 
 
-def test_one_cell_of_a_tested_subject_is_overlap_even_when_no_cell_is_twice(patients: LoadedCells, saved: Path) -> None:
+def test_one_cell_of_a_tested_subject_is_overlap_even_when_no_cell_is_twice(subjects: LoadedCells, saved: Path) -> None:
     fields = json.loads(saved.read_text())
     _edit(saved, train=[*fields["train"], fields["test"][0]], test=fields["test"][1:])
-    assert "is on both the train and the test side" in _refused(saved, patients)
+    assert "is on both the train and the test side" in _refused(saved, subjects)
 
 
-def test_split_naming_unknown_cells_is_refused(patients: LoadedCells, saved: Path) -> None:
+def test_split_naming_unknown_cells_is_refused(subjects: LoadedCells, saved: Path) -> None:
     _edit(saved, test=["cell-9999"])
-    assert _refused(saved, patients) == "split: cell cell-9999 is not in the data; draw a new split with --split"
+    assert _refused(saved, subjects) == "split: cell cell-9999 is not in the data; draw a new split with --split"
 
 
-def test_split_disjoint_by_an_unknown_unit_is_refused(patients: LoadedCells, saved: Path) -> None:
+def test_split_disjoint_by_an_unknown_unit_is_refused(subjects: LoadedCells, saved: Path) -> None:
     _edit(saved, group="person")
     assert (
-        _refused(saved, patients) == f"--split_file {saved}: group 'person' is unknown; draw a new split with --split"
+        _refused(saved, subjects) == f"--split_file {saved}: group 'person' is unknown; draw a new split with --split"
     )
 
 
 @pytest.mark.parametrize("content", ["", "not json", "[1, 2]", '{"train": []}', '{"strategy": "subject", "cells": []}'])
-def test_files_that_are_no_split_are_refused(patients: LoadedCells, tmp_path: Path, content: str) -> None:
+def test_files_that_are_no_split_are_refused(subjects: LoadedCells, tmp_path: Path, content: str) -> None:
     path = tmp_path / "notes.json"
     path.write_text(content)
-    assert _refused(path, patients).startswith(f"--split_file {path}: not a split.json written by Leukoscope (")
+    assert _refused(path, subjects).startswith(f"--split_file {path}: not a split.json written by Leukoscope (")
 
 
 @pytest.mark.parametrize("wrong", [{"train": None}, {"test": [["a"]]}, {"data_fingerprint": 5}])
 def test_a_split_whose_cells_are_no_text_is_refused(
-    patients: LoadedCells, saved: Path, wrong: dict[str, object]
+    subjects: LoadedCells, saved: Path, wrong: dict[str, object]
 ) -> None:
     _edit(saved, **wrong)
-    assert _refused(saved, patients).startswith(f"--split_file {saved}: not a split.json written by Leukoscope (")
+    assert _refused(saved, subjects).startswith(f"--split_file {saved}: not a split.json written by Leukoscope (")
 
 
-def test_binary_file_is_no_split(patients: LoadedCells, tmp_path: Path) -> None:
+def test_binary_file_is_no_split(subjects: LoadedCells, tmp_path: Path) -> None:
     path = tmp_path / "weights.json"
     path.write_bytes(b"\xff\xfe\x00\x81")
-    assert "not a split.json written by Leukoscope" in _refused(path, patients)
+    assert "not a split.json written by Leukoscope" in _refused(path, subjects)
 
 
-def test_missing_split_file_and_folder_are_refused(patients: LoadedCells, tmp_path: Path) -> None:
+def test_missing_split_file_and_folder_are_refused(subjects: LoadedCells, tmp_path: Path) -> None:
     missing = tmp_path / "none.json"
-    assert _refused(missing, patients) == (
+    assert _refused(missing, subjects) == (
         f"--split_file {missing}: cannot be read (No such file or directory); give a split.json"
     )
     assert (
-        _refused(tmp_path, patients) == f"--split_file {tmp_path}: cannot be read (Is a directory); give a split.json"
+        _refused(tmp_path, subjects) == f"--split_file {tmp_path}: cannot be read (Is a directory); give a split.json"
     )
 
 
@@ -586,7 +586,7 @@ def test_a_data_sets_own_splits_are_the_default_and_taken_cell_for_cell() -> Non
     fold_of = dict(zip(data.train["cell_id"][:], data.train["fold"][:], strict=True))
     for side in ("train", "validation", "test"):
         assert set(getattr(split, side)) == {cell for cell, fold in fold_of.items() if fold == side}
-    assert make_split(_loaded(_patients(8)), None).strategy == "subject", "without splits of its own"
+    assert make_split(_loaded(_subjects(8)), None).strategy == "subject", "without splits of its own"
 
 
 def test_a_subject_on_two_sides_of_the_given_splits_is_named_and_nothing_is_left_out() -> None:
@@ -620,7 +620,7 @@ def test_without_subjects_validation_is_set_apart_by_image() -> None:
     assert split.detail == "the data set's own splits, 15% of train set apart for validation by image"
 
 
-def test_given_splits_are_refused_where_there_are_none(patients: LoadedCells) -> None:
+def test_given_splits_are_refused_where_there_are_none(subjects: LoadedCells) -> None:
     problem = "--split given: .* has no splits of its own called train, validation and test; choose another --split"
     with pytest.raises(LeukoscopeError, match=problem):
-        make_split(patients, "given")
+        make_split(subjects, "given")

@@ -122,9 +122,9 @@ def test_an_assessed_release_carries_its_evidence_and_ends_in_the_same_place_aga
     # One temperature cannot make confidences between .9 and .999 equal, so some error is left.
     assert metrics["calibration"]["after"]["ece"] < 0.7 * metrics["calibration"]["before"]["ece"]
     assert metrics["evaluations"][0]["shortcut_baselines"].keys() >= {"size", "mean colour"}
-    patients = metrics["patients"]
-    alone = patients["measured"]["auroc"]["value"] - patients["size_only"]["auroc"]["value"]
-    assert patients["size_only"]["difference"]["difference"] == pytest.approx(alone, abs=1e-5)
+    rule = metrics["subject_rule"]
+    alone = rule["measured"]["auroc"]["value"] - rule["size_only"]["auroc"]["value"]
+    assert rule["size_only"]["difference"]["difference"] == pytest.approx(alone, abs=1e-5)
     wide = metrics["evaluations"][0]["intervals"]
     assert wide["by_subject"]["accuracy"]["low"] < metrics["evaluations"][0]["metrics"]["accuracy"]
 
@@ -149,7 +149,7 @@ def test_an_assessed_release_carries_its_evidence_and_ends_in_the_same_place_aga
         assert torch.allclose(again.network(picture), once, atol=1e-6), "assessing twice folds it in once"
 
 
-def test_an_evaluation_of_persons_with_cells_of_both_classes_has_intervals_without_simulated_coverage(
+def test_an_evaluation_of_subjects_with_cells_of_both_classes_has_intervals_without_simulated_coverage(
     cells: FramedCells,
 ) -> None:
     block = {"name": "subject_cv", "estimates": "x", "split": {"disjoint_by": "subject"}}

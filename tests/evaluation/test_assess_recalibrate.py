@@ -42,7 +42,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     recipe = replace(get_recipe("densenet121"), block_config=(2, 2, 2, 2))
     metrics = {
-        "schema_version": 2,
+        "schema_version": 3,
         "positive_label": "ALL",
         "labels": ["ALL", "HEM"],
         "data": {"name": "cnmc2019", "fingerprint": "0" * 64},

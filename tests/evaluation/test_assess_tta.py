@@ -19,7 +19,7 @@ from leukoscope.models.release import load_release
 
 @pytest.fixture(scope="module")
 def cells(tiny_release: Path, phantom_data: LoadedCells) -> FramedCells:
-    return frame_cells(phantom_data, load_release(tiny_release).preprocessing, keep=False)
+    return frame_cells(phantom_data, load_release(tiny_release).preprocessing)
 
 
 @pytest.fixture(scope="module")

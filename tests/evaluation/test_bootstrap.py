@@ -1,4 +1,4 @@
-"""Intervals must cover what they promise, tell patients from cells, and agree with the plain definitions."""
+"""Intervals must cover what they promise, tell subjects from cells, and agree with the plain definitions."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_naive_intervals_are_narrower_where_a_subject_s_cells_agree():
         assert width(by_subject[key]) > 2 * width(by_cell[key]), key
 
 
-def test_both_intervals_agree_where_every_cell_is_a_patient_of_its_own():
+def test_both_intervals_agree_where_every_cell_is_a_subject_of_its_own():
     predictions = clustered(subjects=400, cells=1)
     by_subject, by_cell = subject_intervals(predictions, samples=1000), cell_intervals(predictions, samples=1000)
     for key in by_cell:

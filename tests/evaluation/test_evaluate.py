@@ -198,7 +198,7 @@ def test_training_cells_under_another_data_set_s_name_are_no_test(everything, tm
     )
 
 
-def test_known_aliases_are_one_person(everything):
+def test_known_aliases_are_one_subject(everything):
     predictions = predictions_for(everything)
     named = replace(predictions, subjects=tuple("78" for _ in predictions.subjects))
     cnmc = replace(everything, data=replace(everything.data, info=dataset_info("cnmc2019")))

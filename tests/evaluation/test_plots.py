@@ -16,7 +16,6 @@ from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.plots import (
     SampleCell,
     confusion_plot,
-    curves_plot,
     interval_plot,
     network_plot,
     reliability_diagram,
@@ -25,7 +24,6 @@ from leukoscope.evaluation.plots import (
     samples_plot,
     save_plot,
     subject_strip,
-    subjects_curve,
 )
 from leukoscope.evaluation.thresholds import decision_block
 
@@ -107,18 +105,6 @@ def test_long_names_of_predicted_classes_are_slanted():
     } == {0}
 
 
-def test_the_curve_of_persons_says_what_is_dashed_and_how_sure_its_auroc_is():
-    row = {"persons": 41, "auroc": 0.8, "balanced_accuracy": 0.7, "balanced_accuracy_all_cells": 0.87}
-    block = {
-        "curve": [{"cells": 1} | row, {"cells": 20} | row],
-        "least_cells": 20,
-        "measured": {"persons": 41, "auroc": {"value": 0.92, "low": 0.761, "high": 1.0}},
-    }
-    found = texts(subjects_curve(block))
-    assert "AUROC of all 41 subjects with all their cells: 0.920 (0.761–1.000)" in found
-    assert any("dashed: balanced accuracy with all their cells" in text for text in found)
-
-
 def test_the_confusion_matrix_says_cells_and_shares():
     found = texts(confusion_plot([[90, 10], [1500, 500]], ["ALL", "HEM"]))
     assert {"90\n90%", "10\n10%", "1,500\n75%", "500\n25%"} <= set(found)
@@ -140,28 +126,6 @@ def test_plots_save_without_a_screen(classes):
 
 def test_a_dollar_in_a_label_is_no_formula(tmp_path):
     assert save_plot(confusion_plot([[3, 1], [0, 2]], [r"$\foo$", "x"]), tmp_path / "plot.png").is_file()
-
-
-EPOCHS = [
-    {"epoch": 1.0, "train_loss": 0.7, "val_loss": 0.6, "val_balanced_accuracy": 0.5},
-    {"epoch": 2.0, "train_loss": 0.4, "val_loss": 0.5, "val_balanced_accuracy": 0.8},
-    {"epoch": 3.0, "train_loss": 0.2, "val_balanced_accuracy": 0.7},
-]
-
-
-def test_curves_show_what_was_recorded_and_the_epoch_kept():
-    loss, accuracy = curves_plot(EPOCHS, kept_epoch=2).axes
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in loss.lines}
-    assert drawn["training"] == [[1, 0.7], [2, 0.4], [3, 0.2]]
-    assert drawn["validation"] == [[1, 0.6], [2, 0.5]], "an epoch without the figure has no point"
-    assert drawn["epoch 2: kept"] == [[2, 0], [2, 1]]
-    labels = [line.get_label() for line in accuracy.lines]
-    assert labels == ["validation, balanced over classes", "epoch 2: kept"], "a column that is missing is not drawn"
-
-
-def test_a_run_without_validation_has_one_panel():
-    (loss,) = curves_plot([{"epoch": 1.0, "train_loss": 0.7}], kept_epoch=1).axes
-    assert loss.get_ylabel() == "loss"
 
 
 def test_the_network_table_holds_every_stage():

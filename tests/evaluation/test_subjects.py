@@ -25,7 +25,7 @@ SCHEMA = json.loads((ROOT / "src/leukoscope/models/metrics.schema.json").read_te
 
 CURVE_ROW = (
     "cells",
-    "persons",
+    "subjects",
     "auroc",
     "sensitivity",
     "specificity",
@@ -63,7 +63,7 @@ def test_the_block_holds_what_the_schema_asks_and_says_who_is_wrong() -> None:
     logits["HEM3"] += 5.0  # on the other side
     block = subject_rule_block(_predictions(logits), "ALL", temperature=2.0)
 
-    validator = Draft202012Validator({**SCHEMA["properties"]["patients"], "$defs": SCHEMA["$defs"]})
+    validator = Draft202012Validator({**SCHEMA["properties"]["subject_rule"], "$defs": SCHEMA["$defs"]})
     assert not list(validator.iter_errors(json.loads(json.dumps(block))))
     assert block["wrong"] == ["HEM3"]
     assert block["subjects"]["HEM3"]["called"] == "ALL"
@@ -86,7 +86,7 @@ def test_choosing_and_fitting_on_the_tested_subjects_would_look_better(monkeypat
             _made_subjects(0.0, subjects=5, between=1.0, seed=seed)
         )  # nothing tells the classes apart
         block = subject_rule_block(predictions, "ALL")
-        judged = measure_subject_rule(predictions, {"patients": block})
+        judged = measure_subject_rule(predictions, {"subject_rule": block})
         assert judged is not None
         called = [(one["label"], one["called"]) for one in judged["subjects"].values()]
         flattered.append(np.mean([label == given for label, given in called]))  # as many subjects of each class
@@ -154,14 +154,14 @@ def test_size_alone_is_measured_by_the_same_rule_on_the_same_subjects() -> None:
     found = alone["difference"]
     assert found["difference"] == pytest.approx(block["measured"]["auroc"]["value"] - own["auroc"]["value"])
     assert found["low"] <= found["difference"] <= found["high"] and found["difference"] > 0
-    validator = Draft202012Validator({**SCHEMA["properties"]["patients"], "$defs": SCHEMA["$defs"]})
+    validator = Draft202012Validator({**SCHEMA["properties"]["subject_rule"], "$defs": SCHEMA["$defs"]})
     assert not list(validator.iter_errors(json.loads(json.dumps(block))))
     assert "size_only" not in subject_rule_block(predictions, "ALL")
 
 
 def test_of_nobody_there_is_no_share() -> None:
     block = subject_rule_block(_predictions(_made_subjects(2.0)), "ALL") | {"least_cells": 99}
-    judged = measure_subject_rule(_predictions(_made_subjects(2.0)), {"patients": block})
+    judged = measure_subject_rule(_predictions(_made_subjects(2.0)), {"subject_rule": block})
     assert judged is not None and judged["given_a_class"] == 0
     nothing = {"share": None, "low": None, "high": None, "right": 0, "of": 0}
     assert judged["sensitivity"] == judged["specificity"] == nothing
@@ -187,7 +187,7 @@ def test_subjects_with_too_few_cells_are_left_out_of_the_curve_and_get_no_class(
     logits = _made_subjects(0.7, cells=60, between=0.1)
     logits["ALL0"] = logits["ALL0"][:2]
     block = subject_rule_block(_predictions(logits), "ALL")
-    assert [row["persons"] for row in block["curve"]] == [12, 11, 11, 11, 11, 11]
+    assert [row["subjects"] for row in block["curve"]] == [12, 11, 11, 11, 11, 11]
     assert block["least_cells"] > 2
     assert block["subjects"]["ALL0"]["outcome"] == "too few cells"
     assert block["measured"]["too_few_cells"] == 1
@@ -229,9 +229,9 @@ def test_a_release_judges_subjects_by_its_own_rule() -> None:
     rule = {"pooling": "mean", "coefficients": [1.0], "intercept": 0.0}
     block = {"positive_label": "ALL", "rule": rule, "least_cells": 3, "measured": {"error_rate": {}}}
     logits = {"ALL0": np.full(5, 2.0), "ALL1": np.full(5, -2.0), "ALL2": np.full(2, 2.0), "HEM0": np.full(5, -1.0)}
-    judged = measure_subject_rule(_predictions(logits), {"patients": block})
+    judged = measure_subject_rule(_predictions(logits), {"subject_rule": block})
     assert judged is not None
-    assert (judged["persons"], judged["given_a_class"]) == (4, 3)
+    assert (len(judged["subjects"]), judged["given_a_class"]) == (4, 3)
     assert (judged["sensitivity"]["right"], judged["sensitivity"]["of"]) == (1, 2)
     assert (judged["specificity"]["right"], judged["specificity"]["of"]) == (1, 1)
     assert {name: one["outcome"] for name, one in judged["subjects"].items()} == {

@@ -210,7 +210,7 @@ def test_exactly_one_error_in_ten_is_allowed() -> None:
 
 
 def test_errors_are_counted_with_every_subject_weighing_the_same() -> None:
-    """Half the cells are one person's, and wrong: an error in eleven by subject. By cell it would be one in two."""
+    """Half the cells are one subject's, and wrong: an error in eleven by subject. By cell it would be one in two."""
     people = [f"s{i}" for i in range(10)]
     assert _risk_rule(_ranked([True] * 10 + [False] * 10, [*people, *["many"] * 10])) == 0.0
     # Of nineteen cells one is wrong, but of two people it is one.

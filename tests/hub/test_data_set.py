@@ -122,7 +122,7 @@ def test_its_card_says_what_the_audit_found(data_hub: Hub, own_cells: Path) -> N
     card = data_hub.content(f"datasets/{ID}", "README.md").decode()
     finding = "1 pixel-identical pair(s) stand in two subjects, so that a split may test on a picture it trained on"
     assert f"inflates metrics: {finding}" in done.stdout and f"- **Inflates metrics:** {finding}" in card
-    assert "Subjects P0, P1 share pictures, so they seem to be one person; they are not joined here. To" in card
+    assert "Subjects P0, P1 share pictures, so they seem to be one subject; they are not joined here. To" in card
     assert "join them, write\n`P1: P0` into `leukoscope.subject_aliases`" in card.replace("To join", "join")
     assert "the Hub gets ids as they are, such as subject 'P0' and cell 'ALL/P0_0'" in done.stderr
     assert "| ALL | 6 | 2 |" in card and "of 4 subjects" in card and "Split them by `subject`" in card
@@ -163,7 +163,7 @@ def test_a_known_data_set_brings_its_terms_aliases_and_framing(data_hub: Hub, tm
     card = data_hub.content(f"datasets/{ID}", "README.md").decode()
     assert "A copy of C-NMC 2019 (ISBI 2019 challenge), which its authors publish at https://doi.org/" in card
     assert "Licence: CC BY 3.0 (TCIA)." in card and "leukoscope train --dataset_name lab/cells\n" in card
-    assert "Joined, because they are one person: h3 = H10." in card and "`fold`" in card
+    assert "Joined, because they are one subject: h3 = H10." in card and "`fold`" in card
     assert "The split `preliminary_test` is the publisher's own test; leave it out of training." in card
     data = lk.load_dataset(ID)
     assert data.cells["preliminary_test"]["cell_id"][:] == ["UID_57_29_1_all"]

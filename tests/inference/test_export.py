@@ -55,7 +55,7 @@ def small_release(folder: Path, architecture: str = "resnet10t", **preprocessing
         architecture=architecture,
         labels=("ALL", "HEM"),
         preprocessing=Preprocessing(64, 0.5, **preprocessing),
-        metrics={"schema_version": 2, "labels": ["ALL", "HEM"]},
+        metrics={"schema_version": 3, "labels": ["ALL", "HEM"]},
     )
 
 

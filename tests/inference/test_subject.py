@@ -120,10 +120,10 @@ def test_a_rule_that_gave_nobody_a_class_names_no_error_rate() -> None:
 @pytest.fixture(scope="module")
 def release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny release with a rule for subjects."""
-    folder = tmp_path_factory.mktemp("patients") / "release"
+    folder = tmp_path_factory.mktemp("subjects") / "release"
     shutil.copytree(tiny_release, folder)
     metrics = json.loads((folder / "metrics.json").read_text())
-    (folder / "metrics.json").write_text(json.dumps(metrics | {"patients": BLOCK}))
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"subject_rule": BLOCK}))
     return folder
 
 
@@ -134,16 +134,16 @@ def _draw(path: Path, number: int) -> None:
 
 def test_the_cells_of_a_folder_a_subject_are_predicted_together(release: Path, tmp_path: Path) -> None:
     for number in range(7):
-        _draw(tmp_path / f"person-{number % 2}" / "slide" / f"{number}.png", number)
-    (tmp_path / "person-1" / "broken.png").write_text("no picture")
+        _draw(tmp_path / f"subject-{number % 2}" / "slide" / f"{number}.png", number)
+    (tmp_path / "subject-1" / "broken.png").write_text("no picture")
     predictor = Predictor.from_pretrained(release)
     subjects, unreadable = predict_subjects(predictor, open_source(str(tmp_path)), batch_size=2)
 
-    assert [(one.subject, one.cells) for one in subjects] == [("person-0", 4), ("person-1", 3)]
-    assert [str(error).split(":")[0] for error in unreadable] == [str(tmp_path / "person-1" / "broken.png")]
-    paths = sorted((tmp_path / "person-0" / "slide").iterdir())
+    assert [(one.subject, one.cells) for one in subjects] == [("subject-0", 4), ("subject-1", 3)]
+    assert [str(error).split(":")[0] for error in unreadable] == [str(tmp_path / "subject-1" / "broken.png")]
+    paths = sorted((tmp_path / "subject-0" / "slide").iterdir())
     assert subjects[0].probability == pytest.approx(
-        predictor.predict_subject(paths, name="person-0").probability, abs=1e-5
+        predictor.predict_subject(paths, name="subject-0").probability, abs=1e-5
     )
     cells = predictor(paths)
     p = np.array([one.probabilities["ALL"] for one in cells])
@@ -194,10 +194,10 @@ def test_folders_of_classes_are_no_subjects(release: Path, tmp_path: Path) -> No
 def test_coefficients_of_another_pooling_are_refused(pooling: str, coefficients: list[float], needed: int) -> None:
     rule = BLOCK["rule"] | {"pooling": pooling, "coefficients": coefficients}
     with pytest.raises(LeukoscopeError) as error:
-        SubjectRule.from_metrics({"patients": BLOCK | {"rule": rule}}, ("HEM", "ALL"))
+        SubjectRule.from_metrics({"subject_rule": BLOCK | {"rule": rule}}, ("HEM", "ALL"))
     assert str(error.value) == (
-        f"metrics.json: patients.rule.coefficients has {len(coefficients)} number(s), and pooling by {pooling!r} needs "
-        f"{needed}; restore the file from the release"
+        f"metrics.json: subject_rule.rule.coefficients has {len(coefficients)} number(s), and pooling by {pooling!r} "
+        f"needs {needed}; restore the file from the release"
     )
 
 
@@ -205,7 +205,7 @@ def test_a_release_without_the_measurement_is_refused(tiny_release: Path, tmp_pa
     _draw(tmp_path / "1.png", 1)
     predictor = Predictor.from_pretrained(tiny_release)
     with pytest.raises(
-        LeukoscopeError, match=r"tiny: cannot predict for a subject: its metrics.json has no 'patients'"
+        LeukoscopeError, match=r"tiny: cannot predict for a subject: its metrics.json has no 'subject_rule'"
     ):
         predictor.predict_subject([tmp_path / "1.png"])
     with pytest.raises(LeukoscopeError, match="measure this one with `leukoscope release recalibrate`"):

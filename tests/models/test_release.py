@@ -24,7 +24,7 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release, rescale_classifier, save_release
-from leukoscope.models.release_files import read_arrays, read_release
+from leukoscope.models.release_files import SCHEMA_VERSION, read_arrays, read_release
 from leukoscope.synthetic import draw_cell
 
 REPOSITORY = Path(__file__).parents[2]
@@ -481,7 +481,7 @@ def test_damaged_metrics_are_named(copy):
             "evidence_scale.on_cell_p05 is 'most'; it must be a number",
         ),
         ({"ood": 1.0}, "ood is 1.0; it must be an object"),
-        ({"patients": {"positive_label": "ALL"}}, "patients.least_cells is missing; it must be a number"),
+        ({"subject_rule": {"positive_label": "ALL"}}, "subject_rule.least_cells is missing; it must be a number"),
         (
             {"decisions": {"operating_points": {"positive_label": "ALL", "points": {"youden": 0.5}}}},
             "decisions.operating_points.points.youden is 0.5; it must be an object",
@@ -496,6 +496,16 @@ def test_metrics_of_another_shape_are_named(copy, metrics, problem):
     (copy / "metrics.json").write_text(json.dumps(metrics))
 
     assert refusal(copy).startswith(f"{copy / 'metrics.json'}: {problem}")
+
+
+@pytest.mark.parametrize("version", [SCHEMA_VERSION - 1, SCHEMA_VERSION + 1, "3"])
+def test_metrics_of_another_schema_version_are_refused(copy, version):
+    (copy / "metrics.json").write_text(json.dumps({"schema_version": version}))
+
+    assert refusal(copy) == (
+        f"{copy / 'metrics.json'}: schema_version is {version!r}, and {SCHEMA_VERSION} is read here; get the release "
+        "anew, or use the version of Leukoscope that made it"
+    )
 
 
 def test_metrics_that_say_little_are_no_problem(copy):
@@ -552,10 +562,10 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_saving_again_replaces_the_release_and_leaves_nothing_aside(copy):
     (copy / "stray.txt").write_text("of the older release")
-    save_tiny(copy, metrics={"schema_version": 7})
+    save_tiny(copy, metrics={"notice": "newer"})
 
     assert sorted(content(copy)) == ["config.json", "metrics.json", "model.safetensors"]
-    assert load_release(copy).metrics == {"schema_version": 7}
+    assert load_release(copy).metrics == {"notice": "newer"}
     assert [path.name for path in copy.parent.iterdir() if "copy" in path.name] == ["copy"]
 
 

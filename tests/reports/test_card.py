@@ -36,7 +36,7 @@ def test_front_matter_says_which_estimate_each_figure_is(release: Path) -> None:
     f1 = {r["dataset"]["name"]: next(m for m in r["metrics"] if m["type"] == "f1") for r in results}
     assert f1["C-NMC 2019 — 2-fold cross-validation by subject"]["value"] == 0.833
     assert "estimates: recipe (cross-validated)" in f1["C-NMC 2019 — 2-fold cross-validation by subject"]["name"]
-    assert "patients on both sides" in f1["C-NMC 2019 — 70/15/15 by image"]["name"]
+    assert "subjects on both sides" in f1["C-NMC 2019 — 70/15/15 by image"]["name"]
 
 
 def test_a_network_without_a_map_is_not_said_to_have_one(
@@ -197,11 +197,11 @@ def test_synthetic_models_say_so(release: Path, release_metrics: dict[str, Any])
     assert "Trained on synthetic phantoms" in render_card(release)
 
 
-def test_persons_found_since_it_was_measured_are_a_known_leak(release: Path, release_metrics: dict[str, Any]) -> None:
+def test_subjects_found_since_it_was_measured_are_a_known_leak(release: Path, release_metrics: dict[str, Any]) -> None:
     assert "Known leak" not in render_card(release)
     release_metrics["training"]["subjects"] = ["1", "15", "51", "H2", "H6", "H7"]
     (release / "metrics.json").write_text(json.dumps(release_metrics))
-    assert "one person each: 1 = 15, H2 = H6 = H7. Where" in render_card(release).replace("\n", " ")
+    assert "one subject each: 1 = 15, H2 = H6 = H7. Where" in render_card(release).replace("\n", " ")
 
 
 def test_hub_id_replaces_the_folder_in_the_examples(release: Path) -> None:
@@ -220,7 +220,7 @@ def test_no_card_without_measurements(release: Path, release_metrics: dict[str, 
     assert result.exit_code == 1 and not (release / "README.md").exists()
 
 
-def test_a_split_by_image_does_not_hold_for_a_new_person(release: Path, release_metrics: dict[str, Any]) -> None:
+def test_a_split_by_image_does_not_hold_for_a_new_subject(release: Path, release_metrics: dict[str, Any]) -> None:
     alone, row = (
         "**No metric on this card applies\n  to a new subject.**",
         "test, so it does not apply to a new subject.",

@@ -98,7 +98,7 @@ def test_settings_may_train_on_fewer_cells_and_need_names_of_their_own() -> None
         ablation_settings(COMMON, {"a b": [], "A_b": []})
 
 
-def test_the_worst_tenth_of_the_subjects_counts_persons_not_cells() -> None:
+def test_the_worst_tenth_of_the_subjects_counts_subjects_not_cells() -> None:
     subjects = [f"s{i}" for i in range(20) for _ in range(4)]
     right = np.ones(80, dtype=int)
     right[0:4], right[4:6] = 0, 0  # s0 all wrong, s1 half wrong

@@ -102,7 +102,7 @@ def test_only_cells_that_all_answered_count_and_the_others_are_told_of(releases)
     assert board["left_out"] == [f"strong: {SUBJECTS * 5} cells that not every release predicted"]
 
 
-def test_a_split_with_patients_on_both_sides_is_marked(tmp_path, releases):
+def test_a_split_with_subjects_on_both_sides_is_marked(tmp_path, releases):
     leaky = make_release(tmp_path / "leaky", answers(0.99, seed=3), disjoint_by="cell")
     row = board_of(leaky, releases["weak"])["rows"][0]
     assert row["trust"] == {

@@ -1,4 +1,4 @@
-"""Patient leakage: the same test cells, equally many training cells; only the patients' other halves differ."""
+"""Leakage of subjects: the same test cells, equally many training cells; only the subjects' other halves differ."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _labels(data: LoadedCells) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("limit", [None, 60])
-def test_only_the_tested_patients_other_cells_differ(phantoms: LoadedCells, limit: int | None) -> None:
+def test_only_the_tested_subjects_other_cells_differ(phantoms: LoadedCells, limit: int | None) -> None:
     pair = leakage_pair(phantoms, 0, max_train_cells=limit)
     subject, label = groups_of(phantoms, "subject"), _labels(phantoms)
     assert pair[UNSEEN].test == pair[SEEN].test
@@ -41,7 +41,7 @@ def test_only_the_tested_patients_other_cells_differ(phantoms: LoadedCells, limi
     assert limit is None or limit - 2 < len(pair[UNSEEN].train) <= limit
 
 
-def test_a_seed_draws_its_own_patients_and_repeats_them(phantoms: LoadedCells) -> None:
+def test_a_seed_draws_its_own_subjects_and_repeats_them(phantoms: LoadedCells) -> None:
     first, again, other = (leakage_pair(phantoms, seed)[SEEN] for seed in (0, 0, 1))
     assert first == again
     assert set(first.test) != set(other.test)

@@ -103,7 +103,7 @@ def test_all_recipes_of_a_data_set_are_made_under_both_protocols(tmp_path: Path)
     assert {row.protocol: row.runs[0].estimates for row in made} == {"random": RANDOM_SPLIT, "unseen": OUT_OF_FOLD}
 
 
-def test_blocks_stand_for_patients_where_none_are_named(tmp_path: Path) -> None:
+def test_blocks_stand_for_subjects_where_none_are_named(tmp_path: Path) -> None:
     made = rows(tmp_path, "--dataset_name", "ball4")
     assert [row.file.stem for row in made] == ["prior_b_densenet201-random", "prior_b_densenet201-unseen"]
     assert made[1].config.data.split == "block-cv"
@@ -417,7 +417,7 @@ def test_rows_are_made_once_and_shown(tmp_path: Path, capsys: pytest.CaptureFixt
     made = json.loads(unseen.read_text())
     assert [(fold["epochs_run"], fold["cells"]) for fold in made["training"]["folds"]] == [(1, 48)] * 3
     runs = tmp_path / "runs" / "prior_d_baseline_cnn-unseen"
-    assert all((runs / f"fold-{fold}" / "figures" / "curves.png").is_file() for fold in range(3))
+    assert all((runs / f"fold-{fold}" / "summary.csv").is_file() for fold in range(3))
     assert not (runs / "fold-0" / "release").exists(), "a release cannot hold its network"
     main([*map(str, argv)])
     assert capsys.readouterr().out.count("has its row, skipped") == 2

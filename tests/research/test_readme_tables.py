@@ -24,12 +24,12 @@ from research.readme_tables import (
     headline_table,
     leakage_table,
     markers,
-    patients_table,
     precision_table,
     readme_tables,
     results_table,
     shortcuts_table,
     speed_table,
+    subjects_table,
     update_tables,
 )
 
@@ -64,7 +64,7 @@ def test_the_headline_row_holds_unseen_subjects_size_alone_and_foreign_cells(
     interval = {"low": 0.8, "high": 1.0}
     rate = {"share": 0.9286, **interval, "right": 26, "of": 28}
     measured = {
-        "persons": 41,
+        "subjects": 41,
         "auroc": {"value": 0.912, **interval},
         "sensitivity": rate,
         "specificity": rate,
@@ -72,9 +72,9 @@ def test_the_headline_row_holds_unseen_subjects_size_alone_and_foreign_cells(
         "error_rate": {"share": 0.0588, "low": 0.01, "high": 0.2},
     }
     rule = {"pooling": "mean", "coefficients": [1.0], "intercept": 0.5}
-    release_metrics["patients"] = {"positive_label": "ALL", "rule": rule, "measured": measured, "least_cells": 20}
+    release_metrics["subject_rule"] = {"positive_label": "ALL", "rule": rule, "measured": measured, "least_cells": 20}
     alone = {"auroc": {"value": 0.898, **interval}, "difference": {"difference": 0.014, "low": -0.09, "high": 0.16}}
-    release_metrics["patients"]["size_only"] = alone
+    release_metrics["subject_rule"]["size_only"] = alone
     kind = {"cells": 50, "outcomes": {"ALL": 1, "HEM": 0}, "most_probable": {"ALL": 40, "HEM": 10}}
     of_fields = {"JPEGImages": kind | {"outcomes": {"ALL": 50, "HEM": 0}}}
     healthy = {"white cells": {"neutrophil": kind, "monocyte": kind}, "white cells of fields": of_fields}
@@ -82,8 +82,8 @@ def test_the_headline_row_holds_unseen_subjects_size_alone_and_foreign_cells(
     (release / "metrics.json").write_text(json.dumps(release_metrics))
     assert " | 0.777; cell size alone: 0.722 | 2 |" in headline_table([release]), "of fields nothing is known"
     assert decisions_table([release]).endswith(" | 50 (0–100) |"), "every subject weighs the same"
-    persons = patients_table([release]).splitlines()[-1]
-    assert persons == (
+    row = subjects_table([release]).splitlines()[-1]
+    assert row == (
         "| `leukoscope-test` | 41 | 0.912 (0.80–1.00) | 0.898 (0.80–1.00) | +0.014 (-0.090 to +0.160) | "
         "0.929 (0.80–1.00) | 0.929 (0.80–1.00) | 34 | 0.059 (0.01–0.20) | 20 |"
     )
@@ -109,13 +109,13 @@ def test_metrics_by_block_say_so_under_the_heading_by_subject() -> None:
     assert all(row.count(") by block") == 2 for row in results_table([ball4]).splitlines()[-2:])
 
 
-def test_results_table_marks_patients_on_both_sides(release: Path) -> None:
+def test_results_table_marks_subjects_on_both_sides(release: Path) -> None:
     rows = [line for line in results_table([release]).splitlines() if line.startswith("| `")]
     assert "| no | 1,234 | 0.777 | 0.667 | 0.701 | 0.855 | 0.833 | 0.722 / – |" in rows[0]
     assert "| **yes** | 1,234 | 0.777 | 0.667 | 0.701 | 0.855 | 0.967 | – |" in rows[1]
 
 
-def test_persons_found_since_the_measurement_are_marked(release: Path, release_metrics: dict[str, Any]) -> None:
+def test_subjects_found_since_the_measurement_are_marked(release: Path, release_metrics: dict[str, Any]) -> None:
     release_metrics["training"]["subjects"] = ["H2", "H6"]
     (release / "metrics.json").write_text(json.dumps(release_metrics))
     assert "| **a few**, found since | 1,234 | 0.777 |" in results_table([release])

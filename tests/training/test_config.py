@@ -199,13 +199,6 @@ def test_compiling_without_a_compiler_is_refused(tmp_path: Path, monkeypatch: py
     assert config.resolve().name == "densenet121"
 
 
-def test_where_pixels_are_kept_is_no_part_of_how_a_run_is_made() -> None:
-    config = parse_config(["--no_cache_images"])
-    assert (parse_config([]).data.no_cache_images, config.data.no_cache_images) == (False, True)
-    assert config.command() == "train.py"
-    assert parse_config(config.resume_command(["train.py"]).split()[1:]).data == config.data
-
-
 def test_how_a_run_is_watched_is_no_part_of_how_it_is_made() -> None:
     config = parse_config(["--report_to", "tensorboard", "--quiet"])
     assert config.run.report_to == "tensorboard"
@@ -316,13 +309,13 @@ def _file(path: Path, text: str) -> list[str]:
 def test_flags_come_from_a_file_and_those_given_beside_it_win(tmp_path: Path) -> None:
     given = _file(
         tmp_path / "run.yaml",
-        "dataset_name: cnmc2019\nlearning_rate: 1e-4\nmixed_precision: no\nno_cache_images: true\n"
+        "dataset_name: cnmc2019\nlearning_rate: 1e-4\nmixed_precision: no\nno_validation: true\n"
         "torch_compile: false\ntrain_folds: [fold_1, fold_2]\noutput_dir: runs/a\nseed: 3\nfold:\n",
     )
     config = parse_config([*given, "--seed", "4"])
     assert (config.data.dataset_name, config.run.learning_rate) == ("cnmc2019", 1e-4)
     assert config.run.mixed_precision == "no", "YAML reads a plain no as false"
-    assert (config.data.no_cache_images, config.data.train_folds) == (True, ["fold_1", "fold_2"])
+    assert (config.data.no_validation, config.data.train_folds) == (True, ["fold_1", "fold_2"])
     assert config.run.seed == 4
     assert config.run.config is None, "its flags are recorded, not its name"
 

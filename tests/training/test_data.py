@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import RandomSampler
 
-from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmentation, Augmenter
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
@@ -24,9 +21,7 @@ from leukoscope.training.data import (
     CellDataset,
     PixelInputs,
     prediction_loader,
-    read,
     ready_batches,
-    training_loader,
 )
 from leukoscope.training.train import make_accelerator
 
@@ -43,41 +38,16 @@ def _accelerator() -> object:
     return make_accelerator(TrainingConfig(run=RunArguments(mixed_precision="no")), RECIPE)
 
 
-@pytest.mark.parametrize("keep", [True, False], ids=["kept", "decoded by a process of the loader's"])
-def test_batches_hold_the_cells_of_their_rows(own_cells: Path, keep: bool) -> None:
-    data = load_cells("imagefolder", str(own_cells))
-    kept, cells = frame_cells(data, PREPROCESSING), frame_cells(data, PREPROCESSING, keep=keep)
+def test_batches_hold_the_cells_of_their_rows(own_cells: Path) -> None:
+    cells = frame_cells(load_cells("imagefolder", str(own_cells)), PREPROCESSING)
     loader = prediction_loader(_rows(cells), 10, _accelerator())
-    assert (loader.num_workers > 0) is not keep
-    batches = list(read(loader))
+    batches = list(loader)
     assert [len(rows) for _, _, rows in batches] == [10, 10, 10, 2]
     for items, labels, rows in batches:
         assert (items.shape[1:], items.dtype) == ((3, 32, 32), torch.uint8)
-        assert np.array_equal(items.permute(0, 2, 3, 1).numpy(), kept.pixels[rows.numpy()])
-        assert np.array_equal(labels.numpy(), kept.labels[rows.numpy()])
+        assert np.array_equal(items.permute(0, 2, 3, 1).numpy(), cells.pixels[rows.numpy()])
+        assert np.array_equal(labels.numpy(), cells.labels[rows.numpy()])
     assert torch.cat([rows for _, _, rows in batches]).tolist() == list(range(31, -1, -1))
-
-
-def test_half_of_the_cores_that_the_process_may_use_decode(own_cells: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
-    cells = frame_cells(load_cells("imagefolder", str(own_cells)), PREPROCESSING, keep=False)
-    assert prediction_loader(_rows(cells), 10, _accelerator()).num_workers == 2
-
-
-def test_a_damaged_cell_met_by_the_loader_ends_in_one_line(own_cells: Path) -> None:
-    data = load_cells("imagefolder", str(own_cells))
-    path = own_cells / "HEM" / "HEM3_0.png"
-    path.write_bytes(path.read_bytes()[:300])
-    cells = frame_cells(data, PREPROCESSING, keep=False)
-    with pytest.raises(LeukoscopeError) as refused:
-        list(read(training_loader(_rows(cells), 8, _accelerator(), RandomSampler(cells.labels))))
-    assert str(refused.value).startswith(f"{path}: the image is damaged or cut short (")
-    assert "Traceback" not in str(refused.value)
-    path.unlink()
-    with pytest.raises(LeukoscopeError) as refused:
-        list(read(training_loader(_rows(cells), 8, _accelerator(), RandomSampler(cells.labels))))
-    assert str(refused.value).startswith(f"{path}: no such file") and "Traceback" not in str(refused.value)
-    assert "\n" not in str(refused.value)
 
 
 def test_waiting_is_what_batches_take_to_come_and_to_be_augmented(

@@ -12,7 +12,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,12 +19,10 @@ import yaml
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split
-from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.run_folder import (
     append_row,
     describe_run,
-    draw_run,
     hardware,
     locked,
     result_lines,
@@ -79,25 +76,6 @@ def test_a_row_an_epoch_under_one_header(tmp_path: Path) -> None:
             {"epoch": "1", "train_loss": "0.5"},
             {"epoch": "2", "train_loss": "0.25"},
         ]
-
-
-def test_a_run_draws_its_curves_and_its_test_cells(tmp_path: Path, cells: FramedCells, split: Split) -> None:
-    rows = [{"epoch": 1, "train_loss": 0.9, "val_accuracy": 0.5}, {"epoch": 2, "train_loss": 0.4, "val_accuracy": 0.7}]
-    draw_run(tmp_path, rows, 2, None, cells)
-    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["curves.png"], "nothing was tested"
-    references = cells.labels[cells.rows(split.test)]
-    subjects = tuple(cells.subjects[row] for row in cells.rows(split.test))
-    predictions = CellPredictions(split.test, subjects, references, np.eye(2)[references], ("ALL", "HEM"))
-    draw_run(tmp_path, rows, 2, predictions, cells)
-    pictures = sorted((tmp_path / "figures").iterdir())
-    assert [path.name for path in pictures] == ["curves.png", "samples.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
-
-
-def test_figures_that_cannot_be_written_end_in_one_line(tmp_path: Path, cells: FramedCells) -> None:
-    (tmp_path / "figures").write_text("a file where the folder should be")
-    with pytest.raises(LeukoscopeError, match=r"plots cannot be written there \(.*\); check who may write there$"):
-        draw_run(tmp_path, [{"epoch": 1, "train_loss": 0.9}], 1, None, cells)
 
 
 def test_figures_for_the_terminal_stand_with_their_baseline_and_the_notice() -> None:

@@ -90,7 +90,6 @@ def test_the_run_folder_explains_itself(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         "args.yaml",
         "environment.json",
-        "figures",
         "metrics.json",
         "predictions.parquet",
         "release",
@@ -555,8 +554,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 def _earlier_run(folder: Path, config: TrainingConfig) -> dict[str, bytes]:
     """What stands for a finished run with these settings, in few bytes; its contents."""
     (folder / "release").mkdir(parents=True)
-    (folder / "figures").mkdir()
-    for name in ("release/metrics.json", "figures/roc.png", "metrics.json", "summary.csv"):
+    for name in ("release/metrics.json", "metrics.json", "summary.csv"):
         (folder / name).write_text(f"an earlier run's {name}")
     write_args(folder / "args.yaml", config, config.resolve())
     return _contents(folder)

@@ -364,24 +364,10 @@ def test_a_batch_too_large_for_the_device_is_refused_with_flags_that_fit(
 # Speed
 
 
-def test_cells_decoded_when_asked_for_teach_bit_exactly_the_same(
-    trainer_for: MakeTrainer, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    networks, answers = [], []
-    for keep in (True, False):
-        trainer = trainer_for(replace(RECIPE, num_train_epochs=2), of=frame_cells(cells.data, PREPROCESSING, keep=keep))
-        networks.append(trainer.network)
-        list(trainer.fit())
-        answers.append(trainer.predict(trainer.split.test).probabilities)
-    assert np.array_equal(*answers)
-    for (name, one), other in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
-        assert torch.equal(one, other), name
-
-
 def test_only_what_is_predicted_is_measured_for_its_area(
     trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No column of validation needs areas, and cells that are decoded on demand would be decoded once more for them."""
+    """No column of validation needs areas."""
     measured: list[int] = []
     monkeypatch.setattr(FramedCells, "areas_of", lambda cells, rows: measured.append(len(rows)))
     trainer = trainer_for(replace(RECIPE, num_train_epochs=1))

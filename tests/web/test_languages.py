@@ -104,10 +104,11 @@ def _docstrings(tree: ast.Module) -> set[int]:
     }
 
 
-# What holds words, yet is no text: JavaScript, style sheets, programs to copy, and names of arguments to be typed.
-_NO_TEXT = {"CSS", "VIEW", "CLICK", "ADDRESS", "BOX", "READY", "SORT", "NAMED_AS_WRITTEN", "_REVEAL", "_SAVE",
-            "_PYTHON", "_PYTHON_MORE", "_JAVASCRIPT", "_CURL", "_MCP", "SYSTEM_FONTS", "ENDPOINTS",
-            "SNIPPETS"}  # fmt: skip
+# What holds words, yet is no text: JavaScript, style sheets, programs to copy, names of arguments to be typed, and what
+# is looked for in other packages' sentences.
+_NO_TEXT = {"CSS", "VIEW", "CLICK", "ADDRESS", "BOX", "READY", "SORT", "NAMED_AS_WRITTEN", "REVEAL", "_FOLLOW",
+            "_SAVE", "_PYTHON", "_PYTHON_MORE", "_JAVASCRIPT", "_CURL", "_MCP", "SYSTEM_FONTS", "ENDPOINTS",
+            "SNIPPETS", "FLAG", "GUESSED"}  # fmt: skip
 # Answers to a program, lines on the terminal, and what becomes part of an error.
 _NOT_ON_THE_PAGE = ("app.py: Leukoscope is ready at", "app.py: This server keeps", "batch_files.py: ",
                     "upload.py: one cell", "upload.py: crop it", "upload.py: a field", "upload.py: cut it",

@@ -136,7 +136,7 @@ def test_a_hub_model_too_large_for_a_visitor_is_not_downloaded(
     hub: Hub, tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heavy = shutil.copytree(tiny_release, tmp_path / "heavy")
-    (heavy / "metrics.json").write_text(json.dumps({"schema_version": 2, "notes": "x" * 3 * 2**20}))
+    (heavy / "metrics.json").write_text(json.dumps({"schema_version": 3, "notes": "x" * 3 * 2**20}))
     publish(hub, "owner/tiny", heavy)
     monkeypatch.setattr("leukoscope.web.model_cache.MAX_DOWNLOAD", 2**20)
     with pytest.raises(

@@ -237,7 +237,7 @@ def test_trust_is_told_in_natural_frequencies(probability: float, point: str, ch
     assert trust_text(decision, shares, {}) == ""
     if not checks:
         blocks = trust_text(decision, shares, {**METRICS, "data": {"unit": "block"}})
-        assert blocks == "not measured on unseen subjects: its data names none"
+        assert blocks == "Not measured on unseen subjects: its data names none."
 
 
 def test_synthetic_training_is_said() -> None:

@@ -30,7 +30,7 @@ leukoscope predict my-release cells/ --explain overlays --json
 leukoscope field my-release smear.jpg --output overlay.png
 leukoscope field my-release slides/ --crops crops
 leukoscope patient my-release my_cells --subject_pattern '(?P<subject>P.+)_'
-leukoscope patient my-release one_person --output report.html
+leukoscope patient my-release one_subject --output report.html
 leukoscope score my-release --input my_cells --output cells.parquet
 leukoscope score my-release --input cells.csv --output scores.csv --by_subject subjects.xlsx
 leukoscope evaluate my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --split subject

@@ -202,7 +202,7 @@ def _print_summary(findings: Mapping[str, Any]) -> None:
         shared = sum(link["identical"] + link["near"] for link in group["links"])
         new = f"propose as subject_aliases; not joined yet: {', '.join(group['unjoined'])}"
         state = "already joined when loading" if group["known"] else new
-        typer.echo(f"one person: {' = '.join(group['subjects'])}, {shared} shared image(s); {state}")
+        typer.echo(f"one subject: {' = '.join(group['subjects'])}, {shared} shared image(s); {state}")
     shortcuts = findings["shortcuts"]
     if measured.rows:
         chance = ["chance", f"{shortcuts['chance_balanced_accuracy']:.3f}", "–", "0.500"]

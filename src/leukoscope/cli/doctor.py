@@ -138,7 +138,7 @@ def check_folder(name: str, folder: Path, variable: str) -> Finding:
         return Finding(name, BROKEN, seen, f"set {variable} to a folder of your own")
     seen = f"{folder}{'' if folder == there else ', made when first needed'}; {free / 1e9:.1f} GB free"
     if free < NEEDED_ON_DISK:
-        return Finding(name, ADVICE, seen, "free some space, or train with --no_cache_images")
+        return Finding(name, ADVICE, seen, f"free some space, or set {variable} to a folder on another disk")
     return Finding(name, GOOD, seen)
 
 

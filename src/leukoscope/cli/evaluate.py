@@ -237,7 +237,7 @@ def protocol(
         compose_release(runs, output)
         preprocessing = read_release(output).preprocessing
         data = config.data.load(preprocessing.image_size)
-        cells = frame_cells(data, preprocessing, keep=not config.data.no_cache_images)
+        cells = frame_cells(data, preprocessing)
         assess_on(cells, output, fields_dir, other_dir, healthy_dir)
         measure_on_folds(runs, output, cells)
         write_card(output)

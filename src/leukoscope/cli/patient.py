@@ -82,7 +82,7 @@ def patient(
     say(cells.report)
     predictor = open_predictor(model, backend, device, precision)
     if report is not None:
-        from leukoscope.reports.patient_report import report_on
+        from leukoscope.reports.subject_report import report_on
 
         _write_report(report_on(predictor, cells, name=name, batch_size=batch_size), report)
         about = {"report": str(report), "notice": RESEARCH_NOTICE}
@@ -105,7 +105,7 @@ def patient(
 
 
 def _write_report(html: str, report: Path) -> None:
-    from leukoscope.reports.patient_report import print_to_pdf
+    from leukoscope.reports.subject_report import print_to_pdf
 
     with disk_errors(f"--output {report}: cannot be written", "name another folder"):
         report.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 Training reads each cell many times and many runs read the same cells, while decoding a picture costs about as much
 CPU as a training step on it. The cache is keyed by the files, when they were written, and the code that opens and
-frames them; `--no_cache_images` decodes the same pixels whenever they are needed.
+frames them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leukoscope import LeukoscopeError
 from leukoscope.data import images as images_module
 from leukoscope.data import preprocessing as preprocessing_module
 from leukoscope.data.images import UnreachableImage, UnreadableImage, cell_area, open_encoded, pixel_hash
@@ -42,44 +41,39 @@ class FramedCells:
 
     Attributes:
         data: the data set, less the cells found damaged.
-        pixels: (N, S, S, 3) uint8, memory-mapped; or an object that decodes them when they are indexed.
+        pixels: (N, S, S, 3) uint8, memory-mapped.
         row_of: cell id → row of `pixels`.
         labels: (N,) class index.
         subjects: (N,) subject ids; where a data set names none, the block of neighbouring images a cell belongs to.
-        hashes: (N,) `pixel_hash` of the decoded pictures ("" where unreadable); None where cells are decoded on demand.
-        areas: (N,) the share of its whole picture that each cell covers, however it is framed (0 where unreadable);
-            None where cells are decoded on demand.
+        hashes: (N,) `pixel_hash` of the decoded pictures ("" where unreadable).
+        areas: (N,) the share of its whole picture that each cell covers, however it is framed (0 where unreadable).
     """
 
     data: LoadedCells
-    pixels: np.ndarray | CellsOnDemand
+    pixels: np.ndarray
     row_of: dict[str, int]
     labels: np.ndarray
     subjects: list[str]
-    hashes: list[str] | None = None
-    areas: np.ndarray | None = None
+    hashes: list[str]
+    areas: np.ndarray
 
     def rows(self, cell_ids: tuple[str, ...]) -> np.ndarray:
         """Rows of the given cells, in their order; cells found damaged are not among them."""
         return np.asarray([self.row_of[cell] for cell in cell_ids], dtype=np.int64)
 
     def areas_of(self, rows: np.ndarray) -> np.ndarray | None:
-        """(N,) `areas` of these cells, decoding them if the cache lacks areas; None for cells not on black."""
-        if self.data.info.background != "black":
-            return None
-        if isinstance(self.pixels, CellsOnDemand):
-            return self.pixels.areas(rows)
-        return None if self.areas is None else self.areas[rows]
+        """(N,) the `areas` of these cells; None for cells not on black."""
+        return self.areas[rows] if self.data.info.background == "black" else None
 
-    def hashes_of(self, rows: np.ndarray) -> tuple[str, ...] | None:
+    def hashes_of(self, rows: np.ndarray) -> tuple[str, ...]:
         """The `hashes` of these cells."""
-        return None if self.hashes is None else tuple(self.hashes[row] for row in rows.tolist())
+        return tuple(self.hashes[row] for row in rows.tolist())
 
 
 class PixelRows:
     """Some rows of framed cells' pixels, read when they are indexed: an index array into a memory map copies them."""
 
-    def __init__(self, pixels: np.ndarray | CellsOnDemand, rows: np.ndarray):
+    def __init__(self, pixels: np.ndarray, rows: np.ndarray):
         """Take (N,) `rows` of the pixels, in the order wanted, without reading them."""
         self._pixels, self._rows = pixels, rows
 
@@ -94,52 +88,14 @@ class PixelRows:
         return (self._pixels[row] for row in self._rows)
 
 
-class CellsOnDemand:
-    """Cells decoded each time they are indexed, like the (N, S, S, 3) array that `decode_cells` keeps on disk."""
+def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
+    """Frame a whole data set, its publisher's test set included; damaged cells are reported and left out.
 
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, cells: Dataset, preprocessing: Preprocessing):
-        """Keep the rows, with `image` and `cell_id`; cells are decoded when they are indexed."""
-        self.shape = (len(cells), preprocessing.image_size, preprocessing.image_size, 3)
-        self._encoded, self._ids, self._preprocessing = _encoded(cells), cells["cell_id"][:], preprocessing
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: int | np.integer | slice | np.ndarray) -> np.ndarray:
-        """(S, S, 3) for a number, (B, S, S, 3) for a slice or an array; raises `LeukoscopeError` for a damaged cell."""
-        rows = np.arange(len(self))[index]
-        pixels = np.empty((rows.size, *self.shape[1:]), self.dtype)
-        for place, row in enumerate(rows.reshape(-1).tolist()):
-            pixels[place] = self._preprocessing.frame(self._picture(row))
-        return pixels if rows.ndim else pixels[0]
-
-    def areas(self, rows: np.ndarray) -> np.ndarray:
-        """(N,) the share of its whole picture that each of these cells covers."""
-        return np.asarray([_area(self._picture(row)) for row in rows.tolist()], dtype=float)
-
-    def _picture(self, row: int) -> Image.Image:
-        found = _opened(self._encoded, row, self._ids[row])
-        if isinstance(found, str):
-            raise LeukoscopeError(f"{found}; or leave out --no_cache_images, and damaged cells are left out")
-        return found
-
-
-def frame_cells(data: LoadedCells, preprocessing: Preprocessing, *, keep: bool = True) -> FramedCells:
-    """Frame a whole data set, its publisher's test set included.
-
-    Args:
-        keep: decode every cell now and keep the pixels on disk; damaged cells are reported and left out. Without it
-            cells are decoded when they are indexed.
+    Raises:
+        LeukoscopeError: as `decode_cells`.
     """
     rows = _all_rows(data)
-    pixels: np.ndarray | CellsOnDemand = CellsOnDemand(rows, preprocessing)
-    problems: dict[str, str] = {}
-    hashes: list[str] | None = None
-    areas: np.ndarray | None = None
-    if keep:
-        pixels, hashes, areas, problems = decode_cells(rows, preprocessing, data.fingerprint)
+    pixels, hashes, areas, problems = decode_cells(rows, preprocessing, data.fingerprint)
     # Splits are drawn without damaged cells, so blocks are counted without them.
     kept = data.without(problems)
     ids, units = rows["cell_id"][:], groups_of(kept, kept.info.group)
@@ -191,11 +147,6 @@ def _opened(encoded: Dataset, row: int, cell: str) -> Image.Image | str:
         raise
     except UnreadableImage as error:
         return str(error)
-
-
-def _area(image: Image.Image) -> float:
-    """The share of a picture that its cell covers, as the cache keeps it."""
-    return round(cell_area(np.asarray(image)), 6)
 
 
 def decode_cells(
@@ -262,7 +213,7 @@ def _decode_to(path: Path, shape: tuple[int, ...], cells: Dataset, preprocessing
         if isinstance(image, str):
             return "", 0.0, image
         array[row] = preprocessing.frame(image)
-        return pixel_hash(image), _area(image), ""
+        return pixel_hash(image), round(cell_area(np.asarray(image)), 6), ""
 
     with ThreadPoolExecutor() as pool:
         found = list(track(pool.map(decode, range(shape[0])), "decoding", shape[0]))

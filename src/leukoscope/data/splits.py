@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Strategy = Literal["subject", "subject-cv", "official", "random", "random-cv", "block", "block-cv", "all", "given"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 _GROUPS = {"random": "cell", "block": "block"}  # what these keep on one side; all others, subjects
-# Neighbouring file numbers of ball4 come from one slide: 3,256 images of 89 patients make about 37 an id.
+# Neighbouring file numbers of ball4 come from one slide: 3,256 images of 89 subjects make about 37 an id.
 BALL4_BLOCK = 37
 # A test side of which one group owns more speaks of that group.
 LARGEST_SHARE = 0.4

@@ -128,7 +128,7 @@ def _with_intervals(block: Mapping[str, Any], predictions: CellPredictions) -> d
             intervals["coverage"] = coverage
         if block["split"]["disjoint_by"] == "subject" and len(predictions.label_names) == 2:
             interval = intervals["by_subject"].get("subject_auroc")
-            found["persons"] = subject_scores_block(predictions, interval, block["estimates"])
+            found["subject_scores"] = subject_scores_block(predictions, interval, block["estimates"])
     return {**block, **found, "intervals": intervals}
 
 
@@ -182,9 +182,9 @@ def fit_and_measure(
         if rule := subject_rule_block(
             predictions, positive, temperature=temperature, estimates=estimates, size_only=size_only
         ):
-            metrics["patients"] = rule
+            metrics["subject_rule"] = rule
         else:
-            metrics.pop("patients", None)
+            metrics.pop("subject_rule", None)
     release = load_release(directory)
     rescale_classifier(release.network, temperature / earlier_temperature)
     save_weights(release.network, directory)

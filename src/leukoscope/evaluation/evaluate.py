@@ -21,7 +21,14 @@ from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import without_damaged
 from leukoscope.data.splits import Split, groups_of, load_split, make_split
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.evaluation.overlap import KnownCells, same_cells, same_person, seen_in_training, source_of, trainings_of
+from leukoscope.evaluation.overlap import (
+    KnownCells,
+    same_cells,
+    same_subject,
+    seen_in_training,
+    source_of,
+    trainings_of,
+)
 from leukoscope.inference.foreign import Classifier, match_labels
 from leukoscope.models.release_files import folder_name, read_metrics
 from leukoscope.progress import progress
@@ -188,8 +195,9 @@ def predictions_of_model(
         tuple(hashes),
     )
     metrics = dict(classifier.metrics)
-    if rule := metrics.get("patients"):
-        metrics["patients"] = {**rule, "positive_label": our_name.get(rule["positive_label"], rule["positive_label"])}
+    if rule := metrics.get("subject_rule"):
+        positive = rule["positive_label"]
+        metrics["subject_rule"] = {**rule, "positive_label": our_name.get(positive, positive)}
     return ModelPredictions(
         predictions,
         name,
@@ -260,7 +268,7 @@ def training_overlap(
         return _overlap(
             "warning", "What trained these weights is not recorded: a test only if none of these cells did."
         )
-    tested = {same_person(source_of(cells.data), one) for one in predictions.subjects} - {""}
+    tested = {same_subject(source_of(cells.data), one) for one in predictions.subjects} - {""}
     ids, hashes = predictions.cell_ids, predictions.pixel_hashes
     seen = seen_in_training(
         metrics,

@@ -56,7 +56,7 @@ def seen_in_training(
     trainings = trainings_of(metrics)
     if not trainings:
         return SeenInTraining((), 0, certain=False)
-    trained = {same_person(name, one) for past in trainings if same_cells(past, data) for one in past["subjects"]}
+    trained = {same_subject(name, one) for past in trainings if same_cells(past, data) for one in past["subjects"]}
     own, *earlier = trainings
     # Two different sets of class folders may number their subjects alike, or share cells under other names.
     certain = not any(past["name"] == name == "imagefolder" and not same_cells(past, data) for past in earlier)
@@ -68,7 +68,7 @@ def seen_in_training(
         splits = [block["split"] for block in metrics.get("evaluations", ())]
         fingerprints = [split.get(key) for split in splits for key in ("fingerprint", "test_fingerprint")]
         cells = 0 if set(split_fingerprints) & set(fingerprints) else len(cell_ids)
-    both = sorted(one for one in here - {""} if same_person(name, one) in trained)
+    both = sorted(one for one in here - {""} if same_subject(name, one) in trained)
     return SeenInTraining(tuple(both), cells, certain)
 
 
@@ -139,7 +139,7 @@ class KnownCells:
         )
 
 
-def same_person(dataset: str, subject: str) -> str:
+def same_subject(dataset: str, subject: str) -> str:
     """Return the one id that stands for all known aliases of a subject in its data set."""
     return DATASETS[dataset].canonical_subject(subject) if dataset in DATASETS else subject
 

@@ -28,18 +28,6 @@ SAMPLES = 18  # cells in a grid of samples
 _WIDTH = 8.0  # inches; about the text width of a README at 100 dpi
 _DASHED = (0, (4, 3))
 _LONGEST_NAME = 18  # characters of a class's name in the title of a panel, of which four stand side by side
-# Column of summary.csv → legend, colour, marker and line; training dashed, validation solid.
-_CURVES: Mapping[str, Mapping[str, tuple[str, str, str, Any]]] = {
-    "loss": {
-        "train_loss": ("training", ORANGE, "o", (0, (4, 2))),
-        "val_loss": ("validation", BLUE, "s", "-"),
-    },
-    "accuracy": {
-        "train_accuracy": ("training", ORANGE, "o", (0, (4, 2))),
-        "val_accuracy": ("validation", BLUE, "s", "-"),
-        "val_balanced_accuracy": ("validation, balanced over classes", GREEN, "^", "-"),
-    },
-}
 _POINTS = {  # name in metrics.json → legend, colour, marker
     "sensitivity_95": ("95 % sensitivity", VERMILION, "s"),
     "specificity_95": ("95 % specificity", GREEN, "D"),
@@ -120,7 +108,7 @@ def subject_strip(
     Args:
         subjects: id → label, cells and accuracy (0–1), as `measure` gives them.
         label_names: the classes, in the order of their panels.
-        unit: what stands for a person in the data set, "subject" or "block".
+        unit: what stands for a subject in the data set, "subject" or "block".
     """
     groups = {label: [s for s in subjects.values() if s["label"] == label] for label in label_names}
     groups = {label: sorted(rows, key=lambda s: s["accuracy"]) for label, rows in groups.items() if rows}
@@ -155,42 +143,6 @@ def subject_strip(
     return figure
 
 
-def subjects_curve(block: Mapping[str, Any]) -> Figure:
-    """Plot balanced accuracy over subjects against the number of cells used, beside that with all cells.
-
-    Its title gives the AUROC with all cells and its interval.
-
-    Args:
-        block: the "patients" block of metrics.json.
-    """
-    rows = block["curve"]
-    cells = [row["cells"] for row in rows]
-    figure = new_figure(_WIDTH, 2.6)
-    axes = figure.subplots()
-    axes.plot(cells, [row["balanced_accuracy_all_cells"] for row in rows], color=GREY, linestyle=_DASHED)
-    axes.plot(cells, [row["balanced_accuracy"] for row in rows], color=BLUE, marker="o")
-    axes.plot(cells, [row["auroc"] for row in rows], color=GREEN, marker="^")
-    for values, text, colour in (("balanced_accuracy", "balanced accuracy", BLUE), ("auroc", "AUROC", GREEN)):
-        axes.annotate(
-            text, (cells[0], rows[0][values]), xytext=(8, -3), textcoords="offset points", color=colour, fontsize=9
-        )
-    label = "cells of a subject, chosen at random · dashed: balanced accuracy with all their cells"
-    if block.get("least_cells_suffice", True):
-        axes.axvline(block["least_cells"], color=GREY, linewidth=0.8)
-        label += " · vertical: cells needed"
-    axes.set_xscale("log")
-    axes.set_xticks(cells, [f"{row['cells']}\n({row['persons']} subjects)" for row in rows])
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel(label, fontsize=9)
-    axes.set_ylabel("over subjects", fontsize=9)
-    # The subjects change from point to point, and no point has an interval; the table's has one.
-    whole = block["measured"]["auroc"]
-    text = f"AUROC of all {block['measured']['persons']} subjects with all their cells: {whole['value']:.3f}"
-    axes.set_title(f"{text} ({whole['low']:.3f}–{whole['high']:.3f})", fontsize=9, loc="right", color=GREEN)
-    plain(axes)
-    return figure
-
-
 def interval_plot(
     rows: Sequence[tuple[str, float, Mapping[str, float] | None, Mapping[str, float] | None]],
     axis: str = "",
@@ -201,7 +153,7 @@ def interval_plot(
     Args:
         rows: name, value, interval by subject, interval by cell (low and high, 0–1); an interval may be missing.
         axis: what all values are, where the names do not say it.
-        unit: what stands for a person in the data set, "subject" or "block".
+        unit: what stands for a subject in the data set, "subject" or "block".
     """
     from matplotlib.lines import Line2D
 
@@ -251,30 +203,6 @@ def confusion_plot(matrix: Sequence[Sequence[int]], label_names: Sequence[str]) 
     axes.set_ylabel("true class")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    return figure
-
-
-def curves_plot(epochs: Sequence[Mapping[str, float]], kept_epoch: int) -> Figure:
-    """Plot loss and accuracy over the epochs, with the epoch whose weights were kept.
-
-    Args:
-        epochs: the rows of summary.csv as numbers; columns that are missing are not drawn.
-        kept_epoch: counted from 1.
-    """
-    panels = {name: [c for c in lines if any(c in row for row in epochs)] for name, lines in _CURVES.items()}
-    panels = {name: columns for name, columns in panels.items() if columns}
-    figure = new_figure(_WIDTH, 3.4)
-    for axes, (name, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for column in columns:
-            text, colour, marker, line = _CURVES[name][column]
-            points = [(row["epoch"], row[column]) for row in epochs if column in row]
-            axes.plot(*zip(*points, strict=True), marker=marker, linestyle=line, color=colour, label=text, markersize=4)
-        axes.axvline(kept_epoch, color=GREY, linewidth=1, linestyle=":", label=f"epoch {kept_epoch}: kept")
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(name)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        _legend_above(axes, fontsize=8)
-        plain(axes)
     return figure
 
 
@@ -391,7 +319,7 @@ def roc_plot(
         predictions: of two classes; scaling by any temperature gives the same curve.
         operating_points: the block of `thresholds.operating_points`.
         evaluation: the block of metrics.json that was measured on these predictions.
-        unit: what stands for a person in the data set, "subject" or "block".
+        unit: what stands for a subject in the data set, "subject" or "block".
     """
     from sklearn.metrics import roc_curve
 

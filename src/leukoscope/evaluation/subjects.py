@@ -1,8 +1,8 @@
 """Metrics per subject: pool the predictions of a subject's cells, and measure that on unseen subjects.
 
-The "patients" block of metrics.json comes from nested cross-validation: the subject who is measured takes no part in
-choosing how cells are pooled, nor in fitting the logistic regression on top. Class weights are balanced, so leaving a
-subject out does not shift the threshold against that subject's class.
+The "subject_rule" block of metrics.json comes from nested cross-validation: the subject who is measured takes no part
+in choosing how cells are pooled, nor in fitting the logistic regression on top. Class weights are balanced, so leaving
+a subject out does not shift the threshold against that subject's class.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Subject:
 
 
 def subject_scores_block(predictions: CellPredictions, interval: Interval | None, estimates: str) -> dict[str, Any]:
-    """Make the "persons" block of an evaluation: one score per subject, the mean logit of its cells.
+    """Make the "subject_scores" block of an evaluation: one score per subject, the mean logit of its cells.
 
     Args:
         predictions: of two classes, on subjects that the networks never saw.
@@ -85,7 +85,7 @@ def subject_rule_block(
     estimates: str = OUT_OF_FOLD,
     size_only: CellPredictions | None = None,
 ) -> dict[str, Any]:
-    """Make the "patients" block of metrics.json.
+    """Make the "subject_rule" block of metrics.json.
 
     Args:
         predictions: of two classes, out-of-fold and subject-disjoint, not yet scaled.
@@ -127,7 +127,7 @@ def subject_rule_block(
     return {
         "estimates": estimates,
         "fitted_on": who_fitted(predictions),
-        "judged_on": "each person with pooling and regression chosen and fitted on other persons",
+        "judged_on": "each subject with pooling and regression chosen and fitted on other subjects",
         "positive_label": positive_label,
         "rule": {"pooling": rule.pooling, "coefficients": list(rule.coefficients), "intercept": rule.intercept},
         "candidates": candidates,
@@ -161,7 +161,7 @@ def measure_subject_rule(predictions: CellPredictions, metrics: Mapping[str, Any
         metrics: the release's metrics.json.
 
     Returns:
-        subjects, given_a_class, sensitivity and specificity of these with exact intervals, and `subjects`: id → label,
+        given_a_class, sensitivity and specificity of these with exact intervals, and `subjects`: id → label,
         cells, probability, interval, outcome. None where the release has no rule for subjects, or the predictions do
         not name subjects of one class each.
     """
@@ -177,7 +177,6 @@ def measure_subject_rule(predictions: CellPredictions, metrics: Mapping[str, Any
         return _exact(sum(one["outcome"] == one["label"] for one in own), len(own))
 
     return {
-        "persons": len(subjects),
         "given_a_class": len(decided),
         "sensitivity": correct(True),
         "specificity": correct(False),
@@ -272,7 +271,7 @@ def _curve(subjects: list[_Subject], rules: list[SubjectRule]) -> list[dict[str,
         rows.append(
             {
                 "cells": cells,
-                "persons": len(known),
+                "subjects": len(known),
                 "auroc": float(np.mean(before)),
                 "sensitivity": float(right[truth].mean()),
                 "specificity": float(right[~truth].mean()),
@@ -325,7 +324,7 @@ def _measured(truth: np.ndarray, subjects: Mapping[str, Mapping[str, Any]]) -> d
     decided = [one for one in subjects.values() if one["outcome"] not in (*WITHOUT_CLASS, TOO_FEW_CELLS)]
     outcomes = [one["outcome"] for one in subjects.values()]
     return {
-        "persons": len(truth),
+        "subjects": len(truth),
         "auroc": {"value": float(roc_auc_score(truth, scores)), **boot.interval(boot.auroc(scores, truth))},
         "sensitivity": _exact(int(right[truth].sum()), int(truth.sum())),
         "specificity": _exact(int(right[~truth].sum()), int((~truth).sum())),

@@ -126,9 +126,9 @@ def render_data_card(seen: ScannedCells, findings: Mapping[str, Any], info: Data
     splits = _splits(seen)
     title = info.title if info.url else hub_id.split("/")[1]
     labels, subjects = seen.rows["label"][:], seen.rows["subject"][:]
-    persons = {(label, subject) for label, subject in zip(labels, subjects, strict=True) if subject}
+    named = {(label, subject) for label, subject in zip(labels, subjects, strict=True) if subject}
     classes = [
-        (name, count(of["cells"]), count(sum(label == number for label, _ in persons)) if persons else "–")
+        (name, count(of["cells"]), count(sum(label == number for label, _ in named)) if named else "–")
         for number, (name, of) in enumerate(findings["classes"].items())
     ]
     # The findings count subjects as published, hence an alias and whom it stands for.
@@ -140,7 +140,7 @@ def render_data_card(seen: ScannedCells, findings: Mapping[str, Any], info: Data
         train_command=train_command(seen, hub_id),
         info=info,
         findings=findings,
-        persons=len({subject for _, subject in persons}),
+        subjects=len({subject for _, subject in named}),
         aliases=aliases,
         own_test=PRELIMINARY_TEST if PRELIMINARY_TEST in seen.data.cells else "",
         has_folds="fold" in splits["train"].column_names,

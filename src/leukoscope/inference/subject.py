@@ -1,7 +1,7 @@
 """One prediction for a subject, pooled from the predictions of that subject's cells.
 
 `leukoscope.evaluation.subjects` measures how to pool, from how many cells, and what that is worth on unseen subjects;
-it stands in the "patients" block of metrics.json.
+it stands in the "subject_rule" block of metrics.json.
 """
 
 from __future__ import annotations
@@ -137,25 +137,25 @@ class SubjectRule:
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], labels: Sequence[str]) -> SubjectRule | None:
-        """Read the rule of a release's metrics.json; None where it has no "patients".
+        """Read the rule of a release's metrics.json; None where it has no "subject_rule".
 
         Raises:
             LeukoscopeError: a pooling or a class that does not exist, or coefficients of another pooling.
         """
-        block = metrics.get("patients")
+        block = metrics.get("subject_rule")
         if not block:
             return None
         rule = block["rule"]
         if rule["pooling"] not in POOLINGS or block["positive_label"] not in labels:
             raise LeukoscopeError(
-                f"metrics.json: 'patients' pools by {rule['pooling']!r} for {block['positive_label']!r}, which is not "
-                f"known here; give one of {', '.join(POOLINGS)} and of {', '.join(labels)}, or restore the file"
+                f"metrics.json: 'subject_rule' pools by {rule['pooling']!r} for {block['positive_label']!r}, which is "
+                f"not known here; give one of {', '.join(POOLINGS)} and of {', '.join(labels)}, or restore the file"
             )
         given, needed = len(rule["coefficients"]), pool(np.zeros(1), rule["pooling"]).size
         if given != needed:
             raise LeukoscopeError(
-                f"metrics.json: patients.rule.coefficients has {given} number(s), and pooling by {rule['pooling']!r} "
-                f"needs {needed}; restore the file from the release"
+                f"metrics.json: subject_rule.rule.coefficients has {given} number(s), and pooling by "
+                f"{rule['pooling']!r} needs {needed}; restore the file from the release"
             )
         return cls(
             tuple(labels),
@@ -173,9 +173,9 @@ class SubjectRule:
         rule = cls.from_metrics(release.metrics, release.labels)
         if rule is None:
             raise LeukoscopeError(
-                f"{release.name}: cannot predict for a subject: its metrics.json has no 'patients' (measured for two "
-                "classes, where enough subjects of each are known); choose another release, or measure this one with "
-                "`leukoscope release recalibrate` on labelled cells of known subjects"
+                f"{release.name}: cannot predict for a subject: its metrics.json has no 'subject_rule' (measured for "
+                "two classes, where enough subjects of each are known); choose another release, or measure this one "
+                "with `leukoscope release recalibrate` on labelled cells of known subjects"
             )
         return rule
 

@@ -22,7 +22,7 @@ from leukoscope.files import LFS_POINTER, restore_replaced, write_atomic
 if TYPE_CHECKING:
     import torch
 
-SCHEMA_VERSION = 2  # of metrics.json; see metrics.schema.json beside this file
+SCHEMA_VERSION = 3  # of metrics.json; see metrics.schema.json beside this file
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
 PREDICTIONS = "predictions"  # folder of a protocol's predictions, one Parquet file an evaluation; no pixels
 FIGURES = "figures"  # pictures of the card
@@ -43,7 +43,7 @@ _METRICS_SHAPE: dict[str, Any] = {
         "operating_points": {"positive_label!": str, "points!": {"*": {"threshold!": float}}},
         "abstention": {"default!": {"threshold!": float}},
     },
-    "patients": {
+    "subject_rule": {
         "positive_label!": str,
         "least_cells!": float,
         "rule!": {"pooling!": str, "coefficients!": [float], "intercept!": float},
@@ -183,7 +183,7 @@ def read_metrics(root: Path) -> dict[str, Any]:
     """The release's metrics.json, {} where there is none.
 
     Raises:
-        LeukoscopeError: damaged, or without what prediction needs of it.
+        LeukoscopeError: damaged, of another schema version, or without what prediction needs of it.
     """
     path = root / METRICS
     if not path.exists():
@@ -194,6 +194,11 @@ def read_metrics(root: Path) -> dict[str, Any]:
         raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
     for problem in _misshapen(metrics, _METRICS_SHAPE, "its content"):
         raise LeukoscopeError(f"{path}: {problem}: restore the file from the release, or leave it out")
+    if (version := metrics.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:  # other packages write none
+        raise LeukoscopeError(
+            f"{path}: schema_version is {version!r}, and {SCHEMA_VERSION} is read here; get the release anew, or use "
+            "the version of Leukoscope that made it"
+        )
     return metrics
 
 

@@ -75,10 +75,10 @@ def _aliases(aliases: Findings) -> Section:
         joined = "all" if group["known"] else f"not {', '.join(group['unjoined'])}"
         rows.append((" = ".join(group["subjects"]), joined, "; ".join(links)))
     text = [
-        "Subject ids that share cells belong to one person: kept apart, they put that person on both sides of a split.",
+        "Subject ids that share cells belong to one subject: kept apart, they put it on both sides of a split.",
         f"Proposed subject_aliases: {', '.join(f'{other} → {one}' for other, one in aliases['proposed'].items())}",
     ]
-    columns = ("one person", "already joined when loading", "pairs of pictures they share")
+    columns = ("one subject", "already joined when loading", "pairs of pictures they share")
     known = all(group["known"] for group in aliases["groups"])
     return Section("Subjects under several ids", text, Table(columns, rows), verdict="warning" if known else "bad")
 

@@ -141,7 +141,7 @@ def fraction(rate: Mapping[str, Any]) -> str:
 
 
 def pooling(rule: Mapping[str, Any]) -> str:
-    """How the "patients" block of metrics.json pools a subject's cells, in words."""
+    """How the "subject_rule" block of metrics.json pools a subject's cells, in words."""
     return POOLINGS[rule["pooling"]]
 
 
@@ -156,15 +156,15 @@ def minutes(seconds: float) -> str:
 
 
 def new_aliases(metrics: Mapping[str, Any]) -> list[str]:
-    """Subject ids that a release counts separately, but that are now known to be of one person.
+    """Subject ids that a release counts separately, but that are now known to be of one subject.
 
     Returns:
-        "H2 = H6 = H7" for each person; empty when the release was measured with all ids known today.
+        "H2 = H6 = H7" for each subject; empty when the release was measured with all ids known today.
     """
     info = trained_on(metrics)
     if info is None:
         return []
-    persons: dict[str, list[str]] = {}
+    subjects: dict[str, list[str]] = {}
     for subject in metrics["training"]["subjects"]:
-        persons.setdefault(info.canonical_subject(subject), []).append(subject)
-    return [" = ".join(sorted(ids)) for ids in persons.values() if len(ids) > 1]
+        subjects.setdefault(info.canonical_subject(subject), []).append(subject)
+    return [" = ".join(sorted(ids)) for ids in subjects.values() if len(ids) > 1]

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-EVALUATION_SCHEMA_VERSION = 1
+EVALUATION_SCHEMA_VERSION = 2
 _FEW_SUBJECTS = 20
 _WORST = 10
 _SHOWN = 20
@@ -188,7 +188,7 @@ def build_evaluation(
         },
         "metrics": measure(predictions),
         "decisions": predicted.decisions(),
-        "patients": measure_subject_rule(predictions, predicted.metrics),
+        "subject_rule": measure_subject_rule(predictions, predicted.metrics),
         "comparison": comparison,
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "versions": {
@@ -264,8 +264,8 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
         yield subjects_section(subjects, list(metrics["per_class"]), unit)
     if evaluation["decisions"]:
         yield Section("Decisions", ["The metrics count every cell.", decisions_line(evaluation["decisions"])])
-    if evaluation["patients"]:
-        yield _persons(evaluation["patients"])
+    if evaluation["subject_rule"]:
+        yield _subjects(evaluation["subject_rule"])
     confusion = confusion_plot(metrics["confusion_matrix"], list(metrics["per_class"]))
     alt = "Confusion matrix: rows are the true classes, columns the predicted ones."
     yield Section("Which class is taken for which", (), classes_table(metrics), [plot_picture(confusion, alt)])
@@ -344,15 +344,16 @@ def _interval_notes(evaluation: Mapping[str, Any]) -> Iterator[str]:
         yield "As subjects tested here also trained the model, no interval below says what to expect of new ones."
 
 
-def _persons(block: Mapping[str, Any]) -> Section:
+def _subjects(block: Mapping[str, Any]) -> Section:
     # Wrong subjects first, then those without a class.
     order = sorted(
         block["subjects"].items(),
         key=lambda item: (item[1]["outcome"] == item[1]["label"], item[1]["outcome"] == item[1]["called"], item[0]),
     )
+    subjects = len(order)
     text = [
-        f"The release's rule for subjects gives a class to {block['given_a_class']} of {block['persons']} subjects; "
-        f"{block['persons'] - block['given_a_class']} get none. Of those with a class: sensitivity "
+        f"The release's rule for subjects gives a class to {block['given_a_class']} of {subjects} subjects; "
+        f"{subjects - block['given_a_class']} get none. Of those with a class: sensitivity "
         f"{fraction(block['sensitivity'])}, specificity {fraction(block['specificity'])}; in brackets exact 95 % "
         "intervals.",
         "Every cell counts here; `leukoscope patient` leaves out those that are out of distribution.",

@@ -57,7 +57,7 @@ def evaluation_row(metrics: Metrics, block: Metrics) -> dict[str, str]:
         `RESULT_METRICS` with their intervals, accuracy; and of the cell's area alone size_auroc, size_aurocs (that and
         the one at equal size) and size_f1.
     """
-    # One person under several ids may be on two sides of a split by subject.
+    # One subject under several ids may be on two sides of a split by subject.
     by_subject = "a few, found since" if new_aliases(metrics) else "no"
     both_sides = {"cell": "yes", "subject": by_subject, "block": "not known, but no block of neighbouring images"}
     size_only = block.get("size_only_baseline") or {}
@@ -183,7 +183,7 @@ _RATES = ("sensitivity", "specificity")
 
 
 def subject_rule_table(block: Metrics) -> Table:
-    """Metrics of one prediction per subject: the block "patients"."""
+    """Metrics of one prediction per subject: the block "subject_rule"."""
     measured = block["measured"]
     without_class = (
         f"{measured['abstained']} abstained from, {measured['too_few_cells']} with fewer than {block['least_cells']} "
@@ -193,7 +193,7 @@ def subject_rule_table(block: Metrics) -> Table:
     rows = [
         ["AUROC", with_span(measured["auroc"])],
         *([name, fraction(measured[rate])] for name, rate in of_rates.items()),
-        ["given a class", f"{measured['given_a_class']} of {measured['persons']}: {without_class}"],
+        ["given a class", f"{measured['given_a_class']} of {measured['subjects']}: {without_class}"],
         ["cells needed", cells_needed(block)],
         ["of these wrong", with_span(measured["error_rate"], "share")],
     ]
@@ -216,7 +216,7 @@ def fewer_cells_table(block: Metrics) -> Table:
     """The same metrics where only some cells of each subject, drawn at random, are used."""
     keys = ("auroc", "sensitivity", "specificity", "balanced_accuracy", "balanced_accuracy_all_cells")
     names = ("AUROC", *_RATES, "balanced accuracy", "with all their cells")
-    rows = [[str(row["cells"]), str(row["persons"]), *(share(row[key]) for key in keys)] for row in block["curve"]]
+    rows = [[str(row["cells"]), str(row["subjects"]), *(share(row[key]) for key in keys)] for row in block["curve"]]
     return Table(("cells per subject, drawn at random", "subjects", *names), rows, text_columns=0)
 
 

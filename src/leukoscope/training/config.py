@@ -42,7 +42,7 @@ _RECIPE_FLAGS = {
 # Paths, tracking, checkpoints and publishing do not change what a run computes. What a folder or a file holds does:
 # `other_cells` compares the cells, `other_settings` the name of the start weights.
 NOT_THE_RESULT = (
-    *("output_dir", "train_dir", "pretrained_weights", "no_cache_images", "checkpointing_steps"),
+    *("output_dir", "train_dir", "pretrained_weights", "checkpointing_steps"),
     *("resume_from_checkpoint", "report_to", "quiet", "push_to_hub", "hub_model_id", "hub_private"),
 )
 _OF_SPLIT = ("split", "split_file", "fold", "num_folds", "train_folds", "test_folds", "no_validation")
@@ -98,9 +98,6 @@ class DataArguments:
     )
     max_train_samples: Count | None = _flag(None, "Train on at most this many cells (chosen at random).")
     max_eval_samples: Count | None = _flag(None, "Validate and test on at most this many cells each.")
-    no_cache_images: bool = _flag(
-        False, "Keep no decoded pixels on disk: each epoch decodes the images, in worker processes."
-    )
 
     @property
     def source(self) -> dict[str, Any]:

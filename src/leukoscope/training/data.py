@@ -6,8 +6,6 @@ The order of cells (shuffled or balanced by subject), the loaders, and the cache
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -23,29 +21,22 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default
 from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmenter, View, in_view
 from leukoscope.data.loading import LoadedCells
-from leukoscope.data.pixel_cache import CellsOnDemand, FramedCells, require_space
+from leukoscope.data.pixel_cache import FramedCells, require_space
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import atomic_file, cache_root, disk_errors, write_atomic
-from leukoscope.inference.runtime import usable_cores
 from leukoscope.models.layers import backbone_state
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import round_as_stored
 from leukoscope.progress import note, track
 
-_MAX_WORKERS = 8  # more would read ahead of any network here
 _FEATURE_BATCH = 64
 
 
 class PixelInputs:
-    """Cells as a whole network sees them; items are (3, S, S) uint8, channels-last in memory as they are kept.
-
-    Attributes:
-        decodes: reading a cell means decoding its picture, which worker processes of the loader do ahead.
-    """
+    """Cells as a whole network sees them; items are (3, S, S) uint8, channels-last in memory as they are kept."""
 
     def __init__(self, cells: FramedCells, preprocessing: Preprocessing, augment: Augmenter):
         self.pixels, self.preprocessing, self.augment = cells.pixels, preprocessing, augment
-        self.decodes = isinstance(cells.pixels, CellsOnDemand)
 
     def items(self, rows: np.ndarray) -> torch.Tensor:
         """What the loader reads of a batch of cells, (B, …)."""
@@ -66,8 +57,6 @@ class PixelInputs:
 
 class FeatureInputs:
     """A frozen backbone's features of every cell in each of its V views; items are (V, F) float32."""
-
-    decodes = False
 
     def __init__(self, features: np.ndarray, augment: Augmenter):
         self.features, self.augment = features, augment
@@ -137,13 +126,10 @@ def prediction_loader(cells: CellDataset, batch_size: int, accelerator: Accelera
 
 
 def _loader(cells: CellDataset, accelerator: Accelerator, **how: Any) -> DataLoader[Any]:
-    # A batch of decoded cells is read in less time than another process takes to hand it over.
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = usable_cores() // local_processes
+    # In this process: a batch of decoded cells is read in less time than another process takes to hand it over.
     return DataLoader(
         cells,
         collate_fn=default_convert,  # a batch is one already
-        num_workers=min(max(cores // 2, 1), _MAX_WORKERS) if cells.inputs.decodes else 0,
         pin_memory=accelerator.device.type == "cuda",
         # A generator of its own: iterating must not change the one that dropout uses.
         generator=torch.Generator(),
@@ -164,15 +150,6 @@ def require_whole_step(cells: int, epoch_cells: int, batch_size: int, accelerato
     )
 
 
-def read(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches of a loader; raises `LeukoscopeError` at a damaged cell, where cells are decoded on demand."""
-    try:
-        yield from loader
-    except LeukoscopeError as error:
-        # From a worker process an error comes with its traceback; its own message is the last line.
-        raise LeukoscopeError(re.split(r"\n[\w.]+: ", str(error))[-1].strip()) from None
-
-
 def ready_batches(
     loader: Iterable[Batch], inputs: Inputs, device: torch.device, epoch: int, add_waiting: Callable[[float], None]
 ) -> Iterator[Batch]:
@@ -182,7 +159,7 @@ def ready_batches(
         add_waiting: called with the seconds each batch took to be read, moved and augmented, and with those of the
             attempt that finds the end. A GPU moves and augments by itself: there, what counts is asking for it.
     """
-    batches = read(loader)
+    batches = iter(loader)
     while True:
         started = time.perf_counter()
         batch = next(batches, None)
@@ -274,7 +251,7 @@ def make_inputs(
         round_as_stored(network, head=False)
     # Features that another run left do not count: the same command would then give other weights.
     pays_off = passes and passes >= len(cells.pixels) * len(recipe.augmentation.views)
-    if pixels.decodes or not can_cache_features(recipe) or not pays_off:
+    if not can_cache_features(recipe) or not pays_off:
         return pixels
     path = features_file(network, cells, recipe)
     network.to(accelerator.device)
@@ -326,7 +303,7 @@ def features_file(network: nn.Module, cells: FramedCells, recipe: Recipe) -> Pat
     import timm
 
     # The decoded cells' file is itself named for the data, when its files changed, and how they are framed.
-    decoded = Path(cells.pixels.filename).name  # type: ignore[union-attr]
+    decoded = Path(cells.pixels.filename).name  # type: ignore[attr-defined]
     backbone = (recipe.architecture, timm.__version__, backbone_hash(network), str(getattr(network, "global_pool", "")))
     key = hashlib.sha256(repr((decoded, *backbone, recipe.augmentation.views)).encode()).hexdigest()[:16]
     return cache_root() / f"features-{key}.npy"

@@ -12,13 +12,13 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import distributions, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,21 +33,17 @@ from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, require_space
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.baselines import size_only_predictions
-from leukoscope.evaluation.metrics import CellPredictions, even_sample, headline, measure
-from leukoscope.evaluation.plots import SAMPLES, SampleCell, curves_plot, samples_plot, save_plot
+from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.files import disk_errors, write_atomic
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release_files import FIGURES, SCHEMA_VERSION, write_json
+from leukoscope.models.release_files import SCHEMA_VERSION, write_json
 from leukoscope.progress import note
 from leukoscope.training.config import TrainingConfig
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 THESE_WEIGHTS = "these weights"
 ARGS, ENVIRONMENT, LOCK = "args.yaml", "environment.json", ".lock"
 KEPT = 2  # checkpoints; the second is for when the last is damaged
-# Tables, plots and logs; measured on runs of several thousand cells, generously rounded.
+# Tables and logs; measured on runs of several thousand cells, generously rounded.
 _BESIDES_WEIGHTS = 50_000_000
 
 
@@ -127,42 +123,6 @@ def evaluate_predictions(out: Path, predictions: CellPredictions, cells: FramedC
         baseline.save(out / "size_only_predictions.parquet")
         block["size_only_baseline"] = headline(measure(baseline))
     return block
-
-
-def draw_run(
-    out: Path,
-    rows: Sequence[Mapping[str, Any]],
-    kept_epoch: int,
-    predictions: CellPredictions | None,
-    cells: FramedCells,
-) -> None:
-    """Draw `figures/` of a run: the curves of its epochs, and some test cells with their predictions.
-
-    Raises:
-        LeukoscopeError: the folder cannot be written.
-    """
-    folder = out / FIGURES
-    with disk_errors(f"{folder}: the plots cannot be written there", "check who may write there"):
-        folder.mkdir(exist_ok=True)
-        save_plot(curves_plot(rows, kept_epoch), folder / "curves.png")
-        if predictions is not None:
-            save_plot(_tested_samples(predictions, cells), folder / "samples.png")
-
-
-def _tested_samples(predictions: CellPredictions, cells: FramedCells) -> Figure:
-    """Test cells with their predictions, sampled evenly over classes and subjects by a fixed seed."""
-    chosen = even_sample(predictions.references, predictions.subjects, SAMPLES, seed=0)
-    names, rows = predictions.label_names, cells.rows(predictions.cell_ids)
-    shown = [
-        SampleCell(
-            cells.pixels[rows[i]],
-            names[predictions.predicted[i]],
-            float(predictions.probabilities[i].max()),
-            names[predictions.references[i]],
-        )
-        for i in chosen
-    ]
-    return samples_plot(shown, "test cells, sampled evenly over classes and subjects; none was chosen by hand")
 
 
 def evaluation_block(predictions: CellPredictions, split: Split) -> dict[str, Any]:

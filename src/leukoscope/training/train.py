@@ -1,7 +1,7 @@
 """One training run, top to bottom: cells → split → network → epochs → predictions on the test side → release folder.
 
 The run folder explains itself: args.yaml (flags and resolved recipe), split.json (which cells), summary.csv (one row
-per epoch), predictions.parquet (one row per test cell), metrics.json, figures/, and release/ in Hub format.
+per epoch), predictions.parquet (one row per test cell), metrics.json, and release/ in Hub format.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ from leukoscope.training.run_folder import (
     check_tracking,
     complete_environment,
     describe_run,
-    draw_run,
     evaluate_predictions,
     finish_tracking,
     locked,
@@ -109,7 +108,7 @@ def train(
         start = NetworkStart("" if fine_tuned else load_start_weights(network, recipe, config.start_weights))
         preprocessing = preprocessing_for(recipe, data)
         with accelerator.main_process_first():
-            cells = frame_cells(data, preprocessing, keep=not config.data.no_cache_images)
+            cells = frame_cells(data, preprocessing)
         split = choose_split(config, cells.data)
         if fine_tuned:
             from leukoscope.training.finetune import start_from_release
@@ -201,7 +200,6 @@ def train(
                     )
                 # Last of the results: a run that has it is finished.
                 write_json(out / METRICS, metrics)
-                draw_run(out, rows, kept_epoch, predictions, cells)
                 checkpoints.remove()
                 accelerator.print(f"run folder: {out}", flush=True)
         with written():
@@ -339,7 +337,7 @@ def missing_classes(cells: FramedCells, split: Split) -> tuple[str, ...]:
 
 def _remove_earlier_run(out: Path, *, keep_checkpoints: bool) -> None:
     """Remove the results of an earlier run: they would be taken for this one's, should it end early."""
-    for name in ("release", "figures", *([] if keep_checkpoints else [FOLDER])):
+    for name in ("release", *([] if keep_checkpoints else [FOLDER])):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in (METRICS, BAD_BATCH, "predictions.parquet", "size_only_predictions.parquet", "summary.csv"):
         (out / name).unlink(missing_ok=True)

@@ -32,7 +32,6 @@ from leukoscope.training.data import (
     SubjectBalancedSampler,
     make_inputs,
     prediction_loader,
-    read,
     ready_batches,
     require_whole_step,
     training_loader,
@@ -393,7 +392,7 @@ class Trainer:
         gathered: list[tuple[torch.Tensor, torch.Tensor]] = []
         # Without gradients twice as many fit as in training.
         loader = prediction_loader(cells, 2 * self.recipe.train_batch_size, accelerator)
-        for number, (items, _, rows) in enumerate(track(read(loader), what, len(loader))):
+        for number, (items, _, rows) in enumerate(track(loader, what, len(loader))):
             # In float32, as releases predict: metrics of half precision would be another network's.
             with torch.inference_mode(), accelerator.autocast(AutocastKwargs(enabled=False)):
                 logits = model(self.inputs.for_prediction(items.to(device, non_blocking=True))).float()

@@ -337,18 +337,18 @@ _NO_SUBJECT = (r"fold[-_ ]?\d+", r"train\w*", r"test\w*", r"val\w*", r"images?",
 def suggested_pattern(names: Sequence[str], classes: Sequence[str]) -> str:
     """A pattern that finds the subjects in file names, for `subjects_of`; "" where none seems to.
 
-    It must name a subject for every file, two subjects at least (one, where it is a folder), and two files per subject
-    on average, as a number of its own for each file is the file's; and what it finds may be no class and no fold of a
-    cross-validation.
+    It must name a subject for every file, two subjects at least (one, where it is a folder or C-NMC's name), and two
+    files per subject on average, as a number of its own for each file is the file's; and what it finds may be no class
+    and no fold of a cross-validation.
 
     Args:
         classes: of the release.
     """
-    no_person = re.compile("|".join((*_NO_SUBJECT, *map(re.escape, classes))), re.IGNORECASE)
+    unfit = re.compile("|".join((*_NO_SUBJECT, *map(re.escape, classes))), re.IGNORECASE)
     for pattern in SUGGESTIONS:
         found = subjects_of(names, pattern, {})
-        persons = set(found.values())
-        least = 1 if pattern in FOLDERS else 2
-        if "" not in persons and least <= len(persons) <= len(found) / 2 and not any(map(no_person.fullmatch, persons)):
+        subjects = set(found.values())
+        least = 1 if pattern in (SUGGESTIONS[0], *FOLDERS) else 2
+        if "" not in subjects and least <= len(subjects) <= len(found) / 2 and not any(map(unfit.fullmatch, subjects)):
             return pattern
     return ""

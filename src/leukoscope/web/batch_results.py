@@ -14,7 +14,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import open_bytes
-from leukoscope.evaluation.overlap import same_person, trainings_of
+from leukoscope.evaluation.overlap import same_subject, trainings_of
 from leukoscope.inference.prediction import REFUSED, Checks, Thresholds
 from leukoscope.inference.scoring import safe_cell
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule
@@ -116,7 +116,7 @@ class BatchResult:
         return self.thresholds.positive_label or self.classes[0]
 
     @cached_property
-    def persons(self) -> list[SubjectPrediction]:
+    def subject_predictions(self) -> list[SubjectPrediction]:
         """One prediction for each known subject, by name; none where the release does not predict for subjects."""
         rule = SubjectRule.from_metrics(self.metrics, self.classes)
         if rule is None:
@@ -133,8 +133,8 @@ class BatchResult:
         """Subjects that have the name of one whose cells trained the model."""
         found = set()
         for past in trainings_of(self.metrics):
-            trained = {same_person(past["name"], str(one)) for one in past["subjects"]}
-            found |= {name for name in self.cells_by_subject() if same_person(past["name"], name) in trained}
+            trained = {same_subject(past["name"], str(one)) for one in past["subjects"]}
+            found |= {name for name in self.cells_by_subject() if same_subject(past["name"], name) in trained}
         return found
 
     def at_point(self, point: str) -> BatchResult:
@@ -334,7 +334,7 @@ def save_cells(kind: str, result: BatchResult) -> File:
     return File("leukoscope-batch.parquet", "application/vnd.apache.parquet", buffer.getvalue())
 
 
-def save_persons(result: BatchResult) -> File:
+def save_subjects(result: BatchResult) -> File:
     """One row per subject, as CSV.
 
     Raises:
@@ -343,13 +343,13 @@ def save_persons(result: BatchResult) -> File:
     import pyarrow as pa
     import pyarrow.csv
 
-    rows = [person.to_dict() for person in result.persons]
+    rows = [one.to_dict() for one in result.subject_predictions]
     if not rows:
         raise LeukoscopeError("no subject is known: name the subjects by a pattern, a folder each, or a CSV")
     safe = [{key: safe_cell(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows]
     buffer = io.BytesIO()
     pyarrow.csv.write_csv(pa.Table.from_pylist(safe), buffer)
-    return File("leukoscope-patients.csv", "text/csv", buffer.getvalue())
+    return File("leukoscope-subjects.csv", "text/csv", buffer.getvalue())
 
 
 def save_report(models: ModelCache, result: BatchResult, subject: str | None, name: str) -> File:
@@ -362,17 +362,17 @@ def save_report(models: ModelCache, result: BatchResult, subject: str | None, na
     Raises:
         LeukoscopeError: no such subject, or pictures that are no longer kept.
     """
-    from leukoscope.reports.patient_report import patient_report
+    from leukoscope.reports.subject_report import subject_report
 
-    person = next((one for one in result.persons if one.subject == subject), None)
-    if person is None:
+    predicted = next((one for one in result.subject_predictions if one.subject == subject), None)
+    if predicted is None:
         raise LeukoscopeError(f"subject {subject!r}: is none of this batch; choose one of the list")
-    rows = result.at_point("").cells_by_subject()[person.subject]
-    positive = np.array([row.probabilities[person.positive_label] for row in rows])
+    rows = result.at_point("").cells_by_subject()[predicted.subject]
+    positive = np.array([row.probabilities[predicted.positive_label] for row in rows])
     outcomes = [row.decision.outcome for row in rows]
     predictor = models.predictor(result.model)
-    html = patient_report(
-        replace(person, subject=name.strip()),
+    html = subject_report(
+        replace(predicted, subject=name.strip()),
         positive,
         outcomes,
         lambda chosen: models.predict(predictor, [rows[i].open() for i in chosen], explain=True),
@@ -380,7 +380,7 @@ def save_report(models: ModelCache, result: BatchResult, subject: str | None, na
         revision=result.revision,
         metrics=result.metrics,
     )
-    if person.subject in result.trained_on:
-        said = t("too_good", subjects=name.strip() or person.subject)
+    if predicted.subject in result.trained_on:
+        said = t("too_good", subjects=name.strip() or predicted.subject)
         html = html.replace("</h1>", f'</h1><p class="notice"><strong>{escape(said)}</strong></p>', 1)
     return File("leukoscope-report.html", "text/html", html.encode())

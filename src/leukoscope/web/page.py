@@ -18,20 +18,19 @@ def script(name: str) -> str:
     return "\n".join(line for line in lines if not line.startswith("//"))
 
 
-BOX = script("box.js")
+BOX = script("folder.js") + "\n" + script("box.js")
 
 # The result is there.
 READY = "() => { delete document.body.dataset.lkBusy; delete document.body.dataset.lkOffline }"
 
 ADDRESS = script("address.js")
 
-_REVEAL = """() => {
-  const shown = document.getElementById('SHOWN'), top = shown.getBoundingClientRect().top
+# Scrolls to what an event has shown, where it is out of sight, as a result on a phone is.
+REVEAL = """() => {
+  const many = [...document.querySelectorAll('#field-summary, #batch-summary')].find((one) => one.offsetParent)
+  const waits = document.querySelector('#cell-summary .lk-empty') && !document.querySelector('#propose')?.offsetParent
+  const shown = waits && many || document.getElementById('cell-summary')
+  const top = shown.getBoundingClientRect().top
   const hidden = document.getElementById('notice').getBoundingClientRect().bottom
   if (top < hidden || top > innerHeight * 0.7) shown.scrollIntoView({behavior: 'smooth'})
 }"""
-
-
-def reveal(shown: str) -> str:
-    """JavaScript that scrolls to the element of this id where it is out of sight, as a result on a phone is."""
-    return _REVEAL.replace("SHOWN", shown)

@@ -117,11 +117,13 @@ def pictures(result: CellResult, label: str, opacity: float, common_scale: bool 
         strength = result.scale.strength(result.own_peak) if result.maps else ""
         scale = _scale(title, result.peak(common_scale) if result.maps else None, strength)
     failed = note(t("map_failed")) if result.maps and not result.thresholds.maps_passed else ""
-    hint = t("tap_cell" if result.foreign and result.measured is None else "tap_part")
+    hint = ""
+    if result.foreign is None or result.measured is None:
+        hint = " " + t("tap_part" if result.foreign is None else "tap_cell")
     return (
         f'<figure class="lk-view"><div class="lk-stage{"" if over else " alone"}" tabindex="0" role="group" '
         f'style="{style}" aria-label="{t("stage")}">{given}{over}</div>{tools}'
-        f"<figcaption>{escape(caption)}. {escape(hint)}</figcaption></figure>{scale}{failed}"
+        f"<figcaption>{escape(caption)}.{escape(hint)}</figcaption></figure>{scale}{failed}"
     )
 
 
@@ -199,11 +201,13 @@ def pairs(values: Mapping[str, str]) -> str:
     return f'<dl class="lk-facts">{rows}</dl>' if rows else ""
 
 
-def guess_cell(image: Image.Image, text: str) -> str:
-    """A cell to be guessed."""
+def guess_cell(image: Image.Image, text: str, before: str = "") -> str:
+    """A cell to be guessed, below what came of the one before."""
     small = image.copy()
     small.thumbnail((360, 360))
-    return f'<figure class="lk-guess">{_img(small, text)}<figcaption role="status">{escape(text)}</figcaption></figure>'
+    told = f'<p class="lk-headline" role="status">{escape(before)}</p>' if before else ""
+    caption = f'<figcaption role="status">{escape(text)}</figcaption>'
+    return f'<figure class="lk-guess">{told}{_img(small, text)}{caption}</figure>'
 
 
 def guess_score(rows: Sequence[tuple[str, str]], cells: Sequence[tuple[Image.Image, str]], text: str, link: str) -> str:

@@ -117,7 +117,7 @@ class CellResult:
         return replace(text, because=f"{text.because} {self.map_caution}".strip())
 
     def trust(self, point: str = "") -> str:
-        """How often such decisions were right for people whom the model had not seen."""
+        """How often such decisions were right for subjects whom the model had not seen."""
         return trust_text(self.decision(point), self.prediction.probabilities, self.metrics)
 
     @cached_property

@@ -188,7 +188,7 @@ def _one(label: str) -> str:
 
 
 def trust_text(decision: Decision, probabilities: Mapping[str, float], metrics: Mapping[str, Any]) -> str:
-    """How often such decisions were right for people whom the model had not seen, of 100; "" where not measured.
+    """How often such decisions were right for subjects whom the model had not seen, of 100; "" where not measured.
 
     Args:
         metrics: of the model's release.
@@ -198,7 +198,8 @@ def trust_text(decision: Decision, probabilities: Mapping[str, float], metrics: 
         kept = held_out.get("kept_share_by_subject", held_out.get("kept_share"))
         return "" if kept is None else t("trust_refused", refused=round(100 * (1 - kept)))
     if (metrics.get("data") or {}).get("unit") == "block":
-        return t("not_on_people")
+        told = t("not_on_subjects")
+        return f"{told[0].upper()}{told[1:]}."
     if decision.operating_point:
         block = (metrics.get("decisions") or {}).get("operating_points") or {"points": {}}
         value = "ppv" if decision.label == block.get("positive_label") else "npv"
@@ -269,15 +270,15 @@ def model_text(metrics: Mapping[str, Any]) -> str:
     """A release in one line: what it was trained on, how good it is on unseen subjects, and the data's licence."""
     data, measured = metrics.get("data") or {}, (metrics.get("evaluations") or [{}])[0]
     subjects = len((metrics.get("training") or {}).get("subjects") or ())
-    people, title = subjects and data.get("unit") == "subject", data.get("title")
+    named, title = subjects and data.get("unit") == "subject", data.get("title")
     parts = []
     if title:
-        parts.append(t("trained_on_people", title=title, number=subjects) if people else t("trained_on", title=title))
+        parts.append(t("trained_on_subjects", title=title, number=subjects) if named else t("trained_on", title=title))
     found = (measured.get("metrics") or {}).get("auroc_by_subject")
-    if found is not None and people and (measured.get("split") or {}).get("disjoint_by") == "subject":
+    if found is not None and named and (measured.get("split") or {}).get("disjoint_by") == "subject":
         parts.append(t("auroc_unseen", value=local_number(f"{found:.2f}")))
     elif data.get("unit") == "block":
-        parts.append(t("not_on_people"))
+        parts.append(t("not_on_subjects"))
     parts.append(str(data.get("licence") or ""))
     return " · ".join(part for part in parts if part)
 

@@ -33,8 +33,8 @@ from leukoscope.web.batch_results import (
     label_metrics,
     predict_batch,
     save_cells,
-    save_persons,
     save_report,
+    save_subjects,
     subject_rows,
     wrong_rows,
 )
@@ -379,10 +379,10 @@ def test_at_an_operating_point_a_cell_stands_with_the_class_it_gets_and_that_cla
 def test_an_operating_point_leaves_the_prediction_for_a_subject() -> None:
     abstain = {"abstention": {"default": {"threshold": 0.8}}}
     rows = tuple(row(f"{n}", "", p_all, "1") for n, p_all in enumerate((0.9, 0.6, 0.55, 0.95)))
-    result = replace(RESULT, rows=rows, metrics={"patients": RULE, "data": DATA, "decisions": DECISIONS | abstain})
+    result = replace(RESULT, rows=rows, metrics={"subject_rule": RULE, "data": DATA, "decisions": DECISIONS | abstain})
     default, decided = result.at_point(""), result.at_point("youden")
     assert [one.decision.outcome for one in decided.rows] == ["ALL"] * 4
-    assert decided.persons == default.persons and default.persons[0].abstained == 2
+    assert decided.subject_predictions == default.subject_predictions and default.subject_predictions[0].abstained == 2
 
 
 def test_what_is_wrong_comes_surest_first_and_figures_are_right() -> None:
@@ -549,7 +549,7 @@ RULE = {
     "rule": {"pooling": "mean", "coefficients": [1.0], "intercept": 0.0},
     "least_cells": 2,
     "measured": {
-        "persons": 41,
+        "subjects": 41,
         "auroc": {"value": 0.9, "low": 0.8, "high": 1.0},
         "sensitivity": {"share": 0.9, "low": 0.8, "high": 1.0, "right": 26, "of": 28},
         "specificity": {"share": 0.9, "low": 0.8, "high": 1.0, "right": 11, "of": 13},
@@ -558,10 +558,10 @@ RULE = {
 }
 
 
-def test_persons_are_told_apart_and_their_cells_drawn_with_those_refused_in_grey() -> None:
+def test_subjects_are_told_apart_and_their_cells_drawn_with_those_refused_in_grey() -> None:
     rows = (*RESULT.rows, row("e", "", 0.5, "1", ood_score=3.0))
-    result = replace(RESULT, rows=rows, metrics={"patients": RULE, "data": DATA, "decisions": DECISIONS})
-    first, second = result.persons
+    result = replace(RESULT, rows=rows, metrics={"subject_rule": RULE, "data": DATA, "decisions": DECISIONS})
+    first, second = result.subject_predictions
     assert (first.subject, first.cells, first.refused, second.subject) == ("1", 3, 1, "2")
     page = batch_summary(result)
     assert "One prediction for a subject" in page and "By subject" not in page
@@ -575,18 +575,18 @@ def test_persons_are_told_apart_and_their_cells_drawn_with_those_refused_in_grey
     assert line(page) != line(batch_summary(result.at_point("youden"), "youden"))
 
 
-def test_an_operating_point_changes_cells_and_neither_refused_ones_nor_persons() -> None:
+def test_an_operating_point_changes_cells_and_neither_refused_ones_nor_subjects() -> None:
     rows = (row("a", "", 0.45, "1"), row("b", "", 0.2, "1"), row("c", "", 0.9, "1", ood_score=2.0))
-    result = replace(RESULT, rows=rows, metrics={"patients": RULE, "data": DATA, "decisions": DECISIONS})
+    result = replace(RESULT, rows=rows, metrics={"subject_rule": RULE, "data": DATA, "decisions": DECISIONS})
     at = result.at_point("youden")
     assert [one.decision.outcome for one in result.rows] == ["HEM", "HEM", "out of distribution"]
     assert [one.decision.outcome for one in at.rows] == ["ALL", "HEM", "out of distribution"]
     assert at.at_point("") == result.at_point("unknown") == result
-    assert at.persons == result.persons
+    assert at.subject_predictions == result.subject_predictions
 
 
 @pytest.mark.parametrize(
-    ("names", "pattern", "persons"),
+    ("names", "pattern", "subjects"),
     [
         (["ALL/UID_1_2_1_all.bmp", "ALL/UID_1_3_1_all.bmp", "HEM/UID_H2_1_hem.bmp", "HEM/UID_H2_2_hem.bmp"],
          r"UID_(H?\d+)_", ["1", "H2"]),
@@ -608,25 +608,27 @@ def test_an_operating_point_changes_cells_and_neither_refused_ones_nor_persons()
          ["Anna Schmidt", "Ben"]),
         (["ALL/Anna/1.png", "ALL/Anna/2.png"], r"(?:^|/)([^/]+)/[^/]+$", ["Anna"]),
         (["P7/1.png", "P7/2.png"], r"(?:^|/)([^/]*\d[^/]*)/[^/]+$", ["P7"]),
+        # One subject of C-NMC 2019: the release that knows it can say so.
+        (["UID_H24_10_1_hem.bmp", "UID_H24_10_2_hem.bmp"], r"UID_(H?\d+)_", ["H24"]),
         (["train/1.png", "train/2.png", "test/3.png", "test/4.png"], "", []),
         (["healthy/1.png", "healthy/2.png", "Leukemia/3.png", "Leukemia/4.png"], "", []),
         (["images/1.png", "images/2.png"], "", []),
     ],
 )  # fmt: skip
-def test_a_pattern_is_suggested_from_the_names(names: list[str], pattern: str, persons: list[str]) -> None:
+def test_a_pattern_is_suggested_from_the_names(names: list[str], pattern: str, subjects: list[str]) -> None:
     assert suggested_pattern(names, ("ALL", "HEM", "L1", "L2")) == pattern
     found = subjects_of(names, pattern, {})
-    assert sorted(set(found.values()) - {""}) == persons
+    assert sorted(set(found.values()) - {""}) == subjects
     said = subjects_found(list(found.values()))
-    assert said.startswith(f"Subjects: {len(persons)}. " if persons else "No subjects: the names suggest none.")
+    assert said.startswith(f"Subjects: {len(subjects)}. " if subjects else "No subjects: the names suggest none.")
 
 
-def test_the_report_on_a_person_names_nobody_unless_asked(tiny_release: Path, tmp_path: Path) -> None:
+def test_the_report_on_a_subject_names_nobody_unless_asked(tiny_release: Path, tmp_path: Path) -> None:
     cells = {f"miller-{n // 3}/cell-{n}.png": cell_png(n) for n in range(6)}
     models = ModelCache({"tiny": tiny_release})
     predicted = predict_files(models, [pack(tmp_path / "cells.zip", cells)], "tiny", r"(miller-\d)/")
-    result = replace(predicted, metrics={"patients": RULE, "data": DATA, "decisions": DECISIONS})
-    assert [person.subject for person in result.persons] == ["miller-0", "miller-1"]
+    result = replace(predicted, metrics={"subject_rule": RULE, "data": DATA, "decisions": DECISIONS})
+    assert [subject.subject for subject in result.subject_predictions] == ["miller-0", "miller-1"]
     html = save_report(models, result, "miller-0", "").content.decode()
     assert "miller" not in html and "Report on the cells of one subject" in html
     assert RESEARCH_NOTICE in html and "cell 1" in html
@@ -642,9 +644,9 @@ def test_the_report_on_a_person_names_nobody_unless_asked(tiny_release: Path, tm
         match=r"of a batch, 64 MB of pictures are kept, and this one is not among them; send this subject's cells",
     ):
         replace(result.rows[0], picture=b"").open()
-    assert "miller-1" in save_persons(result).content.decode()
+    assert "miller-1" in save_subjects(result).content.decode()
     with pytest.raises(LeukoscopeError, match="no subject is known"):
-        save_persons(replace(result, metrics={}))
+        save_subjects(replace(result, metrics={}))
 
 
 def test_a_picture_is_kept_as_it_was_given(tiny_release: Path, tmp_path: Path) -> None:
@@ -662,8 +664,8 @@ def test_a_zip_of_one_subject_s_cells_gives_one_prediction(
     pattern = suggested_pattern([file.name for file in batch.files], ("ALL", "HEM"))
     *_, result = predict_batch(models, batch, "tiny", pattern)
     assert isinstance(result, BatchResult) and {row.subject for row in result.rows} == {subject}
-    (person,) = replace(result, metrics={"patients": RULE, "data": DATA}).persons
-    assert person.cells == 4
+    (subject,) = replace(result, metrics={"subject_rule": RULE, "data": DATA}).subject_predictions
+    assert subject.cells == 4
 
 
 def test_a_zip_of_two_classes_is_no_subject(tiny_release: Path, tmp_path: Path) -> None:
@@ -673,7 +675,7 @@ def test_a_zip_of_two_classes_is_no_subject(tiny_release: Path, tmp_path: Path) 
 
 
 def test_subjects_that_may_have_trained_the_model_are_marked_on_the_page_and_in_the_report(tiny_release: Path) -> None:
-    metrics = {"patients": RULE, "data": {**DATA, "name": "cnmc2019"}, "decisions": DECISIONS,
+    metrics = {"subject_rule": RULE, "data": {**DATA, "name": "cnmc2019"}, "decisions": DECISIONS,
                "training": {"subjects": ["1"]}}  # fmt: skip
     result = replace(RESULT, metrics=metrics)
     assert result.trained_on == {"1"}
@@ -704,8 +706,8 @@ def test_a_suggested_pattern_gives_way_to_that_of_the_next_files(panel: BatchPan
         batch = Batch([BatchFile(name, lambda: cell_png(0)) for name in names])
         return next(panel.predict(lambda: batch, "tiny", box))[panel.pattern]
 
-    folders = pattern_for([f"p{person}/{n}.png" for person in (1, 2) for n in (1, 2)], "")
-    files = [f"ALL/UID_{person}_{n}_1_all.bmp" for person in (1, 2) for n in (1, 2)]
+    folders = pattern_for([f"p{subject}/{n}.png" for subject in (1, 2) for n in (1, 2)], "")
+    files = [f"ALL/UID_{subject}_{n}_1_all.bmp" for subject in (1, 2) for n in (1, 2)]
     assert folders == r"(?:^|/)([^/]*\d[^/]*)/[^/]+$"
     assert pattern_for(files, folders) == r"UID_(H?\d+)_"
     assert pattern_for(files, r"(\d)_1_all") == r"(\d)_1_all", "a visitor's own pattern stays"
@@ -725,11 +727,11 @@ def test_an_emptied_pattern_is_suggested_anew(panel: BatchPanel) -> None:
     assert [one.subject for one in updates[panel.result].rows] == ["p0", "p0", "p1", "p1"]
 
 
-def test_whom_a_report_is_on_stays_where_that_person_is_still_known(panel: BatchPanel) -> None:
-    result = replace(RESULT, metrics={"patients": RULE, "data": DATA, "decisions": DECISIONS})
-    assert panel._on_point(result, "names", "youden", "2")[panel.person].value == "2"
-    assert panel._on_pattern(result, "names", "", "2", r"\w")[panel.person].value == "a"
-    assert panel._on_point(RESULT, "names", "youden", None)[panel.person].value is None
+def test_whom_a_report_is_on_stays_where_that_subject_is_still_known(panel: BatchPanel) -> None:
+    result = replace(RESULT, metrics={"subject_rule": RULE, "data": DATA, "decisions": DECISIONS})
+    assert panel._on_point(result, "names", "youden", "2")[panel.subject].value == "2"
+    assert panel._on_pattern(result, "names", "", "2", r"\w")[panel.subject].value == "a"
+    assert panel._on_point(RESULT, "names", "youden", None)[panel.subject].value is None
 
 
 def test_stopping_a_batch_that_waits_deletes_its_files(
@@ -748,14 +750,14 @@ def test_stopping_a_batch_that_waits_deletes_its_files(
     stop(None)
 
 
-def test_the_sample_holds_two_persons_whom_the_suggested_pattern_finds() -> None:
+def test_the_sample_holds_two_subjects_whom_the_suggested_pattern_finds() -> None:
     names = [file.name for file in sample_batch().files]
     found = subjects_of(names, suggested_pattern(names, ("ALL", "HEM")), {})
     assert sorted(set(found.values())) == ["synthetic-1", "synthetic-2"]
     assert len(names) == 2 * SAMPLE_CELLS
     needed = json.loads(
         (Path(__file__).parents[3] / "model_card" / "leukoscope-densenet169-cnmc" / "metrics.json").read_text()
-    )["patients"]
+    )["subject_rule"]
     assert needed["least_cells"] < SAMPLE_CELLS, "a few of them may be refused"
     assert Image.open(io.BytesIO(sample_batch().files[0].read())).size[0] > 64
 

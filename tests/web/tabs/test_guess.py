@@ -26,10 +26,14 @@ def test_you_the_model_and_size_alone_are_counted_on_the_same_cells() -> None:
     models = ModelCache({"cnmc": EMBEDDED / "leukoscope-densenet169-cnmc"})
     found = new_round(models, "cnmc", phantoms(7), 7)
     sizes = {one.size for one in found.cells}
-    assert (
-        len(found.cells) == CELLS and sizes <= {"ALL", "HEM"} and {one.model for one in found.cells} <= sizes | {"ALL"}
-    )
-    ended = replace(found, guesses=tuple(cell.label for cell in found.cells))
+    assert len(found.cells) == CELLS and sizes <= {"ALL", "HEM"}
+    ended = found
+    for cell in found.cells:
+        ended = ended.guessed(models, cell.label)
+    assert len(ended.answers) == CELLS and set(ended.answers) <= {"ALL", "HEM"}
+    wrong = replace(ended, answers=("HEM",) * CELLS, guesses=("ALL",) * CELLS)
+    number = next(number for number, cell in enumerate(found.cells) if cell.label == cell.size == "ALL")
+    assert wrong.told(number) == "ALL: you ✓, the model ✗, size alone ✓"
     page = score(ended)
     assert f"{CELLS} / {CELLS}" in page and "?tab=guess&amp;round=7" in page
     assert "Cells drawn by a program test no model. On real ones: Of 100 cells from people it has not seen" in page

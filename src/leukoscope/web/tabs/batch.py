@@ -20,9 +20,9 @@ import gradio as gr
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.inference.prediction import WITHOUT_CLASS
+from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
 from leukoscope.inference.subject import SubjectPrediction
-from leukoscope.reports.patient_report import strip_plot
+from leukoscope.reports.subject_report import strip_plot
 from leukoscope.synthetic import PHANTOM_LABELS, SMEAR_LABELS, SMEARS, draw_cell, knows_smears, smear_picture
 from leukoscope.web import panels
 from leukoscope.web.batch_files import SUGGESTIONS, Batch, BatchFile, open_batch, subjects_of, suggested_pattern
@@ -33,8 +33,8 @@ from leukoscope.web.batch_results import (
     label_metrics,
     predict_batch,
     save_cells,
-    save_persons,
     save_report,
+    save_subjects,
     subject_rows,
     wrong_rows,
 )
@@ -57,7 +57,7 @@ from leukoscope.web.upload import deleted_afterwards, files_upload, gradio_error
 # A batch holds hundreds of megabytes while it is read.
 LIMIT: dict[str, Any] = {"concurrency_id": "batch", "concurrency_limit": 2}
 # Enough cells of each for one prediction for a subject, which needs 50 by the releases of C-NMC.
-SAMPLE_PERSONS, SAMPLE_CELLS = 2, 56
+SAMPLE_SUBJECTS, SAMPLE_CELLS = 2, 56
 SHOWN, SHOWN_WRONG, SHOWN_PROBLEMS = 120, 24, 20
 # How a visitor may order the gallery, by the end of its text's key → what each order sorts by.
 ORDERS: dict[str, Callable[[BatchRow], tuple[float | str, ...]]] = {
@@ -69,21 +69,31 @@ ORDERS: dict[str, Callable[[BatchRow], tuple[float | str, ...]]] = {
 }
 
 
+# Shows where the progress is, once it begins out of sight.
+_FOLLOW = """
+let runs = false
+watch('value', () => {
+  const began = !runs && element.querySelector('progress')
+  runs = Boolean(element.querySelector('progress'))
+  if (began) element.scrollIntoView({block: 'nearest', behavior: 'smooth'})
+})"""
+
+
 @lru_cache(maxsize=2)
 def sample_batch(smears: bool = False) -> Batch:
     """Cut-out cells or smears of two synthetic subjects, drawn by a program: each of one class, from no patient."""
 
-    def draw(person: int, cell: int) -> bytes:
-        label = (SMEAR_LABELS if smears else PHANTOM_LABELS)[person]
-        pixels = smear_picture(label, cell) if smears else draw_cell(label, subject=person, cell=cell).image
+    def draw(subject: int, cell: int) -> bytes:
+        label = (SMEAR_LABELS if smears else PHANTOM_LABELS)[subject]
+        pixels = smear_picture(label, cell) if smears else draw_cell(label, subject=subject, cell=cell).image
         buffer = BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
 
     return Batch(
         [
-            BatchFile(f"synthetic-{person + 1}/cell-{cell + 1:02d}.png", partial(draw, person, cell))
-            for person in range(SAMPLE_PERSONS)
+            BatchFile(f"synthetic-{subject + 1}/cell-{cell + 1:02d}.png", partial(draw, subject, cell))
+            for subject in range(SAMPLE_SUBJECTS)
             for cell in range(SMEARS if smears else SAMPLE_CELLS)
         ]
     )
@@ -118,29 +128,29 @@ class BatchPanel:
         self.result = gr.State(None, time_to_live=SESSION_SECONDS)
         with gr.Column(visible=False, elem_id="batch") as self.shown:
             self.stop = gr.Button(localised("stop"), size="sm", min_width=80, elem_id="batch-stop")
-            self.summary = gr.HTML(js_on_load=panels.CLICK, elem_id="batch-summary", padding=False)
+            self.summary = gr.HTML(js_on_load=panels.CLICK + _FOLLOW, elem_id="batch-summary", padding=False)
             with gr.Column(visible=False) as self.ended:
                 self._build_result()
         self._add_endpoint()
         self.cells = [self.summary, self.gallery]
         self.outputs = [
-            self.result, self.shown, self.stop, self.summary, self.ended, self.reports, self.person, self.point,
+            self.result, self.shown, self.stop, self.summary, self.ended, self.reports, self.subject, self.point,
             self.gallery, self.pattern,
         ]  # fmt: skip
         quiet: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
-        chosen = [self.result, self.order, self.point, self.person]
+        chosen = [self.result, self.order, self.point, self.subject]
         self.pattern.submit(self._on_pattern, [*chosen, self.pattern], self.outputs, **quiet)
         self.point.input(self._on_point, chosen, self.outputs, **quiet)
         self.order.input(self._on_order, [self.result, self.order], self.gallery, **quiet)
 
     def _build_result(self) -> None:
         with gr.Row(visible=False) as self.reports:
-            self.person = gr.Dropdown([], label=localised("report_on"), elem_id="report-person")
+            self.subject = gr.Dropdown([], label=localised("report_on"), elem_id="report-subject")
             name = gr.Textbox(
                 "", label=localised("report_name"), info=localised("report_name_info"), elem_id="report-name"
             )
             save_button(
-                localised("save_report"), partial(save_report, self.models), [self.result, self.person, name],
+                localised("save_report"), partial(save_report, self.models), [self.result, self.subject, name],
                 elem_id="save-report",
             )  # fmt: skip
         self.gallery = gr.HTML(js_on_load=panels.CLICK, elem_id="batch-gallery", padding=False)
@@ -150,7 +160,7 @@ class BatchPanel:
                     Localised(partial(t, "save_cells", kind=kind)), partial(save_cells, kind), [self.result],
                     elem_id=f"save-batch-{kind.lower()}",
                 )  # fmt: skip
-            save_button(localised("save_persons"), save_persons, [self.result], elem_id="save-persons")
+            save_button(localised("save_subjects"), save_subjects, [self.result], elem_id="save-subjects")
         with gr.Accordion(localised("more"), open=False, elem_id="batch-more"), gr.Row():
             self.order = gr.Dropdown(
                 LocalisedChoices(lambda: [(t(f"order_{name}"), name) for name in ORDERS]), value=next(iter(ORDERS)),
@@ -164,16 +174,16 @@ class BatchPanel:
                 "", label=localised("pattern"), info=localised("pattern_info"), elem_id="batch-pattern"
             )
 
-    def show(self, result: BatchResult, order: str, point: str, person: str | None = None) -> Updates:
+    def show(self, result: BatchResult, order: str, point: str, subject: str | None = None) -> Updates:
         """Updates that show a result, decided at an operating point where the release has it.
 
         Args:
-            person: whom a report would be on; the first where the result does not know that person.
+            subject: whom a report would be on; the first where the result does not know it.
         """
         point, decided = point if point in result.points else "", result.at_point(point)
-        persons = [person.subject for person in decided.persons]
-        if person not in persons:
-            person = persons[0] if persons else None
+        subjects = [one.subject for one in decided.subject_predictions]
+        if subject not in subjects:
+            subject = subjects[0] if subjects else None
         points = [(t("most_probable_class"), ""), *((point_name(one), one) for one in decided.points)]
         return {
             self.result: decided,
@@ -181,8 +191,8 @@ class BatchPanel:
             self.stop: gr.Button(visible=False),
             self.summary: batch_summary(decided, point),
             self.ended: gr.Column(visible=True),
-            self.reports: gr.Row(visible=bool(persons)),
-            self.person: gr.Dropdown(persons, value=person),
+            self.reports: gr.Row(visible=bool(subjects)),
+            self.subject: gr.Dropdown(subjects, value=subject),
             self.point: gr.Dropdown(points, value=point),
             self.gallery: gallery(decided, order),
         }
@@ -234,20 +244,20 @@ class BatchPanel:
         return predict_cell(self.models, row.open(), row.name, result.model)
 
     def _on_pattern(
-        self, result: BatchResult | None, order: str, point: str, person: str | None, pattern: str
+        self, result: BatchResult | None, order: str, point: str, subject: str | None, pattern: str
     ) -> Updates:
         if result is None:
             return {self.summary: panels.placeholder(t("result_deleted"))}
         pattern = pattern.strip() or suggested_pattern([row.name for row in result.rows], result.classes)
         try:
-            return {**self.show(result.with_subjects(pattern), order, point, person), self.pattern: pattern}
+            return {**self.show(result.with_subjects(pattern), order, point, subject), self.pattern: pattern}
         except LeukoscopeError as error:
             return {self.summary: panels.message(t("pattern_unusable"), str(error))}
 
-    def _on_point(self, result: BatchResult | None, order: str, point: str, person: str | None) -> Updates:
+    def _on_point(self, result: BatchResult | None, order: str, point: str, subject: str | None) -> Updates:
         if result is None:
             return {self.summary: panels.placeholder(t("result_deleted"))}
-        return self.show(result, order, point, person)
+        return self.show(result, order, point, subject)
 
     def _on_order(self, result: BatchResult | None, order: str) -> str:
         return gallery(result, order) if result else panels.placeholder(t("result_deleted"))
@@ -270,7 +280,7 @@ class BatchPanel:
             return {
                 "cells": [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)],
                 "subjects": [list(row) for row in subjects],
-                "patients": [person.to_dict() for person in result.persons],
+                "subject_predictions": [one.to_dict() for one in result.subject_predictions],
                 "figures": [list(row) for row in measured.rows] if measured else [],
                 "notes": [*(measured.notes if measured else ()), *result.problems],
                 "notice": RESEARCH_NOTICE,
@@ -321,8 +331,10 @@ def batch_summary(result: BatchResult, point: str = "") -> str:
     html = (
         f'<p class="lk-headline" role="status">{predicted}</p>'
         f"{panels.counts({outcome: found[outcome] for outcome in (*result.classes, *WITHOUT_CLASS)})}"
-        f"{panels.note(rule)}{_persons(result, point)}"
+        f"{panels.note(rule)}{_subjects(result, point)}"
     )
+    if 2 * sum(found[one] for one in REFUSED) > len(result.rows):
+        html += panels.note(t("what_helps"))
     if measured := label_metrics(result):
         notes = "".join(map(panels.note, measured.notes))
         html += f"<h2>{t('measured_on_labels')}</h2>{notes}"
@@ -340,28 +352,28 @@ def batch_summary(result: BatchResult, point: str = "") -> str:
     return html
 
 
-def _persons(result: BatchResult, point: str) -> str:
+def _subjects(result: BatchResult, point: str) -> str:
     """One prediction for each subject with all its cells; without a rule for subjects, counts by subject."""
-    if not result.persons:
+    if not result.subject_predictions:
         rows = [tuple(map(str, row)) for row in subject_rows(result)]
         mean = t("mean_probability", label=result.positive)
-        heads = (t("person"), t("cells"), t("in_distribution"), *result.classes, mean)
+        heads = (t("subject"), t("cells"), t("in_distribution"), *result.classes, mean)
         return f"{_seen(result)}<h2>{t('by_subject')}</h2>{panels.table(heads, rows)}" if rows else ""
-    positive, rows = result.persons[0].positive_label, []
-    for one in result.persons:
+    positive, rows = result.subject_predictions[0].positive_label, []
+    for one in result.subject_predictions:
         share = "–" if one.probability is None else local_number(f"{one.probability:.3f}")
         low, high = (local_number(f"{edge:.3f}") for edge in one.interval or (0.0, 0.0))
         span = "–" if one.interval is None else t("span", low=low, high=high)
         numbers = map(str, (one.cells, one.refused, one.abstained))
         seen = f" ({t('in_training')})" if one.subject in result.trained_on else ""
         rows.append((f"{one.subject}{seen}", outcome_text(one.outcome), share, span, *numbers))
-    heads = (t("person"), t("outcome"), t("probability_of", label=positive), t("interval"), t("cells"), t("refused"),
+    heads = (t("subject"), t("outcome"), t("probability_of", label=positive), t("interval"), t("cells"), t("refused"),
              t("abstained"))  # fmt: skip
-    rule = t("person_rule", rule=result.persons[0].rule.text)
-    strips = "".join(_strip(result, one, point) for one in result.persons)
+    rule = t("subject_rule", rule=result.subject_predictions[0].rule.text)
+    strips = "".join(_strip(result, one, point) for one in result.subject_predictions)
     return (
-        f"{_seen(result)}<h2>{t('one_for_a_person')}</h2>{panels.table(heads, rows, t('persons'))}{panels.note(rule)}"
-        f"<h2>{t('cells_of_a_person')}</h2>{panels.note(t('dots', label=positive))}{strips}"
+        f"{_seen(result)}<h2>{t('one_for_a_subject')}</h2>{panels.table(heads, rows, t('subjects_caption'))}"
+        f"{panels.note(rule)}<h2>{t('cells_of_a_subject')}</h2>{panels.note(t('dots', label=positive))}{strips}"
     )
 
 

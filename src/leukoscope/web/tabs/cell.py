@@ -25,7 +25,7 @@ from leukoscope.synthetic import knows_smears
 from leukoscope.web import panels
 from leukoscope.web.batch_files import is_batch, open_batch
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import ADDRESS, BOX, PRIVATE, READY, SESSION_SECONDS, Updates, reveal
+from leukoscope.web.page import ADDRESS, BOX, PRIVATE, READY, REVEAL, SESSION_SECONDS, Updates
 from leukoscope.web.result import (
     EXAMPLES,
     OPACITY,
@@ -42,7 +42,7 @@ from leukoscope.web.result import (
     turned,
 )
 from leukoscope.web.tabs.batch import BatchPanel
-from leukoscope.web.tabs.field import FieldPanel, FieldResult, predict_field
+from leukoscope.web.tabs.field import FieldPanel, FieldResult, predict_any_field
 from leukoscope.web.text import Localised, localised, percent, point_name, t
 from leukoscope.web.upload import (
     CELL,
@@ -58,6 +58,7 @@ from leukoscope.web.upload import (
 
 # Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
 KEPT_CELLS, KEPT_PIXELS = 8, CELL.pixels
+FLAG = ": give the scale"  # begins what only a command can do
 CROP = 0.3  # of the shorter side: what is cut out round a tap
 
 
@@ -94,7 +95,9 @@ class CellTab:
                         elem_id="smear-examples", **quiet,
                     )  # fmt: skip
                     with gr.Row(elem_id="samples"):
-                        self.ask_field = gr.Button(localised("a_field"), size="sm", min_width=70, elem_id="ask-field")
+                        self.ask_field = gr.Button(
+                            localised("a_field"), size="sm", min_width=70, visible=not smears, elem_id="ask-field"
+                        )
                         self.ask_batch = gr.Button(
                             localised("two_subjects"), size="sm", min_width=70, elem_id="ask-batch"
                         )
@@ -113,8 +116,9 @@ class CellTab:
             self.batch = BatchPanel(models, model)
             self._add_endpoint()
         self.outputs = [
-            self.result, self.summary, self.propose, self.buttons, self.pictures, self.forms, self.controls, self.label,
-            self.common_scale, self.point, self.explanation, *self.field.outputs, *self.batch.outputs,
+            self.result, self.summary, self.propose, self.buttons, self.turn, self.cover, self.pictures, self.forms,
+            self.controls, self.label, self.common_scale, self.point, self.explanation, *self.field.outputs,
+            *self.batch.outputs,
         ]  # fmt: skip
         self._wire_inputs()
         self._wire_result()
@@ -229,6 +233,8 @@ class CellTab:
             self.summary: panels.decision(result, point),
             self.propose: self._proposal(result),
             self.buttons: gr.Row(visible=True),
+            # Of a refused picture they would only show more that is no result.
+            **{one: gr.Button(visible=result.foreign is None) for one in (self.turn, self.cover)},
             self.controls: gr.Accordion(visible=True),
             self.label: gr.Radio(labels, value=result.prediction.most_probable, visible=bool(result.maps)),
             self.point: gr.Dropdown(offered, value=point, visible=bool(points)),
@@ -249,7 +255,7 @@ class CellTab:
     def _proposal(self, result: CellResult) -> gr.Button:
         """One tap to what fits a refused picture."""
         fitting = self._fitting(result)
-        text = t("use_model", model=fitting) if fitting else t("cut_out")
+        text = use_model(fitting) if fitting else t("cut_out")
         return gr.Button(text, visible=fitting != result.model)
 
     def _draw(self, result: CellResult, label: str, opacity: float, common_scale: bool = False) -> Updates:
@@ -263,7 +269,7 @@ class CellTab:
         """Updates that show HTML in place of a result, which is deleted."""
         hidden = {self.buttons: gr.Row(visible=False), self.controls: gr.Accordion(visible=False)}
         gone: Updates = {self.result: None, self.propose: gr.Button(visible=False), **hidden}
-        kept = dict.fromkeys((self.label, self.common_scale, self.point), gr.skip())
+        kept = dict.fromkeys((self.turn, self.cover, self.label, self.common_scale, self.point), gr.skip())
         empty = dict.fromkeys((self.pictures, self.explanation, self.forms), "")
         return {self.summary: html, **gone, **kept, **empty, **self.field.clear(), **self.batch.clear()}
 
@@ -279,9 +285,10 @@ class CellTab:
         if not cuts:
             return self.show(predict_cell(self.models, image, caption, choice, remark=remark), opacity, point)
         try:
-            field = predict_field(self.models, image, caption, choice, None)
+            field = predict_any_field(self.models, image, caption, choice)
         except UnusableField as error:
-            unfound = f"{remark} {t('no_cut_out', reason=str(error).removeprefix(f'{caption}: '))}".strip()
+            reason = str(error).removeprefix(f"{caption}: ").partition(FLAG)[0]
+            unfound = f"{remark} {t('no_cut_out', reason=reason)}".strip()
             return self.show(predict_cell(self.models, image, caption, choice, remark=unfound), opacity, point)
         return self._show_field(field, remark, opacity, point)
 
@@ -295,7 +302,7 @@ class CellTab:
             shown = self.show(opened, opacity, point)
         share, other = field.reading.in_distribution, self.reads["smears"]
         if other and share is not None and share < FIELD_NEEDS:
-            shown[self.propose] = gr.Button(t("use_model", model=other), visible=True)
+            shown[self.propose] = gr.Button(use_model(other), visible=True)
         return {**shown, **self.field.show(field)}
 
     def _wire_inputs(self) -> None:
@@ -357,23 +364,31 @@ class CellTab:
             choice: str | None, opacity: float, point: str | None, result: CellResult | None
         ) -> Iterator[Updates]:
             if result is not None and result.model == choice:  # opened by the page's address, or from a visit
-                yield {self.cells: gr.skip()}
+                yield offered(choice)
                 return
             if choice not in self.models.loaded:
                 # The result of the model before must not stand below the name of this one.
                 yield self.clear(panels.placeholder(t("loading_model", model=choice)))
             yield self.attempt(lambda: on_loaded(choice, opacity, point, result))
 
-        def on_loaded(choice: str | None, opacity: float, point: str | None, result: CellResult | None) -> Updates:
+        def offered(choice: str | None) -> Updates:
+            """Synthetic pictures of the kind that a model reads."""
             smears = knows_smears(self.models.predictor(choice).labels)
             # Smears are drawn when a model first asks for them.
             fields = gr.Gallery(_smears(), visible=True) if smears else gr.Gallery(visible=False)
-            offered = {self.cells: gr.Gallery(visible=not smears), self.smears: fields}
+            return {
+                self.cells: gr.Gallery(visible=not smears),
+                self.smears: fields,
+                self.ask_field: gr.Button(visible=not smears),
+            }
+
+        def on_loaded(choice: str | None, opacity: float, point: str | None, result: CellResult | None) -> Updates:
+            found = offered(choice)
             if result is None:
-                return {**offered, **self.clear(panels.placeholder(t("model_ready", model=choice)))}
+                return {**found, **self.clear(panels.placeholder(t("model_ready", model=choice)))}
             if result.example:
-                return {**offered, **self.show(self._example(choice, result.example), opacity, point)}
-            return {**offered, **self.show(predict_again(self.models, result, choice), opacity, point)}
+                return {**found, **self.show(self._example(choice, result.example), opacity, point)}
+            return {**found, **self.show(predict_again(self.models, result, choice), opacity, point)}
 
         def on_ask_real(choice: str | None) -> Updates:
             try:
@@ -403,11 +418,15 @@ class CellTab:
             inputs = [*chosen, self.real_data]
             given.append(gallery.select(on_pick(gallery), inputs, [gallery, *self.outputs], **many))
         for event in given:
-            self._afterwards(event.then(None, js=reveal("cell-summary"), **PRIVATE))
-        self.batch.stop.click(on_stop, self.upload, with_files, cancels=running, **quiet)
+            self._afterwards(event.then(None, js=REVEAL, **PRIVATE))
+        self._afterwards(self.batch.stop.click(on_stop, self.upload, with_files, cancels=running, **quiet))
         self._afterwards(
             self.model.change(
-                on_model, [*chosen, self.result], [self.cells, self.smears, *self.outputs], cancels=running, **quiet
+                on_model,
+                [*chosen, self.result],
+                [self.cells, self.smears, self.ask_field, *self.outputs],
+                cancels=running,
+                **quiet,
             )
         )
         self.ask_real.click(
@@ -478,7 +497,9 @@ class CellTab:
                 return self.clear(panels.placeholder(t("result_deleted")))
             across, down = (min(max(float(value), 0.0), 0.999) for value in tap.value)
             left, top = across * result.image.width, down * result.image.height
-            if result.foreign is None or result.measured is not None:
+            if result.foreign is not None and result.measured is not None:
+                return {self.forms: gr.skip()}
+            if result.foreign is None:
                 part = part_at(result.image, int(left), int(top))
                 return {self.forms: on_cover(result, [part]) if part else panels.note(t("no_parts"))}
             half = CROP * min(result.image.size) / 2
@@ -520,14 +541,16 @@ class CellTab:
         for panel in (self.field, self.batch):
             for component in panel.cells:
                 opened = component.select(self._open(panel), [panel.result, *chosen], self.outputs, **each)
-                self._afterwards(opened.then(None, js=reveal("cell-summary"), **PRIVATE))
+                self._afterwards(opened.then(None, js=REVEAL, **PRIVATE))
 
     def _open(self, panel: FieldPanel | BatchPanel) -> Callable[..., Updates]:
         def on_cell(shown: Any, choice: str | None, opacity: float, point: str | None, picked: gr.EventData) -> Updates:
             if shown is None:
                 return self.clear(panels.placeholder(t("result_deleted")))
             try:
-                return self.show(panel.cell(shown, picked.index), opacity, point, keep=True)
+                opened = self.show(panel.cell(shown, picked.index), opacity, point, keep=True)
+                # What is proposed for a field stays with it.
+                return {**opened, self.propose: gr.skip()} if panel is self.field else opened
             except LeukoscopeError as error:
                 return {self.summary: panels.message(t("failed"), str(error))}
 
@@ -583,6 +606,11 @@ def _reads(models: ModelCache, name: str) -> str:
     if release is None or release.takes_cut_outs is None:
         return ""
     return "cells" if release.takes_cut_outs else "smears"
+
+
+def use_model(name: str) -> str:
+    """What a button says that reads a picture with another model."""
+    return t("use_model", model=name.removeprefix("leukoscope-"))
 
 
 def _smears() -> list[tuple[Image.Image, str]]:

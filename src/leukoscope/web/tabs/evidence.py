@@ -37,7 +37,7 @@ def build_tab(models: ModelCache, model: gr.Dropdown) -> None:
             LocalisedChoices(lambda: [(t("no_other_release"), ""), *((name, name) for name in models.names)]), value="",
             allow_custom_value=True, label=localised("compare_with"), elem_id="compare",
         )  # fmt: skip
-        with gr.Row():
+        with gr.Row() as sliders:
             sensitivity = gr.Slider(
                 0.5, 1, SENSITIVITY, step=0.01, label=localised("sensitivity_wanted"), min_width=220
             )
@@ -49,7 +49,7 @@ def build_tab(models: ModelCache, model: gr.Dropdown) -> None:
         other_about = gr.HTML(elem_id="compare-evidence", padding=False)
         _add_endpoint(models, model)
 
-    def on_choice(choice: str | None, compared: str | None, wanted: float, share: float) -> tuple[str, ...]:
+    def read(choice: str | None, compared: str | None, wanted: float, share: float) -> tuple[str, ...]:
         first = _shown(load, choice, wanted, share)
         if compared in (None, ""):
             return first[0], "", first[1], ""
@@ -57,8 +57,13 @@ def build_tab(models: ModelCache, model: gr.Dropdown) -> None:
         titles = [f"<h2>{escape(name or '')}</h2>" for name in (choice, compared)]
         return first[0], second[0], titles[0] + first[1], titles[1] + second[1]
 
+    def on_choice(choice: str | None, compared: str | None, wanted: float, share: float) -> tuple[Any, ...]:
+        shown = read(choice, compared, wanted, share)
+        # Without operating points there is nothing to move.
+        return *shown, gr.Row(visible=any("<table" in one for one in shown[:2]))
+
     def on_point(choice: str | None, compared: str | None, wanted: float, share: float) -> tuple[str, ...]:
-        return on_choice(choice, compared, wanted, share)[:2]
+        return read(choice, compared, wanted, share)[:2]
 
     def on_lead(choice: str | None) -> str:
         try:
@@ -67,7 +72,7 @@ def build_tab(models: ModelCache, model: gr.Dropdown) -> None:
             return ""  # said below
 
     inputs = [model, other, sensitivity, prevalence]
-    outputs = [points, other_points, about, other_about]
+    outputs = [points, other_points, about, other_about, sliders]
     # "always_last": a release chosen while another is still being read must not be passed over.
     gr.on(
         [tab.select, other.change, model.change], on_choice, inputs, outputs, show_progress_on=[about],
@@ -131,7 +136,7 @@ def evidence_page(name: str, metrics: Mapping[str, Any]) -> str:
     from leukoscope.reports.evidence import evidence_sections
 
     with _drawing:
-        sections = evidence_sections(metrics)
+        sections = list(evidence_sections(metrics))
     if not sections:
         return panels.note(t("no_measurements", model=name))
     return "".join(map(_section, sections))

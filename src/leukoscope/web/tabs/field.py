@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from html import escape
@@ -19,7 +20,17 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.fields import FieldCell, cut_out
+from leukoscope.data.fields import (
+    NUCLEUS_WIDTH,
+    PLAUSIBLE_NUCLEI,
+    POSSIBLE_NUCLEI,
+    FieldCell,
+    ScaleSource,
+    UnusableField,
+    cut_out,
+    find_view,
+    measure_stain,
+)
 from leukoscope.data.images import CUT_OUT_PITCH
 from leukoscope.inference.field import AT_EDGE, CLASS_COLOURS, DASHED, OTHER_COLOURS, draw_reading
 from leukoscope.inference.prediction import FIELD_NEEDS
@@ -50,6 +61,8 @@ if TYPE_CHECKING:
 EXAMPLE_SEED, EXAMPLE_CLASSES = 66, ("ALL", "HEM", "ALL", "HEM", "ALL")
 EXAMPLE_SIZE, EXAMPLE_PITCH = (720, 960), 0.12
 SHOWN_SIDE = 1400
+CROP_SIDE = 512  # of a picture that shows hardly more than one cell
+GUESSED = "better give it."  # the end of a field's note on its scale
 # Sorts the strip of cells by what is chosen.
 SORT = """element.addEventListener('change', (event) => {
   const list = element.querySelector('.lk-cells'), by = event.target.value
@@ -74,9 +87,17 @@ class FieldResult:
 
 
 def predict_field(
-    models: ModelCache, image: Image.Image, caption: str, choice: str | None, um_per_pixel: float | None
+    models: ModelCache,
+    image: Image.Image,
+    caption: str,
+    choice: str | None,
+    um_per_pixel: float | None,
+    scale_source: ScaleSource = "given",
 ) -> FieldResult:
     """Find and classify the cells of a field.
+
+    Args:
+        scale_source: where its scale comes from.
 
     Raises:
         LeukoscopeError: the picture, the scale or the model cannot be used.
@@ -87,9 +108,67 @@ def predict_field(
             f"{choice}: was trained on pictures with their background, not on cells cut out on black; choose a model "
             "of cut-out cells, or open the picture in the tab “Cells” (/predict)"
         )
-    reading = models.read_field(predictor, image, caption, um_per_pixel or None)
+    reading = models.read_field(predictor, image, caption, um_per_pixel or None, scale_source)
     # As it was chosen, a revision included.
     return FieldResult(image, replace(reading, model=str(choice)))
+
+
+def predict_any_field(models: ModelCache, image: Image.Image, caption: str, choice: str | None) -> FieldResult:
+    """As `predict_field`; of a picture whose red cells make its nuclei too large, the nuclei give the scale.
+
+    A crop of one cell shows few whole red cells.
+
+    Raises:
+        LeukoscopeError: the picture or the model cannot be used.
+    """
+    by_nuclei, found = scale_of_nuclei(image), None
+    failed: UnusableField | None = None
+    try:
+        found = predict_field(models, image, caption, choice, None)
+        if not _too_large(found, by_nuclei):
+            return found
+    except UnusableField as error:
+        failed = error
+    with suppress(UnusableField):
+        again = predict_field(models, image, caption, choice, by_nuclei or None, "nuclei")
+        if by_nuclei and again.reading.cells:
+            return again
+    if found is None:
+        assert failed is not None
+        raise failed
+    return found
+
+
+def _too_large(found: FieldResult, by_nuclei: float) -> bool:
+    """Whether nuclei are larger at a field's scale than those of white cells; in a crop, all of one nucleus together.
+
+    Args:
+        by_nuclei: micrometres per pixel that make the largest a usual one.
+    """
+    scale, nuclei = found.reading.field.scale, [one.cell.nucleus_area for one in found.reading.cells]
+    if scale is None or scale.source == "nuclei" or not nuclei or not by_nuclei:
+        return False
+    if max(found.image.size) <= CROP_SIDE and scale.um_per_pixel / by_nuclei > POSSIBLE_NUCLEI[1] / NUCLEUS_WIDTH:
+        return True
+    return 2 * float(np.sqrt(np.median(nuclei) / np.pi)) > PLAUSIBLE_NUCLEI[1]
+
+
+def scale_of_nuclei(image: Image.Image) -> float:
+    """Micrometres per pixel that make the largest nucleus a usual one, its lobes counted together; 0 without one."""
+    from scipy import ndimage
+
+    small = image.copy()
+    small.thumbnail((512, 512))
+    stain = measure_stain(find_view(image))
+    if stain.problem or not stain.holds_nuclei:
+        return 0.0
+    nuclei = ndimage.binary_opening(stain.nuclear(np.asarray(small)) > stain.threshold, iterations=2)
+    near, _ = ndimage.label(ndimage.binary_dilation(nuclei, iterations=6))
+    areas = np.bincount(near.ravel(), nuclei.ravel())[1:]
+    if not areas.any():
+        return 0.0
+    width = 2 * float(np.sqrt(areas.max() / np.pi)) * image.width / small.width
+    return NUCLEUS_WIDTH / width
 
 
 @cache
@@ -296,7 +375,10 @@ def field_summary(reading: FieldReading) -> str:
         pitch = local_number(f"{scale.um_per_pixel:.3f}")
         source = t(f"scale_{scale.source}")
         about = t("scale_from", about=about, scale=pitch, source=source)
-    notes = "".join(f"<p>{escape(note)}</p>" for note in reading.field.notes)
+        if scale.guessed:
+            about += " " + t("scale_guessed")
+    # How the scale was guessed is said in the visitor's language.
+    notes = "".join(f"<p>{escape(note)}</p>" for note in reading.field.notes if not note.endswith(GUESSED))
     headline = f'<p class="lk-headline" role="status">{escape(_sentence(reading))}</p>'
     found = {outcome: count for outcome, count in reading.counts.items() if count}
     return f"{headline}{panels.counts(found)}{notes}{panels.note(about)}"

@@ -26,11 +26,10 @@ CELLS, ROUNDS = 10, 10_000
 
 @dataclass(frozen=True)
 class GuessCell:
-    """A cell whose class is known, and what the model and its size alone say."""
+    """A cell whose class is known, and what its size alone says."""
 
     image: Image.Image
     label: str
-    model: str
     size: str
 
 
@@ -39,15 +38,36 @@ class Round:
     """Ten cells and the guesses so far; lives in a visitor's session.
 
     Attributes:
+        model: name of the model that guesses too, cell by cell.
         measured: how good the model and size alone are on real cells, in words.
         seed: draws the same cells again; -1 for real ones.
     """
 
     cells: tuple[GuessCell, ...]
     labels: tuple[str, ...]
+    model: str
     measured: str
     seed: int = -1
     guesses: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+
+    def guessed(self, models: ModelCache, label: str) -> Round:
+        """The round after one guess more, the model's among them.
+
+        Raises:
+            LeukoscopeError: the model can no longer be used.
+        """
+        cell = self.cells[len(self.guesses)]
+        (predicted,) = models.predict(models.predictor(self.model), [cell.image])
+        answers = (*self.answers, predicted.most_probable)
+        return replace(self, guesses=(*self.guesses, label), answers=answers)
+
+    def told(self, number: int) -> str:
+        """The class of a cell that was guessed, and who knew it."""
+        cell = self.cells[number]
+        said = {"guess_you": self.guesses[number], "guess_model": self.answers[number], "guess_size": cell.size}
+        marks = ", ".join(f"{t(name)} {'✓' if label == cell.label else '✗'}" for name, label in said.items())
+        return f"{cell.label}: {marks}"
 
     def right(self, of: Sequence[str]) -> int:
         """How many of some answers are right."""
@@ -66,7 +86,7 @@ def phantoms(seed: int) -> list[tuple[Image.Image, str]]:
 
 
 def new_round(models: ModelCache, choice: str | None, cells: Sequence[tuple[Image.Image, str]], seed: int) -> Round:
-    """Have a model and the size of the cells answer for cells whose class is known.
+    """A round of cells whose class is known, for a model that tells these classes apart.
 
     Raises:
         LeukoscopeError: the model cannot be used, or tells other classes apart.
@@ -80,13 +100,13 @@ def new_round(models: ModelCache, choice: str | None, cells: Sequence[tuple[Imag
     areas = [one.area if (one := measure_cell(image)) else 0.0 for image, _ in cells]
     # Larger than half of the training cells; of a release that does not carry their sizes, than half of these.
     known = (metrics.get("morphology") or {}).get("area") or areas
-    predictions = models.predict(predictor, [image for image, _ in cells])
     return Round(
         tuple(
-            GuessCell(image, label, one.most_probable, positive if area > np.median(known) else negative)
-            for (image, label), one, area in zip(cells, predictions, areas, strict=True)
+            GuessCell(image, label, positive if area > np.median(known) else negative)
+            for (image, label), area in zip(cells, areas, strict=True)
         ),
         predictor.labels,
+        str(choice),
         next(iter(lead_sentences(metrics)), ""),
         seed,
     )
@@ -105,20 +125,25 @@ def build_tab(
         shown = gr.HTML(Localised(lambda: panels.placeholder(t("guess_hint"))), elem_id="guess", padding=False)
         with gr.Row(visible=False, elem_id="guesses") as row:
             buttons = [gr.Button("", variant="secondary") for _ in range(2)]
-        with gr.Row():
+        with gr.Row() as starts:
             start = gr.Button(localised("guess_start"), variant="primary", elem_id="guess-start")
             real = gr.Button(localised("guess_real"), elem_id="guess-real")
 
     def show(found: Round) -> Updates:
         number = len(found.guesses)
         if number == len(found.cells):
-            return {played: found, shown: score(found), row: gr.Row(visible=False)}
+            return {played: found, shown: score(found), row: gr.Row(visible=False), starts: gr.Row(visible=True)}
         step, drawn = t("guess_cell", number=number + 1, of=len(found.cells)), found.seed >= 0
         names = [f"{label} ({meaning(label)})" if meaning(label) else label for label in found.labels]
         return {
             played: found,
-            shown: panels.guess_cell(found.cells[number].image, f"{step}, {t('guess_phantom')}" if drawn else step),
+            shown: panels.guess_cell(
+                found.cells[number].image,
+                f"{step}, {t('guess_phantom')}" if drawn else step,
+                found.told(number - 1) if number else "",
+            ),
             row: gr.Row(visible=True),
+            starts: gr.Row(visible=False),
             **{button: gr.Button(name) for button, name in zip(buttons, names, strict=True)},
         }
 
@@ -126,7 +151,8 @@ def build_tab(
         try:
             return show(begin())
         except LeukoscopeError as error:
-            return {played: None, shown: panels.message(t("failed"), str(error)), row: gr.Row(visible=False)}
+            failed = panels.message(t("failed"), str(error))
+            return {played: None, shown: failed, row: gr.Row(visible=False), starts: gr.Row(visible=True)}
 
     def on_start(choice: str | None, before: Round | None, visit: gr.Request) -> Updates:
         asked = visit.query_params.get("round", "")
@@ -140,9 +166,9 @@ def build_tab(
     def on_guess(which: int, found: Round | None) -> Updates:
         if found is None:
             return {shown: panels.placeholder(t("result_deleted"))}
-        return show(replace(found, guesses=(*found.guesses, found.labels[which])))
+        return attempt(lambda: found.guessed(models, found.labels[which]))
 
-    outputs = [played, shown, row, *buttons]
+    outputs = [played, shown, row, starts, *buttons]
     quiet: dict[str, Any] = {**PRIVATE, "show_progress_on": [shown]}
     start.click(on_start, [model, played], outputs, **quiet)
     real.click(on_real, model, outputs, **quiet)
@@ -152,16 +178,12 @@ def build_tab(
 
 def score(found: Round) -> str:
     """Who was right how often, every cell with its class, and the address of these cells, as HTML."""
-    models, sizes = [one.model for one in found.cells], [one.size for one in found.cells]
-    of = len(found.cells)
+    of, sizes = len(found.cells), [one.size for one in found.cells]
     rows = [
         (t(name), f"{found.right(answers)} / {of}")
-        for name, answers in (("guess_you", found.guesses), ("guess_model", models), ("guess_size", sizes))
+        for name, answers in (("guess_you", found.guesses), ("guess_model", found.answers), ("guess_size", sizes))
     ]
-    cells = [
-        (cell.image, f"{cell.label}: {guess} · {cell.model} · {cell.size}")
-        for cell, guess in zip(found.cells, found.guesses, strict=True)
-    ]
+    cells = [(cell.image, found.told(number)) for number, cell in enumerate(found.cells)]
     drawn = found.seed >= 0
     notes = [t("guess_lesson"), *([t("guess_phantoms"), found.measured] if drawn else [])]
     return panels.guess_score(rows, cells, " ".join(notes), f"?tab=guess&round={found.seed}" if drawn else "")

@@ -42,7 +42,7 @@ _USED, _REFUSED = "#0072B2", "#9aa0a6"
 
 
 def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch_size: int = 16) -> str:
-    """Predict all cells of a source as one subject's, and report on them; see `patient_report`.
+    """Predict all cells of a source as one subject's, and report on them; see `subject_report`.
 
     Args:
         name: of the subject, for the title. Cells are numbered, since names of files may contain the subject's.
@@ -56,14 +56,14 @@ def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch
     if len(subjects := sorted({source.subject_of(cell, predictor.labels) for cell in given})) > 1:
         raise LeukoscopeError(
             f"{len(subjects)} subjects ({subjects[0]!r}, {subjects[1]!r} …): a report is of one; give the folder that "
-            "holds one subject's pictures, or write a table of all with --output patients.csv"
+            "holds one subject's pictures, or write a table of all with --output subjects.csv"
         )
     predictions = predictor((cell.picture for cell in given), batch_size=batch_size)
     kept = without_copies(predictions)
     cells, pictures = [predictions[number] for number in kept], [given[number].picture for number in kept]
     probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
     outcomes = [cell.outcome for cell in cells]
-    return patient_report(
+    return subject_report(
         rule.predict(probabilities, outcomes, subject=name),
         probabilities[:, rule.labels.index(rule.positive_label)],
         outcomes,
@@ -74,7 +74,7 @@ def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch
     )
 
 
-def patient_report(
+def subject_report(
     subject: SubjectPrediction,
     probabilities: np.ndarray,
     outcomes: Sequence[str],
@@ -108,7 +108,7 @@ def patient_report(
         headline = f"{subject.outcome} (probability of {positive} {share(subject.probability)})"
     citation = f"Training data: {data['citation']} Licence: {data['licence']}." if data.get("citation") else ""
     return rendered(
-        Path(__file__).with_name("patient_report.html"),
+        Path(__file__).with_name("subject_report.html"),
         title=f"Report on the cells of {subject.subject or 'one subject'}",
         subject=subject,
         headline=headline,
@@ -153,16 +153,16 @@ def _facts(subject: SubjectPrediction, model: str, revision: str) -> dict[str, s
 
 def _trust(metrics: Mapping[str, Any]) -> list[str]:
     """Sentences on how the release performs on unseen subjects, and on what that does not cover."""
-    block = metrics["patients"]
+    block = metrics["subject_rule"]
     measured = block["measured"]
     # A recalibrated release was measured on the cells that it was recalibrated with.
     laboratory = metrics.get("recalibration", {}).get("data") or metrics["data"]["title"]
     return [
-        f"Measured on {measured['persons']} subjects whom the networks, the pooling and the threshold had not seen: "
+        f"Measured on {measured['subjects']} subjects whom the networks, the pooling and the threshold had not seen: "
         f"AUROC {with_span(measured['auroc'])}, sensitivity for {block['positive_label']} "
         f"{fraction(measured['sensitivity'])}, specificity {fraction(measured['specificity'])}; in brackets 95 % "
         "intervals.",
-        f"These were {measured['persons']} subjects of one laboratory ({laboratory}), each of one class only. "
+        f"These were {measured['subjects']} subjects of one laboratory ({laboratory}), each of one class only. "
         "Nothing here applies to mixed marrow, to minimal residual disease, or to another stain or microscope.",
         "A Grad-CAM map shows where the network's evidence lies, not whether the evidence is medically sound.",
         RESEARCH_NOTICE,

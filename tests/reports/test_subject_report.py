@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from leukoscope import LeukoscopeError
-from leukoscope.reports import patient_report
-from leukoscope.reports.patient_report import print_to_pdf
+from leukoscope.reports import subject_report
+from leukoscope.reports.subject_report import print_to_pdf
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_browser_that_fails_or_hangs_leaves_nothing(
         print_to_pdf(page, tmp_path / "report.pdf")
     shutil.rmtree(tmp_path / "bin")
     _browser_that("exec sleep 600", tmp_path, monkeypatch)
-    monkeypatch.setattr(patient_report, "PRINT_SECONDS", 0.2)
+    monkeypatch.setattr(subject_report, "PRINT_SECONDS", 0.2)
     with pytest.raises(LeukoscopeError, match="did not print it within 0.2 s; write report.html and print that$"):
         print_to_pdf(page, tmp_path / "report.pdf")
     assert not (tmp_path / "report.pdf").exists()
