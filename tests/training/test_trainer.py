@@ -158,7 +158,7 @@ def test_our_recipe_learns_bit_exactly_what_this_plain_loop_learns(
     trainer_for: MakeTrainer, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = {"block_config": (2, 2, 2, 2), "image_size": 32, "train_batch_size": 8}
-    recipe = replace(get_recipe("densenet121"), **small, drop_rate=0.0, sampling="cells")
+    recipe = replace(get_recipe("densenet121"), **small, num_train_epochs=2, drop_rate=0.0, sampling="cells")
     trainer, batches = trainer_for(recipe, split="all"), []
     augmented = Augmenter.__call__
 
