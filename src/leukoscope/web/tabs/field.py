@@ -128,10 +128,12 @@ def predict_any_field(models: ModelCache, image: Image.Image, caption: str, choi
         if not _too_large(found, by_nuclei):
             return found
     except UnusableField as error:
+        if not by_nuclei:
+            raise
         failed = error
     with suppress(UnusableField):
-        again = predict_field(models, image, caption, choice, by_nuclei or None, "nuclei")
-        if by_nuclei and again.reading.cells:
+        again = predict_field(models, image, caption, choice, by_nuclei, "nuclei")
+        if again.reading.cells:
             return again
     if found is None:
         assert failed is not None
