@@ -39,7 +39,7 @@ from leukoscope.models.release_files import write_json
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import FeatureInputs, preprocessing_for
 from leukoscope.training.run_folder import machine, peak_memory, versions
-from leukoscope.training.train import keep_freed_memory, make_accelerator
+from leukoscope.training.train import cpu_has_bf16, keep_freed_memory, make_accelerator
 from leukoscope.training.trainer import Trainer, make_optimizer
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks" / "training.json"
@@ -142,7 +142,8 @@ def _lay_out(flags: argparse.Namespace) -> None:
 
 def _compared(flags: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     """A row for each way that Leukoscope trains a network."""
-    own = "bf16" if torch.cuda.is_available() else get_recipe(name).cpu_precision
+    on_cpu = get_recipe(name).cpu_precision if cpu_has_bf16() else "no"
+    own = "bf16" if torch.cuda.is_available() else on_cpu
     settings = {"all layers": ("no", False), "own precision": (own, False), "house recipe": (own, True)}
     if own == "no":
         del settings["own precision"]

@@ -325,18 +325,25 @@ def test_bf16_after_full_precision_in_one_process(own_cells: Path, tmp_path: Pat
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has another default")
 @pytest.mark.parametrize(
-    ("flag", "launched", "precision", "said"),
+    ("flag", "launched", "has_bf16", "precision", "said"),
     [
-        ([], None, "bf16", "precision bf16: the recipe's default on a CPU; --mixed_precision chooses another"),
-        ([], "no", "no", "precision no: accelerate launch; --mixed_precision chooses another"),
-        ([], "bf16", "bf16", "precision bf16: accelerate launch; --mixed_precision chooses another"),
-        (["--mixed_precision", "no"], "bf16", "no", "precision no: --mixed_precision"),
+        ([], None, True, "bf16", "precision bf16: the recipe's default on a CPU; --mixed_precision chooses another\n"),
+        ([], None, False, "no", "precision no: this processor has no bf16 units; --mixed_precision chooses another\n"),
+        ([], "no", True, "no", "precision no: accelerate launch; --mixed_precision chooses another\n"),
+        ([], "bf16", True, "bf16", "precision bf16: accelerate launch; --mixed_precision chooses another\n"),
+        (["--mixed_precision", "no"], "bf16", False, "no", "precision no: --mixed_precision\n"),
+        (
+            ["--mixed_precision", "bf16"], None, False, "bf16",
+            "precision bf16: --mixed_precision\n"
+            "  this processor has no bf16 units, so a step takes several times as long as with --mixed_precision no\n",
+        ),
     ],
-)
+)  # fmt: skip
 def test_the_precision_is_the_flags_then_the_launchers_then_the_recipes(
     own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    flag: list[str], launched: str | None, precision: str, said: str,
+    flag: list[str], launched: str | None, has_bf16: bool, precision: str, said: str,
 ) -> None:  # fmt: skip
+    monkeypatch.setattr(loop, "cpu_has_bf16", lambda: has_bf16)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     if launched is not None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
@@ -344,7 +351,7 @@ def test_the_precision_is_the_flags_then_the_launchers_then_the_recipes(
     config = parse_config([*data, "--from_scratch", *flag])
     assert config.resolve().cpu_precision == "bf16"
     assert loop.make_accelerator(config, config.resolve()).mixed_precision == precision
-    assert capsys.readouterr().out == f"{said}\n"
+    assert capsys.readouterr().out == said
 
 
 def test_convolutions_of_a_gpu_keep_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

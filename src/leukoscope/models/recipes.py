@@ -49,7 +49,8 @@ class Recipe:
         drop_rate: dropout before the last layer.
         frozen: modules that keep their pretrained weights and statistics; "backbone" is all but the head. Ignored when
             starting from scratch.
-        cpu_precision: "bf16" or "no": which is faster for this backbone on a CPU (GPUs always use bf16).
+        cpu_precision: "bf16" or "no": which is faster for this backbone on a CPU that has units for bf16. Other CPUs
+            compute in float32, GPUs always in bf16.
         schedule: the learning rate's schedule: constant has no warm-up, all others but constant_with_warmup fall to
             zero.
         warmup_share: share of all steps over which the rate rises to its peak; `warmup_steps`, unless None, is their

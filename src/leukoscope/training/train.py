@@ -229,6 +229,11 @@ def _report(config: TrainingConfig, recipe: Recipe, cells: FramedCells, split: S
         note(f"  {line}")
 
 
+def cpu_has_bf16() -> bool:
+    """Whether PyTorch convolves in bf16 on this processor; elsewhere it emulates bf16, far slower than float32."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
     """Make the accelerator for CPU, GPU or several, and print its precision and what chose it.
 
@@ -239,10 +244,17 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
     # `accelerate launch` always sets it: to "no" where neither its flag nor its configuration names one.
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
     on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
+    emulated = not on_gpu and not cpu_has_bf16()
+    if on_gpu:
+        default = ("bf16", "the default on a GPU", "")
+    elif emulated and recipe.cpu_precision == "bf16":
+        default = ("no", "this processor has no bf16 units", "")
+    else:
+        default = (recipe.cpu_precision, "the recipe's default on a CPU", "")
     choices = (
         (config.run.mixed_precision, "--mixed_precision", "--mixed_precision"),
         (launched, "accelerate launch", "accelerate launch --mixed_precision"),
-        ("bf16", "the default on a GPU", "") if on_gpu else (recipe.cpu_precision, "the recipe's default on a CPU", ""),
+        default,
     )
     precision, why, flag = next(choice for choice in choices if choice[0])
     if precision not in PRECISIONS:
@@ -273,6 +285,8 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
         )
     other = "" if why.startswith("--") else "; --mixed_precision chooses another"
     note(f"precision {precision}: {why}{other}")
+    if precision == "bf16" and emulated:
+        note("  this processor has no bf16 units, so a step takes several times as long as with --mixed_precision no")
     # `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
     if launched and accelerator.device.type == "cpu" and torch.get_num_threads() == 1:
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
