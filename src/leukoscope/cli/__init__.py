@@ -100,11 +100,7 @@ def leukoscope(
 
 
 def _add(group: typer.Typer, *commands: Callable[..., None], **settings: bool) -> None:
-    """Add commands with their examples; their flags may be written with dashes or underscores.
-
-    Args:
-        settings: of click's context.
-    """
+    """Add commands with their examples; their flags may be written with dashes or underscores."""
     for function in commands:
         name = "list" if function is list_releases else function.__name__
         path = f"leukoscope {name}" if group is app else f"leukoscope {group.info.name} {name}"

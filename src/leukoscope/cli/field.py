@@ -140,11 +140,7 @@ def _readable(images: Iterable[Path]) -> Iterator[Image]:
 
 
 def _overlay_paths(output: Path, fields: Sequence[Path]) -> dict[Path, Path]:
-    """Field → the file of its overlay.
-
-    Raises:
-        LeukoscopeError: another kind of file than PNG, or one of the fields.
-    """
+    """Field → the file of its overlay; an error where that is no PNG, or one of the fields."""
     if output.suffix.lower() != ".png":
         raise LeukoscopeError(f"--output {output}: overlays are PNG files; name a file that ends in .png")
     taken: set[str] = set()
@@ -161,11 +157,7 @@ def _overlay_paths(output: Path, fields: Sequence[Path]) -> dict[Path, Path]:
 
 
 def _crop_paths(crops: Path, slides: Mapping[Path, Path]) -> dict[Path, Path]:
-    """Field → the path of its crops without their numbers.
-
-    Raises:
-        LeukoscopeError: crops would lie beside fields, where one may have the name of a field.
-    """
+    """Field → the path of its crops without their numbers; an error where they would lie beside fields."""
     taken: set[str] = set()
     for path, slide in slides.items():
         if os.path.realpath(crops / slide) == os.path.dirname(os.path.realpath(path)):

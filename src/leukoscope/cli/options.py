@@ -102,11 +102,7 @@ def release_warnings(predictor: Predictor) -> list[str]:
 
 
 def require_writable(folder: Path) -> None:
-    """Refuse an `--output` that cannot be written, before long work begins; create nothing.
-
-    Raises:
-        LeukoscopeError: the folder, or the nearest one above it that exists, takes no new file.
-    """
+    """Refuse an `--output` that takes no new file, before long work begins; create nothing."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         reason = os.strerror(errno.EACCES if there.is_dir() else errno.EEXIST)

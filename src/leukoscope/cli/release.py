@@ -141,11 +141,7 @@ def export(
 
 
 def _print_export(report: Mapping[str, Any], output: Path, graph: str) -> None:
-    """Print how far an exported graph differs from torch.
-
-    Raises:
-        LeukoscopeError: by too much.
-    """
+    """Print how far an exported graph differs from torch; an error where by too much."""
     from leukoscope.inference.export import WEB_GRAPH, WEB_QUANTISED
 
     of_map = report["heat_map_difference"]

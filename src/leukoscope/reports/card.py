@@ -130,14 +130,7 @@ def _gives_map(loaded: Release | None) -> bool:
 
 
 def write_card(release: Path, *, hub_id: str = "", licence: str = "") -> Path:
-    """Draw the release's plots and render the card into its README.md.
-
-    Args:
-        hub_id, licence: as for `render_card`.
-
-    Raises:
-        LeukoscopeError: as `render_card` and `draw_plots`.
-    """
+    """Draw the release's plots and render the card into its README.md; arguments and errors as of `render_card`."""
     _measured(release)  # raises before a plot is drawn
     loaded = _load(release)
     draw_plots(release, loaded)
@@ -255,11 +248,7 @@ def _base_model(metrics: Mapping[str, Any]) -> str | None:
 
 
 def draw_examples(release: Path) -> list[Path]:
-    """Draw one synthetic cell per class into `EXAMPLES`.
-
-    Raises:
-        LeukoscopeError: no release.
-    """
+    """Draw one synthetic cell per class into `EXAMPLES`."""
     folder = (release / EXAMPLES).parent
     folder.mkdir(exist_ok=True)
     for label, pixels in phantoms_for(read_release(release)):
@@ -271,16 +260,10 @@ def draw_examples(release: Path) -> list[Path]:
 
 
 def draw_plots(release: Path, loaded: Release | None = None) -> list[Path]:
-    """Draw every plot for which the release has weights or metrics.
-
-    Args:
-        loaded: the release with its network; None loads it.
+    """Draw every plot for which the release has weights or metrics; equal ones give equal files.
 
     Returns:
-        The files written, in the order of the card; equal weights and metrics give equal files.
-
-    Raises:
-        LeukoscopeError: weights that cannot be loaded, or a folder that cannot be written.
+        The files written, in the order of the card.
     """
     folder, plots = release / FIGURES, dict(_plots(release, loaded or _load(release)))
     with disk_errors(f"{folder}: the plots cannot be written there", "check who may write there"):

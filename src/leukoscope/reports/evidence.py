@@ -24,14 +24,9 @@ Metrics = Mapping[str, Any]
 
 
 def evidence_sections(metrics: Metrics) -> Iterator[Section]:
-    """Everything that the Evidence tab shows of a release.
+    """Everything that the Evidence tab shows of a release: a section for each block that was measured.
 
-    Args:
-        metrics: the content of metrics.json.
-
-    Yields:
-        a section for each block that was measured; none without evaluations. Plots are drawn with matplotlib, so only
-        one thread may do so at a time.
+    Plots are drawn with matplotlib, so only one thread may do so at a time.
 
     Raises:
         AttributeError, IndexError, KeyError, TypeError, ValueError: metrics.json is damaged or lacks a value.

@@ -58,13 +58,7 @@ _NO_SUBJECTS = " Subjects are not known here, so nothing on this page says what 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture within a page.
-
-    Attributes:
-        source: a `data:` URI, from `plot_picture` or `cell_picture`.
-        alt: its text alternative.
-        caption: the line below it.
-    """
+    """A picture within a page; its source is a `data:` URI, from `plot_picture` or `cell_picture`."""
 
     source: str
     alt: str
@@ -76,7 +70,6 @@ class Section:
     """One part of a page.
 
     Attributes:
-        heading: what it is about.
         text: paragraphs of plain text; nothing in it is read as markup.
         table: shown where it has rows.
         pictures: plots across the page, or many small pictures in a grid.
@@ -122,15 +115,7 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 
 def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[Section]) -> Path:
-    """Render a page and write it.
-
-    Args:
-        title: its heading.
-        lead: the paragraphs below the heading: a summary.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Render a page, its lead paragraphs below the title, and write it."""
     template = Path(__file__).with_name("page.html")
     return write_atomic(path, rendered(template, title=title, lead=lead, sections=sections))
 
@@ -143,7 +128,6 @@ def build_evaluation(
     Args:
         cells: the cells that were predicted; None where only their predictions are at hand.
         compared: another model's predictions of the same cells.
-        seed: of the bootstrap samples.
 
     Raises:
         LeukoscopeError: no predicted cell, or two models that did not predict the same cells.
@@ -200,14 +184,7 @@ def build_evaluation(
 
 
 def write_evaluation(folder: Path, evaluation: Mapping[str, Any], predictions: CellPredictions) -> Path:
-    """Write evaluation.json, predictions.parquet and evaluation.html.
-
-    Returns:
-        The page's path.
-
-    Raises:
-        LeukoscopeError: the folder cannot be written.
-    """
+    """Write evaluation.json, predictions.parquet and evaluation.html; give the path of the page."""
     with disk_errors(f"{folder}: the evaluation cannot be written there", "name another --output"):
         folder.mkdir(parents=True, exist_ok=True)
         predictions.save(folder / "predictions.parquet")

@@ -339,10 +339,7 @@ def suggested_pattern(names: Sequence[str], classes: Sequence[str]) -> str:
 
     It must name a subject for every file, two subjects at least (one, where it is a folder or C-NMC's name), and two
     files per subject on average, as a number of its own for each file is the file's; and what it finds may be no class
-    and no fold of a cross-validation.
-
-    Args:
-        classes: of the release.
+    of the release and no fold of a cross-validation.
     """
     unfit = re.compile("|".join((*_NO_SUBJECT, *map(re.escape, classes))), re.IGNORECASE)
     for pattern in SUGGESTIONS:

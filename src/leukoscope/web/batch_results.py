@@ -67,11 +67,7 @@ class BatchRow:
         return self.probabilities[self.called]
 
     def open(self) -> Image.Image:
-        """The picture.
-
-        Raises:
-            LeukoscopeError: it was not kept.
-        """
+        """The picture; an error where it was not kept."""
         if not self.picture:
             raise LeukoscopeError(
                 f"{self.name}: of a batch, {MAX_KEPT // 2**20} MB of pictures are kept, and this one is not among "
@@ -147,11 +143,7 @@ class BatchResult:
         return replace(self, rows=tuple(replace(row, decision=decide(row)) for row in self.rows), point=known)
 
     def with_subjects(self, pattern: str) -> BatchResult:
-        """The same predictions, their subjects found by another pattern.
-
-        Raises:
-            LeukoscopeError: see `subjects_of`.
-        """
+        """The same predictions, their subjects found by another pattern, as by `subjects_of`."""
         subjects = subjects_of([row.name for row in self.rows], pattern, self.subjects_by_table)
         return replace(self, rows=tuple(replace(row, subject=subjects[row.name]) for row in self.rows))
 
@@ -162,10 +154,7 @@ class BatchResult:
 
 
 def predict_batch(models: ModelCache, batch: Batch, choice: str | None, pattern: str) -> Iterator[int | BatchResult]:
-    """Predict every picture of a batch.
-
-    Args:
-        pattern: finds the subject in a file's name; see `subjects_of`.
+    """Predict every picture of a batch; `pattern` finds the subject in a file's name, as in `subjects_of`.
 
     Yields:
         How many files are done, after each part of them; at last the result.
@@ -293,11 +282,7 @@ def label_metrics(result: BatchResult) -> LabelMetrics | None:
 
 
 def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[Any]]:
-    """Column → one value per picture.
-
-    Args:
-        safe: so that no text can be taken for a formula.
-    """
+    """Column → one value per picture; `safe` lets no text be taken for a formula."""
     rows, text = result.rows, safe_cell if safe else str
     shares = np.array([[row.probabilities[label] for label in result.classes] for row in rows])
     outcomes = [row.decision.outcome for row in rows]
@@ -317,11 +302,7 @@ def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[An
 
 
 def save_cells(kind: str, result: BatchResult) -> File:
-    """One row per cell, as a file.
-
-    Args:
-        kind: "CSV" or "Parquet".
-    """
+    """One row per cell, as a file; `kind` is "CSV" or "Parquet"."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
@@ -353,15 +334,7 @@ def save_subjects(result: BatchResult) -> File:
 
 
 def save_report(models: ModelCache, result: BatchResult, subject: str | None, name: str) -> File:
-    """The report on one subject's cells, as HTML.
-
-    Args:
-        subject: whose.
-        name: what the report calls the subject; "" for nobody.
-
-    Raises:
-        LeukoscopeError: no such subject, or pictures that are no longer kept.
-    """
+    """The report on one subject's cells, as HTML; `name` is what it calls the subject, "" for nobody."""
     from leukoscope.reports.subject_report import subject_report
 
     predicted = next((one for one in result.subject_predictions if one.subject == subject), None)

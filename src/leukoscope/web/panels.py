@@ -98,10 +98,7 @@ def foreign(distances: Mapping[str, float]) -> str:
 
 
 def pictures(result: CellResult, label: str, opacity: float, common_scale: bool = False) -> str:
-    """The cell over its map, with a divider between them; for an element with `VIEW`.
-
-    All text is escaped here: a file name or the labels of a Hub model may hold anything.
-    """
+    """The cell over its map, with a divider between them; for an element with `VIEW`."""
     original, overlaid = result.pictures(label, opacity, common_scale)
     caption, (width, height) = result.caption, original.size
     style = f"aspect-ratio:{width}/{height};max-width:{22 * min(1, width / height):.1f}rem"
@@ -140,12 +137,7 @@ def _img(image: Image.Image, alt: str) -> str:
 
 
 def forms(text: str, results: Sequence[tuple[str, CellResult]]) -> str:
-    """One picture in several forms side by side, each with its class and, where it has one, its map.
-
-    Args:
-        text: what they show together.
-        results: of each its name and its result.
-    """
+    """Forms of one picture side by side, by name, each with its class and, where it has one, its map."""
     shown = ""
     for name, one in results:
         label = one.prediction.most_probable
@@ -161,9 +153,7 @@ def visit(cells: Sequence[tuple[Image.Image, str]], model: str, number: int) -> 
     """The cells of a visit, each a button that shows its result again; for an element with `CLICK`.
 
     Args:
-        cells: the picture and its caption.
-        model: the model chosen.
-        number: of the example shown, from 1; 0 for another picture. Both go to the page's address.
+        number: of the example shown, from 1; 0 for another picture. It goes to the page's address, as the model does.
     """
     shown = ""
     for index, (image, caption) in enumerate(cells):
@@ -214,7 +204,6 @@ def guess_score(rows: Sequence[tuple[str, str]], cells: Sequence[tuple[Image.Ima
     """Who was right how often, and every cell with its class and what each said.
 
     Args:
-        text: what this shows.
         link: address of the same cells; "" where they cannot be drawn again.
     """
     shown = ""
@@ -255,9 +244,5 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = ""
 
 
 def details(summary: str, html: str, *, is_open: bool = False) -> str:
-    """Something to unfold.
-
-    Args:
-        html: markup, already escaped.
-    """
+    """Something to unfold; `html` is markup, already escaped."""
     return f"<details{' open' if is_open else ''}><summary>{escape(summary)}</summary>{html}</details>"

@@ -188,11 +188,7 @@ def read_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Imag
 
 
 def open_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Image, str]:
-    """Open an uploaded picture.
-
-    Args:
-        path: where Gradio put it; None where nothing was sent.
-        most: how large it may be.
+    """Open an uploaded picture; None where nothing was sent.
 
     Returns:
         An upright RGB picture, fully in memory, and its file name.
@@ -223,9 +219,6 @@ def open_any(path: str) -> tuple[Image.Image, str, str]:
 
     Returns:
         As `open_upload`, and what was done to it in words; "" for nothing.
-
-    Raises:
-        UnreadableImage: see `open_upload`.
     """
     try:
         return (*open_upload(path, FIELD), "")
@@ -347,16 +340,10 @@ def save_button(label: Localised, make: Callable[..., File], inputs: list[Any], 
 
 
 def png_answer(image: Image.Image) -> str:
-    """Write a picture as a PNG that carries the research notice, in a folder of its own of Gradio's cache.
+    """Write a picture as a PNG with the research notice, in a folder of its own of Gradio's cache, and give its path.
 
     Gradio sends it from there; `delete_old` deletes it. Its own files take three times as long to compress, and
     have the name of an equal answer's: writing one anew breaks off the download of whoever is being sent it.
-
-    Returns:
-        its path.
-
-    Raises:
-        LeukoscopeError: the disk is full; `delete_old` frees it.
     """
     about = PngInfo()
     about.add_text("Disclaimer", RESEARCH_NOTICE)

@@ -741,7 +741,7 @@ def test_stopping_a_batch_that_waits_deletes_its_files(
     (stop,) = (
         block.fn
         for block in build_demo(ModelCache({"tiny": tiny_release})).fns.values()
-        if getattr(block.fn, "__name__", "") == "on_stop"
+        if getattr(block.fn, "__name__", "") == "_on_stop"
     )
     waiting = upload_folder(tmp_path) / "cells.zip"
     waiting.write_bytes(b"1")
@@ -784,5 +784,5 @@ def test_a_batch_waits_for_two_others_and_a_single_picture_for_none(panel: Batch
     assert isinstance(last[panel.result], BatchResult)
     assert panel._line.acquire(blocking=False), "the next one may begin"
     events = build_demo(ModelCache({"tiny": tiny_release})).fns.values()
-    (upload,) = (one for one in events if getattr(one.fn, "__name__", "") == "on_upload")
+    (upload,) = (one for one in events if getattr(one.fn, "__name__", "") == "_on_upload")
     assert upload.concurrency_limit == "default" and upload.concurrency_id != "batch"

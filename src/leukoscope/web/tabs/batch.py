@@ -100,11 +100,7 @@ def sample_batch(smears: bool = False) -> Batch:
 
 
 def predict_files(models: ModelCache, paths: Sequence[str] | None, choice: str | None, pattern: str) -> BatchResult:
-    """Predict everything uploaded and delete it, whatever happens.
-
-    Raises:
-        LeukoscopeError: the files, the model or the pattern cannot be used.
-    """
+    """Predict everything uploaded and delete it, whatever happens."""
     if not paths:
         raise LeukoscopeError("files: none was sent; give pictures of single cells, or a zip of them")
     with deleted_afterwards(paths):
@@ -202,19 +198,11 @@ class BatchPanel:
         return {self.result: None, self.shown: gr.Column(visible=False), self.gallery: ""}
 
     def sample(self, choice: str | None) -> Batch:
-        """Two synthetic subjects, in pictures as the model reads them.
-
-        Raises:
-            LeukoscopeError: the model cannot be used.
-        """
+        """Two synthetic subjects, in pictures as the model reads them."""
         return sample_batch(knows_smears(self.models.predictor(choice).labels))
 
     def predict(self, read: Callable[[], Batch], choice: str | None, pattern: str) -> Iterator[Updates]:
-        """Show whose cells these are, then how many are predicted, then the result.
-
-        Raises:
-            LeukoscopeError: the files or the model cannot be used.
-        """
+        """Show whose cells these are, then how many are predicted, then the result."""
         start, batch = time.monotonic(), read()
         names, pattern = [file.name for file in batch.files], pattern.strip()
         if pattern in ("", *SUGGESTIONS):  # the box may hold what was suggested for the files before these
@@ -235,11 +223,7 @@ class BatchPanel:
             self._line.release()
 
     def cell(self, result: BatchResult, number: int) -> CellResult:
-        """A cell of a batch, predicted with its map.
-
-        Raises:
-            LeukoscopeError: its picture was not kept.
-        """
+        """A cell of a batch, predicted with its map; an error where its picture was not kept."""
         row = result.rows[number]
         return predict_cell(self.models, row.open(), row.name, result.model)
 
@@ -292,12 +276,7 @@ class BatchPanel:
 
 
 def progress(done: int, total: int, seconds: float, subjects: str) -> str:
-    """How many of a batch are predicted.
-
-    Args:
-        seconds: since the start.
-        subjects: what is known of its subjects.
-    """
+    """How many of a batch are predicted after so many seconds, and what is known of its subjects."""
     left = max(1, round(seconds / done * (total - done))) if done else None
     text = t("progress_left" if left else "progress", done=done, total=total, seconds=left)
     return (
@@ -319,11 +298,7 @@ def subjects_found(subjects: Sequence[str]) -> str:
 
 
 def batch_summary(result: BatchResult, point: str = "") -> str:
-    """The batch as a whole, as HTML: counts, subjects, metrics on labels, wrong cells and problems.
-
-    Args:
-        point: the operating point that its decisions were made at.
-    """
+    """A batch, decided at an operating point, as HTML: counts, subjects, metrics on labels, wrong cells, problems."""
     found = Counter(row.decision.outcome for row in result.rows)
     about = about_model(result.model, result.revision)
     rule = t("rule_point", about=about, point=point_name(point)) if point else t("rule_most_probable", about=about)

@@ -78,12 +78,7 @@ def serves_mcp() -> bool:
 
 
 def snippets(address: str, model: str) -> dict[str, str]:
-    """Title → a program that has this very server predict.
-
-    Args:
-        address: of the server, with a slash at its end.
-        model: a name that it knows.
-    """
+    """Title → a program that has this server, by its address with a slash at the end, predict with a model."""
     return {title: text.format(address=address, model=model) for title, _, text in SNIPPETS}
 
 

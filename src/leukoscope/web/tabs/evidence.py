@@ -86,11 +86,7 @@ def build_tab(models: ModelCache, model: gr.Dropdown) -> None:
 
 
 def evidence_of(models: ModelCache, choice: str) -> tuple[dict[str, Any], Scores | None, str]:
-    """A release's metrics, its scores of unseen subjects' cells, and all its evidence as HTML.
-
-    Raises:
-        LeukoscopeError: the model cannot be used.
-    """
+    """A release's metrics, its scores of unseen subjects' cells, and all its evidence as HTML."""
     release = models.predictor(choice).release
     return dict(release.metrics), scores_of(release), evidence_page(choice, release.metrics)
 
