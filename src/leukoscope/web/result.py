@@ -310,7 +310,7 @@ def part_at(image: Image.Image, across: int, down: int) -> str:
 
 
 def covered(models: ModelCache, result: CellResult, names: Sequence[str] = ()) -> dict[str, CellResult]:
-    """Part → the result once it is painted over in the mean colour of the part beside it; of all parts if none is named."""
+    """Part → the result once it is painted over in the mean colour of the part beside it; no `names` are all parts."""
     parts, pixels = parts_of(result.image), np.asarray(result.image)
     beside = {"nucleus": ("cytoplasm", "outside"), "cytoplasm": ("outside",), "outside": ("cytoplasm", "outside")}
     images = {}

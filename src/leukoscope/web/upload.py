@@ -33,7 +33,7 @@ from PIL.PngImagePlugin import PngInfo
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.conversion import open_converted
 from leukoscope.data.images import UnreadableImage, check_header, open_image
-from leukoscope.web.page import script
+from leukoscope.web.page import PRIVATE, QUIET, script
 from leukoscope.web.text import Localised, in_english, t
 
 MAX_BYTES = 20 * 1024 * 1024
@@ -332,10 +332,9 @@ def save_button(label: Localised, make: Callable[..., File], inputs: list[Any], 
             # Shown as HTML; the message may hold a file's name.
             raise gr.Error(escape(str(error)), title=t("failed"), print_exception=False) from None
 
-    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    packed = button.click(pack, inputs, parcel, **hidden)
+    packed = button.click(pack, inputs, parcel, **QUIET)
     # Emptied afterwards: a file of megabytes need not stay in the page.
-    packed.then(None, parcel, js=_SAVE, api_visibility="private").then(lambda: None, None, parcel, **hidden)
+    packed.then(None, parcel, js=_SAVE, **PRIVATE).then(lambda: None, None, parcel, **QUIET)
     return button
 
 

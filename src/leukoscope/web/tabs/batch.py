@@ -39,7 +39,7 @@ from leukoscope.web.batch_results import (
     wrong_rows,
 )
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import PRIVATE, SESSION_SECONDS, Updates
+from leukoscope.web.page import QUIET, SESSION_SECONDS, Updates
 from leukoscope.web.result import CellResult, predict_cell
 from leukoscope.web.text import (
     Localised,
@@ -133,11 +133,10 @@ class BatchPanel:
             self.result, self.shown, self.stop, self.summary, self.ended, self.reports, self.subject, self.point,
             self.gallery, self.pattern,
         ]  # fmt: skip
-        quiet: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
         chosen = [self.result, self.order, self.point, self.subject]
-        self.pattern.submit(self._on_pattern, [*chosen, self.pattern], self.outputs, **quiet)
-        self.point.input(self._on_point, chosen, self.outputs, **quiet)
-        self.order.input(self._on_order, [self.result, self.order], self.gallery, **quiet)
+        self.pattern.submit(self._on_pattern, [*chosen, self.pattern], self.outputs, **QUIET)
+        self.point.input(self._on_point, chosen, self.outputs, **QUIET)
+        self.order.input(self._on_order, [self.result, self.order], self.gallery, **QUIET)
 
     def _build_result(self) -> None:
         with gr.Row(visible=False) as self.reports:

@@ -132,7 +132,7 @@ class CellTab:
         self.visit = gr.HTML(js_on_load=panels.CLICK, elem_id="visit", padding=False)
 
     def open_on_load(self, demo: gr.Blocks, tabs: gr.Tabs) -> None:
-        """Show a synthetic cell's result to whoever opens the page, by the model and in the tab that its address names."""
+        """Show a synthetic cell's result to whoever opens the page: its address names model, example and tab."""
         known = {tab.id for tab in tabs.children if isinstance(tab, gr.Tab)}
 
         def on_load(choice: str | None, opacity: float, visit: gr.Request) -> Iterator[Updates]:
@@ -159,7 +159,7 @@ class CellTab:
         tabs.change(None, js=ADDRESS, **PRIVATE)
 
     def _example(self, choice: str | None, number: int) -> CellResult:
-        """What a model predicts for a synthetic picture of the kind it reads, counted from 1; each is predicted once."""
+        """What a model predicts for a synthetic picture of the kind it reads, counted from 1; predicted once."""
         name = str(choice)
         smears = knows_smears(self.models.predictor(choice).labels)
         number = min(max(number, 1), len(SMEAR_EXAMPLES if smears else EXAMPLES))

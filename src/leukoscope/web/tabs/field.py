@@ -28,7 +28,7 @@ from leukoscope.inference.scoring import safe_cell
 from leukoscope.synthetic import draw_field
 from leukoscope.web import panels, upload
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import SESSION_SECONDS, Updates
+from leukoscope.web.page import PRIVATE, SESSION_SECONDS, Updates
 from leukoscope.web.result import CellResult, predict_cell
 from leukoscope.web.text import Localised, about_model, local_number, localised, outcome_text, percent, t
 
@@ -90,8 +90,8 @@ def predict_any_field(models: ModelCache, image: Image.Image, caption: str, choi
 
     A crop of one cell shows few whole red cells.
     """
-    by_nuclei, found = scale_of_nuclei(image), None
-    failed: fields.UnusableField | None = None
+    by_nuclei = scale_of_nuclei(image)
+    found: FieldResult | fields.UnusableField
     try:
         found = predict_field(models, image, caption, choice, None)
         if not _too_large(found, by_nuclei):
@@ -99,14 +99,13 @@ def predict_any_field(models: ModelCache, image: Image.Image, caption: str, choi
     except fields.UnusableField as error:
         if not by_nuclei:
             raise
-        failed = error
+        found = error
     with suppress(fields.UnusableField):
         again = predict_field(models, image, caption, choice, by_nuclei, "nuclei")
         if again.reading.cells:
             return again
-    if found is None:
-        assert failed is not None
-        raise failed
+    if isinstance(found, fields.UnusableField):
+        raise found
     return found
 
 
@@ -119,10 +118,8 @@ def _too_large(found: FieldResult, by_nuclei: float) -> bool:
     scale, nuclei = found.reading.field.scale, [one.cell.nucleus_area for one in found.reading.cells]
     if scale is None or scale.source == "nuclei" or not nuclei or not by_nuclei:
         return False
-    if (
-        max(found.image.size) <= CROP_SIDE
-        and scale.um_per_pixel / by_nuclei > fields.POSSIBLE_NUCLEI[1] / fields.NUCLEUS_WIDTH
-    ):
+    largest = fields.NUCLEUS_WIDTH * scale.um_per_pixel / by_nuclei
+    if max(found.image.size) <= CROP_SIDE and largest > fields.POSSIBLE_NUCLEI[1]:
         return True
     return 2 * float(np.sqrt(np.median(nuclei) / np.pi)) > fields.PLAUSIBLE_NUCLEI[1]
 
@@ -186,9 +183,8 @@ class FieldPanel:
         self.cells = [self.picture, self.strip]
         self.outputs = [self.result, self.shown, self.summary, self.picture, self.strip]
         self.pitch.submit(
-            self._on_pitch, [self.result, self.pitch], self.outputs, show_progress_on=[self.summary],
-            api_visibility="private",
-        )  # fmt: skip
+            self._on_pitch, [self.result, self.pitch], self.outputs, show_progress_on=[self.summary], **PRIVATE
+        )
 
     def show(self, result: FieldResult) -> Updates:
         """Updates that show a field."""
