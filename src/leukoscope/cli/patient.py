@@ -109,10 +109,9 @@ def _print_subjects(subjects: list[SubjectPrediction], *, model: str) -> None:
 
     rows = []
     for subject in subjects:
-        low, high = subject.interval or (None, None)
         counts = [str(number) for number in (subject.cells, subject.refused, subject.abstained)]
-        interval = span({"low": low, "high": high})
-        rows.append([shown_name(subject.subject), subject.outcome, share(subject.probability), interval, *counts])
+        predicted = [subject.outcome, share(subject.probability), span(subject.interval)]
+        rows.append([shown_name(subject.subject), *predicted, *counts])
     positive = subjects[0].positive_label
     print_table(["subject", "outcome", positive, "95 % interval", "cells", "refused", "abstained"], rows, texts=2)
     for outcome in dict.fromkeys(subject.outcome for subject in subjects if subject.reason):

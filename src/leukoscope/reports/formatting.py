@@ -91,12 +91,14 @@ def gain(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f}"
 
 
-def span(interval: Mapping[str, Any] | None) -> str:
+def span(interval: Mapping[str, Any] | Sequence[float] | None) -> str:
     """An interval of shares with two digits: more would suggest too much precision. A dash for a missing one.
 
     It has three digits where two would round an end to 0 or 1, and up to four where fewer would make both ends equal.
     """
-    low, high = (interval["low"], interval["high"]) if interval else (None, None)
+    if isinstance(interval, Mapping):
+        interval = interval["low"], interval["high"]
+    low, high = interval or (None, None)
     if low is None or high is None:
         return "–"
     ends = round(low, 6), round(high, 6)  # as metrics.json stores them

@@ -19,16 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
-from leukoscope.evaluation.bootstrap import (
-    BOOTSTRAP_SAMPLES,
-    LEVEL,
-    bootstrap_cells,
-    bootstrap_subjects,
-    cell_intervals,
-    paired_difference,
-    point_metrics,
-    subject_intervals,
-)
+from leukoscope.evaluation import bootstrap
 from leukoscope.evaluation.evaluate import ModelPredictions, SelectedCells
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.evaluation.plots import confusion_plot, interval_plot, subject_strip, without_formulas
@@ -138,18 +129,18 @@ def build_evaluation(
         raise LeukoscopeError(f"{predicted.name}: not one cell was predicted ({reason}); check the cells and --split")
     by_subject, missing = None, ""
     try:
-        by_subject = subject_intervals(predictions, seed=seed)
+        by_subject = bootstrap.subject_intervals(predictions, seed=seed)
     except LeukoscopeError as error:
         missing = str(error)
     subjects = np.asarray(predictions.subjects)
     of_class = {label: subjects[predictions.references == k] for k, label in enumerate(predictions.label_names)}
     comparison = None
     if compared is not None:
-        resample = bootstrap_subjects if by_subject else bootstrap_cells
+        resample = bootstrap.bootstrap_subjects if by_subject else bootstrap.bootstrap_cells
         comparison = {
             **compared.about(),
             "resampled": "subjects" if by_subject else "cells",
-            "figures": paired_difference(predictions, compared.predictions, seed=seed, resample=resample),
+            "figures": bootstrap.paired_difference(predictions, compared.predictions, seed=seed, resample=resample),
         }
     return {
         "schema_version": EVALUATION_SCHEMA_VERSION,
@@ -158,17 +149,17 @@ def build_evaluation(
         "unit": predicted.unit,
         **(cells.about() if cells else {"data": None, "split": None}),
         "left_out": [*unreadable, *predicted.left_out],
-        "figures": point_metrics(predictions),
+        "figures": bootstrap.point_metrics(predictions),
         "intervals": {
-            "level": LEVEL,
-            "draws": BOOTSTRAP_SAMPLES,
+            "level": bootstrap.LEVEL,
+            "draws": bootstrap.BOOTSTRAP_SAMPLES,
             "seed": seed,
             "method": "bootstrap within class, expanded percentile (Hesterberg 2015, "
             "doi:10.1080/00031305.2015.1089789)",
             "subjects": {label: len(set(names.tolist()) - {""}) for label, names in of_class.items()},
             "by_subject": by_subject,
             "by_subject_missing": missing,
-            "by_cell": cell_intervals(predictions, seed=seed),
+            "by_cell": bootstrap.cell_intervals(predictions, seed=seed),
         },
         "metrics": measure(predictions),
         "decisions": predicted.decisions(),
@@ -217,7 +208,7 @@ def _lead(evaluation: Mapping[str, Any]) -> list[str]:
     results = []
     for key in (f"balanced_accuracy{suffix}", f"auroc{suffix}"):
         if key in values:
-            interval = f"{LEVEL:.0%} interval by {unit} {span(intervals[key])}" if key in intervals else ""
+            interval = f"{bootstrap.LEVEL:.0%} interval by {unit} {span(intervals[key])}" if key in intervals else ""
             results.append(f"{metric_name(key, unit)} {share(values[key])} ({interval or f'no interval by {unit}'})")
     result = "; ".join(results)
     return [*lines, f"{result[0].upper()}{result[1:]}."]
@@ -227,16 +218,11 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
     overlap, metrics = evaluation["training_overlap"], evaluation["metrics"]
     yield Section("Overlap with the training", [overlap["statement"]], verdict=overlap["verdict"])
     intervals, unit = evaluation["intervals"], evaluation["unit"]
-    by_subject, by_cell = intervals["by_subject"] or {}, intervals["by_cell"]
-    lines = [
-        (metric_name(key, unit), value, by_subject.get(key), by_cell.get(key))
-        for key, value in evaluation["figures"].items()
-    ]
+    by_subject, by_cell, figures = intervals["by_subject"] or {}, intervals["by_cell"], evaluation["figures"]
+    lines = [(metric_name(key, unit), value, by_subject.get(key), by_cell.get(key)) for key, value in figures.items()]
     alt = f"Every metric with its interval by {unit} and by cell, as in the table."
     plot = plot_picture(interval_plot(lines, unit=unit), alt)
-    yield Section(
-        "Metrics", list(_interval_notes(evaluation)), metrics_table(evaluation["figures"], intervals, unit), [plot]
-    )
+    yield Section("Metrics", list(_interval_notes(evaluation)), metrics_table(figures, intervals, unit), [plot])
     if subjects := metrics["subjects"]:
         yield subjects_section(subjects, list(metrics["per_class"]), unit)
     if evaluation["decisions"]:
@@ -256,7 +242,7 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
                 f"Both are judged on the same cells and the same bootstrap samples of {resampled}. An "
                 f"interval that includes 0 decides nothing.{narrow}",
             ],
-            comparison_table(other["figures"], LEVEL, other["resampled"], unit),
+            comparison_table(other["figures"], bootstrap.LEVEL, other["resampled"], unit),
         )
     if left_out := evaluation["left_out"]:
         more = [f"… and {len(left_out) - _SHOWN} more, in evaluation.json"] if len(left_out) > _SHOWN else []
@@ -335,10 +321,9 @@ def _subjects(block: Mapping[str, Any]) -> Section:
         "intervals.",
         "Every cell counts here; `leukoscope patient` leaves out those that are out of distribution.",
     ]
-    rows = []
-    for name, one in order:
-        low, high = one["interval"]
-        interval = span({"low": low, "high": high})
-        rows.append([name, one["label"], one["outcome"], share(one["probability"]), interval, count(one["cells"])])
+    rows = [
+        [name, one["label"], one["outcome"], share(one["probability"]), span(one["interval"]), count(one["cells"])]
+        for name, one in order
+    ]
     columns = ("subject", "class", "outcome", "probability", "95 % interval", "cells")
     return Section("One prediction for a subject", text, Table(columns, rows, text_columns=3))

@@ -131,10 +131,9 @@ def _cells_to_show(probabilities: np.ndarray, outcomes: Sequence[str]) -> tuple[
 def _facts(subject: SubjectPrediction, model: str, revision: str) -> dict[str, str]:
     facts = {"cells": f"{subject.cells}, of which {subject.used} in use and {subject.refused} refused"}
     if subject.probability is not None and subject.interval is not None:
-        positive, (low, high) = subject.positive_label, subject.interval
-        interval = span({"low": low, "high": high})
+        positive = subject.positive_label
         facts |= {
-            f"probability of {positive}": f"{share(subject.probability)} ({interval})",
+            f"probability of {positive}": f"{share(subject.probability)} ({span(subject.interval)})",
             "the interval": "95 %, from bootstrap samples of this subject's cells; it does not say how subjects differ",
             f"share of {positive}": f"{share(subject.share_positive)} of the cells in use",
             "unsure cells": f"{subject.abstained} of the cells in use get no class by themselves",

@@ -52,14 +52,9 @@ class BatchRow:
     picture: bytes = b""
 
     @property
-    def most_probable(self) -> str:
-        """The most probable class, whatever the outcome."""
-        return max(self.probabilities, key=self.probabilities.__getitem__)
-
-    @property
     def called(self) -> str:
         """The class decided on; where there is none, the most probable one."""
-        return self.decision.label or self.most_probable
+        return self.decision.label or max(self.probabilities, key=self.probabilities.__getitem__)
 
     @property
     def confidence(self) -> float:
@@ -102,11 +97,6 @@ class BatchResult:
         return Thresholds.from_metrics(self.metrics)
 
     @property
-    def points(self) -> tuple[str, ...]:
-        """The release's operating points."""
-        return tuple(self.thresholds.operating_points)
-
-    @property
     def positive(self) -> str:
         """The class that operating points look for; else the release's first."""
         return self.thresholds.positive_label or self.classes[0]
@@ -135,7 +125,7 @@ class BatchResult:
 
     def at_point(self, point: str) -> BatchResult:
         """The same predictions, decided at an operating point; "" for the most probable class."""
-        known = point if point in self.points else ""
+        known = point if point in self.thresholds.operating_points else ""
 
         def decide(row: BatchRow) -> Decision:
             return self.thresholds.decide(row.probabilities, row.checks, operating_point=known)
@@ -189,31 +179,14 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None, pattern:
             picture = _webp(image, quality=0, lossless=True, method=0) if kept < MAX_KEPT else b""
             kept += len(picture)
             image.thumbnail((THUMBNAIL, THUMBNAIL))
-            rows.append(
-                BatchRow(
-                    name,
-                    batch.label_of(name, release.labels),
-                    subjects[name],
-                    prediction.decision,
-                    prediction.probabilities,
-                    prediction.checks,
-                    _webp(image, quality=90),
-                    picture,
-                )
-            )
+            given = name, batch.label_of(name, release.labels), subjects[name]
+            predicted = prediction.decision, prediction.probabilities, prediction.checks
+            rows.append(BatchRow(*given, *predicted, _webp(image, quality=90), picture))
         yield min(first + PICTURES_AT_ONCE, len(batch.files))
     if not rows:
         raise LeukoscopeError(f"not one picture can be used: {problems[0] if problems else 'none was given'}")
-    yield BatchResult(
-        tuple(rows),
-        release.labels,
-        str(choice),
-        release.revision,
-        release.metrics,
-        "",
-        batch.subjects,
-        tuple(problems),
-    )
+    found = tuple(rows), release.labels, str(choice), release.revision, release.metrics
+    yield BatchResult(*found, subjects_by_table=batch.subjects, problems=tuple(problems))
 
 
 def _webp(image: Image.Image, **options: Any) -> bytes:
@@ -274,10 +247,10 @@ def label_metrics(result: BatchResult) -> LabelMetrics | None:
         notes.append(t("intervals_by_cell", reason=reason))
     if result.trained_on:
         notes.insert(0, t("too_good", subjects=", ".join(sorted(result.trained_on))))
-    found = []
-    for name, value in point_metrics(cells).items():
-        interval = intervals.get(name)
-        found.append((metric_name(name), local_number(f"{value:.3f}"), local_number(span(interval))))
+    found = [
+        (metric_name(name), local_number(f"{value:.3f}"), local_number(span(intervals.get(name))))
+        for name, value in point_metrics(cells).items()
+    ]
     return LabelMetrics(tuple(found), tuple(notes))
 
 

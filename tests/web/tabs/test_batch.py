@@ -572,7 +572,7 @@ def test_subjects_are_told_apart_and_their_cells_drawn_with_those_refused_in_gre
     assert page.count('fill="#9aa0a6"') == 1
     assert "2 of 4 cells" not in page
     line = lambda html: re.search(r'<line [^>]*y1="([\d.]+)"', html).group(1)  # noqa: E731
-    assert line(page) != line(batch_summary(result.at_point("youden"), "youden"))
+    assert line(page) != line(batch_summary(result.at_point("youden")))
 
 
 def test_an_operating_point_changes_cells_and_neither_refused_ones_nor_subjects() -> None:

@@ -175,20 +175,21 @@ class BatchPanel:
         Args:
             subject: whom a report would be on; the first where the result does not know it.
         """
-        point, decided = point if point in result.points else "", result.at_point(point)
+        decided = result.at_point(point)
         subjects = [one.subject for one in decided.subject_predictions]
         if subject not in subjects:
             subject = subjects[0] if subjects else None
-        points = [(t("most_probable_class"), ""), *((point_name(one), one) for one in decided.points)]
+        known = result.thresholds.operating_points
+        points = [(t("most_probable_class"), ""), *((point_name(one), one) for one in known)]
         return {
             self.result: decided,
             self.shown: gr.Column(visible=True),
             self.stop: gr.Button(visible=False),
-            self.summary: batch_summary(decided, point),
+            self.summary: batch_summary(decided),
             self.ended: gr.Column(visible=True),
             self.reports: gr.Row(visible=bool(subjects)),
             self.subject: gr.Dropdown(subjects, value=subject),
-            self.point: gr.Dropdown(points, value=point),
+            self.point: gr.Dropdown(points, value=decided.point),
             self.gallery: gallery(decided, order),
         }
 
@@ -296,16 +297,17 @@ def subjects_found(subjects: Sequence[str]) -> str:
     return t("subjects", number=len(counts), named=named, rest=rest)
 
 
-def batch_summary(result: BatchResult, point: str = "") -> str:
-    """A batch, decided at an operating point, as HTML: counts, subjects, metrics on labels, wrong cells, problems."""
+def batch_summary(result: BatchResult) -> str:
+    """A batch as HTML: counts, subjects, metrics on labels, wrong cells, problems."""
     found = Counter(row.decision.outcome for row in result.rows)
     about = about_model(result.model, result.revision)
-    rule = t("rule_point", about=about, point=point_name(point)) if point else t("rule_most_probable", about=about)
+    key = "rule_point" if result.point else "rule_most_probable"
+    rule = t(key, about=about, point=point_name(result.point))
     predicted = t("cells_predicted", number=len(result.rows))
     html = (
         f'<p class="lk-headline" role="status">{predicted}</p>'
         f"{panels.counts({outcome: found[outcome] for outcome in (*result.classes, *WITHOUT_CLASS)})}"
-        f"{panels.note(rule)}{_subjects(result, point)}"
+        f"{panels.note(rule)}{_subjects(result)}"
     )
     if 2 * sum(found[one] for one in REFUSED) > len(result.rows):
         html += panels.note(t("what_helps"))
@@ -326,7 +328,7 @@ def batch_summary(result: BatchResult, point: str = "") -> str:
     return html
 
 
-def _subjects(result: BatchResult, point: str) -> str:
+def _subjects(result: BatchResult) -> str:
     """One prediction for each subject with all its cells; without a rule for subjects, counts by subject."""
     if not result.subject_predictions:
         rows = [tuple(map(str, row)) for row in subject_rows(result)]
@@ -344,7 +346,7 @@ def _subjects(result: BatchResult, point: str) -> str:
     heads = (t("subject"), t("outcome"), t("probability_of", label=positive), t("interval"), t("cells"), t("refused"),
              t("abstained"))  # fmt: skip
     rule = t("subject_rule", rule=result.subject_predictions[0].rule.text)
-    strips = "".join(_strip(result, one, point) for one in result.subject_predictions)
+    strips = "".join(_strip(result, one) for one in result.subject_predictions)
     return (
         f"{_seen(result)}<h2>{t('one_for_a_subject')}</h2>{panels.table(heads, rows, t('subjects_caption'))}"
         f"{panels.note(rule)}<h2>{t('cells_of_a_subject')}</h2>{panels.note(t('dots', label=positive))}{strips}"
@@ -358,12 +360,12 @@ def _seen(result: BatchResult) -> str:
     return panels.message(t("warning"), t("too_good", subjects=", ".join(sorted(result.trained_on))))
 
 
-def _strip(result: BatchResult, one: SubjectPrediction, point: str) -> str:
+def _strip(result: BatchResult, one: SubjectPrediction) -> str:
     numbers = [i for i, row in enumerate(result.rows) if row.subject == one.subject]
     drawn = strip_plot(
         [result.rows[i].probabilities[one.positive_label] for i in numbers],
         [result.rows[i].decision.outcome for i in numbers],
-        threshold=result.thresholds.operating_points.get(point, 0.5),
+        threshold=result.thresholds.operating_points.get(result.point, 0.5),
         cells=numbers,
     )
     reason = f": {one.reason}" if one.reason else ""
@@ -391,14 +393,10 @@ def _cell(number: int, row: BatchRow) -> str:
     share = f" {percent(row.confidence)}" if row.decision.label else ""
     text = f"{outcome_text(row.decision.outcome)}{share}{truth}"
     wrong = ' class="wrong"' if truth else ""
-    picture = thumbnail(row)
+    source = "data:image/webp;base64," + base64.b64encode(row.thumbnail).decode()
+    # What it shows stands beside it in words.
+    picture = f'<img src="{source}" alt="" loading="lazy" width="96" height="96">'
     if row.picture:
         name = escape(t("open_file", name=row.name, text=text))
         picture = f'<button type="button" data-cell="{number}" aria-label="{name}">{picture}</button>'
     return f'<li{wrong}>{picture}<b>{escape(text)}</b><span title="{escape(row.name)}">{escape(row.name)}</span></li>'
-
-
-def thumbnail(row: BatchRow, side: int = 96) -> str:
-    """A row's picture, `side` pixels wide; what it shows stands beside it in words."""
-    source = "data:image/webp;base64," + base64.b64encode(row.thumbnail).decode()
-    return f'<img src="{source}" alt="" loading="lazy" width="{side}" height="{side}">'
