@@ -131,7 +131,11 @@ def _scale(title: str, peak: float | None, strength: str) -> str:
     return f'<p class="lk-scale">{escape(title)} <span>{ends[0]} <i aria-hidden="true"></i> {ends[1]}</span>{chip}</p>'
 
 
-def _img(image: Image.Image, alt: str) -> str:
+def _img(image: Image.Image, alt: str, side: int = 0) -> str:
+    """A picture, at most `side` pixels wide and high unless that is 0."""
+    if side:
+        image = image.copy()
+        image.thumbnail((side, side))
     size = f'width="{image.width}" height="{image.height}"'
     return f'<img src="{data_uri(image)}" alt="{escape(alt)}" {size} draggable="false">'
 
@@ -142,10 +146,9 @@ def forms(text: str, results: Sequence[tuple[str, CellResult]]) -> str:
     for name, one in results:
         label = one.prediction.most_probable
         image = next(filter(None, reversed(one.pictures(label, 0.55))))
-        image.thumbnail((240, 240))
         share = percent(one.prediction.probabilities[label])
         refused = "" if one.decision().label else f" ({escape(outcome_text(one.prediction.outcome))})"
-        shown += f"<li>{_img(image, name)}<b>{escape(label)} {share}</b>{refused}<span>{escape(name)}</span></li>"
+        shown += f"<li>{_img(image, name, 240)}<b>{escape(label)} {share}</b>{refused}<span>{escape(name)}</span></li>"
     return f'<div role="status">{note(text)}<ul class="lk-cells lk-forms">{shown}</ul></div>'
 
 
@@ -193,11 +196,9 @@ def pairs(values: Mapping[str, str]) -> str:
 
 def guess_cell(image: Image.Image, text: str, before: str = "") -> str:
     """A cell to be guessed, below what came of the one before."""
-    small = image.copy()
-    small.thumbnail((360, 360))
     told = f'<p class="lk-headline" role="status">{escape(before)}</p>' if before else ""
     caption = f'<figcaption role="status">{escape(text)}</figcaption>'
-    return f'<figure class="lk-guess">{told}{_img(small, text)}{caption}</figure>'
+    return f'<figure class="lk-guess">{told}{_img(image, text, 360)}{caption}</figure>'
 
 
 def guess_score(rows: Sequence[tuple[str, str]], cells: Sequence[tuple[Image.Image, str]], text: str, link: str) -> str:
@@ -206,11 +207,7 @@ def guess_score(rows: Sequence[tuple[str, str]], cells: Sequence[tuple[Image.Ima
     Args:
         link: address of the same cells; "" where they cannot be drawn again.
     """
-    shown = ""
-    for image, caption in cells:
-        small = image.copy()
-        small.thumbnail((128, 128))
-        shown += f"<li>{_img(small, caption)}<span>{escape(caption)}</span></li>"
+    shown = "".join(f"<li>{_img(image, caption, 128)}<span>{escape(caption)}</span></li>" for image, caption in cells)
     share = f'<p><a href="{escape(link)}">{t("guess_link")}</a></p>' if link else ""
     return f'{table((t("guess_who"), t("guess_right")), rows)}{note(text)}{share}<ul class="lk-cells">{shown}</ul>'
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from threading import Lock
 from typing import Any
 
@@ -42,7 +42,7 @@ from leukoscope.web.result import (
     turned,
 )
 from leukoscope.web.tabs.batch import BatchPanel
-from leukoscope.web.tabs.field import FieldPanel, FieldResult, predict_any_field
+from leukoscope.web.tabs.field import FieldPanel, FieldResult, predict_any_field, read_example
 from leukoscope.web.text import Localised, localised, percent, point_name, t
 
 # Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
@@ -236,9 +236,8 @@ class CellTab:
         """Updates that show HTML in place of a result, which is deleted."""
         hidden = {self.buttons: gr.Row(visible=False), self.controls: gr.Accordion(visible=False)}
         gone: Updates = {self.result: None, self.propose: gr.Button(visible=False), **hidden}
-        kept = dict.fromkeys((self.turn, self.cover, self.label, self.common_scale, self.point), gr.skip())
         empty = dict.fromkeys((self.pictures, self.explanation, self.forms), "")
-        return {self.summary: html, **gone, **kept, **empty, **self.field.clear(), **self.batch.clear()}
+        return {self.summary: html, **gone, **empty, **self.field.clear(), **self.batch.clear()}
 
     def read(
         self, image: Image.Image, caption: str, remark: str, choice: str | None, opacity: float, point: str | None
@@ -375,7 +374,7 @@ class CellTab:
         return pick
 
     def _on_field(self, choice: str | None, opacity: float, point: str | None) -> Updates:
-        return self.attempt(lambda: self._show_field(self.field.example(choice), "", opacity, point))
+        return self.attempt(lambda: self._show_field(read_example(self.models, choice), "", opacity, point))
 
     def _on_model(
         self, choice: str | None, opacity: float, point: str | None, result: CellResult | None
@@ -592,16 +591,14 @@ class RealCells:
     """The cells downloaded so far, by data set."""
 
     def __init__(self) -> None:
-        self._downloaded: dict[str, list[StreamedCell]] = {}
+        self._downloaded = cache(stream_cells)
         self._locks: defaultdict[str, Lock] = defaultdict(Lock)
 
     def of(self, info: DatasetInfo) -> list[StreamedCell]:
         """Three cells of each class of a data set that has a copy on the Hub."""
         assert info.hub_id is not None
         with self._locks[info.name]:
-            if info.name not in self._downloaded:
-                self._downloaded[info.name] = stream_cells(info.hub_id)
-            return self._downloaded[info.name]
+            return self._downloaded(info.hub_id)
 
 
 def source_of(models: ModelCache, choice: str | None) -> DatasetInfo:

@@ -155,6 +155,11 @@ def example_field() -> tuple[Image.Image, str]:
     return _drawn(), t("synthetic_field")
 
 
+def read_example(models: ModelCache, choice: str | None) -> FieldResult:
+    """The synthetic field, read by a model."""
+    return predict_field(models, *example_field(), choice, EXAMPLE_PITCH)
+
+
 class FieldPanel:
     """What is shown of a field, added to the Blocks being built.
 
@@ -199,10 +204,6 @@ class FieldPanel:
     def clear(self) -> Updates:
         """Updates that hide the field, which is deleted."""
         return {self.result: None, self.shown: gr.Column(visible=False), self.picture: "", self.strip: ""}
-
-    def example(self, choice: str | None) -> FieldResult:
-        """The synthetic field, read by a model."""
-        return predict_field(self.models, *example_field(), choice, EXAMPLE_PITCH)
 
     def cell(self, result: FieldResult, number: int) -> CellResult:
         """A cell of a field, predicted with its map."""
