@@ -7,7 +7,7 @@ inside it, so that `leukoscope --help` is quick. Results go to stdout, problems 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -99,42 +99,27 @@ def leukoscope(
     """Options of every command; the help text above the list of commands is the app's."""
 
 
-def _add(group: typer.Typer, function: Callable[..., None], name: str, *, training_flags: bool = False) -> None:
-    """Add a command with its examples; its flags may be written with dashes or underscores.
-
-    Args:
-        training_flags: unknown flags are left in `ctx.args`, for the parser of train.py.
-    """
-    settings: dict[str, Any] = {"token_normalize_func": lambda flag: flag.replace("_", "-")}
-    if training_flags:
-        settings |= TRAINING_FLAGS
-    path = f"leukoscope {name}" if group is app else f"leukoscope {group.info.name} {name}"
-    examples = [line for line in EXAMPLES.splitlines() if f"{line} ".startswith(f"{path} ")]
-    epilog = "\n".join(("\b", "Examples:", *examples))  # \b: click does not wrap the paragraph
-    group.command(name, cls=AuditCommand if function is audit else None, context_settings=settings, epilog=epilog)(
-        function
-    )
+def _add(group: typer.Typer, *commands: Callable[..., None], **settings: bool) -> None:
+    """Add commands with their examples; their flags may be written with dashes or underscores."""
+    for function in commands:
+        name = "list" if function is list_releases else function.__name__
+        path = f"leukoscope {name}" if group is app else f"leukoscope {group.info.name} {name}"
+        examples = [line for line in EXAMPLES.splitlines() if f"{line} ".startswith(f"{path} ")]
+        group.command(
+            name,
+            cls=AuditCommand if function is audit else None,
+            context_settings={"token_normalize_func": lambda flag: flag.replace("_", "-"), **settings},
+            epilog="\n".join(("\b", "Examples:", *examples)),  # \b: click does not wrap the paragraph
+        )(function)
 
 
+# Unknown flags are left in `ctx.args`, for the parser of train.py.
 TRAINING_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(add_help_option=False, context_settings=TRAINING_FLAGS)(train)
-_add(app, predict, "predict")
-_add(app, field, "field")
-_add(app, patient, "patient")
-_add(app, score, "score")
-_add(app, evaluate, "evaluate")
-_add(app, protocol, "protocol", training_flags=True)
+_add(app, predict, field, patient, score, evaluate)
+_add(app, protocol, **TRAINING_FLAGS)
 app.add_typer(data)
-_add(data, check, "check")
-_add(data, audit, "audit")
-_add(data, push_data, "push")
+_add(data, check, audit, push_data)
 app.add_typer(release)
-_add(release, export, "export")
-_add(release, push, "push")
-_add(release, card, "card")
-_add(release, recalibrate, "recalibrate")
-_add(release, assess, "assess")
-_add(release, space, "space")
-_add(release, list_releases, "list")
-_add(app, doctor, "doctor")
-_add(app, demo, "demo")
+_add(release, export, push, card, recalibrate, assess, space, list_releases)
+_add(app, doctor, demo)

@@ -11,20 +11,12 @@ from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperCommand
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli.options import (
-    AsJson,
-    Labels,
-    Quiet,
-    SubjectPattern,
-    TrainDir,
-    load_reported,
-    print_table,
-    require_writable,
-    say,
-)
+from leukoscope.cli import flags
+from leukoscope.cli.options import load_reported, print_table, require_writable, say
 from leukoscope.files import disk_errors
 from leukoscope.progress import progress
 
@@ -34,10 +26,10 @@ if TYPE_CHECKING:
 
 
 def check(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that a data set was unpacked to, or your own.")],
-    subject_pattern: SubjectPattern = None,
-    labels: Labels = None,
-    as_json: AsJson = False,
+    folder: Annotated[Path, Argument(metavar="DIR", help="Folder that a data set was unpacked to, or your own.")],
+    subject_pattern: flags.SubjectPattern = None,
+    labels: flags.Labels = None,
+    as_json: flags.AsJson = False,
 ) -> None:
     """Say which data set a folder holds, how many cells of each class and subject, and what is missing or odd.
 
@@ -111,30 +103,28 @@ class AuditCommand(TyperCommand):
 
 def audit(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="Folder of the images, recognised as by `data check`.")
+        Path | None, Argument(metavar="DIR", help="Folder of the images, recognised as by `data check`.")
     ] = None,
     dataset_name: Annotated[
-        str, typer.Option("--dataset_name", metavar="NAME", help="Data set in place of DIR, as for train.")
+        str, Option("--dataset_name", metavar="NAME", help="Data set in place of DIR, as for train.")
     ] = "",
-    train_dir: TrainDir = None,
-    subject_pattern: SubjectPattern = None,
-    labels: Labels = None,
+    train_dir: flags.TrainDir = None,
+    subject_pattern: flags.SubjectPattern = None,
+    labels: flags.Labels = None,
     split: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--split",
             metavar="NAME",
             help="Check the sides of this split of train (default: the data set's own, where it has some).",
         ),
     ] = None,
     split_file: Annotated[
-        Path | None, typer.Option("--split_file", metavar="FILE", help="Also check the sides of this split.json.")
+        Path | None, Option("--split_file", metavar="FILE", help="Also check the sides of this split.json.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Default: audit-NAME in the current folder.")
-    ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    output: Annotated[Path | None, Option(metavar="DIR", help="Default: audit-NAME in the current folder.")] = None,
+    as_json: flags.AsJson = False,
+    quiet: flags.Quiet = False,
 ) -> None:
     """Search for what would inflate metrics: copies of a cell across subjects, classes or splits, shortcuts, odd files.
 
@@ -221,11 +211,11 @@ def _print_summary(findings: Mapping[str, Any]) -> None:
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a data set that we know, or your own.")],
-    hub_id: Annotated[str, typer.Argument(metavar="ID", help="The repository, owner/name; made if need be.")],
+    folder: Annotated[Path, Argument(metavar="DIR", help="Folder of a data set that we know, or your own.")],
+    hub_id: Annotated[str, Argument(metavar="ID", help="The repository, owner/name; made if need be.")],
     licence: Annotated[
         str,
-        typer.Option(
+        Option(
             "--licence",
             "--license",
             metavar="ID",
@@ -233,14 +223,12 @@ def push(
         ),
     ] = "",
     citation: Annotated[
-        str, typer.Option(metavar="TEXT", help="How the cells are to be cited (default: the data set's).")
+        str, Option(metavar="TEXT", help="How the cells are to be cited (default: the data set's).")
     ] = "",
-    subject_pattern: SubjectPattern = None,
-    labels: Labels = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="Show the data set to everybody (default: private).")
-    ] = False,
-    quiet: Quiet = False,
+    subject_pattern: flags.SubjectPattern = None,
+    labels: flags.Labels = None,
+    public: Annotated[bool, Option("--public", help="Show the data set to everybody (default: private).")] = False,
+    quiet: flags.Quiet = False,
 ) -> None:
     """Publish the images of a folder as a data set on the Hugging Face Hub, private unless you say --public.
 

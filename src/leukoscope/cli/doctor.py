@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
-from leukoscope.cli.options import AsJson, print_table
+from leukoscope.cli import flags
+from leukoscope.cli.options import print_table
 from leukoscope.files import cache_root, embedded_releases
 
 GOOD, ADVICE, BROKEN = STATES = ("good", "advice", "broken")
@@ -38,9 +40,9 @@ class Finding:
 
 def doctor(
     releases: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of releases to try (default: those that come along).")
+        Path | None, Option(metavar="DIR", help="Folder of releases to try (default: those that come along).")
     ] = None,
-    as_json: AsJson = False,
+    as_json: flags.AsJson = False,
 ) -> None:
     """Check versions, device, caches, disk, network and releases, and name the next step for what is wrong.
 

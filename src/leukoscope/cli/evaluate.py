@@ -9,21 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli.options import (
-    AsJson,
-    BatchSize,
-    Device,
-    Labels,
-    Quiet,
-    SubjectPattern,
-    TrainDir,
-    load_reported,
-    print_table,
-    require_writable,
-)
-from leukoscope.cli.release import FieldsDir, HealthyDir, OtherDir, assess_on
+from leukoscope.cli import flags
+from leukoscope.cli.options import load_reported, print_table, require_writable
+from leukoscope.cli.release import assess_on
 from leukoscope.progress import progress
 
 if TYPE_CHECKING:
@@ -31,45 +22,40 @@ if TYPE_CHECKING:
     from leukoscope.inference.foreign import Classifier
 
 Classified = Annotated[
-    str | None,
-    typer.Argument(metavar="MODEL", help="Release, or image classifier of transformers: folder or Hub id."),
+    str | None, Argument(metavar="MODEL", help="Release, or image classifier of transformers: folder or Hub id.")
 ]
-DatasetName = Annotated[str | None, typer.Option("--dataset_name", metavar="NAME", help="Data set, as for train.")]
-SplitName = Annotated[str | None, typer.Option(help="Test on the test side of this split (default: on every cell).")]
+DatasetName = Annotated[str | None, Option("--dataset_name", metavar="NAME", help="Data set, as for train.")]
+SplitName = Annotated[str | None, Option(help="Test on the test side of this split (default: on every cell).")]
 SplitFile = Annotated[
-    Path | None, typer.Option("--split_file", metavar="FILE", help="Test on the test side of this split.json.")
+    Path | None, Option("--split_file", metavar="FILE", help="Test on the test side of this split.json.")
 ]
-Fold = Annotated[int, typer.Option(help="subject-cv, block-cv, random-cv: the fold to test on.")]
-NumFolds = Annotated[int, typer.Option("--num_folds", help="subject-cv, block-cv, random-cv: number of folds.")]
-TestFold = Annotated[str, typer.Option("--test_fold", help="official: the fold to test on.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the split, of --max_eval_samples and of the bootstrap samples.")]
+Fold = Annotated[int, Option(help="subject-cv, block-cv, random-cv: the fold to test on.")]
+NumFolds = Annotated[int, Option("--num_folds", help="subject-cv, block-cv, random-cv: number of folds.")]
+TestFold = Annotated[str, Option("--test_fold", help="official: the fold to test on.")]
+Seed = Annotated[int, Option(min=0, help="Of the split, of --max_eval_samples and of the bootstrap samples.")]
 Predictions = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Evaluate the predictions in this predictions.parquet.")
+    Path | None, Option(metavar="FILE", help="Evaluate the predictions in this predictions.parquet.")
 ]
 Compare = Annotated[
-    str | None, typer.Option(metavar="OTHER", help="A second model or .parquet, evaluated on the same cells.")
+    str | None, Option(metavar="OTHER", help="A second model or .parquet, evaluated on the same cells.")
 ]
 LabelMap = Annotated[
     list[str] | None,
-    typer.Option("--label_map", metavar="THEIRS=OURS", help="The model's name of a class, and ours; repeatable."),
+    Option("--label_map", metavar="THEIRS=OURS", help="The model's name of a class, and ours; repeatable."),
 ]
-Output = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Folder of the report (default: evaluations/<model>).")
-]
+Output = Annotated[Path | None, Option(metavar="DIR", help="Folder of the report (default: evaluations/<model>).")]
 MaxEvalSamples = Annotated[
-    int | None, typer.Option("--max_eval_samples", min=1, help="Test on at most so many cells, chosen at random.")
+    int | None, Option("--max_eval_samples", min=1, help="Test on at most so many cells, chosen at random.")
 ]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust_remote_code", help="Run Python code that a model brings along.")
-]
+TrustRemoteCode = Annotated[bool, Option("--trust_remote_code", help="Run Python code that a model brings along.")]
 
 
 def evaluate(
     model: Classified = None,
     dataset_name: DatasetName = None,
-    train_dir: TrainDir = None,
-    subject_pattern: SubjectPattern = None,
-    labels: Labels = None,
+    train_dir: flags.TrainDir = None,
+    subject_pattern: flags.SubjectPattern = None,
+    labels: flags.Labels = None,
     split: SplitName = None,
     split_file: SplitFile = None,
     fold: Fold = 0,
@@ -81,11 +67,11 @@ def evaluate(
     label_map: LabelMap = None,
     output: Output = None,
     max_eval_samples: MaxEvalSamples = None,
-    batch_size: BatchSize = 16,
-    device: Device = "auto",
+    batch_size: flags.BatchSize = 16,
+    device: flags.Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: flags.AsJson = False,
+    quiet: flags.Quiet = False,
 ) -> None:
     """Measure a model on labelled cells: metrics with intervals by subject, worst subjects, a page to read."""
     from leukoscope.evaluation.evaluate import keep_cells, predictions_in_file, predictions_of_model, select_cells
@@ -208,11 +194,11 @@ def _print_evaluation(evaluation: Mapping[str, Any]) -> None:
 
 def protocol(
     ctx: typer.Context,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the release to write.")],
-    fields_dir: FieldsDir = None,
-    other_dir: OtherDir = None,
-    healthy_dir: HealthyDir = None,
-    quiet: Quiet = False,
+    output: Annotated[Path, Option(metavar="DIR", help="Folder of the release to write.")],
+    fields_dir: flags.FieldsDir = None,
+    other_dir: flags.OtherDir = None,
+    healthy_dir: flags.HealthyDir = None,
+    quiet: flags.Quiet = False,
 ) -> None:
     """Measure a recipe on unseen subjects, then train its release. Takes the flags of train (--num_folds …) as well.
 

@@ -12,22 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 import typer
+from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli.options import (
-    AsJson,
-    Backend,
-    Device,
-    Model,
-    Precision,
-    Quiet,
-    end_with,
-    open_predictor,
-    print_table,
-    release_warnings,
-    say,
-    shown_name,
-)
+from leukoscope.cli import flags
+from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings, say, shown_name
 from leukoscope.cli.predict import MOST_EXPLAINED, file_key, image_paths, numbered, save_png
 from leukoscope.files import disk_errors, write_atomic
 from leukoscope.progress import track
@@ -43,27 +32,24 @@ TASKS = "label_studio.json"
 
 Fields = Annotated[
     list[Path],
-    typer.Argument(
+    Argument(
         metavar="IMG",
         help="Fields of view: photographs of stained smears; or a folder of them, each folder in it a slide.",
     ),
 ]
 Overlay = Annotated[
-    Path | None,
-    typer.Option(metavar="PNG", help="Draw the outcomes over the field; of several, to PNG-<name of the field>."),
+    Path | None, Option(metavar="PNG", help="Draw the outcomes over the field; of several, to PNG-<name of the field>.")
 ]
 Scale = Annotated[
-    float | None, typer.Option("--um_per_pixel", help="Micrometres per pixel; else guessed from the red cells.")
+    float | None, Option("--um_per_pixel", help="Micrometres per pixel; else guessed from the red cells.")
 ]
 OneScale = Annotated[
     bool,
-    typer.Option(
-        "--one_scale", help="The fields are of one microscope: use the median of their scales (done for a folder)."
-    ),
+    Option("--one_scale", help="The fields are of one microscope: use the median of their scales (done for a folder)."),
 ]
 Crops = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         "--crops",
         metavar="DIR",
         help="Write each whole cell, cut out on black, to DIR/<slide>/<field>-<its number in --json, from 0>.png; "
@@ -73,17 +59,17 @@ Crops = Annotated[
 
 
 def field(
-    model: Model,
+    model: flags.Model,
     images: Fields,
     output: Overlay = None,
     um_per_pixel: Scale = None,
     one_scale: OneScale = False,
     crops: Crops = None,
-    backend: Backend = "",
-    precision: Precision = "auto",
-    device: Device = "auto",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    backend: flags.Backend = "",
+    precision: flags.Precision = "auto",
+    device: flags.Device = "auto",
+    as_json: flags.AsJson = False,
+    quiet: flags.Quiet = False,
 ) -> None:
     """Find the nucleated cells of smears and classify each with a release of cut-out cells."""
     from leukoscope.data.fields import is_cut_out_cell
@@ -154,11 +140,7 @@ def _readable(images: Iterable[Path]) -> Iterator[Image]:
 
 
 def _overlay_paths(output: Path, fields: Sequence[Path]) -> dict[Path, Path]:
-    """Field → the file of its overlay.
-
-    Raises:
-        LeukoscopeError: another kind of file than PNG, or one of the fields.
-    """
+    """Field → the file of its overlay; an error where that is no PNG, or one of the fields."""
     if output.suffix.lower() != ".png":
         raise LeukoscopeError(f"--output {output}: overlays are PNG files; name a file that ends in .png")
     taken: set[str] = set()
@@ -175,11 +157,7 @@ def _overlay_paths(output: Path, fields: Sequence[Path]) -> dict[Path, Path]:
 
 
 def _crop_paths(crops: Path, slides: Mapping[Path, Path]) -> dict[Path, Path]:
-    """Field → the path of its crops without their numbers.
-
-    Raises:
-        LeukoscopeError: crops would lie beside fields, where one may have the name of a field.
-    """
+    """Field → the path of its crops without their numbers; an error where they would lie beside fields."""
     taken: set[str] = set()
     for path, slide in slides.items():
         if os.path.realpath(crops / slide) == os.path.dirname(os.path.realpath(path)):

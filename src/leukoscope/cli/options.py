@@ -1,4 +1,4 @@
-"""What all commands share: flags of one name and meaning, one-line errors, tables, opening a model."""
+"""What all commands share beside their flags: one-line errors, tables, opening a model."""
 
 from __future__ import annotations
 
@@ -8,78 +8,17 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
 
 from leukoscope import LeukoscopeError
-from leukoscope.progress import is_quiet, quiet
+from leukoscope.progress import is_quiet
 
 if TYPE_CHECKING:
     from leukoscope.data.loading import LoadedCells
     from leukoscope.inference.predictor import Predictor
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="Release folder, name that `leukoscope release list` shows, or Hub id owner/name or owner/name@revision.",
-    ),
-]
-Backend = Annotated[
-    str,
-    typer.Option(
-        "--backend",
-        metavar="auto|openvino|onnx|torch",
-        help="What computes the network; by default $LEUKOSCOPE_BACKEND, else auto.",
-    ),
-]
-Precision = Annotated[
-    str,
-    typer.Option(
-        "--precision",
-        metavar="auto|exact|fast",
-        help="exact computes in float32, fast in int8 or bfloat16; auto takes fast where it was measured to lose "
-        "nothing.",
-    ),
-]
-Device = Annotated[
-    str, typer.Option("--device", metavar="auto|cpu|cuda", help="Where torch computes; auto: on a GPU if there is one.")
-]
-BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="Cells that are predicted at once.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
-def _without_progress(ctx: typer.Context, wanted: bool) -> bool:
-    ctx.with_resource(quiet(wanted))
-    return wanted
-
-
-Quiet = Annotated[
-    bool,
-    typer.Option(
-        "--quiet", "-q", help="No progress and no notes; errors are still printed.", callback=_without_progress
-    ),
-]
-TrainDir = Annotated[
-    Path | None, typer.Option("--train_dir", metavar="DIR", help="Local folder of the data set, as for train.")
-]
-SubjectPattern = Annotated[
-    str | None,
-    typer.Option(
-        "--subject_pattern", metavar="REGEX", help="Names an image's subject by its path, by a group (?P<subject>…)."
-    ),
-]
-Labels = Annotated[
-    Path | None,
-    typer.Option(
-        "--labels",
-        metavar="FILE",
-        help="Table of the cells: file, and label, subject or both (CSV, or an export of Label Studio).",
-    ),
-]
-
 
 ON_PHANTOMS = (
     "This model was trained on synthetic phantoms, not on real cells: its predictions mean nothing outside them."
@@ -163,11 +102,7 @@ def release_warnings(predictor: Predictor) -> list[str]:
 
 
 def require_writable(folder: Path) -> None:
-    """Refuse an `--output` that cannot be written, before long work begins; create nothing.
-
-    Raises:
-        LeukoscopeError: the folder, or the nearest one above it that exists, takes no new file.
-    """
+    """Refuse an `--output` that takes no new file, before long work begins; create nothing."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         reason = os.strerror(errno.EACCES if there.is_dir() else errno.EEXIST)

@@ -9,23 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli.options import (
-    AsJson,
-    Backend,
-    BatchSize,
-    Device,
-    Model,
-    Precision,
-    Quiet,
-    SubjectPattern,
-    end_with,
-    open_predictor,
-    print_table,
-    say,
-    shown_name,
-)
+from leukoscope.cli import flags
+from leukoscope.cli.options import end_with, open_predictor, print_table, say, shown_name
 from leukoscope.files import disk_errors, write_atomic
 
 if TYPE_CHECKING:
@@ -35,31 +23,31 @@ REPORTS = (".html", ".pdf")
 
 
 def patient(
-    model: Model,
+    model: flags.Model,
     source: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="SOURCE",
             help="Folder of one subject's cells, or of one folder per subject; or a CSV or Parquet table with a column "
             "'subject', as for score.",
         ),
     ],
-    subject_pattern: SubjectPattern = None,
+    subject_pattern: flags.SubjectPattern = None,
     output: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             metavar="FILE",
             help="Write a table, one row per subject (.csv, .parquet, .json or .xlsx); or, of a folder of one "
             "subject's cells, a report of two pages of A4 (.html, or .pdf where Chromium is installed).",
         ),
     ] = None,
-    name: Annotated[str, typer.Option(help="Stands in the report; without it the report names nobody.")] = "",
-    backend: Backend = "",
-    precision: Precision = "auto",
-    device: Device = "auto",
-    batch_size: BatchSize = 32,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    name: Annotated[str, Option(help="Stands in the report; without it the report names nobody.")] = "",
+    backend: flags.Backend = "",
+    precision: flags.Precision = "auto",
+    device: flags.Device = "auto",
+    batch_size: flags.BatchSize = 32,
+    as_json: flags.AsJson = False,
+    quiet: flags.Quiet = False,
 ) -> None:
     """Predict for each subject, from the images of that subject's cells."""
     from leukoscope.inference.scoring import TABLE_SUFFIXES, check_output, predict_subjects, subjects_table, write_table
@@ -121,10 +109,9 @@ def _print_subjects(subjects: list[SubjectPrediction], *, model: str) -> None:
 
     rows = []
     for subject in subjects:
-        low, high = subject.interval or (None, None)
         counts = [str(number) for number in (subject.cells, subject.refused, subject.abstained)]
-        interval = span({"low": low, "high": high})
-        rows.append([shown_name(subject.subject), subject.outcome, share(subject.probability), interval, *counts])
+        predicted = [subject.outcome, share(subject.probability), span(subject.interval)]
+        rows.append([shown_name(subject.subject), *predicted, *counts])
     positive = subjects[0].positive_label
     print_table(["subject", "outcome", positive, "95 % interval", "cells", "refused", "abstained"], rows, texts=2)
     for outcome in dict.fromkeys(subject.outcome for subject in subjects if subject.reason):

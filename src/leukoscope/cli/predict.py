@@ -13,25 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli.options import (
-    AsJson,
-    Backend,
-    BatchSize,
-    Device,
-    Model,
-    Precision,
-    Quiet,
-    SubjectPattern,
-    TrainDir,
-    end_with,
-    open_predictor,
-    print_table,
-    release_warnings,
-    say,
-    shown_name,
-)
+from leukoscope.cli import flags
+from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings, say, shown_name
 from leukoscope.files import atomic_file, disk_errors
 from leukoscope.progress import track
 
@@ -44,25 +30,24 @@ MOST_EXPLAINED = 20  # files, in the table's notes
 
 
 def predict(
-    model: Model,
-    images: Annotated[list[Path], typer.Argument(metavar="IMG", help="Image files, or folders of them.")],
+    model: flags.Model,
+    images: Annotated[list[Path], Argument(metavar="IMG", help="Image files, or folders of them.")],
     explain: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--explain",
             metavar="DIR",
             help="Write each prediction's Grad-CAM map over its image to this folder; older ones there are replaced.",
         ),
     ] = None,
     tta: Annotated[
-        bool,
-        typer.Option("--tta", help="Test-time augmentation: average over the image's eight rotations and mirrorings."),
+        bool, Option("--tta", help="Test-time augmentation: average over the image's eight rotations and mirrorings.")
     ] = False,
-    backend: Backend = "",
-    precision: Precision = "auto",
-    device: Device = "auto",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    backend: flags.Backend = "",
+    precision: flags.Precision = "auto",
+    device: flags.Device = "auto",
+    as_json: flags.AsJson = False,
+    quiet: flags.Quiet = False,
 ) -> None:
     """Classify images of single cells with a release."""
     from leukoscope.data.images import UnreadableImage
@@ -189,10 +174,10 @@ def numbered(path: Path, taken: set[str]) -> Path:
 
 
 def score(
-    model: Model,
+    model: flags.Model,
     source: Annotated[
         str,
-        typer.Option(
+        Option(
             "--input",
             metavar="SOURCE",
             help="Folder of images; CSV or Parquet with a column of their paths (or, in Parquet, of the images); or a "
@@ -200,27 +185,27 @@ def score(
         ),
     ],
     output: Annotated[
-        Path, typer.Option(metavar="FILE", help="Table to write, one row per cell (.parquet, .csv, .json or .xlsx).")
+        Path, Option(metavar="FILE", help="Table to write, one row per cell (.parquet, .csv, .json or .xlsx).")
     ],
-    train_dir: TrainDir = None,
-    subject_pattern: SubjectPattern = None,
+    train_dir: flags.TrainDir = None,
+    subject_pattern: flags.SubjectPattern = None,
     by_subject: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--by_subject",
             metavar="FILE",
             help="Write one row per subject: its prediction, means and shares (.csv, .parquet, .json or .xlsx).",
         ),
     ] = None,
-    backend: Backend = "",
-    precision: Precision = "auto",
-    device: Device = "auto",
-    batch_size: BatchSize = 32,
+    backend: flags.Backend = "",
+    precision: flags.Precision = "auto",
+    device: flags.Device = "auto",
+    batch_size: flags.BatchSize = 32,
     cells_per_shard: Annotated[
-        int, typer.Option("--cells_per_shard", min=1, help="Cells that an interruption may cost, at most.")
+        int, Option("--cells_per_shard", min=1, help="Cells that an interruption may cost, at most.")
     ] = 1024,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: flags.AsJson = False,
+    quiet: flags.Quiet = False,
 ) -> None:
     """Predict for any number of cells; the same command again resumes an interrupted run.
 

@@ -9,61 +9,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli.options import (
-    AsJson,
-    Labels,
-    Model,
-    Quiet,
-    SubjectPattern,
-    TrainDir,
-    load_reported,
-    print_table,
-)
+from leukoscope.cli import flags
+from leukoscope.cli.options import load_reported, print_table
 from leukoscope.files import disk_errors, is_git_clone
 
 if TYPE_CHECKING:
     from leukoscope.data.pixel_cache import FramedCells
     from leukoscope.data.preprocessing import Preprocessing
 
-Release = Annotated[Path, typer.Argument(metavar="MODEL", help="Release folder.")]
-FieldsDir = Annotated[
-    Path | None,
-    typer.Option("--fields_dir", metavar="DIR", help="Fields of view, which must be out of distribution (BCCD)."),
-]
-OtherDir = Annotated[
-    Path | None,
-    typer.Option("--other_dir", metavar="DIR", help="Images of another data set, which must be out of distribution."),
-]
-WeightsLicence = Annotated[
-    str,
-    typer.Option(
-        "--licence",
-        "--license",
-        metavar="ID",
-        help="Licence of the weights, as the Hub names it, such as mit (default: apache-2.0 where data and start "
-        "weights are known to allow it, else none).",
-    ),
-]
-HealthyDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--healthy_dir", metavar="DIR", help="White cells of healthy donors, one folder a kind (PBC): none is a blast."
-    ),
-]
-
 
 def assess(
-    release: Release,
-    dataset_name: Annotated[str, typer.Option("--dataset_name", metavar="NAME", help="The data set it was made from.")],
-    train_dir: TrainDir = None,
-    subject_pattern: SubjectPattern = None,
-    labels: Labels = None,
-    fields_dir: FieldsDir = None,
-    other_dir: OtherDir = None,
-    healthy_dir: HealthyDir = None,
-    quiet: Quiet = False,
+    release: flags.Release,
+    dataset_name: Annotated[str, Option("--dataset_name", metavar="NAME", help="The data set it was made from.")],
+    train_dir: flags.TrainDir = None,
+    subject_pattern: flags.SubjectPattern = None,
+    labels: flags.Labels = None,
+    fields_dir: flags.FieldsDir = None,
+    other_dir: flags.OtherDir = None,
+    healthy_dir: flags.HealthyDir = None,
+    quiet: flags.Quiet = False,
 ) -> None:
     """Recompute a release's intervals, calibration, thresholds, OOD detector and checks of its Grad-CAM maps.
 
@@ -76,11 +43,7 @@ def assess(
 
 
 def assess_on(
-    cells: FramedCells,
-    release: Path,
-    fields_dir: Path | None,
-    other_dir: Path | None,
-    healthy_dir: Path | None = None,
+    cells: FramedCells, release: Path, fields_dir: Path | None, other_dir: Path | None, healthy_dir: Path | None = None
 ) -> None:
     """Assess a release on the cells it was made from, and render its card."""
     from leukoscope.evaluation.assess import assess as assess_release
@@ -96,15 +59,15 @@ def assess_on(
 
 
 def recalibrate(
-    model: Model,
-    train_dir: Annotated[Path, typer.Option("--train_dir", metavar="DIR", help="Your labelled cells.")],
-    output: Annotated[Path, typer.Option(metavar="NEW", help="Folder of the new release.")],
+    model: flags.Model,
+    train_dir: Annotated[Path, Option("--train_dir", metavar="DIR", help="Your labelled cells.")],
+    output: Annotated[Path, Option(metavar="NEW", help="Folder of the new release.")],
     dataset_name: Annotated[
-        str, typer.Option("--dataset_name", metavar="NAME", help="The data set that the folder holds.")
+        str, Option("--dataset_name", metavar="NAME", help="The data set that the folder holds.")
     ] = "imagefolder",
-    subject_pattern: SubjectPattern = None,
-    labels: Labels = None,
-    quiet: Quiet = False,
+    subject_pattern: flags.SubjectPattern = None,
+    labels: flags.Labels = None,
+    quiet: flags.Quiet = False,
 ) -> None:
     """Fit temperature, thresholds and OOD detector to your own labelled cells; the weights stay.
 
@@ -138,11 +101,10 @@ def framed(
 
 
 def export(
-    model: Model,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; an older export there is replaced.")],
+    model: flags.Model,
+    output: Annotated[Path, Option(metavar="DIR", help="Folder to write; an older export there is replaced.")],
     graph_format: Annotated[
-        str,
-        typer.Option("--format", metavar="openvino|onnx|transformers.js|endpoint", help="What is to compute it."),
+        str, Option("--format", metavar="openvino|onnx|transformers.js|endpoint", help="What is to compute it.")
     ] = "openvino",
 ) -> None:
     """Write a release for another runtime, compared with torch on 8 images.
@@ -179,11 +141,7 @@ def export(
 
 
 def _print_export(report: Mapping[str, Any], output: Path, graph: str) -> None:
-    """Print how far an exported graph differs from torch.
-
-    Raises:
-        LeukoscopeError: by too much.
-    """
+    """Print how far an exported graph differs from torch; an error where by too much."""
     from leukoscope.inference.export import WEB_GRAPH, WEB_QUANTISED
 
     of_map = report["heat_map_difference"]
@@ -203,11 +161,11 @@ def _print_export(report: Mapping[str, Any], output: Path, graph: str) -> None:
 
 
 def card(
-    releases: Annotated[list[Path], typer.Argument(metavar="MODEL", help="Release folders.")],
+    releases: Annotated[list[Path], Argument(metavar="MODEL", help="Release folders.")],
     hub_model_id: Annotated[
-        str, typer.Option("--hub_model_id", metavar="ID", help="Where the release is published, owner/name.")
+        str, Option("--hub_model_id", metavar="ID", help="Where the release is published, owner/name.")
     ] = "",
-    licence: WeightsLicence = "",
+    licence: flags.WeightsLicence = "",
 ) -> None:
     """Render the model cards of releases from their metrics.json."""
     from leukoscope.reports.card import write_card
@@ -217,17 +175,17 @@ def card(
 
 
 def push(
-    release: Release,
+    release: flags.Release,
     hub_model_id: Annotated[
-        str, typer.Option("--hub_model_id", metavar="ID", help="The repository, owner/name; made if need be.")
+        str, Option("--hub_model_id", metavar="ID", help="The repository, owner/name; made if need be.")
     ],
-    revision: Annotated[str, typer.Option(metavar="BRANCH", help="Its branch (default: main); made if need be.")] = "",
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str, Option(metavar="BRANCH", help="Its branch (default: main); made if need be.")] = "",
+    private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
     create_pr: Annotated[
-        bool, typer.Option("--create_pr", help="Propose the release as a pull request instead of changing main.")
+        bool, Option("--create_pr", help="Propose the release as a pull request instead of changing main.")
     ] = False,
-    tag: Annotated[str, typer.Option(help="Name this version, like v1; a tag stays where it is.")] = "",
-    licence: WeightsLicence = "",
+    tag: Annotated[str, Option(help="Name this version, like v1; a tag stays where it is.")] = "",
+    licence: flags.WeightsLicence = "",
 ) -> None:
     """Publish a release on the Hugging Face Hub, in one commit; no image of a patient is uploaded.
 
@@ -248,24 +206,19 @@ def push(
 
 
 def space(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Models to offer, owner/name@revision.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; an earlier Space in it is replaced.")],
-    title: Annotated[str, typer.Option(help="Of the Space's page.")] = "Leukoscope",
+    models: Annotated[list[str], Argument(metavar="MODEL", help="Models to offer, owner/name@revision.")],
+    output: Annotated[Path, Option(metavar="DIR", help="Folder to write; an earlier Space in it is replaced.")],
+    title: Annotated[str, Option(help="Of the Space's page.")] = "Leukoscope",
     static: Annotated[
-        bool,
-        typer.Option("--static", help="A page that computes one model in the visitor's browser, without a server."),
+        bool, Option("--static", help="A page that computes one model in the visitor's browser, without a server.")
     ] = False,
     onnxruntime_web: Annotated[
         Path | None,
-        typer.Option(
-            "--onnxruntime_web", metavar="DIR", help="With --static: npm's onnxruntime-web (default: downloaded)."
-        ),
+        Option("--onnxruntime_web", metavar="DIR", help="With --static: npm's onnxruntime-web (default: downloaded)."),
     ] = None,
-    gpu: Annotated[
-        bool, typer.Option("--gpu", help="For a borrowed GPU (ZeroGPU); otherwise torch is the CPU's.")
-    ] = False,
-    push: Annotated[str, typer.Option(metavar="ID", help="Put it on the Hub as the Space owner/name.")] = "",
-    private: Annotated[bool, typer.Option("--private", help="Make a new Space private.")] = False,
+    gpu: Annotated[bool, Option("--gpu", help="For a borrowed GPU (ZeroGPU); otherwise torch is the CPU's.")] = False,
+    push: Annotated[str, Option(metavar="ID", help="Put it on the Hub as the Space owner/name.")] = "",
+    private: Annotated[bool, Option("--private", help="Make a new Space private.")] = False,
 ) -> None:
     """Build a Hugging Face Space: the demo, which pulls its models from the Hub, or a static page with one model in it.
 
@@ -307,9 +260,9 @@ def space(
 
 def list_releases(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="Folder of releases (default: those that come along).")
+        Path | None, Argument(metavar="DIR", help="Folder of releases (default: those that come along).")
     ] = None,
-    as_json: AsJson = False,
+    as_json: flags.AsJson = False,
 ) -> None:
     """List the releases in a folder: classes, recipe, data set and size; of a damaged one, what is wrong."""
     from leukoscope.files import embedded_releases

@@ -29,11 +29,7 @@ def train(ctx: typer.Context) -> None:
 
 
 def run(config: TrainingConfig) -> None:
-    """Train, write the model card, and publish the release if the flags say so.
-
-    Raises:
-        LeukoscopeError: anything the user can fix.
-    """
+    """Train, write the model card, and publish the release if the flags say so."""
     from accelerate import PartialState
 
     from leukoscope.progress import quiet

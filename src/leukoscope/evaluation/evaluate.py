@@ -139,11 +139,7 @@ def select_cells(
 
 
 def predictions_of_model(
-    classifier: Classifier,
-    cells: SelectedCells,
-    *,
-    label_map: Mapping[str, str] | None = None,
-    batch_size: int = 16,
+    classifier: Classifier, cells: SelectedCells, *, label_map: Mapping[str, str] | None = None, batch_size: int = 16
 ) -> ModelPredictions:
     """Predict the selected cells with a release or any other classifier; `left_out` names damaged cells.
 

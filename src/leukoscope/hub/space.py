@@ -225,7 +225,6 @@ def write_static_space(
     """
     from leukoscope.inference.export import WEB_GRAPH, WEB_QUANTISED, write_transformers_js
     from leukoscope.inference.gradcam import map_colours
-    from leukoscope.inference.ood import GROUPS, OodDetector
     from leukoscope.inference.prediction import REASON_TEXTS, SIDE_MAY_DIFFER, Thresholds
     from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 
@@ -239,16 +238,6 @@ def write_static_space(
     runtime_files = {file: _runtime_file(file, runtime) for file in RUNTIME_FILES}
     name = release.name if release.revision else folder_name(release.folder)
     hub_id = release.name.partition("@")[0] if release.revision else ""
-    ood: dict[str, Any] | None = None
-    if (release.folder / OOD).is_file():
-        detector = OodDetector.load(release.folder / OOD)
-        correlation = detector.correlation.astype(np.float64)
-        groups = [
-            {"name": group, "first": some.start, "inverse": np.linalg.inv(correlation[some, some]).tolist()}
-            for group, some in GROUPS.items()
-        ]
-        ood = {key: getattr(detector, key).tolist() for key in ("mean", "deviation", "limit")}
-        ood |= {"inverse": np.linalg.inv(correlation).tolist(), "groups": groups}
     settings = {
         "model": name,
         "revision": release.revision,
@@ -259,7 +248,7 @@ def write_static_space(
         "least_on_cell": thresholds.least_on_cell,
         "picture_side": thresholds.picture_side,
         "side_may_differ": SIDE_MAY_DIFFER,
-        "ood": ood,
+        "ood": _detector(release.folder / OOD),
         "reasons": REASON_TEXTS,
         "colours": map_colours(256).tolist(),
     }
@@ -282,16 +271,26 @@ def write_static_space(
         card = f"https://huggingface.co/{hub_id}" if hub_id else ""
         page = {"title": title, "model": name, "card": card, "megabytes": megabytes, "examples": examples}
         (folder / PAGE).write_text(rendered(here / "static_space.html", **page), encoding="utf-8")
-        readme = rendered(
-            here / "static_space.md",
-            title=title,
-            model=name,
-            hub_id=hub_id,
-            revision=release.revision,
-            runtime=ONNXRUNTIME_WEB,
-        )
+        about = {"title": title, "model": name, "hub_id": hub_id, "revision": release.revision}
+        readme = rendered(here / "static_space.md", runtime=ONNXRUNTIME_WEB, **about)
         (folder / "README.md").write_text(readme, encoding="utf-8")
     return out
+
+
+def _detector(file: Path) -> dict[str, Any] | None:
+    """What the page needs of a release's OOD detector; None where it has none."""
+    from leukoscope.inference.ood import GROUPS, OodDetector
+
+    if not file.is_file():
+        return None
+    detector = OodDetector.load(file)
+    correlation = detector.correlation.astype(np.float64)
+    groups = [
+        {"name": group, "first": some.start, "inverse": np.linalg.inv(correlation[some, some]).tolist()}
+        for group, some in GROUPS.items()
+    ]
+    about = {key: getattr(detector, key).tolist() for key in ("mean", "deviation", "limit")}
+    return about | {"inverse": np.linalg.inv(correlation).tolist(), "groups": groups}
 
 
 def _runtime_file(name: str, package: Path | None) -> bytes:

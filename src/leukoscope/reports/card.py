@@ -10,15 +10,8 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.registry import DATASETS
+from leukoscope.evaluation import plots
 from leukoscope.evaluation.metrics import NOT_KNOWN, CellPredictions
-from leukoscope.evaluation.plots import (
-    confusion_plot,
-    reliability_diagram,
-    risk_coverage_curve,
-    roc_plot,
-    save_plot,
-    subject_strip,
-)
 from leukoscope.files import disk_errors, resource_file, write_atomic
 from leukoscope.inference.gradcam import is_map_of_channels, passes_map_checks
 from leukoscope.models.build import FROM_HUB, FROM_SCRATCH
@@ -130,14 +123,7 @@ def _gives_map(loaded: Release | None) -> bool:
 
 
 def write_card(release: Path, *, hub_id: str = "", licence: str = "") -> Path:
-    """Draw the release's plots and render the card into its README.md.
-
-    Args:
-        hub_id, licence: as for `render_card`.
-
-    Raises:
-        LeukoscopeError: as `render_card` and `draw_plots`.
-    """
+    """Draw the release's plots and render the card into its README.md; arguments and errors as of `render_card`."""
     _measured(release)  # raises before a plot is drawn
     loaded = _load(release)
     draw_plots(release, loaded)
@@ -255,11 +241,7 @@ def _base_model(metrics: Mapping[str, Any]) -> str | None:
 
 
 def draw_examples(release: Path) -> list[Path]:
-    """Draw one synthetic cell per class into `EXAMPLES`.
-
-    Raises:
-        LeukoscopeError: no release.
-    """
+    """Draw one synthetic cell per class into `EXAMPLES`."""
     folder = (release / EXAMPLES).parent
     folder.mkdir(exist_ok=True)
     for label, pixels in phantoms_for(read_release(release)):
@@ -271,21 +253,15 @@ def draw_examples(release: Path) -> list[Path]:
 
 
 def draw_plots(release: Path, loaded: Release | None = None) -> list[Path]:
-    """Draw every plot for which the release has weights or metrics.
-
-    Args:
-        loaded: the release with its network; None loads it.
+    """Draw every plot for which the release has weights or metrics; equal ones give equal files.
 
     Returns:
-        The files written, in the order of the card; equal weights and metrics give equal files.
-
-    Raises:
-        LeukoscopeError: weights that cannot be loaded, or a folder that cannot be written.
+        The files written, in the order of the card.
     """
-    folder, plots = release / FIGURES, dict(_plots(release, loaded or _load(release)))
+    folder, figures = release / FIGURES, dict(_plots(release, loaded or _load(release)))
     with disk_errors(f"{folder}: the plots cannot be written there", "check who may write there"):
         folder.mkdir(exist_ok=True)
-        return [save_plot(plot, folder / f"{name}.png") for name, plot in plots.items()]
+        return [plots.save_plot(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
 def _plots(release: Path, loaded: Release | None) -> Iterator[tuple[str, Figure]]:
@@ -296,15 +272,15 @@ def _plots(release: Path, loaded: Release | None) -> Iterator[tuple[str, Figure]
         yield "network", structure_figure(loaded.network, recipe["image_size"], recipe["frozen"])
     tested = detailed_evaluation(metrics)
     if tested is not None:
-        yield "confusion", confusion_plot(tested["metrics"]["confusion_matrix"], metrics["labels"])
+        yield "confusion", plots.confusion_plot(tested["metrics"]["confusion_matrix"], metrics["labels"])
     if tested is None or "calibration" not in metrics:
         return
     crossed = next((block["metrics"] for block in metrics["evaluations"] if block.get("folds")), None)
     if crossed is not None:
-        yield "subjects", subject_strip(crossed["subjects"], metrics["labels"], metrics["data"]["unit"])
-    yield "reliability", reliability_diagram(metrics["calibration"])
+        yield "subjects", plots.subject_strip(crossed["subjects"], metrics["labels"], metrics["data"]["unit"])
+    yield "reliability", plots.reliability_diagram(metrics["calibration"])
     predictions = release / PREDICTIONS / f"{tested['name']}.parquet"
     if metrics["decisions"]["operating_points"] and predictions.is_file():
         points, unit = metrics["decisions"]["operating_points"], metrics["data"]["unit"]
-        yield "roc", roc_plot(CellPredictions.load(predictions), points, tested, unit)
-    yield "risk_coverage", risk_coverage_curve(metrics["decisions"]["abstention"])
+        yield "roc", plots.roc_plot(CellPredictions.load(predictions), points, tested, unit)
+    yield "risk_coverage", plots.risk_coverage_curve(metrics["decisions"]["abstention"])

@@ -7,31 +7,17 @@ from typing import Any
 
 from leukoscope.evaluation.plots import reliability_diagram
 from leukoscope.inference.gradcam import passes_map_checks
+from leukoscope.reports import release_tables as tables
 from leukoscope.reports.formatting import Table, count, metric_name, minutes, new_aliases, pooling, share
 from leukoscope.reports.html import Section, plot_picture, subjects_section
-from leukoscope.reports.release_tables import (
-    RESULT_METRICS,
-    baselines_table,
-    calibration_table,
-    evaluation_row,
-    explanation_table,
-    fewer_cells_table,
-    subject_rule_table,
-    tta_table,
-)
 
 Metrics = Mapping[str, Any]
 
 
 def evidence_sections(metrics: Metrics) -> Iterator[Section]:
-    """Everything that the Evidence tab shows of a release.
+    """Everything that the Evidence tab shows of a release: a section for each block that was measured.
 
-    Args:
-        metrics: the content of metrics.json.
-
-    Yields:
-        a section for each block that was measured; none without evaluations. Plots are drawn with matplotlib, so only
-        one thread may do so at a time.
+    Plots are drawn with matplotlib, so only one thread may do so at a time.
 
     Raises:
         AttributeError, IndexError, KeyError, TypeError, ValueError: metrics.json is damaged or lacks a value.
@@ -46,9 +32,9 @@ def evidence_sections(metrics: Metrics) -> Iterator[Section]:
     ]
     if aliases := new_aliases(metrics):
         text.append(f"Found since to be one subject each: {', '.join(aliases)}.")
-    keys = ("detail", "both_sides", "cells", *RESULT_METRICS, "size_aurocs")
-    rows = [[evaluation_row(metrics, block)[key] for key in keys] for block in metrics["evaluations"]]
-    names = [metric_name(key, unit) for key in RESULT_METRICS]
+    keys = ("detail", "both_sides", "cells", *tables.RESULT_METRICS, "size_aurocs")
+    rows = [[tables.evaluation_row(metrics, block)[key] for key in keys] for block in metrics["evaluations"]]
+    names = [metric_name(key, unit) for key in tables.RESULT_METRICS]
     columns = ("tested on", f"same {unit}s in training and test?", "cells", *names, "size alone")
     yield Section(f"Unseen {unit}s beside the random split", text, Table(columns, rows, text_columns=2))
     if subjects := first["metrics"].get("subjects"):
@@ -56,17 +42,17 @@ def evidence_sections(metrics: Metrics) -> Iterator[Section]:
     if block := metrics.get("subject_rule"):
         wrong = f"Wrong: {', '.join(block['wrong'])}." if block["wrong"] else "No subject is on the wrong side."
         text = [f"Pooled by the {pooling(block['rule'])}; judged on {block['judged_on']}.", wrong]
-        yield Section("One prediction for a subject", text, subject_rule_table(block))
-        yield Section("One prediction from fewer cells", table=fewer_cells_table(block))
+        yield Section("One prediction for a subject", text, tables.subject_rule_table(block))
+        yield Section("One prediction from fewer cells", table=tables.fewer_cells_table(block))
     if block := metrics.get("calibration"):
         text = [f"Estimates: {block['estimates']}; judged on {block['judged_on']}."]
         if block["temperature"] == 1 and block.get("fitted_temperature"):
             text.append("The temperature was left out: it did not help; the release gives the scores as trained.")
         picture = plot_picture(reliability_diagram(block), "Reliability diagram: accuracy against confidence")
-        yield Section("Are its probabilities calibrated?", text, calibration_table(block, unit), [picture])
+        yield Section("Are its probabilities calibrated?", text, tables.calibration_table(block, unit), [picture])
     if first.get("shortcut_baselines"):
         text = ["Logistic regression on features that do not show what a cell looks like, on the same cells."]
-        yield Section("Baselines without a network", text, baselines_table(first, unit))
+        yield Section("Baselines without a network", text, tables.baselines_table(first, unit))
     if block := metrics.get("heat_maps"):
         passed = (
             "These maps passed our tests: a map turns with its cell, differs from other cells' maps, and marks what "
@@ -76,10 +62,10 @@ def evidence_sections(metrics: Metrics) -> Iterator[Section]:
         )
         text = [f"{block['cells']} cells of {block['subjects']} {unit}s; estimates: {block['estimates']}.", passed]
         terms = {name.replace("_", " "): meaning for name, meaning in block["definitions"].items()}
-        yield Section("Are its Grad-CAM maps faithful?", text, explanation_table(block), terms=terms)
+        yield Section("Are its Grad-CAM maps faithful?", text, tables.explanation_table(block), terms=terms)
     if block := metrics.get("views"):
         text = [f"The mean prediction of {block['definition']}; estimates: {block['estimates']}."]
-        yield Section("What does test-time augmentation gain?", text, tta_table(block, unit))
+        yield Section("What does test-time augmentation gain?", text, tables.tta_table(block, unit))
     if metrics.get("training"):
         yield Section("What it was trained on", table=_training_table(metrics))
     yield Section("Limits", _limits(metrics))

@@ -29,9 +29,7 @@ _BY_SUBJECT = "_by_subject"
 def rendered(template: Path, **values: Any) -> str:
     """Render a Jinja template; a name without a value is an error, and values are escaped in .html only.
 
-    Args:
-        template: it may use the functions below as filters, `notice` and `version`.
-        values: by their names in the template.
+    It may use the functions below as filters, `notice` and `version`.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -48,8 +46,6 @@ class Table:
     """A table whose cells are text ready to be shown.
 
     Attributes:
-        columns: the headings.
-        rows: as many cells each as there are columns.
         text_columns: how many columns, from the left, are aligned left; the others hold numbers.
     """
 
@@ -75,11 +71,7 @@ def cell_html(text: str) -> str:
 
 
 def metric_name(key: str, unit: str = "subject") -> str:
-    """The name of a metric of metrics.json or evaluation.json.
-
-    Args:
-        unit: what the subjects of the data set are, "subject" or "block".
-    """
+    """The name of a metric of metrics.json or evaluation.json; `unit` is what subjects are, "subject" or "block"."""
     if key.endswith(_BY_SUBJECT):
         return f"{metric_name(key.removesuffix(_BY_SUBJECT))} by {unit}"
     if key == "subject_auroc":  # unlike the AUROC of the rule for subjects, which is cross-fitted
@@ -99,12 +91,14 @@ def gain(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f}"
 
 
-def span(interval: Mapping[str, Any] | None) -> str:
+def span(interval: Mapping[str, Any] | Sequence[float] | None) -> str:
     """An interval of shares with two digits: more would suggest too much precision. A dash for a missing one.
 
     It has three digits where two would round an end to 0 or 1, and up to four where fewer would make both ends equal.
     """
-    low, high = (interval["low"], interval["high"]) if interval else (None, None)
+    if isinstance(interval, Mapping):
+        interval = interval["low"], interval["high"]
+    low, high = interval or (None, None)
     if low is None or high is None:
         return "–"
     ends = round(low, 6), round(high, 6)  # as metrics.json stores them

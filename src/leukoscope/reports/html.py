@@ -19,16 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
-from leukoscope.evaluation.bootstrap import (
-    BOOTSTRAP_SAMPLES,
-    LEVEL,
-    bootstrap_cells,
-    bootstrap_subjects,
-    cell_intervals,
-    paired_difference,
-    point_metrics,
-    subject_intervals,
-)
+from leukoscope.evaluation import bootstrap
 from leukoscope.evaluation.evaluate import ModelPredictions, SelectedCells
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.evaluation.plots import confusion_plot, interval_plot, subject_strip, without_formulas
@@ -58,13 +49,7 @@ _NO_SUBJECTS = " Subjects are not known here, so nothing on this page says what 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture within a page.
-
-    Attributes:
-        source: a `data:` URI, from `plot_picture` or `cell_picture`.
-        alt: its text alternative.
-        caption: the line below it.
-    """
+    """A picture within a page; its source is a `data:` URI, from `plot_picture` or `cell_picture`."""
 
     source: str
     alt: str
@@ -76,7 +61,6 @@ class Section:
     """One part of a page.
 
     Attributes:
-        heading: what it is about.
         text: paragraphs of plain text; nothing in it is read as markup.
         table: shown where it has rows.
         pictures: plots across the page, or many small pictures in a grid.
@@ -122,15 +106,7 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 
 def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[Section]) -> Path:
-    """Render a page and write it.
-
-    Args:
-        title: its heading.
-        lead: the paragraphs below the heading: a summary.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Render a page, its lead paragraphs below the title, and write it."""
     template = Path(__file__).with_name("page.html")
     return write_atomic(path, rendered(template, title=title, lead=lead, sections=sections))
 
@@ -143,7 +119,6 @@ def build_evaluation(
     Args:
         cells: the cells that were predicted; None where only their predictions are at hand.
         compared: another model's predictions of the same cells.
-        seed: of the bootstrap samples.
 
     Raises:
         LeukoscopeError: no predicted cell, or two models that did not predict the same cells.
@@ -154,18 +129,18 @@ def build_evaluation(
         raise LeukoscopeError(f"{predicted.name}: not one cell was predicted ({reason}); check the cells and --split")
     by_subject, missing = None, ""
     try:
-        by_subject = subject_intervals(predictions, seed=seed)
+        by_subject = bootstrap.subject_intervals(predictions, seed=seed)
     except LeukoscopeError as error:
         missing = str(error)
     subjects = np.asarray(predictions.subjects)
     of_class = {label: subjects[predictions.references == k] for k, label in enumerate(predictions.label_names)}
     comparison = None
     if compared is not None:
-        resample = bootstrap_subjects if by_subject else bootstrap_cells
+        resample = bootstrap.bootstrap_subjects if by_subject else bootstrap.bootstrap_cells
         comparison = {
             **compared.about(),
             "resampled": "subjects" if by_subject else "cells",
-            "figures": paired_difference(predictions, compared.predictions, seed=seed, resample=resample),
+            "figures": bootstrap.paired_difference(predictions, compared.predictions, seed=seed, resample=resample),
         }
     return {
         "schema_version": EVALUATION_SCHEMA_VERSION,
@@ -174,17 +149,17 @@ def build_evaluation(
         "unit": predicted.unit,
         **(cells.about() if cells else {"data": None, "split": None}),
         "left_out": [*unreadable, *predicted.left_out],
-        "figures": point_metrics(predictions),
+        "figures": bootstrap.point_metrics(predictions),
         "intervals": {
-            "level": LEVEL,
-            "draws": BOOTSTRAP_SAMPLES,
+            "level": bootstrap.LEVEL,
+            "draws": bootstrap.BOOTSTRAP_SAMPLES,
             "seed": seed,
             "method": "bootstrap within class, expanded percentile (Hesterberg 2015, "
             "doi:10.1080/00031305.2015.1089789)",
             "subjects": {label: len(set(names.tolist()) - {""}) for label, names in of_class.items()},
             "by_subject": by_subject,
             "by_subject_missing": missing,
-            "by_cell": cell_intervals(predictions, seed=seed),
+            "by_cell": bootstrap.cell_intervals(predictions, seed=seed),
         },
         "metrics": measure(predictions),
         "decisions": predicted.decisions(),
@@ -200,14 +175,7 @@ def build_evaluation(
 
 
 def write_evaluation(folder: Path, evaluation: Mapping[str, Any], predictions: CellPredictions) -> Path:
-    """Write evaluation.json, predictions.parquet and evaluation.html.
-
-    Returns:
-        The page's path.
-
-    Raises:
-        LeukoscopeError: the folder cannot be written.
-    """
+    """Write evaluation.json, predictions.parquet and evaluation.html; give the path of the page."""
     with disk_errors(f"{folder}: the evaluation cannot be written there", "name another --output"):
         folder.mkdir(parents=True, exist_ok=True)
         predictions.save(folder / "predictions.parquet")
@@ -240,7 +208,7 @@ def _lead(evaluation: Mapping[str, Any]) -> list[str]:
     results = []
     for key in (f"balanced_accuracy{suffix}", f"auroc{suffix}"):
         if key in values:
-            interval = f"{LEVEL:.0%} interval by {unit} {span(intervals[key])}" if key in intervals else ""
+            interval = f"{bootstrap.LEVEL:.0%} interval by {unit} {span(intervals[key])}" if key in intervals else ""
             results.append(f"{metric_name(key, unit)} {share(values[key])} ({interval or f'no interval by {unit}'})")
     result = "; ".join(results)
     return [*lines, f"{result[0].upper()}{result[1:]}."]
@@ -250,16 +218,11 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
     overlap, metrics = evaluation["training_overlap"], evaluation["metrics"]
     yield Section("Overlap with the training", [overlap["statement"]], verdict=overlap["verdict"])
     intervals, unit = evaluation["intervals"], evaluation["unit"]
-    by_subject, by_cell = intervals["by_subject"] or {}, intervals["by_cell"]
-    lines = [
-        (metric_name(key, unit), value, by_subject.get(key), by_cell.get(key))
-        for key, value in evaluation["figures"].items()
-    ]
+    by_subject, by_cell, figures = intervals["by_subject"] or {}, intervals["by_cell"], evaluation["figures"]
+    lines = [(metric_name(key, unit), value, by_subject.get(key), by_cell.get(key)) for key, value in figures.items()]
     alt = f"Every metric with its interval by {unit} and by cell, as in the table."
     plot = plot_picture(interval_plot(lines, unit=unit), alt)
-    yield Section(
-        "Metrics", list(_interval_notes(evaluation)), metrics_table(evaluation["figures"], intervals, unit), [plot]
-    )
+    yield Section("Metrics", list(_interval_notes(evaluation)), metrics_table(figures, intervals, unit), [plot])
     if subjects := metrics["subjects"]:
         yield subjects_section(subjects, list(metrics["per_class"]), unit)
     if evaluation["decisions"]:
@@ -279,7 +242,7 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
                 f"Both are judged on the same cells and the same bootstrap samples of {resampled}. An "
                 f"interval that includes 0 decides nothing.{narrow}",
             ],
-            comparison_table(other["figures"], LEVEL, other["resampled"], unit),
+            comparison_table(other["figures"], bootstrap.LEVEL, other["resampled"], unit),
         )
     if left_out := evaluation["left_out"]:
         more = [f"… and {len(left_out) - _SHOWN} more, in evaluation.json"] if len(left_out) > _SHOWN else []
@@ -358,10 +321,9 @@ def _subjects(block: Mapping[str, Any]) -> Section:
         "intervals.",
         "Every cell counts here; `leukoscope patient` leaves out those that are out of distribution.",
     ]
-    rows = []
-    for name, one in order:
-        low, high = one["interval"]
-        interval = span({"low": low, "high": high})
-        rows.append([name, one["label"], one["outcome"], share(one["probability"]), interval, count(one["cells"])])
+    rows = [
+        [name, one["label"], one["outcome"], share(one["probability"]), span(one["interval"]), count(one["cells"])]
+        for name, one in order
+    ]
     columns = ("subject", "class", "outcome", "probability", "95 % interval", "cells")
     return Section("One prediction for a subject", text, Table(columns, rows, text_columns=3))

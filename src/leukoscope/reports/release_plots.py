@@ -57,15 +57,7 @@ def phantoms_for(release: ReleaseInfo) -> Iterator[tuple[str, np.ndarray]]:
 
 @dataclass(frozen=True)
 class Stage:
-    """One row of a network's structure.
-
-    Attributes:
-        name: its path in the network.
-        kind: its module's class.
-        output: shape for one picture, without the batch.
-        parameters: their number.
-        trains: whether training changes any of them.
-    """
+    """One row of a network's structure; `output` is the shape for one picture, without the batch."""
 
     name: str
     kind: str
@@ -98,11 +90,8 @@ def network_stages(network: nn.Module, image_size: int, frozen: Sequence[str] = 
     """The stages that one picture passes through, in their order.
 
     A module that holds most of the network is shown by its parts, and so is what follows the pooling, where classifiers
-    of one backbone differ. The network is left in evaluation mode.
-
-    Args:
-        image_size: side of the picture in pixels.
-        frozen: a recipe's `frozen` modules; a released network does not record them.
+    of one backbone differ. The network is left in evaluation mode. `frozen` are a recipe's modules: a released network
+    does not record them.
     """
     outputs: dict[nn.Module, tuple[int, ...]] = {}
 

@@ -139,12 +139,7 @@ def folds_table(block: Metrics, unit: str) -> Table:
 
 
 def subjects_table(subjects: Metrics, unit: str = "subject", *, most: int | None = None) -> Table:
-    """Accuracy on each subject's cells, worst first.
-
-    Args:
-        subjects: id → label, cells, accuracy.
-        most: how many rows; None for all.
-    """
+    """Accuracy on each subject's cells, worst first, of all or of so many."""
     rows = [
         [name, one["label"], count(one["cells"]), share(one["accuracy"])] for name, one in worst_first(subjects)[:most]
     ]
@@ -272,9 +267,7 @@ def metrics_table(values: Metrics, intervals: Metrics, unit: str) -> Table:
     """Every metric of an evaluation with its intervals by subject and by cell.
 
     Args:
-        values: metric → value.
         intervals: by_subject (or None), by_cell, level.
-        unit: what the subjects are, "subject" or "block".
     """
     by_subject, by_cell = intervals["by_subject"] or {}, intervals["by_cell"]
     rows = [
@@ -285,12 +278,10 @@ def metrics_table(values: Metrics, intervals: Metrics, unit: str) -> Table:
 
 
 def comparison_table(differences: Metrics, level: float, resampled: str, unit: str) -> Table:
-    """Metrics of two models on the same cells and the same bootstrap samples.
+    """Metrics of two models on the same cells and the same bootstrap samples: `paired_difference`.
 
     Args:
-        differences: of `paired_difference`.
         resampled: "subjects" or "cells".
-        unit: what the subjects are, "subject" or "block".
     """
     rows = [
         [metric_name(key, unit), share(one["a"]), share(one["b"]), difference(one), share(one["share_a_better"])]

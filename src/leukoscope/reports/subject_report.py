@@ -46,10 +46,6 @@ def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch
 
     Args:
         name: of the subject, for the title. Cells are numbered, since names of files may contain the subject's.
-
-    Raises:
-        LeukoscopeError: the release was not measured by subject, the cells are of several subjects, or a file cannot be
-            read.
     """
     rule = SubjectRule.of_release(predictor.release)
     given = list(source.read([range(source.count)]))
@@ -89,10 +85,7 @@ def subject_report(
     Args:
         subject: the prediction; its name stands in the title, where it has one.
         probabilities: (N,) of the positive class, of all the subject's cells.
-        outcomes: of the same cells.
         explain: gives the explained predictions of some of these cells, by their indices.
-        model, revision: what predicted.
-        metrics: the release's metrics.json.
     """
     positive, data = subject.positive_label, metrics["data"]
     shown = []
@@ -138,10 +131,9 @@ def _cells_to_show(probabilities: np.ndarray, outcomes: Sequence[str]) -> tuple[
 def _facts(subject: SubjectPrediction, model: str, revision: str) -> dict[str, str]:
     facts = {"cells": f"{subject.cells}, of which {subject.used} in use and {subject.refused} refused"}
     if subject.probability is not None and subject.interval is not None:
-        positive, (low, high) = subject.positive_label, subject.interval
-        interval = span({"low": low, "high": high})
+        positive = subject.positive_label
         facts |= {
-            f"probability of {positive}": f"{share(subject.probability)} ({interval})",
+            f"probability of {positive}": f"{share(subject.probability)} ({span(subject.interval)})",
             "the interval": "95 %, from bootstrap samples of this subject's cells; it does not say how subjects differ",
             f"share of {positive}": f"{share(subject.share_positive)} of the cells in use",
             "unsure cells": f"{subject.abstained} of the cells in use get no class by themselves",
@@ -170,11 +162,7 @@ def _trust(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def print_to_pdf(page: Path, pdf: Path) -> None:
-    """Print a page to PDF with Chromium.
-
-    Raises:
-        LeukoscopeError: no Chromium on this machine, or it failed.
-    """
+    """Print a page to PDF with Chromium; an error without one on this machine, or where it failed."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     if browser is None:
         raise LeukoscopeError(
@@ -206,10 +194,9 @@ def strip_plot(
     threshold: float = 0.5,
     cells: Sequence[int] | None = None,
 ) -> str:
-    """Draw every cell of a subject as a dot, sorted by its probability, as an SVG.
+    """Draw every cell of a subject as a dot, sorted by its probability of the positive class, as an SVG.
 
     Args:
-        probabilities: (N,) of the positive class, 0–1.
         outcomes: of the same cells; refused ones are grey and stand at the left.
         threshold: of the dashed line, 0–1.
         cells: numbers that the dots carry as `data-cell`, so that a page can open the cell; None for none.

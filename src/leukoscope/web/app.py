@@ -33,7 +33,7 @@ from leukoscope.web import panels, result
 from leukoscope.web.address import Address
 from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.model_cache import ModelCache, find_releases, listed_models
-from leukoscope.web.page import PRIVATE, script
+from leukoscope.web.page import PRIVATE, QUIET, script
 from leukoscope.web.tabs import code, evidence, guess
 from leukoscope.web.tabs.cell import CellTab
 from leukoscope.web.text import GRADIO, LANGUAGES, Localised, LocalisedChoices, language, localised, model_text, t
@@ -83,7 +83,7 @@ def build_demo(models: ModelCache) -> gr.Blocks:
             evidence.build_tab(models, model)
             code.build_tab(demo, models, model)
         about = gr.HTML(Localised(partial(describe, models, model.value)), elem_id="about-model", padding=False)
-        model.change(partial(describe, models), model, about, show_progress="hidden", **PRIVATE)
+        model.change(partial(describe, models), model, about, **QUIET)
         gr.HTML(Localised(_credits), elem_id="about", padding=False)
         _localise_on_load(demo)
         cell_tab.open_on_load(demo, tabs)
@@ -122,7 +122,7 @@ def _localise_on_load(demo: gr.Blocks) -> None:
             return [gr.skip()] * len(texts)
         return [gr.update(**{name: make() for name, make in found.items()}) for found in texts.values()]
 
-    shown = demo.load(localise, None, list(texts), show_progress="hidden", queue=False, **PRIVATE)
+    shown = demo.load(localise, None, list(texts), queue=False, **QUIET)
     shown.then(None, js=NAMED_AS_WRITTEN, **PRIVATE)
 
 

@@ -28,6 +28,8 @@ MAX_TABLES, MAX_TABLE, MAX_ROWS = 4, 2**20, 20_000
 LONGEST_NAME = 255
 MOST_LABELS, MOST_UNKNOWN, LONGEST_LABEL = 20, 20, 60
 LONGEST_PATTERN, PATTERN_SECONDS = 200, 0.5
+# What reading an entry of a damaged zip raises.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def _other_kind(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str:
     try:
         with archive.open(entry) as file:
             is_image = begins_as_image(file.read(16))
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError):
+    except _DAMAGED:
         is_image = False
     return "" if is_image else kind or "no suffix"
 
@@ -213,7 +215,7 @@ def _require_safe(entries: Sequence[zipfile.ZipInfo], name: str) -> None:
 def _unpacked(path: str, entry: zipfile.ZipInfo, opened: Callable[[str], zipfile.ZipFile]) -> bytes:
     try:
         return opened(path).read(entry)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError):
+    except _DAMAGED:
         raise LeukoscopeError(f"{entry.filename}: is damaged within its zip; pack it again") from None
 
 
@@ -339,10 +341,7 @@ def suggested_pattern(names: Sequence[str], classes: Sequence[str]) -> str:
 
     It must name a subject for every file, two subjects at least (one, where it is a folder or C-NMC's name), and two
     files per subject on average, as a number of its own for each file is the file's; and what it finds may be no class
-    and no fold of a cross-validation.
-
-    Args:
-        classes: of the release.
+    of the release and no fold of a cross-validation.
     """
     unfit = re.compile("|".join((*_NO_SUBJECT, *map(re.escape, classes))), re.IGNORECASE)
     for pattern in SUGGESTIONS:

@@ -52,14 +52,9 @@ class BatchRow:
     picture: bytes = b""
 
     @property
-    def most_probable(self) -> str:
-        """The most probable class, whatever the outcome."""
-        return max(self.probabilities, key=self.probabilities.__getitem__)
-
-    @property
     def called(self) -> str:
         """The class decided on; where there is none, the most probable one."""
-        return self.decision.label or self.most_probable
+        return self.decision.label or max(self.probabilities, key=self.probabilities.__getitem__)
 
     @property
     def confidence(self) -> float:
@@ -67,11 +62,7 @@ class BatchRow:
         return self.probabilities[self.called]
 
     def open(self) -> Image.Image:
-        """The picture.
-
-        Raises:
-            LeukoscopeError: it was not kept.
-        """
+        """The picture; an error where it was not kept."""
         if not self.picture:
             raise LeukoscopeError(
                 f"{self.name}: of a batch, {MAX_KEPT // 2**20} MB of pictures are kept, and this one is not among "
@@ -106,11 +97,6 @@ class BatchResult:
         return Thresholds.from_metrics(self.metrics)
 
     @property
-    def points(self) -> tuple[str, ...]:
-        """The release's operating points."""
-        return tuple(self.thresholds.operating_points)
-
-    @property
     def positive(self) -> str:
         """The class that operating points look for; else the release's first."""
         return self.thresholds.positive_label or self.classes[0]
@@ -139,7 +125,7 @@ class BatchResult:
 
     def at_point(self, point: str) -> BatchResult:
         """The same predictions, decided at an operating point; "" for the most probable class."""
-        known = point if point in self.points else ""
+        known = point if point in self.thresholds.operating_points else ""
 
         def decide(row: BatchRow) -> Decision:
             return self.thresholds.decide(row.probabilities, row.checks, operating_point=known)
@@ -147,11 +133,7 @@ class BatchResult:
         return replace(self, rows=tuple(replace(row, decision=decide(row)) for row in self.rows), point=known)
 
     def with_subjects(self, pattern: str) -> BatchResult:
-        """The same predictions, their subjects found by another pattern.
-
-        Raises:
-            LeukoscopeError: see `subjects_of`.
-        """
+        """The same predictions, their subjects found by another pattern, as by `subjects_of`."""
         subjects = subjects_of([row.name for row in self.rows], pattern, self.subjects_by_table)
         return replace(self, rows=tuple(replace(row, subject=subjects[row.name]) for row in self.rows))
 
@@ -162,10 +144,7 @@ class BatchResult:
 
 
 def predict_batch(models: ModelCache, batch: Batch, choice: str | None, pattern: str) -> Iterator[int | BatchResult]:
-    """Predict every picture of a batch.
-
-    Args:
-        pattern: finds the subject in a file's name; see `subjects_of`.
+    """Predict every picture of a batch; `pattern` finds the subject in a file's name, as in `subjects_of`.
 
     Yields:
         How many files are done, after each part of them; at last the result.
@@ -200,31 +179,14 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None, pattern:
             picture = _webp(image, quality=0, lossless=True, method=0) if kept < MAX_KEPT else b""
             kept += len(picture)
             image.thumbnail((THUMBNAIL, THUMBNAIL))
-            rows.append(
-                BatchRow(
-                    name,
-                    batch.label_of(name, release.labels),
-                    subjects[name],
-                    prediction.decision,
-                    prediction.probabilities,
-                    prediction.checks,
-                    _webp(image, quality=90),
-                    picture,
-                )
-            )
+            given = name, batch.label_of(name, release.labels), subjects[name]
+            predicted = prediction.decision, prediction.probabilities, prediction.checks
+            rows.append(BatchRow(*given, *predicted, _webp(image, quality=90), picture))
         yield min(first + PICTURES_AT_ONCE, len(batch.files))
     if not rows:
         raise LeukoscopeError(f"not one picture can be used: {problems[0] if problems else 'none was given'}")
-    yield BatchResult(
-        tuple(rows),
-        release.labels,
-        str(choice),
-        release.revision,
-        release.metrics,
-        "",
-        batch.subjects,
-        tuple(problems),
-    )
+    found = tuple(rows), release.labels, str(choice), release.revision, release.metrics
+    yield BatchResult(*found, subjects_by_table=batch.subjects, problems=tuple(problems))
 
 
 def _webp(image: Image.Image, **options: Any) -> bytes:
@@ -285,19 +247,15 @@ def label_metrics(result: BatchResult) -> LabelMetrics | None:
         notes.append(t("intervals_by_cell", reason=reason))
     if result.trained_on:
         notes.insert(0, t("too_good", subjects=", ".join(sorted(result.trained_on))))
-    found = []
-    for name, value in point_metrics(cells).items():
-        interval = intervals.get(name)
-        found.append((metric_name(name), local_number(f"{value:.3f}"), local_number(span(interval))))
+    found = [
+        (metric_name(name), local_number(f"{value:.3f}"), local_number(span(intervals.get(name))))
+        for name, value in point_metrics(cells).items()
+    ]
     return LabelMetrics(tuple(found), tuple(notes))
 
 
 def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[Any]]:
-    """Column → one value per picture.
-
-    Args:
-        safe: so that no text can be taken for a formula.
-    """
+    """Column → one value per picture; `safe` lets no text be taken for a formula."""
     rows, text = result.rows, safe_cell if safe else str
     shares = np.array([[row.probabilities[label] for label in result.classes] for row in rows])
     outcomes = [row.decision.outcome for row in rows]
@@ -317,11 +275,7 @@ def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[An
 
 
 def save_cells(kind: str, result: BatchResult) -> File:
-    """One row per cell, as a file.
-
-    Args:
-        kind: "CSV" or "Parquet".
-    """
+    """One row per cell, as a file; `kind` is "CSV" or "Parquet"."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
@@ -353,15 +307,7 @@ def save_subjects(result: BatchResult) -> File:
 
 
 def save_report(models: ModelCache, result: BatchResult, subject: str | None, name: str) -> File:
-    """The report on one subject's cells, as HTML.
-
-    Args:
-        subject: whose.
-        name: what the report calls the subject; "" for nobody.
-
-    Raises:
-        LeukoscopeError: no such subject, or pictures that are no longer kept.
-    """
+    """The report on one subject's cells, as HTML; `name` is what it calls the subject, "" for nobody."""
     from leukoscope.reports.subject_report import subject_report
 
     predicted = next((one for one in result.subject_predictions if one.subject == subject), None)

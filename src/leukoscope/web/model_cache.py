@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from leukoscope.inference.field import FieldReading
     from leukoscope.inference.prediction import Prediction
     from leukoscope.inference.predictor import Predictor
+    from leukoscope.inference.runtime import Runtime
     from leukoscope.models.release_files import ReleaseInfo
 
 # Two predictions at a time keep a small machine responsive. Fields, which take seconds, wait in a line of their own, so
@@ -230,24 +231,24 @@ class ModelCache:
         from leukoscope.inference.runtime import Runtime
         from leukoscope.models.release_files import read_release
 
+        runtime = Runtime(device=best_device())
         if name in self.releases:
             folder = self.releases[name]
             try:
-                return Predictor(read_release(folder, name=name), Runtime(device=best_device()))
+                return Predictor(read_release(folder, name=name), runtime)
             except LeukoscopeError as error:
                 # This machine's folders mean nothing to a visitor.
                 raise LeukoscopeError(str(error).replace(str(folder), name)) from None
         if name in self.names:  # offered by whoever runs the demo, who knows its size
-            return Predictor.from_hub(name, runtime=Runtime(device=best_device()))
-        return self._download(name)
+            return Predictor.from_hub(name, runtime=runtime)
+        return self._download(name, runtime)
 
-    def _download(self, name: str) -> Predictor:
+    def _download(self, name: str, runtime: Runtime) -> Predictor:
         """Load a Hub model that a visitor named, unless it is over 400 MB; beyond 2 GB, the longest unused are deleted.
 
         What lay in the Hub cache before is never deleted.
         """
         from leukoscope.inference.predictor import Predictor
-        from leukoscope.inference.runtime import Runtime
         from leukoscope.models.hub_download import cached_repository, parse_hub_id
 
         hub_id, revision = parse_hub_id(name)
@@ -262,7 +263,7 @@ class ModelCache:
                     f"{name}: holds {size // 2**20} MB, more than the {MAX_DOWNLOAD // 2**20} MB downloaded for a "
                     "visitor; run Leukoscope on your own machine for it, or name a smaller model"
                 )
-            return Predictor.from_hub(name, runtime=Runtime(device=best_device()), anonymous=anonymous)
+            return Predictor.from_hub(name, runtime=runtime, anonymous=anonymous)
         finally:
             with self._lock:
                 if folder.exists() and (hub_id in self._downloaded or not was_there):
@@ -303,10 +304,8 @@ def _download_bytes(hub_id: str, revision: str | None, anonymous: bool) -> int:
     return sum(file.size or 0 for file in about.siblings or () if file.rfilename in RELEASE_FILES)
 
 
-def _predict(
-    predictor: Predictor, images: Sequence[Image.Image], *, explain: bool = False, tta: bool = False
-) -> list[Prediction]:
-    return predictor(images, explain=explain, tta=tta)
+def _predict(predictor: Predictor, images: Sequence[Image.Image], *, explain: bool = False) -> list[Prediction]:
+    return predictor(images, explain=explain)
 
 
 def _read_field(

@@ -8,6 +8,10 @@ from typing import Any
 SESSION_SECONDS = 1800
 # Of every event that is no part of the public API.
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+# The page itself dims what was there.
+QUIET = PRIVATE | {"show_progress": "hidden"}
+# The second of two quick clicks counts; where a click says which, "always_last" would send the first one's data again.
+LAST, EACH = QUIET | {"trigger_mode": "always_last"}, QUIET | {"trigger_mode": "multiple"}
 Updates = dict[Any, Any]
 """Component → its new value."""
 

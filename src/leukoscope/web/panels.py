@@ -98,10 +98,7 @@ def foreign(distances: Mapping[str, float]) -> str:
 
 
 def pictures(result: CellResult, label: str, opacity: float, common_scale: bool = False) -> str:
-    """The cell over its map, with a divider between them; for an element with `VIEW`.
-
-    All text is escaped here: a file name or the labels of a Hub model may hold anything.
-    """
+    """The cell over its map, with a divider between them; for an element with `VIEW`."""
     original, overlaid = result.pictures(label, opacity, common_scale)
     caption, (width, height) = result.caption, original.size
     style = f"aspect-ratio:{width}/{height};max-width:{22 * min(1, width / height):.1f}rem"
@@ -134,26 +131,24 @@ def _scale(title: str, peak: float | None, strength: str) -> str:
     return f'<p class="lk-scale">{escape(title)} <span>{ends[0]} <i aria-hidden="true"></i> {ends[1]}</span>{chip}</p>'
 
 
-def _img(image: Image.Image, alt: str) -> str:
+def _img(image: Image.Image, alt: str, side: int = 0) -> str:
+    """A picture, at most `side` pixels wide and high unless that is 0."""
+    if side:
+        image = image.copy()
+        image.thumbnail((side, side))
     size = f'width="{image.width}" height="{image.height}"'
     return f'<img src="{data_uri(image)}" alt="{escape(alt)}" {size} draggable="false">'
 
 
 def forms(text: str, results: Sequence[tuple[str, CellResult]]) -> str:
-    """One picture in several forms side by side, each with its class and, where it has one, its map.
-
-    Args:
-        text: what they show together.
-        results: of each its name and its result.
-    """
+    """Forms of one picture side by side, by name, each with its class and, where it has one, its map."""
     shown = ""
     for name, one in results:
         label = one.prediction.most_probable
         image = next(filter(None, reversed(one.pictures(label, 0.55))))
-        image.thumbnail((240, 240))
         share = percent(one.prediction.probabilities[label])
         refused = "" if one.decision().label else f" ({escape(outcome_text(one.prediction.outcome))})"
-        shown += f"<li>{_img(image, name)}<b>{escape(label)} {share}</b>{refused}<span>{escape(name)}</span></li>"
+        shown += f"<li>{_img(image, name, 240)}<b>{escape(label)} {share}</b>{refused}<span>{escape(name)}</span></li>"
     return f'<div role="status">{note(text)}<ul class="lk-cells lk-forms">{shown}</ul></div>'
 
 
@@ -161,9 +156,7 @@ def visit(cells: Sequence[tuple[Image.Image, str]], model: str, number: int) -> 
     """The cells of a visit, each a button that shows its result again; for an element with `CLICK`.
 
     Args:
-        cells: the picture and its caption.
-        model: the model chosen.
-        number: of the example shown, from 1; 0 for another picture. Both go to the page's address.
+        number: of the example shown, from 1; 0 for another picture. It goes to the page's address, as the model does.
     """
     shown = ""
     for index, (image, caption) in enumerate(cells):
@@ -203,25 +196,18 @@ def pairs(values: Mapping[str, str]) -> str:
 
 def guess_cell(image: Image.Image, text: str, before: str = "") -> str:
     """A cell to be guessed, below what came of the one before."""
-    small = image.copy()
-    small.thumbnail((360, 360))
     told = f'<p class="lk-headline" role="status">{escape(before)}</p>' if before else ""
     caption = f'<figcaption role="status">{escape(text)}</figcaption>'
-    return f'<figure class="lk-guess">{told}{_img(small, text)}{caption}</figure>'
+    return f'<figure class="lk-guess">{told}{_img(image, text, 360)}{caption}</figure>'
 
 
 def guess_score(rows: Sequence[tuple[str, str]], cells: Sequence[tuple[Image.Image, str]], text: str, link: str) -> str:
     """Who was right how often, and every cell with its class and what each said.
 
     Args:
-        text: what this shows.
         link: address of the same cells; "" where they cannot be drawn again.
     """
-    shown = ""
-    for image, caption in cells:
-        small = image.copy()
-        small.thumbnail((128, 128))
-        shown += f"<li>{_img(small, caption)}<span>{escape(caption)}</span></li>"
+    shown = "".join(f"<li>{_img(image, caption, 128)}<span>{escape(caption)}</span></li>" for image, caption in cells)
     share = f'<p><a href="{escape(link)}">{t("guess_link")}</a></p>' if link else ""
     return f'{table((t("guess_who"), t("guess_right")), rows)}{note(text)}{share}<ul class="lk-cells">{shown}</ul>'
 
@@ -255,9 +241,5 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = ""
 
 
 def details(summary: str, html: str, *, is_open: bool = False) -> str:
-    """Something to unfold.
-
-    Args:
-        html: markup, already escaped.
-    """
+    """Something to unfold; `html` is markup, already escaped."""
     return f"<details{' open' if is_open else ''}><summary>{escape(summary)}</summary>{html}</details>"

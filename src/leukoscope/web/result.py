@@ -66,9 +66,6 @@ class CellResult:
         image: upright RGB, as given.
         caption: its file name, or which phantom it is.
         model: the name picked for the model.
-        thresholds: what that model decides by.
-        scale: how strong its Grad-CAM maps usually are.
-        metrics: the metrics.json of its release.
         measured: the cell's measurements; None where the picture is no cell cut out on black.
         um_per_pixel: the picture's scale, where it is known.
         example: number of the synthetic picture, from 1; 0 for any other.
@@ -223,11 +220,6 @@ def predict_cell(
 
     Args:
         field_share: of a field's cell, share of the field's cells that are in distribution.
-        um_per_pixel: the picture's scale, where it is known.
-        remark: what was done to the picture before.
-
-    Raises:
-        LeukoscopeError: the model cannot be used.
     """
     from leukoscope.evaluation.morphology import measure_cell
 
@@ -267,11 +259,7 @@ def predict_again(models: ModelCache, result: CellResult, choice: str | None) ->
 
 
 def changed(models: ModelCache, result: CellResult, images: Sequence[Image.Image]) -> list[CellResult]:
-    """A result's picture in other forms, predicted by the same model.
-
-    Raises:
-        LeukoscopeError: the model can no longer be used.
-    """
+    """A result's picture in other forms, predicted by the same model."""
     share = result.prediction.checks.field_share
     predictions = models.predict(models.predictor(result.model), images, explain=True)
     return [
@@ -322,11 +310,7 @@ def part_at(image: Image.Image, across: int, down: int) -> str:
 
 
 def covered(models: ModelCache, result: CellResult, names: Sequence[str] = ()) -> dict[str, CellResult]:
-    """Part → the result once that part is painted over in the mean colour of the part beside it.
-
-    Args:
-        names: of the parts; all for none.
-    """
+    """Part → the result once it is painted over in the mean colour of the part beside it; no `names` are all parts."""
     parts, pixels = parts_of(result.image), np.asarray(result.image)
     beside = {"nucleus": ("cytoplasm", "outside"), "cytoplasm": ("outside",), "outside": ("cytoplasm", "outside")}
     images = {}

@@ -157,12 +157,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def decision_text(decision: Decision, probabilities: Mapping[str, float], thresholds: Thresholds) -> DecisionText:
-    """A decision in words, all of which follow from it.
-
-    Args:
-        probabilities: label → probability, at least two labels, summing to 1.
-        thresholds: what the release decides by.
-    """
+    """A decision in words, all of which follow from it; `thresholds` are what the release decides by."""
     reasons = " ".join(map(reason_text, decision.reasons))
     if decision.label is None:
         (first, p), (second, q) = sorted(probabilities.items(), key=lambda item: -item[1])[:2]
@@ -188,11 +183,7 @@ def _one(label: str) -> str:
 
 
 def trust_text(decision: Decision, probabilities: Mapping[str, float], metrics: Mapping[str, Any]) -> str:
-    """How often such decisions were right for subjects whom the model had not seen, of 100; "" where not measured.
-
-    Args:
-        metrics: of the model's release.
-    """
+    """How often such decisions were right for subjects whom the model had not seen, of 100; "" where not measured."""
     held_out = (metrics.get("ood") or {}).get("held_out") or {}
     if decision.outcome in REFUSED:
         kept = held_out.get("kept_share_by_subject", held_out.get("kept_share"))
@@ -230,12 +221,7 @@ def reason_text(reason: Reason) -> str:
 def morphology_text(
     cell: Morphology | None, known: Mapping[str, Any], um_per_pixel: float | None = None
 ) -> dict[str, str]:
-    """A cell's measurements in words, each beside those of the training cells.
-
-    Args:
-        known: the "morphology" block of metrics.json, or {}.
-        um_per_pixel: the picture's scale, where it is known.
-    """
+    """A cell's measurements in words, beside those of the training cells: the block "morphology" of metrics.json."""
     from leukoscope.evaluation.morphology import percentile
 
     if cell is None:
@@ -257,11 +243,7 @@ def morphology_text(
 
 
 def purpose(labels: Sequence[str], takes_cut_outs: bool | None) -> str:
-    """What a release is for, in a few words.
-
-    Args:
-        takes_cut_outs: whether it reads cells cut out on black; None where that is not known.
-    """
+    """What a release is for, in a few words; None where it is not known whether it reads cells cut out on black."""
     read = {True: "reads_cells", False: "reads_smears", None: "reads_pictures"}[takes_cut_outs]
     return t(read, classes=f" {t('or')} ".join(meaning(label) or label for label in labels))
 
@@ -299,11 +281,9 @@ class MapShare:
 
 
 def map_share(heat: np.ndarray, view: Image.Image, on_cell: float | None = None) -> MapShare:
-    """Where a map lies.
+    """Where a map of one class over the view, which is what the model saw, lies.
 
     Args:
-        heat: (h, w) map of one class over the view, at least 0, any scale.
-        view: RGB, the part of the picture that the model saw.
         on_cell: its share on the cell, where the prediction measured it.
     """
     pixels = np.asarray(view)
@@ -339,7 +319,6 @@ def weak_map_text(maps: Mapping[str, np.ndarray], label: str, weak: float | None
     """A warning where a picture's Grad-CAM maps are weaker than usual, or weaker than for another class; else "".
 
     Args:
-        maps: class → (h, w) Grad-CAM of one picture, on one scale.
         weak: the highest value that one cell in twenty stays below; None where that is not known.
     """
     if weak is not None and max(float(heat.max()) for heat in maps.values()) < weak:
@@ -352,12 +331,7 @@ def weak_map_text(maps: Mapping[str, np.ndarray], label: str, weak: float | None
 
 
 def warnings(metrics: Mapping[str, Any], *, has_detector: bool) -> tuple[str, ...]:
-    """What must be said beside every prediction of a release, most important first.
-
-    Args:
-        metrics: of the model's release.
-        has_detector: whether the release has an OOD detector.
-    """
+    """What must be said beside every prediction of a release, most important first."""
     found = [t("warn_synthetic")] if (metrics.get("data") or {}).get("synthetic") else []
     missing = ["no_calibration"] * (not metrics.get("calibration")) + ["no_detector"] * (not has_detector)
     return (*found, *map(t, missing))

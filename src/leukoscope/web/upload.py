@@ -33,7 +33,7 @@ from PIL.PngImagePlugin import PngInfo
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.conversion import open_converted
 from leukoscope.data.images import UnreadableImage, check_header, open_image
-from leukoscope.web.page import script
+from leukoscope.web.page import PRIVATE, QUIET, script
 from leukoscope.web.text import Localised, in_english, t
 
 MAX_BYTES = 20 * 1024 * 1024
@@ -188,11 +188,7 @@ def read_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Imag
 
 
 def open_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Image, str]:
-    """Open an uploaded picture.
-
-    Args:
-        path: where Gradio put it; None where nothing was sent.
-        most: how large it may be.
+    """Open an uploaded picture; None where nothing was sent.
 
     Returns:
         An upright RGB picture, fully in memory, and its file name.
@@ -223,9 +219,6 @@ def open_any(path: str) -> tuple[Image.Image, str, str]:
 
     Returns:
         As `open_upload`, and what was done to it in words; "" for nothing.
-
-    Raises:
-        UnreadableImage: see `open_upload`.
     """
     try:
         return (*open_upload(path, FIELD), "")
@@ -339,24 +332,17 @@ def save_button(label: Localised, make: Callable[..., File], inputs: list[Any], 
             # Shown as HTML; the message may hold a file's name.
             raise gr.Error(escape(str(error)), title=t("failed"), print_exception=False) from None
 
-    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    packed = button.click(pack, inputs, parcel, **hidden)
+    packed = button.click(pack, inputs, parcel, **QUIET)
     # Emptied afterwards: a file of megabytes need not stay in the page.
-    packed.then(None, parcel, js=_SAVE, api_visibility="private").then(lambda: None, None, parcel, **hidden)
+    packed.then(None, parcel, js=_SAVE, **PRIVATE).then(lambda: None, None, parcel, **QUIET)
     return button
 
 
 def png_answer(image: Image.Image) -> str:
-    """Write a picture as a PNG that carries the research notice, in a folder of its own of Gradio's cache.
+    """Write a picture as a PNG with the research notice, in a folder of its own of Gradio's cache, and give its path.
 
     Gradio sends it from there; `delete_old` deletes it. Its own files take three times as long to compress, and
     have the name of an equal answer's: writing one anew breaks off the download of whoever is being sent it.
-
-    Returns:
-        its path.
-
-    Raises:
-        LeukoscopeError: the disk is full; `delete_old` frees it.
     """
     about = PngInfo()
     about.add_text("Disclaimer", RESEARCH_NOTICE)

@@ -572,7 +572,7 @@ def test_subjects_are_told_apart_and_their_cells_drawn_with_those_refused_in_gre
     assert page.count('fill="#9aa0a6"') == 1
     assert "2 of 4 cells" not in page
     line = lambda html: re.search(r'<line [^>]*y1="([\d.]+)"', html).group(1)  # noqa: E731
-    assert line(page) != line(batch_summary(result.at_point("youden"), "youden"))
+    assert line(page) != line(batch_summary(result.at_point("youden")))
 
 
 def test_an_operating_point_changes_cells_and_neither_refused_ones_nor_subjects() -> None:
@@ -741,7 +741,7 @@ def test_stopping_a_batch_that_waits_deletes_its_files(
     (stop,) = (
         block.fn
         for block in build_demo(ModelCache({"tiny": tiny_release})).fns.values()
-        if getattr(block.fn, "__name__", "") == "on_stop"
+        if getattr(block.fn, "__name__", "") == "_on_stop"
     )
     waiting = upload_folder(tmp_path) / "cells.zip"
     waiting.write_bytes(b"1")
@@ -784,5 +784,5 @@ def test_a_batch_waits_for_two_others_and_a_single_picture_for_none(panel: Batch
     assert isinstance(last[panel.result], BatchResult)
     assert panel._line.acquire(blocking=False), "the next one may begin"
     events = build_demo(ModelCache({"tiny": tiny_release})).fns.values()
-    (upload,) = (one for one in events if getattr(one.fn, "__name__", "") == "on_upload")
+    (upload,) = (one for one in events if getattr(one.fn, "__name__", "") == "_on_upload")
     assert upload.concurrency_limit == "default" and upload.concurrency_id != "batch"

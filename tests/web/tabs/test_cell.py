@@ -323,9 +323,9 @@ def test_what_was_forgotten_is_to_be_given_again() -> None:
     handlers = {
         block.fn.__qualname__.split(".")[-1]: block.fn for block in blocks if "CellTab" in block.fn.__qualname__
     }
-    assert list(handlers["on_draw"](None, "ALL", 0.5, False).values()) == [panels.placeholder(told)]
-    assert handlers["on_point"](None, "youden") == panels.placeholder(told)
-    assert handlers["on_turn"](None) == handlers["on_cover"](None) == panels.placeholder(told)
+    assert list(handlers["_on_draw"](None, "ALL", 0.5, False).values()) == [panels.placeholder(told)]
+    assert handlers["_on_point"](None, "youden") == panels.placeholder(told)
+    assert handlers["_on_turn"](None) == handlers["_on_cover"](None) == panels.placeholder(told)
 
 
 # A network without Grad-CAM maps

@@ -39,7 +39,7 @@ from leukoscope.web.batch_results import (
     wrong_rows,
 )
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import PRIVATE, SESSION_SECONDS, Updates
+from leukoscope.web.page import QUIET, SESSION_SECONDS, Updates
 from leukoscope.web.result import CellResult, predict_cell
 from leukoscope.web.text import (
     Localised,
@@ -100,11 +100,7 @@ def sample_batch(smears: bool = False) -> Batch:
 
 
 def predict_files(models: ModelCache, paths: Sequence[str] | None, choice: str | None, pattern: str) -> BatchResult:
-    """Predict everything uploaded and delete it, whatever happens.
-
-    Raises:
-        LeukoscopeError: the files, the model or the pattern cannot be used.
-    """
+    """Predict everything uploaded and delete it, whatever happens."""
     if not paths:
         raise LeukoscopeError("files: none was sent; give pictures of single cells, or a zip of them")
     with deleted_afterwards(paths):
@@ -137,11 +133,10 @@ class BatchPanel:
             self.result, self.shown, self.stop, self.summary, self.ended, self.reports, self.subject, self.point,
             self.gallery, self.pattern,
         ]  # fmt: skip
-        quiet: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
         chosen = [self.result, self.order, self.point, self.subject]
-        self.pattern.submit(self._on_pattern, [*chosen, self.pattern], self.outputs, **quiet)
-        self.point.input(self._on_point, chosen, self.outputs, **quiet)
-        self.order.input(self._on_order, [self.result, self.order], self.gallery, **quiet)
+        self.pattern.submit(self._on_pattern, [*chosen, self.pattern], self.outputs, **QUIET)
+        self.point.input(self._on_point, chosen, self.outputs, **QUIET)
+        self.order.input(self._on_order, [self.result, self.order], self.gallery, **QUIET)
 
     def _build_result(self) -> None:
         with gr.Row(visible=False) as self.reports:
@@ -180,20 +175,21 @@ class BatchPanel:
         Args:
             subject: whom a report would be on; the first where the result does not know it.
         """
-        point, decided = point if point in result.points else "", result.at_point(point)
+        decided = result.at_point(point)
         subjects = [one.subject for one in decided.subject_predictions]
         if subject not in subjects:
             subject = subjects[0] if subjects else None
-        points = [(t("most_probable_class"), ""), *((point_name(one), one) for one in decided.points)]
+        known = result.thresholds.operating_points
+        points = [(t("most_probable_class"), ""), *((point_name(one), one) for one in known)]
         return {
             self.result: decided,
             self.shown: gr.Column(visible=True),
             self.stop: gr.Button(visible=False),
-            self.summary: batch_summary(decided, point),
+            self.summary: batch_summary(decided),
             self.ended: gr.Column(visible=True),
             self.reports: gr.Row(visible=bool(subjects)),
             self.subject: gr.Dropdown(subjects, value=subject),
-            self.point: gr.Dropdown(points, value=point),
+            self.point: gr.Dropdown(points, value=decided.point),
             self.gallery: gallery(decided, order),
         }
 
@@ -202,19 +198,11 @@ class BatchPanel:
         return {self.result: None, self.shown: gr.Column(visible=False), self.gallery: ""}
 
     def sample(self, choice: str | None) -> Batch:
-        """Two synthetic subjects, in pictures as the model reads them.
-
-        Raises:
-            LeukoscopeError: the model cannot be used.
-        """
+        """Two synthetic subjects, in pictures as the model reads them."""
         return sample_batch(knows_smears(self.models.predictor(choice).labels))
 
     def predict(self, read: Callable[[], Batch], choice: str | None, pattern: str) -> Iterator[Updates]:
-        """Show whose cells these are, then how many are predicted, then the result.
-
-        Raises:
-            LeukoscopeError: the files or the model cannot be used.
-        """
+        """Show whose cells these are, then how many are predicted, then the result."""
         start, batch = time.monotonic(), read()
         names, pattern = [file.name for file in batch.files], pattern.strip()
         if pattern in ("", *SUGGESTIONS):  # the box may hold what was suggested for the files before these
@@ -235,11 +223,7 @@ class BatchPanel:
             self._line.release()
 
     def cell(self, result: BatchResult, number: int) -> CellResult:
-        """A cell of a batch, predicted with its map.
-
-        Raises:
-            LeukoscopeError: its picture was not kept.
-        """
+        """A cell of a batch, predicted with its map; an error where its picture was not kept."""
         row = result.rows[number]
         return predict_cell(self.models, row.open(), row.name, result.model)
 
@@ -292,12 +276,7 @@ class BatchPanel:
 
 
 def progress(done: int, total: int, seconds: float, subjects: str) -> str:
-    """How many of a batch are predicted.
-
-    Args:
-        seconds: since the start.
-        subjects: what is known of its subjects.
-    """
+    """How many of a batch are predicted after so many seconds, and what is known of its subjects."""
     left = max(1, round(seconds / done * (total - done))) if done else None
     text = t("progress_left" if left else "progress", done=done, total=total, seconds=left)
     return (
@@ -318,20 +297,17 @@ def subjects_found(subjects: Sequence[str]) -> str:
     return t("subjects", number=len(counts), named=named, rest=rest)
 
 
-def batch_summary(result: BatchResult, point: str = "") -> str:
-    """The batch as a whole, as HTML: counts, subjects, metrics on labels, wrong cells and problems.
-
-    Args:
-        point: the operating point that its decisions were made at.
-    """
+def batch_summary(result: BatchResult) -> str:
+    """A batch as HTML: counts, subjects, metrics on labels, wrong cells, problems."""
     found = Counter(row.decision.outcome for row in result.rows)
     about = about_model(result.model, result.revision)
-    rule = t("rule_point", about=about, point=point_name(point)) if point else t("rule_most_probable", about=about)
+    key = "rule_point" if result.point else "rule_most_probable"
+    rule = t(key, about=about, point=point_name(result.point))
     predicted = t("cells_predicted", number=len(result.rows))
     html = (
         f'<p class="lk-headline" role="status">{predicted}</p>'
         f"{panels.counts({outcome: found[outcome] for outcome in (*result.classes, *WITHOUT_CLASS)})}"
-        f"{panels.note(rule)}{_subjects(result, point)}"
+        f"{panels.note(rule)}{_subjects(result)}"
     )
     if 2 * sum(found[one] for one in REFUSED) > len(result.rows):
         html += panels.note(t("what_helps"))
@@ -352,7 +328,7 @@ def batch_summary(result: BatchResult, point: str = "") -> str:
     return html
 
 
-def _subjects(result: BatchResult, point: str) -> str:
+def _subjects(result: BatchResult) -> str:
     """One prediction for each subject with all its cells; without a rule for subjects, counts by subject."""
     if not result.subject_predictions:
         rows = [tuple(map(str, row)) for row in subject_rows(result)]
@@ -370,7 +346,7 @@ def _subjects(result: BatchResult, point: str) -> str:
     heads = (t("subject"), t("outcome"), t("probability_of", label=positive), t("interval"), t("cells"), t("refused"),
              t("abstained"))  # fmt: skip
     rule = t("subject_rule", rule=result.subject_predictions[0].rule.text)
-    strips = "".join(_strip(result, one, point) for one in result.subject_predictions)
+    strips = "".join(_strip(result, one) for one in result.subject_predictions)
     return (
         f"{_seen(result)}<h2>{t('one_for_a_subject')}</h2>{panels.table(heads, rows, t('subjects_caption'))}"
         f"{panels.note(rule)}<h2>{t('cells_of_a_subject')}</h2>{panels.note(t('dots', label=positive))}{strips}"
@@ -384,12 +360,12 @@ def _seen(result: BatchResult) -> str:
     return panels.message(t("warning"), t("too_good", subjects=", ".join(sorted(result.trained_on))))
 
 
-def _strip(result: BatchResult, one: SubjectPrediction, point: str) -> str:
+def _strip(result: BatchResult, one: SubjectPrediction) -> str:
     numbers = [i for i, row in enumerate(result.rows) if row.subject == one.subject]
     drawn = strip_plot(
         [result.rows[i].probabilities[one.positive_label] for i in numbers],
         [result.rows[i].decision.outcome for i in numbers],
-        threshold=result.thresholds.operating_points.get(point, 0.5),
+        threshold=result.thresholds.operating_points.get(result.point, 0.5),
         cells=numbers,
     )
     reason = f": {one.reason}" if one.reason else ""
@@ -417,14 +393,10 @@ def _cell(number: int, row: BatchRow) -> str:
     share = f" {percent(row.confidence)}" if row.decision.label else ""
     text = f"{outcome_text(row.decision.outcome)}{share}{truth}"
     wrong = ' class="wrong"' if truth else ""
-    picture = thumbnail(row)
+    source = "data:image/webp;base64," + base64.b64encode(row.thumbnail).decode()
+    # What it shows stands beside it in words.
+    picture = f'<img src="{source}" alt="" loading="lazy" width="96" height="96">'
     if row.picture:
         name = escape(t("open_file", name=row.name, text=text))
         picture = f'<button type="button" data-cell="{number}" aria-label="{name}">{picture}</button>'
     return f'<li{wrong}>{picture}<b>{escape(text)}</b><span title="{escape(row.name)}">{escape(row.name)}</span></li>'
-
-
-def thumbnail(row: BatchRow, side: int = 96) -> str:
-    """A row's picture, `side` pixels wide; what it shows stands beside it in words."""
-    source = "data:image/webp;base64," + base64.b64encode(row.thumbnail).decode()
-    return f'<img src="{source}" alt="" loading="lazy" width="{side}" height="{side}">'

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from threading import Lock
 from typing import Any
 
@@ -22,10 +22,10 @@ from leukoscope.data.loading import StreamedCell, stream_cells
 from leukoscope.data.registry import DATASETS, NOT_A_CELL, DatasetInfo, trained_on
 from leukoscope.inference.prediction import FIELD_NEEDS
 from leukoscope.synthetic import knows_smears
-from leukoscope.web import panels
-from leukoscope.web.batch_files import is_batch, open_batch
+from leukoscope.web import panels, upload
+from leukoscope.web.batch_files import Batch, is_batch, open_batch
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import ADDRESS, BOX, PRIVATE, READY, REVEAL, SESSION_SECONDS, Updates
+from leukoscope.web.page import ADDRESS, BOX, EACH, LAST, PRIVATE, QUIET, READY, REVEAL, SESSION_SECONDS, Updates
 from leukoscope.web.result import (
     EXAMPLES,
     OPACITY,
@@ -42,36 +42,17 @@ from leukoscope.web.result import (
     turned,
 )
 from leukoscope.web.tabs.batch import BatchPanel
-from leukoscope.web.tabs.field import FieldPanel, FieldResult, predict_any_field
+from leukoscope.web.tabs.field import FieldPanel, FieldResult, predict_any_field, read_example
 from leukoscope.web.text import Localised, localised, percent, point_name, t
-from leukoscope.web.upload import (
-    CELL,
-    cell_upload,
-    deleted_afterwards,
-    files_upload,
-    gradio_errors,
-    open_any,
-    png_answer,
-    read_upload,
-    save_button,
-)
 
 # Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
-KEPT_CELLS, KEPT_PIXELS = 8, CELL.pixels
+KEPT_CELLS, KEPT_PIXELS = 8, upload.CELL.pixels
 FLAG = ": give the scale"  # begins what only a command can do
 CROP = 0.3  # of the shorter side: what is cut out round a tap
 
 
 class CellTab:
-    """The tab, added to the Blocks being built.
-
-    Args:
-        models: where models come from.
-        model: the picker that all tabs share.
-
-    Attributes:
-        outputs: every component that a new result changes.
-    """
+    """The tab, added to the Blocks being built; all tabs share its model picker."""
 
     def __init__(self, models: ModelCache, model: gr.Dropdown) -> None:
         self.models, self.model = models, model
@@ -83,7 +64,7 @@ class CellTab:
         with gr.Tab(localised("tab_cell"), id="cell"):
             with gr.Row(elem_id="cell-row"):
                 with gr.Column(scale=2, min_width=240, elem_id="cell-given"):
-                    self.upload = files_upload(show_label=False, height=130, elem_id="upload")
+                    self.upload = upload.files_upload(show_label=False, height=130, elem_id="upload")
                     gr.HTML(Localised(panels.box), js_on_load=BOX, elem_id="box", padding=False)
                     gr.HTML(Localised(lambda: panels.note(t("pick_one"))), elem_id="pick-one", padding=False)
                     self.cells = gr.Gallery(
@@ -120,6 +101,7 @@ class CellTab:
             self.controls, self.label, self.common_scale, self.point, self.explanation, *self.field.outputs,
             *self.batch.outputs,
         ]  # fmt: skip
+        self.chosen = [self.model, self.opacity, self.point]
         self._wire_inputs()
         self._wire_result()
 
@@ -146,15 +128,11 @@ class CellTab:
             self.point = gr.Dropdown([], label=localised("decide_at"), info=localised("decide_at_info"))
         with self.save:
             shown = [self.result, self.label, self.opacity, self.point, self.common_scale]
-            save_button(localised("save_png"), save_result, shown, elem_id="save-result")
+            upload.save_button(localised("save_png"), save_result, shown, elem_id="save-result")
         self.visit = gr.HTML(js_on_load=panels.CLICK, elem_id="visit", padding=False)
 
     def open_on_load(self, demo: gr.Blocks, tabs: gr.Tabs) -> None:
-        """Show a synthetic cell's result to whoever opens the page: of the model and in the tab that its address names.
-
-        Args:
-            tabs: those of the page; their ids are what the address names.
-        """
+        """Show a synthetic cell's result to whoever opens the page: its address names model, example and tab."""
         known = {tab.id for tab in tabs.children if isinstance(tab, gr.Tab)}
 
         def on_load(choice: str | None, opacity: float, visit: gr.Request) -> Iterator[Updates]:
@@ -177,18 +155,11 @@ class CellTab:
 
         # Not in `outputs`, whose other events leave them as they are.
         opened = [self.model, tabs, *self.outputs]
-        self._afterwards(demo.load(on_load, [self.model, self.opacity], opened, show_progress="hidden", **PRIVATE))
+        self._afterwards(demo.load(on_load, [self.model, self.opacity], opened, **QUIET))
         tabs.change(None, js=ADDRESS, **PRIVATE)
 
     def _example(self, choice: str | None, number: int) -> CellResult:
-        """What a model predicts for a synthetic picture of the kind it reads; those offered are predicted once.
-
-        Args:
-            number: which, from 1.
-
-        Raises:
-            LeukoscopeError: the model cannot be used.
-        """
+        """What a model predicts for a synthetic picture of the kind it reads, counted from 1; predicted once."""
         name = str(choice)
         smears = knows_smears(self.models.predictor(choice).labels)
         number = min(max(number, 1), len(SMEAR_EXAMPLES if smears else EXAMPLES))
@@ -201,11 +172,7 @@ class CellTab:
         return result
 
     def real_cells(self, choice: str | None) -> list[tuple[Image.Image, str]]:
-        """A few cells of the data set that a model was trained on, each with its class.
-
-        Raises:
-            LeukoscopeError: no copy of it is known, or the Hub cannot be reached.
-        """
+        """A few cells of the data set that a model was trained on, each with its class."""
         return [(cell.image, cell.label) for cell in self._real.of(source_of(self.models, choice))]
 
     def attempt(self, predict: Callable[[], Updates]) -> Updates:
@@ -269,18 +236,13 @@ class CellTab:
         """Updates that show HTML in place of a result, which is deleted."""
         hidden = {self.buttons: gr.Row(visible=False), self.controls: gr.Accordion(visible=False)}
         gone: Updates = {self.result: None, self.propose: gr.Button(visible=False), **hidden}
-        kept = dict.fromkeys((self.turn, self.cover, self.label, self.common_scale, self.point), gr.skip())
         empty = dict.fromkeys((self.pictures, self.explanation, self.forms), "")
-        return {self.summary: html, **gone, **kept, **empty, **self.field.clear(), **self.batch.clear()}
+        return {self.summary: html, **gone, **empty, **self.field.clear(), **self.batch.clear()}
 
     def read(
         self, image: Image.Image, caption: str, remark: str, choice: str | None, opacity: float, point: str | None
     ) -> Updates:
-        """Updates that show what a picture holds: a cell as it is, or the cells of a smear, cut out.
-
-        Raises:
-            LeukoscopeError: the picture or the model cannot be used.
-        """
+        """Updates that show what a picture holds: a cell as it is, or the cells of a smear, cut out."""
         cuts = self.models.predictor(choice).release.takes_cut_outs is not False and looks_like_smear(image)
         if not cuts:
             return self.show(predict_cell(self.models, image, caption, choice, remark=remark), opacity, point)
@@ -307,139 +269,50 @@ class CellTab:
 
     def _wire_inputs(self) -> None:
         """Connect what a visitor gives to the result."""
-
-        def on_upload(
-            paths: list[str] | None, choice: str | None, opacity: float, point: str | None, pattern: str
-        ) -> Iterator[Updates]:
-            if not paths:
-                yield {self.upload: None}
-                return
-            # Deleted only now: the page may ask for the file until the result is there.
-            with deleted_afterwards(paths):
-                if not is_batch(paths):
-                    yield {
-                        self.upload: None,
-                        **self.attempt(lambda: self.read(*open_any(paths[0]), choice, opacity, point)),
-                    }
-                    return
-                yield from on_batch(lambda: open_batch(paths), choice, pattern)
-
-        def on_batch(read: Callable[[], Any], choice: str | None, pattern: str) -> Iterator[Updates]:
-            waiting = self.clear(panels.placeholder(t("reading")))
-            try:
-                for step in self.batch.predict(read, choice, pattern):
-                    yield {self.upload: None, **waiting, **step}
-                    waiting = {self.summary: panels.placeholder(t("click_a_cell"))}
-            except LeukoscopeError as error:
-                yield {self.upload: None, **self.clear(panels.message(t("failed"), str(error)))}
-
-        def on_sample(choice: str | None, pattern: str) -> Iterator[Updates]:
-            yield from on_batch(lambda: self.batch.sample(choice), choice, pattern)
-
-        def on_stop(paths: list[str] | None) -> Updates:
-            # Of a batch that still waited for its turn, nobody else deletes the files.
-            with deleted_afterwards(paths or []):
-                return {self.upload: None, **self.clear(panels.placeholder(t("stopped")))}
-
-        def on_pick(gallery: gr.Gallery) -> Callable[..., Updates]:
-            # Not a `partial`: Gradio passes what was picked by the function's own annotations.
-            def pick(
-                choice: str | None, opacity: float, point: str | None, data: str, picked: gr.SelectData
-            ) -> Updates:
-                def predict() -> Updates:
-                    if gallery is self.real:
-                        cell = self._real.of(DATASETS[data])[picked.index]
-                        return self.read(cell.image, t("real_cell", label=cell.label), "", choice, opacity, point)
-                    return self.show(self._example(choice, picked.index + 1), opacity, point)
-
-                # Unselected at once, so that the same example can be picked again.
-                return {gallery: gr.Gallery(selected_index=None), **self.attempt(predict)}
-
-            return pick
-
-        def on_field(choice: str | None, opacity: float, point: str | None) -> Updates:
-            return self.attempt(lambda: self._show_field(self.field.example(choice), "", opacity, point))
-
-        def on_model(
-            choice: str | None, opacity: float, point: str | None, result: CellResult | None
-        ) -> Iterator[Updates]:
-            if result is not None and result.model == choice:  # opened by the page's address, or from a visit
-                yield offered(choice)
-                return
-            if choice not in self.models.loaded:
-                # The result of the model before must not stand below the name of this one.
-                yield self.clear(panels.placeholder(t("loading_model", model=choice)))
-            yield self.attempt(lambda: on_loaded(choice, opacity, point, result))
-
-        def offered(choice: str | None) -> Updates:
-            """Synthetic pictures of the kind that a model reads."""
-            smears = knows_smears(self.models.predictor(choice).labels)
-            # Smears are drawn when a model first asks for them.
-            fields = gr.Gallery(_smears(), visible=True) if smears else gr.Gallery(visible=False)
-            return {
-                self.cells: gr.Gallery(visible=not smears),
-                self.smears: fields,
-                self.ask_field: gr.Button(visible=not smears),
-            }
-
-        def on_loaded(choice: str | None, opacity: float, point: str | None, result: CellResult | None) -> Updates:
-            found = offered(choice)
-            if result is None:
-                return {**found, **self.clear(panels.placeholder(t("model_ready", model=choice)))}
-            if result.example:
-                return {**found, **self.show(self._example(choice, result.example), opacity, point)}
-            return {**found, **self.show(predict_again(self.models, result, choice), opacity, point)}
-
-        def on_ask_real(choice: str | None) -> Updates:
-            try:
-                info = source_of(self.models, choice)
-                pictures = [(png_answer(cell.image), cell.label) for cell in self._real.of(info)]
-            except LeukoscopeError as error:
-                failed = panels.message(t("failed"), str(error))
-                return {self.real: gr.Gallery(visible=False), self.real_note: failed}
-            return {
-                self.real_data: info.name,
-                self.real: gr.Gallery(pictures, visible=True),
-                self.real_note: attribution(info),
-            }
-
-        # The page itself dims what was there. The second of two quick clicks counts; where a click says which, Gradio's
-        # "always_last" would send the first one's data again.
-        quiet: dict[str, Any] = {**PRIVATE, "show_progress": "hidden", "trigger_mode": "always_last"}
-        many: dict[str, Any] = {**quiet, "trigger_mode": "multiple"}
-        chosen = [self.model, self.opacity, self.point]
         with_files = [self.upload, *self.outputs]
         running: list[Any] = [
-            self.upload.upload(on_upload, [self.upload, *chosen, self.batch.pattern], with_files, **many),
-            self.ask_batch.click(on_sample, [self.model, self.batch.pattern], with_files, **many),
+            self.upload.upload(self._on_upload, [self.upload, *self.chosen, self.batch.pattern], with_files, **EACH),
+            self.ask_batch.click(self._on_sample, [self.model, self.batch.pattern], with_files, **EACH),
         ]
-        given = [*running, self.ask_field.click(on_field, chosen, self.outputs, **quiet)]
+        given = [*running, self.ask_field.click(self._on_field, self.chosen, self.outputs, **LAST)]
         for gallery in (self.cells, self.smears, self.real):
-            inputs = [*chosen, self.real_data]
-            given.append(gallery.select(on_pick(gallery), inputs, [gallery, *self.outputs], **many))
+            inputs = [*self.chosen, self.real_data]
+            given.append(gallery.select(self._on_pick(gallery), inputs, [gallery, *self.outputs], **EACH))
         for event in given:
             self._afterwards(event.then(None, js=REVEAL, **PRIVATE))
-        self._afterwards(self.batch.stop.click(on_stop, self.upload, with_files, cancels=running, **quiet))
+        self._afterwards(self.batch.stop.click(self._on_stop, self.upload, with_files, cancels=running, **LAST))
+        outputs = [self.cells, self.smears, self.ask_field, *self.outputs]
         self._afterwards(
-            self.model.change(
-                on_model,
-                [*chosen, self.result],
-                [self.cells, self.smears, self.ask_field, *self.outputs],
-                cancels=running,
-                **quiet,
-            )
+            self.model.change(self._on_model, [*self.chosen, self.result], outputs, cancels=running, **LAST)
         )
         self.ask_real.click(
-            on_ask_real, self.model, [self.real_data, self.real, self.real_note],
+            self._on_ask_real, self.model, [self.real_data, self.real, self.real_note],
             show_progress_on=[self.real_note], **PRIVATE,
         )  # fmt: skip
+
+    def _wire_result(self) -> None:
+        """Connect what stands beside and below a result."""
+        inputs: list[Any] = [self.result, self.label, self.opacity, self.common_scale]
+        for control in inputs[1:]:
+            control.input(self._on_draw, inputs, [self.summary, self.pictures, self.explanation], **LAST)
+        self.point.input(self._on_point, [self.result, self.point], self.summary, **LAST)
+        self.turn.click(self._on_turn, self.result, self.forms, show_progress_on=[self.forms], **PRIVATE)
+        self.cover.click(self._on_cover, self.result, self.forms, show_progress_on=[self.forms], **PRIVATE)
+        with_model = [self.model, *self.outputs]
+        self._afterwards(self.visit.select(self._on_kept, [self.kept, *self.chosen], with_model, **EACH))
+        self._afterwards(self.pictures.select(self._on_tap, [self.result, *self.chosen], self.outputs, **EACH))
+        proposed = [self.result, self.field.result, *self.chosen]
+        self._afterwards(self.propose.click(self._on_propose, proposed, with_model, **LAST))
+        for panel in (self.field, self.batch):
+            for component in panel.cells:
+                opened = component.select(self._on_cell(panel), [panel.result, *self.chosen], self.outputs, **EACH)
+                self._afterwards(opened.then(None, js=REVEAL, **PRIVATE))
 
     def _afterwards(self, event: Any) -> None:
         """After an event that may have changed the result: keep it for the visit, and write the page's address."""
         inputs, outputs = [self.result, self.kept, self.model], [self.kept, self.visit]
-        quiet: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
         event.then(None, js=READY, **PRIVATE)
-        event.then(self._on_result, inputs, outputs, **quiet).then(None, js=ADDRESS, **PRIVATE)
+        event.then(self._on_result, inputs, outputs, **QUIET).then(None, js=ADDRESS, **PRIVATE)
 
     def _on_result(
         self, result: CellResult | None, kept: list[CellResult] | None, choice: str | None
@@ -455,106 +328,171 @@ class CellTab:
         number = result.example if result else 0
         return kept, panels.visit([(one.image, one.caption) for one in kept], choice or "", number)
 
-    def _wire_result(self) -> None:
-        """Connect what stands beside and below a result."""
+    def _on_upload(
+        self, paths: list[str] | None, choice: str | None, opacity: float, point: str | None, pattern: str
+    ) -> Iterator[Updates]:
+        if not paths:
+            yield {self.upload: None}
+            return
+        # Deleted only now: the page may ask for the file until the result is there.
+        with upload.deleted_afterwards(paths):
+            if is_batch(paths):
+                yield from self._predict_batch(lambda: open_batch(paths), choice, pattern)
+            else:
+                read = self.attempt(lambda: self.read(*upload.open_any(paths[0]), choice, opacity, point))
+                yield {self.upload: None, **read}
 
-        def on_kept(
-            kept: list[CellResult] | None, choice: str | None, opacity: float, point: str | None, picked: gr.EventData
-        ) -> Updates:
-            if not kept:
-                return self.clear(panels.placeholder(t("result_deleted")))
-            result = kept[picked.index]
-            # It must not stand below the name of another model.
-            model = gr.skip() if result.model == choice else result.model
-            return {self.model: model, **self.show(result, opacity, point)}
+    def _on_sample(self, choice: str | None, pattern: str) -> Iterator[Updates]:
+        yield from self._predict_batch(lambda: self.batch.sample(choice), choice, pattern)
 
-        def on_draw(result: CellResult | None, label: str, opacity: float, common_scale: bool) -> Updates:
+    def _predict_batch(self, read: Callable[[], Batch], choice: str | None, pattern: str) -> Iterator[Updates]:
+        waiting = self.clear(panels.placeholder(t("reading")))
+        try:
+            for step in self.batch.predict(read, choice, pattern):
+                yield {self.upload: None, **waiting, **step}
+                waiting = {self.summary: panels.placeholder(t("click_a_cell"))}
+        except LeukoscopeError as error:
+            yield {self.upload: None, **self.clear(panels.message(t("failed"), str(error)))}
+
+    def _on_stop(self, paths: list[str] | None) -> Updates:
+        # Of a batch that still waited for its turn, nobody else deletes the files.
+        with upload.deleted_afterwards(paths or []):
+            return {self.upload: None, **self.clear(panels.placeholder(t("stopped")))}
+
+    def _on_pick(self, gallery: gr.Gallery) -> Callable[..., Updates]:
+        # Not a `partial`: Gradio passes what was picked by the function's own annotations.
+        def pick(choice: str | None, opacity: float, point: str | None, data: str, picked: gr.SelectData) -> Updates:
+            def predict() -> Updates:
+                if gallery is self.real:
+                    cell = self._real.of(DATASETS[data])[picked.index]
+                    return self.read(cell.image, t("real_cell", label=cell.label), "", choice, opacity, point)
+                return self.show(self._example(choice, picked.index + 1), opacity, point)
+
+            # Unselected at once, so that the same example can be picked again.
+            return {gallery: gr.Gallery(selected_index=None), **self.attempt(predict)}
+
+        return pick
+
+    def _on_field(self, choice: str | None, opacity: float, point: str | None) -> Updates:
+        return self.attempt(lambda: self._show_field(read_example(self.models, choice), "", opacity, point))
+
+    def _on_model(
+        self, choice: str | None, opacity: float, point: str | None, result: CellResult | None
+    ) -> Iterator[Updates]:
+        def shown() -> Updates:
             if result is None:
-                return {self.summary: panels.placeholder(t("result_deleted"))}
-            return self._draw(result, label, opacity, common_scale)
+                return self.clear(panels.placeholder(t("model_ready", model=choice)))
+            if result.example:
+                return self.show(self._example(choice, result.example), opacity, point)
+            return self.show(predict_again(self.models, result, choice), opacity, point)
 
-        def on_point(result: CellResult | None, point: str | None) -> str:
-            return panels.placeholder(t("result_deleted")) if result is None else panels.decision(result, point or "")
+        if result is not None and result.model == choice:  # opened by the page's address, or from a visit
+            yield self._offered(choice)
+            return
+        if choice not in self.models.loaded:
+            # The result of the model before must not stand below the name of this one.
+            yield self.clear(panels.placeholder(t("loading_model", model=choice)))
+        yield self.attempt(lambda: {**self._offered(choice), **shown()})
 
-        def on_turn(result: CellResult | None) -> str:
-            return _formed(lambda one: panels.forms(turn_text(found := turned(self.models, one)), [
-                (f"{angle}°", form) for angle, form in zip(TURNS, found, strict=True)
-            ]), result)  # fmt: skip
+    def _offered(self, choice: str | None) -> Updates:
+        """Synthetic pictures of the kind that a model reads; smears are drawn when a model first asks for them."""
+        smears = knows_smears(self.models.predictor(choice).labels)
+        return {
+            self.cells: gr.Gallery(visible=not smears),
+            self.smears: gr.Gallery(_smears(), visible=True) if smears else gr.Gallery(visible=False),
+            self.ask_field: gr.Button(visible=not smears),
+        }
 
-        def on_cover(result: CellResult | None, names: Sequence[str] = ()) -> str:
-            def show(one: CellResult) -> str:
-                found = covered(self.models, one, names)
-                shown = [(t(f"without_{name}"), form) for name, form in found.items()]
-                return panels.forms(cover_text(one, found), [(t("as_given"), one), *shown])
+    def _on_ask_real(self, choice: str | None) -> Updates:
+        try:
+            info = source_of(self.models, choice)
+            pictures = [(upload.png_answer(cell.image), cell.label) for cell in self._real.of(info)]
+        except LeukoscopeError as error:
+            return {self.real: gr.Gallery(visible=False), self.real_note: panels.message(t("failed"), str(error))}
+        shown = gr.Gallery(pictures, visible=True)
+        return {self.real_data: info.name, self.real: shown, self.real_note: attribution(info)}
 
-            return _formed(show, result)
+    def _on_kept(
+        self, kept: list[CellResult] | None, choice: str | None, opacity: float, point: str | None, picked: gr.EventData
+    ) -> Updates:
+        if not kept:
+            return self.clear(panels.placeholder(t("result_deleted")))
+        result = kept[picked.index]
+        # It must not stand below the name of another model.
+        model = gr.skip() if result.model == choice else result.model
+        return {self.model: model, **self.show(result, opacity, point)}
 
-        def on_tap(
-            result: CellResult | None, choice: str | None, opacity: float, point: str | None, tap: gr.EventData
-        ) -> Updates:
-            """Cover the part that was tapped; of a refused picture that shows more than a cell, cut out what was."""
-            if result is None:
-                return self.clear(panels.placeholder(t("result_deleted")))
-            across, down = (min(max(float(value), 0.0), 0.999) for value in tap.value)
-            left, top = across * result.image.width, down * result.image.height
-            if result.foreign is not None and result.measured is not None:
-                return {self.forms: gr.skip()}
-            if result.foreign is None:
-                part = part_at(result.image, int(left), int(top))
-                return {self.forms: on_cover(result, [part]) if part else panels.note(t("no_parts"))}
-            half = CROP * min(result.image.size) / 2
-            box = [max(0, int(edge)) for edge in (left - half, top - half, left + half, top + half)]
-            crop = result.image.crop((box[0], box[1], box[2], box[3]))
-            return self.attempt(lambda: self.read(crop, result.caption, t("was_cropped"), choice, opacity, point))
+    def _on_draw(self, result: CellResult | None, label: str, opacity: float, common_scale: bool) -> Updates:
+        if result is None:
+            return {self.summary: panels.placeholder(t("result_deleted"))}
+        return self._draw(result, label, opacity, common_scale)
 
-        def on_propose(
-            result: CellResult | None, field: FieldResult | None, choice: str | None, opacity: float, point: str | None
-        ) -> Updates:
-            if field is not None:  # whose cells are unlike those of this model
-                other, name = self.reads["smears"], field.reading.source
-                show = partial(predict_cell, self.models, field.image, name, other)
-                return {self.model: other, **self.attempt(lambda: self.show(show(), opacity, point))}
-            if result is None:
-                return self.clear(panels.placeholder(t("result_deleted")))
-            if fitting := self._fitting(result):
-                return {self.model: fitting}
-            return self.attempt(lambda: self.read(result.image, result.caption, "", choice, opacity, point))
+    def _on_point(self, result: CellResult | None, point: str | None) -> str:
+        return panels.placeholder(t("result_deleted")) if result is None else panels.decision(result, point or "")
 
-        quick: dict[str, Any] = {**PRIVATE, "show_progress": "hidden", "trigger_mode": "always_last"}
-        each: dict[str, Any] = {**quick, "trigger_mode": "multiple"}
-        for control in (self.label, self.opacity, self.common_scale):
-            control.input(
-                on_draw, [self.result, self.label, self.opacity, self.common_scale],
-                [self.summary, self.pictures, self.explanation], **quick,
-            )  # fmt: skip
-        chosen = [self.model, self.opacity, self.point]
-        self._afterwards(self.visit.select(on_kept, [self.kept, *chosen], [self.model, *self.outputs], **each))
-        self.point.input(on_point, [self.result, self.point], self.summary, **quick)
-        self.turn.click(on_turn, self.result, self.forms, show_progress_on=[self.forms], **PRIVATE)
-        self.cover.click(on_cover, self.result, self.forms, show_progress_on=[self.forms], **PRIVATE)
-        self._afterwards(self.pictures.select(on_tap, [self.result, *chosen], self.outputs, **each))
-        self._afterwards(
-            self.propose.click(
-                on_propose, [self.result, self.field.result, *chosen], [self.model, *self.outputs], **quick
-            )
-        )
-        for panel in (self.field, self.batch):
-            for component in panel.cells:
-                opened = component.select(self._open(panel), [panel.result, *chosen], self.outputs, **each)
-                self._afterwards(opened.then(None, js=REVEAL, **PRIVATE))
+    def _on_turn(self, result: CellResult | None) -> str:
+        def show(one: CellResult) -> str:
+            found = turned(self.models, one)
+            shown = [(f"{angle}°", form) for angle, form in zip(TURNS, found, strict=True)]
+            return panels.forms(turn_text(found), shown)
 
-    def _open(self, panel: FieldPanel | BatchPanel) -> Callable[..., Updates]:
-        def on_cell(shown: Any, choice: str | None, opacity: float, point: str | None, picked: gr.EventData) -> Updates:
+        return _formed(show, result)
+
+    def _on_cover(self, result: CellResult | None, names: Sequence[str] = ()) -> str:
+        def show(one: CellResult) -> str:
+            found = covered(self.models, one, names)
+            shown = [(t(f"without_{name}"), form) for name, form in found.items()]
+            return panels.forms(cover_text(one, found), [(t("as_given"), one), *shown])
+
+        return _formed(show, result)
+
+    def _on_tap(
+        self, result: CellResult | None, choice: str | None, opacity: float, point: str | None, tap: gr.EventData
+    ) -> Updates:
+        """Cover the part that was tapped; of a refused picture that shows more than a cell, cut out what was."""
+        if result is None:
+            return self.clear(panels.placeholder(t("result_deleted")))
+        across, down = (min(max(float(value), 0.0), 0.999) for value in tap.value)
+        x, y = across * result.image.width, down * result.image.height
+        if result.foreign is None:
+            part = part_at(result.image, int(x), int(y))
+            return {self.forms: self._on_cover(result, [part]) if part else panels.note(t("no_parts"))}
+        if result.measured is not None:
+            return {self.forms: gr.skip()}
+        half = CROP * min(result.image.size) / 2
+        crop = result.image.crop((max(0, int(x - half)), max(0, int(y - half)), int(x + half), int(y + half)))
+        return self.attempt(lambda: self.read(crop, result.caption, t("was_cropped"), choice, opacity, point))
+
+    def _on_propose(
+        self,
+        result: CellResult | None,
+        field: FieldResult | None,
+        choice: str | None,
+        opacity: float,
+        point: str | None,
+    ) -> Updates:
+        if field is not None:  # whose cells are unlike those of this model
+            other, name = self.reads["smears"], field.reading.source
+            show = partial(predict_cell, self.models, field.image, name, other)
+            return {self.model: other, **self.attempt(lambda: self.show(show(), opacity, point))}
+        if result is None:
+            return self.clear(panels.placeholder(t("result_deleted")))
+        if fitting := self._fitting(result):
+            return {self.model: fitting}
+        return self.attempt(lambda: self.read(result.image, result.caption, "", choice, opacity, point))
+
+    def _on_cell(self, panel: FieldPanel | BatchPanel) -> Callable[..., Updates]:
+        def opened(shown: Any, choice: str | None, opacity: float, point: str | None, picked: gr.EventData) -> Updates:
             if shown is None:
                 return self.clear(panels.placeholder(t("result_deleted")))
             try:
-                opened = self.show(panel.cell(shown, picked.index), opacity, point, keep=True)
-                # What is proposed for a field stays with it.
-                return {**opened, self.propose: gr.skip()} if panel is self.field else opened
+                cell = self.show(panel.cell(shown, picked.index), opacity, point, keep=True)
             except LeukoscopeError as error:
                 return {self.summary: panels.message(t("failed"), str(error))}
+            # What is proposed for a field stays with it.
+            return {**cell, self.propose: gr.skip()} if panel is self.field else cell
 
-        return on_cell
+        return opened
 
     def _add_endpoint(self) -> None:
         """The named endpoint /predict: image, model, point → outcome, probabilities, overlay, text, decision."""
@@ -569,8 +507,8 @@ class CellTab:
                 model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
                 operating_point: threshold between two classes; empty decides for the most probable class.
             """
-            with gradio_errors():
-                result = predict_cell(self.models, *read_upload(image), model)
+            with upload.gradio_errors():
+                result = predict_cell(self.models, *upload.read_upload(image), model)
                 points = list(result.thresholds.operating_points)
                 if operating_point and operating_point not in points:
                     raise LeukoscopeError(
@@ -581,14 +519,14 @@ class CellTab:
             predicted = result.prediction
             _, overlaid = result.pictures(predicted.most_probable, OPACITY)
             decision = {**result.decision(operating_point).to_dict(), "ood_score": predicted.checks.ood_score}
-            grad_cam = png_answer(overlaid) if overlaid else None
+            grad_cam = upload.png_answer(overlaid) if overlaid else None
             return decision["outcome"], predicted.probabilities, grad_cam, text, decision
 
         with gr.Group(visible=False):
             # The names that `evaluation.thresholds` gives; clients and assistants see them as an enumeration.
             points = ["", "sensitivity_95", "specificity_95", "youden"]
             point = gr.Dropdown(points, value="", allow_custom_value=True, label="operating_point")
-            inputs = [cell_upload(label="image"), self.model, point]
+            inputs = [upload.cell_upload(label="image"), self.model, point]
             outputs = [
                 gr.Textbox(label="outcome"), gr.JSON(label="probabilities"),
                 gr.Image(label="grad_cam", format="png"), gr.Textbox(label="text"), gr.JSON(label="decision"),
@@ -653,28 +591,18 @@ class RealCells:
     """The cells downloaded so far, by data set."""
 
     def __init__(self) -> None:
-        self._downloaded: dict[str, list[StreamedCell]] = {}
+        self._downloaded = cache(stream_cells)
         self._locks: defaultdict[str, Lock] = defaultdict(Lock)
 
     def of(self, info: DatasetInfo) -> list[StreamedCell]:
-        """Three cells of each class of a data set that has a copy on the Hub.
-
-        Raises:
-            LeukoscopeError: the Hub cannot be reached, or no longer has it.
-        """
+        """Three cells of each class of a data set that has a copy on the Hub."""
         assert info.hub_id is not None
         with self._locks[info.name]:
-            if info.name not in self._downloaded:
-                self._downloaded[info.name] = stream_cells(info.hub_id)
-            return self._downloaded[info.name]
+            return self._downloaded(info.hub_id)
 
 
 def source_of(models: ModelCache, choice: str | None) -> DatasetInfo:
-    """The data set that a model was trained on.
-
-    Raises:
-        LeukoscopeError: the model cannot be used, or its data set has no copy on the Hub.
-    """
+    """The data set that a model was trained on; an error where no copy of it is on the Hub."""
     info = trained_on(models.predictor(choice).release.metrics)
     if info is None or info.hub_id is None:
         raise LeukoscopeError(

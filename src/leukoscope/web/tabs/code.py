@@ -9,7 +9,7 @@ import gradio as gr
 
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import PRIVATE
+from leukoscope.web.page import QUIET
 from leukoscope.web.text import Localised, localised, t
 
 # Name → its inputs and outputs.
@@ -78,12 +78,7 @@ def serves_mcp() -> bool:
 
 
 def snippets(address: str, model: str) -> dict[str, str]:
-    """Title → a program that has this very server predict.
-
-    Args:
-        address: of the server, with a slash at its end.
-        model: a name that it knows.
-    """
+    """Title → a program that has this server, by its address with a slash at the end, predict with a model."""
     return {title: text.format(address=address, model=model) for title, _, text in SNIPPETS}
 
 
@@ -116,6 +111,4 @@ def build_tab(demo: gr.Blocks, models: ModelCache, model: gr.Dropdown) -> None:
         model = choice if choice and models.is_name(choice) else "owner/name"
         return [*snippets(address, model).values(), _MCP.format(address=address)]
 
-    gr.on(
-        [demo.load, tab.select, model.change], fill, model, [*codes, protocol], show_progress="hidden", **PRIVATE,
-    )  # fmt: skip
+    gr.on([demo.load, tab.select, model.change], fill, model, [*codes, protocol], **QUIET)

@@ -17,7 +17,7 @@ from leukoscope.inference.gradcam import passes_map_checks
 from leukoscope.models.release_files import PREDICTIONS, ReleaseInfo
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import PRIVATE
+from leukoscope.web.page import LAST, PRIVATE, QUIET
 from leukoscope.web.text import LocalisedChoices, language, local_number, localised, percent, point_name, t
 from leukoscope.web.upload import gradio_errors
 
@@ -51,11 +51,10 @@ def build_tab(models: ModelCache, model: gr.Dropdown) -> None:
 
     def read(choice: str | None, compared: str | None, wanted: float, share: float) -> tuple[str, ...]:
         first = _shown(load, choice, wanted, share)
-        if compared in (None, ""):
+        if not compared:
             return first[0], "", first[1], ""
         second = _shown(load, compared, wanted, share)
-        titles = [f"<h2>{escape(name or '')}</h2>" for name in (choice, compared)]
-        return first[0], second[0], titles[0] + first[1], titles[1] + second[1]
+        return first[0], second[0], _title(choice) + first[1], _title(compared) + second[1]
 
     def on_choice(choice: str | None, compared: str | None, wanted: float, share: float) -> tuple[Any, ...]:
         shown = read(choice, compared, wanted, share)
@@ -78,19 +77,13 @@ def build_tab(models: ModelCache, model: gr.Dropdown) -> None:
         [tab.select, other.change, model.change], on_choice, inputs, outputs, show_progress_on=[about],
         trigger_mode="always_last", **PRIVATE,
     )  # fmt: skip
-    gr.on([tab.select, model.change], on_lead, model, lead, show_progress="hidden", **PRIVATE)
+    gr.on([tab.select, model.change], on_lead, model, lead, **QUIET)
     for slider in (sensitivity, prevalence):
-        slider.input(
-            on_point, inputs, [points, other_points], show_progress="hidden", trigger_mode="always_last", **PRIVATE
-        )
+        slider.input(on_point, inputs, [points, other_points], **LAST)
 
 
 def evidence_of(models: ModelCache, choice: str) -> tuple[dict[str, Any], Scores | None, str]:
-    """A release's metrics, its scores of unseen subjects' cells, and all its evidence as HTML.
-
-    Raises:
-        LeukoscopeError: the model cannot be used.
-    """
+    """A release's metrics, its scores of unseen subjects' cells, and all its evidence as HTML."""
     release = models.predictor(choice).release
     return dict(release.metrics), scores_of(release), evidence_page(choice, release.metrics)
 
@@ -108,7 +101,11 @@ def _shown(
         # A stranger's metrics.json may hold less than a whole report.
         key = "metrics_lack" if isinstance(error, KeyError) else "metrics_damaged"
         return panels.message(t("measurements_unusable"), t(key, model=choice, what=error, error=error)), ""
-    return f"<h2>{escape(choice or '')}</h2>{points}", about
+    return _title(choice) + points, about
+
+
+def _title(name: str | None) -> str:
+    return f"<h2>{escape(name or '')}</h2>"
 
 
 def _add_endpoint(models: ModelCache, model: gr.Dropdown) -> None:
@@ -235,19 +232,16 @@ def points_table(metrics: Mapping[str, Any], scores: Scores | None, sensitivity:
     named = metrics.get("decisions", {}).get("operating_points", {}).get("points", {})
     if not named:
         return panels.note(t("no_points"))
-    rows = [_row(point_name(name), _named(point), prevalence) for name, point in named.items()]
+    rows = {}
     if scores:
-        rows.insert(
-            0, _row(t("chosen_point", share=percent(sensitivity)), scores.at_sensitivity(sensitivity), prevalence)
-        )
+        rows[t("chosen_point", share=percent(sensitivity))] = scores.at_sensitivity(sensitivity)
+    for name, point in named.items():
+        judged = point["cross_fitted"]
+        rows[point_name(name)] = Rates(point["threshold"], judged["sensitivity"], judged["specificity"])
     heads = [t(key) for key in ("operating_point", "threshold", "sensitivity", "specificity", "ppv", "npv")]
     note = t("chosen_note" if scores else "only_named")
-    return panels.table(heads, rows, t("operating_points")) + panels.note(note)
-
-
-def _named(point: Mapping[str, Any]) -> Rates:
-    judged = point["cross_fitted"]
-    return Rates(point["threshold"], judged["sensitivity"], judged["specificity"])
+    shown = [_row(name, rates, prevalence) for name, rates in rows.items()]
+    return panels.table(heads, shown, t("operating_points")) + panels.note(note)
 
 
 def _row(name: str, rates: Rates, prevalence: float) -> tuple[str, ...]:

@@ -20,38 +20,17 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.fields import (
-    NUCLEUS_WIDTH,
-    PLAUSIBLE_NUCLEI,
-    POSSIBLE_NUCLEI,
-    FieldCell,
-    ScaleSource,
-    UnusableField,
-    cut_out,
-    find_view,
-    measure_stain,
-)
+from leukoscope.data import fields
 from leukoscope.data.images import CUT_OUT_PITCH
 from leukoscope.inference.field import AT_EDGE, CLASS_COLOURS, DASHED, OTHER_COLOURS, draw_reading
 from leukoscope.inference.prediction import FIELD_NEEDS
 from leukoscope.inference.scoring import safe_cell
 from leukoscope.synthetic import draw_field
-from leukoscope.web import panels
+from leukoscope.web import panels, upload
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import SESSION_SECONDS, Updates
+from leukoscope.web.page import PRIVATE, SESSION_SECONDS, Updates
 from leukoscope.web.result import CellResult, predict_cell
 from leukoscope.web.text import Localised, about_model, local_number, localised, outcome_text, percent, t
-from leukoscope.web.upload import (
-    FIELD,
-    File,
-    cell_upload,
-    gradio_errors,
-    png_answer,
-    png_file,
-    read_upload,
-    safe_stem,
-    save_button,
-)
 
 if TYPE_CHECKING:
     from leukoscope.inference.field import CellReading, FieldReading
@@ -83,7 +62,7 @@ class FieldResult:
         """A whole cell, alone on black."""
         scale = self.reading.field.scale
         assert scale is not None  # a field without a scale has no cells
-        return cut_out(self.image, self.reading.cells[number].cell, scale.um_per_pixel)
+        return fields.cut_out(self.image, self.reading.cells[number].cell, scale.um_per_pixel)
 
 
 def predict_field(
@@ -92,16 +71,9 @@ def predict_field(
     caption: str,
     choice: str | None,
     um_per_pixel: float | None,
-    scale_source: ScaleSource = "given",
+    scale_source: fields.ScaleSource = "given",
 ) -> FieldResult:
-    """Find and classify the cells of a field.
-
-    Args:
-        scale_source: where its scale comes from.
-
-    Raises:
-        LeukoscopeError: the picture, the scale or the model cannot be used.
-    """
+    """Find and classify the cells of a field; `scale_source` tells where its scale comes from."""
     predictor = models.predictor(choice)
     if predictor.release.takes_cut_outs is False:
         raise LeukoscopeError(
@@ -117,27 +89,23 @@ def predict_any_field(models: ModelCache, image: Image.Image, caption: str, choi
     """As `predict_field`; of a picture whose red cells make its nuclei too large, the nuclei give the scale.
 
     A crop of one cell shows few whole red cells.
-
-    Raises:
-        LeukoscopeError: the picture or the model cannot be used.
     """
-    by_nuclei, found = scale_of_nuclei(image), None
-    failed: UnusableField | None = None
+    by_nuclei = scale_of_nuclei(image)
+    found: FieldResult | fields.UnusableField
     try:
         found = predict_field(models, image, caption, choice, None)
         if not _too_large(found, by_nuclei):
             return found
-    except UnusableField as error:
+    except fields.UnusableField as error:
         if not by_nuclei:
             raise
-        failed = error
-    with suppress(UnusableField):
+        found = error
+    with suppress(fields.UnusableField):
         again = predict_field(models, image, caption, choice, by_nuclei, "nuclei")
         if again.reading.cells:
             return again
-    if found is None:
-        assert failed is not None
-        raise failed
+    if isinstance(found, fields.UnusableField):
+        raise found
     return found
 
 
@@ -150,9 +118,10 @@ def _too_large(found: FieldResult, by_nuclei: float) -> bool:
     scale, nuclei = found.reading.field.scale, [one.cell.nucleus_area for one in found.reading.cells]
     if scale is None or scale.source == "nuclei" or not nuclei or not by_nuclei:
         return False
-    if max(found.image.size) <= CROP_SIDE and scale.um_per_pixel / by_nuclei > POSSIBLE_NUCLEI[1] / NUCLEUS_WIDTH:
+    largest = fields.NUCLEUS_WIDTH * scale.um_per_pixel / by_nuclei
+    if max(found.image.size) <= CROP_SIDE and largest > fields.POSSIBLE_NUCLEI[1]:
         return True
-    return 2 * float(np.sqrt(np.median(nuclei) / np.pi)) > PLAUSIBLE_NUCLEI[1]
+    return 2 * float(np.sqrt(np.median(nuclei) / np.pi)) > fields.PLAUSIBLE_NUCLEI[1]
 
 
 def scale_of_nuclei(image: Image.Image) -> float:
@@ -161,7 +130,7 @@ def scale_of_nuclei(image: Image.Image) -> float:
 
     small = image.copy()
     small.thumbnail((512, 512))
-    stain = measure_stain(find_view(image))
+    stain = fields.measure_stain(fields.find_view(image))
     if stain.problem or not stain.holds_nuclei:
         return 0.0
     nuclei = ndimage.binary_opening(stain.nuclear(np.asarray(small)) > stain.threshold, iterations=2)
@@ -170,7 +139,7 @@ def scale_of_nuclei(image: Image.Image) -> float:
     if not areas.any():
         return 0.0
     width = 2 * float(np.sqrt(areas.max() / np.pi)) * image.width / small.width
-    return NUCLEUS_WIDTH / width
+    return fields.NUCLEUS_WIDTH / width
 
 
 @cache
@@ -184,6 +153,11 @@ def _drawn() -> Image.Image:
 def example_field() -> tuple[Image.Image, str]:
     """A synthetic field and its caption."""
     return _drawn(), t("synthetic_field")
+
+
+def read_example(models: ModelCache, choice: str | None) -> FieldResult:
+    """The synthetic field, read by a model."""
+    return predict_field(models, *example_field(), choice, EXAMPLE_PITCH)
 
 
 class FieldPanel:
@@ -204,7 +178,7 @@ class FieldPanel:
             self.strip = gr.HTML(js_on_load=SORT + panels.CLICK, elem_id="field-cells", padding=False)
             with gr.Row():
                 for kind in ("PNG", "CSV", "JSON"):
-                    save_button(
+                    upload.save_button(
                         Localised(partial(t, "save_as", kind=kind)), partial(save_field, kind), [self.result],
                         elem_id=f"save-field-{kind.lower()}",
                     )  # fmt: skip
@@ -214,9 +188,8 @@ class FieldPanel:
         self.cells = [self.picture, self.strip]
         self.outputs = [self.result, self.shown, self.summary, self.picture, self.strip]
         self.pitch.submit(
-            self._on_pitch, [self.result, self.pitch], self.outputs, show_progress_on=[self.summary],
-            api_visibility="private",
-        )  # fmt: skip
+            self._on_pitch, [self.result, self.pitch], self.outputs, show_progress_on=[self.summary], **PRIVATE
+        )
 
     def show(self, result: FieldResult) -> Updates:
         """Updates that show a field."""
@@ -231,14 +204,6 @@ class FieldPanel:
     def clear(self) -> Updates:
         """Updates that hide the field, which is deleted."""
         return {self.result: None, self.shown: gr.Column(visible=False), self.picture: "", self.strip: ""}
-
-    def example(self, choice: str | None) -> FieldResult:
-        """The synthetic field, read by a model.
-
-        Raises:
-            LeukoscopeError: the model reads no fields.
-        """
-        return predict_field(self.models, *example_field(), choice, EXAMPLE_PITCH)
 
     def cell(self, result: FieldResult, number: int) -> CellResult:
         """A cell of a field, predicted with its map."""
@@ -275,12 +240,12 @@ class FieldPanel:
                 model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
                 um_per_pixel: micrometres per pixel; 0 has the scale guessed from the size of the red cells.
             """
-            with gradio_errors():
-                result = predict_field(self.models, *read_upload(image, FIELD), model, um_per_pixel)
-            return result.reading.to_dict(), png_answer(draw_reading(result.image, result.reading))
+            with upload.gradio_errors():
+                result = predict_field(self.models, *upload.read_upload(image, upload.FIELD), model, um_per_pixel)
+            return result.reading.to_dict(), upload.png_answer(draw_reading(result.image, result.reading))
 
         with gr.Group(visible=False):
-            inputs = [cell_upload(label="image"), self.model, gr.Number(0, label="um_per_pixel")]
+            inputs = [upload.cell_upload(label="image"), self.model, gr.Number(0, label="um_per_pixel")]
             outputs = [gr.JSON(label="reading"), gr.Image(label="boxes", format="png")]
             gr.Button("field").click(field, inputs, outputs, api_name="field")
 
@@ -294,7 +259,7 @@ class CellSize:
     lobes: int
 
 
-def cell_size(cell: FieldCell) -> CellSize:
+def cell_size(cell: fields.FieldCell) -> CellSize:
     """Measure a whole cell by its outline and that of its nucleus."""
     from scipy.ndimage import label
 
@@ -402,20 +367,16 @@ def _drawn_text(text: str) -> str:
     return t("notice") if text == RESEARCH_NOTICE else outcome_text(text)
 
 
-def save_field(kind: str, result: FieldResult) -> File:
-    """A field's reading as a file.
-
-    Args:
-        kind: "PNG", "CSV" or "JSON".
-    """
+def save_field(kind: str, result: FieldResult) -> upload.File:
+    """A field's reading as a file; `kind` is "PNG", "CSV" or "JSON"."""
     reading = result.reading
-    name = f"leukoscope-{safe_stem(reading.source) or 'field'}.{kind.lower()}"
+    name = f"leukoscope-{upload.safe_stem(reading.source) or 'field'}.{kind.lower()}"
     if kind == "PNG":
         title = t("field_title", source=reading.source, model=reading.model, summary=_sentence(reading))
         drawn = draw_reading(result.image, reading, translate=_drawn_text)
-        return png_file(name, drawn, title=title, model=reading.model, revision=reading.revision)
+        return upload.png_file(name, drawn, title=title, model=reading.model, revision=reading.revision)
     if kind == "JSON":
-        return File(name, "application/json", json.dumps(reading.to_dict(), indent=1).encode())
+        return upload.File(name, "application/json", json.dumps(reading.to_dict(), indent=1).encode())
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     shares = [f"p_{label}" for label in reading.labels]
@@ -430,4 +391,4 @@ def save_field(kind: str, result: FieldResult) -> File:
         table.writerow(
             [number, *cell["box"], safe_cell(cell["outcome"]), *probabilities, ood, cell["nucleus_um2"], *sizes, *about]
         )
-    return File(name, "text/csv", text.getvalue().encode())
+    return upload.File(name, "text/csv", text.getvalue().encode())

@@ -52,11 +52,7 @@ class Round:
     answers: tuple[str, ...] = ()
 
     def guessed(self, models: ModelCache, label: str) -> Round:
-        """The round after one guess more, the model's among them.
-
-        Raises:
-            LeukoscopeError: the model can no longer be used.
-        """
+        """The round after one guess more, the model's among them."""
         cell = self.cells[len(self.guesses)]
         (predicted,) = models.predict(models.predictor(self.model), [cell.image])
         answers = (*self.answers, predicted.most_probable)
@@ -86,11 +82,7 @@ def phantoms(seed: int) -> list[tuple[Image.Image, str]]:
 
 
 def new_round(models: ModelCache, choice: str | None, cells: Sequence[tuple[Image.Image, str]], seed: int) -> Round:
-    """A round of cells whose class is known, for a model that tells these classes apart.
-
-    Raises:
-        LeukoscopeError: the model cannot be used, or tells other classes apart.
-    """
+    """A round of cells whose class is known, for a model that tells just these classes apart."""
     predictor = models.predictor(choice)
     if not {label for _, label in cells} <= set(predictor.labels) or len(predictor.labels) != 2:
         raise LeukoscopeError(f"{choice}: tells {', '.join(predictor.labels)} apart; choose a model of ALL and HEM")
@@ -115,11 +107,7 @@ def new_round(models: ModelCache, choice: str | None, cells: Sequence[tuple[Imag
 def build_tab(
     models: ModelCache, model: gr.Dropdown, real_cells: Callable[[str | None], list[tuple[Image.Image, str]]]
 ) -> None:
-    """Add the tab to the Blocks being built.
-
-    Args:
-        real_cells: a few cells of the data set that a model was trained on, each with its class.
-    """
+    """Add the tab; `real_cells` gives a few cells of the data set that a model was trained on, each with its class."""
     with gr.Tab(localised("tab_guess"), id="guess"):
         played = gr.State(None, time_to_live=SESSION_SECONDS)
         shown = gr.HTML(Localised(lambda: panels.placeholder(t("guess_hint"))), elem_id="guess", padding=False)
