@@ -175,8 +175,9 @@ def test_a_folder_is_read_slide_by_slide_with_one_scale_and_crops(tiny_release, 
     fields = [line for line in tables if "a-field-" in line]
     assert len(fields) == 4 and len({line.split("│")[-2] for line in fields}) == 1, "one scale for the folder"
     assert "scale: guessed from red cells of the series" in result.stdout.splitlines()
-    (row,) = (line for line in tables if "slides/second" in line and "a-field" not in line)
-    counts = [int(cell) for cell in row.strip("│").split("│")[1:]]
+    # A long temporary path is folded, so a field's first line may end in the folder's name too.
+    (row,) = (cells for line in tables if (cells := line.strip("│").split("│"))[0].strip() == "slides/second")
+    counts = [int(cell) for cell in row[1:]]
     readings = json.loads(run("field", tiny_release, slides, "--json").stdout)
     assert {reading["scale_from"] for reading in readings} == {"red cells of the series"}
     cells = [reading["cells"] for reading in readings if "second" in reading["source"]]
