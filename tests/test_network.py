@@ -31,8 +31,8 @@ COMMANDS = {
     "predict": ["predict", "RELEASE", "cell.bmp"],
     "score": ["score", "RELEASE", "--input", ".", "--output", "scores.csv"],
     "export": ["release", "export", "RELEASE", "--format", "openvino", "--output", "exported"],
-    "train": ["train", "--output_dir", "run"],
-    "train, tracked": ["train", "--output_dir", "run", "--report_to", "trackio"],
+    "train": ["train", "--output_dir", "run", "--num_train_epochs", "1"],
+    "train, tracked": ["train", "--output_dir", "run", "--num_train_epochs", "1", "--report_to", "trackio"],
 }
 DEMO = """
 import threading, time, urllib.request
