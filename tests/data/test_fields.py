@@ -320,7 +320,36 @@ def test_a_scale_from_red_cells_is_a_guess_and_said_to_be_one():
     assert given.scale is not None and not given.scale.guessed and not given.notes
 
 
-def test_a_guess_that_no_nucleus_fits_is_refused_and_the_scale_asked_for():
+def test_nuclei_give_the_scale_of_a_crop_whose_red_cells_do_not():
+    pixels = drawn(classes=("ALL",), size=(360, 360), um_per_pixel=0.1, red_cells=0, scale_bar=False)[0].image.copy()
+    down, across = np.mgrid[:360, :360]
+    ground, random = np.median(pixels.reshape(-1, 3), axis=0), np.random.default_rng(0)
+    for top, left in random.integers(15, 345, (12, 2)):  # fragments of red cells
+        disc = (down - top) ** 2 + (across - left) ** 2 < 12**2
+        if abs(pixels[disc] - ground).max() < 40:
+            pixels[disc] = (205, 150, 150)
+    image = Image.fromarray(pixels)
+    view = find_view(image)
+    wrong = measure_scale(view, measure_stain(view))
+    assert wrong is not None and wrong.um_per_pixel > 0.2 and wrong.source == "red cells"
+
+    found = find_cells(image)
+
+    assert len(found.cells) == 1 and found.scale is not None
+    assert found.scale.source == "nuclei" and 0.05 < found.scale.um_per_pixel < 0.15
+    assert any("do not fit the nuclei: the scale is guessed from these" in note for note in found.notes)
+
+
+def test_crops_of_another_laboratory_are_cut_out(real_data):
+    right = []
+    for folder in sorted(path for path in (real_data / "pbc").glob("*") if path.is_dir()):
+        for file in sorted(folder.glob("*.jpg"))[:40:8]:
+            scale = find_cells(open_field(file)).scale
+            right.append(scale is not None and 0.06 < scale.um_per_pixel < 0.16)
+    assert np.mean(right) >= 0.9, "about 0.1 µm per pixel"
+
+
+def test_a_guess_that_no_nucleus_fits_gives_way_to_the_nuclei_or_is_refused(monkeypatch):
     # Specks as small as platelets, but many and round: they pass for red cells.
     _, image = drawn(red_cells=0, platelets=0, scale_bar=False, classes=("ALL",) * 4)
     level, pen = np.asarray(image).min(axis=-1), ImageDraw.Draw(image)
@@ -332,9 +361,13 @@ def test_a_guess_that_no_nucleus_fits_is_refused_and_the_scale_asked_for():
     said = (
         r"^the nuclei found would be \d+\.\d µm wide at the 0\.\d+ µm per pixel guessed from its red cells, and .* are "
     )
+    found = find_cells(image)
+    assert len(found.cells) == 4 and found.scale is not None and found.scale.source == "nuclei"
+    assert any("that the red cells give do not fit the nuclei" in note for note in found.notes)
+    assert len(find_cells(image, um_per_pixel=0.2).cells) == 4
+    monkeypatch.setattr(fields, "_scale_of_largest", lambda *_: None)
     with pytest.raises(UnusableField, match=said + r"4 to 20: give the scale \(--um_per_pixel\)$"):
         find_cells(image)
-    assert len(find_cells(image, um_per_pixel=0.2).cells) == 4
 
 
 def test_an_impossible_scale_is_refused():

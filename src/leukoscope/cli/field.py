@@ -41,7 +41,8 @@ Overlay = Annotated[
     Path | None, Option(metavar="PNG", help="Draw the outcomes over the field; of several, to PNG-<name of the field>.")
 ]
 Scale = Annotated[
-    float | None, Option("--um_per_pixel", help="Micrometres per pixel; else guessed from the red cells.")
+    float | None,
+    Option("--um_per_pixel", help="Micrometres per pixel; else guessed from the red cells or the nuclei."),
 ]
 OneScale = Annotated[
     bool,

@@ -311,7 +311,15 @@ FEWEST_RED_CELLS = 8
 FEWEST_WHOLE_RED_CELLS = 4  # of a round view, which is smaller, and whose rim cuts none of those counted
 WINDOW, SAMPLE = 2048, 512
 
-
+# How a scale was guessed, as a field's notes say.
+GUESSES = {
+    "red cells": "The scale is guessed from the red cells, taken to be 7.5 µm wide; better give it.",
+    "nuclei": "Too few red cells to read the scale from: it is guessed from the nuclei; better give it.",
+}
+REJECTED = (
+    "The {:.3f} µm per pixel that the red cells give do not fit the nuclei: the scale is guessed from these; "
+    "better give it."
+)
 ScaleSource = Literal["given", "red cells of the series", "red cells", "nuclei"]
 
 
@@ -346,6 +354,20 @@ def measure_scale(view: View, stain: Stain) -> Scale | None:
     if sum(width > typical / 2 for width in red) >= fewest:
         return Scale(RED_CELL_WIDTH / typical, "red cells")
     return Scale(NUCLEUS_WIDTH / _typical(nuclear), "nuclei") if nuclear else None
+
+
+def _scale_of_largest(view: View, stain: Stain) -> Scale | None:
+    """The scale that makes the largest nucleus a usual one, its lobes counted together; None without one."""
+    small = view.image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    inside = view.inside((0, 0, *view.image.size), small.size[::-1])
+    nuclei = ndimage.binary_opening((stain.nuclear(np.asarray(small)) > stain.threshold) & inside, iterations=2)
+    near, _ = ndimage.label(ndimage.binary_dilation(nuclei, iterations=6))
+    largest = np.bincount(near.ravel(), nuclei.ravel())[1:].max(initial=0)
+    if not largest:
+        return None
+    width = 2 * float(np.sqrt(largest / np.pi)) * view.image.width / small.width
+    return Scale(NUCLEUS_WIDTH / width, "nuclei")
 
 
 def _windows(view: View) -> Iterator[tuple[NDArray[np.uint8], float, Mask]]:
@@ -409,6 +431,8 @@ PLASMA_REACH = 0.55  # µm: two working pixels
 PLAUSIBLE_NUCLEI = (5.5, 15.0)
 # µm; beyond these, no white cell in blood or marrow: a scale guessed so is wrong, not a cell that is unusual.
 POSSIBLE_NUCLEI = (4.0, 20.0)
+# Pixels; a picture no larger is a crop of hardly more than one cell, and few of its red cells are whole.
+CROP_SIDE = 512
 # A nuclear outline wider than this has lost its chromatin; the sharp fields of BCCD measure 1.1 to 1.5 µm.
 BLURRED_EDGE = 2.0
 # Of what is stained, for each cell that may be found; BCCD and the four-class B-ALL set show 3.
@@ -499,7 +523,8 @@ def find_cells(
 
     Args:
         image: RGB field.
-        um_per_pixel: its scale; None reads it off the red cells, or off the nuclei where these are too few.
+        um_per_pixel: its scale; None reads it off the red cells, or off the nuclei where these are too few, or where
+            the nuclei would be too large for it.
         scale_source: where `um_per_pixel` comes from.
         tile: side of the squares it is worked through in, in working pixels; more memory, fewer seams.
         most_cells: the search ends with an error at the first tile that shows more than that, or that shows 10 times
@@ -521,18 +546,31 @@ def find_cells(
     stain = measure_stain(view)
     if stain.problem:
         raise UnusableField(stain.problem)
-    scale = Scale(um_per_pixel, scale_source) if um_per_pixel else None
-    if stain.holds_nuclei:
-        scale = scale or measure_scale(view, stain)
-    if scale is None or not stain.holds_nuclei:
-        return Field(image.size, (), scale)
-    finder = _Finder(view, stain, scale.um_per_pixel, settings or FinderSettings(), most_cells)
-    for core in finder.cores(tile):
-        check()
-        finder.search(core)
-    cells = sorted(finder.cells, key=lambda cell: (cell.box[1], cell.box[0]))
-    _check_scale(view, stain, scale, cells)
-    return Field(image.size, tuple(cells), scale, tuple(_notes(scale, cells)))
+
+    def found_at(scale: Scale, *why: str) -> Field:
+        finder = _Finder(view, stain, scale.um_per_pixel, settings or FinderSettings(), most_cells)
+        for core in finder.cores(tile):
+            check()
+            finder.search(core)
+        cells = sorted(finder.cells, key=lambda cell: (cell.box[1], cell.box[0]))
+        return Field(image.size, tuple(cells), scale, (*_notes(scale, cells), *why))
+
+    if um_per_pixel is not None:
+        given = Scale(um_per_pixel, scale_source)
+        return found_at(given) if stain.holds_nuclei else Field(image.size, (), given)
+    guess = measure_scale(view, stain) if stain.holds_nuclei else None
+    if guess is None:
+        return Field(image.size, (), None)
+    field = found_at(guess, GUESSES[guess.source])
+    problem, other = _scale_problem(view, stain, guess, field.cells), _scale_of_largest(view, stain)
+    if other and (problem or (guess.source == "red cells" and _too_large(field, guess, other))):
+        why = GUESSES["nuclei"] if guess.source == "nuclei" else REJECTED.format(guess.um_per_pixel)
+        again = found_at(other, why)
+        if again.cells and not _scale_problem(view, stain, other, again.cells):
+            return again
+    if problem:
+        raise UnusableField(problem)
+    return field
 
 
 def cut_out(image: Image.Image, cell: FieldCell, um_per_pixel: float) -> Image.Image:
@@ -731,10 +769,8 @@ def _nucleus_width(cells: Sequence[FieldCell]) -> float:
     return 2 * float(np.sqrt(np.median([cell.nucleus_area for cell in cells]) / np.pi))
 
 
-def _check_scale(view: View, stain: Stain, scale: Scale, cells: Sequence[FieldCell]) -> None:
-    """Refuse a scale read off this field that would make its nuclei those of no white cell."""
-    if scale.source not in ("red cells", "nuclei"):
-        return
+def _scale_problem(view: View, stain: Stain, scale: Scale, cells: Sequence[FieldCell]) -> str:
+    """Why a scale read off this field cannot be: its nuclei would be those of no white cell; "" where it can."""
     low, high = POSSIBLE_NUCLEI
     if cells:
         width = _nucleus_width(cells)
@@ -745,28 +781,33 @@ def _check_scale(view: View, stain: Stain, scale: Scale, cells: Sequence[FieldCe
             nuclei = (stain.nuclear(pixels) > stain.threshold) & inside
             widths += [width * step for width in _widths(ndimage.binary_fill_holes(nuclei), nuclei)]
         low, width = 0.0, _typical(widths) * scale.um_per_pixel
-    if not low <= width <= high:
-        raise UnusableField(
-            f"the nuclei found would be {width:.1f} µm wide at the {scale.um_per_pixel:.3f} µm per pixel guessed from "
-            f"its {scale.source}, and those of white cells are {POSSIBLE_NUCLEI[0]:g} to {high:g}: give the scale "
-            "(--um_per_pixel)"
-        )
+    if low <= width <= high:
+        return ""
+    return (
+        f"the nuclei found would be {width:.1f} µm wide at the {scale.um_per_pixel:.3f} µm per pixel guessed from "
+        f"its {scale.source}, and those of white cells are {POSSIBLE_NUCLEI[0]:g} to {high:g}: give the scale "
+        "(--um_per_pixel)"
+    )
+
+
+def _too_large(field: Field, scale: Scale, by_nuclei: Scale) -> bool:
+    """Whether a scale makes nuclei larger than those of white cells: the median, or the largest of a crop."""
+    largest = NUCLEUS_WIDTH * scale.um_per_pixel / by_nuclei.um_per_pixel
+    in_crop = max(field.size) <= CROP_SIDE and largest > POSSIBLE_NUCLEI[1]
+    return bool(field.cells) and (in_crop or _nucleus_width(field.cells) > PLAUSIBLE_NUCLEI[1])
 
 
 def _notes(scale: Scale, cells: Sequence[FieldCell]) -> Iterator[str]:
-    if cells:
-        if float(np.median([cell.edge_width for cell in cells])) > BLURRED_EDGE:
-            yield "The field looks out of focus: chromatin cannot be judged in it."
-        (low, high), width = PLAUSIBLE_NUCLEI, _nucleus_width(cells)
-        if not low <= width <= high:
-            yield (
-                f"The nuclei found are {width:.1f} µm wide at {scale.um_per_pixel:.3f} µm per pixel ({scale.source}); "
-                f"those of white cells are {low:g} to {high:g} µm wide: the count is not plausible, check the scale."
-            )
-    if scale.source == "red cells":
-        yield "The scale is guessed from the red cells, taken to be 7.5 µm wide; better give it."
-    if scale.source == "nuclei":
-        yield "Too few red cells to read the scale from: it is guessed from the nuclei; better give it."
+    if not cells:
+        return
+    if float(np.median([cell.edge_width for cell in cells])) > BLURRED_EDGE:
+        yield "The field looks out of focus: chromatin cannot be judged in it."
+    (low, high), width = PLAUSIBLE_NUCLEI, _nucleus_width(cells)
+    if not low <= width <= high:
+        yield (
+            f"The nuclei found are {width:.1f} µm wide at {scale.um_per_pixel:.3f} µm per pixel ({scale.source}); "
+            f"those of white cells are {low:g} to {high:g} µm wide: the count is not plausible, check the scale."
+        )
 
 
 def disc(radius: float) -> Mask:

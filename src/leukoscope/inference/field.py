@@ -153,7 +153,7 @@ def read_field(
     Args:
         image: an RGB picture of any size, or the path of one of up to 178 megapixels.
         source: its name in the result and in messages; "" for its path, or "field" where it has none.
-        um_per_pixel: the picture's scale where it is known; else it is guessed from the red cells.
+        um_per_pixel: the picture's scale where it is known; else it is guessed, as `find_cells` does.
         scale_source: where `um_per_pixel` comes from.
         most_cells: limit of the cells to be predicted; None for any number.
         seconds: time limit; None for any time.

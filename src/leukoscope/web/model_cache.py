@@ -25,7 +25,6 @@ from leukoscope.web.text import purpose, t
 if TYPE_CHECKING:
     from PIL import Image
 
-    from leukoscope.data.fields import ScaleSource
     from leukoscope.inference.field import FieldReading
     from leukoscope.inference.prediction import Prediction
     from leukoscope.inference.predictor import Predictor
@@ -313,7 +312,6 @@ def _read_field(
     image: Image.Image,
     source: str,
     um_per_pixel: float | None = None,
-    scale_source: ScaleSource = "given",
 ) -> FieldReading:
     from leukoscope.inference.field import read_field
 
@@ -322,7 +320,6 @@ def _read_field(
         image,
         source,
         um_per_pixel=um_per_pixel,
-        scale_source=scale_source,
         most_cells=MOST_CELLS,
         seconds=FIELD_SECONDS,
         batch_size=FIELD_BATCH,

@@ -15,10 +15,8 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.fields import cut_out
-from leukoscope.data.images import open_image
 from leukoscope.inference.field import FieldReading
 from leukoscope.inference.scoring import safe_cell
-from leukoscope.synthetic import draw_field
 from leukoscope.web import panels
 from leukoscope.web.app import build_demo
 from leukoscope.web.model_cache import ModelCache
@@ -29,10 +27,8 @@ from leukoscope.web.tabs.field import (
     boxes,
     example_field,
     field_summary,
-    predict_any_field,
     predict_field,
     save_field,
-    scale_of_nuclei,
     strip,
 )
 from leukoscope.web.text import percent
@@ -170,34 +166,8 @@ def test_a_model_of_whole_fields_is_sent_to_the_other_tab_not_to_the_command_lin
 
 def test_how_a_scale_was_guessed_is_said_in_the_visitor_s_language(tiny_release: Path) -> None:
     models = ModelCache({"tiny": tiny_release})
-    read = predict_any_field(models, *example_field(), "tiny")
+    read = predict_field(models, *example_field(), "tiny")
     said = field_summary(read.reading)
     assert read.reading.field.scale is not None and read.reading.field.scale.source == "red cells"
     assert "by the red cells. This is a guess: correct it under “More”." in said
     assert "better give it" not in said, "the page has its own words"
-
-
-def test_nuclei_give_the_scale_of_a_crop_whose_red_cells_do_not(tiny_release: Path) -> None:
-    drawn = draw_field(("ALL",), size=(360, 360), um_per_pixel=0.1, red_cells=0, scale_bar=False, seed=0)
-    pixels, (down, across) = drawn.image.copy(), np.mgrid[:360, :360]
-    ground, random = np.median(pixels.reshape(-1, 3), axis=0), np.random.default_rng(0)
-    for top, left in random.integers(15, 345, (12, 2)):  # fragments of red cells
-        disc = (down - top) ** 2 + (across - left) ** 2 < 12**2
-        if abs(pixels[disc] - ground).max() < 40:
-            pixels[disc] = (205, 150, 150)
-    image, models = Image.fromarray(pixels), ModelCache({"tiny": tiny_release})
-    wrong = predict_field(models, image, "crop", "tiny", None).reading.field.scale
-    assert wrong is not None and wrong.um_per_pixel > 0.2 and wrong.source == "red cells"
-    read = predict_any_field(models, image, "crop", "tiny").reading
-    assert len(read.cells) == 1 and read.field.scale is not None
-    assert read.field.scale.source == "nuclei" and 0.05 < read.field.scale.um_per_pixel < 0.15
-    assert scale_of_nuclei(Image.new("RGB", (90, 90), "white")) == 0
-
-
-def test_crops_of_another_laboratory_are_cut_out(real_data: Path, tiny_release: Path) -> None:
-    models, found = ModelCache({"tiny": tiny_release}), []
-    for folder in sorted(path for path in (real_data / "pbc").glob("*") if path.is_dir()):
-        for file in sorted(folder.glob("*.jpg"))[:40:8]:
-            scale = predict_any_field(models, open_image(file), file.name, "tiny").reading.field.scale
-            found.append(scale is not None and 0.06 < scale.um_per_pixel < 0.16)
-    assert np.mean(found) >= 0.9, "about 0.1 µm per pixel"

@@ -42,7 +42,7 @@ from leukoscope.web.result import (
     turned,
 )
 from leukoscope.web.tabs.batch import BatchPanel
-from leukoscope.web.tabs.field import FieldPanel, FieldResult, predict_any_field, read_example
+from leukoscope.web.tabs.field import FieldPanel, FieldResult, predict_field, read_example
 from leukoscope.web.text import Localised, localised, percent, point_name, t
 
 # Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
@@ -247,7 +247,7 @@ class CellTab:
         if not cuts:
             return self.show(predict_cell(self.models, image, caption, choice, remark=remark), opacity, point)
         try:
-            field = predict_any_field(self.models, image, caption, choice)
+            field = predict_field(self.models, image, caption, choice)
         except UnusableField as error:
             reason = str(error).removeprefix(f"{caption}: ").partition(FLAG)[0]
             unfound = f"{remark} {t('no_cut_out', reason=reason)}".strip()

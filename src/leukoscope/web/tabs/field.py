@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from html import escape
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 EXAMPLE_SEED, EXAMPLE_CLASSES = 66, ("ALL", "HEM", "ALL", "HEM", "ALL")
 EXAMPLE_SIZE, EXAMPLE_PITCH = (720, 960), 0.12
 SHOWN_SIDE = 1400
-CROP_SIDE = 512  # of a picture that shows hardly more than one cell
 GUESSED = "better give it."  # the end of a field's note on its scale
 # Sorts the strip of cells by what is chosen.
 SORT = """element.addEventListener('change', (event) => {
@@ -70,76 +68,18 @@ def predict_field(
     image: Image.Image,
     caption: str,
     choice: str | None,
-    um_per_pixel: float | None,
-    scale_source: fields.ScaleSource = "given",
+    um_per_pixel: float | None = None,
 ) -> FieldResult:
-    """Find and classify the cells of a field; `scale_source` tells where its scale comes from."""
+    """Find and classify the cells of a field; 0 or None has its scale guessed."""
     predictor = models.predictor(choice)
     if predictor.release.takes_cut_outs is False:
         raise LeukoscopeError(
             f"{choice}: was trained on pictures with their background, not on cells cut out on black; choose a model "
             "of cut-out cells, or open the picture in the tab “Cells” (/predict)"
         )
-    reading = models.read_field(predictor, image, caption, um_per_pixel or None, scale_source)
+    reading = models.read_field(predictor, image, caption, um_per_pixel or None)
     # As it was chosen, a revision included.
     return FieldResult(image, replace(reading, model=str(choice)))
-
-
-def predict_any_field(models: ModelCache, image: Image.Image, caption: str, choice: str | None) -> FieldResult:
-    """As `predict_field`; of a picture whose red cells make its nuclei too large, the nuclei give the scale.
-
-    A crop of one cell shows few whole red cells.
-    """
-    by_nuclei = scale_of_nuclei(image)
-    found: FieldResult | fields.UnusableField
-    try:
-        found = predict_field(models, image, caption, choice, None)
-        if not _too_large(found, by_nuclei):
-            return found
-    except fields.UnusableField as error:
-        if not by_nuclei:
-            raise
-        found = error
-    with suppress(fields.UnusableField):
-        again = predict_field(models, image, caption, choice, by_nuclei, "nuclei")
-        if again.reading.cells:
-            return again
-    if isinstance(found, fields.UnusableField):
-        raise found
-    return found
-
-
-def _too_large(found: FieldResult, by_nuclei: float) -> bool:
-    """Whether nuclei are larger at a field's scale than those of white cells; in a crop, all of one nucleus together.
-
-    Args:
-        by_nuclei: micrometres per pixel that make the largest a usual one.
-    """
-    scale, nuclei = found.reading.field.scale, [one.cell.nucleus_area for one in found.reading.cells]
-    if scale is None or scale.source == "nuclei" or not nuclei or not by_nuclei:
-        return False
-    largest = fields.NUCLEUS_WIDTH * scale.um_per_pixel / by_nuclei
-    if max(found.image.size) <= CROP_SIDE and largest > fields.POSSIBLE_NUCLEI[1]:
-        return True
-    return 2 * float(np.sqrt(np.median(nuclei) / np.pi)) > fields.PLAUSIBLE_NUCLEI[1]
-
-
-def scale_of_nuclei(image: Image.Image) -> float:
-    """Micrometres per pixel that make the largest nucleus a usual one, its lobes counted together; 0 without one."""
-    from scipy import ndimage
-
-    small = image.copy()
-    small.thumbnail((512, 512))
-    stain = fields.measure_stain(fields.find_view(image))
-    if stain.problem or not stain.holds_nuclei:
-        return 0.0
-    nuclei = ndimage.binary_opening(stain.nuclear(np.asarray(small)) > stain.threshold, iterations=2)
-    near, _ = ndimage.label(ndimage.binary_dilation(nuclei, iterations=6))
-    areas = np.bincount(near.ravel(), nuclei.ravel())[1:]
-    if not areas.any():
-        return 0.0
-    width = 2 * float(np.sqrt(areas.max() / np.pi)) * image.width / small.width
-    return fields.NUCLEUS_WIDTH / width
 
 
 @cache
@@ -238,7 +178,7 @@ class FieldPanel:
             Args:
                 image: the picture of a stained smear; PNG, JPEG, BMP, TIFF or WebP.
                 model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
-                um_per_pixel: micrometres per pixel; 0 has the scale guessed from the size of the red cells.
+                um_per_pixel: micrometres per pixel; 0 has the scale guessed from its red cells or nuclei.
             """
             with upload.gradio_errors():
                 result = predict_field(self.models, *upload.read_upload(image, upload.FIELD), model, um_per_pixel)
