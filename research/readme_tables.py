@@ -403,7 +403,7 @@ def fields_table(measured: Sequence[Mapping[str, Any]]) -> str:
     speeds = fields["speed"]["cpu_seconds_a_megapixel"]
     rows = [
         ("white cells found, scale given", _found(bccd["test_scale_given"])),
-        ("white cells found, scale guessed", _found(bccd["test_scale_from_red_cells"])),
+        ("white cells found, scale guessed", _found(bccd["test_scale_guessed"])),
         (
             "scale read from the red cells, within 25 % of the true one",
             f"{bccd['scale']['within_25_percent']:.0%} of {bccd['scale']['read_in']} fields",

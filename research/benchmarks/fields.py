@@ -71,7 +71,7 @@ def main() -> None:
             "match": f"intersection over union of boxes of at least {ENOUGH_OVERLAP}",
             "tuned_on": tuning,
             "test_scale_given": _found(bccd, _listed(bccd, "test"), settings, BCCD_UM_PER_PIXEL),
-            "test_scale_from_red_cells": _found(bccd, _listed(bccd, "test"), settings, None),
+            "test_scale_guessed": _found(bccd, _listed(bccd, "test"), settings, None),
             "scale": _scales(bccd, _listed(bccd, "test")),
         },
         "ball4": {

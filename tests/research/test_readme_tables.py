@@ -296,7 +296,7 @@ def test_fields_are_told_with_what_they_were_counted_on() -> None:
     measured = {
         "bccd": {
             "test_scale_given": match,
-            "test_scale_from_red_cells": match | {"precision": 0.85},
+            "test_scale_guessed": match | {"precision": 0.85},
             "scale": {"read_in": 70, "within_25_percent": 0.9428},
         },
         "ball4": {"seen": "as seen", "classes": {"Pre": {"dice": 0.79351}}},
