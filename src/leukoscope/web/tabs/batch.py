@@ -69,14 +69,18 @@ ORDERS: dict[str, Callable[[BatchRow], tuple[float | str, ...]]] = {
 }
 
 
-# Shows where the progress is, once it begins out of sight.
+# Shows where the progress is, once it begins out of sight. The first value may be there before this watches it, and
+# before the panel is shown.
 _FOLLOW = """
 let runs = false
-watch('value', () => {
-  const began = !runs && element.querySelector('progress')
-  runs = Boolean(element.querySelector('progress'))
-  if (began) element.scrollIntoView({block: 'nearest', behavior: 'smooth'})
-})"""
+const follow = () => {
+  const has = Boolean(element.querySelector('progress'))
+  if (has && !element.offsetParent) return requestAnimationFrame(follow)
+  if (has && !runs) element.scrollIntoView({block: 'nearest', behavior: 'smooth'})
+  runs = has
+}
+watch('value', () => requestAnimationFrame(follow))
+requestAnimationFrame(follow)"""
 
 
 @lru_cache(maxsize=2)
