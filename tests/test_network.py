@@ -40,7 +40,7 @@ from pathlib import Path
 from leukoscope.web.address import Address
 from leukoscope.web.app import serve
 def visit():
-    for _ in range(100):
+    for _ in range(1000):
         time.sleep(.3)
         try:
             urllib.request.urlopen("http://127.0.0.1:PORT/config").read()
