@@ -69,17 +69,15 @@ ORDERS: dict[str, Callable[[BatchRow], tuple[float | str, ...]]] = {
 }
 
 
-# Shows where the progress is, once it begins out of sight. The first value may be there before this watches it, and
-# before the panel is shown.
+# Shows where the progress is, once it begins out of sight. The first value may be there before this watches it.
 _FOLLOW = """
 let runs = false
 const follow = () => {
   const has = Boolean(element.querySelector('progress'))
-  if (has && !element.offsetParent) return requestAnimationFrame(follow)
   if (has && !runs) element.scrollIntoView({block: 'nearest', behavior: 'smooth'})
   runs = has
 }
-watch('value', () => requestAnimationFrame(follow))
+watch('value', follow)
 requestAnimationFrame(follow)"""
 
 
