@@ -348,10 +348,10 @@ def _compute(release: Path, flags: argparse.Namespace, figures: Mapping[str, Map
         loaded.network(torch.zeros(1, 3, side, side))
     flops = counter.get_total_flops()
     fast_precision = Predictor.from_pretrained(release, precision="fast").backend.precision if FAST in figures else ""
-    peak = {
-        name: _matmul_rate(getattr(torch, name), flags.device)
-        for name in ("float32", "bfloat16", *["int8"] * (flags.device == "cpu"))
-    }
+    computed_in = {FAST: PRECISION_NAMES.get(fast_precision, "")}
+    # Of the precisions used alone: a processor without units for another emulates it, for many minutes.
+    used = {"float32", *filter(None, computed_in.values())}
+    peak = {name: _matmul_rate(getattr(torch, name), flags.device) for name in sorted(used)}
     achieved = {
         name: {
             "one": flops / found["one_seconds"]["median"],
@@ -360,7 +360,6 @@ def _compute(release: Path, flags: argparse.Namespace, figures: Mapping[str, Map
         for name, found in figures.items()
         if name != GRAD_CAM
     }
-    computed_in = {FAST: PRECISION_NAMES.get(fast_precision, "")}
     shares = {
         name: {kind: rate / peak[computed_in.get(name, "float32")] for kind, rate in rates.items()}
         for name, rates in achieved.items()
