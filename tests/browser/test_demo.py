@@ -261,8 +261,9 @@ def test_what_was_there_is_dimmed_as_soon_as_a_picture_is_chosen(visits: Callabl
     held: list[Any] = []
     visit.page.route("**/upload*", lambda route: held.append(route))  # no builtin: Playwright marks it
     upload(visit, cell)
-    visit.page.wait_for_function("document.body.dataset.lkBusy", timeout=900)
-    assert visit.page.evaluate(_LOOK)["opacity"] < 0.5 and visit.page.evaluate(_LOOK)["events"] == "none"
+    # While the upload is held.
+    visit.page.wait_for_function(f"document.body.dataset.lkBusy && {_LOOK}.opacity < 0.5")
+    assert visit.page.evaluate(_LOOK)["events"] == "none"
     held[0].continue_()
     visit.own_result()
     assert visit.page.evaluate(_LOOK) == {"opacity": 1, "events": "auto"}
@@ -378,9 +379,9 @@ def test_on_a_phone_the_progress_of_many_cells_and_their_result_are_seen(visits:
     visit = visits(**PHONE)
     visit.page.locator("#ask-batch").evaluate("one => one.click()")
     visit.page.locator("#batch-summary progress").wait_for()
-    visit.page.wait_for_function(_SEEN, arg=["#batch-summary progress", 1], timeout=5000)
+    visit.page.wait_for_function(_SEEN, arg=["#batch-summary progress", 1])
     visit.page.locator(".lk-subject svg").nth(1).wait_for()
-    visit.page.wait_for_function(_SEEN, arg=["#batch-summary .lk-headline", 0.7], timeout=5000)
+    visit.page.wait_for_function(_SEEN, arg=["#batch-summary .lk-headline", 0.7])
 
 
 _SEEN = """([selector, most]) => {
