@@ -32,7 +32,7 @@ from leukoscope.reports.formatting import (
     with_span,
 )
 from leukoscope.reports.release_tables import RESULT_METRICS, cells_needed, evaluation_row
-from research.tables import NOT_MEASURED, ablation_table, prior_sources, prior_table, read_results
+from research.tables import NOT_MEASURED, ablation_table, beside_table, prior_sources, prior_table, read_results
 
 RELEASES = sorted(path.parent for path in (ROOT / "model_card").glob("*/metrics.json"))
 
@@ -78,6 +78,7 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "leakage": leakage_table(read_results(results / "leakage")),
         "shortcuts": shortcuts_table(read_results(results / "audit")),
         "prior": prior_table(prior),
+        "beside": beside_table(read_results(results, "beside_releases.json")),
         "prior-notes": prior_sources(),
         "curves": curves_table(read_results(results / "learning_curves")),
         "ablation": ablation_table(read_results(results / "ablation")),

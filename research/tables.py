@@ -247,6 +247,34 @@ def _training_row(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def beside_table(measured: Sequence[Mapping[str, Any]]) -> str:
+    """Every rebuilt system on unseen subjects, and what each release has more, on the same cells."""
+    if not measured:
+        return NOT_MEASURED
+    releases = measured[0]["releases"]
+    first = releases[0]["beside"]
+    keys = list(next(iter(first.values())))
+    rows = []
+    for release in releases:
+        own = next(iter(release["beside"].values()))
+        rows.append(["–", f"`{release['release']}`", *(share(own[key]["a"]) for key in keys), *["–"] * len(releases)])
+    for recipe in sorted(first, key=lambda recipe: -first[recipe][keys[0]]["b"]):
+        more = [difference(release["beside"][recipe][keys[0]]) for release in releases]
+        rows.append([CLAIMS[recipe].system, f"`{recipe}`", *(share(first[recipe][key]["b"]) for key in keys), *more])
+    names = [f"{metric_name(keys[0])}: `{release['release']}` less this" for release in releases]
+    table = Table(("system", "network", *map(metric_name, keys), *names), rows, text_columns=2)
+    ahead = []
+    for release in releases:
+        found = [beside[keys[0]] for beside in release["beside"].values()]
+        clear, all_of = sum(one["low"] > 0 for one in found), len(found)
+        better, behind = (sum(one["difference"] * sign > 0 for one in found) for sign in (1, -1))
+        ahead.append(
+            f"`{release['release']}` is ahead of {better} of {all_of} systems, {clear} of them with an interval above "
+            f"zero, and behind {behind}"
+        )
+    return f"{table}\n\n{'; '.join(ahead)}. The intervals are not adjusted for their number."
+
+
 def ablation_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
     """Settings of a recipe on unseen subjects, one table a comparison."""
     if not comparisons:

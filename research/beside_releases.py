@@ -1,0 +1,63 @@
+"""Our releases beside the prior systems, on the same cells of unseen subjects.
+
+    python research/beside_releases.py
+
+reads the out-of-fold predictions in model_card/ and results/prior/ and writes results/beside_releases.json, from which
+docs/results.md renders its table. Both networks of a pair are judged on the same bootstrap samples of subjects.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, LEVEL, paired_difference
+from leukoscope.evaluation.calibration import OUT_OF_FOLD
+from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.files import write_atomic
+from leukoscope.models.release_files import PREDICTIONS
+from research.prior_systems import CLAIMS, UNSEEN
+
+KEYS = ("auroc_by_subject", "auroc_equal_size", "balanced_accuracy_by_subject")
+
+
+def compare(releases: Path, prior: Path, dataset: str = "cnmc2019") -> dict[str, Any]:
+    """Paired differences, release less system, for every release and system of a data set, with intervals by subject.
+
+    Args:
+        releases: folder of releases with their out-of-fold predictions.
+        prior: folder of the rows of `research.prior_systems`.
+
+    Raises:
+        LeukoscopeError: two that predict other cells or classes.
+    """
+    systems = {
+        recipe: CellPredictions.load(file)
+        for recipe, claim in CLAIMS.items()
+        if claim.dataset == dataset and (file := prior / f"{recipe}-{UNSEEN}.parquet").is_file()
+    }
+    rows = []
+    for file in sorted(releases.glob(f"*/{PREDICTIONS}/subject_cv.parquet")):
+        release = CellPredictions.load(file)
+        beside = {name: paired_difference(release, system) for name, system in systems.items()}
+        rows.append(
+            {
+                "release": file.parents[1].name,
+                "cells": len(release.cell_ids),
+                "subjects": len(set(release.subjects)),
+                "beside": {name: {key: found[key] for key in KEYS} for name, found in beside.items()},
+            }
+        )
+    about = {"notice": RESEARCH_NOTICE, "estimates": OUT_OF_FOLD, "level": LEVEL, "samples": BOOTSTRAP_SAMPLES}
+    return {**about, "releases": rows}
+
+
+if __name__ == "__main__":
+    found = compare(ROOT / "model_card", ROOT / "results" / "prior")
+    write_atomic(ROOT / "results" / "beside_releases.json", json.dumps(found, indent=1) + "\n")
