@@ -136,7 +136,7 @@ class AlexNet(nn.Module):
     """torchvision's AlexNet (Krizhevsky 2014, arXiv:1404.5997), layers and names unchanged."""
 
     def __init__(self, architecture: str, num_classes: int, drop_rate: float = 0.5):
-        from torchvision.models import alexnet  # type: ignore[import-untyped]
+        from torchvision.models import alexnet
 
         super().__init__()
         whole = alexnet(num_classes=num_classes, dropout=drop_rate)

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.synthetic import draw_cell, draw_field
@@ -196,6 +197,7 @@ def test_visitors_who_send_the_same_picture_are_all_answered(client: Any, cache:
     # Each is sent a file of its own, which nobody else's answer writes anew meanwhile.
     assert len(set(cache.rglob("image.png")) - before) == len(answers)
     with Image.open(answers[0][2]) as image:
+        assert isinstance(image, PngImageFile)
         assert image.text["Disclaimer"] == RESEARCH_NOTICE
     assert not list(cache.rglob("same*"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +11,14 @@ from PIL import Image
 
 from leukoscope import duplicates as module
 from leukoscope.duplicates import Duplicate, find_duplicates, linked, picture_key
-from leukoscope.synthetic import draw_cell
+from leukoscope.synthetic import Background, draw_cell
 
 
-def phantom(cell: int, *, label: str = "ALL", background: str = "black", size: int = 160) -> Image.Image:
+def phantom(cell: int, *, label: str = "ALL", background: Background = "black", size: int = 160) -> Image.Image:
     return Image.fromarray(draw_cell(label, cell=cell, size=size, background=background).image)
 
 
-def stored(image: Image.Image, **how: object) -> Image.Image:
+def stored(image: Image.Image, **how: Any) -> Image.Image:
     file = io.BytesIO()
     image.save(file, **how)
     return Image.open(file).convert("RGB")
@@ -59,7 +60,7 @@ def test_pictures_of_other_proportions_are_not_identical() -> None:
     ],
     ids=["jpeg", "webp", "jpeg-420"],
 )
-def test_a_reencoded_copy_is_found(background: str, how: dict[str, object]) -> None:
+def test_a_reencoded_copy_is_found(background: Background, how: dict[str, Any]) -> None:
     images = [phantom(k, background=background) for k in range(4)]
     (pair,) = duplicates(*images, stored(images[2], **how))
     assert (pair.first, pair.second, pair.identical, pair.turned) == (2, 4, False, False)
@@ -78,7 +79,7 @@ def test_a_turned_or_mirrored_copy_is_found(turn: Image.Transpose) -> None:
 
 
 @pytest.mark.parametrize("background", ["black", "smear"])
-def test_different_cells_of_one_subject_are_no_copies(background: str) -> None:
+def test_different_cells_of_one_subject_are_no_copies(background: Background) -> None:
     images = [phantom(k, label=label, background=background, size=96) for label in ("ALL", "HEM") for k in range(40)]
     assert duplicates(*images) == []
 

@@ -8,6 +8,7 @@ import signal
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -20,6 +21,7 @@ from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import make_split
+from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.models.recipes import RECIPES
 from leukoscope.models.release import load_release
@@ -27,7 +29,6 @@ from leukoscope.models.release_files import write_json
 from leukoscope.protocol import (
     FINAL,
     OFFICIAL_FOLDS,
-    OUT_OF_FOLD,
     RANDOM_SPLIT,
     ProtocolRun,
     check_release_folder,
@@ -396,7 +397,7 @@ def composed(finished_runs: list[ProtocolRun], tmp_path: Path) -> Path:
     return compose_release(finished_runs, tmp_path / "cards" / "release")
 
 
-def _blocks(release: Path) -> dict[str, dict[str, object]]:
+def _blocks(release: Path) -> dict[str, dict[str, Any]]:
     return {block["name"]: block for block in json.loads((release / "metrics.json").read_text())["evaluations"]}
 
 

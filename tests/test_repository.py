@@ -248,7 +248,7 @@ def test_an_import_against_the_flow_is_refused(tmp_path: Path) -> None:
     shutil.copytree(SOURCE, tmp_path / "src/leukoscope", ignore=skip)
     shutil.copytree(ROOT / "research", tmp_path / "research", ignore=skip)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    check = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    check = (Path(sys.executable).with_name("lint-imports"), "--no-cache")
     path = os.pathsep.join([str(tmp_path / "src"), str(tmp_path)])
     as_is = _run(*check, cwd=tmp_path, PYTHONPATH=path)
     assert as_is.returncode == 0, as_is.stdout

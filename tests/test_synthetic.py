@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 
 from leukoscope.data.registry import DATASETS
-from leukoscope.synthetic import PHANTOM_LABELS, PhantomCell, draw_cell, phantom_cells
+from leukoscope.synthetic import PHANTOM_LABELS, Background, PhantomCell, draw_cell, phantom_cells
 
 
 def cell_mask(image: np.ndarray) -> np.ndarray:
@@ -36,15 +38,15 @@ def native_cells() -> list[PhantomCell]:
     return list(phantom_cells(subjects_per_class=12, cells_per_subject=2))
 
 
-def by_label(cells: list[PhantomCell], measure) -> dict[str, np.ndarray]:
+def by_label(cells: list[PhantomCell], measure: Callable[[PhantomCell], Any]) -> dict[str, np.ndarray]:
     return {label: np.array([measure(c) for c in cells if c.label == label]) for label in PHANTOM_LABELS}
 
 
 @pytest.mark.parametrize("background", ["black", "smear"])
-def test_same_arguments_give_the_same_pixels_in_any_order(background):
+def test_same_arguments_give_the_same_pixels_in_any_order(background: Background) -> None:
     wanted = [("ALL", 0, 0), ("HEM", 3, 1), ("ALL", 2, 5)]
 
-    def draw(key):
+    def draw(key: tuple[str, int, int]) -> np.ndarray:
         return draw_cell(key[0], subject=key[1], cell=key[2], size=96, background=background, seed=4).image
 
     forwards = {key: draw(key) for key in wanted}
@@ -52,15 +54,15 @@ def test_same_arguments_give_the_same_pixels_in_any_order(background):
         assert np.array_equal(draw(key), forwards[key])
 
 
-def test_iterating_gives_the_cells_that_draw_cell_gives():
-    frame = {"size": 64, "background": "smear", "seed": 3}
+def test_iterating_gives_the_cells_that_draw_cell_gives() -> None:
+    frame: dict[str, Any] = {"size": 64, "background": "smear", "seed": 3}
     cells = list(phantom_cells(subjects_per_class=2, cells_per_subject=2, **frame))
     last = draw_cell("HEM", subject=1, cell=1, **frame)
     assert np.array_equal(cells[-1].image, last.image)
     assert (cells[-1].label, cells[-1].subject, cells[-1].cell_id) == (last.label, last.subject, last.cell_id)
 
 
-def test_every_argument_that_names_a_cell_changes_the_picture():
+def test_every_argument_that_names_a_cell_changes_the_picture() -> None:
     base = draw_cell("ALL", size=64).image
     others = [
         draw_cell("HEM", size=64),
@@ -71,7 +73,7 @@ def test_every_argument_that_names_a_cell_changes_the_picture():
     assert all(not np.array_equal(base, other.image) for other in others)
 
 
-def test_a_set_is_balanced_and_its_names_are_unique():
+def test_a_set_is_balanced_and_its_names_are_unique() -> None:
     cells = list(phantom_cells(subjects_per_class=3, cells_per_subject=4, size=32))
     subjects = defaultdict(list)
     for cell in cells:
@@ -84,7 +86,7 @@ def test_a_set_is_balanced_and_its_names_are_unique():
 
 
 @pytest.mark.parametrize("size", [32, 128, 301])
-def test_image_is_square_rgb_uint8(size):
+def test_image_is_square_rgb_uint8(size: int) -> None:
     image = draw_cell("HEM", size=size).image
     assert image.shape == (size, size, 3)
     assert image.dtype == np.uint8
@@ -92,7 +94,7 @@ def test_image_is_square_rgb_uint8(size):
 
 @pytest.mark.parametrize("label", PHANTOM_LABELS)
 @pytest.mark.parametrize("background", ["black", "smear"])
-def test_another_size_is_the_same_picture_scaled(label, background):
+def test_another_size_is_the_same_picture_scaled(label: str, background: Background) -> None:
     native = draw_cell(label, subject=2, cell=3, background=background).image
     small = draw_cell(label, subject=2, cell=3, size=128, background=background).image
     shrunk = np.asarray(Image.fromarray(native).resize((128, 128), Image.Resampling.BOX))
@@ -102,7 +104,7 @@ def test_another_size_is_the_same_picture_scaled(label, background):
     assert np.corrcoef(shrunk[inside][:, 0], small[inside][:, 0])[0, 1] > 0.97  # the chromatin, too
 
 
-def test_black_background_is_exactly_zero_round_the_cell(cohort):
+def test_black_background_is_exactly_zero_round_the_cell(cohort: list[PhantomCell]) -> None:
     for cell in cohort:
         frame = cell.image.copy()
         frame[1:-1, 1:-1] = 0
@@ -110,7 +112,7 @@ def test_black_background_is_exactly_zero_round_the_cell(cohort):
         assert 0.03 < cell_mask(cell.image).mean() < 0.45
 
 
-def test_smear_has_no_black_and_no_cut_out_edge():
+def test_smear_has_no_black_and_no_cut_out_edge() -> None:
     for label in PHANTOM_LABELS:
         image = draw_cell(label, background="smear").image.astype(int)
         corners = image[[0, 0, -1, -1], [0, -1, 0, -1]]
@@ -120,7 +122,7 @@ def test_smear_has_no_black_and_no_cut_out_edge():
         assert np.abs(np.diff(image, axis=1)).max() < 30 < np.abs(np.diff(cut_out, axis=1)).max()
 
 
-def test_the_background_leaves_the_cell_where_it_is():
+def test_the_background_leaves_the_cell_where_it_is() -> None:
     overlaps = []
     for cell in range(5):
         black = cell_mask(draw_cell("ALL", cell=cell, size=128).image)
@@ -129,35 +131,35 @@ def test_the_background_leaves_the_cell_where_it_is():
     assert np.median(overlaps) > 0.9
 
 
-def test_blasts_are_larger_but_the_sizes_overlap(cohort):
+def test_blasts_are_larger_but_the_sizes_overlap(cohort: list[PhantomCell]) -> None:
     area = by_label(cohort, lambda cell: cell_mask(cell.image).sum())
     assert np.median(area["ALL"]) > 1.15 * np.median(area["HEM"])
     assert 0.65 < auc(area["ALL"], area["HEM"]) < 0.95
 
 
-def test_native_cells_have_the_size_of_real_ones(native_cells):
+def test_native_cells_have_the_size_of_real_ones(native_cells: list[PhantomCell]) -> None:
     """Median bounding boxes of C-NMC 2019 training folds: ALL 46,000-49,500, HEM 31,000-36,000 px²."""
 
-    def box(cell):
+    def box(cell: PhantomCell) -> int:
         rows, columns = np.nonzero(cell_mask(cell.image))
-        return np.ptp(rows) * np.ptp(columns)
+        return int(np.ptp(rows) * np.ptp(columns))
 
     boxes = by_label(native_cells, box)
     assert 42_000 < np.median(boxes["ALL"]) < 54_000
     assert 28_000 < np.median(boxes["HEM"]) < 40_000
 
 
-def test_native_cells_have_the_colours_of_real_ones(native_cells):
+def test_native_cells_have_the_colours_of_real_ones(native_cells: list[PhantomCell]) -> None:
     """C-NMC 2019 training cells: mean RGB (69, 30, 79), standard deviation inside a cell (12, 10, 11)."""
     pixels = [cell.image[cell_mask(cell.image)] for cell in native_cells]
     assert np.allclose(np.mean([p.mean(axis=0) for p in pixels], axis=0), [69, 30, 79], atol=6)
     assert np.allclose(np.mean([p.std(axis=0) for p in pixels], axis=0), [12, 10, 11], atol=4)
 
 
-def test_native_nuclei_have_the_texture_of_real_ones(native_cells):
+def test_native_nuclei_have_the_texture_of_real_ones(native_cells: list[PhantomCell]) -> None:
     """Red, from 1.5 to 6 px, of C-NMC 2019 training cells: standard deviation 2.3 levels, skewness 0.65."""
 
-    def band(cell):
+    def band(cell: PhantomCell) -> tuple[float, float]:
         red = cell.image[..., 0].astype(float)
         between = ndimage.gaussian_filter(red, 1.5) - ndimage.gaussian_filter(red, 6)
         inside = between[ndimage.distance_transform_edt(cell_mask(cell.image)) > 20]
@@ -169,10 +171,10 @@ def test_native_nuclei_have_the_texture_of_real_ones(native_cells):
         assert 0.3 < skewness < 1.6, f"{label}: pale gaps in a dark ground"
 
 
-def test_native_outlines_are_as_uneven_as_real_ones(native_cells):
+def test_native_outlines_are_as_uneven_as_real_ones(native_cells: list[PhantomCell]) -> None:
     """Amplitude of orders 25 to 64 in the radius of C-NMC 2019 training cells: ALL 0.00078, HEM 0.00072."""
 
-    def unevenness(cell):
+    def unevenness(cell: PhantomCell) -> float:
         inside = ndimage.binary_fill_holes(cell_mask(cell.image))
         centre = np.array(ndimage.center_of_mass(inside))[:, None, None]
         angles, along = np.linspace(0, 2 * np.pi, 512, endpoint=False), np.arange(0, 224, 0.5)[:, None]
@@ -184,16 +186,16 @@ def test_native_outlines_are_as_uneven_as_real_ones(native_cells):
         assert 0.0004 < np.median(measured) < 0.0012, label
 
 
-def test_colour_alone_does_not_give_the_class_away(cohort):
+def test_colour_alone_does_not_give_the_class_away(cohort: list[PhantomCell]) -> None:
     colour = by_label(cohort, mean_colour)
     for channel in range(3):
         assert 0.3 < auc(colour["ALL"][:, channel], colour["HEM"][:, channel]) < 0.7
 
 
-def test_normal_chromatin_is_coarser_than_that_of_blasts(native_cells):
+def test_normal_chromatin_is_coarser_than_that_of_blasts(native_cells: list[PhantomCell]) -> None:
     """Neighbouring pixels differ less, relative to the whole contrast, the coarser the texture is."""
 
-    def fineness(cell):
+    def fineness(cell: PhantomCell) -> float:
         centre = cell.image[185:265, 185:265, 1].astype(float)
         return np.diff(centre, axis=1).std() / centre.std()
 
@@ -201,7 +203,7 @@ def test_normal_chromatin_is_coarser_than_that_of_blasts(native_cells):
     assert 0.6 < auc(fine["ALL"], fine["HEM"]) < 0.99
 
 
-def test_subjects_differ_in_colour_more_than_their_cells_do(cohort):
+def test_subjects_differ_in_colour_more_than_their_cells_do(cohort: list[PhantomCell]) -> None:
     for label in PHANTOM_LABELS:
         subjects = defaultdict(list)
         for cell in cohort:
@@ -225,21 +227,22 @@ def test_subjects_differ_in_colour_more_than_their_cells_do(cohort):
         ({"background": "white"}, "background is 'white'; choose one of black, smear"),
     ],
 )
-def test_a_wrong_argument_is_named_with_its_fix(arguments, message):
+def test_a_wrong_argument_is_named_with_its_fix(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw_cell(**{"label": "ALL", **arguments})
 
 
-def test_phantoms_have_the_classes_that_their_data_set_names():
+def test_phantoms_have_the_classes_that_their_data_set_names() -> None:
     assert DATASETS["phantoms"].labels == PHANTOM_LABELS
 
 
 @pytest.mark.parametrize("name", ["subjects_per_class", "cells_per_subject"])
-def test_an_empty_set_is_refused_at_the_call(name):
+def test_an_empty_set_is_refused_at_the_call(name: str) -> None:
+    arguments: dict[str, Any] = {name: 0}
     with pytest.raises(ValueError, match=f"{name} is 0; ask for at least 1"):
-        phantom_cells(**{name: 0})
+        phantom_cells(**arguments)
 
 
-def test_a_wrong_frame_is_refused_before_the_first_cell():
+def test_a_wrong_frame_is_refused_before_the_first_cell() -> None:
     with pytest.raises(ValueError, match="size is 16"):
         phantom_cells(size=16)

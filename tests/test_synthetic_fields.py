@@ -8,14 +8,14 @@ import pytest
 from leukoscope.synthetic import draw_field
 
 
-def test_equal_arguments_give_equal_pixels_and_another_seed_another_field():
+def test_equal_arguments_give_equal_pixels_and_another_seed_another_field() -> None:
     one, again, other = (draw_field(size=(300, 300), um_per_pixel=0.3, seed=seed) for seed in (0, 0, 1))
 
     assert np.array_equal(one.image, again.image) and np.array_equal(one.labels, again.labels)
     assert not np.array_equal(one.image, other.image)
 
 
-def test_truth_names_each_cell_once_and_lies_on_dark_pixels():
+def test_truth_names_each_cell_once_and_lies_on_dark_pixels() -> None:
     field = draw_field(("ALL", "HEM", "ALL"), size=(360, 480), um_per_pixel=0.2)
 
     assert sorted(set(np.unique(field.labels)) - {0}) == [1, 2, 3]
@@ -27,13 +27,13 @@ def test_truth_names_each_cell_once_and_lies_on_dark_pixels():
         assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (left, top, right, bottom)
 
 
-def test_the_scale_sets_the_size_of_cells():
+def test_the_scale_sets_the_size_of_cells() -> None:
     fine, coarse = (draw_field(("ALL",), size=(400, 400), um_per_pixel=um, red_cells=0) for um in (0.1, 0.2))
 
     assert (fine.labels > 0).sum() / (coarse.labels > 0).sum() == pytest.approx(4, rel=0.1)
 
 
-def test_refuses_more_cells_than_fit_and_scales_too_coarse_for_one():
+def test_refuses_more_cells_than_fit_and_scales_too_coarse_for_one() -> None:
     with pytest.raises(ValueError, match="30 cells do not fit into 200×200 pixels"):
         draw_field(("ALL",) * 30, size=(200, 200), um_per_pixel=0.3)
     with pytest.raises(ValueError, match="um_per_pixel is 1.5; a cell needs 32 px"):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from leukoscope.data.fields import looks_like_smear
 from leukoscope.data.registry import DATASETS
-from leukoscope.synthetic import SMEAR_LABELS, draw_cell, knows_smears, smear_picture
+from leukoscope.synthetic import SMEAR_LABELS, Background, draw_cell, knows_smears, smear_picture
 
 
 def test_labels_are_those_of_the_real_set() -> None:
@@ -28,7 +28,7 @@ def test_every_field_reads_as_a_smear() -> None:
 
 
 @pytest.mark.parametrize("background", ["black", "smear"])
-def test_one_cell_reads_as_a_smear_only_where_it_lies_in_one(background: str) -> None:
+def test_one_cell_reads_as_a_smear_only_where_it_lies_in_one(background: Background) -> None:
     cell = Image.fromarray(draw_cell("ALL", background=background).image)
     assert looks_like_smear(cell) is (background == "smear")
 

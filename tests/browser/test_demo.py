@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.inference.gradcam import EvidenceScale
@@ -180,7 +181,8 @@ def test_the_divider_is_dragged_and_a_tap_covers_a_part(visits: Callable[..., An
     stage = visit.page.locator(".lk-stage")
     box = stage.bounding_box()
     _drag(visit, box, (round(box["width"] / 2), 40), (round(box["width"] * 0.8), 40))
-    assert float(re.search(r"--at: ([\d.]+)%", stage.get_attribute("style")).group(1)) == pytest.approx(80, abs=2)
+    (share,) = re.findall(r"--at: ([\d.]+)%", stage.get_attribute("style"))
+    assert float(share) == pytest.approx(80, abs=2)
     assert visit.page.locator("#forms li").count() == 0, "a drag is no tap"
     stage.click(position={"x": box["width"] / 2, "y": box["height"] / 2})
     visit.page.locator("#forms li").nth(1).wait_for()
@@ -498,6 +500,7 @@ def test_a_picture_without_a_class_shows_its_probabilities_only_when_they_are_un
     visit.page.get_by_label("Decide at").click()
     visit.page.get_by_role("option", name="95 %-sensitivity threshold").click()
     with Image.open(io.BytesIO(saved(visit, "save-result"))) as image:
+        assert isinstance(image, PngImageFile)
         assert image.text["Description"].startswith(headline)
     assert visit.page.locator("#cell-summary .lk-headline").inner_text() == headline
 
@@ -539,6 +542,7 @@ def test_a_result_is_saved_whole(visits: Callable[..., Any]) -> None:
     visit = visits()
     visit.pick_example()
     with Image.open(io.BytesIO(saved(visit, "save-result"))) as image:
+        assert isinstance(image, PngImageFile)
         assert image.text["Disclaimer"] == RESEARCH_NOTICE
         assert "model leukoscope-densenet169-cnmc" in image.text["Source"]
         pixels = np.asarray(image.convert("RGB"))

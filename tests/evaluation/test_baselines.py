@@ -17,7 +17,7 @@ from leukoscope.evaluation.baselines import (
     trivial_features,
 )
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.synthetic import draw_cell
+from leukoscope.synthetic import Background, draw_cell
 
 CELLS = 48
 ROWS = np.arange(CELLS)
@@ -32,7 +32,7 @@ def fields() -> np.ndarray:
     return np.stack([draw_cell("ALL", cell=k, size=112, background="smear").image for k in range(CELLS)])
 
 
-def balanced(cells: np.ndarray, background: str = "smear") -> dict[str, float]:
+def balanced(cells: np.ndarray, background: Background = "smear") -> dict[str, float]:
     metrics = shortcut_metrics(trivial_features(cells, background), FOLDS, TRUTH)
     return {name: figure["balanced_accuracy"] for name, figure in metrics.items()}
 
@@ -128,14 +128,13 @@ def test_an_empty_picture_has_a_size_too() -> None:
 def test_size_alone_predicts_each_fold_from_the_areas_of_the_others() -> None:
     rng = np.random.default_rng(0)
     classes = np.arange(60) % 2
-    like = replace(
-        _like(classes.tolist(), [0.5] * 60), areas=rng.uniform(0.1, 0.3, 60) + 0.1 * classes, folds=np.arange(60) // 20
-    )
+    areas = rng.uniform(0.1, 0.3, 60) + 0.1 * classes
+    like = replace(_like(classes.tolist(), [0.5] * 60), areas=areas, folds=np.arange(60) // 20)
     found = size_only_out_of_fold(like)
     assert found is not None and sorted(found.cell_ids) == sorted(like.cell_ids)
     for fold in range(3):
         mine, others = np.flatnonzero(like.folds == fold), np.flatnonzero(like.folds != fold)
-        expected = size_only_predictions(like.areas[others], classes[others], like.areas[mine], like.take(mine))
+        expected = size_only_predictions(areas[others], classes[others], areas[mine], like.take(mine))
         of_fold = found.take(np.flatnonzero(found.folds == fold))
         assert of_fold.cell_ids == expected.cell_ids
         assert np.array_equal(of_fold.probabilities, expected.probabilities)

@@ -40,7 +40,7 @@ def width(interval: dict[str, float]) -> float:
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_point_metrics_are_those_of_scikit_learn(classes):
+def test_point_metrics_are_those_of_scikit_learn(classes: int) -> None:
     from sklearn import metrics as sk
 
     predictions = clustered(classes=classes)
@@ -58,7 +58,7 @@ def test_point_metrics_are_those_of_scikit_learn(classes):
         assert metrics[key] == pytest.approx(value, abs=1e-12), key
 
 
-def test_point_metrics_by_subject_and_at_equal_size_are_those_measured():
+def test_point_metrics_by_subject_and_at_equal_size_are_those_measured() -> None:
     predictions = clustered(subjects=5, cells=40)
     # Uneven: the first subject keeps all its cells, the last a few.
     kept = [row for row, s in enumerate(predictions.subjects) if row % 40 < 40 - 3 * int(s[1:])]
@@ -69,7 +69,7 @@ def test_point_metrics_by_subject_and_at_equal_size_are_those_measured():
         assert points[key] == pytest.approx(metrics[key], abs=1e-12), key
 
 
-def test_each_draw_weighs_the_subjects_it_drew_the_same():
+def test_each_draw_weighs_the_subjects_it_drew_the_same() -> None:
     from sklearn import metrics as sk
 
     predictions = clustered(subjects=4, cells=9)
@@ -84,7 +84,7 @@ def test_each_draw_weighs_the_subjects_it_drew_the_same():
         assert metrics["accuracy_by_subject"][draw] == pytest.approx(accuracy, abs=1e-12)
 
 
-def test_subjects_are_ranked_by_their_mean_logit():
+def test_subjects_are_ranked_by_their_mean_logit() -> None:
     from sklearn.metrics import roc_auc_score
 
     predictions = clustered(subjects=8, cells=5)
@@ -96,7 +96,7 @@ def test_subjects_are_ranked_by_their_mean_logit():
     assert point_metrics(predictions)["subject_auroc"] == pytest.approx(expected, abs=1e-12)
 
 
-def test_each_draw_has_the_metrics_of_the_cells_it_drew():
+def test_each_draw_has_the_metrics_of_the_cells_it_drew() -> None:
     from sklearn import metrics as sk
 
     predictions = clustered(subjects=4, cells=9)
@@ -113,7 +113,7 @@ def test_each_draw_has_the_metrics_of_the_cells_it_drew():
         assert metrics["f1_macro"][draw] == pytest.approx(sk.f1_score(truth, said, average="macro"), abs=1e-12)
 
 
-def test_subjects_are_drawn_whole_and_within_their_class():
+def test_subjects_are_drawn_whole_and_within_their_class() -> None:
     predictions = clustered(subjects=6, cells=5)
     boot = bootstrap_subjects(predictions, samples=200)
     for k in (0, 1):
@@ -125,34 +125,34 @@ def test_subjects_are_drawn_whole_and_within_their_class():
         assert (own == own[:, :1]).all(), "all cells of a subject go with it"
 
 
-def test_the_same_seed_draws_the_same_intervals():
+def test_the_same_seed_draws_the_same_intervals() -> None:
     predictions = clustered()
     assert subject_intervals(predictions, samples=300) == subject_intervals(predictions, samples=300)
     assert subject_intervals(predictions, samples=300) != subject_intervals(predictions, samples=300, seed=1)
 
 
-def test_naive_intervals_are_narrower_where_a_subject_s_cells_agree():
+def test_naive_intervals_are_narrower_where_a_subject_s_cells_agree() -> None:
     by_subject, by_cell = subject_intervals(clustered(), samples=500), cell_intervals(clustered(), samples=500)
     assert set(by_subject) - set(by_cell) == {"subject_auroc", *BY_SUBJECT}
     for key in by_cell:
         assert width(by_subject[key]) > 2 * width(by_cell[key]), key
 
 
-def test_both_intervals_agree_where_every_cell_is_a_subject_of_its_own():
+def test_both_intervals_agree_where_every_cell_is_a_subject_of_its_own() -> None:
     predictions = clustered(subjects=400, cells=1)
     by_subject, by_cell = subject_intervals(predictions, samples=1000), cell_intervals(predictions, samples=1000)
     for key in by_cell:
         assert width(by_subject[key]) == pytest.approx(width(by_cell[key]), rel=0.15), key
 
 
-def test_sums_and_means_take_one_figure_or_many():
+def test_sums_and_means_take_one_figure_or_many() -> None:
     boot = BootstrapSamples(np.array([0, 0, 1]), np.array([0, 0]), np.array([[1, 1], [2, 0]], dtype=np.int16))
     assert boot.sums(np.array([1.0, 2.0, 4.0])).tolist() == [7.0, 6.0]
     assert boot.means(np.array([[1.0, 0.0], [2.0, 0.0], [6.0, 1.0]])).tolist() == [[3.0, 1 / 3], [1.5, 0.0]]
 
 
 @pytest.mark.parametrize(("per_class", "sizes"), [(40, "equal"), (40, "unequal")])
-def test_nominal_95_percent_intervals_cover_95_percent(per_class, sizes):
+def test_nominal_95_percent_intervals_cover_95_percent(per_class: int, sizes: str) -> None:
     """2,000 simulated studies: each subject has a rate of its own, its cells are right at that rate."""
     rng = np.random.default_rng(0)
     studies, subjects = 2000, 2 * per_class
@@ -173,7 +173,7 @@ def test_nominal_95_percent_intervals_cover_95_percent(per_class, sizes):
     assert 0.93 <= covered <= 0.97, covered
 
 
-def test_few_subjects_widen_the_interval_beyond_plain_percentiles():
+def test_few_subjects_widen_the_interval_beyond_plain_percentiles() -> None:
     boot = bootstrap_subjects(clustered(subjects=6), samples=10)
     values = np.linspace(0, 1, 2001)
     interval = boot.interval(values)
@@ -182,7 +182,7 @@ def test_few_subjects_widen_the_interval_beyond_plain_percentiles():
     assert many["low"] == pytest.approx(0.025, abs=2e-3) and many["high"] == pytest.approx(0.975, abs=2e-3)
 
 
-def test_recall_widens_by_the_subjects_of_its_own_class():
+def test_recall_widens_by_the_subjects_of_its_own_class() -> None:
     predictions = clustered(subjects=200, cells=2)
     keep = [
         i
@@ -201,7 +201,7 @@ def test_recall_widens_by_the_subjects_of_its_own_class():
     assert boot.interval(values) == boot.interval(values, of_class=0), "the smallest class decides for all"
 
 
-def test_a_class_without_cells_leaves_the_auroc_out():
+def test_a_class_without_cells_leaves_the_auroc_out() -> None:
     predictions = clustered()
     rows = np.flatnonzero(predictions.references == 0)
     alone = CellPredictions(
@@ -216,7 +216,7 @@ def test_a_class_without_cells_leaves_the_auroc_out():
     assert set(subject_intervals(alone, samples=50)) == set(point_metrics(alone))
 
 
-def test_a_subject_with_cells_of_two_classes_has_no_subject_auroc():
+def test_a_subject_with_cells_of_two_classes_has_no_subject_auroc() -> None:
     predictions = clustered(subjects=6)
     mixed = replace(
         predictions, references=np.where(np.arange(360) % 30 == 0, 1 - predictions.references, predictions.references)
@@ -225,7 +225,7 @@ def test_a_subject_with_cells_of_two_classes_has_no_subject_auroc():
     assert "subject_auroc" not in subject_intervals(mixed, samples=50)
 
 
-def test_cells_of_unknown_subject_are_refused_by_subject_only():
+def test_cells_of_unknown_subject_are_refused_by_subject_only() -> None:
     predictions = clustered(subjects=3)
     unknown = replace(predictions, subjects=("", *predictions.subjects[1:]))
     with pytest.raises(LeukoscopeError, match="cell cell-0: its subject is not known; intervals by subject need"):
@@ -233,13 +233,13 @@ def test_cells_of_unknown_subject_are_refused_by_subject_only():
     assert cell_intervals(unknown, samples=50) == cell_intervals(predictions, samples=50)
 
 
-def test_a_class_with_one_subject_is_refused():
+def test_a_class_with_one_subject_is_refused() -> None:
     predictions = clustered(subjects=1)
     with pytest.raises(LeukoscopeError, match="class A: only subject s0 has it; intervals by subject need two or more"):
         bootstrap_subjects(predictions)
 
 
-def test_a_class_that_one_mixed_subject_has_is_refused_and_one_that_many_have_is_not():
+def test_a_class_that_one_mixed_subject_has_is_refused_and_one_that_many_have_is_not() -> None:
     predictions = clustered(subjects=6)
     subjects, first = np.asarray(predictions.subjects), predictions.subjects[0]
     in_first = np.where((subjects == first) & (np.arange(len(subjects)) % 5 == 0), 1, 0)
@@ -250,12 +250,12 @@ def test_a_class_that_one_mixed_subject_has_is_refused_and_one_that_many_have_is
     assert found["recall_B"]["low"] < found["recall_B"]["high"]
 
 
-def test_a_model_compared_with_itself_differs_by_nothing():
+def test_a_model_compared_with_itself_differs_by_nothing() -> None:
     for figure in paired_difference(clustered(), clustered(), samples=100).values():
         assert (figure["difference"], figure["low"], figure["high"], figure["share_a_better"]) == (0, 0, 0, 0.5)
 
 
-def test_pairing_sees_a_small_difference_that_both_intervals_hide():
+def test_pairing_sees_a_small_difference_that_both_intervals_hide() -> None:
     weaker = clustered()
     logits = np.log(weaker.probabilities)
     logits[np.arange(len(logits)), weaker.references] += 0.3
@@ -269,7 +269,7 @@ def test_pairing_sees_a_small_difference_that_both_intervals_hide():
     assert mirrored["high"] < 0 and mirrored["share_a_better"] == 0.0
 
 
-def test_only_metrics_that_both_models_have_are_compared():
+def test_only_metrics_that_both_models_have_are_compared() -> None:
     """In a cross-validation with one subject a fold, no stratum of one size and fold holds two classes."""
     sizes = np.random.default_rng(0).uniform(size=240)
     alone = replace(clustered(subjects=4), areas=sizes)
@@ -279,7 +279,7 @@ def test_only_metrics_that_both_models_have_are_compared():
     assert forth.keys() == back.keys() == point_metrics(folded).keys()
 
 
-def test_where_subjects_are_known_cells_that_are_resampled_have_no_auroc_at_equal_size():
+def test_where_subjects_are_known_cells_that_are_resampled_have_no_auroc_at_equal_size() -> None:
     predictions = replace(clustered(subjects=4), areas=np.random.default_rng(0).uniform(size=240))
     assert "auroc_equal_size" in subject_intervals(predictions, samples=20)
     assert "auroc_equal_size" not in cell_intervals(predictions, samples=20), "it weighs subjects"
@@ -287,7 +287,7 @@ def test_where_subjects_are_known_cells_that_are_resampled_have_no_auroc_at_equa
     assert "auroc_equal_size" in cell_intervals(unknown, samples=20)
 
 
-def test_order_of_cells_and_classes_does_not_matter_to_a_comparison():
+def test_order_of_cells_and_classes_does_not_matter_to_a_comparison() -> None:
     predictions = clustered(subjects=4)
     rows = np.random.default_rng(0).permutation(len(predictions.cell_ids))
     turned = CellPredictions(
@@ -300,7 +300,7 @@ def test_order_of_cells_and_classes_does_not_matter_to_a_comparison():
     assert all(figure["difference"] == 0 for figure in paired_difference(predictions, turned, samples=50).values())
 
 
-def test_a_comparison_on_other_cells_names_the_first_that_differs():
+def test_a_comparison_on_other_cells_names_the_first_that_differs() -> None:
     predictions = clustered(subjects=4)
     short = CellPredictions(
         predictions.cell_ids[:-1],
@@ -320,7 +320,7 @@ def test_a_comparison_on_other_cells_names_the_first_that_differs():
         paired_difference(predictions, replace(predictions, references=np.r_[1, predictions.references[1:]]))
 
 
-def test_ten_thousand_cells_take_seconds():
+def test_ten_thousand_cells_take_seconds() -> None:
     import time
 
     predictions = clustered(subjects=50, cells=100)
@@ -332,7 +332,9 @@ def test_ten_thousand_cells_take_seconds():
 
 
 @pytest.mark.parametrize(("subjects", "low", "high"), [((28, 13), 0.86, 0.98), ((11, 3), 0.6, 0.92)])
-def test_simulated_coverage_says_that_few_subjects_give_too_narrow_intervals(subjects, low, high):
+def test_simulated_coverage_says_that_few_subjects_give_too_narrow_intervals(
+    subjects: tuple[int, int], low: float, high: float
+) -> None:
     """As in C-NMC's cross-validation, and as on one of its official folds: 3 normal subjects."""
     rng = np.random.default_rng(0)
     parts = [(k, i, int(n)) for k, count in enumerate(subjects) for i, n in enumerate(rng.integers(10, 400, count))]
@@ -347,12 +349,13 @@ def test_simulated_coverage_says_that_few_subjects_give_too_narrow_intervals(sub
         ("ALL", "HEM"),
     )
     found = simulated_coverage(predictions)
+    assert found is not None
     assert low < found["balanced_accuracy_by_subject"] < high
     assert low < found["balanced_accuracy"] < high
     assert found == simulated_coverage(predictions), "the same seed, the same studies"
 
 
-def test_coverage_is_not_simulated_where_a_subject_has_cells_of_two_classes():
+def test_coverage_is_not_simulated_where_a_subject_has_cells_of_two_classes() -> None:
     """Nine subjects with most cells of class A, one with most of class B: this class has no spread to simulate."""
     rng = np.random.default_rng(0)
     owner = np.repeat(np.arange(10), 25)

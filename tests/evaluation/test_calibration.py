@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from math import log
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from leukoscope.evaluation.metrics import CellPredictions, pooled
 Maker = Callable[..., CellPredictions]
 
 
-def _measured(predictions: CellPredictions) -> dict[str, object]:
+def _measured(predictions: CellPredictions) -> dict[str, Any]:
     return calibration_metrics(predictions, bootstrap_subjects(predictions, samples=200))
 
 

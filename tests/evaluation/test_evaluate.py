@@ -37,12 +37,12 @@ from leukoscope.models.release_files import write_json
 
 
 @pytest.fixture(scope="module")
-def phantoms(phantom_data) -> LoadedCells:
+def phantoms(phantom_data: LoadedCells) -> LoadedCells:
     return phantom_data
 
 
 @pytest.fixture(scope="module")
-def everything(phantoms) -> SelectedCells:
+def everything(phantoms: LoadedCells) -> SelectedCells:
     return select_cells(phantoms)
 
 
@@ -56,7 +56,7 @@ def classifier(labels: tuple[str, ...] = ("ALL", "HEM")) -> Classifier:
     return Classifier("house/bright", "abc", labels, {}, predict)
 
 
-def test_what_predict_would_decide_is_counted_under_the_names_of_the_data_set(everything):
+def test_what_predict_would_decide_is_counted_under_the_names_of_the_data_set(everything: SelectedCells) -> None:
     outcomes = itertools.cycle(("blast", "abstain", "normal", "out of distribution"))
 
     def predict(pictures: Any) -> tuple[np.ndarray, list[str]]:
@@ -77,7 +77,7 @@ def predictions_for(cells: SelectedCells) -> CellPredictions:
     return predictions_of_model(classifier(), cells).predictions
 
 
-def test_without_a_split_every_cell_is_predicted(phantoms, everything):
+def test_without_a_split_every_cell_is_predicted(phantoms: LoadedCells, everything: SelectedCells) -> None:
     assert set(everything.split.test) == set(phantoms.train["cell_id"][:])
     answered = predictions_of_model(classifier(), everything)
     assert list(answered.predictions.cell_ids) == phantoms.train["cell_id"][:]
@@ -86,7 +86,7 @@ def test_without_a_split_every_cell_is_predicted(phantoms, everything):
     assert (answered.name, answered.revision, answered.estimates) == ("house/bright", "abc", "these weights")
 
 
-def test_a_split_asks_about_its_test_side(phantoms, tmp_path):
+def test_a_split_asks_about_its_test_side(phantoms: LoadedCells, tmp_path: Path) -> None:
     drawn = make_split(phantoms, "subject-cv", fold=1, num_folds=3, validation=False)
     assert select_cells(phantoms, "subject-cv", which=(1, 3, "")).split.test == drawn.test
     drawn.save(tmp_path / "split.json")
@@ -95,7 +95,7 @@ def test_a_split_asks_about_its_test_side(phantoms, tmp_path):
     assert set(predictions_for(asked).cell_ids) == set(drawn.test)
 
 
-def test_fewer_cells_are_drawn_from_the_same_side(phantoms):
+def test_fewer_cells_are_drawn_from_the_same_side(phantoms: LoadedCells) -> None:
     whole = select_cells(phantoms, "subject")
     some = select_cells(phantoms, "subject", at_most=5)
     assert len(some.split.test) == 5 and set(some.split.test) < set(whole.split.test)
@@ -103,7 +103,7 @@ def test_fewer_cells_are_drawn_from_the_same_side(phantoms):
     assert (some.about()["split"]["cells"], some.about()["split"]["drawn_from"]) == (5, len(whole.split.test))
 
 
-def test_two_ways_to_choose_cells_are_refused(phantoms, tmp_path):
+def test_two_ways_to_choose_cells_are_refused(phantoms: LoadedCells, tmp_path: Path) -> None:
     with pytest.raises(LeukoscopeError, match="--split subject --split_file x.json: both say which cells are tested"):
         select_cells(phantoms, "subject", "x.json")
     with pytest.raises(LeukoscopeError, match="--split all: tests no cell; leave it out to predict every cell"):
@@ -118,7 +118,7 @@ def release_metrics(cells: SelectedCells, subjects: list[str], **more: Any) -> d
     }
 
 
-def test_people_who_trained_the_weights_are_counted(everything):
+def test_people_who_trained_the_weights_are_counted(everything: SelectedCells) -> None:
     predictions = predictions_for(everything)
     people = sorted(set(predictions.subjects))
     found = training_overlap(
@@ -130,7 +130,7 @@ def test_people_who_trained_the_weights_are_counted(everything):
     assert (apart["verdict"], apart["subjects"]) == ("good", 0)
 
 
-def test_people_who_trained_the_release_it_was_fine_tuned_from_are_counted(everything):
+def test_people_who_trained_the_release_it_was_fine_tuned_from_are_counted(everything: SelectedCells) -> None:
     predictions = predictions_for(everything)
     metrics = release_metrics(everything, ["someone else"])
     before = metrics["data"] | {"unit": "subject", "subjects": [min(predictions.subjects)]}
@@ -139,7 +139,7 @@ def test_people_who_trained_the_release_it_was_fine_tuned_from_are_counted(every
     assert (found["verdict"], found["subjects"]) == ("bad", 1)
 
 
-def test_a_copy_on_the_hub_holds_the_same_subjects(everything):
+def test_a_copy_on_the_hub_holds_the_same_subjects(everything: SelectedCells) -> None:
     predictions = predictions_for(everything)
     copied = replace(everything.data.info, name="lab/cells", copy_of=everything.data.info.name)
     on_copy = replace(everything, data=replace(everything.data, info=copied, fingerprint="another"))
@@ -150,7 +150,7 @@ def test_a_copy_on_the_hub_holds_the_same_subjects(everything):
     assert training_overlap(trained_on_copy, predictions, everything, KnownCells())["subjects"] == 1
 
 
-def test_a_model_without_a_record_is_not_called_tested(everything):
+def test_a_model_without_a_record_is_not_called_tested(everything: SelectedCells) -> None:
     found = training_overlap({}, predictions_for(everything), everything, KnownCells())
     assert found["verdict"] == "warning" and "What trained these weights is not recorded" in found["statement"]
 
@@ -160,7 +160,9 @@ def elsewhere(cells: SelectedCells, predictions: CellPredictions) -> dict[str, A
     return release_metrics(cells, list(predictions.subjects)) | {"data": {"name": "cnmc2019", "title": "C-NMC"}}
 
 
-def test_another_data_set_s_subjects_are_other_people_where_its_cells_can_be_compared(everything):
+def test_another_data_set_s_subjects_are_other_people_where_its_cells_can_be_compared(
+    everything: SelectedCells,
+) -> None:
     predictions = predictions_for(everything)
     others = KnownCells(hashes=frozenset({"0123456789abcdef"}))
     found = training_overlap(elsewhere(everything, predictions), predictions, everything, others)
@@ -171,7 +173,7 @@ def test_another_data_set_s_subjects_are_other_people_where_its_cells_can_be_com
     )
 
 
-def test_without_hashes_another_data_set_s_name_proves_nothing(everything):
+def test_without_hashes_another_data_set_s_name_proves_nothing(everything: SelectedCells) -> None:
     predictions = predictions_for(everything)
     found = training_overlap(elsewhere(everything, predictions), predictions, everything, KnownCells())
     assert found["verdict"] == "warning"
@@ -179,7 +181,9 @@ def test_without_hashes_another_data_set_s_name_proves_nothing(everything):
 
 
 @pytest.mark.parametrize("by", ["pixels", "name"])
-def test_training_cells_under_another_data_set_s_name_are_no_test(everything, tmp_path, by):
+def test_training_cells_under_another_data_set_s_name_are_no_test(
+    everything: SelectedCells, tmp_path: Path, by: str
+) -> None:
     """The release's own predictions give them away, in class folders of whatever name."""
     predictions = predictions_for(everything)
     (tmp_path / "predictions").mkdir()
@@ -198,7 +202,7 @@ def test_training_cells_under_another_data_set_s_name_are_no_test(everything, tm
     )
 
 
-def test_known_aliases_are_one_subject(everything):
+def test_known_aliases_are_one_subject(everything: SelectedCells) -> None:
     predictions = predictions_for(everything)
     named = replace(predictions, subjects=tuple("78" for _ in predictions.subjects))
     cnmc = replace(everything, data=replace(everything.data, info=dataset_info("cnmc2019")))
@@ -206,7 +210,7 @@ def test_known_aliases_are_one_subject(everything):
     assert training_overlap(metrics, named, cnmc, KnownCells())["verdict"] == "bad"
 
 
-def test_without_subject_ids_only_the_training_split_proves_a_test(phantoms):
+def test_without_subject_ids_only_the_training_split_proves_a_test(phantoms: LoadedCells) -> None:
     asked = select_cells(phantoms, "subject")
     nameless = replace(predictions_for(asked), subjects=("",) * len(asked.split.test))
     metrics = release_metrics(asked, [])
@@ -216,7 +220,9 @@ def test_without_subject_ids_only_the_training_split_proves_a_test(phantoms):
         assert training_overlap(metrics, nameless, asked, KnownCells())["verdict"] == "good"
 
 
-def test_the_test_side_alone_proves_a_test_whatever_part_of_train_was_the_validation_side(phantoms):
+def test_the_test_side_alone_proves_a_test_whatever_part_of_train_was_the_validation_side(
+    phantoms: LoadedCells,
+) -> None:
     """`select_cells` draws no validation side; a training run does."""
     asked = select_cells(phantoms, "random-cv")
     nameless = replace(predictions_for(asked), subjects=("",) * len(asked.split.test))
@@ -229,7 +235,7 @@ def test_the_test_side_alone_proves_a_test_whatever_part_of_train_was_the_valida
 
 
 @pytest.mark.parametrize("split", ["random", "random-cv", "subject"])
-def test_a_damaged_picture_changes_no_split(tmp_path, cache_in_tmp, split):
+def test_a_damaged_picture_changes_no_split(tmp_path: Path, cache_in_tmp: pytest.MonkeyPatch, split: str) -> None:
     """Training leaves it out before it draws the split."""
     for label, subject, cell in product(("ALL", "HEM"), range(8), range(3)):
         (tmp_path / "cells" / label).mkdir(parents=True, exist_ok=True)
@@ -244,7 +250,7 @@ def test_a_damaged_picture_changes_no_split(tmp_path, cache_in_tmp, split):
     assert len(data.unreadable) == 0 and "ALL3_1" in asked.data.unreadable[0]
 
 
-def test_class_folders_with_splits_of_their_own_are_told_how_to_test_only_the_test_split(tmp_path):
+def test_class_folders_with_splits_of_their_own_are_told_how_to_test_only_the_test_split(tmp_path: Path) -> None:
     for number, path in enumerate(product(("train", "test"), ("ALL", "HEM"), range(8))):
         folder = tmp_path.joinpath(*path[:2])
         folder.mkdir(parents=True, exist_ok=True)
@@ -260,7 +266,7 @@ def test_class_folders_with_splits_of_their_own_are_told_how_to_test_only_the_te
 
 
 @pytest.fixture
-def kept(everything, tmp_path) -> Path:
+def kept(everything: SelectedCells, tmp_path: Path) -> Path:
     """Answers in a release, with the blocks that describe them."""
     (tmp_path / "predictions").mkdir()
     predictions = predictions_for(everything)
@@ -279,7 +285,7 @@ def kept(everything, tmp_path) -> Path:
     return tmp_path / "predictions"
 
 
-def test_a_file_in_a_release_says_what_it_estimates(kept):
+def test_a_file_in_a_release_says_what_it_estimates(kept: Path) -> None:
     honest, random = predictions_in_file(kept / "subject_cv.parquet"), predictions_in_file(kept / "random.parquet")
     assert (honest.estimates, honest.overlap["verdict"]) == ("recipe (subject_cv)", "good")
     assert honest.overlap["statement"] == "five folds: no subject stands on both sides."
@@ -287,7 +293,7 @@ def test_a_file_in_a_release_says_what_it_estimates(kept):
     assert "subjects on both sides" in random.overlap["statement"]
 
 
-def test_a_file_of_unknown_origin_is_not_called_tested(kept, tmp_path):
+def test_a_file_of_unknown_origin_is_not_called_tested(kept: Path, tmp_path: Path) -> None:
     alone = tmp_path / "elsewhere" / "predictions.parquet"
     alone.parent.mkdir()
     shutil.copy(kept / "subject_cv.parquet", alone)
@@ -295,12 +301,12 @@ def test_a_file_of_unknown_origin_is_not_called_tested(kept, tmp_path):
     assert (found.estimates, found.overlap["verdict"]) == ("the model behind predictions.parquet", "warning")
 
 
-def test_a_file_is_recorded_wherever_it_is_named_from(kept, monkeypatch):
+def test_a_file_is_recorded_wherever_it_is_named_from(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(kept)
     assert predictions_in_file(Path("subject_cv.parquet")).estimates == "recipe (subject_cv)"
 
 
-def test_predictions_of_cell_size_alone_are_not_a_runs_own(kept, tmp_path):
+def test_predictions_of_cell_size_alone_are_not_a_runs_own(kept: Path, tmp_path: Path) -> None:
     metrics = json.loads((kept.parent / "metrics.json").read_text())
     metrics["evaluations"] = [{**metrics["evaluations"][0], "name": "test"}]
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
@@ -312,7 +318,7 @@ def test_predictions_of_cell_size_alone_are_not_a_runs_own(kept, tmp_path):
     assert (size.estimates, size.overlap["verdict"]) == ("the model behind size_only_predictions.parquet", "warning")
 
 
-def test_predictions_to_other_cells_are_left_out_and_counted(kept, phantoms):
+def test_predictions_to_other_cells_are_left_out_and_counted(kept: Path, phantoms: LoadedCells) -> None:
     asked = select_cells(phantoms, "subject")
     found = predictions_in_file(kept / "subject_cv.parquet", asked)
     assert set(found.predictions.cell_ids) == set(asked.split.test)
@@ -320,7 +326,7 @@ def test_predictions_to_other_cells_are_left_out_and_counted(kept, phantoms):
     assert found.left_out == (f"{less} predictions in subject_cv.parquet: not among the selected cells",)
 
 
-def test_a_file_that_contradicts_the_data_is_refused(everything, tmp_path):
+def test_a_file_that_contradicts_the_data_is_refused(everything: SelectedCells, tmp_path: Path) -> None:
     predictions = predictions_for(everything)
     path = tmp_path / "wrong.parquet"
     replace(predictions, references=1 - predictions.references).save(path)
@@ -330,7 +336,7 @@ def test_a_file_that_contradicts_the_data_is_refused(everything, tmp_path):
         predictions_in_file(path, everything)
 
 
-def test_what_is_no_file_of_predictions_says_so(tmp_path):
+def test_what_is_no_file_of_predictions_says_so(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_text("no parquet")
     with pytest.raises(LeukoscopeError, match="x.parquet: cannot be read as predictions .*; give a"):
         predictions_in_file(tmp_path / "x.parquet")
@@ -341,7 +347,7 @@ def test_what_is_no_file_of_predictions_says_so(tmp_path):
         predictions_in_file(tmp_path / "none.parquet")
 
 
-def test_only_keeps_the_named_cells_in_their_order(everything):
+def test_only_keeps_the_named_cells_in_their_order(everything: SelectedCells) -> None:
     predictions = predictions_for(everything)
     wanted = (predictions.cell_ids[7], predictions.cell_ids[2], "unknown")
     assert keep_cells(predictions, wanted).cell_ids == (predictions.cell_ids[2], predictions.cell_ids[7])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,6 +141,7 @@ def test_auroc_at_equal_size_is_the_pair_weighted_mean_of_the_deciles_each_known
     from sklearn.metrics import roc_auc_score
 
     predictions = _uneven()
+    assert predictions.areas is not None
     edges = np.quantile(predictions.areas, np.arange(1, 10) / 10)
     decile = np.digitize(predictions.areas, edges)
     counts = Counter(predictions.subjects)
@@ -161,6 +163,7 @@ def test_auroc_at_equal_size_is_the_pair_weighted_mean_of_the_deciles_each_known
 def test_size_alone_knows_nothing_at_equal_size() -> None:
     """Ranked by size itself, cells of one decile differ a little in size; ranked by their decile, not at all."""
     predictions = _uneven()
+    assert predictions.equal_size_strata is not None
     blast = predictions.equal_size_strata / 9
     by_decile = replace(predictions, probabilities=np.stack([blast, 1 - blast], axis=1))
     assert measure(by_decile)["auroc_equal_size"] == pytest.approx(0.5)
@@ -176,6 +179,7 @@ def test_a_shift_between_folds_does_not_change_auroc_at_equal_size() -> None:
         probabilities=np.stack([blast, 1 - blast], axis=1),
     )
     both = pooled([first, second])
+    assert both.folds is not None
     assert both.folds.tolist() == [0] * len(first.cell_ids) + [1] * len(second.cell_ids)
     alone = measure(first)["auroc_equal_size"]
     assert measure(second)["auroc_equal_size"] == pytest.approx(alone)
@@ -187,6 +191,7 @@ def test_a_shift_between_folds_does_not_change_auroc_at_equal_size() -> None:
     assert measure(both.take(order))["auroc_equal_size"] == pytest.approx(alone)
     # Another cross-validation of the same cells keeps the folds of its own.
     other = aligned(replace(both, folds=1 - both.folds), without.take(order))
+    assert other.folds is not None
     assert other.folds.tolist() == (1 - both.folds[order]).tolist()
 
 
@@ -207,7 +212,8 @@ def test_areas_are_kept_with_the_predictions(tmp_path: Path) -> None:
 def test_folds_are_kept_with_the_predictions(tmp_path: Path) -> None:
     first, second = _predictions([0, 1], [0.9, 0.2], ["a", "b"]), _predictions([1], [0.6], ["c"], start=2)
     pooled([first, second]).save(tmp_path / "p.parquet")
-    assert CellPredictions.load(tmp_path / "p.parquet").folds.tolist() == [0, 0, 1]
+    folds = CellPredictions.load(tmp_path / "p.parquet").folds
+    assert folds is not None and folds.tolist() == [0, 0, 1]
     first.save(tmp_path / "p.parquet")
     assert CellPredictions.load(tmp_path / "p.parquet").folds is None
 
@@ -265,7 +271,11 @@ def test_a_cell_predicted_twice_is_refused() -> None:
 
 @pytest.mark.parametrize("short", ["subjects", "references", "probabilities"])
 def test_columns_of_unequal_length_are_refused(short: str) -> None:
-    columns = {"subjects": ("",) * 3, "references": np.zeros(3, int), "probabilities": np.ones((3, 2)) / 2}
+    columns: dict[str, Any] = {
+        "subjects": ("",) * 3,
+        "references": np.zeros(3, int),
+        "probabilities": np.ones((3, 2)) / 2,
+    }
     columns[short] = columns[short][:2]
     with pytest.raises(LeukoscopeError, match="differ in length"):
         CellPredictions(("a", "b", "c"), **columns, label_names=LABELS)

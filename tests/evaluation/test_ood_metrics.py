@@ -29,10 +29,13 @@ from leukoscope.evaluation.ood_metrics import (
 from leukoscope.inference.ood import STATISTICS, OodDetector, fit_detector, picture_statistics
 from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.models.release_files import OOD
-from leukoscope.synthetic import draw_cell, draw_field, phantom_cells
+from leukoscope.synthetic import Background, draw_cell, draw_field, phantom_cells
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 PREPROCESSING = Preprocessing(96, 350 / 450)
+
+Phantoms = tuple[np.ndarray, list[str]]  # framed, and their subjects
+Wrong = tuple[np.ndarray, dict[str, np.ndarray]]  # cells, and pictures made of them
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def detector() -> OodDetector:
     return OodDetector(*(np.asarray(value, np.float32) for value in values))
 
 
-def test_metrics_are_those_of_a_constructed_case(detector):
+def test_metrics_are_those_of_a_constructed_case(detector: OodDetector) -> None:
     held_out = np.array([0.5, 0.6, 0.7, 0.8, 0.5, 1.1, 0.9, 1.2])
     subjects = ["a"] * 4 + ["b"] * 2 + ["c"] * 2
 
@@ -68,14 +71,14 @@ def test_metrics_are_those_of_a_constructed_case(detector):
     assert (block["distance_limit"], block["wanted_kept_share"]) == (2.5, 0.98)
 
 
-def test_what_was_not_measured_is_said(detector):
+def test_what_was_not_measured_is_said(detector: OodDetector) -> None:
     block = ood_block(detector, np.array([0.5, 0.4]), ["a", "b"], {"blank": np.array([2.0])})
 
     assert list(block["kinds"]) == ["blank"]
     assert block["not_measured"] == [what for kind, what in KINDS.items() if kind != "blank"]
 
 
-def test_of_equally_bad_subjects_the_one_with_more_cells_is_the_worst(detector):
+def test_of_equally_bad_subjects_the_one_with_more_cells_is_the_worst(detector: OodDetector) -> None:
     held_out = np.array([2.0, 0.5, 0.5, 0.5, 2, 2])
 
     block = ood_block(detector, held_out, ["few", "few", "many", "many", "many", "many"], {})
@@ -84,13 +87,13 @@ def test_of_equally_bad_subjects_the_one_with_more_cells_is_the_worst(detector):
 
 
 @pytest.fixture(scope="module")
-def phantoms() -> tuple[np.ndarray, list[str]]:
+def phantoms() -> Phantoms:
     drawn = list(phantom_cells(subjects_per_class=3, cells_per_subject=10, seed=5))
     framed = [PREPROCESSING.frame(Image.fromarray(phantom.image)) for phantom in drawn]
     return np.stack(framed), [phantom.subject for phantom in drawn]
 
 
-def test_cells_give_a_detector_and_its_metrics(phantoms):
+def test_cells_give_a_detector_and_its_metrics(phantoms: Phantoms) -> None:
     pixels, subjects = phantoms
 
     detector, block = fit_and_measure_detector(
@@ -117,7 +120,7 @@ def test_cells_give_a_detector_and_its_metrics(phantoms):
     assert "not fitted on" in block["estimates"]
 
 
-def test_the_sample_of_unsuitable_images_is_drawn_by_the_seed(phantoms):
+def test_the_sample_of_unsuitable_images_is_drawn_by_the_seed(phantoms: Phantoms) -> None:
     one, again, other = (
         fit_and_measure_detector(PREPROCESSING, *phantoms, background="black", sample=3, seed=seed)[1]["kinds"]
         for seed in (1, 1, 2)
@@ -127,7 +130,7 @@ def test_the_sample_of_unsuitable_images_is_drawn_by_the_seed(phantoms):
     assert one["inverted"]["least_score"] != other["inverted"]["least_score"]
 
 
-def test_an_unknown_kind_of_picture_is_refused_before_any_work():
+def test_an_unknown_kind_of_picture_is_refused_before_any_work() -> None:
     with pytest.raises(LeukoscopeError) as error:
         fit_and_measure_detector(
             PREPROCESSING, np.zeros((0, 96, 96, 3), np.uint8), [], background="black",
@@ -137,7 +140,7 @@ def test_an_unknown_kind_of_picture_is_refused_before_any_work():
 
 
 @pytest.fixture(scope="module")
-def wrong() -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def wrong() -> Wrong:
     """Three round cells on black and what is made from them."""
     y, x = np.mgrid[:80, :80] - 39.5
     disc = (np.hypot(y, x) < 25)[None, :, :, None]
@@ -146,14 +149,14 @@ def wrong() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return cells, unsuitable_images(cells, np.random.default_rng(0))
 
 
-def test_every_wrong_picture_is_of_the_networks_size(wrong):
+def test_every_wrong_picture_is_of_the_networks_size(wrong: Wrong) -> None:
     cells, pictures = wrong
 
     assert all(p.shape[1:] == cells.shape[1:] and p.dtype == np.uint8 for p in pictures.values())
     assert set(pictures) == KINDS.keys() - FROM_ELSEWHERE.keys() - {"phantoms"}
 
 
-def test_blank_pictures_run_from_black_to_white(wrong):
+def test_blank_pictures_run_from_black_to_white(wrong: Wrong) -> None:
     _, pictures = wrong
 
     levels = pictures["blank"].reshape(len(pictures["blank"]), -1)
@@ -161,7 +164,7 @@ def test_blank_pictures_run_from_black_to_white(wrong):
     assert (levels[0, 0], levels[-1, 0]) == (0, 255)
 
 
-def test_noise_falls_off_as_in_natural_pictures():
+def test_noise_falls_off_as_in_natural_pictures() -> None:
     pictures = unsuitable_images(np.zeros((100, 80, 80, 3), np.uint8), np.random.default_rng(0))["noise"]
 
     amplitude = np.abs(np.fft.rfft2(pictures.astype(float), axes=(1, 2))).mean(axis=(0, 3))
@@ -171,14 +174,16 @@ def test_noise_falls_off_as_in_natural_pictures():
     assert slope == pytest.approx(-1, abs=0.1)
 
 
-def test_a_cut_cell_shows_a_quarter_in_a_corner(wrong):
+def test_a_cut_cell_shows_a_quarter_in_a_corner(wrong: Wrong) -> None:
     cells, pictures = wrong
 
     assert np.array_equal(pictures["cut"][:, :40, :40], cells[:, 40:, 40:])
     assert not pictures["cut"][:, 40:].any() and not pictures["cut"][:, :, 40:].any()
 
 
-def test_a_zoomed_cell_fills_the_view_and_a_blurred_one_has_lost_its_texture(wrong):
+def test_a_zoomed_cell_fills_the_view_and_a_blurred_one_has_lost_its_texture(
+    wrong: Wrong,
+) -> None:
     cells, pictures = wrong
 
     assert (cells[:, 0, 0] == 0).all() and (pictures["zoomed"][:, 0, 0] > 60).all()
@@ -186,7 +191,7 @@ def test_a_zoomed_cell_fills_the_view_and_a_blurred_one_has_lost_its_texture(wro
     assert pictures["blurred"][inner].std() < cells[inner].std() / 4
 
 
-def test_a_sample_of_a_folder_reaches_from_its_first_to_its_last_picture(tmp_path):
+def test_a_sample_of_a_folder_reaches_from_its_first_to_its_last_picture(tmp_path: Path) -> None:
     for i in range(11):
         Image.new("RGB", (60, 60), (i * 10, 0, 0)).save(tmp_path / f"{i:02}.png")
 
@@ -196,7 +201,7 @@ def test_a_sample_of_a_folder_reaches_from_its_first_to_its_last_picture(tmp_pat
     assert len(frame_sample(tmp_path, PREPROCESSING)) == 11
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path, tiny_release):
+def test_a_folder_without_pictures_is_refused(tmp_path: Path, tiny_release: Path) -> None:
     said = f"{tmp_path}: holds no picture to check the OOD detector with; name another folder"
 
     with pytest.raises(LeukoscopeError) as error:
@@ -211,7 +216,7 @@ def test_a_folder_without_pictures_is_refused(tmp_path, tiny_release):
 
 
 @pytest.fixture
-def predictor(tiny_release: Path, phantoms, tmp_path: Path) -> Predictor:
+def predictor(tiny_release: Path, phantoms: Phantoms, tmp_path: Path) -> Predictor:
     """The tiny release with a detector of phantoms."""
     folder = shutil.copytree(tiny_release, tmp_path / "release")
     pixels, subjects = phantoms
@@ -227,15 +232,18 @@ def predictor(tiny_release: Path, phantoms, tmp_path: Path) -> Predictor:
         ("imagefolder", ["white cells"]),
     ],
 )
-def test_fields_are_a_source_of_white_cells_for_a_release_of_cut_out_cells_alone(predictor, tmp_path, data, sources):
+def test_fields_are_a_source_of_white_cells_for_a_release_of_cut_out_cells_alone(
+    predictor: Predictor, tmp_path: Path, data: str, sources: list[str]
+) -> None:
     release = replace(predictor.release, metrics={"data": {"name": data}})
 
     assert list(white_cell_sources(release, tmp_path, tmp_path)) == sources
     assert white_cell_sources(release, None, None) == {}
 
 
-def test_outcomes_of_pictures_are_counted_by_the_folder_they_lie_in(predictor, tmp_path):
-    for kind, background in (("lymphocyte", "black"), ("monocyte", "smear")):
+def test_outcomes_of_pictures_are_counted_by_the_folder_they_lie_in(predictor: Predictor, tmp_path: Path) -> None:
+    drawn_on: dict[str, Background] = {"lymphocyte": "black", "monocyte": "smear"}
+    for kind, background in drawn_on.items():
         (tmp_path / "healthy" / kind).mkdir(parents=True)
         for cell in range(5):
             drawn = draw_cell("HEM", subject=1, cell=cell, background=background).image
@@ -259,14 +267,14 @@ def test_outcomes_of_pictures_are_counted_by_the_folder_they_lie_in(predictor, t
     assert found["lymphocyte"]["outcomes"][OUT_OF_DISTRIBUTION] < 4
 
 
-def test_a_release_of_cut_out_cells_is_predicted_the_cells_that_are_found(predictor, tmp_path):
+def test_a_release_of_cut_out_cells_is_predicted_the_cells_that_are_found(predictor: Predictor, tmp_path: Path) -> None:
     folder = tmp_path / "healthy" / "Neutrophils"
     folder.mkdir(parents=True)
     field = Image.fromarray(draw_field(("HEM",) * 4, size=(300, 380), um_per_pixel=0.2).image)
     field.save(folder / "a.png")
     field.convert("L").save(folder / "grey.png")  # no smear can be read in it, and none is asked about
     Image.new("RGB", (200, 200), (236, 220, 217)).save(folder / "empty.png")
-    predictor.release = replace(predictor.release, metrics=predictor.release.metrics | {"data": {"name": "cnmc2019"}})
+    predictor.release = replace(predictor.release, metrics={**predictor.release.metrics, "data": {"name": "cnmc2019"}})
 
     found = healthy_outcomes(predictor, tmp_path / "healthy")["Neutrophils"]
 
@@ -275,7 +283,7 @@ def test_a_release_of_cut_out_cells_is_predicted_the_cells_that_are_found(predic
     assert found["outcomes"][NOT_A_CELL] == 0, "cut out, none of them is a smear"
 
 
-def test_real_cells_get_a_class_and_fields_of_view_none(real_data):
+def test_real_cells_get_a_class_and_fields_of_view_none(real_data: Path) -> None:
     cells, fields = real_data / "cnmc2019", real_data / "bccd"
     if not (cells / "samples-bmp").is_dir() or not fields.is_dir():
         pytest.skip("needs cnmc2019/C-NMC_Leukemia, cnmc2019/samples-bmp and bccd")

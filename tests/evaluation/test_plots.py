@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from leukoscope import RESEARCH_NOTICE
@@ -34,50 +37,54 @@ SUBJECTS = {
 }
 
 
-def texts(figure) -> list[str]:
+def texts(figure: Figure) -> list[str]:
     import matplotlib.text
 
     figure.canvas.draw()
     return [item.get_text() for item in figure.findobj(matplotlib.text.Text) if item.get_text()]
 
 
-def test_the_strip_shows_each_subject_from_worst_to_best():
+def test_the_strip_shows_each_subject_from_worst_to_best() -> None:
     figure = subject_strip(SUBJECTS, ["ALL", "HEM"])
     all_dots, hem_dots = (axes.collections[-1] for axes in figure.axes)
-    assert all_dots.get_offsets()[:, 1].tolist() == [0.4, 0.9]
+    assert isinstance(all_dots, PathCollection)
+    assert np.asarray(all_dots.get_offsets())[:, 1].tolist() == [0.4, 0.9]
     assert all_dots.get_sizes()[0] > all_dots.get_sizes()[1], "a larger dot stands for more cells"
-    assert hem_dots.get_offsets()[:, 1].tolist() == [0.7]
+    assert np.asarray(hem_dots.get_offsets())[:, 1].tolist() == [0.7]
     assert {"ALL · 2 subjects", "HEM · 1 subject"} <= set(texts(figure))
     in_blocks = texts(subject_strip(SUBJECTS, ["ALL", "HEM"], "block"))
     assert "HEM · 1 block" in in_blocks and not any("subject" in text for text in in_blocks)
 
 
-def test_a_class_without_subjects_has_no_panel():
+def test_a_class_without_subjects_has_no_panel() -> None:
     assert len(subject_strip(SUBJECTS, ["ALL", "HEM", "MIXED"]).axes) == 2
 
 
-def test_intervals_are_drawn_where_they_are():
+def test_intervals_are_drawn_where_they_are() -> None:
     rows = [
         ("accuracy", 0.8, {"low": 0.7, "high": 0.9}, {"low": 0.79, "high": 0.81}),
         ("AUROC, one prediction per subject", 0.9, {"low": 0.6, "high": 1.0}, None),
     ]
     axes = interval_plot(rows).axes[0]
-    spans = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2]
-    assert sorted(spans) == [[0.6, 1.0], [0.7, 0.9], [0.79, 0.81]]
+    ends = [np.asarray(line.get_xdata()).tolist() for line in axes.lines]
+    assert sorted(pair for pair in ends if len(pair) == 2) == [[0.6, 1.0], [0.7, 0.9], [0.79, 0.81]]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["accuracy", "AUROC, one prediction per subject"]
 
 
-def test_only_the_kinds_of_interval_that_are_drawn_have_a_legend():
-    legend = interval_plot([("accuracy", 0.8, None, {"low": 0.7, "high": 0.9})]).axes[0].get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == ["resampling cells: too narrow"]
+def _legend(figure: Figure) -> list[str]:
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    return [text.get_text() for text in legend.get_texts()]
 
 
-def test_intervals_by_block_promise_nothing_for_new_patients():
+def test_only_the_kinds_of_interval_that_are_drawn_have_a_legend() -> None:
+    figure = interval_plot([("accuracy", 0.8, None, {"low": 0.7, "high": 0.9})])
+    assert _legend(figure) == ["resampling cells: too narrow"]
+
+
+def test_intervals_by_block_promise_nothing_for_new_patients() -> None:
     ends = {"low": 0.7, "high": 0.9}
-    legends = [
-        interval_plot([("accuracy", 0.8, ends, None)], unit=unit).axes[0].get_legend().get_texts()[0].get_text()
-        for unit in ("subject", "block")
-    ]
+    legends = [_legend(interval_plot([("accuracy", 0.8, ends, None)], unit=unit))[0] for unit in ("subject", "block")]
     assert legends == ["resampling subjects: for new subjects", "resampling blocks: not for new subjects"]
 
 
@@ -89,7 +96,7 @@ def overlapping(boxes: list[Any]) -> int:
     return sum(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_titles_of_many_classes_lie_beside_each_other():
+def test_titles_of_many_classes_lie_beside_each_other() -> None:
     subjects = {f"s{i}": {"label": LONG_NAMES[i % 8], "cells": 10, "accuracy": 0.5} for i in range(40)}
     figure = subject_strip(subjects, LONG_NAMES)
     figure.canvas.draw()
@@ -97,7 +104,7 @@ def test_titles_of_many_classes_lie_beside_each_other():
     assert len(titles) == 8 and overlapping([title.get_window_extent() for title in titles]) == 0
 
 
-def test_long_names_of_predicted_classes_are_slanted():
+def test_long_names_of_predicted_classes_are_slanted() -> None:
     figure = confusion_plot([[3] * 4] * 4, LONG_NAMES[:4])
     assert {label.get_rotation() for label in figure.axes[0].get_xticklabels()} == {30}
     assert {
@@ -105,17 +112,17 @@ def test_long_names_of_predicted_classes_are_slanted():
     } == {0}
 
 
-def test_the_confusion_matrix_says_cells_and_shares():
+def test_the_confusion_matrix_says_cells_and_shares() -> None:
     found = texts(confusion_plot([[90, 10], [1500, 500]], ["ALL", "HEM"]))
     assert {"90\n90%", "10\n10%", "1,500\n75%", "500\n25%"} <= set(found)
 
 
-def test_a_class_without_cells_divides_nothing_by_nothing():
+def test_a_class_without_cells_divides_nothing_by_nothing() -> None:
     assert "0\n0%" in texts(confusion_plot([[5, 0], [0, 0]], ["ALL", "HEM"]))
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_plots_save_without_a_screen(classes):
+def test_plots_save_without_a_screen(classes: int) -> None:
     names = ["ALL", "HEM", "C", "D"][:classes]
     matrix = [[10] * classes] * classes
     for figure in (subject_strip(SUBJECTS, names), confusion_plot(matrix, names)):
@@ -124,11 +131,11 @@ def test_plots_save_without_a_screen(classes):
         assert file.getvalue().startswith(b"\x89PNG")
 
 
-def test_a_dollar_in_a_label_is_no_formula(tmp_path):
+def test_a_dollar_in_a_label_is_no_formula(tmp_path: Path) -> None:
     assert save_plot(confusion_plot([[3, 1], [0, 2]], [r"$\foo$", "x"]), tmp_path / "plot.png").is_file()
 
 
-def test_the_network_table_holds_every_stage():
+def test_the_network_table_holds_every_stage() -> None:
     (table,) = network_plot(["stage", "output"], [["conv0", "64 × 16 × 16"], ["classifier", "2"]]).axes[0].tables
     found = {place: cell.get_text().get_text() for place, cell in table.get_celld().items()}
     assert found == {
@@ -138,7 +145,7 @@ def test_the_network_table_holds_every_stage():
     }
 
 
-def test_a_wrong_answer_names_the_truth():
+def test_a_wrong_answer_names_the_truth() -> None:
     pixels = np.zeros((8, 8, 3), np.uint8)
     cells = [
         SampleCell(pixels, "ALL", 0.91, "ALL"),
@@ -150,8 +157,8 @@ def test_a_wrong_answer_names_the_truth():
     assert sum(bool(axes.images) for axes in figure.axes) == 3
 
 
-def test_a_saved_figure_carries_the_notice_and_is_the_same_again(tmp_path):
-    def saved(name):
+def test_a_saved_figure_carries_the_notice_and_is_the_same_again(tmp_path: Path) -> None:
+    def saved(name: str) -> bytes:
         figure = confusion_plot([[90, 10], [1500, 500]], ["ALL", "HEM"])
         path = save_plot(figure, tmp_path / name)
         assert RESEARCH_NOTICE in texts(figure)

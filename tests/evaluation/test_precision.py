@@ -35,6 +35,8 @@ LOWER = [
 needs_both = pytest.mark.skipif(not (computes("bf16") and computes("int8")), reason="needs bf16 and int8")
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)
 
+Measured = Callable[..., ReleaseInfo]
+
 
 def pixels_of(real_data: Path, every: int) -> np.ndarray:
     files = sorted((real_data / "cnmc2019" / "C-NMC_Leukemia").rglob("*_*.*"))[::every]
@@ -43,7 +45,7 @@ def pixels_of(real_data: Path, every: int) -> np.ndarray:
 
 
 @pytest.fixture
-def measured(tiny_release: Path, kept_graphs: object, tmp_path: Path) -> Callable[..., ReleaseInfo]:
+def measured(tiny_release: Path, kept_graphs: object, tmp_path: Path) -> Measured:
     """A release whose metrics.json says what is given."""
 
     def write(**block: Any) -> ReleaseInfo:
@@ -56,7 +58,9 @@ def measured(tiny_release: Path, kept_graphs: object, tmp_path: Path) -> Callabl
 
 
 @needs_both
-def test_what_changes_on_real_cells_is_counted(real_data, kept_graphs, monkeypatch, capsys):
+def test_what_changes_on_real_cells_is_counted(
+    real_data: Path, kept_graphs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(progress, "EVERY", 0.001)
     block = precision_block(RELEASE, pixels_of(real_data, 1746))
 
@@ -72,7 +76,7 @@ def test_what_changes_on_real_cells_is_counted(real_data, kept_graphs, monkeypat
 
 
 @pytest.mark.parametrize("lower", LOWER)
-def test_the_logit_shift_takes_back_most_of_what_rounding_moves(real_data, kept_graphs, lower):
+def test_the_logit_shift_takes_back_most_of_what_rounding_moves(real_data: Path, kept_graphs: Path, lower: str) -> None:
     release, pixels = read_release(RELEASE), pixels_of(real_data, 213)
     graph = kept_graph(release, "openvino")
     fitting, tested = pixels[::2], pixels[1::2]
@@ -90,7 +94,7 @@ def test_the_logit_shift_takes_back_most_of_what_rounding_moves(real_data, kept_
 
 
 @needs_both
-def test_on_unseen_subjects_all_precisions_are_measured_and_compared(real_data, kept_graphs):
+def test_on_unseen_subjects_all_precisions_are_measured_and_compared(real_data: Path, kept_graphs: Path) -> None:
     release, pixels = read_release(RELEASE), pixels_of(real_data, 582)
     count = len(pixels)
     exact = softmax(ExportedBackend(kept_graph(release, "openvino"), release)(pixels).logits)
@@ -118,7 +122,9 @@ def test_on_unseen_subjects_all_precisions_are_measured_and_compared(real_data, 
     ("low", "high", "changed", "expected"),
     [(-0.002, 0.001, 4, True), (-0.004, 0.001, 0, False), (-0.001, 0.0031, 0, False), (-0.001, 0.001, 6, False)],
 )
-def test_a_lower_precision_is_the_default_only_where_unseen_subjects_lose_nothing(low, high, changed, expected):
+def test_a_lower_precision_is_the_default_only_where_unseen_subjects_lose_nothing(
+    low: float, high: float, changed: int, expected: bool
+) -> None:
     difference = {"auroc_by_subject": {"low": low, "high": high}}
     unseen = {"disjoint_by": "subject", "cells": 1000, "changed": {"outcome": changed}, "difference": difference}
     assert loses_nothing(unseen) is expected
@@ -128,7 +134,7 @@ def test_a_lower_precision_is_the_default_only_where_unseen_subjects_lose_nothin
     assert offered_precisions({"bf16": block | {"unseen": unseen}})["default"] == ("bf16" if expected else "f32")
 
 
-def test_the_faster_precision_comes_first_and_slow_or_wrong_ones_are_not_offered():
+def test_the_faster_precision_comes_first_and_slow_or_wrong_ones_are_not_offered() -> None:
     def of(speed: float, labels: int) -> dict[str, Any]:
         return {"speed": speed, "cells": 1000, "changed": {"label": labels}, "largest_move": 0.001}
 
@@ -138,11 +144,14 @@ def test_the_faster_precision_comes_first_and_slow_or_wrong_ones_are_not_offered
 
 
 @needs_both
-def test_fast_is_the_first_precision_measured_that_the_processor_computes(measured, monkeypatch):
+def test_fast_is_the_first_precision_measured_that_the_processor_computes(
+    measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pixels = np.stack([*PIXELS] * 2)
     lower = {"logit_shift": [0.5, -0.5]}
     plain = measured()
     ranges = convolution_ranges(kept_graph(plain, "openvino"), pixels)
+    assert plain.folder is not None
     shutil.rmtree(plain.folder)
     release = measured(default="f32", fast=["int8", "bf16"], bf16=lower, int8=lower | {"ranges": ranges})
     exact = open_backend(release, Runtime("auto", precision="exact"))
@@ -156,7 +165,9 @@ def test_fast_is_the_first_precision_measured_that_the_processor_computes(measur
         assert np.abs(apart - [[0.5, -0.5]]).max() > 1e-5, "equal to the last digit: it was not computed in it"
 
 
-def test_fast_is_refused_where_it_was_not_measured_or_cannot_be_computed(measured, tiny_release, monkeypatch):
+def test_fast_is_refused_where_it_was_not_measured_or_cannot_be_computed(
+    measured: Measured, tiny_release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lower = {"logit_shift": [0.5, -0.5]}
     release = measured(default="f32", fast=["bf16"], bf16=lower)
     with pytest.raises(LeukoscopeError, match="^precision 'fast': .*tiny was not measured in it; use 'exact'$"):
@@ -187,13 +198,20 @@ def test_fast_is_refused_where_it_was_not_measured_or_cannot_be_computed(measure
         ),
     ],
 )
-def test_a_damaged_block_is_refused_in_one_sentence(measured, monkeypatch, block, message):
+def test_a_damaged_block_is_refused_in_one_sentence(
+    measured: Measured,
+    monkeypatch: pytest.MonkeyPatch,
+    block: dict[str, dict[str, Any]],
+    message: str,
+) -> None:
     monkeypatch.setattr("leukoscope.inference.backends.computes", lambda name: True)
     with pytest.raises(LeukoscopeError, match=message):
         open_backend(measured(fast=list(block), **block), Runtime("auto", precision="fast"))
 
 
-def test_a_processor_without_lower_precisions_measures_nothing(tiny_release, kept_graphs, monkeypatch):
+def test_a_processor_without_lower_precisions_measures_nothing(
+    tiny_release: Path, kept_graphs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(precision, "computes", lambda name: False)
 
     block = precision_block(tiny_release, PIXELS)
@@ -204,7 +222,7 @@ def test_a_processor_without_lower_precisions_measures_nothing(tiny_release, kep
     }
 
 
-def test_a_release_without_a_graph_measures_nothing(tiny_release, monkeypatch):
+def test_a_release_without_a_graph_measures_nothing(tiny_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(release: ReleaseInfo, backend: str) -> Path:
         raise NoGraph(f"{release.name}: no {backend} graph is made of it")
 
@@ -216,7 +234,7 @@ def test_a_release_without_a_graph_measures_nothing(tiny_release, monkeypatch):
 
 
 @pytest.mark.parametrize("default", ["f32", pytest.param("bf16", marks=LOWER[0].marks)])
-def test_a_release_is_computed_as_it_was_measured(measured, default):
+def test_a_release_is_computed_as_it_was_measured(measured: Measured, default: str) -> None:
     release = measured(default=default, fast=["bf16"], bf16={"logit_shift": [0, 0]})
 
     apart = np.abs(
@@ -227,7 +245,9 @@ def test_a_release_is_computed_as_it_was_measured(measured, default):
     assert (apart.max() > 1e-4) == (default == "bf16")
 
 
-def test_a_processor_without_the_default_computes_in_float32(measured, monkeypatch):
+def test_a_processor_without_the_default_computes_in_float32(
+    measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     release = measured(default="bf16", fast=["bf16"], bf16={"logit_shift": [0, 0]})
     monkeypatch.setattr("leukoscope.inference.backends.computes", lambda name: False)
     assert open_backend(release, Runtime("openvino")).precision == "f32"
@@ -236,7 +256,7 @@ def test_a_processor_without_the_default_computes_in_float32(measured, monkeypat
 
 
 @pytest.mark.skipif(not computes("int8"), reason="needs a processor with int8")
-def test_int8_is_not_computed_by_processors_whose_sums_overflow():
+def test_int8_is_not_computed_by_processors_whose_sums_overflow() -> None:
     code = "from leukoscope.inference.graph import computes; print(computes('int8'))"
 
     def answer(instructions: str) -> str:

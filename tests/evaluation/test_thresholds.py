@@ -48,6 +48,7 @@ def predictions(calibrated_cells: Maker) -> CellPredictions:
 
 def test_thresholds_reach_their_target_on_the_cells_that_fitted_them_and_no_more(predictions: CellPredictions) -> None:
     points, weights = _points(predictions), predictions.subject_weights
+    assert weights is not None
     # The largest share of its class that one cell has, every subject weighing the same.
     step = [weights[predictions.references == k].max() / weights[predictions.references == k].sum() for k in (0, 1)]
 
@@ -177,7 +178,7 @@ def test_area_and_risks_are_those_worked_out_by_hand() -> None:
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]])
 def test_cells_of_equal_confidence_are_answered_together_in_whatever_order(order: list[int]) -> None:
     blast, truth, subjects = [0.8, 0.2, 0.8, 0.2], [0, 1, 1, 0], ["a", "H1", "H2", "b"]
-    predictions = _two_class(*([column[i] for i in order] for column in (blast, truth, subjects)))
+    predictions = _two_class([blast[i] for i in order], [truth[i] for i in order], [subjects[i] for i in order])
 
     found = risk_coverage(predictions, bootstrap_subjects(predictions, samples=50))
 
@@ -258,6 +259,7 @@ def test_the_default_threshold_errs_as_often_as_it_may_and_no_more(predictions: 
     wrong = (predictions.predicted != predictions.references)[answered]
 
     assert default["target_risk"] == TARGET_RISK == 0.1
+    assert predictions.subject_weights is not None
     fitted = np.average(wrong, weights=predictions.subject_weights[answered])
     assert 0.098 < fitted <= 0.1, "where it was fitted"
     assert default["risk_by_subject"] == pytest.approx(0.1, abs=0.01), "where it was not"

@@ -13,9 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from click.testing import Result
 from PIL import ExifTags, Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import leukoscope as lk
 from hub_server import Fault, Hub

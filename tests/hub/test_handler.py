@@ -8,6 +8,7 @@ import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_a_picture_may_come_as_bytes_or_base64(handler: EndpointHandler, cell: I
         ({"inputs": b"no picture"}, "inputs: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"),
     ],
 )
-def test_what_is_no_picture_is_told(handler: EndpointHandler, data: dict, problem: str) -> None:
+def test_what_is_no_picture_is_told(handler: EndpointHandler, data: dict[str, Any], problem: str) -> None:
     with pytest.raises(LeukoscopeError, match=f"^{problem}$"):
         handler(data)
 

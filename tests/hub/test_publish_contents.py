@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,7 +50,7 @@ def test_pictures_that_lie_about_stay_at_home(hub: Hub, whole_release: Path) -> 
     ("column", "content"),
     [("image", [b"pixels"]), ("pixels", [[0, 1]]), ("p_ALL", [b"pixels"]), ("label", [{"bytes": b"pixels"}])],
 )
-def test_a_table_with_other_columns_is_refused(hub: Hub, whole_release: Path, column: str, content: list) -> None:
+def test_a_table_with_other_columns_is_refused(hub: Hub, whole_release: Path, column: str, content: list[Any]) -> None:
     table = whole_release / "predictions" / "subject_cv.parquet"
     pq.write_table(pa.table({"cell_id": ["UID_1_1_1_all"], column: content}), table)
     with pytest.raises(

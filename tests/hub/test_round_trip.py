@@ -279,8 +279,8 @@ print("loaded:", json.dumps(told))
 def test_a_data_set_goes_to_the_hub_and_trains_elsewhere(hub: Hub, place: Path) -> None:
     (place / "cells").mkdir()
     lay_out(place / "cells")
-    flags = ("--labels", "cells/my_cells/subjects.csv", "--licence", "cc-by-4.0", "--citation", "Doe, J. (2026).")
-    pushed = run(hub, place, "-m", "leukoscope", "data", "push", "cells/my_cells", "lab/cells", *flags)
+    described = ("--labels", "cells/my_cells/subjects.csv", "--licence", "cc-by-4.0", "--citation", "Doe, J. (2026).")
+    pushed = run(hub, place, "-m", "leukoscope", "data", "push", "cells/my_cells", "lab/cells", *described)
     assert f"published privately: {hub.url}/datasets/lab/cells (commit " in pushed.stdout
     assert hub.repository("datasets/lab/cells").private
 

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
-from leukoscope.evaluation.assess import ESTIMATES, NOT_KNOWN
-from leukoscope.evaluation.metrics import class_report
+from leukoscope.evaluation.assess import ESTIMATES
+from leukoscope.evaluation.metrics import NOT_KNOWN, class_report
 from leukoscope.evaluation.ood_metrics import KINDS, ood_block
 from leukoscope.inference.ood import STATISTICS, OodDetector
 from leukoscope.models.build import FROM_SCRATCH
@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parents[2]
 EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/metrics.json"))
 
 
-def front_matter(card: str) -> dict:
+def front_matter(card: str) -> dict[str, Any]:
     return yaml.safe_load(card.split("---\n")[1])
 
 
@@ -262,7 +262,9 @@ def test_committed_cards_are_the_rendered_ones(embedded: Path) -> None:
 def test_every_figure_of_a_committed_card_stands_in_its_metrics(embedded: Path) -> None:
     metrics = json.loads((embedded / "metrics.json").read_text())
     # Counts stand in the confusion matrix; the card shows them as shares too.
-    tested = detailed_evaluation(metrics)["metrics"]
+    evaluation = detailed_evaluation(metrics)
+    assert evaluation is not None
+    tested = evaluation["metrics"]
     shares = [[cells / sum(row) for cells in row] for row in tested["confusion_matrix"]]
     known = {f"{abs(number):.3f}" for number in _numbers([metrics, class_report(tested), shares])}
     shown = set(re.findall(r"\b[01]\.\d{3}\b", (embedded / "README.md").read_text()))

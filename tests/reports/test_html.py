@@ -44,12 +44,12 @@ def evaluation() -> dict[str, Any]:
     return build_evaluation(answered(), None, compared=replace(answered(seed=1), name="another"))
 
 
-def test_a_dollar_in_a_label_is_no_formula():
+def test_a_dollar_in_a_label_is_no_formula() -> None:
     picture = plot_picture(confusion_plot([[3, 1], [0, 2]], [r"$\foo$", "x"]), "two classes")
     assert picture.source.startswith("data:image/svg+xml")
 
 
-def test_the_json_says_what_was_measured_on_whom(evaluation, tmp_path):
+def test_the_json_says_what_was_measured_on_whom(evaluation: dict[str, Any], tmp_path: Path) -> None:
     write_evaluation(tmp_path / "new" / "out", evaluation, answers())
     read = json.loads((tmp_path / "new" / "out" / "evaluation.json").read_text())
     assert read["notice"] == RESEARCH_NOTICE
@@ -63,19 +63,19 @@ def test_the_json_says_what_was_measured_on_whom(evaluation, tmp_path):
     assert read["versions"]["leukoscope"]
 
 
-def test_figures_of_the_json_agree_with_its_metrics(evaluation):
+def test_figures_of_the_json_agree_with_its_metrics(evaluation: dict[str, Any]) -> None:
     for key in ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc"):
         assert evaluation["figures"][key] == pytest.approx(evaluation["metrics"][key], abs=1e-9)
 
 
-def test_the_answers_are_kept_beside_the_page(evaluation, tmp_path):
+def test_the_answers_are_kept_beside_the_page(evaluation: dict[str, Any], tmp_path: Path) -> None:
     write_evaluation(tmp_path, evaluation, answers())
     kept = CellPredictions.load(tmp_path / "predictions.parquet")
     assert kept.cell_ids == answers().cell_ids
     assert np.allclose(kept.probabilities, answers().probabilities, atol=1e-6)
 
 
-def test_the_page_shows_figures_subjects_and_the_other_model(evaluation, tmp_path):
+def test_the_page_shows_figures_subjects_and_the_other_model(evaluation: dict[str, Any], tmp_path: Path) -> None:
     text = write_evaluation(tmp_path, evaluation, answers()).read_text()
     for part in ("Metrics", "Subject by subject", "Which class is taken for which", "Beside another", RESEARCH_NOTICE):
         assert part in text
@@ -85,7 +85,7 @@ def test_the_page_shows_figures_subjects_and_the_other_model(evaluation, tmp_pat
     assert "bootstrap samples of subjects. An interval" in text and "difference (95% interval, by subject)" in text
 
 
-def test_decisions_of_a_release_are_said(tmp_path):
+def test_decisions_of_a_release_are_said(tmp_path: Path) -> None:
     cells = answers()
     some = ("ALL", "abstain", "out of distribution", "HEM", *["abstain"] * (len(cells.cell_ids) - 4))
     right = int(cells.references[0] == 0) + int(cells.references[3] == 1)
@@ -98,7 +98,7 @@ def test_decisions_of_a_release_are_said(tmp_path):
     assert line in write_evaluation(tmp_path, evaluation, cells).read_text()
 
 
-def test_blocks_are_named_blocks_and_promise_nothing_for_new_patients(tmp_path):
+def test_blocks_are_named_blocks_and_promise_nothing_for_new_patients(tmp_path: Path) -> None:
     evaluation = build_evaluation(replace(answered(), unit="block"), None)
     text = write_evaluation(tmp_path, evaluation, answers()).read_text()
     assert evaluation["unit"] == "block"
@@ -108,7 +108,7 @@ def test_blocks_are_named_blocks_and_promise_nothing_for_new_patients(tmp_path):
     assert "nothing on this page says what to expect of new ones" in text
 
 
-def test_a_model_that_saw_these_people_is_called_out_before_any_figure(tmp_path):
+def test_a_model_that_saw_these_people_is_called_out_before_any_figure(tmp_path: Path) -> None:
     evaluation = build_evaluation(answered(overlap=NOT_A_TEST), None)
     text = write_evaluation(tmp_path, evaluation, answers()).read_text()
     header = text.split("</header>")[0]
@@ -117,13 +117,13 @@ def test_a_model_that_saw_these_people_is_called_out_before_any_figure(tmp_path)
     assert "no interval below says what to expect of new ones" in text
 
 
-def test_figures_from_synthetic_cells_say_so_at_the_top(evaluation, tmp_path):
+def test_figures_from_synthetic_cells_say_so_at_the_top(evaluation: dict[str, Any], tmp_path: Path) -> None:
     data = {"title": "Phantoms", "synthetic": True, "fingerprint": "0" * 64, "citation": "none"}
     header = write_evaluation(tmp_path, {**evaluation, "data": data}, answers()).read_text().split("</header>")[0]
     assert "Synthetic cells: these metrics say nothing about patients." in header
 
 
-def test_without_subjects_the_reason_stands_where_the_interval_would(tmp_path):
+def test_without_subjects_the_reason_stands_where_the_interval_would(tmp_path: Path) -> None:
     evaluation = build_evaluation(answered(subjects=False), None)
     assert evaluation["intervals"]["by_subject"] is None
     assert evaluation["intervals"]["by_cell"]
@@ -132,7 +132,7 @@ def test_without_subjects_the_reason_stands_where_the_interval_would(tmp_path):
     assert "Subject by subject" not in text
 
 
-def test_without_subjects_two_models_are_compared_by_cell_and_the_page_says_so(tmp_path):
+def test_without_subjects_two_models_are_compared_by_cell_and_the_page_says_so(tmp_path: Path) -> None:
     first, other = answered(subjects=False), replace(answered(subjects=False, seed=1), name="another")
     evaluation = build_evaluation(first, None, compared=other)
     assert evaluation["comparison"]["resampled"] == "cells"
@@ -143,7 +143,7 @@ def test_without_subjects_two_models_are_compared_by_cell_and_the_page_says_so(t
     assert "difference (95% interval, by cell)" in text
 
 
-def test_an_interval_without_width_is_not_taken_for_certainty(tmp_path):
+def test_an_interval_without_width_is_not_taken_for_certainty(tmp_path: Path) -> None:
     right = answers()
     perfect = replace(right, probabilities=np.eye(2)[right.references])
     text = write_evaluation(
@@ -152,7 +152,7 @@ def test_an_interval_without_width_is_not_taken_for_certainty(tmp_path):
     assert "No width (accuracy, " in text and "not that the metric is certain" in text
 
 
-def test_many_unreadable_cells_are_counted_not_listed(tmp_path):
+def test_many_unreadable_cells_are_counted_not_listed(tmp_path: Path) -> None:
     lost = tuple(f"cell {i}: is empty" for i in range(50))
     evaluation = build_evaluation(replace(answered(), left_out=lost), None)
     assert evaluation["left_out"] == list(lost)
@@ -161,26 +161,26 @@ def test_many_unreadable_cells_are_counted_not_listed(tmp_path):
     assert "and 30 more, in evaluation.json" in text
 
 
-def test_the_worst_subjects_come_first(evaluation):
+def test_the_worst_subjects_come_first(evaluation: dict[str, Any]) -> None:
     subjects = evaluation["metrics"]["subjects"]
     (name, worst), *_ = worst_first(subjects)
     assert (name, worst["accuracy"], worst["cells"]) == ("s0", 0.0, 10)
     assert len(worst_first(subjects)) == 6
 
 
-def test_no_answer_at_all_is_an_error_with_its_reason():
+def test_no_answer_at_all_is_an_error_with_its_reason() -> None:
     nothing = CellPredictions((), (), np.zeros(0, dtype=int), np.zeros((0, 2)), ("ALL", "HEM"))
     with pytest.raises(LeukoscopeError, match=r"m: not one cell was predicted \(a.png: is empty\); check the cells"):
         build_evaluation(ModelPredictions(nothing, "m", "", "these weights", FINE, ("a.png: is empty",)), None)
 
 
-def test_a_folder_that_cannot_be_written_ends_in_one_sentence(evaluation, tmp_path):
+def test_a_folder_that_cannot_be_written_ends_in_one_sentence(evaluation: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LeukoscopeError, match="file/out: the evaluation cannot be written there"):
         write_evaluation(tmp_path / "file" / "out", evaluation, answers())
 
 
-def test_the_page_of_real_answers_is_complete(tmp_path):
+def test_the_page_of_real_answers_is_complete(tmp_path: Path) -> None:
     kept = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc" / "predictions"
     real = CellPredictions.load(kept / "subject_cv.parquet")
     evaluation = build_evaluation(ModelPredictions(real, "release", "", "recipe (cross-validated)", FINE), None)

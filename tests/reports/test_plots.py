@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
+from leukoscope.models.release import Release
 from leukoscope.models.release import load_release as load
 from leukoscope.reports.card import SHOWN, draw_plots, render_card, write_card
 from leukoscope.reports.release_tables import detailed_evaluation
@@ -55,8 +56,13 @@ def test_a_card_loads_the_network_once_and_exports_no_graph(
     (copy / "metrics.json").write_text(json.dumps(unmeasured | {"evaluations": []}))
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "cache"))
     loads: list[Any] = []
+
+    def counted(*args: Any, **more: Any) -> Release:
+        loads.append(args)
+        return load(*args, **more)
+
     for module in ("leukoscope.reports.card", "leukoscope.models.release"):
-        monkeypatch.setattr(f"{module}.load_release", lambda *args, **more: loads.append(args) or load(*args, **more))
+        monkeypatch.setattr(f"{module}.load_release", counted)
     write_card(copy)
     assert len(loads) == 1
     assert not (tmp_path / "cache").exists()
@@ -80,16 +86,18 @@ def test_a_card_that_cannot_be_written_ends_in_one_line(release: Path) -> None:
 
 
 def test_a_recalibrated_release_is_judged_by_its_own_cells(release_metrics: dict[str, Any]) -> None:
-    assert detailed_evaluation(release_metrics)["name"] == "subject_cv"
-    assert detailed_evaluation(release_metrics | {"recalibration": {}})["name"] == "random"
+    trained = detailed_evaluation(release_metrics)
+    recalibrated = detailed_evaluation(release_metrics | {"recalibration": {}})
+    assert trained is not None and recalibrated is not None
+    assert (trained["name"], recalibrated["name"]) == ("subject_cv", "random")
     assert detailed_evaluation(release_metrics | {"evaluations": []}) is None
 
 
 def test_a_recalibrated_release_shows_the_subjects_of_its_cross_validation(tmp_path: Path) -> None:
     metrics = json.loads((EMBEDDED[0] / "metrics.json").read_text())
     drawn = []
-    for changes in ({}, {"recalibration": {}}):
-        (tmp_path / "metrics.json").write_text(json.dumps(metrics | changes))
+    for shown in (metrics, metrics | {"recalibration": {}}):
+        (tmp_path / "metrics.json").write_text(json.dumps(shown))
         draw_plots(tmp_path)
         drawn.append({file.stem: file.read_bytes() for file in (tmp_path / "figures").iterdir()})
     assert drawn[0].keys() == drawn[1].keys() == {"confusion", "subjects", "reliability", "risk_coverage"}

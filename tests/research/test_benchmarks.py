@@ -11,7 +11,9 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ BENCHMARKS = ROOT / "research" / "benchmarks"
 
 
 @pytest.fixture(autouse=True)
-def importable(monkeypatch):
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scripts import each other as neighbours."""
     monkeypatch.syspath_prepend(BENCHMARKS)
 
@@ -52,7 +54,7 @@ def run(script: str, results: Path, *flags: object) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_every_system_is_timed_and_compared(tiny_release, tmp_path):
+def test_every_system_is_timed_and_compared(tiny_release: Path, tmp_path: Path) -> None:
     flags = ("--pictures", 2, "--repeats", 2, "--turns", 1, "--batch_sizes", 1, 2)
     (release,) = run("inference.py", tmp_path / "inference.json", "--models", tiny_release, *flags)["releases"]
     systems = release["systems"]
@@ -91,7 +93,8 @@ def _flops(network: nn.Module) -> int:
 
 
 @pytest.mark.slow
-def test_a_long_run_is_killed_and_resumed(tiny_release, tmp_path):
+def test_a_long_run_is_killed_and_resumed(tiny_release: Path, tmp_path: Path) -> None:
+    flags: tuple[object, ...]
     flags = ("--cells", 1200, "--short_cells", 200, "--pictures", 5, "--batch_size", 4, "--cells_per_shard", 40)
     flags = (*flags, "--look_every", 0.02)
     result = run("scoring.py", tmp_path / "scoring.json", "--model", tiny_release, *flags)
@@ -103,7 +106,7 @@ def test_a_long_run_is_killed_and_resumed(tiny_release, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_gpu_benchmark_refuses_a_machine_without_one(tmp_path):
+def test_the_gpu_benchmark_refuses_a_machine_without_one(tmp_path: Path) -> None:
     words = [
         sys.executable,
         str(BENCHMARKS / "gpu.py"),
@@ -122,28 +125,26 @@ def test_the_gpu_benchmark_refuses_a_machine_without_one(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_keras_stands_beside_whole_networks_alone(tiny_release):
-    from inference import _systems
-
+def test_keras_stands_beside_whole_networks_alone(tiny_release: Path) -> None:
+    systems = import_module("inference")._systems
     flags = Namespace(device="cpu", threads=1, keras_python=Path(sys.executable))
     cut = json.loads((tiny_release / "config.json").read_text())
     assert cut["model_args"]["block_config"] == [2, 2, 2, 2]
     whole = {name: value for name, value in cut.items() if name != "model_args"}
-    assert {"keras predict", "keras call"} <= _systems(flags, tiny_release, whole).keys()
-    assert not {"keras predict", "keras call"} & _systems(flags, tiny_release, cut).keys()
+    assert {"keras predict", "keras call"} <= systems(flags, tiny_release, whole).keys()
+    assert not {"keras predict", "keras call"} & systems(flags, tiny_release, cut).keys()
 
 
-def test_the_layer_of_the_map_is_known_for_every_embedded_release_and_else_refused():
-    from inference_systems import _LAST_LAYERS, _grad_cam
-
+def test_the_layer_of_the_map_is_known_for_every_embedded_release_and_else_refused() -> None:
+    systems = import_module("inference_systems")
     configs = [json.loads(path.read_text()) for path in (ROOT / "model_card").glob("*/config.json")]
-    assert {config["architecture"] for config in configs} <= _LAST_LAYERS.keys()
+    assert {config["architecture"] for config in configs} <= systems._LAST_LAYERS.keys()
     with pytest.raises(SystemExit, match=r"^resnet18: the layer of its Grad-CAM is not known; name it in _LAST_LAYERS"):
-        _grad_cam({"architecture": "resnet18"})
+        systems._grad_cam({"architecture": "resnet18"})
 
 
 @pytest.fixture
-def drawn(tmp_path):
+def drawn(tmp_path: Path) -> Path:
     """Class folders of eight phantoms to train on and two to validate on, as training.py lays them out."""
     for number, side in enumerate(["train"] * 8 + ["validation"] * 2):
         path = tmp_path / "ours" / ("ALL", "HEM")[number % 2] / f"{side}-{number}.png"
@@ -152,9 +153,10 @@ def drawn(tmp_path):
     return tmp_path / "ours"
 
 
-def test_training_reads_the_features_that_the_benchmark_kept(drawn, tmp_path, monkeypatch):
-    from frozen_features import _measure
-
+def test_training_reads_the_features_that_the_benchmark_kept(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = import_module("frozen_features")._measure
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
     recipe = replace(get_recipe("densenet169_block2"), image_size=32, num_train_epochs=2, train_batch_size=4)
     config = TrainingConfig(run=RunArguments(mixed_precision="no"))
@@ -162,24 +164,26 @@ def test_training_reads_the_features_that_the_benchmark_kept(drawn, tmp_path, mo
     cells = frame_cells(data, preprocessing_for(recipe, data))
     train, validation = (tuple(c for c in cells.row_of if f"/{side}-" in c) for side in ("train", "validation"))
     split = Split("benchmark", "cell", 0, data.fingerprint, train, validation, (), "")
-    result = _measure(recipe, cells, split, make_accelerator(config, recipe))
+    result = measure(recipe, cells, split, make_accelerator(config, recipe))
     assert len(list(tmp_path.glob("features-*.npy"))) == 1
     assert result["cells"] == {"kept": 10, "trained_on": 8, "validated_on": 2}
     assert result["largest_loss_difference"] < 1e-4
     with pytest.raises(SystemExit, match=r"npy: training did not read these features; give a recipe whose backbone is"):
         turned = replace(recipe, augmentation=replace(recipe.augmentation, rotation=5.0))
-        _measure(turned, cells, split, make_accelerator(config, recipe))
+        measure(turned, cells, split, make_accelerator(config, recipe))
 
 
-def test_the_cold_epoch_includes_the_features_and_heads_are_not_compared_with_networks(drawn, monkeypatch):
-    import training
-
+def test_the_cold_epoch_includes_the_features_and_heads_are_not_compared_with_networks(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = import_module("training")
     words = ["--hf_script", __file__, "--cells", "8", "--batch_size", "4", "--image_size", "32", "--turns", "1"]
     monkeypatch.setattr(sys, "argv", ["training.py", *words, "--folder", str(drawn.parent)])
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(drawn.parent / "cache"))
     flags = training._flags()
     # In this process, and without the script, which is the caller's own.
     script = {"cold": 2.0, "warm": 4.0, "peak_memory": {"process_bytes": 1}}
+    turns: dict[str, Callable[..., Any]]
     turns = {"script": lambda turn: script, "leukoscope": lambda turn: training._ours(flags, turn)}
     monkeypatch.setattr(training, "_take_turn", lambda flags, side, **turn: turns[side](turn))
     network, head = training._compared(flags, "densenet169_block2")
@@ -193,9 +197,8 @@ def test_the_cold_epoch_includes_the_features_and_heads_are_not_compared_with_ne
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process to cores")
-def test_a_training_turn_has_no_more_cores_than_threads(drawn, monkeypatch):
-    import training
-
+def test_a_training_turn_has_no_more_cores_than_threads(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = import_module("training")
     pinned = []
     # Noted rather than done: later tests need their cores.
     monkeypatch.setattr(os, "sched_setaffinity", lambda process, cores: pinned.append(cores))
@@ -208,18 +211,17 @@ def test_a_training_turn_has_no_more_cores_than_threads(drawn, monkeypatch):
     assert json.loads((drawn.parent / "turn.json").read_text())["warm"] > 0
 
 
-def test_versions_are_those_of_the_clone(tmp_path):
-    from first_answer import _versions
-
+def test_versions_are_those_of_the_clone(tmp_path: Path) -> None:
+    versions = import_module("first_answer")._versions
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\necho \'{"torch": "1.2"}\'\n')
     python.chmod(0o755)
-    assert _versions(tmp_path) == {"torch": "1.2"}
+    assert versions(tmp_path) == {"torch": "1.2"}
 
 
 @pytest.mark.slow
-def test_a_demo_that_gives_no_answer_is_an_error_and_no_result(tiny_release, tmp_path):
+def test_a_demo_that_gives_no_answer_is_an_error_and_no_result(tiny_release: Path, tmp_path: Path) -> None:
     flags = ("--releases", tiny_release.parent, "--model", "unknown", "--clients", 1, "--requests", 1)
     words = [
         sys.executable,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,15 +68,15 @@ def test_blocks_are_not_called_subjects(tmp_path: Path) -> None:
     assert "subject" not in page
 
 
-def board_of(*folders: Path) -> dict:
+def board_of(*folders: Path) -> dict[str, Any]:
     return compare_releases([recorded_predictions(f, "subject_cv", name=f.name) for f in folders], samples=200)
 
 
-def names(board: dict) -> list[str]:
+def names(board: dict[str, Any]) -> list[str]:
     return [row["model"]["name"] for row in board["rows"]]
 
 
-def test_the_better_release_comes_first_and_its_lead_is_settled(releases):
+def test_the_better_release_comes_first_and_its_lead_is_settled(releases: dict[str, Path]) -> None:
     board = board_of(releases["weak"], releases["strong"])
     assert names(board) == ["strong", "weak"]
     assert board["rows"][0]["behind_the_first"] is None
@@ -87,14 +88,14 @@ def test_the_better_release_comes_first_and_its_lead_is_settled(releases):
     assert first_place(board) == "strong leads: no interval of the difference reaches 0."
 
 
-def test_equally_good_releases_are_not_ranked_with_certainty(releases):
+def test_equally_good_releases_are_not_ranked_with_certainty(releases: dict[str, Path]) -> None:
     board = board_of(releases["strong"], releases["twin"], releases["weak"])
     second = names(board)[1]
     assert names(board)[2] == "weak"
     assert first_place(board) == f"Not settled: {second} may be as good as {names(board)[0]} on other subjects."
 
 
-def test_only_cells_that_all_answered_count_and_the_others_are_told_of(releases):
+def test_only_cells_that_all_answered_count_and_the_others_are_told_of(releases: dict[str, Path]) -> None:
     board = board_of(releases["weak"], releases["strong"])
     # Of 25 cells per subject the first 20 carry the same ids.
     assert board["cells"] == SUBJECTS * CELLS
@@ -102,7 +103,7 @@ def test_only_cells_that_all_answered_count_and_the_others_are_told_of(releases)
     assert board["left_out"] == [f"strong: {SUBJECTS * 5} cells that not every release predicted"]
 
 
-def test_a_split_with_subjects_on_both_sides_is_marked(tmp_path, releases):
+def test_a_split_with_subjects_on_both_sides_is_marked(tmp_path: Path, releases: dict[str, Path]) -> None:
     leaky = make_release(tmp_path / "leaky", answers(0.99, seed=3), disjoint_by="cell")
     row = board_of(leaky, releases["weak"])["rows"][0]
     assert row["trust"] == {
@@ -111,7 +112,7 @@ def test_a_split_with_subjects_on_both_sides_is_marked(tmp_path, releases):
     }
 
 
-def test_the_page_shows_every_row_and_the_notice(tmp_path, releases):
+def test_the_page_shows_every_row_and_the_notice(tmp_path: Path, releases: dict[str, Path]) -> None:
     board = board_of(releases["weak"], releases["strong"])
     page = write_board(tmp_path / "board.html", board).read_text()
     assert RESEARCH_NOTICE in page
@@ -119,14 +120,18 @@ def test_the_page_shows_every_row_and_the_notice(tmp_path, releases):
         assert all(cell_html(cell) in page for cell in row if not cell.startswith("+"))
 
 
-def test_the_command_prints_the_board_without_private_paths(releases, capsys):
+def test_the_command_prints_the_board_without_private_paths(
+    releases: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     main([str(releases["weak"]), str(releases["strong"])])
     said = capsys.readouterr().out
     assert said.index("| 1 | strong |") < said.index("| 2 | weak |")
     assert said.endswith(f"{RESEARCH_NOTICE}\n") and str(releases["weak"].parent) not in said
 
 
-def test_the_page_may_lie_in_a_new_folder_but_not_below_a_file(tmp_path, releases, capsys):
+def test_the_page_may_lie_in_a_new_folder_but_not_below_a_file(
+    tmp_path: Path, releases: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     words, page = [str(releases["weak"]), str(releases["strong"])], tmp_path / "new" / "board.html"
     main([*words, "--output", str(page)])
     assert f"page: {page}\n" in capsys.readouterr().out and page.is_file()
@@ -134,7 +139,7 @@ def test_the_page_may_lie_in_a_new_folder_but_not_below_a_file(tmp_path, release
         main([*words, "--output", str(page / "board.html")])
 
 
-def test_cells_of_unknown_subjects_are_refused(tmp_path):
+def test_cells_of_unknown_subjects_are_refused(tmp_path: Path) -> None:
     made = answers(0.9)
     nameless = CellPredictions(
         made.cell_ids, ("",) * len(made.cell_ids), made.references, made.probabilities, made.label_names
@@ -144,7 +149,7 @@ def test_cells_of_unknown_subjects_are_refused(tmp_path):
         board_of(*folders)
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path, releases):
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, releases: dict[str, Path]) -> None:
     with pytest.raises(LeukoscopeError, match="leaderboard: name two releases or more"):
         board_of(releases["weak"])
     with pytest.raises(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from leukoscope.training.data import Inputs
 from research.prior_training import recompute_batch_norm
 
 VALUES = np.random.default_rng(0).normal(5.0, 3.0, size=(40, 2)).astype(np.float32)
@@ -28,19 +31,24 @@ class Numbers:
         return items
 
 
+NUMBERS = cast("Inputs", Numbers())
+
+
 def network() -> nn.Sequential:
     return nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2), nn.Dropout(0.9)).train()
 
 
 def test_statistics_are_the_mean_over_whole_batches() -> None:
     net = network()
-    net[0].running_mean.fill_(-100.0)
+    net.get_buffer("0.running_mean").fill_(-100.0)
 
-    recompute_batch_norm(net, Numbers(), np.arange(35), Accelerator(cpu=True), batch_size=10)
+    recompute_batch_norm(net, NUMBERS, np.arange(35), Accelerator(cpu=True), batch_size=10)
 
     batches = VALUES[:30].reshape(3, 10, 2)
-    assert torch.allclose(net[0].running_mean, torch.from_numpy(batches.mean(axis=(0, 1))), atol=1e-5)
-    assert torch.allclose(net[0].running_var, torch.from_numpy(batches.var(axis=1, ddof=1).mean(axis=0)), rtol=1e-5)
+    assert torch.allclose(net.get_buffer("0.running_mean"), torch.from_numpy(batches.mean(axis=(0, 1))), atol=1e-5)
+    assert torch.allclose(
+        net.get_buffer("0.running_var"), torch.from_numpy(batches.var(axis=1, ddof=1).mean(axis=0)), rtol=1e-5
+    )
     assert net[0].momentum == 0.1, "training goes on with the momentum it had"
     assert not any(module.training for module in net.modules())
 
@@ -48,17 +56,17 @@ def test_statistics_are_the_mean_over_whole_batches() -> None:
 def test_what_is_frozen_keeps_its_statistics() -> None:
     net = network()
     net[0].eval()
-    net[0].running_mean.fill_(1.0)
+    net.get_buffer("0.running_mean").fill_(1.0)
 
-    recompute_batch_norm(net, Numbers(), np.arange(20), Accelerator(cpu=True), batch_size=10)
+    recompute_batch_norm(net, NUMBERS, np.arange(20), Accelerator(cpu=True), batch_size=10)
 
-    assert net[0].running_mean.tolist() == [1.0, 1.0]
-    assert net[1].running_mean.tolist() == pytest.approx((VALUES[:20].mean(axis=0) - 1).tolist(), abs=1e-3)
+    assert net.get_buffer("0.running_mean").tolist() == [1.0, 1.0]
+    assert net.get_buffer("1.running_mean").tolist() == pytest.approx((VALUES[:20].mean(axis=0) - 1).tolist(), abs=1e-3)
 
 
 def test_fewer_cells_than_a_batch_are_one_batch() -> None:
     net = network()
 
-    recompute_batch_norm(net, Numbers(), np.arange(6), Accelerator(cpu=True), batch_size=10)
+    recompute_batch_norm(net, NUMBERS, np.arange(6), Accelerator(cpu=True), batch_size=10)
 
-    assert torch.allclose(net[0].running_mean, torch.from_numpy(VALUES[:6].mean(axis=0)), atol=1e-5)
+    assert torch.allclose(net.get_buffer("0.running_mean"), torch.from_numpy(VALUES[:6].mean(axis=0)), atol=1e-5)

@@ -51,7 +51,7 @@ def test_a_timm_file_fills_the_backbone_under_a_head_of_its_own(
     network = build_prior(frozen, 2)
     head = [p.clone() for p in head_parameters(network)]
     assert load_start_weights(network, frozen, _saved(donor, tmp_path / "densenet121.safetensors")) == "densenet121"
-    loaded = network.backbone.state_dict()
+    loaded = network.get_submodule("backbone").state_dict()
     assert all(torch.equal(tensor, donor[name]) for name, tensor in loaded.items())
     assert len(loaded) == len(donor) - 2, "all of the file but its classifier"
     assert all(torch.equal(a, b) for a, b in zip(head, head_parameters(network), strict=True))
@@ -101,15 +101,18 @@ def test_vggs_dense_layers_give_timms_answer_and_gradient(size: int) -> None:
         mlp.eval()(maps).sum().backward()
     assert torch.allclose(ours(maps), theirs(maps), atol=1e-6)
     for name, parameter in theirs.named_parameters():
-        assert torch.allclose(ours.get_parameter(name).grad, parameter.grad, atol=1e-4), name
-    assert ours.fc1.weight.grad.is_contiguous(), "copied to another layout in every step"
+        found, expected = ours.get_parameter(name).grad, parameter.grad
+        assert found is not None and expected is not None
+        assert torch.allclose(found, expected, atol=1e-4), name
+    gradient = ours.get_parameter("fc1.weight").grad
+    assert gradient is not None and gradient.is_contiguous(), "copied to another layout in every step"
 
 
 def test_a_vgg_is_built_with_its_dense_layers_as_matrix_products() -> None:
     with torch.device("meta"):
         network = build_prior(timm_recipe("vgg11", "--recipe"), 2)
-    assert network.pre_logits.fc1.weight.shape == (4096, 512, 7, 7)
-    assert isinstance(network.pre_logits.fc1, MatrixProduct)
+    assert network.get_parameter("pre_logits.fc1.weight").shape == (4096, 512, 7, 7)
+    assert isinstance(network.get_submodule("pre_logits.fc1"), MatrixProduct)
 
 
 @pytest.mark.parametrize("name", ["prior_a_efficientnet_b3", "prior_c_alexnet"])

@@ -124,9 +124,10 @@ def test_c_alexnet_is_torchvisions_layer_by_layer() -> None:
 
 def test_c_vgg16_has_thirteen_convolutions_and_two_layers_of_4096() -> None:
     network = on_paper("prior_c_vgg16")
-    assert sum(isinstance(m, nn.Conv2d) for m in network.features.modules()) == 13
-    assert sum(isinstance(m, nn.BatchNorm2d) for m in network.features.modules()) == 13
-    assert (network.pre_logits.fc1.out_channels, network.pre_logits.fc2.out_channels) == (4096, 4096)
+    features = [*network.get_submodule("features").modules()]
+    assert sum(isinstance(m, nn.Conv2d) for m in features) == 13
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in features) == 13
+    assert [network.get_submodule(f"pre_logits.{name}").out_channels for name in ("fc1", "fc2")] == [4096, 4096]
 
 
 def test_d_baseline_is_three_small_convolutions_and_two_dense_layers() -> None:
@@ -218,7 +219,7 @@ def test_the_penalty_has_its_value_on_known_weights(name: str, expected: float) 
     network = build_prior(recipe, 2)
     assert network.num_features == 96
     with torch.no_grad():
-        for layer in (m for m in network.head.modules() if isinstance(m, nn.Linear)):
+        for layer in (m for m in network.get_submodule("head").modules() if isinstance(m, nn.Linear)):
             layer.weight.fill_(0.5)
             layer.bias.fill_(-2.0)
     assert penalty(network, recipe).item() == pytest.approx(expected, rel=1e-6)
@@ -227,7 +228,8 @@ def test_the_penalty_has_its_value_on_known_weights(name: str, expected: float) 
 def test_every_strength_counts_its_own_sum() -> None:
     recipe = replace(PRIOR_RECIPES["prior_e_densenet121_frozen"], architecture="test_resnet")
     network = build_prior(recipe, 2)
-    layer = network.head.hidden[0][0]
+    layer = network.get_submodule("head.hidden.0.0")
+    assert isinstance(layer, nn.Linear)
     for strength, expected in {
         "weight_l2": layer.weight.square().sum(),
         "weight_l1": layer.weight.abs().sum(),

@@ -22,7 +22,7 @@ from leukoscope.evaluation.metrics import class_report
 from leukoscope.models.layers import backbone_state
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import is_timm_model, load_release
-from leukoscope.synthetic import draw_cell
+from leukoscope.synthetic import Background, draw_cell
 from leukoscope.training.config import parse_config
 from leukoscope.training.train import train
 from research.prior_networks import build_prior
@@ -84,7 +84,8 @@ def _start_weights(recipe: Recipe, path: Path) -> Path:
     for norm in (module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.momentum = None  # the mean over all batches seen, here one
     preprocessing = Preprocessing(recipe.image_size, 350 / 450, mean=recipe.mean, std=recipe.std)
-    looks = product(("ALL", "HEM"), range(4), ("black", "smear"))
+    backgrounds: tuple[Background, ...] = ("black", "smear")
+    looks = product(("ALL", "HEM"), range(4), backgrounds)
     cells = [draw_cell(label, subject=i, size=2 * recipe.image_size, background=on).image for label, i, on in looks]
     pixels = np.stack([preprocessing.frame(Image.fromarray(cell)) for cell in cells])
     with torch.no_grad():
@@ -136,6 +137,7 @@ def test_the_pipeline_agrees_with_the_predictor(trained: Trained, pictures: list
 
 
 def test_four_classes_are_also_shown_each_against_the_rest(tmp_path: Path) -> None:
+    looks: list[tuple[str, str, Background]]
     looks = [("Benign", "ALL", "black"), ("Early", "HEM", "black"), ("Pre", "ALL", "smear"), ("Pro", "HEM", "smear")]
     for name, label, background in looks:
         (tmp_path / "cells" / name).mkdir(parents=True)

@@ -63,6 +63,7 @@ def finish_runs(row: Row, subjects: int = 6, wrong_in: int = 3, kept_epoch: int 
         )
         tested.save(run.folder / "predictions.parquet")
         tested.save(run.folder / "size_only_predictions.parquet")
+        training: dict[str, Any]
         training = {"cells": 100 + fold, "epochs_run": 2, "kept_epoch": kept_epoch, "seconds": 1.5, "seed": 0}
         training |= {"start_weights": "half of ResNet-50", "created": "", "hardware": "CPU", "versions": {"torch": "2"}}
         data: dict[str, Any] = {k: "x" for k in ("name", "title", "citation")}
@@ -215,9 +216,9 @@ def test_a_row_of_other_start_weights_is_not_taken_for_this_one(row: Row, tmp_pa
     list(reproduce([made]))
     assert "there" not in made.file.read_text(), "where files lie is private"
     assert starting_from("elsewhere/a.safetensors").is_finished()
-    for name in ("there/b.safetensors", None):
+    for other in ("there/b.safetensors", None):
         with pytest.raises(LeukoscopeError, match=r"made with other settings \(pretrained_weights: a\.safetensors\)"):
-            starting_from(name).is_finished()
+            starting_from(other).is_finished()
 
 
 def test_a_damaged_row_is_named(row: Row) -> None:
@@ -333,8 +334,15 @@ def test_a_row_killed_half_way_resumes_to_the_same_result(tmp_path: Path) -> Non
             *("--output_dir", str(folder / "runs"), "--output", str(folder / "results")),
         ]
         command = [sys.executable, "-m", "research.prior_systems", *flags]
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "bufsize": 1}
-        return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, **output)
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            bufsize=1,
+        )
 
     def result_of(folder: Path) -> tuple[dict[str, Any], CellPredictions]:
         file = folder / "results" / "prior_d_baseline_cnn-unseen.json"

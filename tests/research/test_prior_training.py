@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -31,6 +31,7 @@ from research.prior_networks import build_prior, penalty
 from research.prior_recipes import Head, Hidden, Penalty, Plateau, PriorRecipe
 from research.prior_training import PriorTrainer, follow_plateau, make_optimizer, recompute_batch_norm
 
+Optimizer = Literal["adamw", "adam", "adamax", "sgd"]
 PREPROCESSING = Preprocessing(32, 1.0)
 RECIPE = PriorRecipe(
     name="small",
@@ -106,7 +107,7 @@ def _scripted(
         ("sgd", torch.optim.SGD, {"momentum": 0.9, "nesterov": False, "fused": True}),
     ],
 )
-def test_a_recipe_names_its_optimiser(name: str, kind: type, numbers: dict[str, object]) -> None:
+def test_a_recipe_names_its_optimiser(name: Optimizer, kind: type, numbers: dict[str, object]) -> None:
     optimizer = make_optimizer(build_prior(RECIPE, 2), replace(RECIPE, optimizer=name))
     assert type(optimizer) is kind
     for group in optimizer.param_groups:
@@ -114,7 +115,7 @@ def test_a_recipe_names_its_optimiser(name: str, kind: type, numbers: dict[str, 
 
 
 @pytest.mark.parametrize(("name", "spares"), [("adamw", True), ("adam", False), ("adamax", False), ("sgd", False)])
-def test_adamw_spares_biases_and_norms_and_the_others_decay_everything(name: str, spares: bool) -> None:
+def test_adamw_spares_biases_and_norms_and_the_others_decay_everything(name: Optimizer, spares: bool) -> None:
     network = build_prior(RECIPE, 2)
     groups = make_optimizer(network, replace(RECIPE, optimizer=name)).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
@@ -123,7 +124,7 @@ def test_adamw_spares_biases_and_norms_and_the_others_decay_everything(name: str
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd", "adamax"])
-def test_plain_optimisers_step_as_torch_does_on_all_parameters(name: str) -> None:
+def test_plain_optimisers_step_as_torch_does_on_all_parameters(name: Optimizer) -> None:
     """Weight decay is L2: part of the gradient, on every parameter."""
     recipe = replace(RECIPE, optimizer=name, learning_rate=0.1, head_learning_rate=0.1)
     kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "adamax": torch.optim.Adamax}[name]
@@ -169,7 +170,7 @@ def test_the_penalty_shrinks_the_hidden_layers_it_is_put_on(trainer_for: MakeTra
         recipe = replace(RECIPE, penalty=Penalty(weight_l2=strength))
         trainer = trainer_for(recipe, split="all")
         list(trainer.fit())
-        sizes.append(float(trainer.network.head.hidden[0][0].weight.detach().square().sum()))
+        sizes.append(float(trainer.network.get_parameter("head.hidden.0.0.weight").detach().square().sum()))
     assert sizes[1] < 0.5 * sizes[0]
 
 
@@ -178,11 +179,11 @@ def test_recomputed_statistics_are_those_of_the_ema(trainer_for: MakeTrainer, ce
     trainer = trainer_for(recipe, split="all")
     list(trainer.fit())
     network = trainer.network
-    kept = network.backbone.bn1.running_mean.clone()
+    kept = network.get_buffer("backbone.bn1.running_mean").clone()
     rows = cells.rows(trainer.split.train)
     spread = rows[np.linspace(0, len(rows) - 1, min(len(rows), 16)).astype(int)]
     recompute_batch_norm(network.train(), trainer.inputs, spread, trainer.accelerator, recipe.train_batch_size)
-    torch.testing.assert_close(network.backbone.bn1.running_mean, kept, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(network.get_buffer("backbone.bn1.running_mean"), kept, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -257,7 +258,7 @@ def test_a_head_on_a_frozen_backbone_learns_from_features_computed_once(trainer_
 
 
 def test_a_recipe_of_the_core_trains_as_with_its_own_trainer(trainer_for: MakeTrainer) -> None:
-    small = {"block_config": (1, 1), "image_size": 32, "train_batch_size": 8, "num_train_epochs": 1}
+    small: dict[str, Any] = {"block_config": (1, 1), "image_size": 32, "train_batch_size": 8, "num_train_epochs": 1}
     recipe = replace(get_recipe("densenet121"), **small)
     trainers = [trainer_for(recipe, split="all", trainer_class=kind) for kind in (PriorTrainer, Trainer)]
     for trainer in trainers:

@@ -136,7 +136,13 @@ def test_every_prior_system_has_a_row_before_anything_is_run() -> None:
 
 
 def test_an_ablation_names_every_number_of_training_cells_and_whose_auroc_it_shows() -> None:
-    metrics = {"cells": 9000, "auroc_by_subject": 0.8, "auroc": 0.7, "f1_weighted": 0.6, "subject_auroc": 0.95}
+    metrics: dict[str, Any] = {
+        "cells": 9000,
+        "auroc_by_subject": 0.8,
+        "auroc": 0.7,
+        "f1_weighted": 0.6,
+        "subject_auroc": 0.95,
+    }
     metrics |= {"auroc_equal_size": None, "balanced_accuracy_by_subject": 0.65}
     interval = {"low": 0.75, "high": 0.99}
     measured = {"metrics": metrics, "by_subject": dict.fromkeys(("auroc_by_subject", "subject_auroc"), interval)}

@@ -282,7 +282,7 @@ class Runs:
         if resume:
             # The start weights are of no consequence: all comes from the checkpoint.
             with torch.no_grad():
-                network.classifier.last.weight.zero_()
+                network.get_parameter("classifier.last.weight").zero_()
             torch.rand(3)
         return Trainer(accelerator, network, self.cells, split, self.recipe, seed=self.flags.seed, checkpoints=kept)
 
@@ -426,7 +426,7 @@ def test_what_is_no_number_never_reaches_a_checkpoint(
         if what == "loss":
             return metrics * torch.nan
         with torch.no_grad():
-            trainer.network.classifier.last.weight[0, 0] = torch.inf
+            trainer.network.get_parameter("classifier.last.weight")[0, 0] = torch.inf
         return metrics
 
     monkeypatch.setattr(trainer, "_step", third_fails)

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +58,8 @@ RECIPE = Recipe(
 )
 PREPROCESSING = Preprocessing(32, 1.0)
 
+Rows = list[dict[str, Any]]
+
 
 @pytest.fixture
 def network() -> nn.Module:
@@ -69,11 +72,11 @@ def _kept(network: nn.Module, cells: FramedCells) -> tuple[Path, np.ndarray]:
     return path, frozen_features(path, network, cells, PREPROCESSING, MIRRORED.views)
 
 
-def _fitted(recipe: Recipe, cells: FramedCells, split: Split, *, cache_features: bool) -> tuple[Trainer, list[dict]]:
+def _fitted(recipe: Recipe, cells: FramedCells, split: Split, *, cache_features: bool) -> tuple[Trainer, Rows]:
     set_seed(0)
     network = build_network(recipe, 2)
     with torch.no_grad():
-        for parameter in network.classifier.last.parameters():
+        for parameter in network.get_submodule("classifier.last").parameters():
             parameter.zero_()
     accelerator = make_accelerator(TrainingConfig(run=RunArguments(mixed_precision="no")), recipe)
     trainer = Trainer(accelerator, network, cells, split, recipe, cache_features=cache_features)
@@ -95,7 +98,7 @@ def _fitted(recipe: Recipe, cells: FramedCells, split: Split, *, cache_features:
         ({"drop_rate": 0.1}, False),
     ],
 )
-def test_only_a_wholly_frozen_backbone_shown_finitely_many_looks(change: dict[str, object], kept: bool) -> None:
+def test_only_a_wholly_frozen_backbone_shown_finitely_many_looks(change: dict[str, Any], kept: bool) -> None:
     assert can_cache_features(replace(RECIPE, **change)) is kept
 
 
@@ -126,7 +129,8 @@ def test_a_short_run_learns_from_cells_whatever_another_run_kept(
 
 def test_features_are_what_the_head_is_given_for_each_look(network: nn.Module, cells: FramedCells) -> None:
     _, features = _kept(network, cells)
-    assert (features.shape, features.dtype) == ((32, 2, network.num_features), np.float32)
+    assert features.shape == (32, 2, network.num_features)
+    assert features.dtype == np.float32
     pixels = torch.from_numpy(cells.pixels[5:9].transpose(0, 3, 1, 2).copy())
     network.eval()
     with torch.no_grad():
@@ -140,13 +144,13 @@ def test_a_head_learns_from_kept_features_what_it_learns_from_cells(cells: Frame
     kept, kept_rows = _fitted(RECIPE, cells, split, cache_features=True)
     anew, anew_rows = _fitted(RECIPE, cells, split, cache_features=False)
     assert (type(kept.inputs), type(anew.inputs)) == (FeatureInputs, PixelInputs)
-    for ours, theirs in zip(kept_rows, anew_rows, strict=True):
+    for kept_row, anew_row in zip(kept_rows, anew_rows, strict=True):
         timings = {"seconds", "images_per_second", "data_wait_percent", "peak_memory_mb"}
-        assert {k: v for k, v in ours.items() if k not in timings} == pytest.approx(
-            {k: v for k, v in theirs.items() if k not in timings}, abs=1e-4
+        assert {k: v for k, v in kept_row.items() if k not in timings} == pytest.approx(
+            {k: v for k, v in anew_row.items() if k not in timings}, abs=1e-4
         )
     for (name, one), other in zip(kept.network.state_dict().items(), anew.network.state_dict().values(), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4, msg=(name + ": {}").format)
     ours, theirs = kept.predict(split.test), anew.predict(split.test)
     assert ours.cell_ids == theirs.cell_ids
     assert np.allclose(ours.probabilities, theirs.probabilities, atol=1e-4)
@@ -163,9 +167,10 @@ def test_a_frozen_backbone_keeps_weights_and_statistics_and_records_no_gradients
     round_as_stored(untrained, head=False)
     assert backbone_hash(trainer.network) == backbone_hash(untrained)
     trainer._train_mode()
-    assert trainer.network.classifier.training
-    assert not any(module.training for module in trainer.network.features.modules())
-    features = trainer.network.forward_features(torch.zeros(2, 3, 32, 32))
+    network: Any = trainer.network
+    assert network.classifier.training
+    assert not any(module.training for module in network.features.modules())
+    features = network.forward_features(torch.zeros(2, 3, 32, 32))
     assert features.grad_fn is None
     assert not features.requires_grad
 
@@ -195,13 +200,13 @@ def test_the_head_does_not_matter_but_weights_looks_and_pictures_do(network: nn.
 
     first = file()
     with torch.no_grad():
-        network.classifier.last.weight.add_(1)
+        network.get_parameter("classifier.last.weight").add_(1)
     assert file() == first
     assert file(replace(RECIPE, augmentation=replace(MIRRORED, flips="both"))) != first
     other = frame_cells(cells.data, replace(PREPROCESSING, mean=(0.5, 0.5, 0.5)))
     assert file(these=other) != first
     with torch.no_grad():
-        network.features.norm0.running_mean.add_(1e-3)
+        network.get_buffer("features.norm0.running_mean").add_(1e-3)
     assert file() != first
 
 
@@ -248,7 +253,7 @@ def test_an_interrupted_computation_leaves_nothing(
         if len(passes) > 2:
             raise KeyboardInterrupt
 
-    handle = network.global_pool.register_forward_pre_hook(interrupted)
+    handle = network.get_submodule("global_pool").register_forward_pre_hook(interrupted)
     with pytest.raises(KeyboardInterrupt):
         _kept(network, cells)
     handle.remove()
@@ -287,7 +292,7 @@ def test_a_network_whose_last_layer_sees_other_features_learns_on_pixels(cells: 
         recipe = replace(timm_recipe(architecture, "--recipe"), image_size=32)
         assert features_suffice(build_network(recipe, 2), picture), architecture
     # It pools the feature maps' channels away.
-    small = {"img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2, "global_attn_indexes": ()}
+    small: dict[str, Any] = {"img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2, "global_attn_indexes": ()}
     segment_anything = timm.create_model("samvit_base_patch16", num_classes=2, **small)
     assert segment_anything(picture).shape == (1, 2)
     assert not features_suffice(segment_anything, picture)

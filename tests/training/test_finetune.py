@@ -16,13 +16,13 @@ from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split, make_split
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.models.build import build_network, model_args
+from leukoscope.models.build import NetworkStart, build_network, model_args
 from leukoscope.models.layers import classifier_parameters
 from leukoscope.models.recipes import Recipe, get_recipe
 from leukoscope.models.release import load_release, rescale_classifier, save_release
 from leukoscope.models.rewrite import rewrite_for_timm
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.finetune import NetworkStart, matching_outputs, start_from_release
+from leukoscope.training.finetune import matching_outputs, start_from_release
 from leukoscope.training.losses import restore_class_frequencies
 
 RECIPE = Recipe(name="small", architecture="test_resnet", base_model="", image_size=32, drop_rate=0.0)
@@ -37,6 +37,7 @@ def _metrics(**parts: Any) -> dict[str, Any]:
 
 
 def _release(folder: Path, network: nn.Module, labels: tuple[str, ...] = ("ALL", "HEM"), **settings: Any) -> Path:
+    given: dict[str, Any]
     given = {"architecture": "test_resnet", "preprocessing": Preprocessing(32, 1.0), "metrics": _metrics()}
     return save_release(folder, network, labels=labels, **given | settings)
 
@@ -311,7 +312,7 @@ def test_twins_that_share_their_tensors_are_told_apart(tmp_path: Path, cells: Fr
 def test_another_head_and_other_pixels_are_refused(tmp_path: Path, cells: FramedCells, split: Split) -> None:
     plain = replace(RECIPE, architecture="densenet121", block_config=(1, 1))
     pooled_norm = replace(plain, pooled_norm=True)
-    described = {"architecture": "densenet121", "model_args": model_args(plain)}
+    described: dict[str, Any] = {"architecture": "densenet121", "model_args": model_args(plain)}
     folder = _release(tmp_path / "r", _network(1, plain), **described)
     message = _refusal(_network(2, pooled_norm), folder, cells, split, pooled_norm)
     assert message.startswith(f"--model_name_or_path {folder}: is another network than the recipe's (")

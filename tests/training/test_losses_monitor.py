@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,10 +65,19 @@ def test_a_small_batch_is_named_whole(monitor: LossMonitor) -> None:
 
 def test_a_loss_is_not_waited_for_until_it_is_checked(monitor: LossMonitor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading a tensor's value, which a GPU would be waited for, happens once in four batches."""
-    waits: list[int] = []
-    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+    waits: list[str] = []
+
+    def noted(name: str) -> Callable[..., Any]:
         real = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda *a, _real=real, **k: (waits.append(1), _real(*a, **k))[1])
+
+        def read(*args: Any, **options: Any) -> Any:
+            waits.append(name)
+            return real(*args, **options)
+
+        return read
+
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, noted(name))
     _feed(monitor, 0.5, 0.5, 0.5)
     assert not waits
     _feed(monitor, 0.5)

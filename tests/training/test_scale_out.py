@@ -70,8 +70,8 @@ def _learn(cells: Path, processes_batches: int) -> dict[str, Any]:
     trainer = Trainer(accelerator, build_network(RECIPE, 2), framed, split, RECIPE)
     step, losses = trainer._step, []
 
-    def noted(*batch: torch.Tensor) -> torch.Tensor:
-        metrics = step(*batch)
+    def noted(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        metrics = step(inputs, labels)
         losses.append(accelerator.reduce(metrics, "mean")[0].item())
         return metrics
 

@@ -34,7 +34,7 @@ from leukoscope.training import train as loop
 from leukoscope.training.checkpoint import Checkpoint, Checkpoints
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.losses import restore_class_frequencies
-from leukoscope.training.run_folder import write_args
+from leukoscope.training.run_folder import append_row, write_args
 from leukoscope.training.train import train
 from leukoscope.training.trainer import Trainer
 
@@ -74,7 +74,7 @@ def _own(root: Path, out: Path, *flags: str) -> TrainingConfig:
     return parse_config([*data, *small, "--from_scratch", "--mixed_precision", "no", "--output_dir", str(out), *flags])
 
 
-def _metrics(run: Path) -> dict[str, object]:
+def _metrics(run: Path) -> dict[str, Any]:
     return json.loads((run / "metrics.json").read_text())
 
 
@@ -240,7 +240,8 @@ class _GivenScores:
     """Stands in for the validation figures alone, so that the course of a run can be prescribed."""
 
     def __init__(self, *scores: float):
-        self.scores, self.networks = list(scores), []
+        self.scores = list(scores)
+        self.networks: list[dict[str, torch.Tensor]] = []
 
     def __call__(self, trainer: Trainer) -> dict[str, float]:
         self.networks.append({k: v.clone() for k, v in trainer.network.state_dict().items()})
@@ -440,12 +441,11 @@ def test_a_quiet_run_does_not_say_its_precision(
 
 def _crashing(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
     """Let the run die when it writes down that epoch."""
-    append = loop.append_row
 
-    def dying(file: object, row: dict[str, object]) -> None:
+    def dying(file: Path, row: dict[str, Any]) -> None:
         if row["epoch"] == epoch:
             raise KeyboardInterrupt
-        append(file, row)
+        append_row(file, row)
 
     monkeypatch.setattr(loop, "append_row", dying)
 

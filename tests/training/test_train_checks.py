@@ -38,8 +38,8 @@ def test_a_run_that_can_end_well_passes(tmp_path: Path, cells: FramedCells, spli
 
 @pytest.mark.parametrize("side", ["validation", "test"])
 def test_a_side_that_lacks_a_class_is_noted(cells: FramedCells, split: Split, side: str) -> None:
-    thin = replace(split, **{side: _of("HEM", getattr(split, side))})
-    assert missing_classes(cells, thin) == (
+    thin: dict[str, Any] = {side: _of("HEM", getattr(split, side))}
+    assert missing_classes(cells, replace(split, **thin)) == (
         f"{side} side: no cell of class ALL; its metrics cover the other classes only",
     )
 

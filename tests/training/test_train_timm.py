@@ -70,7 +70,7 @@ def _timm_folder(folder: Path, **config: object) -> Path:
     """A network without classes in timm's format."""
     network = timm.create_model("test_vit", num_classes=0, img_size=64)
     cfg = {"input_size": [3, 64, 64], "interpolation": "bilinear", "crop_pct": 1.0, "mean": [0.1] * 3, "std": [0.2] * 3}
-    timm.models.save_for_hf(network, folder, safe_serialization=True)
+    timm.models.save_for_hf(network, str(folder), safe_serialization=True)
     made = {"architecture": "test_vit", "num_classes": 0, "pretrained_cfg": {"tag": "cells", **cfg}}
     (folder / "config.json").write_text(json.dumps({**made, **config}))
     return folder

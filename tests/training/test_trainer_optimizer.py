@@ -41,7 +41,9 @@ def test_head_and_backbone_learn_at_their_own_rates(network: nn.Module) -> None:
     assert len(rates) == sum(1 for _ in network.parameters())
     assert {rate for p, rate in rates.items() if p in head} == {0.1}
     assert {rate for p, rate in rates.items() if p not in head} == {0.01}
-    assert {id(p) for p in network.classifier.norm.parameters()} < head, "its BatchNorm is as new as the last layer"
+    assert {id(p) for p in network.get_submodule("classifier.norm").parameters()} < head, (
+        "its BatchNorm is as new as the last layer"
+    )
 
 
 def test_biases_and_norms_do_not_decay(network: nn.Module) -> None:
@@ -56,4 +58,4 @@ def test_what_is_frozen_is_left_out(network: nn.Module) -> None:
         moved = {id(p) for group in parameter_groups(network, RECIPE) for p in group["params"]}
     finally:
         network.features.requires_grad_(True)
-    assert moved == {id(p) for p in network.classifier.parameters()}
+    assert moved == {id(p) for p in network.get_submodule("classifier").parameters()}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
+import gradio
 import httpx
 import pytest
 from gradio.routes import App
@@ -95,6 +96,7 @@ def test_the_model_card_leaves_the_visitor_s_results_where_they_are(tiny_release
 
 def test_the_privacy_text_is_folded() -> None:
     (about,) = (block for block in build_demo(ModelCache({})).blocks.values() if block.elem_id == "about")
+    assert isinstance(about, gradio.HTML)
     before, folded = about.value.split("<summary>Privacy</summary>")
     assert before.endswith("<details>") and t("privacy_text") not in before
     assert escape(t("privacy_text")) in folded.split("</details>")[0]

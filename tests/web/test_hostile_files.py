@@ -131,9 +131,8 @@ SEEDED = [(kind, seed) for kind in MAKERS for seed in range(EACH)]
 
 @pytest.fixture(scope="module")
 def endpoints(tiny_release: Path) -> dict[str, Callable[..., Any]]:
-    return {
-        block.api_name: block.fn for block in build_demo(ModelCache({"tiny": tiny_release})).fns.values() if block.fn
-    }
+    blocks = build_demo(ModelCache({"tiny": tiny_release})).fns.values()
+    return {block.api_name: block.fn for block in blocks if block.api_name and block.fn}
 
 
 def ask(endpoint: Callable[..., Any], *values: Any) -> str:

@@ -122,8 +122,9 @@ def test_no_english_text_stands_outside_the_table() -> None:
         tree = ast.parse(file.read_text())
         skipped = _docstrings(tree)
         for node in ast.walk(tree):
-            named = isinstance(node, ast.Assign | ast.AnnAssign)
-            targets = (node.targets if isinstance(node, ast.Assign) else [node.target]) if named else []
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            if isinstance(node, ast.AnnAssign):
+                targets = [node.target]
             no_text = any(isinstance(one, ast.Name) and one.id in _NO_TEXT for one in targets)
             if no_text or isinstance(node, ast.Raise) or getattr(getattr(node, "func", None), "attr", "") == "append":
                 skipped |= {id(one) for one in ast.walk(node)}  # errors have a test of their own

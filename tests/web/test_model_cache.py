@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Event
 from time import sleep
@@ -86,7 +86,9 @@ def test_slow_downloads_keep_nobody_from_a_prediction(tiny_release: Path, monkey
     monkeypatch.setattr(models, "_load", slow_load)
     picture = Image.new("RGB", (64, 64))
     with ThreadPoolExecutor(8) as pool:
-        slow = [pool.submit(models.predictor, f"slow/{number}") for number in range(PREDICTIONS_AT_ONCE)]
+        slow: list[Future[Any]] = [
+            pool.submit(models.predictor, f"slow/{number}") for number in range(PREDICTIONS_AT_ONCE)
+        ]
         slow += [pool.submit(predict_cell, models, picture, "", f"slow/{number}") for number in range(2)]
         try:
             (prediction,) = pool.submit(models.predict, models.predictor("tiny"), [picture]).result(timeout=300)
@@ -106,7 +108,7 @@ def test_two_predictions_are_computed_at_a_time() -> None:
         sleep(0.05)
         running -= 1
 
-    models = ModelCache({})
+    models: Any = ModelCache({})  # of a stand-in for a predictor
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: models.predict(predictor, []), range(8)))
     assert most == PREDICTIONS_AT_ONCE == 2
@@ -119,7 +121,8 @@ def test_who_asks_again_waits_behind_those_who_wait() -> None:
         sleep(0.01)
         answered.extend(images)
 
-    models, visitors, questions = ModelCache({}), 6, 20
+    models: Any = ModelCache({})  # of a stand-in for a predictor
+    visitors, questions = 6, 20
     together = Barrier(visitors)
 
     def ask(visitor: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from leukoscope.inference.backends import TorchBackend
 from leukoscope.inference.runtime import gpu_or_cpu
 from leukoscope.web.model_cache import ModelCache, best_device
 from leukoscope.web.result import example, predict_cell, turned
@@ -55,8 +56,9 @@ def test_a_cell_is_explained_while_the_gpu_is_lent(lent: list[str], tiny_release
 
 
 def test_models_are_put_where_torch_can_compute(tiny_release: Path) -> None:
-    network = ModelCache({"tiny": tiny_release}).predictor("tiny").backend.network
-    assert {parameter.device.type for parameter in network.parameters()} == {gpu_or_cpu().partition(":")[0]}
+    backend = ModelCache({"tiny": tiny_release}).predictor("tiny").backend
+    assert isinstance(backend, TorchBackend)
+    assert {parameter.device.type for parameter in backend.network.parameters()} == {gpu_or_cpu().partition(":")[0]}
 
 
 def test_only_a_space_that_lends_its_gpu_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:

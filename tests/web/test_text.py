@@ -261,7 +261,7 @@ def test_what_a_model_lacks_is_said_once(metrics: dict[str, object], has_detecto
 
 
 def test_a_release_is_described_in_one_line() -> None:
-    metrics = {
+    metrics: dict[str, Any] = {
         "data": {"title": "C-NMC 2019", "unit": "subject", "licence": "CC BY 3.0"},
         "training": {"subjects": ["1", "2"]},
         "evaluations": [{"split": {"disjoint_by": "subject"}, "metrics": {"auroc_by_subject": 0.887}}],

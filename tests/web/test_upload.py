@@ -140,7 +140,7 @@ def test_a_picture_from_a_web_address_lies_where_nobody_else_looks(
 
     monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", download)
     with gradio.Blocks():
-        upload = cell_upload()
+        upload: Any = cell_upload()  # its preprocessing is replaced
     given = {"path": "https://example.org/cell.bmp", "meta": {"_type": "gradio.FileData"}}
     moved = asyncio.run(async_move_files_to_cache(given, upload, check_in_upload_folder=True))
     path = upload.preprocess(FileData(**moved))

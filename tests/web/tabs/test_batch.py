@@ -571,8 +571,10 @@ def test_subjects_are_told_apart_and_their_cells_drawn_with_those_refused_in_gre
     assert numbers == list(range(5))
     assert page.count('fill="#9aa0a6"') == 1
     assert "2 of 4 cells" not in page
-    line = lambda html: re.search(r'<line [^>]*y1="([\d.]+)"', html).group(1)  # noqa: E731
-    assert line(page) != line(batch_summary(result.at_point("youden")))
+    first_line, other_line = (
+        re.findall(r'<line [^>]*y1="([\d.]+)"', html)[0] for html in (page, batch_summary(result.at_point("youden")))
+    )
+    assert first_line != other_line
 
 
 def test_an_operating_point_changes_cells_and_neither_refused_ones_nor_subjects() -> None:
@@ -664,8 +666,8 @@ def test_a_zip_of_one_subject_s_cells_gives_one_prediction(
     pattern = suggested_pattern([file.name for file in batch.files], ("ALL", "HEM"))
     *_, result = predict_batch(models, batch, "tiny", pattern)
     assert isinstance(result, BatchResult) and {row.subject for row in result.rows} == {subject}
-    (subject,) = replace(result, metrics={"subject_rule": RULE, "data": DATA}).subject_predictions
-    assert subject.cells == 4
+    (prediction,) = replace(result, metrics={"subject_rule": RULE, "data": DATA}).subject_predictions
+    assert prediction.cells == 4
 
 
 def test_a_zip_of_two_classes_is_no_subject(tiny_release: Path, tmp_path: Path) -> None:
@@ -770,6 +772,7 @@ def test_a_model_of_smears_is_given_smears_and_refuses_none_of_them() -> None:
     found = subjects_of(names, suggested_pattern(names, ("Benign", "Early", "Pre", "Pro")), {})
     assert [*found.values()] == ["synthetic-1"] * 5 + ["synthetic-2"] * 5
     *_, result = predict_batch(models, sample, "ball4", "")
+    assert isinstance(result, BatchResult)
     assert [row.decision.outcome for row in result.rows] == ["Benign"] * 5 + ["Early"] * 5
 
 

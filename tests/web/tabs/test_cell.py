@@ -13,6 +13,7 @@ import gradio
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.registry import OUT_OF_DISTRIBUTION
@@ -214,6 +215,7 @@ def test_a_result_is_redrawn_without_asking_the_model_again(tiny_release: Path) 
     result = predict_cell(models, image, caption, "tiny")
     shown, strong = result.pictures("ALL", 0.9)
     _, bare = result.pictures("ALL", 0.0)
+    assert bare is not None
     left, top, right, bottom = (round(edge) for edge in result.prediction.view_box)
     inside = (left + 4, top + 4, right - 4, bottom - 4)
     grey = np.asarray(shown.convert("L").convert("RGB").crop(inside)).astype(int)
@@ -270,6 +272,7 @@ def test_a_saved_result_says_who_answered_and_that_it_is_research(tiny_release: 
     file = save_result(result, "ALL", 0.5)
     assert file.name == "leukoscope----my--cell-.png"
     with Image.open(BytesIO(file.content)) as image:
+        assert isinstance(image, PngImageFile)
         assert image.text["Disclaimer"] == RESEARCH_NOTICE
         assert image.text["Source"] == "model tiny, revision of a local folder"
         assert image.text["Description"] == result.summary(label="ALL") != result.summary()
@@ -313,16 +316,15 @@ def test_an_operating_point_that_a_release_lacks_is_refused(tiny_release: Path, 
 def test_what_was_forgotten_is_to_be_given_again() -> None:
     from leukoscope.web.app import build_demo
 
-    blocks = [block for block in build_demo(ModelCache({})).fns.values() if hasattr(block.fn, "__qualname__")]
+    blocks = build_demo(ModelCache({})).fns.values()
+    inputs = [(block.fn, len(block.inputs)) for block in blocks if block.fn and hasattr(block.fn, "__qualname__")]
     told = t("result_deleted")
-    saves = [block for block in blocks if block.fn.__name__ == "pack"]
+    saves = [(pack, count) for pack, count in inputs if pack.__name__ == "pack"]
     assert len(saves) == 8
-    for save in saves:
+    for pack, count in saves:
         with pytest.raises(gradio.Error, match=told):
-            save.fn(*[None] * len(save.inputs))
-    handlers = {
-        block.fn.__qualname__.split(".")[-1]: block.fn for block in blocks if "CellTab" in block.fn.__qualname__
-    }
+            pack(*[None] * count)
+    handlers = {fn.__qualname__.split(".")[-1]: fn for fn, _ in inputs if "CellTab" in fn.__qualname__}
     assert list(handlers["_on_draw"](None, "ALL", 0.5, False).values()) == [panels.placeholder(told)]
     assert handlers["_on_point"](None, "youden") == panels.placeholder(told)
     assert handlers["_on_turn"](None) == handlers["_on_cover"](None) == panels.placeholder(told)

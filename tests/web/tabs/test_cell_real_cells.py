@@ -32,6 +32,7 @@ def test_cells_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_source_is_what_the_model_was_trained_on() -> None:
     info = source_of(ModelCache({"released": RELEASE}), "released")
+    assert info.hub_id is not None
     assert info.hub_id in attribution(info) and info.citation in attribution(info)
     assert "prove nothing" in attribution(info)
 

@@ -12,6 +12,7 @@ import gradio
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.fields import cut_out
@@ -108,6 +109,7 @@ def test_the_exports_agree_and_name_no_folder(result: FieldResult, reading: Fiel
     assert {row["notice"] for row in rows} == {whole["notice"]} == {RESEARCH_NOTICE}
     assert {row["model"] for row in rows} == {whole["model"]} == {"tiny"}
     with Image.open(BytesIO(save_field("PNG", result).content)) as image:
+        assert isinstance(image, PngImageFile)
         assert image.text["Disclaimer"] == RESEARCH_NOTICE
         assert image.text["Title"].startswith("Synthetic field read by tiny: Nucleated cells: 5")
 
@@ -151,6 +153,7 @@ def test_the_endpoint_refuses_in_one_sentence(
     Image.new("RGB", size, (230, 220, 215)).save(tmp_path / "field.png")
     demo = build_demo(ModelCache({"tiny": tiny_release}))
     (endpoint,) = (block.fn for block in demo.fns.values() if block.api_name == "field")
+    assert endpoint is not None
     with pytest.raises(gradio.Error, match=problem):
         endpoint(str(tmp_path / "field.png"), "tiny", scale)
 

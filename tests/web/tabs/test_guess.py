@@ -18,7 +18,7 @@ EMBEDDED = Path(__file__).parents[3] / "model_card"
 def test_a_round_is_drawn_again_from_its_number() -> None:
     one, again, other = phantoms(7), phantoms(7), phantoms(8)
     assert [label for _, label in one].count("ALL") == [label for _, label in one].count("HEM") == CELLS // 2
-    assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(one, again, strict=True))
+    assert all(np.array_equal(np.asarray(a), np.asarray(b)) for (a, _), (b, _) in zip(one, again, strict=True))
     assert [np.asarray(a).tobytes() for a, _ in one] != [np.asarray(a).tobytes() for a, _ in other]
 
 
