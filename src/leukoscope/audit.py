@@ -150,13 +150,7 @@ class _Cell(NamedTuple):
 
 
 # What a duplicate may cross: key in the findings → field of `_Cell`. A split must keep each of the units on one side.
-_CROSSED = {
-    "subjects": "subject",
-    "classes": "label",
-    "official_folds": "fold",
-    "split_sides": "side",
-    "units": "unit",
-}
+_CROSSED = {"subjects": "subject", "classes": "label", "official_folds": "fold", "split_sides": "side", "units": "unit"}
 
 
 def published_subjects(data: LoadedCells, train_dir: str | Path | None) -> dict[str, str]:

@@ -210,8 +210,7 @@ def cell_intervals(
 ) -> dict[str, Interval]:
     """Compute naive intervals by resampling cells: far too narrow where subjects bring many cells each.
 
-    Returns:
-        As `subject_intervals`, without the metrics that weight or rank subjects.
+    Metrics that weight or rank subjects have none.
     """
     return _intervals(predictions, bootstrap_cells(predictions, samples=samples, seed=seed))
 

@@ -178,7 +178,9 @@ def predictions_of_model(
                 probabilities.append(theirs @ to_ours)
                 outcomes += [our_name.get(outcome, outcome) for outcome in decided or ()]
                 hashes += map(pixel_hash, pictures)
-                areas += map(_area, pictures)
+                # The cell's share of its picture needs no fine detail.
+                small = (one.resize((_AREA_SIDE, _AREA_SIDE), Image.Resampling.NEAREST) for one in pictures)
+                areas += (cell_area(np.asarray(one)) for one in small)
             advance(len(batch["cell_id"]))
     rows, units = rows.select(kept), groups_of(cells.data, cells.data.info.group)
     predictions = CellPredictions(
@@ -205,11 +207,6 @@ def predictions_of_model(
         unit=cells.data.info.group,
         outcomes=tuple(outcomes),
     )
-
-
-def _area(picture: Image.Image) -> float:
-    """The cell's share of its picture, which needs no fine detail."""
-    return cell_area(np.asarray(picture.resize((_AREA_SIDE, _AREA_SIDE), Image.Resampling.NEAREST)))
 
 
 def predictions_in_file(path: Path, cells: SelectedCells | None = None) -> ModelPredictions:

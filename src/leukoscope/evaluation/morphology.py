@@ -37,14 +37,7 @@ class Morphology:
 
 
 def measure_cell(image: Image.Image) -> Morphology | None:
-    """Measure a cell that is cut out on black.
-
-    Args:
-        image: RGB, any size.
-
-    Returns:
-        None for a picture that is empty or not mostly a cell on black.
-    """
+    """Measure a cell that is cut out on black; None for a picture that is empty or not mostly a cell on black."""
     from scipy.ndimage import binary_erosion, binary_fill_holes, gaussian_filter, label
 
     factor = -(-max(image.size) // _SIDE)
@@ -76,6 +69,4 @@ def percentile(block: Mapping[str, Any], name: str, value: float) -> float | Non
         name: "area" or "nucleus_share".
     """
     known = block.get(name)
-    if not known:
-        return None
-    return float(np.interp(value, known, np.linspace(0, 1, len(known))))
+    return float(np.interp(value, known, np.linspace(0, 1, len(known)))) if known else None

@@ -20,14 +20,7 @@ from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
 from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.inference.ood import (
-    FOLDS,
-    KEPT_SHARE,
-    METHOD,
-    OodDetector,
-    fit_detector,
-    picture_statistics,
-)
+from leukoscope.inference.ood import FOLDS, KEPT_SHARE, METHOD, OodDetector, fit_detector, picture_statistics
 from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.models.release_files import HEALTHY, OF_FIELDS
 from leukoscope.synthetic import Background, phantom_cells
@@ -211,14 +204,7 @@ def _cells_of(predictor: Predictor, path: Path) -> list[Image.Image]:
 
 
 def unsuitable_images(cells: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Make images that must get no class, from true cells or synthetically.
-
-    Args:
-        cells: (N, S, S, 3) uint8.
-
-    Returns:
-        kind → (n, S, S, 3) uint8.
-    """
+    """Make images that must get no class, from (N, S, S, 3) uint8 cells or synthetically: kind → (n, S, S, 3) uint8."""
     side, half = cells.shape[1], cells.shape[1] // 2
     edge = round(side * (1 - 1 / 2.5) / 2)
     # Noise whose amplitude falls as 1/frequency, as in natural images (Field 1987, doi:10.1364/JOSAA.4.002379).
@@ -250,13 +236,7 @@ def unsuitable_images(cells: np.ndarray, rng: np.random.Generator) -> dict[str, 
 
 
 def frame_sample(folder: Path, preprocessing: Preprocessing, *, pictures: int = 150) -> np.ndarray:
-    """Frame an even sample of the images below a folder for a network.
-
-    Args:
-        pictures: at most this many.
-
-    Returns:
-        (n, S, S, 3) uint8.
+    """Frame an even sample of at most so many images below a folder for a network: (n, S, S, 3) uint8.
 
     Raises:
         LeukoscopeError: the folder holds no image.

@@ -14,13 +14,7 @@ from typing import Any
 import numpy as np
 
 from leukoscope.data.registry import ABSTAIN, TOO_FEW_CELLS
-from leukoscope.evaluation.bootstrap import (
-    Interval,
-    bootstrap_subjects,
-    paired_difference,
-    point_metrics,
-    subject_logits,
-)
+from leukoscope.evaluation.bootstrap import bootstrap_subjects, paired_difference, point_metrics, subject_logits
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, SUBJECTS_NEEDED, calibrated, who_fitted
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.prediction import WITHOUT_CLASS
@@ -46,7 +40,9 @@ class _Subject:
     logits: np.ndarray
 
 
-def subject_scores_block(predictions: CellPredictions, interval: Interval | None, estimates: str) -> dict[str, Any]:
+def subject_scores_block(
+    predictions: CellPredictions, interval: dict[str, float] | None, estimates: str
+) -> dict[str, Any]:
     """Make the "subject_scores" block of an evaluation: one score per subject, the mean logit of its cells.
 
     Args:
@@ -185,11 +181,7 @@ def measure_subject_rule(predictions: CellPredictions, metrics: Mapping[str, Any
 
 
 def least_cells(curve: list[dict[str, Any]]) -> int | None:
-    """Return the number of cells from which on balanced accuracy is within `MAY_LOSE` of that with all cells.
-
-    Returns:
-        None where it is not with the largest number tried.
-    """
+    """Return the number of cells from which on balanced accuracy is within `MAY_LOSE` of that with all; None if not."""
     least = None
     for row in reversed(curve):
         if row["balanced_accuracy"] < row["balanced_accuracy_all_cells"] - MAY_LOSE:

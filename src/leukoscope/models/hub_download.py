@@ -198,12 +198,7 @@ def _within(seconds: float, call: Callable[[], _T]) -> _T:
 
 
 def _snapshot(
-    hub_id: str,
-    revision: str | None,
-    patterns: Sequence[str],
-    *,
-    cached_only: bool = False,
-    anonymous: bool = False,
+    hub_id: str, revision: str | None, patterns: Sequence[str], *, cached_only: bool = False, anonymous: bool = False
 ) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError

@@ -162,8 +162,7 @@ class RunArguments:
     learning_rate: float | None = _flag(None, "Peak learning rate of the pretrained layers (default: the recipe's).")
     weight_decay: float | None = _flag(None, "Weight decay (default: the recipe's).")
     lr_scheduler_type: Schedule | None = _flag(
-        None,
-        f"The schedule of transformers.get_scheduler: {', '.join(get_args(Schedule))} (default: the recipe's).",
+        None, f"The schedule of transformers.get_scheduler: {', '.join(get_args(Schedule))} (default: the recipe's)."
     )
     num_warmup_steps: int | None = _flag(None, "Optimiser steps of linear warm-up (default: the recipe's share).")
     mixed_precision: str | None = _flag(
@@ -225,10 +224,7 @@ class TrainingConfig:
         steps = self.run.checkpointing_steps
         if steps not in ("epoch", "no") and not (steps.isdecimal() and int(steps) > 0):
             raise LeukoscopeError(f"--checkpointing_steps {steps}: give epoch, no, or a number of steps from 1")
-        for flag, path in (
-            ("split_file", self.data.split_file),
-            ("pretrained_weights", self.model.pretrained_weights),
-        ):
+        for flag, path in (("split_file", self.data.split_file), ("pretrained_weights", self.model.pretrained_weights)):
             if path and not Path(path).is_file():
                 raise LeukoscopeError(f"--{flag} {path}: no such file; check the path")
         # torch.compile writes C++ on a CPU, and on a GPU code that calls it.

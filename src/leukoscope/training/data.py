@@ -319,11 +319,7 @@ def backbone_hash(network: nn.Module) -> str:
 
 
 def frozen_features(
-    path: Path,
-    network: nn.Module,
-    cells: FramedCells,
-    preprocessing: Preprocessing,
-    views: Sequence[View],
+    path: Path, network: nn.Module, cells: FramedCells, preprocessing: Preprocessing, views: Sequence[View]
 ) -> np.ndarray:
     """Read the features kept in `path`; compute them first where they are missing or damaged.
 
