@@ -59,11 +59,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run.
-
-    Attributes:
-        resumed: the checkpoint that the run resumes from, once `resume` has found one.
-    """
+    """The checkpoints of one run; `resumed` is the one that it resumes from, once `resume` has found one."""
 
     def __init__(self, run_folder: Path, settings: Mapping[str, Any], *, steps: str = "epoch"):
         """Keep checkpoints below a run folder.
@@ -74,7 +70,7 @@ class Checkpoints:
                 only when asked to stop.
         """
         self.run_folder, self.folder = run_folder, run_folder / FOLDER
-        self.settings = plain(dict(settings))
+        self.settings = plain(settings)
         self.each_epoch = steps != "no"
         self.every_steps = int(steps) if steps.isdecimal() else None
         self.resumed: Checkpoint | None = None
@@ -84,11 +80,7 @@ class Checkpoints:
         return self.every_steps is not None and step % self.every_steps == 0
 
     def save(self, checkpoint: Checkpoint, epoch: int, step: int) -> Path:
-        """Write a checkpoint, then remove all but the last `KEPT`.
-
-        Args:
-            epoch: the epoch under way, counted from 1.
-            step: optimiser steps done in it.
+        """Write a checkpoint of the `epoch` under way, from 1, after so many steps of it; keep the last `KEPT`.
 
         Raises:
             LeukoscopeError: it cannot be written; the earlier ones are untouched.
@@ -183,9 +175,6 @@ def check_resume(run_folder: Path, which: str | None, settings: Mapping[str, Any
     Args:
         which: --resume_from_checkpoint.
         settings: of the run that is to begin, from `run_settings`.
-
-    Raises:
-        LeukoscopeError: with what to do instead.
     """
     complete = (run_folder / METRICS).exists()
     if which == LATEST and complete:
@@ -320,7 +309,10 @@ class TrainingState:
         self.batches = [] if batches is None else list(batches[mine].to(device).unbind())
         self.rows, self.step, self.started = values["rows"], values["step"], time.perf_counter() - values["seconds"]
         # Cloned, because torch's generators misread a state that is part of a larger tensor.
-        set_random_states({k: v[mine].clone() for k, v in checkpoint.part("random").items()}, device)
+        random = {k: v[mine].clone() for k, v in checkpoint.part("random").items()}
+        torch.set_rng_state(random["torch"])
+        if "device" in random:
+            torch.get_device_module(device).set_rng_state(random["device"])
 
     def _of_all(self, tensor: torch.Tensor) -> torch.Tensor:
         """(P, …), the tensor of each process."""
@@ -364,13 +356,6 @@ def random_states(device: torch.device) -> dict[str, torch.Tensor]:
     return states
 
 
-def set_random_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Set the generators to what `random_states` read."""
-    torch.set_rng_state(states["torch"])
-    if "device" in states:
-        torch.get_device_module(device).set_rng_state(states["device"])
-
-
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Processes must agree on the step they stop after, and asking each other costs a wait for the accelerator.
 _STEPS_BETWEEN_AGREEMENTS = 16
@@ -405,7 +390,8 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     def agreed(self, accelerator: Accelerator, step: int) -> int:
         """The signal that any process noted, else 0; every process gets the same value at the same step."""
@@ -418,8 +404,4 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.noted = number
-        self._restore()
-
-    def _restore(self) -> None:
-        while self._before:
-            signal.signal(*self._before.popitem())
+        self.__exit__()

@@ -339,12 +339,9 @@ class _HelpFormatter(ArgumentDefaultsHelpFormatter):
 
 
 def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py") -> TrainingConfig:
-    """Read the command line (`sys.argv` when None) into a `TrainingConfig`.
+    """Read the command line (`sys.argv` when None) of the program `command` into a `TrainingConfig`.
 
     A release that --model_name_or_path names is opened: it gives what the flags leave open.
-
-    Args:
-        command: what the help calls the program.
 
     Raises:
         LeukoscopeError: a flag that does not exist, a value of another type, or a release that cannot be fine-tuned.

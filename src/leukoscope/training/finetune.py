@@ -141,14 +141,23 @@ def start_from_release(network: nn.Module, recipe: Recipe, name: str, cells: Fra
     """
     release = open_release(name)
     assert release.folder is not None, "it was opened from files"
-    _require_same_build(release, network, recipe)
+    # These would load and predict differently: same tensors in another network, other pixels.
+    prepared = release.preprocessing
+    for what, its, ours in (
+        ("architecture", release.config["architecture"], recipe.architecture),
+        ("standardisation (mean, std)", (prepared.mean, prepared.std), (recipe.mean, recipe.std)),
+    ):
+        if its != ours:
+            raise LeukoscopeError(
+                f"--model_name_or_path {release.name}: its {what} is {its}, that of --recipe {recipe.name} is {ours}; "
+                "leave --recipe out to follow the release"
+            )
     notes = _check_seen_cells(release, cells, split)
     outputs = matching_outputs(release.labels, cells.data.info.labels)
     copy_weights(network, release.network, outputs, source=f"--model_name_or_path {release.name}")
     name = name_of(release)
     if outputs is None:
-        ours, theirs = ", ".join(cells.data.info.labels), ", ".join(release.labels)
-        remark = f"a new head for {ours}: {name} predicts {theirs}"
+        remark = f"a new head for {', '.join(cells.data.info.labels)}: {name} predicts {', '.join(release.labels)}"
     else:
         undone = _undo_corrections(network, release.metrics, cells.data.info.labels)
         without = f", without {' and '.join(undone)} added after its training" if undone else ""
@@ -176,25 +185,7 @@ def matching_outputs(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, .
 
 def name_of(release: Release) -> str:
     """A release's name without its path: Hub id and commit, or its folder (for a run's release, the run folder)."""
-    if release.revision:
-        return f"{release.name}@{release.revision[:12]}"
-    return folder_name(Path(release.name))
-
-
-def _require_same_build(release: Release, network: nn.Module, recipe: Recipe) -> None:
-    """Refuse what would load and predict differently: same tensors in another network, other pooling, other pixels."""
-    assert release.folder is not None, "it was opened from files"
-    architecture = json.loads((release.folder / CONFIG).read_text(encoding="utf-8"))["architecture"]
-    prepared = release.preprocessing
-    for what, its, ours in (
-        ("architecture", architecture, recipe.architecture),
-        ("standardisation (mean, std)", (prepared.mean, prepared.std), (recipe.mean, recipe.std)),
-    ):
-        if its != ours:
-            raise LeukoscopeError(
-                f"--model_name_or_path {release.name}: its {what} is {its}, that of --recipe {recipe.name} is {ours}; "
-                "leave --recipe out to follow the release"
-            )
+    return f"{release.name}@{release.revision[:12]}" if release.revision else folder_name(Path(release.name))
 
 
 def _undo_corrections(network: nn.Module, metrics: Mapping[str, Any], labels: Sequence[str]) -> list[str]:

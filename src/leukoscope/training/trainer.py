@@ -85,11 +85,7 @@ def best_epoch(rows: Sequence[Mapping[str, Any]], selected_by: str, patience: in
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Make AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over the parameters that are trained.
-
-    Args:
-        network: as `build_network` makes it; what is frozen has `requires_grad` off.
-    """
+    """Make AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over the parameters with `requires_grad`."""
     return torch.optim.AdamW(parameter_groups(network, recipe), fused=True)
 
 
@@ -198,12 +194,7 @@ class Trainer:
         return make_optimizer(self.network, self.recipe)
 
     def compute_loss(self, logits: torch.Tensor, labels: torch.Tensor, network: nn.Module) -> torch.Tensor:
-        """The loss of a batch, ().
-
-        Args:
-            logits, labels: (B, K) and (B,).
-            network: what gave the logits, unwrapped.
-        """
+        """The () loss of (B, K) logits and (B,) labels; `network` gave the logits, unwrapped."""
         return self.loss(logits, labels)
 
     def select_epoch(self) -> Selection:
@@ -260,11 +251,7 @@ class Trainer:
         return row
 
     def _train_epoch(self) -> dict[str, Any]:
-        """Train on the training side once, or on what is left of it after resuming.
-
-        Returns:
-            the training columns of summary.csv; seconds and images a second are of this session.
-        """
+        """Train on the training side once, or on what is left of it; the training columns of summary.csv."""
         state, accelerator = self.state, self.accelerator
         started, waits = time.perf_counter(), [0.0]
         self._train_mode()
@@ -320,13 +307,9 @@ class Trainer:
                     module.eval()
 
     def _step(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Train on one batch.
+        """Train on a batch, (B, …) and (B,): (2,) its loss and accuracy before that.
 
-        Args:
-            inputs, labels: (B, …) and (B,), on the device.
-
-        Returns:
-            (2,) its loss and accuracy before that, on the device: reading them would make the processor wait.
+        All are on the device: reading the result would make the processor wait.
         """
         accelerator = self.accelerator
         with accelerator.autocast():
@@ -382,9 +365,7 @@ class Trainer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, K) logits in evaluation mode and float32, and the (N,) rows of their cells, on the CPU.
 
-        Args:
-            what: label of the progress bar.
-            between: called after each batch with its number.
+        `what` labels the progress bar; `between` is called after each batch with its number.
         """
         accelerator, device = self.accelerator, self.accelerator.device
         cells = CellDataset(self.inputs, self.cells.labels, self.cells.rows(cell_ids))
