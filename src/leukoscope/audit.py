@@ -78,11 +78,7 @@ class ScannedCells:
 
 
 def scan_cells(data: LoadedCells) -> ScannedCells:
-    """Open every image once.
-
-    Raises:
-        LeukoscopeError: none can be read.
-    """
+    """Open every image once; an error where none can be read."""
     from PIL.Image import Resampling
 
     rows, background = ScannedCells(data, ()).rows, data.info.background
@@ -145,10 +141,7 @@ _CROSSED = {"subjects": "subject", "classes": "label", "official_folds": "fold",
 
 
 def published_subjects(data: LoadedCells, train_dir: str | Path | None) -> dict[str, str]:
-    """Return cell id → the subject its publisher names, before the registry joins the ids of one subject.
-
-    Without a local folder only the joined ids are known.
-    """
+    """Return cell id → subject as published, before the registry joins ids; the joined ones without a local folder."""
     ids = groups_of(data, "subject")
     if train_dir is None or data.info.find_cells is None or not data.info.subject_aliases:
         return ids

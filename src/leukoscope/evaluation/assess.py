@@ -67,13 +67,10 @@ def assess(
     """Compute everything in a release's metrics.json beyond its training and its predictions.
 
     Args:
-        directory: a release made by a protocol; replaced as a whole.
+        directory: a release made by a protocol; replaced as a whole, and returned.
         cells: the data set it was made from, framed for it.
         others: images to be refused; see `ood_metrics.fit_and_measure_detector`.
         healthy: name → folder with images of healthy donors' white cells; see `ood_metrics.healthy_outcomes`.
-
-    Returns:
-        `directory`.
 
     Raises:
         LeukoscopeError: no release of a protocol, other cells than it was made from, too few subjects of a class, or a
@@ -317,11 +314,7 @@ def _about(release: Release, cells: FramedCells, predictions: CellPredictions, n
 
 
 def predict_framed(release: Release, cells: FramedCells) -> CellPredictions:
-    """Predict framed cells with the release's own network, in float32.
-
-    Raises:
-        LeukoscopeError: the cells' classes are not the release's.
-    """
+    """Predict framed cells with the release's own network, in float32; an error where the classes differ."""
     theirs = cells.data.info.labels
     if set(theirs) != set(release.labels):
         raise LeukoscopeError(

@@ -139,11 +139,7 @@ class BootstrapSamples:
 def bootstrap_subjects(
     predictions: CellPredictions, *, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> BootstrapSamples:
-    """Resample subjects with replacement within their class.
-
-    Raises:
-        LeukoscopeError: cells of unknown subject, or a class with a single one.
-    """
+    """Resample subjects within their class; an error for unknown subjects or a class with a single one."""
     predictions.require_subjects("intervals by subject need a subject id for every cell")
     names, unit_of_cell = np.unique(predictions.subjects, return_inverse=True)
     classes = np.array(list(predictions.subject_classes.values()))
@@ -369,11 +365,7 @@ def subject_logits(predictions: CellPredictions) -> tuple[np.ndarray, np.ndarray
 
 
 def aligned(predictions: CellPredictions, like: CellPredictions) -> CellPredictions:
-    """Reorder the cells and classes of predictions to those of `like`.
-
-    Raises:
-        LeukoscopeError: the two do not have the same cells or classes, or label a cell differently.
-    """
+    """Reorder predictions to the cells and classes of `like`; an error where these or a true class differ."""
     if set(predictions.label_names) != set(like.label_names):
         raise LeukoscopeError(
             f"comparison: one model predicts {', '.join(like.label_names)}, the other "

@@ -224,11 +224,7 @@ def calibration_metrics(predictions: CellPredictions, boot: BootstrapSamples) ->
 
 
 def reliability_bins(predictions: CellPredictions, boot: BootstrapSamples) -> list[dict[str, Any]]:
-    """Compute the points of a reliability diagram, the bins of the ECE in order of confidence.
-
-    Returns:
-        confidence and accuracy (means, 0–1), cells, and the 95 % interval of the accuracy by resampling subjects.
-    """
+    """Compute confidence, accuracy (0–1) and its interval, and cells of each bin of the ECE, in order of confidence."""
     confidence, right = predictions.probabilities.max(axis=1), predictions.predicted == predictions.references
     return [
         {

@@ -82,8 +82,7 @@ class ModelPredictions:
     def decisions(self) -> dict[str, Any] | None:
         """What `leukoscope predict` decides on these cells; None where the model is no release.
 
-        Returns:
-            outcomes: outcome → number of cells; given: how many get a class; right: how many of these are right.
+        `outcomes` counts the cells of each, `given` those that get a class, `right` the right ones of these.
         """
         if not self.outcomes:
             return None

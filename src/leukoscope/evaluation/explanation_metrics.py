@@ -188,11 +188,7 @@ def _summary(values: np.ndarray, boot: BootstrapSamples) -> dict[str, float | in
 
 
 def predict_with_maps(backend: Backend, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute (N, K) float64 probabilities and signed maps (N, K, h, w) float32 of (N, S, S, 3) uint8 images.
-
-    Raises:
-        LeukoscopeError: a network without maps.
-    """
+    """Compute (N, K) probabilities and (N, K, h, w) signed maps of (N, S, S, 3) uint8 images; an error without maps."""
     found = [backend(batch, explain=True) for batch in _batches(pixels, AT_ONCE)]
     maps = [one.maps for one in found if one.maps is not None]
     if not maps:

@@ -23,13 +23,7 @@ _LEAST_LOBE = 0.1
 
 @dataclass(frozen=True)
 class Morphology:
-    """A cell's measurements.
-
-    Attributes:
-        area: pixels of the picture.
-        nucleus_share: area of the nucleus over that of the cell, 0–1.
-        lobes: connected parts of the nucleus, at least 1.
-    """
+    """A cell's area in pixels of the picture, the share of the nucleus in it, 0–1, and the nucleus's parts, from 1."""
 
     area: float
     nucleus_share: float

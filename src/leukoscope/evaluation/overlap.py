@@ -73,10 +73,9 @@ def seen_in_training(
 
 
 def trainings_of(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """List what a release, then those it was fine-tuned from, were trained on: name, fingerprint, unit, subjects.
+    """List name, fingerprint, unit and subjects of what a release, then those it was fine-tuned from, were trained on.
 
-    Args:
-        metrics: its metrics.json; one that says nothing of its training gives [].
+    A metrics.json that says nothing of the training gives [].
     """
     training = metrics.get("training")
     if not training:

@@ -62,11 +62,7 @@ def without_formulas(figure: Figure) -> Figure:
 
 
 def save_plot(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG with the research notice below it, with `atomic_file`.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write a figure as PNG with the research notice below it; `OSError` where it cannot be written."""
     figure.text(0.5, -0.01, RESEARCH_NOTICE, ha="center", va="top", fontsize=7, color=GREY)
     with atomic_file(path) as temporary:
         # Without the library's version, the same numbers give the same file.
@@ -157,11 +153,7 @@ def interval_plot(
 
 
 def confusion_plot(matrix: Sequence[Sequence[int]], label_names: Sequence[str]) -> Figure:
-    """Plot the confusion matrix: numbers of cells, and their share of the true class.
-
-    Args:
-        matrix: (K, K) cells, rows the true, columns the predicted class.
-    """
+    """Plot (K, K) numbers of cells by true (rows) and predicted class, with their shares of the true class."""
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 1.5 + 0.9 * len(label_names)
@@ -229,11 +221,7 @@ def samples_plot(cells: Sequence[tuple[np.ndarray, str, float, str]], title: str
 
 
 def reliability_diagram(calibration: Mapping[str, Any]) -> Figure:
-    """Plot accuracy against confidence before and after temperature scaling, above a histogram of confidence.
-
-    Args:
-        calibration: the block of `calibration_block`.
-    """
+    """Plot accuracy against confidence before and after temperature scaling: the block of `calibration_block`."""
     figure = new_figure(5.4, 5.6)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
     edges = np.asarray(calibration["histogram"]["edges"])
@@ -263,11 +251,7 @@ def reliability_diagram(calibration: Mapping[str, Any]) -> Figure:
 
 
 def risk_coverage_curve(abstention: Mapping[str, Any]) -> Figure:
-    """Plot the error rate among the cells that get a class against their share, with the default threshold.
-
-    Args:
-        abstention: the block of `thresholds.abstention`.
-    """
+    """Plot the error rate among cells that get a class against their share: the block of `thresholds.abstention`."""
     figure = new_figure(6.4, 3.8)
     axes = figure.subplots()
     curve, chosen, aurc = abstention["curve"], abstention["default"], abstention["aurc_interval"]

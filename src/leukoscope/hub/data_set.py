@@ -72,10 +72,7 @@ def push_data_set(seen: ScannedCells, findings: Mapping[str, Any], info: Dataset
     Args:
         findings: of `audit_cells`; they stand on the card.
         info: as `described` gives it.
-        to: the repository, of kind "dataset".
-
-    Raises:
-        LeukoscopeError: as `Destination.require_usable` and `upload`.
+        to: the repository, of kind "dataset"; errors are those of `Destination.require_usable` and `upload`.
     """
     to.require_usable()
     with scratch_folder() as scratch:
@@ -115,12 +112,7 @@ def _splits(seen: ScannedCells) -> dict[str, Dataset]:
 
 
 def render_data_card(seen: ScannedCells, findings: Mapping[str, Any], info: DatasetInfo, *, hub_id: str) -> str:
-    """Render the card of a data set, as Markdown with the Hub's YAML front matter.
-
-    Args:
-        findings, info: as for `push_data_set`.
-        hub_id: where it is published.
-    """
+    """Render the card of a data set, to be published at `hub_id`, as Markdown with the Hub's YAML front matter."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
     splits = _splits(seen)

@@ -63,12 +63,9 @@ RUNTIME_FILES = {
 
 @dataclass(frozen=True)
 class SpaceModel:
-    """A model that a Space offers.
+    """A model that a Space offers, `owner/name` or `owner/name@revision`, with its `files` in the repository.
 
-    Attributes:
-        name: `owner/name` or `owner/name@revision`; without a revision the Space follows its main branch.
-        files: those of the release that the repository holds.
-        commit: what the revision names today; "" where none is named.
+    Without a revision the Space follows its main branch; `commit` is what the revision names today, else "".
     """
 
     name: str
@@ -87,10 +84,7 @@ class SpaceModel:
 
 
 def find_model(name: str) -> SpaceModel:
-    """Find a model to offer on the Hub.
-
-    Args:
-        name: `owner/name` or `owner/name@revision`.
+    """Find a model to offer on the Hub, `owner/name` or `owner/name@revision`.
 
     Raises:
         LeukoscopeError: no Hub id, no such repository or revision, nothing to load in it, or no network.
@@ -133,7 +127,6 @@ def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukos
     Args:
         models: those to offer, the first one picked when the page opens.
         out: a new or empty folder, or one that holds an earlier Space of ours.
-        title: of the Space's page.
         gpu: whether it asks for a torch that computes on a borrowed GPU (ZeroGPU).
 
     Raises:
@@ -185,11 +178,8 @@ def _requirements(ours: str) -> list[str]:
 def write_endpoint(release: Path, out: Path) -> Path:
     """Write the folder of a model repository for Inference Endpoints, completely or not at all.
 
-    It holds the release, handler.py, the part of the package that predicts, and what this needs on a CPU.
-
-    Args:
-        release: folder of a release.
-        out: a new folder, or one that holds an earlier one.
+    It holds the release, handler.py, the part of the package that predicts, and what this needs on a CPU. `out` is a
+    new folder, or one that holds an earlier one.
 
     Raises:
         OSError: the disk refuses.

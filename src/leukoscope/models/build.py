@@ -54,8 +54,7 @@ class NetworkStart:
 
     Attributes:
         name: what its weights truly are, for the card.
-        remarks: for a person, one line each.
-        notes: what weakens the run's metrics, one line each; they belong to the split.
+        remarks, notes: one line each, for a person; notes weaken the run's metrics and belong to the split.
         provenance: for the "training" block of metrics.json; {} unless a release is fine-tuned.
     """
 
@@ -127,10 +126,7 @@ def model_args(recipe: Recipe) -> dict[str, Any]:
 
 
 def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) -> str:
-    """Load start weights into the backbone.
-
-    Returns:
-        the true name of these weights.
+    """Load start weights into the backbone, and return their true name.
 
     Raises:
         LeukoscopeError: missing or damaged file, weights of another architecture, undeclared missing tensors, an

@@ -24,11 +24,7 @@ _TOLERANCE = 1e-3
 
 
 def pooled_norm_densenet(architecture: str, num_classes: int, drop_rate: float = 0.0, **timm_args: Any) -> nn.Module:
-    """A DenseNet of timm with BatchNorm after pooling instead of BatchNorm and ReLU before; random weights.
-
-    Raises:
-        ValueError: another network than a DenseNet.
-    """
+    """A DenseNet of timm with BatchNorm after pooling, not before; random weights. `ValueError` for another network."""
     import timm
 
     network: Any = timm.create_model(architecture, num_classes=num_classes, **timm_args)
@@ -45,12 +41,9 @@ def rewrite_for_timm(network: nn.Module, plain: nn.Module, pixels: torch.Tensor)
     """Rewrite a `pooled_norm_densenet` as the plain DenseNet with the same predictions.
 
     Args:
-        plain: timm's DenseNet of as many blocks and classes; filled in place.
+        plain: timm's DenseNet of as many blocks and classes; filled in place and returned, in eval mode.
         pixels: (B, 3, S, S) standardised images of the kind the network is for; the range of every channel is measured
             on them.
-
-    Returns:
-        `plain`, in eval mode, without gradients.
 
     Raises:
         LeukoscopeError: the two networks' logits differ.

@@ -150,11 +150,7 @@ def minutes(seconds: float) -> str:
 
 
 def new_aliases(metrics: Mapping[str, Any]) -> list[str]:
-    """Subject ids that a release counts separately, but that are now known to be of one subject.
-
-    Returns:
-        "H2 = H6 = H7" for each subject; empty when the release was measured with all ids known today.
-    """
+    """Ids that a release counts separately, but that are now known to be of one subject, like "H2 = H6 = H7"."""
     info = trained_on(metrics)
     if info is None:
         return []

@@ -43,12 +43,7 @@ _NAME = re.compile(r"(\d{5})-epoch-\d+-step-\d+")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run at one moment.
-
-    Attributes:
-        tensors: by name, on the CPU; the part before the first "/" names their owner.
-        values: all else, in plain JSON values.
-    """
+    """The state of a run at one moment: tensors on the CPU, named `owner/…`, and all else in plain JSON values."""
 
     tensors: dict[str, torch.Tensor]
     values: dict[str, Any]
@@ -82,8 +77,7 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint, epoch: int, step: int) -> Path:
         """Write a checkpoint of the `epoch` under way, from 1, after so many steps of it; keep the last `KEPT`.
 
-        Raises:
-            LeukoscopeError: it cannot be written; the earlier ones are untouched.
+        Where it cannot be written, that is an error, and the earlier ones are untouched.
         """
         from safetensors.torch import save_file
 
@@ -105,10 +99,7 @@ class Checkpoints:
         return target
 
     def resume(self, which: str) -> None:
-        """Read the checkpoint to resume from into `resumed`.
-
-        Args:
-            which: "latest" or the folder of one; with "latest", a damaged one is skipped for the one before it.
+        """Read the checkpoint to resume from into `resumed`: a folder, or the last whole one for "latest".
 
         Raises:
             LeukoscopeError: the checkpoint named is damaged, or the run is another one.
@@ -146,12 +137,7 @@ _NOT_COMPARED = (*NOT_THE_RESULT, "split", "split_file", "positive_label", "fine
 
 
 def other_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """List the settings of an earlier run that differ from this one's, as "name: the value then".
-
-    Args:
-        then: from `run_settings` or args.yaml.
-        now: from `run_settings`.
-    """
+    """List settings of an earlier run (`run_settings` or args.yaml) that differ now, as "name: the value then"."""
     different = []
     for group, prefix in (("flags", ""), ("resolved_recipe", "recipe's ")):
         made, wanted = then[group], now[group]
@@ -372,12 +358,9 @@ class Interrupted(SystemExit):
 
 
 class StopRequest:
-    """Notes SIGTERM and Ctrl-C inside its `with` block; a second signal acts as it always does.
+    """Notes the number of SIGTERM or Ctrl-C inside its `with` block; a second signal acts as it always does.
 
     Signals reach the main thread alone; anywhere else nothing is noted.
-
-    Attributes:
-        noted: the signal's number; 0 before one came.
     """
 
     def __init__(self) -> None:

@@ -109,11 +109,7 @@ class DataArguments:
         return {name: getattr(self, name) for name in names}
 
     def load(self, image_size: int) -> LoadedCells:
-        """Load the cells for images of `image_size` pixels.
-
-        Raises:
-            LeukoscopeError: as `load_cells`.
-        """
+        """Load the cells for images of `image_size` pixels; errors as of `load_cells`."""
         data = load_cells(**self.source, image_size=2 * image_size)
         return data if self.positive_label is None else data.with_positive(self.positive_label)
 
@@ -212,11 +208,7 @@ class TrainingConfig:
     run: RunArguments = field(default_factory=RunArguments)
 
     def check(self) -> None:
-        """Check all flags but those of the recipe, which `resolve` checks.
-
-        Raises:
-            LeukoscopeError: names the flag, its value and what to give instead.
-        """
+        """Check all flags but those of the recipe, which `resolve` checks; an error names what to give instead."""
         for part in (self.data, self.model, self.run):
             with_values(part, {}, {name: f"--{name} {value}" for name, value in vars(part).items()})
         if self.model.from_scratch and self.model.pretrained_weights:
@@ -236,11 +228,7 @@ class TrainingConfig:
             )
 
     def resolve(self) -> Recipe:
-        """The recipe with this run's overrides; on phantoms, sized for a smoke run.
-
-        Raises:
-            LeukoscopeError: a wrong flag, an unknown recipe, or a value out of range.
-        """
+        """The recipe with this run's overrides, checked; on phantoms, sized for a smoke run."""
         self.check()
         recipe, given = get_recipe(self.model.recipe), self.as_dict()
         if self.is_smoke_run:
@@ -389,11 +377,7 @@ def _known_flags(unknown: str) -> str:
 
 
 def _flags_of(file: Path, without: Sequence[str] = ()) -> dict[str, Any]:
-    """The flags that a YAML file holds, by name or under `flags` as in args.yaml, but for those of `without`.
-
-    Raises:
-        LeukoscopeError: no such file, no YAML, or a name that is no flag.
-    """
+    """The flags, but for those of `without`, that a YAML file holds by name or, as args.yaml, under `flags`."""
     import yaml
 
     try:

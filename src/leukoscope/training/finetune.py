@@ -29,11 +29,7 @@ from leukoscope.training.losses import restore_class_frequencies
 
 
 def open_release(name: str) -> Release:
-    """Open the release that --model_name_or_path names: a folder, `owner/name` or `owner/name@revision`.
-
-    Raises:
-        LeukoscopeError: as `Predictor.from_pretrained`, with the flag's name.
-    """
+    """Open the release that --model_name_or_path names; errors as of `Predictor.from_pretrained`, with the flag."""
     try:
         folder, name, revision = find_release(name, KNOWN_CELLS)
         return load_release(folder, name=name, revision=revision)
@@ -129,11 +125,7 @@ def _follow_release(name: str, recipe: str | None, image_size: int | None) -> di
 
 
 def start_from_release(network: nn.Module, recipe: Recipe, name: str, cells: FramedCells, split: Split) -> NetworkStart:
-    """Load the weights of a release into a new network.
-
-    Args:
-        network: as `build_network` made it for `recipe` and the classes of `cells`; changed in place.
-        name: of the release, as --model_name_or_path gives it.
+    """Load the weights of a release, named as by --model_name_or_path, into a new `network` of `recipe`, in place.
 
     Raises:
         LeukoscopeError: a release of another network or standardisation than the recipe's; or one that was trained on

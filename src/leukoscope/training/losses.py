@@ -91,11 +91,7 @@ class LossMonitor:
             self.check(epoch, batch)
 
     def check(self, epoch: int, batch: int) -> None:
-        """Check the losses collected since the last check; `epoch` and `batch` are of the last one, counted from 0.
-
-        Raises:
-            LeukoscopeError: a loss that is not finite, with its batch.
-        """
+        """Check the losses since the last check: an error for one that is not finite; `epoch`, `batch` count from 0."""
         unread, self._unread = self._unread, []
         if not unread:
             return

@@ -217,8 +217,7 @@ def write_environment(
 ) -> None:
     """Write environment.json into the run folder; called by every process, written by the main one.
 
-    Args:
-        resumed: the run continues after an interruption; what it ran on before is kept under "earlier".
+    Where the run is `resumed`, what it ran on before is kept under "earlier".
     """
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
@@ -337,11 +336,7 @@ _SENDS_AWAY = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_DATASET_ID", "
 
 
 def check_tracking(tracker: str | None) -> None:
-    """Refuse, before anything is loaded, a tracker that could not start or would send metrics away.
-
-    Raises:
-        LeukoscopeError: the tracker is not installed, or the environment makes it send metrics away.
-    """
+    """Refuse, before anything is loaded, a tracker that is not installed or would send metrics away."""
     # Accelerate itself would only warn, and track nothing.
     if tracker is not None and tracker not in map(str, get_available_trackers()):
         raise LeukoscopeError(

@@ -279,11 +279,7 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
 
 
 def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
-    """The split that the flags name: made by a strategy, or read from a file.
-
-    Raises:
-        LeukoscopeError: as `make_split` and `load_split`, or a flag that has no effect on this split.
-    """
+    """The split that the flags name, made or read from a file; an error for a flag that has no effect on it."""
     args, defaults = config.data, DataArguments()
     if args.split_file:
         if args.split:

@@ -68,9 +68,8 @@ def gain(row: Mapping[str, Any], column: str) -> float:
 def best_epoch(rows: Sequence[Mapping[str, Any]], selected_by: str, patience: int) -> Selection:
     """Select the best epoch by one validation metric: of equal scores the longer-trained one.
 
-    Args:
-        rows: of summary.csv; where a metric by subject is missing, its pooled form takes its place.
-        patience: epochs without a better score after which training should stop.
+    Where a metric by subject is missing in `rows` of summary.csv, its pooled form takes its place. Training should stop
+    `patience` epochs after the last better score.
     """
     best, kept, gained, watched = -math.inf, 0, 0, selected_by
     for row in rows:
