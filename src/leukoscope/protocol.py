@@ -173,11 +173,7 @@ def finish(runs: list[ProtocolRun], make: Callable[[TrainingConfig], Path] = tra
 
 
 def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
-    """Compose what is published: the final weights, and in metrics.json what the other runs measured.
-
-    Args:
-        runs: the finished runs of one protocol.
-        directory: the release folder; replaced as a whole.
+    """Compose what is published: the final weights, and in metrics.json what a protocol's other runs measured.
 
     Raises:
         LeukoscopeError: runs made from different data or start weights, or a folder that cannot be written.

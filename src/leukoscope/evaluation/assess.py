@@ -253,11 +253,8 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
     Args:
         source: folder of the release to start from; it is not changed.
         cells: labelled cells with subjects, framed for it.
-        target: folder of the new release; replaced as a whole.
+        target: folder of the new release, with running numbers for the user's subjects; replaced as a whole, returned.
         name: of the source, such as a Hub id; "" for the folder's name.
-
-    Returns:
-        `target`. Its metrics.json has only running numbers for the user's subjects.
 
     Raises:
         LeukoscopeError: too few subjects or cells of a class, subjects that trained the release, other classes than

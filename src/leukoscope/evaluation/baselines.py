@@ -32,16 +32,10 @@ _MIN_AREA = 1e-4
 
 
 def trivial_features(cells: Iterable[np.ndarray], background: Literal["black", "smear"]) -> dict[str, np.ndarray]:
-    """Compute features that do not depend on the appearance of a cell.
+    """Compute features that do not depend on the appearance of a cell: key of `FEATURES` → (N, D) float.
 
-    Cells cut out on black have no background and no scale bar; the size of a cell in a smear needs a segmentation.
-    These features are left out there.
-
-    Args:
-        cells: N images, (S, S, 3) uint8 each; read one at a time.
-
-    Returns:
-        feature (a key of `FEATURES`) → (N, D) float.
+    Of the N images, (S, S, 3) uint8, one is read at a time. Cells cut out on black have no background and no scale bar;
+    the size of a cell in a smear needs a segmentation. These features are left out there.
     """
     features_of = _black_features if background == "black" else _smear_features
     rows = [features_of(cell) for cell in cells]

@@ -69,17 +69,14 @@ class BootstrapSamples:
         weights: np.ndarray | None = None,
         strata: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Compute the area under the ROC curve in each sample, as a weighted Mann–Whitney statistic.
+        """Compute the area under the ROC curve in each sample, as a weighted Mann–Whitney statistic: (D,), 0–1.
 
-        Cells are ranked once; each sample only changes their weights.
+        Cells are ranked once; each sample only changes their weights. Without a pair of both classes it is NaN.
 
         Args:
             scores, positive: (N,) float and bool, one per cell.
             weights: (N,) of the cells; equal where None.
             strata: (N,) int; only cells of one stratum are compared, so strata weigh by their numbers of pairs.
-
-        Returns:
-            (D,), 0–1; NaN for a sample without a pair of a positive and a negative cell.
         """
         weights = np.ones(len(scores)) if weights is None else weights
         strata = np.zeros(len(scores), dtype=int) if strata is None else strata
@@ -187,16 +184,13 @@ def point_metrics(predictions: CellPredictions) -> dict[str, float]:
 def subject_intervals(
     predictions: CellPredictions, *, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
-    """Compute the interval of every metric by resampling subjects: what to expect on other subjects.
+    """Compute the interval of every metric by resampling subjects (`bootstrap_subjects`): what to expect on others.
 
     Returns:
         accuracy, balanced_accuracy, f1_weighted, f1_macro, recall_<class> and auroc over cells; the same, but for the
         recalls, as `…_by_subject`; auroc_equal_size, every subject weighing the same, where areas are known; and
         subject_auroc (each subject's mean logit; where every subject has one class) → low and high, 0–1. The AUROCs are
         one-vs-rest macro for more than two classes, and left out where a class has no cell.
-
-    Raises:
-        LeukoscopeError: see `bootstrap_subjects`.
     """
     return _intervals(predictions, bootstrap_subjects(predictions, samples=samples, seed=seed))
 
@@ -226,7 +220,7 @@ def paired_difference(
     seed: int = 0,
     resample: Callable[..., BootstrapSamples] = bootstrap_subjects,
 ) -> dict[str, dict[str, float]]:
-    """Compare two models on the same cells and the same bootstrap samples.
+    """Compare two models on the same cells, an error for others (`aligned`), and the same bootstrap samples.
 
     Args:
         resample: `bootstrap_subjects`; where subjects are not known `bootstrap_cells`, whose intervals are too narrow.
@@ -234,9 +228,6 @@ def paired_difference(
     Returns:
         metric that both have → a, b, difference (a - b), low and high of the difference, and share_a_better: the share
         of bootstrap samples in which a is better (one where both are equal counts half).
-
-    Raises:
-        LeukoscopeError: the two do not have the same cells or classes; and see `bootstrap_subjects`.
     """
     b = aligned(b, a)
     boot = resample(a, samples=samples, seed=seed)
@@ -322,9 +313,6 @@ def simulated_coverage(predictions: CellPredictions) -> dict[str, Any] | None:
     Returns:
         studies, level, and the coverage, 0–1, of the intervals of balanced_accuracy and balanced_accuracy_by_subject;
         None where a subject has cells of several classes.
-
-    Raises:
-        LeukoscopeError: see `bootstrap_subjects`.
     """
     studies = samples = 400
     boot, rng = bootstrap_subjects(predictions, samples=samples), np.random.default_rng(0)

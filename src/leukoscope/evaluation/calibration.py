@@ -88,13 +88,10 @@ def calibrated(predictions: CellPredictions, temperature: float) -> CellPredicti
 
 
 def leave_one_subject_out(predictions: CellPredictions) -> tuple[LeftOut, ...]:
-    """Fit for each subject, in order of their ids, the temperature on all others.
+    """Fit for each subject, in order of their ids, the temperature on all others; an error for few or unknown subjects.
 
     As in all cross-conformal prediction (Vovk 2015, doi:10.1007/s10472-013-9368-4), the others' predictions may come
     from networks that trained on the subject.
-
-    Raises:
-        LeukoscopeError: subjects unknown, or fewer than `SUBJECTS_NEEDED` of a class.
     """
     predictions.require_subjects("calibration and thresholds are measured on unseen subjects")
     for label, count in who_fitted(predictions)["subjects"].items():

@@ -112,11 +112,8 @@ def select_cells(
 ) -> SelectedCells:
     """Select the cells to predict: the test side of a split, or without one every cell.
 
-    Args:
-        which: the fold to test on: number and number of folds (subject-cv), and the publisher's name of it (official).
-
-    Raises:
-        LeukoscopeError: both a split and a file, a split without a test side; and see `make_split`, `load_split`.
+    `which` is the fold to test on: its number and that of folds (subject-cv), and the publisher's name (official).
+    Both a split and a file, or a split without a test side, are errors.
     """
     if split and split_file:
         raise LeukoscopeError(f"--split {split} --split_file {split_file}: both say which cells are tested; give one")
@@ -142,11 +139,8 @@ def predictions_of_model(
 ) -> ModelPredictions:
     """Predict the selected cells with a release or any other classifier; `left_out` names damaged cells.
 
-    Args:
-        label_map: the model's class → the data set's; see `match_labels`.
-
-    Raises:
-        LeukoscopeError: classes that cannot be matched, before any cell is opened.
+    `label_map` gives the data set's class for the model's; classes that `match_labels` cannot match are an error before
+    any cell is opened.
     """
     from datasets import Image as ImageFeature
     from datasets import concatenate_datasets
@@ -211,11 +205,7 @@ def predictions_of_model(
 def predictions_in_file(path: Path, cells: SelectedCells | None = None) -> ModelPredictions:
     """Read the predictions that a run or a release kept, with what the metrics.json there records of them.
 
-    Args:
-        cells: keep the predictions of these alone, with the subjects the data set gives them.
-
-    Raises:
-        LeukoscopeError: not such a file, or it gives a cell another class than the data set does.
+    Where `cells` are given, these alone are kept, with the data set's subjects; a cell of another class is an error.
     """
     if not path.is_file():
         raise LeukoscopeError(f"{path}: no such file; give a predictions.parquet")

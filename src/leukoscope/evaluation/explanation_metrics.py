@@ -80,9 +80,9 @@ def explanation_blocks(
 
     They cost some 15 forward passes for each sampled and 64 more for each perturbed cell. Intervals are 95 %, by
     subject where all are known. Cells with a flat map are counted, and left out where there is nothing to check.
+    Fewer than two cells are an error.
 
     Args:
-        release: of any network.
         pixels: (N, S, S, 3) uint8, framed for the release; may be memory-mapped.
         labels: (N,) int, true classes in the release's order.
         subjects: N subject ids, "" where unknown.
@@ -94,9 +94,6 @@ def explanation_blocks(
     Returns:
         `heat_maps`: every check, and whether the maps passed. `evidence_scale`: the usual maximum of a map, and its
         usual share on a cell on black. {} for a network without maps.
-
-    Raises:
-        LeukoscopeError: fewer than two cells.
     """
     rows = even_sample(labels, subjects, sample, seed)
     if len(rows) < 2:

@@ -301,14 +301,11 @@ def _auroc_equal_size(predictions: CellPredictions) -> float | None:
 
 
 def class_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure each class by itself and against all others.
+    """Measure each class by itself and against all others, from what `measure` gives.
 
     One-vs-rest accuracy is that of deciding whether a cell is of one class. A wrong prediction is wrong for two of the
     K classes only, so with four classes its mean shows half the error rate: a published accuracy far above the recall
     beside it may be this metric.
-
-    Args:
-        metrics: of `measure`.
 
     Returns:
         notice, cells, accuracy, balanced_accuracy; `classes`: name → precision, recall (sensitivity), specificity, f1,

@@ -56,11 +56,6 @@ def measure_cell(image: Image.Image) -> Morphology | None:
 
 
 def percentile(block: Mapping[str, Any], name: str, value: float) -> float | None:
-    """Share of the training cells, 0–1, below a value; None where the release does not carry them.
-
-    Args:
-        block: metrics.json's "morphology", or {}.
-        name: "area" or "nucleus_share".
-    """
+    """Share of training cells, 0–1, below an "area" or "nucleus_share"; None where the block "morphology" has none."""
     known = block.get(name)
     return float(np.interp(value, known, np.linspace(0, 1, len(known)))) if known else None

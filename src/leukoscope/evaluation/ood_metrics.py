@@ -57,7 +57,7 @@ def fit_and_measure_detector(
     sample: int = 300,
     seed: int = 0,
 ) -> tuple[OodDetector, dict[str, Any]]:
-    """Fit the detector of a release on its cells and measure it.
+    """Fit the detector of a release on its cells and measure it: the detector and metrics.json's "ood" block.
 
     Args:
         preprocessing: the release's.
@@ -68,9 +68,6 @@ def fit_and_measure_detector(
             not measured.
         sample: number of cells that inverted, blurred and other such images are made from.
         seed: of that sample, the noise and the phantoms.
-
-    Returns:
-        The detector, to be saved as ood.safetensors, and the "ood" block of metrics.json.
 
     Raises:
         LeukoscopeError: too few cells or subjects, or an unknown kind.
@@ -170,8 +167,7 @@ def healthy_outcomes(predictor: Predictor, folder: Path, *, pictures: int = 150)
         alone would have predicted.
 
     Raises:
-        LeukoscopeError: the folder holds no image.
-        UnreadableImage: an image of the sample is damaged.
+        LeukoscopeError: the folder holds no image, or one of the sample is damaged (`UnreadableImage`).
     """
     kinds: dict[str, list[Path]] = {}
     for path in _image_files(folder):
@@ -239,8 +235,7 @@ def frame_sample(folder: Path, preprocessing: Preprocessing, *, pictures: int = 
     """Frame an even sample of at most so many images below a folder for a network: (n, S, S, 3) uint8.
 
     Raises:
-        LeukoscopeError: the folder holds no image.
-        UnreadableImage: an image of the sample is damaged.
+        LeukoscopeError: the folder holds no image, or one of the sample is damaged (`UnreadableImage`).
     """
     frame = preprocessing.frame
     return np.stack([frame(open_image(path)) for path in evenly(np.asarray(_image_files(folder)), pictures)])

@@ -47,12 +47,8 @@ def subject_scores_block(
 
     Args:
         predictions: of two classes, on subjects that the networks never saw.
-        interval: of the AUROC over subjects.
+        interval: of the AUROC over subjects, which is None where a subject has cells of two classes.
         estimates: what metrics of the predictions estimate.
-
-    Returns:
-        definition, auroc (None where a subject has cells of two classes) and its interval, and `subjects`: id → label,
-        cells and mean_logit of the first class.
     """
     names, logits = subject_logits(predictions)
     subjects, labels = np.asarray(predictions.subjects), predictions.label_names
@@ -151,10 +147,6 @@ def _rules_of_others(subjects: list[_Subject], labels: tuple[str, ...], positive
 
 def measure_subject_rule(predictions: CellPredictions, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     """Measure a release's rule for subjects on the subjects whose cells were predicted.
-
-    Args:
-        predictions: of the release, with its scaled probabilities.
-        metrics: the release's metrics.json.
 
     Returns:
         given_a_class, sensitivity and specificity of these with exact intervals, and `subjects`: id → label,

@@ -175,10 +175,7 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
         to: as `Destination.require_usable` leaves it.
         replaces: patterns of the paths in the repository that are of the kind uploaded here; those that the folder
             lacks are deleted.
-        hint: added to the message when it fails: that nothing is lost, and how to go on.
-
-    Raises:
-        LeukoscopeError: the Hub refused or could not be reached.
+        hint: added to the error where the Hub refuses or cannot be reached: that nothing is lost, and how to go on.
     """
     from huggingface_hub import CommitInfo, HfApi
     from huggingface_hub.errors import HTTPError
@@ -357,15 +354,10 @@ _T = TypeVar("_T")
 
 
 def with_retries(call: Callable[[], _T], *, repeatable: bool = True) -> _T:
-    """Call, and call again after a wait where the Hub is busy or the connection broke.
+    """Call, and call again after a wait where the Hub is busy or the connection broke; the last error is raised.
 
-    Args:
-        call: one or several requests to the Hub.
-        repeatable: whether doing it twice does no harm; else it is repeated only where it has not begun, by the Hub's
-            status (429).
-
-    Raises:
-        HTTPError, OSError: of the last try, or of one that waiting does not help.
+    What is not `repeatable`, because doing it twice does harm, is repeated only where it has not begun, by the Hub's
+    status (429).
     """
     from huggingface_hub.errors import HTTPError
 

@@ -65,10 +65,7 @@ class NetworkStart:
 
 
 def build_network(recipe: Recipe, num_classes: int, create: Callable[..., nn.Module] | None = None) -> nn.Module:
-    """The recipe's network with random weights, in channels-last memory.
-
-    Args:
-        create: makes it, with the signature of `timm.create_model`, which is the default.
+    """The recipe's network with random weights, in channels-last memory, made by `timm.create_model` or its like.
 
     Raises:
         LeukoscopeError: a model of timm that takes no image of this size, or not this recipe's arguments.
@@ -204,15 +201,12 @@ def _fill(
 
 
 def copy_weights(network: nn.Module, donor: nn.Module, outputs: Sequence[int] | None, *, source: str) -> None:
-    """Copy all tensors of a network into another of the same architecture.
+    """Copy all tensors of a network into another, an error where they differ in more than their number of outputs.
 
     Args:
         outputs: for each output of `network`, the donor's output whose weights it takes; None leaves the last linear
             layer as it is.
         source: the donor's name, for messages.
-
-    Raises:
-        LeukoscopeError: networks that differ in more than their number of outputs.
     """
     ours, theirs = network.state_dict(), donor.state_dict()
     head = {f"{name}.{part}" for name in classifier_names(network) for part in ("weight", "bias")}

@@ -38,15 +38,12 @@ def pooled_norm_densenet(architecture: str, num_classes: int, drop_rate: float =
 
 
 def rewrite_for_timm(network: nn.Module, plain: nn.Module, pixels: torch.Tensor) -> nn.Module:
-    """Rewrite a `pooled_norm_densenet` as the plain DenseNet with the same predictions.
+    """Rewrite a `pooled_norm_densenet` as the plain DenseNet with the same predictions; an error if its logits differ.
 
     Args:
         plain: timm's DenseNet of as many blocks and classes; filled in place and returned, in eval mode.
         pixels: (B, 3, S, S) standardised images of the kind the network is for; the range of every channel is measured
             on them.
-
-    Raises:
-        LeukoscopeError: the two networks' logits differ.
     """
     # On the CPU, where both are computed in the same precision.
     ours: Any = deepcopy(network.eval()).cpu()

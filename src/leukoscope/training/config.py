@@ -329,10 +329,8 @@ class _HelpFormatter(ArgumentDefaultsHelpFormatter):
 def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py") -> TrainingConfig:
     """Read the command line (`sys.argv` when None) of the program `command` into a `TrainingConfig`.
 
-    A release that --model_name_or_path names is opened: it gives what the flags leave open.
-
-    Raises:
-        LeukoscopeError: a flag that does not exist, a value of another type, or a release that cannot be fine-tuned.
+    A release that --model_name_or_path names is opened: it gives what the flags leave open. A flag that does not exist,
+    a value of another type and a release that cannot be fine-tuned are errors.
     """
     from transformers import HfArgumentParser
 
@@ -398,11 +396,7 @@ def _flags_of(file: Path, without: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def complete(config: TrainingConfig) -> TrainingConfig:
-    """Fill in what follows from --model_name_or_path, and the default recipe where `model.recipe` is None.
-
-    Raises:
-        LeukoscopeError: a model or a release that cannot be started from, or flags that name two starts.
-    """
+    """Fill in what follows from --model_name_or_path (errors: `follow_model`), and the default recipe for None."""
     model = config.model
     if model.model_name_or_path:
         from leukoscope.training.finetune import follow_model

@@ -55,9 +55,6 @@ def locked(out: Path) -> Iterator[None]:
 
     The system holds the lock for this process and drops it when the process ends, however it ends. Another training in
     the same process is not kept out: they follow each other there.
-
-    Raises:
-        LeukoscopeError: another process trains into the folder, or the file cannot be written.
     """
     busy = LeukoscopeError(
         f"--output_dir {out}: another training is writing there; wait until it has ended, or give another folder"

@@ -47,13 +47,7 @@ _VALIDATION_METRICS = (
 
 @dataclass(frozen=True)
 class Selection:
-    """Which epoch is kept.
-
-    Attributes:
-        epoch: counted from 1; 0 for none.
-        watched: the column of summary.csv that decides.
-        stop_reason: why training should stop; "" to continue.
-    """
+    """Which epoch is kept, from 1 (0: none), by which column of summary.csv, and why training stops ("" for not)."""
 
     epoch: int
     watched: str = ""
@@ -140,7 +134,6 @@ class Trainer:
             network: with its start weights; trained in place.
             compiled: train the network through `torch.compile`.
             cache_features: compute a frozen backbone's features only once, where that pays off.
-            checkpoints: where checkpoints are kept.
 
         Raises:
             LeukoscopeError: a class without training cells, or fewer training cells than a step takes.
