@@ -232,20 +232,18 @@ def paired_difference(
     b = aligned(b, a)
     boot = resample(a, samples=samples, seed=seed)
     point_a, point_b, samples_b = point_metrics(a), point_metrics(b), bootstrap_metrics(b, boot)
-    found = {}
-    for key, values in bootstrap_metrics(a, boot).items():
-        # AUROC at equal size may be defined for the folds of one model alone.
-        if key not in samples_b:
-            continue
-        differences = values - samples_b[key]
-        found[key] = {
+    # AUROC at equal size may be defined for the folds of one model alone.
+    both = {key: values - samples_b[key] for key, values in bootstrap_metrics(a, boot).items() if key in samples_b}
+    return {
+        key: {
             "a": point_a[key],
             "b": point_b[key],
             "difference": point_a[key] - point_b[key],
             **boot.interval(differences, of_class=_class_of(key, a.label_names)),
             "share_a_better": float(np.nanmean((np.sign(differences) + 1) / 2)),
         }
-    return found
+        for key, differences in both.items()
+    }
 
 
 def bootstrap_metrics(predictions: CellPredictions, boot: BootstrapSamples) -> dict[str, np.ndarray]:

@@ -31,15 +31,12 @@ SHARD_BYTES = 500_000_000  # of pictures in one parquet file, as `datasets` does
 
 
 def described(folder: Path, *, licence: str = "", citation: str = "", own_subjects: bool = False) -> DatasetInfo:
-    """The entry of `DATASETS` that a folder's cells belong to, with their licence and citation.
+    """The entry of `DATASETS` that a folder's cells belong to, with their licence and citation, or an error without.
 
     Args:
         licence: of the pictures, as the Hub names it: "cc-by-4.0".
         citation: how whoever uses them is to cite them.
         own_subjects: whether the owner names the subjects, as only class folders need.
-
-    Raises:
-        LeukoscopeError: no such folder, no cell in it, or a licence or citation that is missing.
     """
     info = DATASETS["imagefolder"] if own_subjects else recognise(folder)
     if not (licence := licence or info.licence_id):

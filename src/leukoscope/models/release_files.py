@@ -264,11 +264,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file; any other format, pickle above all, is refused.
-
-    Raises:
-        LeukoscopeError: another format, missing, damaged, or not given by the system.
-    """
+    """All tensors of a safetensors file; another format, pickle above all, or a missing or damaged file is refused."""
     from safetensors.torch import load_file
 
     if path.is_file() and path.suffix != ".safetensors":

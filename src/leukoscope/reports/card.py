@@ -248,11 +248,7 @@ def draw_examples(release: Path) -> list[Path]:
 
 
 def draw_plots(release: Path, loaded: Release | None = None) -> list[Path]:
-    """Draw every plot for which the release has weights or metrics; equal ones give equal files.
-
-    Returns:
-        The files written, in the order of the card.
-    """
+    """Draw each plot that the release has weights or metrics for, in the card's order; equal ones give equal files."""
     folder, figures = release / FIGURES, dict(_plots(release, loaded or _load(release)))
     with disk_errors(f"{folder}: the plots cannot be written there", "check who may write there"):
         folder.mkdir(exist_ok=True)

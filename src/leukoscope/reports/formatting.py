@@ -43,11 +43,7 @@ def rendered(template: Path, **values: Any) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose cells are text ready to be shown.
-
-    Attributes:
-        text_columns: how many columns, from the left, are aligned left; the others hold numbers.
-    """
+    """A table of texts ready to be shown; the first `text_columns` are aligned left, the others hold numbers."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]

@@ -104,14 +104,11 @@ def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[S
 def build_evaluation(
     predicted: ModelPredictions, cells: SelectedCells | None, *, compared: ModelPredictions | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """Compute the content of evaluation.json.
+    """Compute the content of evaluation.json; an error for no predicted cell, or two models of other cells.
 
     Args:
         cells: the cells that were predicted; None where only their predictions are at hand.
         compared: another model's predictions of the same cells.
-
-    Raises:
-        LeukoscopeError: no predicted cell, or two models that did not predict the same cells.
     """
     predictions, unreadable = predicted.predictions, cells.data.unreadable if cells else ()
     if not predictions.cell_ids:

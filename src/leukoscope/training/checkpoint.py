@@ -360,7 +360,7 @@ class Interrupted(SystemExit):
 class StopRequest:
     """Notes the number of SIGTERM or Ctrl-C inside its `with` block; a second signal acts as it always does.
 
-    Signals reach the main thread alone; anywhere else nothing is noted.
+    Signals reach the main thread alone; anywhere else nothing is noted, and `noted` stays 0.
     """
 
     def __init__(self) -> None:
@@ -373,8 +373,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._before:
-            signal.signal(*self._before.popitem())
+        self._restore()
 
     def agreed(self, accelerator: Accelerator, step: int) -> int:
         """The signal that any process noted, else 0; every process gets the same value at the same step."""
@@ -387,4 +386,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.noted = number
-        self.__exit__()
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())

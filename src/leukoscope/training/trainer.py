@@ -272,7 +272,7 @@ class Trainer:
             if accelerator.sync_gradients:
                 state.step += 1
                 self._after_step()
-        self._check_losses()
+        self.monitor.check(epoch, len(state.batches) - 1)
         # The mean over processes too: they must come to one decision.
         loss, accuracy = accelerator.reduce(torch.stack(state.batches).mean(dim=0), "mean").tolist()
         resident, on_gpu = peak_memory()
@@ -393,14 +393,14 @@ class Trainer:
     def _save(self) -> None:
         """Write a checkpoint; every process takes part, the main one writes."""
         assert self.checkpoints is not None
-        self._check_losses()
         state = self.state
+        self.monitor.check(state.epoch, len(state.batches) - 1)
         # The processes share the weights: all come to the same conclusion.
         if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
             raise LeukoscopeError(
                 f"epoch {state.epoch + 1}: a weight is not finite; lower --learning_rate and start again"
             )
-        checkpoint = self.state.checkpoint()
+        checkpoint = state.checkpoint()
         if self.accelerator.is_main_process:
             self.checkpoints.save(checkpoint, state.epoch + 1, state.step)
 
@@ -411,6 +411,3 @@ class Trainer:
             at = f"epoch {self.state.epoch + 1}, step {self.state.step}"
             self.accelerator.print(f"asked to stop: checkpoint written at {at}", flush=True)
             raise Interrupted(number)
-
-    def _check_losses(self) -> None:
-        self.monitor.check(self.state.epoch, len(self.state.batches) - 1)
