@@ -219,7 +219,7 @@ def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision:
 
 
 def round_as_stored(network: nn.Module, *, head: bool = True) -> None:
-    """Round a network's weights, the head's too or not, in place to what its release will hold: that is measured."""
+    """Round weights in place to what the release will hold, so that this is measured; `head`: the head's too."""
     state, new = network.state_dict(), set() if head else {id(parameter) for parameter in head_parameters(network)}
     spared = {name for name, parameter in network.named_parameters() if id(parameter) in new}
     with torch.no_grad():

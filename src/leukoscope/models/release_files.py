@@ -247,7 +247,7 @@ def folder_name(release: Path) -> str:
 
 
 def public_name(model: str, revision: str) -> str:
-    """A model's name for pictures and reports: its Hub id, or of a local folder (revision "") not the private path."""
+    """A model's name for pictures and reports: its Hub id, or a local folder's name without its private path."""
     return model if revision else folder_name(Path(model))
 
 

@@ -348,7 +348,7 @@ def check_tracking(tracker: str | None) -> None:
 
 
 def start_tracking(accelerator: Accelerator, config: TrainingConfig, recipe: Recipe) -> None:
-    """Start the run's tracker, as --report_to has `make_accelerator` name it; does nothing without.
+    """Start the tracker of --report_to, which `make_accelerator` was given; does nothing without the flag.
 
     TensorBoard's files lie in the run folder's `tensorboard`, trackio's where `trackio show` looks for them.
     """
