@@ -17,20 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__, duplicates
 from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import UnreadableImage, cell_area, foreground, open_encoded
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.splits import Split, cross_validation, groups_of, split_unit
-from leukoscope.duplicates import (
-    HASH_DISTANCE,
-    SAME_CORRELATION,
-    SAME_DIFFERENCE,
-    PictureKey,
-    find_duplicates,
-    linked,
-    picture_key,
-)
 from leukoscope.evaluation.baselines import shortcut_metrics, trivial_features
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.progress import track
@@ -63,7 +54,7 @@ _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 class CellScan:
     """What is kept of one image."""
 
-    key: PictureKey
+    key: duplicates.PictureKey
     size: tuple[int, int]  # (width, height) in pixels
     features: Mapping[str, np.ndarray]  # name → (D,), see `trivial_features`
     area: float | None  # share of the image that the cell covers; None where cells are not cut out on black
@@ -87,11 +78,7 @@ class ScannedCells:
 
 
 def scan_cells(data: LoadedCells) -> ScannedCells:
-    """Open every image once.
-
-    Raises:
-        LeukoscopeError: none can be read.
-    """
+    """Open every image once; an error where none can be read."""
     from PIL.Image import Resampling
 
     rows, background = ScannedCells(data, ()).rows, data.info.background
@@ -106,7 +93,7 @@ def scan_cells(data: LoadedCells) -> ScannedCells:
         features = {name: values[0] for name, values in trivial_features([small], background).items()}
         area = cell_area(small) if background == "black" else None
         oddities = tuple(_oddities(np.asarray(image), small, background))
-        return CellScan(picture_key(image), image.size, features, area, oddities)
+        return CellScan(duplicates.picture_key(image), image.size, features, area, oddities)
 
     scans, problems = [], {}
     with ThreadPoolExecutor() as pool:
@@ -150,20 +137,11 @@ class _Cell(NamedTuple):
 
 
 # What a duplicate may cross: key in the findings → field of `_Cell`. A split must keep each of the units on one side.
-_CROSSED = {
-    "subjects": "subject",
-    "classes": "label",
-    "official_folds": "fold",
-    "split_sides": "side",
-    "units": "unit",
-}
+_CROSSED = {"subjects": "subject", "classes": "label", "official_folds": "fold", "split_sides": "side", "units": "unit"}
 
 
 def published_subjects(data: LoadedCells, train_dir: str | Path | None) -> dict[str, str]:
-    """Return cell id → the subject its publisher names, before the registry joins the ids of one subject.
-
-    Without a local folder only the joined ids are known.
-    """
+    """Return cell id → subject as published, before the registry joins ids; the joined ones without a local folder."""
     ids = groups_of(data, "subject")
     if train_dir is None or data.info.find_cells is None or not data.info.subject_aliases:
         return ids
@@ -274,7 +252,7 @@ def _pairs(scanned: ScannedCells, cells: Sequence[_Cell]) -> list[dict[str, Any]
     rows = [row for row, scan in enumerate(scanned.scans) if "blank" not in scan.oddities]
     found = []
     unlike: defaultdict[int, dict[tuple[str, ...], int]] = defaultdict(dict)
-    for pair in find_duplicates([scanned.scans[row].key for row in rows]):
+    for pair in duplicates.find_duplicates([scanned.scans[row].key for row in rows]):
         one, other = rows[pair.first], rows[pair.second]
         if pair.identical:
             # The subject or side of the first of several copies may be unknown: name the copy that differs most.
@@ -304,9 +282,9 @@ def _duplicates(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {"pairs": len(of_kind), **{key: sum(one[key] for one in of_kind) for key in (*_CROSSED, "inflates")}}
 
     criteria = {
-        "hash_bits_at_most": HASH_DISTANCE,
-        "difference_at_most": SAME_DIFFERENCE,
-        "correlation_at_least": SAME_CORRELATION,
+        "hash_bits_at_most": duplicates.HASH_DISTANCE,
+        "difference_at_most": duplicates.SAME_DIFFERENCE,
+        "correlation_at_least": duplicates.SAME_CORRELATION,
     }
     return {"criteria": criteria, "identical": summary(True), "near": summary(False), "pairs": list(pairs)}
 
@@ -320,7 +298,7 @@ def _aliases(data: LoadedCells, cells: Sequence[_Cell], pairs: Sequence[dict[str
             shared[one, other]["identical" if pair["identical"] else "near"] += 1
     size = Counter(cell.subject for cell in cells)
     groups: list[dict[str, Any]] = []
-    for group in linked(shared):
+    for group in duplicates.linked(shared):
         canonical = data.info.canonical_subject(max(group, key=lambda subject: size[subject]))
         unjoined = [subject for subject in group if data.info.canonical_subject(subject) != canonical]
         links = [

@@ -53,11 +53,7 @@ class ProtocolRun:
         return self.config.output_dir
 
     def is_finished(self) -> bool:
-        """True when the folder holds this run, completed.
-
-        Raises:
-            LeukoscopeError: the folder holds a finished run made with other flags, start weights or cells.
-        """
+        """True when the folder holds this run, completed; an error for one of other flags, weights or cells."""
         if not (self.folder / METRICS).exists():
             return False
         made = yaml.safe_load((self.folder / "args.yaml").read_text(encoding="utf-8"))
@@ -74,13 +70,7 @@ class ProtocolRun:
 def other_cells(then: Mapping[str, Any], config: TrainingConfig) -> list[str]:
     """Compare an earlier run's cells with those in --train_dir: a difference as "name: the value then", else [].
 
-    Without --train_dir, or where that folder is not on this machine, nothing is compared.
-
-    Args:
-        then: the "data" block of its metrics.json.
-
-    Raises:
-        LeukoscopeError: the folder holds no such cells.
+    `then` is the "data" block of its metrics.json. Without --train_dir on this machine, nothing is compared.
     """
     args = config.data
     if args.train_dir is None or not Path(args.train_dir).is_dir():
@@ -101,14 +91,7 @@ def known_of(data: DataArguments) -> DatasetInfo:
 
 
 def refuse_split_flags(config: TrainingConfig, *also: str) -> None:
-    """Refuse flags that an experiment of several runs sets itself: given, they would have no effect.
-
-    Args:
-        also: further fields of `DataArguments`.
-
-    Raises:
-        LeukoscopeError: one of them is given.
-    """
+    """Refuse flags of `DataArguments`, `also` more of them, that an experiment of several runs sets itself."""
     names = ("split", "split_file", "fold", "train_folds", "test_folds", "no_validation", *also)
     given = [name for name in names if getattr(config.data, name) != getattr(DataArguments(), name)]
     for flag in (*given, *["push_to_hub"] * config.run.push_to_hub):
@@ -147,11 +130,7 @@ def _run(config: TrainingConfig, name: str, estimates: str = "", **data: Any) ->
 
 
 def run_protocol(config: TrainingConfig) -> list[ProtocolRun]:
-    """Make every run that is not finished yet.
-
-    Raises:
-        LeukoscopeError: flags that a protocol sets itself, or finished runs made with other settings.
-    """
+    """Make every run that is not finished yet, after all flags and the data are checked."""
     refuse_split_flags(config)
     runs, data = list(protocol_runs(config)), _loaded(**config.data.source)
     # Told now rather than after the first trainings.
@@ -178,11 +157,7 @@ def run_protocol(config: TrainingConfig) -> list[ProtocolRun]:
 
 
 def finish(runs: list[ProtocolRun], make: Callable[[TrainingConfig], Path] = train) -> list[ProtocolRun]:
-    """Make every run that is not finished yet; an interrupted run is resumed where it stopped.
-
-    Args:
-        make: makes a run in its folder.
-    """
+    """Make every run that is not finished yet with `make`; an interrupted run is resumed where it stopped."""
     for number, run in enumerate(runs, start=1):
         if run.is_finished():
             note(f"[{number}/{len(runs)}] {run.name}: finished earlier, kept")
@@ -198,39 +173,36 @@ def finish(runs: list[ProtocolRun], make: Callable[[TrainingConfig], Path] = tra
 
 
 def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
-    """Compose what is published: the final weights, and in metrics.json what the other runs measured.
-
-    Args:
-        runs: the finished runs of one protocol.
-        directory: the release folder; replaced as a whole.
+    """Compose what is published: the final weights, and in metrics.json what a protocol's other runs measured.
 
     Raises:
         LeukoscopeError: runs made from different data or start weights, or a folder that cannot be written.
     """
     check_release_folder(directory)
     # Metrics belong together only when all runs saw the same data and started from the same weights.
+    measured = {run.name: read_metrics(run.folder) for run in runs}
     same = (("data fingerprint", "data", "fingerprint"), ("start weights", "training", "start_weights"))
     for what, block, key in same:
-        found = {run.name: read_metrics(run.folder)[block][key] for run in runs}
+        found = {name: one[block][key] for name, one in measured.items()}
         if len(set(found.values())) > 1:
             raise LeukoscopeError(f"{runs[0].folder.parent}: runs differ in their {what} ({found}); redo them")
     final = next(run for run in runs if run.name == FINAL)
-    metrics = read_metrics(final.folder)
+    metrics = measured[FINAL]
     metrics["training"]["command"] = final.config.command()
     # It changes no weight, so that finished runs are kept where it is named afterwards.
     metrics["positive_label"] = final.config.data.positive_label or metrics["positive_label"]
-    metrics["training"]["protocol_seconds"] = sum(read_metrics(run.folder)["training"]["seconds"] for run in runs)
+    metrics["training"]["protocol_seconds"] = sum(one["training"]["seconds"] for one in measured.values())
     with edit_release(final.folder / "release", directory) as folder:
         predictions = folder / PREDICTIONS
         predictions.mkdir()
         metrics["evaluations"] = [_cross_validation([r for r in runs if r.estimates == OUT_OF_FOLD], predictions)]
         for run in runs:
             if run.estimates in (OFFICIAL_FOLDS, RANDOM_SPLIT):
-                name, measured = run.name.replace("-", "_"), read_metrics(run.folder)
+                name, own = run.name.replace("-", "_"), measured[run.name]
                 shutil.copy(run.folder / "predictions.parquet", predictions / f"{name}.parquet")
                 estimates = run.estimates.replace("subject", metrics["data"]["unit"])
-                block = measured["evaluations"][0] | {"name": name, "estimates": estimates}
-                metrics["evaluations"].append(block | {"training_seconds": measured["training"]["seconds"]})
+                block = own["evaluations"][0] | {"name": name, "estimates": estimates}
+                metrics["evaluations"].append(block | {"training_seconds": own["training"]["seconds"]})
         write_json(folder / METRICS, metrics)
     return directory
 

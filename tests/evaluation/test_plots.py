@@ -17,7 +17,6 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.evaluation.calibration import calibration_block
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.plots import (
-    SampleCell,
     confusion_plot,
     interval_plot,
     network_plot,
@@ -148,9 +147,9 @@ def test_the_network_table_holds_every_stage() -> None:
 def test_a_wrong_answer_names_the_truth() -> None:
     pixels = np.zeros((8, 8, 3), np.uint8)
     cells = [
-        SampleCell(pixels, "ALL", 0.91, "ALL"),
-        SampleCell(pixels, "ALL", 0.62, "HEM"),
-        SampleCell(pixels, "Pre", 0.5),
+        (pixels, "ALL", 0.91, "ALL"),
+        (pixels, "ALL", 0.62, "HEM"),
+        (pixels, "Pre", 0.5, ""),
     ]
     figure = samples_plot(cells, "seven cells")
     assert {"✓ ALL 0.91", "✗ ALL 0.62\nis HEM", "Pre 0.50", "seven cells"} <= set(texts(figure))

@@ -19,15 +19,8 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells, PixelRows
+from leukoscope.evaluation import bootstrap
 from leukoscope.evaluation.baselines import log_areas, shortcut_metrics, size_only_out_of_fold, trivial_features
-from leukoscope.evaluation.bootstrap import (
-    BOOTSTRAP_SAMPLES,
-    LEVEL,
-    cell_intervals,
-    paired_difference,
-    simulated_coverage,
-    subject_intervals,
-)
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block, leave_one_subject_out
 from leukoscope.evaluation.explanation_metrics import explanation_blocks
 from leukoscope.evaluation.metrics import NOT_KNOWN, CellPredictions, headline, measure, pooled
@@ -74,13 +67,10 @@ def assess(
     """Compute everything in a release's metrics.json beyond its training and its predictions.
 
     Args:
-        directory: a release made by a protocol; replaced as a whole.
+        directory: a release made by a protocol; replaced as a whole, and returned.
         cells: the data set it was made from, framed for it.
         others: images to be refused; see `ood_metrics.fit_and_measure_detector`.
         healthy: name → folder with images of healthy donors' white cells; see `ood_metrics.healthy_outcomes`.
-
-    Returns:
-        `directory`.
 
     Raises:
         LeukoscopeError: no release of a protocol, other cells than it was made from, too few subjects of a class, or a
@@ -110,7 +100,14 @@ def assess(
         for block in blocks
     ]
     with progress("measuring shortcut baselines"):
-        metrics["evaluations"][0]["shortcut_baselines"] = _shortcut_baselines(cells, predictions, first["folds"])
+        rows, subjects = cells.rows(predictions.cell_ids), np.asarray(predictions.subjects)
+        features = trivial_features((cells.pixels[row] for row in rows), cells.data.info.background)
+        if (areas := cells.areas_of(rows)) is not None:
+            # Of the whole image: one in which every cell is framed at the same size does not show it.
+            features["size"] = log_areas(areas)[:, None]
+        tested = [np.isin(subjects, fold["subjects"]) for fold in first["folds"]]
+        sides = [(np.flatnonzero(~mine), np.flatnonzero(mine)) for mine in tested]
+        metrics["evaluations"][0]["shortcut_baselines"] = shortcut_metrics(features, sides, predictions)
     with edit_release(directory) as aside:
         earlier = metrics.get("calibration", {}).get("temperature", 1.0)
         fit_and_measure(aside, metrics, predictions, cells, earlier_temperature=earlier, others=others, healthy=healthy)
@@ -120,31 +117,16 @@ def assess(
 def _with_intervals(block: Mapping[str, Any], predictions: CellPredictions) -> dict[str, Any]:
     """An evaluation with its metrics and their intervals: by subject, and the naive ones by cell."""
     found: dict[str, Any] = {"metrics": measure(predictions)}
-    intervals: dict[str, Any] = {"level": LEVEL, "draws": BOOTSTRAP_SAMPLES, "seed": 0}
-    intervals["by_cell"] = cell_intervals(predictions)
+    intervals: dict[str, Any] = {"level": bootstrap.LEVEL, "draws": bootstrap.BOOTSTRAP_SAMPLES, "seed": 0}
+    intervals["by_cell"] = bootstrap.cell_intervals(predictions)
     if "" not in predictions.subjects:
-        intervals["by_subject"] = subject_intervals(predictions)
-        if coverage := simulated_coverage(predictions):
+        intervals["by_subject"] = bootstrap.subject_intervals(predictions)
+        if coverage := bootstrap.simulated_coverage(predictions):
             intervals["coverage"] = coverage
         if block["split"]["disjoint_by"] == "subject" and len(predictions.label_names) == 2:
             interval = intervals["by_subject"].get("subject_auroc")
             found["subject_scores"] = subject_scores_block(predictions, interval, block["estimates"])
     return {**block, **found, "intervals": intervals}
-
-
-def _shortcut_baselines(
-    cells: FramedCells, predictions: CellPredictions, folds: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Metrics of trivial features on the folds that the networks were tested on."""
-    rows, subjects = cells.rows(predictions.cell_ids), np.asarray(predictions.subjects)
-    features = trivial_features((cells.pixels[row] for row in rows), cells.data.info.background)
-    areas = cells.areas_of(rows)
-    if areas is not None:
-        # Of the whole image: one in which every cell is framed at the same size does not show it.
-        features["size"] = log_areas(areas)[:, None]
-    tested = [np.isin(subjects, fold["subjects"]) for fold in folds]
-    sides = [(np.flatnonzero(~mine), np.flatnonzero(mine)) for mine in tested]
-    return shortcut_metrics(features, sides, predictions)
 
 
 def fit_and_measure(
@@ -209,11 +191,7 @@ def fit_and_measure(
 
 
 def tta_gain(
-    folds: Sequence[tuple[Path, CellPredictions]],
-    cells: FramedCells,
-    *,
-    sample: int = 2000,
-    device: str = "cpu",
+    folds: Sequence[tuple[Path, CellPredictions]], cells: FramedCells, *, sample: int = 2000, device: str = "cpu"
 ) -> dict[str, Any]:
     """Make the "views" block of metrics.json: what test-time augmentation gains.
 
@@ -232,20 +210,20 @@ def tta_gain(
     """
     ends = np.cumsum([0, *(len(fold.cell_ids) for _, fold in folds)])
     chosen = np.sort(np.random.default_rng(0).permutation(ends[-1])[:sample])
-    one_view, all_views, apart = [], [], []
+    parts = []
     for number, ((folder, fold), first, last) in enumerate(zip(folds, ends, ends[1:], strict=False), 1):
         some = fold.take(chosen[(first <= chosen) & (chosen < last)] - first)
         backend, rows = open_backend(read_release(folder), Runtime(device=device)), cells.rows(some.cell_ids)
-        parts = []
+        views = []
         label = f"test-time augmentation, fold {number} of {len(folds)}"
         for start in track(range(0, len(rows), BATCH), label):
             pixels = np.asarray(cells.pixels[rows[start : start + BATCH]])
-            parts.append(softmax(backend(tta_views(pixels)).logits).reshape(len(pixels), VIEWS, -1))
-        each = np.concatenate(parts)
-        one_view.append(replace(some, probabilities=each[:, 0]))  # the upright view comes first
-        all_views.append(replace(some, probabilities=each.mean(axis=1)))
-        apart.append(disagreement(each))
-    one, eight, share_apart = pooled(one_view), pooled(all_views), np.concatenate(apart)
+            views.append(softmax(backend(tta_views(pixels)).logits).reshape(len(pixels), VIEWS, -1))
+        parts.append(replace(some, probabilities=np.concatenate(views)))
+    each_view = pooled(parts)
+    each = each_view.probabilities
+    one, eight = (replace(each_view, probabilities=p) for p in (each[:, 0], each.mean(axis=1)))  # upright comes first
+    share_apart = disagreement(each)
     correct, agreed = eight.predicted == eight.references, share_apart == 0
 
     def accuracy(correct: np.ndarray) -> dict[str, Any]:
@@ -259,7 +237,7 @@ def tta_gain(
         "cells": len(correct),
         "one_view": headline(measure(one)),
         "all_views": headline(measure(eight)),
-        "difference": paired_difference(eight, one),
+        "difference": bootstrap.paired_difference(eight, one),
         "mean_disagreement": float(share_apart.mean()),
         "agreeing_cells": accuracy(correct[agreed]),
         "disagreeing_cells": accuracy(correct[~agreed]),
@@ -275,11 +253,8 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
     Args:
         source: folder of the release to start from; it is not changed.
         cells: labelled cells with subjects, framed for it.
-        target: folder of the new release; replaced as a whole.
+        target: folder of the new release, with running numbers for the user's subjects; replaced as a whole, returned.
         name: of the source, such as a Hub id; "" for the folder's name.
-
-    Returns:
-        `target`. Its metrics.json has only running numbers for the user's subjects.
 
     Raises:
         LeukoscopeError: too few subjects or cells of a class, subjects that trained the release, other classes than
@@ -310,8 +285,7 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
         "thresholds_fitted_on": None,
     }
     metrics = dict(release.metrics) | {"schema_version": SCHEMA_VERSION}
-    # Measured on other subjects.
-    metrics.pop("precision", None)
+    metrics.pop("precision", None)  # measured on other subjects
     with progress("intervals of evaluations"):
         metrics["evaluations"] = [*metrics["evaluations"], _with_intervals(evaluation, predictions)]
     metrics["recalibration"] = _about(release, cells, predictions, name or folder_name(source))
@@ -337,11 +311,7 @@ def _about(release: Release, cells: FramedCells, predictions: CellPredictions, n
 
 
 def predict_framed(release: Release, cells: FramedCells) -> CellPredictions:
-    """Predict framed cells with the release's own network, in float32.
-
-    Raises:
-        LeukoscopeError: the cells' classes are not the release's.
-    """
+    """Predict framed cells with the release's own network, in float32; an error where the classes differ."""
     theirs = cells.data.info.labels
     if set(theirs) != set(release.labels):
         raise LeukoscopeError(

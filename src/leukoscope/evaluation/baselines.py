@@ -32,16 +32,10 @@ _MIN_AREA = 1e-4
 
 
 def trivial_features(cells: Iterable[np.ndarray], background: Literal["black", "smear"]) -> dict[str, np.ndarray]:
-    """Compute features that do not depend on the appearance of a cell.
+    """Compute features that do not depend on the appearance of a cell: key of `FEATURES` → (N, D) float.
 
-    Cells cut out on black have no background and no scale bar; the size of a cell in a smear needs a segmentation.
-    These features are left out there.
-
-    Args:
-        cells: N images, (S, S, 3) uint8 each; read one at a time.
-
-    Returns:
-        feature (a key of `FEATURES`) → (N, D) float.
+    Of the N images, (S, S, 3) uint8, one is read at a time. Cells cut out on black have no background and no scale bar;
+    the size of a cell in a smear needs a segmentation. These features are left out there.
     """
     features_of = _black_features if background == "black" else _smear_features
     rows = [features_of(cell) for cell in cells]
@@ -73,17 +67,19 @@ def _smear_features(cell: np.ndarray) -> dict[str, np.ndarray]:
     return {"mean colour": pixels.mean(axis=0), "background": background, "corner": corner}
 
 
-def _logistic_regression(train: np.ndarray, references: np.ndarray, test: np.ndarray, num_classes: int) -> np.ndarray:
-    """(M, D) features and (M,) classes → (N, K) probabilities for the (N, D) test features."""
+def _logistic_regression(
+    train: np.ndarray, references: np.ndarray, test: np.ndarray, like: CellPredictions
+) -> CellPredictions:
+    """Fitted on (M, D) features and (M,) classes, the predictions for the (N, D) features of the cells in `like`."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(train, references)
     # A class that is missing from the training side keeps a probability of 0.
-    probabilities = np.zeros((len(test), num_classes))
+    probabilities = np.zeros((len(test), len(like.label_names)))
     probabilities[:, model.classes_] = model.predict_proba(test)
-    return probabilities
+    return replace(like, probabilities=probabilities)
 
 
 def size_only_predictions(
@@ -97,18 +93,11 @@ def size_only_predictions(
         like: ids, subjects and classes of the test cells; its probabilities are replaced.
     """
     train, test = (log_areas(areas).reshape(-1, 1) for areas in (train_areas, test_areas))
-    return replace(like, probabilities=_logistic_regression(train, train_references, test, len(like.label_names)))
+    return _logistic_regression(train, train_references, test, like)
 
 
 def size_only_out_of_fold(predictions: CellPredictions) -> CellPredictions | None:
-    """Predict the cells of each fold from their areas alone, fitted on the other folds.
-
-    Args:
-        predictions: of a cross-validation; its probabilities are not read.
-
-    Returns:
-        One prediction for each of its cells; None where areas or folds are not known.
-    """
+    """Predict the cells of each fold from their areas alone, fitted on the other folds; None without areas or folds."""
     areas, fold_of = predictions.areas, predictions.folds
     if areas is None or fold_of is None:
         return None
@@ -119,27 +108,15 @@ def size_only_out_of_fold(predictions: CellPredictions) -> CellPredictions | Non
 def shortcut_predictions(
     features: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]], truth: CellPredictions
 ) -> CellPredictions:
-    """Predict the test cells of each fold by logistic regression on some features.
+    """Predict the test cells of each fold by logistic regression on some features, and pool them.
 
     Args:
         features: (N, D) float.
         folds: (training rows, test rows) of each fold; no row is tested twice.
         truth: ids, subjects and classes of the N cells; its probabilities are not read.
-
-    Returns:
-        The predictions of all folds, pooled.
     """
-    return pooled(
-        [
-            replace(
-                truth.take(test),
-                probabilities=_logistic_regression(
-                    features[train], truth.references[train], features[test], len(truth.label_names)
-                ),
-            )
-            for train, test in folds
-        ]
-    )
+    fits = ((features[train], truth.references[train], features[test], truth.take(test)) for train, test in folds)
+    return pooled([_logistic_regression(*fit) for fit in fits])
 
 
 def shortcut_metrics(

@@ -69,17 +69,14 @@ class BootstrapSamples:
         weights: np.ndarray | None = None,
         strata: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Compute the area under the ROC curve in each sample, as a weighted Mann–Whitney statistic.
+        """Compute the area under the ROC curve in each sample, as a weighted Mann–Whitney statistic: (D,), 0–1.
 
-        Cells are ranked once; each sample only changes their weights.
+        Cells are ranked once; each sample only changes their weights. Without a pair of both classes it is NaN.
 
         Args:
             scores, positive: (N,) float and bool, one per cell.
             weights: (N,) of the cells; equal where None.
             strata: (N,) int; only cells of one stratum are compared, so strata weigh by their numbers of pairs.
-
-        Returns:
-            (D,), 0–1; NaN for a sample without a pair of a positive and a negative cell.
         """
         weights = np.ones(len(scores)) if weights is None else weights
         strata = np.zeros(len(scores), dtype=int) if strata is None else strata
@@ -139,11 +136,7 @@ class BootstrapSamples:
 def bootstrap_subjects(
     predictions: CellPredictions, *, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> BootstrapSamples:
-    """Resample subjects with replacement within their class.
-
-    Raises:
-        LeukoscopeError: cells of unknown subject, or a class with a single one.
-    """
+    """Resample subjects within their class; an error for unknown subjects or a class with a single one."""
     predictions.require_subjects("intervals by subject need a subject id for every cell")
     names, unit_of_cell = np.unique(predictions.subjects, return_inverse=True)
     classes = np.array(list(predictions.subject_classes.values()))
@@ -191,16 +184,13 @@ def point_metrics(predictions: CellPredictions) -> dict[str, float]:
 def subject_intervals(
     predictions: CellPredictions, *, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
-    """Compute the interval of every metric by resampling subjects: what to expect on other subjects.
+    """Compute the interval of every metric by resampling subjects (`bootstrap_subjects`): what to expect on others.
 
     Returns:
         accuracy, balanced_accuracy, f1_weighted, f1_macro, recall_<class> and auroc over cells; the same, but for the
         recalls, as `…_by_subject`; auroc_equal_size, every subject weighing the same, where areas are known; and
         subject_auroc (each subject's mean logit; where every subject has one class) → low and high, 0–1. The AUROCs are
         one-vs-rest macro for more than two classes, and left out where a class has no cell.
-
-    Raises:
-        LeukoscopeError: see `bootstrap_subjects`.
     """
     return _intervals(predictions, bootstrap_subjects(predictions, samples=samples, seed=seed))
 
@@ -210,8 +200,7 @@ def cell_intervals(
 ) -> dict[str, Interval]:
     """Compute naive intervals by resampling cells: far too narrow where subjects bring many cells each.
 
-    Returns:
-        As `subject_intervals`, without the metrics that weight or rank subjects.
+    Metrics that weight or rank subjects have none.
     """
     return _intervals(predictions, bootstrap_cells(predictions, samples=samples, seed=seed))
 
@@ -231,7 +220,7 @@ def paired_difference(
     seed: int = 0,
     resample: Callable[..., BootstrapSamples] = bootstrap_subjects,
 ) -> dict[str, dict[str, float]]:
-    """Compare two models on the same cells and the same bootstrap samples.
+    """Compare two models on the same cells, an error for others (`aligned`), and the same bootstrap samples.
 
     Args:
         resample: `bootstrap_subjects`; where subjects are not known `bootstrap_cells`, whose intervals are too narrow.
@@ -239,27 +228,22 @@ def paired_difference(
     Returns:
         metric that both have → a, b, difference (a - b), low and high of the difference, and share_a_better: the share
         of bootstrap samples in which a is better (one where both are equal counts half).
-
-    Raises:
-        LeukoscopeError: the two do not have the same cells or classes; and see `bootstrap_subjects`.
     """
     b = aligned(b, a)
     boot = resample(a, samples=samples, seed=seed)
     point_a, point_b, samples_b = point_metrics(a), point_metrics(b), bootstrap_metrics(b, boot)
-    found = {}
-    for key, values in bootstrap_metrics(a, boot).items():
-        # AUROC at equal size may be defined for the folds of one model alone.
-        if key not in samples_b:
-            continue
-        differences = values - samples_b[key]
-        found[key] = {
+    # AUROC at equal size may be defined for the folds of one model alone.
+    both = {key: values - samples_b[key] for key, values in bootstrap_metrics(a, boot).items() if key in samples_b}
+    return {
+        key: {
             "a": point_a[key],
             "b": point_b[key],
             "difference": point_a[key] - point_b[key],
             **boot.interval(differences, of_class=_class_of(key, a.label_names)),
             "share_a_better": float(np.nanmean((np.sign(differences) + 1) / 2)),
         }
-    return found
+        for key, differences in both.items()
+    }
 
 
 def bootstrap_metrics(predictions: CellPredictions, boot: BootstrapSamples) -> dict[str, np.ndarray]:
@@ -327,9 +311,6 @@ def simulated_coverage(predictions: CellPredictions) -> dict[str, Any] | None:
     Returns:
         studies, level, and the coverage, 0–1, of the intervals of balanced_accuracy and balanced_accuracy_by_subject;
         None where a subject has cells of several classes.
-
-    Raises:
-        LeukoscopeError: see `bootstrap_subjects`.
     """
     studies = samples = 400
     boot, rng = bootstrap_subjects(predictions, samples=samples), np.random.default_rng(0)
@@ -370,11 +351,7 @@ def subject_logits(predictions: CellPredictions) -> tuple[np.ndarray, np.ndarray
 
 
 def aligned(predictions: CellPredictions, like: CellPredictions) -> CellPredictions:
-    """Reorder the cells and classes of predictions to those of `like`.
-
-    Raises:
-        LeukoscopeError: the two do not have the same cells or classes, or label a cell differently.
-    """
+    """Reorder predictions to the cells and classes of `like`; an error where these or a true class differ."""
     if set(predictions.label_names) != set(like.label_names):
         raise LeukoscopeError(
             f"comparison: one model predicts {', '.join(like.label_names)}, the other "

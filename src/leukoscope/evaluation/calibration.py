@@ -6,6 +6,7 @@ so the cells of each subject are measured with the temperature fitted on all oth
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -40,12 +41,7 @@ class LeftOut:
 
 
 def scaled(probabilities: np.ndarray, temperature: float | np.ndarray) -> np.ndarray:
-    """Return softmax(log p / T), (N, K) float64: temperature scaling of log-probabilities in place of logits.
-
-    Args:
-        probabilities: (N, K), rows sum to 1.
-        temperature: one for all, or (N, 1).
-    """
+    """Return softmax(log p / T), float64, of (N, K) probabilities p and a temperature T, one for all or (N, 1)."""
     from scipy.special import softmax
 
     return softmax(_logits(probabilities) / temperature, axis=1)
@@ -92,13 +88,10 @@ def calibrated(predictions: CellPredictions, temperature: float) -> CellPredicti
 
 
 def leave_one_subject_out(predictions: CellPredictions) -> tuple[LeftOut, ...]:
-    """Fit for each subject, in order of their ids, the temperature on all others.
+    """Fit for each subject, in order of their ids, the temperature on all others; an error for few or unknown subjects.
 
     As in all cross-conformal prediction (Vovk 2015, doi:10.1007/s10472-013-9368-4), the others' predictions may come
     from networks that trained on the subject.
-
-    Raises:
-        LeukoscopeError: subjects unknown, or fewer than `SUBJECTS_NEEDED` of a class.
     """
     predictions.require_subjects("calibration and thresholds are measured on unseen subjects")
     for label, count in who_fitted(predictions)["subjects"].items():
@@ -145,15 +138,12 @@ def calibration_block(
         predictions: out-of-fold and subject-disjoint, not yet scaled; by block of a slide where subjects are unknown.
         estimates: what metrics of the predictions estimate.
         unit: what the predictions' subjects are: "subject" or "block".
-        left_out: of `leave_one_subject_out`, where it was computed before.
+        left_out: of `leave_one_subject_out`, whose errors this raises where it is not given.
 
     Returns:
-        temperature (1 where scaling does not make unseen subjects' classes likelier), fitted_temperature,
-        temperature_range over leaving each subject out, method, fitted_on, estimates; `before` and `after`
-        (cross-fitted) with the results of `calibration_metrics`; `reliability` and `histogram` of each.
-
-    Raises:
-        LeukoscopeError: as `leave_one_subject_out`.
+        temperature (1 where scaling does not make unseen subjects' classes likelier), fitted_temperature and
+        temperature_range over leaving each subject out; `before` and `after` (cross-fitted) with the results of
+        `calibration_metrics`; `reliability` and `histogram` of each.
     """
     left_out, boot = left_out or leave_one_subject_out(predictions), bootstrap_subjects(predictions)
     sides = {"before": predictions, "after": cross_fitted(predictions, left_out)}
@@ -179,11 +169,8 @@ def calibration_block(
 def who_fitted(predictions: CellPredictions) -> dict[str, Any]:
     """Count the cells, and the subjects of each class, of a fit."""
     pairs = set(zip(predictions.subjects, predictions.references.tolist(), strict=True))
-    counts = np.bincount([reference for _, reference in pairs], minlength=len(predictions.label_names))
-    return {
-        "cells": len(predictions.cell_ids),
-        "subjects": dict(zip(predictions.label_names, counts.tolist(), strict=True)),
-    }
+    counts = Counter(predictions.label_names[reference] for _, reference in pairs)
+    return {"cells": len(predictions.cell_ids), "subjects": {name: counts[name] for name in predictions.label_names}}
 
 
 def right_by_subject(predictions: CellPredictions, right: np.ndarray) -> dict[str, dict[str, float]]:
@@ -193,11 +180,7 @@ def right_by_subject(predictions: CellPredictions, right: np.ndarray) -> dict[st
     for k, name in enumerate(predictions.label_names):
         mine = predictions.references == k
         shares = [right[mine & (subjects == one)].mean() for one in np.unique(subjects[mine])]
-        found[name] = {
-            "lowest": float(min(shares)),
-            "median": float(np.median(shares)),
-            "highest": float(max(shares)),
-        }
+        found[name] = {"lowest": float(min(shares)), "median": float(np.median(shares)), "highest": float(max(shares))}
     return found
 
 
@@ -238,11 +221,7 @@ def calibration_metrics(predictions: CellPredictions, boot: BootstrapSamples) ->
 
 
 def reliability_bins(predictions: CellPredictions, boot: BootstrapSamples) -> list[dict[str, Any]]:
-    """Compute the points of a reliability diagram, the bins of the ECE in order of confidence.
-
-    Returns:
-        confidence and accuracy (means, 0–1), cells, and the 95 % interval of the accuracy by resampling subjects.
-    """
+    """Compute confidence, accuracy (0–1) and its interval, and cells of each bin of the ECE, in order of confidence."""
     confidence, right = predictions.probabilities.max(axis=1), predictions.predicted == predictions.references
     return [
         {

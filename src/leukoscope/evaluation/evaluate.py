@@ -82,8 +82,7 @@ class ModelPredictions:
     def decisions(self) -> dict[str, Any] | None:
         """What `leukoscope predict` decides on these cells; None where the model is no release.
 
-        Returns:
-            outcomes: outcome → number of cells; given: how many get a class; right: how many of these are right.
+        `outcomes` counts the cells of each, `given` those that get a class, `right` the right ones of these.
         """
         if not self.outcomes:
             return None
@@ -113,11 +112,8 @@ def select_cells(
 ) -> SelectedCells:
     """Select the cells to predict: the test side of a split, or without one every cell.
 
-    Args:
-        which: the fold to test on: number and number of folds (subject-cv), and the publisher's name of it (official).
-
-    Raises:
-        LeukoscopeError: both a split and a file, a split without a test side; and see `make_split`, `load_split`.
+    `which` is the fold to test on: its number and that of folds (subject-cv), and the publisher's name (official).
+    Both a split and a file, or a split without a test side, are errors.
     """
     if split and split_file:
         raise LeukoscopeError(f"--split {split} --split_file {split_file}: both say which cells are tested; give one")
@@ -143,11 +139,8 @@ def predictions_of_model(
 ) -> ModelPredictions:
     """Predict the selected cells with a release or any other classifier; `left_out` names damaged cells.
 
-    Args:
-        label_map: the model's class → the data set's; see `match_labels`.
-
-    Raises:
-        LeukoscopeError: classes that cannot be matched, before any cell is opened.
+    `label_map` gives the data set's class for the model's; classes that `match_labels` cannot match are an error before
+    any cell is opened.
     """
     from datasets import Image as ImageFeature
     from datasets import concatenate_datasets
@@ -178,7 +171,9 @@ def predictions_of_model(
                 probabilities.append(theirs @ to_ours)
                 outcomes += [our_name.get(outcome, outcome) for outcome in decided or ()]
                 hashes += map(pixel_hash, pictures)
-                areas += map(_area, pictures)
+                # The cell's share of its picture needs no fine detail.
+                small = (one.resize((_AREA_SIDE, _AREA_SIDE), Image.Resampling.NEAREST) for one in pictures)
+                areas += (cell_area(np.asarray(one)) for one in small)
             advance(len(batch["cell_id"]))
     rows, units = rows.select(kept), groups_of(cells.data, cells.data.info.group)
     predictions = CellPredictions(
@@ -207,19 +202,10 @@ def predictions_of_model(
     )
 
 
-def _area(picture: Image.Image) -> float:
-    """The cell's share of its picture, which needs no fine detail."""
-    return cell_area(np.asarray(picture.resize((_AREA_SIDE, _AREA_SIDE), Image.Resampling.NEAREST)))
-
-
 def predictions_in_file(path: Path, cells: SelectedCells | None = None) -> ModelPredictions:
     """Read the predictions that a run or a release kept, with what the metrics.json there records of them.
 
-    Args:
-        cells: keep the predictions of these alone, with the subjects the data set gives them.
-
-    Raises:
-        LeukoscopeError: not such a file, or it gives a cell another class than the data set does.
+    Where `cells` are given, these alone are kept, with the data set's subjects; a cell of another class is an error.
     """
     if not path.is_file():
         raise LeukoscopeError(f"{path}: no such file; give a predictions.parquet")

@@ -80,9 +80,9 @@ def explanation_blocks(
 
     They cost some 15 forward passes for each sampled and 64 more for each perturbed cell. Intervals are 95 %, by
     subject where all are known. Cells with a flat map are counted, and left out where there is nothing to check.
+    Fewer than two cells are an error.
 
     Args:
-        release: of any network.
         pixels: (N, S, S, 3) uint8, framed for the release; may be memory-mapped.
         labels: (N,) int, true classes in the release's order.
         subjects: N subject ids, "" where unknown.
@@ -94,9 +94,6 @@ def explanation_blocks(
     Returns:
         `heat_maps`: every check, and whether the maps passed. `evidence_scale`: the usual maximum of a map, and its
         usual share on a cell on black. {} for a network without maps.
-
-    Raises:
-        LeukoscopeError: fewer than two cells.
     """
     rows = even_sample(labels, subjects, sample, seed)
     if len(rows) < 2:
@@ -188,17 +185,7 @@ def _summary(values: np.ndarray, boot: BootstrapSamples) -> dict[str, float | in
 
 
 def predict_with_maps(backend: Backend, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute probabilities and every class's map.
-
-    Args:
-        pixels: (N, S, S, 3) uint8.
-
-    Returns:
-        probabilities (N, K) float64 and signed maps (N, K, h, w) float32.
-
-    Raises:
-        LeukoscopeError: a network without maps.
-    """
+    """Compute (N, K) probabilities and (N, K, h, w) signed maps of (N, S, S, 3) uint8 images; an error without maps."""
     found = [backend(batch, explain=True) for batch in _batches(pixels, AT_ONCE)]
     maps = [one.maps for one in found if one.maps is not None]
     if not maps:
@@ -209,12 +196,8 @@ def predict_with_maps(backend: Backend, pixels: np.ndarray) -> tuple[np.ndarray,
 def predict_views(backend: Backend, pixels: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compute the eight views of each cell, the upright one first.
 
-    Args:
-        pixels: (N, S, S, 3) uint8.
-        predicted: (N,) the class whose maps are wanted.
-
     Returns:
-        probabilities (8, N, K) and signed maps (8, N, h, w), turned back onto the upright cell.
+        probabilities (8, N, K) and signed maps (8, N, h, w) of the predicted class, turned back onto the upright cell.
     """
     rows, found = np.arange(len(pixels)), []
     for view in track(range(VIEWS), "maps of turned cells"):
@@ -327,24 +310,18 @@ def perturbation(
 
 def _perturbed(cell: np.ndarray, evidence: np.ndarray) -> np.ndarray:
     """Deletion and insertion along M maps (M, S, S) of an image (S, S, 3): (2, M, STEPS, S, S, 3) uint8."""
+    from scipy.ndimage import gaussian_filter
+
     maps = len(evidence)
     order = np.argsort(-evidence.reshape(maps, -1), axis=1, kind="stable")
     rank = np.argsort(order, axis=1).reshape(maps, 1, *cell.shape[:2], 1)
     # The middles of equal steps, so that the mean over steps is the area under the curve.
     shares = (np.arange(STEPS) + 0.5) / STEPS
     first = rank < shares.reshape(-1, 1, 1, 1) * cell[..., 0].size
-    blurred = blurred_copy(cell).round().astype(np.uint8)
+    # Blurred rather than black, since a black hole in a cell is new evidence: an edge that no cell has.
+    blur = BLUR * len(cell)
+    blurred = gaussian_filter(cell.astype(np.float32), sigma=(blur, blur, 0)).round().astype(np.uint8)
     return np.stack([np.where(first, blurred, cell), np.where(first, cell, blurred)])
-
-
-def blurred_copy(cell: np.ndarray) -> np.ndarray:
-    """Blur an image (S, S, 3) until its content is gone, float32: the replacement of deleted pixels.
-
-    Blurred rather than black, since a black hole in a cell is new evidence: an edge that no cell has.
-    """
-    from scipy.ndimage import gaussian_filter
-
-    return gaussian_filter(cell.astype(np.float32), sigma=(BLUR * len(cell), BLUR * len(cell), 0))
 
 
 def rotation(
@@ -378,14 +355,7 @@ def rotation(
 
 
 def cell_masks(pixels: np.ndarray) -> np.ndarray:
-    """Find the cell in images of cells cut out on black.
-
-    Args:
-        pixels: (N, S, S, 3) uint8.
-
-    Returns:
-        (N, S, S) bool, holes within the cell filled; all False for an empty image.
-    """
+    """Find the cells in (N, S, S, 3) uint8 images of cells on black: (N, S, S) bool, holes within a cell filled."""
     from scipy.ndimage import binary_fill_holes
 
     return np.stack([binary_fill_holes(foreground(cell)) for cell in pixels])
@@ -400,15 +370,11 @@ def scale_bar_corner(size: int) -> np.ndarray:
 
 
 def heat_share(maps: np.ndarray, regions: np.ndarray) -> dict[str, np.ndarray]:
-    """Measure the share of each map in a region of its image, and the share that a uniform map would have there.
-
-    Args:
-        maps: (N, h, w), ≥ 0.
-        regions: (N, S, S) bool.
+    """Measure how much of maps (N, h, w), ≥ 0, lies in the regions (N, S, S) bool of their images.
 
     Returns:
-        heat: (N,) share of the enlarged map's sum, NaN for flat maps; area: share of the image; excess: heat less
-        area.
+        heat: (N,) share of the enlarged map's sum, NaN for flat maps; area: share of the image, which a uniform map
+        would have there; excess: heat less area.
     """
     heat = enlarged(maps, regions.shape[1])
     heat[is_flat(maps)] = np.nan
@@ -428,14 +394,7 @@ def is_flat(maps: np.ndarray) -> np.ndarray:
 
 
 def rank_correlation(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Compute Spearman's correlation of each map with its counterpart.
-
-    Args:
-        maps, others: (N, h, w).
-
-    Returns:
-        (N,), −1 to 1; NaN where one of the two is flat.
-    """
+    """Compute Spearman's correlation of each of (N, h, w) maps with its counterpart: (N,); NaN where one is flat."""
     from scipy.stats import rankdata
 
     return pearson_correlation(*(rankdata(m.reshape(len(m), -1), axis=1) for m in (maps, others)))

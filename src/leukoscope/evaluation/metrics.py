@@ -254,9 +254,10 @@ def _class_metrics(
     from sklearn import metrics as sk
 
     predicted, classes = probabilities.argmax(axis=1), list(range(len(names)))
-    precision, recall, f1, support = sk.precision_recall_fscore_support(
+    of_classes = sk.precision_recall_fscore_support(
         references, predicted, labels=classes, zero_division=0, sample_weight=weights
     )
+    _, recall, f1, support = of_classes
     present = np.unique(references)
     auroc = None
     if len(present) == len(classes):
@@ -270,13 +271,8 @@ def _class_metrics(
         "f1_macro": float(f1[present].mean()),
         "auroc": auroc,
         "per_class": {
-            name: {
-                "precision": float(precision[k]),
-                "recall": float(recall[k]),
-                "f1": float(f1[k]),
-                "support": int(support[k]),
-            }
-            for k, name in enumerate(names)
+            name: dict(zip(("precision", "recall", "f1", "support"), of_class, strict=True))
+            for name, *of_class in zip(names, *(values.tolist() for values in of_classes), strict=True)
         },
         "confusion_matrix": sk.confusion_matrix(references, predicted, labels=classes).tolist(),
     }
@@ -305,14 +301,11 @@ def _auroc_equal_size(predictions: CellPredictions) -> float | None:
 
 
 def class_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure each class by itself and against all others.
+    """Measure each class by itself and against all others, from what `measure` gives.
 
     One-vs-rest accuracy is that of deciding whether a cell is of one class. A wrong prediction is wrong for two of the
     K classes only, so with four classes its mean shows half the error rate: a published accuracy far above the recall
     beside it may be this metric.
-
-    Args:
-        metrics: of `measure`.
 
     Returns:
         notice, cells, accuracy, balanced_accuracy; `classes`: name → precision, recall (sensitivity), specificity, f1,

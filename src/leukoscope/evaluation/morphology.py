@@ -23,13 +23,7 @@ _LEAST_LOBE = 0.1
 
 @dataclass(frozen=True)
 class Morphology:
-    """A cell's measurements.
-
-    Attributes:
-        area: pixels of the picture.
-        nucleus_share: area of the nucleus over that of the cell, 0–1.
-        lobes: connected parts of the nucleus, at least 1.
-    """
+    """A cell's area in pixels of the picture, the share of the nucleus in it, 0–1, and the nucleus's parts, from 1."""
 
     area: float
     nucleus_share: float
@@ -37,14 +31,7 @@ class Morphology:
 
 
 def measure_cell(image: Image.Image) -> Morphology | None:
-    """Measure a cell that is cut out on black.
-
-    Args:
-        image: RGB, any size.
-
-    Returns:
-        None for a picture that is empty or not mostly a cell on black.
-    """
+    """Measure a cell that is cut out on black; None for a picture that is empty or not mostly a cell on black."""
     from scipy.ndimage import binary_erosion, binary_fill_holes, gaussian_filter, label
 
     factor = -(-max(image.size) // _SIDE)
@@ -69,13 +56,6 @@ def measure_cell(image: Image.Image) -> Morphology | None:
 
 
 def percentile(block: Mapping[str, Any], name: str, value: float) -> float | None:
-    """Share of the training cells, 0–1, below a value; None where the release does not carry them.
-
-    Args:
-        block: metrics.json's "morphology", or {}.
-        name: "area" or "nucleus_share".
-    """
+    """Share of training cells, 0–1, below an "area" or "nucleus_share"; None where the block "morphology" has none."""
     known = block.get(name)
-    if not known:
-        return None
-    return float(np.interp(value, known, np.linspace(0, 1, len(known))))
+    return float(np.interp(value, known, np.linspace(0, 1, len(known)))) if known else None

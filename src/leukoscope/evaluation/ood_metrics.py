@@ -20,14 +20,7 @@ from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
 from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.inference.ood import (
-    FOLDS,
-    KEPT_SHARE,
-    METHOD,
-    OodDetector,
-    fit_detector,
-    picture_statistics,
-)
+from leukoscope.inference.ood import FOLDS, KEPT_SHARE, METHOD, OodDetector, fit_detector, picture_statistics
 from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.models.release_files import HEALTHY, OF_FIELDS
 from leukoscope.synthetic import Background, phantom_cells
@@ -64,7 +57,7 @@ def fit_and_measure_detector(
     sample: int = 300,
     seed: int = 0,
 ) -> tuple[OodDetector, dict[str, Any]]:
-    """Fit the detector of a release on its cells and measure it.
+    """Fit the detector of a release on its cells and measure it: the detector and metrics.json's "ood" block.
 
     Args:
         preprocessing: the release's.
@@ -75,9 +68,6 @@ def fit_and_measure_detector(
             not measured.
         sample: number of cells that inverted, blurred and other such images are made from.
         seed: of that sample, the noise and the phantoms.
-
-    Returns:
-        The detector, to be saved as ood.safetensors, and the "ood" block of metrics.json.
 
     Raises:
         LeukoscopeError: too few cells or subjects, or an unknown kind.
@@ -177,8 +167,7 @@ def healthy_outcomes(predictor: Predictor, folder: Path, *, pictures: int = 150)
         alone would have predicted.
 
     Raises:
-        LeukoscopeError: the folder holds no image.
-        UnreadableImage: an image of the sample is damaged.
+        LeukoscopeError: the folder holds no image, or one of the sample is damaged (`UnreadableImage`).
     """
     kinds: dict[str, list[Path]] = {}
     for path in _image_files(folder):
@@ -211,14 +200,7 @@ def _cells_of(predictor: Predictor, path: Path) -> list[Image.Image]:
 
 
 def unsuitable_images(cells: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Make images that must get no class, from true cells or synthetically.
-
-    Args:
-        cells: (N, S, S, 3) uint8.
-
-    Returns:
-        kind → (n, S, S, 3) uint8.
-    """
+    """Make images that must get no class, from (N, S, S, 3) uint8 cells or synthetically: kind → (n, S, S, 3) uint8."""
     side, half = cells.shape[1], cells.shape[1] // 2
     edge = round(side * (1 - 1 / 2.5) / 2)
     # Noise whose amplitude falls as 1/frequency, as in natural images (Field 1987, doi:10.1364/JOSAA.4.002379).
@@ -250,17 +232,10 @@ def unsuitable_images(cells: np.ndarray, rng: np.random.Generator) -> dict[str, 
 
 
 def frame_sample(folder: Path, preprocessing: Preprocessing, *, pictures: int = 150) -> np.ndarray:
-    """Frame an even sample of the images below a folder for a network.
-
-    Args:
-        pictures: at most this many.
-
-    Returns:
-        (n, S, S, 3) uint8.
+    """Frame an even sample of at most so many images below a folder for a network: (n, S, S, 3) uint8.
 
     Raises:
-        LeukoscopeError: the folder holds no image.
-        UnreadableImage: an image of the sample is damaged.
+        LeukoscopeError: the folder holds no image, or one of the sample is damaged (`UnreadableImage`).
     """
     frame = preprocessing.frame
     return np.stack([frame(open_image(path)) for path in evenly(np.asarray(_image_files(folder)), pictures)])

@@ -61,7 +61,7 @@ def seen_in_training(
     # Two different sets of class folders may number their subjects alike, or share cells under other names.
     certain = not any(past["name"] == name == "imagefolder" and not same_cells(past, data) for past in earlier)
     if not same_cells(own, data):
-        cells, certain = known.among(cell_ids, hashes), certain and known.by_pixels and hashes is not None
+        cells, certain = known.among(cell_ids, hashes), certain and bool(known.hashes) and hashes is not None
     elif own["subjects"] and here - {""}:
         cells, certain = 0, certain and "" not in here
     else:
@@ -73,10 +73,9 @@ def seen_in_training(
 
 
 def trainings_of(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """List what a release, then those it was fine-tuned from, were trained on: name, fingerprint, unit, subjects.
+    """List name, fingerprint, unit and subjects of what a release, then those it was fine-tuned from, were trained on.
 
-    Args:
-        metrics: its metrics.json; one that says nothing of its training gives [].
+    A metrics.json that says nothing of the training gives [].
     """
     training = metrics.get("training")
     if not training:
@@ -124,11 +123,6 @@ class KnownCells:
             if "pixel_hash" in table.column_names:
                 hashes |= set(table["pixel_hash"].to_pylist()) - {""}
         return cls(frozenset(names), frozenset(hashes))
-
-    @property
-    def by_pixels(self) -> bool:
-        """True where cells can be identified by their pixels, under whatever name."""
-        return bool(self.hashes)
 
     def among(self, cell_ids: Sequence[str], hashes: Sequence[str] | None) -> int:
         """Count how many of these cells are known, by name or by pixels."""

@@ -7,7 +7,6 @@ which colour-blind readers can tell apart. Markers and texts carry the same mean
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,22 +34,6 @@ _POINTS = {  # name in metrics.json → legend, colour, marker
 }
 
 
-@dataclass(frozen=True)
-class SampleCell:
-    """A cell to be shown with its prediction.
-
-    Attributes:
-        pixels: (S, S, 3) uint8.
-        predicted, probability: the most probable class, and its probability.
-        truth: the true class; "" where none of the model's classes is true.
-    """
-
-    pixels: np.ndarray
-    predicted: str
-    probability: float
-    truth: str = ""
-
-
 def new_figure(width: float, height: float) -> Figure:
     """Make an empty figure with automatic layout; its size is in inches."""
     from matplotlib.figure import Figure
@@ -69,13 +52,6 @@ def _legend_above(axes: Axes, **options: Any) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, **{"fontsize": 9, **options})
 
 
-def _rows_plain(axes: Axes) -> None:
-    """A plain panel of horizontal rows, with vertical grid lines behind them."""
-    plain(axes)
-    axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)
-    axes.set_axisbelow(True)
-
-
 def without_formulas(figure: Figure) -> Figure:
     """Show "$" in labels as it is written: matplotlib would read a formula, and end where it is none."""
     from matplotlib.text import Text
@@ -86,11 +62,7 @@ def without_formulas(figure: Figure) -> Figure:
 
 
 def save_plot(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG with the research notice below it, with `atomic_file`.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write a figure as PNG with the research notice below it; `OSError` where it cannot be written."""
     figure.text(0.5, -0.01, RESEARCH_NOTICE, ha="center", va="top", fontsize=7, color=GREY)
     with atomic_file(path) as temporary:
         # Without the library's version, the same numbers give the same file.
@@ -168,7 +140,9 @@ def interval_plot(
     axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(axis)
-    _rows_plain(axes)
+    plain(axes)
+    axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)
+    axes.set_axisbelow(True)
     by_unit = (
         "resampling subjects: for new subjects" if unit == "subject" else f"resampling {unit}s: not for new subjects"
     )
@@ -179,11 +153,7 @@ def interval_plot(
 
 
 def confusion_plot(matrix: Sequence[Sequence[int]], label_names: Sequence[str]) -> Figure:
-    """Plot the confusion matrix: numbers of cells, and their share of the true class.
-
-    Args:
-        matrix: (K, K) cells, rows the true, columns the predicted class.
-    """
+    """Plot (K, K) numbers of cells by true (rows) and predicted class, with their shares of the true class."""
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 1.5 + 0.9 * len(label_names)
@@ -228,31 +198,30 @@ def network_plot(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Figur
     return figure
 
 
-def samples_plot(cells: Sequence[SampleCell], title: str) -> Figure:
-    """Draw a grid of cells with their predictions; a cross and the true class mark the wrong ones."""
+def samples_plot(cells: Sequence[tuple[np.ndarray, str, float, str]], title: str) -> Figure:
+    """Draw a grid of cells with their predictions; a cross and the true class mark the wrong ones.
+
+    Args:
+        cells: (S, S, 3) uint8 pixels, most probable class, its probability, and the true class ("" for none).
+    """
     across = 6
     down = -(-len(cells) // across)
     figure = new_figure(_WIDTH, 0.4 + 1.75 * down)
     grid = figure.subplots(down, across, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
-    for axes, cell in zip(grid, cells, strict=False):
-        text, colour = f"{cell.predicted} {cell.probability:.2f}", "black"
-        if cell.truth:
-            correct = cell.predicted == cell.truth
-            text, colour = (f"✓ {text}", BLUE) if correct else (f"✗ {text}\nis {cell.truth}", VERMILION)
-        axes.imshow(cell.pixels)
+    for axes, (pixels, predicted, probability, truth) in zip(grid, cells, strict=False):
+        text, colour = f"{predicted} {probability:.2f}", "black"
+        if truth:
+            text, colour = (f"✓ {text}", BLUE) if predicted == truth else (f"✗ {text}\nis {truth}", VERMILION)
+        axes.imshow(pixels)
         axes.set_title(text, fontsize=8, color=colour)
     figure.suptitle(title, fontsize=9)
     return figure
 
 
 def reliability_diagram(calibration: Mapping[str, Any]) -> Figure:
-    """Plot accuracy against confidence before and after temperature scaling, above a histogram of confidence.
-
-    Args:
-        calibration: the block of `calibration_block`.
-    """
+    """Plot accuracy against confidence before and after temperature scaling: the block of `calibration_block`."""
     figure = new_figure(5.4, 5.6)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
     edges = np.asarray(calibration["histogram"]["edges"])
@@ -282,11 +251,7 @@ def reliability_diagram(calibration: Mapping[str, Any]) -> Figure:
 
 
 def risk_coverage_curve(abstention: Mapping[str, Any]) -> Figure:
-    """Plot the error rate among the cells that get a class against their share, with the default threshold.
-
-    Args:
-        abstention: the block of `thresholds.abstention`.
-    """
+    """Plot the error rate among cells that get a class against their share: the block of `thresholds.abstention`."""
     figure = new_figure(6.4, 3.8)
     axes = figure.subplots()
     curve, chosen, aurc = abstention["curve"], abstention["default"], abstention["aurc_interval"]

@@ -111,9 +111,6 @@ def precisions_on_unseen(
         "bf16" and "int8", as far as this processor computes them → disjoint_by ("subject" or "block"), cells, `changed`
         (what → how many), largest_move of a probability, map_correlation (median over cells, of the Grad-CAM maps of
         the predicted class), and `difference`: less float32, by `paired_difference`.
-
-    Raises:
-        NoGraph: see `kept_graph` and `ExportedBackend`.
     """
     thresholds, temperature = Thresholds.from_metrics(metrics), metrics["calibration"]["temperature"]
     every = np.arange(len(cells.pixels))
@@ -163,14 +160,11 @@ def precisions_on_unseen(
 def _in_each_precision(
     release: ReleaseInfo, pixels: np.ndarray
 ) -> tuple[dict[str, ExportedBackend], dict[str, np.ndarray], dict[str, float]]:
-    """Compute a release's graph in float32 and in each lower precision that this processor has, fitted to the cells.
+    """Compute a release's graph in float32 and each lower precision of this processor, fitted to (N, S, S, 3) cells.
 
     Rounding moves every channel's mean by an amount that hardly depends on the picture, and the last layer turns that
     into a shift of the logits. Added again, it leaves only what differs from picture to picture ("bias correction",
     Nagel et al. 2019, arXiv:1906.04721).
-
-    Args:
-        pixels: (N, S, S, 3) uint8, framed by the release.
 
     Returns:
         precision → backend; → (N, K) logits of these cells; → seconds per cell, the median of the batches.

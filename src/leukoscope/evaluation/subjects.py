@@ -14,13 +14,7 @@ from typing import Any
 import numpy as np
 
 from leukoscope.data.registry import ABSTAIN, TOO_FEW_CELLS
-from leukoscope.evaluation.bootstrap import (
-    Interval,
-    bootstrap_subjects,
-    paired_difference,
-    point_metrics,
-    subject_logits,
-)
+from leukoscope.evaluation.bootstrap import bootstrap_subjects, paired_difference, point_metrics, subject_logits
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, SUBJECTS_NEEDED, calibrated, who_fitted
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.prediction import WITHOUT_CLASS
@@ -46,17 +40,15 @@ class _Subject:
     logits: np.ndarray
 
 
-def subject_scores_block(predictions: CellPredictions, interval: Interval | None, estimates: str) -> dict[str, Any]:
+def subject_scores_block(
+    predictions: CellPredictions, interval: dict[str, float] | None, estimates: str
+) -> dict[str, Any]:
     """Make the "subject_scores" block of an evaluation: one score per subject, the mean logit of its cells.
 
     Args:
         predictions: of two classes, on subjects that the networks never saw.
-        interval: of the AUROC over subjects.
+        interval: of the AUROC over subjects, which is None where a subject has cells of two classes.
         estimates: what metrics of the predictions estimate.
-
-    Returns:
-        definition, auroc (None where a subject has cells of two classes) and its interval, and `subjects`: id → label,
-        cells and mean_logit of the first class.
     """
     names, logits = subject_logits(predictions)
     subjects, labels = np.asarray(predictions.subjects), predictions.label_names
@@ -156,10 +148,6 @@ def _rules_of_others(subjects: list[_Subject], labels: tuple[str, ...], positive
 def measure_subject_rule(predictions: CellPredictions, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     """Measure a release's rule for subjects on the subjects whose cells were predicted.
 
-    Args:
-        predictions: of the release, with its scaled probabilities.
-        metrics: the release's metrics.json.
-
     Returns:
         given_a_class, sensitivity and specificity of these with exact intervals, and `subjects`: id → label,
         cells, probability, interval, outcome. None where the release has no rule for subjects, or the predictions do
@@ -185,11 +173,7 @@ def measure_subject_rule(predictions: CellPredictions, metrics: Mapping[str, Any
 
 
 def least_cells(curve: list[dict[str, Any]]) -> int | None:
-    """Return the number of cells from which on balanced accuracy is within `MAY_LOSE` of that with all cells.
-
-    Returns:
-        None where it is not with the largest number tried.
-    """
+    """Return the number of cells from which on balanced accuracy is within `MAY_LOSE` of that with all; None if not."""
     least = None
     for row in reversed(curve):
         if row["balanced_accuracy"] < row["balanced_accuracy_all_cells"] - MAY_LOSE:

@@ -52,14 +52,8 @@ def decision_block(
 
     Args:
         predictions: out-of-fold, subject-disjoint and not yet calibrated.
-        positive_label: the class that operating points look for; "" for none, as with more than two classes.
+        positive_label: the class that operating points look for, else an error; "" for none, as with three or more.
         estimates, unit, left_out: as for `calibration_block`.
-
-    Returns:
-        operating_points, abstention and prediction_sets, with what they were fitted on and measured on.
-
-    Raises:
-        LeukoscopeError: no such label; or as `leave_one_subject_out`.
     """
     left_out, boot = left_out or leave_one_subject_out(predictions), bootstrap_subjects(predictions)
     if shipped_temperature(predictions, left_out) == 1:
@@ -88,9 +82,6 @@ def operating_points(
         `positive_label` and for each of `points`: threshold (positive from there up), threshold_range over leaving each
         subject out, rests_on (the subjects of the class whose tail sets it: few subjects, hence the wide intervals),
         fitted (performance on the cells that fitted it) and cross_fitted, with intervals and by subject.
-
-    Raises:
-        LeukoscopeError: `positive_label` is neither class.
     """
     labels = predictions.label_names
     if len(labels) != 2 or not positive_label:
@@ -260,11 +251,7 @@ def _by_confidence(confidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def risk_coverage(predictions: CellPredictions, boot: BootstrapSamples) -> dict[str, Any]:
-    """Compute the risk–coverage curve of predictions ranked by confidence; equal confidences are kept together.
-
-    Returns:
-        curve (coverage, risk, and risk's interval), aurc and its interval, risk_at_full_coverage.
-    """
+    """Compute the risk–coverage curve by confidence, equal confidences kept together, and the area below it."""
     wrong = predictions.predicted != predictions.references
     order, last_of_tie = _by_confidence(predictions.probabilities.max(axis=1))
     coverages = np.linspace(1 / CURVE_POINTS, 1, CURVE_POINTS)

@@ -31,15 +31,12 @@ SHARD_BYTES = 500_000_000  # of pictures in one parquet file, as `datasets` does
 
 
 def described(folder: Path, *, licence: str = "", citation: str = "", own_subjects: bool = False) -> DatasetInfo:
-    """The entry of `DATASETS` that a folder's cells belong to, with their licence and citation.
+    """The entry of `DATASETS` that a folder's cells belong to, with their licence and citation, or an error without.
 
     Args:
         licence: of the pictures, as the Hub names it: "cc-by-4.0".
         citation: how whoever uses them is to cite them.
         own_subjects: whether the owner names the subjects, as only class folders need.
-
-    Raises:
-        LeukoscopeError: no such folder, no cell in it, or a licence or citation that is missing.
     """
     info = DATASETS["imagefolder"] if own_subjects else recognise(folder)
     if not (licence := licence or info.licence_id):
@@ -72,10 +69,7 @@ def push_data_set(seen: ScannedCells, findings: Mapping[str, Any], info: Dataset
     Args:
         findings: of `audit_cells`; they stand on the card.
         info: as `described` gives it.
-        to: the repository, of kind "dataset".
-
-    Raises:
-        LeukoscopeError: as `Destination.require_usable` and `upload`.
+        to: the repository, of kind "dataset"; errors are those of `Destination.require_usable` and `upload`.
     """
     to.require_usable()
     with scratch_folder() as scratch:
@@ -115,12 +109,7 @@ def _splits(seen: ScannedCells) -> dict[str, Dataset]:
 
 
 def render_data_card(seen: ScannedCells, findings: Mapping[str, Any], info: DatasetInfo, *, hub_id: str) -> str:
-    """Render the card of a data set, as Markdown with the Hub's YAML front matter.
-
-    Args:
-        findings, info: as for `push_data_set`.
-        hub_id: where it is published.
-    """
+    """Render the card of a data set, to be published at `hub_id`, as Markdown with the Hub's YAML front matter."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
     splits = _splits(seen)

@@ -94,13 +94,7 @@ class Destination:
 
 @dataclass(frozen=True)
 class Published:
-    """What came of publishing.
-
-    Attributes:
-        address: of the repository's page, or of the pull request.
-        commit: the published version, 40 hexadecimal digits.
-        is_new: False where the repository held these very files already, so that nothing was sent.
-    """
+    """What came of publishing: a page or pull request, the commit published there, and whether anything was new."""
 
     address: str
     commit: str
@@ -167,11 +161,7 @@ def publish(release: Path, to: Destination, *, licence: str = "") -> Published:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder in which an upload is prepared, gone afterwards.
-
-    Raises:
-        LeukoscopeError: the disk refuses.
-    """
+    """A folder in which an upload is prepared, gone afterwards; an error where the disk refuses."""
     problem = f"{gettempdir()}: the upload cannot be prepared there"
     with disk_errors(problem, "set TMPDIR to another folder"), TemporaryDirectory(prefix="leukoscope-") as name:
         yield Path(name)
@@ -185,10 +175,7 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
         to: as `Destination.require_usable` leaves it.
         replaces: patterns of the paths in the repository that are of the kind uploaded here; those that the folder
             lacks are deleted.
-        hint: added to the message when it fails: that nothing is lost, and how to go on.
-
-    Raises:
-        LeukoscopeError: the Hub refused or could not be reached.
+        hint: added to the error where the Hub refuses or cannot be reached: that nothing is lost, and how to go on.
     """
     from huggingface_hub import CommitInfo, HfApi
     from huggingface_hub.errors import HTTPError
@@ -254,8 +241,7 @@ def _tag(api: HfApi, to: Destination, commit: str) -> None:
     except HfHubHTTPError as error:
         if error.response.status_code != 409:
             raise
-        named = _tags(api, to).get(to.tag, "")
-        if named != commit:
+        if (named := _tags(api, to).get(to.tag, "")) != commit:
             raise ValueError(
                 f"the files are there (commit {commit[:12]}), but the tag {to.tag} names commit {named[:12]} and a tag "
                 "stays where it is; name another one"
@@ -311,11 +297,7 @@ RELEASE_PATTERNS = (
 
 
 def release_contents(release: Path) -> dict[str, Path]:
-    """All that is published of a release: path in the repository → file.
-
-    Raises:
-        LeukoscopeError: a file that every release has is missing, or a table of predictions holds more than these.
-    """
+    """Path in the repository → file, for all that is published; an error for a missing file or one that holds more."""
     files = {name: path for name, path in folder_files(release).items() if is_release_file(name)}
     if missing := [name for name in REQUIRED if name not in files]:
         raise LeukoscopeError(f"{release}: has no {missing[0]}; give the folder of a release")
@@ -372,15 +354,10 @@ _T = TypeVar("_T")
 
 
 def with_retries(call: Callable[[], _T], *, repeatable: bool = True) -> _T:
-    """Call, and call again after a wait where the Hub is busy or the connection broke.
+    """Call, and call again after a wait where the Hub is busy or the connection broke; the last error is raised.
 
-    Args:
-        call: one or several requests to the Hub.
-        repeatable: whether doing it twice does no harm; else it is repeated only where it has not begun, by the Hub's
-            status (429).
-
-    Raises:
-        HTTPError, OSError: of the last try, or of one that waiting does not help.
+    What is not `repeatable`, because doing it twice does harm, is repeated only where it has not begun, by the Hub's
+    status (429).
     """
     from huggingface_hub.errors import HTTPError
 
@@ -404,9 +381,8 @@ def _retry_after(error: Exception, wait: float, repeatable: bool) -> float | Non
     if not isinstance(error, HfHubHTTPError):
         broken = isinstance(error, HTTPError | ConnectionError) and not isinstance(error, OfflineModeIsEnabled)
         return wait if broken and repeatable else None
-    status = error.response.status_code
+    status, named = error.response.status_code, error.response.headers.get("Retry-After", "")
     if status not in _TEMPORARY or not (repeatable or status == 429):
         return None
-    named = error.response.headers.get("Retry-After", "")
     seconds = float(named) if named.isdecimal() else wait
     return seconds if seconds <= LONGEST_WAIT else None

@@ -63,12 +63,9 @@ RUNTIME_FILES = {
 
 @dataclass(frozen=True)
 class SpaceModel:
-    """A model that a Space offers.
+    """A model that a Space offers, `owner/name` or `owner/name@revision`, with its `files` in the repository.
 
-    Attributes:
-        name: `owner/name` or `owner/name@revision`; without a revision the Space follows its main branch.
-        files: those of the release that the repository holds.
-        commit: what the revision names today; "" where none is named.
+    Without a revision the Space follows its main branch; `commit` is what the revision names today, else "".
     """
 
     name: str
@@ -87,10 +84,7 @@ class SpaceModel:
 
 
 def find_model(name: str) -> SpaceModel:
-    """Find a model to offer on the Hub.
-
-    Args:
-        name: `owner/name` or `owner/name@revision`.
+    """Find a model to offer on the Hub, `owner/name` or `owner/name@revision`.
 
     Raises:
         LeukoscopeError: no Hub id, no such repository or revision, nothing to load in it, or no network.
@@ -133,7 +127,6 @@ def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukos
     Args:
         models: those to offer, the first one picked when the page opens.
         out: a new or empty folder, or one that holds an earlier Space of ours.
-        title: of the Space's page.
         gpu: whether it asks for a torch that computes on a borrowed GPU (ZeroGPU).
 
     Raises:
@@ -159,13 +152,10 @@ def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukos
 
 
 def space_requirements(ours: str, *, gpu: bool = False) -> str:
-    """What a Space installs: our requirements without those that the demo never imports.
+    """What a Space installs: our requirements, an error if incomplete, without those that the demo never imports.
 
     Gradio's version is that of the front matter. On a CPU, torch comes without the gigabytes of its GPU libraries; for
     a borrowed GPU, in the versions that ZeroGPU runs.
-
-    Raises:
-        LeukoscopeError: one of the packages that get another bound is not on our list.
     """
     bounds = {**(ZERO_GPU if gpu else {}), "gradio": f"[mcp]=={version('gradio')}"}
     lines = [line for line in _requirements(ours) if re.split(r"[<>=]", line)[0] not in _NOT_NEEDED]
@@ -183,16 +173,10 @@ def _requirements(ours: str) -> list[str]:
 
 
 def write_endpoint(release: Path, out: Path) -> Path:
-    """Write the folder of a model repository for Inference Endpoints, completely or not at all.
+    """Write the folder of a model repository for Inference Endpoints, completely or not at all (`OSError` of the disk).
 
-    It holds the release, handler.py, the part of the package that predicts, and what this needs on a CPU.
-
-    Args:
-        release: folder of a release.
-        out: a new folder, or one that holds an earlier one.
-
-    Raises:
-        OSError: the disk refuses.
+    It holds the release, handler.py, the part of the package that predicts, and what this needs on a CPU. `out` is a
+    new folder, or one that holds an earlier one.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out) as folder:
@@ -313,14 +297,9 @@ def _runtime_file(name: str, package: Path | None) -> bytes:
 
 
 def push_space(folder: Path, space: str, *, private: bool = False, again: str) -> Published:
-    """Put a folder written by `write_space` or `write_static_space` on the Hub as a Space, in one commit.
+    """Put a folder of `write_space` or `write_static_space` on the Hub as the Space `owner/name`, in one commit.
 
-    Args:
-        space: `owner/name`; made where it does not exist.
-        again: the command that repeats this, for the message when it fails.
-
-    Raises:
-        LeukoscopeError: no token, or the Hub refused or could not be reached; the folder is only read.
+    The folder is only read. `again` is the command that repeats this, for the message when it fails.
     """
     static = (folder / PAGE).is_file()
     to = Destination(space, private=private, kind="space", sdk="static" if static else "gradio")

@@ -54,8 +54,7 @@ class NetworkStart:
 
     Attributes:
         name: what its weights truly are, for the card.
-        remarks: for a person, one line each.
-        notes: what weakens the run's metrics, one line each; they belong to the split.
+        remarks, notes: one line each, for a person; notes weaken the run's metrics and belong to the split.
         provenance: for the "training" block of metrics.json; {} unless a release is fine-tuned.
     """
 
@@ -66,10 +65,7 @@ class NetworkStart:
 
 
 def build_network(recipe: Recipe, num_classes: int, create: Callable[..., nn.Module] | None = None) -> nn.Module:
-    """The recipe's network with random weights, in channels-last memory.
-
-    Args:
-        create: makes it, with the signature of `timm.create_model`, which is the default.
+    """The recipe's network with random weights, in channels-last memory, made by `timm.create_model` or its like.
 
     Raises:
         LeukoscopeError: a model of timm that takes no image of this size, or not this recipe's arguments.
@@ -127,10 +123,7 @@ def model_args(recipe: Recipe) -> dict[str, Any]:
 
 
 def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) -> str:
-    """Load start weights into the backbone.
-
-    Returns:
-        the true name of these weights.
+    """Load start weights into the backbone, and return their true name.
 
     Raises:
         LeukoscopeError: missing or damaged file, weights of another architecture, undeclared missing tensors, an
@@ -208,15 +201,12 @@ def _fill(
 
 
 def copy_weights(network: nn.Module, donor: nn.Module, outputs: Sequence[int] | None, *, source: str) -> None:
-    """Copy all tensors of a network into another of the same architecture.
+    """Copy all tensors of a network into another, an error where they differ in more than their number of outputs.
 
     Args:
         outputs: for each output of `network`, the donor's output whose weights it takes; None leaves the last linear
             layer as it is.
         source: the donor's name, for messages.
-
-    Raises:
-        LeukoscopeError: networks that differ in more than their number of outputs.
     """
     ours, theirs = network.state_dict(), donor.state_dict()
     head = {f"{name}.{part}" for name in classifier_names(network) for part in ("weight", "bias")}

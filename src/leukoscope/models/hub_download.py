@@ -40,7 +40,7 @@ class HubUnreachable(Exception):
 
 
 def find_release(model: str, patterns: Sequence[str] = RELEASE_FILES) -> tuple[Path, str, str]:
-    """Find a release, downloaded first where it is named by Hub id.
+    """Find a release, downloaded first where it is named by Hub id; errors as of `Predictor.from_pretrained`.
 
     Args:
         model: a release folder, the name of one that comes with Leukoscope, `owner/name` or `owner/name@revision`; a
@@ -49,9 +49,6 @@ def find_release(model: str, patterns: Sequence[str] = RELEASE_FILES) -> tuple[P
 
     Returns:
         its folder; the name as given, of the Hub without a revision; and its Hub commit, "" for a local folder.
-
-    Raises:
-        LeukoscopeError: as `Predictor.from_pretrained`.
     """
     if (local := local_release(model)) is not None:
         return local, model, ""
@@ -74,11 +71,7 @@ def local_release(model: str) -> Path | None:
 
 
 def parse_hub_id(model: str, revision: str | None = None) -> tuple[str, str | None]:
-    """Split `owner/name[@revision]` into repository and revision.
-
-    Raises:
-        LeukoscopeError: no Hub id, or two different revisions.
-    """
+    """Split `owner/name[@revision]` into repository and revision; an error for no Hub id or two different revisions."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -101,16 +94,12 @@ def parse_hub_id(model: str, revision: str | None = None) -> tuple[str, str | No
 def fetch_files(
     hub_id: str, revision: str | None, patterns: Sequence[str] = RELEASE_FILES, *, anonymous: bool = False
 ) -> Path:
-    """Download a Hub repository's files, or find them in the cache.
+    """Download a Hub repository's files, or find them in the cache: the folder, whose name is the commit.
 
     Where the Hub cannot be reached, the cached copy is used, with a warning.
 
     Args:
-        patterns: which files.
         anonymous: do not send this machine's token.
-
-    Returns:
-        the folder; its name is the commit.
 
     Raises:
         LeukoscopeError: no such repository or revision, no access to it, no safetensors in it, no network and no
@@ -150,11 +139,7 @@ def cached_repository(hub_id: str) -> Path:
 def hub_model_info(
     hub_id: str, revision: str | None = None, *, sizes: bool = False, anonymous: bool = False
 ) -> ModelInfo:
-    """Look up a repository on the Hub, within `HUB_TIMEOUT`.
-
-    Args:
-        sizes: with the sizes of its files.
-        anonymous: do not send this machine's token.
+    """Look up a repository within `HUB_TIMEOUT`; `sizes` adds those of its files, `anonymous` sends no token.
 
     Raises:
         HubUnreachable: no response, or an error of the Hub's own.
@@ -198,12 +183,7 @@ def _within(seconds: float, call: Callable[[], _T]) -> _T:
 
 
 def _snapshot(
-    hub_id: str,
-    revision: str | None,
-    patterns: Sequence[str],
-    *,
-    cached_only: bool = False,
-    anonymous: bool = False,
+    hub_id: str, revision: str | None, patterns: Sequence[str], *, cached_only: bool = False, anonymous: bool = False
 ) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
@@ -240,8 +220,7 @@ def _require_safetensors(wanted: str, info: ModelInfo) -> None:
     names = [file.rfilename for file in info.siblings or ()]
     if any(name.endswith(".safetensors") for name in names):
         return
-    pickled = next((name for name in names if name.endswith(_PICKLED)), None)
-    if pickled:
+    if pickled := next((name for name in names if name.endswith(_PICKLED)), None):
         raise LeukoscopeError(
             f"{wanted}: holds only {pickled}; pickled weights can run code and are never loaded — convert them to "
             "safetensors"

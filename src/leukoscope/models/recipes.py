@@ -194,11 +194,7 @@ TIMM = "timm/"
 
 
 def get_recipe(name: str) -> Recipe:
-    """The recipe of that name: an entry of `RECIPES`, or for "timm/…" the one that `timm_recipe` gives.
-
-    Raises:
-        LeukoscopeError: neither.
-    """
+    """The recipe of that name: an entry of `RECIPES`, or for "timm/…" that of `timm_recipe`; an error for neither."""
     if name.startswith(TIMM):
         return timm_recipe(name, "--recipe")
     if name not in RECIPES:
@@ -259,13 +255,9 @@ _Part = TypeVar("_Part", bound="DataclassInstance")
 
 
 def with_overrides(recipe: _Recipe, assignments: Iterable[str]) -> _Recipe:
-    """Apply `key=value` assignments to a recipe, in order.
+    """Apply `key=value` assignments to a recipe, in order; an error for no such key or a value that does not fit.
 
-    Args:
-        assignments: keys as in `Recipe`, those of its parts after a dot; values in YAML (0.4, true, null, [a, b]).
-
-    Raises:
-        LeukoscopeError: no such key, or a value that does not fit it.
+    Keys are those of `Recipe`, and of its parts after a dot; values are YAML (0.4, true, null, [a, b]).
     """
     import yaml
 
@@ -299,14 +291,9 @@ def checker(kind: type[_Part]) -> TypeAdapter[_Part]:
 
 
 def with_values(recipe: _Part, values: Mapping[str, Any], given_as: Mapping[str, str]) -> _Part:
-    """A recipe, or flags, with other values, all of them checked by their types' ranges.
+    """A recipe, or flags, with other values (a part's field after a dot), all checked by their types' ranges.
 
-    Args:
-        values: by the name of the field; those of its parts after a dot.
-        given_as: how a user gave them, by the same names, for messages.
-
-    Raises:
-        LeukoscopeError: names the value, and what to give instead.
+    An error names the value as `given_as` says it was given, by the same names, and what to give instead.
     """
     content = asdict(recipe)
     for key, value in values.items():

@@ -132,11 +132,7 @@ def save_release(
 
 
 def save_weights(network: nn.Module, directory: Path) -> None:
-    """Write model.safetensors into a release's folder.
-
-    Raises:
-        OSError, SafetensorError: the disk refuses.
-    """
+    """Write model.safetensors into a release's folder; `OSError` or `SafetensorError` where the disk refuses."""
     from safetensors.torch import save_file
 
     halved = _stored_halved(network)
@@ -152,8 +148,7 @@ def save_weights(network: nn.Module, directory: Path) -> None:
 def edit_release(source: Path, target: Path | None = None) -> Iterator[Path]:
     """Yield a copy of a release to be changed, which replaces `target` (or `source` itself) at the end.
 
-    Raises:
-        LeukoscopeError: the disk refuses; `target` is then as it was.
+    Where the disk refuses, that is an error, and `target` is as it was.
     """
     with _atomic_release(target or source) as folder:
         shutil.copytree(source, folder)
@@ -168,16 +163,9 @@ def _atomic_release(target: Path) -> Iterator[Path]:
 
 
 def rescale_classifier(network: nn.Module, temperature: float) -> nn.Module:
-    """Fold a temperature into the last linear layer, W/T and b/T: its plain softmax is then calibrated everywhere.
+    """Fold a temperature into the last linear layer, in place: its plain softmax is then calibrated everywhere.
 
-    Temperature scaling divides the logits by T (Guo et al. 2017), and a linear layer gives just that divided logit.
-
-    Args:
-        network: as `build_network` makes it; it is changed in place.
-        temperature: above 0; 1 changes nothing.
-
-    Returns:
-        `network`.
+    Temperature scaling divides the logits by T (Guo et al. 2017), and a linear layer of W/T and b/T gives just those.
 
     Raises:
         LeukoscopeError: a temperature that is no positive number.
@@ -231,11 +219,7 @@ def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision:
 
 
 def round_as_stored(network: nn.Module, *, head: bool = True) -> None:
-    """Round a network's weights, in place, to what its release will hold: what is measured is then what is released.
-
-    Args:
-        head: round the head's as well.
-    """
+    """Round weights in place to what the release will hold, so that this is measured; `head`: the head's too."""
     state, new = network.state_dict(), set() if head else {id(parameter) for parameter in head_parameters(network)}
     spared = {name for name, parameter in network.named_parameters() if id(parameter) in new}
     with torch.no_grad():

@@ -137,11 +137,7 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
 
 
 def read_config(root: Path) -> dict[str, Any]:
-    """The content of a release's config.json.
-
-    Raises:
-        LeukoscopeError: as `read_release`.
-    """
+    """The content of a release's config.json; errors as of `read_release`."""
     path = root / CONFIG
     restore_replaced(root)
     if not root.is_dir():
@@ -180,11 +176,7 @@ def read_config(root: Path) -> dict[str, Any]:
 
 
 def read_metrics(root: Path) -> dict[str, Any]:
-    """The release's metrics.json, {} where there is none.
-
-    Raises:
-        LeukoscopeError: damaged, of another schema version, or without what prediction needs of it.
-    """
+    """The release's metrics.json, {} for none; an error if damaged, of another version or too little to predict."""
     path = root / METRICS
     if not path.exists():
         return {}
@@ -255,11 +247,7 @@ def folder_name(release: Path) -> str:
 
 
 def public_name(model: str, revision: str) -> str:
-    """A model's name for pictures and reports, without the private path of a local release.
-
-    Args:
-        model, revision: of the Hub; or a local folder and "".
-    """
+    """A model's name for pictures and reports: its Hub id, or a local folder's name without its private path."""
     return model if revision else folder_name(Path(model))
 
 
@@ -269,22 +257,14 @@ def write_json(path: Path, content: Mapping[str, Any], *, exact: bool = False) -
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file as NumPy arrays.
-
-    Raises:
-        LeukoscopeError: missing, damaged, or not given by the system.
-    """
+    """All tensors of a safetensors file as NumPy arrays; an error for one that is missing, damaged or not readable."""
     from safetensors.numpy import load_file
 
     return _loaded(path, load_file)
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file; any other format, pickle above all, is refused.
-
-    Raises:
-        LeukoscopeError: another format, missing, damaged, or not given by the system.
-    """
+    """All tensors of a safetensors file; another format, pickle above all, or a missing or damaged file is refused."""
     from safetensors.torch import load_file
 
     if path.is_file() and path.suffix != ".safetensors":
@@ -314,10 +294,8 @@ def _loaded(path: Path, load_file: Callable[[Path], dict[str, _Tensor]]) -> dict
 
 
 def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
     if isinstance(value, Mapping):
         return {str(k): _rounded(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_rounded(v) for v in value]
-    return value
+    return float(f"{value:.6g}") if isinstance(value, float) else value

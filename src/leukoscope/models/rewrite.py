@@ -24,11 +24,7 @@ _TOLERANCE = 1e-3
 
 
 def pooled_norm_densenet(architecture: str, num_classes: int, drop_rate: float = 0.0, **timm_args: Any) -> nn.Module:
-    """A DenseNet of timm with BatchNorm after pooling instead of BatchNorm and ReLU before; random weights.
-
-    Raises:
-        ValueError: another network than a DenseNet.
-    """
+    """A DenseNet of timm with BatchNorm after pooling, not before; random weights. `ValueError` for another network."""
     import timm
 
     network: Any = timm.create_model(architecture, num_classes=num_classes, **timm_args)
@@ -42,18 +38,12 @@ def pooled_norm_densenet(architecture: str, num_classes: int, drop_rate: float =
 
 
 def rewrite_for_timm(network: nn.Module, plain: nn.Module, pixels: torch.Tensor) -> nn.Module:
-    """Rewrite a `pooled_norm_densenet` as the plain DenseNet with the same predictions.
+    """Rewrite a `pooled_norm_densenet` as the plain DenseNet with the same predictions; an error if its logits differ.
 
     Args:
-        plain: timm's DenseNet of as many blocks and classes; filled in place.
+        plain: timm's DenseNet of as many blocks and classes; filled in place and returned, in eval mode.
         pixels: (B, 3, S, S) standardised images of the kind the network is for; the range of every channel is measured
             on them.
-
-    Returns:
-        `plain`, in eval mode, without gradients.
-
-    Raises:
-        LeukoscopeError: the two networks' logits differ.
     """
     # On the CPU, where both are computed in the same precision.
     ours: Any = deepcopy(network.eval()).cpu()

@@ -245,12 +245,8 @@ def _panels(
     figure: Figure, findings: Findings, order: Callable[[Findings], float]
 ) -> Iterator[tuple[Axes, tuple[str, str, list[tuple[str, Findings]]]]]:
     """One panel per class: its axes, its name, its colour and its subjects in order."""
-    of_class = {
-        label: sorted(
-            ((name, s) for name, s in findings["subjects"].items() if label in s["cells"]), key=lambda e: order(e[1])
-        )
-        for label in findings["classes"]
-    }
+    subjects_of = sorted(findings["subjects"].items(), key=lambda named: order(named[1]))
+    of_class = {label: [one for one in subjects_of if label in one[1]["cells"]] for label in findings["classes"]}
     ratios = [len(subjects) + 3 for subjects in of_class.values()]
     panels = figure.subplots(1, len(of_class), sharey=True, squeeze=False, width_ratios=ratios)[0]
     for number, (axes, (label, subjects)) in enumerate(zip(panels, of_class.items(), strict=True)):

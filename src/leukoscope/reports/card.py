@@ -31,7 +31,6 @@ from leukoscope.models.release_files import (
 )
 from leukoscope.reports import formatting, release_tables
 from leukoscope.reports.release_plots import phantom_samples, phantoms_for, structure_figure
-from leukoscope.reports.release_tables import detailed_evaluation
 from leukoscope.synthetic import PHANTOM_LABELS, knows_smears
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "", loaded: R
             for name, shows in SHOWN.items()
             if (release / FIGURES / f"{name}.png").is_file()
         },
-        tested=detailed_evaluation(metrics),
+        tested=release_tables.detailed_evaluation(metrics),
         maps_passed=passes_map_checks(metrics.get("heat_maps") or {}),
         not_known=NOT_KNOWN,
         drawn_as_its_classes=knows_smears(metrics["labels"]) or not {*PHANTOM_LABELS}.isdisjoint(metrics["labels"]),
@@ -171,20 +170,16 @@ def _card_data(metrics: Mapping[str, Any], name: str, *, licence: str, examples:
 
 def default_licence(metrics: Mapping[str, Any]) -> str:
     """The licence of weights whose author named none: "apache-2.0" where data and start weights allow it, else ""."""
-    free = metrics["training"]["start_weights"] in (FROM_SCRATCH, *_OWN_START_WEIGHTS)
-    known = metrics["data"]["name"] in DATASETS.keys() - {"imagefolder"}
-    return "apache-2.0" if known and (free or _is_permissive(_base_model(metrics) or "")) else ""
-
-
-def _is_permissive(base_model: str) -> bool:
-    """Whether timm names a permissive licence for these weights."""
     from timm.models import get_pretrained_cfg
 
     try:
-        licence = getattr(get_pretrained_cfg(base_model.removeprefix(TIMM)), "license", None) or ""
-    except RuntimeError:  # no such weights
-        return False
-    return licence in ("apache-2.0", "mit") or licence.startswith("bsd")
+        base_model = (_base_model(metrics) or "").removeprefix(TIMM)
+        licence = getattr(get_pretrained_cfg(base_model), "license", None) or ""
+    except RuntimeError:  # timm knows no such weights
+        licence = ""
+    permissive = licence in ("apache-2.0", "mit") or licence.startswith("bsd")
+    free = permissive or metrics["training"]["start_weights"] in (FROM_SCRATCH, *_OWN_START_WEIGHTS)
+    return "apache-2.0" if free and metrics["data"]["name"] in DATASETS.keys() - {"imagefolder"} else ""
 
 
 def _eval_results(metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
@@ -253,11 +248,7 @@ def draw_examples(release: Path) -> list[Path]:
 
 
 def draw_plots(release: Path, loaded: Release | None = None) -> list[Path]:
-    """Draw every plot for which the release has weights or metrics; equal ones give equal files.
-
-    Returns:
-        The files written, in the order of the card.
-    """
+    """Draw each plot that the release has weights or metrics for, in the card's order; equal ones give equal files."""
     folder, figures = release / FIGURES, dict(_plots(release, loaded or _load(release)))
     with disk_errors(f"{folder}: the plots cannot be written there", "check who may write there"):
         folder.mkdir(exist_ok=True)
@@ -270,7 +261,7 @@ def _plots(release: Path, loaded: Release | None) -> Iterator[tuple[str, Figure]
         recipe = metrics["recipe"]
         yield "samples", phantom_samples(loaded)
         yield "network", structure_figure(loaded.network, recipe["image_size"], recipe["frozen"])
-    tested = detailed_evaluation(metrics)
+    tested = release_tables.detailed_evaluation(metrics)
     if tested is not None:
         yield "confusion", plots.confusion_plot(tested["metrics"]["confusion_matrix"], metrics["labels"])
     if tested is None or "calibration" not in metrics:

@@ -28,7 +28,7 @@ def evidence_sections(metrics: Metrics) -> Iterator[Section]:
     text = [
         f"By {unit}: every {unit} weighs the same. At equal size: among cells of similar area. In brackets 95 % "
         f"intervals from bootstrap samples of {unit}s. Where the same {unit}s are in training and test, metrics are "
-        "too good. “Size alone”: AUROC of nothing but the cell's area.",
+        "too good. “Size alone”: AUROC of nothing but the cell's area."
     ]
     if aliases := new_aliases(metrics):
         text.append(f"Found since to be one subject each: {', '.join(aliases)}.")

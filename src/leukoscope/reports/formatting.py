@@ -43,11 +43,7 @@ def rendered(template: Path, **values: Any) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose cells are text ready to be shown.
-
-    Attributes:
-        text_columns: how many columns, from the left, are aligned left; the others hold numbers.
-    """
+    """A table of texts ready to be shown; the first `text_columns` are aligned left, the others hold numbers."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -150,11 +146,7 @@ def minutes(seconds: float) -> str:
 
 
 def new_aliases(metrics: Mapping[str, Any]) -> list[str]:
-    """Subject ids that a release counts separately, but that are now known to be of one subject.
-
-    Returns:
-        "H2 = H6 = H7" for each subject; empty when the release was measured with all ids known today.
-    """
+    """Ids that a release counts separately, but that are now known to be of one subject, like "H2 = H6 = H7"."""
     info = trained_on(metrics)
     if info is None:
         return []

@@ -27,14 +27,8 @@ from leukoscope.evaluation.subjects import measure_subject_rule
 from leukoscope.files import disk_errors, write_atomic
 from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.models.release_files import write_json
+from leukoscope.reports import release_tables as tables
 from leukoscope.reports.formatting import Table, count, fraction, metric_name, rendered, share, span
-from leukoscope.reports.release_tables import (
-    classes_table,
-    comparison_table,
-    metrics_table,
-    subjects_table,
-    worst_first,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +83,7 @@ def plot_picture(figure: Figure, alt: str, caption: str = "") -> Picture:
     # Without a date, the same figures give the same file.
     without_formulas(figure).savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)
-    return Picture(_data_uri("image/svg+xml", file.getvalue()), alt, caption)
+    return Picture(f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}", alt, caption)
 
 
 def cell_picture(image: Image, alt: str, caption: str = "", *, side: int = 128) -> Picture:
@@ -98,11 +92,7 @@ def cell_picture(image: Image, alt: str, caption: str = "", *, side: int = 128) 
     small.thumbnail((side, side))
     file = io.BytesIO()
     small.save(file, format="JPEG", quality=85)
-    return Picture(_data_uri("image/jpeg", file.getvalue()), alt, caption)
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return Picture(f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}", alt, caption)
 
 
 def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[Section]) -> Path:
@@ -114,24 +104,20 @@ def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[S
 def build_evaluation(
     predicted: ModelPredictions, cells: SelectedCells | None, *, compared: ModelPredictions | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """Compute the content of evaluation.json.
+    """Compute the content of evaluation.json; an error for no predicted cell, or two models of other cells.
 
     Args:
         cells: the cells that were predicted; None where only their predictions are at hand.
         compared: another model's predictions of the same cells.
-
-    Raises:
-        LeukoscopeError: no predicted cell, or two models that did not predict the same cells.
     """
     predictions, unreadable = predicted.predictions, cells.data.unreadable if cells else ()
     if not predictions.cell_ids:
         reason = next(iter((*predicted.left_out, *unreadable)), "no cell was given")
         raise LeukoscopeError(f"{predicted.name}: not one cell was predicted ({reason}); check the cells and --split")
-    by_subject, missing = None, ""
     try:
-        by_subject = bootstrap.subject_intervals(predictions, seed=seed)
+        by_subject, missing = bootstrap.subject_intervals(predictions, seed=seed), ""
     except LeukoscopeError as error:
-        missing = str(error)
+        by_subject, missing = None, str(error)
     subjects = np.asarray(predictions.subjects)
     of_class = {label: subjects[predictions.references == k] for k, label in enumerate(predictions.label_names)}
     comparison = None
@@ -222,7 +208,7 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
     lines = [(metric_name(key, unit), value, by_subject.get(key), by_cell.get(key)) for key, value in figures.items()]
     alt = f"Every metric with its interval by {unit} and by cell, as in the table."
     plot = plot_picture(interval_plot(lines, unit=unit), alt)
-    yield Section("Metrics", list(_interval_notes(evaluation)), metrics_table(figures, intervals, unit), [plot])
+    yield Section("Metrics", list(_interval_notes(evaluation)), tables.metrics_table(figures, intervals, unit), [plot])
     if subjects := metrics["subjects"]:
         yield subjects_section(subjects, list(metrics["per_class"]), unit)
     if evaluation["decisions"]:
@@ -231,7 +217,7 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
         yield _subjects(evaluation["subject_rule"])
     confusion = confusion_plot(metrics["confusion_matrix"], list(metrics["per_class"]))
     alt = "Confusion matrix: rows are the true classes, columns the predicted ones."
-    yield Section("Which class is taken for which", (), classes_table(metrics), [plot_picture(confusion, alt)])
+    yield Section("Which class is taken for which", (), tables.classes_table(metrics), [plot_picture(confusion, alt)])
     if other := evaluation["comparison"]:
         by_subject = other["resampled"] == "subjects"
         resampled, narrow = (f"{unit}s", "") if by_subject else ("cells", " Intervals by cell are too narrow.")
@@ -242,7 +228,7 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
                 f"Both are judged on the same cells and the same bootstrap samples of {resampled}. An "
                 f"interval that includes 0 decides nothing.{narrow}",
             ],
-            comparison_table(other["figures"], bootstrap.LEVEL, other["resampled"], unit),
+            tables.comparison_table(other["figures"], bootstrap.LEVEL, other["resampled"], unit),
         )
     if left_out := evaluation["left_out"]:
         more = [f"… and {len(left_out) - _SHOWN} more, in evaluation.json"] if len(left_out) > _SHOWN else []
@@ -265,7 +251,7 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
 def subjects_section(subjects: Mapping[str, Any], labels: Sequence[str], unit: str) -> Section:
     """The block "subjects" of an evaluation: a plot of their accuracies, and the worst of them in a table."""
     below = sum(subject["accuracy"] < 0.5 for subject in subjects.values())
-    name, worst = worst_first(subjects)[0]
+    name, worst = tables.worst_first(subjects)[0]
     alt = (
         f"Accuracy of each of {len(subjects)} {unit}s by class; the worst is {name} ({worst['label']}) with "
         f"{share(worst['accuracy'])} of {worst['cells']} cells predicted correctly"
@@ -273,12 +259,11 @@ def subjects_section(subjects: Mapping[str, Any], labels: Sequence[str], unit: s
     shown = min(_WORST, len(subjects))
     text = f"{below} of {len(subjects)} {unit}s have most of their cells predicted wrong. The {shown} worst:"
     plot = plot_picture(subject_strip(subjects, labels, unit), alt)
-    return Section(f"{unit.capitalize()} by {unit}", [text], subjects_table(subjects, unit, most=_WORST), [plot])
+    return Section(f"{unit.capitalize()} by {unit}", [text], tables.subjects_table(subjects, unit, most=_WORST), [plot])
 
 
 def _interval_notes(evaluation: Mapping[str, Any]) -> Iterator[str]:
-    intervals = evaluation["intervals"]
-    unit = evaluation["unit"]
+    intervals, unit = evaluation["intervals"], evaluation["unit"]
     if unit == "block":
         yield "This data set publishes no subjects: blocks of neighbouring images stand in for them."
     if intervals["by_subject"] is None:
@@ -297,8 +282,7 @@ def _interval_notes(evaluation: Mapping[str, Any]) -> Iterator[str]:
         )
         if few := [label for label, number in intervals["subjects"].items() if 0 < number < _FEW_SUBJECTS]:
             yield f"With so few {unit}s of {' and '.join(few)}, even the interval by {unit} is rather too narrow."
-        flat = [key for key, ends in intervals["by_subject"].items() if ends["low"] == ends["high"]]
-        if flat:
+        if flat := [key for key, ends in intervals["by_subject"].items() if ends["low"] == ends["high"]]:
             named = ", ".join(metric_name(key, unit) for key in flat)
             yield (
                 f"No width ({named}) means that every bootstrap sample gave the same, not that the metric is certain."

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from leukoscope.data.registry import DATASETS, trained_on
-from leukoscope.evaluation.plots import SAMPLES, SampleCell, network_plot, samples_plot
+from leukoscope.evaluation.plots import SAMPLES, network_plot, samples_plot
 from leukoscope.models.layers import frozen_modules
 from leukoscope.models.release import Release
 from leukoscope.models.release_files import ReleaseInfo
@@ -37,7 +37,7 @@ def phantom_samples(release: Release) -> Figure:
     with torch.inference_mode():
         probabilities = release.network(release.preprocessing.normalise(pixels)).softmax(dim=1)
     shown = [
-        SampleCell(image, release.labels[int(row.argmax())], float(row.max()), label if label in release.labels else "")
+        (image, release.labels[int(row.argmax())], float(row.max()), label if label in release.labels else "")
         for (label, image), row in zip(phantoms, probabilities, strict=True)
     ]
     return samples_plot(shown, "phantoms: synthetic cells, none of a patient; their predictions measure nothing")

@@ -264,11 +264,7 @@ def tta_table(block: Metrics, unit: str = "subject") -> Table:
 
 
 def metrics_table(values: Metrics, intervals: Metrics, unit: str) -> Table:
-    """Every metric of an evaluation with its intervals by subject and by cell.
-
-    Args:
-        intervals: by_subject (or None), by_cell, level.
-    """
+    """Every metric of an evaluation with its `intervals`: by_subject (or None), by_cell, level."""
     by_subject, by_cell = intervals["by_subject"] or {}, intervals["by_cell"]
     rows = [
         [metric_name(key, unit), share(value), span(by_subject.get(key)), span(by_cell.get(key))]
@@ -278,11 +274,7 @@ def metrics_table(values: Metrics, intervals: Metrics, unit: str) -> Table:
 
 
 def comparison_table(differences: Metrics, level: float, resampled: str, unit: str) -> Table:
-    """Metrics of two models on the same cells and the same bootstrap samples: `paired_difference`.
-
-    Args:
-        resampled: "subjects" or "cells".
-    """
+    """Metrics of two models from `paired_difference`; "subjects" or "cells" are `resampled`."""
     rows = [
         [metric_name(key, unit), share(one["a"]), share(one["b"]), difference(one), share(one["share_a_better"])]
         for key, one in differences.items()

@@ -42,10 +42,9 @@ _USED, _REFUSED = "#0072B2", "#9aa0a6"
 
 
 def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch_size: int = 16) -> str:
-    """Predict all cells of a source as one subject's, and report on them; see `subject_report`.
+    """Predict all cells of a source as those of the subject `name`, and report on them; see `subject_report`.
 
-    Args:
-        name: of the subject, for the title. Cells are numbered, since names of files may contain the subject's.
+    Cells are numbered, since names of files may contain the subject's.
     """
     rule = SubjectRule.of_release(predictor.release)
     given = list(source.read([range(source.count)]))

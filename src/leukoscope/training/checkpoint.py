@@ -43,12 +43,7 @@ _NAME = re.compile(r"(\d{5})-epoch-\d+-step-\d+")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run at one moment.
-
-    Attributes:
-        tensors: by name, on the CPU; the part before the first "/" names their owner.
-        values: all else, in plain JSON values.
-    """
+    """The state of a run at one moment: tensors on the CPU, named `owner/…`, and all else in plain JSON values."""
 
     tensors: dict[str, torch.Tensor]
     values: dict[str, Any]
@@ -59,11 +54,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run.
-
-    Attributes:
-        resumed: the checkpoint that the run resumes from, once `resume` has found one.
-    """
+    """The checkpoints of one run; `resumed` is the one that it resumes from, once `resume` has found one."""
 
     def __init__(self, run_folder: Path, settings: Mapping[str, Any], *, steps: str = "epoch"):
         """Keep checkpoints below a run folder.
@@ -74,7 +65,7 @@ class Checkpoints:
                 only when asked to stop.
         """
         self.run_folder, self.folder = run_folder, run_folder / FOLDER
-        self.settings = plain(dict(settings))
+        self.settings = plain(settings)
         self.each_epoch = steps != "no"
         self.every_steps = int(steps) if steps.isdecimal() else None
         self.resumed: Checkpoint | None = None
@@ -84,14 +75,9 @@ class Checkpoints:
         return self.every_steps is not None and step % self.every_steps == 0
 
     def save(self, checkpoint: Checkpoint, epoch: int, step: int) -> Path:
-        """Write a checkpoint, then remove all but the last `KEPT`.
+        """Write a checkpoint of the `epoch` under way, from 1, after so many steps of it; keep the last `KEPT`.
 
-        Args:
-            epoch: the epoch under way, counted from 1.
-            step: optimiser steps done in it.
-
-        Raises:
-            LeukoscopeError: it cannot be written; the earlier ones are untouched.
+        Where it cannot be written, that is an error, and the earlier ones are untouched.
         """
         from safetensors.torch import save_file
 
@@ -113,10 +99,7 @@ class Checkpoints:
         return target
 
     def resume(self, which: str) -> None:
-        """Read the checkpoint to resume from into `resumed`.
-
-        Args:
-            which: "latest" or the folder of one; with "latest", a damaged one is skipped for the one before it.
+        """Read the checkpoint to resume from into `resumed`: a folder, or the last whole one for "latest".
 
         Raises:
             LeukoscopeError: the checkpoint named is damaged, or the run is another one.
@@ -154,12 +137,7 @@ _NOT_COMPARED = (*NOT_THE_RESULT, "split", "split_file", "positive_label", "fine
 
 
 def other_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """List the settings of an earlier run that differ from this one's, as "name: the value then".
-
-    Args:
-        then: from `run_settings` or args.yaml.
-        now: from `run_settings`.
-    """
+    """List settings of an earlier run (`run_settings` or args.yaml) that differ now, as "name: the value then"."""
     different = []
     for group, prefix in (("flags", ""), ("resolved_recipe", "recipe's ")):
         made, wanted = then[group], now[group]
@@ -183,9 +161,6 @@ def check_resume(run_folder: Path, which: str | None, settings: Mapping[str, Any
     Args:
         which: --resume_from_checkpoint.
         settings: of the run that is to begin, from `run_settings`.
-
-    Raises:
-        LeukoscopeError: with what to do instead.
     """
     complete = (run_folder / METRICS).exists()
     if which == LATEST and complete:
@@ -320,7 +295,10 @@ class TrainingState:
         self.batches = [] if batches is None else list(batches[mine].to(device).unbind())
         self.rows, self.step, self.started = values["rows"], values["step"], time.perf_counter() - values["seconds"]
         # Cloned, because torch's generators misread a state that is part of a larger tensor.
-        set_random_states({k: v[mine].clone() for k, v in checkpoint.part("random").items()}, device)
+        random = {k: v[mine].clone() for k, v in checkpoint.part("random").items()}
+        torch.set_rng_state(random["torch"])
+        if "device" in random:
+            torch.get_device_module(device).set_rng_state(random["device"])
 
     def _of_all(self, tensor: torch.Tensor) -> torch.Tensor:
         """(P, …), the tensor of each process."""
@@ -364,13 +342,6 @@ def random_states(device: torch.device) -> dict[str, torch.Tensor]:
     return states
 
 
-def set_random_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Set the generators to what `random_states` read."""
-    torch.set_rng_state(states["torch"])
-    if "device" in states:
-        torch.get_device_module(device).set_rng_state(states["device"])
-
-
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Processes must agree on the step they stop after, and asking each other costs a wait for the accelerator.
 _STEPS_BETWEEN_AGREEMENTS = 16
@@ -387,12 +358,9 @@ class Interrupted(SystemExit):
 
 
 class StopRequest:
-    """Notes SIGTERM and Ctrl-C inside its `with` block; a second signal acts as it always does.
+    """Notes the number of SIGTERM or Ctrl-C inside its `with` block; a second signal acts as it always does.
 
-    Signals reach the main thread alone; anywhere else nothing is noted.
-
-    Attributes:
-        noted: the signal's number; 0 before one came.
+    Signals reach the main thread alone; anywhere else nothing is noted, and `noted` stays 0.
     """
 
     def __init__(self) -> None:

@@ -109,11 +109,7 @@ class DataArguments:
         return {name: getattr(self, name) for name in names}
 
     def load(self, image_size: int) -> LoadedCells:
-        """Load the cells for images of `image_size` pixels.
-
-        Raises:
-            LeukoscopeError: as `load_cells`.
-        """
+        """Load the cells for images of `image_size` pixels; errors as of `load_cells`."""
         data = load_cells(**self.source, image_size=2 * image_size)
         return data if self.positive_label is None else data.with_positive(self.positive_label)
 
@@ -162,8 +158,7 @@ class RunArguments:
     learning_rate: float | None = _flag(None, "Peak learning rate of the pretrained layers (default: the recipe's).")
     weight_decay: float | None = _flag(None, "Weight decay (default: the recipe's).")
     lr_scheduler_type: Schedule | None = _flag(
-        None,
-        f"The schedule of transformers.get_scheduler: {', '.join(get_args(Schedule))} (default: the recipe's).",
+        None, f"The schedule of transformers.get_scheduler: {', '.join(get_args(Schedule))} (default: the recipe's)."
     )
     num_warmup_steps: int | None = _flag(None, "Optimiser steps of linear warm-up (default: the recipe's share).")
     mixed_precision: str | None = _flag(
@@ -213,11 +208,7 @@ class TrainingConfig:
     run: RunArguments = field(default_factory=RunArguments)
 
     def check(self) -> None:
-        """Check all flags but those of the recipe, which `resolve` checks.
-
-        Raises:
-            LeukoscopeError: names the flag, its value and what to give instead.
-        """
+        """Check all flags but those of the recipe, which `resolve` checks; an error names what to give instead."""
         for part in (self.data, self.model, self.run):
             with_values(part, {}, {name: f"--{name} {value}" for name, value in vars(part).items()})
         if self.model.from_scratch and self.model.pretrained_weights:
@@ -225,10 +216,7 @@ class TrainingConfig:
         steps = self.run.checkpointing_steps
         if steps not in ("epoch", "no") and not (steps.isdecimal() and int(steps) > 0):
             raise LeukoscopeError(f"--checkpointing_steps {steps}: give epoch, no, or a number of steps from 1")
-        for flag, path in (
-            ("split_file", self.data.split_file),
-            ("pretrained_weights", self.model.pretrained_weights),
-        ):
+        for flag, path in (("split_file", self.data.split_file), ("pretrained_weights", self.model.pretrained_weights)):
             if path and not Path(path).is_file():
                 raise LeukoscopeError(f"--{flag} {path}: no such file; check the path")
         # torch.compile writes C++ on a CPU, and on a GPU code that calls it.
@@ -240,11 +228,7 @@ class TrainingConfig:
             )
 
     def resolve(self) -> Recipe:
-        """The recipe with this run's overrides; on phantoms, sized for a smoke run.
-
-        Raises:
-            LeukoscopeError: a wrong flag, an unknown recipe, or a value out of range.
-        """
+        """The recipe with this run's overrides, checked; on phantoms, sized for a smoke run."""
         self.check()
         recipe, given = get_recipe(self.model.recipe), self.as_dict()
         if self.is_smoke_run:
@@ -343,15 +327,10 @@ class _HelpFormatter(ArgumentDefaultsHelpFormatter):
 
 
 def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py") -> TrainingConfig:
-    """Read the command line (`sys.argv` when None) into a `TrainingConfig`.
+    """Read the command line (`sys.argv` when None) of the program `command` into a `TrainingConfig`.
 
-    A release that --model_name_or_path names is opened: it gives what the flags leave open.
-
-    Args:
-        command: what the help calls the program.
-
-    Raises:
-        LeukoscopeError: a flag that does not exist, a value of another type, or a release that cannot be fine-tuned.
+    A release that --model_name_or_path names is opened: it gives what the flags leave open. A flag that does not exist,
+    a value of another type and a release that cannot be fine-tuned are errors.
     """
     from transformers import HfArgumentParser
 
@@ -396,11 +375,7 @@ def _known_flags(unknown: str) -> str:
 
 
 def _flags_of(file: Path, without: Sequence[str] = ()) -> dict[str, Any]:
-    """The flags that a YAML file holds, by name or under `flags` as in args.yaml, but for those of `without`.
-
-    Raises:
-        LeukoscopeError: no such file, no YAML, or a name that is no flag.
-    """
+    """The flags, but for those of `without`, that a YAML file holds by name or, as args.yaml, under `flags`."""
     import yaml
 
     try:
@@ -421,11 +396,7 @@ def _flags_of(file: Path, without: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def complete(config: TrainingConfig) -> TrainingConfig:
-    """Fill in what follows from --model_name_or_path, and the default recipe where `model.recipe` is None.
-
-    Raises:
-        LeukoscopeError: a model or a release that cannot be started from, or flags that name two starts.
-    """
+    """Fill in what follows from --model_name_or_path (errors: `follow_model`), and the default recipe for None."""
     model = config.model
     if model.model_name_or_path:
         from leukoscope.training.finetune import follow_model

@@ -159,19 +159,15 @@ def ready_batches(
         add_waiting: called with the seconds each batch took to be read, moved and augmented, and with those of the
             attempt that finds the end. A GPU moves and augments by itself: there, what counts is asking for it.
     """
-    batches = iter(loader)
-    while True:
-        started = time.perf_counter()
-        batch = next(batches, None)
-        if batch is not None:
-            # Rows stay where the augmentation uses them.
-            items, labels, rows = batch
-            shown = inputs.for_training(items.to(device, non_blocking=True), rows, epoch)
-            batch = shown, labels.to(device, non_blocking=True), rows
+    started = time.perf_counter()
+    for items, labels, rows in loader:
+        # Rows stay where the augmentation uses them.
+        shown = inputs.for_training(items.to(device, non_blocking=True), rows, epoch)
+        batch = shown, labels.to(device, non_blocking=True), rows
         add_waiting(time.perf_counter() - started)
-        if batch is None:
-            return
         yield batch
+        started = time.perf_counter()
+    add_waiting(time.perf_counter() - started)
 
 
 def evenly_spread(rows: np.ndarray, most: int) -> np.ndarray:
@@ -319,24 +315,14 @@ def backbone_hash(network: nn.Module) -> str:
 
 
 def frozen_features(
-    path: Path,
-    network: nn.Module,
-    cells: FramedCells,
-    preprocessing: Preprocessing,
-    views: Sequence[View],
+    path: Path, network: nn.Module, cells: FramedCells, preprocessing: Preprocessing, views: Sequence[View]
 ) -> np.ndarray:
     """Read the features kept in `path`; compute them first where they are missing or damaged.
 
-    Args:
-        path: from `features_file`.
-        network: used on the device it is on, in eval mode and float32.
-        views: the V views of a cell, as `Augmentation.views` lists them.
+    The network is used on the device it is on, in eval mode and float32. A cache that cannot be written is an error.
 
     Returns:
         (N, V, F) float32, memory-mapped: every row of `cells.pixels` in each of its views.
-
-    Raises:
-        LeukoscopeError: the cache folder cannot be written (full disk, no permission).
     """
 
     def batch(start: int) -> torch.Tensor:
@@ -384,12 +370,11 @@ def _pooled(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """The array, or None where the file is not the one that was written."""
     try:
-        if path.with_suffix(".sha256").read_text(encoding="utf-8") != _digest(path):
-            return None
-        array = np.load(path, mmap_mode="r")
+        whole = path.with_suffix(".sha256").read_text(encoding="utf-8") == _digest(path)
+        array = np.load(path, mmap_mode="r") if whole else None
     except (OSError, ValueError):
         return None
-    return array if array.shape == shape and array.dtype == np.float32 else None
+    return array if array is not None and array.shape == shape and array.dtype == np.float32 else None
 
 
 def _digest(path: Path) -> str:

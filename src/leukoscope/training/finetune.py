@@ -29,11 +29,7 @@ from leukoscope.training.losses import restore_class_frequencies
 
 
 def open_release(name: str) -> Release:
-    """Open the release that --model_name_or_path names: a folder, `owner/name` or `owner/name@revision`.
-
-    Raises:
-        LeukoscopeError: as `Predictor.from_pretrained`, with the flag's name.
-    """
+    """Open the release that --model_name_or_path names; errors as of `Predictor.from_pretrained`, with the flag."""
     try:
         folder, name, revision = find_release(name, KNOWN_CELLS)
         return load_release(folder, name=name, revision=revision)
@@ -129,11 +125,7 @@ def _follow_release(name: str, recipe: str | None, image_size: int | None) -> di
 
 
 def start_from_release(network: nn.Module, recipe: Recipe, name: str, cells: FramedCells, split: Split) -> NetworkStart:
-    """Load the weights of a release into a new network.
-
-    Args:
-        network: as `build_network` made it for `recipe` and the classes of `cells`; changed in place.
-        name: of the release, as --model_name_or_path gives it.
+    """Load the weights of a release, named as by --model_name_or_path, into a new `network` of `recipe`, in place.
 
     Raises:
         LeukoscopeError: a release of another network or standardisation than the recipe's; or one that was trained on
@@ -141,14 +133,23 @@ def start_from_release(network: nn.Module, recipe: Recipe, name: str, cells: Fra
     """
     release = open_release(name)
     assert release.folder is not None, "it was opened from files"
-    _require_same_build(release, network, recipe)
+    # These would load and predict differently: same tensors in another network, other pixels.
+    prepared = release.preprocessing
+    for what, its, ours in (
+        ("architecture", release.config["architecture"], recipe.architecture),
+        ("standardisation (mean, std)", (prepared.mean, prepared.std), (recipe.mean, recipe.std)),
+    ):
+        if its != ours:
+            raise LeukoscopeError(
+                f"--model_name_or_path {release.name}: its {what} is {its}, that of --recipe {recipe.name} is {ours}; "
+                "leave --recipe out to follow the release"
+            )
     notes = _check_seen_cells(release, cells, split)
     outputs = matching_outputs(release.labels, cells.data.info.labels)
     copy_weights(network, release.network, outputs, source=f"--model_name_or_path {release.name}")
     name = name_of(release)
     if outputs is None:
-        ours, theirs = ", ".join(cells.data.info.labels), ", ".join(release.labels)
-        remark = f"a new head for {ours}: {name} predicts {theirs}"
+        remark = f"a new head for {', '.join(cells.data.info.labels)}: {name} predicts {', '.join(release.labels)}"
     else:
         undone = _undo_corrections(network, release.metrics, cells.data.info.labels)
         without = f", without {' and '.join(undone)} added after its training" if undone else ""
@@ -176,25 +177,7 @@ def matching_outputs(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, .
 
 def name_of(release: Release) -> str:
     """A release's name without its path: Hub id and commit, or its folder (for a run's release, the run folder)."""
-    if release.revision:
-        return f"{release.name}@{release.revision[:12]}"
-    return folder_name(Path(release.name))
-
-
-def _require_same_build(release: Release, network: nn.Module, recipe: Recipe) -> None:
-    """Refuse what would load and predict differently: same tensors in another network, other pooling, other pixels."""
-    assert release.folder is not None, "it was opened from files"
-    architecture = json.loads((release.folder / CONFIG).read_text(encoding="utf-8"))["architecture"]
-    prepared = release.preprocessing
-    for what, its, ours in (
-        ("architecture", architecture, recipe.architecture),
-        ("standardisation (mean, std)", (prepared.mean, prepared.std), (recipe.mean, recipe.std)),
-    ):
-        if its != ours:
-            raise LeukoscopeError(
-                f"--model_name_or_path {release.name}: its {what} is {its}, that of --recipe {recipe.name} is {ours}; "
-                "leave --recipe out to follow the release"
-            )
+    return f"{release.name}@{release.revision[:12]}" if release.revision else folder_name(Path(release.name))
 
 
 def _undo_corrections(network: nn.Module, metrics: Mapping[str, Any], labels: Sequence[str]) -> list[str]:

@@ -31,15 +31,7 @@ class TrainingLoss:
     """
 
     def __init__(self, recipe: Recipe, labels: np.ndarray, names: tuple[str, ...], device: torch.device):
-        """Count the classes.
-
-        Args:
-            labels: (N,) classes of the training cells.
-            names: of the K classes.
-
-        Raises:
-            LeukoscopeError: a class without training cells.
-        """
+        """Count the (N,) classes of the training cells; an error where one of the K `names` has none."""
         self.recipe = recipe
         counts = np.bincount(labels, minlength=len(names))
         for name, count in zip(names, counts, strict=True):
@@ -93,26 +85,13 @@ class LossMonitor:
     _unread: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list, init=False)
 
     def note(self, epoch: int, batch: int, loss: torch.Tensor, rows: torch.Tensor) -> None:
-        """Add a batch, and check all since the last check after `every` batches.
-
-        Args:
-            epoch, batch: counted from 0; the batch within the epoch.
-            loss: () on any device.
-            rows: (B,) of its cells on any device, as many on each process.
-
-        Raises:
-            LeukoscopeError: as `check`.
-        """
+        """Add a batch, its () loss and the (B,) rows of its cells, as many on each process; `check` every so many."""
         self._unread.append((loss.detach(), rows))
         if len(self._unread) >= self.every:
             self.check(epoch, batch)
 
     def check(self, epoch: int, batch: int) -> None:
-        """Check the losses collected since the last check; `epoch` and `batch` are of the last one, counted from 0.
-
-        Raises:
-            LeukoscopeError: a loss that is not finite, with its batch.
-        """
+        """Check the losses since the last check: an error for one that is not finite; `epoch`, `batch` count from 0."""
         unread, self._unread = self._unread, []
         if not unread:
             return

@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil  # comes with accelerate
 import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from huggingface_hub import constants
 from torch import nn
 from transformers.utils import flatten_dict
 
@@ -53,9 +55,6 @@ def locked(out: Path) -> Iterator[None]:
 
     The system holds the lock for this process and drops it when the process ends, however it ends. Another training in
     the same process is not kept out: they follow each other there.
-
-    Raises:
-        LeukoscopeError: another process trains into the folder, or the file cannot be written.
     """
     busy = LeukoscopeError(
         f"--output_dir {out}: another training is writing there; wait until it has ended, or give another folder"
@@ -181,9 +180,7 @@ def write_args(path: Path, config: TrainingConfig, recipe: Recipe) -> None:
 
 def plain(value: Any) -> Any:
     """Tuples as lists, as YAML and JSON give them back."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+    return json.loads(json.dumps(value))
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
@@ -198,13 +195,13 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 def result_lines(block: dict[str, Any]) -> str:
     """A block of metrics for the terminal, with the size-only baseline below it."""
-    metrics, baseline = block["metrics"], block.get("size_only_baseline")
+    metrics = block["metrics"]
     auroc = "–" if metrics["auroc"] is None else f"{metrics['auroc']:.3f}"
     lines = [
         f"test ({metrics['cells']:,} cells): accuracy {metrics['accuracy']:.3f}, balanced accuracy "
         f"{metrics['balanced_accuracy']:.3f}, weighted F1 {metrics['f1_weighted']:.3f}, AUROC {auroc}"
     ]
-    if baseline:
+    if baseline := block.get("size_only_baseline"):
         lines.append(
             f"  cell size alone: balanced accuracy {baseline['balanced_accuracy']:.3f}, "
             f"weighted F1 {baseline['f1_weighted']:.3f}"
@@ -217,8 +214,7 @@ def write_environment(
 ) -> None:
     """Write environment.json into the run folder; called by every process, written by the main one.
 
-    Args:
-        resumed: the run continues after an interruption; what it ran on before is kept under "earlier".
+    Where the run is `resumed`, what it ran on before is kept under "earlier".
     """
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
@@ -263,8 +259,6 @@ def complete_environment(out: Path, accelerator: Accelerator, seconds: float) ->
 def peak_memory() -> tuple[int, int]:
     """The most bytes this process ever held in main memory, and PyTorch on its GPU since the run began (else 0)."""
     if sys.platform == "win32":
-        import psutil  # comes with accelerate
-
         resident = psutil.Process().memory_info().peak_wset
     elif sys.platform == "darwin":
         import resource
@@ -279,18 +273,12 @@ def peak_memory() -> tuple[int, int]:
 
 def machine() -> dict[str, Any]:
     """System, processor, main memory and GPUs; sizes in bytes."""
-    if sys.platform == "win32":
-        import psutil  # comes with accelerate
-
-        memory = psutil.virtual_memory().total
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = [torch.cuda.get_device_properties(k) for k in range(torch.cuda.device_count())]
     return {
         "system": platform.platform(),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "memory_bytes": memory,
+        "memory_bytes": psutil.virtual_memory().total,
         "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
     }
 
@@ -345,11 +333,7 @@ _SENDS_AWAY = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_DATASET_ID", "
 
 
 def check_tracking(tracker: str | None) -> None:
-    """Refuse, before anything is loaded, a tracker that could not start or would send metrics away.
-
-    Raises:
-        LeukoscopeError: the tracker is not installed, or the environment makes it send metrics away.
-    """
+    """Refuse, before anything is loaded, a tracker that is not installed or would send metrics away."""
     # Accelerate itself would only warn, and track nothing.
     if tracker is not None and tracker not in map(str, get_available_trackers()):
         raise LeukoscopeError(
@@ -364,18 +348,16 @@ def check_tracking(tracker: str | None) -> None:
 
 
 def start_tracking(accelerator: Accelerator, config: TrainingConfig, recipe: Recipe) -> None:
-    """Start the run's tracker; does nothing without --report_to.
+    """Start the tracker of --report_to, which `make_accelerator` was given; does nothing without the flag.
 
     TensorBoard's files lie in the run folder's `tensorboard`, trackio's where `trackio show` looks for them.
-
-    Args:
-        accelerator: made with `log_with=config.run.report_to` and `project_dir=config.output_dir`.
     """
     if config.run.report_to is None:
         return
     # A resumed run logs its earlier epochs again: its curve is a new one, and complete.
     name = "/".join(config.output_dir.resolve().parts[-2:])
-    with _hub_offline():
+    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True  # trackio would look up the user's Hub name
+    try:
         accelerator.init_trackers(
             # To TensorBoard this is the folder below the run's.
             "tensorboard" if config.run.report_to == "tensorboard" else "leukoscope",
@@ -385,6 +367,8 @@ def start_tracking(accelerator: Accelerator, config: TrainingConfig, recipe: Rec
                 "wandb": {"name": name, "dir": str(config.output_dir)},
             },
         )
+    finally:
+        constants.HF_HUB_OFFLINE = offline
 
 
 def track_epoch(accelerator: Accelerator, row: Mapping[str, Any]) -> None:
@@ -405,18 +389,6 @@ def finish_tracking(accelerator: Accelerator) -> None:
     # `end_training` would also close the processes' connection, which the next run of a protocol needs.
     for tracker in accelerator.trackers:
         tracker.finish()
-
-
-@contextmanager
-def _hub_offline() -> Iterator[None]:
-    """Keep trackio from looking up the user's Hub name when a run starts."""
-    from huggingface_hub import constants
-
-    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = offline
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, bool | int | float | str]:

@@ -36,27 +36,11 @@ from leukoscope.models.release import is_timm_model, round_as_stored, save_relea
 from leukoscope.models.release_files import METRICS, write_json
 from leukoscope.models.rewrite import rewrite_for_timm
 from leukoscope.progress import note
+from leukoscope.training import run_folder
 from leukoscope.training.checkpoint import FOLDER, Checkpoints, check_resume, run_settings
 from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.data import evenly_spread, preprocessing_for
 from leukoscope.training.losses import BAD_BATCH
-from leukoscope.training.run_folder import (
-    ARGS,
-    append_row,
-    check_tracking,
-    complete_environment,
-    describe_run,
-    evaluate_predictions,
-    finish_tracking,
-    locked,
-    require_disk_space,
-    result_lines,
-    start_tracking,
-    track_epoch,
-    track_result,
-    write_args,
-    write_environment,
-)
 from leukoscope.training.trainer import Trainer
 
 PRECISIONS = ("no", "fp16", "bf16")
@@ -85,7 +69,7 @@ def train(
         Interrupted: Ctrl-C or SIGTERM came, and a checkpoint was written.
     """
     recipe, out, resume = config.resolve(), config.output_dir, config.run.resume_from_checkpoint
-    check_tracking(config.run.report_to)
+    run_folder.check_tracking(config.run.report_to)
     accelerator = make_accelerator(config, recipe)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
@@ -96,7 +80,7 @@ def train(
             with written():
                 out.mkdir(parents=True, exist_ok=True)
             # The processes of one launched run share the folder: the main one locks it for all of them.
-            held.enter_context(locked(out))
+            held.enter_context(run_folder.locked(out))
 
         # Cells, split and network
         set_seed(config.run.seed)
@@ -122,7 +106,7 @@ def train(
                 "--per_device_train_batch_size 1: this recipe's head normalises over a batch; give 2 or more"
             )
         if accelerator.is_main_process:
-            require_disk_space(out, network, recipe)
+            run_folder.require_disk_space(out, network, recipe)
 
         # Checkpoints and the trainer
         settings = {  # besides flags and recipe, under the names that a person would look for
@@ -147,20 +131,20 @@ def train(
 
         # Nothing is removed before every process has found everything in order.
         accelerator.wait_for_everyone()
-        start_tracking(accelerator, config, recipe)
+        run_folder.start_tracking(accelerator, config, recipe)
         with written():
-            write_environment(out, accelerator, config, cells.data, resumed=resume is not None)
+            run_folder.write_environment(out, accelerator, config, cells.data, resumed=resume is not None)
             if accelerator.is_main_process:
                 _remove_earlier_run(out, keep_checkpoints=resume is not None)
                 drawn.save(out / "split.json")
-                write_args(out / ARGS, config, recipe)
+                run_folder.write_args(out / run_folder.ARGS, config, recipe)
 
         # Epochs
         for epoch_row in trainer.fit():
             if accelerator.is_main_process:
                 with written():
-                    append_row(out / "summary.csv", epoch_row)
-            track_epoch(accelerator, epoch_row)
+                    run_folder.append_row(out / "summary.csv", epoch_row)
+            run_folder.track_epoch(accelerator, epoch_row)
 
         # Test side and release
         round_as_stored(network)
@@ -168,7 +152,7 @@ def train(
         rows, kept_epoch = trainer.state.rows, trainer.select_epoch().epoch
         if accelerator.is_main_process:
             with written():
-                metrics = describe_run(config, recipe, cells, split, start.name, accelerator.device)
+                metrics = run_folder.describe_run(config, recipe, cells, split, start.name, accelerator.device)
                 metrics["training"] |= {
                     **start.provenance,
                     "processes": accelerator.num_processes,
@@ -177,10 +161,10 @@ def train(
                     "kept_epoch": kept_epoch,
                 }
                 if predictions is not None:
-                    block = evaluate_predictions(out, predictions, cells, split)
+                    block = run_folder.evaluate_predictions(out, predictions, cells, split)
                     metrics["evaluations"].append(block)
-                    accelerator.print(result_lines(block), flush=True)
-                    track_result(accelerator, block, epochs_run=len(rows), kept_epoch=kept_epoch)
+                    accelerator.print(run_folder.result_lines(block), flush=True)
+                    run_folder.track_result(accelerator, block, epochs_run=len(rows), kept_epoch=kept_epoch)
                 released = network
                 if recipe.pooled_norm:
                     measured = np.sort(evenly_spread(cells.rows(split.train), _MEASURED_CELLS))
@@ -203,8 +187,8 @@ def train(
                 checkpoints.remove()
                 accelerator.print(f"run folder: {out}", flush=True)
         with written():
-            complete_environment(out, accelerator, trainer.seconds)
-        finish_tracking(accelerator)
+            run_folder.complete_environment(out, accelerator, trainer.seconds)
+        run_folder.finish_tracking(accelerator)
         accelerator.wait_for_everyone()
     return out
 
@@ -295,11 +279,7 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
 
 
 def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
-    """The split that the flags name: made by a strategy, or read from a file.
-
-    Raises:
-        LeukoscopeError: as `make_split` and `load_split`, or a flag that has no effect on this split.
-    """
+    """The split that the flags name, made or read from a file; an error for a flag that has no effect on it."""
     args, defaults = config.data, DataArguments()
     if args.split_file:
         if args.split:

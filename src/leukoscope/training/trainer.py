@@ -47,13 +47,7 @@ _VALIDATION_METRICS = (
 
 @dataclass(frozen=True)
 class Selection:
-    """Which epoch is kept.
-
-    Attributes:
-        epoch: counted from 1; 0 for none.
-        watched: the column of summary.csv that decides.
-        stop_reason: why training should stop; "" to continue.
-    """
+    """Which epoch is kept, from 1 (0: none), by which column of summary.csv, and why training stops ("" for not)."""
 
     epoch: int
     watched: str = ""
@@ -68,9 +62,8 @@ def gain(row: Mapping[str, Any], column: str) -> float:
 def best_epoch(rows: Sequence[Mapping[str, Any]], selected_by: str, patience: int) -> Selection:
     """Select the best epoch by one validation metric: of equal scores the longer-trained one.
 
-    Args:
-        rows: of summary.csv; where a metric by subject is missing, its pooled form takes its place.
-        patience: epochs without a better score after which training should stop.
+    Where a metric by subject is missing in `rows` of summary.csv, its pooled form takes its place. Training should stop
+    `patience` epochs after the last better score.
     """
     best, kept, gained, watched = -math.inf, 0, 0, selected_by
     for row in rows:
@@ -85,11 +78,7 @@ def best_epoch(rows: Sequence[Mapping[str, Any]], selected_by: str, patience: in
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Make AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over the parameters that are trained.
-
-    Args:
-        network: as `build_network` makes it; what is frozen has `requires_grad` off.
-    """
+    """Make AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over the parameters with `requires_grad`."""
     return torch.optim.AdamW(parameter_groups(network, recipe), fused=True)
 
 
@@ -145,7 +134,6 @@ class Trainer:
             network: with its start weights; trained in place.
             compiled: train the network through `torch.compile`.
             cache_features: compute a frozen backbone's features only once, where that pays off.
-            checkpoints: where checkpoints are kept.
 
         Raises:
             LeukoscopeError: a class without training cells, or fewer training cells than a step takes.
@@ -198,12 +186,7 @@ class Trainer:
         return make_optimizer(self.network, self.recipe)
 
     def compute_loss(self, logits: torch.Tensor, labels: torch.Tensor, network: nn.Module) -> torch.Tensor:
-        """The loss of a batch, ().
-
-        Args:
-            logits, labels: (B, K) and (B,).
-            network: what gave the logits, unwrapped.
-        """
+        """The () loss of (B, K) logits and (B,) labels; `network` gave the logits, unwrapped."""
         return self.loss(logits, labels)
 
     def select_epoch(self) -> Selection:
@@ -260,11 +243,7 @@ class Trainer:
         return row
 
     def _train_epoch(self) -> dict[str, Any]:
-        """Train on the training side once, or on what is left of it after resuming.
-
-        Returns:
-            the training columns of summary.csv; seconds and images a second are of this session.
-        """
+        """Train on the training side once, or on what is left of it; the training columns of summary.csv."""
         state, accelerator = self.state, self.accelerator
         started, waits = time.perf_counter(), [0.0]
         self._train_mode()
@@ -293,7 +272,7 @@ class Trainer:
             if accelerator.sync_gradients:
                 state.step += 1
                 self._after_step()
-        self._check_losses()
+        self.monitor.check(epoch, len(state.batches) - 1)
         # The mean over processes too: they must come to one decision.
         loss, accuracy = accelerator.reduce(torch.stack(state.batches).mean(dim=0), "mean").tolist()
         resident, on_gpu = peak_memory()
@@ -320,13 +299,9 @@ class Trainer:
                     module.eval()
 
     def _step(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Train on one batch.
+        """Train on a batch, (B, …) and (B,): (2,) its loss and accuracy before that.
 
-        Args:
-            inputs, labels: (B, …) and (B,), on the device.
-
-        Returns:
-            (2,) its loss and accuracy before that, on the device: reading them would make the processor wait.
+        All are on the device: reading the result would make the processor wait.
         """
         accelerator = self.accelerator
         with accelerator.autocast():
@@ -382,9 +357,7 @@ class Trainer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, K) logits in evaluation mode and float32, and the (N,) rows of their cells, on the CPU.
 
-        Args:
-            what: label of the progress bar.
-            between: called after each batch with its number.
+        `what` labels the progress bar; `between` is called after each batch with its number.
         """
         accelerator, device = self.accelerator, self.accelerator.device
         cells = CellDataset(self.inputs, self.cells.labels, self.cells.rows(cell_ids))
@@ -420,14 +393,14 @@ class Trainer:
     def _save(self) -> None:
         """Write a checkpoint; every process takes part, the main one writes."""
         assert self.checkpoints is not None
-        self._check_losses()
         state = self.state
+        self.monitor.check(state.epoch, len(state.batches) - 1)
         # The processes share the weights: all come to the same conclusion.
         if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
             raise LeukoscopeError(
                 f"epoch {state.epoch + 1}: a weight is not finite; lower --learning_rate and start again"
             )
-        checkpoint = self.state.checkpoint()
+        checkpoint = state.checkpoint()
         if self.accelerator.is_main_process:
             self.checkpoints.save(checkpoint, state.epoch + 1, state.step)
 
@@ -438,6 +411,3 @@ class Trainer:
             at = f"epoch {self.state.epoch + 1}, step {self.state.step}"
             self.accelerator.print(f"asked to stop: checkpoint written at {at}", flush=True)
             raise Interrupted(number)
-
-    def _check_losses(self) -> None:
-        self.monitor.check(self.state.epoch, len(self.state.batches) - 1)
