@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_frame_and_normalise_equal_timms_evaluation_transform(
     whole = create_transform(**resolve_data_config(pretrained_cfg=preprocessing.to_pretrained_cfg()))
     picture = _noise(*extent)
     framed = preprocessing.frame(picture)
-    assert (framed.shape, framed.dtype) == ((preprocessing.image_size, preprocessing.image_size, 3), np.uint8)
+    assert (framed.shape, framed.dtype) == ((preprocessing.image_size, preprocessing.image_size, 3), np.dtype(np.uint8))
     pixels = picture
     for step in whole.transforms:
         if "ToTensor" in type(step).__name__:
@@ -246,7 +247,7 @@ def test_zero_strength_leaves_colours_as_they_are(phantom: torch.Tensor) -> None
 def test_each_strength_changes_colours_within_its_bound(phantom: torch.Tensor, name: str) -> None:
     cells = phantom.expand(24, -1, -1, -1)
     still = Augmenter(STILL, "black", seed=0)(cells, range(24), epoch=0)
-    strengths = {"scale": 0.0, "brightness": 0.0, "contrast": 0.0, "stain": 0.0} | {name: 0.2}
+    strengths: dict[str, Any] = {"scale": 0.0, "brightness": 0.0, "contrast": 0.0, "stain": 0.0} | {name: 0.2}
     out = Augmenter(Augmentation(**strengths), "black", seed=0)(cells, range(24), epoch=0)
     change = (out.sum(dim=(1, 2, 3)) / still.sum(dim=(1, 2, 3)) - 1).abs()
     assert change.max() > 0.01, "it does something"
@@ -295,7 +296,9 @@ def test_a_horizontal_flip_never_turns_a_cell_upside_down() -> None:
 
 
 @pytest.mark.parametrize(("flips", "looks"), [("none", 1), ("horizontal", 2), ("both", 4), ("dihedral", 8)])
-def test_with_flips_alone_a_cell_has_exactly_its_views(phantom: torch.Tensor, flips: str, looks: int) -> None:
+def test_with_flips_alone_a_cell_has_exactly_its_views(
+    phantom: torch.Tensor, flips: Literal["none", "horizontal", "both", "dihedral"], looks: int
+) -> None:
     augmentation = Augmentation(0.0, 0.0, 0.0, 0.0, rotation=0.0, flips=flips)
     assert augmentation.only_views
     assert len(augmentation.views) == looks
@@ -311,7 +314,7 @@ def test_with_flips_alone_a_cell_has_exactly_its_views(phantom: torch.Tensor, fl
 
 @pytest.mark.parametrize("name", ["scale", "brightness", "contrast", "stain", "rotation"])
 def test_any_other_change_leaves_more_looks_than_views(name: str) -> None:
-    nothing = {"scale": 0.0, "brightness": 0.0, "contrast": 0.0, "stain": 0.0, "rotation": 0.0}
+    nothing: dict[str, Any] = {"scale": 0.0, "brightness": 0.0, "contrast": 0.0, "stain": 0.0, "rotation": 0.0}
     assert not Augmentation(**nothing | {name: 0.1}).only_views
 
 

@@ -53,7 +53,7 @@ def overlaps(truth: PhantomField, found: Field) -> list[float]:
     ]
 
 
-def test_finds_every_cell_and_nothing_else_among_red_cells_platelets_and_a_scale_bar():
+def test_finds_every_cell_and_nothing_else_among_red_cells_platelets_and_a_scale_bar() -> None:
     truth, image = drawn()
 
     found = find_cells(image, um_per_pixel=0.2)
@@ -64,7 +64,7 @@ def test_finds_every_cell_and_nothing_else_among_red_cells_platelets_and_a_scale
     assert found.scale is not None and found.scale.source == "given"
 
 
-def test_red_cells_tell_the_scale_within_a_third():
+def test_red_cells_tell_the_scale_within_a_third() -> None:
     for um_per_pixel in (0.12, 0.35):
         truth, image = drawn(um_per_pixel=um_per_pixel, size=(round(84 / um_per_pixel), round(110 / um_per_pixel)))
 
@@ -76,7 +76,7 @@ def test_red_cells_tell_the_scale_within_a_third():
         assert min(overlaps(truth, found)) > 0.6
 
 
-def test_without_red_cells_the_scale_is_a_guess_and_said_to_be_one():
+def test_without_red_cells_the_scale_is_a_guess_and_said_to_be_one() -> None:
     _, image = drawn(red_cells=0, platelets=0, scale_bar=False)
 
     found = find_cells(image)
@@ -85,7 +85,7 @@ def test_without_red_cells_the_scale_is_a_guess_and_said_to_be_one():
     assert any("guessed from the nuclei" in note for note in found.notes)
 
 
-def test_touching_cells_are_told_apart():
+def test_touching_cells_are_told_apart() -> None:
     truth, image = drawn(classes=("ALL", "HEM") * 10, size=(500, 620), spacing=0.98, seed=3, red_cells=20)
 
     found = find_cells(image, um_per_pixel=0.2)
@@ -94,7 +94,7 @@ def test_touching_cells_are_told_apart():
     assert sum(overlap > 0.6 for overlap in overlaps(truth, found)) >= 19
 
 
-def test_tiles_change_nothing_that_can_be_counted():
+def test_tiles_change_nothing_that_can_be_counted() -> None:
     _, image = drawn()
 
     whole, tiled = (find_cells(image, um_per_pixel=0.2, tile=tile) for tile in (4096, 150))
@@ -104,14 +104,14 @@ def test_tiles_change_nothing_that_can_be_counted():
         assert np.abs(np.subtract(one.box, other.box)).max() <= 3
 
 
-def test_an_empty_field_has_no_cells_and_is_no_error():
+def test_an_empty_field_has_no_cells_and_is_no_error() -> None:
     _, with_red_cells = drawn(classes=(), scale_bar=True)
     assert find_cells(with_red_cells).cells == ()
     assert find_cells(Image.new("RGB", (300, 200), (238, 226, 222))).cells == ()
     assert find_cells(Image.new("RGB", (300, 200), (255, 255, 255)), um_per_pixel=0.2).cells == ()
 
 
-def test_a_blurred_field_is_still_read_but_said_to_be_out_of_focus():
+def test_a_blurred_field_is_still_read_but_said_to_be_out_of_focus() -> None:
     _, sharp = drawn()
     blurred = sharp.filter(ImageFilter.GaussianBlur(7))
 
@@ -122,14 +122,14 @@ def test_a_blurred_field_is_still_read_but_said_to_be_out_of_focus():
     assert "out of focus" in found.notes[0]
 
 
-def test_a_grey_field_is_refused():
+def test_a_grey_field_is_refused() -> None:
     _, image = drawn()
 
     with pytest.raises(UnusableField, match="the picture is grey.*give the colour photograph"):
         find_cells(ImageOps.grayscale(image).convert("RGB"))
 
 
-def test_an_inverted_field_and_a_cut_out_cell_are_refused():
+def test_an_inverted_field_and_a_cut_out_cell_are_refused() -> None:
     _, image = drawn()
     cell = Image.fromarray(draw_cell("ALL", size=200).image)
 
@@ -138,7 +138,7 @@ def test_an_inverted_field_and_a_cut_out_cell_are_refused():
             find_cells(picture)
 
 
-def test_a_photograph_through_an_eyepiece_is_read_and_one_mostly_dark_is_not():
+def test_a_photograph_through_an_eyepiece_is_read_and_one_mostly_dark_is_not() -> None:
     _, image = drawn()
     photograph = Image.new("RGB", (2 * image.width, 2 * image.height))
     photograph.paste(image, (image.width // 2, image.height // 2))
@@ -155,7 +155,7 @@ def round_view(image: Image.Image, radius: float = 0.5, outside: tuple[int, int,
     pixels = np.array(image)
     y, x = np.ogrid[: image.height, : image.width]
     seen = np.hypot(x - image.width / 2, y - image.height / 2) <= radius * min(image.size)
-    return Image.fromarray(np.where(seen[..., None], pixels, np.uint8(outside)))
+    return Image.fromarray(np.where(seen[..., None], pixels, np.array(outside, np.uint8)))
 
 
 def screenshot(image: Image.Image, dark: bool = False) -> Image.Image:
@@ -205,7 +205,7 @@ def scale_of(image: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("surround", STRAIGHT)
-def test_cells_and_scale_are_those_of_the_field_whatever_surrounds_it(surround):
+def test_cells_and_scale_are_those_of_the_field_whatever_surrounds_it(surround: str) -> None:
     _, image = drawn()
     put, (left, top) = STRAIGHT[surround]
     alone, found = find_cells(image), find_cells(put(image))
@@ -221,7 +221,7 @@ def test_cells_and_scale_are_those_of_the_field_whatever_surrounds_it(surround):
 
 
 @pytest.mark.parametrize("surround", ROUND)
-def test_what_an_eyepiece_does_not_show_is_no_field_and_its_rim_cuts_cells(surround):
+def test_what_an_eyepiece_does_not_show_is_no_field_and_its_rim_cuts_cells(surround: str) -> None:
     truth, image = drawn(classes=("ALL", "HEM") * 10, spacing=1.0, red_cells=30)
     view = find_view(ROUND[surround](image))
     assert view.circle is not None
@@ -242,17 +242,19 @@ def test_what_an_eyepiece_does_not_show_is_no_field_and_its_rim_cuts_cells(surro
 
 
 @pytest.mark.parametrize("put", [*(STRAIGHT[name][0] for name in ("black border", "letterbox")), *ROUND.values()])
-def test_a_field_on_black_is_no_cell_cut_out(put):
+def test_a_field_on_black_is_no_cell_cut_out(put: Callable[[Image.Image], Image.Image]) -> None:
     assert not is_cut_out_cell(put(drawn()[1]))
 
 
-def test_a_cell_cut_out_on_black_is_one_however_tight_its_frame():
+def test_a_cell_cut_out_on_black_is_one_however_tight_its_frame() -> None:
     cell = Image.fromarray(draw_cell("ALL").image)
     assert is_cut_out_cell(cell) and is_cut_out_cell(cell.crop(cell.getbbox()))
 
 
 @pytest.mark.parametrize("stained", ["dots", "stripes"])
-def test_thousands_of_dots_are_counted_before_anything_is_made_of_them(stained, monkeypatch):
+def test_thousands_of_dots_are_counted_before_anything_is_made_of_them(
+    stained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each too small for a nucleus, or all of them one: 80,000 took the demo's line for fields 35 seconds."""
     pixels = np.full((600, 600, 3), (225, 215, 220), np.uint8)
     for row in range(20, 580, 8):
@@ -274,7 +276,7 @@ def test_thousands_of_dots_are_counted_before_anything_is_made_of_them(stained, 
     assert PEAKS_PER_CELL * 200 < 70 * 70 and compared[0] > 0
 
 
-def test_a_field_without_borders_is_looked_at_as_it_is():
+def test_a_field_without_borders_is_looked_at_as_it_is() -> None:
     for _, image in (drawn(), drawn(classes=(), red_cells=5), drawn(classes=("ALL",), red_cells=0)):
         assert find_view(image).image is image and find_view(image).circle is None
     for colour in ("white", (238, 226, 222)):
@@ -291,7 +293,7 @@ def bccd_fields(real_data: Path, number: int) -> list[Image.Image]:
 
 
 @pytest.mark.slow
-def test_real_fields_have_the_same_scale_in_borders_and_windows(real_data):
+def test_real_fields_have_the_same_scale_in_borders_and_windows(real_data: Path) -> None:
     fields = bccd_fields(real_data, 20)
     assert all(find_view(field).image is field and find_view(field).circle is None for field in fields)
     plain = np.array([scale_of(field) for field in fields])
@@ -302,7 +304,7 @@ def test_real_fields_have_the_same_scale_in_borders_and_windows(real_data):
 
 
 @pytest.mark.slow
-def test_real_fields_have_nearly_the_same_scale_through_an_eyepiece(real_data):
+def test_real_fields_have_nearly_the_same_scale_through_an_eyepiece(real_data: Path) -> None:
     fields = bccd_fields(real_data, 20)
     plain = np.array([scale_of(field) for field in fields])
     # Half of the field is gone, and with it half of some 20 red cells: crops of the same area agree in 14 of 20.
@@ -311,7 +313,7 @@ def test_real_fields_have_nearly_the_same_scale_through_an_eyepiece(real_data):
         assert (np.abs(ratios - 1) <= 0.15).mean() >= enough, surround
 
 
-def test_a_scale_from_red_cells_is_a_guess_and_said_to_be_one():
+def test_a_scale_from_red_cells_is_a_guess_and_said_to_be_one() -> None:
     found = find_cells(drawn()[1])
 
     assert found.scale is not None and found.scale.source == "red cells" and found.scale.guessed
@@ -320,7 +322,7 @@ def test_a_scale_from_red_cells_is_a_guess_and_said_to_be_one():
     assert given.scale is not None and not given.scale.guessed and not given.notes
 
 
-def test_nuclei_give_the_scale_of_a_crop_whose_red_cells_do_not():
+def test_nuclei_give_the_scale_of_a_crop_whose_red_cells_do_not() -> None:
     pixels = drawn(classes=("ALL",), size=(360, 360), um_per_pixel=0.1, red_cells=0, scale_bar=False)[0].image.copy()
     down, across = np.mgrid[:360, :360]
     ground, random = np.median(pixels.reshape(-1, 3), axis=0), np.random.default_rng(0)
@@ -340,7 +342,7 @@ def test_nuclei_give_the_scale_of_a_crop_whose_red_cells_do_not():
     assert any("do not fit the nuclei: the scale is guessed from these" in note for note in found.notes)
 
 
-def test_crops_of_another_laboratory_are_cut_out(real_data):
+def test_crops_of_another_laboratory_are_cut_out(real_data: Path) -> None:
     right = []
     for folder in sorted(path for path in (real_data / "pbc").glob("*") if path.is_dir()):
         for file in sorted(folder.glob("*.jpg"))[:40:8]:
@@ -349,7 +351,7 @@ def test_crops_of_another_laboratory_are_cut_out(real_data):
     assert np.mean(right) >= 0.9, "about 0.1 µm per pixel"
 
 
-def test_a_guess_that_no_nucleus_fits_gives_way_to_the_nuclei_or_is_refused(monkeypatch):
+def test_a_guess_that_no_nucleus_fits_gives_way_to_the_nuclei_or_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # Specks as small as platelets, but many and round: they pass for red cells.
     _, image = drawn(red_cells=0, platelets=0, scale_bar=False, classes=("ALL",) * 4)
     level, pen = np.asarray(image).min(axis=-1), ImageDraw.Draw(image)
@@ -370,12 +372,12 @@ def test_a_guess_that_no_nucleus_fits_gives_way_to_the_nuclei_or_is_refused(monk
         find_cells(image)
 
 
-def test_an_impossible_scale_is_refused():
+def test_an_impossible_scale_is_refused() -> None:
     with pytest.raises(UnusableField, match="scale 72 µm per pixel: .* check the unit"):
         find_cells(Image.new("RGB", (100, 100), "white"), um_per_pixel=72)
 
 
-def test_a_cell_cut_by_the_edge_is_marked():
+def test_a_cell_cut_by_the_edge_is_marked() -> None:
     _, image = drawn(classes=("ALL",), seed=1)
     (whole,) = find_cells(image, um_per_pixel=0.2).cells
     middle = (whole.box[0] + whole.box[2]) // 2
@@ -385,7 +387,7 @@ def test_a_cell_cut_by_the_edge_is_marked():
     assert whole.whole and not cut.whole
 
 
-def test_a_cut_out_looks_like_the_phantom_it_came_from():
+def test_a_cut_out_looks_like_the_phantom_it_came_from() -> None:
     label, seed = "ALL", 2
     truth, image = drawn(classes=(label,), seed=seed)
     original = draw_cell(label, subject=seed, cell=0, seed=seed).image
@@ -402,7 +404,7 @@ def test_a_cut_out_looks_like_the_phantom_it_came_from():
     assert not corner.any()
 
 
-def test_a_cut_out_is_as_large_as_its_cell_at_the_scale_of_the_training_cells():
+def test_a_cut_out_is_as_large_as_its_cell_at_the_scale_of_the_training_cells() -> None:
     truth, image = drawn(classes=("HEM",))
     (cell,) = find_cells(image, um_per_pixel=0.2).cells
 
@@ -413,7 +415,7 @@ def test_a_cut_out_is_as_large_as_its_cell_at_the_scale_of_the_training_cells():
 
 
 @pytest.mark.slow
-def test_a_hundred_megapixels_are_read_in_bounded_memory():
+def test_a_hundred_megapixels_are_read_in_bounded_memory() -> None:
     truth = draw_field(MIXED, size=(1000, 1000), um_per_pixel=0.1, spacing=1.05, red_cells=40)
     part, field = Image.fromarray(truth.image), Image.new("RGB", (10_000, 10_000))
     for place in range(100):

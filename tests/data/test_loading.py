@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -18,6 +19,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.data.registry import CNMC_PRELIM_LABELS, DATASETS
 
+Columns = Mapping[str, Sequence[object]]
 COLUMNS = ["image", "label", "subject", "cell_id", "fold"]
 
 
@@ -516,9 +518,7 @@ def test_phantoms_are_the_same_whenever_they_are_drawn_and_of_another_size_other
 # Hub layout
 
 
-def _publish(
-    folder: Path, columns: dict[str, list[object]], label: datasets.ClassLabel | datasets.Value, green: int = 0
-) -> str:
+def _publish(folder: Path, columns: Columns, label: datasets.ClassLabel | datasets.Value, green: int = 0) -> str:
     """A data-set folder as the Hub serves it, one Parquet file with the pictures inside."""
     count = len(columns["label"])
     pictures = [Image.new("RGB", (16, 16), (10 * i, green, 0)) for i in range(count)]
@@ -530,7 +530,7 @@ def _publish(
 
 
 def test_hub_layout_with_class_labels_and_a_subject_column(tmp_path: Path) -> None:
-    columns = {"label": [1, 0, 1], "patient_id": [7, 8, 9], "file_name": ["a.png", "b.png", "c.png"]}
+    columns: Columns = {"label": [1, 0, 1], "patient_id": [7, 8, 9], "file_name": ["a.png", "b.png", "c.png"]}
     hub_id = _publish(tmp_path / "hub", columns, datasets.ClassLabel(names=["normal", "blast"]))
     data = load_cells(hub_id)
     assert data.train.column_names == COLUMNS
@@ -688,7 +688,7 @@ def test_other_splits_of_a_hub_copy_are_counted_and_named(tmp_path: Path, monkey
 def _split_hub(folder: Path, **splits: list[object]) -> str:
     """A Hub data set of several splits, each with these labels and subjects named after it."""
     for name, labels in splits.items():
-        columns = {"label": labels, "subject": [f"{name}{i}" for i in range(len(labels))]}
+        columns: Columns = {"label": labels, "subject": [f"{name}{i}" for i in range(len(labels))]}
         _publish(folder / name, columns, datasets.Value("string"))
         shutil.copy(folder / name / "train.parquet", folder / f"{name}.parquet")
         shutil.rmtree(folder / name)
@@ -719,7 +719,7 @@ def test_flags_name_a_hub_data_sets_splits_and_columns(tmp_path: Path) -> None:
         + "---\n"
     )
     hub_id = str(tmp_path / "hub")
-    columns = {"image_column_name": "picture", "label_column_name": "kind", "subject_column": "who"}
+    columns: dict[str, Any] = {"image_column_name": "picture", "label_column_name": "kind", "subject_column": "who"}
     data = load_cells(hub_id, **columns, train_split="one", test_split="two")
     assert data.own_splits == {"train": 2, "test": 2}
     assert data.train["subject"][:] == ["one-a", "one-b", "two-a", "two-b"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,7 +20,7 @@ def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
 
 
-def _published(folder: Path, labels: list[str | None], label: datasets.ClassLabel | datasets.Value) -> str:
+def _published(folder: Path, labels: Sequence[str | None], label: datasets.ClassLabel | datasets.Value) -> str:
     pictures = [Image.new("RGB", (16, 16), (number, 0, 0)) for number in range(len(labels))]
     rows = datasets.Dataset.from_dict({"image": pictures, "label": labels, "subject": labels})
     rows = rows.cast_column("image", datasets.Image()).cast_column("label", label)
@@ -32,7 +34,7 @@ def test_a_sorted_set_gives_cells_of_each_class(tmp_path: Path, label: datasets.
     hub_id = _published(tmp_path / "hub", ["ALL"] * 80 + ["HEM"] * 40, label)
     cells = stream_cells(hub_id, each=2)
     assert [cell.label for cell in cells] == ["ALL", "ALL", "HEM", "HEM"]
-    reds = [cell.image.getpixel((0, 0))[0] for cell in cells]
+    reds = [np.asarray(cell.image)[0, 0, 0] for cell in cells]
     assert max(reds[:2]) < 80 <= min(reds[2:])
 
 

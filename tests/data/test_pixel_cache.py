@@ -51,7 +51,7 @@ def test_pixels_are_the_framed_pictures_in_row_order(folder: Path, cells: datase
     pixels, hashes, areas, problems = decode_cells(cells, SMALL, "data")
     assert areas == pytest.approx([cell_area(np.asarray(open_image(folder / f"{c}.png"))) for c in cells["cell_id"]])
     assert hashes == [pixel_hash(open_image(folder / f"{cell}.png")) for cell in cells["cell_id"]]
-    assert (pixels.shape, pixels.dtype, problems) == ((6, 16, 16, 3), np.uint8, {})
+    assert (pixels.shape, pixels.dtype, problems) == ((6, 16, 16, 3), np.dtype(np.uint8), {})
     frame = SMALL.frame
     for row, cell in enumerate(cells["cell_id"]):
         assert np.array_equal(pixels[row], frame(open_image(folder / f"{cell}.png")))

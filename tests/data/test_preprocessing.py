@@ -31,14 +31,14 @@ def timms(preprocessing: Preprocessing, picture: Image.Image) -> np.ndarray:
     ("side", "crop_pct", "interpolation"),
     [(160, 350 / 450, "bicubic"), (160, 1.0, "bicubic"), (97, 0.875, "bilinear"), (300, 0.9, "lanczos")],
 )
-def test_frames_are_timms_to_the_pixel(size, side, crop_pct, interpolation):
+def test_frames_are_timms_to_the_pixel(size: tuple[int, int], side: int, crop_pct: float, interpolation: str) -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     preprocessing = Preprocessing(side, crop_pct, interpolation)
 
     assert np.array_equal(preprocessing.frame(picture), timms(preprocessing, picture))
 
 
-def test_frames_of_real_cells_are_timms_to_the_pixel(real_data: Path):
+def test_frames_of_real_cells_are_timms_to_the_pixel(real_data: Path) -> None:
     files = sorted((real_data / "cnmc2019").rglob("*.bmp"))[:20] + sorted((real_data / "ball4").rglob("*.jp*g"))[:20]
     assert files, "no picture found"
     preprocessing = Preprocessing(160, 350 / 450)
@@ -50,7 +50,9 @@ def test_frames_of_real_cells_are_timms_to_the_pixel(real_data: Path):
 # In the middle, cut by an edge or a corner of the frame, seen only outside the crop, and nothing at all.
 @pytest.mark.parametrize("box", [(150, 120, 310, 330), (0, 200, 90, 380), (420, 0, 450, 30), (0, 0, 9, 9), None])
 @pytest.mark.parametrize("interpolation", ["bicubic", "nearest", "lanczos"])
-def test_frames_of_cells_cut_out_on_black_are_timms_to_the_pixel(box, interpolation):
+def test_frames_of_cells_cut_out_on_black_are_timms_to_the_pixel(
+    box: tuple[int, int, int, int] | None, interpolation: str
+) -> None:
     picture = Image.new("RGB", (450, 450))
     if box:
         width, height = box[2] - box[0], box[3] - box[1]
@@ -77,14 +79,14 @@ def test_frames_of_cells_cut_out_on_black_are_timms_to_the_pixel(box, interpolat
         ({"crop_mode": "squash"}, "crop_mode is 'squash'; only the central crop, 'center', is made here"),
     ],
 )
-def test_settings_that_say_no_preprocessing_are_refused(change, problem):
+def test_settings_that_say_no_preprocessing_are_refused(change: dict[str, object], problem: str) -> None:
     settings = {**Preprocessing(160, 0.9).to_pretrained_cfg(), **change}
 
     with pytest.raises((ValueError, KeyError), match=problem):
         Preprocessing.from_pretrained_cfg(settings)
 
 
-def test_framing_needs_no_torch():
+def test_framing_needs_no_torch() -> None:
     code = (
         "import sys; from PIL import Image; from leukoscope.data.preprocessing import Preprocessing;"
         "Preprocessing(96, 0.9).frame(Image.new('RGB', (64, 64))); assert 'torch' not in sys.modules"

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -112,7 +113,7 @@ def test_cross_validation_tests_every_cell_exactly_once(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_validation_is_taken_from_the_training_side_by_subject(subjects: LoadedCells, seed: int) -> None:
-    options = {"seed": seed, "fold": 1, "num_folds": 2}
+    options: dict[str, Any] = {"seed": seed, "fold": 1, "num_folds": 2}
     without = make_split(subjects, "subject-cv", **options, validation=False)
     split = make_split(subjects, "subject-cv", **options)
     _assert_groups_disjoint(split, subjects)

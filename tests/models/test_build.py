@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,7 +109,7 @@ def test_half_precision_files_are_loaded_as_float32(
     halves = {name: t.half() if t.is_floating_point() else t for name, t in donor.items()}
     load_start_weights(network, recipe, _saved(halves, tmp_path / "half.safetensors"))
     assert {t.dtype for t in _backbone(network).values() if t.is_floating_point()} == {torch.float32}
-    assert torch.equal(network.features.conv0.weight, halves["features.conv0.weight"].float())
+    assert torch.equal(network.get_parameter("features.conv0.weight"), halves["features.conv0.weight"].float())
 
 
 def test_weights_of_another_architecture_are_refused_and_change_nothing(
@@ -144,7 +145,7 @@ def test_missing_tensors_are_refused_unless_declared(
     random = network.get_parameter(gap[0]).clone()
     load_start_weights(network, recipe, replace(holey, may_miss=("features.denseblock4.denselayer16.*",)))
     assert torch.equal(network.get_parameter(gap[0]), random), "what is missing stays random"
-    assert torch.equal(network.features.conv0.weight, donor["features.conv0.weight"])
+    assert torch.equal(network.get_parameter("features.conv0.weight"), donor["features.conv0.weight"])
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".pth", ".pt", ".ckpt"])
@@ -274,7 +275,7 @@ def test_inceptions_auxiliary_tensors_are_left_out_of_a_published_file(tmp_path:
     published = {k: torch.full_like(v, 0.5) for k, v in network.state_dict().items() if k.split(".")[0] != "fc"}
     published |= {"AuxLogits.conv0.conv.weight": torch.zeros(128, 768, 1, 1), "AuxLogits.fc.bias": torch.zeros(1000)}
     load_start_weights(network, recipe, _saved(published, tmp_path / "inception_v3.safetensors"))
-    assert torch.all(network.Conv2d_1a_3x3.conv.weight == 0.5)
+    assert torch.all(network.get_parameter("Conv2d_1a_3x3.conv.weight") == 0.5)
 
 
 @pytest.mark.parametrize("name", ["densenet169_block2", "densenet169_block2_finetuned"])
@@ -318,7 +319,7 @@ def test_weights_that_timm_cannot_read_as_a_models_are_refused(name: str, tmp_pa
 
 
 def test_a_model_without_a_last_layer_is_refused() -> None:
-    network = build_network(replace(timm_recipe("test_vit", "--model_name_or_path"), image_size=32), 2)
+    network: Any = build_network(replace(timm_recipe("test_vit", "--model_name_or_path"), image_size=32), 2)
     network.pretrained_cfg["classifier"] = None
     with pytest.raises(ValueError, match="^it has no last layer that gives classes$"):
         _try_picture(network, 32)
@@ -332,9 +333,10 @@ def test_position_embeddings_are_resampled_to_another_picture_size(tmp_path: Pat
     save_file(donor.state_dict(), tmp_path / "donor.safetensors")
     network = build_network(recipe, 2)
     load_start_weights(network, recipe, StartWeights(file=tmp_path / "donor.safetensors"))
-    assert donor.pos_embed.shape[1] > network.pos_embed.shape[1] == 1 + 4 * 4
-    assert torch.equal(network.blocks[0].attn.qkv.weight, donor.blocks[0].attn.qkv.weight)
-    assert torch.equal(network.pos_embed[:, 0], donor.pos_embed[:, 0])
+    assert donor.get_parameter("pos_embed").shape[1] > network.get_parameter("pos_embed").shape[1] == 1 + 4 * 4
+    name = "blocks.0.attn.qkv.weight"
+    assert torch.equal(network.get_parameter(name), donor.get_parameter(name))
+    assert torch.equal(network.get_parameter("pos_embed")[:, 0], donor.get_parameter("pos_embed")[:, 0])
 
 
 @pytest.mark.parametrize(("name", "size", "said"), [

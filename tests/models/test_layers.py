@@ -25,7 +25,7 @@ def test_a_frozen_backbone_of_a_timm_model_is_all_but_its_last_layer() -> None:
     freeze(network, ("backbone",))
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     assert trained == {"head.weight", "head.bias"}
-    assert not network.blocks[0].training
+    assert not network.get_submodule("blocks.0").training
     assert backbone_state(network).keys() == network.state_dict().keys() - trained
 
 
@@ -34,12 +34,14 @@ def test_a_head_of_several_layers_is_trained_as_a_whole() -> None:
     freeze(network, ("backbone",))
     trained = [p for p in network.parameters() if p.requires_grad]
     assert [id(p) for p in trained] == [id(p) for p in head_parameters(network)] and len(trained) == 4
-    assert all(module.training for module in network.classifier.modules())
-    assert not any(module.training for module in network.features.modules())
+    assert all(module.training for module in network.get_submodule("classifier").modules())
+    assert not any(module.training for module in network.get_submodule("features").modules())
     frozen = frozen_modules(network, ("backbone",))
     assert {"features", "features.conv0", "global_pool"} <= frozen.keys()
     assert not [name for name in frozen if name.startswith("classifier")]
-    assert backbone_state(network).keys() == {f"features.{name}" for name in network.features.state_dict()}
+    assert backbone_state(network).keys() == {
+        f"features.{name}" for name in network.get_submodule("features").state_dict()
+    }
     assert [p.shape for p in classifier_parameters(network)] == [(2, 512), (2,)]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import timm  # noqa: F401 - on the meta device, torch 2.6 could not import what timm needs
@@ -39,14 +41,16 @@ class Dropouts(TorchFunctionMode):
         super().__init__()
         self.rates: list[float] = []
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if func is torch.nn.functional.dropout:
             given = {**dict(zip(("input", "p", "training"), args, strict=False)), **(kwargs or {})}
             self.rates += [given["p"]] if given["training"] and given["p"] else []
         return func(*args, **(kwargs or {}))
 
 
-def test_it_answers_from_its_least_size_up_and_drops_in_training_only(built: tuple[Recipe, nn.Module]) -> None:
+def test_it_answers_from_its_least_size_up_and_drops_in_training_only(built: tuple[Recipe, Any]) -> None:
     recipe, network = built
     with torch.no_grad(), Dropouts() as dropouts:
         features = network.eval().forward_features(pixels(32))
@@ -83,7 +87,7 @@ def test_its_memory_is_channels_last(built: tuple[Recipe, nn.Module]) -> None:
 
 def test_it_skips_whole_branches_as_it_says(built: tuple[Recipe, nn.Module]) -> None:
     recipe, network = built
-    paths = {m.drop_prob for m in network.modules() if type(m).__name__ == "DropPath"}
+    paths = {cast(float, m.drop_prob) for m in network.modules() if type(m).__name__ == "DropPath"}
     assert max(paths, default=0) <= recipe.drop_path_rate
     assert (max(paths, default=0) > 0) == (recipe.drop_path_rate > 0)
 
@@ -100,7 +104,7 @@ def test_entries_are_consistent(recipe: Recipe) -> None:
 
 def test_efficientnet_is_the_tensorflow_twin() -> None:
     """The plain one takes the same tensors without a word and gives other answers."""
-    network = on_paper(get_recipe("efficientnet_b3"))
+    network: Any = on_paper(get_recipe("efficientnet_b3"))
     assert network.bn1.eps == pytest.approx(1e-3)
     assert type(network.conv_stem).__name__ == "Conv2dSame"
 

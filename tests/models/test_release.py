@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release, rescale_classifier, save_release
 from leukoscope.models.release_files import SCHEMA_VERSION, read_arrays, read_release
-from leukoscope.synthetic import draw_cell
+from leukoscope.synthetic import Background, draw_cell
 
 REPOSITORY = Path(__file__).parents[2]
 EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/config.json"))
@@ -93,25 +94,28 @@ def sample_cells(real_data: Path) -> list[Path]:
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("phantoms")
     paths = []
-    for label, background in (("ALL", "black"), ("HEM", "black"), ("ALL", "smear"), ("HEM", "smear")):
+    kinds: tuple[tuple[str, Background], ...] = (("ALL", "black"), ("HEM", "black"), ("ALL", "smear"), ("HEM", "smear"))
+    for label, background in kinds:
         paths.append(folder / f"{label}-{background}.png")
         cell = draw_cell(label, subject=3, cell=1, size=300, background=background)
         Image.fromarray(cell.image).crop((0, 0, 300, 260)).save(paths[-1])
     return paths
 
 
-def test_four_ways_of_loading_give_one_answer_on_phantoms(tiny_release, phantoms):
+def test_four_ways_of_loading_give_one_answer_on_phantoms(tiny_release: Path, phantoms: list[Path]) -> None:
     assert_one_answer(tiny_release, phantoms)
 
 
-def test_four_ways_of_loading_give_one_answer_for_a_vision_transformer_at_another_size(vit_release, phantoms):
+def test_four_ways_of_loading_give_one_answer_for_a_vision_transformer_at_another_size(
+    vit_release: Path, phantoms: list[Path]
+) -> None:
     config = json.loads((vit_release / "config.json").read_text())
     assert config["model_args"] == {"img_size": 64}
     assert config["pretrained_cfg"]["fixed_input_size"] is True
     assert_one_answer(vit_release, phantoms)
 
 
-def test_four_ways_of_loading_give_one_answer_on_real_cells(tiny_release, sample_cells):
+def test_four_ways_of_loading_give_one_answer_on_real_cells(tiny_release: Path, sample_cells: list[Path]) -> None:
     assert_one_answer(tiny_release, sample_cells)
 
 
@@ -120,7 +124,7 @@ def test_four_ways_of_loading_give_one_answer_on_real_cells(tiny_release, sample
     "release",
     [pytest.param(path, id=path.name, marks=[pytest.mark.slow] * (path != EMBEDDED[0])) for path in EMBEDDED],
 )
-def test_embedded_releases_give_one_answer_on_real_cells(release, sample_cells):
+def test_embedded_releases_give_one_answer_on_real_cells(release: Path, sample_cells: list[Path]) -> None:
     assert_one_answer(release, sample_cells[::3])
 
 
@@ -131,18 +135,18 @@ def assert_no_code(release: Path) -> None:
 
 
 @pytest.mark.parametrize("release", EMBEDDED, ids=lambda path: path.name)
-def test_no_embedded_release_contains_code(release):
+def test_no_embedded_release_contains_code(release: Path) -> None:
     assert_no_code(release)
 
 
-def test_no_saved_release_contains_code(tiny_release, vit_release):
+def test_no_saved_release_contains_code(tiny_release: Path, vit_release: Path) -> None:
     for release in (tiny_release, vit_release):
         assert_no_code(release)
     assert sorted(path.name for path in tiny_release.iterdir()) == ["config.json", "metrics.json", "model.safetensors"]
 
 
-def test_a_network_that_would_need_code_is_not_saved(tmp_path):
-    network = torch.nn.Linear(2, 2)
+def test_a_network_that_would_need_code_is_not_saved(tmp_path: Path) -> None:
+    network: Any = torch.nn.Linear(2, 2)
     network.num_classes = 2
     with pytest.raises(LeukoscopeError) as refused:
         save_tiny(tmp_path / "release", network=network)
@@ -152,7 +156,7 @@ def test_a_network_that_would_need_code_is_not_saved(tmp_path):
     assert not (tmp_path / "release").exists()
 
 
-def test_code_in_a_folder_is_never_run(copy):
+def test_code_in_a_folder_is_never_run(copy: Path) -> None:
     (copy / "modeling.py").write_text(f"open({str(copy / 'sprung')!r}, 'w')\nraise SystemExit\n")
     change_config(copy, auto_map={"AutoModelForImageClassification": "modeling.Network"}, model_type="leukoscope")
     load_release(copy)
@@ -160,7 +164,9 @@ def test_code_in_a_folder_is_never_run(copy):
     assert not (copy / "sprung").exists()
 
 
-def test_a_turned_photograph_gets_the_pipelines_answer(tiny_release, phantoms, tmp_path):
+def test_a_turned_photograph_gets_the_pipelines_answer(
+    tiny_release: Path, phantoms: list[Path], tmp_path: Path
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(phantoms[2]).crop((0, 0, 300, 200)).save(tmp_path / "turned.jpg", exif=exif, quality=95)
@@ -173,7 +179,7 @@ def test_a_turned_photograph_gets_the_pipelines_answer(tiny_release, phantoms, t
     assert np.abs(ours[0] - ours[1]).max() > 1e-4, "the turn must matter for this test to mean anything"
 
 
-def test_the_backbone_is_half_precision_on_disk_and_all_is_float32_when_loaded(tiny_release):
+def test_the_backbone_is_half_precision_on_disk_and_all_is_float32_when_loaded(tiny_release: Path) -> None:
     from safetensors.torch import load_file
 
     stored = load_file(tiny_release / "model.safetensors")
@@ -188,7 +194,7 @@ def test_the_backbone_is_half_precision_on_disk_and_all_is_float32_when_loaded(t
 
 
 @pytest.mark.parametrize("image_size", [96, 160, 224, 288])
-def test_saved_preprocessing_shows_the_network_what_training_did(tmp_path, image_size):
+def test_saved_preprocessing_shows_the_network_what_training_did(tmp_path: Path, image_size: int) -> None:
     """At 224 px the picture is first resized to 224 / (350/450) = 288: a rounded crop_pct would make that 287."""
     trained = Preprocessing(image_size, 350 / 450)
     save_tiny(tmp_path / "release", preprocessing=trained)
@@ -219,25 +225,25 @@ def refusal(release: Path) -> str:
     return str(error.value)
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none") == (
         f"{tmp_path / 'none'}: no such model folder; give a release folder or a Hub id like owner/name"
     )
 
 
-def test_a_missing_config_is_named(copy):
+def test_a_missing_config_is_named(copy: Path) -> None:
     (copy / "config.json").unlink()
 
     assert refusal(copy) == f"{copy}: has no config.json; give the folder of a release"
 
 
-def test_missing_weights_are_named(copy):
+def test_missing_weights_are_named(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
 
     assert refusal(copy) == f"{copy / 'model.safetensors'}: no such weights file; give a .safetensors file"
 
 
-def test_pickled_weights_are_never_loaded(copy):
+def test_pickled_weights_are_never_loaded(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
     torch.save({}, copy / "pytorch_model.bin")
 
@@ -248,7 +254,7 @@ def test_pickled_weights_are_never_loaded(copy):
 
 
 @pytest.mark.parametrize("keep", [0, 4, 1000, -1000])
-def test_damaged_weights_are_named(copy, keep):
+def test_damaged_weights_are_named(copy: Path, keep: int) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
 
@@ -258,7 +264,7 @@ def test_damaged_weights_are_named(copy, keep):
     assert message.endswith("); download or copy it again")
 
 
-def test_weights_that_git_lfs_has_not_fetched_are_named(copy):
+def test_weights_that_git_lfs_has_not_fetched_are_named(copy: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 28000000\n")
 
@@ -271,13 +277,13 @@ def test_weights_that_git_lfs_has_not_fetched_are_named(copy):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no such file on Windows or macOS")
-def test_weights_that_the_system_does_not_give_are_named():
+def test_weights_that_the_system_does_not_give_are_named() -> None:
     with pytest.raises(LeukoscopeError, match=r"^/proc/self/mem: cannot be read \(.*\); check who may read it$"):
         read_arrays(Path("/proc/self/mem"))
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"architecture": "densenet121",', "\x00\x01"])
-def test_a_damaged_config_is_named(copy, text):
+def test_a_damaged_config_is_named(copy: Path, text: str) -> None:
     (copy / "config.json").write_text(text)
 
     message = refusal(copy)
@@ -300,13 +306,13 @@ def test_a_damaged_config_is_named(copy, text):
     ],
     ids=str,
 )
-def test_a_config_with_senseless_values_is_named(copy, change):
+def test_a_config_with_senseless_values_is_named(copy: Path, change: dict[str, Any]) -> None:
     change_config(copy, **change)
 
     assert str(copy / "config.json") in refusal(copy)
 
 
-def test_a_config_whose_arguments_are_null_builds_the_network_without_any(copy):
+def test_a_config_whose_arguments_are_null_builds_the_network_without_any(copy: Path) -> None:
     change_config(copy, model_args=None)
 
     assert "model.safetensors: not the weights of densenet121 with 2 labels (" in refusal(copy)
@@ -320,7 +326,9 @@ def test_a_config_whose_arguments_are_null_builds_the_network_without_any(copy):
         ({"input_size": [3, 2.5, 2.5]}, "sides of 1 to 1024 pixels"),
     ],
 )
-def test_a_preprocessing_that_would_take_the_machines_memory_is_refused(copy, change, message):
+def test_a_preprocessing_that_would_take_the_machines_memory_is_refused(
+    copy: Path, change: dict[str, object], message: str
+) -> None:
     change_config(copy, pretrained_cfg={**Preprocessing(96, 0.9).to_pretrained_cfg(), **change})
     assert re.search(message, refusal(copy))
 
@@ -330,7 +338,7 @@ def test_a_preprocessing_that_would_take_the_machines_memory_is_refused(copy, ch
     [{"checkpoint_path": "weights.pth"}, {"block_config": [9999] * 4}, {"img_size": 10**6}, {"drop_rate": "x"}],
     ids=str,
 )
-def test_arguments_that_read_files_or_build_any_size_are_refused(copy, argument):
+def test_arguments_that_read_files_or_build_any_size_are_refused(copy: Path, argument: dict[str, object]) -> None:
     change_config(copy, model_args=argument)
     (name,) = argument
     message = refusal(copy)
@@ -338,7 +346,7 @@ def test_arguments_that_read_files_or_build_any_size_are_refused(copy, argument)
     assert "only block_config, drop_path_rate, drop_rate, global_pool, img_size, in_chans are read" in message
 
 
-def test_a_network_far_larger_than_its_weights_is_refused_before_it_is_built(copy):
+def test_a_network_far_larger_than_its_weights_is_refused_before_it_is_built(copy: Path) -> None:
     change_config(copy, architecture="vit_giant_patch14_dinov2", model_args={})
     started = time.perf_counter()
     message = refusal(copy)
@@ -346,7 +354,7 @@ def test_a_network_far_larger_than_its_weights_is_refused_before_it_is_built(cop
     assert time.perf_counter() - started < 30, "a billion numbers were never asked of this machine"
 
 
-def test_a_preprocessing_that_is_not_made_here_is_refused_with_its_value(copy):
+def test_a_preprocessing_that_is_not_made_here_is_refused_with_its_value(copy: Path) -> None:
     change_config(copy, pretrained_cfg={**Preprocessing(96, 0.9).to_pretrained_cfg(), "crop_mode": "squash"})
 
     assert refusal(copy) == (
@@ -356,13 +364,13 @@ def test_a_preprocessing_that_is_not_made_here_is_refused_with_its_value(copy):
 
 
 @pytest.mark.parametrize("text", ["3", "[]", "null", '"text"'])
-def test_a_config_that_is_no_object_is_named(copy, text):
+def test_a_config_that_is_no_object_is_named(copy: Path, text: str) -> None:
     (copy / "config.json").write_text(text)
 
     assert str(copy / "config.json") in refusal(copy)
 
 
-def test_a_config_without_labels_is_named(copy):
+def test_a_config_without_labels_is_named(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     del config["label_names"]
     (copy / "config.json").write_text(json.dumps(config))
@@ -372,7 +380,7 @@ def test_a_config_without_labels_is_named(copy):
     )
 
 
-def test_labels_that_do_not_match_the_head_are_named(copy):
+def test_labels_that_do_not_match_the_head_are_named(copy: Path) -> None:
     change_config(copy, label_names=["ALL", "HEM", "OTHER"])
 
     assert refusal(copy) == (
@@ -382,7 +390,7 @@ def test_labels_that_do_not_match_the_head_are_named(copy):
 
 
 @pytest.mark.parametrize("labels", [["ALL", "ALL"], ["ALL", ["HEM"]], [0, 1]])
-def test_labels_that_are_not_different_texts_are_named(copy, labels):
+def test_labels_that_are_not_different_texts_are_named(copy: Path, labels: list[object]) -> None:
     change_config(copy, label_names=labels)
 
     assert refusal(copy) == (
@@ -391,7 +399,7 @@ def test_labels_that_are_not_different_texts_are_named(copy, labels):
     )
 
 
-def test_a_single_class_is_refused_because_its_probability_is_always_one(copy):
+def test_a_single_class_is_refused_because_its_probability_is_always_one(copy: Path) -> None:
     change_config(copy, label_names=["ALL"], num_classes=1)
 
     assert refusal(copy) == (
@@ -399,7 +407,7 @@ def test_a_single_class_is_refused_because_its_probability_is_always_one(copy):
     )
 
 
-def test_a_config_of_another_head_is_named(copy):
+def test_a_config_of_another_head_is_named(copy: Path) -> None:
     change_config(copy, label_names=["ALL", "HEM", "OTHER"], num_classes=3)
 
     message = refusal(copy)
@@ -408,20 +416,20 @@ def test_a_config_of_another_head_is_named(copy):
     assert message.endswith("restore config.json and model.safetensors from one release")
 
 
-def test_weights_of_another_architecture_are_named(copy):
+def test_weights_of_another_architecture_are_named(copy: Path) -> None:
     change_config(copy, architecture="densenet169", model_args={})
 
     assert refusal(copy).startswith(f"{copy / 'model.safetensors'}: not the weights of densenet169 with 2 labels (")
 
 
-def test_an_unknown_architecture_is_named(copy):
+def test_an_unknown_architecture_is_named(copy: Path) -> None:
     change_config(copy, architecture="leukonet9000")
 
     assert refusal(copy) == f"{copy / 'config.json'}: timm has no architecture 'leukonet9000'; update timm"
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.json"])
-def test_a_json_file_of_a_gigabyte_or_nested_without_end_is_named_and_not_read(copy, name):
+def test_a_json_file_of_a_gigabyte_or_nested_without_end_is_named_and_not_read(copy: Path, name: str) -> None:
     good = (copy / name).read_text()
     for opening, closing in (("[", "]"), ('{"labels":', "}")):
         (copy / name).write_text(opening * 10_000 + "1" + closing * 10_000)
@@ -443,7 +451,7 @@ def test_a_json_file_of_a_gigabyte_or_nested_without_end_is_named_and_not_read(c
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("stored", [torch.float16, torch.float32])
-def test_weights_that_are_no_numbers_are_named(copy, value, stored):
+def test_weights_that_are_no_numbers_are_named(copy: Path, value: float, stored: torch.dtype) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(copy / "model.safetensors")
@@ -456,7 +464,7 @@ def test_weights_that_are_no_numbers_are_named(copy, value, stored):
     )
 
 
-def test_damaged_metrics_are_named(copy):
+def test_damaged_metrics_are_named(copy: Path) -> None:
     (copy / "metrics.json").write_text("{")
 
     assert refusal(copy).startswith(f"{copy / 'metrics.json'}: damaged (")
@@ -492,14 +500,14 @@ def test_damaged_metrics_are_named(copy):
         ),
     ],
 )
-def test_metrics_of_another_shape_are_named(copy, metrics, problem):
+def test_metrics_of_another_shape_are_named(copy: Path, metrics: object, problem: str) -> None:
     (copy / "metrics.json").write_text(json.dumps(metrics))
 
     assert refusal(copy).startswith(f"{copy / 'metrics.json'}: {problem}")
 
 
 @pytest.mark.parametrize("version", [SCHEMA_VERSION - 1, SCHEMA_VERSION + 1, "3"])
-def test_metrics_of_another_schema_version_are_refused(copy, version):
+def test_metrics_of_another_schema_version_are_refused(copy: Path, version: int | str) -> None:
     (copy / "metrics.json").write_text(json.dumps({"schema_version": version}))
 
     assert refusal(copy) == (
@@ -508,14 +516,14 @@ def test_metrics_of_another_schema_version_are_refused(copy, version):
     )
 
 
-def test_metrics_that_say_little_are_no_problem(copy):
+def test_metrics_that_say_little_are_no_problem(copy: Path) -> None:
     said = {"data": {}, "evaluations": [{"name": "x"}], "decisions": {"operating_points": {}}, "loss": [0.3]}
     (copy / "metrics.json").write_text(json.dumps(said))
 
     assert load_release(copy).metrics == said
 
 
-def test_a_release_without_metrics_loads(copy):
+def test_a_release_without_metrics_loads(copy: Path) -> None:
     (copy / "metrics.json").unlink()
 
     assert load_release(copy).metrics == {}
@@ -534,7 +542,9 @@ def test_a_release_without_metrics_loads(copy):
         (None, None),
     ],
 )
-def test_a_release_knows_whether_it_takes_cells_cut_out_on_black(copy, data, expected):
+def test_a_release_knows_whether_it_takes_cells_cut_out_on_black(
+    copy: Path, data: dict[str, str] | None, expected: bool | None
+) -> None:
     (copy / "metrics.json").write_text(json.dumps({} if data is None else {"data": data}))
 
     assert read_release(copy).takes_cut_outs is expected
@@ -545,7 +555,7 @@ def test_a_release_knows_whether_it_takes_cells_cut_out_on_black(copy, data, exp
 
 def save_tiny(directory: Path, **changes: object) -> Path:
     recipe = replace(get_recipe("densenet121"), block_config=(2, 2, 2, 2))
-    arguments = {
+    arguments: dict[str, Any] = {
         "network": build_network(recipe, 2),
         "architecture": "densenet121",
         "labels": ("ALL", "HEM"),
@@ -560,7 +570,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_saving_again_replaces_the_release_and_leaves_nothing_aside(copy):
+def test_saving_again_replaces_the_release_and_leaves_nothing_aside(copy: Path) -> None:
     (copy / "stray.txt").write_text("of the older release")
     save_tiny(copy, metrics={"notice": "newer"})
 
@@ -569,7 +579,7 @@ def test_saving_again_replaces_the_release_and_leaves_nothing_aside(copy):
     assert [path.name for path in copy.parent.iterdir() if "copy" in path.name] == ["copy"]
 
 
-def test_too_few_labels_are_refused_before_anything_is_written(copy):
+def test_too_few_labels_are_refused_before_anything_is_written(copy: Path) -> None:
     before = content(copy.parent)
 
     with pytest.raises(LeukoscopeError) as error:
@@ -579,7 +589,7 @@ def test_too_few_labels_are_refused_before_anything_is_written(copy):
     assert content(copy.parent) == before
 
 
-def test_metrics_that_cannot_be_written_leave_the_older_release_alone(copy):
+def test_metrics_that_cannot_be_written_leave_the_older_release_alone(copy: Path) -> None:
     before = content(copy.parent)
 
     with pytest.raises((LeukoscopeError, TypeError)):
@@ -589,7 +599,7 @@ def test_metrics_that_cannot_be_written_leave_the_older_release_alone(copy):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes, which makes writes fail")
-def test_a_full_disk_leaves_the_older_release_alone(copy):
+def test_a_full_disk_leaves_the_older_release_alone(copy: Path) -> None:
     import resource
 
     before, limits = content(copy.parent), resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -605,7 +615,7 @@ def test_a_full_disk_leaves_the_older_release_alone(copy):
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_named(tmp_path):
+def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
 
@@ -613,7 +623,7 @@ def test_a_folder_without_permission_is_named(tmp_path):
         save_tiny(closed / "release")
 
 
-def test_a_file_in_the_place_of_the_parent_folder_is_named(tmp_path):
+def test_a_file_in_the_place_of_the_parent_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     with pytest.raises(LeukoscopeError) as error:
@@ -626,11 +636,11 @@ def test_a_file_in_the_place_of_the_parent_folder_is_named(tmp_path):
 
 
 @pytest.fixture(scope="module", params=["densenet121", "efficientnet_b3"])
-def decided(request):
+def decided(request: pytest.FixtureRequest) -> tuple[torch.nn.Module, str]:
     """A network whose head, unlike a new one, gives logits of a trained network's size; and its architecture."""
     torch.manual_seed(0)
     recipe = get_recipe(request.param)
-    network = build_network(recipe, 3).eval().requires_grad_(False)
+    network: Any = build_network(recipe, 3).eval().requires_grad_(False)
     network.get_classifier().weight.normal_(std=0.1)
     network.get_classifier().bias.normal_()
     return network, recipe.architecture
@@ -643,7 +653,9 @@ def logits(network: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("temperature", [0.37, 2.5])
-def test_folding_a_temperature_equals_scaling_the_logits(decided, temperature):
+def test_folding_a_temperature_equals_scaling_the_logits(
+    decided: tuple[torch.nn.Module, str], temperature: float
+) -> None:
     network, _ = decided
     before = logits(network)
     folded = rescale_classifier(deepcopy(network), temperature)
@@ -652,9 +664,9 @@ def test_folding_a_temperature_equals_scaling_the_logits(decided, temperature):
     assert torch.allclose(logits(folded), before / temperature, rtol=1e-6, atol=1e-6)
 
 
-def test_a_saved_release_keeps_its_temperature_exactly(decided, tmp_path):
+def test_a_saved_release_keeps_its_temperature_exactly(decided: tuple[torch.nn.Module, str], tmp_path: Path) -> None:
     network, architecture = decided
-    how = {
+    how: dict[str, Any] = {
         "architecture": architecture,
         "labels": ("A", "B", "C"),
         "preprocessing": Preprocessing(96, 1.0),
@@ -670,8 +682,8 @@ def test_a_saved_release_keeps_its_temperature_exactly(decided, tmp_path):
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf")])
-def test_a_temperature_that_is_none_is_refused_and_changes_nothing(temperature):
-    network = build_network(get_recipe("densenet121"), 2)
+def test_a_temperature_that_is_none_is_refused_and_changes_nothing(temperature: float) -> None:
+    network: Any = build_network(get_recipe("densenet121"), 2)
     before = network.get_classifier().weight.clone()
 
     with pytest.raises(LeukoscopeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -18,12 +19,12 @@ from leukoscope.models.release import load_release, save_release
 from leukoscope.models.rewrite import pooled_norm_densenet, rewrite_for_timm
 from leukoscope.synthetic import draw_cell
 
-BLOCKS = {"block_config": [6, 12]}
+BLOCKS: dict[str, Any] = {"block_config": [6, 12]}
 
 
-def network_of(classes: int = 3) -> nn.Module:
+def network_of(classes: int = 3) -> Any:
     torch.manual_seed(0)
-    network = pooled_norm_densenet("densenet121", classes, **BLOCKS).eval().requires_grad_(False)
+    network: Any = pooled_norm_densenet("densenet121", classes, **BLOCKS).eval().requires_grad_(False)
     norm = network.classifier.norm
     norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2), norm.weight.normal_(), norm.bias.normal_()
     network.classifier.last.weight.normal_(std=0.1)
@@ -31,7 +32,7 @@ def network_of(classes: int = 3) -> nn.Module:
     return network
 
 
-def rewritten(network: nn.Module, pixels: torch.Tensor) -> nn.Module:
+def rewritten(network: nn.Module, pixels: torch.Tensor) -> Any:
     plain = timm.create_model("densenet121", num_classes=network.num_classes, **BLOCKS)
     return rewrite_for_timm(network, plain, pixels)
 
@@ -75,7 +76,7 @@ def test_it_is_normalised_after_pooling(pixels: torch.Tensor) -> None:
 
 
 def test_its_head_drops_features_in_training_only(pixels: torch.Tensor) -> None:
-    network = pooled_norm_densenet("densenet121", 2, drop_rate=0.5, **BLOCKS)
+    network: Any = pooled_norm_densenet("densenet121", 2, drop_rate=0.5, **BLOCKS)
     features = network.eval().forward_features(pixels)
     assert torch.equal(network.forward_head(features), network.forward_head(features))
     torch.manual_seed(0)
