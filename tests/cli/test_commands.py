@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 from leukoscope import LeukoscopeError
 from leukoscope.cli import EXAMPLES, app
-from leukoscope.cli import train as train_command
 from leukoscope.cli.options import print_table
 from leukoscope.files import embedded_releases
 from leukoscope.models.hub_download import find_release
@@ -201,7 +200,7 @@ def test_train_runs_what_train_py_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     command_line = ["/bin/leukoscope", "train", "--num-train-epochs", "3"]
     monkeypatch.setattr(sys, "argv", command_line.copy())
     monkeypatch.setattr(module, "run", started.append)
-    assert train_command is module.train
+    assert sys.modules["leukoscope.cli"].train is module.train
     assert run("train", "--num-train-epochs", "3", "--output_dir", "x").exit_code == 0
     (config,) = started
     assert (config.run.num_train_epochs, config.run.output_dir) == (3, "x")
@@ -214,7 +213,7 @@ def test_train_runs_what_train_py_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("train", "--seed", "-1").stderr == "error: --seed -1: give 0 or more\n"
 
 
-def test_a_table_is_folded_without_loss(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_table_is_folded_without_loss(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     columns = ["file", "outcome", "ALL", "of these refused"]
     row = ["a-long-folder/another/cell_1.png", "out of distribution", "0.1234", "12 (0.1–0.2)"]
 
@@ -234,7 +233,7 @@ def test_a_table_is_folded_without_loss(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_in_a_pipe_every_row_of_a_table_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     row = [f"{'long-name-' * 20}.png", "out of distribution", "0.1234"]

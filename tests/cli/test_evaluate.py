@@ -18,10 +18,11 @@ from leukoscope.synthetic import draw_cell
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 OUT_OF_FOLD = RELEASE / "predictions" / "subject_cv.parquet"
+Flags = tuple[str, str, str, Path, str, str]
 
 
 @pytest.fixture(scope="module")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Flags:
     """The flags for a folder with two subjects a class, three small cells each."""
     root = tmp_path_factory.mktemp("cells")
     for number, label in enumerate(["ALL", "ALL", "HEM", "HEM"]):
@@ -42,7 +43,7 @@ def error_of(result: Any) -> str:
     return line.removeprefix("error: ")
 
 
-def test_kept_answers_are_judged_without_any_picture(tmp_path):
+def test_kept_answers_are_judged_without_any_picture(tmp_path: Path) -> None:
     result = run("--predictions", OUT_OF_FOLD, "--output", tmp_path)
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "evaluation.json").read_text())
@@ -58,7 +59,7 @@ def test_kept_answers_are_judged_without_any_picture(tmp_path):
     assert RESEARCH_NOTICE in (tmp_path / "evaluation.html").read_text()
 
 
-def test_a_model_is_asked_about_the_test_side_of_a_split(tiny_release, cells, tmp_path):
+def test_a_model_is_asked_about_the_test_side_of_a_split(tiny_release: Path, cells: Flags, tmp_path: Path) -> None:
     flags = ("--split", "subject-cv", "--num_folds", 2, "--fold", 1, "--max_eval_samples", 5)
     result = run(tiny_release, *cells, *flags, "--output", tmp_path)
     assert result.exit_code == 0, result.output
@@ -73,7 +74,7 @@ def test_a_model_is_asked_about_the_test_side_of_a_split(tiny_release, cells, tm
     assert "only subject" in report["intervals"]["by_subject_missing"], "one subject a class is no sample"
 
 
-def test_two_models_are_compared_on_the_cells_of_the_first(tiny_release, cells, tmp_path):
+def test_two_models_are_compared_on_the_cells_of_the_first(tiny_release: Path, cells: Flags, tmp_path: Path) -> None:
     run(tiny_release, *cells, "--output", tmp_path / "first")
     kept = tmp_path / "first" / "predictions.parquet"
     result = run(tiny_release, *cells, "--compare", kept, "--output", tmp_path / "both")
@@ -93,7 +94,9 @@ def test_two_models_are_compared_on_the_cells_of_the_first(tiny_release, cells, 
         ({"ALL": "leukemia", "HEM": "healthy"}, ("--label_map", "ALL=leukemia", "--label_map", "HEM=healthy")),
     ],
 )
-def test_classes_of_other_names_are_measured_by_the_rule_for_subjects(cells, tmp_path, release, folders, flags):
+def test_classes_of_other_names_are_measured_by_the_rule_for_subjects(
+    cells: Flags, tmp_path: Path, release: str, folders: dict[str, str], flags: tuple[str, ...]
+) -> None:
     for theirs, ours in folders.items():
         shutil.copytree(cells[3] / theirs, tmp_path / "cells" / ours)
     data = ("--dataset_name", "imagefolder", "--train_dir", tmp_path / "cells", "--subject_pattern", cells[5])
@@ -110,7 +113,9 @@ def test_classes_of_other_names_are_measured_by_the_rule_for_subjects(cells, tmp
     assert {name: one["probability"] for name, one in subjects.items()} == pytest.approx(probabilities, abs=1e-6)
 
 
-def test_a_class_in_label_map_that_the_model_lacks_or_that_has_two_names_is_refused(tiny_release, cells):
+def test_a_class_in_label_map_that_the_model_lacks_or_that_has_two_names_is_refused(
+    tiny_release: Path, cells: Flags
+) -> None:
     assert error_of(run(tiny_release, *cells, "--label_map", "blast=ALL")) == (
         "--label_map blast=ALL: 'blast' is no class of the model, which has ALL, HEM; correct or leave it out"
     )
@@ -167,11 +172,11 @@ def test_a_class_in_label_map_that_the_model_lacks_or_that_has_two_names_is_refu
         ),
     ],
 )
-def test_a_wrong_question_ends_in_one_line(arguments, expected):
+def test_a_wrong_question_ends_in_one_line(arguments: tuple[str, ...], expected: str) -> None:
     assert error_of(run(*arguments)) == expected
 
 
-def test_help_names_the_flags():
+def test_help_names_the_flags() -> None:
     result = run("--help")
     assert result.exit_code == 0
     for flag in ("--predictions", "--compare", "--label_map", "--max_eval_samples", "--split_file"):
@@ -179,7 +184,7 @@ def test_help_names_the_flags():
 
 
 @pytest.mark.slow
-def test_a_release_asked_about_its_own_subjects_is_called_no_test(real_data, tmp_path):
+def test_a_release_asked_about_its_own_subjects_is_called_no_test(real_data: Path, tmp_path: Path) -> None:
     folder = real_data / "cnmc2019" / "C-NMC_Leukemia"
     result = run(
         *(RELEASE, "--dataset_name", "cnmc2019", "--train_dir", folder, "--max_eval_samples", 60),

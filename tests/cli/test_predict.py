@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
 import leukoscope
@@ -53,7 +53,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_help_and_version_load_nothing_heavy():
+def test_help_and_version_load_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "from leukoscope.cli import app\n"
@@ -67,14 +67,14 @@ def test_help_and_version_load_nothing_heavy():
         assert done.stdout.endswith("loaded: set()\n")
 
 
-def test_runs_as_a_module():
+def test_runs_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "leukoscope", "--help"], capture_output=True, text=True, check=True)
 
     assert "Usage: leukoscope" in done.stdout
     assert "never use it for diagnosis" in done.stdout
 
 
-def test_table_shows_each_file_with_every_class_and_the_notice(tiny_release, cells):
+def test_table_shows_each_file_with_every_class_and_the_notice(tiny_release: Path, cells: Path) -> None:
     result = run("predict", tiny_release, cells / "a.png", cells / "inner" / "b.bmp")
 
     assert result.exit_code == 0, result.output
@@ -97,7 +97,7 @@ def test_table_shows_each_file_with_every_class_and_the_notice(tiny_release, cel
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on Windows")
-def test_pipes_and_circles_of_links_are_named_and_the_others_predicted(tiny_release, tmp_path):
+def test_pipes_and_circles_of_links_are_named_and_the_others_predicted(tiny_release: Path, tmp_path: Path) -> None:
     cells = tmp_path / "cells"
     save_cell(cells / "a.png")
     os.mkfifo(cells / "pipe.png")
@@ -118,7 +118,9 @@ def test_pipes_and_circles_of_links_are_named_and_the_others_predicted(tiny_rele
     assert pipe == f"error: {cells / 'pipe.png'}: is no regular file but a pipe or a device; name an image file"
 
 
-def test_a_release_that_refuses_nothing_says_so_below_the_table(tiny_release, cells, tmp_path):
+def test_a_release_that_refuses_nothing_says_so_below_the_table(
+    tiny_release: Path, cells: Path, tmp_path: Path
+) -> None:
     phantoms, out = tmp_path / "phantoms", tmp_path / "out.csv"
     shutil.copytree(tiny_release, phantoms)
     metrics = json.loads((phantoms / METRICS).read_text())
@@ -139,18 +141,18 @@ def test_a_release_that_refuses_nothing_says_so_below_the_table(tiny_release, ce
         out.unlink(missing_ok=True)
 
 
-def test_the_demo_says_the_same_of_such_a_release():
+def test_the_demo_says_the_same_of_such_a_release() -> None:
     texts = json.loads((Path(leukoscope.__file__).parent / "web" / "texts.json").read_text())["texts"]
     assert [texts[key]["en"] for key in ("warn_synthetic", "no_detector")] == [ON_PHANTOMS, NO_DETECTOR]
 
 
-def test_many_files_show_how_far_it_is(tiny_release, cells, monkeypatch):
+def test_many_files_show_how_far_it_is(tiny_release: Path, cells: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("leukoscope.progress.EVERY", 0.001)
     assert "predicting cells: " in run("predict", tiny_release, cells).stderr
     assert run("predict", tiny_release, cells, "--quiet").stderr == ""
 
 
-def test_a_narrow_terminal_keeps_the_numbers_and_all_of_the_file_name(tiny_release, tmp_path):
+def test_a_narrow_terminal_keeps_the_numbers_and_all_of_the_file_name(tiny_release: Path, tmp_path: Path) -> None:
     path = save_cell(tmp_path / "a-folder-with-a-long-name" / "another" / "cell_1.png")
     result = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["predict", str(tiny_release), str(path)])
 
@@ -161,7 +163,7 @@ def test_a_narrow_terminal_keeps_the_numbers_and_all_of_the_file_name(tiny_relea
 
 
 @pytest.mark.skipif(not computes("bf16"), reason="needs a processor with bf16")
-def test_a_lower_precision_is_said(tiny_release, kept_graphs, cells, tmp_path):
+def test_a_lower_precision_is_said(tiny_release: Path, kept_graphs: Path, cells: Path, tmp_path: Path) -> None:
     release = tmp_path / "release"
     shutil.copytree(tiny_release, release)
     measured = {"default": "f32", "fast": ["bf16"], "bf16": {"logit_shift": [0.0, 0.0]}}
@@ -181,7 +183,7 @@ def test_a_lower_precision_is_said(tiny_release, kept_graphs, cells, tmp_path):
     assert 0 < abs(one["probabilities"]["ALL"] - other["probabilities"]["ALL"]) < 0.05
 
 
-def test_json_is_one_array_and_nothing_else(tiny_release, cells):
+def test_json_is_one_array_and_nothing_else(tiny_release: Path, cells: Path) -> None:
     result = run("predict", tiny_release, "--json", cells / "a.png")
 
     (answer,) = json.loads(result.stdout)
@@ -195,13 +197,13 @@ def test_json_is_one_array_and_nothing_else(tiny_release, cells):
     assert (result.exit_code, result.stderr) == (0, "")
 
 
-def test_a_folder_stands_for_all_its_images(tiny_release, cells):
+def test_a_folder_stands_for_all_its_images(tiny_release: Path, cells: Path) -> None:
     answers = json.loads(run("predict", tiny_release, "--json", cells).stdout)
 
     assert [answer["source"] for answer in answers] == [str(cells / "a.png"), str(cells / "inner" / "b.bmp")]
 
 
-def test_bad_files_are_named_and_the_good_ones_answered(tiny_release, cells, tmp_path):
+def test_bad_files_are_named_and_the_good_ones_answered(tiny_release: Path, cells: Path, tmp_path: Path) -> None:
     text = tmp_path / "text[1].png"
     text.write_text("not a picture")
     empty = tmp_path / "empty"
@@ -219,20 +221,20 @@ def test_bad_files_are_named_and_the_good_ones_answered(tiny_release, cells, tmp
     assert result.exit_code == 1
 
 
-def test_only_bad_files_give_an_empty_array(tiny_release, tmp_path):
+def test_only_bad_files_give_an_empty_array(tiny_release: Path, tmp_path: Path) -> None:
     result = run("predict", tiny_release, "--json", tmp_path / "none.bmp")
 
     assert json.loads(result.stdout) == []
     assert result.exit_code == 1
 
 
-def test_square_brackets_in_a_name_are_shown_as_they_are(tiny_release, tmp_path):
+def test_square_brackets_in_a_name_are_shown_as_they_are(tiny_release: Path, tmp_path: Path) -> None:
     result = run("predict", tiny_release, save_cell(tmp_path / "cell[bold].png"))
 
     assert "cell[bold].png" in result.stdout.replace("\n", "")
 
 
-def test_a_wrong_model_ends_in_one_line(cells, tmp_path):
+def test_a_wrong_model_ends_in_one_line(cells: Path, tmp_path: Path) -> None:
     result = run("predict", tmp_path / "nowhere", cells / "a.png")
 
     assert error_lines(result) == [
@@ -243,7 +245,9 @@ def test_a_wrong_model_ends_in_one_line(cells, tmp_path):
     assert isinstance(result.exception, SystemExit), "an error the user can fix must not escape as an exception"
 
 
-def test_explain_draws_the_most_probable_class_over_each_picture(tiny_release, cells, tmp_path):
+def test_explain_draws_the_most_probable_class_over_each_picture(
+    tiny_release: Path, cells: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "new" / "maps"
 
     result = run("predict", tiny_release, "--json", "--explain", out, cells)
@@ -254,12 +258,13 @@ def test_explain_draws_the_most_probable_class_over_each_picture(tiny_release, c
         drawn = Image.open(answer["overlay"])
         picture = Image.open(answer["source"])
         assert drawn.size == picture.size
-        assert not np.array_equal(drawn, picture)
+        assert not np.array_equal(np.asarray(drawn), np.asarray(picture))
+        assert isinstance(drawn, PngImagePlugin.PngImageFile)
         assert drawn.text["Disclaimer"] == RESEARCH_NOTICE
         assert drawn.text["Title"].startswith(f"Grad-CAM for {answer['outcome']} (")
 
 
-def test_a_network_without_maps_is_said_to_have_none(vit_release, cells, tmp_path):
+def test_a_network_without_maps_is_said_to_have_none(vit_release: Path, cells: Path, tmp_path: Path) -> None:
     result = run("predict", vit_release, "--json", "--explain", tmp_path / "maps", cells / "a.png")
 
     (answer,) = json.loads(result.stdout)
@@ -269,7 +274,9 @@ def test_a_network_without_maps_is_said_to_have_none(vit_release, cells, tmp_pat
     assert result.stderr == f"{vit_release}: {NO_MAP}; nothing is written to {tmp_path / 'maps'}\n"
 
 
-def test_explain_numbers_equal_names_and_replaces_the_maps_of_an_earlier_run(tiny_release, tmp_path):
+def test_explain_numbers_equal_names_and_replaces_the_maps_of_an_earlier_run(
+    tiny_release: Path, tmp_path: Path
+) -> None:
     first, second = save_cell(tmp_path / "one" / "cell.png"), save_cell(tmp_path / "two" / "cell.png")
     out = tmp_path / "maps"
 
@@ -282,7 +289,7 @@ def test_explain_numbers_equal_names_and_replaces_the_maps_of_an_earlier_run(tin
     assert {path.name for path in out.iterdir()} == {f"cell-{label}.png", f"cell-{label}-2.png"}
 
 
-def test_explain_never_overwrites_a_picture_that_it_explains(tiny_release, tmp_path):
+def test_explain_never_overwrites_a_picture_that_it_explains(tiny_release: Path, tmp_path: Path) -> None:
     cells = [save_cell(tmp_path / name) for name in ("cell.png", "cell-ALL.png", "cell-HEM.png")]
     kept = [path.read_bytes() for path in cells]
 
@@ -292,7 +299,7 @@ def test_explain_never_overwrites_a_picture_that_it_explains(tiny_release, tmp_p
     assert [path.read_bytes() for path in cells] == kept
 
 
-def test_explain_into_a_file_ends_in_one_line(tiny_release, cells):
+def test_explain_into_a_file_ends_in_one_line(tiny_release: Path, cells: Path) -> None:
     result = run("predict", tiny_release, "--explain", cells / "notes.txt", cells / "a.png")
 
     assert error_lines(result) == [
@@ -302,7 +309,7 @@ def test_explain_into_a_file_ends_in_one_line(tiny_release, cells):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="such names cannot exist on Windows or macOS")
-def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release, tmp_path):
+def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release: Path, tmp_path: Path) -> None:
     path = os.fsdecode(os.fsencode(tmp_path) + b"/cell-\xff.png")
     save_cell(tmp_path / "cell.png").rename(path)
     smear = os.fsdecode(os.fsencode(tmp_path) + b"/smear-\xff.png")
@@ -319,7 +326,7 @@ def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release, tmp_path):
     assert "leukoscope field " in refused.stdout and "smear-\ufffd.png" in refused.stdout
 
 
-def test_eight_views_say_how_many_differ(tiny_release, cells):
+def test_eight_views_say_how_many_differ(tiny_release: Path, cells: Path) -> None:
     told = run("predict", tiny_release, cells / "a.png", "--tta", "--json")
     shown = run("predict", tiny_release, cells / "a.png", "--tta")
 
@@ -328,7 +335,7 @@ def test_eight_views_say_how_many_differ(tiny_release, cells):
     assert "views that differ" in shown.stdout and f"{round(8 * row['disagreement'])} of 8" in shown.stdout
 
 
-def test_without_a_class_the_table_says_why_below(tmp_path):
+def test_without_a_class_the_table_says_why_below(tmp_path: Path) -> None:
     known, blank, black, smear = (tmp_path / name for name in ("cell.png", "blank.png", "black.png", "smear.png"))
     Image.fromarray(draw_cell("ALL", subject=0, cell=0).image).save(known)
     Image.new("RGB", (450, 450), "white").save(blank)
@@ -352,7 +359,7 @@ def test_without_a_class_the_table_says_why_below(tmp_path):
         assert f"OOD score {answer['ood_score']:.1f}" in below
 
 
-def test_the_reasons_of_many_files_are_counted(watched_release, tmp_path):
+def test_the_reasons_of_many_files_are_counted(watched_release: Path, tmp_path: Path) -> None:
     for number in range(22):
         Image.new("RGB", (64, 64), "white").save(tmp_path / f"blank-{number}.png")
 
@@ -364,7 +371,7 @@ def test_the_reasons_of_many_files_are_counted(watched_release, tmp_path):
     assert "(OOD score" not in many.stdout
 
 
-def test_an_unknown_backend_is_refused_in_one_line(tiny_release, cells):
+def test_an_unknown_backend_is_refused_in_one_line(tiny_release: Path, cells: Path) -> None:
     result = run("predict", tiny_release, cells / "a.png", "--backend", "abacus")
 
     assert result.exit_code == 1

@@ -35,7 +35,7 @@ def smear(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_table_shows_counts_scale_and_notice(tiny_release, smear):
+def test_table_shows_counts_scale_and_notice(tiny_release: Path, smear: Path) -> None:
     result = run("field", tiny_release, smear, "--um_per_pixel", 0.2)
 
     assert result.exit_code == 0, result.output
@@ -44,7 +44,7 @@ def test_table_shows_counts_scale_and_notice(tiny_release, smear):
     assert RESEARCH_NOTICE in result.stdout
 
 
-def test_json_and_overlay_agree_with_the_field(tiny_release, smear, tmp_path):
+def test_json_and_overlay_agree_with_the_field(tiny_release: Path, smear: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "overlay.png"
 
     result = run("field", tiny_release, smear, "--um_per_pixel", 0.2, "--output", out, "--json")
@@ -59,7 +59,7 @@ def test_json_and_overlay_agree_with_the_field(tiny_release, smear, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ["overlay.png"]
 
 
-def test_a_bad_field_is_named_and_the_others_are_still_read(tiny_release, smear, tmp_path):
+def test_a_bad_field_is_named_and_the_others_are_still_read(tiny_release: Path, smear: Path, tmp_path: Path) -> None:
     grey = tmp_path / "grey.png"
     Image.open(smear).convert("L").save(grey)
 
@@ -72,7 +72,7 @@ def test_a_bad_field_is_named_and_the_others_are_still_read(tiny_release, smear,
     assert (tmp_path / "o-smear.png").exists()
 
 
-def test_fields_of_one_name_have_overlays_of_their_own(tiny_release, smear, tmp_path):
+def test_fields_of_one_name_have_overlays_of_their_own(tiny_release: Path, smear: Path, tmp_path: Path) -> None:
     names = ("one/a.png", "two/a.png", "A-2.png")
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -86,7 +86,9 @@ def test_fields_of_one_name_have_overlays_of_their_own(tiny_release, smear, tmp_
 
 
 @pytest.mark.parametrize("fields", [("o.png",), ("a.png", "o-a.png")], ids=["one", "several"])
-def test_an_overlay_never_replaces_a_field(tiny_release, smear, tmp_path, fields):
+def test_an_overlay_never_replaces_a_field(
+    tiny_release: Path, smear: Path, tmp_path: Path, fields: tuple[str, ...]
+) -> None:
     for name in fields:
         shutil.copy(smear, tmp_path / name)
 
@@ -98,7 +100,7 @@ def test_an_overlay_never_replaces_a_field(tiny_release, smear, tmp_path, fields
     assert replaced.read_bytes() == smear.read_bytes()
 
 
-def test_an_overlay_is_a_png_by_its_name_too(tiny_release, smear, tmp_path):
+def test_an_overlay_is_a_png_by_its_name_too(tiny_release: Path, smear: Path, tmp_path: Path) -> None:
     result = run("field", tiny_release, smear, "--output", tmp_path / "o.jpg")
 
     said = f"error: --output {tmp_path / 'o.jpg'}: overlays are PNG files; name a file that ends in .png\n"
@@ -106,7 +108,7 @@ def test_an_overlay_is_a_png_by_its_name_too(tiny_release, smear, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="such names cannot exist on Windows or macOS")
-def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release, smear, tmp_path):
+def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release: Path, smear: Path, tmp_path: Path) -> None:
     odd = shutil.copy(smear, os.fsdecode(os.fsencode(tmp_path) + b"/odd-\xff.png"))
     flags = ("--um_per_pixel", 0.2, "--output", tmp_path / "o.png")
 
@@ -118,7 +120,7 @@ def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release, smear, tmp_pa
         assert "odd-\ufffd.png read by" in overlay.text["Title"]  # type: ignore[attr-defined]
 
 
-def test_predict_sends_a_smear_here_instead_of_giving_it_a_class(smear):
+def test_predict_sends_a_smear_here_instead_of_giving_it_a_class(smear: Path) -> None:
     result = run("predict", RELEASE, smear, "--json")
 
     (answer,) = json.loads(result.stdout)
@@ -129,7 +131,7 @@ def test_predict_sends_a_smear_here_instead_of_giving_it_a_class(smear):
     assert f"leukoscope field {RELEASE} {smear}" in shown
 
 
-def test_a_field_in_another_stain_gets_no_class_at_all(tmp_path):
+def test_a_field_in_another_stain_gets_no_class_at_all(tmp_path: Path) -> None:
     drawn = draw_field(("ALL", "HEM", "ALL", "HEM"), size=(480, 640), um_per_pixel=0.12, scale_bar=False, seed=5).image
     known, warm = tmp_path / "known.png", tmp_path / "warm.png"
     Image.fromarray(drawn).save(known)
@@ -163,7 +165,9 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_folder_is_read_slide_by_slide_with_one_scale_and_crops(tiny_release, slides, tmp_path):
+def test_a_folder_is_read_slide_by_slide_with_one_scale_and_crops(
+    tiny_release: Path, slides: Path, tmp_path: Path
+) -> None:
     crops = tmp_path / "crops"
     result = CliRunner(env={"COLUMNS": "80"}).invoke(
         app, [str(a) for a in ("field", tiny_release, slides, "--crops", crops)]
@@ -196,7 +200,7 @@ def test_a_folder_is_read_slide_by_slide_with_one_scale_and_crops(tiny_release, 
     assert "passed over: 1 picture(s) of single cut-out cells" in result.stderr and "one.png" in result.stderr
 
 
-def test_fields_on_black_are_read_with_their_folder(tiny_release, slides, tmp_path):
+def test_fields_on_black_are_read_with_their_folder(tiny_release: Path, slides: Path, tmp_path: Path) -> None:
     (tmp_path / "slide").mkdir()
     field = Image.open(slides / "first" / "a-field-0.png").convert("RGB")
     pixels = np.array(field)
@@ -208,7 +212,7 @@ def test_fields_on_black_are_read_with_their_folder(tiny_release, slides, tmp_pa
     assert len(json.loads(result.stdout)) == 2 and "passed over" not in result.stderr
 
 
-def test_crops_of_fields_of_one_name_stand_beside_each_other(tiny_release, slides, tmp_path):
+def test_crops_of_fields_of_one_name_stand_beside_each_other(tiny_release: Path, slides: Path, tmp_path: Path) -> None:
     twins = [tmp_path / "a.png", tmp_path / "A.tif", tmp_path / "other" / tmp_path.name / "a.png"]
     for twin in twins:
         twin.parent.mkdir(parents=True, exist_ok=True)
@@ -220,7 +224,9 @@ def test_crops_of_fields_of_one_name_stand_beside_each_other(tiny_release, slide
 
 
 @pytest.mark.parametrize("given", ["../a-field-0.png", "a-field-0.png", "..", "."])
-def test_crops_stay_in_their_folder_however_a_field_is_named(tiny_release, slides, tmp_path, monkeypatch, given):
+def test_crops_stay_in_their_folder_however_a_field_is_named(
+    tiny_release: Path, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
     home = tmp_path / "slide"
     (home / "inner").mkdir(parents=True)
     shutil.copy(slides / "first" / "a-field-0.png", home)
@@ -231,7 +237,9 @@ def test_crops_stay_in_their_folder_however_a_field_is_named(tiny_release, slide
     assert {path.parent for path in tmp_path.rglob("a-field-0-*.png")} == {tmp_path / "crops" / "slide"}
 
 
-def test_crops_never_lie_among_the_fields(tiny_release, slides, tmp_path, monkeypatch):
+def test_crops_never_lie_among_the_fields(
+    tiny_release: Path, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "fields" / "slide"
     home.mkdir(parents=True)
     for name in ("f.png", "f-0.png"):
@@ -244,7 +252,7 @@ def test_crops_never_lie_among_the_fields(tiny_release, slides, tmp_path, monkey
     assert (home / "f-0.png").read_bytes() == before and len(list(home.iterdir())) == 2
 
 
-def test_a_picture_to_pass_on_names_no_folder(tiny_release, slides, tmp_path):
+def test_a_picture_to_pass_on_names_no_folder(tiny_release: Path, slides: Path, tmp_path: Path) -> None:
     field = slides / "first" / "a-field-0.png"
     result = run("field", tiny_release, field, "--crops", tmp_path / "crops", "--output", tmp_path / "overlay.png")
     assert result.exit_code == 0, result.output
@@ -255,18 +263,20 @@ def test_a_picture_to_pass_on_names_no_folder(tiny_release, slides, tmp_path):
     assert f"read by {tiny_release.name}: " in titles[0]
 
 
-def test_fields_given_one_by_one_keep_their_own_scales(tiny_release, slides):
+def test_fields_given_one_by_one_keep_their_own_scales(tiny_release: Path, slides: Path) -> None:
     fields = sorted(slides.rglob("a-field*.png"))
     readings = json.loads(run("field", tiny_release, *fields, "--json").stdout)
     assert all(reading["scale_from"] == "red cells" for reading in readings)
 
 
-def test_a_folder_without_a_field_is_one_line(tiny_release, tmp_path):
+def test_a_folder_without_a_field_is_one_line(tiny_release: Path, tmp_path: Path) -> None:
     result = run("field", tiny_release, tmp_path)
     assert result.exit_code == 1 and "this folder holds no image" in result.stderr
 
 
-def test_a_full_disk_is_named_whatever_is_written(tiny_release, slides, tmp_path, monkeypatch):
+def test_a_full_disk_is_named_whatever_is_written(
+    tiny_release: Path, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     field = next(slides.rglob("a-field*.png"))
 
     def full(*_: object) -> None:

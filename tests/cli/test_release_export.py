@@ -19,7 +19,7 @@ def run(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["release", "export", *(str(a) for a in arguments)])
 
 
-def test_a_graph_is_written_that_openvino_runs_alone(tiny_release: Path, tmp_path: Path):
+def test_a_graph_is_written_that_openvino_runs_alone(tiny_release: Path, tmp_path: Path) -> None:
     import openvino
 
     result = run(tiny_release, "--output", tmp_path / "graph")
@@ -33,7 +33,9 @@ def test_a_graph_is_written_that_openvino_runs_alone(tiny_release: Path, tmp_pat
     assert logits.shape == (3, 2) and features.shape == (3, 128, 3, 3)
 
 
-def test_a_release_from_the_hub_is_written_with_its_commit(tiny_release, tmp_path, monkeypatch):
+def test_a_release_from_the_hub_is_written_with_its_commit(
+    tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_release, tmp_path / "snapshots" / "c0ffee")
     monkeypatch.setattr("leukoscope.models.hub_download.fetch_files", lambda *asked: tmp_path / "snapshots" / "c0ffee")
@@ -55,7 +57,9 @@ def test_a_release_from_the_hub_is_written_with_its_commit(tiny_release, tmp_pat
         (["--output", "."], "error: --output .: exists and is no earlier export; name a new folder"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_in_one_line(tiny_release, tmp_path, monkeypatch, arguments, problem):
+def test_what_cannot_be_exported_is_refused_in_one_line(
+    tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], problem: str
+) -> None:
     monkeypatch.chdir(tmp_path)
 
     result = run(tiny_release, "--output", "graph", *arguments)
@@ -65,7 +69,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(tiny_release, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_no_release_is_named(tmp_path):
+def test_a_folder_that_is_no_release_is_named(tmp_path: Path) -> None:
     result = run(tmp_path, "--output", tmp_path / "graph")
 
     assert result.exit_code == 1

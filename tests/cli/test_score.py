@@ -38,7 +38,7 @@ def cells(tmp_path: Path) -> Path:
     return folder
 
 
-def test_says_what_was_written_and_where(tiny_release, cells, tmp_path):
+def test_says_what_was_written_and_where(tiny_release: Path, cells: Path, tmp_path: Path) -> None:
     out, subjects = tmp_path / "out.parquet", tmp_path / "subjects.csv"
     pattern = ("--subject_pattern", r"(s\d)-", "--by-subject", subjects)
     result = run(tiny_release, "--input", cells, "--output", out, *pattern)
@@ -53,7 +53,7 @@ def test_says_what_was_written_and_where(tiny_release, cells, tmp_path):
     assert subjects.read_text().count("\n") == 3
 
 
-def test_a_data_set_is_scored_by_its_name(tiny_release, cells, tmp_path):
+def test_a_data_set_is_scored_by_its_name(tiny_release: Path, cells: Path, tmp_path: Path) -> None:
     for label in ("ALL", "HEM"):
         (tmp_path / "data" / label).mkdir(parents=True)
         (tmp_path / "data" / label / f"{label}.png").write_bytes((cells / "s0-0.png").read_bytes())
@@ -66,7 +66,7 @@ def test_a_data_set_is_scored_by_its_name(tiny_release, cells, tmp_path):
     assert (tmp_path / "out.parquet.unreadable.csv").read_text().splitlines() == ["source,reason", listed]
 
 
-def test_pictures_without_a_class_are_counted_and_say_why(cells, tmp_path):
+def test_pictures_without_a_class_are_counted_and_say_why(cells: Path, tmp_path: Path) -> None:
     (cells / "s1-bad.png").unlink()
     Image.new("RGB", (450, 450), "white").save(cells / "s1-blank.png")
     Image.fromarray(draw_cell("ALL", subject=0, cell=0).image).save(cells / "s0-full.png")
@@ -107,20 +107,22 @@ def test_pictures_without_a_class_are_counted_and_say_why(cells, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_written_ends_in_one_line(cells, tmp_path, monkeypatch, flags, message):
+def test_what_cannot_be_written_ends_in_one_line(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     result = run("nowhere", "--input", cells, *flags)
     assert (result.exit_code, result.stdout, result.stderr.splitlines()) == (1, "", [message])
     assert [path.name for path in tmp_path.iterdir()] == ["cells"], "refused before anything is written"
 
 
-def test_without_a_gpu_driver_torch_is_not_asked(monkeypatch):
+def test_without_a_gpu_driver_torch_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert Runtime("auto").chosen().device == "cpu"
 
 
-def test_each_process_takes_its_own_gpu(monkeypatch):
+def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -130,7 +132,7 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
     assert Runtime("auto").chosen().device == "cpu"
 
 
-def test_reading_and_joining_need_no_torch():
+def test_reading_and_joining_need_no_torch() -> None:
     code = (
         "import sys\n"
         "import leukoscope.inference.scoring, leukoscope.cli.predict\n"

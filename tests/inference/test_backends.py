@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 from timm import create_model
 
-from leukoscope import LeukoscopeError, Predictor
+from leukoscope import LeukoscopeError, Prediction, Predictor
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference import backends, export, runtime
 from leukoscope.inference.backends import TorchBackend, float32_backend, open_backend
@@ -59,18 +60,23 @@ def pictures() -> list[Image.Image]:
     return [Image.fromarray(noise), *(Image.fromarray(cell.image) for cell in cells)]
 
 
-def assert_alike(ours, theirs, of_peak: float = 1e-3, apart: float = 1e-4) -> None:
+def assert_alike(
+    ours: Sequence[Prediction], theirs: Sequence[Prediction], of_peak: float = 1e-3, apart: float = 1e-4
+) -> None:
     for a, b in zip(ours, theirs, strict=True):
         assert (a.outcome, a.most_probable) == (b.outcome, b.most_probable)
         assert np.allclose(list(a.probabilities.values()), list(b.probabilities.values()), atol=apart)
         assert a.checks.ood_score == b.checks.ood_score
+        assert a.heatmaps is not None and b.heatmaps is not None
         for label, heat in b.heatmaps.items():
             peak = max(float(heat.evidence.max()), 1e-6)
             assert np.abs(a.heatmaps[label].evidence - heat.evidence).max() < of_peak * peak
 
 
 @pytest.mark.parametrize("backend", EXPORTED)
-def test_a_graph_predicts_and_explains_as_torch_does(cache, tiny_release, pictures, backend):
+def test_a_graph_predicts_and_explains_as_torch_does(
+    cache: Path, tiny_release: Path, pictures: list[Image.Image], backend: str
+) -> None:
     ours = Predictor.from_pretrained(tiny_release, backend=backend)
     theirs = Predictor.from_pretrained(tiny_release, backend="torch")
 
@@ -81,13 +87,15 @@ def test_a_graph_predicts_and_explains_as_torch_does(cache, tiny_release, pictur
 
 @pytest.mark.parametrize("config", ON_REAL_CELLS)
 @pytest.mark.parametrize("backend", EXPORTED)
-def test_embedded_releases_predict_alike_on_real_cells(kept_graphs, real_data, config, backend):
+def test_embedded_releases_predict_alike_on_real_cells(
+    kept_graphs: Path, real_data: Path, config: Path, backend: str
+) -> None:
     files = sorted((real_data / "cnmc2019" / "C-NMC_Leukemia").rglob("*_*.*"))[::601]
     assert len(files) > 10
 
     # Its own default may be bfloat16, which moves every probability by more than is compared here.
     release = read_release(config.parent)
-    exact = replace(release, metrics=release.metrics | {"precision": {"default": "f32"}})
+    exact = replace(release, metrics={**release.metrics, "precision": {"default": "f32"}})
     ours = Predictor(exact, Runtime(backend))(files, explain=True)
 
     # Sums are ordered otherwise on each processor: on one of three, a cell of DenseNet169 moved by 1.07e-4.
@@ -96,8 +104,8 @@ def test_embedded_releases_predict_alike_on_real_cells(kept_graphs, real_data, c
 
 @pytest.mark.parametrize("architecture", ["mobilenetv3_small_050", "convnext_atto"])
 def test_a_head_of_several_layers_is_explained_by_torch_from_the_graphs_features(
-    cache, tmp_path, pictures, architecture
-):
+    cache: Path, tmp_path: Path, pictures: list[Image.Image], architecture: str
+) -> None:
     torch.manual_seed(0)
     release = save_release(
         tmp_path / architecture,
@@ -120,7 +128,7 @@ def _model(folder: Path) -> str:
     return json.loads((folder / REPORT).read_text())["model"]
 
 
-def test_auto_takes_a_kept_graph_and_makes_it_once(cache, tiny_release):
+def test_auto_takes_a_kept_graph_and_makes_it_once(cache: Path, tiny_release: Path) -> None:
     first = Predictor.from_pretrained(tiny_release, backend="auto")
     made = {folder: folder.stat().st_mtime_ns for folder in (cache / "graphs").iterdir()}
     Predictor.from_pretrained(tiny_release, backend="auto")
@@ -129,7 +137,7 @@ def test_auto_takes_a_kept_graph_and_makes_it_once(cache, tiny_release):
     assert {folder: folder.stat().st_mtime_ns for folder in (cache / "graphs").iterdir()} == made
 
 
-def test_other_weights_get_a_graph_of_their_own(cache, tiny_release, tmp_path):
+def test_other_weights_get_a_graph_of_their_own(cache: Path, tiny_release: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(tiny_release, other)
     config = json.loads((other / "config.json").read_text())
@@ -142,13 +150,15 @@ def test_other_weights_get_a_graph_of_their_own(cache, tiny_release, tmp_path):
     assert len(list((cache / "graphs").iterdir())) == before + 1
 
 
-def test_a_graph_unlike_torch_is_never_used(cache, tiny_release, monkeypatch, tmp_path, caplog):
+def test_a_graph_unlike_torch_is_never_used(
+    cache: Path, tiny_release: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
     monkeypatch.setattr("leukoscope.inference.export.ALLOWED", 0.0)
 
     with pytest.raises(LeukoscopeError, match=r"its openvino graph differs from torch by .* use backend='torch'"):
         Predictor.from_pretrained(tiny_release, backend="openvino")
-    monkeypatch.setattr(backends, "PACKAGES", {"openvino": backends.PACKAGES["openvino"]})
+    monkeypatch.setattr(backends, "PACKAGES", {"openvino": runtime.PACKAGES["openvino"]})
     assert Predictor.from_pretrained(tiny_release, backend="auto").backend.name == "torch"
     assert "differs from torch" in caplog.text and "another backend is used" in caplog.text
 
@@ -160,7 +170,15 @@ def test_a_graph_unlike_torch_is_never_used(cache, tiny_release, monkeypatch, tm
         (0.5, 0.02, "by 5.0e-01 in probability and 2.0e-02 of a Grad-CAM"),
     ],
 )
-def test_what_differs_from_torch_is_named(cache, tiny_release, tmp_path, monkeypatch, probability, heat, told):
+def test_what_differs_from_torch_is_named(
+    cache: Path,
+    tiny_release: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    probability: float,
+    heat: float,
+    told: str,
+) -> None:
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
 
     def unlike(release: ReleaseInfo, backend: str, folder: Path) -> None:
@@ -174,7 +192,9 @@ def test_what_differs_from_torch_is_named(cache, tiny_release, tmp_path, monkeyp
         Predictor.from_pretrained(tiny_release, backend="openvino")
 
 
-def test_a_graph_that_another_process_made_meanwhile_is_taken(cache, tiny_release, tmp_path, monkeypatch):
+def test_a_graph_that_another_process_made_meanwhile_is_taken(
+    cache: Path, tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
     release = read_release(tiny_release)
 
@@ -190,7 +210,9 @@ def test_a_graph_that_another_process_made_meanwhile_is_taken(cache, tiny_releas
     assert [path.name for path in graph.parent.iterdir()] == [graph.name]
 
 
-def test_an_old_graph_that_another_process_removes_meanwhile_is_no_error(cache, tiny_release, tmp_path, monkeypatch):
+def test_an_old_graph_that_another_process_removes_meanwhile_is_no_error(
+    cache: Path, tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
     glob = Path.glob
 
@@ -209,14 +231,14 @@ def test_an_old_graph_that_another_process_removes_meanwhile_is_no_error(cache, 
 
 
 @pytest.mark.parametrize("lost", [REPORT, "model.xml", "model.bin"])
-def test_a_graph_cut_short_by_a_loss_of_power_is_made_anew(cache, tiny_release, lost):
+def test_a_graph_cut_short_by_a_loss_of_power_is_made_anew(cache: Path, tiny_release: Path, lost: str) -> None:
     made = kept_graph(read_release(tiny_release), "openvino")
     (made / lost).write_text("")
     again = kept_graph(read_release(tiny_release), "openvino")
     assert again == made and (made / lost).stat().st_size
 
 
-def test_a_damaged_graph_is_named_with_the_way_out(cache, tiny_release, tmp_path):
+def test_a_damaged_graph_is_named_with_the_way_out(cache: Path, tiny_release: Path, tmp_path: Path) -> None:
     shutil.copytree(kept_graph(read_release(tiny_release), "openvino"), tmp_path / "graph")
     (tmp_path / "graph" / GRAPHS["openvino"]).write_text("no graph")
 
@@ -226,7 +248,7 @@ def test_a_damaged_graph_is_named_with_the_way_out(cache, tiny_release, tmp_path
     assert str(error.value).endswith("remove this folder, and the graph is made anew")
 
 
-def test_elsewhere_than_on_a_cpu_convolutions_keep_float32(tiny_release, monkeypatch):
+def test_elsewhere_than_on_a_cpu_convolutions_keep_float32(tiny_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     release = load_release(tiny_release)
 
@@ -237,7 +259,9 @@ def test_elsewhere_than_on_a_cpu_convolutions_keep_float32(tiny_release, monkeyp
     assert not torch.backends.cudnn.allow_tf32
 
 
-def test_a_system_without_core_affinity_has_graphs_too(cache, tiny_release, monkeypatch):
+def test_a_system_without_core_affinity_has_graphs_too(
+    cache: Path, tiny_release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # As macOS, where `os` has no such function.
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -245,7 +269,9 @@ def test_a_system_without_core_affinity_has_graphs_too(cache, tiny_release, monk
     assert Predictor.from_pretrained(tiny_release, backend="openvino").backend.name == "openvino"
 
 
-def test_a_classifier_that_is_a_convolution_gives_the_maps_as_a_linear_layer_does(cache, tmp_path, pictures):
+def test_a_classifier_that_is_a_convolution_gives_the_maps_as_a_linear_layer_does(
+    cache: Path, tmp_path: Path, pictures: list[Image.Image]
+) -> None:
     torch.manual_seed(0)
     release = save_release(
         tmp_path / "release",
@@ -264,7 +290,9 @@ def test_a_classifier_that_is_a_convolution_gives_the_maps_as_a_linear_layer_doe
 
 
 @pytest.mark.parametrize("architecture", ["vit_tiny_patch16_224", "coat_tiny"], ids=["tokens", "a list of tensors"])
-def test_a_network_without_a_map_of_channels_is_predicted_and_has_no_map(cache, tmp_path, pictures, architecture):
+def test_a_network_without_a_map_of_channels_is_predicted_and_has_no_map(
+    cache: Path, tmp_path: Path, pictures: list[Image.Image], architecture: str
+) -> None:
     torch.manual_seed(0)
     network = create_model(architecture, num_classes=2, img_size=32)
     release = save_release(
@@ -289,7 +317,9 @@ def test_a_network_without_a_map_of_channels_is_predicted_and_has_no_map(cache, 
         assert (report["outputs"], report["heat_map_difference"]) == ("logits (B, K) float32", None)
 
 
-def test_with_a_cache_that_cannot_be_written_torch_computes(tiny_release, tmp_path, monkeypatch):
+def test_with_a_cache_that_cannot_be_written_torch_computes(
+    tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "file"))
 
@@ -308,19 +338,21 @@ def test_with_a_cache_that_cannot_be_written_torch_computes(tiny_release, tmp_pa
         ({"backend": "torch", "device": "warp"}, "device 'warp': torch cannot compute there on this machine"),
     ],
 )
-def test_what_cannot_be_had_is_refused(tiny_release, options, problem):
+def test_what_cannot_be_had_is_refused(tiny_release: Path, options: dict[str, str], problem: str) -> None:
     with pytest.raises(LeukoscopeError) as error:
         Predictor.from_pretrained(tiny_release, **options)
     assert str(error.value).startswith(problem)
 
 
-def test_without_a_gpu_driver_torch_is_not_imported(monkeypatch):
+def test_without_a_gpu_driver_torch_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert gpu_or_cpu() == "cpu"
 
 
-def test_each_process_takes_its_own_gpu_where_torch_may_compute(tiny_release, cache, monkeypatch):
+def test_each_process_takes_its_own_gpu_where_torch_may_compute(
+    tiny_release: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -334,7 +366,7 @@ def test_each_process_takes_its_own_gpu_where_torch_may_compute(tiny_release, ca
     assert gpu_or_cpu() == "cpu"
 
 
-def test_a_missing_package_is_named(tiny_release, monkeypatch):
+def test_a_missing_package_is_named(tiny_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "find_spec", lambda name: None)
 
     with pytest.raises(LeukoscopeError, match=r"backend 'onnx': needs a package .* pip install onnxruntime onnxscript"):
@@ -342,7 +374,7 @@ def test_a_missing_package_is_named(tiny_release, monkeypatch):
     assert Predictor.from_pretrained(tiny_release, backend="auto").backend.name == "torch"
 
 
-def test_an_exported_graph_reports_how_near_torch_it_lies(tiny_release, tmp_path):
+def test_an_exported_graph_reports_how_near_torch_it_lies(tiny_release: Path, tmp_path: Path) -> None:
     report = export_release(read_release(tiny_release), "openvino", tmp_path / "graph")
 
     assert json.loads((tmp_path / "graph" / REPORT).read_text()) == report
@@ -354,7 +386,9 @@ def test_an_exported_graph_reports_how_near_torch_it_lies(tiny_release, tmp_path
     assert report["model"] == tiny_release.name, "not the folders above it"
 
 
-def test_a_prediction_by_a_kept_graph_imports_none_of_the_heavy_libraries(cache, tiny_release, tmp_path):
+def test_a_prediction_by_a_kept_graph_imports_none_of_the_heavy_libraries(
+    cache: Path, tiny_release: Path, tmp_path: Path
+) -> None:
     Predictor.from_pretrained(tiny_release, backend="openvino")
     Image.fromarray(draw_cell("ALL", subject=0, cell=0).image).save(tmp_path / "cell.png")
     code = f"""
@@ -371,7 +405,7 @@ assert not heavy, heavy
     assert ran.returncode == 0, ran.stderr
 
 
-def test_the_compiled_graph_is_kept_beside_the_graph(cache, tiny_release):
+def test_the_compiled_graph_is_kept_beside_the_graph(cache: Path, tiny_release: Path) -> None:
     first, again = (Predictor.from_pretrained(tiny_release, backend="openvino") for _ in range(2))
 
     assert len(list(kept_graph(read_release(tiny_release), "openvino").glob("*.blob"))) == 1
@@ -379,7 +413,7 @@ def test_the_compiled_graph_is_kept_beside_the_graph(cache, tiny_release):
     assert first(cell).probabilities == again(cell).probabilities
 
 
-def test_maps_of_a_linear_head_are_the_weighted_channels():
+def test_maps_of_a_linear_head_are_the_weighted_channels() -> None:
     rng = np.random.default_rng(0)
     features, weights = rng.standard_normal((2, 6, 3, 4)), rng.standard_normal((3, 6))
 
@@ -388,7 +422,7 @@ def test_maps_of_a_linear_head_are_the_weighted_channels():
     assert np.allclose(linear_head_maps(features, weights), expected, atol=1e-6)
 
 
-def test_a_signal_after_two_models_are_gone_is_no_crash(cache, tiny_release):
+def test_a_signal_after_two_models_are_gone_is_no_crash(cache: Path, tiny_release: Path) -> None:
     Predictor.from_pretrained(tiny_release, backend="openvino")
     code = f"""
 import gc, os, signal
@@ -405,7 +439,7 @@ os.kill(os.getpid(), signal.SIGTERM)
     assert (ran.returncode, ran.stdout) == (0, "heard\n"), ran.stderr
 
 
-def test_many_cells_are_computed_in_float32_by_a_graph_and_few_by_torch(cache, tiny_release):
+def test_many_cells_are_computed_in_float32_by_a_graph_and_few_by_torch(cache: Path, tiny_release: Path) -> None:
     release = load_release(tiny_release)
     few, many = float32_backend(release, 10), float32_backend(release, 1000)
     assert (few.name, many.name, many.precision) == ("torch", "openvino", "f32")

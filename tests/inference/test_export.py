@@ -83,7 +83,9 @@ def pixel_values(release: Path, cell: Image.Image) -> np.ndarray:
 
 
 @pytest.mark.parametrize("file", [WEB_GRAPH, WEB_QUANTISED])
-def test_a_file_gives_the_releases_probabilities_and_maps(release, exported, cell, file):
+def test_a_file_gives_the_releases_probabilities_and_maps(
+    release: Path, exported: Path, cell: Image.Image, file: str
+) -> None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(exported / file)
@@ -92,18 +94,21 @@ def test_a_file_gives_the_releases_probabilities_and_maps(release, exported, cel
     allowed = 1e-4 if file == WEB_GRAPH else export.QUANTISED_ALLOWED
     assert softmax(logits)[0] == pytest.approx(list(theirs.probabilities.values()), abs=allowed)
     if file == WEB_GRAPH:
+        assert theirs.heatmaps is not None
         for k, heatmap in enumerate(theirs.heatmaps.values()):
             assert maps[0, k] == pytest.approx(heatmap.evidence, abs=1e-4 * max(heatmap.evidence.max(), 1))
 
 
-def test_the_quantised_file_is_much_smaller(exported):
+def test_the_quantised_file_is_much_smaller(exported: Path) -> None:
     assert (exported / WEB_QUANTISED).stat().st_size < 0.4 * (exported / WEB_GRAPH).stat().st_size
     report = json.loads((exported / REPORT).read_text())
     assert (report["quantised"]["bits"], report["model"]) == (8, "small")
 
 
 @pytest.mark.parametrize("bits", [16, 0])
-def test_rounding_that_moves_probabilities_is_finer_or_not_done(release, tmp_path, monkeypatch, bits):
+def test_rounding_that_moves_probabilities_is_finer_or_not_done(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
     # Between what 8 and 16 bits move this release; nothing is as near as 0.
     monkeypatch.setattr(export, "QUANTISED_ALLOWED", 1e-5 if bits else -1)
     report = export_release(read_release(release), TRANSFORMERS_JS, tmp_path / "web")
@@ -111,7 +116,7 @@ def test_rounding_that_moves_probabilities_is_finer_or_not_done(release, tmp_pat
     assert (tmp_path / "web" / WEB_QUANTISED).is_file() is bool(bits)
 
 
-def test_the_settings_name_classes_and_preprocessing(exported):
+def test_the_settings_name_classes_and_preprocessing(exported: Path) -> None:
     config, processor = (json.loads((exported / name).read_text()) for name in (CONFIG, PROCESSOR))
     assert config["id2label"] == {"0": "ALL", "1": "HEM"}
     assert (processor["size"], processor["crop_size"]) == ({"shortest_edge": 128}, {"height": 64, "width": 64})
@@ -121,7 +126,7 @@ def test_the_settings_name_classes_and_preprocessing(exported):
     assert RESEARCH_NOTICE in page
 
 
-def test_a_network_without_a_map_of_channels_has_logits_alone(tmp_path, cell):
+def test_a_network_without_a_map_of_channels_has_logits_alone(tmp_path: Path, cell: Image.Image) -> None:
     import onnxruntime
 
     folder = small_release(tmp_path / "vit", "test_vit")
@@ -131,9 +136,15 @@ def test_a_network_without_a_map_of_channels_has_logits_alone(tmp_path, cell):
     assert [output.name for output in session.get_outputs()] == ["logits"]
 
 
-def test_only_what_differs_from_torch_is_named(release, tmp_path, monkeypatch):
+def test_only_what_differs_from_torch_is_named(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = export._Reference.class_weights
-    monkeypatch.setattr(export._Reference, "class_weights", lambda reference: 1.5 * weights(reference))
+
+    def larger(reference: export._Reference) -> np.ndarray:
+        exact = weights(reference)
+        assert exact is not None
+        return 1.5 * exact
+
+    monkeypatch.setattr(export._Reference, "class_weights", larger)
 
     with pytest.raises(LeukoscopeError) as error:
         export_release(read_release(release), TRANSFORMERS_JS, tmp_path / "web")
@@ -144,7 +155,9 @@ def test_only_what_differs_from_torch_is_named(release, tmp_path, monkeypatch):
     )
 
 
-def test_transformers_js_loads_it_and_answers_alike(release, exported, cell, tmp_path, npm_packages):
+def test_transformers_js_loads_it_and_answers_alike(
+    release: Path, exported: Path, cell: Image.Image, tmp_path: Path, npm_packages: Path
+) -> None:
     theirs = Predictor.from_pretrained(release, backend="torch")(cell)
     pixels = pixel_values(release, cell)
     pixels.tofile(tmp_path / "pixels")

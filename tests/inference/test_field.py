@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
 from leukoscope.data.fields import UnusableField, cut_out, find_cells
 from leukoscope.data.registry import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
-from leukoscope.inference.field import AT_EDGE, CUT_OUT_AS_C_NMC, FieldReading, draw_reading, read_field
+from leukoscope.inference.field import AT_EDGE, CUT_OUT_AS_C_NMC, CellReading, FieldReading, draw_reading, read_field
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
 from leukoscope.inference.prediction import Decision
 from leukoscope.synthetic import draw_field
@@ -48,11 +48,24 @@ def knows(predictor: Predictor, smear: Image.Image, count: int) -> OodDetector:
     statistics = np.stack([picture_statistics(predictor.release.preprocessing.frame(cell)) for cell in cells])
     around = detector(1.0, mean=statistics[0])
     near = np.sort(around.distances(statistics))
-    return replace(around, limit=np.float32((near[count - 1] + near[count]) / 2))
+    return replace(around, limit=np.asarray((near[count - 1] + near[count]) / 2, np.float32))
+
+
+def predicted(cell: CellReading) -> Prediction:
+    assert cell.prediction is not None
+    return cell.prediction
+
+
+def ood_score(cell: CellReading) -> float:
+    score = predicted(cell).checks.ood_score
+    assert score is not None
+    return score
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P"])
-def test_a_picture_of_another_mode_is_read_as_the_same_field(predictor, smear, mode):
+def test_a_picture_of_another_mode_is_read_as_the_same_field(
+    predictor: Predictor, smear: Image.Image, mode: str
+) -> None:
     given = smear.convert(mode)
     same = read_field(predictor, given.convert("RGB"), um_per_pixel=0.2)
     assert read_field(predictor, given, um_per_pixel=0.2).counts == same.counts
@@ -60,7 +73,9 @@ def test_a_picture_of_another_mode_is_read_as_the_same_field(predictor, smear, m
         read_field(predictor, smear.convert("CMYK"), um_per_pixel=0.2)
 
 
-def test_every_whole_cell_gets_a_class_and_counts_add_up(predictor, smear, tmp_path):
+def test_every_whole_cell_gets_a_class_and_counts_add_up(
+    predictor: Predictor, smear: Image.Image, tmp_path: Path
+) -> None:
     reading = read_field(predictor, smear, "a.png", um_per_pixel=0.2)
 
     assert len(reading.cells) == sum(reading.counts.values()) == len(CLASSES)
@@ -81,10 +96,10 @@ def test_every_whole_cell_gets_a_class_and_counts_add_up(predictor, smear, tmp_p
     assert [cell["outcome"] for cell in told["cells"]] == [cell.outcome for cell in reading.cells]
     for cell, one in zip(told["cells"], reading.cells, strict=True):
         assert (cell["reasons"], cell["ood_score"]) == ([], None)
-        assert cell["probabilities"] == one.prediction.probabilities
+        assert cell["probabilities"] == predicted(one).probabilities
 
 
-def test_a_field_of_foreign_cells_gets_no_class(predictor, smear):
+def test_a_field_of_foreign_cells_gets_no_class(predictor: Predictor, smear: Image.Image) -> None:
     predictor.ood = detector(limit=1e-6)
 
     reading = read_field(predictor, smear, um_per_pixel=0.2)
@@ -102,7 +117,7 @@ def codes(reading: FieldReading) -> list[list[str]]:
     return [[reason.code for reason in cell.prediction.decision.reasons] for cell in reading.cells if cell.prediction]
 
 
-def test_a_field_with_few_known_cells_gives_no_class_even_to_those(predictor, smear):
+def test_a_field_with_few_known_cells_gives_no_class_even_to_those(predictor: Predictor, smear: Image.Image) -> None:
     predictor.ood = knows(predictor, smear, count=1)
 
     reading = read_field(predictor, smear, um_per_pixel=0.2)
@@ -110,8 +125,8 @@ def test_a_field_with_few_known_cells_gives_no_class_even_to_those(predictor, sm
     assert reading.in_distribution == 0.25
     assert reading.counts[OUT_OF_DISTRIBUTION] == len(CLASSES)
     first, *others = reading.cells
-    assert first.prediction.checks.ood_score <= 1 < min(cell.prediction.checks.ood_score for cell in others)
-    (reason,) = first.prediction.decision.reasons
+    assert ood_score(first) <= 1 < min(ood_score(cell) for cell in others)
+    (reason,) = predicted(first).decision.reasons
     assert (reason.code, reason.value, reason.limit) == ("ood_field", 0.25, 0.5)
     assert all(found[0] in ("ood_colour", "ood_texture", "ood_shape") for found in codes(reading)[1:])
     assert "only 25% of these" in reading.summary
@@ -119,26 +134,28 @@ def test_a_field_with_few_known_cells_gives_no_class_even_to_those(predictor, sm
     assert told["in_distribution"] == 0.25
     assert told["cells"][0]["outcome"] == OUT_OF_DISTRIBUTION
     assert told["cells"][0]["reasons"] == [reason.to_dict()]
-    assert told["cells"][0]["ood_score"] == first.prediction.checks.ood_score
+    assert told["cells"][0]["ood_score"] == ood_score(first)
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_where_half_of_a_fields_cells_are_known_those_get_their_class(predictor, smear, count):
+def test_where_half_of_a_fields_cells_are_known_those_get_their_class(
+    predictor: Predictor, smear: Image.Image, count: int
+) -> None:
     predictor.ood = knows(predictor, smear, count)
 
     reading = read_field(predictor, smear, um_per_pixel=0.2)
 
     assert reading.in_distribution == count / 4
     for cell in reading.cells:
-        known = cell.prediction.checks.ood_score <= 1
-        assert cell.outcome == (cell.prediction.most_probable if known else OUT_OF_DISTRIBUTION)
-        assert cell.prediction.checks.field_share == count / 4
+        known = ood_score(cell) <= 1
+        assert cell.outcome == (predicted(cell).most_probable if known else OUT_OF_DISTRIBUTION)
+        assert predicted(cell).checks.field_share == count / 4
     assert (
         f"; no class: {4 - count} out of distribution. {count / 4:.0%} of the whole cells are like" in reading.summary
     )
 
 
-def test_a_cell_given_by_itself_is_not_judged_by_its_field(predictor, smear):
+def test_a_cell_given_by_itself_is_not_judged_by_its_field(predictor: Predictor, smear: Image.Image) -> None:
     """The share of a field is known only when the field is read."""
     predictor.ood = knows(predictor, smear, count=1)
     reading = read_field(predictor, smear, um_per_pixel=0.2)
@@ -147,11 +164,13 @@ def test_a_cell_given_by_itself_is_not_judged_by_its_field(predictor, smear):
 
     assert reading.cells[0].outcome == OUT_OF_DISTRIBUTION
     assert alone.outcome == alone.most_probable and alone.checks.field_share is None
-    assert alone.probabilities == pytest.approx(reading.cells[0].prediction.probabilities, abs=1e-5)
+    assert alone.probabilities == pytest.approx(predicted(reading.cells[0]).probabilities, abs=1e-5)
 
 
 @pytest.mark.parametrize("known", [None, 4])
-def test_cells_below_the_release_s_own_threshold_are_abstained_from(predictor, smear, known):
+def test_cells_below_the_release_s_own_threshold_are_abstained_from(
+    predictor: Predictor, smear: Image.Image, known: int | None
+) -> None:
     predictor.ood = None if known is None else detector(limit=1e6)
     predictor.thresholds = replace(predictor.thresholds, abstain_below=1.0)
 
@@ -162,7 +181,7 @@ def test_cells_below_the_release_s_own_threshold_are_abstained_from(predictor, s
     assert "0 ALL, 0 HEM; no class: 4 abstain." in reading.summary
 
 
-def test_cells_cut_by_the_edge_are_not_asked_about(predictor, smear):
+def test_cells_cut_by_the_edge_are_not_asked_about(predictor: Predictor, smear: Image.Image) -> None:
     (left, _, right, _), *_ = (cell.cell.box for cell in read_field(predictor, smear, um_per_pixel=0.2).cells)
 
     reading = read_field(predictor, smear.crop(((left + right) // 2, 0, *smear.size)), um_per_pixel=0.2)
@@ -175,7 +194,9 @@ def test_cells_cut_by_the_edge_are_not_asked_about(predictor, smear):
         assert (cell["reasons"], cell["probabilities"], cell["ood_score"]) == ([], None, None)
 
 
-def test_cells_cut_by_the_edge_do_not_count_in_the_share_that_is_known(predictor, smear):
+def test_cells_cut_by_the_edge_do_not_count_in_the_share_that_is_known(
+    predictor: Predictor, smear: Image.Image
+) -> None:
     (left, _, right, _), *_ = (cell.cell.box for cell in read_field(predictor, smear, um_per_pixel=0.2).cells)
     predictor.ood = detector(limit=1e6)
 
@@ -185,18 +206,18 @@ def test_cells_cut_by_the_edge_do_not_count_in_the_share_that_is_known(predictor
     assert all(cell.outcome == AT_EDGE for cell in reading.cells if cell.prediction is None)
 
 
-def test_more_cells_than_may_be_predicted_are_refused(predictor, smear):
+def test_more_cells_than_may_be_predicted_are_refused(predictor: Predictor, smear: Image.Image) -> None:
     assert len(read_field(predictor, smear, um_per_pixel=0.2, most_cells=len(CLASSES)).cells) == len(CLASSES)
     with pytest.raises(UnusableField, match=r"^a.png: shows more than the 3 nucleated cells predicted at once; crop"):
         read_field(predictor, smear, "a.png", um_per_pixel=0.2, most_cells=3)
 
 
-def test_a_field_that_takes_too_long_is_given_up(predictor, smear):
+def test_a_field_that_takes_too_long_is_given_up(predictor: Predictor, smear: Image.Image) -> None:
     with pytest.raises(UnusableField, match=r"^a.png: takes longer than the 0 seconds given to a field here; crop it"):
         read_field(predictor, smear, "a.png", um_per_pixel=0.2, seconds=0)
 
 
-def test_an_empty_field_is_said_to_be_empty(predictor):
+def test_an_empty_field_is_said_to_be_empty(predictor: Predictor) -> None:
     reading = read_field(predictor, Image.new("RGB", (200, 200), (236, 220, 217)))
 
     assert reading.summary == "No nucleated cell was found."
@@ -204,12 +225,14 @@ def test_an_empty_field_is_said_to_be_empty(predictor):
     assert reading.to_dict()["um_per_pixel"] is None
 
 
-def test_an_unusable_field_is_named(predictor, smear):
+def test_an_unusable_field_is_named(predictor: Predictor, smear: Image.Image) -> None:
     with pytest.raises(UnusableField, match=r"^grey\.png: the picture is grey"):
         read_field(predictor, smear.convert("L").convert("RGB"), "grey.png")
 
 
-def test_a_release_that_learnt_from_whole_fields_refuses_to_read_cut_outs(predictor, smear):
+def test_a_release_that_learnt_from_whole_fields_refuses_to_read_cut_outs(
+    predictor: Predictor, smear: Image.Image
+) -> None:
     about(predictor, data={"name": "ball4"})
 
     with pytest.raises(LeukoscopeError, match="was trained on pictures with their background.*leukoscope predict"):
@@ -217,14 +240,16 @@ def test_a_release_that_learnt_from_whole_fields_refuses_to_read_cut_outs(predic
 
 
 @pytest.mark.parametrize(("data", "said"), [({"name": "imagefolder"}, True), ({}, True), ({"name": "cnmc2019"}, False)])
-def test_how_cells_are_cut_out_is_said_where_the_training_cells_are_not_known(predictor, smear, data, said):
+def test_how_cells_are_cut_out_is_said_where_the_training_cells_are_not_known(
+    predictor: Predictor, smear: Image.Image, data: dict[str, str], said: bool
+) -> None:
     reading = read_field(about(predictor, data=data), smear, um_per_pixel=0.2)
 
     assert (CUT_OUT_AS_C_NMC in reading.to_dict()["notes"]) == said
 
 
 @pytest.mark.parametrize("size", [(100, 300), (300, 100)])
-def test_the_legend_of_a_narrow_field_is_not_cut_off(predictor, size):
+def test_the_legend_of_a_narrow_field_is_not_cut_off(predictor: Predictor, size: tuple[int, int]) -> None:
     image = Image.new("RGB", size, (236, 220, 217))
 
     drawn = draw_reading(image, read_field(predictor, image))
@@ -235,7 +260,9 @@ def test_the_legend_of_a_narrow_field_is_not_cut_off(predictor, size):
     assert (legend[:, -4:] == 255).all() and (legend[-2:] == 255).all()
 
 
-def test_what_is_drawn_is_numbered_as_in_the_table_and_never_certain(predictor, smear, monkeypatch):
+def test_what_is_drawn_is_numbered_as_in_the_table_and_never_certain(
+    predictor: Predictor, smear: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reading = read_field(predictor, smear, um_per_pixel=0.2)
     sure = {label: share for label, share in zip(reading.labels, (0.9979, 0.0021), strict=True)}
     cells = tuple(
@@ -246,16 +273,19 @@ def test_what_is_drawn_is_numbered_as_in_the_table_and_never_certain(predictor, 
     )
     drawn: list[str] = []
     text = ImageDraw.ImageDraw.text
-    monkeypatch.setattr(
-        ImageDraw.ImageDraw, "text", lambda pen, at, said, *more: (drawn.append(said), text(pen, at, said, *more))
-    )
+
+    def noted(pen: ImageDraw.ImageDraw, at: tuple[float, float], said: str, *more: Any) -> None:
+        drawn.append(said)
+        text(pen, at, said, *more)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", noted)
     draw_reading(smear, replace(reading, cells=cells))
     assert [said for said in drawn if said[0].isdigit()] == [
         f"{number} ALL > 99 %" if one.prediction else str(number) for number, one in enumerate(cells, 1)
     ]
 
 
-def test_the_overlay_draws_what_is_out_of_distribution_differently(predictor, smear):
+def test_the_overlay_draws_what_is_out_of_distribution_differently(predictor: Predictor, smear: Image.Image) -> None:
     known = read_field(predictor, smear, um_per_pixel=0.2)
     predictor.ood = detector(limit=1e-6)
     foreign = read_field(predictor, smear, um_per_pixel=0.2)

@@ -68,7 +68,7 @@ def by_cell(found: ModelPredictions) -> dict[str, np.ndarray]:
     return dict(zip(found.predictions.cell_ids, found.predictions.probabilities, strict=True))
 
 
-def test_a_foreign_model_predicts_what_its_own_pipeline_predicts(foreign, cells):
+def test_a_foreign_model_predicts_what_its_own_pipeline_predicts(foreign: Path, cells: Path) -> None:
     from transformers import pipeline
 
     classifier = open_classifier(foreign)
@@ -84,7 +84,7 @@ def test_a_foreign_model_predicts_what_its_own_pipeline_predicts(foreign, cells)
     assert np.ptp([probabilities[0] for probabilities in predictions.values()]) > 1e-4
 
 
-def test_a_release_gives_the_probabilities_and_outcomes_of_predict(tiny_release, cells):
+def test_a_release_gives_the_probabilities_and_outcomes_of_predict(tiny_release: Path, cells: Path) -> None:
     assert open_classifier(tiny_release).metrics["labels"] == ["ALL", "HEM"]
     found = predicted(tiny_release, cells, batch_size=2)
     readable = [cells / f"{cell}.png" for cell in found.predictions.cell_ids]
@@ -95,18 +95,18 @@ def test_a_release_gives_the_probabilities_and_outcomes_of_predict(tiny_release,
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_damaged_cell_is_named_and_the_others_are_predicted(foreign, cells, batch_size):
+def test_a_damaged_cell_is_named_and_the_others_are_predicted(foreign: Path, cells: Path, batch_size: int) -> None:
     found = predicted(foreign, cells, label_map=NAMES, batch_size=batch_size)
     (damaged,) = found.left_out
     assert damaged.startswith(f"{cells / 'HEM' / '3.png'}: the image is damaged or cut short")
     assert len(by_cell(found)) == 4 and "HEM/3" not in by_cell(found)
 
 
-def test_classes_meet_by_name_whatever_the_case():
+def test_classes_meet_by_name_whatever_the_case() -> None:
     assert match_labels("m", ["hem", "All"], ["ALL", "HEM"], {}) == (1, 0)
 
 
-def test_several_classes_of_a_model_may_be_one_of_ours():
+def test_several_classes_of_a_model_may_be_one_of_ours() -> None:
     names = {"Early": "ALL", "Pre": "ALL", "Pro": "ALL", "benign": "HEM"}
     assert match_labels("m", ["Benign", "Early", "Pre", "Pro"], ["ALL", "HEM"], names) == (1, 0, 0, 0)
 
@@ -124,21 +124,23 @@ ASKED = "say of each of its classes which one it is, with --label_map THEIRS=OUR
 
 
 @pytest.mark.parametrize("names", [{}, {"LABEL_0": "ALL"}, {"LABEL_0": "ALL", "LABEL_1": "all"}, {"LABEL_0": "none"}])
-def test_classes_without_a_counterpart_are_named_on_both_sides(names):
+def test_classes_without_a_counterpart_are_named_on_both_sides(names: dict[str, str]) -> None:
     assert refusal_of(["LABEL_0", "LABEL_1"], ["ALL", "HEM"], names) == ASKED
 
 
-def test_a_class_that_the_model_lacks_cannot_be_named():
+def test_a_class_that_the_model_lacks_cannot_be_named() -> None:
     assert refusal_of(["ALL", "HEM"], ["ALL", "HEM", "AML"]).startswith("it lacks some of these: leave their cells out")
 
 
-def test_unmatched_classes_are_refused_before_a_cell_is_opened(foreign, cells, monkeypatch):
+def test_unmatched_classes_are_refused_before_a_cell_is_opened(
+    foreign: Path, cells: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("leukoscope.evaluation.evaluate.open_encoded", None)
     with pytest.raises(LeukoscopeError, match="its classes are normal, Blast, those of the data set ALL, HEM"):
         predicted(foreign, cells)
 
 
-def test_pickled_weights_are_never_loaded(foreign, tmp_path):
+def test_pickled_weights_are_never_loaded(foreign: Path, tmp_path: Path) -> None:
     shutil.copytree(foreign, tmp_path / "pickled")
     (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
     with pytest.raises(LeukoscopeError, match="pickled: holds no .safetensors file; pickled weights can run code"):
@@ -146,7 +148,7 @@ def test_pickled_weights_are_never_loaded(foreign, tmp_path):
 
 
 @pytest.mark.usefixtures("code_cache")
-def test_code_that_comes_with_a_model_is_run_only_when_told_to(foreign, tmp_path):
+def test_code_that_comes_with_a_model_is_run_only_when_told_to(foreign: Path, tmp_path: Path) -> None:
     folder = tmp_path / "coded"
     shutil.copytree(foreign, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -164,7 +166,7 @@ def test_code_that_comes_with_a_model_is_run_only_when_told_to(foreign, tmp_path
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["with class names", "without"])
-def test_what_timm_itself_exports_opens(tmp_path, cells, named):
+def test_what_timm_itself_exports_opens(tmp_path: Path, cells: Path, named: bool) -> None:
     import timm
 
     torch.manual_seed(0)
@@ -172,7 +174,7 @@ def test_what_timm_itself_exports_opens(tmp_path, cells, named):
     config = {"input_size": (3, 64, 64)} | ({"label_names": ["ALL", "HEM"]} if named else {})
     # As push_to_hf_hub does; it repeats the number of classes in model_args.
     timm.models.save_for_hf(
-        network, tmp_path / "theirs", model_config=config, model_args={"num_classes": 2}, safe_serialization=True
+        network, str(tmp_path / "theirs"), model_config=config, model_args={"num_classes": 2}, safe_serialization=True
     )
     assert json.loads((tmp_path / "theirs" / "config.json").read_text())["model_args"]["num_classes"] == 2
 
@@ -183,7 +185,7 @@ def test_what_timm_itself_exports_opens(tmp_path, cells, named):
     assert prediction.sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_a_model_for_something_else_is_refused_in_one_line(tmp_path, foreign):
+def test_a_model_for_something_else_is_refused_in_one_line(tmp_path: Path, foreign: Path) -> None:
     shutil.copytree(foreign, tmp_path / "other")
     config = json.loads((tmp_path / "other" / "config.json").read_text()) | {
         "model_type": "bert",
@@ -195,7 +197,7 @@ def test_a_model_for_something_else_is_refused_in_one_line(tmp_path, foreign):
     assert "\n" not in str(error.value)
 
 
-def test_a_model_without_a_trained_head_is_refused(foreign, tmp_path):
+def test_a_model_without_a_trained_head_is_refused(foreign: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(foreign, tmp_path / "backbone")
@@ -210,16 +212,16 @@ def test_a_model_without_a_trained_head_is_refused(foreign, tmp_path):
     )
 
 
-def test_a_folder_that_is_no_model_says_so(tmp_path):
+def test_a_folder_that_is_no_model_says_so(tmp_path: Path) -> None:
     with pytest.raises(LeukoscopeError, match="has no config.json; give the folder of a release"):
         open_classifier(tmp_path)
 
 
-def test_without_a_network_a_hub_id_fails_at_once():
+def test_without_a_network_a_hub_id_fails_at_once() -> None:
     with pytest.raises(LeukoscopeError, match="nobody/nothing: the Hub cannot be reached and no whole copy is cached"):
         open_classifier("nobody/nothing")
 
 
-def test_a_batch_of_nothing_is_refused(foreign, cells):
+def test_a_batch_of_nothing_is_refused(foreign: Path, cells: Path) -> None:
     with pytest.raises(LeukoscopeError, match="--batch_size 0: give 1 or more"):
         predicted(foreign, cells, label_map=NAMES, batch_size=0)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -39,7 +41,7 @@ from leukoscope.inference.graph import blank_picture
 from leukoscope.inference.predictor import Predictor
 from leukoscope.inference.tta import VIEWS, average_maps, tta_views, turned, turned_back
 from leukoscope.models.release import load_release
-from leukoscope.synthetic import draw_cell
+from leukoscope.synthetic import Background, draw_cell
 
 RELEASES = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/config.json"))
 SIZE = 96
@@ -47,7 +49,8 @@ BLUE = (0, 114, 178)
 BLANK = torch.zeros(1, 3, SIZE, SIZE)
 
 
-def random_network(architecture: str, seed: int = 0, **kwargs: object) -> nn.Module:
+def random_network(architecture: str, seed: int = 0, **kwargs: Any) -> Any:
+    """Of timm, whose layers `nn.Module` does not declare."""
     torch.manual_seed(seed)
     return timm.create_model(architecture, pretrained=False, num_classes=2, **kwargs).eval()
 
@@ -75,7 +78,7 @@ def enlarged(heat: HeatMap) -> np.ndarray:
         ("densenet121", "features.norm5", "two layers"),
     ],
 )
-def test_maps_of_every_class_equal_pytorch_grad_cam(architecture, layer, head):
+def test_maps_of_every_class_equal_pytorch_grad_cam(architecture: str, layer: str, head: str) -> None:
     network = random_network(architecture)
     if head == "two layers":
         network.classifier = nn.Sequential(nn.Linear(network.num_features, 32), nn.ReLU(), nn.Linear(32, 2))
@@ -122,7 +125,7 @@ def small_vgg() -> nn.Module:
         pytest.param(small_vgg, "features", id="VGG"),
     ],
 )
-def test_maps_through_other_heads_equal_pytorch_grad_cam(make, layer):
+def test_maps_through_other_heads_equal_pytorch_grad_cam(make: Callable[[], Any], layer: str) -> None:
     network, pictures = make(), random_pictures()
     # Untrained deep heads hardly move, and pytorch-grad-cam adds 1e-7 to what it divides by.
     last = next(m for m in reversed(list(network.modules())) if isinstance(m, nn.Linear))
@@ -144,7 +147,7 @@ def test_maps_through_other_heads_equal_pytorch_grad_cam(make, layer):
     assert compared >= 2, "flat maps compare nothing; choose another seed"
 
 
-def test_map_of_a_linear_head_is_the_class_weights_over_the_channels():
+def test_map_of_a_linear_head_is_the_class_weights_over_the_channels() -> None:
     network = random_network("densenet121")
     features = network.forward_features(random_pictures()).detach()
 
@@ -155,7 +158,7 @@ def test_map_of_a_linear_head_is_the_class_weights_over_the_channels():
 
 
 @pytest.mark.parametrize("head", ["linear", "two layers"])
-def test_evidence_is_the_gradient_times_what_differs_from_the_blank_picture(head):
+def test_evidence_is_the_gradient_times_what_differs_from_the_blank_picture(head: str) -> None:
     network = random_network("densenet121")
     if head == "two layers":
         network.classifier = nn.Sequential(nn.Linear(network.num_features, 32), nn.Tanh(), nn.Linear(32, 2))
@@ -179,21 +182,22 @@ def exact_logits(backend: TorchBackend, pixels: np.ndarray) -> np.ndarray:
     """From the same features, in double precision: in float32 DenseNet169's own, a small difference of sums of
     thousands, are 6e-5 off."""
     with torch.inference_mode():
-        features = backend._features(pixels).double()
-        return deepcopy(backend.network).double().forward_head(features).numpy()
+        network: Any = deepcopy(backend.network).double()
+        return network.forward_head(backend._features(pixels).double()).numpy()
 
 
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.name)
-def test_evidence_adds_up_to_the_logit_less_the_blank_pictures(release):
+def test_evidence_adds_up_to_the_logit_less_the_blank_pictures(release: Path) -> None:
     loaded = load_release(release)
     backend = TorchBackend(loaded.network, loaded.preprocessing, blank_rgb=loaded.blank_rgb)
-    on = "black" if loaded.takes_cut_outs else "smear"
+    on: Background = "black" if loaded.takes_cut_outs else "smear"
     cells = [draw_cell(label, subject=1, cell=0, background=on).image for label in ("ALL", "HEM")]
     blank = blank_picture(loaded.preprocessing, loaded.blank_rgb)
     pixels = np.stack([*(loaded.preprocessing.frame(Image.fromarray(cell)) for cell in cells), blank[0]])
 
     maps, logits = backend(pixels, explain=True).maps, exact_logits(backend, pixels)
 
+    assert maps is not None
     assert maps.sum(axis=(2, 3)) == pytest.approx(logits - logits[2], abs=1e-4)
     assert backend(pixels).logits == pytest.approx(logits, abs=1e-3)
     assert np.abs(maps[2]).max() < 1e-6 < np.abs(maps[:2]).max(), "the blank picture has no evidence"
@@ -201,7 +205,7 @@ def test_evidence_adds_up_to_the_logit_less_the_blank_pictures(release):
 
 
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.name)
-def test_evidence_of_real_cells_adds_up_as_well(release, real_data):
+def test_evidence_of_real_cells_adds_up_as_well(release: Path, real_data: Path) -> None:
     loaded = load_release(release)
     backend = TorchBackend(loaded.network, loaded.preprocessing, blank_rgb=loaded.blank_rgb)
     paths = ImageFolder.read(real_data / ("ball4" if "ball4" in release.name else "cnmc2019")).images[::900][:4]
@@ -210,16 +214,19 @@ def test_evidence_of_real_cells_adds_up_as_well(release, real_data):
     maps, logits = backend(pixels, explain=True).maps, exact_logits(backend, pixels)
 
     without = exact_logits(backend, blank_picture(loaded.preprocessing, loaded.blank_rgb))
+    assert maps is not None
     assert maps.sum(axis=(2, 3)) == pytest.approx(logits - without, abs=1e-4)
 
 
-def test_a_map_averaged_over_views_turns_with_the_cell():
+def test_a_map_averaged_over_views_turns_with_the_cell() -> None:
     network = random_network("densenet121")
     backend = TorchBackend(network, Preprocessing(SIZE, 1.0))
     pixels = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
 
     def averaged(cells: np.ndarray) -> np.ndarray:
-        return average_maps(backend(tta_views(cells), explain=True).maps)
+        maps = backend(tta_views(cells), explain=True).maps
+        assert maps is not None
+        return average_maps(maps)
 
     upright = averaged(pixels)
     assert np.ptp(upright, axis=(2, 3)).min() > 0, "a flat map would compare nothing"
@@ -247,14 +254,16 @@ PASSED = {
         {"deletion": "good"},
     ],
 )
-def test_maps_pass_that_turn_with_the_cell_differ_between_cells_and_carry_the_prediction(worse):
+def test_maps_pass_that_turn_with_the_cell_differ_between_cells_and_carry_the_prediction(
+    worse: dict[str, object],
+) -> None:
     assert passes_map_checks(PASSED)
     assert not passes_map_checks(PASSED | worse)
     assert not passes_map_checks({}), "what was not measured has not passed"
 
 
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.name)
-def test_a_release_measured_before_the_rule_has_not_passed(release):
+def test_a_release_measured_before_the_rule_has_not_passed(release: Path) -> None:
     metrics = json.loads((release / "metrics.json").read_text())
     if metrics["heat_maps"].get("method") == "evidence":
         assert metrics["heat_maps"]["passed"] == passes_map_checks(metrics["heat_maps"])
@@ -262,7 +271,7 @@ def test_a_release_measured_before_the_rule_has_not_passed(release):
         assert not passes_map_checks(metrics["heat_maps"])
 
 
-def test_a_picture_is_explained_the_same_in_any_company():
+def test_a_picture_is_explained_the_same_in_any_company() -> None:
     network = random_network("densenet121")
     features = network.forward_features(random_pictures(3)).detach()
 
@@ -272,7 +281,7 @@ def test_a_picture_is_explained_the_same_in_any_company():
     assert torch.allclose(together[1], alone[0], atol=1e-7)
 
 
-def test_explaining_leaves_no_gradient_in_the_network():
+def test_explaining_leaves_no_gradient_in_the_network() -> None:
     network = random_network("densenet121")
 
     explain_features(network, network.forward_features(random_pictures()))
@@ -280,7 +289,7 @@ def test_explaining_leaves_no_gradient_in_the_network():
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_refuses_a_network_without_a_feature_map():
+def test_refuses_a_network_without_a_feature_map() -> None:
     network = random_network("vit_tiny_patch16_224", img_size=SIZE)
 
     with pytest.raises(LeukoscopeError) as error:
@@ -292,7 +301,7 @@ def test_refuses_a_network_without_a_feature_map():
     )
 
 
-def test_refuses_a_network_whose_features_are_a_list():
+def test_refuses_a_network_whose_features_are_a_list() -> None:
     network = random_network("coat_tiny", img_size=SIZE)
 
     with pytest.raises(LeukoscopeError) as error:
@@ -304,7 +313,7 @@ def test_refuses_a_network_whose_features_are_a_list():
     )
 
 
-def test_refuses_channels_in_the_last_place():
+def test_refuses_channels_in_the_last_place() -> None:
     network = random_network("densenet121")
     features = network.forward_features(random_pictures()).permute(0, 2, 3, 1)
 
@@ -318,7 +327,7 @@ def heat_and_picture(seed: int = 0) -> tuple[HeatMap, Image.Image]:
     return HeatMap(rng.random((3, 3)).astype(np.float32), "ALL"), picture
 
 
-def test_overlay_is_bilinear_over_the_view():
+def test_overlay_is_bilinear_over_the_view() -> None:
     heat, _ = heat_and_picture()
     black = Image.new("RGB", (90, 90))
 
@@ -333,7 +342,7 @@ def test_overlay_is_bilinear_over_the_view():
     assert np.abs(drawn - expected).mean() < 0.5
 
 
-def test_overlay_changes_only_the_view_and_frames_it():
+def test_overlay_changes_only_the_view_and_frames_it() -> None:
     heat, picture = heat_and_picture()
     view = (25.0, 10.0, 95.0, 80.0)
 
@@ -347,15 +356,15 @@ def test_overlay_changes_only_the_view_and_frames_it():
     assert (border == BLUE).all()
 
 
-def test_overlay_does_not_frame_a_view_of_the_whole_picture():
+def test_overlay_does_not_frame_a_view_of_the_whole_picture() -> None:
     heat, _ = heat_and_picture()
     cold = HeatMap(np.zeros_like(heat.evidence), "HEM")
     grey = Image.new("RGB", (120, 90), (90, 90, 90))
 
-    assert np.array_equal(overlay(grey, cold, (0, 0, 120, 90)), grey)
+    assert np.array_equal(np.asarray(overlay(grey, cold, (0, 0, 120, 90))), np.asarray(grey))
 
 
-def test_overlay_keeps_cold_regions_and_colours_hot_ones():
+def test_overlay_keeps_cold_regions_and_colours_hot_ones() -> None:
     evidence = np.zeros((3, 3), np.float32)
     evidence[0, 0] = 2.0
     grey = Image.new("RGB", (90, 90), (90, 90, 90))
@@ -367,7 +376,7 @@ def test_overlay_keeps_cold_regions_and_colours_hot_ones():
     assert np.abs(drawn[5, 5] - (hottest.astype(int) + 90) / 2).max() <= 1
 
 
-def test_overlay_with_a_common_peak_shows_weaker_evidence_weaker():
+def test_overlay_with_a_common_peak_shows_weaker_evidence_weaker() -> None:
     grey = Image.new("RGB", (90, 90), (90, 90, 90))
     heat = HeatMap(np.full((3, 3), 0.5, np.float32), "HEM")
 
@@ -378,7 +387,7 @@ def test_overlay_with_a_common_peak_shows_weaker_evidence_weaker():
     assert np.abs(common_peak.astype(int) - 90).max() < 15
 
 
-def test_a_release_says_how_strong_its_evidence_usually_is_or_nothing():
+def test_a_release_says_how_strong_its_evidence_usually_is_or_nothing() -> None:
     measured = {"p05": 0.1, "median": 0.2, "p95": 0.4}
     older, newer = {"evidence_scale": measured}, {"evidence_scale": measured | {"method": "evidence"}}
     assert EvidenceScale.from_metrics(newer) == EvidenceScale(0.4, 0.1)
@@ -391,7 +400,7 @@ def test_a_release_says_how_strong_its_evidence_usually_is_or_nothing():
 
 
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.name)
-def test_the_map_is_seen_on_real_cells(release, real_data):
+def test_the_map_is_seen_on_real_cells(release: Path, real_data: Path) -> None:
     folder = "ball4" if "ball4" in release.name else "cnmc2019"
     paths = ImageFolder.read(real_data / folder).images[::500][:6]
     for prediction in Predictor.from_pretrained(release)(paths, explain=True):
@@ -403,7 +412,7 @@ def test_the_map_is_seen_on_real_cells(release, real_data):
         assert np.quantile(change[change > 0], 0.9) > 60, prediction.source
 
 
-def test_a_cut_out_cell_is_outlined_and_a_smear_is_not():
+def test_a_cut_out_cell_is_outlined_and_a_smear_is_not() -> None:
     cell = Image.new("RGB", (90, 90))
     cell.paste((120, 60, 120), (30, 30, 60, 60))
     cold = HeatMap(np.zeros((3, 3), np.float32), "ALL")
@@ -435,13 +444,13 @@ def test_the_outline_of_a_photograph_takes_little_memory() -> None:
     assert most < 16 * 3000 * 3000, "bytes; a copy of the cell for every shift would take twice as many"
 
 
-def test_a_map_s_strength_is_told_by_the_release_s_own_distribution():
+def test_a_map_s_strength_is_told_by_the_release_s_own_distribution() -> None:
     scale = EvidenceScale(strong=0.4, weak=0.1)
     assert [scale.strength(peak) for peak in (0.05, 0.2, 0.5)] == ["weak", "usual", "strong"]
     assert EvidenceScale().strength(0.2) == ""
 
 
-def test_overlay_takes_a_view_with_fractional_edges():
+def test_overlay_takes_a_view_with_fractional_edges() -> None:
     heat, picture = heat_and_picture()
 
     drawn = overlay(picture, heat, (24.6, 9.6, 95.4, 80.4))
@@ -460,7 +469,7 @@ def cell_on_black(columns: int = 2, side: int = 4) -> np.ndarray:
     return picture
 
 
-def test_the_share_on_the_cell_is_that_worked_out_by_hand():
+def test_the_share_on_the_cell_is_that_worked_out_by_hand() -> None:
     """Enlarged from 2 to 4 pixels, the hot corner falls off as 1, ¾, ¼, 0 both ways: the left half has 1.75 of 2."""
     hot_corner = np.array([[1.0, 0.0], [0.0, 0.0]], np.float32)
 
@@ -470,12 +479,12 @@ def test_the_share_on_the_cell_is_that_worked_out_by_hand():
     assert share_on_cell(hot_corner, np.maximum(cell_on_black(), 8)) == pytest.approx(0.875), "black with some noise"
 
 
-def test_even_heat_lies_on_the_cell_as_its_area_does():
+def test_even_heat_lies_on_the_cell_as_its_area_does() -> None:
     for columns in (1, 5, 19):
         assert share_on_cell(np.ones((3, 3)), cell_on_black(columns, 20)) == pytest.approx(columns / 20)
 
 
-def test_no_share_is_told_of_a_map_without_heat_or_a_picture_that_is_no_cell_on_black():
+def test_no_share_is_told_of_a_map_without_heat_or_a_picture_that_is_no_cell_on_black() -> None:
     heat, photograph = np.ones((3, 3), np.float32), np.full((20, 20, 3), 200, np.uint8)
     photograph[0, :19] = 0  # less than a twentieth
 

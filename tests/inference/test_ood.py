@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 from PIL import Image, ImageFilter
 from safetensors.numpy import load_file, save_file
 
@@ -24,7 +26,9 @@ SIZE = 96
 FRAME = Preprocessing(SIZE, 350 / 450).frame
 
 
-def known_cells(subjects: int = 30, *, each: int = 40, subject_spread: float = 0.3, seed: int = 0):
+def known_cells(
+    subjects: int = 30, *, each: int = 40, subject_spread: float = 0.3, seed: int = 0
+) -> tuple[np.ndarray, list[str]]:
     """Statistics that vary along five directions between cells and subjects, and a little in all others."""
     directions = np.random.default_rng(99).standard_normal((5, STATISTICS))
     rng = np.random.default_rng(seed)
@@ -49,14 +53,14 @@ def fitted() -> tuple[OodDetector, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def detector(fitted) -> OodDetector:
+def detector(fitted: tuple[OodDetector, np.ndarray]) -> OodDetector:
     return fitted[0]
 
 
 # The limit
 
 
-def test_of_new_subjects_about_98_percent_pass(fitted):
+def test_of_new_subjects_about_98_percent_pass(fitted: tuple[OodDetector, np.ndarray]) -> None:
     detector, held_out = fitted
     new, _ = known_cells(200, seed=1)
 
@@ -64,7 +68,7 @@ def test_of_new_subjects_about_98_percent_pass(fitted):
     assert (scores(detector, new) <= 1).mean() == pytest.approx(0.98, abs=0.01)
 
 
-def test_the_limit_is_that_of_people_the_fit_did_not_see():
+def test_the_limit_is_that_of_people_the_fit_did_not_see() -> None:
     statistics, subjects = known_cells(6, each=30, subject_spread=2)
 
     detector, _ = fit_detector(statistics, subjects)
@@ -81,7 +85,7 @@ def held_out_distances(statistics: np.ndarray, subjects: list[str]) -> np.ndarra
     return distances
 
 
-def test_each_held_out_score_is_of_a_detector_and_a_limit_that_did_not_see_the_subject():
+def test_each_held_out_score_is_of_a_detector_and_a_limit_that_did_not_see_the_subject() -> None:
     statistics, subjects = known_cells(6, each=30, subject_spread=2)
     _, held_out = fit_detector(statistics, subjects)
 
@@ -92,7 +96,7 @@ def test_each_held_out_score_is_of_a_detector_and_a_limit_that_did_not_see_the_s
         assert held_out[own] == pytest.approx(distances[own] / limit, rel=1e-4)
 
 
-def test_the_limit_keeps_98_percent_with_every_subject_weighing_the_same():
+def test_the_limit_keeps_98_percent_with_every_subject_weighing_the_same() -> None:
     statistics, subjects = known_cells(9, each=50, seed=5)
     many, _ = known_cells(1, each=5000, subject_spread=0, seed=6)
     statistics, subjects = np.concatenate([statistics, 0.1 * (many - 2) + 2]), subjects + ["many"] * len(many)
@@ -105,7 +109,7 @@ def test_the_limit_keeps_98_percent_with_every_subject_weighing_the_same():
     assert kept.mean() > 0.995, "of all cells more pass: most are one subject's, near the centre"
 
 
-def test_of_people_unlike_all_others_fewer_pass_than_the_limit_is_set_for():
+def test_of_people_unlike_all_others_fewer_pass_than_the_limit_is_set_for() -> None:
     """A share counted on the very distances that set the limit would be 98 % for any people."""
     shares = []
     for seed in range(5):
@@ -115,7 +119,7 @@ def test_of_people_unlike_all_others_fewer_pass_than_the_limit_is_set_for():
     assert np.mean(shares) < 0.95
 
 
-def test_a_subject_does_not_gain_weight_by_more_cells():
+def test_a_subject_does_not_gain_weight_by_more_cells() -> None:
     statistics, subjects = known_cells(8, each=20, subject_spread=1)
     first = np.asarray(subjects) == "s0"
     more = np.concatenate([statistics, *[statistics[first]] * 50]), subjects + ["s0"] * first.sum() * 50
@@ -126,7 +130,7 @@ def test_a_subject_does_not_gain_weight_by_more_cells():
         assert getattr(other, field.name) == pytest.approx(getattr(one, field.name), rel=1e-4, abs=1e-5), field.name
 
 
-def test_distances_are_those_of_the_gaussian_written_out():
+def test_distances_are_those_of_the_gaussian_written_out() -> None:
     statistics, subjects = known_cells(7, each=30)
     kept = np.flatnonzero([name != "s0" or i < 10 for i, name in enumerate(subjects)])
     statistics, names = statistics[kept].astype(np.float64), np.asarray(subjects)[kept]
@@ -139,10 +143,10 @@ def test_distances_are_those_of_the_gaussian_written_out():
     standard = (statistics - mean) / deviation
     written_out = np.sqrt(np.einsum("ni,ij,nj->n", standard, precision, standard))
 
-    assert np.allclose(fit_detector(statistics, names)[0].distances(statistics), written_out, rtol=1e-3)
+    assert np.allclose(fit_detector(statistics, names.tolist())[0].distances(statistics), written_out, rtol=1e-3)
 
 
-def test_what_lies_elsewhere_is_refused(detector):
+def test_what_lies_elsewhere_is_refused(detector: OodDetector) -> None:
     rng = np.random.default_rng(3)
     true, _ = known_cells(5, seed=3)
 
@@ -151,14 +155,14 @@ def test_what_lies_elsewhere_is_refused(detector):
     assert (scores(detector, true) < 1).mean() > 0.9
 
 
-def test_equal_cells_give_an_equal_detector(detector):
+def test_equal_cells_give_an_equal_detector(detector: OodDetector) -> None:
     assert same(fit_detector(*known_cells())[0], detector)
 
 
 @pytest.mark.parametrize(
     ("cells", "subjects", "found"), [(49, 7, "49 cells of 7 subject"), (60, 1, "60 cells of 1 subject")]
 )
-def test_too_little_to_fit_on_is_refused(cells, subjects, found):
+def test_too_little_to_fit_on_is_refused(cells: int, subjects: int, found: str) -> None:
     statistics = np.random.default_rng(0).random((cells, STATISTICS), dtype=np.float32)
 
     with pytest.raises(LeukoscopeError) as error:
@@ -166,7 +170,7 @@ def test_too_little_to_fit_on_is_refused(cells, subjects, found):
     assert str(error.value) == (f"OOD detector: {found}(s) are too few to fit it; give at least 50 cells of 2 subjects")
 
 
-def test_copies_of_one_cell_give_finite_scores():
+def test_copies_of_one_cell_give_finite_scores() -> None:
     statistics = np.ones((60, STATISTICS), dtype=np.float32)
 
     detector, held_out = fit_detector(statistics, [str(i % 3) for i in range(60)])
@@ -179,7 +183,7 @@ def test_copies_of_one_cell_give_finite_scores():
 # What it looks at
 
 
-def test_an_empty_picture_has_the_same_statistics_whatever_its_size_and_no_cell_has_them():
+def test_an_empty_picture_has_the_same_statistics_whatever_its_size_and_no_cell_has_them() -> None:
     for side in (32, 96, 224):
         assert (picture_statistics(np.zeros((side, side, 3), np.uint8)) == -10).all()
     dim = np.full((96, 96, 3), 8, np.uint8)
@@ -189,7 +193,7 @@ def test_an_empty_picture_has_the_same_statistics_whatever_its_size_and_no_cell_
     assert (picture_statistics(few) == -10).all()
 
 
-def test_statistics_are_22_finite_numbers_for_any_picture(phantoms):
+def test_statistics_are_22_finite_numbers_for_any_picture(phantoms: tuple[np.ndarray, list[str]]) -> None:
     rng = np.random.default_rng(0)
     pictures = [*phantoms[0][:3], *(np.full((50, 50, 3), colour, np.uint8) for colour in (1, (9, 0, 0), 255))]
     pictures += [rng.integers(0, 256, (side, side, 3), np.uint8) for side in (24, 47, 96, 225)]
@@ -200,7 +204,7 @@ def test_statistics_are_22_finite_numbers_for_any_picture(phantoms):
     assert [range(STATISTICS)[some] for some in GROUPS.values()] == [range(12), range(12, 15), range(15, 22)]
 
 
-def test_means_and_place_are_those_worked_out_by_hand():
+def test_means_and_place_are_those_worked_out_by_hand() -> None:
     """A square of one colour on black: its optical densities, its share, its outline and how far it is off centre."""
     picture = np.zeros((48, 48, 3), np.uint8)
     picture[8:32, 4:28] = (127, 63, 31)
@@ -217,7 +221,7 @@ def test_means_and_place_are_those_worked_out_by_hand():
     assert found[21] == 0
 
 
-def test_turning_a_picture_by_90_degrees_leaves_its_colours_alone(phantoms):
+def test_turning_a_picture_by_90_degrees_leaves_its_colours_alone(phantoms: tuple[np.ndarray, list[str]]) -> None:
     for cell in phantoms[0][::9]:
         small = np.asarray(Image.fromarray(cell).resize((48, 48)))
         for turns in (1, 2, 3):
@@ -235,7 +239,7 @@ def phantoms() -> tuple[np.ndarray, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def of_phantoms(phantoms) -> OodDetector:
+def of_phantoms(phantoms: tuple[np.ndarray, list[str]]) -> OodDetector:
     pixels, subjects = phantoms
     return fit_detector(np.stack([picture_statistics(cell) for cell in pixels]), subjects)[0]
 
@@ -263,20 +267,24 @@ def noise(cells: np.ndarray) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, cells.shape, np.uint8)
 
 
-def test_cells_of_other_subjects_pass(of_phantoms, others):
+def test_cells_of_other_subjects_pass(of_phantoms: OodDetector, others: np.ndarray) -> None:
     assert (of_phantoms.scores(others) <= 1).mean() >= 0.95
 
 
 @pytest.mark.parametrize("spoilt", [lambda cells: blurred(cells, SIZE / 20), inverted, blank, noise],
                          ids=["blurred", "inverted", "blank", "noise"])  # fmt: skip
-def test_pictures_that_are_no_such_cells_are_refused(of_phantoms, others, spoilt):
+def test_pictures_that_are_no_such_cells_are_refused(
+    of_phantoms: OodDetector, others: np.ndarray, spoilt: Callable[[np.ndarray], np.ndarray]
+) -> None:
     found = of_phantoms.scores(spoilt(others))
 
     assert found.dtype == np.float32
     assert (found > 1).all()
 
 
-def test_scores_are_distances_over_the_limit_one_by_one_or_together(of_phantoms, others):
+def test_scores_are_distances_over_the_limit_one_by_one_or_together(
+    of_phantoms: OodDetector, others: np.ndarray
+) -> None:
     alone = [float(of_phantoms.scores(cell[None])[0]) for cell in others]
 
     statistics = np.stack([picture_statistics(cell) for cell in others])
@@ -284,21 +292,21 @@ def test_scores_are_distances_over_the_limit_one_by_one_or_together(of_phantoms,
     assert of_phantoms.scores(others).tolist() == pytest.approx(alone)
 
 
-def test_a_recoloured_cell_is_set_apart_by_its_colour(of_phantoms, others):
+def test_a_recoloured_cell_is_set_apart_by_its_colour(of_phantoms: OodDetector, others: np.ndarray) -> None:
     recoloured = others[..., [1, 0, 2]]  # red and green exchanged
 
     assert (of_phantoms.scores(recoloured) > 1).all()
     assert {of_phantoms.farthest_group(cell) for cell in recoloured} == {"colour"}
 
 
-def test_a_blurred_cell_is_set_apart_by_its_texture(of_phantoms, others):
+def test_a_blurred_cell_is_set_apart_by_its_texture(of_phantoms: OodDetector, others: np.ndarray) -> None:
     named = [of_phantoms.farthest_group(cell) for cell in blurred(others, SIZE / 20)]
 
     # The rim runs out into the black, which changes colours as well, of some cells more than texture.
     assert named.count("texture") > len(others) / 2
 
 
-def test_a_magnified_cell_is_set_apart_by_its_shape(of_phantoms, others):
+def test_a_magnified_cell_is_set_apart_by_its_shape(of_phantoms: OodDetector, others: np.ndarray) -> None:
     parts = others[:, 29:67, 29:67]
 
     named = [of_phantoms.farthest_group(np.asarray(Image.fromarray(part).resize((SIZE, SIZE)))) for part in parts]
@@ -306,7 +314,7 @@ def test_a_magnified_cell_is_set_apart_by_its_shape(of_phantoms, others):
     assert named.count("shape") > 0.9 * len(others)
 
 
-def test_real_cells_pass_and_white_cells_of_another_laboratory_are_refused(real_data):
+def test_real_cells_pass_and_white_cells_of_another_laboratory_are_refused(real_data: Path) -> None:
     frame = Preprocessing(224, 350 / 450).frame
     samples = sorted((real_data / "cnmc2019" / "samples-bmp").glob("*.bmp"))
     kinds = sorted(path for path in (real_data / "pbc").glob("*") if path.is_dir())
@@ -338,7 +346,7 @@ def test_real_cells_pass_and_white_cells_of_another_laboratory_are_refused(real_
         assert len(refused) >= 4 and all(refused), f"far from any training cell: {kind.name}"
 
 
-def test_a_cell_keeps_its_score_however_it_lies_in_the_picture(real_data):
+def test_a_cell_keeps_its_score_however_it_lies_in_the_picture(real_data: Path) -> None:
     """On one grid of points every twentieth score differed by 0.41 of the limit or more."""
     release = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
     frame, detector = read_release(release).preprocessing.frame, OodDetector.load(release / OOD)
@@ -357,7 +365,7 @@ def test_a_cell_keeps_its_score_however_it_lies_in_the_picture(real_data):
 # On disk
 
 
-def test_saved_and_loaded_it_is_the_same(of_phantoms, others, tmp_path):
+def test_saved_and_loaded_it_is_the_same(of_phantoms: OodDetector, others: np.ndarray, tmp_path: Path) -> None:
     path = of_phantoms.save(tmp_path / "ood.safetensors")
 
     loaded = OodDetector.load(path)
@@ -369,7 +377,7 @@ def test_saved_and_loaded_it_is_the_same(of_phantoms, others, tmp_path):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_it_replaces_an_earlier_one(detector, of_phantoms, tmp_path):
+def test_it_replaces_an_earlier_one(detector: OodDetector, of_phantoms: OodDetector, tmp_path: Path) -> None:
     detector.save(tmp_path / "ood.safetensors")
 
     assert same(OodDetector.load(of_phantoms.save(tmp_path / "ood.safetensors")), of_phantoms)
@@ -383,7 +391,7 @@ def without_limit(path: Path) -> None:
     save_file({name: array for name, array in load_file(path).items() if name != "limit"}, path)
 
 
-def changed(**arrays: np.ndarray):
+def changed(**arrays: ArrayLike) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         save_file(load_file(path) | {name: np.asarray(array, np.float32) for name, array in arrays.items()}, path)
 
@@ -414,7 +422,9 @@ def changed(**arrays: np.ndarray):
         "not positive", "no distance", "negative deviation", "gone",
     ],
 )  # fmt: skip
-def test_a_damaged_detector_is_refused_by_name(detector, tmp_path, damage, problem):
+def test_a_damaged_detector_is_refused_by_name(
+    detector: OodDetector, tmp_path: Path, damage: Callable[[Path], object], problem: str
+) -> None:
     path = detector.save(tmp_path / "ood.safetensors")
     damage(path)
 
@@ -423,7 +433,7 @@ def test_a_damaged_detector_is_refused_by_name(detector, tmp_path, damage, probl
     assert str(error.value).startswith(f"{path}: {problem}")
 
 
-def test_a_folder_that_is_not_there_is_named(detector, tmp_path):
+def test_a_folder_that_is_not_there_is_named(detector: OodDetector, tmp_path: Path) -> None:
     path = tmp_path / "nowhere" / "ood.safetensors"
 
     with pytest.raises(LeukoscopeError) as error:

@@ -25,7 +25,7 @@ def codes(decision: Decision) -> list[str]:
 # The rules
 
 
-def test_a_sure_picture_in_distribution_gets_its_most_probable_class_without_a_word():
+def test_a_sure_picture_in_distribution_gets_its_most_probable_class_without_a_word() -> None:
     fine = Checks(ood_score=1.0, field_share=0.5, disagreement=0.25, on_cell=0.4)
 
     for checks in (None, Checks(), fine):
@@ -33,14 +33,14 @@ def test_a_sure_picture_in_distribution_gets_its_most_probable_class_without_a_w
     assert TWO.decide({"ALL": 0.1, "HEM": 0.9}).label == "HEM"
 
 
-def test_a_picture_out_of_distribution_gets_no_class_however_sure_the_network_is():
+def test_a_picture_out_of_distribution_gets_no_class_however_sure_the_network_is() -> None:
     decision = TWO.decide({"ALL": 1.0, "HEM": 0.0}, Checks(ood_score=1.01, ood_group="texture"))
 
     assert decision == Decision(OUT_OF_DISTRIBUTION, (Reason("ood_texture", 1.01, 1.0),))
     assert decision.label is None
 
 
-def test_out_of_distribution_comes_before_every_other_reason():
+def test_out_of_distribution_comes_before_every_other_reason() -> None:
     """What the network and its map say of a picture it cannot know is no reason for anything."""
     all_at_once = Checks(ood_score=2.0, field_share=0.1, disagreement=0.9, on_cell=0.0)
 
@@ -48,7 +48,7 @@ def test_out_of_distribution_comes_before_every_other_reason():
     assert codes(TWO.decide(UNSURE, replace(all_at_once, ood_score=0.9))) == ["ood_field"]
 
 
-def test_a_smear_is_not_a_cell_only_when_it_is_out_of_distribution_as_well():
+def test_a_smear_is_not_a_cell_only_when_it_is_out_of_distribution_as_well() -> None:
     smear = Checks(ood_score=1.7, ood_group="shape", field_of_view=True)
 
     assert TWO.decide(SURE, smear) == Decision(NOT_A_CELL, (Reason("field_of_view"), Reason("ood_shape", 1.7, 1.0)))
@@ -58,7 +58,7 @@ def test_a_smear_is_not_a_cell_only_when_it_is_out_of_distribution_as_well():
 
 @pytest.mark.parametrize(("share", "outcome"), [(None, "ALL"), (0.0, OUT_OF_DISTRIBUTION), (0.49, OUT_OF_DISTRIBUTION),
                                                 (0.5, "ALL"), (1.0, "ALL")])  # fmt: skip
-def test_a_cell_gets_a_class_only_where_half_of_its_field_is_in_distribution(share: float | None, outcome: str):
+def test_a_cell_gets_a_class_only_where_half_of_its_field_is_in_distribution(share: float | None, outcome: str) -> None:
     decision = TWO.decide(SURE, Checks(ood_score=0.8, field_share=share))
 
     assert decision.outcome == outcome
@@ -66,7 +66,7 @@ def test_a_cell_gets_a_class_only_where_half_of_its_field_is_in_distribution(sha
 
 
 @pytest.mark.parametrize(("p_all", "outcome"), [(0.69, ABSTAIN), (0.7, "ALL"), (0.31, ABSTAIN), (0.3, "HEM")])
-def test_no_class_is_given_below_the_threshold(p_all: float, outcome: str):
+def test_no_class_is_given_below_the_threshold(p_all: float, outcome: str) -> None:
     decision = TWO.decide({"ALL": p_all, "HEM": 1 - p_all})
 
     assert decision.outcome == outcome
@@ -75,7 +75,7 @@ def test_no_class_is_given_below_the_threshold(p_all: float, outcome: str):
         assert (decision.reasons[0].value, decision.reasons[0].limit) == (max(p_all, 1 - p_all), 0.7)
 
 
-def test_views_that_disagree_are_abstained_from_whatever_the_confidence():
+def test_views_that_disagree_are_abstained_from_whatever_the_confidence() -> None:
     assert TWO.decide(SURE, Checks(disagreement=0.25)).outcome == "ALL"
 
     assert TWO.decide(SURE, Checks(disagreement=0.375)) == Decision(ABSTAIN, (Reason("views_disagree", 0.375, 0.25),))
@@ -89,7 +89,7 @@ def test_views_that_disagree_are_abstained_from_whatever_the_confidence():
     ids=["class", "abstain", "out of distribution", "field"],
 )
 @pytest.mark.parametrize("probabilities", [SURE, UNSURE], ids=["sure", "unsure"])
-def test_an_explanation_off_the_cell_never_changes_the_outcome(probabilities: dict[str, float], checks: Checks):
+def test_an_explanation_off_the_cell_never_changes_the_outcome(probabilities: dict[str, float], checks: Checks) -> None:
     without, off = (TWO.decide(probabilities, replace(checks, on_cell=share)) for share in (None, 0.39))
 
     assert off.outcome == without.outcome
@@ -97,7 +97,7 @@ def test_an_explanation_off_the_cell_never_changes_the_outcome(probabilities: di
     assert off.reasons == (*without.reasons, *said)
 
 
-def test_an_explanation_is_held_against_nothing_where_nothing_was_measured():
+def test_an_explanation_is_held_against_nothing_where_nothing_was_measured() -> None:
     assert replace(TWO, least_on_cell=None).decide(SURE, Checks(on_cell=0.0)).reasons == ()
 
 
@@ -105,7 +105,7 @@ def test_an_explanation_is_held_against_nothing_where_nothing_was_measured():
     ("side", "cautious"),
     [(None, False), (450, False), (430, False), (472, False), (420, True), (302, True), (700, True)],
 )
-def test_a_cell_in_another_frame_gets_its_class_with_a_reason_for_caution(side: int | None, cautious: bool):
+def test_a_cell_in_another_frame_gets_its_class_with_a_reason_for_caution(side: int | None, cautious: bool) -> None:
     """A cell in a smaller frame is enlarged: normal ones then look like blasts, and not all are out of distribution."""
     decision = replace(TWO, picture_side=450).decide(SURE, Checks(ood_score=0.5, shorter_side=side))
 
@@ -113,7 +113,7 @@ def test_a_cell_in_another_frame_gets_its_class_with_a_reason_for_caution(side: 
     assert TWO.decide(SURE, Checks(shorter_side=side)) == Decision("ALL"), "the training cells have no common side"
 
 
-def test_only_a_release_trained_on_pictures_of_one_size_knows_their_side():
+def test_only_a_release_trained_on_pictures_of_one_size_knows_their_side() -> None:
     sides = {name: Thresholds.from_metrics({"data": {"name": name}}).picture_side for name in DATASETS}
 
     assert sides.pop("cnmc2019") == 450
@@ -121,7 +121,7 @@ def test_only_a_release_trained_on_pictures_of_one_size_knows_their_side():
     assert Thresholds.from_metrics({"data": {"name": "lab/cells", "copy_of": "cnmc2019"}}).picture_side == 450
 
 
-def test_a_release_without_thresholds_always_gives_its_most_probable_class():
+def test_a_release_without_thresholds_always_gives_its_most_probable_class() -> None:
     assert Thresholds().decide({"ALL": 0.5001, "HEM": 0.4999}) == Decision("ALL")
 
 
@@ -140,26 +140,26 @@ def test_a_release_without_thresholds_always_gives_its_most_probable_class():
         (0.29, "sensitivity_95", "HEM"),
     ],
 )
-def test_the_operating_point_chooses_the_class(p_all: float, point: str, outcome: str):
+def test_the_operating_point_chooses_the_class(p_all: float, point: str, outcome: str) -> None:
     for names in (("ALL", "HEM"), ("HEM", "ALL")):
         shares = {"ALL": p_all, "HEM": 1 - p_all}
         decision = TWO.decide({name: shares[name] for name in names}, operating_point=point)
         assert decision == Decision(outcome, (), point), "whatever the order of the classes"
 
 
-def test_an_operating_point_decides_on_unsure_cells_too():
+def test_an_operating_point_decides_on_unsure_cells_too() -> None:
     """Its sensitivity was measured so; and most points lie where the most probable class would be abstained from."""
     assert TWO.decide(UNSURE).outcome == ABSTAIN
     assert TWO.decide(UNSURE, operating_point="sensitivity_95") == Decision("ALL", (), "sensitivity_95")
     assert TWO.decide(UNSURE, operating_point="specificity_95") == Decision("HEM", (), "specificity_95")
 
 
-def test_views_that_disagree_are_a_reason_for_caution_with_the_class_of_an_operating_point():
+def test_views_that_disagree_are_a_reason_for_caution_with_the_class_of_an_operating_point() -> None:
     decision = TWO.decide(UNSURE, Checks(disagreement=0.375), operating_point="specificity_95")
     assert decision == Decision("HEM", (Reason("views_disagree", 0.375, 0.25),), "specificity_95")
 
 
-def test_an_operating_point_gives_no_class_where_there_is_a_reason_against_one():
+def test_an_operating_point_gives_no_class_where_there_is_a_reason_against_one() -> None:
     assert TWO.decide(SURE, Checks(ood_score=3), operating_point="sensitivity_95") == Decision(
         OUT_OF_DISTRIBUTION, (Reason("ood_colour", 3, 1.0),), "sensitivity_95"
     )
@@ -167,7 +167,7 @@ def test_an_operating_point_gives_no_class_where_there_is_a_reason_against_one()
 
 @pytest.mark.parametrize(("p_all", "sensitive", "specific"), [(0.29, False, False), (0.30, True, False),
                                                               (0.90, True, True)])  # fmt: skip
-def test_a_cell_is_positive_from_the_threshold_up(p_all: float, sensitive: bool, specific: bool):
+def test_a_cell_is_positive_from_the_threshold_up(p_all: float, sensitive: bool, specific: bool) -> None:
     called = TWO.positives(np.array([[p_all, 1 - p_all]]), ("ALL", "HEM"))
 
     assert {name: bool(which[0]) for name, which in called.items()} == {
@@ -176,12 +176,12 @@ def test_a_cell_is_positive_from_the_threshold_up(p_all: float, sensitive: bool,
     }
 
 
-def test_the_positive_class_is_found_by_name_not_by_place():
+def test_the_positive_class_is_found_by_name_not_by_place() -> None:
     called = TWO.positives(np.array([[0.05, 0.95]]), ("HEM", "ALL"))
     assert called["specificity_95"].tolist() == [True]
 
 
-def test_a_refused_cell_is_neither_positive_nor_negative_in_a_table():
+def test_a_refused_cell_is_neither_positive_nor_negative_in_a_table() -> None:
     shares = np.array([[0.95, 0.05], [0.95, 0.05], [0.5, 0.5], [0.1, 0.9]])
     columns = TWO.positive_columns(shares, ("ALL", "HEM"), [OUT_OF_DISTRIBUTION, "ALL", ABSTAIN, "HEM"])
     assert columns == {
@@ -233,11 +233,11 @@ def test_a_refused_cell_is_neither_positive_nor_negative_in_a_table():
     ],
     ids=lambda value: value.code if isinstance(value, Reason) else "",
 )
-def test_every_reason_says_what_was_found_and_what_was_allowed(reason: Reason, text: str):
+def test_every_reason_says_what_was_found_and_what_was_allowed(reason: Reason, text: str) -> None:
     assert reason.text == text
 
 
-def test_every_reason_that_can_be_given_has_words():
+def test_every_reason_that_can_be_given_has_words() -> None:
     everything = [
         replace(TWO, picture_side=450).decide(UNSURE, Checks(disagreement=1.0, on_cell=0.0, shorter_side=300)),
         TWO.decide(SURE, Checks(ood_score=0.5, field_share=0.0)),
@@ -256,7 +256,7 @@ def test_every_reason_that_can_be_given_has_words():
     assert all(found.values()) and len(set(found.values())) == len(found)
 
 
-def test_a_decision_is_json():
+def test_a_decision_is_json() -> None:
     decision = TWO.decide(UNSURE, Checks(ood_score=0.5, disagreement=0.5))
 
     assert json.loads(json.dumps(decision.to_dict())) == {
@@ -282,7 +282,7 @@ def test_a_decision_is_json():
     assert (smear["code"], smear["value"], smear["limit"]) == ("field_of_view", None, None)
 
 
-def test_an_outcome_is_a_class_or_one_of_three_others():
+def test_an_outcome_is_a_class_or_one_of_three_others() -> None:
     assert WITHOUT_CLASS == (ABSTAIN, OUT_OF_DISTRIBUTION, NOT_A_CELL)
     assert [Decision(outcome).label for outcome in (*WITHOUT_CLASS, "ALL")] == [None, None, None, "ALL"]
 
@@ -290,7 +290,7 @@ def test_an_outcome_is_a_class_or_one_of_three_others():
 # What a release carries
 
 
-def test_thresholds_of_a_committed_release_are_those_of_its_metrics():
+def test_thresholds_of_a_committed_release_are_those_of_its_metrics() -> None:
     metrics = json.loads((RELEASE / "metrics.json").read_text())
     thresholds = Thresholds.from_metrics(metrics)
     points = metrics["decisions"]["operating_points"]["points"]
@@ -302,14 +302,14 @@ def test_thresholds_of_a_committed_release_are_those_of_its_metrics():
     assert thresholds.maps_passed == passes_map_checks(metrics["heat_maps"])
 
 
-def test_a_release_without_decisions_gives_its_class_and_no_operating_point():
+def test_a_release_without_decisions_gives_its_class_and_no_operating_point() -> None:
     nothing = Thresholds.from_metrics({"decisions": {"operating_points": {}, "abstention": {}}})
     assert nothing == Thresholds.from_metrics({}) == Thresholds()
     assert nothing.decide({"ALL": 0.5, "HEM": 0.5}).label == "ALL"
     assert nothing.positives(np.array([[0.5, 0.5]]), ("ALL", "HEM")) == {}
 
 
-def test_the_least_share_on_the_cell_is_that_of_the_evidence_scale():
+def test_the_least_share_on_the_cell_is_that_of_the_evidence_scale() -> None:
     assert Thresholds.from_metrics({"evidence_scale": {"p05": 1.0, "p95": 2.0}}).least_on_cell is None
     scale = {"method": "evidence", "on_cell_p05": 0.6}
     assert Thresholds.from_metrics({"evidence_scale": scale}).least_on_cell == 0.6
@@ -317,7 +317,7 @@ def test_the_least_share_on_the_cell_is_that_of_the_evidence_scale():
     assert Thresholds.from_metrics({"evidence_scale": of_other_maps}).least_on_cell is None
 
 
-def test_more_than_two_classes_have_no_operating_point_but_may_be_abstained_from():
+def test_more_than_two_classes_have_no_operating_point_but_may_be_abstained_from() -> None:
     four = Thresholds.from_metrics(
         {"decisions": {"operating_points": {}, "abstention": {"default": {"threshold": 0.6}}}}
     )

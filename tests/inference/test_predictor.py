@@ -6,12 +6,12 @@ import json
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import pytest
@@ -21,7 +21,8 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
 from leukoscope.data.images import UnreadableImage, open_image
 from leukoscope.data.registry import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
-from leukoscope.inference.gradcam import overlay, share_on_cell
+from leukoscope.inference.backends import TorchBackend
+from leukoscope.inference.gradcam import EVIDENCE, HeatMap, overlay, share_on_cell
 from leukoscope.inference.prediction import Thresholds, softmax
 from leukoscope.inference.tta import average_maps, tta_views
 from leukoscope.models.release_files import OOD
@@ -50,7 +51,29 @@ def shares(prediction: Prediction) -> list[float]:
     return list(prediction.probabilities.values())
 
 
-def test_one_picture_gives_one_prediction(predictor, cells, tiny_release):
+def heatmaps(prediction: Prediction) -> dict[str, HeatMap]:
+    assert prediction.heatmaps is not None
+    return prediction.heatmaps
+
+
+def ood_score(prediction: Prediction) -> float:
+    assert prediction.checks.ood_score is not None
+    return prediction.checks.ood_score
+
+
+def backend_maps(predictor: Predictor, framed: np.ndarray, method: str = EVIDENCE) -> np.ndarray:
+    maps = predictor.backend(framed, explain=True, method=method).maps
+    assert maps is not None
+    return maps
+
+
+def network_of(predictor: Predictor) -> Any:
+    """Of timm, whose layers `nn.Module` does not declare."""
+    assert isinstance(predictor.backend, TorchBackend)
+    return predictor.backend.network
+
+
+def test_one_picture_gives_one_prediction(predictor: Predictor, cells: list[Path], tiny_release: Path) -> None:
     prediction = predictor(cells[0])
 
     assert isinstance(prediction, Prediction)
@@ -64,7 +87,7 @@ def test_one_picture_gives_one_prediction(predictor, cells, tiny_release):
     assert prediction.seconds > 0
 
 
-def test_path_picture_and_array_give_one_prediction(predictor, cells):
+def test_path_picture_and_array_give_one_prediction(predictor: Predictor, cells: list[Path]) -> None:
     picture = Image.open(cells[0])
 
     predictions = [predictor(str(cells[0])), predictor(cells[0]), predictor(picture), predictor(np.asarray(picture))]
@@ -73,7 +96,7 @@ def test_path_picture_and_array_give_one_prediction(predictor, cells):
     assert [prediction.source for prediction in predictions[2:]] == ["image 1", "image 1"]
 
 
-def test_a_list_is_predicted_in_its_order_whatever_the_batch(predictor, cells):
+def test_a_list_is_predicted_in_its_order_whatever_the_batch(predictor: Predictor, cells: list[Path]) -> None:
     alone = [shares(predictor(cell)) for cell in cells]
     assert len({tuple(prediction) for prediction in alone}) == len(cells), "equal predictions would hide a wrong order"
 
@@ -83,7 +106,7 @@ def test_a_list_is_predicted_in_its_order_whatever_the_batch(predictor, cells):
         assert np.allclose([shares(prediction) for prediction in together], alone, atol=1e-5)
 
 
-def test_pictures_without_a_path_are_numbered_across_batches(predictor, cells):
+def test_pictures_without_a_path_are_numbered_across_batches(predictor: Predictor, cells: list[Path]) -> None:
     pictures = [np.asarray(Image.open(cell)) for cell in cells[:3]]
 
     predictions = predictor(pictures, batch_size=2)
@@ -91,31 +114,32 @@ def test_pictures_without_a_path_are_numbered_across_batches(predictor, cells):
     assert [prediction.source for prediction in predictions] == ["image 1", "image 2", "image 3"]
 
 
-def test_an_empty_list_gives_an_empty_list(predictor):
+def test_an_empty_list_gives_an_empty_list(predictor: Predictor) -> None:
     assert predictor([]) == []
 
 
-def test_explaining_gives_a_map_of_every_class_and_the_same_prediction(predictor, cells):
+def test_explaining_gives_a_map_of_every_class_and_the_same_prediction(predictor: Predictor, cells: list[Path]) -> None:
     plain, explained = predictor(cells[:2]), predictor(cells[:2], explain=True)
 
     assert np.allclose([shares(a) for a in plain], [shares(a) for a in explained], atol=1e-6)
     for prediction in explained:
-        assert list(prediction.heatmaps) == ["ALL", "HEM"]
-        for label, heat in prediction.heatmaps.items():
+        assert list(heatmaps(prediction)) == ["ALL", "HEM"]
+        for label, heat in heatmaps(prediction).items():
             assert heat.label == label
             assert heat.evidence.shape == (3, 3) and heat.evidence.dtype == np.float32
             assert heat.evidence.min() >= 0
-    assert not np.array_equal(explained[0].heatmaps["ALL"].evidence, explained[0].heatmaps["HEM"].evidence)
+    maps = heatmaps(explained[0])
+    assert not np.array_equal(maps["ALL"].evidence, maps["HEM"].evidence)
 
 
-def test_an_explained_prediction_draws_itself(predictor, cells):
+def test_an_explained_prediction_draws_itself(predictor: Predictor, cells: list[Path]) -> None:
     explained = predictor(cells[0], explain=True)
     picture, label = open_image(cells[0]), explained.most_probable
     other = next(name for name in explained.probabilities if name != label)
-    peak = max(heatmap.evidence.max() for heatmap in explained.heatmaps.values())
+    peak = max(heatmap.evidence.max() for heatmap in heatmaps(explained).values())
 
     def drawn(name: str, **options: float) -> Image.Image:
-        return overlay(picture, explained.heatmaps[name], explained.view_box, **options)
+        return overlay(picture, heatmaps(explained)[name], explained.view_box, **options)
 
     assert explained.picture == picture
     assert explained.overlay() == explained.overlay(label) == drawn(label, peak=peak)
@@ -125,33 +149,33 @@ def test_an_explained_prediction_draws_itself(predictor, cells):
     assert predictor(cells[0]).picture is None, "many pictures would fill the memory"
 
 
-def test_a_map_is_the_positive_evidence_or_grad_cam(predictor, cells):
+def test_a_map_is_the_positive_evidence_or_grad_cam(predictor: Predictor, cells: list[Path]) -> None:
     framed = predictor.release.preprocessing.frame(open_image(cells[0]))[None]
-    signed, grad_cam = (predictor.backend(framed, explain=True, method=one).maps[0] for one in ("evidence", "gradcam"))
-    blank = predictor.backend(np.zeros_like(framed), explain=True).maps
+    signed, grad_cam = (backend_maps(predictor, framed, one)[0] for one in ("evidence", "gradcam"))
+    blank = backend_maps(predictor, np.zeros_like(framed))
     assert signed.min() < 0 <= grad_cam.min() and not blank.any()
 
     for method, expected in (("evidence", np.maximum(signed, 0)), ("gradcam", grad_cam)):
         found = predictor(cells[0], explain=True, method=method)
-        assert np.array_equal(np.stack([heat.evidence for heat in found.heatmaps.values()]), expected)
+        assert np.array_equal(np.stack([heat.evidence for heat in heatmaps(found).values()]), expected)
         assert (found.checks.on_cell is None) == (method == "gradcam")
         assert shares(found) == shares(predictor(cells[0]))
     plain = predictor(cells[0], explain=True)
-    assert np.array_equal(plain.heatmaps["ALL"].evidence, np.maximum(signed[0], 0)), "evidence is the default"
+    assert np.array_equal(heatmaps(plain)["ALL"].evidence, np.maximum(signed[0], 0)), "evidence is the default"
     with pytest.raises(LeukoscopeError, match="method 'cam': unknown; choose one of evidence, gradcam"):
         predictor(cells[0], method="cam")
 
 
-def test_with_tta_a_map_is_the_mean_of_the_views_turned_back(predictor, cells):
+def test_with_tta_a_map_is_the_mean_of_the_views_turned_back(predictor: Predictor, cells: list[Path]) -> None:
     picture = np.asarray(open_image(cells[0]))
     framed = predictor.release.preprocessing.frame(Image.fromarray(picture))
-    signed = average_maps(predictor.backend(tta_views(framed[None]), explain=True).maps)[0]
+    signed = average_maps(backend_maps(predictor, tta_views(framed[None])))[0]
     found = predictor(picture, explain=True, tta=True)
-    for k, label in enumerate(found.heatmaps):
-        assert found.heatmaps[label].evidence == pytest.approx(np.maximum(signed[k], 0), abs=1e-6)
+    for k, heat in enumerate(heatmaps(found).values()):
+        assert heat.evidence == pytest.approx(np.maximum(signed[k], 0), abs=1e-6)
 
 
-def test_what_cannot_be_drawn_is_refused(predictor, cells):
+def test_what_cannot_be_drawn_is_refused(predictor: Predictor, cells: list[Path]) -> None:
     with pytest.raises(LeukoscopeError) as error:
         predictor(cells[0]).overlay()
     assert str(error.value) == f"{cells[0]}: has no Grad-CAM map; predict it with explain=True"
@@ -159,21 +183,30 @@ def test_what_cannot_be_drawn_is_refused(predictor, cells):
         predictor(cells[0], explain=True).overlay("Pro")
 
 
-def test_no_more_pictures_are_taken_than_the_next_batch(predictor, cells):
-    taken = []
-    stream = predictor.iter_predictions((taken.append(cell) or cell for cell in cells), batch_size=2)
+def test_no_more_pictures_are_taken_than_the_next_batch(predictor: Predictor, cells: list[Path]) -> None:
+    taken: list[Path] = []
 
-    assert next(stream).source == str(cells[0])
+    def taking() -> Iterator[Path]:
+        for cell in cells:
+            taken.append(cell)
+            yield cell
+
+    stream = predictor.iter_predictions(taking(), batch_size=2)
+
+    first = next(stream)
+    assert isinstance(first, Prediction) and first.source == str(cells[0])
     assert taken == cells[:4]
-    assert [prediction.source for prediction in stream] == [str(cell) for cell in cells[1:]]
+    assert [prediction.source for prediction in stream if isinstance(prediction, Prediction)] == [
+        str(cell) for cell in cells[1:]
+    ]
 
 
-def test_half_precision_weights_are_computed_in_float32(predictor, cells):
-    assert {p.dtype for p in predictor.backend.network.parameters()} == {torch.float32}
-    assert predictor(cells[0], explain=True).heatmaps["ALL"].evidence.dtype == np.float32
+def test_half_precision_weights_are_computed_in_float32(predictor: Predictor, cells: list[Path]) -> None:
+    assert {p.dtype for p in network_of(predictor).parameters()} == {torch.float32}
+    assert heatmaps(predictor(cells[0], explain=True))["ALL"].evidence.dtype == np.float32
 
 
-def test_a_turned_photograph_is_seen_upright(predictor, tmp_path):
+def test_a_turned_photograph_is_seen_upright(predictor: Predictor, tmp_path: Path) -> None:
     upright = Image.fromarray(draw_cell("ALL", subject=1, cell=1, size=200, background="smear").image)
     upright = upright.crop((0, 0, 200, 150))
     exif = Image.Exif()
@@ -190,7 +223,7 @@ def test_a_turned_photograph_is_seen_upright(predictor, tmp_path):
     assert np.allclose(shares(turned), shares(plain), atol=2e-3)
 
 
-def test_to_dict_is_json_with_the_notice_and_without_heat_maps(predictor, cells):
+def test_to_dict_is_json_with_the_notice_and_without_heat_maps(predictor: Predictor, cells: list[Path]) -> None:
     prediction = predictor(cells[0], explain=True)
 
     read_back = json.loads(json.dumps(prediction.to_dict()))
@@ -242,8 +275,8 @@ def write_cut_short(path: Path) -> None:
     ],
 )
 def test_an_unusable_file_is_refused_by_name_and_the_others_are_predicted(
-    predictor, cells, tmp_path, name, write, problem
-):
+    predictor: Predictor, cells: list[Path], tmp_path: Path, name: str, write: Callable[[Path], None], problem: str
+) -> None:
     bad = tmp_path / name
     write(bad)
 
@@ -252,6 +285,7 @@ def test_an_unusable_file_is_refused_by_name_and_the_others_are_predicted(
     assert str(error.value).startswith(f"{bad}: {problem}")
 
     before, refused, after = predictor.iter_predictions([cells[0], bad, cells[1]], batch_size=2)
+    assert isinstance(before, Prediction) and isinstance(after, Prediction)
     assert (before.source, after.source) == (str(cells[0]), str(cells[1]))
     assert str(refused) == str(error.value)
 
@@ -264,20 +298,20 @@ def test_an_unusable_file_is_refused_by_name_and_the_others_are_predicted(
         (Image.new("CMYK", (32, 32)), "image 1: is a CMYK (print) image"),
     ],
 )
-def test_unusable_pixels_are_refused(predictor, picture, problem):
+def test_unusable_pixels_are_refused(predictor: Predictor, picture: np.ndarray | Image.Image, problem: str) -> None:
     with pytest.raises(UnreadableImage) as error:
         predictor(picture)
     assert str(error.value).startswith(problem)
 
 
-def test_an_opened_but_damaged_picture_is_refused(predictor, tmp_path):
+def test_an_opened_but_damaged_picture_is_refused(predictor: Predictor, tmp_path: Path) -> None:
     write_cut_short(tmp_path / "cut.png")
 
     with pytest.raises(UnreadableImage, match="cut.png: the image is damaged or cut short"):
         predictor(Image.open(tmp_path / "cut.png"))
 
 
-def test_one_opened_picture_may_be_given_many_times(predictor, tmp_path):
+def test_one_opened_picture_may_be_given_many_times(predictor: Predictor, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
 
@@ -286,7 +320,7 @@ def test_one_opened_picture_may_be_given_many_times(predictor, tmp_path):
         assert [shares(prediction) for prediction in found] == [shares(found[0])] * 8
 
 
-def test_a_picture_may_be_closed_when_the_next_is_asked_for(predictor, cells):
+def test_a_picture_may_be_closed_when_the_next_is_asked_for(predictor: Predictor, cells: list[Path]) -> None:
     def opened() -> Iterator[Image.Image]:
         for cell in cells:
             with Image.open(cell) as picture:
@@ -297,13 +331,13 @@ def test_a_picture_may_be_closed_when_the_next_is_asked_for(predictor, cells):
     assert [shares(prediction) for prediction in found] == [shares(prediction) for prediction in expected]
 
 
-def test_bytes_and_open_files_are_read_as_pictures(predictor, cells):
+def test_bytes_and_open_files_are_read_as_pictures(predictor: Predictor, cells: list[Path]) -> None:
     expected, content = shares(predictor(cells[0])), cells[0].read_bytes()
     written = BytesIO()
     written.write(content)  # its position is its end
     with cells[0].open("rb") as file, tempfile.SpooledTemporaryFile() as spooled:
         spooled.write(content)
-        given = [content, bytearray(content), memoryview(content), written, file, spooled]
+        given: list[Any] = [content, bytearray(content), memoryview(content), written, file, spooled]
         for one in given:
             found = predictor(one)
             assert isinstance(found, Prediction) and shares(found) == expected
@@ -313,7 +347,7 @@ def test_bytes_and_open_files_are_read_as_pictures(predictor, cells):
     assert names[:5] == ["image 1", "image 2", "image 3", "image 4", str(cells[0])] and names[6] == str(cells[0])
 
 
-def test_a_file_may_be_closed_when_the_next_is_asked_for(predictor, cells):
+def test_a_file_may_be_closed_when_the_next_is_asked_for(predictor: Predictor, cells: list[Path]) -> None:
     def opened() -> Iterator[BinaryIO]:
         for cell in cells:
             with cell.open("rb") as file:
@@ -329,7 +363,7 @@ PICTURES = "a path, a PIL image, a uint8 array, the bytes of an image file, or a
 @pytest.mark.parametrize(
     ("given", "kind"), [(None, "NoneType"), (5, "int"), (0.5, "float"), (object(), "object"), ({"cell.png": 1}, "dict")]
 )
-def test_something_that_is_no_picture_is_refused_by_its_type(predictor, given, kind):
+def test_something_that_is_no_picture_is_refused_by_its_type(predictor: Predictor, given: Any, kind: str) -> None:
     for ask in (predictor, lambda images: list(predictor.iter_predictions(images))):
         with pytest.raises(LeukoscopeError) as error:
             ask(given)
@@ -339,8 +373,8 @@ def test_something_that_is_no_picture_is_refused_by_its_type(predictor, given, k
     assert str(error.value) == f"image 1: is of type {kind}; give {PICTURES}"
 
 
-def test_what_is_no_picture_among_pictures_has_its_error_in_its_place(predictor, cells):
-    mixed = [cells[0], None, cells[1].read_bytes(), [cells[2]], torch.zeros(3, 8, 8), b"", b"no picture"]
+def test_what_is_no_picture_among_pictures_has_its_error_in_its_place(predictor: Predictor, cells: list[Path]) -> None:
+    mixed: list[Any] = [cells[0], None, cells[1].read_bytes(), [cells[2]], torch.zeros(3, 8, 8), b"", b"no picture"]
     found = list(predictor.iter_predictions(mixed))
     assert [isinstance(one, Prediction) for one in found] == [True, False, True, False, False, False, False]
     said = [str(one).partition(";")[0] for one in found if isinstance(one, UnreadableImage)]
@@ -350,44 +384,50 @@ def test_what_is_no_picture_among_pictures_has_its_error_in_its_place(predictor,
     ]  # fmt: skip
 
 
-def test_a_file_that_gives_no_bytes_is_refused_with_the_mode(predictor, cells, tmp_path):
+def test_a_file_that_gives_no_bytes_is_refused_with_the_mode(
+    predictor: Predictor, cells: list[Path], tmp_path: Path
+) -> None:
     with cells[0].open(encoding="latin-1") as text, pytest.raises(UnreadableImage, match="reads as str, not bytes; op"):
         predictor(text)
+    with cells[0].open("rb") as closed:
+        pass
     with pytest.raises(
         UnreadableImage, match=r"the BufferedReader given \(seek of closed file|I/O operation on closed"
     ):
-        predictor(closed := cells[0].open("rb"), batch_size=closed.close() or 1)
+        predictor(closed)
     with (tmp_path / "w").open("wb") as new, pytest.raises(UnreadableImage, match=r"given \(read\); open the file in"):
         predictor(new)
 
 
-def test_one_picture_may_stand_for_several_wherever_several_are_taken(predictor, cells):
+def test_one_picture_may_stand_for_several_wherever_several_are_taken(predictor: Predictor, cells: list[Path]) -> None:
     (found,) = predictor.iter_predictions(str(cells[0]))
     assert isinstance(found, Prediction) and found.source == str(cells[0])
 
 
 @pytest.mark.parametrize("given", [None, 5, b"folder", ["folder"], "", " "])
 @pytest.mark.parametrize("method", ["from_pretrained", "from_hub"])
-def test_what_names_no_release_is_refused_by_its_type(given, method):
+def test_what_names_no_release_is_refused_by_its_type(given: Any, method: str) -> None:
     with pytest.raises(LeukoscopeError, match=rf"^Predictor\.{method}\(.*\): names no release; give a release folder"):
         getattr(Predictor, method)(given)
 
 
 @pytest.mark.parametrize("given", [None, 5, "folder", Path("folder"), {}])
-def test_a_predictor_of_no_release_is_refused(given):
+def test_a_predictor_of_no_release_is_refused(given: Any) -> None:
     with pytest.raises(LeukoscopeError, match=r"takes a release that was read; give .* to Predictor.from_pretrained$"):
         Predictor(given)
 
 
-def test_an_impossible_batch_size_is_refused(predictor, cells):
+def test_an_impossible_batch_size_is_refused(predictor: Predictor, cells: list[Path]) -> None:
     with pytest.raises(LeukoscopeError, match="^batch_size 0: give 1 picture at a time or more$"):
         predictor(cells, batch_size=0)
 
 
 @pytest.mark.parametrize(("batch_size", "computed"), [(16, [16, 16, 8]), (7, [8] * 5)])
-def test_views_count_in_the_batch(predictor, cells, batch_size, computed):
+def test_views_count_in_the_batch(
+    predictor: Predictor, cells: list[Path], batch_size: int, computed: list[int]
+) -> None:
     passes = []
-    hook = predictor.backend.network.features.register_forward_hook(lambda *passed: passes.append(len(passed[-1])))
+    hook = network_of(predictor).features.register_forward_hook(lambda *passed: passes.append(len(passed[-1])))
 
     predictor(cells, tta=True, batch_size=batch_size)
 
@@ -396,7 +436,7 @@ def test_views_count_in_the_batch(predictor, cells, batch_size, computed):
 
 
 @pytest.mark.parametrize("device", ["abacus", "cuda:99"])
-def test_an_impossible_device_is_refused(tiny_release, device):
+def test_an_impossible_device_is_refused(tiny_release: Path, device: str) -> None:
     with pytest.raises(LeukoscopeError, match=f"^device '{device}': torch cannot compute there on this machine; use "):
         Predictor.from_pretrained(tiny_release, device=device)
 
@@ -409,7 +449,7 @@ def watched(watched_release: Path) -> Predictor:
     return Predictor.from_pretrained(watched_release)
 
 
-def test_a_release_without_a_detector_says_nothing_about_distribution(predictor, cells):
+def test_a_release_without_a_detector_says_nothing_about_distribution(predictor: Predictor, cells: list[Path]) -> None:
     white = predictor(np.full((200, 200, 3), 255, np.uint8))
 
     assert predictor.ood is None
@@ -417,19 +457,19 @@ def test_a_release_without_a_detector_says_nothing_about_distribution(predictor,
     assert white.outcome == white.most_probable
 
 
-def test_a_known_kind_of_cell_gets_a_class_and_a_picture_of_nothing_does_not(watched):
+def test_a_known_kind_of_cell_gets_a_class_and_a_picture_of_nothing_does_not(watched: Predictor) -> None:
     cell = draw_cell("ALL", subject=1, cell=3).image
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     white, black = np.full((200, 200, 3), 255, np.uint8), np.zeros((200, 200, 3), np.uint8)
 
     known, *unknown = watched([cell, noise, white, black])
 
-    assert known.outcome == known.most_probable and 0 < known.checks.ood_score <= 1
+    assert known.outcome == known.most_probable and 0 < ood_score(known) <= 1
     assert [prediction.outcome for prediction in unknown] == [OUT_OF_DISTRIBUTION] * 3
     for prediction in unknown:
         (reason,) = prediction.decision.reasons
         assert reason.code in ("ood_colour", "ood_texture", "ood_shape")
-        assert reason.value == prediction.checks.ood_score > 1 == reason.limit
+        assert reason.value == ood_score(prediction) > 1 == reason.limit
         assert sum(shares(prediction)) == pytest.approx(1), "probabilities are told whatever the outcome"
     for prediction in (known, *unknown):
         told = json.loads(json.dumps(prediction.to_dict()))
@@ -440,7 +480,7 @@ def test_a_known_kind_of_cell_gets_a_class_and_a_picture_of_nothing_does_not(wat
         )
 
 
-def test_the_group_that_sets_a_picture_apart_is_told(watched):
+def test_the_group_that_sets_a_picture_apart_is_told(watched: Predictor) -> None:
     cell = draw_cell("ALL", subject=1, cell=3).image
 
     (reason,) = watched(cell[..., [1, 0, 2]]).decision.reasons
@@ -450,8 +490,10 @@ def test_the_group_that_sets_a_picture_apart_is_told(watched):
 
 @pytest.mark.parametrize(("trained_on", "outcome"), [("cnmc2019", NOT_A_CELL), ("ball4", OUT_OF_DISTRIBUTION),
                                                      ("", OUT_OF_DISTRIBUTION)])  # fmt: skip
-def test_a_smear_is_not_a_cell_for_a_release_of_cut_out_cells(watched, trained_on, outcome):
-    watched.release = replace(watched.release, metrics=watched.release.metrics | {"data": {"name": trained_on}})
+def test_a_smear_is_not_a_cell_for_a_release_of_cut_out_cells(
+    watched: Predictor, trained_on: str, outcome: str
+) -> None:
+    watched.release = replace(watched.release, metrics={**watched.release.metrics, "data": {"name": trained_on}})
     smear = draw_field(("ALL", "HEM", "ALL", "HEM"), size=(300, 380), um_per_pixel=0.2).image
 
     prediction = watched(smear)
@@ -461,8 +503,10 @@ def test_a_smear_is_not_a_cell_for_a_release_of_cut_out_cells(watched, trained_o
     assert prediction.checks.field_of_view is (outcome == NOT_A_CELL)
 
 
-def test_what_is_neither_cell_nor_smear_is_out_of_distribution_for_a_release_of_cut_out_cells(watched):
-    watched.release = replace(watched.release, metrics=watched.release.metrics | {"data": {"name": "cnmc2019"}})
+def test_what_is_neither_cell_nor_smear_is_out_of_distribution_for_a_release_of_cut_out_cells(
+    watched: Predictor,
+) -> None:
+    watched.release = replace(watched.release, metrics={**watched.release.metrics, "data": {"name": "cnmc2019"}})
     page = np.full((200, 200, 3), 250, np.uint8)
 
     predictions = watched([page, 255 - page, draw_cell("ALL", subject=1, cell=3).image])
@@ -471,22 +515,25 @@ def test_what_is_neither_cell_nor_smear_is_out_of_distribution_for_a_release_of_
     assert not any(prediction.checks.field_of_view for prediction in predictions)
 
 
-def test_ood_scores_are_the_same_explained_in_views_or_in_a_batch(watched, cells):
+def test_ood_scores_are_the_same_explained_in_views_or_in_a_batch(watched: Predictor, cells: list[Path]) -> None:
     alone = [watched(cell).checks.ood_score for cell in cells]
 
     for options in ({}, {"explain": True}, {"tta": True}, {"batch_size": 2}):
         assert [prediction.checks.ood_score for prediction in watched(cells, **options)] == alone
     frame = watched.release.preprocessing.frame
     framed = np.stack([frame(Image.open(cell)) for cell in cells])
+    assert watched.ood is not None
     assert alone == pytest.approx(watched.ood.scores(framed).tolist())
     assert len(set(alone)) == len(cells), "equal scores would hide a wrong order"
 
 
 @pytest.mark.parametrize("explain", [False, True])
-def test_prediction_map_and_decision_come_from_one_pass_through_the_backbone(watched, cells, explain):
+def test_prediction_map_and_decision_come_from_one_pass_through_the_backbone(
+    watched: Predictor, cells: list[Path], explain: bool
+) -> None:
     watched(cells[0], explain=explain)  # once the blank picture's features are kept
     passes = []
-    hook = watched.backend.network.features.register_forward_hook(lambda *_: passes.append(1))
+    hook = network_of(watched).features.register_forward_hook(lambda *_: passes.append(1))
 
     watched(cells[0], explain=explain)
 
@@ -494,10 +541,10 @@ def test_prediction_map_and_decision_come_from_one_pass_through_the_backbone(wat
     assert len(passes) == 1
 
 
-def test_weights_have_no_part_in_the_ood_score(watched_release, watched, cells):
+def test_weights_have_no_part_in_the_ood_score(watched_release: Path, watched: Predictor, cells: list[Path]) -> None:
     cooler = Predictor.from_pretrained(watched_release)
     with torch.no_grad():
-        cooler.backend.network.classifier.weight.div_(3)
+        network_of(cooler).classifier.weight.div_(3)
 
     before, after = watched(cells[0]), cooler(cells[0])
 
@@ -505,7 +552,9 @@ def test_weights_have_no_part_in_the_ood_score(watched_release, watched, cells):
     assert before.checks.ood_score == after.checks.ood_score
 
 
-def test_a_release_decides_by_the_thresholds_of_its_metrics(tiny_release, tmp_path, cells):
+def test_a_release_decides_by_the_thresholds_of_its_metrics(
+    tiny_release: Path, tmp_path: Path, cells: list[Path]
+) -> None:
     shutil.copytree(tiny_release, tmp_path / "release")
     middle = float(
         np.median([max(shares(prediction)) for prediction in Predictor.from_pretrained(tiny_release)(cells)])
@@ -525,16 +574,18 @@ def test_a_release_decides_by_the_thresholds_of_its_metrics(tiny_release, tmp_pa
         assert [reason.code for reason in prediction.decision.reasons] == ["low_confidence"] * without_class
 
 
-def test_views_tell_how_far_they_disagree_and_one_view_does_not(watched, cells):
+def test_views_tell_how_far_they_disagree_and_one_view_does_not(watched: Predictor, cells: list[Path]) -> None:
     for prediction in watched(cells, tta=True):
         apart = prediction.checks.disagreement
-        assert apart * 8 == round(apart * 8) and prediction.to_dict()["disagreement"] == apart
+        assert apart is not None and apart * 8 == round(apart * 8) and prediction.to_dict()["disagreement"] == apart
         told = [reason.code for reason in prediction.decision.reasons]
-        assert ("views_disagree" in told) == (apart > 0.25 and prediction.checks.ood_score <= 1)
+        assert ("views_disagree" in told) == (apart > 0.25 and ood_score(prediction) <= 1)
     assert watched(cells[0]).checks.disagreement is None
 
 
-def test_the_share_of_the_map_on_the_cell_is_a_caution_and_changes_no_outcome(tiny_release, cells):
+def test_the_share_of_the_map_on_the_cell_is_a_caution_and_changes_no_outcome(
+    tiny_release: Path, cells: list[Path]
+) -> None:
     predictor = Predictor.from_pretrained(tiny_release)
     predictor.thresholds = replace(predictor.thresholds, least_on_cell=1.0)
 
@@ -543,7 +594,7 @@ def test_the_share_of_the_map_on_the_cell_is_a_caution_and_changes_no_outcome(ti
     assert [prediction.outcome for prediction in explained] == [prediction.outcome for prediction in plain]
     assert all(prediction.checks.on_cell is None and prediction.decision.reasons == () for prediction in plain)
     for path, prediction in zip(cells, explained, strict=True):
-        heat = prediction.heatmaps[prediction.most_probable].evidence
+        heat = heatmaps(prediction)[prediction.most_probable].evidence
         pixels = predictor.release.preprocessing.frame(Image.open(path))
         assert prediction.checks.on_cell == share_on_cell(heat, pixels)
         told = [(reason.code, reason.value, reason.limit) for reason in prediction.decision.reasons]
@@ -552,7 +603,7 @@ def test_the_share_of_the_map_on_the_cell_is_a_caution_and_changes_no_outcome(ti
     assert any(prediction.checks.on_cell for prediction in explained)
 
 
-def test_a_damaged_detector_is_refused(watched_release, tmp_path):
+def test_a_damaged_detector_is_refused(watched_release: Path, tmp_path: Path) -> None:
     shutil.copytree(watched_release, tmp_path / "release")
     path = tmp_path / "release" / OOD
     path.write_bytes(path.read_bytes()[:200])
@@ -563,8 +614,8 @@ def test_a_damaged_detector_is_refused(watched_release, tmp_path):
 
 
 def test_a_cached_hub_release_brings_its_detector_and_a_damaged_one_is_named_by_hub_id(
-    hub_cache, watched_release, watched, cells
-):
+    hub_cache: Path, watched_release: Path, watched: Predictor, cells: list[Path]
+) -> None:
     put_in_cache(hub_cache, watched_release)
     assert Predictor.from_pretrained("owner/name")(cells[0]).checks == watched(cells[0]).checks
 
@@ -580,7 +631,7 @@ def test_a_cached_hub_release_brings_its_detector_and_a_damaged_one_is_named_by_
 @pytest.mark.parametrize(
     "name", ["nowhere", "runs/x/release", "../model", "owner/", "a--b/c", "owner/name@", "a/b c", "a/b.git", "a/b@../c"]
 )
-def test_a_malformed_name_is_refused(name):
+def test_a_malformed_name_is_refused(name: str) -> None:
     with pytest.raises(LeukoscopeError) as error:
         Predictor.from_pretrained(name)
     assert str(error.value) == (
@@ -589,17 +640,19 @@ def test_a_malformed_name_is_refused(name):
     )
 
 
-def test_two_different_revisions_are_refused():
+def test_two_different_revisions_are_refused() -> None:
     with pytest.raises(LeukoscopeError, match="^owner/name@v1: names another revision than revision='v2'; give only"):
         Predictor.from_pretrained("owner/name@v1", revision="v2")
 
 
-def test_a_revision_of_a_local_folder_is_refused(tiny_release):
+def test_a_revision_of_a_local_folder_is_refused(tiny_release: Path) -> None:
     with pytest.raises(LeukoscopeError, match="is a local folder, which has no revision 'v1'; leave it out$"):
         Predictor.from_pretrained(tiny_release, revision="v1")
 
 
-def test_a_folder_wins_over_a_hub_id_of_the_same_name(tiny_release, tmp_path, monkeypatch):
+def test_a_folder_wins_over_a_hub_id_of_the_same_name(
+    tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "owner").mkdir()
     shutil.copytree(tiny_release, tmp_path / "owner" / "name")
     monkeypatch.chdir(tmp_path)
@@ -627,7 +680,7 @@ def put_in_cache(hub_cache: Path, release: Path, ref: str = "main") -> None:
 
 
 @pytest.mark.parametrize("name", ["owner/name", "owner/name@v2", f"owner/name@{COMMIT}"])
-def test_offline_and_never_downloaded_says_so(hub_cache, name):
+def test_offline_and_never_downloaded_says_so(hub_cache: Path, name: str) -> None:
     with pytest.raises(LeukoscopeError) as error:
         Predictor.from_pretrained(name)
     assert str(error.value) == (
@@ -639,7 +692,9 @@ def test_offline_and_never_downloaded_says_so(hub_cache, name):
 @pytest.mark.parametrize(
     ("name", "ref"), [("owner/name", "main"), ("owner/name@v2", "v2"), (f"owner/name@{COMMIT}", "main")]
 )
-def test_offline_the_cached_copy_is_used(hub_cache, tiny_release, cells, predictor, name, ref):
+def test_offline_the_cached_copy_is_used(
+    hub_cache: Path, tiny_release: Path, cells: list[Path], predictor: Predictor, name: str, ref: str
+) -> None:
     put_in_cache(hub_cache, tiny_release, ref)
 
     prediction = Predictor.from_pretrained(name)(cells[0])
@@ -648,7 +703,7 @@ def test_offline_the_cached_copy_is_used(hub_cache, tiny_release, cells, predict
     assert shares(prediction) == shares(predictor(cells[0]))
 
 
-def test_a_damaged_cached_release_is_named_by_its_hub_id(hub_cache, tiny_release):
+def test_a_damaged_cached_release_is_named_by_its_hub_id(hub_cache: Path, tiny_release: Path) -> None:
     put_in_cache(hub_cache, tiny_release)
     (hub_cache / "models--owner--name" / "snapshots" / COMMIT / "config.json").write_text("{")
 
@@ -656,7 +711,9 @@ def test_a_damaged_cached_release_is_named_by_its_hub_id(hub_cache, tiny_release
         Predictor.from_pretrained("owner/name")
 
 
-def test_from_the_hub_no_folder_of_that_name_is_opened(hub_cache, tiny_release, tmp_path, monkeypatch):
+def test_from_the_hub_no_folder_of_that_name_is_opened(
+    hub_cache: Path, tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "owner").mkdir()
     shutil.copytree(tiny_release, tmp_path / "owner" / "name")
     monkeypatch.chdir(tmp_path)
@@ -671,7 +728,7 @@ def test_from_the_hub_no_folder_of_that_name_is_opened(hub_cache, tiny_release, 
 class _RefusingHub(BaseHTTPRequestHandler):
     """Responds to every request as the Hub does for the repository's name."""
 
-    responses: ClassVar = {
+    refusals: ClassVar[dict[str, tuple[int, str]]] = {
         "owner/absent": (404, "RepoNotFound"),
         "owner/gated": (403, "GatedRepo"),
         "owner/old": (404, "RevisionNotFound"),
@@ -679,7 +736,7 @@ class _RefusingHub(BaseHTTPRequestHandler):
     }
 
     def do_GET(self) -> None:
-        status, code = next(response for name, response in self.responses.items() if name in self.path)
+        status, code = next(response for name, response in self.refusals.items() if name in self.path)
         self.send_response(status)
         if code:
             self.send_header("X-Error-Code", code)
@@ -722,13 +779,15 @@ UNREACHABLE = (
         ("owner/broken", UNREACHABLE),
     ],
 )
-def test_what_the_hub_refuses_is_said_with_the_fix(online, name, problem):
+def test_what_the_hub_refuses_is_said_with_the_fix(online: pytest.MonkeyPatch, name: str, problem: str) -> None:
     with pytest.raises(LeukoscopeError) as error:
         Predictor.from_pretrained(name)
     assert str(error.value) == f"{name}: {problem}"
 
 
-def test_without_a_network_the_cached_copy_is_used(online, hub_cache, tiny_release):
+def test_without_a_network_the_cached_copy_is_used(
+    online: pytest.MonkeyPatch, hub_cache: Path, tiny_release: Path
+) -> None:
     import huggingface_hub.constants as constants
 
     online.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens on the discard port
@@ -739,8 +798,10 @@ def test_without_a_network_the_cached_copy_is_used(online, hub_cache, tiny_relea
         Predictor.from_pretrained("owner/other")
 
 
-def test_a_disk_that_refuses_is_told_without_the_path_of_the_cache(hub_cache, monkeypatch):
-    def refuse(*_args, **_options):
+def test_a_disk_that_refuses_is_told_without_the_path_of_the_cache(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object, **_options: object) -> None:
         (hub_cache.parent / "no such folder" / "file").touch()
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
@@ -760,7 +821,7 @@ def test_a_vision_transformer_predicts_and_has_no_map(vit_release: Path) -> None
         prediction.overlay()
 
 
-def test_views_are_averaged(predictor, cells):
+def test_views_are_averaged(predictor: Predictor, cells: list[Path]) -> None:
     framed = predictor.release.preprocessing.frame(open_image(cells[0]))
     by_view = softmax(predictor.backend(tta_views(framed[None]), explain=False)[0])
     found = shares(predictor(cells[0], tta=True))
@@ -769,7 +830,9 @@ def test_views_are_averaged(predictor, cells):
 
 
 @pytest.mark.parametrize(("height", "width", "codes"), [(450, 600, []), (300, 450, ["other_frame"])])
-def test_the_shorter_side_is_compared_with_the_side_of_training(tiny_release, height, width, codes):
+def test_the_shorter_side_is_compared_with_the_side_of_training(
+    tiny_release: Path, height: int, width: int, codes: list[str]
+) -> None:
     predictor = Predictor.from_pretrained(tiny_release)
     predictor.thresholds = replace(predictor.thresholds, picture_side=450)
     found = predictor(np.zeros((height, width, 3), np.uint8))

@@ -101,7 +101,7 @@ class Backend:
 
     name, precision = "torch", "f32"
 
-    def __init__(self, compute: Callable[..., Any]):
+    def __init__(self, compute: Callable[..., Any]) -> None:
         self._compute = compute
 
     def __call__(self, *args: Any, **more: Any) -> Any:
@@ -122,7 +122,7 @@ def score(predictor: Predictor, cells: Path, output: Path, **more: Any) -> Any:
         return score_cells(predictor, source, output, **{"cells_per_shard": 4, "batch_size": 3} | more)
 
 
-def test_each_cell_gets_the_prediction_it_gets_alone(predictor, cells, tmp_path):
+def test_each_cell_gets_the_prediction_it_gets_alone(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
     scored = score(predictor, cells, tmp_path / "out.parquet")
 
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
@@ -148,7 +148,9 @@ def test_each_cell_gets_the_prediction_it_gets_alone(predictor, cells, tmp_path)
     assert (scored.abstained, scored.refused) == (outcomes.count(ABSTAIN), outcomes.count(OUT_OF_DISTRIBUTION))
 
 
-def test_shards_beyond_those_joined_at_once_are_in_the_output(predictor, cells, tmp_path, monkeypatch):
+def test_shards_beyond_those_joined_at_once_are_in_the_output(
+    predictor: Predictor, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scoring, "_JOINED_AT_ONCE", 2)
     scored = score(predictor, cells, tmp_path / "out.parquet", cells_per_shard=1)
 
@@ -159,7 +161,9 @@ def test_shards_beyond_those_joined_at_once_are_in_the_output(predictor, cells, 
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "metrics.json", "ood.safetensors"])
-def test_a_release_whose_file_changed_does_not_continue_the_shards(decided_release, cells, tmp_path, name):
+def test_a_release_whose_file_changed_does_not_continue_the_shards(
+    decided_release: Path, cells: Path, tmp_path: Path, name: str
+) -> None:
     release = shutil.copytree(decided_release, tmp_path / "release")
     with pytest.raises(Stopped):
         score(Predictor.from_pretrained(release), cells, tmp_path / "out.parquet", progress=stop_after(5))
@@ -173,7 +177,7 @@ def test_a_release_whose_file_changed_does_not_continue_the_shards(decided_relea
         score(Predictor.from_pretrained(release), cells, tmp_path / "out.parquet")
 
 
-def test_the_columns_are_named_and_in_order(predictor, cells, tmp_path):
+def test_the_columns_are_named_and_in_order(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
     score(predictor, cells, tmp_path / "out.parquet")
     assert pq.read_schema(tmp_path / "out.parquet").names == [
         "cell_id", "subject", "outcome", "reasons", "p_ALL", "p_HEM", "positive_sensitivity_95", "positive_youden",
@@ -181,7 +185,9 @@ def test_the_columns_are_named_and_in_order(predictor, cells, tmp_path):
     ]  # fmt: skip
 
 
-def test_a_release_without_detector_and_thresholds_gives_every_cell_a_class(tiny_release, cells, tmp_path):
+def test_a_release_without_detector_and_thresholds_gives_every_cell_a_class(
+    tiny_release: Path, cells: Path, tmp_path: Path
+) -> None:
     scored = score(Predictor.from_pretrained(tiny_release), cells, tmp_path / "out.parquet")
     table = pq.read_table(tmp_path / "out.parquet")
     assert not [name for name in table.column_names if name.startswith("positive_")]
@@ -191,7 +197,7 @@ def test_a_release_without_detector_and_thresholds_gives_every_cell_a_class(tiny
     assert (scored.refused, scored.abstained) == (0, 0)
 
 
-def test_what_is_no_cell_is_counted_with_what_is_refused(decided_release, cells, tmp_path):
+def test_what_is_no_cell_is_counted_with_what_is_refused(decided_release: Path, cells: Path, tmp_path: Path) -> None:
     release = tmp_path / "release"
     shutil.copytree(decided_release, release)
     metrics = json.loads((release / "metrics.json").read_text()) | {"data": {"name": "cnmc2019"}}
@@ -216,7 +222,7 @@ def test_what_is_no_cell_is_counted_with_what_is_refused(decided_release, cells,
     assert refused == {"all0": 1.0, "hem1": 0.0}
 
 
-def test_unreadable_files_are_listed_with_a_reason(predictor, cells, tmp_path):
+def test_unreadable_files_are_listed_with_a_reason(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
     score(predictor, cells, tmp_path / "out.parquet")
     listed = csv.read_csv(unreadable_list(tmp_path / "out.parquet")).to_pylist()
     assert listed == [
@@ -225,7 +231,9 @@ def test_unreadable_files_are_listed_with_a_reason(predictor, cells, tmp_path):
     ]
 
 
-def test_pictures_inside_a_parquet_file_are_predicted_as_files_are(predictor, cells, tmp_path):
+def test_pictures_inside_a_parquet_file_are_predicted_as_files_are(
+    predictor: Predictor, cells: Path, tmp_path: Path
+) -> None:
     paths = sorted(cells.iterdir())
     pictures = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
     names, subjects = [path.name for path in paths], [path.name.partition("-")[0] for path in paths]
@@ -242,10 +250,13 @@ def test_pictures_inside_a_parquet_file_are_predicted_as_files_are(predictor, ce
     assert lists[0] == lists[1]
 
 
-def test_few_pictures_inside_a_table_are_decoded_at_once(predictor, cells, tmp_path, monkeypatch):
+def test_few_pictures_inside_a_table_are_decoded_at_once(
+    predictor: Predictor, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture = (cells / "all0-00.png").read_bytes()
     pq.write_table(pa.table({"image": [picture] * 12}), tmp_path / "cells.parquet")
-    opened, ahead = 0, []
+    opened = 0
+    ahead: list[int] = []
 
     def opening(*args: Any, **more: Any) -> Any:
         nonlocal opened
@@ -265,7 +276,7 @@ def test_few_pictures_inside_a_table_are_decoded_at_once(predictor, cells, tmp_p
     assert max(ahead) <= 4, "more than the batch computed and the next"
 
 
-def test_only_unreadable_files_give_an_empty_table(predictor, tmp_path):
+def test_only_unreadable_files_give_an_empty_table(predictor: Predictor, tmp_path: Path) -> None:
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / "bad-1.png").write_text("no picture")
     scored = score(predictor, tmp_path / "cells", tmp_path / "out.parquet", by_subject=tmp_path / "subjects.csv")
@@ -274,11 +285,13 @@ def test_only_unreadable_files_give_an_empty_table(predictor, tmp_path):
     assert (tmp_path / "subjects.csv").read_text().count("\n") == 1
 
 
-def test_two_tables_of_one_name_have_lists_of_their_own():
+def test_two_tables_of_one_name_have_lists_of_their_own() -> None:
     assert unreadable_list(Path("a/run.csv")) != unreadable_list(Path("a/run.parquet"))
 
 
-def test_the_file_says_what_it_is_and_leaves_nothing_beside_it(predictor, cells, tmp_path):
+def test_the_file_says_what_it_is_and_leaves_nothing_beside_it(
+    predictor: Predictor, cells: Path, tmp_path: Path
+) -> None:
     for path in cells.glob("*-0?.png"):
         (tmp_path / "good" / path.name).parent.mkdir(exist_ok=True)
         (tmp_path / "good" / path.name).write_bytes(path.read_bytes())
@@ -290,7 +303,7 @@ def test_the_file_says_what_it_is_and_leaves_nothing_beside_it(predictor, cells,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good", "out.parquet"]
 
 
-def test_neither_shards_nor_batches_show_in_the_predictions(predictor, cells, tmp_path):
+def test_neither_shards_nor_batches_show_in_the_predictions(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
     for name, sizes in {"a": (4, 3), "b": (100, 3), "c": (1, 1)}.items():
         score(predictor, cells, tmp_path / f"{name}.parquet", cells_per_shard=sizes[0], batch_size=sizes[1])
     a, b, c = (pq.read_table(tmp_path / f"{name}.parquet").drop_columns("p_HEM") for name in "abc")
@@ -299,7 +312,7 @@ def test_neither_shards_nor_batches_show_in_the_predictions(predictor, cells, tm
         assert a["p_ALL"].to_numpy() == pytest.approx(other["p_ALL"].to_numpy(), abs=1e-5)
 
 
-def test_subjects_are_means_and_shares_of_their_cells(predictor, cells, tmp_path):
+def test_subjects_are_means_and_shares_of_their_cells(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
     score(predictor, cells, tmp_path / "out.parquet", by_subject=tmp_path / "new" / "subjects.csv")
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
     subjects = csv.read_csv(tmp_path / "new" / "subjects.csv").to_pylist()
@@ -337,7 +350,7 @@ def shards(output: Path) -> list[str]:
     return sorted(path.name for path in output.with_name(f"{output.name}.parts").glob("shard-*"))
 
 
-def test_a_run_resumes_where_it_was_stopped(predictor, cells, tmp_path):
+def test_a_run_resumes_where_it_was_stopped(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
     whole, output = tmp_path / "whole.parquet", tmp_path / "out.parquet"
     score(predictor, cells, whole, batch_size=2)
     with pytest.raises(Stopped):
@@ -351,7 +364,9 @@ def test_a_run_resumes_where_it_was_stopped(predictor, cells, tmp_path):
     assert unreadable_list(output).read_bytes() == unreadable_list(whole).read_bytes()
 
 
-def test_a_run_stopped_between_its_two_tables_writes_both(predictor, cells, tmp_path, monkeypatch):
+def test_a_run_stopped_between_its_two_tables_writes_both(
+    predictor: Predictor, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output, subjects = tmp_path / "out.csv", tmp_path / "subjects.csv"
 
     def stopped(*_: Any) -> None:
@@ -367,7 +382,9 @@ def test_a_run_stopped_between_its_two_tables_writes_both(predictor, cells, tmp_
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1 cut short"])
-def test_a_shard_that_a_loss_of_power_damaged_is_done_anew(predictor, cells, tmp_path, damage):
+def test_a_shard_that_a_loss_of_power_damaged_is_done_anew(
+    predictor: Predictor, cells: Path, tmp_path: Path, damage: bytes
+) -> None:
     whole, output = tmp_path / "whole.parquet", tmp_path / "out.parquet"
     score(predictor, cells, whole, batch_size=2)
     with pytest.raises(Stopped):
@@ -377,7 +394,7 @@ def test_a_shard_that_a_loss_of_power_damaged_is_done_anew(predictor, cells, tmp
     assert output.read_bytes() == whole.read_bytes()
 
 
-def test_a_damaged_manifest_is_named_with_the_way_out(predictor, cells, tmp_path):
+def test_a_damaged_manifest_is_named_with_the_way_out(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
     parts = tmp_path / "out.parquet.parts"
     with pytest.raises(Stopped):
         score(predictor, cells, tmp_path / "out.parquet", progress=stop_after(5))
@@ -387,7 +404,9 @@ def test_a_damaged_manifest_is_named_with_the_way_out(predictor, cells, tmp_path
 
 
 @pytest.mark.parametrize("other", ["input", "model_files", "precision", "cells_per_shard"])
-def test_shards_of_another_run_are_refused(predictor, tiny_release, cells, tmp_path, monkeypatch, other):
+def test_shards_of_another_run_are_refused(
+    predictor: Predictor, tiny_release: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
     output = tmp_path / "out.parquet"
     with pytest.raises(Stopped):
         score(predictor, cells, output, progress=stop_after(5))
@@ -413,7 +432,7 @@ def test_shards_of_another_run_are_refused(predictor, tiny_release, cells, tmp_p
     assert shards(output) == kept
 
 
-def test_what_could_not_be_written_is_refused_first(tmp_path, cells):
+def test_what_could_not_be_written_is_refused_first(tmp_path: Path, cells: Path) -> None:
     (tmp_path / "there.parquet").touch()
     with pytest.raises(LeukoscopeError, match="there.parquet: is already there; move it, or name another file"):
         check_output(tmp_path / "there.parquet")
@@ -438,7 +457,9 @@ def test_what_could_not_be_written_is_refused_first(tmp_path, cells):
         check_by_subject(tmp_path / "s.csv", tmp_path / "o.csv", open_source(str(cells)))
 
 
-def test_more_cells_than_a_sheet_takes_are_refused_first(predictor, cells, tmp_path, monkeypatch):
+def test_more_cells_than_a_sheet_takes_are_refused_first(
+    predictor: Predictor, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scoring, "MOST_XLSX_ROWS", 12)
     with pytest.raises(LeukoscopeError, match=r"^13 rows: a sheet of .xlsx takes 12; write .csv or .parquet instead$"):
         score(predictor, cells, tmp_path / "out.xlsx")
@@ -448,7 +469,7 @@ def test_more_cells_than_a_sheet_takes_are_refused_first(predictor, cells, tmp_p
 FORMULAS = ("=1+1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1")
 
 
-def test_no_text_of_a_csv_is_a_formula_and_other_tables_keep_it_as_it_is(tmp_path):
+def test_no_text_of_a_csv_is_a_formula_and_other_tables_keep_it_as_it_is(tmp_path: Path) -> None:
     texts = [*FORMULAS, "a=1", "", None]
     table = pa.table({"cell_id": texts, "p_ALL": [-0.5] * len(texts), "=1+2": texts, "none": pa.nulls(len(texts))})
     read = list(stdlib_csv.reader(StringIO(write_table(table, tmp_path / "t.csv").read_bytes().decode(), newline="")))
@@ -463,7 +484,9 @@ def test_no_text_of_a_csv_is_a_formula_and_other_tables_keep_it_as_it_is(tmp_pat
     assert [cell.value for cell in cells[:4]] == list(FORMULAS[:4])
 
 
-def test_names_of_files_are_no_formulas_of_the_scores_nor_of_the_list_of_unreadable_files(predictor, tmp_path):
+def test_names_of_files_are_no_formulas_of_the_scores_nor_of_the_list_of_unreadable_files(
+    predictor: Predictor, tmp_path: Path
+) -> None:
     folder = tmp_path / "cells"
     folder.mkdir()
     Image.fromarray(draw_cell("ALL", size=60).image).save(folder / "=1+1.png")
@@ -476,7 +499,7 @@ def test_names_of_files_are_no_formulas_of_the_scores_nor_of_the_list_of_unreada
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on Windows")
-def test_a_pipe_and_a_circle_of_links_among_the_cells_hold_nothing_up(predictor, tmp_path):
+def test_a_pipe_and_a_circle_of_links_among_the_cells_hold_nothing_up(predictor: Predictor, tmp_path: Path) -> None:
     folder = tmp_path / "cells"
     folder.mkdir()
     Image.fromarray(draw_cell("ALL", size=60).image).save(folder / "a.png")
@@ -494,7 +517,7 @@ def test_a_pipe_and_a_circle_of_links_among_the_cells_hold_nothing_up(predictor,
     assert all(name in listed for name in ("cell.png", "one.png", "two.png"))
 
 
-def test_damage_inside_the_source_is_not_said_of_the_output(predictor, tmp_path):
+def test_damage_inside_the_source_is_not_said_of_the_output(predictor: Predictor, tmp_path: Path) -> None:
     path = tmp_path / "cells.parquet"
     pq.write_table(pa.table({"image": [b"one", b"two"]}), path, row_group_size=1, use_dictionary=False)
     start = pq.read_metadata(path).row_group(1).column(0).data_page_offset
@@ -505,7 +528,7 @@ def test_damage_inside_the_source_is_not_said_of_the_output(predictor, tmp_path)
         score_cells(predictor, source, tmp_path / "out.parquet")
 
 
-def test_a_folder_that_cannot_be_written_is_named(predictor, cells, tmp_path):
+def test_a_folder_that_cannot_be_written_is_named(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
         LeukoscopeError, match=r"file/out.parquet.parts: cannot be read or written \(Not a directory\); name another"
@@ -513,7 +536,7 @@ def test_a_folder_that_cannot_be_written_is_named(predictor, cells, tmp_path):
         score(predictor, cells, tmp_path / "file" / "out.parquet")
 
 
-def test_two_workers_share_the_shards(predictor, cells, tmp_path):
+def test_two_workers_share_the_shards(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.parquet"
     score(predictor, cells, tmp_path / "alone.parquet")
     # The second comes first here: it finds the folder that an interrupted main process left.
@@ -525,7 +548,7 @@ def test_two_workers_share_the_shards(predictor, cells, tmp_path):
     assert output.read_bytes() == (tmp_path / "alone.parquet").read_bytes()
 
 
-def test_a_worker_that_comes_when_all_is_done_leaves_it_so(predictor, cells, tmp_path):
+def test_a_worker_that_comes_when_all_is_done_leaves_it_so(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.parquet"
     score(predictor, cells, output)
     before = sorted(tmp_path.iterdir())
@@ -562,7 +585,7 @@ def exit_code(release: Path, cells: Path, output: Path) -> int:
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(decided_release, cells, tmp_path):
+def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(decided_release: Path, cells: Path, tmp_path: Path) -> None:
     whole, output = tmp_path / "whole.parquet", tmp_path / "out.parquet"
     many = tmp_path / "many"
     many.mkdir()
@@ -586,7 +609,7 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(decided_release, cel
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_writes(decided_release, cells, tmp_path):
+def test_two_processes_write_what_one_writes(decided_release: Path, cells: Path, tmp_path: Path) -> None:
     alone, output = tmp_path / "alone.parquet", tmp_path / "out.parquet"
     assert exit_code(decided_release, cells, alone) == 1
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -603,7 +626,7 @@ def test_two_processes_write_what_one_writes(decided_release, cells, tmp_path):
 
 
 @pytest.mark.slow
-def test_real_cells_get_the_predictions_they_get_alone(real_data, tmp_path):
+def test_real_cells_get_the_predictions_they_get_alone(real_data: Path, tmp_path: Path) -> None:
     predictor = Predictor.from_pretrained(ROOT / "model_card" / "leukoscope-densenet169-cnmc")
     paths = ImageFolder.read(real_data / "cnmc2019").images[::600]
     table = tmp_path / "cells.csv"

@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -61,7 +62,7 @@ def embedded(path: Path, rows: int, *, group: int, **columns: list[object]) -> P
     return path
 
 
-def test_a_folder_gives_its_images_in_a_fixed_order(folder):
+def test_a_folder_gives_its_images_in_a_fixed_order(folder: Path) -> None:
     source = open_source(str(folder))
     assert [cell.cell_id for cell in everything(source)] == [
         "ann/0.png", "ann/1.bmp", "bob/2.png", "bob/more/3.PNG", "bob/more/4.tif",
@@ -70,25 +71,25 @@ def test_a_folder_gives_its_images_in_a_fixed_order(folder):
     assert (source.count, source.has_subjects) == (5, False)
 
 
-def test_any_ranges_are_read_in_one_pass(folder):
+def test_any_ranges_are_read_in_one_pass(folder: Path) -> None:
     source = open_source(str(folder))
     assert [grey_of(cell) for cell in source.read([range(1, 2), range(3, 5)])] == [1, 3, 4]
     assert list(source.read([])) == []
 
 
-def test_a_pattern_names_subjects(folder):
+def test_a_pattern_names_subjects(folder: Path) -> None:
     source = open_source(str(folder), subject_pattern=r"^(?P<subject>\w+)/")
     assert [cell.subject for cell in everything(source)] == ["ann", "ann", "bob", "bob", "bob"]
     assert source.has_subjects
 
 
-def test_a_pattern_that_misses_a_file_is_refused(folder):
+def test_a_pattern_that_misses_a_file_is_refused(folder: Path) -> None:
     with pytest.raises(LeukoscopeError, match=r"'\^\(ann\)/': does not match 'bob/2.png'; it must match every image"):
         open_source(str(folder), subject_pattern="^(ann)/")
 
 
 @pytest.mark.parametrize("change", ["content", "another", "fewer", "subjects"])
-def test_the_fingerprint_tells_other_cells_and_subjects(folder, change):
+def test_the_fingerprint_tells_other_cells_and_subjects(folder: Path, change: str) -> None:
     before = open_source(str(folder)).fingerprint
     assert open_source(str(folder)).fingerprint == before
     if change == "content":
@@ -104,7 +105,7 @@ def test_the_fingerprint_tells_other_cells_and_subjects(folder, change):
     assert open_source(str(folder), subject_pattern=pattern).fingerprint != before
 
 
-def test_links_to_folders_are_followed_and_hidden_folders_left_out(folder, tmp_path):
+def test_links_to_folders_are_followed_and_hidden_folders_left_out(folder: Path, tmp_path: Path) -> None:
     (folder / "ann" / "more").symlink_to(save(tmp_path / "elsewhere" / "9.png", 9).parent)
     (folder / "ann" / "circle").symlink_to(folder)
     save(folder / "bob" / ".thumbnails" / "2.png")
@@ -113,7 +114,7 @@ def test_links_to_folders_are_followed_and_hidden_folders_left_out(folder, tmp_p
     ]  # fmt: skip
 
 
-def test_a_folder_that_cannot_be_read_is_refused(folder, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scandir = os.scandir
 
     def closed(path: str) -> object:
@@ -130,19 +131,19 @@ def test_a_folder_that_cannot_be_read_is_refused(folder, monkeypatch):
     )
 
 
-def test_a_folder_without_an_image_is_refused(tmp_path):
+def test_a_folder_without_an_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LeukoscopeError, match=f"--input {tmp_path}: holds no cell; give a folder of images"):
         open_source(str(tmp_path))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="such names cannot exist on Windows or macOS")
-def test_a_name_that_is_no_utf8_is_read_and_shown(tmp_path):
+def test_a_name_that_is_no_utf8_is_read_and_shown(tmp_path: Path) -> None:
     save(tmp_path / "cell.png", 7).rename(os.fsdecode(os.fsencode(tmp_path) + b"/cell-\xff.png"))
     (cell,) = everything(open_source(str(tmp_path)))
     assert (cell.cell_id, grey_of(cell)) == ("cell-\ufffd.png", 7)
 
 
-def test_a_csv_names_paths_subjects_and_ids(folder, tmp_path):
+def test_a_csv_names_paths_subjects_and_ids(folder: Path, tmp_path: Path) -> None:
     table = tmp_path / "cells.csv"
     absolute = folder / "bob" / "2.png"
     rows = f'one,"a, ""b""\nover two lines",cells/ann/1.bmp,007\ntwo,,{absolute},bob\n'
@@ -153,7 +154,7 @@ def test_a_csv_names_paths_subjects_and_ids(folder, tmp_path):
     assert source.has_subjects
 
 
-def test_a_table_of_paths_may_be_parquet(folder, tmp_path):
+def test_a_table_of_paths_may_be_parquet(folder: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["cells/ann/0.png"], "subject": [12]}), tmp_path / "cells.parquet")
     (cell,) = everything(open_source(str(tmp_path / "cells.parquet")))
     assert (cell.cell_id, cell.subject, grey_of(cell)) == ("cells/ann/0.png", "12", 0)
@@ -162,28 +163,28 @@ def test_a_table_of_paths_may_be_parquet(folder, tmp_path):
         open_source(str(tmp_path / "cells.parquet"))
 
 
-def test_a_file_that_is_not_there_is_refused_with_its_row(tmp_path):
+def test_a_file_that_is_not_there_is_refused_with_its_row(tmp_path: Path) -> None:
     for number, path in enumerate(("a\0.png", "gone.png", "x" * 5000)):
         pq.write_table(pa.table({"path": [path]}), tmp_path / f"{number}.parquet")
         with pytest.raises(LeukoscopeError, match=r"row 1: no such file .* below .*; correct the row"):
             open_source(str(tmp_path / f"{number}.parquet"))
 
 
-def test_numbers_in_a_column_called_image_are_no_pictures(folder, tmp_path):
+def test_numbers_in_a_column_called_image_are_no_pictures(folder: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [7], "path": ["cells/ann/1.bmp"]}), tmp_path / "cells.parquet")
     (cell,) = everything(open_source(str(tmp_path / "cells.parquet")))
     assert (cell.cell_id, grey_of(cell)) == ("cells/ann/1.bmp", 1)
 
 
 @pytest.mark.parametrize("text", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
-def test_a_column_called_image_may_hold_paths(folder, tmp_path, text):
+def test_a_column_called_image_may_hold_paths(folder: Path, tmp_path: Path, text: pa.DataType) -> None:
     table = pa.table({"image": pa.array(["cells/ann/0.png"]).cast(text)})
     pq.write_table(table, tmp_path / "cells.parquet")
     (cell,) = everything(open_source(str(tmp_path / "cells.parquet")))
     assert (cell.cell_id, grey_of(cell)) == ("cells/ann/0.png", 0)
 
 
-def test_a_table_without_paths_is_refused(tmp_path):
+def test_a_table_without_paths_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cells.csv").write_text("name,age\nann,7\n")
     with pytest.raises(
         LeukoscopeError, match=r"cells.csv: has no column of image paths \(one of path, file, .*name, age"
@@ -191,12 +192,12 @@ def test_a_table_without_paths_is_refused(tmp_path):
         open_source(str(tmp_path / "cells.csv"))
 
 
-def test_a_data_set_without_its_folder_is_refused_with_the_flag_of_the_command():
+def test_a_data_set_without_its_folder_is_refused_with_the_flag_of_the_command() -> None:
     with pytest.raises(LeukoscopeError, match="^--input imagefolder: it has no Hub copy; give its folder with --train"):
         open_source("imagefolder")
 
 
-def test_subjects_named_twice_are_refused(folder, tmp_path):
+def test_subjects_named_twice_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cells.csv").write_text("file,subject\ncells/ann/0.png,ann\n")
     with pytest.raises(LeukoscopeError, match="a column of it names the subjects as well; leave the pattern out"):
         open_source(str(tmp_path / "cells.csv"), subject_pattern="(a)")
@@ -213,20 +214,20 @@ def test_subjects_named_twice_are_refused(folder, tmp_path):
         ("cells.csv", b"file\n", "cells.csv: has a header and no row"),
     ],
 )
-def test_a_file_that_is_no_table_is_refused(tmp_path, name, content, message):
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(LeukoscopeError, match=message):
         open_source(str(tmp_path / name))
 
 
-def test_what_is_neither_path_nor_data_set_is_refused():
+def test_what_is_neither_path_nor_data_set_is_refused() -> None:
     with pytest.raises(
         LeukoscopeError, match="--input nowhere: no such folder or file, and no data set either .*cnmc2019"
     ):
         open_source("nowhere")
 
 
-def test_pictures_inside_a_parquet_file_are_read_by_range(tmp_path):
+def test_pictures_inside_a_parquet_file_are_read_by_range(tmp_path: Path) -> None:
     path = embedded(tmp_path / "cells.parquet", 50, group=20, subject=["ann", "bob"] * 25)
     source = open_source(str(path))
     assert (source.count, source.has_subjects) == (50, True)
@@ -240,7 +241,7 @@ def test_pictures_inside_a_parquet_file_are_read_by_range(tmp_path):
         open_source(str(path))
 
 
-def test_a_picture_may_be_missing_or_lie_beside_the_parquet_file(tmp_path):
+def test_a_picture_may_be_missing_or_lie_beside_the_parquet_file(tmp_path: Path) -> None:
     save(tmp_path / "beside.png", 9)
     pictures = [{"bytes": None, "path": "beside.png"}, None, {"bytes": b"no picture", "path": None}]
     pq.write_table(pa.table({"image": pictures, "cell_id": ["a", "b", "c"]}), tmp_path / "cells.parquet")
@@ -261,7 +262,7 @@ def damaged(path: Path, group: int) -> Path:
     return path
 
 
-def test_damage_inside_a_table_of_paths_is_named(tmp_path):
+def test_damage_inside_a_table_of_paths_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["a.png", "b.png"]}), tmp_path / "cells.parquet", use_dictionary=False)
     path = damaged(tmp_path / "cells.parquet", 0)
     with pytest.raises(
@@ -270,7 +271,7 @@ def test_damage_inside_a_table_of_paths_is_named(tmp_path):
         open_source(str(path))
 
 
-def test_damage_inside_a_table_of_pictures_is_named_with_the_row(tmp_path):
+def test_damage_inside_a_table_of_pictures_is_named_with_the_row(tmp_path: Path) -> None:
     table = pa.table({"image": [b"one", b"two", b"three", b"four"]})
     pq.write_table(table, tmp_path / "cells.parquet", row_group_size=2, use_dictionary=False)
     cells = open_source(str(damaged(tmp_path / "cells.parquet", 1))).read([range(4)])
@@ -279,13 +280,13 @@ def test_damage_inside_a_table_of_pictures_is_named_with_the_row(tmp_path):
         next(cells)
 
 
-def test_a_pattern_for_pictures_without_paths_is_refused(tmp_path):
+def test_a_pattern_for_pictures_without_paths_is_refused(tmp_path: Path) -> None:
     path = embedded(tmp_path / "cells.parquet", 1, group=1)
     with pytest.raises(LeukoscopeError, match="its pictures have no paths to match; give it a column 'subject'"):
         open_source(str(path), subject_pattern="(a)")
 
 
-def test_a_data_set_brings_ids_subjects_and_what_is_unreadable(tmp_path):
+def test_a_data_set_brings_ids_subjects_and_what_is_unreadable(tmp_path: Path) -> None:
     for name in ("ALL/ann_1.png", "ALL/ann_2.png", "HEM/bob_1.png"):
         save(tmp_path / name, 5)
     (tmp_path / "HEM" / "bob_2.png").write_bytes(b"")
@@ -303,7 +304,9 @@ def test_a_data_set_brings_ids_subjects_and_what_is_unreadable(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["replaced", "order"])
-def test_a_data_sets_fingerprint_tells_replaced_files_and_another_order(tmp_path, monkeypatch, change):
+def test_a_data_sets_fingerprint_tells_replaced_files_and_another_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
     for grey, name in enumerate(("ALL/ann_1.bmp", "ALL/ann_2.bmp", "HEM/bob_1.bmp")):
         save(tmp_path / name, grey)
 
@@ -321,7 +324,7 @@ def test_a_data_sets_fingerprint_tells_replaced_files_and_another_order(tmp_path
     else:
         load = load_cells
 
-        def reversed_cells(*args: object, **more: object) -> LoadedCells:
+        def reversed_cells(*args: Any, **more: Any) -> LoadedCells:
             data = load(*args, **more)
             order = range(len(data.train) - 1, -1, -1)
             return replace(data, cells=DatasetDict(train=data.train.select(order)))

@@ -44,7 +44,8 @@ def test_cells_that_agree_give_a_class() -> None:
     found = RULE.predict(_p(0.9, 0.8, 0.95, 0.9), ["ALL", "abstain", "ALL", "ALL"], subject="7")
     assert (found.subject, found.outcome, found.reason) == ("7", "ALL", "")
     assert found.probability == pytest.approx(1 / (1 + np.exp(-logits_of(np.array([0.9, 0.8, 0.95, 0.9])).mean())))
-    assert found.interval is not None and 0.5 < found.interval[0] <= found.probability <= found.interval[1]
+    assert found.interval is not None and found.probability is not None
+    assert 0.5 < found.interval[0] <= found.probability <= found.interval[1]
     assert (found.cells, found.used, found.refused, found.abstained, found.share_positive) == (4, 4, 0, 1, 1.0)
 
 

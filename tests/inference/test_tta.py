@@ -7,7 +7,7 @@ import numpy as np
 from leukoscope.inference.tta import VIEWS, average_maps, disagreement, tta_views
 
 
-def test_the_first_view_is_the_picture_and_no_two_are_alike():
+def test_the_first_view_is_the_picture_and_no_two_are_alike() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
 
     views = tta_views(pixels)
@@ -17,7 +17,7 @@ def test_the_first_view_is_the_picture_and_no_two_are_alike():
     assert len({view.tobytes() for view in views}) == 2 * VIEWS
 
 
-def test_maps_are_turned_back_onto_the_picture_and_averaged():
+def test_maps_are_turned_back_onto_the_picture_and_averaged() -> None:
     pixels = np.random.default_rng(1).random((3, 4, 4, 2))
     # A map that shows where a pixel lies follows it through every view.
     maps = np.moveaxis(tta_views(pixels), -1, 1)
@@ -25,7 +25,7 @@ def test_maps_are_turned_back_onto_the_picture_and_averaged():
     assert np.allclose(average_maps(maps), np.moveaxis(pixels, -1, 1), atol=1e-6)
 
 
-def test_disagreement_counts_the_views_that_differ_from_their_average():
+def test_disagreement_counts_the_views_that_differ_from_their_average() -> None:
     agreeing = np.tile([0.9, 0.1], (VIEWS, 1))
     two_differ = agreeing.copy()
     two_differ[:2] = [0.4, 0.6]
