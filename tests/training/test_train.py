@@ -30,6 +30,7 @@ from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe, timm_recipe
 from leukoscope.models.release import load_release
 from leukoscope.progress import quiet
+from leukoscope.training import run_folder
 from leukoscope.training import train as loop
 from leukoscope.training.checkpoint import Checkpoint, Checkpoints
 from leukoscope.training.config import TrainingConfig, parse_config
@@ -447,7 +448,7 @@ def _crashing(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
             raise KeyboardInterrupt
         append_row(file, row)
 
-    monkeypatch.setattr(loop, "append_row", dying)
+    monkeypatch.setattr(run_folder, "append_row", dying)
 
 
 def test_an_interrupted_run_resumes_and_leaves_what_a_whole_one_leaves(
@@ -614,7 +615,7 @@ def test_a_full_disk_ends_the_run_in_one_line(
     def full(*_: Any, **_more: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loop, writes, full)
+    monkeypatch.setattr(run_folder, writes, full)
     assert _refusal(config) == (
         f"--output_dir {tmp_path / 'run'}: cannot be written (No space left on device); free some space or give "
         "another folder"
