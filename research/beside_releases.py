@@ -8,7 +8,6 @@ docs/results.md renders its table. Both networks of a pair are judged on the sam
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, LEVEL, paired_difference
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.files import write_atomic
-from leukoscope.models.release_files import PREDICTIONS
+from leukoscope.models.release_files import PREDICTIONS, write_json
 from research.prior_systems import CLAIMS, UNSEEN
 
 KEYS = ("auroc_by_subject", "auroc_equal_size", "balanced_accuracy_by_subject")
@@ -59,5 +57,4 @@ def compare(releases: Path, prior: Path, dataset: str = "cnmc2019") -> dict[str,
 
 
 if __name__ == "__main__":
-    found = compare(ROOT / "model_card", ROOT / "results" / "prior")
-    write_atomic(ROOT / "results" / "beside_releases.json", json.dumps(found, indent=1) + "\n")
+    write_json(ROOT / "results" / "beside_releases.json", compare(ROOT / "model_card", ROOT / "results" / "prior"))

@@ -266,11 +266,11 @@ def beside_table(measured: Sequence[Mapping[str, Any]]) -> str:
     ahead = []
     for release in releases:
         found = [beside[keys[0]] for beside in release["beside"].values()]
-        clear, all_of = sum(one["low"] > 0 for one in found), len(found)
-        better, behind = (sum(one["difference"] * sign > 0 for one in found) for sign in (1, -1))
+        better, clear = sum(one["difference"] > 0 for one in found), sum(one["low"] > 0 for one in found)
+        behind = sum(one["difference"] < 0 for one in found)
         ahead.append(
-            f"`{release['release']}` is ahead of {better} of {all_of} systems, {clear} of them with an interval above "
-            f"zero, and behind {behind}"
+            f"`{release['release']}` is ahead of {better} of {len(found)} systems, {clear} of them with an interval "
+            f"above zero, and behind {behind}"
         )
     return f"{table}\n\n{'; '.join(ahead)}. The intervals are not adjusted for their number."
 

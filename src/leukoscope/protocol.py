@@ -130,7 +130,11 @@ def _run(config: TrainingConfig, name: str, estimates: str = "", **data: Any) ->
 
 
 def run_protocol(config: TrainingConfig) -> list[ProtocolRun]:
-    """Make every run that is not finished yet, after all flags and the data are checked."""
+    """Make every run that is not finished yet.
+
+    Raises:
+        LeukoscopeError: flags that a protocol sets itself, or finished runs made with other settings.
+    """
     refuse_split_flags(config)
     runs, data = list(protocol_runs(config)), _loaded(**config.data.source)
     # Told now rather than after the first trainings.

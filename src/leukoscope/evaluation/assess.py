@@ -210,19 +210,17 @@ def tta_gain(
     """
     ends = np.cumsum([0, *(len(fold.cell_ids) for _, fold in folds)])
     chosen = np.sort(np.random.default_rng(0).permutation(ends[-1])[:sample])
-    parts = []
+    parts, view_probabilities = [], []
     for number, ((folder, fold), first, last) in enumerate(zip(folds, ends, ends[1:], strict=False), 1):
         some = fold.take(chosen[(first <= chosen) & (chosen < last)] - first)
         backend, rows = open_backend(read_release(folder), Runtime(device=device)), cells.rows(some.cell_ids)
-        views = []
+        parts.append(some)
         label = f"test-time augmentation, fold {number} of {len(folds)}"
         for start in track(range(0, len(rows), BATCH), label):
             pixels = np.asarray(cells.pixels[rows[start : start + BATCH]])
-            views.append(softmax(backend(tta_views(pixels)).logits).reshape(len(pixels), VIEWS, -1))
-        parts.append(replace(some, probabilities=np.concatenate(views)))
-    each_view = pooled(parts)
-    each = each_view.probabilities
-    one, eight = (replace(each_view, probabilities=p) for p in (each[:, 0], each.mean(axis=1)))  # upright comes first
+            view_probabilities.append(softmax(backend(tta_views(pixels)).logits).reshape(len(pixels), VIEWS, -1))
+    tested, each = pooled(parts), np.concatenate(view_probabilities)
+    one, eight = (replace(tested, probabilities=p) for p in (each[:, 0], each.mean(axis=1)))  # upright comes first
     share_apart = disagreement(each)
     correct, agreed = eight.predicted == eight.references, share_apart == 0
 

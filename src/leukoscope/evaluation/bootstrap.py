@@ -311,6 +311,9 @@ def simulated_coverage(predictions: CellPredictions) -> dict[str, Any] | None:
     Returns:
         studies, level, and the coverage, 0–1, of the intervals of balanced_accuracy and balanced_accuracy_by_subject;
         None where a subject has cells of several classes.
+
+    Raises:
+        LeukoscopeError: see `bootstrap_subjects`.
     """
     studies = samples = 400
     boot, rng = bootstrap_subjects(predictions, samples=samples), np.random.default_rng(0)

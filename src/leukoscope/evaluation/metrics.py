@@ -254,10 +254,9 @@ def _class_metrics(
     from sklearn import metrics as sk
 
     predicted, classes = probabilities.argmax(axis=1), list(range(len(names)))
-    of_classes = sk.precision_recall_fscore_support(
+    precision, recall, f1, support = sk.precision_recall_fscore_support(
         references, predicted, labels=classes, zero_division=0, sample_weight=weights
     )
-    _, recall, f1, support = of_classes
     present = np.unique(references)
     auroc = None
     if len(present) == len(classes):
@@ -271,8 +270,13 @@ def _class_metrics(
         "f1_macro": float(f1[present].mean()),
         "auroc": auroc,
         "per_class": {
-            name: dict(zip(("precision", "recall", "f1", "support"), of_class, strict=True))
-            for name, *of_class in zip(names, *(values.tolist() for values in of_classes), strict=True)
+            name: {
+                "precision": float(precision[k]),
+                "recall": float(recall[k]),
+                "f1": float(f1[k]),
+                "support": int(support[k]),
+            }
+            for k, name in enumerate(names)
         },
         "confusion_matrix": sk.confusion_matrix(references, predicted, labels=classes).tolist(),
     }

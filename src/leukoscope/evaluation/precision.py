@@ -111,6 +111,9 @@ def precisions_on_unseen(
         "bf16" and "int8", as far as this processor computes them → disjoint_by ("subject" or "block"), cells, `changed`
         (what → how many), largest_move of a probability, map_correlation (median over cells, of the Grad-CAM maps of
         the predicted class), and `difference`: less float32, by `paired_difference`.
+
+    Raises:
+        NoGraph: see `kept_graph` and `ExportedBackend`.
     """
     thresholds, temperature = Thresholds.from_metrics(metrics), metrics["calibration"]["temperature"]
     every = np.arange(len(cells.pixels))

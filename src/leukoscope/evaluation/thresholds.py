@@ -52,8 +52,11 @@ def decision_block(
 
     Args:
         predictions: out-of-fold, subject-disjoint and not yet calibrated.
-        positive_label: the class that operating points look for, else an error; "" for none, as with three or more.
+        positive_label: the class that operating points look for; "" for none, as with more than two classes.
         estimates, unit, left_out: as for `calibration_block`.
+
+    Raises:
+        LeukoscopeError: no such label; or as `leave_one_subject_out`.
     """
     left_out, boot = left_out or leave_one_subject_out(predictions), bootstrap_subjects(predictions)
     if shipped_temperature(predictions, left_out) == 1:
@@ -82,6 +85,9 @@ def operating_points(
         `positive_label` and for each of `points`: threshold (positive from there up), threshold_range over leaving each
         subject out, rests_on (the subjects of the class whose tail sets it: few subjects, hence the wide intervals),
         fitted (performance on the cells that fitted it) and cross_fitted, with intervals and by subject.
+
+    Raises:
+        LeukoscopeError: `positive_label` is neither class.
     """
     labels = predictions.label_names
     if len(labels) != 2 or not positive_label:

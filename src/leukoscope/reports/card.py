@@ -172,14 +172,15 @@ def default_licence(metrics: Mapping[str, Any]) -> str:
     """The licence of weights whose author named none: "apache-2.0" where data and start weights allow it, else ""."""
     from timm.models import get_pretrained_cfg
 
+    if metrics["data"]["name"] not in DATASETS.keys() - {"imagefolder"}:
+        return ""
+    if metrics["training"]["start_weights"] in (FROM_SCRATCH, *_OWN_START_WEIGHTS):
+        return "apache-2.0"
     try:
-        base_model = (_base_model(metrics) or "").removeprefix(TIMM)
-        licence = getattr(get_pretrained_cfg(base_model), "license", None) or ""
+        licence = getattr(get_pretrained_cfg((_base_model(metrics) or "").removeprefix(TIMM)), "license", None) or ""
     except RuntimeError:  # timm knows no such weights
-        licence = ""
-    permissive = licence in ("apache-2.0", "mit") or licence.startswith("bsd")
-    free = permissive or metrics["training"]["start_weights"] in (FROM_SCRATCH, *_OWN_START_WEIGHTS)
-    return "apache-2.0" if free and metrics["data"]["name"] in DATASETS.keys() - {"imagefolder"} else ""
+        return ""
+    return "apache-2.0" if licence in ("apache-2.0", "mit") or licence.startswith("bsd") else ""
 
 
 def _eval_results(metrics: Mapping[str, Any]) -> Iterator[EvalResult]:

@@ -83,7 +83,7 @@ def plot_picture(figure: Figure, alt: str, caption: str = "") -> Picture:
     # Without a date, the same figures give the same file.
     without_formulas(figure).savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)
-    return Picture(f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}", alt, caption)
+    return Picture(_data_uri("image/svg+xml", file.getvalue()), alt, caption)
 
 
 def cell_picture(image: Image, alt: str, caption: str = "", *, side: int = 128) -> Picture:
@@ -92,7 +92,11 @@ def cell_picture(image: Image, alt: str, caption: str = "", *, side: int = 128) 
     small.thumbnail((side, side))
     file = io.BytesIO()
     small.save(file, format="JPEG", quality=85)
-    return Picture(f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}", alt, caption)
+    return Picture(_data_uri("image/jpeg", file.getvalue()), alt, caption)
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[Section]) -> Path:

@@ -161,6 +161,9 @@ def check_resume(run_folder: Path, which: str | None, settings: Mapping[str, Any
     Args:
         which: --resume_from_checkpoint.
         settings: of the run that is to begin, from `run_settings`.
+
+    Raises:
+        LeukoscopeError: with what to do instead.
     """
     complete = (run_folder / METRICS).exists()
     if which == LATEST and complete:

@@ -228,7 +228,11 @@ class TrainingConfig:
             )
 
     def resolve(self) -> Recipe:
-        """The recipe with this run's overrides, checked; on phantoms, sized for a smoke run."""
+        """The recipe with this run's overrides; on phantoms, sized for a smoke run.
+
+        Raises:
+            LeukoscopeError: a wrong flag, an unknown recipe, or a value out of range.
+        """
         self.check()
         recipe, given = get_recipe(self.model.recipe), self.as_dict()
         if self.is_smoke_run:

@@ -159,8 +159,9 @@ def ready_batches(
         add_waiting: called with the seconds each batch took to be read, moved and augmented, and with those of the
             attempt that finds the end. A GPU moves and augments by itself: there, what counts is asking for it.
     """
+    batches = iter(loader)  # starting its workers is no waiting
     started = time.perf_counter()
-    for items, labels, rows in loader:
+    for items, labels, rows in batches:
         # Rows stay where the augmentation uses them.
         shown = inputs.for_training(items.to(device, non_blocking=True), rows, epoch)
         batch = shown, labels.to(device, non_blocking=True), rows
@@ -370,11 +371,12 @@ def _pooled(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """The array, or None where the file is not the one that was written."""
     try:
-        whole = path.with_suffix(".sha256").read_text(encoding="utf-8") == _digest(path)
-        array = np.load(path, mmap_mode="r") if whole else None
+        if path.with_suffix(".sha256").read_text(encoding="utf-8") != _digest(path):
+            return None
+        array = np.load(path, mmap_mode="r")
     except (OSError, ValueError):
         return None
-    return array if array is not None and array.shape == shape and array.dtype == np.float32 else None
+    return array if array.shape == shape and array.dtype == np.float32 else None
 
 
 def _digest(path: Path) -> str:

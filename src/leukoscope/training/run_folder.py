@@ -54,7 +54,8 @@ def locked(out: Path) -> Iterator[None]:
     """Keep other trainings out of a run folder within the block.
 
     The system holds the lock for this process and drops it when the process ends, however it ends. Another training in
-    the same process is not kept out: they follow each other there.
+    the same process is not kept out: they follow each other there. Another process that trains there, or a file that
+    cannot be written, is an error.
     """
     busy = LeukoscopeError(
         f"--output_dir {out}: another training is writing there; wait until it has ended, or give another folder"
