@@ -37,7 +37,7 @@ from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, LATEST, Checkpoints, checkpoints_in, run_settings
 from leukoscope.training.config import parse_config
 from leukoscope.training.data import evenly_spread, preprocessing_for
-from leukoscope.training.train import choose_split, make_accelerator
+from leukoscope.training.train import choose_split, keep_freed_memory, make_accelerator
 from leukoscope.training.trainer import Trainer
 
 EPOCH_CELLS = 2000
@@ -67,6 +67,7 @@ def run(folder: Path, flags: list[str], draws: int) -> None:
     config = parse_config([*COMMON, "--output_dir", str(folder), *flags])
     recipe = config.resolve()
     accelerator = make_accelerator(config, recipe)
+    keep_freed_memory()
     set_seed(config.run.seed)
     data = config.data.load(recipe.image_size)
     network = build_network(recipe, len(data.info.labels))
