@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
+from torch import nn
 from transformers import get_scheduler
 
 from leukoscope import LeukoscopeError
@@ -31,7 +32,7 @@ from leukoscope.training import trainer as trainer_module
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import FeatureInputs, preprocessing_for
 from leukoscope.training.train import make_accelerator
-from leukoscope.training.trainer import Trainer, parameter_groups
+from leukoscope.training.trainer import Trainer, keep_depthwise_float32, parameter_groups
 
 PREPROCESSING = Preprocessing(32, 1.0)
 RECIPE = Recipe(
@@ -105,6 +106,22 @@ def _scripted(
 
     monkeypatch.setattr(trainer, "_validate", validate)
     return seen
+
+
+# Precision
+
+
+def test_depthwise_convolutions_compute_in_float32_under_autocast() -> None:
+    depthwise, pointwise = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1)
+    keep_depthwise_float32(nn.Sequential(depthwise, pointwise))
+    picture = torch.zeros(1, 4, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert depthwise(picture.bfloat16()).dtype is torch.float32
+        assert pointwise(depthwise(picture)).dtype is torch.bfloat16, "autocast goes on behind it"
+        with pytest.raises(RuntimeError, match="expected input"):
+            depthwise(torch.zeros(1, 3, 8, 8))
+        assert pointwise(picture).dtype is torch.bfloat16, "also after an error"
+    assert pointwise(depthwise(picture)).dtype is torch.float32, "outside of autocast nothing changes"
 
 
 # What is measured is what is released

@@ -104,6 +104,24 @@ def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, total_steps
     return schedule
 
 
+def keep_depthwise_float32(network: nn.Module) -> None:
+    """Let a network's depthwise convolutions compute in float32 under a CPU's autocast: in bf16 they are slower."""
+    states: list[bool] = []
+
+    def leave_autocast(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        states.append(torch.is_autocast_enabled("cpu"))
+        torch.set_autocast_enabled("cpu", False)
+        return tuple(one.float() for one in inputs)
+
+    def enter_again(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        torch.set_autocast_enabled("cpu", states.pop())
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels:
+            module.register_forward_pre_hook(leave_autocast)
+            module.register_forward_hook(enter_again, always_call=True)
+
+
 class Trainer:
     """Trains a network on the training side of a split and predicts for any cells.
 
@@ -165,6 +183,8 @@ class Trainer:
         # Prepared, the network would always be in the precision of training; the step asks for that itself, and
         # predictions are made in float32.
         accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
+            keep_depthwise_float32(network)
         if compiled:
             self.model = torch.compile(self.model)
         self.state = TrainingState(accelerator, network, optimizer, scheduler)
