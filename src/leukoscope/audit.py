@@ -1,7 +1,7 @@
 """Audit a data set: what would inflate metrics, which images are odd, and how well trivial features predict the class.
 
 `scan_cells` opens every image once; `audit_cells` turns the scans into the findings that `leukoscope data audit` writes
-as JSON, as a page and as an exit code.
+as JSON and sums up on the terminal.
 """
 
 from __future__ import annotations
