@@ -7,7 +7,7 @@ files.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -127,12 +127,3 @@ def _compare(ones: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarr
     # Two pictures without any structure agree in nothing that could be compared.
     correlation = np.divide(mean(a * b), spread, out=np.zeros_like(spread), where=spread > 0)
     return np.sqrt(squares), correlation
-
-
-def linked(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Join pairs of names into groups, each sorted, the largest first."""
-    groups: list[set[str]] = []
-    for pair in pairs:
-        touched = [group for group in groups if not group.isdisjoint(pair)]
-        groups = [group for group in groups if group not in touched] + [set(pair).union(*touched)]
-    return sorted(map(sorted, groups), key=lambda group: (-len(group), group))

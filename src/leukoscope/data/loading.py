@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from unicodedata import normalize
@@ -97,6 +98,13 @@ class LoadedCells:
     def train(self) -> Dataset:
         """The labelled cells that splits are made from."""
         return self.cells["train"]
+
+    @cached_property
+    def rows(self) -> Dataset:
+        """Every cell, the publisher's test set after the others; `image` is not decoded."""
+        from datasets import Image, concatenate_datasets
+
+        return concatenate_datasets(list(self.cells.values())).cast_column("image", Image(decode=False))
 
     @property
     def own_splits(self) -> dict[str, int]:

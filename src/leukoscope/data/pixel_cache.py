@@ -94,7 +94,7 @@ def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
     Raises:
         LeukoscopeError: as `decode_cells`.
     """
-    rows = _all_rows(data)
+    rows = data.rows
     pixels, hashes, areas, problems = decode_cells(rows, preprocessing, data.fingerprint)
     # Splits are drawn without damaged cells, so blocks are counted without them.
     kept = data.without(problems)
@@ -110,29 +110,15 @@ def without_damaged(data: LoadedCells) -> LoadedCells:
     Raises:
         UnreachableImage: a file that is missing now.
     """
-    rows = _all_rows(data)
-    encoded, ids = _encoded(rows), rows["cell_id"][:]
+    rows, ids = data.rows, data.rows["cell_id"][:]
 
     def problem(row: int) -> str:
-        found = _opened(encoded, row, ids[row])
+        found = _opened(rows, row, ids[row])
         return found if isinstance(found, str) else ""
 
     with ThreadPoolExecutor() as pool:
         found = track(pool.map(problem, range(len(ids))), "looking for damaged pictures", len(ids))
         return data.without({cell: text for cell, text in zip(ids, found, strict=True) if text})
-
-
-def _all_rows(data: LoadedCells) -> Dataset:
-    from datasets import concatenate_datasets
-
-    return concatenate_datasets(list(data.cells.values()))
-
-
-def _encoded(cells: Dataset) -> Dataset:
-    """The same rows with each picture as its file's bytes or path."""
-    from datasets import Image as ImageFeature
-
-    return cells.cast_column("image", ImageFeature(decode=False))
 
 
 def _opened(encoded: Dataset, row: int, cell: str) -> Image.Image | str:
@@ -166,6 +152,7 @@ def decode_cells(
     Raises:
         LeukoscopeError: the cache folder cannot be written (full disk, no permission), or a file that is missing now.
     """
+    from datasets import Image as ImageFeature
 
     def changed(path: str | None) -> tuple[int, int]:
         # Cells exported anew often keep name and size, and those of an archive its time of writing, too.
@@ -174,7 +161,8 @@ def decode_cells(
         state = os.stat(path)
         return state.st_mtime_ns, state.st_ctime_ns
 
-    times = [changed(row["path"]) for row in _encoded(cells.select_columns("image"))["image"]]
+    cells = cells.cast_column("image", ImageFeature(decode=False))
+    times = [changed(row["path"]) for row in cells.select_columns("image")["image"]]
     code = [Path(getfile(module)).read_bytes() for module in (images_module, preprocessing_module)]
     key = sha256(repr((fingerprint, cells["cell_id"][:], times, preprocessing, code)).encode()).hexdigest()[:16]
     pixels_path, found_path = cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.facts.json"
@@ -206,10 +194,10 @@ def require_space(folder: Path, needed: int) -> None:
 def _decode_to(path: Path, shape: tuple[int, ...], cells: Dataset, preprocessing: Preprocessing) -> dict[str, Any]:
     """Write the framed cells to a file; return hashes, areas and problems for the cache's other file."""
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    encoded, ids = _encoded(cells), cells["cell_id"][:]
+    ids = cells["cell_id"][:]
 
     def decode(row: int) -> tuple[str, float, str]:
-        image = _opened(encoded, row, ids[row])
+        image = _opened(cells, row, ids[row])
         if isinstance(image, str):
             return "", 0.0, image
         array[row] = preprocessing.frame(image)
