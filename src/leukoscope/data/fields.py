@@ -554,11 +554,7 @@ def find_cells(
 
 
 def cut_out(image: Image.Image, cell: FieldCell, um_per_pixel: float) -> Image.Image:
-    """A cell as C-NMC 2019 cuts them out: alone on black, at that data set's scale; its stain is left as it is.
-
-    Args:
-        image: the field.
-        um_per_pixel: the field's scale.
+    """A cell of a field as C-NMC 2019 cuts them out: alone on black, at that data set's scale, its stain as it is.
 
     Returns:
         (450, 450) RGB, exactly 0 outside the cell; a larger cell is cut off at its rim.
@@ -682,11 +678,7 @@ class _Finder:
         return ndimage.binary_fill_holes(closed)
 
     def _split(self, region: Mask, nuclei: Mask) -> NDArray[np.int32]:
-        """Separate touching cells: assign each pixel to the disc it is deepest in (power diagram, Aurenhammer 1987).
-
-        Returns:
-            (h, w) 0, or the number of the cell from 1.
-        """
+        """(h, w) 0 or a cell's number: touching cells parted by the disc a pixel is deepest in (Aurenhammer 1987)."""
         # A round nucleus stands for one cell; lobes share the disc of their cell.
         discs = [one for one in self._peaks(nuclei) if one[2] * self.pitch >= ROUND_NUCLEUS]
         v, u, r = np.reshape(discs, (-1, 3)).T

@@ -210,8 +210,7 @@ def split_unit(data: LoadedCells) -> Literal["subject", "block", "cell"]:
 def cross_validation(data: LoadedCells) -> list[Split]:
     """Five folds by `split_unit`, or one for each unit of the rarest class; one random split where there are no units.
 
-    Raises:
-        LeukoscopeError: a class has fewer than two units.
+    Raises `LeukoscopeError` where a class has fewer than two units.
     """
     unit = split_unit(data)
     if unit == "cell":
