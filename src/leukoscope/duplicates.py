@@ -67,25 +67,20 @@ def find_duplicates(keys: Sequence[PictureKey]) -> list[Duplicate]:
     for row, key in enumerate(keys):
         same[key.pixels].append(row)
     identical = [Duplicate(rows[0], other, True) for rows in same.values() for other in rows[1:]]
-    alone = np.asarray([rows[0] for rows in same.values()], dtype=np.int64)
-    return identical + list(_near_duplicates(alone, [keys[row].small for row in alone.tolist()]))
-
-
-def _near_duplicates(rows: np.ndarray, smalls: Sequence[np.ndarray]) -> Iterator[Duplicate]:
-    if len(rows) < 2:
-        return
-    pictures = np.stack(smalls)
-    found: dict[tuple[int, int], Duplicate] = {}
+    alone = [rows[0] for rows in same.values()]
+    if len(alone) < 2:
+        return identical
+    pictures = np.stack([keys[row].small for row in alone])
+    near: dict[tuple[int, int], Duplicate] = {}
     upright = _hashes(pictures)
     for view in range(VIEWS):
         for first, second in _similar_hashes(upright, _hashes(turned(pictures, view)) if view else upright):
             differences, correlations = _compare(pictures[first], turned(pictures[second], view))
             same = (differences <= SAME_DIFFERENCE) & (correlations >= SAME_CORRELATION)
             for i, j, difference in zip(first[same], second[same], differences[same], strict=True):
-                duplicate = Duplicate(int(rows[i]), int(rows[j]), False, float(difference), view > 0)
-                known = found.get((i, j), duplicate)
-                found[i, j] = min(known, duplicate, key=lambda d: d.difference)
-    yield from found.values()
+                duplicate = Duplicate(alone[i], alone[j], False, float(difference), view > 0)
+                near[i, j] = min(near.get((i, j), duplicate), duplicate, key=lambda d: d.difference)
+    return [*identical, *near.values()]
 
 
 def _hashes(pictures: np.ndarray) -> np.ndarray:

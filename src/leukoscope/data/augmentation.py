@@ -73,10 +73,7 @@ _DRAWS = 10  # numbers drawn for a cell and epoch
 
 
 class Augmenter:
-    """Augments whole batches at once.
-
-    What a cell gets depends only on (seed, epoch, its row), however many processes share the work.
-    """
+    """Augments batches; what a cell gets depends only on (seed, epoch, its row), however many processes share them."""
 
     def __init__(self, augmentation: Augmentation, background: str, seed: int):
         """Take the settings; `background` is "black" or "smear", as in `DatasetInfo`."""
