@@ -63,11 +63,11 @@ def find_duplicates(keys: Sequence[PictureKey]) -> list[Duplicate]:
 
     The first of identical images is paired with each of the others, and alone is compared with different images.
     """
-    same: defaultdict[str, list[int]] = defaultdict(list)
+    rows_of: defaultdict[str, list[int]] = defaultdict(list)
     for row, key in enumerate(keys):
-        same[key.pixels].append(row)
-    identical = [Duplicate(rows[0], other, True) for rows in same.values() for other in rows[1:]]
-    alone = [rows[0] for rows in same.values()]
+        rows_of[key.pixels].append(row)
+    identical = [Duplicate(rows[0], other, True) for rows in rows_of.values() for other in rows[1:]]
+    alone = [rows[0] for rows in rows_of.values()]
     if len(alone) < 2:
         return identical
     pictures = np.stack([keys[row].small for row in alone])

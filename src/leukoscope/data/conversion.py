@@ -29,9 +29,8 @@ def open_converted(path: str | Path, max_pixels: int) -> tuple[Image.Image, str]
         UnreadableImage: it is damaged.
     """
     with _damage_named(path), Image.open(path, formats=_FORMATS) as image:
-        width, height = image.size
         small, long = sorted(image.size)
-        if width * height > max_pixels or small < MIN_SIDE or long > MAX_SIDE_RATIO * small:
+        if small * long > max_pixels or small < MIN_SIDE or long > MAX_SIDE_RATIO * small:
             return None
         if image.format == "GIF":
             image.seek(0)
