@@ -117,7 +117,7 @@ def is_git_clone(folder: Path) -> bool:
 
 
 def restore_replaced(target: Path) -> None:
-    """Restore a folder whose replacing process was killed between the two renames of `atomic_folder`."""
+    """Restore a folder whose replacing process was killed between the renames of `atomic_folder`; raises `OSError`."""
     target = target.resolve()
     old = target.with_name(f".{target.name}.old")
     # The first rename set this time, and a process that still runs makes the second within a second.
