@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import duplicates as module
-from leukoscope.duplicates import Duplicate, find_duplicates, linked, picture_key
+from leukoscope.duplicates import Duplicate, find_duplicates, picture_key
 from leukoscope.synthetic import Background, draw_cell
 
 
@@ -99,8 +99,3 @@ def test_pictures_without_structure_are_never_near() -> None:
 
 def test_nothing_and_one_picture_have_no_copies() -> None:
     assert duplicates() == [] and duplicates(phantom(0)) == []
-
-
-def test_links_join_into_groups() -> None:
-    assert linked([("51", "75"), ("H2", "H4"), ("51", "78")]) == [["51", "75", "78"], ["H2", "H4"]]
-    assert linked([]) == []

@@ -1,7 +1,7 @@
 """Audit a data set: what would inflate metrics, which images are odd, and how well trivial features predict the class.
 
 `scan_cells` opens every image once; `audit_cells` turns the scans into the findings that `leukoscope data audit` writes
-as JSON, as a page and as an exit code.
+as JSON and sums up on the terminal.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,14 +20,10 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__, duplicates
 from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import UnreadableImage, cell_area, foreground, open_encoded
 from leukoscope.data.loading import LoadedCells
-from leukoscope.data.splits import Split, cross_validation, groups_of, split_unit
+from leukoscope.data.splits import Split, cross_validation, groups_of, linked, split_unit
 from leukoscope.evaluation.baselines import shortcut_metrics, trivial_features
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.progress import track
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from PIL.Image import Image
 
 AUDIT_SCHEMA_VERSION = 1
 USUAL_SIZE_SHARE = 0.9  # of the images have one size: others are odd then
@@ -63,30 +58,22 @@ class CellScan:
 
 @dataclass(frozen=True)
 class ScannedCells:
-    """A data set without its damaged images, and one scan per cell, in the order of `rows`."""
+    """A data set without its damaged images, and one scan per cell, in the order of `data.rows`."""
 
     data: LoadedCells
     scans: Sequence[CellScan]
-
-    @cached_property
-    def rows(self) -> Dataset:
-        """Every cell, the publisher's test set after the others; `image` is not decoded."""
-        from datasets import Image as ImageFeature
-        from datasets import concatenate_datasets
-
-        return concatenate_datasets(list(self.data.cells.values())).cast_column("image", ImageFeature(decode=False))
 
 
 def scan_cells(data: LoadedCells) -> ScannedCells:
     """Open every image once; an error where none can be read."""
     from PIL.Image import Resampling
 
-    rows, background = ScannedCells(data, ()).rows, data.info.background
+    rows, background = data.rows, data.info.background
     ids = rows["cell_id"][:]
 
     def scan(row: int) -> CellScan | str:
         try:
-            image = open_cell(rows[row])
+            image = open_encoded(rows[row]["image"], ids[row])
         except UnreadableImage as error:
             return str(error)
         small = np.asarray(image.resize((FEATURE_SIDE, FEATURE_SIDE), Resampling.BOX))
@@ -106,11 +93,6 @@ def scan_cells(data: LoadedCells) -> ScannedCells:
         first = next(iter(problems.values()), f"{data.info.name}: holds no image")
         raise LeukoscopeError(f"{first}; none of the {len(ids):,} images could be read, so there is nothing to audit")
     return ScannedCells(data.without(problems), scans)
-
-
-def open_cell(row: Mapping[str, Any]) -> Image:
-    """Open the image of one of `ScannedCells.rows`."""
-    return open_encoded(row["image"], row["cell_id"])
 
 
 def _oddities(pixels: np.ndarray, small: np.ndarray, background: str) -> Iterator[str]:
@@ -193,7 +175,7 @@ def audit_cells(
 
 
 def _cells(scanned: ScannedCells, subject_of: Mapping[str, str], split: Split | None) -> list[_Cell]:
-    rows, unit_of = scanned.rows, groups_of(scanned.data, split_unit(scanned.data))
+    rows, unit_of = scanned.data.rows, groups_of(scanned.data, split_unit(scanned.data))
     side_of = {cell: side for side in ("train", "validation", "test") for cell in getattr(split, side, ())}
     known = zip(rows["cell_id"][:], rows["label"][:], rows["fold"][:], strict=True)
     labels = scanned.data.info.labels
@@ -298,7 +280,7 @@ def _aliases(data: LoadedCells, cells: Sequence[_Cell], pairs: Sequence[dict[str
             shared[one, other]["identical" if pair["identical"] else "near"] += 1
     size = Counter(cell.subject for cell in cells)
     groups: list[dict[str, Any]] = []
-    for group in duplicates.linked(shared):
+    for group in linked(shared):
         canonical = data.info.canonical_subject(max(group, key=lambda subject: size[subject]))
         unjoined = [subject for subject in group if data.info.canonical_subject(subject) != canonical]
         links = [

@@ -7,7 +7,7 @@ files.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -63,29 +63,24 @@ def find_duplicates(keys: Sequence[PictureKey]) -> list[Duplicate]:
 
     The first of identical images is paired with each of the others, and alone is compared with different images.
     """
-    same: defaultdict[str, list[int]] = defaultdict(list)
+    rows_of: defaultdict[str, list[int]] = defaultdict(list)
     for row, key in enumerate(keys):
-        same[key.pixels].append(row)
-    identical = [Duplicate(rows[0], other, True) for rows in same.values() for other in rows[1:]]
-    alone = np.asarray([rows[0] for rows in same.values()], dtype=np.int64)
-    return identical + list(_near_duplicates(alone, [keys[row].small for row in alone.tolist()]))
-
-
-def _near_duplicates(rows: np.ndarray, smalls: Sequence[np.ndarray]) -> Iterator[Duplicate]:
-    if len(rows) < 2:
-        return
-    pictures = np.stack(smalls)
-    found: dict[tuple[int, int], Duplicate] = {}
+        rows_of[key.pixels].append(row)
+    identical = [Duplicate(rows[0], other, True) for rows in rows_of.values() for other in rows[1:]]
+    alone = [rows[0] for rows in rows_of.values()]
+    if len(alone) < 2:
+        return identical
+    pictures = np.stack([keys[row].small for row in alone])
+    near: dict[tuple[int, int], Duplicate] = {}
     upright = _hashes(pictures)
     for view in range(VIEWS):
         for first, second in _similar_hashes(upright, _hashes(turned(pictures, view)) if view else upright):
             differences, correlations = _compare(pictures[first], turned(pictures[second], view))
             same = (differences <= SAME_DIFFERENCE) & (correlations >= SAME_CORRELATION)
             for i, j, difference in zip(first[same], second[same], differences[same], strict=True):
-                duplicate = Duplicate(int(rows[i]), int(rows[j]), False, float(difference), view > 0)
-                known = found.get((i, j), duplicate)
-                found[i, j] = min(known, duplicate, key=lambda d: d.difference)
-    yield from found.values()
+                duplicate = Duplicate(alone[i], alone[j], False, float(difference), view > 0)
+                near[i, j] = min(near.get((i, j), duplicate), duplicate, key=lambda d: d.difference)
+    return [*identical, *near.values()]
 
 
 def _hashes(pictures: np.ndarray) -> np.ndarray:
@@ -127,12 +122,3 @@ def _compare(ones: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarr
     # Two pictures without any structure agree in nothing that could be compared.
     correlation = np.divide(mean(a * b), spread, out=np.zeros_like(spread), where=spread > 0)
     return np.sqrt(squares), correlation
-
-
-def linked(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Join pairs of names into groups, each sorted, the largest first."""
-    groups: list[set[str]] = []
-    for pair in pairs:
-        touched = [group for group in groups if not group.isdisjoint(pair)]
-        groups = [group for group in groups if group not in touched] + [set(pair).union(*touched)]
-    return sorted(map(sorted, groups), key=lambda group: (-len(group), group))

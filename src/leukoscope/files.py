@@ -30,15 +30,12 @@ def remedy(error: Exception, otherwise: str) -> str:
 
 @contextmanager
 def disk_errors(problem: str, otherwise: str, *, needed: int | None = None) -> Iterator[None]:
-    """Turn write errors within the block into `LeukoscopeError`.
+    """Turn write errors within the block into `LeukoscopeError`, with the system's reason and the fix.
 
     Args:
         problem: the place and what cannot be done there, as "runs/a: cannot be written".
         otherwise: the fix, unless the disk is full.
         needed: bytes that were to be written.
-
-    Raises:
-        LeukoscopeError: with the problem, the system's reason and the fix.
     """
     from safetensors import SafetensorError
 
@@ -59,13 +56,9 @@ def cache_root() -> Path:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Write a file to a temporary path, which replaces `target` when the block ends without an error.
+    """Yield a temporary path beside `target`, ending in `.tmp`, that replaces it when the block ends without an error.
 
-    Yields:
-        the temporary path, in the folder of `target`; its suffix is `.tmp`.
-
-    Raises:
-        OSError: a write error; an older `target` is then unchanged.
+    After an `OSError`, an older `target` is unchanged.
     """
     # Two processes may write the same file at once, and in containers both have process id 1.
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
@@ -78,14 +71,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, text: str) -> Path:
-    """Write a text file with `atomic_file`.
-
-    Returns:
-        `path`.
-
-    Raises:
-        OSError: a write error; an older file of that name is unchanged.
-    """
+    """Write a text file with `atomic_file`, and return its path; after an `OSError`, an older one is unchanged."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
@@ -93,13 +79,9 @@ def write_atomic(path: Path, text: str) -> Path:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Make a folder at a temporary path, which replaces `target` when the block ends without an error.
+    """Yield a path for a folder, which does not exist yet, that replaces `target` when the block ends without an error.
 
-    Yields:
-        the temporary path, which does not exist yet, in a folder beside `target` that no other process uses.
-
-    Raises:
-        OSError: a write error; `target` is then unchanged.
+    It lies beside `target`, where no other process writes. After an `OSError`, `target` is unchanged.
     """
     target = target.resolve()  # "." has no name, and a link must stay a link
     old = target.with_name(f".{target.name}.old")
@@ -135,11 +117,7 @@ def is_git_clone(folder: Path) -> bool:
 
 
 def restore_replaced(target: Path) -> None:
-    """Restore a folder whose replacing process was killed between the two renames of `atomic_folder`.
-
-    Raises:
-        OSError: a write error.
-    """
+    """Restore a folder whose replacing process was killed between the renames of `atomic_folder`; raises `OSError`."""
     target = target.resolve()
     old = target.with_name(f".{target.name}.old")
     # The first rename set this time, and a process that still runs makes the second within a second.
@@ -155,11 +133,7 @@ _HOMES = (
 
 
 def resource_file(name: str) -> Path:
-    """Find a file that comes with Leukoscope, by its path in the repository.
-
-    Raises:
-        LeukoscopeError: neither the checkout nor the installed wheel contains it.
-    """
+    """Find a file that comes with Leukoscope, by its path in the repository; raises `LeukoscopeError` without one."""
     for home in _HOMES:
         if (home / name).is_file():
             return home / name

@@ -43,7 +43,7 @@ def is_quiet() -> bool:
 
 @contextmanager
 def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Show how far the work within the block is.
+    """Show how far the work within the block is; yields a function to call after each part, `advance(by=1)`.
 
     Nothing is shown when `quiet`, within another such block, and in all but the first process of a launcher.
 
@@ -51,9 +51,6 @@ def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator
         label: what is done, as in "decoding".
         total: its number of parts; None where that is not known, and only the time so far is shown.
         done: how many of them were done before.
-
-    Yields:
-        a function to call after each part, or after so many: `advance(by=1)`.
     """
     global _last_end
     if _quiet.get() or _shown.get() or not _is_first():
@@ -110,12 +107,7 @@ def _print_lines(task: Task, ended: threading.Event) -> None:
 
 
 def track(items: Iterable[_T], label: str, total: int | None = None, *, done: int = 0) -> Iterator[_T]:
-    """Iterate over items and show how many are done; see `progress`.
-
-    Args:
-        total: how many there are in all; None takes their length.
-        done: how many were done before these.
-    """
+    """Iterate over items and show how many are done, as `progress` does; where `total` is None, it is their number."""
     if total is None and isinstance(items, Sized):
         total = done + len(items)
     with progress(label, total, done=done) as advance:
@@ -127,8 +119,7 @@ def track(items: Iterable[_T], label: str, total: int | None = None, *, done: in
 def note(text: str, *, err: bool = False) -> None:
     """Print a line about work under way; nothing when `quiet`, and in all but the first process of a launcher.
 
-    Args:
-        err: to stderr, because stdout may be read as JSON.
+    `err` prints to stderr, because stdout may be read as JSON.
     """
     if not _quiet.get() and _is_first():
         print(text, flush=True, file=sys.stderr if err else sys.stdout)

@@ -440,12 +440,6 @@ class PhantomField:
     classes: tuple[str, ...]
     um_per_pixel: float
 
-    @property
-    def boxes(self) -> list[tuple[int, int, int, int]]:
-        """(left, top, right, bottom) of each white cell, in pixels."""
-        found = ndimage.find_objects(self.labels)
-        return [(c.start, r.start, c.stop, r.stop) for r, c in (window for window in found if window)]
-
 
 def draw_field(
     classes: Sequence[str] = ("ALL", "ALL", "HEM"),
@@ -581,12 +575,7 @@ def knows_smears(labels: Collection[str]) -> bool:
 
 
 def smear_picture(label: str, number: int) -> NDArray[np.uint8]:
-    """One synthetic smear, (224, 224, 3) uint8 RGB.
-
-    Args:
-        label: one of `SMEAR_LABELS`.
-        number: below `SMEARS`, its row in the sheet.
-    """
+    """One synthetic smear, (224, 224, 3) uint8 RGB; `number` is its row in the sheet, below `SMEARS`."""
     top, left = number * SMEAR_SIZE, SMEAR_LABELS.index(label) * SMEAR_SIZE
     return _smear_sheet()[top : top + SMEAR_SIZE, left : left + SMEAR_SIZE]
 

@@ -26,6 +26,7 @@ from leukoscope.data.splits import (
     cross_validation,
     groups_of,
     identical_files,
+    linked,
     load_split,
     make_split,
     split_unit,
@@ -347,6 +348,11 @@ def test_block_split_keeps_neighbours_and_identical_files_together(tmp_path: Pat
         assert split.group == "block"
         _assert_groups_disjoint(split, data)
         assert all(len(getattr(split, side)) > 0 for side in SIDES)
+
+
+def test_links_join_into_groups() -> None:
+    assert linked([("51", "75"), ("H2", "H4"), ("51", "78")]) == [["51", "75", "78"], ["H2", "H4"]]
+    assert linked([]) == []
 
 
 def test_blocks_joined_by_a_third_are_one_group(tmp_path: Path) -> None:

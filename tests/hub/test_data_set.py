@@ -19,8 +19,9 @@ from typer.testing import CliRunner, Result
 import leukoscope as lk
 from hub_server import Fault, Hub
 from leukoscope import LeukoscopeError
-from leukoscope.audit import audit_cells, open_cell, scan_cells
+from leukoscope.audit import audit_cells, scan_cells
 from leukoscope.cli import app
+from leukoscope.data.images import open_encoded
 from leukoscope.data.registry import CNMC_PRELIM_LABELS
 from leukoscope.data.splits import make_split
 from leukoscope.hub.data_set import described, push_data_set
@@ -85,7 +86,7 @@ def test_a_folder_comes_back_through_load_dataset(data_hub: Hub, own_cells: Path
     local = lk.load_dataset("imagefolder", own_cells, subject_pattern=OWN[1])
     undecoded = local.train.cast_column("image", datasets.Image(decode=False))
     for ours, theirs in zip(undecoded, back["train"], strict=True):
-        assert np.array_equal(np.asarray(open_cell(ours)), np.asarray(theirs["image"]))
+        assert np.array_equal(np.asarray(open_encoded(ours["image"], ours["cell_id"])), np.asarray(theirs["image"]))
         assert {key: ours[key] for key in ("label", "subject", "cell_id")} == {
             key: theirs[key] for key in ("label", "subject", "cell_id")
         }

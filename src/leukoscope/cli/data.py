@@ -22,7 +22,6 @@ from leukoscope.progress import progress
 
 if TYPE_CHECKING:
     from leukoscope.data.inspection import FolderReport
-    from leukoscope.data.loading import LoadedCells
 
 
 def check(
@@ -128,13 +127,16 @@ def audit(
 ) -> None:
     """Search for what would inflate metrics: copies of a cell across subjects, classes or splits, shortcuts, odd files.
 
-    Writes audit.json and audit.html. Exit code: 0 nothing found that would inflate metrics; 1 the audit could not be
-    made (a wrong flag, no such folder); 2 found: an image in two subjects, two classes or on two sides of a split, a
-    subject in two classes, or a split that divides subjects. Copies that every split by subject (or by block) keeps
-    on one side, known subject aliases among them, are listed but do not count; neither do odd images, nor shortcuts:
-    where a feature outside the cell separates the classes far better than chance, the summary ends with a warning.
+    Writes audit.json. Exit code: 0 nothing found that would inflate metrics; 1 the audit could not be made (a wrong
+    flag, no such folder); 2 found: an image in two subjects, two classes or on two sides of a split, a subject in two
+    classes, or a split that divides subjects. Copies that every split by subject (or by block) keeps on one side,
+    known subject aliases among them, are listed but do not count; neither do odd images, nor shortcuts: where a
+    feature outside the cell separates the classes far better than chance, the summary ends with a warning.
     """
+    from leukoscope.audit import audit_cells, published_subjects, scan_cells
     from leukoscope.data.inspection import recognise
+    from leukoscope.data.splits import load_split, make_split, own_split
+    from leukoscope.models.release_files import write_json
 
     if split and split_file:
         raise LeukoscopeError(f"--split {split} --split_file {split_file}: both name the split; give one")
@@ -148,25 +150,6 @@ def audit(
         data = load_reported(dataset_name, folder or train_dir, subject_pattern, labels)
     except LeukoscopeError as error:  # its message names the flag, which is not given beside DIR
         raise LeukoscopeError(str(error).removeprefix("--train_dir ") if folder else str(error)) from None
-    findings = _audit_into(output, data, folder or train_dir, split, split_file)
-    if as_json:
-        typer.echo((output / "audit.json").read_text(encoding="utf-8"))
-    else:
-        _print_summary(findings)
-        typer.echo(f"page: {output / 'audit.html'}\n{RESEARCH_NOTICE}")
-    if findings["inflating"]:
-        raise typer.Exit(FINDINGS_EXIT)
-
-
-def _audit_into(
-    output: Path, data: LoadedCells, folder: Path | None, split: str | None, split_file: Path | None
-) -> dict[str, Any]:
-    """Audit a data set, and write audit.json and audit.html."""
-    from leukoscope.audit import audit_cells, published_subjects, scan_cells
-    from leukoscope.data.splits import load_split, make_split, own_split
-    from leukoscope.models.release_files import write_json
-    from leukoscope.reports.audit_page import write_audit_page
-
     # Both raise now rather than after every image is read; subjects on two sides are what the audit reports.
     chosen = load_split(split_file, data, disjoint=False) if split_file else None
     if split:
@@ -175,16 +158,23 @@ def _audit_into(
     if chosen is None:
         chosen = make_split(seen.data, split) if split else own_split(seen.data)
     with progress("searching for copies and shortcuts"):
-        findings = audit_cells(seen, subjects=published_subjects(seen.data, folder), split=chosen)
+        findings = audit_cells(seen, subjects=published_subjects(seen.data, folder or train_dir), split=chosen)
     with disk_errors(f"--output {output}: cannot write there", "name another folder"):
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / "audit.json", findings)
-        write_audit_page(output / "audit.html", findings, seen)
-    return findings
+    if as_json:
+        typer.echo((output / "audit.json").read_text(encoding="utf-8"))
+    else:
+        _print_summary(findings)
+        typer.echo(f"all findings: {output / 'audit.json'}\n{RESEARCH_NOTICE}")
+    if findings["inflating"]:
+        raise typer.Exit(FINDINGS_EXIT)
 
 
 def _print_summary(findings: Mapping[str, Any]) -> None:
-    from leukoscope.reports.audit_page import copies_table, shortcuts_table
+    from leukoscope.audit import ODDITIES
+    from leukoscope.evaluation.baselines import FEATURES
+    from leukoscope.reports.audit_tables import copies_table, shortcuts_table
 
     copies, measured = copies_table(findings), shortcuts_table(findings)
     print_table(copies.columns, copies.rows)
@@ -197,11 +187,18 @@ def _print_summary(findings: Mapping[str, Any]) -> None:
     if measured.rows:
         chance = ["chance", f"{shortcuts['chance_balanced_accuracy']:.3f}", "–", "0.500"]
         print_table(["shortcut", *measured.columns[1:]], [*measured.rows, chance])
+        for name, *_ in measured.rows:
+            typer.echo(f"{name}: {FEATURES[name]}")
         typer.echo(f"not measured — {shortcuts['left_out']}")
     else:
         typer.echo(f"shortcuts not measured: {shortcuts['not_measured']}")
-    odd = findings["odd_pictures"]["counts"]
-    typer.echo(f"odd images: {', '.join(f'{count} {name}' for name, count in odd.items())}")
+    odd = findings["odd_pictures"]
+    typer.echo(f"odd images: {', '.join(f'{count} {name}' for name, count in odd['counts'].items())}")
+    for name, meaning in ODDITIES.items():
+        if found := [picture["cell"] for picture in odd["pictures"] if name in picture["why"]]:
+            typer.echo(f"{name}: {meaning}, for example {found[0]}")
+    if unreadable := findings["unreadable"]:
+        typer.echo(f"{len(unreadable)} file(s) could not be read, for example {unreadable[0]}")
     for line in findings["inflating"]:
         typer.secho(f"inflates metrics: {line}", fg="red", bold=True)
     for line in findings["warnings"]:
@@ -259,7 +256,7 @@ def push(
         findings = audit_cells(seen, subjects=published_subjects(seen.data, folder), split=own_split(seen.data))
     if not quiet:
         _print_summary(findings)
-    cell = seen.rows[0]
+    cell = seen.data.rows[0]
     subject = f"subject {cell['subject']!r} and " if cell["subject"] else ""
     say(f"the Hub gets ids as they are, such as {subject}cell {cell['cell_id']!r}")
     published = push_data_set(seen, findings, info, to)

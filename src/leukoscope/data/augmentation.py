@@ -73,10 +73,7 @@ _DRAWS = 10  # numbers drawn for a cell and epoch
 
 
 class Augmenter:
-    """Augments whole batches at once.
-
-    What a cell gets depends only on (seed, epoch, its row), however many processes share the work.
-    """
+    """Augments batches; what a cell gets depends only on (seed, epoch, its row), however many processes share them."""
 
     def __init__(self, augmentation: Augmentation, background: str, seed: int):
         """Take the settings; `background` is "black" or "smear", as in `DatasetInfo`."""
@@ -87,15 +84,7 @@ class Augmenter:
         self._drawn: tuple[int, torch.Tensor] = (-1, torch.empty(0, _DRAWS))
 
     def __call__(self, pixels: torch.Tensor, rows: Sequence[int], epoch: int) -> torch.Tensor:
-        """Augment a batch.
-
-        Args:
-            pixels: (B, 3, S, S) uint8.
-            rows: row number of each cell in the data set.
-
-        Returns:
-            (B, 3, S, S) float32, 0–255.
-        """
+        """(B, 3, S, S) uint8 pixels → float32, 0–255, augmented; `rows` are the cells' numbers in the data set."""
         if self.augmentation.only_views:
             return self._in_views(pixels.float(), self.views_of(rows, epoch))
         draws = self._draws(rows, epoch)

@@ -92,11 +92,7 @@ def subject_name(value: object) -> str:
 
 
 def read_table(path: Path) -> CellTable:
-    """Read a table of cells from a CSV, or from an export of Label Studio (JSON, JSON-MIN or CSV).
-
-    Raises:
-        LeukoscopeError: it cannot be opened, or as `label_studio_rows` and `parse_csv`.
-    """
+    """Read a CSV or an export of Label Studio (JSON, JSON-MIN or CSV); raises `LeukoscopeError` for any other file."""
     content = content_of(path)
     if path.suffix.lower() != ".json":
         return parse_csv(content, str(path))
@@ -108,10 +104,8 @@ def read_table(path: Path) -> CellTable:
 def label_studio_rows(content: bytes, name: str) -> list[dict[str, Any]]:
     """Rows of Label Studio's JSON or JSON-MIN export: the task's own columns, and `label`.
 
-    https://labelstud.io/guide/export: a task holds `data` and `annotations`, whose `result` lists the choices.
-
-    Raises:
-        LeukoscopeError: no such export, or an annotation with several classes.
+    https://labelstud.io/guide/export: a task holds `data` and `annotations`, whose `result` lists the choices. Raises
+    `LeukoscopeError` for no such export, or an annotation with several classes.
     """
     fix = "give Label Studio's JSON export, or a CSV with the columns file,label,subject"
     try:
@@ -146,11 +140,7 @@ def content_of(path: Path) -> bytes:
 
 
 def parse_csv(content: bytes, name: str) -> CellTable:
-    """Read a table of cells; messages call it `name`.
-
-    Raises:
-        LeukoscopeError: as `csv_rows` and `cell_table`.
-    """
+    """Read a table of cells; messages call it `name`. Raises `LeukoscopeError` as `csv_rows` and `cell_table` do."""
     header, rows, notes = csv_rows(content, name, HEADER)
     return cell_table(name, header, rows, notes)
 
@@ -159,17 +149,10 @@ def csv_rows(content: bytes, name: str, fix: str) -> tuple[list[str], list[tuple
     """Read a table with a header, separated by commas, semicolons or tabs.
 
     Comments before the header are skipped and Excel's `sep=` line is followed. UTF-8, UTF-16 and, with a note,
-    Windows-1252 are read.
-
-    Args:
-        name: stands in messages.
-        fix: ends the messages on what is no such table.
+    Windows-1252 are read. Raises `LeukoscopeError` for no table; messages call it `name` and end with `fix`.
 
     Returns:
         the header, (number, entries) of each row, and notes for the table's author.
-
-    Raises:
-        LeukoscopeError: no table.
     """
     text, notes = _decoded(content, name)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -207,11 +190,8 @@ def cell_table(
 ) -> CellTable:
     """Check the columns and rows of a table of cells.
 
-    Columns may be in any order and case; an index column, comments and blank rows are skipped.
-
-    Args:
-        header: names of the columns.
-        values: (number, entries) of each row.
+    Columns may be in any order and case; an index column, comments and blank rows are skipped. `values` are the
+    (number, entries) of each row.
 
     Raises:
         LeukoscopeError: a missing or double column, a row of another length, a row without a file, a subject named in
@@ -321,8 +301,7 @@ class FileIndex:
 def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
     """Each row with the path of its file: below `root` relative to it, else absolute.
 
-    Raises:
-        LeukoscopeError: a file that is not there, or several that a name may mean.
+    Raises `LeukoscopeError` for a file that is not there, or several that a name may mean.
     """
 
     @cache

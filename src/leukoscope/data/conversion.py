@@ -12,13 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from leukoscope.data.images import (
-    MAX_SIDE_RATIO,
-    MIN_SIDE,
-    _check_scans,
-    _damage_named,
-    to_rgb,
-)
+from leukoscope.data.images import MAX_SIDE_RATIO, MIN_SIDE, _check_scans, _damage_named, to_rgb
 
 _FORMATS = ("PNG", "TIFF", "JPEG", "GIF")
 # Pillow keeps the high byte of 16-bit colour; read in the other byte order, it keeps the low one.
@@ -26,21 +20,17 @@ _OTHER_ORDER = {";16L": ";16B", ";16B": ";16L", ";16N": ";16B"}
 
 
 def open_converted(path: str | Path, max_pixels: int) -> tuple[Image.Image, str] | None:
-    """Open a picture of 16 bits a channel, one in CMYK, or the first frame of a GIF.
-
-    Args:
-        max_pixels: what it may have at most.
+    """Open a picture of 16 bits a channel, one in CMYK, or the first frame of a GIF; None for any other file.
 
     Returns:
-        Upright RGB and which conversion was made ("bits", "cmyk" or "frames"); None for any other file.
+        Upright RGB and which conversion was made: "bits", "cmyk" or "frames".
 
     Raises:
-        UnreadableImage: it is damaged, too large or too small.
+        UnreadableImage: it is damaged.
     """
     with _damage_named(path), Image.open(path, formats=_FORMATS) as image:
-        width, height = image.size
         small, long = sorted(image.size)
-        if width * height > max_pixels or small < MIN_SIDE or long > MAX_SIDE_RATIO * small:
+        if small * long > max_pixels or small < MIN_SIDE or long > MAX_SIDE_RATIO * small:
             return None
         if image.format == "GIF":
             image.seek(0)

@@ -437,38 +437,20 @@ CROP_SIDE = 512
 BLURRED_EDGE = 2.0
 # Of what is stained, for each cell that may be found; BCCD and the four-class B-ALL set show 3.
 PEAKS_PER_CELL = 10
+# What counts as a nucleated cell. The share was chosen on BCCD's training list by research/benchmarks/fields.py, all
+# else by eye on fields of that list and on a few of the four-class B-ALL set.
+CYTOPLASM_SHARE = 0.25  # of the way from plasma to the nuclear threshold, at least
+CYTOPLASM_REACH = 4.0  # µm, at most, from the nucleus
+SMALLEST_NUCLEUS = 18.0  # µm²; a platelet is below, a small lymphocyte's nucleus (about 6 µm across) above
+LARGEST_CELL = 700.0  # µm²; beyond it lie smears of stain and clumps that no outline can be drawn in
+ROUND_NUCLEUS = 2.6  # µm; a nucleus that holds a disc of this radius is no lobe
+LOBE_GAP = 2.0  # µm, at most, between lobes of one nucleus
+SPLIT_DISTANCE = 4.0  # µm, at least, between the centres of two cells
+WAIST = 0.8  # between two touching cells the outline narrows to less than this share of the smaller one
 
 
 class UnusableField(LeukoscopeError):
     """A picture that cannot be read as a stained smear; the message states why and what to do."""
-
-
-@dataclass(frozen=True)
-class FinderSettings:
-    """What counts as a nucleated cell.
-
-    `cytoplasm_share` was chosen on BCCD's training list by research/benchmarks/fields.py; the others were set by eye on
-    fields of that list and on a few of the four-class B-ALL set.
-
-    Attributes:
-        cytoplasm_share: cytoplasm is stained at least this share of the way from plasma to the nuclear threshold.
-        cytoplasm_reach: how far from its nucleus a cell may extend, µm.
-        smallest_nucleus: µm²; a platelet is below, a small lymphocyte's nucleus (about 6 µm across) above.
-        largest_cell: µm²; beyond it lie smears of stain and clumps that no outline can be drawn in.
-        round_nucleus: a nucleus that holds a disc of this radius is no lobe, µm.
-        lobe_gap: lobes of one nucleus lie closer together than this, µm.
-        split_distance: centres of two cells lie farther apart than this, µm.
-        waist: between two touching cells the outline narrows to less than this share of the smaller one.
-    """
-
-    cytoplasm_share: float = 0.25
-    cytoplasm_reach: float = 4.0
-    smallest_nucleus: float = 18.0
-    largest_cell: float = 700.0
-    round_nucleus: float = 2.6
-    lobe_gap: float = 2.0
-    split_distance: float = 4.0
-    waist: float = 0.8
 
 
 @dataclass(frozen=True)
@@ -514,8 +496,7 @@ def find_cells(
     *,
     um_per_pixel: float | None = None,
     scale_source: ScaleSource = "given",
-    settings: FinderSettings | None = None,
-    tile: int = TILE,
+    cytoplasm_share: float = CYTOPLASM_SHARE,
     most_cells: int | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Field:
@@ -526,7 +507,6 @@ def find_cells(
         um_per_pixel: its scale; None reads it off the red cells, or off the nuclei where these are too few, or where
             the nuclei would be too large for it.
         scale_source: where `um_per_pixel` comes from.
-        tile: side of the squares it is worked through in, in working pixels; more memory, fewer seams.
         most_cells: the search ends with an error at the first tile that shows more than that, or that shows 10 times
             as many peaks of what is stained.
         check: called before each tile; what it raises ends the search.
@@ -548,8 +528,8 @@ def find_cells(
         raise UnusableField(stain.problem)
 
     def found_at(scale: Scale, *why: str) -> Field:
-        finder = _Finder(view, stain, scale.um_per_pixel, settings or FinderSettings(), most_cells)
-        for core in finder.cores(tile):
+        finder = _Finder(view, stain, scale.um_per_pixel, cytoplasm_share, most_cells)
+        for core in finder.cores():
             check()
             finder.search(core)
         cells = sorted(finder.cells, key=lambda cell: (cell.box[1], cell.box[0]))
@@ -574,11 +554,7 @@ def find_cells(
 
 
 def cut_out(image: Image.Image, cell: FieldCell, um_per_pixel: float) -> Image.Image:
-    """A cell as C-NMC 2019 cuts them out: alone on black, at that data set's scale; its stain is left as it is.
-
-    Args:
-        image: the field.
-        um_per_pixel: the field's scale.
+    """A cell of a field as C-NMC 2019 cuts them out: alone on black, at that data set's scale, its stain as it is.
 
     Returns:
         (450, 450) RGB, exactly 0 outside the cell; a larger cell is cut off at its rim.
@@ -618,8 +594,8 @@ def _without_plasma(mask: Mask, pixels: Image.Image) -> Mask:
 class _Finder:
     """Search for cells at the working pitch, tile by tile, to bound memory."""
 
-    def __init__(self, view: View, stain: Stain, um_per_pixel: float, settings: FinderSettings, most_cells: int | None):
-        self.view, self.stain, self.settings, self.most_cells = view, stain, settings, most_cells
+    def __init__(self, view: View, stain: Stain, um_per_pixel: float, cytoplasm_share: float, most_cells: int | None):
+        self.view, self.stain, self.cytoplasm_share, self.most_cells = view, stain, cytoplasm_share, most_cells
         # Field pixels a working pixel, at least 1: what was never resolved is not made up.
         self.step = max(1.0, WORKING_PITCH / um_per_pixel)
         self.pitch = self.step * um_per_pixel  # µm a working pixel
@@ -628,9 +604,9 @@ class _Finder:
         self.cells: list[FieldCell] = []
         self.peaks = 0
 
-    def cores(self, tile: int) -> Iterator[tuple[slice, slice]]:
+    def cores(self) -> Iterator[tuple[slice, slice]]:
         """Squares that cover the field without overlap; each cell belongs to the one its centre lies in."""
-        rows, columns = ([slice(at, min(at + tile, n)) for at in range(0, n, tile)] for n in self.shape)
+        rows, columns = ([slice(at, min(at + TILE, n)) for at in range(0, n, TILE)] for n in self.shape)
         yield from product(rows, columns)
 
     def search(self, core: tuple[slice, slice]) -> None:
@@ -653,7 +629,7 @@ class _Finder:
             mask = labels[window] == number
             nucleus = mask & nuclei[window]
             nuclear = float(nucleus.sum() * pitch**2)
-            if nuclear < self.settings.smallest_nucleus or mask.sum() * pitch**2 > self.settings.largest_cell:
+            if nuclear < SMALLEST_NUCLEUS or mask.sum() * pitch**2 > LARGEST_CELL:
                 continue
             place = tuple(
                 slice(w.start + a.start, w.stop + a.start) for w, a in zip(window, (rows, columns), strict=True)
@@ -692,24 +668,24 @@ class _Finder:
 
     def _region(self, level: Floats, nuclei: Mask) -> Mask:
         """Nuclei and the cytoplasm about them; bluish red cells farther off are left out."""
-        stain, settings, pitch = self.stain, self.settings, self.pitch
-        stained = level > min(max(stain.threshold * settings.cytoplasm_share, stain.red_level), stain.threshold)
-        near = ndimage.distance_transform_edt(~nuclei) <= settings.cytoplasm_reach / pitch
+        stain, pitch = self.stain, self.pitch
+        stained = level > min(max(stain.threshold * self.cytoplasm_share, stain.red_level), stain.threshold)
+        near = ndimage.distance_transform_edt(~nuclei) <= CYTOPLASM_REACH / pitch
         region = nuclei | ndimage.binary_opening(stained & near, disc(1.0 / pitch))
         # Padded: a closing would otherwise eat into cells at the edge.
-        gap = max(1, round(settings.lobe_gap / 2 / pitch))
+        gap = max(1, round(LOBE_GAP / 2 / pitch))
         closed = ndimage.binary_closing(np.pad(region, gap + 1), disc(gap))[gap + 1 : -gap - 1, gap + 1 : -gap - 1]
         return ndimage.binary_fill_holes(closed)
 
     def _split(self, region: Mask, nuclei: Mask) -> NDArray[np.int32]:
-        """Separate touching cells: assign each pixel to the disc it is deepest in (power diagram, Aurenhammer 1987).
-
-        Returns:
-            (h, w) 0, or the number of the cell from 1.
-        """
-        reach = round(np.sqrt(self.settings.largest_cell / np.pi) / self.pitch)
+        """(h, w) 0 or a cell's number: touching cells parted by the disc a pixel is deepest in (Aurenhammer 1987)."""
+        # A round nucleus stands for one cell; lobes share the disc of their cell.
+        discs = [one for one in self._peaks(nuclei) if one[2] * self.pitch >= ROUND_NUCLEUS]
+        v, u, r = np.reshape(discs, (-1, 3)).T
+        discs += [one for one in self._peaks(region) if (np.hypot(one[0] - v, one[1] - u) > one[2] + r).all()]
+        reach = round(np.sqrt(LARGEST_CELL / np.pi) / self.pitch)
         labels, nearest = np.zeros(region.shape, np.int32), np.full(region.shape, np.inf, np.float32)
-        for number, (y, x, radius) in enumerate(self._discs(region, nuclei), start=1):
+        for number, (y, x, radius) in enumerate(discs, start=1):
             window = tuple(
                 slice(max(0, at - reach), min(n, at + reach + 1)) for at, n in zip((y, x), region.shape, strict=True)
             )
@@ -720,19 +696,11 @@ class _Finder:
             nearest[window][nearer] = power[nearer]
         return labels
 
-    def _discs(self, region: Mask, nuclei: Mask) -> list[tuple[int, int, float]]:
-        """One disc (y, x, radius) a cell: a round nucleus stands for one, lobes share the disc of their cell."""
-        round_ones = [one for one in self._peaks(nuclei) if one[2] * self.pitch >= self.settings.round_nucleus]
-        v, u, r = np.reshape(round_ones, (-1, 3)).T
-        return round_ones + [
-            one for one in self._peaks(region) if (np.hypot(one[0] - v, one[1] - u) > one[2] + r).all()
-        ]
-
     def _peaks(self, mask: Mask) -> list[tuple[int, int, float]]:
         """Where a mask is deepest and how deep, deepest first; two peaks without a waist between them are one."""
         depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask).astype(np.float32), 0.6 / self.pitch)
         # A square, because its filter costs the same at any size.
-        side = 2 * round(self.settings.split_distance / 2 / self.pitch) + 1
+        side = 2 * round(SPLIT_DISTANCE / 2 / self.pitch) + 1
         tops = mask & (depth == ndimage.maximum_filter(depth, side))
         # Bounded before the peaks are compared.
         self.peaks += int(tops.sum())
@@ -744,7 +712,7 @@ class _Finder:
             radius = float(depth[y, x])
             v, u, r = kept[:count].T
             near = kept[:count][np.hypot(v - y, u - x) <= 2 * r + radius, :2].astype(int)
-            if not any(_waist(depth, at, (y, x)) >= self.settings.waist * radius for at in near.tolist()):
+            if not any(_waist(depth, at, (y, x)) >= WAIST * radius for at in near.tolist()):
                 kept[count] = y, x, radius
                 count += 1
         return [(int(y), int(x), radius) for y, x, radius in kept[:count].tolist()]

@@ -76,8 +76,7 @@ class Listing(NamedTuple):
 def walk(root: Path) -> Iterator[Listing]:
     """List a folder and those below it, in a fixed order, without hidden files and junk, each file once.
 
-    Raises:
-        LeukoscopeError: a folder that cannot be read.
+    Raises `LeukoscopeError` for a folder that cannot be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -126,11 +125,7 @@ class ImageFolder:
 
     @classmethod
     def read(cls, root: Path) -> ImageFolder:
-        """Walk a folder.
-
-        Raises:
-            LeukoscopeError: a folder that cannot be read, or an image whose name is not UTF-8.
-        """
+        """Walk a folder; raises `LeukoscopeError` if it cannot be read, or an image's name is not UTF-8."""
         images, others, folders = [], [], []
         kinds: Counter[str] = Counter()
         for listing in walk(root):

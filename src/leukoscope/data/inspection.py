@@ -12,7 +12,7 @@ from pathlib import Path
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.folders import ImageFolder
-from leukoscope.data.loading import load_cells
+from leukoscope.data.loading import PRELIMINARY_TEST, load_cells
 from leukoscope.data.registry import DATASETS, OTHER, DatasetInfo, files_left_out
 from leukoscope.data.splits import SIDES, SUBJECT_FOLDS
 
@@ -72,17 +72,14 @@ def inspect_folder(root: Path, *, subject_pattern: str | None = None, labels: Pa
         # The folder is no flag here.
         raise LeukoscopeError(str(error).removeprefix("--train_dir ")) from None
     classes = data.info.labels
-    rows = [
-        (part, fold, classes[label], subject)
-        for part, cells in data.cells.items()
-        for fold, label, subject in zip(cells["fold"][:], cells["label"][:], cells["subject"][:], strict=True)
-    ]
+    columns = (data.rows[name][:] for name in ("fold", "label", "subject"))
+    rows = [(fold, classes[label], subject) for fold, label, subject in zip(*columns, strict=True)]
     partitions: dict[str, Counter[str]] = {}
     subjects: dict[str, Counter[str]] = {label: Counter() for label in classes}
-    for _, fold, label, subject in rows:
+    for fold, label, subject in rows:
         partitions.setdefault(fold, Counter())[label] += 1
         subjects[label].update([subject] if subject else [])
-    training = [(label, subject) for part, _, label, subject in rows if part == "train"]
+    training = [(label, subject) for fold, label, subject in rows if fold != PRELIMINARY_TEST]
     met = Counter(label for label, subject in set(training) if subject)
     counts = Counter(label for label, _ in training)
     problems = [*data.count_differences, *data.passed_over, *data.unreadable]
@@ -99,8 +96,7 @@ def inspect_folder(root: Path, *, subject_pattern: str | None = None, labels: Pa
 def recognise(root: Path) -> DatasetInfo:
     """The entry of `DATASETS` whose layout most pictures of a folder follow, else that of plain class folders.
 
-    Raises:
-        LeukoscopeError: no such folder, or no picture laid out in any known way.
+    Raises `LeukoscopeError` for no such folder, or no picture laid out in any known way.
     """
     if not root.is_dir():
         raise LeukoscopeError(f"{root}: no such folder; give the folder that a data set was unpacked to")

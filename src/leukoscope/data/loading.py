@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from unicodedata import normalize
@@ -98,6 +99,13 @@ class LoadedCells:
         """The labelled cells that splits are made from."""
         return self.cells["train"]
 
+    @cached_property
+    def rows(self) -> Dataset:
+        """Every cell, the publisher's test set after the others; `image` is not decoded."""
+        from datasets import Image, concatenate_datasets
+
+        return concatenate_datasets(list(self.cells.values())).cast_column("image", Image(decode=False))
+
     @property
     def own_splits(self) -> dict[str, int]:
         """Cells on each side of the data set's own splits, in the order of `SIDES`; {} where it has none."""
@@ -106,11 +114,7 @@ class LoadedCells:
         return {side: counts[side] for side in SIDES if counts[side]} if several else {}
 
     def with_positive(self, label: str) -> LoadedCells:
-        """The same data, with one of its two classes as the positive one.
-
-        Raises:
-            LeukoscopeError: more than two classes, or no such class.
-        """
+        """The same data, with one of its two classes as the positive one; raises `LeukoscopeError` for any other."""
         labels = self.info.labels
         if len(labels) != 2 or label not in labels:
             raise LeukoscopeError(
@@ -207,7 +211,10 @@ def load_cells(
             fix = f"leave it out, or {otherwise}" if otherwise else "leave it out"
             raise LeukoscopeError(f"--{flag} {value}: has no effect with {data_set}; {fix}")
     if info.synthetic:
-        return _phantoms(info, image_size)
+        cells = list(phantom_cells(size=image_size))
+        # Hash pixels, so that changed drawing code invalidates the cache.
+        rows = [_Row(c.cell_id, c.label, c.subject, hashlib.sha256(c.image.tobytes()).hexdigest()) for c in cells]
+        return _assemble(info, _images([c.image for c in cells]), rows, f"--dataset_name {info.name}")
     if train_dir is not None:
         return _from_folder(info, Path(train_dir), sides, subject_pattern, labels, validation_dir)
     if info.hub_id is None:
@@ -227,20 +234,8 @@ def _entry(dataset_name: str) -> DatasetInfo:
     return next((entry for entry in DATASETS.values() if entry.hub_id == dataset_name), unknown)
 
 
-def _phantoms(info: DatasetInfo, image_size: int) -> LoadedCells:
-    cells = list(phantom_cells(size=image_size))
-    # Hash pixels, so that changed drawing code invalidates the cache.
-    rows = [_Row(c.cell_id, c.label, c.subject, hashlib.sha256(c.image.tobytes()).hexdigest()) for c in cells]
-    return _assemble(info, _images([c.image for c in cells]), rows, f"--dataset_name {info.name}")
-
-
 def _own_sides(names: Collection[str], given: Mapping[str, str | None], source: str) -> dict[str, str]:
-    """The splits that a data set has itself: name → side.
-
-    Args:
-        names: of its splits, or of the folders that may be some.
-        given: side → the name that a flag gives it, or None.
-    """
+    """The splits among these names of splits or folders: name → side; `given` is side → the name that a flag gives."""
     found: dict[str, str] = {}
     free = set(names) - set(given.values())
     plain = {_SIDE_SUFFIX.sub("", name.strip().casefold()): name for name in names if name in free}
@@ -443,12 +438,9 @@ def _found_in_folder(
     assert info.find_cells is not None
     folder = ImageFolder.read(root)
     if table is not None and table.has_labels:
-        found = list(cells_of_table(table, root))
-        not_used = (
-            [f"{count} row(s) of {table.name} name no class: left out"]
-            if (count := len(table.rows) - len(found))
-            else []
-        )
+        found, not_used = list(cells_of_table(table, root)), []
+        if count := len(table.rows) - len(found):
+            not_used.append(f"{count} row(s) of {table.name} name no class: left out")
         named = {root / file for _, file in located(table, root)}
         if others := [path for path in folder.images if path not in named]:
             not_used.append(
@@ -515,13 +507,10 @@ def _with_subjects(cells: list[CellFile], root: Path, pattern: str | None, table
 
 
 def subject_rule(pattern: str) -> Callable[[str], str]:
-    """Make the function from an image's path to its subject, after `--subject_pattern`.
+    """Make the function from an image's path to its subject: what the group `subject`, or the first group, matches.
 
-    Args:
-        pattern: a regular expression whose group `subject` (or first group) names the subject.
-
-    Raises:
-        LeukoscopeError: no regular expression, or no group; from the function: a path that it does not match.
+    Raises `LeukoscopeError` for no regular expression, or one without a group; the function, for a path that it does
+    not match.
     """
     flag = f"--subject_pattern {shlex.quote(pattern)}"
     try:
@@ -643,12 +632,7 @@ def _pictures(table: Dataset, column: str, *, decode: bool = True) -> Dataset:
 def _hub_rows(
     info: DatasetInfo, table: Dataset, columns: Mapping[str, str], side: str, first: int, source: str
 ) -> list[_Row]:
-    """The rows of one split; the name of a side other than train goes before its cell ids.
-
-    Args:
-        side: "" where there is only one.
-        first: number of the split's first row in the data set.
-    """
+    """The rows of one split, from number `first` on; the name of a side other than train goes before its cell ids."""
     ids = _hub_ids(table, first)
     if len(set(ids)) < len(ids):
         twice = next(cell for cell, count in Counter(ids).items() if count > 1)
@@ -726,11 +710,7 @@ class StreamedCell(NamedTuple):
 
 
 def stream_cells(hub_id: str, each: int = 3) -> list[StreamedCell]:
-    """A few cells of each class of a Hub data set with columns `image` and `label`.
-
-    Args:
-        hub_id: `owner/name`.
-        each: how many cells of a class are wanted; of a class that is not among the first rows there are fewer.
+    """A few cells of each class of a Hub data set with columns `image` and `label`: at most `each`.
 
     Raises:
         LeukoscopeError: no network, no such data set, one laid out otherwise, or one without a readable picture.

@@ -11,13 +11,13 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from inspect import getfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,8 @@ from leukoscope.progress import track
 if TYPE_CHECKING:
     from datasets import Dataset
     from PIL import Image
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,8 @@ class PixelRows:
 
 
 def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
-    """Frame a whole data set, its publisher's test set included; damaged cells are reported and left out.
-
-    Raises:
-        LeukoscopeError: as `decode_cells`.
-    """
-    rows = _all_rows(data)
+    """Frame a whole data set, its publisher's test set included, without damaged cells; raises as `decode_cells`."""
+    rows = data.rows
     pixels, hashes, areas, problems = decode_cells(rows, preprocessing, data.fingerprint)
     # Splits are drawn without damaged cells, so blocks are counted without them.
     kept = data.without(problems)
@@ -107,56 +105,40 @@ def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
 def without_damaged(data: LoadedCells) -> LoadedCells:
     """The cells whose pictures can be decoded, of which training draws its split; `unreadable` names the others.
 
-    Raises:
-        UnreachableImage: a file that is missing now.
+    Raises `UnreachableImage` for a file that is missing now.
     """
-    rows = _all_rows(data)
-    encoded, ids = _encoded(rows), rows["cell_id"][:]
-
-    def problem(row: int) -> str:
-        found = _opened(encoded, row, ids[row])
-        return found if isinstance(found, str) else ""
-
-    with ThreadPoolExecutor() as pool:
-        found = track(pool.map(problem, range(len(ids))), "looking for damaged pictures", len(ids))
-        return data.without({cell: text for cell, text in zip(ids, found, strict=True) if text})
+    _, problems = _each_picture(data.rows, lambda row, image: None, "looking for damaged pictures")
+    return data.without(problems)
 
 
-def _all_rows(data: LoadedCells) -> Dataset:
-    from datasets import concatenate_datasets
-
-    return concatenate_datasets(list(data.cells.values()))
-
-
-def _encoded(cells: Dataset) -> Dataset:
-    """The same rows with each picture as its file's bytes or path."""
-    from datasets import Image as ImageFeature
-
-    return cells.cast_column("image", ImageFeature(decode=False))
-
-
-def _opened(encoded: Dataset, row: int, cell: str) -> Image.Image | str:
-    """The decoded picture of a row, or what is wrong with it.
+def _each_picture(
+    rows: Dataset, use: Callable[[int, Image.Image], _T], label: str
+) -> tuple[list[_T | None], dict[str, str]]:
+    """What `use` makes of each row and its picture, None for damaged ones; and cell id → message for these.
 
     Raises:
         UnreachableImage: a drive that is gone for a moment says nothing of its cells.
     """
-    try:
-        return open_encoded(encoded[row]["image"], cell)
-    except UnreachableImage:
-        raise
-    except UnreadableImage as error:
-        return str(error)
+    ids, problems = rows["cell_id"][:], dict[str, str]()
+
+    def one(row: int) -> _T | None:
+        try:
+            return use(row, open_encoded(rows[row]["image"], ids[row]))
+        except UnreachableImage:
+            raise
+        except UnreadableImage as error:
+            problems[ids[row]] = str(error)
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        used = list(track(pool.map(one, range(len(ids))), label, len(ids)))
+    return used, {cell: problems[cell] for cell in ids if cell in problems}
 
 
 def decode_cells(
     cells: Dataset, preprocessing: Preprocessing, fingerprint: str
 ) -> tuple[np.ndarray, list[str], np.ndarray, dict[str, str]]:
-    """Frame every cell, from the cache where it was done before.
-
-    Args:
-        cells: rows with `image` and `cell_id`.
-        fingerprint: of the data set the rows belong to.
+    """Frame every cell of a data set with this fingerprint, from the cache where it was done before.
 
     Returns:
         (N, S, S, 3) uint8, memory-mapped, row i of `cells` at i (zeros where unreadable); the N decoded pictures'
@@ -166,6 +148,7 @@ def decode_cells(
     Raises:
         LeukoscopeError: the cache folder cannot be written (full disk, no permission), or a file that is missing now.
     """
+    from datasets import Image as ImageFeature
 
     def changed(path: str | None) -> tuple[int, int]:
         # Cells exported anew often keep name and size, and those of an archive its time of writing, too.
@@ -174,7 +157,8 @@ def decode_cells(
         state = os.stat(path)
         return state.st_mtime_ns, state.st_ctime_ns
 
-    times = [changed(row["path"]) for row in _encoded(cells.select_columns("image"))["image"]]
+    cells = cells.cast_column("image", ImageFeature(decode=False))
+    times = [changed(row["path"]) for row in cells.select_columns("image")["image"]]
     code = [Path(getfile(module)).read_bytes() for module in (images_module, preprocessing_module)]
     key = sha256(repr((fingerprint, cells["cell_id"][:], times, preprocessing, code)).encode()).hexdigest()[:16]
     pixels_path, found_path = cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.facts.json"
@@ -206,20 +190,12 @@ def require_space(folder: Path, needed: int) -> None:
 def _decode_to(path: Path, shape: tuple[int, ...], cells: Dataset, preprocessing: Preprocessing) -> dict[str, Any]:
     """Write the framed cells to a file; return hashes, areas and problems for the cache's other file."""
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    encoded, ids = _encoded(cells), cells["cell_id"][:]
 
-    def decode(row: int) -> tuple[str, float, str]:
-        image = _opened(encoded, row, ids[row])
-        if isinstance(image, str):
-            return "", 0.0, image
+    def decode(row: int, image: Image.Image) -> tuple[str, float]:
         array[row] = preprocessing.frame(image)
-        return pixel_hash(image), round(cell_area(np.asarray(image)), 6), ""
+        return pixel_hash(image), round(cell_area(np.asarray(image)), 6)
 
-    with ThreadPoolExecutor() as pool:
-        found = list(track(pool.map(decode, range(shape[0])), "decoding", shape[0]))
+    found, problems = _each_picture(cells, decode, "decoding")
     array.flush()
-    return {
-        "unreadable": {cell: problem for cell, (_, _, problem) in zip(ids, found, strict=True) if problem},
-        "pixel_hashes": [hash_ for hash_, _, _ in found],
-        "areas": [area for _, area, _ in found],
-    }
+    kept = [one or ("", 0.0) for one in found]
+    return {"unreadable": problems, "pixel_hashes": [hash_ for hash_, _ in kept], "areas": [area for _, area in kept]}

@@ -108,14 +108,7 @@ class Preprocessing:
         return np.asarray(framed.crop((0, top, self.image_size, top + self.image_size)))
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Scale and standardise pixels.
-
-        Args:
-            pixels: (B, 3, S, S), 0–255, any dtype.
-
-        Returns:
-            (B, 3, S, S) float32, channels-last in memory.
-        """
+        """(B, 3, S, S) pixels, 0–255 of any dtype → scaled and standardised, float32, channels-last in memory."""
         import torch
 
         mean, std = (_on_device(values, pixels.device).view(1, 3, 1, 1) * 255 for values in (self.mean, self.std))

@@ -235,11 +235,7 @@ def find_class_folders(folder: ImageFolder) -> Iterator[CellFile]:
 
 
 def cells_of_table(table: CellTable, root: Path) -> Iterator[CellFile]:
-    """The cells to which a table gives a class; their files lie below `root`.
-
-    Raises:
-        LeukoscopeError: as `located`.
-    """
+    """The cells to which a table gives a class, with files below `root`; raises `LeukoscopeError` as `located`."""
     for row, file in located(table, root):
         if row.label:
             yield CellFile(root / file, row.label, row.subject, cell_id=cell_id_of(file))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -210,8 +210,7 @@ def split_unit(data: LoadedCells) -> Literal["subject", "block", "cell"]:
 def cross_validation(data: LoadedCells) -> list[Split]:
     """Five folds by `split_unit`, or one for each unit of the rarest class; one random split where there are no units.
 
-    Raises:
-        LeukoscopeError: a class has fewer than two units.
+    Raises `LeukoscopeError` where a class has fewer than two units.
     """
     unit = split_unit(data)
     if unit == "cell":
@@ -258,13 +257,10 @@ class _Cells:
     """The rows of one data set and the ways to deal them out; all results are row indices."""
 
     def __init__(self, data: LoadedCells, group: str, seed: int):
-        from datasets import concatenate_datasets
-
         self.data, self.group, self.seed = data, group, seed
-        rows = concatenate_datasets(list(data.cells.values()))
-        self.ids: list[str] = rows["cell_id"][:]
-        self.folds: list[str] = rows["fold"][:]
-        self.labels = np.asarray(rows["label"][:])
+        self.ids: list[str] = data.rows["cell_id"][:]
+        self.folds: list[str] = data.rows["fold"][:]
+        self.labels = np.asarray(data.rows["label"][:])
         group_of = groups_of(data, group)
         self.groups = [group_of[cell] for cell in self.ids]
         # The publisher's own test set takes part only where it is named.
@@ -415,25 +411,25 @@ def groups_of(data: LoadedCells, group: str) -> dict[str, str]:
 
 
 def _blocks(rows: Dataset) -> dict[str, str]:
-    """Blocks of neighbouring numbers within a class, joined where two hold the same file (union-find)."""
+    """Blocks of neighbouring numbers within a class, joined where two hold the same file."""
     ids, labels = rows["cell_id"][:], rows["label"][:]
     position: Counter[int] = Counter()
     block_of: dict[str, str] = {}
     for cell, label in sorted(zip(ids, labels, strict=True), key=lambda pair: _by_number(pair[0])):
         block_of[cell] = f"{rows.features['label'].int2str(label)}-{position[label] // BALL4_BLOCK:02d}"
         position[label] += 1
-    parent = {block: block for block in block_of.values()}
+    alike = ({block_of[cell] for cell in twins} for twins in identical_files(rows))
+    joined = {block: group[0] for group in linked(alike) for block in group}
+    return {cell: joined.get(block, block) for cell, block in block_of.items()}
 
-    def root(block: str) -> str:
-        while parent[block] != block:
-            block = parent[block]
-        return block
 
-    for twins in identical_files(rows):
-        first = root(block_of[twins[0]])
-        for twin in twins[1:]:
-            parent[root(block_of[twin])] = first
-    return {cell: root(block) for cell, block in block_of.items()}
+def linked(sets: Iterable[Collection[str]]) -> list[list[str]]:
+    """Join sets of names that share some into groups, each sorted, the largest first."""
+    groups: list[set[str]] = []
+    for names in sets:
+        touched = [group for group in groups if not group.isdisjoint(names)]
+        groups = [group for group in groups if group not in touched] + [set(names).union(*touched)]
+    return sorted(map(sorted, groups), key=lambda group: (-len(group), group))
 
 
 def _by_number(cell: str) -> list[tuple[int, str]]:

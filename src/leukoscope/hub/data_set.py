@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leukoscope import LeukoscopeError
-from leukoscope.audit import ScannedCells, open_cell
+from leukoscope.audit import ScannedCells
+from leukoscope.data.images import open_encoded
 from leukoscope.data.inspection import recognise
 from leukoscope.data.loading import PRELIMINARY_TEST
 from leukoscope.data.registry import DATASETS, DatasetInfo
 from leukoscope.files import resource_file
 from leukoscope.hub.publish import Destination, Published, scratch_folder, upload
 from leukoscope.models.release_files import CARD
-from leukoscope.reports.audit_page import copies_table, shortcuts_table
+from leukoscope.reports.audit_tables import copies_table, shortcuts_table
 from leukoscope.reports.card import FRONT_AND_TEXT
 from leukoscope.reports.formatting import Table, count, rendered
 
@@ -59,7 +60,7 @@ def described(folder: Path, *, licence: str = "", citation: str = "", own_subjec
 def train_command(seen: ScannedCells, hub_id: str) -> str:
     """The command that trains on the cells once they are published, with the most honest split that they allow."""
     without_subjects = {"subject": " --split random", "block": " --split block"}[seen.data.info.group]
-    default = any(seen.rows["subject"][:]) or seen.data.own_splits
+    default = any(seen.data.rows["subject"][:]) or seen.data.own_splits
     return f"leukoscope train --dataset_name {hub_id}{'' if default else without_subjects}"
 
 
@@ -85,7 +86,7 @@ def _write_parquet(seen: ScannedCells, folder: Path, *, scratch: Path) -> None:
 
     def as_png(row: Mapping[str, Any]) -> dict[str, Any]:
         png = BytesIO()
-        open_cell(row).save(png, "PNG")
+        open_encoded(row["image"], row["cell_id"]).save(png, "PNG")
         return {"image": {"bytes": png.getvalue(), "path": None}}
 
     (folder / PARQUET).parent.mkdir(parents=True)
@@ -103,7 +104,7 @@ def _splits(seen: ScannedCells) -> dict[str, Dataset]:
     parts, own_splits, folds = dict(seen.data.cells), seen.data.own_splits, seen.data.train["fold"][:]
     for side in own_splits:
         parts[side] = seen.data.train.select([row for row, fold in enumerate(folds) if fold == side])
-    empty = {name for name in ("subject", "fold") if not any(seen.rows[name][:])}
+    empty = {name for name in ("subject", "fold") if not any(seen.data.rows[name][:])}
     left_out = sorted(empty | ({"fold"} if own_splits else set()))
     return {name: cells.remove_columns(left_out) for name, cells in parts.items()}
 
@@ -114,7 +115,7 @@ def render_data_card(seen: ScannedCells, findings: Mapping[str, Any], info: Data
 
     splits = _splits(seen)
     title = info.title if info.url else hub_id.split("/")[1]
-    labels, subjects = seen.rows["label"][:], seen.rows["subject"][:]
+    labels, subjects = seen.data.rows["label"][:], seen.data.rows["subject"][:]
     named = {(label, subject) for label, subject in zip(labels, subjects, strict=True) if subject}
     classes = [
         (name, count(of["cells"]), count(sum(label == number for label, _ in named)) if named else "–")

@@ -41,7 +41,7 @@ CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"
 # What only training, measuring and the command line run.
 _LEFT_OUT = (
     *("__pycache__", "*.pyi", "__main__.py", "api.py", "audit.py", "cli", "hub", "protocol.py", "training"),
-    *("assess.py", "audit_page.py", "augmentation.py", "build.py", "card.py", "ood_metrics.py", "precision.py"),
+    *("assess.py", "audit_tables.py", "augmentation.py", "build.py", "card.py", "ood_metrics.py", "precision.py"),
     *("recipes.py", "rewrite.py", "thresholds.py"),
 )
 _NOT_NEEDED = ("accelerate", "evaluate", "openpyxl", "pydantic", "transformers", "typer")

@@ -47,7 +47,6 @@ class Picture:
 
     source: str
     alt: str
-    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Section:
     Attributes:
         text: paragraphs of plain text; nothing in it is read as markup.
         table: shown where it has rows.
-        pictures: plots across the page, or many small pictures in a grid.
+        pictures: plots across the page.
         verdict: "good", "warning", "bad" or ""; shown as a coloured word.
         terms: word of the table → its meaning; the demo shows them on request.
     """
@@ -75,7 +74,7 @@ class Section:
             object.__setattr__(self, "table", replace(self.table, rows=rows))
 
 
-def plot_picture(figure: Figure, alt: str, caption: str = "") -> Picture:
+def plot_picture(figure: Figure, alt: str) -> Picture:
     """A matplotlib figure as an SVG picture; the figure is closed."""
     from matplotlib import pyplot
 
@@ -83,16 +82,16 @@ def plot_picture(figure: Figure, alt: str, caption: str = "") -> Picture:
     # Without a date, the same figures give the same file.
     without_formulas(figure).savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)
-    return Picture(_data_uri("image/svg+xml", file.getvalue()), alt, caption)
+    return Picture(_data_uri("image/svg+xml", file.getvalue()), alt)
 
 
-def cell_picture(image: Image, alt: str, caption: str = "", *, side: int = 128) -> Picture:
+def cell_picture(image: Image, alt: str, *, side: int = 128) -> Picture:
     """A cell, no larger than `side` pixels, as a JPEG picture."""
     small = image.convert("RGB")
     small.thumbnail((side, side))
     file = io.BytesIO()
     small.save(file, format="JPEG", quality=85)
-    return Picture(_data_uri("image/jpeg", file.getvalue()), alt, caption)
+    return Picture(_data_uri("image/jpeg", file.getvalue()), alt)
 
 
 def _data_uri(kind: str, content: bytes) -> str:
