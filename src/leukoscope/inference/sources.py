@@ -1,7 +1,7 @@
 """Sources of cells for bulk scoring: a folder, a table of paths, a Parquet file with pictures, or a data set.
 
-A source knows the number of its cells, and a fingerprint of them, before a picture is opened. It gives ascending ranges
-of its cells in one pass, so that memory stays flat and an interrupted run resumes anywhere.
+A source knows the number of its cells, and a fingerprint of them, before a picture is opened. It gives its cells from
+any of them on, so that memory stays flat and an interrupted run resumes anywhere.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -63,7 +62,7 @@ class CellSource:
         count: number of cells.
         fingerprint: sha256 that changes with the cells, their order, their files or their subjects.
         has_subjects: whether it names the cells' subjects.
-        read: ascending ranges of cells → those cells, one after the other.
+        read: number of a cell, from 0 → that cell and those after it, one after the other.
         unreadable: (file, reason) of unusable files, which are not among the cells.
         report: for the user; "" where there is nothing to report.
         table: the file that it was read from; None for a folder or a data set.
@@ -72,7 +71,7 @@ class CellSource:
     count: int
     fingerprint: str
     has_subjects: bool
-    read: Callable[[Sequence[range]], Iterator[SourceCell]]
+    read: Callable[[int], Iterator[SourceCell]]
     unreadable: tuple[tuple[str, str], ...] = ()
     report: str = ""
     table: Path | None = None
@@ -209,9 +208,9 @@ def _files(
             listed = {name: [] for name in schema.names}
     table = pa.concat_tables([*tables, pa.table(listed, schema)])
 
-    def read(ranges: Sequence[range]) -> Iterator[SourceCell]:
-        for wanted in ranges:
-            for row in table.slice(wanted.start, len(wanted)).to_pylist():
+    def read(first: int) -> Iterator[SourceCell]:
+        for batch in table.slice(first).to_batches(_LISTED_AT_ONCE):
+            for row in batch.to_pylist():
                 yield SourceCell(row["cell_id"], row["subject"], str(root / os.fsdecode(row["path"])))
 
     return CellSource(len(table), digest.hexdigest(), has_subjects or subject_of is not None, read)
@@ -249,8 +248,8 @@ def _table_of_pictures(path: Path, count: int, names: Sequence[str], subject_pat
             f"--input {path}: row {owners.index('')} names no subject, other rows name theirs; fill it in, or remove it"
         )
 
-    def read(ranges: Sequence[range]) -> Iterator[SourceCell]:
-        for number, row in _rows_of_groups(path, columns, ranges):
+    def read(first: int) -> Iterator[SourceCell]:
+        for number, row in _rows_from(path, columns, first):
             cell_id = row.get(id_column)
             cell_id = f"row_{number:06d}" if cell_id is None else str(cell_id)
             owner = row.get(subject)
@@ -270,29 +269,25 @@ def _picture(stored: Mapping[str, Any], cell_id: str) -> str | EncodedImage:
     return EncodedImage(stored["bytes"] or b"", f"cell {cell_id}")
 
 
-def _rows_of_groups(
-    path: Path, columns: Sequence[str], ranges: Sequence[range]
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows_from(path: Path, columns: Sequence[str], first: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a Parquet file from one on, with their numbers; row groups before it are not read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    first = 0
+    number = 0
     try:
         # Unbuffered, a row group would be read as a whole, and some writers make one of the whole file.
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-            sizes = (file.metadata.row_group(k).num_rows for k in range(file.num_row_groups))
-            for group, (first, end) in enumerate(pairwise(accumulate(sizes, initial=0))):
-                wanted = [rows for rows in ranges if rows.start < end and rows.stop > first]
-                if not wanted:
+            for group in range(file.num_row_groups):
+                if number + (rows := file.metadata.row_group(group).num_rows) <= first:
+                    number += rows
                     continue
                 for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=list(columns)):
-                    for rows in wanted:
-                        start, stop = max(rows.start, first), min(rows.stop, first + len(batch))
-                        if start < stop:
-                            yield from enumerate(batch.slice(start - first, stop - start).to_pylist(), start)
-                    first += len(batch)
+                    skipped = max(0, first - number)
+                    yield from enumerate(batch.slice(skipped).to_pylist(), number + skipped)
+                    number += len(batch)
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(f"{path}: is damaged from row {first:,} on", path, error) from None
+        raise _unreadable(f"{path}: is damaged from row {number:,} on", path, error) from None
 
 
 def _unreadable(damaged: str, path: Path, error: Exception) -> LeukoscopeError:
@@ -320,10 +315,9 @@ def _data_set(name: str, train_dir: str | Path | None, subject_pattern: str | No
     rows = concatenate_datasets(list(data.cells.values())).select_columns(["image", "cell_id", "subject"])
     encoded = rows.cast_column("image", Image(decode=False))
 
-    def read(ranges: Sequence[range]) -> Iterator[SourceCell]:
-        for wanted in ranges:
-            for row in encoded.select(wanted):
-                yield SourceCell(row["cell_id"], subject_name(row["subject"]), _picture(row["image"], row["cell_id"]))
+    def read(first: int) -> Iterator[SourceCell]:
+        for row in encoded.skip(first):
+            yield SourceCell(row["cell_id"], subject_name(row["subject"]), _picture(row["image"], row["cell_id"]))
 
     # The data's own fingerprint covers neither the order of its cells nor a file replaced by one of the same size.
     digest = hashlib.sha256(data.fingerprint.encode())
