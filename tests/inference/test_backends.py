@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,11 +182,12 @@ def test_what_differs_from_torch_is_named(
 ) -> None:
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
 
-    def unlike(release: ReleaseInfo, backend: str, folder: Path) -> None:
+    def unlike(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, Any]:
         report = {"like_torch": False, "allowed": ALLOWED}
         report |= {"probability_difference": probability, "heat_map_difference": heat}
         folder.mkdir(parents=True)
         (folder / REPORT).write_text(json.dumps(report))
+        return report
 
     monkeypatch.setattr("leukoscope.inference.export.write_graph", unlike)
     with pytest.raises(LeukoscopeError, match=f"its openvino graph differs from torch {told}"):
@@ -198,11 +200,12 @@ def test_a_graph_that_another_process_made_meanwhile_is_taken(
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
     release = read_release(tiny_release)
 
-    def slow(release: ReleaseInfo, backend: str, folder: Path) -> None:
+    def slow(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, Any]:
         theirs = folder.parents[1] / folder.parent.name.split(".")[1]
-        write_graph(release, backend, folder)
+        report = write_graph(release, backend, folder)
         shutil.copytree(folder, theirs)
         (theirs / "theirs").touch()
+        return report
 
     monkeypatch.setattr("leukoscope.inference.export.write_graph", slow)
     graph = kept_graph(release, "openvino")

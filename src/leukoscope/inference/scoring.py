@@ -48,13 +48,7 @@ _FORMULA = r"^[=+\-@\t\r]"
 
 @dataclass(frozen=True)
 class Scored:
-    """Counts of a finished run.
-
-    Attributes:
-        cells, unreadable: rows of the output and of the list of unreadable files.
-        refused, abstained: cells that are out of distribution or no cells, and cells abstained from.
-        subjects: rows of the table by subject; 0 without one.
-    """
+    """Counts of a finished run: rows of its tables; `refused` cells are out of distribution or no cells."""
 
     cells: int
     unreadable: int
@@ -213,10 +207,7 @@ def _is_whole(shard: Path) -> bool:
 def _shard_table(
     rows: Sequence[tuple[SourceCell, Prediction | UnreadableImage]], labels: tuple[str, ...], thresholds: Thresholds
 ) -> pa.Table:
-    """Rows of the output, then one for each unreadable picture, with a `reason` in place of a prediction.
-
-    Columns: the outcome and why, one probability per class, for each operating point whether the cell is positive.
-    """
+    """Rows of the output, then one for each unreadable picture, with a `reason` in place of a prediction."""
     import pyarrow as pa
 
     predicted = [(cell, found) for cell, found in rows if not isinstance(found, UnreadableImage)]
@@ -296,13 +287,10 @@ def _join(
 def predict_subjects(
     predictor: Predictor, source: CellSource, *, batch_size: int = 32
 ) -> tuple[list[SubjectPrediction], list[UnreadableImage]]:
-    """Predict for each subject of a source, in the order of their names.
+    """Predict for each subject of a source, in the order of their names; also return what could not be read.
 
     Cells are opened and predicted batch by batch, and only their probabilities are kept. Copies of a picture, pixel
     for pixel, count once.
-
-    Returns:
-        the predictions, and what could not be read.
 
     Raises:
         LeukoscopeError: the release was not measured by subject, no cell could be read, two subjects have the same
@@ -337,8 +325,7 @@ def predict_subjects(
 def _rows_by_subject(cells: Iterable[tuple[str, str, str]], otherwise: str = "") -> dict[str, list[int]]:
     """(name, subject, pixel hash) of each cell → sorted subject → numbers of its cells; copies count once.
 
-    Raises:
-        LeukoscopeError: two subjects have the same picture; `otherwise` is another way out.
+    One picture of two subjects is an error; `otherwise` is another way out.
     """
     first: dict[str, tuple[str, str]] = {}
     rows: dict[str, list[int]] = {}
@@ -371,12 +358,7 @@ def subjects_table(predictions: Sequence[SubjectPrediction]) -> pa.Table:
 def _by_subject_table(joined: Path, labels: Sequence[str], rule: SubjectRule | None) -> pa.Table:
     """One row per subject, sorted: the prediction for the subject, where the release makes one, then means and shares.
 
-    Copies of a picture, pixel for pixel, count once for a subject.
-
-    Args:
-        joined: the table of the cells; those without a subject are left out.
-        labels: the release's classes.
-        rule: how the release predicts for a subject; None where it does not.
+    Copies of a picture, pixel for pixel, count once for a subject. Cells without a subject are left out.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -434,11 +416,9 @@ def _without_formulas(table: pa.Table) -> pa.Table:
 
 
 def write_table(table: pa.Table, path: Path) -> Path:
-    """Write a table atomically, in the format of its name (`TABLE_SUFFIXES`).
+    """Write a table atomically, in the format of its name (`TABLE_SUFFIXES`); an error for too many rows for a sheet.
 
-    Raises:
-        LeukoscopeError: more rows than a sheet takes.
-        OSError: a write error.
+    `OSError` where the disk refuses.
     """
     import pyarrow.parquet as pq
     from pyarrow import csv as arrow_csv

@@ -13,6 +13,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -31,18 +32,11 @@ from leukoscope.data.images import EncodedImage
 
 # Pictures are held encoded until they are predicted; a BMP of a cell takes half a megabyte.
 _ROWS_AT_ONCE = 16
-_LISTED_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
 class SourceCell:
-    """One cell to be scored.
-
-    Attributes:
-        cell_id: its id, or its path as the source gives it.
-        subject: "" where it is not known.
-        picture: a file's path, or its bytes.
-    """
+    """One cell to be scored; its id may be its path as the source gives it, and its subject is "" where not known."""
 
     cell_id: str
     subject: str
@@ -79,11 +73,7 @@ class CellSource:
     def subject_of(self, cell: SourceCell, labels: Sequence[str]) -> str:
         """Return a cell's subject; where none is named its top folder, or outside any folder "".
 
-        Args:
-            labels: the release's classes.
-
-        Raises:
-            LeukoscopeError: the folder is named like one of the classes, or a table names no subjects.
+        A folder that is named like one of the release's `labels`, or a table without subjects, is an error.
         """
         if self.table is not None:
             require_subjects(self.table, self.has_subjects)
@@ -165,55 +155,36 @@ def _parquet(path: Path, subject_pattern: str | None) -> CellSource:
 
 def _table_of_paths(path: Path, table: CellTable, subject_pattern: str | None) -> CellSource:
     """Cells in files whose paths, relative to the table, stand in one of its columns."""
-    if table.has_subjects:
-        _refuse_pattern(path, subject_pattern)
+    if table.has_subjects and subject_pattern:
+        raise LeukoscopeError(
+            f"--input {path} --subject_pattern {shlex.quote(subject_pattern)}: a column of it names the subjects as "
+            "well; leave the pattern out, or the column"
+        )
     rows = ((row.cell_id, file, row.subject) for row, file in located(table, path.parent))
     source = _files(path.parent, rows, subject_pattern, has_subjects=table.has_subjects)
     return replace(source, report="\n".join(table.notes))
-
-
-def _refuse_pattern(table: Path, subject_pattern: str | None) -> None:
-    if subject_pattern:
-        raise LeukoscopeError(
-            f"--input {table} --subject_pattern {shlex.quote(subject_pattern)}: a column of it names the subjects as "
-            "well; leave the pattern out, or the column"
-        )
 
 
 def _files(
     root: Path, rows: Iterable[tuple[str, str, str]], subject_pattern: str | None, *, has_subjects: bool
 ) -> CellSource:
     """Cells in files of their own, given as (cell id, path below `root` or absolute, subject)."""
-    import pyarrow as pa
-
     from leukoscope.data.loading import subject_rule
 
     subject_of = subject_rule(subject_pattern) if subject_pattern else None
     digest = hashlib.sha256()
-    # Arrow's columns hold a path in as many bytes as it has; as bytes, because a file name need not be UTF-8.
-    schema = pa.schema(
-        [("cell_id", pa.string()), ("path", pa.binary()), ("subject", pa.dictionary(pa.int32(), pa.string()))]
-    )
-    listed: dict[str, list[Any]] = {name: [] for name in schema.names}
-    tables = [schema.empty_table()]
+    cells: list[tuple[str, str, str]] = []
     for cell_id, path, subject in rows:
-        if subject_of:
-            subject = subject_of(path)
+        subject = subject_of(path) if subject_of else subject
+        # A file name need not be UTF-8.
         row = (os.fsencode(cell_id).decode(errors="replace"), os.fsencode(path), subject)
         digest.update(repr((row, _state(root / path))).encode())
-        for column, value in zip(listed.values(), row, strict=True):
-            column.append(value)
-        if len(listed["path"]) == _LISTED_AT_ONCE:
-            tables.append(pa.table(listed, schema))
-            listed = {name: [] for name in schema.names}
-    table = pa.concat_tables([*tables, pa.table(listed, schema)])
+        cells.append((row[0], path, subject))
 
     def read(first: int) -> Iterator[SourceCell]:
-        for batch in table.slice(first).to_batches(_LISTED_AT_ONCE):
-            for row in batch.to_pylist():
-                yield SourceCell(row["cell_id"], row["subject"], str(root / os.fsdecode(row["path"])))
+        return (SourceCell(cell_id, subject, str(root / path)) for cell_id, path, subject in islice(cells, first, None))
 
-    return CellSource(len(table), digest.hexdigest(), has_subjects or subject_of is not None, read)
+    return CellSource(len(cells), digest.hexdigest(), has_subjects or subject_of is not None, read)
 
 
 def _state(path: Path) -> tuple[int, int] | None:
@@ -239,10 +210,8 @@ def _table_of_pictures(path: Path, count: int, names: Sequence[str], subject_pat
         )
     id_column = next((name for name in ID_COLUMNS if name in names), "")
     subject = next((name for name in names if name.strip().casefold() in SUBJECT_COLUMNS), "")
-    columns = ["image", *(name for name in (id_column, subject) if name)]
-    owners = (
-        [subject_name(one) for one in pq.read_table(path, columns=[subject])[subject].to_pylist()] if subject else []
-    )
+    columns = ["image", *filter(None, (id_column, subject))]
+    owners = list(map(subject_name, pq.read_table(path, columns=[subject])[subject].to_pylist())) if subject else []
     if any(owners) and "" in owners:
         raise LeukoscopeError(
             f"--input {path}: row {owners.index('')} names no subject, other rows name theirs; fill it in, or remove it"
