@@ -43,7 +43,6 @@ PUBLIC = {
     "leukoscope.evaluation.metrics": ("CellPredictions", "measure"),
     "leukoscope.reports.card": ("write_card",),
     "leukoscope.hub.publish": ("publish", "Destination"),
-    "leukoscope.cli.doctor": ("examine", "Finding"),
 }
 
 

@@ -172,6 +172,4 @@ def score(
     if subjects is not None:
         check_by_subject(subjects, Path(output), cells)
     predictor = Predictor.from_pretrained(model, backend=backend, device=device, precision=precision)
-    scored = score_cells(predictor, cells, Path(output), by_subject=subjects)
-    assert scored is not None  # None only in the helper processes of a launcher
-    return scored
+    return score_cells(predictor, cells, Path(output), by_subject=subjects)

@@ -140,7 +140,7 @@ def test_the_releases_that_come_along_are_listed(tiny_release: Path, tmp_path: P
 def test_help_shows_no_value_for_a_switch_and_joins_the_lines_of_a_paragraph() -> None:
     shown = run("score", "-h").stdout
     assert "--json" in shown and "<bool>" not in shown
-    assert "the folder of the output must be one that all of them see." in shown
+    assert "and Grad-CAM maps." in run("release", "export", "-h").stdout
 
 
 def test_what_cannot_be_written_is_said_before_long_work_begins(tmp_path: Path) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE, __version__
@@ -17,20 +17,20 @@ def run(*arguments: object) -> Any:
     return CliRunner(env={"COLUMNS": "160"}).invoke(app, ["doctor", *map(str, arguments)])
 
 
-def test_advice_ends_with_0_and_names_the_next_step(tmp_path: Path) -> None:
-    result = run("--releases", tmp_path)
+def test_advice_ends_with_0_and_names_the_next_step() -> None:
+    result = run()
     assert result.exit_code == 0, result.output
-    assert "releases, next step: train one with `leukoscope train`" in result.stdout
+    assert "network, next step: embedded releases, cached models and --from_scratch work without" in result.stdout
     assert RESEARCH_NOTICE in result.stdout
-    assert json.loads(run("--releases", tmp_path, "--json").stdout)["state"] == "advice"
+    assert json.loads(run("--json").stdout)["state"] == "advice"
 
 
-def test_a_damaged_release_ends_with_1(tiny_release: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_release, tmp_path / "damaged")
-    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"")
-    result = run("--releases", tmp_path, "--json")
+def test_a_cache_that_cannot_be_written_ends_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "file" / "cache"))
+    result = run("--json")
     assert result.exit_code == 1, result.output
     said = json.loads(result.stdout)
     assert (said["version"], said["state"], said["notice"]) == (__version__, "broken", RESEARCH_NOTICE)
     (broken,) = (finding for finding in said["findings"] if finding["state"] == "broken")
-    assert broken["name"] == "release damaged" and broken["next_step"]
+    assert broken["name"] == "cache" and broken["next_step"]

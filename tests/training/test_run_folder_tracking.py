@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from accelerate import Accelerator
 
 import leukoscope
@@ -63,27 +64,14 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_fix(tracker: str, m
     )
 
 
-@pytest.mark.parametrize("name", ["TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_DATASET_ID", "TRACKIO_BUCKET_ID"])
-def test_settings_that_would_send_metrics_away_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["trackio", "tensorboard"])
-    monkeypatch.setenv(name, "somewhere")
-    with pytest.raises(LeukoscopeError) as refused:
-        check_tracking("trackio")
-    assert str(refused.value) == (
-        f"{name}=somewhere: trackio would send the run's metrics there; unset it, tracking stays on this machine"
-    )
-    check_tracking("tensorboard")
-
-
-def test_settings_are_told_in_values_that_every_tracker_takes() -> None:
-    config = parse_config(["--train_folds", "fold_0", "fold_2"])
-    flat = tracking._flat({**config.as_dict(), "recipe": {"augmentation": {"scale": 0.25}, "frozen": ("a", "b")}})
-    assert flat["train_folds"] == "['fold_0', 'fold_2']"
-    assert flat["recipe.augmentation.scale"] == 0.25
-    assert flat["recipe.frozen"] == "('a', 'b')"
-    assert flat["no_validation"] is False
-    assert "image_size" not in flat, "what is unset is left out"
-    assert {type(value) for value in flat.values()} <= {bool, int, float, str}
+@_needs("tensorboard")
+def test_settings_are_told_under_dotted_names(tmp_path: Path) -> None:
+    _tracked(tmp_path, _config(tmp_path, "tensorboard"))
+    (file,) = tmp_path.rglob("hparams.yml")
+    told = yaml.safe_load(file.read_text())
+    assert told["train_folds"] == "['fold_0']" and told["no_validation"] is False
+    assert told["resolved_recipe.name"] == "densenet121" and "image_size" not in told, "what is unset is left out"
+    assert {type(value) for value in told.values()} <= {bool, int, float, str}
 
 
 @_needs("tensorboard")
@@ -91,8 +79,8 @@ def test_tensorboard_files_lie_in_the_run_folder(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     _tracked(tmp_path, _config(tmp_path, "tensorboard"))
-    assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    assert [path.name for path in tmp_path.iterdir()] == ["leukoscope"]
+    events = EventAccumulator(str(tmp_path / "leukoscope"))
     events.Reload()
     told = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert told == {
@@ -105,8 +93,9 @@ def test_tensorboard_files_lie_in_the_run_folder(tmp_path: Path) -> None:
 
 
 @_needs("wandb")
-def test_wandb_offline_writes_into_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_can_be_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
     _tracked(tmp_path, _config(tmp_path, "wandb"))
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     assert len(list(run.glob("*.wandb"))) == 1
@@ -129,20 +118,16 @@ out = Path(sys.argv[2])
 config = _config(out, "trackio")
 check_tracking("trackio")
 _tracked(out, config)
-from huggingface_hub import constants
-assert constants.HF_HUB_OFFLINE is False, "the setting is given back"
 assert not asked, asked
 """
 
 
 @_needs("trackio")
 def test_trackio_keeps_the_metrics_on_this_machine_and_works_offline(tmp_path: Path) -> None:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_HUB_OFFLINE")}
-    # With a token at hand trackio would like to know whose it is.
-    environment |= {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_TOKEN": "hf_" + "a" * 34}
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(leukoscope.__file__).parents[1]), *sys.path])
     command = [sys.executable, "-c", TRACKED, __file__, str(tmp_path / "runs" / "mine")]
     subprocess.run(command, env=environment, check=True, timeout=300)
     # How trackio lays out its database is its own affair; what it was told must be in there.
     kept = b"".join(path.read_bytes() for path in (tmp_path / "trackio").glob("leukoscope*"))
-    assert all(name in kept for name in (b"runs/mine", b"train_loss", b"test_accuracy", b"resolved_recipe.image_size"))
+    assert all(name in kept for name in (b"train_loss", b"test_accuracy", b"resolved_recipe.image_size"))

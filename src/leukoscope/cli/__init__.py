@@ -58,7 +58,7 @@ leukoscope release list model_card --json
 leukoscope protocol --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output my-release
 leukoscope protocol --recipe densenet121 --num_folds 3 --output my-release --output_dir runs/protocol
 leukoscope doctor
-leukoscope doctor --releases model_card --json
+leukoscope doctor --json
 leukoscope demo
 leukoscope demo --releases model_card --models models.txt
 """

@@ -21,55 +21,46 @@ if TYPE_CHECKING:
     from leukoscope.evaluation.evaluate import ModelPredictions, SelectedCells
     from leukoscope.inference.foreign import Classifier
 
-Classified = Annotated[
-    str | None, Argument(metavar="MODEL", help="Release, or image classifier of transformers: folder or Hub id.")
-]
-DatasetName = Annotated[str | None, Option("--dataset_name", metavar="NAME", help="Data set, as for train.")]
-SplitName = Annotated[str | None, Option(help="Test on the test side of this split (default: on every cell).")]
-SplitFile = Annotated[
-    Path | None, Option("--split_file", metavar="FILE", help="Test on the test side of this split.json.")
-]
-Fold = Annotated[int, Option(help="subject-cv, block-cv, random-cv: the fold to test on.")]
-NumFolds = Annotated[int, Option("--num_folds", help="subject-cv, block-cv, random-cv: number of folds.")]
-TestFold = Annotated[str, Option("--test_fold", help="official: the fold to test on.")]
-Seed = Annotated[int, Option(min=0, help="Of the split, of --max_eval_samples and of the bootstrap samples.")]
-Predictions = Annotated[
-    Path | None, Option(metavar="FILE", help="Evaluate the predictions in this predictions.parquet.")
-]
-Compare = Annotated[
-    str | None, Option(metavar="OTHER", help="A second model or .parquet, evaluated on the same cells.")
-]
-LabelMap = Annotated[
-    list[str] | None,
-    Option("--label_map", metavar="THEIRS=OURS", help="The model's name of a class, and ours; repeatable."),
-]
-Output = Annotated[Path | None, Option(metavar="DIR", help="Folder of the report (default: evaluations/<model>).")]
-MaxEvalSamples = Annotated[
-    int | None, Option("--max_eval_samples", min=1, help="Test on at most so many cells, chosen at random.")
-]
-TrustRemoteCode = Annotated[bool, Option("--trust_remote_code", help="Run Python code that a model brings along.")]
-
 
 def evaluate(
-    model: Classified = None,
-    dataset_name: DatasetName = None,
+    model: Annotated[
+        str | None, Argument(metavar="MODEL", help="Release, or image classifier of transformers: folder or Hub id.")
+    ] = None,
+    dataset_name: Annotated[
+        str | None, Option("--dataset_name", metavar="NAME", help="Data set, as for train.")
+    ] = None,
     train_dir: flags.TrainDir = None,
     subject_pattern: flags.SubjectPattern = None,
     labels: flags.Labels = None,
-    split: SplitName = None,
-    split_file: SplitFile = None,
-    fold: Fold = 0,
-    num_folds: NumFolds = 5,
-    test_fold: TestFold = "fold_1",
-    seed: Seed = 0,
-    predictions: Predictions = None,
-    compare: Compare = None,
-    label_map: LabelMap = None,
-    output: Output = None,
-    max_eval_samples: MaxEvalSamples = None,
+    split: Annotated[str | None, Option(help="Test on the test side of this split (default: on every cell).")] = None,
+    split_file: Annotated[
+        Path | None, Option("--split_file", metavar="FILE", help="Test on the test side of this split.json.")
+    ] = None,
+    fold: Annotated[int, Option(help="subject-cv, block-cv, random-cv: the fold to test on.")] = 0,
+    num_folds: Annotated[int, Option("--num_folds", help="subject-cv, block-cv, random-cv: number of folds.")] = 5,
+    test_fold: Annotated[str, Option("--test_fold", help="official: the fold to test on.")] = "fold_1",
+    seed: Annotated[int, Option(min=0, help="Of the split, of --max_eval_samples and of the bootstrap samples.")] = 0,
+    predictions: Annotated[
+        Path | None, Option(metavar="FILE", help="Evaluate the predictions in this predictions.parquet.")
+    ] = None,
+    compare: Annotated[
+        str | None, Option(metavar="OTHER", help="A second model or .parquet, evaluated on the same cells.")
+    ] = None,
+    label_map: Annotated[
+        list[str] | None,
+        Option("--label_map", metavar="THEIRS=OURS", help="The model's name of a class, and ours; repeatable."),
+    ] = None,
+    output: Annotated[
+        Path | None, Option(metavar="DIR", help="Folder of the report (default: evaluations/<model>).")
+    ] = None,
+    max_eval_samples: Annotated[
+        int | None, Option("--max_eval_samples", min=1, help="Test on at most so many cells, chosen at random.")
+    ] = None,
     batch_size: flags.BatchSize = 16,
     device: flags.Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
+    trust_remote_code: Annotated[
+        bool, Option("--trust_remote_code", help="Run Python code that a model brings along.")
+    ] = False,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
 ) -> None:

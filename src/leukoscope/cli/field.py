@@ -30,42 +30,38 @@ if TYPE_CHECKING:
 TASKS = "label_studio.json"
 
 
-Fields = Annotated[
-    list[Path],
-    Argument(
-        metavar="IMG",
-        help="Fields of view: photographs of stained smears; or a folder of them, each folder in it a slide.",
-    ),
-]
-Overlay = Annotated[
-    Path | None, Option(metavar="PNG", help="Draw the outcomes over the field; of several, to PNG-<name of the field>.")
-]
-Scale = Annotated[
-    float | None,
-    Option("--um_per_pixel", help="Micrometres per pixel; else guessed from the red cells or the nuclei."),
-]
-OneScale = Annotated[
-    bool,
-    Option("--one_scale", help="The fields are of one microscope: use the median of their scales (done for a folder)."),
-]
-Crops = Annotated[
-    Path | None,
-    Option(
-        "--crops",
-        metavar="DIR",
-        help="Write each whole cell, cut out on black, to DIR/<slide>/<field>-<its number in --json, from 0>.png; "
-        f"Label Studio imports DIR/{TASKS}.",
-    ),
-]
-
-
 def field(
     model: flags.Model,
-    images: Fields,
-    output: Overlay = None,
-    um_per_pixel: Scale = None,
-    one_scale: OneScale = False,
-    crops: Crops = None,
+    images: Annotated[
+        list[Path],
+        Argument(
+            metavar="IMG",
+            help="Fields of view: photographs of stained smears; or a folder of them, each folder in it a slide.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        Option(metavar="PNG", help="Draw the outcomes over the field; of several, to PNG-<name of the field>."),
+    ] = None,
+    um_per_pixel: Annotated[
+        float | None,
+        Option("--um_per_pixel", help="Micrometres per pixel; else guessed from the red cells or the nuclei."),
+    ] = None,
+    one_scale: Annotated[
+        bool,
+        Option(
+            "--one_scale", help="The fields are of one microscope: use the median of their scales (done for a folder)."
+        ),
+    ] = False,
+    crops: Annotated[
+        Path | None,
+        Option(
+            "--crops",
+            metavar="DIR",
+            help="Write each whole cell, cut out on black, to DIR/<slide>/<field>-<its number in --json, from 0>.png; "
+            f"Label Studio imports DIR/{TASKS}.",
+        ),
+    ] = None,
     backend: flags.Backend = "",
     precision: flags.Precision = "auto",
     device: flags.Device = "auto",

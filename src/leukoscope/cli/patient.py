@@ -70,9 +70,16 @@ def patient(
     say(cells.report)
     predictor = open_predictor(model, backend, device, precision)
     if report is not None:
-        from leukoscope.reports.subject_report import report_on
+        from leukoscope.reports.subject_report import print_to_pdf, report_on
 
-        _write_report(report_on(predictor, cells, name=name, batch_size=batch_size), report)
+        html = report_on(predictor, cells, name=name, batch_size=batch_size)
+        with disk_errors(f"--output {report}: cannot be written", "name another folder"):
+            report.parent.mkdir(parents=True, exist_ok=True)
+            if report.suffix.lower() == ".html":
+                write_atomic(report, html)
+            else:
+                with tempfile.TemporaryDirectory() as folder:
+                    print_to_pdf(write_atomic(Path(folder) / "report.html", html), report)
         about = {"report": str(report), "notice": RESEARCH_NOTICE}
         typer.echo(json.dumps(about, indent=1) if as_json else "\n".join(about.values()))
         return
@@ -90,18 +97,6 @@ def patient(
         if not as_json:
             typer.echo(f"table: {output}")
     end_with(unreadable)
-
-
-def _write_report(html: str, report: Path) -> None:
-    from leukoscope.reports.subject_report import print_to_pdf
-
-    with disk_errors(f"--output {report}: cannot be written", "name another folder"):
-        report.parent.mkdir(parents=True, exist_ok=True)
-        if report.suffix.lower() == ".html":
-            write_atomic(report, html)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            print_to_pdf(write_atomic(Path(folder) / "report.html", html), report)
 
 
 def _print_subjects(subjects: list[SubjectPrediction], *, model: str) -> None:

@@ -210,41 +210,27 @@ def score(
     """Predict for any number of cells; the same command again resumes an interrupted run.
 
     Exit code: 1 where a file could not be read, as for predict; the table holds all others.
-
-    Under `accelerate launch -m leukoscope score …` the processes share the cells; the folder of the output must be one
-    that all of them see.
     """
-    from leukoscope.inference.scoring import Worker, check_by_subject, check_output, score_cells
+    from leukoscope.inference.scoring import check_by_subject, check_output, score_cells, unreadable_list
     from leukoscope.inference.sources import open_source
 
-    worker = Worker.from_environment()
-    if worker.is_main:
-        check_output(output)
+    check_output(output)
     cells = open_source(source, train_dir=train_dir, subject_pattern=subject_pattern)
-    if worker.is_main and by_subject is not None:  # another process that starts late finds both tables written
+    if by_subject is not None:
         check_by_subject(by_subject, output, cells)
-    if worker.is_main:
-        say(cells.report)
+    say(cells.report)
     predictor = open_predictor(model, backend, device, precision)
     sizes = {"cells_per_shard": cells_per_shard, "batch_size": batch_size}
-    scored = score_cells(predictor, cells, output, by_subject=by_subject, worker=worker, **sizes)
-    if scored is not None:  # None in all but the main process
-        _print_scored(vars(scored), output, by_subject, None if as_json else release_warnings(predictor))
-
-
-def _print_scored(scored: dict[str, int], output: Path, by_subject: Path | None, warnings: list[str] | None) -> None:
-    """Print what was scored; as JSON where `warnings` is None."""
-    from leukoscope.inference.scoring import unreadable_list
-
-    if warnings is None:
-        typer.echo(json.dumps(scored | {"output": str(output), "notice": RESEARCH_NOTICE}, indent=1))
+    scored = score_cells(predictor, cells, output, by_subject=by_subject, **sizes)
+    if as_json:
+        typer.echo(json.dumps(vars(scored) | {"output": str(output), "notice": RESEARCH_NOTICE}, indent=1))
     else:
-        notes = {"out of distribution or no cell": scored["refused"], "abstained from": scored["abstained"]}
+        notes = {"out of distribution or no cell": scored.refused, "abstained from": scored.abstained}
         listed = "".join(f", {count:,} {note}" for note, count in notes.items() if count)
-        lines = [f"{scored['cells']:,} cells scored{listed}: {output}"]
+        lines = [f"{scored.cells:,} cells scored{listed}: {output}"]
         if by_subject is not None:
-            lines.append(f"{scored['subjects']:,} subjects: {by_subject}")
-        typer.echo("\n".join((*lines, *warnings, RESEARCH_NOTICE)))
-    if scored["unreadable"]:
-        typer.echo(f"{scored['unreadable']:,} file(s) could not be read: {unreadable_list(output)}", err=True)
+            lines.append(f"{scored.subjects:,} subjects: {by_subject}")
+        typer.echo("\n".join((*lines, *release_warnings(predictor), RESEARCH_NOTICE)))
+    if scored.unreadable:
+        typer.echo(f"{scored.unreadable:,} file(s) could not be read: {unreadable_list(output)}", err=True)
         raise typer.Exit(1)

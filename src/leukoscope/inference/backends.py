@@ -48,12 +48,8 @@ class TorchBackend:
     """Computes a network in float32, channels-last; on a GPU no convolution of this process then rounds to TF32.
 
     Args:
-        network: in eval mode; it is moved to `device`.
-        device: a torch device such as "cpu" or "cuda".
+        network: in eval mode; it is moved to `device`, a torch device such as "cuda", which this machine must have.
         blank_rgb: the colour of the blank picture that evidence is relative to.
-
-    Raises:
-        LeukoscopeError: this machine lacks that device.
     """
 
     name, precision = TORCH, F32
@@ -76,8 +72,7 @@ class TorchBackend:
                 f"device {device!r}: torch cannot compute there on this machine; use {found}"
             ) from None
         if self.device.type != "cpu":
-            # By default a GPU's convolutions round float32 to 10 bits.
-            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cudnn.allow_tf32 = False  # by default a GPU's convolutions round float32 to 10 bits
         self.network = network.to(self.device)
         self._preprocessing, self._blank_rgb = preprocessing, blank_rgb
 
@@ -154,8 +149,7 @@ def open_backend(release: ReleaseInfo, runtime: Runtime = Runtime()) -> Backend:
 def float32_backend(release: Release, cells: int) -> Backend:
     """Open the fastest backend to compute that many cells in float32 on the CPU: OpenVINO, or torch for few.
 
-    Args:
-        release: its folder, if it has one, holds the very weights of its network.
+    The release's folder, if it has one, holds the very weights of its network.
     """
     if cells >= _GRAPH_PAYS_OFF and release.folder and is_installed(OPENVINO):
         try:
@@ -178,11 +172,7 @@ def _default_precision(release: ReleaseInfo, backend: str, wanted: str) -> str:
 
 
 def _fast_precision(release: ReleaseInfo, runtime: Runtime) -> str:
-    """The fastest precision that was measured and that this processor computes.
-
-    Raises:
-        LeukoscopeError: not measured for this release, another backend or device, or a processor that has none of them.
-    """
+    """The fastest precision that was measured and that this processor computes; an error where there is none."""
     measured = measured_precisions(release)
     if not measured:
         raise LeukoscopeError(f"precision 'fast': {release.name} was not measured in it; use 'exact'")

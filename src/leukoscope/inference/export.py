@@ -64,16 +64,13 @@ def kept_graph(release: ReleaseInfo, backend: str) -> Path:
     parts = [f"{_GRAPH_VERSION} {backend} {version(PACKAGES[backend][0])}".encode()]
     parts += [path.read_bytes() for path in (release.folder / CONFIG, release.folder / WEIGHTS) if path.is_file()]
     folder = cache_root() / "graphs" / sha256(b"\0".join(parts)).hexdigest()[:32]
-    report = _report_of(folder, backend)
-    if report is None:
-        try:
-            _make(release, backend, folder)
-            report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise NoGraph(
-                f"{folder}: the {backend} graph cannot be kept there ({error.strerror or error}); "
-                f"{remedy(error, 'name another folder with LEUKOSCOPE_CACHE')}"
-            ) from None
+    try:
+        report = _report_of(folder, backend) or _make(release, backend, folder)
+    except OSError as error:
+        raise NoGraph(
+            f"{folder}: the {backend} graph cannot be kept there ({error.strerror or error}); "
+            f"{remedy(error, 'name another folder with LEUKOSCOPE_CACHE')}"
+        ) from None
     with suppress(OSError):  # the cache may be another user's, or read-only
         os.utime(folder / REPORT)  # when it was last used
     _require_like_torch(
@@ -93,12 +90,12 @@ def _report_of(folder: Path, backend: str) -> dict[str, Any] | None:
     return report if whole and isinstance(report, dict) else None
 
 
-def _make(release: ReleaseInfo, backend: str, folder: Path) -> None:
-    """Write a graph into the cache, and remove those used least recently."""
+def _make(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, Any]:
+    """Write a graph into the cache, remove those used least recently, and return the graph's report."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
         made = Path(aside) / "graph"
-        write_graph(release, backend, made)
+        report = write_graph(release, backend, made)
         if _report_of(folder, backend) is None:
             shutil.rmtree(folder, ignore_errors=True)  # what a loss of power left
         try:
@@ -108,11 +105,12 @@ def _make(release: ReleaseInfo, backend: str, folder: Path) -> None:
             if _report_of(folder, backend) is None:
                 raise
     used = []
-    for report in folder.parent.glob(f"*/{REPORT}"):
+    for kept in folder.parent.glob(f"*/{REPORT}"):
         with suppress(OSError):  # another process may be removing the same ones
-            used.append((report.stat().st_mtime, report.parent))
+            used.append((kept.stat().st_mtime, kept.parent))
     for _, old in sorted(used)[:-MOST_GRAPHS]:
         shutil.rmtree(old, ignore_errors=True)
+    return report
 
 
 def _require_like_torch(
@@ -129,10 +127,7 @@ def _require_like_torch(
 
 
 def export_release(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, Any]:
-    """Write a release's graph into a folder, which appears whole or not at all; an older one is replaced.
-
-    Args, Returns, Raises: as `write_graph` or `write_transformers_js`.
-    """
+    """Write a release's graph into a folder, whole or not at all, as `write_graph` or `write_transformers_js` does."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as aside:
         if backend == TRANSFORMERS_JS:
@@ -143,16 +138,11 @@ def export_release(release: ReleaseInfo, backend: str, folder: Path) -> dict[str
 def write_graph(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, Any]:
     """Write a release's graph, its report and, where one linear layer makes the logits, that layer's weights.
 
-    Args:
-        backend: "openvino" or "onnx".
-        folder: a new one.
-
     Returns:
         the report beside the graph: how far it lies from torch on 8 pictures, and whether that is allowed.
 
     Raises:
         NoGraph: the network cannot be made into a graph.
-        LeukoscopeError: a damaged release.
         OSError: the disk refuses.
     """
     import torch
@@ -167,7 +157,7 @@ def write_graph(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, A
 
     folder.mkdir(parents=True)
     example = torch.from_numpy(reference.pixels[:2])
-    _export(release, backend, _as_module(network, forward), example, folder / GRAPHS[backend], ["pixels", *outputs])
+    _export(release, backend, forward, network, example, folder / GRAPHS[backend], ["pixels", *outputs])
     if (weights := reference.class_weights()) is not None:
         from safetensors.numpy import save_file
 
@@ -229,9 +219,9 @@ class _Reference:
         with torch.inference_mode():
             inputs = release.preprocessing.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
             features = network.forward_features(inputs)  # type: ignore[operator]
-            if not is_map_of_channels(network, features):
-                logits = network.forward_head(features).numpy()  # type: ignore[operator]
-                return cls(network, pixels, inputs, features, logits, None)
+            logits = network.forward_head(features).numpy()  # type: ignore[operator]
+        if not is_map_of_channels(network, features):
+            return cls(network, pixels, inputs, features, logits, None)
         logits, maps = (found.numpy() for found in explain_features(network, features))
         return cls(network, pixels, inputs, features, logits, maps)
 
@@ -269,25 +259,27 @@ def _report(release: ReleaseInfo, backend: str, probability: float, of_peak: flo
     }
 
 
-def _as_module(network: nn.Module, forward: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> nn.Module:
-    """A function that calls a network, as the exporters take it."""
+def _export(
+    release: ReleaseInfo,
+    backend: str,
+    compute: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
+    network: nn.Module,
+    example: torch.Tensor,
+    path: Path,
+    names: list[str],
+) -> None:
+    """Write a function that calls a network as a graph for any batch size; `names` are those of input and outputs."""
     from torch import nn
 
-    class Graph(nn.Module):
+    class Graph(nn.Module):  # what the exporters take
         def __init__(self) -> None:
             super().__init__()
             self.network = network
 
         def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return forward(pixels)
+            return compute(pixels)
 
-    return Graph().eval()
-
-
-def _export(
-    release: ReleaseInfo, backend: str, module: nn.Module, example: torch.Tensor, path: Path, names: list[str]
-) -> None:
-    """Write a module as a graph for any batch size; `names` are those of its input and its outputs."""
+    module = Graph().eval()
     try:
         # The exporters warn of what torch will drop; users can do nothing about it.
         with warnings.catch_warnings(action="ignore"), redirect_stdout(StringIO()):
@@ -338,15 +330,11 @@ def write_transformers_js(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
     `HeatMap.evidence` holds it: the positive part of the evidence relative to the blank picture. The quantised copy
     keeps the convolutions' weights as whole numbers, and computes in float32.
 
-    Args:
-        folder: a new one.
-
     Returns:
         the report in export.json: how far each file lies from torch on 8 pictures.
 
     Raises:
         NoGraph: the network cannot be made into a graph, or the graph's output is not torch's.
-        LeukoscopeError: a damaged release.
         OSError: the disk refuses.
     """
     import torch
@@ -374,12 +362,21 @@ def write_transformers_js(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
     whole = folder / WEB_GRAPH
     whole.parent.mkdir(parents=True)
     example = reference.inputs[:2].contiguous()
-    _export(release, TRANSFORMERS_JS, _as_module(network, forward), example, whole, ["pixel_values", *outputs])
+    _export(release, TRANSFORMERS_JS, forward, network, example, whole, ["pixel_values", *outputs])
     probability, of_peak = _differences_of_file(whole, reference)
     _require_like_torch(release, TRANSFORMERS_JS, probability, of_peak)
+    quantised = None
+    for bits in (8, 16):
+        _quantise(whole, folder / WEB_QUANTISED, bits)
+        moved, _ = _differences_of_file(folder / WEB_QUANTISED, reference)
+        if moved <= QUANTISED_ALLOWED:
+            quantised = {"bits": bits, "probability_difference": moved}
+            break
+    else:
+        (folder / WEB_QUANTISED).unlink()
     report = {
         **_report(release, TRANSFORMERS_JS, probability, of_peak),
-        "quantised": _write_quantised(folder, reference),
+        "quantised": quantised,
         "input": "pixel_values (B, 3, S, S) float32",
         "outputs": outputs,
     }
@@ -394,18 +391,6 @@ def _differences_of_file(path: Path, reference: _Reference) -> tuple[float, floa
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     logits, *maps = session.run(None, {"pixel_values": reference.inputs.contiguous().numpy()})
     return reference.differences(logits, maps[0] if maps else None)
-
-
-def _write_quantised(folder: Path, reference: _Reference) -> dict[str, Any] | None:
-    """Write the quantised copy with as few bits as it may have; None where rounding moves probabilities too far."""
-    path = folder / WEB_QUANTISED
-    for bits in (8, 16):
-        _quantise(folder / WEB_GRAPH, path, bits)
-        moved, _ = _differences_of_file(path, reference)
-        if moved <= QUANTISED_ALLOWED:
-            return {"bits": bits, "probability_difference": moved}
-    path.unlink()
-    return None
 
 
 def _quantise(source: Path, target: Path, bits: int) -> None:

@@ -62,9 +62,8 @@ class FieldReading:
 
     Attributes:
         source: the picture's name.
-        labels: the release's classes.
+        labels, model, revision: of the release.
         cells: in the order of the field's cells.
-        model, revision: of the release.
     """
 
     source: str
@@ -153,10 +152,8 @@ def read_field(
     Args:
         image: an RGB picture of any size, or the path of one of up to 178 megapixels.
         source: its name in the result and in messages; "" for its path, or "field" where it has none.
-        um_per_pixel: the picture's scale where it is known; else it is guessed, as `find_cells` does.
-        scale_source: where `um_per_pixel` comes from.
-        most_cells: limit of the cells to be predicted; None for any number.
-        seconds: time limit; None for any time.
+        um_per_pixel: the picture's scale where it is known, from `scale_source`; else it is guessed.
+        most_cells, seconds: limits; None for any number and any time.
         batch_size: cells that go through the network at once.
 
     Raises:
@@ -236,7 +233,6 @@ def draw_reading(image: Image.Image, reading: FieldReading, *, translate: Callab
     """Draw every cell's box, its number as in the table and its outcome, and a legend below.
 
     Args:
-        image: the field that was read.
         translate: gives the legend's outcomes and the research notice in another language.
 
     Returns:
@@ -264,7 +260,9 @@ def draw_reading(image: Image.Image, reading: FieldReading, *, translate: Callab
             pen.line((left, bottom, right, top), colour, 1)
         text = str(number)
         if cell.outcome in reading.labels and cell.prediction:
-            text += f" {cell.outcome} {_percent(cell.prediction.probabilities[cell.outcome])}"
+            share = cell.prediction.probabilities[cell.outcome]
+            # In whole per cent, but never rounded to certainty.
+            text += f" {cell.outcome} > 99 %" if 0.99 < share < 1 else f" {cell.outcome} {100 * share:.0f} %"
         pen.text((left, max(0, top - font_size - 2)), text, colour, font)
     counts = [(f"{translate(outcome)}: {count}", colours[outcome]) for outcome, count in reading.counts.items()]
     notice = [(word, "#3c3c41") for word in translate(RESEARCH_NOTICE).split()]
@@ -284,11 +282,6 @@ def draw_reading(image: Image.Image, reading: FieldReading, *, translate: Callab
     for at, text, colour in placed:
         pen.text(at, text, colour, font)
     return drawn
-
-
-def _percent(share: float) -> str:
-    """A share in whole per cent that never rounds to certainty."""
-    return "> 99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"
 
 
 def drawing_font(size: int) -> ImageFont.FreeTypeFont:

@@ -30,7 +30,7 @@ class Classifier:
 
     Attributes:
         name, revision: folder or Hub id, and Hub commit ("" for a folder).
-        labels: its own class names, in the order of its outputs.
+        labels: its own, in the order of its outputs.
         metrics: the release's metrics.json; {} for a model that is no release.
         predict: B upright RGB pictures → (B, T) probabilities of `labels`, rows sum to 1, and a release's B outcomes.
         folder: of a release; None for a model that is no release.
@@ -76,18 +76,11 @@ def open_classifier(model: str | Path, *, device: str = AUTO, trust_remote_code:
 def match_labels(
     name: str, theirs: Sequence[str], ours: Sequence[str], label_map: Mapping[str, str]
 ) -> tuple[int, ...]:
-    """Match a model's classes to those of a data set.
+    """Match a model's T classes to those of a data set: T indices into `ours`; an error without a counterpart.
 
     Args:
-        theirs: the model's T classes; several may be one of ours (their probabilities are added).
-        ours: the data set's K classes.
+        theirs: several may be one of ours (their probabilities are added).
         label_map: theirs → ours, for those whose names differ in more than case.
-
-    Returns:
-        T indices into `ours`.
-
-    Raises:
-        LeukoscopeError: a class without a counterpart.
     """
     index = {label.casefold(): k for k, label in enumerate(ours)}
     renamed = {their.casefold(): our.casefold() for their, our in label_map.items()}

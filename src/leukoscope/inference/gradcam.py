@@ -95,13 +95,7 @@ def is_map_of_channels(network: nn.Module, features: torch.Tensor) -> bool:
 def linear_head_maps(features: np.ndarray, class_weights: np.ndarray, blank: np.ndarray | None = None) -> np.ndarray:
     """Compute maps where one linear layer follows average pooling: a class's gradient is then its row of weights.
 
-    Args:
-        features: (B, C, h, w).
-        class_weights: (K, C).
-        blank: (1, C, h, w), features of the blank picture; None for plain Grad-CAM.
-
-    Returns:
-        (B, K, h, w) float32, as `explain_features` gives: signed with `blank`, else ≥ 0.
+    (B, C, h, w), weights (K, C) and perhaps `blank` (1, C, h, w) → (B, K, h, w) float32, as `explain_features`.
     """
     seen = features if blank is None else features - blank
     # Not `@`: the threads of numpy's matrix library stay busy afterwards, on the cores that the network needs next.
@@ -114,23 +108,15 @@ def passes_map_checks(block: Mapping[str, Any]) -> bool:
 
     A cell's map must agree with itself when the cell is turned (mean correlation ≥ .6, and ≥ .3 above that with another
     cell's map), and taking away what it marks must lower the class's probability more than taking away random pixels
-    (95 % interval above 0).
-
-    Args:
-        block: `heat_maps` of a metrics.json; one that lacks a measurement, as older ones do, has not passed.
+    (95 % interval above 0). A block `heat_maps` of metrics.json that lacks a measurement has not passed.
     """
 
-    def measured(*keys: str) -> float | None:
-        found: Any = block
-        for key in keys:  # anybody's metrics.json is read: a block may hold anything
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return found if isinstance(found, int | float) else None
-
-    own, other = measured("rotation", "correlation", "mean"), measured("rotation", "another_cell", "mean")
-    gain = measured("deletion", "gain_over_random", "low")
-    if own is None or other is None or gain is None:
+    try:
+        rotation, gain = block["rotation"], block["deletion"]["gain_over_random"]["low"]
+        own, other = rotation["correlation"]["mean"], rotation["another_cell"]["mean"]
+        return bool(own >= OWN_AT_LEAST and own - other >= ABOVE_ANOTHER_CELL and gain > 0)
+    except (LookupError, TypeError):  # anybody's metrics.json is read: a block may hold anything
         return False
-    return own >= OWN_AT_LEAST and own - other >= ABOVE_ANOTHER_CELL and gain > 0
 
 
 @dataclass(frozen=True)
@@ -140,7 +126,6 @@ class HeatMap:
     Attributes:
         evidence: (h, w) float32, ≥ 0: the positive part of the evidence relative to the blank picture, in units of the
             logit, or plain Grad-CAM where that was asked for; one scale for all classes of a picture.
-        label: its class.
     """
 
     evidence: np.ndarray
@@ -148,14 +133,9 @@ class HeatMap:
 
 
 def share_on_cell(heatmap: np.ndarray, pixels: np.ndarray) -> float | None:
-    """Compute the share of a Grad-CAM map's sum that lies on a cell cut out on black.
+    """Compute the share, 0–1, of a map's sum (h, w) that lies on a cell cut out on black in `pixels` (S, S, 3) uint8.
 
-    Args:
-        heatmap: (h, w), ≥ 0.
-        pixels: (S, S, 3) uint8, what the network saw.
-
-    Returns:
-        0–1; None for a map that is zero everywhere, and for a picture that is not mostly a cell on black.
+    None for a map that is zero everywhere, and for a picture that is not mostly a cell on black.
     """
     cell = foreground(pixels)
     if float(heatmap.sum()) <= 0 or not cell.any() or (~cell).mean() < BLACK_SHARE:
@@ -174,10 +154,8 @@ def share_within(heatmap: np.ndarray, region: np.ndarray) -> float:
 class EvidenceScale:
     """The usual range of a release's maps, so that weak evidence looks weak in any picture.
 
-    Attributes:
-        strong: the strongest evidence of a cell, for any class, that one cell in twenty exceeds: the upper end of the
-            release's colour scale. None where it was not measured.
-        weak: the one that one cell in twenty stays below; None where it was not measured.
+    Of a cell's strongest evidence for any class, one cell in twenty exceeds `strong`, the upper end of the release's
+    colour scale, and one in twenty stays below `weak`. None where it was not measured.
     """
 
     strong: float | None = None

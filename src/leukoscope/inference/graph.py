@@ -66,12 +66,8 @@ class ExportedBackend:
         release: whose graph it is; its network is loaded only to explain through a head of several layers.
         precision: "f32"; or, with OpenVINO and where this processor `computes` it, "bf16" for the backbone or "int8"
             for its convolutions but the first. The last linear layer is computed in float32.
-        logit_shift: (K,), added to the logits of a lower precision, whose mean rounding moves.
+        logit_shift: (K,), added to the logits of a lower precision, whose mean rounding moves; may be set anew.
         ranges: for "int8", the `convolution_ranges` of the release.
-
-    Attributes:
-        logit_shift: as given; may be set anew.
-        ranges: as given.
 
     Raises:
         NoGraph: a damaged graph, `ranges` of another one, or a lower precision of a network whose logits are not one
@@ -97,9 +93,15 @@ class ExportedBackend:
         given = os.environ.get("OMP_NUM_THREADS", "")
         threads = int(given) if given.isdecimal() and int(given) else usable_cores()
         graph = folder / GRAPHS[self.name]
+        self._run: Callable[[np.ndarray], list[np.ndarray]]
         try:
             if self.name == ONNX:
-                self._run = _open_onnx(graph, threads)
+                import onnxruntime
+
+                options = onnxruntime.SessionOptions()
+                options.intra_op_num_threads = threads
+                session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+                self._run = lambda pixels: session.run(None, {"pixels": pixels})
             else:
                 self._run = _open_openvino(graph, threads, precision, ranges)
         except NoGraph:
@@ -163,16 +165,6 @@ def _open_openvino(
             return [outputs[number].copy() for number in range(len(outputs))]
 
     return run
-
-
-def _open_onnx(path: Path, threads: int) -> Callable[[np.ndarray], list[np.ndarray]]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    (entry,) = session.get_inputs()
-    return lambda pixels: session.run(None, {entry.name: pixels})
 
 
 @lru_cache(maxsize=1)
@@ -251,10 +243,8 @@ def _quantised_convolutions(path: Path, ranges: Sequence[Mapping[str, Any]]) -> 
     """The graph whose convolutions are computed in int8: steps per tensor for inputs, per output channel for weights.
 
     OpenVINO computes in int8 what stands behind a FakeQuantize on both inputs. Everything else stays in float32:
-    pooling and sums in int8, as tools for whole networks make them, change several times as many predictions.
-
-    Raises:
-        NoGraph: the graph has other convolutions than those measured.
+    pooling and sums in int8, as tools for whole networks make them, change several times as many predictions. Other
+    convolutions than those measured are a `NoGraph` error.
     """
     from openvino import opset13
 

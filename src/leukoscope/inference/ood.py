@@ -48,11 +48,7 @@ _OPTICAL_DENSITY = -np.log((np.arange(256) + 1) / 256).astype(np.float32)
 def picture_statistics(pixels: np.ndarray) -> np.ndarray:
     """Measure colour, texture and shape of what is brighter than black.
 
-    Args:
-        pixels: (S, S, 3) uint8, framed for the network.
-
-    Returns:
-        (22,) float32, in the order of `GROUPS`.
+    (S, S, 3) uint8, framed for the network → (22,) float32, in the order of `GROUPS`.
     """
     step, bright = max(1, round(len(pixels) / _GRID)), foreground(pixels)
     starts = sorted({0, step // 2})
@@ -157,11 +153,7 @@ class OodDetector:
         return max(found, key=lambda name: found[name])
 
     def save(self, path: Path) -> Path:
-        """Write ood.safetensors, whole or not at all.
-
-        Raises:
-            LeukoscopeError: the disk refuses.
-        """
+        """Write ood.safetensors, whole or not at all; an error where the disk refuses."""
         from safetensors.numpy import save_file
 
         about = {"format": "pt", "method": METHOD, "kept_share": str(KEPT_SHARE)}
@@ -174,11 +166,7 @@ class OodDetector:
 
     @classmethod
     def load(cls, path: Path) -> OodDetector:
-        """Read what `save` wrote.
-
-        Raises:
-            LeukoscopeError: missing or damaged file.
-        """
+        """Read what `save` wrote; an error for a missing or damaged file."""
         arrays = read_arrays(path)
         if arrays.keys() != {field.name for field in fields(cls)}:
             found = ", ".join(sorted(arrays))
@@ -201,7 +189,7 @@ def fit_detector(statistics: np.ndarray, subjects: Sequence[str]) -> tuple[OodDe
 
     The limit is cross-fitted, since distances of a detector's own cells are too short: each fold's cells are measured
     by a detector fitted on the other subjects. Their scores are relative to a limit that the distances of the other
-    folds' cells set, so that no cell sets a limit for itself.
+    folds' cells set, so that no cell sets a limit for itself. Too few cells or subjects are an error.
 
     Args:
         statistics: (N, 22), `picture_statistics` of the training cells.
@@ -209,9 +197,6 @@ def fit_detector(statistics: np.ndarray, subjects: Sequence[str]) -> tuple[OodDe
 
     Returns:
         The detector fitted on all cells, and each cell's OOD score (N,) float32 by distances and limit of other folds.
-
-    Raises:
-        LeukoscopeError: too few cells or subjects.
     """
     from sklearn.model_selection import GroupKFold
 

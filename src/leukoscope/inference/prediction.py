@@ -43,11 +43,9 @@ REASON_TEXTS = {
 
 @dataclass(frozen=True)
 class Reason:
-    """One reason against giving a class, or for caution with it.
+    """One reason against giving a class, or for caution with it; `code` is a key of `REASON_TEXTS`.
 
-    Attributes:
-        code: a key of `REASON_TEXTS`.
-        value, limit: what was measured, and what it was compared with; None where there is no number.
+    `value` was measured and compared with `limit`; None where there is no number.
     """
 
     code: str
@@ -71,7 +69,7 @@ class Decision:
     Attributes:
         outcome: a class, or one of `WITHOUT_CLASS`.
         reasons: why it is no class; with a class, reasons for caution. Most important first.
-        operating_point: which threshold chose between the two classes; "" for the most probable class.
+        operating_point: the threshold that chose between the two classes; "" for the most probable class.
     """
 
     outcome: str

@@ -69,10 +69,7 @@ class Predictor:
         runtime: what computes its network.
 
     Attributes:
-        release: as given.
         labels: class names in the order of the probabilities.
-        backend: the one that was opened.
-        thresholds: what the release decides by.
         ood: the release's OOD detector; None where it has none.
     """
 
@@ -133,7 +130,6 @@ class Predictor:
         Args:
             model: `owner/name` or `owner/name@revision`.
             revision: a Hub branch, tag or commit.
-            runtime: what computes its network.
             anonymous: download without this machine's token.
 
         Raises:
@@ -205,13 +201,8 @@ class Predictor:
         """Predict pictures batch by batch; one that cannot be used has its error in its place.
 
         While the network computes one batch, threads open the next; no more of `images` is taken. PIL images are
-        decoded and open files read at once, so that a file may be closed, or one image given twice.
-
-        Args:
-            images, explain, tta, batch_size, method: as for a call.
-
-        Raises:
-            LeukoscopeError: `images` is neither a picture nor an iterable, or no picture at a time.
+        decoded and open files read at once, so that a file may be closed, or one image given twice. Arguments and
+        errors as for a call.
         """
         if method not in METHODS:
             raise LeukoscopeError(f"method {method!r}: unknown; choose one of {', '.join(METHODS)}")
@@ -237,12 +228,7 @@ class Predictor:
     def predict_subject(
         self, images: Iterable[Picture], *, name: str = "", batch_size: int = BATCH
     ) -> SubjectPrediction:
-        """Make one prediction for a subject, from pictures of that subject's cells.
-
-        Args:
-            images: as for a call; at least one.
-            name: what the prediction calls the subject.
-            batch_size: pictures that go through the network at once.
+        """Make one prediction for a subject, called `name`, from pictures of that subject's cells, as for a call.
 
         Raises:
             LeukoscopeError: the release was not measured by subject, or no picture.
@@ -350,14 +336,13 @@ def _pictures(images: Any) -> Iterable[Picture]:
 def _decoded(numbered: tuple[int, Any]) -> tuple[int, Picture | UnreadableImage]:
     """A PIL image upright and in RGB, an open file as its bytes, or why it cannot be used; all else as it is."""
     number, image = numbered
+    source = f"image {number}"
     try:
         if isinstance(image, Image.Image):
-            image = to_rgb(image, f"image {number}")
-        elif hasattr(image, "read"):
-            image = _file_read(image, f"image {number}")
+            return number, to_rgb(image, source)
+        return number, _file_read(image, source) if hasattr(image, "read") else image
     except UnreadableImage as error:
         return number, error
-    return number, image
 
 
 def _opened(number: int, image: Picture | UnreadableImage) -> tuple[str, Image.Image]:
@@ -365,34 +350,32 @@ def _opened(number: int, image: Picture | UnreadableImage) -> tuple[str, Image.I
     source = f"image {number}"
     if isinstance(image, UnreadableImage):
         raise image
-    if isinstance(image, Image.Image):
-        return source, image
     if isinstance(image, str | os.PathLike):
         path = os.fsdecode(image)
         return path, open_image(path)
+    if isinstance(image, bytes | bytearray | memoryview):
+        image = EncodedImage(bytes(image), source)
     if isinstance(image, EncodedImage):
         return image.name, open_bytes(image.data, image.name)
-    if isinstance(image, bytes | bytearray | memoryview):
-        return source, open_bytes(bytes(image), source)
     if isinstance(image, np.ndarray):
         return source, from_array(image, source)
+    if isinstance(image, Image.Image):
+        return source, image
     raise UnreadableImage(f"{source}: is of type {type(image).__name__}; give {_PICTURES}")
 
 
 def _file_read(file: Any, source: str) -> EncodedImage:
     """The content of an open file, from its beginning as Pillow reads it, wherever it was read or written to."""
     name = file.name if isinstance(getattr(file, "name", None), str) else source
+    again = "open the file in mode 'rb'"
     try:
         if file.seekable():
             file.seek(0)
         data = file.read()
     except Exception as error:  # closed, opened for writing alone, or what an archive's or a network's file raises
-        raise UnreadableImage(
-            f"{name}: cannot be read from the {type(file).__name__} given ({error}); open the file in mode 'rb'"
-        ) from None
+        kind = type(file).__name__
+        raise UnreadableImage(f"{name}: cannot be read from the {kind} given ({error}); {again}") from None
     if not isinstance(data, bytes):
-        raise UnreadableImage(
-            f"{name}: the {type(file).__name__} given reads as {type(data).__name__}, not bytes; open the file in mode "
-            "'rb'"
-        )
+        read_as = f"the {type(file).__name__} given reads as {type(data).__name__}, not bytes"
+        raise UnreadableImage(f"{name}: {read_as}; {again}")
     return EncodedImage(data, name)

@@ -26,8 +26,8 @@ class Runtime:
     Attributes:
         backend: of `BACKENDS`; "auto" is the first that suits this machine and release. "" is the environment variable
             LEUKOSCOPE_BACKEND, and "auto" where it is not set.
-        device: a torch device such as "cpu" or "cuda", any but "cpu" only for torch; "auto" is this process's GPU where
-            torch may compute and finds one, else the CPU.
+        device: a torch device such as "cpu" or "cuda", any but "cpu" only for torch; "auto" is the GPU where torch may
+            compute and finds one, else the CPU.
         precision: of `PRECISIONS`: "exact" is float32; "fast" is int8 or bfloat16, whichever was measured to be faster
             for the release and is computed by this processor; "auto" is "fast" only where the release was measured to
             lose nothing by it.
@@ -55,13 +55,13 @@ def usable_cores() -> int:
 
 
 def gpu_or_cpu() -> str:
-    """Return this process's GPU where torch finds one, else "cpu"."""
-    # torch is slow to import, so only where a driver is found; torchrun and accelerate number each process's GPU.
+    """Return "cuda" where torch finds a GPU, else "cpu"."""
+    # torch is slow to import, so only where a driver is found.
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or shutil.which("nvidia-smi") is None:
         return "cpu"
     import torch
 
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def is_installed(backend: str) -> bool:

@@ -1,8 +1,6 @@
 """Bulk scoring: predict every cell of a source into one table, shard by shard.
 
 A shard is written aside and renamed, so a run may be killed at any moment and resumes with the first missing shard.
-Several processes take every n-th shard each, share only the folder of shards beside the output, and the main process
-joins the shards in the order of the source.
 """
 
 from __future__ import annotations
@@ -10,16 +8,15 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
+import math
 import re
 import shutil
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from io import BytesIO
-from itertools import islice, tee
+from itertools import islice, takewhile, tee
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,36 +44,11 @@ _JOINED_AT_ONCE = 64
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
 # How a text begins that a spreadsheet would compute.
 _FORMULA = r"^[=+\-@\t\r]"
-_POLL = 0.1  # seconds between two checks for what another process writes
-
-
-@dataclass(frozen=True)
-class Worker:
-    """This process's rank and the world size, as torchrun and accelerate launch set them."""
-
-    number: int = 0
-    count: int = 1
-
-    @classmethod
-    def from_environment(cls) -> Worker:
-        """Read them from the environment; one process where no launcher set them."""
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process joins the shards and prints messages."""
-        return self.number == 0
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Counts of a finished run.
-
-    Attributes:
-        cells, unreadable: rows of the output and of the list of unreadable files.
-        refused, abstained: cells that are out of distribution or no cells, and cells abstained from.
-        subjects: rows of the table by subject; 0 without one.
-    """
+    """Counts of a finished run: rows of its tables; `refused` cells are out of distribution or no cells."""
 
     cells: int
     unreadable: int
@@ -129,8 +101,7 @@ def score_cells(
     by_subject: Path | None = None,
     cells_per_shard: int = CELLS_PER_SHARD,
     batch_size: int = 32,
-    worker: Worker = Worker(),
-) -> Scored | None:
+) -> Scored:
     """Predict every cell of a source; resume where an earlier run with the same model and cells was interrupted.
 
     Args:
@@ -138,9 +109,6 @@ def score_cells(
             files that could not be read are listed in `unreadable_list(output)`.
         by_subject: table with one row per subject: the prediction for the subject, means and shares.
         batch_size: cells that go through the network at once; may be another when a run is resumed.
-
-    Returns:
-        the counts; None in any but the main process.
 
     Raises:
         LeukoscopeError: the shards there are of another run, the source cannot be read or has more cells than an .xlsx
@@ -161,28 +129,14 @@ def score_cells(
         "cells": source.count,
         "cells_per_shard": cells_per_shard,
     }
-    firsts = range(0, source.count, cells_per_shard)
-    shards = {
-        parts / f"shard-{number:06d}.parquet": range(first, min(first + cells_per_shard, source.count))
-        for number, first in enumerate(firsts)
-    }
+    shards = [parts / f"shard-{number:06d}.parquet" for number in range(math.ceil(source.count / cells_per_shard))]
     try:
-        if not _begin_or_resume(parts, manifest, output, worker):
-            return None
-        own = dict(islice(shards.items(), worker.number, None, worker.count))
-        _score_missing(predictor, source, own, batch_size)
-        if not worker.is_main:
-            return None
-        for shard in shards:
-            while not _is_whole(shard):
-                time.sleep(_POLL)
-        scored = _join(predictor, source, list(shards), output, manifest, by_subject)
+        _begin_or_resume(parts, manifest)
+        _score_missing(predictor, source, shards, cells_per_shard, batch_size)
+        scored = _join(predictor, source, shards, output, manifest, by_subject)
         shutil.rmtree(parts)
         return scored
     except OSError as error:
-        if not worker.is_main and output.exists():
-            # The main process has joined all shards and taken their folder away.
-            return None
         raise LeukoscopeError(
             f"{error.filename or output}: cannot be read or written ({error.strerror or error}); "
             f"{remedy(error, 'name another folder')}; what was scored is kept beside the output, and the same command "
@@ -198,17 +152,12 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _begin_or_resume(parts: Path, manifest: Mapping[str, object], output: Path, worker: Worker) -> bool:
-    """Check that the folder of shards is this run's; False if the run was already finished."""
+def _begin_or_resume(parts: Path, manifest: Mapping[str, object]) -> None:
+    """Make the folder of shards, or check that the one that is there is this run's."""
     path = parts / "manifest.json"
-    if worker.is_main and not path.exists():
+    if not path.exists():
         parts.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(manifest, indent=1))
-    # Only the main process makes the folder: one that comes late must not make it anew when all is done.
-    while not path.exists():
-        if output.exists():
-            return False
-        time.sleep(_POLL)
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -219,21 +168,21 @@ def _begin_or_resume(parts: Path, manifest: Mapping[str, object], output: Path, 
                 f"{parts}: was begun with another {key} ({begun.get(key)} there, {value} now); give what it "
                 "was begun with, or remove that folder to begin anew"
             )
-    return True
 
 
-def _score_missing(predictor: Predictor, source: CellSource, shards: Mapping[Path, range], batch_size: int) -> None:
-    """Predict the shards that are not there yet."""
+def _score_missing(
+    predictor: Predictor, source: CellSource, shards: Sequence[Path], cells_per_shard: int, batch_size: int
+) -> None:
+    """Predict from the first missing shard on."""
     import pyarrow.parquet as pq
 
-    missing = {shard: cells for shard, cells in shards.items() if not _is_whole(shard)}
-    total = sum(map(len, shards.values()))
-    done = total - sum(map(len, missing.values()))
-    cells = source.read(list(missing.values()))
-    with progress("scoring cells", total, done=done) as advance:
-        for shard, wanted in missing.items():
+    whole = sum(1 for _ in takewhile(_is_whole, shards))
+    done = min(whole * cells_per_shard, source.count)
+    cells = source.read(done)
+    with progress("scoring cells", source.count, done=done) as advance:
+        for shard in shards[whole:]:
             # Shard by shard, so that a resumed run has the batches, and to the last bit the numbers, of a whole one.
-            named, pictures = tee(islice(cells, len(wanted)))
+            named, pictures = tee(islice(cells, cells_per_shard))
             predictions = predictor.iter_predictions((cell.picture for cell in pictures), batch_size=batch_size)
             rows = []
             for row in zip(named, predictions, strict=True):
@@ -258,10 +207,7 @@ def _is_whole(shard: Path) -> bool:
 def _shard_table(
     rows: Sequence[tuple[SourceCell, Prediction | UnreadableImage]], labels: tuple[str, ...], thresholds: Thresholds
 ) -> pa.Table:
-    """Rows of the output, then one for each unreadable picture, with a `reason` in place of a prediction.
-
-    Columns: the outcome and why, one probability per class, for each operating point whether the cell is positive.
-    """
+    """Rows of the output, then one for each unreadable picture, with a `reason` in place of a prediction."""
     import pyarrow as pa
 
     predicted = [(cell, found) for cell, found in rows if not isinstance(found, UnreadableImage)]
@@ -341,13 +287,10 @@ def _join(
 def predict_subjects(
     predictor: Predictor, source: CellSource, *, batch_size: int = 32
 ) -> tuple[list[SubjectPrediction], list[UnreadableImage]]:
-    """Predict for each subject of a source, in the order of their names.
+    """Predict for each subject of a source, in the order of their names; also return what could not be read.
 
     Cells are opened and predicted batch by batch, and only their probabilities are kept. Copies of a picture, pixel
     for pixel, count once.
-
-    Returns:
-        the predictions, and what could not be read.
 
     Raises:
         LeukoscopeError: the release was not measured by subject, no cell could be read, two subjects have the same
@@ -359,7 +302,7 @@ def predict_subjects(
     unreadable = [UnreadableImage(f"{file}: {reason}") for file, reason in source.unreadable]
 
     def predicted() -> Iterator[tuple[str, str, str]]:
-        cells, pictures = tee(source.read([range(source.count)]))
+        cells, pictures = tee(source.read(0))
         predictions = predictor.iter_predictions((cell.picture for cell in pictures), batch_size=batch_size)
         for cell, prediction in track(zip(cells, predictions, strict=True), "predicting cells", source.count):
             if isinstance(prediction, UnreadableImage):
@@ -382,8 +325,7 @@ def predict_subjects(
 def _rows_by_subject(cells: Iterable[tuple[str, str, str]], otherwise: str = "") -> dict[str, list[int]]:
     """(name, subject, pixel hash) of each cell → sorted subject → numbers of its cells; copies count once.
 
-    Raises:
-        LeukoscopeError: two subjects have the same picture; `otherwise` is another way out.
+    One picture of two subjects is an error; `otherwise` is another way out.
     """
     first: dict[str, tuple[str, str]] = {}
     rows: dict[str, list[int]] = {}
@@ -416,12 +358,7 @@ def subjects_table(predictions: Sequence[SubjectPrediction]) -> pa.Table:
 def _by_subject_table(joined: Path, labels: Sequence[str], rule: SubjectRule | None) -> pa.Table:
     """One row per subject, sorted: the prediction for the subject, where the release makes one, then means and shares.
 
-    Copies of a picture, pixel for pixel, count once for a subject.
-
-    Args:
-        joined: the table of the cells; those without a subject are left out.
-        labels: the release's classes.
-        rule: how the release predicts for a subject; None where it does not.
+    Copies of a picture, pixel for pixel, count once for a subject. Cells without a subject are left out.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -479,11 +416,9 @@ def _without_formulas(table: pa.Table) -> pa.Table:
 
 
 def write_table(table: pa.Table, path: Path) -> Path:
-    """Write a table atomically, in the format of its name (`TABLE_SUFFIXES`).
+    """Write a table atomically, in the format of its name (`TABLE_SUFFIXES`); an error for too many rows for a sheet.
 
-    Raises:
-        LeukoscopeError: more rows than a sheet takes.
-        OSError: a write error.
+    `OSError` where the disk refuses.
     """
     import pyarrow.parquet as pq
     from pyarrow import csv as arrow_csv

@@ -1,7 +1,7 @@
 """Sources of cells for bulk scoring: a folder, a table of paths, a Parquet file with pictures, or a data set.
 
-A source knows the number of its cells, and a fingerprint of them, before a picture is opened. It gives ascending ranges
-of its cells in one pass, so that memory stays flat and an interrupted run resumes anywhere.
+A source knows the number of its cells, and a fingerprint of them, before a picture is opened. It gives its cells from
+any of them on, so that memory stays flat and an interrupted run resumes anywhere.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -32,18 +32,11 @@ from leukoscope.data.images import EncodedImage
 
 # Pictures are held encoded until they are predicted; a BMP of a cell takes half a megabyte.
 _ROWS_AT_ONCE = 16
-_LISTED_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
 class SourceCell:
-    """One cell to be scored.
-
-    Attributes:
-        cell_id: its id, or its path as the source gives it.
-        subject: "" where it is not known.
-        picture: a file's path, or its bytes.
-    """
+    """One cell to be scored; its id may be its path as the source gives it, and its subject is "" where not known."""
 
     cell_id: str
     subject: str
@@ -63,7 +56,7 @@ class CellSource:
         count: number of cells.
         fingerprint: sha256 that changes with the cells, their order, their files or their subjects.
         has_subjects: whether it names the cells' subjects.
-        read: ascending ranges of cells → those cells, one after the other.
+        read: number of a cell, from 0 → that cell and those after it, one after the other.
         unreadable: (file, reason) of unusable files, which are not among the cells.
         report: for the user; "" where there is nothing to report.
         table: the file that it was read from; None for a folder or a data set.
@@ -72,7 +65,7 @@ class CellSource:
     count: int
     fingerprint: str
     has_subjects: bool
-    read: Callable[[Sequence[range]], Iterator[SourceCell]]
+    read: Callable[[int], Iterator[SourceCell]]
     unreadable: tuple[tuple[str, str], ...] = ()
     report: str = ""
     table: Path | None = None
@@ -80,11 +73,7 @@ class CellSource:
     def subject_of(self, cell: SourceCell, labels: Sequence[str]) -> str:
         """Return a cell's subject; where none is named its top folder, or outside any folder "".
 
-        Args:
-            labels: the release's classes.
-
-        Raises:
-            LeukoscopeError: the folder is named like one of the classes, or a table names no subjects.
+        A folder that is named like one of the release's `labels`, or a table without subjects, is an error.
         """
         if self.table is not None:
             require_subjects(self.table, self.has_subjects)
@@ -166,55 +155,36 @@ def _parquet(path: Path, subject_pattern: str | None) -> CellSource:
 
 def _table_of_paths(path: Path, table: CellTable, subject_pattern: str | None) -> CellSource:
     """Cells in files whose paths, relative to the table, stand in one of its columns."""
-    if table.has_subjects:
-        _refuse_pattern(path, subject_pattern)
+    if table.has_subjects and subject_pattern:
+        raise LeukoscopeError(
+            f"--input {path} --subject_pattern {shlex.quote(subject_pattern)}: a column of it names the subjects as "
+            "well; leave the pattern out, or the column"
+        )
     rows = ((row.cell_id, file, row.subject) for row, file in located(table, path.parent))
     source = _files(path.parent, rows, subject_pattern, has_subjects=table.has_subjects)
     return replace(source, report="\n".join(table.notes))
-
-
-def _refuse_pattern(table: Path, subject_pattern: str | None) -> None:
-    if subject_pattern:
-        raise LeukoscopeError(
-            f"--input {table} --subject_pattern {shlex.quote(subject_pattern)}: a column of it names the subjects as "
-            "well; leave the pattern out, or the column"
-        )
 
 
 def _files(
     root: Path, rows: Iterable[tuple[str, str, str]], subject_pattern: str | None, *, has_subjects: bool
 ) -> CellSource:
     """Cells in files of their own, given as (cell id, path below `root` or absolute, subject)."""
-    import pyarrow as pa
-
     from leukoscope.data.loading import subject_rule
 
     subject_of = subject_rule(subject_pattern) if subject_pattern else None
     digest = hashlib.sha256()
-    # Arrow's columns hold a path in as many bytes as it has; as bytes, because a file name need not be UTF-8.
-    schema = pa.schema(
-        [("cell_id", pa.string()), ("path", pa.binary()), ("subject", pa.dictionary(pa.int32(), pa.string()))]
-    )
-    listed: dict[str, list[Any]] = {name: [] for name in schema.names}
-    tables = [schema.empty_table()]
+    cells: list[tuple[str, str, str]] = []
     for cell_id, path, subject in rows:
-        if subject_of:
-            subject = subject_of(path)
+        subject = subject_of(path) if subject_of else subject
+        # A file name need not be UTF-8.
         row = (os.fsencode(cell_id).decode(errors="replace"), os.fsencode(path), subject)
         digest.update(repr((row, _state(root / path))).encode())
-        for column, value in zip(listed.values(), row, strict=True):
-            column.append(value)
-        if len(listed["path"]) == _LISTED_AT_ONCE:
-            tables.append(pa.table(listed, schema))
-            listed = {name: [] for name in schema.names}
-    table = pa.concat_tables([*tables, pa.table(listed, schema)])
+        cells.append((row[0], path, subject))
 
-    def read(ranges: Sequence[range]) -> Iterator[SourceCell]:
-        for wanted in ranges:
-            for row in table.slice(wanted.start, len(wanted)).to_pylist():
-                yield SourceCell(row["cell_id"], row["subject"], str(root / os.fsdecode(row["path"])))
+    def read(first: int) -> Iterator[SourceCell]:
+        return (SourceCell(cell_id, subject, str(root / path)) for cell_id, path, subject in islice(cells, first, None))
 
-    return CellSource(len(table), digest.hexdigest(), has_subjects or subject_of is not None, read)
+    return CellSource(len(cells), digest.hexdigest(), has_subjects or subject_of is not None, read)
 
 
 def _state(path: Path) -> tuple[int, int] | None:
@@ -240,17 +210,15 @@ def _table_of_pictures(path: Path, count: int, names: Sequence[str], subject_pat
         )
     id_column = next((name for name in ID_COLUMNS if name in names), "")
     subject = next((name for name in names if name.strip().casefold() in SUBJECT_COLUMNS), "")
-    columns = ["image", *(name for name in (id_column, subject) if name)]
-    owners = (
-        [subject_name(one) for one in pq.read_table(path, columns=[subject])[subject].to_pylist()] if subject else []
-    )
+    columns = ["image", *filter(None, (id_column, subject))]
+    owners = list(map(subject_name, pq.read_table(path, columns=[subject])[subject].to_pylist())) if subject else []
     if any(owners) and "" in owners:
         raise LeukoscopeError(
             f"--input {path}: row {owners.index('')} names no subject, other rows name theirs; fill it in, or remove it"
         )
 
-    def read(ranges: Sequence[range]) -> Iterator[SourceCell]:
-        for number, row in _rows_of_groups(path, columns, ranges):
+    def read(first: int) -> Iterator[SourceCell]:
+        for number, row in _rows_from(path, columns, first):
             cell_id = row.get(id_column)
             cell_id = f"row_{number:06d}" if cell_id is None else str(cell_id)
             owner = row.get(subject)
@@ -270,29 +238,25 @@ def _picture(stored: Mapping[str, Any], cell_id: str) -> str | EncodedImage:
     return EncodedImage(stored["bytes"] or b"", f"cell {cell_id}")
 
 
-def _rows_of_groups(
-    path: Path, columns: Sequence[str], ranges: Sequence[range]
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows_from(path: Path, columns: Sequence[str], first: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a Parquet file from one on, with their numbers; row groups before it are not read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    first = 0
+    number = 0
     try:
         # Unbuffered, a row group would be read as a whole, and some writers make one of the whole file.
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-            sizes = (file.metadata.row_group(k).num_rows for k in range(file.num_row_groups))
-            for group, (first, end) in enumerate(pairwise(accumulate(sizes, initial=0))):
-                wanted = [rows for rows in ranges if rows.start < end and rows.stop > first]
-                if not wanted:
+            for group in range(file.num_row_groups):
+                if number + (rows := file.metadata.row_group(group).num_rows) <= first:
+                    number += rows
                     continue
                 for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=list(columns)):
-                    for rows in wanted:
-                        start, stop = max(rows.start, first), min(rows.stop, first + len(batch))
-                        if start < stop:
-                            yield from enumerate(batch.slice(start - first, stop - start).to_pylist(), start)
-                    first += len(batch)
+                    skipped = max(0, first - number)
+                    yield from enumerate(batch.slice(skipped).to_pylist(), number + skipped)
+                    number += len(batch)
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(f"{path}: is damaged from row {first:,} on", path, error) from None
+        raise _unreadable(f"{path}: is damaged from row {number:,} on", path, error) from None
 
 
 def _unreadable(damaged: str, path: Path, error: Exception) -> LeukoscopeError:
@@ -320,10 +284,9 @@ def _data_set(name: str, train_dir: str | Path | None, subject_pattern: str | No
     rows = concatenate_datasets(list(data.cells.values())).select_columns(["image", "cell_id", "subject"])
     encoded = rows.cast_column("image", Image(decode=False))
 
-    def read(ranges: Sequence[range]) -> Iterator[SourceCell]:
-        for wanted in ranges:
-            for row in encoded.select(wanted):
-                yield SourceCell(row["cell_id"], subject_name(row["subject"]), _picture(row["image"], row["cell_id"]))
+    def read(first: int) -> Iterator[SourceCell]:
+        for row in encoded.skip(first):
+            yield SourceCell(row["cell_id"], subject_name(row["subject"]), _picture(row["image"], row["cell_id"]))
 
     # The data's own fingerprint covers neither the order of its cells nor a file replaced by one of the same size.
     digest = hashlib.sha256(data.fingerprint.encode())

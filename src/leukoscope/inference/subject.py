@@ -56,7 +56,6 @@ class SubjectPrediction:
     """What a release predicts for one subject.
 
     Attributes:
-        subject: its name; "" where there is none.
         outcome: a class, "abstain" (the interval includes both classes), "too few cells" or "out of distribution" (most
             of the subject's cells are).
         positive_label: the class of `probability` and `share_positive`.
@@ -118,8 +117,7 @@ class SubjectRule:
     """From a subject's cells to a class: a logistic regression on pooled logits.
 
     Attributes:
-        labels: the two classes.
-        positive_label: the class whose logits are pooled.
+        positive_label: of the two classes the one whose logits are pooled.
         pooling: a key of `POOLINGS`.
         coefficients, intercept: of the logistic regression, on the features of `pool`.
         least_cells: with fewer cells in use no class is given.
@@ -204,15 +202,11 @@ class SubjectRule:
         return float(low), float(high)
 
     def predict(self, probabilities: np.ndarray, outcomes: Sequence[str], *, subject: str = "") -> SubjectPrediction:
-        """Predict for one subject.
+        """Predict for one subject, called `subject`; an error without a cell.
 
         Args:
             probabilities: (N, K) of the subject's cells, in the order of `labels`.
             outcomes: of the same cells, as their decisions say.
-            subject: its name.
-
-        Raises:
-            LeukoscopeError: no cell.
         """
         if not len(outcomes):
             raise LeukoscopeError(f"subject {subject!r}: has no cell; give at least one picture")

@@ -28,27 +28,13 @@ def tta_views(pixels: np.ndarray) -> np.ndarray:
 
 
 def average_maps(maps: np.ndarray) -> np.ndarray:
-    """Turn the maps of a picture's views back onto the picture, and average them.
-
-    Args:
-        maps: (8·B, K, h, h), of views in the order of `tta_views`.
-
-    Returns:
-        (B, K, h, h).
-    """
+    """(8·B, K, h, h) maps of views in the order of `tta_views` → (B, K, h, h), turned back and averaged."""
     views = maps.reshape(-1, VIEWS, *maps.shape[1:])
     upright = [turned_back(views[:, view], view) for view in range(VIEWS)]
     return np.stack(upright).mean(axis=0, dtype=np.float32)
 
 
 def disagreement(probabilities: np.ndarray) -> np.ndarray:
-    """Share of a picture's views, 0–1, whose most probable class is not that of their average.
-
-    Args:
-        probabilities: (B, 8, K).
-
-    Returns:
-        (B,).
-    """
+    """(B, 8, K) → (B,) share of a picture's views, 0–1, whose most probable class is not that of their average."""
     together = probabilities.mean(axis=1).argmax(axis=1)
     return (probabilities.argmax(axis=2) != together[:, None]).mean(axis=1)

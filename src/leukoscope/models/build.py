@@ -67,8 +67,7 @@ class NetworkStart:
 def build_network(recipe: Recipe, num_classes: int, create: Callable[..., nn.Module] | None = None) -> nn.Module:
     """The recipe's network with random weights, in channels-last memory, made by `timm.create_model` or its like.
 
-    Raises:
-        LeukoscopeError: a model of timm that takes no image of this size, or not this recipe's arguments.
+    A model of timm that takes no image of this size, or not this recipe's arguments, is an error.
     """
     import timm
 
@@ -76,9 +75,8 @@ def build_network(recipe: Recipe, num_classes: int, create: Callable[..., nn.Mod
     depth: dict[str, Any] = {"drop_path_rate": recipe.drop_path_rate} if recipe.drop_path_rate else {}
     create = create or (pooled_norm_densenet if recipe.pooled_norm else timm.create_model)
     try:
-        network = create(
-            recipe.architecture, num_classes=num_classes, drop_rate=recipe.drop_rate, **depth, **model_args(recipe)
-        )
+        arguments = {"drop_rate": recipe.drop_rate, **depth, **model_args(recipe)}
+        network = create(recipe.architecture, num_classes=num_classes, **arguments)
         _try_picture(network, recipe.image_size)
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -40,12 +40,7 @@ class HubUnreachable(Exception):
 
 
 def find_release(model: str, patterns: Sequence[str] = RELEASE_FILES) -> tuple[Path, str, str]:
-    """Find a release, downloaded first where it is named by Hub id; errors as of `Predictor.from_pretrained`.
-
-    Args:
-        model: a release folder, the name of one that comes with Leukoscope, `owner/name` or `owner/name@revision`; a
-            path that exists wins over both.
-        patterns: which files to download.
+    """Find a release, downloaded first where it is named by Hub id; names and errors as of `Predictor.from_pretrained`.
 
     Returns:
         its folder; the name as given, of the Hub without a revision; and its Hub commit, "" for a local folder.
@@ -96,10 +91,7 @@ def fetch_files(
 ) -> Path:
     """Download a Hub repository's files, or find them in the cache: the folder, whose name is the commit.
 
-    Where the Hub cannot be reached, the cached copy is used, with a warning.
-
-    Args:
-        anonymous: do not send this machine's token.
+    Where the Hub cannot be reached, the cached copy is used, with a warning. `anonymous` sends no token.
 
     Raises:
         LeukoscopeError: no such repository or revision, no access to it, no safetensors in it, no network and no

@@ -52,11 +52,7 @@ _MODEL_ARGS: dict[str, Callable[[Any], bool]] = {
 
 @dataclass(frozen=True)
 class Release(ReleaseInfo):
-    """A loaded release.
-
-    Attributes:
-        network: the timm model in eval mode, float32, channels-last.
-    """
+    """A loaded release; its `network` is the timm model in eval mode, float32, channels-last."""
 
     network: nn.Module = field(kw_only=True)
 
@@ -80,9 +76,7 @@ def save_release(
     """Write a release directory, completely or not at all.
 
     Args:
-        network: a timm model.
-        architecture: its name.
-        model_args: what `timm.create_model` builds it with besides.
+        network: a timm model, which `timm.create_model` builds from `architecture` and `model_args`.
 
     Raises:
         LeukoscopeError: another network than timm's, the number of labels is not the number of outputs, or the disk
@@ -166,9 +160,7 @@ def rescale_classifier(network: nn.Module, temperature: float) -> nn.Module:
     """Fold a temperature into the last linear layer, in place: its plain softmax is then calibrated everywhere.
 
     Temperature scaling divides the logits by T (Guo et al. 2017), and a linear layer of W/T and b/T gives just those.
-
-    Raises:
-        LeukoscopeError: a temperature that is no positive number.
+    T must be positive.
     """
     if not 0 < temperature < math.inf:
         raise LeukoscopeError(f"temperature {temperature}: not a positive number; fit it on out-of-fold predictions")
@@ -179,11 +171,7 @@ def rescale_classifier(network: nn.Module, temperature: float) -> nn.Module:
 
 
 def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision: str = "") -> Release:
-    """Load a release with its network.
-
-    Args:
-        release: a local folder in Hub format, or what `read_release` read of one.
-        name, revision: of the Hub repository, when the folder is a cached snapshot.
+    """Load a release with its network; arguments as of `read_release`, or what that read.
 
     Raises:
         LeukoscopeError: no such folder, a file missing or damaged, labels that do not match the head, an

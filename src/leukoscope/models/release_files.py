@@ -70,7 +70,6 @@ class ReleaseInfo:
 
     Attributes:
         labels: class names in the order of the network's outputs.
-        preprocessing: how a picture is prepared for the network.
         metrics: the content of metrics.json ({} where a foreign model has none).
         name: the directory or Hub id it came from.
         revision: Hub commit, or "" for a local folder.
@@ -99,10 +98,9 @@ class ReleaseInfo:
 
 
 def read_release(directory: str | Path, *, name: str = "", revision: str = "") -> ReleaseInfo:
-    """Read all of a release but its weights.
+    """Read all of a release but its weights from a local folder in Hub format.
 
     Args:
-        directory: a local folder in Hub format.
         name, revision: of the Hub repository, when the folder is a cached snapshot.
 
     Raises:
@@ -162,16 +160,12 @@ def read_config(root: Path) -> dict[str, Any]:
             "outputs; restore config.json from the release"
         )
     labels = config["label_names"]
+    shown = f"label_names is {reprlib.repr(labels)}"
     if not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
-        raise LeukoscopeError(
-            f"{path}: damaged (label_names is {reprlib.repr(labels)}; the labels must be different texts); restore it "
-            "from the release"
-        )
+        damaged = f"damaged ({shown}; the labels must be different texts)"
+        raise LeukoscopeError(f"{path}: {damaged}; restore it from the release")
     if len(labels) < 2:
-        raise LeukoscopeError(
-            f"{path}: label_names is {reprlib.repr(labels)}; a classifier needs two or more classes: give another "
-            "release"
-        )
+        raise LeukoscopeError(f"{path}: {shown}; a classifier needs two or more classes: give another release")
     return config
 
 
@@ -195,12 +189,7 @@ def read_metrics(root: Path) -> dict[str, Any]:
 
 
 def _text(path: Path) -> str:
-    """The text of one of a release's JSON files.
-
-    Raises:
-        LeukoscopeError: far larger than any release's, or not given by the system.
-        ValueError: not UTF-8.
-    """
+    """The text of one of a release's JSON files; an error if far too large or unreadable, `ValueError` if not UTF-8."""
     try:
         if path.stat().st_size > _MOST_JSON:
             raise LeukoscopeError(

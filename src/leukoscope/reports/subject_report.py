@@ -47,7 +47,7 @@ def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch
     Cells are numbered, since names of files may contain the subject's.
     """
     rule = SubjectRule.of_release(predictor.release)
-    given = list(source.read([range(source.count)]))
+    given = list(source.read(0))
     if len(subjects := sorted({source.subject_of(cell, predictor.labels) for cell in given})) > 1:
         raise LeukoscopeError(
             f"{len(subjects)} subjects ({subjects[0]!r}, {subjects[1]!r} …): a report is of one; give the folder that "

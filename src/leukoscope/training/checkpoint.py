@@ -54,16 +54,15 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run; `resumed` is the one that it resumes from, once `resume` has found one."""
+    """The checkpoints below a run folder; `resumed` is the one that it resumes from, once `resume` has found one.
+
+    Args:
+        settings: what determines the result of this run, as `run_settings` gives it.
+        steps: "epoch" to save when an epoch ends, a number to save after every so many steps, too, or "no" to save only
+            when asked to stop.
+    """
 
     def __init__(self, run_folder: Path, settings: Mapping[str, Any], *, steps: str = "epoch"):
-        """Keep checkpoints below a run folder.
-
-        Args:
-            settings: what determines the result of this run, as `run_settings` gives it.
-            steps: "epoch" to save when an epoch ends, a number to save after every so many steps, too, or "no" to save
-                only when asked to stop.
-        """
         self.run_folder, self.folder = run_folder, run_folder / FOLDER
         self.settings = plain(settings)
         self.each_epoch = steps != "no"
@@ -84,8 +83,8 @@ class Checkpoints:
         earlier = checkpoints_in(self.folder)
         number = int(earlier[-1].name[:5]) + 1 if earlier else 1
         target = self.folder / f"{number:05d}-epoch-{epoch}-step-{step}"
-        problem, otherwise = f"{target}: the checkpoint cannot be written", "resume from the one before with"
-        with disk_errors(problem, f"{otherwise} --resume_from_checkpoint latest"):
+        otherwise = "resume from the one before with --resume_from_checkpoint latest"
+        with disk_errors(f"{target}: the checkpoint cannot be written", otherwise):
             for unfinished in self.folder.glob(".*.tmp"):  # by a process that was killed
                 shutil.rmtree(unfinished)
             with atomic_folder(target) as temporary:
@@ -101,8 +100,7 @@ class Checkpoints:
     def resume(self, which: str) -> None:
         """Read the checkpoint to resume from into `resumed`: a folder, or the last whole one for "latest".
 
-        Raises:
-            LeukoscopeError: the checkpoint named is damaged, or the run is another one.
+        A damaged checkpoint that was named, and one of another run, is an error.
         """
         named = [Path(which)] if which != LATEST else list(reversed(checkpoints_in(self.folder)))
         for path in named:
@@ -161,9 +159,6 @@ def check_resume(run_folder: Path, which: str | None, settings: Mapping[str, Any
     Args:
         which: --resume_from_checkpoint.
         settings: of the run that is to begin, from `run_settings`.
-
-    Raises:
-        LeukoscopeError: with what to do instead.
     """
     complete = (run_folder / METRICS).exists()
     if which == LATEST and complete:
@@ -181,20 +176,17 @@ def check_resume(run_folder: Path, which: str | None, settings: Mapping[str, Any
             f"--output_dir {run_folder}: holds an unfinished run ({kept[-1].name}); resume it with "
             f"--resume_from_checkpoint latest, or remove {run_folder / FOLDER} to start again"
         )
-    if complete and (different := _different_run(run_folder / ARGS, settings)):
+    different = [f"no {ARGS} names them"] if complete else []
+    if complete and (run_folder / ARGS).is_file():
+        then = yaml.safe_load((run_folder / ARGS).read_text(encoding="utf-8"))
+        folder = then["flags"].get("train_dir")
+        different = other_settings(then, settings)
+        different += [f"train_dir: {folder}"] * (folder != settings["flags"]["train_dir"])
+    if different:
         raise LeukoscopeError(
             f"--output_dir {run_folder}: holds a finished run with other settings ({', '.join(different)}); give "
             "another folder or remove it"
         )
-
-
-def _different_run(args: Path, now: Mapping[str, Any]) -> list[str]:
-    """The settings of the run that wrote this args.yaml that differ from this one's, its data folder included."""
-    if not args.is_file():
-        return [f"no {args.name} names them"]
-    then = yaml.safe_load(args.read_text(encoding="utf-8"))
-    folder = then["flags"].get("train_dir")
-    return other_settings(then, now) + [f"train_dir: {folder}"] * (folder != now["flags"]["train_dir"])
 
 
 def _read(folder: Path) -> tuple[Checkpoint, dict[str, Any]] | None:

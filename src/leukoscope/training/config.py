@@ -182,7 +182,7 @@ class RunArguments:
     report_to: Literal["trackio", "tensorboard", "wandb"] | None = _flag(
         None,
         "Log the run's metrics to a tracker: trackio, tensorboard, wandb. wandb sends them to its server, unless "
-        "WANDB_MODE=offline is set; the others keep them on this machine.",
+        "WANDB_MODE=offline is set, and trackio to a Space that its own settings name; else they stay on this machine.",
     )
     quiet: bool = _flag(False, "No progress and no notes; results and errors are still printed.")
     push_to_hub: bool = _flag(

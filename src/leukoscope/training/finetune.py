@@ -38,17 +38,12 @@ def open_release(name: str) -> Release:
 
 
 def follow_model(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that follow from --model_name_or_path.
+    """The flags that follow from --model_name_or_path; but for a release, that flag itself becomes None.
 
     Args:
         flags: those of `ModelArguments`; `recipe` and `image_size` are None where not given. The model is one of timm,
             with or without "timm/" and a tag; a release; or a folder or a Hub repository in timm's format (config.json
             and model.safetensors) whose network has no classes.
-
-    Returns:
-        of a model of timm its `recipe`; of a release `recipe`, `image_size` and its name with the Hub's commit; of a
-        folder in timm's format `recipe`, `image_size`, `pretrained_weights`, `pretrained_name` and `override`. But for
-        a release, `model_name_or_path` is None then.
 
     Raises:
         LeukoscopeError: another flag that names a start or a recipe, no such model, or one that cannot be opened.
@@ -127,9 +122,7 @@ def _follow_release(name: str, recipe: str | None, image_size: int | None) -> di
 def start_from_release(network: nn.Module, recipe: Recipe, name: str, cells: FramedCells, split: Split) -> NetworkStart:
     """Load the weights of a release, named as by --model_name_or_path, into a new `network` of `recipe`, in place.
 
-    Raises:
-        LeukoscopeError: a release of another network or standardisation than the recipe's; or one that was trained on
-            subjects of this run's test side.
+    A release of another network or standardisation, or one trained on subjects of this run's test side, is an error.
     """
     release = open_release(name)
     assert release.folder is not None, "it was opened from files"
@@ -224,16 +217,11 @@ def _check_seen_cells(release: Release, cells: FramedCells, split: Split) -> tup
         )
     if not split.test and not split.validation:
         return ()
-    notes = []
+    notes, too_good = [], "of the validation side: validation metrics are too good"
     if validated.subjects:
-        notes.append(
-            f"{name} was trained on {len(validated.subjects)} {unit}(s) of the validation side: validation metrics are "
-            "too good"
-        )
+        notes.append(f"{name} was trained on {len(validated.subjects)} {unit}(s) {too_good}")
     elif validated.cells:
-        notes.append(
-            f"{name} was made from {validated.cells:,} cells of the validation side: validation metrics are too good"
-        )
+        notes.append(f"{name} was made from {validated.cells:,} cells {too_good}")
     if not trainings_of(release.metrics):
         notes.append(f"{name} does not say which cells it was trained on; it may have seen some of these")
     elif not (tested.certain and validated.certain):

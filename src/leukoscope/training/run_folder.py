@@ -26,7 +26,6 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from huggingface_hub import constants
 from torch import nn
 from transformers.utils import flatten_dict
 
@@ -329,47 +328,20 @@ def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-# With one of these set, trackio sends metrics to a server or to the Hub.
-_SENDS_AWAY = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_DATASET_ID", "TRACKIO_BUCKET_ID")
-
-
 def check_tracking(tracker: str | None) -> None:
-    """Refuse, before anything is loaded, a tracker that is not installed or would send metrics away."""
-    # Accelerate itself would only warn, and track nothing.
+    """Refuse a tracker that is not installed, before anything is loaded; Accelerate would only warn and track none."""
     if tracker is not None and tracker not in map(str, get_available_trackers()):
         raise LeukoscopeError(
             f"--report_to {tracker}: {tracker} is not installed; `pip install {tracker}`, or leave the flag out"
         )
-    for name in _SENDS_AWAY if tracker == "trackio" else ():
-        if os.environ.get(name):
-            raise LeukoscopeError(
-                f"{name}={os.environ[name]}: trackio would send the run's metrics there; unset it, tracking stays on "
-                "this machine"
-            )
 
 
 def start_tracking(accelerator: Accelerator, config: TrainingConfig, recipe: Recipe) -> None:
-    """Start the tracker of --report_to, which `make_accelerator` was given; does nothing without the flag.
-
-    TensorBoard's files lie in the run folder's `tensorboard`, trackio's where `trackio show` looks for them.
-    """
-    if config.run.report_to is None:
-        return
-    # A resumed run logs its earlier epochs again: its curve is a new one, and complete.
-    name = "/".join(config.output_dir.resolve().parts[-2:])
-    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True  # trackio would look up the user's Hub name
-    try:
-        accelerator.init_trackers(
-            # To TensorBoard this is the folder below the run's.
-            "tensorboard" if config.run.report_to == "tensorboard" else "leukoscope",
-            config=_flat({**config.public(), "resolved_recipe": asdict(recipe)}),
-            init_kwargs={
-                "trackio": {"name": name, "resume": "never", "embed": False},
-                "wandb": {"name": name, "dir": str(config.output_dir)},
-            },
-        )
-    finally:
-        constants.HF_HUB_OFFLINE = offline
+    """Start the tracker of --report_to, which `make_accelerator` was given; does nothing without the flag."""
+    settings = flatten_dict({**config.public(), "resolved_recipe": asdict(recipe)})
+    # TensorBoard takes plain values only.
+    plain_ones = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in settings.items() if v is not None}
+    accelerator.init_trackers("leukoscope", config=plain_ones)
 
 
 def track_epoch(accelerator: Accelerator, row: Mapping[str, Any]) -> None:
@@ -390,12 +362,3 @@ def finish_tracking(accelerator: Accelerator) -> None:
     # `end_training` would also close the processes' connection, which the next run of a protocol needs.
     for tracker in accelerator.trackers:
         tracker.finish()
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, bool | int | float | str]:
-    """Nested settings under dotted names, in the plain values that trackers take; what is unset is left out."""
-    return {
-        name: value if isinstance(value, bool | int | float) else str(value)
-        for name, value in flatten_dict(settings).items()
-        if value not in (None, {})
-    }
