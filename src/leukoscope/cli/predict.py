@@ -214,6 +214,8 @@ def score(
     from leukoscope.inference.scoring import check_by_subject, check_output, score_cells, unreadable_list
     from leukoscope.inference.sources import open_source
 
+    if (launched := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
+        raise LeukoscopeError(f"{launched} processes were started, and each would score all cells; start one")
     check_output(output)
     cells = open_source(source, train_dir=train_dir, subject_pattern=subject_pattern)
     if by_subject is not None:
