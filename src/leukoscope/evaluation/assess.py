@@ -121,8 +121,6 @@ def _with_intervals(block: Mapping[str, Any], predictions: CellPredictions) -> d
     intervals["by_cell"] = bootstrap.cell_intervals(predictions)
     if "" not in predictions.subjects:
         intervals["by_subject"] = bootstrap.subject_intervals(predictions)
-        if coverage := bootstrap.simulated_coverage(predictions):
-            intervals["coverage"] = coverage
         if block["split"]["disjoint_by"] == "subject" and len(predictions.label_names) == 2:
             interval = intervals["by_subject"].get("subject_auroc")
             found["subject_scores"] = subject_scores_block(predictions, interval, block["estimates"])

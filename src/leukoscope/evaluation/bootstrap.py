@@ -301,51 +301,6 @@ def _class_of(key: str, names: Sequence[str]) -> int | None:
     return next((k for k, name in enumerate(names) if key == f"recall_{name}"), None)
 
 
-def simulated_coverage(predictions: CellPredictions) -> dict[str, Any] | None:
-    """Simulate how often nominal 95 % intervals by subject contain the true value in studies like this one.
-
-    Each simulated study has as many subjects of each class, with numbers of cells sampled from those observed. A
-    subject's cells are correct at a rate of its own, from the Beta distribution of its class that has the mean and
-    variance (less that of chance) of the observed accuracies.
-
-    Returns:
-        studies, level, and the coverage, 0–1, of the intervals of balanced_accuracy and balanced_accuracy_by_subject;
-        None where a subject has cells of several classes.
-
-    Raises:
-        LeukoscopeError: see `bootstrap_subjects`.
-    """
-    studies = samples = 400
-    boot, rng = bootstrap_subjects(predictions, samples=samples), np.random.default_rng(0)
-    if (boot.classes[boot.unit_of_cell] != predictions.references).any():
-        return None
-    cells = np.bincount(boot.unit_of_cell).astype(float)
-    accuracy = np.bincount(boot.unit_of_cell, predictions.predicted == predictions.references) / cells
-    classes = [np.flatnonzero(boot.classes == k) for k in np.unique(boot.classes)]
-    counts, truth = boot.counts.astype(float), 0.0
-    covered = {"balanced_accuracy": 0, "balanced_accuracy_by_subject": 0}
-    shapes = []
-    for units in classes:
-        mean = float(accuracy[units].mean().clip(0.01, 0.99))
-        chance = float((accuracy[units] * (1 - accuracy[units]) / cells[units]).mean())
-        variance = float(np.clip(accuracy[units].var(ddof=1) - chance, 1e-4, 0.95 * mean * (1 - mean)))
-        total = mean * (1 - mean) / variance - 1
-        shapes.append((mean * total, (1 - mean) * total))
-        truth += mean / len(classes)
-    for _ in range(studies):
-        over_cells, by_subject = np.zeros(samples), np.zeros(samples)
-        for units, shape in zip(classes, shapes, strict=True):
-            sizes = rng.choice(cells[units], len(units))
-            correct = rng.binomial(sizes.astype(int), rng.beta(*shape, len(units)))
-            weights = counts[:, units]
-            over_cells += weights @ correct / (weights @ sizes) / len(classes)
-            by_subject += weights @ (correct / sizes) / len(units) / len(classes)
-        for name, values in zip(covered, (over_cells, by_subject), strict=True):
-            interval = boot.interval(values)
-            covered[name] += interval["low"] <= truth <= interval["high"]
-    return {"studies": studies, "level": LEVEL, **{name: hits / studies for name, hits in covered.items()}}
-
-
 def subject_logits(predictions: CellPredictions) -> tuple[np.ndarray, np.ndarray]:
     """Average the logits, log p - log (1 - p), of each subject's cells: (U,) ids in order and (U, K) logits."""
     subjects, logits = np.asarray(predictions.subjects), logits_of(predictions.probabilities)
