@@ -112,10 +112,21 @@ def explanation_blocks(
         boot, unit = bootstrap_subjects(table, seed=seed), "subjects"
     except LeukoscopeError:
         boot, unit = bootstrap_cells(table, seed=seed), "cells"
+    if background == "black":
+        place, regions = "outside_cell", ~cell_masks(cells)
+    else:
+        place, regions = "scale_bar_corner", np.stack([scale_bar_corner(cells.shape[1])] * len(cells))
     found = {
         "randomisation": randomisation(release, cells, predicted, own, seed),
         **perturbation(backend, cells[:perturbed], predicted[:perturbed], own[:perturbed], seed),
-        **_of_views(backend, cells, predicted, own, background, seed),
+        place: heat_share(own, regions),
+    }
+    of_views, signed = predict_views(backend, cells, predicted)
+    averaged, others = np.maximum(signed.mean(axis=0), 0), other_cells(len(cells), seed)
+    found["rotation"] = rotation(of_views, signed, predicted, others)
+    found["average_of_views"] = {
+        "another_cell": pearson_correlation(averaged, averaged[others]),
+        place: heat_share(averaged, regions)["heat"],
     }
     checks: dict[str, Any] = {
         "estimates": ESTIMATES,
@@ -132,26 +143,6 @@ def explanation_blocks(
     }
     checks["passed"] = passes_map_checks(checks)
     return {"heat_maps": checks, "evidence_scale": _scale(maps, own, cells, background, seed)}
-
-
-def _of_views(
-    backend: Backend, cells: np.ndarray, predicted: np.ndarray, own: np.ndarray, background: str, seed: int
-) -> dict[str, dict[str, np.ndarray]]:
-    """Where maps lie, what turning a cell does to them, and the same of the average over the views."""
-    if background == "black":
-        place, regions = "outside_cell", ~cell_masks(cells)
-    else:
-        place, regions = "scale_bar_corner", np.stack([scale_bar_corner(cells.shape[1])] * len(cells))
-    of_views, signed = predict_views(backend, cells, predicted)
-    averaged, others = np.maximum(signed.mean(axis=0), 0), other_cells(len(cells), seed)
-    return {
-        place: heat_share(own, regions),
-        "rotation": rotation(of_views, signed, predicted, others),
-        "average_of_views": {
-            "another_cell": pearson_correlation(averaged, averaged[others]),
-            place: heat_share(averaged, regions)["heat"],
-        },
-    }
 
 
 def _scale(maps: np.ndarray, own: np.ndarray, cells: np.ndarray, background: str, seed: int) -> dict[str, Any]:

@@ -97,13 +97,19 @@ def subject_rule_block(
         `paired_difference`. {} without a positive label, for more than two classes, unknown subjects, fewer than
         `SUBJECTS_NEEDED` + 1 subjects of a class, or a subject with cells of both classes.
     """
+    from sklearn.model_selection import KFold
+
     if not positive_label:
         return {}
     subjects, labels = _subjects(calibrated(predictions, temperature), positive_label), predictions.label_names
     truth = np.array([subject.positive for subject in subjects])
     if not subjects or min(truth.sum(), (~truth).sum()) <= SUBJECTS_NEEDED:
         return {}
-    rules = _rules_of_others(subjects, labels, positive_label)
+    rule_without: dict[int, SubjectRule] = {}
+    for others, left_out in KFold(min(OUTER_FOLDS, len(subjects)), shuffle=True, random_state=0).split(subjects):
+        fitted = _fit_rule([subjects[i] for i in others], labels, positive_label)[0]
+        rule_without |= dict.fromkeys(left_out.tolist(), fitted)
+    rules = [rule_without[i] for i in range(len(subjects))]
     curve = _curve(subjects, rules)
     found = least_cells(curve)
     least = found or curve[-1]["cells"]
@@ -132,17 +138,6 @@ def subject_rule_block(
         "wrong": [name for name, one in judged.items() if one["called"] != one["label"]],
         "subjects": judged,
     }
-
-
-def _rules_of_others(subjects: list[_Subject], labels: tuple[str, ...], positive_label: str) -> list[SubjectRule]:
-    """For each subject, the rule that was chosen and fitted without that subject."""
-    from sklearn.model_selection import KFold
-
-    rules: dict[int, SubjectRule] = {}
-    for others, left_out in KFold(min(OUTER_FOLDS, len(subjects)), shuffle=True, random_state=0).split(subjects):
-        rule = _fit_rule([subjects[i] for i in others], labels, positive_label)[0]
-        rules |= dict.fromkeys(left_out.tolist(), rule)
-    return [rules[i] for i in range(len(subjects))]
 
 
 def measure_subject_rule(predictions: CellPredictions, metrics: Mapping[str, Any]) -> dict[str, Any] | None:

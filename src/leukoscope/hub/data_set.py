@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from leukoscope.hub.publish import Destination, Published, scratch_folder, uploa
 from leukoscope.models.release_files import CARD
 from leukoscope.reports.audit_page import copies_table, shortcuts_table
 from leukoscope.reports.card import FRONT_AND_TEXT
-from leukoscope.reports.formatting import Table, count, rendered
+from leukoscope.reports.formatting import Table, count, encoded, rendered
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -84,9 +83,7 @@ def _write_parquet(seen: ScannedCells, folder: Path, *, scratch: Path) -> None:
     from datasets import Image
 
     def as_png(row: Mapping[str, Any]) -> dict[str, Any]:
-        png = BytesIO()
-        open_cell(row).save(png, "PNG")
-        return {"image": {"bytes": png.getvalue(), "path": None}}
+        return {"image": {"bytes": encoded(open_cell(row), "PNG"), "path": None}}
 
     (folder / PARQUET).parent.mkdir(parents=True)
     for split, cells in _splits(seen).items():

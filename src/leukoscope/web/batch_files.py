@@ -237,7 +237,17 @@ def _read_tables(tables: Sequence[BatchFile], batch: Batch) -> None:
             raise LeukoscopeError(f"{file.name}: names neither a subject nor a label; {HEADER}")
         batch.problems += table.notes
         rows = [(row, _named(row.file, file.name, index, endings)) for row in table.rows]
-        batch.problems += _not_one_picture(file.name, [(row.file, len(pictures)) for row, pictures in rows])
+        unknown = [row.file for row, pictures in rows if not pictures]
+        batch.problems += [
+            f"{file.name}: names {one[:LONGEST_NAME]!r}, which was not given" for one in unknown[:MOST_UNKNOWN]
+        ]
+        if (more := len(unknown) - MOST_UNKNOWN) > 0:
+            batch.problems.append(f"{file.name}: names {more} more files that were not given")
+        if unclear := [row.file for row, pictures in rows if len(pictures) > 1]:
+            batch.problems.append(
+                f"{file.name}: {unclear[0]!r} is the name of several pictures; write the folder before it (rows like "
+                f"this: {len(unclear)})"
+            )
         for row, pictures in rows:
             if len(pictures) != 1:
                 continue
@@ -248,21 +258,6 @@ def _read_tables(tables: Sequence[BatchFile], batch: Batch) -> None:
                 subjects[pictures[0]].setdefault(row.subject, file.name)
     batch.labels = _agreed("label", labels, batch.problems)
     batch.subjects = _agreed("subject", subjects, batch.problems)
-
-
-def _not_one_picture(table: str, rows: Sequence[tuple[str, int]]) -> list[str]:
-    """Sentences on the rows, each a file and how many pictures it may mean, that mean none or several."""
-    unknown = [file for file, pictures in rows if pictures == 0]
-    unclear = [file for file, pictures in rows if pictures > 1]
-    lines = [f"{table}: names {file[:LONGEST_NAME]!r}, which was not given" for file in unknown[:MOST_UNKNOWN]]
-    if (more := len(unknown) - MOST_UNKNOWN) > 0:
-        lines.append(f"{table}: names {more} more files that were not given")
-    if unclear:
-        lines.append(
-            f"{table}: {unclear[0]!r} is the name of several pictures; write the folder before it (rows like this: "
-            f"{len(unclear)})"
-        )
-    return lines
 
 
 def _agreed(column: str, given: Mapping[str, Mapping[str, str]], problems: list[str]) -> dict[str, str]:

@@ -7,24 +7,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import open_bytes
+from leukoscope.evaluation.bootstrap import cell_intervals, point_metrics, subject_intervals
+from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.overlap import same_subject, trainings_of
-from leukoscope.inference.prediction import REFUSED, Checks, Thresholds
+from leukoscope.inference.prediction import REFUSED, Checks, Decision, Thresholds
 from leukoscope.inference.scoring import safe_cell
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule
+from leukoscope.reports.formatting import encoded, metric_name, span
+from leukoscope.reports.subject_report import subject_report
 from leukoscope.web.batch_files import Batch, subjects_of
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import local_number, t
 from leukoscope.web.upload import CELL, File
-
-if TYPE_CHECKING:
-    from leukoscope.inference.prediction import Decision
 
 PICTURES_AT_ONCE, THUMBNAIL = 16, 96
 MAX_KEPT = 64 * 2**20
@@ -176,23 +180,17 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None, pattern:
             if (other := first_of.setdefault(prediction.pixel_hash, name)) != name:
                 problems.append(f"{name}: is a copy of {other}, pixel for pixel; it counts once")
                 continue
-            picture = _webp(image, quality=0, lossless=True, method=0) if kept < MAX_KEPT else b""
+            picture = encoded(image, "WEBP", quality=0, lossless=True, method=0) if kept < MAX_KEPT else b""
             kept += len(picture)
             image.thumbnail((THUMBNAIL, THUMBNAIL))
             given = name, batch.label_of(name, release.labels), subjects[name]
             predicted = prediction.decision, prediction.probabilities, prediction.checks
-            rows.append(BatchRow(*given, *predicted, _webp(image, quality=90), picture))
+            rows.append(BatchRow(*given, *predicted, encoded(image, "WEBP", quality=90), picture))
         yield min(first + PICTURES_AT_ONCE, len(batch.files))
     if not rows:
         raise LeukoscopeError(f"not one picture can be used: {problems[0] if problems else 'none was given'}")
     found = tuple(rows), release.labels, str(choice), release.revision, release.metrics
     yield BatchResult(*found, subjects_by_table=batch.subjects, problems=tuple(problems))
-
-
-def _webp(image: Image.Image, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", **options)
-    return buffer.getvalue()
 
 
 def wrong_rows(result: BatchResult) -> list[BatchRow]:
@@ -222,10 +220,6 @@ class LabelMetrics:
 
 def label_metrics(result: BatchResult) -> LabelMetrics | None:
     """Every metric with its interval, over the cells whose true class is known; None where there is none."""
-    from leukoscope.evaluation.bootstrap import cell_intervals, point_metrics, subject_intervals
-    from leukoscope.evaluation.metrics import CellPredictions
-    from leukoscope.reports.formatting import metric_name, span
-
     rows = [row for row in result.rows if row.truth]
     if not rows:
         return None
@@ -276,10 +270,6 @@ def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[An
 
 def save_cells(kind: str, result: BatchResult) -> File:
     """One row per cell, as a file; `kind` is "CSV" or "Parquet"."""
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet
-
     table, buffer = pa.table(columns(result, safe=kind == "CSV")), io.BytesIO()
     if kind == "CSV":
         pyarrow.csv.write_csv(table, buffer)
@@ -294,9 +284,6 @@ def save_subjects(result: BatchResult) -> File:
     Raises:
         LeukoscopeError: no subject is known, or the release does not predict for subjects.
     """
-    import pyarrow as pa
-    import pyarrow.csv
-
     rows = [one.to_dict() for one in result.subject_predictions]
     if not rows:
         raise LeukoscopeError("no subject is known: name the subjects by a pattern, a folder each, or a CSV")
@@ -308,8 +295,6 @@ def save_subjects(result: BatchResult) -> File:
 
 def save_report(models: ModelCache, result: BatchResult, subject: str | None, name: str) -> File:
     """The report on one subject's cells, as HTML; `name` is what it calls the subject, "" for nobody."""
-    from leukoscope.reports.subject_report import subject_report
-
     predicted = next((one for one in result.subject_predictions if one.subject == subject), None)
     if predicted is None:
         raise LeukoscopeError(f"subject {subject!r}: is none of this batch; choose one of the list")

@@ -6,14 +6,13 @@ is escaped here: a file name or the labels of a Hub model may hold anything.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from leukoscope.reports.formatting import cell_html, data_uri, encoded
 from leukoscope.web.page import script
 from leukoscope.web.text import local_number, meaning, outcome_text, percent, t
 
@@ -102,11 +101,11 @@ def pictures(result: CellResult, label: str, opacity: float, common_scale: bool 
     original, overlaid = result.pictures(label, opacity, common_scale)
     caption, (width, height) = result.caption, original.size
     style = f"aspect-ratio:{width}/{height};max-width:{22 * min(1, width / height):.1f}rem"
-    given = _img(original, t("picture_as_given", caption=caption))
+    given = picture(original, t("picture_as_given", caption=caption))
     over = tools = scale = ""
     if overlaid is not None:
         title = t("map_foreign") if result.foreign else t("map_title", label=label)
-        over = f"<div>{_img(overlaid, title)}</div>"
+        over = f"<div>{picture(overlaid, title)}</div>"
         tools = (
             f'<div class="lk-tools"><span aria-hidden="true">{t("cell")}</span><input type="range" min="0" max="100" '
             f'value="50" aria-label="{t("slider")}"><span aria-hidden="true">{t("map")}</span></div>'
@@ -131,13 +130,16 @@ def _scale(title: str, peak: float | None, strength: str) -> str:
     return f'<p class="lk-scale">{escape(title)} <span>{ends[0]} <i aria-hidden="true"></i> {ends[1]}</span>{chip}</p>'
 
 
-def _img(image: Image.Image, alt: str, side: int = 0) -> str:
-    """A picture, at most `side` pixels wide and high unless that is 0."""
+def picture(image: Image.Image, alt: str, side: int = 0) -> str:
+    """A picture that travels within the page, at most `side` pixels wide and high unless that is 0."""
     if side:
         image = image.copy()
         image.thumbnail((side, side))
-    size = f'width="{image.width}" height="{image.height}"'
-    return f'<img src="{data_uri(image)}" alt="{escape(alt)}" {size} draggable="false">'
+    source, size = (
+        data_uri("image/webp", encoded(image, "WEBP", quality=92)),
+        f'width="{image.width}" height="{image.height}"',
+    )
+    return f'<img src="{source}" alt="{escape(alt)}" {size} draggable="false">'
 
 
 def forms(text: str, results: Sequence[tuple[str, CellResult]]) -> str:
@@ -148,7 +150,9 @@ def forms(text: str, results: Sequence[tuple[str, CellResult]]) -> str:
         image = next(filter(None, reversed(one.pictures(label, 0.55))))
         share = percent(one.prediction.probabilities[label])
         refused = "" if one.decision().label else f" ({escape(outcome_text(one.prediction.outcome))})"
-        shown += f"<li>{_img(image, name, 240)}<b>{escape(label)} {share}</b>{refused}<span>{escape(name)}</span></li>"
+        shown += (
+            f"<li>{picture(image, name, 240)}<b>{escape(label)} {share}</b>{refused}<span>{escape(name)}</span></li>"
+        )
     return f'<div role="status">{note(text)}<ul class="lk-cells lk-forms">{shown}</ul></div>'
 
 
@@ -160,24 +164,14 @@ def visit(cells: Sequence[tuple[Image.Image, str]], model: str, number: int) -> 
     """
     shown = ""
     for index, (image, caption) in enumerate(cells):
-        small = image.copy()
-        small.thumbnail((96, 96))
         name = escape(t("show_again", caption=caption))
         shown += (
             f'<li><button type="button" data-cell="{index}" aria-label="{name}" title="{name}">'
-            f'<img src="{data_uri(small)}" alt="" width="{small.width}" height="{small.height}"></button>'
-            f"<span>{escape(caption)}</span></li>"
+            f"{picture(image, '', 96)}</button><span>{escape(caption)}</span></li>"
         )
     strip = f'{note(t("in_this_visit"))}<ul class="lk-cells">{shown}</ul>' if len(cells) > 1 else ""
     example = f' data-example="{number}"' if number else ""
     return f'<div data-model="{escape(model)}"{example}>{strip}</div>'
-
-
-def data_uri(image: Image.Image) -> str:
-    """A picture that travels within the page."""
-    buffer = BytesIO()
-    image.save(buffer, "WEBP", quality=92)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def explanation(result: CellResult, label: str) -> str:
@@ -194,24 +188,6 @@ def pairs(values: Mapping[str, str]) -> str:
     return f'<dl class="lk-facts">{rows}</dl>' if rows else ""
 
 
-def guess_cell(image: Image.Image, text: str, before: str = "") -> str:
-    """A cell to be guessed, below what came of the one before."""
-    told = f'<p class="lk-headline" role="status">{escape(before)}</p>' if before else ""
-    caption = f'<figcaption role="status">{escape(text)}</figcaption>'
-    return f'<figure class="lk-guess">{told}{_img(image, text, 360)}{caption}</figure>'
-
-
-def guess_score(rows: Sequence[tuple[str, str]], cells: Sequence[tuple[Image.Image, str]], text: str, link: str) -> str:
-    """Who was right how often, and every cell with its class and what each said.
-
-    Args:
-        link: address of the same cells; "" where they cannot be drawn again.
-    """
-    shown = "".join(f"<li>{_img(image, caption, 128)}<span>{escape(caption)}</span></li>" for image, caption in cells)
-    share = f'<p><a href="{escape(link)}">{t("guess_link")}</a></p>' if link else ""
-    return f'{table((t("guess_who"), t("guess_right")), rows)}{note(text)}{share}<ul class="lk-cells">{shown}</ul>'
-
-
 def counts(numbers: Mapping[str, int]) -> str:
     """How many cells have each outcome."""
     rows = "".join(f"<div><dt>{escape(outcome_text(one))}</dt><dd>{count}</dd></div>" for one, count in numbers.items())
@@ -224,8 +200,6 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = ""
     Args:
         label: its name for a screen reader where it has no caption; "" for the first heading.
     """
-    from leukoscope.reports.formatting import cell_html
-
     top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{cell_html(cell)}</td>" for cell in row[1:])}</tr>'

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -19,10 +19,11 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.fields import View, measure_stain, otsu_threshold
 from leukoscope.data.images import foreground
 from leukoscope.data.registry import NOT_A_CELL
+from leukoscope.evaluation.morphology import Morphology, measure_cell
 from leukoscope.inference.field import drawing_font
 from leukoscope.inference.gradcam import BLACK_SHARE, EvidenceScale, HeatMap, map_colours, overlay
 from leukoscope.inference.ood import GROUPS, OodDetector, picture_statistics
-from leukoscope.inference.prediction import REFUSED, Decision, Thresholds
+from leukoscope.inference.prediction import REFUSED, Decision, Prediction, Thresholds
 from leukoscope.synthetic import SMEAR_LABELS, draw_cell, smear_picture
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import (
@@ -43,10 +44,6 @@ from leukoscope.web.text import (
     weak_map_text,
 )
 from leukoscope.web.upload import File, png_file, safe_stem
-
-if TYPE_CHECKING:
-    from leukoscope.evaluation.morphology import Morphology
-    from leukoscope.inference.prediction import Prediction
 
 # Redrawing stays instant and the page light; one cell is a few hundred pixels anyway.
 SHOWN_SIDE = 720
@@ -221,8 +218,6 @@ def predict_cell(
     Args:
         field_share: of a field's cell, share of the field's cells that are in distribution.
     """
-    from leukoscope.evaluation.morphology import measure_cell
-
     predictor = models.predictor(choice)
     metrics, thresholds = predictor.release.metrics, predictor.thresholds
     (prediction,) = models.predict(predictor, [image], explain=True)
@@ -351,26 +346,22 @@ def measure_foreign(detector: OodDetector, pixels: np.ndarray) -> Foreign:
     return Foreign(distances, HeatMap(beyond.astype(np.float32), ""))
 
 
-@cache
-def _cell(label: str, subject: int, cell: int) -> Image.Image:
-    return Image.fromarray(draw_cell(label, subject=subject, cell=cell).image)
-
-
 def example(number: int) -> tuple[Image.Image, str]:
     """One of the six synthetic cells and its caption; drawn, never stored on disk."""
-    label, subject, cell = EXAMPLES[number]
-    return _cell(label, subject, cell), t("synthetic_cell", label=label)
-
-
-@cache
-def _smear(label: str, row: int) -> Image.Image:
-    return Image.fromarray(smear_picture(label, row))
+    return _example(number), t("synthetic_cell", label=EXAMPLES[number][0])
 
 
 def smear_example(number: int) -> tuple[Image.Image, str]:
     """One of the four synthetic smears, for models that read a field as one picture, and its caption."""
-    label, row = SMEAR_EXAMPLES[number]
-    return _smear(label, row), t("synthetic_smear", label=label)
+    return _example(number, smear=True), t("synthetic_smear", label=SMEAR_EXAMPLES[number][0])
+
+
+@cache
+def _example(number: int, smear: bool = False) -> Image.Image:
+    if smear:
+        return Image.fromarray(smear_picture(*SMEAR_EXAMPLES[number]))
+    label, subject, cell = EXAMPLES[number]
+    return Image.fromarray(draw_cell(label, subject=subject, cell=cell).image)
 
 
 # The saved picture, in pixels; LETTERS fit into a line.

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from gradio.context import LocalContext
@@ -25,11 +25,9 @@ from PIL import Image
 from leukoscope.data.fields import View, measure_stain
 from leukoscope.data.images import foreground
 from leukoscope.data.registry import ABSTAIN
+from leukoscope.evaluation.morphology import Morphology, percentile
 from leukoscope.inference.gradcam import BLACK_SHARE, share_within
 from leukoscope.inference.prediction import REFUSED, Decision, Reason, Thresholds
-
-if TYPE_CHECKING:
-    from leukoscope.evaluation.morphology import Morphology
 
 LANGUAGES = ("en", "de")
 _TABLE = json.loads(Path(__file__).with_name("texts.json").read_text(encoding="utf-8"))
@@ -222,8 +220,6 @@ def morphology_text(
     cell: Morphology | None, known: Mapping[str, Any], um_per_pixel: float | None = None
 ) -> dict[str, str]:
     """A cell's measurements in words, beside those of the training cells: the block "morphology" of metrics.json."""
-    from leukoscope.evaluation.morphology import percentile
-
     if cell is None:
         return {}
 

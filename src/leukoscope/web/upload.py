@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from html import escape
-from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -33,6 +32,7 @@ from PIL.PngImagePlugin import PngInfo
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.conversion import open_converted
 from leukoscope.data.images import UnreadableImage, check_header, open_image
+from leukoscope.reports.formatting import encoded
 from leukoscope.web.page import PRIVATE, QUIET, script
 from leukoscope.web.text import Localised, in_english, t
 
@@ -304,9 +304,7 @@ def png_file(name: str, image: Image.Image, *, title: str, model: str, revision:
     about.add_itxt("Source", f"model {model}, revision {revision or 'of a local folder'}")
     about.add_itxt("Disclaimer", RESEARCH_NOTICE)
     about.add_text("Software", f"Leukoscope {__version__}")
-    buffer = BytesIO()
-    image.save(buffer, "PNG", pnginfo=about)
-    return File(name, "image/png", buffer.getvalue())
+    return File(name, "image/png", encoded(image, "PNG", pnginfo=about))
 
 
 def safe_stem(name: str) -> str:

@@ -6,13 +6,11 @@ visitor's session. The same steps serve the API at /batch.
 
 from __future__ import annotations
 
-import base64
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from html import escape
-from io import BytesIO
 from threading import Semaphore
 from typing import Any
 
@@ -22,6 +20,7 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
 from leukoscope.inference.subject import SubjectPrediction
+from leukoscope.reports.formatting import data_uri, encoded
 from leukoscope.reports.subject_report import strip_plot
 from leukoscope.synthetic import PHANTOM_LABELS, SMEAR_LABELS, SMEARS, draw_cell, knows_smears, smear_picture
 from leukoscope.web import panels
@@ -88,9 +87,7 @@ def sample_batch(smears: bool = False) -> Batch:
     def draw(subject: int, cell: int) -> bytes:
         label = (SMEAR_LABELS if smears else PHANTOM_LABELS)[subject]
         pixels = smear_picture(label, cell) if smears else draw_cell(label, subject=subject, cell=cell).image
-        buffer = BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-        return buffer.getvalue()
+        return encoded(Image.fromarray(pixels), "PNG", compress_level=1)
 
     return Batch(
         [
@@ -395,9 +392,8 @@ def _cell(number: int, row: BatchRow) -> str:
     share = f" {percent(row.confidence)}" if row.decision.label else ""
     text = f"{outcome_text(row.decision.outcome)}{share}{truth}"
     wrong = ' class="wrong"' if truth else ""
-    source = "data:image/webp;base64," + base64.b64encode(row.thumbnail).decode()
     # What it shows stands beside it in words.
-    picture = f'<img src="{source}" alt="" loading="lazy" width="96" height="96">'
+    picture = f'<img src="{data_uri("image/webp", row.thumbnail)}" alt="" loading="lazy" width="96" height="96">'
     if row.picture:
         name = escape(t("open_file", name=row.name, text=text))
         picture = f'<button type="button" data-cell="{number}" aria-label="{name}">{picture}</button>'

@@ -42,7 +42,7 @@ from leukoscope.web.result import (
     turned,
 )
 from leukoscope.web.tabs.batch import BatchPanel
-from leukoscope.web.tabs.field import FieldPanel, FieldResult, predict_field, read_example
+from leukoscope.web.tabs.field import EXAMPLE_PITCH, FieldPanel, FieldResult, example_field, predict_field
 from leukoscope.web.text import Localised, localised, percent, point_name, t
 
 # Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
@@ -374,7 +374,11 @@ class CellTab:
         return pick
 
     def _on_field(self, choice: str | None, opacity: float, point: str | None) -> Updates:
-        return self.attempt(lambda: self._show_field(read_example(self.models, choice), "", opacity, point))
+        def show() -> Updates:
+            field = predict_field(self.models, *example_field(), choice, EXAMPLE_PITCH)
+            return self._show_field(field, "", opacity, point)
+
+        return self.attempt(show)
 
     def _on_model(
         self, choice: str | None, opacity: float, point: str | None, result: CellResult | None
