@@ -185,10 +185,9 @@ def predict_with_maps(backend: Backend, pixels: np.ndarray) -> tuple[np.ndarray,
 
 
 def predict_views(backend: Backend, pixels: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the eight views of each cell, the upright one first.
+    """Compute the eight views of each cell, the upright one first: probabilities (8, N, K), signed maps (8, N, h, w).
 
-    Returns:
-        probabilities (8, N, K) and signed maps (8, N, h, w) of the predicted class, turned back onto the upright cell.
+    The maps are those of the predicted class, turned back onto the upright cell.
     """
     rows, found = np.arange(len(pixels)), []
     for view in track(range(VIEWS), "maps of turned cells"):
@@ -215,8 +214,7 @@ def randomisation(
 ) -> dict[str, np.ndarray]:
     """Compare each map with that of networks whose weights are randomised from the output on; see `DEFINITIONS`.
 
-    Returns:
-        name of the change → (N,) rank correlation, NaN where a map is flat.
+    It gives name of the change → (N,) rank correlation, NaN where a map is flat.
     """
     layers = len(_layers(release.network))
     depths = {"last_layer": 1, "later_half": max(1, layers // 2), "all_layers": layers}
@@ -322,8 +320,7 @@ def rotation(
 
     Args:
         probabilities, signed: of `predict_views`.
-        predicted: (N,) the upright cells' classes.
-        others: (N,) for each cell another one.
+        predicted, others: (N,) the upright cells' classes, and for each cell the number of another one.
 
     Returns:
         correlation with the other views' maps, another_cell and their difference gain_over_another_cell (NaN where the

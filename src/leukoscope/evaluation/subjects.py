@@ -45,10 +45,8 @@ def subject_scores_block(
 ) -> dict[str, Any]:
     """Make the "subject_scores" block of an evaluation: one score per subject, the mean logit of its cells.
 
-    Args:
-        predictions: of two classes, on subjects that the networks never saw.
-        interval: of the AUROC over subjects, which is None where a subject has cells of two classes.
-        estimates: what metrics of the predictions estimate.
+    The predictions are of two classes, on subjects that the networks never saw. `interval` is that of the AUROC over
+    subjects, which is None where a subject has cells of two classes.
     """
     names, logits = subject_logits(predictions)
     subjects, labels = np.asarray(predictions.subjects), predictions.label_names
@@ -234,7 +232,11 @@ def _curve(subjects: list[_Subject], rules: list[SubjectRule]) -> list[dict[str,
 
     rng = np.random.default_rng(0)
     pairs = list(zip(subjects, rules, strict=True))
-    of_few = [_probabilities_of_few(subject, rule, rng) for subject, rule in pairs]
+    of_few = []  # of each subject: number of cells → (REPEATS,) probability; within a repeat, fewer are the first ones
+    for subject, rule in pairs:
+        most = min(len(subject.logits), CELL_COUNTS[-1])
+        drawn = np.stack([rng.choice(subject.logits, most, replace=False) for _ in range(REPEATS)])
+        of_few.append({cells: rule.probability(drawn[:, :cells]) for cells in CELL_COUNTS if cells <= most})
     rows = []
     for cells in CELL_COUNTS:
         known = [(*pair, few[cells]) for pair, few in zip(pairs, of_few, strict=True) if cells in few]
@@ -259,13 +261,6 @@ def _curve(subjects: list[_Subject], rules: list[SubjectRule]) -> list[dict[str,
             }
         )
     return rows
-
-
-def _probabilities_of_few(subject: _Subject, rule: SubjectRule, rng: np.random.Generator) -> dict[int, np.ndarray]:
-    """Number of cells → (REPEATS,) probability from so many random cells; within a repeat, fewer are the first ones."""
-    most = min(len(subject.logits), CELL_COUNTS[-1])
-    drawn = np.stack([rng.choice(subject.logits, most, replace=False) for _ in range(REPEATS)])
-    return {cells: rule.probability(drawn[:, :cells]) for cells in CELL_COUNTS if cells <= most}
 
 
 def _apply(rule: SubjectRule, subject: _Subject) -> dict[str, Any]:

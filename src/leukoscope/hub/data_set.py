@@ -32,10 +32,8 @@ SHARD_BYTES = 500_000_000  # of pictures in one parquet file, as `datasets` does
 def described(folder: Path, *, licence: str = "", citation: str = "", own_subjects: bool = False) -> DatasetInfo:
     """The entry of `DATASETS` that a folder's cells belong to, with their licence and citation, or an error without.
 
-    Args:
-        licence: of the pictures, as the Hub names it: "cc-by-4.0".
-        citation: how whoever uses them is to cite them.
-        own_subjects: whether the owner names the subjects, as only class folders need.
+    The licence is given as the Hub names it: "cc-by-4.0". `own_subjects`: the owner names the subjects, as only class
+    folders need.
     """
     info = DATASETS["imagefolder"] if own_subjects else recognise(folder)
     if not (licence := licence or info.licence_id):
@@ -65,10 +63,8 @@ def train_command(seen: ScannedCells, hub_id: str) -> str:
 def push_data_set(seen: ScannedCells, findings: Mapping[str, Any], info: DatasetInfo, to: Destination) -> Published:
     """Publish cells as a Hub data set, in one commit; the folder they came from is only read.
 
-    Args:
-        findings: of `audit_cells`; they stand on the card.
-        info: as `described` gives it.
-        to: the repository, of kind "dataset"; errors are those of `Destination.require_usable` and `upload`.
+    `findings` of `audit_cells` stand on the card; `info` is as `described` gives it. Errors are those of
+    `Destination.require_usable` and `upload`.
     """
     to.require_usable()
     with scratch_folder() as scratch:

@@ -36,9 +36,7 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedErr
 class BatchFile:
     """One file of a batch, not yet read.
 
-    Attributes:
-        name: as given, within a zip with its folders, after the zip's own name where two zips hold the same names.
-        read: its content.
+    `name` is as given, within a zip with its folders, after the zip's own name where two zips hold the same names.
     """
 
     name: str
@@ -50,7 +48,6 @@ class Batch:
     """The files given together.
 
     Attributes:
-        files: the pictures, in the order given.
         labels, subjects: file name → its entry in a CSV.
         label_tables: label → the CSV that gives it first.
         problems: one sentence for each file that cannot be used.
@@ -89,10 +86,7 @@ def is_batch(paths: Sequence[str]) -> bool:
 
 
 def open_batch(paths: Sequence[str]) -> Batch:
-    """List what was uploaded; no picture is read here, each is read when it is needed.
-
-    Args:
-        paths: where Gradio put the files; they must stay until the last picture is read.
+    """List what was uploaded; no picture is read here, each is read when it is needed: the files must stay until then.
 
     Raises:
         LeukoscopeError: too many files or bytes, a zip with path tricks, or a CSV that cannot be read.
@@ -293,11 +287,8 @@ def _named(file: str, table: str, index: FileIndex, endings: Mapping[str, list[s
 def subjects_of(names: Sequence[str], pattern: str, by_table: Mapping[str, str]) -> dict[str, str]:
     """File name → subject: by the CSV, else what a pattern finds in the name; "" where neither names one.
 
-    Args:
-        pattern: a regular expression; its group `subject` is the subject, else its first group, else all of it.
-
-    Raises:
-        LeukoscopeError: no regular expression, or one that takes too long.
+    The pattern's group `subject` is the subject, else its first group, else all of it. One that is no regular
+    expression, or takes too long, is an error.
     """
     # Unlike the standard library's, these patterns can be stopped: a visitor's may run for hours.
     import regex

@@ -37,13 +37,9 @@ MAX_KEPT = 64 * 2**20
 
 @dataclass(frozen=True)
 class BatchRow:
-    """One picture's prediction.
+    """One picture's prediction; `truth` and `subject` are "" where not known.
 
-    Attributes:
-        truth, subject: "" where not known.
-        checks: what the decision rests on beside the probabilities.
-        thumbnail: WebP, at most 96 px on a side.
-        picture: the picture as lossless WebP; empty beyond `MAX_KEPT`.
+    `thumbnail` is WebP, at most 96 px on a side; `picture` lossless WebP, empty beyond `MAX_KEPT`.
     """
 
     name: str
@@ -80,7 +76,6 @@ class BatchResult:
     """A batch as one model predicts it; lives in a visitor's session, in memory only.
 
     Attributes:
-        metrics: the release's metrics.json.
         point: the operating point that its cells are decided at; "" for the most probable class.
         subjects_by_table: file name → subject, by the CSV.
         problems: one sentence for each file, and each label of a CSV, that could not be used.
@@ -150,11 +145,8 @@ class BatchResult:
 def predict_batch(models: ModelCache, batch: Batch, choice: str | None, pattern: str) -> Iterator[int | BatchResult]:
     """Predict every picture of a batch; `pattern` finds the subject in a file's name, as in `subjects_of`.
 
-    Yields:
-        How many files are done, after each part of them; at last the result.
-
-    Raises:
-        LeukoscopeError: the model or the pattern cannot be used, or not one picture.
+    It yields how many files are done, after each part of them; at last the result. An error where the model or the
+    pattern cannot be used, or not one picture.
     """
     predictor = models.predictor(choice)
     release = predictor.release
@@ -279,11 +271,7 @@ def save_cells(kind: str, result: BatchResult) -> File:
 
 
 def save_subjects(result: BatchResult) -> File:
-    """One row per subject, as CSV.
-
-    Raises:
-        LeukoscopeError: no subject is known, or the release does not predict for subjects.
-    """
+    """One row per subject, as CSV; an error where no subject is known, or the release does not predict for subjects."""
     rows = [one.to_dict() for one in result.subject_predictions]
     if not rows:
         raise LeukoscopeError("no subject is known: name the subjects by a pattern, a folder each, or a CSV")

@@ -33,11 +33,6 @@ def notice() -> str:
     return f'<p class="lk-notice" role="note">{escape(t("notice"))}</p>'
 
 
-def plain(text: str) -> str:
-    """A sentence that stands for itself."""
-    return f'<p class="lk-lead">{escape(text)}</p>'
-
-
 def message(title: str, text: str) -> str:
     """Something the visitor should act on: what is wrong, and the fix."""
     return f'<div class="lk-message" role="alert"><strong>{escape(title)}</strong>{escape(text)}</div>'
@@ -111,7 +106,10 @@ def pictures(result: CellResult, label: str, opacity: float, common_scale: bool 
             f'value="50" aria-label="{t("slider")}"><span aria-hidden="true">{t("map")}</span></div>'
         )
         strength = result.scale.strength(result.own_peak) if result.maps else ""
-        scale = _scale(title, result.peak(common_scale) if result.maps else None, strength)
+        chip = f' <b class="lk-chip">{t(f"strength_{strength}")}</b>' if strength else ""
+        ends = ("0", local_number(f"{result.peak(common_scale):.3g}")) if result.maps else ("2 σ", "6 σ")
+        colours = f'<span>{ends[0]} <i aria-hidden="true"></i> {ends[1]}</span>'
+        scale = f'<p class="lk-scale">{escape(title)} {colours}{chip}</p>'
     failed = note(t("map_failed")) if result.maps and not result.thresholds.maps_passed else ""
     hint = ""
     if result.foreign is None or result.measured is None:
@@ -121,13 +119,6 @@ def pictures(result: CellResult, label: str, opacity: float, common_scale: bool 
         f'style="{style}" aria-label="{t("stage")}">{given}{over}</div>{tools}'
         f"<figcaption>{escape(caption)}.{escape(hint)}</figcaption></figure>{scale}{failed}"
     )
-
-
-def _scale(title: str, peak: float | None, strength: str) -> str:
-    """The overlay's colours, one scale for all classes."""
-    chip = f' <b class="lk-chip">{t(f"strength_{strength}")}</b>' if strength else ""
-    ends = ("0", local_number(f"{peak:.3g}")) if peak is not None else ("2 σ", "6 σ")
-    return f'<p class="lk-scale">{escape(title)} <span>{ends[0]} <i aria-hidden="true"></i> {ends[1]}</span>{chip}</p>'
 
 
 def picture(image: Image.Image, alt: str, side: int = 0) -> str:
@@ -159,8 +150,7 @@ def forms(text: str, results: Sequence[tuple[str, CellResult]]) -> str:
 def visit(cells: Sequence[tuple[Image.Image, str]], model: str, number: int) -> str:
     """The cells of a visit, each a button that shows its result again; for an element with `CLICK`.
 
-    Args:
-        number: of the example shown, from 1; 0 for another picture. It goes to the page's address, as the model does.
+    The number of the example shown (0 for another picture) goes to the page's address, as the model does.
     """
     shown = ""
     for index, (image, caption) in enumerate(cells):
@@ -179,13 +169,9 @@ def explanation(result: CellResult, label: str) -> str:
     text = result.map_text(label)
     shown = f"<p>{escape(text)}</p>" if text else ""
     headline = f"<p>{escape(result.decision_text().headline)}</p>"
-    return f'<div class="lk-explanation">{headline}{shown}{pairs({**result.morphology, **result.facts()})}</div>'
-
-
-def pairs(values: Mapping[str, str]) -> str:
-    """Names and what they stand for; nothing of none."""
-    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in values.items())
-    return f'<dl class="lk-facts">{rows}</dl>' if rows else ""
+    facts = {**result.morphology, **result.facts()}.items()
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
+    return f'<div class="lk-explanation">{headline}{shown}<dl class="lk-facts">{rows}</dl></div>'
 
 
 def counts(numbers: Mapping[str, int]) -> str:
@@ -197,8 +183,7 @@ def counts(numbers: Mapping[str, int]) -> str:
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", label: str = "") -> str:
     """A table of plain text, its first column naming the row; wide ones scroll by themselves.
 
-    Args:
-        label: its name for a screen reader where it has no caption; "" for the first heading.
+    `label` is its name for a screen reader where it has no caption; "" for the first heading.
     """
     top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
     body = "".join(

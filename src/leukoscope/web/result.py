@@ -60,11 +60,9 @@ class CellResult:
     """One picture and what a model predicts of it; lives in a visitor's session, in memory only.
 
     Attributes:
-        image: upright RGB, as given.
-        caption: its file name, or which phantom it is.
+        image, caption: upright RGB, as given, and its file name, or which phantom it is.
         model: the name picked for the model.
         measured: the cell's measurements; None where the picture is no cell cut out on black.
-        um_per_pixel: the picture's scale, where it is known.
         example: number of the synthetic picture, from 1; 0 for any other.
         foreign: what sets a refused picture apart; None of any other, and where the release has no detector.
         remark: what was done to the picture before.
@@ -185,8 +183,7 @@ class CellResult:
     def summary(self, point: str = "", label: str = "") -> str:
         """The whole result as plain text: decision, warnings, Grad-CAM map in words, model and research notice.
 
-        Args:
-            label: the class whose map is described; "" for the most probable one.
+        `label` is the class whose map is described; "" for the most probable one.
         """
         predicted, decided = self.prediction, self.decision_text(point)
         lines = (
@@ -215,8 +212,7 @@ def predict_cell(
 ) -> CellResult:
     """Predict a picture once, with every class's Grad-CAM map.
 
-    Args:
-        field_share: of a field's cell, share of the field's cells that are in distribution.
+    `field_share` is, of a field's cell, the share of the field's cells that are in distribution.
     """
     predictor = models.predictor(choice)
     metrics, thresholds = predictor.release.metrics, predictor.thresholds
@@ -244,9 +240,7 @@ def predict_cell(
 def predict_again(models: ModelCache, result: CellResult, choice: str | None) -> CellResult:
     """Predict a result's picture with another model.
 
-    Raises:
-        LeukoscopeError: the model cannot be used; or the picture is a cell of a field, which is decided by how many of
-            the field's cells this model takes as in distribution.
+    A cell of a field is an error: it is decided by how many of the field's cells this model takes as in distribution.
     """
     if result.prediction.checks.field_share is not None:
         raise LeukoscopeError(f"{result.caption}: is a cell of a field that {result.model} read; open the field anew")

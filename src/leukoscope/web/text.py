@@ -117,11 +117,8 @@ def outcome_text(outcome: str) -> str:
 class DecisionText:
     """A decision in words.
 
-    Attributes:
-        short: a few plain words.
-        headline: one sentence with the class and its probability, or that there is none.
-        because: the reasons against a class, or for caution with it.
-        has_class: whether a class is given.
+    `short` has a few plain ones; `headline` says the class and its probability, or that there is none; `because` the
+    reasons against a class, or for caution with it.
     """
 
     short: str
@@ -279,8 +276,7 @@ class MapShare:
 def map_share(heat: np.ndarray, view: Image.Image, on_cell: float | None = None) -> MapShare:
     """Where a map of one class over the view, which is what the model saw, lies.
 
-    Args:
-        on_cell: its share on the cell, where the prediction measured it.
+    `on_cell` is its share on the cell, where the prediction measured it.
     """
     pixels = np.asarray(view)
     cell = foreground(pixels)
@@ -314,8 +310,7 @@ def map_text(heat: np.ndarray, share: MapShare, label: str) -> str:
 def weak_map_text(maps: Mapping[str, np.ndarray], label: str, weak: float | None = None) -> str:
     """A warning where a picture's Grad-CAM maps are weaker than usual, or weaker than for another class; else "".
 
-    Args:
-        weak: the highest value that one cell in twenty stays below; None where that is not known.
+    `weak` is the highest value that one cell in twenty stays below; None where that is not known.
     """
     if weak is not None and max(float(heat.max()) for heat in maps.values()) < weak:
         return t("weak_for_all")

@@ -102,8 +102,7 @@ class _OwnFolder(route_utils.GradioUploadFile):
 def keep_uploads_apart(demo: gr.Blocks) -> None:
     """Let every upload to this process have a folder of its own, which its handler may delete.
 
-    Args:
-        demo: deletes what is left of an upload once it is old; all its components stand.
+    What is left of an upload is deleted by the demo, all of whose components stand, once it is old.
     """
     _OwnFolder.begun = demo.upload_file_set = _Paths()
     for block in demo.blocks.values():
@@ -217,8 +216,7 @@ def open_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Imag
 def open_any(path: str) -> tuple[Image.Image, str, str]:
     """Open an uploaded picture of any size that a field may have, converted where it can be read safely.
 
-    Returns:
-        As `open_upload`, and what was done to it in words; "" for nothing.
+    It gives what `open_upload` does, and what was done to the picture in words; "" for nothing.
     """
     try:
         return (*open_upload(path, FIELD), "")

@@ -68,7 +68,8 @@ def build_tab(models: ModelCache, model: gr.Dropdown) -> None:
 
     def on_lead(choice: str | None) -> str:
         try:
-            return "".join(map(panels.plain, lead_sentences(models.predictor(choice).release.metrics)))
+            said = lead_sentences(models.predictor(choice).release.metrics)
+            return "".join(f'<p class="lk-lead">{escape(one)}</p>' for one in said)
         except LeukoscopeError:
             return ""  # said below
 

@@ -38,10 +38,8 @@ class GuessCell:
 class Round:
     """Ten cells and the guesses so far; lives in a visitor's session.
 
-    Attributes:
-        model: name of the model that guesses too, cell by cell.
-        measured: how good the model and size alone are on real cells, in words.
-        seed: draws the same cells again; -1 for real ones.
+    `measured` says how good the model, which guesses too, and size alone are on real cells; `seed` draws the same
+    cells again, and is -1 for real ones.
     """
 
     cells: tuple[GuessCell, ...]
