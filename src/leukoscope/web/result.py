@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.fields import View, measure_stain, otsu_threshold
+from leukoscope.data.fields import otsu_threshold
 from leukoscope.data.images import foreground
 from leukoscope.data.registry import NOT_A_CELL
-from leukoscope.evaluation.morphology import Morphology, measure_cell
+from leukoscope.evaluation.morphology import Morphology, measure_cell, stained_nuclei
 from leukoscope.inference.field import drawing_font
 from leukoscope.inference.gradcam import BLACK_SHARE, EvidenceScale, HeatMap, map_colours, overlay
 from leukoscope.inference.ood import GROUPS, OodDetector, picture_statistics
@@ -279,11 +279,8 @@ def parts_of(image: Image.Image) -> dict[str, np.ndarray]:
     pixels = np.asarray(image)
     cell = foreground(pixels)
     if (~cell).mean() < BLACK_SHARE:
-        stain = measure_stain(View(image))
-        if stain.problem or not stain.holds_nuclei:
-            return {}
-        nucleus = stain.nuclear(pixels) > stain.threshold
-        parts = {"nucleus": nucleus, "outside": ~nucleus}
+        nuclei = stained_nuclei(image)
+        parts = {} if nuclei is None else {"nucleus": nuclei, "outside": ~nuclei}
     else:
         density, blur = -np.log((pixels[..., 1] + 1.0) / 256) * cell, max(pixels.shape) / 64
         smooth = gaussian_filter(density, blur) / np.maximum(gaussian_filter(cell.astype(float), blur), 1e-6)

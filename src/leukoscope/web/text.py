@@ -22,10 +22,9 @@ import numpy as np
 from gradio.context import LocalContext
 from PIL import Image
 
-from leukoscope.data.fields import View, measure_stain
 from leukoscope.data.images import foreground
 from leukoscope.data.registry import ABSTAIN
-from leukoscope.evaluation.morphology import Morphology, percentile
+from leukoscope.evaluation.morphology import Morphology, percentile, stained_nuclei
 from leukoscope.inference.gradcam import BLACK_SHARE, share_within
 from leukoscope.inference.prediction import REFUSED, Decision, Reason, Thresholds
 
@@ -278,19 +277,15 @@ def map_share(heat: np.ndarray, view: Image.Image, on_cell: float | None = None)
 
     `on_cell` is its share on the cell, where the prediction measured it.
     """
-    pixels = np.asarray(view)
-    cell = foreground(pixels)
+    cell = foreground(np.asarray(view))
     if float(heat.sum()) <= 0:
         return MapShare("")
     if (~cell).mean() >= BLACK_SHARE and cell.any():
         # Nearly all of such a cell is nucleus: the two are not told apart.
         inside = share_within(heat, cell) if on_cell is None else on_cell
         return MapShare("cell", inside, float(cell.mean()))
-    stain = measure_stain(View(view))
-    if stain.problem or not stain.holds_nuclei:
-        return MapShare("")
-    nuclei = stain.nuclear(pixels) > stain.threshold
-    return MapShare("nuclei", share_within(heat, nuclei), float(nuclei.mean()))
+    nuclei = stained_nuclei(view)
+    return MapShare("") if nuclei is None else MapShare("nuclei", share_within(heat, nuclei), float(nuclei.mean()))
 
 
 def map_text(heat: np.ndarray, share: MapShare, label: str) -> str:
