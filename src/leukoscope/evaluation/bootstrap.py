@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.evaluation.metrics import POOLED, CellPredictions
 from leukoscope.inference.subject import logits_of
+
+if TYPE_CHECKING:
+    from leukoscope.evaluation.metrics import CellPredictions
 
 Interval: TypeAlias = dict[str, float]
 BOOTSTRAP_SAMPLES = 2000
@@ -266,7 +268,7 @@ def bootstrap_metrics(predictions: CellPredictions, boot: BootstrapSamples) -> d
     if weights is not None:
         weighted = boot.sums(pairs * weights[:, None]).reshape(-1, classes, classes)
         by_subject = _from_confusion(weighted, names)
-        metrics |= {f"{key}_by_subject": by_subject[key] for key in POOLED if key in by_subject}
+        metrics |= {f"{key}_by_subject": by_subject[key] for key in by_subject if not key.startswith("recall_")}
     if len(np.unique(references)) < classes:
         return metrics
 

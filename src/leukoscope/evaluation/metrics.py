@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.evaluation.bootstrap import measured_once
 from leukoscope.files import atomic_file
 
 if TYPE_CHECKING:
@@ -224,8 +225,6 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
         subject is known, the first five again as `…_by_subject`; where areas are known, `auroc_equal_size` (None where
         no decile of the areas holds two classes in one fold). All shares are 0–1.
     """
-    from leukoscope.evaluation.bootstrap import measured_once
-
     names, references = predictions.label_names, predictions.references
     probabilities = predictions.probabilities.astype(float)
     metrics = cell_metric(names).compute(predictions=probabilities, references=references)
