@@ -543,7 +543,7 @@ class CellTab:
 def _reads_cut_outs(models: ModelCache, name: str) -> bool | None:
     """Whether a model reads cells cut out on black, or pictures of a smear; None where that is not known."""
     release = models.embedded(name)
-    return release and release.takes_cut_outs
+    return release.takes_cut_outs if release else None
 
 
 def use_model(name: str) -> str:
