@@ -15,7 +15,6 @@ from leukoscope.evaluation.bootstrap import (
     cell_intervals,
     paired_difference,
     point_metrics,
-    simulated_coverage,
     subject_intervals,
 )
 from leukoscope.evaluation.metrics import BY_SUBJECT, CellPredictions, measure
@@ -329,40 +328,3 @@ def test_ten_thousand_cells_take_seconds() -> None:
     subject_intervals(predictions)
     cell_intervals(predictions)
     assert time.process_time() - start < 5
-
-
-@pytest.mark.parametrize(("subjects", "low", "high"), [((28, 13), 0.86, 0.98), ((11, 3), 0.6, 0.92)])
-def test_simulated_coverage_says_that_few_subjects_give_too_narrow_intervals(
-    subjects: tuple[int, int], low: float, high: float
-) -> None:
-    """As in C-NMC's cross-validation, and as on one of its official folds: 3 normal subjects."""
-    rng = np.random.default_rng(0)
-    parts = [(k, i, int(n)) for k, count in enumerate(subjects) for i, n in enumerate(rng.integers(10, 400, count))]
-    references = np.concatenate([np.full(n, k) for k, _, n in parts])
-    right = np.concatenate([rng.random(n) < rng.beta(4, 1) for _, _, n in parts])
-    said = np.where(right, references, 1 - references)
-    predictions = CellPredictions(
-        tuple(map(str, range(len(references)))),
-        tuple(f"{k}-{i}" for k, i, n in parts for _ in range(n)),
-        references,
-        np.eye(2)[said],
-        ("ALL", "HEM"),
-    )
-    found = simulated_coverage(predictions)
-    assert found is not None
-    assert low < found["balanced_accuracy_by_subject"] < high
-    assert low < found["balanced_accuracy"] < high
-    assert found == simulated_coverage(predictions), "the same seed, the same studies"
-
-
-def test_coverage_is_not_simulated_where_a_subject_has_cells_of_two_classes() -> None:
-    """Nine subjects with most cells of class A, one with most of class B: this class has no spread to simulate."""
-    rng = np.random.default_rng(0)
-    owner = np.repeat(np.arange(10), 25)
-    references = np.where((np.arange(250) % 25 < 20) == (owner < 9), 0, 1)
-    scores = rng.uniform(size=250)
-    ids = tuple(map(str, range(250)))
-    shares = np.stack([scores, 1 - scores], axis=1)
-    predictions = CellPredictions(ids, tuple(f"s{o}" for o in owner), references, shares, ("A", "B"))
-    assert subject_intervals(predictions, samples=20)
-    assert simulated_coverage(predictions) is None

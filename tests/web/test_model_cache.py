@@ -70,7 +70,9 @@ def test_a_field_goes_through_the_network_in_small_parts(tiny_release: Path, mon
     call = type(backend).__call__
     monkeypatch.setattr(type(backend), "__call__", counted)
     field = draw_field(("ALL", "HEM") * 4, size=(400, 520), um_per_pixel=0.2).image
-    assert len(models.read_field(models.predictor("tiny"), Image.fromarray(field), "a.png", 0.2).cells) == 8
+    assert (
+        len(models.read_field(models.predictor("tiny"), Image.fromarray(field), "a.png", um_per_pixel=0.2).cells) == 8
+    )
     assert sum(sizes) >= 7 and max(sizes) <= 2
 
 

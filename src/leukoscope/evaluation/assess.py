@@ -40,7 +40,6 @@ from leukoscope.models.release_files import (
     METRICS,
     OOD,
     PREDICTIONS,
-    SCHEMA_VERSION,
     folder_name,
     read_metrics,
     read_release,
@@ -91,9 +90,6 @@ def assess(
             "with the data it was trained on"
         )
     predictions = CellPredictions.load(kept)
-    # What an older Leukoscope did not write.
-    metrics["schema_version"] = SCHEMA_VERSION
-    metrics["data"]["unit"] = cells.data.info.group
     blocks = track(metrics["evaluations"], "intervals of evaluations")
     metrics["evaluations"] = [
         _with_intervals(block, CellPredictions.load(directory / PREDICTIONS / f"{block['name']}.parquet"))
@@ -121,8 +117,6 @@ def _with_intervals(block: Mapping[str, Any], predictions: CellPredictions) -> d
     intervals["by_cell"] = bootstrap.cell_intervals(predictions)
     if "" not in predictions.subjects:
         intervals["by_subject"] = bootstrap.subject_intervals(predictions)
-        if coverage := bootstrap.simulated_coverage(predictions):
-            intervals["coverage"] = coverage
         if block["split"]["disjoint_by"] == "subject" and len(predictions.label_names) == 2:
             interval = intervals["by_subject"].get("subject_auroc")
             found["subject_scores"] = subject_scores_block(predictions, interval, block["estimates"])
@@ -141,15 +135,13 @@ def fit_and_measure(
     healthy: Mapping[str, Path] | None = None,
     **checks: int,
 ) -> None:
-    """Fit temperature, thresholds and OOD detector, and write weights, detector and metrics.json.
+    """Fit temperature, thresholds and OOD detector, and write weights, detector and metrics.json to a release's folder.
 
     Args:
-        directory: a release, changed in place.
         metrics: the rest of its metrics.json.
-        predictions: on subjects unseen by the networks that made them.
+        predictions: on subjects unseen by the networks that made them; `estimates` is what their metrics estimate.
         cells: those the detector is fitted on and the Grad-CAM maps are measured on.
         earlier_temperature: that the weights are already scaled with, unlike the networks behind `predictions`.
-        estimates: what metrics of `predictions` estimate.
         others, healthy: as for `assess`.
         checks: `sample` and `perturbed` of `explanation_blocks`.
     """
@@ -193,20 +185,16 @@ def fit_and_measure(
 def tta_gain(
     folds: Sequence[tuple[Path, CellPredictions]], cells: FramedCells, *, sample: int = 2000, device: str = "cpu"
 ) -> dict[str, Any]:
-    """Make the "views" block of metrics.json: what test-time augmentation gains.
+    """Make the "views" block of metrics.json, what test-time augmentation gains; an error for few subjects of a class.
 
     Args:
         folds: of each fold the release folder of its network, and the network's predictions for its test cells.
         cells: those cells, framed for the networks.
         sample: number of cells over all folds, chosen at random; all where there are fewer.
-        device: a torch device such as "cpu" or "cuda".
 
     Returns:
         metrics of one view and of the average of eight, their `difference` (eight less one) on the same bootstrap
         samples, and the accuracy on cells whose views agree, and on the others.
-
-    Raises:
-        LeukoscopeError: a damaged release, or too few subjects of a class for intervals.
     """
     ends = np.cumsum([0, *(len(fold.cell_ids) for _, fold in folds)])
     chosen = np.sort(np.random.default_rng(0).permutation(ends[-1])[:sample])
@@ -282,8 +270,7 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
         },
         "thresholds_fitted_on": None,
     }
-    metrics = dict(release.metrics) | {"schema_version": SCHEMA_VERSION}
-    metrics.pop("precision", None)  # measured on other subjects
+    metrics = {key: block for key, block in release.metrics.items() if key != "precision"}  # of other subjects
     with progress("intervals of evaluations"):
         metrics["evaluations"] = [*metrics["evaluations"], _with_intervals(evaluation, predictions)]
     metrics["recalibration"] = _about(release, cells, predictions, name or folder_name(source))

@@ -85,12 +85,9 @@ def _logistic_regression(
 def size_only_predictions(
     train_areas: np.ndarray, train_references: np.ndarray, test_areas: np.ndarray, like: CellPredictions
 ) -> CellPredictions:
-    """Predict from cell area alone, the baseline that every network must beat.
+    """Predict the (N,) cells in `like` from their areas alone, fitted on (M,) areas and classes of training cells.
 
-    Args:
-        train_areas, train_references: (M,) area and class of the training cells.
-        test_areas: (N,) areas of the cells in `like`, in its order.
-        like: ids, subjects and classes of the test cells; its probabilities are replaced.
+    It is the baseline that every network must beat. Of `like`, the probabilities are replaced.
     """
     train, test = (log_areas(areas).reshape(-1, 1) for areas in (train_areas, test_areas))
     return _logistic_regression(train, train_references, test, like)
@@ -108,12 +105,9 @@ def size_only_out_of_fold(predictions: CellPredictions) -> CellPredictions | Non
 def shortcut_predictions(
     features: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]], truth: CellPredictions
 ) -> CellPredictions:
-    """Predict the test cells of each fold by logistic regression on some features, and pool them.
+    """Predict the test cells of each fold by logistic regression on (N, D) features, and pool them.
 
-    Args:
-        features: (N, D) float.
-        folds: (training rows, test rows) of each fold; no row is tested twice.
-        truth: ids, subjects and classes of the N cells; its probabilities are not read.
+    `folds` holds (training rows, test rows) of each, no row tested twice; of `truth` the probabilities are not read.
     """
     fits = ((features[train], truth.references[train], features[test], truth.take(test)) for train, test in folds)
     return pooled([_logistic_regression(*fit) for fit in fits])
@@ -122,12 +116,7 @@ def shortcut_predictions(
 def shortcut_metrics(
     features: Mapping[str, np.ndarray], folds: Sequence[tuple[np.ndarray, np.ndarray]], truth: CellPredictions
 ) -> dict[str, dict[str, Any]]:
-    """Compute the `headline` metrics of each feature alone, then of all together.
-
-    Args:
-        features: name → (N, D) float, as from `trivial_features`.
-        folds, truth: see `shortcut_predictions`.
-    """
+    """Compute the `headline` metrics of each feature alone, then of all together; see `shortcut_predictions`."""
     tried = dict(features)
     if len(features) > 1:
         tried[ALL_TOGETHER] = np.concatenate(list(features.values()), axis=1)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.evaluation.metrics import POOLED, CellPredictions
 from leukoscope.inference.subject import logits_of
+
+if TYPE_CHECKING:
+    from leukoscope.evaluation.metrics import CellPredictions
 
 Interval: TypeAlias = dict[str, float]
 BOOTSTRAP_SAMPLES = 2000
@@ -172,6 +174,15 @@ def _resample(classes: np.ndarray, samples: int, seed: int) -> np.ndarray:
     return counts
 
 
+def measured_once(predictions: CellPredictions) -> dict[str, float]:
+    """Compute the metrics of the cells as they are, by subject wherever every cell's subject is known."""
+    _, unit_of_cell = np.unique(predictions.subjects, return_inverse=True)
+    classes = np.array(list(predictions.subject_classes.values()))
+    known = predictions.subject_weights is not None
+    once = BootstrapSamples(unit_of_cell, classes, np.ones((1, len(classes)), dtype=np.int16), of_subjects=known)
+    return {key: float(value) for key, (value,) in bootstrap_metrics(predictions, once).items()}
+
+
 def point_metrics(predictions: CellPredictions) -> dict[str, float]:
     """Compute the point estimates of the metrics whose intervals this module gives."""
     try:
@@ -257,7 +268,7 @@ def bootstrap_metrics(predictions: CellPredictions, boot: BootstrapSamples) -> d
     if weights is not None:
         weighted = boot.sums(pairs * weights[:, None]).reshape(-1, classes, classes)
         by_subject = _from_confusion(weighted, names)
-        metrics |= {f"{key}_by_subject": by_subject[key] for key in POOLED if key in by_subject}
+        metrics |= {f"{key}_by_subject": by_subject[key] for key in by_subject if not key.startswith("recall_")}
     if len(np.unique(references)) < classes:
         return metrics
 
@@ -299,51 +310,6 @@ def _from_confusion(confusion: np.ndarray, names: Sequence[str]) -> dict[str, np
 def _class_of(key: str, names: Sequence[str]) -> int | None:
     """The class whose recall a metric is; None for metrics of all classes."""
     return next((k for k, name in enumerate(names) if key == f"recall_{name}"), None)
-
-
-def simulated_coverage(predictions: CellPredictions) -> dict[str, Any] | None:
-    """Simulate how often nominal 95 % intervals by subject contain the true value in studies like this one.
-
-    Each simulated study has as many subjects of each class, with numbers of cells sampled from those observed. A
-    subject's cells are correct at a rate of its own, from the Beta distribution of its class that has the mean and
-    variance (less that of chance) of the observed accuracies.
-
-    Returns:
-        studies, level, and the coverage, 0–1, of the intervals of balanced_accuracy and balanced_accuracy_by_subject;
-        None where a subject has cells of several classes.
-
-    Raises:
-        LeukoscopeError: see `bootstrap_subjects`.
-    """
-    studies = samples = 400
-    boot, rng = bootstrap_subjects(predictions, samples=samples), np.random.default_rng(0)
-    if (boot.classes[boot.unit_of_cell] != predictions.references).any():
-        return None
-    cells = np.bincount(boot.unit_of_cell).astype(float)
-    accuracy = np.bincount(boot.unit_of_cell, predictions.predicted == predictions.references) / cells
-    classes = [np.flatnonzero(boot.classes == k) for k in np.unique(boot.classes)]
-    counts, truth = boot.counts.astype(float), 0.0
-    covered = {"balanced_accuracy": 0, "balanced_accuracy_by_subject": 0}
-    shapes = []
-    for units in classes:
-        mean = float(accuracy[units].mean().clip(0.01, 0.99))
-        chance = float((accuracy[units] * (1 - accuracy[units]) / cells[units]).mean())
-        variance = float(np.clip(accuracy[units].var(ddof=1) - chance, 1e-4, 0.95 * mean * (1 - mean)))
-        total = mean * (1 - mean) / variance - 1
-        shapes.append((mean * total, (1 - mean) * total))
-        truth += mean / len(classes)
-    for _ in range(studies):
-        over_cells, by_subject = np.zeros(samples), np.zeros(samples)
-        for units, shape in zip(classes, shapes, strict=True):
-            sizes = rng.choice(cells[units], len(units))
-            correct = rng.binomial(sizes.astype(int), rng.beta(*shape, len(units)))
-            weights = counts[:, units]
-            over_cells += weights @ correct / (weights @ sizes) / len(classes)
-            by_subject += weights @ (correct / sizes) / len(units) / len(classes)
-        for name, values in zip(covered, (over_cells, by_subject), strict=True):
-            interval = boot.interval(values)
-            covered[name] += interval["low"] <= truth <= interval["high"]
-    return {"studies": studies, "level": LEVEL, **{name: hits / studies for name, hits in covered.items()}}
 
 
 def subject_logits(predictions: CellPredictions) -> tuple[np.ndarray, np.ndarray]:

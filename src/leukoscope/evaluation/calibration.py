@@ -135,8 +135,7 @@ def calibration_block(
     """Make the "calibration" block of metrics.json: the temperature to ship, and what scaling gains on new subjects.
 
     Args:
-        predictions: out-of-fold and subject-disjoint, not yet scaled; by block of a slide where subjects are unknown.
-        estimates: what metrics of the predictions estimate.
+        predictions: out-of-fold and subject-disjoint, not yet scaled; `estimates` is what their metrics estimate.
         unit: what the predictions' subjects are: "subject" or "block".
         left_out: of `leave_one_subject_out`, whose errors this raises where it is not given.
 

@@ -112,10 +112,21 @@ def explanation_blocks(
         boot, unit = bootstrap_subjects(table, seed=seed), "subjects"
     except LeukoscopeError:
         boot, unit = bootstrap_cells(table, seed=seed), "cells"
+    if background == "black":
+        place, regions = "outside_cell", ~cell_masks(cells)
+    else:
+        place, regions = "scale_bar_corner", np.stack([scale_bar_corner(cells.shape[1])] * len(cells))
     found = {
         "randomisation": randomisation(release, cells, predicted, own, seed),
         **perturbation(backend, cells[:perturbed], predicted[:perturbed], own[:perturbed], seed),
-        **_of_views(backend, cells, predicted, own, background, seed),
+        place: heat_share(own, regions),
+    }
+    of_views, signed = predict_views(backend, cells, predicted)
+    averaged, others = np.maximum(signed.mean(axis=0), 0), other_cells(len(cells), seed)
+    found["rotation"] = rotation(of_views, signed, predicted, others)
+    found["average_of_views"] = {
+        "another_cell": pearson_correlation(averaged, averaged[others]),
+        place: heat_share(averaged, regions)["heat"],
     }
     checks: dict[str, Any] = {
         "estimates": ESTIMATES,
@@ -132,26 +143,6 @@ def explanation_blocks(
     }
     checks["passed"] = passes_map_checks(checks)
     return {"heat_maps": checks, "evidence_scale": _scale(maps, own, cells, background, seed)}
-
-
-def _of_views(
-    backend: Backend, cells: np.ndarray, predicted: np.ndarray, own: np.ndarray, background: str, seed: int
-) -> dict[str, dict[str, np.ndarray]]:
-    """Where maps lie, what turning a cell does to them, and the same of the average over the views."""
-    if background == "black":
-        place, regions = "outside_cell", ~cell_masks(cells)
-    else:
-        place, regions = "scale_bar_corner", np.stack([scale_bar_corner(cells.shape[1])] * len(cells))
-    of_views, signed = predict_views(backend, cells, predicted)
-    averaged, others = np.maximum(signed.mean(axis=0), 0), other_cells(len(cells), seed)
-    return {
-        place: heat_share(own, regions),
-        "rotation": rotation(of_views, signed, predicted, others),
-        "average_of_views": {
-            "another_cell": pearson_correlation(averaged, averaged[others]),
-            place: heat_share(averaged, regions)["heat"],
-        },
-    }
 
 
 def _scale(maps: np.ndarray, own: np.ndarray, cells: np.ndarray, background: str, seed: int) -> dict[str, Any]:
@@ -194,10 +185,9 @@ def predict_with_maps(backend: Backend, pixels: np.ndarray) -> tuple[np.ndarray,
 
 
 def predict_views(backend: Backend, pixels: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the eight views of each cell, the upright one first.
+    """Compute the eight views of each cell, the upright one first: probabilities (8, N, K), signed maps (8, N, h, w).
 
-    Returns:
-        probabilities (8, N, K) and signed maps (8, N, h, w) of the predicted class, turned back onto the upright cell.
+    The maps are those of the predicted class, turned back onto the upright cell.
     """
     rows, found = np.arange(len(pixels)), []
     for view in track(range(VIEWS), "maps of turned cells"):
@@ -224,8 +214,7 @@ def randomisation(
 ) -> dict[str, np.ndarray]:
     """Compare each map with that of networks whose weights are randomised from the output on; see `DEFINITIONS`.
 
-    Returns:
-        name of the change → (N,) rank correlation, NaN where a map is flat.
+    It gives name of the change → (N,) rank correlation, NaN where a map is flat.
     """
     layers = len(_layers(release.network))
     depths = {"last_layer": 1, "later_half": max(1, layers // 2), "all_layers": layers}
@@ -331,8 +320,7 @@ def rotation(
 
     Args:
         probabilities, signed: of `predict_views`.
-        predicted: (N,) the upright cells' classes.
-        others: (N,) for each cell another one.
+        predicted, others: (N,) the upright cells' classes, and for each cell the number of another one.
 
     Returns:
         correlation with the other views' maps, another_cell and their difference gain_over_another_cell (NaN where the

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.evaluation.bootstrap import measured_once
 from leukoscope.files import atomic_file
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def cell_metric(label_names: Sequence[str]) -> evaluate.Metric:
             )
 
         def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-            return _class_metrics(np.asarray(predictions), np.asarray(references), list(label_names))
+            return _class_metrics(np.asarray(predictions), np.asarray(references), label_names)
 
     return CellMetric()
 
@@ -228,12 +229,11 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
     probabilities = predictions.probabilities.astype(float)
     metrics = cell_metric(names).compute(predictions=probabilities, references=references)
     assert metrics is not None
-    weights = predictions.subject_weights
-    if weights is not None and len(weights):
-        weighted = _class_metrics(probabilities, references, list(names), weights)
-        metrics |= {f"{key}_by_subject": weighted[key] for key in POOLED}
+    weighted = measured_once(predictions)
+    if predictions.subject_weights is not None:
+        metrics |= {key: weighted.get(key) for key in BY_SUBJECT}
     if predictions.areas is not None:
-        metrics["auroc_equal_size"] = _auroc_equal_size(predictions)
+        metrics["auroc_equal_size"] = weighted.get("auroc_equal_size")
     subjects, correct = np.asarray(predictions.subjects), predictions.predicted == references
     per_subject = {}
     for subject, label in predictions.subject_classes.items():
@@ -248,23 +248,20 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
     return {"cells": len(predictions.cell_ids), **metrics, "subjects": per_subject}
 
 
-def _class_metrics(
-    probabilities: np.ndarray, references: np.ndarray, names: list[str], weights: np.ndarray | None = None
-) -> dict[str, Any]:
+def _class_metrics(probabilities: np.ndarray, references: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     from sklearn import metrics as sk
 
     predicted, classes = probabilities.argmax(axis=1), list(range(len(names)))
     precision, recall, f1, support = sk.precision_recall_fscore_support(
-        references, predicted, labels=classes, zero_division=0, sample_weight=weights
+        references, predicted, labels=classes, zero_division=0
     )
     present = np.unique(references)
     auroc = None
     if len(present) == len(classes):
         one_vs_rest = classes[:1] if len(classes) == 2 else classes
-        parts = [sk.roc_auc_score(references == k, probabilities[:, k], sample_weight=weights) for k in one_vs_rest]
-        auroc = float(np.mean(parts))
+        auroc = float(np.mean([sk.roc_auc_score(references == k, probabilities[:, k]) for k in one_vs_rest]))
     return {
-        "accuracy": float(np.average(predicted == references, weights=weights)),
+        "accuracy": float(np.mean(predicted == references)),
         "balanced_accuracy": float(recall[present].mean()),
         "f1_weighted": float(np.average(f1, weights=support)),
         "f1_macro": float(f1[present].mean()),
@@ -280,28 +277,6 @@ def _class_metrics(
         },
         "confusion_matrix": sk.confusion_matrix(references, predicted, labels=classes).tolist(),
     }
-
-
-def _auroc_equal_size(predictions: CellPredictions) -> float | None:
-    """AUROC within the strata of equal size, weighted by their pairs; one-vs-rest macro for more than two classes."""
-    from sklearn.metrics import roc_auc_score
-
-    strata, names, weights = predictions.equal_size_strata, predictions.label_names, predictions.subject_weights
-    assert strata is not None
-    weights = np.ones(len(strata)) if weights is None else weights
-    found = []
-    for k in range(len(names))[: 1 if len(names) == 2 else None]:
-        areas_under, pairs = [], []
-        for stratum in np.unique(strata):
-            rows = strata == stratum
-            positive, weight = predictions.references[rows] == k, weights[rows]
-            if 0 < positive.sum() < len(positive):
-                scores = predictions.probabilities[rows, k]
-                areas_under.append(roc_auc_score(positive, scores, sample_weight=weight))
-                pairs.append(weight[positive].sum() * weight[~positive].sum())
-        if pairs:
-            found.append(np.average(areas_under, weights=pairs))
-    return float(np.mean(found)) if found else None
 
 
 def class_report(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,14 +60,12 @@ def fit_and_measure_detector(
     """Fit the detector of a release on its cells and measure it: the detector and metrics.json's "ood" block.
 
     Args:
-        preprocessing: the release's.
-        pixels: (N, S, S, 3) uint8, its training cells framed by it; may be memory-mapped.
+        pixels: (N, S, S, 3) uint8, the release's training cells framed by it; may be memory-mapped.
         subjects: (N,) subject of each cell, or its block where subjects are unknown.
         background: what surrounds the cells of this data set; phantoms are drawn on the same.
         others: kind (a key of `FROM_ELSEWHERE`) → framed images, see `frame_sample`; what is missing is listed as
             not measured.
         sample: number of cells that inverted, blurred and other such images are made from.
-        seed: of that sample, the noise and the phantoms.
 
     Raises:
         LeukoscopeError: too few cells or subjects, or an unknown kind.
@@ -96,8 +94,7 @@ def ood_block(
     """Make the "ood" block of metrics.json.
 
     Args:
-        held_out: (N,) OOD scores of the true cells from `fit_detector`.
-        subjects: (N,) their subjects.
+        held_out, subjects: (N,) OOD scores of the true cells from `fit_detector`, and their subjects.
         scores: kind (a key of `KINDS`) → OOD scores of its images.
     """
     from sklearn.metrics import roc_auc_score
@@ -142,11 +139,9 @@ def ood_block(
 
 
 def white_cell_sources(release: ReleaseInfo, healthy: Path | None, fields: Path | None) -> dict[str, Path]:
-    """Return source → folder of the white cells for `healthy_outcomes`.
+    """Return source → folder of the white cells for `healthy_outcomes`: of healthy donors, and those of fields of view.
 
-    Args:
-        healthy: white cells of healthy donors.
-        fields: fields of view, whose cells are cut out; only for a release of cut-out cells.
+    The cells of fields are cut out, so only a release of cut-out cells predicts them.
     """
     given = {HEALTHY: healthy, OF_FIELDS: fields if release.takes_cut_outs else None}
     return {source: folder for source, folder in given.items() if folder is not None}
@@ -156,7 +151,7 @@ def healthy_outcomes(predictor: Predictor, folder: Path, *, pictures: int = 150)
     """Count a release's decisions on white cells of healthy donors, none of which is a blast, or of fields of view.
 
     For a release of cut-out cells, cells are found in each image and cut out as in `leukoscope field`; for another
-    one the images are given as they are.
+    one the images are given as they are. A folder without an image, or with a damaged one in the sample, is an error.
 
     Args:
         folder: images, or one folder of them for each kind of cell; "Annotations" and the like hold none.
@@ -165,9 +160,6 @@ def healthy_outcomes(predictor: Predictor, folder: Path, *, pictures: int = 150)
     Returns:
         kind → pictures, cells, `outcomes` (outcome → cells), and `most_probable` (class → cells): what the network
         alone would have predicted.
-
-    Raises:
-        LeukoscopeError: the folder holds no image, or one of the sample is damaged (`UnreadableImage`).
     """
     kinds: dict[str, list[Path]] = {}
     for path in _image_files(folder):
@@ -234,8 +226,7 @@ def unsuitable_images(cells: np.ndarray, rng: np.random.Generator) -> dict[str, 
 def frame_sample(folder: Path, preprocessing: Preprocessing, *, pictures: int = 150) -> np.ndarray:
     """Frame an even sample of at most so many images below a folder for a network: (n, S, S, 3) uint8.
 
-    Raises:
-        LeukoscopeError: the folder holds no image, or one of the sample is damaged (`UnreadableImage`).
+    A folder without an image, or with a damaged one in the sample, is an error.
     """
     frame = preprocessing.frame
     return np.stack([frame(open_image(path)) for path in evenly(np.asarray(_image_files(folder)), pictures)])

@@ -46,8 +46,7 @@ def seen_in_training(
     """Determine which of some cells of `data` a release was trained on.
 
     Args:
-        metrics: its metrics.json.
-        known: the cells that it keeps predictions of.
+        metrics, known: the release's metrics.json, and the cells that it keeps predictions of.
         subjects: of the cells; "" where a cell's is not known.
         cell_ids, hashes: (N,) names, and `pixel_hash` of each where it is known.
         split_fingerprints: of the split that sets these cells apart, and of its test side where they are that side.

@@ -77,10 +77,7 @@ def subject_strip(
 ) -> Figure:
     """Plot every subject's accuracy, by class and from worst to best; a larger dot stands for more cells.
 
-    Args:
-        subjects: id → label, cells and accuracy (0–1), as `measure` gives them.
-        label_names: the classes, in the order of their panels.
-        unit: what stands for a subject in the data set, "subject" or "block".
+    `subjects` is id → label, cells and accuracy (0–1), as `measure` gives them; `unit` what stands for a subject.
     """
     groups = {label: [s for s in subjects.values() if s["label"] == label] for label in label_names}
     groups = {label: sorted(rows, key=lambda s: s["accuracy"]) for label, rows in groups.items() if rows}
@@ -125,7 +122,6 @@ def interval_plot(
     Args:
         rows: name, value, interval by subject, interval by cell (low and high, 0–1); an interval may be missing.
         axis: what all values are, where the names do not say it.
-        unit: what stands for a subject in the data set, "subject" or "block".
     """
     from matplotlib.lines import Line2D
 
@@ -177,12 +173,7 @@ def confusion_plot(matrix: Sequence[Sequence[int]], label_names: Sequence[str]) 
 
 
 def network_plot(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Figure:
-    """Draw a network's stages as a table, from the input down to the output.
-
-    Args:
-        columns: headings; the first two columns are set to the left, the others to the right.
-        rows: one per stage, ready to be shown.
-    """
+    """Draw a network's stages as a table, from the input to the output; its first two columns are set to the left."""
     from matplotlib.transforms import Bbox
 
     figure = new_figure(_WIDTH, 0.35 + 0.24 * (len(rows) + 1))
@@ -284,7 +275,6 @@ def roc_plot(
         predictions: of two classes; scaling by any temperature gives the same curve.
         operating_points: the block of `thresholds.operating_points`.
         evaluation: the block of metrics.json that was measured on these predictions.
-        unit: what stands for a subject in the data set, "subject" or "block".
     """
     from sklearn.metrics import roc_curve
 

@@ -167,13 +167,10 @@ def _in_each_precision(
 
     Rounding moves every channel's mean by an amount that hardly depends on the picture, and the last layer turns that
     into a shift of the logits. Added again, it leaves only what differs from picture to picture ("bias correction",
-    Nagel et al. 2019, arXiv:1906.04721).
+    Nagel et al. 2019, arXiv:1906.04721). `NoGraph` is raised as by `kept_graph` and `ExportedBackend`.
 
     Returns:
         precision → backend; → (N, K) logits of these cells; → seconds per cell, the median of the batches.
-
-    Raises:
-        NoGraph: see `kept_graph` and `ExportedBackend`.
     """
     folder = kept_graph(release, OPENVINO)
     backends = {F32: ExportedBackend(folder, release)}

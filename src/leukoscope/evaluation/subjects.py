@@ -45,10 +45,8 @@ def subject_scores_block(
 ) -> dict[str, Any]:
     """Make the "subject_scores" block of an evaluation: one score per subject, the mean logit of its cells.
 
-    Args:
-        predictions: of two classes, on subjects that the networks never saw.
-        interval: of the AUROC over subjects, which is None where a subject has cells of two classes.
-        estimates: what metrics of the predictions estimate.
+    The predictions are of two classes, on subjects that the networks never saw. `interval` is that of the AUROC over
+    subjects, which is None where a subject has cells of two classes.
     """
     names, logits = subject_logits(predictions)
     subjects, labels = np.asarray(predictions.subjects), predictions.label_names
@@ -97,13 +95,19 @@ def subject_rule_block(
         `paired_difference`. {} without a positive label, for more than two classes, unknown subjects, fewer than
         `SUBJECTS_NEEDED` + 1 subjects of a class, or a subject with cells of both classes.
     """
+    from sklearn.model_selection import KFold
+
     if not positive_label:
         return {}
     subjects, labels = _subjects(calibrated(predictions, temperature), positive_label), predictions.label_names
     truth = np.array([subject.positive for subject in subjects])
     if not subjects or min(truth.sum(), (~truth).sum()) <= SUBJECTS_NEEDED:
         return {}
-    rules = _rules_of_others(subjects, labels, positive_label)
+    rule_without: dict[int, SubjectRule] = {}
+    for others, left_out in KFold(min(OUTER_FOLDS, len(subjects)), shuffle=True, random_state=0).split(subjects):
+        fitted = _fit_rule([subjects[i] for i in others], labels, positive_label)[0]
+        rule_without |= dict.fromkeys(left_out.tolist(), fitted)
+    rules = [rule_without[i] for i in range(len(subjects))]
     curve = _curve(subjects, rules)
     found = least_cells(curve)
     least = found or curve[-1]["cells"]
@@ -132,17 +136,6 @@ def subject_rule_block(
         "wrong": [name for name, one in judged.items() if one["called"] != one["label"]],
         "subjects": judged,
     }
-
-
-def _rules_of_others(subjects: list[_Subject], labels: tuple[str, ...], positive_label: str) -> list[SubjectRule]:
-    """For each subject, the rule that was chosen and fitted without that subject."""
-    from sklearn.model_selection import KFold
-
-    rules: dict[int, SubjectRule] = {}
-    for others, left_out in KFold(min(OUTER_FOLDS, len(subjects)), shuffle=True, random_state=0).split(subjects):
-        rule = _fit_rule([subjects[i] for i in others], labels, positive_label)[0]
-        rules |= dict.fromkeys(left_out.tolist(), rule)
-    return [rules[i] for i in range(len(subjects))]
 
 
 def measure_subject_rule(predictions: CellPredictions, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -239,7 +232,11 @@ def _curve(subjects: list[_Subject], rules: list[SubjectRule]) -> list[dict[str,
 
     rng = np.random.default_rng(0)
     pairs = list(zip(subjects, rules, strict=True))
-    of_few = [_probabilities_of_few(subject, rule, rng) for subject, rule in pairs]
+    of_few = []  # of each subject: number of cells → (REPEATS,) probability; within a repeat, fewer are the first ones
+    for subject, rule in pairs:
+        most = min(len(subject.logits), CELL_COUNTS[-1])
+        drawn = np.stack([rng.choice(subject.logits, most, replace=False) for _ in range(REPEATS)])
+        of_few.append({cells: rule.probability(drawn[:, :cells]) for cells in CELL_COUNTS if cells <= most})
     rows = []
     for cells in CELL_COUNTS:
         known = [(*pair, few[cells]) for pair, few in zip(pairs, of_few, strict=True) if cells in few]
@@ -264,13 +261,6 @@ def _curve(subjects: list[_Subject], rules: list[SubjectRule]) -> list[dict[str,
             }
         )
     return rows
-
-
-def _probabilities_of_few(subject: _Subject, rule: SubjectRule, rng: np.random.Generator) -> dict[int, np.ndarray]:
-    """Number of cells → (REPEATS,) probability from so many random cells; within a repeat, fewer are the first ones."""
-    most = min(len(subject.logits), CELL_COUNTS[-1])
-    drawn = np.stack([rng.choice(subject.logits, most, replace=False) for _ in range(REPEATS)])
-    return {cells: rule.probability(drawn[:, :cells]) for cells in CELL_COUNTS if cells <= most}
 
 
 def _apply(rule: SubjectRule, subject: _Subject) -> dict[str, Any]:

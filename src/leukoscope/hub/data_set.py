@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from leukoscope.hub.publish import Destination, Published, scratch_folder, uploa
 from leukoscope.models.release_files import CARD
 from leukoscope.reports.audit_tables import copies_table, shortcuts_table
 from leukoscope.reports.card import FRONT_AND_TEXT
-from leukoscope.reports.formatting import Table, count, rendered
+from leukoscope.reports.formatting import Table, count, encoded, rendered
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,10 +33,8 @@ SHARD_BYTES = 500_000_000  # of pictures in one parquet file, as `datasets` does
 def described(folder: Path, *, licence: str = "", citation: str = "", own_subjects: bool = False) -> DatasetInfo:
     """The entry of `DATASETS` that a folder's cells belong to, with their licence and citation, or an error without.
 
-    Args:
-        licence: of the pictures, as the Hub names it: "cc-by-4.0".
-        citation: how whoever uses them is to cite them.
-        own_subjects: whether the owner names the subjects, as only class folders need.
+    The licence is given as the Hub names it: "cc-by-4.0". `own_subjects`: the owner names the subjects, as only class
+    folders need.
     """
     info = DATASETS["imagefolder"] if own_subjects else recognise(folder)
     if not (licence := licence or info.licence_id):
@@ -67,10 +64,8 @@ def train_command(seen: ScannedCells, hub_id: str) -> str:
 def push_data_set(seen: ScannedCells, findings: Mapping[str, Any], info: DatasetInfo, to: Destination) -> Published:
     """Publish cells as a Hub data set, in one commit; the folder they came from is only read.
 
-    Args:
-        findings: of `audit_cells`; they stand on the card.
-        info: as `described` gives it.
-        to: the repository, of kind "dataset"; errors are those of `Destination.require_usable` and `upload`.
+    `findings` of `audit_cells` stand on the card; `info` is as `described` gives it. Errors are those of
+    `Destination.require_usable` and `upload`.
     """
     to.require_usable()
     with scratch_folder() as scratch:
@@ -85,9 +80,8 @@ def _write_parquet(seen: ScannedCells, folder: Path, *, scratch: Path) -> None:
     from datasets import Image
 
     def as_png(row: Mapping[str, Any]) -> dict[str, Any]:
-        png = BytesIO()
-        open_encoded(row["image"], row["cell_id"]).save(png, "PNG")
-        return {"image": {"bytes": png.getvalue(), "path": None}}
+        picture = open_encoded(row["image"], row["cell_id"])
+        return {"image": {"bytes": encoded(picture, "PNG"), "path": None}}
 
     (folder / PARQUET).parent.mkdir(parents=True)
     for split, cells in _splits(seen).items():

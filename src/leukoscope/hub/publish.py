@@ -57,11 +57,7 @@ class Destination:
     sdk: Literal["gradio", "static"] = "gradio"
 
     def require_usable(self) -> None:
-        """Refuse what is wrong without asking the Hub.
-
-        Raises:
-            LeukoscopeError: no repository or one that is no Hub id, flags that exclude each other, no token.
-        """
+        """Refuse, without asking the Hub, what is no Hub id, flags that exclude each other, and a missing token."""
         from huggingface_hub import get_token
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id
@@ -137,10 +133,7 @@ def check_can_publish(to: Destination) -> None:
 def publish(release: Path, to: Destination, *, licence: str = "") -> Published:
     """Upload a release, with its card and the Hub's example pictures made for that address.
 
-    What the repository has already is not sent again. The local release is only read.
-
-    Args:
-        licence: of the weights, as for `render_card`.
+    What the repository has already is not sent again. The local release is only read. `licence` is that of the weights.
 
     Raises:
         LeukoscopeError: as `Destination.require_usable`; a folder that is no release; or the Hub refused or could not

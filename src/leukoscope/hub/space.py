@@ -84,11 +84,7 @@ class SpaceModel:
 
 
 def find_model(name: str) -> SpaceModel:
-    """Find a model to offer on the Hub, `owner/name` or `owner/name@revision`.
-
-    Raises:
-        LeukoscopeError: no Hub id, no such repository or revision, nothing to load in it, or no network.
-    """
+    """Find a model to offer on the Hub, `owner/name[@revision]`; an error where it is not there or cannot be loaded."""
     from huggingface_hub.errors import HfHubHTTPError
 
     hub_id, revision = parse_hub_id(name)
@@ -126,11 +122,8 @@ def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukos
 
     Args:
         models: those to offer, the first one picked when the page opens.
-        out: a new or empty folder, or one that holds an earlier Space of ours.
+        out: a new or empty folder, or one that holds an earlier Space of ours; anything else is an error.
         gpu: whether it asks for a torch that computes on a borrowed GPU (ZeroGPU).
-
-    Raises:
-        LeukoscopeError: `out` holds something else, or the disk refuses.
     """
     with _space_folder(out) as folder:
         shutil.copytree(Path(leukoscope.__file__).parent, folder / PACKAGE, ignore=shutil.ignore_patterns(*_LEFT_OUT))
@@ -196,12 +189,9 @@ def write_endpoint(release: Path, out: Path) -> Path:
 def write_static_space(
     release: ReleaseInfo, out: Path, *, title: str = "Leukoscope", runtime: Path | None = None
 ) -> Path:
-    """Write the folder of a static Space, whose page computes one release in the visitor's browser.
+    """Write the folder of a static Space, whose page computes a release of this machine in the visitor's browser.
 
-    Args:
-        release: a release that lies on this machine.
-        out, title: as for `write_space`.
-        runtime: folder of the npm package onnxruntime-web; None downloads its two files.
+    `runtime` is the folder of the npm package onnxruntime-web; None downloads its two files.
 
     Raises:
         LeukoscopeError: as `write_space`; the release's network cannot be made into a graph, it resizes by a filter

@@ -63,13 +63,10 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "", loaded: R
     """Render the model card of a release, as Markdown with the Hub's YAML front matter.
 
     Args:
-        release: a folder with config.json and metrics.json.
+        release: a folder with config.json and metrics.json; an error for one without measurements.
         hub_id: where it is published; its folder name stands in until then.
         licence: of the weights, as the Hub names it ("mit"); "" for `default_licence`.
         loaded: the release with its network; None loads it where it is needed.
-
-    Raises:
-        LeukoscopeError: no release, or no measurements in its metrics.json.
     """
     from huggingface_hub import ModelCard
 

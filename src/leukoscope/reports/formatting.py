@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.data.registry import trained_on
@@ -64,6 +68,18 @@ def _in_one_cell(text: str) -> str:
 def cell_html(text: str) -> str:
     """A table cell's text as HTML; intervals such as 0.81–0.94 are not wrapped at their dash."""
     return re.sub(r"(?<![\d.,])\(?[\d.,]+–[\d.,]+\)?", r'<span style="white-space: nowrap">\g<0></span>', escape(text))
+
+
+def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    """A picture as a file of that kind, such as "PNG", with Pillow's options of it."""
+    file = BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """A file of that media type as an address that a page carries within itself."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def metric_name(key: str, unit: str = "subject") -> str:

@@ -6,7 +6,6 @@ by subject beside the naive ones by cell.
 
 from __future__ import annotations
 
-import base64
 import io
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +27,17 @@ from leukoscope.files import disk_errors, write_atomic
 from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.models.release_files import write_json
 from leukoscope.reports import release_tables as tables
-from leukoscope.reports.formatting import Table, count, fraction, metric_name, rendered, share, span
+from leukoscope.reports.formatting import (
+    Table,
+    count,
+    data_uri,
+    encoded,
+    fraction,
+    metric_name,
+    rendered,
+    share,
+    span,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,20 +91,14 @@ def plot_picture(figure: Figure, alt: str) -> Picture:
     # Without a date, the same figures give the same file.
     without_formulas(figure).savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)
-    return Picture(_data_uri("image/svg+xml", file.getvalue()), alt)
+    return Picture(data_uri("image/svg+xml", file.getvalue()), alt)
 
 
 def cell_picture(image: Image, alt: str, *, side: int = 128) -> Picture:
     """A cell, no larger than `side` pixels, as a JPEG picture."""
     small = image.convert("RGB")
     small.thumbnail((side, side))
-    file = io.BytesIO()
-    small.save(file, format="JPEG", quality=85)
-    return Picture(_data_uri("image/jpeg", file.getvalue()), alt)
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return Picture(data_uri("image/jpeg", encoded(small, "JPEG", quality=85)), alt)
 
 
 def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[Section]) -> Path:

@@ -87,8 +87,13 @@ def subject_report(
         explain: gives the explained predictions of some of these cells, by their indices.
     """
     positive, data = subject.positive_label, metrics["data"]
+    is_refused = np.isin(np.asarray(outcomes), REFUSED)
+    order = [int(i) for i in np.argsort(-np.asarray(probabilities), kind="stable") if not is_refused[i]]
+    # No cell is among both the most and the least positive ones.
+    first = order[: min(SHOWN, (len(order) + 1) // 2)]
+    last = order[len(first) :][::-1][:SHOWN]
     shown = []
-    for chosen in _cells_to_show(probabilities, outcomes):
+    for chosen in (first, last, [int(i) for i in np.flatnonzero(is_refused)[:SHOWN_REFUSED]]):
         names = [f"cell {i + 1}" for i in chosen]
         shown.append(list(zip(names, explain(chosen) if chosen else (), strict=True)))
     most, least, refused = shown
@@ -116,15 +121,6 @@ def subject_report(
         citation=citation,
         date=date.today().isoformat(),
     )
-
-
-def _cells_to_show(probabilities: np.ndarray, outcomes: Sequence[str]) -> tuple[list[int], list[int], list[int]]:
-    """Indices of the most and the least positive cells in use, no cell in both, and of refused ones."""
-    refused = np.isin(np.asarray(outcomes), REFUSED)
-    order = [int(i) for i in np.argsort(-np.asarray(probabilities), kind="stable") if not refused[i]]
-    most = order[: min(SHOWN, (len(order) + 1) // 2)]
-    least = order[len(most) :][::-1][:SHOWN]
-    return most, least, [int(i) for i in np.flatnonzero(refused)[:SHOWN_REFUSED]]
 
 
 def _facts(subject: SubjectPrediction, model: str, revision: str) -> dict[str, str]:

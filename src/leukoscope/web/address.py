@@ -19,14 +19,9 @@ class Address(NamedTuple):
 
 
 def server_address(environment: Mapping[str, str] = os.environ) -> Address:
-    """Loopback and port 7860, unless the environment sets others.
+    """Loopback and the port that GRADIO_SERVER_PORT names, or 7860; an error where it is no port.
 
-    Args:
-        environment: GRADIO_SERVER_PORT chooses the port; inside a Hugging Face Space (SPACE_ID is set) the container
-            listens to the Space's proxy.
-
-    Raises:
-        LeukoscopeError: GRADIO_SERVER_PORT is no port.
+    Inside a Hugging Face Space (SPACE_ID is set) the container listens to the Space's proxy.
     """
     port = environment.get("GRADIO_SERVER_PORT", str(DEFAULT_PORT))
     if not port.isdecimal() or not 0 < int(port) < 65536:

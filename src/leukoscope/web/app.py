@@ -33,11 +33,10 @@ from leukoscope.web import panels, result
 from leukoscope.web.address import Address
 from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.model_cache import ModelCache, find_releases, listed_models
-from leukoscope.web.page import PRIVATE, QUIET, script
+from leukoscope.web.page import CSS, PRIVATE, QUIET, build_theme, script
 from leukoscope.web.tabs import code, evidence, guess
 from leukoscope.web.tabs.cell import CellTab
 from leukoscope.web.text import GRADIO, LANGUAGES, Localised, LocalisedChoices, language, localised, model_text, t
-from leukoscope.web.theme import CSS, build_theme
 from leukoscope.web.upload import ANSWER_FOLDER, OWN_FOLDER, delete_old, keep_uploads_apart
 
 CACHE_SECONDS = 3600
@@ -155,14 +154,11 @@ def routes() -> list[Route]:
 
 
 def serve(releases: Path, hub_ids: Path, address: Address) -> None:
-    """Serve the demo until interrupted.
+    """Serve the demo until interrupted; an error where the port is taken.
 
     Args:
         releases: a release folder, or the folder whose sub-folders with a config.json are the embedded releases.
         hub_ids: text file of Hub ids to offer, one per line; it may be missing.
-
-    Raises:
-        LeukoscopeError: the port is taken.
     """
     models = ModelCache(find_releases(releases), listed_models(hub_ids))
     # Of the events, each with its session and time, Gradio keeps ten thousand unless it is told otherwise.

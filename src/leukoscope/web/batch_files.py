@@ -36,9 +36,7 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedErr
 class BatchFile:
     """One file of a batch, not yet read.
 
-    Attributes:
-        name: as given, within a zip with its folders, after the zip's own name where two zips hold the same names.
-        read: its content.
+    `name` is as given, within a zip with its folders, after the zip's own name where two zips hold the same names.
     """
 
     name: str
@@ -50,7 +48,6 @@ class Batch:
     """The files given together.
 
     Attributes:
-        files: the pictures, in the order given.
         labels, subjects: file name → its entry in a CSV.
         label_tables: label → the CSV that gives it first.
         problems: one sentence for each file that cannot be used.
@@ -89,10 +86,7 @@ def is_batch(paths: Sequence[str]) -> bool:
 
 
 def open_batch(paths: Sequence[str]) -> Batch:
-    """List what was uploaded; no picture is read here, each is read when it is needed.
-
-    Args:
-        paths: where Gradio put the files; they must stay until the last picture is read.
+    """List what was uploaded; no picture is read here, each is read when it is needed: the files must stay until then.
 
     Raises:
         LeukoscopeError: too many files or bytes, a zip with path tricks, or a CSV that cannot be read.
@@ -237,7 +231,17 @@ def _read_tables(tables: Sequence[BatchFile], batch: Batch) -> None:
             raise LeukoscopeError(f"{file.name}: names neither a subject nor a label; {HEADER}")
         batch.problems += table.notes
         rows = [(row, _named(row.file, file.name, index, endings)) for row in table.rows]
-        batch.problems += _not_one_picture(file.name, [(row.file, len(pictures)) for row, pictures in rows])
+        unknown = [row.file for row, pictures in rows if not pictures]
+        batch.problems += [
+            f"{file.name}: names {one[:LONGEST_NAME]!r}, which was not given" for one in unknown[:MOST_UNKNOWN]
+        ]
+        if (more := len(unknown) - MOST_UNKNOWN) > 0:
+            batch.problems.append(f"{file.name}: names {more} more files that were not given")
+        if unclear := [row.file for row, pictures in rows if len(pictures) > 1]:
+            batch.problems.append(
+                f"{file.name}: {unclear[0]!r} is the name of several pictures; write the folder before it (rows like "
+                f"this: {len(unclear)})"
+            )
         for row, pictures in rows:
             if len(pictures) != 1:
                 continue
@@ -248,21 +252,6 @@ def _read_tables(tables: Sequence[BatchFile], batch: Batch) -> None:
                 subjects[pictures[0]].setdefault(row.subject, file.name)
     batch.labels = _agreed("label", labels, batch.problems)
     batch.subjects = _agreed("subject", subjects, batch.problems)
-
-
-def _not_one_picture(table: str, rows: Sequence[tuple[str, int]]) -> list[str]:
-    """Sentences on the rows, each a file and how many pictures it may mean, that mean none or several."""
-    unknown = [file for file, pictures in rows if pictures == 0]
-    unclear = [file for file, pictures in rows if pictures > 1]
-    lines = [f"{table}: names {file[:LONGEST_NAME]!r}, which was not given" for file in unknown[:MOST_UNKNOWN]]
-    if (more := len(unknown) - MOST_UNKNOWN) > 0:
-        lines.append(f"{table}: names {more} more files that were not given")
-    if unclear:
-        lines.append(
-            f"{table}: {unclear[0]!r} is the name of several pictures; write the folder before it (rows like this: "
-            f"{len(unclear)})"
-        )
-    return lines
 
 
 def _agreed(column: str, given: Mapping[str, Mapping[str, str]], problems: list[str]) -> dict[str, str]:
@@ -298,11 +287,8 @@ def _named(file: str, table: str, index: FileIndex, endings: Mapping[str, list[s
 def subjects_of(names: Sequence[str], pattern: str, by_table: Mapping[str, str]) -> dict[str, str]:
     """File name → subject: by the CSV, else what a pattern finds in the name; "" where neither names one.
 
-    Args:
-        pattern: a regular expression; its group `subject` is the subject, else its first group, else all of it.
-
-    Raises:
-        LeukoscopeError: no regular expression, or one that takes too long.
+    The pattern's group `subject` is the subject, else its first group, else all of it. One that is no regular
+    expression, or takes too long, is an error.
     """
     # Unlike the standard library's, these patterns can be stopped: a visitor's may run for hours.
     import regex

@@ -7,24 +7,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import open_bytes
+from leukoscope.evaluation.bootstrap import cell_intervals, point_metrics, subject_intervals
+from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.overlap import same_subject, trainings_of
-from leukoscope.inference.prediction import REFUSED, Checks, Thresholds
+from leukoscope.inference.prediction import REFUSED, Checks, Decision, Thresholds
 from leukoscope.inference.scoring import safe_cell
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule
+from leukoscope.reports.formatting import encoded, metric_name, span
+from leukoscope.reports.subject_report import subject_report
 from leukoscope.web.batch_files import Batch, subjects_of
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import local_number, t
 from leukoscope.web.upload import CELL, File
-
-if TYPE_CHECKING:
-    from leukoscope.inference.prediction import Decision
 
 PICTURES_AT_ONCE, THUMBNAIL = 16, 96
 MAX_KEPT = 64 * 2**20
@@ -33,13 +37,9 @@ MAX_KEPT = 64 * 2**20
 
 @dataclass(frozen=True)
 class BatchRow:
-    """One picture's prediction.
+    """One picture's prediction; `truth` and `subject` are "" where not known.
 
-    Attributes:
-        truth, subject: "" where not known.
-        checks: what the decision rests on beside the probabilities.
-        thumbnail: WebP, at most 96 px on a side.
-        picture: the picture as lossless WebP; empty beyond `MAX_KEPT`.
+    `thumbnail` is WebP, at most 96 px on a side; `picture` lossless WebP, empty beyond `MAX_KEPT`.
     """
 
     name: str
@@ -76,7 +76,6 @@ class BatchResult:
     """A batch as one model predicts it; lives in a visitor's session, in memory only.
 
     Attributes:
-        metrics: the release's metrics.json.
         point: the operating point that its cells are decided at; "" for the most probable class.
         subjects_by_table: file name → subject, by the CSV.
         problems: one sentence for each file, and each label of a CSV, that could not be used.
@@ -146,11 +145,8 @@ class BatchResult:
 def predict_batch(models: ModelCache, batch: Batch, choice: str | None, pattern: str) -> Iterator[int | BatchResult]:
     """Predict every picture of a batch; `pattern` finds the subject in a file's name, as in `subjects_of`.
 
-    Yields:
-        How many files are done, after each part of them; at last the result.
-
-    Raises:
-        LeukoscopeError: the model or the pattern cannot be used, or not one picture.
+    It yields how many files are done, after each part of them; at last the result. An error where the model or the
+    pattern cannot be used, or not one picture.
     """
     predictor = models.predictor(choice)
     release = predictor.release
@@ -176,23 +172,17 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None, pattern:
             if (other := first_of.setdefault(prediction.pixel_hash, name)) != name:
                 problems.append(f"{name}: is a copy of {other}, pixel for pixel; it counts once")
                 continue
-            picture = _webp(image, quality=0, lossless=True, method=0) if kept < MAX_KEPT else b""
+            picture = encoded(image, "WEBP", quality=0, lossless=True, method=0) if kept < MAX_KEPT else b""
             kept += len(picture)
             image.thumbnail((THUMBNAIL, THUMBNAIL))
             given = name, batch.label_of(name, release.labels), subjects[name]
             predicted = prediction.decision, prediction.probabilities, prediction.checks
-            rows.append(BatchRow(*given, *predicted, _webp(image, quality=90), picture))
+            rows.append(BatchRow(*given, *predicted, encoded(image, "WEBP", quality=90), picture))
         yield min(first + PICTURES_AT_ONCE, len(batch.files))
     if not rows:
         raise LeukoscopeError(f"not one picture can be used: {problems[0] if problems else 'none was given'}")
     found = tuple(rows), release.labels, str(choice), release.revision, release.metrics
     yield BatchResult(*found, subjects_by_table=batch.subjects, problems=tuple(problems))
-
-
-def _webp(image: Image.Image, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", **options)
-    return buffer.getvalue()
 
 
 def wrong_rows(result: BatchResult) -> list[BatchRow]:
@@ -222,10 +212,6 @@ class LabelMetrics:
 
 def label_metrics(result: BatchResult) -> LabelMetrics | None:
     """Every metric with its interval, over the cells whose true class is known; None where there is none."""
-    from leukoscope.evaluation.bootstrap import cell_intervals, point_metrics, subject_intervals
-    from leukoscope.evaluation.metrics import CellPredictions
-    from leukoscope.reports.formatting import metric_name, span
-
     rows = [row for row in result.rows if row.truth]
     if not rows:
         return None
@@ -276,10 +262,6 @@ def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[An
 
 def save_cells(kind: str, result: BatchResult) -> File:
     """One row per cell, as a file; `kind` is "CSV" or "Parquet"."""
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet
-
     table, buffer = pa.table(columns(result, safe=kind == "CSV")), io.BytesIO()
     if kind == "CSV":
         pyarrow.csv.write_csv(table, buffer)
@@ -289,14 +271,7 @@ def save_cells(kind: str, result: BatchResult) -> File:
 
 
 def save_subjects(result: BatchResult) -> File:
-    """One row per subject, as CSV.
-
-    Raises:
-        LeukoscopeError: no subject is known, or the release does not predict for subjects.
-    """
-    import pyarrow as pa
-    import pyarrow.csv
-
+    """One row per subject, as CSV; an error where no subject is known, or the release does not predict for subjects."""
     rows = [one.to_dict() for one in result.subject_predictions]
     if not rows:
         raise LeukoscopeError("no subject is known: name the subjects by a pattern, a folder each, or a CSV")
@@ -308,8 +283,6 @@ def save_subjects(result: BatchResult) -> File:
 
 def save_report(models: ModelCache, result: BatchResult, subject: str | None, name: str) -> File:
     """The report on one subject's cells, as HTML; `name` is what it calls the subject, "" for nobody."""
-    from leukoscope.reports.subject_report import subject_report
-
     predicted = next((one for one in result.subject_predictions if one.subject == subject), None)
     if predicted is None:
         raise LeukoscopeError(f"subject {subject!r}: is none of this batch; choose one of the list")

@@ -17,19 +17,28 @@ from pathlib import Path
 from shutil import rmtree
 from threading import Lock, Semaphore
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
+
+from huggingface_hub.errors import HfHubHTTPError
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.release_files import CONFIG, WEIGHTS, folder_name
+from leukoscope.inference.field import read_field
+from leukoscope.inference.runtime import Runtime
+from leukoscope.models.hub_download import (
+    RELEASE_FILES,
+    HubUnreachable,
+    cached_repository,
+    hub_model_info,
+    parse_hub_id,
+)
+from leukoscope.models.release_files import CONFIG, WEIGHTS, ReleaseInfo, folder_name, read_metrics, read_release
 from leukoscope.web.text import purpose, t
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from leukoscope.inference.field import FieldReading
     from leukoscope.inference.prediction import Prediction
     from leukoscope.inference.predictor import Predictor
-    from leukoscope.inference.runtime import Runtime
-    from leukoscope.models.release_files import ReleaseInfo
 
 # Two predictions at a time keep a small machine responsive. Fields, which take seconds, wait in a line of their own, so
 # that no cell waits for them.
@@ -63,8 +72,6 @@ def find_releases(root: Path) -> dict[str, Path]:
 
 
 def _auroc_of_unseen_subjects(release: Path) -> float:
-    from leukoscope.models.release_files import read_metrics
-
     try:
         evaluations = read_metrics(release).get("evaluations") or [{}]
         if evaluations[0].get("split", {}).get("disjoint_by") == "subject":
@@ -100,12 +107,14 @@ class ModelCache:
         # What visitors had downloaded: Hub id → bytes, the longest unused first.
         self._downloaded: OrderedDict[str, int] = OrderedDict()
         self._lock = Lock()
-        # One lock a model, and how many hold or await it: a slow download holds up only those who want the same model.
-        self._model_locks: dict[str, tuple[Lock, int]] = {}
+        # One lock a model: a slow download holds up only those who want the same model. Visitors may name anything: a
+        # lock that nobody holds or awaits is not kept.
+        self._model_locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
         # A pool of threads takes those who wait in their order; a semaphore would not.
         self._loading = Semaphore(LOADED_AT_ONCE)
         self.predict = self._limited(_predict, ThreadPoolExecutor(PREDICTIONS_AT_ONCE))
-        self.read_field = self._limited(_read_field, ThreadPoolExecutor(FIELDS_AT_ONCE))
+        bounded = partial(read_field, most_cells=MOST_CELLS, seconds=FIELD_SECONDS, batch_size=FIELD_BATCH)
+        self.read_field = self._limited(bounded, ThreadPoolExecutor(FIELDS_AT_ONCE))
 
     @property
     def loaded(self) -> list[str]:
@@ -123,37 +132,33 @@ class ModelCache:
             LeukoscopeError: nothing chosen, a name that is neither, or a model that cannot be loaded.
         """
         name = (choice or "").strip()
-        self._require_known(name)
+        if not name:
+            raise LeukoscopeError("No model is chosen: pick one." if self.names else t("get_a_model"))
+        if not self.is_name(name):  # a visitor may name Hub repositories, but no folder of this machine
+            known = ", ".join(self.names) or "none"
+            raise LeukoscopeError(
+                f"{name!r} is no model name: pick one ({known}) or type a Hub id like owner/name or owner/name@revision"
+            )
         with self._lock:
-            lock, waiting = self._model_locks.get(name, (Lock(), 0))
-            self._model_locks[name] = lock, waiting + 1
-        try:
-            with lock:
-                with self._lock:
-                    if name in self._loaded:
-                        self._loaded.move_to_end(name)
-                        if (hub_id := _hub_id(name)) in self._downloaded:
-                            self._downloaded.move_to_end(hub_id)
-                        return self._loaded[name][0]
-                with self._loading:
-                    predictor = self._load(name)
-                    size = weights_bytes(predictor)
-                with self._lock:
-                    self._loaded[name] = predictor, size
-                    while len(self._loaded) > 1 and sum(size for _, size in self._loaded.values()) > self.capacity:
-                        self._loaded.popitem(last=False)
-                return predictor
-        finally:
-            # Visitors may name anything: a lock that nobody waits for is not kept.
+            lock = self._model_locks.setdefault(name, Lock())
+        with lock:
             with self._lock:
-                lock, waiting = self._model_locks.pop(name)
-                if waiting > 1:
-                    self._model_locks[name] = lock, waiting - 1
+                if name in self._loaded:
+                    self._loaded.move_to_end(name)
+                    if (hub_id := _hub_id(name)) in self._downloaded:
+                        self._downloaded.move_to_end(hub_id)
+                    return self._loaded[name][0]
+            with self._loading:
+                predictor = self._load(name)
+                size = weights_bytes(predictor)
+            with self._lock:
+                self._loaded[name] = predictor, size
+                while len(self._loaded) > 1 and sum(size for _, size in self._loaded.values()) > self.capacity:
+                    self._loaded.popitem(last=False)
+            return predictor
 
     def is_name(self, choice: str) -> bool:
         """Whether that is an embedded release's name, or a Hub id `owner/name[@revision]` of a model that may exist."""
-        from leukoscope.models.hub_download import parse_hub_id
-
         try:
             return choice in self.releases or bool(parse_hub_id(choice))
         except LeukoscopeError:
@@ -161,8 +166,6 @@ class ModelCache:
 
     def embedded(self, choice: str) -> ReleaseInfo | None:
         """An embedded release, read without loading its network; None of any other model."""
-        from leukoscope.models.release_files import read_release
-
         try:
             return read_release(self.releases[choice])
         except (KeyError, LeukoscopeError):
@@ -214,21 +217,9 @@ class ModelCache:
 
         return with_gpu
 
-    def _require_known(self, name: str) -> None:
-        """Refuse what is no model name: a visitor may name Hub repositories, but no folder of this machine."""
-        if not name:
-            raise LeukoscopeError("No model is chosen: pick one." if self.names else t("get_a_model"))
-        if not self.is_name(name):
-            known = ", ".join(self.names) or "none"
-            raise LeukoscopeError(
-                f"{name!r} is no model name: pick one ({known}) or type a Hub id like owner/name or owner/name@revision"
-            )
-
     def _load(self, name: str) -> Predictor:
         """Load an embedded release, a repository that is offered, or one that a visitor named."""
         from leukoscope.inference.predictor import Predictor
-        from leukoscope.inference.runtime import Runtime
-        from leukoscope.models.release_files import read_release
 
         runtime = Runtime(device=best_device())
         if name in self.releases:
@@ -248,7 +239,6 @@ class ModelCache:
         What lay in the Hub cache before is never deleted.
         """
         from leukoscope.inference.predictor import Predictor
-        from leukoscope.models.hub_download import cached_repository, parse_hub_id
 
         hub_id, revision = parse_hub_id(name)
         folder = cached_repository(hub_id)
@@ -292,10 +282,6 @@ def weights_bytes(predictor: Predictor) -> int:
 
 def _download_bytes(hub_id: str, revision: str | None, anonymous: bool) -> int:
     """Size of the files that would be downloaded; 0 where the Hub gives none: loading then reports the problem."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info
-
     try:
         about = hub_model_info(hub_id, revision, sizes=True, anonymous=anonymous)
     except (HubUnreachable, HfHubHTTPError):
@@ -305,25 +291,6 @@ def _download_bytes(hub_id: str, revision: str | None, anonymous: bool) -> int:
 
 def _predict(predictor: Predictor, images: Sequence[Image.Image], *, explain: bool = False) -> list[Prediction]:
     return predictor(images, explain=explain)
-
-
-def _read_field(
-    predictor: Predictor,
-    image: Image.Image,
-    source: str,
-    um_per_pixel: float | None = None,
-) -> FieldReading:
-    from leukoscope.inference.field import read_field
-
-    return read_field(
-        predictor,
-        image,
-        source,
-        um_per_pixel=um_per_pixel,
-        most_cells=MOST_CELLS,
-        seconds=FIELD_SECONDS,
-        batch_size=FIELD_BATCH,
-    )
 
 
 def best_device() -> str:

@@ -1,9 +1,15 @@
-"""What the tabs share of the page: how events are registered, and the scripts that run in a visitor's browser."""
+"""What the tabs share of the page: how it looks, how events are registered, and the scripts in a visitor's browser.
+
+Nothing here is fetched from the internet. Two tones carry all meaning (the violet of a Giemsa stain for what the model
+predicts, amber for a warning), each dark enough on light and light enough on dark to be read at any size (WCAG AA).
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+import gradio as gr
 
 SESSION_SECONDS = 1800
 # Of every event that is no part of the public API.
@@ -14,6 +20,33 @@ QUIET = PRIVATE | {"show_progress": "hidden"}
 LAST, EACH = QUIET | {"trigger_mode": "always_last"}, QUIET | {"trigger_mode": "multiple"}
 Updates = dict[Any, Any]
 """Component → its new value."""
+
+
+CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+
+
+def build_theme() -> gr.themes.Base:
+    """The theme of all tabs: violet on neutral grey, flat, in the reader's own system fonts."""
+    return gr.themes.Base(
+        primary_hue="violet",
+        secondary_hue="violet",
+        neutral_hue="zinc",
+        radius_size="sm",
+        font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"),
+        font_mono=("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"),
+    ).set(
+        body_text_color="*neutral_900",
+        body_text_color_subdued="*neutral_600",
+        block_label_text_color="*neutral_700",
+        block_title_text_color="*neutral_700",
+        block_info_text_color="*neutral_700",
+        block_shadow="none",
+        color_accent="*primary_700",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        slider_color="*primary_700",
+        slider_color_dark="*primary_300",
+    )
 
 
 def script(name: str) -> str:

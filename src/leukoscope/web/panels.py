@@ -6,14 +6,13 @@ is escaped here: a file name or the labels of a Hub model may hold anything.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from leukoscope.reports.formatting import cell_html, data_uri, encoded
 from leukoscope.web.page import script
 from leukoscope.web.text import local_number, meaning, outcome_text, percent, t
 
@@ -32,11 +31,6 @@ VIEW = script("view.js")
 def notice() -> str:
     """The research-only notice."""
     return f'<p class="lk-notice" role="note">{escape(t("notice"))}</p>'
-
-
-def plain(text: str) -> str:
-    """A sentence that stands for itself."""
-    return f'<p class="lk-lead">{escape(text)}</p>'
 
 
 def message(title: str, text: str) -> str:
@@ -102,17 +96,20 @@ def pictures(result: CellResult, label: str, opacity: float, common_scale: bool 
     original, overlaid = result.pictures(label, opacity, common_scale)
     caption, (width, height) = result.caption, original.size
     style = f"aspect-ratio:{width}/{height};max-width:{22 * min(1, width / height):.1f}rem"
-    given = _img(original, t("picture_as_given", caption=caption))
+    given = picture(original, t("picture_as_given", caption=caption))
     over = tools = scale = ""
     if overlaid is not None:
         title = t("map_foreign") if result.foreign else t("map_title", label=label)
-        over = f"<div>{_img(overlaid, title)}</div>"
+        over = f"<div>{picture(overlaid, title)}</div>"
         tools = (
             f'<div class="lk-tools"><span aria-hidden="true">{t("cell")}</span><input type="range" min="0" max="100" '
             f'value="50" aria-label="{t("slider")}"><span aria-hidden="true">{t("map")}</span></div>'
         )
         strength = result.scale.strength(result.own_peak) if result.maps else ""
-        scale = _scale(title, result.peak(common_scale) if result.maps else None, strength)
+        chip = f' <b class="lk-chip">{t(f"strength_{strength}")}</b>' if strength else ""
+        ends = ("0", local_number(f"{result.peak(common_scale):.3g}")) if result.maps else ("2 σ", "6 σ")
+        colours = f'<span>{ends[0]} <i aria-hidden="true"></i> {ends[1]}</span>'
+        scale = f'<p class="lk-scale">{escape(title)} {colours}{chip}</p>'
     failed = note(t("map_failed")) if result.maps and not result.thresholds.maps_passed else ""
     hint = ""
     if result.foreign is None or result.measured is None:
@@ -124,20 +121,16 @@ def pictures(result: CellResult, label: str, opacity: float, common_scale: bool 
     )
 
 
-def _scale(title: str, peak: float | None, strength: str) -> str:
-    """The overlay's colours, one scale for all classes."""
-    chip = f' <b class="lk-chip">{t(f"strength_{strength}")}</b>' if strength else ""
-    ends = ("0", local_number(f"{peak:.3g}")) if peak is not None else ("2 σ", "6 σ")
-    return f'<p class="lk-scale">{escape(title)} <span>{ends[0]} <i aria-hidden="true"></i> {ends[1]}</span>{chip}</p>'
-
-
-def _img(image: Image.Image, alt: str, side: int = 0) -> str:
-    """A picture, at most `side` pixels wide and high unless that is 0."""
+def picture(image: Image.Image, alt: str, side: int = 0) -> str:
+    """A picture that travels within the page, at most `side` pixels wide and high unless that is 0."""
     if side:
         image = image.copy()
         image.thumbnail((side, side))
-    size = f'width="{image.width}" height="{image.height}"'
-    return f'<img src="{data_uri(image)}" alt="{escape(alt)}" {size} draggable="false">'
+    source, size = (
+        data_uri("image/webp", encoded(image, "WEBP", quality=92)),
+        f'width="{image.width}" height="{image.height}"',
+    )
+    return f'<img src="{source}" alt="{escape(alt)}" {size} draggable="false">'
 
 
 def forms(text: str, results: Sequence[tuple[str, CellResult]]) -> str:
@@ -148,36 +141,27 @@ def forms(text: str, results: Sequence[tuple[str, CellResult]]) -> str:
         image = next(filter(None, reversed(one.pictures(label, 0.55))))
         share = percent(one.prediction.probabilities[label])
         refused = "" if one.decision().label else f" ({escape(outcome_text(one.prediction.outcome))})"
-        shown += f"<li>{_img(image, name, 240)}<b>{escape(label)} {share}</b>{refused}<span>{escape(name)}</span></li>"
+        shown += (
+            f"<li>{picture(image, name, 240)}<b>{escape(label)} {share}</b>{refused}<span>{escape(name)}</span></li>"
+        )
     return f'<div role="status">{note(text)}<ul class="lk-cells lk-forms">{shown}</ul></div>'
 
 
 def visit(cells: Sequence[tuple[Image.Image, str]], model: str, number: int) -> str:
     """The cells of a visit, each a button that shows its result again; for an element with `CLICK`.
 
-    Args:
-        number: of the example shown, from 1; 0 for another picture. It goes to the page's address, as the model does.
+    The number of the example shown (0 for another picture) goes to the page's address, as the model does.
     """
     shown = ""
     for index, (image, caption) in enumerate(cells):
-        small = image.copy()
-        small.thumbnail((96, 96))
         name = escape(t("show_again", caption=caption))
         shown += (
             f'<li><button type="button" data-cell="{index}" aria-label="{name}" title="{name}">'
-            f'<img src="{data_uri(small)}" alt="" width="{small.width}" height="{small.height}"></button>'
-            f"<span>{escape(caption)}</span></li>"
+            f"{picture(image, '', 96)}</button><span>{escape(caption)}</span></li>"
         )
     strip = f'{note(t("in_this_visit"))}<ul class="lk-cells">{shown}</ul>' if len(cells) > 1 else ""
     example = f' data-example="{number}"' if number else ""
     return f'<div data-model="{escape(model)}"{example}>{strip}</div>'
-
-
-def data_uri(image: Image.Image) -> str:
-    """A picture that travels within the page."""
-    buffer = BytesIO()
-    image.save(buffer, "WEBP", quality=92)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def explanation(result: CellResult, label: str) -> str:
@@ -185,31 +169,9 @@ def explanation(result: CellResult, label: str) -> str:
     text = result.map_text(label)
     shown = f"<p>{escape(text)}</p>" if text else ""
     headline = f"<p>{escape(result.decision_text().headline)}</p>"
-    return f'<div class="lk-explanation">{headline}{shown}{pairs({**result.morphology, **result.facts()})}</div>'
-
-
-def pairs(values: Mapping[str, str]) -> str:
-    """Names and what they stand for; nothing of none."""
-    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in values.items())
-    return f'<dl class="lk-facts">{rows}</dl>' if rows else ""
-
-
-def guess_cell(image: Image.Image, text: str, before: str = "") -> str:
-    """A cell to be guessed, below what came of the one before."""
-    told = f'<p class="lk-headline" role="status">{escape(before)}</p>' if before else ""
-    caption = f'<figcaption role="status">{escape(text)}</figcaption>'
-    return f'<figure class="lk-guess">{told}{_img(image, text, 360)}{caption}</figure>'
-
-
-def guess_score(rows: Sequence[tuple[str, str]], cells: Sequence[tuple[Image.Image, str]], text: str, link: str) -> str:
-    """Who was right how often, and every cell with its class and what each said.
-
-    Args:
-        link: address of the same cells; "" where they cannot be drawn again.
-    """
-    shown = "".join(f"<li>{_img(image, caption, 128)}<span>{escape(caption)}</span></li>" for image, caption in cells)
-    share = f'<p><a href="{escape(link)}">{t("guess_link")}</a></p>' if link else ""
-    return f'{table((t("guess_who"), t("guess_right")), rows)}{note(text)}{share}<ul class="lk-cells">{shown}</ul>'
+    facts = {**result.morphology, **result.facts()}.items()
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
+    return f'<div class="lk-explanation">{headline}{shown}<dl class="lk-facts">{rows}</dl></div>'
 
 
 def counts(numbers: Mapping[str, int]) -> str:
@@ -221,11 +183,8 @@ def counts(numbers: Mapping[str, int]) -> str:
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", label: str = "") -> str:
     """A table of plain text, its first column naming the row; wide ones scroll by themselves.
 
-    Args:
-        label: its name for a screen reader where it has no caption; "" for the first heading.
+    `label` is its name for a screen reader where it has no caption; "" for the first heading.
     """
-    from leukoscope.reports.formatting import cell_html
-
     top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{cell_html(cell)}</td>" for cell in row[1:])}</tr>'

@@ -10,19 +10,20 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.fields import View, measure_stain, otsu_threshold
+from leukoscope.data.fields import otsu_threshold
 from leukoscope.data.images import foreground
 from leukoscope.data.registry import NOT_A_CELL
+from leukoscope.evaluation.morphology import Morphology, measure_cell, stained_nuclei
 from leukoscope.inference.field import drawing_font
 from leukoscope.inference.gradcam import BLACK_SHARE, EvidenceScale, HeatMap, map_colours, overlay
 from leukoscope.inference.ood import GROUPS, OodDetector, picture_statistics
-from leukoscope.inference.prediction import REFUSED, Decision, Thresholds
+from leukoscope.inference.prediction import REFUSED, Decision, Prediction, Thresholds
 from leukoscope.synthetic import SMEAR_LABELS, draw_cell, smear_picture
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import (
@@ -44,10 +45,6 @@ from leukoscope.web.text import (
 )
 from leukoscope.web.upload import File, png_file, safe_stem
 
-if TYPE_CHECKING:
-    from leukoscope.evaluation.morphology import Morphology
-    from leukoscope.inference.prediction import Prediction
-
 # Redrawing stays instant and the page light; one cell is a few hundred pixels anyway.
 SHOWN_SIDE = 720
 OPACITY = 0.55
@@ -63,11 +60,9 @@ class CellResult:
     """One picture and what a model predicts of it; lives in a visitor's session, in memory only.
 
     Attributes:
-        image: upright RGB, as given.
-        caption: its file name, or which phantom it is.
+        image, caption: upright RGB, as given, and its file name, or which phantom it is.
         model: the name picked for the model.
         measured: the cell's measurements; None where the picture is no cell cut out on black.
-        um_per_pixel: the picture's scale, where it is known.
         example: number of the synthetic picture, from 1; 0 for any other.
         foreign: what sets a refused picture apart; None of any other, and where the release has no detector.
         remark: what was done to the picture before.
@@ -188,8 +183,7 @@ class CellResult:
     def summary(self, point: str = "", label: str = "") -> str:
         """The whole result as plain text: decision, warnings, Grad-CAM map in words, model and research notice.
 
-        Args:
-            label: the class whose map is described; "" for the most probable one.
+        `label` is the class whose map is described; "" for the most probable one.
         """
         predicted, decided = self.prediction, self.decision_text(point)
         lines = (
@@ -218,11 +212,8 @@ def predict_cell(
 ) -> CellResult:
     """Predict a picture once, with every class's Grad-CAM map.
 
-    Args:
-        field_share: of a field's cell, share of the field's cells that are in distribution.
+    `field_share` is, of a field's cell, the share of the field's cells that are in distribution.
     """
-    from leukoscope.evaluation.morphology import measure_cell
-
     predictor = models.predictor(choice)
     metrics, thresholds = predictor.release.metrics, predictor.thresholds
     (prediction,) = models.predict(predictor, [image], explain=True)
@@ -249,9 +240,7 @@ def predict_cell(
 def predict_again(models: ModelCache, result: CellResult, choice: str | None) -> CellResult:
     """Predict a result's picture with another model.
 
-    Raises:
-        LeukoscopeError: the model cannot be used; or the picture is a cell of a field, which is decided by how many of
-            the field's cells this model takes as in distribution.
+    A cell of a field is an error: it is decided by how many of the field's cells this model takes as in distribution.
     """
     if result.prediction.checks.field_share is not None:
         raise LeukoscopeError(f"{result.caption}: is a cell of a field that {result.model} read; open the field anew")
@@ -290,11 +279,8 @@ def parts_of(image: Image.Image) -> dict[str, np.ndarray]:
     pixels = np.asarray(image)
     cell = foreground(pixels)
     if (~cell).mean() < BLACK_SHARE:
-        stain = measure_stain(View(image))
-        if stain.problem or not stain.holds_nuclei:
-            return {}
-        nucleus = stain.nuclear(pixels) > stain.threshold
-        parts = {"nucleus": nucleus, "outside": ~nucleus}
+        nuclei = stained_nuclei(image)
+        parts = {} if nuclei is None else {"nucleus": nuclei, "outside": ~nuclei}
     else:
         density, blur = -np.log((pixels[..., 1] + 1.0) / 256) * cell, max(pixels.shape) / 64
         smooth = gaussian_filter(density, blur) / np.maximum(gaussian_filter(cell.astype(float), blur), 1e-6)
@@ -351,26 +337,22 @@ def measure_foreign(detector: OodDetector, pixels: np.ndarray) -> Foreign:
     return Foreign(distances, HeatMap(beyond.astype(np.float32), ""))
 
 
-@cache
-def _cell(label: str, subject: int, cell: int) -> Image.Image:
-    return Image.fromarray(draw_cell(label, subject=subject, cell=cell).image)
-
-
 def example(number: int) -> tuple[Image.Image, str]:
     """One of the six synthetic cells and its caption; drawn, never stored on disk."""
-    label, subject, cell = EXAMPLES[number]
-    return _cell(label, subject, cell), t("synthetic_cell", label=label)
-
-
-@cache
-def _smear(label: str, row: int) -> Image.Image:
-    return Image.fromarray(smear_picture(label, row))
+    return _example(number), t("synthetic_cell", label=EXAMPLES[number][0])
 
 
 def smear_example(number: int) -> tuple[Image.Image, str]:
     """One of the four synthetic smears, for models that read a field as one picture, and its caption."""
-    label, row = SMEAR_EXAMPLES[number]
-    return _smear(label, row), t("synthetic_smear", label=label)
+    return _example(number, smear=True), t("synthetic_smear", label=SMEAR_EXAMPLES[number][0])
+
+
+@cache
+def _example(number: int, smear: bool = False) -> Image.Image:
+    if smear:
+        return Image.fromarray(smear_picture(*SMEAR_EXAMPLES[number]))
+    label, subject, cell = EXAMPLES[number]
+    return Image.fromarray(draw_cell(label, subject=subject, cell=cell).image)
 
 
 # The saved picture, in pixels; LETTERS fit into a line.

@@ -16,20 +16,17 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from gradio.context import LocalContext
 from PIL import Image
 
-from leukoscope.data.fields import View, measure_stain
 from leukoscope.data.images import foreground
 from leukoscope.data.registry import ABSTAIN
+from leukoscope.evaluation.morphology import Morphology, percentile, stained_nuclei
 from leukoscope.inference.gradcam import BLACK_SHARE, share_within
 from leukoscope.inference.prediction import REFUSED, Decision, Reason, Thresholds
-
-if TYPE_CHECKING:
-    from leukoscope.evaluation.morphology import Morphology
 
 LANGUAGES = ("en", "de")
 _TABLE = json.loads(Path(__file__).with_name("texts.json").read_text(encoding="utf-8"))
@@ -119,11 +116,8 @@ def outcome_text(outcome: str) -> str:
 class DecisionText:
     """A decision in words.
 
-    Attributes:
-        short: a few plain words.
-        headline: one sentence with the class and its probability, or that there is none.
-        because: the reasons against a class, or for caution with it.
-        has_class: whether a class is given.
+    `short` has a few plain ones; `headline` says the class and its probability, or that there is none; `because` the
+    reasons against a class, or for caution with it.
     """
 
     short: str
@@ -222,8 +216,6 @@ def morphology_text(
     cell: Morphology | None, known: Mapping[str, Any], um_per_pixel: float | None = None
 ) -> dict[str, str]:
     """A cell's measurements in words, beside those of the training cells: the block "morphology" of metrics.json."""
-    from leukoscope.evaluation.morphology import percentile
-
     if cell is None:
         return {}
 
@@ -283,22 +275,17 @@ class MapShare:
 def map_share(heat: np.ndarray, view: Image.Image, on_cell: float | None = None) -> MapShare:
     """Where a map of one class over the view, which is what the model saw, lies.
 
-    Args:
-        on_cell: its share on the cell, where the prediction measured it.
+    `on_cell` is its share on the cell, where the prediction measured it.
     """
-    pixels = np.asarray(view)
-    cell = foreground(pixels)
+    cell = foreground(np.asarray(view))
     if float(heat.sum()) <= 0:
         return MapShare("")
     if (~cell).mean() >= BLACK_SHARE and cell.any():
         # Nearly all of such a cell is nucleus: the two are not told apart.
         inside = share_within(heat, cell) if on_cell is None else on_cell
         return MapShare("cell", inside, float(cell.mean()))
-    stain = measure_stain(View(view))
-    if stain.problem or not stain.holds_nuclei:
-        return MapShare("")
-    nuclei = stain.nuclear(pixels) > stain.threshold
-    return MapShare("nuclei", share_within(heat, nuclei), float(nuclei.mean()))
+    nuclei = stained_nuclei(view)
+    return MapShare("") if nuclei is None else MapShare("nuclei", share_within(heat, nuclei), float(nuclei.mean()))
 
 
 def map_text(heat: np.ndarray, share: MapShare, label: str) -> str:
@@ -318,8 +305,7 @@ def map_text(heat: np.ndarray, share: MapShare, label: str) -> str:
 def weak_map_text(maps: Mapping[str, np.ndarray], label: str, weak: float | None = None) -> str:
     """A warning where a picture's Grad-CAM maps are weaker than usual, or weaker than for another class; else "".
 
-    Args:
-        weak: the highest value that one cell in twenty stays below; None where that is not known.
+    `weak` is the highest value that one cell in twenty stays below; None where that is not known.
     """
     if weak is not None and max(float(heat.max()) for heat in maps.values()) < weak:
         return t("weak_for_all")

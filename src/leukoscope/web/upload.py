@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from html import escape
-from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -33,6 +32,7 @@ from PIL.PngImagePlugin import PngInfo
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.conversion import open_converted
 from leukoscope.data.images import UnreadableImage, check_header, open_image
+from leukoscope.reports.formatting import encoded
 from leukoscope.web.page import PRIVATE, QUIET, script
 from leukoscope.web.text import Localised, in_english, t
 
@@ -102,8 +102,7 @@ class _OwnFolder(route_utils.GradioUploadFile):
 def keep_uploads_apart(demo: gr.Blocks) -> None:
     """Let every upload to this process have a folder of its own, which its handler may delete.
 
-    Args:
-        demo: deletes what is left of an upload once it is old; all its components stand.
+    What is left of an upload is deleted by the demo, all of whose components stand, once it is old.
     """
     _OwnFolder.begun = demo.upload_file_set = _Paths()
     for block in demo.blocks.values():
@@ -217,8 +216,7 @@ def open_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Imag
 def open_any(path: str) -> tuple[Image.Image, str, str]:
     """Open an uploaded picture of any size that a field may have, converted where it can be read safely.
 
-    Returns:
-        As `open_upload`, and what was done to it in words; "" for nothing.
+    It gives what `open_upload` does, and what was done to the picture in words; "" for nothing.
     """
     try:
         return (*open_upload(path, FIELD), "")
@@ -304,9 +302,7 @@ def png_file(name: str, image: Image.Image, *, title: str, model: str, revision:
     about.add_itxt("Source", f"model {model}, revision {revision or 'of a local folder'}")
     about.add_itxt("Disclaimer", RESEARCH_NOTICE)
     about.add_text("Software", f"Leukoscope {__version__}")
-    buffer = BytesIO()
-    image.save(buffer, "PNG", pnginfo=about)
-    return File(name, "image/png", buffer.getvalue())
+    return File(name, "image/png", encoded(image, "PNG", pnginfo=about))
 
 
 def safe_stem(name: str) -> str:

@@ -6,13 +6,11 @@ visitor's session. The same steps serve the API at /batch.
 
 from __future__ import annotations
 
-import base64
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from html import escape
-from io import BytesIO
 from threading import Semaphore
 from typing import Any
 
@@ -21,7 +19,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
-from leukoscope.inference.subject import SubjectPrediction
+from leukoscope.reports.formatting import data_uri, encoded
 from leukoscope.reports.subject_report import strip_plot
 from leukoscope.synthetic import PHANTOM_LABELS, SMEAR_LABELS, SMEARS, draw_cell, knows_smears, smear_picture
 from leukoscope.web import panels
@@ -88,9 +86,7 @@ def sample_batch(smears: bool = False) -> Batch:
     def draw(subject: int, cell: int) -> bytes:
         label = (SMEAR_LABELS if smears else PHANTOM_LABELS)[subject]
         pixels = smear_picture(label, cell) if smears else draw_cell(label, subject=subject, cell=cell).image
-        buffer = BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-        return buffer.getvalue()
+        return encoded(Image.fromarray(pixels), "PNG", compress_level=1)
 
     return Batch(
         [
@@ -342,13 +338,24 @@ def _subjects(result: BatchResult) -> str:
         share = "–" if one.probability is None else local_number(f"{one.probability:.3f}")
         low, high = (local_number(f"{edge:.3f}") for edge in one.interval or (0.0, 0.0))
         span = "–" if one.interval is None else t("span", low=low, high=high)
-        numbers = map(str, (one.cells, one.refused, one.abstained))
+        counted = map(str, (one.cells, one.refused, one.abstained))
         seen = f" ({t('in_training')})" if one.subject in result.trained_on else ""
-        rows.append((f"{one.subject}{seen}", outcome_text(one.outcome), share, span, *numbers))
+        rows.append((f"{one.subject}{seen}", outcome_text(one.outcome), share, span, *counted))
     heads = (t("subject"), t("outcome"), t("probability_of", label=positive), t("interval"), t("cells"), t("refused"),
              t("abstained"))  # fmt: skip
     rule = t("subject_rule", rule=result.subject_predictions[0].rule.text)
-    strips = "".join(_strip(result, one) for one in result.subject_predictions)
+    strips = ""
+    for one in result.subject_predictions:
+        numbers = [i for i, row in enumerate(result.rows) if row.subject == one.subject]
+        drawn = strip_plot(
+            [result.rows[i].probabilities[positive] for i in numbers],
+            [result.rows[i].decision.outcome for i in numbers],
+            threshold=result.thresholds.operating_points.get(result.point, 0.5),
+            cells=numbers,
+        )
+        reason = f": {one.reason}" if one.reason else ""
+        about = panels.note(f"{outcome_text(one.outcome)}{reason}")
+        strips += f'<section class="lk-subject"><h3>{escape(one.subject)}</h3>{about}{drawn}</section>'
     return (
         f"{_seen(result)}<h2>{t('one_for_a_subject')}</h2>{panels.table(heads, rows, t('subjects_caption'))}"
         f"{panels.note(rule)}<h2>{t('cells_of_a_subject')}</h2>{panels.note(t('dots', label=positive))}{strips}"
@@ -360,22 +367,6 @@ def _seen(result: BatchResult) -> str:
     if not result.trained_on:
         return ""
     return panels.message(t("warning"), t("too_good", subjects=", ".join(sorted(result.trained_on))))
-
-
-def _strip(result: BatchResult, one: SubjectPrediction) -> str:
-    numbers = [i for i, row in enumerate(result.rows) if row.subject == one.subject]
-    drawn = strip_plot(
-        [result.rows[i].probabilities[one.positive_label] for i in numbers],
-        [result.rows[i].decision.outcome for i in numbers],
-        threshold=result.thresholds.operating_points.get(result.point, 0.5),
-        cells=numbers,
-    )
-    reason = f": {one.reason}" if one.reason else ""
-    return (
-        f'<section class="lk-subject"><h3>{escape(one.subject)}</h3>'
-        f"{panels.note(f'{outcome_text(one.outcome)}{reason}')}{drawn}"
-        "</section>"
-    )
 
 
 def gallery(result: BatchResult, order: str) -> str:
@@ -395,9 +386,8 @@ def _cell(number: int, row: BatchRow) -> str:
     share = f" {percent(row.confidence)}" if row.decision.label else ""
     text = f"{outcome_text(row.decision.outcome)}{share}{truth}"
     wrong = ' class="wrong"' if truth else ""
-    source = "data:image/webp;base64," + base64.b64encode(row.thumbnail).decode()
     # What it shows stands beside it in words.
-    picture = f'<img src="{source}" alt="" loading="lazy" width="96" height="96">'
+    picture = f'<img src="{data_uri("image/webp", row.thumbnail)}" alt="" loading="lazy" width="96" height="96">'
     if row.picture:
         name = escape(t("open_file", name=row.name, text=text))
         picture = f'<button type="button" data-cell="{number}" aria-label="{name}">{picture}</button>'

@@ -42,7 +42,7 @@ from leukoscope.web.result import (
     turned,
 )
 from leukoscope.web.tabs.batch import BatchPanel
-from leukoscope.web.tabs.field import FieldPanel, FieldResult, predict_field, read_example
+from leukoscope.web.tabs.field import EXAMPLE_PITCH, FieldPanel, FieldResult, example_field, predict_field
 from leukoscope.web.text import Localised, localised, percent, point_name, t
 
 # Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
@@ -56,10 +56,12 @@ class CellTab:
 
     def __init__(self, models: ModelCache, model: gr.Dropdown) -> None:
         self.models, self.model = models, model
-        self.reads = {one: next((name for name in models.names if _reads(models, name) == one), "") for one in _KINDS}
+        self.reads_cells, self.reads_smears = (
+            next((name for name in models.names if _reads_cut_outs(models, name) is kind), "") for kind in (True, False)
+        )
         self._examples: dict[tuple[str, int], CellResult] = {}
         self._real = RealCells()
-        smears = _reads(models, model.value or "") == "smears"
+        smears = _reads_cut_outs(models, model.value or "") is False
         quiet: dict[str, Any] = {"show_label": False, "height": "auto", "allow_preview": False, "buttons": []}
         with gr.Tab(localised("tab_cell"), id="cell"):
             with gr.Row(elem_id="cell-row"):
@@ -217,7 +219,7 @@ class CellTab:
             return result.model
         if result.prediction.outcome == NOT_A_CELL and not result.remark:
             return ""
-        return self.reads["smears" if result.measured is None else "cells"] or result.model
+        return (self.reads_smears if result.measured is None else self.reads_cells) or result.model
 
     def _proposal(self, result: CellResult) -> gr.Button:
         """One tap to what fits a refused picture."""
@@ -262,7 +264,7 @@ class CellTab:
             opened = self.field.cell(field, whole[0])
             opened = replace(opened, remark=f"{remark} {t('was_cut_out')}".strip())
             shown = self.show(opened, opacity, point)
-        share, other = field.reading.in_distribution, self.reads["smears"]
+        share, other = field.reading.in_distribution, self.reads_smears
         if other and share is not None and share < FIELD_NEEDS:
             shown[self.propose] = gr.Button(use_model(other), visible=True)
         return {**shown, **self.field.show(field)}
@@ -374,7 +376,11 @@ class CellTab:
         return pick
 
     def _on_field(self, choice: str | None, opacity: float, point: str | None) -> Updates:
-        return self.attempt(lambda: self._show_field(read_example(self.models, choice), "", opacity, point))
+        def show() -> Updates:
+            field = predict_field(self.models, *example_field(), choice, EXAMPLE_PITCH)
+            return self._show_field(field, "", opacity, point)
+
+        return self.attempt(show)
 
     def _on_model(
         self, choice: str | None, opacity: float, point: str | None, result: CellResult | None
@@ -472,7 +478,7 @@ class CellTab:
         point: str | None,
     ) -> Updates:
         if field is not None:  # whose cells are unlike those of this model
-            other, name = self.reads["smears"], field.reading.source
+            other, name = self.reads_smears, field.reading.source
             show = partial(predict_cell, self.models, field.image, name, other)
             return {self.model: other, **self.attempt(lambda: self.show(show(), opacity, point))}
         if result is None:
@@ -534,16 +540,10 @@ class CellTab:
             gr.Button("predict").click(predict, inputs, outputs, api_name="predict")
 
 
-# What a model reads: cells cut out on black, or pictures of a smear.
-_KINDS = ("cells", "smears")
-
-
-def _reads(models: ModelCache, name: str) -> str:
-    """One of `_KINDS`; "" of a model that is not embedded or does not tell."""
+def _reads_cut_outs(models: ModelCache, name: str) -> bool | None:
+    """Whether a model reads cells cut out on black, or pictures of a smear; None where that is not known."""
     release = models.embedded(name)
-    if release is None or release.takes_cut_outs is None:
-        return ""
-    return "cells" if release.takes_cut_outs else "smears"
+    return release.takes_cut_outs if release else None
 
 
 def use_model(name: str) -> str:

@@ -7,22 +7,24 @@ from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 import numpy as np
 
 from leukoscope import LeukoscopeError
+from leukoscope.evaluation.calibration import calibrated
+from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.gradcam import passes_map_checks
 from leukoscope.models.release_files import PREDICTIONS, ReleaseInfo
+from leukoscope.reports.evidence import evidence_sections
+from leukoscope.reports.html import Section
+from leukoscope.reports.release_tables import detailed_evaluation
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.page import LAST, PRIVATE, QUIET
 from leukoscope.web.text import LocalisedChoices, language, local_number, localised, percent, point_name, t
 from leukoscope.web.upload import gradio_errors
-
-if TYPE_CHECKING:
-    from leukoscope.reports.html import Section
 
 SENSITIVITY, PREVALENCE = 0.95, 0.5
 
@@ -66,7 +68,8 @@ def build_tab(models: ModelCache, model: gr.Dropdown) -> None:
 
     def on_lead(choice: str | None) -> str:
         try:
-            return "".join(map(panels.plain, lead_sentences(models.predictor(choice).release.metrics)))
+            said = lead_sentences(models.predictor(choice).release.metrics)
+            return "".join(f'<p class="lk-lead">{escape(one)}</p>' for one in said)
         except LeukoscopeError:
             return ""  # said below
 
@@ -130,8 +133,6 @@ _drawing = Lock()
 
 def evidence_page(name: str, metrics: Mapping[str, Any]) -> str:
     """All that a release measured of itself, as HTML; one section a question."""
-    from leukoscope.reports.evidence import evidence_sections
-
     with _drawing:
         sections = list(evidence_sections(metrics))
     if not sections:
@@ -211,10 +212,6 @@ class Rates:
 
 def scores_of(release: ReleaseInfo) -> Scores | None:
     """The committed predictions of a two-class release, scaled as the release scales them; None where it has none."""
-    from leukoscope.evaluation.calibration import calibrated
-    from leukoscope.evaluation.metrics import CellPredictions
-    from leukoscope.reports.release_tables import detailed_evaluation
-
     metrics = release.metrics
     points = metrics.get("decisions", {}).get("operating_points")
     tested = detailed_evaluation(metrics) if metrics.get("evaluations") else None
@@ -240,10 +237,8 @@ def points_table(metrics: Mapping[str, Any], scores: Scores | None, sensitivity:
         rows[point_name(name)] = Rates(point["threshold"], judged["sensitivity"], judged["specificity"])
     heads = [t(key) for key in ("operating_point", "threshold", "sensitivity", "specificity", "ppv", "npv")]
     note = t("chosen_note" if scores else "only_named")
-    shown = [_row(name, rates, prevalence) for name, rates in rows.items()]
+    shown = []
+    for name, rates in rows.items():
+        values = (rates.threshold, rates.sensitivity, rates.specificity, *rates.predictive_values(prevalence))
+        shown.append((name, *("–" if value is None else local_number(f"{value:.3f}") for value in values)))
     return panels.table(heads, shown, t("operating_points")) + panels.note(note)
-
-
-def _row(name: str, rates: Rates, prevalence: float) -> tuple[str, ...]:
-    values = (rates.threshold, rates.sensitivity, rates.specificity, *rates.predictive_values(prevalence))
-    return (name, *("–" if value is None else local_number(f"{value:.3f}") for value in values))

@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -21,7 +21,16 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data import fields
 from leukoscope.data.images import CUT_OUT_PITCH
-from leukoscope.inference.field import AT_EDGE, CLASS_COLOURS, DASHED, OTHER_COLOURS, draw_reading
+from leukoscope.evaluation.morphology import Morphology
+from leukoscope.inference.field import (
+    AT_EDGE,
+    CLASS_COLOURS,
+    DASHED,
+    OTHER_COLOURS,
+    CellReading,
+    FieldReading,
+    draw_reading,
+)
 from leukoscope.inference.prediction import FIELD_NEEDS
 from leukoscope.inference.scoring import safe_cell
 from leukoscope.synthetic import draw_field
@@ -30,9 +39,6 @@ from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.page import PRIVATE, SESSION_SECONDS, Updates
 from leukoscope.web.result import CellResult, predict_cell
 from leukoscope.web.text import Localised, about_model, local_number, localised, outcome_text, percent, t
-
-if TYPE_CHECKING:
-    from leukoscope.inference.field import CellReading, FieldReading
 
 # Seed and classes; drawn at a scale that the fields of a 40× objective have. With this seed, each cell gets its class
 # from leukoscope-densenet169-cnmc.
@@ -77,7 +83,7 @@ def predict_field(
             f"{choice}: was trained on pictures with their background, not on cells cut out on black; choose a model "
             "of cut-out cells, or open the picture in the tab “Cells” (/predict)"
         )
-    reading = models.read_field(predictor, image, caption, um_per_pixel or None)
+    reading = models.read_field(predictor, image, caption, um_per_pixel=um_per_pixel or None)
     # As it was chosen, a revision included.
     return FieldResult(image, replace(reading, model=str(choice)))
 
@@ -93,11 +99,6 @@ def _drawn() -> Image.Image:
 def example_field() -> tuple[Image.Image, str]:
     """A synthetic field and its caption."""
     return _drawn(), t("synthetic_field")
-
-
-def read_example(models: ModelCache, choice: str | None) -> FieldResult:
-    """The synthetic field, read by a model."""
-    return predict_field(models, *example_field(), choice, EXAMPLE_PITCH)
 
 
 class FieldPanel:
@@ -190,23 +191,14 @@ class FieldPanel:
             gr.Button("field").click(field, inputs, outputs, api_name="field")
 
 
-@dataclass(frozen=True)
-class CellSize:
-    """A cell of a field, measured: its area in µm², the share of its nucleus, 0–1, and how many parts that has."""
-
-    area: float
-    nucleus_share: float
-    lobes: int
-
-
-def cell_size(cell: fields.FieldCell) -> CellSize:
-    """Measure a whole cell by its outline and that of its nucleus."""
+def cell_size(cell: fields.FieldCell) -> Morphology:
+    """Measure a whole cell by its outline and that of its nucleus; its area is in µm²."""
     from scipy.ndimage import label
 
     nucleus = int(np.count_nonzero(cell.nucleus))
     share = nucleus / max(1, int(np.count_nonzero(cell.mask | cell.nucleus)))
     parts = np.bincount(label(cell.nucleus)[0].ravel())[1:]
-    return CellSize(cell.nucleus_area / max(share, 1e-6), share, max(1, int((parts >= 0.1 * nucleus).sum())))
+    return Morphology(cell.nucleus_area / max(share, 1e-6), share, max(1, int((parts >= 0.1 * nucleus).sum())))
 
 
 def _said(found: CellReading, labels: tuple[str, ...]) -> str:
@@ -219,8 +211,6 @@ def _said(found: CellReading, labels: tuple[str, ...]) -> str:
 
 def boxes(image: Image.Image, reading: FieldReading) -> str:
     """The field with a button round each of its cells; cells that the edge cuts are marked, but cannot be opened."""
-    shown = image.copy()
-    shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     width, height = image.size
     marks = ""
     for number, found in enumerate(reading.cells):
@@ -244,10 +234,10 @@ def boxes(image: Image.Image, reading: FieldReading) -> str:
             f'<button class="{side}" type="button" data-cell="{number}" style="{place}" aria-label="{name}" '
             f'title="{name}"><span aria-hidden="true">{escape(short)}</span></button>'
         )
-    alt = escape(t("field_alt", source=reading.source, number=sum(found.outcome != AT_EDGE for found in reading.cells)))
+    alt = t("field_alt", source=reading.source, number=sum(found.outcome != AT_EDGE for found in reading.cells))
     return (
         f'<div class="lk-field" style="max-width:min({2 * width}px,{75 * width / height:.0f}vh)">'
-        f'<img src="{panels.data_uri(shown)}" alt="{alt}" width="{shown.width}" height="{shown.height}">{marks}</div>'
+        f"{panels.picture(image, alt, SHOWN_SIDE)}{marks}</div>"
     )
 
 
@@ -257,14 +247,13 @@ def strip(result: FieldResult) -> str:
     for number, found in enumerate(reading.cells):
         if not found.cell.whole:
             continue
-        size, picture = cell_size(found.cell), result.cut_out(number)
-        picture.thumbnail((128, 128))
+        size, picture = cell_size(found.cell), panels.picture(result.cut_out(number), "", 128)
         text = f"{number + 1}: {_said(found, reading.labels)}"
         facts = t("cell_facts", area=f"{size.area:.0f}", share=percent(size.nucleus_share), lobes=size.lobes)
         shown += (
             f'<li data-number="{number}" data-area="{size.area:.2f}" data-share="{size.nucleus_share:.4f}">'
             f'<button type="button" data-cell="{number}" aria-label="{escape(t("open_cell", text=text))}">'
-            f'<img src="{panels.data_uri(picture)}" alt="" width="128" height="128"></button>'
+            f"{picture}</button>"
             f"<b>{escape(text)}</b><span>{escape(facts)}</span></li>"
         )
     if not shown:
@@ -303,17 +292,15 @@ def _sentence(reading: FieldReading) -> str:
     return f"{found} {t(key, share=percent(share), needed=percent(FIELD_NEEDS))}"
 
 
-def _drawn_text(text: str) -> str:
-    return t("notice") if text == RESEARCH_NOTICE else outcome_text(text)
-
-
 def save_field(kind: str, result: FieldResult) -> upload.File:
     """A field's reading as a file; `kind` is "PNG", "CSV" or "JSON"."""
     reading = result.reading
     name = f"leukoscope-{upload.safe_stem(reading.source) or 'field'}.{kind.lower()}"
     if kind == "PNG":
         title = t("field_title", source=reading.source, model=reading.model, summary=_sentence(reading))
-        drawn = draw_reading(result.image, reading, translate=_drawn_text)
+        drawn = draw_reading(
+            result.image, reading, translate=lambda text: t("notice") if text == RESEARCH_NOTICE else outcome_text(text)
+        )
         return upload.png_file(name, drawn, title=title, model=reading.model, revision=reading.revision)
     if kind == "JSON":
         return upload.File(name, "application/json", json.dumps(reading.to_dict(), indent=1).encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from html import escape
 from secrets import randbelow
 from typing import Any
 
@@ -37,10 +38,8 @@ class GuessCell:
 class Round:
     """Ten cells and the guesses so far; lives in a visitor's session.
 
-    Attributes:
-        model: name of the model that guesses too, cell by cell.
-        measured: how good the model and size alone are on real cells, in words.
-        seed: draws the same cells again; -1 for real ones.
+    `measured` says how good the model, which guesses too, and size alone are on real cells; `seed` draws the same
+    cells again, and is -1 for real ones.
     """
 
     cells: tuple[GuessCell, ...]
@@ -121,14 +120,16 @@ def build_tab(
         number = len(found.guesses)
         if number == len(found.cells):
             return {played: found, shown: score(found), row: gr.Row(visible=False), starts: gr.Row(visible=True)}
-        step, drawn = t("guess_cell", number=number + 1, of=len(found.cells)), found.seed >= 0
+        step = t("guess_cell", number=number + 1, of=len(found.cells))
+        if found.seed >= 0:
+            step += f", {t('guess_phantom')}"
+        told = f'<p class="lk-headline" role="status">{escape(found.told(number - 1))}</p>' if number else ""
         names = [f"{label} ({meaning(label)})" if meaning(label) else label for label in found.labels]
         return {
             played: found,
-            shown: panels.guess_cell(
-                found.cells[number].image,
-                f"{step}, {t('guess_phantom')}" if drawn else step,
-                found.told(number - 1) if number else "",
+            shown: (
+                f'<figure class="lk-guess">{told}{panels.picture(found.cells[number].image, step, 360)}'
+                f'<figcaption role="status">{escape(step)}</figcaption></figure>'
             ),
             row: gr.Row(visible=True),
             starts: gr.Row(visible=False),
@@ -171,7 +172,12 @@ def score(found: Round) -> str:
         (t(name), f"{found.right(answers)} / {of}")
         for name, answers in (("guess_you", found.guesses), ("guess_model", found.answers), ("guess_size", sizes))
     ]
-    cells = [(cell.image, found.told(number)) for number, cell in enumerate(found.cells)]
-    drawn = found.seed >= 0
-    notes = [t("guess_lesson"), *([t("guess_phantoms"), found.measured] if drawn else [])]
-    return panels.guess_score(rows, cells, " ".join(notes), f"?tab=guess&round={found.seed}" if drawn else "")
+    notes, link, cells = t("guess_lesson"), "", ""
+    if found.seed >= 0:  # the same cells can be drawn again
+        notes = f"{notes} {t('guess_phantoms')} {found.measured}"
+        link = f'<p><a href="?tab=guess&amp;round={found.seed}">{t("guess_link")}</a></p>'
+    for number, cell in enumerate(found.cells):
+        told = found.told(number)
+        cells += f"<li>{panels.picture(cell.image, told, 128)}<span>{escape(told)}</span></li>"
+    table = panels.table((t("guess_who"), t("guess_right")), rows)
+    return f'{table}{panels.note(notes)}{link}<ul class="lk-cells">{cells}</ul>'
