@@ -47,6 +47,7 @@ def test_a_port_that_is_none_is_one_line() -> None:
     assert answer.stderr.strip() == "error: GRADIO_SERVER_PORT=eighty: is no port; give a number from 1 to 65535"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--models", "--releases"])
 def test_what_was_named_and_is_not_there_is_one_line(flag: str) -> None:
     answer = run_app(flag, "modles.txt")
@@ -54,6 +55,7 @@ def test_what_was_named_and_is_not_there_is_one_line(flag: str) -> None:
     assert answer.stderr.strip() == f"error: {flag} modles.txt: not found; check the path"
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_release_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no release")
     for wrong in (tmp_path, tmp_path / "notes.txt"):

@@ -32,6 +32,7 @@ def build(repository: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_site_builds_strictly_and_loads_nothing_from_other_servers(clone: Path) -> None:
     done = build(clone)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -40,6 +41,7 @@ def test_the_site_builds_strictly_and_loads_nothing_from_other_servers(clone: Pa
     assert 'src="http' not in page and 'rel="stylesheet" href="http' not in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", ["docs/nowhere.md", "docs/train.md#nowhere"])
 def test_a_dead_link_stops_the_site(clone: Path, link: str) -> None:
     with (clone / "README.md").open("a", encoding="utf-8") as readme:

@@ -283,6 +283,7 @@ def test_a_release_of_cut_out_cells_is_predicted_the_cells_that_are_found(predic
     assert found["outcomes"][NOT_A_CELL] == 0, "cut out, none of them is a smear"
 
 
+@pytest.mark.slow
 def test_real_cells_get_a_class_and_fields_of_view_none(real_data: Path) -> None:
     cells, fields = real_data / "cnmc2019", real_data / "bccd"
     if not (cells / "samples-bmp").is_dir() or not fields.is_dir():

@@ -57,6 +57,7 @@ def measured(tiny_release: Path, kept_graphs: object, tmp_path: Path) -> Measure
     return write
 
 
+@pytest.mark.slow
 @needs_both
 def test_what_changes_on_real_cells_is_counted(
     real_data: Path, kept_graphs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -75,6 +76,7 @@ def test_what_changes_on_real_cells_is_counted(
     assert block["default"] in ("f32", *block["fast"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lower", LOWER)
 def test_the_logit_shift_takes_back_most_of_what_rounding_moves(real_data: Path, kept_graphs: Path, lower: str) -> None:
     release, pixels = read_release(RELEASE), pixels_of(real_data, 213)
@@ -93,6 +95,7 @@ def test_the_logit_shift_takes_back_most_of_what_rounding_moves(real_data: Path,
     assert moved(shift) < moved(0.0) / 2
 
 
+@pytest.mark.slow
 @needs_both
 def test_on_unseen_subjects_all_precisions_are_measured_and_compared(real_data: Path, kept_graphs: Path) -> None:
     release, pixels = read_release(RELEASE), pixels_of(real_data, 582)

@@ -86,6 +86,7 @@ def test_a_graph_predicts_and_explains_as_torch_does(
     assert_alike([ours(pictures[1], explain=True, tta=True)], [theirs(pictures[1], explain=True, tta=True)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ON_REAL_CELLS)
 @pytest.mark.parametrize("backend", EXPORTED)
 def test_embedded_releases_predict_alike_on_real_cells(
@@ -292,6 +293,7 @@ def test_a_classifier_that_is_a_convolution_gives_the_maps_as_a_linear_layer_doe
     assert_alike(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["vit_tiny_patch16_224", "coat_tiny"], ids=["tokens", "a list of tensors"])
 def test_a_network_without_a_map_of_channels_is_predicted_and_has_no_map(
     cache: Path, tmp_path: Path, pictures: list[Image.Image], architecture: str

@@ -314,6 +314,7 @@ def test_a_magnified_cell_is_set_apart_by_its_shape(of_phantoms: OodDetector, ot
     assert named.count("shape") > 0.9 * len(others)
 
 
+@pytest.mark.slow
 def test_real_cells_pass_and_white_cells_of_another_laboratory_are_refused(real_data: Path) -> None:
     frame = Preprocessing(224, 350 / 450).frame
     samples = sorted((real_data / "cnmc2019" / "samples-bmp").glob("*.bmp"))

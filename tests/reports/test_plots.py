@@ -26,6 +26,7 @@ def assessed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shutil.copytree(EMBEDDED[0], target, ignore=shutil.ignore_patterns("figures"))
 
 
+@pytest.mark.slow
 def test_an_assessed_release_gets_every_figure_and_the_same_again(assessed: Path) -> None:
     files = draw_plots(assessed)
     assert [file.stem for file in files] == list(SHOWN)

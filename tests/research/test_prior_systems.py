@@ -395,6 +395,7 @@ def test_phantoms_never_stand_among_the_prior_results() -> None:
         main(["--recipe", "prior_d_baseline_cnn", "--dataset_name", "phantoms"])
 
 
+@pytest.mark.slow
 def test_an_error_ends_the_program_in_one_line(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "research.prior_systems", "--dataset_name", "phantoms", "--recipe", "vgg"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}

@@ -103,6 +103,7 @@ def test_a_resumed_run_keeps_what_it_ran_on_before(
     assert "earlier" not in _written(tmp_path), "a run begun anew has no earlier sessions"
 
 
+@pytest.mark.slow
 def test_peak_memory_counts_what_is_held() -> None:
     """In a process of its own: in this one, other tests' threads return memory in the meantime."""
     code = """

@@ -122,6 +122,7 @@ assert not asked, asked
 """
 
 
+@pytest.mark.slow
 @_needs("trackio")
 def test_trackio_keeps_the_metrics_on_this_machine_and_works_offline(tmp_path: Path) -> None:
     environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}

@@ -409,6 +409,7 @@ def test_processes_that_would_each_train_alone_are_refused(
     loop.make_accelerator(_own(own_cells, out), _own(own_cells, out).resolve())
 
 
+@pytest.mark.slow
 def test_a_training_into_a_locked_folder_is_refused_before_it_changes_anything(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     hold = "import sys, pathlib, leukoscope.training.run_folder as r\nwith r.locked(pathlib.Path(sys.argv[1])): "
