@@ -240,6 +240,15 @@ def test_trust_is_told_in_natural_frequencies(probability: float, point: str, ch
         assert blocks == "Not measured on unseen subjects: its data names none."
 
 
+def test_trust_is_read_off_the_curve_of_the_probabilities_that_are_shown() -> None:
+    shares = {"ALL": 0.97, "HEM": 0.03}
+    decision = DECIDED.decide(shares, Checks())
+    curves = {side: [{"confidence": 0.97, "accuracy": right}] for side, right in (("before", 0.94), ("after", 0.91))}
+    for temperature, right in ((1.0, 94), (0.9, 91)):
+        metrics = {"calibration": {"temperature": temperature, "reliability": curves}}
+        assert f" {right} were right" in trust_text(decision, shares, metrics)
+
+
 def test_synthetic_training_is_said() -> None:
     calibrated = {"calibration": {"temperature": 1.2}}
     (said,) = warnings({"data": {"synthetic": True}} | calibrated, has_detector=True)

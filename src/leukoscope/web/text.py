@@ -190,7 +190,10 @@ def trust_text(decision: Decision, probabilities: Mapping[str, float], metrics: 
         value = "ppv" if decision.label == block.get("positive_label") else "npv"
         right = block["points"].get(decision.operating_point, {}).get("cross_fitted", {}).get(value)
         return "" if right is None else t("trust_point", right=round(100 * right))
-    bins = ((metrics.get("calibration") or {}).get("reliability") or {}).get("after") or []
+    calibration = metrics.get("calibration") or {}
+    # The curve of the probabilities that are shown: at temperature 1 they are those before scaling.
+    side = "before" if calibration.get("temperature") == 1 else "after"
+    bins = (calibration.get("reliability") or {}).get(side) or []
     if not bins:
         return ""
     confidence = max(probabilities.values())

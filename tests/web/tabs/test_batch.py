@@ -438,7 +438,7 @@ def test_the_page_says_it_all_and_escapes_names() -> None:
     page = batch_summary(hostile) + gallery(hostile, "the most confident")
     assert "<script>" not in page and "<img>" not in page
     assert "Wrong, the most confident first (3)" in page and "By subject" in page and "1 not used" in page
-    assert "Each cell gets its most probable class." in page
+    assert "Each cell gets its most probable class, or none where the model abstains or refuses." in page
 
 
 def test_cells_without_a_class_are_counted_as_such_and_no_probability_stands_beside_them() -> None:

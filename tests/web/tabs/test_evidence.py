@@ -207,10 +207,11 @@ def test_missing_mcp_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_evidence_begins_with_three_plain_sentences() -> None:
     assert lead_sentences(METRICS) == [
-        "Of 100 cells from people it has not seen, it tells 85 rightly. Cell size alone: 78.",
+        "If it had to name a class for each of 100 cells of people it has not seen, 85 would be right. "
+        "Cell size alone: 78.",
         "Of 100 cells like its own it refuses 2, and on 17 it abstains.",
         "Its maps failed our tests: they show where it reacts, not why.",
     ]
     blocks = {**METRICS, "data": {**METRICS["data"], "unit": "block"}}
-    assert lead_sentences(blocks)[0].startswith("Its data names no people: of 100 cells of unseen blocks of pictures")
+    assert lead_sentences(blocks)[0].startswith("Its data names no people: if it had to name")
     assert lead_sentences({}) == []
