@@ -51,7 +51,7 @@ OPACITY = 0.55
 TURNS = (0, 90, 180, 270)
 FOREIGN_PEAK = 4.0  # standard deviations at the upper end of the colour scale
 # Label, subject and cell of each; chosen from those that both C-NMC releases give their class.
-EXAMPLES = (("ALL", 6, 3), ("ALL", 1, 0), ("ALL", 8, 3), ("HEM", 0, 0), ("HEM", 9, 0), ("HEM", 3, 3))
+EXAMPLES = (("ALL", 6, 3), ("ALL", 1, 0), ("ALL", 8, 3), ("HEM", 0, 0), ("HEM", 9, 0), ("HEM", 7, 0))
 SMEAR_EXAMPLES = tuple(zip(SMEAR_LABELS, (0, 0, 4, 4), strict=True))  # those that are in distribution
 
 
