@@ -18,10 +18,10 @@ from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.cli import flags
 from leukoscope.cli.options import print_table
 from leukoscope.files import cache_root
+from leukoscope.models.hub_download import HubUnreachable, first_line, hub_model_info
 
 GOOD, ADVICE, BROKEN = STATES = ("good", "advice", "broken")
 NEEDED_ON_DISK = 5_000_000_000  # bytes: a release, its run's checkpoints and the decoded cells of one data set
-HUB_MODEL = "timm/densenet121.ra_in1k"  # start weights of the default recipe
 
 
 class Finding(NamedTuple):
@@ -69,7 +69,7 @@ def check_versions() -> Finding:
         for line in needed:
             require_version(line)
     except ImportError as error:  # of the first one that is missing or of another version
-        return Finding("versions", BROKEN, str(error).splitlines()[0], "pip install --upgrade leukoscope")
+        return Finding("versions", BROKEN, first_line(error), "pip install --upgrade leukoscope")
     named = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "transformers", "accelerate"))
     seen = f"leukoscope {__version__}, Python {platform.python_version()}, {named}; all {len(needed)} packages fit"
     return Finding("versions", GOOD, seen)
@@ -83,7 +83,7 @@ def check_device() -> Finding:
         import_module("torchvision")  # fails where the builds of the two do not belong together
     except (ImportError, OSError, RuntimeError) as error:
         again = "pip install --force-reinstall torch torchvision   # both from one index"
-        return Finding("device", BROKEN, f"PyTorch does not start: {error}", again)
+        return Finding("device", BROKEN, f"PyTorch does not start: {first_line(error)}", again)
     if torch.cuda.is_available():
         return Finding("device", GOOD, torch.cuda.get_device_name())
     seen = f"CPU with {os.cpu_count()} cores, PyTorch uses {torch.get_num_threads()}"
@@ -108,13 +108,14 @@ def check_folder(folder: Path, variable: str) -> Finding:
 
 
 def check_network() -> Finding:
-    """Ask the Hub for one model: one request, for seconds."""
-    from leukoscope.models.hub_download import HubUnreachable, hub_model_info
+    """Ask the Hub for the weights that training starts from by default: one request, for seconds."""
+    from leukoscope.models.recipes import get_recipe
+    from leukoscope.training.config import ModelArguments
 
     try:
-        hub_model_info(HUB_MODEL)
+        hub_model_info(get_recipe(ModelArguments().recipe).base_model)
     except (HubUnreachable, OSError) as reason:
         works = "embedded releases, cached models and --from_scratch work without; for the rest "
         works += "unset HF_HUB_OFFLINE" if "HF_HUB_OFFLINE" in str(reason) else "check the network, or `hf auth login`"
-        return Finding("network", ADVICE, f"the Hub cannot be reached: {str(reason).splitlines()[0]}", works)
+        return Finding("network", ADVICE, f"the Hub cannot be reached: {first_line(reason)}", works)
     return Finding("network", GOOD, "the Hub can be reached")

@@ -126,10 +126,8 @@ def picture(image: Image.Image, alt: str, side: int = 0) -> str:
     if side:
         image = image.copy()
         image.thumbnail((side, side))
-    source, size = (
-        data_uri("image/webp", encoded(image, "WEBP", quality=92)),
-        f'width="{image.width}" height="{image.height}"',
-    )
+    source = data_uri("image/webp", encoded(image, "WEBP", quality=92))
+    size = f'width="{image.width}" height="{image.height}"'
     return f'<img src="{source}" alt="{escape(alt)}" {size} draggable="false">'
 
 

@@ -36,7 +36,8 @@ def test_you_the_model_and_size_alone_are_counted_on_the_same_cells() -> None:
     assert wrong.told(number) == "ALL: you ✓, the model ✗, size alone ✓"
     page = score(ended)
     assert f"{CELLS} / {CELLS}" in page and "?tab=guess&amp;round=7" in page
-    assert "Cells drawn by a program test no model. On real ones: If it had to name a class for each of 100 cells of people" in page
+    lead = "If it had to name a class for each of 100 cells of people it has not seen"
+    assert f"Cells drawn by a program test no model. On real ones: {lead}" in page
     assert "Cell size alone: 78." in page
     assert ended.right([one.size for one in found.cells]) == sum(one.size == one.label for one in found.cells)
     real = score(replace(ended, seed=-1))
