@@ -21,6 +21,13 @@ _BETWEEN_RENAMES = 5.0  # seconds
 _ABANDONED = 86_400.0  # seconds after which a temporary file or folder was left by a killed process
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, without its full stop; its type where it has no text."""
+    # The full text of a file system's error holds the path of the cache.
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.strip().splitlines()[0].rstrip(".")
+
+
 def remedy(error: Exception, otherwise: str) -> str:
     """The fix for a write error: `otherwise`, and first to free some space if the disk is full."""
     # safetensors' own errors have no errno.

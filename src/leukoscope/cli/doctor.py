@@ -17,8 +17,7 @@ import typer
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.cli import flags
 from leukoscope.cli.options import print_table
-from leukoscope.files import cache_root
-from leukoscope.models.hub_download import HubUnreachable, first_line, hub_model_info
+from leukoscope.files import cache_root, first_line
 
 GOOD, ADVICE, BROKEN = STATES = ("good", "advice", "broken")
 NEEDED_ON_DISK = 5_000_000_000  # bytes: a release, its run's checkpoints and the decoded cells of one data set
@@ -109,6 +108,7 @@ def check_folder(folder: Path, variable: str) -> Finding:
 
 def check_network() -> Finding:
     """Ask the Hub for the weights that training starts from by default: one request, for seconds."""
+    from leukoscope.models.hub_download import HubUnreachable, hub_model_info
     from leukoscope.models.recipes import get_recipe
     from leukoscope.training.config import ModelArguments
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.hub_download import first_line
+from leukoscope.files import first_line
 from leukoscope.models.layers import backbone_state, classifier_names, classifier_parameters, head_names
 from leukoscope.models.recipes import TIMM, Recipe
 from leukoscope.models.release_files import WEIGHTS, read_safetensors

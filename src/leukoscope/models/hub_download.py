@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from leukoscope import LeukoscopeError
-from leukoscope.files import embedded_releases
+from leukoscope.files import embedded_releases, first_line
 from leukoscope.models.release_files import CARD, CONFIG, METRICS, OOD, PREDICTIONS, WEIGHTS
 from leukoscope.progress import is_quiet, progress
 
@@ -271,10 +271,3 @@ def _refusal(error: Exception, hub_id: str, anonymous: bool) -> str:
     if isinstance(error, RevisionNotFoundError):
         return "the Hub has this model but not this revision; name one of its branches, tags or commits"
     return f"cannot be fetched from the Hub ({first_line(error)}); try again, or give a release folder"
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, without its full stop; its type where it has no text."""
-    # The full text of a file system's error holds the path of the cache.
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.strip().splitlines()[0].rstrip(".")
