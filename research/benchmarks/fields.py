@@ -25,7 +25,6 @@ from leukoscope.data import fields
 from leukoscope.data.fields import (
     Box,
     FieldCell,
-    View,
     cut_out,
     find_cells,
     measure_scale,
@@ -155,7 +154,7 @@ def _scales(bccd: Path, names: Sequence[str]) -> dict[str, Any]:
     ratios = []
     for name in names:
         image = open_field(bccd / "JPEGImages" / f"{name}.jpg")
-        scale = measure_scale(View(image), measure_stain(View(image)))
+        scale = measure_scale(image, measure_stain(image))
         ratios.append(scale.um_per_pixel / BCCD_UM_PER_PIXEL if scale else np.nan)
     known = np.array(ratios)[np.isfinite(ratios)]
     return {

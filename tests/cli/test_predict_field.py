@@ -200,7 +200,7 @@ def test_a_folder_is_read_slide_by_slide_with_one_scale_and_crops(
     assert "passed over: 1 picture(s) of single cut-out cells" in result.stderr and "one.png" in result.stderr
 
 
-def test_fields_on_black_are_read_with_their_folder(tiny_release: Path, slides: Path, tmp_path: Path) -> None:
+def test_fields_on_black_are_named_with_their_fix_and_not_passed_over(tiny_release: Path, slides: Path, tmp_path: Path) -> None:
     (tmp_path / "slide").mkdir()
     field = Image.open(slides / "first" / "a-field-0.png").convert("RGB")
     pixels = np.array(field)
@@ -209,7 +209,10 @@ def test_fields_on_black_are_read_with_their_folder(tiny_release: Path, slides: 
     Image.fromarray(pixels).save(tmp_path / "slide" / "round.png")
     ImageOps.expand(field, 40, "black").save(tmp_path / "slide" / "border.png")
     result = run("field", tiny_release, tmp_path / "slide", "--um_per_pixel", 0.2, "--json")
-    assert len(json.loads(result.stdout)) == 2 and "passed over" not in result.stderr
+    assert json.loads(result.stdout) == [] and result.exit_code == 1 and "passed over" not in result.stderr
+    for name in ("round.png", "border.png"):
+        assert name in result.stderr
+    assert " ".join(result.stderr.split()).count("crop it to the field") == 2
 
 
 def test_crops_of_fields_of_one_name_stand_beside_each_other(tiny_release: Path, slides: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""From a field of view to its nucleated cells, each with its outline and a box: view, stain, scale, cells.
+"""From a field of view to its nucleated cells, each with its outline and a box: stain, scale, cells.
 
 Nuclei absorb far more green than blue, red cells as much of both, print and dirt as much of all colours: the difference
 of the two optical densities tells them apart in each pixel, whatever the lamp. Lengths are micrometres, and a field is
@@ -18,145 +18,12 @@ from PIL import Image
 from scipy import ndimage
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.images import BACKGROUND_LEVEL, CUT_OUT_PITCH, CUT_OUT_SIDE, foreground, is_cut_out
+from leukoscope.data.images import CUT_OUT_PITCH, CUT_OUT_SIDE, foreground, is_cut_out
 
 Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
-Window = tuple[float, float, float, float]
-
-# View
-
 THUMBNAIL = 512
-# Levels within which a window's bar and a border are of one colour, JPEG's noise included.
-FLAT = 8
-FLAT_LINE = 0.95  # share of a line
-# Bars hold titles and buttons.
-FLAT_BARS = 0.7  # mean share of their lines
-CHANGED_LINE = 0.4  # share of a line's pixels that change where a field begins; rows of cells are not so even
-# The black round an eyepiece's view is lit by stray light.
-DARK_NOISE = 24
-ROUND = 0.02  # of the radius
-ROUND_SHARE = 0.8  # of the outline
-SHORTEST_ARC = 0.5  # of the radius
-# Of the picture's shorter side. C-NMC 2019's cut-out cells, round on black as well, measure 0.15 to 0.35.
-SMALLEST_RADIUS = 0.37
-# An eyepiece's rim is blurred and dark.
-RIM = 0.02  # of the radius
-
-
-@dataclass(frozen=True)
-class Circle:
-    """The circle that an eyepiece shows of a field: centre and radius in pixels."""
-
-    x: float
-    y: float
-    radius: float
-
-    def mask(self, box: Window, shape: tuple[int, int]) -> Mask:
-        """(h, w) bool: which pixels of a window that is reduced to `shape` lie within."""
-        y, x = ((np.arange(n) + 0.5) / n for n in shape)
-        left, top, right, bottom = box
-        away = np.hypot(left + (right - left) * x - self.x, (top + (bottom - top) * y - self.y)[:, None])
-        return np.asarray(away <= self.radius)
-
-
-@dataclass(frozen=True)
-class View:
-    """The part of a picture that shows a field, without borders and window bars.
-
-    Attributes:
-        image: the picture itself, or the rectangle that shows the field.
-        left, top: where that lies in the picture.
-        circle: what of it is seen through an eyepiece, in its pixels; None where all of it is field.
-    """
-
-    image: Image.Image
-    left: int = 0
-    top: int = 0
-    circle: Circle | None = None
-
-    def inside(self, box: Window, shape: tuple[int, int]) -> Mask:
-        """(h, w) bool: which pixels of a window that is reduced to `shape` show field."""
-        return np.ones(shape, bool) if self.circle is None else self.circle.mask(box, shape)
-
-
-def find_view(image: Image.Image) -> View:
-    """Find the part of an RGB picture that shows a field: no borders, no bars of a window, no surroundings."""
-    step = -(-max(image.size) // THUMBNAIL)
-    pixels = np.asarray(image.reduce(step)).astype(np.int16)
-    rows, columns = slice(0, pixels.shape[0]), slice(0, pixels.shape[1])
-    # Twice, because a border at the side hides one above, and vice versa.
-    for _ in range(2):
-        rows = _without_bars(pixels[:, columns], rows)
-        columns = _without_bars(pixels[rows].swapaxes(0, 1), columns)
-    view = View(image)
-    if (rows.stop - rows.start, columns.stop - columns.start) != pixels.shape[:2]:
-        left, top = columns.start * step, rows.start * step
-        right, bottom = min(image.width, columns.stop * step), min(image.height, rows.stop * step)
-        view = View(image.crop((left, top, right, bottom)), left, top)
-    circle = _round_view(pixels[rows, columns])
-    if circle is None:
-        return view
-    return replace(view, circle=Circle(circle.x * step, circle.y * step, circle.radius * step * (1 - RIM)))
-
-
-def _without_bars(pixels: NDArray[np.int16], lines: slice) -> slice:
-    """The lines of (lines, …, 3), of those given, that lie between the bars or borders at both ends."""
-    start = lines.start + _bar(pixels[lines])
-    return slice(start, lines.stop - _bar(pixels[start : lines.stop][::-1]))
-
-
-def _bar(pixels: NDArray[np.int16]) -> int:
-    """How many lines, from the first, are a bar or a border; at most those of the first half."""
-    half = pixels[: len(pixels) // 2]
-    colour = np.median(half, axis=1).astype(np.int16)
-    flat = (np.abs(half - colour[:, None]).max(axis=-1) <= FLAT).mean(axis=1)
-    bars = np.cumsum(flat) / np.arange(1, len(flat) + 1)
-    # The line between may be a blend of both.
-    changed = (np.abs(pixels[2 : len(half)] - colour[:-2, None]).max(axis=-1) > FLAT).mean(axis=1)
-    ends = np.flatnonzero((flat[:-2] >= FLAT_LINE) & (bars[:-2] >= FLAT_BARS) & (changed >= CHANGED_LINE))
-    # Two lines more: JPEG smears the edge.
-    return int(ends[-1]) + 4 if ends.size else 0
-
-
-def _round_view(pixels: NDArray[np.int16]) -> Circle | None:
-    """The circle that parts a view from the even colour in at least two of a picture's corners; None without one."""
-    side = max(1, min(pixels.shape[:2]) // 50)
-    ends = (slice(None, side), slice(-side, None))
-    corners = np.array([np.median(pixels[rows, columns], axis=(0, 1)) for rows in ends for columns in ends])
-    alike = np.abs(corners[:, None] - corners).max(axis=-1) <= DARK_NOISE
-    most = alike[alike.sum(axis=1).argmax()]
-    if most.sum() < 2:
-        return None
-    parts, _ = ndimage.label(np.abs(pixels - np.median(corners[most], axis=0)).max(axis=-1) <= DARK_NOISE)
-    around = np.isin(parts, np.setdiff1d(parts[[0, 0, -1, -1], [0, -1, 0, -1]][most], [0]))
-    seen, count = ndimage.label(~around)
-    if not count or not around.any():
-        return None
-    seen = seen == 1 + np.argmax(np.bincount(seen.ravel())[1:])
-    # The picture's own edge may cut the view; its outline is no arc there.
-    y, x = (at + 1.5 for at in np.nonzero((seen & ndimage.binary_dilation(around))[1:-1, 1:-1]))
-    if len(x) < 32:
-        return None
-    circle = _fitted_circle(x, y)
-    off = np.abs(np.hypot(x - circle.x, y - circle.y) - circle.radius)
-    circle = _fitted_circle(*(at[off <= np.median(off)] for at in (x, y)))
-    if circle.radius < SMALLEST_RADIUS * min(seen.shape) or len(x) < SHORTEST_ARC * circle.radius:
-        return None
-    off = np.abs(np.hypot(x - circle.x, y - circle.y) - circle.radius)
-    inside = circle.mask((0, 0, *seen.shape[::-1]), seen.shape)
-    is_round = (off > max(1.0, ROUND * circle.radius)).mean() <= 1 - ROUND_SHARE
-    return circle if is_round and inside[seen].mean() >= ROUND_SHARE else None
-
-
-def _fitted_circle(x: Floats, y: Floats) -> Circle:
-    """The circle of least squares."""
-    # |p|² = 2 p·centre + (radius² − |centre|²) is linear in what is sought (Kåsa 1976).
-    terms = np.column_stack([2 * x, 2 * y, np.ones_like(x)])
-    (centre_x, centre_y, rest), *_ = np.linalg.lstsq(terms, x**2 + y**2, rcond=None)
-    return Circle(float(centre_x), float(centre_y), float(np.sqrt(max(0.0, rest + centre_x**2 + centre_y**2))))
-
 
 # Stain
 
@@ -171,6 +38,10 @@ DARKEST_MIDDLE = 45
 LARGEST_TINT = 1.8  # between two colours; yellow lamps reach 1.5
 STAINED = 0.12  # optical density
 GREY_SPREAD = 0.03
+BLACK_SHARE = 0.05  # of a picture; no field has as much of its own
+FIELD_SHARE = 0.3  # of a picture, at least, is the field within black
+# A border or a window's bar: an edge whose pixels are of one colour (levels, JPEG's noise included), darker than plasma.
+EVEN, EVEN_SHARE, DARKER = 8, 0.95, 30
 RED_SPREADS = 2.5  # standard deviations of red cells, above their median; 3.2 or more in BCCD's training list
 RED_MARGIN = 0.06  # above the median of red cells, in nuclear stain
 
@@ -206,12 +77,21 @@ class Stain:
         return density[..., 1] - density[..., 2]
 
 
-def measure_stain(view: View) -> Stain:
-    """Read plasma and threshold off a field."""
-    pixels = np.asarray(view.image.reduce(-(-max(view.image.size) // THUMBNAIL)))
-    pixels = pixels[view.inside((0, 0, *view.image.size), pixels.shape[:2])]
+def measure_stain(image: Image.Image) -> Stain:
+    """Read plasma and threshold off an RGB field."""
+    picture = np.asarray(image.reduce(-(-max(image.size) // THUMBNAIL)))
+    pixels, lit = picture.reshape(-1, 3), foreground(picture).ravel()
+    in_black = lit.mean() <= 1 - BLACK_SHARE
+    if in_black and lit.any():
+        pixels = pixels[lit]
     plasma = _plasma(pixels)
-    stain = Stain(plasma, THRESHOLD_RANGE[1], 0.0, False, _background_problem(pixels, plasma))
+    problem = _background_problem(pixels, plasma)
+    if not problem and (in_black or _has_border(picture, plasma)):
+        problem = (
+            "part of it is a border, a window's bar or the black round an eyepiece's view: crop it to the field; a "
+            "cell cut out on black is predicted by itself"
+        )
+    stain = Stain(plasma, THRESHOLD_RANGE[1], 0.0, False, problem)
     density = stain.density(pixels)
     density = density[density.mean(axis=-1) > STAINED]
     if stain.problem or not density.size:
@@ -222,7 +102,7 @@ def measure_stain(view: View) -> Stain:
     threshold = float(np.clip(_above_red_cells(level, otsu_threshold(level)), *THRESHOLD_RANGE))
     nuclear = level > threshold
     red_level = float(np.median(level[~nuclear])) + RED_MARGIN if (~nuclear).any() else 0.0
-    share = nuclear.sum() / (pixels.size / 3)
+    share = nuclear.sum() / len(pixels)
     return replace(stain, threshold=threshold, red_level=red_level, holds_nuclei=bool(share >= SMALLEST_NUCLEAR_SHARE))
 
 
@@ -242,23 +122,22 @@ def _above_red_cells(level: Floats, threshold: float) -> float:
 
 def looks_like_smear(image: Image.Image) -> bool:
     """Whether a picture shows cells as they lie in a smear, rather than one cell cut out on black."""
+    stain = measure_stain(image)
+    if stain.problem:
+        return False
     small = image.copy()
     small.thumbnail((256, 256))
-    pixels = np.asarray(small)
-    if (~foreground(pixels)).mean() >= 0.05 or _background_problem(pixels, _plasma(pixels)):
-        return False
     # A blank page and a photograph of something pale are no smears.
-    stain = measure_stain(View(image))
-    return bool((stain.nuclear(pixels) > stain.threshold).mean() >= SMEAR_NUCLEAR_SHARE)
+    return bool((stain.nuclear(np.asarray(small)) > stain.threshold).mean() >= SMEAR_NUCLEAR_SHARE)
 
 
 def is_cut_out_cell(image: Image.Image) -> bool:
     """Whether an RGB picture shows one cell cut out on black, not a field in a black border or round on black."""
     if not is_cut_out(image):
         return False
-    view = find_view(image)
-    bordered = view.image is not image or view.circle is not None
-    return not bordered or bool(measure_stain(view).problem)
+    pixels = np.asarray(image)
+    lit = foreground(pixels)
+    return bool(lit.mean() < FIELD_SHARE or _background_problem(pixels[lit], _plasma(pixels[lit])))
 
 
 def _plasma(pixels: NDArray[np.uint8]) -> Floats:
@@ -268,12 +147,20 @@ def _plasma(pixels: NDArray[np.uint8]) -> Floats:
     return pixels[(brightness >= low) & (brightness <= high)].mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
+def _has_border(picture: NDArray[np.uint8], plasma: Floats) -> bool:
+    """Whether an edge of a picture is of one colour darker than the plasma."""
+    for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
+        colour = np.median(edge, axis=0)
+        even = np.abs(edge - colour).max(axis=-1) <= EVEN
+        if even.mean() >= EVEN_SHARE and colour.mean() < plasma.mean() - DARKER:
+            return True
+    return False
+
+
 def _background_problem(pixels: NDArray[np.uint8], plasma: Floats) -> str:
     """Why a picture's background is not the plasma of a smear; "" if it is."""
     tint = float(plasma.max() / max(float(plasma.min()), 1))
-    brightness = pixels.mean(axis=-1)
-    lit = brightness[brightness > BACKGROUND_LEVEL]  # around an eyepiece's view, a photograph is black
-    middle = float(np.median(lit)) if lit.size else 0.0
+    middle = float(np.median(pixels.mean(axis=-1)))
     if middle < DARKEST_MIDDLE:
         said = f"most of it is dark ({middle:.0f} of 255)"
     elif plasma.mean() < DARKEST_PLASMA or tint > LARGEST_TINT:
@@ -308,7 +195,6 @@ NUCLEUS_WIDTH = 8.0
 SMOOTHING = 0.25
 PALLOR = 0.6  # half-width of a pale middle, at most, in widths of the ring about it
 FEWEST_RED_CELLS = 8
-FEWEST_WHOLE_RED_CELLS = 4  # of a round view, which is smaller, and whose rim cuts none of those counted
 WINDOW, SAMPLE = 2048, 512
 
 # How a scale was guessed, as a field's notes say.
@@ -336,43 +222,41 @@ class Scale:
         return self.source != "given"
 
 
-def measure_scale(view: View, stain: Stain) -> Scale | None:
-    """Read the scale off up to five windows of a field; None where nothing has a size."""
+def measure_scale(image: Image.Image, stain: Stain) -> Scale | None:
+    """Read the scale off up to five windows of an RGB field; None where nothing has a size."""
     red, nuclear = [], []
-    for pixels, step, inside in _windows(view):
+    for pixels, step in _windows(image):
         density = stain.density(pixels)
-        nuclei = (density[..., 1] - density[..., 2] > stain.threshold) & inside
+        nuclei = density[..., 1] - density[..., 2] > stain.threshold
         matter = density.mean(axis=-1)
-        pale = matter[~nuclei & (matter < 1) & inside]
-        body = (matter > max(STAINED / 2, otsu_threshold(pale) if pale.size else 0)) & inside
-        red_only = ~ndimage.binary_dilation(nuclei, iterations=2) & inside
-        # The surroundings of a round view count as matter, so that cells that its rim cuts are no narrow cells.
-        red += [width * step for width in _widths(_without_pallor(body | nuclei) | ~inside, red_only)]
-        nuclear += [width * step for width in _widths(ndimage.binary_fill_holes(nuclei) | ~inside, nuclei)]
-    typical, fewest = _typical(red), FEWEST_RED_CELLS if view.circle is None else FEWEST_WHOLE_RED_CELLS
+        pale = matter[~nuclei & (matter < 1)]
+        body = matter > max(STAINED / 2, otsu_threshold(pale) if pale.size else 0)
+        red_only = ~ndimage.binary_dilation(nuclei, iterations=2)
+        red += [width * step for width in _widths(_without_pallor(body | nuclei), red_only)]
+        nuclear += [width * step for width in _widths(ndimage.binary_fill_holes(nuclei), nuclei)]
+    typical = _typical(red)
     # Fringes of cytoplasm and platelets are many, but narrow.
-    if sum(width > typical / 2 for width in red) >= fewest:
+    if sum(width > typical / 2 for width in red) >= FEWEST_RED_CELLS:
         return Scale(RED_CELL_WIDTH / typical, "red cells")
     return Scale(NUCLEUS_WIDTH / _typical(nuclear), "nuclei") if nuclear else None
 
 
-def _scale_of_largest(view: View, stain: Stain) -> Scale | None:
+def _scale_of_largest(image: Image.Image, stain: Stain) -> Scale | None:
     """The scale that makes the largest nucleus a usual one, its lobes counted together; None without one."""
-    small = view.image.copy()
+    small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
-    inside = view.inside((0, 0, *view.image.size), small.size[::-1])
-    nuclei = ndimage.binary_opening((stain.nuclear(np.asarray(small)) > stain.threshold) & inside, iterations=2)
+    nuclei = ndimage.binary_opening(stain.nuclear(np.asarray(small)) > stain.threshold, iterations=2)
     near, _ = ndimage.label(ndimage.binary_dilation(nuclei, iterations=6))
     largest = np.bincount(near.ravel(), nuclei.ravel())[1:].max(initial=0)
     if not largest:
         return None
-    width = 2 * float(np.sqrt(largest / np.pi)) * view.image.width / small.width
+    width = 2 * float(np.sqrt(largest / np.pi)) * image.width / small.width
     return Scale(NUCLEUS_WIDTH / width, "nuclei")
 
 
-def _windows(view: View) -> Iterator[tuple[NDArray[np.uint8], float, Mask]]:
-    """Centre and quarters of a large field, else all of it: at most 512 pixels a side, the reduction, what is field."""
-    width, height = view.image.size
+def _windows(image: Image.Image) -> Iterator[tuple[NDArray[np.uint8], float]]:
+    """Centre and quarters of a large field, else all of it: at most 512 pixels a side, and the reduction."""
+    width, height = image.size
     places = [(0.5, 0.5)]
     if max(width, height) > WINDOW:
         places += [(0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75)]
@@ -382,8 +266,7 @@ def _windows(view: View) -> Iterator[tuple[NDArray[np.uint8], float, Mask]]:
         step = max(1.0, max(w, h) / SAMPLE)
         size = (max(1, int(w / step)), max(1, int(h / step)))
         box = (left, top, left + size[0] * step, top + size[1] * step)
-        pixels = np.asarray(view.image.resize(size, Image.Resampling.BOX, box=box))
-        yield pixels, step, view.inside(box, pixels.shape[:2])
+        yield np.asarray(image.resize(size, Image.Resampling.BOX, box=box)), step
 
 
 def _widths(mask: NDArray[np.bool_], counted: Mask) -> list[float]:
@@ -463,7 +346,7 @@ class FieldCell:
         nucleus: the same for its nucleus, lobes together.
         nucleus_area: µm².
         edge_width: how far its nuclear stain takes to fade, µm; wide where the field is out of focus.
-        whole: False where the edge of the field, or the rim of a round view, cuts it.
+        whole: False where the edge of the field cuts it.
     """
 
     box: Box
@@ -515,20 +398,19 @@ def find_cells(
         The cells; none where nothing is stained as a nucleus is.
 
     Raises:
-        UnusableField: too dark, grey or inverted; a scale that no microscope has, or, guessed, that makes nuclei of
+        UnusableField: too dark, grey, inverted or in a black border; a scale that no microscope has, or, guessed, that makes nuclei of
             cells that are none; or more than `most_cells`.
     """
     if um_per_pixel is not None and not 0.01 <= um_per_pixel <= 2:
         raise UnusableField(
             f"scale {um_per_pixel} µm per pixel: a microscope's lies between 0.01 and 2; check the unit"
         )
-    view = find_view(image)
-    stain = measure_stain(view)
+    stain = measure_stain(image)
     if stain.problem:
         raise UnusableField(stain.problem)
 
     def found_at(scale: Scale, *why: str) -> Field:
-        finder = _Finder(view, stain, scale.um_per_pixel, cytoplasm_share, most_cells)
+        finder = _Finder(image, stain, scale.um_per_pixel, cytoplasm_share, most_cells)
         for core in finder.cores():
             check()
             finder.search(core)
@@ -538,15 +420,15 @@ def find_cells(
     if um_per_pixel is not None:
         given = Scale(um_per_pixel, scale_source)
         return found_at(given) if stain.holds_nuclei else Field(image.size, (), given)
-    guess = measure_scale(view, stain) if stain.holds_nuclei else None
+    guess = measure_scale(image, stain) if stain.holds_nuclei else None
     if guess is None:
         return Field(image.size, (), None)
     field = found_at(guess, GUESSES[guess.source])
-    problem, other = _scale_problem(view, stain, guess, field.cells), _scale_of_largest(view, stain)
+    problem, other = _scale_problem(image, stain, guess, field.cells), _scale_of_largest(image, stain)
     if other and (problem or (guess.source == "red cells" and _too_large(field, guess, other))):
         why = GUESSES["nuclei"] if guess.source == "nuclei" else REJECTED.format(guess.um_per_pixel)
         again = found_at(other, why)
-        if again.cells and not _scale_problem(view, stain, other, again.cells):
+        if again.cells and not _scale_problem(image, stain, other, again.cells):
             return again
     if problem:
         raise UnusableField(problem)
@@ -594,12 +476,14 @@ def _without_plasma(mask: Mask, pixels: Image.Image) -> Mask:
 class _Finder:
     """Search for cells at the working pitch, tile by tile, to bound memory."""
 
-    def __init__(self, view: View, stain: Stain, um_per_pixel: float, cytoplasm_share: float, most_cells: int | None):
-        self.view, self.stain, self.cytoplasm_share, self.most_cells = view, stain, cytoplasm_share, most_cells
+    def __init__(
+        self, image: Image.Image, stain: Stain, um_per_pixel: float, cytoplasm_share: float, most_cells: int | None
+    ):
+        self.image, self.stain, self.cytoplasm_share, self.most_cells = image, stain, cytoplasm_share, most_cells
         # Field pixels a working pixel, at least 1: what was never resolved is not made up.
         self.step = max(1.0, WORKING_PITCH / um_per_pixel)
         self.pitch = self.step * um_per_pixel  # µm a working pixel
-        width, height = view.image.size
+        width, height = image.size
         self.shape = max(1, int(height / self.step)), max(1, int(width / self.step))
         self.cells: list[FieldCell] = []
         self.peaks = 0
@@ -615,13 +499,12 @@ class _Finder:
         rows, columns = (
             slice(max(0, c.start - margin), min(n, c.stop + margin)) for c, n in zip(core, self.shape, strict=True)
         )
-        level, outside = self._stained(rows, columns)
+        level = self._stained(rows, columns)
         # Without specks and threads thinner than a micrometre, their pale gaps filled.
         nuclei = ndimage.binary_fill_holes(ndimage.binary_opening(level > self.stain.threshold, disc(0.5 / pitch)))
         if not nuclei.any():
             return
-        labels = self._split(self._region(level, nuclei) & ~outside, nuclei & ~outside)
-        rim = ndimage.binary_dilation(outside, iterations=2)
+        labels = self._split(self._region(level, nuclei), nuclei)
         slope = ndimage.gaussian_gradient_magnitude(level, 0.5) / pitch
         for number, window in enumerate(ndimage.find_objects(labels), start=1):
             if window is None:
@@ -636,9 +519,7 @@ class _Finder:
             )
             if all(c.start <= (at.start + at.stop) // 2 < c.stop for c, at in zip(core, place, strict=True)):
                 edge_width = _edge_width(level[window], slope[window], nucleus)
-                whole = not rim[window][mask].any() and all(
-                    at.start > 1 and at.stop < n - 1 for at, n in zip(place, self.shape, strict=True)
-                )
+                whole = all(at.start > 1 and at.stop < n - 1 for at, n in zip(place, self.shape, strict=True))
                 self.cells.append(FieldCell(self._box(*place), mask, nucleus, nuclear, edge_width, whole))
         self._bound()
 
@@ -651,20 +532,18 @@ class _Finder:
                 "leukoscope field on your own machine"
             )
 
-    def _stained(self, rows: slice, columns: slice) -> tuple[Floats, Mask]:
-        """(h, w) nuclear stain of a window, and what of it an eyepiece does not show, where it is 0."""
+    def _stained(self, rows: slice, columns: slice) -> Floats:
+        """(h, w) nuclear stain of a window."""
         box = tuple(edge * self.step for edge in (columns.start, rows.start, columns.stop, rows.stop))
-        shape = (rows.stop - rows.start, columns.stop - columns.start)
-        level = self.stain.nuclear(np.asarray(self.view.image.resize(shape[::-1], Image.Resampling.BOX, box=box)))
-        outside = ~self.view.inside(box, shape)
-        level[outside] = 0
-        return ndimage.gaussian_filter(level, 0.25 / self.pitch), outside
+        size = (columns.stop - columns.start, rows.stop - rows.start)
+        level = self.stain.nuclear(np.asarray(self.image.resize(size, Image.Resampling.BOX, box=box)))
+        return ndimage.gaussian_filter(level, 0.25 / self.pitch)
 
     def _box(self, rows: slice, columns: slice) -> Box:
         """Where a window lies in the picture."""
-        (width, height), (left, top) = self.view.image.size, (self.view.left, self.view.top)
-        right, bottom = min(width, round(columns.stop * self.step)), min(height, round(rows.stop * self.step))
-        return left + int(columns.start * self.step), top + int(rows.start * self.step), left + right, top + bottom
+        right = min(self.image.width, round(columns.stop * self.step))
+        bottom = min(self.image.height, round(rows.stop * self.step))
+        return int(columns.start * self.step), int(rows.start * self.step), right, bottom
 
     def _region(self, level: Floats, nuclei: Mask) -> Mask:
         """Nuclei and the cytoplasm about them; bluish red cells farther off are left out."""
@@ -737,7 +616,7 @@ def _nucleus_width(cells: Sequence[FieldCell]) -> float:
     return 2 * float(np.sqrt(np.median([cell.nucleus_area for cell in cells]) / np.pi))
 
 
-def _scale_problem(view: View, stain: Stain, scale: Scale, cells: Sequence[FieldCell]) -> str:
+def _scale_problem(image: Image.Image, stain: Stain, scale: Scale, cells: Sequence[FieldCell]) -> str:
     """Why a scale read off this field cannot be: its nuclei would be those of no white cell; "" where it can."""
     low, high = POSSIBLE_NUCLEI
     if cells:
@@ -745,8 +624,8 @@ def _scale_problem(view: View, stain: Stain, scale: Scale, cells: Sequence[Field
     else:
         # What is stained may be platelets, but if it is larger than any nucleus, it was taken for no cell for its size.
         widths = []
-        for pixels, step, inside in _windows(view):
-            nuclei = (stain.nuclear(pixels) > stain.threshold) & inside
+        for pixels, step in _windows(image):
+            nuclei = stain.nuclear(pixels) > stain.threshold
             widths += [width * step for width in _widths(ndimage.binary_fill_holes(nuclei), nuclei)]
         low, width = 0.0, _typical(widths) * scale.um_per_pixel
     if low <= width <= high:

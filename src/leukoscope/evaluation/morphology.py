@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from leukoscope.data.fields import View, measure_stain, otsu_threshold
+from leukoscope.data.fields import measure_stain, otsu_threshold
 from leukoscope.data.images import foreground
 from leukoscope.inference.gradcam import BLACK_SHARE
 
@@ -57,7 +57,7 @@ def measure_cell(image: Image.Image) -> Morphology | None:
 
 def stained_nuclei(image: Image.Image) -> np.ndarray | None:
     """(H, W) bool, what is stained as nuclei are in a smear; None where that cannot be told, or there is none."""
-    stain = measure_stain(View(image))
+    stain = measure_stain(image)
     if stain.problem or not stain.holds_nuclei:
         return None
     return stain.nuclear(np.asarray(image)) > stain.threshold

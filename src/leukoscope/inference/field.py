@@ -24,7 +24,6 @@ from leukoscope.data.fields import (
     UnusableField,
     cut_out,
     find_cells,
-    find_view,
     measure_scale,
     measure_stain,
 )
@@ -213,9 +212,8 @@ def series_scale(images: Iterable[Image.Image]) -> float | None:
     """Compute the median scale, in µm per pixel, of fields taken with one microscope; None without red cells."""
     scales = []
     for image in images:
-        view = find_view(image)
-        stain = measure_stain(view)
-        scale = None if stain.problem or not stain.holds_nuclei else measure_scale(view, stain)
+        stain = measure_stain(image)
+        scale = None if stain.problem or not stain.holds_nuclei else measure_scale(image, stain)
         if scale is not None and scale.source == "red cells":
             scales.append(scale.um_per_pixel)
     return float(np.median(scales)) if scales else None
