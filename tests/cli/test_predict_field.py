@@ -200,7 +200,9 @@ def test_a_folder_is_read_slide_by_slide_with_one_scale_and_crops(
     assert "passed over: 1 picture(s) of single cut-out cells" in result.stderr and "one.png" in result.stderr
 
 
-def test_fields_on_black_are_named_with_their_fix_and_not_passed_over(tiny_release: Path, slides: Path, tmp_path: Path) -> None:
+def test_fields_on_black_are_named_with_their_fix_and_not_passed_over(
+    tiny_release: Path, slides: Path, tmp_path: Path
+) -> None:
     (tmp_path / "slide").mkdir()
     field = Image.open(slides / "first" / "a-field-0.png").convert("RGB")
     pixels = np.array(field)

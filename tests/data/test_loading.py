@@ -433,22 +433,6 @@ def test_classes_that_differ_in_case_only_are_refused(own_cells: Path, tmp_path:
     assert _refusal(load_cells, hub_id).endswith(expected)
 
 
-def test_a_validation_folder_that_holds_training_cells_is_refused(own_cells: Path) -> None:
-    (own_cells / "held_out").mkdir()
-    for label in ("blast", "normal"):
-        (own_cells / label).rename(own_cells / "held_out" / label)
-        _paint(own_cells / label / "p9_1.png", 9)
-    for inside in (own_cells, own_cells / "held_out"):
-        refusal = _refusal(load_cells, "imagefolder", own_cells, validation_dir=inside)
-        assert refusal.startswith(f"--validation_dir {inside}: {own_cells}/")
-        assert refusal.endswith(f"lies below --train_dir {own_cells}, too; give folders that do not contain each other")
-
-
-def test_a_split_that_a_flag_names_is_not_taken_by_its_usual_name(tmp_path: Path) -> None:
-    hub_id = _split_hub(tmp_path / "hub", train=["a", "b"], validation=["a", "b", "b"])
-    assert load_cells(hub_id, test_split="validation").own_splits == {"train": 2, "test": 3}
-
-
 def test_a_column_of_text_given_as_images_is_refused(tmp_path: Path) -> None:
     hub_id = _split_hub(tmp_path / "hub", train=["a", "b"])
     refusal = _refusal(load_cells, hub_id, image_column_name="label")
@@ -706,35 +690,31 @@ def test_a_hub_data_sets_own_splits_are_its_sides(tmp_path: Path) -> None:
     assert f"splits of its own: train 3, validation 2, test 2 ({taken})" in data.report()
 
 
-def test_flags_name_a_hub_data_sets_splits_and_columns(tmp_path: Path) -> None:
-    for name in ("one", "two", "three"):
-        rows = datasets.Dataset.from_dict(
-            {"picture": [Image.new("RGB", (16, 16))] * 2, "kind": ["ALL", "HEM"], "who": [f"{name}-a", f"{name}-b"]}
-        )
+def test_flags_name_a_hub_data_sets_columns(tmp_path: Path) -> None:
+    rows = {"picture": [Image.new("RGB", (16, 16))] * 2, "kind": ["ALL", "HEM"], "who": ["a", "b"]}
+    splits = {name: datasets.Dataset.from_dict(rows) for name in ("train", "two")}
+    for name, split in splits.items():
         (tmp_path / "hub").mkdir(exist_ok=True)
-        rows.cast_column("picture", datasets.Image()).to_parquet(tmp_path / "hub" / f"{name}.parquet")
+        split.cast_column("picture", datasets.Image()).to_parquet(tmp_path / "hub" / f"{name}.parquet")
     (tmp_path / "hub" / "README.md").write_text(
         "---\nconfigs:\n- config_name: default\n  data_files:\n"
-        + "".join(f"  - split: {name}\n    path: {name}.parquet\n" for name in ("one", "two", "three"))
+        + "".join(f"  - split: {name}\n    path: {name}.parquet\n" for name in splits)
         + "---\n"
     )
     hub_id = str(tmp_path / "hub")
     columns: dict[str, Any] = {"image_column_name": "picture", "label_column_name": "kind", "subject_column": "who"}
-    data = load_cells(hub_id, **columns, train_split="one", test_split="two")
-    assert data.own_splits == {"train": 2, "test": 2}
-    assert data.train["subject"][:] == ["one-a", "one-b", "two-a", "two-b"]
-    assert data.passed_over == ("Hub split 'three' not used: 2 rows",)
-    assert _refusal(load_cells, hub_id, **columns) == (
-        f"data set {hub_id}: has no split called train, only one, two, three; publish a copy that has one"
-    )
-    assert _refusal(load_cells, hub_id, **columns, train_split="four") == (
-        f"--train_split four: data set {hub_id} has no such split, only one, two, three"
-    )
-    assert _refusal(load_cells, hub_id, **columns, train_split="one", test_split="one") == (
-        "--test_split one: is already the train side; name another split"
-    )
-    assert _refusal(load_cells, hub_id, **columns | {"subject_column": "person"}, train_split="one").startswith(
+    data = load_cells(hub_id, **columns)
+    assert data.train["subject"][:] == ["a", "b"] and not data.own_splits
+    assert data.passed_over == ("Hub split 'two' not used: 2 rows",)
+    assert _refusal(load_cells, hub_id, **columns | {"subject_column": "person"}).startswith(
         f"data set {hub_id}: lacks the column(s) person; has ["
+    )
+
+
+def test_a_hub_data_set_without_a_training_split_is_refused(tmp_path: Path) -> None:
+    hub_id = _split_hub(tmp_path / "hub", validation=["ALL", "HEM"], test=["ALL", "HEM"])
+    assert _refusal(load_cells, hub_id) == (
+        f"data set {hub_id}: has no split called train, only validation, test; publish a copy that has one"
     )
 
 
@@ -869,11 +849,6 @@ def test_a_folder_beside_the_splits_is_not_used_and_named(split_folder: Path) ->
     data = load_cells("imagefolder", split_folder)
     assert data.own_splits == {"train": 4, "validation": 2, "test": 2}
     assert data.passed_over == ("folder 'later' not used: 1 image file(s), of no split",)
-    named = load_cells("imagefolder", split_folder, validation_split="later")
-    assert named.own_splits == {"train": 4, "validation": 1, "test": 2}
-    assert _refusal(load_cells, "imagefolder", split_folder, test_split="none").startswith(
-        f"--test_split none: {split_folder} has no such split, only later, test, train, val"
-    )
 
 
 def test_classes_named_like_splits_stay_classes(tmp_path: Path) -> None:
@@ -883,36 +858,9 @@ def test_classes_named_like_splits_stay_classes(tmp_path: Path) -> None:
     assert (data.info.labels, data.own_splits) == (("test", "train"), {})
 
 
-def test_a_validation_folder_stands_beside_the_training_folder(own_cells: Path, split_folder: Path) -> None:
-    data = load_cells(
-        "imagefolder", own_cells, validation_dir=split_folder / "val", subject_pattern=r"(?P<subject>p\d)_"
-    )
-    assert data.own_splits == {"train": len(data.train) - 2, "validation": 2}
-    assert "validation/blast/p5_1" in data.train["cell_id"][:]
-    assert _refusal(load_cells, "imagefolder", split_folder, validation_dir=own_cells) == (
-        f"--validation_dir {own_cells}: {split_folder} has a validation folder of its own; leave one out"
-    )
-    assert _refusal(load_cells, "imagefolder", own_cells, validation_dir=own_cells / "none").startswith(
-        f"--validation_dir {own_cells / 'none'}: no such folder"
-    )
-
-
-def test_one_table_of_subjects_does_not_name_those_of_two_folders(own_cells: Path, split_folder: Path) -> None:
-    table = own_cells.parent / "subjects.csv"
-    table.write_text("file,subject\n" + "".join(f"{path.relative_to(own_cells)},a\n" for path in own_cells.glob("*/*")))
-    message = _refusal(load_cells, "imagefolder", own_cells, labels=table, validation_dir=split_folder / "val")
-    assert message == (
-        f"--labels {table} --validation_dir {split_folder / 'val'}: the table names the files of one folder, and "
-        "these are two; put both into one as train/ and validation/, or use --subject_pattern"
-    )
-
-
 @pytest.mark.parametrize(
     ("name", "flag", "value"),
     [
-        ("phantoms", "train_split", "train"),
-        ("cnmc2019", "test_split", "test"),
-        ("phantoms", "validation_dir", "folder"),
         ("imagefolder", "image_column_name", "picture"),
         ("imagefolder", "label_column_name", "kind"),
         ("imagefolder", "subject_column", "who"),

@@ -40,7 +40,7 @@ STAINED = 0.12  # optical density
 GREY_SPREAD = 0.03
 BLACK_SHARE = 0.05  # of a picture; no field has as much of its own
 FIELD_SHARE = 0.3  # of a picture, at least, is the field within black
-# A border or a window's bar: an edge whose pixels are of one colour (levels, JPEG's noise included), darker than plasma.
+# A border or a window's bar: an edge of one colour, JPEG's noise included, that is darker than plasma (levels).
 EVEN, EVEN_SHARE, DARKER = 8, 0.95, 30
 RED_SPREADS = 2.5  # standard deviations of red cells, above their median; 3.2 or more in BCCD's training list
 RED_MARGIN = 0.06  # above the median of red cells, in nuclear stain
@@ -398,8 +398,8 @@ def find_cells(
         The cells; none where nothing is stained as a nucleus is.
 
     Raises:
-        UnusableField: too dark, grey, inverted or in a black border; a scale that no microscope has, or, guessed, that makes nuclei of
-            cells that are none; or more than `most_cells`.
+        UnusableField: too dark, grey, inverted or in a border; a scale that no microscope has, or, guessed, that makes
+            nuclei of cells that are none; or more than `most_cells`.
     """
     if um_per_pixel is not None and not 0.01 <= um_per_pixel <= 2:
         raise UnusableField(

@@ -7,12 +7,11 @@ own test set stays a split of its own. What could not be used is counted and nam
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import reprlib
 import shlex
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -159,18 +158,14 @@ def load_cells(
     subject_pattern: str | None = None,
     labels: str | Path | None = None,
     image_size: int = 450,
-    validation_dir: str | Path | None = None,
     image_column_name: str = "image",
     label_column_name: str = "label",
     subject_column: str | None = None,
-    train_split: str | None = None,
-    validation_split: str | None = None,
-    test_split: str | None = None,
 ) -> LoadedCells:
     """Load a data set by registry name from a local folder, or from the Hub.
 
-    Splits of its own are kept in the column `fold`: a Hub data set's, those of class folders below `train/`,
-    `validation/` and `test/`, and `validation_dir` beside `train_dir`.
+    Splits of its own are kept in the column `fold`: a Hub data set's, and those of class folders below `train/`,
+    `validation/` and `test/`.
 
     Args:
         dataset_name: a key of `DATASETS`, or a Hub data-set id (`owner/name`).
@@ -180,26 +175,19 @@ def load_cells(
         labels: `imagefolder` only: a table, as `read_table` reads it, with the columns `file` (path below `train_dir`)
             and `label`, `subject` or both. With labels, it names the classes, and folders do not.
         image_size: side in pixels of the phantoms.
-        validation_dir: `imagefolder` only: class folders of the validation side.
         image_column_name, label_column_name: columns of a Hub data set.
         subject_column: its column of subjects; None takes the first of `SUBJECT_COLUMNS` that it has.
-        train_split, validation_split, test_split: its splits, or the folders below `train_dir`; None takes those with
-            the usual names.
 
     Raises:
         LeukoscopeError: unknown data set, a flag without effect, missing or empty folder, bad pattern, unreachable Hub
-            data set, or a split or a column that it lacks.
+            data set, or a column that it lacks.
     """
     info, on_hub, class_folders = _entry(dataset_name), "/" in dataset_name, dataset_name == "imagefolder"
-    own_layout = info.name in DATASETS and info.name != "imagefolder"
-    sides = {"train": train_split, "validation": validation_split, "test": test_split}
     folders = ", ".join(entry.name for entry in DATASETS.values() if entry.find_cells)
     for flag, value, has_effect, otherwise in (
         ("train_dir", train_dir, not on_hub and not info.synthetic, f"say what it holds by --dataset_name ({folders})"),
         ("subject_pattern", subject_pattern, class_folders, "read class folders with --dataset_name imagefolder"),
         ("labels", labels, class_folders, "read class folders with --dataset_name imagefolder"),
-        *((f"{side}_split", name, not own_layout, "") for side, name in sides.items()),
-        ("validation_dir", validation_dir, class_folders and train_dir is not None, ""),
         ("image_column_name", image_column_name if image_column_name != "image" else None, on_hub, ""),
         ("label_column_name", label_column_name if label_column_name != "label" else None, on_hub, ""),
         ("subject_column", subject_column, on_hub, ""),
@@ -216,12 +204,12 @@ def load_cells(
         rows = [_Row(c.cell_id, c.label, c.subject, hashlib.sha256(c.image.tobytes()).hexdigest()) for c in cells]
         return _assemble(info, _images([c.image for c in cells]), rows, f"--dataset_name {info.name}")
     if train_dir is not None:
-        return _from_folder(info, Path(train_dir), sides, subject_pattern, labels, validation_dir)
+        return _from_folder(info, Path(train_dir), subject_pattern, labels)
     if info.hub_id is None:
         raise LeukoscopeError(f"--dataset_name {info.name}: it has no Hub copy; give its folder with --train_dir DIR")
     columns = {"image": image_column_name, "label": label_column_name, "subject": subject_column or ""}
     with progress(f"loading data set {info.hub_id}"):
-        return _from_hub(info.hub_id, info, columns, None if own_layout else sides)
+        return _from_hub(info.hub_id, info, columns)
 
 
 def _entry(dataset_name: str) -> DatasetInfo:
@@ -234,27 +222,11 @@ def _entry(dataset_name: str) -> DatasetInfo:
     return next((entry for entry in DATASETS.values() if entry.hub_id == dataset_name), unknown)
 
 
-def _own_sides(names: Collection[str], given: Mapping[str, str | None], source: str) -> dict[str, str]:
-    """The splits among these names of splits or folders: name → side; `given` is side → the name that a flag gives."""
-    found: dict[str, str] = {}
-    free = set(names) - set(given.values())
-    plain = {_SIDE_SUFFIX.sub("", name.strip().casefold()): name for name in names if name in free}
-    for side, usual in _SIDE_NAMES.items():
-        if (wanted := given[side]) is not None and wanted not in names:
-            raise LeukoscopeError(f"--{side}_split {wanted}: {source} has no such split, only {', '.join(names)}")
-        taken = wanted or next((plain[name] for name in usual if name in plain), None)
-        if taken in found:
-            raise LeukoscopeError(f"--{side}_split {taken}: is already the {found[taken]} side; name another split")
-        if taken is not None:
-            found[taken] = side
-    return found
-
-
-def _require_train(side_of: Mapping[str, str], names: Iterable[str], source: str) -> None:
-    if "train" not in side_of.values():
-        raise LeukoscopeError(
-            f"{source}: has no split called train, only {', '.join(names)}; publish a copy that has one"
-        )
+def _own_sides(names: Iterable[str]) -> dict[str, str]:
+    """The splits among these names of splits or folders: name → side; where two are of one side, the usual one."""
+    plain = {_SIDE_SUFFIX.sub("", name.strip().casefold()): name for name in names}
+    found = ((next((plain[name] for name in usual if name in plain), ""), side) for side, usual in _SIDE_NAMES.items())
+    return {name: side for name, side in found if name}
 
 
 class _Row(NamedTuple):
@@ -362,39 +334,13 @@ def _compare_counts(info: DatasetInfo, rows: Sequence[_Row]) -> Iterator[str]:
 # From folders
 
 
-def _from_folder(
-    info: DatasetInfo,
-    root: Path,
-    sides: Mapping[str, str | None],
-    pattern: str | None,
-    labels: str | Path | None,
-    validation_dir: str | Path | None,
-) -> LoadedCells:
+def _from_folder(info: DatasetInfo, root: Path, pattern: str | None, labels: str | Path | None) -> LoadedCells:
     table = None if labels is None else _read_labels(Path(labels), pattern)
-    cells, not_used = _found_in_folder(info, root, "--train_dir", table)
+    cells, not_used = _found_in_folder(info, root, table)
     if info.name == "imagefolder" and not (table and table.has_labels):
-        cells, left_out = _with_own_splits(cells, root, sides)
+        cells, left_out = _with_own_splits(cells, root)
         not_used += left_out
     cells = _with_subjects(cells, root, pattern, table)
-    if validation_dir is not None:
-        flag = f"--validation_dir {validation_dir}"
-        if labels is not None:
-            raise LeukoscopeError(
-                f"--labels {labels} {flag}: the table names the files of one folder, and these are two; put "
-                "both into one as train/ and validation/, or use --subject_pattern"
-            )
-        if any(cell.fold == "validation" for cell in cells):
-            raise LeukoscopeError(f"{flag}: {root} has a validation folder of its own; leave one out")
-        more, left_out = _found_in_folder(info, Path(validation_dir), "--validation_dir")
-        not_used += left_out
-        more = _with_subjects(more, Path(validation_dir), pattern, None)
-        validated = {os.path.realpath(cell.path) for cell in more}
-        if both := next((cell.path for cell in cells if os.path.realpath(cell.path) in validated), None):
-            raise LeukoscopeError(
-                f"{flag}: {both} lies below --train_dir {root}, too; give folders that do not contain each other"
-            )
-        cells = [replace(cell, fold=cell.fold or "train") for cell in cells]
-        cells += [replace(cell, fold="validation", cell_id=f"validation/{cell.cell_id}") for cell in more]
     paths: dict[str, Path] = {}
     for cell in cells:
         # A cell present twice (say as .bmp and .webp) would stand on two sides of a random split.
@@ -428,13 +374,11 @@ def _read_labels(path: Path, subject_pattern: str | None) -> CellTable:
     return table
 
 
-def _found_in_folder(
-    info: DatasetInfo, root: Path, flag: str, table: CellTable | None = None
-) -> tuple[list[CellFile], list[str]]:
+def _found_in_folder(info: DatasetInfo, root: Path, table: CellTable | None) -> tuple[list[CellFile], list[str]]:
     """The cells of a folder, and one line for each reason why images were left out."""
     if not root.is_dir():
         fetch = f"unpack {info.title} there (get it from {info.url}) or " if info.url else ""
-        raise LeukoscopeError(f"{flag} {root}: no such folder; {fetch}correct the path")
+        raise LeukoscopeError(f"--train_dir {root}: no such folder; {fetch}correct the path")
     assert info.find_cells is not None
     folder = ImageFolder.read(root)
     if table is not None and table.has_labels:
@@ -451,7 +395,7 @@ def _found_in_folder(
     not_used = list(passed_over(info, folder, found))
     if not found:
         reasons = "; ".join(not_used or [f"expected {info.layout}"])
-        raise LeukoscopeError(f"{flag} {root}: no cell of {info.title} found; {reasons}")
+        raise LeukoscopeError(f"--train_dir {root}: no cell of {info.title} found; {reasons}")
     return found, not_used
 
 
@@ -463,29 +407,25 @@ def _header_problem(cell: CellFile) -> str:
     return ""
 
 
-def _with_own_splits(
-    cells: list[CellFile], root: Path, given: Mapping[str, str | None]
-) -> tuple[list[CellFile], list[str]]:
+def _with_own_splits(cells: list[CellFile], root: Path) -> tuple[list[CellFile], list[str]]:
     """Class folders with their own splits as folds, and one line a folder that belongs to none.
 
-    They have some where flags name them, or where `train` and another side lie directly below the folder.
+    They have some where `train` and another side lie directly below the folder.
     """
     parts = [cell.path.relative_to(root).parts for cell in cells]
     depth = 0  # the folder that was unpacked may hold nothing but the data set's own
     while len({one[depth] for one in parts}) == 1 and all(len(one) > depth + 3 for one in parts):
         depth += 1
-    home = root.joinpath(*parts[0][:depth])
-    # Top folder of each cell, and whether there is another between it and the picture.
-    tops = [(one[depth], len(one) > depth + 2) for one in parts]
-    side_of = _own_sides(list(dict.fromkeys(top for top, deep in tops if deep)), given, str(home))
-    if not any(given.values()) and not ("train" in side_of.values() and len(side_of) > 1):
+    # Splits lie above the folders of classes.
+    side_of = _own_sides(dict.fromkeys(one[depth] for one in parts if len(one) > depth + 2))
+    if "train" not in side_of.values() or len(side_of) < 2:
         return cells, []
-    _require_train(side_of, dict.fromkeys(top for top, _ in tops), f"--train_dir {home}")
-    used = [deep and top in side_of for top, deep in tops]
-    kept = [
-        replace(cell, fold=side_of[top]) for cell, (top, _), is_used in zip(cells, tops, used, strict=True) if is_used
-    ]
-    left = Counter(top for (top, _), is_used in zip(tops, used, strict=True) if not is_used)
+    kept, left = [], Counter[str]()
+    for cell, one in zip(cells, parts, strict=True):
+        if len(one) > depth + 2 and one[depth] in side_of:
+            kept.append(replace(cell, fold=side_of[one[depth]]))
+        else:
+            left[one[depth]] += 1
     return kept, [f"folder {top!r} not used: {count:,} image file(s), of no split" for top, count in left.items()]
 
 
@@ -532,20 +472,18 @@ def subject_rule(pattern: str) -> Callable[[str], str]:
 # From the Hub
 
 
-def _from_hub(
-    hub_id: str, info: DatasetInfo, columns: Mapping[str, str], sides: Mapping[str, str | None] | None
-) -> LoadedCells:
+def _from_hub(hub_id: str, info: DatasetInfo, columns: Mapping[str, str]) -> LoadedCells:
     """Load a Hub data set (or a local folder in the same layout) and give its columns our names.
 
-    Args:
-        columns: what its columns of images, labels and subjects are called.
-        sides: side → the name of its split, where a flag gives one; None loads the split `train` alone.
+    Of a data set of the registry, the split `train` and the publisher's own test are loaded; of any other, all splits
+    with the usual names. `columns` are what its columns of images, labels and subjects are called.
     """
     from datasets import concatenate_datasets, disable_progress_bars, load_dataset
 
     disable_progress_bars()  # `progress` shows how long it takes
+    is_known = info.name in DATASETS
     try:
-        found = load_dataset(hub_id) if sides is not None else {"train": load_dataset(hub_id, split="train")}
+        found = {"train": load_dataset(hub_id, split="train")} if is_known else load_dataset(hub_id)
     except Exception as error:  # the client raises a dozen unrelated types
         name = "imagefolder" if "/" in info.name else info.name
         raise LeukoscopeError(
@@ -553,10 +491,13 @@ def _from_hub(
             f"give a local copy with --dataset_name {name} --train_dir DIR"
         ) from None
     source = f"data set {hub_id}"
-    if info.name not in DATASETS:
+    if not is_known:
         info = _described(hub_id, info)
-    side_of = {"train": "train"} if sides is None else _own_sides(found, sides, source)
-    _require_train(side_of, found, source)
+    side_of = {"train": "train"} if is_known else _own_sides(found)
+    if "train" not in side_of.values():
+        raise LeukoscopeError(
+            f"{source}: has no split called train, only {', '.join(found)}; publish a copy that has one"
+        )
     splits = next(iter(found.values())).info.splits or {}
     others = {name: split.num_examples for name, split in splits.items() if name not in side_of}
     own_test = others.pop(PRELIMINARY_TEST, None)
