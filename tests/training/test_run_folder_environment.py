@@ -1,4 +1,4 @@
-"""environment.json says where and with what a run was made, and after an interruption it says both places."""
+"""environment.json says where and with what a run was made."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.models.recipes import get_recipe
 from leukoscope.training import run_folder as environment
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.run_folder import complete_environment, write_environment
+from leukoscope.training.run_folder import write_environment
 from leukoscope.training.train import make_accelerator
 
 
@@ -65,7 +65,6 @@ def test_it_holds_what_a_repetition_depends_on(
     assert len(written["machine"]["gpus"]) == torch.cuda.device_count()
     assert written["command"].startswith("train.py --dataset_name imagefolder")
     assert str(tmp_path) not in json.dumps(written), "folders are private"
-    assert "finished" not in written, "a run that ended early does not look complete"
 
 
 def test_a_package_whose_installation_was_interrupted_is_left_out(
@@ -75,32 +74,6 @@ def test_a_package_whose_installation_was_interrupted_is_left_out(
     monkeypatch.syspath_prepend(tmp_path / "packages")
     write_environment(tmp_path, accelerator, config, data)
     assert "torch" in _written(tmp_path)["packages"]
-
-
-def test_its_end_adds_time_and_memory(
-    tmp_path: Path, accelerator: Accelerator, config: TrainingConfig, data: LoadedCells
-) -> None:
-    write_environment(tmp_path, accelerator, config, data)
-    before = _written(tmp_path)
-    complete_environment(tmp_path, accelerator, 12.5)
-    written = _written(tmp_path)
-    assert written["wall_seconds"] == 12.5
-    assert written["finished"] >= written["started"]
-    (process,) = written["peak_memory"]["process_bytes"]
-    assert 10**8 < process <= psutil.virtual_memory().total, "torch alone takes more than 100 MB"
-    assert before.items() <= written.items()
-
-
-def test_a_resumed_run_keeps_what_it_ran_on_before(
-    tmp_path: Path, accelerator: Accelerator, config: TrainingConfig, data: LoadedCells
-) -> None:
-    for resumed in (False, True, True):
-        write_environment(tmp_path, accelerator, config, data, resumed=resumed)
-    written = _written(tmp_path)
-    assert [session["python"] for session in written["earlier"]] == [platform.python_version()] * 2
-    assert all("earlier" not in session for session in written["earlier"])
-    write_environment(tmp_path, accelerator, config, data)
-    assert "earlier" not in _written(tmp_path), "a run begun anew has no earlier sessions"
 
 
 @pytest.mark.slow

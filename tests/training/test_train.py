@@ -525,9 +525,7 @@ def test_a_batch_larger_than_the_data_is_refused(own_cells: Path, tmp_path: Path
 def test_a_loss_that_is_no_number_ends_the_run_and_releases_nothing(own_cells: Path, tmp_path: Path) -> None:
     rates = ("--learning_rate", "1e30", "--override", "head_learning_rate=1e30", "schedule=constant")
     refusal = _refusal(_own(own_cells, tmp_path / "run", "--split", "all", *rates))
-    assert refusal.startswith("epoch 1, batch 2: the loss is nan for the cells ")
-    assert refusal.endswith("; look at them, or lower --learning_rate, and start again")
-    assert len(json.loads((tmp_path / "run" / "bad_batch.json").read_text())["cells"]) == 4
+    assert refusal == "epoch 1, within 8 batches: the loss is nan; lower --learning_rate and start again"
     assert not (tmp_path / "run" / "release").exists()
 
 

@@ -35,7 +35,6 @@ def run(config: TrainingConfig) -> None:
     from leukoscope.progress import quiet
     from leukoscope.reports.card import write_card
     from leukoscope.training.checkpoint import Interrupted
-    from leukoscope.training.config import resume_hint
     from leukoscope.training.train import train as train_network
 
     flags = config.run
@@ -49,7 +48,7 @@ def run(config: TrainingConfig) -> None:
             release = train_network(config) / "release"
     except Interrupted:
         if PartialState().is_main_process:
-            print("resume with:", resume_hint(config), flush=True)
+            print("resume with the same command and --resume_from_checkpoint latest", flush=True)
         PartialState().destroy_process_group()
         raise
     if PartialState().is_main_process:

@@ -289,23 +289,14 @@ class TrainingConfig:
 
     def command(self) -> str:
         """The flags that make this run, files and folders by their last name only: where they lay is private."""
-        return " ".join(["train.py", *self._arguments(leave_out=_NOT_IN_COMMAND, private=True)])
-
-    def resume_command(self, launched_by: Sequence[str]) -> str:
-        """The command that resumes this run on this machine; `launched_by` are its parts before the flags."""
-        flags = self._arguments(leave_out=("resume_from_checkpoint",), private=False)
-        return " ".join([*map(shlex.quote, launched_by), *flags, "--resume_from_checkpoint", "latest"])
-
-    def _arguments(self, *, leave_out: Sequence[str], private: bool) -> list[str]:
-        """Every flag that is not its default, as parts of a command line."""
-        defaults, arguments = TrainingConfig().as_dict(), []
+        defaults, words = TrainingConfig().as_dict(), ["train.py"]
         for flag, value in self.as_dict().items():
-            if value == defaults[flag] or flag in leave_out:
+            if value == defaults[flag] or flag in _NOT_IN_COMMAND:
                 continue
             values = value if isinstance(value, list) else [] if value is True else [value]
-            hidden = private and self._is_path(flag, value)
-            arguments += [f"--{flag}", *(shlex.quote(Path(v).name if hidden else str(v)) for v in values)]
-        return arguments
+            hidden = self._is_path(flag, value)
+            words += [f"--{flag}", *(shlex.quote(Path(v).name if hidden else str(v)) for v in values)]
+        return " ".join(words)
 
     @staticmethod
     def _is_path(flag: str, value: Any) -> bool:
@@ -408,25 +399,3 @@ def complete(config: TrainingConfig) -> TrainingConfig:
         model = replace(model, **follow_model(asdict(model)))
     recipe = vars(model)["recipe"]
     return replace(config, model=replace(model, recipe=_RECIPE if recipe is None else recipe))
-
-
-def resume_hint(config: TrainingConfig) -> str:
-    """The command that resumes this run; on several machines a sentence, because each has a command of its own."""
-    if os.environ.get("WORLD_SIZE") != os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE")):
-        return "the same command on each machine, plus --resume_from_checkpoint latest"
-    return config.resume_command(launch_command())
-
-
-def launch_command() -> list[str]:
-    """How this process was started, up to the flags of training: by python, or by a launcher with as many others."""
-    script = ["-m", "leukoscope", "train"] if sys.argv[1:2] == ["train"] else [sys.argv[0]]
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    # What `accelerate launch` always sets for what it starts; and torchrun.
-    if "ACCELERATE_MIXED_PRECISION" in os.environ:
-        processes = os.environ.get("WORLD_SIZE", "1")
-        precision = ["--mixed_precision", os.environ["ACCELERATE_MIXED_PRECISION"]]
-        return ["accelerate", "launch", *["--cpu"] * on_cpu, *precision, "--num_processes", processes, *script]
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        processes = os.environ["LOCAL_WORLD_SIZE"]
-        return [*["ACCELERATE_USE_CPU=true"] * on_cpu, "torchrun", "--nproc_per_node", processes, *script]
-    return [sys.executable, *script]

@@ -1,24 +1,15 @@
-"""What training minimises, the check that it stays finite, and the correction of a class-weighted network."""
+"""What training minimises, and the correction of a class-weighted network."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import nn
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import LeukoscopeError
 from leukoscope.models.layers import classifier_parameters
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release_files import write_json
-
-BAD_BATCH = "bad_batch.json"
-_NAMED_CELLS = 3  # in the message; the file lists all
 
 
 class TrainingLoss:
@@ -66,55 +57,3 @@ def restore_class_frequencies(network: nn.Module, class_counts: torch.Tensor) ->
         # timm's distilled networks have two last layers and predict the mean of both.
         for bias in (parameter for parameter in classifier_parameters(network) if parameter.ndim == 1):
             bias.add_((shift - shift.mean()).to(bias.device))
-
-
-@dataclass
-class LossMonitor:
-    """Collects the losses of batches and checks many of them at once: reading one would make a GPU wait.
-
-    Attributes:
-        cell_of: row of the cells → cell id.
-        out: run folder, for the list of a bad batch; None writes none.
-        every: batches between two checks.
-    """
-
-    accelerator: Accelerator
-    cell_of: Mapping[int, str]
-    out: Path | None
-    every: int = 50
-    _unread: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list, init=False)
-
-    def note(self, epoch: int, batch: int, loss: torch.Tensor, rows: torch.Tensor) -> None:
-        """Add a batch, its () loss and the (B,) rows of its cells, as many on each process; `check` every so many."""
-        self._unread.append((loss.detach(), rows))
-        if len(self._unread) >= self.every:
-            self.check(epoch, batch)
-
-    def check(self, epoch: int, batch: int) -> None:
-        """Check the losses since the last check: an error for one that is not finite; `epoch`, `batch` count from 0."""
-        unread, self._unread = self._unread, []
-        if not unread:
-            return
-        bad = ~torch.stack([loss for loss, _ in unread]).isfinite()
-        # (P,) the first bad batch of each process; their number where there is none.
-        first = torch.where(bad.any(), bad.int().argmax(), len(unread))
-        firsts: list[int] = self.accelerator.gather(first.reshape(1).to(self.accelerator.device)).tolist()
-        if (at := min(firsts)) == len(unread):
-            return
-        # Every process ends with the same message; `loss` and `rows` are each process's own.
-        (loss, rows), process, batch = unread[at], firsts.index(at), batch - len(unread) + 1 + at
-        device, processes = self.accelerator.device, self.accelerator.num_processes
-        value = self.accelerator.gather(loss.to(device).reshape(1)).tolist()[process]
-        gathered = self.accelerator.gather(rows.to(device)).reshape(processes, -1)
-        cells = [self.cell_of[row] for row in gathered[process].tolist()]
-        listed = ""
-        if self.out is not None:
-            listed = f" (all in {self.out / BAD_BATCH})"
-            if self.accelerator.is_main_process:
-                found = {"notice": RESEARCH_NOTICE, "epoch": epoch + 1, "batch": batch + 1, "loss": str(value)}
-                write_json(self.out / BAD_BATCH, found | {"cells": cells})
-        more = f" and {len(cells) - _NAMED_CELLS} more" if len(cells) > _NAMED_CELLS else ""
-        raise LeukoscopeError(
-            f"epoch {epoch + 1}, batch {batch + 1}: the loss is {value} for the cells "
-            f"{', '.join(cells[:_NAMED_CELLS])}{more}{listed}; look at them, or lower --learning_rate, and start again"
-        )

@@ -40,7 +40,6 @@ from leukoscope.training import run_folder
 from leukoscope.training.checkpoint import FOLDER, Checkpoints, check_resume, run_settings
 from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.data import evenly_spread, preprocessing_for
-from leukoscope.training.losses import BAD_BATCH
 from leukoscope.training.trainer import Trainer
 
 PRECISIONS = ("no", "fp16", "bf16")
@@ -105,8 +104,6 @@ def train(
             raise LeukoscopeError(
                 "--per_device_train_batch_size 1: this recipe's head normalises over a batch; give 2 or more"
             )
-        if accelerator.is_main_process:
-            run_folder.require_disk_space(out, network, recipe)
 
         # Checkpoints and the trainer
         settings = {  # besides flags and recipe, under the names that a person would look for
@@ -133,7 +130,7 @@ def train(
         accelerator.wait_for_everyone()
         run_folder.start_tracking(accelerator, config, recipe)
         with written():
-            run_folder.write_environment(out, accelerator, config, cells.data, resumed=resume is not None)
+            run_folder.write_environment(out, accelerator, config, cells.data)
             if accelerator.is_main_process:
                 _remove_earlier_run(out, keep_checkpoints=resume is not None)
                 drawn.save(out / "split.json")
@@ -186,8 +183,6 @@ def train(
                 write_json(out / METRICS, metrics)
                 checkpoints.remove()
                 accelerator.print(f"run folder: {out}", flush=True)
-        with written():
-            run_folder.complete_environment(out, accelerator, trainer.seconds)
         run_folder.finish_tracking(accelerator)
         accelerator.wait_for_everyone()
     return out
@@ -333,7 +328,7 @@ def _remove_earlier_run(out: Path, *, keep_checkpoints: bool) -> None:
     """Remove the results of an earlier run: they would be taken for this one's, should it end early."""
     for name in ("release", *([] if keep_checkpoints else [FOLDER])):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in (METRICS, BAD_BATCH, "predictions.parquet", "size_only_predictions.parquet", "summary.csv"):
+    for name in (METRICS, "predictions.parquet", "size_only_predictions.parquet", "summary.csv"):
         (out / name).unlink(missing_ok=True)
 
 

@@ -36,13 +36,16 @@ from leukoscope.training.data import (
     require_whole_step,
     training_loader,
 )
-from leukoscope.training.losses import LossMonitor, TrainingLoss
+from leukoscope.training.losses import TrainingLoss
 from leukoscope.training.run_folder import peak_memory
 
 _VALIDATION_METRICS = (
     *("loss", "accuracy", "balanced_accuracy", "f1_weighted", "auroc"),
     *("balanced_accuracy_by_subject", "auroc_by_subject"),
 )
+
+
+_BATCHES_BETWEEN_CHECKS = 50
 
 
 @dataclass(frozen=True)
@@ -160,8 +163,7 @@ class Trainer:
         self.checkpoints, self.stop, self.seconds = checkpoints, StopRequest(), 0.0
         rows = cells.rows(split.train)
         self.loss = TrainingLoss(recipe, cells.labels[rows], cells.data.info.labels, accelerator.device)
-        cell_of = {row: cell for cell, row in cells.row_of.items()}
-        self.monitor = LossMonitor(accelerator, cell_of, checkpoints.run_folder if checkpoints else None)
+        self.cell_of = {row: cell for cell, row in cells.row_of.items()}
         shown = min(recipe.epoch_cells or len(rows), len(rows))
         require_whole_step(len(rows), shown, recipe.train_batch_size, accelerator)
         freeze(network, recipe.frozen)
@@ -277,7 +279,7 @@ class Trainer:
             len(self.loader) * self.recipe.num_train_epochs,
             done=len(self.loader) * epoch + seen,
         )
-        for inputs, labels, rows in ready_batches(left, self.inputs, accelerator.device, epoch, waits.append):
+        for inputs, labels, _ in ready_batches(left, self.inputs, accelerator.device, epoch, waits.append):
             try:
                 with accelerator.accumulate(self.model):
                     state.batches.append(self._step(inputs, labels))
@@ -288,11 +290,12 @@ class Trainer:
                     f"{accelerator.device}: out of memory with {size} cell(s) at a time; give "
                     f"{less if size > 1 else 'a smaller --image_size'}"
                 ) from None
-            self.monitor.note(epoch, len(state.batches) - 1, state.batches[-1][0], rows)
+            if len(state.batches) % _BATCHES_BETWEEN_CHECKS == 0:
+                self._require_finite_losses()
             if accelerator.sync_gradients:
                 state.step += 1
                 self._after_step()
-        self.monitor.check(epoch, len(state.batches) - 1)
+        self._require_finite_losses()
         # The mean over processes too: they must come to one decision.
         loss, accuracy = accelerator.reduce(torch.stack(state.batches).mean(dim=0), "mean").tolist()
         resident, on_gpu = peak_memory()
@@ -308,6 +311,20 @@ class Trainer:
             "data_wait_percent": round(100 * sum(waits) / seconds, 1),
             "peak_memory_mb": round((on_gpu or resident) / 1e6),
         }
+
+    def _require_finite_losses(self) -> None:
+        """Raise in every process where the last losses of any of them are not all finite.
+
+        Many are checked at once: reading one would make a GPU wait.
+        """
+        batches = self.state.batches
+        losses = torch.stack(batches[-_BATCHES_BETWEEN_CHECKS:])[:, 0]
+        loss = float(self.accelerator.reduce(losses.mean(), "mean"))
+        if not math.isfinite(loss):
+            raise LeukoscopeError(
+                f"epoch {self.state.epoch + 1}, within {len(batches)} batches: the loss is {loss}; lower "
+                "--learning_rate and start again"
+            )
 
     def _train_mode(self) -> None:
         """Training mode, but for frozen modules: those keep weights and batch statistics."""
@@ -400,7 +417,7 @@ class Trainer:
         """Logits as probabilities of named cells, without their areas."""
         cells = self.cells
         return CellPredictions(
-            tuple(self.monitor.cell_of[row] for row in rows.tolist()),
+            tuple(self.cell_of[row] for row in rows.tolist()),
             tuple(cells.subjects[row] for row in rows.tolist()),
             cells.labels[rows.numpy()],
             logits.softmax(dim=1).numpy(),
@@ -414,7 +431,8 @@ class Trainer:
         """Write a checkpoint; every process takes part, the main one writes."""
         assert self.checkpoints is not None
         state = self.state
-        self.monitor.check(state.epoch, len(state.batches) - 1)
+        if state.batches:
+            self._require_finite_losses()
         # The processes share the weights: all come to the same conclusion.
         if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
             raise LeukoscopeError(
