@@ -1,7 +1,7 @@
 """Publish a release, a data set or a Space on the Hugging Face Hub, and check before training that this will work.
 
-The client repeats requests that read or upload, but not those that create something: hence `with_retries`.
-`huggingface_hub.utils.http_backoff` would not do, because it takes an address in place of a method of `HfApi`.
+The client repeats requests that read or upload. Where another one fails, the same command goes on: what the Hub has
+already is not sent again.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from leukoscope import LeukoscopeError
 from leukoscope.files import disk_errors
@@ -124,8 +123,8 @@ def check_can_publish(to: Destination) -> None:
         pass  # the repository may not exist yet
     api = HfApi()
     try:
-        with_retries(lambda: _require_write_access(api, to))
-        with_retries(lambda: _require_new_tag(api, to))
+        _require_write_access(api, to)
+        _require_new_tag(api, to)
     except (HTTPError, OSError) as error:
         raise LeukoscopeError(f"{to.id}: {_reason(error)}") from None
 
@@ -170,16 +169,20 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
             lacks are deleted.
         hint: added to the error where the Hub refuses or cannot be reached: that nothing is lost, and how to go on.
     """
-    from huggingface_hub import CommitInfo, HfApi
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
 
     api, what = HfApi(), {"model": "release", "dataset": "data set", "space": "Space"}[to.kind]
 
-    def send() -> CommitInfo:
-        # Compared with the repository anew for each try: after one whose response was lost, nothing is left to be done.
+    try:
+        _require_write_access(api, to)
+        _require_new_tag(api, to)
+        if to.revision and not to.revision.startswith("refs/pr/"):
+            api.create_branch(to.id, branch=to.revision, repo_type=to.kind, exist_ok=True)
+        before = api.repo_info(to.id, revision=to.revision or None, repo_type=to.kind).sha
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
-            return api.upload_folder(
+            commit = api.upload_folder(
                 repo_id=to.id,
                 folder_path=folder,
                 commit_message=f"Publish {what}",
@@ -188,16 +191,8 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
                 create_pr=to.create_pr,
                 delete_patterns=list(replaces),
             )
-
-    try:
-        with_retries(lambda: _require_write_access(api, to))
-        with_retries(lambda: _require_new_tag(api, to))
-        if to.revision and not to.revision.startswith("refs/pr/"):
-            with_retries(lambda: api.create_branch(to.id, branch=to.revision, repo_type=to.kind, exist_ok=True))
-        before = with_retries(lambda: api.repo_info(to.id, revision=to.revision or None, repo_type=to.kind)).sha
-        commit = with_retries(send, repeatable=not to.create_pr)
         if to.tag:
-            with_retries(lambda: _tag(api, to, commit.oid))
+            _tag(api, to, commit.oid)
     # The client wraps what happens to an upload in RuntimeError, and what the Hub minds in a card in ValueError.
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         raise LeukoscopeError(f"{to.id}: publishing failed: {_reason(error)}. {hint}") from None
@@ -337,45 +332,3 @@ def _require_predictions_only(path: Path) -> None:
                 f"{path}: column {column.name} ({column.type}) is no prediction; only cell ids, subjects, labels, "
                 "areas, folds, hashes and probabilities are published — remove it"
             )
-
-
-TRIES = 4
-FIRST_WAIT = 1.0  # seconds; doubled each time
-LONGEST_WAIT = 60.0  # seconds; if the Hub asks for more, the call fails
-_TEMPORARY = (408, 429, 500, 502, 503, 504)
-_T = TypeVar("_T")
-
-
-def with_retries(call: Callable[[], _T], *, repeatable: bool = True) -> _T:
-    """Call, and call again after a wait where the Hub is busy or the connection broke; the last error is raised.
-
-    What is not `repeatable`, because doing it twice does harm, is repeated only where it has not begun, by the Hub's
-    status (429).
-    """
-    from huggingface_hub.errors import HTTPError
-
-    wait = FIRST_WAIT
-    for tries_left in reversed(range(TRIES)):
-        try:
-            return call()
-        except (HTTPError, OSError) as error:
-            seconds = _retry_after(error, wait, repeatable)
-            if seconds is None or not tries_left:
-                raise
-        time.sleep(seconds)
-        wait *= 2
-    raise AssertionError("the last try returns or raises")
-
-
-def _retry_after(error: Exception, wait: float, repeatable: bool) -> float | None:
-    """Seconds until the next try; None where there should be none."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-
-    if not isinstance(error, HfHubHTTPError):
-        broken = isinstance(error, HTTPError | ConnectionError) and not isinstance(error, OfflineModeIsEnabled)
-        return wait if broken and repeatable else None
-    status, named = error.response.status_code, error.response.headers.get("Retry-After", "")
-    if status not in _TEMPORARY or not (repeatable or status == 429):
-        return None
-    seconds = float(named) if named.isdecimal() else wait
-    return seconds if seconds <= LONGEST_WAIT else None
