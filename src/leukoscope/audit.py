@@ -9,23 +9,25 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__, duplicates
 from leukoscope.data.folders import ImageFolder
-from leukoscope.data.images import UnreadableImage, cell_area, foreground, open_encoded
+from leukoscope.data.images import foreground
 from leukoscope.data.loading import LoadedCells
+from leukoscope.data.pixel_cache import each_picture
 from leukoscope.data.splits import Split, cross_validation, groups_of, linked, split_unit
 from leukoscope.evaluation.baselines import shortcut_metrics, trivial_features
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.progress import track
 
-AUDIT_SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+AUDIT_SCHEMA_VERSION = 2
 USUAL_SIZE_SHARE = 0.9  # of the images have one size: others are odd then
 FEATURE_SIDE = 112  # pixels, at which features are measured; the lines of a scale bar are still visible
 # Standard deviation in grey levels of a blank image, and largest distance between the channels of a grey one; what JPEG
@@ -42,7 +44,6 @@ ODDITIES = {
 # Features that do not lie in the cell; from this share of the way from chance to perfect they are a shortcut.
 OUTSIDE_THE_CELL = ("background", "corner", "picture size")
 SHORTCUT_SHARE = 0.2
-_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,6 @@ class CellScan:
     key: duplicates.PictureKey
     size: tuple[int, int]  # (width, height) in pixels
     features: Mapping[str, np.ndarray]  # name → (D,), see `trivial_features`
-    area: float | None  # share of the image that the cell covers; None where cells are not cut out on black
     oddities: tuple[str, ...]  # keys of `ODDITIES`
 
 
@@ -69,29 +69,18 @@ def scan_cells(data: LoadedCells) -> ScannedCells:
     from PIL.Image import Resampling
 
     rows, background = data.rows, data.info.background
-    ids = rows["cell_id"][:]
 
-    def scan(row: int) -> CellScan | str:
-        try:
-            image = open_encoded(rows[row]["image"], ids[row])
-        except UnreadableImage as error:
-            return str(error)
+    def scan(row: int, image: Image) -> CellScan:
         small = np.asarray(image.resize((FEATURE_SIDE, FEATURE_SIDE), Resampling.BOX))
         features = {name: values[0] for name, values in trivial_features([small], background).items()}
-        area = cell_area(small) if background == "black" else None
         oddities = tuple(_oddities(np.asarray(image), small, background))
-        return CellScan(duplicates.picture_key(image), image.size, features, area, oddities)
+        return CellScan(duplicates.picture_key(image), image.size, features, oddities)
 
-    scans, problems = [], {}
-    with ThreadPoolExecutor() as pool:
-        for cell, scanned in zip(ids, track(pool.map(scan, range(len(ids))), "reading images", len(ids)), strict=True):
-            if isinstance(scanned, str):
-                problems[cell] = scanned
-            else:
-                scans.append(scanned)
+    found, problems = each_picture(rows, scan, "reading images")
+    scans = [scan for scan in found if scan is not None]
     if not scans:
         first = next(iter(problems.values()), f"{data.info.name}: holds no image")
-        raise LeukoscopeError(f"{first}; none of the {len(ids):,} images could be read, so there is nothing to audit")
+        raise LeukoscopeError(f"{first}; none of the {len(rows):,} images could be read, so there is nothing to audit")
     return ScannedCells(data.without(problems), scans)
 
 
@@ -142,7 +131,7 @@ def audit_cells(
 
     Returns:
         `inflating` (one sentence each; empty for a data set fit to be measured on), `warnings` (a sentence on shortcuts
-        outside the cell, if there are any), `unreadable`, `counts`, `classes`, `subjects`, `picture_sizes`,
+        outside the cell, if there are any), `unreadable`, `counts`, `classes`, `subjects`,
         `subjects_in_two_classes`, `units_on_two_sides` (of the split), `duplicates`, `subject_aliases`, `odd_pictures`
         and `shortcuts`.
     """
@@ -165,7 +154,7 @@ def audit_cells(
         "inflating": [],
         "unreadable": list(data.unreadable),
         "counts": {"differences": list(data.count_differences), "passed_over": list(data.passed_over)},
-        **_classes_and_subjects(scanned, cells),
+        **_classes_and_subjects(info.labels, cells),
         "duplicates": _duplicates(pairs),
         "subject_aliases": _aliases(data, cells, pairs),
         "odd_pictures": _odd_pictures(scanned, cells),
@@ -185,43 +174,29 @@ def _cells(scanned: ScannedCells, subject_of: Mapping[str, str], split: Split | 
     ]
 
 
-def _classes_and_subjects(scanned: ScannedCells, cells: Sequence[_Cell]) -> dict[str, Any]:
-    """The blocks about the cells, sizes and areas of classes and subjects."""
-    rows_of, sides_of = defaultdict[str, list[int]](list), defaultdict[str, set[str]](set)
-    for row, cell in enumerate(cells):
+def _classes_and_subjects(names: Sequence[str], cells: Sequence[_Cell]) -> dict[str, Any]:
+    """The blocks about the cells of classes and subjects."""
+    cells_of, sides_of = defaultdict[str, Counter[str]](Counter), defaultdict[str, set[str]](set)
+    for cell in cells:
         if cell.subject:
-            rows_of[cell.subject].append(row)
+            cells_of[cell.subject][cell.label] += 1
         if cell.unit and cell.side:  # cells of unknown subjects are not one subject's
             sides_of[cell.unit].add(cell.side)
-    labels_of = {subject: Counter(cells[row].label for row in own) for subject, own in sorted(rows_of.items())}
+    labels_of = dict(sorted(cells_of.items()))
     mixed = {subject: dict(labels) for subject, labels in labels_of.items() if len(labels) > 1}
-    of_class = {
-        label: [row for row, cell in enumerate(cells) if cell.label == label] for label in scanned.data.info.labels
-    }
     return {
         "classes": {
             label: {
-                "cells": len(rows),
+                "cells": sum(cell.label == label for cell in cells),
                 "subjects": sum(label in labels for labels in labels_of.values()),
-                "area": _area_quantiles(scanned, rows),
             }
-            for label, rows in of_class.items()
+            for label in names
         },
-        "subjects": {
-            subject: {"cells": dict(labels), "area": _area_quantiles(scanned, rows_of[subject])}
-            for subject, labels in labels_of.items()
-        },
-        "picture_sizes": dict(Counter(f"{w}×{h}" for w, h in (scan.size for scan in scanned.scans)).most_common()),
+        "subjects": {subject: {"cells": dict(labels)} for subject, labels in labels_of.items()},
         # Suspect only where most subjects have one class, as with diagnoses.
         "subjects_in_two_classes": {"suspect": 0 < len(mixed) <= len(labels_of) / 2, "subjects": mixed},
         "units_on_two_sides": sorted(unit for unit, sides in sides_of.items() if len(sides) > 1),
     }
-
-
-def _area_quantiles(scanned: ScannedCells, rows: Sequence[int]) -> list[float] | None:
-    """5, 25, 50, 75 and 95 % quantiles of the cells' area; None where cells are not cut out."""
-    areas = [area for row in rows if (area := scanned.scans[row].area) is not None]
-    return np.quantile(areas, _QUANTILES).tolist() if areas else None
 
 
 def _crossing(one: _Cell, other: _Cell) -> dict[str, bool]:
@@ -263,33 +238,20 @@ def _duplicates(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         of_kind = [pair["across"] for pair in pairs if pair["identical"] == identical]
         return {"pairs": len(of_kind), **{key: sum(one[key] for one in of_kind) for key in (*_CROSSED, "inflates")}}
 
-    criteria = {
-        "hash_bits_at_most": duplicates.HASH_DISTANCE,
-        "difference_at_most": duplicates.SAME_DIFFERENCE,
-        "correlation_at_least": duplicates.SAME_CORRELATION,
-    }
-    return {"criteria": criteria, "identical": summary(True), "near": summary(False), "pairs": list(pairs)}
+    return {"identical": summary(True), "near": summary(False), "pairs": list(pairs)}
 
 
 def _aliases(data: LoadedCells, cells: Sequence[_Cell], pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Groups of subject ids that share cells, hence are one subject; as a registry entry would join them."""
-    shared: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for pair in pairs:
-        if pair["across"]["subjects"]:
-            one, other = sorted(pair["subjects"])
-            shared[one, other]["identical" if pair["identical"] else "near"] += 1
+    shared = Counter(frozenset(pair["subjects"]) for pair in pairs if pair["across"]["subjects"])
     size = Counter(cell.subject for cell in cells)
     groups: list[dict[str, Any]] = []
     for group in linked(shared):
         canonical = data.info.canonical_subject(max(group, key=lambda subject: size[subject]))
         unjoined = [subject for subject in group if data.info.canonical_subject(subject) != canonical]
-        links = [
-            {"subjects": list(ids), "identical": count["identical"], "near": count["near"]}
-            for ids, count in sorted(shared.items())
-            if ids[0] in group
-        ]
+        copies = sum(count for ids, count in shared.items() if not ids.isdisjoint(group))
         groups.append(
-            {"subjects": group, "same_as": canonical, "known": not unjoined, "unjoined": unjoined, "links": links}
+            {"subjects": group, "same_as": canonical, "known": not unjoined, "unjoined": unjoined, "copies": copies}
         )
     proposed = {s: group["same_as"] for group in groups for s in group["subjects"] if s != group["same_as"]}
     return {"groups": groups, "proposed": dict(sorted(proposed.items()))}

@@ -158,16 +158,13 @@ def draw_cell(
         seed: >= 0; another seed is another set of subjects.
 
     Raises:
-        ValueError: an argument lies outside the ranges above.
+        ValueError: a number lies outside the ranges above, or the label or background is unknown.
     """
-    if label not in PHANTOM_LABELS:
-        raise ValueError(f"label is {label!r}; a phantom cell is one of {', '.join(PHANTOM_LABELS)}")
-    for what, value in (("subject", subject), ("cell", cell)):
-        if value < 0:
-            raise ValueError(f"{what} is {value}; number {what}s from 0 upwards")
-    _check_frame(size, background, seed)
-    form = _MORPHOLOGY[label]
+    if size < MIN_SIZE or background not in get_args(Background):
+        known = ", ".join(get_args(Background))
+        raise ValueError(f"size {size}, background {background!r}: draw {MIN_SIZE} px or more on one of {known}")
     key = (seed, PHANTOM_LABELS.index(label), subject)
+    form = _MORPHOLOGY[label]
     stain = _Stain.of_subject(_generator(*key, stream=1), form)
     rng = _generator(*key, cell)
     # Cells of a C-NMC subject spread by R 4.9, G 2.8, B 4.3 levels; a little less keeps subjects apart.
@@ -211,25 +208,10 @@ def phantom_cells(
         size, background, seed: as for `draw_cell`.
 
     Raises:
-        ValueError: at the call, not at the first cell, when an argument is out of range.
+        ValueError: as `draw_cell`.
     """
-    for name, value in (("subjects_per_class", subjects_per_class), ("cells_per_subject", cells_per_subject)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; ask for at least 1")
-    _check_frame(size, background, seed)
-    return (
-        draw_cell(label, subject=subject, cell=cell, size=size, background=background, seed=seed)
-        for label, subject, cell in product(PHANTOM_LABELS, range(subjects_per_class), range(cells_per_subject))
-    )
-
-
-def _check_frame(size: int, background: str, seed: int) -> None:
-    if size < MIN_SIZE:
-        raise ValueError(f"size is {size}; draw at {MIN_SIZE} px or more (native is {NATIVE_SIZE})")
-    if background not in get_args(Background):
-        raise ValueError(f"background is {background!r}; choose one of {', '.join(get_args(Background))}")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; use 0 or a positive number")
+    for label, subject, cell in product(PHANTOM_LABELS, range(subjects_per_class), range(cells_per_subject)):
+        yield draw_cell(label, subject=subject, cell=cell, size=size, background=background, seed=seed)
 
 
 def _generator(*key: int, stream: int | None = None) -> np.random.Generator:

@@ -179,7 +179,7 @@ def _print_summary(findings: Mapping[str, Any]) -> None:
     copies, measured = copies_table(findings), shortcuts_table(findings)
     print_table(copies.columns, copies.rows)
     for group in findings["subject_aliases"]["groups"]:
-        shared = sum(link["identical"] + link["near"] for link in group["links"])
+        shared = group["copies"]
         new = f"propose as subject_aliases; not joined yet: {', '.join(group['unjoined'])}"
         state = "already joined when loading" if group["known"] else new
         typer.echo(f"one subject: {' = '.join(group['subjects'])}, {shared} shared image(s); {state}")

@@ -102,19 +102,12 @@ def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
     return FramedCells(kept, pixels, row_of, labels, [units.get(cell, "") for cell in ids], hashes, areas)
 
 
-def without_damaged(data: LoadedCells) -> LoadedCells:
-    """The cells whose pictures can be decoded, of which training draws its split; `unreadable` names the others.
-
-    Raises `UnreachableImage` for a file that is missing now.
-    """
-    _, problems = _each_picture(data.rows, lambda row, image: None, "looking for damaged pictures")
-    return data.without(problems)
-
-
-def _each_picture(
+def each_picture(
     rows: Dataset, use: Callable[[int, Image.Image], _T], label: str
 ) -> tuple[list[_T | None], dict[str, str]]:
-    """What `use` makes of each row and its picture, None for damaged ones; and cell id → message for these.
+    """What `use` makes of each row and its RGB picture, None for damaged ones; and cell id → message for these.
+
+    `label` names the progress bar.
 
     Raises:
         UnreachableImage: a drive that is gone for a moment says nothing of its cells.
@@ -195,7 +188,7 @@ def _decode_to(path: Path, shape: tuple[int, ...], cells: Dataset, preprocessing
         array[row] = preprocessing.frame(image)
         return pixel_hash(image), round(cell_area(np.asarray(image)), 6)
 
-    found, problems = _each_picture(cells, decode, "decoding")
+    found, problems = each_picture(cells, decode, "decoding")
     array.flush()
     kept = [one or ("", 0.0) for one in found]
     return {"unreadable": problems, "pixel_hashes": [hash_ for hash_, _ in kept], "areas": [area for _, area in kept]}
