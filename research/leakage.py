@@ -19,13 +19,12 @@ import numpy as np
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli.options import require_writable
 from leukoscope.data.loading import LoadedCells
-from leukoscope.data.pixel_cache import frame_cells
+from leukoscope.data.pixel_cache import without_damaged
 from leukoscope.data.splits import Split, assert_disjoint, groups_of
 from leukoscope.evaluation.metrics import headline
 from leukoscope.models.release_files import read_metrics, write_json
 from leukoscope.protocol import ProtocolRun, finish, refuse_split_flags
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.data import preprocessing_for
 from research.commands import make_parser, run
 
 UNSEEN, SEEN = "unseen", "seen"
@@ -92,10 +91,7 @@ def _select_units(data: LoadedCells, units: np.ndarray, labels: np.ndarray, rng:
 def leakage_runs(config: TrainingConfig, seeds: Sequence[int]) -> Iterator[ProtocolRun]:
     """List the runs of a comparison; their splits are made and written below the configuration's output folder."""
     refuse_split_flags(config, "num_folds")
-    recipe = config.resolve()
-    data = config.data.load(recipe.image_size)
-    # Splits are drawn of the cells that can be decoded.
-    data = frame_cells(data, preprocessing_for(recipe, data)).data
+    data = without_damaged(config.data.load(config.resolve().image_size))
     config.output_dir.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for side, split in leakage_pair(data, seed, max_train_cells=config.data.max_train_samples).items():

@@ -20,12 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from machine import machine
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.models.release_files import write_json
 from leukoscope.synthetic import draw_cell
-from leukoscope.training.run_folder import machine
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results" / "benchmarks" / "first_answer.json"

@@ -24,6 +24,7 @@ from statistics import quantiles
 from typing import Any
 
 import numpy as np
+from machine import machine
 from timing import FIRST_ANSWER, seconds_each
 
 from leukoscope import RESEARCH_NOTICE
@@ -65,7 +66,7 @@ def main() -> None:
         pictures = _lay_out(flags, Path(folder) / "pictures")
         releases = [_compared(flags, release, pictures, Path(folder)) for release in flags.models]
     from leukoscope.models.release_files import write_json
-    from leukoscope.training.run_folder import machine, versions
+    from leukoscope.training.run_folder import versions
 
     result = {
         "notice": RESEARCH_NOTICE,

@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 import psutil
+from machine import machine
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.models.release_files import folder_name, write_json
 from leukoscope.synthetic import draw_cell
-from leukoscope.training.run_folder import machine, versions
+from leukoscope.training.run_folder import versions
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks" / "scoring.json"
 FLAT_WITHIN = 0.10

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from machine import machine
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.loading import load_cells
@@ -38,7 +39,7 @@ from leukoscope.models.release import save_release
 from leukoscope.models.release_files import write_json
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import FeatureInputs, preprocessing_for
-from leukoscope.training.run_folder import machine, peak_memory, versions
+from leukoscope.training.run_folder import peak_memory, versions
 from leukoscope.training.train import cpu_has_bf16, keep_freed_memory, make_accelerator
 from leukoscope.training.trainer import Trainer, make_optimizer
 
@@ -217,7 +218,7 @@ def _ours(flags: argparse.Namespace, turn: dict[str, Any]) -> dict[str, Any]:
     rows = list(engine.fit())
     result = _timed(flags.cells, [flags.cells / row["images_per_second"] for row in rows], decoding + preparing)
     result |= {"decoding_seconds": decoding, "preparing_seconds": preparing}
-    result |= {"data_wait_percent": [row["data_wait_percent"] for row in rows]} | _memory()
+    result |= _memory()
     if isinstance(engine.inputs, FeatureInputs):
         # Steps of the head alone say nothing beside those of the whole network.
         return result

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from accelerate import Accelerator
@@ -24,7 +23,7 @@ from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.models.recipes import get_recipe
 from leukoscope.training import run_folder as environment
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.run_folder import write_environment
+from leukoscope.training.run_folder import hardware, write_environment
 from leukoscope.training.train import make_accelerator
 
 
@@ -59,10 +58,8 @@ def test_it_holds_what_a_repetition_depends_on(
     assert written["data"] == {"name": "imagefolder", "fingerprint": data.fingerprint}
     assert written["compute"]["precision"] == "bf16"
     assert (written["compute"]["processes"], written["compute"]["threads"]) == (1, torch.get_num_threads())
-    assert written["machine"]["memory_bytes"] == psutil.virtual_memory().total
-    assert written["machine"]["cores"] == os.cpu_count()
-    assert written["machine"]["cpu"]
-    assert len(written["machine"]["gpus"]) == torch.cuda.device_count()
+    assert written["compute"]["hardware"] == hardware(accelerator.device)
+    assert written["cores"] == os.cpu_count()
     assert written["command"].startswith("train.py --dataset_name imagefolder")
     assert str(tmp_path) not in json.dumps(written), "folders are private"
 

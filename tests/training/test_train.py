@@ -474,7 +474,7 @@ def test_an_interrupted_run_resumes_and_leaves_what_a_whole_one_leaves(
 
 
 # Columns of summary.csv that say how the machine fared, not what was learnt.
-_OF_THIS_MACHINE = ("seconds", "images_per_second", "data_wait_percent", "peak_memory_mb")
+_OF_THIS_MACHINE = ("seconds", "images_per_second", "peak_memory_mb")
 
 
 def _without_times(row: dict[str, str]) -> dict[str, str]:

@@ -422,7 +422,7 @@ def test_validation_and_prediction_show_how_far_they_are(
     assert shown[1:] == [("validation", batches[0]), ("prediction", batches[1])]
 
 
-def test_an_epoch_says_how_fast_it_was_what_it_waited_for_and_what_it_held(
+def test_an_epoch_says_how_fast_it_was_and_what_it_held(
     trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     augmented = Augmenter.__call__
@@ -434,8 +434,6 @@ def test_an_epoch_says_how_fast_it_was_what_it_waited_for_and_what_it_held(
     monkeypatch.setattr(Augmenter, "__call__", slowly)
     trainer = trainer_for(replace(RECIPE, num_train_epochs=2), split="all")
     for row in trainer.fit():
-        waited = row["data_wait_percent"] / 100 * row["seconds"]
-        assert 0.6 - 0.1 <= waited <= row["seconds"] + 0.1, "three batches"
         assert row["images_per_second"] == pytest.approx(24 / row["seconds"], rel=0.2)
         assert 50 < row["peak_memory_mb"] < 100_000
 

@@ -102,6 +102,15 @@ def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
     return FramedCells(kept, pixels, row_of, labels, [units.get(cell, "") for cell in ids], hashes, areas)
 
 
+def without_damaged(data: LoadedCells) -> LoadedCells:
+    """The cells whose pictures can be decoded, of which training draws its split; `unreadable` names the others.
+
+    Raises `UnreachableImage` for a file that is missing now.
+    """
+    _, problems = each_picture(data.rows, lambda row, image: None, "looking for damaged pictures")
+    return data.without(problems)
+
+
 def each_picture(
     rows: Dataset, use: Callable[[int, Image.Image], _T], label: str
 ) -> tuple[list[_T | None], dict[str, str]]:

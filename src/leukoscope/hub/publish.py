@@ -192,7 +192,7 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
                 delete_patterns=list(replaces),
             )
         if to.tag:
-            _tag(api, to, commit.oid)
+            api.create_tag(to.id, tag=to.tag, revision=commit.oid, repo_type=to.kind)
     # The client wraps what happens to an upload in RuntimeError, and what the Hub minds in a card in ValueError.
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         raise LeukoscopeError(f"{to.id}: publishing failed: {_reason(error)}. {hint}") from None
@@ -221,31 +221,13 @@ def _require_write_access(api: HfApi, to: Destination) -> None:
         raise PermissionError(f"this {what} is public already; {instead} to publish there, or name another one")
 
 
-def _tag(api: HfApi, to: Destination, commit: str) -> None:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        api.create_tag(to.id, tag=to.tag, revision=commit, repo_type=to.kind)
-    except HfHubHTTPError as error:
-        if error.response.status_code != 409:
-            raise
-        if (named := _tags(api, to).get(to.tag, "")) != commit:
-            raise ValueError(
-                f"the files are there (commit {commit[:12]}), but the tag {to.tag} names commit {named[:12]} and a tag "
-                "stays where it is; name another one"
-            ) from None
-
-
 def _require_new_tag(api: HfApi, to: Destination) -> None:
-    if to.tag and (commit := _tags(api, to).get(to.tag)):
+    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(to.id, repo_type=to.kind).tags} if to.tag else {}
+    if commit := tags.get(to.tag):
         raise LeukoscopeError(
             f"{to.id}: has the tag {to.tag} already (commit {commit[:12]}), and a tag stays where it is; name another "
             "one"
         )
-
-
-def _tags(api: HfApi, to: Destination) -> dict[str, str]:
-    return {tag.name: tag.target_commit for tag in api.list_repo_refs(to.id, repo_type=to.kind).tags}
 
 
 def _reason(error: Exception) -> str:

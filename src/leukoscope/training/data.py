@@ -6,8 +6,7 @@ The order of cells (shuffled or balanced by subject), the loaders, and the cache
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -148,27 +147,6 @@ def require_whole_step(cells: int, epoch_cells: int, batch_size: int, accelerato
     raise LeukoscopeError(
         f"--per_device_train_batch_size {batch_size}{times}: larger than the {fewer}; give a smaller one"
     )
-
-
-def ready_batches(
-    loader: Iterable[Batch], inputs: Inputs, device: torch.device, epoch: int, add_waiting: Callable[[float], None]
-) -> Iterator[Batch]:
-    """Augmented inputs and classes, both on the device, and rows, on the CPU.
-
-    Args:
-        add_waiting: called with the seconds each batch took to be read, moved and augmented, and with those of the
-            attempt that finds the end. A GPU moves and augments by itself: there, what counts is asking for it.
-    """
-    batches = iter(loader)  # starting its workers is no waiting
-    started = time.perf_counter()
-    for items, labels, rows in batches:
-        # Rows stay where the augmentation uses them.
-        shown = inputs.for_training(items.to(device, non_blocking=True), rows, epoch)
-        batch = shown, labels.to(device, non_blocking=True), rows
-        add_waiting(time.perf_counter() - started)
-        yield batch
-        started = time.perf_counter()
-    add_waiting(time.perf_counter() - started)
 
 
 def evenly_spread(rows: np.ndarray, most: int) -> np.ndarray:

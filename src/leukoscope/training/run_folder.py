@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil  # comes with accelerate
 import torch
 import yaml
 from accelerate import Accelerator
@@ -197,11 +196,12 @@ def write_environment(out: Path, accelerator: Accelerator, config: TrainingConfi
         "leukoscope": {"version": __version__, **_checkout()},
         "compute": {
             "device": str(accelerator.device),
+            "hardware": hardware(accelerator.device),
             "precision": accelerator.mixed_precision,
             "processes": accelerator.num_processes,
             "threads": torch.get_num_threads(),
         },
-        "machine": machine(),
+        "cores": os.cpu_count(),
         "python": platform.python_version(),
         # An installation that was interrupted leaves a folder without a name.
         "packages": dict(sorted((d.metadata["Name"], d.version) for d in distributions() if d.metadata["Name"])),
@@ -212,6 +212,8 @@ def write_environment(out: Path, accelerator: Accelerator, config: TrainingConfi
 def peak_memory() -> tuple[int, int]:
     """The most bytes this process ever held in main memory, and PyTorch on its GPU since the run began (else 0)."""
     if sys.platform == "win32":
+        import psutil  # comes with accelerate
+
         resident = psutil.Process().memory_info().peak_wset
     elif sys.platform == "darwin":
         import resource
@@ -222,18 +224,6 @@ def peak_memory() -> tuple[int, int]:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         resident = int(status.partition("VmHWM:")[2].split()[0]) * 1024
     return resident, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-
-
-def machine() -> dict[str, Any]:
-    """System, processor, main memory and GPUs; sizes in bytes."""
-    gpus = [torch.cuda.get_device_properties(k) for k in range(torch.cuda.device_count())]
-    return {
-        "system": platform.platform(),
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
-    }
 
 
 def hardware(device: torch.device) -> str:
@@ -247,15 +237,6 @@ def versions() -> dict[str, str]:
     """Versions of the packages that affect a run's metrics, for metrics.json."""
     packages = ("torch", "timm", "transformers", "datasets", "accelerate", "evaluate", "scikit-learn")
     return {"leukoscope": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
 
 
 def _checkout() -> dict[str, Any]:

@@ -32,7 +32,6 @@ from leukoscope.training.data import (
     SubjectBalancedSampler,
     make_inputs,
     prediction_loader,
-    ready_batches,
     require_whole_step,
     training_loader,
 )
@@ -267,7 +266,7 @@ class Trainer:
     def _train_epoch(self) -> dict[str, Any]:
         """Train on the training side once, or on what is left of it; the training columns of summary.csv."""
         state, accelerator = self.state, self.accelerator
-        started, waits = time.perf_counter(), [0.0]
+        started, device = time.perf_counter(), accelerator.device
         self._train_mode()
         epoch, seen = state.epoch, state.step * accelerator.gradient_accumulation_steps
         # The order follows from seed and epoch.
@@ -279,10 +278,12 @@ class Trainer:
             len(self.loader) * self.recipe.num_train_epochs,
             done=len(self.loader) * epoch + seen,
         )
-        for inputs, labels, _ in ready_batches(left, self.inputs, accelerator.device, epoch, waits.append):
+        for items, labels, rows in left:
             try:
+                # Rows stay where the augmentation uses them.
+                inputs = self.inputs.for_training(items.to(device, non_blocking=True), rows, epoch)
                 with accelerator.accumulate(self.model):
-                    state.batches.append(self._step(inputs, labels))
+                    state.batches.append(self._step(inputs, labels.to(device, non_blocking=True)))
             except torch.OutOfMemoryError:
                 size, parts = len(labels), accelerator.gradient_accumulation_steps
                 less = f"--per_device_train_batch_size {size // 2} --gradient_accumulation_steps {2 * parts}"
@@ -308,7 +309,6 @@ class Trainer:
             "learning_rate": self.state.scheduler.get_last_lr()[0],
             "seconds": round(seconds, 1),
             "images_per_second": round(images / seconds, 1),
-            "data_wait_percent": round(100 * sum(waits) / seconds, 1),
             "peak_memory_mb": round((on_gpu or resident) / 1e6),
         }
 
