@@ -142,7 +142,6 @@ def score(
     source: str | Path,
     output: str | Path,
     *,
-    by_subject: str | Path | None = None,
     subject_pattern: str | None = None,
     backend: str = "",
     device: str = "auto",
@@ -152,9 +151,8 @@ def score(
 
     Args:
         model: release folder or Hub id.
-        source: a folder of images, a CSV or Parquet file with a column of paths, or a key of `DATASETS`.
-        output: the table to write: .parquet, .csv, .json or .xlsx.
-        by_subject: a second table, with one row per subject.
+        source: a folder of images, or a CSV or Parquet file with a column of paths.
+        output: the table to write: .parquet or .csv.
         subject_pattern: a regular expression that finds the subject in an image's path.
         backend, precision: as for `Predictor.from_pretrained`.
         device: a torch device such as "cpu" or "cuda"; "auto" takes the GPU where torch finds one, else the CPU.
@@ -163,13 +161,10 @@ def score(
         LeukoscopeError: a table that exists already or cannot be written, or a source without images.
     """
     from leukoscope.inference.predictor import Predictor
-    from leukoscope.inference.scoring import check_by_subject, check_output, score_cells
+    from leukoscope.inference.scoring import check_output, score_cells
     from leukoscope.inference.sources import open_source
 
     check_output(Path(output))
     cells = open_source(str(source), subject_pattern=subject_pattern)
-    subjects = None if by_subject is None else Path(by_subject)
-    if subjects is not None:
-        check_by_subject(subjects, Path(output), cells)
     predictor = Predictor.from_pretrained(model, backend=backend, device=device, precision=precision)
-    return score_cells(predictor, cells, Path(output), by_subject=subjects)
+    return score_cells(predictor, cells, Path(output))

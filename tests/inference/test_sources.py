@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import DatasetDict
 from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import EncodedImage, UnreadableImage, open_bytes, open_image
-from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.inference.sources import CellSource, SourceCell, open_source
 
 
@@ -192,11 +188,6 @@ def test_a_table_without_paths_is_refused(tmp_path: Path) -> None:
         open_source(str(tmp_path / "cells.csv"))
 
 
-def test_a_data_set_without_its_folder_is_refused_with_the_flag_of_the_command() -> None:
-    with pytest.raises(LeukoscopeError, match="^--input imagefolder: it has no Hub copy; give its folder with --train"):
-        open_source("imagefolder")
-
-
 def test_subjects_named_twice_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cells.csv").write_text("file,subject\ncells/ann/0.png,ann\n")
     with pytest.raises(LeukoscopeError, match="a column of it names the subjects as well; leave the pattern out"):
@@ -220,11 +211,9 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, name: str, content: 
         open_source(str(tmp_path / name))
 
 
-def test_what_is_neither_path_nor_data_set_is_refused() -> None:
-    with pytest.raises(
-        LeukoscopeError, match="--input nowhere: no such folder or file, and no data set either .*cnmc2019"
-    ):
-        open_source("nowhere")
+def test_what_is_no_path_is_refused() -> None:
+    with pytest.raises(LeukoscopeError, match="^--input cnmc2019: no such folder or file; give a folder of images"):
+        open_source("cnmc2019")
 
 
 def test_pictures_inside_a_parquet_file_are_read_from_any_row_on(tmp_path: Path) -> None:
@@ -284,50 +273,3 @@ def test_a_pattern_for_pictures_without_paths_is_refused(tmp_path: Path) -> None
     path = embedded(tmp_path / "cells.parquet", 1, group=1)
     with pytest.raises(LeukoscopeError, match="its pictures have no paths to match; give it a column 'subject'"):
         open_source(str(path), subject_pattern="(a)")
-
-
-def test_a_data_set_brings_ids_subjects_and_what_is_unreadable(tmp_path: Path) -> None:
-    for name in ("ALL/ann_1.png", "ALL/ann_2.png", "HEM/bob_1.png"):
-        save(tmp_path / name, 5)
-    (tmp_path / "HEM" / "bob_2.png").write_bytes(b"")
-    source = open_source("imagefolder", train_dir=tmp_path, subject_pattern=r"/(\w+)_")
-    data = load_cells("imagefolder", tmp_path, subject_pattern=r"/(\w+)_")
-    cells = everything(source)
-    assert [(cell.cell_id, cell.subject) for cell in cells] == list(
-        zip(data.train["cell_id"], data.train["subject"], strict=True)
-    )
-    assert [grey_of(cell) for cell in source.read(1)] == [5, 5]
-    assert source.unreadable == (
-        (str(tmp_path / "HEM" / "bob_2.png"), "the file is empty (0 bytes); copy or export it again"),
-    )
-    assert "1 unreadable file(s) left out" in source.report
-
-
-@pytest.mark.parametrize("change", ["replaced", "order"])
-def test_a_data_sets_fingerprint_tells_replaced_files_and_another_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
-) -> None:
-    for grey, name in enumerate(("ALL/ann_1.bmp", "ALL/ann_2.bmp", "HEM/bob_1.bmp")):
-        save(tmp_path / name, grey)
-
-    def fingerprint() -> str:
-        return open_source("imagefolder", train_dir=tmp_path, subject_pattern=r"/(\w+)_").fingerprint
-
-    before = fingerprint()
-    assert fingerprint() == before
-    if change == "replaced":
-        stored = tmp_path / "ALL" / "ann_1.bmp"
-        size = stored.stat().st_size
-        save(stored, 200)
-        os.utime(stored, (1, 1))
-        assert stored.stat().st_size == size, "else the data's own fingerprint tells"
-    else:
-        load = load_cells
-
-        def reversed_cells(*args: Any, **more: Any) -> LoadedCells:
-            data = load(*args, **more)
-            order = range(len(data.train) - 1, -1, -1)
-            return replace(data, cells=DatasetDict(train=data.train.select(order)))
-
-        monkeypatch.setattr("leukoscope.data.loading.load_cells", reversed_cells)
-    assert fingerprint() != before

@@ -32,7 +32,7 @@ leukoscope field my-release slides/ --crops crops
 leukoscope patient my-release my_cells --subject_pattern '(?P<subject>P.+)_'
 leukoscope patient my-release one_subject --output report.html
 leukoscope score my-release --input my_cells --output cells.parquet
-leukoscope score my-release --input cells.csv --output scores.csv --by_subject subjects.xlsx
+leukoscope score my-release --input cells.csv --output scores.csv
 leukoscope evaluate my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --split subject
 leukoscope evaluate --predictions my-release/predictions/subject_cv.parquet --output report
 leukoscope data check C-NMC_Leukemia

@@ -15,7 +15,7 @@ from typer import Argument, Option
 from typer.core import TyperCommand
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli import flags
+from leukoscope.cli import options
 from leukoscope.cli.options import load_reported, print_table, require_writable, say
 from leukoscope.files import disk_errors
 from leukoscope.progress import progress
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 def check(
     folder: Annotated[Path, Argument(metavar="DIR", help="Folder that a data set was unpacked to, or your own.")],
-    subject_pattern: flags.SubjectPattern = None,
-    labels: flags.Labels = None,
-    as_json: flags.AsJson = False,
+    subject_pattern: options.SubjectPattern = None,
+    labels: options.Labels = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Say which data set a folder holds, how many cells of each class and subject, and what is missing or odd.
 
@@ -107,9 +107,9 @@ def audit(
     dataset_name: Annotated[
         str, Option("--dataset_name", metavar="NAME", help="Data set in place of DIR, as for train.")
     ] = "",
-    train_dir: flags.TrainDir = None,
-    subject_pattern: flags.SubjectPattern = None,
-    labels: flags.Labels = None,
+    train_dir: options.TrainDir = None,
+    subject_pattern: options.SubjectPattern = None,
+    labels: options.Labels = None,
     split: Annotated[
         str | None,
         Option(
@@ -122,8 +122,8 @@ def audit(
         Path | None, Option("--split_file", metavar="FILE", help="Also check the sides of this split.json.")
     ] = None,
     output: Annotated[Path | None, Option(metavar="DIR", help="Default: audit-NAME in the current folder.")] = None,
-    as_json: flags.AsJson = False,
-    quiet: flags.Quiet = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Search for what would inflate metrics: copies of a cell across subjects, classes or splits, shortcuts, odd files.
 
@@ -222,10 +222,10 @@ def push(
     citation: Annotated[
         str, Option(metavar="TEXT", help="How the cells are to be cited (default: the data set's).")
     ] = "",
-    subject_pattern: flags.SubjectPattern = None,
-    labels: flags.Labels = None,
+    subject_pattern: options.SubjectPattern = None,
+    labels: options.Labels = None,
     public: Annotated[bool, Option("--public", help="Show the data set to everybody (default: private).")] = False,
-    quiet: flags.Quiet = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Publish the images of a folder as a data set on the Hugging Face Hub, private unless you say --public.
 

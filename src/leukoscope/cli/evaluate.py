@@ -12,7 +12,7 @@ import typer
 from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli import flags
+from leukoscope.cli import options
 from leukoscope.cli.options import load_reported, print_table, require_writable
 from leukoscope.cli.release import assess_on
 from leukoscope.progress import progress
@@ -29,9 +29,9 @@ def evaluate(
     dataset_name: Annotated[
         str | None, Option("--dataset_name", metavar="NAME", help="Data set, as for train.")
     ] = None,
-    train_dir: flags.TrainDir = None,
-    subject_pattern: flags.SubjectPattern = None,
-    labels: flags.Labels = None,
+    train_dir: options.TrainDir = None,
+    subject_pattern: options.SubjectPattern = None,
+    labels: options.Labels = None,
     split: Annotated[str | None, Option(help="Test on the test side of this split (default: on every cell).")] = None,
     split_file: Annotated[
         Path | None, Option("--split_file", metavar="FILE", help="Test on the test side of this split.json.")
@@ -56,13 +56,13 @@ def evaluate(
     max_eval_samples: Annotated[
         int | None, Option("--max_eval_samples", min=1, help="Test on at most so many cells, chosen at random.")
     ] = None,
-    batch_size: flags.BatchSize = 16,
-    device: flags.Device = "auto",
+    batch_size: options.BatchSize = 16,
+    device: options.Device = "auto",
     trust_remote_code: Annotated[
         bool, Option("--trust_remote_code", help="Run Python code that a model brings along.")
     ] = False,
-    as_json: flags.AsJson = False,
-    quiet: flags.Quiet = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure a model on labelled cells: metrics with intervals by subject, worst subjects, a page to read."""
     from leukoscope.evaluation.evaluate import keep_cells, predictions_in_file, predictions_of_model, select_cells
@@ -186,10 +186,10 @@ def _print_evaluation(evaluation: Mapping[str, Any]) -> None:
 def protocol(
     ctx: typer.Context,
     output: Annotated[Path, Option(metavar="DIR", help="Folder of the release to write.")],
-    fields_dir: flags.FieldsDir = None,
-    other_dir: flags.OtherDir = None,
-    healthy_dir: flags.HealthyDir = None,
-    quiet: flags.Quiet = False,
+    fields_dir: options.FieldsDir = None,
+    other_dir: options.OtherDir = None,
+    healthy_dir: options.HealthyDir = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure a recipe on unseen subjects, then train its release. Takes the flags of train (--num_folds …) as well.
 

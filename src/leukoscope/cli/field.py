@@ -15,7 +15,7 @@ import typer
 from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli import flags
+from leukoscope.cli import options
 from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings, say, shown_name
 from leukoscope.cli.predict import MOST_EXPLAINED, file_key, image_paths, numbered, save_png
 from leukoscope.files import disk_errors, write_atomic
@@ -31,7 +31,7 @@ TASKS = "label_studio.json"
 
 
 def field(
-    model: flags.Model,
+    model: options.Model,
     images: Annotated[
         list[Path],
         Argument(
@@ -62,11 +62,11 @@ def field(
             f"Label Studio imports DIR/{TASKS}.",
         ),
     ] = None,
-    backend: flags.Backend = "",
-    precision: flags.Precision = "auto",
-    device: flags.Device = "auto",
-    as_json: flags.AsJson = False,
-    quiet: flags.Quiet = False,
+    backend: options.Backend = "",
+    precision: options.Precision = "auto",
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Find the nucleated cells of smears and classify each with a release of cut-out cells."""
     from leukoscope.data.fields import is_cut_out_cell

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,9 +11,9 @@ import typer
 from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli import flags
+from leukoscope.cli import options
 from leukoscope.cli.options import end_with, open_predictor, print_table, say, shown_name
-from leukoscope.files import disk_errors, write_atomic
+from leukoscope.files import disk_errors
 
 if TYPE_CHECKING:
     from leukoscope.inference.subject import SubjectPrediction
@@ -23,7 +22,7 @@ REPORTS = (".html", ".pdf")
 
 
 def patient(
-    model: flags.Model,
+    model: options.Model,
     source: Annotated[
         str,
         Argument(
@@ -32,36 +31,35 @@ def patient(
             "'subject', as for score.",
         ),
     ],
-    subject_pattern: flags.SubjectPattern = None,
+    subject_pattern: options.SubjectPattern = None,
     output: Annotated[
         Path | None,
         Option(
             metavar="FILE",
-            help="Write a table, one row per subject (.csv, .parquet, .json or .xlsx); or, of a folder of one "
-            "subject's cells, a report of two pages of A4 (.html, or .pdf where Chromium is installed).",
+            help="Write a table, one row per subject (.csv or .parquet); or, of a folder of one subject's cells, a "
+            "report of two pages of A4 (.html, or .pdf where Chromium is installed).",
         ),
     ] = None,
     name: Annotated[str, Option(help="Stands in the report; without it the report names nobody.")] = "",
-    backend: flags.Backend = "",
-    precision: flags.Precision = "auto",
-    device: flags.Device = "auto",
-    batch_size: flags.BatchSize = 32,
-    as_json: flags.AsJson = False,
-    quiet: flags.Quiet = False,
+    backend: options.Backend = "",
+    precision: options.Precision = "auto",
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 32,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Predict for each subject, from the images of that subject's cells."""
     from leukoscope.inference.scoring import TABLE_SUFFIXES, check_output, predict_subjects, subjects_table, write_table
     from leukoscope.inference.sources import open_source
     from leukoscope.inference.subject import SubjectRule
 
-    kinds = (*TABLE_SUFFIXES, *REPORTS)
-    if output is not None and output.suffix.lower() not in kinds:
+    kinds, kind = (*TABLE_SUFFIXES, *REPORTS), output.suffix.lower() if output else ""
+    if output and kind not in kinds:
         raise LeukoscopeError(
             f"--output {output}: is no kind of table or report written here; give a name that ends in "
             f"{', '.join(kinds)}"
         )
-    report = output if output is not None and output.suffix.lower() in REPORTS else None
-    if output is not None and report is None:
+    if output and kind in TABLE_SUFFIXES:
         check_output(output)
     try:
         cells = open_source(source, subject_pattern=subject_pattern)
@@ -69,18 +67,13 @@ def patient(
         raise LeukoscopeError(str(error).removeprefix("--input ")) from None
     say(cells.report)
     predictor = open_predictor(model, backend, device, precision)
-    if report is not None:
-        from leukoscope.reports.subject_report import print_to_pdf, report_on
+    if output and kind in REPORTS:
+        from leukoscope.reports.subject_report import report_on, write_report
 
         html = report_on(predictor, cells, name=name, batch_size=batch_size)
-        with disk_errors(f"--output {report}: cannot be written", "name another folder"):
-            report.parent.mkdir(parents=True, exist_ok=True)
-            if report.suffix.lower() == ".html":
-                write_atomic(report, html)
-            else:
-                with tempfile.TemporaryDirectory() as folder:
-                    print_to_pdf(write_atomic(Path(folder) / "report.html", html), report)
-        about = {"report": str(report), "notice": RESEARCH_NOTICE}
+        with disk_errors(f"--output {output}: cannot be written", "name another folder"):
+            write_report(html, output)
+        about = {"report": str(output), "notice": RESEARCH_NOTICE}
         typer.echo(json.dumps(about, indent=1) if as_json else "\n".join(about.values()))
         return
     SubjectRule.of_release(predictor.release)  # raises now rather than after all cells are read
@@ -91,7 +84,7 @@ def patient(
         typer.echo(json.dumps([one.to_dict() for one in subjects], indent=1))
     else:
         _print_subjects(subjects, model=predictor.release.name)
-    if output is not None:
+    if output:
         with disk_errors(f"--output {output}: cannot be written", "name another folder"):
             write_table(subjects_table(subjects), output)
         if not as_json:

@@ -16,7 +16,7 @@ import typer
 from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli import flags
+from leukoscope.cli import options
 from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings, say, shown_name
 from leukoscope.files import atomic_file, disk_errors
 from leukoscope.progress import track
@@ -30,7 +30,7 @@ MOST_EXPLAINED = 20  # files, in the table's notes
 
 
 def predict(
-    model: flags.Model,
+    model: options.Model,
     images: Annotated[list[Path], Argument(metavar="IMG", help="Image files, or folders of them.")],
     explain: Annotated[
         Path | None,
@@ -43,11 +43,11 @@ def predict(
     tta: Annotated[
         bool, Option("--tta", help="Test-time augmentation: average over the image's eight rotations and mirrorings.")
     ] = False,
-    backend: flags.Backend = "",
-    precision: flags.Precision = "auto",
-    device: flags.Device = "auto",
-    as_json: flags.AsJson = False,
-    quiet: flags.Quiet = False,
+    backend: options.Backend = "",
+    precision: options.Precision = "auto",
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Classify images of single cells with a release."""
     from leukoscope.data.images import UnreadableImage
@@ -174,65 +174,45 @@ def numbered(path: Path, taken: set[str]) -> Path:
 
 
 def score(
-    model: flags.Model,
+    model: options.Model,
     source: Annotated[
         str,
         Option(
             "--input",
             metavar="SOURCE",
-            help="Folder of images; CSV or Parquet with a column of their paths (or, in Parquet, of the images); or a "
-            "data set, as for train.",
+            help="Folder of images; or CSV or Parquet with a column of their paths (or, in Parquet, of the images).",
         ),
     ],
-    output: Annotated[
-        Path, Option(metavar="FILE", help="Table to write, one row per cell (.parquet, .csv, .json or .xlsx).")
-    ],
-    train_dir: flags.TrainDir = None,
-    subject_pattern: flags.SubjectPattern = None,
-    by_subject: Annotated[
-        Path | None,
-        Option(
-            "--by_subject",
-            metavar="FILE",
-            help="Write one row per subject: its prediction, means and shares (.csv, .parquet, .json or .xlsx).",
-        ),
-    ] = None,
-    backend: flags.Backend = "",
-    precision: flags.Precision = "auto",
-    device: flags.Device = "auto",
-    batch_size: flags.BatchSize = 32,
-    cells_per_shard: Annotated[
-        int, Option("--cells_per_shard", min=1, help="Cells that an interruption may cost, at most.")
-    ] = 1024,
-    as_json: flags.AsJson = False,
-    quiet: flags.Quiet = False,
+    output: Annotated[Path, Option(metavar="FILE", help="Table to write, one row per cell (.parquet or .csv).")],
+    subject_pattern: options.SubjectPattern = None,
+    backend: options.Backend = "",
+    precision: options.Precision = "auto",
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 32,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Predict for any number of cells; the same command again resumes an interrupted run.
 
     Exit code: 1 where a file could not be read, as for predict; the table holds all others.
     """
-    from leukoscope.inference.scoring import check_by_subject, check_output, score_cells, unreadable_list
+    from leukoscope.inference.scoring import check_output, score_cells, unreadable_list
     from leukoscope.inference.sources import open_source
 
     if (launched := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
         raise LeukoscopeError(f"{launched} processes were started, and each would score all cells; start one")
     check_output(output)
-    cells = open_source(source, train_dir=train_dir, subject_pattern=subject_pattern)
-    if by_subject is not None:
-        check_by_subject(by_subject, output, cells)
+    cells = open_source(source, subject_pattern=subject_pattern)
     say(cells.report)
     predictor = open_predictor(model, backend, device, precision)
-    sizes = {"cells_per_shard": cells_per_shard, "batch_size": batch_size}
-    scored = score_cells(predictor, cells, output, by_subject=by_subject, **sizes)
+    scored = score_cells(predictor, cells, output, batch_size=batch_size)
     if as_json:
         typer.echo(json.dumps(vars(scored) | {"output": str(output), "notice": RESEARCH_NOTICE}, indent=1))
     else:
         notes = {"out of distribution or no cell": scored.refused, "abstained from": scored.abstained}
         listed = "".join(f", {count:,} {note}" for note, count in notes.items() if count)
-        lines = [f"{scored.cells:,} cells scored{listed}: {output}"]
-        if by_subject is not None:
-            lines.append(f"{scored.subjects:,} subjects: {by_subject}")
-        typer.echo("\n".join((*lines, *release_warnings(predictor), RESEARCH_NOTICE)))
+        line = f"{scored.cells:,} cells scored{listed}: {output}"
+        typer.echo("\n".join((line, *release_warnings(predictor), RESEARCH_NOTICE)))
     if scored.unreadable:
         typer.echo(f"{scored.unreadable:,} file(s) could not be read: {unreadable_list(output)}", err=True)
         raise typer.Exit(1)

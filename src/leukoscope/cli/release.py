@@ -12,7 +12,7 @@ import typer
 from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli import flags
+from leukoscope.cli import options
 from leukoscope.cli.options import load_reported, print_table
 from leukoscope.files import disk_errors, is_git_clone
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 def assess(
-    release: flags.Release,
+    release: options.Release,
     dataset_name: Annotated[str, Option("--dataset_name", metavar="NAME", help="The data set it was made from.")],
-    train_dir: flags.TrainDir = None,
-    subject_pattern: flags.SubjectPattern = None,
-    labels: flags.Labels = None,
-    fields_dir: flags.FieldsDir = None,
-    other_dir: flags.OtherDir = None,
-    healthy_dir: flags.HealthyDir = None,
-    quiet: flags.Quiet = False,
+    train_dir: options.TrainDir = None,
+    subject_pattern: options.SubjectPattern = None,
+    labels: options.Labels = None,
+    fields_dir: options.FieldsDir = None,
+    other_dir: options.OtherDir = None,
+    healthy_dir: options.HealthyDir = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Recompute a release's intervals, calibration, thresholds, OOD detector and checks of its Grad-CAM maps.
 
@@ -59,15 +59,15 @@ def assess_on(
 
 
 def recalibrate(
-    model: flags.Model,
+    model: options.Model,
     train_dir: Annotated[Path, Option("--train_dir", metavar="DIR", help="Your labelled cells.")],
     output: Annotated[Path, Option(metavar="NEW", help="Folder of the new release.")],
     dataset_name: Annotated[
         str, Option("--dataset_name", metavar="NAME", help="The data set that the folder holds.")
     ] = "imagefolder",
-    subject_pattern: flags.SubjectPattern = None,
-    labels: flags.Labels = None,
-    quiet: flags.Quiet = False,
+    subject_pattern: options.SubjectPattern = None,
+    labels: options.Labels = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Fit temperature, thresholds and OOD detector to your own labelled cells; the weights stay.
 
@@ -101,7 +101,7 @@ def framed(
 
 
 def export(
-    model: flags.Model,
+    model: options.Model,
     output: Annotated[Path, Option(metavar="DIR", help="Folder to write; an older export there is replaced.")],
     graph_format: Annotated[
         str, Option("--format", metavar="openvino|onnx|transformers.js|endpoint", help="What is to compute it.")
@@ -165,7 +165,7 @@ def card(
     hub_model_id: Annotated[
         str, Option("--hub_model_id", metavar="ID", help="Where the release is published, owner/name.")
     ] = "",
-    licence: flags.WeightsLicence = "",
+    licence: options.WeightsLicence = "",
 ) -> None:
     """Render the model cards of releases from their metrics.json."""
     from leukoscope.reports.card import write_card
@@ -175,7 +175,7 @@ def card(
 
 
 def push(
-    release: flags.Release,
+    release: options.Release,
     hub_model_id: Annotated[
         str, Option("--hub_model_id", metavar="ID", help="The repository, owner/name; made if need be.")
     ],
@@ -185,7 +185,7 @@ def push(
         bool, Option("--create_pr", help="Propose the release as a pull request instead of changing main.")
     ] = False,
     tag: Annotated[str, Option(help="Name this version, like v1; a tag stays where it is.")] = "",
-    licence: flags.WeightsLicence = "",
+    licence: options.WeightsLicence = "",
 ) -> None:
     """Publish a release on the Hugging Face Hub, in one commit; no image of a patient is uploaded.
 
@@ -262,7 +262,7 @@ def list_releases(
     folder: Annotated[
         Path | None, Argument(metavar="DIR", help="Folder of releases (default: those that come along).")
     ] = None,
-    as_json: flags.AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """List the releases in a folder: classes, recipe, data set and size; of a damaged one, what is wrong."""
     from leukoscope.files import embedded_releases

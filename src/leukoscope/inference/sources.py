@@ -1,4 +1,4 @@
-"""Sources of cells for bulk scoring: a folder, a table of paths, a Parquet file with pictures, or a data set.
+"""Sources of cells for bulk scoring: a folder, a table of paths, or a Parquet file with pictures.
 
 A source knows the number of its cells, and a fingerprint of them, before a picture is opened. It gives its cells from
 any of them on, so that memory stays flat and an interrupted run resumes anywhere.
@@ -57,16 +57,14 @@ class CellSource:
         fingerprint: sha256 that changes with the cells, their order, their files or their subjects.
         has_subjects: whether it names the cells' subjects.
         read: number of a cell, from 0 → that cell and those after it, one after the other.
-        unreadable: (file, reason) of unusable files, which are not among the cells.
         report: for the user; "" where there is nothing to report.
-        table: the file that it was read from; None for a folder or a data set.
+        table: the file that it was read from; None for a folder.
     """
 
     count: int
     fingerprint: str
     has_subjects: bool
     read: Callable[[int], Iterator[SourceCell]]
-    unreadable: tuple[tuple[str, str], ...] = ()
     report: str = ""
     table: Path | None = None
 
@@ -88,12 +86,11 @@ class CellSource:
         return name
 
 
-def open_source(named: str, *, train_dir: str | Path | None = None, subject_pattern: str | None = None) -> CellSource:
-    """Open the source that `--input` names; a path that exists wins over a data set of that name.
+def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource:
+    """Open the source that `--input` names.
 
     Args:
-        named: a folder, a .csv or .parquet file, a key of `DATASETS`, or a Hub data-set id.
-        train_dir: the folder of the data set that `named` is.
+        named: a folder, or a .csv or .parquet file.
         subject_pattern: a regular expression over a cell's path, whose group `subject` (or first group) names its
             subject.
 
@@ -102,9 +99,9 @@ def open_source(named: str, *, train_dir: str | Path | None = None, subject_patt
             folder or table that cannot be read.
     """
     path = Path(named)
-    if train_dir is not None or not path.exists():
-        source = _data_set(named, train_dir, subject_pattern)
-    elif path.is_dir():
+    if not path.exists():
+        raise LeukoscopeError(f"--input {named}: no such folder or file; give a folder of images, or a table of them")
+    if path.is_dir():
         source = _folder(path, subject_pattern)
     elif path.suffix.lower() in (".csv", ".json"):
         source = replace(_table_of_paths(path, read_table(path), subject_pattern), table=path)
@@ -264,43 +261,3 @@ def _unreadable(damaged: str, path: Path, error: Exception) -> LeukoscopeError:
     if reason := getattr(error, "strerror", None):
         return LeukoscopeError(f"{path}: cannot be read ({reason}); check the path and who may read it")
     return LeukoscopeError(f"{damaged} ({next(iter(str(error).splitlines()), 'no reason given')}); copy it again")
-
-
-def _data_set(name: str, train_dir: str | Path | None, subject_pattern: str | None) -> CellSource:
-    from leukoscope.data.loading import load_cells
-    from leukoscope.data.registry import DATASETS
-
-    if name.startswith(("/", ".", "~")) or ("/" not in name and name not in DATASETS):
-        raise LeukoscopeError(
-            f"--input {name}: no such folder or file, and no data set either ({', '.join(DATASETS)}, or owner/name on "
-            "the Hub)"
-        )
-    from datasets import Image, concatenate_datasets
-
-    try:
-        data = load_cells(name, train_dir, subject_pattern=subject_pattern)
-    except LeukoscopeError as error:
-        raise LeukoscopeError(str(error).replace("--dataset_name", "--input")) from None
-    rows = concatenate_datasets(list(data.cells.values())).select_columns(["image", "cell_id", "subject"])
-    encoded = rows.cast_column("image", Image(decode=False))
-
-    def read(first: int) -> Iterator[SourceCell]:
-        for row in encoded.skip(first):
-            yield SourceCell(row["cell_id"], subject_name(row["subject"]), _picture(row["image"], row["cell_id"]))
-
-    # The data's own fingerprint covers neither the order of its cells nor a file replaced by one of the same size.
-    digest = hashlib.sha256(data.fingerprint.encode())
-    # The pictures' bytes, which a data set may hold beside their paths, are not read. Its format names columns that
-    # flattening renames.
-    for row in encoded.with_format(None).flatten().select_columns(["cell_id", "image.path"]):
-        path = row["image.path"]
-        digest.update(repr((row["cell_id"], _state(Path(path)) if path else None)).encode())
-    problems = (message.partition(": ") for message in data.unreadable)
-    return CellSource(
-        len(encoded),
-        digest.hexdigest(),
-        any(data.train["subject"]),
-        read,
-        tuple((file, reason) for file, _, reason in problems),
-        data.report(),
-    )

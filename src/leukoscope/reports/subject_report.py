@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.files import atomic_file
+from leukoscope.files import atomic_file, write_atomic
 from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
 from leukoscope.inference.subject import SubjectRule, without_copies
 from leukoscope.models.release_files import public_name
@@ -156,29 +156,36 @@ def _trust(metrics: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def print_to_pdf(page: Path, pdf: Path) -> None:
-    """Print a page to PDF with Chromium; an error without one on this machine, or where it failed."""
+def write_report(html: str, path: Path) -> None:
+    """Write a report as .html or, printed by Chromium, as .pdf; an error without Chromium, or where it failed.
+
+    `OSError` where the disk refuses.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".html":
+        write_atomic(path, html)
+        return
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     if browser is None:
         raise LeukoscopeError(
-            f"--output {pdf}: Chromium, which makes the PDF, is not installed; write {pdf.stem}.html and print that"
+            f"--output {path}: Chromium, which makes the PDF, is not installed; write {path.stem}.html and print that"
         )
     # Chromium refuses to run as root with it; Windows has neither.
     sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with tempfile.TemporaryDirectory() as folder:
-        printed = Path(folder) / "report.pdf"
+        page, printed = write_atomic(Path(folder) / "report.html", html), Path(folder) / "report.pdf"
         flags = ["--headless", "--disable-gpu", "--no-pdf-header-footer", "--disable-background-networking", *sandbox]
-        command = [browser, *flags, f"--user-data-dir={folder}", f"--print-to-pdf={printed}", page.resolve().as_uri()]
+        command = [browser, *flags, f"--user-data-dir={folder}", f"--print-to-pdf={printed}", page.as_uri()]
         try:
             made = subprocess.run(command, capture_output=True, text=True, timeout=PRINT_SECONDS)
         except subprocess.TimeoutExpired:
             raise LeukoscopeError(
-                f"--output {pdf}: {browser} did not print it within {PRINT_SECONDS} s; write {pdf.stem}.html and print "
-                "that"
+                f"--output {path}: {browser} did not print it within {PRINT_SECONDS} s; write {path.stem}.html and "
+                "print that"
             ) from None
         if made.returncode or not printed.is_file():
-            raise LeukoscopeError(f"--output {pdf}: {browser} did not print it ({made.stderr.strip()[-200:]})")
-        with atomic_file(pdf) as temporary:
+            raise LeukoscopeError(f"--output {path}: {browser} did not print it ({made.stderr.strip()[-200:]})")
+        with atomic_file(path) as temporary:
             shutil.copyfile(printed, temporary)
 
 
