@@ -168,7 +168,7 @@ def _systems(
     flags: argparse.Namespace, release: Path, config: Mapping[str, Any]
 ) -> dict[str, tuple[list[str], dict[str, Any]]]:
     """Name → the command that takes a turn of it, and what to tell it."""
-    from leukoscope.inference.backends import measured_precisions
+    from leukoscope.inference.predictor import measured_precisions
     from leukoscope.models.release_files import read_release
 
     own = [sys.executable, str(HERE / "inference_systems.py")]
@@ -338,7 +338,7 @@ def _compute(release: Path, flags: argparse.Namespace, figures: Mapping[str, Map
     from torch.utils.flop_counter import FlopCounterMode
 
     from leukoscope import Predictor
-    from leukoscope.inference.runtime import PRECISION_NAMES
+    from leukoscope.inference.backends import PRECISION_NAMES
     from leukoscope.models.release import load_release
 
     torch.set_num_threads(flags.threads)

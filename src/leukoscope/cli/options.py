@@ -152,8 +152,8 @@ def shown_name(name: str) -> str:
 
 def open_predictor(model: str, backend: str, device: str, precision: str) -> Predictor:
     """Load a model; arguments as for `Predictor.from_pretrained`."""
+    from leukoscope.inference.backends import F32, PRECISION_NAMES
     from leukoscope.inference.predictor import Predictor
-    from leukoscope.inference.runtime import F32, PRECISION_NAMES
 
     predictor = Predictor.from_pretrained(model, backend=backend, device=device, precision=precision)
     if (computed_in := predictor.backend.precision) != F32:

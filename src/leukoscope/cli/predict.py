@@ -51,7 +51,7 @@ def predict(
 ) -> None:
     """Classify images of single cells with a release."""
     from leukoscope.data.images import UnreadableImage
-    from leukoscope.inference.gradcam import NO_MAP
+    from leukoscope.inference.prediction import NO_MAP
 
     files, problems = image_paths(images)
     predictor = open_predictor(model, backend, device, precision)

@@ -114,9 +114,9 @@ def export(
     Grad-CAM maps. endpoint writes a model repository for Hugging Face Inference Endpoints, with its handler.py.
     """
     from leukoscope.hub.space import ENDPOINT_FILES, HANDLER, write_endpoint
+    from leukoscope.inference.backends import ONNX, require_package
     from leukoscope.inference.export import REPORT, TRANSFORMERS_JS, WEB_GRAPH, export_release
     from leukoscope.inference.graph import GRAPHS
-    from leukoscope.inference.runtime import ONNX, require_package
     from leukoscope.models.hub_download import find_release
     from leukoscope.models.release_files import read_release
 
@@ -226,9 +226,9 @@ def space(
     starts. A static page takes a release folder as well; no picture leaves the visitor's machine.
     """
     from leukoscope.hub.space import find_model, push_space, write_space, write_static_space
-    from leukoscope.inference.runtime import ONNX, require_package
-    from leukoscope.models.hub_download import find_release, local_release
-    from leukoscope.models.release_files import read_release
+    from leukoscope.inference.backends import ONNX, require_package
+    from leukoscope.models.hub_download import find_release
+    from leukoscope.models.release_files import local_release, read_release
 
     if static and (len(models) > 1 or gpu):
         raise LeukoscopeError(f"--static: {'--gpu' if gpu else ', '.join(models)} given; name one model, without --gpu")

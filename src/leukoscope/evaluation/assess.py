@@ -29,10 +29,9 @@ from leukoscope.evaluation.overlap import KnownCells, seen_in_training
 from leukoscope.evaluation.precision import precision_block
 from leukoscope.evaluation.subjects import subject_rule_block, subject_scores_block
 from leukoscope.evaluation.thresholds import decision_block
-from leukoscope.inference.backends import float32_backend, open_backend
+from leukoscope.inference.backends import BF16, INT8, Runtime
 from leukoscope.inference.prediction import softmax
-from leukoscope.inference.predictor import Predictor
-from leukoscope.inference.runtime import BF16, INT8, Runtime
+from leukoscope.inference.predictor import Predictor, float32_backend, open_backend
 from leukoscope.inference.tta import VIEWS, disagreement, tta_views
 from leukoscope.models.release import Release, edit_release, load_release, rescale_classifier, save_weights
 from leukoscope.models.release_files import (

@@ -22,9 +22,10 @@ from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.evaluation.baselines import SCALE_BAR_SIDE
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
 from leukoscope.evaluation.metrics import CellPredictions, even_sample
-from leukoscope.inference.backends import Backend, TorchBackend, float32_backend
-from leukoscope.inference.gradcam import EVIDENCE, NO_MAP, passes_map_checks, share_on_cell
-from leukoscope.inference.prediction import softmax
+from leukoscope.inference.backends import TorchBackend
+from leukoscope.inference.gradcam import share_on_cell
+from leukoscope.inference.prediction import EVIDENCE, NO_MAP, passes_map_checks, softmax
+from leukoscope.inference.predictor import Backend, float32_backend
 from leukoscope.inference.tta import VIEWS, turned, turned_back
 from leukoscope.models.release import Release
 from leukoscope.progress import progress, track

@@ -26,10 +26,10 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.files import atomic_folder, cache_root, remedy
-from leukoscope.inference.gradcam import GRADCAM, explain_features, is_map_of_channels, linear_head_maps
-from leukoscope.inference.graph import GRAPHS, HEAD, ExportedBackend, NoGraph, blank_picture
-from leukoscope.inference.prediction import softmax
-from leukoscope.inference.runtime import OPENVINO, PACKAGES
+from leukoscope.inference.backends import OPENVINO, PACKAGES, NoGraph, blank_picture
+from leukoscope.inference.gradcam import explain_features, is_map_of_channels, linear_head_maps
+from leukoscope.inference.graph import GRAPHS, HEAD, ExportedBackend
+from leukoscope.inference.prediction import GRADCAM, softmax
 from leukoscope.models.release_files import CARD, CONFIG, PROCESSOR, WEIGHTS, public_name
 
 if TYPE_CHECKING:

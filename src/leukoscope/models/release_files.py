@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import numpy as np
 from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import EMPTY_SLIDE_RGB, trained_on
-from leukoscope.files import LFS_POINTER, restore_replaced, write_atomic
+from leukoscope.files import LFS_POINTER, embedded_releases, restore_replaced, write_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -220,6 +221,19 @@ def _misshapen(value: Any, shape: Any, place: str) -> Iterator[str]:
                 empty = name not in value or (value[name] == {} and isinstance(part, dict))
                 if key == "*" or needed or not empty:
                     yield from _misshapen(value.get(name), part, f"{prefix}{name}")
+
+
+def local_release(model: str) -> Path | None:
+    """Where a model lies on this machine: a path that exists, or the name of a release that comes with Leukoscope."""
+    if os.path.exists(model):  # unlike `Path.exists`, no error for a name that is too long
+        return Path(model)
+    if Path(model).name != model:  # a path or a Hub id
+        return None
+    try:
+        embedded = embedded_releases() / model
+    except LeukoscopeError:  # a copy of the package alone
+        return None
+    return embedded if os.path.isfile(embedded / CONFIG) else None
 
 
 def release_folders(root: Path) -> list[Path]:

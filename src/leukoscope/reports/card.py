@@ -13,7 +13,8 @@ from leukoscope.data.registry import DATASETS
 from leukoscope.evaluation import plots
 from leukoscope.evaluation.metrics import NOT_KNOWN, CellPredictions
 from leukoscope.files import disk_errors, resource_file, write_atomic
-from leukoscope.inference.gradcam import is_map_of_channels, passes_map_checks
+from leukoscope.inference.gradcam import is_map_of_channels
+from leukoscope.inference.prediction import passes_map_checks
 from leukoscope.models.build import FROM_HUB, FROM_SCRATCH
 from leukoscope.models.hub_download import parse_hub_id
 from leukoscope.models.recipes import TIMM
