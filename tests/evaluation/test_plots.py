@@ -19,11 +19,9 @@ from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.plots import (
     confusion_plot,
     interval_plot,
-    network_plot,
     reliability_diagram,
     risk_coverage_curve,
     roc_plot,
-    samples_plot,
     save_plot,
     subject_strip,
 )
@@ -132,28 +130,6 @@ def test_plots_save_without_a_screen(classes: int) -> None:
 
 def test_a_dollar_in_a_label_is_no_formula(tmp_path: Path) -> None:
     assert save_plot(confusion_plot([[3, 1], [0, 2]], [r"$\foo$", "x"]), tmp_path / "plot.png").is_file()
-
-
-def test_the_network_table_holds_every_stage() -> None:
-    (table,) = network_plot(["stage", "output"], [["conv0", "64 × 16 × 16"], ["classifier", "2"]]).axes[0].tables
-    found = {place: cell.get_text().get_text() for place, cell in table.get_celld().items()}
-    assert found == {
-        **{(0, 0): "stage", (0, 1): "output"},
-        **{(1, 0): "conv0", (1, 1): "64 × 16 × 16"},
-        **{(2, 0): "classifier", (2, 1): "2"},
-    }
-
-
-def test_a_wrong_answer_names_the_truth() -> None:
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    cells = [
-        (pixels, "ALL", 0.91, "ALL"),
-        (pixels, "ALL", 0.62, "HEM"),
-        (pixels, "Pre", 0.5, ""),
-    ]
-    figure = samples_plot(cells, "seven cells")
-    assert {"✓ ALL 0.91", "✗ ALL 0.62\nis HEM", "Pre 0.50", "seven cells"} <= set(texts(figure))
-    assert sum(bool(axes.images) for axes in figure.axes) == 3
 
 
 def test_a_saved_figure_carries_the_notice_and_is_the_same_again(tmp_path: Path) -> None:

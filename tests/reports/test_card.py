@@ -309,16 +309,6 @@ def test_a_class_without_tested_cells_has_no_shares(four_classes: Path) -> None:
     assert "| Pro | 0 | 0 (–) | 0 (–) | 0 (–) | 0 (–) |" in render_card(four_classes)
 
 
-def test_phantoms_have_a_true_class_only_where_they_are_drawn_as_its_classes(four_classes: Path) -> None:
-    assert "How its predictions look" not in render_card(four_classes)
-    (four_classes / "figures").mkdir()
-    (four_classes / "figures" / "samples.png").touch()
-    assert "the class it was drawn as" in render_card(four_classes)
-    other = (four_classes / "metrics.json").read_text().replace('"Benign"', '"Reactive"')
-    (four_classes / "metrics.json").write_text(other)
-    assert "no prediction here is right or wrong" in render_card(four_classes)
-
-
 def _numbers(value: object) -> list[float]:
     if isinstance(value, dict):
         return [n for v in value.values() for n in _numbers(v)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +17,7 @@ from leukoscope.cli.release import assess_on
 from leukoscope.progress import progress
 
 if TYPE_CHECKING:
-    from leukoscope.evaluation.evaluate import ModelPredictions, SelectedCells
+    from leukoscope.evaluation.evaluate import ModelPredictions
     from leukoscope.inference.foreign import Classifier
 
 
@@ -36,9 +35,6 @@ def evaluate(
     split_file: Annotated[
         Path | None, Option("--split_file", metavar="FILE", help="Test on the test side of this split.json.")
     ] = None,
-    fold: Annotated[int, Option(help="subject-cv, block-cv, random-cv: the fold to test on.")] = 0,
-    num_folds: Annotated[int, Option("--num_folds", help="subject-cv, block-cv, random-cv: number of folds.")] = 5,
-    test_fold: Annotated[str, Option("--test_fold", help="official: the fold to test on.")] = "fold_1",
     seed: Annotated[int, Option(min=0, help="Of the split, of --max_eval_samples and of the bootstrap samples.")] = 0,
     predictions: Annotated[
         Path | None, Option(metavar="FILE", help="Evaluate the predictions in this predictions.parquet.")
@@ -58,48 +54,37 @@ def evaluate(
     ] = None,
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",
-    trust_remote_code: Annotated[
-        bool, Option("--trust_remote_code", help="Run Python code that a model brings along.")
-    ] = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Measure a model on labelled cells: metrics with intervals by subject, worst subjects, a page to read."""
-    from leukoscope.evaluation.evaluate import keep_cells, predictions_in_file, predictions_of_model, select_cells
+    from leukoscope.evaluation.evaluate import predictions_in_file, predictions_of_model, select_cells
     from leukoscope.inference.foreign import open_classifier
     from leukoscope.reports.html import build_evaluation, write_evaluation
 
     of_data = (train_dir, subject_pattern, labels, split, split_file, max_eval_samples)
     _check_sources(model, predictions, compare, dataset_name, any(of_data))
-    _check_fold(split or "", fold, num_folds, test_fold)
     names = _label_names(label_map or ())
     require_writable(output or Path("evaluations"))
 
-    def opened(model: str | None) -> Classifier | None:
-        if model is None or model.endswith(".parquet"):
-            return None
-        return open_classifier(model, device=device, trust_remote_code=trust_remote_code)
-
-    def predict(classifier: Classifier, cells: SelectedCells | None) -> ModelPredictions:
-        assert cells is not None  # a model is given with a data set only
-        return predictions_of_model(classifier, cells, label_map=names, batch_size=batch_size)
-
     # Models first: an error about one is shown at once, not after the data set is read.
-    classifier, other = opened(model), opened(compare)
+    classifier, other = (
+        open_classifier(name, device=device) if name and not name.endswith(".parquet") else None
+        for name in (model, compare)
+    )
     _check_label_names(names, [label for one in (classifier, other) if one for label in one.labels])
     cells = None
     if dataset_name is not None:
         data = load_reported(dataset_name, train_dir, subject_pattern, labels)
-        which = (fold, num_folds, test_fold)
-        cells = select_cells(data, split, split_file, which=which, seed=seed, at_most=max_eval_samples)
-    first = predict(classifier, cells) if classifier else predictions_in_file(predictions or Path(), cells)
-    # A second model is compared on the cells that the first one could classify.
-    ids, second = first.predictions.cell_ids, None
-    if other is not None:
-        second = predict(other, cells and replace(cells, split=replace(cells.split, test=ids)))
-    elif compare is not None:
-        second = predictions_in_file(Path(compare))
-        second = replace(second, predictions=keep_cells(second.predictions, ids))
+        cells = select_cells(data, split, split_file, seed=seed, at_most=max_eval_samples)
+
+    def predicted(classifier: Classifier | None, file: str | Path) -> ModelPredictions:
+        if classifier is None or cells is None:  # a model is given with a data set only
+            return predictions_in_file(Path(file), cells)
+        return predictions_of_model(classifier, cells, label_map=names, batch_size=batch_size)
+
+    first = predicted(classifier, predictions or "")
+    second = None if compare is None else predicted(other, compare)
     with progress("computing metrics and intervals"):
         evaluation = build_evaluation(first, cells, compared=second, seed=seed)
     folder = output or Path("evaluations") / re.sub(r"[^\w.-]+", "-", first.name.removesuffix(".parquet"))
@@ -124,16 +109,6 @@ def _check_sources(
         )
     if dataset_name is None and (model or (compare and not compare.endswith(".parquet"))):
         raise LeukoscopeError("leukoscope evaluate: name the labelled cells, with --dataset_name NAME --train_dir DIR")
-
-
-def _check_fold(split: str, fold: int, num_folds: int, test_fold: str) -> None:
-    """Refuse the flags of another kind of split."""
-    needed = "subject-cv, block-cv or random-cv"
-    for flag, value, default in (("fold", fold, 0), ("num_folds", num_folds, 5)):
-        if value != default and not split.endswith("-cv"):
-            raise LeukoscopeError(f"--{flag} {value}: needs --split {needed}; leave it out, or choose that split")
-    if test_fold != "fold_1" and split != "official":
-        raise LeukoscopeError(f"--test_fold {test_fold}: needs --split official; leave it out, or choose that split")
 
 
 def _label_names(label_map: Sequence[str]) -> dict[str, str]:

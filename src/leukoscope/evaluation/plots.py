@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 CLASS_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 GREY = "#767676"
-SAMPLES = 18  # cells in a grid of samples
 _WIDTH = 8.0  # inches; about the text width of a README at 100 dpi
 _DASHED = (0, (4, 3))
 _LONGEST_NAME = 18  # characters of a class's name in the title of a panel, of which four stand side by side
@@ -169,45 +168,6 @@ def confusion_plot(matrix: Sequence[Sequence[int]], label_names: Sequence[str]) 
     axes.set_ylabel("true class")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    return figure
-
-
-def network_plot(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Figure:
-    """Draw a network's stages as a table, from the input to the output; its first two columns are set to the left."""
-    from matplotlib.transforms import Bbox
-
-    figure = new_figure(_WIDTH, 0.35 + 0.24 * (len(rows) + 1))
-    axes = figure.subplots()
-    axes.axis("off")
-    table = axes.table([list(row) for row in rows], colLabels=list(columns), edges="horizontal", bbox=Bbox.unit())
-    table.auto_set_font_size(False)
-    table.set_fontsize(9)
-    table.auto_set_column_width(list(range(len(columns))))
-    for (row, column), cell in table.get_celld().items():
-        cell.set_edgecolor("#d0d0d0")
-        cell.set_text_props(ha="left" if column < 2 else "right", fontweight="bold" if row == 0 else "normal")
-    return figure
-
-
-def samples_plot(cells: Sequence[tuple[np.ndarray, str, float, str]], title: str) -> Figure:
-    """Draw a grid of cells with their predictions; a cross and the true class mark the wrong ones.
-
-    Args:
-        cells: (S, S, 3) uint8 pixels, most probable class, its probability, and the true class ("" for none).
-    """
-    across = 6
-    down = -(-len(cells) // across)
-    figure = new_figure(_WIDTH, 0.4 + 1.75 * down)
-    grid = figure.subplots(down, across, squeeze=False).ravel()
-    for axes in grid:
-        axes.axis("off")
-    for axes, (pixels, predicted, probability, truth) in zip(grid, cells, strict=False):
-        text, colour = f"{predicted} {probability:.2f}", "black"
-        if truth:
-            text, colour = (f"✓ {text}", BLUE) if predicted == truth else (f"✗ {text}\nis {truth}", VERMILION)
-        axes.imshow(pixels)
-        axes.set_title(text, fontsize=8, color=colour)
-    figure.suptitle(title, fontsize=9)
     return figure
 
 

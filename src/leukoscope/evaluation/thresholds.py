@@ -1,4 +1,4 @@
-"""Thresholds on calibrated probabilities: operating points, abstention and conformal prediction sets.
+"""Thresholds on calibrated probabilities: operating points and abstention.
 
 Every threshold that is released is fitted on all out-of-fold predictions. Its performance is measured differently: the
 cells of each subject get the temperature and the threshold fitted on all other subjects, and intervals resample
@@ -36,8 +36,6 @@ TARGET_RISK = 0.10
 LEAST_COVERAGE = 0.20
 """Of the cells at least; the error rate of fewer is chance."""
 CURVE_POINTS = 50
-SET_COVERAGE = 0.90
-"""Share of cells whose prediction set is to hold the true class."""
 
 
 def decision_block(
@@ -68,7 +66,6 @@ def decision_block(
         "judged_on": f"each {unit} with the temperature and thresholds fitted on all other {unit}s",
         "operating_points": operating_points(predictions, positive_label, left_out, boot),
         "abstention": abstention(predictions, left_out, boot),
-        "prediction_sets": prediction_sets(predictions, left_out, boot),
     }
 
 
@@ -282,61 +279,3 @@ def risk_coverage(predictions: CellPredictions, boot: BootstrapSamples) -> dict[
             for i, coverage in enumerate(coverages)
         ],
     }
-
-
-# Conformal prediction sets
-
-
-def prediction_sets(
-    predictions: CellPredictions, left_out: tuple[LeftOut, ...], boot: BootstrapSamples
-) -> dict[str, Any]:
-    """Fit sets of classes that hold the true one for 90 % of cells: split-conformal, cross-fitted by subject.
-
-    A class is in a cell's set when its calibrated probability is at least `least_probability` (the LAC score of
-    Sadinle et al. 2019). "marginal" has one such number for all classes; "class_conditional" one for each (Vovk 2012),
-    and is released, because the smaller class has too low a coverage otherwise. Conformal prediction guarantees its
-    coverage for exchangeable cells. Cells of different subjects are not exchangeable, so there is no guarantee here:
-    the coverage is measured on subjects that fitted no threshold, and single subjects lie far from it.
-
-    Returns:
-        target, shipped, and for each of `methods`: least_probability by class, coverage overall and by class, mean
-        set size, shares of sets with one class and with none, each with intervals, and coverage by subject.
-    """
-    labels, references = predictions.label_names, predictions.references
-    temperature = shipped_temperature(predictions, left_out)
-    shipped, held_out = calibrated(predictions, temperature), cross_fitted(predictions, left_out)
-    methods = {}
-    for name, rule in (("marginal", _marginal_rule), ("class_conditional", _class_conditional_rule)):
-        sets = held_out.probabilities >= own_thresholds(predictions, left_out, rule)
-        covered, size = sets[np.arange(len(sets)), references], sets.sum(axis=1)
-        overall = {"coverage": covered, "mean_size": size, "singletons": size == 1, "empty": size == 0}
-        methods[name] = {
-            "least_probability": dict(zip(labels, rule(shipped).tolist(), strict=True)),
-            **{key: float(values.mean()) for key, values in overall.items()},
-            "intervals": {key: boot.mean_interval(values) for key, values in overall.items()},
-            "per_class": {
-                label: {
-                    "coverage": float(covered[references == k].mean()),
-                    "interval": boot.mean_interval(covered, references == k, of_class=k),
-                }
-                for k, label in enumerate(labels)
-            },
-            "subjects": right_by_subject(predictions, covered),
-        }
-    return {"target": SET_COVERAGE, "shipped": "class_conditional", "methods": methods}
-
-
-def _marginal_rule(predictions: CellPredictions) -> np.ndarray:
-    of_truth = predictions.probabilities[np.arange(len(predictions.references)), predictions.references]
-    return np.full(len(predictions.label_names), _conformal_bound(of_truth))
-
-
-def _class_conditional_rule(predictions: CellPredictions) -> np.ndarray:
-    probabilities, references = predictions.probabilities, predictions.references
-    return np.asarray([_conformal_bound(probabilities[references == k, k]) for k in range(probabilities.shape[1])])
-
-
-def _conformal_bound(of_truth: np.ndarray) -> float:
-    """The ⌊(n + 1) · 10 %⌋-th smallest probability of a true class; 0, hence every class, where n is too small."""
-    below = int(np.floor((len(of_truth) + 1) * (1 - SET_COVERAGE) + 1e-9))
-    return float(np.sort(of_truth)[below - 1]) if below else 0.0
