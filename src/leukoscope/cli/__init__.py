@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from leukoscope import RESEARCH_NOTICE, __version__
-from leukoscope.cli.data import AuditCommand, audit, check
+from leukoscope.cli.data import audit, check
 from leukoscope.cli.data import push as push_data
 from leukoscope.cli.demo import demo
 from leukoscope.cli.doctor import doctor
@@ -107,7 +107,6 @@ def _add(group: typer.Typer, *commands: Callable[..., None], **settings: bool) -
         examples = [line for line in EXAMPLES.splitlines() if f"{line} ".startswith(f"{path} ")]
         group.command(
             name,
-            cls=AuditCommand if function is audit else None,
             context_settings={"token_normalize_func": lambda flag: flag.replace("_", "-"), **settings},
             epilog="\n".join(("\b", "Examples:", *examples)),  # \b: click does not wrap the paragraph
         )(function)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
-from typer.core import TyperCommand
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import options
@@ -85,19 +84,8 @@ def _print_folder(report: FolderReport) -> None:
     typer.echo(f"licence: {info.licence}")
 
 
-FINDINGS_EXIT = 2
-
-
-class AuditCommand(TyperCommand):
-    """Ends with 1, not with the usual 2, on an unknown flag: scripts read 2 as findings."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().make_context(*args, **kwargs)
-        except Exception as error:
-            if getattr(error, "exit_code", None) == FINDINGS_EXIT:
-                error.exit_code = 1  # type: ignore[attr-defined]
-            raise
+FINDINGS_EXIT = 3
+"""Of `data audit`; 2 is that of a wrong flag."""
 
 
 def audit(
@@ -127,8 +115,8 @@ def audit(
 ) -> None:
     """Search for what would inflate metrics: copies of a cell across subjects, classes or splits, shortcuts, odd files.
 
-    Writes audit.json. Exit code: 0 nothing found that would inflate metrics; 1 the audit could not be made (a wrong
-    flag, no such folder); 2 found: an image in two subjects, two classes or on two sides of a split, a subject in two
+    Writes audit.json. Exit code: 0 nothing found that would inflate metrics; 1 or 2 the audit could not be made (no
+    such folder, a wrong flag); 3 found: an image in two subjects, two classes or on two sides of a split, a subject in two
     classes, or a split that divides subjects. Copies that every split by subject (or by block) keeps on one side,
     known subject aliases among them, are listed but do not count; neither do odd images, nor shortcuts: where a
     feature outside the cell separates the classes far better than chance, the summary ends with a warning.

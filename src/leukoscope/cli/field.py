@@ -45,14 +45,11 @@ def field(
     ] = None,
     um_per_pixel: Annotated[
         float | None,
-        Option("--um_per_pixel", help="Micrometres per pixel; else guessed from the red cells or the nuclei."),
-    ] = None,
-    one_scale: Annotated[
-        bool,
         Option(
-            "--one_scale", help="The fields are of one microscope: use the median of their scales (done for a folder)."
+            "--um_per_pixel",
+            help="Micrometres per pixel; else guessed from red cells or nuclei, for the fields of a folder together.",
         ),
-    ] = False,
+    ] = None,
     crops: Annotated[
         Path | None,
         Option(
@@ -80,7 +77,7 @@ def field(
     crop_paths = _crop_paths(crops, slides) if crops is not None else {}
     scale_source: ScaleSource = "given"
     in_folders = any(path.is_dir() for path in images)
-    if um_per_pixel is None and (one_scale or in_folders):
+    if um_per_pixel is None and in_folders:
         um_per_pixel = series_scale(_readable(track(fields, "measuring the scale")))
         scale_source = "red cells of the series"
 

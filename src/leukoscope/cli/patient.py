@@ -13,12 +13,10 @@ from typer import Argument, Option
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import options
 from leukoscope.cli.options import end_with, open_predictor, print_table, say, shown_name
-from leukoscope.files import disk_errors
+from leukoscope.files import disk_errors, write_atomic
 
 if TYPE_CHECKING:
     from leukoscope.inference.subject import SubjectPrediction
-
-REPORTS = (".html", ".pdf")
 
 
 def patient(
@@ -37,7 +35,7 @@ def patient(
         Option(
             metavar="FILE",
             help="Write a table, one row per subject (.csv or .parquet); or, of a folder of one subject's cells, a "
-            "report of two pages of A4 (.html, or .pdf where Chromium is installed).",
+            "report that prints on two pages of A4 (.html).",
         ),
     ] = None,
     name: Annotated[str, Option(help="Stands in the report; without it the report names nobody.")] = "",
@@ -53,7 +51,7 @@ def patient(
     from leukoscope.inference.sources import open_source
     from leukoscope.inference.subject import SubjectRule
 
-    kinds, kind = (*TABLE_SUFFIXES, *REPORTS), output.suffix.lower() if output else ""
+    kinds, kind = (*TABLE_SUFFIXES, ".html"), output.suffix.lower() if output else ""
     if output and kind not in kinds:
         raise LeukoscopeError(
             f"--output {output}: is no kind of table or report written here; give a name that ends in "
@@ -67,12 +65,13 @@ def patient(
         raise LeukoscopeError(str(error).removeprefix("--input ")) from None
     say(cells.report)
     predictor = open_predictor(model, backend, device, precision)
-    if output and kind in REPORTS:
-        from leukoscope.reports.subject_report import report_on, write_report
+    if output and kind == ".html":
+        from leukoscope.reports.subject_report import report_on
 
         html = report_on(predictor, cells, name=name, batch_size=batch_size)
         with disk_errors(f"--output {output}: cannot be written", "name another folder"):
-            write_report(html, output)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(output, html)
         about = {"report": str(output), "notice": RESEARCH_NOTICE}
         typer.echo(json.dumps(about, indent=1) if as_json else "\n".join(about.values()))
         return

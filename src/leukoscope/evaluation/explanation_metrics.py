@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,10 +25,13 @@ from leukoscope.evaluation.metrics import CellPredictions, even_sample
 from leukoscope.inference.backends import TorchBackend
 from leukoscope.inference.gradcam import share_on_cell
 from leukoscope.inference.prediction import EVIDENCE, NO_MAP, passes_map_checks, softmax
-from leukoscope.inference.predictor import Backend, float32_backend
+from leukoscope.inference.predictor import float32_backend
 from leukoscope.inference.tta import VIEWS, turned, turned_back
 from leukoscope.models.release import Release
 from leukoscope.progress import progress, track
+
+if TYPE_CHECKING:
+    from leukoscope.inference.predictor import Backend
 
 AT_ONCE = 8
 """Cells computed at once, which share a random network; of more, the activations do not fit a processor's cache."""

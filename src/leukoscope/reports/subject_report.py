@@ -6,10 +6,6 @@ their Grad-CAM maps, the refused cells, and how the release performs on unseen s
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from html import escape
@@ -19,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.files import atomic_file, write_atomic
 from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
 from leukoscope.inference.subject import SubjectRule, without_copies
 from leukoscope.models.release_files import public_name
@@ -35,7 +30,6 @@ if TYPE_CHECKING:
 SHOWN = 6
 """Number of cells most like the positive class, and of cells least like it."""
 SHOWN_REFUSED = 12
-PRINT_SECONDS = 120
 _SIDE = 160
 _WIDTH, _HEIGHT, _MARGIN = 720, 130, 26
 _USED, _REFUSED = "#0072B2", "#9aa0a6"
@@ -154,39 +148,6 @@ def _trust(metrics: Mapping[str, Any]) -> list[str]:
         "A Grad-CAM map shows where the network's evidence lies, not whether the evidence is medically sound.",
         RESEARCH_NOTICE,
     ]
-
-
-def write_report(html: str, path: Path) -> None:
-    """Write a report as .html or, printed by Chromium, as .pdf; an error without Chromium, or where it failed.
-
-    `OSError` where the disk refuses.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix.lower() == ".html":
-        write_atomic(path, html)
-        return
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    if browser is None:
-        raise LeukoscopeError(
-            f"--output {path}: Chromium, which makes the PDF, is not installed; write {path.stem}.html and print that"
-        )
-    # Chromium refuses to run as root with it; Windows has neither.
-    sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    with tempfile.TemporaryDirectory() as folder:
-        page, printed = write_atomic(Path(folder) / "report.html", html), Path(folder) / "report.pdf"
-        flags = ["--headless", "--disable-gpu", "--no-pdf-header-footer", "--disable-background-networking", *sandbox]
-        command = [browser, *flags, f"--user-data-dir={folder}", f"--print-to-pdf={printed}", page.as_uri()]
-        try:
-            made = subprocess.run(command, capture_output=True, text=True, timeout=PRINT_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise LeukoscopeError(
-                f"--output {path}: {browser} did not print it within {PRINT_SECONDS} s; write {path.stem}.html and "
-                "print that"
-            ) from None
-        if made.returncode or not printed.is_file():
-            raise LeukoscopeError(f"--output {path}: {browser} did not print it ({made.stderr.strip()[-200:]})")
-        with atomic_file(path) as temporary:
-            shutil.copyfile(printed, temporary)
 
 
 def strip_plot(
