@@ -116,8 +116,8 @@ def audit(
     """Search for what would inflate metrics: copies of a cell across subjects, classes or splits, shortcuts, odd files.
 
     Writes audit.json. Exit code: 0 nothing found that would inflate metrics; 1 or 2 the audit could not be made (no
-    such folder, a wrong flag); 3 found: an image in two subjects, two classes or on two sides of a split, a subject in two
-    classes, or a split that divides subjects. Copies that every split by subject (or by block) keeps on one side,
+    such folder, a wrong flag); 3 found: an image in two subjects, two classes or on two sides of a split, a subject in
+    two classes, or a split that divides subjects. Copies that every split by subject (or by block) keeps on one side,
     known subject aliases among them, are listed but do not count; neither do odd images, nor shortcuts: where a
     feature outside the cell separates the classes far better than chance, the summary ends with a warning.
     """
