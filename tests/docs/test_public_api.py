@@ -68,7 +68,7 @@ def test_evaluate_names_what_is_no_data_set() -> None:
         ({"seed": True}, "input should be a valid integer"),
         ({"from_scratch": 1}, "input should be a valid boolean"),
         ({"max_train_samples": "9"}, "input should be a valid integer"),
-        ({"report_to": 1}, "input should be a valid string"),
+        ({"report_to": 1}, "input should be 'trackio', 'tensorboard' or 'wandb'"),
         ({"source": 1}, "no such flag; `leukoscope train --help` lists them all"),
     ],
     ids=str,

@@ -19,8 +19,7 @@ from leukoscope.cli.doctor import doctor
 from leukoscope.cli.evaluate import evaluate, protocol
 from leukoscope.cli.field import field
 from leukoscope.cli.options import CommandGroup
-from leukoscope.cli.patient import patient
-from leukoscope.cli.predict import predict, score
+from leukoscope.cli.predict import patient, predict, score
 from leukoscope.cli.release import assess, card, export, list_releases, push, recalibrate, space
 from leukoscope.cli.train import train
 

@@ -92,9 +92,7 @@ def audit(
     folder: Annotated[
         Path | None, Argument(metavar="DIR", help="Folder of the images, recognised as by `data check`.")
     ] = None,
-    dataset_name: Annotated[
-        str, Option("--dataset_name", metavar="NAME", help="Data set in place of DIR, as for train.")
-    ] = "",
+    dataset_name: options.DatasetName = "",
     train_dir: options.TrainDir = None,
     subject_pattern: options.SubjectPattern = None,
     labels: options.Labels = None,
@@ -162,7 +160,7 @@ def audit(
 def _print_summary(findings: Mapping[str, Any]) -> None:
     from leukoscope.audit import ODDITIES
     from leukoscope.evaluation.baselines import FEATURES
-    from leukoscope.reports.audit_tables import copies_table, shortcuts_table
+    from leukoscope.reports.release_tables import copies_table, shortcuts_table
 
     copies, measured = copies_table(findings), shortcuts_table(findings)
     print_table(copies.columns, copies.rows)

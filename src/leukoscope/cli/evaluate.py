@@ -25,9 +25,7 @@ def evaluate(
     model: Annotated[
         str | None, Argument(metavar="MODEL", help="Release, or image classifier of transformers: folder or Hub id.")
     ] = None,
-    dataset_name: Annotated[
-        str | None, Option("--dataset_name", metavar="NAME", help="Data set, as for train.")
-    ] = None,
+    dataset_name: options.DatasetName = "",
     train_dir: options.TrainDir = None,
     subject_pattern: options.SubjectPattern = None,
     labels: options.Labels = None,
@@ -36,9 +34,7 @@ def evaluate(
         Path | None, Option("--split_file", metavar="FILE", help="Test on the test side of this split.json.")
     ] = None,
     seed: Annotated[int, Option(min=0, help="Of the split, of --max_eval_samples and of the bootstrap samples.")] = 0,
-    predictions: Annotated[
-        Path | None, Option(metavar="FILE", help="Evaluate the predictions in this predictions.parquet.")
-    ] = None,
+    predictions: Annotated[Path | None, Option(metavar="FILE", help="Evaluate this predictions.parquet.")] = None,
     compare: Annotated[
         str | None, Option(metavar="OTHER", help="A second model or .parquet, evaluated on the same cells.")
     ] = None,
@@ -46,9 +42,7 @@ def evaluate(
         list[str] | None,
         Option("--label_map", metavar="THEIRS=OURS", help="The model's name of a class, and ours; repeatable."),
     ] = None,
-    output: Annotated[
-        Path | None, Option(metavar="DIR", help="Folder of the report (default: evaluations/<model>).")
-    ] = None,
+    output: Annotated[Path | None, Option(metavar="DIR", help="Of the report (default: evaluations/<model>).")] = None,
     max_eval_samples: Annotated[
         int | None, Option("--max_eval_samples", min=1, help="Test on at most so many cells, chosen at random.")
     ] = None,
@@ -74,7 +68,7 @@ def evaluate(
     )
     _check_label_names(names, [label for one in (classifier, other) if one for label in one.labels])
     cells = None
-    if dataset_name is not None:
+    if dataset_name:
         data = load_reported(dataset_name, train_dir, subject_pattern, labels)
         cells = select_cells(data, split, split_file, seed=seed, at_most=max_eval_samples)
 
@@ -97,17 +91,17 @@ def evaluate(
 
 
 def _check_sources(
-    model: str | None, predictions: Path | None, compare: str | None, dataset_name: str | None, flags_of_data: bool
+    model: str | None, predictions: Path | None, compare: str | None, dataset_name: str, flags_of_data: bool
 ) -> None:
     if (model is None) == (predictions is None):
         raise LeukoscopeError("leukoscope evaluate: give a MODEL, or --predictions FILE.parquet; one of the two")
     if model and model.endswith(".parquet"):
         raise LeukoscopeError(f"{model}: is no model; give a file of predictions as --predictions {model}")
-    if dataset_name is None and flags_of_data:
+    if not dataset_name and flags_of_data:
         raise LeukoscopeError(
             "--train_dir, --subject_pattern, --labels, --split, --split_file and --max_eval_samples need --dataset_name"
         )
-    if dataset_name is None and (model or (compare and not compare.endswith(".parquet"))):
+    if not dataset_name and (model or (compare and not compare.endswith(".parquet"))):
         raise LeukoscopeError("leukoscope evaluate: name the labelled cells, with --dataset_name NAME --train_dir DIR")
 
 

@@ -33,16 +33,9 @@ TASKS = "label_studio.json"
 def field(
     model: options.Model,
     images: Annotated[
-        list[Path],
-        Argument(
-            metavar="IMG",
-            help="Fields of view: photographs of stained smears; or a folder of them, each folder in it a slide.",
-        ),
+        list[Path], Argument(metavar="IMG", help="Photographs of stained smears, or folders of them, one per slide.")
     ],
-    output: Annotated[
-        Path | None,
-        Option(metavar="PNG", help="Draw the outcomes over the field; of several, to PNG-<name of the field>."),
-    ] = None,
+    output: Annotated[Path | None, Option(metavar="PNG", help="Draw the outcomes; of several, to PNG-<field>.")] = None,
     um_per_pixel: Annotated[
         float | None,
         Option(
@@ -75,14 +68,13 @@ def field(
     slides = _slides(fields, images)
     overlays = _overlay_paths(output, fields) if output is not None else {}
     crop_paths = _crop_paths(crops, slides) if crops is not None else {}
-    scale_source: ScaleSource = "given"
     in_folders = any(path.is_dir() for path in images)
+    scale_source: ScaleSource = "given"
     if um_per_pixel is None and in_folders:
         um_per_pixel = series_scale(_readable(track(fields, "measuring the scale")))
         scale_source = "red cells of the series"
 
-    readings: list[FieldReading] = []
-    single: list[Path] = []
+    readings, single = list[FieldReading](), list[Path]()
     for path in track(fields, "reading fields"):
         try:
             image = open_field(path)

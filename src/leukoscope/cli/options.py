@@ -66,6 +66,7 @@ Quiet = Annotated[
     bool,
     Option("--quiet", "-q", help="No progress and no notes; errors are still printed.", callback=_without_progress),
 ]
+DatasetName = Annotated[str, Option("--dataset_name", metavar="NAME", help="Data set, as for train.")]
 TrainDir = Annotated[
     Path | None, Option("--train_dir", metavar="DIR", help="Local folder of the data set, as for train.")
 ]

@@ -1,4 +1,4 @@
-"""`leukoscope predict` and `score`: a release applied to image files, and to any number of cells."""
+"""`leukoscope predict`, `score` and `patient`: a release applied to files, to any number of cells, to subjects."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,13 +19,14 @@ from typer import Argument, Option
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import options
 from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings, say, shown_name
-from leukoscope.files import atomic_file, disk_errors
+from leukoscope.files import atomic_file, disk_errors, write_atomic
 from leukoscope.progress import track
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from leukoscope.inference.prediction import Prediction
+    from leukoscope.inference.subject import SubjectPrediction
 
 MOST_EXPLAINED = 20  # files, in the table's notes
 
@@ -216,3 +218,94 @@ def score(
     if scored.unreadable:
         typer.echo(f"{scored.unreadable:,} file(s) could not be read: {unreadable_list(output)}", err=True)
         raise typer.Exit(1)
+
+
+def patient(
+    model: options.Model,
+    source: Annotated[
+        str,
+        Argument(
+            metavar="SOURCE",
+            help="Folder of one subject's cells, or of one folder per subject; or a CSV or Parquet table with a column "
+            "'subject', as for score.",
+        ),
+    ],
+    subject_pattern: options.SubjectPattern = None,
+    output: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="Write a table, one row per subject (.csv or .parquet); or, of a folder of one subject's cells, a "
+            "report that prints on two pages of A4 (.html).",
+        ),
+    ] = None,
+    name: Annotated[str, Option(help="Stands in the report; without it the report names nobody.")] = "",
+    backend: options.Backend = "",
+    precision: options.Precision = "auto",
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 32,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Predict for each subject, from the images of that subject's cells."""
+    from leukoscope.inference.scoring import TABLE_SUFFIXES, check_output, predict_subjects, subjects_table, write_table
+    from leukoscope.inference.sources import open_source
+    from leukoscope.inference.subject import SubjectRule
+
+    kinds, kind = (*TABLE_SUFFIXES, ".html"), output.suffix.lower() if output else ""
+    if output and kind not in kinds:
+        raise LeukoscopeError(
+            f"--output {output}: is no kind of table or report written here; give a name that ends in "
+            f"{', '.join(kinds)}"
+        )
+    if output and kind in TABLE_SUFFIXES:
+        check_output(output)
+    try:
+        cells = open_source(source, subject_pattern=subject_pattern)
+    except LeukoscopeError as error:  # its message names the flag of `score`
+        raise LeukoscopeError(str(error).removeprefix("--input ")) from None
+    say(cells.report)
+    predictor = open_predictor(model, backend, device, precision)
+    if output and kind == ".html":
+        from leukoscope.reports.subject_report import report_on
+
+        html = report_on(predictor, cells, name=name, batch_size=batch_size)
+        with disk_errors(f"--output {output}: cannot be written", "name another folder"):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(output, html)
+        about = {"report": str(output), "notice": RESEARCH_NOTICE}
+        typer.echo(json.dumps(about, indent=1) if as_json else "\n".join(about.values()))
+        return
+    SubjectRule.of_release(predictor.release)  # raises now rather than after all cells are read
+    subjects, unreadable = predict_subjects(predictor, cells, batch_size=batch_size)
+    if len(subjects) == 1 and not subjects[0].subject and Path(source).is_dir():
+        subjects = [replace(subjects[0], subject=Path(source).resolve().name)]
+    if as_json:
+        typer.echo(json.dumps([one.to_dict() for one in subjects], indent=1))
+    else:
+        _print_subjects(subjects, model=predictor.release.name)
+    if output:
+        with disk_errors(f"--output {output}: cannot be written", "name another folder"):
+            write_table(subjects_table(subjects), output)
+        if not as_json:
+            typer.echo(f"table: {output}")
+    end_with(unreadable)
+
+
+def _print_subjects(subjects: list[SubjectPrediction], *, model: str) -> None:
+    from leukoscope.reports.formatting import share, span
+
+    rows = []
+    for subject in subjects:
+        counts = [str(number) for number in (subject.cells, subject.refused, subject.abstained)]
+        predicted = [subject.outcome, share(subject.probability), span(subject.interval)]
+        rows.append([shown_name(subject.subject), *predicted, *counts])
+    positive = subjects[0].positive_label
+    print_table(["subject", "outcome", positive, "95 % interval", "cells", "refused", "abstained"], rows, texts=2)
+    for outcome in dict.fromkeys(subject.outcome for subject in subjects if subject.reason):
+        first, *others = (subject for subject in subjects if subject.outcome == outcome)
+        likewise = f"; likewise {len(others)} more" if others else ""
+        typer.echo(f"{shown_name(first.subject)}: {outcome}: {first.reason}{likewise}")
+    typer.echo(f"rule: {subjects[0].rule.text}")
+    typer.echo("The interval is of this subject's cells alone; it does not say how subjects differ.")
+    typer.echo(f"model: {model}\n{RESEARCH_NOTICE}")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def assess(
     release: options.Release,
-    dataset_name: Annotated[str, Option("--dataset_name", metavar="NAME", help="The data set it was made from.")],
+    dataset_name: options.DatasetName,
     train_dir: options.TrainDir = None,
     subject_pattern: options.SubjectPattern = None,
     labels: options.Labels = None,
@@ -62,9 +62,7 @@ def recalibrate(
     model: options.Model,
     train_dir: Annotated[Path, Option("--train_dir", metavar="DIR", help="Your labelled cells.")],
     output: Annotated[Path, Option(metavar="NEW", help="Folder of the new release.")],
-    dataset_name: Annotated[
-        str, Option("--dataset_name", metavar="NAME", help="The data set that the folder holds.")
-    ] = "imagefolder",
+    dataset_name: options.DatasetName = "imagefolder",
     subject_pattern: options.SubjectPattern = None,
     labels: options.Labels = None,
     quiet: options.Quiet = False,
@@ -110,8 +108,8 @@ def export(
     """Write a release for another runtime, compared with torch on 8 images.
 
     openvino and onnx take pixels and give logits and the feature map. transformers.js writes the layout that
-    transformers.js and optimum load: onnx/model.onnx and a quantised copy, which take pixel_values and give logits and
-    Grad-CAM maps. endpoint writes a model repository for Hugging Face Inference Endpoints, with its handler.py.
+    transformers.js and optimum load: onnx/model.onnx, which takes pixel_values and gives logits and Grad-CAM maps.
+    endpoint writes a model repository for Hugging Face Inference Endpoints, with its handler.py.
     """
     from leukoscope.hub.space import ENDPOINT_FILES, HANDLER, write_endpoint
     from leukoscope.inference.backends import ONNX, require_package
@@ -136,28 +134,20 @@ def export(
             write_endpoint(folder, output)
             typer.echo(f"{output / HANDLER}: predicts by this release")
         else:
-            _print_export(export_release(release, graph_format, output), output, files[graph_format])
+            _print_export(export_release(release, graph_format, output), output / files[graph_format])
     typer.echo(RESEARCH_NOTICE)
 
 
-def _print_export(report: Mapping[str, Any], output: Path, graph: str) -> None:
+def _print_export(report: Mapping[str, Any], graph: Path) -> None:
     """Print how far an exported graph differs from torch; an error where by too much."""
-    from leukoscope.inference.export import WEB_GRAPH, WEB_QUANTISED
-
     of_map = report["heat_map_difference"]
     typer.echo(
-        f"{output / graph}: at most {report['probability_difference']:.1e} in probability"
+        f"{graph}: at most {report['probability_difference']:.1e} in probability"
         + (f" and {of_map:.1e} of a Grad-CAM map's peak" if of_map is not None else "; no Grad-CAM map")
         + f" from torch, on {report['compared_on']}"
     )
     if not report.get("like_torch", True):
-        raise LeukoscopeError(f"{output}: that is more than {report['allowed']:g}; use the release with torch")
-    if graph == WEB_GRAPH:
-        if quantised := report["quantised"]:
-            difference = f"at most {quantised['probability_difference']:.1e} in probability from torch"
-            typer.echo(f"{output / WEB_QUANTISED}: weights of {quantised['bits']} bits, {difference}")
-        else:
-            typer.echo("no quantised file: rounded weights move this release's probabilities too far")
+        raise LeukoscopeError(f"{graph}: that is more than {report['allowed']:g}; use the release with torch")
 
 
 def card(

@@ -109,17 +109,10 @@ def explanation_blocks(
     probabilities, maps = predict_with_maps(backend, cells)
     predicted = probabilities.argmax(axis=1)
     own = np.maximum(maps[np.arange(len(rows)), predicted], 0)
-    table = CellPredictions(
-        tuple(map(str, rows)), tuple(subjects[row] for row in rows), labels[rows], probabilities, release.labels
-    )
-    try:
-        boot, unit = bootstrap_subjects(table, seed=seed), "subjects"
-    except LeukoscopeError:
-        boot, unit = bootstrap_cells(table, seed=seed), "cells"
-    if background == "black":
-        place, regions = "outside_cell", ~cell_masks(cells)
-    else:
-        place, regions = "scale_bar_corner", np.stack([scale_bar_corner(cells.shape[1])] * len(cells))
+    ids, owners = tuple(map(str, rows)), tuple(subjects[row] for row in rows)
+    boot, unit = _resampled(CellPredictions(ids, owners, labels[rows], probabilities, release.labels), seed)
+    place = "outside_cell" if background == "black" else "scale_bar_corner"
+    regions = ~cell_masks(cells) if background == "black" else scale_bar_corner(cells.shape[1])[None]
     found = {
         "randomisation": randomisation(release, cells, predicted, own, seed),
         **perturbation(backend, cells[:perturbed], predicted[:perturbed], own[:perturbed], seed),
@@ -136,7 +129,7 @@ def explanation_blocks(
         "estimates": ESTIMATES,
         "method": EVIDENCE,
         "cells": len(rows),
-        "subjects": len(set(table.subjects) - {""}),
+        "subjects": len(set(owners) - {""}),
         "perturbed_cells": min(perturbed, len(rows)),
         "flat_maps": int(is_flat(own).sum()),
         "map_size": list(own.shape[1:]),
@@ -147,6 +140,14 @@ def explanation_blocks(
     }
     checks["passed"] = passes_map_checks(checks)
     return {"heat_maps": checks, "evidence_scale": _scale(maps, own, cells, background, seed)}
+
+
+def _resampled(table: CellPredictions, seed: int) -> tuple[BootstrapSamples, str]:
+    """Bootstrap samples of subjects or, where these do not allow it, of cells; and which of the two."""
+    try:
+        return bootstrap_subjects(table, seed=seed), "subjects"
+    except LeukoscopeError:
+        return bootstrap_cells(table, seed=seed), "cells"
 
 
 def _scale(maps: np.ndarray, own: np.ndarray, cells: np.ndarray, background: str, seed: int) -> dict[str, Any]:
@@ -362,7 +363,7 @@ def scale_bar_corner(size: int) -> np.ndarray:
 
 
 def heat_share(maps: np.ndarray, regions: np.ndarray) -> dict[str, np.ndarray]:
-    """Measure how much of maps (N, h, w), ≥ 0, lies in the regions (N, S, S) bool of their images.
+    """Measure how much of maps (N, h, w), ≥ 0, lies in the regions (N, S, S) bool of their images; (1, S, S) for all.
 
     Returns:
         heat: (N,) share of the enlarged map's sum, NaN for flat maps; area: share of the image, which a uniform map
@@ -370,7 +371,8 @@ def heat_share(maps: np.ndarray, regions: np.ndarray) -> dict[str, np.ndarray]:
     """
     heat = enlarged(maps, regions.shape[1])
     heat[is_flat(maps)] = np.nan
-    share, area = (heat * regions).sum(axis=(1, 2)) / heat.sum(axis=(1, 2)), regions.mean(axis=(1, 2))
+    share = (heat * regions).sum(axis=(1, 2)) / heat.sum(axis=(1, 2))
+    area = np.broadcast_to(regions.mean(axis=(1, 2)), share.shape)
     return {"heat": share, "area": area, "excess": share - area}
 
 
