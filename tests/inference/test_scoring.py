@@ -29,7 +29,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.folders import ImageFolder
-from leukoscope.data.images import open_bytes, open_image
+from leukoscope.data.images import open_image
 from leukoscope.data.registry import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
 from leukoscope.inference import scoring
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
@@ -221,47 +221,27 @@ def test_unreadable_files_are_listed_with_a_reason(predictor: Predictor, cells: 
     ]
 
 
-def test_pictures_inside_a_parquet_file_are_predicted_as_files_are(
-    predictor: Predictor, cells: Path, tmp_path: Path
-) -> None:
-    paths = sorted(cells.iterdir())
-    pictures = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
-    names, subjects = [path.name for path in paths], [path.name.partition("-")[0] for path in paths]
-    pq.write_table(pa.table({"image": pictures, "cell_id": names, "subject": subjects}), tmp_path / "cells.parquet")
-    for name, source in {
-        "files": open_source(str(cells), subject_pattern=BY_NAME),
-        "table": open_source(str(tmp_path / "cells.parquet")),
-    }.items():
-        score_cells(predictor, source, tmp_path / f"{name}.parquet", batch_size=3)
-    files, table = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("files", "table"))
-    assert table.drop_columns(["p_ALL", "p_HEM"]) == files.drop_columns(["p_ALL", "p_HEM"])
-    assert table["p_ALL"].to_numpy() == pytest.approx(files["p_ALL"].to_numpy(), abs=1e-5)
-    lists = [unreadable_list(tmp_path / f"{name}.parquet").read_text() for name in ("files", "table")]
-    assert lists[0] == lists[1]
-
-
-def test_few_pictures_inside_a_table_are_decoded_at_once(
+def test_few_pictures_are_decoded_at_once(
     predictor: Predictor, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture = (cells / "all0-00.png").read_bytes()
-    pq.write_table(pa.table({"image": [picture] * 12}), tmp_path / "cells.parquet")
+    for number in range(12):
+        (tmp_path / f"{number}.png").symlink_to(cells / "all0-00.png")
     opened = 0
     ahead: list[int] = []
 
     def opening(*args: Any, **more: Any) -> Any:
         nonlocal opened
         opened += 1
-        return open_bytes(*args, **more)
+        return open_image(*args, **more)
 
     def computing(*args: Any, **more: Any) -> Any:
         ahead.append(opened - 2 * len(ahead))
         return backend(*args, **more)
 
     backend = predictor.backend
-    monkeypatch.setattr("leukoscope.inference.predictor.open_bytes", opening)
+    monkeypatch.setattr("leukoscope.inference.predictor.open_image", opening)
     monkeypatch.setattr(predictor, "backend", Backend(computing))
-    source = open_source(str(tmp_path / "cells.parquet"))
-    score_cells(predictor, source, tmp_path / "out.parquet", batch_size=2)
+    score_cells(predictor, open_source(str(tmp_path)), tmp_path / "out.parquet", batch_size=2)
     assert opened == 12 and len(ahead) == 6
     assert max(ahead) <= 4, "more than the batch computed and the next"
 
@@ -438,17 +418,6 @@ def test_a_pipe_and_a_circle_of_links_among_the_cells_hold_nothing_up(predictor:
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
     listed = unreadable_list(tmp_path / "out.csv").read_text()
     assert all(name in listed for name in ("cell.png", "one.png", "two.png"))
-
-
-def test_damage_inside_the_source_is_not_said_of_the_output(predictor: Predictor, tmp_path: Path) -> None:
-    path = tmp_path / "cells.parquet"
-    pq.write_table(pa.table({"image": [b"one", b"two"]}), path, row_group_size=1, use_dictionary=False)
-    start = pq.read_metadata(path).row_group(1).column(0).data_page_offset
-    content = path.read_bytes()
-    path.write_bytes(content[:start] + b"\xff" * 20 + content[start + 20 :])
-    source = open_source(str(path))
-    with pytest.raises(LeukoscopeError, match=r"cells.parquet: is damaged from row 1 on .*; copy it again$"):
-        score_cells(predictor, source, tmp_path / "out.parquet")
 
 
 def test_a_folder_that_cannot_be_written_is_named(predictor: Predictor, cells: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.images import EncodedImage, UnreadableImage, open_bytes, open_image
+from leukoscope.data.images import open_image
 from leukoscope.inference.sources import CellSource, SourceCell, open_source
 
 
@@ -24,16 +24,11 @@ def save(path: Path, grey: int = 0) -> Path:
 
 
 def everything(source: CellSource) -> list[SourceCell]:
-    return list(source.read(0))
-
-
-def opened(cell: SourceCell) -> Image.Image:
-    picture = cell.picture
-    return open_bytes(picture.data, picture.name) if isinstance(picture, EncodedImage) else open_image(picture)
+    return list(source.cells)
 
 
 def grey_of(cell: SourceCell) -> int:
-    return int(np.asarray(opened(cell))[0, 0, 0])
+    return int(np.asarray(open_image(cell.file))[0, 0, 0])
 
 
 @pytest.fixture
@@ -47,30 +42,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "cells"
 
 
-def embedded(path: Path, rows: int, *, group: int, **columns: list[object]) -> Path:
-    """A Parquet file of pictures as 🤗 data sets write them; a picture's grey is its row."""
-    image = save(path.parent / "one.png")
-    pictures = []
-    for grey in range(rows):
-        save(image, grey)
-        pictures.append({"bytes": image.read_bytes(), "path": None})
-    pq.write_table(pa.table({"image": pictures, **columns}), path, row_group_size=group)
-    return path
-
-
 def test_a_folder_gives_its_images_in_a_fixed_order(folder: Path) -> None:
     source = open_source(str(folder))
     assert [cell.cell_id for cell in everything(source)] == [
         "ann/0.png", "ann/1.bmp", "bob/2.png", "bob/more/3.PNG", "bob/more/4.tif",
     ]  # fmt: skip
     assert [grey_of(cell) for cell in everything(source)] == [0, 1, 2, 3, 4]
-    assert (source.count, source.has_subjects) == (5, False)
-
-
-def test_cells_are_read_from_any_of_them_on(folder: Path) -> None:
-    source = open_source(str(folder))
-    assert [grey_of(cell) for cell in source.read(3)] == [3, 4]
-    assert list(source.read(5)) == []
+    assert (len(source.cells), source.has_subjects) == (5, False)
 
 
 def test_a_pattern_names_subjects(folder: Path) -> None:
@@ -216,32 +194,6 @@ def test_what_is_no_path_is_refused() -> None:
         open_source("cnmc2019")
 
 
-def test_pictures_inside_a_parquet_file_are_read_from_any_row_on(tmp_path: Path) -> None:
-    path = embedded(tmp_path / "cells.parquet", 50, group=20, subject=["ann", "bob"] * 25)
-    source = open_source(str(path))
-    assert (source.count, source.has_subjects) == (50, True)
-    assert [grey_of(cell) for cell in everything(source)] == list(range(50))
-    for first in (1, 18, 20, 47, 50):
-        assert [grey_of(cell) for cell in source.read(first)] == list(range(first, 50))
-    some = list(source.read(18))
-    assert [(cell.cell_id, cell.subject) for cell in some[:2]] == [("row_000018", "ann"), ("row_000019", "bob")]
-    path = embedded(tmp_path / "some.parquet", 3, group=2, subject=["ann", None, "nan"])
-    with pytest.raises(LeukoscopeError, match="row 1 names no subject, other rows name theirs"):
-        open_source(str(path))
-
-
-def test_a_picture_may_be_missing_or_lie_beside_the_parquet_file(tmp_path: Path) -> None:
-    save(tmp_path / "beside.png", 9)
-    pictures = [{"bytes": None, "path": "beside.png"}, None, {"bytes": b"no picture", "path": None}]
-    pq.write_table(pa.table({"image": pictures, "cell_id": ["a", "b", "c"]}), tmp_path / "cells.parquet")
-    beside, missing, damaged = everything(open_source(str(tmp_path / "cells.parquet")))
-    assert grey_of(beside) == 9
-    for cell, message in ((missing, "cell b: the file is empty"), (damaged, "cell c: is not an image")):
-        with pytest.raises(UnreadableImage, match=message):
-            opened(cell)
-        assert message.startswith(cell.file)
-
-
 def damaged(path: Path, group: int) -> Path:
     """A Parquet file with a row group whose first bytes were written over."""
     start = pq.read_metadata(path).row_group(group).column(0).data_page_offset
@@ -258,18 +210,3 @@ def test_damage_inside_a_table_of_paths_is_named(tmp_path: Path) -> None:
         LeukoscopeError, match=r"--input .*cells.parquet: is no whole Parquet file \(.*\); copy it again"
     ):
         open_source(str(path))
-
-
-def test_damage_inside_a_table_of_pictures_is_named_with_the_row(tmp_path: Path) -> None:
-    table = pa.table({"image": [b"one", b"two", b"three", b"four"]})
-    pq.write_table(table, tmp_path / "cells.parquet", row_group_size=2, use_dictionary=False)
-    cells = open_source(str(damaged(tmp_path / "cells.parquet", 1))).read(0)
-    assert len([next(cells), next(cells)]) == 2
-    with pytest.raises(LeukoscopeError, match=r"cells.parquet: is damaged from row 2 on \(.*\); copy it again$"):
-        next(cells)
-
-
-def test_a_pattern_for_pictures_without_paths_is_refused(tmp_path: Path) -> None:
-    path = embedded(tmp_path / "cells.parquet", 1, group=1)
-    with pytest.raises(LeukoscopeError, match="its pictures have no paths to match; give it a column 'subject'"):
-        open_source(str(path), subject_pattern="(a)")

@@ -182,7 +182,7 @@ def score(
         Option(
             "--input",
             metavar="SOURCE",
-            help="Folder of images; or CSV or Parquet with a column of their paths (or, in Parquet, of the images).",
+            help="Folder of images; or CSV or Parquet with a column of their paths.",
         ),
     ],
     output: Annotated[Path, Option(metavar="FILE", help="Table to write, one row per cell (.parquet or .csv).")],

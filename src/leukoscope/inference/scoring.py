@@ -14,7 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, takewhile, tee
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,10 +88,10 @@ def score_cells(predictor: Predictor, source: CellSource, output: Path, *, batch
         "backend": predictor.backend.name,
         "precision": predictor.backend.precision,
         "input": source.fingerprint,
-        "cells": source.count,
+        "cells": len(source.cells),
         "cells_per_shard": CELLS_PER_SHARD,
     }
-    shards = [parts / f"shard-{number:06d}.parquet" for number in range(math.ceil(source.count / CELLS_PER_SHARD))]
+    shards = [parts / f"shard-{number:06d}.parquet" for number in range(math.ceil(len(source.cells) / CELLS_PER_SHARD))]
     try:
         _begin_or_resume(parts, manifest)
         _score_missing(predictor, source, shards, batch_size)
@@ -137,15 +137,14 @@ def _score_missing(predictor: Predictor, source: CellSource, shards: Sequence[Pa
     import pyarrow.parquet as pq
 
     whole = sum(1 for _ in takewhile(_is_whole, shards))
-    done = min(whole * CELLS_PER_SHARD, source.count)
-    cells = source.read(done)
-    with progress("scoring cells", source.count, done=done) as advance:
-        for shard in shards[whole:]:
+    done = min(whole * CELLS_PER_SHARD, len(source.cells))
+    with progress("scoring cells", len(source.cells), done=done) as advance:
+        for number, shard in enumerate(shards[whole:], whole):
             # Shard by shard, so that a resumed run has the batches, and to the last bit the numbers, of a whole one.
-            named, pictures = tee(islice(cells, CELLS_PER_SHARD))
-            predictions = predictor.iter_predictions((cell.picture for cell in pictures), batch_size=batch_size)
+            cells = source.cells[number * CELLS_PER_SHARD : (number + 1) * CELLS_PER_SHARD]
+            predictions = predictor.iter_predictions((cell.file for cell in cells), batch_size=batch_size)
             rows = []
-            for row in zip(named, predictions, strict=True):
+            for row in zip(cells, predictions, strict=True):
                 rows.append(row)
                 advance()
             with atomic_file(shard) as temporary:
@@ -248,9 +247,9 @@ def predict_subjects(
     unreadable: list[UnreadableImage] = []
 
     def predicted() -> Iterator[tuple[str, str, str]]:
-        cells, pictures = tee(source.read(0))
-        predictions = predictor.iter_predictions((cell.picture for cell in pictures), batch_size=batch_size)
-        for cell, prediction in track(zip(cells, predictions, strict=True), "predicting cells", source.count):
+        predictions = predictor.iter_predictions((cell.file for cell in source.cells), batch_size=batch_size)
+        pairs = zip(source.cells, predictions, strict=True)
+        for cell, prediction in track(pairs, "predicting cells", len(source.cells)):
             if isinstance(prediction, UnreadableImage):
                 unreadable.append(prediction)
             else:

@@ -41,15 +41,15 @@ def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch
     Cells are numbered, since names of files may contain the subject's.
     """
     rule = SubjectRule.of_release(predictor.release)
-    given = list(source.read(0))
+    given = source.cells
     if len(subjects := sorted({source.subject_of(cell, predictor.labels) for cell in given})) > 1:
         raise LeukoscopeError(
             f"{len(subjects)} subjects ({subjects[0]!r}, {subjects[1]!r} …): a report is of one; give the folder that "
             "holds one subject's pictures, or write a table of all with --output subjects.csv"
         )
-    predictions = predictor((cell.picture for cell in given), batch_size=batch_size)
+    predictions = predictor((cell.file for cell in given), batch_size=batch_size)
     kept = without_copies(predictions)
-    cells, pictures = [predictions[number] for number in kept], [given[number].picture for number in kept]
+    cells, pictures = [predictions[number] for number in kept], [given[number].file for number in kept]
     probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
     outcomes = [cell.outcome for cell in cells]
     return subject_report(
