@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.models.release_files import write_json
+from leukoscope.models.release import write_json
 from leukoscope.synthetic import draw_cell
 from leukoscope.training.run_folder import machine
 

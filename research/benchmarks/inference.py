@@ -64,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         pictures = _lay_out(flags, Path(folder) / "pictures")
         releases = [_compared(flags, release, pictures, Path(folder)) for release in flags.models]
-    from leukoscope.models.release_files import write_json
+    from leukoscope.models.release import write_json
     from leukoscope.training.run_folder import machine, versions
 
     result = {
@@ -169,7 +169,7 @@ def _systems(
 ) -> dict[str, tuple[list[str], dict[str, Any]]]:
     """Name → the command that takes a turn of it, and what to tell it."""
     from leukoscope.inference.predictor import measured_precisions
-    from leukoscope.models.release_files import read_release
+    from leukoscope.models.release import read_release
 
     own = [sys.executable, str(HERE / "inference_systems.py")]
     about = {
@@ -311,7 +311,7 @@ def _preprocessing(release: Path, pictures: Path, repeats: int) -> dict[str, Any
     from transformers import AutoImageProcessor
 
     from leukoscope.data.images import open_bytes
-    from leukoscope.models.release_files import read_release
+    from leukoscope.models.release import read_release
 
     ours = read_release(release).preprocessing
     size = (3, ours.image_size, ours.image_size)

@@ -26,7 +26,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.inference.scoring import CELLS_PER_SHARD
-from leukoscope.models.release_files import folder_name, write_json
+from leukoscope.models.release import folder_name, write_json
 from leukoscope.synthetic import draw_cell
 from leukoscope.training.run_folder import machine, versions
 

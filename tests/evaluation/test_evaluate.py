@@ -33,7 +33,7 @@ from leukoscope.evaluation.evaluate import (
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.overlap import KnownCells
 from leukoscope.inference.foreign import Classifier
-from leukoscope.models.release_files import write_json
+from leukoscope.models.release import write_json
 
 
 @pytest.fixture(scope="module")

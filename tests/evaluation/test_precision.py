@@ -25,7 +25,7 @@ from leukoscope.inference.export import kept_graph
 from leukoscope.inference.graph import ExportedBackend, computes, convolution_ranges
 from leukoscope.inference.prediction import softmax
 from leukoscope.inference.predictor import open_backend
-from leukoscope.models.release_files import METRICS, ReleaseInfo, read_release
+from leukoscope.models.release import METRICS, ReleaseInfo, read_release
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 LOWER = [

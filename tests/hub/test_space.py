@@ -33,7 +33,7 @@ from leukoscope.hub.space import (
     write_space,
     write_static_space,
 )
-from leukoscope.models.release_files import read_release
+from leukoscope.models.release import read_release
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -24,7 +24,7 @@ from leukoscope.inference.backends import TorchBackend
 from leukoscope.inference.gradcam import overlay, share_on_cell
 from leukoscope.inference.prediction import EVIDENCE, HeatMap, Thresholds, softmax
 from leukoscope.inference.tta import average_maps, tta_views
-from leukoscope.models.release_files import OOD
+from leukoscope.models.release import OOD
 from leukoscope.synthetic import draw_cell, draw_field
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -122,7 +122,7 @@ def audit(
     from leukoscope.audit import audit_cells, published_subjects, scan_cells
     from leukoscope.data.inspection import recognise
     from leukoscope.data.splits import load_split, make_split, own_split
-    from leukoscope.models.release_files import write_json
+    from leukoscope.models.release import write_json
 
     if split and split_file:
         raise LeukoscopeError(f"--split {split} --split_file {split_file}: both name the split; give one")

@@ -168,7 +168,7 @@ def protocol(
 
     from leukoscope.data.pixel_cache import frame_cells
     from leukoscope.files import resource_file
-    from leukoscope.models.release_files import read_release
+    from leukoscope.models.release import read_release
     from leukoscope.protocol import check_release_folder, compose_release, measure_on_folds, run_protocol
     from leukoscope.reports.card import TEMPLATE, write_card
     from leukoscope.training.config import parse_config

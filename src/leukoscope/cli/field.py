@@ -157,7 +157,7 @@ def _save_pictures(image: Image, reading: FieldReading, overlay: Path | None, cr
     """Write a field's overlay and the crops of its whole cells, each where a path is given for it."""
     from leukoscope.data.fields import cut_out
     from leukoscope.inference.field import draw_reading
-    from leukoscope.models.release_files import public_name
+    from leukoscope.models.release import public_name
 
     name, scale = shown_name(Path(reading.source).name), reading.field.scale
     for number, one in enumerate(reading.cells):

@@ -136,7 +136,7 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def _save_overlay(prediction: Prediction, folder: Path, taken: set[str]) -> Path:
     """Save the most probable class's Grad-CAM map over its image; that of an earlier run is replaced."""
-    from leukoscope.models.release_files import public_name
+    from leukoscope.models.release import public_name
 
     label = prediction.most_probable
     # A class may be called "Pro-B/early": only what every file system takes goes into the name.

@@ -36,7 +36,7 @@ def assess(
 
     The release must come from `leukoscope protocol`, and the cells must be those that it was made from.
     """
-    from leukoscope.models.release_files import read_release
+    from leukoscope.models.release import read_release
 
     cells = framed(read_release(release).preprocessing, dataset_name, train_dir, subject_pattern, labels)
     assess_on(cells, release, fields_dir, other_dir, healthy_dir)
@@ -48,7 +48,7 @@ def assess_on(
     """Assess a release on the cells it was made from, and render its card."""
     from leukoscope.evaluation.assess import assess as assess_release
     from leukoscope.evaluation.ood_metrics import frame_sample, white_cell_sources
-    from leukoscope.models.release_files import read_release
+    from leukoscope.models.release import read_release
     from leukoscope.reports.card import write_card
 
     about = read_release(release)
@@ -73,7 +73,7 @@ def recalibrate(
     """
     from leukoscope.evaluation.assess import recalibrate as recalibrate_release
     from leukoscope.models.hub_download import KNOWN_CELLS, find_release
-    from leukoscope.models.release_files import read_release
+    from leukoscope.models.release import read_release
     from leukoscope.protocol import check_release_folder
     from leukoscope.reports.card import write_card
 
@@ -116,7 +116,7 @@ def export(
     from leukoscope.inference.export import REPORT, TRANSFORMERS_JS, WEB_GRAPH, export_release
     from leukoscope.inference.graph import GRAPHS
     from leukoscope.models.hub_download import find_release
-    from leukoscope.models.release_files import read_release
+    from leukoscope.models.release import read_release
 
     endpoint = "endpoint"
     files = {**GRAPHS, TRANSFORMERS_JS: WEB_GRAPH, endpoint: HANDLER}
@@ -183,7 +183,7 @@ def push(
     not sent again, so the same command resumes an interrupted push.
     """
     from leukoscope.hub.publish import Destination, publish, unpublished_files
-    from leukoscope.models.release_files import read_metrics
+    from leukoscope.models.release import read_metrics
     from leukoscope.reports.card import default_licence
 
     to = Destination(hub_model_id, revision=revision, private=private, create_pr=create_pr, tag=tag)
@@ -218,7 +218,7 @@ def space(
     from leukoscope.hub.space import find_model, push_space, write_space, write_static_space
     from leukoscope.inference.backends import ONNX, require_package
     from leukoscope.models.hub_download import find_release
-    from leukoscope.models.release_files import local_release, read_release
+    from leukoscope.models.release import local_release, read_release
 
     if static and (len(models) > 1 or gpu):
         raise LeukoscopeError(f"--static: {'--gpu' if gpu else ', '.join(models)} given; name one model, without --gpu")
@@ -256,7 +256,7 @@ def list_releases(
 ) -> None:
     """List the releases in a folder: classes, recipe, data set and size; of a damaged one, what is wrong."""
     from leukoscope.files import embedded_releases
-    from leukoscope.models.release_files import read_release, release_folders
+    from leukoscope.models.release import read_release, release_folders
 
     root = folder or embedded_releases()
     if not root.is_dir():

@@ -33,15 +33,19 @@ from leukoscope.inference.backends import BF16, INT8, Runtime
 from leukoscope.inference.prediction import softmax
 from leukoscope.inference.predictor import Predictor, float32_backend, open_backend
 from leukoscope.inference.tta import VIEWS, disagreement, tta_views
-from leukoscope.models.release import Release, edit_release, load_release, rescale_classifier, save_weights
-from leukoscope.models.release_files import (
+from leukoscope.models.release import (
     FIGURES,
     METRICS,
     OOD,
     PREDICTIONS,
+    Release,
+    edit_release,
     folder_name,
+    load_release,
     read_metrics,
     read_release,
+    rescale_classifier,
+    save_weights,
     write_json,
 )
 from leukoscope.progress import progress, track

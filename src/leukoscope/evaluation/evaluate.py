@@ -30,7 +30,7 @@ from leukoscope.evaluation.overlap import (
     trainings_of,
 )
 from leukoscope.inference.foreign import Classifier, match_labels
-from leukoscope.models.release_files import folder_name, read_metrics
+from leukoscope.models.release import folder_name, read_metrics
 from leukoscope.progress import progress
 
 TEST_FOLD = "fold_1"

@@ -23,7 +23,7 @@ from leukoscope.inference.backends import BF16, F32, INT8, OPENVINO, NoGraph
 from leukoscope.inference.export import kept_graph
 from leukoscope.inference.graph import ExportedBackend, computes, convolution_ranges
 from leukoscope.inference.prediction import Thresholds, softmax
-from leukoscope.models.release_files import ReleaseInfo, folder_name, read_release
+from leukoscope.models.release import ReleaseInfo, folder_name, read_release
 from leukoscope.progress import track
 
 ALLOWED_AUROC, ALLOWED_OUTCOMES = 0.003, 0.005

@@ -28,7 +28,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.files import atomic_folder, disk_errors, is_git_clone, resource_file
 from leukoscope.hub.publish import Destination, Published, folder_files, is_release_file, upload
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
-from leukoscope.models.release_files import CARD, CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
+from leukoscope.models.release import CARD, CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
 from leukoscope.reports.formatting import rendered
 
 APP, LIST, REQUIREMENTS, PACKAGE = "app.py", "models.txt", "requirements.txt", "src/leukoscope"

@@ -30,13 +30,13 @@ from leukoscope.inference.backends import OPENVINO, PACKAGES, NoGraph, blank_pic
 from leukoscope.inference.gradcam import explain_features, is_map_of_channels, linear_head_maps
 from leukoscope.inference.graph import GRAPHS, HEAD, ExportedBackend
 from leukoscope.inference.prediction import GRADCAM, softmax
-from leukoscope.models.release_files import CARD, CONFIG, PROCESSOR, WEIGHTS, public_name
+from leukoscope.models.release import CARD, CONFIG, PROCESSOR, WEIGHTS, public_name
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from leukoscope.models.release_files import ReleaseInfo
+    from leukoscope.models.release import ReleaseInfo
 
 TRANSFORMERS_JS = "transformers.js"
 WEB_GRAPH = "onnx/model.onnx"

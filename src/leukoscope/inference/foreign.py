@@ -18,7 +18,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.inference.backends import AUTO, Runtime, gpu_or_cpu
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.hub_download import KNOWN_CELLS, fetch_files, find_release
-from leukoscope.models.release_files import CONFIG, read_release
+from leukoscope.models.release import CONFIG, read_release
 
 # Keys of a release's config.json that a plain transformers model lacks.
 _RELEASE_KEYS = {"architecture", "num_classes", "label_names", "pretrained_cfg"}

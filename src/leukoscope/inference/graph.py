@@ -28,13 +28,13 @@ from leukoscope.inference.backends import (
 )
 from leukoscope.inference.gradcam import explain_features, linear_head_maps
 from leukoscope.inference.prediction import EVIDENCE
-from leukoscope.models.release_files import read_arrays
+from leukoscope.models.release import read_arrays
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from torch import nn
 
-    from leukoscope.models.release_files import ReleaseInfo
+    from leukoscope.models.release import ReleaseInfo
 
 GRAPHS = {OPENVINO: "model.xml", ONNX: "model.onnx"}
 HEAD = "head.safetensors"

@@ -59,7 +59,7 @@ from leukoscope.inference.prediction import (
     softmax,
 )
 from leukoscope.inference.tta import VIEWS, average_maps, disagreement, tta_views
-from leukoscope.models.release_files import OOD, ReleaseInfo, local_release, read_release
+from leukoscope.models.release import OOD, ReleaseInfo, local_release, read_release
 
 if TYPE_CHECKING:
     from leukoscope.inference.graph import ExportedBackend

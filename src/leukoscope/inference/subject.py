@@ -18,7 +18,7 @@ from leukoscope.inference.prediction import REFUSED
 
 if TYPE_CHECKING:
     from leukoscope.inference.prediction import Prediction
-    from leukoscope.models.release_files import ReleaseInfo
+    from leukoscope.models.release import ReleaseInfo
 
 MOST_REFUSED = 0.5
 """Share of a subject's cells that may be out of distribution before the subject is; cells of a slide share a stain."""

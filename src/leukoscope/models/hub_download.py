@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from leukoscope import LeukoscopeError
 from leukoscope.files import first_line
-from leukoscope.models.release_files import CARD, CONFIG, METRICS, OOD, PREDICTIONS, WEIGHTS, local_release
+from leukoscope.models.release import CARD, CONFIG, METRICS, OOD, PREDICTIONS, WEIGHTS, local_release
 from leukoscope.progress import is_quiet, progress
 
 if TYPE_CHECKING:

@@ -18,14 +18,14 @@ from leukoscope.inference.prediction import passes_map_checks
 from leukoscope.models.build import FROM_HUB, FROM_SCRATCH
 from leukoscope.models.hub_download import parse_hub_id
 from leukoscope.models.recipes import TIMM
-from leukoscope.models.release import load_release
-from leukoscope.models.release_files import (
+from leukoscope.models.release import (
     CARD,
     FIGURES,
     METRICS,
     PREDICTIONS,
     WEIGHTS,
     folder_name,
+    load_release,
     read_config,
     read_metrics,
     read_release,

@@ -25,7 +25,7 @@ from leukoscope.evaluation.plots import confusion_plot, interval_plot, subject_s
 from leukoscope.evaluation.subjects import measure_subject_rule
 from leukoscope.files import disk_errors, write_atomic
 from leukoscope.inference.prediction import WITHOUT_CLASS
-from leukoscope.models.release_files import write_json
+from leukoscope.models.release import write_json
 from leukoscope.reports import release_tables as tables
 from leukoscope.reports.formatting import (
     Table,

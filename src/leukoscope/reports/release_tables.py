@@ -11,7 +11,7 @@ from typing import Any
 
 from leukoscope.evaluation.metrics import class_report
 from leukoscope.inference.prediction import WITHOUT_CLASS
-from leukoscope.models.release_files import OF_FIELDS
+from leukoscope.models.release import OF_FIELDS
 from leukoscope.reports.formatting import (
     Table,
     count,

@@ -17,7 +17,7 @@ import numpy as np
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
 from leukoscope.inference.subject import SubjectRule, without_copies
-from leukoscope.models.release_files import public_name
+from leukoscope.models.release import public_name
 from leukoscope.reports.formatting import fraction, rendered, share, span, with_span
 from leukoscope.reports.html import cell_picture
 

@@ -15,7 +15,7 @@ from torch import nn
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.models.layers import classifier_parameters
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release_files import write_json
+from leukoscope.models.release import write_json
 
 BAD_BATCH = "bad_batch.json"
 _NAMED_CELLS = 3  # in the message; the file lists all

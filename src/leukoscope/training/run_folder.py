@@ -37,7 +37,7 @@ from leukoscope.evaluation.baselines import size_only_predictions
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.files import disk_errors, write_atomic
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release_files import SCHEMA_VERSION, write_json
+from leukoscope.models.release import SCHEMA_VERSION, write_json
 from leukoscope.progress import note
 from leukoscope.training.config import TrainingConfig
 
