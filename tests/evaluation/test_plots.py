@@ -20,7 +20,6 @@ from leukoscope.evaluation.plots import (
     confusion_plot,
     interval_plot,
     reliability_diagram,
-    risk_coverage_curve,
     roc_plot,
     save_plot,
     subject_strip,
@@ -177,26 +176,6 @@ def test_the_reliability_diagram_shows_both_sides_bin_by_bin(predictions: CellPr
         assert f"ECE {block[side]['ece']:.3f}" in words
     assert figure.axes[1].get_xlabel() == "confidence (probability of the predicted class)"
     assert _is_picture(figure)
-
-
-def test_the_risk_coverage_curve_marks_the_default_threshold(decisions: dict[str, Any]) -> None:
-    block = decisions["abstention"]
-    figure = risk_coverage_curve(block)
-    (_, curve), (words, default) = _drawn(figure.axes[0]).items()
-
-    assert curve.tolist() == [[point["coverage"], point["risk"]] for point in block["curve"]]
-    assert default.tolist() == [[block["default"]["coverage"], block["default"]["risk"]]]
-    assert words.startswith(f"no class below {block['default']['threshold']:.2f}: ")
-    assert _is_picture(figure)
-
-
-def test_the_risk_of_a_model_without_errors_is_never_drawn_below_0(recwarn: pytest.WarningsRecorder) -> None:
-    none = {"low": 0.0, "high": 0.0}
-    curve = [{"coverage": share, "risk": 0.0, "interval": none} for share in (0.5, 1.0)]
-    chosen = {"threshold": 0.5, "risk": 0.0, "coverage": 1.0}
-    figure = risk_coverage_curve({"curve": curve, "default": chosen, "aurc": 0.0, "aurc_interval": none})
-    assert figure.axes[0].get_ylim()[0] == 0
-    assert not recwarn.list
 
 
 def test_operating_points_stand_where_unseen_subjects_found_them(

@@ -20,7 +20,6 @@ from leukoscope.evaluation.thresholds import (
     abstention,
     decision_block,
     operating_points,
-    risk_coverage,
 )
 
 Maker = Callable[..., CellPredictions]
@@ -161,29 +160,6 @@ def test_an_unknown_positive_label_is_refused_with_the_known_ones(predictions: C
 # Abstention
 
 
-def test_area_and_risks_are_those_worked_out_by_hand() -> None:
-    """Surest first: right, right, wrong, wrong. Selective risks 0, 0, 1/3, 1/2."""
-    predictions = _two_class([0.9, 0.2, 0.7, 0.4], [0, 1, 1, 0], ["a", "H1", "H2", "b"])
-
-    found = risk_coverage(predictions, bootstrap_subjects(predictions, samples=50))
-
-    assert found["aurc"] == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
-    assert found["risk_at_full_coverage"] == 0.5
-    assert [point["risk"] for point in found["curve"] if point["coverage"] in (0.5, 1.0)] == [0.0, 0.5]
-    assert next(point["risk"] for point in found["curve"] if point["coverage"] > 0.501) == pytest.approx(1 / 3)
-
-
-@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]])
-def test_cells_of_equal_confidence_are_answered_together_in_whatever_order(order: list[int]) -> None:
-    blast, truth, subjects = [0.8, 0.2, 0.8, 0.2], [0, 1, 1, 0], ["a", "H1", "H2", "b"]
-    predictions = _two_class([blast[i] for i in order], [truth[i] for i in order], [subjects[i] for i in order])
-
-    found = risk_coverage(predictions, bootstrap_subjects(predictions, samples=50))
-
-    assert found["aurc"] == 0.5
-    assert {point["risk"] for point in found["curve"]} == {0.5}
-
-
 def _ranked(right: list[bool], subjects: list[str] | None = None) -> CellPredictions:
     """Cells of confidence .99, .98, …: whether each is right, and whose it is (a subject each where not given)."""
     confidence = 0.99 - 0.01 * np.arange(len(right))
@@ -282,14 +258,6 @@ def test_coverage_and_risk_by_subject_are_those_worked_out_by_hand() -> None:
 
     assert (default["coverage"], default["risk"]) == (1.0, pytest.approx(1 / 18))
     assert (default["coverage_by_subject"], default["risk_by_subject"]) == (1.0, pytest.approx(1 / 4 / 6))
-
-
-def test_area_has_an_interval_around_it(predictions: CellPredictions) -> None:
-    found = risk_coverage(predictions, bootstrap_subjects(predictions, samples=300))
-
-    assert found["aurc_interval"]["low"] < found["aurc"] < found["aurc_interval"]["high"]
-    assert len(found["curve"]) == 50
-    assert found["curve"][-1]["risk"] == pytest.approx(found["risk_at_full_coverage"])
 
 
 def test_the_block_says_what_it_rests_on_and_holds_plain_numbers(predictions: CellPredictions) -> None:

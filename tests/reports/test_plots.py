@@ -90,7 +90,7 @@ def test_a_recalibrated_release_shows_the_subjects_of_its_cross_validation(tmp_p
         (tmp_path / "metrics.json").write_text(json.dumps(shown))
         draw_plots(tmp_path)
         drawn.append({file.stem: file.read_bytes() for file in (tmp_path / "figures").iterdir()})
-    assert drawn[0].keys() == drawn[1].keys() == {"confusion", "subjects", "reliability", "risk_coverage"}
+    assert drawn[0].keys() == drawn[1].keys() == {"confusion", "subjects", "reliability"}
     assert {name for name in drawn[0] if drawn[0][name] != drawn[1][name]} == {"confusion"}
 
 

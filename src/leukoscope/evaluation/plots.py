@@ -201,31 +201,6 @@ def reliability_diagram(calibration: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def risk_coverage_curve(abstention: Mapping[str, Any]) -> Figure:
-    """Plot the error rate among cells that get a class against their share: the block of `thresholds.abstention`."""
-    figure = new_figure(6.4, 3.8)
-    axes = figure.subplots()
-    curve, chosen, aurc = abstention["curve"], abstention["default"], abstention["aurc_interval"]
-    coverage = [point["coverage"] for point in curve]
-    low, high = ([point["interval"][end] for point in curve] for end in ("low", "high"))
-    axes.fill_between(coverage, low, high, color=BLUE, alpha=0.18, linewidth=0, label="95 % interval")
-    area = f"AURC {abstention['aurc']:.3f} ({aurc['low']:.3f}–{aurc['high']:.3f})"
-    axes.plot(coverage, [point["risk"] for point in curve], color=BLUE, linewidth=2, label=area)
-    if chosen["risk"] is not None:
-        text = (
-            f"no class below {chosen['threshold']:.2f}: {chosen['risk']:.1%} wrong, coverage {chosen['coverage']:.0%}"
-        )
-        axes.plot(chosen["coverage"], chosen["risk"], "D", color=VERMILION, markersize=8, label=text)
-    axes.set_xlabel("coverage (share of cells that get a class, most confident first)")
-    axes.set_ylabel("risk (share of these that is wrong)")
-    axes.set_xlim(0, 1.01)
-    # The interval of the first few cells is so wide that it would hide the rest.
-    axes.set_ylim(0, max(0.01, *(1.15 * end for end, share in zip(high, coverage, strict=True) if share >= 0.1)))
-    _legend_above(axes)
-    plain(axes)
-    return figure
-
-
 def roc_plot(
     predictions: CellPredictions, operating_points: Mapping[str, Any], evaluation: Mapping[str, Any], unit: str
 ) -> Figure:

@@ -35,7 +35,6 @@ TARGET_RISK = 0.10
 """Share of the given classes that may be wrong at the default threshold, every subject weighing the same."""
 LEAST_COVERAGE = 0.20
 """Of the cells at least; the error rate of fewer is chance."""
-CURVE_POINTS = 50
 
 
 def decision_block(
@@ -188,9 +187,8 @@ def abstention(predictions: CellPredictions, left_out: tuple[LeftOut, ...], boot
 
     Returns:
         `default`: target_risk, threshold, threshold_range, and cross-fitted coverage (share of cells that get a class)
-        and risk (share of these that is wrong), overall and by class, with intervals. `curve`: risk at 50 coverages.
-        `aurc`: area under it (Geifman & El-Yaniv 2017), 0–1, small is good; `risk_at_full_coverage` is the error
-        rate without abstaining.
+        and risk (share of these that is wrong), overall and by class, with intervals. `risk_at_full_coverage`: the
+        error rate without abstaining, 0–1.
     """
     temperature = shipped_temperature(predictions, left_out)
     shipped, held_out = calibrated(predictions, temperature), cross_fitted(predictions, left_out)
@@ -222,8 +220,7 @@ def abstention(predictions: CellPredictions, left_out: tuple[LeftOut, ...], boot
             "threshold_range": {"low": float(own.min()), "high": float(own.max())},
             **default,
         },
-        # Ranking fits nothing, and temperatures per subject would only shuffle subjects against each other.
-        **risk_coverage(shipped, boot),
+        "risk_at_full_coverage": float(wrong.mean()),
     }
 
 
@@ -234,7 +231,8 @@ def _risk_rule(predictions: CellPredictions) -> float:
     """
     confidence, wrong = predictions.probabilities.max(axis=1), predictions.predicted != predictions.references
     weights = np.ones(len(wrong)) if predictions.subject_weights is None else predictions.subject_weights
-    order, last_of_tie = _by_confidence(confidence)
+    order = np.argsort(-confidence, kind="stable")
+    last_of_tie = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
     covered = np.cumsum(weights[order])[last_of_tie]
     risk = np.cumsum((weights * wrong)[order])[last_of_tie] / covered
     enough = covered >= LEAST_COVERAGE * weights.sum() - 1e-9
@@ -245,37 +243,3 @@ def _risk_rule(predictions: CellPredictions) -> float:
     ranked = confidence[order][last_of_tie]
     # Halfway to the next confidence below, so that rounding moves no cell to the other side.
     return float((ranked[at] + ranked[at + 1]) / 2)
-
-
-def _by_confidence(confidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) rows, most confident first, and the position of the last of each run of equal confidences."""
-    order = np.argsort(-confidence, kind="stable")
-    return order, np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
-
-
-def risk_coverage(predictions: CellPredictions, boot: BootstrapSamples) -> dict[str, Any]:
-    """Compute the risk–coverage curve by confidence, equal confidences kept together, and the area below it."""
-    wrong = predictions.predicted != predictions.references
-    order, last_of_tie = _by_confidence(predictions.probabilities.max(axis=1))
-    coverages = np.linspace(1 / CURVE_POINTS, 1, CURVE_POINTS)
-
-    def curves(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(d, N) cell weights → (d, C) risks at the coverages, (d,) areas."""
-        covered = weights[:, order].cumsum(axis=1)[:, last_of_tie]
-        risk = (weights * wrong)[:, order].cumsum(axis=1)[:, last_of_tie] / np.maximum(covered, 1)
-        area = (risk * np.diff(covered, axis=1, prepend=0)).sum(axis=1) / covered[:, -1]
-        at = [np.searchsorted(row, coverages * row[-1] * (1 - 1e-12)) for row in covered]
-        return np.take_along_axis(risk, np.stack(at), axis=1), area
-
-    sampled = (curves(counts[:, boot.unit_of_cell]) for counts in boot.chunks())
-    risks, areas = (np.concatenate(parts) for parts in zip(*sampled, strict=True))
-    point, area = curves(np.ones((1, len(order))))
-    return {
-        "aurc": float(area[0]),
-        "aurc_interval": boot.interval(areas),
-        "risk_at_full_coverage": float(wrong.mean()),
-        "curve": [
-            {"coverage": float(coverage), "risk": float(point[0, i]), "interval": boot.interval(risks[:, i])}
-            for i, coverage in enumerate(coverages)
-        ],
-    }

@@ -45,7 +45,6 @@ SHOWN = {
     "subjects": "Accuracy of each subject's cells, by class, from networks that never saw the subject",
     "reliability": "Reliability diagram: accuracy against confidence, before and after temperature scaling",
     "roc": "ROC curve of the out-of-fold predictions with the operating points",
-    "risk_coverage": "Share of wrong predictions against the share of cells that get a class",
 }
 # Start weights from a file, of the releases that come along; those networks were published under Apache 2.0 or BSD.
 _OWN_START_WEIGHTS = (
@@ -264,4 +263,3 @@ def _plots(release: Path) -> Iterator[tuple[str, Figure]]:
     if metrics["decisions"]["operating_points"] and predictions.is_file():
         points, unit = metrics["decisions"]["operating_points"], metrics["data"]["unit"]
         yield "roc", plots.roc_plot(CellPredictions.load(predictions), points, tested, unit)
-    yield "risk_coverage", plots.risk_coverage_curve(metrics["decisions"]["abstention"])
