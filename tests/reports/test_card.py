@@ -321,7 +321,7 @@ def _numbers(value: object) -> list[float]:
     ("training", "base_model"),
     [
         ({"start_weights": "pretrained weights timm/densenet121.ra_in1k"}, "timm/densenet121.ra_in1k"),
-        ({"start_weights": "ImageNet weights timm/densenet121.ra_in1k"}, "timm/densenet121.ra_in1k"),
+        ({"start_weights": "pretrained weights timm/densenet121.ra_in1k"}, "timm/densenet121.ra_in1k"),
         ({"start_weights": "channels selected from ImageNet EfficientNet-B4"}, None),
         ({"started_from": {"release": "lab/cells", "revision": "0" * 40}}, "lab/cells"),
         ({"started_from": {"release": "my-release", "revision": None}}, None),
@@ -343,7 +343,7 @@ CONVNEXT = "timm/convnextv2_tiny.fcmae_ft_in22k_in1k"
     ("base_model", "training", "licence"),
     [
         ("", {"start_weights": FROM_SCRATCH}, "apache-2.0"),
-        ("timm/densenet121.ra_in1k", {"start_weights": "ImageNet weights timm/densenet121.ra_in1k"}, "apache-2.0"),
+        ("timm/densenet121.ra_in1k", {"start_weights": "pretrained weights timm/densenet121.ra_in1k"}, "apache-2.0"),
         ("timm/resnet50.tv_in1k", {"start_weights": "pretrained weights timm/resnet50.tv_in1k"}, "apache-2.0"),
         (CONVNEXT, {"start_weights": f"pretrained weights {CONVNEXT}"}, None),
         (CONVNEXT, {"start_weights": "somebody's file"}, None),

@@ -74,7 +74,8 @@ def field(
         um_per_pixel = series_scale(_readable(track(fields, "measuring the scale")))
         scale_source = "red cells of the series"
 
-    readings, single = list[FieldReading](), list[Path]()
+    readings: list[FieldReading] = []
+    single: list[Path] = []
     for path in track(fields, "reading fields"):
         try:
             image = open_field(path)

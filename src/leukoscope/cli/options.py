@@ -27,28 +27,15 @@ ON_PHANTOMS = (
 NO_DETECTOR = "This model has no OOD detector: it gives a class to any picture, even one without a cell."
 
 Model = Annotated[
-    str,
-    Argument(
-        metavar="MODEL",
-        help="Release folder, name that `leukoscope release list` shows, or Hub id owner/name or owner/name@revision.",
-    ),
+    str, Argument(metavar="MODEL", help="Release folder, name that `leukoscope release list` shows, or Hub id.")
 ]
 Backend = Annotated[
     str,
-    Option(
-        "--backend",
-        metavar="auto|openvino|onnx|torch",
-        help="What computes the network; by default $LEUKOSCOPE_BACKEND, else auto.",
-    ),
+    Option("--backend", metavar="auto|openvino|onnx|torch", help="Default: $LEUKOSCOPE_BACKEND, else auto."),
 ]
 Precision = Annotated[
     str,
-    Option(
-        "--precision",
-        metavar="auto|exact|fast",
-        help="exact computes in float32, fast in int8 or bfloat16; auto takes fast where it was measured to lose "
-        "nothing.",
-    ),
+    Option("--precision", metavar="auto|exact|fast", help="float32, int8 or bfloat16, or fast where it loses nothing."),
 ]
 Device = Annotated[
     str, Option("--device", metavar="auto|cpu|cuda", help="Where torch computes; auto: on a GPU if there is one.")
@@ -72,17 +59,11 @@ TrainDir = Annotated[
 ]
 SubjectPattern = Annotated[
     str | None,
-    Option(
-        "--subject_pattern", metavar="REGEX", help="Names an image's subject by its path, by a group (?P<subject>…)."
-    ),
+    Option("--subject_pattern", metavar="REGEX", help="Finds the subject in an image's path: a group (?P<subject>…)."),
 ]
 Labels = Annotated[
     Path | None,
-    Option(
-        "--labels",
-        metavar="FILE",
-        help="Table of the cells: file, and label, subject or both (CSV, or an export of Label Studio).",
-    ),
+    Option("--labels", metavar="FILE", help="Table (CSV, Label Studio's export): file, and label, subject or both."),
 ]
 Release = Annotated[Path, Argument(metavar="MODEL", help="Release folder.")]
 FieldsDir = Annotated[
@@ -98,15 +79,12 @@ WeightsLicence = Annotated[
         "--licence",
         "--license",
         metavar="ID",
-        help="Licence of the weights, as the Hub names it, such as mit (default: apache-2.0 where data and start "
-        "weights are known to allow it, else none).",
+        help="Of the weights, as the Hub names it (default: apache-2.0 where data and start weights allow it).",
     ),
 ]
 HealthyDir = Annotated[
     Path | None,
-    Option(
-        "--healthy_dir", metavar="DIR", help="White cells of healthy donors, one folder a kind (PBC): none is a blast."
-    ),
+    Option("--healthy_dir", metavar="DIR", help="White cells of healthy donors, one folder for each kind (PBC)."),
 ]
 
 

@@ -259,10 +259,10 @@ def list_releases(
     from leukoscope.models.release import read_release, release_folders
 
     root = folder or embedded_releases()
-    if not root.is_dir():
-        raise LeukoscopeError(f"{root}: no such folder; give the folder that holds the folders of releases")
     if not (found := release_folders(root)):
-        raise LeukoscopeError(f"{root}: holds no release; give the folder that holds the folders of releases")
+        raise LeukoscopeError(
+            f"{root}: is no folder, or holds no release; give the folder that holds the folders of releases"
+        )
     rows: list[dict[str, Any]] = []
     for path in found:
         try:

@@ -271,9 +271,7 @@ class Predictor:
 
         rule = SubjectRule.of_release(self.release)
         predictions = self(_pictures(images), batch_size=batch_size)
-        cells = [predictions[number] for number in without_copies(predictions)]
-        probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
-        return rule.predict(probabilities, [cell.outcome for cell in cells], subject=name)
+        return rule.predict_cells([predictions[number] for number in without_copies(predictions)], subject=name)
 
     def _frame(self, keep: bool, numbered: tuple[int, Picture | UnreadableImage]) -> _Framed | UnreadableImage:
         """Open a picture, frame it, and check what can be checked before the network has seen it."""

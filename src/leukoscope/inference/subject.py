@@ -201,6 +201,11 @@ class SubjectRule:
         low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(low), float(high)
 
+    def predict_cells(self, cells: Sequence[Prediction], *, subject: str = "") -> SubjectPrediction:
+        """Predict for one subject from the predictions of its cells; as `predict`."""
+        probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
+        return self.predict(probabilities, [cell.outcome for cell in cells], subject=subject)
+
     def predict(self, probabilities: np.ndarray, outcomes: Sequence[str], *, subject: str = "") -> SubjectPrediction:
         """Predict for one subject, called `subject`; an error without a cell.
 

@@ -218,9 +218,7 @@ def _base_model(metrics: Mapping[str, Any]) -> str | None:
     started_from = training.get("started_from")
     if started_from:
         return started_from["release"] if started_from["revision"] else None
-    # Releases made earlier say "ImageNet weights" of any network of timm's.
-    names = (f"{FROM_HUB}{pretrained}", f"ImageNet weights {pretrained}")
-    return pretrained if pretrained and training["start_weights"] in names else None
+    return pretrained if pretrained and training["start_weights"] == f"{FROM_HUB}{pretrained}" else None
 
 
 def draw_examples(release: Path) -> list[Path]:

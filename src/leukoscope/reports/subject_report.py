@@ -50,12 +50,10 @@ def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch
     predictions = predictor((cell.file for cell in given), batch_size=batch_size)
     kept = without_copies(predictions)
     cells, pictures = [predictions[number] for number in kept], [given[number].file for number in kept]
-    probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
-    outcomes = [cell.outcome for cell in cells]
     return subject_report(
-        rule.predict(probabilities, outcomes, subject=name),
-        probabilities[:, rule.labels.index(rule.positive_label)],
-        outcomes,
+        rule.predict_cells(cells, subject=name),
+        np.array([cell.probabilities[rule.positive_label] for cell in cells]),
+        [cell.outcome for cell in cells],
         lambda chosen: predictor([pictures[i] for i in chosen], explain=True, batch_size=1),
         model=predictor.release.name,
         revision=predictor.release.revision,
