@@ -31,7 +31,7 @@ from leukoscope.evaluation.bootstrap import (
 )
 from leukoscope.evaluation.calibration import calibration_metrics, cross_fitted, leave_one_subject_out
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
-from leukoscope.models.release_files import read_metrics, write_json
+from leukoscope.models.release import read_metrics, write_json
 from leukoscope.progress import progress
 from leukoscope.protocol import (
     ProtocolRun,

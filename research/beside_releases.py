@@ -19,7 +19,7 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, LEVEL, paired_difference
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.models.release_files import PREDICTIONS, write_json
+from leukoscope.models.release import PREDICTIONS, write_json
 from research.prior_systems import CLAIMS, UNSEEN
 
 KEYS = ("auroc_by_subject", "auroc_equal_size", "balanced_accuracy_by_subject")

@@ -24,7 +24,7 @@ from leukoscope.evaluation.evaluate import ModelPredictions, keep_cells, predict
 from leukoscope.evaluation.plots import interval_plot
 from leukoscope.files import disk_errors
 from leukoscope.models.hub_download import find_release
-from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, folder_name
+from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS, folder_name
 from leukoscope.reports.formatting import Table, count, difference, metric_name, with_span
 from leukoscope.reports.html import Section, plot_picture, write_page
 from research.commands import make_parser, run

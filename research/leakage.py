@@ -22,7 +22,7 @@ from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import without_damaged
 from leukoscope.data.splits import Split, assert_disjoint, groups_of
 from leukoscope.evaluation.metrics import headline
-from leukoscope.models.release_files import read_metrics, write_json
+from leukoscope.models.release import read_metrics, write_json
 from leukoscope.protocol import ProtocolRun, finish, refuse_split_flags
 from leukoscope.training.config import TrainingConfig, parse_config
 from research.commands import make_parser, run

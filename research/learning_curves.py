@@ -32,7 +32,7 @@ from leukoscope.evaluation.metrics import CellPredictions, headline, measure, po
 from leukoscope.evaluation.plots import BLUE, GREY, ORANGE, VERMILION, new_figure, plain, save_plot
 from leukoscope.files import write_atomic
 from leukoscope.models.build import build_network, load_start_weights
-from leukoscope.models.release_files import write_json
+from leukoscope.models.release import write_json
 from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, LATEST, Checkpoints, checkpoints_in, run_settings
 from leukoscope.training.config import parse_config

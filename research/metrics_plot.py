@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from leukoscope.evaluation.plots import BLUE, GREY, ORANGE, VERMILION, new_figure, plain, save_plot
-from leukoscope.models.release_files import read_metrics
+from leukoscope.models.release import read_metrics
 
 SHOWN = (
     ("auroc", "over all cells", GREY),

@@ -21,7 +21,7 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli.release import framed
 from leukoscope.evaluation.bootstrap import paired_difference
 from leukoscope.evaluation.metrics import CellPredictions, pooled
-from leukoscope.models.release_files import read_release, write_json
+from leukoscope.models.release import read_release, write_json
 
 KEYS = ("auroc_by_subject", "auroc_equal_size", "auroc", "balanced_accuracy_by_subject", "f1_weighted")
 NEIGHBOURS, WEIGHTS = (5, 10, 20, 50), (0.25, 0.5, 0.75)

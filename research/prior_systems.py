@@ -22,7 +22,7 @@ from leukoscope.cli.options import require_writable
 from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, LEVEL, paired_difference, subject_intervals
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, class_report, headline, measure, pooled
-from leukoscope.models.release_files import read_metrics, write_json
+from leukoscope.models.release import read_metrics, write_json
 from leukoscope.protocol import (
     RANDOM_SPLIT,
     ProtocolRun,

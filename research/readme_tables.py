@@ -19,8 +19,8 @@ from leukoscope import LeukoscopeError
 from leukoscope.evaluation.bootstrap import bootstrap_subjects
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.files import write_atomic
-from leukoscope.inference.runtime import PRECISION_NAMES
-from leukoscope.models.release_files import OF_FIELDS, PREDICTIONS, read_metrics
+from leukoscope.inference.backends import PRECISION_NAMES
+from leukoscope.models.release import OF_FIELDS, PREDICTIONS, read_metrics
 from leukoscope.reports.formatting import (
     Table,
     count,

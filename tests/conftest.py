@@ -91,7 +91,7 @@ def watched_release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory
     from PIL import Image
 
     from leukoscope.inference.ood import fit_detector, picture_statistics
-    from leukoscope.models.release_files import OOD, read_release
+    from leukoscope.models.release import OOD, read_release
     from leukoscope.synthetic import phantom_cells
 
     folder = tmp_path_factory.mktemp("watched") / "tiny"

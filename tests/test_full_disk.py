@@ -62,11 +62,10 @@ REPLACING: dict[str, Sequence[str]] = {
 LONG = ("evaluation", "card", "onnx", "transformers.js")
 # Commands that refuse to.
 ONCE: dict[str, Sequence[str]] = {
-    **{f"score {kind}": (*SCORE, "--output", f"OUT/scores{kind}") for kind in (".csv", ".xlsx", ".parquet", ".json")},
-    "subjects": (*SCORE, *SUBJECTS, "--output", "OUT/scores.csv", "--by_subject", "OUT/subjects.xlsx"),
+    **{f"score {kind}": (*SCORE, "--output", f"OUT/scores{kind}") for kind in (".csv", ".parquet")},
     **{
         f"persons {kind}": ("patient", "release", "cells", *SUBJECTS, "--output", f"OUT/persons{kind}")
-        for kind in (".csv", ".xlsx", ".parquet", ".json")
+        for kind in (".csv", ".parquet")
     },
 }
 

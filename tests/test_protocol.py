@@ -24,8 +24,7 @@ from leukoscope.data.splits import make_split
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.models.recipes import RECIPES
-from leukoscope.models.release import load_release
-from leukoscope.models.release_files import write_json
+from leukoscope.models.release import load_release, write_json
 from leukoscope.protocol import (
     FINAL,
     OFFICIAL_FOLDS,

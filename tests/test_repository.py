@@ -61,8 +61,8 @@ def test_requirements_txt_lists_what_the_extra_all_installs() -> None:
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
     (everything,) = extras["all"]
-    assert everything == "leukoscope[demo,openvino,xlsx]"
-    wanted = [*project["dependencies"], *(line for name in ("demo", "openvino", "xlsx") for line in extras[name])]
+    assert everything == "leukoscope[demo,openvino]"
+    wanted = [*project["dependencies"], *(line for name in ("demo", "openvino") for line in extras[name])]
     # The builds of torchvision and torch must fit each other, so the lists for pip name both.
     assert sorted(_requirements()) == sorted([*wanted, "torchvision>=0.21"])
 

@@ -18,7 +18,7 @@ from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
 from leukoscope.data.registry import DATASETS
 from leukoscope.evaluation.morphology import measure_cell
-from leukoscope.models.release_files import METRICS, write_json
+from leukoscope.models.release import METRICS, write_json
 
 DEFINITION = (
     "area: pixels of the largest connected part brighter than black, holes filled; nucleus_share: share of it that is "

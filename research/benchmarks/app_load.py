@@ -30,7 +30,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, __version__
-from leukoscope.models.release_files import write_json
+from leukoscope.models.release import write_json
 from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 
 ROOT = Path(__file__).parents[2]

@@ -32,7 +32,7 @@ from leukoscope.data.fields import (
 )
 from leukoscope.data.images import open_field
 from leukoscope.inference.predictor import Predictor
-from leukoscope.models.release_files import write_json
+from leukoscope.models.release import write_json
 from leukoscope.synthetic import draw_field
 
 RESULTS = Path(__file__).parents[2] / "results" / "fields.json"

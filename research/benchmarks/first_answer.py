@@ -24,7 +24,7 @@ from machine import machine
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.models.release_files import write_json
+from leukoscope.models.release import write_json
 from leukoscope.synthetic import draw_cell
 
 ROOT = Path(__file__).parents[2]

@@ -65,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         pictures = _lay_out(flags, Path(folder) / "pictures")
         releases = [_compared(flags, release, pictures, Path(folder)) for release in flags.models]
-    from leukoscope.models.release_files import write_json
+    from leukoscope.models.release import write_json
     from leukoscope.training.run_folder import versions
 
     result = {
@@ -169,8 +169,8 @@ def _systems(
     flags: argparse.Namespace, release: Path, config: Mapping[str, Any]
 ) -> dict[str, tuple[list[str], dict[str, Any]]]:
     """Name → the command that takes a turn of it, and what to tell it."""
-    from leukoscope.inference.backends import measured_precisions
-    from leukoscope.models.release_files import read_release
+    from leukoscope.inference.predictor import measured_precisions
+    from leukoscope.models.release import read_release
 
     own = [sys.executable, str(HERE / "inference_systems.py")]
     about = {
@@ -312,7 +312,7 @@ def _preprocessing(release: Path, pictures: Path, repeats: int) -> dict[str, Any
     from transformers import AutoImageProcessor
 
     from leukoscope.data.images import open_bytes
-    from leukoscope.models.release_files import read_release
+    from leukoscope.models.release import read_release
 
     ours = read_release(release).preprocessing
     size = (3, ours.image_size, ours.image_size)
@@ -339,7 +339,7 @@ def _compute(release: Path, flags: argparse.Namespace, figures: Mapping[str, Map
     from torch.utils.flop_counter import FlopCounterMode
 
     from leukoscope import Predictor
-    from leukoscope.inference.runtime import PRECISION_NAMES
+    from leukoscope.inference.backends import PRECISION_NAMES
     from leukoscope.models.release import load_release
 
     torch.set_num_threads(flags.threads)

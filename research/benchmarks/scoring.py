@@ -26,7 +26,8 @@ from machine import machine
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.models.release_files import folder_name, write_json
+from leukoscope.inference.scoring import CELLS_PER_SHARD
+from leukoscope.models.release import folder_name, write_json
 from leukoscope.synthetic import draw_cell
 from leukoscope.training.run_folder import versions
 
@@ -42,7 +43,7 @@ MEASURES = {
 }
 _TRACE_POINTS = 200
 _FEWEST_LOOKS = 5  # that a median is taken of
-_RECORDED_FLAGS = ("cells", "short_cells", "pictures", "threads", "batch_size", "cells_per_shard", "look_every")
+_RECORDED_FLAGS = ("cells", "short_cells", "pictures", "threads", "batch_size", "look_every")
 
 
 @dataclass(frozen=True)
@@ -94,17 +95,18 @@ def main() -> None:
         short = _score(flags, short_table, short_out)
         _check(short_out, flags.short_cells, flags.pictures)
         table, out = _table(root, flags.cells, flags.pictures), root / "out.parquet"
-        half = max(1, flags.cells // flags.cells_per_shard // 2)
+        half = max(1, flags.cells // CELLS_PER_SHARD // 2)
         killed = _score(flags, table, out, until=lambda: _shards(out) >= half)
         resumed = _score(flags, table, out)
         difference = _check(out, flags.cells, flags.pictures)
-    kept = killed.shards * flags.cells_per_shard
+    kept = killed.shards * CELLS_PER_SHARD
     growth = max(killed.steady, resumed.steady) / short.steady
     result = {
         "notice": RESEARCH_NOTICE,
         "measures": MEASURES,
         "model": folder_name(flags.model),
         **{name: getattr(flags, name) for name in _RECORDED_FLAGS},
+        "cells_per_shard": CELLS_PER_SHARD,
         "short_run": short.to_dict(flags.short_cells),
         "until_killed": killed.to_dict(kept),
         "resumed": resumed.to_dict(flags.cells - kept),
@@ -130,12 +132,11 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=300, help="different phantoms among them")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--cells_per_shard", type=int, default=256, help="few enough for several in --short_cells")
     parser.add_argument("--look_every", type=float, default=1.0, help="seconds between two looks at memory")
     parser.add_argument("--results", type=Path, default=RESULTS)
     flags = parser.parse_args()
-    if flags.cells <= flags.cells_per_shard:
-        parser.error(f"--cells {flags.cells}: give more than --cells_per_shard, or there is nothing to go on with")
+    if flags.cells <= CELLS_PER_SHARD:
+        parser.error(f"--cells {flags.cells}: give more than {CELLS_PER_SHARD}, or there is nothing to go on with")
     return flags
 
 
@@ -167,7 +168,6 @@ def _score(flags: argparse.Namespace, table: Path, output: Path, until: Callable
     """Run `leukoscope score` to its end, or to a sudden one."""
     command = [sys.executable, "-m", "leukoscope", "score", str(flags.model.resolve())]
     command += ["--input", str(table), "--output", str(output), "--batch_size", str(flags.batch_size)]
-    command += ["--cells_per_shard", str(flags.cells_per_shard)]
     environment = os.environ | {"OMP_NUM_THREADS": str(flags.threads), "HF_HUB_OFFLINE": "1"}
     before, finished = _shards(output), 0
     trace: list[tuple[float, int, bool]] = []
@@ -192,7 +192,7 @@ def _score(flags: argparse.Namespace, table: Path, output: Path, until: Callable
     if looks < _FEWEST_LOOKS:
         sys.exit(
             f"{table.name}: {looks} looks at memory after the first shard, fewer than {_FEWEST_LOOKS}; give more "
-            "--cells and --short_cells, or smaller --cells_per_shard and --look_every"
+            "--cells and --short_cells, or a smaller --look_every"
         )
     return Part(seconds, _shards(output) - before if until else finished, trace)
 

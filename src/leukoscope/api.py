@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from leukoscope import LeukoscopeError
 
@@ -65,7 +66,7 @@ def train(**flags: Any) -> Path:
         part = next((part for part, kinds in parts.items() if name in kinds), None)
         if part is None or name == "config":
             raise LeukoscopeError(f"train({name}={value!r}): no such flag; `leukoscope train --help` lists them all")
-        value = _of_kind(parts[part][name], name, value)
+        value = _checked(parts[part][name], name, value)
         config = replace(config, **{part: replace(getattr(config, part), **{name: value})})
     # Without a given recipe, the run's start decides.
     model = replace(config.model, recipe=flags.get("recipe"))  # type: ignore[arg-type]
@@ -78,24 +79,14 @@ def train(**flags: Any) -> Path:
     return folder
 
 
-def _of_kind(kind: Any, name: str, value: Any) -> Any:
-    """Convert a flag's value to what the command line would give; raises `LeukoscopeError` for another type."""
-    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    kinds = tuple(str if get_origin(one) is Literal else one for one in kinds)
-    if isinstance(value, Path) and str in kinds:
-        return str(value)
-    if get_origin(kind) is list:
-        if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
-            return list(value)
-    # isinstance(True, int) is true, isinstance(1, float) is not.
-    elif isinstance(value, bool):
-        if bool in kinds:
-            return value
-    elif isinstance(value, (*kinds, int) if float in kinds else kinds):
-        return value
-    names = ("None" if one is type(None) else one.__name__ for one in kinds)
-    wanted = kind if get_origin(kind) is list else " | ".join(names)
-    raise LeukoscopeError(f"train({name}={value!r}): is of type {type(value).__name__}; give {wanted}")
+def _checked(kind: Any, name: str, value: Any) -> Any:
+    """A flag's value as the command line would give it; raises `LeukoscopeError` for another type than `kind`."""
+    given = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    try:
+        return TypeAdapter(kind).validate_python(given, strict=True)
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"]
+        raise LeukoscopeError(f"train({name}={value!r}): {reason[0].lower()}{reason[1:]}") from None
 
 
 def evaluate(
@@ -142,7 +133,6 @@ def score(
     source: str | Path,
     output: str | Path,
     *,
-    by_subject: str | Path | None = None,
     subject_pattern: str | None = None,
     backend: str = "",
     device: str = "auto",
@@ -152,9 +142,8 @@ def score(
 
     Args:
         model: release folder or Hub id.
-        source: a folder of images, a CSV or Parquet file with a column of paths, or a key of `DATASETS`.
-        output: the table to write: .parquet, .csv, .json or .xlsx.
-        by_subject: a second table, with one row per subject.
+        source: a folder of images, or a CSV or Parquet file with a column of paths.
+        output: the table to write: .parquet or .csv.
         subject_pattern: a regular expression that finds the subject in an image's path.
         backend, precision: as for `Predictor.from_pretrained`.
         device: a torch device such as "cpu" or "cuda"; "auto" takes the GPU where torch finds one, else the CPU.
@@ -163,13 +152,10 @@ def score(
         LeukoscopeError: a table that exists already or cannot be written, or a source without images.
     """
     from leukoscope.inference.predictor import Predictor
-    from leukoscope.inference.scoring import check_by_subject, check_output, score_cells
+    from leukoscope.inference.scoring import check_output, score_cells
     from leukoscope.inference.sources import open_source
 
     check_output(Path(output))
     cells = open_source(str(source), subject_pattern=subject_pattern)
-    subjects = None if by_subject is None else Path(by_subject)
-    if subjects is not None:
-        check_by_subject(subjects, Path(output), cells)
     predictor = Predictor.from_pretrained(model, backend=backend, device=device, precision=precision)
-    return score_cells(predictor, cells, Path(output), by_subject=subjects)
+    return score_cells(predictor, cells, Path(output))

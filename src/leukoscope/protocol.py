@@ -27,8 +27,7 @@ from leukoscope.evaluation.calibration import OUT_OF_FOLD, SUBJECTS_NEEDED
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
 from leukoscope.evaluation.precision import offered_precisions, precisions_on_unseen
 from leukoscope.files import is_git_clone
-from leukoscope.models.release import edit_release
-from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, WEIGHTS, read_metrics, write_json
+from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS, WEIGHTS, edit_release, read_metrics, write_json
 from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, LATEST, Interrupted, checkpoints_in, other_settings, run_settings
 from leukoscope.training.config import DataArguments, TrainingConfig

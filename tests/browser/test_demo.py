@@ -17,8 +17,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.inference.gradcam import EvidenceScale
-from leukoscope.models.release_files import read_metrics
+from leukoscope.inference.prediction import EvidenceScale
+from leukoscope.models.release import read_metrics
 from leukoscope.synthetic import draw_cell, draw_field
 from leukoscope.web.tabs.batch import sample_batch
 

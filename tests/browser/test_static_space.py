@@ -22,7 +22,7 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.hub.space import write_static_space
 from leukoscope.inference.ood import picture_statistics
 from leukoscope.inference.prediction import Prediction
-from leukoscope.models.release_files import read_release
+from leukoscope.models.release import read_release
 from leukoscope.synthetic import draw_cell
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
+from leukoscope.data.loading import load_cells
+from leukoscope.data.splits import make_split
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.synthetic import draw_cell
 
@@ -60,7 +62,10 @@ def test_kept_answers_are_judged_without_any_picture(tmp_path: Path) -> None:
 
 
 def test_a_model_is_asked_about_the_test_side_of_a_split(tiny_release: Path, cells: Flags, tmp_path: Path) -> None:
-    flags = ("--split", "subject-cv", "--num_folds", 2, "--fold", 1, "--max_eval_samples", 5)
+    data = load_cells("imagefolder", cells[3], subject_pattern=cells[5])
+    split = make_split(data, "subject-cv", fold=1, num_folds=2, validation=False)
+    split.save(tmp_path / "split.json")
+    flags = ("--split_file", tmp_path / "split.json", "--max_eval_samples", 5)
     result = run(tiny_release, *cells, *flags, "--output", tmp_path)
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "evaluation.json").read_text())
@@ -147,14 +152,6 @@ def test_a_class_in_label_map_that_the_model_lacks_or_that_has_two_names_is_refu
             ("--predictions", "p", "--subject_pattern", r"(?P<subject>\d+)_"),
             "--train_dir, --subject_pattern, --labels, --split, --split_file and --max_eval_samples need "
             "--dataset_name",
-        ),
-        (
-            ("m", "--dataset_name", "phantoms", "--split", "subject", "--fold", "2"),
-            "--fold 2: needs --split subject-cv, block-cv or random-cv; leave it out, or choose that split",
-        ),
-        (
-            ("m", "--dataset_name", "phantoms", "--test_fold", "fold_0"),
-            "--test_fold fold_0: needs --split official; leave it out, or choose that split",
         ),
         (
             ("m", "--dataset_name", "phantoms", "--label_map", "blast"),

@@ -21,9 +21,9 @@ import leukoscope
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
 from leukoscope.cli.options import NO_DETECTOR, ON_PHANTOMS
-from leukoscope.inference.gradcam import NO_MAP
 from leukoscope.inference.graph import computes
-from leukoscope.models.release_files import METRICS
+from leukoscope.inference.prediction import NO_MAP
+from leukoscope.models.release import METRICS
 from leukoscope.synthetic import draw_cell, draw_field, smear_picture
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"

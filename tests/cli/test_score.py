@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
-from leukoscope.inference.runtime import Runtime
+from leukoscope.inference.backends import Runtime
 from leukoscope.synthetic import draw_cell
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
@@ -39,40 +38,23 @@ def cells(tmp_path: Path) -> Path:
 
 
 def test_says_what_was_written_and_where(tiny_release: Path, cells: Path, tmp_path: Path) -> None:
-    out, subjects = tmp_path / "out.parquet", tmp_path / "subjects.csv"
-    pattern = ("--subject_pattern", r"(s\d)-", "--by-subject", subjects)
-    result = run(tiny_release, "--input", cells, "--output", out, *pattern)
+    out = tmp_path / "out.parquet"
+    result = run(tiny_release, "--input", cells, "--output", out, "--subject-pattern", r"(s\d)-")
     assert result.exit_code == 1, "as predict ends with a file that cannot be read"
     detector = "This model has no OOD detector: it gives a class to any picture, even one without a cell."
-    written = [f"4 cells scored: {out}", f"2 subjects: {subjects}"]
-    assert result.stdout.splitlines() == [*written, detector, RESEARCH_NOTICE]
+    assert result.stdout.splitlines() == [f"4 cells scored: {out}", detector, RESEARCH_NOTICE]
     assert f"1 file(s) could not be read: {tmp_path / 'out.parquet.unreadable.csv'}" in result.stderr.splitlines()
     table = pq.read_table(out)
     assert table["cell_id"].to_pylist() == ["s0-0.png", "s0-2.png", "s1-1.png", "s1-3.png"]
     assert table["subject"].to_pylist() == ["s0", "s0", "s1", "s1"]
-    assert subjects.read_text().count("\n") == 3
-
-
-def test_a_data_set_is_scored_by_its_name(tiny_release: Path, cells: Path, tmp_path: Path) -> None:
-    for label in ("ALL", "HEM"):
-        (tmp_path / "data" / label).mkdir(parents=True)
-        (tmp_path / "data" / label / f"{label}.png").write_bytes((cells / "s0-0.png").read_bytes())
-    (tmp_path / "data" / "HEM" / "empty.png").touch()
-    out = tmp_path / "out.parquet"
-    result = run(tiny_release, "--input", "imagefolder", "--train_dir", tmp_path / "data", "--output", out)
-    assert result.exit_code == 1, result.output
-    assert pq.read_table(out)["cell_id"].to_pylist() == ["ALL/ALL", "HEM/HEM"]
-    listed = f"{tmp_path / 'data' / 'HEM' / 'empty.png'},the file is empty (0 bytes); copy or export it again"
-    assert (tmp_path / "out.parquet.unreadable.csv").read_text().splitlines() == ["source,reason", listed]
 
 
 def test_pictures_without_a_class_are_counted_and_say_why(cells: Path, tmp_path: Path) -> None:
     (cells / "s1-bad.png").unlink()
     Image.new("RGB", (450, 450), "white").save(cells / "s1-blank.png")
     Image.fromarray(draw_cell("ALL", subject=0, cell=0).image).save(cells / "s0-full.png")
-    out, subjects = tmp_path / "out.parquet", tmp_path / "subjects.csv"
-    pattern = ("--subject_pattern", r"(s\d)-", "--by-subject", subjects)
-    result = run(RELEASE, "--input", cells, "--output", out, *pattern)
+    out = tmp_path / "out.parquet"
+    result = run(RELEASE, "--input", cells, "--output", out)
     assert result.exit_code == 0, result.output
     rows = {row["cell_id"]: row for row in pq.read_table(out).to_pylist()}
     assert rows["s0-full.png"]["outcome"] == "ALL" and rows["s0-full.png"]["ood_score"] <= 1
@@ -83,13 +65,6 @@ def test_pictures_without_a_class_are_counted_and_say_why(cells: Path, tmp_path:
     said = f"{len(rows)} cells scored, {refused} out of distribution or no cell"
     assert result.stdout.splitlines()[0].startswith(said)
     assert not {"label", "recognised", "familiarity", "guard_score"} & set(pq.read_schema(out).names)
-    for subject in csv.DictReader(subjects.open()):
-        own = [row["outcome"] for row in rows.values() if row["subject"] == subject["subject"]]
-        for column, counted in {
-            "share_ALL": ("ALL",), "share_HEM": ("HEM",), "share_abstained": ("abstain",),
-            "share_refused": ("out of distribution", "not a cell"),
-        }.items():  # fmt: skip
-            assert float(subject[column]) == pytest.approx(sum(one in counted for one in own) / len(own))
 
 
 @pytest.mark.parametrize(
@@ -97,13 +72,7 @@ def test_pictures_without_a_class_are_counted_and_say_why(cells: Path, tmp_path:
     [
         (
             ("--output", "out.ods"),
-            "error: --output out.ods: is no kind of table written here; give a name that ends in .parquet, .csv, "
-            ".json, .xlsx",
-        ),
-        (
-            ("--output", "out.parquet", "--by-subject", "s.csv"),
-            "error: --by_subject s.csv: the input does not say which subject a cell is of; give --subject_pattern, or "
-            "a table with a column 'subject'",
+            "error: --output out.ods: is no kind of table written here; give a name that ends in .parquet, .csv",
         ),
     ],
 )

@@ -108,7 +108,7 @@ def cells(tmp_path: Path) -> Path:
 def scored(cells: Path, content: bytes) -> dict[str, str]:
     (cells / "table.csv").write_bytes(content)
     source = open_source(str(cells / "table.csv"))
-    read = source.read(0)
+    read = source.cells
     found = {os.path.relpath(cell.file, cells): cell.subject for cell in read}
     if not all(found.values()):
         raise LeukoscopeError(
@@ -169,7 +169,7 @@ def test_a_file_is_found_in_another_unicode_form(tmp_path: Path) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / normalize("NFD", "zähl.png"))
     (tmp_path / "t.csv").write_text("file,subject\n" + normalize("NFC", "zähl.png") + ",P1\n", encoding="utf-8")
     source = open_source(str(tmp_path / "t.csv"))
-    assert [Path(cell.file).is_file() for cell in source.read(0)] == [True]
+    assert [Path(cell.file).is_file() for cell in source.cells] == [True]
 
 
 def test_a_name_that_may_be_two_files_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import leukoscope as lk
-from leukoscope.api import _of_kind
+from leukoscope.api import _checked
 from scratch import ROOT
 
 HEAVY = {"torch", "datasets", "gradio", "transformers", "timm", "numpy", "PIL", "scipy", "sklearn", "matplotlib"}
@@ -62,13 +62,13 @@ def test_evaluate_names_what_is_no_data_set() -> None:
 @pytest.mark.parametrize(
     ("flag", "wanted"),
     [
-        ({"override": "image_size=64"}, "is of type str; give list[str]"),
-        ({"num_train_epochs": "3"}, "is of type str; give int | None"),
-        ({"fold": 1.0}, "is of type float; give int"),
-        ({"seed": True}, "is of type bool; give int"),
-        ({"from_scratch": 1}, "is of type int; give bool"),
-        ({"max_train_samples": "9"}, "is of type str; give int | None"),
-        ({"report_to": 1}, "is of type int; give str | None"),
+        ({"override": "image_size=64"}, "input should be a valid list"),
+        ({"num_train_epochs": "3"}, "input should be a valid integer"),
+        ({"fold": 1.0}, "input should be a valid integer"),
+        ({"seed": True}, "input should be a valid integer"),
+        ({"from_scratch": 1}, "input should be a valid boolean"),
+        ({"max_train_samples": "9"}, "input should be a valid integer"),
+        ({"report_to": 1}, "input should be 'trackio', 'tensorboard' or 'wandb'"),
         ({"source": 1}, "no such flag; `leukoscope train --help` lists them all"),
     ],
     ids=str,
@@ -81,9 +81,9 @@ def test_a_value_of_another_type_is_refused(flag: dict[str, object], wanted: str
 
 
 def test_a_path_and_a_tuple_become_what_args_yaml_can_hold() -> None:
-    assert _of_kind(str | None, "output_dir", Path("runs/x")) == "runs/x"
-    assert _of_kind(list[str], "override", ("drop_rate=0.1",)) == ["drop_rate=0.1"]
-    assert _of_kind(float | None, "learning_rate", 1) == 1 and _of_kind(float | None, "learning_rate", None) is None
+    assert _checked(str | None, "output_dir", Path("runs/x")) == "runs/x"
+    assert _checked(list[str], "override", ("drop_rate=0.1",)) == ["drop_rate=0.1"]
+    assert _checked(float | None, "learning_rate", 1) == 1 and _checked(float | None, "learning_rate", None) is None
     with pytest.raises(lk.LeukoscopeError, match="^--image_size 8: input should be greater than or equal to 32"):
         lk.train(recipe=None, image_size=8)
 

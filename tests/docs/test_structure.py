@@ -77,7 +77,7 @@ def test_a_command_is_traced_and_its_failure_is_not_taken_for_a_path(
     monkeypatch.setenv("COLUMNS", "200")
     found, _ = structure.traced_command(["release", "list"])
     assert "leukoscope-densenet169-cnmc" in capsys.readouterr().out
-    assert "models/release_files.py" in found and "cli/release.py" in found
+    assert "models/release.py" in found and "cli/release.py" in found
     with pytest.raises(SystemExit):
         structure.traced_command(["release", "lists"])
 

@@ -28,8 +28,7 @@ from leukoscope.inference.predictor import Predictor
 from leukoscope.models import release as release_module
 from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe
-from leukoscope.models.release import load_release, save_release
-from leukoscope.models.release_files import PREDICTIONS, write_json
+from leukoscope.models.release import PREDICTIONS, load_release, save_release, write_json
 from leukoscope.synthetic import draw_field
 from leukoscope.training.config import parse_config
 from leukoscope.training.run_folder import describe_run

@@ -19,8 +19,7 @@ from leukoscope.evaluation.assess import _about, predict_framed, recalibrate
 from leukoscope.inference.ood import OodDetector
 from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe
-from leukoscope.models.release import load_release, save_release
-from leukoscope.models.release_files import OOD
+from leukoscope.models.release import OOD, load_release, save_release
 from leukoscope.synthetic import phantom_cells
 
 SIZE = 64

@@ -26,7 +26,8 @@ from leukoscope.evaluation.explanation_metrics import (
 )
 from leukoscope.evaluation.metrics import even_sample
 from leukoscope.inference.backends import TorchBackend
-from leukoscope.inference.gradcam import passes_map_checks, share_on_cell
+from leukoscope.inference.gradcam import share_on_cell
+from leukoscope.inference.prediction import passes_map_checks
 from leukoscope.models.release import Release
 
 SIZE, GRID = 40, 5

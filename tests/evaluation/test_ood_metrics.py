@@ -28,7 +28,7 @@ from leukoscope.evaluation.ood_metrics import (
 )
 from leukoscope.inference.ood import STATISTICS, OodDetector, fit_detector, picture_statistics
 from leukoscope.inference.prediction import WITHOUT_CLASS
-from leukoscope.models.release_files import OOD
+from leukoscope.models.release import OOD
 from leukoscope.synthetic import Background, draw_cell, draw_field, phantom_cells
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"

@@ -19,11 +19,8 @@ from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.plots import (
     confusion_plot,
     interval_plot,
-    network_plot,
     reliability_diagram,
-    risk_coverage_curve,
     roc_plot,
-    samples_plot,
     save_plot,
     subject_strip,
 )
@@ -134,28 +131,6 @@ def test_a_dollar_in_a_label_is_no_formula(tmp_path: Path) -> None:
     assert save_plot(confusion_plot([[3, 1], [0, 2]], [r"$\foo$", "x"]), tmp_path / "plot.png").is_file()
 
 
-def test_the_network_table_holds_every_stage() -> None:
-    (table,) = network_plot(["stage", "output"], [["conv0", "64 × 16 × 16"], ["classifier", "2"]]).axes[0].tables
-    found = {place: cell.get_text().get_text() for place, cell in table.get_celld().items()}
-    assert found == {
-        **{(0, 0): "stage", (0, 1): "output"},
-        **{(1, 0): "conv0", (1, 1): "64 × 16 × 16"},
-        **{(2, 0): "classifier", (2, 1): "2"},
-    }
-
-
-def test_a_wrong_answer_names_the_truth() -> None:
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    cells = [
-        (pixels, "ALL", 0.91, "ALL"),
-        (pixels, "ALL", 0.62, "HEM"),
-        (pixels, "Pre", 0.5, ""),
-    ]
-    figure = samples_plot(cells, "seven cells")
-    assert {"✓ ALL 0.91", "✗ ALL 0.62\nis HEM", "Pre 0.50", "seven cells"} <= set(texts(figure))
-    assert sum(bool(axes.images) for axes in figure.axes) == 3
-
-
 def test_a_saved_figure_carries_the_notice_and_is_the_same_again(tmp_path: Path) -> None:
     def saved(name: str) -> bytes:
         figure = confusion_plot([[90, 10], [1500, 500]], ["ALL", "HEM"])
@@ -201,26 +176,6 @@ def test_the_reliability_diagram_shows_both_sides_bin_by_bin(predictions: CellPr
         assert f"ECE {block[side]['ece']:.3f}" in words
     assert figure.axes[1].get_xlabel() == "confidence (probability of the predicted class)"
     assert _is_picture(figure)
-
-
-def test_the_risk_coverage_curve_marks_the_default_threshold(decisions: dict[str, Any]) -> None:
-    block = decisions["abstention"]
-    figure = risk_coverage_curve(block)
-    (_, curve), (words, default) = _drawn(figure.axes[0]).items()
-
-    assert curve.tolist() == [[point["coverage"], point["risk"]] for point in block["curve"]]
-    assert default.tolist() == [[block["default"]["coverage"], block["default"]["risk"]]]
-    assert words.startswith(f"no class below {block['default']['threshold']:.2f}: ")
-    assert _is_picture(figure)
-
-
-def test_the_risk_of_a_model_without_errors_is_never_drawn_below_0(recwarn: pytest.WarningsRecorder) -> None:
-    none = {"low": 0.0, "high": 0.0}
-    curve = [{"coverage": share, "risk": 0.0, "interval": none} for share in (0.5, 1.0)]
-    chosen = {"threshold": 0.5, "risk": 0.0, "coverage": 1.0}
-    figure = risk_coverage_curve({"curve": curve, "default": chosen, "aurc": 0.0, "aurc_interval": none})
-    assert figure.axes[0].get_ylim()[0] == 0
-    assert not recwarn.list
 
 
 def test_operating_points_stand_where_unseen_subjects_found_them(

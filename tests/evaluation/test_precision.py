@@ -20,12 +20,12 @@ from leukoscope.data.images import open_image
 from leukoscope.evaluation import precision
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.precision import loses_nothing, offered_precisions, precision_block, precisions_on_unseen
-from leukoscope.inference.backends import open_backend
+from leukoscope.inference.backends import NoGraph, Runtime
 from leukoscope.inference.export import kept_graph
-from leukoscope.inference.graph import ExportedBackend, NoGraph, computes, convolution_ranges
+from leukoscope.inference.graph import ExportedBackend, computes, convolution_ranges
 from leukoscope.inference.prediction import softmax
-from leukoscope.inference.runtime import Runtime
-from leukoscope.models.release_files import METRICS, ReleaseInfo, read_release
+from leukoscope.inference.predictor import open_backend
+from leukoscope.models.release import METRICS, ReleaseInfo, read_release
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 LOWER = [
@@ -160,7 +160,7 @@ def test_fast_is_the_first_precision_measured_that_the_processor_computes(
     exact = open_backend(release, Runtime("auto", precision="exact"))
 
     for missing, expected in (("", "int8"), ("int8", "bf16")):
-        monkeypatch.setattr("leukoscope.inference.backends.computes", lambda name, missing=missing: name != missing)
+        monkeypatch.setattr("leukoscope.inference.graph.computes", lambda name, missing=missing: name != missing)
         fast = open_backend(release, Runtime("auto", precision="fast"))
         assert (fast.precision, exact.precision) == (expected, "f32")
         apart = fast(pixels).logits - exact(pixels).logits
@@ -181,7 +181,7 @@ def test_fast_is_refused_where_it_was_not_measured_or_cannot_be_computed(
         open_backend(release, Runtime("auto", "cuda", "fast"))
     with pytest.raises(LeukoscopeError, match="^precision 'half': unknown; choose one of auto, exact, fast$"):
         open_backend(release, Runtime(precision="half"))
-    monkeypatch.setattr("leukoscope.inference.backends.computes", lambda name: False)
+    monkeypatch.setattr("leukoscope.inference.graph.computes", lambda name: False)
     with pytest.raises(LeukoscopeError, match="^precision 'fast': .* has no units for bfloat16; use 'exact'$"):
         open_backend(release, Runtime("auto", precision="fast"))
 
@@ -207,7 +207,7 @@ def test_a_damaged_block_is_refused_in_one_sentence(
     block: dict[str, dict[str, Any]],
     message: str,
 ) -> None:
-    monkeypatch.setattr("leukoscope.inference.backends.computes", lambda name: True)
+    monkeypatch.setattr("leukoscope.inference.graph.computes", lambda name: True)
     with pytest.raises(LeukoscopeError, match=message):
         open_backend(measured(fast=list(block), **block), Runtime("auto", precision="fast"))
 
@@ -252,9 +252,9 @@ def test_a_processor_without_the_default_computes_in_float32(
     measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = measured(default="bf16", fast=["bf16"], bf16={"logit_shift": [0, 0]})
-    monkeypatch.setattr("leukoscope.inference.backends.computes", lambda name: False)
+    monkeypatch.setattr("leukoscope.inference.graph.computes", lambda name: False)
     assert open_backend(release, Runtime("openvino")).precision == "f32"
-    monkeypatch.setattr("leukoscope.inference.backends.computes", lambda name: True)
+    monkeypatch.setattr("leukoscope.inference.graph.computes", lambda name: True)
     assert open_backend(release, Runtime("openvino")).precision == "bf16"
 
 

@@ -20,8 +20,6 @@ from leukoscope.evaluation.thresholds import (
     abstention,
     decision_block,
     operating_points,
-    prediction_sets,
-    risk_coverage,
 )
 
 Maker = Callable[..., CellPredictions]
@@ -150,7 +148,6 @@ def test_more_than_two_classes_have_no_operating_point(calibrated_cells: Maker) 
     assert block["operating_points"] == {}
     assert block["judged_on"] == "each block with the temperature and thresholds fitted on all other blocks"
     assert set(block["abstention"]["default"]["per_class"]) == {"ALL", "HEM", "OTHER"}
-    assert set(block["prediction_sets"]["methods"]["class_conditional"]["least_probability"]) == {"ALL", "HEM", "OTHER"}
 
 
 def test_an_unknown_positive_label_is_refused_with_the_known_ones(predictions: CellPredictions) -> None:
@@ -161,29 +158,6 @@ def test_an_unknown_positive_label_is_refused_with_the_known_ones(predictions: C
 
 
 # Abstention
-
-
-def test_area_and_risks_are_those_worked_out_by_hand() -> None:
-    """Surest first: right, right, wrong, wrong. Selective risks 0, 0, 1/3, 1/2."""
-    predictions = _two_class([0.9, 0.2, 0.7, 0.4], [0, 1, 1, 0], ["a", "H1", "H2", "b"])
-
-    found = risk_coverage(predictions, bootstrap_subjects(predictions, samples=50))
-
-    assert found["aurc"] == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
-    assert found["risk_at_full_coverage"] == 0.5
-    assert [point["risk"] for point in found["curve"] if point["coverage"] in (0.5, 1.0)] == [0.0, 0.5]
-    assert next(point["risk"] for point in found["curve"] if point["coverage"] > 0.501) == pytest.approx(1 / 3)
-
-
-@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]])
-def test_cells_of_equal_confidence_are_answered_together_in_whatever_order(order: list[int]) -> None:
-    blast, truth, subjects = [0.8, 0.2, 0.8, 0.2], [0, 1, 1, 0], ["a", "H1", "H2", "b"]
-    predictions = _two_class([blast[i] for i in order], [truth[i] for i in order], [subjects[i] for i in order])
-
-    found = risk_coverage(predictions, bootstrap_subjects(predictions, samples=50))
-
-    assert found["aurc"] == 0.5
-    assert {point["risk"] for point in found["curve"]} == {0.5}
 
 
 def _ranked(right: list[bool], subjects: list[str] | None = None) -> CellPredictions:
@@ -286,14 +260,6 @@ def test_coverage_and_risk_by_subject_are_those_worked_out_by_hand() -> None:
     assert (default["coverage_by_subject"], default["risk_by_subject"]) == (1.0, pytest.approx(1 / 4 / 6))
 
 
-def test_area_has_an_interval_around_it(predictions: CellPredictions) -> None:
-    found = risk_coverage(predictions, bootstrap_subjects(predictions, samples=300))
-
-    assert found["aurc_interval"]["low"] < found["aurc"] < found["aurc_interval"]["high"]
-    assert len(found["curve"]) == 50
-    assert found["curve"][-1]["risk"] == pytest.approx(found["risk_at_full_coverage"])
-
-
 def test_the_block_says_what_it_rests_on_and_holds_plain_numbers(predictions: CellPredictions) -> None:
     block = decision_block(predictions, "HEM")
 
@@ -301,93 +267,3 @@ def test_the_block_says_what_it_rests_on_and_holds_plain_numbers(predictions: Ce
     assert block["fitted_on"] == {"cells": 3000, "subjects": {"ALL": 12, "HEM": 12}}
     assert block["operating_points"]["positive_label"] == "HEM"
     assert json.loads(json.dumps(block, allow_nan=False)) == block
-
-
-# Prediction sets: they contain the true class as often as they say, on subjects that fitted no threshold
-
-
-def _methods(predictions: CellPredictions) -> dict[str, Any]:
-    return prediction_sets(
-        predictions, leave_one_subject_out(predictions), bootstrap_subjects(predictions, samples=200)
-    )["methods"]
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-def test_sets_hold_nine_of_ten_cells_of_exchangeable_subjects(calibrated_cells: Maker, classes: int) -> None:
-    methods = _methods(calibrated_cells(6000, classes=classes, too_sharp=2.0))
-
-    for found in methods.values():
-        assert found["coverage"] == pytest.approx(0.9, abs=0.02)
-        assert found["intervals"]["coverage"]["low"] < 0.9 < found["intervals"]["coverage"]["high"]
-    for found in methods["class_conditional"]["per_class"].values():
-        assert found["coverage"] == pytest.approx(0.9, abs=0.02)
-
-
-@pytest.mark.parametrize("method", ["marginal", "class_conditional"])
-def test_shipped_thresholds_hold_nine_of_ten_cells_of_new_subjects(calibrated_cells: Maker, method: str) -> None:
-    predictions, unseen = (calibrated_cells(6000, classes=3, too_sharp=2.0, seed=seed) for seed in (1, 2))
-    least = np.array(list(_methods(predictions)[method]["least_probability"].values()))
-
-    sets = calibrated(unseen, fit_temperature(predictions)).probabilities >= least
-
-    assert sets[np.arange(6000), unseen.references].mean() == pytest.approx(0.9, abs=0.02)
-
-
-def test_one_threshold_for_all_lets_the_smaller_class_pay(calibrated_cells: Maker) -> None:
-    """With nine in ten normal cells gone and the same network, normal cells are rare and look doubtful."""
-    predictions = calibrated_cells(8000, subjects=10)
-    kept = (predictions.references == 0) | (np.arange(8000) % 10 == 0)
-    rare = CellPredictions(
-        tuple(np.asarray(predictions.cell_ids)[kept]),
-        tuple(np.asarray(predictions.subjects)[kept]),
-        predictions.references[kept],
-        predictions.probabilities[kept]
-        * [10, 1]
-        / (predictions.probabilities[kept] * [10, 1]).sum(axis=1, keepdims=True),
-        predictions.label_names,
-    )
-
-    methods = _methods(rare)
-
-    assert methods["marginal"]["coverage"] == pytest.approx(0.9, abs=0.02)
-    assert methods["marginal"]["per_class"]["HEM"]["coverage"] < 0.5
-    assert methods["class_conditional"]["per_class"]["HEM"]["coverage"] == pytest.approx(0.9, abs=0.03)
-
-
-def test_a_subject_unlike_the_others_is_not_covered(calibrated_cells: Maker) -> None:
-    predictions = calibrated_cells(3000, subjects=8)
-    outlier = np.asarray(predictions.subjects) == "HEM3"
-    blast = np.where(outlier, 0.999, predictions.probabilities[:, 0])
-
-    found = _methods(replace(predictions, probabilities=np.stack([blast, 1 - blast], axis=1)))["class_conditional"]
-
-    assert found["subjects"]["HEM"]["lowest"] == 0.0
-    assert found["subjects"]["ALL"]["lowest"] > 0.8
-    assert found["per_class"]["HEM"]["coverage"] < 0.88
-
-
-def test_sizes_add_up(calibrated_cells: Maker) -> None:
-    """Two classes: a set is empty, single or both, and both count double."""
-    for found in _methods(calibrated_cells(2000, subjects=5)).values():
-        both = 1 - found["singletons"] - found["empty"]
-        assert found["mean_size"] == pytest.approx(found["singletons"] + 2 * both)
-
-
-@pytest.mark.parametrize(("cells", "admits"), [(8, "all"), (9, "the least"), (19, "the second least")])
-def test_the_bound_is_the_conformal_quantile_of_small_samples(cells: int, admits: str) -> None:
-    """⌊(n + 1) / 10⌋ is 0, 1 and 2 for 8, 9 and 19 cells of a class."""
-    right = np.linspace(0.6, 0.9, cells)
-    probabilities = np.stack([np.r_[right, 1 - right], np.r_[1 - right, right]], axis=1)
-    subjects = [f"{name}{i % 3}" for name in ("ALL", "HEM") for i in range(cells)]
-    predictions = CellPredictions(
-        tuple(f"cell-{i}" for i in range(2 * cells)),
-        tuple(subjects),
-        np.repeat([0, 1], cells),
-        probabilities,
-        ("ALL", "HEM"),
-    )
-    shipped = np.sort(calibrated(predictions, fit_temperature(predictions)).probabilities[:cells, 0])
-
-    least = _methods(predictions)["class_conditional"]["least_probability"]["ALL"]
-
-    assert least == pytest.approx({"all": 0.0, "the least": shipped[0], "the second least": shipped[1]}[admits])

@@ -20,14 +20,13 @@ from timm import create_model
 
 from leukoscope import LeukoscopeError, Prediction, Predictor
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.inference import backends, export, runtime
-from leukoscope.inference.backends import TorchBackend, float32_backend, open_backend
+from leukoscope.inference import backends, export, predictor
+from leukoscope.inference.backends import Runtime, TorchBackend, gpu_or_cpu, usable_cores
 from leukoscope.inference.export import ALLOWED, REPORT, export_release, kept_graph, write_graph
 from leukoscope.inference.gradcam import linear_head_maps
 from leukoscope.inference.graph import GRAPHS, HEAD, ExportedBackend
-from leukoscope.inference.runtime import Runtime, gpu_or_cpu
-from leukoscope.models.release import load_release, save_release
-from leukoscope.models.release_files import ReleaseInfo, read_release
+from leukoscope.inference.predictor import float32_backend, open_backend
+from leukoscope.models.release import ReleaseInfo, load_release, read_release, save_release
 from leukoscope.synthetic import draw_cell
 
 RELEASES = sorted((Path(__file__).parents[2] / "model_card").glob("*/config.json"))
@@ -161,7 +160,7 @@ def test_a_graph_unlike_torch_is_never_used(
 
     with pytest.raises(LeukoscopeError, match=r"its openvino graph differs from torch by .* use backend='torch'"):
         Predictor.from_pretrained(tiny_release, backend="openvino")
-    monkeypatch.setattr(backends, "PACKAGES", {"openvino": runtime.PACKAGES["openvino"]})
+    monkeypatch.setattr(predictor, "PACKAGES", {"openvino": backends.PACKAGES["openvino"]})
     assert Predictor.from_pretrained(tiny_release, backend="auto").backend.name == "torch"
     assert "differs from torch" in caplog.text and "another backend is used" in caplog.text
 
@@ -362,7 +361,7 @@ def test_a_gpu_is_taken_where_torch_may_compute(
     asked = []
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("leukoscope.inference.backends.TorchBackend", lambda *args, **_: asked.append(args[-1]))
+    monkeypatch.setattr("leukoscope.inference.predictor.TorchBackend", lambda *args, **_: asked.append(args[-1]))
     for wanted in ("auto", "torch"):
         open_backend(read_release(tiny_release), Runtime(wanted))
     assert asked == ["cuda", "cuda"]
@@ -372,7 +371,7 @@ def test_a_gpu_is_taken_where_torch_may_compute(
 
 
 def test_a_missing_package_is_named(tiny_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "find_spec", lambda name: None)
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
 
     with pytest.raises(LeukoscopeError, match=r"backend 'onnx': needs a package .* pip install onnxruntime onnxscript"):
         Predictor.from_pretrained(tiny_release, backend="onnx")
@@ -450,3 +449,40 @@ def test_many_cells_are_computed_in_float32_by_a_graph_and_few_by_torch(cache: P
     assert (few.name, many.name, many.precision) == ("torch", "openvino", "f32")
     pixels = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
     assert np.allclose(few(pixels).logits, many(pixels).logits, atol=1e-4)
+
+
+def test_a_backend_that_is_not_given_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEUKOSCOPE_BACKEND", "onnx")
+    assert Runtime().chosen() == Runtime("onnx", "cpu")
+    assert Runtime("torch", "cpu").chosen().backend == "torch"
+    monkeypatch.delenv("LEUKOSCOPE_BACKEND")
+    assert Runtime(device="cpu").chosen() == Runtime("auto", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "device"),
+    [("auto", "auto", "cuda:0"), ("torch", "exact", "cuda:0"), ("openvino", "auto", "cpu"), ("auto", "fast", "cpu")],
+)
+def test_the_gpu_is_taken_where_torch_may_compute(
+    monkeypatch: pytest.MonkeyPatch, backend: str, precision: str, device: str
+) -> None:
+    monkeypatch.setattr(backends, "gpu_or_cpu", lambda: "cuda:0")
+    assert Runtime(backend, precision=precision).chosen().device == device
+    assert Runtime(backend, "cpu", precision).chosen().device == "cpu"
+
+
+def test_unknown_names_are_refused_wherever_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LeukoscopeError, match="^precision 'half': unknown; choose one of auto, exact, fast$"):
+        Runtime(precision="half").chosen()
+    monkeypatch.setenv("LEUKOSCOPE_BACKEND", "tensorrt")
+    with pytest.raises(
+        LeukoscopeError, match="^backend 'tensorrt': unknown; choose one of auto, torch, openvino, onnx$"
+    ):
+        Runtime().chosen()
+
+
+def test_cores_are_counted_where_the_system_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert usable_cores() >= 1
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert usable_cores() == 6

@@ -17,10 +17,9 @@ from timm import create_model
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference import export
-from leukoscope.inference.export import REPORT, TRANSFORMERS_JS, WEB_GRAPH, WEB_QUANTISED, export_release
+from leukoscope.inference.export import TRANSFORMERS_JS, WEB_GRAPH, export_release
 from leukoscope.inference.prediction import softmax
-from leukoscope.models.release import save_release
-from leukoscope.models.release_files import CARD, CONFIG, PROCESSOR, read_release
+from leukoscope.models.release import CARD, CONFIG, PROCESSOR, read_release, save_release
 from leukoscope.synthetic import draw_cell
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -35,10 +34,8 @@ env.localModelPath = folder
 const {buffer} = new Uint8Array(fs.readFileSync(pixels))
 const given = new Tensor('float32', new Float32Array(buffer), [1, 3, +side, +side])
 const answers = {}
-for (const dtype of ['fp32', 'q8']) {
-  const model = await AutoModelForImageClassification.from_pretrained(name, {dtype})
-  answers[dtype] = Array.from((await model({pixel_values: given})).logits.data)
-}
+const model = await AutoModelForImageClassification.from_pretrained(name)
+answers.logits = Array.from((await model({pixel_values: given})).logits.data)
 const processed = await (await AutoProcessor.from_pretrained(name))(await (await import('@huggingface/transformers'))
   .RawImage.read(picture))
 answers.dims = processed.pixel_values.dims
@@ -82,38 +79,16 @@ def pixel_values(release: Path, cell: Image.Image) -> np.ndarray:
     return preprocessing.normalise(framed.permute(2, 0, 1)[None]).contiguous().numpy()
 
 
-@pytest.mark.parametrize("file", [WEB_GRAPH, WEB_QUANTISED])
-def test_a_file_gives_the_releases_probabilities_and_maps(
-    release: Path, exported: Path, cell: Image.Image, file: str
-) -> None:
+def test_the_graph_gives_the_releases_probabilities_and_maps(release: Path, exported: Path, cell: Image.Image) -> None:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(exported / file)
+    session = onnxruntime.InferenceSession(exported / WEB_GRAPH)
     logits, maps = session.run(["logits", "grad_cam"], {"pixel_values": pixel_values(release, cell)})
     theirs = Predictor.from_pretrained(release, backend="torch")(cell, explain=True)
-    allowed = 1e-4 if file == WEB_GRAPH else export.QUANTISED_ALLOWED
-    assert softmax(logits)[0] == pytest.approx(list(theirs.probabilities.values()), abs=allowed)
-    if file == WEB_GRAPH:
-        assert theirs.heatmaps is not None
-        for k, heatmap in enumerate(theirs.heatmaps.values()):
-            assert maps[0, k] == pytest.approx(heatmap.evidence, abs=1e-4 * max(heatmap.evidence.max(), 1))
-
-
-def test_the_quantised_file_is_much_smaller(exported: Path) -> None:
-    assert (exported / WEB_QUANTISED).stat().st_size < 0.4 * (exported / WEB_GRAPH).stat().st_size
-    report = json.loads((exported / REPORT).read_text())
-    assert (report["quantised"]["bits"], report["model"]) == (8, "small")
-
-
-@pytest.mark.parametrize("bits", [16, 0])
-def test_rounding_that_moves_probabilities_is_finer_or_not_done(
-    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int
-) -> None:
-    # Between what 8 and 16 bits move this release; nothing is as near as 0.
-    monkeypatch.setattr(export, "QUANTISED_ALLOWED", 1e-5 if bits else -1)
-    report = export_release(read_release(release), TRANSFORMERS_JS, tmp_path / "web")
-    assert (report["quantised"] or {"bits": 0})["bits"] == bits
-    assert (tmp_path / "web" / WEB_QUANTISED).is_file() is bool(bits)
+    assert softmax(logits)[0] == pytest.approx(list(theirs.probabilities.values()), abs=1e-4)
+    assert theirs.heatmaps is not None
+    for k, heatmap in enumerate(theirs.heatmaps.values()):
+        assert maps[0, k] == pytest.approx(heatmap.evidence, abs=1e-4 * max(heatmap.evidence.max(), 1))
 
 
 def test_the_settings_name_classes_and_preprocessing(exported: Path) -> None:
@@ -167,8 +142,7 @@ def test_transformers_js_loads_it_and_answers_alike(
     done = subprocess.run(["node", "ask.mjs", *words], cwd=npm_packages, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])
-    for dtype, allowed in (("fp32", 1e-4), ("q8", export.QUANTISED_ALLOWED)):
-        shares = softmax(np.array([answers[dtype]]))[0]
-        assert shares == pytest.approx(list(theirs.probabilities.values()), abs=allowed)
+    shares = softmax(np.array([answers["logits"]]))[0]
+    assert shares == pytest.approx(list(theirs.probabilities.values()), abs=1e-4)
     assert answers["dims"] == list(pixels.shape)
     assert sorted(answers["labels"]) == ["ALL", "HEM"]

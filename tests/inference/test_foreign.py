@@ -148,21 +148,16 @@ def test_pickled_weights_are_never_loaded(foreign: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("code_cache")
-def test_code_that_comes_with_a_model_is_run_only_when_told_to(foreign: Path, tmp_path: Path) -> None:
+def test_code_that_comes_with_a_model_is_never_run(foreign: Path, tmp_path: Path) -> None:
     folder = tmp_path / "coded"
     shutil.copytree(foreign, folder)
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "mine.Config"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n")
-    with pytest.raises(
-        LeukoscopeError, match="it wants to run Python code of its own, which is only run with --trust_remote_code"
-    ):
+    with pytest.raises(LeukoscopeError, match="it wants to run Python code of its own, which is never run"):
         open_classifier(folder)
     assert not (tmp_path / "ran").exists()
-    with pytest.raises(LeukoscopeError, match="transformers cannot open it as an image classifier"):
-        open_classifier(folder, trust_remote_code=True)
-    assert (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["with class names", "without"])

@@ -26,18 +26,9 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.inference.backends import TorchBackend
-from leukoscope.inference.gradcam import (
-    EvidenceScale,
-    HeatMap,
-    explain_features,
-    linear_head_maps,
-    map_colours,
-    overlay,
-    passes_map_checks,
-    share_on_cell,
-)
-from leukoscope.inference.graph import blank_picture
+from leukoscope.inference.backends import TorchBackend, blank_picture
+from leukoscope.inference.gradcam import explain_features, linear_head_maps, map_colours, overlay, share_on_cell
+from leukoscope.inference.prediction import EvidenceScale, HeatMap, passes_map_checks
 from leukoscope.inference.predictor import Predictor
 from leukoscope.inference.tta import VIEWS, average_maps, tta_views, turned, turned_back
 from leukoscope.models.release import load_release

@@ -19,7 +19,7 @@ from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import find_cnmc_cells
 from leukoscope.inference.ood import GROUPS, STATISTICS, OodDetector, fit_detector, picture_statistics
-from leukoscope.models.release_files import OOD, read_release
+from leukoscope.models.release import OOD, read_release
 from leukoscope.synthetic import phantom_cells
 
 SIZE = 96

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from leukoscope.data.registry import ABSTAIN, DATASETS, NOT_A_CELL, OUT_OF_DISTRIBUTION
-from leukoscope.inference.gradcam import passes_map_checks
-from leukoscope.inference.prediction import WITHOUT_CLASS, Checks, Decision, Reason, Thresholds
+from leukoscope.inference.prediction import WITHOUT_CLASS, Checks, Decision, Reason, Thresholds, passes_map_checks
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 TWO = Thresholds("ALL", {"sensitivity_95": 0.3, "specificity_95": 0.9}, abstain_below=0.7, least_on_cell=0.4)

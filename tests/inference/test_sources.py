@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import DatasetDict
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.images import EncodedImage, UnreadableImage, open_bytes, open_image
-from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.images import open_image
 from leukoscope.inference.sources import CellSource, SourceCell, open_source
 
 
@@ -28,16 +24,11 @@ def save(path: Path, grey: int = 0) -> Path:
 
 
 def everything(source: CellSource) -> list[SourceCell]:
-    return list(source.read(0))
-
-
-def opened(cell: SourceCell) -> Image.Image:
-    picture = cell.picture
-    return open_bytes(picture.data, picture.name) if isinstance(picture, EncodedImage) else open_image(picture)
+    return list(source.cells)
 
 
 def grey_of(cell: SourceCell) -> int:
-    return int(np.asarray(opened(cell))[0, 0, 0])
+    return int(np.asarray(open_image(cell.file))[0, 0, 0])
 
 
 @pytest.fixture
@@ -51,30 +42,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "cells"
 
 
-def embedded(path: Path, rows: int, *, group: int, **columns: list[object]) -> Path:
-    """A Parquet file of pictures as 🤗 data sets write them; a picture's grey is its row."""
-    image = save(path.parent / "one.png")
-    pictures = []
-    for grey in range(rows):
-        save(image, grey)
-        pictures.append({"bytes": image.read_bytes(), "path": None})
-    pq.write_table(pa.table({"image": pictures, **columns}), path, row_group_size=group)
-    return path
-
-
 def test_a_folder_gives_its_images_in_a_fixed_order(folder: Path) -> None:
     source = open_source(str(folder))
     assert [cell.cell_id for cell in everything(source)] == [
         "ann/0.png", "ann/1.bmp", "bob/2.png", "bob/more/3.PNG", "bob/more/4.tif",
     ]  # fmt: skip
     assert [grey_of(cell) for cell in everything(source)] == [0, 1, 2, 3, 4]
-    assert (source.count, source.has_subjects) == (5, False)
-
-
-def test_cells_are_read_from_any_of_them_on(folder: Path) -> None:
-    source = open_source(str(folder))
-    assert [grey_of(cell) for cell in source.read(3)] == [3, 4]
-    assert list(source.read(5)) == []
+    assert (len(source.cells), source.has_subjects) == (5, False)
 
 
 def test_a_pattern_names_subjects(folder: Path) -> None:
@@ -192,11 +166,6 @@ def test_a_table_without_paths_is_refused(tmp_path: Path) -> None:
         open_source(str(tmp_path / "cells.csv"))
 
 
-def test_a_data_set_without_its_folder_is_refused_with_the_flag_of_the_command() -> None:
-    with pytest.raises(LeukoscopeError, match="^--input imagefolder: it has no Hub copy; give its folder with --train"):
-        open_source("imagefolder")
-
-
 def test_subjects_named_twice_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cells.csv").write_text("file,subject\ncells/ann/0.png,ann\n")
     with pytest.raises(LeukoscopeError, match="a column of it names the subjects as well; leave the pattern out"):
@@ -220,37 +189,9 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, name: str, content: 
         open_source(str(tmp_path / name))
 
 
-def test_what_is_neither_path_nor_data_set_is_refused() -> None:
-    with pytest.raises(
-        LeukoscopeError, match="--input nowhere: no such folder or file, and no data set either .*cnmc2019"
-    ):
-        open_source("nowhere")
-
-
-def test_pictures_inside_a_parquet_file_are_read_from_any_row_on(tmp_path: Path) -> None:
-    path = embedded(tmp_path / "cells.parquet", 50, group=20, subject=["ann", "bob"] * 25)
-    source = open_source(str(path))
-    assert (source.count, source.has_subjects) == (50, True)
-    assert [grey_of(cell) for cell in everything(source)] == list(range(50))
-    for first in (1, 18, 20, 47, 50):
-        assert [grey_of(cell) for cell in source.read(first)] == list(range(first, 50))
-    some = list(source.read(18))
-    assert [(cell.cell_id, cell.subject) for cell in some[:2]] == [("row_000018", "ann"), ("row_000019", "bob")]
-    path = embedded(tmp_path / "some.parquet", 3, group=2, subject=["ann", None, "nan"])
-    with pytest.raises(LeukoscopeError, match="row 1 names no subject, other rows name theirs"):
-        open_source(str(path))
-
-
-def test_a_picture_may_be_missing_or_lie_beside_the_parquet_file(tmp_path: Path) -> None:
-    save(tmp_path / "beside.png", 9)
-    pictures = [{"bytes": None, "path": "beside.png"}, None, {"bytes": b"no picture", "path": None}]
-    pq.write_table(pa.table({"image": pictures, "cell_id": ["a", "b", "c"]}), tmp_path / "cells.parquet")
-    beside, missing, damaged = everything(open_source(str(tmp_path / "cells.parquet")))
-    assert grey_of(beside) == 9
-    for cell, message in ((missing, "cell b: the file is empty"), (damaged, "cell c: is not an image")):
-        with pytest.raises(UnreadableImage, match=message):
-            opened(cell)
-        assert message.startswith(cell.file)
+def test_what_is_no_path_is_refused() -> None:
+    with pytest.raises(LeukoscopeError, match="^--input cnmc2019: no such folder or file; give a folder of images"):
+        open_source("cnmc2019")
 
 
 def damaged(path: Path, group: int) -> Path:
@@ -269,65 +210,3 @@ def test_damage_inside_a_table_of_paths_is_named(tmp_path: Path) -> None:
         LeukoscopeError, match=r"--input .*cells.parquet: is no whole Parquet file \(.*\); copy it again"
     ):
         open_source(str(path))
-
-
-def test_damage_inside_a_table_of_pictures_is_named_with_the_row(tmp_path: Path) -> None:
-    table = pa.table({"image": [b"one", b"two", b"three", b"four"]})
-    pq.write_table(table, tmp_path / "cells.parquet", row_group_size=2, use_dictionary=False)
-    cells = open_source(str(damaged(tmp_path / "cells.parquet", 1))).read(0)
-    assert len([next(cells), next(cells)]) == 2
-    with pytest.raises(LeukoscopeError, match=r"cells.parquet: is damaged from row 2 on \(.*\); copy it again$"):
-        next(cells)
-
-
-def test_a_pattern_for_pictures_without_paths_is_refused(tmp_path: Path) -> None:
-    path = embedded(tmp_path / "cells.parquet", 1, group=1)
-    with pytest.raises(LeukoscopeError, match="its pictures have no paths to match; give it a column 'subject'"):
-        open_source(str(path), subject_pattern="(a)")
-
-
-def test_a_data_set_brings_ids_subjects_and_what_is_unreadable(tmp_path: Path) -> None:
-    for name in ("ALL/ann_1.png", "ALL/ann_2.png", "HEM/bob_1.png"):
-        save(tmp_path / name, 5)
-    (tmp_path / "HEM" / "bob_2.png").write_bytes(b"")
-    source = open_source("imagefolder", train_dir=tmp_path, subject_pattern=r"/(\w+)_")
-    data = load_cells("imagefolder", tmp_path, subject_pattern=r"/(\w+)_")
-    cells = everything(source)
-    assert [(cell.cell_id, cell.subject) for cell in cells] == list(
-        zip(data.train["cell_id"], data.train["subject"], strict=True)
-    )
-    assert [grey_of(cell) for cell in source.read(1)] == [5, 5]
-    assert source.unreadable == (
-        (str(tmp_path / "HEM" / "bob_2.png"), "the file is empty (0 bytes); copy or export it again"),
-    )
-    assert "1 unreadable file(s) left out" in source.report
-
-
-@pytest.mark.parametrize("change", ["replaced", "order"])
-def test_a_data_sets_fingerprint_tells_replaced_files_and_another_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
-) -> None:
-    for grey, name in enumerate(("ALL/ann_1.bmp", "ALL/ann_2.bmp", "HEM/bob_1.bmp")):
-        save(tmp_path / name, grey)
-
-    def fingerprint() -> str:
-        return open_source("imagefolder", train_dir=tmp_path, subject_pattern=r"/(\w+)_").fingerprint
-
-    before = fingerprint()
-    assert fingerprint() == before
-    if change == "replaced":
-        stored = tmp_path / "ALL" / "ann_1.bmp"
-        size = stored.stat().st_size
-        save(stored, 200)
-        os.utime(stored, (1, 1))
-        assert stored.stat().st_size == size, "else the data's own fingerprint tells"
-    else:
-        load = load_cells
-
-        def reversed_cells(*args: Any, **more: Any) -> LoadedCells:
-            data = load(*args, **more)
-            order = range(len(data.train) - 1, -1, -1)
-            return replace(data, cells=DatasetDict(train=data.train.select(order)))
-
-        monkeypatch.setattr("leukoscope.data.loading.load_cells", reversed_cells)
-    assert fingerprint() != before

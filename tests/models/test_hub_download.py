@@ -15,7 +15,8 @@ from hub_server import Fault, Hub
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.files import embedded_releases
 from leukoscope.inference.foreign import open_classifier
-from leukoscope.models.hub_download import HUB_TIMEOUT, fetch_files, find_release, local_release
+from leukoscope.models.hub_download import HUB_TIMEOUT, fetch_files, find_release
+from leukoscope.models.release import local_release
 from leukoscope.synthetic import draw_cell
 from leukoscope.training.config import parse_config
 

@@ -11,7 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from leukoscope.models import release
-from leukoscope.models.release_files import SCHEMA_VERSION
+from leukoscope.models.release import SCHEMA_VERSION
 
 SCHEMA = json.loads(Path(release.__file__).with_name("metrics.schema.json").read_text())
 EMBEDDED = sorted((Path(__file__).parents[2] / "model_card").glob("*/metrics.json"))

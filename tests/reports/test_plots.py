@@ -39,17 +39,7 @@ def test_an_assessed_release_gets_every_figure_and_the_same_again(assessed: Path
     assert [file.read_bytes() for file in draw_plots(assessed)] == first
 
 
-def test_weights_alone_give_the_samples_and_the_network(
-    tiny_release: Path, tmp_path: Path, release_metrics: dict[str, Any]
-) -> None:
-    copy = shutil.copytree(tiny_release, tmp_path / "copy")
-    (copy / "metrics.json").write_text(json.dumps(release_metrics | {"evaluations": []}))
-    card = write_card(copy).read_text()
-    assert sorted(file.name for file in (copy / "figures").iterdir()) == ["network.png", "samples.png"]
-    assert "no patient's cell is among them" in card and card.count("![") == 2
-
-
-def test_a_card_loads_the_network_once_and_exports_no_graph(
+def test_a_card_that_must_ask_for_maps_loads_the_network_once_and_exports_no_graph(
     tiny_release: Path, tmp_path: Path, release_metrics: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = shutil.copytree(tiny_release, tmp_path / "copy")
@@ -62,8 +52,7 @@ def test_a_card_loads_the_network_once_and_exports_no_graph(
         loads.append(args)
         return load(*args, **more)
 
-    for module in ("leukoscope.reports.card", "leukoscope.models.release"):
-        monkeypatch.setattr(f"{module}.load_release", counted)
+    monkeypatch.setattr("leukoscope.reports.card.load_release", counted)
     write_card(copy)
     assert len(loads) == 1
     assert not (tmp_path / "cache").exists()
@@ -101,7 +90,7 @@ def test_a_recalibrated_release_shows_the_subjects_of_its_cross_validation(tmp_p
         (tmp_path / "metrics.json").write_text(json.dumps(shown))
         draw_plots(tmp_path)
         drawn.append({file.stem: file.read_bytes() for file in (tmp_path / "figures").iterdir()})
-    assert drawn[0].keys() == drawn[1].keys() == {"confusion", "subjects", "reliability", "risk_coverage"}
+    assert drawn[0].keys() == drawn[1].keys() == {"confusion", "subjects", "reliability"}
     assert {name for name in drawn[0] if drawn[0][name] != drawn[1][name]} == {"confusion"}
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from leukoscope.audit import audit_cells, scan_cells
+from leukoscope.data.loading import LoadedCells
 from leukoscope.reports.card import render_card
 from leukoscope.reports.evidence import evidence_sections
 from leukoscope.reports.formatting import Table, metric_name, span, with_span
@@ -16,6 +18,7 @@ from leukoscope.reports.release_tables import (
     baselines_table,
     calibration_table,
     cells_needed,
+    copies_table,
     evaluation_row,
     folds_table,
     points_table,
@@ -176,3 +179,14 @@ def test_subjects_found_since_it_was_measured_are_named(release_metrics: dict[st
 def test_a_number_of_cells_that_does_not_suffice_is_no_promise() -> None:
     assert cells_needed({"least_cells": 50}) == cells_needed({"least_cells": 50, "least_cells_suffice": True}) == "50"
     assert cells_needed({"least_cells": 50, "least_cells_suffice": False}) == "more than 50"
+
+
+def test_copies_are_counted_by_what_is_known_of_the_cells(phantom_data: LoadedCells) -> None:
+    findings = audit_cells(scan_cells(phantom_data))
+    assert [name for name, *_ in copies_table(findings).rows] == [
+        "pairs",
+        "across subjects, as published",
+        "across classes",
+        "across what splits keep together",
+        "would inflate metrics",
+    ]

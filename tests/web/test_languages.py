@@ -18,7 +18,7 @@ from starlette.requests import Request
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.inference.field import drawing_font
 from leukoscope.inference.prediction import Reason
-from leukoscope.models.release_files import read_metrics
+from leukoscope.models.release import read_metrics
 from leukoscope.web.app import build_demo
 from leukoscope.web.batch_results import BatchResult, predict_batch, save_report
 from leukoscope.web.model_cache import ModelCache

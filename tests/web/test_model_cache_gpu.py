@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from leukoscope.inference.backends import TorchBackend
-from leukoscope.inference.runtime import gpu_or_cpu
+from leukoscope.inference.backends import TorchBackend, gpu_or_cpu
 from leukoscope.web.model_cache import ModelCache, best_device
 from leukoscope.web.result import example, predict_cell, turned
 

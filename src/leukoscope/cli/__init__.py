@@ -12,15 +12,14 @@ from typing import Annotated
 import typer
 
 from leukoscope import RESEARCH_NOTICE, __version__
-from leukoscope.cli.data import AuditCommand, audit, check
+from leukoscope.cli.data import audit, check
 from leukoscope.cli.data import push as push_data
 from leukoscope.cli.demo import demo
 from leukoscope.cli.doctor import doctor
 from leukoscope.cli.evaluate import evaluate, protocol
 from leukoscope.cli.field import field
 from leukoscope.cli.options import CommandGroup
-from leukoscope.cli.patient import patient
-from leukoscope.cli.predict import predict, score
+from leukoscope.cli.predict import patient, predict, score
 from leukoscope.cli.release import assess, card, export, list_releases, push, recalibrate, space
 from leukoscope.cli.train import train
 
@@ -32,7 +31,7 @@ leukoscope field my-release slides/ --crops crops
 leukoscope patient my-release my_cells --subject_pattern '(?P<subject>P.+)_'
 leukoscope patient my-release one_subject --output report.html
 leukoscope score my-release --input my_cells --output cells.parquet
-leukoscope score my-release --input cells.csv --output scores.csv --by_subject subjects.xlsx
+leukoscope score my-release --input cells.csv --output scores.csv
 leukoscope evaluate my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --split subject
 leukoscope evaluate --predictions my-release/predictions/subject_cv.parquet --output report
 leukoscope data check C-NMC_Leukemia
@@ -107,7 +106,6 @@ def _add(group: typer.Typer, *commands: Callable[..., None], **settings: bool) -
         examples = [line for line in EXAMPLES.splitlines() if f"{line} ".startswith(f"{path} ")]
         group.command(
             name,
-            cls=AuditCommand if function is audit else None,
             context_settings={"token_normalize_func": lambda flag: flag.replace("_", "-"), **settings},
             epilog="\n".join(("\b", "Examples:", *examples)),  # \b: click does not wrap the paragraph
         )(function)

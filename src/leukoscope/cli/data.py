@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
-from typer.core import TyperCommand
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli import flags
+from leukoscope.cli import options
 from leukoscope.cli.options import load_reported, print_table, require_writable, say
 from leukoscope.files import disk_errors
 from leukoscope.progress import progress
@@ -26,9 +25,9 @@ if TYPE_CHECKING:
 
 def check(
     folder: Annotated[Path, Argument(metavar="DIR", help="Folder that a data set was unpacked to, or your own.")],
-    subject_pattern: flags.SubjectPattern = None,
-    labels: flags.Labels = None,
-    as_json: flags.AsJson = False,
+    subject_pattern: options.SubjectPattern = None,
+    labels: options.Labels = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Say which data set a folder holds, how many cells of each class and subject, and what is missing or odd.
 
@@ -85,31 +84,18 @@ def _print_folder(report: FolderReport) -> None:
     typer.echo(f"licence: {info.licence}")
 
 
-FINDINGS_EXIT = 2
-
-
-class AuditCommand(TyperCommand):
-    """Ends with 1, not with the usual 2, on an unknown flag: scripts read 2 as findings."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().make_context(*args, **kwargs)
-        except Exception as error:
-            if getattr(error, "exit_code", None) == FINDINGS_EXIT:
-                error.exit_code = 1  # type: ignore[attr-defined]
-            raise
+FINDINGS_EXIT = 3
+"""Of `data audit`; 2 is that of a wrong flag."""
 
 
 def audit(
     folder: Annotated[
         Path | None, Argument(metavar="DIR", help="Folder of the images, recognised as by `data check`.")
     ] = None,
-    dataset_name: Annotated[
-        str, Option("--dataset_name", metavar="NAME", help="Data set in place of DIR, as for train.")
-    ] = "",
-    train_dir: flags.TrainDir = None,
-    subject_pattern: flags.SubjectPattern = None,
-    labels: flags.Labels = None,
+    dataset_name: options.DatasetName = "",
+    train_dir: options.TrainDir = None,
+    subject_pattern: options.SubjectPattern = None,
+    labels: options.Labels = None,
     split: Annotated[
         str | None,
         Option(
@@ -122,21 +108,21 @@ def audit(
         Path | None, Option("--split_file", metavar="FILE", help="Also check the sides of this split.json.")
     ] = None,
     output: Annotated[Path | None, Option(metavar="DIR", help="Default: audit-NAME in the current folder.")] = None,
-    as_json: flags.AsJson = False,
-    quiet: flags.Quiet = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Search for what would inflate metrics: copies of a cell across subjects, classes or splits, shortcuts, odd files.
 
-    Writes audit.json. Exit code: 0 nothing found that would inflate metrics; 1 the audit could not be made (a wrong
-    flag, no such folder); 2 found: an image in two subjects, two classes or on two sides of a split, a subject in two
-    classes, or a split that divides subjects. Copies that every split by subject (or by block) keeps on one side,
+    Writes audit.json. Exit code: 0 nothing found that would inflate metrics; 1 or 2 the audit could not be made (no
+    such folder, a wrong flag); 3 found: an image in two subjects, two classes or on two sides of a split, a subject in
+    two classes, or a split that divides subjects. Copies that every split by subject (or by block) keeps on one side,
     known subject aliases among them, are listed but do not count; neither do odd images, nor shortcuts: where a
     feature outside the cell separates the classes far better than chance, the summary ends with a warning.
     """
     from leukoscope.audit import audit_cells, published_subjects, scan_cells
     from leukoscope.data.inspection import recognise
     from leukoscope.data.splits import load_split, make_split, own_split
-    from leukoscope.models.release_files import write_json
+    from leukoscope.models.release import write_json
 
     if split and split_file:
         raise LeukoscopeError(f"--split {split} --split_file {split_file}: both name the split; give one")
@@ -174,7 +160,7 @@ def audit(
 def _print_summary(findings: Mapping[str, Any]) -> None:
     from leukoscope.audit import ODDITIES
     from leukoscope.evaluation.baselines import FEATURES
-    from leukoscope.reports.audit_tables import copies_table, shortcuts_table
+    from leukoscope.reports.release_tables import copies_table, shortcuts_table
 
     copies, measured = copies_table(findings), shortcuts_table(findings)
     print_table(copies.columns, copies.rows)
@@ -222,10 +208,10 @@ def push(
     citation: Annotated[
         str, Option(metavar="TEXT", help="How the cells are to be cited (default: the data set's).")
     ] = "",
-    subject_pattern: flags.SubjectPattern = None,
-    labels: flags.Labels = None,
+    subject_pattern: options.SubjectPattern = None,
+    labels: options.Labels = None,
     public: Annotated[bool, Option("--public", help="Show the data set to everybody (default: private).")] = False,
-    quiet: flags.Quiet = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Publish the images of a folder as a data set on the Hugging Face Hub, private unless you say --public.
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import typer
 
 from leukoscope import RESEARCH_NOTICE, __version__
-from leukoscope.cli import flags
+from leukoscope.cli import options
 from leukoscope.cli.options import print_table
 from leukoscope.files import cache_root, first_line
 
@@ -32,7 +32,7 @@ class Finding(NamedTuple):
     next_step: str = ""
 
 
-def doctor(as_json: flags.AsJson = False) -> None:
+def doctor(as_json: options.AsJson = False) -> None:
     """Check versions, device, caches, disk and network, and name the next step for what is wrong.
 
     Exit code: 0 all works, though there may be advice; 1 something is broken.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,13 +11,13 @@ import typer
 from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli import flags
+from leukoscope.cli import options
 from leukoscope.cli.options import load_reported, print_table, require_writable
 from leukoscope.cli.release import assess_on
 from leukoscope.progress import progress
 
 if TYPE_CHECKING:
-    from leukoscope.evaluation.evaluate import ModelPredictions, SelectedCells
+    from leukoscope.evaluation.evaluate import ModelPredictions
     from leukoscope.inference.foreign import Classifier
 
 
@@ -26,23 +25,16 @@ def evaluate(
     model: Annotated[
         str | None, Argument(metavar="MODEL", help="Release, or image classifier of transformers: folder or Hub id.")
     ] = None,
-    dataset_name: Annotated[
-        str | None, Option("--dataset_name", metavar="NAME", help="Data set, as for train.")
-    ] = None,
-    train_dir: flags.TrainDir = None,
-    subject_pattern: flags.SubjectPattern = None,
-    labels: flags.Labels = None,
+    dataset_name: options.DatasetName = "",
+    train_dir: options.TrainDir = None,
+    subject_pattern: options.SubjectPattern = None,
+    labels: options.Labels = None,
     split: Annotated[str | None, Option(help="Test on the test side of this split (default: on every cell).")] = None,
     split_file: Annotated[
         Path | None, Option("--split_file", metavar="FILE", help="Test on the test side of this split.json.")
     ] = None,
-    fold: Annotated[int, Option(help="subject-cv, block-cv, random-cv: the fold to test on.")] = 0,
-    num_folds: Annotated[int, Option("--num_folds", help="subject-cv, block-cv, random-cv: number of folds.")] = 5,
-    test_fold: Annotated[str, Option("--test_fold", help="official: the fold to test on.")] = "fold_1",
     seed: Annotated[int, Option(min=0, help="Of the split, of --max_eval_samples and of the bootstrap samples.")] = 0,
-    predictions: Annotated[
-        Path | None, Option(metavar="FILE", help="Evaluate the predictions in this predictions.parquet.")
-    ] = None,
+    predictions: Annotated[Path | None, Option(metavar="FILE", help="Evaluate this predictions.parquet.")] = None,
     compare: Annotated[
         str | None, Option(metavar="OTHER", help="A second model or .parquet, evaluated on the same cells.")
     ] = None,
@@ -50,56 +42,43 @@ def evaluate(
         list[str] | None,
         Option("--label_map", metavar="THEIRS=OURS", help="The model's name of a class, and ours; repeatable."),
     ] = None,
-    output: Annotated[
-        Path | None, Option(metavar="DIR", help="Folder of the report (default: evaluations/<model>).")
-    ] = None,
+    output: Annotated[Path | None, Option(metavar="DIR", help="Of the report (default: evaluations/<model>).")] = None,
     max_eval_samples: Annotated[
         int | None, Option("--max_eval_samples", min=1, help="Test on at most so many cells, chosen at random.")
     ] = None,
-    batch_size: flags.BatchSize = 16,
-    device: flags.Device = "auto",
-    trust_remote_code: Annotated[
-        bool, Option("--trust_remote_code", help="Run Python code that a model brings along.")
-    ] = False,
-    as_json: flags.AsJson = False,
-    quiet: flags.Quiet = False,
+    batch_size: options.BatchSize = 16,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure a model on labelled cells: metrics with intervals by subject, worst subjects, a page to read."""
-    from leukoscope.evaluation.evaluate import keep_cells, predictions_in_file, predictions_of_model, select_cells
+    from leukoscope.evaluation.evaluate import predictions_in_file, predictions_of_model, select_cells
     from leukoscope.inference.foreign import open_classifier
     from leukoscope.reports.html import build_evaluation, write_evaluation
 
     of_data = (train_dir, subject_pattern, labels, split, split_file, max_eval_samples)
     _check_sources(model, predictions, compare, dataset_name, any(of_data))
-    _check_fold(split or "", fold, num_folds, test_fold)
     names = _label_names(label_map or ())
     require_writable(output or Path("evaluations"))
 
-    def opened(model: str | None) -> Classifier | None:
-        if model is None or model.endswith(".parquet"):
-            return None
-        return open_classifier(model, device=device, trust_remote_code=trust_remote_code)
-
-    def predict(classifier: Classifier, cells: SelectedCells | None) -> ModelPredictions:
-        assert cells is not None  # a model is given with a data set only
-        return predictions_of_model(classifier, cells, label_map=names, batch_size=batch_size)
-
     # Models first: an error about one is shown at once, not after the data set is read.
-    classifier, other = opened(model), opened(compare)
+    classifier, other = (
+        open_classifier(name, device=device) if name and not name.endswith(".parquet") else None
+        for name in (model, compare)
+    )
     _check_label_names(names, [label for one in (classifier, other) if one for label in one.labels])
     cells = None
-    if dataset_name is not None:
+    if dataset_name:
         data = load_reported(dataset_name, train_dir, subject_pattern, labels)
-        which = (fold, num_folds, test_fold)
-        cells = select_cells(data, split, split_file, which=which, seed=seed, at_most=max_eval_samples)
-    first = predict(classifier, cells) if classifier else predictions_in_file(predictions or Path(), cells)
-    # A second model is compared on the cells that the first one could classify.
-    ids, second = first.predictions.cell_ids, None
-    if other is not None:
-        second = predict(other, cells and replace(cells, split=replace(cells.split, test=ids)))
-    elif compare is not None:
-        second = predictions_in_file(Path(compare))
-        second = replace(second, predictions=keep_cells(second.predictions, ids))
+        cells = select_cells(data, split, split_file, seed=seed, at_most=max_eval_samples)
+
+    def predicted(classifier: Classifier | None, file: str | Path) -> ModelPredictions:
+        if classifier is None or cells is None:  # a model is given with a data set only
+            return predictions_in_file(Path(file), cells)
+        return predictions_of_model(classifier, cells, label_map=names, batch_size=batch_size)
+
+    first = predicted(classifier, predictions or "")
+    second = None if compare is None else predicted(other, compare)
     with progress("computing metrics and intervals"):
         evaluation = build_evaluation(first, cells, compared=second, seed=seed)
     folder = output or Path("evaluations") / re.sub(r"[^\w.-]+", "-", first.name.removesuffix(".parquet"))
@@ -112,28 +91,18 @@ def evaluate(
 
 
 def _check_sources(
-    model: str | None, predictions: Path | None, compare: str | None, dataset_name: str | None, flags_of_data: bool
+    model: str | None, predictions: Path | None, compare: str | None, dataset_name: str, flags_of_data: bool
 ) -> None:
     if (model is None) == (predictions is None):
         raise LeukoscopeError("leukoscope evaluate: give a MODEL, or --predictions FILE.parquet; one of the two")
     if model and model.endswith(".parquet"):
         raise LeukoscopeError(f"{model}: is no model; give a file of predictions as --predictions {model}")
-    if dataset_name is None and flags_of_data:
+    if not dataset_name and flags_of_data:
         raise LeukoscopeError(
             "--train_dir, --subject_pattern, --labels, --split, --split_file and --max_eval_samples need --dataset_name"
         )
-    if dataset_name is None and (model or (compare and not compare.endswith(".parquet"))):
+    if not dataset_name and (model or (compare and not compare.endswith(".parquet"))):
         raise LeukoscopeError("leukoscope evaluate: name the labelled cells, with --dataset_name NAME --train_dir DIR")
-
-
-def _check_fold(split: str, fold: int, num_folds: int, test_fold: str) -> None:
-    """Refuse the flags of another kind of split."""
-    needed = "subject-cv, block-cv or random-cv"
-    for flag, value, default in (("fold", fold, 0), ("num_folds", num_folds, 5)):
-        if value != default and not split.endswith("-cv"):
-            raise LeukoscopeError(f"--{flag} {value}: needs --split {needed}; leave it out, or choose that split")
-    if test_fold != "fold_1" and split != "official":
-        raise LeukoscopeError(f"--test_fold {test_fold}: needs --split official; leave it out, or choose that split")
 
 
 def _label_names(label_map: Sequence[str]) -> dict[str, str]:
@@ -186,10 +155,10 @@ def _print_evaluation(evaluation: Mapping[str, Any]) -> None:
 def protocol(
     ctx: typer.Context,
     output: Annotated[Path, Option(metavar="DIR", help="Folder of the release to write.")],
-    fields_dir: flags.FieldsDir = None,
-    other_dir: flags.OtherDir = None,
-    healthy_dir: flags.HealthyDir = None,
-    quiet: flags.Quiet = False,
+    fields_dir: options.FieldsDir = None,
+    other_dir: options.OtherDir = None,
+    healthy_dir: options.HealthyDir = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure a recipe on unseen subjects, then train its release. Takes the flags of train (--num_folds …) as well.
 
@@ -199,7 +168,7 @@ def protocol(
 
     from leukoscope.data.pixel_cache import frame_cells
     from leukoscope.files import resource_file
-    from leukoscope.models.release_files import read_release
+    from leukoscope.models.release import read_release
     from leukoscope.protocol import check_release_folder, compose_release, measure_on_folds, run_protocol
     from leukoscope.reports.card import TEMPLATE, write_card
     from leukoscope.training.config import parse_config

@@ -15,7 +15,7 @@ import typer
 from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli import flags
+from leukoscope.cli import options
 from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings, say, shown_name
 from leukoscope.cli.predict import MOST_EXPLAINED, file_key, image_paths, numbered, save_png
 from leukoscope.files import disk_errors, write_atomic
@@ -31,28 +31,18 @@ TASKS = "label_studio.json"
 
 
 def field(
-    model: flags.Model,
+    model: options.Model,
     images: Annotated[
-        list[Path],
-        Argument(
-            metavar="IMG",
-            help="Fields of view: photographs of stained smears; or a folder of them, each folder in it a slide.",
-        ),
+        list[Path], Argument(metavar="IMG", help="Photographs of stained smears, or folders of them, one per slide.")
     ],
-    output: Annotated[
-        Path | None,
-        Option(metavar="PNG", help="Draw the outcomes over the field; of several, to PNG-<name of the field>."),
-    ] = None,
+    output: Annotated[Path | None, Option(metavar="PNG", help="Draw the outcomes; of several, to PNG-<field>.")] = None,
     um_per_pixel: Annotated[
         float | None,
-        Option("--um_per_pixel", help="Micrometres per pixel; else guessed from the red cells or the nuclei."),
-    ] = None,
-    one_scale: Annotated[
-        bool,
         Option(
-            "--one_scale", help="The fields are of one microscope: use the median of their scales (done for a folder)."
+            "--um_per_pixel",
+            help="Micrometres per pixel; else guessed from red cells or nuclei, for the fields of a folder together.",
         ),
-    ] = False,
+    ] = None,
     crops: Annotated[
         Path | None,
         Option(
@@ -62,11 +52,11 @@ def field(
             f"Label Studio imports DIR/{TASKS}.",
         ),
     ] = None,
-    backend: flags.Backend = "",
-    precision: flags.Precision = "auto",
-    device: flags.Device = "auto",
-    as_json: flags.AsJson = False,
-    quiet: flags.Quiet = False,
+    backend: options.Backend = "",
+    precision: options.Precision = "auto",
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Find the nucleated cells of smears and classify each with a release of cut-out cells."""
     from leukoscope.data.fields import is_cut_out_cell
@@ -78,9 +68,9 @@ def field(
     slides = _slides(fields, images)
     overlays = _overlay_paths(output, fields) if output is not None else {}
     crop_paths = _crop_paths(crops, slides) if crops is not None else {}
-    scale_source: ScaleSource = "given"
     in_folders = any(path.is_dir() for path in images)
-    if um_per_pixel is None and (one_scale or in_folders):
+    scale_source: ScaleSource = "given"
+    if um_per_pixel is None and in_folders:
         um_per_pixel = series_scale(_readable(track(fields, "measuring the scale")))
         scale_source = "red cells of the series"
 
@@ -168,7 +158,7 @@ def _save_pictures(image: Image, reading: FieldReading, overlay: Path | None, cr
     """Write a field's overlay and the crops of its whole cells, each where a path is given for it."""
     from leukoscope.data.fields import cut_out
     from leukoscope.inference.field import draw_reading
-    from leukoscope.models.release_files import public_name
+    from leukoscope.models.release import public_name
 
     name, scale = shown_name(Path(reading.source).name), reading.field.scale
     for number, one in enumerate(reading.cells):

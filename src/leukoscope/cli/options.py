@@ -1,4 +1,4 @@
-"""What all commands share beside their flags: one-line errors, tables, opening a model."""
+"""What commands share: flags (one name, one meaning), one-line errors, tables, opening a model."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
 from leukoscope import LeukoscopeError
-from leukoscope.progress import is_quiet
+from leukoscope.progress import is_quiet, quiet
 
 if TYPE_CHECKING:
     from leukoscope.data.loading import LoadedCells
@@ -24,6 +25,67 @@ ON_PHANTOMS = (
     "This model was trained on synthetic phantoms, not on real cells: its predictions mean nothing outside them."
 )
 NO_DETECTOR = "This model has no OOD detector: it gives a class to any picture, even one without a cell."
+
+Model = Annotated[
+    str, Argument(metavar="MODEL", help="Release folder, name that `leukoscope release list` shows, or Hub id.")
+]
+Backend = Annotated[
+    str,
+    Option("--backend", metavar="auto|openvino|onnx|torch", help="Default: $LEUKOSCOPE_BACKEND, else auto."),
+]
+Precision = Annotated[
+    str,
+    Option("--precision", metavar="auto|exact|fast", help="float32, int8 or bfloat16, or fast where it loses nothing."),
+]
+Device = Annotated[
+    str, Option("--device", metavar="auto|cpu|cuda", help="Where torch computes; auto: on a GPU if there is one.")
+]
+BatchSize = Annotated[int, Option("--batch_size", min=1, help="Cells that are predicted at once.")]
+AsJson = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
+
+
+def _without_progress(ctx: typer.Context, wanted: bool) -> bool:
+    ctx.with_resource(quiet(wanted))
+    return wanted
+
+
+Quiet = Annotated[
+    bool,
+    Option("--quiet", "-q", help="No progress and no notes; errors are still printed.", callback=_without_progress),
+]
+DatasetName = Annotated[str, Option("--dataset_name", metavar="NAME", help="Data set, as for train.")]
+TrainDir = Annotated[
+    Path | None, Option("--train_dir", metavar="DIR", help="Local folder of the data set, as for train.")
+]
+SubjectPattern = Annotated[
+    str | None,
+    Option("--subject_pattern", metavar="REGEX", help="Finds the subject in an image's path: a group (?P<subject>…)."),
+]
+Labels = Annotated[
+    Path | None,
+    Option("--labels", metavar="FILE", help="Table (CSV, Label Studio's export): file, and label, subject or both."),
+]
+Release = Annotated[Path, Argument(metavar="MODEL", help="Release folder.")]
+FieldsDir = Annotated[
+    Path | None, Option("--fields_dir", metavar="DIR", help="Fields of view, which must be out of distribution (BCCD).")
+]
+OtherDir = Annotated[
+    Path | None,
+    Option("--other_dir", metavar="DIR", help="Images of another data set, which must be out of distribution."),
+]
+WeightsLicence = Annotated[
+    str,
+    Option(
+        "--licence",
+        "--license",
+        metavar="ID",
+        help="Of the weights, as the Hub names it (default: apache-2.0 where data and start weights allow it).",
+    ),
+]
+HealthyDir = Annotated[
+    Path | None,
+    Option("--healthy_dir", metavar="DIR", help="White cells of healthy donors, one folder for each kind (PBC)."),
+]
 
 
 class CommandGroup(TyperGroup):
@@ -69,8 +131,8 @@ def shown_name(name: str) -> str:
 
 def open_predictor(model: str, backend: str, device: str, precision: str) -> Predictor:
     """Load a model; arguments as for `Predictor.from_pretrained`."""
+    from leukoscope.inference.backends import F32, PRECISION_NAMES
     from leukoscope.inference.predictor import Predictor
-    from leukoscope.inference.runtime import F32, PRECISION_NAMES
 
     predictor = Predictor.from_pretrained(model, backend=backend, device=device, precision=precision)
     if (computed_in := predictor.backend.precision) != F32:

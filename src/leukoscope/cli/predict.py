@@ -1,4 +1,4 @@
-"""`leukoscope predict` and `score`: a release applied to image files, and to any number of cells."""
+"""`leukoscope predict`, `score` and `patient`: a release applied to files, to any number of cells, to subjects."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,21 +17,22 @@ import typer
 from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli import flags
+from leukoscope.cli import options
 from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings, say, shown_name
-from leukoscope.files import atomic_file, disk_errors
+from leukoscope.files import atomic_file, disk_errors, write_atomic
 from leukoscope.progress import track
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from leukoscope.inference.prediction import Prediction
+    from leukoscope.inference.subject import SubjectPrediction
 
 MOST_EXPLAINED = 20  # files, in the table's notes
 
 
 def predict(
-    model: flags.Model,
+    model: options.Model,
     images: Annotated[list[Path], Argument(metavar="IMG", help="Image files, or folders of them.")],
     explain: Annotated[
         Path | None,
@@ -43,15 +45,15 @@ def predict(
     tta: Annotated[
         bool, Option("--tta", help="Test-time augmentation: average over the image's eight rotations and mirrorings.")
     ] = False,
-    backend: flags.Backend = "",
-    precision: flags.Precision = "auto",
-    device: flags.Device = "auto",
-    as_json: flags.AsJson = False,
-    quiet: flags.Quiet = False,
+    backend: options.Backend = "",
+    precision: options.Precision = "auto",
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Classify images of single cells with a release."""
     from leukoscope.data.images import UnreadableImage
-    from leukoscope.inference.gradcam import NO_MAP
+    from leukoscope.inference.prediction import NO_MAP
 
     files, problems = image_paths(images)
     predictor = open_predictor(model, backend, device, precision)
@@ -134,7 +136,7 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def _save_overlay(prediction: Prediction, folder: Path, taken: set[str]) -> Path:
     """Save the most probable class's Grad-CAM map over its image; that of an earlier run is replaced."""
-    from leukoscope.models.release_files import public_name
+    from leukoscope.models.release import public_name
 
     label = prediction.most_probable
     # A class may be called "Pro-B/early": only what every file system takes goes into the name.
@@ -174,65 +176,136 @@ def numbered(path: Path, taken: set[str]) -> Path:
 
 
 def score(
-    model: flags.Model,
+    model: options.Model,
     source: Annotated[
         str,
         Option(
             "--input",
             metavar="SOURCE",
-            help="Folder of images; CSV or Parquet with a column of their paths (or, in Parquet, of the images); or a "
-            "data set, as for train.",
+            help="Folder of images; or CSV or Parquet with a column of their paths.",
         ),
     ],
-    output: Annotated[
-        Path, Option(metavar="FILE", help="Table to write, one row per cell (.parquet, .csv, .json or .xlsx).")
-    ],
-    train_dir: flags.TrainDir = None,
-    subject_pattern: flags.SubjectPattern = None,
-    by_subject: Annotated[
-        Path | None,
-        Option(
-            "--by_subject",
-            metavar="FILE",
-            help="Write one row per subject: its prediction, means and shares (.csv, .parquet, .json or .xlsx).",
-        ),
-    ] = None,
-    backend: flags.Backend = "",
-    precision: flags.Precision = "auto",
-    device: flags.Device = "auto",
-    batch_size: flags.BatchSize = 32,
-    cells_per_shard: Annotated[
-        int, Option("--cells_per_shard", min=1, help="Cells that an interruption may cost, at most.")
-    ] = 1024,
-    as_json: flags.AsJson = False,
-    quiet: flags.Quiet = False,
+    output: Annotated[Path, Option(metavar="FILE", help="Table to write, one row per cell (.parquet or .csv).")],
+    subject_pattern: options.SubjectPattern = None,
+    backend: options.Backend = "",
+    precision: options.Precision = "auto",
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 32,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Predict for any number of cells; the same command again resumes an interrupted run.
 
     Exit code: 1 where a file could not be read, as for predict; the table holds all others.
     """
-    from leukoscope.inference.scoring import check_by_subject, check_output, score_cells, unreadable_list
+    from leukoscope.inference.scoring import check_output, score_cells, unreadable_list
     from leukoscope.inference.sources import open_source
 
     if (launched := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
         raise LeukoscopeError(f"{launched} processes were started, and each would score all cells; start one")
     check_output(output)
-    cells = open_source(source, train_dir=train_dir, subject_pattern=subject_pattern)
-    if by_subject is not None:
-        check_by_subject(by_subject, output, cells)
+    cells = open_source(source, subject_pattern=subject_pattern)
     say(cells.report)
     predictor = open_predictor(model, backend, device, precision)
-    sizes = {"cells_per_shard": cells_per_shard, "batch_size": batch_size}
-    scored = score_cells(predictor, cells, output, by_subject=by_subject, **sizes)
+    scored = score_cells(predictor, cells, output, batch_size=batch_size)
     if as_json:
         typer.echo(json.dumps(vars(scored) | {"output": str(output), "notice": RESEARCH_NOTICE}, indent=1))
     else:
         notes = {"out of distribution or no cell": scored.refused, "abstained from": scored.abstained}
         listed = "".join(f", {count:,} {note}" for note, count in notes.items() if count)
-        lines = [f"{scored.cells:,} cells scored{listed}: {output}"]
-        if by_subject is not None:
-            lines.append(f"{scored.subjects:,} subjects: {by_subject}")
-        typer.echo("\n".join((*lines, *release_warnings(predictor), RESEARCH_NOTICE)))
+        line = f"{scored.cells:,} cells scored{listed}: {output}"
+        typer.echo("\n".join((line, *release_warnings(predictor), RESEARCH_NOTICE)))
     if scored.unreadable:
         typer.echo(f"{scored.unreadable:,} file(s) could not be read: {unreadable_list(output)}", err=True)
         raise typer.Exit(1)
+
+
+def patient(
+    model: options.Model,
+    source: Annotated[
+        str,
+        Argument(
+            metavar="SOURCE",
+            help="Folder of one subject's cells, or of one folder per subject; or a CSV or Parquet table with a column "
+            "'subject', as for score.",
+        ),
+    ],
+    subject_pattern: options.SubjectPattern = None,
+    output: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="Write a table, one row per subject (.csv or .parquet); or, of a folder of one subject's cells, a "
+            "report that prints on two pages of A4 (.html).",
+        ),
+    ] = None,
+    name: Annotated[str, Option(help="Stands in the report; without it the report names nobody.")] = "",
+    backend: options.Backend = "",
+    precision: options.Precision = "auto",
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 32,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Predict for each subject, from the images of that subject's cells."""
+    from leukoscope.inference.scoring import TABLE_SUFFIXES, check_output, predict_subjects, subjects_table, write_table
+    from leukoscope.inference.sources import open_source
+    from leukoscope.inference.subject import SubjectRule
+
+    kinds, kind = (*TABLE_SUFFIXES, ".html"), output.suffix.lower() if output else ""
+    if output and kind not in kinds:
+        raise LeukoscopeError(
+            f"--output {output}: is no kind of table or report written here; give a name that ends in "
+            f"{', '.join(kinds)}"
+        )
+    if output and kind in TABLE_SUFFIXES:
+        check_output(output)
+    try:
+        cells = open_source(source, subject_pattern=subject_pattern)
+    except LeukoscopeError as error:  # its message names the flag of `score`
+        raise LeukoscopeError(str(error).removeprefix("--input ")) from None
+    say(cells.report)
+    predictor = open_predictor(model, backend, device, precision)
+    if output and kind == ".html":
+        from leukoscope.reports.subject_report import report_on
+
+        html = report_on(predictor, cells, name=name, batch_size=batch_size)
+        with disk_errors(f"--output {output}: cannot be written", "name another folder"):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(output, html)
+        about = {"report": str(output), "notice": RESEARCH_NOTICE}
+        typer.echo(json.dumps(about, indent=1) if as_json else "\n".join(about.values()))
+        return
+    SubjectRule.of_release(predictor.release)  # raises now rather than after all cells are read
+    subjects, unreadable = predict_subjects(predictor, cells, batch_size=batch_size)
+    if len(subjects) == 1 and not subjects[0].subject and Path(source).is_dir():
+        subjects = [replace(subjects[0], subject=Path(source).resolve().name)]
+    if as_json:
+        typer.echo(json.dumps([one.to_dict() for one in subjects], indent=1))
+    else:
+        _print_subjects(subjects, model=predictor.release.name)
+    if output:
+        with disk_errors(f"--output {output}: cannot be written", "name another folder"):
+            write_table(subjects_table(subjects), output)
+        if not as_json:
+            typer.echo(f"table: {output}")
+    end_with(unreadable)
+
+
+def _print_subjects(subjects: list[SubjectPrediction], *, model: str) -> None:
+    from leukoscope.reports.formatting import share, span
+
+    rows = []
+    for subject in subjects:
+        counts = [str(number) for number in (subject.cells, subject.refused, subject.abstained)]
+        predicted = [subject.outcome, share(subject.probability), span(subject.interval)]
+        rows.append([shown_name(subject.subject), *predicted, *counts])
+    positive = subjects[0].positive_label
+    print_table(["subject", "outcome", positive, "95 % interval", "cells", "refused", "abstained"], rows, texts=2)
+    for outcome in dict.fromkeys(subject.outcome for subject in subjects if subject.reason):
+        first, *others = (subject for subject in subjects if subject.outcome == outcome)
+        likewise = f"; likewise {len(others)} more" if others else ""
+        typer.echo(f"{shown_name(first.subject)}: {outcome}: {first.reason}{likewise}")
+    typer.echo(f"rule: {subjects[0].rule.text}")
+    typer.echo("The interval is of this subject's cells alone; it does not say how subjects differ.")
+    typer.echo(f"model: {model}\n{RESEARCH_NOTICE}")

@@ -12,7 +12,7 @@ import typer
 from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli import flags
+from leukoscope.cli import options
 from leukoscope.cli.options import load_reported, print_table
 from leukoscope.files import disk_errors, is_git_clone
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 
 def assess(
-    release: flags.Release,
-    dataset_name: Annotated[str, Option("--dataset_name", metavar="NAME", help="The data set it was made from.")],
-    train_dir: flags.TrainDir = None,
-    subject_pattern: flags.SubjectPattern = None,
-    labels: flags.Labels = None,
-    fields_dir: flags.FieldsDir = None,
-    other_dir: flags.OtherDir = None,
-    healthy_dir: flags.HealthyDir = None,
-    quiet: flags.Quiet = False,
+    release: options.Release,
+    dataset_name: options.DatasetName,
+    train_dir: options.TrainDir = None,
+    subject_pattern: options.SubjectPattern = None,
+    labels: options.Labels = None,
+    fields_dir: options.FieldsDir = None,
+    other_dir: options.OtherDir = None,
+    healthy_dir: options.HealthyDir = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Recompute a release's intervals, calibration, thresholds, OOD detector and checks of its Grad-CAM maps.
 
     The release must come from `leukoscope protocol`, and the cells must be those that it was made from.
     """
-    from leukoscope.models.release_files import read_release
+    from leukoscope.models.release import read_release
 
     cells = framed(read_release(release).preprocessing, dataset_name, train_dir, subject_pattern, labels)
     assess_on(cells, release, fields_dir, other_dir, healthy_dir)
@@ -48,7 +48,7 @@ def assess_on(
     """Assess a release on the cells it was made from, and render its card."""
     from leukoscope.evaluation.assess import assess as assess_release
     from leukoscope.evaluation.ood_metrics import frame_sample, white_cell_sources
-    from leukoscope.models.release_files import read_release
+    from leukoscope.models.release import read_release
     from leukoscope.reports.card import write_card
 
     about = read_release(release)
@@ -59,15 +59,13 @@ def assess_on(
 
 
 def recalibrate(
-    model: flags.Model,
+    model: options.Model,
     train_dir: Annotated[Path, Option("--train_dir", metavar="DIR", help="Your labelled cells.")],
     output: Annotated[Path, Option(metavar="NEW", help="Folder of the new release.")],
-    dataset_name: Annotated[
-        str, Option("--dataset_name", metavar="NAME", help="The data set that the folder holds.")
-    ] = "imagefolder",
-    subject_pattern: flags.SubjectPattern = None,
-    labels: flags.Labels = None,
-    quiet: flags.Quiet = False,
+    dataset_name: options.DatasetName = "imagefolder",
+    subject_pattern: options.SubjectPattern = None,
+    labels: options.Labels = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Fit temperature, thresholds and OOD detector to your own labelled cells; the weights stay.
 
@@ -75,7 +73,7 @@ def recalibrate(
     """
     from leukoscope.evaluation.assess import recalibrate as recalibrate_release
     from leukoscope.models.hub_download import KNOWN_CELLS, find_release
-    from leukoscope.models.release_files import read_release
+    from leukoscope.models.release import read_release
     from leukoscope.protocol import check_release_folder
     from leukoscope.reports.card import write_card
 
@@ -101,7 +99,7 @@ def framed(
 
 
 def export(
-    model: flags.Model,
+    model: options.Model,
     output: Annotated[Path, Option(metavar="DIR", help="Folder to write; an older export there is replaced.")],
     graph_format: Annotated[
         str, Option("--format", metavar="openvino|onnx|transformers.js|endpoint", help="What is to compute it.")
@@ -110,15 +108,15 @@ def export(
     """Write a release for another runtime, compared with torch on 8 images.
 
     openvino and onnx take pixels and give logits and the feature map. transformers.js writes the layout that
-    transformers.js and optimum load: onnx/model.onnx and a quantised copy, which take pixel_values and give logits and
-    Grad-CAM maps. endpoint writes a model repository for Hugging Face Inference Endpoints, with its handler.py.
+    transformers.js and optimum load: onnx/model.onnx, which takes pixel_values and gives logits and Grad-CAM maps.
+    endpoint writes a model repository for Hugging Face Inference Endpoints, with its handler.py.
     """
     from leukoscope.hub.space import ENDPOINT_FILES, HANDLER, write_endpoint
+    from leukoscope.inference.backends import ONNX, require_package
     from leukoscope.inference.export import REPORT, TRANSFORMERS_JS, WEB_GRAPH, export_release
     from leukoscope.inference.graph import GRAPHS
-    from leukoscope.inference.runtime import ONNX, require_package
     from leukoscope.models.hub_download import find_release
-    from leukoscope.models.release_files import read_release
+    from leukoscope.models.release import read_release
 
     endpoint = "endpoint"
     files = {**GRAPHS, TRANSFORMERS_JS: WEB_GRAPH, endpoint: HANDLER}
@@ -136,28 +134,20 @@ def export(
             write_endpoint(folder, output)
             typer.echo(f"{output / HANDLER}: predicts by this release")
         else:
-            _print_export(export_release(release, graph_format, output), output, files[graph_format])
+            _print_export(export_release(release, graph_format, output), output / files[graph_format])
     typer.echo(RESEARCH_NOTICE)
 
 
-def _print_export(report: Mapping[str, Any], output: Path, graph: str) -> None:
+def _print_export(report: Mapping[str, Any], graph: Path) -> None:
     """Print how far an exported graph differs from torch; an error where by too much."""
-    from leukoscope.inference.export import WEB_GRAPH, WEB_QUANTISED
-
     of_map = report["heat_map_difference"]
     typer.echo(
-        f"{output / graph}: at most {report['probability_difference']:.1e} in probability"
+        f"{graph}: at most {report['probability_difference']:.1e} in probability"
         + (f" and {of_map:.1e} of a Grad-CAM map's peak" if of_map is not None else "; no Grad-CAM map")
         + f" from torch, on {report['compared_on']}"
     )
     if not report.get("like_torch", True):
-        raise LeukoscopeError(f"{output}: that is more than {report['allowed']:g}; use the release with torch")
-    if graph == WEB_GRAPH:
-        if quantised := report["quantised"]:
-            difference = f"at most {quantised['probability_difference']:.1e} in probability from torch"
-            typer.echo(f"{output / WEB_QUANTISED}: weights of {quantised['bits']} bits, {difference}")
-        else:
-            typer.echo("no quantised file: rounded weights move this release's probabilities too far")
+        raise LeukoscopeError(f"{graph}: that is more than {report['allowed']:g}; use the release with torch")
 
 
 def card(
@@ -165,7 +155,7 @@ def card(
     hub_model_id: Annotated[
         str, Option("--hub_model_id", metavar="ID", help="Where the release is published, owner/name.")
     ] = "",
-    licence: flags.WeightsLicence = "",
+    licence: options.WeightsLicence = "",
 ) -> None:
     """Render the model cards of releases from their metrics.json."""
     from leukoscope.reports.card import write_card
@@ -175,7 +165,7 @@ def card(
 
 
 def push(
-    release: flags.Release,
+    release: options.Release,
     hub_model_id: Annotated[
         str, Option("--hub_model_id", metavar="ID", help="The repository, owner/name; made if need be.")
     ],
@@ -185,7 +175,7 @@ def push(
         bool, Option("--create_pr", help="Propose the release as a pull request instead of changing main.")
     ] = False,
     tag: Annotated[str, Option(help="Name this version, like v1; a tag stays where it is.")] = "",
-    licence: flags.WeightsLicence = "",
+    licence: options.WeightsLicence = "",
 ) -> None:
     """Publish a release on the Hugging Face Hub, in one commit; no image of a patient is uploaded.
 
@@ -193,7 +183,7 @@ def push(
     not sent again, so the same command resumes an interrupted push.
     """
     from leukoscope.hub.publish import Destination, publish, unpublished_files
-    from leukoscope.models.release_files import read_metrics
+    from leukoscope.models.release import read_metrics
     from leukoscope.reports.card import default_licence
 
     to = Destination(hub_model_id, revision=revision, private=private, create_pr=create_pr, tag=tag)
@@ -226,9 +216,9 @@ def space(
     starts. A static page takes a release folder as well; no picture leaves the visitor's machine.
     """
     from leukoscope.hub.space import find_model, push_space, write_space, write_static_space
-    from leukoscope.inference.runtime import ONNX, require_package
-    from leukoscope.models.hub_download import find_release, local_release
-    from leukoscope.models.release_files import read_release
+    from leukoscope.inference.backends import ONNX, require_package
+    from leukoscope.models.hub_download import find_release
+    from leukoscope.models.release import local_release, read_release
 
     if static and (len(models) > 1 or gpu):
         raise LeukoscopeError(f"--static: {'--gpu' if gpu else ', '.join(models)} given; name one model, without --gpu")
@@ -262,17 +252,17 @@ def list_releases(
     folder: Annotated[
         Path | None, Argument(metavar="DIR", help="Folder of releases (default: those that come along).")
     ] = None,
-    as_json: flags.AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """List the releases in a folder: classes, recipe, data set and size; of a damaged one, what is wrong."""
     from leukoscope.files import embedded_releases
-    from leukoscope.models.release_files import read_release, release_folders
+    from leukoscope.models.release import read_release, release_folders
 
     root = folder or embedded_releases()
-    if not root.is_dir():
-        raise LeukoscopeError(f"{root}: no such folder; give the folder that holds the folders of releases")
     if not (found := release_folders(root)):
-        raise LeukoscopeError(f"{root}: holds no release; give the folder that holds the folders of releases")
+        raise LeukoscopeError(
+            f"{root}: is no folder, or holds no release; give the folder that holds the folders of releases"
+        )
     rows: list[dict[str, Any]] = []
     for path in found:
         try:

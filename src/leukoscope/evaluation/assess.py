@@ -9,6 +9,7 @@ stain or microscope where probabilities and thresholds do not, and a few labelle
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,20 +30,23 @@ from leukoscope.evaluation.overlap import KnownCells, seen_in_training
 from leukoscope.evaluation.precision import precision_block
 from leukoscope.evaluation.subjects import subject_rule_block, subject_scores_block
 from leukoscope.evaluation.thresholds import decision_block
-from leukoscope.inference.backends import float32_backend, open_backend
+from leukoscope.inference.backends import BF16, INT8, Runtime
 from leukoscope.inference.prediction import softmax
-from leukoscope.inference.predictor import Predictor
-from leukoscope.inference.runtime import BF16, INT8, Runtime
+from leukoscope.inference.predictor import Predictor, float32_backend, open_backend
 from leukoscope.inference.tta import VIEWS, disagreement, tta_views
-from leukoscope.models.release import Release, edit_release, load_release, rescale_classifier, save_weights
-from leukoscope.models.release_files import (
+from leukoscope.models.release import (
     FIGURES,
     METRICS,
     OOD,
     PREDICTIONS,
+    Release,
+    edit_release,
     folder_name,
+    load_release,
     read_metrics,
     read_release,
+    rescale_classifier,
+    save_weights,
     write_json,
 )
 from leukoscope.progress import progress, track
@@ -273,26 +277,25 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
     metrics = {key: block for key, block in release.metrics.items() if key != "precision"}  # of other subjects
     with progress("intervals of evaluations"):
         metrics["evaluations"] = [*metrics["evaluations"], _with_intervals(evaluation, predictions)]
-    metrics["recalibration"] = _about(release, cells, predictions, name or folder_name(source))
+    # All temperatures in the weights already, including those of earlier recalibrations.
+    temperatures = [
+        release.metrics.get("calibration", {}).get("temperature", 1.0),
+        release.metrics.get("recalibration", {}).get("previous_temperature", 1.0),
+    ]
+    metrics["recalibration"] = {
+        "from": name or folder_name(source),
+        "data": info.title,
+        "fingerprint": cells.data.fingerprint,
+        "cells": len(predictions.cell_ids),
+        "subjects": len(set(predictions.subjects)),
+        "previous_temperature": math.prod(temperatures),
+    }
     with edit_release(source, target) as aside:
         # They show the old thresholds.
         shutil.rmtree(aside / FIGURES, ignore_errors=True)
         # Fewer cells than in an assessment: the weights, and with them the maps, are those that were assessed.
         fit_and_measure(aside, metrics, predictions, cells, estimates=estimates, sample=40, perturbed=8)
     return target
-
-
-def _about(release: Release, cells: FramedCells, predictions: CellPredictions, name: str) -> dict[str, Any]:
-    return {
-        "from": name,
-        "data": cells.data.info.title,
-        "fingerprint": cells.data.fingerprint,
-        "cells": len(predictions.cell_ids),
-        "subjects": len(set(predictions.subjects)),
-        # All temperatures in the weights already, including those of earlier recalibrations.
-        "previous_temperature": release.metrics.get("calibration", {}).get("temperature", 1.0)
-        * release.metrics.get("recalibration", {}).get("previous_temperature", 1.0),
-    }
 
 
 def predict_framed(release: Release, cells: FramedCells) -> CellPredictions:

@@ -174,22 +174,13 @@ def _resample(classes: np.ndarray, samples: int, seed: int) -> np.ndarray:
     return counts
 
 
-def measured_once(predictions: CellPredictions) -> dict[str, float]:
-    """Compute the metrics of the cells as they are, by subject wherever every cell's subject is known."""
+def point_metrics(predictions: CellPredictions) -> dict[str, float]:
+    """Compute the metrics whose intervals this module gives, by subject wherever every cell's subject is known."""
     _, unit_of_cell = np.unique(predictions.subjects, return_inverse=True)
     classes = np.array(list(predictions.subject_classes.values()))
     known = predictions.subject_weights is not None
     once = BootstrapSamples(unit_of_cell, classes, np.ones((1, len(classes)), dtype=np.int16), of_subjects=known)
     return {key: float(value) for key, (value,) in bootstrap_metrics(predictions, once).items()}
-
-
-def point_metrics(predictions: CellPredictions) -> dict[str, float]:
-    """Compute the point estimates of the metrics whose intervals this module gives."""
-    try:
-        boot = bootstrap_subjects(predictions, samples=1)
-    except LeukoscopeError:  # without known subjects there are no metrics by subject
-        boot = bootstrap_cells(predictions, samples=1)
-    return {key: float(values[0]) for key, values in bootstrap_metrics(predictions, boot.once()).items()}
 
 
 def subject_intervals(

@@ -30,9 +30,11 @@ from leukoscope.evaluation.overlap import (
     trainings_of,
 )
 from leukoscope.inference.foreign import Classifier, match_labels
-from leukoscope.models.release_files import folder_name, read_metrics
+from leukoscope.models.release import folder_name, read_metrics
 from leukoscope.progress import progress
 
+TEST_FOLD = "fold_1"
+"""Of C-NMC's folds, as published, the one that the split `official` tests."""
 _AREA_SIDE = 224
 
 
@@ -106,13 +108,11 @@ def select_cells(
     split: str | None = None,
     split_file: str | Path | None = None,
     *,
-    which: tuple[int, int, str] = (0, 5, "fold_1"),
     seed: int = 0,
     at_most: int | None = None,
 ) -> SelectedCells:
-    """Select the cells to predict: the test side of a split, or without one every cell.
+    """Select the cells to predict: the test side of a split (of several folds, the first), or without one every cell.
 
-    `which` is the fold to test on: its number and that of folds (subject-cv), and the publisher's name (official).
     Both a split and a file, or a split without a test side, are errors.
     """
     if split and split_file:
@@ -122,10 +122,8 @@ def select_cells(
     elif split:
         data = without_damaged(data)
         # Only the test side matters: which cells and folds trained the model is not known here.
-        fold, num_folds, official = which
-        options: dict[str, Any] = {"fold": fold, "num_folds": num_folds, "test_folds": (official,)}
-        whole = make_split(data, split, seed=seed, validation=False, train_folds=(), **options)
-        whole = replace(whole, detail=official) if split == "official" else whole
+        whole = make_split(data, split, seed=seed, validation=False, train_folds=(), test_folds=(TEST_FOLD,))
+        whole = replace(whole, detail=TEST_FOLD) if split == "official" else whole
     else:
         every = tuple(cell for rows in data.cells.values() for cell in rows["cell_id"][:])
         whole = Split("none", data.info.group, seed, data.fingerprint, (), (), every, detail="every cell")

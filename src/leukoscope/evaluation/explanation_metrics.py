@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,12 +22,16 @@ from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.evaluation.baselines import SCALE_BAR_SIDE
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
 from leukoscope.evaluation.metrics import CellPredictions, even_sample
-from leukoscope.inference.backends import Backend, TorchBackend, float32_backend
-from leukoscope.inference.gradcam import EVIDENCE, NO_MAP, passes_map_checks, share_on_cell
-from leukoscope.inference.prediction import softmax
+from leukoscope.inference.backends import TorchBackend
+from leukoscope.inference.gradcam import share_on_cell
+from leukoscope.inference.prediction import EVIDENCE, NO_MAP, passes_map_checks, softmax
+from leukoscope.inference.predictor import float32_backend
 from leukoscope.inference.tta import VIEWS, turned, turned_back
 from leukoscope.models.release import Release
 from leukoscope.progress import progress, track
+
+if TYPE_CHECKING:
+    from leukoscope.inference.predictor import Backend
 
 AT_ONCE = 8
 """Cells computed at once, which share a random network; of more, the activations do not fit a processor's cache."""
@@ -74,7 +78,6 @@ def explanation_blocks(
     background: str,
     sample: int = 200,
     perturbed: int = 50,
-    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Make two blocks of metrics.json from cells sampled evenly over classes and their subjects.
 
@@ -95,7 +98,7 @@ def explanation_blocks(
         `heat_maps`: every check, and whether the maps passed. `evidence_scale`: the usual maximum of a map, and its
         usual share on a cell on black. {} for a network without maps.
     """
-    rows = even_sample(labels, subjects, sample, seed)
+    seed, rows = 0, even_sample(labels, subjects, sample, seed=0)
     if len(rows) < 2:
         raise LeukoscopeError(f"heat maps: {len(rows)} cell(s) to check of {len(pixels)} given; give 2 or more")
     cells = np.asarray(pixels[rows])
@@ -105,17 +108,10 @@ def explanation_blocks(
     probabilities, maps = predict_with_maps(backend, cells)
     predicted = probabilities.argmax(axis=1)
     own = np.maximum(maps[np.arange(len(rows)), predicted], 0)
-    table = CellPredictions(
-        tuple(map(str, rows)), tuple(subjects[row] for row in rows), labels[rows], probabilities, release.labels
-    )
-    try:
-        boot, unit = bootstrap_subjects(table, seed=seed), "subjects"
-    except LeukoscopeError:
-        boot, unit = bootstrap_cells(table, seed=seed), "cells"
-    if background == "black":
-        place, regions = "outside_cell", ~cell_masks(cells)
-    else:
-        place, regions = "scale_bar_corner", np.stack([scale_bar_corner(cells.shape[1])] * len(cells))
+    ids, owners = tuple(map(str, rows)), tuple(subjects[row] for row in rows)
+    boot, unit = _resampled(CellPredictions(ids, owners, labels[rows], probabilities, release.labels), seed)
+    place = "outside_cell" if background == "black" else "scale_bar_corner"
+    regions = ~cell_masks(cells) if background == "black" else scale_bar_corner(cells.shape[1])[None]
     found = {
         "randomisation": randomisation(release, cells, predicted, own, seed),
         **perturbation(backend, cells[:perturbed], predicted[:perturbed], own[:perturbed], seed),
@@ -132,7 +128,7 @@ def explanation_blocks(
         "estimates": ESTIMATES,
         "method": EVIDENCE,
         "cells": len(rows),
-        "subjects": len(set(table.subjects) - {""}),
+        "subjects": len(set(owners) - {""}),
         "perturbed_cells": min(perturbed, len(rows)),
         "flat_maps": int(is_flat(own).sum()),
         "map_size": list(own.shape[1:]),
@@ -143,6 +139,14 @@ def explanation_blocks(
     }
     checks["passed"] = passes_map_checks(checks)
     return {"heat_maps": checks, "evidence_scale": _scale(maps, own, cells, background, seed)}
+
+
+def _resampled(table: CellPredictions, seed: int) -> tuple[BootstrapSamples, str]:
+    """Bootstrap samples of subjects or, where these do not allow it, of cells; and which of the two."""
+    try:
+        return bootstrap_subjects(table, seed=seed), "subjects"
+    except LeukoscopeError:
+        return bootstrap_cells(table, seed=seed), "cells"
 
 
 def _scale(maps: np.ndarray, own: np.ndarray, cells: np.ndarray, background: str, seed: int) -> dict[str, Any]:
@@ -358,7 +362,7 @@ def scale_bar_corner(size: int) -> np.ndarray:
 
 
 def heat_share(maps: np.ndarray, regions: np.ndarray) -> dict[str, np.ndarray]:
-    """Measure how much of maps (N, h, w), ≥ 0, lies in the regions (N, S, S) bool of their images.
+    """Measure how much of maps (N, h, w), ≥ 0, lies in the regions (N, S, S) bool of their images; (1, S, S) for all.
 
     Returns:
         heat: (N,) share of the enlarged map's sum, NaN for flat maps; area: share of the image, which a uniform map
@@ -366,7 +370,8 @@ def heat_share(maps: np.ndarray, regions: np.ndarray) -> dict[str, np.ndarray]:
     """
     heat = enlarged(maps, regions.shape[1])
     heat[is_flat(maps)] = np.nan
-    share, area = (heat * regions).sum(axis=(1, 2)) / heat.sum(axis=(1, 2)), regions.mean(axis=(1, 2))
+    share = (heat * regions).sum(axis=(1, 2)) / heat.sum(axis=(1, 2))
+    area = np.broadcast_to(regions.mean(axis=(1, 2)), share.shape)
     return {"heat": share, "area": area, "excess": share - area}
 
 

@@ -1,7 +1,6 @@
 """Classification metrics of a table of predictions: over cells, by subject, and among cells of equal size.
 
-The pooled metrics come from a local `evaluate.Metric` on top of scikit-learn: they combine with other 🤗 evaluate
-metrics and work offline. `…_by_subject`: a cell weighs 1 / (cells of its subject), so that every subject has the same
+`…_by_subject`: a cell weighs 1 / (cells of its subject), so that every subject has the same
 weight. `auroc_equal_size`: AUROC within deciles of the cell area, each counted by the weight of its pairs of cells; it
 measures what a network knows beyond a cell's size, and cells weigh as by subject where subjects are known.
 
@@ -16,16 +15,13 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.evaluation.bootstrap import measured_once
+from leukoscope.evaluation.bootstrap import point_metrics
 from leukoscope.files import atomic_file
-
-if TYPE_CHECKING:
-    import evaluate
 
 NOT_KNOWN = "these weights, on subjects of the recalibration data; whether some of them trained them cannot be told"
 """What metrics of a recalibration estimate where it is not known which cells trained the weights."""
@@ -186,26 +182,6 @@ def even_sample(labels: np.ndarray, subjects: Sequence[str], size: int, seed: in
     return order[:size]
 
 
-def cell_metric(label_names: Sequence[str]) -> evaluate.Metric:
-    """Make a local `evaluate.Metric` for K classes: predictions are (N, K) probabilities, references (N,) classes."""
-    import datasets
-    import evaluate
-
-    class CellMetric(evaluate.Metric):
-        def _info(self) -> evaluate.MetricInfo:
-            row = datasets.Features(
-                predictions=datasets.List(datasets.Value("float64")), references=datasets.Value("int64")
-            )
-            return evaluate.MetricInfo(
-                description="Classification of single cells", citation="", features=row, inputs_description=""
-            )
-
-        def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-            return _class_metrics(np.asarray(predictions), np.asarray(references), label_names)
-
-    return CellMetric()
-
-
 POOLED = ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
 BY_SUBJECT = tuple(f"{key}_by_subject" for key in POOLED)
 
@@ -226,14 +202,12 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
         no decile of the areas holds two classes in one fold). All shares are 0–1.
     """
     names, references = predictions.label_names, predictions.references
-    probabilities = predictions.probabilities.astype(float)
-    metrics = cell_metric(names).compute(predictions=probabilities, references=references)
-    assert metrics is not None
-    weighted = measured_once(predictions)
+    points = point_metrics(predictions)
+    metrics = {**{key: points.get(key) for key in POOLED}, **_by_class(predictions)}
     if predictions.subject_weights is not None:
-        metrics |= {key: weighted.get(key) for key in BY_SUBJECT}
+        metrics |= {key: points.get(key) for key in BY_SUBJECT}
     if predictions.areas is not None:
-        metrics["auroc_equal_size"] = weighted.get("auroc_equal_size")
+        metrics["auroc_equal_size"] = points.get("auroc_equal_size")
     subjects, correct = np.asarray(predictions.subjects), predictions.predicted == references
     per_subject = {}
     for subject, label in predictions.subject_classes.items():
@@ -248,34 +222,17 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
     return {"cells": len(predictions.cell_ids), **metrics, "subjects": per_subject}
 
 
-def _class_metrics(probabilities: np.ndarray, references: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    from sklearn import metrics as sk
+def _by_class(predictions: CellPredictions) -> dict[str, Any]:
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-    predicted, classes = probabilities.argmax(axis=1), list(range(len(names)))
-    precision, recall, f1, support = sk.precision_recall_fscore_support(
-        references, predicted, labels=classes, zero_division=0
-    )
-    present = np.unique(references)
-    auroc = None
-    if len(present) == len(classes):
-        one_vs_rest = classes[:1] if len(classes) == 2 else classes
-        auroc = float(np.mean([sk.roc_auc_score(references == k, probabilities[:, k]) for k in one_vs_rest]))
+    said = predictions.references, predictions.predicted
+    classes = range(len(predictions.label_names))
+    scores = precision_recall_fscore_support(*said, labels=classes, zero_division=0)
+    keys = ("precision", "recall", "f1", "support")
+    rows = zip(predictions.label_names, *(values.tolist() for values in scores), strict=True)
     return {
-        "accuracy": float(np.mean(predicted == references)),
-        "balanced_accuracy": float(recall[present].mean()),
-        "f1_weighted": float(np.average(f1, weights=support)),
-        "f1_macro": float(f1[present].mean()),
-        "auroc": auroc,
-        "per_class": {
-            name: {
-                "precision": float(precision[k]),
-                "recall": float(recall[k]),
-                "f1": float(f1[k]),
-                "support": int(support[k]),
-            }
-            for k, name in enumerate(names)
-        },
-        "confusion_matrix": sk.confusion_matrix(references, predicted, labels=classes).tolist(),
+        "per_class": {name: dict(zip(keys, values, strict=True)) for name, *values in rows},
+        "confusion_matrix": confusion_matrix(*said, labels=classes).tolist(),
     }
 
 

@@ -22,12 +22,12 @@ from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference.ood import FOLDS, KEPT_SHARE, METHOD, OodDetector, fit_detector, picture_statistics
 from leukoscope.inference.prediction import WITHOUT_CLASS
-from leukoscope.models.release_files import HEALTHY, OF_FIELDS
+from leukoscope.models.release import HEALTHY, OF_FIELDS
 from leukoscope.synthetic import Background, phantom_cells
 
 if TYPE_CHECKING:
     from leukoscope.inference.predictor import Predictor
-    from leukoscope.models.release_files import ReleaseInfo
+    from leukoscope.models.release import ReleaseInfo
 
 ESTIMATES = "cells of subjects that the detector was not fitted on; no network has a part in it"
 # Kinds that need images from elsewhere; where they are not given, they are listed as not measured.

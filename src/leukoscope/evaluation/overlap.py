@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from leukoscope.data.registry import DATASETS
-from leukoscope.models.release_files import PREDICTIONS
+from leukoscope.models.release import PREDICTIONS
 
 if TYPE_CHECKING:
     from leukoscope.data.loading import LoadedCells

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 CLASS_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 GREY = "#767676"
-SAMPLES = 18  # cells in a grid of samples
 _WIDTH = 8.0  # inches; about the text width of a README at 100 dpi
 _DASHED = (0, (4, 3))
 _LONGEST_NAME = 18  # characters of a class's name in the title of a panel, of which four stand side by side
@@ -172,45 +171,6 @@ def confusion_plot(matrix: Sequence[Sequence[int]], label_names: Sequence[str]) 
     return figure
 
 
-def network_plot(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Figure:
-    """Draw a network's stages as a table, from the input to the output; its first two columns are set to the left."""
-    from matplotlib.transforms import Bbox
-
-    figure = new_figure(_WIDTH, 0.35 + 0.24 * (len(rows) + 1))
-    axes = figure.subplots()
-    axes.axis("off")
-    table = axes.table([list(row) for row in rows], colLabels=list(columns), edges="horizontal", bbox=Bbox.unit())
-    table.auto_set_font_size(False)
-    table.set_fontsize(9)
-    table.auto_set_column_width(list(range(len(columns))))
-    for (row, column), cell in table.get_celld().items():
-        cell.set_edgecolor("#d0d0d0")
-        cell.set_text_props(ha="left" if column < 2 else "right", fontweight="bold" if row == 0 else "normal")
-    return figure
-
-
-def samples_plot(cells: Sequence[tuple[np.ndarray, str, float, str]], title: str) -> Figure:
-    """Draw a grid of cells with their predictions; a cross and the true class mark the wrong ones.
-
-    Args:
-        cells: (S, S, 3) uint8 pixels, most probable class, its probability, and the true class ("" for none).
-    """
-    across = 6
-    down = -(-len(cells) // across)
-    figure = new_figure(_WIDTH, 0.4 + 1.75 * down)
-    grid = figure.subplots(down, across, squeeze=False).ravel()
-    for axes in grid:
-        axes.axis("off")
-    for axes, (pixels, predicted, probability, truth) in zip(grid, cells, strict=False):
-        text, colour = f"{predicted} {probability:.2f}", "black"
-        if truth:
-            text, colour = (f"✓ {text}", BLUE) if predicted == truth else (f"✗ {text}\nis {truth}", VERMILION)
-        axes.imshow(pixels)
-        axes.set_title(text, fontsize=8, color=colour)
-    figure.suptitle(title, fontsize=9)
-    return figure
-
-
 def reliability_diagram(calibration: Mapping[str, Any]) -> Figure:
     """Plot accuracy against confidence before and after temperature scaling: the block of `calibration_block`."""
     figure = new_figure(5.4, 5.6)
@@ -238,31 +198,6 @@ def reliability_diagram(calibration: Mapping[str, Any]) -> Figure:
     lower.set_xlabel("confidence (probability of the predicted class)")
     lower.set_xlim(edges[0] - 0.01, 1.01)
     plain(upper, lower)
-    return figure
-
-
-def risk_coverage_curve(abstention: Mapping[str, Any]) -> Figure:
-    """Plot the error rate among cells that get a class against their share: the block of `thresholds.abstention`."""
-    figure = new_figure(6.4, 3.8)
-    axes = figure.subplots()
-    curve, chosen, aurc = abstention["curve"], abstention["default"], abstention["aurc_interval"]
-    coverage = [point["coverage"] for point in curve]
-    low, high = ([point["interval"][end] for point in curve] for end in ("low", "high"))
-    axes.fill_between(coverage, low, high, color=BLUE, alpha=0.18, linewidth=0, label="95 % interval")
-    area = f"AURC {abstention['aurc']:.3f} ({aurc['low']:.3f}–{aurc['high']:.3f})"
-    axes.plot(coverage, [point["risk"] for point in curve], color=BLUE, linewidth=2, label=area)
-    if chosen["risk"] is not None:
-        text = (
-            f"no class below {chosen['threshold']:.2f}: {chosen['risk']:.1%} wrong, coverage {chosen['coverage']:.0%}"
-        )
-        axes.plot(chosen["coverage"], chosen["risk"], "D", color=VERMILION, markersize=8, label=text)
-    axes.set_xlabel("coverage (share of cells that get a class, most confident first)")
-    axes.set_ylabel("risk (share of these that is wrong)")
-    axes.set_xlim(0, 1.01)
-    # The interval of the first few cells is so wide that it would hide the rest.
-    axes.set_ylim(0, max(0.01, *(1.15 * end for end, share in zip(high, coverage, strict=True) if share >= 0.1)))
-    _legend_above(axes)
-    plain(axes)
     return figure
 
 

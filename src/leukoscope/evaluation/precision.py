@@ -19,11 +19,11 @@ from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, pooled
 from leukoscope.evaluation.ood_metrics import evenly
 from leukoscope.files import cache_root
+from leukoscope.inference.backends import BF16, F32, INT8, OPENVINO, NoGraph
 from leukoscope.inference.export import kept_graph
-from leukoscope.inference.graph import ExportedBackend, NoGraph, computes, convolution_ranges
+from leukoscope.inference.graph import ExportedBackend, computes, convolution_ranges
 from leukoscope.inference.prediction import Thresholds, softmax
-from leukoscope.inference.runtime import BF16, F32, INT8, OPENVINO
-from leukoscope.models.release_files import ReleaseInfo, folder_name, read_release
+from leukoscope.models.release import ReleaseInfo, folder_name, read_release
 from leukoscope.progress import track
 
 ALLOWED_AUROC, ALLOWED_OUTCOMES = 0.003, 0.005

@@ -1,4 +1,4 @@
-"""Thresholds on calibrated probabilities: operating points, abstention and conformal prediction sets.
+"""Thresholds on calibrated probabilities: operating points and abstention.
 
 Every threshold that is released is fitted on all out-of-fold predictions. Its performance is measured differently: the
 cells of each subject get the temperature and the threshold fitted on all other subjects, and intervals resample
@@ -35,9 +35,6 @@ TARGET_RISK = 0.10
 """Share of the given classes that may be wrong at the default threshold, every subject weighing the same."""
 LEAST_COVERAGE = 0.20
 """Of the cells at least; the error rate of fewer is chance."""
-CURVE_POINTS = 50
-SET_COVERAGE = 0.90
-"""Share of cells whose prediction set is to hold the true class."""
 
 
 def decision_block(
@@ -68,7 +65,6 @@ def decision_block(
         "judged_on": f"each {unit} with the temperature and thresholds fitted on all other {unit}s",
         "operating_points": operating_points(predictions, positive_label, left_out, boot),
         "abstention": abstention(predictions, left_out, boot),
-        "prediction_sets": prediction_sets(predictions, left_out, boot),
     }
 
 
@@ -191,9 +187,8 @@ def abstention(predictions: CellPredictions, left_out: tuple[LeftOut, ...], boot
 
     Returns:
         `default`: target_risk, threshold, threshold_range, and cross-fitted coverage (share of cells that get a class)
-        and risk (share of these that is wrong), overall and by class, with intervals. `curve`: risk at 50 coverages.
-        `aurc`: area under it (Geifman & El-Yaniv 2017), 0–1, small is good; `risk_at_full_coverage` is the error
-        rate without abstaining.
+        and risk (share of these that is wrong), overall and by class, with intervals. `risk_at_full_coverage`: the
+        error rate without abstaining, 0–1.
     """
     temperature = shipped_temperature(predictions, left_out)
     shipped, held_out = calibrated(predictions, temperature), cross_fitted(predictions, left_out)
@@ -225,8 +220,7 @@ def abstention(predictions: CellPredictions, left_out: tuple[LeftOut, ...], boot
             "threshold_range": {"low": float(own.min()), "high": float(own.max())},
             **default,
         },
-        # Ranking fits nothing, and temperatures per subject would only shuffle subjects against each other.
-        **risk_coverage(shipped, boot),
+        "risk_at_full_coverage": float(wrong.mean()),
     }
 
 
@@ -237,7 +231,8 @@ def _risk_rule(predictions: CellPredictions) -> float:
     """
     confidence, wrong = predictions.probabilities.max(axis=1), predictions.predicted != predictions.references
     weights = np.ones(len(wrong)) if predictions.subject_weights is None else predictions.subject_weights
-    order, last_of_tie = _by_confidence(confidence)
+    order = np.argsort(-confidence, kind="stable")
+    last_of_tie = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
     covered = np.cumsum(weights[order])[last_of_tie]
     risk = np.cumsum((weights * wrong)[order])[last_of_tie] / covered
     enough = covered >= LEAST_COVERAGE * weights.sum() - 1e-9
@@ -248,95 +243,3 @@ def _risk_rule(predictions: CellPredictions) -> float:
     ranked = confidence[order][last_of_tie]
     # Halfway to the next confidence below, so that rounding moves no cell to the other side.
     return float((ranked[at] + ranked[at + 1]) / 2)
-
-
-def _by_confidence(confidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) rows, most confident first, and the position of the last of each run of equal confidences."""
-    order = np.argsort(-confidence, kind="stable")
-    return order, np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
-
-
-def risk_coverage(predictions: CellPredictions, boot: BootstrapSamples) -> dict[str, Any]:
-    """Compute the risk–coverage curve by confidence, equal confidences kept together, and the area below it."""
-    wrong = predictions.predicted != predictions.references
-    order, last_of_tie = _by_confidence(predictions.probabilities.max(axis=1))
-    coverages = np.linspace(1 / CURVE_POINTS, 1, CURVE_POINTS)
-
-    def curves(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(d, N) cell weights → (d, C) risks at the coverages, (d,) areas."""
-        covered = weights[:, order].cumsum(axis=1)[:, last_of_tie]
-        risk = (weights * wrong)[:, order].cumsum(axis=1)[:, last_of_tie] / np.maximum(covered, 1)
-        area = (risk * np.diff(covered, axis=1, prepend=0)).sum(axis=1) / covered[:, -1]
-        at = [np.searchsorted(row, coverages * row[-1] * (1 - 1e-12)) for row in covered]
-        return np.take_along_axis(risk, np.stack(at), axis=1), area
-
-    sampled = (curves(counts[:, boot.unit_of_cell]) for counts in boot.chunks())
-    risks, areas = (np.concatenate(parts) for parts in zip(*sampled, strict=True))
-    point, area = curves(np.ones((1, len(order))))
-    return {
-        "aurc": float(area[0]),
-        "aurc_interval": boot.interval(areas),
-        "risk_at_full_coverage": float(wrong.mean()),
-        "curve": [
-            {"coverage": float(coverage), "risk": float(point[0, i]), "interval": boot.interval(risks[:, i])}
-            for i, coverage in enumerate(coverages)
-        ],
-    }
-
-
-# Conformal prediction sets
-
-
-def prediction_sets(
-    predictions: CellPredictions, left_out: tuple[LeftOut, ...], boot: BootstrapSamples
-) -> dict[str, Any]:
-    """Fit sets of classes that hold the true one for 90 % of cells: split-conformal, cross-fitted by subject.
-
-    A class is in a cell's set when its calibrated probability is at least `least_probability` (the LAC score of
-    Sadinle et al. 2019). "marginal" has one such number for all classes; "class_conditional" one for each (Vovk 2012),
-    and is released, because the smaller class has too low a coverage otherwise. Conformal prediction guarantees its
-    coverage for exchangeable cells. Cells of different subjects are not exchangeable, so there is no guarantee here:
-    the coverage is measured on subjects that fitted no threshold, and single subjects lie far from it.
-
-    Returns:
-        target, shipped, and for each of `methods`: least_probability by class, coverage overall and by class, mean
-        set size, shares of sets with one class and with none, each with intervals, and coverage by subject.
-    """
-    labels, references = predictions.label_names, predictions.references
-    temperature = shipped_temperature(predictions, left_out)
-    shipped, held_out = calibrated(predictions, temperature), cross_fitted(predictions, left_out)
-    methods = {}
-    for name, rule in (("marginal", _marginal_rule), ("class_conditional", _class_conditional_rule)):
-        sets = held_out.probabilities >= own_thresholds(predictions, left_out, rule)
-        covered, size = sets[np.arange(len(sets)), references], sets.sum(axis=1)
-        overall = {"coverage": covered, "mean_size": size, "singletons": size == 1, "empty": size == 0}
-        methods[name] = {
-            "least_probability": dict(zip(labels, rule(shipped).tolist(), strict=True)),
-            **{key: float(values.mean()) for key, values in overall.items()},
-            "intervals": {key: boot.mean_interval(values) for key, values in overall.items()},
-            "per_class": {
-                label: {
-                    "coverage": float(covered[references == k].mean()),
-                    "interval": boot.mean_interval(covered, references == k, of_class=k),
-                }
-                for k, label in enumerate(labels)
-            },
-            "subjects": right_by_subject(predictions, covered),
-        }
-    return {"target": SET_COVERAGE, "shipped": "class_conditional", "methods": methods}
-
-
-def _marginal_rule(predictions: CellPredictions) -> np.ndarray:
-    of_truth = predictions.probabilities[np.arange(len(predictions.references)), predictions.references]
-    return np.full(len(predictions.label_names), _conformal_bound(of_truth))
-
-
-def _class_conditional_rule(predictions: CellPredictions) -> np.ndarray:
-    probabilities, references = predictions.probabilities, predictions.references
-    return np.asarray([_conformal_bound(probabilities[references == k, k]) for k in range(probabilities.shape[1])])
-
-
-def _conformal_bound(of_truth: np.ndarray) -> float:
-    """The ⌊(n + 1) · 10 %⌋-th smallest probability of a true class; 0, hence every class, where n is too small."""
-    below = int(np.floor((len(of_truth) + 1) * (1 - SET_COVERAGE) + 1e-9))
-    return float(np.sort(of_truth)[below - 1]) if below else 0.0

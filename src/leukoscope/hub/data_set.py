@@ -16,10 +16,10 @@ from leukoscope.data.loading import PRELIMINARY_TEST
 from leukoscope.data.registry import DATASETS, DatasetInfo
 from leukoscope.files import resource_file
 from leukoscope.hub.publish import Destination, Published, scratch_folder, upload
-from leukoscope.models.release_files import CARD
-from leukoscope.reports.audit_tables import copies_table, shortcuts_table
+from leukoscope.models.release import CARD
 from leukoscope.reports.card import FRONT_AND_TEXT
 from leukoscope.reports.formatting import Table, count, encoded, rendered
+from leukoscope.reports.release_tables import copies_table, shortcuts_table
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from leukoscope import LeukoscopeError
 from leukoscope.files import disk_errors
 from leukoscope.models.hub_download import HubUnreachable, hub_model_info
-from leukoscope.models.release_files import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, WEIGHTS
+from leukoscope.models.release import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, WEIGHTS
 from leukoscope.reports.card import EXAMPLES, SHOWN, draw_examples, render_card
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.files import atomic_folder, disk_errors, is_git_clone, resource_file
 from leukoscope.hub.publish import Destination, Published, folder_files, is_release_file, upload
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
-from leukoscope.models.release_files import CARD, CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
+from leukoscope.models.release import CARD, CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
 from leukoscope.reports.formatting import rendered
 
 APP, LIST, REQUIREMENTS, PACKAGE = "app.py", "models.txt", "requirements.txt", "src/leukoscope"
@@ -41,10 +41,10 @@ CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"
 # What only training, measuring and the command line run.
 _LEFT_OUT = (
     *("__pycache__", "*.pyi", "__main__.py", "api.py", "audit.py", "cli", "hub", "protocol.py", "training"),
-    *("assess.py", "audit_tables.py", "augmentation.py", "build.py", "card.py", "ood_metrics.py", "precision.py"),
+    *("assess.py", "augmentation.py", "build.py", "card.py", "ood_metrics.py", "precision.py"),
     *("recipes.py", "rewrite.py", "thresholds.py"),
 )
-_NOT_NEEDED = ("accelerate", "evaluate", "openpyxl", "pydantic", "transformers", "typer")
+_NOT_NEEDED = ("accelerate", "pydantic", "transformers", "typer")
 # Of our requirements, what a prediction imports.
 _TO_PREDICT = (
     *("torch", "torchvision", "timm", "huggingface-hub", "safetensors", "openvino"),
@@ -197,7 +197,7 @@ def write_static_space(
         LeukoscopeError: as `write_space`; the release's network cannot be made into a graph, it resizes by a filter
             that the page does not know, or the runtime cannot be had.
     """
-    from leukoscope.inference.export import WEB_GRAPH, WEB_QUANTISED, write_transformers_js
+    from leukoscope.inference.export import WEB_GRAPH, write_transformers_js
     from leukoscope.inference.gradcam import map_colours
     from leukoscope.inference.prediction import REASON_TEXTS, SIDE_MAY_DIFFER, Thresholds
     from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
@@ -228,8 +228,7 @@ def write_static_space(
     }
     with _space_folder(out) as folder:
         write_transformers_js(replace(release, name=name), folder / MODEL)  # publishes no path of this machine
-        for file in (WEB_QUANTISED, CARD):  # the page does not load it; a Space has a README.md of its own
-            (folder / MODEL / file).unlink(missing_ok=True)
+        (folder / MODEL / CARD).unlink()  # a Space has a README.md of its own
         (folder / SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
         (folder / EXAMPLES).mkdir()
         examples = [f"{EXAMPLES}/{label}.png" for label in PHANTOM_LABELS]

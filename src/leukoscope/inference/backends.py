@@ -1,47 +1,119 @@
-"""Compute a release's network with torch, OpenVINO or ONNX Runtime, behind one call with the same output.
+"""What computes a network: names of backends, devices and precisions, the network's output, and torch.
 
-"auto" takes OpenVINO, else ONNX Runtime, on a CPU where it is installed and its graph of this release gave torch's
-output when it was made; else torch, which every other backend is compared with.
+Every other backend is compared with torch. `graph` computes exported graphs, which `export` makes; `predictor` opens
+the backend that suits a release and this machine.
 """
 
 from __future__ import annotations
 
-import logging
+import os
+import shutil
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.inference.export import kept_graph
-from leukoscope.inference.gradcam import EVIDENCE, explain_features, is_map_of_channels
-from leukoscope.inference.graph import ExportedBackend, NetworkOutput, NoGraph, blank_picture, computes
-from leukoscope.inference.runtime import (
-    AUTO,
-    BF16,
-    F32,
-    FAST,
-    INT8,
-    OPENVINO,
-    PACKAGES,
-    PRECISION_NAMES,
-    TORCH,
-    Runtime,
-    is_installed,
-    require_package,
-)
+from leukoscope.inference.gradcam import explain_features, is_map_of_channels
+from leukoscope.inference.prediction import EVIDENCE
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from leukoscope.data.preprocessing import Preprocessing
-    from leukoscope.models.release import Release
-    from leukoscope.models.release_files import ReleaseInfo
 
-_log = logging.getLogger("leukoscope")
-# Cells that torch computes in about the time that OpenVINO's graph is made in.
-_GRAPH_PAYS_OFF = 200
+AUTO, TORCH, OPENVINO, ONNX = "auto", "torch", "openvino", "onnx"
+BACKENDS = (AUTO, TORCH, OPENVINO, ONNX)
+EXACT, FAST = "exact", "fast"
+PRECISIONS = (AUTO, EXACT, FAST)
+F32, BF16, INT8 = "f32", "bf16", "int8"
+PRECISION_NAMES = {F32: "float32", BF16: "bfloat16", INT8: "int8"}
+PACKAGES = {OPENVINO: ("openvino", "openvino"), ONNX: ("onnxruntime", "onnxruntime onnxscript")}
+"""The module that each exported backend needs, and what pip installs for it."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What computes a network.
+
+    Attributes:
+        backend: of `BACKENDS`; "auto" is the first that suits this machine and release. "" is the environment variable
+            LEUKOSCOPE_BACKEND, and "auto" where it is not set.
+        device: a torch device such as "cpu" or "cuda", any but "cpu" only for torch; "auto" is the GPU where torch may
+            compute and finds one, else the CPU.
+        precision: of `PRECISIONS`: "exact" is float32; "fast" is int8 or bfloat16, whichever was measured to be faster
+            for the release and is computed by this processor; "auto" is "fast" only where the release was measured to
+            lose nothing by it.
+    """
+
+    backend: str = ""
+    device: str = AUTO
+    precision: str = AUTO
+
+    def chosen(self) -> Runtime:
+        """Choose the environment's backend and this machine's device; raise `LeukoscopeError` for unknown names."""
+        backend = self.backend or os.environ.get("LEUKOSCOPE_BACKEND") or AUTO
+        for what, name, known in (("backend", backend, BACKENDS), ("precision", self.precision, PRECISIONS)):
+            if name not in known:
+                raise LeukoscopeError(f"{what} {name!r}: unknown; choose one of {', '.join(known)}")
+        device = self.device
+        if device == AUTO:
+            device = gpu_or_cpu() if backend in (AUTO, TORCH) and self.precision != FAST else "cpu"
+        return replace(self, backend=backend, device=device)
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on; all of them where the system does not say (macOS)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpu_or_cpu() -> str:
+    """Return "cuda" where torch finds a GPU, else "cpu"."""
+    # torch is slow to import, so only where a driver is found.
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or shutil.which("nvidia-smi") is None:
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def is_installed(backend: str) -> bool:
+    """Return whether the module of an exported backend is installed."""
+    return find_spec(PACKAGES[backend][0]) is not None
+
+
+def require_package(backend: str) -> None:
+    """Raise `LeukoscopeError` where the package of an exported backend is not installed."""
+    if not is_installed(backend):
+        raise LeukoscopeError(
+            f"backend {backend!r}: needs a package that is missing; pip install {PACKAGES[backend][1]}"
+        )
+
+
+class NetworkOutput(NamedTuple):
+    """What a network computes for B pictures.
+
+    Attributes:
+        logits: (B, K) float32.
+        maps: (B, K, h, w) float32, each class's map: signed evidence relative to the blank picture, or Grad-CAM, ≥ 0;
+            None without `explain`, and where the last features are no map of channels.
+    """
+
+    logits: np.ndarray
+    maps: np.ndarray | None = None
+
+
+class NoGraph(LeukoscopeError):
+    """A release's graph for a backend cannot be made or kept, or its output differs from torch's."""
+
+
+def blank_picture(preprocessing: Preprocessing, rgb: tuple[int, int, int]) -> np.ndarray:
+    """Return the picture of one colour that evidence is relative to: (1, S, S, 3) uint8."""
+    side = preprocessing.image_size
+    return np.broadcast_to(np.array(rgb, np.uint8), (1, side, side, 3))
 
 
 class TorchBackend:
@@ -110,92 +182,3 @@ class TorchBackend:
             features = self._features(blank_picture(self._preprocessing, self._blank_rgb)).float()
         # Autograd refuses what was made in inference mode; a copy made outside it is an ordinary tensor.
         return features.clone()
-
-
-Backend: TypeAlias = TorchBackend | ExportedBackend
-"""Computes one release's network; `name` and `precision` ("f32", "bf16" or "int8") say how."""
-
-
-def open_backend(release: ReleaseInfo, runtime: Runtime = Runtime()) -> Backend:
-    """Open the backend that computes a release's network.
-
-    Raises:
-        LeukoscopeError: no such backend, one whose package is not installed, that does not compute on that device or
-            whose output differs from torch's; a damaged release; a device this machine lacks; or "fast" where it was
-            not measured for the release, or this machine cannot.
-    """
-    runtime = runtime.chosen()
-    if runtime.precision == FAST:
-        return _open_exported(release, OPENVINO, _fast_precision(release, runtime))
-    if runtime.backend in PACKAGES:
-        if runtime.device != "cpu":
-            raise LeukoscopeError(
-                f"backend {runtime.backend!r}: computes on the CPU only; leave out device {runtime.device!r}"
-            )
-        require_package(runtime.backend)
-        return _open_exported(release, runtime.backend, _default_precision(release, runtime.backend, runtime.precision))
-    if runtime.backend == AUTO and runtime.device == "cpu":
-        for name in filter(is_installed, PACKAGES):
-            try:
-                return _open_exported(release, name, _default_precision(release, name, runtime.precision))
-            except NoGraph as reason:
-                _log.warning("%s; another backend is used", reason)
-    from leukoscope.models.release import Release, load_release
-
-    loaded = release if isinstance(release, Release) else load_release(release)
-    return TorchBackend(loaded.network, loaded.preprocessing, runtime.device, blank_rgb=loaded.blank_rgb)
-
-
-def float32_backend(release: Release, cells: int) -> Backend:
-    """Open the fastest backend to compute that many cells in float32 on the CPU: OpenVINO, or torch for few.
-
-    The release's folder, if it has one, holds the very weights of its network.
-    """
-    if cells >= _GRAPH_PAYS_OFF and release.folder and is_installed(OPENVINO):
-        try:
-            return ExportedBackend(kept_graph(release, OPENVINO), release)
-        except NoGraph as reason:
-            _log.warning("%s; torch is used", reason)
-    return TorchBackend(release.network, release.preprocessing, blank_rgb=release.blank_rgb)
-
-
-def measured_precisions(release: ReleaseInfo) -> list[str]:
-    """List the lower precisions a release may be computed in, as its metrics.json says, the fastest first."""
-    block = release.metrics.get("precision", {})
-    return [name for name in block.get("fast", ()) if name in (BF16, INT8) and block.get(name)]
-
-
-def _default_precision(release: ReleaseInfo, backend: str, wanted: str) -> str:
-    default = release.metrics.get("precision", {}).get("default")
-    lower = wanted == AUTO and backend == OPENVINO and default in measured_precisions(release) and computes(default)
-    return default if lower else F32
-
-
-def _fast_precision(release: ReleaseInfo, runtime: Runtime) -> str:
-    """The fastest precision that was measured and that this processor computes; an error where there is none."""
-    measured = measured_precisions(release)
-    if not measured:
-        raise LeukoscopeError(f"precision 'fast': {release.name} was not measured in it; use 'exact'")
-    if runtime.backend not in (AUTO, OPENVINO):
-        raise LeukoscopeError(f"precision 'fast': OpenVINO computes it; leave out backend {runtime.backend!r}")
-    if runtime.device != "cpu":
-        raise LeukoscopeError(f"precision 'fast': is computed on the CPU; leave out device {runtime.device!r}")
-    require_package(OPENVINO)
-    if computed := [name for name in measured if computes(name)]:
-        return computed[0]
-    missing = " or ".join(PRECISION_NAMES[name] for name in measured)
-    raise LeukoscopeError(f"precision 'fast': this processor has no units for {missing}; use 'exact'")
-
-
-def _open_exported(release: ReleaseInfo, backend: str, precision: str) -> Backend:
-    if precision == F32:
-        return ExportedBackend(kept_graph(release, backend), release)
-    measured = release.metrics["precision"][precision]
-    shift, ranges = measured["logit_shift"], measured.get("ranges", ())
-    if len(shift) != len(release.labels):
-        raise LeukoscopeError(
-            f"{release.name}: precision.{precision}.logit_shift in metrics.json has {len(shift)} entries, and there "
-            f"are {len(release.labels)} labels; restore the file from the release"
-        )
-    graph = kept_graph(release, backend)
-    return ExportedBackend(graph, release, precision=precision, logit_shift=shift, ranges=ranges)

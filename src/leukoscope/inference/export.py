@@ -26,23 +26,21 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.files import atomic_folder, cache_root, remedy
-from leukoscope.inference.gradcam import GRADCAM, explain_features, is_map_of_channels, linear_head_maps
-from leukoscope.inference.graph import GRAPHS, HEAD, ExportedBackend, NoGraph, blank_picture
-from leukoscope.inference.prediction import softmax
-from leukoscope.inference.runtime import OPENVINO, PACKAGES
-from leukoscope.models.release_files import CARD, CONFIG, PROCESSOR, WEIGHTS, public_name
+from leukoscope.inference.backends import OPENVINO, PACKAGES, NoGraph, blank_picture
+from leukoscope.inference.gradcam import explain_features, is_map_of_channels, linear_head_maps
+from leukoscope.inference.graph import GRAPHS, HEAD, ExportedBackend
+from leukoscope.inference.prediction import GRADCAM, softmax
+from leukoscope.models.release import CARD, CONFIG, PROCESSOR, WEIGHTS, public_name
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from leukoscope.models.release_files import ReleaseInfo
+    from leukoscope.models.release import ReleaseInfo
 
 TRANSFORMERS_JS = "transformers.js"
-# Where transformers.js and optimum look for a model, and for the smaller copy of it.
-WEB_GRAPH, WEB_QUANTISED = "onnx/model.onnx", "onnx/model_quantized.onnx"
-QUANTISED_ALLOWED = 0.02
-"""How far the probabilities of the quantised copy may lie from torch's; with eight bits, or else with sixteen."""
+WEB_GRAPH = "onnx/model.onnx"
+"""Where transformers.js and optimum look for a model."""
 REPORT = "export.json"
 ALLOWED = 1e-4
 """How far a graph's probabilities, and its Grad-CAM maps relative to their peak, may lie from torch's."""
@@ -307,7 +305,6 @@ def _export(
                     input_names=names[:1],
                     output_names=names[1:],
                     dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-                    opset_version=21,  # the first whose DequantizeLinear takes 16 bits
                     external_data=False,
                 )
     except OSError:
@@ -323,20 +320,20 @@ def _export(
 
 
 def write_transformers_js(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
-    """Write a release in the layout that transformers.js and optimum load: two ONNX files and their settings.
+    """Write a release in the layout that transformers.js and optimum load: an ONNX file and its settings.
 
-    The graphs take `pixel_values` (B, 3, S, S) float32, as `Preprocessing.normalise` gives them, and give `logits`
+    The graph takes `pixel_values` (B, 3, S, S) float32, as `Preprocessing.normalise` gives them, and gives `logits`
     (B, K) and, where one linear layer after average pooling makes these, `grad_cam` (B, K, h, w), every class's map as
-    `HeatMap.evidence` holds it: the positive part of the evidence relative to the blank picture. The quantised copy
-    keeps the convolutions' weights as whole numbers, and computes in float32.
+    `HeatMap.evidence` holds it: the positive part of the evidence relative to the blank picture.
 
     Returns:
-        the report in export.json: how far each file lies from torch on 8 pictures.
+        the report in export.json: how far the graph lies from torch on 8 pictures.
 
     Raises:
         NoGraph: the network cannot be made into a graph, or the graph's output is not torch's.
         OSError: the disk refuses.
     """
+    import onnxruntime
     import torch
 
     reference = _Reference.of(release)
@@ -359,67 +356,21 @@ def write_transformers_js(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
         # As `linear_head_maps`: a sum over channels at every place is a convolution by one pixel.
         return logits, torch.nn.functional.conv2d(features - blank, kernels / places).relu()
 
-    whole = folder / WEB_GRAPH
-    whole.parent.mkdir(parents=True)
+    graph = folder / WEB_GRAPH
+    graph.parent.mkdir(parents=True)
     example = reference.inputs[:2].contiguous()
-    _export(release, TRANSFORMERS_JS, forward, network, example, whole, ["pixel_values", *outputs])
-    probability, of_peak = _differences_of_file(whole, reference)
+    _export(release, TRANSFORMERS_JS, forward, network, example, graph, ["pixel_values", *outputs])
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    logits, *found = session.run(None, {"pixel_values": reference.inputs.contiguous().numpy()})
+    probability, of_peak = reference.differences(logits, found[0] if found else None)
     _require_like_torch(release, TRANSFORMERS_JS, probability, of_peak)
-    quantised = None
-    for bits in (8, 16):
-        _quantise(whole, folder / WEB_QUANTISED, bits)
-        moved, _ = _differences_of_file(folder / WEB_QUANTISED, reference)
-        if moved <= QUANTISED_ALLOWED:
-            quantised = {"bits": bits, "probability_difference": moved}
-            break
-    else:
-        (folder / WEB_QUANTISED).unlink()
     report = {
         **_report(release, TRANSFORMERS_JS, probability, of_peak),
-        "quantised": quantised,
         "input": "pixel_values (B, 3, S, S) float32",
         "outputs": outputs,
     }
     _write_settings(release, folder, report)
     return report
-
-
-def _differences_of_file(path: Path, reference: _Reference) -> tuple[float, float | None]:
-    """How far an ONNX file for transformers.js lies from torch, as `_Reference.differences`."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    logits, *maps = session.run(None, {"pixel_values": reference.inputs.contiguous().numpy()})
-    return reference.differences(logits, maps[0] if maps else None)
-
-
-def _quantise(source: Path, target: Path, bits: int) -> None:
-    """Write a copy of an ONNX graph whose convolutions keep their weights as whole numbers, one scale a channel.
-
-    ONNX Runtime's own `quantize_dynamic` rounds the activations as well, which moved probabilities of a release by up
-    to 1. The classifier stays as it is: small, and of all layers the one where rounding shows most.
-    """
-    import onnx
-    from onnx import helper, numpy_helper
-
-    model, added = onnx.load(source), []
-    weights = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
-    for tensor in [tensor for tensor in model.graph.initializer if tensor.name in weights]:
-        values = numpy_helper.to_array(tensor)
-        if values.size < 1000:
-            continue
-        largest = np.abs(values).reshape(len(values), -1).max(axis=1)
-        scale = np.maximum(largest, 1e-12).astype(np.float32) / (2 ** (bits - 1) - 1)
-        whole = np.rint(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(f"int{bits}")
-        names = [f"{tensor.name}_quantised", f"{tensor.name}_scale"]
-        added.append(helper.make_node("DequantizeLinear", names, [tensor.name], axis=0))
-        model.graph.initializer.remove(tensor)
-        stored = zip((whole, scale), names, strict=True)
-        model.graph.initializer.extend(numpy_helper.from_array(array, name) for array, name in stored)
-    nodes = [*added, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    onnx.save(model, target)
 
 
 def _write_settings(release: ReleaseInfo, folder: Path, report: dict[str, Any]) -> None:
@@ -432,7 +383,7 @@ def _write_settings(release: ReleaseInfo, folder: Path, report: dict[str, Any]) 
         "num_labels": len(labels),
         "id2label": labels,
         "label2id": {label: k for k, label in labels.items()},
-        # In a browser transformers.js would take the quantised file unless it is told otherwise.
+        # In a browser transformers.js would look for a quantised file unless it is told otherwise.
         "transformers.js_config": {"dtype": "fp32"},
     }
     processor = {
@@ -455,8 +406,8 @@ def _write_settings(release: ReleaseInfo, folder: Path, report: dict[str, Any]) 
     (folder / CARD).write_text(
         f"---\nlibrary_name: transformers.js\npipeline_tag: image-classification\n{base}---\n\n"
         f"# {report['model'].rpartition('/')[2]}, for transformers.js\n\n**{RESEARCH_NOTICE}**\n\n"
-        f"ONNX graphs of a Leukoscope release; classes: {', '.join(release.labels)}. They take `pixel_values` and give "
-        f"`{'` and `'.join(report['outputs'])}`. `{REPORT}` says how far each file lies from the release. Image "
+        f"ONNX graph of a Leukoscope release; classes: {', '.join(release.labels)}. It takes `pixel_values` and gives "
+        f"`{'` and `'.join(report['outputs'])}`. `{REPORT}` says how far it lies from the release. Image "
         "processors of other libraries resize and crop otherwise than the release does, and its probabilities then "
         "change.\n",
         encoding="utf-8",

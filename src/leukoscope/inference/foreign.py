@@ -1,6 +1,6 @@
 """Open and run any image classifier: our releases, or what `pipeline("image-classification")` of transformers opens.
 
-A model that is no release is loaded from safetensors only, and its own code runs only where the user allows that.
+A model that is no release is loaded from safetensors only, and its own code is never run.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import LeukoscopeError
+from leukoscope.inference.backends import AUTO, Runtime, gpu_or_cpu
 from leukoscope.inference.predictor import Predictor
-from leukoscope.inference.runtime import AUTO, Runtime, gpu_or_cpu
 from leukoscope.models.hub_download import KNOWN_CELLS, fetch_files, find_release
-from leukoscope.models.release_files import CONFIG, read_release
+from leukoscope.models.release import CONFIG, read_release
 
 # Keys of a release's config.json that a plain transformers model lacks.
 _RELEASE_KEYS = {"architecture", "num_classes", "label_names", "pretrained_cfg"}
@@ -44,13 +44,12 @@ class Classifier:
     folder: Path | None = None
 
 
-def open_classifier(model: str | Path, *, device: str = AUTO, trust_remote_code: bool = False) -> Classifier:
+def open_classifier(model: str | Path, *, device: str = AUTO) -> Classifier:
     """Open a release or any image classifier of timm or transformers.
 
     Args:
         model: a folder, `owner/name` or `owner/name@revision`; a path that exists wins over a Hub id.
         device: a torch device such as "cpu" or "cuda"; "auto" takes the GPU where torch finds one, else the CPU.
-        trust_remote_code: run the Python code that a model which is no release brings along.
 
     Raises:
         LeukoscopeError: no such model, no network and no cached copy, pickled weights only, a model that wants to run
@@ -69,8 +68,8 @@ def open_classifier(model: str | Path, *, device: str = AUTO, trust_remote_code:
         return Classifier(name, revision, release.labels, release.metrics, predict, folder)
     if revision:
         # Beside a release's files: its image processor, and weights in shards.
-        fetch_files(name, revision, ("*.json", "*.safetensors", *(["*.py"] if trust_remote_code else [])))
-    return _from_pipeline(folder, name, revision, gpu_or_cpu() if device == AUTO else device, trust_remote_code)
+        fetch_files(name, revision, ("*.json", "*.safetensors"))
+    return _from_pipeline(folder, name, revision, gpu_or_cpu() if device == AUTO else device)
 
 
 def match_labels(
@@ -106,7 +105,7 @@ def _is_release(folder: Path) -> bool:
     return isinstance(config, dict) and config.keys() >= _RELEASE_KEYS
 
 
-def _from_pipeline(folder: Path, name: str, revision: str, device: str, trust_remote_code: bool) -> Classifier:
+def _from_pipeline(folder: Path, name: str, revision: str, device: str) -> Classifier:
     import torch
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
 
@@ -117,18 +116,17 @@ def _from_pipeline(folder: Path, name: str, revision: str, device: str, trust_re
         )
     # Files in half precision are computed in float32, as releases are.
     safe: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    safe["trust_remote_code"] = False
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         # timm's own exports name the number of classes there as well, and transformers would pass it twice.
         (getattr(config, "model_args", None) or {}).pop("num_classes", None)
-        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        network, loaded = AutoModelForImageClassification.from_pretrained(
-            folder, config=config, trust_remote_code=trust_remote_code, **safe
-        )
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        network, loaded = AutoModelForImageClassification.from_pretrained(folder, config=config, **safe)
     except Exception as error:  # the loaders raise a dozen unrelated types, safetensors' own among them
         reason = (str(error) or type(error).__name__).strip().splitlines()[0].replace(str(folder), name)
         if "trust_remote_code" in reason or "custom code" in reason:
-            reason = "it wants to run Python code of its own, which is only run with --trust_remote_code"
+            reason = "it wants to run Python code of its own, which is never run"
         raise LeukoscopeError(
             f"{name}: transformers cannot open it as an image classifier ({reason}); give a model that "
             "pipeline('image-classification') opens"

@@ -7,10 +7,8 @@ code because pytorch-grad-cam runs the whole network again, forward and backward
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache, reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -22,22 +20,16 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from leukoscope.inference.prediction import HeatMap
+
 # Inferno rises evenly in lightness, so it reads the same with any colour vision; without its black and purple part,
 # which could not be told from a grey cell.
 _COLORMAP, _COLDEST = "inferno", 0.35
 # Okabe & Ito's blue stands out equally from a black background and from a pale smear; their sky blue from the map.
 _FRAME_RGB = (0, 114, 178)
 _OUTLINE_RGB = (86, 180, 233)
-NO_MAP = (
-    "has no Grad-CAM map: the last features of its network are no map of channels (a vision transformer's are tokens)"
-)
 BLACK_SHARE = 0.05
 """Of a picture at least; with less, it shows no cell cut out on black."""
-EVIDENCE, GRADCAM = "evidence", "gradcam"
-METHODS = (EVIDENCE, GRADCAM)
-"""How a map is made: evidence relative to the blank picture, or Grad-CAM as published."""
-OWN_AT_LEAST, ABOVE_ANOTHER_CELL = 0.6, 0.3
-"""Correlations that `passes_map_checks` asks for."""
 
 
 def explain_features(
@@ -103,35 +95,6 @@ def linear_head_maps(features: np.ndarray, class_weights: np.ndarray, blank: np.
     return (np.maximum(maps, 0) if blank is None else maps).astype(np.float32)
 
 
-def passes_map_checks(block: Mapping[str, Any]) -> bool:
-    """Return whether a release's maps passed the checks that are needed to say that it looks at the cell.
-
-    A cell's map must agree with itself when the cell is turned (mean correlation ≥ .6, and ≥ .3 above that with another
-    cell's map), and taking away what it marks must lower the class's probability more than taking away random pixels
-    (95 % interval above 0). A block `heat_maps` of metrics.json that lacks a measurement has not passed.
-    """
-
-    try:
-        rotation, gain = block["rotation"], block["deletion"]["gain_over_random"]["low"]
-        own, other = rotation["correlation"]["mean"], rotation["another_cell"]["mean"]
-        return bool(own >= OWN_AT_LEAST and own - other >= ABOVE_ANOTHER_CELL and gain > 0)
-    except (LookupError, TypeError):  # anybody's metrics.json is read: a block may hold anything
-        return False
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """One class's map of one picture.
-
-    Attributes:
-        evidence: (h, w) float32, ≥ 0: the positive part of the evidence relative to the blank picture, in units of the
-            logit, or plain Grad-CAM where that was asked for; one scale for all classes of a picture.
-    """
-
-    evidence: np.ndarray
-    label: str
-
-
 def share_on_cell(heatmap: np.ndarray, pixels: np.ndarray) -> float | None:
     """Compute the share, 0–1, of a map's sum (h, w) that lies on a cell cut out on black in `pixels` (S, S, 3) uint8.
 
@@ -148,33 +111,6 @@ def share_within(heatmap: np.ndarray, region: np.ndarray) -> float:
     height, width = region.shape
     spread = np.asarray(Image.fromarray(heatmap.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
     return float(spread[region].sum()) / float(spread.sum())
-
-
-@dataclass(frozen=True)
-class EvidenceScale:
-    """The usual range of a release's maps, so that weak evidence looks weak in any picture.
-
-    Of a cell's strongest evidence for any class, one cell in twenty exceeds `strong`, the upper end of the release's
-    colour scale, and one in twenty stays below `weak`. None where it was not measured.
-    """
-
-    strong: float | None = None
-    weak: float | None = None
-
-    def strength(self, peak: float) -> str:
-        """ "weak", "usual" or "strong" for a picture's largest value; "" where the release was not measured."""
-        if self.strong is None or self.weak is None:
-            return ""
-        return "weak" if peak < self.weak else "strong" if peak > self.strong else "usual"
-
-    @classmethod
-    def from_metrics(cls, metrics: Mapping[str, Any], method: str = EVIDENCE) -> EvidenceScale:
-        """Read that of a release's metrics.json for maps of a method; empty where none was measured."""
-        measured = metrics.get("evidence_scale") or {}
-        # Before there were two methods, Grad-CAM was measured; its values are on another scale.
-        if measured.get("method", GRADCAM) != method:
-            return cls()
-        return cls(strong=measured.get("p95") or None, weak=measured.get("p05"))
 
 
 def overlay(

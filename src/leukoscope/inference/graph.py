@@ -11,21 +11,30 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leukoscope import LeukoscopeError
-from leukoscope.inference.gradcam import EVIDENCE, explain_features, linear_head_maps
-from leukoscope.inference.runtime import BF16, F32, INT8, ONNX, OPENVINO, usable_cores
-from leukoscope.models.release_files import read_arrays
+from leukoscope.inference.backends import (
+    BF16,
+    F32,
+    INT8,
+    ONNX,
+    OPENVINO,
+    NetworkOutput,
+    NoGraph,
+    blank_picture,
+    usable_cores,
+)
+from leukoscope.inference.gradcam import explain_features, linear_head_maps
+from leukoscope.inference.prediction import EVIDENCE
+from leukoscope.models.release import read_arrays
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from torch import nn
 
-    from leukoscope.data.preprocessing import Preprocessing
-    from leukoscope.models.release_files import ReleaseInfo
+    from leukoscope.models.release import ReleaseInfo
 
 GRAPHS = {OPENVINO: "model.xml", ONNX: "model.onnx"}
 HEAD = "head.safetensors"
@@ -33,29 +42,6 @@ HEAD = "head.safetensors"
 # Of a convolution's inputs, the share that int8 does not clip, and a margin above it for other cells.
 _UNCLIPPED, _MARGIN = 0.9999, 1.2
 _RANGE_BATCH = 8
-
-
-class NetworkOutput(NamedTuple):
-    """What a network computes for B pictures.
-
-    Attributes:
-        logits: (B, K) float32.
-        maps: (B, K, h, w) float32, each class's map: signed evidence relative to the blank picture, or Grad-CAM, ≥ 0;
-            None without `explain`, and where the last features are no map of channels.
-    """
-
-    logits: np.ndarray
-    maps: np.ndarray | None = None
-
-
-class NoGraph(LeukoscopeError):
-    """A release's graph for a backend cannot be made or kept, or its output differs from torch's."""
-
-
-def blank_picture(preprocessing: Preprocessing, rgb: tuple[int, int, int]) -> np.ndarray:
-    """Return the picture of one colour that evidence is relative to: (1, S, S, 3) uint8."""
-    side = preprocessing.image_size
-    return np.broadcast_to(np.array(rgb, np.uint8), (1, side, side, 3))
 
 
 class ExportedBackend:

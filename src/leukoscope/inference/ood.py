@@ -19,7 +19,7 @@ import numpy as np
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import BACKGROUND_LEVEL, foreground
 from leukoscope.files import atomic_file, disk_errors
-from leukoscope.models.release_files import read_arrays
+from leukoscope.models.release import read_arrays
 
 METHOD = (
     "Mahalanobis distance of 22 statistics of the framed pixels (mean, deviation, skewness and correlation of the "

@@ -15,7 +15,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, trained_on
-from leukoscope.inference.gradcam import EVIDENCE, NO_MAP, HeatMap, overlay, passes_map_checks
+from leukoscope.inference.gradcam import overlay
 
 REFUSED = (OUT_OF_DISTRIBUTION, NOT_A_CELL)
 WITHOUT_CLASS = (ABSTAIN, *REFUSED)
@@ -25,6 +25,15 @@ FIELD_NEEDS = 0.5
 """Share of a field's cells that must be in distribution before any of them gets a class."""
 SIDE_MAY_DIFFER = 0.05
 """By this share of the training pictures' side a picture's may differ without a reason for caution."""
+
+NO_MAP = (
+    "has no Grad-CAM map: the last features of its network are no map of channels (a vision transformer's are tokens)"
+)
+EVIDENCE, GRADCAM = "evidence", "gradcam"
+METHODS = (EVIDENCE, GRADCAM)
+"""How a map is made: evidence relative to the blank picture, or Grad-CAM as published."""
+OWN_AT_LEAST, ABOVE_ANOTHER_CELL = 0.6, 0.3
+"""Correlations that `passes_map_checks` asks for."""
 
 REASON_TEXTS = {
     "field_of_view": "the picture is no single cell cut out on black, which is what this model was trained on",
@@ -211,6 +220,62 @@ class Thresholds:
             ]
             for name, called in self.positives(probabilities, labels).items()
         }
+
+
+def passes_map_checks(block: Mapping[str, Any]) -> bool:
+    """Return whether a release's maps passed the checks that are needed to say that it looks at the cell.
+
+    A cell's map must agree with itself when the cell is turned (mean correlation ≥ .6, and ≥ .3 above that with another
+    cell's map), and taking away what it marks must lower the class's probability more than taking away random pixels
+    (95 % interval above 0). A block `heat_maps` of metrics.json that lacks a measurement has not passed.
+    """
+
+    try:
+        rotation, gain = block["rotation"], block["deletion"]["gain_over_random"]["low"]
+        own, other = rotation["correlation"]["mean"], rotation["another_cell"]["mean"]
+        return bool(own >= OWN_AT_LEAST and own - other >= ABOVE_ANOTHER_CELL and gain > 0)
+    except (LookupError, TypeError):  # anybody's metrics.json is read: a block may hold anything
+        return False
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """One class's map of one picture.
+
+    Attributes:
+        evidence: (h, w) float32, ≥ 0: the positive part of the evidence relative to the blank picture, in units of the
+            logit, or plain Grad-CAM where that was asked for; one scale for all classes of a picture.
+    """
+
+    evidence: np.ndarray
+    label: str
+
+
+@dataclass(frozen=True)
+class EvidenceScale:
+    """The usual range of a release's maps, so that weak evidence looks weak in any picture.
+
+    Of a cell's strongest evidence for any class, one cell in twenty exceeds `strong`, the upper end of the release's
+    colour scale, and one in twenty stays below `weak`. None where it was not measured.
+    """
+
+    strong: float | None = None
+    weak: float | None = None
+
+    def strength(self, peak: float) -> str:
+        """ "weak", "usual" or "strong" for a picture's largest value; "" where the release was not measured."""
+        if self.strong is None or self.weak is None:
+            return ""
+        return "weak" if peak < self.weak else "strong" if peak > self.strong else "usual"
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any], method: str = EVIDENCE) -> EvidenceScale:
+        """Read that of a release's metrics.json for maps of a method; empty where none was measured."""
+        measured = metrics.get("evidence_scale") or {}
+        # Before there were two methods, Grad-CAM was measured; its values are on another scale.
+        if measured.get("method", GRADCAM) != method:
+            return cls()
+        return cls(strong=measured.get("p95") or None, weak=measured.get("p05"))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ and, with `explain`, every class's map. Nothing here imports torch: only the tor
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 from PIL import Image
@@ -29,19 +30,50 @@ from leukoscope.data.images import (
     pixel_hash,
     to_rgb,
 )
-from leukoscope.inference.backends import Backend, open_backend
-from leukoscope.inference.gradcam import EVIDENCE, METHODS, EvidenceScale, HeatMap, share_on_cell
+from leukoscope.inference.backends import (
+    AUTO,
+    BF16,
+    F32,
+    FAST,
+    INT8,
+    OPENVINO,
+    PACKAGES,
+    PRECISION_NAMES,
+    NoGraph,
+    Runtime,
+    TorchBackend,
+    is_installed,
+    require_package,
+    usable_cores,
+)
+from leukoscope.inference.gradcam import share_on_cell
 from leukoscope.inference.ood import OodDetector
-from leukoscope.inference.prediction import Checks, Prediction, Thresholds, softmax
-from leukoscope.inference.runtime import AUTO, Runtime, usable_cores
-from leukoscope.inference.subject import SubjectPrediction, SubjectRule, without_copies
+from leukoscope.inference.prediction import (
+    EVIDENCE,
+    METHODS,
+    Checks,
+    EvidenceScale,
+    HeatMap,
+    Prediction,
+    Thresholds,
+    softmax,
+)
 from leukoscope.inference.tta import VIEWS, average_maps, disagreement, tta_views
-from leukoscope.models.hub_download import fetch_files, local_release, parse_hub_id
-from leukoscope.models.release_files import OOD, ReleaseInfo, read_release
+from leukoscope.models.release import OOD, ReleaseInfo, local_release, read_release
 
-Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | EncodedImage | bytes | BinaryIO
-_PICTURES = "a path, a PIL image, a uint8 array, the bytes of an image file, or a file opened in binary mode"
+if TYPE_CHECKING:
+    from leukoscope.inference.graph import ExportedBackend
+    from leukoscope.inference.subject import SubjectPrediction
+    from leukoscope.models.release import Release
+
+    Backend: TypeAlias = TorchBackend | ExportedBackend
+
+Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | EncodedImage | bytes
+_PICTURES = "a path, a PIL image, a uint8 array, or the bytes of an image file"
 BATCH = 16
+# Cells that torch computes in about the time that OpenVINO's graph is made in.
+_GRAPH_PAYS_OFF = 200
+_log = logging.getLogger("leukoscope")
 
 
 @dataclass(frozen=True)
@@ -135,6 +167,8 @@ class Predictor:
         Raises:
             LeukoscopeError: as `from_pretrained`; no message names a folder of this machine.
         """
+        from leukoscope.models.hub_download import fetch_files, parse_hub_id
+
         _require_name(model, "from_hub")
         hub_id, revision = parse_hub_id(str(model), revision)
         folder = fetch_files(hub_id, revision, anonymous=anonymous)
@@ -169,8 +203,8 @@ class Predictor:
         """Predict one picture, or several in their order.
 
         Args:
-            images: a path, a PIL image, an (H, W, 3) uint8 array, the bytes of an image file, a file opened in binary
-                mode or an `EncodedImage`; or an iterable of those.
+            images: a path, a PIL image, an (H, W, 3) uint8 array, the bytes of an image file or an `EncodedImage`; or
+                an iterable of those.
             explain: add every class's map, and keep the picture so that `Prediction.overlay` can draw it.
             tta: test-time augmentation: predict each picture in its eight dihedral views, average them and measure
                 how far they disagree; a map is then the mean over the views, turned back.
@@ -201,8 +235,7 @@ class Predictor:
         """Predict pictures batch by batch; one that cannot be used has its error in its place.
 
         While the network computes one batch, threads open the next; no more of `images` is taken. PIL images are
-        decoded and open files read at once, so that a file may be closed, or one image given twice. Arguments and
-        errors as for a call.
+        decoded at once, so that one image may be given twice. Arguments and errors as for a call.
         """
         if method not in METHODS:
             raise LeukoscopeError(f"method {method!r}: unknown; choose one of {', '.join(METHODS)}")
@@ -234,11 +267,11 @@ class Predictor:
             LeukoscopeError: the release was not measured by subject, or no picture.
             UnreadableImage: for the first picture that cannot be used.
         """
+        from leukoscope.inference.subject import SubjectRule, without_copies
+
         rule = SubjectRule.of_release(self.release)
         predictions = self(_pictures(images), batch_size=batch_size)
-        cells = [predictions[number] for number in without_copies(predictions)]
-        probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
-        return rule.predict(probabilities, [cell.outcome for cell in cells], subject=name)
+        return rule.predict_cells([predictions[number] for number in without_copies(predictions)], subject=name)
 
     def _frame(self, keep: bool, numbered: tuple[int, Picture | UnreadableImage]) -> _Framed | UnreadableImage:
         """Open a picture, frame it, and check what can be checked before the network has seen it."""
@@ -318,29 +351,26 @@ def _require_name(model: object, method: str) -> None:
 
 def _is_picture(images: object) -> bool:
     """Whether something given is one picture, rather than several of them."""
-    alone = (str, os.PathLike, Image.Image, np.ndarray, EncodedImage, bytes, bytearray, memoryview)
-    # A file is an iterable too, of its lines.
-    return isinstance(images, alone) or hasattr(images, "read")
+    return isinstance(
+        images, str | os.PathLike | Image.Image | np.ndarray | EncodedImage | bytes | bytearray | memoryview
+    )
 
 
 def _pictures(images: Any) -> Iterable[Picture]:
     """The pictures given; raises `LeukoscopeError` where there can be none."""
     if _is_picture(images):
         return [images]
-    # Of a mapping the keys would be taken.
-    if isinstance(images, Mapping) or not isinstance(images, Iterable):
+    # Of a mapping the keys would be taken, of an open file the lines.
+    if isinstance(images, Mapping) or hasattr(images, "read") or not isinstance(images, Iterable):
         raise LeukoscopeError(f"images: are of type {type(images).__name__}; give {_PICTURES}; or an iterable of these")
     return images
 
 
 def _decoded(numbered: tuple[int, Any]) -> tuple[int, Picture | UnreadableImage]:
-    """A PIL image upright and in RGB, an open file as its bytes, or why it cannot be used; all else as it is."""
+    """A PIL image upright and in RGB, or why it cannot be used; all else as it is."""
     number, image = numbered
-    source = f"image {number}"
     try:
-        if isinstance(image, Image.Image):
-            return number, to_rgb(image, source)
-        return number, _file_read(image, source) if hasattr(image, "read") else image
+        return number, to_rgb(image, f"image {number}") if isinstance(image, Image.Image) else image
     except UnreadableImage as error:
         return number, error
 
@@ -364,18 +394,97 @@ def _opened(number: int, image: Picture | UnreadableImage) -> tuple[str, Image.I
     raise UnreadableImage(f"{source}: is of type {type(image).__name__}; give {_PICTURES}")
 
 
-def _file_read(file: Any, source: str) -> EncodedImage:
-    """The content of an open file, from its beginning as Pillow reads it, wherever it was read or written to."""
-    name = file.name if isinstance(getattr(file, "name", None), str) else source
-    again = "open the file in mode 'rb'"
-    try:
-        if file.seekable():
-            file.seek(0)
-        data = file.read()
-    except Exception as error:  # closed, opened for writing alone, or what an archive's or a network's file raises
-        kind = type(file).__name__
-        raise UnreadableImage(f"{name}: cannot be read from the {kind} given ({error}); {again}") from None
-    if not isinstance(data, bytes):
-        read_as = f"the {type(file).__name__} given reads as {type(data).__name__}, not bytes"
-        raise UnreadableImage(f"{name}: {read_as}; {again}")
-    return EncodedImage(data, name)
+# Backends
+
+
+def open_backend(release: ReleaseInfo, runtime: Runtime = Runtime()) -> Backend:
+    """Open the backend that computes a release's network; `name` and `precision` ("f32", "bf16", "int8") say how.
+
+    "auto" takes OpenVINO, else ONNX Runtime, on a CPU where it is installed and its graph of this release gave torch's
+    output when it was made; else torch.
+
+    Raises:
+        LeukoscopeError: no such backend, one whose package is not installed, that does not compute on that device or
+            whose output differs from torch's; a damaged release; a device this machine lacks; or "fast" where it was
+            not measured for the release, or this machine cannot.
+    """
+    runtime = runtime.chosen()
+    if runtime.precision == FAST:
+        return _open_exported(release, OPENVINO, _fast_precision(release, runtime))
+    if runtime.backend in PACKAGES:
+        if runtime.device != "cpu":
+            raise LeukoscopeError(
+                f"backend {runtime.backend!r}: computes on the CPU only; leave out device {runtime.device!r}"
+            )
+        require_package(runtime.backend)
+        return _open_exported(release, runtime.backend, _default_precision(release, runtime.backend, runtime.precision))
+    if runtime.backend == AUTO and runtime.device == "cpu":
+        for name in filter(is_installed, PACKAGES):
+            try:
+                return _open_exported(release, name, _default_precision(release, name, runtime.precision))
+            except NoGraph as reason:
+                _log.warning("%s; another backend is used", reason)
+    from leukoscope.models.release import Release, load_release
+
+    loaded = release if isinstance(release, Release) else load_release(release)
+    return TorchBackend(loaded.network, loaded.preprocessing, runtime.device, blank_rgb=loaded.blank_rgb)
+
+
+def float32_backend(release: Release, cells: int) -> Backend:
+    """Open the fastest backend to compute that many cells in float32 on the CPU: OpenVINO, or torch for few.
+
+    The release's folder, if it has one, holds the very weights of its network.
+    """
+    if cells >= _GRAPH_PAYS_OFF and release.folder and is_installed(OPENVINO):
+        try:
+            return _open_exported(release, OPENVINO, F32)
+        except NoGraph as reason:
+            _log.warning("%s; torch is used", reason)
+    return TorchBackend(release.network, release.preprocessing, blank_rgb=release.blank_rgb)
+
+
+def measured_precisions(release: ReleaseInfo) -> list[str]:
+    """List the lower precisions a release may be computed in, as its metrics.json says, the fastest first."""
+    block = release.metrics.get("precision", {})
+    return [name for name in block.get("fast", ()) if name in (BF16, INT8) and block.get(name)]
+
+
+def _default_precision(release: ReleaseInfo, backend: str, wanted: str) -> str:
+    from leukoscope.inference.graph import computes
+
+    default = release.metrics.get("precision", {}).get("default")
+    lower = wanted == AUTO and backend == OPENVINO and default in measured_precisions(release) and computes(default)
+    return default if lower else F32
+
+
+def _fast_precision(release: ReleaseInfo, runtime: Runtime) -> str:
+    """The fastest precision that was measured and that this processor computes; an error where there is none."""
+    from leukoscope.inference.graph import computes
+
+    measured = measured_precisions(release)
+    if not measured:
+        raise LeukoscopeError(f"precision 'fast': {release.name} was not measured in it; use 'exact'")
+    if runtime.backend not in (AUTO, OPENVINO):
+        raise LeukoscopeError(f"precision 'fast': OpenVINO computes it; leave out backend {runtime.backend!r}")
+    if runtime.device != "cpu":
+        raise LeukoscopeError(f"precision 'fast': is computed on the CPU; leave out device {runtime.device!r}")
+    require_package(OPENVINO)
+    if computed := [name for name in measured if computes(name)]:
+        return computed[0]
+    missing = " or ".join(PRECISION_NAMES[name] for name in measured)
+    raise LeukoscopeError(f"precision 'fast': this processor has no units for {missing}; use 'exact'")
+
+
+def _open_exported(release: ReleaseInfo, backend: str, precision: str) -> ExportedBackend:
+    from leukoscope.inference.export import kept_graph
+    from leukoscope.inference.graph import ExportedBackend
+
+    measured = {} if precision == F32 else release.metrics["precision"][precision]
+    shift, ranges = measured.get("logit_shift", 0.0), measured.get("ranges", ())
+    if measured and len(shift) != len(release.labels):
+        raise LeukoscopeError(
+            f"{release.name}: precision.{precision}.logit_shift in metrics.json has {len(shift)} entries, and there "
+            f"are {len(release.labels)} labels; restore the file from the release"
+        )
+    graph = kept_graph(release, backend)
+    return ExportedBackend(graph, release, precision=precision, logit_shift=shift, ranges=ranges)

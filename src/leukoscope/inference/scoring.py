@@ -13,10 +13,8 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from io import BytesIO
-from itertools import islice, takewhile, tee
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,25 +34,23 @@ if TYPE_CHECKING:
 
     from leukoscope.inference.predictor import Predictor
 
-CELLS_PER_SHARD = 1024
-TABLE_SUFFIXES = (".parquet", ".csv", ".json", ".xlsx")
-MOST_XLSX_ROWS = 1_048_575  # of a sheet, below its heading
+CELLS_PER_SHARD = 256
+"""Cells that an interruption may cost, at most."""
+TABLE_SUFFIXES = (".parquet", ".csv")
 # Shards joined at a time: row groups of some tens of thousands of rows suit readers of Parquet.
-_JOINED_AT_ONCE = 64
-_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_JOINED_AT_ONCE = 256
 # How a text begins that a spreadsheet would compute.
 _FORMULA = r"^[=+\-@\t\r]"
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Counts of a finished run: rows of its tables; `refused` cells are out of distribution or no cells."""
+    """Counts of a finished run: rows of its table; `refused` cells are out of distribution or no cells."""
 
     cells: int
     unreadable: int
     refused: int
     abstained: int
-    subjects: int = 0
 
 
 def unreadable_list(output: Path) -> Path:
@@ -64,60 +60,26 @@ def unreadable_list(output: Path) -> Path:
 
 def check_output(output: Path) -> None:
     """Raise `LeukoscopeError` for another kind of file than a table, or one that is already there."""
-    check_table(output, "--output")
+    if output.suffix.lower() not in TABLE_SUFFIXES:
+        kinds = ", ".join(TABLE_SUFFIXES)
+        raise LeukoscopeError(f"--output {output}: is no kind of table written here; give a name that ends in {kinds}")
     if output.exists():
         raise LeukoscopeError(f"--output {output}: is already there; move it, or name another file")
 
 
-def check_by_subject(by_subject: Path, output: Path, source: CellSource) -> None:
-    """Raise `LeukoscopeError` for a table by subject that cannot be made beside that of the cells.
-
-    One that is already there may be of an interrupted run, which wrote it before the table of the cells.
-    """
-    check_table(by_subject, "--by_subject")
-    if by_subject.resolve() == output.resolve():
-        raise LeukoscopeError(f"--by_subject {by_subject}: is the file of --output too; name another one")
-    if source.table is not None and by_subject.resolve() == source.table.resolve():
-        raise LeukoscopeError(f"--by_subject {by_subject}: is the file of --input too; name another one")
-    if by_subject.exists() and not _parts(output).exists():
-        raise LeukoscopeError(f"--by_subject {by_subject}: is already there; move it, or name another file")
-    if not source.has_subjects:
-        raise LeukoscopeError(
-            f"--by_subject {by_subject}: the input does not say which subject a cell is of; give --subject_pattern, "
-            "or a table with a column 'subject'"
-        )
-
-
-def _parts(output: Path) -> Path:
-    """The folder of an unfinished run's shards."""
-    return output.with_name(f"{output.name}.parts")
-
-
-def score_cells(
-    predictor: Predictor,
-    source: CellSource,
-    output: Path,
-    *,
-    by_subject: Path | None = None,
-    cells_per_shard: int = CELLS_PER_SHARD,
-    batch_size: int = 32,
-) -> Scored:
+def score_cells(predictor: Predictor, source: CellSource, output: Path, *, batch_size: int = 32) -> Scored:
     """Predict every cell of a source; resume where an earlier run with the same model and cells was interrupted.
 
     Args:
         output: table of `TABLE_SUFFIXES`, one row per cell; shards lie in `output`.parts/ until all are there, and
             files that could not be read are listed in `unreadable_list(output)`.
-        by_subject: table with one row per subject: the prediction for the subject, means and shares.
         batch_size: cells that go through the network at once; may be another when a run is resumed.
 
     Raises:
-        LeukoscopeError: the shards there are of another run, the source cannot be read or has more cells than an .xlsx
-            takes, one picture of two subjects with `by_subject`, or a write error; finished shards stay.
+        LeukoscopeError: the shards there are of another run, the source cannot be read, or a write error; finished
+            shards stay.
     """
-    parts, release = _parts(output), predictor.release
-    if output.suffix.lower() == ".xlsx":
-        _require_room(source.count)
-    SubjectRule.from_metrics(release.metrics, predictor.labels)  # raises now rather than after all cells are read
+    parts, release = output.with_name(f"{output.name}.parts"), predictor.release
     manifest = {
         "leukoscope": __version__,
         "model": release.name,
@@ -126,14 +88,14 @@ def score_cells(
         "backend": predictor.backend.name,
         "precision": predictor.backend.precision,
         "input": source.fingerprint,
-        "cells": source.count,
-        "cells_per_shard": cells_per_shard,
+        "cells": len(source.cells),
+        "cells_per_shard": CELLS_PER_SHARD,
     }
-    shards = [parts / f"shard-{number:06d}.parquet" for number in range(math.ceil(source.count / cells_per_shard))]
+    shards = [parts / f"shard-{number:06d}.parquet" for number in range(math.ceil(len(source.cells) / CELLS_PER_SHARD))]
     try:
         _begin_or_resume(parts, manifest)
-        _score_missing(predictor, source, shards, cells_per_shard, batch_size)
-        scored = _join(predictor, source, shards, output, manifest, by_subject)
+        _score_missing(predictor, source, shards, batch_size)
+        scored = _join(shards, output, manifest)
         shutil.rmtree(parts)
         return scored
     except OSError as error:
@@ -170,22 +132,19 @@ def _begin_or_resume(parts: Path, manifest: Mapping[str, object]) -> None:
             )
 
 
-def _score_missing(
-    predictor: Predictor, source: CellSource, shards: Sequence[Path], cells_per_shard: int, batch_size: int
-) -> None:
+def _score_missing(predictor: Predictor, source: CellSource, shards: Sequence[Path], batch_size: int) -> None:
     """Predict from the first missing shard on."""
     import pyarrow.parquet as pq
 
     whole = sum(1 for _ in takewhile(_is_whole, shards))
-    done = min(whole * cells_per_shard, source.count)
-    cells = source.read(done)
-    with progress("scoring cells", source.count, done=done) as advance:
-        for shard in shards[whole:]:
+    done = min(whole * CELLS_PER_SHARD, len(source.cells))
+    with progress("scoring cells", len(source.cells), done=done) as advance:
+        for number, shard in enumerate(shards[whole:], whole):
             # Shard by shard, so that a resumed run has the batches, and to the last bit the numbers, of a whole one.
-            named, pictures = tee(islice(cells, cells_per_shard))
-            predictions = predictor.iter_predictions((cell.picture for cell in pictures), batch_size=batch_size)
+            cells = source.cells[number * CELLS_PER_SHARD : (number + 1) * CELLS_PER_SHARD]
+            predictions = predictor.iter_predictions((cell.file for cell in cells), batch_size=batch_size)
             rows = []
-            for row in zip(named, predictions, strict=True):
+            for row in zip(cells, predictions, strict=True):
                 rows.append(row)
                 advance()
             with atomic_file(shard) as temporary:
@@ -237,14 +196,7 @@ def _shard_table(
     return pa.concat_tables([pa.table(columns), damaged], promote_options="default")
 
 
-def _join(
-    predictor: Predictor,
-    source: CellSource,
-    shards: Sequence[Path],
-    output: Path,
-    manifest: Mapping[str, object],
-    by_subject: Path | None,
-) -> Scored:
+def _join(shards: Sequence[Path], output: Path, manifest: Mapping[str, object]) -> Scored:
     """Join the shards in their order, a few at a time; the output appears last, and whole."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -254,11 +206,10 @@ def _join(
     whole = pq.read_schema(shards[0])
     about = {"notice": RESEARCH_NOTICE, "scored_with": json.dumps(manifest)}
     schema = whole.remove(whole.get_field_index("reason")).with_metadata(about)
-    damaged = len(source.unreadable)
+    damaged = 0
     with pq.ParquetWriter(joined, schema) as writer, unreadable.open("w", newline="", encoding="utf-8") as file:
         listed = csv.writer(file)
         listed.writerow(("source", "reason"))
-        listed.writerows(map(safe_cell, problem) for problem in source.unreadable)
         for first in range(0, len(shards), _JOINED_AT_ONCE):
             table = pa.concat_tables([pq.read_table(shard) for shard in shards[first : first + _JOINED_AT_ONCE]])
             writer.write_table(table.filter(pc.is_null(table["reason"])).select(schema.names))
@@ -266,12 +217,6 @@ def _join(
             listed.writerows(map(safe_cell, problem.values()) for problem in problems)
             damaged += len(problems)
     outcomes = Counter(pq.read_table(joined, columns=["outcome"])["outcome"].to_pylist())
-    result = Scored(outcomes.total(), damaged, sum(outcomes[one] for one in REFUSED), outcomes[ABSTAIN])
-    if by_subject is not None:
-        rule = SubjectRule.from_metrics(predictor.release.metrics, predictor.labels)
-        subjects = _by_subject_table(joined, predictor.labels, rule)
-        write_table(subjects, by_subject)
-        result = replace(result, subjects=len(subjects))
     if damaged:
         unreadable.replace(unreadable_list(output))
     else:
@@ -281,7 +226,7 @@ def _join(
         joined.rename(output)
     else:
         write_table(pq.read_table(joined), output)
-    return result
+    return Scored(outcomes.total(), damaged, sum(outcomes[one] for one in REFUSED), outcomes[ABSTAIN])
 
 
 def predict_subjects(
@@ -299,12 +244,12 @@ def predict_subjects(
     rule = SubjectRule.of_release(predictor.release)
     probabilities: list[list[float]] = []
     outcomes: list[str] = []
-    unreadable = [UnreadableImage(f"{file}: {reason}") for file, reason in source.unreadable]
+    unreadable: list[UnreadableImage] = []
 
     def predicted() -> Iterator[tuple[str, str, str]]:
-        cells, pictures = tee(source.read(0))
-        predictions = predictor.iter_predictions((cell.picture for cell in pictures), batch_size=batch_size)
-        for cell, prediction in track(zip(cells, predictions, strict=True), "predicting cells", source.count):
+        predictions = predictor.iter_predictions((cell.file for cell in source.cells), batch_size=batch_size)
+        pairs = zip(source.cells, predictions, strict=True)
+        for cell, prediction in track(pairs, "predicting cells", len(source.cells)):
             if isinstance(prediction, UnreadableImage):
                 unreadable.append(prediction)
             else:
@@ -322,10 +267,10 @@ def predict_subjects(
     return found, unreadable
 
 
-def _rows_by_subject(cells: Iterable[tuple[str, str, str]], otherwise: str = "") -> dict[str, list[int]]:
+def _rows_by_subject(cells: Iterable[tuple[str, str, str]]) -> dict[str, list[int]]:
     """(name, subject, pixel hash) of each cell → sorted subject → numbers of its cells; copies count once.
 
-    One picture of two subjects is an error; `otherwise` is another way out.
+    One picture of two subjects is an error.
     """
     first: dict[str, tuple[str, str]] = {}
     rows: dict[str, list[int]] = {}
@@ -339,7 +284,7 @@ def _rows_by_subject(cells: Iterable[tuple[str, str, str]], otherwise: str = "")
         if owner != subject:
             raise LeukoscopeError(
                 f"{name}: is the same picture as {other}, pixel for pixel, which is of another subject "
-                f"({subject!r} and {owner!r}); give it to one of them{otherwise}"
+                f"({subject!r} and {owner!r}); give it to one of them"
             )
         copies.append(f"{name} of {other}")
     if copies:
@@ -353,48 +298,6 @@ def subjects_table(predictions: Sequence[SubjectPrediction]) -> pa.Table:
     import pyarrow as pa
 
     return pa.Table.from_pylist([prediction.to_dict() for prediction in predictions])
-
-
-def _by_subject_table(joined: Path, labels: Sequence[str], rule: SubjectRule | None) -> pa.Table:
-    """One row per subject, sorted: the prediction for the subject, where the release makes one, then means and shares.
-
-    Copies of a picture, pixel for pixel, count once for a subject. Cells without a subject are left out.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    columns = [f"p_{label}" for label in labels]
-    # As dictionaries, since both hold few different texts.
-    texts = ["subject", "outcome"]
-    cells = pq.read_table(joined, columns=["cell_id", *texts, "pixel_hash", *columns], read_dictionary=texts)
-    cells = cells.filter(pc.is_valid(cells["subject"]))
-    outcomes = cells["outcome"].to_pylist()
-    probabilities = np.stack([cells[name].to_numpy() for name in columns], axis=1)
-    keys = zip(*(cells[name].to_pylist() for name in ("cell_id", "subject", "pixel_hash")), strict=True)
-    rows = []
-    for subject, own in _rows_by_subject(keys, ", or leave out --by_subject").items():
-        decided = [outcomes[row] for row in own]
-        counts = Counter(decided)
-        predicted = {} if rule is None else rule.predict(probabilities[own], decided).to_dict()
-        rows.append(
-            {"subject": subject, "cells": len(own)}
-            | {key: value for key, value in predicted.items() if key not in ("subject", "cells", "notice")}
-            | {f"mean_p_{label}": float(probabilities[own, k].mean()) for k, label in enumerate(labels)}
-            | {f"share_{label}": counts[label] / len(own) for label in labels}
-            | {"share_refused": sum(counts[one] for one in REFUSED) / len(own)}
-            | {"share_abstained": counts[ABSTAIN] / len(own), "notice": RESEARCH_NOTICE}
-        )
-    return pa.Table.from_pylist(rows) if rows else pa.table({"subject": pa.array([], pa.string())})
-
-
-def check_table(path: Path, flag: str) -> None:
-    """Raise `LeukoscopeError` for a file name that is no table's, and for .xlsx without the package that writes it."""
-    if path.suffix.lower() not in TABLE_SUFFIXES:
-        kinds = ", ".join(TABLE_SUFFIXES)
-        raise LeukoscopeError(f"{flag} {path}: is no kind of table written here; give a name that ends in {kinds}")
-    if path.suffix.lower() == ".xlsx" and not find_spec("openpyxl"):
-        raise LeukoscopeError(f"{flag} {path}: needs openpyxl, which is missing; pip install openpyxl, or give a .csv")
 
 
 def safe_cell(text: str) -> str:
@@ -416,55 +319,14 @@ def _without_formulas(table: pa.Table) -> pa.Table:
 
 
 def write_table(table: pa.Table, path: Path) -> Path:
-    """Write a table atomically, in the format of its name (`TABLE_SUFFIXES`); an error for too many rows for a sheet.
-
-    `OSError` where the disk refuses.
-    """
+    """Write a table atomically, in the format of its name (`TABLE_SUFFIXES`); `OSError` where the disk refuses."""
     import pyarrow.parquet as pq
     from pyarrow import csv as arrow_csv
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    suffix = path.suffix.lower()
     with atomic_file(path) as temporary:
-        if suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             pq.write_table(table, temporary)
-        elif suffix == ".csv":
-            arrow_csv.write_csv(_without_formulas(table), temporary)
-        elif suffix == ".json":
-            text = json.dumps(table.to_pylist(), indent=1, ensure_ascii=False) + "\n"
-            temporary.write_text(text, encoding="utf-8")
         else:
-            _write_xlsx(table, temporary)
+            arrow_csv.write_csv(_without_formulas(table), temporary)
     return path
-
-
-def _require_room(rows: int) -> None:
-    if rows > MOST_XLSX_ROWS:
-        raise LeukoscopeError(
-            f"{rows:,} rows: a sheet of .xlsx takes {MOST_XLSX_ROWS:,}; write .csv or .parquet instead"
-        )
-
-
-def _write_xlsx(table: pa.Table, path: Path) -> None:
-    """One sheet, written row by row; a text that begins like a formula stays text."""
-    from openpyxl import Workbook
-    from openpyxl.cell import WriteOnlyCell
-
-    _require_room(len(table))
-    book = Workbook(write_only=True)
-    sheet = book.create_sheet("leukoscope")
-    sheet.freeze_panes = "A2"
-
-    def text(value: str) -> WriteOnlyCell:
-        cell = WriteOnlyCell(sheet, _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", value))
-        cell.data_type = "s"  # "=1+1" would be computed
-        return cell
-
-    sheet.append([text(name) for name in table.column_names])
-    for batch in table.to_batches(max_chunksize=10_000):
-        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            sheet.append([text(value) if isinstance(value, str) else value for value in row])
-    # In memory first: where the disk refuses, openpyxl leaves a traceback behind.
-    buffer = BytesIO()
-    book.save(buffer)
-    path.write_bytes(buffer.getvalue())

@@ -1,7 +1,7 @@
-"""Sources of cells for bulk scoring: a folder, a table of paths, a Parquet file with pictures, or a data set.
+"""Sources of cells for bulk scoring: a folder, or a table of paths.
 
-A source knows the number of its cells, and a fingerprint of them, before a picture is opened. It gives its cells from
-any of them on, so that memory stays flat and an interrupted run resumes anywhere.
+A source knows its cells, and a fingerprint of them, before a picture is opened, so that an interrupted run resumes
+anywhere.
 """
 
 from __future__ import annotations
@@ -11,41 +11,22 @@ import os
 import shlex
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path, PurePath
-from typing import Any
+from typing import NamedTuple
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cell_tables import (
-    SUBJECT_COLUMNS,
-    CellTable,
-    cell_table,
-    located,
-    read_table,
-    require_subjects,
-    subject_name,
-)
+from leukoscope.data.cell_tables import CellTable, cell_table, located, read_table, require_subjects
 from leukoscope.data.folders import left_out, walk
-from leukoscope.data.images import EncodedImage
-
-# Pictures are held encoded until they are predicted; a BMP of a cell takes half a megabyte.
-_ROWS_AT_ONCE = 16
 
 
-@dataclass(frozen=True)
-class SourceCell:
-    """One cell to be scored; its id may be its path as the source gives it, and its subject is "" where not known."""
+class SourceCell(NamedTuple):
+    """One cell to be scored: its id, its subject ("" where not known) and its image file."""
 
     cell_id: str
     subject: str
-    picture: str | EncodedImage
-
-    @property
-    def file(self) -> str:
-        """The name of its picture in errors."""
-        return self.picture.name if isinstance(self.picture, EncodedImage) else self.picture
+    file: str
 
 
 @dataclass(frozen=True)
@@ -53,20 +34,15 @@ class CellSource:
     """Cells to be scored, none of them opened yet.
 
     Attributes:
-        count: number of cells.
         fingerprint: sha256 that changes with the cells, their order, their files or their subjects.
         has_subjects: whether it names the cells' subjects.
-        read: number of a cell, from 0 → that cell and those after it, one after the other.
-        unreadable: (file, reason) of unusable files, which are not among the cells.
         report: for the user; "" where there is nothing to report.
-        table: the file that it was read from; None for a folder or a data set.
+        table: the file that it was read from; None for a folder.
     """
 
-    count: int
+    cells: Sequence[SourceCell]
     fingerprint: str
     has_subjects: bool
-    read: Callable[[int], Iterator[SourceCell]]
-    unreadable: tuple[tuple[str, str], ...] = ()
     report: str = ""
     table: Path | None = None
 
@@ -88,12 +64,11 @@ class CellSource:
         return name
 
 
-def open_source(named: str, *, train_dir: str | Path | None = None, subject_pattern: str | None = None) -> CellSource:
-    """Open the source that `--input` names; a path that exists wins over a data set of that name.
+def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource:
+    """Open the source that `--input` names.
 
     Args:
-        named: a folder, a .csv or .parquet file, a key of `DATASETS`, or a Hub data-set id.
-        train_dir: the folder of the data set that `named` is.
+        named: a folder, or a .csv or .parquet file.
         subject_pattern: a regular expression over a cell's path, whose group `subject` (or first group) names its
             subject.
 
@@ -102,9 +77,9 @@ def open_source(named: str, *, train_dir: str | Path | None = None, subject_patt
             folder or table that cannot be read.
     """
     path = Path(named)
-    if train_dir is not None or not path.exists():
-        source = _data_set(named, train_dir, subject_pattern)
-    elif path.is_dir():
+    if not path.exists():
+        raise LeukoscopeError(f"--input {named}: no such folder or file; give a folder of images, or a table of them")
+    if path.is_dir():
         source = _folder(path, subject_pattern)
     elif path.suffix.lower() in (".csv", ".json"):
         source = replace(_table_of_paths(path, read_table(path), subject_pattern), table=path)
@@ -112,7 +87,7 @@ def open_source(named: str, *, train_dir: str | Path | None = None, subject_patt
         source = replace(_parquet(path, subject_pattern), table=path)
     else:
         raise LeukoscopeError(f"--input {named}: is a {path.suffix or 'bare'} file; give a folder, .csv or .parquet")
-    if not source.count:
+    if not source.cells:
         raise LeukoscopeError(f"--input {named}: holds no cell; give a folder of images, or a table with rows")
     return source
 
@@ -138,19 +113,16 @@ def _parquet(path: Path, subject_pattern: str | None) -> CellSource:
 
     try:
         with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if "image" in names:
-                kind = file.schema_arrow.field("image").type
-                kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-                # Text, of whatever type, is a path; a number, say, is neither.
-                if pa.types.is_struct(kind) or kind in (pa.binary(), pa.large_binary(), pa.binary_view()):
-                    return _table_of_pictures(path, file.metadata.num_rows, names, subject_pattern)
-            wanted = [name for name in names if not pa.types.is_nested(file.schema_arrow.field(name).type)]
+            schema = file.schema_arrow
+            wanted = [name for name in schema.names if not pa.types.is_nested(schema.field(name).type)]
             batches = (batch.to_pydict() for batch in file.iter_batches(columns=wanted))
             rows = (row for batch in batches for row in zip(*(batch[name] for name in wanted), strict=True))
             return _table_of_paths(path, cell_table(str(path), wanted, enumerate(rows, start=1)), subject_pattern)
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(f"--input {path}: is no whole Parquet file", path, error) from None
+        if reason := getattr(error, "strerror", None):
+            raise LeukoscopeError(f"{path}: cannot be read ({reason}); check the path and who may read it") from None
+        reason = next(iter(str(error).splitlines()), "no reason given")
+        raise LeukoscopeError(f"--input {path}: is no whole Parquet file ({reason}); copy it again") from None
 
 
 def _table_of_paths(path: Path, table: CellTable, subject_pattern: str | None) -> CellSource:
@@ -173,21 +145,18 @@ def _files(
 
     subject_of = subject_rule(subject_pattern) if subject_pattern else None
     digest = hashlib.sha256()
-    cells: list[tuple[str, str, str]] = []
+    cells: list[SourceCell] = []
     for cell_id, path, subject in rows:
         subject = subject_of(path) if subject_of else subject
+        file = os.path.join(root, path)
         # A file name need not be UTF-8.
         row = (os.fsencode(cell_id).decode(errors="replace"), os.fsencode(path), subject)
-        digest.update(repr((row, _state(root / path))).encode())
-        cells.append((row[0], path, subject))
-
-    def read(first: int) -> Iterator[SourceCell]:
-        return (SourceCell(cell_id, subject, str(root / path)) for cell_id, path, subject in islice(cells, first, None))
-
-    return CellSource(len(cells), digest.hexdigest(), has_subjects or subject_of is not None, read)
+        digest.update(repr((row, _state(file))).encode())
+        cells.append(SourceCell(row[0], subject, file))
+    return CellSource(cells, digest.hexdigest(), has_subjects or subject_of is not None)
 
 
-def _state(path: Path) -> tuple[int, int] | None:
+def _state(path: str) -> tuple[int, int] | None:
     """A file's size and time; None where there is none, which is reported when it is opened."""
     try:
         found = os.stat(path)
@@ -195,112 +164,3 @@ def _state(path: Path) -> tuple[int, int] | None:
         return None
     # A row without a path leads to the folder, which changes with every file in it.
     return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
-
-
-def _table_of_pictures(path: Path, count: int, names: Sequence[str], subject_pattern: str | None) -> CellSource:
-    """Pictures inside a Parquet file, as 🤗 data sets are stored: read row group by row group."""
-    import pyarrow.parquet as pq
-
-    from leukoscope.data.loading import ID_COLUMNS
-
-    if subject_pattern:
-        raise LeukoscopeError(
-            f"--input {path} --subject_pattern {shlex.quote(subject_pattern)}: its pictures have no paths to match; "
-            "give it a column 'subject' instead"
-        )
-    id_column = next((name for name in ID_COLUMNS if name in names), "")
-    subject = next((name for name in names if name.strip().casefold() in SUBJECT_COLUMNS), "")
-    columns = ["image", *filter(None, (id_column, subject))]
-    owners = list(map(subject_name, pq.read_table(path, columns=[subject])[subject].to_pylist())) if subject else []
-    if any(owners) and "" in owners:
-        raise LeukoscopeError(
-            f"--input {path}: row {owners.index('')} names no subject, other rows name theirs; fill it in, or remove it"
-        )
-
-    def read(first: int) -> Iterator[SourceCell]:
-        for number, row in _rows_from(path, columns, first):
-            cell_id = row.get(id_column)
-            cell_id = f"row_{number:06d}" if cell_id is None else str(cell_id)
-            owner = row.get(subject)
-            # Its bytes alone; or bytes or path, as 🤗 data sets keep them; or nothing.
-            stored = row["image"] if isinstance(row["image"], Mapping) else {"bytes": row["image"]}
-            stored = {"bytes": stored.get("bytes"), "path": stored.get("path") and str(path.parent / stored["path"])}
-            yield SourceCell(cell_id, subject_name(owner), _picture(stored, cell_id))
-
-    fingerprint = hashlib.sha256(repr((path.name, count, _state(path))).encode()).hexdigest()
-    return CellSource(count, fingerprint, any(owners), read)
-
-
-def _picture(stored: Mapping[str, Any], cell_id: str) -> str | EncodedImage:
-    """A picture as 🤗 data sets store it, undecoded; without bytes and path, opening it says that the file is empty."""
-    if stored["bytes"] is None and stored["path"]:
-        return str(stored["path"])
-    return EncodedImage(stored["bytes"] or b"", f"cell {cell_id}")
-
-
-def _rows_from(path: Path, columns: Sequence[str], first: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a Parquet file from one on, with their numbers; row groups before it are not read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        # Unbuffered, a row group would be read as a whole, and some writers make one of the whole file.
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-            for group in range(file.num_row_groups):
-                if number + (rows := file.metadata.row_group(group).num_rows) <= first:
-                    number += rows
-                    continue
-                for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=list(columns)):
-                    skipped = max(0, first - number)
-                    yield from enumerate(batch.slice(skipped).to_pylist(), number + skipped)
-                    number += len(batch)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(f"{path}: is damaged from row {number:,} on", path, error) from None
-
-
-def _unreadable(damaged: str, path: Path, error: Exception) -> LeukoscopeError:
-    """Error message for a table that cannot be read from disk, or is damaged."""
-    if reason := getattr(error, "strerror", None):
-        return LeukoscopeError(f"{path}: cannot be read ({reason}); check the path and who may read it")
-    return LeukoscopeError(f"{damaged} ({next(iter(str(error).splitlines()), 'no reason given')}); copy it again")
-
-
-def _data_set(name: str, train_dir: str | Path | None, subject_pattern: str | None) -> CellSource:
-    from leukoscope.data.loading import load_cells
-    from leukoscope.data.registry import DATASETS
-
-    if name.startswith(("/", ".", "~")) or ("/" not in name and name not in DATASETS):
-        raise LeukoscopeError(
-            f"--input {name}: no such folder or file, and no data set either ({', '.join(DATASETS)}, or owner/name on "
-            "the Hub)"
-        )
-    from datasets import Image, concatenate_datasets
-
-    try:
-        data = load_cells(name, train_dir, subject_pattern=subject_pattern)
-    except LeukoscopeError as error:
-        raise LeukoscopeError(str(error).replace("--dataset_name", "--input")) from None
-    rows = concatenate_datasets(list(data.cells.values())).select_columns(["image", "cell_id", "subject"])
-    encoded = rows.cast_column("image", Image(decode=False))
-
-    def read(first: int) -> Iterator[SourceCell]:
-        for row in encoded.skip(first):
-            yield SourceCell(row["cell_id"], subject_name(row["subject"]), _picture(row["image"], row["cell_id"]))
-
-    # The data's own fingerprint covers neither the order of its cells nor a file replaced by one of the same size.
-    digest = hashlib.sha256(data.fingerprint.encode())
-    # The pictures' bytes, which a data set may hold beside their paths, are not read. Its format names columns that
-    # flattening renames.
-    for row in encoded.with_format(None).flatten().select_columns(["cell_id", "image.path"]):
-        path = row["image.path"]
-        digest.update(repr((row["cell_id"], _state(Path(path)) if path else None)).encode())
-    problems = (message.partition(": ") for message in data.unreadable)
-    return CellSource(
-        len(encoded),
-        digest.hexdigest(),
-        any(data.train["subject"]),
-        read,
-        tuple((file, reason) for file, _, reason in problems),
-        data.report(),
-    )

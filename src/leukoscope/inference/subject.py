@@ -18,7 +18,7 @@ from leukoscope.inference.prediction import REFUSED
 
 if TYPE_CHECKING:
     from leukoscope.inference.prediction import Prediction
-    from leukoscope.models.release_files import ReleaseInfo
+    from leukoscope.models.release import ReleaseInfo
 
 MOST_REFUSED = 0.5
 """Share of a subject's cells that may be out of distribution before the subject is; cells of a slide share a stain."""
@@ -200,6 +200,11 @@ class SubjectRule:
         samples = np.concatenate([self.probability(logits[rows]) for rows in chunks])
         low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(low), float(high)
+
+    def predict_cells(self, cells: Sequence[Prediction], *, subject: str = "") -> SubjectPrediction:
+        """Predict for one subject from the predictions of its cells; as `predict`."""
+        probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
+        return self.predict(probabilities, [cell.outcome for cell in cells], subject=subject)
 
     def predict(self, probabilities: np.ndarray, outcomes: Sequence[str], *, subject: str = "") -> SubjectPrediction:
         """Predict for one subject, called `subject`; an error without a cell.

@@ -22,7 +22,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.files import first_line
 from leukoscope.models.layers import backbone_state, classifier_names, classifier_parameters, head_names
 from leukoscope.models.recipes import TIMM, Recipe
-from leukoscope.models.release_files import WEIGHTS, read_safetensors
+from leukoscope.models.release import WEIGHTS, read_safetensors
 from leukoscope.models.rewrite import pooled_norm_densenet
 
 # Names of start weights in metrics.json; the Hub's repository follows the second.

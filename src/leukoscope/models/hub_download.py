@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import sys
 import threading
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from leukoscope import LeukoscopeError
-from leukoscope.files import embedded_releases, first_line
-from leukoscope.models.release_files import CARD, CONFIG, METRICS, OOD, PREDICTIONS, WEIGHTS
+from leukoscope.files import first_line
+from leukoscope.models.release import CARD, CONFIG, METRICS, OOD, PREDICTIONS, WEIGHTS, local_release
 from leukoscope.progress import is_quiet, progress
 
 if TYPE_CHECKING:
@@ -50,19 +49,6 @@ def find_release(model: str, patterns: Sequence[str] = RELEASE_FILES) -> tuple[P
     hub_id, revision = parse_hub_id(model)
     folder = fetch_files(hub_id, revision, patterns)
     return folder, hub_id, folder.name
-
-
-def local_release(model: str) -> Path | None:
-    """Where a model lies on this machine: a path that exists, or the name of a release that comes with Leukoscope."""
-    if os.path.exists(model):  # unlike `Path.exists`, no error for a name that is too long
-        return Path(model)
-    if Path(model).name != model:  # a path or a Hub id
-        return None
-    try:
-        embedded = embedded_releases() / model
-    except LeukoscopeError:  # a copy of the package alone
-        return None
-    return embedded if os.path.isfile(embedded / CONFIG) else None
 
 
 def parse_hub_id(model: str, revision: str | None = None) -> tuple[str, str | None]:

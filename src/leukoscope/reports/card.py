@@ -9,29 +9,29 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.registry import DATASETS
+from leukoscope.data.registry import DATASETS, trained_on
 from leukoscope.evaluation import plots
 from leukoscope.evaluation.metrics import NOT_KNOWN, CellPredictions
 from leukoscope.files import disk_errors, resource_file, write_atomic
-from leukoscope.inference.gradcam import is_map_of_channels, passes_map_checks
+from leukoscope.inference.gradcam import is_map_of_channels
+from leukoscope.inference.prediction import passes_map_checks
 from leukoscope.models.build import FROM_HUB, FROM_SCRATCH
 from leukoscope.models.hub_download import parse_hub_id
 from leukoscope.models.recipes import TIMM
-from leukoscope.models.release import Release, load_release
-from leukoscope.models.release_files import (
+from leukoscope.models.release import (
     CARD,
     FIGURES,
     METRICS,
     PREDICTIONS,
     WEIGHTS,
     folder_name,
+    load_release,
     read_config,
     read_metrics,
     read_release,
 )
 from leukoscope.reports import formatting, release_tables
-from leukoscope.reports.release_plots import phantom_samples, phantoms_for, structure_figure
-from leukoscope.synthetic import PHANTOM_LABELS, knows_smears
+from leukoscope.synthetic import PHANTOM_LABELS, SMEAR_LABELS, draw_cell, knows_smears, smear_picture
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -41,13 +41,10 @@ TEMPLATE = "model_card/template.md"
 _NEEDED = ("labels", "data", "recipe", "training", "evaluations")  # of metrics.json
 # Plot → its alt text, in the order of the card.
 SHOWN = {
-    "samples": "Synthetic cells (phantoms) with this release's predictions and probabilities; nothing about patients",
-    "network": "The network's stages from the picture to the logits, with their outputs and numbers of parameters",
     "confusion": "Confusion matrix: cells of each true class by predicted class, counts and shares",
     "subjects": "Accuracy of each subject's cells, by class, from networks that never saw the subject",
     "reliability": "Reliability diagram: accuracy against confidence, before and after temperature scaling",
     "roc": "ROC curve of the out-of-fold predictions with the operating points",
-    "risk_coverage": "Share of wrong predictions against the share of cells that get a class",
 }
 # Start weights from a file, of the releases that come along; those networks were published under Apache 2.0 or BSD.
 _OWN_START_WEIGHTS = (
@@ -59,14 +56,13 @@ EXAMPLES = "examples/phantom_*.png"  # pictures that the Hub's page of a model o
 FRONT_AND_TEXT = "---\n{{ card_data }}\n---\n\n{{ body }}"
 
 
-def render_card(release: Path, *, hub_id: str = "", licence: str = "", loaded: Release | None = None) -> str:
+def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     """Render the model card of a release, as Markdown with the Hub's YAML front matter.
 
     Args:
         release: a folder with config.json and metrics.json; an error for one without measurements.
         hub_id: where it is published; its folder name stands in until then.
         licence: of the weights, as the Hub names it ("mit"); "" for `default_licence`.
-        loaded: the release with its network; None loads it where it is needed.
     """
     from huggingface_hub import ModelCard
 
@@ -90,8 +86,7 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "", loaded: R
         tested=release_tables.detailed_evaluation(metrics),
         maps_passed=passes_map_checks(metrics.get("heat_maps") or {}),
         not_known=NOT_KNOWN,
-        drawn_as_its_classes=knows_smears(metrics["labels"]) or not {*PHANTOM_LABELS}.isdisjoint(metrics["labels"]),
-        has_map="heat_maps" in metrics or _gives_map(loaded or _load(release)),
+        has_map="heat_maps" in metrics or _gives_map(release),
         published=bool(getattr(DATASETS.get(metrics["data"]["name"]), "url", "")),
         new_aliases=formatting.new_aliases(metrics),
     )
@@ -101,17 +96,13 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "", loaded: R
     return str(ModelCard.from_template(data, template_str=FRONT_AND_TEXT, body=body))
 
 
-def _load(release: Path) -> Release | None:
-    """Load a release with its network; None where it has no weights."""
-    return load_release(release) if (release / WEIGHTS).is_file() else None
-
-
-def _gives_map(loaded: Release | None) -> bool:
+def _gives_map(release: Path) -> bool:
     """Whether a network gives Grad-CAM maps; a vision transformer does not. True where there is no network to ask."""
     import torch
 
-    if loaded is None:
+    if not (release / WEIGHTS).is_file():
         return True
+    loaded = load_release(release)
     side = loaded.preprocessing.image_size
     with torch.inference_mode():
         features = loaded.network.forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
@@ -121,9 +112,8 @@ def _gives_map(loaded: Release | None) -> bool:
 def write_card(release: Path, *, hub_id: str = "", licence: str = "") -> Path:
     """Draw the release's plots and render the card into its README.md; arguments and errors as of `render_card`."""
     _measured(release)  # raises before a plot is drawn
-    loaded = _load(release)
-    draw_plots(release, loaded)
-    card = render_card(release, hub_id=hub_id, licence=licence, loaded=loaded)
+    draw_plots(release)
+    card = render_card(release, hub_id=hub_id, licence=licence)
     with disk_errors(f"{release / CARD}: cannot be written", "check who may write there"):
         return write_atomic(release / CARD, card)
 
@@ -228,37 +218,36 @@ def _base_model(metrics: Mapping[str, Any]) -> str | None:
     started_from = training.get("started_from")
     if started_from:
         return started_from["release"] if started_from["revision"] else None
-    # Releases made earlier say "ImageNet weights" of any network of timm's.
-    names = (f"{FROM_HUB}{pretrained}", f"ImageNet weights {pretrained}")
-    return pretrained if pretrained and training["start_weights"] in names else None
+    return pretrained if pretrained and training["start_weights"] == f"{FROM_HUB}{pretrained}" else None
 
 
 def draw_examples(release: Path) -> list[Path]:
     """Draw one synthetic cell per class into `EXAMPLES`."""
     folder = (release / EXAMPLES).parent
     folder.mkdir(exist_ok=True)
-    for label, pixels in phantoms_for(read_release(release)):
-        file = folder / f"phantom_{label}.png"
-        if file.exists():  # the classes come round again
-            break
-        Image.fromarray(pixels).save(file)
+    about = read_release(release)
+    if knows_smears(about.labels):
+        pictures = {label: smear_picture(label, 0) for label in SMEAR_LABELS}
+    else:
+        on = (trained_on(about.metrics) or DATASETS["imagefolder"]).background
+        side = 2 * about.preprocessing.image_size
+        drawn = {label: draw_cell(label, subject=i, size=side, background=on) for i, label in enumerate(PHANTOM_LABELS)}
+        pictures = {label: cell.image for label, cell in drawn.items()}
+    for label, pixels in pictures.items():
+        Image.fromarray(pixels).save(folder / f"phantom_{label}.png")
     return sorted(release.glob(EXAMPLES))
 
 
-def draw_plots(release: Path, loaded: Release | None = None) -> list[Path]:
-    """Draw each plot that the release has weights or metrics for, in the card's order; equal ones give equal files."""
-    folder, figures = release / FIGURES, dict(_plots(release, loaded or _load(release)))
+def draw_plots(release: Path) -> list[Path]:
+    """Draw each plot that the release has metrics for, in the card's order; equal ones give equal files."""
+    folder, figures = release / FIGURES, dict(_plots(release))
     with disk_errors(f"{folder}: the plots cannot be written there", "check who may write there"):
         folder.mkdir(exist_ok=True)
         return [plots.save_plot(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
-def _plots(release: Path, loaded: Release | None) -> Iterator[tuple[str, Figure]]:
+def _plots(release: Path) -> Iterator[tuple[str, Figure]]:
     metrics = read_metrics(release)
-    if loaded is not None:
-        recipe = metrics["recipe"]
-        yield "samples", phantom_samples(loaded)
-        yield "network", structure_figure(loaded.network, recipe["image_size"], recipe["frozen"])
     tested = release_tables.detailed_evaluation(metrics)
     if tested is not None:
         yield "confusion", plots.confusion_plot(tested["metrics"]["confusion_matrix"], metrics["labels"])
@@ -272,4 +261,3 @@ def _plots(release: Path, loaded: Release | None) -> Iterator[tuple[str, Figure]
     if metrics["decisions"]["operating_points"] and predictions.is_file():
         points, unit = metrics["decisions"]["operating_points"], metrics["data"]["unit"]
         yield "roc", plots.roc_plot(CellPredictions.load(predictions), points, tested, unit)
-    yield "risk_coverage", plots.risk_coverage_curve(metrics["decisions"]["abstention"])

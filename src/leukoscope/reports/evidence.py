@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from leukoscope.evaluation.plots import reliability_diagram
-from leukoscope.inference.gradcam import passes_map_checks
+from leukoscope.inference.prediction import passes_map_checks
 from leukoscope.reports import release_tables as tables
 from leukoscope.reports.formatting import Table, count, metric_name, minutes, new_aliases, pooling, share
 from leukoscope.reports.html import Section, plot_picture, subjects_section

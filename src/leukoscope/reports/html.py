@@ -19,13 +19,13 @@ import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.evaluation import bootstrap
-from leukoscope.evaluation.evaluate import ModelPredictions, SelectedCells
+from leukoscope.evaluation.evaluate import ModelPredictions, SelectedCells, keep_cells
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.evaluation.plots import confusion_plot, interval_plot, subject_strip, without_formulas
 from leukoscope.evaluation.subjects import measure_subject_rule
 from leukoscope.files import disk_errors, write_atomic
 from leukoscope.inference.prediction import WITHOUT_CLASS
-from leukoscope.models.release_files import write_json
+from leukoscope.models.release import write_json
 from leukoscope.reports import release_tables as tables
 from leukoscope.reports.formatting import (
     Table,
@@ -114,7 +114,7 @@ def build_evaluation(
 
     Args:
         cells: the cells that were predicted; None where only their predictions are at hand.
-        compared: another model's predictions of the same cells.
+        compared: another model's predictions; those of other cells are left out.
     """
     predictions, unreadable = predicted.predictions, cells.data.unreadable if cells else ()
     if not predictions.cell_ids:
@@ -128,11 +128,12 @@ def build_evaluation(
     of_class = {label: subjects[predictions.references == k] for k, label in enumerate(predictions.label_names)}
     comparison = None
     if compared is not None:
+        theirs = keep_cells(compared.predictions, predictions.cell_ids)
         resample = bootstrap.bootstrap_subjects if by_subject else bootstrap.bootstrap_cells
         comparison = {
             **compared.about(),
             "resampled": "subjects" if by_subject else "cells",
-            "figures": bootstrap.paired_difference(predictions, compared.predictions, seed=seed, resample=resample),
+            "figures": bootstrap.paired_difference(predictions, theirs, seed=seed, resample=resample),
         }
     return {
         "schema_version": EVALUATION_SCHEMA_VERSION,

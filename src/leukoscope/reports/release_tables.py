@@ -1,6 +1,7 @@
-"""The blocks of metrics.json and evaluation.json as tables: no other module makes a table of one.
+"""The blocks of metrics.json, evaluation.json and audit.json as tables: no other module makes a table of one.
 
-The model card, the README, the Evidence tab of the demo and the page of an evaluation show them.
+The cards of models and data sets, the README, the Evidence tab of the demo, the page of an evaluation and the terminal
+show them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 from leukoscope.evaluation.metrics import class_report
 from leukoscope.inference.prediction import WITHOUT_CLASS
-from leukoscope.models.release_files import OF_FIELDS
+from leukoscope.models.release import OF_FIELDS
 from leukoscope.reports.formatting import (
     Table,
     count,
@@ -281,3 +282,37 @@ def comparison_table(differences: Metrics, level: float, resampled: str, unit: s
     ]
     interval = f"difference ({level:.0%} interval, by {unit if resampled == 'subjects' else 'cell'})"
     return Table(("metric", "this model", "the other", interval, "share of samples in which it is better"), rows)
+
+
+# Audits of data sets
+
+_CROSSED = {
+    "pairs": "pairs",
+    "subjects": "across subjects, as published",
+    "classes": "across classes",
+    "official_folds": "across official folds",
+    "split_sides": "across the sides of the split",
+    "units": "across what splits keep together",
+    "inflates": "would inflate metrics",
+}
+
+
+def copies_table(findings: Mapping[str, Any]) -> Table:
+    """Counts of the copies that cross subjects, classes and splits, as far as these are known."""
+    known = {
+        "subjects": findings["subjects"],
+        "official_folds": findings["data"]["official_folds"],
+        "split_sides": findings["split"],
+    }
+    kinds = [findings["duplicates"][kind] for kind in ("identical", "near")]
+    crossed = {name: text for name, text in _CROSSED.items() if known.get(name, True)}
+    rows = [(text, *(count(kind[name]) for kind in kinds)) for name, text in crossed.items()]
+    return Table(("copies", "identical", "near-identical"), rows)
+
+
+def shortcuts_table(findings: Mapping[str, Any]) -> Table:
+    """Metrics of each feature alone, "–" where one could not be measured; no rows where none was measured."""
+    keys = ("balanced_accuracy", "f1_weighted", "auroc")
+    features = findings["shortcuts"].get("features", {})
+    rows = [(name, *(share(measured[key]) for key in keys)) for name, measured in features.items()]
+    return Table(("predicted from", "balanced accuracy", "weighted F1", "AUROC"), rows)

@@ -6,10 +6,6 @@ their Grad-CAM maps, the refused cells, and how the release performs on unseen s
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from html import escape
@@ -19,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.files import atomic_file
 from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
 from leukoscope.inference.subject import SubjectRule, without_copies
-from leukoscope.models.release_files import public_name
+from leukoscope.models.release import public_name
 from leukoscope.reports.formatting import fraction, rendered, share, span, with_span
 from leukoscope.reports.html import cell_picture
 
@@ -35,7 +30,6 @@ if TYPE_CHECKING:
 SHOWN = 6
 """Number of cells most like the positive class, and of cells least like it."""
 SHOWN_REFUSED = 12
-PRINT_SECONDS = 120
 _SIDE = 160
 _WIDTH, _HEIGHT, _MARGIN = 720, 130, 26
 _USED, _REFUSED = "#0072B2", "#9aa0a6"
@@ -47,21 +41,19 @@ def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch
     Cells are numbered, since names of files may contain the subject's.
     """
     rule = SubjectRule.of_release(predictor.release)
-    given = list(source.read(0))
+    given = source.cells
     if len(subjects := sorted({source.subject_of(cell, predictor.labels) for cell in given})) > 1:
         raise LeukoscopeError(
             f"{len(subjects)} subjects ({subjects[0]!r}, {subjects[1]!r} …): a report is of one; give the folder that "
             "holds one subject's pictures, or write a table of all with --output subjects.csv"
         )
-    predictions = predictor((cell.picture for cell in given), batch_size=batch_size)
+    predictions = predictor((cell.file for cell in given), batch_size=batch_size)
     kept = without_copies(predictions)
-    cells, pictures = [predictions[number] for number in kept], [given[number].picture for number in kept]
-    probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
-    outcomes = [cell.outcome for cell in cells]
+    cells, pictures = [predictions[number] for number in kept], [given[number].file for number in kept]
     return subject_report(
-        rule.predict(probabilities, outcomes, subject=name),
-        probabilities[:, rule.labels.index(rule.positive_label)],
-        outcomes,
+        rule.predict_cells(cells, subject=name),
+        np.array([cell.probabilities[rule.positive_label] for cell in cells]),
+        [cell.outcome for cell in cells],
         lambda chosen: predictor([pictures[i] for i in chosen], explain=True, batch_size=1),
         model=predictor.release.name,
         revision=predictor.release.revision,
@@ -154,32 +146,6 @@ def _trust(metrics: Mapping[str, Any]) -> list[str]:
         "A Grad-CAM map shows where the network's evidence lies, not whether the evidence is medically sound.",
         RESEARCH_NOTICE,
     ]
-
-
-def print_to_pdf(page: Path, pdf: Path) -> None:
-    """Print a page to PDF with Chromium; an error without one on this machine, or where it failed."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    if browser is None:
-        raise LeukoscopeError(
-            f"--output {pdf}: Chromium, which makes the PDF, is not installed; write {pdf.stem}.html and print that"
-        )
-    # Chromium refuses to run as root with it; Windows has neither.
-    sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    with tempfile.TemporaryDirectory() as folder:
-        printed = Path(folder) / "report.pdf"
-        flags = ["--headless", "--disable-gpu", "--no-pdf-header-footer", "--disable-background-networking", *sandbox]
-        command = [browser, *flags, f"--user-data-dir={folder}", f"--print-to-pdf={printed}", page.resolve().as_uri()]
-        try:
-            made = subprocess.run(command, capture_output=True, text=True, timeout=PRINT_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise LeukoscopeError(
-                f"--output {pdf}: {browser} did not print it within {PRINT_SECONDS} s; write {pdf.stem}.html and print "
-                "that"
-            ) from None
-        if made.returncode or not printed.is_file():
-            raise LeukoscopeError(f"--output {pdf}: {browser} did not print it ({made.stderr.strip()[-200:]})")
-        with atomic_file(pdf) as temporary:
-            shutil.copyfile(printed, temporary)
 
 
 def strip_plot(

@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from leukoscope import LeukoscopeError
 from leukoscope.files import atomic_folder, disk_errors
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release_files import METRICS
+from leukoscope.models.release import METRICS
 from leukoscope.progress import note
 from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig
 from leukoscope.training.run_folder import ARGS, KEPT, plain

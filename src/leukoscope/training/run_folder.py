@@ -35,7 +35,7 @@ from leukoscope.evaluation.baselines import size_only_predictions
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.files import disk_errors, write_atomic
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release_files import SCHEMA_VERSION, write_json
+from leukoscope.models.release import SCHEMA_VERSION, write_json
 from leukoscope.progress import note
 from leukoscope.training.config import TrainingConfig
 
@@ -235,7 +235,7 @@ def hardware(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that affect a run's metrics, for metrics.json."""
-    packages = ("torch", "timm", "transformers", "datasets", "accelerate", "evaluate", "scikit-learn")
+    packages = ("torch", "timm", "transformers", "datasets", "accelerate", "scikit-learn")
     return {"leukoscope": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
 
 

@@ -29,11 +29,10 @@ from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.splits import BY_IMAGE, Split, load_split, make_split
 from leukoscope.files import disk_errors
-from leukoscope.inference.runtime import usable_cores
+from leukoscope.inference.backends import usable_cores
 from leukoscope.models.build import NetworkStart, build_network, load_start_weights, model_args
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release import is_timm_model, round_as_stored, save_release
-from leukoscope.models.release_files import METRICS, write_json
+from leukoscope.models.release import METRICS, is_timm_model, round_as_stored, save_release, write_json
 from leukoscope.models.rewrite import rewrite_for_timm
 from leukoscope.progress import note
 from leukoscope.training import run_folder

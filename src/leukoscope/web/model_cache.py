@@ -22,8 +22,8 @@ from weakref import WeakValueDictionary
 from huggingface_hub.errors import HfHubHTTPError
 
 from leukoscope import LeukoscopeError
+from leukoscope.inference.backends import Runtime
 from leukoscope.inference.field import read_field
-from leukoscope.inference.runtime import Runtime
 from leukoscope.models.hub_download import (
     RELEASE_FILES,
     HubUnreachable,
@@ -31,7 +31,7 @@ from leukoscope.models.hub_download import (
     hub_model_info,
     parse_hub_id,
 )
-from leukoscope.models.release_files import CONFIG, WEIGHTS, ReleaseInfo, folder_name, read_metrics, read_release
+from leukoscope.models.release import CONFIG, WEIGHTS, ReleaseInfo, folder_name, read_metrics, read_release
 from leukoscope.web.text import purpose, t
 
 if TYPE_CHECKING:

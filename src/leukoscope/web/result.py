@@ -21,9 +21,9 @@ from leukoscope.data.images import foreground
 from leukoscope.data.registry import NOT_A_CELL
 from leukoscope.evaluation.morphology import Morphology, measure_cell, stained_nuclei
 from leukoscope.inference.field import drawing_font
-from leukoscope.inference.gradcam import BLACK_SHARE, EvidenceScale, HeatMap, map_colours, overlay
+from leukoscope.inference.gradcam import BLACK_SHARE, map_colours, overlay
 from leukoscope.inference.ood import GROUPS, OodDetector, picture_statistics
-from leukoscope.inference.prediction import REFUSED, Decision, Prediction, Thresholds
+from leukoscope.inference.prediction import REFUSED, Decision, EvidenceScale, HeatMap, Prediction, Thresholds
 from leukoscope.synthetic import SMEAR_LABELS, draw_cell, smear_picture
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import (

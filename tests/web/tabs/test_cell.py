@@ -17,8 +17,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.registry import OUT_OF_DISTRIBUTION
-from leukoscope.inference.gradcam import HeatMap
-from leukoscope.inference.prediction import Decision
+from leukoscope.inference.prediction import Decision, HeatMap
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result import (

@@ -13,7 +13,7 @@ import pytest
 from starlette.datastructures import URL
 
 from leukoscope import Predictor
-from leukoscope.models.release_files import ReleaseInfo
+from leukoscope.models.release import ReleaseInfo
 from leukoscope.web.app import build_demo
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.tabs import code as use_from_code

@@ -15,8 +15,8 @@ import numpy as np
 from leukoscope import LeukoscopeError
 from leukoscope.evaluation.calibration import calibrated
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.inference.gradcam import passes_map_checks
-from leukoscope.models.release_files import PREDICTIONS, ReleaseInfo
+from leukoscope.inference.prediction import passes_map_checks
+from leukoscope.models.release import PREDICTIONS, ReleaseInfo
 from leukoscope.reports.evidence import evidence_sections
 from leukoscope.reports.html import Section
 from leukoscope.reports.release_tables import detailed_evaluation
