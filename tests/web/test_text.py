@@ -216,7 +216,7 @@ METRICS: dict[str, Any] = {
                                               {"confidence": 0.95, "accuracy": 0.91}]}},
     "ood": {"held_out": {"kept_share_by_subject": 0.978}},
     "decisions": {"operating_points": {"positive_label": "ALL", "points": {
-        "sensitivity_95": {"cross_fitted": {"ppv": 0.84, "npv": 0.79}}}}},
+        "sensitivity_95": {"cross_fitted": {"ppv": 0.84, "npv": 0.79, "prevalence": 0.67}}}}},
 }  # fmt: skip
 
 
@@ -225,8 +225,8 @@ METRICS: dict[str, Any] = {
     [
         (0.97, "", {}, "from people it had not seen, 91 were right."),
         (0.52, "", {}, "only 60 would be right: it abstains."),
-        (0.97, "sensitivity_95", {}, "called so here, from people it had not seen, 84 were right."),
-        (0.10, "sensitivity_95", {}, "79 were right."),
+        (0.97, "sensitivity_95", {}, "called so here, from people it had not seen, 84 were right; of all those cells, 67\u00a0% were ALL."),
+        (0.10, "sensitivity_95", {}, "79 were right; of all those cells, 67\u00a0% were ALL."),
         (0.97, "", {"ood_score": 3.0}, "Of 100 cells like its training cells, it refuses 2."),
     ],
 )
@@ -292,11 +292,13 @@ def test_a_release_is_described_in_one_line() -> None:
 def test_morphology_is_told_with_its_place_among_the_training_cells() -> None:
     cell = Morphology(1000.0, 0.8, 2)
     known = {"area": [0, 2000], "nucleus_share": [0.6, 1.0], "lobes": {"1": 0.9, "2": 0.1}}
-    assert morphology_text(cell, known, um_per_pixel=0.1) == {
-        "Area": "10 µm²; larger than in 50\u00a0% of the training cells",
+    assert morphology_text(cell, known) == {
+        "Area": "1,000 pixels; larger than in 50\u00a0% of the training cells",
         "Nucleus to cell": "80\u00a0%; larger than in 50\u00a0% of the training cells",
         "Nuclear lobes": "2; so have 10\u00a0% of the training cells",
     }
+    # Of a field's cell, by outlines that tell no lobes apart.
+    assert morphology_text(cell, known, um_per_pixel=0.1) == {"Area": "10 µm²", "Nucleus to cell": "80\u00a0%"}
     # A release made before has no quantiles.
     assert list(morphology_text(cell, {}).values()) == ["1,000 pixels", "80\u00a0%", "2"]
     assert morphology_text(None, known) == {}

@@ -187,9 +187,12 @@ def trust_text(decision: Decision, probabilities: Mapping[str, float], metrics: 
         return f"{told[0].upper()}{told[1:]}."
     if decision.operating_point:
         block = (metrics.get("decisions") or {}).get("operating_points") or {"points": {}}
-        value = "ppv" if decision.label == block.get("positive_label") else "npv"
-        right = block["points"].get(decision.operating_point, {}).get("cross_fitted", {}).get(value)
-        return "" if right is None else t("trust_point", right=round(100 * right))
+        positive, measured = block.get("positive_label"), block["points"].get(decision.operating_point, {})
+        known = measured.get("cross_fitted", {})
+        right, prevalence = known.get("ppv" if decision.label == positive else "npv"), known.get("prevalence")
+        if right is None or prevalence is None:  # what such a share is worth depends on the prevalence
+            return ""
+        return t("trust_point", right=round(100 * right), share=percent(prevalence), label=positive)
     calibration = metrics.get("calibration") or {}
     # The curve of the probabilities that are shown: at temperature 1 they are those before scaling.
     side = "before" if calibration.get("temperature") == 1 else "after"
@@ -218,18 +221,22 @@ def reason_text(reason: Reason) -> str:
 def morphology_text(
     cell: Morphology | None, known: Mapping[str, Any], um_per_pixel: float | None = None
 ) -> dict[str, str]:
-    """A cell's measurements in words, beside those of the training cells: the block "morphology" of metrics.json."""
+    """A cell's measurements in words, beside those of the training cells: the block "morphology" of metrics.json.
+
+    A cell of a field, whose scale is known, stands alone: the training cells are measured in another way.
+    """
     if cell is None:
         return {}
+    if um_per_pixel:
+        area = f"{cell.area * um_per_pixel**2:.0f} µm²"
+        return {t("area"): area, t("nucleus_to_cell"): percent(cell.nucleus_share)}
 
     def place(name: str, value: float, text: str) -> str:
         share = percentile(known, name, value)
         return text if share is None else t("larger_than", value=text, share=percent(share))
 
-    pixels = t("pixels", area=local_number(f"{round(cell.area):,}"))
-    area = f"{cell.area * um_per_pixel**2:.0f} µm²" if um_per_pixel else pixels
-    like = (known.get("lobes") or {}).get(str(cell.lobes), 0.0 if known else None)
-    lobes = str(cell.lobes)
+    area = t("pixels", area=local_number(f"{round(cell.area):,}"))
+    like, lobes = (known.get("lobes") or {}).get(str(cell.lobes), 0.0 if known else None), str(cell.lobes)
     return {
         t("area"): place("area", cell.area, area),
         t("nucleus_to_cell"): place("nucleus_share", cell.nucleus_share, percent(cell.nucleus_share)),

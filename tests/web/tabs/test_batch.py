@@ -577,6 +577,33 @@ def test_subjects_are_told_apart_and_their_cells_drawn_with_those_refused_in_gre
     assert first_line != other_line
 
 
+def test_too_few_cells_of_a_subject_have_no_figure(tiny_release: Path) -> None:
+    rows = (row("a", "", 0.99, "1"), row("b", "", 0.9, "2"), row("c", "", 0.9, "2"))
+    result = replace(RESULT, rows=rows, metrics={"subject_rule": RULE, "data": DATA, "decisions": DECISIONS})
+    few, enough = result.subject_predictions
+    assert (few.outcome, enough.outcome) == ("too few cells", "ALL")
+    page, table = batch_summary(result), save_subjects(result).content.decode().splitlines()
+    line = '<th scope="row">1</th><td>too few cells</td><td>–</td><td>–</td>'
+    assert line in page and f"<td>{enough.probability:.3f}</td>" in page
+    assert few.probability is not None and f"{few.probability:.2f}" not in page + table[1]
+    assert (few.to_dict()["p_ALL"], few.to_dict()["low"], few.to_dict()["high"]) == (None, None, None)
+    report = save_report(ModelCache({"tiny": tiny_release}), replace(result, model="tiny"), "1", "")
+    assert "No class: too few cells" in report.content.decode() and "probability of ALL</dt>" not in report.content.decode()
+
+
+def test_a_smear_among_cells_is_said_to_be_one_and_what_to_do(tmp_path: Path) -> None:
+    models, image = ModelCache({"cnmc": RELEASES / "leukoscope-densenet169-cnmc"}), example_field()[0]
+    image.save(buffer := io.BytesIO(), "PNG")
+    path = pack(tmp_path / "cells.zip", {"smear.png": buffer.getvalue(), "cell.png": cell_png(1)})
+    *_, result = predict_batch(models, open_batch([path]), "cnmc", "")
+    assert isinstance(result, BatchResult)
+    (smear,) = (row for row in result.rows if row.name == "smear.png")
+    alone = predict_cell(models, image, "smear.png", "cnmc").decision()
+    assert (smear.decision.outcome, smear.decision.reasons) == (alone.outcome, alone.reasons)
+    said = "smear.png: shows a field of view, no single cell cut out on black; give it alone, and its cells are found"
+    assert result.problems == (said,) and said in batch_summary(result)
+
+
 def test_an_operating_point_changes_cells_and_neither_refused_ones_nor_subjects() -> None:
     rows = (row("a", "", 0.45, "1"), row("b", "", 0.2, "1"), row("c", "", 0.9, "1", ood_score=2.0))
     result = replace(RESULT, rows=rows, metrics={"subject_rule": RULE, "data": DATA, "decisions": DECISIONS})

@@ -235,7 +235,8 @@ def points_table(metrics: Mapping[str, Any], scores: Scores | None, sensitivity:
     for name, point in named.items():
         judged = point["cross_fitted"]
         rows[point_name(name)] = Rates(point["threshold"], judged["sensitivity"], judged["specificity"])
-    heads = [t(key) for key in ("operating_point", "threshold", "sensitivity", "specificity", "ppv", "npv")]
+    heads = [t(key) for key in ("operating_point", "threshold", "sensitivity", "specificity")]
+    heads += [t(key, share=percent(prevalence)) for key in ("ppv", "npv")]
     note = t("chosen_note" if scores else "only_named")
     shown = []
     for name, rates in rows.items():
