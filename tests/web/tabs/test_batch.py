@@ -39,6 +39,7 @@ from leukoscope.web.batch_results import (
     wrong_rows,
 )
 from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.result import predict_cell
 from leukoscope.web.tabs.batch import (
     ORDERS,
     SAMPLE_CELLS,
@@ -50,8 +51,11 @@ from leukoscope.web.tabs.batch import (
     sample_batch,
     subjects_found,
 )
+from leukoscope.web.tabs.field import example_field
 from leukoscope.web.text import percent, t
 from leukoscope.web.upload import OWN_FOLDER
+
+EMBEDDED = Path(__file__).parents[3] / "model_card"
 
 
 def png(side: int = 32) -> bytes:
@@ -588,11 +592,12 @@ def test_too_few_cells_of_a_subject_have_no_figure(tiny_release: Path) -> None:
     assert few.probability is not None and f"{few.probability:.2f}" not in page + table[1]
     assert (few.to_dict()["p_ALL"], few.to_dict()["low"], few.to_dict()["high"]) == (None, None, None)
     report = save_report(ModelCache({"tiny": tiny_release}), replace(result, model="tiny"), "1", "")
-    assert "No class: too few cells" in report.content.decode() and "probability of ALL</dt>" not in report.content.decode()
+    said = report.content.decode()
+    assert "No class: too few cells" in said and "probability of ALL</dt>" not in said
 
 
 def test_a_smear_among_cells_is_said_to_be_one_and_what_to_do(tmp_path: Path) -> None:
-    models, image = ModelCache({"cnmc": RELEASES / "leukoscope-densenet169-cnmc"}), example_field()[0]
+    models, image = ModelCache({"cnmc": EMBEDDED / "leukoscope-densenet169-cnmc"}), example_field()[0]
     image.save(buffer := io.BytesIO(), "PNG")
     path = pack(tmp_path / "cells.zip", {"smear.png": buffer.getvalue(), "cell.png": cell_png(1)})
     *_, result = predict_batch(models, open_batch([path]), "cnmc", "")
@@ -785,14 +790,14 @@ def test_the_sample_holds_two_subjects_whom_the_suggested_pattern_finds() -> Non
     assert sorted(set(found.values())) == ["synthetic-1", "synthetic-2"]
     assert len(names) == 2 * SAMPLE_CELLS
     needed = json.loads(
-        (Path(__file__).parents[3] / "model_card" / "leukoscope-densenet169-cnmc" / "metrics.json").read_text()
+        (EMBEDDED / "leukoscope-densenet169-cnmc" / "metrics.json").read_text()
     )["subject_rule"]
     assert needed["least_cells"] < SAMPLE_CELLS, "a few of them may be refused"
     assert Image.open(io.BytesIO(sample_batch().files[0].read())).size[0] > 64
 
 
 def test_a_model_of_smears_is_given_smears_and_refuses_none_of_them() -> None:
-    models = ModelCache({"ball4": Path(__file__).parents[3] / "model_card" / "leukoscope-densenet201-ball4"})
+    models = ModelCache({"ball4": EMBEDDED / "leukoscope-densenet201-ball4"})
     with gradio.Blocks():
         sample = BatchPanel(models, gradio.Dropdown(["ball4"])).sample("ball4")
     names = [file.name for file in sample.files]
