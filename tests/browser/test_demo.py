@@ -360,7 +360,8 @@ def test_files_given_while_an_answer_is_computed_are_read_next(
 ) -> None:
     visit = visits()
     held: list[Any] = []
-    visit.page.route("**/queue/join*", lambda route: held.append(route))  # no answer before all are given
+    holding = [True]  # no answer before all are given
+    visit.page.route("**/queue/join*", lambda route: held.append(route) if holding else route.continue_())
     upload(visit, cell)
     visit.page.wait_for_function("document.body.dataset.lkBusy")
     for number in (1, 2):
@@ -368,10 +369,11 @@ def test_files_given_while_an_answer_is_computed_are_read_next(
         drop(visit, tmp_path / f"later {number}.png", "header")
     while not held:
         visit.page.wait_for_timeout(50)
-    visit.page.unroute("**/queue/join*")
+    holding.clear()
     for route in held:
         route.continue_()
     visit.page.locator("#pictures figcaption", has_text="later 2.png").wait_for()
+    visit.page.locator("#visit li").nth(3).wait_for()
     names = visit.page.locator("#visit li span").all_inner_texts()
     assert names[:3] == ["later 2.png", "later 1.png", "my cell.png"], "each in its turn"
 
@@ -393,7 +395,9 @@ def test_what_a_visitor_gave_outlives_back_and_the_other_language(visits: Callab
         visit.page.go_back()
         visit.page.wait_for_timeout(1000)
     visit.page.locator("[role=tab][aria-selected=true]", has_text="Cells").wait_for()
-    assert visit.page.locator("#pictures figcaption").inner_text().startswith("my cell.png."), "no example took its place"
+    assert visit.page.locator("#pictures figcaption").inner_text().startswith("my cell.png."), (
+        "no example took its place"
+    )
 
 
 def test_a_picture_of_16_bits_and_a_large_photo_are_read(visits: Callable[..., Any], tmp_path: Path) -> None:

@@ -10,13 +10,12 @@ import pytest
 from PIL import Image
 
 from leukoscope.data.fields import View, measure_stain
-from leukoscope.evaluation.morphology import Morphology
+from leukoscope.evaluation.morphology import Morphology, map_share
 from leukoscope.inference.prediction import Checks, Thresholds
 from leukoscope.synthetic import draw_field
 from leukoscope.web.text import (
     DecisionText,
     decision_text,
-    map_share,
     map_text,
     model_text,
     morphology_text,
@@ -225,7 +224,12 @@ METRICS: dict[str, Any] = {
     [
         (0.97, "", {}, "from people it had not seen, 91 were right."),
         (0.52, "", {}, "only 60 would be right: it abstains."),
-        (0.97, "sensitivity_95", {}, "called so here, from people it had not seen, 84 were right; of all those cells, 67\u00a0% were ALL."),
+        (
+            0.97,
+            "sensitivity_95",
+            {},
+            "called so here, from people it had not seen, 84 were right; of all those cells, 67\u00a0% were ALL.",
+        ),
         (0.10, "sensitivity_95", {}, "79 were right; of all those cells, 67\u00a0% were ALL."),
         (0.97, "", {"ood_score": 3.0}, "Of 100 cells like its training cells, it refuses 2."),
     ],

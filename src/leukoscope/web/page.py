@@ -58,7 +58,7 @@ def script(name: str) -> str:
 BOX = script("folder.js") + "\n" + script("box.js")
 
 # Something else is asked for; then, its answer is there.
-BUSY = "() => { document.body.dataset.lkBusy = '1' }"
+BUSY = "(...given) => { document.body.dataset.lkBusy = '1'; return given }"
 READY = "() => { delete document.body.dataset.lkBusy; delete document.body.dataset.lkOffline }"
 
 ADDRESS = script("address.js")

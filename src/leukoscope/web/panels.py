@@ -164,8 +164,8 @@ def visit(cells: Sequence[CellResult], model: str, number: int) -> str:
         )
     strip = f'{note(t("in_this_visit"))}<ul class="lk-cells">{shown}</ul>' if len(cells) > 1 else ""
     example = f' data-example="{number}"' if number else ""
-    example += "" if all(one.example for one in cells) else " data-own"
-    return f'<div data-model="{escape(model)}"{example}>{strip}</div>'
+    own = "" if all(one.example for one in cells) else " data-own"
+    return f'<div data-model="{escape(model)}"{example}{own}>{strip}</div>'
 
 
 def explanation(result: CellResult, label: str, point: str = "") -> str:

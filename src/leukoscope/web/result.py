@@ -15,23 +15,18 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from leukoscope.data.fields import otsu_threshold
-from leukoscope.data.images import foreground
 from leukoscope.data.registry import NOT_A_CELL
-from leukoscope.evaluation.morphology import Morphology, measure_cell, stained_nuclei
+from leukoscope.evaluation.morphology import MapShare, Morphology, map_share, measure_cell, parts_of
 from leukoscope.inference.field import drawing_font
-from leukoscope.inference.gradcam import BLACK_SHARE, EvidenceScale, HeatMap, map_colours, overlay
-from leukoscope.inference.ood import GROUPS, OodDetector, picture_statistics
+from leukoscope.inference.gradcam import EvidenceScale, HeatMap, map_colours, overlay
 from leukoscope.inference.prediction import REFUSED, Decision, Prediction, Thresholds
 from leukoscope.synthetic import SMEAR_LABELS, draw_cell, smear_picture
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import (
     DecisionText,
-    MapShare,
     about_model,
     decision_text,
     local_number,
-    map_share,
     map_text,
     meaning,
     milliseconds,
@@ -228,7 +223,8 @@ def predict_cell(
         prediction = prediction.in_field(field_share, thresholds)
     foreign = None
     if prediction.outcome in REFUSED and predictor.ood is not None:
-        foreign = measure_foreign(predictor.ood, predictor.release.preprocessing.frame(image))
+        framed, detector = predictor.release.preprocessing.frame(image), predictor.ood
+        foreign = Foreign(detector.group_distances(framed), HeatMap(detector.colour_excess(framed), ""))
     return CellResult(
         image,
         caption,
@@ -265,28 +261,6 @@ def turned(models: ModelCache, result: CellResult) -> list[CellResult]:
     return [result, *changed(models, result, [result.image.rotate(angle, expand=True) for angle in TURNS[1:]])]
 
 
-def parts_of(image: Image.Image) -> dict[str, np.ndarray]:
-    """Part of a picture → where it lies, (H, W) bool; no part that is empty.
-
-    "nucleus", "cytoplasm" and "outside" of a cell cut out on black; of a smear "nucleus" is all that is stained so, and
-    "outside" the rest.
-    """
-    from scipy.ndimage import binary_fill_holes, gaussian_filter
-
-    pixels = np.asarray(image)
-    cell = foreground(pixels)
-    if (~cell).mean() < BLACK_SHARE:
-        nuclei = stained_nuclei(image)
-        parts = {} if nuclei is None else {"nucleus": nuclei, "outside": ~nuclei}
-    else:
-        density, blur = -np.log((pixels[..., 1] + 1.0) / 256) * cell, max(pixels.shape) / 64
-        smooth = gaussian_filter(density, blur) / np.maximum(gaussian_filter(cell.astype(float), blur), 1e-6)
-        dark = cell & (smooth >= otsu_threshold(smooth[cell])) if cell.any() else cell
-        nucleus = cell & binary_fill_holes(dark)
-        parts = {"nucleus": nucleus, "cytoplasm": cell & ~nucleus, "outside": ~cell}
-    return {name: part for name, part in parts.items() if part.any()}
-
-
 def part_at(image: Image.Image, across: int, down: int) -> str:
     """The part that a pixel lies on; "" of a picture without parts."""
     return next((name for name, part in parts_of(image).items() if part[down, across]), "")
@@ -316,22 +290,6 @@ class Foreign:
 
     distances: Mapping[str, float]
     map: HeatMap
-
-
-def measure_foreign(detector: OodDetector, pixels: np.ndarray) -> Foreign:
-    """Measure a framed picture, (S, S, 3) uint8, by the statistics of the OOD detector."""
-    standard = ((picture_statistics(pixels) - detector.mean) / detector.deviation).astype(np.float64)
-    usual, distances = float(detector.limit) / np.sqrt(len(standard)), {}
-    for name, some in GROUPS.items():
-        inverse = np.linalg.inv(detector.correlation[some, some].astype(np.float64))
-        square = standard[some] @ inverse @ standard[some] / len(inverse)
-        distances[name] = float(np.sqrt(square)) / usual
-    small = np.asarray(Image.fromarray(pixels).resize((64, 64), Image.Resampling.BOX))
-    # The first six statistics: mean optical density of each channel, and the logarithm of its deviation within a cell.
-    density = -np.log((small + 1.0) / 256)
-    apart = np.abs(density - detector.mean[:3]) / np.exp(detector.mean[3:6])
-    beyond = np.where(foreground(small), np.maximum(apart.max(axis=-1) - 2, 0), 0)
-    return Foreign(distances, HeatMap(beyond.astype(np.float32), ""))
 
 
 def example(number: int) -> tuple[Image.Image, str]:

@@ -20,12 +20,9 @@ from typing import Any
 
 import numpy as np
 from gradio.context import LocalContext
-from PIL import Image
 
-from leukoscope.data.images import foreground
 from leukoscope.data.registry import ABSTAIN
-from leukoscope.evaluation.morphology import Morphology, percentile, stained_nuclei
-from leukoscope.inference.gradcam import BLACK_SHARE, share_within
+from leukoscope.evaluation.morphology import MapShare, Morphology, percentile
 from leukoscope.inference.prediction import REFUSED, Decision, Reason, Thresholds
 
 LANGUAGES = ("en", "de")
@@ -265,37 +262,6 @@ def model_text(metrics: Mapping[str, Any]) -> str:
         parts.append(t("not_on_subjects"))
     parts.append(str(data.get("licence") or ""))
     return " · ".join(part for part in parts if part)
-
-
-@dataclass(frozen=True)
-class MapShare:
-    """How much of a map lies on what it should mark.
-
-    Attributes:
-        on: "cell" where one is cut out on black, else "nuclei"; "" in a picture with neither.
-        inside: share of the map that lies there, 0–1.
-        filled: the share of what the model saw that it fills, which an indifferent map would have.
-    """
-
-    on: str
-    inside: float = 0.0
-    filled: float = 0.0
-
-
-def map_share(heat: np.ndarray, view: Image.Image, on_cell: float | None = None) -> MapShare:
-    """Where a map of one class over the view, which is what the model saw, lies.
-
-    `on_cell` is its share on the cell, where the prediction measured it.
-    """
-    cell = foreground(np.asarray(view))
-    if float(heat.sum()) <= 0:
-        return MapShare("")
-    if (~cell).mean() >= BLACK_SHARE and cell.any():
-        # Nearly all of such a cell is nucleus: the two are not told apart.
-        inside = share_within(heat, cell) if on_cell is None else on_cell
-        return MapShare("cell", inside, float(cell.mean()))
-    nuclei = stained_nuclei(view)
-    return MapShare("") if nuclei is None else MapShare("nuclei", share_within(heat, nuclei), float(nuclei.mean()))
 
 
 def map_text(heat: np.ndarray, share: MapShare, label: str) -> str:

@@ -789,9 +789,7 @@ def test_the_sample_holds_two_subjects_whom_the_suggested_pattern_finds() -> Non
     found = subjects_of(names, suggested_pattern(names, ("ALL", "HEM")), {})
     assert sorted(set(found.values())) == ["synthetic-1", "synthetic-2"]
     assert len(names) == 2 * SAMPLE_CELLS
-    needed = json.loads(
-        (EMBEDDED / "leukoscope-densenet169-cnmc" / "metrics.json").read_text()
-    )["subject_rule"]
+    needed = json.loads((EMBEDDED / "leukoscope-densenet169-cnmc" / "metrics.json").read_text())["subject_rule"]
     assert needed["least_cells"] < SAMPLE_CELLS, "a few of them may be refused"
     assert Image.open(io.BytesIO(sample_batch().files[0].read())).size[0] > 64
 

@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE, Predictor
 from leukoscope.data.registry import OUT_OF_DISTRIBUTION
+from leukoscope.evaluation.morphology import parts_of
 from leukoscope.inference.gradcam import HeatMap
 from leukoscope.inference.prediction import Decision
 from leukoscope.web import panels
@@ -32,7 +33,6 @@ from leukoscope.web.result import (
     covered,
     example,
     part_at,
-    parts_of,
     predict_cell,
     result_image,
     save_result,

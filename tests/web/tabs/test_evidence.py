@@ -14,11 +14,12 @@ from starlette.datastructures import URL
 
 from leukoscope import Predictor
 from leukoscope.models.release_files import ReleaseInfo
+from leukoscope.reports.evidence import Scores, scores_of
 from leukoscope.web.app import build_demo
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.tabs import code as use_from_code
 from leukoscope.web.tabs import evidence
-from leukoscope.web.tabs.evidence import Scores, evidence_page, lead_sentences, points_table, scores_of
+from leukoscope.web.tabs.evidence import evidence_page, lead_sentences, points_table
 
 RELEASES = Path(__file__).parents[3] / "model_card"
 RELEASE = RELEASES / "leukoscope-densenet169-cnmc"

@@ -300,10 +300,9 @@ class CellTab:
             given.append(gallery.select(self._on_pick(gallery), inputs, [gallery, *self.outputs], **EACH))
         for event in given:
             self._afterwards(event.then(None, js=REVEAL, **PRIVATE))
-        self.model.change(None, js=BUSY, **PRIVATE)
         shown = [self.result, self.field.result, self.batch.result, self.batch.pattern]
         outputs = [self.cells, self.smears, self.ask_field, *with_files]
-        changed = self.model.change(self._on_model, [*self.chosen, *shown], outputs, cancels=running, **LAST)
+        changed = self.model.change(self._on_model, [*self.chosen, *shown], outputs, js=BUSY, cancels=running, **LAST)
         self._afterwards(changed)
         running.append(changed)
         self._afterwards(self.batch.stop.click(self._on_stop, self.upload, with_files, cancels=running, **LAST))
@@ -495,8 +494,8 @@ class CellTab:
     def _on_point(self, result: CellResult | None, point: str | None, opacity: float) -> Updates:
         if result is None:
             return {self.summary: panels.placeholder(t("result_deleted"))}
-        # What is proposed for a field stays with it.
-        return {**self.show(result, opacity, point, keep=True), self.propose: gr.skip()}
+        # What is proposed for a field stays with it; the menu itself, made anew, would ask again.
+        return {**self.show(result, opacity, point, keep=True), self.propose: gr.skip(), self.point: gr.skip()}
 
     def _on_turn(self, result: CellResult | None, point: str | None) -> str:
         def show(one: CellResult) -> str:

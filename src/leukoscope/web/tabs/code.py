@@ -82,8 +82,7 @@ def snippets(address: str, model: str, field_model: str) -> dict[str, str]:
 
     A field is read by `field_model`: a model of whole pictures reads none.
     """
-    named = {"address": address, "model": model, "field_model": field_model}
-    return {title: text.format(**named) for title, _, text in SNIPPETS}
+    return {title: text.format(address=address, model=model, field_model=field_model) for title, _, text in SNIPPETS}
 
 
 def _endpoints() -> str:

@@ -115,9 +115,9 @@ def new_round(
     )
 
 
-def hint(address: Mapping[str, str]) -> str:
+def hint(visit: gr.Request) -> str:
     """What the tab begins with, as HTML: what there is to guess, or whose score to beat in a round that is shared."""
-    _, right = shared_round(address)
+    _, right = shared_round(visit.query_params)
     return panels.placeholder(t("guess_hint") if right < 0 else t("guess_shared", right=right, of=CELLS))
 
 
@@ -178,10 +178,7 @@ def build_tab(
             return {shown: panels.placeholder(t("result_deleted"))}
         return attempt(lambda: found.guessed(models, found.labels[which]))
 
-    def on_load(visit: gr.Request) -> str:
-        return hint(visit.query_params)
-
-    demo.load(on_load, None, shown, **QUIET)
+    demo.load(hint, None, shown, **QUIET)
     outputs = [played, shown, row, starts, *buttons]
     quiet: dict[str, Any] = {**PRIVATE, "show_progress_on": [shown]}
     start.click(on_start, [model, played], outputs, **quiet)
