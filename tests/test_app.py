@@ -244,7 +244,7 @@ def test_the_curl_snippet_does_what_it_says(address: str, tmp_path: Path) -> Non
     if not shutil.which("curl") or not shutil.which("bash"):
         pytest.skip("needs bash and curl")
     Image.fromarray(draw_cell("HEM", subject=5, cell=1).image).save(tmp_path / "cell.png")
-    snippet = snippets(address, "tiny")["curl"]
+    snippet = snippets(address, "tiny", "tiny")["curl"]
     ran = subprocess.run(["bash", "-c", snippet], cwd=tmp_path, capture_output=True, text=True, timeout=START_SECONDS)
     assert "event: complete" in ran.stdout, ran.stdout + ran.stderr
     assert RESEARCH_NOTICE in ran.stdout
@@ -253,7 +253,7 @@ def test_the_curl_snippet_does_what_it_says(address: str, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_the_python_snippet_does_what_it_says(address: str, tmp_path: Path) -> None:
     Image.fromarray(draw_cell("HEM", subject=5, cell=1).image).save(tmp_path / "cell.png")
-    snippet = snippets(address, "tiny")["Python"]
+    snippet = snippets(address, "tiny", "tiny")["Python"]
     command = [sys.executable, "-c", snippet]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=START_SECONDS)
     assert ran.returncode == 0, ran.stderr
@@ -265,7 +265,7 @@ def test_the_python_snippet_of_fields_and_batches_does_what_it_says(address: str
     Image.fromarray(draw_cell("HEM", subject=5, cell=1).image).save(tmp_path / "cell.png")
     drawn = draw_field(("ALL", "HEM"), size=(400, 500), um_per_pixel=0.12, red_cells=30, scale_bar=False, seed=3)
     Image.fromarray(drawn.image).save(tmp_path / "smear.png")
-    command = [sys.executable, "-c", snippets(address, "tiny")["Python: fields and batches"]]
+    command = [sys.executable, "-c", snippets(address, "tiny", "tiny")["Python: fields and batches"]]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=START_SECONDS)
     assert ran.returncode == 0, ran.stderr
     assert "nucleated cell(s)" in ran.stdout and "cell.png " in ran.stdout

@@ -350,11 +350,54 @@ def test_a_folder_and_a_file_can_be_dropped_anywhere(visits: Callable[..., Any],
     drop(visit, folder)
     visit.page.locator(".lk-subject h3", has_text="Anna Schmidt").wait_for()
     assert "Cells predicted: 4." in visit.page.locator("#batch-summary").inner_text()
-    # On a busy machine, a file dropped while the last events of the first ones ran was lost.
-    visit.page.wait_for_function("!document.body.dataset.lkBusy")
     visit.page.evaluate("scrollTo(0, 0)")
     drop(visit, cell, "header")
     visit.page.locator("#pictures figcaption", has_text="my cell.png").wait_for()
+
+
+def test_files_given_while_an_answer_is_computed_are_read_next(
+    visits: Callable[..., Any], tmp_path: Path, cell: Path
+) -> None:
+    visit = visits()
+    held: list[Any] = []
+    holding = [True]  # no answer before all are given
+    visit.page.route("**/queue/join*", lambda route: held.append(route) if holding else route.continue_())
+    upload(visit, cell)
+    visit.page.wait_for_function("document.body.dataset.lkBusy")
+    for number in (1, 2):
+        Image.fromarray(draw_cell("HEM", subject=number, cell=1).image).save(tmp_path / f"later {number}.png")
+        drop(visit, tmp_path / f"later {number}.png", "header")
+    while not held:
+        visit.page.wait_for_timeout(50)
+    holding.clear()
+    for route in held:
+        route.continue_()
+    visit.page.locator("#pictures figcaption", has_text="later 2.png").wait_for()
+    visit.page.locator("#visit li").nth(3).wait_for()
+    names = visit.page.locator("#visit li span").all_inner_texts()
+    assert names[:3] == ["later 2.png", "later 1.png", "my cell.png"], "each in its turn"
+
+
+def test_what_a_visitor_gave_outlives_back_and_the_other_language(visits: Callable[..., Any], cell: Path) -> None:
+    visit = visits()
+    link = visit.page.locator("#language")
+    assert not link.get_attribute("target"), "an example is opened again by its address"
+    upload(visit, cell)
+    visit.own_result()
+    visit.page.wait_for_function("!location.search.includes('example')")
+    assert link.get_attribute("target") == "_blank" and "your result stays" in link.get_attribute("title")
+    with visit.context.expect_page() as opened:
+        link.click()
+    opened.value.locator(".lk-head[data-lang=de]").wait_for()
+    visit.tab("Evidence")
+    visit.page.wait_for_url("**tab=evidence**")
+    for _ in range(2):
+        visit.page.go_back()
+        visit.page.wait_for_timeout(1000)
+    visit.page.locator("[role=tab][aria-selected=true]", has_text="Cells").wait_for()
+    assert visit.page.locator("#pictures figcaption").inner_text().startswith("my cell.png."), (
+        "no example took its place"
+    )
 
 
 def test_a_picture_of_16_bits_and_a_large_photo_are_read(visits: Callable[..., Any], tmp_path: Path) -> None:
@@ -421,8 +464,11 @@ def test_a_visitor_guesses_against_the_model_and_size(visits: Callable[..., Any]
     said = visit.page.locator("#guess").inner_text()
     assert "Cells drawn by a program test no model." in said and "Cell size alone: " in said
     link = visit.page.locator("#guess a").get_attribute("href")
+    assert link.endswith("&right=5")
     first = visit.page.locator("#guess li img").first.get_attribute("src")
     visit.page.goto(f"{server}{link}")
+    visit.page.locator("#guess", has_text="A round shared with you").wait_for()
+    assert "To beat: 5 of 10." in visit.page.locator("#guess").inner_text()
     visit.page.locator("#guess-start").click()
     visit.page.locator("#guess figure img").wait_for()
     for number in range(10):
@@ -615,18 +661,26 @@ def test_a_second_result_leaves_no_empty_box(visits: Callable[..., Any]) -> None
         assert empty.count() == 0
 
 
-def test_another_model_leaves_no_result_of_the_one_before(visits: Callable[..., Any]) -> None:
+def test_another_model_reads_what_is_shown_again(visits: Callable[..., Any]) -> None:
     visit = visits()
-    for ask, shown, name in (
-        ("ask-field", "#field-picture .lk-box", "ball4"),
-        ("ask-batch", "#batch-gallery img", "cnmc"),
-    ):
-        visit.page.locator(f"#{ask}").click()
-        visit.page.locator(shown).first.wait_for()
+
+    def choose(name: str) -> None:
         visit.page.locator("#model input").click()
         visit.page.get_by_role("option", name=name).click()
-        visit.page.locator(shown).first.wait_for(state="hidden")
-        visit.page.locator("#cell-summary", has_text=f"{name} is ready").wait_for()
+
+    visit.page.locator("#ask-field").click()
+    visit.page.locator("#field-picture button.lk-box").nth(1).click()
+    visit.page.locator("#pictures figcaption", has_text="Cell 2 of Synthetic field").wait_for()
+    choose("ball4")
+    visit.page.locator("#pictures figcaption", has_text=re.compile("^Synthetic field")).wait_for()
+    assert not visit.page.locator("#field-picture .lk-box").first.is_visible(), "it is no reading of this model"
+    choose("cnmc")
+    visit.page.locator("#field-picture button.lk-box").first.wait_for()
+    visit.page.locator("#ask-batch").click()
+    visit.page.locator("#batch-gallery img").first.wait_for()
+    choose("ball4")
+    visit.page.locator("#batch-summary", has_text="ball4").wait_for()
+    visit.page.locator("#batch-gallery img").first.wait_for()
 
 
 def test_two_releases_are_compared_without_cutting_a_table(visits: Callable[..., Any]) -> None:

@@ -15,11 +15,11 @@ from leukoscope import LeukoscopeError, progress
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.evaluation.assess import _about, predict_framed, recalibrate
+from leukoscope.evaluation.assess import predict_framed, recalibrate
 from leukoscope.inference.ood import OodDetector
 from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe
-from leukoscope.models.release import OOD, load_release, save_release
+from leukoscope.models.release import METRICS, OOD, load_release, save_release, write_json
 from leukoscope.synthetic import phantom_cells
 
 SIZE = 64
@@ -69,6 +69,8 @@ def test_a_laboratory_gets_a_release_of_its_own(
     drawn = shutil.copytree(released, tmp_path / "released")
     (drawn / "figures").mkdir()
     (drawn / "figures" / "roc.png").touch()
+    earlier = {"calibration": {"temperature": 1.5}, "recalibration": {"previous_temperature": 2.0}}
+    write_json(drawn / METRICS, {**source.metrics, **earlier})
     new = load_release(recalibrate(drawn, cells, tmp_path / "ours"))
     assert not (tmp_path / "ours" / "figures").exists(), "it showed the thresholds before"
     told = {line.partition(":")[0] for line in capsys.readouterr().err.splitlines()}
@@ -80,6 +82,7 @@ def test_a_laboratory_gets_a_release_of_its_own(
     about = new.metrics["recalibration"]
     assert (about["from"], about["cells"], about["subjects"]) == ("released", 120, 10), "no path"
     assert about["data"] == "the author's own cells", "the reader of a card is not its author"
+    assert about["previous_temperature"] == pytest.approx(3.0), "fine-tuning takes all of them out again"
     picture = torch.rand(2, 3, SIZE, SIZE)
     with torch.inference_mode():
         scaled = source.network(picture) / new.metrics["calibration"]["temperature"]
@@ -94,15 +97,6 @@ def test_a_laboratory_gets_a_release_of_its_own(
     limit = float(OodDetector.load(tmp_path / "ours" / OOD).limit)
     assert limit == pytest.approx(new.metrics["ood"]["distance_limit"], rel=1e-5)
     assert new.metrics["ood"]["held_out"]["subjects"] == 10
-
-
-def test_a_second_recalibration_records_every_temperature_in_the_weights(released: Path, tmp_path: Path) -> None:
-    """Fine-tuning takes out again what was folded in after training: the product of all temperatures."""
-    cells = _laboratory(tmp_path / "cells", subjects=2, cells=3)
-    once = load_release(released)
-    metrics = {**once.metrics, "calibration": {"temperature": 1.5}, "recalibration": {"previous_temperature": 2.0}}
-    about = _about(replace(once, metrics=metrics), cells, predict_framed(once, cells), "released")
-    assert about["previous_temperature"] == pytest.approx(3.0)
 
 
 def test_predictions_keep_the_releases_order_of_classes(released: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from leukoscope.evaluation.bootstrap import aligned, point_metrics
 from leukoscope.evaluation.metrics import (
     BY_SUBJECT,
     CellPredictions,
+    cell_metric,
     headline,
     measure,
     pooled,
@@ -322,3 +323,26 @@ def test_pooling_joins_folds_in_order_and_refuses_overlap() -> None:
     assert both.probabilities[:, 0].tolist() == [0.9, 0.2, 0.6]
     with pytest.raises(LeukoscopeError, match="cell cell-0 appears more than once"):
         pooled([first, first])
+
+
+# 🤗 evaluate
+
+
+def test_the_metric_is_an_evaluate_metric_that_takes_batches(ten: CellPredictions, metrics: dict[str, object]) -> None:
+    import evaluate
+
+    metric = cell_metric(LABELS)
+    assert isinstance(metric, evaluate.Metric)
+    for part in (slice(0, 4), slice(4, 10)):
+        metric.add_batch(predictions=ten.probabilities[part], references=ten.references[part])
+    batched = metric.compute()
+    assert batched["confusion_matrix"] == metrics["confusion_matrix"]
+    assert batched["auroc"] == pytest.approx(metrics["auroc"])
+
+
+def test_the_metric_combines_with_others(ten: CellPredictions, metrics: dict[str, object]) -> None:
+    import evaluate
+
+    together = evaluate.combine({"cells": cell_metric(LABELS)}, force_prefix=True)
+    out = together.compute(predictions=ten.probabilities.tolist(), references=ten.references.tolist())
+    assert out["cells_accuracy"] == pytest.approx(metrics["accuracy"])

@@ -23,7 +23,7 @@ from leukoscope.synthetic import draw_cell
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 # What the tests' environment has and the endpoint's list has not; it is not found, as there.
-NOT_LISTED = ("accelerate", "datasets", "gradio", "jinja2", "psutil", "pyarrow", "sklearn")
+NOT_LISTED = ("accelerate", "datasets", "evaluate", "gradio", "jinja2", "psutil", "pyarrow", "sklearn")
 ASK = f"""
 import json, sys
 from importlib.machinery import PathFinder

@@ -106,7 +106,7 @@ def _docstrings(tree: ast.Module) -> set[int]:
 
 # What holds words, yet is no text: JavaScript, style sheets, programs to copy, names of arguments to be typed, and what
 # is looked for in other packages' sentences.
-_NO_TEXT = {"CSS", "VIEW", "CLICK", "ADDRESS", "BOX", "READY", "SORT", "NAMED_AS_WRITTEN", "REVEAL", "_FOLLOW",
+_NO_TEXT = {"CSS", "VIEW", "CLICK", "ADDRESS", "BOX", "BUSY", "READY", "SORT", "NAMED_AS_WRITTEN", "REVEAL", "_FOLLOW",
             "_SAVE", "_PYTHON", "_PYTHON_MORE", "_JAVASCRIPT", "_CURL", "_MCP", "SYSTEM_FONTS", "ENDPOINTS",
             "SNIPPETS", "FLAG", "GUESSED"}  # fmt: skip
 # Answers to a program, lines on the terminal, and what becomes part of an error.

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leukoscope.data.fields import View, measure_stain
-from leukoscope.evaluation.morphology import Morphology
+from leukoscope.data.fields import measure_stain
+from leukoscope.evaluation.morphology import Morphology, map_share
 from leukoscope.inference.prediction import Checks, Thresholds
 from leukoscope.synthetic import draw_field
 from leukoscope.web.text import (
     DecisionText,
     decision_text,
-    map_share,
     map_text,
     model_text,
     morphology_text,
@@ -197,7 +196,7 @@ def test_evidence_in_a_smear_is_placed() -> None:
 def test_evidence_in_a_stained_smear_is_shared_between_nuclei_and_the_rest() -> None:
     drawn = draw_field(("ALL", "HEM"), size=(160, 320), um_per_pixel=0.12, red_cells=12, scale_bar=False, seed=1)
     view = Image.fromarray(drawn.image)
-    stain = measure_stain(View(view))
+    stain = measure_stain(view)
     nuclei = stain.nuclear(drawn.image) > stain.threshold
     filled = percent(float(nuclei.mean()))
     assert told(nuclei.astype(np.float32), view, "Pro") == (
@@ -216,7 +215,7 @@ METRICS: dict[str, Any] = {
                                               {"confidence": 0.95, "accuracy": 0.91}]}},
     "ood": {"held_out": {"kept_share_by_subject": 0.978}},
     "decisions": {"operating_points": {"positive_label": "ALL", "points": {
-        "sensitivity_95": {"cross_fitted": {"ppv": 0.84, "npv": 0.79}}}}},
+        "sensitivity_95": {"cross_fitted": {"ppv": 0.84, "npv": 0.79, "prevalence": 0.67}}}}},
 }  # fmt: skip
 
 
@@ -225,8 +224,13 @@ METRICS: dict[str, Any] = {
     [
         (0.97, "", {}, "from people it had not seen, 91 were right."),
         (0.52, "", {}, "only 60 would be right: it abstains."),
-        (0.97, "sensitivity_95", {}, "called so here, from people it had not seen, 84 were right."),
-        (0.10, "sensitivity_95", {}, "79 were right."),
+        (
+            0.97,
+            "sensitivity_95",
+            {},
+            "called so here, from people it had not seen, 84 were right; of all those cells, 67\u00a0% were ALL.",
+        ),
+        (0.10, "sensitivity_95", {}, "79 were right; of all those cells, 67\u00a0% were ALL."),
         (0.97, "", {"ood_score": 3.0}, "Of 100 cells like its training cells, it refuses 2."),
     ],
 )
@@ -292,11 +296,13 @@ def test_a_release_is_described_in_one_line() -> None:
 def test_morphology_is_told_with_its_place_among_the_training_cells() -> None:
     cell = Morphology(1000.0, 0.8, 2)
     known = {"area": [0, 2000], "nucleus_share": [0.6, 1.0], "lobes": {"1": 0.9, "2": 0.1}}
-    assert morphology_text(cell, known, um_per_pixel=0.1) == {
-        "Area": "10 µm²; larger than in 50\u00a0% of the training cells",
+    assert morphology_text(cell, known) == {
+        "Area": "1,000 pixels; larger than in 50\u00a0% of the training cells",
         "Nucleus to cell": "80\u00a0%; larger than in 50\u00a0% of the training cells",
         "Nuclear lobes": "2; so have 10\u00a0% of the training cells",
     }
+    # Of a field's cell, by outlines that tell no lobes apart.
+    assert morphology_text(cell, known, um_per_pixel=0.1) == {"Area": "10 µm²", "Nucleus to cell": "80\u00a0%"}
     # A release made before has no quantiles.
     assert list(morphology_text(cell, {}).values()) == ["1,000 pixels", "80\u00a0%", "2"]
     assert morphology_text(None, known) == {}

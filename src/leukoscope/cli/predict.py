@@ -298,7 +298,8 @@ def _print_subjects(subjects: list[SubjectPrediction], *, model: str) -> None:
     rows = []
     for subject in subjects:
         counts = [str(number) for number in (subject.cells, subject.refused, subject.abstained)]
-        predicted = [subject.outcome, share(subject.probability), span(subject.interval)]
+        figures = (subject.probability, subject.interval) if subject.is_result else (None, None)
+        predicted = [subject.outcome, share(figures[0]), span(figures[1])]
         rows.append([shown_name(subject.subject), *predicted, *counts])
     positive = subjects[0].positive_label
     print_table(["subject", "outcome", positive, "95 % interval", "cells", "refused", "abstained"], rows, texts=2)

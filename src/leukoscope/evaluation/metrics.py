@@ -1,5 +1,6 @@
 """Classification metrics of a table of predictions: over cells, by subject, and among cells of equal size.
 
+The pooled metrics come from a local `evaluate.Metric`, which combines with other 🤗 evaluate metrics and works offline.
 `…_by_subject`: a cell weighs 1 / (cells of its subject), so that every subject has the same
 weight. `auroc_equal_size`: AUROC within deciles of the cell area, each counted by the weight of its pairs of cells; it
 measures what a network knows beyond a cell's size, and cells weigh as by subject where subjects are known.
@@ -15,13 +16,16 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.evaluation.bootstrap import point_metrics
 from leukoscope.files import atomic_file
+
+if TYPE_CHECKING:
+    import evaluate
 
 NOT_KNOWN = "these weights, on subjects of the recalibration data; whether some of them trained them cannot be told"
 """What metrics of a recalibration estimate where it is not known which cells trained the weights."""
@@ -186,6 +190,38 @@ POOLED = ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
 BY_SUBJECT = tuple(f"{key}_by_subject" for key in POOLED)
 
 
+def cell_metric(label_names: Sequence[str]) -> evaluate.Metric:
+    """Make a local `evaluate.Metric` for K classes: predictions are (N, K) probabilities, references (N,) classes."""
+    import datasets
+    import evaluate
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    class CellMetric(evaluate.Metric):
+        def _info(self) -> evaluate.MetricInfo:
+            row = datasets.Features(
+                predictions=datasets.List(datasets.Value("float64")), references=datasets.Value("int64")
+            )
+            return evaluate.MetricInfo(
+                description="Classification of single cells", citation="", features=row, inputs_description=""
+            )
+
+        def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
+            names, cells = tuple(label_names), len(references)
+            ids, truth = tuple(map(str, range(cells))), np.asarray(references)
+            table = CellPredictions(ids, ("",) * cells, truth, np.asarray(predictions), names)
+            points, classes = point_metrics(table), range(len(names))
+            scores = precision_recall_fscore_support(truth, table.predicted, labels=classes, zero_division=0)
+            keys = ("precision", "recall", "f1", "support")
+            rows = zip(names, *(values.tolist() for values in scores), strict=True)
+            return {
+                **{key: points.get(key) for key in POOLED},
+                "per_class": {name: dict(zip(keys, values, strict=True)) for name, *values in rows},
+                "confusion_matrix": confusion_matrix(truth, table.predicted, labels=classes).tolist(),
+            }
+
+    return CellMetric()
+
+
 def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Select those metrics of `measure` that a table quotes."""
     return {key: metrics[key] for key in (*POOLED, *BY_SUBJECT, "auroc_equal_size") if key in metrics}
@@ -202,8 +238,10 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
         no decile of the areas holds two classes in one fold). All shares are 0–1.
     """
     names, references = predictions.label_names, predictions.references
+    probabilities = predictions.probabilities.astype(float)
+    metrics = cell_metric(names).compute(predictions=probabilities, references=references)
+    assert metrics is not None
     points = point_metrics(predictions)
-    metrics = {**{key: points.get(key) for key in POOLED}, **_by_class(predictions)}
     if predictions.subject_weights is not None:
         metrics |= {key: points.get(key) for key in BY_SUBJECT}
     if predictions.areas is not None:
@@ -220,20 +258,6 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
             "accuracy": float(correct[rows].mean()),
         }
     return {"cells": len(predictions.cell_ids), **metrics, "subjects": per_subject}
-
-
-def _by_class(predictions: CellPredictions) -> dict[str, Any]:
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
-    said = predictions.references, predictions.predicted
-    classes = range(len(predictions.label_names))
-    scores = precision_recall_fscore_support(*said, labels=classes, zero_division=0)
-    keys = ("precision", "recall", "f1", "support")
-    rows = zip(predictions.label_names, *(values.tolist() for values in scores), strict=True)
-    return {
-        "per_class": {name: dict(zip(keys, values, strict=True)) for name, *values in rows},
-        "confusion_matrix": confusion_matrix(*said, labels=classes).tolist(),
-    }
 
 
 def class_report(metrics: Mapping[str, Any]) -> dict[str, Any]:

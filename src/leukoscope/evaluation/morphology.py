@@ -1,4 +1,4 @@
-"""Size and nucleus of a cell cut out on black, and how both are distributed among a release's training cells.
+"""A cell's size, its nucleus and how both are distributed among a release's training cells; where a map lies on it.
 
 Size alone explains much of the public data sets, so a prediction is shown beside it.
 """
@@ -14,7 +14,7 @@ from PIL import Image
 
 from leukoscope.data.fields import measure_stain, otsu_threshold
 from leukoscope.data.images import foreground
-from leukoscope.inference.gradcam import BLACK_SHARE
+from leukoscope.inference.gradcam import BLACK_SHARE, share_within
 
 _SIDE = 256  # a larger picture is reduced before it is measured
 _SMOOTHING, _RIM = 0.015, 0.01  # of the side: chromatin is not told from cytoplasm, nor the cell's dark rim
@@ -61,6 +61,59 @@ def stained_nuclei(image: Image.Image) -> np.ndarray | None:
     if stain.problem or not stain.holds_nuclei:
         return None
     return stain.nuclear(np.asarray(image)) > stain.threshold
+
+
+def parts_of(image: Image.Image) -> dict[str, np.ndarray]:
+    """Part of a picture → where it lies, (H, W) bool; no part that is empty.
+
+    "nucleus", "cytoplasm" and "outside" of a cell cut out on black; of a smear "nucleus" is all that is stained so, and
+    "outside" the rest.
+    """
+    from scipy.ndimage import binary_fill_holes, gaussian_filter
+
+    pixels = np.asarray(image)
+    cell = foreground(pixels)
+    if (~cell).mean() < BLACK_SHARE:
+        nuclei = stained_nuclei(image)
+        parts = {} if nuclei is None else {"nucleus": nuclei, "outside": ~nuclei}
+    else:
+        density, blur = -np.log((pixels[..., 1] + 1.0) / 256) * cell, max(pixels.shape) / 64
+        smooth = gaussian_filter(density, blur) / np.maximum(gaussian_filter(cell.astype(float), blur), 1e-6)
+        dark = cell & (smooth >= otsu_threshold(smooth[cell])) if cell.any() else cell
+        nucleus = cell & binary_fill_holes(dark)
+        parts = {"nucleus": nucleus, "cytoplasm": cell & ~nucleus, "outside": ~cell}
+    return {name: part for name, part in parts.items() if part.any()}
+
+
+@dataclass(frozen=True)
+class MapShare:
+    """How much of a map lies on what it should mark.
+
+    Attributes:
+        on: "cell" where one is cut out on black, else "nuclei"; "" in a picture with neither.
+        inside: share of the map that lies there, 0–1.
+        filled: the share of what the model saw that it fills, which an indifferent map would have.
+    """
+
+    on: str
+    inside: float = 0.0
+    filled: float = 0.0
+
+
+def map_share(heat: np.ndarray, view: Image.Image, on_cell: float | None = None) -> MapShare:
+    """Where a map of one class over the view, which is what the model saw, lies.
+
+    `on_cell` is its share on the cell, where the prediction measured it.
+    """
+    cell = foreground(np.asarray(view))
+    if float(heat.sum()) <= 0:
+        return MapShare("")
+    if (~cell).mean() >= BLACK_SHARE and cell.any():
+        # Nearly all of such a cell is nucleus: the two are not told apart.
+        inside = share_within(heat, cell) if on_cell is None else on_cell
+        return MapShare("cell", inside, float(cell.mean()))
+    nuclei = stained_nuclei(view)
+    return MapShare("") if nuclei is None else MapShare("nuclei", share_within(heat, nuclei), float(nuclei.mean()))
 
 
 def percentile(block: Mapping[str, Any], name: str, value: float) -> float | None:

@@ -44,7 +44,7 @@ _LEFT_OUT = (
     *("assess.py", "augmentation.py", "build.py", "card.py", "ood_metrics.py", "precision.py"),
     *("recipes.py", "rewrite.py", "thresholds.py"),
 )
-_NOT_NEEDED = ("accelerate", "pydantic", "transformers", "typer")
+_NOT_NEEDED = ("accelerate", "evaluate", "pydantic", "transformers", "typer")
 # Of our requirements, what a prediction imports.
 _TO_PREDICT = (
     *("torch", "torchvision", "timm", "huggingface-hub", "safetensors", "openvino"),

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import BACKGROUND_LEVEL, foreground
@@ -143,14 +144,27 @@ class OodDetector:
         statistics = np.stack([picture_statistics(picture) for picture in pixels])
         return (self.distances(statistics) / self.limit).astype(np.float32)
 
-    def farthest_group(self, pixels: np.ndarray) -> str:
-        """Return which of `GROUPS` sets a picture (S, S, 3) apart most, each relative to its number of statistics."""
-        standard = (picture_statistics(pixels) - self.mean) / self.deviation
-        found = {}
+    def group_distances(self, pixels: np.ndarray) -> dict[str, float]:
+        """How far a picture (S, S, 3) lies in each of `GROUPS`, relative to its number of statistics; usual up to 1."""
+        standard, found = (picture_statistics(pixels) - self.mean) / self.deviation, {}
+        usual = float(self.limit) / np.sqrt(STATISTICS)
         for name, some in GROUPS.items():
             inverse = np.linalg.inv(self.correlation[some, some].astype(np.float64))
-            found[name] = np.einsum("i,ij,j->", standard[some], inverse, standard[some]) / len(inverse)
+            square = np.einsum("i,ij,j->", standard[some], inverse, standard[some]) / len(inverse)
+            found[name] = float(np.sqrt(square)) / usual
+        return found
+
+    def farthest_group(self, pixels: np.ndarray) -> str:
+        """Return which of `GROUPS` sets a picture (S, S, 3) apart most."""
+        found = self.group_distances(pixels)
         return max(found, key=lambda name: found[name])
+
+    def colour_excess(self, pixels: np.ndarray) -> np.ndarray:
+        """Where the colours of a picture (S, S, 3) are unusual: (64, 64) standard deviations beyond the first two."""
+        small = np.asarray(Image.fromarray(pixels).resize((64, 64), Image.Resampling.BOX))
+        # The first six statistics: mean optical density of each channel, and the logarithm of its deviation in a cell.
+        apart = np.abs(_OPTICAL_DENSITY[small] - self.mean[:3]) / np.exp(self.mean[3:6])
+        return np.where(foreground(small), np.maximum(apart.max(axis=-1) - 2, 0), 0).astype(np.float32)
 
     def save(self, path: Path) -> Path:
         """Write ood.safetensors, whole or not at all; an error where the disk refuses."""

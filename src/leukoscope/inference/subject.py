@@ -81,6 +81,11 @@ class SubjectPrediction:
     rule: SubjectRule
 
     @property
+    def is_result(self) -> bool:
+        """Whether probability and interval are a result: not of too few cells, nor out of distribution."""
+        return self.outcome not in (TOO_FEW_CELLS, OUT_OF_DISTRIBUTION)
+
+    @property
     def reason(self) -> str:
         """Why there is no class, as a sentence; "" with a class."""
         if self.outcome == OUT_OF_DISTRIBUTION:
@@ -94,12 +99,12 @@ class SubjectPrediction:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it ready for JSON, with the research notice."""
-        low, high = self.interval or (None, None)
+        low, high = (self.is_result and self.interval) or (None, None)
         return {
             "subject": self.subject,
             "outcome": self.outcome,
             "reason": self.reason,
-            f"p_{self.positive_label}": self.probability,
+            f"p_{self.positive_label}": self.probability if self.is_result else None,
             "low": low,
             "high": high,
             "cells": self.cells,

@@ -1,12 +1,18 @@
-"""The Evidence tab of the demo: the tables of a release's card, and two of its plots, one section for each question."""
+"""The Evidence tab of the demo: the tables of a release's card, two of its plots, scores to choose a point by."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from leukoscope.evaluation.calibration import calibrated
+from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.plots import reliability_diagram
 from leukoscope.inference.prediction import passes_map_checks
+from leukoscope.models.release import PREDICTIONS, ReleaseInfo
 from leukoscope.reports import release_tables as tables
 from leukoscope.reports.formatting import Table, count, metric_name, minutes, new_aliases, pooling, share
 from leukoscope.reports.html import Section, plot_picture, subjects_section
@@ -104,3 +110,50 @@ def _limits(metrics: Metrics) -> list[str]:
             f"{share(worst['kept_share'])} of {unit} {worst['subject']}'s {worst['cells']}."
         )
     return [*lines, *(f"Not measured: {one}." for one in ood.get("not_measured", ()))]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Calibrated probabilities of the positive class for unseen subjects' cells, each class sorted."""
+
+    positives: np.ndarray
+    negatives: np.ndarray
+
+    def at_sensitivity(self, wanted: float) -> Rates:
+        """The highest threshold that still finds the wanted share of positive cells."""
+        missed = int(np.floor((1 - wanted) * len(self.positives) + 1e-9))
+        threshold = float(self.positives[min(missed, len(self.positives) - 1)])
+        found = float((self.positives >= threshold).mean())
+        return Rates(threshold, found, float((self.negatives < threshold).mean()))
+
+
+@dataclass(frozen=True)
+class Rates:
+    """A threshold and the shares of positive and negative cells that it gets right."""
+
+    threshold: float
+    sensitivity: float
+    specificity: float
+
+    def predictive_values(self, prevalence: float) -> tuple[float | None, float | None]:
+        """Positive and negative predictive value where that share of cells is positive; None where nothing is so."""
+        true, false = self.sensitivity * prevalence, (1 - self.specificity) * (1 - prevalence)
+        spared, missed = self.specificity * (1 - prevalence), (1 - self.sensitivity) * prevalence
+        return (
+            true / (true + false) if true + false else None,
+            spared / (spared + missed) if spared + missed else None,
+        )
+
+
+def scores_of(release: ReleaseInfo) -> Scores | None:
+    """The committed predictions of a two-class release, scaled as the release scales them; None where it has none."""
+    metrics = release.metrics
+    points = metrics.get("decisions", {}).get("operating_points")
+    tested = tables.detailed_evaluation(metrics) if metrics.get("evaluations") else None
+    path = release.folder and tested and release.folder / PREDICTIONS / f"{tested['name']}.parquet"
+    if not points or not path or not path.is_file():
+        return None
+    cells = calibrated(CellPredictions.load(path), metrics["calibration"]["temperature"])
+    positive = cells.label_names.index(points["positive_label"])
+    shares, true = cells.probabilities[:, positive], cells.references == positive
+    return Scores(np.sort(shares[true]), np.sort(shares[~true]))

@@ -117,7 +117,7 @@ def subject_report(
 
 def _facts(subject: SubjectPrediction, model: str, revision: str) -> dict[str, str]:
     facts = {"cells": f"{subject.cells}, of which {subject.used} in use and {subject.refused} refused"}
-    if subject.probability is not None and subject.interval is not None:
+    if subject.is_result and subject.interval is not None:
         positive = subject.positive_label
         facts |= {
             f"probability of {positive}": f"{share(subject.probability)} ({span(subject.interval)})",

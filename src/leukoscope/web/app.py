@@ -78,7 +78,7 @@ def build_demo(models: ModelCache) -> gr.Blocks:
             gr.HTML(Localised(lambda: panels.message(t("no_model_yet"), t("get_a_model"))), padding=False)
         with gr.Tabs() as tabs:
             cell_tab = CellTab(models, model)
-            guess.build_tab(models, model, cell_tab.real_cells)
+            guess.build_tab(demo, models, model, cell_tab.real_cells)
             evidence.build_tab(models, model)
             code.build_tab(demo, models, model)
         about = gr.HTML(Localised(partial(describe, models, model.value)), elem_id="about-model", padding=False)
@@ -92,7 +92,10 @@ def build_demo(models: ModelCache) -> gr.Blocks:
 def _head() -> str:
     """Title, purpose, and the link to the page in the other language."""
     other = next(one for one in LANGUAGES if one != language())
-    link = f'<a id="language" href="?lang={other}" lang="{other}" hreflang="{other}">{t("other_language")}</a>'
+    link = (
+        f'<a id="language" href="?lang={other}" lang="{other}" hreflang="{other}" data-other="{t("other_window")}">'
+        f"{t('other_language')}</a>"
+    )
     names = {} if language() == LANGUAGES[0] else {text[LANGUAGES[0]]: text[language()] for text in GRADIO.values()}
     return (
         f'<div class="lk-head" data-lang="{language()}" data-names="{escape(json.dumps(names))}"><h1>Leukoscope</h1>'

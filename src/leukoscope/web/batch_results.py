@@ -17,6 +17,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import open_bytes
+from leukoscope.data.registry import NOT_A_CELL
 from leukoscope.evaluation.bootstrap import cell_intervals, point_metrics, subject_intervals
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.overlap import same_subject, trainings_of
@@ -25,7 +26,7 @@ from leukoscope.inference.scoring import safe_cell
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule
 from leukoscope.reports.formatting import encoded, metric_name, span
 from leukoscope.reports.subject_report import subject_report
-from leukoscope.web.batch_files import Batch, subjects_of
+from leukoscope.web.batch_files import Batch, BatchFile, subjects_of
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import local_number, t
 from leukoscope.web.upload import CELL, File
@@ -61,14 +62,18 @@ class BatchRow:
         """The probability of `called`."""
         return self.probabilities[self.called]
 
-    def open(self) -> Image.Image:
-        """The picture; an error where it was not kept."""
+    def kept(self) -> bytes:
+        """The picture as a file; an error where it was not kept."""
         if not self.picture:
             raise LeukoscopeError(
                 f"{self.name}: of a batch, {MAX_KEPT // 2**20} MB of pictures are kept, and this one is not among "
                 "them; send this subject's cells alone"
             )
-        return Image.open(io.BytesIO(self.picture)).convert("RGB")
+        return self.picture
+
+    def open(self) -> Image.Image:
+        """The picture; an error where it was not kept."""
+        return Image.open(io.BytesIO(self.kept())).convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class BatchResult:
 
     Attributes:
         point: the operating point that its cells are decided at; "" for the most probable class.
-        subjects_by_table: file name → subject, by the CSV.
+        given: the pictures that were read, to be predicted again, and what was given with them.
         problems: one sentence for each file, and each label of a CSV, that could not be used.
     """
 
@@ -87,7 +92,7 @@ class BatchResult:
     revision: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
     point: str = ""
-    subjects_by_table: Mapping[str, str] = field(default_factory=dict)
+    given: Batch = field(default_factory=Batch)
     problems: tuple[str, ...] = ()
 
     @cached_property
@@ -133,7 +138,7 @@ class BatchResult:
 
     def with_subjects(self, pattern: str) -> BatchResult:
         """The same predictions, their subjects found by another pattern, as by `subjects_of`."""
-        subjects = subjects_of([row.name for row in self.rows], pattern, self.subjects_by_table)
+        subjects = subjects_of([row.name for row in self.rows], pattern, self.given.subjects)
         return replace(self, rows=tuple(replace(row, subject=subjects[row.name]) for row in self.rows))
 
     def cells_by_subject(self) -> dict[str, list[BatchRow]]:
@@ -155,7 +160,6 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None, pattern:
     classes = {batch.label_of(name, release.labels) for name in names}
     if batch.archive and not any(subjects.values()) and len(classes) == 1:  # a zip of one subject's cells
         subjects = batch.subjects = dict.fromkeys(names, batch.archive)
-    problems = [*batch.problems, *batch.unknown_labels(release.labels)]
     rows: list[BatchRow] = []
     first_of: dict[str, str] = {}
     kept = 0
@@ -166,23 +170,26 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None, pattern:
                 images.append(open_bytes(file.read(), file.name, max_pixels=CELL.pixels))
                 names.append(file.name)
             except LeukoscopeError as error:
-                problems.append(str(error))
+                batch.problems.append(str(error))
         predictions = models.predict(predictor, images) if images else []
         for name, image, prediction in zip(names, images, predictions, strict=True):
             if (other := first_of.setdefault(prediction.pixel_hash, name)) != name:
-                problems.append(f"{name}: is a copy of {other}, pixel for pixel; it counts once")
+                batch.problems.append(f"{name}: is a copy of {other}, pixel for pixel; it counts once")
                 continue
             picture = encoded(image, "WEBP", quality=0, lossless=True, method=0) if kept < MAX_KEPT else b""
             kept += len(picture)
             image.thumbnail((THUMBNAIL, THUMBNAIL))
-            given = name, batch.label_of(name, release.labels), subjects[name]
+            about = name, batch.label_of(name, release.labels), subjects[name]
             predicted = prediction.decision, prediction.probabilities, prediction.checks
-            rows.append(BatchRow(*given, *predicted, encoded(image, "WEBP", quality=90), picture))
+            rows.append(BatchRow(*about, *predicted, encoded(image, "WEBP", quality=90), picture))
         yield min(first + PICTURES_AT_ONCE, len(batch.files))
     if not rows:
-        raise LeukoscopeError(f"not one picture can be used: {problems[0] if problems else 'none was given'}")
+        raise LeukoscopeError(f"not one picture can be used: {[*batch.problems, 'none was given'][0]}")
+    smears = [t("smear_in_batch", name=row.name) for row in rows if row.decision.outcome == NOT_A_CELL]
+    problems = (*smears, *batch.problems, *batch.unknown_labels(release.labels))
+    given = replace(batch, files=[BatchFile(row.name, row.kept) for row in rows])
     found = tuple(rows), release.labels, str(choice), release.revision, release.metrics
-    yield BatchResult(*found, subjects_by_table=batch.subjects, problems=tuple(problems))
+    yield BatchResult(*found, given=given, problems=problems)
 
 
 def wrong_rows(result: BatchResult) -> list[BatchRow]:

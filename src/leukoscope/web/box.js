@@ -3,15 +3,27 @@
 const PICKS = '#examples button, #smear-examples button, #real-cells button, #ask-field, #ask-batch, [data-cell]'
 const page = document.body.dataset, files = () => document.querySelector('#upload input[type=file]')
 const dim = () => { page.lkBusy = '1' }
+let giving = false, last = Promise.resolve()
+// What is given while an answer is awaited, the first one too, is read after it; the box takes nothing meanwhile.
+const busy = () => page.lkBusy || !document.querySelector('#visit [data-model]')
+const free = async (isFree) => { while (!isFree()) await new Promise((done) => setTimeout(done, 50)) }
 const give = (list) => {
-  if (!files() || !list.length) return
-  const transfer = new DataTransfer()
-  for (const file of list) transfer.items.add(file)
-  files().files = transfer.files
-  files().dispatchEvent(new Event('change', {bubbles: true}))
+  last = last.then(() => free(() => files() && !busy())).then(async () => {
+    dim()
+    const transfer = new DataTransfer()
+    for (const file of await list) transfer.items.add(file)
+    await free(files)
+    files().files = transfer.files
+    giving = true
+    files().dispatchEvent(new Event('change', {bubbles: true}))
+    giving = false
+  }).catch(() => { delete page.lkBusy })
 }
 document.addEventListener('change', (event) => {
-  if (event.target.closest?.('#upload') && event.target.files?.length) dim()
+  if (!event.target.closest?.('#upload') || !event.target.files?.length) return
+  if (giving || !busy()) return dim()
+  event.stopPropagation()
+  give([...event.target.files])
 }, true)
 // Beside the box, the browser would leave the page for the file.
 document.addEventListener('dragover', (event) => event.preventDefault())
@@ -20,23 +32,21 @@ document.addEventListener('drop', (event) => {
   event.preventDefault()
   event.stopPropagation()
   const entries = [...event.dataTransfer.items].map((one) => one.webkitGetAsEntry?.()).filter(Boolean)
-  if (!entries.some((one) => one.isDirectory)) return give(event.dataTransfer.files)
-  dim()
-  zipped(entries).then((file) => give([file]))
+  give(entries.some((one) => one.isDirectory) ? zipped(entries).then((file) => [file]) : [...event.dataTransfer.files])
 }, true)
 document.addEventListener('click', (event) => { if (event.target.closest(PICKS)) dim() }, true)
 document.addEventListener('paste', (event) => {
-  if (!event.target.closest('input, textarea')) give(event.clipboardData.files)
+  if (!event.target.closest('input, textarea') && event.clipboardData.files.length) give([...event.clipboardData.files])
 })
 const ask = window.fetch
 window.fetch = (...request) => ask(...request).catch((error) => {
   if (error.name != 'AbortError') { delete page.lkBusy; page.lkOffline = '1' }
   throw error
 })
+// Back leads to the tab and the example before. What the visitor gave stays: no address could open it again.
 addEventListener('popstate', () => {
   const to = new URL(location).searchParams, shown = document.querySelector('#visit [data-model]')?.dataset ?? {}
   const tab = document.querySelector(`[role=tab][data-tab-id="${to.get('tab') ?? 'cell'}"]`)
-  if (to.get('model') && to.get('model') != shown.model) location.reload()
-  else if (tab && tab.getAttribute('aria-selected') != 'true') tab.click()
-  else document.querySelectorAll('#examples button, #smear-examples button')[to.get('example') - 1]?.click()
+  if (tab && tab.getAttribute('aria-selected') != 'true') tab.click()
+  else if (shown.example) dim(), trigger('select', {index: 0, value: ''})
 })

@@ -171,6 +171,13 @@ class ModelCache:
         except (KeyError, LeukoscopeError):
             return None
 
+    def takes_cut_outs(self, choice: str) -> bool | None:
+        """Whether a model reads cells cut out on black, or pictures of a smear; None where that is not known yet."""
+        with self._lock:
+            loaded = self._loaded.get(choice)
+        release = loaded[0].release if loaded else self.embedded(choice)
+        return release.takes_cut_outs if release else None
+
     def choices(self) -> list[tuple[str, str]]:
         """For a menu of the models offered: a text that begins with what differs, and says what it is for; its name."""
         choices = []

@@ -57,7 +57,8 @@ def script(name: str) -> str:
 
 BOX = script("folder.js") + "\n" + script("box.js")
 
-# The result is there.
+# Something else is asked for; then, its answer is there.
+BUSY = "(...given) => { document.body.dataset.lkBusy = '1'; return given }"
 READY = "() => { delete document.body.dataset.lkBusy; delete document.body.dataset.lkOffline }"
 
 ADDRESS = script("address.js")

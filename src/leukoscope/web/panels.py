@@ -56,13 +56,13 @@ def note(text: str) -> str:
 def decision(result: CellResult, point: str = "") -> str:
     """The decision in a few words over one bar of all classes, and how often such decisions were right."""
     text, decided = result.decision_text(point), result.decision(point)
-    bar = _bar(result.prediction.probabilities)
+    bar = _bar(result.shares(point))
     if not text.has_class:
         bar = details(t("folded_probabilities"), bar)
     plain = text.has_class and not decided.operating_point
     headline = "" if plain else f'<p class="lk-headline">{escape(text.headline)}</p>'
     lines = "".join(note(line) for line in (text.because, result.trust(point), result.remark, *result.warnings) if line)
-    scales = foreign(result.foreign.distances) if result.foreign else ""
+    scales = foreign(result) if result.foreign else ""
     return (
         f'<div role="status"><p class="lk-short{"" if text.has_class else " none"}">{escape(text.short)}</p>'
         f"{headline}</div>{bar}{lines}{scales}"
@@ -71,19 +71,23 @@ def decision(result: CellResult, point: str = "") -> str:
 
 def _bar(probabilities: Mapping[str, float]) -> str:
     parts = names = ""
-    for label, share in sorted(probabilities.items(), key=lambda item: -item[1]):
+    for label, share in probabilities.items():
         stands_for = f" {escape(meaning(label))}" if meaning(label) else ""
         parts += f'<i style="width:{share:.2%}"></i>'
         names += f'<li><b>{escape(label)}</b>{stands_for} <data value="{share:.6f}">{percent(share)}</data></li>'
     return f'<div class="lk-track" aria-hidden="true">{parts}</div><ul class="lk-bars">{names}</ul>'
 
 
-def foreign(distances: Mapping[str, float]) -> str:
-    """How far a refused picture lies from the training cells, a scale for each kind of statistic, and what helps."""
-    rows = ""
-    for name, distance in distances.items():
-        place = 100 * min(distance / 4, 1)
-        far = t("as_usual") if distance <= 1 else t("times_usual", times=local_number(f"{distance:.1f}"))
+def foreign(result: CellResult) -> str:
+    """How far a refused picture lies from the training cells, a scale for each kind of statistic, and what helps.
+
+    The one figure of its distance is the OOD score that it is refused by.
+    """
+    assert result.foreign is not None
+    rows, checks = "", result.prediction.checks
+    for name, distance in result.foreign.distances.items():
+        apart = distance > 1 or ((checks.ood_score or 0.0) > 1 and name == checks.ood_group)
+        place, far = 100 * min(distance / 4, 1), t("beyond_usual" if apart else "as_usual")
         rows += (
             f"<li><span>{escape(t(f'foreign_{name}'))}</span>"
             f'<div class="lk-range" aria-hidden="true"><i style="left:{place:.0f}%"></i></div><span>{far}</span></li>'
@@ -131,42 +135,44 @@ def picture(image: Image.Image, alt: str, side: int = 0) -> str:
     return f'<img src="{source}" alt="{escape(alt)}" {size} draggable="false">'
 
 
-def forms(text: str, results: Sequence[tuple[str, CellResult]]) -> str:
+def forms(text: str, results: Sequence[tuple[str, CellResult]], point: str = "") -> str:
     """Forms of one picture side by side, by name, each with its class and, where it has one, its map."""
     shown = ""
     for name, one in results:
-        label = one.prediction.most_probable
+        label, decided = one.called(point), one.decision(point)
         image = next(filter(None, reversed(one.pictures(label, 0.55))))
         share = percent(one.prediction.probabilities[label])
-        refused = "" if one.decision().label else f" ({escape(outcome_text(one.prediction.outcome))})"
+        refused = "" if decided.label else f" ({escape(outcome_text(decided.outcome))})"
         shown += (
             f"<li>{picture(image, name, 240)}<b>{escape(label)} {share}</b>{refused}<span>{escape(name)}</span></li>"
         )
     return f'<div role="status">{note(text)}<ul class="lk-cells lk-forms">{shown}</ul></div>'
 
 
-def visit(cells: Sequence[tuple[Image.Image, str]], model: str, number: int) -> str:
+def visit(cells: Sequence[CellResult], model: str, number: int) -> str:
     """The cells of a visit, each a button that shows its result again; for an element with `CLICK`.
 
-    The number of the example shown (0 for another picture) goes to the page's address, as the model does.
+    The number of the example shown (0 for another picture) goes to the page's address, as the model does; `data-own`
+    says that a cell is here which no address opens again.
     """
     shown = ""
-    for index, (image, caption) in enumerate(cells):
-        name = escape(t("show_again", caption=caption))
+    for index, one in enumerate(cells):
+        caption, name = one.caption, escape(t("show_again", caption=one.caption))
         shown += (
             f'<li><button type="button" data-cell="{index}" aria-label="{name}" title="{name}">'
-            f"{picture(image, '', 96)}</button><span>{escape(caption)}</span></li>"
+            f"{picture(one.image, '', 96)}</button><span>{escape(caption)}</span></li>"
         )
     strip = f'{note(t("in_this_visit"))}<ul class="lk-cells">{shown}</ul>' if len(cells) > 1 else ""
     example = f' data-example="{number}"' if number else ""
-    return f'<div data-model="{escape(model)}"{example}>{strip}</div>'
+    own = "" if all(one.example for one in cells) else " data-own"
+    return f'<div data-model="{escape(model)}"{example}{own}>{strip}</div>'
 
 
-def explanation(result: CellResult, label: str) -> str:
+def explanation(result: CellResult, label: str, point: str = "") -> str:
     """A class's map in words, the cell's measurements and how the prediction was made."""
     text = result.map_text(label)
     shown = f"<p>{escape(text)}</p>" if text else ""
-    headline = f"<p>{escape(result.decision_text().headline)}</p>"
+    headline = f"<p>{escape(result.decision_text(point).headline)}</p>"
     facts = {**result.morphology, **result.facts()}.items()
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
     return f'<div class="lk-explanation">{headline}{shown}<dl class="lk-facts">{rows}</dl></div>'

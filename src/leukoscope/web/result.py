@@ -15,24 +15,18 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from leukoscope import LeukoscopeError
-from leukoscope.data.fields import otsu_threshold
-from leukoscope.data.images import foreground
 from leukoscope.data.registry import NOT_A_CELL
-from leukoscope.evaluation.morphology import Morphology, measure_cell, stained_nuclei
+from leukoscope.evaluation.morphology import MapShare, Morphology, map_share, measure_cell, parts_of
 from leukoscope.inference.field import drawing_font
-from leukoscope.inference.gradcam import BLACK_SHARE, map_colours, overlay
-from leukoscope.inference.ood import GROUPS, OodDetector, picture_statistics
+from leukoscope.inference.gradcam import map_colours, overlay
 from leukoscope.inference.prediction import REFUSED, Decision, EvidenceScale, HeatMap, Prediction, Thresholds
 from leukoscope.synthetic import SMEAR_LABELS, draw_cell, smear_picture
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import (
     DecisionText,
-    MapShare,
     about_model,
     decision_text,
     local_number,
-    map_share,
     map_text,
     meaning,
     milliseconds,
@@ -61,9 +55,11 @@ class CellResult:
 
     Attributes:
         image, caption: upright RGB, as given, and its file name, or which phantom it is.
+        um_per_pixel: its scale; None where it is not known.
         model: the name picked for the model.
         measured: the cell's measurements; None where the picture is no cell cut out on black.
         example: number of the synthetic picture, from 1; 0 for any other.
+        cell: number of the cell in the field that it was cut out of, from 1; 0 for any other.
         foreign: what sets a refused picture apart; None of any other, and where the release has no detector.
         remark: what was done to the picture before.
     """
@@ -78,6 +74,7 @@ class CellResult:
     measured: Morphology | None = None
     um_per_pixel: float | None = None
     example: int = 0
+    cell: int = 0
     foreign: Foreign | None = None
     remark: str = ""
 
@@ -103,10 +100,23 @@ class CellResult:
             return self.prediction.decision
         return self.thresholds.decide(self.prediction.probabilities, self.prediction.checks, operating_point=point)
 
+    def called(self, point: str = "") -> str:
+        """The class decided on; where there is none, the most probable one."""
+        return self.decision(point).label or self.prediction.most_probable
+
+    def shares(self, point: str = "") -> dict[str, float]:
+        """Class → probability: the class decided on, then the others, most probable first."""
+        called, known = self.called(point), self.prediction.probabilities
+        return dict(sorted(known.items(), key=lambda item: (item[0] != called, -item[1])))
+
     def decision_text(self, point: str = "") -> DecisionText:
-        """That decision in words; a map that lies beside the cell is a caution with it."""
+        """That decision in words; a map that lies on its nuclei less than an indifferent one is a caution with it."""
         text = decision_text(self.decision(point), self.prediction.probabilities, self.thresholds)
-        return replace(text, because=f"{text.because} {self.map_caution}".strip())
+        share = self.map_shares.get(self.called(point))
+        if share is None or share.on != "nuclei" or share.inside >= share.filled:
+            return text
+        caution = t("map_beside", inside=percent(share.inside), filled=percent(share.filled))
+        return replace(text, because=f"{text.because} {caution}".strip())
 
     def trust(self, point: str = "") -> str:
         """How often such decisions were right for subjects whom the model had not seen."""
@@ -121,14 +131,6 @@ class CellResult:
             label: map_share(heat, view, known.checks.on_cell if label == known.most_probable else None)
             for label, heat in self.maps.items()
         }
-
-    @property
-    def map_caution(self) -> str:
-        """That the map of the most probable class lies on its nuclei less than an indifferent map would; else ""."""
-        share = self.map_shares.get(self.prediction.most_probable)
-        if share is None or share.on != "nuclei" or share.inside >= share.filled:
-            return ""
-        return t("map_beside", inside=percent(share.inside), filled=percent(share.filled))
 
     def pictures(
         self, label: str, opacity: float, common_scale: bool = False
@@ -221,7 +223,8 @@ def predict_cell(
         prediction = prediction.in_field(field_share, thresholds)
     foreign = None
     if prediction.outcome in REFUSED and predictor.ood is not None:
-        foreign = measure_foreign(predictor.ood, predictor.release.preprocessing.frame(image))
+        framed, detector = predictor.release.preprocessing.frame(image), predictor.ood
+        foreign = Foreign(detector.group_distances(framed), HeatMap(detector.colour_excess(framed), ""))
     return CellResult(
         image,
         caption,
@@ -235,16 +238,6 @@ def predict_cell(
         foreign=foreign,
         remark=remark,
     )
-
-
-def predict_again(models: ModelCache, result: CellResult, choice: str | None) -> CellResult:
-    """Predict a result's picture with another model.
-
-    A cell of a field is an error: it is decided by how many of the field's cells this model takes as in distribution.
-    """
-    if result.prediction.checks.field_share is not None:
-        raise LeukoscopeError(f"{result.caption}: is a cell of a field that {result.model} read; open the field anew")
-    return predict_cell(models, result.image, result.caption, choice, um_per_pixel=result.um_per_pixel)
 
 
 def changed(models: ModelCache, result: CellResult, images: Sequence[Image.Image]) -> list[CellResult]:
@@ -266,28 +259,6 @@ def changed(models: ModelCache, result: CellResult, images: Sequence[Image.Image
 def turned(models: ModelCache, result: CellResult) -> list[CellResult]:
     """The result, and those of its picture turned by 90°, 180° and 270°."""
     return [result, *changed(models, result, [result.image.rotate(angle, expand=True) for angle in TURNS[1:]])]
-
-
-def parts_of(image: Image.Image) -> dict[str, np.ndarray]:
-    """Part of a picture → where it lies, (H, W) bool; no part that is empty.
-
-    "nucleus", "cytoplasm" and "outside" of a cell cut out on black; of a smear "nucleus" is all that is stained so, and
-    "outside" the rest.
-    """
-    from scipy.ndimage import binary_fill_holes, gaussian_filter
-
-    pixels = np.asarray(image)
-    cell = foreground(pixels)
-    if (~cell).mean() < BLACK_SHARE:
-        nuclei = stained_nuclei(image)
-        parts = {} if nuclei is None else {"nucleus": nuclei, "outside": ~nuclei}
-    else:
-        density, blur = -np.log((pixels[..., 1] + 1.0) / 256) * cell, max(pixels.shape) / 64
-        smooth = gaussian_filter(density, blur) / np.maximum(gaussian_filter(cell.astype(float), blur), 1e-6)
-        dark = cell & (smooth >= otsu_threshold(smooth[cell])) if cell.any() else cell
-        nucleus = cell & binary_fill_holes(dark)
-        parts = {"nucleus": nucleus, "cytoplasm": cell & ~nucleus, "outside": ~cell}
-    return {name: part for name, part in parts.items() if part.any()}
 
 
 def part_at(image: Image.Image, across: int, down: int) -> str:
@@ -319,22 +290,6 @@ class Foreign:
 
     distances: Mapping[str, float]
     map: HeatMap
-
-
-def measure_foreign(detector: OodDetector, pixels: np.ndarray) -> Foreign:
-    """Measure a framed picture, (S, S, 3) uint8, by the statistics of the OOD detector."""
-    standard = ((picture_statistics(pixels) - detector.mean) / detector.deviation).astype(np.float64)
-    usual, distances = float(detector.limit) / np.sqrt(len(standard)), {}
-    for name, some in GROUPS.items():
-        inverse = np.linalg.inv(detector.correlation[some, some].astype(np.float64))
-        square = standard[some] @ inverse @ standard[some] / len(inverse)
-        distances[name] = float(np.sqrt(square)) / usual
-    small = np.asarray(Image.fromarray(pixels).resize((64, 64), Image.Resampling.BOX))
-    # The first six statistics: mean optical density of each channel, and the logarithm of its deviation within a cell.
-    density = -np.log((small + 1.0) / 256)
-    apart = np.abs(density - detector.mean[:3]) / np.exp(detector.mean[3:6])
-    beyond = np.where(foreground(small), np.maximum(apart.max(axis=-1) - 2, 0), 0)
-    return Foreign(distances, HeatMap(beyond.astype(np.float32), ""))
 
 
 def example(number: int) -> tuple[Image.Image, str]:
@@ -383,8 +338,7 @@ def result_image(
         factor = SIDE / max(picture.size)
         size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
         pictures.append(picture.resize(size))
-    shares = sorted(result.prediction.probabilities.items(), key=lambda item: -item[1])
-    decided = result.decision_text(point)
+    shares, decided = result.shares(point), result.decision_text(point)
     lines = [line for text in result.summary(point, label).splitlines() for line in textwrap.wrap(text, LETTERS)]
     width, captions_at = 2 * SIDE + 3 * MARGIN, max(picture.height for picture in pictures) + MARGIN + 4
     bars_at = captions_at + 2 * LINE + MARGIN
@@ -408,7 +362,7 @@ def result_image(
     if not decided.has_class:
         pen.text((MARGIN, top), t("folded_probabilities"), QUIET, font)
         top += LINE
-    for rank, (name, share) in enumerate(shares):
+    for rank, (name, share) in enumerate(shares.items()):
         named = f"{name} ({meaning(name)})" if meaning(name) else name
         pen.text((MARGIN, top), named, INK, font)
         pen.text((width - MARGIN, top), percent(share), INK, font, anchor="ra")

@@ -20,12 +20,9 @@ from typing import Any
 
 import numpy as np
 from gradio.context import LocalContext
-from PIL import Image
 
-from leukoscope.data.images import foreground
 from leukoscope.data.registry import ABSTAIN
-from leukoscope.evaluation.morphology import Morphology, percentile, stained_nuclei
-from leukoscope.inference.gradcam import BLACK_SHARE, share_within
+from leukoscope.evaluation.morphology import MapShare, Morphology, percentile
 from leukoscope.inference.prediction import REFUSED, Decision, Reason, Thresholds
 
 LANGUAGES = ("en", "de")
@@ -187,9 +184,12 @@ def trust_text(decision: Decision, probabilities: Mapping[str, float], metrics: 
         return f"{told[0].upper()}{told[1:]}."
     if decision.operating_point:
         block = (metrics.get("decisions") or {}).get("operating_points") or {"points": {}}
-        value = "ppv" if decision.label == block.get("positive_label") else "npv"
-        right = block["points"].get(decision.operating_point, {}).get("cross_fitted", {}).get(value)
-        return "" if right is None else t("trust_point", right=round(100 * right))
+        positive, measured = block.get("positive_label"), block["points"].get(decision.operating_point, {})
+        known = measured.get("cross_fitted", {})
+        right, prevalence = known.get("ppv" if decision.label == positive else "npv"), known.get("prevalence")
+        if right is None or prevalence is None:  # what such a share is worth depends on the prevalence
+            return ""
+        return t("trust_point", right=round(100 * right), share=percent(prevalence), label=positive)
     calibration = metrics.get("calibration") or {}
     # The curve of the probabilities that are shown: at temperature 1 they are those before scaling.
     side = "before" if calibration.get("temperature") == 1 else "after"
@@ -218,18 +218,22 @@ def reason_text(reason: Reason) -> str:
 def morphology_text(
     cell: Morphology | None, known: Mapping[str, Any], um_per_pixel: float | None = None
 ) -> dict[str, str]:
-    """A cell's measurements in words, beside those of the training cells: the block "morphology" of metrics.json."""
+    """A cell's measurements in words, beside those of the training cells: the block "morphology" of metrics.json.
+
+    A cell of a field, whose scale is known, stands alone: the training cells are measured in another way.
+    """
     if cell is None:
         return {}
+    if um_per_pixel:
+        area = f"{cell.area * um_per_pixel**2:.0f} µm²"
+        return {t("area"): area, t("nucleus_to_cell"): percent(cell.nucleus_share)}
 
     def place(name: str, value: float, text: str) -> str:
         share = percentile(known, name, value)
         return text if share is None else t("larger_than", value=text, share=percent(share))
 
-    pixels = t("pixels", area=local_number(f"{round(cell.area):,}"))
-    area = f"{cell.area * um_per_pixel**2:.0f} µm²" if um_per_pixel else pixels
-    like = (known.get("lobes") or {}).get(str(cell.lobes), 0.0 if known else None)
-    lobes = str(cell.lobes)
+    area = t("pixels", area=local_number(f"{round(cell.area):,}"))
+    like, lobes = (known.get("lobes") or {}).get(str(cell.lobes), 0.0 if known else None), str(cell.lobes)
     return {
         t("area"): place("area", cell.area, area),
         t("nucleus_to_cell"): place("nucleus_share", cell.nucleus_share, percent(cell.nucleus_share)),
@@ -258,37 +262,6 @@ def model_text(metrics: Mapping[str, Any]) -> str:
         parts.append(t("not_on_subjects"))
     parts.append(str(data.get("licence") or ""))
     return " · ".join(part for part in parts if part)
-
-
-@dataclass(frozen=True)
-class MapShare:
-    """How much of a map lies on what it should mark.
-
-    Attributes:
-        on: "cell" where one is cut out on black, else "nuclei"; "" in a picture with neither.
-        inside: share of the map that lies there, 0–1.
-        filled: the share of what the model saw that it fills, which an indifferent map would have.
-    """
-
-    on: str
-    inside: float = 0.0
-    filled: float = 0.0
-
-
-def map_share(heat: np.ndarray, view: Image.Image, on_cell: float | None = None) -> MapShare:
-    """Where a map of one class over the view, which is what the model saw, lies.
-
-    `on_cell` is its share on the cell, where the prediction measured it.
-    """
-    cell = foreground(np.asarray(view))
-    if float(heat.sum()) <= 0:
-        return MapShare("")
-    if (~cell).mean() >= BLACK_SHARE and cell.any():
-        # Nearly all of such a cell is nucleus: the two are not told apart.
-        inside = share_within(heat, cell) if on_cell is None else on_cell
-        return MapShare("cell", inside, float(cell.mean()))
-    nuclei = stained_nuclei(view)
-    return MapShare("") if nuclei is None else MapShare("nuclei", share_within(heat, nuclei), float(nuclei.mean()))
 
 
 def map_text(heat: np.ndarray, share: MapShare, label: str) -> str:

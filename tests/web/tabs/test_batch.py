@@ -39,6 +39,7 @@ from leukoscope.web.batch_results import (
     wrong_rows,
 )
 from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.result import predict_cell
 from leukoscope.web.tabs.batch import (
     ORDERS,
     SAMPLE_CELLS,
@@ -50,8 +51,11 @@ from leukoscope.web.tabs.batch import (
     sample_batch,
     subjects_found,
 )
+from leukoscope.web.tabs.field import example_field
 from leukoscope.web.text import percent, t
 from leukoscope.web.upload import OWN_FOLDER
+
+EMBEDDED = Path(__file__).parents[3] / "model_card"
 
 
 def png(side: int = 32) -> bytes:
@@ -577,6 +581,35 @@ def test_subjects_are_told_apart_and_their_cells_drawn_with_those_refused_in_gre
     assert first_line != other_line
 
 
+def test_too_few_cells_of_a_subject_have_no_figure(tiny_release: Path) -> None:
+    given = (row("a", "", 0.99, "1"), row("b", "", 0.9, "2"), row("c", "", 0.9, "2"))
+    rows = tuple(replace(one, picture=png()) for one in given)
+    result = replace(RESULT, rows=rows, metrics={"subject_rule": RULE, "data": DATA, "decisions": DECISIONS})
+    few, enough = result.subject_predictions
+    assert (few.outcome, enough.outcome) == ("too few cells", "ALL")
+    page, table = batch_summary(result), save_subjects(result).content.decode().splitlines()
+    line = '<th scope="row">1</th><td>too few cells</td><td>–</td><td>–</td>'
+    assert line in page and f"<td>{enough.probability:.3f}</td>" in page
+    assert few.probability is not None and f"{few.probability:.2f}" not in table[1]
+    assert (few.to_dict()["p_ALL"], few.to_dict()["low"], few.to_dict()["high"]) == (None, None, None)
+    report = save_report(ModelCache({"tiny": tiny_release}), replace(result, model="tiny"), "1", "")
+    said = report.content.decode()
+    assert "No class: too few cells" in said and "probability of ALL</dt>" not in said
+
+
+def test_a_smear_among_cells_is_said_to_be_one_and_what_to_do(tmp_path: Path) -> None:
+    models, image = ModelCache({"cnmc": EMBEDDED / "leukoscope-densenet169-cnmc"}), example_field()[0]
+    image.save(buffer := io.BytesIO(), "PNG")
+    path = pack(tmp_path / "cells.zip", {"smear.png": buffer.getvalue(), "cell.png": cell_png(1)})
+    *_, result = predict_batch(models, open_batch([path]), "cnmc", "")
+    assert isinstance(result, BatchResult)
+    (smear,) = (row for row in result.rows if row.name == "smear.png")
+    alone = predict_cell(models, image, "smear.png", "cnmc").decision()
+    assert (smear.decision.outcome, smear.decision.reasons) == (alone.outcome, alone.reasons)
+    said = "smear.png: shows a field of view, no single cell cut out on black; give it alone, and its cells are found"
+    assert result.problems == (said,) and said in batch_summary(result)
+
+
 def test_an_operating_point_changes_cells_and_neither_refused_ones_nor_subjects() -> None:
     rows = (row("a", "", 0.45, "1"), row("b", "", 0.2, "1"), row("c", "", 0.9, "1", ood_score=2.0))
     result = replace(RESULT, rows=rows, metrics={"subject_rule": RULE, "data": DATA, "decisions": DECISIONS})
@@ -757,15 +790,13 @@ def test_the_sample_holds_two_subjects_whom_the_suggested_pattern_finds() -> Non
     found = subjects_of(names, suggested_pattern(names, ("ALL", "HEM")), {})
     assert sorted(set(found.values())) == ["synthetic-1", "synthetic-2"]
     assert len(names) == 2 * SAMPLE_CELLS
-    needed = json.loads(
-        (Path(__file__).parents[3] / "model_card" / "leukoscope-densenet169-cnmc" / "metrics.json").read_text()
-    )["subject_rule"]
+    needed = json.loads((EMBEDDED / "leukoscope-densenet169-cnmc" / "metrics.json").read_text())["subject_rule"]
     assert needed["least_cells"] < SAMPLE_CELLS, "a few of them may be refused"
     assert Image.open(io.BytesIO(sample_batch().files[0].read())).size[0] > 64
 
 
 def test_a_model_of_smears_is_given_smears_and_refuses_none_of_them() -> None:
-    models = ModelCache({"ball4": Path(__file__).parents[3] / "model_card" / "leukoscope-densenet201-ball4"})
+    models = ModelCache({"ball4": EMBEDDED / "leukoscope-densenet201-ball4"})
     with gradio.Blocks():
         sample = BatchPanel(models, gradio.Dropdown(["ball4"])).sample("ball4")
     names = [file.name for file in sample.files]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from html import unescape
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio
@@ -15,27 +17,30 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
+from leukoscope import RESEARCH_NOTICE, Predictor
 from leukoscope.data.registry import OUT_OF_DISTRIBUTION
+from leukoscope.evaluation.morphology import parts_of
 from leukoscope.inference.prediction import Decision, HeatMap
 from leukoscope.web import panels
+from leukoscope.web.batch_files import BatchFile
+from leukoscope.web.batch_results import BatchResult, predict_batch
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result import (
     EXAMPLES,
     SMEAR_EXAMPLES,
+    Foreign,
     covered,
     example,
     part_at,
-    parts_of,
-    predict_again,
     predict_cell,
     result_image,
     save_result,
     smear_example,
     turned,
 )
+from leukoscope.web.tabs.batch import sample_batch
 from leukoscope.web.tabs.cell import CellTab, cover_text, turn_text
-from leukoscope.web.tabs.field import EXAMPLE_PITCH, example_field, predict_field
+from leukoscope.web.tabs.field import EXAMPLE_PITCH, example_field, predict_field, strip
 from leukoscope.web.text import t
 
 
@@ -96,7 +101,8 @@ def test_a_refused_picture_is_told_what_is_foreign_and_where() -> None:
     assert result.foreign is not None and set(result.foreign.distances) == {"colour", "texture", "shape"}
     assert result.foreign.distances["colour"] > 1 and result.foreign.map.evidence.max() > 0
     page = panels.decision(result) + panels.pictures(result, "ALL", 0.5)
-    assert page.count('class="lk-range"') == 3 and "as far as usual" in page
+    assert page.count('class="lk-range"') == 3 and "farther than usual" in page
+    assert len(re.findall(r"\d+\.\d", re.sub("<.*?>", "", panels.decision(result)))) == 1, "one figure, the OOD score"
     assert "Where its colours are unlike" in page and "Map for ALL" not in page
     known = predict_cell(ModelCache({"cnmc": CNMC}), *example(0), "cnmc")
     assert known.foreign is None and "lk-range" not in panels.decision(known)
@@ -167,6 +173,10 @@ def test_a_refused_smear_gets_one_tap_to_what_fits_it() -> None:
     tab, (smear, caption) = _tab(models), smear_example(0)
     refused = predict_cell(models, smear, caption, "cnmc")
     assert tab._proposal(refused).value == "Cut its cells out"
+    # The kind of statistic that it is refused for is never said to be as usual.
+    assert refused.foreign is not None
+    near = replace(refused, foreign=replace(refused.foreign, distances=dict.fromkeys(refused.foreign.distances, 0.9)))
+    assert panels.foreign(near).count("farther than usual") == 1 and panels.foreign(near).count("as usual") == 2
     again = replace(refused, remark="No cell could be cut out: …")
     assert tab._proposal(again).value == "Read it with ball4"
     cell = predict_cell(models, *example(0), "ball4")
@@ -279,16 +289,102 @@ def test_a_saved_result_says_who_answered_and_that_it_is_research(tiny_release: 
         assert image.width > image.height > 450
 
 
-def test_another_model_decides_on_a_field_s_cell_only_where_it_read_the_field(tiny_release: Path) -> None:
-    models = ModelCache({"cnmc": CNMC, "other": tiny_release})
-    seen = predict_cell(models, *example(0), "cnmc", field_share=0.2, um_per_pixel=0.1)
-    assert seen.decision().outcome == OUT_OF_DISTRIBUTION
-    with pytest.raises(
-        LeukoscopeError, match="^Synthetic ALL: is a cell of a field that cnmc read; open the field anew$"
-    ):
-        predict_again(models, seen, "other")
-    again = predict_again(models, predict_cell(models, *example(0), "cnmc", um_per_pixel=0.1), "other")
-    assert again.model == "other" and again.um_per_pixel == 0.1
+def _chosen(tab: CellTab, model: str, result: Any, field: Any, batch: Any) -> dict[Any, Any]:
+    """What the page shows once another model is chosen: result, field and batch were shown before."""
+    page: dict[Any, Any] = {}
+    for step in tab._on_model(model, 0.5, "", result, field, batch, ""):
+        page |= step
+    return page
+
+
+def test_another_model_reads_the_field_again_and_opens_the_same_cell(tiny_release: Path) -> None:
+    ball4 = EMBEDDED / "leukoscope-densenet201-ball4"
+    models = ModelCache({"one": tiny_release, "other": tiny_release, "ball4": ball4})
+    tab = _tab(models)
+    field = predict_field(models, *example_field(), "one", EXAMPLE_PITCH)
+    opened = tab.field.cell(field, 2)
+    assert opened.morphology["Area"].split()[0] in strip(field), "one figure for the area of one cell"
+    for cell, caption in ((None, None), (opened, "Cell 3 of Synthetic field")):
+        page = _chosen(tab, "other", cell, field, None)
+        read, again = page[tab.field.result], page[tab.result]
+        assert read.reading.model == "other" and len(read.reading.cells) == len(field.reading.cells)
+        assert (again and (again.caption, again.model)) == (caption and (caption, "other"))
+    # A model of whole pictures reads the picture, and from there another one the field.
+    page = _chosen(tab, "ball4", opened, field, None)
+    assert page[tab.result].image is field.image and page[tab.result].model == "ball4"
+    page = _chosen(tab, "one", page[tab.result], None, None)
+    scale = page[tab.field.result].reading.field.scale
+    assert scale.um_per_pixel == EXAMPLE_PITCH and not scale.guessed, "the scale that was given is not lost"
+    # What cannot be loaded leaves the field where it is.
+    page = _chosen(tab, "no model", opened, field, None)
+    assert page[tab.field.result] is field and "is no model name" in page[tab.summary]
+    # A cell whose field is gone is not decided without it.
+    page = _chosen(tab, "other", opened, None, None)
+    assert page[tab.result] is None and "is a cell of a field that one read; open the field anew" in page[tab.summary]
+
+
+def test_another_model_reads_a_batch_again(tiny_release: Path) -> None:
+    models = ModelCache({"one": tiny_release, "other": tiny_release})
+    tab, (*_, batch) = _tab(models), predict_batch(models, sample_batch(), "one", r"([^/]+)/")
+    assert isinstance(batch, BatchResult)
+    page = _chosen(tab, "other", None, None, batch)
+    again = page[tab.batch.result]
+    assert again.model == "other" and [row.name for row in again.rows] == [row.name for row in batch.rows]
+    assert [row.subject for row in again.rows] == [row.subject for row in batch.rows]
+    lost = replace(batch, rows=(replace(batch.rows[0], picture=b""),))
+    lost = replace(lost, given=replace(batch.given, files=[BatchFile("1.png", lost.rows[0].kept)]))
+    page = _chosen(tab, "other", None, None, lost)
+    assert page[tab.batch.result].model == "one" and "this one is not among them" in page[tab.summary]
+
+
+def test_a_cell_of_the_visit_leaves_its_field_where_it_is(tiny_release: Path) -> None:
+    models = ModelCache({"one": tiny_release})
+    tab = _tab(models)
+    field = predict_field(models, *example_field(), "one", EXAMPLE_PITCH)
+    kept = [tab.field.cell(field, 0), predict_cell(models, *example(0), "one")]
+    for index, stays in enumerate((True, False)):
+        picked = SimpleNamespace(index=index)
+        page = tab._on_kept(kept, field, None, "one", 0.5, "", picked)  # type: ignore[arg-type]
+        assert (tab.field.result not in page) == stays and page[tab.result] is kept[index]
+
+
+def test_everything_shown_follows_from_the_decision_at_the_operating_point() -> None:
+    models = ModelCache({"cnmc": CNMC})
+    tab, result = _tab(models), predict_cell(models, *example(0), "cnmc")
+    limit = result.thresholds.operating_points["specificity_95"]
+    shares = {"ALL": limit - 0.01, "HEM": 1.01 - limit}  # most probably ALL, and HEM at this point
+    prediction = replace(result.prediction, probabilities=shares)
+    result = replace(result, prediction=replace(prediction, decision=result.thresholds.decide(shares)))
+    assert (result.called(), result.called("specificity_95")) == ("ALL", "HEM")
+    page = tab._on_point(result, "specificity_95", 0.5)
+    assert page[tab.label].value == "HEM" and "Map for HEM" in page[tab.pictures]
+    said = "below the 95\u00a0%-specificity threshold"
+    assert said in page[tab.explanation] and "predicts" not in page[tab.explanation]
+    assert page[tab.summary].index("<b>HEM</b>") < page[tab.summary].index("<b>ALL</b>")
+    assert "<b>HEM " in panels.forms("", [("0°", result)], "specificity_95")
+    assert turn_text([result, result], "specificity_95").startswith("Turned, it stays HEM")
+    assert cover_text(result, {"nucleus": result}, "specificity_95").startswith("Without its nucleus: HEM")
+    page = tab._on_draw(result, "ALL", 0.5, False, "specificity_95")
+    assert said in page[tab.explanation] and "Map for ALL" in page[tab.pictures]
+
+
+def test_a_tap_opens_the_whole_cell_nearest_to_it() -> None:
+    models = ModelCache({"cnmc": CNMC, "ball4": EMBEDDED / "leukoscope-densenet201-ball4"})
+    tab, (image, caption) = _tab(models), example_field()
+    field = predict_field(models, image, caption, "cnmc", EXAMPLE_PITCH)
+    left, top, right, bottom = field.reading.cells[1].cell.box
+    tap = SimpleNamespace(value=[(left - 2) / image.width, (top - 2) / image.height])
+    for model in ("cnmc", "ball4"):
+        refused = predict_cell(models, image, caption, model, um_per_pixel=EXAMPLE_PITCH)
+        refused = replace(refused, foreign=refused.foreign or Foreign({}, HeatMap(np.zeros((2, 2), np.float32), "")))
+        page = tab._on_tap(refused, model, 0.5, "", tap)  # type: ignore[arg-type]
+        shown = page[tab.result].image
+        if model == "cnmc":
+            assert page[tab.result].caption == "Cell 2 of Synthetic field" and page[tab.field.result] is not None
+        else:
+            whole = np.asarray(image.crop((left, top, right, bottom)))
+            found = np.lib.stride_tricks.sliding_window_view(np.asarray(shown), whole.shape)[:, :, 0]
+            assert (found == whole).all(axis=(2, 3, 4)).any(), "no edge of the crop cuts the cell"
 
 
 def test_a_saved_result_holds_the_bars_and_the_colour_scale() -> None:
@@ -324,9 +420,9 @@ def test_what_was_forgotten_is_to_be_given_again() -> None:
         with pytest.raises(gradio.Error, match=told):
             pack(*[None] * count)
     handlers = {fn.__qualname__.split(".")[-1]: fn for fn, _ in inputs if "CellTab" in fn.__qualname__}
-    assert list(handlers["_on_draw"](None, "ALL", 0.5, False).values()) == [panels.placeholder(told)]
-    assert handlers["_on_point"](None, "youden") == panels.placeholder(told)
-    assert handlers["_on_turn"](None) == handlers["_on_cover"](None) == panels.placeholder(told)
+    assert list(handlers["_on_draw"](None, "ALL", 0.5, False, "").values()) == [panels.placeholder(told)]
+    assert list(handlers["_on_point"](None, "youden", 0.5).values()) == [panels.placeholder(told)]
+    assert handlers["_on_turn"](None, "") == handlers["_on_cover"](None, "") == panels.placeholder(told)
 
 
 # A network without Grad-CAM maps

@@ -14,11 +14,12 @@ from starlette.datastructures import URL
 
 from leukoscope import Predictor
 from leukoscope.models.release import ReleaseInfo
+from leukoscope.reports.evidence import Scores, scores_of
 from leukoscope.web.app import build_demo
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.tabs import code as use_from_code
 from leukoscope.web.tabs import evidence
-from leukoscope.web.tabs.evidence import Scores, evidence_page, lead_sentences, points_table, scores_of
+from leukoscope.web.tabs.evidence import evidence_page, lead_sentences, points_table
 
 RELEASES = Path(__file__).parents[3] / "model_card"
 RELEASE = RELEASES / "leukoscope-densenet169-cnmc"
@@ -119,6 +120,8 @@ def test_the_chosen_point_agrees_with_the_release_s_own(folder: Path) -> None:
 def test_without_committed_answers_the_named_points_are_shown() -> None:
     assert scores_of(release(None, METRICS)) is None
     shown = points_table(METRICS, None, 0.95, 0.5)
+    assert "PPV at 50\u00a0%" in shown and "NPV at 50\u00a0%" in shown
+    assert "PPV at 10\u00a0%" in points_table(METRICS, None, 0.95, 0.1), "a predictive value names its prevalence"
     assert "Youden" in shown and "sensitivity, chosen" not in shown and "comes without predictions" in shown
     assert "names no operating points" in points_table({}, None, 0.95, 0.5)
 
@@ -166,7 +169,7 @@ def test_the_snippets_take_as_many_values_as_the_endpoint_gives(tiny_release: Pa
     assert given == ["outcome", "probabilities", "grad_cam", "text", "decision"]
     described = use_from_code.ENDPOINTS["/predict"].split(" → ")[1]
     assert [one.split(" (")[0] for one in described.split(", ")] == given
-    written = use_from_code.snippets("http://127.0.0.1:1/", "tiny")
+    written = use_from_code.snippets("http://127.0.0.1:1/", "tiny", "tiny")
     assert f"{', '.join(given)} = prediction" in written["Python"]
     assert f"[{', '.join(given)}]".replace("grad_cam", "gradCam") in written["JavaScript"]
 
@@ -186,8 +189,17 @@ def test_what_is_no_models_name_stands_in_no_program(tiny_release: Path) -> None
     assert all("https://127.0.0.1:1/" in text for text in fill("tiny", behind_a_proxy)[:1])
 
 
+def test_a_model_of_whole_pictures_is_asked_for_no_field(tiny_release: Path) -> None:
+    demo = build_demo(ModelCache({"ball4": RELEASES / "leukoscope-densenet201-ball4", "tiny": tiny_release}))
+    (fill,) = (block.fn for block in demo.fns.values() if getattr(block.fn, "__name__", "") == "fill")
+    assert fill is not None
+    visit = SimpleNamespace(request=SimpleNamespace(base_url=URL("http://127.0.0.1:1/"), headers={}))
+    _, program, *_ = fill("ball4", visit)
+    assert '"tiny", 0, api_name="/field"' in program and '"ball4", "", api_name="/batch"' in program
+
+
 def test_the_snippets_are_whole_programs() -> None:
-    written = use_from_code.snippets("http://127.0.0.1:1/", "a")
+    written = use_from_code.snippets("http://127.0.0.1:1/", "a", "a")
     for title in ("Python", "Python: fields and batches"):
         compile(written[title], "snippet", "exec")
     # Its open connection would keep Node running for ever.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from leukoscope import LeukoscopeError
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.tabs.guess import CELLS, new_round, phantoms, score
+from leukoscope.web.tabs.guess import CELLS, hint, new_round, phantoms, score, shared_round
 
 EMBEDDED = Path(__file__).parents[3] / "model_card"
 
@@ -40,8 +42,28 @@ def test_you_the_model_and_size_alone_are_counted_on_the_same_cells() -> None:
     assert f"Cells drawn by a program test no model. On real ones: {lead}" in page
     assert "Cell size alone: 78." in page
     assert ended.right([one.size for one in found.cells]) == sum(one.size == one.label for one in found.cells)
+    assert "who shared it" not in page
+    assert re.search(r'"\?tab=guess&amp;round=7&amp;right=10" target="_blank"', page)
+    assert "<td>6 / 10</td>" in score(replace(ended, rival=6)) and "who shared it" in score(replace(ended, rival=6))
     real = score(replace(ended, seed=-1))
     assert "test no model" not in real and "round=" not in real, "real cells cannot be drawn again"
+
+
+@pytest.mark.parametrize(
+    ("address", "round", "said"),
+    [
+        ({"round": "7", "right": "6"}, (7, 6), "To beat: 6 of 10."),
+        ({"round": "10007"}, (7, -1), "you, the model, and size alone"),
+        ({"round": "7", "right": "11"}, (7, -1), "you, the model, and size alone"),
+        ({"round": "9" * 5000, "right": "²"}, (-1, -1), "you, the model, and size alone"),
+        ({"right": "6"}, (-1, -1), "you, the model, and size alone"),
+    ],
+)
+def test_a_shared_round_is_announced_with_the_score_to_beat(
+    address: dict[str, str], round: tuple[int, int], said: str
+) -> None:
+    assert shared_round(address) == round
+    assert said in hint(SimpleNamespace(query_params=address))  # type: ignore[arg-type]
 
 
 def test_a_model_of_other_classes_is_named() -> None:

@@ -335,9 +335,10 @@ def _subjects(result: BatchResult) -> str:
         return f"{_seen(result)}<h2>{t('by_subject')}</h2>{panels.table(heads, rows)}" if rows else ""
     positive, rows = result.subject_predictions[0].positive_label, []
     for one in result.subject_predictions:
-        share = "–" if one.probability is None else local_number(f"{one.probability:.3f}")
-        low, high = (local_number(f"{edge:.3f}") for edge in one.interval or (0.0, 0.0))
-        span = "–" if one.interval is None else t("span", low=low, high=high)
+        share = span = "–"
+        if one.is_result and one.probability is not None and one.interval is not None:
+            share, low, high = (local_number(f"{value:.3f}") for value in (one.probability, *one.interval))
+            span = t("span", low=low, high=high)
         counted = map(str, (one.cells, one.refused, one.abstained))
         seen = f" ({t('in_training')})" if one.subject in result.trained_on else ""
         rows.append((f"{one.subject}{seen}", outcome_text(one.outcome), share, span, *counted))

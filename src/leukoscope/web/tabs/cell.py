@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
+from math import hypot
 from threading import Lock
 from typing import Any
 
@@ -17,15 +19,16 @@ import gradio as gr
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.fields import UnusableField, looks_like_smear
+from leukoscope.data.fields import UnusableField, find_cells, looks_like_smear
 from leukoscope.data.loading import StreamedCell, stream_cells
 from leukoscope.data.registry import DATASETS, NOT_A_CELL, DatasetInfo, trained_on
 from leukoscope.inference.prediction import FIELD_NEEDS
 from leukoscope.synthetic import knows_smears
 from leukoscope.web import panels, upload
 from leukoscope.web.batch_files import Batch, is_batch, open_batch
-from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import ADDRESS, BOX, EACH, LAST, PRIVATE, QUIET, READY, REVEAL, SESSION_SECONDS, Updates
+from leukoscope.web.batch_results import BatchResult
+from leukoscope.web.model_cache import MOST_CELLS, ModelCache
+from leukoscope.web.page import ADDRESS, BOX, BUSY, EACH, LAST, PRIVATE, QUIET, READY, REVEAL, SESSION_SECONDS, Updates
 from leukoscope.web.result import (
     EXAMPLES,
     OPACITY,
@@ -35,20 +38,19 @@ from leukoscope.web.result import (
     covered,
     example,
     part_at,
-    predict_again,
     predict_cell,
     save_result,
     smear_example,
     turned,
 )
-from leukoscope.web.tabs.batch import BatchPanel
+from leukoscope.web.tabs.batch import ORDERS, BatchPanel
 from leukoscope.web.tabs.field import EXAMPLE_PITCH, FieldPanel, FieldResult, example_field, predict_field
 from leukoscope.web.text import Localised, localised, percent, point_name, t
 
 # Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
 KEPT_CELLS, KEPT_PIXELS = 8, upload.CELL.pixels
 FLAG = ": give the scale"  # begins what only a command can do
-CROP = 0.3  # of the shorter side: what is cut out round a tap
+CROP = 0.3  # of the shorter side: what is cut out round a tap where no cell is found
 
 
 class CellTab:
@@ -57,17 +59,17 @@ class CellTab:
     def __init__(self, models: ModelCache, model: gr.Dropdown) -> None:
         self.models, self.model = models, model
         self.reads_cells, self.reads_smears = (
-            next((name for name in models.names if _reads_cut_outs(models, name) is kind), "") for kind in (True, False)
+            next((name for name in models.names if models.takes_cut_outs(name) is kind), "") for kind in (True, False)
         )
         self._examples: dict[tuple[str, int], CellResult] = {}
         self._real = RealCells()
-        smears = _reads_cut_outs(models, model.value or "") is False
+        smears = models.takes_cut_outs(model.value or "") is False
         quiet: dict[str, Any] = {"show_label": False, "height": "auto", "allow_preview": False, "buttons": []}
         with gr.Tab(localised("tab_cell"), id="cell"):
             with gr.Row(elem_id="cell-row"):
                 with gr.Column(scale=2, min_width=240, elem_id="cell-given"):
                     self.upload = upload.files_upload(show_label=False, height=130, elem_id="upload")
-                    gr.HTML(Localised(panels.box), js_on_load=BOX, elem_id="box", padding=False)
+                    self.back = gr.HTML(Localised(panels.box), js_on_load=BOX, elem_id="box", padding=False)
                     gr.HTML(Localised(lambda: panels.note(t("pick_one"))), elem_id="pick-one", padding=False)
                     self.cells = gr.Gallery(
                         [(example(number)[0], label) for number, (label, *_) in enumerate(EXAMPLES)],
@@ -146,18 +148,18 @@ class CellTab:
                 yield {**opened, **self.clear(panels.placeholder(t("cell_hint")))}
                 return
             if named != choice:
-                waiting = self.clear(panels.placeholder(t("loading_model", model=named)))
-                yield {**opened, self.model: named, **waiting}
+                yield {**opened, **self.clear(panels.placeholder(t("loading_model", model=named)))}
 
             def first() -> Updates:
                 result = self._example(named, int(number) if number.isdecimal() else 1)
                 return self.show(replace(result, caption=t("an_example", caption=result.caption)), opacity, None)
 
-            yield {**opened, **self.attempt(first)}
+            yield {**opened, self.model: named, **self.attempt(first)}
 
         # Not in `outputs`, whose other events leave them as they are.
         opened = [self.model, tabs, *self.outputs]
-        self._afterwards(demo.load(on_load, [self.model, self.opacity], opened, **QUIET))
+        for event in (demo.load, self.back.select):
+            self._afterwards(event(on_load, [self.model, self.opacity], opened, **QUIET))
         tabs.change(None, js=ADDRESS, **PRIVATE)
 
     def _example(self, choice: str | None, number: int) -> CellResult:
@@ -185,13 +187,14 @@ class CellTab:
             return self.clear(panels.message(t("failed"), str(error)))
 
     def show(self, result: CellResult, opacity: float, point: str | None, *, keep: bool = False) -> Updates:
-        """Updates that show a result, opened at the most probable class and, where it has it, the same point.
+        """Updates that show a result as it is decided at a point, where it has it, and the map of that class.
 
         Args:
             keep: leave the field or the batch that the cell comes from where it is.
         """
         points, labels = list(result.thresholds.operating_points), list(result.prediction.probabilities)
         point = point if point in points else ""
+        called = result.called(point)
         offered = [
             (t("most_probable_class"), ""),
             *((t("threshold_of", point=point_name(name)), name) for name in points),
@@ -205,11 +208,11 @@ class CellTab:
             # Of a refused picture they would only show more that is no result.
             **{one: gr.Button(visible=result.foreign is None) for one in (self.turn, self.cover)},
             self.controls: gr.Accordion(visible=True),
-            self.label: gr.Radio(labels, value=result.prediction.most_probable, visible=bool(result.maps)),
+            self.label: gr.Radio(labels, value=called, visible=bool(result.maps)),
             self.point: gr.Dropdown(offered, value=point, visible=bool(points)),
             self.common_scale: gr.Checkbox(False, visible=bool(result.maps) and result.scale.strong is not None),
             self.forms: "",
-            **self._draw(result, result.prediction.most_probable, opacity),
+            **self._draw(result, called, opacity, point=point),
             **others,
         }
 
@@ -227,11 +230,13 @@ class CellTab:
         text = use_model(fitting) if fitting else t("cut_out")
         return gr.Button(text, visible=fitting != result.model)
 
-    def _draw(self, result: CellResult, label: str, opacity: float, common_scale: bool = False) -> Updates:
+    def _draw(
+        self, result: CellResult, label: str, opacity: float, common_scale: bool = False, point: str | None = ""
+    ) -> Updates:
         """Updates that show one class's map at one opacity."""
         return {
             self.pictures: panels.pictures(result, label, opacity, common_scale),
-            self.explanation: panels.explanation(result, label),
+            self.explanation: panels.explanation(result, label, point or ""),
         }
 
     def clear(self, html: str) -> Updates:
@@ -242,28 +247,41 @@ class CellTab:
         return {self.summary: html, **gone, **empty, **self.field.clear(), **self.batch.clear()}
 
     def read(
-        self, image: Image.Image, caption: str, remark: str, choice: str | None, opacity: float, point: str | None
+        self,
+        image: Image.Image,
+        caption: str,
+        remark: str,
+        choice: str | None,
+        opacity: float,
+        point: str | None,
+        um_per_pixel: float | None = None,
+        number: int = 0,
     ) -> Updates:
-        """Updates that show what a picture holds: a cell as it is, or the cells of a smear, cut out."""
-        cuts = self.models.predictor(choice).release.takes_cut_outs is not False and looks_like_smear(image)
-        if not cuts:
-            return self.show(predict_cell(self.models, image, caption, choice, remark=remark), opacity, point)
-        try:
-            field = predict_field(self.models, image, caption, choice)
-        except UnusableField as error:
-            reason = str(error).removeprefix(f"{caption}: ").partition(FLAG)[0]
-            unfound = f"{remark} {t('no_cut_out', reason=reason)}".strip()
-            return self.show(predict_cell(self.models, image, caption, choice, remark=unfound), opacity, point)
-        return self._show_field(field, remark, opacity, point)
+        """Updates that show what a picture holds: a cell as it is, or the cells of a smear, cut out.
 
-    def _show_field(self, field: FieldResult, remark: str, opacity: float, point: str | None) -> Updates:
-        """Updates that show a field, and its cell where it has but one."""
-        whole = [number for number, one in enumerate(field.reading.cells) if one.prediction]
+        Args:
+            um_per_pixel: its scale, where it is known.
+            number: the cell of a smear that is opened, from 1; 0 for none, unless it is the only one.
+        """
+        if self.models.predictor(choice).release.takes_cut_outs is not False and looks_like_smear(image):
+            try:
+                field = predict_field(self.models, image, caption, choice, um_per_pixel)
+            except UnusableField as error:
+                reason = str(error).removeprefix(f"{caption}: ").partition(FLAG)[0]
+                remark = f"{remark} {t('no_cut_out', reason=reason)}".strip()
+            else:
+                return self._show_field(field, remark, opacity, number)
+        cell = predict_cell(self.models, image, caption, choice, um_per_pixel=um_per_pixel, remark=remark)
+        return self.show(cell, opacity, point)
+
+    def _show_field(self, field: FieldResult, remark: str, opacity: float, number: int) -> Updates:
+        """Updates that show a field, and one of its cells as the field decides on it."""
+        whole = [at for at, one in enumerate(field.reading.cells, start=1) if one.prediction]
         shown = self.clear(panels.placeholder(t("click_a_cell") if whole else t("field_none")))
-        if len(whole) == 1:
-            opened = self.field.cell(field, whole[0])
-            opened = replace(opened, remark=f"{remark} {t('was_cut_out')}".strip())
-            shown = self.show(opened, opacity, point)
+        number = whole[0] if len(whole) == 1 else number
+        if number in whole:
+            opened = replace(self.field.cell(field, number - 1), remark=f"{remark} {t('was_cut_out')}".strip())
+            shown = self.show(opened, opacity, "")
         share, other = field.reading.in_distribution, self.reads_smears
         if other and share is not None and share < FIELD_NEEDS:
             shown[self.propose] = gr.Button(use_model(other), visible=True)
@@ -282,11 +300,12 @@ class CellTab:
             given.append(gallery.select(self._on_pick(gallery), inputs, [gallery, *self.outputs], **EACH))
         for event in given:
             self._afterwards(event.then(None, js=REVEAL, **PRIVATE))
+        shown = [self.result, self.field.result, self.batch.result, self.batch.pattern]
+        outputs = [self.cells, self.smears, self.ask_field, *with_files]
+        changed = self.model.change(self._on_model, [*self.chosen, *shown], outputs, js=BUSY, cancels=running, **LAST)
+        self._afterwards(changed)
+        running.append(changed)
         self._afterwards(self.batch.stop.click(self._on_stop, self.upload, with_files, cancels=running, **LAST))
-        outputs = [self.cells, self.smears, self.ask_field, *self.outputs]
-        self._afterwards(
-            self.model.change(self._on_model, [*self.chosen, self.result], outputs, cancels=running, **LAST)
-        )
         self.ask_real.click(
             self._on_ask_real, self.model, [self.real_data, self.real, self.real_note],
             show_progress_on=[self.real_note], **PRIVATE,
@@ -294,20 +313,21 @@ class CellTab:
 
     def _wire_result(self) -> None:
         """Connect what stands beside and below a result."""
-        inputs: list[Any] = [self.result, self.label, self.opacity, self.common_scale]
-        for control in inputs[1:]:
+        inputs: list[Any] = [self.result, self.label, self.opacity, self.common_scale, self.point]
+        for control in inputs[1:-1]:
             control.input(self._on_draw, inputs, [self.summary, self.pictures, self.explanation], **LAST)
-        self.point.input(self._on_point, [self.result, self.point], self.summary, **LAST)
-        self.turn.click(self._on_turn, self.result, self.forms, show_progress_on=[self.forms], **PRIVATE)
-        self.cover.click(self._on_cover, self.result, self.forms, show_progress_on=[self.forms], **PRIVATE)
-        with_model = [self.model, *self.outputs]
-        self._afterwards(self.visit.select(self._on_kept, [self.kept, *self.chosen], with_model, **EACH))
+        decided = [self.result, self.point]
+        self.point.input(self._on_point, [*decided, self.opacity], self.outputs, **LAST)
+        for button, show in ((self.turn, self._on_turn), (self.cover, self._on_cover)):
+            button.click(show, decided, self.forms, show_progress_on=[self.forms], **PRIVATE)
+        with_model, below = [self.model, *self.outputs], [self.field.result, self.batch.result]
+        self._afterwards(self.visit.select(self._on_kept, [self.kept, *below, *self.chosen], with_model, **EACH))
         self._afterwards(self.pictures.select(self._on_tap, [self.result, *self.chosen], self.outputs, **EACH))
         proposed = [self.result, self.field.result, *self.chosen]
         self._afterwards(self.propose.click(self._on_propose, proposed, with_model, **LAST))
         for panel in (self.field, self.batch):
             for component in panel.cells:
-                opened = component.select(self._on_cell(panel), [panel.result, *self.chosen], self.outputs, **EACH)
+                opened = component.select(self._on_cell(panel), [panel.result, self.opacity], self.outputs, **EACH)
                 self._afterwards(opened.then(None, js=REVEAL, **PRIVATE))
 
     def _afterwards(self, event: Any) -> None:
@@ -328,7 +348,7 @@ class CellTab:
             while len(kept) > 1 and sum(one.image.width * one.image.height for one in kept) > KEPT_PIXELS:
                 kept.pop()
         number = result.example if result else 0
-        return kept, panels.visit([(one.image, one.caption) for one in kept], choice or "", number)
+        return kept, panels.visit(kept, choice or "", number)
 
     def _on_upload(
         self, paths: list[str] | None, choice: str | None, opacity: float, point: str | None, pattern: str
@@ -376,29 +396,56 @@ class CellTab:
         return pick
 
     def _on_field(self, choice: str | None, opacity: float, point: str | None) -> Updates:
-        def show() -> Updates:
-            field = predict_field(self.models, *example_field(), choice, EXAMPLE_PITCH)
-            return self._show_field(field, "", opacity, point)
-
-        return self.attempt(show)
+        (image, caption), pitch = example_field(), EXAMPLE_PITCH
+        return self.attempt(lambda: self.read(image, caption, "", choice, opacity, point, pitch))
 
     def _on_model(
-        self, choice: str | None, opacity: float, point: str | None, result: CellResult | None
+        self,
+        choice: str | None,
+        opacity: float,
+        point: str | None,
+        result: CellResult | None,
+        field: FieldResult | None,
+        batch: BatchResult | None,
+        pattern: str,
     ) -> Iterator[Updates]:
-        def shown() -> Updates:
+        """Read what is shown with the model that was chosen; a field or a batch that cannot be read stays."""
+
+        def again() -> Updates:
+            if field is not None:
+                scale, number = field.reading.field.scale, result.cell if result else 0
+                given = None if scale is None or scale.guessed else scale.um_per_pixel
+                return self.read(field.image, field.reading.source, "", choice, opacity, point, given, number)
             if result is None:
                 return self.clear(panels.placeholder(t("model_ready", model=choice)))
             if result.example:
                 return self.show(self._example(choice, result.example), opacity, point)
-            return self.show(predict_again(self.models, result, choice), opacity, point)
+            if result.cell:  # decided by how many of its field's cells a model takes as in distribution
+                raise LeukoscopeError(
+                    f"{result.caption}: is a cell of a field that {result.model} read; open the field anew"
+                )
+            return self.read(result.image, result.caption, "", choice, opacity, point, result.um_per_pixel)
 
         if result is not None and result.model == choice:  # opened by the page's address, or from a visit
             yield self._offered(choice)
             return
-        if choice not in self.models.loaded:
-            # The result of the model before must not stand below the name of this one.
-            yield self.clear(panels.placeholder(t("loading_model", model=choice)))
-        yield self.attempt(lambda: {**self._offered(choice), **shown()})
+        # The result of the model before must not stand below the name of this one.
+        waits = "reading" if choice in self.models.loaded else "loading_model"
+        yield {self.upload: None, **self.clear(panels.placeholder(t(waits, model=choice)))}
+        try:
+            offered = self._offered(choice)
+            for file in batch.given.files if batch else ():
+                file.read()  # an error where its picture was not kept
+        except LeukoscopeError as error:
+            kept: Updates = self.field.show(field) if field else {}
+            kept |= self.batch.show(batch, next(iter(ORDERS)), batch.point) if batch else {}
+            yield {**self.clear(panels.message(t("failed"), str(error))), **kept}
+            return
+        yield offered
+        if batch is None:
+            yield self.attempt(again)
+        else:
+            yield from self._predict_batch(lambda: batch.given, choice, pattern)
 
     def _offered(self, choice: str | None) -> Updates:
         """Synthetic pictures of the kind that a model reads; smears are drawn when a model first asks for them."""
@@ -419,55 +466,89 @@ class CellTab:
         return {self.real_data: info.name, self.real: shown, self.real_note: attribution(info)}
 
     def _on_kept(
-        self, kept: list[CellResult] | None, choice: str | None, opacity: float, point: str | None, picked: gr.EventData
+        self,
+        kept: list[CellResult] | None,
+        field: FieldResult | None,
+        batch: BatchResult | None,
+        choice: str | None,
+        opacity: float,
+        point: str | None,
+        picked: gr.EventData,
     ) -> Updates:
         if not kept:
             return self.clear(panels.placeholder(t("result_deleted")))
         result = kept[picked.index]
-        # It must not stand below the name of another model.
-        model = gr.skip() if result.model == choice else result.model
-        return {self.model: model, **self.show(result, opacity, point)}
+        if result.model != choice:  # it must not stand below the name of another model
+            return {self.model: result.model, **self.show(result, opacity, point)}
+        below = [t("cell_of", number=result.cell, source=field.reading.source)] if field else []
+        below += [row.name for row in batch.rows] if batch else []
+        return self.show(result, opacity, point, keep=result.caption in below)
 
-    def _on_draw(self, result: CellResult | None, label: str, opacity: float, common_scale: bool) -> Updates:
+    def _on_draw(
+        self, result: CellResult | None, label: str, opacity: float, common_scale: bool, point: str | None
+    ) -> Updates:
         if result is None:
             return {self.summary: panels.placeholder(t("result_deleted"))}
-        return self._draw(result, label, opacity, common_scale)
+        return self._draw(result, label, opacity, common_scale, point)
 
-    def _on_point(self, result: CellResult | None, point: str | None) -> str:
-        return panels.placeholder(t("result_deleted")) if result is None else panels.decision(result, point or "")
+    def _on_point(self, result: CellResult | None, point: str | None, opacity: float) -> Updates:
+        if result is None:
+            return {self.summary: panels.placeholder(t("result_deleted"))}
+        # What is proposed for a field stays with it; the menu itself, made anew, would ask again.
+        return {**self.show(result, opacity, point, keep=True), self.propose: gr.skip(), self.point: gr.skip()}
 
-    def _on_turn(self, result: CellResult | None) -> str:
+    def _on_turn(self, result: CellResult | None, point: str | None) -> str:
         def show(one: CellResult) -> str:
             found = turned(self.models, one)
             shown = [(f"{angle}°", form) for angle, form in zip(TURNS, found, strict=True)]
-            return panels.forms(turn_text(found), shown)
+            return panels.forms(turn_text(found, point or ""), shown, point or "")
 
         return _formed(show, result)
 
-    def _on_cover(self, result: CellResult | None, names: Sequence[str] = ()) -> str:
+    def _on_cover(self, result: CellResult | None, point: str | None, names: Sequence[str] = ()) -> str:
         def show(one: CellResult) -> str:
             found = covered(self.models, one, names)
             shown = [(t(f"without_{name}"), form) for name, form in found.items()]
-            return panels.forms(cover_text(one, found), [(t("as_given"), one), *shown])
+            return panels.forms(cover_text(one, found, point or ""), [(t("as_given"), one), *shown], point or "")
 
         return _formed(show, result)
 
     def _on_tap(
         self, result: CellResult | None, choice: str | None, opacity: float, point: str | None, tap: gr.EventData
     ) -> Updates:
-        """Cover the part that was tapped; of a refused picture that shows more than a cell, cut out what was."""
+        """Cover the part that was tapped; of a refused picture with more than a cell, cut out the one nearest to it."""
         if result is None:
             return self.clear(panels.placeholder(t("result_deleted")))
         across, down = (min(max(float(value), 0.0), 0.999) for value in tap.value)
         x, y = across * result.image.width, down * result.image.height
         if result.foreign is None:
             part = part_at(result.image, int(x), int(y))
-            return {self.forms: self._on_cover(result, [part]) if part else panels.note(t("no_parts"))}
+            return {self.forms: self._on_cover(result, point, [part]) if part else panels.note(t("no_parts"))}
         if result.measured is not None:
             return {self.forms: gr.skip()}
-        half = CROP * min(result.image.size) / 2
-        crop = result.image.crop((max(0, int(x - half)), max(0, int(y - half)), int(x + half), int(y + half)))
-        return self.attempt(lambda: self.read(crop, result.caption, t("was_cropped"), choice, opacity, point))
+        given, found = (result.image, result.caption), None
+        with suppress(UnusableField):
+            found = find_cells(result.image, um_per_pixel=result.um_per_pixel, most_cells=MOST_CELLS)
+        whole = {at: one.box for at, one in enumerate(found.cells if found else (), start=1) if one.whole}
+
+        def away(number: int) -> tuple[float, float]:
+            left, top, right, bottom = whole[number]
+            outside = hypot(max(left - x, 0, x - right), max(top - y, 0, y - bottom))
+            return outside, hypot((left + right) / 2 - x, (top + bottom) / 2 - y)
+
+        def cut_out() -> Updates:
+            number, at, half = min(whole, key=away, default=0), (x, y), CROP * min(result.image.size) / 2
+            cuts = self.models.predictor(choice).release.takes_cut_outs is not False
+            if number and cuts and looks_like_smear(result.image):
+                return self.read(*given, "", choice, opacity, point, result.um_per_pixel, number)
+            if number:
+                left, top, right, bottom = whole[number]
+                at, half = ((left + right) / 2, (top + bottom) / 2), max(half, 0.6 * max(right - left, bottom - top))
+            left, top = int(max(0, at[0] - half)), int(max(0, at[1] - half))
+            crop = result.image.crop((left, top, int(at[0] + half), int(at[1] + half)))
+            return self.read(crop, result.caption, t("was_cropped"), choice, opacity, point)
+
+        return self.attempt(cut_out)
 
     def _on_propose(
         self,
@@ -478,9 +559,7 @@ class CellTab:
         point: str | None,
     ) -> Updates:
         if field is not None:  # whose cells are unlike those of this model
-            other, name = self.reads_smears, field.reading.source
-            show = partial(predict_cell, self.models, field.image, name, other)
-            return {self.model: other, **self.attempt(lambda: self.show(show(), opacity, point))}
+            return {self.model: self.reads_smears}
         if result is None:
             return self.clear(panels.placeholder(t("result_deleted")))
         if fitting := self._fitting(result):
@@ -488,10 +567,12 @@ class CellTab:
         return self.attempt(lambda: self.read(result.image, result.caption, "", choice, opacity, point))
 
     def _on_cell(self, panel: FieldPanel | BatchPanel) -> Callable[..., Updates]:
-        def opened(shown: Any, choice: str | None, opacity: float, point: str | None, picked: gr.EventData) -> Updates:
+        def opened(shown: Any, opacity: float, picked: gr.EventData) -> Updates:
             if shown is None:
                 return self.clear(panels.placeholder(t("result_deleted")))
             try:
+                # Decided as in the list that it is opened from.
+                point = shown.point if panel is self.batch else ""
                 cell = self.show(panel.cell(shown, picked.index), opacity, point, keep=True)
             except LeukoscopeError as error:
                 return {self.summary: panels.message(t("failed"), str(error))}
@@ -540,12 +621,6 @@ class CellTab:
             gr.Button("predict").click(predict, inputs, outputs, api_name="predict")
 
 
-def _reads_cut_outs(models: ModelCache, name: str) -> bool | None:
-    """Whether a model reads cells cut out on black, or pictures of a smear; None where that is not known."""
-    release = models.embedded(name)
-    return release.takes_cut_outs if release else None
-
-
 def use_model(name: str) -> str:
     """What a button says that reads a picture with another model."""
     return t("use_model", model=name.removeprefix("leukoscope-"))
@@ -565,20 +640,20 @@ def _formed(show: Callable[[CellResult], str], result: CellResult | None) -> str
         return panels.message(t("failed"), str(error))
 
 
-def turn_text(results: Sequence[CellResult]) -> str:
+def turn_text(results: Sequence[CellResult], point: str = "") -> str:
     """Whether a picture is predicted alike whichever way it is turned."""
-    label = results[0].prediction.most_probable
+    label = results[0].called(point)
     shares = [one.prediction.probabilities[label] for one in results]
-    same = all(one.prediction.most_probable == label for one in results)
+    same = all(one.called(point) == label for one in results)
     low, high = percent(min(shares)), percent(max(shares))
     return t("turn_same" if same else "turn_differs", label=label, low=low, high=high)
 
 
-def cover_text(result: CellResult, found: Mapping[str, CellResult]) -> str:
-    """What the most probable class loses without each part."""
+def cover_text(result: CellResult, found: Mapping[str, CellResult], point: str = "") -> str:
+    """What the class decided on, or else the most probable one, loses without each part."""
     if not found:
         return t("no_parts")
-    label = result.prediction.most_probable
+    label = result.called(point)
     before = percent(result.prediction.probabilities[label])
     return " ".join(
         t("without", part=t(f"without_{name}"), label=label, before=before,

@@ -33,7 +33,7 @@ _PYTHON_MORE = """from gradio_client import Client, handle_file
 
 client = Client("{address}")
 # A smear: micrometres per pixel, or 0 to have the scale read from the red cells.
-reading, boxes = client.predict(handle_file("smear.png"), "{model}", 0, api_name="/field")
+reading, boxes = client.predict(handle_file("smear.png"), "{field_model}", 0, api_name="/field")
 print(reading["summary"])
 # Many cells, or a zip of them: a pattern that finds the subject in a file's name, or "".
 files = [handle_file("cell.png")]
@@ -77,9 +77,12 @@ def serves_mcp() -> bool:
     return hasattr(GradioMCPServer, "StreamableHTTPSessionManager")
 
 
-def snippets(address: str, model: str) -> dict[str, str]:
-    """Title → a program that has this server, by its address with a slash at the end, predict with a model."""
-    return {title: text.format(address=address, model=model) for title, _, text in SNIPPETS}
+def snippets(address: str, model: str, field_model: str) -> dict[str, str]:
+    """Title → a program that has this server, by its address with a slash at the end, predict with a model.
+
+    A field is read by `field_model`: a model of whole pictures reads none.
+    """
+    return {title: text.format(address=address, model=model, field_model=field_model) for title, _, text in SNIPPETS}
 
 
 def _endpoints() -> str:
@@ -109,6 +112,7 @@ def build_tab(demo: gr.Blocks, models: ModelCache, model: gr.Dropdown) -> None:
         address = str(base).removesuffix("gradio_api/")
         # The page's address may name anything: what is no model's name must not stand in a program.
         model = choice if choice and models.is_name(choice) else "owner/name"
-        return [*snippets(address, model).values(), _MCP.format(address=address)]
+        of_fields = next((name for name in (model, *models.names) if models.takes_cut_outs(name) is not False), "")
+        return [*snippets(address, model, of_fields or "owner/name").values(), _MCP.format(address=address)]
 
     gr.on([demo.load, tab.select, model.change], fill, model, [*codes, protocol], **QUIET)

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
 from threading import Lock
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.evaluation.calibration import calibrated
-from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.prediction import passes_map_checks
-from leukoscope.models.release import PREDICTIONS, ReleaseInfo
-from leukoscope.reports.evidence import evidence_sections
+from leukoscope.reports.evidence import Rates, Scores, evidence_sections, scores_of
 from leukoscope.reports.html import Section
-from leukoscope.reports.release_tables import detailed_evaluation
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.page import LAST, PRIVATE, QUIET
@@ -63,9 +57,6 @@ def build_tab(models: ModelCache, model: gr.Dropdown) -> None:
         # Without operating points there is nothing to move.
         return *shown, gr.Row(visible=any("<table" in one for one in shown[:2]))
 
-    def on_point(choice: str | None, compared: str | None, wanted: float, share: float) -> tuple[str, ...]:
-        return read(choice, compared, wanted, share)[:2]
-
     def on_lead(choice: str | None) -> str:
         try:
             said = lead_sentences(models.predictor(choice).release.metrics)
@@ -82,7 +73,7 @@ def build_tab(models: ModelCache, model: gr.Dropdown) -> None:
     )  # fmt: skip
     gr.on([tab.select, model.change], on_lead, model, lead, **QUIET)
     for slider in (sensitivity, prevalence):
-        slider.input(on_point, inputs, [points, other_points], **LAST)
+        slider.input(lambda *chosen: read(*chosen)[:2], inputs, [points, other_points], **LAST)
 
 
 def evidence_of(models: ModelCache, choice: str) -> tuple[dict[str, Any], Scores | None, str]:
@@ -177,53 +168,6 @@ def _section(section: Section) -> str:
     return f'<section lang="en">{panels.details(section.heading, html)}</section>'
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Calibrated probabilities of the positive class for unseen subjects' cells, each class sorted."""
-
-    positives: np.ndarray
-    negatives: np.ndarray
-
-    def at_sensitivity(self, wanted: float) -> Rates:
-        """The highest threshold that still finds the wanted share of positive cells."""
-        missed = int(np.floor((1 - wanted) * len(self.positives) + 1e-9))
-        threshold = float(self.positives[min(missed, len(self.positives) - 1)])
-        found = float((self.positives >= threshold).mean())
-        return Rates(threshold, found, float((self.negatives < threshold).mean()))
-
-
-@dataclass(frozen=True)
-class Rates:
-    """A threshold and the shares of positive and negative cells that it gets right."""
-
-    threshold: float
-    sensitivity: float
-    specificity: float
-
-    def predictive_values(self, prevalence: float) -> tuple[float | None, float | None]:
-        """Positive and negative predictive value where that share of cells is positive; None where nothing is so."""
-        true, false = self.sensitivity * prevalence, (1 - self.specificity) * (1 - prevalence)
-        spared, missed = self.specificity * (1 - prevalence), (1 - self.sensitivity) * prevalence
-        return (
-            true / (true + false) if true + false else None,
-            spared / (spared + missed) if spared + missed else None,
-        )
-
-
-def scores_of(release: ReleaseInfo) -> Scores | None:
-    """The committed predictions of a two-class release, scaled as the release scales them; None where it has none."""
-    metrics = release.metrics
-    points = metrics.get("decisions", {}).get("operating_points")
-    tested = detailed_evaluation(metrics) if metrics.get("evaluations") else None
-    path = release.folder and tested and release.folder / PREDICTIONS / f"{tested['name']}.parquet"
-    if not points or not path or not path.is_file():
-        return None
-    cells = calibrated(CellPredictions.load(path), metrics["calibration"]["temperature"])
-    positive = cells.label_names.index(points["positive_label"])
-    shares, true = cells.probabilities[:, positive], cells.references == positive
-    return Scores(np.sort(shares[true]), np.sort(shares[~true]))
-
-
 def points_table(metrics: Mapping[str, Any], scores: Scores | None, sensitivity: float, prevalence: float) -> str:
     """The named operating points and, where the predictions are there, the one with the wanted sensitivity."""
     named = metrics.get("decisions", {}).get("operating_points", {}).get("points", {})
@@ -235,7 +179,8 @@ def points_table(metrics: Mapping[str, Any], scores: Scores | None, sensitivity:
     for name, point in named.items():
         judged = point["cross_fitted"]
         rows[point_name(name)] = Rates(point["threshold"], judged["sensitivity"], judged["specificity"])
-    heads = [t(key) for key in ("operating_point", "threshold", "sensitivity", "specificity", "ppv", "npv")]
+    heads = [t(key) for key in ("operating_point", "threshold", "sensitivity", "specificity")]
+    heads += [t(key, share=percent(prevalence)) for key in ("ppv", "npv")]
     note = t("chosen_note" if scores else "only_named")
     shown = []
     for name, rates in rows.items():

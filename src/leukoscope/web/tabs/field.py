@@ -150,14 +150,12 @@ class FieldPanel:
         """A cell of a field, predicted with its map."""
         reading = result.reading
         caption = t("cell_of", number=number + 1, source=reading.source)
-        return predict_cell(
-            self.models,
-            result.cut_out(number),
-            caption,
-            reading.model,
-            field_share=reading.in_distribution,
-            um_per_pixel=CUT_OUT_PITCH,
+        share, pitch = reading.in_distribution, CUT_OUT_PITCH
+        cell = predict_cell(
+            self.models, result.cut_out(number), caption, reading.model, field_share=share, um_per_pixel=pitch
         )
+        area, nucleus = cell_size(reading.cells[number].cell)  # as in the strip
+        return replace(cell, cell=number + 1, measured=Morphology(area / pitch**2, nucleus, 1))
 
     def _on_pitch(self, result: FieldResult | None, um_per_pixel: float | None) -> Updates:
         if result is None:
@@ -191,14 +189,13 @@ class FieldPanel:
             gr.Button("field").click(field, inputs, outputs, api_name="field")
 
 
-def cell_size(cell: fields.FieldCell) -> Morphology:
-    """Measure a whole cell by its outline and that of its nucleus; its area is in µm²."""
-    from scipy.ndimage import label
+def cell_size(cell: fields.FieldCell) -> tuple[float, float]:
+    """The area of a whole cell in µm² and its nucleus's share, by both outlines.
 
-    nucleus = int(np.count_nonzero(cell.nucleus))
-    share = nucleus / max(1, int(np.count_nonzero(cell.mask | cell.nucleus)))
-    parts = np.bincount(label(cell.nucleus)[0].ravel())[1:]
-    return Morphology(cell.nucleus_area / max(share, 1e-6), share, max(1, int((parts >= 0.1 * nucleus).sum())))
+    They pass over pale cytoplasm, and the parts of a segmented nucleus, so there is no count of lobes.
+    """
+    share = np.count_nonzero(cell.nucleus) / max(1, int(np.count_nonzero(cell.mask | cell.nucleus)))
+    return cell.nucleus_area / max(share, 1e-6), share
 
 
 def _said(found: CellReading, labels: tuple[str, ...]) -> str:
@@ -247,11 +244,11 @@ def strip(result: FieldResult) -> str:
     for number, found in enumerate(reading.cells):
         if not found.cell.whole:
             continue
-        size, picture = cell_size(found.cell), panels.picture(result.cut_out(number), "", 128)
+        (area, share), picture = cell_size(found.cell), panels.picture(result.cut_out(number), "", 128)
         text = f"{number + 1}: {_said(found, reading.labels)}"
-        facts = t("cell_facts", area=f"{size.area:.0f}", share=percent(size.nucleus_share), lobes=size.lobes)
+        facts = t("cell_facts", area=f"{area:.0f}", share=percent(share))
         shown += (
-            f'<li data-number="{number}" data-area="{size.area:.2f}" data-share="{size.nucleus_share:.4f}">'
+            f'<li data-number="{number}" data-area="{area:.2f}" data-share="{share:.4f}">'
             f'<button type="button" data-cell="{number}" aria-label="{escape(t("open_cell", text=text))}">'
             f"{picture}</button>"
             f"<b>{escape(text)}</b><span>{escape(facts)}</span></li>"
@@ -260,7 +257,7 @@ def strip(result: FieldResult) -> str:
         return ""
     orders = "".join(f'<option value="{by}">{t(f"sort_{by}")}</option>' for by in ("number", "area", "share"))
     sort = f'<label class="lk-sort">{t("sort_by")} <select>{orders}</select></label>'
-    return f'{sort}<ul class="lk-cells">{shown}</ul>'
+    return f'{sort}<ul class="lk-cells">{shown}</ul>{panels.note(t("cell_facts_note"))}'
 
 
 def field_summary(reading: FieldReading) -> str:
@@ -308,13 +305,13 @@ def save_field(kind: str, result: FieldResult) -> upload.File:
     table = csv.writer(text, lineterminator="\n")
     shares = [f"p_{label}" for label in reading.labels]
     table.writerow(["cell", "left", "top", "right", "bottom", "outcome", *shares, "ood_score", "nucleus_um2",
-                    "area_um2", "nucleus_share", "lobes", "source", "model", "revision", "notice"])  # fmt: skip
+                    "area_um2", "nucleus_share", "source", "model", "revision", "notice"])  # fmt: skip
     about = [safe_cell(reading.source), safe_cell(reading.model), reading.revision, RESEARCH_NOTICE]
     for number, (found, cell) in enumerate(zip(reading.cells, reading.to_dict()["cells"], strict=True), start=1):
         probabilities = [(cell["probabilities"] or {}).get(label, "") for label in reading.labels]
         ood = "" if cell["ood_score"] is None else cell["ood_score"]
-        size = cell_size(found.cell)
-        sizes = [f"{size.area:.2f}", f"{size.nucleus_share:.4f}", size.lobes] if found.cell.whole else [""] * 3
+        area, share = cell_size(found.cell)
+        sizes = [f"{area:.2f}", f"{share:.4f}"] if found.cell.whole else ["", ""]
         table.writerow(
             [number, *cell["box"], safe_cell(cell["outcome"]), *probabilities, ood, cell["nucleus_um2"], *sizes, *about]
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
@@ -18,9 +19,9 @@ from leukoscope.evaluation.morphology import measure_cell
 from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import PRIVATE, SESSION_SECONDS, Updates
+from leukoscope.web.page import PRIVATE, QUIET, SESSION_SECONDS, Updates
 from leukoscope.web.tabs.evidence import lead_sentences
-from leukoscope.web.text import Localised, localised, meaning, t
+from leukoscope.web.text import localised, meaning, t
 
 CELLS, ROUNDS = 10, 10_000
 
@@ -39,7 +40,7 @@ class Round:
     """Ten cells and the guesses so far; lives in a visitor's session.
 
     `measured` says how good the model, which guesses too, and size alone are on real cells; `seed` draws the same
-    cells again, and is -1 for real ones.
+    cells again, and is -1 for real ones; `rival` is how many whoever shared the round knew, -1 without one.
     """
 
     cells: tuple[GuessCell, ...]
@@ -47,6 +48,7 @@ class Round:
     model: str
     measured: str
     seed: int = -1
+    rival: int = -1
     guesses: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
 
@@ -80,7 +82,16 @@ def phantoms(seed: int) -> list[tuple[Image.Image, str]]:
     ]
 
 
-def new_round(models: ModelCache, choice: str | None, cells: Sequence[tuple[Image.Image, str]], seed: int) -> Round:
+def shared_round(address: Mapping[str, str]) -> tuple[int, int]:
+    """The seed of the round that a page's address shares, and how many its sender knew; -1 for what is not there."""
+    asked = (address.get("round", ""), address.get("right", ""))
+    seed, right = (int(one) if re.fullmatch("[0-9]{1,9}", one) else -1 for one in asked)
+    return (seed % ROUNDS, right if right <= CELLS else -1) if seed >= 0 else (-1, -1)
+
+
+def new_round(
+    models: ModelCache, choice: str | None, cells: Sequence[tuple[Image.Image, str]], seed: int, rival: int = -1
+) -> Round:
     """A round of cells whose class is known, for a model that tells just these classes apart."""
     predictor = models.predictor(choice)
     if not {label for _, label in cells} <= set(predictor.labels) or len(predictor.labels) != 2:
@@ -100,16 +111,26 @@ def new_round(models: ModelCache, choice: str | None, cells: Sequence[tuple[Imag
         str(choice),
         next(iter(lead_sentences(metrics)), ""),
         seed,
+        rival,
     )
 
 
+def hint(visit: gr.Request) -> str:
+    """What the tab begins with, as HTML: what there is to guess, or whose score to beat in a round that is shared."""
+    _, right = shared_round(visit.query_params)
+    return panels.placeholder(t("guess_hint") if right < 0 else t("guess_shared", right=right, of=CELLS))
+
+
 def build_tab(
-    models: ModelCache, model: gr.Dropdown, real_cells: Callable[[str | None], list[tuple[Image.Image, str]]]
+    demo: gr.Blocks,
+    models: ModelCache,
+    model: gr.Dropdown,
+    real_cells: Callable[[str | None], list[tuple[Image.Image, str]]],
 ) -> None:
     """Add the tab; `real_cells` gives a few cells of the data set that a model was trained on, each with its class."""
     with gr.Tab(localised("tab_guess"), id="guess"):
         played = gr.State(None, time_to_live=SESSION_SECONDS)
-        shown = gr.HTML(Localised(lambda: panels.placeholder(t("guess_hint"))), elem_id="guess", padding=False)
+        shown = gr.HTML(elem_id="guess", padding=False)
         with gr.Row(visible=False, elem_id="guesses") as row:
             buttons = [gr.Button("", variant="secondary") for _ in range(2)]
         with gr.Row() as starts:
@@ -144,10 +165,10 @@ def build_tab(
             return {played: None, shown: failed, row: gr.Row(visible=False), starts: gr.Row(visible=True)}
 
     def on_start(choice: str | None, before: Round | None, visit: gr.Request) -> Updates:
-        asked = visit.query_params.get("round", "")
         # A link's cells first, then others.
-        seed = int(asked) % ROUNDS if asked.isdecimal() and before is None else randbelow(ROUNDS)
-        return attempt(lambda: new_round(models, choice, phantoms(seed), seed))
+        seed, rival = shared_round(visit.query_params) if before is None else (-1, -1)
+        seed = seed if seed >= 0 else randbelow(ROUNDS)
+        return attempt(lambda: new_round(models, choice, phantoms(seed), seed, rival))
 
     def on_real(choice: str | None) -> Updates:
         return attempt(lambda: new_round(models, choice, real_cells(choice), -1))
@@ -157,6 +178,7 @@ def build_tab(
             return {shown: panels.placeholder(t("result_deleted"))}
         return attempt(lambda: found.guessed(models, found.labels[which]))
 
+    demo.load(hint, None, shown, **QUIET)
     outputs = [played, shown, row, starts, *buttons]
     quiet: dict[str, Any] = {**PRIVATE, "show_progress_on": [shown]}
     start.click(on_start, [model, played], outputs, **quiet)
@@ -172,10 +194,13 @@ def score(found: Round) -> str:
         (t(name), f"{found.right(answers)} / {of}")
         for name, answers in (("guess_you", found.guesses), ("guess_model", found.answers), ("guess_size", sizes))
     ]
+    if found.rival >= 0:
+        rows.append((t("guess_rival"), f"{found.rival} / {of}"))
     notes, link, cells = t("guess_lesson"), "", ""
     if found.seed >= 0:  # the same cells can be drawn again
         notes = f"{notes} {t('guess_phantoms')} {found.measured}"
-        link = f'<p><a href="?tab=guess&amp;round={found.seed}">{t("guess_link")}</a></p>'
+        asked = f"?tab=guess&amp;round={found.seed}&amp;right={found.right(found.guesses)}"
+        link = f'<p><a href="{asked}" target="_blank">{t("guess_link")}</a></p>'
     for number, cell in enumerate(found.cells):
         told = found.told(number)
         cells += f"<li>{panels.picture(cell.image, told, 128)}<span>{escape(told)}</span></li>"
