@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split, make_split
+from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.config import parse_config
 from leukoscope.training.data import require_whole_step
+from leukoscope.training.run_folder import disk_space_needed, require_disk_space
 from leukoscope.training.train import choose_split, missing_classes
+from leukoscope.training.trainer import make_optimizer
 
 RECIPE = Recipe(name="small", architecture="test_resnet", base_model="", image_size=32, train_batch_size=4)
 
@@ -26,6 +32,7 @@ def _of(label: str, cell_ids: tuple[str, ...]) -> tuple[str, ...]:
 
 def test_a_run_that_can_end_well_passes(tmp_path: Path, cells: FramedCells, split: Split) -> None:
     for sides in (split, make_split(cells.data, "all")):
+        require_disk_space(tmp_path, build_network(RECIPE, 2), RECIPE)
         assert missing_classes(cells, sides) == ()
 
 
@@ -103,3 +110,42 @@ def test_a_step_larger_than_the_data_is_refused(size: int, processes: int, batch
         assert str(refused.value) == (
             f"--per_device_train_batch_size {said}: larger than the {smaller}; give a smaller one"
         )
+
+
+def _free(amount: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk with so many bytes to spare."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 10**12 - amount, amount))
+
+
+def test_a_full_disk_is_refused_with_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build_network(RECIPE, 2)
+    needed = disk_space_needed(network, RECIPE)
+    _free(needed, monkeypatch)
+    require_disk_space(tmp_path, network, RECIPE)
+    _free(needed - 1, monkeypatch)
+    with pytest.raises(LeukoscopeError) as refused:
+        require_disk_space(tmp_path, network, RECIPE)
+    assert str(refused.value) == (
+        f"--output_dir {tmp_path}: no space for the results (No space left on device; {needed / 1e6:.0f} MB needed); "
+        "free some space or give a folder on another disk"
+    )
+    # What resumes from the checkpoint that lies there fits.
+    (tmp_path / "checkpoints" / "00001-epoch-1-step-1").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "00001-epoch-1-step-1" / "tensors.safetensors").write_bytes(b"1")
+    require_disk_space(tmp_path, network, RECIPE)
+
+
+def test_the_room_for_checkpoints_is_enough_and_not_wildly_more(tmp_path: Path) -> None:
+    network = build_network(RECIPE, 2)
+    optimizer = make_optimizer(network, RECIPE)
+    network(torch.zeros(2, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    best = {k: v.clone() for k, v in network.state_dict().items()}
+    torch.save((network.state_dict(), best, optimizer.state_dict()), tmp_path / "checkpoint")
+    written = (tmp_path / "checkpoint").stat().st_size
+    weights = 4 * sum(tensor.numel() for tensor in network.state_dict().values())
+    checkpoints = disk_space_needed(network, RECIPE) - weights - 50_000_000
+    assert 0.6 * written < checkpoints / 3 < 1.5 * written, "a new checkpoint is whole before the older of two goes"
+    with_ema = disk_space_needed(network, replace(RECIPE, ema_decay=0.9)) - disk_space_needed(network, RECIPE)
+    assert with_ema == 3 * weights

@@ -25,11 +25,12 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from torch import nn
 from transformers.utils import flatten_dict
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.loading import LoadedCells
-from leukoscope.data.pixel_cache import FramedCells
+from leukoscope.data.pixel_cache import FramedCells, require_space
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.baselines import size_only_predictions
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
@@ -42,6 +43,8 @@ from leukoscope.training.config import TrainingConfig
 THESE_WEIGHTS = "these weights"
 ARGS, ENVIRONMENT, LOCK = "args.yaml", "environment.json", ".lock"
 KEPT = 2  # checkpoints; the second is for when the last is damaged
+# Tables and logs; measured on runs of several thousand cells, generously rounded.
+_BESIDES_WEIGHTS = 50_000_000
 
 
 @contextmanager
@@ -81,6 +84,29 @@ def locked(out: Path) -> Iterator[None]:
         finally:
             with suppress(OSError):  # Windows removes no open file; it stays, and locks nothing
                 path.unlink()
+
+
+def require_disk_space(out: Path, network: nn.Module, recipe: Recipe) -> None:
+    """Raise `LeukoscopeError` where the run folder's disk has too little space for the release and the checkpoints.
+
+    Checkpoints that lie there are part of that space: they are resumed from, or removed first.
+    """
+    kept = sum(file.stat().st_size for file in (out / "checkpoints").rglob("*") if file.is_file())
+    needed = max(0, disk_space_needed(network, recipe) - kept)
+    with disk_errors(f"--output_dir {out}: no space for the results", "give a folder on another disk", needed=needed):
+        require_space(out, needed)
+
+
+def disk_space_needed(network: nn.Module, recipe: Recipe) -> int:
+    """Bytes that a run folder may come to hold: the release, and one checkpoint more than are kept.
+
+    A checkpoint holds the weights, those of the best epoch, their average where the recipe keeps one, and AdamW's two
+    numbers for each trained parameter.
+    """
+    weights = 4 * sum(tensor.numel() for tensor in network.state_dict().values())
+    trained = 4 * sum(p.numel() for p in network.parameters() if p.requires_grad)
+    checkpoint = (3 if recipe.ema_decay else 2) * weights + 2 * trained
+    return weights + (KEPT + 1) * checkpoint + _BESIDES_WEIGHTS
 
 
 def evaluate_predictions(out: Path, predictions: CellPredictions, cells: FramedCells, split: Split) -> dict[str, Any]:

@@ -103,6 +103,8 @@ def train(
             raise LeukoscopeError(
                 "--per_device_train_batch_size 1: this recipe's head normalises over a batch; give 2 or more"
             )
+        if accelerator.is_main_process:
+            run_folder.require_disk_space(out, network, recipe)
 
         # Checkpoints and the trainer
         settings = {  # besides flags and recipe, under the names that a person would look for
