@@ -262,7 +262,8 @@ def test_what_was_there_is_dimmed_as_soon_as_a_picture_is_chosen(visits: Callabl
     visit = visits()
     held: list[Any] = []
     visit.page.route("**/upload*", lambda route: held.append(route))  # no builtin: Playwright marks it
-    upload(visit, cell)
+    with visit.page.expect_request("**/upload*"):
+        upload(visit, cell)
     # While the upload is held.
     visit.page.wait_for_function(f"document.body.dataset.lkBusy && {_LOOK}.opacity < 0.5")
     assert visit.page.evaluate(_LOOK)["events"] == "none"
