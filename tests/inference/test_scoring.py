@@ -101,7 +101,7 @@ class Backend:
 
 def score(predictor: Predictor, cells: Path, output: Path, **more: Any) -> Any:
     """Score in shards of four cells, unless told otherwise."""
-    source = open_source(str(cells), subject_pattern=BY_NAME)
+    source = open_source(str(cells), subject_pattern=more.pop("subject_pattern", BY_NAME))
     listener, in_shard = more.pop("progress", lambda done, total: None), more.pop("cells_per_shard", 4)
 
     @contextmanager
@@ -488,7 +488,7 @@ def test_real_cells_get_the_predictions_they_get_alone(real_data: Path, tmp_path
     paths = ImageFolder.read(real_data / "cnmc2019").images[::600]
     table = tmp_path / "cells.csv"
     table.write_text("file\n" + "\n".join(map(str, paths)) + "\n")
-    score(predictor, table, tmp_path / "out.parquet", cells_per_shard=8)
+    score(predictor, table, tmp_path / "out.parquet", cells_per_shard=8, subject_pattern=None)
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert len(rows) == len(paths) > 10
     for row, prediction in zip(rows, predictor(paths), strict=True):

@@ -149,6 +149,7 @@ class CellTab:
                 return
             if named != choice:
                 yield {**opened, **self.clear(panels.placeholder(t("loading_model", model=named)))}
+                opened = {}  # else it would take back a tab that the visitor opened meanwhile
 
             def first() -> Updates:
                 result = self._example(named, int(number) if number.isdecimal() else 1)
