@@ -172,6 +172,7 @@ def protocol(
     from leukoscope.protocol import check_release_folder, compose_release, measure_on_folds, run_protocol
     from leukoscope.reports.card import TEMPLATE, write_card
     from leukoscope.training.config import parse_config
+    from leukoscope.training.train import close_connection
 
     # Checked now rather than after hours of training.
     check_release_folder(output)
@@ -187,3 +188,4 @@ def protocol(
         assess_on(cells, output, fields_dir, other_dir, healthy_dir)
         measure_on_folds(runs, output, cells)
         write_card(output)
+    close_connection()

@@ -35,6 +35,7 @@ def run(config: TrainingConfig) -> None:
     from leukoscope.progress import quiet
     from leukoscope.reports.card import write_card
     from leukoscope.training.checkpoint import Interrupted
+    from leukoscope.training.train import close_connection
     from leukoscope.training.train import train as train_network
 
     flags = config.run
@@ -49,11 +50,11 @@ def run(config: TrainingConfig) -> None:
     except Interrupted:
         if PartialState().is_main_process:
             print("resume with the same command and --resume_from_checkpoint latest", flush=True)
-        PartialState().destroy_process_group()
+        close_connection()
         raise
     if PartialState().is_main_process:
         write_card(release, hub_id=flags.hub_model_id or "")
         print("release:   ", release, flush=True)
         if flags.push_to_hub:
             print("published:", publish(release, to))
-    PartialState().destroy_process_group()  # explicitly: teardown at exit can abort
+    close_connection()

@@ -7,6 +7,7 @@ per epoch), predictions.parquet (one row per test cell), metrics.json, and relea
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import shutil
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
 from torch import nn
@@ -245,6 +246,10 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
     torch.backends.cudnn.allow_tf32 = False
     # One process may train several recipes in turn, each in its own precision.
     AcceleratorState._reset_state()
+    if torch.distributed.is_available():
+        # Imported after the connection is made, as DistributedDataParallel does, it would keep that open for good.
+        from torch.distributed.nn import functional  # noqa: F401
+
     accelerator = Accelerator(
         mixed_precision=precision,
         log_with=config.run.report_to,
@@ -272,6 +277,15 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, usable_cores() // local_processes))
     return accelerator
+
+
+def close_connection() -> None:
+    """Close the connection between the processes of a run, if there is one; nothing may be trained afterwards.
+
+    A process that ends with it open is sometimes aborted: a thread of the connection frees a tensor when Python cannot.
+    """
+    gc.collect()  # a trainer refers to itself, and its network to the connection
+    PartialState().destroy_process_group()
 
 
 def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
