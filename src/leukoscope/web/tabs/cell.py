@@ -527,26 +527,32 @@ class CellTab:
             return {self.forms: self._on_cover(result, point, [part]) if part else panels.note(t("no_parts"))}
         if result.measured is not None:
             return {self.forms: gr.skip()}
-        given, found = (result.image, result.caption), None
-        with suppress(UnusableField):
-            found = find_cells(result.image, um_per_pixel=result.um_per_pixel, most_cells=MOST_CELLS)
-        whole = {at: one.box for at, one in enumerate(found.cells if found else (), start=1) if one.whole}
 
-        def away(number: int) -> tuple[float, float]:
-            left, top, right, bottom = whole[number]
+        def away(box: tuple[int, int, int, int]) -> tuple[float, float]:
+            left, top, right, bottom = box
             outside = hypot(max(left - x, 0, x - right), max(top - y, 0, y - bottom))
             return outside, hypot((left + right) / 2 - x, (top + bottom) / 2 - y)
 
         def cut_out() -> Updates:
-            number, at, half = min(whole, key=away, default=0), (x, y), CROP * min(result.image.size) / 2
-            cuts = self.models.predictor(choice).release.takes_cut_outs is not False
-            if number and cuts and looks_like_smear(result.image):
-                return self.read(*given, "", choice, opacity, point, result.um_per_pixel, number)
-            if number:
-                left, top, right, bottom = whole[number]
-                at, half = ((left + right) / 2, (top + bottom) / 2), max(half, 0.6 * max(right - left, bottom - top))
-            left, top = int(max(0, at[0] - half)), int(max(0, at[1] - half))
-            crop = result.image.crop((left, top, int(at[0] + half), int(at[1] + half)))
+            image, pitch = result.image, result.um_per_pixel
+            cuts = self.models.predictor(choice).release.takes_cut_outs is not False and looks_like_smear(image)
+            boxes = {}
+            with suppress(UnusableField):
+                if cuts:
+                    field = predict_field(self.models, image, result.caption, choice, pitch)
+                    cells = [read.cell for read in field.reading.cells]
+                else:
+                    cells = list(find_cells(image, um_per_pixel=pitch, most_cells=MOST_CELLS).cells)
+                boxes = {one.box: number for number, one in enumerate(cells, start=1) if one.whole}
+            box = min(boxes, key=away, default=None)
+            if box and cuts:
+                return self._show_field(field, "", opacity, boxes[box])
+            left, top, right, bottom = box or (x, y, x, y)
+            half = max(CROP * min(image.size) / 2, 0.6 * max(right - left, bottom - top))
+            across, down = (left + right) / 2, (top + bottom) / 2
+            crop = image.crop(
+                (int(max(0, across - half)), int(max(0, down - half)), int(across + half), int(down + half))
+            )
             return self.read(crop, result.caption, t("was_cropped"), choice, opacity, point)
 
         return self.attempt(cut_out)
