@@ -544,6 +544,7 @@ def test_progress_is_told(tiny_release: Path, tmp_path: Path) -> None:
     assert isinstance(result, BatchResult) and len(result.rows) == 20
     assert "16 of 20 pictures predicted, about 1 s left." in progress(16, 20, 4.0, "")
     assert "0 of 20 pictures predicted." in progress(0, 20, 0.0, "")
+    assert "20 of 20 pictures predicted." in progress(20, 20, 4.0, ""), "no time is left"
 
 
 # Subjects

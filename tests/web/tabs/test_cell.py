@@ -368,6 +368,16 @@ def test_everything_shown_follows_from_the_decision_at_the_operating_point() -> 
     assert said in page[tab.explanation] and "Map for ALL" in page[tab.pictures]
 
 
+def test_a_field_whose_cells_are_all_cut_by_the_edge_is_not_said_to_hold_none(tiny_release: Path) -> None:
+    models = ModelCache({"one": tiny_release})
+    tab, image = _tab(models), example_field()[0]
+    box = predict_field(models, image, "a.png", "one", EXAMPLE_PITCH).reading.cells[0].cell.box
+    middle = (box[0] + box[2]) // 2
+    for crop, hint in (((middle, 0, *image.size), "click_a_cell"), ((middle, box[1], box[2] + 4, box[3]), "field_cut")):
+        field = predict_field(models, image.crop(crop), "a.png", "one", EXAMPLE_PITCH)
+        assert t(hint) in tab._show_field(field, "", 0.5, 0)[tab.summary]
+
+
 def test_a_tap_opens_the_whole_cell_nearest_to_it() -> None:
     models = ModelCache({"cnmc": CNMC, "ball4": EMBEDDED / "leukoscope-densenet201-ball4"})
     tab, (image, caption) = _tab(models), example_field()

@@ -275,7 +275,7 @@ class BatchPanel:
 
 def progress(done: int, total: int, seconds: float, subjects: str) -> str:
     """How many of a batch are predicted after so many seconds, and what is known of its subjects."""
-    left = max(1, round(seconds / done * (total - done))) if done else None
+    left = max(1, round(seconds / done * (total - done))) if 0 < done < total else None
     text = t("progress_left" if left else "progress", done=done, total=total, seconds=left)
     return (
         f'<p class="lk-headline" role="status">{text}</p>'

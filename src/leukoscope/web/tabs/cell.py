@@ -278,7 +278,8 @@ class CellTab:
     def _show_field(self, field: FieldResult, remark: str, opacity: float, number: int) -> Updates:
         """Updates that show a field, and one of its cells as the field decides on it."""
         whole = [at for at, one in enumerate(field.reading.cells, start=1) if one.prediction]
-        shown = self.clear(panels.placeholder(t("click_a_cell") if whole else t("field_none")))
+        hint = "click_a_cell" if whole else "field_cut" if field.reading.cells else "field_none"
+        shown = self.clear(panels.placeholder(t(hint)))
         number = whole[0] if len(whole) == 1 else number
         if number in whole:
             opened = replace(self.field.cell(field, number - 1), remark=f"{remark} {t('was_cut_out')}".strip())
