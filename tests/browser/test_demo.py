@@ -267,6 +267,12 @@ def test_what_was_there_is_dimmed_as_soon_as_a_picture_is_chosen(visits: Callabl
     # While the upload is held.
     visit.page.wait_for_function(f"document.body.dataset.lkBusy && {_LOOK}.opacity < 0.5")
     assert visit.page.evaluate(_LOOK)["events"] == "none"
+    # Another model would take the upload away without a word.
+    picker = visit.page.locator("#model input")
+    picker.focus()
+    picker.press("ArrowDown")
+    picker.press("Enter")
+    assert "densenet169" in picker.input_value()
     held[0].continue_()
     visit.own_result()
     assert visit.page.evaluate(_LOOK) == {"opacity": 1, "events": "auto"}
