@@ -485,7 +485,9 @@ def test_a_visitor_guesses_against_the_model_and_size(visits: Callable[..., Any]
     assert visit.page.locator("#guess li img").first.get_attribute("src") == first, "the same cells"
 
 
-@pytest.mark.parametrize(("width", "browser"), [(360, "en"), (360, "de"), (390, "en"), (768, "de"), (1024, "de"), (1280, "en")])
+@pytest.mark.parametrize(
+    ("width", "browser"), [(360, "en"), (360, "de"), (390, "en"), (768, "de"), (1024, "de"), (1280, "en")]
+)
 def test_all_tabs_are_seen_at_every_width(visits: Callable[..., Any], width: int, browser: str) -> None:
     visit = visits(viewport={"width": width, "height": 740}, locale=browser)
     shown = visit.page.get_by_role("tab").locator("visible=true").all_inner_texts()
