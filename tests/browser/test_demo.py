@@ -273,6 +273,10 @@ def test_what_was_there_is_dimmed_as_soon_as_a_picture_is_chosen(visits: Callabl
     picker.press("ArrowDown")
     picker.press("Enter")
     assert "densenet169" in picker.input_value()
+    # The picture before would be turned, and stand below the next one.
+    visit.page.locator("#turn").press("Enter")
+    visit.page.wait_for_timeout(1000)
+    assert not visit.page.locator("#forms li").count()
     held[0].continue_()
     visit.own_result()
     assert visit.page.evaluate(_LOOK) == {"opacity": 1, "events": "auto"}

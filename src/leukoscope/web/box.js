@@ -35,9 +35,11 @@ document.addEventListener('drop', (event) => {
   give(entries.some((one) => one.isDirectory) ? zipped(entries).then((file) => [file]) : [...event.dataTransfer.files])
 }, true)
 document.addEventListener('click', (event) => { if (event.target.closest(PICKS)) dim() }, true)
-// The mouse cannot reach the model that is reading; nor may a key.
+// What is dimmed takes no click (page.css), and no key.
 document.addEventListener('keydown', (event) => {
-  if (page.lkBusy && event.key != 'Tab' && event.target.closest?.('#model')) event.preventDefault(), event.stopPropagation()
+  if (!page.lkBusy || event.key == 'Tab' || getComputedStyle(event.target).pointerEvents != 'none') return
+  event.preventDefault()
+  event.stopPropagation()
 }, true)
 document.addEventListener('paste', (event) => {
   if (!event.target.closest('input, textarea') && event.clipboardData.files.length) give([...event.clipboardData.files])
