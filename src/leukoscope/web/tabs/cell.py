@@ -264,7 +264,7 @@ class CellTab:
             um_per_pixel: its scale, where it is known.
             number: the cell of a smear that is opened, from 1; 0 for none, unless it is the only one.
         """
-        if self.models.predictor(choice).release.takes_cut_outs is not False and looks_like_smear(image):
+        if self._cuts_out(image, choice):
             try:
                 field = predict_field(self.models, image, caption, choice, um_per_pixel)
             except UnusableField as error:
@@ -274,6 +274,10 @@ class CellTab:
                 return self._show_field(field, remark, opacity, number)
         cell = predict_cell(self.models, image, caption, choice, um_per_pixel=um_per_pixel, remark=remark)
         return self.show(cell, opacity, point)
+
+    def _cuts_out(self, image: Image.Image, choice: str | None) -> bool:
+        """Whether a model reads the cells of a picture rather than the picture."""
+        return self.models.predictor(choice).release.takes_cut_outs is not False and looks_like_smear(image)
 
     def _show_field(self, field: FieldResult, remark: str, opacity: float, number: int) -> Updates:
         """Updates that show a field, and one of its cells as the field decides on it."""
@@ -536,7 +540,7 @@ class CellTab:
 
         def cut_out() -> Updates:
             image, pitch = result.image, result.um_per_pixel
-            cuts = self.models.predictor(choice).release.takes_cut_outs is not False and looks_like_smear(image)
+            cuts = self._cuts_out(image, choice)
             boxes = {}
             with suppress(UnusableField):
                 if cuts:
