@@ -51,9 +51,10 @@ def upload(visit: Any, path: Path, target: str = "upload") -> None:
     visit.page.locator(f"#{target} input[type=file]").first.set_input_files(str(path))
 
 
-def drop(visit: Any, path: Path, target: str = "upload") -> None:
-    """Drag a file or a folder onto an element and let it go there."""
-    box, mouse = visit.page.locator(f"#{target}").bounding_box(), visit.context.new_cdp_session(visit.page)
+def drop(visit: Any, path: Path, target: str = "") -> None:
+    """Drag a file or a folder onto an element, or to wherever the page is scrolled, and let it go there."""
+    size, mouse = visit.page.viewport_size, visit.context.new_cdp_session(visit.page)
+    box = visit.page.locator(target).bounding_box() if target else {"x": 0, "y": 0, **size}
     place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
     dragged = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
     for kind in ("dragEnter", "dragOver", "drop"):
@@ -358,11 +359,10 @@ def test_a_folder_and_a_file_can_be_dropped_anywhere(visits: Callable[..., Any],
     for number in range(4):
         Image.fromarray(draw_cell("ALL", subject=1, cell=number).image).save(folder / f"zelle{number}ä.png")
     visit = visits()
-    drop(visit, folder)
+    drop(visit, folder, "#upload")
     visit.page.locator(".lk-subject h3", has_text="Anna Schmidt").wait_for()
     assert "Cells predicted: 4." in visit.page.locator("#batch-summary").inner_text()
-    visit.page.evaluate("scrollTo(0, 0)")
-    drop(visit, cell, "header")
+    drop(visit, cell)
     visit.page.locator("#pictures figcaption", has_text="my cell.png").wait_for()
 
 
@@ -377,7 +377,7 @@ def test_files_given_while_an_answer_is_computed_are_read_next(
     visit.page.wait_for_function("document.body.dataset.lkBusy")
     for number in (1, 2):
         Image.fromarray(draw_cell("HEM", subject=number, cell=1).image).save(tmp_path / f"later {number}.png")
-        drop(visit, tmp_path / f"later {number}.png", "header")
+        drop(visit, tmp_path / f"later {number}.png")
     while not held:
         visit.page.wait_for_timeout(50)
     holding.clear()
