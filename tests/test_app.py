@@ -146,7 +146,8 @@ def _wait_for_page(address: str, process: subprocess.Popen[bytes], log: Path) ->
 def client(address: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from gradio_client import Client
 
-    return Client(address, verbose=False, download_files=str(tmp_path_factory.mktemp("answers")))
+    answers = str(tmp_path_factory.mktemp("answers"))
+    return Client(address, verbose=False, httpx_kwargs={"timeout": 300}, download_files=answers)
 
 
 Answer = tuple[str, dict[str, float], str, str, dict[str, Any]]

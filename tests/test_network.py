@@ -38,7 +38,9 @@ DEMO = """
 import threading, time, urllib.request
 from pathlib import Path
 from leukoscope.web.address import Address
-from leukoscope.web.app import serve
+from leukoscope.web import app
+warm_up, warm = app._warm_up, threading.Event()
+app._warm_up = lambda models: (warm_up(models), warm.set())
 def visit():
     for _ in range(1000):
         time.sleep(.3)
@@ -47,11 +49,11 @@ def visit():
             break
         except OSError:
             pass
-    time.sleep(8)  # the first model loads, and predicts
+    warm.wait(400)  # the first model loads, and predicts
     import _thread
     _thread.interrupt_main()
 threading.Thread(target=visit, daemon=True).start()
-serve(Path("RELEASE"), Path("models.txt"), Address("127.0.0.1", PORT))
+app.serve(Path("RELEASE"), Path("models.txt"), Address("127.0.0.1", PORT))
 """
 
 

@@ -85,8 +85,8 @@ class Visit:
 
     def __init__(self, browser: Any, address: str, **options: Any) -> None:
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | options)
+        self.context.set_default_timeout(WAIT)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(WAIT)
         self.elsewhere: list[str] = []
         self.broken: list[str] = []
         self.page.on("request", lambda request: self._note(request.url, address))

@@ -234,7 +234,7 @@ def app_running(machine: dict[str, str], folder: Path, *command: str) -> Iterato
     app = subprocess.Popen(command, cwd=folder, env=machine | here)
     try:
         _wait_for(address, app)
-        yield Client(address, verbose=False, download_files=str(folder / "overlays"))
+        yield Client(address, verbose=False, httpx_kwargs={"timeout": 300}, download_files=str(folder / "overlays"))
     finally:
         app.terminate()
         app.wait(timeout=60)

@@ -56,6 +56,17 @@ def test_a_server_terminated_as_it_starts_ends_by_itself(tmp_path: Path, monkeyp
     assert demo.max_threads == AT_ONCE * len(demo.fns), "events that wait for a model take no thread from others"
 
 
+def test_what_is_chosen_while_an_answer_is_awaited_is_answered_too() -> None:
+    """By default, Gradio drops an event that comes while the same one is under way: the page showed an older choice."""
+    chosen = {"change", "input", "select", "submit", "upload"}
+    dropped = [
+        str(fn.fn)
+        for fn in build_demo(ModelCache({})).fns.values()
+        if fn.fn and fn.trigger_mode == "once" and chosen & {name for _, name in fn.targets}
+    ]
+    assert dropped == []
+
+
 def test_a_video_is_never_written_to_disk(app: App, tmp_path: Path) -> None:
     answer = TestClient(app).post("/gradio_api/process_recording", files={"video": b"video"})
     assert answer.status_code == 404

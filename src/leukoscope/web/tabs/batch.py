@@ -37,7 +37,7 @@ from leukoscope.web.batch_results import (
     wrong_rows,
 )
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import QUIET, SESSION_SECONDS, Updates
+from leukoscope.web.page import LAST, SESSION_SECONDS, Updates
 from leukoscope.web.result import CellResult, predict_cell
 from leukoscope.web.text import (
     Localised,
@@ -132,9 +132,9 @@ class BatchPanel:
             self.gallery, self.pattern,
         ]  # fmt: skip
         chosen = [self.result, self.order, self.point, self.subject]
-        self.pattern.submit(self._on_pattern, [*chosen, self.pattern], self.outputs, **QUIET)
-        self.point.input(self._on_point, chosen, self.outputs, **QUIET)
-        self.order.input(self._on_order, [self.result, self.order], self.gallery, **QUIET)
+        self.pattern.submit(self._on_pattern, [*chosen, self.pattern], self.outputs, **LAST)
+        self.point.input(self._on_point, chosen, self.outputs, **LAST)
+        self.order.input(self._on_order, [self.result, self.order], self.gallery, **LAST)
 
     def _build_result(self) -> None:
         with gr.Row(visible=False) as self.reports:

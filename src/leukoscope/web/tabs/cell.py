@@ -28,7 +28,7 @@ from leukoscope.web import panels, upload
 from leukoscope.web.batch_files import Batch, is_batch, open_batch
 from leukoscope.web.batch_results import BatchResult
 from leukoscope.web.model_cache import MOST_CELLS, ModelCache
-from leukoscope.web.page import ADDRESS, BOX, BUSY, EACH, LAST, PRIVATE, QUIET, READY, REVEAL, SESSION_SECONDS, Updates
+from leukoscope.web.page import ADDRESS, BOX, BUSY, EACH, LAST, PRIVATE, READY, REVEAL, SESSION_SECONDS, Updates
 from leukoscope.web.result import (
     EXAMPLES,
     OPACITY,
@@ -160,7 +160,7 @@ class CellTab:
         # Not in `outputs`, whose other events leave them as they are.
         opened = [self.model, tabs, *self.outputs]
         for event in (demo.load, self.back.select):
-            self._afterwards(event(on_load, [self.model, self.opacity], opened, **QUIET))
+            self._afterwards(event(on_load, [self.model, self.opacity], opened, **LAST))
         tabs.change(None, js=ADDRESS, **PRIVATE)
 
     def _example(self, choice: str | None, number: int) -> CellResult:
@@ -340,7 +340,7 @@ class CellTab:
         """After an event that may have changed the result: keep it for the visit, and write the page's address."""
         inputs, outputs = [self.result, self.kept, self.model], [self.kept, self.visit]
         event.then(None, js=READY, **PRIVATE)
-        event.then(self._on_result, inputs, outputs, **QUIET).then(None, js=ADDRESS, **PRIVATE)
+        event.then(self._on_result, inputs, outputs, **LAST).then(None, js=ADDRESS, **PRIVATE)
 
     def _on_result(
         self, result: CellResult | None, kept: list[CellResult] | None, choice: str | None

@@ -9,7 +9,7 @@ import gradio as gr
 
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import QUIET
+from leukoscope.web.page import LAST
 from leukoscope.web.text import Localised, localised, t
 
 # Name → its inputs and outputs.
@@ -115,4 +115,4 @@ def build_tab(demo: gr.Blocks, models: ModelCache, model: gr.Dropdown) -> None:
         of_fields = next((name for name in (model, *models.names) if models.takes_cut_outs(name) is not False), "")
         return [*snippets(address, model, of_fields or "owner/name").values(), _MCP.format(address=address)]
 
-    gr.on([demo.load, tab.select, model.change], fill, model, [*codes, protocol], **QUIET)
+    gr.on([demo.load, tab.select, model.change], fill, model, [*codes, protocol], **LAST)

@@ -16,7 +16,7 @@ from leukoscope.reports.evidence import Rates, Scores, evidence_sections, scores
 from leukoscope.reports.html import Section
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import LAST, PRIVATE, QUIET
+from leukoscope.web.page import LAST, PRIVATE
 from leukoscope.web.text import LocalisedChoices, language, local_number, localised, percent, point_name, t
 from leukoscope.web.upload import gradio_errors
 
@@ -71,7 +71,7 @@ def build_tab(models: ModelCache, model: gr.Dropdown) -> None:
         [tab.select, other.change, model.change], on_choice, inputs, outputs, show_progress_on=[about],
         trigger_mode="always_last", **PRIVATE,
     )  # fmt: skip
-    gr.on([tab.select, model.change], on_lead, model, lead, **QUIET)
+    gr.on([tab.select, model.change], on_lead, model, lead, **LAST)
     for slider in (sensitivity, prevalence):
         slider.input(lambda *chosen: read(*chosen)[:2], inputs, [points, other_points], **LAST)
 

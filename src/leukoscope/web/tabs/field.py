@@ -129,8 +129,9 @@ class FieldPanel:
         self.cells = [self.picture, self.strip]
         self.outputs = [self.result, self.shown, self.summary, self.picture, self.strip]
         self.pitch.submit(
-            self._on_pitch, [self.result, self.pitch], self.outputs, show_progress_on=[self.summary], **PRIVATE
-        )
+            self._on_pitch, [self.result, self.pitch], self.outputs, show_progress_on=[self.summary],
+            trigger_mode="always_last", **PRIVATE,
+        )  # fmt: skip
 
     def show(self, result: FieldResult) -> Updates:
         """Updates that show a field."""
