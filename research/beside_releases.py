@@ -1,4 +1,4 @@
-"""Our releases beside the prior systems, on the same cells of unseen subjects.
+"""Our releases beside the prior systems and each other, on the same cells of unseen subjects.
 
     python research/beside_releases.py
 
@@ -9,6 +9,7 @@ docs/results.md renders its table. Both networks of a pair are judged on the sam
 from __future__ import annotations
 
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ KEYS = ("auroc_by_subject", "auroc_equal_size", "balanced_accuracy_by_subject")
 
 
 def compare(releases: Path, prior: Path, dataset: str = "cnmc2019") -> dict[str, Any]:
-    """Paired differences, release less system, for every release and system of a data set, with intervals by subject.
+    """Paired differences, release less system and release less release, with intervals by subject.
 
     Args:
         releases: folder of releases with their out-of-fold predictions.
@@ -40,20 +41,25 @@ def compare(releases: Path, prior: Path, dataset: str = "cnmc2019") -> dict[str,
         for recipe, claim in CLAIMS.items()
         if claim.dataset == dataset and (file := prior / f"{recipe}-{UNSEEN}.parquet").is_file()
     }
-    rows = []
-    for file in sorted(releases.glob(f"*/{PREDICTIONS}/subject_cv.parquet")):
-        release = CellPredictions.load(file)
-        beside = {name: paired_difference(release, system) for name, system in systems.items()}
-        rows.append(
-            {
-                "release": file.parents[1].name,
-                "cells": len(release.cell_ids),
-                "subjects": len(set(release.subjects)),
-                "beside": {name: {key: found[key] for key in KEYS} for name, found in beside.items()},
-            }
-        )
+    files = sorted(releases.glob(f"*/{PREDICTIONS}/subject_cv.parquet"))
+    ours = {file.parents[1].name: CellPredictions.load(file) for file in files}
+
+    def less(release: CellPredictions, other: CellPredictions) -> dict[str, Any]:
+        found = paired_difference(release, other)
+        return {key: found[key] for key in KEYS}
+
+    rows = [
+        {
+            "release": name,
+            "cells": len(release.cell_ids),
+            "subjects": len(set(release.subjects)),
+            "beside": {name: less(release, system) for name, system in systems.items()},
+        }
+        for name, release in ours.items()
+    ]
+    pairs = [{"release": one, "other": other, **less(ours[one], ours[other])} for one, other in combinations(ours, 2)]
     about = {"notice": RESEARCH_NOTICE, "estimates": OUT_OF_FOLD, "level": LEVEL, "samples": BOOTSTRAP_SAMPLES}
-    return {**about, "releases": rows}
+    return {**about, "releases": rows, "pairs": pairs}
 
 
 if __name__ == "__main__":

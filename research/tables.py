@@ -248,7 +248,7 @@ def _training_row(row: Mapping[str, Any]) -> list[str]:
 
 
 def beside_table(measured: Sequence[Mapping[str, Any]]) -> str:
-    """Every rebuilt system on unseen subjects, and what each release has more, on the same cells."""
+    """Every rebuilt system on unseen subjects, and what each release has more than it and than another release."""
     if not measured:
         return NOT_MEASURED
     releases = measured[0]["releases"]
@@ -272,7 +272,13 @@ def beside_table(measured: Sequence[Mapping[str, Any]]) -> str:
             f"`{release['release']}` is ahead of {better} of {len(found)} systems, {clear} of them with an interval "
             f"above zero, and behind {behind}"
         )
-    return f"{table}\n\n{'; '.join(ahead)}. The intervals are not adjusted for their number."
+    pairs = [
+        (f"`{pair['release']}`", f"`{pair['other']}`", *(difference(pair[key]) for key in keys))
+        for pair in measured[0]["pairs"]
+    ]
+    releases_table = Table(("release", "less release", *map(metric_name, keys)), pairs, text_columns=2)
+    said = f"{'; '.join(ahead)}. The intervals are not adjusted for their number."
+    return f"{table}\n\n{said}\n\n{releases_table}"
 
 
 def ablation_table(comparisons: Sequence[Mapping[str, Any]]) -> str:

@@ -42,6 +42,17 @@ def test_a_better_release_is_ahead_on_the_same_cells(few: CellPredictions, tmp_p
     assert beside_table([]) == NOT_MEASURED
 
 
+def test_releases_stand_beside_each_other(few: CellPredictions, tmp_path: Path) -> None:
+    (tmp_path / "releases" / "worse" / "predictions").mkdir(parents=True)
+    mixed = 0.5 * few.probabilities + 0.5 * np.random.default_rng(1).dirichlet((1, 1), len(few.cell_ids))
+    replace(few, probabilities=mixed).save(tmp_path / "releases" / "worse" / "predictions" / "subject_cv.parquet")
+    found = compare(tmp_path / "releases", tmp_path / "prior")
+    (pair,) = found["pairs"]
+    assert (pair["release"], pair["other"]) == ("ours", "worse")
+    assert pair["auroc_by_subject"]["difference"] > 0
+    assert "| `ours` | `worse` | +0." in beside_table([found])
+
+
 def test_a_system_of_other_cells_is_refused(few: CellPredictions, tmp_path: Path) -> None:
     few.take(np.arange(50)).save(tmp_path / "prior" / "prior_d_resnet-unseen.parquet")
     with pytest.raises(LeukoscopeError, match="cells"):
