@@ -19,7 +19,7 @@ from PIL import Image
 from timing import System, run_turn
 
 # The last feature map, where our own Grad-CAM looks as well.
-_LAST_LAYERS = {"tf_efficientnet_b3": "bn2"} | dict.fromkeys(
+_LAST_LAYERS = dict.fromkeys(("tf_efficientnet_b3", "tf_efficientnet_lite2"), "bn2") | dict.fromkeys(
     ("densenet121", "densenet169", "densenet201"), "features.norm5"
 )
 

@@ -255,7 +255,8 @@ def test_write_card_leaves_no_half_written_file(release: Path) -> None:
 
 @pytest.mark.parametrize("embedded", EMBEDDED, ids=lambda path: path.name)
 def test_committed_cards_are_the_rendered_ones(embedded: Path) -> None:
-    assert (embedded / "README.md").read_text() == render_card(embedded)
+    card = (embedded / "README.md").read_text()
+    assert card == render_card(embedded) and "\nlicense: apache-2.0\n" in card
 
 
 @pytest.mark.parametrize("embedded", EMBEDDED, ids=lambda path: path.name)
