@@ -33,13 +33,7 @@ from leukoscope.evaluation.calibration import calibration_metrics, cross_fitted,
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.models.release import read_metrics, write_json
 from leukoscope.progress import progress
-from leukoscope.protocol import (
-    ProtocolRun,
-    cross_validation_runs,
-    finish,
-    pooled_predictions,
-    refuse_split_flags,
-)
+from leukoscope.protocol import ProtocolRun, cross_validation_runs, finish, pooled_predictions, refuse_split_flags
 from leukoscope.training.config import parse_config
 from leukoscope.training.run_folder import plain
 from research.commands import make_parser, run

@@ -21,16 +21,7 @@ from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.files import write_atomic
 from leukoscope.inference.backends import PRECISION_NAMES
 from leukoscope.models.release import OF_FIELDS, PREDICTIONS, read_metrics
-from leukoscope.reports.formatting import (
-    Table,
-    count,
-    difference,
-    gain,
-    metric_name,
-    share,
-    span,
-    with_span,
-)
+from leukoscope.reports.formatting import Table, count, difference, gain, metric_name, share, span, with_span
 from leukoscope.reports.release_tables import RESULT_METRICS, cells_needed, evaluation_row
 from research.tables import NOT_MEASURED, ablation_table, beside_table, prior_sources, prior_table, read_results
 

@@ -52,14 +52,7 @@ def prior_table(results: Sequence[Mapping[str, Any]]) -> str:
         claimed = " · ".join([share(claim.figures["accuracy"]), *others])
         both = [measured.get((claim.recipe, protocol)) for protocol in PROTOCOLS]
         rows.append(
-            [
-                claim.system,
-                f"`{claim.recipe}`",
-                claimed,
-                *map(_measured, both),
-                _leak_shown(both[1]),
-                _set_ups(both),
-            ]
+            [claim.system, f"`{claim.recipe}`", claimed, *map(_measured, both), _leak_shown(both[1]), _set_ups(both)]
         )
     columns = (
         "system",
@@ -75,7 +68,7 @@ def prior_table(results: Sequence[Mapping[str, Any]]) -> str:
         "Each cell gives the accuracy with its 95 % bootstrap interval by subject, the balanced accuracy, and the "
         "balanced accuracy with every subject weighing the same. We judge splits by image by the difference of the "
         "last, because a few subjects with many cells decide the others. "
-        "The data of system B name no subjects; blocks of neighbouring images stand for them.",
+        "The data of system B name no subjects; blocks of neighbouring images stand for them."
     ]
     if without_network:
         notes.append("Compare each row of C-NMC with the last two, which need no network.")

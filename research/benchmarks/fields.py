@@ -22,14 +22,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data import fields
-from leukoscope.data.fields import (
-    Box,
-    FieldCell,
-    cut_out,
-    find_cells,
-    measure_scale,
-    measure_stain,
-)
+from leukoscope.data.fields import Box, FieldCell, cut_out, find_cells, measure_scale, measure_stain
 from leukoscope.data.images import open_field
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.release import write_json

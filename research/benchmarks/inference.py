@@ -354,10 +354,7 @@ def _compute(release: Path, flags: argparse.Namespace, figures: Mapping[str, Map
     used = {"float32", *filter(None, computed_in.values())}
     peak = {name: _matmul_rate(getattr(torch, name), flags.device) for name in sorted(used)}
     achieved = {
-        name: {
-            "one": flops / found["one_seconds"]["median"],
-            "many": flops * found["many_cells_a_second"]["median"],
-        }
+        name: {"one": flops / found["one_seconds"]["median"], "many": flops * found["many_cells_a_second"]["median"]}
         for name, found in figures.items()
         if name != GRAD_CAM
     }

@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 
 def load_dataset(
-    name: str,
-    folder: str | Path | None = None,
-    *,
-    subject_pattern: str | None = None,
-    labels: str | Path | None = None,
+    name: str, folder: str | Path | None = None, *, subject_pattern: str | None = None, labels: str | Path | None = None
 ) -> LoadedCells:
     """Load a data set.
 

@@ -670,9 +670,7 @@ def test_a_cell_of_a_field_opens_in_one_cell(visits: Callable[..., Any], tmp_pat
     assert areas == sorted(areas, reverse=True)
 
 
-def test_the_notice_covers_neither_the_decision_of_a_field_s_cell_nor_a_print(
-    visits: Callable[..., Any],
-) -> None:
+def test_the_notice_covers_neither_the_decision_of_a_field_s_cell_nor_a_print(visits: Callable[..., Any]) -> None:
     visit = visits()
     visit.page.locator("#ask-field").click()
     visit.page.locator("#field-picture button.lk-box").nth(4).wait_for()

@@ -14,12 +14,7 @@ from typer.testing import CliRunner
 
 from hub_server import Hub
 from leukoscope.cli import app
-from leukoscope.cli.doctor import (
-    check_device,
-    check_folder,
-    check_network,
-    check_versions,
-)
+from leukoscope.cli.doctor import check_device, check_folder, check_network, check_versions
 
 # The package's attribute of that name is the command.
 doctor = sys.modules["leukoscope.cli.doctor"]

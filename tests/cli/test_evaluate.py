@@ -163,10 +163,7 @@ def test_a_class_in_label_map_that_the_model_lacks_or_that_has_two_names_is_refu
             "network, or give a "
             "release folder",
         ),
-        (
-            ("--predictions", "none.parquet"),
-            "none.parquet: no such file; give a predictions.parquet",
-        ),
+        (("--predictions", "none.parquet"), "none.parquet: no such file; give a predictions.parquet"),
     ],
 )
 def test_a_wrong_question_ends_in_one_line(arguments: tuple[str, ...], expected: str) -> None:

@@ -375,6 +375,4 @@ def test_an_unknown_backend_is_refused_in_one_line(tiny_release: Path, cells: Pa
     result = run("predict", tiny_release, cells / "a.png", "--backend", "abacus")
 
     assert result.exit_code == 1
-    assert error_lines(result) == [
-        "error: backend 'abacus': unknown; choose one of auto, torch, openvino, onnx",
-    ]
+    assert error_lines(result) == ["error: backend 'abacus': unknown; choose one of auto, torch, openvino, onnx"]

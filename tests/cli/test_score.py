@@ -73,7 +73,7 @@ def test_pictures_without_a_class_are_counted_and_say_why(cells: Path, tmp_path:
         (
             ("--output", "out.ods"),
             "error: --output out.ods: is no kind of table written here; give a name that ends in .parquet, .csv",
-        ),
+        )
     ],
 )
 def test_what_cannot_be_written_ends_in_one_line(

@@ -74,10 +74,7 @@ def test_it_compares_one_view_with_the_average_of_all_on_the_test_cells_of_each_
 
 
 def test_of_many_cells_a_sample_is_predicted(
-    tiny_release: Path,
-    cells: FramedCells,
-    folds: list[CellPredictions],
-    kept_graphs: Path,
+    tiny_release: Path, cells: FramedCells, folds: list[CellPredictions], kept_graphs: Path
 ) -> None:
     found = tta_gain([(tiny_release, fold) for fold in folds], cells, sample=18)
     assert found["cells"] == found["agreeing_cells"]["cells"] + found["disagreeing_cells"]["cells"] == 18

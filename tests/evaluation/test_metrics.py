@@ -12,14 +12,7 @@ import pytest
 
 from leukoscope import LeukoscopeError
 from leukoscope.evaluation.bootstrap import aligned, point_metrics
-from leukoscope.evaluation.metrics import (
-    BY_SUBJECT,
-    CellPredictions,
-    cell_metric,
-    headline,
-    measure,
-    pooled,
-)
+from leukoscope.evaluation.metrics import BY_SUBJECT, CellPredictions, cell_metric, headline, measure, pooled
 
 LABELS = ("ALL", "HEM")
 

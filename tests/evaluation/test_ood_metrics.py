@@ -97,12 +97,7 @@ def test_cells_give_a_detector_and_its_metrics(phantoms: Phantoms) -> None:
     pixels, subjects = phantoms
 
     detector, block = fit_and_measure_detector(
-        PREPROCESSING,
-        pixels,
-        subjects,
-        background="black",
-        others={"fields": 255 - pixels[:5]},
-        sample=12,
+        PREPROCESSING, pixels, subjects, background="black", others={"fields": 255 - pixels[:5]}, sample=12
     )
 
     fitted, held_out = fit_detector(np.stack([picture_statistics(cell) for cell in pixels]), subjects)
@@ -181,9 +176,7 @@ def test_a_cut_cell_shows_a_quarter_in_a_corner(wrong: Wrong) -> None:
     assert not pictures["cut"][:, 40:].any() and not pictures["cut"][:, :, 40:].any()
 
 
-def test_a_zoomed_cell_fills_the_view_and_a_blurred_one_has_lost_its_texture(
-    wrong: Wrong,
-) -> None:
+def test_a_zoomed_cell_fills_the_view_and_a_blurred_one_has_lost_its_texture(wrong: Wrong) -> None:
     cells, pictures = wrong
 
     assert (cells[:, 0, 0] == 0).all() and (pictures["zoomed"][:, 0, 0] > 60).all()

@@ -202,10 +202,7 @@ def test_fast_is_refused_where_it_was_not_measured_or_cannot_be_computed(
     ],
 )
 def test_a_damaged_block_is_refused_in_one_sentence(
-    measured: Measured,
-    monkeypatch: pytest.MonkeyPatch,
-    block: dict[str, dict[str, Any]],
-    message: str,
+    measured: Measured, monkeypatch: pytest.MonkeyPatch, block: dict[str, dict[str, Any]], message: str
 ) -> None:
     monkeypatch.setattr("leukoscope.inference.graph.computes", lambda name: True)
     with pytest.raises(LeukoscopeError, match=message):

@@ -24,12 +24,7 @@ PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"WEBPVP8")
 def put_cells(release: Path) -> list[str]:
     """Leave cell images all over a release's folder, as somebody's script may."""
     cell = Image.fromarray(draw_cell("ALL", subject=1, cell=0, size=64, background="black").image)
-    names = [
-        "UID_1_1_1_all.png",
-        "figures/UID_all.png",
-        "figures/cells/roc.png",
-        "predictions/UID_all.webp",
-    ]
+    names = ["UID_1_1_1_all.png", "figures/UID_all.png", "figures/cells/roc.png", "predictions/UID_all.webp"]
     for name in [*names, "cells.bmp"]:
         (release / name).parent.mkdir(parents=True, exist_ok=True)
         cell.save(release / name)

@@ -25,14 +25,7 @@ from hub_server import READ_TOKEN, Fault, Hub
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import app
 from leukoscope.hub.publish import Destination, publish
-from leukoscope.hub.space import (
-    SpaceModel,
-    find_model,
-    push_space,
-    space_requirements,
-    write_space,
-    write_static_space,
-)
+from leukoscope.hub.space import SpaceModel, find_model, push_space, space_requirements, write_space, write_static_space
 from leukoscope.models.release import read_release
 
 ROOT = Path(__file__).parents[2]

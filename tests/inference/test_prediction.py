@@ -203,10 +203,7 @@ def test_a_refused_cell_is_neither_positive_nor_negative_in_a_table() -> None:
             Reason("ood_colour", 2.345, 1.0),
             "its colours are unlike those of the training cells (OOD score 2.3, limit 1)",
         ),
-        (
-            Reason("ood_texture", 1.26, 1.0),
-            "its texture is unlike that of the training cells (OOD score 1.3, limit 1)",
-        ),
+        (Reason("ood_texture", 1.26, 1.0), "its texture is unlike that of the training cells (OOD score 1.3, limit 1)"),
         (
             Reason("ood_shape", 10.0, 1.0),
             "its size or outline is unlike that of the training cells (OOD score 10.0, limit 1)",

@@ -749,12 +749,7 @@ UNREACHABLE = (
 
 @pytest.mark.parametrize(
     ("name", "problem"),
-    [
-        ("owner/absent", UNKNOWN),
-        ("owner/gated", GATED),
-        ("owner/old@v9", NO_REVISION),
-        ("owner/broken", UNREACHABLE),
-    ],
+    [("owner/absent", UNKNOWN), ("owner/gated", GATED), ("owner/old@v9", NO_REVISION), ("owner/broken", UNREACHABLE)],
 )
 def test_what_the_hub_refuses_is_said_with_the_fix(online: pytest.MonkeyPatch, name: str, problem: str) -> None:
     with pytest.raises(LeukoscopeError) as error:

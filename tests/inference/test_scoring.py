@@ -366,8 +366,7 @@ def test_what_could_not_be_written_is_refused_first(tmp_path: Path) -> None:
     with pytest.raises(LeukoscopeError, match="there.parquet: is already there; move it, or name another file"):
         check_output(tmp_path / "there.parquet")
     with pytest.raises(
-        LeukoscopeError,
-        match=r"out.ods: is no kind of table written here; give a name that ends in .parquet, .csv$",
+        LeukoscopeError, match=r"out.ods: is no kind of table written here; give a name that ends in .parquet, .csv$"
     ):
         check_output(tmp_path / "out.ods")
 
@@ -440,17 +439,7 @@ def command(release: Path, cells: Path, output: Path) -> list[str]:
     small = (
         "from leukoscope.inference import scoring; scoring.CELLS_PER_SHARD = 4; from leukoscope.cli import app; app()"
     )
-    return [
-        "-c",
-        small,
-        "score",
-        str(release),
-        "--input",
-        str(cells),
-        "--output",
-        str(output),
-        *flags,
-    ]
+    return ["-c", small, "score", str(release), "--input", str(cells), "--output", str(output), *flags]
 
 
 def exit_code(release: Path, cells: Path, output: Path) -> int:

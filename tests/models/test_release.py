@@ -127,8 +127,7 @@ def test_four_ways_of_loading_give_one_answer_on_real_cells(tiny_release: Path, 
 
 @pytest.mark.skipif(not EMBEDDED, reason="no release lies in model_card/ yet")
 @pytest.mark.parametrize(
-    "release",
-    [pytest.param(path, id=path.name, marks=[pytest.mark.slow] * (path != EMBEDDED[0])) for path in EMBEDDED],
+    "release", [pytest.param(path, id=path.name, marks=[pytest.mark.slow] * (path != EMBEDDED[0])) for path in EMBEDDED]
 )
 def test_embedded_releases_give_one_answer_on_real_cells(release: Path, sample_cells: list[Path]) -> None:
     assert_one_answer(release, sample_cells[::3])

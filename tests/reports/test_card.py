@@ -379,12 +379,7 @@ BLOCKS = REPOSITORY / "model_card" / "leukoscope-densenet201-ball4"
 
 def test_a_block_is_called_a_subject_nowhere_on_its_card() -> None:
     card = render_card(BLOCKS)
-    for text in (
-        "Of unseen blocks' cells, ",
-        "of the worst block's",
-        "%, blocks drawn anew",
-        "each block's cells",
-    ):
+    for text in ("Of unseen blocks' cells, ", "of the worst block's", "%, blocks drawn anew", "each block's cells"):
         assert text in card
     assert "subject" not in card.replace("figures/subjects.png", "")
 

@@ -106,10 +106,7 @@ def test_only_cells_that_all_answered_count_and_the_others_are_told_of(releases:
 def test_a_split_with_subjects_on_both_sides_is_marked(tmp_path: Path, releases: dict[str, Path]) -> None:
     leaky = make_release(tmp_path / "leaky", answers(0.99, seed=3), disjoint_by="cell")
     row = board_of(leaky, releases["weak"])["rows"][0]
-    assert row["trust"] == {
-        "verdict": "bad",
-        "statement": "5-fold: subjects on both sides, no test of new ones.",
-    }
+    assert row["trust"] == {"verdict": "bad", "statement": "5-fold: subjects on both sides, no test of new ones."}
 
 
 def test_the_page_shows_every_row_and_the_notice(tmp_path: Path, releases: dict[str, Path]) -> None:

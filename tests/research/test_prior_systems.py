@@ -173,15 +173,7 @@ def test_a_row_of_other_settings_is_not_taken_for_this_one(row: Row, tmp_path: P
     finish_runs(row)
     list(reproduce([row]))
     (other,) = rows(
-        tmp_path,
-        *CNMC,
-        *SHORT,
-        "--image_size",
-        "96",
-        "--seed",
-        "1",
-        recipes=("prior_d_resnet",),
-        protocols=("unseen",),
+        tmp_path, *CNMC, *SHORT, "--image_size", "96", "--seed", "1", recipes=("prior_d_resnet",), protocols=("unseen",)
     )
     message = r"\.json: made with other settings \(image_size: 64, seed: 0, recipe's image_size: 64\); .* the row anew$"
     with pytest.raises(LeukoscopeError, match=message):

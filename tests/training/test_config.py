@@ -95,12 +95,7 @@ def test_unknown_recipe_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("flag", "value", "least"),
-    [
-        ("max_train_samples", -1, 1),
-        ("max_eval_samples", 0, 1),
-        ("gradient_accumulation_steps", 0, 1),
-        ("seed", -1, 0),
-    ],
+    [("max_train_samples", -1, 1), ("max_eval_samples", 0, 1), ("gradient_accumulation_steps", 0, 1), ("seed", -1, 0)],
 )
 def test_numbers_no_run_can_use_are_refused(flag: str, value: int, least: int) -> None:
     with pytest.raises(LeukoscopeError) as refused:
@@ -275,14 +270,7 @@ def test_a_flag_names_the_positive_of_two_classes(tmp_path: Path) -> None:
 
 
 def test_what_trackers_get_names_no_folder(tmp_path: Path) -> None:
-    given = [
-        "--train_dir",
-        f"{tmp_path}/Doe/cells",
-        "--labels",
-        f"{tmp_path}/Doe.csv",
-        "--output_dir",
-        f"{tmp_path}/o",
-    ]
+    given = ["--train_dir", f"{tmp_path}/Doe/cells", "--labels", f"{tmp_path}/Doe.csv", "--output_dir", f"{tmp_path}/o"]
     public = parse_config(["--dataset_name", "imagefolder", *given]).public()
     assert (public["train_dir"], public["labels"], public["dataset_name"]) == ("cells", "Doe.csv", "imagefolder")
     assert str(tmp_path) not in str(public)

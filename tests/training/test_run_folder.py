@@ -20,14 +20,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.run_folder import (
-    append_row,
-    describe_run,
-    hardware,
-    locked,
-    result_lines,
-    write_args,
-)
+from leukoscope.training.run_folder import append_row, describe_run, hardware, locked, result_lines, write_args
 
 
 @pytest.fixture
@@ -72,10 +65,7 @@ def test_a_row_an_epoch_under_one_header(tmp_path: Path) -> None:
     for epoch in (1, 2):
         append_row(path, {"epoch": epoch, "train_loss": 0.5 / epoch})
     with path.open(newline="") as file:
-        assert list(csv.DictReader(file)) == [
-            {"epoch": "1", "train_loss": "0.5"},
-            {"epoch": "2", "train_loss": "0.25"},
-        ]
+        assert list(csv.DictReader(file)) == [{"epoch": "1", "train_loss": "0.5"}, {"epoch": "2", "train_loss": "0.25"}]
 
 
 def test_figures_for_the_terminal_stand_with_their_baseline_and_the_notice() -> None:

@@ -17,13 +17,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.models.recipes import get_recipe
 from leukoscope.training import run_folder as tracking
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.run_folder import (
-    check_tracking,
-    finish_tracking,
-    start_tracking,
-    track_epoch,
-    track_result,
-)
+from leukoscope.training.run_folder import check_tracking, finish_tracking, start_tracking, track_epoch, track_result
 
 ROWS = [{"epoch": 1, "train_loss": 0.75, "val_auroc": 0.5}, {"epoch": 2, "train_loss": 0.25, "val_auroc": 0.875}]
 BLOCK = {"metrics": {"accuracy": 0.75, "balanced_accuracy": 0.5, "f1_weighted": 0.5, "f1_macro": 0.5, "auroc": None}}

@@ -65,11 +65,7 @@ def test_elsewhere_no_cell_is_set_apart_for_validation(cells: FramedCells, strat
 
 @pytest.mark.parametrize(
     ("flags", "strategy"),
-    [
-        (["--fold", "3"], "subject"),
-        (["--num_folds", "7"], "random"),
-        (["--train_folds", "fold_1"], "subject"),
-    ],
+    [(["--fold", "3"], "subject"), (["--num_folds", "7"], "random"), (["--train_folds", "fold_1"], "subject")],
 )
 def test_a_flag_that_the_split_does_not_read_is_refused(cells: FramedCells, flags: list[str], strategy: str) -> None:
     detail = make_split(cells.data, strategy).detail

@@ -30,8 +30,7 @@ Model = Annotated[
     str, Argument(metavar="MODEL", help="Release folder, name that `leukoscope release list` shows, or Hub id.")
 ]
 Backend = Annotated[
-    str,
-    Option("--backend", metavar="auto|openvino|onnx|torch", help="Default: $LEUKOSCOPE_BACKEND, else auto."),
+    str, Option("--backend", metavar="auto|openvino|onnx|torch", help="Default: $LEUKOSCOPE_BACKEND, else auto.")
 ]
 Precision = Annotated[
     str,

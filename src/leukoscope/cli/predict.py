@@ -179,11 +179,7 @@ def score(
     model: options.Model,
     source: Annotated[
         str,
-        Option(
-            "--input",
-            metavar="SOURCE",
-            help="Folder of images; or CSV or Parquet with a column of their paths.",
-        ),
+        Option("--input", metavar="SOURCE", help="Folder of images; or CSV or Parquet with a column of their paths."),
     ],
     output: Annotated[Path, Option(metavar="FILE", help="Table to write, one row per cell (.parquet or .csv).")],
     subject_pattern: options.SubjectPattern = None,

@@ -23,23 +23,9 @@ from unicodedata import normalize
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cell_tables import (
-    SUBJECT_COLUMNS,
-    CellTable,
-    located,
-    read_table,
-    require_subjects,
-    subject_name,
-)
+from leukoscope.data.cell_tables import SUBJECT_COLUMNS, CellTable, located, read_table, require_subjects, subject_name
 from leukoscope.data.folders import ImageFolder
-from leukoscope.data.images import (
-    UnreadableImage,
-    check_header,
-    encoded_content,
-    is_cut_out,
-    open_bytes,
-    open_encoded,
-)
+from leukoscope.data.images import UnreadableImage, check_header, encoded_content, is_cut_out, open_bytes, open_encoded
 from leukoscope.data.registry import (
     CNMC_NAME,
     DATASETS,

@@ -21,15 +21,7 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.images import (
-    EncodedImage,
-    UnreadableImage,
-    from_array,
-    open_bytes,
-    open_image,
-    pixel_hash,
-    to_rgb,
-)
+from leukoscope.data.images import EncodedImage, UnreadableImage, from_array, open_bytes, open_image, pixel_hash, to_rgb
 from leukoscope.inference.backends import (
     AUTO,
     BF16,
@@ -150,12 +142,7 @@ class Predictor:
 
     @classmethod
     def from_hub(
-        cls,
-        model: str,
-        *,
-        revision: str | None = None,
-        runtime: Runtime = Runtime(),
-        anonymous: bool = False,
+        cls, model: str, *, revision: str | None = None, runtime: Runtime = Runtime(), anonymous: bool = False
     ) -> Predictor:
         """Load a release from the Hub or its cache; a local path is never opened, whatever the name.
 

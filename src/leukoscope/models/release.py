@@ -25,14 +25,7 @@ import numpy as np
 from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import MAX_INPUT, Preprocessing
 from leukoscope.data.registry import EMPTY_SLIDE_RGB, trained_on
-from leukoscope.files import (
-    LFS_POINTER,
-    atomic_folder,
-    disk_errors,
-    embedded_releases,
-    restore_replaced,
-    write_atomic,
-)
+from leukoscope.files import LFS_POINTER, atomic_folder, disk_errors, embedded_releases, restore_replaced, write_atomic
 
 if TYPE_CHECKING:
     import torch

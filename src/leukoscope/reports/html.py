@@ -27,17 +27,7 @@ from leukoscope.files import disk_errors, write_atomic
 from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.models.release import write_json
 from leukoscope.reports import release_tables as tables
-from leukoscope.reports.formatting import (
-    Table,
-    count,
-    data_uri,
-    encoded,
-    fraction,
-    metric_name,
-    rendered,
-    share,
-    span,
-)
+from leukoscope.reports.formatting import Table, count, data_uri, encoded, fraction, metric_name, rendered, share, span
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -139,7 +139,7 @@ def test_rows_of_csvs_that_contradict_each_other_are_told_and_not_used(tmp_path:
     batch = open_batch([zipped, str(tmp_path / "a.csv"), str(tmp_path / "b.csv")])
     assert (batch.labels, batch.subjects) == ({"1.png": "ALL", "2.png": "ALL"}, {"1.png": "P1"})
     assert batch.problems == [
-        "b.csv: 2.png is there with the subject 'P1' and with 'P2'; neither is used: keep one of the two rows",
+        "b.csv: 2.png is there with the subject 'P1' and with 'P2'; neither is used: keep one of the two rows"
     ]
 
 

@@ -139,8 +139,7 @@ def test_a_cell_is_turned_and_its_parts_are_covered(tiny_release: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "kind"),
-    [("cell", "cell"), ("crop", "crop"), ("field", "field"), ("blank", "cell")],
+    ("picture", "kind"), [("cell", "cell"), ("crop", "crop"), ("field", "field"), ("blank", "cell")]
 )
 def test_the_picture_decides_what_is_shown(picture: str, kind: str) -> None:
     models = ModelCache({"cnmc": CNMC, "ball4": EMBEDDED / "leukoscope-densenet201-ball4"})

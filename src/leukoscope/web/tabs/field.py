@@ -70,11 +70,7 @@ class FieldResult:
 
 
 def predict_field(
-    models: ModelCache,
-    image: Image.Image,
-    caption: str,
-    choice: str | None,
-    um_per_pixel: float | None = None,
+    models: ModelCache, image: Image.Image, caption: str, choice: str | None, um_per_pixel: float | None = None
 ) -> FieldResult:
     """Find and classify the cells of a field; 0 or None has its scale guessed."""
     predictor = models.predictor(choice)
