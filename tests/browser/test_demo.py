@@ -289,21 +289,52 @@ _LOOK = """(() => { const style = getComputedStyle(document.getElementById('cell
 
 def test_the_second_of_two_quick_clicks_counts(visits: Callable[..., Any]) -> None:
     visit = visits()
-    asked: list[Any] = []
+    held: list[Any] = []
 
-    def ask(route: Any) -> None:  # the second waits for the first's answer: the server answers two in any order
-        asked.append(route)
-        if len(asked) != 2:
+    def ask(route: Any) -> None:  # the first is answered only after the second click
+        held.append(route)
+        if len(held) > 1:
             route.continue_()
 
     visit.page.route("**/queue/join*", ask)
     visit.page.evaluate(_TWO_CLICKS)
-    visit.page.wait_for_url("**example=2**")
-    while len(asked) < 2:
-        visit.page.wait_for_timeout(50)
-    asked[1].continue_()
+    held[0].continue_()
     visit.page.wait_for_url("**example=5**")
     visit.page.locator("#pictures figcaption", has_text="Synthetic HEM").wait_for()
+
+
+def test_a_cell_is_turned_before_another_picture_is_read(visits: Callable[..., Any], cell: Path) -> None:
+    """Else its forms would stand below the other picture."""
+    visit = visits()
+    held: list[Any] = []
+
+    def ask(route: Any) -> None:
+        held.append(route)
+        if len(held) > 1:
+            route.continue_()
+
+    visit.page.route("**/queue/join*", ask)
+    visit.page.locator("#turn").click()
+    while not held:
+        visit.page.wait_for_timeout(50)
+    visit.page.locator("#examples button").nth(4).click()
+    upload(visit, cell)
+    visit.page.wait_for_timeout(1000)
+    assert "an example" in visit.page.locator("#pictures figcaption").first.inner_text(), "neither is read yet"
+    held[0].continue_()
+    visit.page.locator("#pictures figcaption", has_text="my cell.png").wait_for()
+    visit.page.wait_for_function("!document.body.dataset.lkBusy")
+    assert not visit.page.locator("#forms li").count()
+
+
+def test_a_question_that_fails_leaves_the_page_as_it_was(visits: Callable[..., Any], cell: Path) -> None:
+    visit = visits()
+    visit.page.route("**/queue/join*", lambda route: route.fulfill(status=503, json={"detail": "The queue is full."}))
+    visit.page.locator("#examples button").nth(4).click()
+    visit.page.wait_for_function("!document.body.dataset.lkBusy")
+    visit.page.unroute("**/queue/join*")
+    upload(visit, cell)
+    visit.page.locator("#pictures figcaption", has_text="my cell.png").wait_for()
 
 
 _TWO_CLICKS = """(async () => {

@@ -272,7 +272,7 @@ async function load() {
   ort.env.wasm.wasmPaths = {wasm: new URL('ort/ort-wasm-simd-threaded.wasm', import.meta.url).href}
   const release = await (await fetch('release.json')).json()
   const session = await ort.InferenceSession.create('model/onnx/model.onnx', {executionProviders: ['wasm']})
-  tell('Ready.')
+  if (!asked) tell('Ready.') // what is said of a picture given meanwhile stays
   return {release, session}
 }
 
@@ -354,11 +354,11 @@ function present({release}, {image, rgba, map, peak, box, best, answer}) {
   tell(map ? '' : 'This model has no Grad-CAM map.')
 }
 
+let asked = 0
 const loaded = load()
 loaded.catch((error) => tell(`The model cannot be loaded (${error.message}); load the page again.`, true))
-let asked = 0
 
-// Predicts a picture; of several given at once, the last one is shown.
+// Predicts a picture; of several given one after the other, the last is shown, and of several in one go, the first.
 async function answer(blob, name) {
   const turn = ++asked
   $('result').hidden = true
@@ -366,6 +366,7 @@ async function answer(blob, name) {
   try {
     const picture = await decode(await blob, name), model = await loaded
     await new Promise((done) => setTimeout(done)) // so that the line above is seen
+    if (turn !== asked) return
     const result = await predict(model, picture, name)
     if (turn === asked) present(model, result)
   } catch (error) {

@@ -1,9 +1,10 @@
 // For the element below the upload. Dims the result as soon as something else is asked for, takes what is pasted or
 // dropped anywhere, tells that the server cannot be reached, and follows the browser's Back.
-const PICKS = '#examples button, #smear-examples button, #real-cells button, #ask-field, #ask-batch, [data-cell]'
+const PICKS = '#examples button, #smear-examples button, #real-cells button, #ask-field, #ask-batch, [data-cell], ' +
+  '#propose, #turn, #cover'
 const page = document.body.dataset, files = () => document.querySelector('#upload input[type=file]')
 const dim = () => { page.lkBusy = '1' }
-let giving = false, last = Promise.resolve()
+let giving = false, last = Promise.resolve(), wanted = null
 // What is given while an answer is awaited, the first one too, is read after it; the box takes nothing meanwhile.
 const busy = () => page.lkBusy || !document.querySelector('#visit [data-model]')
 const free = async (isFree) => { while (!isFree()) await new Promise((done) => setTimeout(done, 50)) }
@@ -34,7 +35,17 @@ document.addEventListener('drop', (event) => {
   const entries = [...event.dataTransfer.items].map((one) => one.webkitGetAsEntry?.()).filter(Boolean)
   give(entries.some((one) => one.isDirectory) ? zipped(entries).then((file) => [file]) : [...event.dataTransfer.files])
 }, true)
-document.addEventListener('click', (event) => { if (event.target.closest(PICKS)) dim() }, true)
+// Of what is clicked while an answer is awaited, the last is asked after it: two answers may come in any order.
+document.addEventListener('click', (event) => {
+  const pick = event.target.closest(PICKS)
+  if (!pick) return
+  if (!busy()) return dim()
+  event.stopPropagation()
+  wanted = pick
+  last = last.then(() => free(() => !busy())).then(() => {
+    if (wanted == pick && pick.isConnected) wanted = null, pick.click()
+  })
+}, true)
 // What is dimmed takes no click (page.css), and no key.
 document.addEventListener('keydown', (event) => {
   if (!page.lkBusy || event.key == 'Tab' || getComputedStyle(event.target).pointerEvents != 'none') return

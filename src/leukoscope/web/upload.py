@@ -33,7 +33,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.conversion import open_converted
 from leukoscope.data.images import UnreadableImage, check_header, open_image
 from leukoscope.reports.formatting import encoded
-from leukoscope.web.page import PRIVATE, QUIET, script
+from leukoscope.web.page import LAST, PRIVATE, QUIET, script
 from leukoscope.web.text import Localised, in_english, t
 
 MAX_BYTES = 20 * 1024 * 1024
@@ -328,7 +328,7 @@ def save_button(label: Localised, make: Callable[..., File], inputs: list[Any], 
             # Shown as HTML; the message may hold a file's name.
             raise gr.Error(escape(str(error)), title=t("failed"), print_exception=False) from None
 
-    packed = button.click(pack, inputs, parcel, **QUIET)
+    packed = button.click(pack, inputs, parcel, **LAST)
     # Emptied afterwards: a file of megabytes need not stay in the page.
     packed.then(None, parcel, js=_SAVE, **PRIVATE).then(lambda: None, None, parcel, **QUIET)
     return button

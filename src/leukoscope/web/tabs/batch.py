@@ -129,7 +129,7 @@ class BatchPanel:
         self.cells = [self.summary, self.gallery]
         self.outputs = [
             self.result, self.shown, self.stop, self.summary, self.ended, self.reports, self.subject, self.point,
-            self.gallery, self.pattern,
+            self.gallery, self.order, self.pattern,
         ]  # fmt: skip
         chosen = [self.result, self.order, self.point, self.subject]
         self.pattern.submit(self._on_pattern, [*chosen, self.pattern], self.outputs, **LAST)
@@ -146,6 +146,8 @@ class BatchPanel:
                 localised("save_report"), partial(save_report, self.models), [self.result, self.subject, name],
                 elem_id="save-report",
             )  # fmt: skip
+        # One subject's name must not stand on the report about another.
+        self.subject.change(lambda: "", None, name, **LAST)
         self.gallery = gr.HTML(js_on_load=panels.CLICK, elem_id="batch-gallery", padding=False)
         with gr.Row():
             for kind in ("CSV", "Parquet"):
@@ -189,6 +191,7 @@ class BatchPanel:
             self.subject: gr.Dropdown(subjects, value=subject),
             self.point: gr.Dropdown(points, value=decided.point),
             self.gallery: gallery(decided, order),
+            self.order: order,
         }
 
     def clear(self) -> Updates:

@@ -305,16 +305,18 @@ class CellTab:
             inputs = [*self.chosen, self.real_data]
             given.append(gallery.select(self._on_pick(gallery), inputs, [gallery, *self.outputs], **EACH))
         for event in given:
-            self._afterwards(event.then(None, js=REVEAL, **PRIVATE))
+            self._afterwards(event, reveal=True)
         shown = [self.result, self.field.result, self.batch.result, self.batch.pattern]
         outputs = [self.cells, self.smears, self.ask_field, *with_files]
-        changed = self.model.change(self._on_model, [*self.chosen, *shown], outputs, js=BUSY, cancels=running, **LAST)
+        # In two steps: what runs would be cancelled, and what stands about the model replaced, only after the answer.
+        changed = self.model.change(None, js=BUSY, cancels=running, **PRIVATE)
+        changed = changed.then(self._on_model, [*self.chosen, *shown], outputs, **LAST)
         self._afterwards(changed)
         running.append(changed)
         self._afterwards(self.batch.stop.click(self._on_stop, self.upload, with_files, cancels=running, **LAST))
         self.ask_real.click(
             self._on_ask_real, self.model, [self.real_data, self.real, self.real_note],
-            show_progress_on=[self.real_note], **PRIVATE,
+            show_progress_on=[self.real_note], trigger_mode="always_last", **PRIVATE,
         )  # fmt: skip
 
     def _wire_result(self) -> None:
@@ -325,7 +327,9 @@ class CellTab:
         decided = [self.result, self.point]
         self.point.input(self._on_point, [*decided, self.opacity], self.outputs, **LAST)
         for button, show in ((self.turn, self._on_turn), (self.cover, self._on_cover)):
-            button.click(show, decided, self.forms, show_progress_on=[self.forms], **PRIVATE)
+            shown = button.click(show, decided, self.forms, show_progress_on=[self.forms], **PRIVATE)
+            for ended in (shown.then, shown.failure):
+                ended(None, js=READY, **PRIVATE)
         with_model, below = [self.model, *self.outputs], [self.field.result, self.batch.result]
         self._afterwards(self.visit.select(self._on_kept, [self.kept, *below, *self.chosen], with_model, **EACH))
         self._afterwards(self.pictures.select(self._on_tap, [self.result, *self.chosen], self.outputs, **EACH))
@@ -334,11 +338,16 @@ class CellTab:
         for panel in (self.field, self.batch):
             for component in panel.cells:
                 opened = component.select(self._on_cell(panel), [panel.result, self.opacity], self.outputs, **EACH)
-                self._afterwards(opened.then(None, js=REVEAL, **PRIVATE))
+                self._afterwards(opened, reveal=True)
+        pitched = [self.field.result, self.field.pitch, self.opacity]
+        self._afterwards(self.field.pitch.submit(self._on_pitch, pitched, self.outputs, js=BUSY, **LAST))
 
-    def _afterwards(self, event: Any) -> None:
+    def _afterwards(self, event: Any, reveal: bool = False) -> None:
         """After an event that may have changed the result: keep it for the visit, and write the page's address."""
         inputs, outputs = [self.result, self.kept, self.model], [self.kept, self.visit]
+        event.failure(None, js=READY, **PRIVATE)
+        if reveal:
+            event = event.then(None, js=REVEAL, **PRIVATE)
         event.then(None, js=READY, **PRIVATE)
         event.then(self._on_result, inputs, outputs, **LAST).then(None, js=ADDRESS, **PRIVATE)
 
@@ -405,6 +414,16 @@ class CellTab:
         (image, caption), pitch = example_field(), EXAMPLE_PITCH
         return self.attempt(lambda: self.read(image, caption, "", choice, opacity, point, pitch))
 
+    def _on_pitch(self, field: FieldResult | None, um_per_pixel: float | None, opacity: float) -> Updates:
+        if field is None:
+            return {self.field.summary: panels.placeholder(t("result_deleted"))}
+        reading = field.reading
+        try:
+            field = predict_field(self.models, field.image, reading.source, reading.model, um_per_pixel)
+        except LeukoscopeError as error:
+            return {self.field.summary: panels.message(t("failed"), str(error))}
+        return self._show_field(field, "", opacity, 0)
+
     def _on_model(
         self,
         choice: str | None,
@@ -435,9 +454,10 @@ class CellTab:
         if result is not None and result.model == choice:  # opened by the page's address, or from a visit
             yield self._offered(choice)
             return
-        # The result of the model before must not stand below the name of this one.
-        waits = "reading" if choice in self.models.loaded else "loading_model"
-        yield {self.upload: None, **self.clear(panels.placeholder(t(waits, model=choice)))}
+        # The result of the model before must not stand below the name of this one; the page dims it while this reads.
+        # Of two updates at once, Gradio may lose the first where it shows what was hidden.
+        if choice not in self.models.loaded:
+            yield {self.upload: None, **self.clear(panels.placeholder(t("loading_model", model=choice)))}
         try:
             offered = self._offered(choice)
             for file in batch.given.files if batch else ():
@@ -445,13 +465,14 @@ class CellTab:
         except LeukoscopeError as error:
             kept: Updates = self.field.show(field) if field else {}
             kept |= self.batch.show(batch, next(iter(ORDERS)), batch.point) if batch else {}
-            yield {**self.clear(panels.message(t("failed"), str(error))), **kept}
+            yield {self.upload: None, **self.clear(panels.message(t("failed"), str(error))), **kept}
             return
-        yield offered
         if batch is None:
-            yield self.attempt(again)
+            yield {self.upload: None, **offered, **self.attempt(again)}
         else:
-            yield from self._predict_batch(lambda: batch.given, choice, pattern)
+            steps = self._predict_batch(lambda: batch.given, choice, pattern)
+            yield {**offered, **next(steps)}
+            yield from steps
 
     def _offered(self, choice: str | None) -> Updates:
         """Synthetic pictures of the kind that a model reads; smears are drawn when a model first asks for them."""

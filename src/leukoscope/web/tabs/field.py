@@ -36,7 +36,7 @@ from leukoscope.inference.scoring import safe_cell
 from leukoscope.synthetic import draw_field
 from leukoscope.web import panels, upload
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import PRIVATE, SESSION_SECONDS, Updates
+from leukoscope.web.page import SESSION_SECONDS, Updates
 from leukoscope.web.result import CellResult, predict_cell
 from leukoscope.web.text import Localised, about_model, local_number, localised, outcome_text, percent, t
 
@@ -123,16 +123,14 @@ class FieldPanel:
                 self.pitch = gr.Number(0, label=localised("um_per_pixel"), info=localised("um_info"), step=0.01)
         self._add_endpoint()
         self.cells = [self.picture, self.strip]
-        self.outputs = [self.result, self.shown, self.summary, self.picture, self.strip]
-        self.pitch.submit(
-            self._on_pitch, [self.result, self.pitch], self.outputs, show_progress_on=[self.summary],
-            trigger_mode="always_last", **PRIVATE,
-        )  # fmt: skip
+        self.outputs = [self.result, self.shown, self.summary, self.picture, self.strip, self.pitch]
 
     def show(self, result: FieldResult) -> Updates:
         """Updates that show a field."""
+        scale = result.reading.field.scale
         return {
             self.result: result,
+            self.pitch: 0 if scale is None or scale.guessed else scale.um_per_pixel,
             self.shown: gr.Column(visible=True),
             self.summary: field_summary(result.reading),
             self.picture: boxes(result.image, result.reading),
@@ -153,15 +151,6 @@ class FieldPanel:
         )
         area, nucleus = cell_size(reading.cells[number].cell)  # as in the strip
         return replace(cell, cell=number + 1, measured=Morphology(area / pitch**2, nucleus, 1))
-
-    def _on_pitch(self, result: FieldResult | None, um_per_pixel: float | None) -> Updates:
-        if result is None:
-            return {self.summary: panels.placeholder(t("result_deleted"))}
-        reading = result.reading
-        try:
-            return self.show(predict_field(self.models, result.image, reading.source, reading.model, um_per_pixel))
-        except LeukoscopeError as error:
-            return {self.summary: panels.message(t("failed"), str(error))}
 
     def _add_endpoint(self) -> None:
         """The named endpoint /field: image, model, micrometres per pixel → reading (JSON), picture with boxes."""
