@@ -847,6 +847,9 @@ def test_subjects_go_from_a_zip_to_a_report_on_two_pages(
     assert visit.page.locator(".lk-parcel").count() and not visit.page.locator(".lk-parcel >> visible=true").count()
     visit.page.locator("#report-name").get_by_role("textbox").fill("Sample 7")
     (tmp_path / "report.html").write_bytes(saved(visit, "save-report"))
+    visit.page.locator("#report-subject input").click()
+    visit.page.get_by_role("option", name="synthetic-2").click()
+    visit.page.wait_for_function("!document.querySelector('#report-name :is(input, textarea)').value")
     page = chromium.new_page()
     page.set_default_timeout(120_000)
     asked: list[str] = []

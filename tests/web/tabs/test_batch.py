@@ -756,6 +756,11 @@ def test_ordering_a_result_that_was_deleted_leaves_nothing_of_it(panel: BatchPan
     assert panel._on_order(RESULT, "names") == gallery(RESULT, "names")
 
 
+def test_the_menu_names_the_order_that_is_shown(panel: BatchPanel) -> None:
+    page = panel.show(RESULT, "least_confident", "")
+    assert page[panel.order] == "least_confident" and page[panel.gallery] == gallery(RESULT, "least_confident")
+
+
 def test_an_emptied_pattern_is_suggested_anew(panel: BatchPanel) -> None:
     rows = tuple(replace(one, name=f"p{number // 2}/{number}.png") for number, one in enumerate(RESULT.rows))
     updates = panel._on_pattern(replace(RESULT, rows=rows), "names", "", None, " ")

@@ -377,6 +377,16 @@ def test_a_field_whose_cells_are_all_cut_by_the_edge_is_not_said_to_hold_none(ti
         assert t(hint) in tab._show_field(field, "", 0.5, 0)[tab.summary]
 
 
+def test_a_field_read_at_another_scale_closes_the_cell_of_the_scale_before(tiny_release: Path) -> None:
+    models = ModelCache({"one": tiny_release})
+    tab, field = _tab(models), predict_field(models, *example_field(), "one")
+    assert tab.field.show(field)[tab.field.pitch] == 0, "guessed; what was given for another field is gone"
+    page = tab._on_pitch(field, 1.2 * EXAMPLE_PITCH, 0.5)
+    assert page[tab.field.result].reading.field.scale.um_per_pixel == page[tab.field.pitch] == 1.2 * EXAMPLE_PITCH
+    assert page[tab.result] is None, "its crop was of the scale before"
+    assert "scale 900.0 µm per pixel" in tab._on_pitch(field, 900.0, 0.5)[tab.field.summary]
+
+
 def test_a_tap_opens_the_whole_cell_nearest_to_it() -> None:
     models = ModelCache({"cnmc": CNMC, "ball4": EMBEDDED / "leukoscope-densenet201-ball4"})
     tab, (image, caption) = _tab(models), example_field()

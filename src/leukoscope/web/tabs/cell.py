@@ -308,7 +308,7 @@ class CellTab:
             self._afterwards(event, reveal=True)
         shown = [self.result, self.field.result, self.batch.result, self.batch.pattern]
         outputs = [self.cells, self.smears, self.ask_field, *with_files]
-        # In two steps: what runs would be cancelled, and what stands about the model replaced, only after the answer.
+        # In two steps: else what runs is cancelled, and what is said of the model replaced, only after the answer.
         changed = self.model.change(None, js=BUSY, cancels=running, **PRIVATE)
         changed = changed.then(self._on_model, [*self.chosen, *shown], outputs, **LAST)
         self._afterwards(changed)
