@@ -62,14 +62,14 @@ def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator
     ended = threading.Event()
     if bars.disable:
         threading.Thread(target=_print_lines, args=(task, ended), daemon=True).start()
-    before = _shown.set(True)
+    _shown.set(True)
     try:
         with bars:
             yield lambda by=1: bars.advance(task.id, by)
     finally:
         ended.set()
         _last_end = time.monotonic()
-        _shown.reset(before)
+        _shown.set(False)  # no `reset`: an abandoned generator may end in another context
 
 
 def _bars(total: int | None) -> Progress:
