@@ -57,8 +57,15 @@ def drop(visit: Any, path: Path, target: str = "") -> None:
     box = visit.page.locator(target).bounding_box() if target else {"x": 0, "y": 0, **size}
     place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
     dragged = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
-    for kind in ("dragEnter", "dragOver", "drop"):
-        mouse.send("Input.dispatchDragEvent", {"type": kind, **place, "data": dragged})
+    visit.page.evaluate("window.dropped = 0; addEventListener('drop', () => { window.dropped = 1 }, {capture: true})")
+    # While the page scrolls under the mouse, another element comes below it, and Chromium drops nothing there.
+    for _ in range(100):
+        for kind in ("dragEnter", "dragOver", "drop"):
+            mouse.send("Input.dispatchDragEvent", {"type": kind, **place, "data": dragged})
+        if visit.page.evaluate("window.dropped"):
+            return
+        visit.page.wait_for_timeout(200)
+    pytest.fail("the page let nothing be dropped")
 
 
 def controls(visit: Any) -> int:
