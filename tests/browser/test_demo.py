@@ -68,6 +68,19 @@ def drop(visit: Any, path: Path, target: str = "") -> None:
     pytest.fail("the page let nothing be dropped")
 
 
+def hold(visit: Any, number: int) -> list[Any]:
+    """The questions that the page asks from now on; that of this number, from 1, waits for the test to go on."""
+    asked: list[Any] = []
+
+    def ask(route: Any) -> None:
+        asked.append(route)
+        if len(asked) != number:
+            route.continue_()
+
+    visit.page.route("**/queue/join*", ask)
+    return asked
+
+
 def controls(visit: Any) -> int:
     """How many controls stand beside a result, without those under "More" and the cells of the visit."""
     return visit.page.locator("#cell-result :is(button, input, summary):not(#visit *) >> visible=true").count()
@@ -296,14 +309,7 @@ _LOOK = """(() => { const style = getComputedStyle(document.getElementById('cell
 
 def test_the_second_of_two_quick_clicks_counts(visits: Callable[..., Any]) -> None:
     visit = visits()
-    held: list[Any] = []
-
-    def ask(route: Any) -> None:  # the first is answered only after the second click
-        held.append(route)
-        if len(held) > 1:
-            route.continue_()
-
-    visit.page.route("**/queue/join*", ask)
+    held = hold(visit, 1)  # answered only after the second click
     visit.page.evaluate(_TWO_CLICKS)
     held[0].continue_()
     visit.page.wait_for_url("**example=5**")
@@ -313,14 +319,7 @@ def test_the_second_of_two_quick_clicks_counts(visits: Callable[..., Any]) -> No
 def test_a_cell_is_turned_before_another_picture_is_read(visits: Callable[..., Any], cell: Path) -> None:
     """Else its forms would stand below the other picture."""
     visit = visits()
-    held: list[Any] = []
-
-    def ask(route: Any) -> None:
-        held.append(route)
-        if len(held) > 1:
-            route.continue_()
-
-    visit.page.route("**/queue/join*", ask)
+    held = hold(visit, 1)
     visit.page.locator("#turn").click()
     while not held:
         visit.page.wait_for_timeout(50)
@@ -354,14 +353,7 @@ _TWO_CLICKS = """(async () => {
 
 def test_a_result_that_comes_while_the_one_before_is_kept_is_kept_too(visits: Callable[..., Any]) -> None:
     visit = visits()
-    asked: list[Any] = []
-
-    def ask(route: Any) -> None:  # what keeps a pick's answer gets through, but not back
-        asked.append(route)
-        if len(asked) != 2:
-            route.continue_()
-
-    visit.page.route("**/queue/join*", ask)
+    asked = hold(visit, 2)  # what keeps a pick's answer gets through, but not back
     visit.page.locator("#examples button").nth(1).click()
     while len(asked) < 2:
         visit.page.wait_for_timeout(50)

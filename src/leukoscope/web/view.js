@@ -42,10 +42,8 @@ addEventListener('pointermove', (event) => {
   held.last = [x, y]
 })
 addEventListener('pointerup', (event) => {
-  if (held && !held.moved && event.target.closest('.lk-stage')) {
-    document.body.dataset.lkBusy = '1'
+  if (held && !held.moved && event.target.closest('.lk-stage'))
     trigger('select', {index: 0, value: held.from.map((at, i) => (at - 0.5 - view['xy'[i]]) / view.zoom + 0.5)})
-  }
   held = null
 })
 addEventListener('pointercancel', () => { held = null })

@@ -332,7 +332,8 @@ class CellTab:
                 ended(None, js=READY, **PRIVATE)
         with_model, below = [self.model, *self.outputs], [self.field.result, self.batch.result]
         self._afterwards(self.visit.select(self._on_kept, [self.kept, *below, *self.chosen], with_model, **EACH))
-        self._afterwards(self.pictures.select(self._on_tap, [self.result, *self.chosen], self.outputs, **EACH))
+        tapped = self.pictures.select(self._on_tap, [self.result, *self.chosen], self.outputs, js=BUSY, **EACH)
+        self._afterwards(tapped)
         proposed = [self.result, self.field.result, *self.chosen]
         self._afterwards(self.propose.click(self._on_propose, proposed, with_model, **LAST))
         for panel in (self.field, self.batch):
@@ -438,8 +439,7 @@ class CellTab:
 
         def again() -> Updates:
             if field is not None:
-                scale, number = field.reading.field.scale, result.cell if result else 0
-                given = None if scale is None or scale.guessed else scale.um_per_pixel
+                given, number = field.given_um_per_pixel, result.cell if result else 0
                 return self.read(field.image, field.reading.source, "", choice, opacity, point, given, number)
             if result is None:
                 return self.clear(panels.placeholder(t("model_ready", model=choice)))

@@ -62,6 +62,12 @@ class FieldResult:
     image: Image.Image
     reading: FieldReading
 
+    @property
+    def given_um_per_pixel(self) -> float | None:
+        """Its scale, unless that was guessed."""
+        scale = self.reading.field.scale
+        return None if scale is None or scale.guessed else scale.um_per_pixel
+
     def cut_out(self, number: int) -> Image.Image:
         """A whole cell, alone on black."""
         scale = self.reading.field.scale
@@ -127,10 +133,9 @@ class FieldPanel:
 
     def show(self, result: FieldResult) -> Updates:
         """Updates that show a field."""
-        scale = result.reading.field.scale
         return {
             self.result: result,
-            self.pitch: 0 if scale is None or scale.guessed else scale.um_per_pixel,
+            self.pitch: result.given_um_per_pixel or 0,
             self.shown: gr.Column(visible=True),
             self.summary: field_summary(result.reading),
             self.picture: boxes(result.image, result.reading),
