@@ -86,6 +86,13 @@ def controls(visit: Any) -> int:
     return visit.page.locator("#cell-result :is(button, input, summary):not(#visit *) >> visible=true").count()
 
 
+def unfold(visit: Any, name: str) -> None:
+    """Open an accordion, as far as Gradio's last frame: it then sets anew what it was given while it was closed."""
+    visit.page.locator(f"#{name} button").first.click()
+    visit.page.evaluate("new Promise(frame => requestAnimationFrame(() => requestAnimationFrame(frame)))")
+    visit.page.wait_for_timeout(200)
+
+
 def overlay(visit: Any) -> str:
     return visit.page.locator("#pictures img").nth(1).get_attribute("src")
 
@@ -161,7 +168,7 @@ def test_the_map_stands_out_from_the_cell_and_its_strength_is_told(visits: Calla
         return
     assert visit.page.locator("#pictures .lk-chip").inner_text() in ("weak map", "usual map", "strong map")
     before = visit.page.locator("#pictures .lk-scale span").inner_text()
-    visit.page.locator("#more button").first.click()
+    unfold(visit, "more")
     visit.page.get_by_label("One colour scale for all pictures").check()
     visit.page.wait_for_function(
         "old => document.querySelector('#pictures .lk-scale span').innerText != old", arg=before
@@ -585,7 +592,7 @@ def test_an_upload_is_judged_and_shown(visits: Callable[..., Any], cell: Path) -
     visit.own_result()
     assert visit.page.locator("#cell-summary .lk-bars li").count() == 2
     assert visit.page.locator("#pictures figcaption").first.inner_text().startswith("my cell.png.")
-    visit.page.locator("#more button").first.click()
+    unfold(visit, "more")
     visit.page.locator("#explanation", has_text="of the map for").wait_for()
     assert refused == [], "the page shows the upload until the result is there"
 
@@ -593,7 +600,7 @@ def test_an_upload_is_judged_and_shown(visits: Callable[..., Any], cell: Path) -
 def test_class_and_operating_point_change_what_is_shown(visits: Callable[..., Any]) -> None:
     visit = visits()
     visit.pick_example()
-    visit.page.locator("#more button").first.click()
+    unfold(visit, "more")
     assert visit.page.get_by_label("Decide at").input_value() == "the most probable class"
     before, said = overlay(visit), visit.page.locator("#cell-summary .lk-short").inner_text()
     visit.page.get_by_role("radio", name="HEM").check()
@@ -622,7 +629,7 @@ def test_a_picture_without_a_class_shows_its_probabilities_only_when_they_are_un
     visit.page.get_by_text("Probabilities: no result for this picture").click()
     assert visit.page.locator("#cell-summary .lk-bars").is_visible()
     # No operating point makes a class of it.
-    visit.page.locator("#more button").first.click()
+    unfold(visit, "more")
     visit.page.get_by_label("Decide at").click()
     visit.page.get_by_role("option", name="95 %-sensitivity threshold").click()
     with Image.open(io.BytesIO(saved(visit, "save-result"))) as image:
@@ -657,7 +664,7 @@ def test_the_slider_changes_pixels(visits: Callable[..., Any]) -> None:
     visit = visits()
     visit.pick_example()
     before = overlay(visit)
-    visit.page.locator("#more button").first.click()
+    unfold(visit, "more")
     slider = visit.page.get_by_role("slider", name="Opacity")
     slider.focus()
     for _ in range(3):
@@ -786,7 +793,7 @@ def test_the_subjects_of_an_unpacked_data_set_are_found_within_its_folders(
     visit = visits()
     upload(visit, tmp_path / "C-NMC.zip", "upload")
     visit.page.locator(".lk-subject svg").nth(3).wait_for()
-    visit.page.locator("#batch-more button").first.click()
+    unfold(visit, "batch-more")
     assert visit.page.locator("#batch-pattern textarea, #batch-pattern input").input_value() == r"UID_(H?\d+)_"
     assert visit.page.locator(".lk-subject h3").all_inner_texts() == ["1", "2", "H1", "H2"]
     assert "--" not in visit.page.locator("#batch-summary").inner_text()
@@ -816,7 +823,7 @@ def test_a_batch_shows_progress_errors_and_a_table_to_keep(visits: Callable[...,
         count = sum(row["outcome"] == outcome for row in rows)
         assert f"{outcome}\n{count}\n" in said.replace("\n\n", "\n")
     first = visit.page.locator("#batch-gallery li").first.inner_text()
-    visit.page.locator("#batch-more button").first.click()
+    unfold(visit, "batch-more")
     visit.page.locator("#batch-pattern").get_by_role("textbox").fill(r"(\d)\.png$")
     visit.page.keyboard.press("Enter")
     visit.page.locator("#batch-summary", has_text="One prediction for a subject").wait_for()
@@ -835,7 +842,7 @@ def test_subjects_go_from_a_zip_to_a_report_on_two_pages(
     visit = visits(**PHONE) if phone else visits()
     upload(visit, tmp_path / "subjects.zip", "upload")
     visit.page.locator(".lk-subject svg").nth(1).wait_for()
-    visit.page.locator("#batch-more button").first.click()
+    unfold(visit, "batch-more")
     assert visit.page.locator("#batch-pattern textarea, #batch-pattern input").input_value() != ""
     answer = visit.page.locator("#batch-summary")
     assert "2 subjects" not in answer.inner_text(), "the progress gave way to the result"
@@ -1013,7 +1020,7 @@ def _fill(visit: Any, name: str, cells: Path) -> None:
         visit.own_result()
         visit.page.locator("#turn").click()
         visit.page.locator("#forms li").first.wait_for()
-        visit.page.locator("#more button").first.click()
+        unfold(visit, "more")
     if name == "Guess first":
         visit.page.locator("#guess-start").click()
         visit.page.locator("#guess figure").wait_for()
@@ -1094,7 +1101,7 @@ def test_two_visitors_do_not_see_each_other(visits: Callable[..., Any], cell: Pa
         visit.own_result()
     assert first.page.locator("#pictures figcaption").first.inner_text().startswith("my cell.png.")
     assert second.page.locator("#pictures figcaption").first.inner_text().startswith("Synthetic HEM.")
-    first.page.locator("#more button").first.click()
+    unfold(first, "more")
     first.page.get_by_role("radio", name="HEM").check()
     first.page.locator("#pictures .lk-scale", has_text="Map for HEM").wait_for()
     assert "my cell.png" not in second.page.content()

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gradio
+import gradio as gr
 import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
@@ -530,10 +530,10 @@ def test_nothing_usable_is_one_message_and_leaves_no_file(
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     path = pack(upload_folder(tmp_path) / "cells.zip", {"a.png": b"no picture"})
-    with pytest.raises(gradio.Error, match="not one picture can be used: a.png: is not an image"):
+    with pytest.raises(gr.Error, match="not one picture can be used: a.png: is not an image"):
         endpoint([path], "tiny")
     assert not Path(path).exists()
-    with pytest.raises(gradio.Error, match="files: none was sent"):
+    with pytest.raises(gr.Error, match="files: none was sent"):
         endpoint(None, "tiny")
 
 
@@ -733,8 +733,8 @@ def test_subjects_that_may_have_trained_the_model_are_marked_on_the_page_and_in_
 @pytest.fixture
 def panel(tiny_release: Path) -> BatchPanel:
     models = ModelCache({"tiny": tiny_release})
-    with gradio.Blocks():
-        return BatchPanel(models, gradio.Dropdown(["tiny"]))
+    with gr.Blocks():
+        return BatchPanel(models, gr.Dropdown(["tiny"]))
 
 
 def test_a_suggested_pattern_gives_way_to_that_of_the_next_files(panel: BatchPanel) -> None:
@@ -770,8 +770,10 @@ def test_an_emptied_pattern_is_suggested_anew(panel: BatchPanel) -> None:
 
 def test_whom_a_report_is_on_stays_where_that_subject_is_still_known(panel: BatchPanel) -> None:
     result = replace(RESULT, metrics={"subject_rule": RULE, "data": DATA, "decisions": DECISIONS})
-    assert panel._on_point(result, "names", "youden", "2")[panel.subject].value == "2"
-    assert panel._on_pattern(result, "names", "", "2", r"\w")[panel.subject].value == "a"
+    same = panel._on_point(result, "names", "youden", "2")
+    assert same[panel.subject].value == "2" and same[panel.name] == gr.skip(), "the report keeps its name"
+    other = panel._on_pattern(result, "names", "", "2", r"\w")
+    assert other[panel.subject].value == "a" and other[panel.name] == ""
     assert panel._on_point(RESULT, "names", "youden", None)[panel.subject].value is None
 
 
@@ -803,8 +805,8 @@ def test_the_sample_holds_two_subjects_whom_the_suggested_pattern_finds() -> Non
 
 def test_a_model_of_smears_is_given_smears_and_refuses_none_of_them() -> None:
     models = ModelCache({"ball4": EMBEDDED / "leukoscope-densenet201-ball4"})
-    with gradio.Blocks():
-        sample = BatchPanel(models, gradio.Dropdown(["ball4"])).sample("ball4")
+    with gr.Blocks():
+        sample = BatchPanel(models, gr.Dropdown(["ball4"])).sample("ball4")
     names = [file.name for file in sample.files]
     found = subjects_of(names, suggested_pattern(names, ("Benign", "Early", "Pre", "Pro")), {})
     assert [*found.values()] == ["synthetic-1"] * 5 + ["synthetic-2"] * 5

@@ -37,7 +37,7 @@ from leukoscope.web.batch_results import (
     wrong_rows,
 )
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import LAST, SESSION_SECONDS, Updates
+from leukoscope.web.page import LAST, PRIVATE, SESSION_SECONDS, Updates
 from leukoscope.web.result import CellResult, predict_cell
 from leukoscope.web.text import (
     Localised,
@@ -129,7 +129,7 @@ class BatchPanel:
         self.cells = [self.summary, self.gallery]
         self.outputs = [
             self.result, self.shown, self.stop, self.summary, self.ended, self.reports, self.subject, self.point,
-            self.gallery, self.order, self.pattern,
+            self.gallery, self.order, self.pattern, self.name,
         ]  # fmt: skip
         chosen = [self.result, self.order, self.point, self.subject]
         self.pattern.submit(self._on_pattern, [*chosen, self.pattern], self.outputs, **LAST)
@@ -139,15 +139,15 @@ class BatchPanel:
     def _build_result(self) -> None:
         with gr.Row(visible=False) as self.reports:
             self.subject = gr.Dropdown([], label=localised("report_on"), elem_id="report-subject")
-            name = gr.Textbox(
+            self.name = gr.Textbox(
                 "", label=localised("report_name"), info=localised("report_name_info"), elem_id="report-name"
             )
             save_button(
-                localised("save_report"), partial(save_report, self.models), [self.result, self.subject, name],
+                localised("save_report"), partial(save_report, self.models), [self.result, self.subject, self.name],
                 elem_id="save-report",
             )  # fmt: skip
         # One subject's name must not stand on the report about another.
-        self.subject.change(lambda: "", None, name, **LAST)
+        self.subject.input(None, None, self.name, js="() => ''", **PRIVATE)
         self.gallery = gr.HTML(js_on_load=panels.CLICK, elem_id="batch-gallery", padding=False)
         with gr.Row():
             for kind in ("CSV", "Parquet"):
@@ -175,10 +175,10 @@ class BatchPanel:
         Args:
             subject: whom a report would be on; the first where the result does not know it.
         """
-        decided = result.at_point(point)
+        decided, name = result.at_point(point), gr.skip()
         subjects = [one.subject for one in decided.subject_predictions]
         if subject not in subjects:
-            subject = subjects[0] if subjects else None
+            subject, name = subjects[0] if subjects else None, ""
         known = result.thresholds.operating_points
         points = [(t("most_probable_class"), ""), *((point_name(one), one) for one in known)]
         return {
@@ -189,6 +189,7 @@ class BatchPanel:
             self.ended: gr.Column(visible=True),
             self.reports: gr.Row(visible=bool(subjects)),
             self.subject: gr.Dropdown(subjects, value=subject),
+            self.name: name,
             self.point: gr.Dropdown(points, value=decided.point),
             self.gallery: gallery(decided, order),
             self.order: order,
