@@ -22,7 +22,7 @@ from leukoscope.models.release import read_metrics
 from leukoscope.synthetic import draw_cell, draw_field
 from leukoscope.web.tabs.batch import sample_batch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
 TABS, GERMAN_TABS = ("Cells", "Guess first", "Evidence", "Code"), ("Zellen", "Erst raten", "Evidenz", "Code")
 _SHORT = "document.querySelector('#cell-summary .lk-short')"
 PHONE = {"viewport": {"width": 360, "height": 740}}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
 WIDTH, HEIGHT = 1120, 1480
 
 

@@ -26,7 +26,7 @@ from leukoscope.models.release import read_release
 from leukoscope.synthetic import draw_cell
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
 ROOT = Path(__file__).parents[2]
 RELEASE = ROOT / "model_card" / "leukoscope-densenet169-cnmc"
 ANSWERED = "#result:not([hidden]), #status.problem"
