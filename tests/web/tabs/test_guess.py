@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from leukoscope import LeukoscopeError
+from leukoscope.web.app import build_demo
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.tabs.guess import CELLS, hint, new_round, phantoms, score, shared_round
 
@@ -70,3 +71,11 @@ def test_a_model_of_other_classes_is_named() -> None:
     models = ModelCache({"ball4": EMBEDDED / "leukoscope-densenet201-ball4"})
     with pytest.raises(LeukoscopeError, match="^ball4: tells Benign, Early, Pre, Pro apart; choose a model of ALL"):
         new_round(models, "ball4", phantoms(1), 1)
+
+
+def test_a_round_begun_while_real_cells_are_downloaded_is_not_replaced_by_them() -> None:
+    events = build_demo(ModelCache({})).fns.values()
+    real, start = (
+        next(one for one in events if getattr(one.fn, "__name__", "") == name) for name in ("on_real", "on_start")
+    )
+    assert any(real._id in one.cancels and one.targets == start.targets for one in events)

@@ -181,8 +181,9 @@ def build_tab(
     demo.load(hint, None, shown, **QUIET)
     outputs = [played, shown, row, starts, *buttons]
     quiet: dict[str, Any] = {**PRIVATE, "show_progress_on": [shown]}
-    start.click(on_start, [model, played], outputs, **quiet)
-    real.click(on_real, model, outputs, **quiet)
+    asked = real.click(on_real, model, outputs, **quiet)
+    # Real cells are downloaded for minutes; once they are here, they would replace the round begun meanwhile.
+    start.click(on_start, [model, played], outputs, cancels=asked, **quiet)
     for which, button in enumerate(buttons):
         button.click(partial(on_guess, which), played, outputs, **quiet)
 
