@@ -90,7 +90,7 @@ def unfold(visit: Any, name: str) -> None:
     """Open an accordion, as far as Gradio's last frame: it then sets anew what it was given while it was closed."""
     visit.page.locator(f"#{name} button").first.click()
     visit.page.evaluate("new Promise(frame => requestAnimationFrame(() => requestAnimationFrame(frame)))")
-    visit.page.wait_for_timeout(200)
+    visit.page.wait_for_timeout(200)  # the first time, the code of the components has to come, too
 
 
 def overlay(visit: Any) -> str:

@@ -15,6 +15,7 @@ import pytest
 from gradio.context import LocalContext
 from starlette.requests import Request
 
+from gradio_events import event
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.inference.field import drawing_font
 from leukoscope.inference.prediction import Reason
@@ -205,8 +206,7 @@ def test_every_text_of_the_page_is_given_in_the_visitor_s_language() -> None:
     names = {"cnmc", "names", "Python", "JavaScript", "curl"}
     assert {one for one in english if t("cell_hint") not in one} <= names
 
-    (localise,) = (fn for fn in demo.fns.values() if getattr(fn.fn, "__name__", "") == "localise")
-    assert localise.fn is not None
+    localise = event(demo, "localise")
     with visited("/?lang=de"):
         given = localise.fn()
     assert len(given) == len(localise.outputs) > 40

@@ -16,6 +16,7 @@ from gradio.data_classes import FileData
 from gradio.processing_utils import async_move_files_to_cache
 from PIL import Image
 
+from gradio_events import event
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import UnreadableImage
 from leukoscope.web.app import build_demo
@@ -105,8 +106,7 @@ def test_an_error_as_a_file_is_saved_shows_names_as_text_below_a_heading_of_ours
 
     with gradio.Blocks() as demo:
         save_button(Localised(lambda: "Save"), make, [gradio.State()])
-    (pack,) = (block.fn for block in demo.fns.values() if getattr(block.fn, "__name__", "") == "pack")
-    assert pack is not None
+    pack = event(demo, "pack").fn
     with pytest.raises(gradio.Error, match="^'&lt;img src=x&gt;.png: is not kept'$") as error:
         pack("<img src=x>.png")
     assert error.value.title == t("failed")

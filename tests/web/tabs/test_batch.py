@@ -20,6 +20,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from gradio_events import event
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.inference.prediction import Checks, Thresholds
 from leukoscope.synthetic import draw_cell
@@ -781,14 +782,10 @@ def test_stopping_a_batch_that_waits_deletes_its_files(
     tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    (stop,) = (
-        block.fn
-        for block in build_demo(ModelCache({"tiny": tiny_release})).fns.values()
-        if getattr(block.fn, "__name__", "") == "_on_stop"
-    )
+    stop = event(build_demo(ModelCache({"tiny": tiny_release})), "_on_stop").fn
     waiting = upload_folder(tmp_path) / "cells.zip"
     waiting.write_bytes(b"1")
-    assert stop is not None and "Stopped. Nothing of it was kept." in str(stop([str(waiting)]))
+    assert "Stopped. Nothing of it was kept." in str(stop([str(waiting)]))
     assert not waiting.exists()
     stop(None)
 
@@ -825,6 +822,5 @@ def test_a_batch_waits_for_two_others_and_a_single_picture_for_none(panel: Batch
     *_, last = steps
     assert isinstance(last[panel.result], BatchResult)
     assert panel._line.acquire(blocking=False), "the next one may begin"
-    events = build_demo(ModelCache({"tiny": tiny_release})).fns.values()
-    (upload,) = (one for one in events if getattr(one.fn, "__name__", "") == "_on_upload")
+    upload = event(build_demo(ModelCache({"tiny": tiny_release})), "_on_upload")
     assert upload.concurrency_limit == "default" and upload.concurrency_id != "batch"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from starlette.datastructures import URL
 
+from gradio_events import event
 from leukoscope import Predictor
 from leukoscope.models.release import ReleaseInfo
 from leukoscope.reports.evidence import Scores, scores_of
@@ -176,8 +177,7 @@ def test_the_snippets_take_as_many_values_as_the_endpoint_gives(tiny_release: Pa
 
 def test_what_is_no_models_name_stands_in_no_program(tiny_release: Path) -> None:
     demo = build_demo(ModelCache({"tiny": tiny_release}))
-    (fill,) = (block.fn for block in demo.fns.values() if getattr(block.fn, "__name__", "") == "fill")
-    assert fill is not None
+    fill = event(demo, "fill").fn
 
     def visit_of(headers: dict[str, str]) -> SimpleNamespace:
         return SimpleNamespace(request=SimpleNamespace(base_url=URL("http://127.0.0.1:1/"), headers=headers))
@@ -191,8 +191,7 @@ def test_what_is_no_models_name_stands_in_no_program(tiny_release: Path) -> None
 
 def test_a_model_of_whole_pictures_is_asked_for_no_field(tiny_release: Path) -> None:
     demo = build_demo(ModelCache({"ball4": RELEASES / "leukoscope-densenet201-ball4", "tiny": tiny_release}))
-    (fill,) = (block.fn for block in demo.fns.values() if getattr(block.fn, "__name__", "") == "fill")
-    assert fill is not None
+    fill = event(demo, "fill").fn
     visit = SimpleNamespace(request=SimpleNamespace(base_url=URL("http://127.0.0.1:1/"), headers={}))
     _, program, *_ = fill("ball4", visit)
     assert '"tiny", 0, api_name="/field"' in program and '"ball4", "", api_name="/batch"' in program

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from gradio_events import event
 from leukoscope import LeukoscopeError
 from leukoscope.web.app import build_demo
 from leukoscope.web.model_cache import ModelCache
@@ -74,8 +75,6 @@ def test_a_model_of_other_classes_is_named() -> None:
 
 
 def test_a_round_begun_while_real_cells_are_downloaded_is_not_replaced_by_them() -> None:
-    events = build_demo(ModelCache({})).fns.values()
-    real, start = (
-        next(one for one in events if getattr(one.fn, "__name__", "") == name) for name in ("on_real", "on_start")
-    )
-    assert any(real._id in one.cancels and one.targets == start.targets for one in events)
+    demo = build_demo(ModelCache({}))
+    real, start = event(demo, "on_real"), event(demo, "on_start")
+    assert any(real._id in one.cancels and one.targets == start.targets for one in demo.fns.values())
