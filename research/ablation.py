@@ -30,7 +30,8 @@ from leukoscope.evaluation.bootstrap import (
     subject_intervals,
 )
 from leukoscope.evaluation.calibration import calibration_metrics, cross_fitted, leave_one_subject_out
-from leukoscope.evaluation.metrics import CellPredictions, headline, measure
+from leukoscope.evaluation.metrics import headline, measure
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.release import read_metrics, write_json
 from leukoscope.progress import progress
 from leukoscope.protocol import ProtocolRun, cross_validation_runs, finish, pooled_predictions, refuse_split_flags

@@ -28,8 +28,9 @@ from accelerate.utils import set_seed
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.pixel_cache import frame_cells
-from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
+from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.plots import BLUE, GREY, ORANGE, VERMILION, new_figure, plain, save_plot
+from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.files import write_atomic
 from leukoscope.models.build import build_network, load_start_weights
 from leukoscope.models.release import write_json

@@ -20,7 +20,7 @@ import numpy as np
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli.release import framed
 from leukoscope.evaluation.bootstrap import paired_difference
-from leukoscope.evaluation.metrics import CellPredictions, pooled
+from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.models.release import read_release, write_json
 
 KEYS = ("auroc_by_subject", "auroc_equal_size", "auroc", "balanced_accuracy_by_subject", "f1_weighted")

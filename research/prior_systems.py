@@ -12,7 +12,7 @@ import shlex
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli.options import require_writable
 from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, LEVEL, paired_difference, subject_intervals
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
-from leukoscope.evaluation.metrics import CellPredictions, class_report, headline, measure, pooled
+from leukoscope.evaluation.metrics import class_report, headline, measure
+from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.models.release import read_metrics, write_json
 from leukoscope.protocol import (
     RANDOM_SPLIT,
@@ -36,82 +37,12 @@ from leukoscope.training.checkpoint import other_settings, run_settings
 from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig, parse_config
 from leukoscope.training.run_folder import plain
 from research.commands import make_parser, run
+from research.prior_claims import CLAIMS, PROTOCOLS, RANDOM, UNSEEN, Claim
 from research.prior_recipes import PRIOR_RECIPES, PriorRecipe, register
 from research.prior_training import train_prior
+from research.tables import prior_notes, prior_table, read_results
 
 PRIOR_RESULTS = Path("results/prior")
-RANDOM, UNSEEN = "random", "unseen"
-PROTOCOLS = (RANDOM, UNSEEN)
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What the author of a prior system claims.
-
-    Attributes:
-        recipe: our rebuilding of it, in `PRIOR_RECIPES`.
-        system: its letter; several networks of one comparison share it.
-        source: where it is published.
-        dataset: the data set it is rebuilt on, in `DATASETS`.
-        figures: shares, 0–1, as published.
-        remark: how to read them.
-    """
-
-    recipe: str
-    system: str
-    source: str
-    dataset: str
-    figures: Mapping[str, float] = field(default_factory=dict)
-    remark: str = ""
-
-
-_SISTERS = "github.com/aryannverse/"
-_FOUR_NETS = "a comparison of four networks in TensorFlow"
-_THREE_NETS = "a comparison of three networks on C-NMC"
-_ONE_FOR_FOUR: dict[str, Any] = {
-    "figures": {"accuracy": 0.98, "precision": 0.97, "recall": 0.98, "f1": 0.975},
-    "remark": "given once for four networks, presumably for its best; names neither the cells nor the split",
-}
-_NO_SPLIT = "does not say how it splits"
-
-# In the order they are made: the most informative for its computing time comes first.
-CLAIMS: dict[str, Claim] = {
-    claim.recipe: claim
-    for claim in (
-        Claim(
-            "prior_e_densenet121_frozen",
-            "E",
-            f"{_SISTERS}Leukemia-Detection-Using-DenseNet121-CNN",
-            "cnmc2019",
-            {"accuracy": 0.955},
-            "splits by image; the published notebook itself shows 0.8675, with a HEM recall of 0.70",
-        ),
-        Claim(
-            "prior_a_efficientnet_b3",
-            "A",
-            f"{_SISTERS}CNN-Leukemia-Detection-EfficientNetB3",
-            "cnmc2019",
-            {"accuracy": 0.955},
-            "splits by image",
-        ),
-        Claim(
-            "prior_b_densenet201",
-            "B",
-            "github.com/sanyuktaadap/leukemia-classification",
-            "ball4",
-            {"accuracy": 0.996, "specificity": 0.999, "precision": 0.98, "recall": 0.978, "f1": 0.978},
-            "an accuracy so far above the recall suggests one-vs-rest accuracy; its data carries no patient ids, so it "
-            "can only have split by image",
-        ),
-        Claim("prior_d_baseline_cnn", "D", _THREE_NETS, "cnmc2019", {"accuracy": 0.56}, _NO_SPLIT),
-        Claim("prior_d_inception", "D", _THREE_NETS, "cnmc2019", {"accuracy": 0.78}, _NO_SPLIT),
-        Claim("prior_d_resnet", "D", _THREE_NETS, "cnmc2019", {"accuracy": 0.82}, _NO_SPLIT),
-        Claim("prior_c_resnet50", "C", _FOUR_NETS, "cnmc2019", **_ONE_FOR_FOUR),
-        Claim("prior_c_efficientnet_b3", "C", _FOUR_NETS, "cnmc2019", **_ONE_FOR_FOUR),
-        Claim("prior_c_alexnet", "C", _FOUR_NETS, "cnmc2019", **_ONE_FOR_FOUR),
-        Claim("prior_c_vgg16", "C", _FOUR_NETS, "cnmc2019", **_ONE_FOR_FOUR),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -376,8 +307,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make the rows that have no file yet, or print the table of those that have."""
     given, flags = parser().parse_known_args(argv)
     if given.table:
-        from research.tables import prior_notes, prior_table, read_results
-
         measured = read_results(given.output)
         print(f"{prior_table(measured)}\n\n{prior_notes(measured)}\n\n{RESEARCH_NOTICE}")
         return

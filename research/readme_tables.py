@@ -17,7 +17,7 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.evaluation.bootstrap import bootstrap_subjects
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import write_atomic
 from leukoscope.inference.backends import PRECISION_NAMES
 from leukoscope.models.release import OF_FIELDS, PREDICTIONS, read_metrics

@@ -19,8 +19,8 @@ from leukoscope.reports.formatting import (
     span,
     with_interval,
 )
+from research.prior_claims import CLAIMS, PROTOCOLS, RANDOM, Claim
 from research.prior_recipes import PRIOR_RECIPES
-from research.prior_systems import CLAIMS, PROTOCOLS, RANDOM, Claim
 
 NOT_MEASURED = "Not measured yet."
 # Which difference says whether a split by image promises too much: over cells, three subjects would decide it.

@@ -129,7 +129,7 @@ def whole_release(tmp_path: Path, tiny_release: Path) -> Path:
     """A release with all that is published: known metrics, real weights, a card, an OOD detector, predictions."""
     import numpy as np
 
-    from leukoscope.evaluation.metrics import CellPredictions
+    from leukoscope.evaluation.predictions import CellPredictions
 
     folder = tmp_path / "whole" / "leukoscope-test"
     shutil.copytree(tiny_release, folder)

@@ -22,7 +22,8 @@ from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import make_split
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
-from leukoscope.evaluation.metrics import CellPredictions, headline, measure
+from leukoscope.evaluation.metrics import headline, measure
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.recipes import RECIPES
 from leukoscope.models.release import load_release, write_json
 from leukoscope.protocol import (

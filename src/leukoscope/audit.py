@@ -22,7 +22,7 @@ from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import each_picture
 from leukoscope.data.splits import Split, cross_validation, groups_of, linked, split_unit
 from leukoscope.evaluation.baselines import shortcut_metrics, trivial_features
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.predictions import CellPredictions
 
 if TYPE_CHECKING:
     from PIL.Image import Image

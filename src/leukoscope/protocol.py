@@ -24,8 +24,9 @@ from leukoscope.data.registry import DATASETS, DatasetInfo
 from leukoscope.data.splits import groups_of
 from leukoscope.evaluation.assess import tta_gain
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, SUBJECTS_NEEDED
-from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
+from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.precision import offered_precisions, precisions_on_unseen
+from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.files import is_git_clone
 from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS, WEIGHTS, edit_release, read_metrics, write_json
 from leukoscope.progress import note

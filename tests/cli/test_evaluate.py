@@ -15,7 +15,7 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
 from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import make_split
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.synthetic import draw_cell
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"

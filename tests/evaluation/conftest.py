@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.predictions import CellPredictions
 
 LABELS = ("ALL", "HEM", "OTHER")
 

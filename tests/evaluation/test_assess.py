@@ -22,8 +22,9 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import OUT_OF_DISTRIBUTION
 from leukoscope.evaluation import precision
 from leukoscope.evaluation.assess import _with_intervals, assess
-from leukoscope.evaluation.metrics import CellPredictions, headline, measure
+from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.ood_metrics import healthy_outcomes
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models import release as release_module
 from leukoscope.models.build import build_network, model_args

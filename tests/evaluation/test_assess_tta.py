@@ -13,7 +13,7 @@ from leukoscope import progress
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.evaluation.assess import tta_gain
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.release import load_release
 
 

@@ -16,7 +16,7 @@ from leukoscope.evaluation.baselines import (
     size_only_predictions,
     trivial_features,
 )
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.synthetic import Background, draw_cell
 
 CELLS = 48

@@ -17,7 +17,8 @@ from leukoscope.evaluation.bootstrap import (
     point_metrics,
     subject_intervals,
 )
-from leukoscope.evaluation.metrics import BY_SUBJECT, CellPredictions, measure
+from leukoscope.evaluation.metrics import BY_SUBJECT, measure
+from leukoscope.evaluation.predictions import CellPredictions
 
 
 def clustered(

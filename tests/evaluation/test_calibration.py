@@ -26,7 +26,7 @@ from leukoscope.evaluation.calibration import (
     shipped_temperature,
     who_fitted,
 )
-from leukoscope.evaluation.metrics import CellPredictions, pooled
+from leukoscope.evaluation.predictions import CellPredictions, pooled
 
 Maker = Callable[..., CellPredictions]
 

@@ -30,8 +30,8 @@ from leukoscope.evaluation.evaluate import (
     select_cells,
     training_overlap,
 )
-from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.overlap import KnownCells
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.foreign import Classifier
 from leukoscope.models.release import write_json
 

@@ -24,7 +24,7 @@ from leukoscope.evaluation.explanation_metrics import (
     rank_correlation,
     scale_bar_corner,
 )
-from leukoscope.evaluation.metrics import even_sample
+from leukoscope.evaluation.predictions import even_sample
 from leukoscope.inference.backends import TorchBackend
 from leukoscope.inference.gradcam import share_on_cell
 from leukoscope.inference.prediction import passes_map_checks

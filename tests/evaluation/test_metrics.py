@@ -12,7 +12,8 @@ import pytest
 
 from leukoscope import LeukoscopeError
 from leukoscope.evaluation.bootstrap import aligned, point_metrics
-from leukoscope.evaluation.metrics import BY_SUBJECT, CellPredictions, cell_metric, headline, measure, pooled
+from leukoscope.evaluation.metrics import BY_SUBJECT, cell_metric, headline, measure
+from leukoscope.evaluation.predictions import CellPredictions, pooled
 
 LABELS = ("ALL", "HEM")
 

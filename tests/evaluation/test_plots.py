@@ -15,7 +15,6 @@ from matplotlib.text import Text
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.evaluation.calibration import calibration_block
-from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.plots import (
     confusion_plot,
     interval_plot,
@@ -24,6 +23,7 @@ from leukoscope.evaluation.plots import (
     save_plot,
     subject_strip,
 )
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.evaluation.thresholds import decision_block
 
 SUBJECTS = {

@@ -18,8 +18,8 @@ import pytest
 from leukoscope import LeukoscopeError, progress
 from leukoscope.data.images import open_image
 from leukoscope.evaluation import precision
-from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.precision import loses_nothing, offered_precisions, precision_block, precisions_on_unseen
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.backends import NoGraph, Runtime
 from leukoscope.inference.export import kept_graph
 from leukoscope.inference.graph import ExportedBackend, computes, convolution_ranges

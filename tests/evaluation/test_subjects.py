@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from leukoscope.evaluation import subjects as module
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.evaluation.subjects import least_cells, measure_subject_rule, subject_rule_block, subject_scores_block
 from leukoscope.reports.formatting import fraction, with_span
 

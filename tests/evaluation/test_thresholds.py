@@ -13,7 +13,7 @@ import pytest
 from leukoscope import LeukoscopeError
 from leukoscope.evaluation.bootstrap import bootstrap_subjects
 from leukoscope.evaluation.calibration import calibrated, fit_temperature, leave_one_subject_out
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.evaluation.thresholds import TARGET_RISK, _risk_rule, abstention, decision_block, operating_points
 
 Maker = Callable[..., CellPredictions]

@@ -13,8 +13,8 @@ import pytest
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.evaluation.evaluate import ModelPredictions
-from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.plots import confusion_plot
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.reports.html import build_evaluation, decisions_line, plot_picture, write_evaluation
 from leukoscope.reports.release_tables import worst_first
 

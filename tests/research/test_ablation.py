@@ -11,7 +11,7 @@ import pytest
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.evaluation.bootstrap import aligned
-from leukoscope.evaluation.metrics import CellPredictions, pooled
+from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.protocol import ProtocolRun
 from research import ablation
 from research.ablation import ablation_settings, main, make_runs, read_grid, worst_subjects_accuracy

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from leukoscope import LeukoscopeError
-from leukoscope.evaluation.metrics import CellPredictions, headline, measure
+from leukoscope.evaluation.metrics import headline, measure
+from leukoscope.evaluation.predictions import CellPredictions
 from research.beside_releases import KEYS, ROOT, compare
 from research.tables import NOT_MEASURED, beside_table
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.evaluation.metrics import CellPredictions, measure
+from leukoscope.evaluation.metrics import measure
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.reports.formatting import cell_html
 from research.leaderboard import (
     RANKED_BY,

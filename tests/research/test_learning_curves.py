@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.predictions import CellPredictions
 from research import learning_curves
 
 RESULTS = Path(__file__).parents[2] / "results" / "learning_curves"

@@ -17,12 +17,14 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import DATASETS
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
-from leukoscope.evaluation.metrics import CellPredictions, measure
+from leukoscope.evaluation.metrics import measure
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.protocol import RANDOM_SPLIT
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.run_folder import write_args
+from research.prior_claims import CLAIMS
 from research.prior_recipes import PRIOR_RECIPES
-from research.prior_systems import CLAIMS, PRIOR_RESULTS, Row, main, prior_rows, reproduce
+from research.prior_systems import PRIOR_RESULTS, Row, main, prior_rows, reproduce
 
 pytestmark = pytest.mark.usefixtures("prior_recipes")
 ROOT = Path(__file__).parents[2]

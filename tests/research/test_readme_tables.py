@@ -11,7 +11,8 @@ import pytest
 
 from leukoscope import LeukoscopeError
 from leukoscope.evaluation.bootstrap import point_metrics
-from leukoscope.evaluation.metrics import CellPredictions, headline
+from leukoscope.evaluation.metrics import headline
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.training.config import TrainingConfig
 from research.readme_tables import (
     FLAG_REMARKS,

@@ -15,7 +15,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split, make_split
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.build import NetworkStart, build_network, model_args
 from leukoscope.models.layers import classifier_parameters
 from leukoscope.models.recipes import Recipe, get_recipe

@@ -27,7 +27,7 @@ from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split, make_split
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.config import RunArguments, TrainingConfig

@@ -25,7 +25,8 @@ from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import decode_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import BY_IMAGE, load_split
-from leukoscope.evaluation.metrics import CellPredictions, measure
+from leukoscope.evaluation.metrics import measure
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe, timm_recipe
 from leukoscope.models.release import load_release

@@ -24,10 +24,11 @@ from leukoscope.evaluation import bootstrap
 from leukoscope.evaluation.baselines import log_areas, shortcut_metrics, size_only_out_of_fold, trivial_features
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block, leave_one_subject_out
 from leukoscope.evaluation.explanation_metrics import explanation_blocks
-from leukoscope.evaluation.metrics import NOT_KNOWN, CellPredictions, headline, measure, pooled
+from leukoscope.evaluation.metrics import NOT_KNOWN, headline, measure
 from leukoscope.evaluation.ood_metrics import fit_and_measure_detector, healthy_outcomes
 from leukoscope.evaluation.overlap import KnownCells, seen_in_training
 from leukoscope.evaluation.precision import precision_block
+from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.evaluation.subjects import subject_rule_block, subject_scores_block
 from leukoscope.evaluation.thresholds import decision_block
 from leukoscope.inference.backends import BF16, INT8, Runtime

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from leukoscope.data.images import cell_area, foreground
-from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
+from leukoscope.evaluation.metrics import headline, measure
+from leukoscope.evaluation.predictions import CellPredictions, pooled
 
 ALL_TOGETHER = "all together"
 # Description of each feature, for readers of a report.

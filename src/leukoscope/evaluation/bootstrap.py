@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from leukoscope import LeukoscopeError
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.subject import logits_of
-
-if TYPE_CHECKING:
-    from leukoscope.evaluation.metrics import CellPredictions
 
 Interval: TypeAlias = dict[str, float]
 BOOTSTRAP_SAMPLES = 2000

@@ -15,7 +15,7 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.evaluation.bootstrap import BootstrapSamples, Interval, bootstrap_subjects
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.predictions import CellPredictions
 
 OUT_OF_FOLD = "recipe (cross-validated)"
 """What metrics of out-of-fold predictions estimate: the networks of a recipe, not one set of weights."""

@@ -20,7 +20,6 @@ from leukoscope.data.images import UnreadableImage, cell_area, open_encoded, pix
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import without_damaged
 from leukoscope.data.splits import Split, groups_of, load_split, make_split
-from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.overlap import (
     KnownCells,
     same_cells,
@@ -29,6 +28,7 @@ from leukoscope.evaluation.overlap import (
     source_of,
     trainings_of,
 )
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.foreign import Classifier, match_labels
 from leukoscope.models.release import folder_name, read_metrics
 from leukoscope.progress import progress

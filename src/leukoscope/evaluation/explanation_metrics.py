@@ -21,7 +21,7 @@ from leukoscope.data.images import foreground
 from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.evaluation.baselines import SCALE_BAR_SIDE
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
-from leukoscope.evaluation.metrics import CellPredictions, even_sample
+from leukoscope.evaluation.predictions import CellPredictions, even_sample
 from leukoscope.inference.backends import TorchBackend
 from leukoscope.inference.gradcam import share_on_cell
 from leukoscope.inference.prediction import EVIDENCE, NO_MAP, passes_map_checks, softmax

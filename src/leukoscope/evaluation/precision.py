@@ -16,8 +16,8 @@ import numpy as np
 from leukoscope.data.pixel_cache import FramedCells, PixelRows
 from leukoscope.evaluation.bootstrap import paired_difference
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
-from leukoscope.evaluation.metrics import CellPredictions, pooled
 from leukoscope.evaluation.ood_metrics import evenly
+from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.files import cache_root
 from leukoscope.inference.backends import BF16, F32, INT8, OPENVINO, NoGraph
 from leukoscope.inference.export import kept_graph

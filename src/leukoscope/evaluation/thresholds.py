@@ -27,7 +27,7 @@ from leukoscope.evaluation.calibration import (
     shipped_temperature,
     who_fitted,
 )
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.predictions import CellPredictions
 
 TARGET_RATE = 0.95
 """Of the operating points named after a sensitivity or specificity."""

@@ -11,7 +11,8 @@ from PIL import Image
 from leukoscope import LeukoscopeError
 from leukoscope.data.registry import DATASETS, trained_on
 from leukoscope.evaluation import plots
-from leukoscope.evaluation.metrics import NOT_KNOWN, CellPredictions
+from leukoscope.evaluation.metrics import NOT_KNOWN
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import disk_errors, resource_file, write_atomic
 from leukoscope.inference.gradcam import is_map_of_channels
 from leukoscope.inference.prediction import passes_map_checks

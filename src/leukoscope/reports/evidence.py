@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from leukoscope.evaluation.calibration import calibrated
-from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.plots import reliability_diagram
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.prediction import passes_map_checks
 from leukoscope.models.release import PREDICTIONS, ReleaseInfo
 from leukoscope.reports import release_tables as tables

@@ -20,8 +20,9 @@ import numpy as np
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.evaluation import bootstrap
 from leukoscope.evaluation.evaluate import ModelPredictions, SelectedCells, keep_cells
-from leukoscope.evaluation.metrics import CellPredictions, measure
+from leukoscope.evaluation.metrics import measure
 from leukoscope.evaluation.plots import confusion_plot, interval_plot, subject_strip, without_formulas
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.evaluation.subjects import measure_subject_rule
 from leukoscope.files import disk_errors, write_atomic
 from leukoscope.inference.prediction import WITHOUT_CLASS

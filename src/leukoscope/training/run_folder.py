@@ -33,7 +33,8 @@ from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, require_space
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.baselines import size_only_predictions
-from leukoscope.evaluation.metrics import CellPredictions, headline, measure
+from leukoscope.evaluation.metrics import headline, measure
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import disk_errors, write_atomic
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import SCHEMA_VERSION, write_json

@@ -22,7 +22,8 @@ from transformers import get_scheduler
 from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split
-from leukoscope.evaluation.metrics import CellPredictions, measure
+from leukoscope.evaluation.metrics import measure
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.layers import freeze, head_parameters
 from leukoscope.models.recipes import Recipe
 from leukoscope.progress import note, track

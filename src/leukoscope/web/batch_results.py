@@ -19,8 +19,8 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import open_bytes
 from leukoscope.data.registry import NOT_A_CELL
 from leukoscope.evaluation.bootstrap import cell_intervals, point_metrics, subject_intervals
-from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.overlap import same_subject, trainings_of
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.prediction import REFUSED, Checks, Decision, Thresholds
 from leukoscope.inference.scoring import safe_cell
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule

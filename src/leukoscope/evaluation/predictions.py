@@ -1,0 +1,165 @@
+"""Predictions of cells: the table that every metric, calibration and threshold is computed from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from leukoscope import LeukoscopeError
+from leukoscope.files import atomic_file
+
+
+@dataclass(frozen=True)
+class CellPredictions:
+    """One prediction per cell.
+
+    Attributes:
+        cell_ids: (N,) unique ids.
+        subjects: (N,) subject of each cell, or its block of neighbouring images where subjects are not published;
+            "" where neither is known.
+        references: (N,) int, the true class.
+        probabilities: (N, K) float, rows sum to 1.
+        label_names: K class names in output order.
+        areas: (N,) share of its image that each cell covers; None where cells are not cut out on black.
+        pixel_hashes: `pixel_hash` of each cell's decoded image; None where they were not computed.
+        folds: (N,) int, the fold of a cross-validation whose network predicted the cell; None where one network
+            predicted all.
+    """
+
+    cell_ids: tuple[str, ...]
+    subjects: tuple[str, ...]
+    references: np.ndarray
+    probabilities: np.ndarray
+    label_names: tuple[str, ...]
+    areas: np.ndarray | None = None
+    pixel_hashes: tuple[str, ...] | None = None
+    folds: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.cell_ids)) != len(self.cell_ids):
+            twice = next(c for c in self.cell_ids if self.cell_ids.count(c) > 1)
+            raise LeukoscopeError(f"predictions: cell {twice} appears more than once; give one prediction per cell")
+        if not len(self.cell_ids) == len(self.subjects) == len(self.references) == len(self.probabilities):
+            raise LeukoscopeError("predictions: ids, subjects, references and probabilities differ in length")
+
+    def require_subjects(self, why: str) -> None:
+        """Raise `LeukoscopeError` with `why` subjects are needed, where a cell's subject is not known."""
+        if "" in self.subjects:
+            raise LeukoscopeError(
+                f"cell {self.cell_ids[self.subjects.index('')]}: its subject is not known; {why}: give "
+                "--subject_pattern or --labels"
+            )
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """(N,) int, the most probable class."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def subject_weights(self) -> np.ndarray | None:
+        """(N,) float, 1 / (cells of the cell's subject); None where a subject is not known."""
+        if "" in self.subjects:
+            return None
+        _, subject, cells = np.unique(self.subjects, return_inverse=True, return_counts=True)
+        return 1 / cells[subject]
+
+    @property
+    def subject_classes(self) -> dict[str, int]:
+        """Each subject, in the order of their names → the class of most of its cells; of equally many, the first."""
+        names, unit_of_cell = np.unique(self.subjects, return_inverse=True)
+        cells = np.zeros((len(names), len(self.label_names)), dtype=int)
+        np.add.at(cells, (unit_of_cell, self.references), 1)
+        return dict(zip(names.tolist(), cells.argmax(axis=1).tolist(), strict=True))
+
+    @property
+    def equal_size_strata(self) -> np.ndarray | None:
+        """(N,) int, one number for each decile of the areas and fold; None where areas are not known."""
+        if self.areas is None:
+            return None
+        edges = np.quantile(self.areas, np.linspace(0, 1, 11)[1:-1])
+        deciles = np.searchsorted(edges, self.areas, side="right")
+        return deciles if self.folds is None else 10 * self.folds + deciles
+
+    def take(self, rows: np.ndarray | Sequence[int]) -> CellPredictions:
+        """Return the predictions of some rows, in the order given."""
+        chosen = np.asarray(rows, dtype=int)
+        return CellPredictions(
+            tuple(self.cell_ids[row] for row in chosen),
+            tuple(self.subjects[row] for row in chosen),
+            self.references[chosen],
+            self.probabilities[chosen],
+            self.label_names,
+            None if self.areas is None else self.areas[chosen],
+            None if self.pixel_hashes is None else tuple(self.pixel_hashes[row] for row in chosen),
+            None if self.folds is None else self.folds[chosen],
+        )
+
+    def save(self, path: Path) -> None:
+        """Write a Parquet file with one row per cell; it holds no pixels."""
+        names = np.asarray(self.label_names)
+        columns = {"cell_id": self.cell_ids, "subject": self.subjects, "label": names[self.references]}
+        columns |= {f"p_{name}": self.probabilities[:, k].astype(np.float32) for k, name in enumerate(self.label_names)}
+        if self.areas is not None:
+            columns["area"] = self.areas.astype(np.float32)
+        if self.pixel_hashes is not None:
+            columns["pixel_hash"] = self.pixel_hashes
+        if self.folds is not None:
+            columns["fold"] = self.folds.astype(np.int32)
+        with atomic_file(path) as temporary:
+            pq.write_table(pa.table(columns), temporary)
+
+    @classmethod
+    def load(cls, path: Path) -> CellPredictions:
+        """Read a file that `save` wrote."""
+        columns = pq.read_table(path).to_pydict()
+        names = tuple(c.removeprefix("p_") for c in columns if c.startswith("p_"))
+        return cls(
+            tuple(columns["cell_id"]),
+            tuple(columns["subject"]),
+            np.asarray([names.index(label) for label in columns["label"]]),
+            np.stack([np.asarray(columns[f"p_{name}"]) for name in names], axis=1),
+            names,
+            np.asarray(columns["area"]) if "area" in columns else None,
+            tuple(columns["pixel_hash"]) if "pixel_hash" in columns else None,
+            np.asarray(columns["fold"]) if "fold" in columns else None,
+        )
+
+
+def pooled(parts: Sequence[CellPredictions]) -> CellPredictions:
+    """Concatenate the predictions of the folds of a cross-validation, in their order."""
+    areas = [p.areas for p in parts if p.areas is not None]
+    hashes = [p.pixel_hashes for p in parts if p.pixel_hashes is not None]
+    return CellPredictions(
+        tuple(c for p in parts for c in p.cell_ids),
+        tuple(s for p in parts for s in p.subjects),
+        np.concatenate([p.references for p in parts]),
+        np.concatenate([p.probabilities for p in parts]),
+        parts[0].label_names,
+        np.concatenate(areas) if len(areas) == len(parts) else None,
+        tuple(h for one in hashes for h in one) if len(hashes) == len(parts) else None,
+        np.repeat(np.arange(len(parts)), [len(p.cell_ids) for p in parts]),
+    )
+
+
+def even_sample(labels: np.ndarray, subjects: Sequence[str], size: int, seed: int) -> np.ndarray:
+    """Sample up to `size` rows evenly over classes and, within a class, over subjects; so is every first part of it."""
+
+    def rank_in_group(groups: Sequence[Hashable]) -> list[int]:
+        """For each entry, how many of its group came before."""
+        seen: Counter[Hashable] = Counter()
+        ranks = []
+        for group in groups:
+            ranks.append(seen[group])
+            seen[group] += 1
+        return ranks
+
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(rank_in_group([(labels[i], subjects[i]) for i in order]), kind="stable")]
+    order = order[np.argsort(rank_in_group([labels[i] for i in order]), kind="stable")]
+    return order[:size]
