@@ -1,0 +1,93 @@
+"""The released networks answer as they did: outcome and probabilities of one view, probabilities and map of eight.
+
+`LEUKOSCOPE_RENEW_GOLDEN=1` writes the files anew; a commit that does so says which answers changed, and why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from leukoscope import Predictor
+from leukoscope.data.images import open_image
+from leukoscope.synthetic import draw_cell, smear_picture
+
+HERE = Path(__file__).parent
+RELEASES = HERE.parents[1] / "model_card"
+NAMES = ("leukoscope-densenet169-cnmc", "leukoscope-efficientnet-b3-cnmc", "leukoscope-densenet201-ball4")
+OF_CNMC = ("UID_11_22_2_all.bmp", "UID_1_1_1_all.bmp", "UID_H24_17_9_hem.bmp", "UID_H6_1_1_hem.bmp")
+OF_PBC = ("lymphocyte/LY_106354.jpg",)
+OF_BALL4 = tuple(
+    f"{folder}/WBC-{name}-{number}.jpg"
+    for folder, name, number in (
+        ("Benign", "Benign", "001"),
+        ("Early", "Malignant-Early", "001"),
+        ("Pre", "Malignant-Pre", "001"),
+        ("Pro", "Malignant-Pro", "001"),
+    )
+)
+
+
+def drawn() -> dict[str, Image.Image]:
+    cells = {
+        f"drawn {label} {cell}": draw_cell(label, subject=11, cell=cell).image
+        for label in ("ALL", "HEM")
+        for cell in (1, 2)
+    }
+    fields = {f"drawn {label}": smear_picture(label, 0) for label in ("Benign", "Pre")}
+    return {name: Image.fromarray(pixels) for name, pixels in (cells | fields).items()}
+
+
+def real(folder: Path) -> dict[str, Image.Image]:
+    paths = [folder / "cnmc2019" / "samples-bmp" / name for name in OF_CNMC]
+    paths += [folder / "pbc" / name for name in OF_PBC] + [folder / "ball4" / "Original" / name for name in OF_BALL4]
+    return {path.name: open_image(path) for path in paths}
+
+
+def answers(name: str, pictures: dict[str, Image.Image]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What a release says of each picture, and its map for the most probable class of eight views."""
+    predictor = Predictor.from_pretrained(RELEASES / name, backend="torch")
+    said, maps = {}, {}
+    for shown, picture in pictures.items():
+        one, eight = predictor(picture), predictor(picture, explain=True, tta=True)
+        said[shown] = {"outcome": one.outcome, "one view": one.probabilities, "eight views": eight.probabilities}
+        assert eight.heatmaps is not None
+        strongest = max(eight.probabilities, key=eight.probabilities.__getitem__)
+        maps[shown] = eight.heatmaps[strongest].evidence
+    return said, maps
+
+
+def check(name: str, pictures: dict[str, Image.Image], kind: str) -> None:
+    said, maps = answers(name, pictures)
+    path, arrays = HERE / f"{name}-{kind}.json", HERE / f"{name}-{kind}.npz"
+    if os.environ.get("LEUKOSCOPE_RENEW_GOLDEN"):
+        path.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        np.savez_compressed(arrays, **{place: one.astype(np.float32) for place, one in maps.items()})
+    golden, drawn_maps = json.loads(path.read_text(encoding="utf-8")), np.load(arrays)
+    assert said.keys() == golden.keys()
+    for shown, now in said.items():
+        assert now["outcome"] == golden[shown]["outcome"], shown
+        for views in ("one view", "eight views"):
+            assert now[views] == pytest.approx(golden[shown][views], abs=1e-6), shown
+    for place, one in maps.items():
+        np.testing.assert_allclose(
+            one, drawn_maps[place], atol=1e-5 * max(1.0, float(drawn_maps[place].max())), err_msg=place
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_drawn_pictures_get_their_golden_answers(name: str) -> None:
+    check(name, drawn(), "drawn")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_real_pictures_get_their_golden_answers(name: str, real_data: Path) -> None:
+    check(name, real(real_data), "real")
