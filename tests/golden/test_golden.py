@@ -68,7 +68,9 @@ def check(name: str, pictures: dict[str, Image.Image], kind: str) -> None:
     path, arrays = HERE / f"{name}-{kind}.json", HERE / f"{name}-{kind}.npz"
     if os.environ.get("LEUKOSCOPE_RENEW_GOLDEN"):
         path.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        np.savez_compressed(arrays, **{place: one.astype(np.float32) for place, one in maps.items()})
+        np.savez_compressed(
+            arrays, allow_pickle=False, **{place: one.astype(np.float32) for place, one in maps.items()}
+        )
     golden, drawn_maps = json.loads(path.read_text(encoding="utf-8")), np.load(arrays)
     assert said.keys() == golden.keys()
     for shown, now in said.items():
