@@ -30,7 +30,7 @@ PACKAGES = (
     "data", "models", "inference", "evaluation", "training", "reports", "hub", "web", "cli",
 )  # fmt: skip
 RELEASES = sorted(path.parent.name for path in (ROOT / "model_card").glob("*/config.json"))
-CARDS = ("model_card/template.md", "model_card/dataset.md", "model_card/space.md")
+CARDS = ("model_card/template.md", "model_card/space.md")
 SHIPPED = ("app.py", "train.py", "requirements.txt", "LICENSE", *CARDS)
 # What the extras bring, and nothing else that is needed.
 EXTRAS = ("gradio", "gradio_client", "onnx", "onnxruntime", "openvino", "starlette", "trackio")
@@ -133,8 +133,6 @@ def test_wheel_holds_every_package_and_the_command(sources: Path, wheel: Path) -
 
 @pytest.mark.slow
 def test_outside_the_repository_it_is_whole(installed: Path, tmp_path: Path) -> None:
-    said = _run(installed / "leukoscope", "doctor", "--json", cwd=tmp_path)
-    assert said.returncode == 0, said.stdout + said.stderr
     listed = _run(installed / "leukoscope", "release", "list", "--json", cwd=tmp_path)
     assert [row["model"] for row in json.loads(listed.stdout)] == list(RELEASES), listed.stderr
 
@@ -161,8 +159,6 @@ def test_without_the_extras_it_trains_and_predicts_and_names_what_is_missing(
 ) -> None:
     Image.fromarray(draw_cell("ALL").image).save(tmp_path / "cell.png")
     command = without_extras / "leukoscope"
-    examined = _run(command, "doctor", cwd=tmp_path)
-    assert examined.returncode == 0 and "packages fit" in examined.stdout, examined.stdout + examined.stderr
     tiny = ("--num_train_epochs", "1", "--image_size", "32", "--max_train_samples", "32", "--mixed_precision", "no")
     trained = _run(command, "train", "--output_dir", "run", *tiny, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr

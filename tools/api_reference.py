@@ -31,7 +31,6 @@ PUBLIC = {
         "LeukoscopeError",
     ),
     "leukoscope.data.loading": ("LoadedCells",),
-    "leukoscope.data.inspection": ("inspect_folder", "FolderReport"),
     "leukoscope.data.splits": ("Split", "load_split"),
     "leukoscope.synthetic": ("draw_cell", "phantom_cells", "PhantomCell", "draw_field"),
     "leukoscope.inference.prediction": ("Reason", "Checks", "HeatMap"),

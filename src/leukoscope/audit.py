@@ -1,7 +1,7 @@
-"""Audit a data set: what would inflate metrics, which images are odd, and how well trivial features predict the class.
+"""Audit a data set: what it holds, what would inflate metrics, and how well trivial features predict the class.
 
-`scan_cells` opens every image once; `audit_cells` turns the scans into the findings that `leukoscope data audit` writes
-as JSON and sums up on the terminal.
+`survey_cells` counts cells by names and file headers. `scan_cells` opens every image once; `audit_cells` turns the
+scans into the findings that `leukoscope audit` writes as JSON and sums up on the terminal.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import numpy as np
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__, duplicates
 from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import foreground
-from leukoscope.data.loading import LoadedCells
+from leukoscope.data.loading import PRELIMINARY_TEST, LoadedCells
 from leukoscope.data.pixel_cache import each_picture
-from leukoscope.data.splits import Split, cross_validation, groups_of, linked, split_unit
+from leukoscope.data.registry import DatasetInfo
+from leukoscope.data.splits import SIDES, SUBJECT_FOLDS, Split, cross_validation, groups_of, linked, split_unit
 from leukoscope.evaluation.baselines import shortcut_metrics, trivial_features
 from leukoscope.evaluation.predictions import CellPredictions
 
@@ -44,6 +45,85 @@ ODDITIES = {
 # Features that do not lie in the cell; from this share of the way from chance to perfect they are a shortcut.
 OUTSIDE_THE_CELL = ("background", "corner", "picture size")
 SHORTCUT_SHARE = 0.2
+FEW_CELLS = 10  # of a class: 15 % of them, the validation and the test side of a split by image, are one cell or more
+LEAST_CELLS = 2  # of a class: one to train on and one to test on
+_SPLIT_WITHOUT_SUBJECTS = {"block": "block", "subject": "random"}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The cells of a data set by name, as training would read them.
+
+    Attributes:
+        info: the registry entry, with the labels found.
+        partitions: publisher's partition ("" where there is none) → label → number of cells.
+        subjects: label → subject → number of its cells, aliases joined; {} for a label whose subjects are not known.
+        training_subjects: label → how many of them have cells outside the publisher's own test.
+        fewest_cells: of the rarest class, outside the publisher's own test.
+        problems: one line each, what is missing, odd or left out.
+    """
+
+    info: DatasetInfo
+    partitions: Mapping[str, Mapping[str, int]]
+    subjects: Mapping[str, Mapping[str, int]]
+    training_subjects: Mapping[str, int]
+    fewest_cells: int
+    problems: tuple[str, ...]
+
+    @property
+    def split_flags(self) -> list[str]:
+        """The flags of `train.py` for the most honest split that these cells allow; [] where it is the default."""
+        fewest = min(self.training_subjects.values())
+        if self.partitions.keys() <= set(SIDES) or fewest >= SUBJECT_FOLDS:
+            return []
+        if fewest > 1:
+            return ["--split", "subject-cv", "--num_folds", str(min(fewest, 5)), "--no_validation"]
+        return ["--split", _SPLIT_WITHOUT_SUBJECTS[self.info.group]]
+
+    def about(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        named = {"dataset_name": self.info.name, "title": self.info.title, "licence": self.info.licence}
+        counts = {"partitions": dict(self.partitions), "subjects": dict(self.subjects)}
+        return {**named, **counts, "problems": list(self.problems)}
+
+
+def survey_cells(data: LoadedCells) -> Survey:
+    """Count the cells of a data set by partition, class and subject, and collect what is wrong; opens no image."""
+    classes = data.info.labels
+    columns = (data.rows[name][:] for name in ("fold", "label", "subject"))
+    rows = [(fold, classes[label], subject) for fold, label, subject in zip(*columns, strict=True)]
+    partitions: dict[str, Counter[str]] = {}
+    subjects: dict[str, Counter[str]] = {label: Counter() for label in classes}
+    for fold, label, subject in rows:
+        partitions.setdefault(fold, Counter())[label] += 1
+        subjects[label].update([subject] if subject else [])
+    training = [(label, subject) for fold, label, subject in rows if fold != PRELIMINARY_TEST]
+    met, counts = Counter(label for label, subject in set(training) if subject), Counter(label for label, _ in training)
+    problems = [*data.count_differences, *data.passed_over, *data.unreadable]
+    problems += [
+        f"{label}: {counts[label]} cell(s); fewer than {FEW_CELLS} leave a side of the split without any, gather more"
+        for label in classes
+        if counts[label] < FEW_CELLS
+    ]
+    known = {label: met[label] for label in classes}
+    problems += _subject_problems(data.info, known)
+    fewest = min(counts[label] for label in classes)
+    return Survey(data.info, partitions, subjects, known, fewest, tuple(problems))
+
+
+def _subject_problems(info: DatasetInfo, subjects: Mapping[str, int]) -> Iterator[str]:
+    if not any(subjects.values()):
+        split = f"split by --split {_SPLIT_WITHOUT_SUBJECTS[info.group]}"
+        fix = "give --subject_pattern or --labels" if info.name == "imagefolder" else split
+        yield f"the subjects of these cells are not known: no figure on them applies to a new subject; {fix}"
+        return
+    for label, known in subjects.items():
+        if known < SUBJECT_FOLDS:
+            few = f"{label}: {known} subject(s) to train on, fewer than the {SUBJECT_FOLDS} of --split subject"
+            if min(subjects.values()) < 2:
+                yield f"{few}: no figure on so few applies to a new subject; gather cells of more subjects"
+            else:
+                yield f"{few}; cross-validate with the flags of the command below, or gather cells of more subjects"
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,7 @@ COMMANDS = dict(commands())
 
 
 GROUPS = {
-    "": "predict field patient score evaluate protocol doctor demo",
-    "data ": "check audit push",
+    "": "audit predict field patient score evaluate protocol demo",
     "release ": "export push card recalibrate assess space list",
 }
 
@@ -148,7 +147,7 @@ def test_what_cannot_be_written_is_said_before_long_work_begins(tmp_path: Path) 
     output = tmp_path / "file" / "new"
     commands = {
         "evaluate nobody/nothing --dataset_name phantoms": output,
-        "data audit --dataset_name phantoms": output,
+        "audit --dataset_name phantoms": output,
         "protocol": output.parent,
     }
     for command, named in commands.items():
@@ -246,7 +245,9 @@ def test_no_color_is_honoured(tmp_path: Path) -> None:
     """By a command that prints a coloured line; a test's own stream is no terminal, so colour is asked for."""
     for label in ("ALL", "HEM"):
         (tmp_path / label).mkdir()
-        Image.fromarray(draw_cell(label, size=64).image).save(tmp_path / label / "1.png")
+        for cell in range(2):
+            Image.fromarray(draw_cell(label, cell=cell, size=64).image).save(tmp_path / label / f"{cell}.png")
+    words = ["audit", str(tmp_path), "--output", str(tmp_path / "out")]
     for environment, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
-        result = CliRunner(env=environment).invoke(app, ["data", "check", str(tmp_path)], color=True)
-        assert result.stdout.splitlines()[-1].endswith("\x1b[0m") == coloured
+        result = CliRunner(env=environment).invoke(app, words, color=True)
+        assert ("\x1b[0m" in result.stdout) == coloured

@@ -12,7 +12,7 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.folders import ImageFolder
-from leukoscope.data.inspection import recognise
+from leukoscope.data.loading import recognise
 from leukoscope.data.registry import (
     CNMC_NAME,
     CNMC_PRELIM_LABELS,

@@ -116,9 +116,9 @@ def test_every_flag_and_verb_is_known(page: Path) -> None:
     [
         ("leukoscope predict --modell x", ["--modell"]),
         ("leukoscope predicts", ["predicts"]),
-        ("leukoscope data check --json x", []),
-        ("leukoscope data look", ["look"]),
-        ("leukoscope audit", ["audit"]),
+        ("leukoscope audit --json x", []),
+        ("leukoscope release look", ["look"]),
+        ("leukoscope data", ["data"]),
         ("leukoscope protocol --num_folds 1 --recipe x --foo", ["--foo"]),
         ("python -m research.leakage --seeds 1 --recipe x --foo", ["--foo"]),
         ("accelerate launch --multi_gpus train.py --recipes x", ["--multi_gpus", "--recipes"]),

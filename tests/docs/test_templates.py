@@ -20,6 +20,6 @@ def test_it_is_a_form(path: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_a_bug_asks_for_the_doctor_and_for_no_patients_picture() -> None:
+def test_a_bug_asks_for_versions_and_for_no_patients_picture() -> None:
     bug = next(path for path in TEMPLATES if path.name == "bug.yml").read_text()
-    assert "leukoscope doctor" in bug and "Never attach a patient's picture" in bug
+    assert "leukoscope --version" in bug and "Never attach a patient's picture" in bug

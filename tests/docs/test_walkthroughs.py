@@ -74,7 +74,7 @@ def test_a_data_set_is_recognised_and_split_by_its_subjects(copied: Path) -> Non
                 path = copied / "our_cells" / f"{label}_{label[0]}{subject}_{cell}.png"
                 path.parent.mkdir(exist_ok=True)
                 Image.fromarray(draw_cell(drawn, subject=subject, cell=cell, size=64).image).save(path)
-    said = json.loads(run(copied, "-m", "leukoscope", "data", "check", "our_cells", "--json"))
+    said = json.loads(run(copied, "-m", "leukoscope", "audit", "our_cells", "--quick", "--json"))
     assert said["dataset_name"] == "our_laboratory" and said["problems"] == []
     assert said["subjects"]["blast"] == {f"b{subject}": 2 for subject in range(7)}
     code = (

@@ -275,9 +275,8 @@ def test_without_a_flag_the_owners_default_decides_who_sees_a_new_model(hub: Hub
     check_can_publish(Destination("lab/open"))
     hub.storage.private_by_default = True
     check_can_publish(Destination("lab/cells"))
-    check_can_publish(Destination("lab/pictures", kind="dataset"))
     private = {id: repository.private for id, repository in hub.storage.repositories.items()}
-    assert private == {"lab/open": False, "lab/cells": True, "datasets/lab/pictures": False}
+    assert private == {"lab/open": False, "lab/cells": True}
 
 
 def test_a_folder_that_is_no_release_is_refused_before_the_hub_is_asked(hub: Hub, tiny_release: Path) -> None:

@@ -12,10 +12,8 @@ from typing import Annotated
 import typer
 
 from leukoscope import RESEARCH_NOTICE, __version__
-from leukoscope.cli.data import audit, check
-from leukoscope.cli.data import push as push_data
+from leukoscope.cli.audit import audit
 from leukoscope.cli.demo import demo
-from leukoscope.cli.doctor import doctor
 from leukoscope.cli.evaluate import evaluate, protocol
 from leukoscope.cli.field import field
 from leukoscope.cli.options import CommandGroup
@@ -34,12 +32,8 @@ leukoscope score my-release --input my_cells --output cells.parquet
 leukoscope score my-release --input cells.csv --output scores.csv
 leukoscope evaluate my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --split subject
 leukoscope evaluate --predictions my-release/predictions/subject_cv.parquet --output report
-leukoscope data check C-NMC_Leukemia
-leukoscope data check my_cells --subject_pattern '(?P<subject>P.+)_' --json
-leukoscope data audit C-NMC_Leukemia
-leukoscope data audit my_cells --split random --output audit
-leukoscope data push my_cells owner/cells --licence cc-by-4.0 --citation 'Doe (2026). Our cells.'
-leukoscope data push C-NMC_Leukemia owner/cnmc --public
+leukoscope audit C-NMC_Leukemia --output audit
+leukoscope audit my_cells --subject_pattern '(?P<subject>P.+)_' --quick
 leukoscope release export my-release --output graph
 leukoscope release export my-release --format onnx --output graph
 leukoscope release push my-release --hub_model_id owner/name --tag v1
@@ -56,8 +50,6 @@ leukoscope release list
 leukoscope release list model_card --json
 leukoscope protocol --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output my-release
 leukoscope protocol --recipe densenet121 --num_folds 3 --output my-release --output_dir runs/protocol
-leukoscope doctor
-leukoscope doctor --json
 leukoscope demo
 leukoscope demo --releases model_card --models models.txt
 """
@@ -79,7 +71,6 @@ def _group(name: str, text: str) -> typer.Typer:
 app = _group(
     "leukoscope", f"Train, measure, publish and explain classifiers of white-blood-cell images. {RESEARCH_NOTICE}"
 )
-data = _group("data", "Check data sets before anything is trained on them, and publish them.")
 release = _group("release", "Export, publish, describe, recalibrate and list releases.")
 
 
@@ -114,10 +105,8 @@ def _add(group: typer.Typer, *commands: Callable[..., None], **settings: bool) -
 # Unknown flags are left in `ctx.args`, for the parser of train.py.
 TRAINING_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(add_help_option=False, context_settings=TRAINING_FLAGS)(train)
-_add(app, predict, field, patient, score, evaluate)
+_add(app, audit, predict, field, patient, score, evaluate)
 _add(app, protocol, **TRAINING_FLAGS)
-app.add_typer(data)
-_add(data, check, audit, push_data)
 app.add_typer(release)
 _add(release, export, push, card, recalibrate, assess, space, list_releases)
-_add(app, doctor, demo)
+_add(app, demo)

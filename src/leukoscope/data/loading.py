@@ -29,12 +29,14 @@ from leukoscope.data.images import UnreadableImage, check_header, encoded_conten
 from leukoscope.data.registry import (
     CNMC_NAME,
     DATASETS,
+    OTHER,
     RESERVED_LABELS,
     CellFile,
     DatasetInfo,
     cell_id_of,
     cells_of_table,
     dataset_info,
+    files_left_out,
     find_class_folders,
     passed_over,
 )
@@ -196,6 +198,26 @@ def load_cells(
     columns = {"image": image_column_name, "label": label_column_name, "subject": subject_column or ""}
     with progress(f"loading data set {info.hub_id}"):
         return _from_hub(info.hub_id, info, columns)
+
+
+def recognise(root: Path) -> DatasetInfo:
+    """The entry of `DATASETS` whose layout most pictures of a folder follow, else that of plain class folders.
+
+    Raises:
+        LeukoscopeError: no such folder, or no picture laid out in any known way.
+    """
+    if not root.is_dir():
+        raise LeukoscopeError(f"{root}: no such folder; give the folder that a data set was unpacked to")
+    folder = ImageFolder.read(root)
+    found = {info.name: list(info.find_cells(folder)) for info in DATASETS.values() if info.find_cells is not None}
+    own = found.pop("imagefolder")
+    best = DATASETS[max(found, key=lambda name: len(found[name]))]
+    if len(found[best.name]) > len(files_left_out(best, folder, found[best.name])[OTHER]):
+        return best
+    if own:
+        return DATASETS["imagefolder"]
+    layouts = "; ".join(f"{info.name}: {info.layout}" for info in DATASETS.values() if info.find_cells)
+    raise LeukoscopeError(f"{root}: holds no picture laid out as one of the known data sets; expected {layouts}")
 
 
 def _entry(dataset_name: str) -> DatasetInfo:
@@ -511,7 +533,7 @@ def _reason(error: Exception) -> str:
 
 
 def _described(hub_id: str, info: DatasetInfo) -> DatasetInfo:
-    """The entry of a Hub data set with what its card says, as `leukoscope data push` writes it."""
+    """The entry of a Hub data set with what its card says, and `leukoscope: {dataset_name: …}` in its front matter."""
     from huggingface_hub import DatasetCard
 
     folder = Path(hub_id)

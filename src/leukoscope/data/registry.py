@@ -55,8 +55,7 @@ class DatasetInfo:
         label_list: the publisher's file without which the preliminary test has no labels.
         other_folders: folders of images that are no cells of their own; they need no mention.
         hub_id: the Hub data set used when no local folder is given.
-        licence_id: `licence` as the Hub names it; "" where the owner of the cells has to say.
-        copy_of: the registry's name for what a data set of the Hub, published with `leukoscope data push`, holds.
+        copy_of: what a data set of the Hub is a copy of, by its card: `leukoscope: {dataset_name: NAME}`.
     """
 
     name: str
@@ -77,7 +76,6 @@ class DatasetInfo:
     layout: str = ""
     label_list: str = ""
     other_folders: tuple[str, ...] = ()
-    licence_id: str = ""
     picture_side: int | None = None
     recipe: str = ""
     copy_of: str = ""
@@ -267,7 +265,6 @@ DATASETS: dict[str, DatasetInfo] = {
             labels=("ALL", "HEM"),
             positive_label="ALL",
             licence="CC BY 3.0 (TCIA)",
-            licence_id="cc-by-3.0",
             citation="Gupta, A. & Gupta, R. (2019). ALL Challenge dataset of ISBI 2019 (C-NMC 2019). "
             "The Cancer Imaging Archive. https://doi.org/10.7937/tcia.2019.dc64i46r",
             url="https://doi.org/10.7937/tcia.2019.dc64i46r",
@@ -284,7 +281,7 @@ DATASETS: dict[str, DatasetInfo] = {
                 "fold_2": {"ALL": 2457, "HEM": 1096},
                 "preliminary_test": {"ALL": 1219, "HEM": 648},
             },
-            # One subject under several ids: `leukoscope data audit` finds the same cells, identical pixel for pixel or
+            # One subject under several ids: `leukoscope audit` finds the same cells, identical pixel for pixel or
             # photographed again (H6, H7, 44, H24, 17; 16 and 15 by a single cell each), under each of these groups.
             subject_aliases={
                 **{alias: "51" for alias in ("55", "75", "78")},
@@ -305,7 +302,6 @@ DATASETS: dict[str, DatasetInfo] = {
             labels=("Benign", "Early", "Pre", "Pro"),
             positive_label="",
             licence="ODbL 1.0 (database); contents © the original authors",
-            licence_id="odbl",
             citation="Ghaderzadeh, M. et al. (2021). A fast and efficient CNN model for B-ALL diagnosis and its "
             "subtypes classification using peripheral blood smear images. Int. Journal of Intelligent Systems.",
             url="https://www.kaggle.com/datasets/mehradaria/leukemia",

@@ -35,7 +35,7 @@ _MAY_NOT_WRITE = (
 
 @dataclass(frozen=True)
 class Destination:
-    """Where on the Hub a release, a data set or a Space goes.
+    """Where on the Hub a release or a Space goes.
 
     Attributes:
         id: the repository, `owner/name`; made where it does not exist.
@@ -52,7 +52,7 @@ class Destination:
     private: bool = False
     create_pr: bool = False
     tag: str = ""
-    kind: Literal["model", "dataset", "space"] = "model"
+    kind: Literal["model", "space"] = "model"
     sdk: Literal["gradio", "static"] = "gradio"
 
     def require_usable(self) -> None:
@@ -66,7 +66,7 @@ class Destination:
                 raise HFValidationError
             validate_repo_id(self.id)
         except HFValidationError:
-            flag = {"model": "--hub_model_id ", "space": "--push ", "dataset": ""}[self.kind]
+            flag = {"model": "--hub_model_id ", "space": "--push "}[self.kind]
             raise LeukoscopeError(
                 f"{flag}{self.id}: give the repository to publish to as owner/name (letters, "
                 "digits, - _ and ., at most 96 in all)"
@@ -172,7 +172,7 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
 
-    api, what = HfApi(), {"model": "release", "dataset": "data set", "space": "Space"}[to.kind]
+    api, what = HfApi(), {"model": "release", "space": "Space"}[to.kind]
 
     try:
         _require_write_access(api, to)
@@ -211,14 +211,14 @@ def _require_write_access(api: HfApi, to: Destination) -> None:
     else:
         sdk = to.sdk if to.kind == "space" else None
         # Unless a flag says it, an organisation's own default decides.
-        private = to.private or (False if to.kind == "dataset" else None)
-        api.create_repo(to.id, repo_type=to.kind, space_sdk=sdk, private=private, exist_ok=True)
+        api.create_repo(to.id, repo_type=to.kind, space_sdk=sdk, private=to.private or None, exist_ok=True)
         # A repository that exists already is no proof: a token that only reads would have come as far.
         api.auth_check(to.id, repo_type=to.kind, write=True)
     # A pull request of a public repository is public, too.
     if to.private and not api.repo_info(to.id, repo_type=to.kind).private:
-        what, instead = ("data set", "add --public") if to.kind == "dataset" else (to.kind, "ask for no private one")
-        raise PermissionError(f"this {what} is public already; {instead} to publish there, or name another one")
+        raise PermissionError(
+            f"this {to.kind} is public already; ask for no private one to publish there, or name another one"
+        )
 
 
 def _require_new_tag(api: HfApi, to: Destination) -> None:

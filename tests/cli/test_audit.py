@@ -1,8 +1,9 @@
-"""`leukoscope data audit` for scripts and people: exit codes, files, a short summary, one line for what went wrong."""
+"""`leukoscope audit` for scripts and people: exit codes, files, a short summary, one line for what went wrong."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +17,16 @@ from typer.testing import CliRunner
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
 from leukoscope.data.loading import load_cells
+from leukoscope.data.registry import CNMC_PRELIM_LABELS
 from leukoscope.data.splits import make_split
 from leukoscope.synthetic import draw_cell
+from leukoscope.training.config import parse_config
 
 PATTERN = r"(?P<subject>[^/_]+)_\d+"
 
 
 def run(*arguments: object) -> Any:
-    return CliRunner(env={"COLUMNS": "160"}).invoke(app, ["data", "audit", *map(str, arguments)])
+    return CliRunner(env={"COLUMNS": "160"}).invoke(app, ["audit", *map(str, arguments)])
 
 
 def run_on(tree: Path, *arguments: object) -> Any:
@@ -58,7 +61,7 @@ def test_a_folder_is_recognised(tree: Path, tmp_path: Path) -> None:
     (tree / "HEM").rename(tmp_path / "other" / "HEM")
     result = run(tree, "--output", tmp_path / "out")
     assert (result.exit_code, result.stderr.split(":")[1]) == (1, f" {tree}"), result.stderr
-    both = "error: leukoscope data audit: name the images, by DIR or by --dataset_name, not by both\n"
+    both = "error: leukoscope audit: name the images, by DIR or by --dataset_name, not by both\n"
     for wrong in ((), (tree, "--dataset_name", "cnmc2019"), (tree, "--train_dir", tree), ("--train_dir", tree)):
         result = run(*wrong)
         assert (result.exit_code, result.stderr) == (1, both)
@@ -220,3 +223,65 @@ def test_own_cells_cut_out_on_black_are_recognised(tmp_path: Path) -> None:
     features = json.loads((tmp_path / "out/audit.json").read_text())["shortcuts"]["features"]
     assert "size" in features and "background" not in features
     assert "no cell is cut out" not in result.stdout and "shortcut:" not in result.stdout
+
+
+def test_quick_describes_a_folder_and_opens_no_image(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(tree, "--quick")
+    assert result.exit_code == 0, result.output
+    assert "Own class folders" in result.stdout and "licence: yours" in result.stdout
+    assert "problem: the subjects of these cells are not known" in result.stdout
+    few = "problem: ALL: 6 cell(s); fewer than 10 leave a side of the split without any, gather more"
+    assert few in result.stdout
+    train = result.stdout.splitlines()[-1].removeprefix("train on it: leukoscope train ")
+    config = parse_config(shlex.split(train))
+    assert (config.data.train_dir, config.data.split) == (str(tree), "random")
+    assert not list(tmp_path.glob("audit-*"))
+    said = json.loads(run(tree, "--quick", "--subject_pattern", r"(?P<subject>[A-Z]+\d)_", "--json").stdout)
+    assert said["subjects"] == {"ALL": {"ALL0": 3, "ALL1": 3}, "HEM": {"HEM0": 3, "HEM1": 3}}
+    assert said["partitions"] == {"": {"ALL": 6, "HEM": 6}}
+    flags = ["--subject_pattern", r"(?P<subject>[A-Z]+\d)_", "--split", "subject-cv", "--num_folds", "2"]
+    assert said["flags"][-7:] == [*flags, "--no_validation"]
+    refused = run(tree, "--quick", "--split", "random")
+    assert refused.exit_code == 1 and "--quick: opens no image, so --split" in refused.stderr
+
+
+def test_the_search_follows_the_counts_and_the_command(tree: Path, tmp_path: Path) -> None:
+    said = run(tree, "--output", tmp_path / "out").stdout
+    assert said.index("train on it: leukoscope train") < said.index("odd images: ")
+
+
+def test_one_cell_of_a_class_cannot_be_trained_on(tree: Path, tmp_path: Path) -> None:
+    for cell in tree.glob("HEM/*[12].png"):
+        cell.unlink()
+    (tree / "HEM/HEM1_0.png").unlink()
+    result = run(tree, "--quick", "--json")
+    assert (result.exit_code, result.stderr) == (1, "error: cannot be trained on: a class has 1 cell(s); gather more\n")
+
+
+def test_cells_of_the_publishers_test_alone_cannot_be_trained_on(tmp_path: Path) -> None:
+    folder = tmp_path / "C-NMC_test_prelim_phase_data"
+    folder.mkdir()
+    names = ("UID_57_29_1_all", "UID_58_29_1_all", "UID_H49_31_1_hem", "UID_H50_31_1_hem")
+    for number in range(4):
+        Image.fromarray(draw_cell("ALL", cell=number, size=64).image).save(folder / f"{number}.bmp")
+    rows = [f"{name}.bmp,{number}.bmp,1" for number, name in enumerate(names)]
+    (tmp_path / CNMC_PRELIM_LABELS).write_text("\n".join(["Patient_ID,new_names,labels", *rows]))
+    result = run(tmp_path, "--quick")
+    assert result.exit_code == 1 and "cannot be trained on: a class has 0 cell(s)" in result.stderr
+
+
+def test_a_folder_or_pattern_that_is_wrong_is_one_line_as_it_was_typed(tree: Path, tmp_path: Path) -> None:
+    r"""Printed as Python writes it, \d would be \\d, which matches nothing when it is copied."""
+    result = run(tmp_path / "nowhere")
+    assert result.exit_code == 1
+    assert result.stderr.strip().endswith("nowhere: no such folder; give the folder that a data set was unpacked to")
+    result = run(tree, "--subject_pattern", r"(?P<subject>Q\d)_")
+    assert result.stderr.startswith(r"error: --subject_pattern '(?P<subject>Q\d)_': does not match 'ALL/ALL0_0.png'")
+    shutil.rmtree(tree / "HEM")
+    assert run(tree).stderr == (
+        f"error: {tree}: only the class 'ALL' found; a classifier needs two or more classes, each in a folder of its "
+        "name\n"
+    )

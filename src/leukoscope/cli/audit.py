@@ -1,0 +1,171 @@
+"""`leukoscope audit`: what a folder or data set holds, and what would inflate the metrics of a model trained on it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cli import options
+from leukoscope.cli.options import print_table, require_writable
+from leukoscope.files import disk_errors
+from leukoscope.progress import progress
+
+if TYPE_CHECKING:
+    from leukoscope.audit import Survey
+
+FINDINGS_EXIT = 3
+"""2 is the exit code of a wrong flag."""
+
+
+def audit(
+    folder: Annotated[
+        Path | None, Argument(metavar="DIR", help="Folder that a data set was unpacked to, or your own.")
+    ] = None,
+    dataset_name: options.DatasetName = "",
+    train_dir: options.TrainDir = None,
+    subject_pattern: options.SubjectPattern = None,
+    labels: options.Labels = None,
+    split: Annotated[
+        str | None,
+        Option(
+            "--split",
+            metavar="NAME",
+            help="Check the sides of this split of train (default: the data set's own, where it has some).",
+        ),
+    ] = None,
+    split_file: Annotated[
+        Path | None, Option("--split_file", metavar="FILE", help="Also check the sides of this split.json.")
+    ] = None,
+    output: Annotated[Path | None, Option(metavar="DIR", help="Default: audit-NAME in the current folder.")] = None,
+    quick: Annotated[
+        bool, Option("--quick", help="Only count and check the layout; read names and file headers, no pixels.")
+    ] = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Count cells and check the layout, then search for copies across subjects, classes or splits, and for shortcuts.
+
+    Prints the data set, its cells by class and subject, problems and the command to train on it, then opens every image
+    and writes audit.json. Exit code: 0 nothing found that would inflate metrics; 1 or 2 the audit could not be made (no
+    such folder, a class with fewer than two cells, a wrong flag); 3 found: an image in two subjects, two classes or on
+    two sides of a split, a subject in two classes, or a split that divides subjects. Copies that every split by subject
+    (or by block) keeps on one side, known subject aliases among them, are listed but do not count; neither do odd
+    images, nor shortcuts: where a feature outside the cell separates the classes far better than chance, the summary
+    ends with a warning.
+    """
+    from leukoscope.audit import LEAST_CELLS, audit_cells, published_subjects, scan_cells, survey_cells
+    from leukoscope.data.loading import load_cells, recognise
+    from leukoscope.data.splits import load_split, make_split, own_split
+    from leukoscope.models.release import write_json
+
+    if split and split_file:
+        raise LeukoscopeError(f"--split {split} --split_file {split_file}: both name the split; give one")
+    if quick and (split or split_file or output):
+        raise LeukoscopeError("--quick: opens no image, so --split, --split_file and --output have no effect beside it")
+    if bool(folder) == bool(dataset_name) or (folder and train_dir):
+        raise LeukoscopeError("leukoscope audit: name the images, by DIR or by --dataset_name, not by both")
+    if folder:
+        dataset_name = "imagefolder" if subject_pattern or labels else recognise(folder).name
+    output = output or Path("audit-" + re.sub(r"[^\w.-]+", "-", dataset_name))
+    if not quick:
+        require_writable(output)
+    try:
+        data = load_cells(dataset_name, folder or train_dir, subject_pattern=subject_pattern, labels=labels)
+    except LeukoscopeError as error:  # its message names the flag, which is not given beside DIR
+        raise LeukoscopeError(str(error).removeprefix("--train_dir ") if folder else str(error)) from None
+    survey = survey_cells(data)
+    flags = ["--dataset_name", dataset_name]
+    for flag, value in (("train_dir", folder or train_dir), ("subject_pattern", subject_pattern), ("labels", labels)):
+        flags += [f"--{flag}", str(value)] if value else []
+    flags += [*survey.split_flags, *(["--recipe", data.info.recipe] if data.info.recipe else [])]
+    if quick and as_json:
+        typer.echo(json.dumps(survey.about() | {"flags": flags}, indent=1, ensure_ascii=False))
+    elif not as_json:
+        _print_survey(survey)
+        if survey.fewest_cells >= LEAST_CELLS:
+            typer.echo(f"train on it: leukoscope train {shlex.join(flags)}")
+    if survey.fewest_cells < LEAST_CELLS:
+        raise LeukoscopeError(f"cannot be trained on: a class has {survey.fewest_cells} cell(s); gather more")
+    if quick:
+        return
+    # Both raise now rather than after every image is read; subjects on two sides are what the audit reports.
+    chosen = load_split(split_file, data, disjoint=False) if split_file else None
+    if split:
+        make_split(data, split)
+    seen = scan_cells(data)
+    if chosen is None:
+        chosen = make_split(seen.data, split) if split else own_split(seen.data)
+    with progress("searching for copies and shortcuts"):
+        findings = audit_cells(seen, subjects=published_subjects(seen.data, folder or train_dir), split=chosen)
+    with disk_errors(f"--output {output}: cannot write there", "name another folder"):
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / "audit.json", findings)
+    if as_json:
+        typer.echo((output / "audit.json").read_text(encoding="utf-8"))
+    else:
+        _print_findings(findings)
+        typer.echo(f"all findings: {output / 'audit.json'}\n{RESEARCH_NOTICE}")
+    if findings["inflating"]:
+        raise typer.Exit(FINDINGS_EXIT)
+
+
+def _print_survey(survey: Survey) -> None:
+    info, rows = survey.info, []
+    typer.echo(info.title)
+    for name, counts in sorted(survey.partitions.items()):
+        rows.append([name or "all", *(f"{counts.get(label, 0):,}" for label in info.labels)])
+    print_table(["cells", *info.labels], rows)
+    if any(survey.subjects.values()):
+        rows = []
+        for label, cells in survey.subjects.items():
+            spread = [min(cells.values()), median(cells.values()), max(cells.values())] if cells else []
+            rows.append([label, str(len(cells)), *(f"{number:,g}" for number in spread), *[""] * (3 - len(spread))])
+        print_table(["class", "subjects", "cells of one: fewest", "median", "most"], rows)
+    for problem in survey.problems:
+        typer.echo(f"problem: {problem}")
+    typer.echo(f"licence: {info.licence}")
+
+
+def _print_findings(findings: Mapping[str, Any]) -> None:
+    from leukoscope.audit import ODDITIES
+    from leukoscope.evaluation.baselines import FEATURES
+    from leukoscope.reports.release_tables import copies_table, shortcuts_table
+
+    copies, measured = copies_table(findings), shortcuts_table(findings)
+    print_table(copies.columns, copies.rows)
+    for group in findings["subject_aliases"]["groups"]:
+        shared = group["copies"]
+        new = f"propose as subject_aliases; not joined yet: {', '.join(group['unjoined'])}"
+        state = "already joined when loading" if group["known"] else new
+        typer.echo(f"one subject: {' = '.join(group['subjects'])}, {shared} shared image(s); {state}")
+    shortcuts = findings["shortcuts"]
+    if measured.rows:
+        chance = ["chance", f"{shortcuts['chance_balanced_accuracy']:.3f}", "–", "0.500"]
+        print_table(["shortcut", *measured.columns[1:]], [*measured.rows, chance])
+        for name, *_ in measured.rows:
+            typer.echo(f"{name}: {FEATURES[name]}")
+        typer.echo(f"not measured — {shortcuts['left_out']}")
+    else:
+        typer.echo(f"shortcuts not measured: {shortcuts['not_measured']}")
+    odd = findings["odd_pictures"]
+    typer.echo(f"odd images: {', '.join(f'{count} {name}' for name, count in odd['counts'].items())}")
+    for name, meaning in ODDITIES.items():
+        if found := [picture["cell"] for picture in odd["pictures"] if name in picture["why"]]:
+            typer.echo(f"{name}: {meaning}, for example {found[0]}")
+    if unreadable := findings["unreadable"]:
+        typer.echo(f"{len(unreadable)} file(s) could not be read, for example {unreadable[0]}")
+    for line in findings["inflating"]:
+        typer.secho(f"inflates metrics: {line}", fg="red", bold=True)
+    for line in findings["warnings"]:
+        typer.secho(f"shortcut: {line}", fg="yellow", bold=True)
+    if not (findings["inflating"] or findings["warnings"]):
+        typer.secho("nothing found that would inflate metrics", fg="green")
