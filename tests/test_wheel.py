@@ -179,7 +179,7 @@ def test_outside_the_repository_the_command_that_trains_is_one(installed: Path, 
         (tmp_path / "cells" / label).mkdir(parents=True)
         for cell in range(2):
             Image.fromarray(draw_cell(label, cell=cell).image).save(tmp_path / "cells" / label / f"{cell}.png")
-    checked = _run(installed / "leukoscope", "data", "check", "cells", cwd=tmp_path)
+    checked = _run(installed / "leukoscope", "audit", "cells", "--quick", cwd=tmp_path)
     command = checked.stdout.splitlines()[-1].removeprefix("train on it: ")
     assert command.startswith("leukoscope train --dataset_name ")
     # Four cells are enough for no run.
