@@ -313,8 +313,6 @@ def test_the_split_that_is_advised_can_be_drawn(tmp_path: Path, subjects: int) -
     data = load_cells("imagefolder", tmp_path, subject_pattern=pattern)
     folds = range(config.num_folds if config.split == "subject-cv" else 1)
     whole = not config.no_validation
-    drawn = [
-        make_split(data, config.split, fold=fold, num_folds=config.num_folds, validation=whole) for fold in folds
-    ]
+    drawn = [make_split(data, config.split, fold=fold, num_folds=config.num_folds, validation=whole) for fold in folds]
     assert {split.strategy for split in drawn} == {"subject" if subjects >= 7 else "subject-cv"}
     assert all(split.train and split.test for split in drawn)
