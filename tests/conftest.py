@@ -69,7 +69,7 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from leukoscope.data.preprocessing import Preprocessing
     from leukoscope.models.build import build_network, model_args
     from leukoscope.models.recipes import get_recipe
-    from leukoscope.models.release import save_release
+    from leukoscope.models.weights import save_release
 
     torch.manual_seed(0)
     recipe = replace(get_recipe("densenet121"), block_config=(2, 2, 2, 2))
@@ -111,7 +111,7 @@ def vit_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from leukoscope.data.preprocessing import Preprocessing
     from leukoscope.models.build import build_network, model_args
     from leukoscope.models.recipes import timm_recipe
-    from leukoscope.models.release import save_release
+    from leukoscope.models.weights import save_release
 
     torch.manual_seed(0)
     recipe = replace(timm_recipe("test_vit", "--model_name_or_path"), image_size=64)

@@ -25,7 +25,8 @@ from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.recipes import RECIPES
-from leukoscope.models.release import load_release, write_json
+from leukoscope.models.release import write_json
+from leukoscope.models.weights import load_release
 from leukoscope.protocol import (
     FINAL,
     OFFICIAL_FOLDS,

@@ -29,7 +29,8 @@ from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.splits import Split
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe, get_recipe
-from leukoscope.models.release import round_as_stored, write_json
+from leukoscope.models.release import write_json
+from leukoscope.models.weights import round_as_stored
 from leukoscope.training.config import DataArguments, RunArguments, TrainingConfig
 from leukoscope.training.data import FeatureInputs, features_file, frozen_features, preprocessing_for
 from leukoscope.training.train import choose_split, make_accelerator

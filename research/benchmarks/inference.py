@@ -340,7 +340,7 @@ def _compute(release: Path, flags: argparse.Namespace, figures: Mapping[str, Map
 
     from leukoscope import Predictor
     from leukoscope.inference.backends import PRECISION_NAMES
-    from leukoscope.models.release import load_release
+    from leukoscope.models.weights import load_release
 
     torch.set_num_threads(flags.threads)
     loaded = load_release(release)

@@ -35,7 +35,8 @@ from leukoscope.data.pixel_cache import frame_cells
 from leukoscope.data.splits import Split
 from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import Recipe, get_recipe
-from leukoscope.models.release import save_release, write_json
+from leukoscope.models.release import write_json
+from leukoscope.models.weights import save_release
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import FeatureInputs, preprocessing_for
 from leukoscope.training.run_folder import peak_memory, versions

@@ -29,7 +29,8 @@ from leukoscope.inference.predictor import Predictor
 from leukoscope.models import release as release_module
 from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe
-from leukoscope.models.release import PREDICTIONS, load_release, save_release, write_json
+from leukoscope.models.release import PREDICTIONS, write_json
+from leukoscope.models.weights import load_release, save_release
 from leukoscope.synthetic import draw_field
 from leukoscope.training.config import parse_config
 from leukoscope.training.run_folder import describe_run

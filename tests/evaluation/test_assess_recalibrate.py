@@ -19,7 +19,8 @@ from leukoscope.evaluation.assess import predict_framed, recalibrate
 from leukoscope.inference.ood import OodDetector
 from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe
-from leukoscope.models.release import METRICS, OOD, load_release, save_release, write_json
+from leukoscope.models.release import METRICS, OOD, write_json
+from leukoscope.models.weights import load_release, save_release
 from leukoscope.synthetic import phantom_cells
 
 SIZE = 64

@@ -14,7 +14,7 @@ from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.evaluation.assess import tta_gain
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.models.release import load_release
+from leukoscope.models.weights import load_release
 
 
 @pytest.fixture(scope="module")

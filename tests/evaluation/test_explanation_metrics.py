@@ -28,7 +28,7 @@ from leukoscope.evaluation.predictions import even_sample
 from leukoscope.inference.backends import TorchBackend
 from leukoscope.inference.gradcam import share_on_cell
 from leukoscope.inference.prediction import passes_map_checks
-from leukoscope.models.release import Release
+from leukoscope.models.weights import Release
 
 SIZE, GRID = 40, 5
 PATCH = SIZE // GRID

@@ -114,7 +114,8 @@ def versions(hub: Hub, place: Path) -> dict[str, str]:
 
 
 def _write_colder(release: Path, target: Path) -> None:
-    from leukoscope.models.release import edit_release, load_release, rescale_classifier, save_weights
+    from leukoscope.models.release import edit_release
+    from leukoscope.models.weights import load_release, rescale_classifier, save_weights
 
     with edit_release(release, target) as aside:
         save_weights(rescale_classifier(load_release(release).network, 0.1), aside)

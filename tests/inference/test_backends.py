@@ -26,7 +26,8 @@ from leukoscope.inference.export import ALLOWED, REPORT, export_release, kept_gr
 from leukoscope.inference.gradcam import linear_head_maps
 from leukoscope.inference.graph import GRAPHS, HEAD, ExportedBackend
 from leukoscope.inference.predictor import float32_backend, open_backend
-from leukoscope.models.release import ReleaseInfo, load_release, read_release, save_release
+from leukoscope.models.release import ReleaseInfo, read_release
+from leukoscope.models.weights import load_release, save_release
 from leukoscope.synthetic import draw_cell
 
 RELEASES = sorted((Path(__file__).parents[2] / "model_card").glob("*/config.json"))

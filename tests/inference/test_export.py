@@ -19,7 +19,8 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference import export
 from leukoscope.inference.export import TRANSFORMERS_JS, WEB_GRAPH, export_release
 from leukoscope.inference.prediction import softmax
-from leukoscope.models.release import CARD, CONFIG, PROCESSOR, read_release, save_release
+from leukoscope.models.release import CARD, CONFIG, PROCESSOR, read_release
+from leukoscope.models.weights import save_release
 from leukoscope.synthetic import draw_cell
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")

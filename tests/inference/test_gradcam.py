@@ -31,7 +31,7 @@ from leukoscope.inference.gradcam import explain_features, linear_head_maps, map
 from leukoscope.inference.prediction import EvidenceScale, HeatMap, passes_map_checks
 from leukoscope.inference.predictor import Predictor
 from leukoscope.inference.tta import VIEWS, average_maps, tta_views, turned, turned_back
-from leukoscope.models.release import load_release
+from leukoscope.models.weights import load_release
 from leukoscope.synthetic import Background, draw_cell
 
 RELEASES = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/config.json"))

@@ -36,7 +36,8 @@ from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
 from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS, Thresholds
 from leukoscope.inference.scoring import check_output, score_cells, unreadable_list, write_table
 from leukoscope.inference.sources import open_source
-from leukoscope.models.release import OOD, load_release
+from leukoscope.models.release import OOD
+from leukoscope.models.weights import load_release
 from leukoscope.synthetic import draw_cell, draw_field
 
 ROOT = Path(__file__).parents[2]

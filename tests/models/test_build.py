@@ -25,7 +25,7 @@ from leukoscope.models.build import (
 )
 from leukoscope.models.layers import backbone_state, classifier_parameters, head_parameters
 from leukoscope.models.recipes import Recipe, get_recipe, timm_recipe
-from leukoscope.models.release import read_safetensors
+from leukoscope.models.weights import read_safetensors
 
 Tensors = dict[str, torch.Tensor]
 

@@ -24,14 +24,8 @@ from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe
-from leukoscope.models.release import (
-    SCHEMA_VERSION,
-    load_release,
-    read_arrays,
-    read_release,
-    rescale_classifier,
-    save_release,
-)
+from leukoscope.models.release import SCHEMA_VERSION, read_arrays, read_release
+from leukoscope.models.weights import load_release, rescale_classifier, save_release
 from leukoscope.synthetic import Background, draw_cell
 
 REPOSITORY = Path(__file__).parents[2]

@@ -15,8 +15,8 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe, with_overrides
-from leukoscope.models.release import load_release, save_release
 from leukoscope.models.rewrite import pooled_norm_densenet, rewrite_for_timm
+from leukoscope.models.weights import load_release, save_release
 from leukoscope.synthetic import draw_cell
 
 BLOCKS: dict[str, Any] = {"block_config": [6, 12]}

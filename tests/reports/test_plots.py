@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.release import Release
-from leukoscope.models.release import load_release as load
+from leukoscope.models.weights import Release
+from leukoscope.models.weights import load_release as load
 from leukoscope.reports.card import SHOWN, draw_plots, render_card, write_card
 from leukoscope.reports.release_tables import detailed_evaluation
 
@@ -52,7 +52,7 @@ def test_a_card_that_must_ask_for_maps_loads_the_network_once_and_exports_no_gra
         loads.append(args)
         return load(*args, **more)
 
-    monkeypatch.setattr("leukoscope.reports.card.load_release", counted)
+    monkeypatch.setattr("leukoscope.models.weights.load_release", counted)
     write_card(copy)
     assert len(loads) == 1
     assert not (tmp_path / "cache").exists()

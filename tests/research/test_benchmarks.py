@@ -27,7 +27,7 @@ from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import frame_cells
 from leukoscope.data.splits import Split
 from leukoscope.models.recipes import get_recipe
-from leukoscope.models.release import load_release
+from leukoscope.models.weights import load_release
 from leukoscope.synthetic import draw_cell
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import preprocessing_for

@@ -21,7 +21,7 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.evaluation.metrics import class_report
 from leukoscope.models.layers import backbone_state
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release import is_timm_model, load_release
+from leukoscope.models.weights import is_timm_model, load_release
 from leukoscope.synthetic import Background, draw_cell
 from leukoscope.training.config import parse_config
 from leukoscope.training.train import train

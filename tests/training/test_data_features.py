@@ -22,7 +22,7 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe, get_recipe, timm_recipe
-from leukoscope.models.release import round_as_stored
+from leukoscope.models.weights import round_as_stored
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import (
     FeatureInputs,

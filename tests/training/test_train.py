@@ -29,7 +29,7 @@ from leukoscope.evaluation.metrics import measure
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe, timm_recipe
-from leukoscope.models.release import load_release
+from leukoscope.models.weights import load_release
 from leukoscope.progress import quiet
 from leukoscope.training import run_folder
 from leukoscope.training import train as loop

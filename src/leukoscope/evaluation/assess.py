@@ -40,16 +40,13 @@ from leukoscope.models.release import (
     METRICS,
     OOD,
     PREDICTIONS,
-    Release,
     edit_release,
     folder_name,
-    load_release,
     read_metrics,
     read_release,
-    rescale_classifier,
-    save_weights,
     write_json,
 )
+from leukoscope.models.weights import Release, load_release, rescale_classifier, save_weights
 from leukoscope.progress import progress, track
 
 BATCH = 8

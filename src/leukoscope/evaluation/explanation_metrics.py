@@ -27,7 +27,7 @@ from leukoscope.inference.gradcam import share_on_cell
 from leukoscope.inference.prediction import EVIDENCE, NO_MAP, passes_map_checks, softmax
 from leukoscope.inference.predictor import float32_backend
 from leukoscope.inference.tta import VIEWS, turned, turned_back
-from leukoscope.models.release import Release
+from leukoscope.models.weights import Release
 from leukoscope.progress import progress, track
 
 if TYPE_CHECKING:

@@ -203,7 +203,7 @@ class _Reference:
         import torch
 
         from leukoscope.data.registry import trained_on
-        from leukoscope.models.release import load_release
+        from leukoscope.models.weights import load_release
         from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 
         network = load_release(release).network

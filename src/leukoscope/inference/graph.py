@@ -125,7 +125,7 @@ class ExportedBackend:
 
     @cached_property
     def _network(self) -> nn.Module:
-        from leukoscope.models.release import load_release
+        from leukoscope.models.weights import load_release
 
         return load_release(self._release).network
 

@@ -56,7 +56,7 @@ from leukoscope.models.release import OOD, ReleaseInfo, local_release, read_rele
 if TYPE_CHECKING:
     from leukoscope.inference.graph import ExportedBackend
     from leukoscope.inference.subject import SubjectPrediction
-    from leukoscope.models.release import Release
+    from leukoscope.models.weights import Release
 
     Backend: TypeAlias = TorchBackend | ExportedBackend
 
@@ -411,7 +411,7 @@ def open_backend(release: ReleaseInfo, runtime: Runtime = Runtime()) -> Backend:
                 return _open_exported(release, name, _default_precision(release, name, runtime.precision))
             except NoGraph as reason:
                 _log.warning("%s; another backend is used", reason)
-    from leukoscope.models.release import Release, load_release
+    from leukoscope.models.weights import Release, load_release
 
     loaded = release if isinstance(release, Release) else load_release(release)
     return TorchBackend(loaded.network, loaded.preprocessing, runtime.device, blank_rgb=loaded.blank_rgb)

@@ -22,8 +22,9 @@ from leukoscope import LeukoscopeError
 from leukoscope.files import first_line
 from leukoscope.models.layers import backbone_state, classifier_names, classifier_parameters, head_names
 from leukoscope.models.recipes import TIMM, Recipe
-from leukoscope.models.release import WEIGHTS, read_safetensors
+from leukoscope.models.release import WEIGHTS
 from leukoscope.models.rewrite import pooled_norm_densenet
+from leukoscope.models.weights import read_safetensors
 
 # Names of start weights in metrics.json; the Hub's repository follows the second.
 FROM_SCRATCH, FROM_HUB = "random initialisation (no pretrained weights)", "pretrained weights "

@@ -1,35 +1,29 @@
 """A release: one directory in Hub format that timm, transformers' `pipeline()` and Leukoscope all load.
 
-config.json holds the labels and the preprocessing, model.safetensors the backbone in half precision (computed with in
-float32) and the small classifier in full, metrics.json how far to trust them. A release holds data only: its network
-is one of timm's, and it contains no code. A local folder and a Hub repository hold exactly the same files.
-
-`read_release` reads all but the weights, without torch; `load_release` loads the network as well.
+config.json holds the labels and the preprocessing, model.safetensors the weights, metrics.json how far to trust them.
+A release holds data only: its network is one of timm's, and it contains no code. A local folder and a Hub repository
+hold exactly the same files. This module reads and writes all but the weights, without torch; `models.weights` loads and
+saves the network.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import reprlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.preprocessing import MAX_INPUT, Preprocessing
+from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import EMPTY_SLIDE_RGB, trained_on
 from leukoscope.files import LFS_POINTER, atomic_folder, disk_errors, embedded_releases, restore_replaced, write_atomic
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 SCHEMA_VERSION = 3  # of metrics.json; see metrics.schema.json beside this file
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
@@ -66,21 +60,6 @@ _METRICS_SHAPE: dict[str, Any] = {
         "int8": {"logit_shift!": [float], "ranges": [{"kernel!": str, "low!": float, "high!": float}]},
     },
     **{name: {} for name in ("recipe", "ood", "heat_maps", "views", "recalibration")},
-}
-# Of numbers: a network this much larger than its weights is refused before it is built.
-_MAX_EXCESS = 50_000_000
-# Arguments of timm's builders that a config.json may give, and what may be given.
-_MODEL_ARGS: dict[str, Callable[[Any], bool]] = {
-    "block_config": lambda value: (
-        isinstance(value, list)
-        and 1 <= len(value) <= 4
-        and all(type(layers) is int and 1 <= layers <= 64 for layers in value)
-    ),
-    "drop_path_rate": lambda value: isinstance(value, int | float) and 0 <= value < 1,
-    "drop_rate": lambda value: isinstance(value, int | float) and 0 <= value < 1,
-    "global_pool": lambda value: isinstance(value, str),
-    "img_size": lambda value: isinstance(value, int) and 1 <= value <= MAX_INPUT,
-    "in_chans": lambda value: value == 3,
 }
 # Bytes of a JSON file; the largest metrics.json that comes along has less than a hundredth.
 _MOST_JSON = 100_000_000
@@ -286,21 +265,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """All tensors of a safetensors file as NumPy arrays; an error for one that is missing, damaged or not readable."""
     from safetensors.numpy import load_file
 
-    return _loaded(path, load_file)
+    return open_safetensors(path, load_file)
 
 
-def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file; another format, pickle above all, or a missing or damaged file is refused."""
-    from safetensors.torch import load_file
-
-    if path.is_file() and path.suffix != ".safetensors":
-        raise LeukoscopeError(
-            f"{path}: is a {path.suffix or 'nameless'} file; only .safetensors is read: pickled weights can run code"
-        )
-    return _loaded(path, load_file)
-
-
-def _loaded(path: Path, load_file: Callable[[Path], dict[str, _Tensor]]) -> dict[str, _Tensor]:
+def open_safetensors(path: Path, load_file: Callable[[Path], dict[str, _Tensor]]) -> dict[str, _Tensor]:
     """Read a safetensors file with the `load_file` of NumPy or torch."""
     from safetensors import SafetensorError
 
@@ -327,241 +295,19 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-# With the network
-
-
-@dataclass(frozen=True)
-class Release(ReleaseInfo):
-    """A loaded release; its `network` is the timm model in eval mode, float32, channels-last."""
-
-    network: nn.Module = field(kw_only=True)
-
-
-def is_timm_model(network: nn.Module) -> bool:
-    """Whether timm alone builds this network, so that a release can hold it."""
-    return type(network).__module__.startswith("timm.")
-
-
-def save_release(
-    directory: str | Path,
-    network: nn.Module,
-    *,
-    architecture: str,
-    labels: Sequence[str],
-    preprocessing: Preprocessing,
-    metrics: Mapping[str, Any],
-    description: str = "",
-    model_args: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write a release directory, completely or not at all.
-
-    Args:
-        network: a timm model, which `timm.create_model` builds from `architecture` and `model_args`.
-
-    Raises:
-        LeukoscopeError: another network than timm's, the number of labels is not the number of outputs, or the disk
-            refuses.
-    """
-    target, outputs = Path(directory), network.num_classes
-    if not is_timm_model(network):
-        raise LeukoscopeError(
-            f"{target}: {type(network).__name__} is no timm model; a release contains no code, so that nothing could "
-            "load it"
-        )
-    if outputs != len(labels):
-        raise LeukoscopeError(
-            f"{target}: {len(labels)} labels for a head with {outputs} outputs; give one label an output"
-        )
-    source: Any = network.pretrained_cfg
-    config = {
-        "architecture": architecture,
-        # Not in model_args: transformers would pass it twice.
-        "num_classes": len(labels),
-        "num_features": network.num_features,
-        "label_names": list(labels),
-        # Makes `pipeline()` compute in float32 from half-precision files.
-        "dtype": "float32",
-        "pretrained_cfg": {
-            **preprocessing.to_pretrained_cfg(),
-            "tag": "leukoscope",
-            "custom_load": False,
-            "num_classes": len(labels),
-            "pool_size": None,
-            # To timm: the size is an argument of the model.
-            "fixed_input_size": bool(source.get("fixed_input_size")),
-            "first_conv": source.get("first_conv"),
-            "classifier": source["classifier"],
-            "description": description,
-        },
-    }
-    if model_args:
-        config["model_args"] = dict(model_args)
-    with _atomic_release(target) as folder:
-        folder.mkdir(parents=True)
-        save_weights(network, folder)
-        # A rounded crop_pct would resize to a pixel less than training did.
-        write_json(folder / CONFIG, config, exact=True)
-        write_json(folder / METRICS, metrics)
-    return target
-
-
-def save_weights(network: nn.Module, directory: Path) -> None:
-    """Write model.safetensors into a release's folder; `OSError` or `SafetensorError` where the disk refuses."""
-    from safetensors.torch import save_file
-
-    halved = _stored_halved(network)
-    tensors = {
-        name: (tensor.half() if name in halved else tensor).contiguous().cpu()
-        for name, tensor in network.state_dict().items()
-    }
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-    (directory / WEIGHTS).chmod(0o644)  # safetensors leaves the file readable by its owner alone
-
-
 @contextmanager
 def edit_release(source: Path, target: Path | None = None) -> Iterator[Path]:
     """Yield a copy of a release to be changed, which replaces `target` (or `source` itself) at the end.
 
     Where the disk refuses, that is an error, and `target` is as it was.
     """
-    with _atomic_release(target or source) as folder:
+    with atomic_release(target or source) as folder:
         shutil.copytree(source, folder)
         yield folder
 
 
 @contextmanager
-def _atomic_release(target: Path) -> Iterator[Path]:
+def atomic_release(target: Path) -> Iterator[Path]:
     problem = f"{target}: the release cannot be written there"
     with disk_errors(problem, "name another folder"), atomic_folder(target) as folder:
         yield folder
-
-
-def rescale_classifier(network: nn.Module, temperature: float) -> nn.Module:
-    """Fold a temperature into the last linear layer, in place: its plain softmax is then calibrated everywhere.
-
-    Temperature scaling divides the logits by T (Guo et al. 2017), and a linear layer of W/T and b/T gives just those.
-    T must be positive.
-    """
-    if not 0 < temperature < math.inf:
-        raise LeukoscopeError(f"temperature {temperature}: not a positive number; fit it on out-of-fold predictions")
-    import torch
-
-    from leukoscope.models.layers import classifier_parameters
-
-    with torch.no_grad():
-        for parameter in classifier_parameters(network):
-            parameter.div_(temperature)
-    return network
-
-
-def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision: str = "") -> Release:
-    """Load a release with its network; arguments as of `read_release`, or what that read.
-
-    Raises:
-        LeukoscopeError: no such folder, a file missing or damaged, labels that do not match the head, an
-            architecture timm does not know, or pickle-only weights.
-    """
-    import torch
-
-    info = release if isinstance(release, ReleaseInfo) else read_release(release, name=name, revision=revision)
-    assert info.folder is not None
-    root, config = info.folder, info.config
-    if not (root / WEIGHTS).exists() and (pickles := [path.name for path in root.glob("*.bin")]):
-        raise LeukoscopeError(
-            f"{root}: holds only {pickles[0]}; pickled weights can run code and are never loaded — convert to "
-            "safetensors"
-        )
-    tensors = read_safetensors(root / WEIGHTS)
-    for name, tensor in tensors.items():
-        # A single one makes every probability NaN. The sum of finite numbers of any release is finite in float64.
-        if tensor.is_floating_point() and not math.isfinite(float(tensor.sum(dtype=torch.float64))):
-            raise LeukoscopeError(
-                f"{root / WEIGHTS}: damaged ({name} holds numbers that are not finite); restore it from the release"
-            )
-    _require_as_large(root, config, sum(tensor.numel() for tensor in tensors.values()))
-    network = _network(root, config)
-    try:
-        network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise LeukoscopeError(
-            f"{root / WEIGHTS}: not the weights of {config['architecture']} with {len(info.labels)} labels ({first}); "
-            "restore config.json and model.safetensors from one release"
-        ) from None
-    network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    return Release(**(vars(info) | {"network": network}))
-
-
-def round_as_stored(network: nn.Module, *, head: bool = True) -> None:
-    """Round weights in place to what the release will hold, so that this is measured; `head`: the head's too."""
-    import torch
-
-    from leukoscope.models.layers import head_parameters
-
-    state, new = network.state_dict(), set() if head else {id(parameter) for parameter in head_parameters(network)}
-    spared = {name for name, parameter in network.named_parameters() if id(parameter) in new}
-    with torch.no_grad():
-        for name in _stored_halved(network) - spared:
-            state[name].copy_(state[name].half())
-
-
-def _stored_halved(network: nn.Module) -> set[str]:
-    """The names of the tensors that are stored in half precision.
-
-    BatchNorm statistics stay float32, since running variances can leave half precision's range, and so does the
-    classifier, a few kilobytes, since a temperature folded into it would be rounded away.
-    """
-    from leukoscope.models.layers import classifier_parameters
-
-    whole = {id(parameter) for parameter in classifier_parameters(network)}
-    kept = {name for name, parameter in network.named_parameters() if id(parameter) in whole}
-    state = network.state_dict().items()
-    return {name for name, v in state if v.is_floating_point() and "running_" not in name and name not in kept}
-
-
-def _require_as_large(root: Path, config: Mapping[str, Any], given: int) -> None:
-    """Refuse a config.json whose network is far larger than the weights beside it, before it takes any memory."""
-    import timm  # noqa: F401 - on the meta device, torch 2.6 could not import what timm needs
-    import torch
-
-    with torch.device("meta"):
-        try:
-            planned = sum(tensor.numel() for tensor in _network(root, config).state_dict().values())
-        except (NotImplementedError, RuntimeError):
-            return  # a network that cannot be planned without numbers
-    if planned > given + _MAX_EXCESS:
-        raise LeukoscopeError(
-            f"{root / CONFIG}: {config['architecture']} has {planned:,} numbers, {WEIGHTS} beside it {given:,}; "
-            "restore both from one release"
-        )
-
-
-def _network(root: Path, config: Mapping[str, Any]) -> nn.Module:
-    """The network of a config.json with random weights."""
-    import timm
-
-    if not timm.is_model(config["architecture"]):
-        raise LeukoscopeError(f"{root / CONFIG}: timm has no architecture {config['architecture']!r}; update timm")
-    # timm's own exports name the number of classes there as well.
-    given = config.get("model_args") or {}
-    if not isinstance(given, dict):
-        raise LeukoscopeError(
-            f"{root / CONFIG}: model_args is {reprlib.repr(given)}, not values by name; restore it from the release"
-        )
-    model_args = {key: value for key, value in given.items() if key != "num_classes"}
-    for key, value in model_args.items():
-        # Any other could read files or build a network of any size.
-        if key not in _MODEL_ARGS or not _MODEL_ARGS[key](value):
-            raise LeukoscopeError(
-                f"{root / CONFIG}: model_args.{key} is {reprlib.repr(value)}; only {', '.join(_MODEL_ARGS)} are read, "
-                "within their bounds — leave it out, or open the model with timm"
-            )
-    try:
-        return timm.create_model(
-            config["architecture"], pretrained=False, num_classes=config["num_classes"], **model_args
-        )
-    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise LeukoscopeError(
-            f"{root / CONFIG}: {config['architecture']} cannot be built with its model_args ({error}); restore it from "
-            "the release"
-        ) from None

@@ -26,7 +26,6 @@ from leukoscope.models.release import (
     PREDICTIONS,
     WEIGHTS,
     folder_name,
-    load_release,
     read_config,
     read_metrics,
     read_release,
@@ -101,6 +100,8 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
 def _gives_map(release: Path) -> bool:
     """Whether a network gives Grad-CAM maps; a vision transformer does not. True where there is no network to ask."""
     import torch
+
+    from leukoscope.models.weights import load_release
 
     if not (release / WEIGHTS).is_file():
         return True

@@ -25,7 +25,7 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import atomic_file, cache_root, disk_errors, write_atomic
 from leukoscope.models.layers import backbone_state
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release import round_as_stored
+from leukoscope.models.weights import round_as_stored
 from leukoscope.progress import note, track
 
 _FEATURE_BATCH = 64

@@ -23,15 +23,8 @@ from leukoscope.evaluation.overlap import KnownCells, SeenInTraining, seen_in_tr
 from leukoscope.models.build import NetworkStart, copy_weights
 from leukoscope.models.hub_download import KNOWN_CELLS, find_release
 from leukoscope.models.recipes import TIMM, Recipe, get_recipe, timm_recipe
-from leukoscope.models.release import (
-    CONFIG,
-    WEIGHTS,
-    Release,
-    folder_name,
-    load_release,
-    local_release,
-    rescale_classifier,
-)
+from leukoscope.models.release import CONFIG, WEIGHTS, folder_name, local_release
+from leukoscope.models.weights import Release, load_release, rescale_classifier
 from leukoscope.training.losses import restore_class_frequencies
 
 

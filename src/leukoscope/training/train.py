@@ -33,8 +33,9 @@ from leukoscope.files import disk_errors
 from leukoscope.inference.backends import usable_cores
 from leukoscope.models.build import NetworkStart, build_network, load_start_weights, model_args
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release import METRICS, is_timm_model, round_as_stored, save_release, write_json
+from leukoscope.models.release import METRICS, write_json
 from leukoscope.models.rewrite import rewrite_for_timm
+from leukoscope.models.weights import is_timm_model, round_as_stored, save_release
 from leukoscope.progress import note
 from leukoscope.training import run_folder
 from leukoscope.training.checkpoint import FOLDER, Checkpoints, check_resume, run_settings
