@@ -142,8 +142,8 @@ def test_a_release_that_refuses_nothing_says_so_below_the_table(
 
 
 def test_the_demo_says_the_same_of_such_a_release() -> None:
-    texts = json.loads((Path(leukoscope.__file__).parent / "web" / "texts.json").read_text())["texts"]
-    assert [texts[key]["en"] for key in ("warn_synthetic", "no_detector")] == [ON_PHANTOMS, NO_DETECTOR]
+    texts = json.loads((Path(leukoscope.__file__).parent / "web" / "texts.json").read_text())
+    assert [texts[key] for key in ("warn_synthetic", "no_detector")] == [ON_PHANTOMS, NO_DETECTOR]
 
 
 def test_many_files_show_how_far_it_is(tiny_release: Path, cells: Path, monkeypatch: pytest.MonkeyPatch) -> None:

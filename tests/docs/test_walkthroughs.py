@@ -91,19 +91,3 @@ def test_a_recipe_is_trained_to_a_release(copied: Path) -> None:
     tiny = ("--image_size", "32", "--max_train_samples", "48", "--num_train_epochs", "1", "--output_dir", "run")
     run(copied, "train.py", "--recipe", "resnet18", "--from_scratch", *tiny)
     assert json.loads((copied / "run/release/config.json").read_text())["architecture"] == "resnet18"
-
-
-@pytest.mark.slow
-def test_a_tab_stands_on_the_page_and_answers(copied: Path) -> None:
-    follow("Add a tab", copied)
-    code = (
-        "from PIL import Image; from leukoscope.web.app import build_demo\n"
-        "from leukoscope.web.model_cache import ModelCache\n"
-        "from leukoscope.web.tabs.cell_size import size_text\n"
-        "parts = build_demo(ModelCache({})).get_config_file()['components']\n"
-        "print([part['props']['label'] for part in parts if part['type'] == 'tabitem'])\n"
-        "print(size_text(Image.new('RGB', (9, 9), 'purple')))"
-    )
-    tabs, said = run(copied, "-c", code).strip().splitlines()[-2:]
-    assert "Cells" in tabs and "Cell size" in tabs
-    assert said.startswith("The cell fills 100\u00a0% of its frame. For research only.")

@@ -21,7 +21,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.images import UnreadableImage
 from leukoscope.web.app import build_demo
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.text import Localised, t
+from leukoscope.web.text import t
 from leukoscope.web.upload import (
     ANSWER_FOLDER,
     OWN_FOLDER,
@@ -105,7 +105,7 @@ def test_an_error_as_a_file_is_saved_shows_names_as_text_below_a_heading_of_ours
         raise LeukoscopeError(f"{result}: is not kept")
 
     with gradio.Blocks() as demo:
-        save_button(Localised(lambda: "Save"), make, [gradio.State()])
+        save_button("Save", make, [gradio.State()])
     pack = event(demo, "pack").fn
     with pytest.raises(gradio.Error, match="^'&lt;img src=x&gt;.png: is not kept'$") as error:
         pack("<img src=x>.png")

@@ -1,15 +1,8 @@
-// Model, tab and example go to the page's address, which opens them again; Back leads to those before. The page in the
-// other language opens beside this one where this one shows what no address opens again.
+// Model, tab and example go to the page's address, which opens them again; Back leads to those before.
 () => {
   const to = new URL(location), shown = document.querySelector('#visit [data-model]')?.dataset ?? {}
   const tab = document.querySelector('[role=tab][aria-selected=true]')?.dataset.tabId
   for (const [name, value] of Object.entries({model: shown.model, tab, example: shown.example}))
     value ? to.searchParams.set(name, value) : to.searchParams.delete(name)
   if (String(to) != String(location)) history[location.search ? 'pushState' : 'replaceState'](null, '', to)
-  const other = document.getElementById('language')
-  to.searchParams.set('lang', other.lang)
-  other.href = to
-  const own = 'own' in shown || [...document.querySelectorAll('#field, #batch')].some((one) => one.checkVisibility())
-  other.target = own ? '_blank' : ''
-  other.title = own ? other.dataset.other : ''
 }

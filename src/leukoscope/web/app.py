@@ -8,18 +8,16 @@ offline unless a visitor types a Hub id or wants real cells.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from html import escape
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
-from typing import Any
 from urllib.parse import urlencode
 
 import gradio as gr
@@ -33,10 +31,9 @@ from leukoscope.web import panels, result
 from leukoscope.web.address import Address
 from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.model_cache import ModelCache, find_releases, listed_models
-from leukoscope.web.page import CSS, PRIVATE, QUIET, build_theme, script
-from leukoscope.web.tabs import code, evidence, guess
+from leukoscope.web.page import CSS, QUIET, build_theme
 from leukoscope.web.tabs.cell import CellTab
-from leukoscope.web.text import GRADIO, LANGUAGES, Localised, LocalisedChoices, language, localised, model_text, t
+from leukoscope.web.text import model_text, t
 from leukoscope.web.upload import ANSWER_FOLDER, OWN_FOLDER, delete_old, keep_uploads_apart
 
 CACHE_SECONDS = 3600
@@ -55,77 +52,66 @@ OPEN_FILES = 10_240
 # upload may hold: a few MB for cells; a full-size field or batch some 100 MB, most of it for half an hour. All of them
 # at their largest then fit into the 16 GB of a free Space.
 SESSIONS = 120
-NAMED_AS_WRITTEN = script("names.js")
+HEAD = f'<div class="lk-head"><h1>Leukoscope</h1><p>{escape(t("subtitle"))}</p></div>'
 
 
 def build_demo(models: ModelCache) -> gr.Blocks:
     """The page with all its tabs, not yet served."""
     with gr.Blocks(title="Leukoscope", analytics_enabled=False, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)) as demo:
         with gr.Row(elem_id="header"):
-            gr.HTML(Localised(_head), elem_id="head", padding=False)
+            gr.HTML(HEAD, elem_id="head", padding=False)
             model = gr.Dropdown(
-                LocalisedChoices(models.choices),
+                models.choices(),
                 value=next(iter(models.names), None),
                 allow_custom_value=True,
-                label=localised("model"),
+                label=t("model"),
                 container=False,
                 elem_id="model",
                 scale=0,
                 min_width=260,
             )
-        gr.HTML(Localised(panels.notice), elem_id="notice", padding=False)
+        gr.HTML(panels.notice(), elem_id="notice", padding=False)
         if not models.names:
-            gr.HTML(Localised(lambda: panels.message(t("no_model_yet"), t("get_a_model"))), padding=False)
+            gr.HTML(panels.message(t("no_model_yet"), t("get_a_model")), padding=False)
         with gr.Tabs() as tabs:
             cell_tab = CellTab(models, model)
-            guess.build_tab(demo, models, model, cell_tab.real_cells)
-            evidence.build_tab(models, model)
-            code.build_tab(demo, models, model)
-        about = gr.HTML(Localised(partial(describe, models, model.value)), elem_id="about-model", padding=False)
+            _build_card(models, model)
+        about = gr.HTML(describe(models, model.value), elem_id="about-model", padding=False)
         model.change(partial(describe, models), model, about, **QUIET)
-        gr.HTML(Localised(_credits), elem_id="about", padding=False)
-        _localise_on_load(demo)
+        gr.HTML(_credits(), elem_id="about", padding=False)
         cell_tab.open_on_load(demo, tabs)
     return demo.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUE, api_open=False)
 
 
-def _head() -> str:
-    """Title, purpose, and the link to the page in the other language."""
-    other = next(one for one in LANGUAGES if one != language())
-    link = (
-        f'<a id="language" href="?lang={other}" lang="{other}" hreflang="{other}" data-other="{t("other_window")}">'
-        f"{t('other_language')}</a>"
-    )
-    names = {} if language() == LANGUAGES[0] else {text[LANGUAGES[0]]: text[language()] for text in GRADIO.values()}
-    return (
-        f'<div class="lk-head" data-lang="{language()}" data-names="{escape(json.dumps(names))}"><h1>Leukoscope</h1>'
-        f"<p>{escape(t('subtitle'))}</p>{link}</div>"
-    )
+def _build_card(models: ModelCache, model: gr.Dropdown) -> None:
+    """The tab with the model card of the release that is chosen."""
+    with gr.Tab(t("tab_evidence"), id="evidence") as tab:
+        card = gr.Markdown(elem_id="card")
+    gr.on([tab.select, model.change], lambda choice: card_text(models, choice), model, card, **QUIET)
+
+
+def card_text(models: ModelCache, choice: str | None) -> str:
+    """A release's card without its metadata and its figures, which lie in the release's folder."""
+    try:
+        folder = models.releases.get(choice or "") or models.predictor(choice).release.folder
+        text = (folder / "README.md").read_text(encoding="utf-8") if folder else ""
+    except (LeukoscopeError, OSError):
+        return "This release comes without a card."
+    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    return re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
+
+
+def serves_mcp() -> bool:
+    """Whether tools can be offered to MCP clients: Gradio's extra `mcp` is installed, in a version that fits it."""
+    from gradio.mcp import GradioMCPServer
+
+    # Its class body imports what the extra brings, and goes on without.
+    return hasattr(GradioMCPServer, "StreamableHTTPSessionManager")
 
 
 def _credits() -> str:
     privacy = panels.details(t("privacy"), panels.note(t("privacy_text")))
     return f'<div class="lk-note">{privacy}<p>{t("credits")}</p></div>'
-
-
-def _localise_on_load(demo: gr.Blocks) -> None:
-    """Give every component's texts anew to a visitor of another language than English.
-
-    Gradio's own `gr.I18n` follows the browser only: a page cannot switch it, and choices of a menu stay as they are.
-    """
-    texts: dict[gr.blocks.Block, dict[str, Callable[[], Any]]] = {}
-    for block in demo.blocks.values():
-        for name, value in block.constructor_args.items():
-            if isinstance(value, Localised | LocalisedChoices):
-                texts.setdefault(block, {})[name] = value.make
-
-    def localise() -> list[Any]:
-        if language() == LANGUAGES[0]:
-            return [gr.skip()] * len(texts)
-        return [gr.update(**{name: make() for name, make in found.items()}) for found in texts.values()]
-
-    shown = demo.load(localise, None, list(texts), queue=False, **QUIET)
-    shown.then(None, js=NAMED_AS_WRITTEN, **PRIVATE)
 
 
 def describe(models: ModelCache, choice: str | None) -> str:
@@ -136,7 +122,7 @@ def describe(models: ModelCache, choice: str | None) -> str:
         return ""  # the tabs say what is wrong
     on_hub = f"https://huggingface.co/{str(choice).split('@')[0]}"
     # The card's measurements are those of the tab; an embedded release has no page of its own.
-    here = f"?{urlencode({'model': choice, 'tab': 'evidence', 'lang': language()})}"
+    here = f"?{urlencode({'model': choice, 'tab': 'evidence'})}"
     more = here if choice in models.releases else on_hub
     text = escape(model_text(release.metrics))
     # In a window of its own: the page loaded anew would lose the visitor's results.
@@ -183,7 +169,7 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
                 server_port=address.port,
                 share=False,
                 ssr_mode=False,
-                mcp_server=code.serves_mcp(),
+                mcp_server=serves_mcp(),
                 app_kwargs={"routes": routes()},
                 max_file_size=MAX_ZIP,
                 # A thread for every request that may run: those that wait for a model hold up no others.
@@ -191,7 +177,7 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
                 state_session_capacity=SESSIONS,
                 theme=build_theme(),
                 css=CSS,
-                footer_links=[],
+                footer_links=["api"],
                 enable_monitoring=False,
                 prevent_thread_lock=True,
                 quiet=True,

@@ -28,7 +28,7 @@ from leukoscope.reports.formatting import encoded, metric_name, span
 from leukoscope.reports.subject_report import subject_report
 from leukoscope.web.batch_files import Batch, BatchFile, subjects_of
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.text import local_number, t
+from leukoscope.web.text import t
 from leukoscope.web.upload import CELL, File
 
 PICTURES_AT_ONCE, THUMBNAIL = 16, 96
@@ -205,7 +205,7 @@ def subject_rows(result: BatchResult) -> list[tuple[Any, ...]]:
         outcomes = [row.decision.outcome for row in cells]
         known = sum(outcome not in REFUSED for outcome in outcomes)
         mean = float(np.mean([row.probabilities[result.positive] for row in cells]))
-        table.append((subject, len(cells), known, *map(outcomes.count, result.classes), local_number(f"{mean:.3f}")))
+        table.append((subject, len(cells), known, *map(outcomes.count, result.classes), f"{mean:.3f}"))
     return table
 
 
@@ -241,8 +241,7 @@ def label_metrics(result: BatchResult) -> LabelMetrics | None:
     if result.trained_on:
         notes.insert(0, t("too_good", subjects=", ".join(sorted(result.trained_on))))
     found = [
-        (metric_name(name), local_number(f"{value:.3f}"), local_number(span(intervals.get(name))))
-        for name, value in point_metrics(cells).items()
+        (metric_name(name), f"{value:.3f}", span(intervals.get(name))) for name, value in point_metrics(cells).items()
     ]
     return LabelMetrics(tuple(found), tuple(notes))
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from leukoscope.reports.formatting import cell_html, data_uri, encoded
 from leukoscope.web.page import script
-from leukoscope.web.text import local_number, meaning, outcome_text, percent, t
+from leukoscope.web.text import meaning, outcome_text, percent, t
 
 if TYPE_CHECKING:
     from leukoscope.web.result import CellResult
@@ -111,7 +111,7 @@ def pictures(result: CellResult, label: str, opacity: float, common_scale: bool 
         )
         strength = result.scale.strength(result.own_peak) if result.maps else ""
         chip = f' <b class="lk-chip">{t(f"strength_{strength}")}</b>' if strength else ""
-        ends = ("0", local_number(f"{result.peak(common_scale):.3g}")) if result.maps else ("2 σ", "6 σ")
+        ends = ("0", f"{result.peak(common_scale):.3g}") if result.maps else ("2 σ", "6 σ")
         colours = f'<span>{ends[0]} <i aria-hidden="true"></i> {ends[1]}</span>'
         scale = f'<p class="lk-scale">{escape(title)} {colours}{chip}</p>'
     failed = note(t("map_failed")) if result.maps and not result.thresholds.maps_passed else ""

@@ -26,7 +26,6 @@ from leukoscope.web.text import (
     DecisionText,
     about_model,
     decision_text,
-    local_number,
     map_text,
     meaning,
     milliseconds,
@@ -356,7 +355,7 @@ def result_image(
         colours = map_colours(160)[None].repeat(12, axis=0)
         drawn.paste(Image.fromarray(colours), (left + 18, captions_at + LINE + 4))
         pen.text((left, captions_at + LINE), "0", QUIET, font)
-        pen.text((left + 186, captions_at + LINE), local_number(f"{result.peak(common_scale):.3g}"), QUIET, font)
+        pen.text((left + 186, captions_at + LINE), f"{result.peak(common_scale):.3g}", QUIET, font)
 
     top = bars_at
     if not decided.has_class:

@@ -1,35 +1,23 @@
-"""The demo's texts in the visitor's language, and a result in words: the decision, its map, its model.
+"""The demo's texts, and a result in words: the decision, its map, its model.
 
-All texts stand in `texts.json`, in English and German: "texts" by key, for `t`; "gradio" with how names begin that
-Gradio gives to buttons. The page speaks the language that its address (`lang`) or the browser asks for. The API, and
-whatever another package says (errors, the evidence of a release, a report), is in English.
 Each picture of a result has its text equivalent here: nobody needs to see a Grad-CAM map to know what it shows.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gradio.context import LocalContext
 
 from leukoscope.data.registry import ABSTAIN
 from leukoscope.evaluation.morphology import MapShare, Morphology, percentile
 from leukoscope.inference.prediction import REFUSED, Decision, Reason, Thresholds
 
-LANGUAGES = ("en", "de")
-_TABLE = json.loads(Path(__file__).with_name("texts.json").read_text(encoding="utf-8"))
-TEXTS: dict[str, dict[str, str]] = _TABLE["texts"]
-GRADIO: dict[str, dict[str, str]] = _TABLE["gradio"]
-_for_a_program: ContextVar[bool] = ContextVar("for_a_program", default=False)
+TEXTS: dict[str, str] = json.loads(Path(__file__).with_name("texts.json").read_text(encoding="utf-8"))
 # Reasons whose numbers are shares.
 _SHARES = ("ood_field", "views_disagree", "explanation_off_cell")
 # From this probability a class is told without reserve.
@@ -37,66 +25,9 @@ FIRM = 0.9
 ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
 
 
-def language() -> str:
-    """The language of the page whose event is being handled; English where there is none, and for the API."""
-    request = LocalContext.request.get(None)  # Gradio's, of the event that this thread handles
-    if request is None or _for_a_program.get():
-        return LANGUAGES[0]
-    # What the address asks for comes first; a browser lists its languages in the order that its user prefers.
-    wanted = [request.query_params.get("lang") or "", *(request.headers.get("accept-language") or "").split(",")]
-    return next((found for one in wanted if (found := one.strip()[:2].lower()) in LANGUAGES), LANGUAGES[0])
-
-
-@contextmanager
-def in_english() -> Iterator[None]:
-    """Speak English within, whatever the visitor's browser asks for."""
-    token = _for_a_program.set(True)
-    try:
-        yield
-    finally:
-        _for_a_program.reset(token)
-
-
 def t(key: str, /, **values: object) -> str:
-    """The text of a key in the visitor's language, its placeholders filled in."""
-    return TEXTS[key][language()].format(**values)
-
-
-def local_number(text: str) -> str:
-    """A number that was formatted in English, with the signs of the visitor's language."""
-    if language() == "en":
-        return text
-    return re.sub(r"(?<=\d)[.,](?=\d)", lambda sign: "," if sign[0] == "." else ".", text)
-
-
-class Localised(str):
-    """A text of a component in English, which a page in another language has made again as it loads."""
-
-    make: Callable[[], str]
-
-    def __new__(cls, make: Callable[[], str]) -> Localised:
-        text = super().__new__(cls, make())
-        text.make = make
-        return text
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return str, (str(self),)  # Gradio copies what it sends to a page
-
-
-class LocalisedChoices(list[tuple[str, str]]):
-    """The choices of a menu, as `Localised`."""
-
-    def __init__(self, make: Callable[[], list[tuple[str, str]]]) -> None:
-        super().__init__(make())
-        self.make = make
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return list, (list(self),)
-
-
-def localised(key: str) -> Localised:
-    """The text of a key for a component."""
-    return Localised(partial(t, key))
+    """The text of a key, its placeholders filled in."""
+    return TEXTS[key].format(**values)
 
 
 def meaning(label: str) -> str:
@@ -209,7 +140,7 @@ def reason_text(reason: Reason) -> str:
         if value is None or reason.code in _SHARES:
             return percent(value or 0.0)
         digits = 3 if reason.code == "low_confidence" else 1
-        return local_number(f"{value:.{digits}f}".removesuffix(".0"))
+        return f"{value:.{digits}f}".removesuffix(".0")
 
     text = t(f"reason_{reason.code}", value=shown(reason.value), limit=shown(reason.limit))
     return f"{text[0].upper()}{text[1:]}."
@@ -232,7 +163,7 @@ def morphology_text(
         share = percentile(known, name, value)
         return text if share is None else t("larger_than", value=text, share=percent(share))
 
-    area = t("pixels", area=local_number(f"{round(cell.area):,}"))
+    area = t("pixels", area=f"{round(cell.area):,}")
     like, lobes = (known.get("lobes") or {}).get(str(cell.lobes), 0.0 if known else None), str(cell.lobes)
     return {
         t("area"): place("area", cell.area, area),
@@ -257,7 +188,7 @@ def model_text(metrics: Mapping[str, Any]) -> str:
         parts.append(t("trained_on_subjects", title=title, number=subjects) if named else t("trained_on", title=title))
     found = (measured.get("metrics") or {}).get("auroc_by_subject")
     if found is not None and named and (measured.get("split") or {}).get("disjoint_by") == "subject":
-        parts.append(t("auroc_unseen", value=local_number(f"{found:.2f}")))
+        parts.append(t("auroc_unseen", value=f"{found:.2f}"))
     elif data.get("unit") == "block":
         parts.append(t("not_on_subjects"))
     parts.append(str(data.get("licence") or ""))

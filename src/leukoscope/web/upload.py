@@ -34,7 +34,7 @@ from leukoscope.data.conversion import open_converted
 from leukoscope.data.images import UnreadableImage, check_header, open_image
 from leukoscope.reports.formatting import encoded
 from leukoscope.web.page import LAST, PRIVATE, QUIET, script
-from leukoscope.web.text import Localised, in_english, t
+from leukoscope.web.text import t
 
 MAX_BYTES = 20 * 1024 * 1024
 OWN_FOLDER, ANSWER_FOLDER = "upload-", "answer-"
@@ -256,10 +256,9 @@ def deleted_afterwards(paths: Iterable[str | Path]) -> Iterator[None]:
 
 @contextmanager
 def gradio_errors() -> Iterator[None]:
-    """Speak English to a program, and turn what it can fix into Gradio's own error, without a traceback."""
+    """Turn what a program can fix into Gradio's own error, without a traceback."""
     try:
-        with in_english():
-            yield
+        yield
     except LeukoscopeError as error:
         raise gr.Error(str(error), print_exception=False) from None
 
@@ -310,7 +309,7 @@ def safe_stem(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name.rsplit(".", 1)[0])[:60]
 
 
-def save_button(label: Localised, make: Callable[..., File], inputs: list[Any], **options: Any) -> gr.Button:
+def save_button(label: str, make: Callable[..., File], inputs: list[Any], **options: Any) -> gr.Button:
     """A button that saves what `make` returns for its inputs, the first of which is the result.
 
     An error is shown in passing, since there is no result to stand in its place; so is a result that was deleted.

@@ -39,17 +39,7 @@ from leukoscope.web.batch_results import (
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.page import LAST, PRIVATE, SESSION_SECONDS, Updates
 from leukoscope.web.result import CellResult, predict_cell
-from leukoscope.web.text import (
-    Localised,
-    LocalisedChoices,
-    about_model,
-    local_number,
-    localised,
-    outcome_text,
-    percent,
-    point_name,
-    t,
-)
+from leukoscope.web.text import about_model, outcome_text, percent, point_name, t
 from leukoscope.web.upload import deleted_afterwards, files_upload, gradio_errors, save_button
 
 # A batch holds hundreds of megabytes while it is read.
@@ -121,7 +111,7 @@ class BatchPanel:
         self._line = Semaphore(LIMIT["concurrency_limit"])
         self.result = gr.State(None, time_to_live=SESSION_SECONDS)
         with gr.Column(visible=False, elem_id="batch") as self.shown:
-            self.stop = gr.Button(localised("stop"), size="sm", min_width=80, elem_id="batch-stop")
+            self.stop = gr.Button(t("stop"), size="sm", min_width=80, elem_id="batch-stop")
             self.summary = gr.HTML(js_on_load=panels.CLICK + _FOLLOW, elem_id="batch-summary", padding=False)
             with gr.Column(visible=False) as self.ended:
                 self._build_result()
@@ -138,12 +128,10 @@ class BatchPanel:
 
     def _build_result(self) -> None:
         with gr.Row(visible=False) as self.reports:
-            self.subject = gr.Dropdown([], label=localised("report_on"), elem_id="report-subject")
-            self.name = gr.Textbox(
-                "", label=localised("report_name"), info=localised("report_name_info"), elem_id="report-name"
-            )
+            self.subject = gr.Dropdown([], label=t("report_on"), elem_id="report-subject")
+            self.name = gr.Textbox("", label=t("report_name"), info=t("report_name_info"), elem_id="report-name")
             save_button(
-                localised("save_report"), partial(save_report, self.models), [self.result, self.subject, self.name],
+                t("save_report"), partial(save_report, self.models), [self.result, self.subject, self.name],
                 elem_id="save-report",
             )  # fmt: skip
         # One subject's name must not stand on the report about another.
@@ -152,22 +140,20 @@ class BatchPanel:
         with gr.Row():
             for kind in ("CSV", "Parquet"):
                 save_button(
-                    Localised(partial(t, "save_cells", kind=kind)), partial(save_cells, kind), [self.result],
+                    t("save_cells", kind=kind), partial(save_cells, kind), [self.result],
                     elem_id=f"save-batch-{kind.lower()}",
                 )  # fmt: skip
-            save_button(localised("save_subjects"), save_subjects, [self.result], elem_id="save-subjects")
-        with gr.Accordion(localised("more"), open=False, elem_id="batch-more"), gr.Row():
+            save_button(t("save_subjects"), save_subjects, [self.result], elem_id="save-subjects")
+        with gr.Accordion(t("more"), open=False, elem_id="batch-more"), gr.Row():
             self.order = gr.Dropdown(
-                LocalisedChoices(lambda: [(t(f"order_{name}"), name) for name in ORDERS]), value=next(iter(ORDERS)),
-                label=localised("show_first"), elem_id="batch-order",
+                [(t(f"order_{name}"), name) for name in ORDERS], value=next(iter(ORDERS)),
+                label=t("show_first"), elem_id="batch-order",
             )  # fmt: skip
             self.point = gr.Dropdown(
-                LocalisedChoices(lambda: [(t("most_probable_class"), "")]), value="",
-                label=localised("cells_point"), elem_id="batch-point",
+                [(t("most_probable_class"), "")], value="",
+                label=t("cells_point"), elem_id="batch-point",
             )  # fmt: skip
-            self.pattern = gr.Textbox(
-                "", label=localised("pattern"), info=localised("pattern_info"), elem_id="batch-pattern"
-            )
+            self.pattern = gr.Textbox("", label=t("pattern"), info=t("pattern_info"), elem_id="batch-pattern")
 
     def show(self, result: BatchResult, order: str, point: str, subject: str | None = None) -> Updates:
         """Updates that show a result, decided at an operating point where the release has it.
@@ -341,7 +327,7 @@ def _subjects(result: BatchResult) -> str:
     for one in result.subject_predictions:
         share = span = "–"
         if one.is_result and one.probability is not None and one.interval is not None:
-            share, low, high = (local_number(f"{value:.3f}") for value in (one.probability, *one.interval))
+            share, low, high = (f"{value:.3f}" for value in (one.probability, *one.interval))
             span = t("span", low=low, high=high)
         counted = map(str, (one.cells, one.refused, one.abstained))
         seen = f" ({t('in_training')})" if one.subject in result.trained_on else ""

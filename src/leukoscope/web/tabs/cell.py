@@ -45,7 +45,7 @@ from leukoscope.web.result import (
 )
 from leukoscope.web.tabs.batch import ORDERS, BatchPanel
 from leukoscope.web.tabs.field import EXAMPLE_PITCH, FieldPanel, FieldResult, example_field, predict_field
-from leukoscope.web.text import Localised, localised, percent, point_name, t
+from leukoscope.web.text import percent, point_name, t
 
 # Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
 KEPT_CELLS, KEPT_PIXELS = 8, upload.CELL.pixels
@@ -65,33 +65,29 @@ class CellTab:
         self._real = RealCells()
         smears = models.takes_cut_outs(model.value or "") is False
         quiet: dict[str, Any] = {"show_label": False, "height": "auto", "allow_preview": False, "buttons": []}
-        with gr.Tab(localised("tab_cell"), id="cell"):
+        with gr.Tab(t("tab_cell"), id="cell"):
             with gr.Row(elem_id="cell-row"):
                 with gr.Column(scale=2, min_width=240, elem_id="cell-given"):
                     self.upload = upload.files_upload(show_label=False, height=130, elem_id="upload")
-                    self.back = gr.HTML(Localised(panels.box), js_on_load=BOX, elem_id="box", padding=False)
-                    gr.HTML(Localised(lambda: panels.note(t("pick_one"))), elem_id="pick-one", padding=False)
+                    self.back = gr.HTML(panels.box(), js_on_load=BOX, elem_id="box", padding=False)
+                    gr.HTML(panels.note(t("pick_one")), elem_id="pick-one", padding=False)
                     self.cells = gr.Gallery(
                         [(example(number)[0], label) for number, (label, *_) in enumerate(EXAMPLES)],
-                        label=localised("synthetic_cells"), columns=6, visible=not smears, elem_id="examples", **quiet,
+                        label=t("synthetic_cells"), columns=6, visible=not smears, elem_id="examples", **quiet,
                     )  # fmt: skip
                     self.smears = gr.Gallery(
-                        _smears() if smears else None, label=localised("synthetic_smears"), columns=4, visible=smears,
+                        _smears() if smears else None, label=t("synthetic_smears"), columns=4, visible=smears,
                         elem_id="smear-examples", **quiet,
                     )  # fmt: skip
                     with gr.Row(elem_id="samples"):
                         self.ask_field = gr.Button(
-                            localised("a_field"), size="sm", min_width=70, visible=not smears, elem_id="ask-field"
+                            t("a_field"), size="sm", min_width=70, visible=not smears, elem_id="ask-field"
                         )
-                        self.ask_batch = gr.Button(
-                            localised("two_subjects"), size="sm", min_width=70, elem_id="ask-batch"
-                        )
-                        self.ask_real = gr.Button(
-                            localised("ask_real"), size="sm", min_width=70, elem_id="ask-real-cells"
-                        )
+                        self.ask_batch = gr.Button(t("two_subjects"), size="sm", min_width=70, elem_id="ask-batch")
+                        self.ask_real = gr.Button(t("ask_real"), size="sm", min_width=70, elem_id="ask-real-cells")
                     self.real_data = gr.State("")  # name of the data set whose cells are shown
                     self.real = gr.Gallery(
-                        label=localised("real_cells"), columns=6, visible=False, format="png", elem_id="real-cells",
+                        label=t("real_cells"), columns=6, visible=False, format="png", elem_id="real-cells",
                         **quiet,
                     )  # fmt: skip
                     self.real_note = gr.Markdown(elem_id="real-cells-note", elem_classes="lk-note")
@@ -117,22 +113,22 @@ class CellTab:
                 self.summary = gr.HTML(panels.placeholder(t("cell_hint")), elem_id="cell-summary", padding=False)
                 self.propose = gr.Button("", visible=False, variant="primary", elem_id="propose")
                 with gr.Row(visible=False, elem_id="cell-buttons") as self.buttons:
-                    self.turn = gr.Button(localised("turn"), size="sm", min_width=80, elem_id="turn")
-                    self.cover = gr.Button(localised("cover"), size="sm", min_width=80, elem_id="cover")
+                    self.turn = gr.Button(t("turn"), size="sm", min_width=80, elem_id="turn")
+                    self.cover = gr.Button(t("cover"), size="sm", min_width=80, elem_id="cover")
                     self.save = gr.Row()
             with gr.Column(min_width=260):
                 self.pictures = gr.HTML(js_on_load=panels.VIEW, elem_id="pictures", padding=False)
         self.forms = gr.HTML(elem_id="forms", padding=False)
-        with gr.Accordion(localised("more"), open=False, visible=False, elem_id="more") as self.controls:
+        with gr.Accordion(t("more"), open=False, visible=False, elem_id="more") as self.controls:
             self.explanation = gr.HTML(elem_id="explanation", padding=False)
             with gr.Row():
-                self.label = gr.Radio([], label=localised("map_for"), min_width=120)
-                self.opacity = gr.Slider(0, 1, OPACITY, step=0.05, label=localised("opacity"), min_width=120)
-            self.common_scale = gr.Checkbox(False, label=localised("common_scale"))
-            self.point = gr.Dropdown([], label=localised("decide_at"), info=localised("decide_at_info"))
+                self.label = gr.Radio([], label=t("map_for"), min_width=120)
+                self.opacity = gr.Slider(0, 1, OPACITY, step=0.05, label=t("opacity"), min_width=120)
+            self.common_scale = gr.Checkbox(False, label=t("common_scale"))
+            self.point = gr.Dropdown([], label=t("decide_at"), info=t("decide_at_info"))
         with self.save:
             shown = [self.result, self.label, self.opacity, self.point, self.common_scale]
-            upload.save_button(localised("save_png"), save_result, shown, elem_id="save-result")
+            upload.save_button(t("save_png"), save_result, shown, elem_id="save-result")
         self.visit = gr.HTML(js_on_load=panels.CLICK, elem_id="visit", padding=False)
 
     def open_on_load(self, demo: gr.Blocks, tabs: gr.Tabs) -> None:
@@ -142,7 +138,7 @@ class CellTab:
         def on_load(choice: str | None, opacity: float, visit: gr.Request) -> Iterator[Updates]:
             asked = visit.query_params
             named, number = asked.get("model") or choice, asked.get("example") or "1"
-            tab = "code" if asked.get("view") == "api" else asked.get("tab")
+            tab = asked.get("tab")
             opened: Updates = {tabs: gr.Tabs(selected=tab) if tab in known else gr.skip()}
             if not named:
                 yield {**opened, **self.clear(panels.placeholder(t("cell_hint")))}
@@ -175,10 +171,6 @@ class CellTab:
         if name in self.models.names:
             self._examples[name, number] = result
         return result
-
-    def real_cells(self, choice: str | None) -> list[tuple[Image.Image, str]]:
-        """A few cells of the data set that a model was trained on, each with its class."""
-        return [(cell.image, cell.label) for cell in self._real.of(source_of(self.models, choice))]
 
     def attempt(self, predict: Callable[[], Updates]) -> Updates:
         """Updates that show a result, or why there is none."""

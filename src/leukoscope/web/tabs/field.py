@@ -38,7 +38,7 @@ from leukoscope.web import panels, upload
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.page import SESSION_SECONDS, Updates
 from leukoscope.web.result import CellResult, predict_cell
-from leukoscope.web.text import Localised, about_model, local_number, localised, outcome_text, percent, t
+from leukoscope.web.text import about_model, outcome_text, percent, t
 
 # Seed and classes; drawn at a scale that the fields of a 40× objective have. With this seed, each cell gets its class
 # from leukoscope-densenet169-cnmc.
@@ -122,11 +122,11 @@ class FieldPanel:
             with gr.Row():
                 for kind in ("PNG", "CSV", "JSON"):
                     upload.save_button(
-                        Localised(partial(t, "save_as", kind=kind)), partial(save_field, kind), [self.result],
+                        t("save_as", kind=kind), partial(save_field, kind), [self.result],
                         elem_id=f"save-field-{kind.lower()}",
                     )  # fmt: skip
-            with gr.Accordion(localised("more"), open=False):
-                self.pitch = gr.Number(0, label=localised("um_per_pixel"), info=localised("um_info"), step=0.01)
+            with gr.Accordion(t("more"), open=False):
+                self.pitch = gr.Number(0, label=t("um_per_pixel"), info=t("um_info"), step=0.01)
         self._add_endpoint()
         self.cells = [self.picture, self.strip]
         self.outputs = [self.result, self.shown, self.summary, self.picture, self.strip, self.pitch]
@@ -256,7 +256,7 @@ def field_summary(reading: FieldReading) -> str:
     scale = reading.field.scale
     about = about_model(reading.model, reading.revision)
     if scale:
-        pitch = local_number(f"{scale.um_per_pixel:.3f}")
+        pitch = f"{scale.um_per_pixel:.3f}"
         source = t(f"scale_{scale.source}")
         about = t("scale_from", about=about, scale=pitch, source=source)
         if scale.guessed:
