@@ -31,7 +31,7 @@ from leukoscope.web import panels, result
 from leukoscope.web.address import Address
 from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.model_cache import ModelCache, find_releases, listed_models
-from leukoscope.web.page import CSS, QUIET, build_theme
+from leukoscope.web.page import CSS, LAST, QUIET, build_theme
 from leukoscope.web.tabs.cell import CellTab
 from leukoscope.web.text import model_text, t
 from leukoscope.web.upload import ANSWER_FOLDER, OWN_FOLDER, delete_old, keep_uploads_apart
@@ -87,7 +87,7 @@ def _build_card(models: ModelCache, model: gr.Dropdown) -> None:
     """The tab with the model card of the release that is chosen."""
     with gr.Tab(t("tab_evidence"), id="evidence") as tab:
         card = gr.Markdown(elem_id="card")
-    gr.on([tab.select, model.change], lambda choice: card_text(models, choice), model, card, **QUIET)
+    gr.on([tab.select, model.change], lambda choice: card_text(models, choice), model, card, **LAST)
 
 
 def card_text(models: ModelCache, choice: str | None) -> str:
