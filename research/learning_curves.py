@@ -105,7 +105,7 @@ def run(folder: Path, flags: list[str], draws: int) -> None:
 
 
 def with_class_frequencies(predictions: CellPredictions, counts: np.ndarray) -> CellPredictions:
-    """Undo the even sampling of classes, as `restore_class_frequencies` does for a release."""
+    """Undo the even sampling of classes, as `shift_class_frequencies` can for a release."""
     shifted = predictions.probabilities * counts / counts.sum()
     return replace(predictions, probabilities=shifted / shifted.sum(axis=1, keepdims=True))
 

@@ -42,6 +42,8 @@ from research.prior_recipes import PRIOR_RECIPES, PriorRecipe, register
 from research.prior_training import train_prior
 from research.tables import prior_notes, prior_table, read_results
 
+AS_PUBLISHED = ["data"]
+"""The --class_frequencies of all rows: those that the authors' networks presume."""
 PRIOR_RESULTS = Path("results/prior")
 
 
@@ -97,7 +99,8 @@ def _flags(config: TrainingConfig) -> dict[str, Any]:
 def _settings(flags: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
     """Settings as `run_settings` lists them today: what a row lacks was the default, what is gone is left out."""
     given = {"flags": flags, "resolved_recipe": recipe}
-    defaults = {"flags": TrainingConfig().as_dict(), "resolved_recipe": plain(asdict(PriorRecipe("", "", "")))}
+    flags_then = TrainingConfig().as_dict() | {"class_frequencies": AS_PUBLISHED}
+    defaults = {"flags": flags_then, "resolved_recipe": plain(asdict(PriorRecipe("", "", "")))}
     return {
         group: {name: given[group].get(name, default) for name, default in names.items() if name != "about"}
         for group, names in defaults.items()
@@ -155,7 +158,7 @@ def prior_rows(
             ProtocolRun(
                 f"{name}, fold {fold + 1} of {data.num_folds}",
                 TrainingConfig(
-                    replace(data, split=splits[protocol], fold=fold),
+                    replace(data, split=splits[protocol], fold=fold, class_frequencies=AS_PUBLISHED),
                     replace(config.model, recipe=recipe),
                     replace(config.run, output_dir=str(folder / f"fold-{fold}")),
                 ),

@@ -156,7 +156,7 @@ def test_a_finished_run_becomes_a_row_without_training_again(row: Row, capsys: p
     assert [fold["cells"] for fold in made["training"]["folds"]] == [100, 101, 102]
     assert made["training"]["seconds"] == 4.5 and made["under_trained"] == ""
     assert made["training"]["start_weights"] == "half of ResNet-50"
-    assert made["training"]["command"].startswith("train.py --dataset_name cnmc2019 --split subject-cv --num_folds 3 ")
+    assert made["training"]["command"].startswith("train.py --dataset_name cnmc2019 --class_frequencies data --split ")
 
 
 def test_a_row_with_its_file_is_skipped(row: Row, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from leukoscope.models.rewrite import rewrite_for_timm
 from leukoscope.models.weights import load_release, rescale_classifier, save_release
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.finetune import matching_outputs, start_from_release
-from leukoscope.training.losses import restore_class_frequencies
+from leukoscope.training.losses import shift_class_frequencies
 
 RECIPE = Recipe(name="small", architecture="test_resnet", base_model="", image_size=32, drop_rate=0.0)
 FREQUENCIES = {"ALL": 0.75, "HEM": 0.25}
@@ -75,26 +75,42 @@ def _body(network: nn.Module) -> dict[str, torch.Tensor]:
 # What is carried over
 
 
-@pytest.mark.parametrize("made", [{"class_weighted": True}, {"class_weighted": False, "sampling": "subjects"}])
+_EVEN, _FEW_HEM = torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25])
+
+
+@pytest.mark.parametrize(
+    "presumed",
+    [{"class_frequencies": {"ALL": 0.75, "HEM": 0.25}}, {"output_frequencies": {"ALL": 0.75, "HEM": 0.25}}],
+    ids=["before releases said it", "as the release says"],
+)
 def test_the_same_classes_keep_the_head_as_training_left_it(
-    tmp_path: Path, cells: FramedCells, split: Split, made: dict[str, Any]
+    tmp_path: Path, cells: FramedCells, split: Split, presumed: dict[str, Any]
 ) -> None:
     trained, network = _network(1), _network(2)
     as_trained = _head(trained)
-    restore_class_frequencies(trained, torch.tensor([300.0, 100.0]))
+    shift_class_frequencies(trained, _EVEN, _FEW_HEM)
     rescale_classifier(trained, 1.6)
-    calibration = {"temperature": 1.6}
-    recipe = {"name": "densenet121", **made}
-    folder = _release(tmp_path / "r", trained, metrics=_metrics(calibration=calibration, recipe=recipe))
+    metrics = _metrics(calibration={"temperature": 1.6}, training=_metrics()["training"] | presumed)
+    folder = _release(tmp_path / "r", trained, metrics=metrics)
     started = _start(network, folder, cells, split)
     weight, bias = _head(network)
     torch.testing.assert_close(weight, as_trained[0])
     # A constant on every logit changes no probability.
     torch.testing.assert_close(bias - bias.mean(), as_trained[1] - as_trained[1].mean())
-    assert started.remarks == (
-        "the head of r is kept, without the temperature 1.600 and the class frequencies added after its training",
-    )
+    assert started.remarks == ("the head of r is kept, without the temperature 1.600 and its class frequencies",)
     assert started.provenance["started_from"]["kept_head"] is True
+
+
+def test_a_kept_head_starts_from_the_frequencies_of_a_training_that_weighs_no_class(
+    tmp_path: Path, cells: FramedCells, split: Split
+) -> None:
+    training = _metrics()["training"] | {"output_frequencies": {"ALL": 0.5, "HEM": 0.5}}
+    folder, network = _release(tmp_path / "r", _network(1), metrics=_metrics(training=training)), _network(2)
+    recipe = replace(RECIPE, class_weighted=False)
+    start_from_release(network, recipe, str(folder), cells, split)
+    shares = np.bincount(cells.labels[cells.rows(split.train)]) / len(split.train)
+    shift = _head(network)[1] - _head(load_release(folder).network)[1]
+    assert float(shift[0] - shift[1]) == pytest.approx(np.log(shares[0] / shares[1]), abs=1e-4)
 
 
 def test_the_body_is_the_releases_to_the_bit_statistics_too(tmp_path: Path, cells: FramedCells, split: Split) -> None:
@@ -122,18 +138,10 @@ def test_a_head_whose_classes_stand_in_another_order_is_put_in_ours(
 def test_uneven_frequencies_follow_their_class_into_our_order(tmp_path: Path, cells: FramedCells, split: Split) -> None:
     trained, network = _network(1), _network(2)
     bias_as_trained = _head(trained)[1].flip(0)
-    restore_class_frequencies(trained, torch.tensor([25.0, 75.0]))
+    shift_class_frequencies(trained, _EVEN, torch.tensor([0.25, 0.75]))
     _start(network, _release(tmp_path / "r", trained, ("HEM", "ALL")), cells, split)
     bias = _head(network)[1]
     torch.testing.assert_close(bias - bias.mean(), bias_as_trained - bias_as_trained.mean())
-
-
-def test_a_head_trained_without_class_weights_keeps_its_bias(tmp_path: Path, cells: FramedCells, split: Split) -> None:
-    plain = {"name": "densenet121", "class_weighted": False}
-    folder, network = _release(tmp_path / "r", _network(1), metrics=_metrics(recipe=plain)), _network(2)
-    started = _start(network, folder, cells, split)
-    assert torch.equal(_head(network)[1], _head(load_release(folder).network)[1])
-    assert started.remarks == ("the head of r is kept",)
 
 
 def test_other_classes_get_a_new_head_and_it_is_said(tmp_path: Path, cells: FramedCells, split: Split) -> None:

@@ -28,14 +28,14 @@ from leukoscope.data.splits import BY_IMAGE, load_split
 from leukoscope.evaluation.metrics import measure
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.build import build_network
-from leukoscope.models.recipes import get_recipe, timm_recipe
+from leukoscope.models.recipes import get_recipe
 from leukoscope.models.weights import load_release
 from leukoscope.progress import quiet
 from leukoscope.training import run_folder
 from leukoscope.training import train as loop
 from leukoscope.training.checkpoint import Checkpoint, Checkpoints
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.losses import restore_class_frequencies
+from leukoscope.training.losses import output_frequencies, shift_class_frequencies
 from leukoscope.training.run_folder import append_row, write_args
 from leukoscope.training.train import train
 from leukoscope.training.trainer import Trainer
@@ -642,32 +642,51 @@ def test_missing_cells_are_refused(tmp_path: Path) -> None:
     assert _refusal(_own(tmp_path / "nowhere", tmp_path / "run")).startswith(f"--train_dir {tmp_path / 'nowhere'}: ")
 
 
-def test_probabilities_speak_for_the_training_frequencies_again() -> None:
+@pytest.mark.parametrize("architecture", ["densenet121", "timm/deit_tiny_distilled_patch16_224"])
+def test_probabilities_presume_the_frequencies_that_they_are_shifted_to(architecture: str) -> None:
     torch.manual_seed(0)
-    network = build_network(get_recipe("densenet121"), 2).eval()
-    inputs = torch.randn(4, 3, 32, 32)
+    network = build_network(replace(get_recipe(architecture), image_size=32), 2).eval()
+    inputs, before, after = torch.randn(4, 3, 32, 32), torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25])
     with torch.no_grad():
-        balanced = network(inputs).softmax(dim=1)
-        restore_class_frequencies(network, torch.tensor([300.0, 100.0]))
-        restored = network(inputs).softmax(dim=1)
-    expected = balanced * torch.tensor([0.75, 0.25])
-    torch.testing.assert_close(restored, expected / expected.sum(dim=1, keepdim=True))
+        even = network(inputs).softmax(dim=1)
+        shift_class_frequencies(network, before, after)
+        shifted = network(inputs).softmax(dim=1)
+    torch.testing.assert_close(shifted, even * after / (even @ after)[:, None])
 
 
-def test_networks_with_two_last_layers_speak_for_the_training_frequencies_too() -> None:
-    torch.manual_seed(0)
-    recipe = replace(timm_recipe("deit_tiny_distilled_patch16_224", "--recipe"), image_size=32)
-    network = build_network(recipe, 2).eval()
-    inputs, counts = torch.randn(2, 3, 32, 32), torch.tensor([300.0, 100.0])
-    with torch.no_grad():
-        balanced = network(inputs)
-        restore_class_frequencies(network, counts)
-        shift = network(inputs) - balanced
-    expected = torch.log(counts[0] / counts[1]).expand(2)
-    torch.testing.assert_close(shift[:, 0] - shift[:, 1], expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(
+    ("given", "labels", "expected"),
+    [
+        ([], ("ALL", "HEM"), [0.5, 0.5]),
+        ([], ("A", "B", "C"), [0.5, 0.25, 0.25]),
+        (["equal"], ("A", "B", "C"), [1 / 3] * 3),
+        (["data"], ("ALL", "HEM"), [2 / 3, 1 / 3]),
+        (["HEM=3", "ALL=1"], ("ALL", "HEM"), [0.25, 0.75]),
+    ],
+)
+def test_no_class_is_presumed_where_there_are_two(given: list[str], labels: tuple[str, ...], expected: Any) -> None:
+    counts = torch.tensor([200.0, 100.0, 100.0][: len(labels)])
+    torch.testing.assert_close(output_frequencies(given, labels, counts), torch.tensor(expected))
 
 
-def test_metrics_state_the_class_frequencies_behind_the_probabilities(finished: Path) -> None:
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["ALL=0.5"], "--class_frequencies: has no share for class HEM; give one for each class"),
+        (["even"], "--class_frequencies even: give equal, data, or a share above 0 for each class once: ALL=0.5 HEM"),
+        (["ALL=0", "HEM=1"], "--class_frequencies ALL=0: give equal"),
+        (["ALL=1", "ALL=2"], "--class_frequencies ALL=2: give equal"),
+        (["equal", "data"], "--class_frequencies equal: give equal, data"),
+    ],
+)
+def test_class_frequencies_that_name_no_share_of_each_class_are_refused(given: list[str], message: str) -> None:
+    with pytest.raises(LeukoscopeError) as refused:
+        output_frequencies(given, ("ALL", "HEM"), torch.tensor([200.0, 100.0]))
+    assert str(refused.value).startswith(message)
+
+
+def test_metrics_state_the_class_frequencies_of_the_cells_and_of_the_probabilities(finished: Path) -> None:
     training = json.loads((finished / "metrics.json").read_text())["training"]
-    assert sum(training["class_frequencies"].values()) == pytest.approx(1)
     assert list(training["class_frequencies"]) == ["ALL", "HEM"]
+    assert sum(training["class_frequencies"].values()) == pytest.approx(1)
+    assert training["output_frequencies"] == {"ALL": 0.5, "HEM": 0.5}

@@ -81,6 +81,11 @@ class DataArguments:
         "Of two classes, the one whose detection sensitivity and operating points measure (default: the data set's, "
         "where it names one).",
     )
+    class_frequencies: list[str] = _flag(
+        [],
+        "The class frequencies that the probabilities presume: equal, data (those of the training cells), or a share "
+        "for each class (ALL=0.4 HEM=0.6) (default: equal for two classes, data for more).",
+    )
     split: Strategy | None = _flag(
         None,
         f"How cells are divided: {', '.join(get_args(Strategy))} (default: given, the data set's own splits, where it "

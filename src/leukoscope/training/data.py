@@ -29,6 +29,8 @@ from leukoscope.models.weights import round_as_stored
 from leukoscope.progress import note, track
 
 _FEATURE_BATCH = 64
+_RUN_SHARE = 0.25
+"""Of all cached features, that a run must read for them to be computed; the runs of a protocol share them."""
 
 
 class PixelInputs:
@@ -224,8 +226,8 @@ def make_inputs(
     pixels = PixelInputs(cells, preprocessing, augment)
     if "backbone" in recipe.frozen:
         round_as_stored(network, head=False)
-    # Features that another run left do not count: the same command would then give other weights.
-    pays_off = passes and passes >= len(cells.pixels) * len(recipe.augmentation.views)
+    # Whether another run left them does not count: the same command would then give other weights.
+    pays_off = passes and passes >= _RUN_SHARE * len(cells.pixels) * len(recipe.augmentation.views)
     if not can_cache_features(recipe) or not pays_off:
         return pixels
     path = features_file(network, cells, recipe)

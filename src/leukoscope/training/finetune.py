@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -25,7 +26,7 @@ from leukoscope.models.hub_download import KNOWN_CELLS, find_release
 from leukoscope.models.recipes import TIMM, Recipe, get_recipe, timm_recipe
 from leukoscope.models.release import CONFIG, WEIGHTS, folder_name, local_release
 from leukoscope.models.weights import Release, load_release, rescale_classifier
-from leukoscope.training.losses import restore_class_frequencies
+from leukoscope.training.losses import shift_class_frequencies, training_frequencies
 
 
 def open_release(name: str) -> Release:
@@ -144,8 +145,11 @@ def start_from_release(network: nn.Module, recipe: Recipe, name: str, cells: Fra
     if outputs is None:
         remark = f"a new head for {', '.join(cells.data.info.labels)}: {name} predicts {', '.join(release.labels)}"
     else:
-        undone = _undo_corrections(network, release.metrics, cells.data.info.labels)
-        without = f", without {' and '.join(undone)} added after its training" if undone else ""
+        labels = cells.data.info.labels
+        counts = np.bincount(cells.labels[cells.rows(split.train)], minlength=len(labels))
+        frequencies = training_frequencies(recipe, torch.tensor(counts, dtype=torch.float32))
+        undone = _undo_corrections(network, release.metrics, labels, frequencies)
+        without = f", without {' and '.join(undone)}" if undone else ""
         remark = f"the head of {name} is kept{without}"
     before = release.metrics.get("training", {}).get("start_weights")
     provenance = {
@@ -173,22 +177,24 @@ def name_of(release: Release) -> str:
     return f"{release.name}@{release.revision[:12]}" if release.revision else folder_name(Path(release.name))
 
 
-def _undo_corrections(network: nn.Module, metrics: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
-    """Remove from a kept head what was added to it after training, and name it; this run adds its own."""
+def _undo_corrections(
+    network: nn.Module, metrics: Mapping[str, Any], labels: Sequence[str], frequencies: torch.Tensor
+) -> list[str]:
+    """Undo a kept head's temperature, let it presume the (K,) `frequencies` of this training, and name both."""
     undone = []
     now = metrics.get("calibration", {}).get("temperature", 1.0)
     before = metrics.get("recalibration", {}).get("previous_temperature", 1.0)
     if (temperature := now * before) != 1:
         rescale_classifier(network, 1 / temperature)
         undone.append(f"the temperature {temperature:.3f}")
-    shares = metrics.get("training", {}).get("class_frequencies", {})
-    recipe = metrics.get("recipe", {})
-    # Releases older than these entries were all trained on every cell alike, with a weighted loss.
-    if shares and (recipe.get("class_weighted", True) or recipe.get("sampling", "cells") != "cells"):
+    training = metrics.get("training", {})
+    # Releases that do not say what their probabilities presume presume the frequencies of their training cells.
+    if shares := training.get("output_frequencies") or training.get("class_frequencies"):
         by_name = {label.casefold(): share for label, share in shares.items()}
-        # Their inverse adds the negative logarithms, up to a constant that no softmax sees.
-        restore_class_frequencies(network, 1 / torch.tensor([by_name[label.casefold()] for label in labels]))
-        undone.append("the class frequencies")
+        presumed = torch.tensor([by_name[label.casefold()] for label in labels])
+        if not torch.allclose(presumed, frequencies, atol=1e-4):
+            shift_class_frequencies(network, presumed, frequencies)
+            undone.append("its class frequencies")
     return undone
 
 

@@ -1,6 +1,10 @@
-"""What training minimises, and the correction of a class-weighted network."""
+"""What training minimises, and which class frequencies a network presumes."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -40,20 +44,55 @@ class TrainingLoss:
         # Divided by the batch size, not by the sum of the weights: the same on one process as on many.
         return (losses * self.class_weights[labels]).mean()
 
-    def undo_class_weights(self, network: nn.Module) -> None:
-        """Restore the training data's class frequencies where training weighed or sampled the classes equally."""
-        if self.recipe.class_weighted or self.recipe.sampling != "cells":
-            restore_class_frequencies(network, self.class_counts)
+
+def training_frequencies(recipe: Recipe, class_counts: torch.Tensor) -> torch.Tensor:
+    """(K,) class frequencies that a network presumes after training: even where classes weigh so, else the cells'."""
+    even = recipe.class_weighted or recipe.sampling != "cells"
+    return _shares(torch.ones_like(class_counts) if even else class_counts)
 
 
-def restore_class_frequencies(network: nn.Module, class_counts: torch.Tensor) -> None:
-    """Make the probabilities follow the training data's class frequencies again, given the (K,) cells of each class.
+def output_frequencies(given: Sequence[str], labels: Sequence[str], class_counts: torch.Tensor) -> torch.Tensor:
+    """Compute the (K,) class frequencies that a release's probabilities presume.
 
-    A class-weighted loss teaches a network to predict as if all classes were equally frequent. Adding the logarithm of
-    the true frequencies to the head's bias undoes that exactly (Saerens et al. 2002, doi:10.1162/089976602753284446).
+    Args:
+        given: --class_frequencies: "equal", "data", or CLASS=SHARE for every class. Empty stands for "equal" with two
+            classes, of which none is presumed, and for "data" with more.
+        class_counts: (K,) training cells of each class.
+
+    Raises:
+        LeukoscopeError: a class that is unknown, missing or given twice, or a share that is not above 0.
     """
-    shift = torch.log(class_counts / class_counts.sum())
+    words = tuple(given) or (("equal",) if len(labels) == 2 else ("data",))
+    if words in (("equal",), ("data",)):
+        return _shares(torch.ones_like(class_counts) if words == ("equal",) else class_counts)
+    shares: dict[str, float] = {}
+    for word in words:
+        label, _, share = word.rpartition("=")
+        with suppress(ValueError):
+            if label in labels and label not in shares and math.isfinite(float(share)) and float(share) > 0:
+                shares[label] = float(share)
+                continue
+        raise LeukoscopeError(
+            f"--class_frequencies {word}: give equal, data, or a share above 0 for each class once: "
+            + " ".join(f"{label}={1 / len(labels):.2g}" for label in labels)
+        )
+    if missing := [label for label in labels if label not in shares]:
+        raise LeukoscopeError(f"--class_frequencies: has no share for class {missing[0]}; give one for each class")
+    return _shares(torch.tensor([shares[label] for label in labels]))
+
+
+def shift_class_frequencies(network: nn.Module, before: torch.Tensor, after: torch.Tensor) -> None:
+    """Make a network's probabilities presume the (K,) class frequencies `after` instead of `before`.
+
+    The logarithm of their ratio is added to the last bias, which is exact where classes look the same at any frequency
+    (Saerens et al. 2002, doi:10.1162/089976602753284446).
+    """
+    shift = torch.log(after / before)
     with torch.no_grad():
         # timm's distilled networks have two last layers and predict the mean of both.
         for bias in (parameter for parameter in classifier_parameters(network) if parameter.ndim == 1):
             bias.add_((shift - shift.mean()).to(bias.device))
+
+
+def _shares(counts: torch.Tensor) -> torch.Tensor:
+    return counts / counts.sum()

@@ -41,6 +41,7 @@ from leukoscope.training import run_folder
 from leukoscope.training.checkpoint import FOLDER, Checkpoints, check_resume, run_settings
 from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.data import evenly_spread, preprocessing_for
+from leukoscope.training.losses import output_frequencies, shift_class_frequencies, training_frequencies
 from leukoscope.training.trainer import Trainer
 
 PRECISIONS = ("no", "fp16", "bf16")
@@ -129,6 +130,10 @@ def train(
             checkpoints=checkpoints,
         )
 
+        frequencies = output_frequencies(
+            config.data.class_frequencies, cells.data.info.labels, trainer.loss.class_counts
+        )
+
         # Nothing is removed before every process has found everything in order.
         accelerator.wait_for_everyone()
         run_folder.start_tracking(accelerator, config, recipe)
@@ -147,6 +152,7 @@ def train(
             run_folder.track_epoch(accelerator, epoch_row)
 
         # Test side and release
+        shift_class_frequencies(network, training_frequencies(recipe, trainer.loss.class_counts), frequencies)
         round_as_stored(network)
         predictions = trainer.predict(split.test) if split.test else None
         rows, kept_epoch = trainer.state.rows, trainer.select_epoch().epoch
@@ -155,6 +161,7 @@ def train(
                 metrics = run_folder.describe_run(config, recipe, cells, split, start.name, accelerator.device)
                 metrics["training"] |= {
                     **start.provenance,
+                    "output_frequencies": dict(zip(cells.data.info.labels, frequencies.tolist(), strict=True)),
                     "processes": accelerator.num_processes,
                     "seconds": trainer.seconds,
                     "epochs_run": len(rows),

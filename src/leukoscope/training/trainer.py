@@ -241,7 +241,6 @@ class Trainer:
         if state.kept:
             column = selection.watched.replace("val_", "validation ").replace("train_", "training ").replace("_", " ")
             note(f"kept epoch {selection.epoch}: {column} {state.rows[selection.epoch - 1][selection.watched]:.3f}")
-        self.loss.undo_class_weights(self.network)
 
     def _epoch(self) -> dict[str, Any]:
         """Train and validate once, keep what is the best, write a checkpoint; the row of summary.csv."""
