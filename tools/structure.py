@@ -1,8 +1,8 @@
-"""How large the source is, and how long two paths through it are: `make structure`, two minutes.
+"""How large the source is, and which files three tasks enter: `make structure`.
 
-Lines by package beside their budget, flags of training, dependencies, long functions; the modules that a path imports,
-and the files that one prediction and one training run enter. tests/docs/test_structure.py asserts that no import is
-part of a circle and that no word of `REMOVED_WORDS` is in a text for readers.
+Lines by package beside their budget, flags of training, dependencies, long files and functions; the files that one
+prediction, one training of seconds and one click in the demo run through. tests/docs/test_structure.py asserts that no
+import is part of a circle and that no word of `REMOVED_WORDS` is in a text for readers.
 """
 
 from __future__ import annotations
@@ -22,28 +22,30 @@ from graphlib import CycleError, TopologicalSorter
 from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "leukoscope"
 PACKAGE = SOURCE.name
-# At most so many lines; modules beside the packages are "top".
+# At most so many lines of Python; modules beside the packages are "top".
 BUDGETS = {
-    "top": 1600,
-    "data": 2700,
-    "models": 1650,
-    "inference": 3000,
-    "evaluation": 3700,
-    "training": 3000,
-    "protocol": 300,
-    "reports": 1500,
-    "hub": 900,
-    "web": 3700,
-    "cli": 1450,
+    "top": 1350,
+    "data": 2900,
+    "models": 1250,
+    "inference": 2250,
+    "evaluation": 2250,
+    "training": 2350,
+    "reports": 850,
+    "hub": 550,
+    "web": 2700,
+    "cli": 1050,
 }
-ALL_LINES, RESEARCH_LINES, TRAIN_FLAGS, DEPENDENCIES, FUNCTION_LINES = 23_500, 5_500, 45, 18, 70
-ENTRIES = {"one prediction": "leukoscope.inference.predictor", "one training": "leukoscope.training.train"}
-# At most so many files entered, and changes from one file to another; None where there is no aim.
-TRACES: dict[str, tuple[int, int | None]] = {"one prediction": (13, 35), "one training": (32, None)}
+ALL_LINES, TRAIN_FLAGS, DEPENDENCIES, FILE_LINES, FUNCTION_LINES = 17_500, 44, 20, 450, 60
+# Folders beside the package, and pages, styles and scripts in it: at most so many lines.
+BESIDE = {"tests": 25_000, "research": 6_200, "tools": 450}
+PAGE_SUFFIXES, PAGE_LINES = (".js", ".css", ".html", ".json"), 900
+# At most so many files entered.
+TRACES = {"one prediction": 11, "one training": 28, "one click": 14}
 
 # Words that must not be in a text for readers.
 REMOVED_WORDS = ("room", "rooms", "house", "shelf", "guard", "verdict")
@@ -59,24 +61,21 @@ def modules(source: Path = ROOT / "src") -> dict[str, Path]:
 
 
 def imports(files: Mapping[str, Path]) -> dict[str, set[str]]:
-    """Module → modules of the package that it imports, at its top or in a function; those for type checkers are not."""
-    return {name: set(_imports_of(path, files)) - {name} for name, path in files.items()}
+    """Module → modules of the package that it imports anywhere, also in a function or for type checkers.
+
+    What `leukoscope` itself offers by name, it imports when asked for: nothing depends on that.
+    """
+    return {name: set(_imports_of(path, files)) - {name} if name != PACKAGE else set() for name, path in files.items()}
 
 
 def _imports_of(path: Path, files: Mapping[str, Path]) -> Iterator[str]:
-    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            pending += node.orelse
-            continue
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in files)
         elif isinstance(node, ast.ImportFrom) and (module := node.module) and module in files:
             for alias in node.names:
                 inner = f"{module}.{alias.name}"
                 yield inner if inner in files else module
-        pending += ast.iter_child_nodes(node)
 
 
 def import_circle(graph: Mapping[str, set[str]]) -> list[str]:
@@ -88,15 +87,14 @@ def import_circle(graph: Mapping[str, set[str]]) -> list[str]:
     return []
 
 
-def reached_from(entry: str, graph: Mapping[str, set[str]]) -> set[str]:
-    """The entry and every module that it imports, directly or not."""
-    found, pending = set(), [entry]
-    while pending:
-        module = pending.pop()
-        if module not in found:
-            found.add(module)
-            pending += graph[module]
-    return found
+def imports_in_functions(path: Path) -> int:
+    """How many import statements of a file stand inside a function."""
+    functions = [
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    return len({node for one in functions for node in ast.walk(one) if isinstance(node, ast.Import | ast.ImportFrom)})
 
 
 def long_functions(path: Path) -> Iterator[tuple[str, int]]:
@@ -152,30 +150,14 @@ def word_counts(texts: Mapping[str, str], words: Sequence[str]) -> dict[str, Cou
 _NO_FUNCTIONS = ("<module>", "<listcomp>", "<dictcomp>", "<setcomp>")
 
 
-def traced(call: Callable[[], object], *, once: bool = False) -> tuple[Counter[str], int]:
-    """Run a call and follow it through the package, on every thread that it starts.
-
-    Args:
-        once: count each function and class when it is first run only.
-
-    Returns:
-        file below src/leukoscope → how many of its functions and classes were run, in the order in which the files
-        were entered; and how often another file was entered than the one before.
-    """
-    source = str(SOURCE)
-    run: dict[tuple[str, int, str], str] = {}
-    changes, last = -1, ""
+def traced(call: Callable[[], object]) -> list[str]:
+    """Run a call; the files below src/leukoscope whose functions it ran, on any thread, in the order of entry."""
+    source, entered = str(SOURCE), dict[str, None]()
 
     def note(frame: FrameType, event: str, _: object) -> None:
-        nonlocal changes, last
         code = frame.f_code
-        if event != "call" or not code.co_filename.startswith(source) or code.co_name in _NO_FUNCTIONS:
-            return
-        place = (code.co_filename, code.co_firstlineno, code.co_name)
-        if once and place in run:
-            return
-        file = run.setdefault(place, code.co_filename.removeprefix(source)[1:])
-        changes, last = changes + (file != last), file
+        if event == "call" and code.co_filename.startswith(source) and code.co_name not in _NO_FUNCTIONS:
+            entered[code.co_filename.removeprefix(source)[1:]] = None
 
     threading.setprofile(note)
     sys.setprofile(note)
@@ -184,11 +166,11 @@ def traced(call: Callable[[], object], *, once: bool = False) -> tuple[Counter[s
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
-    return Counter(run.values()), max(0, changes)
+    return list(entered)
 
 
-def traced_command(words: Sequence[str]) -> tuple[Counter[str], int]:
-    """`traced` of `leukoscope WORDS` in this process, each function and class once."""
+def traced_command(words: Sequence[str]) -> list[str]:
+    """`traced` of `leukoscope WORDS` in this process."""
     sys.path.insert(0, str(SOURCE.parent))
     from leukoscope.cli import app
 
@@ -200,66 +182,77 @@ def traced_command(words: Sequence[str]) -> tuple[Counter[str], int]:
                 raise
 
     sys.argv = ["leukoscope", *words]
-    return traced(call, once=True)
+    return traced(call)
 
 
-def traces() -> dict[str, tuple[Counter[str], int]]:
-    """`traced_command` of one prediction by torch and of one training on phantoms, each in a process of its own."""
+def traced_click(picture: str) -> list[str]:
+    """`traced` of what the demo does with one picture, its models loaded."""
+    sys.path.insert(0, str(SOURCE.parent))
+    from leukoscope.web.app import build_demo
+    from leukoscope.web.model_cache import ModelCache
+
+    demo = build_demo(ModelCache({"released": ROOT / "model_card" / "leukoscope-densenet169-cnmc"}))
+    (ask,) = (block.fn for block in demo.fns.values() if block.api_name == "predict")
+    assert ask is not None
+    ask(picture, "released")
+    return traced(lambda: ask(picture, "released"))
+
+
+def traces() -> dict[str, list[str]]:
+    """`TRACES` → the files entered, each traced in a process of its own; prints what it begins."""
     sys.path.insert(0, str(SOURCE.parent))
     from PIL import Image
 
     from leukoscope.synthetic import draw_cell
 
-    release = ROOT / "model_card" / "leukoscope-densenet169-cnmc"
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["LEUKOSCOPE_CACHE"] = folder  # kept graphs would shorten the paths
-        picture = Path(folder) / "cell.png"
+        os.environ |= {"LEUKOSCOPE_CACHE": folder, "LEUKOSCOPE_BACKEND": "torch"}  # a kept graph would shorten the path
+        picture = str(Path(folder) / "cell.png")
         Image.fromarray(draw_cell("ALL", subject=1, cell=1, size=300, background="black").image).save(picture)
-        commands = {
-            "one prediction": ["predict", str(release), str(picture), "--backend", "torch"],
-            "one training": ["train", "--output_dir", f"{folder}/run", "--num_train_epochs", "1"],
+        small = "--model_name_or_path test_resnet --from_scratch --image_size 32 --num_train_epochs 1"
+        tasks: dict[str, tuple[Callable[..., list[str]], Any]] = {
+            "one prediction": (
+                traced_command,
+                ["predict", str(ROOT / "model_card/leukoscope-densenet169-cnmc"), picture],
+            ),
+            "one training": (traced_command, ["train", "--output_dir", f"{folder}/run", *small.split()]),
+            "one click": (traced_click, picture),
         }
         with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
-            return {what: processes.submit(traced_command, words).result() for what, words in commands.items()}
+            for what, (task, argument) in tasks.items():
+                print(f"\ntracing {what}", file=sys.stderr, flush=True)
+                found[what] = processes.submit(task, argument).result()
+    return found
 
 
-def main() -> None:
-    """Print everything."""
-    files = modules()
-    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in files.items()}
-    print_sizes(files, lines)
-    graph = imports(files)
-    print(f"import circle: {' → '.join(import_circle(graph)) or 'none'}")
-    for what, entry in ENTRIES.items():
-        reached = reached_from(entry, graph)
-        print(f"\n{what}, from {entry}: imports {len(reached)} files, {sum(lines[name] for name in reached):,} lines")
-        for package in sorted({name.split(".")[1] for name in reached if "." in name}):
-            inside = sorted(name for name in reached if name.split(".")[1:2] == [package])
-            print(f"  {package}: {', '.join(name.removeprefix(f'{PACKAGE}.{package}').lstrip('.') for name in inside)}")
-    for what, (functions, changes) in traces().items():
-        most_files, most_changes = TRACES[what]
-        aim = f" (at most {most_changes})" if most_changes else ""
-        print(f"\n{what} enters {len(functions)} files (at most {most_files}) with {changes} changes of file{aim}:")
-        print("\n".join(f"  {file} ({count} functions and classes)" for file, count in functions.items()))
+def lines_of(path: Path) -> int:
+    """Lines of a text file."""
+    return len(path.read_text(encoding="utf-8").splitlines())
 
 
-def print_sizes(files: Mapping[str, Path], lines: Mapping[str, int]) -> None:
+def print_sizes(files: Mapping[str, Path]) -> None:
     """Print the lines of each package beside its budget, then what else is counted."""
     by_package: dict[str, list[int]] = {}
-    for name, count in lines.items():
-        package = name.removeprefix(f"{PACKAGE}.").split(".")[0]
-        is_top = files[name].parent == SOURCE and package not in BUDGETS
-        by_package.setdefault("top" if is_top else package, []).append(count)
-    research = [len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "research").rglob("*.py")]
+    for path in files.values():
+        package = path.relative_to(SOURCE).parts[0]
+        by_package.setdefault(package if package in BUDGETS else "top", []).append(lines_of(path))
+    beside = {name: [lines_of(path) for path in (ROOT / name).rglob("*.py")] for name in BESIDE}
+    pages = [lines_of(path) for path in SOURCE.rglob("*") if path.suffix in PAGE_SUFFIXES]
     print(f"{'':<12}{'files':>6}{'lines':>8}{'budget':>8}{'longest':>8}")
     for package, counts, budget in (
-        *((package, counts, BUDGETS.get(package, 0)) for package, counts in sorted(by_package.items())),
-        ("all", list(lines.values()), ALL_LINES),
-        ("research", research, RESEARCH_LINES),
+        *((package, by_package.get(package, [0]), budget) for package, budget in BUDGETS.items()),
+        ("all", [count for one in by_package.values() for count in one], ALL_LINES),
+        ("pages", pages, PAGE_LINES),
+        *((name, counts, BESIDE[name]) for name, counts in beside.items()),
     ):
         print(f"{package:<12}{len(counts):>6}{sum(counts):>8,}{budget:>8,}{max(counts):>8,}")
     print(f"\nflags of training: {train_flags()} (at most {TRAIN_FLAGS})")
     print(f"run-time dependencies: {len(dependencies())} (at most {DEPENDENCIES})")
+    print(f"imports inside functions: {sum(map(imports_in_functions, files.values()))}")
+    print(
+        f"files over {FILE_LINES} lines: {', '.join(n for n, p in files.items() if lines_of(p) > FILE_LINES) or 'none'}"
+    )
     print(f"functions over {FUNCTION_LINES} lines:")
     for name, path in files.items():
         for function, count in long_functions(path):
@@ -277,6 +270,15 @@ def train_flags() -> int:
     environment = os.environ | {"PYTHONPATH": str(SOURCE.parent)}
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     return len(re.findall(r"^  --\w", shown, re.MULTILINE))
+
+
+def main() -> None:
+    """Print everything."""
+    files = modules()
+    print_sizes(files)
+    print(f"import circle: {' → '.join(import_circle(imports(files))) or 'none'}")
+    for what, entered in traces().items():
+        print(f"\n{what} enters {len(entered)} files (at most {TRACES[what]}):\n  " + "\n  ".join(entered))
 
 
 if __name__ == "__main__":
