@@ -35,9 +35,10 @@ from leukoscope.files import write_atomic
 from leukoscope.models.build import build_network, load_start_weights
 from leukoscope.models.release import write_json
 from leukoscope.progress import note
-from leukoscope.training.checkpoint import FOLDER, LATEST, Checkpoints, checkpoints_in, run_settings
+from leukoscope.training.checkpoint import FOLDER, LATEST, Checkpoints, checkpoints_in
 from leukoscope.training.config import parse_config
 from leukoscope.training.data import evenly_spread, preprocessing_for
+from leukoscope.training.identity import RunIdentity
 from leukoscope.training.train import choose_split, keep_freed_memory, make_accelerator
 from leukoscope.training.trainer import Trainer
 
@@ -76,7 +77,8 @@ def run(folder: Path, flags: list[str], draws: int) -> None:
     cells = frame_cells(data, preprocessing_for(recipe, data))
     split = choose_split(config, cells.data)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(folder, run_settings(config, recipe))
+    identity = replace(RunIdentity.of(config, recipe), data=cells.data.fingerprint, split=split.fingerprint)
+    checkpoints = Checkpoints(folder, identity)
     if checkpoints_in(folder / FOLDER):
         checkpoints.resume(LATEST)
     trainer = Trainer(accelerator, network, cells, split, recipe, seed=config.run.seed, checkpoints=checkpoints)

@@ -8,12 +8,11 @@ folds kept, so an interrupted command resumes where it stopped. The table in doc
 from __future__ import annotations
 
 import json
-import shlex
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,13 @@ from leukoscope.protocol import (
     RANDOM_SPLIT,
     ProtocolRun,
     finish,
+    identity_of,
     known_of,
-    other_cells,
     pooled_predictions,
     refuse_split_flags,
 )
-from leukoscope.training.checkpoint import other_settings, run_settings
 from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig, parse_config
-from leukoscope.training.run_folder import plain
+from leukoscope.training.identity import RunIdentity, plain
 from research.commands import make_parser, run
 from research.prior_claims import CLAIMS, PROTOCOLS, RANDOM, UNSEEN, Claim
 from research.prior_recipes import PRIOR_RECIPES, PriorRecipe, register
@@ -78,11 +76,8 @@ class Row:
             made = json.loads(self.file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise LeukoscopeError(f"{self.file}: damaged ({error}); restore it, or remove it to run the row") from None
-        then = _settings(made["flags"] | _weights_in(made["training"]["command"]), made["recipe"])
-        now = run_settings(self.config, self.config.resolve())
-        different = other_settings(then, _settings(now["flags"], now["resolved_recipe"]))
-        different += other_cells(made["data"], self.config)
-        if different:
+        now = identity_of(self.config)
+        if different := _identity(made).differences(_as_listed(now)):
             raise LeukoscopeError(
                 f"{self.file}: made with other settings ({', '.join(different)}); give another --output folder, or "
                 "remove it to run the row anew"
@@ -96,21 +91,22 @@ def _flags(config: TrainingConfig) -> dict[str, Any]:
     return {k: plain(v) for k, v in config.as_dict().items() if k not in NOT_THE_RESULT and v != defaults[k]}
 
 
-def _settings(flags: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
-    """Settings as `run_settings` lists them today: what a row lacks was the default, what is gone is left out."""
-    given = {"flags": flags, "resolved_recipe": recipe}
-    flags_then = TrainingConfig().as_dict() | {"class_frequencies": AS_PUBLISHED}
-    defaults = {"flags": flags_then, "resolved_recipe": plain(asdict(PriorRecipe("", "", "")))}
-    return {
-        group: {name: given[group].get(name, default) for name, default in names.items() if name != "about"}
-        for group, names in defaults.items()
-    }
+def _identity(row: Mapping[str, Any]) -> RunIdentity:
+    """The identity of a row's first fold; rows made before start weights were hashed know none."""
+    start = row["training"].get("start_weights_sha256")
+    return _as_listed(RunIdentity(row["flags"], row["recipe"], start, row["data"]["fingerprint"]))
 
 
-def _weights_in(command: str) -> dict[str, str]:
-    """The start weights' file name, which a row keeps in its command alone; {} without."""
-    words = shlex.split(command)
-    return {flag[2:]: name for flag, name in pairwise(words) if flag == "--pretrained_weights"}
+def _as_listed(run: RunIdentity) -> RunIdentity:
+    """With today's flags and fields of a recipe: what a row lacks was the default, what is gone is left out."""
+    flags = TrainingConfig().as_dict() | {"class_frequencies": AS_PUBLISHED}
+    recipe = plain(asdict(PriorRecipe("", "", "")))
+    del recipe["about"]
+    return replace(
+        run,
+        flags={name: run.flags.get(name, default) for name, default in flags.items()},
+        recipe={name: run.recipe.get(name, default) for name, default in recipe.items()},
+    )
 
 
 def prior_rows(
@@ -211,7 +207,7 @@ def result(row: Row, predictions: CellPredictions) -> dict[str, Any]:
     size_alone = None
     if all(file.is_file() for file in baselines):
         size_alone = headline(measure(pooled([CellPredictions.load(file) for file in baselines])))
-    of_all = ("start_weights", "seed", "created", "hardware", "versions")
+    of_all = ("start_weights", "start_weights_sha256", "seed", "created", "hardware", "versions")
     of_each = ("cells", "epochs_run", "kept_epoch", "seconds")
     return {
         "notice": RESEARCH_NOTICE,
@@ -278,17 +274,9 @@ def _compare_protocols(row: Row) -> None:
     if not all(file.is_file() and file.with_suffix(".parquet").is_file() for file in (by_image, unseen)):
         return
     made = [json.loads(file.read_text(encoding="utf-8")) for file in (by_image, unseen)]
-    set_ups = [
-        {
-            **_settings(one["flags"], one["recipe"]),
-            "start_weights": one["training"]["start_weights"],
-            "fingerprint": one["data"]["fingerprint"],
-        }
-        for one in made
-    ]
+    first, other = map(_identity, made)
     difference = None
-    # Each looks for what the other holds: a row made earlier lacks newer fields.
-    if not any(other_settings(*both) for both in (set_ups, set_ups[::-1])):
+    if not first.differences(other) and made[0]["training"]["start_weights"] == made[1]["training"]["start_weights"]:
         predictions = [CellPredictions.load(file.with_suffix(".parquet")) for file in (by_image, unseen)]
         # Too few subjects of a class have none.
         with suppress(LeukoscopeError):

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from dataclasses import replace
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ from leukoscope.synthetic import draw_cell
 from leukoscope.training.checkpoint import Interrupted
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.data import preprocessing_for
-from leukoscope.training.run_folder import THESE_WEIGHTS, describe_run, evaluation_block, write_args
+from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import THESE_WEIGHTS, describe_run, evaluation_block
 from leukoscope.training.trainer import Trainer
 
 FOLDS = 2
@@ -87,7 +89,8 @@ def _finish_by_hand(run: ProtocolRun, data: LoadedCells, release: Path, seconds:
     row_of = {cell: row for row, cell in enumerate(ids)}
     labels, subjects, areas = np.asarray(data.train["label"][:]), data.train["subject"][:], np.zeros(len(ids))
     framed = FramedCells(data, no_pixels, row_of, labels, subjects, [""] * len(ids), areas)
-    metrics = describe_run(run.config, run.config.resolve(), framed, split, "weights of a test", torch.device("cpu"))
+    identity = replace(RunIdentity.of(run.config, run.config.resolve()), data=data.fingerprint)
+    metrics = describe_run(run.config, identity, framed, split, "weights of a test", torch.device("cpu"))
     metrics["training"]["seconds"] = seconds
     run.folder.mkdir(parents=True)
     if split.test:
@@ -106,7 +109,7 @@ def _finish_by_hand(run: ProtocolRun, data: LoadedCells, release: Path, seconds:
         block["size_only_baseline"] = headline(measure(answers))
         metrics["evaluations"].append(block)
     write_json(run.folder / "metrics.json", metrics)
-    write_args(run.folder / "args.yaml", run.config, run.config.resolve())
+    identity.save(run.folder)
     shutil.copytree(release, run.folder / "release")
     write_json(run.folder / "release" / "metrics.json", metrics)
 
@@ -300,9 +303,12 @@ def test_other_cells_under_the_same_flags_make_it_another_run(
     run = next(protocol_runs(config))
     _finish_by_hand(run, data, tiny_release, seconds=1.0)
     others = shutil.copytree(str(config.data.train_dir), config.output_dir.parent / "others")
-    next(others.glob("fold_0/*/*.bmp")).unlink()
-    other = next(protocol_runs(replace(config, data=replace(config.data, train_dir=str(others)))))
-    assert _refusal(other) == (
+    one, other = sorted(others.glob("fold_0/*/*.bmp"))[:2]
+    swapped = one.read_bytes(), other.read_bytes()  # the same names and sizes
+    other.write_bytes(swapped[0])
+    one.write_bytes(swapped[1])
+    changed = next(protocol_runs(replace(config, data=replace(config.data, train_dir=str(others)))))
+    assert _refusal(changed) == (
         f"{run.folder}: finished with other settings (the data's fingerprint: {data.fingerprint[:12]}); give another "
         "--output_dir or remove it"
     )
@@ -331,16 +337,17 @@ def test_other_start_weights_under_the_same_flags_make_it_another_run(
         model = replace(config.model, from_scratch=False, pretrained_weights=file)
         return next(protocol_runs(replace(config, model=model)))
 
-    for name in ("there/a.safetensors", "there/b.safetensors", "elsewhere/a.safetensors"):
+    for name, content in (("there/a.st", b"a"), ("there/b.st", b"b"), ("elsewhere/c.st", b"a")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    _finish_by_hand(starting_from("there/a.safetensors"), data, tiny_release, seconds=1.0)
-    assert starting_from("elsewhere/a.safetensors").is_finished()
-    for file in ("there/b.safetensors", None):
-        with pytest.raises(
-            LeukoscopeError, match=r"finished with other settings \(pretrained_weights: a.safetensors\); "
-        ):
-            starting_from(file).is_finished()
+        (tmp_path / name).write_bytes(content)
+    _finish_by_hand(starting_from("there/a.st"), data, tiny_release, seconds=1.0)
+    assert starting_from("elsewhere/c.st").is_finished()
+    (tmp_path / "elsewhere" / "c.st").write_bytes(b"b")
+    named = f"the start weights' sha256: {sha256(b'a').hexdigest()[:12]}); "
+    assert named in _refusal(starting_from("there/b.st"))
+    assert named in _refusal(starting_from("elsewhere/c.st")), "replaced under its name"
+    scratch = replace(config, model=replace(config.model, from_scratch=True))
+    assert named in _refusal(next(protocol_runs(scratch)))
 
 
 def test_finished_runs_are_kept_as_they_are(

@@ -8,14 +8,13 @@ and a model on every cell. The last one is released; the others estimate its per
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.loading import LoadedCells, load_cells
@@ -30,8 +29,9 @@ from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.files import is_git_clone
 from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS, WEIGHTS, edit_release, read_metrics, write_json
 from leukoscope.progress import note
-from leukoscope.training.checkpoint import FOLDER, LATEST, Interrupted, checkpoints_in, other_settings, run_settings
+from leukoscope.training.checkpoint import FOLDER, LATEST, Interrupted, checkpoints_in
 from leukoscope.training.config import DataArguments, TrainingConfig
+from leukoscope.training.identity import RunIdentity
 from leukoscope.training.train import choose_split, train
 
 OFFICIAL_FOLDS = "recipe (official folds)"
@@ -56,10 +56,7 @@ class ProtocolRun:
         """True when the folder holds this run, completed; an error for one of other flags, weights or cells."""
         if not (self.folder / METRICS).exists():
             return False
-        made = yaml.safe_load((self.folder / "args.yaml").read_text(encoding="utf-8"))
-        different = other_settings(made, run_settings(self.config, self.config.resolve()))
-        different += other_cells(read_metrics(self.folder)["data"], self.config)
-        if different:
+        if different := identity_of(self.config).differences_in(self.folder):
             raise LeukoscopeError(
                 f"{self.folder}: finished with other settings ({', '.join(different)}); give another --output_dir or "
                 "remove it"
@@ -67,16 +64,11 @@ class ProtocolRun:
         return True
 
 
-def other_cells(then: Mapping[str, Any], config: TrainingConfig) -> list[str]:
-    """Compare an earlier run's cells with those in --train_dir: a difference as "name: the value then", else [].
-
-    `then` is the "data" block of its metrics.json. Without --train_dir on this machine, nothing is compared.
-    """
-    args = config.data
-    if args.train_dir is None or not Path(args.train_dir).is_dir():
-        return []
-    data = _loaded(**args.source)
-    return [] if then["fingerprint"] == data.fingerprint else [f"the data's fingerprint: {then['fingerprint'][:12]}"]
+def identity_of(config: TrainingConfig) -> RunIdentity:
+    """The identity of a run that is to be made; without its cells, where these are not on this machine."""
+    args, identity = config.data, RunIdentity.of(config, config.resolve())
+    here = "/" in args.dataset_name if args.train_dir is None else Path(args.train_dir).is_dir()
+    return replace(identity, data=_loaded(**args.source).fingerprint) if here else identity
 
 
 @lru_cache(maxsize=1)
@@ -185,7 +177,7 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
     check_release_folder(directory)
     # Metrics belong together only when all runs saw the same data and started from the same weights.
     measured = {run.name: read_metrics(run.folder) for run in runs}
-    same = (("data fingerprint", "data", "fingerprint"), ("start weights", "training", "start_weights"))
+    same = (("data fingerprint", "data", "fingerprint"), ("start weights", "training", "start_weights_sha256"))
     for what, block, key in same:
         found = {name: one[block][key] for name, one in measured.items()}
         if len(set(found.values())) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
@@ -44,7 +45,7 @@ def cells(folder: Path) -> datasets.Dataset:
 
 
 def _files() -> list[str]:
-    return sorted(path.name for path in cache_root().iterdir())
+    return sorted(path.name for path in cache_root().glob("*cells-*"))
 
 
 def test_pixels_are_the_framed_pictures_in_row_order(folder: Path, cells: datasets.Dataset) -> None:
@@ -65,14 +66,43 @@ def test_the_second_call_decodes_nothing(cells: datasets.Dataset, monkeypatch: p
     assert problems == {}
 
 
-def test_a_cell_exported_anew_under_its_old_name_is_decoded_anew(folder: Path, cells: datasets.Dataset) -> None:
-    decode_cells(cells, SMALL, "data")
+def test_a_cell_exported_anew_under_its_old_name_is_decoded_anew(folder: Path) -> None:
+    frame_cells(load_cells("imagefolder", folder), SMALL)
     path = next(folder.rglob("0.png"))
     before = path.stat()
     Image.new("RGB", (24, 30), (200, 0, 0)).save(path)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    pixels, *_ = decode_cells(cells, SMALL, "data")
-    assert (pixels[cells["cell_id"][:].index("normal/0")] == (200, 0, 0)).all()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    framed = frame_cells(load_cells("imagefolder", folder), SMALL)
+    assert (framed.pixels[framed.row_of["normal/0"]] == (200, 0, 0)).all()
+
+
+def test_a_copy_of_the_cells_is_decoded_no_second_time_and_its_damage_named_in_its_own_files(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = folder / "blast" / "3.png"
+    damaged.write_bytes(damaged.read_bytes()[:900])
+    frame_cells(load_cells("imagefolder", folder), SMALL)
+    copy = shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    monkeypatch.setattr(pixel_cache, "_decode_to", None)
+    framed = frame_cells(load_cells("imagefolder", copy), SMALL)
+    (message,) = framed.data.unreadable
+    assert message.startswith(f"{copy / 'blast' / '3.png'}: the image is damaged or cut short (")
+
+
+def test_pictures_replaced_while_they_are_decoded_leave_no_cache(
+    folder: Path, cells: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = pixel_cache._decode_to
+
+    def replaced(*given: Any) -> dict[str, Any]:
+        found = decode(*given)
+        Image.new("RGB", (24, 30)).save(folder / "blast" / "3.png")
+        return found
+
+    monkeypatch.setattr(pixel_cache, "_decode_to", replaced)
+    with pytest.raises(LeukoscopeError, match=r"3\.png: was replaced while the cells were decoded; start again$"):
+        decode_cells(cells, SMALL, "data")
+    assert _files() == []
 
 
 @pytest.mark.parametrize("module", [images, preprocessing])
@@ -128,7 +158,7 @@ def test_a_cache_that_lost_its_pixels_is_made_again(cells: datasets.Dataset) -> 
 
 
 @pytest.mark.parametrize("share", [0, 0.5])
-@pytest.mark.parametrize("suffix", ["*.npy", "*.json"])
+@pytest.mark.parametrize("suffix", ["cells-*.npy", "cells-*.json"])
 def test_a_cache_that_was_cut_short_is_made_again(cells: datasets.Dataset, suffix: str, share: float) -> None:
     first = np.array(decode_cells(cells, SMALL, "data")[0])
     (file,) = cache_root().glob(suffix)

@@ -33,6 +33,7 @@ from leukoscope.models.release import PREDICTIONS, write_json
 from leukoscope.models.weights import load_release, save_release
 from leukoscope.synthetic import draw_field
 from leukoscope.training.config import parse_config
+from leukoscope.training.identity import RunIdentity
 from leukoscope.training.run_folder import describe_run
 
 SCHEMA = json.loads(Path(release_module.__file__).with_name("metrics.schema.json").read_text())
@@ -88,7 +89,12 @@ def _metrics(cells: FramedCells, predictions: CellPredictions, folds: list[list[
     from leukoscope.data.splits import make_split
 
     metrics = describe_run(
-        config, config.resolve(), cells, make_split(cells.data, "all"), "random weights", torch.device("cpu")
+        config,
+        RunIdentity.of(config, config.resolve()),
+        cells,
+        make_split(cells.data, "all"),
+        "random weights",
+        torch.device("cpu"),
     )
     metrics["training"] |= {"seconds": 1.0, "epochs_run": 1, "kept_epoch": 1}
     measured = measure(predictions)

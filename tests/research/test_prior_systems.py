@@ -21,7 +21,7 @@ from leukoscope.evaluation.metrics import measure
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.protocol import RANDOM_SPLIT
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.run_folder import write_args
+from leukoscope.training.identity import RunIdentity
 from research.prior_claims import CLAIMS
 from research.prior_recipes import PRIOR_RECIPES
 from research.prior_systems import PRIOR_RESULTS, Row, main, prior_rows, reproduce
@@ -54,7 +54,8 @@ def finish_runs(row: Row, subjects: int = 6, wrong_in: int = 3, kept_epoch: int 
     of_subject = np.arange(count) // 9
     for fold, run in enumerate(row.runs):
         run.folder.mkdir(parents=True)
-        write_args(run.folder / "args.yaml", run.config, run.config.resolve())
+        identity = RunIdentity.of(run.config, run.config.resolve())
+        identity.save(run.folder)
         rows = np.flatnonzero(np.arange(count) // 3 % len(row.runs) == fold)
         tested = CellPredictions(
             tuple(f"cell-{i}" for i in rows),
@@ -68,6 +69,7 @@ def finish_runs(row: Row, subjects: int = 6, wrong_in: int = 3, kept_epoch: int 
         training: dict[str, Any]
         training = {"cells": 100 + fold, "epochs_run": 2, "kept_epoch": kept_epoch, "seconds": 1.5, "seed": 0}
         training |= {"start_weights": "half of ResNet-50", "created": "", "hardware": "CPU", "versions": {"torch": "2"}}
+        training["start_weights_sha256"] = identity.start
         data: dict[str, Any] = {k: "x" for k in ("name", "title", "citation")}
         data |= {"fingerprint": "0123456789abcdef", "cells": count, "unit": "subject"}
         block = {"split": {"fingerprint": f"f{fold}"}, "metrics": measure(tested)}
@@ -197,22 +199,20 @@ def test_a_row_of_other_cells_is_not_taken_for_this_one(row: Row, tmp_path: Path
 
 
 def test_a_row_of_other_start_weights_is_not_taken_for_this_one(row: Row, tmp_path: Path) -> None:
-    def starting_from(name: str | None) -> Row:
-        file = None if name is None else str(tmp_path / name)
-        config = replace(row.config, model=replace(row.config.model, pretrained_weights=file))
-        return with_config(row, config)
+    def starting_from(name: str) -> Row:
+        model = replace(row.config.model, pretrained_weights=str(tmp_path / name))
+        return with_config(row, replace(row.config, model=model))
 
-    for name in ("there/a.safetensors", "there/b.safetensors", "elsewhere/a.safetensors"):
+    for name, content in (("there/a.safetensors", "a"), ("there/b.safetensors", "b"), ("elsewhere/c.safetensors", "a")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text(content)
     made = starting_from("there/a.safetensors")
     finish_runs(made)
     list(reproduce([made]))
     assert "there" not in made.file.read_text(), "where files lie is private"
-    assert starting_from("elsewhere/a.safetensors").is_finished()
-    for other in ("there/b.safetensors", None):
-        with pytest.raises(LeukoscopeError, match=r"made with other settings \(pretrained_weights: a\.safetensors\)"):
-            starting_from(other).is_finished()
+    assert starting_from("elsewhere/c.safetensors").is_finished()
+    with pytest.raises(LeukoscopeError, match=r"made with other settings \(the start weights' sha256: ca978112ca1b\)"):
+        starting_from("there/b.safetensors").is_finished()
 
 
 def test_a_damaged_row_is_named(row: Row) -> None:

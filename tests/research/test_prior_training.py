@@ -25,6 +25,7 @@ from leukoscope.synthetic import draw_cell
 from leukoscope.training.checkpoint import Checkpoints
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import FeatureInputs
+from leukoscope.training.identity import RunIdentity
 from leukoscope.training.train import make_accelerator
 from leukoscope.training.trainer import Trainer
 from research.prior_networks import build_prior, penalty
@@ -48,7 +49,7 @@ RECIPE = PriorRecipe(
     class_weighted=False,
     schedule="constant",
 )
-SETTINGS: dict[str, Any] = {"flags": {}, "resolved_recipe": {}}
+IDENTITY = RunIdentity({}, {})
 MakeTrainer = Callable[..., Trainer]
 
 
@@ -235,8 +236,8 @@ def test_a_killed_run_resumes_bit_exactly(trainer_for: MakeTrainer, tmp_path: Pa
     recipe = replace(RECIPE, **change)
     whole = trainer_for(recipe)
     rows = list(whole.fit())
-    next(trainer_for(recipe, checkpoints=Checkpoints(tmp_path, SETTINGS)).fit())
-    checkpoints = Checkpoints(tmp_path, SETTINGS)
+    next(trainer_for(recipe, checkpoints=Checkpoints(tmp_path, IDENTITY)).fit())
+    checkpoints = Checkpoints(tmp_path, IDENTITY)
     checkpoints.resume("latest")
     resumed = trainer_for(recipe, checkpoints=checkpoints)
     columns = ("train_loss", "val_loss", "learning_rate")

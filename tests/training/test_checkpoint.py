@@ -31,13 +31,11 @@ from leukoscope.training.checkpoint import (
     StopRequest,
     check_resume,
     checkpoints_in,
-    other_settings,
     random_states,
-    run_settings,
 )
 from leukoscope.training.config import RunArguments, TrainingConfig, parse_config
 from leukoscope.training.data import FeatureInputs
-from leukoscope.training.run_folder import write_args
+from leukoscope.training.identity import RunIdentity
 from leukoscope.training.train import make_accelerator
 from leukoscope.training.trainer import Selection, Trainer
 
@@ -60,7 +58,7 @@ FROZEN = replace(
     drop_rate=0.0,
     num_train_epochs=5,
 )
-SETTINGS = {"flags": {"learning_rate": None, "seed": 0}, "resolved_recipe": {"image_size": 32}, "processes": 1}
+IDENTITY = RunIdentity({"learning_rate": None, "seed": 0}, {"image_size": 32}, start="a" * 64, processes=1)
 STATE = Checkpoint(
     {"network/weight": torch.arange(6.0).view(2, 3), "kept/weight": torch.ones(2)}, {"rows": [{"loss": 0.1}]}
 )
@@ -75,7 +73,7 @@ class Killed(Exception):
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Checkpoints:
-    return Checkpoints(tmp_path, SETTINGS)
+    return Checkpoints(tmp_path, IDENTITY)
 
 
 def test_a_checkpoint_comes_back_as_it_was(checkpoints: Checkpoints) -> None:
@@ -148,96 +146,98 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(
     ("change", "named"),
     [
         ({"flags": {"learning_rate": 0.5, "seed": 0}}, "learning_rate: None"),
-        ({"resolved_recipe": {"image_size": 64}}, "recipe's image_size: 32"),
-        ({"processes": 2}, "processes: 1"),
+        ({"recipe": {"image_size": 64}}, "recipe's image_size: 32"),
+        ({"processes": 2}, "processes (accelerate launch --num_processes): 1"),
+        ({"start": "b" * 64}, "the start weights' sha256: aaaaaaaaaaaa"),
     ],
 )
 def test_another_run_is_refused_by_name(tmp_path: Path, change: dict[str, Any], named: str) -> None:
-    path = Checkpoints(tmp_path, SETTINGS).save(STATE, epoch=1, step=1)
+    path = Checkpoints(tmp_path, IDENTITY).save(STATE, epoch=1, step=1)
     with pytest.raises(LeukoscopeError) as refused:
-        Checkpoints(tmp_path, {**SETTINGS, **change}).resume("latest")
+        Checkpoints(tmp_path, replace(IDENTITY, **change)).resume("latest")
     assert str(refused.value) == (
         f"{path}: a checkpoint of a run with other settings ({named}); give these again, or start a new run in another "
         "--output_dir"
     )
 
 
+def _identity(config: TrainingConfig) -> RunIdentity:
+    return replace(RunIdentity.of(config, config.resolve()), data="cells", split="split")
+
+
 def test_flags_that_change_no_result_may_change() -> None:
-    then = run_settings(config := parse_config([]), config.resolve())
     flags = ("--output_dir", "x", "--checkpointing_steps", "7", "--report_to", "tensorboard", "--quiet")
     other = parse_config([*flags, "--resume_from_checkpoint"])
     assert other.run.resume_from_checkpoint == "latest"
-    assert other_settings(then, run_settings(other, other.resolve())) == []
+    assert _identity(parse_config([])).differences(_identity(other)) == []
 
 
 def test_a_setting_that_one_of_two_runs_lacks_is_another_setting() -> None:
-    now = run_settings(config := parse_config([]), config.resolve())
-    then = {group: dict(now[group]) for group in now}
-    del then["flags"]["gradient_accumulation_steps"]
-    then["resolved_recipe"]["cutout"] = 0.3
-    assert other_settings(then, now) == ["gradient_accumulation_steps: None", "recipe's cutout: 0.3"]
+    now = _identity(parse_config([]))
+    flags = {name: value for name, value in now.flags.items() if name != "gradient_accumulation_steps"}
+    then = replace(now, flags=flags, recipe=now.recipe | {"cutout": 0.3})
+    assert then.differences(now) == ["gradient_accumulation_steps: None", "recipe's cutout: 0.3"]
 
 
 def test_an_unfinished_run_is_not_overwritten_by_mistake(tmp_path: Path) -> None:
-    check_resume(tmp_path, None, SETTINGS)
-    check_resume(tmp_path, "latest", SETTINGS)
-    Checkpoints(tmp_path, SETTINGS).save(STATE, epoch=3, step=4)
-    check_resume(tmp_path, "latest", SETTINGS)
+    check_resume(tmp_path, None, IDENTITY)
+    check_resume(tmp_path, "latest", IDENTITY)
+    Checkpoints(tmp_path, IDENTITY).save(STATE, epoch=3, step=4)
+    check_resume(tmp_path, "latest", IDENTITY)
     with pytest.raises(LeukoscopeError) as refused:
-        check_resume(tmp_path, None, SETTINGS)
+        check_resume(tmp_path, None, IDENTITY)
     assert str(refused.value) == (
         f"--output_dir {tmp_path}: holds an unfinished run (00001-epoch-3-step-4); resume it with "
         f"--resume_from_checkpoint latest, or remove {tmp_path / FOLDER} to start again"
     )
 
 
-def _settings(*flags: str) -> tuple[TrainingConfig, dict[str, Any]]:
-    config = parse_config(["--dataset_name", "imagefolder", "--train_dir", "cells", *flags])
-    return config, run_settings(config, config.resolve())
+def _own(*flags: str) -> RunIdentity:
+    return _identity(parse_config(["--dataset_name", "imagefolder", "--train_dir", "cells", *flags]))
 
 
-def _complete(run: Path, config: TrainingConfig) -> None:
-    run.mkdir(parents=True, exist_ok=True)
+def _complete(run: Path, identity: RunIdentity) -> None:
     (run / "metrics.json").touch()
-    write_args(run / "args.yaml", config, config.resolve())
+    identity.save(run)
 
 
 def test_a_complete_run_is_not_made_again_by_mistake(tmp_path: Path) -> None:
-    config, settings = _settings("--fold", "1", "--override", "augmentation.scale=0.1")
-    _complete(tmp_path, config)
-    check_resume(tmp_path, None, settings)
+    identity = _own("--fold", "1", "--override", "augmentation.scale=0.1")
+    _complete(tmp_path, identity)
+    check_resume(tmp_path, None, identity)
     with pytest.raises(LeukoscopeError, match=f"the run in {tmp_path} is complete; give another --output_dir"):
-        check_resume(tmp_path, "latest", settings)
+        check_resume(tmp_path, "latest", identity)
 
 
 @pytest.mark.parametrize(
-    ("flags", "named"),
+    ("flags", "known", "named"),
     [
-        (["--fold", "1"], "fold: 0"),
-        (["--train_dir", "others"], "train_dir: cells"),
-        (["--num_train_epochs", "3"], "num_train_epochs: None, recipe's num_train_epochs: "),
+        (["--fold", "1"], {}, "fold: 0"),
+        ([], {"data": "others"}, "the data's fingerprint: cells"),
+        ([], {"split": "another"}, "the split's fingerprint: split"),
+        (["--num_train_epochs", "3"], {}, "num_train_epochs: None, recipe's num_train_epochs: "),
     ],
 )
-def test_a_finished_run_gives_way_to_none_with_other_settings(tmp_path: Path, flags: list[str], named: str) -> None:
-    _complete(tmp_path, _settings()[0])
+def test_a_finished_run_gives_way_to_none_with_other_settings(
+    tmp_path: Path, flags: list[str], known: dict[str, str], named: str
+) -> None:
+    _complete(tmp_path, _own())
     with pytest.raises(LeukoscopeError) as refused:
-        check_resume(tmp_path, None, _settings(*flags)[1])
+        check_resume(tmp_path, None, replace(_own(*flags), **known))
     assert str(refused.value).startswith(f"--output_dir {tmp_path}: holds a finished run with other settings ({named}")
     assert str(refused.value).endswith("); give another folder or remove it")
-    check_resume(tmp_path, None, _settings("--checkpointing_steps", "9", "--quiet")[1])
+    check_resume(tmp_path, None, _own("--checkpointing_steps", "9", "--quiet", "--train_dir", "a_copy"))
 
 
 def test_a_finished_run_whose_settings_are_not_known_is_kept(tmp_path: Path) -> None:
-    config, settings = _settings()
-    _complete(tmp_path, config)
-    (tmp_path / "args.yaml").unlink()
+    (tmp_path / "metrics.json").touch()
     with pytest.raises(LeukoscopeError, match=r"finished run with other settings \(no args.yaml names them\); "):
-        check_resume(tmp_path, None, settings)
+        check_resume(tmp_path, None, IDENTITY)
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(LeukoscopeError, match=f"^--resume_from_checkpoint {tmp_path}: no checkpoint; give latest, or"):
-        check_resume(tmp_path / "run", str(tmp_path), SETTINGS)
+        check_resume(tmp_path / "run", str(tmp_path), IDENTITY)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ class Runs:
     def trainer(self, *, resume: bool = False, checkpoints: bool = True) -> Trainer:
         set_seed(self.flags.seed)
         accelerator = make_accelerator(TrainingConfig(run=self.flags), self.recipe)
-        kept = Checkpoints(self.folder, SETTINGS, steps=self.steps) if checkpoints else None
+        kept = Checkpoints(self.folder, IDENTITY, steps=self.steps) if checkpoints else None
         if kept and resume:
             kept.resume("latest")
             assert kept.resumed is not None

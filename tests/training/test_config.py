@@ -12,7 +12,7 @@ from PIL import Image
 from leukoscope import LeukoscopeError
 from leukoscope.models.recipes import get_recipe
 from leukoscope.training.config import DataArguments, ModelArguments, RunArguments, TrainingConfig, parse_config
-from leukoscope.training.run_folder import write_args
+from leukoscope.training.identity import RunIdentity
 
 REAL = ["--dataset_name", "cnmc2019", "--train_dir", "cells"]
 
@@ -310,7 +310,7 @@ def test_flags_come_from_a_file_and_those_given_beside_it_win(tmp_path: Path) ->
 
 def test_an_earlier_runs_args_yaml_repeats_it(tmp_path: Path) -> None:
     config = parse_config(["--dataset_name", "cnmc2019", "--seed", "7", "--override", "mean=[0.1, 0.2, 0.3]"])
-    write_args(tmp_path / "args.yaml", config, config.resolve())
+    RunIdentity.of(config, config.resolve()).save(tmp_path)
     assert parse_config(["--config", str(tmp_path / "args.yaml")]) == config
 
 

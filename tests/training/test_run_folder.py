@@ -20,7 +20,8 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.run_folder import append_row, describe_run, hardware, locked, result_lines, write_args
+from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import append_row, describe_run, hardware, locked, result_lines
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def config() -> TrainingConfig:
 def test_a_run_is_described_by_its_cells_start_and_machine(
     config: TrainingConfig, cells: FramedCells, split: Split
 ) -> None:
-    made = describe_run(config, config.resolve(), cells, split, "ImageNet", torch.device("cpu"))
+    made = describe_run(config, RunIdentity.of(config, config.resolve()), cells, split, "ImageNet", torch.device("cpu"))
     training = made["training"]
     assert (training["cells"], training["start_weights"], training["seed"]) == (len(split.train), "ImageNet", 3)
     assert training["subjects"] == sorted({cells.subjects[row] for row in cells.rows(split.train)})
@@ -53,7 +54,7 @@ def test_a_run_on_the_cpu_names_the_cpu_though_there_is_a_gpu(monkeypatch: pytes
 
 
 def test_args_are_written_as_plain_values(config: TrainingConfig, tmp_path: Path) -> None:
-    write_args(tmp_path / "args.yaml", config, config.resolve())
+    RunIdentity.of(config, config.resolve()).save(tmp_path)
     args = yaml.safe_load((tmp_path / "args.yaml").read_text())
     assert args["flags"]["train_dir"] == "/data/of/mine/cells"
     assert isinstance(args["resolved_recipe"]["frozen"], list)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from leukoscope import LeukoscopeError
@@ -35,8 +38,9 @@ from leukoscope.training import run_folder
 from leukoscope.training import train as loop
 from leukoscope.training.checkpoint import Checkpoint, Checkpoints
 from leukoscope.training.config import TrainingConfig, parse_config
+from leukoscope.training.identity import RunIdentity
 from leukoscope.training.losses import output_frequencies, shift_class_frequencies
-from leukoscope.training.run_folder import append_row, write_args
+from leukoscope.training.run_folder import append_row
 from leukoscope.training.train import train
 from leukoscope.training.trainer import Trainer
 
@@ -474,6 +478,44 @@ def test_an_interrupted_run_resumes_and_leaves_what_a_whole_one_leaves(
     assert "is complete" in _refusal(_own(own_cells, run, *epochs, "--resume_from_checkpoint", "latest"))
 
 
+def test_replaced_files_are_told_from_copies_when_a_run_resumes(
+    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(5)
+    weights = (tmp_path / "start.safetensors", tmp_path / "other.safetensors")
+    for file in weights:
+        network = build_network(_own(own_cells, tmp_path / "run").resolve(), 2)
+        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, file)
+    content = [file.read_bytes() for file in weights]
+    bmp = tmp_path / "bmp"
+    for path in own_cells.rglob("*.png"):
+        (bmp / path.parent.name).mkdir(parents=True, exist_ok=True)
+        Image.open(path).save(bmp / path.parent.name / f"{path.stem}.bmp")
+
+    def config(root: Path, *flags: str) -> TrainingConfig:
+        own = _own(root, tmp_path / "run", "--num_train_epochs", "2", "--pretrained_weights", str(weights[0]), *flags)
+        return replace(own, model=replace(own.model, from_scratch=False))
+
+    _crashing(monkeypatch, epoch=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(bmp))
+    monkeypatch.undo()
+    copy = shutil.copytree(bmp, tmp_path / "copy", copy_function=shutil.copyfile)
+    for one in sorted(bmp.glob("ALL/*.bmp")):
+        other = bmp / "HEM" / one.name.replace("ALL", "HEM")
+        states, swapped = (one.stat(), other.stat()), (one.read_bytes(), other.read_bytes())
+        for path, data, state in zip((other, one), swapped, states[::-1], strict=True):
+            path.write_bytes(data)
+            os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    resume = "--resume_from_checkpoint"
+    assert "run with other settings (the data's fingerprint: " in _refusal(config(bmp, resume))
+    weights[0].write_bytes(content[1])
+    assert "run with other settings (the start weights' sha256: " in _refusal(config(copy, resume))
+    weights[0].write_bytes(content[0])
+    run = train(config(copy, resume))
+    assert _metrics(run)["training"]["start_weights_sha256"] == sha256(content[0]).hexdigest()
+
+
 # Columns of summary.csv that say how the machine fared, not what was learnt.
 _OF_THIS_MACHINE = ("seconds", "images_per_second", "peak_memory_mb")
 
@@ -564,7 +606,7 @@ def _earlier_run(folder: Path, config: TrainingConfig) -> dict[str, bytes]:
     (folder / "release").mkdir(parents=True)
     for name in ("release/metrics.json", "metrics.json", "summary.csv"):
         (folder / name).write_text(f"an earlier run's {name}")
-    write_args(folder / "args.yaml", config, config.resolve())
+    RunIdentity.of(config, config.resolve()).save(folder)
     return _contents(folder)
 
 
@@ -629,8 +671,8 @@ def test_a_checkpoint_that_cannot_be_resumed_leaves_a_finished_run_alone(
     own_cells: Path, tmp_path: Path, damaged: bool
 ) -> None:
     before = _earlier_run(tmp_path / "run", _own(own_cells, tmp_path / "run"))
-    settings = {"flags": {"seed": 9}, "resolved_recipe": {}}
-    foreign = Checkpoints(tmp_path / "other", settings).save(Checkpoint({"a/b": torch.ones(1)}, {}), epoch=1, step=1)
+    checkpoints = Checkpoints(tmp_path / "other", RunIdentity({"seed": 9}, {}))
+    foreign = checkpoints.save(Checkpoint({"a/b": torch.ones(1)}, {}), epoch=1, step=1)
     if damaged:
         (foreign / "state.json").write_text("{}")
     message = _refusal(_own(own_cells, tmp_path / "run", "--resume_from_checkpoint", str(foreign)))

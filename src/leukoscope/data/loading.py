@@ -24,8 +24,17 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.cell_tables import SUBJECT_COLUMNS, CellTable, located, read_table, require_subjects, subject_name
+from leukoscope.data.content import content_hashes, hashes_of_folder
 from leukoscope.data.folders import ImageFolder
-from leukoscope.data.images import UnreadableImage, check_header, encoded_content, is_cut_out, open_bytes, open_encoded
+from leukoscope.data.images import (
+    UnreachableImage,
+    UnreadableImage,
+    check_header,
+    encoded_content,
+    is_cut_out,
+    open_bytes,
+    open_encoded,
+)
 from leukoscope.data.registry import (
     CNMC_NAME,
     DATASETS,
@@ -67,8 +76,8 @@ class LoadedCells:
     Attributes:
         info: the registry entry, with the labels found when the entry leaves them open.
         cells: `train` and, where the publisher has one, `preliminary_test`.
-        fingerprint: sha256 over (cell id, label, subject, content) of every row, whatever the folder. The content is a
-            file's size in bytes, or a hash where no file can be looked up.
+        fingerprint: sha256 over (cell id, label, subject, sha256 of its file) of every row; where and
+            when the files were written does not count.
         unreadable: one message per file that could not be used.
         count_differences: one line per partition whose counts differ from the publisher's.
         passed_over: one line per reason for which images given are not among the cells.
@@ -243,7 +252,7 @@ class _Row(NamedTuple):
     cell_id: str
     label: str
     subject: str
-    content: object
+    content: str
     fold: str = ""
 
 
@@ -284,7 +293,7 @@ def _assemble(
         parts[PRELIMINARY_TEST] = table.select(np.flatnonzero(held_out))
     digest = hashlib.sha256()
     for row in sorted(rows):
-        digest.update(("\t".join(map(str, row[:4])) + "\n").encode())
+        digest.update(("\t".join(row[:4]) + "\n").encode())
     different = tuple(_compare_counts(info, rows))
     info = replace(info, labels=labels)
     return LoadedCells(info, DatasetDict(parts), digest.hexdigest(), tuple(unreadable), different, tuple(passed_over))
@@ -361,7 +370,10 @@ def _from_folder(info: DatasetInfo, root: Path, pattern: str | None, labels: str
     source = f"--train_dir {root}"
     if not readable:
         raise LeukoscopeError(f"{source}: none of its {len(cells)} images can be read; first: {unreadable[0]}")
-    rows = [_Row(c.cell_id, c.label, c.subject, c.path.stat().st_size, c.fold) for c in readable]
+    content = content_hashes((cell.path for cell in readable), hashes_of_folder(root))
+    if vanished := [path for path, hashed in content.items() if not hashed]:
+        raise UnreachableImage(f"{vanished[0]}: cannot be read; check the path and who may read it")
+    rows = [_Row(c.cell_id, c.label, c.subject, content[str(c.path)], c.fold) for c in readable]
     images = _images([str(c.path) for c in readable])
     return _assemble(info, images, rows, source, unreadable=unreadable, passed_over=not_used)
 

@@ -1,8 +1,7 @@
 """Decode once: every cell of a data set, framed for a network, as one memory-mapped array on disk.
 
 Training reads each cell many times and many runs read the same cells, while decoding a picture costs about as much
-CPU as a training step on it. The cache is keyed by the files, when they were written, and the code that opens and
-frames them.
+CPU as a training step on it. The cache is keyed by the data's fingerprint and the code that opens and frames pictures.
 """
 
 from __future__ import annotations
@@ -21,8 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from leukoscope import LeukoscopeError
 from leukoscope.data import images as images_module
 from leukoscope.data import preprocessing as preprocessing_module
+from leukoscope.data.content import file_state
 from leukoscope.data.images import UnreachableImage, UnreadableImage, cell_area, open_encoded, pixel_hash
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.preprocessing import Preprocessing
@@ -152,17 +153,13 @@ def decode_cells(
     """
     from datasets import Image as ImageFeature
 
-    def changed(path: str | None) -> tuple[int, int]:
-        # Cells exported anew often keep name and size, and those of an archive its time of writing, too.
-        if not path or not os.path.exists(path):
-            return 0, 0
-        state = os.stat(path)
-        return state.st_mtime_ns, state.st_ctime_ns
-
     cells = cells.cast_column("image", ImageFeature(decode=False))
-    times = [changed(row["path"]) for row in cells.select_columns("image")["image"]]
+    ids = cells["cell_id"][:]
+    # What a data set carries inside has no path.
+    paths = ["" if row["bytes"] else row["path"] for row in cells.select_columns("image")["image"]]
+    names = {cell: path or f"cell {cell}" for cell, path in zip(ids, paths, strict=True)}
     code = [Path(getfile(module)).read_bytes() for module in (images_module, preprocessing_module)]
-    key = sha256(repr((fingerprint, cells["cell_id"][:], times, preprocessing, code)).encode()).hexdigest()[:16]
+    key = sha256(repr((fingerprint, ids, preprocessing, code)).encode()).hexdigest()[:16]
     pixels_path, found_path = cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.facts.json"
     try:
         found = json.loads(found_path.read_text(encoding="utf-8"))
@@ -175,12 +172,22 @@ def decode_cells(
         with disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder", needed=needed):
             folder.mkdir(parents=True, exist_ok=True)
             require_space(folder, needed)
+            before = [file_state(path) for path in paths]
             with atomic_file(pixels_path) as temporary:
                 found = _decode_to(temporary, shape, cells, preprocessing)
+                for path, state in zip(paths, before, strict=True):
+                    if file_state(path) != state:
+                        raise LeukoscopeError(
+                            f"{path}: was replaced while the cells were decoded; start again"
+                        ) from None
+            # A copy of these cells elsewhere has the same damage, in files of other names.
+            damage = found["unreadable"].items()
+            found["unreadable"] = {cell: problem.removeprefix(f"{names[cell]}: ") for cell, problem in damage}
             # What was found is written last: its presence says that the pixels are complete.
             write_atomic(found_path, json.dumps(found))
         pixels = np.load(pixels_path, mmap_mode="r")
-    return pixels, found["pixel_hashes"], np.asarray(found["areas"], dtype=float), found["unreadable"]
+    problems = {cell: f"{names[cell]}: {reason}" for cell, reason in found["unreadable"].items()}
+    return pixels, found["pixel_hashes"], np.asarray(found["areas"], dtype=float), problems
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -121,22 +121,33 @@ def model_args(recipe: Recipe) -> dict[str, Any]:
     return args | ({"img_size": recipe.image_size} if cfg is not None and cfg.fixed_input_size else {})
 
 
-def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) -> str:
-    """Load start weights into the backbone, and return their true name.
+def start_file(recipe: Recipe, start: StartWeights) -> Path | None:
+    """The file of the start weights, downloaded first where they are on the Hub; None for random ones.
 
     Raises:
-        LeukoscopeError: missing or damaged file, weights of another architecture, undeclared missing tensors, an
-            unreachable Hub, or a model of timm without weights on it.
+        LeukoscopeError: an unreachable Hub, or a model of timm without weights on it.
     """
     published = recipe.base_model or recipe.name.startswith(TIMM)
     if start.from_scratch or not (start.file or published):
-        return FROM_SCRATCH
+        return None
     if not (start.file or recipe.base_model):
         raise LeukoscopeError(
             f"{recipe.name}: the Hub has no weights of it; give --pretrained_weights FILE.safetensors, or train with "
             "--from_scratch"
         )
-    tensors = read_safetensors(start.file or _downloaded(recipe.base_model))
+    return start.file or _downloaded(recipe.base_model)
+
+
+def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) -> str:
+    """Load start weights into the backbone, and return their true name.
+
+    Raises:
+        LeukoscopeError: missing or damaged file, weights of another architecture, undeclared missing tensors, or as
+            `start_file`.
+    """
+    if (file := start_file(recipe, start)) is None:
+        return FROM_SCRATCH
+    tensors = read_safetensors(file)
     # A head of its own is new as a whole: the file's tensors carry the backbone's names.
     backbone: nn.Module = getattr(network, "backbone", network)
     _fill(backbone, tensors, recipe, str(start.file or recipe.base_model), start)

@@ -20,18 +20,16 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from leukoscope import LeukoscopeError
 from leukoscope.files import atomic_folder, disk_errors
-from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import METRICS
 from leukoscope.progress import note
-from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig
-from leukoscope.training.run_folder import ARGS, KEPT, plain
+from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import KEPT
 
 if TYPE_CHECKING:
     from timm.utils import ModelEmaV3
@@ -57,14 +55,13 @@ class Checkpoints:
     """The checkpoints below a run folder; `resumed` is the one that it resumes from, once `resume` has found one.
 
     Args:
-        settings: what determines the result of this run, as `run_settings` gives it.
+        identity: of this run.
         steps: "epoch" to save when an epoch ends, a number to save after every so many steps, too, or "no" to save only
             when asked to stop.
     """
 
-    def __init__(self, run_folder: Path, settings: Mapping[str, Any], *, steps: str = "epoch"):
-        self.run_folder, self.folder = run_folder, run_folder / FOLDER
-        self.settings = plain(settings)
+    def __init__(self, run_folder: Path, identity: RunIdentity, *, steps: str = "epoch"):
+        self.run_folder, self.folder, self.identity = run_folder, run_folder / FOLDER, identity
         self.each_epoch = steps != "no"
         self.every_steps = int(steps) if steps.isdecimal() else None
         self.resumed: Checkpoint | None = None
@@ -90,7 +87,7 @@ class Checkpoints:
             with atomic_folder(target) as temporary:
                 temporary.mkdir()
                 save_file({k: v.contiguous() for k, v in checkpoint.tensors.items()}, temporary / _TENSORS)
-                record = {"settings": self.settings, "values": checkpoint.values}
+                record = {"identity": asdict(self.identity), "values": checkpoint.values}
                 digest = _digest(temporary / _TENSORS, record)
                 (temporary / _STATE).write_text(json.dumps({**record, "sha256": digest}, indent=1), encoding="utf-8")
         for path in [*earlier, target][:-KEPT]:
@@ -109,8 +106,8 @@ class Checkpoints:
                     raise LeukoscopeError(f"{path}: a damaged checkpoint")
                 note(f"{path}: a damaged checkpoint; skipped for the one before it")
                 continue
-            checkpoint, settings = found
-            if different := other_settings(settings, self.settings):
+            checkpoint, made_by = found
+            if different := made_by.differences(self.identity):
                 raise LeukoscopeError(
                     f"{path}: a checkpoint of a run with other settings ({', '.join(different)}); give these again, or "
                     "start a new run in another --output_dir"
@@ -125,40 +122,17 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def run_settings(config: TrainingConfig, recipe: Recipe, **more: Any) -> dict[str, Any]:
-    """What determines the result of a run: its flags, the resolved recipe, and `more` of the same kind."""
-    return {"flags": config.as_dict(), "resolved_recipe": plain(asdict(recipe)), **more}
-
-
-# The cells of a split are compared by its fingerprint, whatever drew them; the start weights by their file's name.
-_NOT_COMPARED = (*NOT_THE_RESULT, "split", "split_file", "positive_label", "finetuned_by")
-
-
-def other_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """List settings of an earlier run (`run_settings` or args.yaml) that differ now, as "name: the value then"."""
-    different = []
-    for group, prefix in (("flags", ""), ("resolved_recipe", "recipe's ")):
-        made, wanted = then[group], now[group]
-        names = [name for name in {**wanted, **made} if name not in _NOT_COMPARED]
-        different += [f"{prefix}{name}: {made.get(name)}" for name in names if made.get(name) != wanted.get(name)]
-    weights = [Path(settings["flags"].get("pretrained_weights") or "").name for settings in (then, now)]
-    if weights[0] != weights[1]:
-        different.append(f"pretrained_weights: {weights[0] or None}")
-    rest = sorted(now.keys() - {"flags", "resolved_recipe"})
-    return different + [f"{name}: {then.get(name)}" for name in rest if then.get(name) != now[name]]
-
-
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first; unfinished ones are not among them."""
     return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name)) if folder.is_dir() else []
 
 
-def check_resume(run_folder: Path, which: str | None, settings: Mapping[str, Any]) -> None:
-    """Refuse, before anything is loaded, to resume a complete run, or to overwrite an unfinished or a different one.
+def check_resume(run_folder: Path, which: str | None, identity: RunIdentity) -> None:
+    """Refuse to resume a complete run, or to overwrite an unfinished or a different one.
 
     Args:
         which: --resume_from_checkpoint.
-        settings: of the run that is to begin, from `run_settings`.
+        identity: of the run that is to begin.
     """
     complete = (run_folder / METRICS).exists()
     if which == LATEST and complete:
@@ -176,21 +150,15 @@ def check_resume(run_folder: Path, which: str | None, settings: Mapping[str, Any
             f"--output_dir {run_folder}: holds an unfinished run ({kept[-1].name}); resume it with "
             f"--resume_from_checkpoint latest, or remove {run_folder / FOLDER} to start again"
         )
-    different = [f"no {ARGS} names them"] if complete else []
-    if complete and (run_folder / ARGS).is_file():
-        then = yaml.safe_load((run_folder / ARGS).read_text(encoding="utf-8"))
-        folder = then["flags"].get("train_dir")
-        different = other_settings(then, settings)
-        different += [f"train_dir: {folder}"] * (folder != settings["flags"]["train_dir"])
-    if different:
+    if complete and (different := identity.differences_in(run_folder)):
         raise LeukoscopeError(
             f"--output_dir {run_folder}: holds a finished run with other settings ({', '.join(different)}); give "
             "another folder or remove it"
         )
 
 
-def _read(folder: Path) -> tuple[Checkpoint, dict[str, Any]] | None:
-    """A checkpoint and the settings of its run; None where its files are not what was written."""
+def _read(folder: Path) -> tuple[Checkpoint, RunIdentity] | None:
+    """A checkpoint and the identity of its run; None where its files are not what was written."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -200,8 +168,8 @@ def _read(folder: Path) -> tuple[Checkpoint, dict[str, Any]] | None:
         if digest == _digest(folder / _TENSORS, record):
             # Cloned, because what is loaded stays tied to its file, which will be removed in time.
             tensors = {name: tensor.clone() for name, tensor in load_file(folder / _TENSORS).items()}
-            return Checkpoint(tensors, record["values"]), record["settings"]
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError):
+            return Checkpoint(tensors, record["values"]), RunIdentity(**record["identity"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         pass
     return None
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import json
 import os
 import platform
 import subprocess
@@ -22,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from torch import nn
@@ -35,14 +33,15 @@ from leukoscope.data.splits import Split
 from leukoscope.evaluation.baselines import size_only_predictions
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.files import disk_errors, write_atomic
+from leukoscope.files import disk_errors
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import SCHEMA_VERSION, write_json
 from leukoscope.progress import note
 from leukoscope.training.config import TrainingConfig
+from leukoscope.training.identity import RunIdentity
 
 THESE_WEIGHTS = "these weights"
-ARGS, ENVIRONMENT, LOCK = "args.yaml", "environment.json", ".lock"
+ENVIRONMENT, LOCK = "environment.json", ".lock"
 KEPT = 2  # checkpoints; the second is for when the last is damaged
 # Tables and logs; measured on runs of several thousand cells, generously rounded.
 _BESIDES_WEIGHTS = 50_000_000
@@ -136,16 +135,16 @@ def evaluation_block(predictions: CellPredictions, split: Split) -> dict[str, An
 
 
 def describe_run(
-    config: TrainingConfig, recipe: Recipe, cells: FramedCells, split: Split, started_from: str, device: torch.device
+    config: TrainingConfig, identity: RunIdentity, cells: FramedCells, split: Split, started: str, device: torch.device
 ) -> dict[str, Any]:
-    """The part of metrics.json that describes data and training, which was done on `device`."""
+    """The part of metrics.json that describes data and training: on which `device`, and what it `started` from."""
     data, rows = cells.data, cells.rows(split.train)
     subjects = {cells.subjects[row] for row in rows} - {""}
     shares = np.bincount(cells.labels[rows], minlength=len(data.info.labels)) / len(rows)
     return {
         "schema_version": SCHEMA_VERSION,
         "notice": RESEARCH_NOTICE,
-        "recipe": asdict(recipe),
+        "recipe": identity.recipe,
         "labels": list(data.info.labels),
         "positive_label": data.info.positive_label,
         "data": {
@@ -161,7 +160,8 @@ def describe_run(
             # The frequencies its probabilities speak for: elsewhere, with other frequencies, they shift.
             "class_frequencies": dict(zip(data.info.labels, shares.tolist(), strict=True)),
             "split": split.detail,
-            "start_weights": started_from,
+            "start_weights": started,
+            "start_weights_sha256": identity.start,
             "seed": config.run.seed,
             "command": config.command(),
             "created": _now(),
@@ -170,17 +170,6 @@ def describe_run(
         },
         "evaluations": [],
     }
-
-
-def write_args(path: Path, config: TrainingConfig, recipe: Recipe) -> None:
-    """Write args.yaml: the flags as given, and the resolved recipe."""
-    content = {"flags": config.as_dict(), "resolved_recipe": plain(asdict(recipe)), "leukoscope": __version__}
-    write_atomic(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-
-
-def plain(value: Any) -> Any:
-    """Tuples as lists, as YAML and JSON give them back."""
-    return json.loads(json.dumps(value))
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:

@@ -38,9 +38,10 @@ from leukoscope.models.rewrite import rewrite_for_timm
 from leukoscope.models.weights import is_timm_model, round_as_stored, save_release
 from leukoscope.progress import note
 from leukoscope.training import run_folder
-from leukoscope.training.checkpoint import FOLDER, Checkpoints, check_resume, run_settings
+from leukoscope.training.checkpoint import FOLDER, Checkpoints, check_resume
 from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.data import evenly_spread, preprocessing_for
+from leukoscope.training.identity import RunIdentity
 from leukoscope.training.losses import output_frequencies, shift_class_frequencies, training_frequencies
 from leukoscope.training.trainer import Trainer
 
@@ -74,7 +75,8 @@ def train(
     accelerator = make_accelerator(config, recipe)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    check_resume(out, resume, run_settings(config, recipe))
+    identity = RunIdentity.of(config, recipe)
+    check_resume(out, resume, identity)
     written = partial(disk_errors, f"--output_dir {out}: cannot be written", "give another folder")
     with ExitStack() as held:
         if accelerator.is_main_process:
@@ -110,13 +112,15 @@ def train(
             run_folder.require_disk_space(out, network, recipe)
 
         # Checkpoints and the trainer
-        settings = {  # besides flags and recipe, under the names that a person would look for
-            "processes (accelerate launch --num_processes)": accelerator.num_processes,
-            "--mixed_precision": accelerator.mixed_precision,
-            "the data's fingerprint": cells.data.fingerprint,
-            "the split's fingerprint": split.fingerprint,
-        }
-        checkpoints = Checkpoints(out, run_settings(config, recipe, **settings), steps=config.run.checkpointing_steps)
+        identity = replace(
+            identity,
+            data=cells.data.fingerprint,
+            split=split.fingerprint,
+            precision=accelerator.mixed_precision,
+            processes=accelerator.num_processes,
+        )
+        check_resume(out, resume, identity)
+        checkpoints = Checkpoints(out, identity, steps=config.run.checkpointing_steps)
         if resume:
             checkpoints.resume(resume)
         trainer = trainer_class(
@@ -142,7 +146,7 @@ def train(
             if accelerator.is_main_process:
                 _remove_earlier_run(out, keep_checkpoints=resume is not None)
                 drawn.save(out / "split.json")
-                run_folder.write_args(out / run_folder.ARGS, config, recipe)
+                identity.save(out)
 
         # Epochs
         for epoch_row in trainer.fit():
@@ -158,7 +162,7 @@ def train(
         rows, kept_epoch = trainer.state.rows, trainer.select_epoch().epoch
         if accelerator.is_main_process:
             with written():
-                metrics = run_folder.describe_run(config, recipe, cells, split, start.name, accelerator.device)
+                metrics = run_folder.describe_run(config, identity, cells, split, start.name, accelerator.device)
                 metrics["training"] |= {
                     **start.provenance,
                     "output_frequencies": dict(zip(cells.data.info.labels, frequencies.tolist(), strict=True)),
