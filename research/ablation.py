@@ -36,7 +36,7 @@ from leukoscope.models.release import read_metrics, write_json
 from leukoscope.progress import progress
 from leukoscope.protocol import ProtocolRun, cross_validation_runs, finish, pooled_predictions, refuse_split_flags
 from leukoscope.training.config import parse_config
-from leukoscope.training.run_folder import plain
+from leukoscope.training.identity import plain
 from research.commands import make_parser, run
 
 # The tenth of the subjects with the lowest accuracy: a mean hides them.

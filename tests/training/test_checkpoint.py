@@ -219,7 +219,7 @@ def test_a_complete_run_is_not_made_again_by_mistake(tmp_path: Path) -> None:
     ],
 )
 def test_a_finished_run_gives_way_to_none_with_other_settings(
-    tmp_path: Path, flags: list[str], known: dict[str, str], named: str
+    tmp_path: Path, flags: list[str], known: dict[str, Any], named: str
 ) -> None:
     _complete(tmp_path, _own())
     with pytest.raises(LeukoscopeError) as refused:
