@@ -41,16 +41,18 @@ def _rows(predictions: CellPredictions, rows: np.ndarray) -> CellPredictions:
 
 @pytest.fixture(scope="module")
 def two_bins() -> CellPredictions:
-    """Ten cells claimed with .6 of which five are right, ten claimed with .9 of which eight are; always ALL."""
+    """Ten cells claimed with .6 of which five are right, ten claimed with .9 of which eight are; always ALL.
+
+    Each is of a subject of its own; a third class, of which there is no cell, keeps classes from being weighed evenly.
+    """
     right = [True] * 5 + [False] * 5 + [True] * 8 + [False] * 2
     blast = np.repeat([0.6, 0.9], 10)
-    subjects = [f"{'ALL' if is_right else 'HEM'}{i % 3}" for i, is_right in enumerate(right)]
     return CellPredictions(
         tuple(f"cell-{i}" for i in range(20)),
-        tuple(subjects),
+        tuple(f"subject-{i}" for i in range(20)),
         np.where(right, 0, 1),
-        np.stack([blast, 1 - blast], axis=1),
-        ("ALL", "HEM"),
+        np.stack([blast, 1 - blast, np.zeros(20)], axis=1),
+        ("ALL", "HEM", "OTHER"),
     )
 
 
@@ -127,7 +129,7 @@ def test_metrics_of_a_constructed_case_are_those_worked_out_by_hand(two_bins: Ce
 
 
 def test_errors_of_opposite_sign_do_not_cancel_in_ece(two_bins: CellPredictions) -> None:
-    predictions = replace(two_bins, probabilities=np.repeat([[0.55, 0.45], [0.75, 0.25]], 10, axis=0))
+    predictions = replace(two_bins, probabilities=np.repeat([[0.55, 0.45, 0], [0.75, 0.25, 0]], 10, axis=0))
 
     metrics = _measured(predictions)
 
@@ -148,8 +150,8 @@ def test_bins_hold_equally_many_cells_and_equal_confidences_share_one(
 
     assert [one["cells"] for one in bins] == [200] * 15
     assert [(one["confidence"], one["accuracy"], one["cells"]) for one in tied] == [
-        (pytest.approx(0.6), 0.5, 10),
-        (pytest.approx(0.9), 0.8, 10),
+        (pytest.approx(0.6), pytest.approx(0.5), 10),
+        (pytest.approx(0.9), pytest.approx(0.8), 10),
     ]
 
 
@@ -253,6 +255,25 @@ def test_a_cell_of_unknown_subject_is_refused_by_name(calibrated_cells: Maker) -
 # The block
 
 
+def test_calls_of_a_class_are_judged_by_themselves_and_name_their_subjects() -> None:
+    """Calls of ALL are right two times in three for each of the three ALL subjects' cells; of HEM always."""
+    blast = np.array([0.95] * 9 + [0.05] * 3)
+    cells = CellPredictions(
+        tuple(map(str, range(12))),
+        tuple(["a", "b", "c"] * 2 + ["x", "y", "z"] * 2),
+        np.array([0] * 6 + [1] * 6),
+        np.stack([blast, 1 - blast], axis=1),
+        ("ALL", "HEM"),
+    )
+
+    calls = calibration_block(cells)["by_call"]
+
+    (called_all,), (called_hem,) = calls["ALL"], calls["HEM"]
+    assert called_all["right"] == pytest.approx(2 / 3)
+    assert (called_all["cells"], called_all["subjects"]) == (9, 6)
+    assert (called_hem["right"], called_hem["cells"], called_hem["subjects"]) == (1.0, 3, 3)
+
+
 def test_scaling_repairs_sharp_predictions_on_subjects_it_never_saw(calibrated_cells: Maker) -> None:
     block = calibration_block(calibrated_cells(4000, too_sharp=2.5))
 
@@ -271,5 +292,5 @@ def test_the_block_says_what_it_rests_on_and_holds_plain_numbers(calibrated_cell
     assert block["fitted_on"] == who_fitted(predictions)
     assert block["fitted_on"] == {"cells": 500, "subjects": {"ALL": 3, "HEM": 3, "OTHER": 3}}
     assert block["histogram"]["edges"][0] == pytest.approx(1 / 3)
-    assert [sum(block["histogram"][side]) for side in ("before", "after")] == [500, 500]
+    assert [sum(block["histogram"][side]) for side in ("before", "after")] == [pytest.approx(9)] * 2, "9 subjects"
     assert json.loads(json.dumps(block, allow_nan=False)) == block

@@ -155,11 +155,25 @@ def test_an_unknown_positive_label_is_refused_with_the_known_ones(predictions: C
 
 
 def _ranked(right: list[bool], subjects: list[str] | None = None) -> CellPredictions:
-    """Cells of confidence .99, .98, …: whether each is right, and whose it is (a subject each where not given)."""
+    """Cells of confidence .99, .98, …: whether each is right, and whose it is (a subject each where not given).
+
+    A third class, of which there is no cell, keeps classes from being weighed evenly.
+    """
     confidence = 0.99 - 0.01 * np.arange(len(right))
-    return _two_class(
+    two = _two_class(
         confidence.tolist(), [0 if one else 1 for one in right], subjects or [f"s{i}" for i in range(len(right))]
     )
+    three = np.concatenate([two.probabilities, np.zeros((len(right), 1))], axis=1)
+    return replace(two, probabilities=three, label_names=(*two.label_names, "OTHER"))
+
+
+def test_of_two_classes_the_rarer_counts_as_much_as_the_other() -> None:
+    """One in ten of the cells called ALL is wrong, all the normal ones there are: half of what counts."""
+    cells = _ranked([True] * 9 + [False])
+    two = replace(cells, probabilities=cells.probabilities[:, :2], label_names=("ALL", "HEM"))
+
+    assert _risk_rule(cells) == 0.0
+    assert _risk_rule(two) == pytest.approx((0.91 + 0.90) / 2)
 
 
 def test_the_threshold_is_that_of_the_largest_coverage_with_one_error_in_ten() -> None:

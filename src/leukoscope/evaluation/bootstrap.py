@@ -187,8 +187,8 @@ def subject_intervals(
     """Compute the interval of every metric by resampling subjects (`bootstrap_subjects`): what to expect on others.
 
     Returns:
-        accuracy, balanced_accuracy, f1_weighted, f1_macro, recall_<class> and auroc over cells; the same, but for the
-        recalls, as `…_by_subject`; auroc_equal_size, every subject weighing the same, where areas are known; and
+        accuracy, balanced_accuracy, f1_weighted, f1_macro, recall_<class> and auroc over cells; the same as
+        `…_by_subject`; auroc_equal_size, every subject weighing the same, where areas are known; and
         subject_auroc (each subject's mean logit; where every subject has one class) → low and high, 0–1. The AUROCs are
         one-vs-rest macro for more than two classes, and left out where a class has no cell.
     """
@@ -257,7 +257,7 @@ def bootstrap_metrics(predictions: CellPredictions, boot: BootstrapSamples) -> d
     if weights is not None:
         weighted = boot.sums(pairs * weights[:, None]).reshape(-1, classes, classes)
         by_subject = _from_confusion(weighted, names)
-        metrics |= {f"{key}_by_subject": by_subject[key] for key in by_subject if not key.startswith("recall_")}
+        metrics |= {f"{key}_by_subject": values for key, values in by_subject.items()}
     if len(np.unique(references)) < classes:
         return metrics
 
@@ -298,7 +298,7 @@ def _from_confusion(confusion: np.ndarray, names: Sequence[str]) -> dict[str, np
 
 def _class_of(key: str, names: Sequence[str]) -> int | None:
     """The class whose recall a metric is; None for metrics of all classes."""
-    return next((k for k, name in enumerate(names) if key == f"recall_{name}"), None)
+    return next((k for k, name in enumerate(names) if key in (f"recall_{name}", f"recall_{name}_by_subject")), None)
 
 
 def subject_logits(predictions: CellPredictions) -> tuple[np.ndarray, np.ndarray]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.evaluation.bootstrap import BootstrapSamples, Interval, bootstrap_subjects
+from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_subjects
 from leukoscope.evaluation.predictions import CellPredictions
 
 OUT_OF_FOLD = "recipe (cross-validated)"
@@ -25,7 +26,7 @@ TEMPERATURE_BOUNDS = (0.1, 10.0)
 """Where all cells are correct, the likelihood has its maximum at temperature 0: certainty that no data support."""
 SUBJECTS_NEEDED = 3
 """Of each class: leaving one out must leave two, or a threshold would depend on a single subject."""
-HISTOGRAM_BINS = 20
+HISTOGRAM_BINS, CALL_BINS = 20, 5
 
 Rule: TypeAlias = Callable[[CellPredictions], Any]
 """Fits thresholds: calibrated predictions of M cells → one number, or (K,)."""
@@ -50,11 +51,12 @@ def scaled(probabilities: np.ndarray, temperature: float | np.ndarray) -> np.nda
 def fit_temperature(predictions: CellPredictions) -> float:
     """Fit the temperature under which the true classes are most likely (Guo et al. 2017), in `TEMPERATURE_BOUNDS`.
 
-    Every subject has the same weight, so a subject with many cells does not decide the confidence for all others.
+    Cells weigh by `fit_weights`: a subject with many cells does not decide the confidence for all others, and of two
+    classes none is presumed to be more frequent.
     """
     from scipy.optimize import minimize_scalar
 
-    logits, weights = _logits(predictions.probabilities), predictions.subject_weights
+    logits, weights = _logits(predictions.probabilities), predictions.fit_weights
     # With the largest logit at 0, no temperature makes the exponential overflow.
     below = logits - logits.max(axis=1, keepdims=True)
     true = np.average(below[np.arange(len(below)), predictions.references], weights=weights)
@@ -72,10 +74,10 @@ def shipped_temperature(predictions: CellPredictions, left_out: tuple[LeftOut, .
     """Return the temperature to put into a release: the fitted one where it helps on unseen subjects, else 1.
 
     It helps where the true classes are likelier than without scaling, each subject scaled with the temperature that the
-    others fitted, and every subject weighing the same.
+    others fitted; cells weigh by `fit_weights`.
     """
     before, after = (
-        float(np.average(_cell_scores(some)["nll"], weights=predictions.subject_weights))
+        float(np.average(_cell_scores(some)["nll"], weights=predictions.fit_weights))
         # Both through the same softmax, so that rounding does not decide.
         for some in (calibrated(predictions, 1.0), cross_fitted(predictions, left_out))
     )
@@ -142,11 +144,12 @@ def calibration_block(
     Returns:
         temperature (1 where scaling does not make unseen subjects' classes likelier), fitted_temperature and
         temperature_range over leaving each subject out; `before` and `after` (cross-fitted) with the results of
-        `calibration_metrics`; `reliability` and `histogram` of each.
+        `calibration_metrics`; `reliability` and `histogram` of each; `by_call`: what calls of each class are worth.
     """
     left_out, boot = left_out or leave_one_subject_out(predictions), bootstrap_subjects(predictions)
     sides = {"before": predictions, "after": cross_fitted(predictions, left_out)}
     each = [one.temperature for one in left_out]
+    weights, after = predictions.fit_weights, sides["after"]
     # A softmax sums to 1 only up to rounding: no confidence may lie outside the histogram.
     edges = np.linspace(1 / len(predictions.label_names), 1, HISTOGRAM_BINS + 1)
     confidences = {side: some.probabilities.max(axis=1).clip(edges[0], 1) for side, some in sides.items()}
@@ -154,15 +157,48 @@ def calibration_block(
         "temperature": shipped_temperature(predictions, left_out),
         "fitted_temperature": fit_temperature(predictions),
         "temperature_range": {"low": min(each), "high": max(each)},
-        "method": "temperature scaling (Guo et al. 2017) of out-of-fold log-probabilities, subjects weighing evenly",
+        "method": "temperature scaling (Guo et al. 2017) of out-of-fold log-probabilities",
+        "weighing": _weighing(predictions),
         "fitted_on": who_fitted(predictions),
         "judged_on": f"each {unit} with the temperature fitted on all other {unit}s",
         "estimates": estimates,
         **{side: calibration_metrics(some, boot) for side, some in sides.items()},
         "reliability": {side: reliability_bins(some, boot) for side, some in sides.items()},
         "histogram": {"edges": edges.tolist()}
-        | {side: np.histogram(values, edges)[0].tolist() for side, values in confidences.items()},
+        | {side: np.histogram(values, edges, weights=weights)[0].tolist() for side, values in confidences.items()},
+        "by_call": {name: _calls(after, k, boot) for k, name in enumerate(predictions.label_names)},
     }
+
+
+def _weighing(predictions: CellPredictions) -> str:
+    return "subjects and classes evenly" if len(predictions.label_names) == 2 else "subjects evenly"
+
+
+def _calls(predictions: CellPredictions, called: int, boot: BootstrapSamples) -> list[dict[str, Any]]:
+    """How often cells that are called a class are right, by their probability: a row for each fifth of its range.
+
+    A row holds from and to (probabilities), right (share, by `fit_weights`), its interval, cells and subjects.
+    """
+    confidence, mine = predictions.probabilities.max(axis=1), predictions.predicted == called
+    right, subjects = predictions.references == called, np.asarray(predictions.subjects)
+    edges = np.linspace(1 / len(predictions.label_names), 1, CALL_BINS + 1)
+    bins = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, CALL_BINS - 1)
+    rows = []
+    for number, (low, high) in enumerate(pairwise(edges.tolist())):
+        chosen = mine & (bins == number)
+        if chosen.any():
+            weights = predictions.fit_weights * chosen
+            rows.append(
+                {
+                    "from": low,
+                    "to": high,
+                    "right": float(np.average(right, weights=weights)),
+                    "interval": boot.mean_interval(right, weights),
+                    "cells": int(chosen.sum()),
+                    "subjects": len(set(subjects[chosen].tolist())),
+                }
+            )
+    return rows
 
 
 def who_fitted(predictions: CellPredictions) -> dict[str, Any]:
@@ -184,50 +220,43 @@ def right_by_subject(predictions: CellPredictions, right: np.ndarray) -> dict[st
 
 
 def calibration_metrics(predictions: CellPredictions, boot: BootstrapSamples) -> dict[str, Any]:
-    """Measure how far probabilities are from the observed classes.
+    """Measure how far probabilities are from the observed classes, cells weighing by `fit_weights`.
 
     Returns:
-        ece: Σ_b n_b/N · |accuracy_b - confidence_b| over 15 bins of equally many cells (Naeini et al. 2015; equal
+        ece: Σ_b w_b/W · |accuracy_b - confidence_b| over 15 bins of equally many cells (Naeini et al. 2015; equal
             mass: Nixon et al. 2019), of the most probable class, 0–1. Noise alone makes it larger than 0.
         overconfidence: mean confidence minus accuracy, -1–1; positive where probabilities are too high.
         brier: mean of Σ_k (p_k - y_k)² / 2, 0–1; for two classes (p - y)² (Brier 1950, halved).
         nll: mean -log p of the true class, in nats.
-        ece_by_subject, …, nll_by_subject: the same with every subject weighing the same; where subjects are known.
         intervals: 95 %, by resampling subjects within class; what was fitted stays as it is.
     """
-    found: dict[str, Any] = {}
-    intervals: dict[str, Interval | None] = {}
-    scores, bins = _cell_scores(predictions), _confidence_bins(predictions)
-    for suffix, weights in (("", np.ones(len(bins))), ("_by_subject", predictions.subject_weights)):
-        if weights is None:
-            continue
-        gap_of_cell = bins * scores["overconfidence"][:, None]
-        gaps = (gap_of_cell * weights[:, None]).sum(axis=0) / weights.sum()
-        sampled = boot.sums(gap_of_cell * weights[:, None]) / boot.sums(weights)[:, None]
-        # A sum of absolute values grows with noise and each bootstrap sample adds some, so its percentiles miss a true
-        # value near 0 and give the upper end only. The lower end uses the triangle inequality: the ECE errs by no more
-        # than Σ_b |error of gap_b|, which the distance of the samples from the estimate imitates.
-        noise = boot.interval(np.abs(sampled - gaps).sum(axis=1))["high"]
-        found[f"ece{suffix}"] = ece = float(np.abs(gaps).sum())
-        intervals[f"ece{suffix}"] = {
-            "low": max(0.0, ece - noise),
-            "high": boot.interval(np.abs(sampled).sum(axis=1))["high"],
-        }
-        for name, values in scores.items():
-            found[f"{name}{suffix}"] = float(np.average(values, weights=weights))
-            intervals[f"{name}{suffix}"] = boot.mean_interval(values, weights)
-    return {**found, "intervals": intervals}
+    scores, bins, weights = _cell_scores(predictions), _confidence_bins(predictions), predictions.fit_weights
+    gap_of_cell = bins * (scores["overconfidence"] * weights)[:, None]
+    gaps = gap_of_cell.sum(axis=0) / weights.sum()
+    sampled = boot.sums(gap_of_cell) / boot.sums(weights)[:, None]
+    # A sum of absolute values grows with noise and each bootstrap sample adds some, so its percentiles miss a true
+    # value near 0 and give the upper end only. The lower end uses the triangle inequality: the ECE errs by no more
+    # than Σ_b |error of gap_b|, which the distance of the samples from the estimate imitates.
+    noise = boot.interval(np.abs(sampled - gaps).sum(axis=1))["high"]
+    ece = float(np.abs(gaps).sum())
+    of_ece = {"low": max(0.0, ece - noise), "high": boot.interval(np.abs(sampled).sum(axis=1))["high"]}
+    return {
+        "ece": ece,
+        **{name: float(np.average(values, weights=weights)) for name, values in scores.items()},
+        "intervals": {"ece": of_ece, **{name: boot.mean_interval(one, weights) for name, one in scores.items()}},
+    }
 
 
 def reliability_bins(predictions: CellPredictions, boot: BootstrapSamples) -> list[dict[str, Any]]:
     """Compute confidence, accuracy (0–1) and its interval, and cells of each bin of the ECE, in order of confidence."""
     confidence, right = predictions.probabilities.max(axis=1), predictions.predicted == predictions.references
+    weights = predictions.fit_weights
     return [
         {
-            "confidence": float(confidence @ in_bin / in_bin.sum()),
-            "accuracy": float(right @ in_bin / in_bin.sum()),
+            "confidence": float(np.average(confidence, weights=in_bin * weights)),
+            "accuracy": float(np.average(right, weights=in_bin * weights)),
             "cells": int(in_bin.sum()),
-            "interval": boot.mean_interval(right, in_bin),
+            "interval": boot.mean_interval(right, in_bin * weights),
         }
         for in_bin in _confidence_bins(predictions).T
     ]

@@ -76,8 +76,9 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
         accuracy, balanced_accuracy, f1_weighted, f1_macro, auroc (one-vs-rest macro for more than two classes;
         None where a class is absent), per_class (precision, recall, f1, support), confusion_matrix (rows: truth),
         and `subjects` (id → label of most of its cells, cells, accuracy) where subjects are known. Where every cell's
-        subject is known, the first five again as `…_by_subject`; where areas are known, `auroc_equal_size` (None where
-        no decile of the areas holds two classes in one fold). All shares are 0–1.
+        subject is known, the first five again as `…_by_subject`, and `recall_by_subject` (class → share); where areas
+        are known, `auroc_equal_size` (None where no decile of the areas holds two classes in one fold). All shares are
+        0–1.
     """
     names, references = predictions.label_names, predictions.references
     probabilities = predictions.probabilities.astype(float)
@@ -86,6 +87,8 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
     points = point_metrics(predictions)
     if predictions.subject_weights is not None:
         metrics |= {key: points.get(key) for key in BY_SUBJECT}
+        recalls = {name: points.get(f"recall_{name}_by_subject") for name in names}
+        metrics["recall_by_subject"] = {name: value for name, value in recalls.items() if value is not None}
     if predictions.areas is not None:
         metrics["auroc_equal_size"] = points.get("auroc_equal_size")
     subjects, correct = np.asarray(predictions.subjects), predictions.predicted == references

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +68,20 @@ class CellPredictions:
             return None
         _, subject, cells = np.unique(self.subjects, return_inverse=True, return_counts=True)
         return 1 / cells[subject]
+
+    @property
+    def fit_weights(self) -> np.ndarray:
+        """(N,) float: subjects weigh the same and, of two classes, both classes; all 1 where a subject is not known.
+
+        With two classes no fit presumes that one is more frequent; more classes keep the data's frequencies.
+        """
+        weights = self.subject_weights
+        if weights is None:
+            return np.ones(len(self.cell_ids))
+        if len(self.label_names) == 2:
+            of_class = np.bincount(self.references, weights, minlength=2)
+            weights = weights * weights.sum() / (2 * of_class[self.references])
+        return weights
 
     @property
     def subject_classes(self) -> dict[str, int]:
@@ -145,6 +159,31 @@ def pooled(parts: Sequence[CellPredictions]) -> CellPredictions:
         tuple(h for one in hashes for h in one) if len(hashes) == len(parts) else None,
         np.repeat(np.arange(len(parts)), [len(p.cell_ids) for p in parts]),
     )
+
+
+def with_frequencies(predictions: CellPredictions, assumed: np.ndarray, wanted: np.ndarray) -> CellPredictions:
+    """Shift probabilities from the class frequencies that they assume to others, p · wanted / assumed, normalised.
+
+    Both are (K,), or (N, K) where the networks of a cross-validation assume different ones (Saerens et al. 2002,
+    doi:10.1162/089976602753284446).
+    """
+    shifted = predictions.probabilities * wanted / assumed
+    return replace(predictions, probabilities=shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def frequencies_of_other_folds(predictions: CellPredictions) -> np.ndarray:
+    """(N, K) class frequencies of the cells of all other folds, which trained the network that predicted a cell."""
+    assert predictions.folds is not None, "predictions of a cross-validation"
+    found = np.zeros(predictions.probabilities.shape)
+    for fold in np.unique(predictions.folds):
+        others = predictions.references[predictions.folds != fold]
+        found[predictions.folds == fold] = np.bincount(others, minlength=found.shape[1]) / len(others)
+    return found
+
+
+def equal_frequencies(classes: int) -> np.ndarray:
+    """(K,) the same frequency for each class."""
+    return np.full(classes, 1 / classes)
 
 
 def even_sample(labels: np.ndarray, subjects: Sequence[str], size: int, seed: int) -> np.ndarray:

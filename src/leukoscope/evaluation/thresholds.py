@@ -32,7 +32,7 @@ from leukoscope.evaluation.predictions import CellPredictions
 TARGET_RATE = 0.95
 """Of the operating points named after a sensitivity or specificity."""
 TARGET_RISK = 0.10
-"""Share of the given classes that may be wrong at the default threshold, every subject weighing the same."""
+"""Share of the given classes that may be wrong at the default threshold, cells weighing by `fit_weights`."""
 LEAST_COVERAGE = 0.20
 """Of the cells at least; the error rate of fewer is chance."""
 
@@ -187,29 +187,27 @@ def abstention(predictions: CellPredictions, left_out: tuple[LeftOut, ...], boot
 
     Returns:
         `default`: target_risk, threshold, threshold_range, and cross-fitted coverage (share of cells that get a class)
-        and risk (share of these that is wrong), overall and by class, with intervals. `risk_at_full_coverage`: the
-        error rate without abstaining, 0–1.
+        and risk (share of these that is wrong), over cells and `…_by_subject`, overall and by class, with intervals.
+        Overall `…_by_subject` weighs cells by `fit_weights`. `risk_at_full_coverage`, `…_by_subject`: the error rate
+        without abstaining, 0–1.
     """
     temperature = shipped_temperature(predictions, left_out)
     shipped, held_out = calibrated(predictions, temperature), cross_fitted(predictions, left_out)
-    own, weights = own_thresholds(predictions, left_out, _risk_rule), predictions.subject_weights
+    own, even = own_thresholds(predictions, left_out, _risk_rule), predictions.fit_weights
     kept = held_out.probabilities.max(axis=1) >= own
     wrong = held_out.predicted != held_out.references
 
     def selective(cells: np.ndarray, of_class: int | None = None) -> dict[str, Any]:
-        return {
-            "coverage": float(kept[cells].mean()),
-            "risk": float(wrong[kept & cells].mean()) if (kept & cells).any() else None,
-            "intervals": {
-                "coverage": boot.mean_interval(kept, cells, of_class=of_class),
-                "risk": boot.mean_interval(wrong, kept & cells, of_class=of_class),
-            },
-        }
+        found: dict[str, Any] = {}
+        intervals = {}
+        for suffix, weights in (("", cells.astype(float)), ("_by_subject", cells * even)):
+            found[f"coverage{suffix}"] = float(np.average(kept, weights=weights))
+            found[f"risk{suffix}"] = float(np.average(wrong, weights=kept * weights)) if (kept & cells).any() else None
+            intervals[f"coverage{suffix}"] = boot.mean_interval(kept, weights, of_class=of_class)
+            intervals[f"risk{suffix}"] = boot.mean_interval(wrong, kept * weights, of_class=of_class)
+        return {**found, "intervals": intervals}
 
     default = selective(np.ones_like(kept))
-    if weights is not None and kept.any():
-        default["coverage_by_subject"] = float(np.average(kept, weights=weights))
-        default["risk_by_subject"] = float(np.average(wrong[kept], weights=weights[kept]))
     default["per_class"] = {
         name: selective(predictions.references == k, k) for k, name in enumerate(predictions.label_names)
     }
@@ -221,16 +219,17 @@ def abstention(predictions: CellPredictions, left_out: tuple[LeftOut, ...], boot
             **default,
         },
         "risk_at_full_coverage": float(wrong.mean()),
+        "risk_at_full_coverage_by_subject": float(np.average(wrong, weights=even)),
     }
 
 
 def _risk_rule(predictions: CellPredictions) -> float:
     """The threshold of the largest coverage whose error rate is at most the target; where none is, of the lowest rate.
 
-    Every subject weighs the same where subjects are known.
+    Cells weigh by `fit_weights`.
     """
     confidence, wrong = predictions.probabilities.max(axis=1), predictions.predicted != predictions.references
-    weights = np.ones(len(wrong)) if predictions.subject_weights is None else predictions.subject_weights
+    weights = predictions.fit_weights
     order = np.argsort(-confidence, kind="stable")
     last_of_tie = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
     covered = np.cumsum(weights[order])[last_of_tie]
