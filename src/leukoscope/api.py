@@ -113,9 +113,8 @@ def evaluate(
             opened.
     """
     from leukoscope.data.loading import LoadedCells
-    from leukoscope.evaluation.evaluate import predictions_of_model, select_cells
+    from leukoscope.evaluation.evaluate import build_evaluation, predictions_of_model, select_cells
     from leukoscope.inference.foreign import open_classifier
-    from leukoscope.reports.html import build_evaluation
 
     if not isinstance(data, LoadedCells):
         raise LeukoscopeError(f"evaluate: {data!r}: is no data set; give what `load_dataset` returns")

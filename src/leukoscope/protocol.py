@@ -14,17 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from leukoscope import LeukoscopeError
 from leukoscope.data.loading import LoadedCells, load_cells
-from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.registry import DATASETS, DatasetInfo
 from leukoscope.data.splits import groups_of
-from leukoscope.evaluation.assess import tta_gain
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, SUBJECTS_NEEDED
 from leukoscope.evaluation.metrics import headline, measure
-from leukoscope.evaluation.precision import offered_precisions, precisions_on_unseen
 from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.files import is_git_clone
 from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS, WEIGHTS, edit_release, read_metrics, write_json
@@ -201,27 +196,6 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
                 metrics["evaluations"].append(block | {"training_seconds": own["training"]["seconds"]})
         write_json(folder / METRICS, metrics)
     return directory
-
-
-def measure_on_folds(runs: list[ProtocolRun], directory: Path, cells: FramedCells) -> None:
-    """Add to an assessed release what test-time augmentation gains and lower precisions change for unseen subjects.
-
-    Args:
-        runs: the finished runs that `directory` was composed of.
-        cells: the data set they were made from, framed for the release.
-    """
-    folds = [
-        (run.folder / "release", CellPredictions.load(run.folder / "predictions.parquet"))
-        for run in runs
-        if run.estimates == OUT_OF_FOLD
-    ]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    metrics = {**read_metrics(directory), "views": tta_gain(folds, cells, device=device)}
-    if "not_measured" not in (precision := metrics["precision"]):
-        for name, unseen in precisions_on_unseen(folds, cells, metrics).items():
-            precision[name]["unseen"] = unseen
-        precision |= offered_precisions(precision)
-    write_json(directory / METRICS, metrics)
 
 
 def check_release_folder(output: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from leukoscope import RESEARCH_NOTICE, Predictor
+from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
 from leukoscope.inference.sources import SourceCell, open_source
-from leukoscope.reports.subject_report import report_on
 from leukoscope.synthetic import draw_cell
 
 BLOCK: dict[str, Any] = {
@@ -136,8 +134,7 @@ def test_a_table_without_subjects_makes_no_subject_of_its_folder(release: Path, 
 def test_a_table_of_another_kind_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     result = run("patient", "nobody/nothing", tmp_path / "missing", "--output", tmp_path / "out.ods")
     assert result.exit_code == 1
-    said = "out.ods: is no kind of table or report written here; give a name that ends in .parquet, .csv"
-    assert f"{said}, .html" in result.stderr
+    assert "out.ods: is no kind of table written here; give a name that ends in .parquet, .csv" in result.stderr
 
 
 def test_no_table_is_overwritten(release: Path, cells: Path, tmp_path: Path) -> None:
@@ -158,7 +155,7 @@ def test_problems_end_in_one_line(tiny_release: Path, cells: Path, tmp_path: Pat
     (line,) = result.stderr.splitlines()
     assert "cannot predict for a subject: its metrics.json has no 'subject_rule'" in line
     result = run("patient", tiny_release, cells, "--output", tmp_path / "report.docx")
-    assert "report.docx: is no kind of table or report written here; give a name that ends in" in result.stderr
+    assert "report.docx: is no kind of table written here; give a name that ends in" in result.stderr
 
 
 def test_a_table_that_cannot_be_written_leaves_the_subjects_printed(release: Path, cells: Path, tmp_path: Path) -> None:
@@ -167,70 +164,6 @@ def test_a_table_that_cannot_be_written_leaves_the_subjects_printed(release: Pat
     result = run("patient", release, cells / "b", "--output", table)
     assert result.exit_code == 1 and "b: too few cells: 1 cells in use" in result.stdout
     assert result.stderr == f"error: --output {table}: cannot be written (File exists); name another folder\n"
-
-
-def test_a_report_is_one_page_that_names_nobody(release: Path, cells: Path, tmp_path: Path) -> None:
-    metrics = json.loads((release / "metrics.json").read_text())
-    rate = {"right": 26, "of": 28, "low": 0.8, "high": 1.0}
-    measured = {"subjects": 41, "auroc": {"value": 0.9, **rate}, "sensitivity": rate, "specificity": rate}
-    metrics["subject_rule"]["measured"] |= measured
-    metrics["data"] = {"title": "C-NMC", "citation": "Gupta (2019).", "licence": "CC BY 3.0"}
-    (release / "metrics.json").write_text(json.dumps(metrics))
-    result = run("patient", release, cells / "=1+1", "--output", tmp_path / "new" / "report.html")
-    assert result.exit_code == 0, result.output
-    said = run("patient", release, cells / "=1+1", "--output", tmp_path / "new" / "report.html", "--json")
-    assert json.loads(said.stdout) == {"report": str(tmp_path / "new" / "report.html"), "notice": RESEARCH_NOTICE}
-    html = (tmp_path / "new" / "report.html").read_text()
-    assert "<h1>Report on the cells of one subject</h1>" in html and "=1+1" not in html
-    assert html.count(RESEARCH_NOTICE) >= 3 and str(tmp_path) not in html
-    assert html.count("<circle") == 3
-    assert html.count('class="map"') == 3 and "Point at a cell" in html
-
-    class NoMaps:
-        """As a vision transformer, whose features are no map of channels."""
-
-        def __init__(self) -> None:
-            self.predictor = Predictor.from_pretrained(release)
-            self.release, self.labels = self.predictor.release, self.predictor.labels
-
-        def __call__(self, pictures: Any, *, explain: bool = False, batch_size: int = 16) -> Any:
-            made = self.predictor(pictures, explain=explain, batch_size=batch_size)
-            return (
-                [replace(one, heatmaps=None) for one in made]
-                if isinstance(made, list)
-                else replace(made, heatmaps=None)
-            )
-
-    html = report_on(NoMaps(), open_source(str(cells / "=1+1")))  # type: ignore[arg-type]
-    assert html.count("<figure") == 3 and 'class="map"' not in html and "Point at a cell" not in html
-
-
-def test_a_report_on_several_subjects_is_refused(release: Path, cells: Path, tmp_path: Path) -> None:
-    result = run("patient", release, cells, "--output", tmp_path / "report.html")
-    assert result.exit_code == 1
-    assert "2 subjects ('=1+1', 'b' …): a report is of one; give the folder" in " ".join(result.stderr.split())
-    assert not (tmp_path / "report.html").exists()
-
-
-def test_a_report_on_a_class_folder_is_refused(release: Path, cells: Path, tmp_path: Path) -> None:
-    (tmp_path / "own").mkdir()
-    shutil.copytree(cells / "b", tmp_path / "own" / "ALL")
-    result = run("patient", release, tmp_path / "own", "--output", tmp_path / "report.html")
-    assert result.exit_code == 1
-    assert "lies in the folder 'ALL', which is a class, not a subject" in " ".join(result.stderr.split())
-
-
-def test_a_report_that_cannot_be_written_is_one_line(release: Path, cells: Path, tmp_path: Path) -> None:
-    metrics = json.loads((release / "metrics.json").read_text())
-    rate = {"value": 0.9, "right": 9, "of": 10, "low": 0.8, "high": 1.0}
-    metrics["subject_rule"]["measured"] |= {"subjects": 41, "auroc": rate, "sensitivity": rate, "specificity": rate}
-    metrics["data"] = {"title": "C-NMC"}
-    (release / "metrics.json").write_text(json.dumps(metrics))
-    (tmp_path / "file").touch()
-    result = run("patient", release, cells / "b", "--output", tmp_path / "file" / "report.html")
-    assert result.exit_code == 1
-    said = " ".join(result.stderr.split())
-    assert said.startswith("error: --output ") and "cannot be written (File exists); name another folder" in said
 
 
 def test_a_cell_outside_any_folder_or_at_an_absolute_path_is_nobodys(cells: Path) -> None:

@@ -12,7 +12,7 @@ import structure
 from leukoscope import Predictor
 
 # A key of evaluation.json and the fields named after it.
-KNOWN_PLACES = {"leukoscope.evaluation.evaluate.training_overlap", "leukoscope.reports.html.Section"}
+KNOWN_PLACES = {"leukoscope.evaluation.evaluate.training_overlap"}
 
 
 def write(root: Path, files: dict[str, str]) -> Path:

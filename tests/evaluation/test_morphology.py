@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from morphology import morphology_block
 from PIL import Image, ImageDraw
 
 from leukoscope.evaluation.morphology import measure_cell, percentile
+from research.checks import morphology_block
 
 CYTOPLASM, NUCLEUS = (200, 150, 210), (90, 40, 120)
 

@@ -10,10 +10,7 @@ import pytest
 
 from leukoscope.audit import audit_cells, scan_cells
 from leukoscope.data.loading import LoadedCells
-from leukoscope.reports.card import render_card
-from leukoscope.reports.evidence import evidence_sections
 from leukoscope.reports.formatting import Table, metric_name, span, with_span
-from leukoscope.reports.html import Section
 from leukoscope.reports.release_tables import (
     baselines_table,
     calibration_table,
@@ -27,10 +24,6 @@ from leukoscope.reports.release_tables import (
 )
 
 EMBEDDED = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/metrics.json"))
-
-
-def sections(metrics: dict[str, Any]) -> dict[str, Section]:
-    return {section.heading: section for section in evidence_sections(metrics)}
 
 
 def test_a_table_is_markdown_with_its_numbers_aligned_right() -> None:
@@ -130,50 +123,6 @@ def test_size_alone_stands_beside_both_metrics_that_it_explains(release_metrics:
     release_metrics["evaluations"][0]["size_only_baseline"]["auroc_equal_size"] = 0.5514
     rows = [evaluation_row(release_metrics, block) for block in release_metrics["evaluations"]]
     assert [row["size_aurocs"] for row in rows] == ["0.722 / 0.551", "–"]
-
-
-@pytest.mark.parametrize("release", EMBEDDED, ids=lambda path: path.name)
-def test_a_temperature_that_was_left_out_is_said_to_be(release: Path) -> None:
-    metrics = json.loads((release / "metrics.json").read_text())
-    text = "The temperature was left out: it did not help; the release gives the scores as trained."
-    said = sections(metrics)["Are its probabilities calibrated?"].text
-    assert (text in said) == (metrics["calibration"]["temperature"] == 1)
-
-
-@pytest.mark.parametrize("release", EMBEDDED, ids=lambda path: path.name)
-def test_the_evidence_of_an_embedded_release_has_the_rows_of_its_card(release: Path) -> None:
-    metrics, card = json.loads((release / "metrics.json").read_text()), render_card(release).replace("*", "")
-    shown = sections(metrics)
-    first, _, *rest = shown  # the second shows the worst subjects alone
-    results = shown[first].table
-    assert results is not None and len(results.rows) == len(metrics["evaluations"])
-    for row in results.rows:
-        (line,) = (line for line in card.splitlines() if line.startswith(f"| {row[0]} |"))
-        assert " | ".join(row[3:8]) in line
-    headings = {*rest} - {"What it was trained on", "Limits"}
-    assert len(headings) >= 4
-    for heading in headings:
-        assert f"{shown[heading].table}\n" in card
-    assert sum(len(section.pictures) for section in shown.values()) == 2
-
-
-def test_sections_of_what_was_not_measured_are_left_out(release_metrics: dict[str, Any]) -> None:
-    assert not sections({})
-    release_metrics["training"]["epochs_run"] = 2
-    del release_metrics["evaluations"][0]["metrics"]["subjects"]
-    assert list(sections(release_metrics)) == [
-        "Unseen subjects beside the random split",
-        "What it was trained on",
-        "Limits",
-    ]
-
-
-def test_subjects_found_since_it_was_measured_are_named(release_metrics: dict[str, Any]) -> None:
-    release_metrics["training"] |= {"subjects": ["H2", "H6"], "epochs_run": 2}
-    section = next(evidence_sections(release_metrics))
-    assert section.text[-1] == "Found since to be one subject each: H2 = H6."
-    rows = [evaluation_row(release_metrics, block) for block in release_metrics["evaluations"]]
-    assert [row["both_sides"] for row in rows] == ["a few, found since", "yes"]
 
 
 def test_a_number_of_cells_that_does_not_suffice_is_no_promise() -> None:

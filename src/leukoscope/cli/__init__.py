@@ -18,7 +18,7 @@ from leukoscope.cli.evaluate import evaluate, protocol
 from leukoscope.cli.field import field
 from leukoscope.cli.options import CommandGroup
 from leukoscope.cli.predict import patient, predict, score
-from leukoscope.cli.release import assess, card, export, list_releases, push, recalibrate, space
+from leukoscope.cli.release import card, export, list_releases, push, recalibrate, space
 from leukoscope.cli.train import train
 
 EXAMPLES = """
@@ -27,7 +27,7 @@ leukoscope predict my-release cells/ --explain overlays --json
 leukoscope field my-release smear.jpg --output overlay.png
 leukoscope field my-release slides/ --crops crops
 leukoscope patient my-release my_cells --subject_pattern '(?P<subject>P.+)_'
-leukoscope patient my-release one_subject --output report.html
+leukoscope patient my-release one_subject --output subjects.csv
 leukoscope score my-release --input my_cells --output cells.parquet
 leukoscope score my-release --input cells.csv --output scores.csv
 leukoscope evaluate my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --split subject
@@ -42,8 +42,6 @@ leukoscope release card my-release
 leukoscope release card my-release --hub_model_id owner/name
 leukoscope release recalibrate my-release --train_dir my_cells --labels my_cells/subjects.csv --output ours
 leukoscope release recalibrate my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output ours
-leukoscope release assess my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia
-leukoscope release assess my-release --dataset_name phantoms --fields_dir BCCD --healthy_dir PBC
 leukoscope release space owner/name@v1 --output my-space
 leukoscope release space owner/name@v1 owner/other --output my-space --push owner/demo
 leukoscope release list
@@ -108,5 +106,5 @@ app.command(add_help_option=False, context_settings=TRAINING_FLAGS)(train)
 _add(app, audit, predict, field, patient, score, evaluate)
 _add(app, protocol, **TRAINING_FLAGS)
 app.add_typer(release)
-_add(release, export, push, card, recalibrate, assess, space, list_releases)
+_add(release, export, push, card, recalibrate, space, list_releases)
 _add(app, demo)

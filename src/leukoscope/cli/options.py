@@ -65,13 +65,6 @@ Labels = Annotated[
     Option("--labels", metavar="FILE", help="Table (CSV, Label Studio's export): file, and label, subject or both."),
 ]
 Release = Annotated[Path, Argument(metavar="MODEL", help="Release folder.")]
-FieldsDir = Annotated[
-    Path | None, Option("--fields_dir", metavar="DIR", help="Fields of view, which must be out of distribution (BCCD).")
-]
-OtherDir = Annotated[
-    Path | None,
-    Option("--other_dir", metavar="DIR", help="Images of another data set, which must be out of distribution."),
-]
 WeightsLicence = Annotated[
     str,
     Option(
@@ -80,10 +73,6 @@ WeightsLicence = Annotated[
         metavar="ID",
         help="Of the weights, as the Hub names it (default: apache-2.0 where data and start weights allow it).",
     ),
-]
-HealthyDir = Annotated[
-    Path | None,
-    Option("--healthy_dir", metavar="DIR", help="White cells of healthy donors, one folder for each kind (PBC)."),
 ]
 
 

@@ -19,7 +19,7 @@ from typer import Argument, Option
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import options
 from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings, say, shown_name
-from leukoscope.files import atomic_file, disk_errors, write_atomic
+from leukoscope.files import atomic_file, disk_errors
 from leukoscope.progress import track
 
 if TYPE_CHECKING:
@@ -228,14 +228,8 @@ def patient(
     ],
     subject_pattern: options.SubjectPattern = None,
     output: Annotated[
-        Path | None,
-        Option(
-            metavar="FILE",
-            help="Write a table, one row per subject (.csv or .parquet); or, of a folder of one subject's cells, a "
-            "report that prints on two pages of A4 (.html).",
-        ),
+        Path | None, Option(metavar="FILE", help="Write a table, one row per subject (.csv or .parquet).")
     ] = None,
-    name: Annotated[str, Option(help="Stands in the report; without it the report names nobody.")] = "",
     backend: options.Backend = "",
     precision: options.Precision = "auto",
     device: options.Device = "auto",
@@ -244,17 +238,11 @@ def patient(
     quiet: options.Quiet = False,
 ) -> None:
     """Predict for each subject, from the images of that subject's cells."""
-    from leukoscope.inference.scoring import TABLE_SUFFIXES, check_output, predict_subjects, subjects_table, write_table
+    from leukoscope.inference.scoring import check_output, predict_subjects, subjects_table, write_table
     from leukoscope.inference.sources import open_source
     from leukoscope.inference.subject import SubjectRule
 
-    kinds, kind = (*TABLE_SUFFIXES, ".html"), output.suffix.lower() if output else ""
-    if output and kind not in kinds:
-        raise LeukoscopeError(
-            f"--output {output}: is no kind of table or report written here; give a name that ends in "
-            f"{', '.join(kinds)}"
-        )
-    if output and kind in TABLE_SUFFIXES:
+    if output:
         check_output(output)
     try:
         cells = open_source(source, subject_pattern=subject_pattern)
@@ -262,16 +250,6 @@ def patient(
         raise LeukoscopeError(str(error).removeprefix("--input ")) from None
     say(cells.report)
     predictor = open_predictor(model, backend, device, precision)
-    if output and kind == ".html":
-        from leukoscope.reports.subject_report import report_on
-
-        html = report_on(predictor, cells, name=name, batch_size=batch_size)
-        with disk_errors(f"--output {output}: cannot be written", "name another folder"):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(output, html)
-        about = {"report": str(output), "notice": RESEARCH_NOTICE}
-        typer.echo(json.dumps(about, indent=1) if as_json else "\n".join(about.values()))
-        return
     SubjectRule.of_release(predictor.release)  # raises now rather than after all cells are read
     subjects, unreadable = predict_subjects(predictor, cells, batch_size=batch_size)
     if len(subjects) == 1 and not subjects[0].subject and Path(source).is_dir():

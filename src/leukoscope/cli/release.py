@@ -21,43 +21,6 @@ if TYPE_CHECKING:
     from leukoscope.data.preprocessing import Preprocessing
 
 
-def assess(
-    release: options.Release,
-    dataset_name: options.DatasetName,
-    train_dir: options.TrainDir = None,
-    subject_pattern: options.SubjectPattern = None,
-    labels: options.Labels = None,
-    fields_dir: options.FieldsDir = None,
-    other_dir: options.OtherDir = None,
-    healthy_dir: options.HealthyDir = None,
-    quiet: options.Quiet = False,
-) -> None:
-    """Recompute a release's intervals, calibration, thresholds, OOD detector and checks of its Grad-CAM maps.
-
-    The release must come from `leukoscope protocol`, and the cells must be those that it was made from.
-    """
-    from leukoscope.models.release import read_release
-
-    cells = framed(read_release(release).preprocessing, dataset_name, train_dir, subject_pattern, labels)
-    assess_on(cells, release, fields_dir, other_dir, healthy_dir)
-
-
-def assess_on(
-    cells: FramedCells, release: Path, fields_dir: Path | None, other_dir: Path | None, healthy_dir: Path | None = None
-) -> None:
-    """Assess a release on the cells it was made from, and render its card."""
-    from leukoscope.evaluation.assess import assess as assess_release
-    from leukoscope.evaluation.ood_metrics import frame_sample, white_cell_sources
-    from leukoscope.models.release import read_release
-    from leukoscope.reports.card import write_card
-
-    about = read_release(release)
-    unlike = {"fields": fields_dir, "other_data_set": other_dir}
-    others = {kind: frame_sample(folder, about.preprocessing) for kind, folder in unlike.items() if folder is not None}
-    assess_release(release, cells, others=others, healthy=white_cell_sources(about, healthy_dir, fields_dir))
-    typer.echo(f"{write_card(release)}\n{RESEARCH_NOTICE}")
-
-
 def recalibrate(
     model: options.Model,
     train_dir: Annotated[Path, Option("--train_dir", metavar="DIR", help="Your labelled cells.")],

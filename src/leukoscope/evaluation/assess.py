@@ -1,17 +1,16 @@
-"""Assess a release: compute from its out-of-fold predictions everything in metrics.json beyond training.
+"""Fit what decides in a release, and measure it, from predictions of subjects that its networks never saw.
 
-That is intervals, shortcut baselines, calibration, thresholds, the OOD detector and metrics of the Grad-CAM maps. The
-temperature is put into the weights. Assessing again starts from the same predictions and gives the same release.
-
-`recalibrate` does the same for another laboratory, on its own cells. The ranking of cells often survives a change of
-stain or microscope where probabilities and thresholds do not, and a few labelled subjects are enough to correct those.
+`assess` does so for a release that `leukoscope protocol` made: intervals, calibration, thresholds, the rule for
+subjects, shortcut baselines and the OOD detector. Assessing again gives the same release. `recalibrate` does the same
+for another laboratory, on its own cells: the ranking of cells often survives a change of stain or microscope where
+probabilities and thresholds do not, and a few labelled subjects are enough to correct those.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,18 +22,14 @@ from leukoscope.data.pixel_cache import FramedCells, PixelRows
 from leukoscope.evaluation import bootstrap
 from leukoscope.evaluation.baselines import log_areas, shortcut_metrics, size_only_out_of_fold, trivial_features
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block, leave_one_subject_out
-from leukoscope.evaluation.explanation_metrics import explanation_blocks
-from leukoscope.evaluation.metrics import NOT_KNOWN, headline, measure
-from leukoscope.evaluation.ood_metrics import fit_and_measure_detector, healthy_outcomes
-from leukoscope.evaluation.overlap import KnownCells, seen_in_training
-from leukoscope.evaluation.precision import precision_block
-from leukoscope.evaluation.predictions import CellPredictions, pooled
+from leukoscope.evaluation.metrics import NOT_KNOWN, measure
+from leukoscope.evaluation.overlap import KnownCells, Overlap, seen_in_training
+from leukoscope.evaluation.predictions import CellPredictions, with_frequencies
 from leukoscope.evaluation.subjects import subject_rule_block, subject_scores_block
 from leukoscope.evaluation.thresholds import decision_block
-from leukoscope.inference.backends import BF16, INT8, Runtime
+from leukoscope.inference.ood import FOLDS, KEPT_SHARE, METHOD, OodDetector, fit_detector, picture_statistics
 from leukoscope.inference.prediction import softmax
-from leukoscope.inference.predictor import Predictor, float32_backend, open_backend
-from leukoscope.inference.tta import VIEWS, disagreement, tta_views
+from leukoscope.inference.predictor import float32_backend
 from leukoscope.models.release import (
     FIGURES,
     METRICS,
@@ -43,35 +38,28 @@ from leukoscope.models.release import (
     edit_release,
     folder_name,
     read_metrics,
-    read_release,
     write_json,
 )
 from leukoscope.models.weights import Release, load_release, rescale_classifier, save_weights
 from leukoscope.progress import progress, track
 
 BATCH = 8
-"""Of cells; the network gets eight images for each."""
 SUBJECTS_NEEDED = 5
 """Of each class: a threshold for one left-out subject then depends on four others; with fewer it is chance."""
 CELLS_NEEDED = 50
 """Of each class: a quantile at 95 % or 98 % needs more cells than it leaves out."""
 ESTIMATES = "these weights, on subjects of the recalibration data, none of whom trained them"
+OF_DETECTOR = "cells of subjects that the detector was not fitted on; no network has a part in it"
+_FITTED = ("calibration", "decisions", "subject_rule")
 
 
-def assess(
-    directory: Path,
-    cells: FramedCells,
-    *,
-    others: Mapping[str, np.ndarray] | None = None,
-    healthy: Mapping[str, Path] | None = None,
-) -> Path:
-    """Compute everything in a release's metrics.json beyond its training and its predictions.
+def assess(directory: Path, cells: FramedCells | None = None) -> Path:
+    """Fit and measure a release anew from the out-of-fold predictions that it keeps.
 
     Args:
         directory: a release made by a protocol; replaced as a whole, and returned.
-        cells: the data set it was made from, framed for it.
-        others: images to be refused; see `ood_metrics.fit_and_measure_detector`.
-        healthy: name → folder with images of healthy donors' white cells; see `ood_metrics.healthy_outcomes`.
+        cells: the data set it was made from, framed for it. Without them, shortcut baselines and OOD detector stay as
+            they are.
 
     Raises:
         LeukoscopeError: no release of a protocol, other cells than it was made from, too few subjects of a class, or a
@@ -85,151 +73,165 @@ def assess(
             f"{directory}: holds no out-of-fold predictions to assess it by; give a release that "
             "`leukoscope protocol` made"
         )
-    made_from, given = metrics["data"]["fingerprint"], cells.data.fingerprint
-    if made_from != given:
+    if cells is not None and metrics["data"]["fingerprint"] != cells.data.fingerprint:
+        made_from, given = (one[:12] for one in (metrics["data"]["fingerprint"], cells.data.fingerprint))
         raise LeukoscopeError(
-            f"{directory}: was made from other cells (fingerprint {made_from[:12]}, these are {given[:12]}); assess it "
+            f"{directory}: was made from other cells (fingerprint {made_from}, these are {given}); assess it "
             "with the data it was trained on"
         )
-    predictions = CellPredictions.load(kept)
-    blocks = track(metrics["evaluations"], "intervals of evaluations")
-    metrics["evaluations"] = [
-        _with_intervals(block, CellPredictions.load(directory / PREDICTIONS / f"{block['name']}.parquet"))
-        for block in blocks
+    predictions, training = CellPredictions.load(kept), metrics["training"]
+    evaluations = [
+        with_intervals(block, CellPredictions.load(directory / PREDICTIONS / f"{block['name']}.parquet"), training)
+        for block in track(metrics["evaluations"], "intervals of evaluations")
     ]
-    with progress("measuring shortcut baselines"):
-        rows, subjects = cells.rows(predictions.cell_ids), np.asarray(predictions.subjects)
-        features = trivial_features((cells.pixels[row] for row in rows), cells.data.info.background)
-        if (areas := cells.areas_of(rows)) is not None:
-            # Of the whole image: one in which every cell is framed at the same size does not show it.
-            features["size"] = log_areas(areas)[:, None]
-        tested = [np.isin(subjects, fold["subjects"]) for fold in first["folds"]]
-        sides = [(np.flatnonzero(~mine), np.flatnonzero(mine)) for mine in tested]
-        metrics["evaluations"][0]["shortcut_baselines"] = shortcut_metrics(features, sides, predictions)
+    blocks: dict[str, Any] = {"evaluations": evaluations}
+    detector = None
+    if cells is not None:
+        with progress("measuring shortcut baselines"):
+            evaluations[0]["shortcut_baselines"] = _shortcuts(cells, predictions, first["folds"])
+        detector, blocks["ood"] = fit_detector_on(cells)
+    blocks |= fitted_blocks(predictions, metrics["positive_label"], unit=metrics["data"]["unit"])
     with edit_release(directory) as aside:
-        earlier = metrics.get("calibration", {}).get("temperature", 1.0)
-        fit_and_measure(aside, metrics, predictions, cells, earlier_temperature=earlier, others=others, healthy=healthy)
+        write_fit(aside, metrics, blocks, detector, metrics.get("calibration", {}).get("temperature", 1.0))
     return directory
 
 
-def _with_intervals(block: Mapping[str, Any], predictions: CellPredictions) -> dict[str, Any]:
-    """An evaluation with its metrics and their intervals: by subject, and the naive ones by cell."""
+def with_intervals(
+    block: Mapping[str, Any], predictions: CellPredictions, training: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Measure an evaluation anew, with intervals by subject and, beside them, the naive ones by cell.
+
+    Where the probabilities assume other class frequencies than those trained on, the weighted F1 at the latter stands
+    beside it as `at_training_frequencies`. `training` is that block of metrics.json.
+    """
     found: dict[str, Any] = {"metrics": measure(predictions)}
     intervals: dict[str, Any] = {"level": bootstrap.LEVEL, "draws": bootstrap.BOOTSTRAP_SAMPLES, "seed": 0}
     intervals["by_cell"] = bootstrap.cell_intervals(predictions)
-    if "" not in predictions.subjects:
+    has_subjects = "" not in predictions.subjects
+    if has_subjects:
         intervals["by_subject"] = bootstrap.subject_intervals(predictions)
         if block["split"]["disjoint_by"] == "subject" and len(predictions.label_names) == 2:
             interval = intervals["by_subject"].get("subject_auroc")
             found["subject_scores"] = subject_scores_block(predictions, interval, block["estimates"])
+    trained_on = training.get("class_frequencies")
+    assumed = training.get("output_frequencies", trained_on)
+    if trained_on and assumed and assumed != trained_on:
+        to, of = (np.array([one[name] for name in predictions.label_names]) for one in (trained_on, assumed))
+        shifted = with_frequencies(predictions, of, to)
+        ends = bootstrap.subject_intervals(shifted)["f1_weighted"] if has_subjects else {}
+        found["at_training_frequencies"] = {"f1_weighted": measure(shifted)["f1_weighted"], **ends}
     return {**block, **found, "intervals": intervals}
 
 
-def fit_and_measure(
-    directory: Path,
-    metrics: dict[str, Any],
-    predictions: CellPredictions,
-    cells: FramedCells,
-    *,
-    earlier_temperature: float = 1.0,
-    estimates: str = OUT_OF_FOLD,
-    others: Mapping[str, np.ndarray] | None = None,
-    healthy: Mapping[str, Path] | None = None,
-    **checks: int,
-) -> None:
-    """Fit temperature, thresholds and OOD detector, and write weights, detector and metrics.json to a release's folder.
-
-    Args:
-        metrics: the rest of its metrics.json.
-        predictions: on subjects unseen by the networks that made them; `estimates` is what their metrics estimate.
-        cells: those the detector is fitted on and the Grad-CAM maps are measured on.
-        earlier_temperature: that the weights are already scaled with, unlike the networks behind `predictions`.
-        others, healthy: as for `assess`.
-        checks: `sample` and `perturbed` of `explanation_blocks`.
-    """
-    unit = cells.data.info.group
-    with progress("fitting temperature, thresholds and the rule for a subject"):
-        positive, about = metrics["positive_label"], {"estimates": estimates, "unit": unit}
-        left_out = leave_one_subject_out(predictions)
-        metrics["calibration"] = calibration_block(predictions, left_out=left_out, **about)
-        metrics["decisions"] = decision_block(predictions, positive, left_out=left_out, **about)
-        temperature = metrics["calibration"]["temperature"]
-        size_only = size_only_out_of_fold(predictions)
-        if rule := subject_rule_block(
-            predictions, positive, temperature=temperature, estimates=estimates, size_only=size_only
-        ):
-            metrics["subject_rule"] = rule
-        else:
-            metrics.pop("subject_rule", None)
-    release = load_release(directory)
-    rescale_classifier(release.network, temperature / earlier_temperature)
-    save_weights(release.network, directory)
-    rows, background = cells.rows(tuple(cells.data.train["cell_id"])), cells.data.info.background
-    pixels, units = PixelRows(cells.pixels, rows), [cells.subjects[row] for row in rows]
-    with progress("fitting and measuring the OOD detector"):
-        detector, metrics["ood"] = fit_and_measure_detector(
-            release.preprocessing, pixels, units, background=background, others=others
-        )
-    detector.save(directory / OOD)
-    metrics |= explanation_blocks(release, pixels, cells.labels[rows], units, background=background, **checks)
-    # Thresholds and detector must be in the folder before the decisions made with them are measured.
-    write_json(directory / METRICS, metrics)
-    if healthy:
-        predictor = Predictor.from_pretrained(directory, backend="torch", device="cpu")
-        groups = track(healthy.items(), "predicting healthy donors' cells")
-        metrics["ood"]["healthy"] = {name: healthy_outcomes(predictor, folder) for name, folder in groups}
-    measured = metrics.get("precision", {})
-    unseen = {name: measured[name]["unseen"] for name in (BF16, INT8) if "unseen" in measured.get(name, {})}
-    metrics["precision"] = precision_block(directory, pixels, unseen)
-    write_json(directory / METRICS, metrics)
+def _shortcuts(cells: FramedCells, predictions: CellPredictions, folds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The baselines of trivial features on the folds of a cross-validation."""
+    rows, subjects = cells.rows(predictions.cell_ids), np.asarray(predictions.subjects)
+    features = trivial_features((cells.pixels[row] for row in rows), cells.data.info.background)
+    if (areas := cells.areas_of(rows)) is not None:
+        # Of the whole image: one in which every cell is framed at the same size does not show it.
+        features["size"] = log_areas(areas)[:, None]
+    tested = [np.isin(subjects, fold["subjects"]) for fold in folds]
+    return shortcut_metrics(features, [(np.flatnonzero(~mine), np.flatnonzero(mine)) for mine in tested], predictions)
 
 
-def tta_gain(
-    folds: Sequence[tuple[Path, CellPredictions]], cells: FramedCells, *, sample: int = 2000, device: str = "cpu"
+def fitted_blocks(
+    predictions: CellPredictions, positive_label: str, *, estimates: str = OUT_OF_FOLD, unit: str = "subject"
 ) -> dict[str, Any]:
-    """Make the "views" block of metrics.json, what test-time augmentation gains; an error for few subjects of a class.
+    """Fit temperature, thresholds and the rule for subjects: the blocks of metrics.json that decide.
 
     Args:
-        folds: of each fold the release folder of its network, and the network's predictions for its test cells.
-        cells: those cells, framed for the networks.
-        sample: number of cells over all folds, chosen at random; all where there are fewer.
+        predictions: on subjects unseen by the networks that made them; `estimates` is what their metrics estimate.
+        positive_label: the class that operating points and the rule look for; "" for none.
+        unit: what the predictions' subjects are: "subject" or "block".
 
     Returns:
-        metrics of one view and of the average of eight, their `difference` (eight less one) on the same bootstrap
-        samples, and the accuracy on cells whose views agree, and on the others.
+        calibration and decisions; subject_rule where one can be fitted.
+
+    Raises:
+        LeukoscopeError: a cell of an unknown subject, or too few subjects of a class.
     """
-    ends = np.cumsum([0, *(len(fold.cell_ids) for _, fold in folds)])
-    chosen = np.sort(np.random.default_rng(0).permutation(ends[-1])[:sample])
-    parts, view_probabilities = [], []
-    for number, ((folder, fold), first, last) in enumerate(zip(folds, ends, ends[1:], strict=False), 1):
-        some = fold.take(chosen[(first <= chosen) & (chosen < last)] - first)
-        backend, rows = open_backend(read_release(folder), Runtime(device=device)), cells.rows(some.cell_ids)
-        parts.append(some)
-        label = f"test-time augmentation, fold {number} of {len(folds)}"
-        for start in track(range(0, len(rows), BATCH), label):
-            pixels = np.asarray(cells.pixels[rows[start : start + BATCH]])
-            view_probabilities.append(softmax(backend(tta_views(pixels)).logits).reshape(len(pixels), VIEWS, -1))
-    tested, each = pooled(parts), np.concatenate(view_probabilities)
-    one, eight = (replace(tested, probabilities=p) for p in (each[:, 0], each.mean(axis=1)))  # upright comes first
-    share_apart = disagreement(each)
-    correct, agreed = eight.predicted == eight.references, share_apart == 0
+    with progress("fitting temperature, thresholds and the rule for a subject"):
+        left_out = leave_one_subject_out(predictions)
+        calibration = calibration_block(predictions, left_out=left_out, estimates=estimates, unit=unit)
+        rule = subject_rule_block(
+            predictions,
+            positive_label,
+            temperature=calibration["temperature"],
+            estimates=estimates,
+            size_only=size_only_out_of_fold(predictions),
+        )
+        return {
+            "calibration": calibration,
+            "decisions": decision_block(predictions, positive_label, left_out=left_out, estimates=estimates, unit=unit),
+            **({"subject_rule": rule} if rule else {}),
+        }
 
-    def accuracy(correct: np.ndarray) -> dict[str, Any]:
-        return {"cells": len(correct), "accuracy": float(correct.mean()) if len(correct) else None}
 
-    return {
-        "estimates": OUT_OF_FOLD,
-        "definition": "four quarter turns of a cell, each also mirrored",
-        "views": VIEWS,
-        "network_passes_per_cell": VIEWS,
-        "cells": len(correct),
-        "one_view": headline(measure(one)),
-        "all_views": headline(measure(eight)),
-        "difference": bootstrap.paired_difference(eight, one),
-        "mean_disagreement": float(share_apart.mean()),
-        "agreeing_cells": accuracy(correct[agreed]),
-        "disagreeing_cells": accuracy(correct[~agreed]),
+def fit_detector_on(cells: FramedCells) -> tuple[OodDetector, dict[str, Any]]:
+    """Fit the OOD detector on framed training cells: it, and the "ood" block of metrics.json.
+
+    The block says what share of the cells of held-out subjects passes. What the detector refuses (`kinds`) is measured
+    elsewhere.
+
+    Raises:
+        LeukoscopeError: too few cells or subjects.
+    """
+    rows = cells.rows(tuple(cells.data.train["cell_id"]))
+    subjects = [cells.subjects[row] for row in rows]
+    with progress("fitting the OOD detector"):
+        statistics = np.asarray([picture_statistics(cell) for cell in PixelRows(cells.pixels, rows)], np.float32)
+        detector, held_out = fit_detector(statistics, subjects)
+    kept = held_out <= 1
+    names, of, counts = np.unique(subjects, return_inverse=True, return_counts=True)
+    shares = np.bincount(of, kept) / counts
+    # Ties go to the subject with more cells: half of two cells says less than half of two hundred.
+    worst = min(range(len(names)), key=lambda i: (shares[i], -counts[i]))
+    return detector, {
+        "estimates": OF_DETECTOR,
+        "method": METHOD,
+        "distance_limit": float(detector.limit),
+        "wanted_kept_share": KEPT_SHARE,
+        "held_out": {
+            "cells": len(held_out),
+            "subjects": len(names),
+            "folds": min(FOLDS, len(names)),
+            "kept_share": float(kept.mean()),
+            "kept_share_by_subject": float(shares.mean()),
+            "worst_subject": {
+                "subject": str(names[worst]),
+                "cells": int(counts[worst]),
+                "kept_share": float(shares[worst]),
+            },
+        },
+        "kinds": {},
+        "not_measured": [],
     }
+
+
+def write_fit(
+    directory: Path,
+    metrics: Mapping[str, Any],
+    blocks: Mapping[str, Any],
+    detector: OodDetector | None,
+    earlier_temperature: float,
+) -> None:
+    """Write what was fitted into a release's folder: the temperature into its weights, detector and metrics.json.
+
+    Args:
+        metrics: its metrics.json so far; blocks of an earlier fit are dropped, `blocks` replace the others.
+        detector: None leaves the one that is there.
+        earlier_temperature: that the weights are already scaled with, unlike the networks behind the predictions.
+    """
+    release = load_release(directory)
+    factor = blocks["calibration"]["temperature"] / earlier_temperature
+    rescale_classifier(release.network, factor)
+    save_weights(release.network, directory)
+    if detector is not None:
+        detector.save(directory / OOD)
+    written = {**{key: block for key, block in metrics.items() if key not in _FITTED}, **blocks}
+    if scale := written.get("evidence_scale"):  # maps are in logits
+        written["evidence_scale"] = scale | {key: scale[key] / factor for key in ("p05", "median", "p95")}
+    write_json(directory / METRICS, written)
 
 
 # Another laboratory
@@ -261,43 +263,46 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
     cells = replace(cells, data=replace(cells.data, info=info), subjects=subjects)
     predictions = predict_framed(release, cells)
     _require_enough(predictions, info.group)
+    split = {"strategy": "all", "detail": f"every recalibration cell ({info.title})", "disjoint_by": info.group}
     evaluation = {
         "name": "recalibration",
         "estimates": estimates,
-        "split": {
-            "strategy": "all",
-            "detail": f"every recalibration cell ({info.title})",
-            "disjoint_by": info.group,
-            "seed": 0,
-        },
+        "split": {**split, "seed": 0},
         "thresholds_fitted_on": None,
     }
-    metrics = {key: block for key, block in release.metrics.items() if key != "precision"}  # of other subjects
+    metrics = release.metrics
+    earlier = metrics.get("calibration", {}).get("temperature", 1.0)
+    detector, ood = fit_detector_on(cells)
     with progress("intervals of evaluations"):
-        metrics["evaluations"] = [*metrics["evaluations"], _with_intervals(evaluation, predictions)]
-    # All temperatures in the weights already, including those of earlier recalibrations.
-    temperatures = [
-        release.metrics.get("calibration", {}).get("temperature", 1.0),
-        release.metrics.get("recalibration", {}).get("previous_temperature", 1.0),
-    ]
-    metrics["recalibration"] = {
-        "from": name or folder_name(source),
-        "data": info.title,
-        "fingerprint": cells.data.fingerprint,
-        "cells": len(predictions.cell_ids),
-        "subjects": len(set(predictions.subjects)),
-        "previous_temperature": math.prod(temperatures),
+        measured = with_intervals(evaluation, predictions, metrics["training"])
+    blocks = {
+        **fitted_blocks(predictions, metrics["positive_label"], estimates=estimates, unit=info.group),
+        "evaluations": [*metrics["evaluations"], measured],
+        "ood": ood,
+        "recalibration": {
+            "from": name or folder_name(source),
+            "data": info.title,
+            "fingerprint": cells.data.fingerprint,
+            "cells": len(predictions.cell_ids),
+            "subjects": len(set(predictions.subjects)),
+            # All temperatures in the weights already, including those of earlier recalibrations.
+            "previous_temperature": math.prod(
+                [earlier, metrics.get("recalibration", {}).get("previous_temperature", 1.0)]
+            ),
+        },
     }
     with edit_release(source, target) as aside:
-        # They show the old thresholds.
-        shutil.rmtree(aside / FIGURES, ignore_errors=True)
-        # Fewer cells than in an assessment: the weights, and with them the maps, are those that were assessed.
-        fit_and_measure(aside, metrics, predictions, cells, estimates=estimates, sample=40, perturbed=8)
+        shutil.rmtree(aside / FIGURES, ignore_errors=True)  # they show the old thresholds
+        write_fit(aside, metrics, blocks, detector, 1.0)
     return target
 
 
 def predict_framed(release: Release, cells: FramedCells) -> CellPredictions:
-    """Predict framed cells with the release's own network, in float32; an error where the classes differ."""
+    """Predict framed cells with the release's own network, in float32.
+
+    Raises:
+        LeukoscopeError: the classes differ.
+    """
     theirs = cells.data.info.labels
     if set(theirs) != set(release.labels):
         raise LeukoscopeError(
@@ -329,7 +334,7 @@ def _refuse_training_cells(release: Release, cells: FramedCells) -> bool:
     ids, known = tuple(cells.data.train["cell_id"]), KnownCells.of_release(release.folder)
     hashes = cells.hashes_of(cells.rows(ids))
     seen = seen_in_training(release.metrics, known, cells.data, cells.subjects, ids, hashes)
-    if seen.subjects:
+    if seen.overlap is Overlap.SUBJECTS:
         raise LeukoscopeError(
             f"subject {seen.subjects[0]} trained {release.name}: it is overconfident on training cells; recalibrate on "
             "subjects that did not train it"
@@ -339,7 +344,7 @@ def _refuse_training_cells(release: Release, cells: FramedCells) -> bool:
             f"{seen.cells:,} of these {len(ids):,} cells are among those that {release.name} was made from: it is "
             "overconfident on training cells; recalibrate on other cells"
         )
-    return seen.certain
+    return seen.overlap.certain
 
 
 def _require_enough(predictions: CellPredictions, unit: str) -> None:

@@ -6,29 +6,28 @@ have trained it.
 
 from __future__ import annotations
 
+import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from leukoscope import LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.images import UnreadableImage, cell_area, open_encoded, pixel_hash
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import without_damaged
 from leukoscope.data.splits import Split, groups_of, load_split, make_split
-from leukoscope.evaluation.overlap import (
-    KnownCells,
-    same_cells,
-    same_subject,
-    seen_in_training,
-    source_of,
-    trainings_of,
-)
+from leukoscope.evaluation import bootstrap
+from leukoscope.evaluation.metrics import measure
+from leukoscope.evaluation.overlap import KnownCells, Overlap, seen_in_training
 from leukoscope.evaluation.predictions import CellPredictions
+from leukoscope.evaluation.subjects import measure_subject_rule
 from leukoscope.inference.foreign import Classifier, match_labels
 from leukoscope.models.release import folder_name, read_metrics
 from leukoscope.progress import progress
@@ -36,6 +35,7 @@ from leukoscope.progress import progress
 TEST_FOLD = "fold_1"
 """Of C-NMC's folds, as published, the one that the split `official` tests."""
 _AREA_SIDE = 224
+EVALUATION_SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -224,6 +224,56 @@ def predictions_in_file(path: Path, cells: SelectedCells | None = None) -> Model
     return ModelPredictions(predictions, _public_name(str(path)), "", estimates, overlap, left_out, unit=unit)
 
 
+def build_evaluation(predicted: ModelPredictions, cells: SelectedCells | None, *, seed: int = 0) -> dict[str, Any]:
+    """Compute the content of evaluation.json.
+
+    Args:
+        cells: the cells that were predicted; None where only their predictions are at hand.
+
+    Raises:
+        LeukoscopeError: not one cell was predicted.
+    """
+    predictions, unreadable = predicted.predictions, cells.data.unreadable if cells else ()
+    if not predictions.cell_ids:
+        reason = next(iter((*predicted.left_out, *unreadable)), "no cell was given")
+        raise LeukoscopeError(f"{predicted.name}: not one cell was predicted ({reason}); check the cells and --split")
+    try:
+        by_subject, missing = bootstrap.subject_intervals(predictions, seed=seed), ""
+    except LeukoscopeError as error:
+        by_subject, missing = None, str(error)
+    subjects = np.asarray(predictions.subjects)
+    of_class = {label: subjects[predictions.references == k] for k, label in enumerate(predictions.label_names)}
+    return {
+        "schema_version": EVALUATION_SCHEMA_VERSION,
+        "notice": RESEARCH_NOTICE,
+        **predicted.about(),
+        "unit": predicted.unit,
+        **(cells.about() if cells else {"data": None, "split": None}),
+        "left_out": [*unreadable, *predicted.left_out],
+        "figures": bootstrap.point_metrics(predictions),
+        "intervals": {
+            "level": bootstrap.LEVEL,
+            "draws": bootstrap.BOOTSTRAP_SAMPLES,
+            "seed": seed,
+            "method": "bootstrap within class, expanded percentile (Hesterberg 2015, "
+            "doi:10.1080/00031305.2015.1089789)",
+            "subjects": {label: len(set(names.tolist()) - {""}) for label, names in of_class.items()},
+            "by_subject": by_subject,
+            "by_subject_missing": missing,
+            "by_cell": bootstrap.cell_intervals(predictions, seed=seed),
+        },
+        "metrics": measure(predictions),
+        "decisions": predicted.decisions(),
+        "subject_rule": measure_subject_rule(predictions, predicted.metrics),
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "versions": {
+            "leukoscope": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "timm", "transformers", "scikit-learn", "numpy")},
+        },
+    }
+
+
 def keep_cells(predictions: CellPredictions, cells: Sequence[str]) -> CellPredictions:
     """Keep the predictions of the given cells, in their own order."""
     wanted = set(cells)
@@ -243,46 +293,24 @@ def training_overlap(
         verdict ("good", "warning" or "bad"), statement, and subjects: how many tested subjects trained the weights
         (None where that cannot be known).
     """
-    source = metrics.get("data", {})
-    if not source:
-        return _overlap(
-            "warning", "What trained these weights is not recorded: a test only if none of these cells did."
-        )
-    tested = {same_subject(source_of(cells.data), one) for one in predictions.subjects} - {""}
-    ids, hashes = predictions.cell_ids, predictions.pixel_hashes
     seen = seen_in_training(
         metrics,
         known,
         cells.data,
         predictions.subjects,
-        ids,
-        hashes,
+        predictions.cell_ids,
+        predictions.pixel_hashes,
         split_fingerprints=(cells.whole.fingerprint, cells.whole.test_fingerprint),
     )
-    if both := len(seen.subjects):
-        return _overlap(
-            "bad", f"These weights were trained on {both} of these {len(tested)} subjects: not a test.", both
-        )
-    own = next(iter(trainings_of(metrics)), None)
-    if own and same_cells(own, cells.data):
-        if seen.cells:
-            statement = "These weights were trained on this data set, whose subjects are not known: not a test."
-            if cells.data.own_splits and cells.whole.strategy == "none":
-                statement += " --split given tests the cells of the test split alone."
-            return _overlap("bad", statement)
-        if not tested or not own["subjects"]:
-            return _overlap("good", "The split that these weights were trained with sets these cells apart.")
-        if seen.certain:
-            return _overlap("good", f"None of these {len(tested)} subjects trained these weights.", 0)
-        return _overlap("warning", "Whether some of these cells trained these weights cannot be told.")
-    other = f"These weights were trained on another data set ({source.get('title')})"
-    if seen.cells:
-        return _overlap("bad", f"{other}, which holds {seen.cells:,} of these {len(ids):,} cells, too: not a test.")
-    if seen.certain:
-        # No verdict "good": a copy that was encoded anew has other pixels.
-        compared = "none of these cells has the name or the exact pixels of one of its cells"
-        return _overlap("warning", f"{other}; {compared}, but a renamed and re-encoded copy is not recognised.")
-    return _overlap("warning", f"{other}; whether it holds some of these cells cannot be told.")
+    statement = seen.statement
+    if seen.overlap is Overlap.SAME_DATA and cells.data.own_splits and cells.whole.strategy == "none":
+        statement += " --split given tests the cells of the test split alone."
+    counted = seen.overlap in (Overlap.SUBJECTS, Overlap.OTHER_SUBJECTS)
+    return {
+        "verdict": seen.overlap.verdict,
+        "statement": statement,
+        "subjects": len(seen.subjects) if counted else None,
+    }
 
 
 def _overlap(verdict: str, statement: str, subjects: int | None = None) -> dict[str, Any]:

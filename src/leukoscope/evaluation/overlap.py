@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +18,63 @@ if TYPE_CHECKING:
 _LEAST_NAME = 6
 
 
+class Overlap(Enum):
+    """Whether some cells trained a release: what is known, and how metrics on them are then to be read."""
+
+    NOT_RECORDED = "warning", "What trained these weights is not recorded: a test only if none of these cells did."
+    SUBJECTS = "bad", "These weights were trained on {both} of these {tested} subjects: not a test."
+    SAME_DATA = "bad", "These weights were trained on this data set, whose subjects are not known: not a test."
+    SET_APART = "good", "The split that these weights were trained with sets these cells apart."
+    OTHER_SUBJECTS = "good", "None of these {tested} subjects trained these weights."
+    SAME_UNCLEAR = "warning", "Whether some of these cells trained these weights cannot be told."
+    OTHER_HOLDS_THEM = (
+        "bad",
+        "These weights were trained on another data set ({title}), which holds {cells:,} of these {of:,} cells, too: "
+        "not a test.",
+    )
+    # No verdict "good": a copy that was encoded anew has other pixels.
+    OTHER_DATA = (
+        "warning",
+        "These weights were trained on another data set ({title}); none of these cells has the name or the exact "
+        "pixels of one of its cells, but a renamed and re-encoded copy is not recognised.",
+    )
+    OTHER_UNCLEAR = (
+        "warning",
+        "These weights were trained on another data set ({title}); whether it holds some of these cells cannot be "
+        "told.",
+    )
+
+    @property
+    def verdict(self) -> str:
+        """ "good", "warning" or "bad"."""
+        return self.value[0]
+
+    @property
+    def sentence(self) -> str:
+        """A template of both, tested, title, cells and of."""
+        return str(self.value[1])
+
+    @property
+    def certain(self) -> bool:
+        """True where no cell can have trained the release without being counted."""
+        return self not in (Overlap.NOT_RECORDED, Overlap.SAME_UNCLEAR, Overlap.OTHER_UNCLEAR)
+
+
 @dataclass(frozen=True)
-class SeenInTraining:
+class Seen:
     """Which of some cells a release may have been trained on.
 
     Attributes:
+        overlap: what is known of it.
         subjects: those of the cells' subjects that trained it, or a release it was fine-tuned from; sorted.
-        cells: cells that it keeps predictions of, where it was trained on other data; or all of them, where it was
-            trained on the same data without known subjects and by another split.
-        certain: it was trained on no other of these cells.
+        cells: how many trained it, where that is not told by subjects.
+        statement: one sentence for a reader.
     """
 
+    overlap: Overlap
     subjects: tuple[str, ...]
     cells: int
-    certain: bool
+    statement: str
 
 
 def seen_in_training(
@@ -42,7 +86,7 @@ def seen_in_training(
     hashes: Sequence[str] | None,
     *,
     split_fingerprints: Sequence[str] = (),
-) -> SeenInTraining:
+) -> Seen:
     """Determine which of some cells of `data` a release was trained on.
 
     Args:
@@ -51,24 +95,39 @@ def seen_in_training(
         cell_ids, hashes: (N,) names, and `pixel_hash` of each where it is known.
         split_fingerprints: of the split that sets these cells apart, and of its test side where they are that side.
     """
-    name, here = source_of(data), set(subjects)
-    trainings = trainings_of(metrics)
-    if not trainings:
-        return SeenInTraining((), 0, certain=False)
+    name, here, trainings = source_of(data), set(subjects), trainings_of(metrics)
     trained = {same_subject(name, one) for past in trainings if same_cells(past, data) for one in past["subjects"]}
-    own, *earlier = trainings
-    # Two different sets of class folders may number their subjects alike, or share cells under other names.
-    certain = not any(past["name"] == name == "imagefolder" and not same_cells(past, data) for past in earlier)
-    if not same_cells(own, data):
-        cells, certain = known.among(cell_ids, hashes), certain and bool(known.hashes) and hashes is not None
-    elif own["subjects"] and here - {""}:
-        cells, certain = 0, certain and "" not in here
+    both = tuple(sorted(one for one in here - {""} if same_subject(name, one) in trained))
+    cells = 0
+    if not trainings:
+        found = Overlap.NOT_RECORDED
+    elif both:
+        found = Overlap.SUBJECTS
     else:
-        splits = [block["split"] for block in metrics.get("evaluations", ())]
-        fingerprints = [split.get(key) for split in splits for key in ("fingerprint", "test_fingerprint")]
-        cells = 0 if set(split_fingerprints) & set(fingerprints) else len(cell_ids)
-    both = sorted(one for one in here - {""} if same_subject(name, one) in trained)
-    return SeenInTraining(tuple(both), cells, certain)
+        own, *earlier = trainings
+        # Two different sets of class folders may number their subjects alike, or share cells under other names.
+        clear = not any(past["name"] == name == "imagefolder" and not same_cells(past, data) for past in earlier)
+        if not same_cells(own, data):
+            cells = known.among(cell_ids, hashes)
+            compared = clear and bool(known.hashes) and hashes is not None
+            found = Overlap.OTHER_DATA if compared else Overlap.OTHER_UNCLEAR
+            found = Overlap.OTHER_HOLDS_THEM if cells else found
+        elif own["subjects"] and here - {""}:
+            found = Overlap.OTHER_SUBJECTS if clear and "" not in here else Overlap.SAME_UNCLEAR
+        else:
+            splits = [block["split"] for block in metrics.get("evaluations", ())]
+            fingerprints = {split.get(key) for split in splits for key in ("fingerprint", "test_fingerprint")}
+            set_apart = fingerprints & set(split_fingerprints)
+            found = Overlap.SAME_DATA if not set_apart else Overlap.SET_APART if clear else Overlap.SAME_UNCLEAR
+            cells = 0 if set_apart else len(cell_ids)
+    statement = found.sentence.format(
+        both=len(both),
+        tested=len({same_subject(name, one) for one in here} - {""}),
+        title=metrics.get("data", {}).get("title"),
+        cells=cells,
+        of=len(cell_ids),
+    )
+    return Seen(found, both, cells, statement)
 
 
 def trainings_of(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

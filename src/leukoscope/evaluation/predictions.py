@@ -177,7 +177,7 @@ def frequencies_of_other_folds(predictions: CellPredictions) -> np.ndarray:
     found = np.zeros(predictions.probabilities.shape)
     for fold in np.unique(predictions.folds):
         others = predictions.references[predictions.folds != fold]
-        found[predictions.folds == fold] = np.bincount(others, minlength=found.shape[1]) / len(others)
+        found[predictions.folds == fold] = np.bincount(others, minlength=len(predictions.label_names)) / len(others)
     return found
 
 

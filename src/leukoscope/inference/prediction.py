@@ -32,8 +32,8 @@ NO_MAP = (
 EVIDENCE, GRADCAM = "evidence", "gradcam"
 METHODS = (EVIDENCE, GRADCAM)
 """How a map is made: evidence relative to the blank picture, or Grad-CAM as published."""
-OWN_AT_LEAST, ABOVE_ANOTHER_CELL = 0.6, 0.3
-"""Correlations that `passes_map_checks` asks for."""
+OWN_AT_LEAST = 0.6
+"""Correlation that `passes_map_checks` asks for."""
 
 REASON_TEXTS = {
     "field_of_view": "the picture is no single cell cut out on black, which is what this model was trained on",
@@ -225,15 +225,14 @@ class Thresholds:
 def passes_map_checks(block: Mapping[str, Any]) -> bool:
     """Return whether a release's maps passed the checks that are needed to say that it looks at the cell.
 
-    A cell's map must agree with itself when the cell is turned (mean correlation ≥ .6, and ≥ .3 above that with another
-    cell's map), and taking away what it marks must lower the class's probability more than taking away random pixels
-    (95 % interval above 0). A block `heat_maps` of metrics.json that lacks a measurement has not passed.
+    A cell's map must agree with that of the cell turned by 30° (mean correlation ≥ .6), better than the maps of random
+    weights do (95 % intervals apart), and taking away what it marks must lower the class's probability more than taking
+    away random pixels (interval above 0). A block `heat_maps` of metrics.json that lacks a measurement has not passed.
     """
-
     try:
-        rotation, gain = block["rotation"], block["deletion"]["gain_over_random"]["low"]
-        own, other = rotation["correlation"]["mean"], rotation["another_cell"]["mean"]
-        return bool(own >= OWN_AT_LEAST and own - other >= ABOVE_ANOTHER_CELL and gain > 0)
+        own, untrained = block["rotation"]["correlation"], block["rotation"]["untrained"]
+        gain = block["deletion"]["gain_over_random"]["low"]
+        return bool(own["mean"] >= OWN_AT_LEAST and own["low"] > untrained["high"] and gain > 0)
     except (LookupError, TypeError):  # anybody's metrics.json is read: a block may hold anything
         return False
 

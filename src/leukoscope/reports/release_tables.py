@@ -274,16 +274,6 @@ def metrics_table(values: Metrics, intervals: Metrics, unit: str) -> Table:
     return Table(("metric", "value", f"{intervals['level']:.0%} interval, by {unit}", "naive, by cell"), rows)
 
 
-def comparison_table(differences: Metrics, level: float, resampled: str, unit: str) -> Table:
-    """Metrics of two models from `paired_difference`; "subjects" or "cells" are `resampled`."""
-    rows = [
-        [metric_name(key, unit), share(one["a"]), share(one["b"]), difference(one), share(one["share_a_better"])]
-        for key, one in differences.items()
-    ]
-    interval = f"difference ({level:.0%} interval, by {unit if resampled == 'subjects' else 'cell'})"
-    return Table(("metric", "this model", "the other", interval, "share of samples in which it is better"), rows)
-
-
 # Audits of data sets
 
 _CROSSED = {

@@ -14,17 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE
 from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
-from leukoscope.inference.subject import SubjectRule, without_copies
 from leukoscope.models.release import public_name
-from leukoscope.reports.formatting import fraction, rendered, share, span, with_span
-from leukoscope.reports.html import cell_picture
+from leukoscope.reports.formatting import data_uri, encoded, fraction, rendered, share, span, with_span
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from leukoscope.inference.prediction import Prediction
-    from leukoscope.inference.predictor import Predictor
-    from leukoscope.inference.sources import CellSource
     from leukoscope.inference.subject import SubjectPrediction
 
 SHOWN = 6
@@ -33,32 +31,6 @@ SHOWN_REFUSED = 12
 _SIDE = 160
 _WIDTH, _HEIGHT, _MARGIN = 720, 130, 26
 _USED, _REFUSED = "#0072B2", "#9aa0a6"
-
-
-def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch_size: int = 16) -> str:
-    """Predict all cells of a source as those of the subject `name`, and report on them; see `subject_report`.
-
-    Cells are numbered, since names of files may contain the subject's.
-    """
-    rule = SubjectRule.of_release(predictor.release)
-    given = source.cells
-    if len(subjects := sorted({source.subject_of(cell, predictor.labels) for cell in given})) > 1:
-        raise LeukoscopeError(
-            f"{len(subjects)} subjects ({subjects[0]!r}, {subjects[1]!r} …): a report is of one; give the folder that "
-            "holds one subject's pictures, or write a table of all with --output subjects.csv"
-        )
-    predictions = predictor((cell.file for cell in given), batch_size=batch_size)
-    kept = without_copies(predictions)
-    cells, pictures = [predictions[number] for number in kept], [given[number].file for number in kept]
-    return subject_report(
-        rule.predict_cells(cells, subject=name),
-        np.array([cell.probabilities[rule.positive_label] for cell in cells]),
-        [cell.outcome for cell in cells],
-        lambda chosen: predictor([pictures[i] for i in chosen], explain=True, batch_size=1),
-        model=predictor.release.name,
-        revision=predictor.release.revision,
-        metrics=predictor.release.metrics,
-    )
 
 
 def subject_report(
@@ -202,8 +174,14 @@ def _figure(name: str, found: Prediction, positive: str, peak: float | None) -> 
     seen = left, top, right, bottom
     what = f"{name}: {found.outcome}, probability of {positive} {probability}"
     assert found.picture is not None, "explained"
-    shown = {"picture": cell_picture(found.picture.crop(seen), what, side=_SIDE).source, "alt": what}
+    shown = {"picture": _cell_picture(found.picture.crop(seen)), "alt": what}
     if peak is None or found.heatmaps is None:
         return shown | {"caption": name}
     drawn = found.overlay(positive, peak=peak).crop(seen)
-    return shown | {"caption": f"{name} · {probability}", "map": cell_picture(drawn, what, side=_SIDE).source}
+    return shown | {"caption": f"{name} · {probability}", "map": _cell_picture(drawn)}
+
+
+def _cell_picture(image: Image) -> str:
+    small = image.convert("RGB")
+    small.thumbnail((_SIDE, _SIDE))
+    return data_uri("image/jpeg", encoded(small, "JPEG", quality=85))

@@ -20,7 +20,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split
-from leukoscope.evaluation.overlap import KnownCells, SeenInTraining, seen_in_training, trainings_of
+from leukoscope.evaluation.overlap import KnownCells, Overlap, Seen, seen_in_training, trainings_of
 from leukoscope.models.build import NetworkStart, copy_weights
 from leukoscope.models.hub_download import KNOWN_CELLS, find_release
 from leukoscope.models.recipes import TIMM, Recipe, get_recipe, timm_recipe
@@ -202,7 +202,7 @@ def _check_seen_cells(release: Release, cells: FramedCells, split: Split) -> tup
     """Refuse a release that was trained on this run's test side; notes on what else it was trained on."""
     name, unit, known = name_of(release), cells.data.info.group, KnownCells.of_release(release.folder)
 
-    def seen_of(cell_ids: tuple[str, ...]) -> SeenInTraining:
+    def seen_of(cell_ids: tuple[str, ...]) -> Seen:
         rows = cells.rows(cell_ids)
         subjects, hashes = {cells.subjects[row] for row in rows}, cells.hashes_of(rows)
         return seen_in_training(
@@ -228,8 +228,8 @@ def _check_seen_cells(release: Release, cells: FramedCells, split: Split) -> tup
         notes.append(f"{name} was trained on {len(validated.subjects)} {unit}(s) {too_good}")
     elif validated.cells:
         notes.append(f"{name} was made from {validated.cells:,} cells {too_good}")
-    if not trainings_of(release.metrics):
+    if tested.overlap is Overlap.NOT_RECORDED:
         notes.append(f"{name} does not say which cells it was trained on; it may have seen some of these")
-    elif not (tested.certain and validated.certain):
+    elif not (tested.overlap.certain and validated.overlap.certain):
         notes.append(f"{name} was trained on other cells; whether some of these are among them is unknown")
     return tuple(notes)

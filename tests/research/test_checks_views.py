@@ -12,9 +12,9 @@ import torch
 from leukoscope import progress
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
-from leukoscope.evaluation.assess import tta_gain
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.weights import load_release
+from research.checks import tta_gain
 
 
 @pytest.fixture(scope="module")

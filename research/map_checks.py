@@ -1,0 +1,343 @@
+"""Checks of a release's maps, which a map fails when it only looks plausible: the blocks heat_maps and evidence_scale.
+
+A faithful map depends on the learnt weights, marks pixels that the prediction depends on, and turns with the cell. A
+map here is what a prediction shows: the mean over a cell's eight views, turned back. Right angles are therefore no
+check; the cell is turned by 30°. Each metric has an interval, and beside it that of a map without information.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from scipy.stats import rankdata
+from torch import nn
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.images import foreground
+from leukoscope.data.pixel_cache import PixelRows
+from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
+from leukoscope.evaluation.predictions import CellPredictions, even_sample
+from leukoscope.inference.backends import TorchBackend
+from leukoscope.inference.gradcam import share_on_cell
+from leukoscope.inference.prediction import EVIDENCE, NO_MAP, passes_map_checks, softmax
+from leukoscope.inference.predictor import float32_backend
+from leukoscope.inference.tta import VIEWS, turned, turned_back
+from leukoscope.models.weights import Release
+from leukoscope.progress import progress, track
+
+if TYPE_CHECKING:
+    from leukoscope.inference.predictor import Backend
+
+AT_ONCE = 8
+"""Cells computed at once, which share a random network; of more, the activations do not fit a processor's cache."""
+ANGLE = 30
+# A map has some 25 to 100 values, so eight steps trace a curve as well as the 224 of the RISE paper.
+STEPS = 8
+RANDOM_MAPS = 2
+# The blur's standard deviation as a share of the side. After narrower blurs a C-NMC network still predicts one class
+# for all cells (HEM, at 1/8 and less); at 1/4 its probabilities are near 0.5, and the same for cells of both classes.
+BLUR = 1 / 4
+ESTIMATES = "these weights, on the cells drawn, whether or not they were trained on"
+
+DEFINITIONS = {
+    "map": "evidence for the class the network answers, relative to a blank picture, from the last feature map: the "
+    "mean over the eight dihedral views of a cell, turned back; its positive part",
+    "rotation": f"correlation (Pearson, in the circle that every turn covers) of a cell's map with that of the cell "
+    f"turned by {ANGLE}°, turned back; of the same from a network of random weights (untrained), of the cell's "
+    "silhouette with itself, and of the cell's map with another cell's",
+    "randomisation": "Adebayo et al. 2018 (doi:10.48550/arXiv.1810.03292): rank correlation of a cell's map with that "
+    "of a network whose layers, from the output backwards, are redrawn from normal distributions with each tensor's "
+    "own mean and deviation, anew for every eight cells (redrawn batch normalisation uses their statistics)",
+    "deletion": "Petsiuk et al. 2018 (doi:10.48550/arXiv.1806.07421): mean probability of the answered class while "
+    "pixels, most evidence first, give way to a blurred copy of the picture; gains are above 0 where the map is a "
+    "better guide than independent uniform values on its grid (random), or than one map that falls off evenly from "
+    "the centre",
+    "passed": f"correlation at {ANGLE}° is at least .6 and above that with the map of random weights, and deletion "
+    "gains over random maps, both with intervals apart",
+}
+
+
+def explanation_blocks(
+    release: Release,
+    pixels: np.ndarray | PixelRows,
+    labels: np.ndarray,
+    subjects: Sequence[str],
+    *,
+    background: str,
+    sample: int = 48,
+) -> dict[str, dict[str, Any]]:
+    """Make two blocks of metrics.json from cells sampled evenly over classes and their subjects.
+
+    They cost some 120 forward passes for each cell. Intervals are 95 %, by subject where all are known.
+
+    Args:
+        pixels: (N, S, S, 3) uint8, framed for the release; may be memory-mapped.
+        labels: (N,) int, true classes in the release's order.
+        subjects: N subject ids, "" where unknown.
+        background: "black" for cells cut out on black, else "smear".
+        sample: cells checked.
+
+    Returns:
+        `heat_maps`: every check, and whether the maps passed. `evidence_scale`: the usual maximum of a map, and its
+        usual share on a cell on black. {} for a network without maps.
+
+    Raises:
+        LeukoscopeError: fewer than two cells.
+    """
+    seed, rows = 0, even_sample(labels, subjects, sample, seed=0)
+    if len(rows) < 2:
+        raise LeukoscopeError(f"heat maps: {len(rows)} cell(s) to check of {len(pixels)} given; give 2 or more")
+    cells = np.asarray(pixels[rows])
+    backend = float32_backend(release, 120 * len(rows))
+    if backend(cells[:1], explain=True).maps is None:
+        return {}
+    probabilities, maps = predict_with_maps(backend, cells)
+    predicted, every = probabilities.argmax(axis=1), np.arange(len(rows))
+    own, generator = maps[every, predicted], torch.Generator().manual_seed(seed)
+    oblique = rotated(cells, ANGLE)
+    turned_maps = predict_with_maps(backend, oblique)[1][every, predicted]
+    random = {
+        depth: _maps_of_random(release, [cells, oblique], predicted, layers, generator)
+        for depth, layers in (("last_layer", 1), ("all_layers", len(_layers(release.network))))
+    }
+    silhouette = np.stack([foreground(cell) for cell in cells]).astype(np.float32)
+    others = other_cells(len(cells), seed)
+    rotation = {
+        "correlation": consistency(own, turned_maps, cells.shape[1]),
+        "untrained": consistency(random["all_layers"][0], random["all_layers"][1], cells.shape[1]),
+        "another_cell": consistency(own, own[others], cells.shape[1], angle=0),
+    }
+    if background == "black":
+        again = np.stack([foreground(cell) for cell in oblique]).astype(np.float32)
+        rotation["silhouette"] = consistency(silhouette, again, cells.shape[1])
+    found = {
+        "rotation": rotation,
+        "randomisation": {
+            **{depth: rank_correlation(own, both[0]) for depth, both in random.items()},
+            "another_cell": rank_correlation(own, own[others]),
+        },
+        "deletion": deletion(backend, cells, predicted, own, seed),
+    }
+    ids, owners = tuple(map(str, rows)), tuple(subjects[row] for row in rows)
+    table = CellPredictions(ids, owners, labels[rows], probabilities, release.labels)
+    boot, unit = _resampled(table, seed)
+    checks: dict[str, Any] = {
+        "estimates": ESTIMATES,
+        "method": EVIDENCE,
+        "views": VIEWS,
+        "cells": len(rows),
+        "subjects": len(set(owners) - {""}),
+        "flat_maps": int(is_flat(own).sum()),
+        "map_size": list(own.shape[1:]),
+        "intervals": f"95 %, {unit} drawn anew within their class",
+        "seed": seed,
+        "definitions": DEFINITIONS,
+        **{name: {key: _summary(values, boot) for key, values in check.items()} for name, check in found.items()},
+    }
+    checks["passed"] = passes_map_checks(checks)
+    return {"heat_maps": checks, "evidence_scale": _scale(maps, own, cells, background, seed)}
+
+
+def _resampled(table: CellPredictions, seed: int) -> tuple[BootstrapSamples, str]:
+    """Bootstrap samples of subjects or, where these do not allow it, of cells; and which of the two."""
+    try:
+        return bootstrap_subjects(table, seed=seed), "subjects"
+    except LeukoscopeError:
+        return bootstrap_cells(table, seed=seed), "cells"
+
+
+def _scale(maps: np.ndarray, own: np.ndarray, cells: np.ndarray, background: str, seed: int) -> dict[str, Any]:
+    """The "evidence_scale" block of maps (N, K, h, w), and of those of the predicted class."""
+
+    def quantiles(values: Any, *names: str) -> dict[str, float]:
+        return dict(zip(names, np.quantile(values, (0.05, 0.5, 0.95)).tolist(), strict=True))
+
+    on_cell = [share_on_cell(*pair) for pair in zip(own, cells, strict=True)] if background == "black" else []
+    shares = [share for share in on_cell if share is not None]
+    return {
+        "estimates": ESTIMATES,
+        "definition": "largest value of a cell's maps of all classes; quantiles over the cells drawn",
+        "method": EVIDENCE,
+        "views": VIEWS,
+        **(quantiles(shares, "on_cell_p05", "on_cell_median", "on_cell_p95") if shares else {}),
+        "cells": len(cells),
+        "seed": seed,
+        **quantiles(maps.max(axis=(1, 2, 3)), "p05", "median", "p95"),
+    }
+
+
+def _summary(values: np.ndarray, boot: BootstrapSamples) -> dict[str, float | int | None]:
+    """Mean and interval of a metric (N,), where it is not NaN; None if nowhere."""
+    known = np.isfinite(values)
+    filled = np.where(known, values, 0)
+    interval = boot.mean_interval(filled, known) if known.any() else None
+    mean = float(filled[known].mean()) if known.any() else None
+    return {"mean": mean, **(interval or {"low": None, "high": None}), "cells": int(known.sum())}
+
+
+def predict_with_maps(backend: Backend, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, S, S, 3) uint8 → (N, K) probabilities of the upright view, (N, K, h, w) maps ≥ 0, the mean of eight views.
+
+    Raises:
+        LeukoscopeError: a network without maps.
+    """
+    logits, maps = [], []
+    for batch in track(_batches(pixels, AT_ONCE), "maps of cells"):
+        views = [backend(turned(batch, view), explain=True) for view in range(VIEWS)]
+        back = [turned_back(one.maps, view) for view, one in enumerate(views) if one.maps is not None]
+        if not back:
+            raise LeukoscopeError(f"this model {NO_MAP}; check those of a convolutional network")
+        logits.append(views[0].logits)
+        maps.append(np.maximum(np.mean(back, axis=0, dtype=np.float32), 0))
+    return softmax(np.concatenate(logits)), np.concatenate(maps)
+
+
+def rotated(pixels: np.ndarray, angle: float) -> np.ndarray:
+    """Turn (N, S, S, 3) uint8 pictures about their centres; what comes in from outside has the border's median."""
+    pictures = []
+    for picture in pixels:
+        border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+        fill = tuple(np.median(border, axis=0).astype(int).tolist())
+        turned_picture = Image.fromarray(picture).rotate(angle, Image.Resampling.BICUBIC, fillcolor=fill)
+        pictures.append(np.asarray(turned_picture))
+    return np.stack(pictures)
+
+
+def consistency(maps: np.ndarray, others: np.ndarray, size: int, *, angle: float = ANGLE) -> np.ndarray:
+    """Correlate maps (N, h, w) with those of pictures turned by `angle`, turned back: (N,); NaN where one is flat."""
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    inside = np.hypot(x, y) <= size / 2
+    ours, theirs = enlarged(maps, size), enlarged(others, size)
+    back = [np.asarray(Image.fromarray(one).rotate(-angle, Image.Resampling.BILINEAR)) for one in theirs]
+    found = pearson_correlation(ours[:, inside], np.stack(back)[:, inside])
+    found[is_flat(maps) | is_flat(others)] = np.nan
+    return found
+
+
+def other_cells(cells: int, seed: int) -> np.ndarray:
+    """(N,) for each cell the number of another one, each taken once; the same for the same seed."""
+    order = np.random.default_rng(seed).permutation(cells)
+    others = np.empty(cells, int)
+    others[order] = np.roll(order, 1)
+    return others
+
+
+def _batches(cells: np.ndarray, most: int) -> list[np.ndarray]:
+    return np.array_split(cells, -(-len(cells) // most))
+
+
+def _maps_of_random(
+    release: Release, pictures: Sequence[np.ndarray], predicted: np.ndarray, depth: int, generator: torch.Generator
+) -> list[np.ndarray]:
+    """The maps of each set of pictures from networks whose last `depth` layers have random weights.
+
+    A new random network serves each batch of cells: one alone could resemble the trained one by chance.
+    """
+    numbers = _batches(np.arange(len(predicted)), AT_ONCE)
+    parts: list[list[np.ndarray]] = [[] for _ in pictures]
+    with progress("maps of random networks", len(numbers)) as advance:
+        for chosen in numbers:
+            network = _randomised(release.network, depth, generator)
+            random = TorchBackend(network, release.preprocessing, blank_rgb=release.blank_rgb)
+            random(pictures[0][chosen])  # its batch normalisation takes the statistics of these cells
+            network.eval()
+            for part, cells in zip(parts, pictures, strict=True):
+                maps = predict_with_maps(random, cells[chosen])[1]
+                part.append(maps[np.arange(len(chosen)), predicted[chosen]])
+            advance()
+    return [np.concatenate(part) for part in parts]
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    """Modules with parameters of their own, in the order they were defined, which is that of use in timm's networks."""
+    return [module for module in network.modules() if any(True for _ in module.parameters(recurse=False))]
+
+
+def _randomised(network: nn.Module, depth: int, generator: torch.Generator) -> nn.Module:
+    """A copy whose last `depth` layers have random weights."""
+    copy = deepcopy(network)
+    for layer in _layers(copy)[-depth:]:
+        for weights in layer.parameters(recurse=False):
+            random = torch.randn(weights.shape, generator=generator).to(weights.device)
+            weights.data.copy_(random * weights.data.std(correction=0) + weights.data.mean())
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            # The running statistics belong to the old weights; with them activations would vanish or explode. Those of
+            # the first batch replace them, so that the blank picture is then normalised as the cells are.
+            layer.momentum = 1.0
+            layer.train()
+    return copy
+
+
+def deletion(
+    backend: Backend, pixels: np.ndarray, predicted: np.ndarray, own: np.ndarray, seed: int
+) -> dict[str, np.ndarray]:
+    """Measure deletion along the maps, along random ones and from the centre; see `DEFINITIONS`.
+
+    Returns:
+        map, random, centre: (N,) mean probability along each; gain_over_random, gain_over_centre: by how much the map
+        is the better guide. NaN where a map is flat.
+    """
+    rng, grid = np.random.default_rng(seed), own.shape[1:]
+    y, x = (np.linspace(-1, 1, side) for side in grid)
+    centre = -(y[:, None] ** 2 + x**2)
+    areas = np.full((len(pixels), 2 + RANDOM_MAPS), np.nan)
+    for i in track(np.flatnonzero(~is_flat(own)).tolist(), "deletion along maps"):
+        # Where the map is flat in places, chance decides, as smoothly as for the maps it is compared with.
+        evidence = own[i] / own[i].max() + 1e-6 * rng.random(grid)
+        maps = np.stack([evidence, centre, *rng.random((RANDOM_MAPS, *grid))])
+        pictures = _without_marked(pixels[i], enlarged(maps, len(pixels[i])))
+        batches = _batches(pictures.reshape(-1, *pixels[i].shape), AT_ONCE)
+        probabilities = softmax(np.concatenate([backend(batch).logits for batch in batches]))
+        areas[i] = probabilities[:, predicted[i]].reshape(len(maps), STEPS).mean(axis=1)
+    along, from_centre, random = areas[:, 0], areas[:, 1], areas[:, 2:].mean(axis=1)
+    return {
+        "map": along,
+        "random": random,
+        "centre": from_centre,
+        "gain_over_random": random - along,
+        "gain_over_centre": from_centre - along,
+    }
+
+
+def _without_marked(cell: np.ndarray, evidence: np.ndarray) -> np.ndarray:
+    """An image (S, S, 3) with more and more pixels blurred along M maps (M, S, S): (M, STEPS, S, S, 3) uint8."""
+    order = np.argsort(-evidence.reshape(len(evidence), -1), axis=1, kind="stable")
+    rank = np.argsort(order, axis=1).reshape(len(evidence), 1, *cell.shape[:2], 1)
+    # The middles of equal steps, so that the mean over steps is the area under the curve.
+    shares = (np.arange(STEPS) + 0.5) / STEPS
+    first = rank < shares.reshape(-1, 1, 1, 1) * cell[..., 0].size
+    # Blurred rather than black, since a black hole in a cell is new evidence: an edge that no cell has.
+    blur = BLUR * len(cell)
+    blurred = gaussian_filter(cell.astype(np.float32), sigma=(blur, blur, 0)).round().astype(np.uint8)
+    return np.where(first, blurred, cell)
+
+
+def enlarged(maps: np.ndarray, size: int) -> np.ndarray:
+    """Enlarge maps (N, h, w) to (N, S, S) float32, bilinear between cell centres as overlays show them."""
+    grid = torch.from_numpy(np.asarray(maps, dtype=np.float32))[:, None]
+    return F.interpolate(grid, size=(size, size), mode="bilinear", align_corners=False)[:, 0].numpy()
+
+
+def is_flat(maps: np.ndarray) -> np.ndarray:
+    """Return (N,) bool: maps (N, h, w) with one value everywhere, hence without information."""
+    return np.ptp(maps.reshape(len(maps), -1), axis=1) == 0
+
+
+def rank_correlation(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Compute Spearman's correlation of each of (N, h, w) maps with its counterpart: (N,); NaN where one is flat."""
+    return pearson_correlation(*(rankdata(m.reshape(len(m), -1), axis=1) for m in (maps, others)))
+
+
+def pearson_correlation(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Compute Pearson's correlation of each map with its counterpart; as `rank_correlation`."""
+    a, b = (m.reshape(len(m), -1).astype(np.float64) for m in (maps, others))
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))

@@ -1,0 +1,57 @@
+"""The evaluation of a model for a reader: evaluation.json as one page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.inference.prediction import WITHOUT_CLASS
+from leukoscope.reports.formatting import count, fraction
+from leukoscope.reports.release_tables import confusion_table, metrics_table, subjects_table
+
+WORST, LEFT_OUT = 10, 20
+
+
+def evaluation_text(evaluation: Mapping[str, Any]) -> str:
+    """Render the content of evaluation.json as Markdown."""
+    return "\n\n".join(_paragraphs(evaluation)) + "\n"
+
+
+def _paragraphs(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    metrics, data, unit = evaluation["metrics"], evaluation["data"], evaluation["unit"]
+    intervals, subjects = evaluation["intervals"], metrics["subjects"]
+    yield f"# {evaluation['model']['name']}"
+    yield f"**{RESEARCH_NOTICE}**"
+    yield evaluation["training_overlap"]["statement"]
+    if data and data["synthetic"]:
+        yield "Synthetic cells: these metrics say nothing about patients."
+    of = f" of {len(subjects)} {unit}s" if subjects else ""
+    source = f"{data['title']}: " if data else ""
+    yield f"{source}{count(metrics['cells'])} cells{of}. The metrics estimate: {evaluation['estimates']}."
+    yield str(metrics_table(evaluation["figures"], intervals, unit))
+    if intervals["by_subject"] is None:
+        yield f"No interval by {unit}: {intervals['by_subject_missing']}. Those by cell are too narrow."
+    yield str(confusion_table(metrics, list(metrics["per_class"])))
+    if evaluation["decisions"]:
+        yield decisions_line(evaluation["decisions"])
+    if rule := evaluation["subject_rule"]:
+        yield (
+            f"The rule for subjects gives a class to {rule['given_a_class']} of {len(rule['subjects'])}; of these, "
+            f"sensitivity {fraction(rule['sensitivity'])}, specificity {fraction(rule['specificity'])}."
+        )
+    if subjects:
+        yield f"The {unit}s with the lowest accuracy:"
+        yield str(subjects_table(subjects, unit, most=WORST))
+    if left_out := evaluation["left_out"]:
+        more = [f"- and {len(left_out) - LEFT_OUT} more, in evaluation.json"] if len(left_out) > LEFT_OUT else []
+        yield "\n".join(["Left out:", "", *(f"- {line}" for line in left_out[:LEFT_OUT]), *more])
+
+
+def decisions_line(decisions: Mapping[str, Any]) -> str:
+    """One sentence on evaluation.json's `decisions`."""
+    cells, given = sum(decisions["outcomes"].values()), decisions["given"]
+    without = [f"{count(n)} {name}" for name, n in decisions["outcomes"].items() if name in WITHOUT_CLASS]
+    right = f", {count(decisions['right'])} of them right" if given else ""
+    named = f" ({', '.join(without)})" if without else ""
+    return f"The release gives a class to {count(given)} of these {count(cells)} cells{right}{named}."
