@@ -21,7 +21,7 @@ from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.hub.space import write_static_space
 from leukoscope.inference.ood import picture_statistics
-from leukoscope.inference.prediction import Prediction
+from leukoscope.inference.prediction import HeatMap, Prediction
 from leukoscope.models.release import read_release
 from leukoscope.synthetic import draw_cell
 
@@ -146,7 +146,14 @@ def test_the_map_lies_over_the_picture_as_the_predictor_draws_it(
     read += ".getImageData(0, 0, c.width, c.height).data)] }"
     width, height, values = page.evaluate(read, "#overlay")
     ours = np.array(values, np.uint8).reshape(height, width, 4)[..., :3]
-    theirs = np.asarray(predictor(path, explain=True).overlay())
+    explained = predictor(path, explain=True)
+    framed = predictor.release.preprocessing.frame(Image.open(path).convert("RGB"))
+    signed = predictor.backend(framed[None], explain=True).maps  # the page computes one view
+    assert signed is not None
+    heatmaps = {
+        label: HeatMap(np.maximum(one, 0), label) for label, one in zip(predictor.labels, signed[0], strict=True)
+    }
+    theirs = np.asarray(replace(explained, heatmaps=heatmaps).overlay())
     assert ours.shape == theirs.shape
     # All but the thin lines, which the page draws otherwise or not at all.
     assert (np.abs(ours.astype(int) - theirs).max(axis=2) <= 3).mean() > 0.95

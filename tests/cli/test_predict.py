@@ -326,13 +326,17 @@ def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release: Path, tmp_pat
     assert "leukoscope field " in refused.stdout and "smear-\ufffd.png" in refused.stdout
 
 
-def test_eight_views_say_how_many_differ(tiny_release: Path, cells: Path) -> None:
-    told = run("predict", tiny_release, cells / "a.png", "--tta", "--json")
-    shown = run("predict", tiny_release, cells / "a.png", "--tta")
+@pytest.mark.parametrize("options", [["--tta"], ["--explain", "maps"]])
+def test_eight_views_say_how_many_agree(
+    tiny_release: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = run("predict", tiny_release, cells / "a.png", *options, "--json")
+    shown = run("predict", tiny_release, cells / "a.png", *options)
 
     (row,) = json.loads(told.stdout)
-    assert row["disagreement"] in [k / 8 for k in range(5)]
-    assert "views that differ" in shown.stdout and f"{round(8 * row['disagreement'])} of 8" in shown.stdout
+    assert (row["disagreement"] is None) == ("--tta" not in options)
+    assert "agreeing views" in shown.stdout and f"{row['agreeing_views']} of 8" in shown.stdout
 
 
 def test_without_a_class_the_table_says_why_below(tmp_path: Path) -> None:

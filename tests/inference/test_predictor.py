@@ -22,8 +22,8 @@ from leukoscope.data.images import UnreadableImage, open_image
 from leukoscope.data.registry import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
 from leukoscope.inference.backends import TorchBackend
 from leukoscope.inference.gradcam import overlay, share_on_cell
-from leukoscope.inference.prediction import EVIDENCE, HeatMap, Thresholds, softmax
-from leukoscope.inference.tta import average_maps, tta_views
+from leukoscope.inference.prediction import EVIDENCE, HeatMap, Thresholds
+from leukoscope.inference.tta import VIEWS, turned, turned_back
 from leukoscope.models.release import OOD
 from leukoscope.synthetic import draw_cell, draw_field
 
@@ -60,10 +60,14 @@ def ood_score(prediction: Prediction) -> float:
     return prediction.checks.ood_score
 
 
-def backend_maps(predictor: Predictor, framed: np.ndarray, method: str = EVIDENCE) -> np.ndarray:
-    maps = predictor.backend(framed, explain=True, method=method).maps
-    assert maps is not None
-    return maps
+def mean_map(predictor: Predictor, picture: np.ndarray, method: str) -> np.ndarray:
+    """The signed maps (K, h, w) of a picture's eight views, turned back and averaged."""
+    framed, found = predictor.release.preprocessing.frame(Image.fromarray(picture))[None], []
+    for view in range(VIEWS):
+        maps = predictor.backend(turned(framed, view), explain=True, method=method).maps
+        assert maps is not None
+        found.append(turned_back(maps[0], view))
+    return np.mean(found, axis=0)
 
 
 def network_of(predictor: Predictor) -> Any:
@@ -148,30 +152,36 @@ def test_an_explained_prediction_draws_itself(predictor: Predictor, cells: list[
     assert predictor(cells[0]).picture is None, "many pictures would fill the memory"
 
 
-def test_a_map_is_the_positive_evidence_or_grad_cam(predictor: Predictor, cells: list[Path]) -> None:
-    framed = predictor.release.preprocessing.frame(open_image(cells[0]))[None]
-    signed, grad_cam = (backend_maps(predictor, framed, one)[0] for one in ("evidence", "gradcam"))
-    blank = backend_maps(predictor, np.zeros_like(framed))
-    assert signed.min() < 0 <= grad_cam.min() and not blank.any()
+def test_a_map_is_the_positive_evidence_or_grad_cam_averaged_over_eight_views(
+    predictor: Predictor, cells: list[Path]
+) -> None:
+    picture = np.asarray(open_image(cells[0]))
+    assert mean_map(predictor, picture, EVIDENCE).min() < 0 and not mean_map(predictor, 0 * picture, EVIDENCE).any()
 
-    for method, expected in (("evidence", np.maximum(signed, 0)), ("gradcam", grad_cam)):
+    for method in ("evidence", "gradcam"):
         found = predictor(cells[0], explain=True, method=method)
-        assert np.array_equal(np.stack([heat.evidence for heat in heatmaps(found).values()]), expected)
+        maps = np.stack([heat.evidence for heat in heatmaps(found).values()])
+        assert maps == pytest.approx(np.maximum(mean_map(predictor, picture, method), 0), abs=1e-6)
         assert (found.checks.on_cell is None) == (method == "gradcam")
-        assert shares(found) == shares(predictor(cells[0]))
-    plain = predictor(cells[0], explain=True)
-    assert np.array_equal(heatmaps(plain)["ALL"].evidence, np.maximum(signed[0], 0)), "evidence is the default"
+    assert heatmaps(predictor(cells[0], explain=True, tta=True)).keys() == {"ALL", "HEM"}
     with pytest.raises(LeukoscopeError, match="method 'cam': unknown; choose one of evidence, gradcam"):
         predictor(cells[0], method="cam")
 
 
-def test_with_tta_a_map_is_the_mean_of_the_views_turned_back(predictor: Predictor, cells: list[Path]) -> None:
-    picture = np.asarray(open_image(cells[0]))
-    framed = predictor.release.preprocessing.frame(Image.fromarray(picture))
-    signed = average_maps(backend_maps(predictor, tta_views(framed[None])))[0]
-    found = predictor(picture, explain=True, tta=True)
-    for k, heat in enumerate(heatmaps(found).values()):
-        assert heat.evidence == pytest.approx(np.maximum(signed[k], 0), abs=1e-6)
+def test_explaining_decides_by_the_upright_view_and_tells_the_other_seven(
+    predictor: Predictor, cells: list[Path]
+) -> None:
+    for plain, found in zip(predictor(cells, batch_size=2), predictor(cells, explain=True, batch_size=2), strict=True):
+        assert (plain.decision, plain.probabilities) == (found.decision, found.probabilities)
+        assert found.views[0] == found.probabilities and len({tuple(view.values()) for view in found.views}) == VIEWS
+        assert (plain.views, plain.agreeing_views, plain.to_dict()["agreeing_views"]) == ((), 0, None)
+        assert found.to_dict()["agreeing_views"] == found.agreeing_views
+    split = replace(found, views=({"ALL": 0.6, "HEM": 0.4},) * 3 + ({"ALL": 0.3, "HEM": 0.7},) * 5)
+    assert split.agreeing_views == 3
+    by_view = [list(view.values()) for view in found.views]
+    averaged = predictor(cells[-1], tta=True)
+    assert shares(averaged) == pytest.approx(np.mean(by_view, axis=0).tolist(), abs=1e-6)
+    assert averaged.agreeing_views == found.agreeing_views
 
 
 def test_what_cannot_be_drawn_is_refused(predictor: Predictor, cells: list[Path]) -> None:
@@ -231,7 +241,7 @@ def test_to_dict_is_json_with_the_notice_and_without_heat_maps(predictor: Predic
     assert read_back["probabilities"] == prediction.probabilities
     assert set(read_back) == {
         "source", "outcome", "reasons", "operating_point", "probabilities", "model", "revision", "seconds", "view_box",
-        "ood_score", "disagreement", "notice",
+        "ood_score", "disagreement", "agreeing_views", "notice",
     }  # fmt: skip
 
 
@@ -399,8 +409,8 @@ def test_an_impossible_batch_size_is_refused(predictor: Predictor, cells: list[P
         predictor(cells, batch_size=0)
 
 
-@pytest.mark.parametrize(("batch_size", "computed"), [(16, [16, 16, 8]), (7, [8] * 5)])
-def test_views_count_in_the_batch(
+@pytest.mark.parametrize(("batch_size", "computed"), [(16, [5] * 8), (3, [3] * 8 + [2] * 8)])
+def test_views_are_computed_one_after_the_other(
     predictor: Predictor, cells: list[Path], batch_size: int, computed: list[int]
 ) -> None:
     passes = []
@@ -504,18 +514,18 @@ def test_ood_scores_are_the_same_explained_in_views_or_in_a_batch(watched: Predi
     assert len(set(alone)) == len(cells), "equal scores would hide a wrong order"
 
 
-@pytest.mark.parametrize("explain", [False, True])
-def test_prediction_map_and_decision_come_from_one_pass_through_the_backbone(
-    watched: Predictor, cells: list[Path], explain: bool
+@pytest.mark.parametrize("options", [{}, {"explain": True}, {"tta": True}, {"explain": True, "tta": True}])
+def test_prediction_and_map_come_from_one_pass_of_each_view(
+    watched: Predictor, cells: list[Path], options: dict[str, Any]
 ) -> None:
-    watched(cells[0], explain=explain)  # once the blank picture's features are kept
+    watched(cells[0], explain=True)  # once the blank picture's features are kept
     passes = []
     hook = network_of(watched).features.register_forward_hook(lambda *_: passes.append(1))
 
-    watched(cells[0], explain=explain)
+    watched(cells[0], **options)
 
     hook.remove()
-    assert len(passes) == 1
+    assert len(passes) == (VIEWS if options else 1)
 
 
 def test_weights_have_no_part_in_the_ood_score(watched_release: Path, watched: Predictor, cells: list[Path]) -> None:
@@ -791,14 +801,6 @@ def test_a_vision_transformer_predicts_and_has_no_map(vit_release: Path) -> None
     assert prediction.heatmaps is None
     with pytest.raises(LeukoscopeError, match="has no Grad-CAM map: the last features of its network are no map"):
         prediction.overlay()
-
-
-def test_views_are_averaged(predictor: Predictor, cells: list[Path]) -> None:
-    framed = predictor.release.preprocessing.frame(open_image(cells[0]))
-    by_view = softmax(predictor.backend(tta_views(framed[None]), explain=False)[0])
-    found = shares(predictor(cells[0], tta=True))
-    assert found == pytest.approx(by_view.mean(axis=0).tolist(), abs=1e-6)
-    assert found != pytest.approx(by_view[0].tolist(), abs=1e-6)
 
 
 @pytest.mark.parametrize(("height", "width", "codes"), [(450, 600, []), (300, 450, ["other_frame"])])

@@ -39,7 +39,8 @@ def predict(
         Option(
             "--explain",
             metavar="DIR",
-            help="Write each prediction's Grad-CAM map over its image to this folder; older ones there are replaced.",
+            help="Write each prediction's Grad-CAM map, the mean over the image's eight rotations and mirrorings, over "
+            "its image to this folder; older ones there are replaced.",
         ),
     ] = None,
     tta: Annotated[
@@ -101,12 +102,12 @@ def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str], wa
     from leukoscope.inference.tta import VIEWS
 
     columns, shown = ["file", "outcome", *labels, "ms"], []
-    if viewed := any(row["disagreement"] is not None for row in rows):
-        columns.append("views that differ")
+    if rows[0]["agreeing_views"]:
+        columns.append("agreeing views")
     for row in rows:
         shares = [f"{row['probabilities'][label]:.4f}" for label in labels]
-        differ = [f"{round(VIEWS * row['disagreement'])} of {VIEWS}"] if viewed else []
-        shown.append([shown_name(row["source"]), row["outcome"], *shares, f"{row['seconds'] * 1000:.0f}", *differ])
+        agreeing = [f"{row['agreeing_views']} of {VIEWS}"] if row["agreeing_views"] else []
+        shown.append([shown_name(row["source"]), row["outcome"], *shares, f"{row['seconds'] * 1000:.0f}", *agreeing])
     print_table(columns, shown, texts=2)
     overlays = [row["overlay"] for row in rows if "overlay" in row]
     lines = [f"Grad-CAM maps: {Path(overlays[0]).parent} ({len(overlays)} picture(s))"] if overlays else []

@@ -297,6 +297,7 @@ class Prediction:
         peak: the value at the upper end of the release's colour scale; None where it was not measured for maps of this
             method.
         pixel_hash: of the decoded picture; equal for copies of a picture, whatever file they are in.
+        views: class → probability in each of the eight views, the upright one first; with `explain` or `tta`, else ().
     """
 
     decision: Decision
@@ -311,6 +312,7 @@ class Prediction:
     picture: Image.Image | None = field(default=None, repr=False, compare=False)
     peak: float | None = None
     pixel_hash: str = ""
+    views: tuple[dict[str, float], ...] = ()
 
     @property
     def outcome(self) -> str:
@@ -321,6 +323,12 @@ class Prediction:
     def most_probable(self) -> str:
         """The class of the largest probability, whatever the outcome."""
         return max(self.probabilities, key=self.probabilities.__getitem__)
+
+    @property
+    def agreeing_views(self) -> int:
+        """In how many of the eight views the most probable class is that of the upright one; 0 without `views`."""
+        classes = [max(view, key=view.__getitem__) for view in self.views]
+        return classes.count(classes[0]) if classes else 0
 
     def overlay(self, label: str | None = None, *, opacity: float = 0.5, peak: float | None = None) -> Image.Image:
         """Draw a class's Grad-CAM map over the picture.
@@ -360,6 +368,7 @@ class Prediction:
             "probabilities": dict(self.probabilities),
             "ood_score": self.checks.ood_score,
             "disagreement": self.checks.disagreement,
+            "agreeing_views": self.agreeing_views or None,
             "model": self.model,
             "revision": self.revision,
             "seconds": self.seconds,

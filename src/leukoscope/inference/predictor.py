@@ -50,7 +50,7 @@ from leukoscope.inference.prediction import (
     Thresholds,
     softmax,
 )
-from leukoscope.inference.tta import VIEWS, average_maps, disagreement, tta_views
+from leukoscope.inference.tta import VIEWS, disagreement, turned, turned_back
 from leukoscope.models.release import OOD, ReleaseInfo, local_release, read_release
 
 if TYPE_CHECKING:
@@ -192,11 +192,12 @@ class Predictor:
         Args:
             images: a path, a PIL image, an (H, W, 3) uint8 array, the bytes of an image file or an `EncodedImage`; or
                 an iterable of those.
-            explain: add every class's map, and keep the picture so that `Prediction.overlay` can draw it.
-            tta: test-time augmentation: predict each picture in its eight dihedral views, average them and measure
-                how far they disagree; a map is then the mean over the views, turned back.
-            batch_size: pictures that go through the network at once; with `tta` views of pictures, and at least one
-                picture's eight.
+            explain: add every class's map, the mean over the picture's eight dihedral views, turned back; and the
+                probabilities of each view. The decision stays that of the upright view. The picture is kept, so that
+                `Prediction.overlay` can draw it.
+            tta: test-time augmentation: the probabilities are the mean over the eight views, and how far these
+                disagree is measured.
+            batch_size: pictures that go through the network at once.
             method: how maps are made: "evidence", relative to a blank picture, or "gradcam" as published.
 
         Raises:
@@ -228,8 +229,6 @@ class Predictor:
             raise LeukoscopeError(f"method {method!r}: unknown; choose one of {', '.join(METHODS)}")
         if batch_size < 1:
             raise LeukoscopeError(f"batch_size {batch_size}: give 1 picture at a time or more")
-        if tta:
-            batch_size = max(1, batch_size // VIEWS)
         numbered, frame = map(_decoded, enumerate(_pictures(images), 1)), partial(self._frame, explain)
         # As many threads as there are cores: more only take turns with the network's.
         with ThreadPoolExecutor(usable_cores()) as pool:
@@ -281,17 +280,21 @@ class Predictor:
         return _Framed(pixels, source, box, checks, pixel_hash(upright), upright if keep else None)
 
     def _predict(self, cells: list[_Framed], explain: bool, tta: bool, method: str, start: float) -> list[Prediction]:
-        """One pass of the cells, or of all their views, through the network, and a decision for each."""
+        """Compute the cells, and with `explain` or `tta` their other views, and decide for each cell.
+
+        Views are computed one after the other: eight of one cell at once would leave the processor's cache, and the
+        upright view has, to the last bit, the probabilities that it has alone.
+        """
         pixels = np.stack([cell.pixels for cell in cells])
-        logits, maps = self.backend(tta_views(pixels) if tta else pixels, explain=explain, method=method)
-        by_view = softmax(logits).reshape(len(cells), -1, len(self.labels))
-        averages = by_view.mean(axis=1)
-        if tta:
-            disagreements = disagreement(by_view)
-            maps = None if maps is None else average_maps(maps)
-        if maps is not None:
-            # After the average, so that evidence against a class in one view counts against that of another.
-            maps = np.maximum(maps, 0)
+        views = range(VIEWS if explain or tta else 1)
+        outputs = [self.backend(turned(pixels, view), explain=explain, method=method) for view in views]
+        by_view = np.stack([softmax(output.logits) for output in outputs], axis=1)  # (B, V, K)
+        shares, maps = by_view.mean(axis=1) if tta else by_view[:, 0], None
+        if outputs[0].maps is not None:
+            upright = [turned_back(one.maps, view) for view, one in enumerate(outputs) if one.maps is not None]
+            # After the mean, so that evidence against a class in one view counts against that of another.
+            maps = np.maximum(np.mean(upright, axis=0, dtype=np.float32), 0)
+        disagreements = disagreement(by_view)
         peak = EvidenceScale.from_metrics(self.release.metrics, method).strong if explain else None
         predictions = []
         for i, cell in enumerate(cells):
@@ -299,11 +302,11 @@ class Predictor:
             if tta:
                 checks = replace(checks, disagreement=float(disagreements[i]))
             if maps is not None:
-                if method == EVIDENCE:  # the limit that it is compared with was measured on such maps
-                    checks = replace(checks, on_cell=share_on_cell(maps[i, averages[i].argmax()], cell.pixels))
+                if method == EVIDENCE:  # what the limit was measured on
+                    checks = replace(checks, on_cell=share_on_cell(maps[i, shares[i].argmax()], cell.pixels))
                 # Copied, so that keeping one picture's maps does not keep its whole batch in memory.
                 heatmaps = {label: HeatMap(maps[i, k].copy(), label) for k, label in enumerate(self.labels)}
-            probabilities = dict(zip(self.labels, averages[i].tolist(), strict=True))
+            probabilities = self._named(shares[i])
             predictions.append(
                 Prediction(
                     decision=self.thresholds.decide(probabilities, checks),
@@ -318,9 +321,13 @@ class Predictor:
                     picture=cell.upright,
                     peak=peak,
                     pixel_hash=cell.pixel_hash,
+                    views=tuple(map(self._named, by_view[i])) if len(views) > 1 else (),
                 )
             )
         return predictions
+
+    def _named(self, shares: np.ndarray) -> dict[str, float]:
+        return dict(zip(self.labels, shares.tolist(), strict=True))
 
 
 def _shown(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Test-time augmentation (TTA): eight views of a cell, four quarter turns, each also mirrored.
+"""The eight dihedral views of a cell: four quarter turns, each also mirrored.
 
 A cell has no upright, so a sound classifier predicts the same for all eight; where it does not, its prediction depends
 on how the cell happened to lie on the slide.
@@ -25,13 +25,6 @@ def turned_back(maps: np.ndarray, view: int) -> np.ndarray:
 def tta_views(pixels: np.ndarray) -> np.ndarray:
     """(B, S, S, 3) → (8·B, S, S, 3): a picture's views stand together, its own upright one first."""
     return np.stack([turned(pixels, view) for view in range(VIEWS)], axis=1).reshape(-1, *pixels.shape[1:])
-
-
-def average_maps(maps: np.ndarray) -> np.ndarray:
-    """(8·B, K, h, h) maps of views in the order of `tta_views` → (B, K, h, h), turned back and averaged."""
-    views = maps.reshape(-1, VIEWS, *maps.shape[1:])
-    upright = [turned_back(views[:, view], view) for view in range(VIEWS)]
-    return np.stack(upright).mean(axis=0, dtype=np.float32)
 
 
 def disagreement(probabilities: np.ndarray) -> np.ndarray:
