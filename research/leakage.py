@@ -18,7 +18,7 @@ import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli.options import require_writable
-from leukoscope.data.loading import LoadedCells
+from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import without_damaged
 from leukoscope.data.splits import Split, assert_disjoint, groups_of
 from leukoscope.evaluation.metrics import headline

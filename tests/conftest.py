@@ -19,7 +19,7 @@ import pytest
 from hub_server import WRITE_TOKEN, Hub, serving
 
 if TYPE_CHECKING:
-    from leukoscope.data.loading import LoadedCells
+    from leukoscope.data.cells import LoadedCells
 
 # Offline by construction: a test that asks the Hub fails at once instead of waiting for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

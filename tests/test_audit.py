@@ -15,7 +15,8 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.audit import Survey, audit_cells, published_subjects, scan_cells, survey_cells
-from leukoscope.data.loading import load_cells, recognise
+from leukoscope.data.folder import recognise
+from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import make_split
 from leukoscope.synthetic import draw_cell
 from leukoscope.training.config import parse_config

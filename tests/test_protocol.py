@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.cells import LoadedCells
+from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import make_split

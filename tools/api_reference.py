@@ -30,7 +30,7 @@ PUBLIC = {
         "overlay",
         "LeukoscopeError",
     ),
-    "leukoscope.data.loading": ("LoadedCells",),
+    "leukoscope.data.cells": ("LoadedCells",),
     "leukoscope.data.splits": ("Split", "load_split"),
     "leukoscope.synthetic": ("draw_cell", "phantom_cells", "PhantomCell", "draw_field"),
     "leukoscope.inference.prediction": ("Reason", "Checks", "HeatMap"),

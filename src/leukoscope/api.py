@@ -12,12 +12,17 @@ from pydantic import TypeAdapter, ValidationError
 from leukoscope import LeukoscopeError
 
 if TYPE_CHECKING:
-    from leukoscope.data.loading import LoadedCells
+    from leukoscope.data.cells import LoadedCells
     from leukoscope.inference.scoring import Scored
 
 
 def load_dataset(
-    name: str, folder: str | Path | None = None, *, subject_pattern: str | None = None, labels: str | Path | None = None
+    name: str,
+    folder: str | Path | None = None,
+    *,
+    subject_pattern: str | None = None,
+    labels: str | Path | None = None,
+    label_column_name: str = "label",
 ) -> LoadedCells:
     """Load a data set.
 
@@ -26,13 +31,14 @@ def load_dataset(
         folder: its local folder; None downloads the data set from the Hub, if it has a copy there.
         subject_pattern: "imagefolder" only: a regular expression that finds the subject in an image's path.
         labels: "imagefolder" only: a table with the columns file, and label, subject or both.
+        label_column_name: the column of classes of such a table, or of a Hub data set.
 
     Raises:
         LeukoscopeError: an unknown name, a folder without images, or no network.
     """
     from leukoscope.data.loading import load_cells
 
-    return load_cells(name, folder, subject_pattern=subject_pattern, labels=labels)
+    return load_cells(name, folder, subject_pattern=subject_pattern, labels=labels, label_column_name=label_column_name)
 
 
 def train(**flags: Any) -> Path:
@@ -112,7 +118,7 @@ def evaluate(
         LeukoscopeError: no data set, classes that do not match, a split without a test side, or a model that cannot be
             opened.
     """
-    from leukoscope.data.loading import LoadedCells
+    from leukoscope.data.cells import LoadedCells
     from leukoscope.evaluation.evaluate import build_evaluation, predictions_of_model, select_cells
     from leukoscope.inference.foreign import open_classifier
 

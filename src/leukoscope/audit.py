@@ -1,6 +1,6 @@
 """Audit a data set: what it holds, what would inflate metrics, and how well trivial features predict the class.
 
-`survey_cells` counts cells by names and file headers. `scan_cells` opens every image once; `audit_cells` turns the
+`survey_cells` counts cells. `scan_cells` opens every image once; `audit_cells` turns the
 scans into the findings that `leukoscope audit` writes as JSON and sums up on the terminal.
 """
 
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__, duplicates
+from leukoscope.data.cells import SIDES, LoadedCells
 from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import foreground
-from leukoscope.data.loading import PRELIMINARY_TEST, LoadedCells
 from leukoscope.data.pixel_cache import each_picture
-from leukoscope.data.registry import DatasetInfo
-from leukoscope.data.splits import SIDES, SUBJECT_FOLDS, Split, cross_validation, groups_of, linked, split_unit
+from leukoscope.data.registry import PRELIMINARY_TEST, DatasetInfo
+from leukoscope.data.splits import SUBJECT_FOLDS, Split, cross_validation, groups_of, linked, split_unit
 from leukoscope.evaluation.baselines import shortcut_metrics, trivial_features
 from leukoscope.evaluation.predictions import CellPredictions
 
@@ -88,7 +88,7 @@ class Survey:
 
 
 def survey_cells(data: LoadedCells) -> Survey:
-    """Count the cells of a data set by partition, class and subject, and collect what is wrong; opens no image."""
+    """Count the cells of a data set by partition, class and subject, and collect what is wrong; decodes no image."""
     classes = data.info.labels
     columns = (data.rows[name][:] for name in ("fold", "label", "subject"))
     rows = [(fold, classes[label], subject) for fold, label, subject in zip(*columns, strict=True)]

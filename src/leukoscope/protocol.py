@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.cells import LoadedCells
+from leukoscope.data.loading import load_cells
 from leukoscope.data.registry import DATASETS, DatasetInfo
 from leukoscope.data.splits import groups_of
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, SUBJECTS_NEEDED

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
+from leukoscope.data.layouts import CNMC_PRELIM_LABELS
 from leukoscope.data.loading import load_cells
-from leukoscope.data.registry import CNMC_PRELIM_LABELS
 from leukoscope.data.splits import make_split
 from leukoscope.synthetic import draw_cell
 from leukoscope.training.config import parse_config
@@ -225,7 +225,7 @@ def test_own_cells_cut_out_on_black_are_recognised(tmp_path: Path) -> None:
     assert "no cell is cut out" not in result.stdout and "shortcut:" not in result.stdout
 
 
-def test_quick_describes_a_folder_and_opens_no_image(
+def test_quick_describes_a_folder_and_decodes_no_image(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -245,7 +245,7 @@ def test_quick_describes_a_folder_and_opens_no_image(
     flags = ["--subject_pattern", r"(?P<subject>[A-Z]+\d)_", "--split", "subject-cv", "--num_folds", "2"]
     assert said["flags"][-7:] == [*flags, "--no_validation"]
     refused = run(tree, "--quick", "--split", "random")
-    assert refused.exit_code == 1 and "--quick: opens no image, so --split" in refused.stderr
+    assert refused.exit_code == 1 and "--quick: decodes no image, so --split" in refused.stderr
 
 
 def test_the_search_follows_the_counts_and_the_command(tree: Path, tmp_path: Path) -> None:

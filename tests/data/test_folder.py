@@ -1,14 +1,19 @@
-"""Which data set a folder holds, judged by the names of its pictures."""
+"""What a folder is read as: a known data set, class folders with splits of their own, or tables as `datasets` has."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.loading import recognise
+from leukoscope.data.cells import LoadedCells
+from leukoscope.data.folder import recognise
+from leukoscope.data.loading import load_cells
 
 
 def _cells(root: Path, *names: str) -> Path:
@@ -16,6 +21,21 @@ def _cells(root: Path, *names: str) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (32, 32), "purple").save(root / name)
     return root
+
+
+def _described(data: LoadedCells) -> list[tuple[str, str, str, str]]:
+    labels = data.info.labels
+    columns = (data.rows[name][:] for name in ("cell_id", "label", "subject", "fold"))
+    return sorted((cell, labels[label], subject, fold) for cell, label, subject, fold in zip(*columns, strict=True))
+
+
+def _refusal(root: Path, **flags: Any) -> str:
+    with pytest.raises(LeukoscopeError) as refused:
+        load_cells("imagefolder", root, **flags)
+    return str(refused.value)
+
+
+# Which data set
 
 
 def test_a_single_picture_named_as_in_cnmc_does_not_make_a_folder_that_data_set(tmp_path: Path) -> None:
@@ -32,6 +52,210 @@ def test_a_folder_of_nothing_known_names_the_known_layouts(tmp_path: Path) -> No
         recognise(tmp_path / "nowhere")
 
 
+def test_a_file_is_not_said_to_be_no_folder_that_exists(tmp_path: Path) -> None:
+    (tmp_path / "cells.npz").write_bytes(b"PK")
+    said = "cells.npz: is a file; unpack it, or export what it holds as PNG, and give the folder"
+    assert _refusal(tmp_path / "cells.npz") == f"--train_dir {tmp_path}/{said}"
+    with pytest.raises(LeukoscopeError, match=said):
+        recognise(tmp_path / "cells.npz")
+
+
 def test_real_cells_are_recognised(real_data: Path) -> None:
     assert recognise(real_data / "cnmc2019").name == "cnmc2019"
     assert recognise(real_data / "ball4").name == "ball4"
+
+
+# Tables as `datasets` reads them
+
+ROWS = {"0.png": "ALL", "1.png": "HEM"}
+EXPECTED = [
+    ("test/0", "ALL", "", "test"),
+    ("test/1", "HEM", "", "test"),
+    ("train/0", "ALL", "", "train"),
+    ("train/1", "HEM", "", "train"),
+]
+
+
+def _csv(prefix: str = "", column: str = "label") -> str:
+    return f"file_name,{column}\n" + "".join(f"{prefix}{file},{label}\n" for file, label in ROWS.items())
+
+
+def _per_split(root: Path) -> None:
+    for side in ("train", "test"):
+        (root / side / "metadata.csv").write_text(_csv())
+
+
+def _lines_per_split(root: Path) -> None:
+    for side in ("train", "test"):
+        lines = [json.dumps({"file_name": file, "label": label}) for file, label in ROWS.items()]
+        (root / side / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _at_the_root(root: Path) -> None:
+    (root / "metadata.csv").write_text(_csv("train/") + _csv("test/").split("\n", 1)[1])
+
+
+def _of_another_name(root: Path) -> None:
+    for side in ("train", "test"):
+        (root / side / "metadata.csv").write_text(_csv(column="diagnosis"))
+
+
+@pytest.mark.parametrize("write", [_per_split, _lines_per_split, _at_the_root, _of_another_name])
+def test_metadata_names_the_classes_and_the_splits_are_kept(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    """The layout of the documentation of `datasets`; test and train were the classes."""
+    root = _cells(tmp_path, *(f"{side}/{file}" for side in ("train", "test") for file in ROWS))
+    write(root)
+    assert recognise(root).name == "imagefolder"
+    column = {"label_column_name": "diagnosis"} if write is _of_another_name else {}
+    assert _described(load_cells("imagefolder", root, **column)) == EXPECTED
+    if column:
+        assert _refusal(root) == (
+            f"{root / 'test' / 'metadata.csv'}: has no column called label, but diagnosis; name that of the classes "
+            "with --label_column_name diagnosis, or move the file away where folders name the classes"
+        )
+        assert "has no column 'stage' (--label_column_name), only file_name" in _refusal(
+            root, label_column_name="stage"
+        )
+
+
+def test_metadata_may_name_the_subjects_of_class_folders(tmp_path: Path) -> None:
+    root = _cells(tmp_path, "ALL/0.png", "HEM/1.png", "HEM/2.png")
+    (root / "metadata.csv").write_text("file_name,subject\nALL/0.png,P1\nHEM/1.png,P2\nHEM/2.png,P2\n")
+    found = _described(load_cells("imagefolder", root))
+    assert found == [("ALL/0", "ALL", "P1", ""), ("HEM/1", "HEM", "P2", ""), ("HEM/2", "HEM", "P2", "")]
+    (root / "metadata.csv").write_text("patient_id,bag_label\nAEC,control\n")
+    assert {subject for _, _, subject, _ in _described(load_cells("imagefolder", root))} == {""}, "no table of pictures"
+
+
+def test_pictures_and_rows_beside_the_labelled_are_counted(tmp_path: Path) -> None:
+    root = _cells(tmp_path, "pictures/0.png", "pictures/1.png", "pictures/2.png", "pictures/3.png")
+    rows = "file_name,label,subject\npictures/0.png,ALL,P1\npictures/1.png,HEM,P2\npictures/2.png,,P2\n"
+    (root / "metadata.csv").write_text(rows)
+    data = load_cells("imagefolder", root)
+    assert _described(data) == [("pictures/0", "ALL", "P1", ""), ("pictures/1", "HEM", "P2", "")]
+    assert data.passed_over == (
+        f"1 row(s) of {root / 'metadata.csv'} name no class: left out",
+        f"1 image file(s) have no row in {root / 'metadata.csv'}, for example {root / 'pictures/3.png'}: left out",
+    )
+
+
+def test_one_table_without_subjects_beside_one_with_them_is_refused(tmp_path: Path) -> None:
+    root = _cells(tmp_path, "train/0.png", "train/1.png", "test/0.png", "test/1.png")
+    (root / "train/metadata.csv").write_text("file_name,label,subject\n0.png,ALL,P1\n1.png,HEM,P2\n")
+    (root / "test/metadata.csv").write_text(_csv())
+    test, train = (root / side / "metadata.csv" for side in ("test", "train"))
+    assert _refusal(root) == f"{test}: names no subject, {train} does; fill it in"
+
+
+# Folders that are no classes
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "test"), ("Train_data", "validation", "Test set")], ids=["plain", "with suffixes"]
+)
+def test_names_of_splits_are_never_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    root = _cells(tmp_path, *(f"{name}/{number}.png" for name in names for number in range(2)))
+    said = _refusal(root)
+    assert said.startswith(
+        f"--train_dir {root}: its folders {', '.join(sorted(names))} are splits, not classes, and no"
+    )
+    assert "add a metadata.csv with the columns file_name and label" in said
+
+
+def test_a_split_without_class_folders_is_left_out_and_named(tmp_path: Path) -> None:
+    root = _cells(tmp_path, "train/ALL/0.png", "train/HEM/1.png", "test/2.png", "test/3.png")
+    data = load_cells("imagefolder", root)
+    assert data.info.labels == ("ALL", "HEM")
+    assert "folder 'test' is a split without folders of classes: its 2 image file(s) left out" in data.passed_over
+
+
+@pytest.mark.parametrize(
+    ("names", "odd"),
+    [
+        (("images", "masks"), "masks"),
+        (("Original", "Segmented"), "Segmented"),
+        (("labeled", "unlabeled"), "unlabeled"),
+        (("ALL", "HEM", "Ground-Truth"), "Ground-Truth"),
+    ],
+)
+def test_folders_that_name_no_class_are_asked_about(tmp_path: Path, names: tuple[str, ...], odd: str) -> None:
+    root = _cells(tmp_path, *(f"{name}/{number}.png" for name in names for number in range(2)))
+    assert f"{', '.join(sorted(names))} would be the classes, but {odd!r} names none; give the folder" in _refusal(root)
+
+
+# Tables of labels that label nothing, or too much
+
+FILES = [f"slide{slide}/P{number:02d}_{cell}.png" for number in range(4) for slide in "AB" for cell in range(2)]
+
+
+def _tasks(**of_task: Any) -> str:
+    def task(number: int, file: str) -> dict[str, Any]:
+        return {"id": number, "data": {"image": f"/data/local-files/?d={file}", "subject": file[7:10]}, **of_task}
+
+    return json.dumps([task(number, file) for number, file in enumerate(FILES)])
+
+
+def _choice(name: str, *classes: str) -> dict[str, Any]:
+    return {"from_name": name, "to_name": "image", "type": "choices", "value": {"choices": list(classes)}}
+
+
+def _table(*labels: str, header: str = "file,label") -> str:
+    return "\n".join([header, *(f"{file},{labels[n % len(labels)]}" for n, file in enumerate(FILES))])
+
+
+_PREDICTED = {"annotations": [], "predictions": [{"result": [_choice("choice", "ALL")]}]}
+_DRAFT = {"annotations": [], "drafts": [{"result": [_choice("choice", "ALL")]}]}
+_TWO = {"annotations": [{"result": [_choice("quality", "good"), _choice("choice", "HEM")]}]}
+_SEVERAL = '"{""choices"":[""ALL"",""HEM""]}"'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("t.json", _tasks(**_PREDICTED), "no annotation in it names a class; submit the tasks in Label Studio"),
+        ("t.json", _tasks(**_DRAFT), "no annotation in it names a class; submit the tasks in Label Studio"),
+        ("t.json", _tasks(**_TWO), "made with the control(s) choice, quality; say which one names the class"),
+        ("t.csv", _table("", header="image,choice"), "its column 'choice' names no class in any row; fill it in"),
+        ("t.csv", _table("P0,0,1", "P1,1,0", header="file,subject,ALL,HEM"), "its columns ALL, HEM hold 0 and 1"),
+        ("t.csv", _table("HEM", "ALL", _SEVERAL), "row 4 names 2 classes ('ALL, HEM'); give each picture one class"),
+        ("t.csv", _table("HEM", "ALL", "ALL|HEM"), "row 4 names 2 classes ('ALL, HEM'); give each picture one class"),
+        ("t.csv", _table("HEM", "ALL", '"ALL, HEM"'), "row 4 names 2 classes (ALL, HEM); give each picture one class"),
+        ("t.csv", _table("ALL", "HEM", "all"), "row 2 names the class 'ALL', row 4 'all'; spell one class in one way"),
+        (
+            "t.json",
+            json.dumps([{"image": file, "choice": {"choices": ["ALL", "HEM"]}} for file in FILES]),
+            "row 1 names 2 classes ('ALL, HEM'); give each picture one class",
+        ),
+    ],
+    ids=["predicted", "drafts", "two controls", "blank", "one-hot", "choices", "bar", "comma", "case", "short json"],
+)
+def test_a_table_that_was_given_labels_or_is_refused(tmp_path: Path, name: str, content: str, said: str) -> None:
+    """The folders slideA and slideB were the classes."""
+    root = _cells(tmp_path / "cells", *FILES)
+    (tmp_path / name).write_text(content)
+    assert said in _refusal(root, labels=tmp_path / name)
+
+
+def test_the_control_that_names_the_class_is_chosen(tmp_path: Path) -> None:
+    root, labels = _cells(tmp_path / "cells", *FILES), tmp_path / "t.json"
+    halves = [{"annotations": [{"result": [_choice("quality", "good"), _choice("choice", one)]}]} for one in ("A", "B")]
+    tasks = [{**task, **halves[number % 2]} for number, task in enumerate(json.loads(_tasks()))]
+    labels.write_text(json.dumps(tasks))
+    data = load_cells("imagefolder", root, labels=labels, label_column_name="choice")
+    assert (data.info.labels, len(data.train), len(set(data.train["subject"]))) == (("A", "B"), len(FILES), 4)
+    assert "such as --label_control quality" in _refusal(root, labels=labels)
+    assert "control(s) choice, quality" in _refusal(root, labels=labels, label_column_name="stage")
+
+
+def test_all_rows_without_a_class_are_counted(tmp_path: Path) -> None:
+    root, labels = _cells(tmp_path / "cells", *FILES), tmp_path / "t.csv"
+    labels.write_text(_table("ALL", "HEM", "null", ""))
+    data = load_cells("imagefolder", root, labels=labels)
+    assert f"{len(FILES) // 2} row(s) of {labels} name no class: left out" in data.passed_over
+
+
+def test_a_table_of_subjects_says_what_names_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, labels = _cells(tmp_path / "cells", *FILES), tmp_path / "t.csv"
+    labels.write_text(_table("P1", "P2", header="file,subject"))
+    assert load_cells("imagefolder", root, labels=labels).info.labels == ("slideA", "slideB")
+    assert f"{labels}: names subjects; the folders name the classes" in capsys.readouterr().err

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from leukoscope.data.folder import passed_over
 from leukoscope.data.folders import ImageFolder
+from leukoscope.data.layouts import find_class_folders
 from leukoscope.data.loading import load_cells
-from leukoscope.data.registry import DATASETS, find_class_folders, passed_over
+from leukoscope.data.registry import DATASETS
 
 
 def _place(root: Path, *names: str) -> None:

@@ -17,8 +17,10 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.loading import LoadedCells, load_cells
-from leukoscope.data.registry import CNMC_PRELIM_LABELS, DATASETS
+from leukoscope.data.cells import LoadedCells
+from leukoscope.data.layouts import CNMC_PRELIM_LABELS
+from leukoscope.data.loading import load_cells
+from leukoscope.data.registry import DATASETS
 
 Columns = Mapping[str, Sequence[object]]
 COLUMNS = ["image", "label", "subject", "cell_id", "fold"]
@@ -149,8 +151,8 @@ def test_a_cell_present_twice_is_refused(cnmc: Path) -> None:
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
     message = _refusal(load_cells, "cnmc2019", tmp_path / "nowhere")
     assert message == (
-        f"--train_dir {tmp_path / 'nowhere'}: no such folder; unpack C-NMC 2019 (ISBI 2019 challenge) there "
-        "(get it from https://doi.org/10.7937/tcia.2019.dc64i46r) or correct the path"
+        f"--train_dir {tmp_path / 'nowhere'}: no such folder; get C-NMC 2019 (ISBI 2019 challenge) from "
+        "https://doi.org/10.7937/tcia.2019.dc64i46r and unpack it there, or correct the path"
     )
     assert _refusal(load_cells, "imagefolder", tmp_path / "nowhere") == (
         f"--train_dir {tmp_path / 'nowhere'}: no such folder; correct the path"
@@ -735,9 +737,11 @@ def test_a_hub_split_without_labels_is_not_used_and_named(tmp_path: Path) -> Non
     assert data.passed_over == ("Hub split 'test' not used: its 2 rows have no labels",)
 
 
-def test_a_hub_row_without_a_label_is_refused(tmp_path: Path) -> None:
-    hub_id = _publish(tmp_path / "hub", {"label": [0, 1, -1]}, datasets.ClassLabel(names=["ALL", "HEM"]))
-    assert _refusal(load_cells, hub_id) == f"data set {hub_id}: cell row_000002 has no label; remove its row"
+def test_hub_rows_without_a_label_are_all_counted(tmp_path: Path) -> None:
+    hub_id = _publish(tmp_path / "hub", {"label": [0, 1, -1, 0, -1]}, datasets.ClassLabel(names=["ALL", "HEM"]))
+    assert _refusal(load_cells, hub_id) == (
+        f"data set {hub_id}: 2 cell(s) have no label, the first is row_000002; remove their rows"
+    )
 
 
 @pytest.mark.parametrize(
@@ -794,7 +798,9 @@ def test_a_test_split_whose_labels_are_lists_is_refused_too(tmp_path: Path) -> N
 @pytest.mark.parametrize("label", ["", None])
 def test_an_empty_hub_label_is_none(tmp_path: Path, label: str | None) -> None:
     hub_id = _publish(tmp_path / "hub", {"label": ["ALL", "HEM", label]}, datasets.Value("string"))
-    assert _refusal(load_cells, hub_id) == f"data set {hub_id}: cell row_000002 has no label; remove its row"
+    assert _refusal(load_cells, hub_id) == (
+        f"data set {hub_id}: 1 cell(s) have no label, the first is row_000002; remove their rows"
+    )
 
 
 _UNSEEN = "has blanks around its name, or characters that are not seen"
@@ -856,18 +862,11 @@ def test_a_folder_beside_the_splits_is_not_used_and_named(split_folder: Path) ->
     assert data.passed_over == ("folder 'later' not used: 1 image file(s), of no split",)
 
 
-def test_classes_named_like_splits_stay_classes(tmp_path: Path) -> None:
-    for label in ("train", "test"):
-        _paint(tmp_path / "cells" / label / "1.png", len(label))
-    data = load_cells("imagefolder", tmp_path / "cells")
-    assert (data.info.labels, data.own_splits) == (("test", "train"), {})
-
-
 @pytest.mark.parametrize(
     ("name", "flag", "value"),
     [
         ("imagefolder", "image_column_name", "picture"),
-        ("imagefolder", "label_column_name", "kind"),
+        ("cnmc2019", "label_column_name", "kind"),
         ("imagefolder", "subject_column", "who"),
     ],
 )

@@ -11,20 +11,10 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.folder import passed_over, recognise
 from leukoscope.data.folders import ImageFolder
-from leukoscope.data.loading import recognise
-from leukoscope.data.registry import (
-    CNMC_NAME,
-    CNMC_PRELIM_LABELS,
-    DATASETS,
-    CellFile,
-    DatasetInfo,
-    dataset_info,
-    find_ball4_cells,
-    find_class_folders,
-    find_cnmc_cells,
-    passed_over,
-)
+from leukoscope.data.layouts import CNMC_NAME, CNMC_PRELIM_LABELS, CellFile, find_class_folders, find_cnmc_cells
+from leukoscope.data.registry import DATASETS, DatasetInfo, dataset_info
 from leukoscope.models.recipes import RECIPES
 
 
@@ -33,6 +23,12 @@ def _place(root: Path, *names: str) -> None:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), "purple").save(path)
+
+
+def find(name: str, root: Path) -> list[CellFile]:
+    finder = dataset_info(name).find_cells
+    assert finder is not None
+    return list(finder(ImageFolder.read(root)))
 
 
 def _described(cells: list[CellFile]) -> set[tuple[str, str, str, str]]:
@@ -160,7 +156,7 @@ def test_reads_both_namings_of_ball4_and_leaves_segmented_out(tmp_path: Path) ->
         "Segmented/Pro/WBC-Malignant-Pro-004.jpg",
         "Original/Pro/readme.jpg",
     )
-    assert _described(list(find_ball4_cells(ImageFolder.read(tmp_path)))) == {
+    assert _described(list(find("ball4", tmp_path))) == {
         ("WBC-Benign-001", "Benign", "", ""),
         ("WBC-Malignant-Early-002", "Early", "", ""),
         ("WBC-Malignant-Pre-003", "Pre", "", ""),
@@ -189,15 +185,6 @@ def test_one_copy_leaves_cnmc_what_it_is(tmp_path: Path) -> None:
         tmp_path, "fold_0/all/UID_1_1_1_all.bmp", "fold_0/hem/UID_H1_1_1_hem.bmp", "fold_0/all/UID_1_1_1_all (1).bmp"
     )
     assert recognise(tmp_path).name == "cnmc2019"
-
-
-def test_a_metadata_csv_names_classes_and_subjects_as_datasets_reads_it(tmp_path: Path) -> None:
-    _place(tmp_path, "pictures/0.png", "pictures/1.png", "pictures/2.png")
-    (tmp_path / "metadata.csv").write_text("file_name,label,subject\npictures/0.png,ALL,P1\npictures/1.png,HEM,P2\n")
-    cells = list(find_class_folders(ImageFolder.read(tmp_path)))
-    assert _described(cells) == {("pictures/0", "ALL", "P1", ""), ("pictures/1", "HEM", "P2", "")}
-    (said,) = passed_over(DATASETS["imagefolder"], ImageFolder.read(tmp_path), cells)
-    assert said.startswith(f"1 image file(s) passed over, for example {tmp_path / 'pictures' / '2.png'}: not laid out")
 
 
 def test_folders_of_subjects_within_classes_are_subjects(tmp_path: Path) -> None:
@@ -252,7 +239,7 @@ def test_entries_are_consistent(info: DatasetInfo) -> None:
     assert 0 < info.crop_pct <= 1
     assert info.positive_label in ("", *info.labels)
     assert (info.find_cells is None) == info.synthetic
-    assert {label for counts in info.official_counts.values() for label in counts} <= set(info.labels)
+    assert {label for counts in info.official_counts.values() for label in counts} <= {*info.labels, ""}
 
 
 def test_published_counts_of_cnmc_add_up() -> None:
@@ -270,7 +257,7 @@ def test_finds_every_real_cell(real_data: Path) -> None:
 
 
 def test_finds_every_real_field_of_ball4(real_data: Path) -> None:
-    found = Counter(cell.label for cell in find_ball4_cells(ImageFolder.read(real_data / "ball4")))
+    found = Counter(cell.label for cell in find("ball4", real_data / "ball4"))
     assert found == dataset_info("ball4").official_counts[""]
 
 

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.loading import PRELIMINARY_TEST, LoadedCells, load_cells
+from leukoscope.data.cells import LoadedCells
+from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import frame_cells
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.registry import dataset_info
+from leukoscope.data.registry import PRELIMINARY_TEST, dataset_info
 from leukoscope.data.splits import (
     BALL4_BLOCK,
     BY_IMAGE,

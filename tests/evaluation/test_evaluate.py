@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.cells import LoadedCells
+from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import dataset_info

@@ -16,8 +16,8 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.fields import UnusableField, cut_out, find_cells
 from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
+from leukoscope.data.layouts import find_cnmc_cells
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.registry import find_cnmc_cells
 from leukoscope.inference.ood import GROUPS, STATISTICS, OodDetector, fit_detector, picture_statistics
 from leukoscope.models.release import OOD, read_release
 from leukoscope.synthetic import phantom_cells

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from leukoscope.audit import audit_cells, scan_cells
-from leukoscope.data.loading import LoadedCells
+from leukoscope.data.cells import LoadedCells
 from leukoscope.reports.formatting import Table, metric_name, span, with_span
 from leukoscope.reports.release_tables import (
     baselines_table,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from leukoscope import progress
-from leukoscope.data.loading import LoadedCells
+from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.weights import load_release

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.cells import LoadedCells
+from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import groups_of
 from leukoscope.synthetic import draw_cell
 from leukoscope.training.config import parse_config

@@ -19,7 +19,8 @@ import torch
 from accelerate import Accelerator
 
 from leukoscope import __version__
-from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.cells import LoadedCells
+from leukoscope.data.loading import load_cells
 from leukoscope.models.recipes import get_recipe
 from leukoscope.training import run_folder as environment
 from leukoscope.training.config import TrainingConfig, parse_config

@@ -34,6 +34,7 @@ def audit(
     train_dir: options.TrainDir = None,
     subject_pattern: options.SubjectPattern = None,
     labels: options.Labels = None,
+    label_column_name: options.LabelColumn = "label",
     split: Annotated[
         str | None,
         Option(
@@ -46,9 +47,7 @@ def audit(
         Path | None, Option("--split_file", metavar="FILE", help="Also check the sides of this split.json.")
     ] = None,
     output: Annotated[Path | None, Option(metavar="DIR", help="Default: audit-NAME in the current folder.")] = None,
-    quick: Annotated[
-        bool, Option("--quick", help="Only count and check the layout; read names and file headers, no pixels.")
-    ] = False,
+    quick: Annotated[bool, Option("--quick", help="Only count and check the layout; decode no image.")] = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -63,28 +62,39 @@ def audit(
     ends with a warning.
     """
     from leukoscope.audit import LEAST_CELLS, audit_cells, published_subjects, scan_cells, survey_cells
-    from leukoscope.data.loading import load_cells, recognise
+    from leukoscope.data.folder import recognise
+    from leukoscope.data.loading import load_cells
     from leukoscope.data.splits import load_split, make_split, own_split
     from leukoscope.models.release import write_json
 
     if split and split_file:
         raise LeukoscopeError(f"--split {split} --split_file {split_file}: both name the split; give one")
     if quick and (split or split_file or output):
-        raise LeukoscopeError("--quick: opens no image, so --split, --split_file and --output have no effect beside it")
+        raise LeukoscopeError(
+            "--quick: decodes no image, so --split, --split_file and --output have no effect beside it"
+        )
     if bool(folder) == bool(dataset_name) or (folder and train_dir):
         raise LeukoscopeError("leukoscope audit: name the images, by DIR or by --dataset_name, not by both")
+    asked = label_column_name if label_column_name != "label" else None
     if folder:
-        dataset_name = "imagefolder" if subject_pattern or labels else recognise(folder).name
+        dataset_name = "imagefolder" if subject_pattern or labels or asked else recognise(folder).name
     output = output or Path("audit-" + re.sub(r"[^\w.-]+", "-", dataset_name))
     if not quick:
         require_writable(output)
     try:
-        data = load_cells(dataset_name, folder or train_dir, subject_pattern=subject_pattern, labels=labels)
+        data = load_cells(
+            dataset_name,
+            folder or train_dir,
+            subject_pattern=subject_pattern,
+            labels=labels,
+            label_column_name=label_column_name,
+        )
     except LeukoscopeError as error:  # its message names the flag, which is not given beside DIR
         raise LeukoscopeError(str(error).removeprefix("--train_dir ") if folder else str(error)) from None
     survey = survey_cells(data)
     flags = ["--dataset_name", dataset_name]
-    for flag, value in (("train_dir", folder or train_dir), ("subject_pattern", subject_pattern), ("labels", labels)):
+    given = {"train_dir": folder or train_dir, "subject_pattern": subject_pattern, "labels": labels}
+    for flag, value in {**given, "label_column_name": asked}.items():
         flags += [f"--{flag}", str(value)] if value else []
     flags += [*survey.split_flags, *(["--recipe", data.info.recipe] if data.info.recipe else [])]
     if quick and as_json:

@@ -18,7 +18,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.progress import is_quiet, quiet
 
 if TYPE_CHECKING:
-    from leukoscope.data.loading import LoadedCells
+    from leukoscope.data.cells import LoadedCells
     from leukoscope.inference.predictor import Predictor
 
 ON_PHANTOMS = (
@@ -63,6 +63,15 @@ SubjectPattern = Annotated[
 Labels = Annotated[
     Path | None,
     Option("--labels", metavar="FILE", help="Table (CSV, Label Studio's export): file, and label, subject or both."),
+]
+LabelColumn = Annotated[
+    str,
+    Option(
+        "--label_column_name",
+        "--label_control",
+        metavar="NAME",
+        help="Column of the classes in a table; for Label Studio, the control.",
+    ),
 ]
 Release = Annotated[Path, Argument(metavar="MODEL", help="Release folder.")]
 WeightsLicence = Annotated[

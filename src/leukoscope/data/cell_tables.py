@@ -13,9 +13,11 @@ import json
 import os
 import posixpath
 import re
+import reprlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -31,6 +33,7 @@ SUBJECT_COLUMNS = ("subject", "subject_id", "patient_id", "patient", "person", "
 LABEL_COLUMNS = ("label", "class", "choice")
 HEADER = "give a header with the columns file,subject (and label, where classes are known)"
 _COLUMNS = {"file": FILE_COLUMNS, "subject": SUBJECT_COLUMNS, "label": LABEL_COLUMNS, "cell_id": ("cell_id",)}
+_USUAL, _FLAG_VALUES = ("", "label"), ("0", "1", "0.0", "1.0", "false", "true")
 _DELIMITERS = (",", ";", "\t")
 _NO_NAME = ("", "nan", "none", "null")
 
@@ -59,11 +62,13 @@ class CellTable:
     Attributes:
         name: of the table, for messages.
         notes: one sentence on each thing that its author should know.
+        unlabelled: why no cell has a class although the table is one of labels; "" for any other.
     """
 
     name: str
     rows: list[CellRow]
     notes: tuple[str, ...] = ()
+    unlabelled: str = ""
 
     @property
     def has_subjects(self) -> bool:
@@ -91,41 +96,101 @@ def subject_name(value: object) -> str:
     return "" if value is None or name.casefold() in _NO_NAME else name
 
 
-def read_table(path: Path) -> CellTable:
-    """Read a CSV or an export of Label Studio (JSON, JSON-MIN or CSV); raises `LeukoscopeError` for any other file."""
-    content = content_of(path)
-    if path.suffix.lower() != ".json":
-        return parse_csv(content, str(path))
-    rows = label_studio_rows(content, str(path))
-    header = list(dict.fromkeys(column for row in rows for column in row))
-    return cell_table(str(path), header, enumerate(([row.get(column) for column in header] for row in rows), start=1))
+def read_table(path: Path, label_column: str = "") -> CellTable:
+    """Read a CSV, lines of JSON, or an export of Label Studio (JSON, JSON-MIN or CSV).
 
+    Args:
+        path: the table's file.
+        label_column: the column, or control of Label Studio, of the classes; "label" for one with a usual name, ""
+            where the reader can do without classes.
 
-def label_studio_rows(content: bytes, name: str) -> list[dict[str, Any]]:
-    """Rows of Label Studio's JSON or JSON-MIN export: the task's own columns, and `label`.
-
-    https://labelstud.io/guide/export: a task holds `data` and `annotations`, whose `result` lists the choices. Raises
-    `LeukoscopeError` for no such export, or an annotation with several classes.
+    Raises:
+        LeukoscopeError: any other file, or as `cell_table`.
     """
-    fix = "give Label Studio's JSON export, or a CSV with the columns file,label,subject"
+    content, kind = content_of(path), path.suffix.lower()
+    if kind not in (".json", ".jsonl"):
+        return parse_csv(content, str(path), label_column)
+    if kind == ".jsonl":
+        rows = _json_rows(b"[" + b",".join(line for line in content.splitlines() if line.strip()) + b"]", str(path))
+    else:
+        rows = label_studio_rows(content, str(path), label_column)
+    header = list(dict.fromkeys(column for row in rows for column in row))
+    values = enumerate(([row.get(column) for column in header] for row in rows), start=1)
+    table = cell_table(str(path), header, values, label_column=label_column)
+    if kind == ".json" and not table.has_labels:
+        reason = "no annotation in it names a class; submit the tasks in Label Studio, then export them again"
+        return replace(table, unlabelled=reason)
+    return table
+
+
+def read_metadata(path: Path, label_column: str = "") -> CellTable | None:
+    """Read a `metadata.csv` or `metadata.jsonl` as 🤗 datasets lays it beside pictures; None for one of another kind.
+
+    It may name subjects alone; one with columns of other things, but none of classes, is `unlabelled`.
+    """
+    if path.suffix == ".csv":
+        header = csv_rows(content_of(path), str(path), HEADER)[0]
+    else:
+        first = next((line for line in content_of(path).splitlines() if line.strip()), b"{}")
+        header = list(_json_rows(b"[" + first + b"]", str(path))[0])
+    titles = {_title(one): str(one) for one in header}
+    if not set(FILE_COLUMNS) & set(titles):
+        return None
+    table = read_table(path, label_column)
+    known = {name for names in _COLUMNS.values() for name in names}
+    if table.has_labels or table.unlabelled or not (other := [titles[one] for one in titles if one not in known]):
+        return table
+    return replace(
+        table,
+        unlabelled=f"has no column called label, but {', '.join(other)}; name that of the classes with "
+        f"--label_column_name {other[0]}, or move the file away where folders name the classes",
+    )
+
+
+def _json_rows(content: bytes, name: str) -> list[dict[str, Any]]:
+    fix = "give lines of JSON or Label Studio's JSON export, or a CSV with the columns file,label,subject"
     try:
-        tasks = json.loads(content)
+        rows = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise LeukoscopeError(f"{name}: is no JSON ({error}); {fix}") from None
-    if not isinstance(tasks, list) or not tasks or not all(isinstance(task, dict) for task in tasks):
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise LeukoscopeError(f"{name}: is no list of tasks; {fix}")
-    rows = []
+    return rows
+
+
+def label_studio_rows(content: bytes, name: str, control: str = "") -> list[dict[str, Any]]:
+    """Rows of Label Studio's JSON or JSON-MIN export: the task's own columns, and `label`.
+
+    https://labelstud.io/guide/export: a task holds `data` and `annotations`, whose `result` lists the choices made with
+    each control (`from_name`).
+
+    Raises:
+        LeukoscopeError: no such export, an annotation with several classes, or choices of several controls where
+            `control` names none of them.
+    """
+    tasks = _json_rows(content, name)
+    rows, controls = [], set[str]()
     for number, task in enumerate(tasks, start=1):
         data = task.get("data", task)
         finished = [one for one in task.get("annotations", []) if not one.get("was_cancelled")]
-        results = [one["value"]["choices"] for two in finished for one in two["result"] if one["type"] == "choices"]
-        for choices in results:
+        results = [result for one in finished for result in one["result"] if result["type"] == "choices"]
+        controls |= {str(result.get("from_name", "")) for result in results}
+        chosen = [one["value"]["choices"] for one in results if control in (*_USUAL, one.get("from_name"))]
+        for choices in chosen:
             if len(choices) != 1:
                 raise LeukoscopeError(
                     f"{name}: task {task.get('id', number)} names {len(choices)} classes ({', '.join(choices)}); "
                     'annotate one, with choice="single" in the labelling setup'
                 )
-        rows += [{**data, "label": choices[0]} for choices in results] or [data]
+        rows += [{**data, control or "label": choices[0]} for choices in chosen] or [data]
+    if len(controls) > 1 and not control:
+        return [task.get("data", task) for task in tasks]
+    if controls and (len(controls) > 1 if control in _USUAL else control not in controls):
+        found = ", ".join(sorted(controls))
+        raise LeukoscopeError(
+            f"{name}: its choices were made with the control(s) {found}; say which one names the class, such as "
+            f"--label_control {max(controls)}"
+        )
     return rows
 
 
@@ -139,10 +204,10 @@ def content_of(path: Path) -> bytes:
         ) from None
 
 
-def parse_csv(content: bytes, name: str) -> CellTable:
+def parse_csv(content: bytes, name: str, label_column: str = "") -> CellTable:
     """Read a table of cells; messages call it `name`. Raises `LeukoscopeError` as `csv_rows` and `cell_table` do."""
     header, rows, notes = csv_rows(content, name, HEADER)
-    return cell_table(name, header, rows, notes)
+    return cell_table(name, header, rows, notes, label_column=label_column)
 
 
 def csv_rows(content: bytes, name: str, fix: str) -> tuple[list[str], list[tuple[int, list[str]]], list[str]]:
@@ -186,18 +251,25 @@ def _decoded(content: bytes, name: str) -> tuple[str, list[str]]:
 
 
 def cell_table(
-    name: str, header: Sequence[str], values: Iterable[tuple[int, Sequence[object]]], notes: Sequence[str] = ()
+    name: str,
+    header: Sequence[str],
+    values: Iterable[tuple[int, Sequence[object]]],
+    notes: Sequence[str] = (),
+    *,
+    label_column: str = "",
 ) -> CellTable:
     """Check the columns and rows of a table of cells.
 
     Columns may be in any order and case; an index column, comments and blank rows are skipped. `values` are the
-    (number, entries) of each row.
+    (number, entries) of each row; `label_column` is as for `read_table`.
 
     Raises:
         LeukoscopeError: a missing or double column, a row of another length, a row without a file, a subject named in
-            some rows only, or one picture with two subjects or labels.
+            some rows only, a row with several classes, a class spelt in two ways, or one picture with two subjects or
+            labels.
     """
-    at = _columns(name, header)
+    at = _columns(name, header, label_column)
+    flags = set(range(len(header))) - set(at.values())
     rows: dict[str, CellRow] = {}
     twice = 0
     for number, entries in values:
@@ -210,6 +282,9 @@ def cell_table(
                 "that holds the separator"
             )
         named = {kind: cells[place] for kind, place in at.items() if place < len(cells)}
+        if named.get("label"):
+            named["label"] = _one_class(entries[at["label"]], f"{name}: row {number}")
+        flags = {place for place in flags if place < len(cells) and cells[place].lower() in _FLAG_VALUES}
         if not named.get("file"):
             raise LeukoscopeError(f"{name}: row {number} names no file; fill it in, or delete the row")
         file = posixpath.normpath(_without_server(named["file"]).replace("\\", "/"))
@@ -232,13 +307,56 @@ def cell_table(
             f"{name}: row {unnamed[0].number} names no subject for {unnamed[0].file!r}, other rows name theirs; fill "
             "it in, or delete the row"
         )
+    _check_spelling(name, rows.values())
     said = [*notes, *([f"{name}: {twice} row(s) repeat a picture; it counts once"] if twice else [])]
     spellings: dict[str, str] = {}
     for subject in sorted({row.subject for row in rows.values()}):
         if (other_name := spellings.setdefault(subject.casefold(), subject)) != subject:
             said.append(f"{name}: subjects {other_name!r} and {subject!r} differ in case only; they count as two")
             break
-    return CellTable(name, list(rows.values()), tuple(said))
+    unlabelled, classes = "", ", ".join(str(header[place]).strip() for place in sorted(flags))
+    if "label" in at and not any(row.label for row in rows.values()):
+        unlabelled = f"its column {str(header[at['label']]).strip()!r} names no class in any row; fill it in"
+    elif "label" not in at and len(flags) > 1:
+        unlabelled = f"its columns {classes} hold 0 and 1; write the class of each row into one column, label"
+    return CellTable(name, list(rows.values()), tuple(said), unlabelled)
+
+
+def _one_class(entry: Any, row: str) -> str:
+    """The class that an entry names; Label Studio writes several as {"choices": […]}, other programs as A|B."""
+    if isinstance(entry, str) and entry.lstrip().startswith(("{", "[")):
+        with suppress(ValueError, RecursionError):
+            entry = json.loads(entry)
+    if isinstance(entry, dict):
+        entry = entry.get("choices", [])
+    names = [_stripped(one) for one in (entry if isinstance(entry, list) else str(entry).split("|"))]
+    if len(names) > 1 or (isinstance(entry, list) and any(isinstance(one, dict | list) for one in entry)):
+        shown = reprlib.repr(", ".join(names))
+        raise LeukoscopeError(f"{row} names {len(names)} classes ({shown}); give each picture one class, as a text")
+    return "".join(names)
+
+
+def folded(name: str) -> str:
+    """A class name as readers take it who see no difference in case, Unicode form or number of blanks."""
+    return " ".join(normalize("NFKC", name).casefold().split())
+
+
+def _check_spelling(name: str, rows: Iterable[CellRow]) -> None:
+    """Refuse two spellings of one class, and a class that is a list of others."""
+    first: dict[str, CellRow] = {}
+    for row in rows:
+        other = first.setdefault(folded(row.label), row)
+        if other.label != row.label:
+            raise LeukoscopeError(
+                f"{name}: row {other.number} names the class {other.label!r}, row {row.number} {row.label!r}; spell "
+                "one class in one way"
+            )
+    for label, row in first.items():
+        parts = [part.strip() for part in re.split(r"[,;/+]", label)]
+        if len(parts) > 1 and all(part in first for part in parts):
+            raise LeukoscopeError(
+                f"{name}: row {row.number} names {len(parts)} classes ({row.label}); give each picture one class"
+            )
 
 
 def _without_server(file: str) -> str:
@@ -252,11 +370,18 @@ def _stripped(entry: object) -> str:
     return str(entry).strip().strip("\ufeff")
 
 
-def _columns(name: str, header: Sequence[str]) -> dict[str, int]:
+def _title(column: object) -> str:
+    return re.sub(r"[\s-]+", "_", _stripped(normalize("NFC", str(column))).casefold())
+
+
+def _columns(name: str, header: Sequence[str], label_column: str) -> dict[str, int]:
     """What a table's columns hold → their position."""
-    titles = [re.sub(r"[\s-]+", "_", _stripped(normalize("NFC", str(one))).casefold()) for one in header]
-    at = {}
-    for kind, names in _COLUMNS.items():
+    titles, at, asked = [_title(one) for one in header], {}, _title(label_column)
+    labels = LABEL_COLUMNS if label_column in _USUAL else (asked,)
+    if label_column not in _USUAL and asked not in titles:
+        shown = ", ".join(str(one).strip() for one in header)
+        raise LeukoscopeError(f"{name}: has no column {label_column!r} (--label_column_name), only {shown}")
+    for kind, names in (_COLUMNS | {"label": labels}).items():
         found = [place for place, title in enumerate(titles) if title in names]
         # Two columns of files may stand side by side, such as a name and a path.
         if len(found) > 1 and (kind != "file" or len({titles[place] for place in found}) < len(found)):

@@ -23,9 +23,9 @@ import numpy as np
 from leukoscope import LeukoscopeError
 from leukoscope.data import images as images_module
 from leukoscope.data import preprocessing as preprocessing_module
+from leukoscope.data.cells import LoadedCells
 from leukoscope.data.content import file_state
 from leukoscope.data.images import UnreachableImage, UnreadableImage, cell_area, open_encoded, pixel_hash
-from leukoscope.data.loading import LoadedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import groups_of
 from leukoscope.files import atomic_file, cache_root, disk_errors, write_atomic

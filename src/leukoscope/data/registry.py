@@ -1,22 +1,16 @@
-"""The data sets Leukoscope knows: one entry each, holding all that loading, splitting and cards need to say.
+"""The data sets Leukoscope knows: one entry each, holding all that loading, splitting, cards and pages need to say.
 
-A data set on disk is found by its entry's `find_cells`, which reads the trees as their publishers unpack them;
-adding a data set is adding one entry to `DATASETS`.
+Adding a data set is adding one entry to `DATASETS`; `leukoscope.data.layouts` finds its cells on disk.
 """
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cell_tables import CellTable, content_of, csv_rows, located, read_table
-from leukoscope.data.folders import ImageFolder
-from leukoscope.data.images import IMAGE_SUFFIXES
+from leukoscope.data.layouts import CNMC_PRELIM_LABELS, Finder, cells_named, find_class_folders, find_cnmc_cells
 
 # Outcomes of a cell or a subject without a class: no class may be called so.
 ABSTAIN = "abstain"
@@ -24,17 +18,9 @@ OUT_OF_DISTRIBUTION = "out of distribution"
 NOT_A_CELL = "not a cell"
 TOO_FEW_CELLS = "too few cells"
 RESERVED_LABELS = (ABSTAIN, OUT_OF_DISTRIBUTION, NOT_A_CELL, TOO_FEW_CELLS)
-
-
-@dataclass(frozen=True)
-class CellFile:
-    """One labelled image on disk. `fold` is the publisher's own partition ("" where there is none)."""
-
-    path: Path
-    label: str
-    subject: str
-    cell_id: str
-    fold: str = ""
+PRELIMINARY_TEST = "preliminary_test"
+EMPTY_SLIDE_RGB = (246, 254, 252)
+"""Where a smear shows neither cell nor plasma: the median over 60 pictures of ball4 of their brightest quarters."""
 
 
 @dataclass(frozen=True)
@@ -42,42 +28,54 @@ class DatasetInfo:
     """What is known of a data set before a single image is opened.
 
     Attributes:
-        labels: class names in the order of the network's outputs.
-        positive_label: the class that "sensitivity" is of; "" with more than two classes.
-        official_counts: publisher's partition → label → number of cells.
+        labels: class names in the order of the network's outputs; () where its folders name them.
+        positive_label: the class that "sensitivity" is of; "" where the field has none.
+        official_counts: publisher's partition → label → number of cells; the label "" stands for all of them.
         subject_aliases: subject id → another id of the same subject.
+        subjects: where the subject of a cell is named; "" where no file says.
         group: the unit that must not stand on two sides of a split.
         background: what surrounds a cell; augmentation fills uncovered corners with it.
         crop_pct: the central share of the shorter side that the network sees.
         picture_side: pixels a side of every picture, where these are squares that show all cells at one scale.
+        pictures: kind and size in pixels of the files, for a table.
         recipe: the recipe that did best on its cells; "" for the default of `train.py`.
         find_cells: finds the cells of a local folder; None for data sets that are generated.
+        held_out: partitions that are a test set of their own, which no split touches.
         label_list: the publisher's file without which the preliminary test has no labels.
         other_folders: folders of images that are no cells of their own; they need no mention.
         hub_id: the Hub data set used when no local folder is given.
+        terms: said before its files are read: what its owners do not allow.
+        traps: what a user of the set should know, one sentence each.
+        same_cells: groups of beginnings of cell ids whose pictures show one cell.
         copy_of: what a data set of the Hub is a copy of, by its card: `leukoscope: {dataset_name: NAME}`.
     """
 
     name: str
     title: str
-    labels: tuple[str, ...]
-    positive_label: str
     licence: str
-    citation: str
-    url: str
-    group: Literal["subject", "block"]
-    background: Literal["black", "smear"]
-    crop_pct: float
-    find_cells: Callable[[ImageFolder], Iterator[CellFile]] | None = None
+    citation: str = ""
+    url: str = ""
+    labels: tuple[str, ...] = ()
+    positive_label: str = ""
+    group: Literal["subject", "block"] = "subject"
+    background: Literal["black", "smear"] = "smear"
+    crop_pct: float = 1.0
+    find_cells: Finder | None = None
     official_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     subject_aliases: Mapping[str, str] = field(default_factory=dict)
+    subjects: str = ""
     hub_id: str | None = None
     synthetic: bool = False
     layout: str = ""
+    held_out: tuple[str, ...] = (PRELIMINARY_TEST,)
     label_list: str = ""
     other_folders: tuple[str, ...] = ()
     picture_side: int | None = None
+    pictures: str = ""
     recipe: str = ""
+    terms: str = ""
+    traps: tuple[str, ...] = ()
+    same_cells: tuple[tuple[str, ...], ...] = ()
     copy_of: str = ""
 
     def canonical_subject(self, subject: str) -> str:
@@ -95,165 +93,30 @@ class DatasetInfo:
         return {**named, "unit": self.group, **copy}
 
 
-PRELIMINARY, COPIES, OTHER = "preliminary", "copies", "other"  # why a picture is no cell
+_LMU_CODES = {
+    **{"NGS": 8484, "LYT": 3937, "MYO": 3268, "MON": 1789, "EOS": 424, "NGB": 109, "BAS": 79, "EBO": 78, "PMO": 70},
+    **{"MYB": 42, "MOB": 26, "PMB": 18, "KSC": 15, "MMZ": 15, "LYA": 11},
+}
+_MARROW_CODES = (
+    *("ABE", "ART", "BAS", "BLA", "EBO", "EOS", "FGC", "HAC", "KSC", "LYI", "LYT", "MMZ", "MON", "MYB", "NGB", "NGS"),
+    *("NIF", "OTH", "PEB", "PLM", "PMO"),
+)
+_MLL23_COUNTS = {
+    **{"basophil": 616, "eosinophil": 2448, "hairy_cell": 3265, "lymphocyte": 5532, "lymphocyte_large_granular": 1849},
+    **{"lymphocyte_neoplastic": 180, "lymphocyte_reactive": 33, "metamyelocyte": 483, "monocyte": 2510},
+    **{"myeloblast": 8606, "myelocyte": 747, "neutrophil_band": 687, "neutrophil_segmented": 7170},
+    **{"normoblast": 2071, "plasma_cell": 1658, "promyelocyte": 745, "promyelocyte_atypical": 2033, "smudge_cell": 988},
+}
+_PBC_COUNTS = {
+    **{"basophil": 1218, "eosinophil": 3117, "erythroblast": 1551, "ig": 2895, "lymphocyte": 1214, "monocyte": 1420},
+    **{"neutrophil": 3329, "platelet": 2348},
+}
+_AML_LABELS = ("control", "PML_RARA", "NPM1", "CBFB_MYH11", "RUNX1_RUNX1T1")
+_RAABIN_LABELS = ("Basophil", "Eosinophil", "Lymphocyte", "Monocyte", "Neutrophil")
 
 
-def passed_over(info: DatasetInfo, folder: ImageFolder, cells: Sequence[CellFile]) -> Iterator[str]:
-    """One line for each reason why pictures of a folder were left out or may be misread."""
-    left = files_left_out(info, folder, cells)
-    if preliminary := left[PRELIMINARY]:
-        listed = any(path.name == info.label_list for path in folder.others)
-        state = "it names no cell for them" if listed else "that list is not there; put it beside them"
-        yield (
-            f"{len(preliminary):,} image file(s) of the preliminary test left out, for example {preliminary[0]}: "
-            f"their labels come from {info.label_list}, and {state}"
-        )
-    if folder.left_out:
-        yield folder.left_out
-    classes = {label.casefold() for label in info.labels}
-    elsewhere = [cell.path for cell in cells if cell.path.parent.name.casefold() in classes - {cell.label.casefold()}]
-    if elsewhere:
-        yield (
-            f"{len(elsewhere):,} image file(s) lie in the folder of another class than their name says, for example "
-            f"{elsewhere[0]}: the name counts"
-        )
-    if info.find_cells is find_class_folders and not (folder.root / METADATA).is_file():
-        yield from _about_class_folders(folder, cells)
-    for reason, said in ((OTHER, f"not laid out as {info.layout}"), (COPIES, "copies of cells already found")):
-        if paths := left[reason]:
-            yield f"{len(paths):,} image file(s) passed over, for example {paths[0]}: {said}"
-
-
-def _about_class_folders(folder: ImageFolder, cells: Sequence[CellFile]) -> Iterator[str]:
-    """How class folders were read, and which folders beside them hold no picture."""
-    filled = {cell.path.parent for cell in cells}
-    above = {path.parent.name for path in filled if folder.root not in (path, path.parent)}
-    if any(cell.subject for cell in cells):
-        yield (
-            "read as <class>/<subject>/<image>: each innermost folder is a subject; give --subject_pattern or "
-            "--labels if it is not"
-        )
-    elif len(above) > 1 and not any(re.match("fold|train|test|val|dev|eval", name, re.IGNORECASE) for name in above):
-        yield (
-            f"read as <class>/<image>; the folders above the classes ({', '.join(sorted(above)[:3])} …) were not used: "
-            "if they are subjects, give --subject_pattern '(?P<subject>[^/]+)/[^/]+/[^/]+$'"
-        )
-    homes = {path.parent for path in filled}
-    for path in folder.folders:
-        if path.parent in homes and not any(one.is_relative_to(path) for one in filled):
-            name = path.relative_to(folder.root).as_posix()
-            yield f"folder {name!r} holds no picture that can be read: it makes no class"
-
-
-def files_left_out(info: DatasetInfo, folder: ImageFolder, cells: Iterable[CellFile]) -> dict[str, list[Path]]:
-    """The pictures of a folder that are not among the cells found there, by reason: PRELIMINARY, COPIES, OTHER."""
-    found = {cell.path: cell.cell_id for cell in cells}
-    ids = set(found.values())
-    left: dict[str, list[Path]] = {PRELIMINARY: [], COPIES: [], OTHER: []}
-    for path in folder.images:
-        if path in found or not set(info.other_folders).isdisjoint(path.relative_to(folder.root).parts):
-            continue
-        preliminary = info.label_list and _is_preliminary(path)
-        left[PRELIMINARY if preliminary else COPIES if path.stem in ids else OTHER].append(path)
-    return left
-
-
-EMPTY_SLIDE_RGB = (246, 254, 252)
-"""Where a smear shows neither cell nor plasma: the median over 60 pictures of ball4 of their brightest quarters."""
-CNMC_NAME = re.compile(r"UID_(?P<subject>[Hh]?\d+)_(?P<frame>\d+)_(?P<cell>\d+)_(?P<label>all|hem)$")
-CNMC_PRELIM_LABELS = "C-NMC_test_prelim_phase_data_labels.csv"
-
-
-def find_cnmc_cells(folder: ImageFolder) -> Iterator[CellFile]:
-    """C-NMC 2019 as Kaggle and TCIA unpack it: cells named `UID_…`, and the preliminary test named by its CSV.
-
-    A copy of a cell outside the folds (samples in another format, say) is passed over.
-    """
-    lists = [path for path in folder.others if path.name == CNMC_PRELIM_LABELS]
-    original_of = _preliminary_cells(lists[0]) if lists else {}
-    cells = []
-    for path in folder.images:
-        if _is_preliminary(path):
-            original, fold = original_of.get(path.stem, ""), "preliminary_test"
-        else:
-            original = path.stem
-            fold = next((part for part in reversed(path.parts) if re.fullmatch(r"fold_\d", part)), "")
-        if match := CNMC_NAME.match(original):
-            cells.append(CellFile(path, match["label"].upper(), match["subject"], cell_id=original, fold=fold))
-    in_folds = {cell.cell_id for cell in cells if cell.fold}
-    yield from (cell for cell in cells if cell.fold or cell.cell_id not in in_folds)
-
-
-def _is_preliminary(path: Path) -> bool:
-    return "prelim" in path.parent.name
-
-
-def _preliminary_cells(path: Path) -> dict[str, str]:
-    """Number of a file of the preliminary test (`1` of `1.bmp`) → its original cell id, by the publisher's list."""
-    columns = ("new_names", "Patient_ID")
-    fix = f"it needs the columns {','.join(columns)}"
-    header, rows, _ = csv_rows(content_of(path), str(path), fix)
-    if missing := sorted(set(columns) - set(header)):
-        raise LeukoscopeError(f"{path}: lacks the column(s) {', '.join(missing)}; {fix}")
-    numbers, cells = map(header.index, columns)
-    return {Path(row[numbers]).stem: Path(row[cells]).stem for _, row in rows if len(row) > max(numbers, cells)}
-
-
-BALL4_NAME = re.compile(r"WBC-(?:Malignant-)?(?P<label>Benign|Early|Pre|Pro)-(?P<number>\d+)$")
-
-
-def find_ball4_cells(folder: ImageFolder) -> Iterator[CellFile]:
-    """The 4-class B-ALL fields; the parallel `Segmented` tree shows the same fields and is left out."""
-    for path in folder.images:
-        match = BALL4_NAME.match(path.stem)
-        if match and "Segmented" not in path.parts:
-            yield CellFile(path, match["label"], subject="", cell_id=path.stem)
-
-
-METADATA = "metadata.csv"
-
-
-def find_class_folders(folder: ImageFolder) -> Iterator[CellFile]:
-    """A user's own cells: `<root>/…/<class>/<image>`, or `<root>/…/<class>/<subject>/<image>`.
-
-    A `metadata.csv` at the root with labels names the cells instead, as 🤗 datasets reads one. Otherwise the class is
-    the folder an image lies in. The innermost folders are subjects where each lies in one class alone and has a digit
-    in its name, as ids have, and there are more of them than of the folders above.
-    """
-    root, listed = folder.root, folder.root / METADATA
-    table = read_table(listed) if listed.is_file() else None
-    if table is not None and table.has_labels:
-        yield from cells_of_table(table, root)
-        return
-    files = [path for path in folder.images if path.parent != root]
-    subjects = _are_subjects({path.parent for path in files}, root)
-    for path in files:
-        label, subject = (path.parent.parent.name, path.parent.name) if subjects else (path.parent.name, "")
-        yield CellFile(path, label, subject=subject, cell_id=cell_id_of(path.relative_to(root).as_posix()))
-
-
-def cells_of_table(table: CellTable, root: Path) -> Iterator[CellFile]:
-    """The cells to which a table gives a class, with files below `root`; raises `LeukoscopeError` as `located`."""
-    for row, file in located(table, root):
-        if row.label:
-            yield CellFile(root / file, row.label, row.subject, cell_id=cell_id_of(file))
-
-
-def cell_id_of(file: str) -> str:
-    """A file's name as a cell id: without the suffix of a picture."""
-    suffix = PurePath(file).suffix
-    return file.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else file
-
-
-def _are_subjects(folders: Iterable[Path], root: Path) -> bool:
-    """Whether these folders of pictures are subjects rather than classes."""
-    above: dict[str, set[str]] = defaultdict(set)
-    for folder in folders:
-        if folder.parent == root or not any(letter.isdigit() for letter in folder.name):
-            return False
-        above[folder.name].add(folder.parent.name)
-    classes = set().union(*above.values())
-    return all(len(names) == 1 for names in above.values()) and 2 <= len(classes) < len(above)
+def _one_of(labels: Iterable[str]) -> str:
+    return f"(?P<label>{'|'.join(labels)})"
 
 
 DATASETS: dict[str, DatasetInfo] = {
@@ -268,11 +131,12 @@ DATASETS: dict[str, DatasetInfo] = {
             citation="Gupta, A. & Gupta, R. (2019). ALL Challenge dataset of ISBI 2019 (C-NMC 2019). "
             "The Cancer Imaging Archive. https://doi.org/10.7937/tcia.2019.dc64i46r",
             url="https://doi.org/10.7937/tcia.2019.dc64i46r",
-            group="subject",
             background="black",
             # The central 350 of 450 pixels hold 97 % of the cells whole.
             crop_pct=350 / 450,
             picture_side=450,
+            pictures="cells cut out on black, stain-normalised, BMP 450",
+            subjects="file name",
             recipe="densenet169_block2",
             find_cells=find_cnmc_cells,
             official_counts={
@@ -300,30 +164,161 @@ DATASETS: dict[str, DatasetInfo] = {
             name="ball4",
             title="B-ALL, four classes (Ghaderzadeh et al. 2021)",
             labels=("Benign", "Early", "Pre", "Pro"),
-            positive_label="",
             licence="ODbL 1.0 (database); contents © the original authors",
             citation="Ghaderzadeh, M. et al. (2021). A fast and efficient CNN model for B-ALL diagnosis and its "
             "subtypes classification using peripheral blood smear images. Int. Journal of Intelligent Systems.",
             url="https://www.kaggle.com/datasets/mehradaria/leukemia",
             group="block",
-            background="smear",
-            crop_pct=1.0,
-            find_cells=find_ball4_cells,
+            pictures="fields of view, JPG 224",
+            find_cells=cells_named(
+                rf"WBC-(?:Malignant-)?{_one_of(('Benign', 'Early', 'Pre', 'Pro'))}-\d+", r"\w+", without=("Segmented",)
+            ),
             official_counts={"": {"Benign": 504, "Early": 985, "Pre": 963, "Pro": 804}},
             layout="…/Original/{Benign,Early,Pre,Pro}/WBC-….jpg",
             other_folders=("Segmented",),
         ),
         DatasetInfo(
+            name="mll23",
+            title="MLL23 (Shetab Boushehri et al. 2025)",
+            labels=tuple(_MLL23_COUNTS),
+            licence="CC BY 4.0",
+            citation="Shetab Boushehri, S. et al. (2025). A large expert-annotated single-cell peripheral blood "
+            "dataset for hematological disease diagnostics. Scientific Data 12, 1773. "
+            "https://doi.org/10.1038/s41597-025-06223-x",
+            url="https://doi.org/10.5281/zenodo.14277609",
+            pictures="single cells, TIF 288",
+            find_cells=cells_named(rf"{_one_of(_MLL23_COUNTS)}/(?P<cell>(?P=label)_\d+)", "tiff?"),
+            official_counts={"": _MLL23_COUNTS},
+            layout="…/<class>/<class>_0001.TIF",
+            traps=("adults only",),
+        ),
+        DatasetInfo(
+            name="aml-mll",
+            title="AML-Cytomorphology MLL/Helmholtz (the label is the person's, not the cell's)",
+            labels=_AML_LABELS,
+            licence="see TCIA",
+            citation="Hehr, M. et al. (2023). Explainable AI identifies diagnostic cells of genetic AML subtypes. PLOS "
+            "Digital Health e0000187. https://doi.org/10.7937/6PPE-4020",
+            url="https://doi.org/10.7937/6PPE-4020",
+            pictures="single cells, TIF 144",
+            subjects="folder",
+            find_cells=cells_named(rf"{_one_of(_AML_LABELS)}/(?P<subject>[A-Z]{{3}})/image_\d+", "tiff?"),
+            official_counts={"": {"control": 20_305, "": 81_214}},
+            layout="…/data/{control,PML_RARA,NPM1,CBFB_MYH11,RUNX1_RUNX1T1}/<subject>/image_0.tif",
+            traps=("every cell bears the label of its person: most cells of a leukaemic slide are normal",),
+        ),
+        DatasetInfo(
+            name="aml-lmu",
+            title="AML-Cytomorphology LMU (Matek et al. 2019)",
+            labels=tuple(_LMU_CODES),
+            licence="CC BY 3.0",
+            citation="Matek, C. et al. (2019). Human-level recognition of blast cells in acute myeloid leukaemia with "
+            "convolutional neural networks. Nature Machine Intelligence 1, 538–544. "
+            "https://doi.org/10.7937/tcia.2019.36f5o9ld",
+            url="https://doi.org/10.7937/tcia.2019.36f5o9ld",
+            pictures="single cells, TIFF 400 with an alpha channel",
+            find_cells=cells_named(rf"{_one_of(_LMU_CODES)}/(?P<cell>(?P=label)_\d+)(?: \([\d_ ]+UTC\))?", "tiff?"),
+            official_counts={"": _LMU_CODES},
+            layout="…/<code>/<code>_0001.tiff",
+            traps=("MYO is the myeloblast and MYB the myelocyte: the two are easily taken for each other",),
+        ),
+        DatasetInfo(
+            name="pbc",
+            title="PBC (Acevedo et al. 2020)",
+            labels=tuple(_PBC_COUNTS),
+            licence="CC BY 4.0",
+            citation="Acevedo, A. et al. (2020). A dataset of microscopic peripheral blood cell images for development "
+            "of automatic recognition systems. Data in Brief 30, 105474. https://doi.org/10.17632/snkd93bnjr.1",
+            url="https://doi.org/10.17632/snkd93bnjr.1",
+            pictures="single cells, JPG 360 × 363",
+            find_cells=cells_named(rf"{_one_of(_PBC_COUNTS)}/(?P<cell>[A-Z]+_\d+)", "jpe?g", without=("wbc_resized",)),
+            official_counts={"": _PBC_COUNTS},
+            layout="…/<class>/<finer class>_<number>.jpg",
+            other_folders=("wbc_resized",),
+            traps=(
+                "healthy persons only",
+                "some pictures are there twice, one of them under two classes (EO_225902 = BNE_191112)",
+            ),
+        ),
+        DatasetInfo(
+            name="bm-mll",
+            title="Bone-Marrow-Cytomorphology MLL/Helmholtz/Fraunhofer (Matek et al. 2021)",
+            labels=_MARROW_CODES,
+            licence="CC BY 4.0",
+            citation="Matek, C. et al. (2021). Highly accurate differentiation of bone marrow cell morphologies using "
+            "deep neural networks on a large image data set. Blood 138, 1917–1927. "
+            "https://doi.org/10.7937/TCIA.AXH3-T579",
+            url="https://doi.org/10.7937/TCIA.AXH3-T579",
+            pictures="single cells of bone marrow, JPG 250",
+            find_cells=cells_named(rf"{_one_of(_MARROW_CODES)}/(?:\d+-\d+/)?(?P<cell>(?P=label)_\d+)", "jpe?g"),
+            official_counts={"": {"": 171_375}},
+            layout="…/<code>/0001-1000/<code>_00001.jpg",
+            traps=("bone marrow, not blood",),
+        ),
+        DatasetInfo(
+            name="all-idb2",
+            title="ALL-IDB2 (Labati et al. 2011)",
+            labels=("blast", "healthy"),
+            positive_label="blast",
+            licence="on request, not to be passed on",
+            citation="Labati, R. D. et al. (2011). ALL-IDB: The acute lymphoblastic leukemia image database for image "
+            "processing. IEEE ICIP, 2045–2048. https://doi.org/10.1109/ICIP.2011.6115881",
+            url="https://homes.di.unimi.it/scotti/all",
+            pictures="single cells, TIF 257",
+            find_cells=cells_named(r"Im\d+_(?P<label>[01])", "tiff?", names={"1": "blast", "0": "healthy"}),
+            official_counts={"": {"blast": 130, "healthy": 130}},
+            layout="…/img/Im001_1.tif (_1: blast)",
+            terms="its owners give it on request and do not allow passing it on",
+            traps=("some pictures are crops of one cell", "the background alone tells many blasts from other cells"),
+            same_cells=(
+                *(("Im025_", "Im028_", "Im031_"), ("Im134_", "Im245_"), ("Im135_", "Im244_"), ("Im138_", "Im146_")),
+                *(("Im171_", "Im211_"), ("Im222_", "Im256_"), ("Im223_", "Im257_"), ("Im225_", "Im259_")),
+            ),
+        ),
+        DatasetInfo(
+            name="raabin",
+            title="Raabin-WBC (Kouzehkanan et al. 2022)",
+            labels=_RAABIN_LABELS,
+            licence="free access; no licence stated",
+            citation="Kouzehkanan, Z. M. et al. (2022). A large dataset of white blood cells containing cell locations "
+            "and types, along with segmented nuclei and cytoplasm. Scientific Reports 12, 1123. "
+            "https://doi.org/10.1038/s41598-021-04426-x",
+            url="https://raabindata.com",
+            pictures="single cells, JPG 575",
+            find_cells=cells_named(
+                rf"(?P<fold>Train|TestA|TestB)/{_one_of(_RAABIN_LABELS)}/[^/]+",
+                "jpe?g",
+                names={"Train": "train", "TestA": "test"},
+            ),
+            official_counts={"": {"": 14_514}, "train": {"": 10_175}},
+            layout="…/{Train,TestA,TestB}/{Basophil,Eosinophil,Lymphocyte,Monocyte,Neutrophil}/….jpg",
+            held_out=("TestB",),
+            traps=("TestB comes from another microscope and camera; no split touches it",),
+        ),
+        DatasetInfo(
+            name="apl-aml",
+            title="APL/AML (DeepAPL, Sidhom et al. 2021)",
+            licence="none granted",
+            citation="Sidhom, J.-W. et al. (2021). Deep learning for diagnosis of acute promyelocytic leukemia via "
+            "recognition of genomically imprinted morphologic features. npj Precision Oncology 5. "
+            "https://doi.org/10.1038/s41698-021-00179-y",
+            url="https://www.kaggle.com/datasets/eugeneshenderov/acute-promyelocytic-leukemia-apl",
+            pictures="single cells, JPG 360 × 363",
+            subjects="folder",
+            find_cells=cells_named(
+                r"Patient_(?P<subject>\d+)/(?:Signed|Unsigned) slides/(?:[^/]*\d[^/]*/)?(?P<label>[^/\d]+)/[A-Z]+_\d+",
+                "jpe?g",
+            ),
+            layout="…/Patient_00/{Signed slides,Unsigned slides}/[<date>/]<class>/BNE_37348944.jpg",
+            terms="its owners grant no licence for these pictures; ask them before you use or pass on anything of it",
+            traps=("some pictures are there under two classes", "classes are cell types; master.csv names diagnoses"),
+        ),
+        DatasetInfo(
             name="imagefolder",
             title="Own class folders",
-            labels=(),
-            positive_label="",
             licence="yours",
-            citation="",
-            url="",
-            group="subject",
-            background="smear",
-            crop_pct=1.0,
+            subjects="folder, pattern or table",
+            pictures="yours",
             find_cells=find_class_folders,
             layout="<class>/<image>, one folder per class, or <class>/<subject>/<image>",
         ),
@@ -334,10 +329,10 @@ DATASETS: dict[str, DatasetInfo] = {
             positive_label="ALL",
             licence="Apache-2.0",
             citation="Synthetic cells drawn by Leukoscope; they show no patient.",
-            url="",
-            group="subject",
             background="black",
             crop_pct=350 / 450,
+            subjects="drawn",
+            pictures="cells on black",
             synthetic=True,
         ),
     )

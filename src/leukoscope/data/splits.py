@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.cells import SIDES, LoadedCells
 from leukoscope.data.images import encoded_content
 from leukoscope.files import write_atomic
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from leukoscope.data.loading import LoadedCells
 
 Strategy = Literal["subject", "subject-cv", "official", "random", "random-cv", "block", "block-cv", "all", "given"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
@@ -40,8 +40,6 @@ TRAIN_VAL_SPLIT = 0.15
 """Share of train that is set apart for validation where a data set's own splits have none."""
 BY_IMAGE = "a split by image may have cells of one subject on two sides: its metrics do not apply to a new subject"
 """What is said of every split by image."""
-SIDES = ("train", "validation", "test")
-"""The sides that a data set's own splits may have, in this order; a row's `fold` then names its side."""
 # One seventh for validation and one for test is the closest whole-fold share to the usual 70/15/15.
 SUBJECT_FOLDS = 7
 

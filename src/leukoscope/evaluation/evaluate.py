@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope.data.cells import LoadedCells
 from leukoscope.data.images import UnreadableImage, cell_area, open_encoded, pixel_hash
-from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import without_damaged
 from leukoscope.data.splits import Split, groups_of, load_split, make_split
 from leukoscope.evaluation import bootstrap

@@ -12,7 +12,7 @@ from leukoscope.data.registry import DATASETS
 from leukoscope.models.release import PREDICTIONS
 
 if TYPE_CHECKING:
-    from leukoscope.data.loading import LoadedCells
+    from leukoscope.data.cells import LoadedCells
 
 # Shorter names, such as 12.png, are given to other cells again.
 _LEAST_NAME = 6

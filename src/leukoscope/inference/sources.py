@@ -141,7 +141,7 @@ def _files(
     root: Path, rows: Iterable[tuple[str, str, str]], subject_pattern: str | None, *, has_subjects: bool
 ) -> CellSource:
     """Cells in files of their own, given as (cell id, path below `root` or absolute, subject)."""
-    from leukoscope.data.loading import subject_rule
+    from leukoscope.data.folder import subject_rule
 
     subject_of = subject_rule(subject_pattern) if subject_pattern else None
     digest = hashlib.sha256()

@@ -22,7 +22,8 @@ from pydantic import Field
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.cell_tables import SUBJECT_COLUMNS
-from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.cells import LoadedCells
+from leukoscope.data.loading import load_cells
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import Strategy
 from leukoscope.models.build import StartWeights
@@ -72,7 +73,11 @@ class DataArguments:
     )
     labels: str | None = _flag(None, "imagefolder: table of the cells: file, and label, subject or both.")
     image_column_name: str = _flag("image", "Hub data sets: the column of images.")
-    label_column_name: str = _flag("label", "Hub data sets: the column of labels.")
+    label_column_name: str = _flag(
+        "label",
+        "The column of labels, of a Hub data set or imagefolder's table; for Label Studio, the control.",
+        aliases=["--label_control"],
+    )
     subject_column: str | None = _flag(
         None, f"Hub data sets: the column of subjects (default: the first of {', '.join(SUBJECT_COLUMNS)})."
     )

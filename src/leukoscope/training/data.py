@@ -19,7 +19,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmenter, View, in_view
-from leukoscope.data.loading import LoadedCells
+from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, require_space
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import atomic_file, cache_root, disk_errors, write_atomic

@@ -27,7 +27,7 @@ from torch import nn
 from transformers.utils import flatten_dict
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
-from leukoscope.data.loading import LoadedCells
+from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, require_space
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.baselines import size_only_predictions

@@ -26,7 +26,7 @@ from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.loading import LoadedCells
+from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.splits import BY_IMAGE, Split, load_split, make_split
 from leukoscope.files import disk_errors

@@ -20,7 +20,7 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.fields import UnusableField, find_cells, looks_like_smear
-from leukoscope.data.loading import StreamedCell, stream_cells
+from leukoscope.data.hub import StreamedCell, stream_cells
 from leukoscope.data.registry import DATASETS, NOT_A_CELL, DatasetInfo, trained_on
 from leukoscope.inference.prediction import FIELD_NEEDS
 from leukoscope.synthetic import knows_smears

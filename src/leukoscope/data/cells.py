@@ -1,0 +1,212 @@
+"""The cells of a data set, ready to be split: one 🤗 `DatasetDict` that all other packages read.
+
+Rows carry `image`, `label`, `subject`, `cell_id` and `fold`. The labelled cells are the `train` split; a publisher's
+own test set stays a split of its own. What could not be used is counted and named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.cell_tables import folded
+from leukoscope.data.images import UnreadableImage, is_cut_out, open_encoded
+from leukoscope.data.layouts import find_class_folders
+from leukoscope.data.registry import DATASETS, RESERVED_LABELS, DatasetInfo
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+SIDES = ("train", "validation", "test")
+"""The sides that a data set's own splits may have, in this order; a row's `fold` then names its side."""
+_BACKGROUND_SAMPLE = 24
+
+
+@dataclass(frozen=True)
+class LoadedCells:
+    """A data set ready to be split.
+
+    Attributes:
+        info: the registry entry, with the labels found when the entry leaves them open.
+        cells: `train` and, where the publisher has one, `preliminary_test`.
+        fingerprint: sha256 over (cell id, label, subject, sha256 of its file) of every row; where and when the files
+            were written does not count.
+        unreadable: one message per file that could not be used.
+        count_differences: one line per partition whose counts differ from the publisher's.
+        passed_over: one line per reason for which images given are not among the cells.
+    """
+
+    info: DatasetInfo
+    cells: DatasetDict
+    fingerprint: str
+    unreadable: tuple[str, ...] = ()
+    count_differences: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def train(self) -> Dataset:
+        """The labelled cells that splits are made from."""
+        return self.cells["train"]
+
+    @cached_property
+    def rows(self) -> Dataset:
+        """Every cell, the publisher's test set after the others; `image` is not decoded."""
+        from datasets import Image, concatenate_datasets
+
+        return concatenate_datasets(list(self.cells.values())).cast_column("image", Image(decode=False))
+
+    @property
+    def own_splits(self) -> dict[str, int]:
+        """Cells on each side of the data set's own splits, in the order of `SIDES`; {} where it has none."""
+        counts = Counter(self.train["fold"][:])
+        several = len(counts) > 1 and counts.keys() <= set(SIDES)
+        return {side: counts[side] for side in SIDES if counts[side]} if several else {}
+
+    def with_positive(self, label: str) -> LoadedCells:
+        """The same data, with one of its two classes as the positive one; raises `LeukoscopeError` for any other."""
+        labels = self.info.labels
+        if len(labels) != 2 or label not in labels:
+            raise LeukoscopeError(
+                f"--positive_label {label}: must be one of two classes; these cells have {', '.join(labels)}"
+            )
+        return replace(self, info=replace(self.info, positive_label=label))
+
+    def without(self, problems: Mapping[str, str]) -> LoadedCells:
+        """The same data, and fingerprint, less the cells found damaged, given as cell id → message."""
+        if not problems:
+            return self
+        from datasets import DatasetDict
+
+        parts = {
+            name: rows.select([i for i, cell in enumerate(rows["cell_id"][:]) if cell not in problems])
+            for name, rows in self.cells.items()
+        }
+        return replace(self, cells=DatasetDict(parts), unreadable=(*self.unreadable, *problems.values()))
+
+    def report(self) -> str:
+        """What a person should know about the data before training, one line per fact."""
+        counts = ", ".join(f"{name}: {len(rows):,} cells" for name, rows in self.cells.items())
+        subjects = len({s for s in self.train["subject"] if s})
+        lines = [f"{self.info.title} — {counts}" + (f", {subjects} subjects" if subjects else "")]
+        if self.info.synthetic:
+            lines.append("These cells are synthetic: metrics on them say nothing about patients.")
+        if self.own_splits:
+            sides = ", ".join(f"{side} {count:,}" for side, count in self.own_splits.items())
+            lines.append(f"splits of its own: {sides} (taken by --split given, the default of `leukoscope train`)")
+        lines += [f"counts differ: {line}" for line in self.count_differences]
+        lines += self.passed_over
+        if self.unreadable:
+            lines.append(f"{len(self.unreadable)} unreadable file(s) left out:")
+            lines += [f"  {message}" for message in self.unreadable]
+        return "\n".join(lines)
+
+
+class CellRecord(NamedTuple):
+    """One labelled cell, its image in a file or in memory; the fingerprint covers `content`, not the image."""
+
+    cell_id: str
+    label: str
+    subject: str
+    content: str
+    fold: str = ""
+
+
+def image_column(values: list[object]) -> Dataset:
+    from datasets import Dataset, Features, Image
+
+    return Dataset.from_dict({"image": values}, features=Features(image=Image()))
+
+
+def assemble(
+    info: DatasetInfo,
+    images: Dataset,
+    rows: Sequence[CellRecord],
+    source: str,
+    *,
+    unreadable: Iterable[str] = (),
+    passed_over: Iterable[str] = (),
+) -> LoadedCells:
+    """Make a data set of (N,) images and what is known of each; messages open with `source`."""
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets
+
+    seen = {row.label for row in rows}
+    # A part of a set of many classes is a set of fewer; of two, a missing one is a fault.
+    labels = tuple(label for label in info.labels if label in seen or len(info.labels) == 2) or tuple(sorted(seen))
+    _check_labels(labels, source, on_hub=bool(info.hub_id))
+    if info.name not in DATASETS or info.find_cells is find_class_folders:
+        info = replace(info, background=_background(images))
+    text = Value("string")
+    columns = {
+        "label": [row.label for row in rows],
+        "subject": [info.canonical_subject(row.subject) for row in rows],
+        "cell_id": [row.cell_id for row in rows],
+        "fold": [row.fold for row in rows],
+    }
+    features = Features(label=ClassLabel(names=list(labels)), subject=text, cell_id=text, fold=text)
+    table = concatenate_datasets([images, Dataset.from_dict(columns, features=features)], axis=1)
+    parts = {"train": table.select([at for at, row in enumerate(rows) if row.fold not in info.held_out])}
+    for name in info.held_out:
+        if part := [at for at, row in enumerate(rows) if row.fold == name]:
+            parts[name] = table.select(part)
+    digest = hashlib.sha256()
+    for row in sorted(rows):
+        digest.update(("\t".join(row[:4]) + "\n").encode())
+    different = tuple(_compare_counts(info, rows))
+    info = replace(info, labels=labels)
+    return LoadedCells(info, DatasetDict(parts), digest.hexdigest(), tuple(unreadable), different, tuple(passed_over))
+
+
+def _check_labels(labels: Sequence[str], source: str, *, on_hub: bool) -> None:
+    """Refuse fewer than two classes, and a class whose name would be taken for another or for none."""
+    if len(labels) < 2:
+        seen = f"only the class {labels[0]!r}" if labels else "no cell"
+        how = "" if on_hub else ", each in a folder of its name"
+        raise LeukoscopeError(f"{source}: {seen} found; a classifier needs two or more classes{how}")
+    rename = "rename it" if on_hub else "rename its folder"
+    alike: dict[str, str] = {}
+    for label in sorted(labels):
+        if label != label.strip() or not label.isprintable():
+            raise LeukoscopeError(
+                f"{source}: class {label!r} has blanks around its name, or characters that are not seen; {rename}"
+            )
+        if folded(label) in RESERVED_LABELS:
+            raise LeukoscopeError(f"{source}: class {label!r} is called as predictions without a class are; {rename}")
+        if (other := alike.setdefault(folded(label), label)) != label:
+            how = "differ only in case" if other.casefold() == label.casefold() else "look alike"
+            raise LeukoscopeError(f"{source}: classes {other!r} and {label!r} {how}; give one class one name")
+
+
+def _background(images: Dataset) -> Literal["black", "smear"]:
+    """Background of the cells of a data set without an entry, judged on an even sample of them."""
+    from datasets import Image
+
+    sample = images.select(np.linspace(0, len(images) - 1, min(len(images), _BACKGROUND_SAMPLE)).astype(int))
+    found = []
+    for row in sample.cast_column("image", Image(decode=False)):
+        with suppress(UnreadableImage):  # named when all are decoded
+            found.append(is_cut_out(open_encoded(row["image"], "")))
+    return "black" if found and np.mean(found) > 0.9 else "smear"
+
+
+def _compare_counts(info: DatasetInfo, rows: Sequence[CellRecord]) -> Iterator[str]:
+    """One line per partition and label whose number of cells is not the publisher's."""
+    found = Counter((row.fold, row.label) for row in rows)
+    published = info.official_counts
+    if published and not any(fold in published for fold, _ in found):
+        # Without the publisher's folds only the sums over its training data can be compared.
+        training = [Counter(labels) for fold, labels in published.items() if fold not in info.held_out]
+        published = {"": sum(training, Counter())}
+        found = Counter(("", row.label) for row in rows)
+    for fold, labels in published.items():
+        for label, official in labels.items():
+            of = [n for key, n in found.items() if fold in ("", key[0]) and label in ("", key[1])]
+            if (count := sum(of)) != official:
+                yield f"{fold or 'all'}{label and ' '}{label}: {count:,} cells here, {official:,} published"

@@ -1,0 +1,359 @@
+"""Cells in a local folder: which data set it holds, its labelled files, their subjects and the folder's own splits."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.cell_tables import CellTable, folded, located, read_metadata, read_table, require_subjects
+from leukoscope.data.cells import CellRecord, LoadedCells, assemble, image_column
+from leukoscope.data.content import content_hashes, hashes_of_folder
+from leukoscope.data.folders import ImageFolder
+from leukoscope.data.images import UnreachableImage, UnreadableImage, check_header
+from leukoscope.data.layouts import CellFile, cell_id_of, find_class_folders, is_preliminary
+from leukoscope.data.registry import DATASETS, DatasetInfo
+from leukoscope.progress import note
+
+# What splits and their folders are called, as `datasets` reads them, in any case; `train_data` and `test-set` as well.
+_SIDE_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_SIDE_SUFFIX = re.compile(r"[-_ ]*(data|set|dataset|split|images|imgs|cells|folder)$")
+# Folders that lie beside those of classes, or beside the pictures: masks, other versions, what nobody has labelled.
+_NO_CLASS = re.compile(
+    r"(seg|cell|binary)?[-_ ]*(mask|segmentation|segmented|annotation|annotated|annot|label|ground[-_ ]?truth|gt|"
+    r"overlay|augmented|un-?label+ed)s?"
+)
+METADATA = ("metadata.csv", "metadata.jsonl")
+PRELIMINARY, COPIES, OTHER = "preliminary", "copies", "other"  # why a picture is no cell
+
+
+class _Table(NamedTuple):
+    """A table and the folder that its paths start from."""
+
+    table: CellTable
+    home: Path
+
+
+def recognise(root: Path) -> DatasetInfo:
+    """The entry of `DATASETS` whose layout most pictures of a folder follow, else that of plain class folders.
+
+    Raises:
+        LeukoscopeError: no such folder, or no picture laid out in any known way.
+    """
+    folder = _read(root, f"{root}", "give the folder that a data set was unpacked to")
+    found = {info.name: list(info.find_cells(folder)) for info in DATASETS.values() if info.find_cells is not None}
+    own = found.pop("imagefolder")
+    best = DATASETS[max(found, key=lambda name: len(found[name]))]
+    splits = own_sides({path.name for path in folder.folders})
+    # Of one's own cells below Train/ and Test/, those below Train/ may look like a set whose other part is TestA/.
+    is_split_anew = len(splits) > 1 and "train" in {cell.fold for cell in found[best.name]}
+    if len(found[best.name]) > len(files_left_out(best, folder, found[best.name])[OTHER]) and not is_split_anew:
+        return best
+    if own or _metadata_files(folder):
+        return DATASETS["imagefolder"]
+    layouts = "; ".join(f"{info.name}: {info.layout}" for info in DATASETS.values() if info.find_cells)
+    raise LeukoscopeError(f"{root}: holds no picture laid out as one of the known data sets; expected {layouts}")
+
+
+def load_folder(
+    info: DatasetInfo,
+    root: Path,
+    *,
+    subject_pattern: str | None = None,
+    labels: str | Path | None = None,
+    label_column: str = "",
+) -> LoadedCells:
+    """Load the cells of a local folder; arguments and errors as of `load_cells`."""
+    source = f"--train_dir {root}"
+    if info.terms:
+        note(f"{info.title}: {info.terms}", err=True)
+    folder = _read(root, source, f"get {info.title} from {info.url} and unpack it there" if info.url else "")
+    tables = _tables(info, folder, labels, subject_pattern, label_column)
+    has_table = any(one.table.has_labels for one in tables)
+    if has_table:
+        cells, not_used = _cells_of_tables(tables, folder)
+    else:
+        cells, not_used = _cells_by_name(info, folder, source)
+        cells = _with_table_subjects(cells, tables)
+    if info.name == "imagefolder":
+        cells, left_out = _with_own_splits(cells, root, has_class_folders=not has_table)
+        not_used += left_out
+    if subject_pattern:
+        subject_of = subject_rule(subject_pattern)
+        cells = [replace(cell, subject=subject_of(_below(cell.path, root))) for cell in cells]
+    paths: dict[str, Path] = {}
+    for cell in cells:
+        # A cell present twice (say as .bmp and .webp) would stand on two sides of a random split.
+        if (other := paths.setdefault(cell.cell_id, cell.path)) != cell.path:
+            raise LeukoscopeError(f"{cell.path}: cell {cell.cell_id} is already there as {other}; keep one of the two")
+    with ThreadPoolExecutor() as pool:
+        problems = list(pool.map(_header_problem, cells))
+    readable = [cell for cell, problem in zip(cells, problems, strict=True) if not problem]
+    unreadable = [problem for problem in problems if problem]
+    if not readable:
+        raise LeukoscopeError(f"{source}: none of its {len(cells)} images can be read; first: {unreadable[0]}")
+    content = content_hashes((cell.path for cell in readable), hashes_of_folder(root))
+    if vanished := [path for path, hashed in content.items() if not hashed]:
+        raise UnreachableImage(f"{vanished[0]}: cannot be read; check the path and who may read it")
+    rows = [CellRecord(c.cell_id, c.label, c.subject, content[str(c.path)], c.fold) for c in readable]
+    images = image_column([str(c.path) for c in readable])
+    return assemble(info, images, rows, source, unreadable=unreadable, passed_over=not_used)
+
+
+def _read(root: Path, named: str, fix: str) -> ImageFolder:
+    if root.is_file():
+        raise LeukoscopeError(f"{named}: is a file; unpack it, or export what it holds as PNG, and give the folder")
+    if not root.is_dir():
+        raise LeukoscopeError(f"{named}: no such folder; {fix + ', or ' if fix else ''}correct the path")
+    return ImageFolder.read(root)
+
+
+def _header_problem(cell: CellFile) -> str:
+    try:
+        check_header(cell.path)
+    except UnreadableImage as error:
+        return str(error)
+    return ""
+
+
+def _below(path: Path, root: Path) -> str:
+    """A path below the folder; one elsewhere, as only tables name them, as it is."""
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+# Tables
+
+
+def _tables(
+    info: DatasetInfo, folder: ImageFolder, labels: str | Path | None, subject_pattern: str | None, label_column: str
+) -> list[_Table]:
+    """The table of `--labels`, else the folder's own as 🤗 datasets reads them: at the root, or one per split."""
+    if info.name != "imagefolder":
+        return []
+    if labels is not None:
+        if not (path := Path(labels)).is_file():
+            raise LeukoscopeError(f"--labels {path}: no such file; it needs the columns file,label,subject")
+        tables = [_Table(read_table(path, label_column), folder.root)]
+    else:
+        files = _metadata_files(folder)
+        tables = [_Table(table, path.parent) for path in files if (table := read_metadata(path, label_column))]
+    for table, _ in tables:
+        if table.unlabelled:
+            raise LeukoscopeError(f"{table.name}: {table.unlabelled}")
+        if labels is not None and not table.has_labels:
+            require_subjects(table.name, table.has_subjects)
+            note(f"{table.name}: names subjects; the folders name the classes", err=True)
+        if subject_pattern and table.has_subjects:
+            flag = f"--labels {labels}" if labels is not None else table.name
+            raise LeukoscopeError(
+                f"--subject_pattern {shlex.quote(subject_pattern)} {flag}: both name the subjects; give one"
+            )
+        for line in table.notes:
+            note(line, err=True)
+    for kind, names in (("subject", "has_subjects"), ("class", "has_labels")):
+        named = [getattr(table, names) for table, _ in tables]
+        if any(named) and not all(named):
+            without, other = (tables[named.index(has)].table.name for has in (False, True))
+            raise LeukoscopeError(f"{without}: names no {kind}, {other} does; fill it in")
+    if label_column not in ("", "label") and not tables:
+        raise LeukoscopeError(
+            f"--label_column_name {label_column}: there is no table in {folder.root}; give it with --labels FILE"
+        )
+    return tables
+
+
+def _metadata_files(folder: ImageFolder) -> list[Path]:
+    return [path for path in folder.others if path.name in METADATA]
+
+
+def _cells_of_tables(tables: Sequence[_Table], folder: ImageFolder) -> tuple[list[CellFile], list[str]]:
+    """The cells to which tables give a class, and one line for each reason why images were left out."""
+    cells, not_used, named = [], [], set()
+    for table, home in tables:
+        without = 0
+        for row, file in located(table, home):
+            path = home / file
+            named.add(path)
+            without += not row.label
+            if row.label:
+                cells.append(CellFile(path, row.label, row.subject, cell_id=cell_id_of(_below(path, folder.root))))
+        if without:
+            not_used.append(f"{without} row(s) of {table.name} name no class: left out")
+    if others := [path for path in folder.images if path not in named]:
+        names = ", ".join(table.name for table, _ in tables)
+        not_used.append(f"{len(others):,} image file(s) have no row in {names}, for example {others[0]}: left out")
+    return cells, not_used
+
+
+def _with_table_subjects(cells: Sequence[CellFile], tables: Sequence[_Table]) -> list[CellFile]:
+    """Fill in the subjects that tables without classes name."""
+    named = [one for one in tables if one.table.has_subjects]
+    if not named:
+        return list(cells)
+    subjects = {home / file: row.subject for table, home in named for row, file in located(table, home)}
+    for cell in cells:
+        if cell.path not in subjects:
+            file = _below(cell.path, named[0].home)
+            raise LeukoscopeError(f"{named[0].table.name}: no row for file {file!r}; every image needs a subject")
+    return [replace(cell, subject=subjects[cell.path]) for cell in cells]
+
+
+# Folders
+
+
+def _cells_by_name(info: DatasetInfo, folder: ImageFolder, source: str) -> tuple[list[CellFile], list[str]]:
+    """The cells that the names of files and folders label, and one line for each reason why images were left out."""
+    assert info.find_cells is not None
+    found = list(info.find_cells(folder))
+    not_used = list(passed_over(info, folder, found))
+    if not found:
+        reasons = "; ".join(not_used or [f"expected {info.layout}"])
+        raise LeukoscopeError(f"{source}: no cell of {info.title} found; {reasons}")
+    if info.name != "imagefolder":
+        return found, not_used
+    counts = Counter(cell.label for cell in found)
+    splits = [label for label in counts if own_sides([label])]
+    if len(splits) == len(counts):
+        raise LeukoscopeError(
+            f"{source}: its folders {', '.join(sorted(splits))} are splits, not classes, and no table names classes; "
+            "put the images of each class into a folder of its name, such as train/ALL, or add a metadata.csv with the "
+            "columns file_name and label"
+        )
+    if odd := [label for label in counts if _NO_CLASS.fullmatch(folded(label))]:
+        raise LeukoscopeError(
+            f"{source}: the folders {', '.join(sorted(counts))} would be the classes, but {odd[0]!r} names none; give "
+            "the folder that holds those of the classes, move the other away (or rename it if it is one), or name the "
+            "classes in a table (--labels FILE)"
+        )
+    not_used += [
+        f"folder {label!r} is a split without folders of classes: its {counts[label]:,} image file(s) left out"
+        for label in splits
+    ]
+    return [cell for cell in found if cell.label not in splits], not_used
+
+
+def own_sides(names: Iterable[str]) -> dict[str, str]:
+    """The splits among these names of splits or folders: name → side; where two are of one side, the usual one."""
+    plain = {_SIDE_SUFFIX.sub("", name.strip().casefold()): name for name in names}
+    found = ((next((plain[name] for name in usual if name in plain), ""), side) for side, usual in _SIDE_NAMES.items())
+    return {name: side for name, side in found if name}
+
+
+def _with_own_splits(cells: list[CellFile], root: Path, *, has_class_folders: bool) -> tuple[list[CellFile], list[str]]:
+    """The cells with the folder's own splits as folds, and one line a folder that belongs to none.
+
+    It has some where `train` and another side lie directly below it. Splits lie above the folders of classes.
+    """
+    if not all(cell.path.is_relative_to(root) for cell in cells):
+        return cells, []
+    parts = [cell.path.relative_to(root).parts for cell in cells]
+    below = 2 if has_class_folders else 1
+    depth = 0  # the folder that was unpacked may hold nothing but the data set's own
+    while len({one[depth] for one in parts}) == 1 and all(len(one) > depth + below + 1 for one in parts):
+        depth += 1
+    side_of = own_sides(dict.fromkeys(one[depth] for one in parts if len(one) > depth + below))
+    if "train" not in side_of.values() or len(side_of) < 2:
+        return cells, []
+    kept, left = [], Counter[str]()
+    for cell, one in zip(cells, parts, strict=True):
+        if len(one) > depth + below and one[depth] in side_of:
+            kept.append(replace(cell, fold=side_of[one[depth]]))
+        else:
+            left[one[depth]] += 1
+    return kept, [f"folder {top!r} not used: {count:,} image file(s), of no split" for top, count in left.items()]
+
+
+def subject_rule(pattern: str) -> Callable[[str], str]:
+    """Make the function from an image's path to its subject: what the group `subject`, or the first group, matches.
+
+    Raises:
+        LeukoscopeError: no regular expression, or one without a group; by the function, a path that it does not match.
+    """
+    flag = f"--subject_pattern {shlex.quote(pattern)}"
+    try:
+        rule = re.compile(pattern)
+    except (re.error, OverflowError) as error:
+        raise LeukoscopeError(f"{flag}: not a regular expression ({error})") from None
+    if not rule.groups:
+        raise LeukoscopeError(f"{flag}: has no group; write the subject's part as (?P<subject>…)")
+
+    def subject_of(file: str) -> str:
+        match = rule.search(file)
+        if not (match and (subject := match["subject" if "subject" in rule.groupindex else 1])):
+            raise LeukoscopeError(f"{flag}: does not match {file!r}; it must match every image")
+        return str(subject)
+
+    return subject_of
+
+
+# What is no cell
+
+
+def passed_over(info: DatasetInfo, folder: ImageFolder, cells: Sequence[CellFile]) -> Iterator[str]:
+    """One line for each reason why pictures of a folder were left out or may be misread."""
+    left = files_left_out(info, folder, cells)
+    if preliminary := left[PRELIMINARY]:
+        listed = any(path.name == info.label_list for path in folder.others)
+        state = "it names no cell for them" if listed else "that list is not there; put it beside them"
+        yield (
+            f"{len(preliminary):,} image file(s) of the preliminary test left out, for example {preliminary[0]}: "
+            f"their labels come from {info.label_list}, and {state}"
+        )
+    if folder.left_out:
+        yield folder.left_out
+    classes = {label.casefold() for label in info.labels}
+    elsewhere = [cell.path for cell in cells if cell.path.parent.name.casefold() in classes - {cell.label.casefold()}]
+    if elsewhere:
+        yield (
+            f"{len(elsewhere):,} image file(s) lie in the folder of another class than their name says, for example "
+            f"{elsewhere[0]}: the name counts"
+        )
+    if info.find_cells is find_class_folders:
+        yield from _about_class_folders(folder, cells)
+    for reason, said in ((OTHER, f"not laid out as {info.layout}"), (COPIES, "copies of cells already found")):
+        if paths := left[reason]:
+            yield f"{len(paths):,} image file(s) passed over, for example {paths[0]}: {said}"
+
+
+def _about_class_folders(folder: ImageFolder, cells: Sequence[CellFile]) -> Iterator[str]:
+    """How class folders were read, and which folders beside them hold no picture."""
+    filled = {cell.path.parent for cell in cells}
+    above = {path.parent.name for path in filled if folder.root not in (path, path.parent)}
+    if any(cell.subject for cell in cells):
+        yield (
+            "read as <class>/<subject>/<image>: each innermost folder is a subject; give --subject_pattern or "
+            "--labels if it is not"
+        )
+    elif len(above) > 1 and not any(re.match("fold|train|test|val|dev|eval", name, re.IGNORECASE) for name in above):
+        yield (
+            f"read as <class>/<image>; the folders above the classes ({', '.join(sorted(above)[:3])} …) were not used: "
+            "if they are subjects, give --subject_pattern '(?P<subject>[^/]+)/[^/]+/[^/]+$'"
+        )
+    homes = {path.parent for path in filled}
+    for path in folder.folders:
+        if path.parent in homes and not any(one.is_relative_to(path) for one in filled):
+            name = path.relative_to(folder.root).as_posix()
+            yield f"folder {name!r} holds no picture that can be read: it makes no class"
+
+
+def files_left_out(info: DatasetInfo, folder: ImageFolder, cells: Iterable[CellFile]) -> dict[str, list[Path]]:
+    """The pictures of a folder that are not among the cells found there, by reason: PRELIMINARY, COPIES, OTHER."""
+    found = {cell.path: cell.cell_id for cell in cells}
+    ids = set(found.values())
+    left: dict[str, list[Path]] = {PRELIMINARY: [], COPIES: [], OTHER: []}
+    for path in folder.images:
+        if path in found or not set(info.other_folders).isdisjoint(path.relative_to(folder.root).parts):
+            continue
+        preliminary = info.label_list and is_preliminary(path)
+        left[PRELIMINARY if preliminary else COPIES if path.stem in ids else OTHER].append(path)
+    return left
