@@ -20,7 +20,7 @@ from leukoscope.data.cells import SIDES, LoadedCells
 from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import foreground
 from leukoscope.data.pixel_cache import each_picture
-from leukoscope.data.registry import PRELIMINARY_TEST, DatasetInfo
+from leukoscope.data.registry import DatasetInfo
 from leukoscope.data.splits import SUBJECT_FOLDS, Split, cross_validation, groups_of, linked, split_unit
 from leukoscope.evaluation.baselines import shortcut_metrics, trivial_features
 from leukoscope.evaluation.predictions import CellPredictions
@@ -97,7 +97,7 @@ def survey_cells(data: LoadedCells) -> Survey:
     for fold, label, subject in rows:
         partitions.setdefault(fold, Counter())[label] += 1
         subjects[label].update([subject] if subject else [])
-    training = [(label, subject) for fold, label, subject in rows if fold != PRELIMINARY_TEST]
+    training = [(label, subject) for fold, label, subject in rows if fold not in data.info.held_out]
     met, counts = Counter(label for label, subject in set(training) if subject), Counter(label for label, _ in training)
     problems = [*data.count_differences, *data.passed_over, *data.unreadable]
     problems += [

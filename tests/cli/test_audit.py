@@ -245,7 +245,7 @@ def test_quick_describes_a_folder_and_decodes_no_image(
     flags = ["--subject_pattern", r"(?P<subject>[A-Z]+\d)_", "--split", "subject-cv", "--num_folds", "2"]
     assert said["flags"][-7:] == [*flags, "--no_validation"]
     refused = run(tree, "--quick", "--split", "random")
-    assert refused.exit_code == 1 and "--quick: decodes no image, so --split" in refused.stderr
+    assert refused.exit_code == 1 and "--quick: decodes no image; leave out --split" in refused.stderr
 
 
 def test_the_search_follows_the_counts_and_the_command(tree: Path, tmp_path: Path) -> None:

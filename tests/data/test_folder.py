@@ -106,9 +106,9 @@ def test_metadata_names_the_classes_and_the_splits_are_kept(tmp_path: Path, writ
     root = _cells(tmp_path, *(f"{side}/{file}" for side in ("train", "test") for file in ROWS))
     write(root)
     assert recognise(root).name == "imagefolder"
-    column = {"label_column_name": "diagnosis"} if write is _of_another_name else {}
-    assert _described(load_cells("imagefolder", root, **column)) == EXPECTED
-    if column:
+    column = "diagnosis" if write is _of_another_name else "label"
+    assert _described(load_cells("imagefolder", root, label_column_name=column)) == EXPECTED
+    if column == "diagnosis":
         assert _refusal(root) == (
             f"{root / 'test' / 'metadata.csv'}: has no column called label, but diagnosis; name that of the classes "
             "with --label_column_name diagnosis, or move the file away where folders name the classes"

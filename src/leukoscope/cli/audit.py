@@ -70,9 +70,7 @@ def audit(
     if split and split_file:
         raise LeukoscopeError(f"--split {split} --split_file {split_file}: both name the split; give one")
     if quick and (split or split_file or output):
-        raise LeukoscopeError(
-            "--quick: decodes no image, so --split, --split_file and --output have no effect beside it"
-        )
+        raise LeukoscopeError("--quick: decodes no image; leave out --split, --split_file and --output")
     if bool(folder) == bool(dataset_name) or (folder and train_dir):
         raise LeukoscopeError("leukoscope audit: name the images, by DIR or by --dataset_name, not by both")
     asked = label_column_name if label_column_name != "label" else None
