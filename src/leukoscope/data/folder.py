@@ -77,7 +77,8 @@ def load_folder(
     source = f"--train_dir {root}"
     if info.terms:
         note(f"{info.title}: {info.terms}", err=True)
-    folder = _read(root, source, f"get {info.title} from {info.url} and unpack it there" if info.url else "")
+    fetch = f"get {info.title} from {info.url} and unpack it there, or " if info.url else ""
+    folder = _read(root, source, f"{fetch}correct the path")
     tables = _tables(info, folder, labels, subject_pattern, label_column)
     has_table = any(one.table.has_labels for one in tables)
     if has_table:
@@ -114,7 +115,7 @@ def _read(root: Path, named: str, fix: str) -> ImageFolder:
     if root.is_file():
         raise LeukoscopeError(f"{named}: is a file; unpack it, or export what it holds as PNG, and give the folder")
     if not root.is_dir():
-        raise LeukoscopeError(f"{named}: no such folder; {fix + ', or ' if fix else ''}correct the path")
+        raise LeukoscopeError(f"{named}: no such folder; {fix}")
     return ImageFolder.read(root)
 
 
