@@ -39,7 +39,7 @@ from leukoscope.inference.ood import fit_detector, picture_statistics
 from leukoscope.inference.prediction import WITHOUT_CLASS, softmax
 from leukoscope.inference.predictor import Predictor, open_backend
 from leukoscope.inference.tta import VIEWS, disagreement, tta_views
-from leukoscope.models.release import HEALTHY, METRICS, OF_FIELDS, read_metrics, read_release, write_json
+from leukoscope.models.release import HEALTHY, OF_FIELDS, read_metrics, read_release, write_metrics
 from leukoscope.models.weights import load_release
 from leukoscope.progress import track
 from leukoscope.reports.card import write_card
@@ -363,7 +363,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             folders = sorted(given.runs.glob("cv-*"))
             folds = [(one / "release", CellPredictions.load(one / "predictions.parquet")) for one in folders]
             blocks["views"] = tta_gain(folds, cells)
-        write_json(given.release / METRICS, {**read_metrics(given.release), **blocks})
+        write_metrics(given.release, {**read_metrics(given.release), **blocks})
     print(f"{write_card(given.release)}\n{RESEARCH_NOTICE}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 import subprocess
@@ -60,7 +61,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A densenet121 ALL/HEM release at 96 px with random weights (seed 0), as training would save it.
+    """A densenet121 ALL/HEM release at 96 px with random weights (seed 0), without checksums: tests change copies.
 
     Of each of its four blocks it has two layers: computed, exported and copied many times as fast as with all 58.
     """
@@ -73,15 +74,17 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     recipe = replace(get_recipe("densenet121"), block_config=(2, 2, 2, 2))
-    return save_release(
+    folder = save_release(
         tmp_path_factory.mktemp("release") / "tiny",
         build_network(recipe, 2),
         architecture=recipe.architecture,
         model_args=model_args(recipe),
         labels=("ALL", "HEM"),
         preprocessing=Preprocessing(96, 350 / 450),
-        metrics={"schema_version": 3, "labels": ["ALL", "HEM"]},
+        metrics={},
     )
+    (folder / "metrics.json").write_text('{"schema_version": 3, "labels": ["ALL", "HEM"]}')
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +108,7 @@ def watched_release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def vit_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A vision transformer of timm at another size than its own, with random weights, as training would save it."""
+    """A vision transformer of timm at another size than its own, with random weights and without checksums."""
     import torch
 
     from leukoscope.data.preprocessing import Preprocessing
@@ -115,15 +118,18 @@ def vit_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     recipe = replace(timm_recipe("test_vit", "--model_name_or_path"), image_size=64)
-    return save_release(
+    folder = save_release(
         tmp_path_factory.mktemp("release") / "vit",
         build_network(recipe, 2),
         architecture=recipe.architecture,
         model_args=model_args(recipe),
         labels=("ALL", "HEM"),
         preprocessing=Preprocessing(64, 350 / 450, recipe.interpolation, recipe.mean, recipe.std),
-        metrics={"schema_version": 3, "labels": ["ALL", "HEM"], "recipe": {"name": recipe.name}},
+        metrics={},
     )
+    metrics = {"schema_version": 3, "labels": ["ALL", "HEM"], "recipe": {"name": recipe.name}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
 
 
 @pytest.fixture(scope="session")

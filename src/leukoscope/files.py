@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import os
 import secrets
 import shutil
@@ -18,6 +19,7 @@ from leukoscope import LeukoscopeError
 # The first bytes of a Git LFS pointer, the text in place of a file that was not fetched yet.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 _BETWEEN_RENAMES = 5.0  # seconds
+_SETTLED = 2.0  # seconds after which another change of a file shows in its times
 _ABANDONED = 86_400.0  # seconds after which a temporary file or folder was left by a killed process
 
 
@@ -53,6 +55,23 @@ def disk_errors(problem: str, otherwise: str, *, needed: int | None = None) -> I
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else getattr(error, "strerror", None) or error
         space = "" if needed is None else f"; {needed / 1e6:.0f} MB needed"
         raise LeukoscopeError(f"{problem} ({reason}{space}); {remedy(error, otherwise)}") from None
+
+
+_hashes: dict[Path, tuple[tuple[int, ...], str]] = {}
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, computed once by a process unless size or times change; raises `OSError`."""
+    path = path.resolve()
+    about = path.stat()
+    state = (about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    if path in _hashes and _hashes[path][0] == state:
+        return _hashes[path][1]
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if time.time() - max(about.st_mtime, about.st_ctime) > _SETTLED:
+        _hashes[path] = (state, found)
+    return found
 
 
 def cache_root() -> Path:

@@ -23,7 +23,7 @@ from leukoscope.evaluation.calibration import OUT_OF_FOLD, SUBJECTS_NEEDED
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.files import is_git_clone
-from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS, WEIGHTS, edit_release, read_metrics, write_json
+from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS, WEIGHTS, edit_release, read_metrics, write_metrics
 from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, LATEST, Interrupted, checkpoints_in
 from leukoscope.training.config import DataArguments, TrainingConfig
@@ -195,7 +195,7 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
                 estimates = run.estimates.replace("subject", metrics["data"]["unit"])
                 block = own["evaluations"][0] | {"name": name, "estimates": estimates}
                 metrics["evaluations"].append(block | {"training_seconds": own["training"]["seconds"]})
-        write_json(folder / METRICS, metrics)
+        write_metrics(folder, metrics)
     return directory
 
 

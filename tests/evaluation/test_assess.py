@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jsonschema import Draft202012Validator
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.loading import load_cells
@@ -22,7 +20,6 @@ from leukoscope.evaluation.assess import assess, with_intervals
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions, with_frequencies
 from leukoscope.inference.predictor import Predictor
-from leukoscope.models import release as release_module
 from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import PREDICTIONS, write_json
@@ -31,7 +28,6 @@ from leukoscope.training.config import parse_config
 from leukoscope.training.identity import RunIdentity
 from leukoscope.training.run_folder import describe_run
 
-SCHEMA = json.loads(Path(release_module.__file__).with_name("metrics.schema.json").read_text())
 SIZE = 64
 
 
@@ -108,7 +104,6 @@ def test_an_assessed_release_carries_its_evidence_and_ends_in_the_same_place_aga
 ) -> None:
     before = load_release(made_release)
     metrics = load_release(assess(made_release, cells)).metrics
-    assert [error.message for error in Draft202012Validator(SCHEMA).iter_errors(metrics)] == []
     temperature = metrics["calibration"]["temperature"]
     assert temperature > 1.5, "predictions at .95 that are right at .8 are overconfident"
     # One temperature cannot make confidences between .9 and .999 equal, so some error is left.

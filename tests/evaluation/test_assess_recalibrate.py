@@ -19,7 +19,7 @@ from leukoscope.evaluation.assess import predict_framed, recalibrate
 from leukoscope.inference.ood import OodDetector
 from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe
-from leukoscope.models.release import METRICS, OOD, write_json
+from leukoscope.models.release import OOD, write_metrics
 from leukoscope.models.weights import load_release, save_release
 from leukoscope.synthetic import phantom_cells
 
@@ -71,7 +71,7 @@ def test_a_laboratory_gets_a_release_of_its_own(
     (drawn / "figures").mkdir()
     (drawn / "figures" / "roc.png").touch()
     earlier = {"calibration": {"temperature": 1.5}, "recalibration": {"previous_temperature": 2.0}}
-    write_json(drawn / METRICS, {**source.metrics, **earlier})
+    write_metrics(drawn, {**source.metrics, **earlier})
     new = load_release(recalibrate(drawn, cells, tmp_path / "ours"))
     assert not (tmp_path / "ours" / "figures").exists(), "it showed the thresholds before"
     told = {line.partition(":")[0] for line in capsys.readouterr().err.splitlines()}

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MAX_INPUT, MAX_RESIZED = 1024, 4096
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Pixels are scaled to 0–1 first: beside such a deviation, a mean of pixels in 0–255 leaves nothing of a picture.
+LEAST_STD = 1e-3
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Preprocessing:
 
         Raises:
             KeyError, TypeError, IndexError, ValueError: keys that are missing or say no preprocessing, an input that is
-                no square, a crop that is not central, or a `mean` or `std` that is not three finite numbers.
+                no square, a crop that is not central, or a `mean` or `std` that is not three numbers of 0–1.
         """
         _, height, width = cfg["input_size"]
         if height != width:
@@ -65,12 +67,11 @@ class Preprocessing:
         if not isinstance(interpolation, str):
             raise ValueError(f"interpolation is {interpolation!r}, no name of a filter")
         Image.Resampling[interpolation.upper()]
-        # Of pixels scaled to 0–1; a `std` that float32 rounds to 0 would make every probability nan.
-        for key, least in (("mean", -255), ("std", 1e-6)):
+        for key, least in (("mean", 0), ("std", LEAST_STD)):
             values = cfg[key]
             numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
-            if not numbers or len(values) != 3 or not all(least <= value <= 255 for value in values):
-                raise ValueError(f"{key} is {values!r}; three numbers from {least:g} to 255 are read here")
+            if not numbers or len(values) != 3 or not all(least <= value <= 1 for value in values):
+                raise ValueError(f"{key} is {values!r}; of pixels in 0–1, three numbers from {least:g} to 1 are read")
         return cls(width, crop_pct, interpolation, tuple(cfg["mean"]), tuple(cfg["std"]))
 
     def to_pretrained_cfg(self) -> dict[str, Any]:

@@ -30,16 +30,7 @@ from leukoscope.evaluation.thresholds import decision_block
 from leukoscope.inference.ood import FOLDS, KEPT_SHARE, METHOD, OodDetector, fit_detector, picture_statistics
 from leukoscope.inference.prediction import softmax
 from leukoscope.inference.predictor import float32_backend
-from leukoscope.models.release import (
-    FIGURES,
-    METRICS,
-    OOD,
-    PREDICTIONS,
-    edit_release,
-    folder_name,
-    read_metrics,
-    write_json,
-)
+from leukoscope.models.release import FIGURES, OOD, PREDICTIONS, edit_release, folder_name, read_metrics, write_metrics
 from leukoscope.models.weights import Release, load_release, rescale_classifier, save_weights
 from leukoscope.progress import progress, track
 
@@ -231,7 +222,7 @@ def write_fit(
     written = {**{key: block for key, block in metrics.items() if key not in _FITTED}, **blocks}
     if scale := written.get("evidence_scale"):  # maps are in logits
         written["evidence_scale"] = scale | {key: scale[key] / factor for key in ("p05", "median", "p95")}
-    write_json(directory / METRICS, written)
+    write_metrics(directory, written)
 
 
 # Another laboratory
@@ -316,6 +307,8 @@ def predict_framed(release: Release, cells: FramedCells) -> CellPredictions:
         for first in range(0, len(rows), BATCH):
             pixels = cells.pixels[rows[first : first + BATCH]]
             batches.append(softmax(backend(pixels).logits))
+            if not np.isfinite(batches[-1]).all():
+                raise LeukoscopeError(f"{release.name}: computes numbers that are not finite; download it again")
             advance(len(pixels))
     own_order = np.asarray([release.labels.index(label) for label in theirs])
     return CellPredictions(

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.files import atomic_folder, cache_root, remedy
+from leukoscope.files import atomic_folder, cache_root, file_sha256, remedy
 from leukoscope.inference.backends import OPENVINO, PACKAGES, NoGraph, blank_picture
 from leukoscope.inference.gradcam import explain_features, is_map_of_channels, linear_head_maps
 from leukoscope.inference.graph import GRAPHS, HEAD, ExportedBackend
@@ -59,9 +59,9 @@ def kept_graph(release: ReleaseInfo, backend: str) -> Path:
         LeukoscopeError: a damaged release.
     """
     assert release.folder is not None
-    parts = [f"{_GRAPH_VERSION} {backend} {version(PACKAGES[backend][0])}".encode()]
-    parts += [path.read_bytes() for path in (release.folder / CONFIG, release.folder / WEIGHTS) if path.is_file()]
-    folder = cache_root() / "graphs" / sha256(b"\0".join(parts)).hexdigest()[:32]
+    parts = [f"{_GRAPH_VERSION} {backend} {version(PACKAGES[backend][0])}"]
+    parts += [file_sha256(path) for path in (release.folder / CONFIG, release.folder / WEIGHTS) if path.is_file()]
+    folder = cache_root() / "graphs" / sha256(" ".join(parts).encode()).hexdigest()[:32]
     try:
         report = _report_of(folder, backend) or _make(release, backend, folder)
     except OSError as error:

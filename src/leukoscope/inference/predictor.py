@@ -279,7 +279,9 @@ class Predictor:
                 checks = replace(checks, ood_group=self.ood.farthest_group(pixels), field_of_view=smear)
         return _Framed(pixels, source, box, checks, pixel_hash(upright), upright if keep else None)
 
-    def _predict(self, cells: list[_Framed], explain: bool, tta: bool, method: str, start: float) -> list[Prediction]:
+    def _predict(
+        self, cells: list[_Framed], explain: bool, tta: bool, method: str, start: float
+    ) -> list[Prediction | UnreadableImage]:
         """Compute the cells, and with `explain` or `tta` their other views, and decide for each cell.
 
         Views are computed one after the other: eight of one cell at once would leave the processor's cache, and the
@@ -288,7 +290,10 @@ class Predictor:
         pixels = np.stack([cell.pixels for cell in cells])
         views = range(VIEWS if explain or tta else 1)
         outputs = [self.backend(turned(pixels, view), explain=explain, method=method) for view in views]
-        by_view = np.stack([softmax(output.logits) for output in outputs], axis=1)  # (B, V, K)
+        logits = np.stack([output.logits for output in outputs], axis=1)  # (B, V, K)
+        # Finite weights may compute numbers that are not.
+        finite = np.isfinite(logits).all(axis=(1, 2))
+        by_view = np.stack([softmax(view) for view in np.nan_to_num(logits).swapaxes(0, 1)], axis=1)
         shares, maps = by_view.mean(axis=1) if tta else by_view[:, 0], None
         if outputs[0].maps is not None:
             upright = [turned_back(one.maps, view) for view, one in enumerate(outputs) if one.maps is not None]
@@ -296,8 +301,12 @@ class Predictor:
             maps = np.maximum(np.mean(upright, axis=0, dtype=np.float32), 0)
         disagreements = disagreement(by_view)
         peak = EvidenceScale.from_metrics(self.release.metrics, method).strong if explain else None
-        predictions = []
+        predictions: list[Prediction | UnreadableImage] = []
         for i, cell in enumerate(cells):
+            if not finite[i]:
+                problem = f"{self.release.name} computes numbers for it that are not finite"
+                predictions.append(UnreadableImage(f"{cell.source}: {problem}; download the release again"))
+                continue
             checks, heatmaps = cell.checks, None
             if tta:
                 checks = replace(checks, disagreement=float(disagreements[i]))

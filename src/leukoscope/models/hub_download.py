@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from leukoscope import LeukoscopeError
-from leukoscope.files import first_line
+from leukoscope.files import file_sha256, first_line
 from leukoscope.models.release import CARD, CONFIG, METRICS, OOD, PREDICTIONS, WEIGHTS, local_release
 from leukoscope.progress import is_quiet, progress
 
@@ -239,8 +239,7 @@ def _require_intact(folder: Path, wanted: str) -> None:
 def _checksum(blob: Path) -> str:
     """SHA-256 of large files and git's blob id (SHA-1) of the others, as the cache names them."""
     if len(blob.name) == 64:
-        with blob.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(blob)
     content = blob.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 

@@ -16,7 +16,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmentation
-from leukoscope.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, MAX_INPUT
+from leukoscope.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, LEAST_STD, MAX_INPUT
+from leukoscope.models.schema import FromOne, FromZero, NotNegative, Positive, Share
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -24,13 +25,9 @@ if TYPE_CHECKING:
 Schedule = Literal["cosine", "constant", "linear", "cosine_with_restarts", "polynomial", "constant_with_warmup"]
 """Names of `transformers.get_scheduler`."""
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-FromOne = Annotated[int, Field(ge=1)]
-FromZero = Annotated[int, Field(ge=0)]
 # timm's networks halve an image five times; releases are read up to `MAX_INPUT`.
 Side = Annotated[int, Field(ge=32, le=MAX_INPUT)]
+Deviation = Annotated[float, Field(ge=LEAST_STD, le=1)]
 
 
 @dataclass(frozen=True)
@@ -101,8 +98,8 @@ class Recipe:
     block_config: tuple[FromOne, ...] = ()
     pooled_norm: bool = False
     finetuned_by: str = ""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    mean: tuple[Share, Share, Share] = IMAGENET_MEAN
+    std: tuple[Deviation, Deviation, Deviation] = IMAGENET_STD
     interpolation: Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"] = "bicubic"
 
 

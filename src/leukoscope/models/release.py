@@ -15,17 +15,28 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import ValidationError
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import EMPTY_SLIDE_RGB, trained_on
-from leukoscope.files import LFS_POINTER, atomic_folder, disk_errors, embedded_releases, restore_replaced, write_atomic
+from leukoscope.files import (
+    LFS_POINTER,
+    atomic_folder,
+    disk_errors,
+    embedded_releases,
+    file_sha256,
+    restore_replaced,
+    write_atomic,
+)
+from leukoscope.models.schema import Config, Metrics, first_problem
 
-SCHEMA_VERSION = 3  # of metrics.json; see metrics.schema.json beside this file
+SCHEMA_VERSION = 3  # of metrics.json; see `models.schema`
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
 PREDICTIONS = "predictions"  # folder of a protocol's predictions, one Parquet file an evaluation; no pixels
 FIGURES = "figures"  # pictures of the card
@@ -34,37 +45,25 @@ OOD = "ood.safetensors"  # may be missing: releases made elsewhere, or before th
 # Sources of the white cells in metrics.json's `ood.healthy`. Of the people in fields of view nothing is known.
 HEALTHY, OF_FIELDS = "white cells", "white cells of fields"
 
-# The parts of metrics.json that prediction needs, and their types. "!" marks what must not be missing or empty where
-# its block is there, "*" every entry; what only reports show is not checked here.
-_METRICS_SHAPE: dict[str, Any] = {
-    "labels": [str],
-    "data": {"name": str, "copy_of": str},
-    "training": {"subjects": [object]},
-    "evaluations": [{}],
-    "calibration": {"temperature!": float},
-    "decisions": {
-        "operating_points": {"positive_label!": str, "points!": {"*": {"threshold!": float}}},
-        "abstention": {"default!": {"threshold!": float}},
-    },
-    "subject_rule": {
-        "positive_label!": str,
-        "least_cells!": float,
-        "rule!": {"pooling!": str, "coefficients!": [float], "intercept!": float},
-        "measured!": {"error_rate!": {}},
-    },
-    "evidence_scale": {"p05!": float, "p95!": float, "on_cell_p05": float},
-    "morphology": {"area!": [float], "nucleus_share!": [float], "lobes!": {"*": float}},
-    "precision": {
-        "fast": [str],
-        "bf16": {"logit_shift!": [float]},
-        "int8": {"logit_shift!": [float], "ranges": [{"kernel!": str, "low!": float, "high!": float}]},
-    },
-    **{name: {} for name in ("recipe", "ood", "heat_maps", "views", "recalibration")},
-}
+SHA256 = "sha256"
+"""The block of metrics.json with the SHA-256 of the release's files; of metrics.json itself, that of `DECIDING`."""
+HASHED = (CONFIG, WEIGHTS, OOD)
+DECIDING = [
+    "labels",
+    "positive_label",
+    "data",
+    "training",
+    "calibration",
+    "decisions",
+    "subject_rule",
+    "evidence_scale",
+]
+"""The blocks of metrics.json that decide what is predicted, or how it is shown."""
 # Bytes of a JSON file; the largest metrics.json that comes along has less than a hundredth.
 _MOST_JSON = 100_000_000
+# Keys of config.json without which it is no classifier of timm's.
+_NEEDED = ("architecture", "num_classes", "label_names", "pretrained_cfg")
 _Tensor = TypeVar("_Tensor")
-_KIND_NAMES = {dict: "an object", list: "a list", str: "a text", float: "a number"}
 
 
 @dataclass(frozen=True)
@@ -111,14 +110,8 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
             match the head or are not different.
     """
     root = Path(directory)
-    config = read_config(root)
-    metrics = read_metrics(root)
-    points = (metrics.get("decisions") or {}).get("operating_points") or {}
-    if points and points["positive_label"] not in config["label_names"]:
-        raise LeukoscopeError(
-            f"{root / METRICS}: decisions.operating_points.positive_label is {points['positive_label']!r}, none of "
-            f"{', '.join(map(str, config['label_names']))}; restore it from the release"
-        )
+    config, metrics = read_config(root), read_metrics(root)
+    _require_one_release(root, config, metrics)
     try:
         preprocessing = Preprocessing.from_pretrained_cfg(config["pretrained_cfg"])
     except (KeyError, TypeError, IndexError, ValueError) as error:
@@ -137,6 +130,61 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
     )
 
 
+def _require_one_release(root: Path, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    """Refuse a config.json and a metrics.json that disagree about the classes, then files that are damaged."""
+    labels = config["label_names"]
+    if metrics.get("labels", labels) != labels:
+        raise LeukoscopeError(
+            f"{root / CONFIG}: label_names is {reprlib.repr(labels)}, and labels in {METRICS} beside it "
+            f"{reprlib.repr(metrics['labels'])}; download or copy both again from one release"
+        )
+    points, rule = (metrics.get("decisions") or {}).get("operating_points") or {}, metrics.get("subject_rule") or {}
+    named = {"decisions.operating_points.positive_label": points, "subject_rule.positive_label": rule, "": metrics}
+    for place, block in named.items():
+        if (label := block.get("positive_label") or labels[0]) not in labels:
+            raise LeukoscopeError(
+                f"{root / METRICS}: {place or 'positive_label'} is {label!r}, none of {', '.join(labels)}; restore it "
+                "from the release"
+            )
+    require_undamaged(root, metrics)
+
+
+def require_undamaged(root: Path, metrics: Mapping[str, Any]) -> None:
+    """Compare a release's files with the checksums in its metrics.json; without any, nothing is compared.
+
+    Each file is hashed once by a process as long as its size and times stay.
+
+    Raises:
+        LeukoscopeError: a file that is damaged, of another release, or missing, except for weights.
+    """
+    recorded = metrics.get(SHA256) or {}
+    for name in HASHED if recorded else ():
+        path = root / name
+        with disk_errors(f"{path}: cannot be read", "check who may read it"):
+            found = file_sha256(path) if path.is_file() else None
+        if found == recorded.get(name) or (found is None and name == WEIGHTS):  # whoever loads these says more
+            continue
+        if found:
+            _require_fetched(path)
+        what = "damaged, or of another release" if found else "missing"
+        raise LeukoscopeError(
+            f"{path}: {what} (its SHA-256 is not the one in {METRICS}); download or copy the release again"
+        )
+
+
+def _deciding_sha256(metrics: Mapping[str, Any]) -> str:
+    """The SHA-256 of a metrics.json's `DECIDING` blocks, however the file is laid out."""
+    blocks = {name: metrics[name] for name in DECIDING if name in metrics}
+    return sha256(json.dumps(blocks, sort_keys=True).encode()).hexdigest()
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Write the metrics.json of a release, with the checksums of the files that lie beside it now."""
+    content = _rounded({name: block for name, block in metrics.items() if name != SHA256})
+    sums = {name: file_sha256(folder / name) for name in HASHED if (folder / name).is_file()}
+    write_json(folder / METRICS, {**content, SHA256: {**sums, METRICS: _deciding_sha256(content)}})
+
+
 def read_config(root: Path) -> dict[str, Any]:
     """The content of a release's config.json; errors as of `read_release`."""
     path = root / CONFIG
@@ -149,26 +197,14 @@ def read_config(root: Path) -> dict[str, Any]:
         config = json.loads(_text(path))
     except (ValueError, RecursionError) as error:
         raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
-    if not isinstance(config, dict):
-        raise LeukoscopeError(f"{path}: damaged (holds {config!r}, no settings); restore it from the release")
-    kinds = {"architecture": str, "num_classes": int, "label_names": list, "pretrained_cfg": dict}
-    for key, kind in kinds.items():
-        if key not in config:
-            raise LeukoscopeError(f"{path}: has no {key!r}; only timm image classifiers with label names load here")
-        if not isinstance(config[key], kind):
-            raise LeukoscopeError(f"{path}: damaged ({key} is {config[key]!r}); restore it from the release")
-    if len(config["label_names"]) != config["num_classes"]:
-        raise LeukoscopeError(
-            f"{path}: label_names has {len(config['label_names'])} entries but the head has {config['num_classes']} "
-            "outputs; restore config.json from the release"
-        )
-    labels = config["label_names"]
-    shown = f"label_names is {reprlib.repr(labels)}"
-    if not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
-        damaged = f"damaged ({shown}; the labels must be different texts)"
-        raise LeukoscopeError(f"{path}: {damaged}; restore it from the release")
-    if len(labels) < 2:
-        raise LeukoscopeError(f"{path}: {shown}; a classifier needs two or more classes: give another release")
+    try:
+        Config.model_validate(config)
+    except ValidationError as error:
+        if isinstance(config, dict) and (missing := [key for key in _NEEDED if key not in config]):
+            raise LeukoscopeError(
+                f"{path}: has no {missing[0]!r}; only timm image classifiers with label names load here"
+            ) from None
+        raise LeukoscopeError(f"{path}: damaged ({first_problem(error)}); restore it from the release") from None
     return config
 
 
@@ -181,12 +217,21 @@ def read_metrics(root: Path) -> dict[str, Any]:
         metrics = json.loads(_text(path))
     except (ValueError, RecursionError) as error:
         raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
-    for problem in _misshapen(metrics, _METRICS_SHAPE, "its content"):
-        raise LeukoscopeError(f"{path}: {problem}: restore the file from the release, or leave it out")
+    try:
+        Metrics.model_validate(metrics)
+    except ValidationError as error:
+        raise LeukoscopeError(
+            f"{path}: {first_problem(error)}: download or copy the file again from the release, or leave it out"
+        ) from None
     if (version := metrics.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:  # other packages write none
         raise LeukoscopeError(
             f"{path}: schema_version is {version!r}, and {SCHEMA_VERSION} is read here; get the release anew, or use "
             "the version of Leukoscope that made it"
+        )
+    if (recorded := metrics.get(SHA256)) and recorded.get(METRICS) != _deciding_sha256(metrics):
+        raise LeukoscopeError(
+            f"{path}: damaged, or changed by hand (its blocks that decide are not those of its checksum); download or "
+            "copy the release again"
         )
     return metrics
 
@@ -202,27 +247,6 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise LeukoscopeError(f"{path}: cannot be read ({error.strerror or error}); check who may read it") from None
-
-
-def _misshapen(value: Any, shape: Any, place: str) -> Iterator[str]:
-    """What is wrong with a value and all that it contains; `place` is its name for messages."""
-    kind: type = type(shape) if isinstance(shape, dict | list) else shape
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits: bool = number if kind is float else isinstance(value, kind)
-    if not fits:
-        yield f"{place} is {'missing' if value is None else reprlib.repr(value)}; it must be {_KIND_NAMES[kind]}"
-    elif kind is list:
-        for position, one in enumerate(value):
-            yield from _misshapen(one, shape[0], f"{place}[{position}]")
-    elif kind is dict:
-        prefix = f"{place}." if shape is not _METRICS_SHAPE else ""
-        for key, part in shape.items():
-            needed = key.endswith("!")
-            for name in value if key == "*" else [key.removesuffix("!")]:
-                # Of a block that may be missing, {} says the same.
-                empty = name not in value or (value[name] == {} and isinstance(part, dict))
-                if key == "*" or needed or not empty:
-                    yield from _misshapen(value.get(name), part, f"{prefix}{name}")
 
 
 def local_release(model: str) -> Path | None:
@@ -277,14 +301,16 @@ def open_safetensors(path: Path, load_file: Callable[[Path], dict[str, _Tensor]]
     try:
         return load_file(path)
     except SafetensorError as error:
-        with path.open("rb") as file:
-            if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise LeukoscopeError(
-                    f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull`"
-                ) from None
+        _require_fetched(path)
         raise LeukoscopeError(f"{path}: not a whole safetensors file ({error}); download or copy it again") from None
     except OSError as error:
         raise LeukoscopeError(f"{path}: cannot be read ({error.strerror or error}); check who may read it") from None
+
+
+def _require_fetched(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise LeukoscopeError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull`") from None
 
 
 def _rounded(value: Any) -> Any:
@@ -299,8 +325,10 @@ def _rounded(value: Any) -> Any:
 def edit_release(source: Path, target: Path | None = None) -> Iterator[Path]:
     """Yield a copy of a release to be changed, which replaces `target` (or `source` itself) at the end.
 
-    Where the disk refuses, that is an error, and `target` is as it was.
+    Raises:
+        LeukoscopeError: the release is damaged, or the disk refuses; `target` is then as it was.
     """
+    require_undamaged(source, read_metrics(source))
     with atomic_release(target or source) as folder:
         shutil.copytree(source, folder)
         yield folder
@@ -308,6 +336,9 @@ def edit_release(source: Path, target: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def atomic_release(target: Path) -> Iterator[Path]:
+    """Yield a path for the folder of a release, which gets its checksums at the end and then replaces `target`."""
     problem = f"{target}: the release cannot be written there"
     with disk_errors(problem, "name another folder"), atomic_folder(target) as folder:
         yield folder
+        if (folder / METRICS).is_file():
+            write_metrics(folder, json.loads(_text(folder / METRICS)))

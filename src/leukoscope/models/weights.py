@@ -6,8 +6,7 @@ model.safetensors holds the backbone in half precision (computed with in float32
 from __future__ import annotations
 
 import math
-import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.preprocessing import MAX_INPUT, Preprocessing
+from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.models.layers import classifier_parameters, head_parameters
 from leukoscope.models.release import (
     CONFIG,
@@ -28,24 +27,12 @@ from leukoscope.models.release import (
     atomic_release,
     open_safetensors,
     read_release,
+    require_undamaged,
     write_json,
 )
 
 # Of numbers: a network this much larger than its weights is refused before it is built.
 _MAX_EXCESS = 50_000_000
-# Arguments of timm's builders that a config.json may give, and what may be given.
-_MODEL_ARGS: dict[str, Callable[[Any], bool]] = {
-    "block_config": lambda value: (
-        isinstance(value, list)
-        and 1 <= len(value) <= 4
-        and all(type(layers) is int and 1 <= layers <= 64 for layers in value)
-    ),
-    "drop_path_rate": lambda value: isinstance(value, int | float) and 0 <= value < 1,
-    "drop_rate": lambda value: isinstance(value, int | float) and 0 <= value < 1,
-    "global_pool": lambda value: isinstance(value, str),
-    "img_size": lambda value: isinstance(value, int) and 1 <= value <= MAX_INPUT,
-    "in_chans": lambda value: value == 3,
-}
 
 
 @dataclass(frozen=True)
@@ -158,6 +145,7 @@ def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision:
     info = release if isinstance(release, ReleaseInfo) else read_release(release, name=name, revision=revision)
     assert info.folder is not None
     root, config = info.folder, info.config
+    require_undamaged(root, info.metrics)  # they may have changed since it was read
     if not (root / WEIGHTS).exists() and (pickles := [path.name for path in root.glob("*.bin")]):
         raise LeukoscopeError(
             f"{root}: holds only {pickles[0]}; pickled weights can run code and are never loaded — convert to "
@@ -224,19 +212,7 @@ def _network(root: Path, config: Mapping[str, Any]) -> nn.Module:
     if not timm.is_model(config["architecture"]):
         raise LeukoscopeError(f"{root / CONFIG}: timm has no architecture {config['architecture']!r}; update timm")
     # timm's own exports name the number of classes there as well.
-    given = config.get("model_args") or {}
-    if not isinstance(given, dict):
-        raise LeukoscopeError(
-            f"{root / CONFIG}: model_args is {reprlib.repr(given)}, not values by name; restore it from the release"
-        )
-    model_args = {key: value for key, value in given.items() if key != "num_classes"}
-    for key, value in model_args.items():
-        # Any other could read files or build a network of any size.
-        if key not in _MODEL_ARGS or not _MODEL_ARGS[key](value):
-            raise LeukoscopeError(
-                f"{root / CONFIG}: model_args.{key} is {reprlib.repr(value)}; only {', '.join(_MODEL_ARGS)} are read, "
-                "within their bounds — leave it out, or open the model with timm"
-            )
+    model_args = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
     try:
         return timm.create_model(
             config["architecture"], pretrained=False, num_classes=config["num_classes"], **model_args

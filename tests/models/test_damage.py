@@ -1,0 +1,304 @@
+"""A release whose files are damaged, swapped or disagree must be refused by every command, never predict."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from leukoscope import LeukoscopeError, Predictor, files
+from leukoscope.cli import app
+from leukoscope.data.images import UnreadableImage
+from leukoscope.models.release import (
+    CONFIG,
+    METRICS,
+    OOD,
+    WEIGHTS,
+    edit_release,
+    read_metrics,
+    read_release,
+    write_json,
+    write_metrics,
+)
+from leukoscope.models.weights import load_release
+from leukoscope.synthetic import draw_cell
+
+EMBEDDED = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/config.json"))
+DECIDING: dict[str, Any] = {
+    "schema_version": 3,
+    "labels": ["ALL", "HEM"],
+    "positive_label": "ALL",
+    "calibration": {"temperature": 1.5},
+    "decisions": {
+        "operating_points": {"positive_label": "ALL", "points": {"youden": {"threshold": 0.5}}},
+        "abstention": {"default": {"threshold": 0.0}},
+    },
+    "subject_rule": {
+        "positive_label": "ALL",
+        "least_cells": 1,
+        "rule": {"pooling": "mean", "coefficients": [1.0], "intercept": 0.0},
+        "measured": {"error_rate": {}},
+    },
+}
+
+
+@pytest.fixture
+def sealed(watched_release: Path, tmp_path: Path) -> Path:
+    """A release with a detector, thresholds, a rule for subjects, and its checksums."""
+    folder = Path(shutil.copytree(watched_release, tmp_path / "sealed"))
+    write_metrics(folder, DECIDING)
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "cells" / "a.png"
+    path.parent.mkdir()
+    Image.fromarray(draw_cell("ALL", subject=0, cell=0, size=96, background="black").image).save(path)
+    return path
+
+
+def _bytes(path: Path, change: Callable[[bytearray], object]) -> None:
+    content = bytearray(path.read_bytes())
+    change(content)
+    path.write_bytes(content)
+
+
+def flip_a_bit(folder: Path) -> None:
+    def flip(content: bytearray) -> None:
+        content[-1000] ^= 1
+
+    _bytes(folder / WEIGHTS, flip)
+
+
+def zero_the_second_half(folder: Path) -> None:
+    def zero(content: bytearray) -> None:
+        half = len(content) // 2
+        content[half:] = bytes(len(content) - half)
+
+    _bytes(folder / WEIGHTS, zero)
+
+
+def cut_the_end_off(folder: Path) -> None:
+    os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size // 2)
+
+
+def swap_the_head(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    tensors["classifier.weight"] = tensors["classifier.weight"].flip(0).contiguous()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def take_another_detector(folder: Path) -> None:
+    shutil.copy(EMBEDDED[0] / OOD, folder / OOD)
+
+
+def lose_the_detector(folder: Path) -> None:
+    (folder / OOD).unlink()
+
+
+def _config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | changes))
+
+
+def reverse_the_labels(folder: Path) -> None:
+    _config(folder, label_names=["HEM", "ALL"])
+
+
+def change_the_crop(folder: Path) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    _config(folder, pretrained_cfg=config["pretrained_cfg"] | {"crop_pct": 0.5})
+
+
+def change_a_threshold(folder: Path) -> None:
+    metrics = json.loads((folder / METRICS).read_text())
+    metrics["decisions"]["abstention"]["default"]["threshold"] = 0.9
+    (folder / METRICS).write_text(json.dumps(metrics))
+
+
+FAULTS: dict[Callable[[Path], None], str] = {
+    flip_a_bit: WEIGHTS,
+    zero_the_second_half: WEIGHTS,
+    cut_the_end_off: WEIGHTS,
+    swap_the_head: WEIGHTS,
+    take_another_detector: OOD,
+    lose_the_detector: OOD,
+    reverse_the_labels: CONFIG,
+    change_the_crop: CONFIG,
+    change_a_threshold: METRICS,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_damaged_or_swapped_file_is_named(sealed: Path, fault: Callable[[Path], None]) -> None:
+    load_release(sealed)
+    fault(sealed)
+
+    with pytest.raises(LeukoscopeError, match=r"download or copy (the release|both) again") as refused:
+        read_release(sealed)
+
+    assert str(refused.value).startswith(f"{sealed / FAULTS[fault]}: ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "predict {release} {cells}",
+        "patient {release} {cells}",
+        "score {release} --input {cells} --output {out}/scores.csv",
+        "evaluate {release} --dataset_name imagefolder --train_dir {cells} --output {out}/report",
+        "release export {release} --format openvino --output {out}/graph",
+        "release push {release} --hub_model_id owner/name",
+        "release recalibrate {release} --train_dir {cells} --output {out}/ours",
+        "train --model_name_or_path {release} --dataset_name phantoms --output_dir {out}/run",
+    ],
+)
+def test_every_command_refuses_damaged_weights(
+    sealed: Path, picture: Path, tmp_path: Path, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_any")
+    zero_the_second_half(sealed)
+    arguments = [one.format(release=sealed, cells=picture.parent, out=tmp_path) for one in words.split()]
+
+    result = CliRunner(env={"COLUMNS": "1000"}).invoke(app, arguments)
+
+    assert result.exit_code == 1, result.output
+    assert f"{WEIGHTS}: damaged, or of another release" in result.stderr
+
+
+def test_a_damaged_release_is_not_given_new_checksums(sealed: Path, tmp_path: Path) -> None:
+    flip_a_bit(sealed)
+    with pytest.raises(LeukoscopeError, match="damaged"), edit_release(sealed, tmp_path / "new"):
+        pass
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_edited_release_has_new_checksums(sealed: Path, tmp_path: Path) -> None:
+    with edit_release(sealed, tmp_path / "new") as folder:
+        swap_the_head(folder)
+        write_json(folder / METRICS, read_metrics(folder) | {"calibration": {"temperature": 2.0}})
+    assert load_release(tmp_path / "new").metrics["calibration"] == {"temperature": 2.0}
+    assert read_release(sealed).metrics["calibration"] == {"temperature": 1.5}
+
+
+def test_what_decides_nothing_may_be_changed_by_hand(sealed: Path) -> None:
+    metrics = json.loads((sealed / METRICS).read_text())
+    (sealed / METRICS).write_text(json.dumps(metrics | {"notice": "ours"}, sort_keys=True))
+    assert read_release(sealed).metrics["notice"] == "ours"
+
+
+@pytest.mark.parametrize("metrics", [None, DECIDING], ids=["no metrics.json", "an older metrics.json"])
+def test_without_checksums_nothing_is_compared(sealed: Path, metrics: dict[str, Any] | None) -> None:
+    swap_the_head(sealed)
+    (sealed / METRICS).unlink()
+    if metrics:
+        (sealed / METRICS).write_text(json.dumps(metrics))
+    assert load_release(sealed).metrics == (metrics or {})
+
+
+def test_a_file_is_hashed_once_as_long_as_it_stays(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    digest = files.hashlib.file_digest
+    monkeypatch.setattr(files.hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or digest(file, kind))
+    monkeypatch.setattr(files, "_SETTLED", -1.0)
+    for _ in range(3):
+        read_release(sealed)
+    assert sorted(Path(name).name for name in hashed) == [CONFIG, WEIGHTS, OOD]
+    flip_a_bit(sealed)
+    with pytest.raises(LeukoscopeError, match="damaged"):
+        read_release(sealed)
+
+
+@pytest.mark.parametrize("release", EMBEDDED, ids=lambda path: path.name)
+def test_the_releases_that_come_along_are_whole(release: Path) -> None:
+    about = read_release(release)
+    assert about.metrics["sha256"].keys() == {CONFIG, WEIGHTS, OOD, METRICS}
+    assert {"calibration", "decisions", "ood", "labels"} <= about.metrics.keys()
+
+
+# Numbers that decide
+
+
+NAN, INFINITE = float("nan"), float("inf")
+NUMBERS: list[tuple[tuple[str, ...], Any]] = [
+    *((("decisions", "abstention", "default", "threshold"), value) for value in (NAN, -1, 1.5, True, "0.5")),
+    *((("decisions", "operating_points", "points", "youden", "threshold"), value) for value in (NAN, 7, INFINITE)),
+    *((("subject_rule", "rule", "coefficients"), value) for value in ([NAN], [INFINITE], [])),
+    *((("subject_rule", "rule", "intercept"), value) for value in (NAN, INFINITE)),
+    (("subject_rule", "least_cells"), 0),
+    *((("calibration", "temperature"), value) for value in (0, -1, NAN, INFINITE)),
+]
+
+
+@pytest.mark.parametrize(("place", "value"), NUMBERS, ids=str)
+def test_a_number_that_cannot_decide_is_refused(sealed: Path, place: tuple[str, ...], value: object) -> None:
+    metrics: dict[str, Any] = json.loads(json.dumps(DECIDING))
+    block = metrics
+    for name in place[:-1]:
+        block = block[name]
+    block[place[-1]] = value
+    (sealed / METRICS).write_text(json.dumps(metrics))
+
+    with pytest.raises(LeukoscopeError) as refused:
+        read_release(sealed)
+
+    assert str(refused.value).startswith(f"{sealed / METRICS}: {'.'.join(place)}")
+    assert str(refused.value).endswith("download or copy the file again from the release, or leave it out")
+
+
+@pytest.mark.parametrize("mean", [[123.7, 116.3, 103.5], [NAN, 0.5, 0.5], [-1, 0.5, 0.5]])
+def test_a_mean_of_other_pixels_is_refused(sealed: Path, mean: list[float]) -> None:
+    config = json.loads((sealed / CONFIG).read_text())
+    _config(sealed, pretrained_cfg=config["pretrained_cfg"] | {"mean": mean})
+    (sealed / METRICS).unlink()
+    with pytest.raises(LeukoscopeError, match=r"mean is .*; of pixels in 0–1, three numbers from 0 to 1 are read"):
+        read_release(sealed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"label_names": ["HEM", "ALL"]}, "label_names is ['HEM', 'ALL'], and labels in metrics.json beside it"),
+        (
+            {"id2label": {"0": "HEM", "1": "ALL"}},
+            "label_names is ['ALL', 'HEM'], and id2label {'0': 'HEM', '1': 'ALL'}",
+        ),
+    ],
+)
+def test_labels_that_disagree_are_refused_without_checksums(sealed: Path, changes: dict[str, Any], said: str) -> None:
+    (sealed / METRICS).write_text(json.dumps(DECIDING))
+    _config(sealed, **changes)
+    with pytest.raises(LeukoscopeError) as refused:
+        read_release(sealed)
+    assert said in str(refused.value)
+
+
+def test_an_output_that_is_not_finite_is_an_error_of_its_picture(sealed: Path, picture: Path, tmp_path: Path) -> None:
+    with edit_release(sealed) as folder:
+        tensors = load_file(folder / WEIGHTS)
+        tensors["features.norm5.running_var"] = torch.full_like(tensors["features.norm5.running_var"], -1.0)
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    said = f"a.png: {sealed} computes numbers for it that are not finite; download the release again"
+    for tta in (False, True):
+        (found,) = Predictor.from_pretrained(sealed).iter_predictions([picture], tta=tta)
+        assert isinstance(found, UnreadableImage) and str(found).endswith(said)
+
+    output = tmp_path / "scores.csv"
+    result = CliRunner().invoke(app, ["score", str(sealed), "--input", str(picture.parent), "--output", str(output)])
+    assert result.exit_code == 1 and len(output.read_text().splitlines()) == 1, "a header and no row"
+    assert "not finite" in "".join(path.read_text() for path in tmp_path.glob("*.csv"))
+
+
+def test_finite_outputs_keep_their_probabilities(sealed: Path, picture: Path) -> None:
+    assert np.isfinite(list(Predictor.from_pretrained(sealed)(picture).probabilities.values())).all()
