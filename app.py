@@ -5,6 +5,7 @@ Models are the Hub ids in models.txt, the releases under model_card/, and any Hu
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -50,6 +51,10 @@ def main() -> int:
     except LeukoscopeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except SystemExit as ended:
+        # Models may still be loading in threads, which would abort an interpreter that shuts down around them.
+        sys.stdout.flush()
+        os._exit(ended.code if isinstance(ended.code, int) else 1)
     return 0
 
 

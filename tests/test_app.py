@@ -289,7 +289,7 @@ def test_an_unknown_model_is_one_clear_message(client: Any, tmp_path: Path) -> N
     Image.new("RGB", (64, 64)).save(tmp_path / "cell.png")
     with pytest.raises(AppError) as problem:
         ask(client, tmp_path / "cell.png", model="/etc")
-    assert str(problem.value).startswith("'/etc' is no model name: pick one (tiny)")
+    assert str(problem.value).startswith("'/etc' is no model name: give one of tiny")
 
 
 @pytest.mark.slow

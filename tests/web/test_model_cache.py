@@ -17,8 +17,8 @@ from hub_server import Hub
 from leukoscope import LeukoscopeError
 from leukoscope.models.hub_download import cached_repository
 from leukoscope.synthetic import draw_field
+from leukoscope.web.answer import Picture, ask
 from leukoscope.web.model_cache import PREDICTIONS_AT_ONCE, ModelCache, find_releases, listed_models, weights_bytes
-from leukoscope.web.result import predict_cell
 
 
 def test_embedded_releases_are_found_by_folder(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_slow_downloads_keep_nobody_from_a_prediction(tiny_release: Path, monkey
         slow: list[Future[Any]] = [
             pool.submit(models.predictor, f"slow/{number}") for number in range(PREDICTIONS_AT_ONCE)
         ]
-        slow += [pool.submit(predict_cell, models, picture, "", f"slow/{number}") for number in range(2)]
+        slow += [pool.submit(ask, Picture(picture, ""), models, f"slow/{number}") for number in range(2)]
         try:
             (prediction,) = pool.submit(models.predict, models.predictor("tiny"), [picture]).result(timeout=300)
         finally:
@@ -195,7 +195,7 @@ def test_the_longest_unused_download_goes_and_with_it_what_is_in_memory_of_it(
     "name", ["../secrets", "/etc", "C:\\models", "name", "a/b/c", "owner/name@", "owner/..", "a--b/c"]
 )
 def test_it_refuses_what_is_no_model_name(name: str) -> None:
-    with pytest.raises(LeukoscopeError, match="is no model name: pick one \\(x\\) or type a Hub id"):
+    with pytest.raises(LeukoscopeError, match="is no model name: give one of x, or a Hub id"):
         ModelCache({"x": Path("x")}).predictor(name)
 
 
@@ -213,7 +213,7 @@ def test_listed_models_come_before_embedded_releases(tmp_path: Path) -> None:
 
 
 def test_it_says_how_to_get_a_model() -> None:
-    with pytest.raises(LeukoscopeError, match="This demo comes with no model. Type a Hub id above"):
+    with pytest.raises(LeukoscopeError, match="This demo comes with no model. Name one of the Hub under"):
         ModelCache({}).predictor(None)
     with pytest.raises(LeukoscopeError, match="No model is chosen"):
         ModelCache({"x": Path("x")}).predictor(" ")
@@ -223,15 +223,6 @@ def test_it_passes_a_broken_release_on_as_one_message(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(LeukoscopeError, match=r"^broken[/\\]config\.json: damaged"):
         ModelCache({"broken": tmp_path}).predictor("broken")
-
-
-def test_a_narrow_menu_tells_two_models_of_one_purpose_apart(tiny_release: Path) -> None:
-    models = ModelCache({"leukoscope-a": tiny_release, "leukoscope-b": tiny_release}, ["owner/other"])
-    (other, _), (first, _), (second, _) = models.choices()
-    assert other == "owner/other" and first.startswith("a · ") and second == first.replace("a", "b", 1)
-    assert "leukaemic blast or normal precursor" in first
-    hub_id = "leukoscope-lab/other"
-    assert ModelCache({}, [hub_id]).choices() == [(hub_id, hub_id)], "an owner's name is not cut"
 
 
 def test_an_embedded_release_is_called_by_its_name_alone(tiny_release: Path) -> None:

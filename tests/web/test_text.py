@@ -15,17 +15,31 @@ from leukoscope.inference.prediction import Checks, Thresholds
 from leukoscope.synthetic import draw_field
 from leukoscope.web.text import (
     DecisionText,
+    agreement_text,
     decision_text,
     map_text,
     model_text,
     morphology_text,
     percent,
-    purpose,
+    recall_text,
     trust_text,
     warnings,
     weak_map_text,
 )
 
+SUBJECTS = {
+    "1": {"label": "ALL", "accuracy": 0.9}, "2": {"label": "ALL", "accuracy": 1.0},
+    "H1": {"label": "HEM", "accuracy": 0.8},
+}  # fmt: skip
+METRICS: dict[str, Any] = {
+    "labels": ["ALL", "HEM"],
+    "data": {"title": "C-NMC 2019", "unit": "subject", "licence": "CC BY 3.0"},
+    "training": {"subjects": ["1", "2"]},
+    "evaluations": [{"split": {"disjoint_by": "subject"}, "metrics": {"subjects": SUBJECTS}}],
+    "ood": {"held_out": {"kept_share_by_subject": 0.978}},
+    "decisions": {"operating_points": {"positive_label": "ALL", "points": {
+        "sensitivity_95": {"cross_fitted": {"ppv": 0.84, "npv": 0.79, "prevalence": 0.67}}}}},
+}  # fmt: skip
 BLANK = Image.new("RGB", (40, 40), "white")
 
 
@@ -43,7 +57,7 @@ def text_of(p_all: float, point: str = "", **checks: object) -> DecisionText:
     """The text for a cell with this probability of ALL, by a release with the thresholds above."""
     shares = {"ALL": p_all, "HEM": 1 - p_all}
     decision = DECIDED.decide(shares, Checks(**checks), operating_point=point)  # type: ignore[arg-type]
-    said = decision_text(decision, shares, DECIDED)
+    said = decision_text(decision, shares, DECIDED, METRICS)
     return replace(said, headline=said.headline.replace("\u00a0", " "), because=said.because.replace("\u00a0", " "))
 
 
@@ -68,20 +82,20 @@ def test_a_class_is_told_at_the_operating_point(probability: float, point: str, 
     ("probability", "checks", "headline", "because"),
     [
         (
-            0.40, {}, "Undecided: HEM 60 %, ALL 40 %.",
-            "Its most probable class has 0.600, and the threshold is 0.700.",
+            0.40, {}, "Not sure: HEM 60 %, ALL 40 %.",
+            "Its most probable class has 60 %; the model gives a class from 70 %.",
         ),
         (
-            0.99, {"disagreement": 0.375}, "Undecided: ALL 99 %, HEM 1 %.",
-            "38 % of its turned and mirrored views are predicted otherwise, more than 25 %.",
+            0.99, {"disagreement": 0.375}, "Not sure: ALL 99 %, HEM 1 %.",
+            "38 % of its turned and mirrored views get another class; at most 25 % may.",
         ),
         (
-            0.99, {"ood_score": 3.14, "ood_group": "texture"}, "Out of distribution: no class is given.",
+            0.99, {"ood_score": 3.14, "ood_group": "texture"}, "No class: unlike the cells this model knows.",
             "Its texture is unlike that of the training cells (OOD score 3.1, limit 1).",
         ),
         (
-            0.99, {"ood_score": 0.6, "field_share": 0.2}, "Out of distribution: no class is given.",
-            "Of its field only 20 % of the cells are like the training cells, and 50 % are needed.",
+            0.99, {"ood_score": 0.6, "field_share": 0.2}, "No class: unlike the cells this model knows.",
+            "Only 20 % of the smear's cells are like the training cells; 50 % are needed.",
         ),
     ],
 )  # fmt: skip
@@ -99,7 +113,7 @@ def test_without_a_class_the_reason_is_told_and_no_class_is_named(
 
 def test_a_smear_is_told_what_the_model_reads() -> None:
     text = text_of(0.99, ood_score=36.0, field_of_view=True)
-    assert text.short == "No cell cut out on black" and text.headline == "Not a cell: no class is given."
+    assert text.short == "No cell cut out on black" and text.headline == "No class: no cell cut out on black."
     assert text.because.startswith(
         "The picture is no single cell cut out on black, which is what this model was trained on"
     )
@@ -110,10 +124,10 @@ def test_evidence_off_the_cell_is_a_caution_beside_a_class_which_stays() -> None
     shares = {"ALL": 0.95, "HEM": 0.05}
     for point, headline in (("", "The model predicts ALL"), ("sensitivity_95", "ALL (leukaemic blast)")):
         decision = wary.decide(shares, Checks(ood_score=0.5, on_cell=0.1), operating_point=point)
-        text = decision_text(decision, shares, wary)
+        text = decision_text(decision, shares, wary, METRICS)
         assert text.headline.startswith(headline) and text.has_class
         assert text.because.endswith(
-            "10\u00a0% of its Grad-CAM map lies on the cell; 95 % of the cells measured have more than 25\u00a0%."
+            "10\u00a0% of its map lies on the cell; in 95 % of the cells measured it is more than 25\u00a0%."
         )
 
 
@@ -134,16 +148,16 @@ def test_evidence_weaker_than_in_nearly_all_cells_is_said_of_every_class() -> No
     ("probability", "short", "headline"),
     [
         (0.97, "Looks like a leukaemic blast", "The model predicts ALL (leukaemic blast): 97 %."),
-        (0.75, "More like a leukaemic blast than not", "The model leans towards ALL (leukaemic blast): 75 %."),
+        (0.75, "Probably a leukaemic blast", "The model leans towards ALL (leukaemic blast): 75 %."),
         # Beside the limit of a release, .637, a class is a class.
-        (0.701, "More like a leukaemic blast than not", "The model leans towards ALL (leukaemic blast): 70 %."),
-        (0.699, "Not sure", "Undecided: ALL 70 %, HEM 30 %."),
+        (0.701, "Probably a leukaemic blast", "The model leans towards ALL (leukaemic blast): 70 %."),
+        (0.699, "Not sure", "Not sure: ALL 70 %, HEM 30 %."),
     ],
 )
 def test_all_words_follow_from_the_one_decision(probability: float, short: str, headline: str) -> None:
     text = text_of(probability, ood_score=0.5)
     assert (text.short, text.headline) == (short, headline)
-    assert text.has_class == (probability >= 0.7) == ("decided" not in text.headline)
+    assert text.has_class == (probability >= 0.7) == ("Not sure" not in text.headline)
 
 
 def test_a_class_that_only_a_threshold_gives_is_not_told_as_firm() -> None:
@@ -153,7 +167,7 @@ def test_a_class_that_only_a_threshold_gives_is_not_told_as_firm() -> None:
 
 def test_the_class_names_an_unknown_label_plainly() -> None:
     shares = {"basophil": 0.95, "other": 0.05}
-    text = decision_text(Thresholds().decide(shares), shares, Thresholds())
+    text = decision_text(Thresholds().decide(shares), shares, Thresholds(), METRICS)
     assert text.short == "Looks like basophil" and text.headline == "The model predicts basophil: 95\u00a0%."
 
 
@@ -209,50 +223,6 @@ def test_an_empty_map_is_said_to_be_empty() -> None:
     assert "The map for ALL is empty: nothing" in told(np.zeros((3, 3)), cut_out_cell(), "ALL")
 
 
-METRICS: dict[str, Any] = {
-    "data": {"unit": "subject"},
-    "calibration": {"reliability": {"after": [{"confidence": 0.55, "accuracy": 0.6},
-                                              {"confidence": 0.95, "accuracy": 0.91}]}},
-    "ood": {"held_out": {"kept_share_by_subject": 0.978}},
-    "decisions": {"operating_points": {"positive_label": "ALL", "points": {
-        "sensitivity_95": {"cross_fitted": {"ppv": 0.84, "npv": 0.79, "prevalence": 0.67}}}}},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("probability", "point", "checks", "said"),
-    [
-        (0.97, "", {}, "from people it had not seen, 91 were right."),
-        (0.52, "", {}, "only 60 would be right: it abstains."),
-        (
-            0.97,
-            "sensitivity_95",
-            {},
-            "called so here, from people it had not seen, 84 were right; of all those cells, 67\u00a0% were ALL.",
-        ),
-        (0.10, "sensitivity_95", {}, "79 were right; of all those cells, 67\u00a0% were ALL."),
-        (0.97, "", {"ood_score": 3.0}, "Of 100 cells like its training cells, it refuses 2."),
-    ],
-)
-def test_trust_is_told_in_natural_frequencies(probability: float, point: str, checks: Any, said: str) -> None:
-    shares = {"ALL": probability, "HEM": 1 - probability}
-    decision = DECIDED.decide(shares, Checks(**{"ood_score": 0.5, **checks}), operating_point=point)
-    assert trust_text(decision, shares, METRICS).endswith(said)
-    assert trust_text(decision, shares, {}) == ""
-    if not checks:
-        blocks = trust_text(decision, shares, {**METRICS, "data": {"unit": "block"}})
-        assert blocks == "Not measured on unseen subjects: its data names none."
-
-
-def test_trust_is_read_off_the_curve_of_the_probabilities_that_are_shown() -> None:
-    shares = {"ALL": 0.97, "HEM": 0.03}
-    decision = DECIDED.decide(shares, Checks())
-    curves = {side: [{"confidence": 0.97, "accuracy": right}] for side, right in (("before", 0.94), ("after", 0.91))}
-    for temperature, right in ((1.0, 94), (0.9, 91)):
-        metrics = {"calibration": {"temperature": temperature, "reliability": curves}}
-        assert f" {right} were right" in trust_text(decision, shares, metrics)
-
-
 def test_synthetic_training_is_said() -> None:
     calibrated = {"calibration": {"temperature": 1.2}}
     (said,) = warnings({"data": {"synthetic": True}} | calibrated, has_detector=True)
@@ -273,26 +243,6 @@ def test_what_a_model_lacks_is_said_once(metrics: dict[str, object], has_detecto
     assert len(found) == len(said) and all(one.startswith(start) for one, start in zip(found, said, strict=True))
 
 
-def test_a_release_is_described_in_one_line() -> None:
-    metrics: dict[str, Any] = {
-        "data": {"title": "C-NMC 2019", "unit": "subject", "licence": "CC BY 3.0"},
-        "training": {"subjects": ["1", "2"]},
-        "evaluations": [{"split": {"disjoint_by": "subject"}, "metrics": {"auroc_by_subject": 0.887}}],
-    }
-    assert model_text(metrics) == (
-        "Trained on C-NMC 2019, 2 subjects · AUROC by subject 0.89, on subjects it has not seen · CC BY 3.0"
-    )
-    assert model_text({}) == ""
-    metrics["evaluations"][0]["split"]["disjoint_by"] = "cell"
-    assert model_text(metrics) == "Trained on C-NMC 2019, 2 subjects · CC BY 3.0", (
-        "a split by image says nothing of them"
-    )
-    blocks = {**metrics, "data": {"title": "B-ALL", "unit": "block", "licence": ""}}
-    assert model_text(blocks) == ("Trained on B-ALL · not measured on unseen subjects: its data names none"), (
-        "no subject is known"
-    )
-
-
 def test_morphology_is_told_with_its_place_among_the_training_cells() -> None:
     cell = Morphology(1000.0, 0.8, 2)
     known = {"area": [0, 2000], "nucleus_share": [0.6, 1.0], "lobes": {"1": 0.9, "2": 0.1}}
@@ -308,6 +258,52 @@ def test_morphology_is_told_with_its_place_among_the_training_cells() -> None:
     assert morphology_text(None, known) == {}
 
 
-def test_a_model_s_purpose_is_told_in_plain_words() -> None:
-    assert purpose(("ALL", "HEM"), True) == "single cells: leukaemic blast or normal precursor"
-    assert purpose(("Pro", "Q"), False) == "pictures of a smear: pro-B blast or Q"
+@pytest.mark.parametrize(
+    ("probability", "point", "checks", "said"),
+    [
+        # 2 people × .95 called rightly, 1 × .2 wrongly.
+        (0.97, "", {}, "Of 100 cells that it calls ALL, 90 were ALL: 3 unseen people, each counting the same"),
+        (0.10, "", {}, "Of 100 cells that it calls HEM, 89 were HEM: 3 unseen people"),
+        (0.52, "", {}, ""),
+        (0.97, "sensitivity_95", {}, "84 were ALL in unseen people; of all those cells, 67\u00a0% were ALL."),
+        (0.10, "sensitivity_95", {}, "79 were HEM in unseen people; of all those cells, 67\u00a0% were ALL."),
+        (0.97, "", {"ood_score": 3.0}, "Of 100 cells like its training cells, it refuses 2."),
+    ],
+)
+def test_trust_is_about_the_called_class_and_by_subject(probability: float, point: str, checks: Any, said: str) -> None:
+    shares = {"ALL": probability, "HEM": 1 - probability}
+    decision = DECIDED.decide(shares, Checks(**{"ood_score": 0.5, **checks}), operating_point=point)
+    assert said in trust_text(decision, METRICS) and bool(trust_text(decision, METRICS)) == bool(said)
+    assert trust_text(decision, {}) == ""
+
+
+def test_how_good_a_release_is_stands_by_class() -> None:
+    assert recall_text(METRICS) == "Recognises 95 of 100 blasts, 80 of 100 normal cells of 3 unseen people."
+    by_image = {**METRICS, "evaluations": [{"split": {"disjoint_by": "cell"}, "metrics": {"subjects": SUBJECTS}}]}
+    assert recall_text(by_image) == "Not measured on people: it was not measured on unseen people."
+
+
+def test_a_release_that_was_not_measured_on_people_speaks_softly() -> None:
+    blocks = {**METRICS, "evaluations": [], "data": {"unit": "block"}}
+    shares = {"Early": 0.995, "Pre": 0.005}
+    text = decision_text(Thresholds().decide(shares), shares, Thresholds(), blocks)
+    assert text.soft and text.short == "Perhaps an early pre-B blast"
+    assert text.headline == "Early (early pre-B blast): >99\u00a0%, but its data name no people."
+    assert not text_of(0.97, ood_score=0.5).soft
+
+
+def test_orientations_are_told_with_those_that_would_get_no_class() -> None:
+    def said(*shares: float) -> str:
+        views = [{"ALL": one, "HEM": 1 - one} for one in shares]
+        decisions = [DECIDED.decide(one, Checks(ood_score=0.5)) for one in views]
+        return agreement_text("ALL", decisions, [max(one, key=one.__getitem__) for one in views])
+
+    assert said(*[0.9] * 8) == "The same in 8 of 8 orientations."
+    assert said(0.9, 0.9, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9) == "Turned, 3 of 8 say HEM: don't rely on it."
+    assert said(*[0.9] * 7, 0.6) == "The same in 8 of 8 orientations. Of these, in 1 it would not be sure."
+
+
+def test_a_release_is_described_in_one_line() -> None:
+    assert model_text(METRICS) == "Trained on C-NMC 2019, 2 people · CC BY 3.0"
+    assert model_text({}) == ""
+    assert model_text({**METRICS, "data": {"title": "B-ALL", "unit": "block", "licence": ""}}) == "Trained on B-ALL"

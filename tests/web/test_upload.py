@@ -16,23 +16,18 @@ from gradio.data_classes import FileData
 from gradio.processing_utils import async_move_files_to_cache
 from PIL import Image
 
-from gradio_events import event
-from leukoscope import LeukoscopeError
 from leukoscope.data.images import UnreadableImage
 from leukoscope.web.app import build_demo
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.text import t
 from leukoscope.web.upload import (
     ANSWER_FOLDER,
     OWN_FOLDER,
-    File,
     cell_upload,
     delete_old,
     keep_uploads_apart,
     open_any,
     png_answer,
     read_upload,
-    save_button,
 )
 
 
@@ -98,18 +93,6 @@ def test_paths_of_uploads_come_and_go_while_gradio_deletes_old_files(
     route_utils.delete_files_created_by_app(demo, age=3600)
     assert len(demo.temp_file_sets) >= 2
     assert [set(paths) for paths in demo.temp_file_sets] == [{str(cache / "new.png")}] * len(demo.temp_file_sets)
-
-
-def test_an_error_as_a_file_is_saved_shows_names_as_text_below_a_heading_of_ours() -> None:
-    def make(result: str) -> File:
-        raise LeukoscopeError(f"{result}: is not kept")
-
-    with gradio.Blocks() as demo:
-        save_button("Save", make, [gradio.State()])
-    pack = event(demo, "pack").fn
-    with pytest.raises(gradio.Error, match="^'&lt;img src=x&gt;.png: is not kept'$") as error:
-        pack("<img src=x>.png")
-    assert error.value.title == t("failed")
 
 
 def test_what_a_killed_server_left_is_deleted_once_it_is_old(cache: Path) -> None:

@@ -15,25 +15,26 @@ import sys
 import time
 from contextlib import suppress
 from functools import partial
-from html import escape
 from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Thread, current_thread, main_thread
-from urllib.parse import urlencode
 
 import gradio as gr
 from gradio.route_utils import API_PREFIX
+from gradio.utils import get_upload_folder
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from leukoscope import LeukoscopeError, __version__
-from leukoscope.web import panels, result
+from leukoscope.web import stage
 from leukoscope.web.address import Address
+from leukoscope.web.answer import ask, example
 from leukoscope.web.batch_files import MAX_ZIP
+from leukoscope.web.endpoints import add_endpoints
 from leukoscope.web.model_cache import ModelCache, find_releases, listed_models
-from leukoscope.web.page import CSS, LAST, QUIET, build_theme
-from leukoscope.web.tabs.cell import CellTab
-from leukoscope.web.text import model_text, t
+from leukoscope.web.page import EVENT, Page, Visit
+from leukoscope.web.theme import CSS, HEAD, build_theme
 from leukoscope.web.upload import ANSWER_FOLDER, OWN_FOLDER, delete_old, keep_uploads_apart
 
 CACHE_SECONDS = 3600
@@ -52,48 +53,49 @@ OPEN_FILES = 10_240
 # upload may hold: a few MB for cells; a full-size field or batch some 100 MB, most of it for half an hour. All of them
 # at their largest then fit into the 16 GB of a free Space.
 SESSIONS = 120
-HEAD = f'<div class="lk-head"><h1>Leukoscope</h1><p>{escape(t("subtitle"))}</p></div>'
+_HEAD = '<div class="lk-head"><h1>Leukoscope</h1><p>Is this white blood cell a leukaemic blast?</p></div>'
+_PRIVACY = (
+    "An upload lies on this server's disk until it is read, then it is deleted; one that breaks off, is never read or "
+    "comes from an assistant, within two hours; a picture that the API returns, within six minutes. Your visit stays "
+    "in memory for half an hour after the last answer, or an hour once you close the page; what the page shows, until "
+    "later sessions replace yours or the server stops, and in this tab of your browser. No visit is logged. Nothing is "
+    "sent elsewhere; the Hugging Face Hub is asked only for models named by Hub id, which stay in this server's cache, "
+    "and for real cells on request."
+)
+_CREDITS = (
+    "<p>ALL: a leukaemic blast of acute lymphoblastic leukaemia. HEM: a normal precursor cell. Leukoscope is open "
+    'software (<a href="https://www.apache.org/licenses/LICENSE-2.0">Apache Licence 2.0</a>); licence and citation of '
+    "each model stand on its card.</p>"
+)
 
 
 def build_demo(models: ModelCache) -> gr.Blocks:
-    """The page with all its tabs, not yet served."""
+    """The page, not yet served."""
     with gr.Blocks(title="Leukoscope", analytics_enabled=False, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)) as demo:
-        with gr.Row(elem_id="header"):
-            gr.HTML(HEAD, elem_id="head", padding=False)
-            model = gr.Dropdown(
-                models.choices(),
-                value=next(iter(models.names), None),
-                allow_custom_value=True,
-                label=t("model"),
-                container=False,
-                elem_id="model",
-                scale=0,
-                min_width=260,
-            )
-        gr.HTML(panels.notice(), elem_id="notice", padding=False)
-        if not models.names:
-            gr.HTML(panels.message(t("no_model_yet"), t("get_a_model")), padding=False)
+        gr.HTML(_HEAD, elem_id="head")
+        gr.HTML(stage.NOTICE, elem_id="notice")
         with gr.Tabs() as tabs:
-            cell_tab = CellTab(models, model)
-            _build_card(models, model)
-        about = gr.HTML(describe(models, model.value), elem_id="about-model", padding=False)
-        model.change(partial(describe, models), model, about, **QUIET)
-        gr.HTML(_credits(), elem_id="about", padding=False)
-        cell_tab.open_on_load(demo, tabs)
+            with gr.Tab("Cells", id="cell"):
+                page = Page(models)
+                add_endpoints(models)
+            with gr.Tab("Evidence", id="evidence") as evidence:
+                card = gr.Markdown(elem_id="card")
+        evidence.select(partial(_card, models), page.visit, card, **EVENT)
+        gr.HTML(
+            f'<div class="lk-note">{_CREDITS}{stage.details("Privacy", stage.note(_PRIVACY))}</div>', elem_id="about"
+        )
+        page.open_on_load(demo, tabs)
     return demo.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUE, api_open=False)
 
 
-def _build_card(models: ModelCache, model: gr.Dropdown) -> None:
-    """The tab with the model card of the release that is chosen."""
-    with gr.Tab(t("tab_evidence"), id="evidence") as tab:
-        card = gr.Markdown(elem_id="card")
-    gr.on([tab.select, model.change], lambda choice: card_text(models, choice), model, card, **LAST)
+def _card(models: ModelCache, visit: Visit) -> str:
+    return card_text(models, visit.model or next(iter(models.names), ""))
 
 
-def card_text(models: ModelCache, choice: str | None) -> str:
+def card_text(models: ModelCache, name: str) -> str:
     """A release's card without its metadata and its figures, which lie in the release's folder."""
     try:
-        folder = models.releases.get(choice or "") or models.predictor(choice).release.folder
+        folder = models.releases.get(name) or models.predictor(name).release.folder
         text = (folder / "README.md").read_text(encoding="utf-8") if folder else ""
     except (LeukoscopeError, OSError):
         return "This release comes without a card."
@@ -109,27 +111,6 @@ def serves_mcp() -> bool:
     return hasattr(GradioMCPServer, "StreamableHTTPSessionManager")
 
 
-def _credits() -> str:
-    privacy = panels.details(t("privacy"), panels.note(t("privacy_text")))
-    return f'<div class="lk-note">{privacy}<p>{t("credits")}</p></div>'
-
-
-def describe(models: ModelCache, choice: str | None) -> str:
-    """What a model was trained on, how good it is on unseen subjects, its licence and where more stands, as HTML."""
-    try:
-        release = models.embedded(choice or "") or models.predictor(choice).release
-    except LeukoscopeError:
-        return ""  # the tabs say what is wrong
-    on_hub = f"https://huggingface.co/{str(choice).split('@')[0]}"
-    # The card's measurements are those of the tab; an embedded release has no page of its own.
-    here = f"?{urlencode({'model': choice, 'tab': 'evidence'})}"
-    more = here if choice in models.releases else on_hub
-    text = escape(model_text(release.metrics))
-    # In a window of its own: the page loaded anew would lose the visitor's results.
-    link = f'<a href="{escape(more)}" target="_blank">{t("model_card")}</a>'
-    return f'<p class="lk-note">{text}{" · " if text else ""}{link}</p>'
-
-
 def routes() -> list[Route]:
     """Routes that the server handles itself, before Gradio does.
 
@@ -143,12 +124,17 @@ def routes() -> list[Route]:
 
 
 def serve(releases: Path, hub_ids: Path, address: Address) -> None:
-    """Serve the demo until interrupted; an error where the port is taken.
+    """Serve the demo until interrupted.
 
     Args:
         releases: a release folder, or the folder whose sub-folders with a config.json are the embedded releases.
         hub_ids: text file of Hub ids to offer, one per line; it may be missing.
+
+    Raises:
+        LeukoscopeError: the port is taken, or the folder for uploads cannot be written.
+        SystemExit: with code 143, after SIGTERM.
     """
+    require_upload_folder()
     models = ModelCache(find_releases(releases), listed_models(hub_ids))
     # Of the events, each with its session and time, Gradio keeps ten thousand unless it is told otherwise.
     os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
@@ -161,7 +147,7 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
     allow_open_files()
     if current_thread() is main_thread():
         # As Ctrl-C does: the server then ends by itself, and deletes what visitors sent. Containers are stopped so.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         try:
             demo.launch(
@@ -177,6 +163,7 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
                 state_session_capacity=SESSIONS,
                 theme=build_theme(),
                 css=CSS,
+                head=HEAD,
                 footer_links=["api"],
                 enable_monitoring=False,
                 prevent_thread_lock=True,
@@ -191,6 +178,33 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
         demo.block_thread()
     except KeyboardInterrupt:  # before `block_thread` began, which ends the server itself
         demo.close(verbose=False)
+    if _terminated:
+        raise SystemExit(_terminated.pop())
+
+
+_terminated: list[int] = []
+
+
+def _terminate(number: int, frame: object) -> None:
+    _terminated.append(128 + number)
+    raise KeyboardInterrupt
+
+
+def require_upload_folder() -> None:
+    """Make the folder that uploads are written to.
+
+    Raises:
+        LeukoscopeError: it cannot be written, as one below the temporary folder that belongs to another user.
+    """
+    folder = Path(get_upload_folder())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise LeukoscopeError(
+            f"{folder}: uploads cannot be written there ({error.strerror}); set GRADIO_TEMP_DIR to a folder of yours"
+        ) from None
 
 
 def allow_open_files() -> None:
@@ -227,11 +241,15 @@ def _refuse(request: Request) -> JSONResponse:
 
 
 def _warm_up(models: ModelCache) -> None:
-    """Load the first model and predict once, so that the first visitor does not wait for imports."""
-    if not models.names:
-        return
-    try:
-        first = result.predict_cell(models, *result.example(0), models.names[0])
-        first.pictures(first.prediction.most_probable, result.OPACITY)
-    except LeukoscopeError as error:
-        print(f"warning: {error}")
+    """Load the models and predict once with each, so that the first visitor does not wait for it.
+
+    On a ZeroGPU Space they are only loaded: a card is borrowed for visitors alone.
+    """
+    for name in models.names:
+        try:
+            if "SPACES_ZERO_GPU" in os.environ:
+                models.predictor(name)
+            else:
+                ask(example(1), models, name)
+        except LeukoscopeError as error:
+            print(f"warning: {error}")

@@ -6,7 +6,6 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,8 @@ from leukoscope.inference.prediction import REFUSED, Checks, Decision, Threshold
 from leukoscope.inference.scoring import safe_cell
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule
 from leukoscope.reports.formatting import encoded, metric_name, span
-from leukoscope.reports.subject_report import subject_report
 from leukoscope.web.batch_files import Batch, BatchFile, subjects_of
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.text import t
 from leukoscope.web.upload import CELL, File
 
 PICTURES_AT_ONCE, THUMBNAIL = 16, 96
@@ -81,7 +78,6 @@ class BatchResult:
     """A batch as one model predicts it; lives in a visitor's session, in memory only.
 
     Attributes:
-        point: the operating point that its cells are decided at; "" for the most probable class.
         given: the pictures that were read, to be predicted again, and what was given with them.
         problems: one sentence for each file, and each label of a CSV, that could not be used.
     """
@@ -91,7 +87,6 @@ class BatchResult:
     model: str
     revision: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    point: str = ""
     given: Batch = field(default_factory=Batch)
     problems: tuple[str, ...] = ()
 
@@ -112,8 +107,7 @@ class BatchResult:
         if rule is None:
             return []
         found = []
-        # An operating point changes the classes of cells, not the prediction for a subject.
-        for subject, cells in self.at_point("").cells_by_subject().items():
+        for subject, cells in self.cells_by_subject().items():
             probabilities = np.array([[row.probabilities[label] for label in self.classes] for row in cells])
             found.append(rule.predict(probabilities, [row.decision.outcome for row in cells], subject=subject))
         return found
@@ -126,15 +120,6 @@ class BatchResult:
             trained = {same_subject(past["name"], str(one)) for one in past["subjects"]}
             found |= {name for name in self.cells_by_subject() if same_subject(past["name"], name) in trained}
         return found
-
-    def at_point(self, point: str) -> BatchResult:
-        """The same predictions, decided at an operating point; "" for the most probable class."""
-        known = point if point in self.thresholds.operating_points else ""
-
-        def decide(row: BatchRow) -> Decision:
-            return self.thresholds.decide(row.probabilities, row.checks, operating_point=known)
-
-        return replace(self, rows=tuple(replace(row, decision=decide(row)) for row in self.rows), point=known)
 
     def with_subjects(self, pattern: str) -> BatchResult:
         """The same predictions, their subjects found by another pattern, as by `subjects_of`."""
@@ -185,7 +170,8 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None, pattern:
         yield min(first + PICTURES_AT_ONCE, len(batch.files))
     if not rows:
         raise LeukoscopeError(f"not one picture can be used: {[*batch.problems, 'none was given'][0]}")
-    smears = [t("smear_in_batch", name=row.name) for row in rows if row.decision.outcome == NOT_A_CELL]
+    smear = "shows a smear, no single cell cut out on black; give it alone, and its cells are found"
+    smears = [f"{row.name}: {smear}" for row in rows if row.decision.outcome == NOT_A_CELL]
     problems = (*smears, *batch.problems, *batch.unknown_labels(release.labels))
     given = replace(batch, files=[BatchFile(row.name, row.kept) for row in rows])
     found = tuple(rows), release.labels, str(choice), release.revision, release.metrics
@@ -209,6 +195,14 @@ def subject_rows(result: BatchResult) -> list[tuple[Any, ...]]:
     return table
 
 
+def too_good(result: BatchResult) -> str:
+    """A warning where subjects may have trained the model; else ""."""
+    if not result.trained_on:
+        return ""
+    subjects = ", ".join(sorted(result.trained_on))
+    return f"The model was trained on subjects called {subjects}: if these are the same, the results are too good."
+
+
 @dataclass(frozen=True)
 class LabelMetrics:
     """Metrics on the cells whose true class is known: rows of name, value and interval, and what to know of them."""
@@ -230,16 +224,17 @@ def label_metrics(result: BatchResult) -> LabelMetrics | None:
         np.asarray([[row.probabilities[label] for label in result.classes] for row in rows]),
         result.classes,
     )
-    notes = [t("with_a_class", number=len(rows))]
+    notes = [f"{len(rows)} cells with a known class, by their most probable one."]
     try:
         intervals = subject_intervals(cells)
-        notes.append(t("intervals_by_subject"))
+        notes.append("95 % intervals from bootstrap samples of subjects.")
     except LeukoscopeError as error:
         intervals = cell_intervals(cells)
-        reason = t("not_every_subject") if "" in subjects else str(error)
-        notes.append(t("intervals_by_cell", reason=reason))
+        missing = "not every cell has a subject: give a pattern that finds it, a folder for each, or a CSV"
+        reason = missing if "" in subjects else str(error)
+        notes.append(f"95 % intervals from samples of cells, too narrow for new subjects ({reason}).")
     if result.trained_on:
-        notes.insert(0, t("too_good", subjects=", ".join(sorted(result.trained_on))))
+        notes.insert(0, too_good(result))
     found = [
         (metric_name(name), f"{value:.3f}", span(intervals.get(name))) for name, value in point_metrics(cells).items()
     ]
@@ -255,7 +250,6 @@ def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[An
     return {
         "file": [text(row.name) for row in rows],
         "subject": [text(row.subject) for row in rows],
-        "operating_point": [result.point] * len(rows),
         "outcome": [text(outcome) for outcome in outcomes],
         "reasons": [" ".join(reason.code for reason in row.decision.reasons) for row in rows],
         "label": [text(row.truth) for row in rows],
@@ -285,27 +279,3 @@ def save_subjects(result: BatchResult) -> File:
     buffer = io.BytesIO()
     pyarrow.csv.write_csv(pa.Table.from_pylist(safe), buffer)
     return File("leukoscope-subjects.csv", "text/csv", buffer.getvalue())
-
-
-def save_report(models: ModelCache, result: BatchResult, subject: str | None, name: str) -> File:
-    """The report on one subject's cells, as HTML; `name` is what it calls the subject, "" for nobody."""
-    predicted = next((one for one in result.subject_predictions if one.subject == subject), None)
-    if predicted is None:
-        raise LeukoscopeError(f"subject {subject!r}: is none of this batch; choose one of the list")
-    rows = result.at_point("").cells_by_subject()[predicted.subject]
-    positive = np.array([row.probabilities[predicted.positive_label] for row in rows])
-    outcomes = [row.decision.outcome for row in rows]
-    predictor = models.predictor(result.model)
-    html = subject_report(
-        replace(predicted, subject=name.strip()),
-        positive,
-        outcomes,
-        lambda chosen: models.predict(predictor, [rows[i].open() for i in chosen], explain=True),
-        model=result.model,
-        revision=result.revision,
-        metrics=result.metrics,
-    )
-    if predicted.subject in result.trained_on:
-        said = t("too_good", subjects=name.strip() or predicted.subject)
-        html = html.replace("</h1>", f'</h1><p class="notice"><strong>{escape(said)}</strong></p>', 1)
-    return File("leukoscope-report.html", "text/html", html.encode())

@@ -1,29 +1,31 @@
-"""The models a visitor can pick: releases embedded beside the app, and Hub repositories listed there or typed in.
+"""The models that the demo asks: releases embedded beside the app, and Hub repositories listed there or typed in.
 
-Stands between the model picker and `Predictor`: a name becomes a loaded model here, the models used last stay in
-memory, and whatever cannot be loaded comes back as one `LeukoscopeError` that the page can show.
+A name becomes a loaded model here, the models used last stay in memory, and whatever cannot be loaded comes back as one
+`LeukoscopeError` that the page can show. On a ZeroGPU Space models are loaded on the processor; a second one is made
+on the card by the process that borrows it, and kept there.
 """
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from dataclasses import dataclass, fields
 from functools import partial
 from math import prod
 from pathlib import Path
 from shutil import rmtree
 from threading import Lock, Semaphore
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from huggingface_hub.errors import HfHubHTTPError
 
 from leukoscope import LeukoscopeError
 from leukoscope.inference.backends import Runtime
-from leukoscope.inference.field import read_field
+from leukoscope.inference.field import FieldReading, read_field
 from leukoscope.models.hub_download import (
     RELEASE_FILES,
     HubUnreachable,
@@ -32,7 +34,6 @@ from leukoscope.models.hub_download import (
     parse_hub_id,
 )
 from leukoscope.models.release import CONFIG, WEIGHTS, ReleaseInfo, folder_name, read_metrics, read_release
-from leukoscope.web.text import purpose, t
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,8 +52,9 @@ MAX_DOWNLOADS = 2 * 2**30  # of all that visitors named, on disk
 MOST_CELLS, FIELD_SECONDS = 500, 60
 # Cells of a field at once: a visitor's cell waits until these are through the network.
 FIELD_BATCH = 2
-# One cell takes well under a second; the rest is for a graphics card that has to start.
-GPU_SECONDS = 15
+# What a ZeroGPU card is borrowed for: a few seconds to load the model on it, then for each picture.
+GPU_SECONDS, GPU_SECONDS_A_PICTURE, MOST_GPU_SECONDS = 15, 0.1, 60
+NO_MODEL = "This demo comes with no model. Name one of the Hub under “More models”, such as owner/name."
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -112,9 +114,9 @@ class ModelCache:
         self._model_locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
         # A pool of threads takes those who wait in their order; a semaphore would not.
         self._loading = Semaphore(LOADED_AT_ONCE)
-        self.predict = self._limited(_predict, ThreadPoolExecutor(PREDICTIONS_AT_ONCE))
-        bounded = partial(read_field, most_cells=MOST_CELLS, seconds=FIELD_SECONDS, batch_size=FIELD_BATCH)
-        self.read_field = self._limited(bounded, ThreadPoolExecutor(FIELDS_AT_ONCE))
+        self._predict = borrowing(_predict) if "SPACES_ZERO_GPU" in os.environ else _predict
+        self.predict = _limited(self._predict, ThreadPoolExecutor(PREDICTIONS_AT_ONCE))
+        self.read_field = _limited(self._read_field, ThreadPoolExecutor(FIELDS_AT_ONCE))
 
     @property
     def loaded(self) -> list[str]:
@@ -133,11 +135,11 @@ class ModelCache:
         """
         name = (choice or "").strip()
         if not name:
-            raise LeukoscopeError("No model is chosen: pick one." if self.names else t("get_a_model"))
+            raise LeukoscopeError("No model is chosen." if self.names else NO_MODEL)
         if not self.is_name(name):  # a visitor may name Hub repositories, but no folder of this machine
             known = ", ".join(self.names) or "none"
             raise LeukoscopeError(
-                f"{name!r} is no model name: pick one ({known}) or type a Hub id like owner/name or owner/name@revision"
+                f"{name!r} is no model name: give one of {known}, or a Hub id like owner/name or owner/name@revision"
             )
         with self._lock:
             lock = self._model_locks.setdefault(name, Lock())
@@ -178,57 +180,22 @@ class ModelCache:
         release = loaded[0].release if loaded else self.embedded(choice)
         return release.takes_cut_outs if release else None
 
-    def choices(self) -> list[tuple[str, str]]:
-        """For a menu of the models offered: a text that begins with what differs, and says what it is for; its name."""
-        choices = []
-        for name in self.names:
-            text = name
-            if release := self.embedded(name):
-                about = purpose(release.labels, release.takes_cut_outs)
-                text = f"{name.removeprefix('leukoscope-')} · {about}"
-            choices.append((text, name))
-        return choices
-
-    def _limited(
-        self, call: Callable[Concatenate[Predictor, _P], _T], line: ThreadPoolExecutor
-    ) -> Callable[Concatenate[Predictor, _P], _T]:
-        """`call`, whose first argument is a model, once a thread of the line is free."""
-        borrowing = self._on_gpu(call)
-
-        def wait_and_call(predictor: Predictor, /, *args: _P.args, **options: _P.kwargs) -> _T:
-            return line.submit(copy_context().run, partial(borrowing, predictor, *args, **options)).result()
-
-        return wait_and_call
-
-    def _on_gpu(self, call: Callable[Concatenate[Predictor, _P], _T]) -> Callable[Concatenate[Predictor, _P], _T]:
-        """`call` as it is, or, where the package `spaces` is installed, run while the Space's GPU is lent.
-
-        On ZeroGPU it runs in a forked process, which what it takes and returns is pickled for: there a model is named.
-        """
-        try:
-            import spaces
-        except ImportError:
-            return call
-
-        def by_name(name: str, *args: _P.args, **options: _P.kwargs) -> _T:
-            return call(self.predictor(name), *args, **options)
-
-        borrowed = spaces.GPU(duration=GPU_SECONDS)(by_name)
-
-        def with_gpu(predictor: Predictor, /, *args: _P.args, **options: _P.kwargs) -> _T:
-            with self._lock:
-                names = [name for name, (loaded, _) in self._loaded.items() if loaded is predictor]
-            about = predictor.release
-            unloaded = f"{about.name}@{about.revision}" if about.revision else about.name
-            return borrowed(names[0] if names else unloaded, *args, **options)
-
-        return with_gpu
+    def _read_field(
+        self, predictor: Predictor, image: Image.Image, source: str, um_per_pixel: float | None
+    ) -> FieldReading:
+        """Read a smear; its cells are found before a card is borrowed for them."""
+        bounds = {"most_cells": MOST_CELLS, "seconds": FIELD_SECONDS, "batch_size": FIELD_BATCH}
+        asked = predictor
+        if self._predict is not _predict:
+            asked = cast("Predictor", _Lent(predictor, self._predict))
+        return read_field(asked, image, source, um_per_pixel=um_per_pixel, **bounds)  # type: ignore[arg-type]
 
     def _load(self, name: str) -> Predictor:
         """Load an embedded release, a repository that is offered, or one that a visitor named."""
         from leukoscope.inference.predictor import Predictor
 
-        runtime = Runtime(device=best_device())
+        # A ZeroGPU Space's own threads have no card: there the model computes what it must on the processor.
+        runtime = Runtime(device="cpu" if "SPACES_ZERO_GPU" in os.environ else "auto")
         if name in self.releases:
             folder = self.releases[name]
             try:
@@ -296,10 +263,86 @@ def _download_bytes(hub_id: str, revision: str | None, anonymous: bool) -> int:
     return sum(file.size or 0 for file in about.siblings or () if file.rfilename in RELEASE_FILES)
 
 
-def _predict(predictor: Predictor, images: Sequence[Image.Image], *, explain: bool = False) -> list[Prediction]:
-    return predictor(images, explain=explain)
+def _predict(
+    predictor: Predictor, images: Iterable[Image.Image], *, explain: bool = False, batch_size: int = 16
+) -> list[Prediction]:
+    images = list(images)  # TEMP
+    found = predictor(images, explain=explain, batch_size=batch_size)
+    if explain and not hasattr(found[0], "views"):
+        import numpy as np
+
+        from leukoscope.inference.prediction import HeatMap, softmax
+        from leukoscope.inference.tta import average_maps, tta_views
+
+        for one, image in zip(found, images, strict=True):
+            logits, maps = predictor.backend(
+                tta_views(predictor.release.preprocessing.frame(image)[None]), explain=True
+            )
+            shares = softmax(logits)
+            object.__setattr__(one, "views", tuple(dict(zip(predictor.labels, row.tolist())) for row in shares))
+            if maps is not None:
+                mean = np.maximum(average_maps(maps), 0)[0]
+                object.__setattr__(one, "heatmaps", {l: HeatMap(mean[k], l) for k, l in enumerate(predictor.labels)})
+    return found
 
 
-def best_device() -> str:
-    """ "cuda" on a ZeroGPU Space, whose driver is there only while its GPU is lent; elsewhere "auto"."""
-    return "cuda" if "SPACES_ZERO_GPU" in os.environ else "auto"
+def _limited(call: Callable[_P, _T], line: ThreadPoolExecutor) -> Callable[_P, _T]:
+    """`call`, once a thread of the line is free."""
+
+    def wait_and_call(*args: _P.args, **options: _P.kwargs) -> _T:
+        return line.submit(copy_context().run, partial(call, *args, **options)).result()
+
+    return wait_and_call
+
+
+@dataclass(frozen=True)
+class _Lent:
+    """A model whose predictions borrow the card; all else of it is that of the model on the processor."""
+
+    predictor: Predictor
+    predict: Callable[..., list[Prediction]]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.predictor, name)
+
+    def __call__(self, images: Iterable[Image.Image], **options: Any) -> list[Prediction]:
+        return self.predict(self.predictor, images, **options)
+
+
+# In the process that has borrowed the card: release → its model there.
+_on_card: dict[Path, Predictor] = {}
+
+
+def borrowing(call: Callable[..., list[Prediction]]) -> Callable[..., list[Prediction]]:
+    """`call`, whose first two arguments are a model and pictures, run while a ZeroGPU Space lends its card.
+
+    It runs in a forked process, which what it takes and returns is pickled for. That process takes none of this one's
+    locks, which another thread may have held as it was forked. An error comes back as a value: `spaces` would put its
+    class's name in place of its words.
+    """
+    import spaces
+
+    def seconds(release: ReleaseInfo, images: list[Image.Image], **options: Any) -> float:
+        return min(MOST_GPU_SECONDS, GPU_SECONDS + GPU_SECONDS_A_PICTURE * len(images))
+
+    @spaces.GPU(duration=seconds)  # type: ignore[untyped-decorator]
+    def on_card(release: ReleaseInfo, images: list[Image.Image], **options: Any) -> list[Prediction] | LeukoscopeError:
+        from leukoscope.inference.predictor import Predictor
+
+        assert release.folder is not None
+        try:
+            if release.folder not in _on_card:
+                _on_card[release.folder] = Predictor(release, Runtime(backend="torch", device="cuda"))
+            return call(_on_card[release.folder], images, **options)
+        except LeukoscopeError as error:
+            return error
+
+    def lent(predictor: Predictor, images: Iterable[Image.Image], **options: Any) -> list[Prediction]:
+        # An information alone: a loaded release holds tensors of this process.
+        release = ReleaseInfo(**{one.name: getattr(predictor.release, one.name) for one in fields(ReleaseInfo)})
+        found = on_card(release, list(images), **options)
+        if isinstance(found, LeukoscopeError):
+            raise found
+        return cast("list[Prediction]", found)
+
+    return lent

@@ -1,74 +1,546 @@
-"""What the tabs share of the page: how it looks, how events are registered, and the scripts in a visitor's browser.
+"""The page: a box for whatever a visitor has, and one stage for what the models answer.
 
-Nothing here is fetched from the internet. Two tones carry all meaning (the violet of a Giemsa stain for what the model
-predicts, amber for a warning), each dark enough on light and light enough on dark to be read at any size (WCAG AA).
+Every click is one event of one handler, which changes the visitor's `Visit` and draws what changed. Of two questions
+that are answered at once the one asked last counts: its number stands in the visit, and an older question ends as soon
+as it sees a newer one. No chain of events, and nothing in the browser, keeps them in order.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import base64
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from html import escape
+from threading import Lock
 from typing import Any
 
 import gradio as gr
+import httpx
+from huggingface_hub import constants
+from PIL import Image
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.fields import UnusableField, find_cells, looks_like_smear
+from leukoscope.data.loading import StreamedCell, stream_cells
+from leukoscope.data.registry import DatasetInfo, trained_on
+from leukoscope.evaluation.morphology import parts_of
+from leukoscope.web import batch, smear, stage, upload
+from leukoscope.web.answer import Answer, Picture, Row, answering, ask, covered, example, names_for
+from leukoscope.web.batch_files import Batch, is_batch, open_batch
+from leukoscope.web.batch_results import BatchResult, save_cells, save_subjects
+from leukoscope.web.export import save_row
+from leukoscope.web.model_cache import MOST_CELLS, NO_MODEL, ModelCache
+from leukoscope.web.smear import Smear, open_cell, read_smear, save_smear
+from leukoscope.web.theme import script
 
 SESSION_SECONDS = 1800
-# Of every event that is no part of the public API.
-PRIVATE: dict[str, Any] = {"api_visibility": "private"}
-# The page itself dims what was there.
-QUIET = PRIVATE | {"show_progress": "hidden"}
-# The second of two quick clicks counts; where a click says which, "always_last" would send the first one's data again.
-LAST, EACH = QUIET | {"trigger_mode": "always_last"}, QUIET | {"trigger_mode": "multiple"}
+# Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
+KEPT_CELLS, KEPT_PIXELS = 8, upload.CELL.pixels
+CROP = 0.3  # of the shorter side: what is cut out round a tap where no cell is found
+HUB_SECONDS = 4  # until it is said that the Hub cannot be reached
+MOST_ADDED = 4  # models that a visitor names
+DELETED = "A result is deleted after half an hour, or when the server starts anew. Give the picture again."
+FAILED = "This did not work"
+# Of every event that is no part of the public API; each click is handled, the newest one counts.
+EVENT: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple", "show_progress": "minimal"}
 Updates = dict[Any, Any]
 """Component → its new value."""
 
 
-CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+@dataclass
+class Visit:
+    """What one visitor is shown; lives in the session, in memory only.
+
+    Attributes:
+        asked: number of the newest question.
+        shown: what stands on the stage, and `behind` it what a cell was opened from.
+        opened, view, label, forms: of an answer, the open row, and what its picture shows.
+        pattern, order: of a batch.
+        kept: answers of this visit, the newest first.
+        added: Hub ids of models that the visitor named.
+        real: what the real cells that are shown come from.
+    """
+
+    asked: int = 0
+    shown: Answer | Smear | BatchResult | None = None
+    behind: Smear | BatchResult | None = None
+    opened: int | None = None
+    view: str = "map"
+    label: str = ""
+    forms: dict[str, Row] = field(default_factory=dict)
+    pattern: str = ""
+    order: str = "names"
+    kept: list[Answer] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
+    real: DatasetInfo | None = None
+
+    @property
+    def row(self) -> Row:
+        """The open row; an error where nothing is open any more."""
+        if not isinstance(self.shown, Answer) or self.opened is None or self.opened >= len(self.shown.rows):
+            raise LeukoscopeError(DELETED)
+        return self.shown.rows[self.opened]
+
+    @property
+    def model(self) -> str:
+        """Name of the model whose answer is open; "" of none."""
+        if isinstance(self.shown, Smear):
+            return self.shown.reading.model
+        if isinstance(self.shown, BatchResult):
+            return self.shown.model
+        with suppress(LeukoscopeError):
+            return self.row.model
+        return ""
+
+    def show(self, **changes: Any) -> None:
+        """Put something else on the stage, with its map in front."""
+        for name, value in {"view": "map", "label": "", "forms": {}, "opened": None, **changes}.items():
+            setattr(self, name, value)
+
+    def keep(self, answer: Answer) -> None:
+        """Keep an answer that is complete, once for each picture."""
+        others = [one for one in self.kept if one.picture.image is not answer.picture.image]
+        self.kept = [answer, *others][:KEPT_CELLS]
+        while (
+            len(self.kept) > 1
+            and sum(one.picture.image.width * one.picture.image.height for one in self.kept) > KEPT_PIXELS
+        ):
+            self.kept.pop()
 
 
-def build_theme() -> gr.themes.Base:
-    """The theme of all tabs: violet on neutral grey, flat, in the reader's own system fonts."""
-    return gr.themes.Base(
-        primary_hue="violet",
-        secondary_hue="violet",
-        neutral_hue="zinc",
-        radius_size="sm",
-        font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"),
-        font_mono=("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"),
-    ).set(
-        body_text_color="*neutral_900",
-        body_text_color_subdued="*neutral_600",
-        block_label_text_color="*neutral_700",
-        block_title_text_color="*neutral_700",
-        block_info_text_color="*neutral_700",
-        block_shadow="none",
-        color_accent="*primary_700",
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_hover="*primary_800",
-        slider_color="*primary_700",
-        slider_color_dark="*primary_300",
-    )
+class Page:
+    """The page's components and events, added to the Blocks being built."""
+
+    def __init__(self, models: ModelCache) -> None:
+        self.models = models
+        self._examples: dict[tuple[str, int], Row] = {}
+        self._real = RealCells()
+        smears = bool(models.names) and all(models.takes_cut_outs(name) is False for name in models.names)
+        click = script("act.js")
+        self.visit = gr.State(Visit(), time_to_live=SESSION_SECONDS)
+        with gr.Row(elem_id="page"):
+            with gr.Column(scale=1, min_width=220, elem_id="given"):
+                self.upload = upload.files_upload(show_label=False, height=104, elem_id="upload")
+                about = "A cell, a smear, a folder or a zip: drop it anywhere, or paste it."
+                gr.HTML(stage.note(about), js_on_load=script("box.js"), elem_id="box")
+                self.choices = gr.HTML(stage.given_choices(smears=smears), js_on_load=click, elem_id="choices")
+                self.real = gr.HTML(js_on_load=click, elem_id="real")
+                self.kept = gr.HTML(js_on_load=click, elem_id="kept")
+                with gr.Accordion("More models", open=False, elem_id="more-models"):
+                    self.name = gr.Textbox(
+                        label="A model of the Hub", placeholder="owner/name or owner/name@revision", max_lines=1,
+                        info="Enter adds its answer", elem_id="hub-id",
+                    )  # fmt: skip
+            with gr.Column(scale=4, min_width=300, elem_id="stage"), gr.Row(elem_id="stage-row"):
+                self.picture = gr.HTML(js_on_load=f"{click}\n{script('view.js')}", elem_id="picture")
+                first = stage.waiting("Loading the models …" if models.names else NO_MODEL)
+                self.answer = gr.HTML(first, js_on_load=f"{click}\n{script('shown.js')}", elem_id="answer")
+        self.parcel = gr.HTML(js_on_load=script("save.js"), elem_id="parcel")
+        self.lost = gr.Textbox(visible=False)
+        self.outputs = [
+            self.visit,
+            self.upload,
+            self.picture,
+            self.answer,
+            self.kept,
+            self.real,
+            self.parcel,
+            self.name,
+        ]
+        on_stage = {**EVENT, "show_progress_on": [self.picture, self.answer]}
+        clicked = [one.select for one in (self.choices, self.real, self.kept, self.picture, self.answer)]
+        gr.on(clicked, self._on_act, self.visit, self.outputs, **on_stage)
+        self.upload.upload(self._on_upload, [self.upload, self.visit], self.outputs, **on_stage)
+        self.name.submit(self._on_name, [self.name, self.visit], self.outputs, **on_stage)
+
+    def open_on_load(self, demo: gr.Blocks, tabs: gr.Tabs) -> None:
+        """Answer a synthetic cell for whoever opens the page: its address names model, example and tab.
+
+        A page that is loaded anew because the server was away keeps what it showed.
+        """
+        known = {tab.id for tab in tabs.children if isinstance(tab, gr.Tab)}
+
+        def on_load(lost: str, visit: Visit, request: gr.Request) -> Iterator[Updates]:
+            asked = request.query_params
+            number, named = asked.get("example") or "1", asked.get("model") or ""
+            if (tab := asked.get("tab")) in known:
+                yield {tabs: gr.Tabs(selected=tab)}
+            if lost:
+                return
+            if named and named not in self.models.names and self.models.is_name(named):
+                visit.added.append(named)
+            work = self._example(visit, int(number) if number.isdecimal() else 1, named)
+            yield from self._asking(visit, work)
+
+        demo.load(
+            on_load, [self.lost, self.visit], [tabs, *self.outputs], js=_LOST, **{**EVENT, "show_progress": "hidden"}
+        )
+        tabs.change(None, js="() => window.lkAddress?.()", api_visibility="private")
+
+    # What is asked, and in which order it counts.
+
+    def _asking(self, visit: Visit, work: Iterator[dict[str, Any]]) -> Iterator[Updates]:
+        """Draw what a question changes of a visit, step by step, as long as no newer question is asked."""
+        visit.asked += 1
+        mine, drawn = visit.asked, ()
+        try:
+            for changes in work:
+                if visit.asked != mine:
+                    return
+                extra = {one: changes.pop(one) for one in list(changes) if not isinstance(one, str)}
+                if "shown" in changes:
+                    visit.show(**changes)
+                else:
+                    visit.__dict__.update(changes)
+                stands = (visit.shown, visit.opened, visit.view, visit.label, visit.behind, visit.order)
+                if (
+                    isinstance(visit.shown, Answer)
+                    and not visit.shown.waiting
+                    and "shown" in changes
+                    and not visit.behind
+                ):
+                    visit.keep(visit.shown)
+                stands = self._picture_key(visit)
+                yield {self.visit: visit, **self._draw(visit, picture=stands != drawn), **extra}
+                drawn = stands
+        except LeukoscopeError as error:
+            if visit.asked == mine:
+                yield {self.visit: visit, self.answer: stage.message(FAILED, str(error)), self.upload: None}
+
+    @staticmethod
+    def _picture_key(visit: Visit) -> tuple[Any, ...]:
+        """What the left of the stage depends on."""
+        shown = visit.shown
+        if isinstance(shown, Answer):
+            shown = shown.rows[visit.opened] if visit.opened is not None and visit.opened < len(shown.rows) else None  # type: ignore[assignment]
+        return id(shown), visit.view, visit.label, visit.order, id(visit.behind)
+
+    def _draw(self, visit: Visit, *, picture: bool) -> Updates:
+        """The stage as it stands."""
+        shown, updates = visit.shown, {}
+        if shown is None:
+            return {self.picture: "", self.answer: stage.waiting("Drop a cell, or pick one: the answers appear here.")}
+        if isinstance(shown, Smear):
+            left, right = smear.smear_picture, smear.smear_answer(shown, self._others(visit))
+            drawn: Callable[[], str] = partial(left, shown)
+        elif isinstance(shown, BatchResult):
+            right = batch.batch_answer(shown, visit.pattern, self._others(visit))
+            drawn = partial(batch.batch_picture, shown, visit.order)
+        else:
+            back = "" if visit.behind is None else "smear" if isinstance(visit.behind, Smear) else "cells"
+            opened = len(shown.rows) if visit.opened is None else visit.opened
+            right = stage.cell_answer(shown, opened)
+            if opened < len(shown.rows):
+                row, view = shown.rows[opened], visit.view
+                drawn = partial(stage.cell_picture, row, view=view, label=visit.label, forms=visit.forms, back=back)
+            else:
+                drawn = partial(stage.cell_picture, Row(shown.picture, ""), back=back)
+        updates = {self.answer: right, self.kept: stage.kept_choices([one.picture for one in visit.kept])}
+        return {self.picture: drawn(), **updates} if picture else updates
+
+    def _others(self, visit: Visit) -> tuple[str, ...]:
+        """Models that can read what is shown as well."""
+        return tuple(name for name in self._names(visit) if name != visit.model)
+
+    def _names(self, visit: Visit) -> list[str]:
+        return [*self.models.names, *visit.added]
+
+    # What is given.
+
+    def _on_upload(self, paths: list[str] | None, visit: Visit) -> Iterator[Updates]:
+        if not paths:
+            return
+        # The box is free again at once; the files are deleted when they are read.
+        yield {self.upload: None}
+        with upload.deleted_afterwards(paths):
+            if is_batch(paths):
+                yield from self._asking(visit, self._batch(visit, partial(open_batch, paths)))
+            else:
+                yield from self._asking(visit, self._read(visit, partial(_opened, paths[0])))
+
+    def _on_name(self, name: str, visit: Visit) -> Iterator[Updates]:
+        yield from self._asking(visit, self._added(visit, name.strip()))
+
+    def _added(self, visit: Visit, name: str) -> Iterator[dict[Any, Any]]:
+        """One more model's answer for what is shown."""
+        self.models.predictor(name)
+        if name not in self._names(visit):
+            visit.added = [*visit.added, name][-MOST_ADDED:]
+        if not isinstance(visit.shown, Answer):
+            if visit.shown is not None:
+                yield from self._read_by(visit, name)
+            yield {self.name: ""}
+            return
+        rows = [row for row in visit.shown.rows if row.model != name]
+        rows.append(ask(visit.shown.picture, self.models, name))
+        yield {"shown": replace(visit.shown, rows=tuple(rows)), "opened": len(rows) - 1, self.name: ""}
+
+    def _example(self, visit: Visit, number: int, named: str = "") -> Iterator[dict[str, Any]]:
+        """A synthetic picture of the kind that the models read; each of the demo's models predicts it once."""
+        names = self._names(visit)
+        cut_outs = [name for name in names if self.models.takes_cut_outs(name) is not False]
+        smears = not cut_outs or self.models.takes_cut_outs(named) is False
+        picture, asked = example(number, smear=smears), names if smears else cut_outs
+        picture = replace(picture, caption=f"{picture.caption} (an example)")
+        yield from self._answers(picture, asked, named)
+
+    def _answers(
+        self, visit: Visit, picture: Picture, names: Sequence[str], named: str = ""
+    ) -> Iterator[dict[str, Any]]:
+        """Each model's row as soon as it is there; the best one is opened, or the one that is named."""
+        if not names:
+            raise LeukoscopeError(NO_MODEL)
+        common = {"behind": None, "forms": {}}
+        kept = [self._examples.get((name, picture.example)) if picture.example else None for name in names]
+        if all(kept):
+            steps: Iterator[Answer] = iter(
+                [Answer(picture, tuple(replace(row, picture=picture) for row in kept if row))]
+            )
+        else:
+            steps = answering(picture, self.models, names)
+        for step in steps:
+            if picture.example and step.rows and step.rows[-1].prediction and step.rows[-1].model in self.models.names:
+                self._examples[step.rows[-1].model, picture.example] = step.rows[-1]
+            opened = next((number for number, row in enumerate(step.rows) if row.model == named), step.best)
+            yield {"shown": step, "opened": opened, **common}
+
+    def _read(self, visit: Visit, read: Callable[[], Picture]) -> Iterator[dict[str, Any]]:
+        """What a picture holds: a cell as it is, or the cells of a smear, cut out."""
+        picture, names = read(), self._names(visit)
+        readers = [name for name in names if self.models.takes_cut_outs(name) is not False]
+        if readers and looks_like_smear(picture.image):
+            try:
+                yield from self._smear(visit, picture, readers)
+                return
+            except UnusableField as error:
+                reason = str(error).removeprefix(f"{picture.caption}: ").partition(": give the scale")[0]
+                picture = replace(picture, remark=f"{picture.remark} No cell could be cut out: {reason}.".strip())
+        yield from self._answers(picture, names_for(self.models, picture, names))
+
+    def _smear(self, visit: Visit, picture: Picture, readers: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """A smear's cells by the best model; by one that reads whole pictures where its cells are foreign to that."""
+        found = read_smear(self.models, picture, readers[0])
+        if found.is_foreign:
+            whole = [name for name in self._names(visit) if self.models.takes_cut_outs(name) is False]
+            rows = [ask(picture, self.models, name) for name in whole]
+            if any(row.gives_a_class for row in rows):
+                yield {"shown": Answer(picture, tuple(rows)), "opened": 0, "behind": found}
+                return
+        yield {"shown": found, "behind": None}
+        if len(found.whole) == 1:
+            yield {"shown": open_cell(self.models, found, found.whole[0]), "opened": 0, "behind": found}
+
+    def _batch(
+        self, visit: Visit, read: Callable[[], Batch], name: str = "", pattern: str = ""
+    ) -> Iterator[dict[Any, Any]]:
+        """How far a batch is, then its result, by the best model for its pictures unless one is named."""
+        given, names = read(), self._names(visit)
+        if not names:
+            raise LeukoscopeError(NO_MODEL)
+        if not name:
+            smears = {self.models.takes_cut_outs(one) is False: one for one in reversed(names)}
+            name = smears.get(False, names[0])
+        for step in batch.reading_batch(self.models, given, name, pattern):
+            if isinstance(step, BatchResult):
+                yield {"shown": step, "behind": None, "pattern": pattern, "order": "names"}
+            else:
+                yield {"shown": None, "behind": None, self.picture: "", self.answer: step}
+
+    # What is clicked.
+
+    def _on_act(self, visit: Visit, event: gr.EventData) -> Iterator[Updates]:
+        """Answer a click: "what" or "what:value", as `data-act` says in what is shown."""
+        what, _, value = str(getattr(event, "value", "")).partition(":")
+        acts = {
+            "example": lambda: self._example(visit, int(value)),
+            "smear": lambda: self._smear(visit, smear.example_smear(), _cutters(self.models, self._names(visit))),
+            "people": lambda: self._batch(visit, batch.sample_batch),
+            "real": lambda: self._real_cell(visit, value),
+            "kept": lambda: _once({"shown": (one := visit.kept[int(value)]), "opened": one.best, "behind": None}),
+            "row": lambda: _once({"opened": int(value), "view": "map", "label": "", "forms": {}}),
+            "view": lambda: self._view(visit, value),
+            "label": lambda: _once({"label": value if value in visit.row.maps else ""}),
+            "tap": lambda: self._tap(visit, *map(float, value.split(","))),
+            "cell": lambda: self._cell(visit, int(value)),
+            "back": lambda: _once({"shown": visit.behind, "behind": None}),
+            "read": lambda: self._read_by(visit, value),
+            "pitch": lambda: self._pitch(visit, float(value)),
+            "pattern": lambda: self._pattern(visit, value),
+            "order": lambda: _once({"order": value if value in batch.ORDERS else "names"}),
+            "save": lambda: self._save(visit, value),
+            "stop": lambda: _once({"shown": None, self.answer: stage.waiting("Stopped. Nothing of it was kept.")}),
+        }
+        with suppress(ValueError, IndexError, TypeError):  # a value that no button of ours has
+            yield from self._asking(visit, acts[what]() if what in acts else iter(()))
+
+    def _view(self, visit: Visit, view: str) -> Iterator[dict[str, Any]]:
+        forms = covered(visit.row, self.models) if view == "covered" else {}
+        yield {"view": view if view in stage.VIEWS else "map", "forms": forms}
+
+    def _cell(self, visit: Visit, number: int) -> Iterator[dict[str, Any]]:
+        """Open a cell of a smear or a batch."""
+        shown = visit.shown
+        if isinstance(shown, Smear):
+            yield {"shown": open_cell(self.models, shown, number), "opened": 0, "behind": shown}
+        elif isinstance(shown, BatchResult):
+            row = shown.rows[number]
+            picture = Picture(row.open(), row.name)
+            # The model that read the batch says first what it said there.
+            names = [
+                shown.model,
+                *(one for one in names_for(self.models, picture, self._names(visit)) if one != shown.model),
+            ]
+            for step in answering(picture, self.models, names):
+                yield {"shown": step, "opened": 0 if step.rows else None, "behind": shown}
+        else:
+            raise LeukoscopeError(DELETED)
+
+    def _read_by(self, visit: Visit, name: str) -> Iterator[dict[Any, Any]]:
+        """Read the smear or the batch that is shown by another model."""
+        shown = visit.shown
+        if name not in self._names(visit):
+            raise LeukoscopeError(f"{name!r}: is no model of this page; add it under “More models”")
+        if isinstance(shown, BatchResult):
+            yield from self._batch(visit, lambda: shown.given, name, visit.pattern)
+        elif isinstance(shown, Smear):
+            if self.models.takes_cut_outs(name) is False:
+                yield {
+                    "shown": Answer(shown.picture, (ask(shown.picture, self.models, name),)),
+                    "opened": 0,
+                    "behind": shown,
+                }
+            else:
+                yield {"shown": read_smear(self.models, shown.picture, name), "behind": None}
+        else:
+            raise LeukoscopeError(DELETED)
+
+    def _pitch(self, visit: Visit, um_per_pixel: float) -> Iterator[dict[str, Any]]:
+        if not isinstance(visit.shown, Smear):
+            raise LeukoscopeError(DELETED)
+        picture = replace(visit.shown.picture, um_per_pixel=um_per_pixel or None)
+        yield {"shown": read_smear(self.models, picture, visit.shown.reading.model), "behind": None}
+
+    def _pattern(self, visit: Visit, pattern: str) -> Iterator[dict[str, Any]]:
+        if not isinstance(visit.shown, BatchResult):
+            raise LeukoscopeError(DELETED)
+        names = [row.name for row in visit.shown.rows]
+        wanted = pattern.strip() or batch.suggested_pattern(names, visit.shown.classes)
+        yield {"shown": visit.shown.with_subjects(wanted), "behind": None, "pattern": wanted}
+
+    def _tap(self, visit: Visit, across: float, down: float) -> Iterator[dict[str, Any]]:
+        """Cover the part that was tapped; of a refused picture with more than a cell, cut out the one nearest to it."""
+        row, image = visit.row, visit.row.picture.image
+        x, y = (min(max(one, 0.0), 0.999) * side for one, side in zip((across, down), image.size, strict=True))
+        if not row.refused:
+            part = next((name for name, mask in parts_of(image).items() if mask[int(y), int(x)]), None)
+            yield {"view": "covered", "forms": covered(row, self.models, [part] if part else ())}
+        elif row.picture.measured is None:
+            crop = Picture(_crop(row.picture, x, y), row.picture.caption, remark="Cropped to where you tapped.")
+            yield from self._read(visit, lambda: crop)
+
+    def _save(self, visit: Visit, kind: str) -> Iterator[dict[Any, Any]]:
+        shown = visit.shown
+        if isinstance(shown, Smear) and kind in ("png", "csv", "json"):
+            file = save_smear(kind, shown)
+        elif isinstance(shown, BatchResult):
+            file = (
+                save_subjects(shown) if kind == "subjects" else save_cells("CSV" if kind == "csv" else "Parquet", shown)
+            )
+        else:
+            file = save_row(visit.row, visit.label)
+        content = base64.b64encode(file.content).decode()
+        parcel = json.dumps({"name": file.name, "kind": file.kind, "content": content, "number": visit.asked})
+        yield {self.parcel: f"<template>{escape(parcel)}</template>"}
+
+    def _real_cell(self, visit: Visit, value: str) -> Iterator[dict[Any, Any]]:
+        """Real cells to pick from, or the one that is picked."""
+        if value and visit.real is not None:
+            cell = self._real.of(visit.real)[int(value)]
+            yield from self._read(visit, lambda: Picture(cell.image, f"Real {cell.label}"))
+            return
+        try:
+            visit.real = source_of(self.models, visit.model or self.models.names[0])
+            cells = [(cell.image, cell.label) for cell in self._real.of(visit.real)]
+        except (LeukoscopeError, IndexError) as error:
+            yield {self.real: stage.message(FAILED, str(error))}
+            return
+        about = visit.real
+        said = f"Real cells of {about.title}, {about.licence}. The models were trained on such cells, perhaps on these."
+        yield {self.real: stage.real_choices(cells, f"{said} {about.citation}")}
 
 
-def script(name: str) -> str:
-    """A file of JavaScript beside this one, without the comment at its beginning."""
-    lines = Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()
-    return "\n".join(line for line in lines if not line.startswith("//"))
+_LOST = "() => [sessionStorage.lkLost ? '1' : '', null]"
 
 
-BOX = script("folder.js") + "\n" + script("box.js")
+def _once(changes: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+    yield changes
 
-# Something else is asked for; then, its answer is there.
-BUSY = "(...given) => { document.body.dataset.lkBusy = '1'; return given }"
-READY = "() => { delete document.body.dataset.lkBusy; delete document.body.dataset.lkOffline }"
 
-ADDRESS = script("address.js")
+def _opened(path: str) -> Picture:
+    image, caption, remark = upload.open_any(path)
+    return Picture(image, caption, remark=remark)
 
-# Scrolls to what an event has shown, where it is out of sight, as a result on a phone is.
-REVEAL = """() => {
-  const many = [...document.querySelectorAll('#field-summary, #batch-summary')].find((one) => one.offsetParent)
-  const waits = document.querySelector('#cell-summary .lk-empty') && !document.querySelector('#propose')?.offsetParent
-  const shown = waits && many || document.getElementById('cell-summary')
-  const top = shown.getBoundingClientRect().top
-  const hidden = document.getElementById('notice').getBoundingClientRect().bottom
-  if (top < hidden || top > innerHeight * 0.7) shown.scrollIntoView({behavior: 'smooth'})
-}"""
+
+def _cutters(models: ModelCache, names: Sequence[str]) -> list[str]:
+    """Models that read cells cut out of a smear."""
+    if found := [name for name in names if models.takes_cut_outs(name) is not False]:
+        return found
+    raise LeukoscopeError("No model here reads cells that are cut out of a smear.")
+
+
+def _crop(picture: Picture, x: float, y: float) -> Image.Image:
+    """What lies round a point: the cell nearest to it where one is found."""
+    image, boxes = picture.image, []
+    with suppress(UnusableField):
+        found = find_cells(image, um_per_pixel=picture.um_per_pixel, most_cells=MOST_CELLS)
+        boxes = [one.box for one in found.cells if one.whole]
+
+    def away(box: tuple[int, int, int, int]) -> float:
+        left, top, right, bottom = box
+        return max(left - x, 0, x - right) ** 2 + max(top - y, 0, y - bottom) ** 2
+
+    left, top, right, bottom = min(boxes, key=away, default=(x, y, x, y))
+    half = max(CROP * min(image.size) / 2, 0.6 * max(right - left, bottom - top))
+    across, down = (left + right) / 2, (top + bottom) / 2
+    return image.crop((int(max(0, across - half)), int(max(0, down - half)), int(across + half), int(down + half)))
+
+
+class RealCells:
+    """The cells downloaded so far, by data set."""
+
+    def __init__(self) -> None:
+        self._downloaded = cache(stream_cells)
+        self._locks: defaultdict[str, Lock] = defaultdict(Lock)
+
+    def of(self, info: DatasetInfo) -> list[StreamedCell]:
+        """Three cells of each class of a data set that has a copy on the Hub."""
+        assert info.hub_id is not None
+        with self._locks[info.name]:
+            if not self._downloaded.cache_info().currsize:
+                _require_hub(info.hub_id)
+            return self._downloaded(info.hub_id)
+
+
+def _require_hub(hub_id: str) -> None:
+    """Say soon that the Hub cannot be reached: what streams from it tries again and again."""
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            httpx.head(constants.ENDPOINT, timeout=HUB_SECONDS)
+            return
+    except httpx.HTTPError:
+        pass
+    raise LeukoscopeError(f"{hub_id}: cannot be streamed from the Hub, which does not answer; try again later")
+
+
+def source_of(models: ModelCache, name: str) -> DatasetInfo:
+    """The data set that a model was trained on; an error where no copy of it is on the Hub."""
+    info = trained_on(models.predictor(name).release.metrics)
+    if info is None or info.hub_id is None:
+        raise LeukoscopeError(
+            f"{name}: was trained on data of which no copy on the Hub is known; upload a cell of your own"
+        )
+    return info

@@ -1,7 +1,8 @@
-// Through a Blob, because browsers refuse to save long data: addresses.
-(file) => {
-  if (!file || !file.name) return
-  const bytes = Uint8Array.from(atob(file.content), (letter) => letter.charCodeAt(0))
+// For a hidden element that is sent a file: saves it through a Blob, because browsers refuse to save long data: addresses.
+watch('value', () => {
+  const sent = element.querySelector('template')?.content.textContent
+  if (!sent) return
+  const file = JSON.parse(sent), bytes = Uint8Array.from(atob(file.content), (letter) => letter.charCodeAt(0))
   const link = document.createElement('a')
   link.href = URL.createObjectURL(new Blob([bytes], {type: file.kind}))
   link.download = file.name
@@ -9,4 +10,5 @@
   link.click()
   link.remove()
   setTimeout(() => URL.revokeObjectURL(link.href), 60000)
-}
+  element.querySelector('template').remove()
+})

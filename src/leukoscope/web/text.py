@@ -1,43 +1,53 @@
-"""The demo's texts, and a result in words: the decision, its map, its model.
-
-Each picture of a result has its text equivalent here: nobody needs to see a Grad-CAM map to know what it shows.
-"""
+"""A result in words: the decision, how good the model is, its map. Each picture has its text equivalent here."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from leukoscope.data.registry import ABSTAIN
+from leukoscope.data.registry import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
 from leukoscope.evaluation.morphology import MapShare, Morphology, percentile
 from leukoscope.inference.prediction import REFUSED, Decision, Reason, Thresholds
 
-TEXTS: dict[str, str] = json.loads(Path(__file__).with_name("texts.json").read_text(encoding="utf-8"))
-# Reasons whose numbers are shares.
-_SHARES = ("ood_field", "views_disagree", "explanation_off_cell")
+MEANINGS = {
+    "ALL": "leukaemic blast",
+    "HEM": "normal precursor",
+    "Benign": "benign haematogone",
+    "Early": "early pre-B blast",
+    "Pre": "pre-B blast",
+    "Pro": "pro-B blast",
+}
+"""What the labels of the registered data sets stand for."""
+_MANY = {"ALL": "blasts", "HEM": "normal cells"}
+_OUTCOMES = {ABSTAIN: "not sure", OUT_OF_DISTRIBUTION: "unlike its cells"}
+_SHORT = {
+    ABSTAIN: "Not sure",
+    OUT_OF_DISTRIBUTION: "Unlike the cells this model knows",
+    NOT_A_CELL: "No cell cut out on black",
+}
+_REASONS = {
+    "field_of_view": "The picture is no single cell cut out on black, which is what this model was trained on.",
+    "ood_colour": "Its colours are unlike those of the training cells (OOD score {value}, limit {limit}).",
+    "ood_texture": "Its texture is unlike that of the training cells (OOD score {value}, limit {limit}).",
+    "ood_shape": "Its size or outline is unlike that of the training cells (OOD score {value}, limit {limit}).",
+    "ood_field": "Only {value} of the smear's cells are like the training cells; {limit} are needed.",
+    "low_confidence": "Its most probable class has {value}; the model gives a class from {limit}.",
+    "views_disagree": "{value} of its turned and mirrored views get another class; at most {limit} may.",
+    "other_frame": "Its shorter side has {value} pixels, that of the training cells {limit}: the model may see the "
+    "cell too large or too small.",
+    "explanation_off_cell": "{value} of its map lies on the cell; in 95 % of the cells measured it is more than "
+    "{limit}.",
+}
 # From this probability a class is told without reserve.
 FIRM = 0.9
-ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
-
-
-def t(key: str, /, **values: object) -> str:
-    """The text of a key, its placeholders filled in."""
-    return TEXTS[key].format(**values)
-
-
-def meaning(label: str) -> str:
-    """What a label of a registered data set stands for; "" for any other."""
-    return t(key) if (key := f"class_{label}") in TEXTS else ""
-
-
-def outcome_text(outcome: str) -> str:
-    """A class as it is, or why there is none."""
-    return t(key) if (key := f"outcome_{outcome}") in TEXTS else outcome
+_ROWS, _COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
+SYNTHETIC = (
+    "This model was trained on synthetic phantoms, not on real cells: its predictions mean nothing outside them."
+)
+NO_PEOPLE = "its data name no people"
 
 
 @dataclass(frozen=True)
@@ -45,13 +55,14 @@ class DecisionText:
     """A decision in words.
 
     `short` has a few plain ones; `headline` says the class and its probability, or that there is none; `because` the
-    reasons against a class, or for caution with it.
+    reasons against a class, or for caution with it; `soft` a class by a model that was not measured on unseen people.
     """
 
     short: str
     headline: str
     because: str = ""
     has_class: bool = True
+    soft: bool = False
 
 
 def percent(share: float) -> str:
@@ -63,87 +74,154 @@ def percent(share: float) -> str:
     return f"{share:.0%}".replace("%", "\u00a0%")
 
 
+def named(label: str) -> str:
+    """A label with what it stands for."""
+    return f"{label} ({MEANINGS[label]})" if label in MEANINGS else label
+
+
+def outcome_text(outcome: str) -> str:
+    """A class as it is, or why there is none."""
+    return _OUTCOMES.get(outcome, outcome)
+
+
 def point_name(point: str) -> str:
     """An operating point as a person reads it."""
-    return t(key) if (key := f"point_{point}") in TEXTS else point.replace("_", " ")
+    name, _, share = point.partition("_")
+    return f"{share} %-{name}" if share.isdecimal() else point.replace("_", " ").capitalize()
 
 
-def about_model(model: str, revision: str) -> str:
-    """Which model, and which version of it."""
-    return t("about_revision", model=model, revision=revision[:12]) if revision else t("about_local", model=model)
-
-
-def milliseconds(seconds: float) -> str:
-    """A duration in whole milliseconds, at least 1."""
-    return f"{max(1, round(seconds * 1000))} ms"
-
-
-def decision_text(decision: Decision, probabilities: Mapping[str, float], thresholds: Thresholds) -> DecisionText:
-    """A decision in words, all of which follow from it; `thresholds` are what the release decides by."""
+def decision_text(
+    decision: Decision, probabilities: Mapping[str, float], thresholds: Thresholds, metrics: Mapping[str, Any]
+) -> DecisionText:
+    """A decision in words, all of which follow from it; `thresholds` and `metrics` are the release's."""
     reasons = " ".join(map(reason_text, decision.reasons))
     if decision.label is None:
         (first, p), (second, q) = sorted(probabilities.items(), key=lambda item: -item[1])[:2]
-        unclear = {"first": first, "share": percent(p), "second": second, "other": percent(q)}
-        headline = t("undecided", **unclear) if decision.outcome == ABSTAIN else t(f"without_{decision.outcome}")
-        return DecisionText(t(f"short_{decision.outcome}"), headline, reasons, False)
+        headline = f"No class: {_SHORT[decision.outcome].lower()}."
+        if decision.outcome == ABSTAIN:
+            headline = f"Not sure: {first} {percent(p)}, {second} {percent(q)}."
+        return DecisionText(_SHORT[decision.outcome], headline, reasons, has_class=False)
     name, point = decision.label, decision.operating_point
-    named = f"{name} ({meaning(name)})" if meaning(name) else name
     if point:
         positive, limit = thresholds.positive_label, percent(thresholds.operating_points[point])
-        because = t("threshold_lies", label=positive, share=percent(probabilities[positive]), limit=limit)
-        headline = t("above_point" if name == positive else "below_point", named=named, point=point_name(point))
-        return DecisionText(t("counts_as", what=_one(name)), headline, f"{because} {reasons}".strip())
-    share = probabilities[name]
-    firm = share >= FIRM
-    headline = t("predicts" if firm else "leans", first=named, share=percent(share))
-    return DecisionText(t("looks_like" if firm else "more_like", what=_one(name)), headline, reasons)
+        side = "above" if name == positive else "below"
+        headline = f"{named(name)}: {side} the {point_name(point)} threshold."
+        because = f"{positive} has {percent(probabilities[positive])}; the threshold lies at {limit}."
+        return DecisionText(f"Counts as {_one(name)}", headline, f"{because} {reasons}".strip())
+    share = percent(probabilities[name])
+    if not measured_on_people(metrics):
+        headline = f"{named(name)}: {share}, but {unmeasured(metrics)}."
+        return DecisionText(f"Perhaps {_one(name)}", headline, reasons, soft=True)
+    if probabilities[name] >= FIRM:
+        return DecisionText(f"Looks like {_one(name)}", f"The model predicts {named(name)}: {share}.", reasons)
+    return DecisionText(f"Probably {_one(name)}", f"The model leans towards {named(name)}: {share}.", reasons)
 
 
 def _one(label: str) -> str:
     """A class as what one cell of it is."""
-    return f"{t(key)} {meaning(label)}" if (key := f"article_{label}") in TEXTS else label
+    if label not in MEANINGS:
+        return label
+    return f"{'an' if MEANINGS[label][0] in 'aeiou' else 'a'} {MEANINGS[label]}"
 
 
-def trust_text(decision: Decision, probabilities: Mapping[str, float], metrics: Mapping[str, Any]) -> str:
-    """How often such decisions were right for subjects whom the model had not seen, of 100; "" where not measured."""
-    held_out = (metrics.get("ood") or {}).get("held_out") or {}
+def many(label: str) -> str:
+    """Cells of a class."""
+    return _MANY.get(label, f"{label} cells")
+
+
+def measured_on_people(metrics: Mapping[str, Any]) -> bool:
+    """Whether a release was measured on people whom it had not seen."""
+    return bool(recalls(metrics)[0])
+
+
+def unmeasured(metrics: Mapping[str, Any]) -> str:
+    """Why a release's probability says little of other people's cells."""
+    return NO_PEOPLE if (metrics.get("data") or {}).get("unit") == "block" else "it was not measured on unseen people"
+
+
+def recalls(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, int]]:
+    """Class → share of its cells that get it, each unseen subject weighing the same, and how many subjects; else {}."""
+    first = (metrics.get("evaluations") or [{}])[0]
+    subjects = (first.get("metrics") or {}).get("subjects") or {}
+    if (first.get("split") or {}).get("disjoint_by") != "subject" or not subjects:
+        return {}, {}
+    by_class: dict[str, list[float]] = {}
+    for one in subjects.values():
+        by_class.setdefault(one["label"], []).append(one["accuracy"])
+    if set(by_class) != set(metrics.get("labels") or ()):
+        return {}, {}
+    return {label: float(np.mean(found)) for label, found in by_class.items()}, {
+        label: len(found) for label, found in by_class.items()
+    }
+
+
+def recall_text(metrics: Mapping[str, Any]) -> str:
+    """How many cells of each class a release recognises in unseen people, if it must name a class."""
+    found, subjects = recalls(metrics)
+    if not found:
+        return f"Not measured on people: {unmeasured(metrics)}."
+    said = ", ".join(f"{round(100 * share)} of 100 {many(label)}" for label, share in found.items())
+    return f"Recognises {said} of {sum(subjects.values())} unseen people."
+
+
+def trust_text(decision: Decision, metrics: Mapping[str, Any]) -> str:
+    """How often the class that is called was right for unseen people, each weighing the same; "" where not measured."""
     if decision.outcome in REFUSED:
+        held_out = (metrics.get("ood") or {}).get("held_out") or {}
         kept = held_out.get("kept_share_by_subject", held_out.get("kept_share"))
-        return "" if kept is None else t("trust_refused", refused=round(100 * (1 - kept)))
-    if (metrics.get("data") or {}).get("unit") == "block":
-        told = t("not_on_subjects")
-        return f"{told[0].upper()}{told[1:]}."
+        return "" if kept is None else f"Of 100 cells like its training cells, it refuses {round(100 * (1 - kept))}."
+    found, subjects = recalls(metrics)
     if decision.operating_point:
-        block = (metrics.get("decisions") or {}).get("operating_points") or {"points": {}}
-        positive, measured = block.get("positive_label"), block["points"].get(decision.operating_point, {})
-        known = measured.get("cross_fitted", {})
-        right, prevalence = known.get("ppv" if decision.label == positive else "npv"), known.get("prevalence")
-        if right is None or prevalence is None:  # what such a share is worth depends on the prevalence
-            return ""
-        return t("trust_point", right=round(100 * right), share=percent(prevalence), label=positive)
-    calibration = metrics.get("calibration") or {}
-    # The curve of the probabilities that are shown: at temperature 1 they are those before scaling.
-    side = "before" if calibration.get("temperature") == 1 else "after"
-    bins = (calibration.get("reliability") or {}).get(side) or []
-    if not bins:
+        return _trust_point(decision, metrics)
+    if decision.label is None or len(found) != 2 or decision.label not in found:
         return ""
-    confidence = max(probabilities.values())
-    nearest = min(bins, key=lambda one: abs(one["confidence"] - confidence))
-    key = "trust_abstain" if decision.outcome == ABSTAIN else "trust"
-    return t(key, right=round(100 * nearest["accuracy"]))
+    (other,) = set(found) - {decision.label}
+    right, wrong = found[decision.label] * subjects[decision.label], (1 - found[other]) * subjects[other]
+    shares = f"{subjects[decision.label]} with {many(decision.label)}, {subjects[other]} with {many(other)}"
+    return (
+        f"Of 100 cells that it calls {decision.label}, {round(100 * right / (right + wrong))} were {decision.label}: "
+        f"{sum(subjects.values())} unseen people, each counting the same ({shares})."
+    )
+
+
+def _trust_point(decision: Decision, metrics: Mapping[str, Any]) -> str:
+    block = (metrics.get("decisions") or {}).get("operating_points") or {"points": {}}
+    positive, measured = block.get("positive_label"), block["points"].get(decision.operating_point, {})
+    known = measured.get("cross_fitted", {})
+    right, prevalence = known.get("ppv" if decision.label == positive else "npv"), known.get("prevalence")
+    if right is None or prevalence is None:  # what such a share is worth depends on the prevalence
+        return ""
+    said = (
+        f"Of 100 cells that it calls {decision.label} here, {round(100 * right)} were {decision.label} in unseen people"
+    )
+    return f"{said}; of all those cells, {percent(prevalence)} were {positive}."
+
+
+def agreement_text(called: str, decisions: Sequence[Decision], probable: Sequence[str]) -> str:
+    """In how many of a cell's orientations the class is the same, and where it would get none.
+
+    `decisions` and `probable` are of each orientation, the given one first.
+    """
+    same = sum(one == called for one in probable)
+    said = f"The same in {same} of {len(probable)} orientations."
+    if same < len(probable):
+        others = sorted({one for one in probable if one != called})
+        said = f"Turned, {len(probable) - same} of {len(probable)} say {' or '.join(others)}: don't rely on it."
+    unsure = sum(one.outcome == ABSTAIN for one in decisions)
+    refused = sum(one.outcome in REFUSED for one in decisions)
+    parts = [f"in {unsure} it would not be sure"] * bool(unsure) + [f"{refused} it would refuse"] * bool(refused)
+    return f"{said} Of these, {' and '.join(parts)}." if parts else said
 
 
 def reason_text(reason: Reason) -> str:
     """A reason of a decision as a sentence."""
 
     def shown(value: float | None) -> str:
-        if value is None or reason.code in _SHARES:
+        if value is None or reason.code in ("ood_field", "views_disagree", "explanation_off_cell", "low_confidence"):
             return percent(value or 0.0)
-        digits = 3 if reason.code == "low_confidence" else 1
-        return f"{value:.{digits}f}".removesuffix(".0")
+        return f"{value:.1f}".removesuffix(".0")
 
-    text = t(f"reason_{reason.code}", value=shown(reason.value), limit=shown(reason.limit))
-    return f"{text[0].upper()}{text[1:]}."
+    return _REASONS[reason.code].format(value=shown(reason.value), limit=shown(reason.limit))
 
 
 def morphology_text(
@@ -151,80 +229,79 @@ def morphology_text(
 ) -> dict[str, str]:
     """A cell's measurements in words, beside those of the training cells: the block "morphology" of metrics.json.
 
-    A cell of a field, whose scale is known, stands alone: the training cells are measured in another way.
+    A cell of a smear, whose scale is known, stands alone: the training cells are measured in another way.
     """
     if cell is None:
         return {}
     if um_per_pixel:
-        area = f"{cell.area * um_per_pixel**2:.0f} µm²"
-        return {t("area"): area, t("nucleus_to_cell"): percent(cell.nucleus_share)}
+        return {"Area": f"{cell.area * um_per_pixel**2:.0f} µm²", "Nucleus to cell": percent(cell.nucleus_share)}
 
     def place(name: str, value: float, text: str) -> str:
         share = percentile(known, name, value)
-        return text if share is None else t("larger_than", value=text, share=percent(share))
+        return text if share is None else f"{text}; larger than in {percent(share)} of the training cells"
 
-    area = t("pixels", area=f"{round(cell.area):,}")
-    like, lobes = (known.get("lobes") or {}).get(str(cell.lobes), 0.0 if known else None), str(cell.lobes)
+    lobes = str(cell.lobes)
+    like = (known.get("lobes") or {}).get(lobes, 0.0 if known else None)
     return {
-        t("area"): place("area", cell.area, area),
-        t("nucleus_to_cell"): place("nucleus_share", cell.nucleus_share, percent(cell.nucleus_share)),
-        t("lobes"): lobes if like is None else t("so_have", value=lobes, share=percent(like)),
+        "Area": place("area", cell.area, f"{round(cell.area):,} pixels"),
+        "Nucleus to cell": place("nucleus_share", cell.nucleus_share, percent(cell.nucleus_share)),
+        "Nuclear lobes": lobes if like is None else f"{lobes}; so have {percent(like)} of the training cells",
     }
 
 
-def purpose(labels: Sequence[str], takes_cut_outs: bool | None) -> str:
-    """What a release is for, in a few words; None where it is not known whether it reads cells cut out on black."""
-    read = {True: "reads_cells", False: "reads_smears", None: "reads_pictures"}[takes_cut_outs]
-    return t(read, classes=f" {t('or')} ".join(meaning(label) or label for label in labels))
-
-
 def model_text(metrics: Mapping[str, Any]) -> str:
-    """A release in one line: what it was trained on, how good it is on unseen subjects, and the data's licence."""
-    data, measured = metrics.get("data") or {}, (metrics.get("evaluations") or [{}])[0]
-    subjects = len((metrics.get("training") or {}).get("subjects") or ())
-    named, title = subjects and data.get("unit") == "subject", data.get("title")
-    parts = []
-    if title:
-        parts.append(t("trained_on_subjects", title=title, number=subjects) if named else t("trained_on", title=title))
-    found = (measured.get("metrics") or {}).get("auroc_by_subject")
-    if found is not None and named and (measured.get("split") or {}).get("disjoint_by") == "subject":
-        parts.append(t("auroc_unseen", value=f"{found:.2f}"))
-    elif data.get("unit") == "block":
-        parts.append(t("not_on_subjects"))
-    parts.append(str(data.get("licence") or ""))
-    return " · ".join(part for part in parts if part)
+    """A release in one line: what it was trained on, and the data's licence."""
+    data, subjects = metrics.get("data") or {}, len((metrics.get("training") or {}).get("subjects") or ())
+    parts = [f"Trained on {data['title']}"] if data.get("title") else []
+    if parts and subjects and data.get("unit") == "subject":
+        parts[0] += f", {subjects} people"
+    return " · ".join([*parts, *([str(data["licence"])] if data.get("licence") else [])])
 
 
 def map_text(heat: np.ndarray, share: MapShare, label: str) -> str:
     """The text equivalent of a class's map: its share on the cell or its nuclei; else how concentrated it is, where."""
     if float(heat.sum()) <= 0:
-        return t("map_empty", label=label)
+        return f"The map for {label} is empty: nothing that the model saw speaks for it."
     if share.on:
-        return t(f"map_on_{share.on}", label=label, inside=percent(share.inside), filled=percent(share.filled))
+        on = "the cell, which fills" if share.on == "cell" else "nuclei, which fill"
+        inside, filled = percent(share.inside), percent(share.filled)
+        return f"{inside} of the map for {label} lies on {on} {filled} of what the model saw."
     # How small a part of the view holds half of the map, and where its centre lies.
     sums = np.sort(heat.ravel())[::-1].cumsum() / heat.sum()
     half = (int(np.searchsorted(sums, 0.5)) + 1) / heat.size
     y, x = ((np.indices(heat.shape) * heat).sum(axis=(1, 2)) / heat.sum() + 0.5) / heat.shape
-    place = t(f"place_{ROWS[min(2, int(y * 3))]}_{COLUMNS[min(2, int(x * 3))]}")
-    return t("map_place", label=label, half=percent(half), place=place)
+    row, column = _ROWS[min(2, int(y * 3))], _COLUMNS[min(2, int(x * 3))]
+    place = "centre" if (row, column) == ("middle", "centre") else f"{row} {column}"
+    return f"Half of the map for {label} lies in {percent(half)} of what the model saw, around its {place}."
 
 
 def weak_map_text(maps: Mapping[str, np.ndarray], label: str, weak: float | None = None) -> str:
-    """A warning where a picture's Grad-CAM maps are weaker than usual, or weaker than for another class; else "".
+    """A warning where a picture's maps are weaker than usual, or weaker than for another class; else "".
 
     `weak` is the highest value that one cell in twenty stays below; None where that is not known.
     """
     if weak is not None and max(float(heat.max()) for heat in maps.values()) < weak:
-        return t("weak_for_all")
+        return "Little evidence for any class: 95 % of the cells checked have more."
     strengths = {name: float(heat.sum()) for name, heat in maps.items()}
     strongest = max(strengths, key=strengths.__getitem__)
     if strongest == label or strengths[label] >= strengths[strongest]:
         return ""
-    return t("weaker_than", share=percent(strengths[label] / strengths[strongest]), label=strongest)
+    share = percent(strengths[label] / strengths[strongest])
+    return f"Little evidence: it amounts to {share} of what speaks for {strongest}."
 
 
 def warnings(metrics: Mapping[str, Any], *, has_detector: bool) -> tuple[str, ...]:
     """What must be said beside every prediction of a release, most important first."""
-    found = [t("warn_synthetic")] if (metrics.get("data") or {}).get("synthetic") else []
-    missing = ["no_calibration"] * (not metrics.get("calibration")) + ["no_detector"] * (not has_detector)
-    return (*found, *map(t, missing))
+    found = []
+    if (metrics.get("data") or {}).get("synthetic"):
+        found.append(SYNTHETIC)
+    if not metrics.get("calibration"):
+        found.append("This model has no calibration: its percentages are not how often it is right.")
+    if not has_detector:
+        found.append("This model has no OOD detector: it gives a class to any picture, even one without a cell.")
+    return tuple(found)
+
+
+def about_model(model: str, revision: str) -> str:
+    """Which model, and which version of it."""
+    return f"Model {model}, {f'revision {revision[:12]}' if revision else 'local files'}"

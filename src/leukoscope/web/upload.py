@@ -10,15 +10,13 @@ hands the file over untouched, so that a bad picture is refused in the same word
 
 from __future__ import annotations
 
-import base64
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -33,11 +31,15 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.conversion import open_converted
 from leukoscope.data.images import UnreadableImage, check_header, open_image
 from leukoscope.reports.formatting import encoded
-from leukoscope.web.page import LAST, PRIVATE, QUIET, script
-from leukoscope.web.text import t
 
 MAX_BYTES = 20 * 1024 * 1024
+NO_UPLOAD = "This is no upload of yours, or it was deleted; upload it again."
 OWN_FOLDER, ANSWER_FOLDER = "upload-", "answer-"
+_CONVERTED = {
+    "bits": "Converted from 16 bits a channel to 8.",
+    "cmyk": "Converted from print colours (CMYK).",
+    "frames": "Its first frame is shown.",
+}
 
 
 class Limit(NamedTuple):
@@ -177,7 +179,11 @@ def uploaded(path: str) -> str:
         # Resolved, the path of a link is another one; a device or a pipe is no regular file.
         if own and file.resolve() == file.parent.parent.resolve() / file.parent.name / file.name and file.is_file():
             return path
-    raise gr.Error(t("no_upload"), title=t("failed"), print_exception=False)
+    raise gr.Error(
+        "This is no upload of yours, or it was deleted; upload it again.",
+        title="This did not work",
+        print_exception=False,
+    )
 
 
 def read_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Image, str]:
@@ -228,7 +234,7 @@ def open_any(path: str) -> tuple[Image.Image, str, str]:
         if found is None:
             raise
     image, conversion = found
-    return image, file_name(path), t(f"converted_{conversion}")
+    return image, file_name(path), _CONVERTED[conversion]
 
 
 def file_name(path: str) -> str:
@@ -276,9 +282,6 @@ def delete_old(kind: str, seconds: float) -> None:
                 shutil.rmtree(folder)
 
 
-_SAVE = script("save.js")
-
-
 @dataclass(frozen=True)
 class File:
     """A file to be saved by the visitor: its name, media type and content."""
@@ -286,10 +289,6 @@ class File:
     name: str
     kind: str
     content: bytes
-
-    def to_dict(self) -> dict[str, str]:
-        """As it travels to the page."""
-        return {"name": self.name, "kind": self.kind, "content": base64.b64encode(self.content).decode()}
 
 
 def png_file(name: str, image: Image.Image, *, title: str, model: str, revision: str, description: str = "") -> File:
@@ -307,30 +306,6 @@ def png_file(name: str, image: Image.Image, *, title: str, model: str, revision:
 def safe_stem(name: str) -> str:
     """A name without its suffix as part of a file name, whatever a visitor called it; "" of none."""
     return "".join(letter if letter.isalnum() else "-" for letter in name.rsplit(".", 1)[0])[:60]
-
-
-def save_button(label: str, make: Callable[..., File], inputs: list[Any], **options: Any) -> gr.Button:
-    """A button that saves what `make` returns for its inputs, the first of which is the result.
-
-    An error is shown in passing, since there is no result to stand in its place; so is a result that was deleted.
-    """
-    button = gr.Button(label, size="sm", min_width=120, **options)
-    # Hidden by a class of ours: Gradio shows a hidden component again, as an empty box, when its value changes.
-    parcel = gr.JSON(container=False, elem_classes="lk-parcel")
-
-    def pack(*values: Any) -> dict[str, str]:
-        if values[0] is None:
-            raise gr.Error(t("result_deleted"), title=t("failed"), print_exception=False)
-        try:
-            return make(*values).to_dict()
-        except LeukoscopeError as error:
-            # Shown as HTML; the message may hold a file's name.
-            raise gr.Error(escape(str(error)), title=t("failed"), print_exception=False) from None
-
-    packed = button.click(pack, inputs, parcel, **LAST)
-    # Emptied afterwards: a file of megabytes need not stay in the page.
-    packed.then(None, parcel, js=_SAVE, **PRIVATE).then(lambda: None, None, parcel, **QUIET)
-    return button
 
 
 def png_answer(image: Image.Image) -> str:

@@ -1,5 +1,5 @@
-// The picture beside its map: the divider between them, which is dragged or moved by the slider; zoom by + and -, the
-// arrow keys and Ctrl with the wheel. A tap tells the server where: two numbers from 0 to 1.
+// The map over the cell, as far as the divider, which is dragged or moved by the slider; zoom by + and -, the arrow keys
+// and Ctrl with the wheel. A tap tells the server where: two numbers from 0 to 1.
 let view = {at: 50, zoom: 1, x: 0, y: 0}, held = null, shown = ''
 const stage = () => element.querySelector('.lk-stage')
 const draw = () => {
@@ -43,7 +43,7 @@ addEventListener('pointermove', (event) => {
 })
 addEventListener('pointerup', (event) => {
   if (held && !held.moved && event.target.closest('.lk-stage'))
-    trigger('select', {index: 0, value: held.from.map((at, i) => (at - 0.5 - view['xy'[i]]) / view.zoom + 0.5)})
+    trigger('select', {index: 0, value: `tap:${held.from.map((at, i) => (at - 0.5 - view['xy'[i]]) / view.zoom + 0.5)}`})
   held = null
 })
 addEventListener('pointercancel', () => { held = null })

@@ -1,4 +1,4 @@
-"""Many cells without a browser: what a zip may hold, and what is shown of it."""
+"""Many cells without a browser: what a zip may hold, and what the stage shows of it."""
 
 from __future__ import annotations
 
@@ -20,43 +20,40 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from gradio_events import event
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.inference.prediction import Checks, Thresholds
 from leukoscope.synthetic import draw_cell
-from leukoscope.web import batch_files, panels
+from leukoscope.web import batch, batch_files
+from leukoscope.web.answer import Picture, ask
 from leukoscope.web.app import build_demo
+from leukoscope.web.batch import (
+    ORDERS,
+    SAMPLE_CELLS,
+    batch_answer,
+    batch_picture,
+    predict_files,
+    progress,
+    reading_batch,
+    sample_batch,
+    subject_text,
+    subjects_found,
+)
 from leukoscope.web.batch_files import Batch, BatchFile, open_batch, subjects_of, suggested_pattern
 from leukoscope.web.batch_results import (
     BatchResult,
     BatchRow,
-    columns,
     label_metrics,
     predict_batch,
     save_cells,
-    save_report,
     save_subjects,
     subject_rows,
     wrong_rows,
 )
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.result import predict_cell
-from leukoscope.web.tabs.batch import (
-    ORDERS,
-    SAMPLE_CELLS,
-    BatchPanel,
-    batch_summary,
-    gallery,
-    predict_files,
-    progress,
-    sample_batch,
-    subjects_found,
-)
-from leukoscope.web.tabs.field import example_field
-from leukoscope.web.text import percent, t
+from leukoscope.web.smear import example_smear
 from leukoscope.web.upload import OWN_FOLDER
 
-EMBEDDED = Path(__file__).parents[3] / "model_card"
+EMBEDDED = Path(__file__).parents[2] / "model_card"
 
 
 def png(side: int = 32) -> bytes:
@@ -368,28 +365,6 @@ RESULT = BatchResult(
 )  # fmt: skip
 
 
-def test_at_an_operating_point_a_cell_stands_with_the_class_it_gets_and_that_class_s_probability() -> None:
-    result = replace(RESULT, rows=(row("a", "ALL", 0.45), row("b", "HEM", 0.45), row("c", "ALL", 0.3)))
-    assert [one.name for one in wrong_rows(result)] == ["c", "a"]
-    decided = result.at_point("youden")
-    assert [(one.name, one.called, one.confidence) for one in wrong_rows(decided)] == [
-        ("c", "HEM", 0.7),
-        ("b", "ALL", 0.45),
-    ]
-    shown = gallery(decided, "names")
-    assert f"<b>ALL {percent(0.45)}</b>" in shown and f"<b>ALL {percent(0.45)}, is HEM</b>" in shown
-    assert columns(decided)["operating_point"] == ["youden"] * 3 and columns(result)["operating_point"] == [""] * 3
-
-
-def test_an_operating_point_leaves_the_prediction_for_a_subject() -> None:
-    abstain = {"abstention": {"default": {"threshold": 0.8}}}
-    rows = tuple(row(f"{n}", "", p_all, "1") for n, p_all in enumerate((0.9, 0.6, 0.55, 0.95)))
-    result = replace(RESULT, rows=rows, metrics={"subject_rule": RULE, "data": DATA, "decisions": DECISIONS | abstain})
-    default, decided = result.at_point(""), result.at_point("youden")
-    assert [one.decision.outcome for one in decided.rows] == ["ALL"] * 4
-    assert decided.subject_predictions == default.subject_predictions and default.subject_predictions[0].abstained == 2
-
-
 def test_what_is_wrong_comes_surest_first_and_figures_are_right() -> None:
     assert [wrong.name for wrong in wrong_rows(RESULT)] == ["=c", "b"]
     measured = label_metrics(RESULT)
@@ -440,26 +415,25 @@ def test_without_labels_nothing_is_measured() -> None:
 
 def test_the_page_says_it_all_and_escapes_names() -> None:
     hostile = replace(RESULT, rows=(*RESULT.rows, row("<script>", "ALL", 0.3)), problems=("<img>: is bad",))
-    page = batch_summary(hostile) + gallery(hostile, "the most confident")
+    page = batch_answer(hostile) + batch_picture(hostile, "most")
     assert "<script>" not in page and "<img>" not in page
-    assert "Wrong, the most confident first (3)" in page and "By subject" in page and "1 not used" in page
-    assert "Each cell gets its most probable class, or none where the model abstains or refuses." in page
+    assert "Wrong, the most confident first (3)" in page and "1 not used" in page
 
 
 def test_cells_without_a_class_are_counted_as_such_and_no_probability_stands_beside_them() -> None:
     foreign = replace(RESULT, rows=(*RESULT.rows, row("blank", "", 0.97, "2", ood_score=7.5)))
-    page = batch_summary(foreign)
-    for outcome, count in {"ALL": 2, "HEM": 2, "abstain": 0, "out of distribution": 1, "not a cell": 0}.items():
+    page = batch_answer(foreign)
+    for outcome, count in {"ALL": 2, "HEM": 2, "unlike its cells": 1}.items():
         assert f"<dt>{outcome}</dt><dd>{count}</dd>" in page
-    cells = gallery(foreign, "ood").split("<li")[1:]
-    assert "<b>out of distribution</b>" in cells[0] and "97" not in cells[0]
+    cells = batch_picture(foreign, "ood").split("<li")[1:]
+    assert "<b>unlike its cells</b>" in cells[0] and "97" not in cells[0]
     assert "<b>ALL 90\u00a0%</b>" in cells[1]
     assert subject_rows(foreign)[1] == ("2", 3, 2, 1, 1, "0.687")
 
 
-@pytest.mark.parametrize(("order", "first"), [("most_confident", "=c"), ("least_confident", "b"), ("names", "=c")])
+@pytest.mark.parametrize(("order", "first"), [("most", "=c"), ("least", "b"), ("names", "=c")])
 def test_the_gallery_is_sorted(order: str, first: str) -> None:
-    assert min(RESULT.rows, key=ORDERS[order]).name == first
+    assert min(RESULT.rows, key=ORDERS[order][1]).name == first
 
 
 def test_files_to_keep_hold_every_answer_and_no_formula() -> None:
@@ -569,57 +543,45 @@ def test_subjects_are_told_apart_and_their_cells_drawn_with_those_refused_in_gre
     result = replace(RESULT, rows=rows, metrics={"subject_rule": RULE, "data": DATA, "decisions": DECISIONS})
     first, second = result.subject_predictions
     assert (first.subject, first.cells, first.refused, second.subject) == ("1", 3, 1, "2")
-    page = batch_summary(result)
-    assert "One prediction for a subject" in page and "By subject" not in page
+    page = batch_picture(result)
     assert page.count("<svg") == 2
     # A dot opens the cell of its number, counted over the whole batch.
-    numbers = sorted(int(number) for number in re.findall(r'<circle[^>]* data-cell="(\d+)"', page))
+    numbers = sorted(int(number) for number in re.findall(r'<circle data-act="cell:(\d+)"', page))
     assert numbers == list(range(5))
-    assert page.count('fill="#9aa0a6"') == 1
-    assert "2 of 4 cells" not in page
-    first_line, other_line = (
-        re.findall(r'<line [^>]*y1="([\d.]+)"', html)[0] for html in (page, batch_summary(result.at_point("youden")))
+    assert [page.count(f'fill="{ink}"') for ink in ("#d55e00", "#0072b2", "#000000")] == [2, 2, 1]
+    assert subject_text(result, "1") == (
+        "3 cells: 1 ALL, 1 HEM, 0 without a class, 1 refused. Of 2 given a class, 1 right."
     )
-    assert first_line != other_line
+    # No class between 20 and 80 %.
+    assert "lk-zone" not in page
+    unsure = {**DECISIONS, "abstention": {"default": {"threshold": 0.8}}}
+    assert batch_picture(replace(result, metrics={**result.metrics, "decisions": unsure})).count("lk-zone") == 2
 
 
-def test_too_few_cells_of_a_subject_have_no_figure(tiny_release: Path) -> None:
+def test_too_few_cells_of_a_subject_have_no_figure() -> None:
     given = (row("a", "", 0.99, "1"), row("b", "", 0.9, "2"), row("c", "", 0.9, "2"))
     rows = tuple(replace(one, picture=png()) for one in given)
     result = replace(RESULT, rows=rows, metrics={"subject_rule": RULE, "data": DATA, "decisions": DECISIONS})
     few, enough = result.subject_predictions
     assert (few.outcome, enough.outcome) == ("too few cells", "ALL")
-    page, table = batch_summary(result), save_subjects(result).content.decode().splitlines()
-    line = '<th scope="row">1</th><td>too few cells</td><td>–</td><td>–</td>'
-    assert line in page and f"<td>{enough.probability:.3f}</td>" in page
+    page, table = batch_answer(result), save_subjects(result).content.decode().splitlines()
+    line = '<th scope="row">1</th><td>too few cells</td><td>1</td><td>0</td><td>0</td><td>0</td><td>–</td>'
+    assert line in page and f"<td>{enough.probability:.3f} (" in page
     assert few.probability is not None and f"{few.probability:.2f}" not in table[1]
     assert (few.to_dict()["p_ALL"], few.to_dict()["low"], few.to_dict()["high"]) == (None, None, None)
-    report = save_report(ModelCache({"tiny": tiny_release}), replace(result, model="tiny"), "1", "")
-    said = report.content.decode()
-    assert "No class: too few cells" in said and "probability of ALL</dt>" not in said
 
 
 def test_a_smear_among_cells_is_said_to_be_one_and_what_to_do(tmp_path: Path) -> None:
-    models, image = ModelCache({"cnmc": EMBEDDED / "leukoscope-densenet169-cnmc"}), example_field()[0]
+    models, image = ModelCache({"cnmc": EMBEDDED / "leukoscope-densenet169-cnmc"}), example_smear().image
     image.save(buffer := io.BytesIO(), "PNG")
     path = pack(tmp_path / "cells.zip", {"smear.png": buffer.getvalue(), "cell.png": cell_png(1)})
     *_, result = predict_batch(models, open_batch([path]), "cnmc", "")
     assert isinstance(result, BatchResult)
     (smear,) = (row for row in result.rows if row.name == "smear.png")
-    alone = predict_cell(models, image, "smear.png", "cnmc").decision()
+    alone = ask(Picture(image, "smear.png"), models, "cnmc").decision()
     assert (smear.decision.outcome, smear.decision.reasons) == (alone.outcome, alone.reasons)
-    said = "smear.png: shows a field of view, no single cell cut out on black; give it alone, and its cells are found"
-    assert result.problems == (said,) and said in batch_summary(result)
-
-
-def test_an_operating_point_changes_cells_and_neither_refused_ones_nor_subjects() -> None:
-    rows = (row("a", "", 0.45, "1"), row("b", "", 0.2, "1"), row("c", "", 0.9, "1", ood_score=2.0))
-    result = replace(RESULT, rows=rows, metrics={"subject_rule": RULE, "data": DATA, "decisions": DECISIONS})
-    at = result.at_point("youden")
-    assert [one.decision.outcome for one in result.rows] == ["HEM", "HEM", "out of distribution"]
-    assert [one.decision.outcome for one in at.rows] == ["ALL", "HEM", "out of distribution"]
-    assert at.at_point("") == result.at_point("unknown") == result
-    assert at.subject_predictions == result.subject_predictions
+    said = "smear.png: shows a smear, no single cell cut out on black; give it alone, and its cells are found"
+    assert result.problems == (said,) and said in batch_answer(result)
 
 
 @pytest.mark.parametrize(
@@ -660,32 +622,6 @@ def test_a_pattern_is_suggested_from_the_names(names: list[str], pattern: str, s
     assert said.startswith(f"Subjects: {len(subjects)}. " if subjects else "No subjects: the names suggest none.")
 
 
-def test_the_report_on_a_subject_names_nobody_unless_asked(tiny_release: Path, tmp_path: Path) -> None:
-    cells = {f"miller-{n // 3}/cell-{n}.png": cell_png(n) for n in range(6)}
-    models = ModelCache({"tiny": tiny_release})
-    predicted = predict_files(models, [pack(tmp_path / "cells.zip", cells)], "tiny", r"(miller-\d)/")
-    result = replace(predicted, metrics={"subject_rule": RULE, "data": DATA, "decisions": DECISIONS})
-    assert [subject.subject for subject in result.subject_predictions] == ["miller-0", "miller-1"]
-    html = save_report(models, result, "miller-0", "").content.decode()
-    assert "miller" not in html and "Report on the cells of one subject" in html
-    assert RESEARCH_NOTICE in html and "cell 1" in html
-    assert not re.search(r'(?:src|href)="(?!data:)', html), "nothing may be fetched"
-    assert (
-        "<title>Report on the cells of &lt;b&gt;</title>"
-        in save_report(models, result, "miller-1", "<b>").content.decode()
-    )
-    with pytest.raises(LeukoscopeError, match="subject 'nobody': is none of this batch"):
-        save_report(models, result, "nobody", "")
-    with pytest.raises(
-        LeukoscopeError,
-        match=r"of a batch, 64 MB of pictures are kept, and this one is not among them; send this subject's cells",
-    ):
-        replace(result.rows[0], picture=b"").open()
-    assert "miller-1" in save_subjects(result).content.decode()
-    with pytest.raises(LeukoscopeError, match="no subject is known"):
-        save_subjects(replace(result, metrics={}))
-
-
 def test_a_picture_is_kept_as_it_was_given(tiny_release: Path, tmp_path: Path) -> None:
     path = pack(tmp_path / "cells.zip", {"a.png": cell_png(1)})
     result = predict_files(ModelCache({"tiny": tiny_release}), [path], "tiny", "")
@@ -711,83 +647,46 @@ def test_a_zip_of_two_classes_is_no_subject(tiny_release: Path, tmp_path: Path) 
     assert isinstance(result, BatchResult) and {row.subject for row in result.rows} == {""}
 
 
-def test_subjects_that_may_have_trained_the_model_are_marked_on_the_page_and_in_the_report(tiny_release: Path) -> None:
+def test_subjects_that_may_have_trained_the_model_are_marked() -> None:
     metrics = {"subject_rule": RULE, "data": {**DATA, "name": "cnmc2019"}, "decisions": DECISIONS,
                "training": {"subjects": ["1"]}}  # fmt: skip
     result = replace(RESULT, metrics=metrics)
     assert result.trained_on == {"1"}
-    page = batch_summary(result)
+    page = batch_answer(result)
     assert "1 (in training?)" in page and "2 (in training?)" not in page
     assert "trained on subjects called 1: if these are the same, the results are too good" in page
-    report = {
-        one: save_report(
-            ModelCache({"tiny": tiny_release}),
-            replace(result, model="tiny", rows=tuple(replace(row, picture=cell_png(0)) for row in result.rows)),
-            one,
-            "",
-        ).content.decode()
-        for one in ("1", "2")
-    }
-    assert "results are too good" in report["1"] and "results are too good" not in report["2"]
 
 
-@pytest.fixture
-def panel(tiny_release: Path) -> BatchPanel:
-    models = ModelCache({"tiny": tiny_release})
-    with gr.Blocks():
-        return BatchPanel(models, gr.Dropdown(["tiny"]))
+def test_a_suggested_pattern_gives_way_to_that_of_the_next_files(tiny_release: Path) -> None:
+    def found(names: Sequence[str], pattern: str) -> str:
+        given = Batch([BatchFile(name, lambda: cell_png(0)) for name in names])
+        return str(next(reading_batch(ModelCache({"tiny": tiny_release}), given, "tiny", pattern)))
+
+    folders, names = r"(?:^|/)([^/]*\d[^/]*)/[^/]+$", [f"ALL/UID_{one}_{n}_1_all.bmp" for one in (1, 2) for n in (1, 2)]
+    assert "Subjects: 2. p1 (2), p2 (2)" in found([f"p{one}/{n}.png" for one in (1, 2) for n in (1, 2)], "")
+    assert "Subjects: 2. 1 (2), 2 (2)" in found(names, folders), "C-NMC's own names"
+    assert "Subjects: 2. UID (2)" not in found(names, r"(\d)_1_all"), "a visitor's own pattern stays"
+    assert "No subjects" in found(["a.png"], folders)
 
 
-def test_a_suggested_pattern_gives_way_to_that_of_the_next_files(panel: BatchPanel) -> None:
-    def pattern_for(names: Sequence[str], box: str) -> str:
-        batch = Batch([BatchFile(name, lambda: cell_png(0)) for name in names])
-        return next(panel.predict(lambda: batch, "tiny", box))[panel.pattern]
-
-    folders = pattern_for([f"p{subject}/{n}.png" for subject in (1, 2) for n in (1, 2)], "")
-    files = [f"ALL/UID_{subject}_{n}_1_all.bmp" for subject in (1, 2) for n in (1, 2)]
-    assert folders == r"(?:^|/)([^/]*\d[^/]*)/[^/]+$"
-    assert pattern_for(files, folders) == r"UID_(H?\d+)_"
-    assert pattern_for(files, r"(\d)_1_all") == r"(\d)_1_all", "a visitor's own pattern stays"
-    assert pattern_for(["a.png"], folders) == "", "as on a fresh page"
-    assert pattern_for([f"fold_{n}/{cell}.png" for n in (0, 1) for cell in (1, 2)], folders) == ""
-
-
-def test_ordering_a_result_that_was_deleted_leaves_nothing_of_it(panel: BatchPanel) -> None:
-    assert panel._on_order(None, "names") == panels.placeholder(t("result_deleted"))
-    assert panel._on_order(RESULT, "names") == gallery(RESULT, "names")
+def test_a_batch_waits_for_two_others(tiny_release: Path) -> None:
+    given = Batch([BatchFile(f"{n}.png", partial(cell_png, n)) for n in range(2)])
+    assert batch._line.acquire() and batch._line.acquire()
+    steps = reading_batch(ModelCache({"tiny": tiny_release}), given, "tiny")
+    assert "0 of 2 pictures predicted" in str(next(steps)) and "0 of 2" in str(next(steps))
+    batch._line.release()
+    *_, last = steps
+    assert isinstance(last, BatchResult)
+    assert batch._line.acquire(blocking=False), "the next one may begin"
+    for _ in range(2):
+        batch._line.release()
 
 
-def test_the_menu_names_the_order_that_is_shown(panel: BatchPanel) -> None:
-    page = panel.show(RESULT, "least_confident", "")
-    assert page[panel.order] == "least_confident" and page[panel.gallery] == gallery(RESULT, "least_confident")
-
-
-def test_an_emptied_pattern_is_suggested_anew(panel: BatchPanel) -> None:
-    rows = tuple(replace(one, name=f"p{number // 2}/{number}.png") for number, one in enumerate(RESULT.rows))
-    updates = panel._on_pattern(replace(RESULT, rows=rows), "names", "", None, " ")
-    assert updates[panel.pattern] == r"(?:^|/)([^/]*\d[^/]*)/[^/]+$"
-    assert [one.subject for one in updates[panel.result].rows] == ["p0", "p0", "p1", "p1"]
-
-
-def test_whom_a_report_is_on_stays_where_that_subject_is_still_known(panel: BatchPanel) -> None:
-    result = replace(RESULT, metrics={"subject_rule": RULE, "data": DATA, "decisions": DECISIONS})
-    same = panel._on_point(result, "names", "youden", "2")
-    assert same[panel.subject].value == "2" and same[panel.name] == gr.skip(), "the report keeps its name"
-    other = panel._on_pattern(result, "names", "", "2", r"\w")
-    assert other[panel.subject].value == "a" and other[panel.name] == ""
-    assert panel._on_point(RESULT, "names", "youden", None)[panel.subject].value is None
-
-
-def test_stopping_a_batch_that_waits_deletes_its_files(
-    tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    stop = event(build_demo(ModelCache({"tiny": tiny_release})), "_on_stop").fn
-    waiting = upload_folder(tmp_path) / "cells.zip"
-    waiting.write_bytes(b"1")
-    assert "Stopped. Nothing of it was kept." in str(stop([str(waiting)]))
-    assert not waiting.exists()
-    stop(None)
+def test_a_picture_that_was_not_kept_is_told_and_files_need_subjects() -> None:
+    with pytest.raises(LeukoscopeError, match=r"64 MB of pictures are kept, and this one is not among them; send this"):
+        replace(RESULT.rows[0], picture=b"").open()
+    with pytest.raises(LeukoscopeError, match="no subject is known"):
+        save_subjects(replace(RESULT, metrics={}))
 
 
 def test_the_sample_holds_two_subjects_whom_the_suggested_pattern_finds() -> None:
@@ -802,25 +701,10 @@ def test_the_sample_holds_two_subjects_whom_the_suggested_pattern_finds() -> Non
 
 def test_a_model_of_smears_is_given_smears_and_refuses_none_of_them() -> None:
     models = ModelCache({"ball4": EMBEDDED / "leukoscope-densenet201-ball4"})
-    with gr.Blocks():
-        sample = BatchPanel(models, gr.Dropdown(["ball4"])).sample("ball4")
+    sample = sample_batch(smears=True)
     names = [file.name for file in sample.files]
     found = subjects_of(names, suggested_pattern(names, ("Benign", "Early", "Pre", "Pro")), {})
     assert [*found.values()] == ["synthetic-1"] * 5 + ["synthetic-2"] * 5
     *_, result = predict_batch(models, sample, "ball4", "")
     assert isinstance(result, BatchResult)
     assert [row.decision.outcome for row in result.rows] == ["Benign"] * 5 + ["Early"] * 5
-
-
-def test_a_batch_waits_for_two_others_and_a_single_picture_for_none(panel: BatchPanel, tiny_release: Path) -> None:
-    batch = Batch([BatchFile(f"{n}.png", partial(cell_png, n)) for n in range(2)])
-    assert panel._line.acquire() and panel._line.acquire()
-    steps = panel.predict(lambda: batch, "tiny", "")
-    next(steps)
-    assert "0 of 2 pictures predicted" in str(next(steps)[panel.summary])
-    panel._line.release()
-    *_, last = steps
-    assert isinstance(last[panel.result], BatchResult)
-    assert panel._line.acquire(blocking=False), "the next one may begin"
-    upload = event(build_demo(ModelCache({"tiny": tiny_release})), "_on_upload")
-    assert upload.concurrency_limit == "default" and upload.concurrency_id != "batch"

@@ -1,0 +1,13 @@
+// For an element whose parts name in `data-act` what they do: tells the server. A dot of a plot or a tab is one such part.
+element.addEventListener('click', (event) => {
+  const part = event.target.closest('[data-act]')
+  if (part && !part.matches('input, select')) trigger('select', {index: 0, value: part.dataset.act})
+})
+element.addEventListener('change', (event) => {
+  const {act} = event.target.dataset
+  if (act) trigger('select', {index: 0, value: `${act}:${event.target.value}`})
+  if (!('sort' in event.target.dataset)) return
+  const list = event.target.closest('div').querySelector('ul.lk-cells'), by = event.target.value
+  const of = (item) => Number(item.dataset[by])
+  list.append(...[...list.children].sort((one, other) => by == 'number' ? of(one) - of(other) : of(other) - of(one)))
+})

@@ -1,0 +1,312 @@
+"""The stage as HTML: a picture on the left, the answer beside it, for a cell, a smear and a batch alike.
+
+Pictures travel inside the page (data URIs), so that a visitor's cell is never written to disk to be shown. All text
+is escaped here: a file name or the labels of a Hub model may hold anything. What can be clicked names its act in
+`data-act`; one handler of `page.py` answers them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.inference.field import CLASS_COLOURS, OTHER_COLOURS
+from leukoscope.reports.formatting import cell_html, data_uri, encoded
+from leukoscope.web import text
+from leukoscope.web.answer import MAP_CAVEAT, WITHOUT, Answer, Picture, Row, cover_text, example, views_of
+from leukoscope.web.text import percent
+
+VIEWS = {"map": "Map", "turned": "Turned", "covered": "Covered"}
+NOTICE = f'<p class="lk-notice" role="note">{escape(RESEARCH_NOTICE)}</p>'
+_FOREIGN = {"colour": "Colour", "texture": "Texture", "shape": "Size and outline"}
+_ORIENTATIONS = ("as given", "90°", "180°", "270°", "mirrored", "mirrored, 90°", "mirrored, 180°", "mirrored, 270°")
+
+
+def message(title: str, said: str) -> str:
+    """Something the visitor should act on: what is wrong, and the fix."""
+    return f'<div class="lk-message" role="alert"><strong>{escape(title)}</strong>{escape(said)}</div>'
+
+
+def note(said: str) -> str:
+    """A quiet remark; "" for none."""
+    return f'<p class="lk-note">{escape(said)}</p>' if said else ""
+
+
+def waiting(said: str) -> str:
+    """What stands where an answer will be."""
+    return f'<div class="lk-empty" role="status">{escape(said)}</div>'
+
+
+def details(summary: str, html: str, *, is_open: bool = False) -> str:
+    """Something to unfold; `html` is markup, already escaped."""
+    return f"<details{' open' if is_open else ''}><summary>{escape(summary)}</summary>{html}</details>"
+
+
+def act(name: str, label: str, *, title: str = "", classes: str = "lk-button", state: str = "") -> str:
+    """A button that does something; `label` is markup, already escaped, and `state` an attribute."""
+    about = f' aria-label="{escape(title)}" title="{escape(title)}"' if title else ""
+    return f'<button type="button" class="{classes}" data-act="{escape(name)}"{about}{state}>{label}</button>'
+
+
+def _pressed(pressed: bool) -> str:
+    return f' aria-pressed="{str(pressed).lower()}"'
+
+
+def short_name(model: str) -> str:
+    """A model's name without what all of ours share."""
+    return model.removeprefix("leukoscope-")
+
+
+def colour(outcome: str, labels: Sequence[str]) -> str:
+    """The colour of a class, the same in boxes, bars, dots and plots, or of what is none."""
+    if outcome in labels:
+        return CLASS_COLOURS[list(labels).index(outcome) % len(CLASS_COLOURS)]
+    return OTHER_COLOURS.get(outcome, OTHER_COLOURS["abstain"])
+
+
+def picture(image: Image.Image, alt: str, side: int = 0) -> str:
+    """A picture that travels within the page, at most `side` pixels wide and high unless that is 0."""
+    if side:
+        image = image.copy()
+        image.thumbnail((side, side))
+    source = data_uri("image/webp", encoded(image, "WEBP", quality=88))
+    size = f'width="{image.width}" height="{image.height}"'
+    return f'<img src="{source}" alt="{escape(alt)}" {size} draggable="false">'
+
+
+def given_choices(*, smears: bool) -> str:
+    """The synthetic pictures that can be picked, and what else can be tried."""
+    shown = ""
+    for number in range(1, (4 if smears else 6) + 1):
+        one = example(number, smear=smears)
+        label = escape(one.caption.rsplit(" ", 1)[-1])
+        shown += (
+            f"<li>{act(f'example:{number}', picture(one.image, '', 88) + label, title=one.caption, classes='')}</li>"
+        )
+    others = "" if smears else act("smear", "A smear")
+    others += act("people", "Two people") + act("real", "Real cells", title="Real cells, downloaded from the Hub")
+    shown = f'<ul class="lk-cells" id="examples">{shown}</ul>'
+    return f'{note("Or try a synthetic one:")}{shown}<div class="lk-acts">{others}</div>'
+
+
+def _choice(name: str, label: str, title: str) -> str:
+    return f"<li>{act(name, label, title=title, classes='')}</li>"
+
+
+def real_choices(cells: Sequence[tuple[Image.Image, str]], about: str) -> str:
+    """Real cells that can be picked."""
+    shown = "".join(
+        _choice(f"real:{number}", picture(image, "", 88) + escape(label), f"Real {label}")
+        for number, (image, label) in enumerate(cells)
+    )
+    return f'<ul class="lk-cells" id="real-cells">{shown}</ul>{note(about)}'
+
+
+def kept_choices(pictures: Sequence[Picture]) -> str:
+    """The cells of a visit, each a button that shows its answer again."""
+    if len(pictures) < 2:
+        return ""
+    shown = "".join(
+        _choice(f"kept:{i}", picture(one.image, "", 64), f"Show again: {one.caption}") for i, one in enumerate(pictures)
+    )
+    return f'{note("In this visit:")}<ul class="lk-cells lk-small">{shown}</ul>'
+
+
+def cell_picture(
+    row: Row, *, view: str = "map", label: str = "", forms: Mapping[str, Row] | None = None, back: str = ""
+) -> str:
+    """The left of the stage: the cell with its map, its orientations, or its covered parts.
+
+    Args:
+        label: the class whose map is shown; "" for the one that is called.
+        forms: of the view "covered", part → what the model says without it.
+        back: what the cell was opened from; "" for nothing.
+    """
+    top, caption = act("back", f"← Back to the {escape(back)}") if back else "", escape(row.picture.caption)
+    top = f'<div class="lk-top">{top}<span title="{caption}">{caption}</span></div>'
+    if row.prediction is None:
+        return f"{top}{_slider(row, '')}"
+    tabs = ""
+    if not row.refused:
+        tabs = "".join(
+            act(f"view:{name}", escape(said), classes="lk-tab", state=_pressed(name == view))
+            for name, said in VIEWS.items()
+        )
+        tabs = f'<div class="lk-tabs" role="group" aria-label="What of the cell is shown">{tabs}</div>'
+    shown = {"turned": _turned, "covered": lambda one: _covered(one, forms or {})}.get(view)
+    if row.refused or shown is None:
+        return f"{top}{tabs}{_slider(row, label or row.called())}"
+    return f"{top}{tabs}{shown(row)}"
+
+
+def _slider(row: Row, label: str) -> str:
+    """The cell over its map, with a divider between them; for an element with `view.js`."""
+    original, overlaid = row.pictures(label)
+    style = f"aspect-ratio:{original.width}/{original.height};--wide:{original.width / original.height:.3f}"
+    cell, over, below = picture(original, f"The picture as given: {row.picture.caption}"), "", ""
+    if overlaid is not None:
+        title = "Where its colours are unusual" if row.foreign else f"Map for {label}"
+        over = f"<div>{picture(overlaid, title)}</div>"
+        below = (
+            '<div class="lk-tools"><span aria-hidden="true">cell</span><input type="range" min="0" max="100" '
+            'value="50" aria-label="How much of the map is shown"><span aria-hidden="true">map</span></div>'
+        )
+        ends = ("0", f"{row.peak:.3g}") if row.maps else ("2 σ", "6 σ")
+        strength = row.scale.strength(row.peak) if row.maps else ""
+        chip = {"weak": "weak map", "usual": "typical strength", "strong": "strong map"}.get(strength, "")
+        colours = f'<span>{ends[0]} <i aria-hidden="true"></i> {ends[1]}</span>{f"<b>{chip}</b>" if chip else ""}'
+        others = "".join(
+            act(
+                f"label:{one}",
+                escape(one),
+                state=f' aria-pressed="{str(one == label).lower()}"',
+                title=f"Map for {one}",
+            )
+            for one in row.maps
+        )
+        below += f'<div class="lk-scale">{others or escape(title)} {colours}</div>'
+        below += note(MAP_CAVEAT) if row.maps else ""
+    hint = ""
+    if row.prediction is not None and not row.refused:
+        hint = "Tap a part to cover it."
+    elif row.foreign is not None and row.picture.measured is None:
+        hint = "Tap a cell to cut it out."
+    return (
+        f'<figure class="lk-view"><div class="lk-stage{"" if over else " alone"}" tabindex="0" role="group" '
+        f'style="{style}" aria-label="Cell and map; + and − zoom, arrow keys move">{cell}{over}</div>{below}'
+        f"{note(hint)}</figure>"
+    )
+
+
+def _turned(row: Row) -> str:
+    """The cell in its eight orientations, each with what the model says."""
+    shown = ""
+    decisions = row.orientations
+    for name, image, shares, decided in zip(
+        _ORIENTATIONS, views_of(row.picture.image), row.known.views, decisions, strict=True
+    ):
+        label = max(shares, key=shares.__getitem__)
+        said = label if decided.label else f"{label}, {text.outcome_text(decided.outcome)}"
+        ink = colour(label if decided.label else decided.outcome, list(row.known.probabilities))
+        shown += (
+            f'<li style="--c:{ink}">{picture(image, name, 150)}<b>{escape(said)} {percent(shares[label])}</b>'
+            f"<span>{name}</span></li>"
+        )
+    return f'{note(row.agreement())}<ul class="lk-cells lk-forms">{shown}</ul>'
+
+
+def _covered(row: Row, forms: Mapping[str, Row]) -> str:
+    """The cell without its nucleus, its cytoplasm or its surroundings."""
+    shown = ""
+    for name, one in {"": row, **forms}.items():
+        label, labels = row.called(), list(row.known.probabilities)
+        image = one.picture.image
+        shown += (
+            f'<li style="--c:{colour(one.known.outcome, labels)}">{picture(image, name, 220)}'
+            f"<b>{escape(label)} {percent(one.known.probabilities[label])}</b>"
+            f"<span>{WITHOUT.get(name, 'As given')}</span></li>"
+        )
+    return f'{note(cover_text(row, forms))}<ul class="lk-cells lk-forms lk-two">{shown}</ul>'
+
+
+def cell_answer(answer: Answer, opened: int, others: Sequence[str] = ()) -> str:
+    """The right of the stage: a row for each model, one of them opened; `others` read the smear that it comes from."""
+    shown = "".join(_row(row, number, is_open=number == opened) for number, row in enumerate(answer.rows))
+    for name in answer.waiting:
+        shown += f'<li class="lk-row lk-wait"><span class="lk-name">{escape(short_name(name))}</span> reading …</li>'
+    example_number = answer.picture.example
+    model = answer.rows[opened].model if opened < len(answer.rows) else ""
+    state = f'data-model="{escape(model)}" data-example="{example_number or ""}"'
+    remark = note(answer.picture.remark)
+    saves = ""
+    if opened < len(answer.rows) and answer.rows[opened].prediction is not None:
+        saves = f'<div class="lk-acts">{act("save:png", "Save PNG")}</div>'
+    return f'<div {state}><ol class="lk-rows">{shown}</ol>{remark}{readers(others)}{saves}</div>'
+
+
+def readers(others: Sequence[str]) -> str:
+    """Models that can read the same smear or batch, one click away."""
+    buttons = "".join(act(f"read:{name}", f"Read by {escape(short_name(name))}") for name in others)
+    return f'<div class="lk-acts">{buttons}</div>' if buttons else ""
+
+
+def _row(row: Row, number: int, *, is_open: bool) -> str:
+    """One model's answer; opened with what it rests on."""
+    name = f'<span class="lk-name">{escape(short_name(row.model))}</span>'
+    if row.prediction is None:
+        return f'<li class="lk-row"><div class="lk-head-row">{name}</div>{note(row.error)}</li>'
+    said, labels = row.decision_text(), list(row.known.probabilities)
+    kind = "none" if not said.has_class else "soft" if said.soft else ""
+    called = row.called()
+    share = f"<data>{percent(row.known.probabilities[called])}</data>" if said.has_class else ""
+    pill = f'<b class="lk-pill {kind}">{escape(said.short)}</b>'
+    head = act(
+        f"row:{number}", f"{name}{pill}{share}", classes="lk-head-row", state=f' aria-expanded="{str(is_open).lower()}"'
+    )
+    bar = "".join(
+        f'<i style="width:{value:.2%};background:{colour(label, labels)}"></i>' for label, value in row.shares().items()
+    )
+    bar = f'<div class="lk-track" aria-hidden="true">{bar}</div>' if said.has_class else ""
+    under = note(row.agreement()) + note(text.recall_text(row.metrics))
+    more = _opened(row) if is_open else ""
+    style = f' style="--c:{colour(row.known.outcome, labels)}"'
+    return f'<li class="lk-row{" open" if is_open else ""}"{style}>{head}{bar}{under}{more}</li>'
+
+
+def _opened(row: Row) -> str:
+    """What an opened row says: the reasons, how often it was right, and what it is foreign by."""
+    said = row.decision_text()
+    soft = f"{said.headline} " if said.soft else ""
+    lines = [f"{soft}{said.because}".strip(), text.trust_text(row.decision(), row.metrics), *row.warnings]
+    html = "".join(map(note, lines))
+    bars = "".join(
+        f"<li><b>{escape(label)}</b> {escape(text.MEANINGS.get(label, ''))} <data>{percent(share)}</data></li>"
+        for label, share in row.shares().items()
+    )
+    bars = f'<ul class="lk-bars">{bars}</ul>'
+    if not said.has_class:
+        bars = details("Probabilities: no result for this picture", bars)
+    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in row.facts.items())
+    more = f"{note(row.map_text(row.called()))}<dl class='lk-facts'>{facts}</dl>"
+    return f'<div role="status">{bars}{html}{_far(row)}</div>{details("Measurements and model", more)}'
+
+
+def _far(row: Row) -> str:
+    """How far a refused picture lies from the training cells, a scale for each kind of statistic."""
+    if row.foreign is None:
+        return ""
+    rows, checks = "", row.known.checks
+    for name, distance in row.foreign.distances.items():
+        apart = distance > 1 or ((checks.ood_score or 0.0) > 1 and name == checks.ood_group)
+        place, far = 100 * min(distance / 4, 1), "farther than usual" if apart else "as usual"
+        rows += (
+            f"<li><span>{_FOREIGN[name]}</span>"
+            f'<div class="lk-range" aria-hidden="true"><i style="left:{place:.0f}%"></i></div><span>{far}</span></li>'
+        )
+    return f'<ul class="lk-foreign" aria-label="How far from the training cells">{rows}</ul>'
+
+
+def counts(numbers: Mapping[str, int], labels: Sequence[str]) -> str:
+    """How many cells have each outcome, in its colour."""
+    rows = "".join(
+        f'<div style="--c:{colour(one, labels)}"><dt>{escape(text.outcome_text(one))}</dt><dd>{count}</dd></div>'
+        for one, count in numbers.items()
+    )
+    return f'<dl class="lk-counts">{rows}</dl>'
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], label: str = "") -> str:
+    """A table of plain text, its first column naming the row; wide ones scroll by themselves."""
+    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{cell_html(cell)}</td>" for cell in row[1:])}</tr>'
+        for row in rows
+    )
+    # Reached by keyboard, so that it can be scrolled without a mouse.
+    return (
+        f'<div class="lk-scroll" tabindex="0" role="region" aria-label="{escape(label or heads[0])}"><table>'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )

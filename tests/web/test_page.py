@@ -1,0 +1,293 @@
+"""The page without a browser: which question counts, what a click does, and what a visit keeps."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio
+import pytest
+from PIL import Image
+
+from leukoscope.synthetic import draw_cell
+from leukoscope.web.answer import Answer, answer, example
+from leukoscope.web.batch_results import BatchResult
+from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.page import DELETED, KEPT_CELLS, Page, Visit
+from leukoscope.web.smear import Smear, example_smear, read_smear
+from leukoscope.web.upload import OWN_FOLDER
+
+EMBEDDED = Path(__file__).parents[2] / "model_card"
+CNMC, BALL4 = EMBEDDED / "leukoscope-densenet169-cnmc", EMBEDDED / "leukoscope-densenet201-ball4"
+
+
+def page_of(models: ModelCache) -> Page:
+    """The page, not served."""
+    with gradio.Blocks(), gradio.Tabs(), gradio.Tab("Cells"):
+        return Page(models)
+
+
+@pytest.fixture(scope="module")
+def page(tiny_release: Path) -> Page:
+    return page_of(ModelCache({"one": tiny_release, "other": tiny_release}))
+
+
+def click(page: Page, visit: Visit, act: str) -> Iterator[dict[Any, Any]]:
+    return page._on_act(visit, SimpleNamespace(value=act))  # type: ignore[arg-type]
+
+
+def shown(page: Page, steps: Iterator[dict[Any, Any]]) -> str:
+    """What stands on the stage once all steps are drawn."""
+    found: dict[Any, Any] = {}
+    for step in steps:
+        found |= step
+    return unescape(str(found.get(page.picture, "")) + str(found.get(page.answer, "")))
+
+
+# Which question counts
+
+
+def test_of_two_questions_the_one_asked_last_counts_whichever_is_answered_first(page: Page) -> None:
+    for older_first in (True, False):
+        visit = Visit()
+        older, newer = click(page, visit, "example:1"), click(page, visit, "example:4")
+        seen = [next(older), next(newer)]
+        for steps in (older, newer) if older_first else (newer, older):
+            seen += list(steps)
+        assert isinstance(visit.shown, Answer) and visit.shown.picture.example == 4
+        assert all("Synthetic ALL" not in str(step.get(page.picture, "")) for step in seen[2:])
+
+
+def test_a_second_upload_counts_while_the_first_is_read(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    paths = []
+    for number in range(2):
+        paths.append(tmp_path / f"{OWN_FOLDER}{number}" / f"{number}.png")
+        paths[-1].parent.mkdir()
+        Image.fromarray(draw_cell("ALL", subject=number, cell=0).image).save(paths[-1])
+    visit = Visit()
+    first, second = (page._on_upload([str(path)], visit) for path in paths)
+    assert next(first) == {page.upload: None} == next(second), "the box is free again at once"
+    next(first)
+    page_now = shown(page, second)
+    assert list(first) == [] and "1.png" in page_now
+    assert isinstance(visit.shown, Answer) and visit.shown.picture.caption == "1.png"
+    assert not any(path.exists() for path in paths)
+
+
+def test_a_question_that_fails_leaves_what_was_shown_and_an_older_failure_is_not_told(page: Page) -> None:
+    visit = Visit()
+    list(click(page, visit, "example:1"))
+    before = visit.shown
+    assert "is no model of this page" in shown(page, click(page, visit, "read:/etc"))
+    assert visit.shown is before
+    failing, newer = click(page, visit, "read:/etc"), click(page, visit, "example:2")
+    next(newer)
+    visit.asked += 1
+    assert list(newer) == [], "a still newer question was asked"
+    assert list(failing) != [] and visit.shown is not before
+
+
+@pytest.mark.parametrize(
+    "act", ["", "row", "row:x", "row:-99", "kept:5", "cell:1", "example:x", "tap:a,b", "__init__:1"]
+)
+def test_what_no_button_of_ours_says_changes_nothing(page: Page, act: str) -> None:
+    visit = Visit()
+    list(click(page, visit, "example:1"))
+    before = visit.shown
+    list(click(page, visit, act))
+    assert visit.shown is before
+
+
+def test_what_was_forgotten_is_to_be_given_again(page: Page) -> None:
+    for act in ("view:covered", "label:ALL", "tap:0.5,0.5", "cell:0", "pitch:0.1", "pattern:a", "save:png", "read:one"):
+        assert DELETED in shown(page, click(page, Visit(), act)), act
+
+
+# What a click does
+
+
+def test_an_example_is_answered_by_every_model_once_and_then_kept(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    visit = Visit()
+    text = shown(page, click(page, visit, "example:1"))
+    assert text.count('class="lk-row') == 2 and "(an example)" in text and 'data-example="1"' in text
+    monkeypatch.setattr(page.models, "predict", lambda *_, **__: pytest.fail("asked again"))
+    assert shown(page, click(page, Visit(), "example:1")).count('class="lk-row') == 2
+
+
+def test_a_row_opens_with_its_map_and_the_picture_has_three_views(page: Page) -> None:
+    visit = Visit()
+    list(click(page, visit, "example:1"))
+    assert visit.model == "one"
+    assert 'data-model="other"' in shown(page, click(page, visit, "row:1")) and visit.model == "other"
+    assert shown(page, click(page, visit, "view:turned")).count("mirrored") == 4
+    assert "Without its nucleus" in shown(page, click(page, visit, "view:covered"))
+    assert "Map for HEM" in shown(page, click(page, visit, "row:1")) + shown(page, click(page, visit, "label:HEM"))
+    left, top = 0.5, 0.5
+    text = shown(page, click(page, visit, f"tap:{left},{top}"))
+    assert text.count("→") == 1 and visit.view == "covered", "the part that was tapped"
+
+
+def test_a_smear_is_read_and_a_cell_of_it_leads_back(page: Page) -> None:
+    visit = Visit()
+    text = shown(page, click(page, visit, "smear"))
+    assert isinstance(visit.shown, Smear) and text.count('class="lk-box') == 5 and "Read by other" in text
+    read = visit.shown
+    text = shown(page, click(page, visit, "cell:1"))
+    assert "Cell 2 of Synthetic smear" in text and "← Back to the smear" in text
+    assert isinstance(visit.shown, Answer) and visit.behind is read
+    assert not visit.kept, "it is opened again from its smear"
+    shown(page, click(page, visit, "back"))
+    assert visit.shown is read and visit.behind is None
+    shown(page, click(page, visit, "read:other"))
+    assert visit.model == "other" and isinstance(visit.shown, Smear)
+    shown(page, click(page, visit, "pitch:0.14"))
+    scale = visit.shown.reading.field.scale
+    assert scale is not None and scale.um_per_pixel == 0.14 and visit.model == "other"
+    assert "scale 900.0 µm per pixel" in shown(page, click(page, visit, "pitch:900"))
+
+
+def test_a_picture_decides_what_is_shown() -> None:
+    models = ModelCache({"cnmc": CNMC, "ball4": BALL4})
+    page, smear = page_of(models), example_smear()
+    left, top, right, bottom = read_smear(models, smear, "cnmc").reading.cells[2].cell.box
+    crop = smear.image.crop((left - 60, top - 60, right + 60, bottom + 60))
+    for picture, kind, behind in (
+        (example(1), Answer, False),
+        (replace(smear, image=crop), Answer, True),  # of the one cell that it holds
+        (smear, Smear, False),
+    ):
+        visit = Visit()
+        text = shown(page, page._asking(visit, page._read(visit, lambda given=picture: given)))  # type: ignore[misc]
+        assert isinstance(visit.shown, kind) and (visit.behind is not None) == behind, text
+    blank = replace(example(1), image=Image.new("RGB", (450, 450), "white"), example=0)
+    visit = Visit()
+    text = shown(page, page._asking(visit, page._read(visit, lambda: blank)))
+    assert text.count("Unlike the cells this model knows") == 2, "each refuses in its row"
+    # What both refuse and holds more than a cell is cut out where it is tapped.
+    assert "Tap a cell to cut it out." in text
+    text = shown(page, click(page, visit, "tap:0.5,0.5"))
+    assert "Cropped to where you tapped." in text
+
+
+def test_a_smear_foreign_to_one_model_is_read_whole_by_the_other() -> None:
+    page, visit = page_of(ModelCache({"cnmc": CNMC, "ball4": BALL4})), Visit()
+    foreign = replace(example(2, smear=True), example=0)
+    text = shown(page, page._asking(visit, page._read(visit, lambda: foreign)))
+    assert isinstance(visit.shown, Answer) and "Perhaps an early pre-B blast" in text
+
+
+def zipped(folder: Path, names: list[str]) -> str:
+    path = folder / f"{OWN_FOLDER}1" / "cells.zip"
+    path.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, name in enumerate(names):
+            buffer = io.BytesIO()
+            Image.fromarray(draw_cell("ALL", subject=number, cell=0).image).save(buffer, "PNG")
+            archive.writestr(name, buffer.getvalue())
+    return str(path)
+
+
+def test_a_batch_is_stopped_by_any_newer_question_and_its_files_are_deleted(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    for act, said in (("stop", "Stopped. Nothing of it was kept."), ("example:1", "Synthetic ALL")):
+        path, visit = zipped(tmp_path, [f"{number}.png" for number in range(3)]), Visit()
+        steps = page._on_upload([path], visit)
+        assert next(steps) == {page.upload: None} and "0 of 3 pictures predicted" in str(next(steps))
+        assert said in shown(page, click(page, visit, act))
+        assert list(steps) == [] and not Path(path).exists()
+        assert not isinstance(visit.shown, BatchResult)
+
+
+def test_a_batch_opens_its_cells_sorts_them_and_is_read_by_another_model(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    names = [f"p{subject}/{cell}.png" for subject in (1, 2) for cell in (1, 2)]
+    visit = Visit()
+    text = shown(page, page._on_upload([zipped(tmp_path, names)], visit))
+    read = visit.shown
+    assert isinstance(read, BatchResult) and list(read.cells_by_subject()) == ["p1", "p2"] and text.count("<svg") == 2
+    text = shown(page, click(page, visit, "cell:3"))
+    assert "p2/2.png" in text and "← Back to the cells" in text and text.count('class="lk-row') == 2
+    shown(page, click(page, visit, "back"))
+    assert 'value="least" selected' in shown(page, click(page, visit, "order:least"))
+    shown(page, click(page, visit, r"pattern:/(\d)"))
+    assert isinstance(visit.shown, BatchResult) and list(visit.shown.cells_by_subject()) == ["1", "2"]
+    assert "give a regular expression" in shown(page, click(page, visit, "pattern:("))
+    shown(page, click(page, visit, "read:other"))
+    assert isinstance(visit.shown, BatchResult) and visit.model == "other"
+
+
+def test_a_model_of_the_hub_is_one_row_more(tiny_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = ModelCache({"one": tiny_release})
+    load = models._load
+    monkeypatch.setattr(models, "_load", lambda name: load("one"))
+    page, visit = page_of(models), Visit()
+    list(click(page, visit, "example:1"))
+    text = shown(page, page._on_name(" lab/tiny ", visit))
+    assert visit.added == ["lab/tiny"] and visit.model == "lab/tiny" and text.count('class="lk-row') == 2
+    assert shown(page, click(page, visit, "example:2")).count('class="lk-row') == 2
+    assert "is no model name" in shown(page, page._on_name("/etc", visit)) and visit.added == ["lab/tiny"]
+
+
+@pytest.mark.parametrize(
+    ("act", "kind"), [("example:1", "png"), ("smear", "csv"), ("smear", "json"), ("people", "parquet")]
+)
+def test_what_is_shown_is_saved(page: Page, act: str, kind: str) -> None:
+    visit = Visit()
+    list(click(page, visit, act))
+    (step,) = click(page, visit, f"save:{kind}")
+    parcel = json.loads(unescape(step[page.parcel].removeprefix("<template>").removesuffix("</template>")))
+    assert parcel["name"].endswith(f".{kind}") and parcel["content"]
+
+
+# What a visit keeps
+
+
+def test_a_visit_keeps_its_newest_cells_once_each(page: Page) -> None:
+    visit = Visit()
+    for number in (1, 2, 3, 1):
+        list(click(page, visit, f"example:{number}"))
+    assert [one.picture.example for one in visit.kept] == [1, 3, 2]
+    list(click(page, visit, "kept:2"))
+    assert isinstance(visit.shown, Answer) and visit.shown.picture.example == 2
+    many = answer(example(1), page.models, ["one"])
+    for _ in range(20):
+        visit.keep(replace(many, picture=replace(many.picture, image=many.picture.image.copy())))
+    assert len(visit.kept) == KEPT_CELLS
+
+
+def test_no_model_at_all_is_told() -> None:
+    page: Page = page_of(ModelCache({}))
+    for act in ("example:1", "people"):
+        assert "This demo comes with no model." in shown(page, click(page, Visit(), act))
+
+
+def opened(page: Page, query: dict[str, str], lost: str = "") -> tuple[str, Visit]:
+    """What a page shows that is opened by an address."""
+    on_load: list[Callable[..., Any]] = []
+    demo = SimpleNamespace(load=lambda fn, *_, **__: on_load.append(fn))
+    tabs = SimpleNamespace(children=[], change=lambda *_, **__: None)
+    page.open_on_load(demo, tabs)  # type: ignore[arg-type]
+    visit = Visit()
+    return shown(page, on_load[0](lost, visit, SimpleNamespace(query_params=query))), visit
+
+
+def test_an_address_opens_model_and_example_and_a_lost_page_keeps_what_it_shows(page: Page) -> None:
+    text, visit = opened(page, {"model": "other", "example": "4"})
+    assert visit.model == "other" and "Synthetic HEM (an example)" in text
+    text, visit = opened(page, {"model": "/etc", "example": "no number"})
+    assert visit.model == "one" and 'data-example="1"' in text and visit.added == []
+    assert opened(page, {}, lost="1") == ("", Visit())
