@@ -84,7 +84,7 @@ class Visit:
     """One visitor's page; notes every request that leaves the server it came from, and every error of its scripts."""
 
     def __init__(self, browser: Any, address: str, **options: Any) -> None:
-        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | options)
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 720}} | options)
         self.context.set_default_timeout(WAIT)
         self.page = self.context.new_page()
         self.elsewhere: list[str] = []
@@ -93,8 +93,8 @@ class Visit:
         self.page.on("pageerror", lambda error: self.broken.append(str(error)))
         self.page.add_init_script(_SHIFTED)
         self.page.goto(address)
-        self.page.locator("#examples button").first.wait_for()
-        self.page.locator("#pictures img").nth(1).wait_for()  # the example that everyone meets
+        self.page.locator("#answer .lk-row.open").wait_for()  # the example that everyone meets
+        self.page.wait_for_function("!document.querySelector('.lk-wait')")
         # Its last event, after which nothing undoes what a test begins.
         self.page.wait_for_function("new URLSearchParams(location.search).has('model')")
 
@@ -102,27 +102,9 @@ class Visit:
         if not url.startswith((address, "data:", "blob:")):
             self.elsewhere.append(url)
 
-    def pick_example(self, number: int = 0, gallery: str = "examples") -> None:
-        """Click a synthetic picture and wait for its decision."""
-        self.page.locator(f"#{gallery} button").nth(number).click()
-        self.own_result()
-        self.page.locator("#pictures img").nth(1).wait_for()
-
-    def own_result(self) -> None:
-        """Wait until a decision stands in place of the example's."""
-        self.page.wait_for_function(
-            "!document.querySelector('#pictures figcaption')?.innerText.includes('an example')"
-            " && document.querySelector('#cell-summary .lk-short') && !document.body.dataset.lkBusy"
-        )
-
-    def tab(self, name: str) -> None:
-        """Open a tab; where tabs do not fit side by side, the last ones lie behind a button."""
-        tab = self.page.get_by_role("tab", name=name).locator("visible=true")
-        if tab.count():
-            tab.click()
-        else:
-            self.page.locator(".overflow-menu > button").click()
-            self.page.locator(".overflow-dropdown button", has_text=name).click()
+    def act(self, name: str) -> None:
+        """Click what does this."""
+        self.page.locator(f'[data-act="{name}"]').first.click()
 
     def width(self) -> int:
         """Of all that the page holds, in CSS pixels."""

@@ -11,39 +11,24 @@ import pytest
 from PIL import Image
 
 pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
-WIDTH, HEIGHT = 1120, 1480
+WIDTH, HEIGHT = 1280, 800
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return Path(os.environ.get("LEUKOSCOPE_SCREENSHOTS") or tmp_path)
-
-
-def taken(visit: Any, file: Path) -> None:
-    """Take the picture once the page has come to rest."""
+@pytest.mark.parametrize(("name", "act", "shown"), [
+    ("app", "example:1", "#picture .lk-stage"),
+    ("app_field", "smear", "#picture button.lk-box"),
+    ("app_evidence", "", "#card h1"),
+])  # fmt: skip
+def test_the_pictures_of_the_readme(
+    visits: Callable[..., Any], tmp_path: Path, name: str, act: str, shown: str
+) -> None:
+    folder = Path(os.environ.get("LEUKOSCOPE_SCREENSHOTS") or tmp_path)
+    visit = visits(viewport={"width": WIDTH, "height": HEIGHT})
+    visit.act(act) if act else visit.page.get_by_role("tab", name="Evidence").click()
+    visit.page.locator(shown).first.wait_for()
     visit.page.mouse.move(0, 0)
-    visit.page.wait_for_timeout(500)
-    visit.page.screenshot(path=file)
-    with Image.open(file) as picture:
+    visit.page.wait_for_timeout(800)  # it comes to rest
+    visit.page.screenshot(path=folder / f"{name}.png")
+    with Image.open(folder / f"{name}.png") as picture:
         assert picture.size == (WIDTH, HEIGHT)
-        assert len(set(picture.convert("RGB").resize((112, 148)).getdata())) > 100, "an empty page"
-
-
-def test_one_cell(visits: Callable[..., Any], folder: Path) -> None:
-    visit = visits(viewport={"width": WIDTH, "height": HEIGHT})
-    visit.pick_example()
-    taken(visit, folder / "app.png")
-
-
-def test_a_field_of_view(visits: Callable[..., Any], folder: Path) -> None:
-    visit = visits(viewport={"width": WIDTH, "height": HEIGHT})
-    visit.page.locator("#ask-field").click()
-    visit.page.locator("#field-picture button.lk-box").first.wait_for()
-    taken(visit, folder / "app_field.png")
-
-
-def test_the_evidence(visits: Callable[..., Any], folder: Path) -> None:
-    visit = visits(viewport={"width": WIDTH, "height": HEIGHT})
-    visit.tab("Evidence")
-    visit.page.locator("#card h1").first.wait_for()
-    taken(visit, folder / "app_evidence.png")
+        assert len(set(picture.convert("RGB").resize((128, 80)).getdata())) > 100, "an empty page"

@@ -26,11 +26,11 @@ from leukoscope.data.registry import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
 from leukoscope.inference.field import AT_EDGE, read_field
 from leukoscope.inference.prediction import Decision
 from leukoscope.synthetic import draw_cell, draw_field, smear_picture
+from leukoscope.web.answer import Picture, ask
 from leukoscope.web.app import build_demo
+from leukoscope.web.batch import predict_files
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.result import predict_cell
-from leukoscope.web.tabs.batch import predict_files
-from leukoscope.web.tabs.field import predict_field
+from leukoscope.web.smear import open_cell, read_smear
 from leukoscope.web.upload import CELL, FIELD, Limit, read_upload
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
@@ -126,7 +126,7 @@ def of_json(prediction: dict[str, Any]) -> Said:
 
 
 def upload(path: Path, most: Limit = CELL) -> tuple[Image.Image, str]:
-    """As a tab of the demo takes a visitor's file."""
+    """As the demo takes a visitor's file."""
     return read_upload(path, most)
 
 
@@ -166,12 +166,12 @@ def every_way(paths: list[Path], tmp_path: Path) -> dict[str, dict[str, Said]]:
     shelf = ModelCache({"released": RELEASE})
     batch = predict_files(shelf, [str(path) for path in paths], "released", "")
     found["the demo's batch"] = {row.name: said(row.decision, row.checks.ood_score) for row in batch.rows}
-    looks = {path.name: predict_cell(shelf, *upload(path), "released") for path in paths}
+    looks = {path.name: ask(Picture(*upload(path)), shelf, "released") for path in paths}
     found["the demo's one cell"] = {
-        name: said(look.decision(), look.prediction.checks.ood_score) for name, look in looks.items()
+        name: said(look.decision(), look.known.checks.ood_score) for name, look in looks.items()
     }
-    ask = endpoint(shelf, "predict")
-    returned = {path.name: ask(str(path), "released") for path in paths}
+    by_api = endpoint(shelf, "predict")
+    returned = {path.name: by_api(str(path), "released") for path in paths}
     assert all(outcome == decision["outcome"] for outcome, *_, decision in returned.values())
     found["the API at /predict"] = {name: of_json(decision) for name, (*_, decision) in returned.items()}
     cells = endpoint(shelf, "batch")([str(path) for path in paths], "released")["cells"]
@@ -223,7 +223,7 @@ def test_a_field_s_cells_get_one_outcome_whichever_way_it_is_read(
     field_of(stain).save(path)
     image = open_field(path)
     ours = read_field(Predictor.from_pretrained(RELEASE), image, um_per_pixel=PITCH)
-    seen = predict_field(shelf, *upload(path, FIELD), "released", PITCH)
+    seen = read_smear(shelf, Picture(*upload(path, FIELD), um_per_pixel=PITCH), "released")
     (told,) = json.loads(command("field", RELEASE, path, "--um-per-pixel", PITCH, "--json"))
     reading, _ = endpoint(shelf, "field")(str(path), "released", PITCH)
 
@@ -240,10 +240,7 @@ def test_a_field_s_cells_get_one_outcome_whichever_way_it_is_read(
         assert "ALL" in outcomes and (ours.in_distribution or 0) >= 0.5
     else:
         assert set(outcomes) <= {OUT_OF_DISTRIBUTION, AT_EDGE} and (ours.in_distribution or 0) < 0.5
-    for cell in ours.cells:
-        if cell.prediction is None:
-            continue
-        # Opened from its field in the tab "Cell", where it is asked about anew.
-        cut = cut_out(image, cell.cell, PITCH)
-        opened = predict_cell(shelf, cut, "a cell", "released", field_share=ours.in_distribution)
-        assert opened.decision().outcome == cell.outcome
+    for number in seen.whole:
+        # Opened from its smear, it is asked about anew.
+        (opened,) = open_cell(shelf, seen, number).rows
+        assert opened.decision().outcome == ours.cells[number].outcome

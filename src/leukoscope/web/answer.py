@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from leukoscope import LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import NOT_A_CELL
 from leukoscope.evaluation.morphology import MapShare, Morphology, map_share, measure_cell, parts_of
 from leukoscope.inference.gradcam import overlay
@@ -251,7 +251,7 @@ class Row:
             MAP_CAVEAT if self.maps else "",
             "; ".join(f"{name}: {value}" for name, value in facts.items()),
             f"{text.about_model(self.model, known.revision)}.",
-            text.NOTICE,
+            RESEARCH_NOTICE,
         )
         return "\n".join(line for line in lines if line)
 
@@ -292,9 +292,7 @@ def answer(picture: Picture, models: ModelCache, names: Sequence[str]) -> Answer
 
 def answering(picture: Picture, models: ModelCache, names: Sequence[str]) -> Iterator[Answer]:
     """As `answer`, with each model's row as soon as it is there."""
-    found = Answer(picture, waiting=tuple(names))
-    if not names:
-        yield found
+    found = Answer(picture)
     for number, name in enumerate(names):
         try:
             row = ask(picture, models, name)

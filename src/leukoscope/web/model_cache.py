@@ -266,24 +266,7 @@ def _download_bytes(hub_id: str, revision: str | None, anonymous: bool) -> int:
 def _predict(
     predictor: Predictor, images: Iterable[Image.Image], *, explain: bool = False, batch_size: int = 16
 ) -> list[Prediction]:
-    images = list(images)  # TEMP
-    found = predictor(images, explain=explain, batch_size=batch_size)
-    if explain and not hasattr(found[0], "views"):
-        import numpy as np
-
-        from leukoscope.inference.prediction import HeatMap, softmax
-        from leukoscope.inference.tta import average_maps, tta_views
-
-        for one, image in zip(found, images, strict=True):
-            logits, maps = predictor.backend(
-                tta_views(predictor.release.preprocessing.frame(image)[None]), explain=True
-            )
-            shares = softmax(logits)
-            object.__setattr__(one, "views", tuple(dict(zip(predictor.labels, row.tolist())) for row in shares))
-            if maps is not None:
-                mean = np.maximum(average_maps(maps), 0)[0]
-                object.__setattr__(one, "heatmaps", {l: HeatMap(mean[k], l) for k, l in enumerate(predictor.labels)})
-    return found
+    return predictor(images, explain=explain, batch_size=batch_size)
 
 
 def _limited(call: Callable[_P, _T], line: ThreadPoolExecutor) -> Callable[_P, _T]:

@@ -117,7 +117,7 @@ class Page:
 
     def __init__(self, models: ModelCache) -> None:
         self.models = models
-        self._examples: dict[tuple[str, int], Row] = {}
+        self._examples: dict[tuple[str, str], Row] = {}  # each of the demo's models answers an example once
         self._real = RealCells()
         smears = bool(models.names) and all(models.takes_cut_outs(name) is False for name in models.names)
         click = script("act.js")
@@ -126,7 +126,7 @@ class Page:
             with gr.Column(scale=1, min_width=220, elem_id="given"):
                 self.upload = upload.files_upload(show_label=False, height=104, elem_id="upload")
                 about = "A cell, a smear, a folder or a zip: drop it anywhere, or paste it."
-                gr.HTML(stage.note(about), js_on_load=script("box.js"), elem_id="box")
+                gr.HTML(stage.note(about), js_on_load=f"{script('folder.js')}\n{script('box.js')}", elem_id="box")
                 self.choices = gr.HTML(stage.given_choices(smears=smears), js_on_load=click, elem_id="choices")
                 self.real = gr.HTML(js_on_load=click, elem_id="real")
                 self.kept = gr.HTML(js_on_load=click, elem_id="kept")
@@ -288,25 +288,21 @@ class Page:
         picture = replace(picture, caption=f"{picture.caption} (an example)")
         yield from self._answers(picture, asked, named)
 
-    def _answers(
-        self, visit: Visit, picture: Picture, names: Sequence[str], named: str = ""
-    ) -> Iterator[dict[str, Any]]:
+    def _answers(self, picture: Picture, names: Sequence[str], named: str = "") -> Iterator[dict[str, Any]]:
         """Each model's row as soon as it is there; the best one is opened, or the one that is named."""
         if not names:
             raise LeukoscopeError(NO_MODEL)
-        common = {"behind": None, "forms": {}}
-        kept = [self._examples.get((name, picture.example)) if picture.example else None for name in names]
+        kept = [self._examples.get((name, picture.caption)) if picture.example else None for name in names]
         if all(kept):
-            steps: Iterator[Answer] = iter(
-                [Answer(picture, tuple(replace(row, picture=picture) for row in kept if row))]
-            )
+            steps: Iterator[Answer] = iter([Answer(picture, tuple(row for row in kept if row))])
         else:
             steps = answering(picture, self.models, names)
         for step in steps:
-            if picture.example and step.rows and step.rows[-1].prediction and step.rows[-1].model in self.models.names:
-                self._examples[step.rows[-1].model, picture.example] = step.rows[-1]
+            newest = step.rows[-1]
+            if picture.example and newest.prediction and newest.model in self.models.names:
+                self._examples[newest.model, picture.caption] = newest
             opened = next((number for number, row in enumerate(step.rows) if row.model == named), step.best)
-            yield {"shown": step, "opened": opened, **common}
+            yield {"shown": step, "opened": opened, "behind": None}
 
     def _read(self, visit: Visit, read: Callable[[], Picture]) -> Iterator[dict[str, Any]]:
         """What a picture holds: a cell as it is, or the cells of a smear, cut out."""
@@ -326,9 +322,9 @@ class Page:
         found = read_smear(self.models, picture, readers[0])
         if found.is_foreign:
             whole = [name for name in self._names(visit) if self.models.takes_cut_outs(name) is False]
-            rows = [ask(picture, self.models, name) for name in whole]
-            if any(row.gives_a_class for row in rows):
-                yield {"shown": Answer(picture, tuple(rows)), "opened": 0, "behind": found}
+            answer = Answer(picture, tuple(ask(picture, self.models, name) for name in whole))
+            if any(row.gives_a_class for row in answer.rows):
+                yield {"shown": answer, "opened": answer.best, "behind": found}
                 return
         yield {"shown": found, "behind": None}
         if len(found.whole) == 1:
