@@ -119,9 +119,9 @@ def test_what_was_forgotten_is_to_be_given_again(page: Page) -> None:
 def test_an_example_is_answered_by_every_model_once_and_then_kept(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     visit = Visit()
     text = shown(page, click(page, visit, "example:1"))
-    assert text.count('class="lk-row') == 2 and "(an example)" in text and 'data-example="1"' in text
+    assert text.count('<li class="lk-row') == 2 and "(an example)" in text and 'data-example="1"' in text
     monkeypatch.setattr(page.models, "predict", lambda *_, **__: pytest.fail("asked again"))
-    assert shown(page, click(page, Visit(), "example:1")).count('class="lk-row') == 2
+    assert shown(page, click(page, Visit(), "example:1")).count('<li class="lk-row') == 2
 
 
 def test_a_row_opens_with_its_map_and_the_picture_has_three_views(page: Page) -> None:
@@ -129,7 +129,7 @@ def test_a_row_opens_with_its_map_and_the_picture_has_three_views(page: Page) ->
     list(click(page, visit, "example:1"))
     assert visit.model == "one"
     assert 'data-model="other"' in shown(page, click(page, visit, "row:1")) and visit.model == "other"
-    assert shown(page, click(page, visit, "view:turned")).count("mirrored") == 4
+    assert shown(page, click(page, visit, "view:turned")).count(">mirrored") == 4
     assert "Without its nucleus" in shown(page, click(page, visit, "view:covered"))
     assert "Map for HEM" in shown(page, click(page, visit, "row:1")) + shown(page, click(page, visit, "label:HEM"))
     left, top = 0.5, 0.5
@@ -220,7 +220,7 @@ def test_a_batch_opens_its_cells_sorts_them_and_is_read_by_another_model(
     read = visit.shown
     assert isinstance(read, BatchResult) and list(read.cells_by_subject()) == ["p1", "p2"] and text.count("<svg") == 2
     text = shown(page, click(page, visit, "cell:3"))
-    assert "p2/2.png" in text and "← Back to the cells" in text and text.count('class="lk-row') == 2
+    assert "p2/2.png" in text and "← Back to the cells" in text and text.count('<li class="lk-row') == 2
     shown(page, click(page, visit, "back"))
     assert 'value="least" selected' in shown(page, click(page, visit, "order:least"))
     shown(page, click(page, visit, r"pattern:/(\d)"))
@@ -237,8 +237,8 @@ def test_a_model_of_the_hub_is_one_row_more(tiny_release: Path, monkeypatch: pyt
     page, visit = page_of(models), Visit()
     list(click(page, visit, "example:1"))
     text = shown(page, page._on_name(" lab/tiny ", visit))
-    assert visit.added == ["lab/tiny"] and visit.model == "lab/tiny" and text.count('class="lk-row') == 2
-    assert shown(page, click(page, visit, "example:2")).count('class="lk-row') == 2
+    assert visit.added == ["lab/tiny"] and visit.model == "lab/tiny" and text.count('<li class="lk-row') == 2
+    assert shown(page, click(page, visit, "example:2")).count('<li class="lk-row') == 2
     assert "is no model name" in shown(page, page._on_name("/etc", visit)) and visit.added == ["lab/tiny"]
 
 

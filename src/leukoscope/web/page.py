@@ -371,7 +371,8 @@ class Page:
             "stop": lambda: _once({"shown": None, self.answer: stage.waiting("Stopped. Nothing of it was kept.")}),
         }
         with suppress(ValueError, IndexError, TypeError):  # a value that no button of ours has
-            yield from self._asking(visit, acts[what]() if what in acts else iter(()))
+            if what in acts:
+                yield from self._asking(visit, _late(acts[what]))
 
     def _view(self, visit: Visit, view: str) -> Iterator[dict[str, Any]]:
         forms = covered(visit.row, self.models) if view == "covered" else {}
@@ -470,6 +471,11 @@ class Page:
 
 
 _LOST = "() => [sessionStorage.lkLost ? '1' : '', null]"
+
+
+def _late(act: Callable[[], Iterator[dict[Any, Any]]]) -> Iterator[dict[Any, Any]]:
+    """What an act does, so that its errors are those of its first step."""
+    yield from act()
 
 
 def _once(changes: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
