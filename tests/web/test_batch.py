@@ -548,7 +548,7 @@ def test_subjects_are_told_apart_and_their_cells_drawn_with_those_refused_in_gre
     # A dot opens the cell of its number, counted over the whole batch.
     numbers = sorted(int(number) for number in re.findall(r'<circle data-act="cell:(\d+)"', page))
     assert numbers == list(range(5))
-    assert [page.count(f'fill="{ink}"') for ink in ("#d55e00", "#0072b2", "#000000")] == [2, 2, 1]
+    assert [page.count(f'fill="{ink}"') for ink in ("#d55e00", "#0072b2", "#85858b")] == [2, 2, 1]
     assert subject_text(result, "1") == (
         "3 cells: 1 ALL, 1 HEM, 0 without a class, 1 refused. Of 2 given a class, 1 right."
     )

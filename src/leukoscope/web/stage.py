@@ -14,6 +14,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.inference.field import CLASS_COLOURS, OTHER_COLOURS
+from leukoscope.inference.prediction import REFUSED
 from leukoscope.reports.formatting import cell_html, data_uri, encoded
 from leukoscope.web import text
 from leukoscope.web.answer import MAP_CAVEAT, WITHOUT, Answer, Picture, Row, cover_text, example, views_of
@@ -21,6 +22,7 @@ from leukoscope.web.text import percent
 
 VIEWS = {"map": "Map", "turned": "Turned", "covered": "Covered"}
 NOTICE = f'<p class="lk-notice" role="note">{escape(RESEARCH_NOTICE)}</p>'
+REFUSED_COLOUR = "#85858b"
 _FOREIGN = {"colour": "Colour", "texture": "Texture", "shape": "Size and outline"}
 _ORIENTATIONS = ("as given", "90°", "180°", "270°", "mirrored", "mirrored, 90°", "mirrored, 180°", "mirrored, 270°")
 
@@ -64,7 +66,8 @@ def colour(outcome: str, labels: Sequence[str]) -> str:
     """The colour of a class, the same in boxes, bars, dots and plots, or of what is none."""
     if outcome in labels:
         return CLASS_COLOURS[list(labels).index(outcome) % len(CLASS_COLOURS)]
-    return OTHER_COLOURS.get(outcome, OTHER_COLOURS["abstain"])
+    # Seen on dark as well, where the black of a saved picture is not.
+    return REFUSED_COLOUR if outcome in REFUSED else OTHER_COLOURS.get(outcome, OTHER_COLOURS["abstain"])
 
 
 def picture(image: Image.Image, alt: str, side: int = 0) -> str:
