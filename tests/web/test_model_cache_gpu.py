@@ -6,7 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +23,7 @@ from leukoscope.web.model_cache import ModelCache
 
 
 @pytest.fixture
-def lent(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def lent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """Stands for the package that a ZeroGPU Space has: what goes in and out of a call is pickled, as there.
 
     The other process has its card, for which the processor stands; this one must not ask for it.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
 from leukoscope import LeukoscopeError
@@ -38,13 +39,13 @@ def test_the_source_is_what_the_model_was_trained_on() -> None:
 
 
 def test_a_model_of_phantoms_has_no_real_cells(tiny_release: Path) -> None:
-    with pytest.raises(LeukoscopeError, match="tiny was trained on data of which no copy on the Hub is known; upload"):
+    with pytest.raises(LeukoscopeError, match="tiny: was trained on data of which no copy on the Hub is known; upload"):
         source_of(ModelCache({"tiny": tiny_release}), "tiny")
 
 
 def test_a_hub_that_does_not_answer_is_told_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(page.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(
         LeukoscopeError, match="cannot be streamed from the Hub, which does not answer; try again later"
     ):

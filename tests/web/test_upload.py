@@ -131,16 +131,6 @@ def test_a_picture_from_a_web_address_lies_where_nobody_else_looks(
     assert not list(cache.parent.rglob("cell.bmp"))
 
 
-def test_an_example_that_everyone_sees_is_not_deleted(cache: Path) -> None:
-    demo = build_demo(ModelCache({"x": Path("x")}))
-    (gallery,) = (block for block in demo.blocks.values() if block.elem_id == "examples")
-    examples = sorted(gallery.keep_in_cache)
-    assert len(examples) == 6 and all(Path(example).is_relative_to(cache.parent) for example in examples)
-    with pytest.raises(gradio.Error, match="'/etc' is no model name"):
-        _predict({"x": Path("x")})(examples[0], "/etc")
-    assert Path(examples[0]).exists()
-
-
 def test_a_file_outside_the_cache_is_left_alone(cache: Path, tmp_path: Path) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "mine.png")
     read_upload(tmp_path / "mine.png")

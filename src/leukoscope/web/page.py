@@ -30,7 +30,7 @@ from leukoscope.data.registry import DatasetInfo, trained_on
 from leukoscope.evaluation.morphology import parts_of
 from leukoscope.web import batch, smear, stage, upload
 from leukoscope.web.answer import Answer, Picture, Row, answering, ask, covered, example, names_for
-from leukoscope.web.batch_files import Batch, is_batch, open_batch
+from leukoscope.web.batch_files import Batch, is_batch, open_batch, suggested_pattern
 from leukoscope.web.batch_results import BatchResult, save_cells, save_subjects
 from leukoscope.web.export import save_row
 from leukoscope.web.model_cache import MOST_CELLS, NO_MODEL, ModelCache
@@ -186,7 +186,8 @@ class Page:
     def _asking(self, visit: Visit, work: Iterator[dict[str, Any]]) -> Iterator[Updates]:
         """Draw what a question changes of a visit, step by step, as long as no newer question is asked."""
         visit.asked += 1
-        mine, drawn = visit.asked, ()
+        mine = visit.asked
+        drawn: tuple[Any, ...] | None = None
         try:
             for changes in work:
                 if visit.asked != mine:
@@ -196,14 +197,9 @@ class Page:
                     visit.show(**changes)
                 else:
                     visit.__dict__.update(changes)
-                stands = (visit.shown, visit.opened, visit.view, visit.label, visit.behind, visit.order)
-                if (
-                    isinstance(visit.shown, Answer)
-                    and not visit.shown.waiting
-                    and "shown" in changes
-                    and not visit.behind
-                ):
-                    visit.keep(visit.shown)
+                answer = visit.shown
+                if isinstance(answer, Answer) and not answer.waiting and "shown" in changes and not visit.behind:
+                    visit.keep(answer)
                 stands = self._picture_key(visit)
                 yield {self.visit: visit, **self._draw(visit, picture=stands != drawn), **extra}
                 drawn = stands
@@ -425,7 +421,7 @@ class Page:
         if not isinstance(visit.shown, BatchResult):
             raise LeukoscopeError(DELETED)
         names = [row.name for row in visit.shown.rows]
-        wanted = pattern.strip() or batch.suggested_pattern(names, visit.shown.classes)
+        wanted = pattern.strip() or suggested_pattern(names, visit.shown.classes)
         yield {"shown": visit.shown.with_subjects(wanted), "behind": None, "pattern": wanted}
 
     def _tap(self, visit: Visit, across: float, down: float) -> Iterator[dict[str, Any]]:

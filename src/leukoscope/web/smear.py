@@ -143,18 +143,18 @@ def smear_picture(smear: Smear) -> str:
         left, top, right, bottom = found.cell.box
         # In the right half, the text ends where the box does: it would leave the picture.
         side = "lk-box lk-right" if left + right > width else "lk-box"
-        style = (
+        place = (
             f"left:{left / width:.3%};top:{top / height:.3%};width:{(right - left) / width:.3%};"
             f"height:{(bottom - top) / height:.3%};border-color:{stage.colour(found.outcome, reading.labels)};"
             f"border-style:{'dashed' if found.outcome in DASHED else 'solid'}"
         )
         title = f"Cell {number + 1}: {_said(found, reading.labels)}"
         if found.outcome == AT_EDGE:
-            marks += f'<span class="{side}" style="{style}" title="{escape(title)}"></span>'
+            marks += f'<span class="{side}" style="{place}" title="{escape(title)}"></span>'
             continue
         short = f"{number + 1} {found.outcome}" if found.outcome in reading.labels else str(number + 1)
-        label = f'<span aria-hidden="true">{escape(short)}</span>'
-        marks += stage.act(f"cell:{number}", label, title=f"{title}; open it", classes=side, state=f' style="{style}"')
+        inner = f'<span aria-hidden="true">{escape(short)}</span>'
+        marks += stage.act(f"cell:{number}", inner, title=f"{title}; open it", classes=side, state=f' style="{place}"')
     alt = f"{reading.source}; {len(smear.whole)} cells are boxed, each a button"
     top = f'<div class="lk-top"><span>{escape(reading.source)}</span></div>'
     shown = stage.picture(image, alt, SHOWN_SIDE)

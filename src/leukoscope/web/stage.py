@@ -139,10 +139,9 @@ def cell_picture(
             for name, said in VIEWS.items()
         )
         tabs = f'<div class="lk-tabs" role="group" aria-label="What of the cell is shown">{tabs}</div>'
-    shown = {"turned": _turned, "covered": lambda one: _covered(one, forms or {})}.get(view)
-    if row.refused or shown is None:
+    if row.refused or view == "map":
         return f"{top}{tabs}{_slider(row, label or row.called())}"
-    return f"{top}{tabs}{shown(row)}"
+    return f"{top}{tabs}{_turned(row) if view == 'turned' else _covered(row, forms or {})}"
 
 
 def _slider(row: Row, label: str) -> str:
