@@ -25,7 +25,7 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.fields import UnusableField, find_cells, looks_like_smear
-from leukoscope.data.loading import StreamedCell, stream_cells
+from leukoscope.data.hub import StreamedCell, stream_cells
 from leukoscope.data.registry import DatasetInfo, trained_on
 from leukoscope.evaluation.morphology import parts_of
 from leukoscope.web import batch, smear, stage, upload
