@@ -24,16 +24,15 @@ from leukoscope.data.images import foreground
 from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
 from leukoscope.evaluation.predictions import CellPredictions, even_sample
-from leukoscope.inference.backends import TorchBackend
 from leukoscope.inference.gradcam import share_on_cell
 from leukoscope.inference.prediction import EVIDENCE, NO_MAP, passes_map_checks, softmax
-from leukoscope.inference.predictor import float32_backend
+from leukoscope.inference.runtime import TorchBackend, float32_backend
 from leukoscope.inference.tta import VIEWS, turned, turned_back
 from leukoscope.models.weights import Release
 from leukoscope.progress import progress, track
 
 if TYPE_CHECKING:
-    from leukoscope.inference.predictor import Backend
+    from leukoscope.inference.runtime import Backend
 
 AT_ONCE = 8
 """Cells computed at once, which share a random network; of more, the activations do not fit a processor's cache."""

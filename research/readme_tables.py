@@ -19,7 +19,6 @@ from leukoscope import LeukoscopeError
 from leukoscope.evaluation.bootstrap import bootstrap_subjects
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import write_atomic
-from leukoscope.inference.backends import PRECISION_NAMES
 from leukoscope.models.release import OF_FIELDS, PREDICTIONS, read_metrics
 from leukoscope.reports.formatting import Table, count, difference, gain, metric_name, share, span, with_span
 from leukoscope.reports.release_tables import RESULT_METRICS, cells_needed, evaluation_row
@@ -65,7 +64,6 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "results": results_table(releases),
         "decisions": decisions_table(releases),
         "subjects": subjects_table(releases),
-        "precision": precision_table(releases),
         "leakage": leakage_table(read_results(results / "leakage")),
         "shortcuts": shortcuts_table(read_results(results / "audit")),
         "prior": prior_table(prior),
@@ -267,33 +265,6 @@ def subjects_table(releases: Sequence[Path]) -> str:
             auroc = [with_span(measured["auroc"]), with_span(alone.get("auroc")), difference(alone.get("difference"))]
             rows.append([f"`{release.name}`", subjects, *auroc, sensitivity, specificity, decided, wrong, cells])
     return str(Table(("release", *names, "cells needed"), rows))
-
-
-def precision_table(releases: Sequence[Path]) -> str:
-    """What the lower precisions that a release offers change: one row for each of them, the one taken first above."""
-    names = (
-        "precision",
-        "training cells whose class changes",
-        "unseen cells",
-        "change of their AUROC by subject (or block)",
-        "share of their outcomes that change",
-        "correlation of their maps with those in float32",
-        "default",
-    )
-    rows = []
-    for release in releases:
-        block = read_metrics(release).get("precision", {})
-        for name in block.get("fast", ()):
-            of = block[name]
-            row = [f"`{release.name}`", PRECISION_NAMES[name], f"{of['changed']['label']} of {count(of['cells'])}"]
-            if unseen := of.get("unseen"):
-                moved = difference(unseen["difference"]["auroc_by_subject"])
-                changed = f"{100 * unseen['changed']['outcome'] / unseen['cells']:.1f} %"
-                row += [count(unseen["cells"]), moved, changed, share(unseen["map_correlation"])]
-            else:
-                row += ["not measured", *["–"] * 3]
-            rows.append([*row, "yes" if block["default"] == name else "no"])
-    return str(Table(("release", *names), rows)) if rows else NOT_MEASURED
 
 
 def leakage_table(comparisons: Sequence[Mapping[str, Any]]) -> str:

@@ -55,11 +55,11 @@ REPLACING: dict[str, Sequence[str]] = {
     "evaluation": ("evaluate", "--predictions", str(PREDICTIONS), "--output", "OUT/evaluation"),
     "audit": ("audit", "cells", *SUBJECTS, "--output", "OUT/audit"),
     "card": ("release", "card", "OUT/release"),
-    **{name: (*EXPORT, name) for name in ("openvino", "onnx", "transformers.js", "endpoint")},
+    **{name: (*EXPORT, name) for name in ("openvino", "onnx")},
     "space": ("release", "space", "lab/cells", "--output", "OUT/space"),
     "run": (*TRAIN, "--output_dir", "OUT/run"),
 }
-LONG = ("evaluation", "card", "onnx", "transformers.js")
+LONG = ("evaluation", "card", "onnx")
 # Commands that refuse to.
 ONCE: dict[str, Sequence[str]] = {
     **{f"score {kind}": (*SCORE, "--output", f"OUT/scores{kind}") for kind in (".csv", ".parquet")},

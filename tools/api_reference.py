@@ -34,7 +34,7 @@ PUBLIC = {
     "leukoscope.data.splits": ("Split", "load_split"),
     "leukoscope.synthetic": ("draw_cell", "phantom_cells", "PhantomCell", "draw_field"),
     "leukoscope.inference.prediction": ("Reason", "Checks", "HeatMap"),
-    "leukoscope.inference.backends": ("Runtime",),
+    "leukoscope.inference.runtime": ("Runtime",),
     "leukoscope.inference.subject": ("SubjectPrediction",),
     "leukoscope.inference.field": ("FieldReading",),
     "leukoscope.models.release": ("load_release", "Release"),

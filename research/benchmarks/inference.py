@@ -39,9 +39,9 @@ MEASURES = {
     "cold": "seconds from the start of a process to its first answer, without Grad-CAM; an earlier run kept the graph",
     "peak_bytes": "the most memory that a process of all these measures held",
 }
-BACKENDS = {"torch": "torch", "openvino": "openvino", "onnx": "onnxruntime"}  # and the module each needs
+BACKENDS = {"torch": "torch", "openvino": "openvino"}  # and the module each needs
 KERAS_NETWORKS = {"tf_efficientnet_b3": "EfficientNetB3", "densenet121": "DenseNet121", "densenet169": "DenseNet169"}
-OURS, FAST, GRAD_CAM = "leukoscope auto", "leukoscope fast", "pytorch-grad-cam"
+OURS, IN_BF16, GRAD_CAM = "leukoscope auto", "leukoscope bf16", "pytorch-grad-cam"
 # On the CPU, times faster than each system: (what is compared, beside which system).
 AIMS = {
     ("one", "pipeline"): 6.0,
@@ -159,7 +159,7 @@ def _compared(flags: argparse.Namespace, release: Path, pictures: Path, folder: 
         "image_size": config["pretrained_cfg"]["input_size"][-1],
         "auto_chose": Predictor.from_pretrained(release, backend="auto", device=flags.device).backend.name,
         "systems": figures,
-        "ratios": [row for ours in (OURS, FAST) if ours in figures for row in _ratios(ours, figures, flags.device)],
+        "ratios": [row for ours in (OURS, IN_BF16) if ours in figures for row in _ratios(ours, figures, flags.device)],
         "preprocessing": _preprocessing(release, pictures, flags.repeats),
         "compute": _compute(release, flags, figures),
     }
@@ -169,21 +169,18 @@ def _systems(
     flags: argparse.Namespace, release: Path, config: Mapping[str, Any]
 ) -> dict[str, tuple[list[str], dict[str, Any]]]:
     """Name → the command that takes a turn of it, and what to tell it."""
-    from leukoscope.inference.predictor import measured_precisions
-    from leukoscope.models.release import read_release
-
     own = [sys.executable, str(HERE / "inference_systems.py")]
     about = {
         "release": str(release.resolve()),
         "architecture": config["architecture"],
         "device": flags.device,
-        "precision": "auto",
+        "precision": "float32",
     }
     # On a GPU there is torch alone.
     found = [backend for backend, module in BACKENDS.items() if find_spec(module)] if flags.device == "cpu" else []
     systems = {f"leukoscope {b}": (own, about | {"system": "leukoscope", "backend": b}) for b in ("auto", *found)}
-    if flags.device == "cpu" and measured_precisions(read_release(release)):
-        systems[FAST] = (own, about | {"system": "leukoscope", "backend": "auto", "precision": "fast"})
+    if flags.device != "cpu" or _has_bf16():
+        systems[IN_BF16] = (own, about | {"system": "leukoscope", "backend": "auto", "precision": "bf16"})
     systems |= {name: (own, about | {"system": name}) for name in ("pipeline", "timm", GRAD_CAM)}
     # Keras builds whole networks only: beside one that ends early it would compute another one.
     cut = "block_config" in config.get("model_args", {})
@@ -198,6 +195,15 @@ def _systems(
         theirs = [str(flags.keras_python), str(HERE / "keras_example.py")]
         systems |= {f"keras {call}": (theirs, keras | {"call": call}) for call in ("predict", "call")}
     return systems
+
+
+def _has_bf16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this processor."""
+    from leukoscope.inference.runtime import openvino_core
+
+    return find_spec("openvino") is not None and "BF16" in openvino_core().get_property(
+        "CPU", "OPTIMIZATION_CAPABILITIES"
+    )
 
 
 def _take_turn(
@@ -239,13 +245,10 @@ def _start(command: Sequence[str], flags: argparse.Namespace) -> float:
 
 
 def _check_agreement(turns: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Speed of another answer would be no comparison; Keras has random weights.
-
-    What a lower precision changes is measured in the release's metrics.json.
-    """
+    """Speed of another answer would be no comparison; Keras has random weights."""
     wanted = np.array(turns["timm"][0]["probabilities"])
     for name, taken in turns.items():
-        found, largest = np.array(taken[0]["probabilities"]), 0.15 if name == FAST else 0.02
+        found, largest = np.array(taken[0]["probabilities"]), 0.15 if name == IN_BF16 else 0.02
         if not name.startswith("keras") and np.abs(found - wanted).max() >= largest:
             sys.exit(f"{name}: answers {found.tolist()}, timm {wanted.tolist()}; the same release must answer alike")
 
@@ -270,7 +273,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 def _ratios(ours: str, figures: Mapping[str, Mapping[str, Any]], device: str) -> list[dict[str, Any]]:
     """One of ours as multiples of the others', beside the aims."""
-    own, called = figures[ours], "" if ours == OURS else "fast, "
+    own, called = figures[ours], "" if ours == OURS else "bf16, "
     aims = AIMS if device == "cpu" else {}
     rows = []
     for name, theirs in figures.items():
@@ -338,8 +341,6 @@ def _compute(release: Path, flags: argparse.Namespace, figures: Mapping[str, Map
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from leukoscope import Predictor
-    from leukoscope.inference.backends import PRECISION_NAMES
     from leukoscope.models.weights import load_release
 
     torch.set_num_threads(flags.threads)
@@ -348,23 +349,20 @@ def _compute(release: Path, flags: argparse.Namespace, figures: Mapping[str, Map
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         loaded.network(torch.zeros(1, 3, side, side))
     flops = counter.get_total_flops()
-    fast_precision = Predictor.from_pretrained(release, precision="fast").backend.precision if FAST in figures else ""
-    computed_in = {FAST: PRECISION_NAMES.get(fast_precision, "")}
     # Of the precisions used alone: a processor without units for another emulates it, for many minutes.
-    used = {"float32", *filter(None, computed_in.values())}
-    peak = {name: _matmul_rate(getattr(torch, name), flags.device) for name in sorted(used)}
+    used = ("bfloat16", "float32") if IN_BF16 in figures else ("float32",)
+    peak = {name: _matmul_rate(getattr(torch, name), flags.device) for name in used}
     achieved = {
         name: {"one": flops / found["one_seconds"]["median"], "many": flops * found["many_cells_a_second"]["median"]}
         for name, found in figures.items()
         if name != GRAD_CAM
     }
     shares = {
-        name: {kind: rate / peak[computed_in.get(name, "float32")] for kind, rate in rates.items()}
+        name: {kind: rate / peak["bfloat16" if name == IN_BF16 else "float32"] for kind, rate in rates.items()}
         for name, rates in achieved.items()
     }
     return {
         "flops_a_cell": flops,
-        "fast_precision": fast_precision,
         "matmul_flops_a_second": peak,
         "achieved_flops_a_second": achieved,
         # Of the product in the precision that the system computes in.
@@ -377,10 +375,8 @@ def _matmul_rate(dtype: Any, device: str) -> float:
     import torch
 
     left, right = (torch.randn(_MATRIX, _MATRIX).to(device, dtype) for _ in range(2))
-    # torch multiplies int8 under a name of its own.
-    multiply = torch._int_mm if dtype == torch.int8 else torch.matmul
     # A GPU returns before it has computed; reading one number waits for it.
-    seconds = seconds_each(lambda _: multiply(left, right)[0, 0].item(), [b""], 10)
+    seconds = seconds_each(lambda _: (left @ right)[0, 0].item(), [b""], 10)
     return 2 * _MATRIX**3 / _spread(seconds)["median"]
 
 

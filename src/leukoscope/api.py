@@ -137,7 +137,7 @@ def score(
     subject_pattern: str | None = None,
     backend: str = "",
     device: str = "auto",
-    precision: str = "auto",
+    precision: str = "float32",
 ) -> Scored:
     """Predict for every image of a folder or a table, and write one row per cell.
 

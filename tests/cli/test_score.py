@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
-from leukoscope.inference.backends import Runtime
+from leukoscope.inference.runtime import Runtime
 from leukoscope.synthetic import draw_cell
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"

@@ -15,10 +15,10 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.registry import OUT_OF_DISTRIBUTION
 from leukoscope.evaluation.assess import assess, with_intervals
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions, with_frequencies
+from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe

@@ -1,4 +1,4 @@
-"""The layout of transformers.js: its two files give the release's probabilities and maps, in Python and in Node."""
+"""The ONNX layout: its two files give the release's probabilities and maps, in Python and in Node."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from timm import create_model
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference import export
-from leukoscope.inference.export import TRANSFORMERS_JS, WEB_GRAPH, export_release
+from leukoscope.inference.export import FORMATS, ONNX, export_release
 from leukoscope.inference.prediction import softmax
+from leukoscope.inference.runtime import TorchBackend
 from leukoscope.models.release import CARD, CONFIG, PROCESSOR, read_release
 from leukoscope.models.weights import save_release
 from leukoscope.synthetic import draw_cell
@@ -64,7 +65,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(release: Path) -> Path:
-    export_release(read_release(release), TRANSFORMERS_JS, release.parent / "web")
+    export_release(read_release(release), ONNX, release.parent / "web")
     return release.parent / "web"
 
 
@@ -83,13 +84,13 @@ def pixel_values(release: Path, cell: Image.Image) -> np.ndarray:
 def test_the_graph_gives_the_releases_probabilities_and_maps(release: Path, exported: Path, cell: Image.Image) -> None:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(exported / WEB_GRAPH)
+    session = onnxruntime.InferenceSession(exported / FORMATS[ONNX])
     logits, maps = session.run(["logits", "grad_cam"], {"pixel_values": pixel_values(release, cell)})
-    theirs = Predictor.from_pretrained(release, backend="torch")(cell, explain=True)
+    predictor = Predictor.from_pretrained(release, backend="torch")
+    theirs = predictor(cell)
     assert softmax(logits)[0] == pytest.approx(list(theirs.probabilities.values()), abs=1e-4)
-    assert theirs.heatmaps is not None
-    for k, heatmap in enumerate(theirs.heatmaps.values()):
-        assert maps[0, k] == pytest.approx(heatmap.evidence, abs=1e-4 * max(heatmap.evidence.max(), 1))
+    signed = predictor.backend(predictor.release.preprocessing.frame(cell)[None], explain=True).maps
+    assert signed is not None and maps == pytest.approx(np.maximum(signed, 0), abs=1e-4 * max(signed.max(), 1))
 
 
 def test_the_settings_name_classes_and_preprocessing(exported: Path) -> None:
@@ -106,27 +107,27 @@ def test_a_network_without_a_map_of_channels_has_logits_alone(tmp_path: Path, ce
     import onnxruntime
 
     folder = small_release(tmp_path / "vit", "test_vit")
-    report = export_release(read_release(folder), TRANSFORMERS_JS, tmp_path / "web")
+    report = export_release(read_release(folder), ONNX, tmp_path / "web")
     assert (report["outputs"], report["heat_map_difference"]) == (["logits"], None)
-    session = onnxruntime.InferenceSession(tmp_path / "web" / WEB_GRAPH)
+    session = onnxruntime.InferenceSession(tmp_path / "web" / FORMATS[ONNX])
     assert [output.name for output in session.get_outputs()] == ["logits"]
 
 
 def test_only_what_differs_from_torch_is_named(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = export._Reference.class_weights
+    exact = export._linear_head
 
-    def larger(reference: export._Reference) -> np.ndarray:
-        exact = weights(reference)
-        assert exact is not None
-        return 1.5 * exact
+    def larger(reference: TorchBackend, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        head = exact(reference, pixels)
+        assert head is not None
+        return 1.5 * head[0], head[1]
 
-    monkeypatch.setattr(export._Reference, "class_weights", larger)
+    monkeypatch.setattr(export, "_linear_head", larger)
 
     with pytest.raises(LeukoscopeError) as error:
-        export_release(read_release(release), TRANSFORMERS_JS, tmp_path / "web")
+        export_release(read_release(release), ONNX, tmp_path / "web")
 
     assert str(error.value) == (
-        f"{release}: its transformers.js graph differs from torch by 5.0e-01 of a Grad-CAM map's peak, more than "
+        f"{release}: its onnx graph differs from torch by 5.0e-01 of a Grad-CAM map's peak, more than "
         "0.0001; use backend='torch'"
     )
 

@@ -13,10 +13,9 @@ from PIL import Image, ImageDraw
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
 from leukoscope.data.fields import UnusableField, cut_out, find_cells
-from leukoscope.data.registry import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
 from leukoscope.inference.field import AT_EDGE, CUT_OUT_AS_C_NMC, CellReading, FieldReading, draw_reading, read_field
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
-from leukoscope.inference.prediction import Decision
+from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Decision
 from leukoscope.synthetic import draw_field
 
 CLASSES = ("ALL", "HEM", "ALL", "HEM")

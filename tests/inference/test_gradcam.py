@@ -27,10 +27,10 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.inference.backends import TorchBackend, blank_picture
 from leukoscope.inference.gradcam import explain_features, linear_head_maps, map_colours, overlay, share_on_cell
 from leukoscope.inference.prediction import EvidenceScale, HeatMap, passes_map_checks
 from leukoscope.inference.predictor import Predictor
+from leukoscope.inference.runtime import TorchBackend, blank_picture
 from leukoscope.inference.tta import VIEWS, turned, turned_back
 from leukoscope.models.weights import load_release
 from leukoscope.synthetic import Background, draw_cell
@@ -321,7 +321,7 @@ def test_overlay_is_bilinear_over_the_view() -> None:
     heat, _ = heat_and_picture()
     black = Image.new("RGB", (90, 90))
 
-    drawn = np.asarray(overlay(black, heat, (0, 0, 90, 90), opacity=1.0))
+    drawn = np.asarray(overlay(black, heat.evidence, (0, 0, 90, 90), opacity=1.0))
 
     evidence = torch.from_numpy(heat.evidence / heat.evidence.max())[None, None]
     warmth = F.interpolate(evidence, size=(90, 90), mode="bilinear", align_corners=False)[0, 0].numpy()
@@ -336,7 +336,7 @@ def test_overlay_changes_only_the_view_and_frames_it() -> None:
     heat, picture = heat_and_picture()
     view = (25.0, 10.0, 95.0, 80.0)
 
-    drawn = np.asarray(overlay(picture, heat, view))
+    drawn = np.asarray(overlay(picture, heat.evidence, view))
 
     outside = np.ones((90, 120), bool)
     outside[10:80, 25:95] = False
@@ -351,7 +351,7 @@ def test_overlay_does_not_frame_a_view_of_the_whole_picture() -> None:
     cold = HeatMap(np.zeros_like(heat.evidence), "HEM")
     grey = Image.new("RGB", (120, 90), (90, 90, 90))
 
-    assert np.array_equal(np.asarray(overlay(grey, cold, (0, 0, 120, 90))), np.asarray(grey))
+    assert np.array_equal(np.asarray(overlay(grey, cold.evidence, (0, 0, 120, 90))), np.asarray(grey))
 
 
 def test_overlay_keeps_cold_regions_and_colours_hot_ones() -> None:
@@ -359,7 +359,7 @@ def test_overlay_keeps_cold_regions_and_colours_hot_ones() -> None:
     evidence[0, 0] = 2.0
     grey = Image.new("RGB", (90, 90), (90, 90, 90))
 
-    drawn = np.asarray(overlay(grey, HeatMap(evidence, "ALL"), (0, 0, 90, 90), opacity=0.5))
+    drawn = np.asarray(overlay(grey, evidence, (0, 0, 90, 90), opacity=0.5))
 
     assert (drawn[50:, 50:] == 90).all()
     hottest = map_colours(256)[-1]
@@ -370,8 +370,8 @@ def test_overlay_with_a_common_peak_shows_weaker_evidence_weaker() -> None:
     grey = Image.new("RGB", (90, 90), (90, 90, 90))
     heat = HeatMap(np.full((3, 3), 0.5, np.float32), "HEM")
 
-    own_peak = np.asarray(overlay(grey, heat, (0, 0, 90, 90)))
-    common_peak = np.asarray(overlay(grey, heat, (0, 0, 90, 90), peak=5.0))
+    own_peak = np.asarray(overlay(grey, heat.evidence, (0, 0, 90, 90)))
+    common_peak = np.asarray(overlay(grey, heat.evidence, (0, 0, 90, 90), peak=5.0))
 
     assert np.abs(own_peak.astype(int) - 90).max() > 60
     assert np.abs(common_peak.astype(int) - 90).max() < 15
@@ -406,11 +406,11 @@ def test_a_cut_out_cell_is_outlined_and_a_smear_is_not() -> None:
     cell = Image.new("RGB", (90, 90))
     cell.paste((120, 60, 120), (30, 30, 60, 60))
     cold = HeatMap(np.zeros((3, 3), np.float32), "ALL")
-    drawn = np.asarray(overlay(cell, cold, (0, 0, 90, 90)))
+    drawn = np.asarray(overlay(cell, cold.evidence, (0, 0, 90, 90)))
     assert drawn[30, 45].tolist() == [86, 180, 233] and drawn[45, 45].tolist() == [85] * 3
     assert drawn[29, 45].tolist() == [0] * 3
     smear = Image.new("RGB", (90, 90), (200, 180, 200))
-    assert np.asarray(overlay(smear, cold, (0, 0, 90, 90))).std() == 0
+    assert np.asarray(overlay(smear, cold.evidence, (0, 0, 90, 90))).std() == 0
 
 
 @pytest.mark.parametrize(("width", "height", "side"), [(90, 70, 3), (450, 310, 5)])
@@ -419,7 +419,7 @@ def test_the_outline_is_the_cell_less_the_cell_eroded(width: int, height: int, s
     cell[: height // 2, width // 4 : width // 2] = cell[20:40, width // 3 :] = True  # cut by the frame on two sides
     picture = Image.fromarray(np.where(cell[..., None], (120, 60, 120), 0).astype(np.uint8))
     cold = HeatMap(np.zeros((3, 3), np.float32), "ALL")
-    drawn = np.asarray(overlay(picture, cold, (0, 0, width, height)))
+    drawn = np.asarray(overlay(picture, cold.evidence, (0, 0, width, height)))
     assert ((drawn == (86, 180, 233)).all(axis=2) == (cell & ~minimum_filter(cell, side))).all()
 
 
@@ -428,7 +428,7 @@ def test_the_outline_of_a_photograph_takes_little_memory() -> None:
     picture.paste((120, 60, 120), (500, 500, 2500, 2500))
     cold = HeatMap(np.zeros((3, 3), np.float32), "ALL")
     tracemalloc.start()
-    overlay(picture, cold, (0, 0, 3000, 3000))
+    overlay(picture, cold.evidence, (0, 0, 3000, 3000))
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 16 * 3000 * 3000, "bytes; a copy of the cell for every shift would take twice as many"
@@ -443,7 +443,7 @@ def test_a_map_s_strength_is_told_by_the_release_s_own_distribution() -> None:
 def test_overlay_takes_a_view_with_fractional_edges() -> None:
     heat, picture = heat_and_picture()
 
-    drawn = overlay(picture, heat, (24.6, 9.6, 95.4, 80.4))
+    drawn = overlay(picture, heat.evidence, (24.6, 9.6, 95.4, 80.4))
 
     assert drawn.size == picture.size
     assert np.asarray(drawn)[10, 25].tolist() == list(BLUE)

@@ -22,9 +22,8 @@ from leukoscope import Predictor
 from leukoscope.cli import app
 from leukoscope.data.fields import cut_out, find_cells
 from leukoscope.data.images import open_field, open_image
-from leukoscope.data.registry import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
 from leukoscope.inference.field import AT_EDGE, read_field
-from leukoscope.inference.prediction import Decision
+from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Decision
 from leukoscope.synthetic import draw_cell, draw_field, smear_picture
 from leukoscope.web.answer import Picture, ask
 from leukoscope.web.app import build_demo

@@ -9,8 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leukoscope.data.registry import ABSTAIN, DATASETS, NOT_A_CELL, OUT_OF_DISTRIBUTION
-from leukoscope.inference.prediction import WITHOUT_CLASS, Checks, Decision, Reason, Thresholds, passes_map_checks
+from leukoscope.data.registry import DATASETS
+from leukoscope.inference.prediction import (
+    ABSTAIN,
+    NOT_A_CELL,
+    OUT_OF_DISTRIBUTION,
+    WITHOUT_CLASS,
+    Checks,
+    Decision,
+    Reason,
+    Thresholds,
+    passes_map_checks,
+)
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 TWO = Thresholds("ALL", {"sensitivity_95": 0.3, "specificity_95": 0.9}, abstain_below=0.7, least_on_cell=0.4)

@@ -19,10 +19,9 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
 from leukoscope.data.images import UnreadableImage, open_image
-from leukoscope.data.registry import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
-from leukoscope.inference.backends import TorchBackend
 from leukoscope.inference.gradcam import overlay, share_on_cell
-from leukoscope.inference.prediction import EVIDENCE, HeatMap, Thresholds
+from leukoscope.inference.prediction import ABSTAIN, EVIDENCE, NOT_A_CELL, OUT_OF_DISTRIBUTION, HeatMap, Thresholds
+from leukoscope.inference.runtime import TorchBackend
 from leukoscope.inference.tta import VIEWS, turned, turned_back
 from leukoscope.models.release import OOD
 from leukoscope.synthetic import draw_cell, draw_field
@@ -142,7 +141,7 @@ def test_an_explained_prediction_draws_itself(predictor: Predictor, cells: list[
     peak = max(heatmap.evidence.max() for heatmap in heatmaps(explained).values())
 
     def drawn(name: str, **options: float) -> Image.Image:
-        return overlay(picture, heatmaps(explained)[name], explained.view_box, **options)
+        return overlay(picture, heatmaps(explained)[name].evidence, explained.view_box, **options)
 
     assert explained.picture == picture
     assert explained.overlay() == explained.overlay(label) == drawn(label, peak=peak)

@@ -30,10 +30,9 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
-from leukoscope.data.registry import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
 from leukoscope.inference import scoring
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
-from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS, Thresholds
+from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, WITHOUT_CLASS, Thresholds
 from leukoscope.inference.scoring import check_output, score_cells, unreadable_list, write_table
 from leukoscope.inference.sources import open_source
 from leukoscope.models.release import OOD

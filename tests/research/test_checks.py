@@ -13,9 +13,8 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.registry import NOT_A_CELL, OUT_OF_DISTRIBUTION
 from leukoscope.inference.ood import fit_detector, picture_statistics
-from leukoscope.inference.prediction import WITHOUT_CLASS
+from leukoscope.inference.prediction import NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
 from leukoscope.models.release import OOD
 from leukoscope.synthetic import Background, draw_cell, draw_field, phantom_cells
 from research.checks import FROM_ELSEWHERE, KINDS, frame_sample, healthy_outcomes, refusals, unsuitable_images

@@ -13,8 +13,8 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.inference.backends import TorchBackend
 from leukoscope.inference.prediction import passes_map_checks
+from leukoscope.inference.runtime import TorchBackend
 from leukoscope.models.weights import Release
 from research import map_checks as checks
 

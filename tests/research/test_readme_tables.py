@@ -25,7 +25,6 @@ from research.readme_tables import (
     headline_table,
     leakage_table,
     markers,
-    precision_table,
     readme_tables,
     results_table,
     shortcuts_table,
@@ -130,31 +129,6 @@ def test_leakage_table_shows_what_seeds_agree_on() -> None:
     assert "| B-ALL — blocks for subjects | densenet121" in blocks
     assert "AUROC" not in table, "a metric that was not measured has no row"
     assert leakage_table([]) == "Not measured yet."
-
-
-def test_a_precision_that_was_not_measured_on_unseen_subjects_says_so(
-    release: Path, release_metrics: dict[str, Any]
-) -> None:
-    assert precision_table([release]) == "Not measured yet."
-    auroc = {"a": 0.88, "b": 0.881, "difference": -0.001, "low": -0.004, "high": 0.002}
-    unseen = {
-        "cells": 2000,
-        "changed": {"outcome": 70},
-        "map_correlation": 0.996,
-        "difference": {"auroc_by_subject": auroc},
-    }
-    at_hand = {"logit_shift": [0.1, -0.1], "ranges": [], "cells": 1000, "changed": {"label": 12}}
-    release_metrics["precision"] = {
-        "default": "f32",
-        "fast": ["int8", "bf16"],
-        "int8": at_hand | {"unseen": unseen},
-        "bf16": at_hand,
-    }
-    (release / "metrics.json").write_text(json.dumps(release_metrics))
-    assert precision_table([release]).splitlines()[2:] == [
-        "| `leukoscope-test` | int8 | 12 of 1,000 | 2,000 | -0.001 (-0.004 to +0.002) | 3.5 % | 0.996 | no |",
-        "| `leukoscope-test` | bfloat16 | 12 of 1,000 | not measured | – | – | – | no |",
-    ]
 
 
 def test_a_curve_has_a_row_and_each_length_a_column() -> None:

@@ -17,9 +17,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE, Predictor
-from leukoscope.data.registry import OUT_OF_DISTRIBUTION
 from leukoscope.evaluation.morphology import parts_of
-from leukoscope.inference.prediction import Decision, HeatMap
+from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION, Decision, HeatMap
 from leukoscope.web import stage
 from leukoscope.web.answer import (
     EXAMPLES,

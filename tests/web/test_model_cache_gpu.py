@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.inference.backends import Runtime, TorchBackend, gpu_or_cpu
+from leukoscope.inference.runtime import Runtime, TorchBackend, gpu_or_cpu
 from leukoscope.synthetic import draw_field
 from leukoscope.web import app, model_cache
 from leukoscope.web.answer import ask, covered, example

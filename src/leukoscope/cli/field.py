@@ -53,7 +53,7 @@ def field(
         ),
     ] = None,
     backend: options.Backend = "",
-    precision: options.Precision = "auto",
+    precision: options.Precision = "float32",
     device: options.Device = "auto",
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,

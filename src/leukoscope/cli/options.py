@@ -30,11 +30,11 @@ Model = Annotated[
     str, Argument(metavar="MODEL", help="Release folder, name that `leukoscope release list` shows, or Hub id.")
 ]
 Backend = Annotated[
-    str, Option("--backend", metavar="auto|openvino|onnx|torch", help="Default: $LEUKOSCOPE_BACKEND, else auto.")
+    str, Option("--backend", metavar="auto|openvino|torch", help="Default: $LEUKOSCOPE_BACKEND, else auto.")
 ]
 Precision = Annotated[
     str,
-    Option("--precision", metavar="auto|exact|fast", help="float32, int8 or bfloat16, or fast where it loses nothing."),
+    Option("--precision", metavar="float32|bf16", help="bf16: faster on processors and GPUs with units for bfloat16."),
 ]
 Device = Annotated[
     str, Option("--device", metavar="auto|cpu|cuda", help="Where torch computes; auto: on a GPU if there is one.")
@@ -128,16 +128,12 @@ def shown_name(name: str) -> str:
 
 def open_predictor(model: str, backend: str, device: str, precision: str) -> Predictor:
     """Load a model; arguments as for `Predictor.from_pretrained`."""
-    from leukoscope.inference.backends import F32, PRECISION_NAMES
     from leukoscope.inference.predictor import Predictor
+    from leukoscope.inference.runtime import BF16
 
     predictor = Predictor.from_pretrained(model, backend=backend, device=device, precision=precision)
-    if (computed_in := predictor.backend.precision) != F32:
-        typer.echo(
-            f"computed in {PRECISION_NAMES[computed_in]}: probabilities differ a little from float32; "
-            "`precision` in the release's metrics.json says by how much",
-            err=True,
-        )
+    if predictor.backend.precision == BF16:
+        say("computed in bfloat16: probabilities differ from those in float32, in which the release was measured")
     return predictor
 
 

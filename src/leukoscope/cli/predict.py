@@ -47,7 +47,7 @@ def predict(
         bool, Option("--tta", help="Test-time augmentation: average over the image's eight rotations and mirrorings.")
     ] = False,
     backend: options.Backend = "",
-    precision: options.Precision = "auto",
+    precision: options.Precision = "float32",
     device: options.Device = "auto",
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -185,7 +185,7 @@ def score(
     output: Annotated[Path, Option(metavar="FILE", help="Table to write, one row per cell (.parquet or .csv).")],
     subject_pattern: options.SubjectPattern = None,
     backend: options.Backend = "",
-    precision: options.Precision = "auto",
+    precision: options.Precision = "float32",
     device: options.Device = "auto",
     batch_size: options.BatchSize = 32,
     as_json: options.AsJson = False,
@@ -232,7 +232,7 @@ def patient(
         Path | None, Option(metavar="FILE", help="Write a table, one row per subject (.csv or .parquet).")
     ] = None,
     backend: options.Backend = "",
-    precision: options.Precision = "auto",
+    precision: options.Precision = "float32",
     device: options.Device = "auto",
     batch_size: options.BatchSize = 32,
     as_json: options.AsJson = False,

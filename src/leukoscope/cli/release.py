@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,53 +63,32 @@ def framed(
 def export(
     model: options.Model,
     output: Annotated[Path, Option(metavar="DIR", help="Folder to write; an older export there is replaced.")],
-    graph_format: Annotated[
-        str, Option("--format", metavar="openvino|onnx|transformers.js|endpoint", help="What is to compute it.")
-    ] = "openvino",
+    graph_format: Annotated[str, Option("--format", metavar="onnx|openvino", help="What is to compute it.")] = "onnx",
 ) -> None:
     """Write a release for another runtime, compared with torch on 8 images.
 
-    openvino and onnx take pixels and give logits and the feature map. transformers.js writes the layout that
-    transformers.js and optimum load: onnx/model.onnx, which takes pixel_values and gives logits and Grad-CAM maps.
-    endpoint writes a model repository for Hugging Face Inference Endpoints, with its handler.py.
+    onnx writes the layout that transformers.js and optimum load: onnx/model.onnx, which takes pixel_values and gives
+    logits and Grad-CAM maps. openvino takes pixels and gives logits and the feature map.
     """
-    from leukoscope.hub.space import ENDPOINT_FILES, HANDLER, write_endpoint
-    from leukoscope.inference.backends import ONNX, require_package
-    from leukoscope.inference.export import REPORT, TRANSFORMERS_JS, WEB_GRAPH, export_release
-    from leukoscope.inference.graph import GRAPHS
+    from leukoscope.inference.export import FORMATS, ONNX, export_release
+    from leukoscope.inference.runtime import REPORT, require_package
     from leukoscope.models.hub_download import find_release
     from leukoscope.models.release import read_release
 
-    endpoint = "endpoint"
-    files = {**GRAPHS, TRANSFORMERS_JS: WEB_GRAPH, endpoint: HANDLER}
-    if graph_format not in files:
-        raise LeukoscopeError(f"--format {graph_format}: unknown; give one of {', '.join(files)}")
-    if graph_format != endpoint:
-        require_package(ONNX if graph_format == TRANSFORMERS_JS else graph_format)
-    ours = ENDPOINT_FILES if graph_format == endpoint else (REPORT,)
-    if output.exists() and (is_git_clone(output) or not all((output / name).exists() for name in ours)):
+    if graph_format not in FORMATS:
+        raise LeukoscopeError(f"--format {graph_format}: unknown; give one of {', '.join(FORMATS)}")
+    require_package("onnxruntime" if graph_format == ONNX else graph_format)
+    if output.exists() and (is_git_clone(output) or not (output / REPORT).exists()):
         raise LeukoscopeError(f"--output {output}: exists and is no earlier export; name a new folder")
     with disk_errors(f"--output {output}: cannot be written", "name another folder"):
         folder, name, revision = find_release(model)
-        release = read_release(folder, name=name, revision=revision)
-        if graph_format == endpoint:
-            write_endpoint(folder, output)
-            typer.echo(f"{output / HANDLER}: predicts by this release")
-        else:
-            _print_export(export_release(release, graph_format, output), output / files[graph_format])
-    typer.echo(RESEARCH_NOTICE)
-
-
-def _print_export(report: Mapping[str, Any], graph: Path) -> None:
-    """Print how far an exported graph differs from torch; an error where by too much."""
+        report = export_release(read_release(folder, name=name, revision=revision), graph_format, output)
     of_map = report["heat_map_difference"]
     typer.echo(
-        f"{graph}: at most {report['probability_difference']:.1e} in probability"
+        f"{output / FORMATS[graph_format]}: at most {report['probability_difference']:.1e} in probability"
         + (f" and {of_map:.1e} of a Grad-CAM map's peak" if of_map is not None else "; no Grad-CAM map")
-        + f" from torch, on {report['compared_on']}"
+        + f" from torch, on {report['compared_on']}\n{RESEARCH_NOTICE}"
     )
-    if not report.get("like_torch", True):
-        raise LeukoscopeError(f"{graph}: that is more than {report['allowed']:g}; use the release with torch")
 
 
 def card(
@@ -179,7 +157,7 @@ def space(
     starts. A static page takes a release folder as well; no picture leaves the visitor's machine.
     """
     from leukoscope.hub.space import find_model, push_space, write_space, write_static_space
-    from leukoscope.inference.backends import ONNX, require_package
+    from leukoscope.inference.runtime import require_package
     from leukoscope.models.hub_download import find_release
     from leukoscope.models.release import local_release, read_release
 
@@ -188,7 +166,7 @@ def space(
     if onnxruntime_web and not static:
         raise LeukoscopeError(f"--onnxruntime_web {onnxruntime_web}: is for a static page; add --static")
     if static:
-        require_package(ONNX)
+        require_package("onnxruntime")
         folder, name, revision = find_release(models[0])
         release = read_release(folder, name=name, revision=revision)
         write_static_space(release, output, title=title, runtime=onnxruntime_web)

@@ -12,12 +12,8 @@ from typing import Any, Literal
 from leukoscope import LeukoscopeError
 from leukoscope.data.layouts import CNMC_PRELIM_LABELS, Finder, cells_named, find_class_folders, find_cnmc_cells
 
-# Outcomes of a cell or a subject without a class: no class may be called so.
-ABSTAIN = "abstain"
-OUT_OF_DISTRIBUTION = "out of distribution"
-NOT_A_CELL = "not a cell"
-TOO_FEW_CELLS = "too few cells"
-RESERVED_LABELS = (ABSTAIN, OUT_OF_DISTRIBUTION, NOT_A_CELL, TOO_FEW_CELLS)
+# Outcomes without a class, of `inference.prediction`: no class may be called so.
+RESERVED_LABELS = ("abstain", "out of distribution", "not a cell", "too few cells")
 PRELIMINARY_TEST = "preliminary_test"
 EMPTY_SLIDE_RGB = (246, 254, 252)
 """Where a smear shows neither cell nor plasma: the median over 60 pictures of ball4 of their brightest quarters."""

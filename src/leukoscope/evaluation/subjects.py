@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from leukoscope.data.registry import ABSTAIN, TOO_FEW_CELLS
 from leukoscope.evaluation.bootstrap import bootstrap_subjects, paired_difference, point_metrics, subject_logits
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, SUBJECTS_NEEDED, calibrated, who_fitted
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.inference.prediction import WITHOUT_CLASS
+from leukoscope.inference.prediction import ABSTAIN, TOO_FEW_CELLS, WITHOUT_CLASS
 from leukoscope.inference.subject import POOLINGS, SubjectRule, logits_of, pool
 
 CELL_COUNTS = (1, 3, 5, 10, 20, 50)

@@ -1,8 +1,7 @@
 """Write the folder of a Space and publish it: the demo with what it needs of the package, or a static page.
 
 The demo's folder runs anywhere by `pip install -r requirements.txt` and `python app.py`. The static page computes one
-release in the visitor's browser, so that no picture leaves it; any file server will do. The folder of an Inference
-Endpoint is written here as well: a release, its handler and the part of the package that predicts.
+release in the visitor's browser, so that no picture leaves it; any file server will do.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from PIL import Image
 import leukoscope
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.files import atomic_folder, disk_errors, is_git_clone, resource_file
-from leukoscope.hub.publish import Destination, Published, folder_files, is_release_file, upload
+from leukoscope.hub.publish import Destination, Published, upload
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
 from leukoscope.models.release import CARD, CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
 from leukoscope.reports.formatting import rendered
@@ -41,17 +40,10 @@ CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"
 # What only training, measuring and the command line run.
 _LEFT_OUT = (
     *("__pycache__", "*.pyi", "__main__.py", "api.py", "audit.py", "cli", "hub", "protocol.py", "training"),
-    *("assess.py", "augmentation.py", "build.py", "card.py", "ood_metrics.py", "precision.py"),
+    *("assess.py", "augmentation.py", "build.py", "card.py", "ood_metrics.py"),
     *("recipes.py", "rewrite.py", "thresholds.py"),
 )
 _NOT_NEEDED = ("accelerate", "evaluate", "pydantic", "transformers", "typer")
-# Of our requirements, what a prediction imports.
-_TO_PREDICT = (
-    *("torch", "torchvision", "timm", "huggingface-hub", "safetensors", "openvino"),
-    *("scipy", "numpy", "pillow", "matplotlib", "rich"),
-)
-HANDLER = "handler.py"
-ENDPOINT_FILES = (HANDLER, PACKAGE, CONFIG)
 ONNXRUNTIME_WEB = "1.30.0"
 RUNTIME_URL = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{ONNXRUNTIME_WEB}/dist"
 # SHA-256 of the two files of its npm package that a page loads.
@@ -151,7 +143,8 @@ def space_requirements(ours: str, *, gpu: bool = False) -> str:
     a borrowed GPU, in the versions that ZeroGPU runs.
     """
     bounds = {**(ZERO_GPU if gpu else {}), "gradio": f"[mcp]=={version('gradio')}"}
-    lines = [line for line in _requirements(ours) if re.split(r"[<>=]", line)[0] not in _NOT_NEEDED]
+    lines = [line for line in ours.splitlines() if line and not line.startswith("#")]
+    lines = [line for line in lines if re.split(r"[<>=]", line)[0] not in _NOT_NEEDED]
     for package in ("torch", "torchvision", "gradio"):
         places = [place for place, line in enumerate(lines) if re.match(rf"{package}\b(?![-.])", line)]
         if not places:
@@ -159,31 +152,6 @@ def space_requirements(ours: str, *, gpu: bool = False) -> str:
         if package in bounds:
             lines[places[0]] = package + bounds[package]
     return "\n".join([*([] if gpu else [CPU_WHEELS]), *lines]) + "\n"
-
-
-def _requirements(ours: str) -> list[str]:
-    return [line for line in ours.splitlines() if line and not line.startswith("#")]
-
-
-def write_endpoint(release: Path, out: Path) -> Path:
-    """Write the folder of a model repository for Inference Endpoints, completely or not at all (`OSError` of the disk).
-
-    It holds the release, handler.py, the part of the package that predicts, and what this needs on a CPU. `out` is a
-    new folder, or one that holds an earlier one.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(out) as folder:
-        ignored = shutil.ignore_patterns(*_LEFT_OUT, "evaluation", "reports", "web")
-        shutil.copytree(Path(leukoscope.__file__).parent, folder / PACKAGE, ignore=ignored)
-        for name, path in folder_files(release).items():
-            if is_release_file(name):
-                (folder / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, folder / name)
-        shutil.copyfile(Path(__file__).parent / HANDLER, folder / HANDLER)
-        lines = _requirements(resource_file(REQUIREMENTS).read_text(encoding="utf-8"))
-        needed = [line for line in lines if re.split(r"[<>=]", line)[0] in _TO_PREDICT]
-        (folder / REQUIREMENTS).write_text("\n".join([CPU_WHEELS, *needed]) + "\n", encoding="utf-8")
-    return out
 
 
 def write_static_space(
@@ -197,7 +165,7 @@ def write_static_space(
         LeukoscopeError: as `write_space`; the release's network cannot be made into a graph, it resizes by a filter
             that the page does not know, or the runtime cannot be had.
     """
-    from leukoscope.inference.export import WEB_GRAPH, write_transformers_js
+    from leukoscope.inference.export import FORMATS, ONNX, write_onnx
     from leukoscope.inference.gradcam import map_colours
     from leukoscope.inference.prediction import REASON_TEXTS, SIDE_MAY_DIFFER, Thresholds
     from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
@@ -227,7 +195,7 @@ def write_static_space(
         "colours": map_colours(256).tolist(),
     }
     with _space_folder(out) as folder:
-        write_transformers_js(replace(release, name=name), folder / MODEL)  # publishes no path of this machine
+        write_onnx(replace(release, name=name), folder / MODEL)  # publishes no path of this machine
         (folder / MODEL / CARD).unlink()  # a Space has a README.md of its own
         (folder / SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
         (folder / EXAMPLES).mkdir()
@@ -240,7 +208,7 @@ def write_static_space(
             (folder / RUNTIME / file).write_bytes(content)
         here = Path(__file__).parent
         shutil.copyfile(here / "static_space.js", folder / SCRIPT)
-        megabytes = f"{(folder / MODEL / WEB_GRAPH).stat().st_size / 1e6:.0f}"
+        megabytes = f"{(folder / MODEL / FORMATS[ONNX]).stat().st_size / 1e6:.0f}"
         card = f"https://huggingface.co/{hub_id}" if hub_id else ""
         page = {"title": title, "model": name, "card": card, "megabytes": megabytes, "examples": examples}
         (folder / PAGE).write_text(rendered(here / "static_space.html", **page), encoding="utf-8")

@@ -28,8 +28,14 @@ from leukoscope.data.fields import (
     measure_stain,
 )
 from leukoscope.data.images import CUT_OUT_PITCH, open_field, to_rgb
-from leukoscope.data.registry import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
-from leukoscope.inference.prediction import FIELD_NEEDS, REFUSED, WITHOUT_CLASS
+from leukoscope.inference.prediction import (
+    ABSTAIN,
+    FIELD_NEEDS,
+    NOT_A_CELL,
+    OUT_OF_DISTRIBUTION,
+    REFUSED,
+    WITHOUT_CLASS,
+)
 
 if TYPE_CHECKING:
     from leukoscope.inference.prediction import Prediction

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.inference.backends import AUTO, Runtime, gpu_or_cpu
 from leukoscope.inference.predictor import Predictor
+from leukoscope.inference.runtime import AUTO, Runtime, gpu_or_cpu
 from leukoscope.models.hub_download import KNOWN_CELLS, fetch_files, find_release
 from leukoscope.models.release import CONFIG, read_release
 

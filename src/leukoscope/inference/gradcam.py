@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from leukoscope.inference.prediction import HeatMap
-
 # Inferno rises evenly in lightness, so it reads the same with any colour vision; without its black and purple part,
 # which could not be told from a grey cell.
 _COLORMAP, _COLDEST = "inferno", 0.35
@@ -115,7 +113,7 @@ def share_within(heatmap: np.ndarray, region: np.ndarray) -> float:
 
 def overlay(
     image: Image.Image,
-    heatmap: HeatMap,
+    evidence: np.ndarray,
     view_box: tuple[float, float, float, float],
     *,
     opacity: float = 0.5,
@@ -129,6 +127,7 @@ def overlay(
 
     Args:
         image: the upright picture the map was made from.
+        evidence: (h, w) float32, ≥ 0, as `HeatMap.evidence` holds it.
         view_box: (left, top, right, bottom) of the view in the picture's pixels.
         opacity: how much the hottest point is covered, 0–1.
         peak: the evidence shown hottest; its own maximum when None. Give classes one peak to compare them, and
@@ -140,13 +139,13 @@ def overlay(
     left, top, right, bottom = view_box
     columns = slice(max(0, round(left)), min(image.width, round(right)))
     rows = slice(max(0, round(top)), min(image.height, round(bottom)))
-    height, width = heatmap.evidence.shape
+    height, width = evidence.shape
     seen = np.array([columns.start - left, rows.start - top, columns.stop - left, rows.stop - top])
     in_map = seen * np.tile([width / (right - left), height / (bottom - top)], 2)
     x0, y0, x1, y1 = np.clip(in_map, 0, [width, height] * 2).tolist()
 
-    peak = float(heatmap.evidence.max()) if peak is None else peak
-    warmth = np.clip(heatmap.evidence / peak, 0, 1) if peak > 0 else np.zeros_like(heatmap.evidence)
+    peak = float(evidence.max()) if peak is None else peak
+    warmth = np.clip(evidence / peak, 0, 1) if peak > 0 else np.zeros_like(evidence)
     size = (columns.stop - columns.start, rows.stop - rows.start)
     enlarged = Image.fromarray(warmth.astype(np.float32)).resize(size, Image.Resampling.BILINEAR, (x0, y0, x1, y1))
     warmth = np.clip(np.asarray(enlarged), 0, 1)

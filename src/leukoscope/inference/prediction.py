@@ -14,9 +14,12 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.registry import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, trained_on
+from leukoscope.data.registry import trained_on
 from leukoscope.inference.gradcam import overlay
 
+ABSTAIN, OUT_OF_DISTRIBUTION, NOT_A_CELL = "abstain", "out of distribution", "not a cell"
+TOO_FEW_CELLS = "too few cells"
+"""Outcomes without a class, the last one of a subject."""
 REFUSED = (OUT_OF_DISTRIBUTION, NOT_A_CELL)
 WITHOUT_CLASS = (ABSTAIN, *REFUSED)
 VIEWS_MAY_DISAGREE = 0.25
@@ -353,7 +356,7 @@ class Prediction:
         if label not in self.heatmaps:
             raise LeukoscopeError(f"{self.source}: label {label!r} is none of {', '.join(self.heatmaps)}; name one")
         peak = peak or max(float(heatmap.evidence.max()) for heatmap in self.heatmaps.values())
-        return overlay(self.picture, self.heatmaps[label], self.view_box, opacity=opacity, peak=peak)
+        return overlay(self.picture, self.heatmaps[label].evidence, self.view_box, opacity=opacity, peak=peak)
 
     def in_field(self, share: float | None, thresholds: Thresholds) -> Prediction:
         """Decide again for a cell of a field, of whose cells this share (0–1, None: unknown) is in distribution."""
@@ -378,6 +381,6 @@ class Prediction:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """(B, K) → (B, K) probabilities, in double precision so that they sum to 1."""
-    raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return raised / raised.sum(axis=1, keepdims=True)
+    """(…, K) → (…, K) probabilities, in double precision so that they sum to 1."""
+    raised = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return raised / raised.sum(axis=-1, keepdims=True)

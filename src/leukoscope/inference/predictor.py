@@ -6,7 +6,6 @@ and, with `explain`, every class's map. Nothing here imports torch: only the tor
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,29 +14,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import EncodedImage, UnreadableImage, from_array, open_bytes, open_image, pixel_hash, to_rgb
-from leukoscope.inference.backends import (
-    AUTO,
-    BF16,
-    F32,
-    FAST,
-    INT8,
-    OPENVINO,
-    PACKAGES,
-    PRECISION_NAMES,
-    NoGraph,
-    Runtime,
-    TorchBackend,
-    is_installed,
-    require_package,
-    usable_cores,
-)
 from leukoscope.inference.gradcam import share_on_cell
 from leukoscope.inference.ood import OodDetector
 from leukoscope.inference.prediction import (
@@ -50,22 +33,24 @@ from leukoscope.inference.prediction import (
     Thresholds,
     softmax,
 )
+from leukoscope.inference.runtime import AUTO, F32, Runtime, open_backend, usable_cores
 from leukoscope.inference.tta import VIEWS, disagreement, turned, turned_back
 from leukoscope.models.release import OOD, ReleaseInfo, local_release, read_release
 
 if TYPE_CHECKING:
-    from leukoscope.inference.graph import ExportedBackend
     from leukoscope.inference.subject import SubjectPrediction
-    from leukoscope.models.weights import Release
-
-    Backend: TypeAlias = TorchBackend | ExportedBackend
 
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | EncodedImage | bytes
+_ONE = (str, os.PathLike, Image.Image, np.ndarray, EncodedImage, bytes, bytearray, memoryview)
 _PICTURES = "a path, a PIL image, a uint8 array, or the bytes of an image file"
 BATCH = 16
-# Cells that torch computes in about the time that OpenVINO's graph is made in.
-_GRAPH_PAYS_OFF = 200
-_log = logging.getLogger("leukoscope")
+
+
+class _Opened(NamedTuple):
+    """A picture's path or name, and the picture, upright and in RGB."""
+
+    source: str
+    picture: Image.Image
 
 
 @dataclass(frozen=True)
@@ -105,7 +90,7 @@ class Predictor:
             )
         self.release = release
         self.labels = release.labels
-        self.backend: Backend = open_backend(release, runtime)
+        self.backend = open_backend(release, runtime)
         self.thresholds = Thresholds.from_metrics(release.metrics)
         path = release.folder and release.folder / OOD
         self.ood = OodDetector.load(path) if path and path.exists() else None
@@ -118,7 +103,7 @@ class Predictor:
         revision: str | None = None,
         backend: str = "",
         device: str = AUTO,
-        precision: str = AUTO,
+        precision: str = F32,
     ) -> Predictor:
         """Load a release; a path that exists wins over a Hub id.
 
@@ -129,8 +114,7 @@ class Predictor:
 
         Raises:
             LeukoscopeError: no such folder or repository, no access to it, no network and no cached copy, a damaged
-                release, a backend that is unknown or not installed, a device this machine lacks, or "fast" where this
-                machine or release cannot.
+                release, a backend that is unknown or not installed, a device or precision this machine lacks.
         """
         _require_name(model, "from_pretrained")
         runtime = Runtime(backend, device, precision)
@@ -209,7 +193,7 @@ class Predictor:
             if isinstance(prediction, UnreadableImage):
                 raise prediction
             found.append(prediction)
-        return found[0] if _is_picture(images) else found
+        return found[0] if isinstance(images, _ONE) else found
 
     def iter_predictions(
         self,
@@ -229,7 +213,18 @@ class Predictor:
             raise LeukoscopeError(f"method {method!r}: unknown; choose one of {', '.join(METHODS)}")
         if batch_size < 1:
             raise LeukoscopeError(f"batch_size {batch_size}: give 1 picture at a time or more")
-        numbered, frame = map(_decoded, enumerate(_pictures(images), 1)), partial(self._frame, explain)
+        if isinstance(images, _ONE):
+            images = [images]
+        # Of a mapping the keys would be taken, of an open file the lines.
+        elif isinstance(images, Mapping) or hasattr(images, "read") or not isinstance(images, Iterable):
+            raise LeukoscopeError(
+                f"images: are of type {type(images).__name__}; give {_PICTURES}; or an iterable of these"
+            )
+        numbered = (
+            _open(number, image) if isinstance(image, Image.Image) else (number, image)
+            for number, image in enumerate(images, 1)
+        )
+        frame = partial(self._frame, explain)
         # As many threads as there are cores: more only take turns with the network's.
         with ThreadPoolExecutor(usable_cores()) as pool:
             start = time.perf_counter()
@@ -256,15 +251,15 @@ class Predictor:
         from leukoscope.inference.subject import SubjectRule, without_copies
 
         rule = SubjectRule.of_release(self.release)
-        predictions = self(_pictures(images), batch_size=batch_size)
+        predictions = self([images] if isinstance(images, _ONE) else images, batch_size=batch_size)
         return rule.predict_cells([predictions[number] for number in without_copies(predictions)], subject=name)
 
-    def _frame(self, keep: bool, numbered: tuple[int, Picture | UnreadableImage]) -> _Framed | UnreadableImage:
+    def _frame(self, keep: bool, given: _Opened | UnreadableImage | tuple[int, Any]) -> _Framed | UnreadableImage:
         """Open a picture, frame it, and check what can be checked before the network has seen it."""
-        try:
-            source, upright = _opened(*numbered)
-        except UnreadableImage as error:
-            return error
+        found = given if isinstance(given, _Opened | UnreadableImage) else _open(*given)
+        if isinstance(found, UnreadableImage):
+            return found
+        source, upright = found
         preprocessing = self.release.preprocessing
         pixels, box, checks = preprocessing.frame(upright), preprocessing.view_box(upright), Checks()
         if self.thresholds.picture_side is not None:
@@ -293,7 +288,7 @@ class Predictor:
         logits = np.stack([output.logits for output in outputs], axis=1)  # (B, V, K)
         # Finite weights may compute numbers that are not.
         finite = np.isfinite(logits).all(axis=(1, 2))
-        by_view = np.stack([softmax(view) for view in np.nan_to_num(logits).swapaxes(0, 1)], axis=1)
+        by_view = softmax(np.where(finite[:, None, None], logits, 0))
         shares, maps = by_view.mean(axis=1) if tta else by_view[:, 0], None
         if outputs[0].maps is not None:
             upright = [turned_back(one.maps, view) for view, one in enumerate(outputs) if one.maps is not None]
@@ -352,142 +347,21 @@ def _require_name(model: object, method: str) -> None:
         )
 
 
-def _is_picture(images: object) -> bool:
-    """Whether something given is one picture, rather than several of them."""
-    return isinstance(
-        images, str | os.PathLike | Image.Image | np.ndarray | EncodedImage | bytes | bytearray | memoryview
-    )
-
-
-def _pictures(images: Any) -> Iterable[Picture]:
-    """The pictures given; raises `LeukoscopeError` where there can be none."""
-    if _is_picture(images):
-        return [images]
-    # Of a mapping the keys would be taken, of an open file the lines.
-    if isinstance(images, Mapping) or hasattr(images, "read") or not isinstance(images, Iterable):
-        raise LeukoscopeError(f"images: are of type {type(images).__name__}; give {_PICTURES}; or an iterable of these")
-    return images
-
-
-def _decoded(numbered: tuple[int, Any]) -> tuple[int, Picture | UnreadableImage]:
-    """A PIL image upright and in RGB, or why it cannot be used; all else as it is."""
-    number, image = numbered
-    try:
-        return number, to_rgb(image, f"image {number}") if isinstance(image, Image.Image) else image
-    except UnreadableImage as error:
-        return number, error
-
-
-def _opened(number: int, image: Picture | UnreadableImage) -> tuple[str, Image.Image]:
-    """The name and the upright RGB picture of what `_decoded` gave; raises `UnreadableImage`."""
+def _open(number: int, image: Any) -> _Opened | UnreadableImage:
+    """Open whatever was given as the picture of that number, or say why it cannot be used."""
     source = f"image {number}"
-    if isinstance(image, UnreadableImage):
-        raise image
-    if isinstance(image, str | os.PathLike):
-        path = os.fsdecode(image)
-        return path, open_image(path)
-    if isinstance(image, bytes | bytearray | memoryview):
-        image = EncodedImage(bytes(image), source)
-    if isinstance(image, EncodedImage):
-        return image.name, open_bytes(image.data, image.name)
-    if isinstance(image, np.ndarray):
-        return source, from_array(image, source)
-    if isinstance(image, Image.Image):
-        return source, image
-    raise UnreadableImage(f"{source}: is of type {type(image).__name__}; give {_PICTURES}")
-
-
-# Backends
-
-
-def open_backend(release: ReleaseInfo, runtime: Runtime = Runtime()) -> Backend:
-    """Open the backend that computes a release's network; `name` and `precision` ("f32", "bf16", "int8") say how.
-
-    "auto" takes OpenVINO, else ONNX Runtime, on a CPU where it is installed and its graph of this release gave torch's
-    output when it was made; else torch.
-
-    Raises:
-        LeukoscopeError: no such backend, one whose package is not installed, that does not compute on that device or
-            whose output differs from torch's; a damaged release; a device this machine lacks; or "fast" where it was
-            not measured for the release, or this machine cannot.
-    """
-    runtime = runtime.chosen()
-    if runtime.precision == FAST:
-        return _open_exported(release, OPENVINO, _fast_precision(release, runtime))
-    if runtime.backend in PACKAGES:
-        if runtime.device != "cpu":
-            raise LeukoscopeError(
-                f"backend {runtime.backend!r}: computes on the CPU only; leave out device {runtime.device!r}"
-            )
-        require_package(runtime.backend)
-        return _open_exported(release, runtime.backend, _default_precision(release, runtime.backend, runtime.precision))
-    if runtime.backend == AUTO and runtime.device == "cpu":
-        for name in filter(is_installed, PACKAGES):
-            try:
-                return _open_exported(release, name, _default_precision(release, name, runtime.precision))
-            except NoGraph as reason:
-                _log.warning("%s; another backend is used", reason)
-    from leukoscope.models.weights import Release, load_release
-
-    loaded = release if isinstance(release, Release) else load_release(release)
-    return TorchBackend(loaded.network, loaded.preprocessing, runtime.device, blank_rgb=loaded.blank_rgb)
-
-
-def float32_backend(release: Release, cells: int) -> Backend:
-    """Open the fastest backend to compute that many cells in float32 on the CPU: OpenVINO, or torch for few.
-
-    The release's folder, if it has one, holds the very weights of its network.
-    """
-    if cells >= _GRAPH_PAYS_OFF and release.folder and is_installed(OPENVINO):
-        try:
-            return _open_exported(release, OPENVINO, F32)
-        except NoGraph as reason:
-            _log.warning("%s; torch is used", reason)
-    return TorchBackend(release.network, release.preprocessing, blank_rgb=release.blank_rgb)
-
-
-def measured_precisions(release: ReleaseInfo) -> list[str]:
-    """List the lower precisions a release may be computed in, as its metrics.json says, the fastest first."""
-    block = release.metrics.get("precision", {})
-    return [name for name in block.get("fast", ()) if name in (BF16, INT8) and block.get(name)]
-
-
-def _default_precision(release: ReleaseInfo, backend: str, wanted: str) -> str:
-    from leukoscope.inference.graph import computes
-
-    default = release.metrics.get("precision", {}).get("default")
-    lower = wanted == AUTO and backend == OPENVINO and default in measured_precisions(release) and computes(default)
-    return default if lower else F32
-
-
-def _fast_precision(release: ReleaseInfo, runtime: Runtime) -> str:
-    """The fastest precision that was measured and that this processor computes; an error where there is none."""
-    from leukoscope.inference.graph import computes
-
-    measured = measured_precisions(release)
-    if not measured:
-        raise LeukoscopeError(f"precision 'fast': {release.name} was not measured in it; use 'exact'")
-    if runtime.backend not in (AUTO, OPENVINO):
-        raise LeukoscopeError(f"precision 'fast': OpenVINO computes it; leave out backend {runtime.backend!r}")
-    if runtime.device != "cpu":
-        raise LeukoscopeError(f"precision 'fast': is computed on the CPU; leave out device {runtime.device!r}")
-    require_package(OPENVINO)
-    if computed := [name for name in measured if computes(name)]:
-        return computed[0]
-    missing = " or ".join(PRECISION_NAMES[name] for name in measured)
-    raise LeukoscopeError(f"precision 'fast': this processor has no units for {missing}; use 'exact'")
-
-
-def _open_exported(release: ReleaseInfo, backend: str, precision: str) -> ExportedBackend:
-    from leukoscope.inference.export import kept_graph
-    from leukoscope.inference.graph import ExportedBackend
-
-    measured = {} if precision == F32 else release.metrics["precision"][precision]
-    shift, ranges = measured.get("logit_shift", 0.0), measured.get("ranges", ())
-    if measured and len(shift) != len(release.labels):
-        raise LeukoscopeError(
-            f"{release.name}: precision.{precision}.logit_shift in metrics.json has {len(shift)} entries, and there "
-            f"are {len(release.labels)} labels; restore the file from the release"
-        )
-    graph = kept_graph(release, backend)
-    return ExportedBackend(graph, release, precision=precision, logit_shift=shift, ranges=ranges)
+    try:
+        if isinstance(image, str | os.PathLike):
+            source = os.fsdecode(image)
+            return _Opened(source, open_image(source))
+        if isinstance(image, EncodedImage):
+            return _Opened(image.name, open_bytes(image.data, image.name))
+        if isinstance(image, bytes | bytearray | memoryview):
+            return _Opened(source, open_bytes(bytes(image), source))
+        if isinstance(image, np.ndarray):
+            return _Opened(source, from_array(image, source))
+        if isinstance(image, Image.Image):
+            return _Opened(source, to_rgb(image, source))
+        raise UnreadableImage(f"{source}: is of type {type(image).__name__}; give {_PICTURES}")
+    except UnreadableImage as error:
+        return error

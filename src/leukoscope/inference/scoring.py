@@ -22,9 +22,8 @@ import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.images import UnreadableImage
-from leukoscope.data.registry import ABSTAIN
 from leukoscope.files import atomic_file, remedy, write_atomic
-from leukoscope.inference.prediction import REFUSED, Prediction, Thresholds
+from leukoscope.inference.prediction import ABSTAIN, REFUSED, Prediction, Thresholds
 from leukoscope.inference.sources import CellSource, SourceCell
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule
 from leukoscope.progress import note, progress, track

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.registry import ABSTAIN, OUT_OF_DISTRIBUTION, TOO_FEW_CELLS
-from leukoscope.inference.prediction import REFUSED
+from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSED, TOO_FEW_CELLS
 
 if TYPE_CHECKING:
     from leukoscope.inference.prediction import Prediction

@@ -40,7 +40,7 @@ SCHEMA_VERSION = 3  # of metrics.json; see `models.schema`
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
 PREDICTIONS = "predictions"  # folder of a protocol's predictions, one Parquet file an evaluation; no pixels
 FIGURES = "figures"  # pictures of the card
-PROCESSOR = "preprocessor_config.json"  # of an export for transformers.js
+PROCESSOR = "preprocessor_config.json"  # of an export as ONNX
 OOD = "ood.safetensors"  # may be missing: releases made elsewhere, or before their cells were at hand
 # Sources of the white cells in metrics.json's `ood.healthy`. Of the people in fields of view nothing is known.
 HEALTHY, OF_FIELDS = "white cells", "white cells of fields"

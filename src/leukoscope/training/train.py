@@ -30,7 +30,7 @@ from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.splits import BY_IMAGE, Split, load_split, make_split
 from leukoscope.files import disk_errors
-from leukoscope.inference.backends import usable_cores
+from leukoscope.inference.runtime import usable_cores
 from leukoscope.models.build import NetworkStart, build_network, load_start_weights, model_args
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import METRICS, write_json

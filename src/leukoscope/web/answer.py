@@ -16,10 +16,17 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.registry import NOT_A_CELL
 from leukoscope.evaluation.morphology import MapShare, Morphology, map_share, measure_cell, parts_of
 from leukoscope.inference.gradcam import overlay
-from leukoscope.inference.prediction import REFUSED, Decision, EvidenceScale, HeatMap, Prediction, Thresholds
+from leukoscope.inference.prediction import (
+    NOT_A_CELL,
+    REFUSED,
+    Decision,
+    EvidenceScale,
+    HeatMap,
+    Prediction,
+    Thresholds,
+)
 from leukoscope.inference.tta import turned
 from leukoscope.synthetic import SMEAR_LABELS, draw_cell, smear_picture
 from leukoscope.web import text
@@ -203,7 +210,7 @@ class Row:
             heat, peak = self.foreign.map, FOREIGN_PEAK
         else:
             heat, peak = (self.known.heatmaps or {})[label], self.peak
-        return shown, overlay(shown, heat, (left, top, right, bottom), opacity=OPACITY, peak=peak)
+        return shown, overlay(shown, heat.evidence, (left, top, right, bottom), opacity=OPACITY, peak=peak)
 
     def map_text(self, label: str) -> str:
         """A class's map in words."""

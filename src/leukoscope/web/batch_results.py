@@ -16,11 +16,10 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import open_bytes
-from leukoscope.data.registry import NOT_A_CELL
 from leukoscope.evaluation.bootstrap import cell_intervals, point_metrics, subject_intervals
 from leukoscope.evaluation.overlap import same_subject, trainings_of
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.inference.prediction import REFUSED, Checks, Decision, Thresholds
+from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, Checks, Decision, Thresholds
 from leukoscope.inference.scoring import safe_cell
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule
 from leukoscope.reports.formatting import encoded, metric_name, span

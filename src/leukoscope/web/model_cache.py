@@ -24,8 +24,8 @@ from weakref import WeakValueDictionary
 from huggingface_hub.errors import HfHubHTTPError
 
 from leukoscope import LeukoscopeError
-from leukoscope.inference.backends import Runtime
 from leukoscope.inference.field import FieldReading, read_field
+from leukoscope.inference.runtime import Runtime
 from leukoscope.models.hub_download import (
     RELEASE_FILES,
     HubUnreachable,

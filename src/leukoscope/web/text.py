@@ -8,9 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from leukoscope.data.registry import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
 from leukoscope.evaluation.morphology import MapShare, Morphology, percentile
-from leukoscope.inference.prediction import REFUSED, Decision, Reason, Thresholds
+from leukoscope.inference.prediction import (
+    ABSTAIN,
+    NOT_A_CELL,
+    OUT_OF_DISTRIBUTION,
+    REFUSED,
+    Decision,
+    Reason,
+    Thresholds,
+)
 
 MEANINGS = {
     "ALL": "leukaemic blast",

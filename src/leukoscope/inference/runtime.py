@@ -1,0 +1,469 @@
+"""What computes a release's network: torch, or OpenVINO from a graph that was compared with torch and is kept.
+
+A graph takes pixels as `Preprocessing.frame` gives them and returns logits and the last feature map, so that explaining
+needs no second pass. Our own code because no runtime gives logits and Grad-CAM from one pass.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from hashlib import sha256
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from leukoscope import LeukoscopeError
+from leukoscope.files import cache_root, file_sha256, remedy
+from leukoscope.inference.gradcam import explain_features, is_map_of_channels, linear_head_maps
+from leukoscope.inference.prediction import EVIDENCE
+from leukoscope.models.release import CONFIG, WEIGHTS, read_arrays
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from leukoscope.data.preprocessing import Preprocessing
+    from leukoscope.models.release import ReleaseInfo
+    from leukoscope.models.weights import Release
+
+AUTO, TORCH, OPENVINO = "auto", "torch", "openvino"
+BACKENDS = (AUTO, TORCH, OPENVINO)
+F32, BF16 = "float32", "bf16"
+PRECISIONS = (F32, BF16)
+PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime onnxscript"}
+"""Modules that are no requirement, and what pip installs for each."""
+GRAPH, HEAD, REPORT = "model.xml", "head.safetensors", "export.json"
+"""Files of a kept graph. HEAD holds weights (K, C) and biases (K,) where one linear layer after average pooling makes
+the logits."""
+ALLOWED = 1e-4
+"""How far a graph's probabilities, and its Grad-CAM maps relative to their peak, may lie from torch's."""
+MOST_GRAPHS = 20
+"""Kept in the cache, the last ones used: visitors of a demo may name any model."""
+# Changes when the graph's inputs, outputs or files do, so that older ones are made anew.
+_GRAPH_VERSION = 3
+# Cells that torch computes in about the time that OpenVINO's graph is made in.
+_GRAPH_PAYS_OFF = 200
+_log = logging.getLogger("leukoscope")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What computes a network.
+
+    Attributes:
+        backend: of `BACKENDS`; "auto" is OpenVINO on a CPU where it is installed, else torch. "" is the environment
+            variable LEUKOSCOPE_BACKEND, and "auto" where it is not set.
+        device: a torch device such as "cpu" or "cuda", any but "cpu" only for torch; "auto" is the GPU where torch may
+            compute and finds one, else the CPU.
+        precision: of `PRECISIONS`: "bf16" is OpenVINO's inference precision or torch's autocast.
+    """
+
+    backend: str = ""
+    device: str = AUTO
+    precision: str = F32
+
+    def chosen(self) -> Runtime:
+        """Choose the environment's backend and this machine's device.
+
+        Raises:
+            LeukoscopeError: an unknown backend or precision.
+        """
+        backend = self.backend or os.environ.get("LEUKOSCOPE_BACKEND") or AUTO
+        for what, name, known in (("backend", backend, BACKENDS), ("precision", self.precision, PRECISIONS)):
+            if name not in known:
+                raise LeukoscopeError(f"{what} {name!r}: unknown; choose one of {', '.join(known)}")
+        device = self.device
+        if device == AUTO:
+            device = gpu_or_cpu() if backend in (AUTO, TORCH) else "cpu"
+        return replace(self, backend=backend, device=device)
+
+
+class NetworkOutput(NamedTuple):
+    """What a network computes for B pictures.
+
+    Attributes:
+        logits: (B, K) float32.
+        maps: (B, K, h, w) float32, each class's map: signed evidence relative to the blank picture, or Grad-CAM, ≥ 0;
+            None without `explain`, and where the last features are no map of channels.
+    """
+
+    logits: np.ndarray
+    maps: np.ndarray | None = None
+
+
+class NoGraph(LeukoscopeError):
+    """A release's graph cannot be made or kept, or its output differs from torch's."""
+
+
+# This machine
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on; all of them where the system does not say (macOS)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpu_or_cpu() -> str:
+    """Return "cuda" where torch finds a GPU, unless Accelerate's ACCELERATE_USE_CPU is set; else "cpu"."""
+    # torch is slow to import, so only where there is a driver; accelerate imports it too.
+    if not _has_gpu_driver() or must_use_cpu():
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _has_gpu_driver() -> bool:
+    # Not `nvidia-smi`, which a container may lack beside a working driver.
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def must_use_cpu() -> bool:
+    """Read ACCELERATE_USE_CPU as Accelerate does; `LeukoscopeError` for a value that it does not know."""
+    if not (given := os.environ.get("ACCELERATE_USE_CPU")):
+        return False
+    from accelerate.utils import str_to_bool
+
+    try:
+        return bool(str_to_bool(given))
+    except ValueError:
+        raise LeukoscopeError(f"ACCELERATE_USE_CPU={given}: is neither true nor false; set one of these") from None
+
+
+def forbid_tf32() -> None:
+    """Compute float32 on a GPU in float32: by default its convolutions round to 10 bits of 23 (TF32)."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    # After `torch.backends.fp32_precision = "tf32"` the flags above change nothing (torch 2.9 and newer).
+    for part in (getattr(torch.backends.cudnn, "conv", None), torch.backends.cuda.matmul):
+        if hasattr(part, "fp32_precision"):
+            part.fp32_precision = "ieee"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up: that of a GPU, of one of its libraries, or of the CPU."""
+    signs = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
+    return isinstance(error, RuntimeError | MemoryError) and any(sign in str(error) for sign in signs)
+
+
+@contextmanager
+def memory_errors(device: object, number: int) -> Iterator[None]:
+    """Turn an error of used-up memory into a `LeukoscopeError` that says how many pictures were computed at once."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise LeukoscopeError(
+            f"{device}: out of memory with {number} picture(s) at once; "
+            + (f"give a smaller batch size, such as {number // 2}" if number > 1 else "use --device cpu")
+        ) from None
+
+
+def require_package(name: str) -> None:
+    """Raise `LeukoscopeError` where a module of `PACKAGES` is not installed."""
+    if find_spec(name) is None:
+        raise LeukoscopeError(f"{name}: is not installed; pip install {PACKAGES[name]}")
+
+
+# Backends
+
+
+def blank_picture(preprocessing: Preprocessing, rgb: tuple[int, int, int]) -> np.ndarray:
+    """Return the picture of one colour that evidence is relative to: (1, S, S, 3) uint8."""
+    side = preprocessing.image_size
+    return np.broadcast_to(np.array(rgb, np.uint8), (1, side, side, 3))
+
+
+class TorchBackend:
+    """Computes a network, channels-last; on a GPU no convolution of this process then rounds to TF32.
+
+    Args:
+        network: in eval mode; it is moved to `device`, a torch device such as "cuda", which this machine must have.
+        blank_rgb: the colour of the blank picture that evidence is relative to.
+        precision: of `PRECISIONS`; the head is computed in float32.
+    """
+
+    name = TORCH
+
+    def __init__(
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        device: str = "cpu",
+        blank_rgb: tuple[int, int, int] = (0, 0, 0),
+        precision: str = F32,
+    ):
+        import torch
+
+        try:
+            self.device = torch.device(device)
+            # One kernel: a wheel of torch may hold none for an old card that it finds.
+            torch.zeros(1, device=self.device).add_(1)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            found = "cpu or cuda" if torch.cuda.is_available() else "cpu"
+            if "no kernel image" in str(error):
+                found = "cpu, or install a torch that was built for this card (https://pytorch.org/get-started)"
+            raise LeukoscopeError(
+                f"device {device!r}: torch cannot compute there on this machine; use {found}"
+            ) from None
+        if self.device.type != "cpu":
+            forbid_tf32()
+        self.network, self.precision = network.to(self.device), precision
+        self._preprocessing, self._blank_rgb = preprocessing, blank_rgb
+
+    def __call__(self, pixels: np.ndarray, *, explain: bool = False, method: str = EVIDENCE) -> NetworkOutput:
+        """Compute a batch in one pass through the backbone, and the blank picture once in a backend's life.
+
+        Args:
+            pixels: (B, S, S, 3) uint8, framed by the release's preprocessing.
+            explain: add every class's map, where the network's last features are a map of channels.
+            method: of `gradcam.METHODS`.
+
+        Raises:
+            LeukoscopeError: the memory does not suffice for B pictures.
+        """
+        import torch
+
+        with memory_errors(self.device, len(pixels)):
+            features = self.features(pixels)
+            if not explain or not is_map_of_channels(self.network, features):
+                with torch.inference_mode():
+                    return NetworkOutput(self.network.forward_head(features).cpu().numpy())  # type: ignore[operator]
+            logits, maps = explain_features(self.network, features, self._blank if method == EVIDENCE else None)
+            return NetworkOutput(logits.cpu().numpy(), maps.cpu().numpy())
+
+    def features(self, pixels: np.ndarray) -> torch.Tensor:
+        """(B, S, S, 3) uint8 → the network's last features, float32."""
+        import torch
+
+        # Copied: torch must not be given the read-only memory of a file.
+        inputs = torch.from_numpy(np.array(pixels)).to(self.device).permute(0, 3, 1, 2)
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == BF16):
+            features = self.network.forward_features(self._preprocessing.normalise(inputs))  # type: ignore[operator]
+        return features.float() if self.precision == BF16 else features
+
+    @cached_property
+    def _blank(self) -> torch.Tensor:
+        """(1, C, h, w), the blank picture's features, which no picture changes."""
+        # Autograd refuses what was made in inference mode; a copy made outside it is an ordinary tensor.
+        return self.features(blank_picture(self._preprocessing, self._blank_rgb)).clone()
+
+
+class OpenVinoBackend:
+    """Computes a release's graph.
+
+    Args:
+        folder: what `write_graph` wrote.
+        release: whose graph it is; its network is loaded only to explain through a head of several layers.
+        precision: of `PRECISIONS`.
+
+    Raises:
+        NoGraph: a damaged graph.
+        LeukoscopeError: "bf16", for which this processor has no units.
+    """
+
+    name = OPENVINO
+
+    def __init__(self, folder: Path, release: ReleaseInfo, precision: str = F32):
+        self.precision, self._release, self._one_at_a_time = precision, release, Lock()
+        if precision == BF16 and "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise LeukoscopeError("precision 'bf16': this processor has no units for bfloat16; use 'float32'")
+        self._head = read_arrays(folder / HEAD) if (folder / HEAD).is_file() else None
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        settings = {
+            # Left to itself it takes bf16 wherever the processor has it.
+            "INFERENCE_PRECISION_HINT": BF16 if precision == BF16 else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            # As many as torch would use.
+            "INFERENCE_NUM_THREADS": int(given) if given.isdecimal() and int(given) else usable_cores(),
+        }
+        if os.access(folder, os.W_OK):
+            # The compiled graph is kept there: the next process opens it in a third of the time.
+            settings["CACHE_DIR"] = str(folder)
+        try:
+            self._request = openvino_core().compile_model(folder / GRAPH, "CPU", settings).create_infer_request()
+        except Exception as error:  # OpenVINO has error types of its own
+            reason = str(error).strip().splitlines()[0]
+            raise NoGraph(f"{folder}: damaged ({reason}); remove this folder, and the graph is made anew") from None
+
+    def __call__(self, pixels: np.ndarray, *, explain: bool = False, method: str = EVIDENCE) -> NetworkOutput:
+        """Compute a batch in one pass; arguments as for `TorchBackend`."""
+        logits, *others = self._run(pixels)
+        if not explain or not others:  # no map of channels
+            return NetworkOutput(logits)
+        (features,), blank = others, self._blank if method == EVIDENCE else None
+        if self._head is not None:
+            return NetworkOutput(logits, linear_head_maps(features, self._head["weights"], blank))
+        import torch
+
+        blank_features = None if blank is None else torch.from_numpy(blank)
+        return NetworkOutput(
+            logits, explain_features(self._network, torch.from_numpy(features), blank_features)[1].numpy()
+        )
+
+    def _run(self, pixels: np.ndarray) -> list[np.ndarray]:
+        with self._one_at_a_time:
+            outputs = self._request.infer({0: np.ascontiguousarray(pixels)}, share_inputs=True)
+            return [outputs[number].copy() for number in range(len(outputs))]
+
+    @cached_property
+    def _blank(self) -> np.ndarray:
+        """(1, C, h, w), the blank picture's features, which no picture changes."""
+        return self._run(blank_picture(self._release.preprocessing, self._release.blank_rgb))[1]
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        from leukoscope.models.weights import load_release
+
+        return load_release(self._release).network
+
+
+Backend: TypeAlias = TorchBackend | OpenVinoBackend
+
+
+def open_backend(release: ReleaseInfo, runtime: Runtime = Runtime()) -> Backend:
+    """Open the backend that computes a release's network; its `name` and `precision` say how.
+
+    Raises:
+        LeukoscopeError: no such backend, one whose package is not installed, that does not compute on that device or
+            whose output differs from torch's; a damaged release; a device that this machine lacks.
+    """
+    runtime = runtime.chosen()
+    if runtime.backend == OPENVINO:
+        if runtime.device != "cpu":
+            raise LeukoscopeError(
+                f"backend {OPENVINO!r}: computes on the CPU only; leave out device {runtime.device!r}"
+            )
+        require_package(OPENVINO)
+        return OpenVinoBackend(kept_graph(release), release, runtime.precision)
+    if runtime.backend == AUTO and runtime.device == "cpu" and find_spec(OPENVINO):
+        try:
+            return OpenVinoBackend(kept_graph(release), release, runtime.precision)
+        except NoGraph as reason:
+            _log.warning("%s; torch is used", reason)
+    return torch_backend(release, runtime)
+
+
+def torch_backend(release: ReleaseInfo, runtime: Runtime = Runtime(device="cpu")) -> TorchBackend:
+    """Open a release's network in torch, by default on the CPU in float32."""
+    from leukoscope.models.weights import Release, load_release
+
+    loaded = release if isinstance(release, Release) else load_release(release)
+    return TorchBackend(loaded.network, loaded.preprocessing, runtime.device, loaded.blank_rgb, runtime.precision)
+
+
+def float32_backend(release: Release, cells: int) -> Backend:
+    """Open the fastest backend to compute that many cells in float32 on the CPU: OpenVINO, or torch for few.
+
+    The release's folder, if it has one, holds the very weights of its network.
+    """
+    worthwhile = cells >= _GRAPH_PAYS_OFF and release.folder is not None
+    return open_backend(release, Runtime(AUTO if worthwhile else TORCH, "cpu"))
+
+
+@lru_cache(maxsize=1)
+def openvino_core() -> Any:
+    """Return the one `openvino.Core` of this process, which is never freed.
+
+    Each sets a signal stack for the thread and restores the one before when it is freed. Where two overlap, that one
+    may be gone, and the next signal, such as a Ctrl-C, ends the process with a segmentation fault (OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
+# Graphs
+
+
+def kept_graph(release: ReleaseInfo) -> Path:
+    """Return the folder of a release's graph in the cache, made now unless one of these very weights is kept.
+
+    Raises:
+        NoGraph: it cannot be made or written, or its output is not torch's.
+        LeukoscopeError: a damaged release.
+    """
+    assert release.folder is not None
+    parts = [f"{_GRAPH_VERSION} {OPENVINO} {version(OPENVINO)}"]
+    parts += [file_sha256(path) for path in (release.folder / CONFIG, release.folder / WEIGHTS) if path.is_file()]
+    folder = cache_root() / "graphs" / sha256(" ".join(parts).encode()).hexdigest()[:32]
+    try:
+        report = _report_of(folder) or _make(release, folder)
+    except OSError as error:
+        raise NoGraph(
+            f"{folder}: the {OPENVINO} graph cannot be kept there ({error.strerror or error}); "
+            f"{remedy(error, 'name another folder with LEUKOSCOPE_CACHE')}"
+        ) from None
+    with suppress(OSError):  # the cache may be another user's, or read-only
+        os.utime(folder / REPORT)  # when it was last used
+    require_like_torch(release, report)
+    return folder
+
+
+def _report_of(folder: Path) -> dict[str, Any] | None:
+    """The report of a kept graph; None where it or a file of the graph is missing or empty."""
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    files = (folder / GRAPH, folder / "model.bin")
+    whole = all(file.is_file() and file.stat().st_size for file in files)
+    return report if whole and isinstance(report, dict) else None
+
+
+def _make(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
+    """Write a graph into the cache, remove those used least recently, and return the graph's report."""
+    from leukoscope.inference.export import write_graph
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
+        made = Path(aside) / "graph"
+        report = write_graph(release, made)
+        if _report_of(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)  # what a loss of power left
+        try:
+            made.rename(folder)
+        except OSError:
+            # Another process has made the same graph meanwhile, and may be using it.
+            if _report_of(folder) is None:
+                raise
+    used = []
+    for kept in folder.parent.glob(f"*/{REPORT}"):
+        with suppress(OSError):  # another process may be removing the same ones
+            used.append((kept.stat().st_mtime, kept.parent))
+    for _, old in sorted(used)[:-MOST_GRAPHS]:
+        shutil.rmtree(old, ignore_errors=True)
+    return report
+
+
+def require_like_torch(release: ReleaseInfo, report: Mapping[str, Any]) -> None:
+    """Raise `NoGraph` where a graph's report says that it differs from torch."""
+    named = (("probability_difference", "in probability"), ("heat_map_difference", "of a Grad-CAM map's peak"))
+    differences = [(report[key], what) for key, what in named if report[key] is not None]
+    # `not <=` rather than `>`, so that nan is named as well.
+    if told := [f"{by:.1e} {what}" for by, what in differences if not by <= report["allowed"]]:
+        raise NoGraph(
+            f"{release.name}: its {report['backend']} graph differs from torch by {' and '.join(told)}, more than "
+            f"{report['allowed']:g}; use backend='torch'"
+        )
