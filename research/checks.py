@@ -22,12 +22,12 @@ from PIL import Image, ImageFilter
 from sklearn.metrics import roc_auc_score
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.fields import UnusableField, cut_out, find_cells
 from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, PixelRows, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.smear import UnusableSmear, cut_out, find_cells
 from leukoscope.evaluation import bootstrap
 from leukoscope.evaluation.assess import assess
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
@@ -190,7 +190,7 @@ def unsuitable_images(cells: np.ndarray, rng: np.random.Generator) -> dict[str, 
 def healthy_outcomes(predictor: Predictor, folder: Path, *, pictures: int = 150) -> dict[str, Any]:
     """Count a release's decisions on white cells of healthy donors, none of which is a blast, or of fields of view.
 
-    For a release of cut-out cells, cells are found in each image and cut out as in `leukoscope field`; for another
+    For a release of cut-out cells, cells are found in each image and cut out as in `leukoscope smear`; for another
     one the images are given as they are.
 
     Args:
@@ -228,7 +228,7 @@ def _cells_of(predictor: Predictor, path: Path) -> list[Image.Image]:
         return [image]
     try:
         field = find_cells(image)
-    except UnusableField:
+    except UnusableSmear:
         return []
     scale = field.scale
     return [cut_out(image, cell, scale.um_per_pixel) for cell in field.cells if cell.whole and scale is not None]

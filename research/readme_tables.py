@@ -71,7 +71,7 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "prior-notes": prior_sources(),
         "curves": curves_table(read_results(results / "learning_curves")),
         "ablation": ablation_table(read_results(results / "ablation")),
-        "fields": fields_table(read_results(results, "fields.json")),
+        "smears": smears_table(read_results(results, "smears.json")),
         "speed": speed_table(results / "benchmarks"),
         "flags": str(flags_table()),
     }
@@ -355,35 +355,30 @@ def healthy_kinds(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [kind for name, source in sources.items() if name != OF_FIELDS for kind in source.values()]
 
 
-def fields_table(measured: Sequence[Mapping[str, Any]]) -> str:
+def smears_table(measured: Sequence[Mapping[str, Any]]) -> str:
     """How well the cells of a smear are found, how fast, and how many of them a release takes as in distribution."""
     if not measured:
         return NOT_MEASURED
-    (fields,) = measured
-    bccd, gap = fields["bccd"], fields["domain_gap"]
+    (smears,) = measured
+    bccd, gap = smears["bccd"], smears["domain_gap"]
+    given, alone = bccd["test_scale_given"], bccd["test_scale_measured"]
     known = {"C-NMC, subjects the detector was not fitted on": gap["C-NMC in distribution, held-out subjects"]}
     known |= {name: cells["in_distribution_share"] for name, cells in gap["cut_outs"].items()}
-    speeds = fields["speed"]["cpu_seconds_a_megapixel"]
     rows = [
-        ("white cells found, scale given", _found(bccd["test_scale_given"])),
-        ("white cells found, scale guessed", _found(bccd["test_scale_guessed"])),
+        ("white cells found, scale given", _found(given)),
+        ("white cells found, scale measured", _found(alone)),
         (
-            "scale read from the red cells, within 25 % of the true one",
-            f"{bccd['scale']['within_25_percent']:.0%} of {bccd['scale']['read_in']} fields",
-        ),
-        (
-            "nuclei against ball4's own segmentation, Dice coefficient",
-            _each({name: one["dice"] for name, one in fields["ball4"]["classes"].items()})
-            + f" ({fields['ball4']['seen']})",
+            "scale measured within 25 % of the true one",
+            f"{alone['scale_within_25_percent']:.0%} of {alone['scale_read_in']} smears",
         ),
         (f"share of cells that `{Path(gap['model']).name}` takes as in distribution", _each(known)),
-        ("CPU seconds per megapixel", " · ".join(f"{pitch}: {seconds:.2f}" for pitch, seconds in speeds.items())),
+        ("CPU seconds a smear", f"scale given: {given['cpu_seconds']:.2f} · measured: {alone['cpu_seconds']:.2f}"),
     ]
     return str(Table(("measured", "value"), rows, text_columns=2))
 
 
 def _found(match: Mapping[str, Any]) -> str:
-    cells = f"{count(match['true'])} cells in {count(match['fields'])} fields of BCCD's test list, boxes at IoU .5"
+    cells = f"{count(match['true'])} cells in {count(match['smears'])} smears of BCCD's test list, boxes at IoU .5"
     return f"recall **{share(match['recall'])}**, precision **{share(match['precision'])}** ({cells})"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from leukoscope.synthetic import PHANTOM_LABELS, draw_cell, draw_field
+from leukoscope.synthetic import PHANTOM_LABELS, draw_cell, draw_smear
 
 ROOT = Path(__file__).parents[1]
 SIDE = 96
@@ -24,9 +24,9 @@ def lay_out(folder: Path) -> Path:
     _lay_out_ball4(folder / "ball4")
     _lay_out_own_cells(folder)
     _save(draw_cell("ALL").image, folder / "cell.bmp")
-    _save(draw_field().image, folder / "smear.jpg")
+    _save(draw_smear().image, folder / "smear.jpg")
     for subject in range(10):
-        field = draw_field(("ALL", "HEM") * 4, size=(700, 900), um_per_pixel=0.2, seed=subject).image
+        field = draw_smear(("ALL", "HEM") * 4, size=(700, 900), um_per_pixel=0.2, seed=subject).image
         _save(field, folder / "smears" / f"P{subject:02d}" / "field.png")
     return folder
 

@@ -22,7 +22,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE, __version__
-from leukoscope.synthetic import draw_cell, draw_field
+from leukoscope.synthetic import draw_cell, draw_smear
 from leukoscope.web.address import server_address
 
 APP = Path(__file__).parents[1] / "app.py"
@@ -208,7 +208,7 @@ def test_visitors_who_send_the_same_picture_are_all_answered(client: Any, cache:
 def test_a_field_is_read(client: Any, cache: Path, tmp_path: Path) -> None:
     from gradio_client import handle_file
 
-    drawn = draw_field(("ALL", "HEM"), size=(400, 500), um_per_pixel=0.12, red_cells=30, scale_bar=False, seed=3)
+    drawn = draw_smear(("ALL", "HEM"), size=(400, 500), um_per_pixel=0.12, red_cells=30, seed=3)
     Image.fromarray(drawn.image).save(tmp_path / "smear.png")
     reading, boxes = client.predict(handle_file(tmp_path / "smear.png"), "tiny", 0.12, api_name="/field")
     assert len(reading["cells"]) == 2 and reading["model"] == "tiny" and reading["notice"] == RESEARCH_NOTICE

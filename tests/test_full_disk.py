@@ -17,7 +17,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.cli import app
 from leukoscope.hub.publish import Destination, publish
 from leukoscope.models.release import edit_release
-from leukoscope.synthetic import draw_cell, draw_field
+from leukoscope.synthetic import draw_cell, draw_smear
 from leukoscope.web.upload import png_answer
 from release_fixtures import METRICS
 
@@ -38,7 +38,7 @@ SUBJECT_RULE = {
     },
 }
 SUBJECTS = ("--subject_pattern", r"(?P<subject>\w+)_")
-FIELD = ("field", "release", "field.png", "--um_per_pixel", "0.2")
+FIELD = ("smear", "release", "field.png", "--um_per_pixel", "0.2")
 SCORE = ("score", "release", "--input", "cells")
 EXPORT = ("release", "export", "release", "--output", "OUT/graph", "--format")
 TRAIN = (
@@ -49,7 +49,7 @@ TRAIN = (
 # Commands that replace what they wrote before; OUT is a folder of the disk.
 REPLACING: dict[str, Sequence[str]] = {
     "maps": ("predict", "release", "cell.png", "--explain", "OUT/maps"),
-    "overlay": (*FIELD, "--output", "OUT/overlay.png"),
+    "overlay": (*FIELD, "--output", "OUT/overlays"),
     "crops": (*FIELD, "--crops", "OUT/crops"),
     "patient report": ("patient", "release", "one", "--output", "OUT/report.html"),
     "evaluation": ("evaluate", "--predictions", str(PREDICTIONS), "--output", "OUT/evaluation"),
@@ -116,7 +116,7 @@ def inputs(tmp_path: Path, tiny_release: Path, monkeypatch: pytest.MonkeyPatch) 
     (release / "predictions").mkdir()
     shutil.copy(PREDICTIONS, release / "predictions")
     Image.fromarray(draw_cell("ALL").image).save(folder / "cell.png")
-    Image.fromarray(draw_field(size=(300, 380), um_per_pixel=0.2).image).save(folder / "field.png")
+    Image.fromarray(draw_smear(size=(300, 380), um_per_pixel=0.2).image).save(folder / "field.png")
     for label in ("ALL", "HEM"):
         for subject in range(3):
             for cell in range(4):

@@ -146,7 +146,7 @@ def test_no_color_is_honoured() -> None:
 
 def test_every_long_command_can_be_quiet() -> None:
     for command in (
-        *("train", "score", "evaluate", "protocol", "patient", "field", "audit"),
+        *("train", "score", "evaluate", "protocol", "patient", "smear", "audit"),
         *("release recalibrate", "release assess"),
     ):
         shown = CliRunner(env={"COLUMNS": "160", "NO_COLOR": "1"}).invoke(app, [*command.split(), "--help"])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leukoscope.data.fields import looks_like_smear
 from leukoscope.data.registry import DATASETS
+from leukoscope.data.smear import looks_like_smear
 from leukoscope.synthetic import SMEAR_LABELS, Background, draw_cell, knows_smears, smear_picture
 
 

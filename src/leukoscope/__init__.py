@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from leukoscope.api import evaluate, load_dataset, score, train
     from leukoscope.data.registry import DATASETS
     from leukoscope.data.splits import make_split
-    from leukoscope.inference.field import read_field
     from leukoscope.inference.gradcam import overlay
     from leukoscope.inference.prediction import Decision, Prediction
     from leukoscope.inference.predictor import Predictor
+    from leukoscope.inference.smear import read_smear
     from leukoscope.models.recipes import RECIPES
 
 __version__ = "0.1.0"
@@ -34,7 +34,7 @@ __all__ = [
     "load_dataset",
     "make_split",
     "overlay",
-    "read_field",
+    "read_smear",
     "score",
     "train",
 ]
@@ -60,7 +60,7 @@ _MODULES = {
     "load_dataset": "leukoscope.api",
     "make_split": "leukoscope.data.splits",
     "overlay": "leukoscope.inference.gradcam",
-    "read_field": "leukoscope.inference.field",
+    "read_smear": "leukoscope.inference.smear",
     "score": "leukoscope.api",
     "train": "leukoscope.api",
 }

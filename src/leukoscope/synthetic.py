@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy import ndimage
 
 from leukoscope.data.images import CUT_OUT_PITCH, CUT_OUT_SIDE, foreground
@@ -394,36 +394,29 @@ def _to_uint8(colour: Floats) -> NDArray[np.uint8]:
     return np.minimum(rounded, 255, out=rounded).astype(np.uint8)
 
 
-# Fields
+# Smears
 
 RED_CELL_RADIUS, RED_CELL_SPREAD = 3.75, 0.05  # µm, and relative
 PLATELET_RADIUS = 1.2
 PLATELET_RGB = np.array([150, 110, 180], np.float32)
 CYTOPLASM_WIDTH = 0.18  # µm, beyond what a cell is drawn with
-# Between a slide's and that of C-NMC's cells, so that the released models know most cells of a synthetic field.
+# Between a slide's and that of C-NMC's cells, so that the released models know most cells of a synthetic smear.
 STRENGTH = 0.92
 NOISE = 0.3  # levels; more of it, upsampled in a cut-out, is read as the fine chromatin of a blast
 TRIES = 400
 
 
 @dataclass(frozen=True)
-class PhantomField:
-    """A synthetic field and its truth.
+class PhantomSmear:
+    """A synthetic smear and its truth."""
 
-    Attributes:
-        image: (H, W, 3) uint8 RGB.
-        labels: (H, W) uint16, 0 or the number (from 1) of the white cell a pixel belongs to.
-        classes: "ALL" or "HEM" of each white cell, in the order of their numbers.
-        um_per_pixel: its scale.
-    """
-
-    image: NDArray[np.uint8]
-    labels: NDArray[np.uint16]
-    classes: tuple[str, ...]
+    image: NDArray[np.uint8]  # (H, W, 3) RGB
+    labels: NDArray[np.uint16]  # (H, W), 0 or the number (from 1) of the white cell a pixel belongs to
+    classes: tuple[str, ...]  # "ALL" or "HEM" of each white cell, in the order of their numbers
     um_per_pixel: float
 
 
-def draw_field(
+def draw_smear(
     classes: Sequence[str] = ("ALL", "ALL", "HEM"),
     *,
     size: tuple[int, int] = (480, 640),
@@ -431,9 +424,8 @@ def draw_field(
     red_cells: int = 60,
     platelets: int = 4,
     spacing: float = 1.15,
-    scale_bar: bool = True,
     seed: int = 0,
-) -> PhantomField:
+) -> PhantomSmear:
     """Draw a smear; equal arguments give equal pixels.
 
     Args:
@@ -442,8 +434,7 @@ def draw_field(
         um_per_pixel: 0.07 is a 100× objective's, 0.4 that of the four-class B-ALL pictures.
         red_cells, platelets: how many of them; they overlap each other but lie beside the white cells.
         spacing: least distance of two white cells in sums of their radii; just below 1 makes neighbours touch.
-        scale_bar: burn a bar and a label into the lower right corner.
-        seed: another seed is another field.
+        seed: another seed is another smear.
 
     Raises:
         ValueError: a class that is none, a scale too coarse for a cell, or not enough space for so many cells.
@@ -453,94 +444,73 @@ def draw_field(
         raise ValueError(f"um_per_pixel is {um_per_pixel}; a cell needs {MIN_SIZE} px, so 0.8 or less")
     rng = np.random.default_rng(seed)
     cells = [draw_cell(label, subject=seed, cell=n, size=side, seed=seed).image for n, label in enumerate(classes)]
-    taken = _places(rng, [float(np.sqrt(foreground(cell).sum() / np.pi)) for cell in cells], size, spacing)
-    labels = np.zeros(size, np.uint16)
-    canvas = np.tile(PLASMA_RGB, (*size, 1))
-    for count, radius, colour, pallor in (
+    white: list[Disc] = []
+    for radius in (float(np.sqrt(foreground(cell).sum() / np.pi)) for cell in cells):
+        place = _free_place(rng, radius, size, 1.3 * radius, (white, spacing))
+        if place is None:
+            raise ValueError(
+                f"{len(cells)} cells do not fit into {size[1]}×{size[0]} pixels; draw fewer or a larger smear"
+            )
+        white.append(place)
+    canvas, labels = np.tile(PLASMA_RGB, (*size, 1)), np.zeros(size, np.uint16)
+    beside = [(y, x, 1.25 * radius) for y, x, radius in white]
+    for count, middle, colour, pallor in (
         (red_cells, RED_CELL_RADIUS, RED_CELL_RGB, 0.45),
         (platelets, PLATELET_RADIUS, PLATELET_RGB, 0),
     ):
-        for disc in _beside(rng, taken, size, count, radius / um_per_pixel):
-            _lay_disc(canvas, disc, colour, pallor)
-    for number, (cell, place) in enumerate(zip(cells, taken, strict=True), start=1):
-        mask = _lay_cell(canvas, cell, place, CYTOPLASM_WIDTH / um_per_pixel)
-        labels[mask] = number
+        laid: list[Disc] = []
+        for _ in range(count):
+            radius = middle / um_per_pixel * float(np.exp(RED_CELL_SPREAD * rng.standard_normal()))
+            place = _free_place(rng, radius, size, 0, (beside, 1), (laid, 0.75))
+            if place:
+                laid.append(place)
+                _lay_disc(canvas, place, colour, pallor)
+    for number, (cell, place) in enumerate(zip(cells, white, strict=True), start=1):
+        _lay_cell(canvas, labels, number, cell, place, CYTOPLASM_WIDTH / um_per_pixel)
     noisy = canvas + rng.normal(0, NOISE, canvas.shape)
-    image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-    if scale_bar:
-        # A black bar of 10 µm on a white label, as microscope software burns it in.
-        length, unit = 10 / um_per_pixel, max(2.0, min(image.size) / 60)
-        right, bottom = image.width - 2 * unit, image.height - 2 * unit
-        draw = ImageDraw.Draw(image)
-        draw.rectangle((right - length - unit, bottom - 3 * unit, right + unit, bottom + unit), fill="white")
-        draw.rectangle((right - length, bottom - unit, right, bottom), fill="black")
-    return PhantomField(np.asarray(image), labels, tuple(classes), um_per_pixel)
+    return PhantomSmear(noisy.clip(0, 255).astype(np.uint8), labels, tuple(classes), um_per_pixel)
 
 
-def _places(rng: np.random.Generator, radii: Sequence[float], size: tuple[int, int], spacing: float) -> list[Disc]:
-    """Discs of these radii, each far enough from all before it and whole within the field."""
-    places: list[Disc] = []
-    for radius in radii:
-        edge = 1.3 * radius
-        for _ in range(TRIES):
-            y, x = (float(rng.uniform(edge, max(edge, n - edge))) for n in size)
-            if all(np.hypot(y - v, x - u) >= spacing * (radius + r) for v, u, r in places):
-                places.append((y, x, radius))
-                break
-        else:
-            raise ValueError(
-                f"{len(radii)} cells do not fit into {size[1]}×{size[0]} pixels; draw fewer, or a larger field"
-            )
-    return places
-
-
-def _beside(
-    rng: np.random.Generator, taken: Sequence[Disc], size: tuple[int, int], count: int, radius: float
-) -> Iterator[Disc]:
-    """Up to `count` discs that cover no white cell, and each other by a quarter at most."""
-    laid: list[Disc] = []
-    for _ in range(count):
-        width = radius * float(np.exp(RED_CELL_SPREAD * rng.standard_normal()))
-        for _ in range(TRIES):
-            y, x = (float(rng.uniform(0, n)) for n in size)
-            free = all(np.hypot(y - v, x - u) > 1.25 * r + width for v, u, r in taken)
-            if free and all(np.hypot(y - v, x - u) > 0.75 * (r + width) for v, u, r in laid):
-                laid.append((y, x, width))
-                yield laid[-1]
-                break
+def _free_place(
+    rng: np.random.Generator, radius: float, size: tuple[int, int], edge: float, *others: tuple[Sequence[Disc], float]
+) -> Disc | None:
+    """A disc as far from the edge and, in sums of radii, from the others; None where none was found."""
+    for _ in range(TRIES):
+        y, x = (float(rng.uniform(edge, max(edge, n - edge))) for n in size)
+        if all(np.hypot(y - v, x - u) >= apart * (radius + r) for discs, apart in others for v, u, r in discs):
+            return y, x, radius
+    return None
 
 
 def _lay_disc(canvas: Floats, disc: Disc, colour: Floats, pallor: float) -> None:
     """A red cell or a platelet; `pallor` is how much its middle is paler."""
     y, x, radius = disc
-    spans = [(max(0, int(at - radius - 2)), int(at + radius + 4)) for at in (y, x)]
-    patch = canvas[slice(*spans[0]), slice(*spans[1])]
-    down, across = (np.arange(start, start + n) for (start, _), n in zip(spans, patch.shape, strict=False))
-    depth = radius - np.hypot(down[:, None] - y, across - x)
+    rows, columns = (slice(max(0, int(at - radius - 2)), int(at + radius + 4)) for at in (y, x))
+    patch = canvas[rows, columns]
+    down, across = np.indices(patch.shape[:2])
+    depth = radius - np.hypot(down + rows.start - y, across + columns.start - x)
     cover = np.clip(depth / 2 + 0.5, 0, 1) * (1 - pallor * np.clip(depth / radius * 1.6 - 0.4, 0, 1))
     # Overlapping red cells darken as two layers of stain do.
     patch *= 1 - cover[..., None] * (1 - colour / PLASMA_RGB)
 
 
-def _lay_cell(canvas: Floats, cell: NDArray[np.uint8], place: Disc, rim: float) -> NDArray[np.bool_]:
-    """A white cell with a fringe of cytoplasm `rim` pixels wide; its place as an (H, W) mask."""
+def _lay_cell(
+    canvas: Floats, labels: NDArray[np.uint16], number: int, cell: NDArray[np.uint8], place: Disc, rim: float
+) -> None:
+    """A white cell with a fringe of cytoplasm `rim` pixels wide."""
     top, left = (round(at - len(cell) / 2) for at in place[:2])
-    rows, columns = (
-        slice(max(0, at), min(n, at + len(cell))) for at, n in zip((top, left), canvas.shape, strict=False)
-    )
-    shown = cell[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    y, x = max(0, top), max(0, left)
+    patch = canvas[y : top + len(cell), x : left + len(cell)]
+    shown = cell[y - top :, x - left :][: patch.shape[0], : patch.shape[1]]
     mask = ndimage.binary_fill_holes(foreground(shown))
     fringe = np.clip((rim - ndimage.distance_transform_edt(~mask)) / 2 + 0.5, 0, 1)[..., None]
-    patch = canvas[rows, columns]
     patch += fringe * (FRINGE_RGB - patch)
     # The cut-out's outermost pixels fade to black, which on a slide they do not: they take the colour further in.
     depth = ndimage.distance_transform_edt(mask)
-    y, x = ndimage.distance_transform_edt(depth < 2.5, return_distances=False, return_indices=True)
-    pale = 255 * (np.maximum(shown[y, x], 1) / 255) ** np.float32(STRENGTH)
+    inner = ndimage.distance_transform_edt(depth < 2.5, return_distances=False, return_indices=True)
+    pale = 255 * (np.maximum(shown[tuple(inner)], 1) / 255) ** np.float32(STRENGTH)
     patch += np.clip(depth / 2, 0, 1)[..., None] * (pale - patch)
-    whole = np.zeros(canvas.shape[:2], bool)
-    whole[rows, columns] = mask
-    return whole
+    labels[y : top + len(cell), x : left + len(cell)][mask] = number
 
 
 # Synthetic smears, one picture one class, for releases that were trained on the four-class B-ALL set: drawn by

@@ -23,7 +23,7 @@ from leukoscope.cli import app
 from leukoscope.cli.options import NO_DETECTOR, ON_PHANTOMS
 from leukoscope.inference.prediction import NO_MAP
 from leukoscope.models.release import METRICS
-from leukoscope.synthetic import draw_cell, draw_field, smear_picture
+from leukoscope.synthetic import draw_cell, draw_smear, smear_picture
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 
@@ -124,10 +124,10 @@ def test_a_release_that_refuses_nothing_says_so_below_the_table(
     shutil.copytree(tiny_release, phantoms)
     metrics = json.loads((phantoms / METRICS).read_text())
     (phantoms / METRICS).write_text(json.dumps(metrics | {"data": {"synthetic": True}}))
-    Image.fromarray(draw_field(size=(300, 380), um_per_pixel=0.2).image).save(tmp_path / "smear.png")
+    Image.fromarray(draw_smear(size=(300, 380), um_per_pixel=0.2).image).save(tmp_path / "smear.png")
     for words in (
         ("predict", phantoms, cells / "a.png"),
-        ("field", phantoms, tmp_path / "smear.png", "--um_per_pixel", 0.2),
+        ("smear", phantoms, tmp_path / "smear.png", "--um_per_pixel", 0.2),
         ("score", phantoms, "--input", cells, "--output", out),
     ):
         shown = run(*words)
@@ -313,7 +313,7 @@ def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release: Path, tmp_pat
     assert json.loads(as_json.stdout)[0]["source"] == path
     assert as_table.exit_code == refused.exit_code == 0
     assert "cell-\ufffd.png" in as_table.stdout
-    assert "leukoscope field " in refused.stdout and "smear-\ufffd.png" in refused.stdout
+    assert "leukoscope smear " in refused.stdout and "smear-\ufffd.png" in refused.stdout
 
 
 @pytest.mark.parametrize("options", [["--tta"], ["--explain", "maps"]])
@@ -345,7 +345,7 @@ def test_without_a_class_the_table_says_why_below(tmp_path: Path) -> None:
         assert outcome in rows[name]
     below = " ".join(result.stdout.split("└")[1].split())
     assert "(OOD score" in below and "the picture is no single cell cut out on black" in below
-    assert f"if it is a smear, to find and classify its cells: leukoscope field {RELEASE} {smear}" in below
+    assert f"if it is a smear, to find and classify its cells: leukoscope smear {RELEASE} {smear}" in below
     assert "Where the outcome is no class, the probabilities are no result." in below
     assert f"{known.name}:" not in below
     for answer in json.loads(run("predict", RELEASE, blank, black, smear, "--json").stdout):

@@ -26,8 +26,8 @@ from leukoscope.data.images import (
     from_array,
     is_cut_out,
     open_bytes,
-    open_field,
     open_image,
+    open_smear,
     pixel_hash,
     to_rgb,
 )
@@ -215,7 +215,7 @@ def test_a_tiff_of_8_bits_is_read_to_the_pixel_and_one_of_16_refused(
         assert re.fullmatch(
             r"has more than 8 bits a channel \((16 bits|mode RGBA?)\); convert it to 8-bit RGB first", message
         )
-        for read in (check_header, open_field, lambda path: to_rgb(Image.open(path))):
+        for read in (check_header, open_smear, lambda path: to_rgb(Image.open(path))):
             with pytest.raises(UnreadableImage, match="has more than 8 bits a channel"):
                 read(path)
 
@@ -365,7 +365,7 @@ def test_colours_of_a_profile_become_srgb_however_a_picture_is_opened(
     with Image.open(path) as raw:
         kept = raw.copy()
         opened = [
-            open_image(path), open_field(path), open_bytes(path.read_bytes(), "cell"), to_rgb(raw), to_rgb(kept)
+            open_image(path), open_smear(path), open_bytes(path.read_bytes(), "cell"), to_rgb(raw), to_rgb(kept)
         ]  # fmt: skip
     for picture in opened:
         assert (picture.mode, picture.size) == ("RGB", (16, 24))
@@ -403,7 +403,7 @@ def test_srgb_and_broken_profiles_leave_every_pixel(
     tmp_path: Path, picture: Image.Image, profile: bytes | None
 ) -> None:
     picture.save(tmp_path / "cell.tiff", icc_profile=profile)
-    for read in (open_image, open_field, lambda path: to_rgb(Image.open(path))):
+    for read in (open_image, open_smear, lambda path: to_rgb(Image.open(path))):
         assert np.array_equal(np.asarray(read(tmp_path / "cell.tiff")), np.asarray(picture))
     given = picture.copy()
     given.info["icc_profile"] = profile
@@ -624,7 +624,7 @@ def _exif(*entries: tuple[int, int, int, bytes]) -> bytes:
 )
 def test_damaged_metadata_is_refused_or_passed_over(tmp_path: Path, picture: Image.Image, exif: bytes) -> None:
     picture.save(tmp_path / "cell.jpg", exif=exif)
-    for read in (open_image, open_field, lambda path: to_rgb(Image.open(path))):
+    for read in (open_image, open_smear, lambda path: to_rgb(Image.open(path))):
         try:
             assert read(tmp_path / "cell.jpg").mode == "RGB"
         except UnreadableImage as refusal:
@@ -697,7 +697,7 @@ def test_a_field_may_be_larger_than_a_cell_and_opens_without_a_warning(tmp_path:
             open_image(path)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        field = open_field(path)
+        field = open_smear(path)
     assert (field.mode, field.size, said) == ("RGB", (10_400, 10_000), [])
 
 
@@ -705,11 +705,11 @@ def test_a_field_is_upright_and_refused_in_the_same_words_as_a_cell(tmp_path: Pa
     exif = Image.Exif()
     exif[0x0112] = 6  # turned a quarter
     Image.new("RGB", (30, 20), "pink").save(tmp_path / "turned.jpg", exif=exif)
-    assert open_field(tmp_path / "turned.jpg").size == (20, 30)
+    assert open_smear(tmp_path / "turned.jpg").size == (20, 30)
 
     whole = (tmp_path / "turned.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    for opened in (open_image, open_field):
+    for opened in (open_image, open_smear):
         with pytest.raises(UnreadableImage, match="copy or export it again"):
             opened(tmp_path / "cut.jpg")
 

@@ -97,5 +97,5 @@ def test_ten_lines_are_a_whole_study() -> None:
     (code,) = [block for block in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "lk.train" in block]
     statements = [node for node in ast.parse(code).body if not isinstance(node, ast.Import | ast.ImportFrom)]
     assert len(statements) <= 10
-    for name in ("load_dataset", "make_split", "train", "Predictor", "overlay", "read_field", "score"):
+    for name in ("load_dataset", "make_split", "train", "Predictor", "overlay", "read_smear", "score"):
         assert f"lk.{name}" in code

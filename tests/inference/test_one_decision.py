@@ -20,16 +20,16 @@ from typer.testing import CliRunner
 
 from leukoscope import Predictor
 from leukoscope.cli import app
-from leukoscope.data.fields import cut_out, find_cells
-from leukoscope.data.images import open_field, open_image
-from leukoscope.inference.field import AT_EDGE, read_field
+from leukoscope.data.images import open_image, open_smear
+from leukoscope.data.smear import cut_out, find_cells
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Decision
-from leukoscope.synthetic import draw_cell, draw_field, smear_picture
+from leukoscope.inference.smear import AT_EDGE, read_smear
+from leukoscope.synthetic import draw_cell, draw_smear, smear_picture
+from leukoscope.web import smear as web_smear
 from leukoscope.web.answer import Picture, ask
 from leukoscope.web.app import build_demo
 from leukoscope.web.batch import predict_files
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.smear import open_cell, read_smear
 from leukoscope.web.upload import CELL, FIELD, Limit, read_upload
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
@@ -43,7 +43,7 @@ def phantom(label: str, subject: int, cell: int) -> Image.Image:
 
 
 def smear() -> Image.Image:
-    drawn = draw_field(("ALL", "HEM", "ALL"), size=(480, 640), um_per_pixel=PITCH, scale_bar=False, seed=3)
+    drawn = draw_smear(("ALL", "HEM", "ALL"), size=(480, 640), um_per_pixel=PITCH, seed=3)
     return Image.fromarray(drawn.image)
 
 
@@ -208,22 +208,22 @@ def test_a_picture_gets_one_outcome_whichever_way_it_is_asked_about(
 
 def field_of(stain: tuple[float, float, float]) -> Image.Image:
     classes = ("ALL", "HEM", "ALL", "HEM", "ALL")
-    drawn = draw_field(classes, size=(720, 960), um_per_pixel=PITCH, red_cells=90, scale_bar=False, seed=66).image
+    drawn = draw_smear(classes, size=(720, 960), um_per_pixel=PITCH, red_cells=90, seed=66).image
     return Image.fromarray((drawn * np.asarray(stain)).astype(np.uint8))
 
 
 @pytest.mark.parametrize(
     ("stain", "known"), [((1.0, 1.0, 1.0), True), ((1.0, 0.86, 0.74), False)], ids=["its stain", "another stain"]
 )
-def test_a_field_s_cells_get_one_outcome_whichever_way_it_is_read(
+def test_a_smear_s_cells_get_one_outcome_whichever_way_it_is_read(
     stain: tuple[float, float, float], known: bool, tmp_path: Path
 ) -> None:
     path, shelf = tmp_path / "field.png", ModelCache({"released": RELEASE})
     field_of(stain).save(path)
-    image = open_field(path)
-    ours = read_field(Predictor.from_pretrained(RELEASE), image, um_per_pixel=PITCH)
-    seen = read_smear(shelf, Picture(*upload(path, FIELD), um_per_pixel=PITCH), "released")
-    (told,) = json.loads(command("field", RELEASE, path, "--um-per-pixel", PITCH, "--json"))
+    image = open_smear(path)
+    ours = read_smear(Predictor.from_pretrained(RELEASE), image, um_per_pixel=PITCH)
+    seen = web_smear.read_smear(shelf, Picture(*upload(path, FIELD), um_per_pixel=PITCH), "released")
+    (told,) = json.loads(command("smear", RELEASE, path, "--um-per-pixel", PITCH, "--json"))
     reading, _ = endpoint(shelf, "field")(str(path), "released", PITCH)
 
     outcomes = [cell.outcome for cell in ours.cells]
@@ -241,5 +241,5 @@ def test_a_field_s_cells_get_one_outcome_whichever_way_it_is_read(
         assert set(outcomes) <= {OUT_OF_DISTRIBUTION, AT_EDGE} and (ours.in_distribution or 0) < 0.5
     for number in seen.whole:
         # Opened from its smear, it is asked about anew.
-        (opened,) = open_cell(shelf, seen, number).rows
+        (opened,) = web_smear.open_cell(shelf, seen, number).rows
         assert opened.decision().outcome == ours.cells[number].outcome

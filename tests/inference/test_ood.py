@@ -13,11 +13,11 @@ from PIL import Image, ImageFilter
 from safetensors.numpy import load_file, save_file
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.fields import UnusableField, cut_out, find_cells
 from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
 from leukoscope.data.layouts import find_cnmc_cells
 from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.smear import UnusableSmear, cut_out, find_cells
 from leukoscope.inference.ood import GROUPS, STATISTICS, OodDetector, fit_detector, picture_statistics
 from leukoscope.models.release import OOD, read_release
 from leukoscope.synthetic import phantom_cells
@@ -339,7 +339,7 @@ def test_real_cells_pass_and_white_cells_of_another_laboratory_are_refused(real_
             picture = open_image(path)
             try:
                 field = find_cells(picture)
-            except UnusableField:  # too few red cells for a scale: refused before the detector sees it
+            except UnusableSmear:  # too few red cells for a scale: refused before the detector sees it
                 continue
             assert field.scale is not None
             cells = [frame(cut_out(picture, cell, field.scale.um_per_pixel)) for cell in field.cells if cell.whole]

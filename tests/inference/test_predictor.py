@@ -24,7 +24,7 @@ from leukoscope.inference.prediction import ABSTAIN, EVIDENCE, NOT_A_CELL, OUT_O
 from leukoscope.inference.runtime import TorchBackend
 from leukoscope.inference.tta import VIEWS, turned, turned_back
 from leukoscope.models.release import OOD
-from leukoscope.synthetic import draw_cell, draw_field
+from leukoscope.synthetic import draw_cell, draw_smear
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -480,7 +480,7 @@ def test_a_smear_is_not_a_cell_for_a_release_of_cut_out_cells(
     watched: Predictor, trained_on: str, outcome: str
 ) -> None:
     watched.release = replace(watched.release, metrics={**watched.release.metrics, "data": {"name": trained_on}})
-    smear = draw_field(("ALL", "HEM", "ALL", "HEM"), size=(300, 380), um_per_pixel=0.2).image
+    smear = draw_smear(("ALL", "HEM", "ALL", "HEM"), size=(300, 380), um_per_pixel=0.2).image
 
     prediction = watched(smear)
 

@@ -16,7 +16,7 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference.ood import fit_detector, picture_statistics
 from leukoscope.inference.prediction import NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
 from leukoscope.models.release import OOD
-from leukoscope.synthetic import Background, draw_cell, draw_field, phantom_cells
+from leukoscope.synthetic import Background, draw_cell, draw_smear, phantom_cells
 from research.checks import FROM_ELSEWHERE, KINDS, frame_sample, healthy_outcomes, refusals, unsuitable_images
 
 PREPROCESSING = Preprocessing(96, 350 / 450)
@@ -124,7 +124,7 @@ def test_outcomes_of_pictures_are_counted_by_the_folder_they_lie_in(predictor: P
 def test_a_release_of_cut_out_cells_is_predicted_the_cells_that_are_found(predictor: Predictor, tmp_path: Path) -> None:
     folder = tmp_path / "healthy" / "Neutrophils"
     folder.mkdir(parents=True)
-    field = Image.fromarray(draw_field(("HEM",) * 4, size=(300, 380), um_per_pixel=0.2).image)
+    field = Image.fromarray(draw_smear(("HEM",) * 4, size=(300, 380), um_per_pixel=0.2).image)
     field.save(folder / "a.png")
     Image.new("RGB", (200, 200), (236, 220, 217)).save(folder / "empty.png")
     predictor.release = replace(predictor.release, metrics={**predictor.release.metrics, "data": {"name": "cnmc2019"}})

@@ -16,7 +16,7 @@ from PIL import Image
 from hub_server import Hub
 from leukoscope import LeukoscopeError
 from leukoscope.models.hub_download import cached_repository
-from leukoscope.synthetic import draw_field
+from leukoscope.synthetic import draw_smear
 from leukoscope.web.answer import Picture, ask
 from leukoscope.web.model_cache import PREDICTIONS_AT_ONCE, ModelCache, find_releases, listed_models, weights_bytes
 
@@ -69,9 +69,9 @@ def test_a_field_goes_through_the_network_in_small_parts(tiny_release: Path, mon
 
     call = type(backend).__call__
     monkeypatch.setattr(type(backend), "__call__", counted)
-    field = draw_field(("ALL", "HEM") * 4, size=(400, 520), um_per_pixel=0.2).image
+    field = draw_smear(("ALL", "HEM") * 4, size=(400, 520), um_per_pixel=0.2).image
     assert (
-        len(models.read_field(models.predictor("tiny"), Image.fromarray(field), "a.png", um_per_pixel=0.2).cells) == 8
+        len(models.read_smear(models.predictor("tiny"), Image.fromarray(field), "a.png", um_per_pixel=0.2).cells) == 8
     )
     assert sum(sizes) >= 7 and max(sizes) <= 2
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.inference.runtime import Runtime, TorchBackend, gpu_or_cpu
-from leukoscope.synthetic import draw_field
+from leukoscope.synthetic import draw_smear
 from leukoscope.web import app, model_cache
 from leukoscope.web.answer import ask, covered, example
 from leukoscope.web.model_cache import ModelCache
@@ -72,12 +72,12 @@ def test_a_smear_s_cells_are_found_before_the_gpu_is_lent_for_as_long_as_they_ne
     lent: list[float], tiny_release: Path
 ) -> None:
     models = ModelCache({"tiny": tiny_release})
-    smear = Image.fromarray(draw_field(("ALL", "HEM") * 4, size=(400, 520), um_per_pixel=0.2).image)
-    reading = models.read_field(models.predictor("tiny"), smear, "a.png", 0.2)
+    smear = Image.fromarray(draw_smear(("ALL", "HEM") * 4, size=(400, 520), um_per_pixel=0.2).image)
+    reading = models.read_smear(models.predictor("tiny"), smear, "a.png", 0.2)
     whole = sum(one.prediction is not None for one in reading.cells)
     assert whole >= 7 and lent == [pytest.approx(15 + whole / 10)]
     with pytest.raises(LeukoscopeError):
-        models.read_field(models.predictor("tiny"), Image.new("RGB", (400, 300), (230, 220, 215)), "b.png", 90.0)
+        models.read_smear(models.predictor("tiny"), Image.new("RGB", (400, 300), (230, 220, 215)), "b.png", 90.0)
     assert len(lent) == 1
 
 

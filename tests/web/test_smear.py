@@ -16,8 +16,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.inference.field import FieldReading
 from leukoscope.inference.scoring import safe_cell
+from leukoscope.inference.smear import SmearReading
 from leukoscope.web.answer import Picture
 from leukoscope.web.app import build_demo
 from leukoscope.web.model_cache import ModelCache
@@ -43,11 +43,11 @@ def result(tiny_release: Path) -> Smear:
 
 
 @pytest.fixture(scope="module")
-def reading(result: Smear) -> FieldReading:
+def reading(result: Smear) -> SmearReading:
     return result.reading
 
 
-def test_every_cell_is_a_button_that_says_what_it_is(result: Smear, reading: FieldReading) -> None:
+def test_every_cell_is_a_button_that_says_what_it_is(result: Smear, reading: SmearReading) -> None:
     page = smear_picture(result)
     assert len(reading.cells) == 5
     assert page.count('<button type="button" class="lk-box') == 5
@@ -92,7 +92,7 @@ def test_what_a_stranger_called_a_file_is_escaped(result: Smear) -> None:
     assert save_smear("json", hostile).name == "leukoscope--script-.json"
 
 
-def test_the_exports_agree_and_name_no_folder(result: Smear, reading: FieldReading, tiny_release: Path) -> None:
+def test_the_exports_agree_and_name_no_folder(result: Smear, reading: SmearReading, tiny_release: Path) -> None:
     whole = json.loads(save_smear("json", result).content)
     rows = list(csv.DictReader(StringIO(save_smear("csv", result).content.decode())))
     assert [row["outcome"] for row in rows] == [cell["outcome"] for cell in whole["cells"]]
@@ -108,7 +108,7 @@ def test_the_exports_agree_and_name_no_folder(result: Smear, reading: FieldReadi
         assert image.text["Title"].startswith("Synthetic smear read by tiny: 5 white cells")
 
 
-def test_a_field_without_a_class_is_still_measured(result: Smear, reading: FieldReading) -> None:
+def test_a_field_without_a_class_is_still_measured(result: Smear, reading: SmearReading) -> None:
     rows = list(csv.DictReader(StringIO(save_smear("csv", result).content.decode())))
     shown = strip(result)
     for row in rows:
@@ -146,13 +146,13 @@ def test_a_model_of_whole_fields_is_sent_to_the_other_tab_not_to_the_command_lin
         read_smear(models, example_smear(), "ball4")
     assert "give the picture to /predict" in str(refused.value)
     for text in (str(refused.value), FIELD.remedy):
-        assert "leukoscope predict" not in text and "leukoscope field" not in text
+        assert "leukoscope predict" not in text and "leukoscope smear" not in text
 
 
 def test_a_scale_that_was_guessed_is_to_be_corrected_on_the_stage(tiny_release: Path) -> None:
     models = ModelCache({"tiny": tiny_release})
     read = read_smear(models, replace(example_smear(), um_per_pixel=None), "tiny")
-    assert read.reading.field.scale is not None and read.reading.field.scale.source == "red cells"
+    assert read.reading.smear.scale is not None and read.reading.smear.scale.source == "red cells"
     assert "measured on the red cells" in smear_answer(read) and 'data-act="pitch"' in smear_answer(read)
     assert "better give it" not in smear_answer(read), "the page has its own words"
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leukoscope.data.fields import measure_stain
+from leukoscope.data.smear import measure_stain
 from leukoscope.evaluation.morphology import Morphology, map_share
 from leukoscope.inference.prediction import Checks, Thresholds
-from leukoscope.synthetic import draw_field
+from leukoscope.synthetic import draw_smear
 from leukoscope.web.text import (
     DecisionText,
     agreement_text,
@@ -208,7 +208,7 @@ def test_evidence_in_a_smear_is_placed() -> None:
 
 
 def test_evidence_in_a_stained_smear_is_shared_between_nuclei_and_the_rest() -> None:
-    drawn = draw_field(("ALL", "HEM"), size=(160, 320), um_per_pixel=0.12, red_cells=12, scale_bar=False, seed=1)
+    drawn = draw_smear(("ALL", "HEM"), size=(160, 320), um_per_pixel=0.12, red_cells=12, seed=1)
     view = Image.fromarray(drawn.image)
     stain = measure_stain(view)
     nuclei = stain.nuclear(drawn.image) > stain.threshold

@@ -15,17 +15,17 @@ from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.cli.audit import audit
 from leukoscope.cli.demo import demo
 from leukoscope.cli.evaluate import evaluate, protocol
-from leukoscope.cli.field import field
 from leukoscope.cli.options import CommandGroup
 from leukoscope.cli.predict import patient, predict, score
 from leukoscope.cli.release import card, export, list_releases, push, recalibrate, space
+from leukoscope.cli.smear import smear
 from leukoscope.cli.train import train
 
 EXAMPLES = """
 leukoscope predict my-release cell.bmp
 leukoscope predict my-release cells/ --explain overlays --json
-leukoscope field my-release smear.jpg --output overlay.png
-leukoscope field my-release slides/ --crops crops
+leukoscope smear my-release smear.jpg --output overlays
+leukoscope smear my-release slides/ --crops crops
 leukoscope patient my-release my_cells --subject_pattern '(?P<subject>P.+)_'
 leukoscope patient my-release one_subject --output subjects.csv
 leukoscope score my-release --input my_cells --output cells.parquet
@@ -103,7 +103,7 @@ def _add(group: typer.Typer, *commands: Callable[..., None], **settings: bool) -
 # Unknown flags are left in `ctx.args`, for the parser of train.py.
 TRAINING_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(add_help_option=False, context_settings=TRAINING_FLAGS)(train)
-_add(app, audit, predict, field, patient, score, evaluate)
+_add(app, audit, predict, smear, patient, score, evaluate)
 _add(app, protocol, **TRAINING_FLAGS)
 app.add_typer(release)
 _add(release, export, push, card, recalibrate, space, list_releases)

@@ -131,7 +131,7 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     for row in rows:
         if any(reason["code"] == "field_of_view" for reason in row["reasons"]):
             names = shlex.join(shown_name(row[key]) for key in ("model", "source"))
-            yield f"if it is a smear, to find and classify its cells: leukoscope field {names}"
+            yield f"if it is a smear, to find and classify its cells: leukoscope smear {names}"
             break
 
 

@@ -44,7 +44,7 @@ CUT_OUT_SIDE = 450
 # A cell or a field of view is far below this; beyond it a file is a slide, or a decompression bomb.
 MAX_PIXELS = 100_000_000
 # Fields are read in tiles; from twice its own limit (89 megapixels) on, Pillow opens nothing.
-MAX_FIELD_PIXELS = 178_000_000
+MAX_SMEAR_PIXELS = 178_000_000
 MIN_SIDE = 8
 # The shorter side is resized to the network's, so a strip would fill all memory: a million × 8 gives 26 million × 205.
 MAX_SIDE_RATIO = 10
@@ -90,11 +90,11 @@ def open_image(path: str | Path) -> Image.Image:
     return _decode(_file(path), path)
 
 
-def open_field(path: str | Path) -> Image.Image:
+def open_smear(path: str | Path) -> Image.Image:
     """Open a field of view as `open_image` does, but up to 178 megapixels, and without a second copy of its pixels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return _decode(_file(path), path, MAX_FIELD_PIXELS, copy=False)
+        return _decode(_file(path), path, MAX_SMEAR_PIXELS, copy=False)
 
 
 def open_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:

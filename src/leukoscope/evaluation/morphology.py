@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from skimage.filters import threshold_otsu
 
-from leukoscope.data.fields import measure_stain, otsu_threshold
 from leukoscope.data.images import foreground
+from leukoscope.data.smear import UnusableSmear, measure_stain
 from leukoscope.inference.gradcam import BLACK_SHARE, share_within
 
 _SIDE = 256  # a larger picture is reduced before it is measured
@@ -48,7 +49,7 @@ def measure_cell(image: Image.Image) -> Morphology | None:
     density = -np.log((pixels[..., 1] + 1.0) / 256)
     weight = gaussian_filter(inner.astype(float), _SMOOTHING * side)
     smooth = gaussian_filter(density * inner, _SMOOTHING * side) / np.maximum(weight, 1e-6)
-    nucleus = binary_fill_holes(cell & (smooth >= otsu_threshold(smooth[inner])))
+    nucleus = binary_fill_holes(cell & (smooth >= threshold_otsu(smooth[inner])))
     parts, _ = label(nucleus)
     sizes = np.bincount(parts[nucleus])
     lobes = int((sizes >= _LEAST_LOBE * nucleus.sum()).sum())
@@ -57,10 +58,11 @@ def measure_cell(image: Image.Image) -> Morphology | None:
 
 def stained_nuclei(image: Image.Image) -> np.ndarray | None:
     """(H, W) bool, what is stained as nuclei are in a smear; None where that cannot be told, or there is none."""
-    stain = measure_stain(image)
-    if stain.problem or not stain.holds_nuclei:
+    try:
+        stain = measure_stain(image)
+    except UnusableSmear:
         return None
-    return stain.nuclear(np.asarray(image)) > stain.threshold
+    return stain.nuclear(np.asarray(image)) > stain.threshold if stain.share else None
 
 
 def parts_of(image: Image.Image) -> dict[str, np.ndarray]:
@@ -79,7 +81,7 @@ def parts_of(image: Image.Image) -> dict[str, np.ndarray]:
     else:
         density, blur = -np.log((pixels[..., 1] + 1.0) / 256) * cell, max(pixels.shape) / 64
         smooth = gaussian_filter(density, blur) / np.maximum(gaussian_filter(cell.astype(float), blur), 1e-6)
-        dark = cell & (smooth >= otsu_threshold(smooth[cell])) if cell.any() else cell
+        dark = cell & (smooth >= threshold_otsu(smooth[cell])) if cell.any() else cell
         nucleus = cell & binary_fill_holes(dark)
         parts = {"nucleus": nucleus, "cytoplasm": cell & ~nucleus, "outside": ~cell}
     return {name: part for name, part in parts.items() if part.any()}

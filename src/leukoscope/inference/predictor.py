@@ -268,7 +268,7 @@ class Predictor:
             checks = replace(checks, ood_score=(score := float(self.ood.scores(pixels[None])[0])))
             if score > 1:
                 # Here, because scipy takes as long to import as a first prediction takes.
-                from leukoscope.data.fields import looks_like_smear
+                from leukoscope.data.smear import looks_like_smear
 
                 smear = self.release.takes_cut_outs is True and looks_like_smear(upright)
                 checks = replace(checks, ood_group=self.ood.farthest_group(pixels), field_of_view=smear)

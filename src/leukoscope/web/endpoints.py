@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.inference.field import draw_reading
+from leukoscope.inference.smear import draw_reading
 from leukoscope.web import upload
 from leukoscope.web.answer import Picture, ask
 from leukoscope.web.batch import BATCHES_AT_ONCE, predict_files

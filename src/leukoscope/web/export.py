@@ -6,8 +6,8 @@ import textwrap
 
 from PIL import Image, ImageDraw
 
-from leukoscope.inference.field import drawing_font
 from leukoscope.inference.gradcam import map_colours
+from leukoscope.inference.smear import drawing_font
 from leukoscope.web.answer import Row
 from leukoscope.web.stage import colour
 from leukoscope.web.text import named, percent

@@ -24,8 +24,8 @@ from weakref import WeakValueDictionary
 from huggingface_hub.errors import HfHubHTTPError
 
 from leukoscope import LeukoscopeError
-from leukoscope.inference.field import FieldReading, read_field
 from leukoscope.inference.runtime import Runtime
+from leukoscope.inference.smear import SmearReading, read_smear
 from leukoscope.models.hub_download import (
     RELEASE_FILES,
     HubUnreachable,
@@ -116,7 +116,7 @@ class ModelCache:
         self._loading = Semaphore(LOADED_AT_ONCE)
         self._predict = borrowing(_predict) if "SPACES_ZERO_GPU" in os.environ else _predict
         self.predict = _limited(self._predict, ThreadPoolExecutor(PREDICTIONS_AT_ONCE))
-        self.read_field = _limited(self._read_field, ThreadPoolExecutor(FIELDS_AT_ONCE))
+        self.read_smear = _limited(self._read_field, ThreadPoolExecutor(FIELDS_AT_ONCE))
 
     @property
     def loaded(self) -> list[str]:
@@ -182,13 +182,13 @@ class ModelCache:
 
     def _read_field(
         self, predictor: Predictor, image: Image.Image, source: str, um_per_pixel: float | None
-    ) -> FieldReading:
+    ) -> SmearReading:
         """Read a smear; its cells are found before a card is borrowed for them."""
         bounds = {"most_cells": MOST_CELLS, "seconds": FIELD_SECONDS, "batch_size": FIELD_BATCH}
         asked = predictor
         if self._predict is not _predict:
             asked = cast("Predictor", _Lent(predictor, self._predict))
-        return read_field(asked, image, source, um_per_pixel=um_per_pixel, **bounds)  # type: ignore[arg-type]
+        return read_smear(asked, image, source, um_per_pixel=um_per_pixel, **bounds)  # type: ignore[arg-type]
 
     def _load(self, name: str) -> Predictor:
         """Load an embedded release, a repository that is offered, or one that a visitor named."""

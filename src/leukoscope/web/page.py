@@ -24,9 +24,9 @@ from huggingface_hub import constants
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.fields import UnusableField, find_cells, looks_like_smear
 from leukoscope.data.hub import StreamedCell, stream_cells
 from leukoscope.data.registry import DatasetInfo, trained_on
+from leukoscope.data.smear import UnusableSmear, find_cells, looks_like_smear
 from leukoscope.evaluation.morphology import parts_of
 from leukoscope.web import batch, smear, stage, upload
 from leukoscope.web.answer import Answer, Picture, Row, answering, ask, covered, example, names_for
@@ -308,7 +308,7 @@ class Page:
             try:
                 yield from self._smear(visit, picture, readers)
                 return
-            except UnusableField as error:
+            except UnusableSmear as error:
                 reason = str(error).removeprefix(f"{picture.caption}: ").partition(": give the scale")[0]
                 picture = replace(picture, remark=f"{picture.remark} No cell could be cut out: {reason}.".strip())
         yield from self._answers(picture, names_for(self.models, picture, names))
@@ -493,7 +493,7 @@ def _cutters(models: ModelCache, names: Sequence[str]) -> list[str]:
 def _crop(picture: Picture, x: float, y: float) -> Image.Image:
     """What lies round a point: the cell nearest to it where one is found."""
     image, boxes = picture.image, []
-    with suppress(UnusableField):
+    with suppress(UnusableSmear):
         found = find_cells(image, um_per_pixel=picture.um_per_pixel, most_cells=MOST_CELLS)
         boxes = [one.box for one in found.cells if one.whole]
 

@@ -17,13 +17,13 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data import fields
 from leukoscope.data.images import CUT_OUT_PITCH
+from leukoscope.data.smear import SmearCell, cut_out
 from leukoscope.evaluation.morphology import Morphology
-from leukoscope.inference.field import AT_EDGE, DASHED, CellReading, FieldReading, draw_reading
-from leukoscope.inference.prediction import FIELD_NEEDS
+from leukoscope.inference.prediction import FIELD_NEEDS, REFUSED
 from leukoscope.inference.scoring import safe_cell
-from leukoscope.synthetic import draw_field
+from leukoscope.inference.smear import AT_EDGE, CellReading, SmearReading, draw_reading
+from leukoscope.synthetic import draw_smear
 from leukoscope.web import stage
 from leukoscope.web.answer import Answer, Picture, ask
 from leukoscope.web.model_cache import ModelCache
@@ -50,13 +50,13 @@ class Smear:
     """A smear and what a model reads in it; lives in a visitor's session, in memory only."""
 
     picture: Picture
-    reading: FieldReading
+    reading: SmearReading
 
     def cut_out(self, number: int) -> Image.Image:
         """A whole cell, alone on black."""
-        scale = self.reading.field.scale
+        scale = self.reading.smear.scale
         assert scale is not None  # a smear without a scale has no cells
-        return fields.cut_out(self.picture.image, self.reading.cells[number].cell, scale.um_per_pixel)
+        return cut_out(self.picture.image, self.reading.cells[number].cell, scale.um_per_pixel)
 
     @property
     def whole(self) -> list[int]:
@@ -74,7 +74,7 @@ def read_smear(models: ModelCache, picture: Picture, name: str | None) -> Smear:
     """Find and classify the cells of a smear; without a scale, it is measured or guessed.
 
     Raises:
-        UnusableField: the picture is no stained smear, its scale cannot be guessed, or it exceeds a limit.
+        UnusableSmear: the picture is no stained smear, its scale cannot be guessed, or it exceeds a limit.
         LeukoscopeError: the model reads whole pictures, or cannot be loaded.
     """
     predictor = models.predictor(name)
@@ -83,7 +83,7 @@ def read_smear(models: ModelCache, picture: Picture, name: str | None) -> Smear:
             f"{name}: was trained on pictures with their background, not on cells cut out on black; choose a model of "
             "cut-out cells, or give the picture to /predict"
         )
-    reading = models.read_field(predictor, picture.image, picture.caption, picture.um_per_pixel or None)
+    reading = models.read_smear(predictor, picture.image, picture.caption, picture.um_per_pixel or None)
     # As it was chosen, a revision included.
     return Smear(picture, replace(reading, model=str(name)))
 
@@ -107,9 +107,7 @@ def open_cell(models: ModelCache, smear: Smear, number: int) -> Answer:
 
 @cache
 def _drawn() -> Image.Image:
-    drawn = draw_field(
-        EXAMPLE_CLASSES, size=EXAMPLE_SIZE, um_per_pixel=EXAMPLE_PITCH, red_cells=90, scale_bar=False, seed=EXAMPLE_SEED
-    )
+    drawn = draw_smear(EXAMPLE_CLASSES, size=EXAMPLE_SIZE, um_per_pixel=EXAMPLE_PITCH, red_cells=90, seed=EXAMPLE_SEED)
     return Image.fromarray(drawn.image)
 
 
@@ -118,7 +116,7 @@ def example_smear() -> Picture:
     return Picture(_drawn(), "Synthetic smear", um_per_pixel=EXAMPLE_PITCH)
 
 
-def cell_size(cell: fields.FieldCell) -> tuple[float, float]:
+def cell_size(cell: SmearCell) -> tuple[float, float]:
     """The area of a whole cell in µm² and its nucleus's share, by both outlines.
 
     They pass over pale cytoplasm, and the parts of a segmented nucleus, so there is no count of lobes.
@@ -146,7 +144,7 @@ def smear_picture(smear: Smear) -> str:
         place = (
             f"left:{left / width:.3%};top:{top / height:.3%};width:{(right - left) / width:.3%};"
             f"height:{(bottom - top) / height:.3%};border-color:{stage.colour(found.outcome, reading.labels)};"
-            f"border-style:{'dashed' if found.outcome in DASHED else 'solid'}"
+            f"border-style:{'dashed' if found.outcome in (*REFUSED, AT_EDGE) else 'solid'}"
         )
         title = f"Cell {number + 1}: {_said(found, reading.labels)}"
         if found.outcome == AT_EDGE:
@@ -163,11 +161,11 @@ def smear_picture(smear: Smear) -> str:
 
 def smear_answer(smear: Smear, others: tuple[str, ...] = ()) -> str:
     """What was found in words, how many cells of each outcome, each cell with its measurements, and how it was read."""
-    reading, scale = smear.reading, smear.reading.field.scale
+    reading, scale = smear.reading, smear.reading.smear.scale
     about = about_model(reading.model, reading.revision)
     if scale:
         about += f"; {scale.um_per_pixel:.3f} µm per pixel, {_SCALES[scale.source]}"
-    notes = [one for one in reading.field.notes if not one.endswith(_GUESSED)]
+    notes = [one for one in reading.smear.notes if not one.endswith(_GUESSED)]
     found = {outcome: count for outcome, count in reading.counts.items() if count}
     hint = "Click a cell to open it." if smear.whole else ""
     pitch = scale.um_per_pixel if scale else 0
@@ -207,7 +205,7 @@ def strip(smear: Smear) -> str:
     return f'{sort}<ul class="lk-cells">{shown}</ul>{stage.note(about)}'
 
 
-def sentence(reading: FieldReading) -> str:
+def sentence(reading: SmearReading) -> str:
     """How many cells there are, and how many of them are like the training cells."""
     if not reading.cells:
         return "No white cell was found."

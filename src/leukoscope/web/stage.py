@@ -13,8 +13,8 @@ from html import escape
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.inference.field import CLASS_COLOURS, OTHER_COLOURS
 from leukoscope.inference.prediction import REFUSED
+from leukoscope.inference.smear import CLASS_COLOURS, OTHER_COLOURS
 from leukoscope.reports.formatting import cell_html, data_uri, encoded
 from leukoscope.web import text
 from leukoscope.web.answer import MAP_CAVEAT, WITHOUT, Answer, Picture, Row, cover_text, example, views_of

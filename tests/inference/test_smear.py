@@ -1,4 +1,4 @@
-"""A field's reading must count what is in distribution, set the rest apart, and never call a smear a cell."""
+"""A smear's reading must count what is in distribution, set the rest apart, and never call a smear a cell."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import pytest
 from PIL import Image, ImageDraw
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
-from leukoscope.data.fields import UnusableField, cut_out, find_cells
-from leukoscope.inference.field import AT_EDGE, CUT_OUT_AS_C_NMC, CellReading, FieldReading, draw_reading, read_field
+from leukoscope.data.smear import UnusableSmear, cut_out, find_cells
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Decision
-from leukoscope.synthetic import draw_field
+from leukoscope.inference.smear import AT_EDGE, CUT_OUT_AS_C_NMC, CellReading, SmearReading, draw_reading, read_smear
+from leukoscope.synthetic import draw_smear
 
 CLASSES = ("ALL", "HEM", "ALL", "HEM")
 
 
 @pytest.fixture(scope="module")
 def smear() -> Image.Image:
-    return Image.fromarray(draw_field(CLASSES, size=(300, 380), um_per_pixel=0.2).image)
+    return Image.fromarray(draw_smear(CLASSES, size=(300, 380), um_per_pixel=0.2).image)
 
 
 @pytest.fixture
@@ -62,35 +62,35 @@ def ood_score(cell: CellReading) -> float:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P"])
-def test_a_picture_of_another_mode_is_read_as_the_same_field(
+def test_a_picture_of_another_mode_is_read_as_the_same_smear(
     predictor: Predictor, smear: Image.Image, mode: str
 ) -> None:
     given = smear.convert(mode)
-    same = read_field(predictor, given.convert("RGB"), um_per_pixel=0.2)
-    assert read_field(predictor, given, um_per_pixel=0.2).counts == same.counts
+    same = read_smear(predictor, given.convert("RGB"), um_per_pixel=0.2)
+    assert read_smear(predictor, given, um_per_pixel=0.2).counts == same.counts
     with pytest.raises(LeukoscopeError, match="CMYK"):
-        read_field(predictor, smear.convert("CMYK"), um_per_pixel=0.2)
+        read_smear(predictor, smear.convert("CMYK"), um_per_pixel=0.2)
 
 
 def test_every_whole_cell_gets_a_class_and_counts_add_up(
     predictor: Predictor, smear: Image.Image, tmp_path: Path
 ) -> None:
-    reading = read_field(predictor, smear, "a.png", um_per_pixel=0.2)
+    reading = read_smear(predictor, smear, "a.png", um_per_pixel=0.2)
 
     assert len(reading.cells) == sum(reading.counts.values()) == len(CLASSES)
     assert list(reading.counts) == ["ALL", "HEM", ABSTAIN, OUT_OF_DISTRIBUTION, NOT_A_CELL, AT_EDGE]
     assert all(cell.outcome == cell.prediction.outcome in CLASSES for cell in reading.cells if cell.prediction)
     assert reading.in_distribution is None, "this release has no OOD detector"
-    shares = ", ".join(f"{reading.counts[label]} {label}" for label in ("ALL", "HEM"))
-    assert reading.summary == f"4 nucleated cell(s), 4 of them whole within the field. {shares}."
+    shares = ", ".join(f"{reading.counts[label]} {label}" for label in ("ALL", "HEM") if reading.counts[label])
+    assert reading.summary == f"4 nucleated cell(s): {shares}."
     told = json.loads(json.dumps(reading.to_dict()))
     assert told["notice"] == RESEARCH_NOTICE
     assert told["um_per_pixel"] == 0.2 and told["scale_from"] == "given"
     assert told["in_distribution"] is None
     smear.save(tmp_path / "smear.png")
-    named = read_field(predictor, tmp_path / "smear.png", um_per_pixel=0.2)
+    named = read_smear(predictor, tmp_path / "smear.png", um_per_pixel=0.2)
     assert (named.source, named.counts) == (str(tmp_path / "smear.png"), reading.counts)
-    assert repr(named) == f"FieldReading({named.source!r}, {named.counts}, model={named.model!r})"
+    assert repr(named) == f"SmearReading({named.source!r}, {named.counts}, model={named.model!r})"
     assert [cell["box"] for cell in told["cells"]] == [list(cell.cell.box) for cell in reading.cells]
     assert [cell["outcome"] for cell in told["cells"]] == [cell.outcome for cell in reading.cells]
     for cell, one in zip(told["cells"], reading.cells, strict=True):
@@ -98,28 +98,28 @@ def test_every_whole_cell_gets_a_class_and_counts_add_up(
         assert cell["probabilities"] == predicted(one).probabilities
 
 
-def test_a_field_of_foreign_cells_gets_no_class(predictor: Predictor, smear: Image.Image) -> None:
+def test_a_smear_of_foreign_cells_gets_no_class(predictor: Predictor, smear: Image.Image) -> None:
     predictor.ood = detector(limit=1e-6)
 
-    reading = read_field(predictor, smear, um_per_pixel=0.2)
+    reading = read_smear(predictor, smear, um_per_pixel=0.2)
 
     assert reading.counts[OUT_OF_DISTRIBUTION] == len(CLASSES)
     assert reading.counts["ALL"] == reading.counts["HEM"] == 0
     assert reading.in_distribution == 0
     assert reading.summary == (
-        "4 nucleated cell(s), 4 of them whole within the field. Out of distribution: only 0% of these are like the "
-        "cells the model was trained on (another microscope or stain), less than the 50% needed; no cell gets a class."
+        "4 nucleated cell(s): 4 out of distribution. 0% of the whole cells are like those the model was trained on, "
+        "less than the 50% needed (another microscope or stain): no cell gets a class."
     )
 
 
-def codes(reading: FieldReading) -> list[list[str]]:
+def codes(reading: SmearReading) -> list[list[str]]:
     return [[reason.code for reason in cell.prediction.decision.reasons] for cell in reading.cells if cell.prediction]
 
 
-def test_a_field_with_few_known_cells_gives_no_class_even_to_those(predictor: Predictor, smear: Image.Image) -> None:
+def test_a_smear_with_few_known_cells_gives_no_class_even_to_those(predictor: Predictor, smear: Image.Image) -> None:
     predictor.ood = knows(predictor, smear, count=1)
 
-    reading = read_field(predictor, smear, um_per_pixel=0.2)
+    reading = read_smear(predictor, smear, um_per_pixel=0.2)
 
     assert reading.in_distribution == 0.25
     assert reading.counts[OUT_OF_DISTRIBUTION] == len(CLASSES)
@@ -128,7 +128,7 @@ def test_a_field_with_few_known_cells_gives_no_class_even_to_those(predictor: Pr
     (reason,) = predicted(first).decision.reasons
     assert (reason.code, reason.value, reason.limit) == ("ood_field", 0.25, 0.5)
     assert all(found[0] in ("ood_colour", "ood_texture", "ood_shape") for found in codes(reading)[1:])
-    assert "only 25% of these" in reading.summary
+    assert ". 25% of the whole cells are like those" in reading.summary and "no cell gets a class" in reading.summary
     told = json.loads(json.dumps(reading.to_dict()))
     assert told["in_distribution"] == 0.25
     assert told["cells"][0]["outcome"] == OUT_OF_DISTRIBUTION
@@ -137,27 +137,25 @@ def test_a_field_with_few_known_cells_gives_no_class_even_to_those(predictor: Pr
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_where_half_of_a_fields_cells_are_known_those_get_their_class(
+def test_where_half_of_a_smears_cells_are_known_those_get_their_class(
     predictor: Predictor, smear: Image.Image, count: int
 ) -> None:
     predictor.ood = knows(predictor, smear, count)
 
-    reading = read_field(predictor, smear, um_per_pixel=0.2)
+    reading = read_smear(predictor, smear, um_per_pixel=0.2)
 
     assert reading.in_distribution == count / 4
     for cell in reading.cells:
         known = ood_score(cell) <= 1
         assert cell.outcome == (predicted(cell).most_probable if known else OUT_OF_DISTRIBUTION)
         assert predicted(cell).checks.field_share == count / 4
-    assert (
-        f"; no class: {4 - count} out of distribution. {count / 4:.0%} of the whole cells are like" in reading.summary
-    )
+    assert f", {4 - count} out of distribution. {count / 4:.0%} of the whole cells are like" in reading.summary
 
 
-def test_a_cell_given_by_itself_is_not_judged_by_its_field(predictor: Predictor, smear: Image.Image) -> None:
-    """The share of a field is known only when the field is read."""
+def test_a_cell_given_by_itself_is_not_judged_by_its_smear(predictor: Predictor, smear: Image.Image) -> None:
+    """The share of a smear is known only when the smear is read."""
     predictor.ood = knows(predictor, smear, count=1)
-    reading = read_field(predictor, smear, um_per_pixel=0.2)
+    reading = read_smear(predictor, smear, um_per_pixel=0.2)
 
     alone = predictor(cut_out(smear, reading.cells[0].cell, 0.2))
 
@@ -173,17 +171,17 @@ def test_cells_below_the_release_s_own_threshold_are_abstained_from(
     predictor.ood = None if known is None else detector(limit=1e6)
     predictor.thresholds = replace(predictor.thresholds, abstain_below=1.0)
 
-    reading = read_field(predictor, smear, um_per_pixel=0.2)
+    reading = read_smear(predictor, smear, um_per_pixel=0.2)
 
     assert reading.counts[ABSTAIN] == len(CLASSES)
     assert codes(reading) == [["low_confidence"]] * len(CLASSES)
-    assert "0 ALL, 0 HEM; no class: 4 abstain." in reading.summary
+    assert reading.summary.startswith("4 nucleated cell(s): 4 abstain.")
 
 
 def test_cells_cut_by_the_edge_are_not_asked_about(predictor: Predictor, smear: Image.Image) -> None:
-    (left, _, right, _), *_ = (cell.cell.box for cell in read_field(predictor, smear, um_per_pixel=0.2).cells)
+    (left, _, right, _), *_ = (cell.cell.box for cell in read_smear(predictor, smear, um_per_pixel=0.2).cells)
 
-    reading = read_field(predictor, smear.crop(((left + right) // 2, 0, *smear.size)), um_per_pixel=0.2)
+    reading = read_smear(predictor, smear.crop(((left + right) // 2, 0, *smear.size)), um_per_pixel=0.2)
 
     cut = [cell for cell in reading.cells if cell.outcome == AT_EDGE]
     assert cut and all(cell.prediction is None for cell in cut)
@@ -196,62 +194,62 @@ def test_cells_cut_by_the_edge_are_not_asked_about(predictor: Predictor, smear: 
 def test_cells_cut_by_the_edge_do_not_count_in_the_share_that_is_known(
     predictor: Predictor, smear: Image.Image
 ) -> None:
-    (left, _, right, _), *_ = (cell.cell.box for cell in read_field(predictor, smear, um_per_pixel=0.2).cells)
+    (left, _, right, _), *_ = (cell.cell.box for cell in read_smear(predictor, smear, um_per_pixel=0.2).cells)
     predictor.ood = detector(limit=1e6)
 
-    reading = read_field(predictor, smear.crop(((left + right) // 2, 0, *smear.size)), um_per_pixel=0.2)
+    reading = read_smear(predictor, smear.crop(((left + right) // 2, 0, *smear.size)), um_per_pixel=0.2)
 
     assert reading.in_distribution == 1 and reading.counts[AT_EDGE] > 0
     assert all(cell.outcome == AT_EDGE for cell in reading.cells if cell.prediction is None)
 
 
 def test_more_cells_than_may_be_predicted_are_refused(predictor: Predictor, smear: Image.Image) -> None:
-    assert len(read_field(predictor, smear, um_per_pixel=0.2, most_cells=len(CLASSES)).cells) == len(CLASSES)
-    with pytest.raises(UnusableField, match=r"^a.png: shows more than the 3 nucleated cells predicted at once; crop"):
-        read_field(predictor, smear, "a.png", um_per_pixel=0.2, most_cells=3)
+    assert len(read_smear(predictor, smear, um_per_pixel=0.2, most_cells=len(CLASSES)).cells) == len(CLASSES)
+    with pytest.raises(UnusableSmear, match=r"^a.png: shows more than the 3 nucleated cells predicted at once; crop"):
+        read_smear(predictor, smear, "a.png", um_per_pixel=0.2, most_cells=3)
 
 
-def test_a_field_that_takes_too_long_is_given_up(predictor: Predictor, smear: Image.Image) -> None:
-    with pytest.raises(UnusableField, match=r"^a.png: takes longer than the 0 seconds given to a field here; crop it"):
-        read_field(predictor, smear, "a.png", um_per_pixel=0.2, seconds=0)
+def test_a_smear_that_takes_too_long_is_given_up(predictor: Predictor, smear: Image.Image) -> None:
+    with pytest.raises(UnusableSmear, match=r"^a.png: takes longer than 0 seconds; crop it, or"):
+        read_smear(predictor, smear, "a.png", um_per_pixel=0.2, seconds=0)
 
 
-def test_an_empty_field_is_said_to_be_empty(predictor: Predictor) -> None:
-    reading = read_field(predictor, Image.new("RGB", (200, 200), (236, 220, 217)))
+def test_an_empty_smear_is_said_to_be_empty(predictor: Predictor) -> None:
+    reading = read_smear(predictor, Image.new("RGB", (200, 200), (236, 220, 217)))
 
     assert reading.summary == "No nucleated cell was found."
     assert reading.in_distribution is None
     assert reading.to_dict()["um_per_pixel"] is None
 
 
-def test_an_unusable_field_is_named(predictor: Predictor, smear: Image.Image) -> None:
-    with pytest.raises(UnusableField, match=r"^grey\.png: the picture is grey"):
-        read_field(predictor, smear.convert("L").convert("RGB"), "grey.png")
+def test_an_unusable_smear_is_named(predictor: Predictor, smear: Image.Image) -> None:
+    with pytest.raises(UnusableSmear, match=r"^grey\.png: the picture is grey"):
+        read_smear(predictor, smear.convert("L").convert("RGB"), "grey.png")
 
 
-def test_a_release_that_learnt_from_whole_fields_refuses_to_read_cut_outs(
+def test_a_release_that_learnt_from_whole_smears_refuses_to_read_cut_outs(
     predictor: Predictor, smear: Image.Image
 ) -> None:
     about(predictor, data={"name": "ball4"})
 
     with pytest.raises(LeukoscopeError, match="was trained on pictures with their background.*leukoscope predict"):
-        read_field(predictor, smear)
+        read_smear(predictor, smear)
 
 
 @pytest.mark.parametrize(("data", "said"), [({"name": "imagefolder"}, True), ({}, True), ({"name": "cnmc2019"}, False)])
 def test_how_cells_are_cut_out_is_said_where_the_training_cells_are_not_known(
     predictor: Predictor, smear: Image.Image, data: dict[str, str], said: bool
 ) -> None:
-    reading = read_field(about(predictor, data=data), smear, um_per_pixel=0.2)
+    reading = read_smear(about(predictor, data=data), smear, um_per_pixel=0.2)
 
     assert (CUT_OUT_AS_C_NMC in reading.to_dict()["notes"]) == said
 
 
 @pytest.mark.parametrize("size", [(100, 300), (300, 100)])
-def test_the_legend_of_a_narrow_field_is_not_cut_off(predictor: Predictor, size: tuple[int, int]) -> None:
+def test_the_legend_of_a_narrow_smear_is_not_cut_off(predictor: Predictor, size: tuple[int, int]) -> None:
     image = Image.new("RGB", size, (236, 220, 217))
 
-    drawn = draw_reading(image, read_field(predictor, image))
+    drawn = draw_reading(image, read_smear(predictor, image))
 
     height = round(drawn.width * size[1] / size[0])
     legend = np.asarray(drawn)[height:]
@@ -262,7 +260,7 @@ def test_the_legend_of_a_narrow_field_is_not_cut_off(predictor: Predictor, size:
 def test_what_is_drawn_is_numbered_as_in_the_table_and_never_certain(
     predictor: Predictor, smear: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reading = read_field(predictor, smear, um_per_pixel=0.2)
+    reading = read_smear(predictor, smear, um_per_pixel=0.2)
     sure = {label: share for label, share in zip(reading.labels, (0.9979, 0.0021), strict=True)}
     cells = tuple(
         replace(
@@ -273,9 +271,9 @@ def test_what_is_drawn_is_numbered_as_in_the_table_and_never_certain(
     drawn: list[str] = []
     text = ImageDraw.ImageDraw.text
 
-    def noted(pen: ImageDraw.ImageDraw, at: tuple[float, float], said: str, *more: Any) -> None:
+    def noted(pen: ImageDraw.ImageDraw, at: tuple[float, float], said: str, *more: Any, **options: Any) -> None:
         drawn.append(said)
-        text(pen, at, said, *more)
+        text(pen, at, said, *more, **options)
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", noted)
     draw_reading(smear, replace(reading, cells=cells))
@@ -285,9 +283,9 @@ def test_what_is_drawn_is_numbered_as_in_the_table_and_never_certain(
 
 
 def test_the_overlay_draws_what_is_out_of_distribution_differently(predictor: Predictor, smear: Image.Image) -> None:
-    known = read_field(predictor, smear, um_per_pixel=0.2)
+    known = read_smear(predictor, smear, um_per_pixel=0.2)
     predictor.ood = detector(limit=1e-6)
-    foreign = read_field(predictor, smear, um_per_pixel=0.2)
+    foreign = read_smear(predictor, smear, um_per_pixel=0.2)
 
     one, other = (np.asarray(draw_reading(smear, reading)) for reading in (known, foreign))
 

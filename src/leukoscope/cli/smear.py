@@ -1,0 +1,148 @@
+"""`leukoscope smear`: the cells of smears, found, cut out and classified."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
+
+import typer
+from typer import Argument, Option
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cli import options
+from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings, say, shown_name
+from leukoscope.cli.predict import MOST_EXPLAINED, image_paths, numbered, save_png
+from leukoscope.files import disk_errors, write_atomic
+from leukoscope.progress import track
+
+if TYPE_CHECKING:
+    from leukoscope.inference.smear import SmearReading
+
+TASKS = "label_studio.json"
+
+
+def smear(
+    model: options.Model,
+    images: Annotated[list[Path], Argument(metavar="IMG", help="Photographs of stained smears, or folders of them.")],
+    output: Annotated[Path | None, Option(metavar="DIR", help="Draw the outcomes to DIR/<folder>/<smear>.png.")] = None,
+    um_per_pixel: Annotated[
+        float | None,
+        Option("--um_per_pixel", help="Micrometres per pixel; else measured on red cells or, uncertain, nuclei."),
+    ] = None,
+    crops: Annotated[
+        Path | None,
+        Option(
+            metavar="DIR",
+            help="Write each whole cell, cut out on black, to DIR/<folder>/<smear>-<its number in --json>.png; "
+            f"Label Studio imports DIR/{TASKS}.",
+        ),
+    ] = None,
+    backend: options.Backend = "",
+    precision: options.Precision = "float32",
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Find the nucleated cells of smears and classify each with a release of cut-out cells."""
+    from leukoscope.data.images import is_cut_out, open_smear
+    from leukoscope.data.smear import cut_out
+    from leukoscope.inference.smear import draw_reading, read_smear
+    from leukoscope.models.release import public_name
+
+    predictor = open_predictor(model, backend, device, precision)
+    files, problems = image_paths(images)
+    overlays, crop_places = _places(files, images, "--output", output), _places(files, images, "--crops", crops)
+    readings: list[SmearReading] = []
+    on_black: list[Path] = []
+    for path in track(files, "reading smears"):
+        try:
+            image = open_smear(path)
+            if path not in images and is_cut_out(image):
+                on_black.append(path)
+                continue
+            reading = read_smear(predictor, image, str(path), um_per_pixel=um_per_pixel)
+            readings.append(reading)
+            name = shown_name(path.name)
+            for number, one in enumerate(reading.cells):
+                if path in crop_places and one.prediction and reading.smear.scale:
+                    place, crop = crop_places[path], cut_out(image, one.cell, reading.smear.scale.um_per_pixel)
+                    save_png(crop, place.with_stem(f"{place.stem}-{number}"), f"{name}: {one.outcome}")
+            if path in overlays:
+                title = f"{name} read by {public_name(reading.model, reading.revision)}: {reading.summary}"
+                save_png(draw_reading(image, reading), overlays[path], title)
+                say(f"overlay: {overlays[path]}")
+        except LeukoscopeError as error:
+            problems.append(error)
+    if crops and readings:
+        try:
+            with disk_errors(f"--crops {crops}: cannot be written", "name another folder"):
+                write_atomic(crops / TASKS, json.dumps(list(_tasks(crops)), indent=1))
+            say(f"tasks for Label Studio: {crops / TASKS}")
+        except LeukoscopeError as error:
+            problems.append(error)
+    if as_json:
+        typer.echo(json.dumps([reading.to_dict() for reading in readings], indent=1))
+    elif readings:
+        _print_readings(readings, release_warnings(predictor))
+    if on_black:
+        passed_over = f"passed over: {len(on_black):,} picture(s) on black, for example {on_black[0]}"
+        say(f"{passed_over}; leukoscope predict classifies single cells")
+    end_with(problems)
+
+
+def _places(files: Sequence[Path], given: Sequence[Path], flag: str, folder: Path | None) -> dict[Path, Path]:
+    """Smear → a PNG of its own in a folder, below the name of the smear's folder.
+
+    Raises:
+        LeukoscopeError: it would lie beside smears.
+    """
+    if folder is None:
+        return {}
+    # Absolute, because "." and ".." name no folder, and a picture would be written outside.
+    roots = [Path(os.path.abspath(path)) for path in given if path.is_dir()]
+    taken: set[str] = set()
+    places = {}
+    for path in files:
+        home = Path(os.path.abspath(path)).parent
+        slide = next((home.relative_to(one.parent) for one in roots if home.is_relative_to(one)), Path(home.name))
+        places[path] = numbered(folder / slide / f"{path.stem}.png", taken)
+        if os.path.realpath(places[path].parent) == os.path.realpath(home):
+            raise LeukoscopeError(
+                f"{flag} {folder}: pictures would lie among the smears of {path.parent}; name another"
+            )
+    return places
+
+
+def _tasks(crops: Path) -> Iterator[dict[str, Any]]:
+    """Yield the tasks of Label Studio for all crops of a folder, those of earlier runs included.
+
+    https://labelstud.io/guide/storage#Tasks-with-local-storage-file-references: with LOCAL_FILES_DOCUMENT_ROOT set to
+    the folder, its server shows the pictures. Exports repeat `file` and `subject`, the columns that `--labels` reads.
+    """
+    for path in sorted(crops.rglob("*.png")):
+        file = path.relative_to(crops).as_posix()
+        subject = path.parent.name if path.parent.parent != crops else ""
+        yield {"data": {"image": f"/data/local-files/?d={quote(file)}", "file": file, "subject": subject}}
+
+
+def _print_readings(readings: Sequence[SmearReading], warnings: Sequence[str]) -> None:
+    total = sum((Counter(reading.counts) for reading in readings), Counter[str]())
+    # Outcomes of no class that no smear has would make the table too wide for a terminal.
+    shown = [outcome for outcome in readings[0].counts if outcome in readings[0].labels or total[outcome]]
+    rows = []
+    for reading in readings:
+        scale = reading.smear.scale
+        counts = (str(reading.counts[outcome]) for outcome in shown)
+        said = f"{scale.um_per_pixel:.3f} ({scale.source})" if scale else "–"
+        rows.append([shown_name(reading.source), str(len(reading.cells)), *counts, said])
+    print_table(["smear", "cells", *shown, "µm/px"], rows)
+    for reading in readings:
+        if len(readings) <= MOST_EXPLAINED or reading.smear.notes:
+            about = " ".join((reading.summary, *reading.smear.notes))
+            typer.echo(f"{shown_name(Path(reading.source).name)}: {about}")
+    typer.echo("\n".join((*warnings, RESEARCH_NOTICE)))

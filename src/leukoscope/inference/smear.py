@@ -1,0 +1,220 @@
+"""Read a smear with a classifier of single cells: find, cut out and predict each of its cells.
+
+No cell of a smear gets a class where most of its cells are out of distribution.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib import get_data_path
+from PIL import Image, ImageDraw, ImageFont
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.data.images import CUT_OUT_PITCH, open_smear, to_rgb
+from leukoscope.data.smear import Smear, SmearCell, UnusableSmear, cut_out, find_cells
+from leukoscope.inference.prediction import (
+    ABSTAIN,
+    FIELD_NEEDS,
+    NOT_A_CELL,
+    OUT_OF_DISTRIBUTION,
+    REFUSED,
+    WITHOUT_CLASS,
+)
+
+if TYPE_CHECKING:
+    from leukoscope.inference.prediction import Prediction
+    from leukoscope.inference.predictor import Predictor
+
+AT_EDGE = "cut by the edge"
+CUT_OUT_AS_C_NMC = (
+    f"Cells are cut out on black at {CUT_OUT_PITCH:g} µm per pixel, as those of C-NMC 2019 are; whether the model was "
+    "trained on such cells is not known."
+)
+# Okabe & Ito (2008): told apart by people with any colour vision.
+CLASS_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
+OTHER_COLOURS = {ABSTAIN: "#56565b", OUT_OF_DISTRIBUTION: "#000000", NOT_A_CELL: "#000000", AT_EDGE: "#8a8a8f"}
+DRAWN_SIDES = (800, 1600)  # in a smaller picture names of outcomes would not fit
+
+
+@dataclass(frozen=True)
+class CellReading:
+    """One cell of a smear and its prediction; none for a cell that the picture's edge cuts."""
+
+    cell: SmearCell
+    prediction: Prediction | None
+
+    @property
+    def outcome(self) -> str:
+        """The outcome of its decision, or "cut by the edge"."""
+        return self.prediction.outcome if self.prediction else AT_EDGE
+
+
+@dataclass(frozen=True, repr=False)
+class SmearReading:
+    """A smear with the predictions of one release; `source` is the picture's name."""
+
+    source: str
+    smear: Smear
+    labels: tuple[str, ...]
+    cells: tuple[CellReading, ...]
+    model: str
+    revision: str
+
+    def __repr__(self) -> str:
+        return f"SmearReading({self.source!r}, {self.counts}, model={self.model!r})"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Outcome → number of cells: every class, then the outcomes without one."""
+        found = Counter(cell.outcome for cell in self.cells)
+        return {outcome: found[outcome] for outcome in (*self.labels, *WITHOUT_CLASS, AT_EDGE)}
+
+    @property
+    def in_distribution(self) -> float | None:
+        """Share of the whole cells that are in distribution; None without cells or without an OOD detector."""
+        return _share_in_distribution(cell.prediction for cell in self.cells if cell.prediction)
+
+    @property
+    def summary(self) -> str:
+        """The smear in one or two sentences."""
+        if not self.cells:
+            return "No nucleated cell was found."
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in self.counts.items() if count)
+        found, share = f"{len(self.cells)} nucleated cell(s): {counts}.", self.in_distribution
+        if share is None:
+            return found
+        found += f" {share:.0%} of the whole cells are like those the model was trained on"
+        needed = f", less than the {FIELD_NEEDS:.0%} needed (another microscope or stain): no cell gets a class."
+        return found + (needed if share < FIELD_NEEDS else ".")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it ready for JSON, with the research notice."""
+        scale = self.smear.scale
+        return {
+            "source": self.source,
+            "size": list(self.smear.size),
+            "um_per_pixel": scale and scale.um_per_pixel,
+            "scale_from": scale and scale.source,
+            "counts": self.counts,
+            "in_distribution": self.in_distribution,
+            "summary": self.summary,
+            "notes": list(self.smear.notes),
+            "cells": [
+                {
+                    "box": list(one.cell.box),
+                    "outcome": one.outcome,
+                    "reasons": [reason.to_dict() for reason in found.decision.reasons] if found else [],
+                    "probabilities": found and dict(found.probabilities),
+                    "ood_score": found and found.checks.ood_score,
+                    "nucleus_um2": one.cell.nucleus_area,
+                }
+                for one, found in ((one, one.prediction) for one in self.cells)
+            ],
+            "model": self.model,
+            "revision": self.revision,
+            "notice": RESEARCH_NOTICE,
+        }
+
+
+def read_smear(
+    predictor: Predictor,
+    image: Image.Image | str | Path,
+    source: str = "",
+    *,
+    um_per_pixel: float | None = None,
+    most_cells: int | None = None,
+    seconds: float | None = None,
+    batch_size: int = 16,
+) -> SmearReading:
+    """Find the cells of a stained smear and predict each.
+
+    Args:
+        image: a picture of any size, or the path of one of up to 178 megapixels.
+        source: its name in the result and in messages; "" for its path, or "smear" where it has none.
+        um_per_pixel: the picture's scale; None measures it on red cells or nuclei.
+        most_cells, seconds: limits; None for any number and any time.
+
+    Raises:
+        UnreadableImage: the file cannot be opened.
+        UnusableSmear: the picture is no stained smear, its scale cannot be measured, or it exceeds a limit.
+        LeukoscopeError: the release was trained on pictures with their background rather than on cut-out cells.
+    """
+    release = predictor.release
+    if release.takes_cut_outs is False:
+        raise LeukoscopeError(
+            f"{release.name}: was trained on pictures with their background, not on cells cut out on black; choose a "
+            "release of such cells for a smear, or predict the picture as it is (leukoscope predict)"
+        )
+    source = source or ("smear" if isinstance(image, Image.Image) else str(image))
+    picture = to_rgb(image, source) if isinstance(image, Image.Image) else open_smear(image)
+    started = time.monotonic()
+
+    def check() -> None:
+        if seconds is not None and time.monotonic() - started > seconds:
+            raise UnusableSmear(f"takes longer than {seconds:g} seconds; crop it, or use leukoscope smear yourself")
+
+    def cut_outs() -> Iterator[Image.Image]:
+        for cell in smear.cells:
+            if cell.whole and smear.scale:
+                check()
+                yield cut_out(picture, cell, smear.scale.um_per_pixel)
+
+    try:
+        smear = find_cells(picture, um_per_pixel=um_per_pixel, most_cells=most_cells, check=check)
+        predictions = predictor(cut_outs(), batch_size=batch_size)
+    except UnusableSmear as error:
+        raise UnusableSmear(f"{source}: {error}") from None
+    if release.takes_cut_outs is None and smear.cells:
+        smear = replace(smear, notes=(*smear.notes, CUT_OUT_AS_C_NMC))
+    share = _share_in_distribution(predictions)
+    in_order = iter(prediction.in_field(share, predictor.thresholds) for prediction in predictions)
+    cells = tuple(CellReading(cell, next(in_order) if cell.whole else None) for cell in smear.cells)
+    return SmearReading(source, smear, tuple(predictor.labels), cells, release.name, release.revision)
+
+
+def _share_in_distribution(predictions: Iterable[Prediction]) -> float | None:
+    scores = [one.checks.ood_score for one in predictions if one.checks.ood_score is not None]
+    return sum(score <= 1 for score in scores) / len(scores) if scores else None
+
+
+def draw_reading(image: Image.Image, reading: SmearReading) -> Image.Image:
+    """Draw every cell's box, its number as in the table and its outcome, and counts and notice below.
+
+    Boxes of classes are thick, and cells out of distribution are crossed out.
+    """
+    factor = min(DRAWN_SIDES[1], max(DRAWN_SIDES[0], *image.size)) / max(image.size)
+    width, height = (max(1, round(side * factor)) for side in image.size)
+    letter = max(11, round(max(width, height) / 60))
+    counts = ", ".join(f"{outcome}: {count}" for outcome, count in reading.counts.items())
+    # A letter of DejaVu Sans is narrower than two thirds of its height.
+    legend = textwrap.wrap(f"{counts}. {RESEARCH_NOTICE}", max(1, round((width - 12) / (0.6 * letter))))
+    drawn = Image.new("RGB", (width, height + round(1.3 * letter * (len(legend) + 1))), "white")
+    drawn.paste(image.resize((width, height), Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC))
+    pen, font = ImageDraw.Draw(drawn), drawing_font(round(0.9 * letter))
+    pen.multiline_text((6, height + 4), "\n".join(legend), "#3c3c41", font)
+    for number, cell in enumerate(reading.cells, start=1):
+        left, top, right, bottom = (edge * factor for edge in cell.cell.box)
+        colour, line, text = OTHER_COLOURS.get(cell.outcome, ""), 1, str(number)
+        if cell.prediction and cell.outcome in reading.labels:
+            share = cell.prediction.probabilities[cell.outcome]
+            # In whole per cent, but never rounded to certainty.
+            text += f" {cell.outcome} > 99 %" if 0.99 < share < 1 else f" {cell.outcome} {100 * share:.0f} %"
+            colour, line = CLASS_COLOURS[reading.labels.index(cell.outcome) % len(CLASS_COLOURS)], max(2, letter // 7)
+        pen.rectangle((left, top, right, bottom), outline=colour, width=line)
+        if cell.outcome in REFUSED:
+            pen.line((left, top, right, bottom), colour, 1)
+            pen.line((left, bottom, right, top), colour, 1)
+        pen.text((left, max(0, top - letter - 2)), text, colour, font)
+    return drawn
+
+
+def drawing_font(size: int) -> ImageFont.FreeTypeFont:
+    """Load DejaVu Sans from matplotlib at a size in pixels; Pillow's own font lacks accents and µ."""
+    return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)

@@ -1,0 +1,213 @@
+"""`leukoscope smear` must show counts, write its pictures whole, and name every smear it cannot read."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from typer.testing import CliRunner
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.cli import app
+from leukoscope.data.images import is_cut_out, open_image
+from leukoscope.synthetic import draw_cell, draw_smear
+
+RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
+
+
+def run(*arguments: object, columns: int = 160) -> Any:
+    return CliRunner(env={"COLUMNS": str(columns)}).invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two slides of two smears each, one of them with a cut-out cell beside its smears."""
+    root = tmp_path_factory.mktemp("lab") / "slides"
+    for slide in ("first", "second"):
+        (root / slide / "cells").mkdir(parents=True)
+        for number in range(2):
+            image = draw_smear(size=(300, 380), um_per_pixel=0.2, seed=number).image
+            Image.fromarray(image).save(root / slide / f"smear-{number}.png")
+    Image.fromarray(draw_cell("ALL", subject=1).image).save(root / "first" / "cells" / "one.png")
+    return root
+
+
+@pytest.fixture
+def smear(slides: Path) -> Path:
+    return slides / "first" / "smear-0.png"
+
+
+def test_table_shows_counts_scale_and_notice(tiny_release: Path, smear: Path) -> None:
+    result = run("smear", tiny_release, smear, "--um_per_pixel", 0.2)
+    assert result.exit_code == 0, result.output
+    assert "0.200 (given)" in result.stdout and "3 nucleated cell(s): " in " ".join(result.stdout.split())
+    assert RESEARCH_NOTICE in result.stdout
+    assert "(red cells)" in run("smear", tiny_release, smear).stdout
+
+
+def test_json_and_overlay_agree_with_the_smear(tiny_release: Path, smear: Path, tmp_path: Path) -> None:
+    result = run("smear", tiny_release, smear, "--um_per_pixel", 0.2, "--output", tmp_path / "new", "--json")
+    (told,) = json.loads(result.stdout)
+    assert len(told["cells"]) == sum(told["counts"].values()) == 3
+    assert list(told["counts"]) == ["ALL", "HEM", "abstain", "out of distribution", "not a cell", "cut by the edge"]
+    assert {cell["outcome"] for cell in told["cells"]} <= {"ALL", "HEM"}, "a release without detector and thresholds"
+    (out,) = (path for path in (tmp_path / "new").rglob("*") if path.is_file())
+    assert out == tmp_path / "new" / "first" / "smear-0.png"
+    with Image.open(out) as overlay:
+        assert overlay.width == 800
+        assert overlay.text["Disclaimer"] == RESEARCH_NOTICE  # type: ignore[attr-defined]
+
+
+def test_a_bad_smear_is_named_and_the_others_are_still_read(tiny_release: Path, smear: Path, tmp_path: Path) -> None:
+    grey = tmp_path / "grey.png"
+    Image.open(smear).convert("L").save(grey)
+    result = run("smear", tiny_release, grey, smear, tmp_path / "none.png", "--json", "--output", tmp_path / "o")
+    assert result.exit_code == 1
+    assert [reading["source"] for reading in json.loads(result.stdout)] == [str(smear)]
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert f"{grey}: the picture is grey" in errors[0] and "no such file" in errors[1]
+    assert (tmp_path / "o" / "first" / "smear-0.png").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such names cannot exist on Windows or macOS")
+def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release: Path, smear: Path, tmp_path: Path) -> None:
+    odd = shutil.copy(smear, os.fsdecode(os.fsencode(tmp_path) + b"/odd-\xff.png"))
+    result = run("smear", tiny_release, odd, "--um_per_pixel", 0.2, "--output", tmp_path / "o")
+    assert result.exit_code == 0, result.output
+    assert "odd-\ufffd.png" in "".join(result.stdout.split())
+    (overlay,) = (tmp_path / "o").rglob("odd-*.png")
+    with Image.open(overlay) as drawn:
+        assert "odd-\ufffd.png read by" in drawn.text["Title"]  # type: ignore[attr-defined]
+
+
+def test_predict_sends_a_smear_here_instead_of_giving_it_a_class(smear: Path) -> None:
+    result = run("predict", RELEASE, smear, "--json")
+    (answer,) = json.loads(result.stdout)
+    assert (result.exit_code, result.stderr, answer["outcome"]) == (0, "", "not a cell")
+    assert answer["reasons"][0]["code"] == "field_of_view"
+    assert f"leukoscope smear {RELEASE} {smear}" in " ".join(run("predict", RELEASE, smear).stdout.split())
+
+
+def test_a_smear_in_another_stain_gets_no_class_at_all(tmp_path: Path) -> None:
+    drawn = draw_smear(("ALL", "HEM", "ALL", "HEM"), size=(480, 640), um_per_pixel=0.12, seed=5).image
+    known, warm = tmp_path / "known.png", tmp_path / "warm.png"
+    Image.fromarray(drawn).save(known)
+    Image.fromarray((drawn * np.array([1.0, 0.86, 0.74])).astype(np.uint8)).save(warm)
+    result = run("smear", RELEASE, known, warm, "--um_per_pixel", 0.12, "--json")
+    inside, outside = json.loads(result.stdout)
+    assert inside["in_distribution"] >= 0.5 > outside["in_distribution"]
+    assert inside["counts"]["ALL"] > 0
+    assert outside["counts"]["ALL"] == outside["counts"]["HEM"] == 0
+    for cell in outside["cells"]:
+        assert cell["outcome"] in ("out of distribution", "cut by the edge")
+        assert all(reason["text"] for reason in cell["reasons"])
+        assert bool(cell["reasons"]) == bool(cell["probabilities"]) == (cell["ood_score"] is not None)
+    assert "no cell gets a class" in outside["summary"]
+
+
+def test_a_folder_is_read_smear_by_smear_into_crops(tiny_release: Path, slides: Path, tmp_path: Path) -> None:
+    crops = tmp_path / "crops"
+    result = run("smear", tiny_release, slides, "--crops", crops, columns=80)
+    assert result.exit_code == 0, result.output
+    tables = [line for line in result.stdout.splitlines() if line.startswith("│")]
+    assert max(map(len, tables)) <= 80 and sum("smear-" in line for line in tables) == 4
+    readings = json.loads(run("smear", tiny_release, slides, "--json").stdout)
+    assert {reading["scale_from"] for reading in readings} == {"red cells"}
+    whole = sorted(path.relative_to(crops).as_posix() for path in crops.rglob("*.png"))
+    assert whole == sorted(
+        f"slides/{Path(reading['source']).parent.name}/{Path(reading['source']).stem}-{number}.png"
+        for reading in readings
+        for number, cell in enumerate(reading["cells"])
+        if cell["outcome"] != "cut by the edge"
+    )
+    assert is_cut_out(open_image(crops / whole[0]))
+    tasks = json.loads((crops / "label_studio.json").read_text(encoding="utf-8"))
+    assert [task["data"]["file"] for task in tasks] == whole
+    assert tasks[0]["data"] == {"image": f"/data/local-files/?d={whole[0]}", "file": whole[0], "subject": "first"}
+    assert "passed over: 1 picture(s) on black" in result.stderr and "one.png" in result.stderr
+
+
+def test_a_smear_in_a_border_is_named_with_its_fix(tiny_release: Path, smear: Path, tmp_path: Path) -> None:
+    ImageOps.expand(Image.open(smear).convert("RGB"), 40, (0, 84, 166)).save(tmp_path / "border.png")
+    result = run("smear", tiny_release, tmp_path, "--um_per_pixel", 0.2, "--json")
+    assert json.loads(result.stdout) == [] and result.exit_code == 1 and "passed over" not in result.stderr
+    assert "border.png: part of it is black, a border or a window's bar: crop it to the smear" in result.stderr
+
+
+def test_pictures_of_smears_of_one_name_stand_beside_each_other(
+    tiny_release: Path, smear: Path, tmp_path: Path
+) -> None:
+    twins = [tmp_path / "a.png", tmp_path / "A.tif", tmp_path / "other" / tmp_path.name / "a.png"]
+    for twin in twins:
+        twin.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(smear).save(twin)
+    assert run("smear", tiny_release, *twins, "--crops", tmp_path / "c", "--output", tmp_path / "o").exit_code == 0
+    of_smear = Counter(path.stem.rpartition("-")[0] for path in (tmp_path / "c" / tmp_path.name).iterdir())
+    assert set(of_smear) == {"a", "A-2", "a-3"} and len(set(of_smear.values())) == 1
+    assert {path.stem for path in (tmp_path / "o" / tmp_path.name).iterdir()} == {"a", "A-2", "a-3"}
+
+
+@pytest.mark.parametrize("given", ["../smear-0.png", "smear-0.png", "..", "."])
+def test_crops_stay_in_their_folder_however_a_smear_is_named(
+    tiny_release: Path, smear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    home = tmp_path / "slide"
+    (home / "inner").mkdir(parents=True)
+    shutil.copy(smear, home)
+    monkeypatch.chdir(home / "inner" if ".." in given else home)
+    result = run("smear", tiny_release, given, "--crops", tmp_path / "crops")
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in home.rglob("*.png")} == {"smear-0.png"}
+    assert {path.parent for path in tmp_path.rglob("smear-0-*.png")} == {tmp_path / "crops" / "slide"}
+
+
+@pytest.mark.parametrize("flag", ["--crops", "--output"])
+def test_pictures_never_lie_among_the_smears(
+    tiny_release: Path, smear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str
+) -> None:
+    home = tmp_path / "smears" / "slide"
+    home.mkdir(parents=True)
+    shutil.copy(smear, home / "f.png")
+    monkeypatch.chdir(tmp_path / "smears")
+    result = run("smear", tiny_release, "slide", flag, ".")
+    assert result.exit_code == 1
+    assert f"{flag} .: pictures would lie among the smears of slide; name another" in result.stderr
+    assert (home / "f.png").read_bytes() == smear.read_bytes() and len(list(home.iterdir())) == 1
+
+
+def test_a_picture_to_pass_on_names_no_folder(tiny_release: Path, smear: Path, tmp_path: Path) -> None:
+    result = run("smear", tiny_release, smear, "--crops", tmp_path / "crops", "--output", tmp_path / "overlays")
+    assert result.exit_code == 0, result.output
+    titles = [Image.open(path).info["Title"] for path in sorted(tmp_path.rglob("*.png"))]
+    assert len(titles) > 1 and all(title.startswith("smear-0.png") for title in titles)
+    assert not any(str(part) in title for title in titles for part in (smear.parent, tiny_release))
+    assert f"read by {tiny_release.name}: " in titles[-1]
+
+
+def test_a_folder_without_a_smear_is_one_line(tiny_release: Path, tmp_path: Path) -> None:
+    result = run("smear", tiny_release, tmp_path)
+    assert result.exit_code == 1 and "this folder holds no image" in result.stderr
+
+
+@pytest.mark.parametrize("flag", ["--crops", "--output"])
+def test_a_full_disk_is_named_whatever_is_written(
+    tiny_release: Path, smear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    # The last step of every file that is written whole or not at all.
+    monkeypatch.setattr(Path, "replace", full)
+    result = run("smear", tiny_release, smear, flag, tmp_path / "new")
+    assert result.exit_code == 1
+    assert "cannot write there (No space left on device); free some space or name another folder" in result.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
