@@ -103,7 +103,7 @@ def evaluate(
     """Measure a model on labelled cells.
 
     Args:
-        model: a release, or any image classifier of transformers: folder or Hub id.
+        model: release folder or Hub id.
         data: from `load_dataset`.
         split: test on the test side of this split; None tests on every cell.
         seed: of the split and of the bootstrap samples.
@@ -119,13 +119,12 @@ def evaluate(
             opened.
     """
     from leukoscope.data.cells import LoadedCells
-    from leukoscope.evaluation.evaluate import build_evaluation, predictions_of_model, select_cells
-    from leukoscope.inference.foreign import open_classifier
+    from leukoscope.evaluation.evaluate import build_evaluation, open_model, predictions_of_model, select_cells
 
     if not isinstance(data, LoadedCells):
         raise LeukoscopeError(f"evaluate: {data!r}: is no data set; give what `load_dataset` returns")
     cells = select_cells(data, split, seed=seed)
-    predicted = predictions_of_model(open_classifier(str(model), device=device), cells, label_map=label_map)
+    predicted = predictions_of_model(open_model(model, device), cells, label_map=label_map)
     return build_evaluation(predicted, cells, seed=seed)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -26,6 +27,7 @@ from leukoscope.data.splits import make_split
 from leukoscope.evaluation.evaluate import (
     SelectedCells,
     keep_cells,
+    match_labels,
     predictions_in_file,
     predictions_of_model,
     select_cells,
@@ -33,8 +35,8 @@ from leukoscope.evaluation.evaluate import (
 )
 from leukoscope.evaluation.overlap import KnownCells
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.inference.foreign import Classifier
-from leukoscope.models.release import write_json
+from leukoscope.inference.prediction import Decision, Prediction
+from leukoscope.models.release import ReleaseInfo, write_json
 
 
 @pytest.fixture(scope="module")
@@ -47,23 +49,30 @@ def everything(phantoms: LoadedCells) -> SelectedCells:
     return select_cells(phantoms)
 
 
-def classifier(labels: tuple[str, ...] = ("ALL", "HEM")) -> Classifier:
-    """Says how bright a picture is; no network, but a classifier in every other respect."""
+class Bright:
+    """Says how bright a picture is; no network, but a predictor in every other respect."""
 
-    def predict(pictures: Any) -> tuple[np.ndarray, None]:
-        bright = np.asarray([np.asarray(picture).mean() / 255 for picture in pictures])
-        return np.stack([bright, 1 - bright], axis=1), None
+    def __init__(self, labels: tuple[str, ...] = ("ALL", "HEM"), outcomes: Iterator[str] | None = None) -> None:
+        self.labels, self.outcomes = labels, outcomes or itertools.repeat(labels[0])
+        self.release = ReleaseInfo(labels, Preprocessing(32, 1.0), {}, "house/bright", "abc")
 
-    return Classifier("house/bright", "abc", labels, {}, predict)
+    def __call__(self, pictures: list[Image.Image], *, batch_size: int) -> list[Prediction]:
+        bright = [np.asarray(picture).mean() / 255 for picture in pictures]
+        shares = [dict(zip(self.labels, (one, 1 - one), strict=True)) for one in bright]
+        decided = [Decision(next(self.outcomes)) for _ in pictures]
+        return [
+            Prediction(decision, share, "", "house/bright", "abc", 0.0, None, (0, 0, 1, 1))
+            for decision, share in zip(decided, shares, strict=True)
+        ]
+
+
+def classifier(labels: tuple[str, ...] = ("ALL", "HEM"), outcomes: Iterator[str] | None = None) -> Any:
+    return Bright(labels, outcomes)
 
 
 def test_what_predict_would_decide_is_counted_under_the_names_of_the_data_set(everything: SelectedCells) -> None:
     outcomes = itertools.cycle(("blast", "abstain", "normal", "out of distribution"))
-
-    def predict(pictures: Any) -> tuple[np.ndarray, list[str]]:
-        return np.full((len(pictures), 2), 0.5), [next(outcomes) for _ in pictures]
-
-    release = Classifier("house/release", "", ("blast", "normal"), {}, predict)
+    release = classifier(("blast", "normal"), outcomes)
     answered = predictions_of_model(release, everything, label_map={"blast": "ALL", "normal": "HEM"})
 
     truth = answered.predictions.references
@@ -71,7 +80,6 @@ def test_what_predict_would_decide_is_counted_under_the_names_of_the_data_set(ev
     quarter = len(truth) // 4
     counts = {"ALL": quarter, "HEM": quarter, "abstain": quarter, "out of distribution": quarter}
     assert answered.decisions() == {"outcomes": counts, "given": 2 * quarter, "right": right}
-    assert predictions_of_model(classifier(), everything).decisions() is None
 
 
 def predictions_for(cells: SelectedCells) -> CellPredictions:
@@ -353,3 +361,33 @@ def test_only_keeps_the_named_cells_in_their_order(everything: SelectedCells) ->
     predictions = predictions_for(everything)
     wanted = (predictions.cell_ids[7], predictions.cell_ids[2], "unknown")
     assert keep_cells(predictions, wanted).cell_ids == (predictions.cell_ids[2], predictions.cell_ids[7])
+
+
+def test_classes_meet_by_name_whatever_the_case() -> None:
+    assert match_labels("m", ["hem", "All"], ["ALL", "HEM"], {}) == (1, 0)
+
+
+def test_several_classes_of_a_model_may_be_one_of_ours() -> None:
+    names = {"Early": "ALL", "Pre": "ALL", "Pro": "ALL", "benign": "HEM"}
+    assert match_labels("m", ["Benign", "Early", "Pre", "Pro"], ["ALL", "HEM"], names) == (1, 0, 0, 0)
+
+
+def refusal_of(theirs: list[str], ours: list[str], names: dict[str, str] | None = None) -> str:
+    with pytest.raises(LeukoscopeError) as error:
+        match_labels("some/model", theirs, ours, names or {})
+    message = str(error.value)
+    start = f"some/model: its classes are {', '.join(theirs)}, those of the data set {', '.join(ours)}; "
+    assert message.startswith(start)
+    return message.removeprefix(start)
+
+
+ASKED = "say of each of its classes which one it is, with --label_map THEIRS=OURS once for each"
+
+
+@pytest.mark.parametrize("names", [{}, {"LABEL_0": "ALL"}, {"LABEL_0": "ALL", "LABEL_1": "all"}, {"LABEL_0": "none"}])
+def test_classes_without_a_counterpart_are_named_on_both_sides(names: dict[str, str]) -> None:
+    assert refusal_of(["LABEL_0", "LABEL_1"], ["ALL", "HEM"], names) == ASKED
+
+
+def test_a_class_that_the_model_lacks_cannot_be_named() -> None:
+    assert refusal_of(["ALL", "HEM"], ["ALL", "HEM", "AML"]).startswith("it lacks some of these: leave their cells out")

@@ -13,8 +13,8 @@ import pytest
 
 from hub_server import Fault, Hub
 from leukoscope import LeukoscopeError, Predictor
+from leukoscope.evaluation.evaluate import open_model
 from leukoscope.files import embedded_releases
-from leukoscope.inference.foreign import open_classifier
 from leukoscope.models.hub_download import HUB_TIMEOUT, fetch_files, find_release
 from leukoscope.models.release import local_release
 from leukoscope.synthetic import draw_cell
@@ -213,7 +213,7 @@ def test_a_repository_without_safetensors_is_refused_before_anything_is_download
     shutil.copytree(tiny_release, tmp_path / "other")
     (tmp_path / "other" / "model.safetensors").rename(tmp_path / "other" / name)
     put(online, tmp_path / "other", "lab/other")
-    for opened in (Predictor.from_pretrained, open_classifier):
+    for opened in (Predictor.from_pretrained, open_model):
         with pytest.raises(LeukoscopeError, match=f"^lab/other: {problem}"):
             opened("lab/other")
     assert not [request for request in online.requests if "/resolve/" in request]

@@ -18,9 +18,7 @@ from leukoscope.progress import progress
 
 
 def evaluate(
-    model: Annotated[
-        str | None, Argument(metavar="MODEL", help="Release, or image classifier of transformers: folder or Hub id.")
-    ] = None,
+    model: Annotated[str | None, Argument(metavar="MODEL", help="Release: folder, name or Hub id.")] = None,
     dataset_name: options.DatasetName = "",
     train_dir: options.TrainDir = None,
     subject_pattern: options.SubjectPattern = None,
@@ -48,8 +46,13 @@ def evaluate(
 
     Writes evaluation.json, the same as a page of Markdown, and the predictions.
     """
-    from leukoscope.evaluation.evaluate import build_evaluation, predictions_in_file, predictions_of_model, select_cells
-    from leukoscope.inference.foreign import open_classifier
+    from leukoscope.evaluation.evaluate import (
+        build_evaluation,
+        open_model,
+        predictions_in_file,
+        predictions_of_model,
+        select_cells,
+    )
     from leukoscope.models.release import write_json
     from leukoscope.reports.evaluation import evaluation_text
 
@@ -60,14 +63,14 @@ def evaluate(
     require_writable(output or Path("evaluations"))
 
     # The model first: an error about it is shown at once, not after the data set is read.
-    classifier = open_classifier(model, device=device) if model else None
-    _check_label_names(names, classifier.labels if classifier else ())
+    predictor = open_model(model, device) if model else None
+    _check_label_names(names, predictor.labels if predictor else ())
     cells = None
     if dataset_name:
         data = load_reported(dataset_name, train_dir, subject_pattern, labels)
         cells = select_cells(data, split, split_file, seed=seed, at_most=max_eval_samples)
-    if classifier is not None and cells is not None:
-        predicted = predictions_of_model(classifier, cells, label_map=names, batch_size=batch_size)
+    if predictor is not None and cells is not None:
+        predicted = predictions_of_model(predictor, cells, label_map=names, batch_size=batch_size)
     else:
         predicted = predictions_in_file(Path(predictions or ""), cells)
     with progress("computing metrics and intervals"):

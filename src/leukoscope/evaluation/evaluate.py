@@ -28,8 +28,10 @@ from leukoscope.evaluation.metrics import measure
 from leukoscope.evaluation.overlap import KnownCells, Overlap, seen_in_training
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.evaluation.subjects import measure_subject_rule
-from leukoscope.inference.foreign import Classifier, match_labels
-from leukoscope.models.release import folder_name, read_metrics
+from leukoscope.inference.predictor import Predictor
+from leukoscope.inference.runtime import Runtime
+from leukoscope.models.hub_download import KNOWN_CELLS, find_release
+from leukoscope.models.release import folder_name, read_metrics, read_release
 from leukoscope.progress import progress
 
 TEST_FOLD = "fold_1"
@@ -132,10 +134,40 @@ def select_cells(
     return SelectedCells(data, whole.at_most(None, at_most), whole)
 
 
+def open_model(model: str | Path, device: str = "auto") -> Predictor:
+    """Open a release with the list of the cells that it knows; names and errors as of `Predictor.from_pretrained`."""
+    folder, name, revision = find_release(str(model), KNOWN_CELLS)
+    return Predictor(read_release(folder, name=name, revision=revision), Runtime(device=device))
+
+
+def match_labels(
+    name: str, theirs: Sequence[str], ours: Sequence[str], label_map: Mapping[str, str]
+) -> tuple[int, ...]:
+    """Match a model's T classes to those of a data set: T indices into `ours`; an error without a counterpart.
+
+    Args:
+        theirs: several may be one of ours (their probabilities are added).
+        label_map: theirs → ours, for those whose names differ in more than case.
+    """
+    index = {label.casefold(): k for k, label in enumerate(ours)}
+    renamed = {their.casefold(): our.casefold() for their, our in label_map.items()}
+    found = [index.get(renamed.get(label.casefold(), label.casefold())) for label in theirs]
+    matched = tuple(k for k in found if k is not None)
+    if len(matched) < len(theirs) or len(set(matched)) < len(ours):
+        if len(theirs) < len(ours):
+            how = "it lacks some of these: leave their cells out, or give another model"
+        else:
+            how = "say of each of its classes which one it is, with --label_map THEIRS=OURS once for each"
+        raise LeukoscopeError(
+            f"{name}: its classes are {', '.join(theirs)}, those of the data set {', '.join(ours)}; {how}"
+        )
+    return matched
+
+
 def predictions_of_model(
-    classifier: Classifier, cells: SelectedCells, *, label_map: Mapping[str, str] | None = None, batch_size: int = 16
+    predictor: Predictor, cells: SelectedCells, *, label_map: Mapping[str, str] | None = None, batch_size: int = 16
 ) -> ModelPredictions:
-    """Predict the selected cells with a release or any other classifier; `left_out` names damaged cells.
+    """Predict the selected cells with a release; `left_out` names damaged cells.
 
     `label_map` gives the data set's class for the model's; classes that `match_labels` cannot match are an error before
     any cell is opened.
@@ -145,14 +177,14 @@ def predictions_of_model(
 
     if batch_size < 1:
         raise LeukoscopeError(f"--batch_size {batch_size}: give 1 or more")
-    labels, wanted = cells.data.info.labels, set(cells.split.test)
-    matched = match_labels(classifier.name, classifier.labels, labels, label_map or {})
+    labels, wanted, release = cells.data.info.labels, set(cells.split.test), predictor.release
+    matched = match_labels(release.name, predictor.labels, labels, label_map or {})
     to_ours = np.eye(len(labels))[list(matched)]
-    our_name = {their: labels[our] for their, our in zip(classifier.labels, matched, strict=True)}
+    our_name = {their: labels[our] for their, our in zip(predictor.labels, matched, strict=True)}
     rows = concatenate_datasets(list(cells.data.cells.values()))
     rows = rows.select([i for i, cell in enumerate(rows["cell_id"][:]) if cell in wanted])
     encoded = rows.select_columns(["image", "cell_id"]).cast_column("image", ImageFeature(decode=False))
-    name, kept = _public_name(classifier.name), list[int]()
+    name, kept = _public_name(release.name), list[int]()
     damaged, outcomes, hashes = list[str](), list[str](), list[str]()
     probabilities, areas = [np.zeros((0, len(labels)))], list[float]()
     with progress(f"predicting with {name}", len(rows)) as advance:
@@ -165,9 +197,9 @@ def predictions_of_model(
                 except UnreadableImage as error:
                     damaged.append(str(error))
             if pictures:
-                theirs, decided = classifier.predict(pictures)
-                probabilities.append(theirs @ to_ours)
-                outcomes += [our_name.get(outcome, outcome) for outcome in decided or ()]
+                predicted = predictor(pictures, batch_size=len(pictures))
+                probabilities.append(np.array([list(one.probabilities.values()) for one in predicted]) @ to_ours)
+                outcomes += [our_name.get(one.outcome, one.outcome) for one in predicted]
                 hashes += map(pixel_hash, pictures)
                 # The cell's share of its picture needs no fine detail.
                 small = (one.resize((_AREA_SIDE, _AREA_SIDE), Image.Resampling.NEAREST) for one in pictures)
@@ -183,16 +215,16 @@ def predictions_of_model(
         np.asarray(areas) if cells.data.info.background == "black" else None,
         tuple(hashes),
     )
-    metrics = dict(classifier.metrics)
+    metrics = dict(release.metrics)
     if rule := metrics.get("subject_rule"):
         positive = rule["positive_label"]
         metrics["subject_rule"] = {**rule, "positive_label": our_name.get(positive, positive)}
     return ModelPredictions(
         predictions,
         name,
-        classifier.revision,
+        release.revision,
         estimates="these weights",
-        overlap=training_overlap(metrics, predictions, cells, KnownCells.of_release(classifier.folder)),
+        overlap=training_overlap(metrics, predictions, cells, KnownCells.of_release(release.folder)),
         left_out=tuple(damaged),
         metrics=metrics,
         unit=cells.data.info.group,
