@@ -259,7 +259,8 @@ def test_a_damaged_graph_is_named_with_the_way_out(cache: Path, tiny_release: Pa
 @pytest.fixture
 def restored_tf32() -> Iterator[None]:
     """The switches of TF32 as they were."""
-    parts = (torch.backends, torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    cudnn = torch.backends.cudnn
+    parts = (torch.backends, cudnn, cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul)
     before = [part.fp32_precision for part in parts]
     yield
     for part, value in zip(parts, before, strict=True):
@@ -277,6 +278,7 @@ def test_elsewhere_than_on_a_cpu_convolutions_keep_float32(tiny_release: Path, r
 
     TorchBackend(release.network, release.preprocessing, "meta")
     assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert not torch.backends.cudnn.allow_tf32, "and can be read"
 
 
 @pytest.mark.parametrize(

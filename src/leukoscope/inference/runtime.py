@@ -152,18 +152,15 @@ def forbid_tf32() -> None:
     """Compute float32 on a GPU in float32: by default its convolutions round to 10 bits of 23 (TF32)."""
     import torch
 
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    # After `torch.backends.fp32_precision = "tf32"` the flags above change nothing (torch 2.9 and newer).
-    for part in (getattr(torch.backends.cudnn, "conv", None), torch.backends.cuda.matmul):
-        if hasattr(part, "fp32_precision"):
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    # After `torch.backends.fp32_precision = "tf32"` these change nothing. All four, or reading `allow_tf32` raises.
+    if hasattr(cudnn, "conv"):  # torch 2.9 and newer
+        for part in (cudnn, cudnn.conv, cudnn.rnn, matmul):
             part.fp32_precision = "ieee"
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is used up: that of a GPU, of one of its libraries, or of the CPU."""
-    signs = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
-    return isinstance(error, RuntimeError | MemoryError) and any(sign in str(error) for sign in signs)
+_MEMORY_IS_FULL = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
 
 
 @contextmanager
@@ -171,8 +168,8 @@ def memory_errors(device: object, number: int) -> Iterator[None]:
     """Turn an error of used-up memory into a `LeukoscopeError` that says how many pictures were computed at once."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _MEMORY_IS_FULL):
             raise
         raise LeukoscopeError(
             f"{device}: out of memory with {number} picture(s) at once; "

@@ -30,7 +30,7 @@ from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.splits import BY_IMAGE, Split, load_split, make_split
 from leukoscope.files import disk_errors
-from leukoscope.inference.runtime import usable_cores
+from leukoscope.inference.runtime import forbid_tf32, must_use_cpu, usable_cores
 from leukoscope.models.build import NetworkStart, build_network, load_start_weights, model_args
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import METRICS, write_json
@@ -236,7 +236,7 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
     """
     # `accelerate launch` always sets it: to "no" where neither its flag nor its configuration names one.
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
+    on_gpu = torch.cuda.is_available() and not must_use_cpu()
     emulated = not on_gpu and not cpu_has_bf16()
     if on_gpu:
         default = ("bf16", "the default on a GPU", "")
@@ -254,8 +254,7 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
         raise LeukoscopeError(f"{flag} {precision}: unknown here; give one of {', '.join(PRECISIONS)}")
     if precision == "fp16" and not on_gpu:
         raise LeukoscopeError(f"{flag} fp16: needs a GPU, and this run has none; give bf16 or no")
-    # By default a GPU's convolutions round float32 to 10 bits; validation and prediction are to be a release's.
-    torch.backends.cudnn.allow_tf32 = False
+    forbid_tf32()  # validation and prediction are to be a release's
     # One process may train several recipes in turn, each in its own precision.
     AcceleratorState._reset_state()
     if torch.distributed.is_available():
