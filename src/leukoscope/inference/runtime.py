@@ -44,19 +44,14 @@ AUTO, TORCH, OPENVINO = "auto", "torch", "openvino"
 BACKENDS = (AUTO, TORCH, OPENVINO)
 F32, BF16 = "float32", "bf16"
 PRECISIONS = (F32, BF16)
-PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime onnxscript"}
-"""Modules that are no requirement, and what pip installs for each."""
+PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime onnxscript"}  # module → what pip installs for it
 GRAPH, HEAD, REPORT = "model.xml", "head.safetensors", "export.json"
-"""Files of a kept graph. HEAD holds weights (K, C) and biases (K,) where one linear layer after average pooling makes
-the logits."""
+"""Files of a kept graph. HEAD: weights (K, C) and biases (K,), where one linear layer follows average pooling."""
 ALLOWED = 1e-4
 """How far a graph's probabilities, and its Grad-CAM maps relative to their peak, may lie from torch's."""
-MOST_GRAPHS = 20
-"""Kept in the cache, the last ones used: visitors of a demo may name any model."""
-# Changes when the graph's inputs, outputs or files do, so that older ones are made anew.
-_GRAPH_VERSION = 3
-# Cells that torch computes in about the time that OpenVINO's graph is made in.
-_GRAPH_PAYS_OFF = 200
+MOST_GRAPHS = 20  # kept in the cache, the last ones used: visitors of a demo may name any model
+_GRAPH_VERSION = 3  # changes when the graph's inputs, outputs or files do
+_GRAPH_PAYS_OFF = 200  # cells that torch computes in about the time that the graph is made in
 _log = logging.getLogger("leukoscope")
 
 
@@ -86,10 +81,8 @@ class Runtime:
         for what, name, known in (("backend", backend, BACKENDS), ("precision", self.precision, PRECISIONS)):
             if name not in known:
                 raise LeukoscopeError(f"{what} {name!r}: unknown; choose one of {', '.join(known)}")
-        device = self.device
-        if device == AUTO:
-            device = gpu_or_cpu() if backend in (AUTO, TORCH) else "cpu"
-        return replace(self, backend=backend, device=device)
+        found = gpu_or_cpu() if self.device == AUTO and backend != OPENVINO else "cpu"
+        return replace(self, backend=backend, device=found if self.device == AUTO else self.device)
 
 
 class NetworkOutput(NamedTuple):
@@ -119,21 +112,14 @@ def usable_cores() -> int:
 
 def gpu_or_cpu() -> str:
     """Return "cuda" where torch finds a GPU, unless Accelerate's ACCELERATE_USE_CPU is set; else "cpu"."""
-    # torch is slow to import, so only where there is a driver; accelerate imports it too.
-    if not _has_gpu_driver() or must_use_cpu():
+    try:
+        # Before torch, which is slow to import. Not `nvidia-smi`, which a container may lack beside a working driver.
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
         return "cpu"
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _has_gpu_driver() -> bool:
-    # Not `nvidia-smi`, which a container may lack beside a working driver.
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
+    return "cuda" if torch.cuda.is_available() and not must_use_cpu() else "cpu"
 
 
 def must_use_cpu() -> bool:
@@ -215,8 +201,7 @@ class TorchBackend:
 
         try:
             self.device = torch.device(device)
-            # One kernel: a wheel of torch may hold none for an old card that it finds.
-            torch.zeros(1, device=self.device).add_(1)
+            torch.zeros(1, device=self.device).add_(1)  # a wheel of torch may hold no kernel for an old card
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             found = "cpu or cuda" if torch.cuda.is_available() else "cpu"
             if "no kernel image" in str(error):
@@ -315,9 +300,8 @@ class OpenVinoBackend:
         import torch
 
         blank_features = None if blank is None else torch.from_numpy(blank)
-        return NetworkOutput(
-            logits, explain_features(self._network, torch.from_numpy(features), blank_features)[1].numpy()
-        )
+        _, maps = explain_features(self._network, torch.from_numpy(features), blank_features)
+        return NetworkOutput(logits, maps.numpy())
 
     def _run(self, pixels: np.ndarray) -> list[np.ndarray]:
         with self._one_at_a_time:
