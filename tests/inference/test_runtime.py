@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import str_to_bool
 from PIL import Image
 from timm import create_model
 
@@ -448,7 +449,7 @@ def test_a_gpu_is_taken_where_torch_may_compute(
     assert open_backend(read_release(tiny_release), Runtime("openvino")).name == "openvino"
 
 
-@pytest.mark.parametrize("value", ["true", "on", "y", "T", "1", "no", "off", "maybe"])
+@pytest.mark.parametrize("value", ["true", "on", "y", "T", "1", "Yes", "n", "no", "f", "False", "off", "0", "maybe"])
 def test_accelerates_switch_is_read_as_accelerate_reads_it(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda name: name)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -457,7 +458,7 @@ def test_accelerates_switch_is_read_as_accelerate_reads_it(monkeypatch: pytest.M
         with pytest.raises(LeukoscopeError, match="^ACCELERATE_USE_CPU=maybe: is neither true nor false"):
             gpu_or_cpu()
     else:
-        assert gpu_or_cpu() == ("cuda" if value in ("no", "off") else "cpu")
+        assert gpu_or_cpu() == ("cpu" if str_to_bool(value) else "cuda")
 
 
 def test_a_missing_package_is_named(tiny_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:

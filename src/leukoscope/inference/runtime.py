@@ -124,14 +124,12 @@ def gpu_or_cpu() -> str:
 
 def must_use_cpu() -> bool:
     """Read ACCELERATE_USE_CPU as Accelerate does; `LeukoscopeError` for a value that it does not know."""
-    if not (given := os.environ.get("ACCELERATE_USE_CPU")):
-        return False
-    from accelerate.utils import str_to_bool
-
-    try:
-        return bool(str_to_bool(given))
-    except ValueError:
-        raise LeukoscopeError(f"ACCELERATE_USE_CPU={given}: is neither true nor false; set one of these") from None
+    given = os.environ.get("ACCELERATE_USE_CPU") or "no"
+    # Words of accelerate's `str_to_bool`, which would import torch, and which a Space does not have.
+    for words, meant in ((("y", "yes", "t", "true", "on", "1"), True), (("n", "no", "f", "false", "off", "0"), False)):
+        if given.lower() in words:
+            return meant
+    raise LeukoscopeError(f"ACCELERATE_USE_CPU={given}: is neither true nor false; set one of these")
 
 
 def forbid_tf32() -> None:
