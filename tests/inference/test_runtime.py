@@ -44,6 +44,7 @@ from leukoscope.synthetic import draw_cell
 
 RELEASES = sorted((Path(__file__).parents[2] / "model_card").glob("*/config.json"))
 # Of the two DenseNets the smaller one, also without -m slow.
+TF32: Any = torch.backends  # whose newer switches older stubs lack
 ON_REAL_CELLS = [
     pytest.param(config, marks=pytest.mark.slow if "densenet201" in str(config) else (), id=config.parent.name)
     for config in RELEASES
@@ -260,8 +261,7 @@ def test_a_damaged_graph_is_named_with_the_way_out(cache: Path, tiny_release: Pa
 @pytest.fixture
 def restored_tf32() -> Iterator[None]:
     """The switches of TF32 as they were."""
-    cudnn = torch.backends.cudnn
-    parts = (torch.backends, cudnn, cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul)
+    parts = (TF32, TF32.cudnn, TF32.cudnn.conv, TF32.cudnn.rnn, TF32.cuda.matmul)
     before = [part.fp32_precision for part in parts]
     yield
     for part, value in zip(parts, before, strict=True):
@@ -270,16 +270,16 @@ def restored_tf32() -> Iterator[None]:
 
 @pytest.mark.parametrize("whole", ["none", "tf32"])
 def test_elsewhere_than_on_a_cpu_convolutions_keep_float32(tiny_release: Path, restored_tf32: None, whole: str) -> None:
-    torch.backends.fp32_precision = whole
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    TF32.fp32_precision = whole
+    TF32.cudnn.conv.fp32_precision = "tf32"
     release = load_release(tiny_release)
 
     TorchBackend(release.network, release.preprocessing)
-    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    assert TF32.cudnn.conv.fp32_precision == "tf32"
 
     TorchBackend(release.network, release.preprocessing, "meta")
-    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
-    assert not torch.backends.cudnn.allow_tf32, "and can be read"
+    assert TF32.cudnn.conv.fp32_precision == TF32.cuda.matmul.fp32_precision == "ieee"
+    assert not TF32.cudnn.allow_tf32, "and can be read"
 
 
 @pytest.mark.parametrize(

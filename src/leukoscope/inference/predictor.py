@@ -40,7 +40,7 @@ from leukoscope.models.release import OOD, ReleaseInfo, local_release, read_rele
 if TYPE_CHECKING:
     from leukoscope.inference.subject import SubjectPrediction
 
-Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | EncodedImage | bytes
+Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | EncodedImage | bytes | bytearray | memoryview
 _ONE = (str, os.PathLike, Image.Image, np.ndarray, EncodedImage, bytes, bytearray, memoryview)
 _PICTURES = "a path, a PIL image, a uint8 array, or the bytes of an image file"
 BATCH = 16

@@ -136,7 +136,8 @@ def forbid_tf32() -> None:
     """Compute float32 on a GPU in float32: by default its convolutions round to 10 bits of 23 (TF32)."""
     import torch
 
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
     cudnn.allow_tf32 = matmul.allow_tf32 = False
     # After `torch.backends.fp32_precision = "tf32"` these change nothing. All four, or reading `allow_tf32` raises.
     if hasattr(cudnn, "conv"):  # torch 2.9 and newer
