@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
-from leukoscope.inference.runtime import Runtime
 from leukoscope.synthetic import draw_cell
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
@@ -83,21 +82,6 @@ def test_what_cannot_be_written_ends_in_one_line(
     result = run("nowhere", "--input", cells, *flags)
     assert (result.exit_code, result.stdout, result.stderr.splitlines()) == (1, "", [message])
     assert [path.name for path in tmp_path.iterdir()] == ["cells"], "refused before anything is written"
-
-
-def test_without_a_gpu_driver_torch_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    assert Runtime("auto").chosen().device == "cpu"
-
-
-def test_a_gpu_is_taken_where_torch_may_compute(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert Runtime("auto").chosen().device == Runtime("torch").chosen().device == "cuda"
-    assert Runtime("openvino").chosen().device == "cpu"
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert Runtime("auto").chosen().device == "cpu"
 
 
 def test_reading_and_joining_need_no_torch() -> None:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import StringIO
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,7 @@ def predictor(decided_release: Path) -> Predictor:
 class Backend:
     """A backend that computes with a given function."""
 
-    name, precision = "torch", "f32"
+    name, precision = "torch", "float32"
 
     def __init__(self, compute: Callable[..., Any]) -> None:
         self._compute = compute
@@ -105,9 +104,15 @@ def score(predictor: Predictor, cells: Path, output: Path, **more: Any) -> Any:
     listener, in_shard = more.pop("progress", lambda done, total: None), more.pop("cells_per_shard", 4)
 
     @contextmanager
-    def progress(label: str, total: int, *, done: int) -> Iterator[Callable[[], None]]:
-        counts = count(done + 1)
-        yield lambda: listener(next(counts), total)
+    def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
+        done = 0
+
+        def advance(by: int = 1) -> None:
+            nonlocal done
+            done += by
+            listener(done, total)
+
+        yield advance
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "progress", progress)
@@ -293,7 +298,7 @@ def stop_after(count: int) -> Callable[[int, int], None]:
 
 
 def shards(output: Path) -> list[str]:
-    return sorted(path.name for path in output.with_name(f"{output.name}.parts").glob("shard-*"))
+    return sorted(path.name for path in output.with_name(f"{output.name}.parts").glob("shard-*.parquet"))
 
 
 def test_a_run_resumes_where_it_was_stopped(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
@@ -303,9 +308,9 @@ def test_a_run_resumes_where_it_was_stopped(predictor: Predictor, cells: Path, t
         score(predictor, cells, output, batch_size=2, progress=stop_after(9))
     assert shards(output) == ["shard-000000.parquet", "shard-000001.parquet"]
     assert not output.exists()
-    seen: list[tuple[int, int]] = []
-    score(predictor, cells, output, batch_size=2, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(done, 13) for done in range(9, 14)], "finished shards are not done anew"
+    seen: list[int] = []
+    score(predictor, cells, output, batch_size=2, progress=lambda done, total: seen.append(done))
+    assert seen == [4, *range(8, 14)], "finished shards are not done anew"
     assert output.read_bytes() == whole.read_bytes()
     assert unreadable_list(output).read_bytes() == unreadable_list(whole).read_bytes()
 
@@ -332,7 +337,7 @@ def test_a_damaged_manifest_is_named_with_the_way_out(predictor: Predictor, cell
         score(predictor, cells, tmp_path / "out.parquet")
 
 
-@pytest.mark.parametrize("other", ["input", "model_files", "precision", "cells_per_shard"])
+@pytest.mark.parametrize("other", ["model_files", "precision", "cells_per_shard"])
 def test_shards_of_another_run_are_refused(
     predictor: Predictor, tiny_release: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
@@ -349,16 +354,66 @@ def test_shards_of_another_run_are_refused(
         release = predictor.release
         changed = load_release(tiny_release, name=release.name)
         predictor = Predictor(changed)
-    folder = cells
-    if other == "input":
-        folder = tmp_path / "fewer"
-        folder.mkdir()
-        (folder / "a-1.png").write_bytes((cells / "all0-00.png").read_bytes())
     with pytest.raises(
         LeukoscopeError, match=rf"out.parquet.parts: was begun with another {other} \(.* there, .* now\); give what"
     ):
-        score(predictor, folder, output, **more)
+        score(predictor, cells, output, **more)
     assert shards(output) == kept
+
+
+@pytest.mark.parametrize("change", ["replaced", "as old", "moved", "renamed", "gone", "fewer"])
+def test_a_resumed_run_has_the_rows_of_the_pictures_that_are_there_now(
+    predictor: Predictor, cells: Path, tmp_path: Path, change: str
+) -> None:
+    folder, output, whole = tmp_path / "cells", tmp_path / "out.parquet", tmp_path / "whole.parquet"
+    shutil.copytree(cells, folder)
+    with pytest.raises(Stopped):
+        score(predictor, folder, output, progress=stop_after(9))
+    first, other = folder / "all0-00.png", folder / "hem1-01.png"
+    before = first.stat()
+    if change in ("replaced", "as old"):
+        # As a BMP of another cell, whose size is the same; its old time may be set, too.
+        first.write_bytes(other.read_bytes()[: before.st_size].ljust(before.st_size, b"\0"))
+        if change == "as old":
+            os.utime(first, ns=(before.st_atime_ns, before.st_mtime_ns))
+    elif change == "moved":
+        folder = folder.rename(tmp_path / "elsewhere")
+    elif change == "renamed":
+        first.rename(folder / "all0-zz.png")
+    elif change == "gone":
+        first.unlink()
+    else:
+        for path in sorted(folder.iterdir())[5:]:
+            path.unlink()
+    seen: list[int] = []
+    score(predictor, folder, output, progress=lambda done, total: seen.append(done))
+    score(predictor, folder, whole)
+    assert output.read_bytes() == whole.read_bytes()
+    assert (seen[0] == 4) == (change in ("moved", "fewer")), "a copy elsewhere is the same data"
+
+
+def test_a_second_run_into_the_same_table_is_refused(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.parquet"
+
+    def second(done: int, total: int) -> None:
+        with pytest.raises(LeukoscopeError, match=r"^--output .*out.parquet: another process is scoring into it; wait"):
+            score(predictor, cells, output)
+
+    score(predictor, cells, output, progress=second)
+    assert pq.read_table(output).num_rows == 11
+    with pytest.raises(LeukoscopeError, match="out.parquet: is already there"):
+        score(predictor, cells, output)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_any_name_of_a_table_is_written_whatever_the_locale(
+    decided_release: Path, cells: Path, tmp_path: Path, suffix: str
+) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, *command(decided_release, cells, tmp_path / f"größe{suffix}"), "--backend", "torch"]
+    done = subprocess.run(words, env=environment() | plain, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr  # two files cannot be read
+    assert {path.name for path in tmp_path.iterdir()} == {f"größe{suffix}", f"größe{suffix}.unreadable.csv"}
 
 
 def test_what_could_not_be_written_is_refused_first(tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope.data.content import content_hashes
 from leukoscope.data.images import UnreadableImage
 from leukoscope.files import atomic_file, remedy, write_atomic
 from leukoscope.inference.prediction import ABSTAIN, REFUSED, Prediction, Thresholds
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 CELLS_PER_SHARD = 256
 """Cells that an interruption may cost, at most."""
 TABLE_SUFFIXES = (".parquet", ".csv")
+_IDENTITY = "cells"  # in a shard's metadata: sha256 over the names, subjects and contents of its cells
 # Shards joined at a time: row groups of some tens of thousands of rows suit readers of Parquet.
 _JOINED_AT_ONCE = 256
 # How a text begins that a spreadsheet would compute.
@@ -67,7 +69,9 @@ def check_output(output: Path) -> None:
 
 
 def score_cells(predictor: Predictor, source: CellSource, output: Path, *, batch_size: int = 32) -> Scored:
-    """Predict every cell of a source; resume where an earlier run with the same model and cells was interrupted.
+    """Predict every cell of a source; resume where an earlier run with the same model was interrupted.
+
+    Shards of an interrupted run are kept where names, subjects and contents of their cells are still the same.
 
     Args:
         output: table of `TABLE_SUFFIXES`, one row per cell; shards lie in `output`.parts/ until all are there, and
@@ -75,8 +79,8 @@ def score_cells(predictor: Predictor, source: CellSource, output: Path, *, batch
         batch_size: cells that go through the network at once; may be another when a run is resumed.
 
     Raises:
-        LeukoscopeError: the shards there are of another run, the source cannot be read, or a write error; finished
-            shards stay.
+        LeukoscopeError: the shards there are of another model, another process is writing them, or a write error;
+            finished shards stay.
     """
     parts, release = output.with_name(f"{output.name}.parts"), predictor.release
     manifest = {
@@ -86,17 +90,22 @@ def score_cells(predictor: Predictor, source: CellSource, output: Path, *, batch
         "model_files": _digest(release.folder) if release.folder else "",
         "backend": predictor.backend.name,
         "precision": predictor.backend.precision,
-        "input": source.fingerprint,
-        "cells": len(source.cells),
         "cells_per_shard": CELLS_PER_SHARD,
     }
     shards = [parts / f"shard-{number:06d}.parquet" for number in range(math.ceil(len(source.cells) / CELLS_PER_SHARD))]
     try:
-        _begin_or_resume(parts, manifest)
-        _score_missing(predictor, source, shards, batch_size)
-        scored = _join(shards, output, manifest)
+        parts.mkdir(parents=True, exist_ok=True)
+        with FileLock(parts / "lock", timeout=0):
+            check_output(output)  # another process may have written it meanwhile
+            _begin_or_resume(parts, manifest)
+            _score_missing(predictor, source, shards, batch_size)
+            scored = _join(shards, output, manifest | {"cells": len(source.cells)})
         shutil.rmtree(parts)
         return scored
+    except Timeout:
+        raise LeukoscopeError(
+            f"--output {output}: another process is scoring into it; wait for its end, or name another file"
+        ) from None
     except OSError as error:
         raise LeukoscopeError(
             f"{error.filename or output}: cannot be read or written ({error.strerror or error}); "
@@ -114,10 +123,9 @@ def _digest(folder: Path) -> str:
 
 
 def _begin_or_resume(parts: Path, manifest: Mapping[str, object]) -> None:
-    """Make the folder of shards, or check that the one that is there is this run's."""
+    """Write down what makes the shards, or check that it is what made those that are there."""
     path = parts / "manifest.json"
     if not path.exists():
-        parts.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(manifest, indent=1))
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
@@ -132,34 +140,41 @@ def _begin_or_resume(parts: Path, manifest: Mapping[str, object]) -> None:
 
 
 def _score_missing(predictor: Predictor, source: CellSource, shards: Sequence[Path], batch_size: int) -> None:
-    """Predict from the first missing shard on."""
+    """Predict the shards that are missing, damaged, or of other cells or pictures than the source now has."""
     import pyarrow.parquet as pq
 
-    whole = sum(1 for _ in takewhile(_is_whole, shards))
-    done = min(whole * CELLS_PER_SHARD, len(source.cells))
-    with progress("scoring cells", len(source.cells), done=done) as advance:
-        for number, shard in enumerate(shards[whole:], whole):
+    with progress("scoring cells", len(source.cells)) as advance:
+        for number, shard in enumerate(shards):
             # Shard by shard, so that a resumed run has the batches, and to the last bit the numbers, of a whole one.
             cells = source.cells[number * CELLS_PER_SHARD : (number + 1) * CELLS_PER_SHARD]
-            predictions = predictor.iter_predictions((cell.file for cell in cells), batch_size=batch_size)
+            # Before the pictures are opened: one that is replaced meanwhile is scored again by the run that resumes.
+            hashes = content_hashes([cell.file for cell in cells], shard.with_suffix(".json"))
+            known = repr([(cell.cell_id, cell.subject, hashes[cell.file]) for cell in cells])
+            identity = hashlib.sha256(known.encode()).hexdigest()
+            if _identity_of(shard) == identity:
+                advance(len(cells))
+                continue
             rows = []
+            predictions = predictor.iter_predictions((cell.file for cell in cells), batch_size=batch_size)
             for row in zip(cells, predictions, strict=True):
                 rows.append(row)
                 advance()
-            with atomic_file(shard) as temporary:
-                pq.write_table(_shard_table(rows, predictor.labels, predictor.thresholds), temporary)
+            table = _shard_table(rows, predictor.labels, predictor.thresholds)
+            with atomic_file(shard) as temporary, temporary.open("wb") as file:
+                pq.write_table(table.replace_schema_metadata({_IDENTITY: identity}), file)
 
 
-def _is_whole(shard: Path) -> bool:
-    """Whether a shard is there, and not empty or cut short, as after a loss of power."""
+def _identity_of(shard: Path) -> str | None:
+    """What a shard says of its cells; None where it is missing, or empty or cut short, as after a loss of power."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        pq.read_metadata(shard)
+        with shard.open("rb") as file:
+            metadata = pq.read_schema(file).metadata or {}
     except (pa.ArrowException, OSError):
-        return False
-    return True
+        return None
+    return metadata.get(_IDENTITY.encode(), b"").decode()
 
 
 def _shard_table(
@@ -202,20 +217,25 @@ def _join(shards: Sequence[Path], output: Path, manifest: Mapping[str, object]) 
     import pyarrow.parquet as pq
 
     joined, unreadable = (shards[0].with_name(name) for name in ("joined.parquet", "unreadable.csv"))
-    whole = pq.read_schema(shards[0])
+    whole = _read(shards[0]).schema
     about = {"notice": RESEARCH_NOTICE, "scored_with": json.dumps(manifest)}
     schema = whole.remove(whole.get_field_index("reason")).with_metadata(about)
-    damaged = 0
-    with pq.ParquetWriter(joined, schema) as writer, unreadable.open("w", newline="", encoding="utf-8") as file:
+    damaged, outcomes = 0, Counter[str]()
+    with (
+        joined.open("wb") as sink,
+        pq.ParquetWriter(sink, schema) as writer,
+        unreadable.open("w", newline="", encoding="utf-8") as file,
+    ):
         listed = csv.writer(file)
         listed.writerow(("source", "reason"))
         for first in range(0, len(shards), _JOINED_AT_ONCE):
-            table = pa.concat_tables([pq.read_table(shard) for shard in shards[first : first + _JOINED_AT_ONCE]])
-            writer.write_table(table.filter(pc.is_null(table["reason"])).select(schema.names))
+            table = pa.concat_tables([_read(shard) for shard in shards[first : first + _JOINED_AT_ONCE]])
+            predicted = table.filter(pc.is_null(table["reason"])).select(schema.names)
+            writer.write_table(predicted)
+            outcomes.update(predicted["outcome"].to_pylist())
             problems = table.filter(pc.is_valid(table["reason"])).select(["cell_id", "reason"]).to_pylist()
             listed.writerows(map(safe_cell, problem.values()) for problem in problems)
             damaged += len(problems)
-    outcomes = Counter(pq.read_table(joined, columns=["outcome"])["outcome"].to_pylist())
     if damaged:
         unreadable.replace(unreadable_list(output))
     else:
@@ -224,8 +244,16 @@ def _join(shards: Sequence[Path], output: Path, manifest: Mapping[str, object]) 
     if output.suffix.lower() == ".parquet":
         joined.rename(output)
     else:
-        write_table(pq.read_table(joined), output)
+        write_table(_read(joined), output)
     return Scored(outcomes.total(), damaged, sum(outcomes[one] for one in REFUSED), outcomes[ABSTAIN])
+
+
+def _read(path: Path) -> pa.Table:
+    """A Parquet file's table, through Python's own file: Arrow takes no name that is not UTF-8."""
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as file:
+        return pq.read_table(file).replace_schema_metadata()
 
 
 def predict_subjects(
@@ -323,9 +351,9 @@ def write_table(table: pa.Table, path: Path) -> Path:
     from pyarrow import csv as arrow_csv
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary:
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
         if path.suffix.lower() == ".parquet":
-            pq.write_table(table, temporary)
+            pq.write_table(table, file)
         else:
-            arrow_csv.write_csv(_without_formulas(table), temporary)
+            arrow_csv.write_csv(_without_formulas(table), file)
     return path

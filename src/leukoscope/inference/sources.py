@@ -1,15 +1,12 @@
 """Sources of cells for bulk scoring: a folder, or a table of paths.
 
-A source knows its cells, and a fingerprint of them, before a picture is opened, so that an interrupted run resumes
-anywhere.
+A source knows its cells before a picture is opened.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
-import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,14 +31,12 @@ class CellSource:
     """Cells to be scored, none of them opened yet.
 
     Attributes:
-        fingerprint: sha256 that changes with the cells, their order, their files or their subjects.
         has_subjects: whether it names the cells' subjects.
         report: for the user; "" where there is nothing to report.
         table: the file that it was read from; None for a folder.
     """
 
     cells: Sequence[SourceCell]
-    fingerprint: str
     has_subjects: bool
     report: str = ""
     table: Path | None = None
@@ -112,7 +107,7 @@ def _parquet(path: Path, subject_pattern: str | None) -> CellSource:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as opened, pq.ParquetFile(opened) as file:
             schema = file.schema_arrow
             wanted = [name for name in schema.names if not pa.types.is_nested(schema.field(name).type)]
             batches = (batch.to_pydict() for batch in file.iter_batches(columns=wanted))
@@ -144,23 +139,10 @@ def _files(
     from leukoscope.data.folder import subject_rule
 
     subject_of = subject_rule(subject_pattern) if subject_pattern else None
-    digest = hashlib.sha256()
-    cells: list[SourceCell] = []
+    cells = []
     for cell_id, path, subject in rows:
         subject = subject_of(path) if subject_of else subject
-        file = os.path.join(root, path)
-        # A file name need not be UTF-8.
-        row = (os.fsencode(cell_id).decode(errors="replace"), os.fsencode(path), subject)
-        digest.update(repr((row, _state(file))).encode())
-        cells.append(SourceCell(row[0], subject, file))
-    return CellSource(cells, digest.hexdigest(), has_subjects or subject_of is not None)
-
-
-def _state(path: str) -> tuple[int, int] | None:
-    """A file's size and time; None where there is none, which is reported when it is opened."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):  # a path may hold a zero byte
-        return None
-    # A row without a path leads to the folder, which changes with every file in it.
-    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+        # A file's name need not be UTF-8.
+        cell_id, subject = (os.fsencode(text).decode(errors="replace") for text in (cell_id, subject))
+        cells.append(SourceCell(cell_id, subject, os.path.join(root, path)))
+    return CellSource(cells, has_subjects or subject_of is not None)
