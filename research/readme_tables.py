@@ -16,6 +16,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 import numpy as np
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.registry import DATASETS
 from leukoscope.evaluation.bootstrap import bootstrap_subjects
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import write_atomic
@@ -74,6 +75,7 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "smears": smears_table(read_results(results, "smears.json")),
         "speed": speed_table(results / "benchmarks"),
         "flags": str(flags_table()),
+        "datasets": str(datasets_table()),
     }
 
 
@@ -134,6 +136,22 @@ def flags_table() -> Table:
         rows.append([*named, timm or "–", FLAG_REMARKS.get(flag, "")])
     columns = ("leukoscope train", "run_image_classification_no_trainer.py", "timm's train.py", "remark")
     return Table(columns, rows, text_columns=4)
+
+
+def datasets_table() -> Table:
+    """The data sets of the registry."""
+    rows = []
+    for info in DATASETS.values():
+        counts = [count for labels in info.official_counts.values() for count in labels.values()]
+        total = info.official_counts.get("", {}).get("", sum(counts))
+        classes = ", ".join(info.labels) if 0 < len(info.labels) <= 5 else str(len(info.labels) or "open")
+        title = f"[{info.title}]({info.url})" if info.url else info.title
+        cells = count(total) if total else "–"
+        rows.append(
+            [f"`{info.name}`", title, info.pictures, info.subjects or "not named", info.licence, classes, cells]
+        )
+    columns = ("`--dataset_name`", "what it is", "pictures", "subjects", "licence", "classes", "cells")
+    return Table(columns, rows, text_columns=6)
 
 
 def markers(name: str) -> tuple[str, str]:

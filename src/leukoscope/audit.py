@@ -46,6 +46,7 @@ ODDITIES = {
 OUTSIDE_THE_CELL = ("background", "corner", "picture size")
 SHORTCUT_SHARE = 0.2
 FEW_CELLS = 10  # of a class: 15 % of them, the validation and the test side of a split by image, are one cell or more
+SMALL_CLASS = 20  # cells, fewer than which no metric of a class is worth stating
 LEAST_CELLS = 2  # of a class: one to train on and one to test on
 _SPLIT_WITHOUT_SUBJECTS = {"block": "block", "subject": "random"}
 
@@ -82,7 +83,8 @@ class Survey:
 
     def about(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
-        named = {"dataset_name": self.info.name, "title": self.info.title, "licence": self.info.licence}
+        named = {"dataset_name": self.info.name, "title": self.info.title}
+        named |= {"licence": self.info.licence, "citation": self.info.citation, "known": list(self.info.traps)}
         counts = {"partitions": dict(self.partitions), "subjects": dict(self.subjects)}
         return {**named, **counts, "problems": list(self.problems)}
 
@@ -104,6 +106,11 @@ def survey_cells(data: LoadedCells) -> Survey:
         f"{label}: {counts[label]} cell(s); fewer than {FEW_CELLS} leave a side of the split without any, gather more"
         for label in classes
         if counts[label] < FEW_CELLS
+    ]
+    problems += [
+        f"{label}: {counts[label]} cells; no metric of fewer than {SMALL_CLASS} cells is worth stating"
+        for label in classes
+        if FEW_CELLS <= counts[label] < SMALL_CLASS
     ]
     known = {label: met[label] for label in classes}
     problems += _subject_problems(data.info, known)
@@ -289,7 +296,12 @@ def _pairs(scanned: ScannedCells, cells: Sequence[_Cell]) -> list[dict[str, Any]
     rows = [row for row, scan in enumerate(scanned.scans) if "blank" not in scan.oddities]
     found = []
     unlike: defaultdict[int, dict[tuple[str, ...], int]] = defaultdict(dict)
-    for pair in duplicates.find_duplicates([scanned.scans[row].key for row in rows]):
+    pairs = duplicates.find_duplicates([scanned.scans[row].key for row in rows])
+    met = {(pair.first, pair.second) for pair in pairs}
+    for group in scanned.data.info.same_cells:  # crops of one cell, which no comparison of whole pictures finds
+        first, *others = [place for place, row in enumerate(rows) if cells[row].id.startswith(group)] or [0]
+        pairs += [duplicates.Duplicate(first, other, False) for other in others if (first, other) not in met]
+    for pair in pairs:
         one, other = rows[pair.first], rows[pair.second]
         if pair.identical:
             # The subject or side of the first of several copies may be unknown: name the copy that differs most.

@@ -57,7 +57,8 @@ def test_pictures_are_found_by_content_whatever_they_are_called(tmp_path: Path) 
         )
     )
     assert told == [
-        "2 file(s) left out, no pictures that can be read: .heic 1, no suffix 1; export them as PNG or JPEG",
+        "2 file(s) left out, no pictures that can be read: .heic 1, no suffix 1; export them as PNG or JPEG; "
+        f"1 hidden file(s) of other programs skipped, for example {tmp_path / '__MACOSX'}",
         "folder 'HEM' holds no picture that can be read: it makes no class",
     ]
 

@@ -6,6 +6,8 @@ import os
 import random
 import re
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from io import BytesIO
@@ -737,3 +739,22 @@ def test_pictures_of_equal_bytes_and_another_shape_have_another_hash() -> None:
 def test_foreground_is_what_is_brighter_than_compressed_black() -> None:
     levels = np.array([[[0, 0, 0], [8, 8, 8]], [[9, 0, 0], [0, 0, 255]]], dtype=np.uint8)
     assert foreground(levels).tolist() == [[False, False], [True, True]]
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "JPEG", "GIF"])
+def test_a_file_cut_short_before_its_header_is_still_called_a_picture(tmp_path: Path, kind: str) -> None:
+    """The directory of a TIFF may stand at its end; without it, the file "was not an image"."""
+    Image.effect_noise((64, 64), 50).convert("RGB").save(tmp_path / "cell", kind)
+    whole = (tmp_path / "cell").read_bytes()
+    (tmp_path / "cell").write_bytes(b"II*\0\xff\xff\0\0" + bytes(200) if kind == "TIFF" else whole[:12])
+    with pytest.raises(UnreadableImage) as refused:
+        open_image(tmp_path / "cell")
+    assert "not an image" not in str(refused.value)
+    assert str(refused.value).endswith("copy or export it again")
+
+
+def test_odd_metadata_is_no_warning_on_stderr(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "cell.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0")
+    code = "import sys; from leukoscope.data.images import open_image; print(open_image(sys.argv[1]).size)"
+    told = subprocess.run([sys.executable, "-c", code, tmp_path / "cell.jpg"], capture_output=True, text=True)
+    assert (told.stdout, told.stderr) == ("(32, 32)\n", "")

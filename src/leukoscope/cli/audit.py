@@ -140,7 +140,11 @@ def _print_survey(survey: Survey) -> None:
         print_table(["class", "subjects", "cells of one: fewest", "median", "most"], rows)
     for problem in survey.problems:
         typer.echo(f"problem: {problem}")
+    for trap in info.traps:
+        typer.echo(f"known: {trap}")
     typer.echo(f"licence: {info.licence}")
+    if info.citation:
+        typer.echo(f"cite: {info.citation}")
 
 
 def _print_findings(findings: Mapping[str, Any]) -> None:

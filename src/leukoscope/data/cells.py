@@ -101,6 +101,7 @@ class LoadedCells:
         if self.own_splits:
             sides = ", ".join(f"{side} {count:,}" for side, count in self.own_splits.items())
             lines.append(f"splits of its own: {sides} (taken by --split given, the default of `leukoscope train`)")
+        lines += [f"known: {trap}" for trap in self.info.traps]
         lines += [f"counts differ: {line}" for line in self.count_differences]
         lines += self.passed_over
         if self.unreadable:

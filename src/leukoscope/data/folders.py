@@ -61,11 +61,15 @@ def left_out(kinds: Counter[str]) -> str:
 
 
 class Listing(NamedTuple):
-    """The names of the files directly in one folder, sorted."""
+    """The names of the files directly in one folder, sorted.
+
+    `hidden` are pictures by name, and archives' folders, that a file manager or another program has made.
+    """
 
     folder: str
     images: list[str]
     others: list[str]
+    hidden: list[str]
 
     @property
     def kinds(self) -> Counter[str]:
@@ -96,10 +100,12 @@ def walk(root: Path) -> Iterator[Listing]:
         return True
 
     for folder, inside, files in os.walk(root, followlinks=True, onerror=refuse):
+        listing = Listing(folder, [], [], [name for name in sorted(inside) if name.casefold() == "__macosx"])
         inside[:] = [n for n in sorted(inside) if not is_junk(n) and is_entered(Path(folder, n))]
-        listing = Listing(folder, [], [])
         for name in sorted(files):
-            if not is_junk(name):
+            if is_junk(name):
+                listing.hidden.extend([name] * (_suffix(name) in IMAGE_SUFFIXES))
+            else:
                 (listing.images if is_image_file(os.path.join(folder, name)) else listing.others).append(name)
         yield listing
 
@@ -114,7 +120,7 @@ class ImageFolder:
             `UnreachableImage`.
         others: all other files.
         folders: the folders below `root`.
-        left_out: one line on the files that are no readable pictures; "" without.
+        left_out: one line on hidden files and on those that are no readable pictures; "" without.
     """
 
     root: Path
@@ -126,13 +132,14 @@ class ImageFolder:
     @classmethod
     def read(cls, root: Path) -> ImageFolder:
         """Walk a folder; raises `LeukoscopeError` if it cannot be read, or an image's name is not UTF-8."""
-        images, others, folders = [], [], []
+        images, others, folders, hidden = [], [], [], list[Path]()
         kinds: Counter[str] = Counter()
         for listing in walk(root):
             folder = Path(listing.folder)
             folders.append(folder)
             images += [folder / name for name in listing.images]
             others += [folder / name for name in listing.others]
+            hidden += [folder / name for name in listing.hidden]
             kinds += listing.kinds
         for path in images:
             try:
@@ -140,4 +147,7 @@ class ImageFolder:
             except UnicodeEncodeError:
                 message = f"{os.fsencode(path)!r}: the name of this image is not UTF-8; rename it"
                 raise LeukoscopeError(message) from None
-        return cls(root, sorted(images), others, folders[1:], left_out(kinds))
+        said = [left_out(kinds)] if kinds else []
+        if hidden:
+            said.append(f"{len(hidden):,} hidden file(s) of other programs skipped, for example {hidden[0]}")
+        return cls(root, sorted(images), others, folders[1:], "; ".join(said))

@@ -25,6 +25,9 @@ from PIL import TiffImagePlugin as Tiff
 from leukoscope import LeukoscopeError
 from leukoscope.files import LFS_POINTER
 
+# What Pillow finds odd in metadata does not concern the pixels, and raw warnings would stand between the results.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 
 class UnreadableImage(LeukoscopeError):
     """An image that cannot be used; the message names the file, what is wrong with it and the fix."""
@@ -68,6 +71,7 @@ _MODE_PROBLEMS = {
 # Brands in the first box of a file; a file may name several, AVIF beside the common ones.
 _AVIF = {b"avif", b"avis"}
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2", b"miaf"}
+_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", *Tiff.PREFIXES)
 _HEAD = 256  # bytes of a file that show what it is
 # A profile of an RGB space is a few kilobytes, with tables for all colours a few hundred; several are kept in memory.
 _MAX_PROFILE = 4_000_000  # bytes
@@ -180,6 +184,8 @@ def _unopened(source: Path | BytesIO) -> str:
             tags.load(file)
             if Tiff.IMAGEWIDTH in tags:
                 return f"{_tiff_problem(tags) or _unusual(tags)}; convert it to 8-bit RGB first"
+        if head.startswith(_MAGIC):
+            return "is a picture that is damaged or cut short; copy or export it again"
     return "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
 
 

@@ -1,0 +1,184 @@
+"""Every public data set is recognised and read from small trees with the names of its files as unpacked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import leukoscope
+from leukoscope import LeukoscopeError
+from leukoscope.audit import audit_cells, scan_cells, survey_cells
+from leukoscope.data.cells import LoadedCells
+from leukoscope.data.folder import recognise
+from leukoscope.data.loading import load_cells
+from leukoscope.data.registry import DATASETS, dataset_info
+from leukoscope.data.splits import make_split
+from leukoscope.models.release import read_metrics
+from leukoscope.synthetic import draw_cell
+
+
+def _place(root: Path, *names: str, mode: str = "RGB") -> Path:
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, (32, 32), (number, 90, 150, 255)[: len(mode)]).save(path)
+    return root
+
+
+def _described(data: LoadedCells) -> dict[str, tuple[str, str, str]]:
+    labels, names = data.info.labels, ("label", "subject", "fold")
+    columns = zip(data.rows["cell_id"][:], *(data.rows[name][:] for name in names), strict=True)
+    return {cell: (labels[label], subject, fold) for cell, label, subject, fold in columns}
+
+
+AML = "PKG - AML-Cytomorphology_MLL_Helmholtz_v1/data"
+LMU = "PKG - AML-Cytomorphology_LMU/AML-Cytomorphology_LMU"
+TREES = {
+    "mll23": {
+        "MLL23_dataset/myeloblast/myeloblast_0001.TIF": ("myeloblast_0001", "myeloblast", "", ""),
+        "MLL23_dataset/neutrophil_band/neutrophil_band_0002.TIF": ("neutrophil_band_0002", "neutrophil_band", "", ""),
+    },
+    "aml-mll": {
+        f"{AML}/control/AEC/image_0.tif": ("control/AEC/image_0", "control", "AEC", ""),
+        f"{AML}/PML_RARA/AQK/image_0.tif": ("PML_RARA/AQK/image_0", "PML_RARA", "AQK", ""),
+    },
+    "aml-lmu": {
+        f"{LMU}/BAS/BAS_0001 (2021_05_21 20_42_39 UTC).tiff": ("BAS_0001", "BAS", "", ""),
+        f"{LMU}/MYO/MYO_0001.tiff": ("MYO_0001", "MYO", "", ""),
+    },
+    "pbc": {
+        "PBC_dataset/PBC_dataset/wbc/neutrophil/SNE_1.jpg": ("SNE_1", "neutrophil", "", ""),
+        "PBC_dataset/PBC_dataset/wbc/ig/MMY_2.jpg": ("MMY_2", "ig", "", ""),
+        "PBC_dataset/PBC_dataset/other_types/platelet/PLATELET_3.jpg": ("PLATELET_3", "platelet", "", ""),
+    },
+    "bm-mll": {
+        "bone_marrow_cell_dataset/BLA/0001-1000/BLA_00001.jpg": ("BLA_00001", "BLA", "", ""),
+        "bone_marrow_cell_dataset/LYT/1001-2000/LYT_01001.jpg": ("LYT_01001", "LYT", "", ""),
+    },
+    "all-idb2": {
+        "ALL_IDB2/img/Im001_1.tif": ("Im001_1", "blast", "", ""),
+        "ALL_IDB2/img/Im131_0.tif": ("Im131_0", "healthy", "", ""),
+    },
+    "raabin": {
+        "RaabinWBC/Train/Basophil/1.jpg": ("Train/Basophil/1", "Basophil", "", "train"),
+        "RaabinWBC/Train/Monocyte/2.jpg": ("Train/Monocyte/2", "Monocyte", "", "train"),
+        "RaabinWBC/TestA/Basophil/1.jpg": ("TestA/Basophil/1", "Basophil", "", "test"),
+        "RaabinWBC/TestB/Monocyte/1.jpg": ("TestB/Monocyte/1", "Monocyte", "", "TestB"),
+    },
+    "apl-aml": {
+        "Data/All/Patient_00/Signed slides/Blast/BNE_37348944.jpg": (
+            *("Patient_00/Signed slides/Blast/BNE_37348944", "Blast"),
+            *("00", ""),
+        ),
+        "Data/All/Patient_01/Unsigned slides/2019-02-01/Monocyte/MO_1.jpg": (
+            *("Patient_01/Unsigned slides/2019-02-01/Monocyte/MO_1", "Monocyte"),
+            *("01", ""),
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_public_set_is_recognised_and_read(tmp_path: Path, name: str) -> None:
+    root = _place(tmp_path, *TREES[name], mode="RGBA" if name == "aml-lmu" else "RGB")
+    (root / "metadata.csv").write_text("patient_id,bag_label\nAEC,control\n")
+    assert recognise(root).name == name
+    data = load_cells(name, root)
+    assert _described(data) == {cell: rest for cell, *rest_ in TREES[name].values() for rest in [tuple(rest_)]}
+    assert not data.unreadable
+    found = survey_cells(data).about()
+    assert (found["licence"], found["citation"]) == (data.info.licence, data.info.citation)
+    assert data.count_differences or not data.info.official_counts
+
+
+@pytest.mark.parametrize("name", [name for name in TREES if not dataset_info(name).subjects])
+def test_a_set_without_subjects_is_not_split_by_subject(tmp_path: Path, name: str) -> None:
+    data = load_cells(name, _place(tmp_path, *TREES[name]))
+    with pytest.raises(LeukoscopeError, match=r"--split subject: the subjects of .* are not known; use --split random"):
+        make_split(data, "subject")
+
+
+def test_what_other_programs_left_in_an_archive_is_named_and_not_read(tmp_path: Path) -> None:
+    root = _place(tmp_path, *TREES["pbc"])
+    wbc = "PBC_dataset/PBC_dataset/wbc"
+    _place(root, "PBC_dataset/PBC_dataset/wbc_resized/neutrophil/SNE_1.jpg")
+    for name in (f"{wbc}/neutrophil/.DS_169665.jpg", "__MACOSX/._SNE_1.jpg", f"{wbc}/ig/MY_9.jpg"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"Mac OS X")
+    data = load_cells("pbc", root)
+    assert len(data.train) == 3
+    assert any("hidden file(s) of other programs skipped" in line for line in data.passed_over)
+    assert [message for message in data.unreadable if "MY_9.jpg" in message]
+
+
+def test_a_picture_under_two_labels_and_crops_of_one_cell_are_found(tmp_path: Path) -> None:
+    _place(tmp_path / "pbc", "eosinophil/EO_225902.jpg", "neutrophil/BNE_1.jpg")
+    cell = Image.fromarray(draw_cell("ALL", size=64, background="smear").image)
+    for name in ("eosinophil/EO_225902.jpg", "neutrophil/BNE_191112.jpg"):
+        cell.save(tmp_path / "pbc" / name)
+    findings = audit_cells(scan_cells(load_cells("pbc", tmp_path / "pbc")))
+    assert any("carry two different classes" in line for line in findings["inflating"])
+    assert any("EO_225902 = BNE_191112" in trap for trap in dataset_info("pbc").traps)
+
+    (tmp_path / "img").mkdir()
+    for number, name in enumerate(("Im025_1", "Im028_1", "Im031_1", "Im140_0")):
+        drawn = draw_cell("HEM" if name.endswith("0") else "ALL", subject=number, cell=number, size=64)
+        Image.fromarray(drawn.image).save(tmp_path / "img" / f"{name}.tif")
+    findings = audit_cells(scan_cells(load_cells("all-idb2", tmp_path / "img")))
+    assert [pair["cells"] for pair in findings["duplicates"]["pairs"]] == [
+        ["Im025_1", "Im028_1"],
+        ["Im025_1", "Im031_1"],
+    ]
+
+
+def test_own_cells_in_train_and_test_are_not_taken_for_raabin(tmp_path: Path) -> None:
+    names = [f"{side}/{label}/1.jpg" for side in ("Train", "Test") for label in ("Basophil", "Monocyte", "Neutrophil")]
+    root = _place(tmp_path, *names, "Train/Basophil/2.jpg", "Train/Monocyte/2.jpg")
+    assert recognise(root).name == "imagefolder"
+    assert load_cells("imagefolder", root).own_splits == {"train": 5, "test": 3}
+
+
+def test_terms_are_said_before_the_cells_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(LeukoscopeError, match="no such folder"):
+        load_cells("apl-aml", tmp_path / "none")
+    assert "its owners grant no licence for these pictures" in capsys.readouterr().err
+
+
+def test_small_classes_are_named(tmp_path: Path) -> None:
+    names = [f"{label}/{n}.png" for label, cells in (("A", 12), ("B", 20)) for n in range(cells)]
+    problems = survey_cells(load_cells("imagefolder", _place(tmp_path, *names))).problems
+    assert "A: 12 cells; no metric of fewer than 20 cells is worth stating" in problems
+    assert not [line for line in problems if line.startswith("B:")]
+
+
+def test_the_label_of_a_person_is_said_in_the_title() -> None:
+    """The title stands in reports, on cards and in metrics.json."""
+    assert "the label is the person's" in DATASETS["aml-mll"].title
+
+
+def test_real_cells_of_pbc_are_read(real_data: Path) -> None:
+    root = real_data / "pbc"
+    assert recognise(root).name == "pbc"
+    data = load_cells("pbc", root)
+    assert (len(data.train), data.unreadable) == (400, ())
+    assert data.info.labels == ("basophil", "eosinophil", "lymphocyte", "monocyte", "neutrophil")
+
+
+@pytest.mark.slow
+def test_eighteen_classes_of_unlike_size_are_trained_on(tmp_path: Path) -> None:
+    labels = dataset_info("mll23").labels
+    for number, label in enumerate(labels):
+        (tmp_path / "cells" / label).mkdir(parents=True)
+        for cell in range(60 if number == 0 else 8):
+            image = Image.fromarray(draw_cell("ALL", subject=number, cell=cell, size=32).image)
+            image.save(tmp_path / "cells" / label / f"{label}_{cell:04d}.TIF")
+    run = leukoscope.train(
+        **{"dataset_name": "mll23", "train_dir": str(tmp_path / "cells"), "split": "random", "image_size": 32},
+        **{"model_name_or_path": "test_resnet", "from_scratch": True, "num_train_epochs": 1, "mixed_precision": "no"},
+        output_dir=str(tmp_path / "run"),
+    )
+    metrics = read_metrics(run / "release")
+    assert metrics["labels"] == list(labels)
+    assert metrics["data"]["licence"] == "CC BY 4.0"
