@@ -83,10 +83,10 @@ class Survey:
 
     def about(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
-        named = {"dataset_name": self.info.name, "title": self.info.title}
-        named |= {"licence": self.info.licence, "citation": self.info.citation, "known": list(self.info.traps)}
+        named = {"dataset_name": self.info.name, "title": self.info.title, "licence": self.info.licence}
         counts = {"partitions": dict(self.partitions), "subjects": dict(self.subjects)}
-        return {**named, **counts, "problems": list(self.problems)}
+        about = {"citation": self.info.citation, "known": list(self.info.traps), "problems": list(self.problems)}
+        return {**named, **counts, **about}
 
 
 def survey_cells(data: LoadedCells) -> Survey:
