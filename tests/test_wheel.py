@@ -22,6 +22,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import __version__
+from leukoscope.models.release import DEFAULT_RELEASE
 from leukoscope.synthetic import draw_cell
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = (
     "data", "models", "inference", "evaluation", "training", "reports", "hub", "web", "cli",
 )  # fmt: skip
-RELEASES = sorted(path.parent.name for path in (ROOT / "model_card").glob("*/config.json"))
+RELEASES = [DEFAULT_RELEASE]
 CARDS = ("model_card/template.md", "model_card/space.md")
 SHIPPED = ("app.py", "train.py", "requirements.txt", "LICENSE", *CARDS)
 # What the extras bring, and nothing else that is needed.
@@ -96,7 +97,7 @@ def _run(*command: str | Path, cwd: Path, **own: str) -> subprocess.CompletedPro
     return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=START_SECONDS)
 
 
-def test_the_wheel_takes_every_embedded_release_along() -> None:
+def test_the_wheel_takes_the_default_release_along() -> None:
     shared = PYPROJECT["tool"]["setuptools"]["data-files"]
     named = {folder.removeprefix("share/leukoscope/model_card/") for folder in shared if "model_card/" in folder}
     wanted = {f"{name}{inner}" for name in RELEASES for inner in ("", "/figures", "/predictions")}
@@ -119,6 +120,7 @@ def test_wheel_holds_every_package_and_the_command(sources: Path, wheel: Path) -
     assert set(SHIPPED) <= shared
     released = {path for name in RELEASES for path in (sources / "model_card" / name).rglob("*") if path.is_file()}
     assert {path.relative_to(sources).as_posix() for path in released} <= shared
+    assert wheel.stat().st_size < 8e6, "the other releases are cloned, or come from the Hub"
     assert all(f"leukoscope/{name}/__init__.py" in packed for name in PACKAGES)
     assert {"leukoscope/audit.py", "leukoscope/protocol.py"} <= packed
     assert not [name for name in names if "research" in name or "benchmarks" in name]

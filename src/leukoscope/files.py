@@ -167,5 +167,5 @@ def resource_file(name: str) -> Path:
 
 
 def embedded_releases() -> Path:
-    """The folder whose sub-folders are the releases that come with Leukoscope."""
+    """The folder of the releases that come along: all in a clone, one in an installed wheel."""
     return resource_file("model_card/template.md").parent

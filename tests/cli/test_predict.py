@@ -227,10 +227,10 @@ def test_square_brackets_in_a_name_are_shown_as_they_are(tiny_release: Path, tmp
 def test_a_wrong_model_ends_in_one_line(cells: Path, tmp_path: Path) -> None:
     result = run("predict", tmp_path / "nowhere", cells / "a.png")
 
-    assert error_lines(result) == [
-        f"error: {tmp_path / 'nowhere'}: no such folder, and no Hub id either; give a release folder, a name that "
-        "`leukoscope release list` shows, owner/name or owner/name@revision"
-    ]
+    (line,) = error_lines(result)
+    assert line.startswith(
+        f"error: {tmp_path / 'nowhere'}: no such folder, and no Hub id either; give a release folder"
+    )
     assert (result.exit_code, result.stdout) == (1, "")
     assert isinstance(result.exception, SystemExit), "an error the user can fix must not escape as an exception"
 

@@ -622,7 +622,8 @@ def test_a_malformed_name_is_refused(name: str) -> None:
         Predictor.from_pretrained(name)
     assert str(error.value) == (
         f"{name}: no such folder, and no Hub id either; give a release folder, a name that `leukoscope release list` "
-        "shows, owner/name or owner/name@revision"
+        "shows, owner/name or owner/name@revision (of the releases in the repository, a wheel brings only "
+        "leukoscope-densenet169-cnmc: clone it for the others, or take them from the Hub)"
     )
 
 

@@ -16,20 +16,21 @@ from PIL import Image
 from hub_server import Hub
 from leukoscope import LeukoscopeError
 from leukoscope.models.hub_download import cached_repository
+from leukoscope.models.release import DEFAULT_RELEASE
 from leukoscope.synthetic import draw_smear
 from leukoscope.web.answer import Picture, ask
 from leukoscope.web.model_cache import PREDICTIONS_AT_ONCE, ModelCache, find_releases, listed_models, weights_bytes
 
 
 def test_embedded_releases_are_found_by_folder(tmp_path: Path) -> None:
-    for name in ("b", "a"):
+    for name in ("z", "a", DEFAULT_RELEASE):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
     (tmp_path / ".half.tmp").mkdir()
     (tmp_path / ".half.tmp" / "config.json").write_text("{}")
     (tmp_path / "template.md").write_text("no release")
     (tmp_path / "notes").mkdir()
-    assert find_releases(tmp_path) == {"a": tmp_path / "a", "b": tmp_path / "b"}
+    assert list(find_releases(tmp_path).items()) == [(name, tmp_path / name) for name in (DEFAULT_RELEASE, "a", "z")]
     assert find_releases(tmp_path / "missing") == {}
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from leukoscope import LeukoscopeError
 from leukoscope.files import file_sha256, first_line
-from leukoscope.models.release import CARD, CONFIG, METRICS, OOD, PREDICTIONS, WEIGHTS, local_release
+from leukoscope.models.release import CARD, CONFIG, DEFAULT_RELEASE, METRICS, OOD, PREDICTIONS, WEIGHTS, local_release
 from leukoscope.progress import is_quiet, progress
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def parse_hub_id(model: str, revision: str | None = None) -> tuple[str, str | No
     except HFValidationError:
         raise LeukoscopeError(
             f"{model}: no such folder, and no Hub id either; give a release folder, a name that `leukoscope release "
-            "list` shows, owner/name or owner/name@revision"
+            "list` shows, owner/name or owner/name@revision (of the releases in the repository, a wheel brings only "
+            f"{DEFAULT_RELEASE}: clone it for the others, or take them from the Hub)"
         ) from None
     if revision and match["revision"] and revision != match["revision"]:
         raise LeukoscopeError(f"{model}: names another revision than revision={revision!r}; give only one of them")

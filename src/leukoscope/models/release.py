@@ -36,6 +36,8 @@ from leukoscope.files import (
 )
 from leukoscope.models.schema import Config, Metrics, first_problem
 
+DEFAULT_RELEASE = "leukoscope-densenet169-cnmc"
+"""What the demo opens with, and the only release in the wheel; the others come from a clone or the Hub."""
 SCHEMA_VERSION = 3  # of metrics.json; see `models.schema`
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
 PREDICTIONS = "predictions"  # folder of a protocol's predictions, one Parquet file an evaluation; no pixels

@@ -50,7 +50,6 @@ SHOWN = {
 _OWN_START_WEIGHTS = (
     "ImageNet DenseNet169 (Keras Applications)",
     "channels selected from ImageNet EfficientNet-B4",
-    "ImageNet-EfficientNet-Lite2",
     "stem and dense blocks 1-3 of ImageNet DenseNet201",
 )
 EXAMPLES = "examples/phantom_*.png"  # pictures that the Hub's page of a model offers to predict

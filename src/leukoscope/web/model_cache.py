@@ -33,7 +33,7 @@ from leukoscope.models.hub_download import (
     hub_model_info,
     parse_hub_id,
 )
-from leukoscope.models.release import CONFIG, WEIGHTS, ReleaseInfo, folder_name, read_metrics, read_release
+from leukoscope.models.release import CONFIG, DEFAULT_RELEASE, WEIGHTS, ReleaseInfo, folder_name, read_release
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,25 +62,14 @@ _T = TypeVar("_T")
 def find_releases(root: Path) -> dict[str, Path]:
     """Releases embedded under a folder, or the folder itself if it is one, by name; {} where the folder is missing.
 
-    The first is what the demo opens with: the one with the highest AUROC by subject on subjects it has not seen. Those
-    without such a metric follow in alphabetical order.
+    The first is what the demo opens with: `DEFAULT_RELEASE`, if it is there. The others follow in alphabetical order.
     """
     if (root / CONFIG).is_file():
         return {folder_name(root): root}
     folders = (config.parent for config in sorted(root.glob(f"*/{CONFIG}")))
     # A hidden folder is a release still being written or copied.
     found = {folder.name: folder for folder in folders if not folder.name.startswith(".")}
-    return dict(sorted(found.items(), key=lambda item: -_auroc_of_unseen_subjects(item[1])))
-
-
-def _auroc_of_unseen_subjects(release: Path) -> float:
-    try:
-        evaluations = read_metrics(release).get("evaluations") or [{}]
-        if evaluations[0].get("split", {}).get("disjoint_by") == "subject":
-            return float(evaluations[0]["metrics"].get("auroc_by_subject") or 0.0)
-    except (LeukoscopeError, KeyError, AttributeError, TypeError, ValueError):
-        pass  # shown when the release is chosen
-    return 0.0
+    return dict(sorted(found.items(), key=lambda item: item[0] != DEFAULT_RELEASE))
 
 
 def listed_models(file: Path) -> list[str]:
