@@ -283,8 +283,9 @@ class Predictor:
         upright view has, to the last bit, the probabilities that it has alone.
         """
         pixels = np.stack([cell.pixels for cell in cells])
-        views = range(VIEWS if explain or tta else 1)
-        outputs = [self.backend(turned(pixels, view), explain=explain, method=method) for view in views]
+        views = range(1, VIEWS) if explain or tta else ()
+        outputs = [self.backend(pixels, explain=explain, method=method)]
+        outputs += [self.backend(turned(pixels, view), explain=explain, method=method) for view in views]
         logits = np.stack([output.logits for output in outputs], axis=1)  # (B, V, K)
         # Finite weights may compute numbers that are not.
         finite = np.isfinite(logits).all(axis=(1, 2))
@@ -294,7 +295,7 @@ class Predictor:
             upright = [turned_back(one.maps, view) for view, one in enumerate(outputs) if one.maps is not None]
             # After the mean, so that evidence against a class in one view counts against that of another.
             maps = np.maximum(np.mean(upright, axis=0, dtype=np.float32), 0)
-        disagreements = disagreement(by_view)
+        disagreements = disagreement(by_view) if tta else np.zeros(len(cells))
         peak = EvidenceScale.from_metrics(self.release.metrics, method).strong if explain else None
         predictions: list[Prediction | UnreadableImage] = []
         for i, cell in enumerate(cells):
@@ -325,7 +326,7 @@ class Predictor:
                     picture=cell.upright,
                     peak=peak,
                     pixel_hash=cell.pixel_hash,
-                    views=tuple(map(self._named, by_view[i])) if len(views) > 1 else (),
+                    views=tuple(map(self._named, by_view[i])) if views else (),
                 )
             )
         return predictions
