@@ -70,6 +70,7 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "prior": prior_table(prior),
         "beside": beside_table(read_results(results, "beside_releases.json")),
         "prior-notes": prior_sources(),
+        "cross-batch": cross_batch_table(read_results(results, "cross_batch.json")),
         "curves": curves_table(read_results(results / "learning_curves")),
         "ablation": ablation_table(read_results(results / "ablation")),
         "smears": smears_table(read_results(results, "smears.json")),
@@ -310,6 +311,39 @@ def leakage_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
     )
     table = Table(("data", "recipe", "training cells", "metric", *tested), rows, text_columns=2)
     return f"{table}\n"
+
+
+def cross_batch_table(measured: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each official fold that is tested: by networks of the other two, and by those of five folds."""
+    if not measured:
+        return NOT_MEASURED
+    (result,) = measured
+    releases = {
+        name: folds
+        for name, folds in result["out_of_fold_by_official_fold"]["systems"].items()
+        if name.startswith("leukoscope-")
+    }
+    rows = []
+    for fold, one in {**result["by_tested_fold"], "all three": result["over_the_three"]}.items():
+        metrics = [
+            f"{share(one[key])} ({span(one['intervals'][key])})"
+            for key in ("auroc_by_subject", "auroc_equal_size", "balanced_accuracy_by_subject")
+        ]
+        out_of_fold = [share(folds[fold]["auroc_by_subject"]) if fold in folds else "–" for folds in releases.values()]
+        rows.append(
+            [f"`{fold}`" if "_" in fold else fold, count(one["cells"]), str(one["subjects"]), *metrics, *out_of_fold]
+        )
+    heads = ("AUROC by subject", "AUROC at equal size", "balanced accuracy by subject")
+    return str(
+        Table(
+            (
+                *("tested on", "cells", "subjects"),
+                *(f"trained on the other two: {head}" for head in heads),
+                *(f"five folds by subject, {name}: AUROC by subject" for name in releases),
+            ),
+            rows,
+        )
+    )
 
 
 def curves_table(results: Sequence[Mapping[str, Any]]) -> str:

@@ -107,6 +107,7 @@ def test_the_run_folder_explains_itself(finished: Path) -> None:
         "config.json",
         "metrics.json",
         "model.safetensors",
+        "ood.safetensors",
     }
 
 

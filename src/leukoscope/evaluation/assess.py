@@ -19,7 +19,8 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells, PixelRows
-from leukoscope.evaluation import bootstrap
+from leukoscope.data.splits import Split
+from leukoscope.evaluation import bootstrap, calibration
 from leukoscope.evaluation.baselines import log_areas, shortcut_metrics, size_only_out_of_fold, trivial_features
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block, leave_one_subject_out
 from leukoscope.evaluation.metrics import NOT_KNOWN, measure
@@ -32,13 +33,16 @@ from leukoscope.inference.prediction import softmax
 from leukoscope.inference.runtime import float32_backend
 from leukoscope.models.release import FIGURES, OOD, PREDICTIONS, edit_release, folder_name, read_metrics, write_metrics
 from leukoscope.models.weights import Release, load_release, rescale_classifier, save_weights
-from leukoscope.progress import progress, track
+from leukoscope.progress import note, progress, track
 
 BATCH = 8
 SUBJECTS_NEEDED = 5
 """Of each class: a threshold for one left-out subject then depends on four others; with fewer it is chance."""
 CELLS_NEEDED = 50
 """Of each class: a quantile at 95 % or 98 % needs more cells than it leaves out."""
+SUBJECTS_OF_VALIDATION = 2
+"""Of each class, in a validation side: a fifth of few subjects is fewer than a cross-validation has."""
+VALIDATED = "these weights, on the subjects that chose their epoch"
 ESTIMATES = "these weights, on subjects of the recalibration data, none of whom trained them"
 OF_DETECTOR = "cells of subjects that the detector was not fitted on; no network has a part in it"
 _FITTED = ("calibration", "decisions", "subject_rule")
@@ -126,7 +130,12 @@ def _shortcuts(cells: FramedCells, predictions: CellPredictions, folds: list[dic
 
 
 def fitted_blocks(
-    predictions: CellPredictions, positive_label: str, *, estimates: str = OUT_OF_FOLD, unit: str = "subject"
+    predictions: CellPredictions,
+    positive_label: str,
+    *,
+    estimates: str = OUT_OF_FOLD,
+    unit: str = "subject",
+    subjects_needed: int = calibration.SUBJECTS_NEEDED,
 ) -> dict[str, Any]:
     """Fit temperature, thresholds and the rule for subjects: the blocks of metrics.json that decide.
 
@@ -134,6 +143,7 @@ def fitted_blocks(
         predictions: on subjects unseen by the networks that made them; `estimates` is what their metrics estimate.
         positive_label: the class that operating points and the rule look for; "" for none.
         unit: what the predictions' subjects are: "subject" or "block".
+        subjects_needed: of each class.
 
     Returns:
         calibration and decisions; subject_rule where one can be fitted.
@@ -142,24 +152,24 @@ def fitted_blocks(
         LeukoscopeError: a cell of an unknown subject, or too few subjects of a class.
     """
     with progress("fitting temperature, thresholds and the rule for a subject"):
-        left_out = leave_one_subject_out(predictions)
-        calibration = calibration_block(predictions, left_out=left_out, estimates=estimates, unit=unit)
+        left_out = leave_one_subject_out(predictions, subjects_needed)
+        block = calibration_block(predictions, left_out=left_out, estimates=estimates, unit=unit)
         rule = subject_rule_block(
             predictions,
             positive_label,
-            temperature=calibration["temperature"],
+            temperature=block["temperature"],
             estimates=estimates,
             size_only=size_only_out_of_fold(predictions),
         )
         return {
-            "calibration": calibration,
+            "calibration": block,
             "decisions": decision_block(predictions, positive_label, left_out=left_out, estimates=estimates, unit=unit),
             **({"subject_rule": rule} if rule else {}),
         }
 
 
-def fit_detector_on(cells: FramedCells) -> tuple[OodDetector, dict[str, Any]]:
-    """Fit the OOD detector on framed training cells: it, and the "ood" block of metrics.json.
+def fit_detector_on(cells: FramedCells, cell_ids: tuple[str, ...] | None = None) -> tuple[OodDetector, dict[str, Any]]:
+    """Fit the OOD detector on framed cells, all or the named ones: it, and the "ood" block of metrics.json.
 
     The block says what share of the cells of held-out subjects passes. What the detector refuses (`kinds`) is measured
     elsewhere.
@@ -167,7 +177,7 @@ def fit_detector_on(cells: FramedCells) -> tuple[OodDetector, dict[str, Any]]:
     Raises:
         LeukoscopeError: too few cells or subjects.
     """
-    rows = cells.rows(tuple(cells.data.train["cell_id"]))
+    rows = cells.rows(tuple(cells.data.train["cell_id"]) if cell_ids is None else cell_ids)
     subjects = [cells.subjects[row] for row in rows]
     with progress("fitting the OOD detector"):
         statistics = np.asarray([picture_statistics(cell) for cell in PixelRows(cells.pixels, rows)], np.float32)
@@ -214,7 +224,7 @@ def write_fit(
         earlier_temperature: that the weights are already scaled with, unlike the networks behind the predictions.
     """
     release = load_release(directory)
-    factor = blocks["calibration"]["temperature"] / earlier_temperature
+    factor = blocks["calibration"]["temperature"] / earlier_temperature if "calibration" in blocks else 1.0
     rescale_classifier(release.network, factor)
     save_weights(release.network, directory)
     if detector is not None:
@@ -223,6 +233,27 @@ def write_fit(
     if scale := written.get("evidence_scale"):  # maps are in logits
         written["evidence_scale"] = scale | {key: scale[key] / factor for key in ("p05", "median", "p95")}
     write_metrics(directory, written)
+
+
+def fit_on_validation(directory: Path, predictions: CellPredictions, cells: FramedCells, split: Split) -> None:
+    """Fit what decides in the release of a single training, so that it abstains and refuses; says what cannot be.
+
+    Args:
+        directory: the release, without calibration, decisions and OOD detector; changed in place.
+        predictions: of its network, on the validation side.
+        cells: framed for it; the detector is fitted on those of them that `split` does not test.
+    """
+    metrics, blocks, detector = read_metrics(directory), dict[str, Any](), None
+    about = {"estimates": VALIDATED, "unit": cells.data.info.group, "subjects_needed": SUBJECTS_OF_VALIDATION}
+    try:
+        blocks |= fitted_blocks(predictions, metrics["positive_label"], **about)
+    except LeukoscopeError as error:
+        note(f"this release never abstains: no threshold could be fitted on the validation side ({error})")
+    try:
+        detector, blocks["ood"] = fit_detector_on(cells, (*split.train, *split.validation))
+    except LeukoscopeError as error:
+        note(f"this release refuses no picture: {error}")
+    write_fit(directory, metrics, blocks, detector, 1.0)
 
 
 # Another laboratory

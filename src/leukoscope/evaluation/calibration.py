@@ -89,17 +89,19 @@ def calibrated(predictions: CellPredictions, temperature: float) -> CellPredicti
     return replace(predictions, probabilities=scaled(predictions.probabilities, temperature))
 
 
-def leave_one_subject_out(predictions: CellPredictions) -> tuple[LeftOut, ...]:
+def leave_one_subject_out(predictions: CellPredictions, needed: int = SUBJECTS_NEEDED) -> tuple[LeftOut, ...]:
     """Fit for each subject, in order of their ids, the temperature on all others; an error for few or unknown subjects.
+
+    `needed` is the least number of subjects of each class.
 
     As in all cross-conformal prediction (Vovk 2015, doi:10.1007/s10472-013-9368-4), the others' predictions may come
     from networks that trained on the subject.
     """
     predictions.require_subjects("calibration and thresholds are measured on unseen subjects")
     for label, count in who_fitted(predictions)["subjects"].items():
-        if count < SUBJECTS_NEEDED:
+        if count < needed:
             raise LeukoscopeError(
-                f"class {label}: {count} subject(s) have it; calibration and thresholds need {SUBJECTS_NEEDED} or more "
+                f"class {label}: {count} subject(s) have it; calibration and thresholds need {needed} or more "
                 "subjects of each class"
             )
     subjects = np.asarray(predictions.subjects)

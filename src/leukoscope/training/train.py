@@ -29,11 +29,12 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.splits import BY_IMAGE, Split, load_split, make_split
+from leukoscope.evaluation.assess import fit_on_validation
 from leukoscope.files import disk_errors
 from leukoscope.inference.runtime import forbid_tf32, must_use_cpu, usable_cores
 from leukoscope.models.build import NetworkStart, build_network, load_start_weights, model_args
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release import METRICS, write_json
+from leukoscope.models.release import METRICS, read_metrics, write_json
 from leukoscope.models.rewrite import rewrite_for_timm
 from leukoscope.models.weights import is_timm_model, round_as_stored, save_release
 from leukoscope.progress import note
@@ -159,6 +160,7 @@ def train(
         shift_class_frequencies(network, training_frequencies(recipe, trainer.loss.class_counts), frequencies)
         round_as_stored(network)
         predictions = trainer.predict(split.test) if split.test else None
+        validated = trainer.predict(split.validation) if split.validation else None
         rows, kept_epoch = trainer.state.rows, trainer.select_epoch().epoch
         if accelerator.is_main_process:
             with written():
@@ -193,6 +195,9 @@ def train(
                         metrics=metrics,
                         description=f"{recipe.name} on {cells.data.info.title}; research only",
                     )
+                    if validated is not None:
+                        fit_on_validation(out / "release", validated, cells, split)
+                        metrics = read_metrics(out / "release")
                 # Last of the results: a run that has it is finished.
                 write_json(out / METRICS, metrics)
                 checkpoints.remove()
