@@ -101,6 +101,7 @@ def test_the_folder_holds_the_app_and_no_more_of_the_package_than_it_runs(space:
 def test_every_import_of_the_folder_is_in_the_folder_or_in_its_requirements(space: Path) -> None:
     listed = {re.split(r"[<>=\[]", line)[0] for line in (space / "requirements.txt").read_text().splitlines()}
     named = {"pil": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
+    named |= {"skimage": "scikit-image"}
     # Optional backends, what ZeroGPU brings, and what only functions that the demo never calls import.
     optional = {"onnx", "onnxruntime", "spaces", "evaluate", "transformers"}
     for path in (space / "src").rglob("*.py"):
