@@ -254,6 +254,14 @@ def test_all_rows_without_a_class_are_counted(tmp_path: Path) -> None:
     assert f"{len(FILES) // 2} row(s) of {labels} name no class: left out" in data.passed_over
 
 
+def test_an_export_with_one_annotation_says_how_many_were_left_out(tmp_path: Path) -> None:
+    root, labels = _cells(tmp_path / "cells", *FILES), tmp_path / "t.json"
+    first, *others = json.loads(_tasks(annotations=[]))
+    labels.write_text(json.dumps([first | {"annotations": [{"result": [_choice("choice", "ALL")]}]}, *others]))
+    said = _refusal(root, labels=labels)
+    assert f"only the class 'ALL' found; {len(FILES) - 1} row(s) of {labels} name no class: left out; a class" in said
+
+
 def test_a_table_of_subjects_says_what_names_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, labels = _cells(tmp_path / "cells", *FILES), tmp_path / "t.csv"
     labels.write_text(_table("P1", "P2", header="file,subject"))

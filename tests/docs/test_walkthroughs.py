@@ -70,19 +70,19 @@ def test_a_data_set_is_recognised_and_split_by_its_subjects(copied: Path) -> Non
     follow("Add a data set", copied)
     for label, drawn in (("blast", "ALL"), ("normal", "HEM")):
         for subject in range(7):
-            for cell in range(2):
+            for cell in range(3):
                 path = copied / "our_cells" / f"{label}_{label[0]}{subject}_{cell}.png"
                 path.parent.mkdir(exist_ok=True)
                 Image.fromarray(draw_cell(drawn, subject=subject, cell=cell, size=64).image).save(path)
     said = json.loads(run(copied, "-m", "leukoscope", "audit", "our_cells", "--quick", "--json"))
     assert said["dataset_name"] == "our_laboratory" and said["problems"] == []
-    assert said["subjects"]["blast"] == {f"b{subject}": 2 for subject in range(7)}
+    assert said["subjects"]["blast"] == {f"b{subject}": 3 for subject in range(7)}
     code = (
         "from leukoscope import load_dataset, make_split\n"
         "split = make_split(load_dataset('our_laboratory', 'our_cells'), 'subject')\n"
         "print(split.group, len(split.train) + len(split.validation) + len(split.test))"
     )
-    assert run(copied, "-c", code).split() == ["subject", "28"]
+    assert run(copied, "-c", code).split() == ["subject", "42"]
 
 
 @pytest.mark.slow

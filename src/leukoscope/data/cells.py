@@ -141,7 +141,8 @@ def assemble(
     seen = {row.label for row in rows}
     # A part of a set of many classes is a set of fewer; of two, a missing one is a fault.
     labels = tuple(label for label in info.labels if label in seen or len(info.labels) == 2) or tuple(sorted(seen))
-    _check_labels(labels, source, on_hub=bool(info.hub_id))
+    not_used = tuple(passed_over)
+    _check_labels(labels, source, not_used, on_hub=bool(info.hub_id))
     if info.name not in DATASETS or info.find_cells is find_class_folders:
         info = replace(info, background=_background(images))
     text = Value("string")
@@ -162,15 +163,17 @@ def assemble(
         digest.update(("\t".join(row[:4]) + "\n").encode())
     different = tuple(_compare_counts(info, rows))
     info = replace(info, labels=labels)
-    return LoadedCells(info, DatasetDict(parts), digest.hexdigest(), tuple(unreadable), different, tuple(passed_over))
+    return LoadedCells(info, DatasetDict(parts), digest.hexdigest(), tuple(unreadable), different, not_used)
 
 
-def _check_labels(labels: Sequence[str], source: str, *, on_hub: bool) -> None:
+def _check_labels(labels: Sequence[str], source: str, not_used: Sequence[str], *, on_hub: bool) -> None:
     """Refuse fewer than two classes, and a class whose name would be taken for another or for none."""
     if len(labels) < 2:
         seen = f"only the class {labels[0]!r}" if labels else "no cell"
         how = "" if on_hub else ", each in a folder of its name"
-        raise LeukoscopeError(f"{source}: {seen} found; a classifier needs two or more classes{how}")
+        raise LeukoscopeError(
+            "; ".join([f"{source}: {seen} found", *not_used, f"a classifier needs two or more classes{how}"])
+        )
     rename = "rename it" if on_hub else "rename its folder"
     alike: dict[str, str] = {}
     for label in sorted(labels):
