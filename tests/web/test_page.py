@@ -109,7 +109,18 @@ def test_what_no_button_of_ours_says_changes_nothing(page: Page, act: str) -> No
 
 
 def test_what_was_forgotten_is_to_be_given_again(page: Page) -> None:
-    for act in ("view:covered", "label:ALL", "tap:0.5,0.5", "cell:0", "pitch:0.1", "pattern:a", "save:png", "read:one"):
+    for act in (
+        "row:0",
+        "view:turned",
+        "view:covered",
+        "label:ALL",
+        "tap:0.5,0.5",
+        "cell:0",
+        "pitch:0.1",
+        "pattern:a",
+        "save:png",
+        "read:one",
+    ):
         assert DELETED in shown(page, click(page, Visit(), act)), act
 
 

@@ -353,7 +353,7 @@ class Page:
             "people": lambda: self._batch(visit, batch.sample_batch),
             "real": lambda: self._real_cell(visit, value),
             "kept": lambda: _once({"shown": (one := visit.kept[int(value)]), "opened": one.best, "behind": None}),
-            "row": lambda: _once({"opened": int(value), "view": "map", "label": "", "forms": {}}),
+            "row": lambda: self._row(visit, int(value)),
             "view": lambda: self._view(visit, value),
             "label": lambda: _once({"label": value if value in visit.row.maps else ""}),
             "tap": lambda: self._tap(visit, *map(float, value.split(","))),
@@ -370,8 +370,14 @@ class Page:
             if what in acts:
                 yield from self._asking(visit, _late(acts[what]))
 
+    def _row(self, visit: Visit, number: int) -> Iterator[dict[str, Any]]:
+        if not isinstance(visit.shown, Answer) or not 0 <= number < len(visit.shown.rows):
+            raise LeukoscopeError(DELETED)
+        yield {"opened": number, "view": "map", "label": "", "forms": {}}
+
     def _view(self, visit: Visit, view: str) -> Iterator[dict[str, Any]]:
-        forms = covered(visit.row, self.models) if view == "covered" else {}
+        row = visit.row
+        forms = covered(row, self.models) if view == "covered" else {}
         yield {"view": view if view in stage.VIEWS else "map", "forms": forms}
 
     def _cell(self, visit: Visit, number: int) -> Iterator[dict[str, Any]]:
