@@ -17,13 +17,13 @@ import pytest
 from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
-import leukoscope
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
 from leukoscope.cli.options import NO_DETECTOR, ON_PHANTOMS
 from leukoscope.inference.prediction import NO_MAP
 from leukoscope.models.release import METRICS
 from leukoscope.synthetic import draw_cell, draw_smear, smear_picture
+from leukoscope.web.text import warnings
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 
@@ -141,8 +141,8 @@ def test_a_release_that_refuses_nothing_says_so_below_the_table(
 
 
 def test_the_demo_says_the_same_of_such_a_release() -> None:
-    texts = json.loads((Path(leukoscope.__file__).parent / "web" / "texts.json").read_text())
-    assert [texts[key] for key in ("warn_synthetic", "no_detector")] == [ON_PHANTOMS, NO_DETECTOR]
+    metrics = {"data": {"synthetic": True}, "calibration": {"temperature": 1.0}}
+    assert warnings(metrics, has_detector=False) == (ON_PHANTOMS, NO_DETECTOR)
 
 
 def test_many_files_show_how_far_it_is(tiny_release: Path, cells: Path, monkeypatch: pytest.MonkeyPatch) -> None:
