@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -209,8 +210,13 @@ def test_without_checksums_nothing_is_compared(sealed: Path, metrics: dict[str, 
 
 def test_a_file_is_hashed_once_as_long_as_it_stays(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[str] = []
-    digest = files.hashlib.file_digest
-    monkeypatch.setattr(files.hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or digest(file, kind))
+    digest = hashlib.file_digest
+
+    def counted(file: Any, kind: str) -> Any:
+        hashed.append(file.name)
+        return digest(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
     monkeypatch.setattr(files, "_SETTLED", -1.0)
     for _ in range(3):
         read_release(sealed)
