@@ -53,9 +53,14 @@ LINES = ("-", "--", ":")
 TURNED_CELLS = 192
 COMMON = (
     *("--dataset_name", "cnmc2019", "--split", "subject-cv", "--num_folds", "5", "--no_validation"),
-    *("--lr_scheduler_type", "constant_with_warmup", "--num_warmup_steps", "60"),
     *("--num_train_epochs", str(MEASURED_AT[-1])),
-    *("--override", f"epoch_cells={EPOCH_CELLS}", "ema_decay=0.998"),
+    *(
+        "--override",
+        f"epoch_cells={EPOCH_CELLS}",
+        "ema_decay=0.998",
+        "schedule=constant_with_warmup",
+        "warmup_steps=60",
+    ),
 )
 
 

@@ -96,10 +96,11 @@ TIMM_FLAGS = {
     **{"pretrained_weights": "--initial-checkpoint", "config": "--config", "num_train_epochs": "--epochs"},
     **{"per_device_train_batch_size": "--batch-size"},
     **{"gradient_accumulation_steps": "--grad-accum-steps", "learning_rate": "--lr", "weight_decay": "--weight-decay"},
-    **{"lr_scheduler_type": "--sched", "num_warmup_steps": "--warmup-epochs", "mixed_precision": "--amp"},
+    "mixed_precision": "--amp",
     **{"torch_compile": "--torchcompile", "seed": "--seed"},
     **{"resume_from_checkpoint": "--resume", "output_dir": "--output", "report_to": "--log-wandb"},
-    "override": "--opt --drop --drop-path --smoothing --mean --std --interpolation --model-ema-decay --clip-grad",
+    "override": "--opt --sched --warmup-epochs --drop --drop-path --smoothing --mean --std --interpolation "
+    "--model-ema-decay --clip-grad",
 }
 # Where a flag of the same name is not quite the same, and why one is missing.
 FLAG_REMARKS = {
@@ -111,8 +112,8 @@ FLAG_REMARKS = {
     "max_train_steps": "Set the length of an epoch by `--override epoch_cells=…`.",
     "with_tracking": "`--report_to` is enough.",
     "model_name_or_path": "Models of timm and releases; no other models of transformers.",
-    "lr_scheduler_type": "Default: the recipe's, mostly cosine.",
-    "num_warmup_steps": "Default: a tenth of all steps.",
+    "lr_scheduler_type": "`--override schedule=…`; default: the recipe's, mostly cosine.",
+    "num_warmup_steps": "`--override warmup_steps=…`; default: a tenth of all steps.",
     "seed": "Default: 0, so that every run can be repeated.",
     "report_to": "trackio, tensorboard or wandb, one at a time.",
     "checkpointing_steps": "Default: epoch; `no` for none.",

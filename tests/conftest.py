@@ -36,6 +36,12 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / own))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the tests of a machine with a GPU on its CPU, but for those marked `gpu`, which run by themselves."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_finish() -> None:
     """Leave out of later garbage collections what collecting the tests imported, which stays: they are much shorter."""
     gc.collect()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from leukoscope import files
 from leukoscope.files import atomic_file, atomic_folder, cache_root, remedy, restore_replaced, write_atomic
 
 
@@ -159,3 +160,26 @@ def test_a_named_cache_needs_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Path, "home", homeless)
     monkeypatch.setenv("LEUKOSCOPE_CACHE", "/cache")
     assert cache_root() == Path("/cache")
+
+
+@pytest.mark.parametrize("home", ["read-only", "none"])
+def test_without_a_home_that_can_be_written_the_cache_lies_in_a_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: str
+) -> None:
+    """Containers run as a user without an entry in passwd, or with HOME on a read-only disk."""
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("LEUKOSCOPE_CACHE", raising=False)
+    if home == "none":
+        monkeypatch.setattr(Path, "home", no_home)
+    else:
+        (tmp_path / "home").touch()
+        monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    files._temporary_cache.cache_clear()
+    folder = cache_root()
+    assert folder == cache_root() and folder.parent == tmp_path and os.access(folder, os.W_OK)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(": the cache lasts for this run; LEUKOSCOPE_CACHE names a folder for it")

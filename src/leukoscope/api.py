@@ -14,6 +14,7 @@ from leukoscope import LeukoscopeError
 if TYPE_CHECKING:
     from leukoscope.data.cells import LoadedCells
     from leukoscope.inference.scoring import Scored
+    from leukoscope.training.config import TrainingConfig
 
 
 def load_dataset(
@@ -46,19 +47,14 @@ def train(**flags: Any) -> Path:
 
     Args:
         flags: the flags of `leukoscope train`, without dashes: `dataset_name="phantoms", num_train_epochs=3`. Paths
-            may be `Path` objects; several values are a list. `push_to_hub` is refused: use `leukoscope release push`.
+            may be `Path` objects; several values are a list.
 
     Raises:
         LeukoscopeError: an unknown flag, a wrong value, or anything else the user can fix.
         SystemExit: Ctrl-C or SIGTERM stopped training after writing a checkpoint; the same call with
             `resume_from_checkpoint="latest"` resumes the run.
     """
-    from accelerate import PartialState
-
-    from leukoscope.progress import quiet
-    from leukoscope.reports.card import write_card
     from leukoscope.training.config import TrainingConfig, complete
-    from leukoscope.training.train import train as train_network
 
     config = TrainingConfig()
     parts = {part.name: get_type_hints(type(getattr(config, part.name))) for part in fields(config)}
@@ -72,12 +68,38 @@ def train(**flags: Any) -> Path:
         config = replace(config, **{part: replace(getattr(config, part), **{name: value})})
     # Without a given recipe, the run's start decides.
     model = replace(config.model, recipe=flags.get("recipe"))  # type: ignore[arg-type]
-    if config.run.push_to_hub:
-        raise LeukoscopeError("train(push_to_hub=True): publishes nothing; use `leukoscope release push` afterwards")
-    with quiet(config.run.quiet):
-        folder = train_network(complete(replace(config, model=model)))
+    return run(complete(replace(config, model=model)))
+
+
+def run(config: TrainingConfig) -> Path:
+    """Train, write the model card, and publish the release if the flags say so; returns the run folder.
+
+    `train.py`, `leukoscope train` and `leukoscope.train` all end here. Errors are those of `train`.
+    """
+    from accelerate import PartialState
+
+    from leukoscope.hub.publish import Destination, check_can_publish, publish
+    from leukoscope.progress import quiet
+    from leukoscope.reports.card import write_card
+    from leukoscope.training.checkpoint import Interrupted
+    from leukoscope.training.train import train as train_network
+
+    flags = config.run
+    to = Destination(flags.hub_model_id or "", private=flags.hub_private)
+    if flags.push_to_hub:
+        check_can_publish(to)
+    try:
+        with quiet(flags.quiet):
+            folder = train_network(config)
+    except Interrupted:
+        if PartialState().is_main_process:
+            print("resume with the same command and --resume_from_checkpoint latest", flush=True)
+        raise
     if PartialState().is_main_process:
-        write_card(folder / "release")
+        write_card(folder / "release", hub_id=flags.hub_model_id or "")
+        print("release:   ", folder / "release", flush=True)
+        if flags.push_to_hub:
+            print("published:", publish(folder / "release", to))
     return folder
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import glob
 import hashlib
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 from leukoscope import LeukoscopeError
 
@@ -75,9 +78,29 @@ def file_sha256(path: Path) -> str:
 
 
 def cache_root() -> Path:
-    """The folder of decoded cells and exported graphs: `$LEUKOSCOPE_CACHE`, by default `~/.cache/leukoscope`."""
-    named = os.environ.get("LEUKOSCOPE_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "leukoscope"
+    """The folder of decoded cells and exported graphs: `$LEUKOSCOPE_CACHE`, by default `~/.cache/leukoscope`.
+
+    In a container without a home folder, or with one that cannot be written, a temporary folder takes its place.
+    """
+    if named := os.environ.get("LEUKOSCOPE_CACHE"):
+        return Path(named)
+    try:
+        folder = Path.home() / ".cache" / "leukoscope"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+        reason = f"{folder} cannot be written"
+    except (OSError, RuntimeError) as error:  # no home folder
+        reason = first_line(error)
+    return _temporary_cache(reason)
+
+
+@cache
+def _temporary_cache(reason: str) -> Path:
+    folder = Path(mkdtemp(prefix="leukoscope-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    print(f"{reason}: the cache lasts for this run; LEUKOSCOPE_CACHE names a folder for it", file=sys.stderr)
+    return folder
 
 
 @contextmanager

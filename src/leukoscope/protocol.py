@@ -25,7 +25,7 @@ from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.files import is_git_clone
 from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS, WEIGHTS, edit_release, read_metrics, write_metrics
 from leukoscope.progress import note
-from leukoscope.training.checkpoint import FOLDER, LATEST, Interrupted, checkpoints_in
+from leukoscope.training.checkpoint import FOLDER, LATEST, Interrupted, checkpoints_in, remove_checkpoints
 from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.identity import RunIdentity
 from leukoscope.training.train import choose_split, train
@@ -152,6 +152,7 @@ def finish(runs: list[ProtocolRun], make: Callable[[TrainingConfig], Path] = tra
     """Make every run that is not finished yet with `make`; an interrupted run is resumed where it stopped."""
     for number, run in enumerate(runs, start=1):
         if run.is_finished():
+            remove_checkpoints(run.folder)  # it may have been killed after its metrics.json was there
             note(f"[{number}/{len(runs)}] {run.name}: finished earlier, kept")
             continue
         note(f"[{number}/{len(runs)}] {run.name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import struct
@@ -22,7 +23,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data import images, pixel_cache, preprocessing
 from leukoscope.data.images import cell_area, open_image, pixel_hash
 from leukoscope.data.loading import load_cells
-from leukoscope.data.pixel_cache import PixelRows, decode_cells, frame_cells
+from leukoscope.data.pixel_cache import PixelRows, decode_cells, frame_cells, new_array
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import cache_root
 
@@ -267,6 +268,33 @@ def test_a_disk_too_small_is_refused_before_the_first_cell(cells: datasets.Datas
         decode_cells(cells, Preprocessing(3_000_000, 1.0), "data")
     assert "cannot keep the decoded cells there (No space left on device; 162000000 MB needed)" in str(refused.value)
     assert _files() == []
+
+
+def test_a_disk_that_fills_while_cells_are_decoded_is_one_error_and_leaves_nothing(
+    cells: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(LeukoscopeError, match=r"cannot keep the decoded cells there \(No space left on device; "):
+        decode_cells(cells, SMALL, "data")
+    assert _files() == []
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, None])
+def test_where_the_system_allocates_nothing_the_space_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None
+) -> None:
+    def unknown(*_: int) -> None:
+        raise OSError(number, "") if number else AttributeError
+
+    monkeypatch.setattr(os, "posix_fallocate", unknown)
+    array = new_array(tmp_path / "a.npy", np.uint8, (3, 1_000_000))
+    assert (tmp_path / "a.npy").stat().st_blocks * 512 >= array.nbytes
+    array[:] = 7
+    array.flush()
+    assert (np.load(tmp_path / "a.npy") == 7).all()
 
 
 def test_an_interrupted_decode_leaves_nothing_behind(cells: datasets.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,7 +192,7 @@ def test_folds_by_image_test_every_cell_once_and_are_stratified(subjects: Loaded
         assert split.group == "cell" and len(split.validation) == pytest.approx(len(labels) / 8, abs=2)
         assert np.mean([labels[cell] for cell in split.test]) == pytest.approx(np.mean(list(labels.values())), abs=0.02)
     assert make_split(subjects, "random-cv", validation=False).validation == ()
-    with pytest.raises(LeukoscopeError, match=r"^--num_folds 5: a class has 1 cells; give at most as many folds, or "):
+    with pytest.raises(LeukoscopeError, match=r"^--num_folds 5: class HEM has 1 cell\(s\); gather more cells of it$"):
         make_split(_loaded([("ALL", "1", "")] * 6 + [("HEM", "H1", "")]), "random-cv")
 
 
@@ -431,8 +431,23 @@ def test_too_few_subjects_of_a_class_are_refused() -> None:
         make_split(data, "subject-cv", num_folds=11)
     assert str(refused.value) == (
         "class HEM has 10 subject(s), fewer than the 11 folds needed; "
-        "use --split subject-cv with a smaller --num_folds, or gather more subjects"
+        "use --split subject-cv --num_folds 10 --no_validation, or gather cells of more subjects"
     )
+
+
+def test_the_class_that_lacks_subjects_is_named_and_the_advice_works() -> None:
+    """Neither the first class, which lacks some, too, nor a smaller number of folds that fails as well."""
+    few = [("ALL", f"ALL{n}", "") for n in range(5)] * 3
+    data = _loaded([*few, ("HEM", "H1", ""), ("HEM", "H2", "")])
+    advised = r"^class HEM has 2 subject\(s\), .* use --split subject-cv --num_folds 2 --no_validation, or gather "
+    for strategy in ("subject", "subject-cv"):
+        with pytest.raises(LeukoscopeError, match=advised):
+            make_split(data, strategy)
+    assert make_split(data, "subject-cv", num_folds=2, validation=False).test
+    with pytest.raises(
+        LeukoscopeError, match=r"class HEM has 1 subject\(s\), .* needed; gather cells of more subjects$"
+    ):
+        make_split(_loaded([*few, ("HEM", "H1", "")]), "subject")
 
 
 def test_too_few_subjects_for_a_validation_side_advises_doing_without() -> None:
@@ -441,7 +456,7 @@ def test_too_few_subjects_for_a_validation_side_advises_doing_without() -> None:
         make_split(_loaded(_subjects(per_class=10)), "subject-cv", num_folds=2)
     assert str(refused.value).endswith(
         "fewer than the 6 folds needed; "
-        "use --split subject-cv or official with --no_validation, or gather more subjects"
+        "use --split subject-cv or official with --no_validation, or gather cells of more subjects"
     )
     assert make_split(_loaded(_subjects(per_class=10)), "subject-cv", num_folds=2, validation=False).test
 

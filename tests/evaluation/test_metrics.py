@@ -334,6 +334,12 @@ def test_the_metric_is_an_evaluate_metric_that_takes_batches(ten: CellPrediction
     assert batched["auroc"] == pytest.approx(metrics["auroc"])
 
 
+def test_measuring_needs_no_cache_of_evaluate(ten: CellPredictions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below a read-only home its constructor fails, after an epoch was trained."""
+    monkeypatch.setattr("evaluate.Metric.__init__", lambda *_, **__: pytest.fail("it makes a folder"))
+    assert measure(ten)["cells"] == 10
+
+
 def test_the_metric_combines_with_others(ten: CellPredictions, metrics: dict[str, object]) -> None:
     import evaluate
 

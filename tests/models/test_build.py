@@ -115,7 +115,7 @@ def test_half_precision_files_are_loaded_as_float32(
 def test_weights_of_another_architecture_are_refused_and_change_nothing(
     network: nn.Module, recipe: Recipe, tmp_path: Path
 ) -> None:
-    other = dict(build_network(get_recipe("densenet169"), 2).state_dict())
+    other = dict(build_network(get_recipe("densenet201"), 2).state_dict())
     before, path = _backbone(network), tmp_path / "densenet169.safetensors"
     message = _refusal(network, recipe, _saved(other, path))
     assert message.startswith(f"{path}: these weights are not for densenet121 (")
@@ -200,7 +200,7 @@ def test_a_network_goes_on_from_another_with_or_without_its_outputs(recipe: Reci
 
 def test_a_network_does_not_go_on_from_one_built_otherwise(recipe: Recipe, network: nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    for other in (get_recipe("densenet169"), get_recipe("densenet169_block2")):
+    for other in (get_recipe("densenet201"), get_recipe("densenet169_block2")):
         with pytest.raises(LeukoscopeError) as refused:
             copy_weights(network, build_network(other, 2), (0, 1), source="x/y")
         assert str(refused.value).startswith("x/y: is another network than the recipe's (")
@@ -278,13 +278,13 @@ def test_inceptions_auxiliary_tensors_are_left_out_of_a_published_file(tmp_path:
     assert torch.all(network.get_parameter("Conv2d_1a_3x3.conv.weight") == 0.5)
 
 
-@pytest.mark.parametrize("name", ["densenet169_block2", "densenet169_block2_finetuned"])
-def test_a_densenet_that_ends_early_takes_the_weights_of_the_whole_one(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pooled_norm", [True, False])
+def test_a_densenet_that_ends_early_takes_the_weights_of_the_whole_one(pooled_norm: bool, tmp_path: Path) -> None:
     import timm
 
     whole = timm.create_model("densenet169")
     save_file(whole.state_dict(), tmp_path / "whole.safetensors")
-    recipe = get_recipe(name)
+    recipe = replace(get_recipe("densenet169_block2"), pooled_norm=pooled_norm)
     network = build_network(recipe, 2)
     head = [p.clone() for p in head_parameters(network)]
     load_start_weights(network, recipe, StartWeights(file=tmp_path / "whole.safetensors"))

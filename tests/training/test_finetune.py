@@ -354,9 +354,9 @@ def _small(folder: Path, metrics: dict[str, Any]) -> Path:
 
 
 def test_recipe_and_image_size_follow_the_release(tmp_path: Path) -> None:
-    folder = _small(tmp_path / "r", _metrics(recipe={"name": "densenet169"}))
+    folder = _small(tmp_path / "r", _metrics(recipe={"name": "densenet201"}))
     config = _flags(folder)
-    assert (config.model.recipe, config.resolve().image_size) == ("densenet169", 48)
+    assert (config.model.recipe, config.resolve().image_size) == ("densenet201", 48)
     assert not config.start_weights.from_scratch
     assert "--model_name_or_path r" in config.command() and str(tmp_path) not in config.command()
     assert _flags(folder, "--image_size", "64").resolve().image_size == 64
@@ -372,9 +372,10 @@ def test_a_network_rewritten_for_timm_is_fine_tuned_as_it_was_released(
     metrics = _metrics(recipe={"name": "densenet169_block2"}, training={"start_weights": "ImageNet", "subjects": ["1"]})
     built_with = {"block_config": [6, 12]}
     release = _release(tmp_path / "r", plain, architecture="densenet169", model_args=built_with, metrics=metrics)
-    model = _flags(release).model
-    assert (model.recipe, model.image_size) == ("densenet169_block2_finetuned", 32)
-    recipe = get_recipe(model.recipe)
+    config = _flags(release)
+    assert (config.model.recipe, config.model.image_size) == ("densenet169_block2", 32)
+    recipe = config.resolve()
+    assert recipe.frozen == ("backbone",), "its last BatchNorm keeps its statistics"
     network = build_network(recipe, 2)
     started = _start(network, release, cells, split, recipe)
     assert started.remarks == ("the head of r is kept",)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from leukoscope import LeukoscopeError
+from leukoscope import LeukoscopeError, api
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import decode_cells
 from leukoscope.data.preprocessing import Preprocessing
@@ -359,14 +359,57 @@ def test_the_precision_is_the_flags_then_the_launchers_then_the_recipes(
     config = parse_config([*data, "--from_scratch", *flag])
     assert config.resolve().cpu_precision == "bf16"
     assert loop.make_accelerator(config, config.resolve()).mixed_precision == precision
-    assert capsys.readouterr().out == said
+    assert capsys.readouterr().out == f"1 process(es) on cpu\n{said}"
 
 
-def test_convolutions_of_a_gpu_keep_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    config = parse_config(["--output_dir", str(tmp_path)])
-    loop.make_accelerator(config, config.resolve())
-    assert not torch.backends.cudnn.allow_tf32
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="PyTorch before 2.9 has one switch")
+def test_a_gpu_keeps_float32_whatever_was_set_before(tmp_path: Path) -> None:
+    config, backends = parse_config(["--output_dir", str(tmp_path)]), cast(Any, torch.backends)
+    before, backends.fp32_precision = backends.fp32_precision, "tf32"
+    try:
+        loop.make_accelerator(config, config.resolve())
+        assert backends.cudnn.conv.fp32_precision == backends.cuda.matmul.fp32_precision == "ieee"
+    finally:
+        backends.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "use_cpu", "precision"),
+    [(True, "", "bf16"), (False, "", "fp16"), (True, "on", "no"), (True, "y", "no"), (True, "0", "bf16")],
+)
+def test_the_default_precision_is_one_that_the_device_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_bf16: bool, use_cpu: str, precision: str
+) -> None:
+    """Emulated, bf16 is slow or fails in the convolutions of a T4 or a V100."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16 or including_emulation
+    )
+    monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu or "0")
+    chosen: list[str] = []
+
+    class Chosen(Exception):
+        pass
+
+    def accelerator(**settings: Any) -> None:
+        chosen.append(settings["mixed_precision"])
+        raise Chosen
+
+    monkeypatch.setattr(loop, "Accelerator", accelerator)
+    config = parse_config(["--output_dir", str(tmp_path), "--override", "cpu_precision=no"])
+    with pytest.raises(Chosen):
+        loop.make_accelerator(config, config.resolve())
+    assert chosen == [precision]
+
+
+def test_a_gpu_that_this_pytorch_has_no_code_for_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors …")
+
+    monkeypatch.setattr(torch, "ones", fails)
+    assert "no kernel image is available for execution on the device); install a build for this GPU" in _refusal(
+        parse_config(["--output_dir", str(tmp_path)])
+    )
 
 
 def test_a_launched_process_has_as_many_threads_as_cores_that_it_may_use(
@@ -476,7 +519,30 @@ def test_an_interrupted_run_resumes_and_leaves_what_a_whole_one_leaves(
     assert (run / "release/model.safetensors").read_bytes() == (whole / "release/model.safetensors").read_bytes()
     assert _metrics(run)["evaluations"] == _metrics(whole)["evaluations"]
     assert [_without_times(row) for row in _summary(run)] == [_without_times(row) for row in _summary(whole)]
+    (run / "release" / "README.md").touch()
     assert "is complete" in _refusal(_own(own_cells, run, *epochs, "--resume_from_checkpoint", "latest"))
+
+
+@pytest.mark.parametrize("lost", ["release/README.md", "none"])
+def test_what_a_run_lacked_when_it_was_killed_at_its_very_end_is_done_by_resuming_it(
+    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    out = tmp_path / "run"
+    api.run(_own(own_cells, out))
+    before = (out / "metrics.json").read_bytes()
+    (out / lost).unlink(missing_ok=True)
+    (out / "checkpoints" / "00001-epoch-1-step-0").mkdir(parents=True)
+    (out / ".release.0a1b.tmp" / "release").mkdir(parents=True)
+    for file in (".metrics.json.0a1b.tmp", "release/.README.md.0a1b.tmp"):
+        (out / file).touch()
+    monkeypatch.setattr(Trainer, "fit", lambda trainer: pytest.fail("trained again"))
+    resumed = _own(own_cells, out, "--resume_from_checkpoint")
+    other = replace(resumed, run=replace(resumed.run, seed=1))
+    assert "holds a finished run with other settings (seed: 0)" in _refusal(other)
+    api.run(resumed)
+    assert (out / "release" / "README.md").is_file() and (out / "metrics.json").read_bytes() == before
+    assert not (out / "checkpoints").exists() and not list(out.rglob("*.tmp"))
+    assert "is complete" in _refusal(resumed)
 
 
 def test_replaced_files_are_told_from_copies_when_a_run_resumes(
@@ -535,9 +601,15 @@ def _refusal(config: TrainingConfig) -> str:
     return str(refused.value)
 
 
-def test_one_cell_at_a_time_is_refused_where_the_head_normalises_over_a_batch(own_cells: Path, tmp_path: Path) -> None:
-    config = _own(own_cells, tmp_path / "run", "--per_device_train_batch_size", "1", "--override", "pooled_norm=true")
-    assert _refusal(config).startswith("--per_device_train_batch_size 1: this recipe's head normalises over a batch")
+@pytest.mark.parametrize("pooled_norm", ["true", "false"])
+def test_one_cell_at_a_time_is_refused_where_a_layer_normalises_over_a_batch(
+    own_cells: Path, tmp_path: Path, pooled_norm: str
+) -> None:
+    """At 32 px the last feature maps are 1 × 1: their BatchNorm has one value a channel, as the pooled one has."""
+    one = ("--per_device_train_batch_size", "1", "--override", f"pooled_norm={pooled_norm}")
+    assert _refusal(_own(own_cells, tmp_path / "run", *one)) == (
+        "--per_device_train_batch_size 1: this network normalises over a batch; give 2 or more"
+    )
 
 
 def test_a_run_whose_release_cannot_be_written_has_no_metrics(

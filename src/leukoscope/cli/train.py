@@ -29,32 +29,14 @@ def train(ctx: typer.Context) -> None:
 
 
 def run(config: TrainingConfig) -> None:
-    """Train, write the model card, and publish the release if the flags say so."""
-    from accelerate import PartialState
-
-    from leukoscope.progress import quiet
-    from leukoscope.reports.card import write_card
+    """Train, as `leukoscope.api.run` does, and close the connection between the processes before they end."""
+    from leukoscope import api
     from leukoscope.training.checkpoint import Interrupted
     from leukoscope.training.train import close_connection
-    from leukoscope.training.train import train as train_network
 
-    flags = config.run
-    if flags.push_to_hub:
-        from leukoscope.hub.publish import Destination, check_can_publish, publish
-
-        to = Destination(flags.hub_model_id or "", private=flags.hub_private)
-        check_can_publish(to)
     try:
-        with quiet(flags.quiet):
-            release = train_network(config) / "release"
+        api.run(config)
     except Interrupted:
-        if PartialState().is_main_process:
-            print("resume with the same command and --resume_from_checkpoint latest", flush=True)
         close_connection()
         raise
-    if PartialState().is_main_process:
-        write_card(release, hub_id=flags.hub_model_id or "")
-        print("release:   ", release, flush=True)
-        if flags.push_to_hub:
-            print("published:", publish(release, to))
     close_connection()

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _T = TypeVar("_T")
+_BLOCK = 2**22  # bytes written at a time
 
 
 @dataclass(frozen=True)
@@ -190,15 +191,34 @@ def decode_cells(
     return pixels, found["pixel_hashes"], np.asarray(found["areas"], dtype=float), problems
 
 
+def new_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.memmap:
+    """Make an array in a file, to be written in place; `OSError` where the disk does not hold all of it.
+
+    Its space is allocated before: writing to a memory map on a disk that has filled ends the process with SIGBUS.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with path.open("r+b") as file:
+        size = path.stat().st_size
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except (AttributeError, OSError) as error:  # macOS and Windows have none, some file systems neither
+            if getattr(error, "errno", None) not in (None, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            begin = file.seek(size - array.nbytes)
+            for start in range(begin, size, _BLOCK):
+                file.write(bytes(min(_BLOCK, size - start)))
+    return array
+
+
 def require_space(folder: Path, needed: int) -> None:
-    """Raise `OSError` where `needed` bytes do not fit: writing to a memory map on a full disk ends in SIGBUS."""
+    """Raise `OSError` where `needed` bytes do not fit on a folder's disk."""
     if shutil.disk_usage(folder).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _decode_to(path: Path, shape: tuple[int, ...], cells: Dataset, preprocessing: Preprocessing) -> dict[str, Any]:
     """Write the framed cells to a file; return hashes, areas and problems for the cache's other file."""
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    array = new_array(path, np.uint8, shape)
 
     def decode(row: int, image: Image.Image) -> tuple[str, float]:
         array[row] = preprocessing.frame(image)

@@ -283,19 +283,21 @@ class _Cells:
         if not 0 <= fold < num_folds:
             raise LeukoscopeError(f"--fold {fold}: there are folds 0 to {num_folds - 1} with --num_folds {num_folds}")
         if self.group != "cell":
-            advice = f"use --split {self.group}-cv with a smaller --num_folds"
-            return self._grouped_folds(self.everything, num_folds, advice)[fold]
+            return self._grouped_folds(self.everything, num_folds)[fold]
         from sklearn.model_selection import StratifiedKFold
 
         labels = self.labels[self.everything]
-        if (least := int(np.bincount(labels).min())) < num_folds:
+        counts = np.bincount(labels, minlength=len(self.data.info.labels)).tolist()
+        least, label = min(zip(counts, self.data.info.labels, strict=True))
+        if least < num_folds:
+            fewer = "give at most as many folds, or " if least > 1 else ""
             raise LeukoscopeError(
-                f"--num_folds {num_folds}: a class has {least} cells; give at most as many folds, or gather more cells"
+                f"--num_folds {num_folds}: class {label} has {least} cell(s); {fewer}gather more cells of it"
             )
         folds = list(StratifiedKFold(num_folds, shuffle=True, random_state=self.seed).split(labels, labels))
         return folds[fold][0].tolist(), folds[fold][1].tolist()
 
-    def _grouped_folds(self, rows: list[int], num_folds: int, advice: str) -> list[tuple[list[int], list[int]]]:
+    def _grouped_folds(self, rows: list[int], num_folds: int, advice: str = "") -> list[tuple[list[int], list[int]]]:
         """Deal whole groups out to folds, stratified by class and by size, as the seed decides.
 
         The groups of a class, largest first, are dealt in rounds of one per fold, in random order, so that every fold
@@ -306,12 +308,14 @@ class _Cells:
         names, group_of = np.unique([self.groups[i] for i in rows], return_inverse=True)
         counts = np.zeros((len(names), len(self.data.info.labels)), dtype=int)
         np.add.at(counts, (group_of, self.labels[rows]), 1)
-        for label, available in zip(self.data.info.labels, (counts > 0).sum(axis=0).tolist(), strict=True):
-            if available < num_folds:
-                raise LeukoscopeError(
-                    f"class {label} has {available} {self.group}(s), fewer than the {num_folds} folds needed; "
-                    f"{advice}, or gather more {self.group}s"
-                )
+        available, label = min(zip((counts > 0).sum(axis=0).tolist(), self.data.info.labels, strict=True))
+        if available < num_folds:
+            if not advice and available > 1:
+                advice = f"use --split {self.group}-cv --num_folds {available} --no_validation"
+            raise LeukoscopeError(
+                f"class {label} has {available} {self.group}(s), fewer than the {num_folds} folds needed; "
+                f"{advice}{', or ' if advice else ''}gather cells of more {self.group}s"
+            )
         rng = np.random.default_rng(self.seed)
         deals = [_dealt(counts, num_folds, rng) for _ in range(_DEALS)]
         fold_of_group = min(deals, key=lambda deal: _unevenness(counts, deal, num_folds))

@@ -1,9 +1,8 @@
 """Classification metrics of a table of predictions: over cells, by subject, and among cells of equal size.
 
-The pooled metrics come from a local `evaluate.Metric`, which combines with other 🤗 evaluate metrics and works offline.
-`…_by_subject`: a cell weighs 1 / (cells of its subject), so that every subject has the same
-weight. `auroc_equal_size`: AUROC within deciles of the cell area, each counted by the weight of its pairs of cells; it
-measures what a network knows beyond a cell's size, and cells weigh as by subject where subjects are known.
+`…_by_subject`: a cell weighs 1 / (cells of its subject), so that every subject has the same weight.
+`auroc_equal_size`: AUROC within deciles of the cell area, each counted by the weight of its pairs of cells; it measures
+what a network knows beyond a cell's size, and cells weigh as by subject where subjects are known.
 
 In a cross-validation `auroc_equal_size` compares cells of one fold only: a fold with many cells of a class leaves few
 of them to its network, which then gives that class less probability everywhere. Across folds, a constant would score
@@ -20,6 +19,7 @@ import numpy as np
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.evaluation.bootstrap import point_metrics
 from leukoscope.evaluation.predictions import CellPredictions
+from leukoscope.files import cache_root
 
 if TYPE_CHECKING:
     import evaluate
@@ -33,10 +33,12 @@ BY_SUBJECT = tuple(f"{key}_by_subject" for key in POOLED)
 
 
 def cell_metric(label_names: Sequence[str]) -> evaluate.Metric:
-    """Make a local `evaluate.Metric` for K classes: predictions are (N, K) probabilities, references (N,) classes."""
+    """Make an `evaluate.Metric` for K classes: predictions are (N, K) probabilities, references (N,) classes.
+
+    It combines with other metrics of 🤗 evaluate, fetches nothing and writes into our own cache.
+    """
     import datasets
     import evaluate
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     class CellMetric(evaluate.Metric):
         def _info(self) -> evaluate.MetricInfo:
@@ -48,20 +50,27 @@ def cell_metric(label_names: Sequence[str]) -> evaluate.Metric:
             )
 
         def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-            names, cells = tuple(label_names), len(references)
-            ids, truth = tuple(map(str, range(cells))), np.asarray(references)
-            table = CellPredictions(ids, ("",) * cells, truth, np.asarray(predictions), names)
-            points, classes = point_metrics(table), range(len(names))
-            scores = precision_recall_fscore_support(truth, table.predicted, labels=classes, zero_division=0)
-            keys = ("precision", "recall", "f1", "support")
-            rows = zip(names, *(values.tolist() for values in scores), strict=True)
-            return {
-                **{key: points.get(key) for key in POOLED},
-                "per_class": {name: dict(zip(keys, values, strict=True)) for name, *values in rows},
-                "confusion_matrix": confusion_matrix(truth, table.predicted, labels=classes).tolist(),
-            }
+            return _of_cells(label_names, np.asarray(predictions), np.asarray(references))
 
-    return CellMetric()
+    return CellMetric(cache_dir=str(cache_root() / "evaluate"))
+
+
+def _of_cells(label_names: Sequence[str], probabilities: np.ndarray, references: np.ndarray) -> dict[str, Any]:
+    """The metrics in which cells count alike, from (N, K) probabilities and (N,) classes."""
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    cells, classes = len(references), range(len(label_names))
+    ids = tuple(map(str, range(cells)))
+    table = CellPredictions(ids, ("",) * cells, references, probabilities, tuple(label_names))
+    points = point_metrics(table)
+    scores = precision_recall_fscore_support(references, table.predicted, labels=classes, zero_division=0)
+    keys = ("precision", "recall", "f1", "support")
+    rows = zip(label_names, *(values.tolist() for values in scores), strict=True)
+    return {
+        **{key: points.get(key) for key in POOLED},
+        "per_class": {name: dict(zip(keys, values, strict=True)) for name, *values in rows},
+        "confusion_matrix": confusion_matrix(references, table.predicted, labels=classes).tolist(),
+    }
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,9 +90,7 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
         0–1.
     """
     names, references = predictions.label_names, predictions.references
-    probabilities = predictions.probabilities.astype(float)
-    metrics = cell_metric(names).compute(predictions=probabilities, references=references)
-    assert metrics is not None
+    metrics = _of_cells(names, predictions.probabilities.astype(float), references)
     points = point_metrics(predictions)
     if predictions.subject_weights is not None:
         metrics |= {key: points.get(key) for key in BY_SUBJECT}

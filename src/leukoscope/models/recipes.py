@@ -39,7 +39,6 @@ class Recipe:
         base_model: Hub repository of its pretrained weights (safetensors); "" starts from random ones.
         block_config: layers of each dense block, for a DenseNet with fewer blocks than its architecture; () keeps all.
         pooled_norm: train a DenseNet with BatchNorm after pooling instead of before; see `models.rewrite`.
-        finetuned_by: the recipe that fine-tunes its releases (`--model_name_or_path`), where this one cannot.
         image_size: side of the input in pixels.
         learning_rate: peak rate of the pretrained layers.
         head_learning_rate: peak rate of the new head.
@@ -59,7 +58,6 @@ class Recipe:
         epoch_cells: cells that an epoch shows, at most as many as there are; 0 shows that many.
         ema_decay: decay of the exponential moving average of the weights that is kept (Izmailov et al. 2018,
             arXiv:1803.05407); 0 keeps the last step's weights.
-        batch_norm_frozen: every BatchNorm keeps its pretrained statistics.
         selected_by: the validation metric whose best epoch is kept; one by subject gives way to its pooled form where
             subjects are unknown or a class is missing.
         early_stopping_patience: epochs without a better one after which training stops.
@@ -90,14 +88,12 @@ class Recipe:
     sampling: Literal["cells", "subjects"] = "cells"
     epoch_cells: FromZero = 0
     ema_decay: Share = 0.0
-    batch_norm_frozen: bool = False
     selected_by: Literal["val_balanced_accuracy_by_subject", "val_balanced_accuracy", "val_accuracy", "val_loss"] = (
         "val_balanced_accuracy_by_subject"
     )
     early_stopping_patience: FromOne = 8
     block_config: tuple[FromOne, ...] = ()
     pooled_norm: bool = False
-    finetuned_by: str = ""
     mean: tuple[Share, Share, Share] = IMAGENET_MEAN
     std: tuple[Deviation, Deviation, Deviation] = IMAGENET_STD
     interpolation: Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"] = "bicubic"
@@ -136,14 +132,6 @@ RECIPES: dict[str, Recipe] = {
             cpu_precision="bf16",
         ),
         Recipe(
-            name="densenet169",
-            architecture="densenet169",
-            base_model="timm/densenet169.tv_in1k",
-            learning_rate=2e-4,
-            **_LONG,
-            cpu_precision="bf16",
-        ),
-        Recipe(
             name="densenet201",
             architecture="densenet201",
             base_model="timm/densenet201.tv_in1k",
@@ -167,21 +155,6 @@ RECIPES: dict[str, Recipe] = {
             frozen=("backbone",),
             augmentation=UNCHANGED,
             sampling="subjects",
-            finetuned_by="densenet169_block2_finetuned",
-        ),
-        # Fine-tunes such a release (`--model_name_or_path`): its last BatchNorm must keep its statistics, see
-        # `rewrite_for_timm`.
-        Recipe(
-            name="densenet169_block2_finetuned",
-            architecture="densenet169",
-            base_model="timm/densenet169.tv_in1k",
-            image_size=320,
-            learning_rate=1e-4,
-            drop_rate=0.0,
-            batch_norm_frozen=True,
-            block_config=(6, 12),
-            **_FOR_UNSEEN_SUBJECTS,
-            cpu_precision="bf16",
         ),
     )
 }
@@ -246,8 +219,6 @@ def timm_recipe(name: str, flag: str) -> Recipe:
     return Recipe(**base, **_FOR_UNSEEN_SUBJECTS, learning_rate=5e-5 if cfg.fixed_input_size else 2e-4)
 
 
-# Fields that cannot be overridden: they name a recipe.
-_FIXED = ("name", "finetuned_by")
 _Recipe = TypeVar("_Recipe", bound=Recipe)
 _Part = TypeVar("_Part", bound="DataclassInstance")
 
@@ -265,7 +236,7 @@ def with_overrides(recipe: _Recipe, assignments: Iterable[str]) -> _Recipe:
             raise LeukoscopeError(f"--override {assignment}: write KEY=VALUE, e.g. augmentation.scale=0.4")
         part: Any = asdict(recipe)
         for name in key.strip().split("."):
-            known = [name for name in part if name not in _FIXED] if isinstance(part, dict) else []
+            known = [name for name in part if name != "name"] if isinstance(part, dict) else []
             if name not in known:
                 shown = f"choose one of {', '.join(known)}" if known else f"{part!r} has no parts"
                 raise LeukoscopeError(f"--override {assignment}: {name} is unknown; {shown}")

@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from leukoscope import LeukoscopeError
 from leukoscope.files import atomic_folder, disk_errors
-from leukoscope.models.release import METRICS
+from leukoscope.models.release import CARD, METRICS
 from leukoscope.progress import note
 from leukoscope.training.identity import RunIdentity
 from leukoscope.training.run_folder import KEPT
@@ -82,8 +82,7 @@ class Checkpoints:
         target = self.folder / f"{number:05d}-epoch-{epoch}-step-{step}"
         otherwise = "resume from the one before with --resume_from_checkpoint latest"
         with disk_errors(f"{target}: the checkpoint cannot be written", otherwise):
-            for unfinished in self.folder.glob(".*.tmp"):  # by a process that was killed
-                shutil.rmtree(unfinished)
+            remove_temporary(self.folder)
             with atomic_folder(target) as temporary:
                 temporary.mkdir()
                 save_file({k: v.contiguous() for k, v in checkpoint.tensors.items()}, temporary / _TENSORS)
@@ -117,14 +116,28 @@ class Checkpoints:
             return
         note(f"{self.folder}: no whole checkpoint; starting at the beginning")
 
-    def remove(self) -> None:
-        """Remove all checkpoints of a complete run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first; unfinished ones are not among them."""
     return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name)) if folder.is_dir() else []
+
+
+def remove_checkpoints(run_folder: Path) -> None:
+    """Remove the checkpoints of a run that needs them no more."""
+    shutil.rmtree(run_folder / FOLDER, ignore_errors=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what killed processes left half-written; nobody else may be writing there."""
+    for unfinished in (*folder.glob(".*.tmp"), *folder.glob("release/.*.tmp")):
+        shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
+
+
+def lacks_its_end(run_folder: Path) -> bool:
+    """Whether a run ended after its metrics.json was there, and before its card was, or its checkpoints were gone."""
+    release = run_folder / "release"
+    lacks_card = release.is_dir() and not (release / CARD).exists()
+    return (run_folder / METRICS).exists() and (lacks_card or (run_folder / FOLDER).exists())
 
 
 def check_resume(run_folder: Path, which: str | None, identity: RunIdentity) -> None:
@@ -135,7 +148,7 @@ def check_resume(run_folder: Path, which: str | None, identity: RunIdentity) -> 
         identity: of the run that is to begin.
     """
     complete = (run_folder / METRICS).exists()
-    if which == LATEST and complete:
+    if which == LATEST and complete and not lacks_its_end(run_folder):
         raise LeukoscopeError(
             f"--resume_from_checkpoint latest: the run in {run_folder} is complete; give another --output_dir, or "
             "leave the flag out to repeat the run"

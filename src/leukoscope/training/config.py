@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_type_hints
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.cell_tables import SUBJECT_COLUMNS
@@ -27,7 +27,7 @@ from leukoscope.data.loading import load_cells
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import Strategy
 from leukoscope.models.build import StartWeights
-from leukoscope.models.recipes import RECIPES, Recipe, Schedule, checker, get_recipe, with_overrides, with_values
+from leukoscope.models.recipes import RECIPES, Recipe, checker, get_recipe, with_overrides, with_values
 
 _RECIPE = "densenet121"
 # Fields of the recipe that flags set.
@@ -37,8 +37,6 @@ _RECIPE_FLAGS = {
     "train_batch_size": "per_device_train_batch_size",
     "learning_rate": "learning_rate",
     "weight_decay": "weight_decay",
-    "schedule": "lr_scheduler_type",
-    "warmup_steps": "num_warmup_steps",
 }
 # Paths, tracking, checkpoints and publishing do not change what a run computes. What a folder or a file holds does:
 # `other_cells` compares the cells, `other_settings` the name of the start weights.
@@ -167,10 +165,6 @@ class RunArguments:
     )
     learning_rate: float | None = _flag(None, "Peak learning rate of the pretrained layers (default: the recipe's).")
     weight_decay: float | None = _flag(None, "Weight decay (default: the recipe's).")
-    lr_scheduler_type: Schedule | None = _flag(
-        None, f"The schedule of transformers.get_scheduler: {', '.join(get_args(Schedule))} (default: the recipe's)."
-    )
-    num_warmup_steps: int | None = _flag(None, "Optimiser steps of linear warm-up (default: the recipe's share).")
     mixed_precision: str | None = _flag(
         None,
         "no, fp16 or bf16 (default: that of accelerate launch or its configuration; else bf16 on a GPU, the recipe's "
@@ -178,8 +172,9 @@ class RunArguments:
     )
     torch_compile: bool = _flag(False, "Compile the network: faster steps, but the first one takes minutes.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = _flag(
-        0, "Seed of weights, order, augmentation and splits; the same seed repeats the run."
+        0, "Seed of weights, order, augmentation and splits; on a CPU the same seed repeats the run bit by bit."
     )
+    deterministic: bool = _flag(False, "Repeat the run bit by bit on a GPU, too, with slower algorithms.")
     checkpointing_steps: str = _flag(
         "epoch", "When to write a checkpoint: epoch, also every so many steps, or no (only when stopped by a signal)."
     )
@@ -391,13 +386,26 @@ def _flags_of(file: Path, without: Sequence[str] = ()) -> dict[str, Any]:
     content = content.get("flags", content) if isinstance(content, dict) else None
     if not isinstance(content, dict):
         raise LeukoscopeError(f"--config {file}: holds no flags; write one per line, like `learning_rate: 1e-4`")
-    switches = {f.name: isinstance(f.default, bool) for kind in _KINDS for f in fields(kind)}
+    given, kinds = {}, flag_types()
     for name, value in content.items():
-        if name not in switches or (name == "config" and value is not None):
+        if name not in kinds or (name == "config" and value is not None):
             raise LeukoscopeError(f"--config {file}: {name} is no flag; {_known_flags(name)}")
-    # YAML reads a plain `no` as false.
-    given = {name: "no" if value is False and not switches[name] else value for name, value in content.items()}
-    return {name: value for name, value in given.items() if value is not None and name not in without}
+        if value is None or name in without:
+            continue
+        # YAML reads a plain `no` as false, and as numbers what may be meant as text.
+        value = "no" if value is False and kinds[name] is not bool else value
+        try:
+            checked = TypeAdapter(kinds[name], config=ConfigDict(coerce_numbers_to_str=True))
+            given[name] = checked.validate_python(value)
+        except ValidationError as error:
+            reason = error.errors(include_url=False)[0]["msg"]
+            raise LeukoscopeError(f"--config {file}: {name}: {value}: {reason[0].lower()}{reason[1:]}") from None
+    return given
+
+
+def flag_types() -> dict[str, Any]:
+    """The type of each flag, with the range of its values."""
+    return {name: kind for part in _KINDS for name, kind in get_type_hints(part, include_extras=True).items()}
 
 
 def complete(config: TrainingConfig) -> TrainingConfig:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default
 from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmenter, View, in_view
 from leukoscope.data.cells import LoadedCells
-from leukoscope.data.pixel_cache import FramedCells, require_space
+from leukoscope.data.pixel_cache import FramedCells, new_array, require_space
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import atomic_file, cache_root, disk_errors, write_atomic
+from leukoscope.inference.runtime import is_out_of_memory
 from leukoscope.models.layers import backbone_state
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.weights import round_as_stored
@@ -77,6 +79,18 @@ class FeatureInputs:
 
 
 Inputs = PixelInputs | FeatureInputs
+
+
+@contextmanager
+def memory_errors(device: torch.device, cells: int, fix: str) -> Iterator[None]:
+    """Turn used-up memory within the block into a `LeukoscopeError`: `cells` were computed at a time, `fix` helps."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise LeukoscopeError(f"{device}: out of memory with {cells} cell(s) at a time; give {fix}") from None
+
 
 # Loaders
 
@@ -230,8 +244,8 @@ def make_inputs(
     pays_off = passes and passes >= _RUN_SHARE * len(cells.pixels) * len(recipe.augmentation.views)
     if not can_cache_features(recipe) or not pays_off:
         return pixels
-    path = features_file(network, cells, recipe)
     network.to(accelerator.device)
+    path = features_file(network, cells, recipe)
     if not features_suffice(network, pixels.for_prediction(pixels.items(np.zeros(1, dtype=np.int64)))):
         return pixels
     # One process computes; the others read what it kept.
@@ -279,10 +293,12 @@ def features_file(network: nn.Module, cells: FramedCells, recipe: Recipe) -> Pat
     """Where the features of these cells from this backbone are kept."""
     import timm
 
-    # The decoded cells' file is itself named for the data, when its files changed, and how they are framed.
+    # The decoded cells' file is itself named for the data, and how they are framed.
     decoded = Path(cells.pixels.filename).name  # type: ignore[attr-defined]
     backbone = (recipe.architecture, timm.__version__, backbone_hash(network), str(getattr(network, "global_pool", "")))
-    key = hashlib.sha256(repr((decoded, *backbone, recipe.augmentation.views)).encode()).hexdigest()[:16]
+    # A GPU rounds otherwise than a CPU.
+    device = next(network.parameters()).device.type
+    key = hashlib.sha256(repr((decoded, *backbone, device, recipe.augmentation.views)).encode()).hexdigest()[:16]
     return cache_root() / f"features-{key}.npy"
 
 
@@ -322,7 +338,7 @@ def frozen_features(
         path.parent.mkdir(parents=True, exist_ok=True)
         require_space(path.parent, needed)
         with atomic_file(path) as temporary:
-            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+            array = new_array(temporary, np.float32, shape)
             for start in track(range(0, shape[0], _FEATURE_BATCH), "features of the frozen backbone"):
                 inputs = batch(start)
                 for number, view in enumerate(views):
@@ -343,7 +359,7 @@ def _pooled(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """(B, F) float32, the features that the head's layers see."""
     device = next(network.parameters()).device
     network.eval()
-    with torch.inference_mode():
+    with memory_errors(device, len(inputs), "a smaller --image_size"), torch.inference_mode():
         features = network.forward_features(inputs.to(device))  # type: ignore[operator]
         return network.forward_head(features, pre_logits=True).float()  # type: ignore[operator]
 

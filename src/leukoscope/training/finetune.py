@@ -67,7 +67,7 @@ def follow_model(flags: Mapping[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise LeukoscopeError(f"--model_name_or_path {name}: cannot be opened ({error})") from None
     if not isinstance(config, dict) or config.get("label_names"):
-        return _follow_release(name, flags["recipe"], flags["image_size"])
+        return _follow_release(name, flags)
     _require_alone(flags, "recipe")
     import timm
 
@@ -100,8 +100,8 @@ def _require_alone(flags: Mapping[str, Any], *others: str) -> None:
         )
 
 
-def _follow_release(name: str, recipe: str | None, image_size: int | None) -> dict[str, Any]:
-    release = open_release(name)
+def _follow_release(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    release, recipe, settings = open_release(name), flags["recipe"], []
     made_by = release.metrics.get("recipe", {}).get("name")
     if recipe is None:
         try:
@@ -111,12 +111,14 @@ def _follow_release(name: str, recipe: str | None, image_size: int | None) -> di
             raise LeukoscopeError(
                 f"--model_name_or_path {name}: {reason}; name one of its architecture with --recipe"
             ) from None
-        # Rewritten for timm, it is no longer the network that the recipe builds.
-        recipe = followed.finetuned_by or followed.name
+        recipe = followed.name
+        if followed.pooled_norm:  # the release was rewritten for timm
+            settings = ["pooled_norm=false"]
     return {
         "model_name_or_path": f"{release.name}@{release.revision}" if release.revision else name,
         "recipe": recipe,
-        "image_size": image_size or release.preprocessing.image_size,
+        "image_size": flags["image_size"] or release.preprocessing.image_size,
+        "override": [*settings, *flags["override"]],
     }
 
 

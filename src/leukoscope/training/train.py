@@ -30,7 +30,7 @@ from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.splits import BY_IMAGE, Split, load_split, make_split
 from leukoscope.evaluation.assess import fit_on_validation
-from leukoscope.files import disk_errors
+from leukoscope.files import disk_errors, first_line
 from leukoscope.inference.runtime import forbid_tf32, must_use_cpu, usable_cores
 from leukoscope.models.build import NetworkStart, build_network, load_start_weights, model_args
 from leukoscope.models.recipes import Recipe
@@ -39,7 +39,14 @@ from leukoscope.models.rewrite import rewrite_for_timm
 from leukoscope.models.weights import is_timm_model, round_as_stored, save_release
 from leukoscope.progress import note
 from leukoscope.training import run_folder
-from leukoscope.training.checkpoint import FOLDER, Checkpoints, check_resume
+from leukoscope.training.checkpoint import (
+    LATEST,
+    Checkpoints,
+    check_resume,
+    lacks_its_end,
+    remove_checkpoints,
+    remove_temporary,
+)
 from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.data import evenly_spread, preprocessing_for
 from leukoscope.training.identity import RunIdentity
@@ -78,6 +85,8 @@ def train(
         keep_freed_memory()
     identity = RunIdentity.of(config, recipe)
     check_resume(out, resume, identity)
+    complete = resume == LATEST and lacks_its_end(out)
+    accelerator.wait_for_everyone()
     written = partial(disk_errors, f"--output_dir {out}: cannot be written", "give another folder")
     with ExitStack() as held:
         if accelerator.is_main_process:
@@ -85,6 +94,12 @@ def train(
                 out.mkdir(parents=True, exist_ok=True)
             # The processes of one launched run share the folder: the main one locks it for all of them.
             held.enter_context(run_folder.locked(out))
+            remove_temporary(out)
+            if complete:
+                remove_checkpoints(out)
+        if complete:
+            note(f"{out}: the run is complete, and is not trained again")
+            return out
 
         # Cells, split and network
         set_seed(config.run.seed)
@@ -105,10 +120,6 @@ def train(
         notes = (*start.notes, *missing_classes(cells, split))
         drawn, split = split, replace(split, notes=(*split.notes, *notes))
         _report(config, recipe, cells, split, start)
-        if recipe.train_batch_size == 1 and any(isinstance(module, nn.BatchNorm1d) for module in network.modules()):
-            raise LeukoscopeError(
-                "--per_device_train_batch_size 1: this recipe's head normalises over a batch; give 2 or more"
-            )
         if accelerator.is_main_process:
             run_folder.require_disk_space(out, network, recipe)
 
@@ -200,7 +211,7 @@ def train(
                         metrics = read_metrics(out / "release")
                 # Last of the results: a run that has it is finished.
                 write_json(out / METRICS, metrics)
-                checkpoints.remove()
+                remove_checkpoints(out)
                 accelerator.print(f"run folder: {out}", flush=True)
         run_folder.finish_tracking(accelerator)
         accelerator.wait_for_everyone()
@@ -242,9 +253,10 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
     # `accelerate launch` always sets it: to "no" where neither its flag nor its configuration names one.
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
     on_gpu = torch.cuda.is_available() and not must_use_cpu()
-    emulated = not on_gpu and not cpu_has_bf16()
+    # Convolutions in bf16 need a GPU of compute capability 8.0; older ones are slow in it or fail.
+    emulated = not (torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16())
     if on_gpu:
-        default = ("bf16", "the default on a GPU", "")
+        default = ("fp16", "this GPU has no bf16 units", "") if emulated else ("bf16", "the default on a GPU", "")
     elif emulated and recipe.cpu_precision == "bf16":
         default = ("no", "this processor has no bf16 units", "")
     else:
@@ -260,6 +272,9 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
     if precision == "fp16" and not on_gpu:
         raise LeukoscopeError(f"{flag} fp16: needs a GPU, and this run has none; give bf16 or no")
     forbid_tf32()  # validation and prediction are to be a release's
+    if config.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(config.run.deterministic, warn_only=True)
     # One process may train several recipes in turn, each in its own precision.
     AcceleratorState._reset_state()
     if torch.distributed.is_available():
@@ -285,9 +300,20 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
             "(in a notebook os.environ['ACCELERATE_USE_CPU'] = 'true' before notebook_launcher), or start one process"
         )
     other = "" if why.startswith("--") else "; --mixed_precision chooses another"
+    note(f"{accelerator.num_processes} process(es) on {accelerator.device.type}")
     note(f"precision {precision}: {why}{other}")
     if precision == "bf16" and emulated:
-        note("  this processor has no bf16 units, so a step takes several times as long as with --mixed_precision no")
+        what, faster = ("GPU", "fp16") if on_gpu else ("processor", "no")
+        note(
+            f"  this {what} has no bf16 units, so a step takes several times as long as with --mixed_precision {faster}"
+        )
+    try:
+        torch.ones(1, device=accelerator.device).add_(1)
+    except RuntimeError as error:  # of a GPU that is older than those this PyTorch was built for
+        raise LeukoscopeError(
+            f"{accelerator.device}: PyTorch {torch.__version__} cannot compute on it ({first_line(error)}); install a "
+            "build for this GPU, or set ACCELERATE_USE_CPU=true"
+        ) from None
     # `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
     if launched and accelerator.device.type == "cpu" and torch.get_num_threads() == 1:
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -357,8 +383,9 @@ def missing_classes(cells: FramedCells, split: Split) -> tuple[str, ...]:
 
 def _remove_earlier_run(out: Path, *, keep_checkpoints: bool) -> None:
     """Remove the results of an earlier run: they would be taken for this one's, should it end early."""
-    for name in ("release", *([] if keep_checkpoints else [FOLDER])):
-        shutil.rmtree(out / name, ignore_errors=True)
+    shutil.rmtree(out / "release", ignore_errors=True)
+    if not keep_checkpoints:
+        remove_checkpoints(out)
     for name in (METRICS, "predictions.parquet", "size_only_predictions.parquet", "summary.csv"):
         (out / name).unlink(missing_ok=True)
 

@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from accelerate.data_loader import skip_first_batches
 from accelerate.utils import AutocastKwargs, broadcast
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import RandomSampler, Sampler
 from transformers import get_scheduler
@@ -32,6 +31,7 @@ from leukoscope.training.data import (
     CellDataset,
     SubjectBalancedSampler,
     make_inputs,
+    memory_errors,
     prediction_loader,
     require_whole_step,
     training_loader,
@@ -279,18 +279,13 @@ class Trainer:
             done=len(self.loader) * epoch + seen,
         )
         for items, labels, rows in left:
-            try:
+            size, parts = len(labels), accelerator.gradient_accumulation_steps
+            less = f"--per_device_train_batch_size {size // 2} --gradient_accumulation_steps {2 * parts}"
+            with memory_errors(device, size, less if size > 1 else "a smaller --image_size"):
                 # Rows stay where the augmentation uses them.
                 inputs = self.inputs.for_training(items.to(device, non_blocking=True), rows, epoch)
                 with accelerator.accumulate(self.model):
                     state.batches.append(self._step(inputs, labels.to(device, non_blocking=True)))
-            except torch.OutOfMemoryError:
-                size, parts = len(labels), accelerator.gradient_accumulation_steps
-                less = f"--per_device_train_batch_size {size // 2} --gradient_accumulation_steps {2 * parts}"
-                raise LeukoscopeError(
-                    f"{accelerator.device}: out of memory with {size} cell(s) at a time; give "
-                    f"{less if size > 1 else 'a smaller --image_size'}"
-                ) from None
             if len(state.batches) % _BATCHES_BETWEEN_CHECKS == 0:
                 self._require_finite_losses()
             if accelerator.sync_gradients:
@@ -330,10 +325,6 @@ class Trainer:
         """Training mode, but for frozen modules: those keep weights and batch statistics."""
         self.model.train()
         freeze(self.network, self.recipe.frozen)
-        if self.recipe.batch_norm_frozen:
-            for module in self.network.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
 
     def _step(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Train on a batch, (B, …) and (B,): (2,) its loss and accuracy before that.
@@ -341,8 +332,15 @@ class Trainer:
         All are on the device: reading the result would make the processor wait.
         """
         accelerator = self.accelerator
-        with accelerator.autocast():
-            logits = self.model(inputs)
+        try:
+            with accelerator.autocast():
+                logits = self.model(inputs)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise LeukoscopeError(
+                "--per_device_train_batch_size 1: this network normalises over a batch; give 2 or more"
+            ) from None
         loss = self.compute_loss(logits, labels, self.network)
         accelerator.backward(loss)
         if accelerator.sync_gradients and self.recipe.max_grad_norm is not None:
@@ -403,8 +401,11 @@ class Trainer:
         # Without gradients twice as many fit as in training.
         loader = prediction_loader(cells, 2 * self.recipe.train_batch_size, accelerator)
         for number, (items, _, rows) in enumerate(track(loader, what, len(loader))):
+            train_batch = self.recipe.train_batch_size
+            fix = f"--per_device_train_batch_size {train_batch // 2}" if train_batch > 1 else "a smaller --image_size"
             # In float32, as releases predict: metrics of half precision would be another network's.
-            with torch.inference_mode(), accelerator.autocast(AutocastKwargs(enabled=False)):
+            no_autocast = accelerator.autocast(AutocastKwargs(enabled=False))
+            with memory_errors(device, len(rows), fix), torch.inference_mode(), no_autocast:
                 logits = model(self.inputs.for_prediction(items.to(device, non_blocking=True))).float()
             gathered.append(accelerator.gather_for_metrics((logits, rows.to(device, non_blocking=True))))
             if between:
@@ -434,7 +435,7 @@ class Trainer:
         if state.batches:
             self._require_finite_losses()
         # The processes share the weights: all come to the same conclusion.
-        if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
+        if not torch.stack([weight.isfinite().all() for weight in self.network.parameters()]).all():
             raise LeukoscopeError(
                 f"epoch {state.epoch + 1}: a weight is not finite; lower --learning_rate and start again"
             )
