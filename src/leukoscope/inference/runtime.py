@@ -145,7 +145,7 @@ def forbid_tf32() -> None:
             part.fp32_precision = "ieee"
 
 
-_MEMORY_IS_FULL = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
+MEMORY_IS_FULL = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
 
 
 @contextmanager
@@ -154,7 +154,7 @@ def memory_errors(device: object, number: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not any(sign in str(error) for sign in _MEMORY_IS_FULL):
+        if not any(sign in str(error) for sign in MEMORY_IS_FULL):
             raise
         raise LeukoscopeError(
             f"{device}: out of memory with {number} picture(s) at once; "

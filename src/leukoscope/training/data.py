@@ -24,7 +24,7 @@ from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, new_array, require_space
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import atomic_file, cache_root, disk_errors, write_atomic
-from leukoscope.inference.runtime import is_out_of_memory
+from leukoscope.inference.runtime import MEMORY_IS_FULL
 from leukoscope.models.layers import backbone_state
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.weights import round_as_stored
@@ -87,7 +87,7 @@ def memory_errors(device: torch.device, cells: int, fix: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not any(sign in str(error) for sign in MEMORY_IS_FULL):
             raise
         raise LeukoscopeError(f"{device}: out of memory with {cells} cell(s) at a time; give {fix}") from None
 
