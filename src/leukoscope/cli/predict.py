@@ -9,6 +9,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -188,6 +189,10 @@ def score(
     precision: options.Precision = "float32",
     device: options.Device = "auto",
     batch_size: options.BatchSize = 32,
+    ray: Annotated[
+        str | None,
+        Option(metavar="ADDRESS", help="Score on Ray: the address of a cluster, or `local` for a process a core."),
+    ] = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -201,10 +206,19 @@ def score(
     if (launched := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
         raise LeukoscopeError(f"{launched} processes were started, and each would score all cells; start one")
     check_output(output)
-    cells = open_source(source, subject_pattern=subject_pattern)
+    elsewhere = None
+    if ray is not None:
+        from leukoscope.inference import ray_scoring
+
+        settings = {"backend": backend, "device": device, "precision": precision}
+        elsewhere = partial(ray_scoring.score_missing, address=ray, model=model, settings=settings)
+    if ray is not None and "://" in source:
+        cells = ray_scoring.remote_source(source)
+    else:
+        cells = open_source(source, subject_pattern=subject_pattern)
     say(cells.report)
     predictor = open_predictor(model, backend, device, precision)
-    scored = score_cells(predictor, cells, output, batch_size=batch_size)
+    scored = score_cells(predictor, cells, output, batch_size=batch_size, score_missing=elsewhere)
     if as_json:
         typer.echo(json.dumps(vars(scored) | {"output": str(output), "notice": RESEARCH_NOTICE}, indent=1))
     else:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,7 +69,14 @@ def check_output(output: Path) -> None:
         raise LeukoscopeError(f"--output {output}: is already there; move it, or name another file")
 
 
-def score_cells(predictor: Predictor, source: CellSource, output: Path, *, batch_size: int = 32) -> Scored:
+def score_cells(
+    predictor: Predictor,
+    source: CellSource,
+    output: Path,
+    *,
+    batch_size: int = 32,
+    score_missing: Callable[[Predictor, CellSource, Sequence[Path], int], None] | None = None,
+) -> Scored:
     """Predict every cell of a source; resume where an earlier run with the same model was interrupted.
 
     Shards of an interrupted run are kept where names, subjects and contents of their cells are still the same.
@@ -77,6 +85,7 @@ def score_cells(predictor: Predictor, source: CellSource, output: Path, *, batch
         output: table of `TABLE_SUFFIXES`, one row per cell; shards lie in `output`.parts/ until all are there, and
             files that could not be read are listed in `unreadable_list(output)`.
         batch_size: cells that go through the network at once; may be another when a run is resumed.
+        score_missing: predicts the missing shards elsewhere (`ray_scoring`); None predicts them here.
 
     Raises:
         LeukoscopeError: the shards there are of another model, another process is writing them, or a write error;
@@ -87,7 +96,7 @@ def score_cells(predictor: Predictor, source: CellSource, output: Path, *, batch
         "leukoscope": __version__,
         "model": release.name,
         "revision": release.revision,
-        "model_files": _digest(release.folder) if release.folder else "",
+        "model_files": release_digest(release.folder),
         "backend": predictor.backend.name,
         "precision": predictor.backend.precision,
         "cells_per_shard": CELLS_PER_SHARD,
@@ -98,7 +107,7 @@ def score_cells(predictor: Predictor, source: CellSource, output: Path, *, batch
         with FileLock(parts / "lock", timeout=0):
             check_output(output)  # another process may have written it meanwhile
             _begin_or_resume(parts, manifest)
-            _score_missing(predictor, source, shards, batch_size)
+            (score_missing or _score_missing)(predictor, source, shards, batch_size)
             scored = _join(shards, output, manifest | {"cells": len(source.cells)})
         shutil.rmtree(parts)
         return scored
@@ -114,8 +123,10 @@ def score_cells(predictor: Predictor, source: CellSource, output: Path, *, batch
         ) from None
 
 
-def _digest(folder: Path) -> str:
+def release_digest(folder: Path | None) -> str:
     """Digest of a release's weights, preprocessing and thresholds, because a local folder has no revision."""
+    if folder is None:
+        return ""
     digest = hashlib.sha256()
     for path in sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))):
         digest.update(path.name.encode() + path.read_bytes())
@@ -140,28 +151,47 @@ def _begin_or_resume(parts: Path, manifest: Mapping[str, object]) -> None:
 
 
 def _score_missing(predictor: Predictor, source: CellSource, shards: Sequence[Path], batch_size: int) -> None:
-    """Predict the shards that are missing, damaged, or of other cells or pictures than the source now has."""
-    import pyarrow.parquet as pq
-
     with progress("scoring cells", len(source.cells)) as advance:
-        for number, shard in enumerate(shards):
-            # Shard by shard, so that a resumed run has the batches, and to the last bit the numbers, of a whole one.
-            cells = source.cells[number * CELLS_PER_SHARD : (number + 1) * CELLS_PER_SHARD]
-            # Before the pictures are opened: one that is replaced meanwhile is scored again by the run that resumes.
-            hashes = content_hashes([cell.file for cell in cells], shard.with_suffix(".json"))
-            known = repr([(cell.cell_id, cell.subject, hashes[cell.file]) for cell in cells])
-            identity = hashlib.sha256(known.encode()).hexdigest()
-            if _identity_of(shard) == identity:
-                advance(len(cells))
-                continue
+        # Shard by shard, so that a resumed run has the batches, and to the last bit the numbers, of a whole one.
+        for shard, cells, identity in missing_shards(source, shards, advance):
             rows = []
             predictions = predictor.iter_predictions((cell.file for cell in cells), batch_size=batch_size)
             for row in zip(cells, predictions, strict=True):
                 rows.append(row)
                 advance()
-            table = _shard_table(rows, predictor.labels, predictor.thresholds)
-            with atomic_file(shard) as temporary, temporary.open("wb") as file:
-                pq.write_table(table.replace_schema_metadata({_IDENTITY: identity}), file)
+            with atomic_file(shard) as temporary:
+                temporary.write_bytes(shard_bytes(rows, predictor, identity))
+
+
+def missing_shards(
+    source: CellSource, shards: Sequence[Path], advance: Callable[[int], None]
+) -> Iterator[tuple[Path, Sequence[SourceCell], str]]:
+    """Yield shards that are missing, damaged, or of other cells or pictures than the source has, with their identity.
+
+    `advance` is told how many cells the others hold.
+    """
+    for number, shard in enumerate(shards):
+        cells = source.cells[number * CELLS_PER_SHARD : (number + 1) * CELLS_PER_SHARD]
+        # Before the pictures are opened: one that is replaced meanwhile is scored again by the run that resumes.
+        hashes = source.states or content_hashes([cell.file for cell in cells], shard.with_suffix(".json"))
+        known = repr([(cell.cell_id, cell.subject, hashes[cell.file]) for cell in cells])
+        identity = hashlib.sha256(known.encode()).hexdigest()
+        if _identity_of(shard) == identity:
+            advance(len(cells))
+        else:
+            yield shard, cells, identity
+
+
+def shard_bytes(
+    rows: Sequence[tuple[SourceCell, Prediction | UnreadableImage]], predictor: Predictor, identity: str
+) -> bytes:
+    """A shard as a Parquet file."""
+    import pyarrow.parquet as pq
+
+    file = io.BytesIO()
+    table = _shard_table(rows, predictor.labels, predictor.thresholds)
+    pq.write_table(table.replace_schema_metadata({_IDENTITY: identity}), file)
+    return file.getvalue()
 
 
 def _identity_of(shard: Path) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -34,12 +34,14 @@ class CellSource:
         has_subjects: whether it names the cells' subjects.
         report: for the user; "" where there is nothing to report.
         table: the file that it was read from; None for a folder.
+        states: file → what changes with its content, where no file of this machine can be hashed.
     """
 
     cells: Sequence[SourceCell]
     has_subjects: bool
     report: str = ""
     table: Path | None = None
+    states: Mapping[str, str] | None = None
 
     def subject_of(self, cell: SourceCell, labels: Sequence[str]) -> str:
         """Return a cell's subject; where none is named its top folder, or outside any folder "".

@@ -1,0 +1,122 @@
+"""Bulk scoring on Ray: actors predict shards, this process writes them, with the columns and the resuming of `score`.
+
+Ray schedules, retries and holds memory. It starts on loopback unless it has an address, and sends no usage statistics.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.images import IMAGE_SUFFIXES, EncodedImage
+from leukoscope.files import atomic_file
+from leukoscope.inference.scoring import missing_shards, release_digest, shard_bytes
+from leukoscope.inference.sources import CellSource, SourceCell
+from leukoscope.progress import progress
+
+if TYPE_CHECKING:
+    from leukoscope.inference.predictor import Predictor
+
+LOCAL = "local"
+
+
+class Scorer:
+    """An actor: one predictor, which predicts a shard at a time."""
+
+    def __init__(self, model: str, digest: str, batch_size: int, settings: dict[str, str]) -> None:
+        from leukoscope.inference.predictor import Predictor
+
+        self.predictor, self.batch_size = Predictor.from_pretrained(model, **settings), batch_size
+        if release_digest(self.predictor.release.folder) != digest:
+            raise LeukoscopeError(f"{model}: a worker has other files of this release; give all machines the same")
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A shard's path, cells and identity → its path, its number of cells and its file."""
+        cells = [SourceCell(*cell) for cell in zip(row["ids"], row["subjects"], row["files"], strict=True)]
+        files = (_opened(cell.file) for cell in cells)
+        found = list(self.predictor.iter_predictions(files, batch_size=self.batch_size))
+        file = shard_bytes(list(zip(cells, found, strict=True)), self.predictor, row["identity"])
+        return {"shard": row["shard"], "cells": len(cells), "file": file}
+
+
+def _opened(file: str) -> str | EncodedImage:
+    """A local path as it is; the content of what fsspec opens."""
+    if "://" not in file:
+        return file
+    import fsspec
+
+    try:
+        with fsspec.open(file, "rb") as opened:
+            return EncodedImage(opened.read(), file)
+    except OSError:
+        return EncodedImage(b"", file)
+
+
+def remote_source(url: str) -> CellSource:
+    """List the images below a URL that fsspec opens, such as s3://bucket/cells; none is opened yet.
+
+    Raises:
+        LeukoscopeError: nothing there, no image, or the package for such URLs is missing.
+    """
+    import fsspec
+
+    try:
+        files, root = fsspec.core.url_to_fs(url)
+        there = files.find(root, detail=True)
+    except (ImportError, OSError, ValueError) as error:
+        raise LeukoscopeError(
+            f"--input {url}: cannot be listed ({error}); check the address and who may read"
+        ) from None
+    cells, states = [], {}
+    for path, about in sorted(there.items()):
+        if path.lower().endswith(IMAGE_SUFFIXES):
+            cells.append(SourceCell(path.removeprefix(root).lstrip("/"), "", files.unstrip_protocol(path)))
+            states[cells[-1].file] = repr([str(about.get(key)) for key in ("size", "mtime", "ETag", "md5Hash")])
+    if not cells:
+        raise LeukoscopeError(f"--input {url}: holds no image; give a folder of images")
+    return CellSource(cells, has_subjects=False, states=states)
+
+
+def score_missing(
+    predictor: Predictor,
+    source: CellSource,
+    shards: Sequence[Path],
+    batch_size: int,
+    *,
+    address: str,
+    model: str,
+    settings: dict[str, str],
+) -> None:
+    """Predict every missing shard on Ray; `address` is that of a cluster, or "local"."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise LeukoscopeError("--ray: Ray is not installed; pip install 'leukoscope[ray]'") from None
+    here = {"_node_ip_address": "127.0.0.1", "include_dashboard": False} if address == LOCAL else {}
+    ray.init(address=address, log_to_driver=False, logging_level="error", **here)
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        with progress("scoring cells", len(source.cells)) as advance:
+            rows = []
+            for shard, cells, identity in missing_shards(source, shards, advance):
+                columns = zip(("ids", "subjects", "files"), map(list, zip(*cells, strict=True)), strict=True)
+                rows.append({"shard": str(shard), "identity": identity, **dict(columns)})
+            if not rows:
+                return
+            scored = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+                Scorer,
+                fn_constructor_args=(model, release_digest(predictor.release.folder), batch_size, settings),
+                num_cpus=1,
+                concurrency=min(int(ray.cluster_resources().get("CPU", 1)), len(rows)),
+            )
+            for row in scored.iter_rows():
+                with atomic_file(Path(row["shard"])) as temporary:
+                    temporary.write_bytes(row["file"])
+                advance(row["cells"])
+    finally:
+        ray.shutdown()

@@ -1,0 +1,82 @@
+"""Scored on Ray, a table must be the one that is scored here, whatever happens to a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from leukoscope import LeukoscopeError, Predictor
+from leukoscope.cli import app
+from leukoscope.inference import ray_scoring, scoring
+from leukoscope.inference.sources import CellSource, open_source
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> Path:
+    folder = tmp_path / "cells"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(20):
+        Image.fromarray(random.integers(0, 255, (40, 40, 3), np.uint8)).save(folder / f"{number:02d}.png")
+    (folder / "07.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(scoring, "CELLS_PER_SHARD", 3)
+    yield
+
+
+def on_ray(release: Path) -> Any:
+    settings = {"backend": "", "device": "cpu", "precision": "float32"}
+    return partial(ray_scoring.score_missing, address=ray_scoring.LOCAL, model=str(release), settings=settings)
+
+
+def score(release: Path, source: CellSource, output: Path, **options: Any) -> pa.Table:
+    scoring.score_cells(Predictor.from_pretrained(release, device="cpu"), source, output, **options)
+    return pq.read_table(output)
+
+
+def require_equal(table: pa.Table, local: pa.Table) -> None:
+    assert table.schema.names == local.schema.names and table["cell_id"] == local["cell_id"]
+    for name in local.schema.names:
+        if name.startswith("p_"):
+            assert np.abs(table[name].to_numpy() - local[name].to_numpy()).max() < 1e-6
+        else:
+            assert table[name] == local[name], name
+
+
+def test_the_table_is_the_local_one(tiny_release: Path, cells: Path, tmp_path: Path) -> None:
+    source = open_source(str(cells))
+    local = score(tiny_release, source, tmp_path / "local.parquet")
+    assert len(local) == 19
+    require_equal(score(tiny_release, source, tmp_path / "ray.parquet", score_missing=on_ray(tiny_release)), local)
+    names = ("local", "ray")
+    listed = [scoring.unreadable_list(tmp_path / f"{name}.parquet").read_text(encoding="utf-8") for name in names]
+    assert listed[0] == listed[1] and "07.png" in listed[0]
+    result = CliRunner().invoke(
+        app, ["score", str(tiny_release), "--input", f"file://{cells}", "--output", str(tmp_path / "url.parquet"),
+              "--ray", "local", "--device", "cpu"],
+    )  # fmt: skip
+    assert result.exit_code == 1 and "1 file(s) could not be read" in result.stderr
+    require_equal(pq.read_table(tmp_path / "url.parquet"), local)
+
+
+def test_an_address_without_an_image_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(LeukoscopeError, match=r"^--input file://.*: holds no image; give a folder of images$"):
+        ray_scoring.remote_source(f"file://{tmp_path}")
+    with pytest.raises(LeukoscopeError, match=r"^--input nothing://there: cannot be listed \(.*\); check the address"):
+        ray_scoring.remote_source("nothing://there")
