@@ -20,9 +20,18 @@ from leukoscope.data.registry import DATASETS
 from leukoscope.evaluation.bootstrap import bootstrap_subjects
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import write_atomic
-from leukoscope.models.release import OF_FIELDS, PREDICTIONS, read_metrics
+from leukoscope.models.release import OF_FIELDS, PREDICTIONS, WEIGHTS, read_metrics
 from leukoscope.reports.formatting import Table, count, difference, gain, metric_name, share, span, with_span
-from leukoscope.reports.release_tables import RESULT_METRICS, cells_needed, evaluation_row
+from leukoscope.reports.release_tables import (
+    RESULT_METRICS,
+    cells_needed,
+    evaluation_row,
+    healthy_given,
+    many,
+    recognised_rows,
+    unseen_evaluation,
+)
+from research.external import sha256_of
 from research.tables import NOT_MEASURED, ablation_table, beside_table, prior_sources, prior_table, read_results
 
 RELEASES = sorted(path.parent for path in (ROOT / "model_card").glob("*/metrics.json"))
@@ -73,6 +82,7 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "cross-batch": cross_batch_table(read_results(results, "cross_batch.json")),
         "curves": curves_table(read_results(results / "learning_curves")),
         "ablation": ablation_table(read_results(results / "ablation")),
+        "external": external_table(read_results(results, "further_subjects.json"), releases),
         "smears": smears_table(read_results(results, "smears.json")),
         "speed": speed_table(results / "benchmarks"),
         "flags": str(flags_table()),
@@ -166,22 +176,37 @@ def _positive_label(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def headline_table(releases: Sequence[Path]) -> str:
-    """One short row per release: what it is worth on unseen subjects; `results_table` has every metric."""
-    columns = (
-        "release",
-        "AUROC on people it never saw, with 95 % interval (0.5 is chance, 1 is perfect)",
-        "of 100 white cells from other laboratories, how many get a class",
-    )
-    rows = []
+    """What a release is worth on people it never saw: by cross-validation, outside, and beside cell size alone."""
+    by_labels: dict[tuple[str, ...], list[tuple[str, Mapping[str, Any]]]] = {}
     for release in releases:
         metrics = read_metrics(release)
-        unseen = next((e for e in metrics.get("evaluations", []) if e["split"]["disjoint_by"] != "cell"), None)
-        row = _row(metrics, unseen) if unseen else {}
-        size = f"; cell size alone: {row['size_auroc']}" if row.get("size_auroc", "–") != "–" else ""
-        not_named = ", but its data name no people" if metrics["data"]["unit"] == "block" else ""
-        ranks = f"{row.get('auroc_by_subject', '–').removesuffix(' by block')}{not_named}{size}"
-        rows.append([f"`{release.name}`", ranks, healthy_share(metrics, metrics["labels"])])
-    return str(Table(columns, rows))
+        if metrics["data"]["unit"] == "subject" and unseen_evaluation(metrics) is not None:
+            by_labels.setdefault(tuple(metrics["labels"]), []).append((release.name, metrics))
+    tables = []
+    for labels, measured in by_labels.items():
+        rows, alone = [], []
+        for name, metrics in measured:
+            further = metrics.get("further_subjects") or {}
+            for on, *values in recognised_rows(metrics):
+                if on.startswith("cell size alone"):
+                    alone = ["cell size alone", on.removeprefix("cell size alone, "), *values]
+                else:
+                    old = f" (earlier weights of this recipe, {further.get('measured')})"
+                    rows.append(
+                        [f"`{name}`", on + old * (further.get("earlier_weights", False) and "further" in on), *values]
+                    )
+        heads = [f"of 100 {many(label)}, recognised" for label in labels]
+        table = Table(
+            ("release", "tested on people it never saw", *heads, "AUROC by subject"), [*rows, alone], text_columns=2
+        )
+        tables.append(str(table))
+    statements = dict.fromkeys(
+        block["estimates"]
+        for one in by_labels.values()
+        for _, metrics in one
+        if (block := metrics.get("further_subjects"))
+    )
+    return "\n\n".join([*tables, *statements])
 
 
 def _row(metrics: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, str]:
@@ -249,7 +274,7 @@ def decisions_table(releases: Sequence[Path]) -> str:
     for release in releases:
         metrics = read_metrics(release)
         default = (metrics.get("decisions") or {}).get("abstention", {}).get("default", {})
-        cells, leukaemic = sum(kind["cells"] for kind in healthy_kinds(metrics)), _positive_label(metrics)
+        cells, leukaemic = healthy_cells(metrics), _positive_label(metrics)
         rows.append(
             [
                 f"`{release.name}`",
@@ -260,9 +285,9 @@ def decisions_table(releases: Sequence[Path]) -> str:
                 )
                 or "–",
                 count(cells) if cells else "–",
-                healthy_share(metrics, leukaemic),
-                healthy_share(metrics, metrics["labels"]),
-                healthy_share(metrics, leukaemic, "most_probable"),
+                healthy_given(metrics, leukaemic),
+                healthy_given(metrics, metrics["labels"]),
+                healthy_given(metrics, leukaemic, "most_probable"),
                 _normal_called_leukaemic(release, metrics),
             ]
         )
@@ -285,6 +310,27 @@ def subjects_table(releases: Sequence[Path]) -> str:
             auroc = [with_span(measured["auroc"]), with_span(alone.get("auroc")), difference(alone.get("difference"))]
             rows.append([f"`{release.name}`", subjects, *auroc, sensitivity, specificity, decided, wrong, cells])
     return str(Table(("release", *names, "cells needed"), rows))
+
+
+def external_table(measured: Sequence[Mapping[str, Any]], releases: Sequence[Path]) -> str:
+    """The outside check, with every metric; a row whose weights are no release's says so."""
+    if not measured:
+        return NOT_MEASURED
+    (content,) = measured
+    today = {release.name: sha256_of(release) for release in releases if (release / WEIGHTS).is_file()}
+    keys = list(content["releases"][0]["one_view"])
+    rows = []
+    for row in content["releases"]:
+        state = "these weights" if today.get(row["release"]) == row["sha256"] else "earlier weights of this recipe"
+        if row["release"] not in today:
+            state = "no release any more"
+        weights = f"{state}, {content['measured']}"
+        rows.append([f"`{row['release']}`", weights, *(with_span(row["one_view"].get(key)) for key in keys)])
+    alone = content["size_alone"]
+    rows.append(["cell size alone", "", *(with_span(alone.get(key)) for key in keys)])
+    counts = ", ".join(f"{count(cells)} {many(label)}" for label, cells in content["cells_by_class"].items())
+    table = Table(("release", "weights", *map(metric_name, keys)), rows, text_columns=2)
+    return f"{content['data']}: {counts}. One view of each cell; in brackets 95 % intervals by subject.\n\n{table}"
 
 
 def leakage_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
@@ -389,23 +435,10 @@ def shortcuts_table(audits: Sequence[Mapping[str, Any]]) -> str:
     return f"{Table(columns, rows, text_columns=3)}\n"
 
 
-def healthy_share(metrics: Mapping[str, Any], labels: Sequence[str], outcomes: str = "outcomes") -> str:
-    """Of 100 white cells of healthy donors, how many are predicted as one of the labels.
-
-    Args:
-        outcomes: "outcomes" of the release, or "most_probable" for the network without the OOD detector.
-    """
-    kinds = healthy_kinds(metrics)
-    cells = sum(kind["cells"] for kind in kinds)
-    if not cells or not labels:
-        return "–"
-    return f"{100 * sum(kind[outcomes][label] for kind in kinds for label in labels) / cells:.0f}"
-
-
-def healthy_kinds(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The kinds of healthy donors' white cells that a release was tested on; who gave those of fields is not known."""
+def healthy_cells(metrics: Mapping[str, Any]) -> int:
+    """How many white cells of healthy donors a release was tested on; who gave those of fields is not known."""
     sources = metrics.get("ood", {}).get("healthy", {})
-    return [kind for name, source in sources.items() if name != OF_FIELDS for kind in source.values()]
+    return sum(kind["cells"] for name, source in sources.items() if name != OF_FIELDS for kind in source.values())
 
 
 def smears_table(measured: Sequence[Mapping[str, Any]]) -> str:

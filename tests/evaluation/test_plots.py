@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.evaluation.calibration import calibration_block
-from leukoscope.evaluation.plots import (
-    confusion_plot,
-    interval_plot,
-    reliability_diagram,
-    roc_plot,
-    save_plot,
-    subject_strip,
-)
-from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.evaluation.thresholds import decision_block
+from leukoscope.evaluation.plots import confusion_plot, save_plot, subject_strip
 
 SUBJECTS = {
     "s1": {"label": "ALL", "cells": 10, "accuracy": 0.9},
@@ -54,34 +43,6 @@ def test_the_strip_shows_each_subject_from_worst_to_best() -> None:
 
 def test_a_class_without_subjects_has_no_panel() -> None:
     assert len(subject_strip(SUBJECTS, ["ALL", "HEM", "MIXED"]).axes) == 2
-
-
-def test_intervals_are_drawn_where_they_are() -> None:
-    rows = [
-        ("accuracy", 0.8, {"low": 0.7, "high": 0.9}, {"low": 0.79, "high": 0.81}),
-        ("AUROC, one prediction per subject", 0.9, {"low": 0.6, "high": 1.0}, None),
-    ]
-    axes = interval_plot(rows).axes[0]
-    ends = [np.asarray(line.get_xdata()).tolist() for line in axes.lines]
-    assert sorted(pair for pair in ends if len(pair) == 2) == [[0.6, 1.0], [0.7, 0.9], [0.79, 0.81]]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["accuracy", "AUROC, one prediction per subject"]
-
-
-def _legend(figure: Figure) -> list[str]:
-    legend = figure.axes[0].get_legend()
-    assert legend is not None
-    return [text.get_text() for text in legend.get_texts()]
-
-
-def test_only_the_kinds_of_interval_that_are_drawn_have_a_legend() -> None:
-    figure = interval_plot([("accuracy", 0.8, None, {"low": 0.7, "high": 0.9})])
-    assert _legend(figure) == ["resampling cells: too narrow"]
-
-
-def test_intervals_by_block_promise_nothing_for_new_patients() -> None:
-    ends = {"low": 0.7, "high": 0.9}
-    legends = [_legend(interval_plot([("accuracy", 0.8, ends, None)], unit=unit))[0] for unit in ("subject", "block")]
-    assert legends == ["resampling subjects: for new subjects", "resampling blocks: not for new subjects"]
 
 
 LONG_NAMES = ["segmented_neutrophil", "lymphocyte_typical", "monocyte", "metamyelocyte", "promyelocyte_bilobed",
@@ -140,64 +101,3 @@ def test_a_saved_figure_carries_the_notice_and_is_the_same_again(tmp_path: Path)
 
     assert saved("a.png") == saved("b.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"], "nothing is left aside"
-
-
-# The blocks of metrics.json: the points lie where the numbers say, and texts tell which is which
-
-
-@pytest.fixture(scope="module")
-def predictions(calibrated_cells: Callable[..., CellPredictions]) -> CellPredictions:
-    return calibrated_cells(900, subjects=4, too_sharp=2.0)
-
-
-@pytest.fixture(scope="module")
-def decisions(predictions: CellPredictions) -> dict[str, Any]:
-    return decision_block(predictions, "HEM")
-
-
-def _drawn(axes: Any) -> dict[str, np.ndarray]:
-    """What the legend names → the (M, 2) points drawn for it."""
-    return {line.get_label(): line.get_xydata() for line in axes.get_lines() if line.get_label()[0] != "_"}
-
-
-def _is_picture(figure: Any) -> bool:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=40)
-    return file.getvalue().startswith(b"\x89PNG")
-
-
-def test_the_reliability_diagram_shows_both_sides_bin_by_bin(predictions: CellPredictions) -> None:
-    block = calibration_block(predictions)
-    figure = reliability_diagram(block)
-    points = _drawn(figure.axes[0])
-
-    for (words, drawn), side in zip(points.items(), ("before", "after"), strict=True):
-        assert drawn.tolist() == [[b["confidence"], b["accuracy"]] for b in block["reliability"][side]]
-        assert f"ECE {block[side]['ece']:.3f}" in words
-    assert figure.axes[1].get_xlabel() == "confidence (probability of the predicted class)"
-    assert _is_picture(figure)
-
-
-def test_operating_points_stand_where_unseen_subjects_found_them(
-    predictions: CellPredictions, decisions: dict[str, Any]
-) -> None:
-    block = decisions["operating_points"]
-    evaluation = {
-        "metrics": {"auroc": 0.8734, "auroc_by_subject": 0.8866},
-        "intervals": {
-            "by_subject": {"auroc": {"low": 0.8, "high": 0.91}, "auroc_by_subject": {"low": 0.81, "high": 0.94}}
-        },
-    }
-    figure = roc_plot(predictions, block, evaluation, "subject")
-    drawn = _drawn(figure.axes[0])
-
-    by_subject, over_cells = next(iter(drawn)).splitlines()
-    assert by_subject == "AUROC by subject 0.887 (0.810–0.940)", "as the card leads with it"
-    assert over_cells == "AUROC over cells 0.873 (0.800–0.910)"
-
-    for (words, at), name in zip(list(drawn.items())[1:], ("sensitivity_95", "specificity_95", "youden"), strict=True):
-        found = block["points"][name]["cross_fitted"]
-        assert at.tolist() == [[1 - found["specificity"], found["sensitivity"]]]
-        assert words.endswith(f"{found['sensitivity']:.1%} and {found['specificity']:.1%}, cross-fitted")
-    assert figure.axes[0].get_ylabel() == "sensitivity (share of HEM cells found)"
-    assert _is_picture(figure)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,11 @@ from leukoscope.audit import audit_cells, scan_cells
 from leukoscope.data.cells import LoadedCells
 from leukoscope.reports.formatting import Table, metric_name, span, with_span
 from leukoscope.reports.release_tables import (
-    baselines_table,
-    calibration_table,
     cells_needed,
     copies_table,
     evaluation_row,
-    folds_table,
-    points_table,
-    subject_rule_table,
-    tta_table,
+    recall_by_class_text,
+    recognised_rows,
 )
 
 EMBEDDED = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/metrics.json"))
@@ -79,44 +74,31 @@ def test_a_share_of_nobody_is_a_dash() -> None:
     assert with_span({"share": None, "low": None, "high": None}, "share") == "–"
 
 
-def test_what_was_measured_by_subject_stands_first_and_is_left_out_where_it_was_not() -> None:
-    pooled = {"auroc": 0.8, "balanced_accuracy": 0.7, "f1_weighted": 0.6}
-    by_subject = {"auroc_by_subject": 0.85, "balanced_accuracy_by_subject": 0.75}
-    size = {"auroc_equal_size": 0.55}
-    table = baselines_table({"shortcut_baselines": {"size": pooled | by_subject | size}, "metrics": pooled})
-    assert list(table.columns)[1:4] == ["AUROC by subject", "AUROC at equal size", "balanced accuracy by subject"]
-    assert table.rows[0] == ["size", "0.850", "0.550", "0.750", "0.800", "0.700", "0.600"]
-    earlier = baselines_table({"shortcut_baselines": {"size": pooled}, "metrics": pooled | by_subject})
-    assert list(earlier.columns) == ["feature", "AUROC", "balanced accuracy", "weighted F1"]
-    fold = {"fold": 0, "cells": 10, "subjects": ["a"], **pooled}
-    assert folds_table({"folds": [fold | by_subject]}, "block").columns[3] == "AUROC by block"
-    assert folds_table({"folds": [fold]}, "block").columns[3] == "AUROC"
-    one = {"a": 0.85, "b": 0.84, "difference": 0.01, "low": -0.02, "high": 0.03}
-    views = tta_table({"difference": {"auroc": one, "auroc_by_subject": one}})
-    assert [row[0] for row in views.rows] == ["AUROC by subject", "AUROC"]
-
-
-def test_calibration_and_operating_points_are_shown_by_subject_where_they_were_measured_so() -> None:
-    metrics = json.loads((EMBEDDED[0] / "metrics.json").read_text())
-    rows = [row[0] for row in calibration_table(metrics["calibration"]).rows]
-    assert (len(rows), rows[1]) == (6, "Brier score, by subject")
-    measured = metrics["decisions"]["operating_points"]["points"]["youden"]["cross_fitted"]
-    table = points_table(metrics["decisions"]["operating_points"]["points"])
-    assert table.columns[2:6] == ("sensitivity by subject", "specificity by subject", "sensitivity", "specificity")
-    assert table.rows[-1][2].startswith(f"{measured['sensitivity_by_subject']:.3f} (")
-
-
-def test_subjects_stand_beside_what_the_size_of_their_cells_alone_gives() -> None:
-    block = json.loads((EMBEDDED[0] / "metrics.json").read_text())["subject_rule"] | {"size_only": None}
-    assert "cell size alone" not in str(subject_rule_table(block))
-    rate = {"share": 0.8, "low": 0.5, "high": 0.9, "right": 8, "of": 10}
-    auroc = {"value": 0.898, "low": 0.78, "high": 0.98}
-    alone = {"auroc": auroc, "sensitivity": rate, "specificity": rate}
-    alone["difference"] = {"difference": 0.03, "low": -0.093, "high": 0.165}
-    assert subject_rule_table(block | {"size_only": alone}).rows[-4:-2] == [
-        ["AUROC, cell size alone", "0.898 (0.78–0.98)"],
-        ["AUROC, less that of cell size alone", "+0.030 (-0.093 to +0.165)"],
+def test_what_is_recognised_is_told_by_class_and_person(release_metrics: dict[str, Any]) -> None:
+    assert recall_by_class_text(release_metrics) == "100 of 100 blasts, 19 of 100 normal cells of 2 unseen people"
+    rows = recognised_rows(release_metrics)
+    assert rows[0] == ["cross-validation, 2 people", "100", "19", "0.777"]
+    assert rows[1] == ["cell size alone, the same 2 people", "–", "–", "0.722"]
+    ends = {"recall_ALL_by_subject": {"low": 0.9, "high": 1.0}, "auroc_by_subject": {"low": 0.7, "high": 0.85}}
+    block = release_metrics["evaluations"][0]
+    block["metrics"]["recall_by_subject"] = {"ALL": 0.94, "HEM": 0.65}
+    block["intervals"] = {"by_subject": ends}
+    block["size_only_baseline"]["recall_by_subject"] = {"ALL": 0.8, "HEM": 0.7}
+    one = {"value": 0.5, "low": 0.4, "high": 0.6}
+    further = {"subjects": 34, "recall_ALL": one, "recall_HEM": one, "auroc_by_subject": one}
+    assert recognised_rows(release_metrics | {"further_subjects": further}) == [
+        ["cross-validation, 2 people", "94 (90–100)", "65", "0.777 (0.70–0.85)"],
+        ["34 further people", "50 (40–60)", "50 (40–60)", "0.500 (0.40–0.60)"],
+        ["cell size alone, the same 2 people", "80", "70", "0.722"],
     ]
+
+
+def test_without_people_nothing_is_said_of_them(release_metrics: dict[str, Any]) -> None:
+    by_image = release_metrics | {"evaluations": release_metrics["evaluations"][1:]}
+    assert recall_by_class_text(by_image) == ""
+    assert recognised_rows(by_image) == [["70/15/15 by image", "96", "50", "0.855"]]
+    release_metrics["data"]["unit"] = "block"
+    assert recall_by_class_text(release_metrics) == ""
 
 
 def test_size_alone_stands_beside_both_metrics_that_it_explains(release_metrics: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from research.readme_tables import (
     TIMM_FLAGS,
     curves_table,
     decisions_table,
+    external_table,
     flags_table,
     headline_table,
     leakage_table,
@@ -48,12 +49,35 @@ COMPARISON: dict[str, Any] = {
 }
 
 
-def test_the_headline_row_holds_unseen_subjects_size_alone_and_foreign_cells(
+def test_the_headline_tells_classes_apart_beside_further_people_and_size_alone(
     release: Path, release_metrics: dict[str, Any]
 ) -> None:
-    heading, _, row = headline_table([release]).splitlines()
-    assert heading.endswith(" | of 100 white cells from other laboratories, how many get a class |")
-    assert row == "| `leukoscope-test` | 0.777; cell size alone: 0.722 | – |"
+    heading, _, row, size = headline_table([release]).splitlines()
+    assert "| of 100 blasts, recognised | of 100 normal cells, recognised |" in heading
+    assert row == "| `leukoscope-test` | cross-validation, 2 people | 100 | 19 | 0.777 |"
+    assert size == "| cell size alone | the same 2 people | – | – | 0.722 |"
+    one = {"value": 0.5, "low": 0.4, "high": 0.6}
+    further = {"subjects": 34, "measured": "2026-11-27", "estimates": "In view.", "earlier_weights": True}
+    further |= {key: one for key in ("recall_ALL", "recall_HEM", "auroc_by_subject")}
+    (release / "metrics.json").write_text(json.dumps(release_metrics | {"further_subjects": further}))
+    table = headline_table([release])
+    assert "| 34 further people (earlier weights of this recipe, 2026-11-27) | 50 (40–60) | 50 (40–60) |" in table
+    assert table.endswith("\n\nIn view.")
+
+
+def test_weights_that_are_no_release_s_are_called_earlier(release: Path) -> None:
+    one = {"value": 0.5, "low": 0.4, "high": 0.6}
+    rows = [{"release": name, "sha256": "x", "one_view": {"auroc": one}} for name in ("leukoscope-test", "gone")]
+    content = {"data": "C-NMC", "measured": "2026-11-27", "cells_by_class": {"ALL": 2}, "size_alone": {}}
+    (release / "model.safetensors").write_bytes(b"weights")
+    lines = external_table([content | {"releases": rows}], [release]).splitlines()
+    assert "| `leukoscope-test` | earlier weights of this recipe, 2026-11-27 | 0.500 (0.40–0.60) |" in lines
+    assert "| `gone` | no release any more, 2026-11-27 | 0.500 (0.40–0.60) |" in lines
+
+
+def test_decisions_and_subjects_are_counted_where_they_were_measured(
+    release: Path, release_metrics: dict[str, Any]
+) -> None:
     # Of 20 normal cells two are called leukaemic, both of one subject who has no others.
     subjects = ("n1",) * 18 + ("n2",) * 2 + ("l1", "l2")
     called = np.array([[0.1, 0.9]] * 18 + [[0.9, 0.1]] * 4)
@@ -80,7 +104,7 @@ def test_the_headline_row_holds_unseen_subjects_size_alone_and_foreign_cells(
     healthy = {"white cells": {"neutrophil": kind, "monocyte": kind}, "white cells of fields": of_fields}
     release_metrics["ood"] = {"healthy": healthy}
     (release / "metrics.json").write_text(json.dumps(release_metrics))
-    assert " | 0.777; cell size alone: 0.722 | 2 |" in headline_table([release]), "of fields nothing is known"
+    assert "| 2 | 2 | 80 |" in decisions_table([release]), "of fields nothing is known"
     assert decisions_table([release]).endswith(" | 50 (0–100) |"), "every subject weighs the same"
     row = subjects_table([release]).splitlines()[-1]
     assert row == (
@@ -104,8 +128,7 @@ def test_decisions_are_counted_with_every_subject_weighing_the_same_and_healthy_
 
 def test_metrics_by_block_say_so_under_the_heading_by_subject() -> None:
     (ball4,) = [release for release in EMBEDDED if "ball4" in release.name]
-    row = headline_table([ball4]).splitlines()[-1]
-    assert row.split(" | ")[1].endswith("), but its data name no people")
+    assert "ball4" not in headline_table([ball4]), "its data name no people"
     assert all(row.count(") by block") == 2 for row in results_table([ball4]).splitlines()[-2:])
 
 

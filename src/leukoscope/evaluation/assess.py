@@ -23,9 +23,9 @@ from leukoscope.data.splits import Split
 from leukoscope.evaluation import bootstrap, calibration
 from leukoscope.evaluation.baselines import log_areas, shortcut_metrics, size_only_out_of_fold, trivial_features
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block, leave_one_subject_out
-from leukoscope.evaluation.metrics import NOT_KNOWN, measure
+from leukoscope.evaluation.metrics import NOT_KNOWN, headline, measure
 from leukoscope.evaluation.overlap import KnownCells, Overlap, seen_in_training
-from leukoscope.evaluation.predictions import CellPredictions, with_frequencies
+from leukoscope.evaluation.predictions import CellPredictions, frequencies_of_other_folds, with_frequencies
 from leukoscope.evaluation.subjects import subject_rule_block, subject_scores_block
 from leukoscope.evaluation.thresholds import decision_block
 from leukoscope.inference.ood import FOLDS, KEPT_SHARE, METHOD, OodDetector, fit_detector, picture_statistics
@@ -110,11 +110,17 @@ def with_intervals(
             found["subject_scores"] = subject_scores_block(predictions, interval, block["estimates"])
     trained_on = training.get("class_frequencies")
     assumed = training.get("output_frequencies", trained_on)
+    size_only = size_only_out_of_fold(predictions)
     if trained_on and assumed and assumed != trained_on:
         to, of = (np.array([one[name] for name in predictions.label_names]) for one in (trained_on, assumed))
+        if size_only is not None:
+            size_only = with_frequencies(size_only, frequencies_of_other_folds(size_only), of)
         shifted = with_frequencies(predictions, of, to)
         ends = bootstrap.subject_intervals(shifted)["f1_weighted"] if has_subjects else {}
         found["at_training_frequencies"] = {"f1_weighted": measure(shifted)["f1_weighted"], **ends}
+    if size_only is not None:
+        alone = measure(size_only)
+        found["size_only_baseline"] = headline(alone) | {"recall_by_subject": alone.get("recall_by_subject", {})}
     return {**block, **found, "intervals": intervals}
 
 

@@ -12,10 +12,10 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.registry import DATASETS, trained_on
 from leukoscope.evaluation import plots
 from leukoscope.evaluation.metrics import NOT_KNOWN
-from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import disk_errors, resource_file, write_atomic
 from leukoscope.inference.gradcam import is_map_of_channels
 from leukoscope.inference.prediction import passes_map_checks
+from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import FROM_HUB, FROM_SCRATCH
 from leukoscope.models.hub_download import parse_hub_id
 from leukoscope.models.recipes import TIMM
@@ -23,7 +23,6 @@ from leukoscope.models.release import (
     CARD,
     FIGURES,
     METRICS,
-    PREDICTIONS,
     WEIGHTS,
     folder_name,
     read_config,
@@ -35,16 +34,13 @@ from leukoscope.synthetic import PHANTOM_LABELS, SMEAR_LABELS, draw_cell, knows_
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
-    from matplotlib.figure import Figure
 
 TEMPLATE = "model_card/template.md"
 _NEEDED = ("labels", "data", "recipe", "training", "evaluations")  # of metrics.json
-# Plot → its alt text, in the order of the card.
+# Plot → its alt text; a card shows the first that its release has.
 SHOWN = {
-    "confusion": "Confusion matrix: cells of each true class by predicted class, counts and shares",
     "subjects": "Accuracy of each subject's cells, by class, from networks that never saw the subject",
-    "reliability": "Reliability diagram: accuracy against confidence, before and after temperature scaling",
-    "roc": "ROC curve of the out-of-fold predictions with the operating points",
+    "confusion": "Confusion matrix: cells of each true class by predicted class, counts and shares",
 }
 # Start weights from a file, of the releases that come along; those networks were published under Apache 2.0 or BSD.
 _OWN_START_WEIGHTS = (
@@ -67,48 +63,79 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     from huggingface_hub import ModelCard
 
     metrics, config = _measured(release), read_config(release)
-    name = hub_id.split("/")[-1] or folder_name(release)
+    name, unit = hub_id.split("/")[-1] or folder_name(release), metrics["data"]["unit"]
+    licence = licence or default_licence(metrics)
+    training, has_weights = metrics["training"], (release / WEIGHTS).is_file()
+    size, has_map = (
+        _measure_network(release) if has_weights else (dict.fromkeys(("parameters", "macs", "file"), "–"), True)
+    )
+    unseen = release_tables.unseen_evaluation(metrics)
     # `ModelCard.from_template` renders a missing value as nothing, and would run a template within metrics.json.
     body = formatting.rendered(
         resource_file(TEMPLATE),
-        **{key: getattr(release_tables, key) for key in dir(release_tables) if key.endswith("_table")},
         **{key: value for key, value in metrics.items() if key != "notice"},
         metrics=metrics,
         name=name,
         hub_id=hub_id,
         model=hub_id or f"path/to/{folder_name(release)}",
+        licence=licence,
+        unit=unseen["split"]["disjoint_by"] if unseen else unit,
+        people=unseen is not None,
+        perhaps_seen=unseen is not None and unseen["estimates"] == NOT_KNOWN,
         preprocessing=config["pretrained_cfg"],
-        figures={
-            name: shows.replace("subject", metrics["data"]["unit"])
-            for name, shows in SHOWN.items()
-            if (release / FIGURES / f"{name}.png").is_file()
-        },
-        tested=release_tables.detailed_evaluation(metrics),
+        size=size,
+        figures={one: SHOWN[one].replace("subject", unit) for one in _drawn(release)},
+        recognised_table=release_tables.recognised_table,
+        healthy_given=release_tables.healthy_given,
+        frequencies=training.get("output_frequencies") or training.get("class_frequencies"),
         maps_passed=passes_map_checks(metrics.get("heat_maps") or {}),
-        not_known=NOT_KNOWN,
-        has_map="heat_maps" in metrics or _gives_map(release),
+        has_map="heat_maps" in metrics or has_map,
         published=bool(getattr(DATASETS.get(metrics["data"]["name"]), "url", "")),
         new_aliases=formatting.new_aliases(metrics),
     )
-    drawn = sorted(release.glob(EXAMPLES))
-    examples = {path.relative_to(release).as_posix(): path.stem.removeprefix("phantom_") for path in drawn}
-    data = _card_data(metrics, name, licence=licence, examples=examples)
+    data = _card_data(metrics, name, licence=licence, widget=_widget(release) if has_weights else None)
     return str(ModelCard.from_template(data, template_str=FRONT_AND_TEXT, body=body))
 
 
-def _gives_map(release: Path) -> bool:
-    """Whether a network gives Grad-CAM maps; a vision transformer does not. True where there is no network to ask."""
+def _drawn(release: Path) -> list[str]:
+    return [name for name in SHOWN if (release / FIGURES / f"{name}.png").is_file()][:1]
+
+
+def _measure_network(release: Path) -> tuple[dict[str, str], bool]:
+    """Parameters, multiply-adds and megabytes of a release's network; and whether it gives maps.
+
+    A vision transformer gives none.
+    """
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
     from leukoscope.models.weights import load_release
 
-    if not (release / WEIGHTS).is_file():
-        return True
     loaded = load_release(release)
-    side = loaded.preprocessing.image_size
-    with torch.inference_mode():
-        features = loaded.network.forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
-    return is_map_of_channels(loaded.network, features)
+    side, network = loaded.preprocessing.image_size, loaded.network
+    with torch.inference_mode(), FlopCounterMode(display=False) as counted:
+        features = network.forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
+    size = {
+        "parameters": f"{sum(one.numel() for one in network.parameters()) / 1e6:.2f} M",
+        "macs": f"{counted.get_total_flops() / 2e9:.2f} G",
+        "file": f"{(release / WEIGHTS).stat().st_size / 1e6:.1f} MB",
+    }
+    return size, is_map_of_channels(network, features)
+
+
+def _widget(release: Path) -> list[dict[str, Any]] | None:
+    """The example pictures of a release with what it predicts for each, as the Hub shows them; None without any."""
+    if not (examples := sorted(release.glob(EXAMPLES))):
+        return None
+    predictions = Predictor.from_pretrained(release, backend="torch", device="cpu")(examples)
+    return [
+        {
+            "src": path.relative_to(release).as_posix(),
+            "example_title": f"synthetic cell, drawn as {path.stem.removeprefix('phantom_')}",
+            "output": [{"label": k, "score": round(v, 3)} for k, v in found.probabilities.items()],
+        }
+        for path, found in zip(examples, predictions, strict=True)
+    ]
 
 
 def write_card(release: Path, *, hub_id: str = "", licence: str = "") -> Path:
@@ -132,14 +159,16 @@ def _measured(release: Path) -> dict[str, Any]:
     return metrics
 
 
-def _card_data(metrics: Mapping[str, Any], name: str, *, licence: str, examples: Mapping[str, str]) -> ModelCardData:
+def _card_data(
+    metrics: Mapping[str, Any], name: str, *, licence: str, widget: list[dict[str, Any]] | None
+) -> ModelCardData:
     """The card's YAML front matter: a description of the model, and its test results."""
     from huggingface_hub import ModelCardData
 
     dataset, base_model = _hub_dataset(metrics["data"]["name"]), _base_model(metrics)
     results = list(_eval_results(metrics))
     return ModelCardData(
-        license=licence or default_licence(metrics) or None,
+        license=licence or None,
         library_name="timm",
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "transformers", "leukoscope", "leukaemia", "blood-cells"],
@@ -149,11 +178,7 @@ def _card_data(metrics: Mapping[str, Any], name: str, *, licence: str, examples:
         metrics=["f1", "accuracy", "roc_auc"],
         eval_results=results or None,
         model_name=name if results else None,
-        widget=[
-            {"src": file, "example_title": f"synthetic cell, drawn as {drawn_as}"}
-            for file, drawn_as in examples.items()
-        ]
-        or None,
+        widget=widget,
     )
 
 
@@ -180,25 +205,31 @@ def _eval_results(metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
     kinds = (
         ("roc_auc", "auroc_by_subject", f"AUROC, {weighing}"),
         ("balanced_accuracy", "balanced_accuracy_by_subject", f"balanced accuracy, {weighing}"),
-        ("balanced_accuracy", "balanced_accuracy", "balanced accuracy"),
         ("f1", "f1_weighted", "weighted F1"),
-        ("accuracy", "accuracy", "accuracy"),
         ("roc_auc", "auroc", "AUROC"),
     )
-    for block in metrics["evaluations"]:
-        if block["name"] == "recalibration":  # its cells belong to no published data set
-            continue
+    blocks = [block for block in metrics["evaluations"] if block["name"] != "recalibration"]
+    unseen = [block for block in blocks if block["split"]["disjoint_by"] != "cell"]
+    shown = [(one["name"], one["split"]["detail"], one["estimates"], one["metrics"]) for one in (unseen or blocks)[:1]]
+    if further := metrics.get("further_subjects"):
+        measured = {key: one["value"] for key, one in further.items() if isinstance(one, Mapping)}
+        detail, weights = (
+            f"{further['subjects']} further subjects",
+            "earlier" if further["earlier_weights"] else "these",
+        )
+        shown.append(("further_subjects", detail, f"{weights} weights", measured))
+    for config, detail, estimates, measured in shown:
         for metric_type, key, name in kinds:
-            if (value := block["metrics"].get(key)) is not None:
+            if (value := measured.get(key)) is not None:
                 yield EvalResult(
                     task_type="image-classification",
-                    dataset_name=f"{data['title']} — {block['split']['detail']}",
+                    dataset_name=f"{data['title']} — {detail}",
                     dataset_type=_hub_dataset(data["name"]) or data["name"],
                     # Results of one data set, config and split are merged when a card is loaded and saved.
-                    dataset_config=block["name"],
+                    dataset_config=config,
                     dataset_split="test",
                     metric_type=metric_type,
-                    metric_name=f"{name}; estimates: {block['estimates']}",
+                    metric_name=f"{name}; estimates: {estimates}",
                     metric_value=round(value, 3),
                 )
 
@@ -241,25 +272,16 @@ def draw_examples(release: Path) -> list[Path]:
 
 
 def draw_plots(release: Path) -> list[Path]:
-    """Draw each plot that the release has metrics for, in the card's order; equal ones give equal files."""
-    folder, figures = release / FIGURES, dict(_plots(release))
-    with disk_errors(f"{folder}: the plots cannot be written there", "check who may write there"):
+    """Draw the plot of a card; equal metrics give an equal file."""
+    metrics, folder = read_metrics(release), release / FIGURES
+    block = release_tables.unseen_evaluation(metrics) or next(iter(metrics["evaluations"]), None)
+    if block is None:
+        return []
+    measured, unit = block["metrics"], metrics["data"]["unit"]
+    if block.get("folds") and measured.get("subjects"):
+        name, figure = "subjects", plots.subject_strip(measured["subjects"], metrics["labels"], unit)
+    else:
+        name, figure = "confusion", plots.confusion_plot(measured["confusion_matrix"], metrics["labels"])
+    with disk_errors(f"{folder}: the plot cannot be written there", "check who may write there"):
         folder.mkdir(exist_ok=True)
-        return [plots.save_plot(figure, folder / f"{name}.png") for name, figure in figures.items()]
-
-
-def _plots(release: Path) -> Iterator[tuple[str, Figure]]:
-    metrics = read_metrics(release)
-    tested = release_tables.detailed_evaluation(metrics)
-    if tested is not None:
-        yield "confusion", plots.confusion_plot(tested["metrics"]["confusion_matrix"], metrics["labels"])
-    if tested is None or "calibration" not in metrics:
-        return
-    crossed = next((block["metrics"] for block in metrics["evaluations"] if block.get("folds")), None)
-    if crossed is not None:
-        yield "subjects", plots.subject_strip(crossed["subjects"], metrics["labels"], metrics["data"]["unit"])
-    yield "reliability", plots.reliability_diagram(metrics["calibration"])
-    predictions = release / PREDICTIONS / f"{tested['name']}.parquet"
-    if metrics["decisions"]["operating_points"] and predictions.is_file():
-        points, unit = metrics["decisions"]["operating_points"], metrics["data"]["unit"]
-        yield "roc", plots.roc_plot(CellPredictions.load(predictions), points, tested, unit)
+        return [plots.save_plot(figure, folder / f"{name}.png")]

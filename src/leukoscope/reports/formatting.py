@@ -39,7 +39,7 @@ def rendered(template: Path, **values: Any) -> str:
 
     is_html = template.suffix == ".html"
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=is_html)
-    filters = (cell_html, count, minutes, pooling, share, span, with_interval)
+    filters = (count, fraction, hundred, share, span, with_span)
     environment.filters |= {one.__name__: one for one in filters}
     text = environment.from_string(template.read_text(encoding="utf-8"))
     return text.render({"notice": RESEARCH_NOTICE, "version": __version__} | values)
@@ -96,6 +96,11 @@ def share(value: Any) -> str:
     from jinja2 import Undefined
 
     return "–" if value is None or isinstance(value, Undefined) else f"{value:.3f}"
+
+
+def hundred(value: float) -> str:
+    """A share as a number of 100."""
+    return f"{100 * value:.0f}"
 
 
 def gain(value: float | None) -> str:

@@ -1,23 +1,18 @@
 """The blocks of metrics.json, evaluation.json and audit.json as tables: no other module makes a table of one.
 
-The cards of models and data sets, the README, the Evidence tab of the demo, the page of an evaluation and the terminal
-show them.
+Cards, README, results and the terminal show them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from leukoscope.evaluation.metrics import class_report
-from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.models.release import OF_FIELDS
 from leukoscope.reports.formatting import (
     Table,
     count,
-    difference,
-    fraction,
-    gain,
+    hundred,
     metric_name,
     new_aliases,
     share,
@@ -30,24 +25,6 @@ Metrics = Mapping[str, Any]
 
 RESULT_METRICS = ("auroc_by_subject", "auroc_equal_size", "balanced_accuracy_by_subject", "auroc", "f1_weighted")
 """The metrics of an evaluation that tables show, in this order."""
-_DETAIL_METRICS = ("auroc_by_subject", "balanced_accuracy_by_subject", "auroc", "balanced_accuracy", "f1_weighted")
-"""The metrics of folds, baselines and test-time augmentation, where they were measured."""
-POINT_NAMES = {
-    "sensitivity_95": "95 % sensitivity wanted",
-    "specificity_95": "95 % specificity wanted",
-    "youden": "Youden's index",
-}
-_CALIBRATION_NAMES = {
-    "ece": "expected calibration error, 15 bins of equal mass",
-    "brier": "Brier score",
-    "nll": "negative log-likelihood, nats",
-}
-
-
-def detailed_evaluation(metrics: Metrics) -> Metrics | None:
-    """The evaluation to show in detail: that of the recalibration, else the first; None without evaluations."""
-    evaluations = metrics["evaluations"]
-    return evaluations[-1 if "recalibration" in metrics else 0] if evaluations else None
 
 
 def evaluation_row(metrics: Metrics, block: Metrics) -> dict[str, str]:
@@ -77,19 +54,6 @@ def evaluation_row(metrics: Metrics, block: Metrics) -> dict[str, str]:
     }
 
 
-def evaluations_table(metrics: Metrics) -> Table:
-    """Every evaluation of a release."""
-    unit = metrics["data"]["unit"]
-    keys = ("detail", "estimates", "cells", *RESULT_METRICS, "accuracy")
-    rows = []
-    for block in metrics["evaluations"]:
-        row = evaluation_row(metrics, block)
-        rows.append([*(row[key] for key in keys), f"{row['size_auroc']}, {row['size_f1']}"])
-    names = [metric_name(key, unit) for key in RESULT_METRICS]
-    size = f"size-only: AUROC by {unit}, weighted F1"
-    return Table(("measured on", "estimates", "cells", *names, "accuracy", size), rows, text_columns=2)
-
-
 def confusion_table(measured: Metrics, labels: Sequence[str]) -> Table:
     """Cells of each true class by predicted class, with their shares of the true class."""
     rows = []
@@ -98,45 +62,6 @@ def confusion_table(measured: Metrics, labels: Sequence[str]) -> Table:
         shares = [f"{count(number)} ({share(number / cells if cells else None)})" for number in predicted]
         rows.append([label, count(cells), *shares])
     return Table(("true class", "cells", *(f"predicted {label}" for label in labels)), rows)
-
-
-def classes_table(measured: Metrics) -> Table:
-    """Each class against all others, and the mean over classes."""
-    report = class_report(measured)
-    names = {"precision": "precision", "recall": "sensitivity (recall)", "specificity": "specificity", "f1": "F1"}
-    if len(report["classes"]) > 2:
-        names["one_vs_rest_accuracy"] = "one-vs-rest accuracy"
-    classes = {**report["classes"], "*mean over classes*": report["mean"]}
-    return Table(
-        ("class", *names.values()),
-        [[label, *(share(values[key]) for key in names)] for label, values in classes.items()],
-    )
-
-
-def baselines_table(block: Metrics, unit: str = "subject") -> Table:
-    """Metrics of logistic regression on trivial features, on the cells of an evaluation, and of the network."""
-    baselines = block["shortcut_baselines"]
-    keys = _measured_of((_DETAIL_METRICS[0], "auroc_equal_size", *_DETAIL_METRICS[1:]), baselines.values())
-    values = {**baselines, "*the network*": block["metrics"]}
-    return Table(
-        ("feature", *(metric_name(key, unit) for key in keys)),
-        [[feature, *(share(measured.get(key)) for key in keys)] for feature, measured in values.items()],
-    )
-
-
-def _measured_of(keys: Iterable[str], blocks: Collection[Metrics]) -> list[str]:
-    """The keys that at least one block holds: releases made earlier lack some."""
-    return [key for key in keys if any(key in block for block in blocks)]
-
-
-def folds_table(block: Metrics, unit: str) -> Table:
-    """Every fold of a cross-validation."""
-    keys = _measured_of(_DETAIL_METRICS, block["folds"])
-    rows = [
-        [str(fold["fold"]), count(fold["cells"]), str(len(fold["subjects"])), *(share(fold.get(key)) for key in keys)]
-        for fold in block["folds"]
-    ]
-    return Table(("fold", "cells", f"{unit}s", *(metric_name(key, unit) for key in keys)), rows, text_columns=0)
 
 
 def subjects_table(subjects: Metrics, unit: str = "subject", *, most: int | None = None) -> Table:
@@ -152,116 +77,111 @@ def worst_first(subjects: Metrics) -> list[tuple[str, Metrics]]:
     return sorted(subjects.items(), key=lambda item: (item[1]["accuracy"], -item[1]["cells"]))
 
 
-def calibration_table(block: Metrics, unit: str = "subject") -> Table:
-    """Calibration before and after temperature scaling, over cells and, where it was measured so, by subject."""
-    names = {f"{key}_by_subject": f"{name}, by {unit}" for key, name in _CALIBRATION_NAMES.items()} | _CALIBRATION_NAMES
-    rows = [
-        [name, *(f"{share(block[side][key])} ({span(block[side]['intervals'][key])})" for side in ("before", "after"))]
-        for key, name in names.items()
-        if key in block["before"]
-    ]
-    return Table(("", "before", "after"), rows)
+# Of 100 cells of each class, how many are recognised
+
+_CALLED = {"ALL": "blasts", "HEM": "normal cells"}
 
 
-def points_table(points: Metrics, unit: str = "subject") -> Table:
-    """The operating points of a two-class release, with cross-fitted metrics."""
-    keys = _measured_of([*(f"{rate}_by_subject" for rate in _RATES), *_RATES], [points["youden"]["cross_fitted"]])
-    rows = []
-    for point, name in POINT_NAMES.items():
-        measured = points[point]["cross_fitted"]
-        rates = [f"{share(measured[key])} ({span(measured['intervals'][key])})" for key in keys]
-        rows.append([name, share(points[point]["threshold"]), *rates, share(measured["ppv"]), share(measured["npv"])])
-    names = [metric_name(key, unit) for key in keys]
-    return Table(("operating point", "threshold", *names, "PPV", "NPV"), rows)
+def many(label: str) -> str:
+    """Cells of a class in words."""
+    return _CALLED.get(label, f"cells of class {label}")
 
 
-_RATES = ("sensitivity", "specificity")
+def recalls(block: Metrics) -> dict[str, tuple[float, Metrics | None]]:
+    """Class → share of its cells that an evaluation recognised, each subject weighing the same, and its interval.
+
+    {} where cells of one subject were in training and test, or subjects are not known.
+    """
+    measured, by_class = block["metrics"], dict[str, list[float]]()
+    if block["split"]["disjoint_by"] == "cell" or not measured.get("subjects"):
+        return {}
+    for one in measured["subjects"].values():
+        by_class.setdefault(one["label"], []).append(one["accuracy"])
+    found = measured.get("recall_by_subject") or {label: sum(s) / len(s) for label, s in by_class.items()}
+    intervals = (block.get("intervals") or {}).get("by_subject") or {}
+    return {label: (value, intervals.get(f"recall_{label}_by_subject")) for label, value in found.items()}
 
 
-def subject_rule_table(block: Metrics) -> Table:
-    """Metrics of one prediction per subject: the block "subject_rule"."""
-    measured = block["measured"]
-    without_class = (
-        f"{measured['abstained']} abstained from, {measured['too_few_cells']} with fewer than {block['least_cells']} "
-        "cells"
-    )
-    of_rates = {f"sensitivity for {block['positive_label']}": "sensitivity", "specificity": "specificity"}
-    rows = [
-        ["AUROC", with_span(measured["auroc"])],
-        *([name, fraction(measured[rate])] for name, rate in of_rates.items()),
-        ["given a class", f"{measured['given_a_class']} of {measured['subjects']}: {without_class}"],
-        ["cells needed", cells_needed(block)],
-        ["of these wrong", with_span(measured["error_rate"], "share")],
-    ]
-    if alone := block.get("size_only"):
-        rows += [
-            ["AUROC, cell size alone", with_span(alone["auroc"])],
-            ["AUROC, less that of cell size alone", difference(alone["difference"])],
-            *([f"{name}, cell size alone", fraction(alone[rate])] for name, rate in of_rates.items()),
-        ]
-    return Table(("subjects", "value"), rows)
+def recall_by_class_text(metrics: Metrics) -> str:
+    """How good a release is by class, like "83 of 100 blasts, 80 of 100 normal cells of 41 unseen people"; else ""."""
+    unseen = unseen_evaluation(metrics)
+    found = recalls(unseen) if unseen and metrics["data"]["unit"] == "subject" else {}
+    if not found:
+        return ""
+    said = ", ".join(f"{hundred(found[one][0])} of 100 {many(one)}" for one in metrics["labels"] if one in found)
+    return f"{said} of {len(unseen['metrics']['subjects']) if unseen else 0} unseen people"
+
+
+def unseen_evaluation(metrics: Metrics) -> Metrics | None:
+    """The first evaluation on subjects that the networks never saw, of a recalibrated release its own; else None."""
+    found = [block for block in metrics.get("evaluations", ()) if block["split"]["disjoint_by"] != "cell"]
+    return found[-1 if "recalibration" in metrics else 0] if found else None
+
+
+def recognised_rows(metrics: Metrics) -> list[list[str]]:
+    """Three rows a reader understands: on whom, of 100 cells of each class how many were recognised, AUROC.
+
+    These are the release's unseen subjects, the further subjects of an outside check, and the former by cell size
+    alone. Without unseen subjects, the first evaluation by its cells.
+    """
+    labels, rows, block = metrics["labels"], list[list[str]](), unseen_evaluation(metrics)
+    if block is None:
+        (block, *_) = metrics["evaluations"]
+        shares = [hundred(block["metrics"]["per_class"][label]["recall"]) for label in labels]
+        return [[block["split"]["detail"], *shares, with_interval(block, "auroc")]]
+    unit = block["split"]["disjoint_by"]
+    on = f"{len(block['metrics'].get('subjects', ()))} {'people' if unit == 'subject' else f'{unit}s'}"
+    found = recalls(block)
+    kind = "cross-validation" if block.get("folds") else block["split"]["detail"]
+    rows.append([f"{kind}, {on}", *(_of_100(*found.get(one, (None, None))) for one in labels), _auroc(block)])
+    if further := metrics.get("further_subjects"):
+        shares = [_of_100(one["value"], one) for one in (further[f"recall_{label}"] for label in labels)]
+        rows.append([f"{further['subjects']} further people", *shares, with_span(further["auroc_by_subject"])])
+    if size := block.get("size_only_baseline"):
+        alone = size.get("recall_by_subject") or {}
+        shares = [_of_100(alone.get(label), None) for label in labels]
+        rows.append([f"cell size alone, the same {on}", *shares, share(size.get("auroc_by_subject"))])
+    return rows
+
+
+def recognised_table(metrics: Metrics) -> Table:
+    """`recognised_rows` with their heads."""
+    heads = [f"of 100 {many(label)}, recognised" for label in metrics["labels"]]
+    return Table(("measured on", *heads, f"AUROC by {metrics['data']['unit']}"), recognised_rows(metrics))
+
+
+def _of_100(value: float | None, interval: Metrics | None) -> str:
+    if value is None:
+        return "–"
+    ends = f" ({hundred(interval['low'])}–{hundred(interval['high'])})" if interval else ""
+    return f"{hundred(value)}{ends}"
+
+
+def _auroc(block: Metrics) -> str:
+    by_subject = block["metrics"].get("auroc_by_subject") is not None
+    return with_interval(block, "auroc_by_subject" if by_subject else "auroc")
+
+
+def healthy_given(metrics: Metrics, labels: Sequence[str] | None = None, outcomes: str = "outcomes") -> str:
+    """Of 100 white cells of healthy donors, how many are given one of the labels (any class where None).
+
+    Args:
+        outcomes: "outcomes" of the release, or "most_probable" for the network without the OOD detector.
+    """
+    sources = metrics.get("ood", {}).get("healthy", {})
+    # Nothing is known of the people in fields of view.
+    kinds = [kind for name, source in sources.items() if name != OF_FIELDS for kind in source.values()]
+    cells = sum(kind["cells"] for kind in kinds)
+    chosen = metrics["labels"] if labels is None else labels
+    if not cells or not chosen:
+        return "–"
+    return f"{100 * sum(kind[outcomes][label] for kind in kinds for label in chosen) / cells:.0f}"
 
 
 def cells_needed(block: Metrics) -> str:
     """The fewest cells of a subject that gets a class; "more than" where so many were measured not to suffice."""
     number = count(block["least_cells"])
     return number if block.get("least_cells_suffice", True) else f"more than {number}"
-
-
-def fewer_cells_table(block: Metrics) -> Table:
-    """The same metrics where only some cells of each subject, drawn at random, are used."""
-    keys = ("auroc", "sensitivity", "specificity", "balanced_accuracy", "balanced_accuracy_all_cells")
-    names = ("AUROC", *_RATES, "balanced accuracy", "with all their cells")
-    rows = [[str(row["cells"]), str(row["subjects"]), *(share(row[key]) for key in keys)] for row in block["curve"]]
-    return Table(("cells per subject, drawn at random", "subjects", *names), rows, text_columns=0)
-
-
-def ood_table(block: Metrics) -> Table:
-    """Share of the pictures of each kind that the OOD detector refuses."""
-    rows = [
-        [kind["shows"], str(kind["pictures"]), share(kind["auroc"]), share(kind["refused_share"])]
-        for kind in block["kinds"].values()
-    ]
-    return Table(("shown instead", "pictures", "AUROC", "refused"), rows)
-
-
-def healthy_table(block: Metrics, labels: Sequence[str]) -> Table:
-    """Predictions for white cells of healthy donors, none of them leukaemic, and for those found in fields."""
-    rows = [
-        [
-            "of fields of view, donors not described" if source == OF_FIELDS else name,
-            str(kind["cells"]),
-            *(str(kind["outcomes"][label]) for label in labels),
-            str(sum(kind["outcomes"][outcome] for outcome in WITHOUT_CLASS)),
-            " / ".join(str(kind["most_probable"][label]) for label in labels),
-        ]
-        for source, kinds in block["healthy"].items()
-        for name, kind in kinds.items()
-    ]
-    return Table(("white cells", "cells", *labels, "no class", f"network alone: {' / '.join(labels)}"), rows)
-
-
-def explanation_table(block: Metrics) -> Table:
-    """The checks of the Grad-CAM maps: the block "heat_maps"."""
-    rows = [
-        [check.replace("_", " "), name.replace("_", " "), with_span(one, "mean") if one.get("low") is not None else
-         share(one["mean"]), count(one["cells"])]
-        for check, values in block.items()
-        if isinstance(values, Mapping) and check != "definitions"
-        for name, one in values.items()
-    ]  # fmt: skip
-    return Table(("check", "metric", "mean", "cells"), rows, text_columns=2)
-
-
-def tta_table(block: Metrics, unit: str = "subject") -> Table:
-    """Metrics with and without test-time augmentation: the block "views"."""
-    rows = []
-    for key in _measured_of(_DETAIL_METRICS, [block["difference"]]):
-        one = block["difference"][key]
-        rows.append(
-            [metric_name(key, unit), share(one["b"]), share(one["a"]), f"{gain(one['difference'])} ({span(one)})"]
-        )
-    return Table(("", "without", "with TTA", "difference"), rows)
 
 
 def metrics_table(values: Metrics, intervals: Metrics, unit: str) -> Table:
