@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +19,7 @@ from typer.testing import CliRunner
 
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.cli import app
+from leukoscope.files import atomic_file
 from leukoscope.inference import ray_scoring, scoring
 from leukoscope.inference.sources import CellSource, open_source
 
@@ -73,6 +77,29 @@ def test_the_table_is_the_local_one(tiny_release: Path, cells: Path, tmp_path: P
     )  # fmt: skip
     assert result.exit_code == 1 and "1 file(s) could not be read" in result.stderr
     require_equal(pq.read_table(tmp_path / "url.parquet"), local)
+
+
+def test_a_killed_actor_and_an_interrupted_run_lose_and_double_nothing(
+    tiny_release: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(str(cells))
+    local = score(tiny_release, source, tmp_path / "local.parquet")
+    written: list[str] = []
+
+    def killing(path: Path) -> Any:
+        written.append(path.name)
+        if len(written) == 1:
+            actors = [one for one in psutil.Process().children(recursive=True) if "Scorer" in " ".join(one.cmdline())]
+            os.kill(actors[0].pid, signal.SIGKILL)
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        return atomic_file(path)
+
+    monkeypatch.setattr(ray_scoring, "atomic_file", killing)
+    with pytest.raises(KeyboardInterrupt):
+        score(tiny_release, source, tmp_path / "ray.parquet", score_missing=on_ray(tiny_release))
+    require_equal(score(tiny_release, source, tmp_path / "ray.parquet", score_missing=on_ray(tiny_release)), local)
+    assert len(written) == 8 and len(set(written)) == 7, "the shard that was being written, and no other, came twice"
 
 
 def test_an_address_without_an_image_is_one_line(tmp_path: Path) -> None:
