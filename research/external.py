@@ -60,7 +60,7 @@ def find_cells(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     Raises:
         LeukoscopeError: a cell without a picture.
     """
-    numbered = {}
+    numbered: dict[str, str] = {}
     for table in folder.rglob("*labels*.csv"):
         with table.open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if {"Patient_ID", "new_names"} <= row.keys()]

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
-from leukoscope.models.recipes import RECIPES, UNCHANGED, FromOne, FromZero, NotNegative, Positive, Recipe, Share
+from leukoscope.models.recipes import RECIPES, UNCHANGED, Recipe
+from leukoscope.models.schema import FromOne, FromZero, NotNegative, Positive, Share
 
 
 @dataclass(frozen=True)

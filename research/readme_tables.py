@@ -186,14 +186,14 @@ def headline_table(releases: Sequence[Path]) -> str:
     for labels, measured in by_labels.items():
         rows, alone = [], []
         for name, metrics in measured:
-            further = metrics.get("further_subjects") or {}
+            outside = metrics.get("further_subjects") or {}
             for on, *values in recognised_rows(metrics):
                 if on.startswith("cell size alone"):
                     alone = ["cell size alone", on.removeprefix("cell size alone, "), *values]
                 else:
-                    old = f" (earlier weights of this recipe, {further.get('measured')})"
+                    old = f" (earlier weights of this recipe, {outside.get('measured')})"
                     rows.append(
-                        [f"`{name}`", on + old * (further.get("earlier_weights", False) and "further" in on), *values]
+                        [f"`{name}`", on + old * (bool(outside.get("earlier_weights")) and "further" in on), *values]
                     )
         heads = [f"of 100 {many(label)}, recognised" for label in labels]
         table = Table(

@@ -301,7 +301,7 @@ def test_coverage_is_stated_by_class_and_what_the_detector_refuses_beside_it(
     release: Path, release_metrics: dict[str, Any]
 ) -> None:
     of_class = {"coverage": 0.6, "coverage_by_subject": 0.7, "risk": 0.1}
-    default = {"threshold": 0.64, "coverage_by_subject": 0.83, "risk_by_subject": 0.1}
+    default: dict[str, Any] = {"threshold": 0.64, "coverage_by_subject": 0.83, "risk_by_subject": 0.1}
     default["per_class"] = {"ALL": of_class, "HEM": {"coverage": 0.5}}
     kind = {"cells": 50, "outcomes": {"ALL": 1, "HEM": 0}, "most_probable": {"ALL": 45, "HEM": 5}}
     blocks = {

@@ -10,13 +10,7 @@ import pytest
 from leukoscope.audit import audit_cells, scan_cells
 from leukoscope.data.cells import LoadedCells
 from leukoscope.reports.formatting import Table, metric_name, span, with_span
-from leukoscope.reports.release_tables import (
-    cells_needed,
-    copies_table,
-    evaluation_row,
-    recall_by_class_text,
-    recognised_rows,
-)
+from leukoscope.reports.release_tables import cells_needed, copies_table, evaluation_row, recognised_rows
 
 EMBEDDED = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/metrics.json"))
 
@@ -75,7 +69,6 @@ def test_a_share_of_nobody_is_a_dash() -> None:
 
 
 def test_what_is_recognised_is_told_by_class_and_person(release_metrics: dict[str, Any]) -> None:
-    assert recall_by_class_text(release_metrics) == "100 of 100 blasts, 19 of 100 normal cells of 2 unseen people"
     rows = recognised_rows(release_metrics)
     assert rows[0] == ["cross-validation, 2 people", "100", "19", "0.777"]
     assert rows[1] == ["cell size alone, the same 2 people", "–", "–", "0.722"]
@@ -95,10 +88,8 @@ def test_what_is_recognised_is_told_by_class_and_person(release_metrics: dict[st
 
 def test_without_people_nothing_is_said_of_them(release_metrics: dict[str, Any]) -> None:
     by_image = release_metrics | {"evaluations": release_metrics["evaluations"][1:]}
-    assert recall_by_class_text(by_image) == ""
     assert recognised_rows(by_image) == [["70/15/15 by image", "96", "50", "0.855"]]
     release_metrics["data"]["unit"] = "block"
-    assert recall_by_class_text(release_metrics) == ""
 
 
 def test_size_alone_stands_beside_both_metrics_that_it_explains(release_metrics: dict[str, Any]) -> None:

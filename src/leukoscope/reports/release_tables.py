@@ -102,16 +102,6 @@ def recalls(block: Metrics) -> dict[str, tuple[float, Metrics | None]]:
     return {label: (value, intervals.get(f"recall_{label}_by_subject")) for label, value in found.items()}
 
 
-def recall_by_class_text(metrics: Metrics) -> str:
-    """How good a release is by class, like "83 of 100 blasts, 80 of 100 normal cells of 41 unseen people"; else ""."""
-    unseen = unseen_evaluation(metrics)
-    found = recalls(unseen) if unseen and metrics["data"]["unit"] == "subject" else {}
-    if not found:
-        return ""
-    said = ", ".join(f"{hundred(found[one][0])} of 100 {many(one)}" for one in metrics["labels"] if one in found)
-    return f"{said} of {len(unseen['metrics']['subjects']) if unseen else 0} unseen people"
-
-
 def unseen_evaluation(metrics: Metrics) -> Metrics | None:
     """The first evaluation on subjects that the networks never saw, of a recalibrated release its own; else None."""
     found = [block for block in metrics.get("evaluations", ()) if block["split"]["disjoint_by"] != "cell"]
