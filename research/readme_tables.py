@@ -177,7 +177,7 @@ def _positive_label(metrics: Mapping[str, Any]) -> list[str]:
 
 def headline_table(releases: Sequence[Path]) -> str:
     """What a release is worth on people it never saw: by cross-validation, outside, and beside cell size alone."""
-    by_labels: dict[tuple[str, ...], list[tuple[str, Mapping[str, Any]]]] = {}
+    by_labels: dict[tuple[str, ...], list[tuple[str, dict[str, Any]]]] = {}
     for release in releases:
         metrics = read_metrics(release)
         if metrics["data"]["unit"] == "subject" and unseen_evaluation(metrics) is not None:
