@@ -250,7 +250,11 @@ def fit_on_validation(directory: Path, predictions: CellPredictions, cells: Fram
         cells: framed for it; the detector is fitted on those of them that `split` does not test.
     """
     metrics, blocks, detector = read_metrics(directory), dict[str, Any](), None
-    about = {"estimates": VALIDATED, "unit": cells.data.info.group, "subjects_needed": SUBJECTS_OF_VALIDATION}
+    about: dict[str, Any] = {
+        "estimates": VALIDATED,
+        "unit": cells.data.info.group,
+        "subjects_needed": SUBJECTS_OF_VALIDATION,
+    }
     try:
         blocks |= fitted_blocks(predictions, metrics["positive_label"], **about)
     except LeukoscopeError as error:
