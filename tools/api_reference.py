@@ -37,7 +37,7 @@ PUBLIC = {
     "leukoscope.inference.runtime": ("Runtime",),
     "leukoscope.inference.subject": ("SubjectPrediction",),
     "leukoscope.inference.smear": ("SmearReading",),
-    "leukoscope.models.release": ("load_release", "Release"),
+    "leukoscope.models.weights": ("load_release", "Release"),
     "leukoscope.evaluation.metrics": ("CellPredictions", "measure"),
     "leukoscope.reports.card": ("write_card",),
     "leukoscope.hub.publish": ("publish", "Destination"),

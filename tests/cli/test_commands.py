@@ -45,8 +45,8 @@ COMMANDS = dict(commands())
 
 
 GROUPS = {
-    "": "audit predict field patient score evaluate protocol demo",
-    "release ": "export push card recalibrate assess space list",
+    "": "audit predict smear patient score evaluate protocol demo",
+    "release ": "export push card recalibrate space list",
 }
 
 

@@ -175,7 +175,7 @@ def exact_logits(backend: TorchBackend, pixels: np.ndarray) -> np.ndarray:
     thousands, are 6e-5 off."""
     with torch.inference_mode():
         network: Any = deepcopy(backend.network).double()
-        return network.forward_head(backend._features(pixels).double()).numpy()
+        return network.forward_head(backend.features(pixels).double()).numpy()
 
 
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.name)
@@ -224,32 +224,6 @@ def test_an_explained_cells_map_turns_with_the_cell(tiny_release: Path) -> None:
     for view in range(1, VIEWS):
         back = turned_back(explained(turned(cell[None], view)[0]), view)
         assert np.abs(back - upright).max() < 1e-5 * upright.max(), view
-
-
-PASSED = {
-    "rotation": {"correlation": {"mean": 0.6}, "another_cell": {"mean": 0.3}},
-    "deletion": {"gain_over_random": {"low": 0.01}},
-}
-
-
-@pytest.mark.parametrize(
-    "worse",
-    [
-        {"rotation": {"correlation": {"mean": 0.59}, "another_cell": {"mean": 0.2}}},
-        {"rotation": {"correlation": {"mean": 0.9}, "another_cell": {"mean": 0.61}}},
-        {"rotation": {"correlation": {"mean": 0.9}}},
-        {"rotation": {"correlation": {"mean": None}, "another_cell": {"mean": None}}},
-        {"deletion": {"gain_over_random": {"low": 0.0}}},
-        {"deletion": {"gain_over_random": {"low": None}}},
-        {"deletion": "good"},
-    ],
-)
-def test_maps_pass_that_turn_with_the_cell_differ_between_cells_and_carry_the_prediction(
-    worse: dict[str, object],
-) -> None:
-    assert passes_map_checks(PASSED)
-    assert not passes_map_checks(PASSED | worse)
-    assert not passes_map_checks({}), "what was not measured has not passed"
 
 
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.name)

@@ -170,6 +170,6 @@ def test_what_was_uploaded_is_answered(visitor: Visitor, secret: Path) -> None:
         many = any(isinstance(one, gr.File) for one in visitor.demo.fns[event].inputs)
         for more in (META,) if many else ({}, META):
             answer = visitor.ask(event, {"path": visitor.upload(secret), **more})
-            # What it shows is judged: a cell on black is no field.
+            # What it shows is judged: a cell on black is no smear.
             said = answer["output"].get("error") or ""
-            assert answer["success"] or "as a field" in said, f"{visitor.demo.fns[event]}: {answer}"
+            assert answer["success"] or "plasma of a smear is pale" in said, f"{visitor.demo.fns[event]}: {answer}"

@@ -30,7 +30,6 @@ leukoscope patient my-release my_cells --subject_pattern '(?P<subject>P.+)_'
 leukoscope patient my-release one_subject --output subjects.csv
 leukoscope score my-release --input my_cells --output cells.parquet
 leukoscope score my-release --input cells.csv --output scores.csv
-leukoscope score my-release --input my_cells --output cells.parquet --ray local
 leukoscope evaluate my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --split subject
 leukoscope evaluate --predictions my-release/predictions/subject_cv.parquet --output report
 leukoscope audit C-NMC_Leukemia --output audit

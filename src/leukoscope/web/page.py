@@ -19,8 +19,7 @@ from threading import Lock
 from typing import Any
 
 import gradio as gr
-import httpx
-from huggingface_hub import constants
+from huggingface_hub import constants, get_session
 from PIL import Image
 
 from leukoscope import LeukoscopeError
@@ -533,9 +532,9 @@ def _require_hub(hub_id: str) -> None:
     """Say soon that the Hub cannot be reached: what streams from it tries again and again."""
     try:
         if not constants.HF_HUB_OFFLINE:
-            httpx.head(constants.ENDPOINT, timeout=HUB_SECONDS)
+            get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
             return
-    except httpx.HTTPError:
+    except Exception:  # of the client that huggingface_hub has, which changes with its version
         pass
     raise LeukoscopeError(f"{hub_id}: cannot be streamed from the Hub, which does not answer; try again later")
 
