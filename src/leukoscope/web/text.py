@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from leukoscope.inference.prediction import (
     Reason,
     Thresholds,
 )
+from leukoscope.reports import release_tables
 
 MEANINGS = {
     "ALL": "leukaemic blast",
@@ -152,14 +154,10 @@ def recalls(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, int
     subjects = (first.get("metrics") or {}).get("subjects") or {}
     if (first.get("split") or {}).get("disjoint_by") != "subject" or not subjects:
         return {}, {}
-    by_class: dict[str, list[float]] = {}
-    for one in subjects.values():
-        by_class.setdefault(one["label"], []).append(one["accuracy"])
-    if set(by_class) != set(metrics.get("labels") or ()):
+    found = {label: float(value) for label, (value, _) in release_tables.recalls(first).items()}
+    if set(found) != set(metrics.get("labels") or ()):
         return {}, {}
-    return {label: float(np.mean(found)) for label, found in by_class.items()}, {
-        label: len(found) for label, found in by_class.items()
-    }
+    return found, dict(Counter(one["label"] for one in subjects.values()))
 
 
 def recall_text(metrics: Mapping[str, Any]) -> str:
