@@ -34,10 +34,11 @@ from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.morphology import measure_cell
 from leukoscope.evaluation.predictions import CellPredictions, pooled
+from leukoscope.inference.graph import open_backend
 from leukoscope.inference.ood import fit_detector, picture_statistics
 from leukoscope.inference.prediction import WITHOUT_CLASS, softmax
 from leukoscope.inference.predictor import Predictor
-from leukoscope.inference.runtime import Runtime, open_backend
+from leukoscope.inference.runtime import Runtime
 from leukoscope.inference.tta import VIEWS, disagreement, tta_views
 from leukoscope.models.release import HEALTHY, OF_FIELDS, read_metrics, read_release, write_metrics
 from leukoscope.models.weights import load_release

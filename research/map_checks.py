@@ -25,8 +25,9 @@ from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
 from leukoscope.evaluation.predictions import CellPredictions, even_sample
 from leukoscope.inference.gradcam import share_on_cell
+from leukoscope.inference.graph import float32_backend
 from leukoscope.inference.prediction import EVIDENCE, NO_MAP, passes_map_checks, softmax
-from leukoscope.inference.runtime import TorchBackend, float32_backend
+from leukoscope.inference.runtime import TorchBackend
 from leukoscope.inference.tta import VIEWS, turned, turned_back
 from leukoscope.models.weights import Release
 from leukoscope.progress import progress, track

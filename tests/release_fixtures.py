@@ -125,20 +125,19 @@ def release(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def whole_release(tmp_path: Path, tiny_release: Path) -> Path:
+def whole_release(tmp_path: Path, watched_release: Path) -> Path:
     """A release with all that is published: known metrics, real weights, a card, an OOD detector, predictions."""
     import numpy as np
 
     from leukoscope.evaluation.predictions import CellPredictions
 
     folder = tmp_path / "whole" / "leukoscope-test"
-    shutil.copytree(tiny_release, folder)
+    shutil.copytree(watched_release, folder)
     (folder / "metrics.json").write_text(json.dumps(METRICS))
     (folder / "README.md").write_text("---\nlibrary_name: timm\npipeline_tag: image-classification\n---\n# Test\n")
-    (folder / "ood.safetensors").write_bytes(b"a detector")
     for name in ("figures", "predictions"):
         (folder / name).mkdir()
-    (folder / "figures" / "roc.png").write_bytes(b"a curve")
+    (folder / "figures" / "subjects.png").write_bytes(b"a plot")
     answers = CellPredictions(("UID_1_1_1_all",), ("1",), np.array([0]), np.array([[0.75, 0.25]]), ("ALL", "HEM"))
     answers.save(folder / "predictions" / "subject_cv.parquet")
     return folder

@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,7 @@ from hub_server import READ_TOKEN, Fault, Hub
 from leukoscope import LeukoscopeError
 from leukoscope.cli import app
 from leukoscope.hub.publish import Destination, check_can_publish, publish
+from leukoscope.inference.ood import OodDetector
 from leukoscope.reports.card import draw_examples, render_card
 from leukoscope.synthetic import draw_cell
 
@@ -52,6 +54,12 @@ def as_published(release: Path, hub_id: str = "lab/cells") -> dict[str, bytes]:
         draw_examples(Path(name) / "copy")
         (Path(name) / "copy" / "README.md").write_text(render_card(Path(name) / "copy", hub_id=hub_id))
         return contents(Path(name) / "copy")
+
+
+def change_detector(release: Path) -> None:
+    """Give a release an OOD detector with another threshold."""
+    detector = OodDetector.load(release / "ood.safetensors")
+    replace(detector, limit=detector.limit * 2).save(release / "ood.safetensors")
 
 
 def published(hub: Hub, repository: str = "lab/cells", revision: str = "main") -> dict[str, bytes]:
@@ -205,8 +213,8 @@ def test_a_new_version_sends_what_changed_and_removes_what_is_gone(hub: Hub, who
 
     publish(whole_release, HERE)
     HfApi().upload_file(path_or_fileobj=b"all yours", path_in_repo="LICENSE", repo_id="lab/cells")
-    (whole_release / "ood.safetensors").write_bytes(b"another detector")
-    (whole_release / "figures" / "roc.png").unlink()
+    change_detector(whole_release)
+    (whole_release / "figures" / "subjects.png").unlink()
     hub.requests.clear()
     publish(whole_release, HERE)
     assert len([request for request in sent(hub) if request.startswith("PUT")]) == 1
@@ -247,7 +255,7 @@ def test_what_the_hub_refuses_is_told_in_its_own_words(hub: Hub) -> None:
 def test_under_a_tag_that_is_taken_nothing_is_sent(hub: Hub, whole_release: Path) -> None:
     tagged = Destination("lab/cells", tag="v1")
     first = publish(whole_release, tagged)
-    (whole_release / "ood.safetensors").write_bytes(b"another detector")
+    change_detector(whole_release)
     with pytest.raises(LeukoscopeError) as refused:
         publish(whole_release, tagged)
     assert str(refused.value) == (

@@ -20,21 +20,17 @@ from timm import create_model
 
 from leukoscope import LeukoscopeError, Prediction, Predictor
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.inference import runtime
-from leukoscope.inference.export import export_release, write_graph
+from leukoscope.inference import graph, runtime
+from leukoscope.inference.export import export_release
 from leukoscope.inference.gradcam import linear_head_maps
+from leukoscope.inference.graph import ALLOWED, REPORT, float32_backend, kept_graph, open_backend, write_graph
 from leukoscope.inference.runtime import (
-    ALLOWED,
     GRAPH,
     HEAD,
-    REPORT,
     OpenVinoBackend,
     Runtime,
     TorchBackend,
-    float32_backend,
     gpu_or_cpu,
-    kept_graph,
-    open_backend,
     openvino_core,
     usable_cores,
 )
@@ -163,7 +159,7 @@ def test_a_graph_unlike_torch_is_never_used(
     cache: Path, tiny_release: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
-    monkeypatch.setattr("leukoscope.inference.export.ALLOWED", 0.0)
+    monkeypatch.setattr("leukoscope.inference.graph.ALLOWED", 0.0)
 
     with pytest.raises(LeukoscopeError, match=r"its openvino graph differs from torch by .* use backend='torch'"):
         Predictor.from_pretrained(tiny_release, backend="openvino")
@@ -196,7 +192,7 @@ def test_what_differs_from_torch_is_named(
         (folder / REPORT).write_text(json.dumps(report))
         return report
 
-    monkeypatch.setattr("leukoscope.inference.export.write_graph", unlike)
+    monkeypatch.setattr("leukoscope.inference.graph.write_graph", unlike)
     with pytest.raises(LeukoscopeError, match=f"its openvino graph differs from torch {told}"):
         Predictor.from_pretrained(tiny_release, backend="openvino")
 
@@ -214,7 +210,7 @@ def test_a_graph_that_another_process_made_meanwhile_is_taken(
         (theirs / "theirs").touch()
         return report
 
-    monkeypatch.setattr("leukoscope.inference.export.write_graph", slow)
+    monkeypatch.setattr("leukoscope.inference.graph.write_graph", slow)
     graph = kept_graph(release)
     assert (graph / "theirs").exists(), "a graph that is in use is not replaced"
     assert [path.name for path in graph.parent.iterdir()] == [graph.name]
@@ -234,7 +230,7 @@ def test_an_old_graph_that_another_process_removes_meanwhile_is_no_error(
     (made.parent / "old").mkdir()
     (made.parent / "old" / REPORT).touch()
     os.utime(made.parent / "old" / REPORT, (0, 0))
-    monkeypatch.setattr(runtime, "MOST_GRAPHS", 1)
+    monkeypatch.setattr(graph, "MOST_GRAPHS", 1)
     monkeypatch.setattr(Path, "glob", with_one_that_is_gone)
     kept_graph(read_release(tiny_release))
     assert [path.name for path in made.parent.iterdir()] == [made.name], "the others are removed all the same"
@@ -462,7 +458,8 @@ def test_accelerates_switch_is_read_as_accelerate_reads_it(monkeypatch: pytest.M
 
 
 def test_a_missing_package_is_named(tiny_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "find_spec", lambda name: None)
+    for module in (graph, runtime):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
 
     with pytest.raises(LeukoscopeError, match="^openvino: is not installed; pip install openvino$"):
         Predictor.from_pretrained(tiny_release, backend="openvino")

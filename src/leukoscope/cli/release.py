@@ -71,7 +71,8 @@ def export(
     logits and Grad-CAM maps. openvino takes pixels and gives logits and the feature map.
     """
     from leukoscope.inference.export import FORMATS, ONNX, export_release
-    from leukoscope.inference.runtime import REPORT, require_package
+    from leukoscope.inference.graph import REPORT
+    from leukoscope.inference.runtime import require_package
     from leukoscope.models.hub_download import find_release
     from leukoscope.models.release import read_release
 

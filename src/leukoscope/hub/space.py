@@ -41,7 +41,7 @@ CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"
 _LEFT_OUT = (
     *("__pycache__", "*.pyi", "__main__.py", "api.py", "audit.py", "cli", "hub", "protocol.py", "training"),
     *("assess.py", "augmentation.py", "build.py", "card.py", "ood_metrics.py"),
-    *("recipes.py", "rewrite.py", "thresholds.py"),
+    *("ray_scoring.py", "recipes.py", "rewrite.py", "thresholds.py"),
 )
 _NOT_NEEDED = ("accelerate", "evaluate", "transformers", "typer")
 ONNXRUNTIME_WEB = "1.30.0"

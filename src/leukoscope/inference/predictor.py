@@ -22,6 +22,7 @@ from PIL import Image
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import EncodedImage, UnreadableImage, from_array, open_bytes, open_image, pixel_hash, to_rgb
 from leukoscope.inference.gradcam import share_on_cell
+from leukoscope.inference.graph import open_backend
 from leukoscope.inference.ood import OodDetector
 from leukoscope.inference.prediction import (
     EVIDENCE,
@@ -33,7 +34,7 @@ from leukoscope.inference.prediction import (
     Thresholds,
     softmax,
 )
-from leukoscope.inference.runtime import AUTO, F32, Runtime, open_backend, usable_cores
+from leukoscope.inference.runtime import AUTO, F32, Runtime, usable_cores
 from leukoscope.inference.tta import VIEWS, disagreement, turned, turned_back
 from leukoscope.models.release import OOD, ReleaseInfo, local_release, read_release
 

@@ -7,30 +7,23 @@ needs no second pass. Our own code because no runtime gives logits and Grad-CAM 
 from __future__ import annotations
 
 import ctypes
-import json
-import logging
 import os
-import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from hashlib import sha256
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.files import cache_root, file_sha256, remedy
 from leukoscope.inference.gradcam import explain_features, is_map_of_channels, linear_head_maps
 from leukoscope.inference.prediction import EVIDENCE
-from leukoscope.models.release import CONFIG, WEIGHTS, read_arrays
+from leukoscope.models.release import read_arrays
 
 if TYPE_CHECKING:
     import torch
@@ -38,21 +31,14 @@ if TYPE_CHECKING:
 
     from leukoscope.data.preprocessing import Preprocessing
     from leukoscope.models.release import ReleaseInfo
-    from leukoscope.models.weights import Release
 
 AUTO, TORCH, OPENVINO = "auto", "torch", "openvino"
 BACKENDS = (AUTO, TORCH, OPENVINO)
 F32, BF16 = "float32", "bf16"
 PRECISIONS = (F32, BF16)
 PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime onnxscript"}  # module → what pip installs for it
-GRAPH, HEAD, REPORT = "model.xml", "head.safetensors", "export.json"
+GRAPH, HEAD = "model.xml", "head.safetensors"
 """Files of a kept graph. HEAD: weights (K, C) and biases (K,), where one linear layer follows average pooling."""
-ALLOWED = 1e-4
-"""How far a graph's probabilities, and its Grad-CAM maps relative to their peak, may lie from torch's."""
-MOST_GRAPHS = 20  # kept in the cache, the last ones used: visitors of a demo may name any model
-_GRAPH_VERSION = 3  # changes when the graph's inputs, outputs or files do
-_GRAPH_PAYS_OFF = 200  # cells that torch computes in about the time that the graph is made in
-_log = logging.getLogger("leukoscope")
 
 
 @dataclass(frozen=True)
@@ -255,7 +241,7 @@ class OpenVinoBackend:
     """Computes a release's graph.
 
     Args:
-        folder: what `write_graph` wrote.
+        folder: what `graph.write_graph` wrote.
         release: whose graph it is; its network is loaded only to explain through a head of several layers.
         precision: of `PRECISIONS`.
 
@@ -322,44 +308,12 @@ class OpenVinoBackend:
 Backend: TypeAlias = TorchBackend | OpenVinoBackend
 
 
-def open_backend(release: ReleaseInfo, runtime: Runtime = Runtime()) -> Backend:
-    """Open the backend that computes a release's network; its `name` and `precision` say how.
-
-    Raises:
-        LeukoscopeError: no such backend, one whose package is not installed, that does not compute on that device or
-            whose output differs from torch's; a damaged release; a device that this machine lacks.
-    """
-    runtime = runtime.chosen()
-    if runtime.backend == OPENVINO:
-        if runtime.device != "cpu":
-            raise LeukoscopeError(
-                f"backend {OPENVINO!r}: computes on the CPU only; leave out device {runtime.device!r}"
-            )
-        require_package(OPENVINO)
-        return OpenVinoBackend(kept_graph(release), release, runtime.precision)
-    if runtime.backend == AUTO and runtime.device == "cpu" and find_spec(OPENVINO):
-        try:
-            return OpenVinoBackend(kept_graph(release), release, runtime.precision)
-        except NoGraph as reason:
-            _log.warning("%s; torch is used", reason)
-    return torch_backend(release, runtime)
-
-
 def torch_backend(release: ReleaseInfo, runtime: Runtime = Runtime(device="cpu")) -> TorchBackend:
     """Open a release's network in torch, by default on the CPU in float32."""
     from leukoscope.models.weights import Release, load_release
 
     loaded = release if isinstance(release, Release) else load_release(release)
     return TorchBackend(loaded.network, loaded.preprocessing, runtime.device, loaded.blank_rgb, runtime.precision)
-
-
-def float32_backend(release: Release, cells: int) -> Backend:
-    """Open the fastest backend to compute that many cells in float32 on the CPU: OpenVINO, or torch for few.
-
-    The release's folder, if it has one, holds the very weights of its network.
-    """
-    worthwhile = cells >= _GRAPH_PAYS_OFF and release.folder is not None
-    return open_backend(release, Runtime(AUTO if worthwhile else TORCH, "cpu"))
 
 
 @lru_cache(maxsize=1)
@@ -372,78 +326,3 @@ def openvino_core() -> Any:
     import openvino
 
     return openvino.Core()
-
-
-# Graphs
-
-
-def kept_graph(release: ReleaseInfo) -> Path:
-    """Return the folder of a release's graph in the cache, made now unless one of these very weights is kept.
-
-    Raises:
-        NoGraph: it cannot be made or written, or its output is not torch's.
-        LeukoscopeError: a damaged release.
-    """
-    assert release.folder is not None
-    parts = [f"{_GRAPH_VERSION} {OPENVINO} {version(OPENVINO)}"]
-    parts += [file_sha256(path) for path in (release.folder / CONFIG, release.folder / WEIGHTS) if path.is_file()]
-    folder = cache_root() / "graphs" / sha256(" ".join(parts).encode()).hexdigest()[:32]
-    try:
-        report = _report_of(folder) or _make(release, folder)
-    except OSError as error:
-        raise NoGraph(
-            f"{folder}: the {OPENVINO} graph cannot be kept there ({error.strerror or error}); "
-            f"{remedy(error, 'name another folder with LEUKOSCOPE_CACHE')}"
-        ) from None
-    with suppress(OSError):  # the cache may be another user's, or read-only
-        os.utime(folder / REPORT)  # when it was last used
-    require_like_torch(release, report)
-    return folder
-
-
-def _report_of(folder: Path) -> dict[str, Any] | None:
-    """The report of a kept graph; None where it or a file of the graph is missing or empty."""
-    try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    files = (folder / GRAPH, folder / "model.bin")
-    whole = all(file.is_file() and file.stat().st_size for file in files)
-    return report if whole and isinstance(report, dict) else None
-
-
-def _make(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
-    """Write a graph into the cache, remove those used least recently, and return the graph's report."""
-    from leukoscope.inference.export import write_graph
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
-        made = Path(aside) / "graph"
-        report = write_graph(release, made)
-        if _report_of(folder) is None:
-            shutil.rmtree(folder, ignore_errors=True)  # what a loss of power left
-        try:
-            made.rename(folder)
-        except OSError:
-            # Another process has made the same graph meanwhile, and may be using it.
-            if _report_of(folder) is None:
-                raise
-    used = []
-    for kept in folder.parent.glob(f"*/{REPORT}"):
-        with suppress(OSError):  # another process may be removing the same ones
-            used.append((kept.stat().st_mtime, kept.parent))
-    for _, old in sorted(used)[:-MOST_GRAPHS]:
-        shutil.rmtree(old, ignore_errors=True)
-    return report
-
-
-def require_like_torch(release: ReleaseInfo, report: Mapping[str, Any]) -> None:
-    """Raise `NoGraph` where a graph's report says that it differs from torch."""
-    named = (("probability_difference", "in probability"), ("heat_map_difference", "of a Grad-CAM map's peak"))
-    differences = [(report[key], what) for key, what in named if report[key] is not None]
-    # `not <=` rather than `>`, so that nan is named as well.
-    if told := [f"{by:.1e} {what}" for by, what in differences if not by <= report["allowed"]]:
-        raise NoGraph(
-            f"{release.name}: its {report['backend']} graph differs from torch by {' and '.join(told)}, more than "
-            f"{report['allowed']:g}; use backend='torch'"
-        )
