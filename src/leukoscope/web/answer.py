@@ -37,7 +37,7 @@ from leukoscope.web.text import DecisionText, percent
 SHOWN_SIDE, OPACITY = 640, 0.55
 FOREIGN_PEAK = 4.0  # standard deviations at the upper end of the colour scale
 # Label, subject and cell of each; chosen from those that both C-NMC releases give their class.
-EXAMPLES = (("ALL", 6, 3), ("ALL", 1, 0), ("ALL", 8, 3), ("HEM", 0, 0), ("HEM", 9, 0), ("HEM", 7, 0))
+EXAMPLES = (("ALL", 0, 4), ("ALL", 11, 4), ("ALL", 4, 5), ("HEM", 0, 0), ("HEM", 9, 0), ("HEM", 7, 0))
 SMEAR_EXAMPLES = tuple(zip(SMEAR_LABELS, (0, 0, 4, 4), strict=True))  # those that are in distribution
 WITHOUT = {
     "nucleus": "Without its nucleus",
