@@ -275,6 +275,7 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     torch.use_deterministic_algorithms(config.run.deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not config.run.deterministic  # batches of training all have one shape
     # One process may train several recipes in turn, each in its own precision.
     AcceleratorState._reset_state()
     if torch.distributed.is_available():
