@@ -18,8 +18,10 @@ GIVEN = ["--dataset_name", "phantoms", "--weights", "weights", "--hf_script", "s
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """What a round would run, by the names of its steps."""
     asked: dict[str, list[str]] = {}
+    for file, *_ in gpu_round.NETWORKS.values():
+        (tmp_path / file).touch()
     monkeypatch.setattr(gpu_round, "_run", lambda words, log, _: asked.update({log.stem: words}) or {"outcome": "done"})
-    gpu_round.main([*GIVEN, "--output", str(tmp_path)])
+    gpu_round.main([*GIVEN, "--weights", str(tmp_path), "--output", str(tmp_path)])
     return asked
 
 
