@@ -51,7 +51,6 @@ REPLACING: dict[str, Sequence[str]] = {
     "maps": ("predict", "release", "cell.png", "--explain", "OUT/maps"),
     "overlay": (*FIELD, "--output", "OUT/overlays"),
     "crops": (*FIELD, "--crops", "OUT/crops"),
-    "patient report": ("patient", "release", "one", "--output", "OUT/report.html"),
     "evaluation": ("evaluate", "--predictions", str(PREDICTIONS), "--output", "OUT/evaluation"),
     "audit": ("audit", "cells", *SUBJECTS, "--output", "OUT/audit"),
     "card": ("release", "card", "OUT/release"),
@@ -123,7 +122,6 @@ def inputs(tmp_path: Path, tiny_release: Path, monkeypatch: pytest.MonkeyPatch) 
                 path = folder / "cells" / label / f"{label}{subject}_{cell}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(draw_cell(label, subject=subject, cell=cell, size=64).image).save(path)
-    (folder / "one").symlink_to(folder / "cells" / "ALL")
     monkeypatch.chdir(folder)
     return folder
 

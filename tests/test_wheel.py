@@ -169,7 +169,10 @@ def test_without_the_extras_it_trains_and_predicts_and_names_what_is_missing(
     assert list(json.loads(predicted.stdout)[0]["probabilities"]) == ["ALL", "HEM"]
     for words, missing in (
         (("demo",), "error: the demo needs gradio, which is missing; pip install 'leukoscope[demo]'\n"),
-        (("predict", "run/release", "cell.png", "--backend", "openvino"), "needs a package that is missing"),
+        (
+            ("predict", "run/release", "cell.png", "--backend", "openvino"),
+            "error: openvino: is not installed; pip install openvino\n",
+        ),
     ):
         refused = _run(command, *words, cwd=tmp_path)
         assert refused.returncode == 1 and missing in refused.stderr, refused.stderr

@@ -75,11 +75,8 @@ def test_a_laboratory_gets_a_release_of_its_own(
     new = load_release(recalibrate(drawn, cells, tmp_path / "ours"))
     assert not (tmp_path / "ours" / "figures").exists(), "it showed the thresholds before"
     told = {line.partition(":")[0] for line in capsys.readouterr().err.splitlines()}
-    assert told >= {
-        *("predicting cells", "fitting temperature, thresholds and the rule for a subject"),
-        *("fitting and measuring the OOD detector", "maps of random networks", "maps of turned cells"),
-        "deletion and insertion along maps",
-    }, "no step is silent"
+    steps = {"predicting cells", "fitting temperature, thresholds and the rule for a subject"}
+    assert told >= {*steps, "fitting the OOD detector", "intervals of evaluations"}, "no step is silent"
     about = new.metrics["recalibration"]
     assert (about["from"], about["cells"], about["subjects"]) == ("released", 120, 10), "no path"
     assert about["data"] == "the author's own cells", "the reader of a card is not its author"

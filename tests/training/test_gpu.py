@@ -120,7 +120,9 @@ def test_a_step_reads_nothing_and_an_epoch_five_values(
 
 
 @pytest.mark.gpu
-def test_a_step_never_waits_for_the_card(trainer_on: MakeTrainer, device: torch.device) -> None:
+def test_a_step_never_waits_for_the_card(
+    trainer_on: MakeTrainer, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if device.type != "cuda":
         pytest.skip("a CPU has nothing to wait for")
     trainer = trainer_on(replace(RECIPE, num_train_epochs=1), deterministic=False)
@@ -134,7 +136,7 @@ def test_a_step_never_waits_for_the_card(trainer_on: MakeTrainer, device: torch.
             torch.cuda.set_sync_debug_mode("default")
         return batches[-1]
 
-    trainer._step = strict  # type: ignore[method-assign]
+    monkeypatch.setattr(trainer, "_step", strict)
     trainer._train_epoch()
     assert len(batches) > 3
 
@@ -185,9 +187,8 @@ def test_a_resumed_run_ends_with_the_same_weights(trainer_on: MakeTrainer, tmp_p
     list(whole.fit())
     identity = RunIdentity({}, {})
     first = trainer_on(checkpoints=Checkpoints(tmp_path, identity))
-    epochs = first.fit()
-    next(epochs)
-    epochs.close()
+    for _ in first.fit():
+        break
     torch.rand(5, device=first.accelerator.device)
     checkpoints = Checkpoints(tmp_path, identity)
     checkpoints.resume("latest")
@@ -262,7 +263,8 @@ def test_memory_that_runs_out_names_flags(trainer_on: MakeTrainer, monkeypatch: 
             trainer_on(replace(FROZEN, num_train_epochs=4))
     else:
         trainer = trainer_on()
-        monkeypatch.setattr(*((trainer, "_step") if where == "training" else (trainer.inputs, "for_prediction")), full)
+        owner, name = (trainer, "_step") if where == "training" else (trainer.inputs, "for_prediction")
+        monkeypatch.setattr(owner, name, full)
         with pytest.raises(LeukoscopeError) as refused:
             list(trainer.fit())
     assert ": out of memory with " in str(refused.value) and str(refused.value).endswith(said[where])

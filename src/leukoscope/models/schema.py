@@ -19,6 +19,8 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 FromOne = Annotated[int, Field(ge=1)]
 FromZero = Annotated[int, Field(ge=0)]
 _Block = TypeVar("_Block")
+# The default of a block that may be missing; a null in its place is refused.
+_MISSING: Any = None
 # Of a block that may be missing, {} says the same.
 _MayBeEmpty = Annotated[_Block, WrapValidator(lambda value, check: None if value == {} else check(value))]
 
@@ -92,8 +94,8 @@ class _Abstention(_Checked):
 
 
 class _Decisions(_Checked):
-    operating_points: _MayBeEmpty[_OperatingPoints] = Field(default=None)
-    abstention: _MayBeEmpty[_Abstention] = Field(default=None)
+    operating_points: _MayBeEmpty[_OperatingPoints] = _MISSING
+    abstention: _MayBeEmpty[_Abstention] = _MISSING
 
 
 class _Rule(_Checked):
@@ -140,15 +142,15 @@ class Metrics(_Checked):
 
     labels: list[str] = []
     positive_label: str = ""
-    data: _Data = Field(default=None)
-    training: _Training = Field(default=None)
+    data: _Data = _MISSING
+    training: _Training = _MISSING
     evaluations: list[dict[str, Any]] = []
-    calibration: _MayBeEmpty[_Calibration] = Field(default=None)
-    decisions: _Decisions = Field(default=None)
-    subject_rule: _MayBeEmpty[_SubjectRule] = Field(default=None)
-    evidence_scale: _MayBeEmpty[_EvidenceScale] = Field(default=None)
-    morphology: _MayBeEmpty[_Morphology] = Field(default=None)
-    recalibration: _Recalibration = Field(default=None)
+    calibration: _MayBeEmpty[_Calibration] = _MISSING
+    decisions: _Decisions = _MISSING
+    subject_rule: _MayBeEmpty[_SubjectRule] = _MISSING
+    evidence_scale: _MayBeEmpty[_EvidenceScale] = _MISSING
+    morphology: _MayBeEmpty[_Morphology] = _MISSING
+    recalibration: _Recalibration = _MISSING
     recipe: dict[str, Any] = {}
     ood: dict[str, Any] = {}
     heat_maps: dict[str, Any] = {}
