@@ -17,7 +17,7 @@ from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.evaluation.assess import assess, with_intervals
 from leukoscope.evaluation.metrics import headline, measure
-from leukoscope.evaluation.predictions import CellPredictions, with_frequencies
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import build_network, model_args
@@ -108,7 +108,6 @@ def test_an_assessed_release_carries_its_evidence_and_ends_in_the_same_place_aga
     assert temperature > 1.5, "predictions at .95 that are right at .8 are overconfident"
     # One temperature cannot make confidences between .9 and .999 equal, so some error is left.
     assert metrics["calibration"]["after"]["ece"] < 0.7 * metrics["calibration"]["before"]["ece"]
-    assert metrics["evaluations"][0]["shortcut_baselines"].keys() >= {"size", "mean colour"}
     rule = metrics["subject_rule"]
     alone = rule["measured"]["auroc"]["value"] - rule["size_only"]["auroc"]["value"]
     assert rule["size_only"]["difference"]["difference"] == pytest.approx(alone, abs=1e-5)
@@ -126,7 +125,7 @@ def test_an_assessed_release_carries_its_evidence_and_ends_in_the_same_place_aga
     assert predictor.ood.limit == pytest.approx(metrics["ood"]["distance_limit"], rel=1e-5)
     assert predictor.thresholds.abstain_below == metrics["decisions"]["abstention"]["default"]["threshold"]
     held_out = metrics["ood"]["held_out"]
-    assert 0.5 < held_out["kept_share"] < 1 and held_out["worst_subject"]["kept_share"] <= held_out["kept_share"]
+    assert 0.5 < held_out["kept_share"] < 1
 
     again = load_release(assess(made_release))
     assert again.metrics == metrics
@@ -143,21 +142,6 @@ def test_an_evaluation_of_subjects_with_cells_of_both_classes_has_intervals(cell
     references = np.where(mixed, 1 - predictions.references, predictions.references)
     intervals = with_intervals(block, replace(predictions, references=references), {})["intervals"]
     assert intervals.keys() == {"level", "draws", "seed", "by_cell", "by_subject"}
-
-
-def test_where_the_output_assumes_other_frequencies_the_weighted_f1_at_those_trained_on_stands_beside(
-    cells: FramedCells,
-) -> None:
-    block = {"name": "subject_cv", "estimates": "x", "split": {"disjoint_by": "subject"}}
-    training = {"class_frequencies": {"ALL": 0.9, "HEM": 0.1}}
-    predictions = _predictions(cells)
-    assert "at_training_frequencies" not in with_intervals(block, predictions, training)
-
-    found = with_intervals(block, predictions, training | {"output_frequencies": {"ALL": 0.5, "HEM": 0.5}})
-
-    mixed = with_frequencies(predictions, np.array([0.5, 0.5]), np.array([0.9, 0.1]))
-    assert found["at_training_frequencies"]["f1_weighted"] == measure(mixed)["f1_weighted"]
-    assert found["metrics"]["f1_weighted"] == measure(predictions)["f1_weighted"]
 
 
 def test_other_cells_are_refused(made_release: Path, cells: FramedCells) -> None:

@@ -21,7 +21,6 @@ from leukoscope.evaluation.calibration import (
     fit_temperature,
     leave_one_subject_out,
     own_thresholds,
-    reliability_bins,
     scaled,
     shipped_temperature,
     who_fitted,
@@ -141,20 +140,6 @@ def test_calibrated_cells_have_next_to_no_error(calibrated_cells: Maker) -> None
     assert _measured(calibrated_cells(20_000))["ece"] < 0.015
 
 
-def test_bins_hold_equally_many_cells_and_equal_confidences_share_one(
-    calibrated_cells: Maker, two_bins: CellPredictions
-) -> None:
-    predictions = calibrated_cells(3000)
-    bins = reliability_bins(predictions, bootstrap_subjects(predictions, samples=50))
-    tied = reliability_bins(two_bins, bootstrap_subjects(two_bins, samples=50))
-
-    assert [one["cells"] for one in bins] == [200] * 15
-    assert [(one["confidence"], one["accuracy"], one["cells"]) for one in tied] == [
-        (pytest.approx(0.6), pytest.approx(0.5), 10),
-        (pytest.approx(0.9), pytest.approx(0.8), 10),
-    ]
-
-
 def test_the_interval_of_ece_is_never_flattering() -> None:
     """Subjects are each off in their own way but right on average: plain percentiles would miss this 0."""
     rng = np.random.default_rng(0)
@@ -255,25 +240,6 @@ def test_a_cell_of_unknown_subject_is_refused_by_name(calibrated_cells: Maker) -
 # The block
 
 
-def test_calls_of_a_class_are_judged_by_themselves_and_name_their_subjects() -> None:
-    """Calls of ALL are right two times in three for each of the three ALL subjects' cells; of HEM always."""
-    blast = np.array([0.95] * 9 + [0.05] * 3)
-    cells = CellPredictions(
-        tuple(map(str, range(12))),
-        tuple(["a", "b", "c"] * 2 + ["x", "y", "z"] * 2),
-        np.array([0] * 6 + [1] * 6),
-        np.stack([blast, 1 - blast], axis=1),
-        ("ALL", "HEM"),
-    )
-
-    calls = calibration_block(cells)["by_call"]
-
-    (called_all,), (called_hem,) = calls["ALL"], calls["HEM"]
-    assert called_all["right"] == pytest.approx(2 / 3)
-    assert (called_all["cells"], called_all["subjects"]) == (9, 6)
-    assert (called_hem["right"], called_hem["cells"], called_hem["subjects"]) == (1.0, 3, 3)
-
-
 def test_scaling_repairs_sharp_predictions_on_subjects_it_never_saw(calibrated_cells: Maker) -> None:
     block = calibration_block(calibrated_cells(4000, too_sharp=2.5))
 
@@ -291,6 +257,4 @@ def test_the_block_says_what_it_rests_on_and_holds_plain_numbers(calibrated_cell
     assert block["estimates"] == "these weights"
     assert block["fitted_on"] == who_fitted(predictions)
     assert block["fitted_on"] == {"cells": 500, "subjects": {"ALL": 3, "HEM": 3, "OTHER": 3}}
-    assert block["histogram"]["edges"][0] == pytest.approx(1 / 3)
-    assert [sum(block["histogram"][side]) for side in ("before", "after")] == [pytest.approx(9)] * 2, "9 subjects"
     assert json.loads(json.dumps(block, allow_nan=False)) == block

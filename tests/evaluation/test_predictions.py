@@ -5,12 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from leukoscope.evaluation.predictions import (
-    CellPredictions,
-    equal_frequencies,
-    frequencies_of_other_folds,
-    with_frequencies,
-)
+from leukoscope.evaluation.predictions import CellPredictions, frequencies_of_other_folds, with_frequencies
 
 
 def _cells(blast: list[float], references: list[int], subjects: list[str], folds: list[int]) -> CellPredictions:
@@ -24,8 +19,9 @@ def _cells(blast: list[float], references: list[int], subjects: list[str], folds
 def test_a_probability_that_assumes_two_thirds_is_even_at_equal_frequencies() -> None:
     cells = _cells([2 / 3, 0.5], [0, 1], ["a", "b"], [0, 0])
 
-    shifted = with_frequencies(cells, np.array([2 / 3, 1 / 3]), equal_frequencies(2))
-    back = with_frequencies(shifted, equal_frequencies(2), np.array([2 / 3, 1 / 3]))
+    even = np.full(2, 1 / 2)
+    shifted = with_frequencies(cells, np.array([2 / 3, 1 / 3]), even)
+    back = with_frequencies(shifted, even, np.array([2 / 3, 1 / 3]))
 
     assert shifted.probabilities[:, 0] == pytest.approx([0.5, 1 / 3])
     assert back.probabilities == pytest.approx(cells.probabilities)

@@ -58,7 +58,6 @@ def test_a_threshold_stands_on_the_calibrated_scale_of_its_class(predictions: Ce
     found = (shipped >= point["threshold"])[predictions.references == positive].mean()
 
     assert found == pytest.approx(point["fitted"]["sensitivity"], abs=1e-12)
-    assert point["rests_on"] == {predictions.label_names[positive]: 12}
 
 
 def test_rounding_a_threshold_for_json_moves_no_cell(predictions: CellPredictions) -> None:
@@ -87,7 +86,6 @@ def test_rates_of_a_separable_case_are_those_worked_out_by_hand() -> None:
         "balanced_accuracy_by_subject": pytest.approx((1 + 8 / 9) / 2),
     }
     assert youden["cross_fitted"]["prevalence"] == pytest.approx(12 / 19)
-    assert youden["cross_fitted"]["subjects"]["HEM"] == {"lowest": pytest.approx(2 / 3), "median": 1.0, "highest": 1.0}
 
 
 def test_an_outlying_subject_cannot_vouch_for_its_own_threshold(predictions: CellPredictions) -> None:
@@ -101,8 +99,6 @@ def test_an_outlying_subject_cannot_vouch_for_its_own_threshold(predictions: Cel
     assert plain["cross_fitted"]["specificity"] == pytest.approx(0.95, abs=0.01)
     assert point["fitted"]["specificity"] >= 0.95
     assert point["cross_fitted"]["specificity"] < 0.92
-    assert point["cross_fitted"]["subjects"]["HEM"]["lowest"] == 0.0
-    assert point["threshold_range"]["low"] < plain["threshold_range"]["low"] + 0.05 < point["threshold_range"]["high"]
 
 
 def test_intervals_hold_their_figure_and_widen_when_subjects_differ(predictions: CellPredictions) -> None:
@@ -228,7 +224,7 @@ def test_a_perfect_classifier_never_abstains() -> None:
         "default"
     ]
 
-    assert default["threshold"] == 0.0 and default["threshold_range"] == {"low": 0.0, "high": 0.0}
+    assert default["threshold"] == 0.0
     assert (default["coverage"], default["risk"]) == (1.0, 0.0)
     assert (default["coverage_by_subject"], default["risk_by_subject"]) == (1.0, 0.0)
 
@@ -245,9 +241,8 @@ def test_the_default_threshold_errs_as_often_as_it_may_and_no_more(predictions: 
     fitted = np.average(wrong, weights=predictions.subject_weights[answered])
     assert 0.098 < fitted <= 0.1, "where it was fitted"
     assert default["risk_by_subject"] == pytest.approx(0.1, abs=0.01), "where it was not"
-    assert default["risk"] < found["risk_at_full_coverage"] - 0.03
+    assert default["risk"] < (predictions.predicted != predictions.references).mean() - 0.03
     assert 0.5 < default["coverage"] < 0.9
-    assert default["threshold_range"]["low"] <= default["threshold"] <= default["threshold_range"]["high"]
     cells = np.bincount(predictions.references)
     by_class = [default["per_class"][name]["coverage"] for name in predictions.label_names]
     assert np.average(by_class, weights=cells) == pytest.approx(default["coverage"])

@@ -1,7 +1,7 @@
 """Fit what decides in a release, and measure it, from predictions of subjects that its networks never saw.
 
 `assess` does so for a release that `leukoscope protocol` made: intervals, calibration, thresholds, the rule for
-subjects, shortcut baselines and the OOD detector. Assessing again gives the same release. `recalibrate` does the same
+subjects and the OOD detector. Assessing again gives the same release. `recalibrate` does the same
 for another laboratory, on its own cells: the ranking of cells often survives a change of stain or microscope where
 probabilities and thresholds do not, and a few labelled subjects are enough to correct those.
 """
@@ -21,12 +21,12 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells, PixelRows
 from leukoscope.data.splits import Split
 from leukoscope.evaluation import bootstrap, calibration
-from leukoscope.evaluation.baselines import log_areas, shortcut_metrics, size_only_out_of_fold, trivial_features
+from leukoscope.evaluation.baselines import size_only_out_of_fold
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block, leave_one_subject_out
 from leukoscope.evaluation.metrics import NOT_KNOWN, headline, measure
 from leukoscope.evaluation.overlap import KnownCells, Overlap, seen_in_training
 from leukoscope.evaluation.predictions import CellPredictions, frequencies_of_other_folds, with_frequencies
-from leukoscope.evaluation.subjects import subject_rule_block, subject_scores_block
+from leukoscope.evaluation.subjects import subject_rule_block
 from leukoscope.evaluation.thresholds import decision_block
 from leukoscope.inference.graph import float32_backend
 from leukoscope.inference.ood import FOLDS, KEPT_SHARE, METHOD, OodDetector, fit_detector, picture_statistics
@@ -53,8 +53,7 @@ def assess(directory: Path, cells: FramedCells | None = None) -> Path:
 
     Args:
         directory: a release made by a protocol; replaced as a whole, and returned.
-        cells: the data set it was made from, framed for it. Without them, shortcut baselines and OOD detector stay as
-            they are.
+        cells: the data set it was made from, framed for it. Without them, the OOD detector stays as it is.
 
     Raises:
         LeukoscopeError: no release of a protocol, other cells than it was made from, too few subjects of a class, or a
@@ -82,8 +81,6 @@ def assess(directory: Path, cells: FramedCells | None = None) -> Path:
     blocks: dict[str, Any] = {"evaluations": evaluations}
     detector = None
     if cells is not None:
-        with progress("measuring shortcut baselines"):
-            evaluations[0]["shortcut_baselines"] = _shortcuts(cells, predictions, first["folds"])
         detector, blocks["ood"] = fit_detector_on(cells)
     blocks |= fitted_blocks(predictions, metrics["positive_label"], unit=metrics["data"]["unit"])
     with edit_release(directory) as aside:
@@ -96,43 +93,22 @@ def with_intervals(
 ) -> dict[str, Any]:
     """Measure an evaluation anew, with intervals by subject and, beside them, the naive ones by cell.
 
-    Where the probabilities assume other class frequencies than those trained on, the weighted F1 at the latter stands
-    beside it as `at_training_frequencies`. `training` is that block of metrics.json.
+    `training` is that block of metrics.json.
     """
     found: dict[str, Any] = {"metrics": measure(predictions)}
     intervals: dict[str, Any] = {"level": bootstrap.LEVEL, "draws": bootstrap.BOOTSTRAP_SAMPLES, "seed": 0}
     intervals["by_cell"] = bootstrap.cell_intervals(predictions)
-    has_subjects = "" not in predictions.subjects
-    if has_subjects:
+    if "" not in predictions.subjects:
         intervals["by_subject"] = bootstrap.subject_intervals(predictions)
-        if block["split"]["disjoint_by"] == "subject" and len(predictions.label_names) == 2:
-            interval = intervals["by_subject"].get("subject_auroc")
-            found["subject_scores"] = subject_scores_block(predictions, interval, block["estimates"])
-    trained_on = training.get("class_frequencies")
-    assumed = training.get("output_frequencies", trained_on)
+    assumed = training.get("output_frequencies")
     size_only = size_only_out_of_fold(predictions)
-    if trained_on and assumed and assumed != trained_on:
-        to, of = (np.array([one[name] for name in predictions.label_names]) for one in (trained_on, assumed))
-        if size_only is not None:
-            size_only = with_frequencies(size_only, frequencies_of_other_folds(size_only), of)
-        shifted = with_frequencies(predictions, of, to)
-        ends = bootstrap.subject_intervals(shifted)["f1_weighted"] if has_subjects else {}
-        found["at_training_frequencies"] = {"f1_weighted": measure(shifted)["f1_weighted"], **ends}
     if size_only is not None:
+        if assumed and assumed != training.get("class_frequencies"):
+            wanted = np.array([assumed[name] for name in predictions.label_names])
+            size_only = with_frequencies(size_only, frequencies_of_other_folds(size_only), wanted)
         alone = measure(size_only)
         found["size_only_baseline"] = headline(alone) | {"recall_by_subject": alone.get("recall_by_subject", {})}
     return {**block, **found, "intervals": intervals}
-
-
-def _shortcuts(cells: FramedCells, predictions: CellPredictions, folds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The baselines of trivial features on the folds of a cross-validation."""
-    rows, subjects = cells.rows(predictions.cell_ids), np.asarray(predictions.subjects)
-    features = trivial_features((cells.pixels[row] for row in rows), cells.data.info.background)
-    if (areas := cells.areas_of(rows)) is not None:
-        # Of the whole image: one in which every cell is framed at the same size does not show it.
-        features["size"] = log_areas(areas)[:, None]
-    tested = [np.isin(subjects, fold["subjects"]) for fold in folds]
-    return shortcut_metrics(features, [(np.flatnonzero(~mine), np.flatnonzero(mine)) for mine in tested], predictions)
 
 
 def fitted_blocks(
@@ -191,8 +167,6 @@ def fit_detector_on(cells: FramedCells, cell_ids: tuple[str, ...] | None = None)
     kept = held_out <= 1
     names, of, counts = np.unique(subjects, return_inverse=True, return_counts=True)
     shares = np.bincount(of, kept) / counts
-    # Ties go to the subject with more cells: half of two cells says less than half of two hundred.
-    worst = min(range(len(names)), key=lambda i: (shares[i], -counts[i]))
     return detector, {
         "estimates": OF_DETECTOR,
         "method": METHOD,
@@ -204,11 +178,6 @@ def fit_detector_on(cells: FramedCells, cell_ids: tuple[str, ...] | None = None)
             "folds": min(FOLDS, len(names)),
             "kept_share": float(kept.mean()),
             "kept_share_by_subject": float(shares.mean()),
-            "worst_subject": {
-                "subject": str(names[worst]),
-                "cells": int(counts[worst]),
-                "kept_share": float(shares[worst]),
-            },
         },
         "kinds": {},
         "not_measured": [],

@@ -226,8 +226,7 @@ def paired_difference(
         resample: `bootstrap_subjects`; where subjects are not known `bootstrap_cells`, whose intervals are too narrow.
 
     Returns:
-        metric that both have → a, b, difference (a - b), low and high of the difference, and share_a_better: the share
-        of bootstrap samples in which a is better (one where both are equal counts half).
+        metric that both have → a, b, difference (a - b), low and high of the difference.
     """
     b = aligned(b, a)
     boot = resample(a, samples=samples, seed=seed)
@@ -240,7 +239,6 @@ def paired_difference(
             "b": point_b[key],
             "difference": point_a[key] - point_b[key],
             **boot.interval(differences, of_class=_class_of(key, a.label_names)),
-            "share_a_better": float(np.nanmean((np.sign(differences) + 1) / 2)),
         }
         for key, differences in both.items()
     }

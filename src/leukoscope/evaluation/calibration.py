@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,7 +25,6 @@ TEMPERATURE_BOUNDS = (0.1, 10.0)
 """Where all cells are correct, the likelihood has its maximum at temperature 0: certainty that no data support."""
 SUBJECTS_NEEDED = 3
 """Of each class: leaving one out must leave two, or a threshold would depend on a single subject."""
-HISTOGRAM_BINS, CALL_BINS = 20, 5
 
 Rule: TypeAlias = Callable[[CellPredictions], Any]
 """Fits thresholds: calibrated predictions of M cells → one number, or (K,)."""
@@ -146,61 +144,21 @@ def calibration_block(
     Returns:
         temperature (1 where scaling does not make unseen subjects' classes likelier), fitted_temperature and
         temperature_range over leaving each subject out; `before` and `after` (cross-fitted) with the results of
-        `calibration_metrics`; `reliability` and `histogram` of each; `by_call`: what calls of each class are worth.
+        `calibration_metrics`.
     """
     left_out, boot = left_out or leave_one_subject_out(predictions), bootstrap_subjects(predictions)
     sides = {"before": predictions, "after": cross_fitted(predictions, left_out)}
     each = [one.temperature for one in left_out]
-    weights, after = predictions.fit_weights, sides["after"]
-    # A softmax sums to 1 only up to rounding: no confidence may lie outside the histogram.
-    edges = np.linspace(1 / len(predictions.label_names), 1, HISTOGRAM_BINS + 1)
-    confidences = {side: some.probabilities.max(axis=1).clip(edges[0], 1) for side, some in sides.items()}
     return {
         "temperature": shipped_temperature(predictions, left_out),
         "fitted_temperature": fit_temperature(predictions),
         "temperature_range": {"low": min(each), "high": max(each)},
         "method": "temperature scaling (Guo et al. 2017) of out-of-fold log-probabilities",
-        "weighing": _weighing(predictions),
         "fitted_on": who_fitted(predictions),
         "judged_on": f"each {unit} with the temperature fitted on all other {unit}s",
         "estimates": estimates,
         **{side: calibration_metrics(some, boot) for side, some in sides.items()},
-        "reliability": {side: reliability_bins(some, boot) for side, some in sides.items()},
-        "histogram": {"edges": edges.tolist()}
-        | {side: np.histogram(values, edges, weights=weights)[0].tolist() for side, values in confidences.items()},
-        "by_call": {name: _calls(after, k, boot) for k, name in enumerate(predictions.label_names)},
     }
-
-
-def _weighing(predictions: CellPredictions) -> str:
-    return "subjects and classes evenly" if len(predictions.label_names) == 2 else "subjects evenly"
-
-
-def _calls(predictions: CellPredictions, called: int, boot: BootstrapSamples) -> list[dict[str, Any]]:
-    """How often cells that are called a class are right, by their probability: a row for each fifth of its range.
-
-    A row holds from and to (probabilities), right (share, by `fit_weights`), its interval, cells and subjects.
-    """
-    confidence, mine = predictions.probabilities.max(axis=1), predictions.predicted == called
-    right, subjects = predictions.references == called, np.asarray(predictions.subjects)
-    edges = np.linspace(1 / len(predictions.label_names), 1, CALL_BINS + 1)
-    bins = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, CALL_BINS - 1)
-    rows = []
-    for number, (low, high) in enumerate(pairwise(edges.tolist())):
-        chosen = mine & (bins == number)
-        if chosen.any():
-            weights = predictions.fit_weights * chosen
-            rows.append(
-                {
-                    "from": low,
-                    "to": high,
-                    "right": float(np.average(right, weights=weights)),
-                    "interval": boot.mean_interval(right, weights),
-                    "cells": int(chosen.sum()),
-                    "subjects": len(set(subjects[chosen].tolist())),
-                }
-            )
-    return rows
 
 
 def who_fitted(predictions: CellPredictions) -> dict[str, Any]:
@@ -208,17 +166,6 @@ def who_fitted(predictions: CellPredictions) -> dict[str, Any]:
     pairs = set(zip(predictions.subjects, predictions.references.tolist(), strict=True))
     counts = Counter(predictions.label_names[reference] for _, reference in pairs)
     return {"cells": len(predictions.cell_ids), "subjects": {name: counts[name] for name in predictions.label_names}}
-
-
-def right_by_subject(predictions: CellPredictions, right: np.ndarray) -> dict[str, dict[str, float]]:
-    """Return, by class, the lowest, median and highest share of correct cells among its subjects."""
-    subjects = np.asarray(predictions.subjects)
-    found = {}
-    for k, name in enumerate(predictions.label_names):
-        mine = predictions.references == k
-        shares = [right[mine & (subjects == one)].mean() for one in np.unique(subjects[mine])]
-        found[name] = {"lowest": float(min(shares)), "median": float(np.median(shares)), "highest": float(max(shares))}
-    return found
 
 
 def calibration_metrics(predictions: CellPredictions, boot: BootstrapSamples) -> dict[str, Any]:
@@ -247,21 +194,6 @@ def calibration_metrics(predictions: CellPredictions, boot: BootstrapSamples) ->
         **{name: float(np.average(values, weights=weights)) for name, values in scores.items()},
         "intervals": {"ece": of_ece, **{name: boot.mean_interval(one, weights) for name, one in scores.items()}},
     }
-
-
-def reliability_bins(predictions: CellPredictions, boot: BootstrapSamples) -> list[dict[str, Any]]:
-    """Compute confidence, accuracy (0–1) and its interval, and cells of each bin of the ECE, in order of confidence."""
-    confidence, right = predictions.probabilities.max(axis=1), predictions.predicted == predictions.references
-    weights = predictions.fit_weights
-    return [
-        {
-            "confidence": float(np.average(confidence, weights=in_bin * weights)),
-            "accuracy": float(np.average(right, weights=in_bin * weights)),
-            "cells": int(in_bin.sum()),
-            "interval": boot.mean_interval(right, in_bin * weights),
-        }
-        for in_bin in _confidence_bins(predictions).T
-    ]
 
 
 def _logits(probabilities: np.ndarray) -> np.ndarray:

@@ -181,11 +181,6 @@ def frequencies_of_other_folds(predictions: CellPredictions) -> np.ndarray:
     return found
 
 
-def equal_frequencies(classes: int) -> np.ndarray:
-    """(K,) the same frequency for each class."""
-    return np.full(classes, 1 / classes)
-
-
 def even_sample(labels: np.ndarray, subjects: Sequence[str], size: int, seed: int) -> np.ndarray:
     """Sample up to `size` rows evenly over classes and, within a class, over subjects; so is every first part of it."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from leukoscope.evaluation.bootstrap import bootstrap_subjects, paired_difference, point_metrics, subject_logits
+from leukoscope.evaluation.bootstrap import bootstrap_subjects, paired_difference
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, SUBJECTS_NEEDED, calibrated, who_fitted
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.prediction import ABSTAIN, TOO_FEW_CELLS, WITHOUT_CLASS
@@ -39,33 +39,6 @@ class _Subject:
     logits: np.ndarray
 
 
-def subject_scores_block(
-    predictions: CellPredictions, interval: dict[str, float] | None, estimates: str
-) -> dict[str, Any]:
-    """Make the "subject_scores" block of an evaluation: one score per subject, the mean logit of its cells.
-
-    The predictions are of two classes, on subjects that the networks never saw. `interval` is that of the AUROC over
-    subjects, which is None where a subject has cells of two classes.
-    """
-    names, logits = subject_logits(predictions)
-    subjects, labels = np.asarray(predictions.subjects), predictions.label_names
-    classes = predictions.subject_classes
-    return {
-        "estimates": estimates,
-        "definition": f"mean logit of {labels[0]} over a subject's cells, log p - log (1 - p)",
-        "auroc": point_metrics(predictions).get("subject_auroc"),
-        "interval": interval,
-        "subjects": {
-            str(name): {
-                "label": labels[classes[str(name)]],
-                "cells": int((subjects == name).sum()),
-                "mean_logit": float(logit),
-            }
-            for name, logit in zip(names, logits[:, 0], strict=True)
-        },
-    }
-
-
 def subject_rule_block(
     predictions: CellPredictions,
     positive_label: str,
@@ -84,15 +57,15 @@ def subject_rule_block(
         size_only: of the same cells from their areas alone; None where these are not known.
 
     Returns:
-        positive_label; `rule` (pooling, coefficients, intercept) fitted on all subjects; `candidates`: pooling →
-        cross-validated log loss in nats; `chosen`: pooling → subjects for whom the others chose it; least_cells, and
-        least_cells_suffice: whether that number is the one that `least_cells` finds, else it is the largest tried;
-        `measured` (nested): auroc, sensitivity and specificity over subjects with intervals, abstained, error_rate (of
-        those given a class); `curve` against the number of cells; `wrong`: the subjects on the wrong side; `subjects`:
-        id → label, cells, probability, interval, outcome; with `size_only` predictions, the same auroc, sensitivity
-        and specificity of a rule chosen and fitted on these, and `difference`: the auroc measured less theirs, by
-        `paired_difference`. {} without a positive label, for more than two classes, unknown subjects, fewer than
-        `SUBJECTS_NEEDED` + 1 subjects of a class, or a subject with cells of both classes.
+        positive_label; `rule` (pooling, coefficients, intercept) fitted on all subjects; least_cells, and
+        least_cells_suffice: whether that number is the one that `least_cells` finds, else it is the largest
+        tried; `measured` (nested): auroc, sensitivity and specificity over subjects with intervals, abstained,
+        error_rate (of those given a class); `curve` against the number of cells; `wrong`: the subjects on the
+        wrong side; `subjects`: id → label, cells, probability, interval, outcome; with `size_only` predictions,
+        the same auroc, sensitivity and specificity of a rule chosen and fitted on these, and `difference`: the
+        auroc measured less theirs, by `paired_difference`. {} without a positive label, for more than two
+        classes, unknown subjects, fewer than `SUBJECTS_NEEDED` + 1 subjects of a class, or a subject with cells
+        of both classes.
     """
     from sklearn.model_selection import KFold
 
@@ -104,7 +77,7 @@ def subject_rule_block(
         return {}
     rule_without: dict[int, SubjectRule] = {}
     for others, left_out in KFold(min(OUTER_FOLDS, len(subjects)), shuffle=True, random_state=0).split(subjects):
-        fitted = _fit_rule([subjects[i] for i in others], labels, positive_label)[0]
+        fitted = _fit_rule([subjects[i] for i in others], labels, positive_label)
         rule_without |= dict.fromkeys(left_out.tolist(), fitted)
     rules = [rule_without[i] for i in range(len(subjects))]
     curve = _curve(subjects, rules)
@@ -112,7 +85,7 @@ def subject_rule_block(
     least = found or curve[-1]["cells"]
     rules = [replace(rule, least_cells=least) for rule in rules]
     judged = {subject.name: _apply(rule, subject) for subject, rule in zip(subjects, rules, strict=True)}
-    rule, candidates = _fit_rule(subjects, labels, positive_label)
+    rule = _fit_rule(subjects, labels, positive_label)
     baseline = {}
     if size_only is not None:
         alone = subject_rule_block(size_only, positive_label)
@@ -125,8 +98,6 @@ def subject_rule_block(
         "judged_on": "each subject with pooling and regression chosen and fitted on other subjects",
         "positive_label": positive_label,
         "rule": {"pooling": rule.pooling, "coefficients": list(rule.coefficients), "intercept": rule.intercept},
-        "candidates": candidates,
-        "chosen": {name: sum(one.pooling == name for one in rules) for name in POOLINGS},
         "least_cells": least,
         "least_cells_suffice": found is not None,
         "measured": _measured(truth, judged),
@@ -190,16 +161,14 @@ def _subjects(predictions: CellPredictions, positive_label: str) -> list[_Subjec
     return found
 
 
-def _fit_rule(
-    subjects: list[_Subject], labels: tuple[str, ...], positive_label: str
-) -> tuple[SubjectRule, dict[str, float]]:
-    """The rule of the pooling with the lowest cross-validated log loss; and every pooling's log loss."""
+def _fit_rule(subjects: list[_Subject], labels: tuple[str, ...], positive_label: str) -> SubjectRule:
+    """The rule of the pooling with the lowest cross-validated log loss."""
     truth = np.array([subject.positive for subject in subjects])
     features = {name: np.stack([pool(subject.logits, name) for subject in subjects]) for name in POOLINGS}
     losses = {name: _cross_validated_loss(x, truth) for name, x in features.items()}
     best = min(losses, key=losses.__getitem__)
     coefficients, intercept = _logistic(features[best], truth)
-    return SubjectRule(labels, positive_label, best, tuple(coefficients.tolist()), intercept, 1), losses
+    return SubjectRule(labels, positive_label, best, tuple(coefficients.tolist()), intercept, 1)
 
 
 def _cross_validated_loss(features: np.ndarray, truth: np.ndarray) -> float:

@@ -23,12 +23,12 @@ from leukoscope.evaluation.calibration import (
     cross_fitted,
     leave_one_subject_out,
     own_thresholds,
-    right_by_subject,
     shipped_temperature,
     who_fitted,
 )
 from leukoscope.evaluation.predictions import CellPredictions
 
+POINTS = ("sensitivity_95", "specificity_95", "youden")
 TARGET_RATE = 0.95
 """Of the operating points named after a sensitivity or specificity."""
 TARGET_RISK = 0.10
@@ -78,9 +78,8 @@ def operating_points(
 
     Returns:
         {} for more than two classes, where no single threshold decides, and without a positive label. Else
-        `positive_label` and for each of `points`: threshold (positive from there up), threshold_range over leaving each
-        subject out, rests_on (the subjects of the class whose tail sets it: few subjects, hence the wide intervals),
-        fitted (performance on the cells that fitted it) and cross_fitted, with intervals and by subject.
+        `positive_label` and for each of `points`: threshold (positive from there up), fitted (performance on the cells
+        that fitted it) and cross_fitted, with intervals and by subject.
 
     Raises:
         LeukoscopeError: `positive_label` is neither class.
@@ -93,12 +92,6 @@ def operating_points(
             f"positive label {positive_label!r}: not a class of these predictions; give one of {', '.join(labels)}"
         )
     positive = labels.index(positive_label)
-    negative_label = labels[1 - positive]
-    rests_on = {
-        "sensitivity_95": [positive_label],
-        "specificity_95": [negative_label],
-        "youden": [positive_label, negative_label],
-    }
     shipped = calibrated(predictions, shipped_temperature(predictions, left_out))
     held_out = cross_fitted(predictions, left_out).probabilities[:, positive]
     truth, weights = predictions.references == positive, predictions.subject_weights
@@ -106,7 +99,7 @@ def operating_points(
     rule = partial(_roc_thresholds, positive=positive)
     thresholds, all_own = rule(shipped), own_thresholds(predictions, left_out, rule)
     points = {}
-    for name, threshold, own in zip(rests_on, thresholds, all_own.T, strict=True):
+    for name, threshold, own in zip(POINTS, thresholds, all_own.T, strict=True):
         called = held_out >= own
         fitted = _rates(truth, shipped.probabilities[:, positive] >= threshold, weights, boot.once())
         measured = _rates(truth, called, weights, boot.once())
@@ -118,15 +111,12 @@ def operating_points(
         }
         points[name] = {
             "threshold": float(threshold),
-            "threshold_range": {"low": float(own.min()), "high": float(own.max())},
             "fitted": {key: None if np.isnan(rate) else float(rate) for key, (rate,) in fitted.items()},
             "cross_fitted": {
                 **{key: None if np.isnan(rate) else float(rate) for key, (rate,) in measured.items()},
                 "prevalence": float(truth.mean()),
                 "intervals": intervals,
-                "subjects": right_by_subject(predictions, called == truth),
             },
-            "rests_on": {label: who_fitted(predictions)["subjects"][label] for label in rests_on[name]},
         }
     return {"positive_label": positive_label, "points": points}
 
@@ -186,10 +176,9 @@ def abstention(predictions: CellPredictions, left_out: tuple[LeftOut, ...], boot
     more than `TARGET_RISK` of the given classes are wrong.
 
     Returns:
-        `default`: target_risk, threshold, threshold_range, and cross-fitted coverage (share of cells that get a class)
+        `default`: target_risk, threshold, and cross-fitted coverage (share of cells that get a class)
         and risk (share of these that is wrong), over cells and `…_by_subject`, overall and by class, with intervals.
-        Overall `…_by_subject` weighs cells by `fit_weights`. `risk_at_full_coverage`, `…_by_subject`: the error rate
-        without abstaining, 0–1.
+        Overall `…_by_subject` weighs cells by `fit_weights`.
     """
     temperature = shipped_temperature(predictions, left_out)
     shipped, held_out = calibrated(predictions, temperature), cross_fitted(predictions, left_out)
@@ -211,16 +200,7 @@ def abstention(predictions: CellPredictions, left_out: tuple[LeftOut, ...], boot
     default["per_class"] = {
         name: selective(predictions.references == k, k) for k, name in enumerate(predictions.label_names)
     }
-    return {
-        "default": {
-            "target_risk": TARGET_RISK,
-            "threshold": _risk_rule(shipped),
-            "threshold_range": {"low": float(own.min()), "high": float(own.max())},
-            **default,
-        },
-        "risk_at_full_coverage": float(wrong.mean()),
-        "risk_at_full_coverage_by_subject": float(np.average(wrong, weights=even)),
-    }
+    return {"default": {"target_risk": TARGET_RISK, "threshold": _risk_rule(shipped), **default}}
 
 
 def _risk_rule(predictions: CellPredictions) -> float:
