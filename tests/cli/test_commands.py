@@ -176,11 +176,13 @@ def test_a_recalibrated_release_does_not_say_where_its_source_lay(
     named = []
     monkeypatch.setattr("leukoscope.evaluation.assess.recalibrate", lambda *_, name: named.append(name))
     monkeypatch.setattr("leukoscope.reports.card.write_card", lambda folder: folder)
+    (tmp_path / "cells").mkdir()
     for label in ("ALL", "HEM"):
-        (tmp_path / "cells" / label).mkdir(parents=True)
-        Image.new("RGB", (32, 32)).save(tmp_path / "cells" / label / "1.png")
+        Image.new("RGB", (32, 32)).save(tmp_path / "cells" / f"{label}.png")
+    (tmp_path / "cells.csv").write_text("file,diagnosis\nALL.png,ALL\nHEM.png,HEM\n")
+    table = ("--labels", tmp_path / "cells.csv", "--label_column_name", "diagnosis")
     flags = ("--train_dir", tmp_path / "cells", "--output", tmp_path / "new")
-    assert run("release", "recalibrate", tiny_release, *flags).exit_code == 0
+    assert run("release", "recalibrate", tiny_release, *flags, *table).exit_code == 0
     assert named == [""], "the folder's name is left to `recalibrate`"
 
 

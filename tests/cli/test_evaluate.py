@@ -61,6 +61,22 @@ def test_kept_answers_are_judged_without_any_picture(tmp_path: Path) -> None:
     assert (tmp_path / "evaluation.md").read_text().strip() == result.stdout.strip()
 
 
+def test_the_classes_are_read_from_the_column_that_is_named(tiny_release: Path, cells: Flags, tmp_path: Path) -> None:
+    table = tmp_path / "cells.csv"
+    files = [path.relative_to(cells[3]).as_posix() for path in sorted(cells[3].rglob("*.png"))]
+    rows = [f"{file},{file[4:6]},{'HEM' if file[:3] == 'ALL' else 'ALL'}" for file in files]  # not as folders say
+    table.write_text("\n".join(["file,subject,diagnosis", *rows]))
+    flags = (*cells[:4], "--labels", table, "--output", tmp_path / "report")
+    assert run(tiny_release, *flags, "--label_column_name", "diagnosis").exit_code == 0
+    subjects = json.loads((tmp_path / "report" / "evaluation.json").read_text())["metrics"]["subjects"]
+    assert {name: one["label"] for name, one in subjects.items()} == {
+        "s0": "HEM",
+        "s1": "HEM",
+        "s2": "ALL",
+        "s3": "ALL",
+    }
+
+
 def test_a_model_is_asked_about_the_test_side_of_a_split(tiny_release: Path, cells: Flags, tmp_path: Path) -> None:
     data = load_cells("imagefolder", cells[3], subject_pattern=cells[5])
     split = make_split(data, "subject-cv", fold=1, num_folds=2, validation=False)
@@ -134,13 +150,11 @@ def test_a_class_in_label_map_that_the_model_lacks_or_that_has_two_names_is_refu
         (("m",), "leukoscope evaluate: name the labelled cells, with --dataset_name NAME --train_dir DIR"),
         (
             ("--predictions", "p", "--split", "subject"),
-            "--train_dir, --subject_pattern, --labels, --split, --split_file and --max_eval_samples need "
-            "--dataset_name",
+            "the flags of a data set (--train_dir, --labels, --split …) need --dataset_name",
         ),
         (
-            ("--predictions", "p", "--subject_pattern", r"(?P<subject>\d+)_"),
-            "--train_dir, --subject_pattern, --labels, --split, --split_file and --max_eval_samples need "
-            "--dataset_name",
+            ("--predictions", "p", "--label_column_name", "diagnosis"),
+            "the flags of a data set (--train_dir, --labels, --split …) need --dataset_name",
         ),
         (
             ("m", "--dataset_name", "phantoms", "--label_map", "blast"),

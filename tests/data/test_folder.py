@@ -214,7 +214,7 @@ _SEVERAL = '"{""choices"":[""ALL"",""HEM""]}"'
     [
         ("t.json", _tasks(**_PREDICTED), "no annotation in it names a class; submit the tasks in Label Studio"),
         ("t.json", _tasks(**_DRAFT), "no annotation in it names a class; submit the tasks in Label Studio"),
-        ("t.json", _tasks(**_TWO), "made with the control(s) choice, quality; say which one names the class"),
+        ("t.json", _tasks(**_TWO), "made with the control(s) choice, quality; give the one of the class"),
         ("t.csv", _table("", header="image,choice"), "its column 'choice' names no class in any row; fill it in"),
         ("t.csv", _table("P0,0,1", "P1,1,0", header="file,subject,ALL,HEM"), "its columns ALL, HEM hold 0 and 1"),
         ("t.csv", _table("HEM", "ALL", _SEVERAL), "row 4 names 2 classes ('ALL, HEM'); give each picture one class"),
@@ -243,7 +243,7 @@ def test_the_control_that_names_the_class_is_chosen(tmp_path: Path) -> None:
     labels.write_text(json.dumps(tasks))
     data = load_cells("imagefolder", root, labels=labels, label_column_name="choice")
     assert (data.info.labels, len(data.train), len(set(data.train["subject"]))) == (("A", "B"), len(FILES), 4)
-    assert "such as --label_control quality" in _refusal(root, labels=labels)
+    assert "choice, quality; give the one of the class as --label_control" in _refusal(root, labels=labels)
     assert "control(s) choice, quality" in _refusal(root, labels=labels, label_column_name="stage")
 
 

@@ -21,6 +21,7 @@ from leukoscope.progress import progress
 
 if TYPE_CHECKING:
     from leukoscope.audit import Survey
+    from leukoscope.data.cells import LoadedCells
 
 FINDINGS_EXIT = 3
 """2 is the exit code of a wrong flag."""
@@ -61,10 +62,8 @@ def audit(
     images, nor shortcuts: where a feature outside the cell separates the classes far better than chance, the summary
     ends with a warning.
     """
-    from leukoscope.audit import LEAST_CELLS, audit_cells, published_subjects, scan_cells, survey_cells
+    from leukoscope.audit import LEAST_CELLS, survey_cells
     from leukoscope.data.folder import recognise
-    from leukoscope.data.loading import load_cells
-    from leukoscope.data.splits import load_split, make_split, own_split
     from leukoscope.models.release import write_json
 
     if split and split_file:
@@ -73,26 +72,17 @@ def audit(
         raise LeukoscopeError("--quick: decodes no image; leave out --split, --split_file and --output")
     if bool(folder) == bool(dataset_name) or (folder and train_dir):
         raise LeukoscopeError("leukoscope audit: name the images, by DIR or by --dataset_name, not by both")
-    asked = label_column_name if label_column_name != "label" else None
+    column = label_column_name if label_column_name != "label" else None
     if folder:
-        dataset_name = "imagefolder" if subject_pattern or labels or asked else recognise(folder).name
+        dataset_name = "imagefolder" if subject_pattern or labels or column else recognise(folder).name
     output = output or Path("audit-" + re.sub(r"[^\w.-]+", "-", dataset_name))
     if not quick:
         require_writable(output)
-    try:
-        data = load_cells(
-            dataset_name,
-            folder or train_dir,
-            subject_pattern=subject_pattern,
-            labels=labels,
-            label_column_name=label_column_name,
-        )
-    except LeukoscopeError as error:  # its message names the flag, which is not given beside DIR
-        raise LeukoscopeError(str(error).removeprefix("--train_dir ") if folder else str(error)) from None
+    given = {"train_dir": folder or train_dir, "subject_pattern": subject_pattern, "labels": labels}
+    data = _load(dataset_name, {**given, "label_column_name": label_column_name}, beside_dir=folder is not None)
     survey = survey_cells(data)
     flags = ["--dataset_name", dataset_name]
-    given = {"train_dir": folder or train_dir, "subject_pattern": subject_pattern, "labels": labels}
-    for flag, value in {**given, "label_column_name": asked}.items():
+    for flag, value in {**given, "label_column_name": column}.items():
         flags += [f"--{flag}", str(value)] if value else []
     flags += [*survey.split_flags, *(["--recipe", data.info.recipe] if data.info.recipe else [])]
     if quick and as_json:
@@ -105,15 +95,7 @@ def audit(
         raise LeukoscopeError(f"cannot be trained on: a class has {survey.fewest_cells} cell(s); gather more")
     if quick:
         return
-    # Both raise now rather than after every image is read; subjects on two sides are what the audit reports.
-    chosen = load_split(split_file, data, disjoint=False) if split_file else None
-    if split:
-        make_split(data, split)
-    seen = scan_cells(data)
-    if chosen is None:
-        chosen = make_split(seen.data, split) if split else own_split(seen.data)
-    with progress("searching for copies and shortcuts"):
-        findings = audit_cells(seen, subjects=published_subjects(seen.data, folder or train_dir), split=chosen)
+    findings = _findings(data, given["train_dir"], split, split_file)
     with disk_errors(f"--output {output}: cannot write there", "name another folder"):
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / "audit.json", findings)
@@ -124,6 +106,30 @@ def audit(
         typer.echo(f"all findings: {output / 'audit.json'}\n{RESEARCH_NOTICE}")
     if findings["inflating"]:
         raise typer.Exit(FINDINGS_EXIT)
+
+
+def _load(dataset_name: str, source: Mapping[str, Any], *, beside_dir: bool) -> LoadedCells:
+    from leukoscope.data.loading import load_cells
+
+    try:
+        return load_cells(dataset_name, **source)
+    except LeukoscopeError as error:  # its message names the flag, which is not given beside DIR
+        raise LeukoscopeError(str(error).removeprefix("--train_dir ") if beside_dir else str(error)) from None
+
+
+def _findings(data: LoadedCells, folder: Path | None, split: str | None, split_file: Path | None) -> dict[str, Any]:
+    """Open every image; a split that cannot be is told before."""
+    from leukoscope.audit import audit_cells, published_subjects, scan_cells
+    from leukoscope.data.splits import load_split, make_split, own_split
+
+    chosen = load_split(split_file, data, disjoint=False) if split_file else None  # the audit reports its subjects
+    if split:
+        make_split(data, split)
+    seen = scan_cells(data)
+    if chosen is None:
+        chosen = make_split(seen.data, split) if split else own_split(seen.data)
+    with progress("searching for copies and shortcuts"):
+        return audit_cells(seen, subjects=published_subjects(seen.data, folder), split=chosen)
 
 
 def _print_survey(survey: Survey) -> None:

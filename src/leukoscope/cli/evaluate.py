@@ -23,6 +23,7 @@ def evaluate(
     train_dir: options.TrainDir = None,
     subject_pattern: options.SubjectPattern = None,
     labels: options.Labels = None,
+    label_column_name: options.LabelColumn = "label",
     split: Annotated[str | None, Option(help="Test on the test side of this split (default: on every cell).")] = None,
     split_file: Annotated[
         Path | None, Option("--split_file", metavar="FILE", help="Test on the test side of this split.json.")
@@ -56,9 +57,9 @@ def evaluate(
     from leukoscope.models.release import write_json
     from leukoscope.reports.evaluation import evaluation_text
 
-    _check_sources(
-        model, predictions, dataset_name, (train_dir, subject_pattern, labels, split, split_file, max_eval_samples)
-    )
+    column = label_column_name if label_column_name != "label" else None
+    of_data = (train_dir, subject_pattern, labels, column, split, split_file, max_eval_samples)
+    _check_sources(model, predictions, dataset_name, of_data)
     names = _label_names(label_map or ())
     require_writable(output or Path("evaluations"))
 
@@ -67,7 +68,7 @@ def evaluate(
     _check_label_names(names, predictor.labels if predictor else ())
     cells = None
     if dataset_name:
-        data = load_reported(dataset_name, train_dir, subject_pattern, labels)
+        data = load_reported(dataset_name, train_dir, subject_pattern, labels, label_column_name)
         cells = select_cells(data, split, split_file, seed=seed, at_most=max_eval_samples)
     if predictor is not None and cells is not None:
         predicted = predictions_of_model(predictor, cells, label_map=names, batch_size=batch_size)
@@ -91,9 +92,7 @@ def _check_sources(model: str | None, predictions: Path | None, dataset_name: st
     if model and model.endswith(".parquet"):
         raise LeukoscopeError(f"{model}: is no model; give a file of predictions as --predictions {model}")
     if not dataset_name and any(of_data):
-        raise LeukoscopeError(
-            "--train_dir, --subject_pattern, --labels, --split, --split_file and --max_eval_samples need --dataset_name"
-        )
+        raise LeukoscopeError("the flags of a data set (--train_dir, --labels, --split …) need --dataset_name")
     if not dataset_name and model:
         raise LeukoscopeError("leukoscope evaluate: name the labelled cells, with --dataset_name NAME --train_dir DIR")
 

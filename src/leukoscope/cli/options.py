@@ -138,12 +138,24 @@ def open_predictor(model: str, backend: str, device: str, precision: str) -> Pre
 
 
 def load_reported(
-    dataset_name: str, folder: Path | None, subject_pattern: str | None, labels: Path | None, **more: Any
+    dataset_name: str,
+    folder: Path | None,
+    subject_pattern: str | None,
+    labels: Path | None,
+    label_column_name: str,
+    **more: Any,
 ) -> LoadedCells:
     """Load a data set, and say what it holds."""
     from leukoscope.data.loading import load_cells
 
-    data = load_cells(dataset_name, folder, subject_pattern=subject_pattern, labels=labels, **more)
+    data = load_cells(
+        dataset_name,
+        folder,
+        subject_pattern=subject_pattern,
+        labels=labels,
+        label_column_name=label_column_name,
+        **more,
+    )
     say(data.report())
     return data
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -15,10 +15,6 @@ from leukoscope.cli import options
 from leukoscope.cli.options import load_reported, print_table
 from leukoscope.files import disk_errors, is_git_clone
 
-if TYPE_CHECKING:
-    from leukoscope.data.pixel_cache import FramedCells
-    from leukoscope.data.preprocessing import Preprocessing
-
 
 def recalibrate(
     model: options.Model,
@@ -27,12 +23,14 @@ def recalibrate(
     dataset_name: options.DatasetName = "imagefolder",
     subject_pattern: options.SubjectPattern = None,
     labels: options.Labels = None,
+    label_column_name: options.LabelColumn = "label",
     quiet: options.Quiet = False,
 ) -> None:
     """Fit temperature, thresholds and OOD detector to your own labelled cells; the weights stay.
 
     It needs 50 cells of 5 subjects of each class, none of whom trained the release.
     """
+    from leukoscope.data.pixel_cache import frame_cells
     from leukoscope.evaluation.assess import recalibrate as recalibrate_release
     from leukoscope.models.hub_download import KNOWN_CELLS, find_release
     from leukoscope.models.release import read_release
@@ -41,23 +39,13 @@ def recalibrate(
 
     check_release_folder(output)
     folder, _, commit = find_release(model, KNOWN_CELLS)
-    cells = framed(read_release(folder).preprocessing, dataset_name, train_dir, subject_pattern, labels)
-    recalibrate_release(folder, cells, output, name=model if commit else "")  # the path of a local folder is private
-    typer.echo(f"{write_card(output).parent}\n{RESEARCH_NOTICE}")
-
-
-def framed(
-    preprocessing: Preprocessing,
-    dataset_name: str,
-    train_dir: Path | None,
-    subject_pattern: str | None,
-    labels: Path | None,
-) -> FramedCells:
-    """Load a data set, say what it holds, and frame its cells for a network."""
-    from leukoscope.data.pixel_cache import frame_cells
-
+    preprocessing = read_release(folder).preprocessing
     size = 2 * preprocessing.image_size
-    return frame_cells(load_reported(dataset_name, train_dir, subject_pattern, labels, image_size=size), preprocessing)
+    data = load_reported(dataset_name, train_dir, subject_pattern, labels, label_column_name, image_size=size)
+    recalibrate_release(
+        folder, frame_cells(data, preprocessing), output, name=model if commit else ""
+    )  # the path of a local folder is private
+    typer.echo(f"{write_card(output).parent}\n{RESEARCH_NOTICE}")
 
 
 def export(

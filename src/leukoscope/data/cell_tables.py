@@ -188,8 +188,7 @@ def label_studio_rows(content: bytes, name: str, control: str = "") -> list[dict
     if controls and (len(controls) > 1 if control in _USUAL else control not in controls):
         found = ", ".join(sorted(controls))
         raise LeukoscopeError(
-            f"{name}: its choices were made with the control(s) {found}; say which one names the class, such as "
-            f"--label_control {max(controls)}"
+            f"{name}: its choices were made with the control(s) {found}; give the one of the class as --label_control"
         )
     return rows
 

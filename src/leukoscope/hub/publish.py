@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from leukoscope import LeukoscopeError
 from leukoscope.files import disk_errors
 from leukoscope.models.hub_download import HubUnreachable, hub_model_info
-from leukoscope.models.release import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, WEIGHTS
+from leukoscope.models.release import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, WEIGHTS, read_release
 from leukoscope.reports.card import EXAMPLES, SHOWN, draw_examples, render_card
 
 if TYPE_CHECKING:
@@ -135,11 +135,12 @@ def publish(release: Path, to: Destination, *, licence: str = "") -> Published:
     What the repository has already is not sent again. The local release is only read. `licence` is that of the weights.
 
     Raises:
-        LeukoscopeError: as `Destination.require_usable`; a folder that is no release; or the Hub refused or could not
-            be reached, with the command to go on with.
+        LeukoscopeError: as `Destination.require_usable`; a folder that is no release, or a damaged one; or the Hub
+            refused or could not be reached, with the command to go on with.
     """
     to.require_usable()
     files = release_contents(release)
+    read_release(release)
     again = to.push_command(release) + (f" --licence {shlex.quote(licence)}" if licence else "")
     with scratch_folder() as folder:
         for place, path in files.items():
