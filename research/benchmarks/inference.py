@@ -28,6 +28,7 @@ from machine import machine
 from timing import FIRST_ANSWER, seconds_each
 
 from leukoscope import RESEARCH_NOTICE
+from leukoscope.files import file_sha256
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / "results" / "benchmarks" / "inference.json"
@@ -155,6 +156,7 @@ def _compared(flags: argparse.Namespace, release: Path, pictures: Path, folder: 
         del figures[GRAD_CAM][measure]
     return {
         "model": release.name,
+        "sha256": file_sha256(release / "model.safetensors"),
         "architecture": config["architecture"],
         "image_size": config["pretrained_cfg"]["input_size"][-1],
         "auto_chose": Predictor.from_pretrained(release, backend="auto", device=flags.device).backend.name,

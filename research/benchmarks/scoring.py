@@ -26,8 +26,9 @@ from machine import machine
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
+from leukoscope.files import file_sha256
 from leukoscope.inference.scoring import CELLS_PER_SHARD
-from leukoscope.models.release import folder_name, write_json
+from leukoscope.models.release import WEIGHTS, folder_name, write_json
 from leukoscope.synthetic import draw_cell
 from leukoscope.training.run_folder import versions
 
@@ -105,6 +106,7 @@ def main() -> None:
         "notice": RESEARCH_NOTICE,
         "measures": MEASURES,
         "model": folder_name(flags.model),
+        "sha256": file_sha256(flags.model / WEIGHTS),
         **{name: getattr(flags, name) for name in _RECORDED_FLAGS},
         "cells_per_shard": CELLS_PER_SHARD,
         "short_run": short.to_dict(flags.short_cells),
