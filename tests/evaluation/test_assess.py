@@ -17,7 +17,7 @@ from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.evaluation.assess import assess, with_intervals
 from leukoscope.evaluation.metrics import headline, measure
-from leukoscope.evaluation.predictions import CellPredictions
+from leukoscope.evaluation.predictions import CellPredictions, with_frequencies
 from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import build_network, model_args
@@ -142,6 +142,21 @@ def test_an_evaluation_of_subjects_with_cells_of_both_classes_has_intervals(cell
     references = np.where(mixed, 1 - predictions.references, predictions.references)
     intervals = with_intervals(block, replace(predictions, references=references), {})["intervals"]
     assert intervals.keys() == {"level", "draws", "seed", "by_cell", "by_subject"}
+
+
+def test_where_the_output_assumes_other_frequencies_the_weighted_f1_at_those_trained_on_stands_beside(
+    cells: FramedCells,
+) -> None:
+    block = {"name": "subject_cv", "estimates": "x", "split": {"disjoint_by": "subject"}}
+    training = {"class_frequencies": {"ALL": 0.9, "HEM": 0.1}}
+    predictions = _predictions(cells)
+    assert "at_training_frequencies" not in with_intervals(block, predictions, training)
+
+    found = with_intervals(block, predictions, training | {"output_frequencies": {"ALL": 0.5, "HEM": 0.5}})
+
+    mixed = with_frequencies(predictions, np.array([0.5, 0.5]), np.array([0.9, 0.1]))
+    assert found["at_training_frequencies"]["f1_weighted"] == measure(mixed)["f1_weighted"]
+    assert found["metrics"]["f1_weighted"] == measure(predictions)["f1_weighted"]
 
 
 def test_other_cells_are_refused(made_release: Path, cells: FramedCells) -> None:

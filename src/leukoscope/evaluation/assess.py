@@ -93,19 +93,26 @@ def with_intervals(
 ) -> dict[str, Any]:
     """Measure an evaluation anew, with intervals by subject and, beside them, the naive ones by cell.
 
-    `training` is that block of metrics.json.
+    Where the probabilities assume other class frequencies than those trained on, the weighted F1 at the latter stands
+    beside it as `at_training_frequencies`. `training` is that block of metrics.json.
     """
     found: dict[str, Any] = {"metrics": measure(predictions)}
     intervals: dict[str, Any] = {"level": bootstrap.LEVEL, "draws": bootstrap.BOOTSTRAP_SAMPLES, "seed": 0}
     intervals["by_cell"] = bootstrap.cell_intervals(predictions)
-    if "" not in predictions.subjects:
+    has_subjects = "" not in predictions.subjects
+    if has_subjects:
         intervals["by_subject"] = bootstrap.subject_intervals(predictions)
-    assumed = training.get("output_frequencies")
     size_only = size_only_out_of_fold(predictions)
+    trained_on = training.get("class_frequencies")
+    assumed = training.get("output_frequencies", trained_on)
+    if trained_on and assumed != trained_on:
+        to, of = (np.array([one[name] for name in predictions.label_names]) for one in (trained_on, assumed))
+        if size_only is not None:
+            size_only = with_frequencies(size_only, frequencies_of_other_folds(size_only), of)
+        shifted = with_frequencies(predictions, of, to)
+        ends = bootstrap.subject_intervals(shifted)["f1_weighted"] if has_subjects else {}
+        found["at_training_frequencies"] = {"f1_weighted": measure(shifted)["f1_weighted"], **ends}
     if size_only is not None:
-        if assumed and assumed != training.get("class_frequencies"):
-            wanted = np.array([assumed[name] for name in predictions.label_names])
-            size_only = with_frequencies(size_only, frequencies_of_other_folds(size_only), wanted)
         alone = measure(size_only)
         found["size_only_baseline"] = headline(alone) | {"recall_by_subject": alone.get("recall_by_subject", {})}
     return {**block, **found, "intervals": intervals}
