@@ -12,17 +12,12 @@ below 0.5 (Forman & Scholz 2010, doi:10.1145/1882471.1882479).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from leukoscope import RESEARCH_NOTICE
 from leukoscope.evaluation.bootstrap import point_metrics
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.files import cache_root
-
-if TYPE_CHECKING:
-    import evaluate
 
 NOT_KNOWN = "these weights, on subjects of the recalibration data; whether some of them trained them cannot be told"
 """What metrics of a recalibration estimate where it is not known which cells trained the weights."""
@@ -30,29 +25,6 @@ NOT_KNOWN = "these weights, on subjects of the recalibration data; whether some 
 
 POOLED = ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
 BY_SUBJECT = tuple(f"{key}_by_subject" for key in POOLED)
-
-
-def cell_metric(label_names: Sequence[str]) -> evaluate.Metric:
-    """Make an `evaluate.Metric` for K classes: predictions are (N, K) probabilities, references (N,) classes.
-
-    It combines with other metrics of 🤗 evaluate, fetches nothing and writes into our own cache.
-    """
-    import datasets
-    import evaluate
-
-    class CellMetric(evaluate.Metric):
-        def _info(self) -> evaluate.MetricInfo:
-            row = datasets.Features(
-                predictions=datasets.List(datasets.Value("float64")), references=datasets.Value("int64")
-            )
-            return evaluate.MetricInfo(
-                description="Classification of single cells", citation="", features=row, inputs_description=""
-            )
-
-        def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-            return _of_cells(label_names, np.asarray(predictions), np.asarray(references))
-
-    return CellMetric(cache_dir=str(cache_root() / "evaluate"))
 
 
 def _of_cells(label_names: Sequence[str], probabilities: np.ndarray, references: np.ndarray) -> dict[str, Any]:
@@ -110,37 +82,3 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
             "accuracy": float(correct[rows].mean()),
         }
     return {"cells": len(predictions.cell_ids), **metrics, "subjects": per_subject}
-
-
-def class_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure each class by itself and against all others, from what `measure` gives.
-
-    One-vs-rest accuracy is that of deciding whether a cell is of one class. A wrong prediction is wrong for two of the
-    K classes only, so with four classes its mean shows half the error rate: a published accuracy far above the recall
-    beside it may be this metric.
-
-    Returns:
-        notice, cells, accuracy, balanced_accuracy; `classes`: name → precision, recall (sensitivity), specificity, f1,
-        one_vs_rest_accuracy (shares, 0–1; specificity is None where all cells are of the class) and support; and
-        `mean` of those shares over the classes that were tested.
-    """
-    matrix, cells = metrics["confusion_matrix"], metrics["cells"]
-    classes = {}
-    for k, (name, of_class) in enumerate(metrics["per_class"].items()):
-        others, taken_for_it = cells - sum(matrix[k]), sum(row[k] for row in matrix) - matrix[k][k]
-        missed = sum(matrix[k]) - matrix[k][k]
-        classes[name] = {
-            **{key: of_class[key] for key in ("precision", "recall")},
-            "specificity": (others - taken_for_it) / others if others else None,
-            "f1": of_class["f1"],
-            "one_vs_rest_accuracy": (cells - taken_for_it - missed) / cells,
-            "support": of_class["support"],
-        }
-    tested = [row for row in classes.values() if row["support"]]
-    known = {key: [row[key] for row in tested if row[key] is not None] for key in tested[0] if key != "support"}
-    return {
-        "notice": RESEARCH_NOTICE,
-        **{key: metrics[key] for key in ("cells", "accuracy", "balanced_accuracy")},
-        "classes": classes,
-        "mean": {key: sum(values) / len(values) if values else None for key, values in known.items()},
-    }

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 from PIL import Image
@@ -37,9 +37,6 @@ from leukoscope.inference.prediction import (
 from leukoscope.inference.runtime import AUTO, F32, Runtime, usable_cores
 from leukoscope.inference.tta import VIEWS, disagreement, turned, turned_back
 from leukoscope.models.release import OOD, ReleaseInfo, local_release, read_release
-
-if TYPE_CHECKING:
-    from leukoscope.inference.subject import SubjectPrediction
 
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | EncodedImage | bytes | bytearray | memoryview
 _ONE = (str, os.PathLike, Image.Image, np.ndarray, EncodedImage, bytes, bytearray, memoryview)
@@ -239,21 +236,6 @@ class Predictor:
                 for cell in framed:
                     yield cell if isinstance(cell, UnreadableImage) else next(predictions)
                 start = time.perf_counter()
-
-    def predict_subject(
-        self, images: Iterable[Picture], *, name: str = "", batch_size: int = BATCH
-    ) -> SubjectPrediction:
-        """Make one prediction for a subject, called `name`, from pictures of that subject's cells, as for a call.
-
-        Raises:
-            LeukoscopeError: the release was not measured by subject, or no picture.
-            UnreadableImage: for the first picture that cannot be used.
-        """
-        from leukoscope.inference.subject import SubjectRule, without_copies
-
-        rule = SubjectRule.of_release(self.release)
-        predictions = self([images] if isinstance(images, _ONE) else images, batch_size=batch_size)
-        return rule.predict_cells([predictions[number] for number in without_copies(predictions)], subject=name)
 
     def _frame(self, keep: bool, given: _Opened | UnreadableImage | tuple[int, Any]) -> _Framed | UnreadableImage:
         """Open a picture, frame it, and check what can be checked before the network has seen it."""

@@ -16,7 +16,6 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSED, TOO_FEW_CELLS
 
 if TYPE_CHECKING:
-    from leukoscope.inference.prediction import Prediction
     from leukoscope.models.release import ReleaseInfo
 
 MOST_REFUSED = 0.5
@@ -205,11 +204,6 @@ class SubjectRule:
         low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(low), float(high)
 
-    def predict_cells(self, cells: Sequence[Prediction], *, subject: str = "") -> SubjectPrediction:
-        """Predict for one subject from the predictions of its cells; as `predict`."""
-        probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
-        return self.predict(probabilities, [cell.outcome for cell in cells], subject=subject)
-
     def predict(self, probabilities: np.ndarray, outcomes: Sequence[str], *, subject: str = "") -> SubjectPrediction:
         """Predict for one subject, called `subject`; an error without a cell.
 
@@ -249,11 +243,3 @@ class SubjectRule:
             share_positive=share,
             rule=self,
         )
-
-
-def without_copies(predictions: Sequence[Prediction]) -> list[int]:
-    """Return the indices of the pictures that differ: a copy adds nothing to what is known of a subject."""
-    first: dict[str, int] = {}
-    for number, prediction in enumerate(predictions):
-        first.setdefault(prediction.pixel_hash or str(number), number)
-    return list(first.values())

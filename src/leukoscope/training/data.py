@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default_convert
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, default_convert
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmenter, View, in_view
@@ -127,11 +127,14 @@ class WholeSteps(BatchSampler):
 
 
 def training_loader(
-    cells: CellDataset, batch_size: int, accelerator: Accelerator, sampler: Sampler[int]
+    cells: CellDataset, subjects: Sequence[str], shown: int, recipe: Recipe, accelerator: Accelerator, seed: int
 ) -> DataLoader[Any]:
-    """Batches of an epoch in whole optimiser steps, to be prepared by Accelerate; `batch_size` is per process."""
+    """Batches of an epoch that shows `shown` cells, in whole optimiser steps, to be prepared by Accelerate."""
+    sampler: Sampler[int] = RandomSampler(cells, num_samples=shown)
+    if recipe.sampling != "cells":
+        sampler = SubjectBalancedSampler(cells.labels[cells.rows], subjects, seed, size=shown)
     batches_per_step = accelerator.num_processes * accelerator.gradient_accumulation_steps
-    return _loader(cells, accelerator, batch_sampler=WholeSteps(sampler, batch_size, batches_per_step))
+    return _loader(cells, accelerator, batch_sampler=WholeSteps(sampler, recipe.train_batch_size, batches_per_step))
 
 
 def prediction_loader(cells: CellDataset, batch_size: int, accelerator: Accelerator) -> DataLoader[Any]:

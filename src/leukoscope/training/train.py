@@ -58,6 +58,7 @@ PRECISIONS = ("no", "fp16", "bf16")
 _MEASURED_CELLS = 64
 # How torchrun, `accelerate launch` and three kinds of MPI tell a process how many they started.
 _LAUNCHED = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_LAUNCHED_PRECISION = "ACCELERATE_MIXED_PRECISION"
 # glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -243,16 +244,14 @@ def cpu_has_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
-    """Make the accelerator for CPU, GPU or several, and print its precision and what chose it.
+def choose_precision(config: TrainingConfig, recipe: Recipe, on_gpu: bool) -> tuple[str, str, bool]:
+    """Return the precision of training, what chose it, and whether this device only emulates bf16.
 
     Raises:
-        LeukoscopeError: an unknown precision, or one that this device does not have; or processes that a launcher
-            started and that do not know of each other.
+        LeukoscopeError: an unknown precision, or one that this device does not have.
     """
     # `accelerate launch` always sets it: to "no" where neither its flag nor its configuration names one.
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    on_gpu = torch.cuda.is_available() and not must_use_cpu()
+    launched = os.environ.get(_LAUNCHED_PRECISION)
     # Convolutions in bf16 need a GPU of compute capability 8.0; older ones are slow in it or fail.
     emulated = not (torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16())
     if on_gpu:
@@ -271,6 +270,17 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
         raise LeukoscopeError(f"{flag} {precision}: unknown here; give one of {', '.join(PRECISIONS)}")
     if precision == "fp16" and not on_gpu:
         raise LeukoscopeError(f"{flag} fp16: needs a GPU, and this run has none; give bf16 or no")
+    return precision, why, emulated
+
+
+def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
+    """Make the accelerator for CPU, GPU or several, and print its precision and what chose it.
+
+    Raises:
+        LeukoscopeError: as `choose_precision`; or processes that a launcher started and that do not know of each other.
+    """
+    on_gpu = torch.cuda.is_available() and not must_use_cpu()
+    precision, why, emulated = choose_precision(config, recipe, on_gpu)
     forbid_tf32()  # validation and prediction are to be a release's
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
@@ -316,7 +326,7 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
             "build for this GPU, or set ACCELERATE_USE_CPU=true"
         ) from None
     # `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
-    if launched and accelerator.device.type == "cpu" and torch.get_num_threads() == 1:
+    if os.environ.get(_LAUNCHED_PRECISION) and accelerator.device.type == "cpu" and torch.get_num_threads() == 1:
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, usable_cores() // local_processes))
     return accelerator

@@ -16,7 +16,6 @@ from accelerate.utils import AutocastKwargs, broadcast
 from torch import nn
 from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import RandomSampler, Sampler
 from transformers import get_scheduler
 
 from leukoscope import LeukoscopeError
@@ -30,7 +29,6 @@ from leukoscope.progress import note, track
 from leukoscope.training.checkpoint import Checkpoints, Interrupted, StopRequest, TrainingState
 from leukoscope.training.data import (
     CellDataset,
-    SubjectBalancedSampler,
     make_inputs,
     memory_errors,
     prediction_loader,
@@ -44,8 +42,6 @@ _VALIDATION_METRICS = (
     *("loss", "accuracy", "balanced_accuracy", "f1_weighted", "auroc"),
     *("balanced_accuracy_by_subject", "auroc_by_subject"),
 )
-
-
 _BATCHES_BETWEEN_CHECKS = 50
 
 
@@ -171,11 +167,7 @@ class Trainer:
         passes = recipe.num_train_epochs * (shown + len(split.validation)) + len(split.test)
         self.inputs = make_inputs(accelerator, network, cells, recipe, seed, passes=passes if cache_features else 0)
         train = CellDataset(self.inputs, cells.labels, rows)
-        sampler: Sampler[int] = RandomSampler(train, num_samples=shown)
-        if recipe.sampling != "cells":
-            subjects = [cells.subjects[row] for row in rows]
-            sampler = SubjectBalancedSampler(cells.labels[rows], subjects, seed, size=shown)
-        loader = training_loader(train, recipe.train_batch_size, accelerator, sampler)
+        loader = training_loader(train, [cells.subjects[row] for row in rows], shown, recipe, accelerator, seed)
         self.steps_per_epoch = len(loader) // (accelerator.num_processes * accelerator.gradient_accumulation_steps)
         optimizer = self.create_optimizer()
         scheduler = make_scheduler(optimizer, recipe, recipe.num_train_epochs * self.steps_per_epoch)

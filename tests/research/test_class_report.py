@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from leukoscope import RESEARCH_NOTICE
-from leukoscope.evaluation.metrics import class_report
+from research.prior_systems import class_report
 
 # Four classes of ten cells; two Early taken for Pre, one Pre for Pro.
 MATRIX = [[10, 0, 0, 0], [0, 8, 2, 0], [0, 0, 9, 1], [0, 0, 0, 10]]
 NAMES = ("Benign", "Early", "Pre", "Pro")
-FIGURES = {
+FIGURES: dict[str, Any] = {
     "cells": 40,
     "accuracy": 37 / 40,
     "balanced_accuracy": 37 / 40,
@@ -31,15 +32,14 @@ def test_one_vs_rest_halves_the_error_of_four_classes() -> None:
     report = class_report(FIGURES)
     assert report["classes"]["Early"]["one_vs_rest_accuracy"] == pytest.approx(38 / 40)
     assert report["classes"]["Pre"]["specificity"] == pytest.approx(28 / 30)
-    assert report["mean"]["one_vs_rest_accuracy"] == pytest.approx(1 - (1 - report["accuracy"]) / 2)
-    assert report["notice"] == RESEARCH_NOTICE
+    assert report["mean"]["one_vs_rest_accuracy"] == pytest.approx(1 - (1 - FIGURES["accuracy"]) / 2)
 
 
 def test_two_classes_need_no_one_vs_rest_accuracy_of_their_own() -> None:
     per_class = {name: {"precision": 0.8, "recall": 0.8, "f1": 0.8, "support": 10} for name in ("ALL", "HEM")}
     figures = FIGURES | {"cells": 20, "accuracy": 0.8, "per_class": per_class, "confusion_matrix": [[8, 2], [2, 8]]}
     report = class_report(figures)
-    assert report["mean"]["one_vs_rest_accuracy"] == pytest.approx(report["accuracy"])
+    assert report["mean"]["one_vs_rest_accuracy"] == pytest.approx(0.8)
     assert report["classes"]["ALL"]["specificity"] == pytest.approx(0.8)
 
 
