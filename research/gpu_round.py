@@ -122,7 +122,7 @@ def _run(command: list[str], log: Path, seconds: float) -> dict[str, object]:
                     os.killpg(process.pid, number)
                     process.wait(SECONDS_TO_STOP)
                     break
-    lines = log.read_text(errors="replace").strip().splitlines() or [""]
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
     return {"outcome": outcome, "seconds": round(time.monotonic() - started, 1), "last_line": lines[-1][:300]}
 
 

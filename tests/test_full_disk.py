@@ -37,12 +37,13 @@ SUBJECT_RULE = {
         "error_rate": {"share": 0.05, "low": 0.01, "high": 0.2},
     },
 }
+CELLS = ("--dataset_name", "imagefolder", "--train_dir", "cells")
 SUBJECTS = ("--subject_pattern", r"(?P<subject>\w+)_")
 FIELD = ("smear", "release", "field.png", "--um_per_pixel", "0.2")
 SCORE = ("score", "release", "--input", "cells")
 EXPORT = ("release", "export", "release", "--output", "OUT/graph", "--format")
 TRAIN = (
-    *("train", "--dataset_name", "imagefolder", "--train_dir", "cells", *SUBJECTS, "--split", "subject-cv"),
+    *("train", *CELLS, *SUBJECTS, "--split", "subject-cv"),
     *("--num_folds", "3", "--no_validation", "--image_size", "32", "--num_train_epochs", "1", "--from_scratch"),
     *("--per_device_train_batch_size", "4", "--override", "block_config=[2,2,2,2]", "--mixed_precision", "no"),
 )
@@ -51,7 +52,7 @@ REPLACING: dict[str, Sequence[str]] = {
     "maps": ("predict", "release", "cell.png", "--explain", "OUT/maps"),
     "overlay": (*FIELD, "--output", "OUT/overlays"),
     "crops": (*FIELD, "--crops", "OUT/crops"),
-    "evaluation": ("evaluate", "--predictions", str(PREDICTIONS), "--output", "OUT/evaluation"),
+    "evaluation": ("evaluate", "release", *CELLS, *SUBJECTS, "--output", "OUT/evaluation"),
     "audit": ("audit", "cells", *SUBJECTS, "--output", "OUT/audit"),
     "card": ("release", "card", "OUT/release"),
     **{name: (*EXPORT, name) for name in ("openvino", "onnx")},

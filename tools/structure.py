@@ -2,7 +2,7 @@
 
 Lines by package beside their budget, flags of training, dependencies, long files and functions; the files that one
 prediction, one training of seconds and one click in the demo run through. tests/docs/test_structure.py asserts that no
-import is part of a circle and that no word of `REMOVED_WORDS` is in a text for readers.
+import is part of a circle.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sys
 import tempfile
 import threading
 import tomllib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from graphlib import CycleError, TopologicalSorter
@@ -46,9 +45,6 @@ BESIDE = {"tests": 25_000, "research": 6_200, "tools": 450}
 PAGE_SUFFIXES, PAGE_LINES = (".js", ".css", ".html", ".json"), 900
 # At most so many files entered.
 TRACES = {"one prediction": 11, "one training": 28, "one click": 14}
-
-# Words that must not be in a text for readers.
-REMOVED_WORDS = ("room", "rooms", "house", "shelf", "guard", "verdict")
 
 
 def modules(source: Path = ROOT / "src") -> dict[str, Path]:
@@ -106,57 +102,25 @@ def long_functions(path: Path) -> Iterator[tuple[str, int]]:
                 yield node.name, lines
 
 
-def public_texts(root: Path = ROOT) -> dict[str, str]:
-    """Place → text for readers: README, CONTRIBUTING, docs/ without code, and docstrings of public names."""
-    pages = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]
-    texts = {str(page.relative_to(root)): _prose(page.read_text(encoding="utf-8")) for page in pages}
-    for name, path in modules(root / "src").items():
-        texts |= {f"{name}.{of}": text for of, text in _docstrings(ast.parse(path.read_text(encoding="utf-8")))}
-    return texts
-
-
-def _prose(page: str) -> str:
-    without_blocks = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
-    # Generated tables quote committed results.
-    without_tables = re.sub(r"<!-- (\S+): rendered by .*?<!-- end of \1 -->", "", without_blocks, flags=re.DOTALL)
-    return re.sub(r"`[^`\n]*`", "", without_tables)
-
-
-def _docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    yield "__doc__", _prose(ast.get_docstring(tree) or "")
-    pending: list[tuple[str, ast.AST]] = [("", tree)]
-    while pending:
-        prefix, parent = pending.pop()
-        for node in ast.iter_child_nodes(parent):
-            named = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-            if named and not node.name.startswith("_"):  # type: ignore[attr-defined]
-                name = f"{prefix}{node.name}"  # type: ignore[attr-defined]
-                yield name, _prose(ast.get_docstring(node) or "")  # type: ignore[arg-type]
-                if isinstance(node, ast.ClassDef):
-                    pending.append((f"{name}.", node))
-
-
-def word_counts(texts: Mapping[str, str], words: Sequence[str]) -> dict[str, Counter[str]]:
-    """Word → place → how often it is there."""
-    found: dict[str, Counter[str]] = {}
-    for word in words:
-        pattern = re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE)
-        counts = Counter({place: len(pattern.findall(text)) for place, text in texts.items()})
-        found[word] = +counts
-    return found
-
-
 # Comprehensions have frames of their own before Python 3.12.
 _NO_FUNCTIONS = ("<module>", "<listcomp>", "<dictcomp>", "<setcomp>")
 
 
 def traced(call: Callable[[], object]) -> list[str]:
-    """Run a call; the files below src/leukoscope whose functions it ran, on any thread, in the order of entry."""
+    """Run a call; the files below src/leukoscope whose functions it ran, on any thread, in the order of entry.
+
+    What a module calls while it is imported, such as the registry of data sets, is not counted.
+    """
     source, entered = str(SOURCE), dict[str, None]()
 
     def note(frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
         if event == "call" and code.co_filename.startswith(source) and code.co_name not in _NO_FUNCTIONS:
+            above: FrameType | None = frame
+            while above is not None:
+                if above.f_code.co_name == "<module>" and above.f_code.co_filename.startswith(source):
+                    return
+                above = above.f_back
             entered[code.co_filename.removeprefix(source)[1:]] = None
 
     threading.setprofile(note)

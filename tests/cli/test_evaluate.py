@@ -1,4 +1,4 @@
-"""`leukoscope evaluate` must judge any model or kept answers, write its report, and say when it was no test."""
+"""`leukoscope evaluate` must judge any release, write its report, and say when it was no test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.synthetic import draw_cell
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
-OUT_OF_FOLD = RELEASE / "predictions" / "subject_cv.parquet"
 Flags = tuple[str, str, str, Path, str, str]
 
 
@@ -43,22 +42,6 @@ def error_of(result: Any) -> str:
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     return line.removeprefix("error: ")
-
-
-def test_kept_answers_are_judged_without_any_picture(tmp_path: Path) -> None:
-    result = run("--predictions", OUT_OF_FOLD, "--output", tmp_path)
-    assert result.exit_code == 0, result.output
-    report = json.loads((tmp_path / "evaluation.json").read_text())
-    assert report["estimates"] == "recipe (cross-validated)"
-    assert report["metrics"]["cells"] == 7779 and report["training_overlap"]["verdict"] == "good"
-    row = next(line for line in result.stdout.splitlines() if "balanced accuracy" in line)
-    assert f"{report['figures']['balanced_accuracy']:.3f}" in row
-    subjects = report["metrics"]["subjects"]
-    worst = min(subjects, key=lambda name: subjects[name]["accuracy"])
-    assert "no subject stands on both sides" in result.stdout
-    assert f"| {worst} | {subjects[worst]['label']} | " in result.stdout
-    assert RESEARCH_NOTICE in result.stdout
-    assert (tmp_path / "evaluation.md").read_text().strip() == result.stdout.strip()
 
 
 def test_the_classes_are_read_from_the_column_that_is_named(tiny_release: Path, cells: Flags, tmp_path: Path) -> None:
@@ -92,6 +75,12 @@ def test_a_model_is_asked_about_the_test_side_of_a_split(tiny_release: Path, cel
     assert len(CellPredictions.load(tmp_path / "predictions.parquet").cell_ids) == 5
     assert "What trained these weights is not recorded" in result.stdout
     assert "The release gives a class to " in result.stdout
+    row = next(line for line in result.stdout.splitlines() if "balanced accuracy" in line)
+    assert f"{report['figures']['balanced_accuracy']:.3f}" in row
+    subjects = report["metrics"]["subjects"]
+    worst = min(subjects, key=lambda name: subjects[name]["accuracy"])
+    assert f"| {worst} | {subjects[worst]['label']} | " in result.stdout and RESEARCH_NOTICE in result.stdout
+    assert (tmp_path / "evaluation.md").read_text().strip() == result.stdout.strip()
     assert "only subject" in report["intervals"]["by_subject_missing"], "one subject a class is no sample"
 
 
@@ -129,9 +118,6 @@ def test_a_class_in_label_map_that_the_model_lacks_or_that_has_two_names_is_refu
     assert error_of(run(tiny_release, *cells, "--label_map", "blast=ALL")) == (
         "--label_map blast=ALL: 'blast' is no class of the model, which has ALL, HEM; correct or leave it out"
     )
-    assert error_of(run("--predictions", "p", "--label_map", "blast=ALL")) == (
-        "--label_map blast=ALL: 'blast' is without effect: no model is run; correct or leave it out"
-    )
     twice = ("--label_map", "ALL=ALL", "--label_map", "ALL=HEM")
     assert error_of(run(tiny_release, *cells, *twice)) == (
         "--label_map ALL=HEM: ALL is already ALL; give one of the two"
@@ -141,21 +127,6 @@ def test_a_class_in_label_map_that_the_model_lacks_or_that_has_two_names_is_refu
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((), "leukoscope evaluate: give a MODEL, or --predictions FILE.parquet; one of the two"),
-        (
-            ("m", "--predictions", "p"),
-            "leukoscope evaluate: give a MODEL, or --predictions FILE.parquet; one of the two",
-        ),
-        (("a.parquet",), "a.parquet: is no model; give a file of predictions as --predictions a.parquet"),
-        (("m",), "leukoscope evaluate: name the labelled cells, with --dataset_name NAME --train_dir DIR"),
-        (
-            ("--predictions", "p", "--split", "subject"),
-            "the flags of a data set (--train_dir, --labels, --split …) need --dataset_name",
-        ),
-        (
-            ("--predictions", "p", "--label_column_name", "diagnosis"),
-            "the flags of a data set (--train_dir, --labels, --split …) need --dataset_name",
-        ),
         (
             ("m", "--dataset_name", "phantoms", "--label_map", "blast"),
             "--label_map blast: write the model's class, =, and ours, like blast=ALL",
@@ -166,7 +137,6 @@ def test_a_class_in_label_map_that_the_model_lacks_or_that_has_two_names_is_refu
             "network, or give a "
             "release folder",
         ),
-        (("--predictions", "none.parquet"), "none.parquet: no such file; give a predictions.parquet"),
     ],
 )
 def test_a_wrong_question_ends_in_one_line(arguments: tuple[str, ...], expected: str) -> None:
@@ -176,7 +146,7 @@ def test_a_wrong_question_ends_in_one_line(arguments: tuple[str, ...], expected:
 def test_help_names_the_flags() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    for flag in ("--predictions", "--label_map", "--max_eval_samples", "--split_file"):
+    for flag in ("--label_map", "--max_eval_samples", "--split_file"):
         assert flag in result.stdout
 
 

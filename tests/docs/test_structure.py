@@ -1,4 +1,4 @@
-"""The source has no import circle, and texts for readers use standard words."""
+"""The source has no import circle, and `make structure` counts and traces what it says."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ import pytest
 import structure
 
 from leukoscope import Predictor
-
-# A key of evaluation.json and the fields named after it.
-KNOWN_PLACES = {"leukoscope.evaluation.evaluate.training_overlap"}
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -72,20 +69,3 @@ def test_long_functions_are_found(tmp_path: Path) -> None:
 def test_imports_inside_functions_are_counted(tmp_path: Path) -> None:
     (tmp_path / "m.py").write_text("import a\n\n\ndef f():\n    import b\n\n    def g():\n        from c import d\n")
     assert structure.imports_in_functions(tmp_path / "m.py") == 2
-
-
-def test_no_text_for_readers_uses_a_removed_word() -> None:
-    found = structure.word_counts(structure.public_texts(), structure.REMOVED_WORDS)
-    places = {f"{word}: {place}" for word, counts in found.items() for place in counts if place not in KNOWN_PLACES}
-    assert not places
-
-
-def test_a_removed_word_is_found_in_a_page_and_in_a_docstring(tmp_path: Path) -> None:
-    write(tmp_path / "src", {"__init__.py": "", "m.py": 'class C:\n    def f(self):\n        """The Verdict."""\n'})
-    for name, text in {"README.md": "Rooms.", "CONTRIBUTING.md": "`room`\n```\nroom\n```\n"}.items():
-        (tmp_path / name).write_text(text)
-    found = structure.word_counts(structure.public_texts(tmp_path), structure.REMOVED_WORDS)
-    assert {word: dict(places) for word, places in found.items() if places} == {
-        "rooms": {"README.md": 1},
-        "verdict": {"leukoscope.m.C.f": 1},
-    }

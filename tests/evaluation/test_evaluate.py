@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -12,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -26,9 +22,7 @@ from leukoscope.data.registry import dataset_info
 from leukoscope.data.splits import make_split
 from leukoscope.evaluation.evaluate import (
     SelectedCells,
-    keep_cells,
     match_labels,
-    predictions_in_file,
     predictions_of_model,
     select_cells,
     training_overlap,
@@ -36,7 +30,7 @@ from leukoscope.evaluation.evaluate import (
 from leukoscope.evaluation.overlap import KnownCells
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.prediction import Decision, Prediction
-from leukoscope.models.release import ReleaseInfo, write_json
+from leukoscope.models.release import ReleaseInfo
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +86,7 @@ def test_without_a_split_every_cell_is_predicted(phantoms: LoadedCells, everythi
     assert list(answered.predictions.cell_ids) == phantoms.train["cell_id"][:]
     assert answered.predictions.subjects == tuple(phantoms.train["subject"][:])
     assert answered.predictions.references.tolist() == phantoms.train["label"][:]
-    assert (answered.name, answered.revision, answered.estimates) == ("house/bright", "abc", "these weights")
+    assert (answered.name, answered.revision) == ("house/bright", "abc")
 
 
 def test_a_split_asks_about_its_test_side(phantoms: LoadedCells, tmp_path: Path) -> None:
@@ -273,94 +267,6 @@ def test_class_folders_with_splits_of_their_own_are_told_how_to_test_only_the_te
     found = training_overlap(metrics, predictions_for(every), every, KnownCells())
     assert found["verdict"] == "bad"
     assert found["statement"].endswith("not a test. --split given tests the cells of the test split alone.")
-
-
-@pytest.fixture
-def kept(everything: SelectedCells, tmp_path: Path) -> Path:
-    """Answers in a release, with the blocks that describe them."""
-    (tmp_path / "predictions").mkdir()
-    predictions = predictions_for(everything)
-    blocks = [
-        {
-            "name": name,
-            "estimates": f"recipe ({name})",
-            "split": {"disjoint_by": group, "detail": "five folds"},
-            "metrics": {"cells": len(predictions.cell_ids)},
-        }
-        for name, group in (("subject_cv", "subject"), ("random", "cell"))
-    ]
-    write_json(tmp_path / "metrics.json", {"evaluations": blocks})
-    for block in blocks:
-        predictions.save(tmp_path / "predictions" / f"{block['name']}.parquet")
-    return tmp_path / "predictions"
-
-
-def test_a_file_in_a_release_says_what_it_estimates(kept: Path) -> None:
-    honest, random = predictions_in_file(kept / "subject_cv.parquet"), predictions_in_file(kept / "random.parquet")
-    assert (honest.estimates, honest.overlap["verdict"]) == ("recipe (subject_cv)", "good")
-    assert honest.overlap["statement"] == "five folds: no subject stands on both sides."
-    assert (random.estimates, random.overlap["verdict"]) == ("recipe (random)", "bad")
-    assert "subjects on both sides" in random.overlap["statement"]
-
-
-def test_a_file_of_unknown_origin_is_not_called_tested(kept: Path, tmp_path: Path) -> None:
-    alone = tmp_path / "elsewhere" / "predictions.parquet"
-    alone.parent.mkdir()
-    shutil.copy(kept / "subject_cv.parquet", alone)
-    found = predictions_in_file(alone)
-    assert (found.estimates, found.overlap["verdict"]) == ("the model behind predictions.parquet", "warning")
-
-
-def test_a_file_is_recorded_wherever_it_is_named_from(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(kept)
-    assert predictions_in_file(Path("subject_cv.parquet")).estimates == "recipe (subject_cv)"
-
-
-def test_predictions_of_cell_size_alone_are_not_a_runs_own(kept: Path, tmp_path: Path) -> None:
-    metrics = json.loads((kept.parent / "metrics.json").read_text())
-    metrics["evaluations"] = [{**metrics["evaluations"][0], "name": "test"}]
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    for name in ("predictions", "size_only_predictions"):
-        shutil.copy(kept / "subject_cv.parquet", tmp_path / f"{name}.parquet")
-    own = predictions_in_file(tmp_path / "predictions.parquet")
-    assert own.overlap["verdict"] == "good"
-    size = predictions_in_file(tmp_path / "size_only_predictions.parquet")
-    assert (size.estimates, size.overlap["verdict"]) == ("the model behind size_only_predictions.parquet", "warning")
-
-
-def test_predictions_to_other_cells_are_left_out_and_counted(kept: Path, phantoms: LoadedCells) -> None:
-    asked = select_cells(phantoms, "subject")
-    found = predictions_in_file(kept / "subject_cv.parquet", asked)
-    assert set(found.predictions.cell_ids) == set(asked.split.test)
-    less = len(phantoms.train) - len(asked.split.test)
-    assert found.left_out == (f"{less} predictions in subject_cv.parquet: not among the selected cells",)
-
-
-def test_a_file_that_contradicts_the_data_is_refused(everything: SelectedCells, tmp_path: Path) -> None:
-    predictions = predictions_for(everything)
-    path = tmp_path / "wrong.parquet"
-    replace(predictions, references=1 - predictions.references).save(path)
-    with pytest.raises(
-        LeukoscopeError, match=f"{path}: cell {predictions.cell_ids[0]} is .* there and .* in the data set"
-    ):
-        predictions_in_file(path, everything)
-
-
-def test_what_is_no_file_of_predictions_says_so(tmp_path: Path) -> None:
-    (tmp_path / "x.parquet").write_text("no parquet")
-    with pytest.raises(LeukoscopeError, match="x.parquet: cannot be read as predictions .*; give a"):
-        predictions_in_file(tmp_path / "x.parquet")
-    pq.write_table(pa.table({"cell_id": ["a"]}), tmp_path / "scores.parquet")
-    with pytest.raises(LeukoscopeError, match=r"it has no column '\w+'; a table of `leukoscope score` has no true cl"):
-        predictions_in_file(tmp_path / "scores.parquet")
-    with pytest.raises(LeukoscopeError, match="none.parquet: no such file; give a predictions.parquet"):
-        predictions_in_file(tmp_path / "none.parquet")
-
-
-def test_only_keeps_the_named_cells_in_their_order(everything: SelectedCells) -> None:
-    predictions = predictions_for(everything)
-    wanted = (predictions.cell_ids[7], predictions.cell_ids[2], "unknown")
-    assert keep_cells(predictions, wanted).cell_ids == (predictions.cell_ids[2], predictions.cell_ids[7])
 
 
 def test_classes_meet_by_name_whatever_the_case() -> None:

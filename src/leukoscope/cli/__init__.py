@@ -31,7 +31,7 @@ leukoscope patient my-release one_subject --output subjects.csv
 leukoscope score my-release --input my_cells --output cells.parquet
 leukoscope score my-release --input cells.csv --output scores.csv
 leukoscope evaluate my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --split subject
-leukoscope evaluate --predictions my-release/predictions/subject_cv.parquet --output report
+leukoscope evaluate my-release --dataset_name imagefolder --train_dir my_cells --label_map ALL=blast
 leukoscope audit C-NMC_Leukemia --output audit
 leukoscope audit my_cells --subject_pattern '(?P<subject>P.+)_' --quick
 leukoscope release export my-release --output graph

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import options
@@ -18,8 +18,8 @@ from leukoscope.progress import progress
 
 
 def evaluate(
-    model: Annotated[str | None, Argument(metavar="MODEL", help="Release: folder, name or Hub id.")] = None,
-    dataset_name: options.DatasetName = "",
+    model: options.Model,
+    dataset_name: options.DatasetName,
     train_dir: options.TrainDir = None,
     subject_pattern: options.SubjectPattern = None,
     labels: options.Labels = None,
@@ -29,7 +29,6 @@ def evaluate(
         Path | None, Option("--split_file", metavar="FILE", help="Test on the test side of this split.json.")
     ] = None,
     seed: Annotated[int, Option(min=0, help="Of the split, of --max_eval_samples and of the bootstrap samples.")] = 0,
-    predictions: Annotated[Path | None, Option(metavar="FILE", help="Evaluate this predictions.parquet.")] = None,
     label_map: Annotated[
         list[str] | None,
         Option("--label_map", metavar="THEIRS=OURS", help="The model's name of a class, and ours; repeatable."),
@@ -47,36 +46,26 @@ def evaluate(
 
     Writes evaluation.json, the same as a page of Markdown, and the predictions.
     """
-    from leukoscope.evaluation.evaluate import (
-        build_evaluation,
-        open_model,
-        predictions_in_file,
-        predictions_of_model,
-        select_cells,
-    )
+    from leukoscope.evaluation.evaluate import build_evaluation, open_model, predictions_of_model, select_cells
     from leukoscope.models.release import write_json
     from leukoscope.reports.evaluation import evaluation_text
 
-    column = label_column_name if label_column_name != "label" else None
-    of_data = (train_dir, subject_pattern, labels, column, split, split_file, max_eval_samples)
-    _check_sources(model, predictions, dataset_name, of_data)
     names = _label_names(label_map or ())
     require_writable(output or Path("evaluations"))
-
     # The model first: an error about it is shown at once, not after the data set is read.
-    predictor = open_model(model, device) if model else None
-    _check_label_names(names, predictor.labels if predictor else ())
-    cells = None
-    if dataset_name:
-        data = load_reported(dataset_name, train_dir, subject_pattern, labels, label_column_name)
-        cells = select_cells(data, split, split_file, seed=seed, at_most=max_eval_samples)
-    if predictor is not None and cells is not None:
-        predicted = predictions_of_model(predictor, cells, label_map=names, batch_size=batch_size)
-    else:
-        predicted = predictions_in_file(Path(predictions or ""), cells)
+    predictor = open_model(model, device)
+    for theirs, ours in names.items():
+        if theirs.casefold() not in {label.casefold() for label in predictor.labels}:
+            raise LeukoscopeError(
+                f"--label_map {theirs}={ours}: {theirs!r} is no class of the model, which has "
+                f"{', '.join(predictor.labels)}; correct or leave it out"
+            )
+    data = load_reported(dataset_name, train_dir, subject_pattern, labels, label_column_name)
+    cells = select_cells(data, split, split_file, seed=seed, at_most=max_eval_samples)
+    predicted = predictions_of_model(predictor, cells, label_map=names, batch_size=batch_size)
     with progress("computing metrics and intervals"):
         evaluation = build_evaluation(predicted, cells, seed=seed)
-    folder = output or Path("evaluations") / re.sub(r"[^\w.-]+", "-", predicted.name.removesuffix(".parquet"))
+    folder = output or Path("evaluations") / re.sub(r"[^\w.-]+", "-", predicted.name)
     text = evaluation_text(evaluation)
     with disk_errors(f"{folder}: the evaluation cannot be written there", "name another --output"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,17 +73,6 @@ def evaluate(
         write_json(folder / "evaluation.json", evaluation)
         write_atomic(folder / "evaluation.md", text)
     typer.echo((folder / "evaluation.json").read_text(encoding="utf-8") if as_json else text)
-
-
-def _check_sources(model: str | None, predictions: Path | None, dataset_name: str, of_data: tuple[object, ...]) -> None:
-    if (model is None) == (predictions is None):
-        raise LeukoscopeError("leukoscope evaluate: give a MODEL, or --predictions FILE.parquet; one of the two")
-    if model and model.endswith(".parquet"):
-        raise LeukoscopeError(f"{model}: is no model; give a file of predictions as --predictions {model}")
-    if not dataset_name and any(of_data):
-        raise LeukoscopeError("the flags of a data set (--train_dir, --labels, --split …) need --dataset_name")
-    if not dataset_name and model:
-        raise LeukoscopeError("leukoscope evaluate: name the labelled cells, with --dataset_name NAME --train_dir DIR")
 
 
 def _label_names(label_map: Sequence[str]) -> dict[str, str]:
@@ -107,15 +85,6 @@ def _label_names(label_map: Sequence[str]) -> dict[str, str]:
         if (other := names.setdefault(theirs, ours)) != ours:
             raise LeukoscopeError(f"--label_map {pair}: {theirs} is already {other}; give one of the two")
     return names
-
-
-def _check_label_names(names: Mapping[str, str], known: Sequence[str]) -> None:
-    for theirs, ours in names.items():
-        if theirs.casefold() not in {label.casefold() for label in known}:
-            problem = "without effect: no model is run"
-            if known:
-                problem = f"no class of the model, which has {', '.join(known)}"
-            raise LeukoscopeError(f"--label_map {theirs}={ours}: {theirs!r} is {problem}; correct or leave it out")
 
 
 def protocol(

@@ -1,4 +1,4 @@
-"""Predictions to be measured, from a model run on labelled cells now or from a file kept earlier.
+"""Predictions to be measured, from a release run on labelled cells.
 
 They come with what a reader must know: which model made them, what they estimate, and whether the tested subjects may
 have trained it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +31,7 @@ from leukoscope.evaluation.subjects import measure_subject_rule
 from leukoscope.inference.predictor import Predictor
 from leukoscope.inference.runtime import Runtime
 from leukoscope.models.hub_download import KNOWN_CELLS, find_release
-from leukoscope.models.release import folder_name, read_metrics, read_release
+from leukoscope.models.release import folder_name, read_release
 from leukoscope.progress import progress
 
 TEST_FOLD = "fold_1"
@@ -63,33 +63,28 @@ class ModelPredictions:
     """Predictions and where they come from.
 
     Attributes:
-        name, revision: of the model or file.
-        estimates: what metrics of them estimate.
+        name, revision: of the model.
         overlap: whether tested subjects trained the model; see `training_overlap`.
-        left_out: one line per cell that could not be predicted, or a reason for leaving some out.
-        metrics: the release's metrics.json, whose rule for subjects names its class as the predictions do; {} where
-            they are not from a release.
+        left_out: one line per cell that could not be predicted.
+        metrics: the release's metrics.json, whose rule for subjects names its class as the predictions do.
         unit: what `subjects` of the predictions stand for, "subject" or "block".
-        outcomes: of `leukoscope predict` for each cell of the predictions; () where the model is no release.
+        outcomes: of `leukoscope predict` for each cell of the predictions.
     """
 
     predictions: CellPredictions
     name: str
     revision: str
-    estimates: str
     overlap: Mapping[str, Any]
-    left_out: tuple[str, ...] = ()
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    unit: str = "subject"
-    outcomes: tuple[str, ...] = ()
+    left_out: tuple[str, ...]
+    metrics: Mapping[str, Any]
+    unit: str
+    outcomes: tuple[str, ...]
 
-    def decisions(self) -> dict[str, Any] | None:
-        """What `leukoscope predict` decides on these cells; None where the model is no release.
+    def decisions(self) -> dict[str, Any]:
+        """What `leukoscope predict` decides on these cells.
 
         `outcomes` counts the cells of each, `given` those that get a class, `right` the right ones of these.
         """
-        if not self.outcomes:
-            return None
         labels = self.predictions.label_names
         given = [(labels[k], named) for k, named in zip(self.predictions.references, self.outcomes, strict=True)]
         given = [pair for pair in given if pair[1] in labels]
@@ -100,7 +95,7 @@ class ModelPredictions:
         """Return what evaluation.json holds about the model."""
         return {
             "model": {"name": self.name, "revision": self.revision},
-            "estimates": self.estimates,
+            "estimates": "these weights",
             "training_overlap": dict(self.overlap),
         }
 
@@ -223,7 +218,6 @@ def predictions_of_model(
         predictions,
         name,
         release.revision,
-        estimates="these weights",
         overlap=training_overlap(metrics, predictions, cells, KnownCells.of_release(release.folder)),
         left_out=tuple(damaged),
         metrics=metrics,
@@ -232,40 +226,13 @@ def predictions_of_model(
     )
 
 
-def predictions_in_file(path: Path, cells: SelectedCells | None = None) -> ModelPredictions:
-    """Read the predictions that a run or a release kept, with what the metrics.json there records of them.
-
-    Where `cells` are given, these alone are kept, with the data set's subjects; a cell of another class is an error.
-    """
-    if not path.is_file():
-        raise LeukoscopeError(f"{path}: no such file; give a predictions.parquet")
-    try:
-        predictions = CellPredictions.load(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if isinstance(error, KeyError):
-            reason = f"it has no column {reason}; a table of `leukoscope score` has no true classes"
-        raise LeukoscopeError(f"{path}: cannot be read as predictions ({reason}); give a predictions.parquet") from None
-    estimates, overlap, unit = _recorded(path, len(predictions.cell_ids))
-    left_out: tuple[str, ...] = ()
-    if cells is not None:
-        kept = _with_subjects_of(keep_cells(predictions, cells.split.test), cells.data, path)
-        if less := len(predictions.cell_ids) - len(kept.cell_ids):
-            left_out = (f"{less:,} predictions in {path.name}: not among the selected cells",)
-        predictions, unit = kept, cells.data.info.group
-    return ModelPredictions(predictions, _public_name(str(path)), "", estimates, overlap, left_out, unit=unit)
-
-
-def build_evaluation(predicted: ModelPredictions, cells: SelectedCells | None, *, seed: int = 0) -> dict[str, Any]:
-    """Compute the content of evaluation.json.
-
-    Args:
-        cells: the cells that were predicted; None where only their predictions are at hand.
+def build_evaluation(predicted: ModelPredictions, cells: SelectedCells, *, seed: int = 0) -> dict[str, Any]:
+    """Compute the content of evaluation.json from the predictions of these cells.
 
     Raises:
         LeukoscopeError: not one cell was predicted.
     """
-    predictions, unreadable = predicted.predictions, cells.data.unreadable if cells else ()
+    predictions, unreadable = predicted.predictions, cells.data.unreadable
     if not predictions.cell_ids:
         reason = next(iter((*predicted.left_out, *unreadable)), "no cell was given")
         raise LeukoscopeError(f"{predicted.name}: not one cell was predicted ({reason}); check the cells and --split")
@@ -280,7 +247,7 @@ def build_evaluation(predicted: ModelPredictions, cells: SelectedCells | None, *
         "notice": RESEARCH_NOTICE,
         **predicted.about(),
         "unit": predicted.unit,
-        **(cells.about() if cells else {"data": None, "split": None}),
+        **cells.about(),
         "left_out": [*unreadable, *predicted.left_out],
         "figures": bootstrap.point_metrics(predictions),
         "intervals": {
@@ -304,12 +271,6 @@ def build_evaluation(predicted: ModelPredictions, cells: SelectedCells | None, *
             **{name: version(name) for name in ("torch", "timm", "transformers", "scikit-learn", "numpy")},
         },
     }
-
-
-def keep_cells(predictions: CellPredictions, cells: Sequence[str]) -> CellPredictions:
-    """Keep the predictions of the given cells, in their own order."""
-    wanted = set(cells)
-    return predictions.take([row for row, cell in enumerate(predictions.cell_ids) if cell in wanted])
 
 
 def training_overlap(
@@ -343,45 +304,6 @@ def training_overlap(
         "statement": statement,
         "subjects": len(seen.subjects) if counted else None,
     }
-
-
-def _overlap(verdict: str, statement: str, subjects: int | None = None) -> dict[str, Any]:
-    return {"verdict": verdict, "statement": statement, "subjects": subjects}
-
-
-def _recorded(path: Path, cells: int) -> tuple[str, dict[str, Any], str]:
-    """What the metrics.json of the release or run that the file lies in says: estimates, overlap, unit."""
-    # A release keeps predictions/<name>.parquet, a run predictions.parquet of its test side.
-    path = path.resolve()
-    places = [(path.parent.parent, path.stem)]
-    if path.name == "predictions.parquet":
-        places.append((path.parent, "test"))
-    for folder, name in places:
-        metrics = read_metrics(folder)
-        for block in metrics.get("evaluations", ()):
-            if block["name"] != name or block["metrics"]["cells"] != cells:
-                continue
-            group, detail = block["split"]["disjoint_by"], block["split"]["detail"]
-            overlap = _overlap("good", f"{detail}: no {group} stands on both sides.", 0)
-            if group == "cell":
-                overlap = _overlap("bad", f"{detail}: subjects on both sides, no test of new ones.")
-            return block["estimates"], overlap, metrics.get("data", {}).get("unit", "subject")
-    statement = "Which cells trained the model that made these predictions is not recorded beside them."
-    return f"the model behind {path.name}", _overlap("warning", statement), "subject"
-
-
-def _with_subjects_of(predictions: CellPredictions, data: LoadedCells, path: Path) -> CellPredictions:
-    """The same predictions with the subjects of the data set, whose classes must be the same."""
-    units, labels = groups_of(data, data.info.group), dict[str, str]()
-    for rows in data.cells.values():
-        labels |= zip(rows["cell_id"][:], rows.features["label"].int2str(rows["label"][:]), strict=True)
-    for cell, reference in zip(predictions.cell_ids, predictions.references, strict=True):
-        if predictions.label_names[reference] != labels[cell]:
-            raise LeukoscopeError(
-                f"{path}: cell {cell} is {predictions.label_names[reference]} there and {labels[cell]} in the data "
-                "set; give the data that the predictions were made from"
-            )
-    return replace(predictions, subjects=tuple(units[cell] for cell in predictions.cell_ids))
 
 
 def _public_name(model: str) -> str:

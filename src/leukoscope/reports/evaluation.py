@@ -24,17 +24,15 @@ def _paragraphs(evaluation: Mapping[str, Any]) -> Iterator[str]:
     yield f"# {evaluation['model']['name']}"
     yield f"**{RESEARCH_NOTICE}**"
     yield evaluation["training_overlap"]["statement"]
-    if data and data["synthetic"]:
+    if data["synthetic"]:
         yield "Synthetic cells: these metrics say nothing about patients."
     of = f" of {len(subjects)} {unit}s" if subjects else ""
-    source = f"{data['title']}: " if data else ""
-    yield f"{source}{count(metrics['cells'])} cells{of}. The metrics estimate: {evaluation['estimates']}."
+    yield f"{data['title']}: {count(metrics['cells'])} cells{of}. The metrics estimate: {evaluation['estimates']}."
     yield str(metrics_table(evaluation["figures"], intervals, unit))
     if intervals["by_subject"] is None:
         yield f"No interval by {unit}: {intervals['by_subject_missing']}. Those by cell are too narrow."
     yield str(confusion_table(metrics, list(metrics["per_class"])))
-    if evaluation["decisions"]:
-        yield decisions_line(evaluation["decisions"])
+    yield decisions_line(evaluation["decisions"])
     if rule := evaluation["subject_rule"]:
         yield (
             f"The rule for subjects gives a class to {rule['given_a_class']} of {len(rule['subjects'])}; of these, "
