@@ -41,7 +41,6 @@ CELLS = ("--dataset_name", "imagefolder", "--train_dir", "cells")
 SUBJECTS = ("--subject_pattern", r"(?P<subject>\w+)_")
 FIELD = ("smear", "release", "field.png", "--um_per_pixel", "0.2")
 SCORE = ("score", "release", "--input", "cells")
-EXPORT = ("release", "export", "release", "--output", "OUT/graph", "--format")
 TRAIN = (
     *("train", *CELLS, *SUBJECTS, "--split", "subject-cv"),
     *("--num_folds", "3", "--no_validation", "--image_size", "32", "--num_train_epochs", "1", "--from_scratch"),
@@ -55,7 +54,7 @@ REPLACING: dict[str, Sequence[str]] = {
     "evaluation": ("evaluate", "release", *CELLS, *SUBJECTS, "--output", "OUT/evaluation"),
     "audit": ("audit", "cells", *SUBJECTS, "--output", "OUT/audit"),
     "card": ("release", "card", "OUT/release"),
-    **{name: (*EXPORT, name) for name in ("openvino", "onnx")},
+    "onnx": ("release", "export", "release", "--output", "OUT/graph"),
     "space": ("release", "space", "lab/cells", "--output", "OUT/space"),
     "run": (*TRAIN, "--output_dir", "OUT/run"),
 }

@@ -30,7 +30,7 @@ sys.addaudithook(note)
 COMMANDS = {
     "predict": ["predict", "RELEASE", "cell.bmp"],
     "score": ["score", "RELEASE", "--input", ".", "--output", "scores.csv"],
-    "export": ["release", "export", "RELEASE", "--format", "openvino", "--output", "exported"],
+    "export": ["release", "export", "RELEASE", "--output", "exported"],
     "train": ["train", "--output_dir", "run", "--num_train_epochs", "1"],
     "train, tracked": ["train", "--output_dir", "run", "--num_train_epochs", "1", "--report_to", "trackio"],
 }

@@ -17,7 +17,7 @@ from timm import create_model
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference import export
-from leukoscope.inference.export import FORMATS, ONNX, export_release
+from leukoscope.inference.export import ONNX_GRAPH, write_onnx
 from leukoscope.inference.prediction import softmax
 from leukoscope.inference.runtime import TorchBackend
 from leukoscope.models.release import CARD, CONFIG, PROCESSOR, read_release
@@ -65,7 +65,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(release: Path) -> Path:
-    export_release(read_release(release), ONNX, release.parent / "web")
+    write_onnx(read_release(release), release.parent / "web")
     return release.parent / "web"
 
 
@@ -84,7 +84,7 @@ def pixel_values(release: Path, cell: Image.Image) -> np.ndarray:
 def test_the_graph_gives_the_releases_probabilities_and_maps(release: Path, exported: Path, cell: Image.Image) -> None:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(exported / FORMATS[ONNX])
+    session = onnxruntime.InferenceSession(exported / ONNX_GRAPH)
     logits, maps = session.run(["logits", "grad_cam"], {"pixel_values": pixel_values(release, cell)})
     predictor = Predictor.from_pretrained(release, backend="torch")
     theirs = predictor(cell)
@@ -107,24 +107,24 @@ def test_a_network_without_a_map_of_channels_has_logits_alone(tmp_path: Path, ce
     import onnxruntime
 
     folder = small_release(tmp_path / "vit", "test_vit")
-    report = export_release(read_release(folder), ONNX, tmp_path / "web")
+    report = write_onnx(read_release(folder), tmp_path / "web")
     assert (report["outputs"], report["heat_map_difference"]) == (["logits"], None)
-    session = onnxruntime.InferenceSession(tmp_path / "web" / FORMATS[ONNX])
+    session = onnxruntime.InferenceSession(tmp_path / "web" / ONNX_GRAPH)
     assert [output.name for output in session.get_outputs()] == ["logits"]
 
 
 def test_only_what_differs_from_torch_is_named(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = export._linear_head
+    exact = export.linear_head
 
     def larger(reference: TorchBackend, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         head = exact(reference, pixels)
         assert head is not None
         return 1.5 * head[0], head[1]
 
-    monkeypatch.setattr(export, "_linear_head", larger)
+    monkeypatch.setattr(export, "linear_head", larger)
 
     with pytest.raises(LeukoscopeError) as error:
-        export_release(read_release(release), ONNX, tmp_path / "web")
+        write_onnx(read_release(release), tmp_path / "web")
 
     assert str(error.value) == (
         f"{release}: its onnx graph differs from torch by 5.0e-01 of a Grad-CAM map's peak, more than "

@@ -21,7 +21,6 @@ from timm import create_model
 from leukoscope import LeukoscopeError, Prediction, Predictor
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference import graph, runtime
-from leukoscope.inference.export import export_release
 from leukoscope.inference.gradcam import linear_head_maps
 from leukoscope.inference.graph import ALLOWED, REPORT, float32_backend, kept_graph, open_backend, write_graph
 from leukoscope.inference.runtime import (
@@ -467,7 +466,7 @@ def test_a_missing_package_is_named(tiny_release: Path, monkeypatch: pytest.Monk
 
 
 def test_an_exported_graph_reports_how_near_torch_it_lies(tiny_release: Path, tmp_path: Path) -> None:
-    report = export_release(read_release(tiny_release), "openvino", tmp_path / "graph")
+    report = write_graph(read_release(tiny_release), tmp_path / "graph")
 
     assert json.loads((tmp_path / "graph" / REPORT).read_text()) == report
     assert 0 < report["probability_difference"] <= report["allowed"] == ALLOWED

@@ -157,7 +157,7 @@ COMMANDS = (
     "patient {release} {cells}",
     "score {release} --input {cells} --output {out}/scores.csv",
     "evaluate {release} --dataset_name imagefolder --train_dir {cells} --output {out}/report",
-    "release export {release} --format openvino --output {out}/graph",
+    "release export {release} --output {out}/graph",
     "release push {release} --hub_model_id owner/name",
     "release recalibrate {release} --train_dir {cells} --output {out}/ours",
     "train --model_name_or_path {release} --dataset_name phantoms --output_dir {out}/run",

@@ -35,7 +35,7 @@ leukoscope evaluate my-release --dataset_name imagefolder --train_dir my_cells -
 leukoscope audit C-NMC_Leukemia --output audit
 leukoscope audit my_cells --subject_pattern '(?P<subject>P.+)_' --quick
 leukoscope release export my-release --output graph
-leukoscope release export my-release --format openvino --output graph
+leukoscope release export owner/name@v1 --output graph
 leukoscope release push my-release --hub_model_id owner/name --tag v1
 leukoscope release push my-release --hub_model_id owner/name --create_pr
 leukoscope release card my-release

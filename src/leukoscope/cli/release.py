@@ -13,7 +13,7 @@ from typer import Argument, Option
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import options
 from leukoscope.cli.options import load_reported, print_table
-from leukoscope.files import disk_errors, is_git_clone
+from leukoscope.files import atomic_folder, disk_errors, is_git_clone
 
 
 def recalibrate(
@@ -51,30 +51,27 @@ def recalibrate(
 def export(
     model: options.Model,
     output: Annotated[Path, Option(metavar="DIR", help="Folder to write; an older export there is replaced.")],
-    graph_format: Annotated[str, Option("--format", metavar="onnx|openvino", help="What is to compute it.")] = "onnx",
 ) -> None:
-    """Write a release for another runtime, compared with torch on 8 images.
+    """Write a release as ONNX in the layout that transformers.js and optimum load, compared with torch on 8 images.
 
-    onnx writes the layout that transformers.js and optimum load: onnx/model.onnx, which takes pixel_values and gives
-    logits and Grad-CAM maps. openvino takes pixels and gives logits and the feature map.
+    onnx/model.onnx takes pixel_values and gives logits and Grad-CAM maps.
     """
-    from leukoscope.inference.export import FORMATS, ONNX, export_release
+    from leukoscope.inference.export import ONNX_GRAPH, write_onnx
     from leukoscope.inference.graph import REPORT
     from leukoscope.inference.runtime import require_package
     from leukoscope.models.hub_download import find_release
     from leukoscope.models.release import read_release
 
-    if graph_format not in FORMATS:
-        raise LeukoscopeError(f"--format {graph_format}: unknown; give one of {', '.join(FORMATS)}")
-    require_package("onnxruntime" if graph_format == ONNX else graph_format)
+    require_package("onnxruntime")
     if output.exists() and (is_git_clone(output) or not (output / REPORT).exists()):
         raise LeukoscopeError(f"--output {output}: exists and is no earlier export; name a new folder")
     with disk_errors(f"--output {output}: cannot be written", "name another folder"):
         folder, name, revision = find_release(model)
-        report = export_release(read_release(folder, name=name, revision=revision), graph_format, output)
+        with atomic_folder(output) as aside:
+            report = write_onnx(read_release(folder, name=name, revision=revision), aside)
     of_map = report["heat_map_difference"]
     typer.echo(
-        f"{output / FORMATS[graph_format]}: at most {report['probability_difference']:.1e} in probability"
+        f"{output / ONNX_GRAPH}: at most {report['probability_difference']:.1e} in probability"
         + (f" and {of_map:.1e} of a Grad-CAM map's peak" if of_map is not None else "; no Grad-CAM map")
         + f" from torch, on {report['compared_on']}\n{RESEARCH_NOTICE}"
     )

@@ -165,7 +165,7 @@ def write_static_space(
         LeukoscopeError: as `write_space`; the release's network cannot be made into a graph, it resizes by a filter
             that the page does not know, or the runtime cannot be had.
     """
-    from leukoscope.inference.export import FORMATS, ONNX, write_onnx
+    from leukoscope.inference.export import ONNX_GRAPH, write_onnx
     from leukoscope.inference.gradcam import map_colours
     from leukoscope.inference.prediction import REASON_TEXTS, SIDE_MAY_DIFFER, Thresholds
     from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
@@ -208,7 +208,7 @@ def write_static_space(
             (folder / RUNTIME / file).write_bytes(content)
         here = Path(__file__).parent
         shutil.copyfile(here / "static_space.js", folder / SCRIPT)
-        megabytes = f"{(folder / MODEL / FORMATS[ONNX]).stat().st_size / 1e6:.0f}"
+        megabytes = f"{(folder / MODEL / ONNX_GRAPH).stat().st_size / 1e6:.0f}"
         card = f"https://huggingface.co/{hub_id}" if hub_id else ""
         page = {"title": title, "model": name, "card": card, "megabytes": megabytes, "examples": examples}
         (folder / PAGE).write_text(rendered(here / "static_space.html", **page), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Write a release for other programs: as ONNX in the Hub's layout, or as the graph that OpenVINO computes."""
+"""Write a release for other programs: as ONNX, in the Hub's layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.files import atomic_folder
 from leukoscope.inference.graph import (
     REPORT,
     as_module,
@@ -19,9 +18,8 @@ from leukoscope.inference.graph import (
     phantom_pixels,
     report_on,
     require_like_torch,
-    write_graph,
 )
-from leukoscope.inference.runtime import GRAPH, OPENVINO, NetworkOutput, blank_picture, torch_backend
+from leukoscope.inference.runtime import NetworkOutput, blank_picture, torch_backend
 from leukoscope.models.release import CARD, CONFIG, PROCESSOR
 
 if TYPE_CHECKING:
@@ -29,23 +27,8 @@ if TYPE_CHECKING:
 
     from leukoscope.models.release import ReleaseInfo
 
-ONNX = "onnx"
-FORMATS = {ONNX: "onnx/model.onnx", OPENVINO: GRAPH}
-"""What a release is exported to, and the file of its graph; transformers.js and optimum look for the first."""
-
-
-def export_release(release: ReleaseInfo, kind: str, folder: Path) -> dict[str, Any]:
-    """Write a release in one of `FORMATS` into a folder, whole or not at all, and return its report.
-
-    Raises:
-        NoGraph: the network cannot be made into a graph, or the graph's output is not torch's.
-        OSError: the disk refuses.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(folder) as aside:
-        report = (write_onnx if kind == ONNX else write_graph)(release, aside)
-        require_like_torch(release, report)
-        return report
+ONNX_GRAPH = "onnx/model.onnx"
+"""Where transformers.js and optimum look for a graph."""
 
 
 def write_onnx(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
@@ -80,10 +63,10 @@ def write_onnx(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
         # As `linear_head_maps`: a sum over channels at every place is a convolution by one pixel.
         return logits, torch.nn.functional.conv2d(features - blank, kernels).relu()
 
-    outputs, graph = ["logits", "grad_cam"][: 1 if head is None else 2], folder / FORMATS[ONNX]
+    outputs, graph = ["logits", "grad_cam"][: 1 if head is None else 2], folder / ONNX_GRAPH
     graph.parent.mkdir(parents=True)
     inputs = release.preprocessing.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2)).contiguous()
-    with conversion_errors(release, ONNX):
+    with conversion_errors(release, "onnx"):
         torch.onnx.export(
             as_module(network, compute),
             (inputs[:2],),
@@ -96,7 +79,7 @@ def write_onnx(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
         )
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     ours = NetworkOutput(*session.run(None, {"pixel_values": inputs.numpy()}))
-    report = report_on(release, ONNX, ours, theirs)
+    report = report_on(release, "onnx", ours, theirs)
     report |= {"input": "pixel_values (B, 3, S, S) float32", "outputs": outputs}
     require_like_torch(release, report)
     _write_settings(release, folder, report)
