@@ -5,7 +5,7 @@
 
 Every turn of a system is a process of its own, on the same cores and device; systems take turns. Keras is measured on
 the CPU, beside releases whose network it has, and needs TensorFlow in an environment of its own, whose Python
---keras_python names. Writes results/benchmarks/inference.json and .png.
+--keras_python names. Writes results/benchmarks/inference.json.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _TURN_RESULT = "turn.json"
 
 
 def main() -> None:
-    """Measure, write the figures and their picture, and say the ratios."""
+    """Measure, write the figures, and say the ratios."""
     flags = _flags()
     if flags.device == "cpu" and hasattr(os, "sched_setaffinity"):
         # Whatever a system takes for its number of threads, it has no more cores than the others.
@@ -80,7 +80,6 @@ def main() -> None:
     }
     flags.results.parent.mkdir(parents=True, exist_ok=True)
     write_json(flags.results, result)
-    draw(result, flags.results.with_suffix(".png"))
     for release in releases:
         for row in release["ratios"]:
             aim = f", aim {row['aim']}: {'met' if row['met'] else 'MISSED'}" if "aim" in row else ""
@@ -393,43 +392,6 @@ def _other_versions(keras_python: Path | None) -> dict[str, str]:
         said = subprocess.run([keras_python, "-c", code], capture_output=True, text=True, check=True).stdout.split()
         found |= {"tensorflow": said[-2], "keras": said[-1]}
     return found
-
-
-def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Bars of every system's milliseconds for one cell, with and without explanation, and of its cells per second."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
-        "one cell: ms": lambda found: _milliseconds(found, "one_seconds"),
-        "with Grad-CAM: ms": lambda found: _milliseconds(found, "explained_seconds"),
-        "many: cells per second": lambda found: found.get("many_cells_a_second", {}).get("median"),
-    }
-    releases = result["releases"]
-    figure, axes = plt.subplots(
-        len(releases), len(panels), figsize=(12, 3.2 * len(releases)), squeeze=False, layout="constrained"
-    )
-    for row, release in zip(axes, releases, strict=True):
-        for axis, (title, value) in zip(row, panels.items(), strict=True):
-            bars = {name: v for name, found in release["systems"].items() if (v := value(found)) is not None}
-            colours = ["#0072B2" if name.startswith("leukoscope") else "#999999" for name in bars]
-            drawn = axis.barh(list(bars), list(bars.values()), color=colours)
-            axis.bar_label(drawn, fmt="{:.3g}", padding=3)
-            axis.set_xlim(0, 1.25 * max(bars.values()))
-            axis.invert_yaxis()
-            axis.set_title(title)
-        row[0].set_ylabel(release["model"])
-    figure.suptitle(f"{result['threads']} threads, {result['machine']['cpu']}. {RESEARCH_NOTICE}", fontsize=8)
-    aside = path.with_suffix(".tmp.png")
-    figure.savefig(aside, dpi=120)
-    plt.close(figure)
-    aside.replace(path)
-
-
-def _milliseconds(found: Mapping[str, Any], key: str) -> float | None:
-    return 1000 * found[key]["median"] if key in found else None
 
 
 if __name__ == "__main__":
