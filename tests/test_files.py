@@ -171,7 +171,9 @@ def test_without_a_home_that_can_be_written_the_cache_lies_in_a_temporary_folder
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.delenv("LEUKOSCOPE_CACHE", raising=False)
+    for name in ("LEUKOSCOPE_CACHE", "MPLCONFIGDIR"):
+        monkeypatch.setenv(name, "")  # to be put back afterwards, whatever it is
+        monkeypatch.delenv(name)
     if home == "none":
         monkeypatch.setattr(Path, "home", no_home)
     else:
@@ -181,5 +183,6 @@ def test_without_a_home_that_can_be_written_the_cache_lies_in_a_temporary_folder
     files._temporary_cache.cache_clear()
     folder = cache_root()
     assert folder == cache_root() and folder.parent == tmp_path and os.access(folder, os.W_OK)
+    assert os.environ["MPLCONFIGDIR"] == str(folder), "Matplotlib says nothing of its own"
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(": the cache lasts for this run; LEUKOSCOPE_CACHE names a folder for it")

@@ -98,6 +98,7 @@ def cache_root() -> Path:
 @cache
 def _temporary_cache(reason: str) -> Path:
     folder = Path(mkdtemp(prefix="leukoscope-"))
+    os.environ.setdefault("MPLCONFIGDIR", str(folder))  # else Matplotlib says in its own words that it has no home
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     print(f"{reason}: the cache lasts for this run; LEUKOSCOPE_CACHE names a folder for it", file=sys.stderr)
     return folder

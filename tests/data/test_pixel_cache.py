@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from inspect import getfile
 from io import BytesIO
@@ -21,9 +22,10 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data import images, pixel_cache, preprocessing
+from leukoscope.data.cells import image_column
 from leukoscope.data.images import cell_area, open_image, pixel_hash
 from leukoscope.data.loading import load_cells
-from leukoscope.data.pixel_cache import PixelRows, decode_cells, frame_cells, new_array
+from leukoscope.data.pixel_cache import PixelRows, decode_cells, frame_cells, new_array, read_rows
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import cache_root
 
@@ -270,13 +272,14 @@ def test_a_disk_too_small_is_refused_before_the_first_cell(cells: datasets.Datas
     assert _files() == []
 
 
+@pytest.mark.parametrize("writing", ["os.posix_fallocate", "leukoscope.data.pixel_cache.write_atomic"])
 def test_a_disk_that_fills_while_cells_are_decoded_is_one_error_and_leaves_nothing(
-    cells: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
+    cells: datasets.Dataset, monkeypatch: pytest.MonkeyPatch, writing: str
 ) -> None:
-    def full(*_: int) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(writing, full)
     with pytest.raises(LeukoscopeError, match=r"cannot keep the decoded cells there \(No space left on device; "):
         decode_cells(cells, SMALL, "data")
     assert _files() == []
@@ -334,3 +337,36 @@ def test_rows_of_the_pixels_are_read_as_an_array_of_them_would_be() -> None:
     assert len(seen) == 4 and np.array_equal(np.stack(list(seen)), copied)
     for index in (1, slice(1, 3), np.array([3, 0])):
         assert np.array_equal(seen[index], copied[index])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="the system keeps pages of a map until it needs room")
+def test_as_many_cells_as_the_largest_public_set_has_are_kept_and_read_in_constant_memory(tmp_path: Path) -> None:
+    """171,375 cells at 224 px are 26 GB; this file system stores what was written alone."""
+    psutil = pytest.importorskip("psutil")
+    held = psutil.Process().memory_info
+    pixels = np.lib.format.open_memmap(tmp_path / "cells.npy", "w+", np.uint8, (171_375, 224, 224, 3))
+    rows = np.random.default_rng(0).permutation(len(pixels))[:4_000]
+    before, most = held().rss, 0
+    for start in range(0, len(rows), 64):
+        assert not read_rows(pixels, rows[start : start + 64]).any()
+        most = max(most, held().rss)
+    assert most - before < 100e6, "0.6 GB were read"
+
+    picture = BytesIO()
+    Image.new("RGB", (8, 8), "red").save(picture, "bmp")
+    images = image_column([{"bytes": picture.getvalue(), "path": None}] * 3_000)
+    cells = images.add_column("cell_id", [str(number) for number in range(len(images))])
+    most = 0
+
+    def tracked(items: Iterable[Any], *_: object) -> Iterator[Any]:
+        nonlocal most
+        for item in items:
+            most = max(most, held().rss)
+            yield item
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("leukoscope.data.pixel_cache.track", tracked)
+        before = held().rss
+        assert decode_cells(cells, Preprocessing(224, 1.0), "many")[0].shape == (3_000, 224, 224, 3)
+    assert most - before < 150e6, "0.45 GB were written"

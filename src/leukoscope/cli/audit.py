@@ -95,7 +95,7 @@ def audit(
         raise LeukoscopeError(f"cannot be trained on: a class has {survey.fewest_cells} cell(s); gather more")
     if quick:
         return
-    findings = _findings(data, given["train_dir"], split, split_file)
+    findings = _findings(data, folder or train_dir, split, split_file)
     with disk_errors(f"--output {output}: cannot write there", "name another folder"):
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / "audit.json", findings)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _BLOCK = 2**22  # bytes written at a time
+_ROWS_HELD = 256  # decoded cells whose pages stay in memory
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,24 @@ class PixelRows:
 
     def __getitem__(self, index: int | np.integer | slice | np.ndarray) -> np.ndarray:
         """(S, S, 3) for a number, (B, S, S, 3) for a slice or an array of numbers."""
-        return self._pixels[self._rows[index]]
+        return read_rows(self._pixels, self._rows[index])
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return (self._pixels[row] for row in self._rows)
+        return (read_rows(self._pixels, row) for row in self._rows)
+
+
+def read_rows(array: np.ndarray, rows: np.ndarray | np.integer) -> np.ndarray:
+    """A copy of some rows of an array, which a memory map keeps out of the process's memory."""
+    copied: np.ndarray = np.asarray(array).take(rows, axis=0)
+    release_pages(array)
+    return copied
+
+
+def release_pages(array: np.ndarray) -> None:
+    """Take the pages of a memory map out of this process's memory; the system's cache keeps them while it has room."""
+    pages = getattr(array, "_mmap", None)
+    if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED)
 
 
 def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
@@ -185,7 +201,11 @@ def decode_cells(
             damage = found["unreadable"].items()
             found["unreadable"] = {cell: problem.removeprefix(f"{names[cell]}: ") for cell, problem in damage}
             # What was found is written last: its presence says that the pixels are complete.
-            write_atomic(found_path, json.dumps(found))
+            try:
+                write_atomic(found_path, json.dumps(found))
+            except OSError:
+                pixels_path.unlink()
+                raise
         pixels = np.load(pixels_path, mmap_mode="r")
     problems = {cell: f"{names[cell]}: {reason}" for cell, reason in found["unreadable"].items()}
     return pixels, found["pixel_hashes"], np.asarray(found["areas"], dtype=float), problems
@@ -222,6 +242,8 @@ def _decode_to(path: Path, shape: tuple[int, ...], cells: Dataset, preprocessing
 
     def decode(row: int, image: Image.Image) -> tuple[str, float]:
         array[row] = preprocessing.frame(image)
+        if row % _ROWS_HELD == 0:
+            release_pages(array)
         return pixel_hash(image), round(cell_area(np.asarray(image)), 6)
 
     found, problems = each_picture(cells, decode, "decoding")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.pixel_cache import FramedCells, PixelRows
+from leukoscope.data.pixel_cache import FramedCells, PixelRows, read_rows
 from leukoscope.data.splits import Split
 from leukoscope.evaluation import bootstrap, calibration
 from leukoscope.evaluation.baselines import size_only_out_of_fold
@@ -322,7 +322,7 @@ def predict_framed(release: Release, cells: FramedCells) -> CellPredictions:
     batches = []
     with progress("predicting cells", len(rows)) as advance:
         for first in range(0, len(rows), BATCH):
-            pixels = cells.pixels[rows[first : first + BATCH]]
+            pixels = read_rows(cells.pixels, rows[first : first + BATCH])
             batches.append(softmax(backend(pixels).logits))
             if not np.isfinite(batches[-1]).all():
                 raise LeukoscopeError(f"{release.name}: computes numbers that are not finite; download it again")

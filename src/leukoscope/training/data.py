@@ -21,7 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmenter, View, in_view
 from leukoscope.data.cells import LoadedCells
-from leukoscope.data.pixel_cache import FramedCells, new_array, require_space
+from leukoscope.data.pixel_cache import FramedCells, new_array, read_rows, release_pages, require_space
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import atomic_file, cache_root, disk_errors, write_atomic
 from leukoscope.inference.runtime import MEMORY_IS_FULL
@@ -43,7 +43,7 @@ class PixelInputs:
 
     def items(self, rows: np.ndarray) -> torch.Tensor:
         """What the loader reads of a batch of cells, (B, …)."""
-        return torch.from_numpy(self.pixels[rows]).permute(0, 3, 1, 2)
+        return torch.from_numpy(read_rows(self.pixels, rows)).permute(0, 3, 1, 2)
 
     def for_training(self, items: torch.Tensor, rows: torch.Tensor, epoch: int) -> torch.Tensor:
         """A batch of items with this epoch's augmentation."""
@@ -65,7 +65,7 @@ class FeatureInputs:
         self.features, self.augment = features, augment
 
     def items(self, rows: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(self.features[rows])
+        return torch.from_numpy(read_rows(self.features, rows))
 
     def for_training(self, items: torch.Tensor, rows: torch.Tensor, epoch: int) -> torch.Tensor:
         versions = self.augment.views_of(rows.tolist(), epoch).to(items.device, non_blocking=True)
@@ -329,7 +329,8 @@ def frozen_features(
 
     def batch(start: int) -> torch.Tensor:
         # As whole numbers, a quarter of the bytes to a GPU.
-        pixels = np.ascontiguousarray(cells.pixels[start : start + _FEATURE_BATCH].transpose(0, 3, 1, 2))
+        rows = np.arange(start, min(start + _FEATURE_BATCH, len(cells.pixels)))
+        pixels = np.ascontiguousarray(read_rows(cells.pixels, rows).transpose(0, 3, 1, 2))
         return preprocessing.normalise(torch.from_numpy(pixels).to(device))
 
     width = _pooled(network, batch(0)[:1]).shape[1]
@@ -351,6 +352,7 @@ def frozen_features(
                     turned = in_view(inputs, view).contiguous(memory_format=torch.channels_last)
                     features = _pooled(network, turned).cpu().numpy()
                     array[start : start + len(features), number] = features
+                release_pages(array)
             array.flush()
             digest = _digest(temporary)
             # An older file and its digest must never be taken for each other: without one, a file is computed again.
