@@ -12,7 +12,7 @@ import pytest
 
 from leukoscope import LeukoscopeError
 from leukoscope.evaluation.bootstrap import aligned, point_metrics
-from leukoscope.evaluation.metrics import BY_SUBJECT, headline, measure
+from leukoscope.evaluation.metrics import BY_SUBJECT, cell_metric, headline, measure
 from leukoscope.evaluation.predictions import CellPredictions, pooled
 
 LABELS = ("ALL", "HEM")
@@ -317,3 +317,32 @@ def test_pooling_joins_folds_in_order_and_refuses_overlap() -> None:
     assert both.probabilities[:, 0].tolist() == [0.9, 0.2, 0.6]
     with pytest.raises(LeukoscopeError, match="cell cell-0 appears more than once"):
         pooled([first, first])
+
+
+# 🤗 evaluate
+
+
+def test_the_metric_is_an_evaluate_metric_that_takes_batches(ten: CellPredictions, metrics: dict[str, object]) -> None:
+    import evaluate
+
+    metric = cell_metric(LABELS)
+    assert isinstance(metric, evaluate.Metric)
+    for part in (slice(0, 4), slice(4, 10)):
+        metric.add_batch(predictions=ten.probabilities[part], references=ten.references[part])
+    batched = metric.compute()
+    assert batched["confusion_matrix"] == metrics["confusion_matrix"]
+    assert batched["auroc"] == pytest.approx(metrics["auroc"])
+
+
+def test_measuring_needs_no_cache_of_evaluate(ten: CellPredictions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below a read-only home its constructor fails, after an epoch was trained."""
+    monkeypatch.setattr("evaluate.Metric.__init__", lambda *_, **__: pytest.fail("it makes a folder"))
+    assert measure(ten)["cells"] == 10
+
+
+def test_the_metric_combines_with_others(ten: CellPredictions, metrics: dict[str, object]) -> None:
+    import evaluate
+
+    together = evaluate.combine({"cells": cell_metric(LABELS)}, force_prefix=True)
+    out = together.compute(predictions=ten.probabilities.tolist(), references=ten.references.tolist())
+    assert out["cells_accuracy"] == pytest.approx(metrics["accuracy"])

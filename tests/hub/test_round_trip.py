@@ -190,7 +190,7 @@ def test_a_space_answers_alike(
             assert shares == pytest.approx(answers[asked]["predictor"], abs=1e-4)
             assert answers[asked]["revision"][:12] in text
     # Importing mcp fails where Gradio's extra is missing.
-    needless = ("accelerate", "transformers")
+    needless = ("accelerate", "evaluate", "transformers")
     program = f"import importlib.util as u, mcp; print(*[name for name in {needless} if u.find_spec(name)])"
     found = subprocess.run([space_python, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []

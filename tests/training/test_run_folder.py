@@ -38,7 +38,8 @@ def test_a_run_is_described_by_its_cells_start_and_machine(
     assert training["subjects"] == sorted({cells.subjects[row] for row in cells.rows(split.train)})
     assert sum(training["class_frequencies"].values()) == pytest.approx(1)
     assert training["versions"] == {"leukoscope": __version__, "python": platform.python_version()} | {
-        name: version(name) for name in ("torch", "timm", "transformers", "datasets", "accelerate", "scikit-learn")
+        name: version(name)
+        for name in ("torch", "timm", "transformers", "datasets", "accelerate", "evaluate", "scikit-learn")
     }
     assert training["hardware"] == f"CPU, {torch.get_num_threads()} thread(s), {platform.machine()}"
     assert made["notice"] == RESEARCH_NOTICE

@@ -12,12 +12,16 @@ below 0.5 (Forman & Scholz 2010, doi:10.1145/1882471.1882479).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leukoscope.evaluation.bootstrap import point_metrics
 from leukoscope.evaluation.predictions import CellPredictions
+from leukoscope.files import cache_root
+
+if TYPE_CHECKING:
+    import evaluate
 
 NOT_KNOWN = "these weights, on subjects of the recalibration data; whether some of them trained them cannot be told"
 """What metrics of a recalibration estimate where it is not known which cells trained the weights."""
@@ -25,6 +29,29 @@ NOT_KNOWN = "these weights, on subjects of the recalibration data; whether some 
 
 POOLED = ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
 BY_SUBJECT = tuple(f"{key}_by_subject" for key in POOLED)
+
+
+def cell_metric(label_names: Sequence[str]) -> evaluate.Metric:
+    """Make an `evaluate.Metric` for K classes: predictions are (N, K) probabilities, references (N,) classes.
+
+    It combines with other metrics of 🤗 evaluate, fetches nothing and writes into our own cache.
+    """
+    import datasets
+    import evaluate
+
+    class CellMetric(evaluate.Metric):
+        def _info(self) -> evaluate.MetricInfo:
+            row = datasets.Features(
+                predictions=datasets.List(datasets.Value("float64")), references=datasets.Value("int64")
+            )
+            return evaluate.MetricInfo(
+                description="Classification of single cells", citation="", features=row, inputs_description=""
+            )
+
+        def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
+            return _of_cells(label_names, np.asarray(predictions), np.asarray(references))
+
+    return CellMetric(cache_dir=str(cache_root() / "evaluate"))
 
 
 def _of_cells(label_names: Sequence[str], probabilities: np.ndarray, references: np.ndarray) -> dict[str, Any]:

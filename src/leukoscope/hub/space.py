@@ -43,7 +43,7 @@ _LEFT_OUT = (
     *("assess.py", "augmentation.py", "build.py", "card.py", "ood_metrics.py"),
     *("ray_scoring.py", "recipes.py", "rewrite.py", "thresholds.py"),
 )
-_NOT_NEEDED = ("accelerate", "transformers", "typer")
+_NOT_NEEDED = ("accelerate", "evaluate", "transformers", "typer")
 ONNXRUNTIME_WEB = "1.30.0"
 RUNTIME_URL = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{ONNXRUNTIME_WEB}/dist"
 # SHA-256 of the two files of its npm package that a page loads.

@@ -251,7 +251,7 @@ def hardware(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that affect a run's metrics, for metrics.json."""
-    packages = ("torch", "timm", "transformers", "datasets", "accelerate", "scikit-learn")
+    packages = ("torch", "timm", "transformers", "datasets", "accelerate", "evaluate", "scikit-learn")
     return {"leukoscope": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
 
 
