@@ -155,10 +155,11 @@ def test_a_smear_is_read_and_a_cell_of_it_leads_back(page: Page) -> None:
     read = visit.shown
     text = shown(page, click(page, visit, "cell:1"))
     assert "Cell 2 of Synthetic smear" in text and "← Back to the smear" in text
-    assert isinstance(visit.shown, Answer) and visit.behind is read
+    opened: object = visit.shown
+    assert isinstance(opened, Answer) and visit.behind is read
     assert not visit.kept, "it is opened again from its smear"
     shown(page, click(page, visit, "back"))
-    assert (visit.shown, visit.behind) == (read, None)
+    assert visit.shown is read and visit.behind is None
     shown(page, click(page, visit, "read:other"))
     assert visit.model == "other"
     assert "0.140 µm per pixel, as given" in shown(page, click(page, visit, "pitch:0.14")) and visit.model == "other"

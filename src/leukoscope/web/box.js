@@ -24,6 +24,9 @@ setInterval(() => fetch('healthz', {cache: 'no-store'}).then(
   () => { delete document.body.dataset.lkLost },
   () => { document.body.dataset.lkLost = sessionStorage.lkLost = '1' },
 ), 4000)
-// Gradio's accessible names of some buttons differ from the text on them, which speech input needs.
-new MutationObserver(() => document.querySelectorAll('.upload-container[aria-label]')
-  .forEach((button) => button.removeAttribute('aria-label'))).observe(document.body, {subtree: true, childList: true})
+// Gradio's accessible names of some buttons differ from the text on them, which speech input needs; and what scrolls by
+// itself is reached by keyboard.
+new MutationObserver(() => {
+  document.querySelectorAll('.upload-container[aria-label]').forEach((button) => button.removeAttribute('aria-label'))
+  document.querySelectorAll('#card :is(pre, table)').forEach((wide) => { wide.tabIndex = 0 })
+}).observe(document.body, {subtree: true, childList: true})

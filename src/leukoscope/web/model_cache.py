@@ -173,11 +173,13 @@ class ModelCache:
         self, predictor: Predictor, image: Image.Image, source: str, um_per_pixel: float | None
     ) -> SmearReading:
         """Read a smear; its cells are found before a card is borrowed for them."""
-        bounds = {"most_cells": MOST_CELLS, "seconds": FIELD_SECONDS, "batch_size": FIELD_BATCH}
         asked = predictor
         if self._predict is not _predict:
             asked = cast("Predictor", _Lent(predictor, self._predict))
-        return read_smear(asked, image, source, um_per_pixel=um_per_pixel, **bounds)  # type: ignore[arg-type]
+        return read_smear(
+            asked, image, source, um_per_pixel=um_per_pixel, most_cells=MOST_CELLS, seconds=FIELD_SECONDS,
+            batch_size=FIELD_BATCH,
+        )  # fmt: skip
 
     def _load(self, name: str) -> Predictor:
         """Load an embedded release, a repository that is offered, or one that a visitor named."""

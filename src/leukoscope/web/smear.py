@@ -23,11 +23,11 @@ from leukoscope.evaluation.morphology import Morphology
 from leukoscope.inference.prediction import FIELD_NEEDS, REFUSED
 from leukoscope.inference.scoring import safe_cell
 from leukoscope.inference.smear import AT_EDGE, CellReading, SmearReading, draw_reading
+from leukoscope.reports.text import about_model, outcome_text, percent
 from leukoscope.synthetic import draw_smear
 from leukoscope.web import stage
 from leukoscope.web.answer import Answer, Picture, ask
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.text import about_model, outcome_text, percent
 from leukoscope.web.upload import File, png_file, safe_stem
 
 # Seed and classes; drawn at a scale that the smears of a 40× objective have. With this seed, each cell gets its class
@@ -154,9 +154,9 @@ def smear_picture(smear: Smear) -> str:
         inner = f'<span aria-hidden="true">{escape(short)}</span>'
         marks += stage.act(f"cell:{number}", inner, title=f"{title}; open it", classes=side, state=f' style="{place}"')
     alt = f"{reading.source}; {len(smear.whole)} cells are boxed, each a button"
-    top = f'<div class="lk-top"><span>{escape(reading.source)}</span></div>'
+    caption = f'<div class="lk-top"><span>{escape(reading.source)}</span></div>'
     shown = stage.picture(image, alt, SHOWN_SIDE)
-    return f'{top}<div class="lk-field" style="--wide:{width / height:.3f}">{shown}{marks}</div>'
+    return f'{caption}<div class="lk-field" style="--wide:{width / height:.3f}">{shown}{marks}</div>'
 
 
 def smear_answer(smear: Smear, others: tuple[str, ...] = ()) -> str:
