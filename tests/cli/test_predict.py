@@ -22,8 +22,8 @@ from leukoscope.cli import app
 from leukoscope.cli.options import NO_DETECTOR, ON_PHANTOMS
 from leukoscope.inference.prediction import NO_MAP
 from leukoscope.models.release import METRICS
+from leukoscope.reports.text import warnings
 from leukoscope.synthetic import draw_cell, draw_smear, smear_picture
-from leukoscope.web.text import warnings
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 

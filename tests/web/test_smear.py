@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngImageFile
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.inference.scoring import safe_cell
 from leukoscope.inference.smear import SmearReading
+from leukoscope.reports.text import percent
 from leukoscope.web.answer import Picture
 from leukoscope.web.app import build_demo
 from leukoscope.web.model_cache import ModelCache
@@ -31,7 +32,6 @@ from leukoscope.web.smear import (
     smear_picture,
     strip,
 )
-from leukoscope.web.text import percent
 from leukoscope.web.upload import FIELD
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"

@@ -26,12 +26,16 @@ import leukoscope
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.files import atomic_folder, disk_errors, is_git_clone, resource_file
 from leukoscope.hub.publish import Destination, Published, upload
+from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION, REASON_TEXTS, SIDE_MAY_DIFFER, Decision, Thresholds
+from leukoscope.inference.smear import CLASS_COLOURS
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
 from leukoscope.models.release import CARD, CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
+from leukoscope.reports import text
 from leukoscope.reports.formatting import rendered
 
 APP, LIST, REQUIREMENTS, PACKAGE = "app.py", "models.txt", "requirements.txt", "src/leukoscope"
 PAGE, SCRIPT, SETTINGS = "index.html", "leukoscope.js", "release.json"
+STYLE, VIEW = "page.css", "view.js"  # the demo's own
 MODEL, EXAMPLES, RUNTIME = "model", "examples", "ort"
 PYTHON_VERSION = "3.12"
 # What Spaces with a borrowed GPU (ZeroGPU) run; torchvision's minor version is torch's plus 15.
@@ -167,7 +171,6 @@ def write_static_space(
     """
     from leukoscope.inference.export import ONNX_GRAPH, write_onnx
     from leukoscope.inference.gradcam import map_colours
-    from leukoscope.inference.prediction import REASON_TEXTS, SIDE_MAY_DIFFER, Thresholds
     from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 
     assert release.folder is not None
@@ -193,21 +196,26 @@ def write_static_space(
         "ood": _detector(release.folder / OOD),
         "reasons": REASON_TEXTS,
         "colours": map_colours(256).tolist(),
+        "words": _words(release),
     }
     with _space_folder(out) as folder:
         write_onnx(replace(release, name=name), folder / MODEL)  # publishes no path of this machine
         (folder / MODEL / CARD).unlink()  # a Space has a README.md of its own
         (folder / SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
         (folder / EXAMPLES).mkdir()
-        examples = [f"{EXAMPLES}/{label}.png" for label in PHANTOM_LABELS]
-        for label, file in zip(PHANTOM_LABELS, examples, strict=True):
+        examples = [(label, f"{EXAMPLES}/{label}-{cell}.png") for label in PHANTOM_LABELS for cell in range(3)]
+        for number, (label, file) in enumerate(examples):
             background: Literal["black", "smear"] = "smear" if release.takes_cut_outs is False else "black"
-            Image.fromarray(draw_cell(label, subject=0, cell=0, background=background).image).save(folder / file)
+            Image.fromarray(draw_cell(label, subject=number, cell=0, background=background).image).save(folder / file)
         (folder / RUNTIME).mkdir()
         for file, content in runtime_files.items():
             (folder / RUNTIME / file).write_bytes(content)
         here = Path(__file__).parent
         shutil.copyfile(here / "static_space.js", folder / SCRIPT)
+        web = Path(leukoscope.__file__).parent / "web"
+        shutil.copyfile(web / STYLE, folder / STYLE)
+        stage = (web / VIEW).read_text(encoding="utf-8")  # in the demo, the body of such a function
+        (folder / VIEW).write_text(f"export default (element, trigger, watch) => {{\n{stage}}}\n", encoding="utf-8")
         megabytes = f"{(folder / MODEL / ONNX_GRAPH).stat().st_size / 1e6:.0f}"
         card = f"https://huggingface.co/{hub_id}" if hub_id else ""
         page = {"title": title, "model": name, "card": card, "megabytes": megabytes, "examples": examples}
@@ -216,6 +224,27 @@ def write_static_space(
         readme = rendered(here / "static_space.md", runtime=ONNXRUNTIME_WEB, **about)
         (folder / "README.md").write_text(readme, encoding="utf-8")
     return out
+
+
+def _words(release: ReleaseInfo) -> dict[str, Any]:
+    """What the page says of a prediction, in the demo's words."""
+    metrics, labels = release.metrics, release.labels
+    measured = text.measured_on_people(metrics)
+    starts = ("Probably", "Looks like") if measured else ("Perhaps", "Perhaps")
+    return {
+        "meanings": {label: text.MEANINGS.get(label, "") for label in labels},
+        "pills": {label: [f"{start} {text.one(label)}" for start in starts] for label in labels},
+        "firm": text.FIRM,
+        "soft": "" if measured else f"The probability says little: {text.unmeasured(metrics)}.",
+        "short": text.SHORT,
+        "recall": text.recall_text(metrics),
+        "trust": {one: text.trust_text(Decision(one), metrics) for one in (*labels, OUT_OF_DISTRIBUTION)},
+        "reasons": text.REASONS,
+        "shares": text.AS_SHARES,
+        "warnings": text.warnings(metrics, has_detector=(release.folder or Path()).joinpath(OOD).is_file()),
+        "caveat": text.MAP_CAVEAT,
+        "colours": [CLASS_COLOURS[place % len(CLASS_COLOURS)] for place in range(len(labels))],
+    }
 
 
 def _detector(file: Path) -> dict[str, Any] | None:
@@ -261,7 +290,7 @@ def push_space(folder: Path, space: str, *, private: bool = False, again: str) -
     static = (folder / PAGE).is_file()
     to = Destination(space, private=private, kind="space", sdk="static" if static else "gradio")
     to.require_usable()
-    files = (PAGE, SCRIPT, SETTINGS) if static else (APP, LIST, REQUIREMENTS, "LICENSE")
+    files = (PAGE, SCRIPT, SETTINGS, STYLE, VIEW) if static else (APP, LIST, REQUIREMENTS, "LICENSE")
     folders = (MODEL, EXAMPLES, RUNTIME) if static else (PACKAGE,)
 
     # Other files of the Space's owner are never deleted.

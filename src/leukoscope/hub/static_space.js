@@ -1,6 +1,7 @@
 // A release in the browser: the steps of Leukoscope's Python code, in the same order and with the same numbers.
 // Which function of the package each one follows stands above it; `release.json` holds what they need of the release.
 import * as ort from './ort/ort.wasm.bundle.min.mjs'
+import watchStage from './view.js'
 
 const BACKGROUND_LEVEL = 8, BLACK_SHARE = 0.05
 const MIN_SIDE = 8, MAX_SIDE_RATIO = 10, MAX_PIXELS = 30e6
@@ -8,15 +9,11 @@ const TYPES = ['image/png', 'image/jpeg', 'image/webp', 'image/bmp', 'image/x-ms
 const $ = (id) => document.getElementById(id)
 
 // Python rounds halves to the even number.
-const rint = (x) => {
-  const low = Math.floor(x), rest = x - low
-  return low + (rest > 0.5 || (rest === 0.5 && low % 2 !== 0))
-}
+const rint = (x, low = Math.floor(x)) => low + (x - low > 0.5 || (x - low === 0.5 && low % 2 !== 0))
 const clip = (x, low, high) => Math.min(Math.max(x, low), high)
 const sum = (values) => { let total = 0; for (const value of values) total += value; return total }
 
 // --- Pillow's Image.resize ------------------------------------------------------------------------------------------
-
 const sinc = (x) => x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x)
 const FILTERS = {
   bilinear: [1, (x) => Math.max(1 - Math.abs(x), 0)],
@@ -48,7 +45,7 @@ function resize(image, width, height, name, box = [0, 0, image.width, image.heig
   // Of bytes Pillow sums whole numbers: weights times 2 ** 22, and a half for rounding.
   const one = 2 ** 22
   const whole = (weight) => Math.trunc(weight * one + (weight < 0 ? -0.5 : 0.5))
-  const exact = (places) => places.map(({first, weights}) => ({first, weights: bytes ? weights.map(whole) : weights}))
+  const exact = (places) => bytes ? places.map(({first, weights}) => ({first, weights: weights.map(whole)})) : places
   const finished = bytes ? (total) => clip(Math.floor((total + one / 2) / one), 0, 255) : (total) => total
   const make = (length) => bytes ? new Uint8Array(length) : new Float32Array(length)
 
@@ -83,7 +80,6 @@ function crop(image, left, top, right, bottom) {
 }
 
 // --- data/images.py and data/preprocessing.py -----------------------------------------------------------------------
-
 const brightest = (data, pixel) => Math.max(data[3 * pixel], data[3 * pixel + 1], data[3 * pixel + 2])
 
 // The pixels that the network sees, and the part of the picture that they show.
@@ -97,6 +93,21 @@ export function frame(image, {image_size: size, resized_side: side, interpolatio
   return {pixels, box: [left * across, top * down, (left + size) * across, (top + size) * down]}
 }
 
+// inference/tta.py: where a point of one of the eight views lies in the upright picture.
+function upright(view, size, y, x) {
+  for (let k = 0; k < view % 4; k++) [y, x] = [x, size - 1 - y]
+  return y * size + (view < 4 ? x : size - 1 - x)
+}
+
+function turned({width, data}, view) {
+  const found = new Uint8Array(data.length)
+  for (let y = 0; y < width; y++) for (let x = 0; x < width; x++) {
+    const from = 3 * upright(view, width, y, x)
+    found.set(data.subarray(from, from + 3), 3 * (y * width + x))
+  }
+  return {width, height: width, data: found}
+}
+
 function networkInput({width, data}, {mean, std}) {
   const places = width * width, values = new Float32Array(3 * places)
   for (let c = 0; c < 3; c++) for (let k = 0; k < places; k++) {
@@ -106,7 +117,6 @@ function networkInput({width, data}, {mean, std}) {
 }
 
 // --- inference/ood.py -----------------------------------------------------------------------------------------------
-
 const DENSITY = Float32Array.from({length: 256}, (_, level) => -Math.log((level + 1) / 256))
 
 export function pictureStatistics(picture) {
@@ -148,13 +158,8 @@ function gridStatistics({width: size, data}, step, down, across) {
   const dark = cell.map((row) => row.map(() => false))
   points.forEach(([j, i], k) => { dark[j][i] = density[1][k] > mean[1] })
   const nucleus = Math.max(1, sum(dark.flat()))
-  const perimeter = (mask) => {
-    let edges = 0
-    mask.forEach((row, j) => row.forEach((here, i) => {
-      edges += (j > 0 && mask[j - 1][i] !== here) + (i > 0 && row[i - 1] !== here)
-    }))
-    return edges
-  }
+  const perimeter = (mask) => sum(mask.flatMap((row, j) => row.map((here, i) =>
+    (j > 0 && mask[j - 1][i] !== here) + (i > 0 && row[i - 1] !== here))))
   const place = ([j, i]) => [(j + 0.5) / height, (i + 0.5) / width], places = points.map(place)
   const y = sum(places.map((at) => at[0])) / count, x = sum(places.map((at) => at[1])) / count
   const varY = sum(places.map((at) => (at[0] - y) ** 2)) / count
@@ -167,13 +172,10 @@ function gridStatistics({width: size, data}, step, down, across) {
   return [
     ...mean, ...deviation.map(Math.log), ...skewness,
     correlation(0, 1), correlation(0, 2), correlation(1, 2), ...texture,
-    Math.log(count / (height * width)),
-    nucleus / count,
-    Math.log(perimeter(dark) ** 2 / nucleus + 1),
-    Math.log(perimeter(cell) ** 2 / count + 1),
+    Math.log(count / (height * width)), nucleus / count,
+    Math.log(perimeter(dark) ** 2 / nucleus + 1), Math.log(perimeter(cell) ** 2 / count + 1),
     Math.log((varY + varX + spread) / Math.max(varY + varX - spread, 1e-6)),
-    Math.hypot(y - 0.5, x - 0.5),
-    (acrossEdges / width + downEdges / height) / 3 / 1020,
+    Math.hypot(y - 0.5, x - 0.5), (acrossEdges / width + downEdges / height) / 3 / 1020,
   ]
 }
 
@@ -187,7 +189,6 @@ function oodChecks(pixels, {mean, deviation, inverse, limit, groups}) {
 }
 
 // --- inference/gradcam.py -------------------------------------------------------------------------------------------
-
 function shareOnCell(map, {width, data}) {
   const cell = Array.from({length: width * width}, (_, pixel) => brightest(data, pixel) > BACKGROUND_LEVEL)
   const inside = sum(cell)
@@ -215,12 +216,6 @@ function drawOverlay(image, map, peak, [left, top, right, bottom], colours) {
     drawn.data[4 * pixel + 3] = 255
   }
   show($('overlay'), drawn)
-  if (x1 - x0 < image.width || y1 - y0 < image.height) {
-    const context = $('overlay').getContext('2d')
-    context.strokeStyle = 'rgb(0, 114, 178)'
-    context.lineWidth = Math.max(1, rint(Math.min(image.width, image.height) / 200))
-    context.strokeRect(x0, y0, x1 - x0, y1 - y0)
-  }
 }
 
 function show(canvas, pixels) {
@@ -229,7 +224,6 @@ function show(canvas, pixels) {
 }
 
 // --- inference/prediction.py ----------------------------------------------------------------------------------------
-
 function softmax(logits) {
   const largest = Math.max(...logits), raised = Array.from(logits, (logit) => Math.exp(logit - largest))
   const total = sum(raised)
@@ -248,32 +242,29 @@ function decide(probabilities, ood, onCell, shorterSide, release) {
   }
   if (ood && ood.score > 1) return {outcome: 'out of distribution', reasons: [reason(`ood_${ood.group}`, ood.score, 1)]}
   const confidence = Math.max(...probabilities), reasons = []
-  if (abstainBelow !== null && confidence < abstainBelow) {
-    reasons.push(reason('low_confidence', confidence, abstainBelow))
-  }
+  if (abstainBelow !== null && confidence < abstainBelow) reasons.push(reason('low_confidence', confidence, abstainBelow))
   const outcome = reasons.length ? 'abstain' : labels[probabilities.indexOf(confidence)]
-  if (side !== null && Math.abs(shorterSide / side - 1) > mayDiffer) {
-    reasons.push(reason('other_frame', shorterSide, side))
-  }
-  if (onCell !== null && leastOnCell !== null && onCell < leastOnCell) {
-    reasons.push(reason('explanation_off_cell', onCell, leastOnCell))
-  }
+  if (side !== null && Math.abs(shorterSide / side - 1) > mayDiffer) reasons.push(reason('other_frame', shorterSide, side))
+  const isOff = onCell !== null && leastOnCell !== null && onCell < leastOnCell
+  if (isOff) reasons.push(reason('explanation_off_cell', onCell, leastOnCell))
   return {outcome, reasons}
 }
 
 // --- the page -------------------------------------------------------------------------------------------------------
+const element = (kind, text, name = '') => Object.assign(document.createElement(kind), {textContent: text, className: name})
+const percent = (share) => share > 0.99 && share < 1 ? '>99\u00a0%' : share > 0 && share < 0.01 ? '<1\u00a0%' : `${rint(100 * share)}\u00a0%`
+const pause = () => new Promise((done) => setTimeout(done)) // so that what was just said is seen
 
 function tell(text, problem = false) {
-  Object.assign($('status'), {textContent: text, className: problem ? 'problem' : ''})
+  Object.assign($('status'), {textContent: text, className: problem ? 'lk-message' : 'lk-note', hidden: !text})
+  if (problem) $('result').hidden = $('picture').hidden = true
 }
 
 async function load() {
   ort.env.wasm.numThreads = 1 // more need headers that not every server sends
   ort.env.wasm.wasmPaths = {wasm: new URL('ort/ort-wasm-simd-threaded.wasm', import.meta.url).href}
   const release = await (await fetch('release.json')).json()
-  const session = await ort.InferenceSession.create('model/onnx/model.onnx', {executionProviders: ['wasm']})
-  if (!asked) tell('Ready.') // what is said of a picture given meanwhile stays
-  return {release, session}
+  return {release, session: await ort.InferenceSession.create('model/onnx/model.onnx', {executionProviders: ['wasm']})}
 }
 
 async function decode(blob, name) {
@@ -283,92 +274,129 @@ async function decode(blob, name) {
   const bitmap = await createImageBitmap(blob, options).catch(() => {
     throw new Error(`${name}: is no picture that this browser can open; ${fix}`)
   })
-  const {width, height} = bitmap, size = `${name}: is ${width}×${height} pixels`
-  if (Math.min(width, height) < MIN_SIDE) {
-    throw new Error(`${size}, too small for a cell; give at least ${MIN_SIDE}×${MIN_SIDE}.`)
-  }
-  if (Math.max(width, height) > MAX_SIDE_RATIO * Math.min(width, height)) {
-    throw new Error(`${size}, one side more than ${MAX_SIDE_RATIO} times the other; crop it to the cell.`)
-  }
-  if (width * height > MAX_PIXELS) {
-    throw new Error(`${size}, more than ${MAX_PIXELS / 1e6} megapixels; crop it to the cell.`)
-  }
+  const {width, height} = bitmap, size = `${name}: is ${width}×${height} pixels`, [low, high] = [width, height].sort((a, b) => a - b)
+  if (low < MIN_SIDE) throw new Error(`${size}, too small for a cell; give at least ${MIN_SIDE}×${MIN_SIDE}.`)
+  if (high > MAX_SIDE_RATIO * low) throw new Error(`${size}, one side more than ${MAX_SIDE_RATIO} times the other; crop it to the cell.`)
+  if (low * high > MAX_PIXELS) throw new Error(`${size}, more than ${MAX_PIXELS / 1e6} megapixels; crop it to the cell.`)
   const context = new OffscreenCanvas(width, height).getContext('2d', {willReadFrequently: true})
   context.drawImage(bitmap, 0, 0)
-  const rgba = context.getImageData(0, 0, width, height)
-  const data = new Uint8Array(3 * width * height)
+  const rgba = context.getImageData(0, 0, width, height), data = new Uint8Array(3 * width * height)
   for (let pixel = 0; pixel < width * height; pixel++) {
     if (rgba.data[4 * pixel + 3] < 255) throw new Error(`${name}: has transparent parts; save it without transparency.`)
     data.set(rgba.data.subarray(4 * pixel, 4 * pixel + 3), 3 * pixel)
   }
-  return {image: {width, height, data}, rgba}
+  return {name, rgba, image: {width, height, data}}
 }
 
-async function predict({release, session}, {image, rgba}, name) {
-  const {pixels, box} = frame(image, release.preprocessing)
-  const {logits, grad_cam: maps} = await session.run({pixel_values: networkInput(pixels, release.preprocessing)})
-  const probabilities = softmax(logits.data), best = probabilities.indexOf(Math.max(...probabilities))
-  let map = null, peak = 0
-  if (maps) {
-    const [, , height, width] = maps.dims
-    map = {width, height, data: maps.data.slice(best * width * height, (best + 1) * width * height)}
-    peak = maps.data.reduce((a, b) => Math.max(a, b))
+// One view decides. The map is the mean over all eight, turned back.
+async function predict({release, session}, {name, image, pixels, box}, views) {
+  const {labels} = release, found = []
+  let maps = null, side = 0
+  for (let turn = 0; turn < views; turn++) {
+    const {logits, grad_cam: own} = await session.run({pixel_values: networkInput(turned(pixels, turn), release.preprocessing)})
+    found.push(softmax(logits.data))
+    if (own) {
+      side = own.dims[2]
+      maps ??= new Float32Array(own.data.length)
+      own.data.forEach((value, place) => {
+        const at = place % side ** 2
+        maps[place - at + upright(turn, side, Math.floor(at / side), at % side)] += value / views
+      })
+    }
+    await pause()
   }
-  const ood = release.ood && oodChecks(pixels, release.ood)
-  const shorterSide = Math.min(image.width, image.height)
-  const decision = decide(probabilities, ood, map && shareOnCell(map, pixels), shorterSide, release)
+  const likely = found.map((shares) => shares.indexOf(Math.max(...shares))), [best] = likely, [probabilities] = found
+  const data = views > 1 && maps?.map((value) => Math.max(value, 0))
+  const map = data && {width: side, height: side, data: data.slice(best * side ** 2, (best + 1) * side ** 2)}
+  const ood = release.ood && oodChecks(pixels, release.ood), same = likely.filter((one) => one === best).length
+  const decided = decide(probabilities, ood, map ? shareOnCell(map, pixels) : null, Math.min(image.width, image.height), release)
   return {
-    image, rgba, map, peak, box, best,
+    best, map, likely, peak: data ? data.reduce((a, b) => Math.max(a, b)) : 0,
     answer: {
-      source: name, ...decision,
-      probabilities: Object.fromEntries(release.labels.map((label, k) => [label, probabilities[k]])),
-      ood_score: ood ? ood.score : null,
+      source: name, ...decided, probabilities: Object.fromEntries(labels.map((label, k) => [label, probabilities[k]])),
+      ood_score: ood ? ood.score : null, views, agreeing_views: same,
       model: release.model, revision: release.revision, view_box: box, notice: release.notice,
     },
   }
 }
 
-function present({release}, {image, rgba, map, peak, box, best, answer}) {
-  $('outcome').textContent = answer.outcome
-  const element = (kind, text) => Object.assign(document.createElement(kind), {textContent: text})
-  $('reasons').replaceChildren(...answer.reasons.map(({text}) => element('li', text)))
-  $('probabilities').tBodies[0].replaceChildren(...Object.entries(answer.probabilities).map(([label, share]) => {
-    const row = document.createElement('tr')
-    row.append(Object.assign(element('th', label), {scope: 'row'}), element('td', share.toFixed(3)))
+function stand({name, image, rgba}) {
+  show($('cell'), rgba)
+  $('cell').ariaLabel = $('caption').textContent = name
+  $('stage-of').style.cssText = `aspect-ratio:${image.width}/${image.height};--wide:${image.width / image.height}`
+  $('stage-of').dataset.source = asked
+  $('stage-of').classList.add('alone')
+  $('over').hidden = true
+  $('tools').style.visibility = 'hidden'
+  $('picture').hidden = false
+  view.draw()
+}
+
+// The demo's words, which `release.json` holds, about what was predicted from so many views.
+function present({release: {labels, words, colours}}, {image, box}, {best, map, peak, likely, answer}) {
+  const {outcome, probabilities, views, agreeing_views: same} = answer, label = labels[best], share = probabilities[label]
+  const given = labels.includes(outcome), refused = outcome === 'out of distribution', turning = views === 1
+  $('outcome').textContent = given ? words.pills[label][Number(share >= words.firm)] : words.short[outcome]
+  $('outcome').className = `lk-pill ${given ? words.soft ? 'soft' : '' : 'none'}`
+  $('share').textContent = given ? percent(share) : ''
+  $('answer').style.setProperty('--c', words.colours[best])
+  const others = [...new Set(likely.filter((one) => one !== best).map((one) => labels[one]))].join(' or ')
+  const agreement = turning ? 'Turning it: the map follows …' : others ? `Turned, ${views - same} of ${views} say ${others}: don't rely on it.`
+    : `The same in ${views} of ${views} orientations.`
+  const because = answer.reasons.map(({code, value, limit}) => {
+    const shown = (one) => words.shares.includes(code) ? percent(one) : one.toFixed(1).replace('.0', '')
+    return words.reasons[code].replace('{value}', shown(value)).replace('{limit}', shown(limit))
+  })
+  const notes = [refused ? '' : agreement, words.recall, given ? words.soft : 'Without a class, the probabilities are no result.',
+    ...because, words.trust[outcome], ...words.warnings]
+  $('notes').replaceChildren(...notes.filter(Boolean).map((text) => element('p', text, 'lk-note')))
+  $('probabilities').replaceChildren(...labels.map((name) => {
+    const row = element('li', '')
+    row.append(element('b', name), ` ${words.meanings[name] ?? ''} `, element('data', percent(probabilities[name])))
     return row
   }))
-  $('refused').hidden = release.labels.includes(answer.outcome)
-  show($('picture'), rgba)
-  $('picture').setAttribute('role', 'img')
-  $('picture').setAttribute('aria-label', answer.source)
-  $('map').hidden = !map
-  if (map) {
-    drawOverlay(image, map, peak, box, release.colours)
-    $('map-of').textContent = `Grad-CAM map of ${release.labels[best]}`
-    $('overlay').setAttribute('role', 'img')
-    $('overlay').setAttribute('aria-label', $('map-of').textContent)
+  $('track').replaceChildren(...labels.map((name, k) => {
+    const part = element('i', '')
+    Object.assign(part.style, {width: `${100 * probabilities[name]}%`, background: words.colours[k]})
+    return part
+  }))
+  if (map && !refused) {
+    drawOverlay(image, map, peak, box, colours)
+    $('overlay').ariaLabel = `Map for ${label}`
+    $('stage-of').classList.remove('alone')
+    $('over').hidden = false
+    $('tools').style.visibility = 'visible'
   }
+  $('map-of').textContent = map && !refused ? `Map for ${label}. ${words.caveat}` : turning || refused ? '' : 'This model has no map.'
   URL.revokeObjectURL($('save').href)
   $('save').href = URL.createObjectURL(new Blob([JSON.stringify(answer, null, 1)], {type: 'application/json'}))
+  $('result').dataset.views = views
   $('result').hidden = false
-  tell(map ? '' : 'This model has no Grad-CAM map.')
+  tell('')
 }
 
 let asked = 0
-const loaded = load()
+const loaded = load(), view = {}
 loaded.catch((error) => tell(`The model cannot be loaded (${error.message}); load the page again.`, true))
+watchStage($('picture'), () => {}, (_, draw) => { view.draw = draw })
 
-// Predicts a picture; of several given one after the other, the last is shown, and of several in one go, the first.
+// Reads a picture; of several given one after the other, the last is shown, and of several in one go, the first.
 async function answer(blob, name) {
   const turn = ++asked
-  $('result').hidden = true
-  tell('Predicting …')
   try {
-    const picture = await decode(await blob, name), model = await loaded
-    await new Promise((done) => setTimeout(done)) // so that the line above is seen
+    const picture = await decode(await blob, name)
     if (turn !== asked) return
-    const result = await predict(model, picture, name)
-    if (turn === asked) present(model, result)
+    $('result').hidden = true
+    stand(picture)
+    const model = await loaded
+    tell('Reading …')
+    await pause()
+    Object.assign(picture, frame(picture.image, model.release.preprocessing))
+    for (const views of [1, 8]) {
+      if (turn !== asked) return
+      const found = await predict(model, picture, views)
+      if (turn === asked) present(model, picture, found)
+    }
   } catch (error) {
     if (turn === asked) tell(error.message, true)
   }
@@ -379,10 +407,12 @@ $('file').addEventListener('change', ({target}) => {
   target.value = '' // so that the same file can be chosen again
   if (file) answer(file, file.name)
 })
-for (const button of $('examples').querySelectorAll('button')) {
-  const name = button.dataset.file
-  button.addEventListener('click', () => answer(fetch(name).then((found) => found.blob()), name))
-}
+const example = ({title, dataset: {file}}) => answer(fetch(file).then((found) => found.blob()), title)
+for (const button of document.querySelectorAll('#examples button')) button.addEventListener('click', () => example(button))
+example(document.querySelector('#examples button'))
+const dark = matchMedia('(prefers-color-scheme: dark)'), paint = () => document.documentElement.classList.toggle('dark', dark.matches)
+dark.addEventListener('change', paint)
+paint()
 document.addEventListener('paste', ({clipboardData: {files: [file]}}) => { if (file) answer(file, file.name) })
 for (const kind of ['dragover', 'dragleave', 'drop']) document.addEventListener(kind, (event) => {
   event.preventDefault()

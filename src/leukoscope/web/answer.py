@@ -28,10 +28,10 @@ from leukoscope.inference.prediction import (
     Thresholds,
 )
 from leukoscope.inference.tta import turned
+from leukoscope.reports import text
+from leukoscope.reports.text import DecisionText, percent
 from leukoscope.synthetic import SMEAR_LABELS, draw_cell, smear_picture
-from leukoscope.web import text
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.text import DecisionText, percent
 
 # Redrawing stays instant and the page light; one cell is a few hundred pixels anyway.
 SHOWN_SIDE, OPACITY = 640, 0.55
@@ -255,15 +255,12 @@ class Row:
             self.picture.remark or remark,
             *self.warnings,
             self.map_text(label or known.most_probable),
-            MAP_CAVEAT if self.maps else "",
+            text.MAP_CAVEAT if self.maps else "",
             "; ".join(f"{name}: {value}" for name, value in facts.items()),
             f"{text.about_model(self.model, known.revision)}.",
             RESEARCH_NOTICE,
         )
         return "\n".join(line for line in lines if line)
-
-
-MAP_CAVEAT = "The map is the mean over eight views. It shows where the model reacts, not why."
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
 from leukoscope.inference.subject import SubjectPrediction
 from leukoscope.reports.formatting import data_uri, encoded
+from leukoscope.reports.text import about_model, outcome_text, percent
 from leukoscope.synthetic import PHANTOM_LABELS, SMEAR_LABELS, SMEARS, draw_cell, smear_picture
 from leukoscope.web import stage
 from leukoscope.web.batch_files import SUGGESTIONS, Batch, BatchFile, open_batch, subjects_of, suggested_pattern
@@ -28,7 +29,6 @@ from leukoscope.web.batch_results import (
     wrong_rows,
 )
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.text import about_model, outcome_text, percent
 from leukoscope.web.upload import deleted_afterwards
 
 # A batch holds hundreds of megabytes while it is read.

@@ -8,9 +8,9 @@ from PIL import Image, ImageDraw
 
 from leukoscope.inference.gradcam import map_colours
 from leukoscope.inference.smear import drawing_font
+from leukoscope.reports.text import named, percent
 from leukoscope.web.answer import Row
 from leukoscope.web.stage import colour
-from leukoscope.web.text import named, percent
 from leukoscope.web.upload import File, png_file, safe_stem
 
 # In pixels; LETTERS fit into a line.

@@ -15,10 +15,10 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.inference.prediction import REFUSED
 from leukoscope.inference.smear import CLASS_COLOURS, OTHER_COLOURS
+from leukoscope.reports import text
 from leukoscope.reports.formatting import cell_html, data_uri, encoded
-from leukoscope.web import text
-from leukoscope.web.answer import MAP_CAVEAT, WITHOUT, Answer, Picture, Row, cover_text, example, views_of
-from leukoscope.web.text import percent
+from leukoscope.reports.text import percent
+from leukoscope.web.answer import WITHOUT, Answer, Picture, Row, cover_text, example, views_of
 
 VIEWS = {"map": "Map", "turned": "Turned", "covered": "Covered"}
 NOTICE = f'<p class="lk-notice" role="note">{escape(RESEARCH_NOTICE)}</p>'
@@ -170,7 +170,7 @@ def _slider(row: Row, label: str) -> str:
             for one in row.maps
         )
         below += f'<div class="lk-scale">{others or escape(title)} {colours}</div>'
-        below += note(MAP_CAVEAT) if row.maps else ""
+        below += note(text.MAP_CAVEAT) if row.maps else ""
     hint = ""
     if row.prediction is not None and not row.refused:
         hint = "Tap a part to cover it."

@@ -4,7 +4,7 @@ let view = {at: 50, zoom: 1, x: 0, y: 0}, held = null, shown = ''
 const stage = () => element.querySelector('.lk-stage')
 const draw = () => {
   if (!stage()) return
-  const source = stage().querySelector('img')?.src, most = () => (view.zoom - 1) / 2
+  const source = stage().dataset.source ?? stage().querySelector('img')?.src, most = () => (view.zoom - 1) / 2
   if (source != shown) [view.zoom, view.x, view.y, shown] = [1, 0, 0, source]
   for (const way of 'xy') view[way] = Math.max(-most(), Math.min(most(), view[way]))
   const set = (name, value) => stage().style.setProperty(name, value)

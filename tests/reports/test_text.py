@@ -12,8 +12,7 @@ from PIL import Image
 from leukoscope.data.smear import measure_stain
 from leukoscope.evaluation.morphology import Morphology, map_share
 from leukoscope.inference.prediction import Checks, Thresholds
-from leukoscope.synthetic import draw_smear
-from leukoscope.web.text import (
+from leukoscope.reports.text import (
     DecisionText,
     agreement_text,
     decision_text,
@@ -26,6 +25,7 @@ from leukoscope.web.text import (
     warnings,
     weak_map_text,
 )
+from leukoscope.synthetic import draw_smear
 
 SUBJECTS = {
     "1": {"label": "ALL", "accuracy": 0.9}, "2": {"label": "ALL", "accuracy": 1.0},

@@ -1,4 +1,7 @@
-"""A result in words: the decision, how good the model is, its map. Each picture has its text equivalent here."""
+"""A result in words: the decision, how good the model is, its map. Each picture has its text equivalent here.
+
+The demo, the saved PNG, the API and the static page say the same sentences.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +35,12 @@ MEANINGS = {
 """What the labels of the registered data sets stand for."""
 _MANY = {"ALL": "blasts", "HEM": "normal cells"}
 _OUTCOMES = {ABSTAIN: "not sure", OUT_OF_DISTRIBUTION: "unlike its cells"}
-_SHORT = {
+SHORT = {
     ABSTAIN: "Not sure",
     OUT_OF_DISTRIBUTION: "Unlike the cells this model knows",
     NOT_A_CELL: "No cell cut out on black",
 }
-_REASONS = {
+REASONS = {
     "field_of_view": "The picture is no single cell cut out on black, which is what this model was trained on.",
     "ood_colour": "Its colours are unlike those of the training cells (OOD score {value}, limit {limit}).",
     "ood_texture": "Its texture is unlike that of the training cells (OOD score {value}, limit {limit}).",
@@ -50,6 +53,8 @@ _REASONS = {
     "explanation_off_cell": "{value} of its map lies on the cell; in 95 % of the cells measured it is more than "
     "{limit}.",
 }
+AS_SHARES = ("ood_field", "views_disagree", "explanation_off_cell", "low_confidence")
+"""Reasons whose numbers are shares."""
 # From this probability a class is told without reserve.
 FIRM = 0.9
 _ROWS, _COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
@@ -57,6 +62,7 @@ SYNTHETIC = (
     "This model was trained on synthetic phantoms, not on real cells: its predictions mean nothing outside them."
 )
 NO_PEOPLE = "its data name no people"
+MAP_CAVEAT = "The map is the mean over eight views. It shows where the model reacts, not why."
 
 
 @dataclass(frozen=True)
@@ -106,27 +112,27 @@ def decision_text(
     reasons = " ".join(map(reason_text, decision.reasons))
     if decision.label is None:
         (first, p), (second, q) = sorted(probabilities.items(), key=lambda item: -item[1])[:2]
-        headline = f"No class: {_SHORT[decision.outcome].lower()}."
+        headline = f"No class: {SHORT[decision.outcome].lower()}."
         if decision.outcome == ABSTAIN:
             headline = f"Not sure: {first} {percent(p)}, {second} {percent(q)}."
-        return DecisionText(_SHORT[decision.outcome], headline, reasons, has_class=False)
+        return DecisionText(SHORT[decision.outcome], headline, reasons, has_class=False)
     name, point = decision.label, decision.operating_point
     if point:
         positive, limit = thresholds.positive_label, percent(thresholds.operating_points[point])
         side = "above" if name == positive else "below"
         headline = f"{named(name)}: {side} the {point_name(point)} threshold."
         because = f"{positive} has {percent(probabilities[positive])}; the threshold lies at {limit}."
-        return DecisionText(f"Counts as {_one(name)}", headline, f"{because} {reasons}".strip())
+        return DecisionText(f"Counts as {one(name)}", headline, f"{because} {reasons}".strip())
     share = percent(probabilities[name])
     if not measured_on_people(metrics):
         headline = f"{named(name)}: {share}, but {unmeasured(metrics)}."
-        return DecisionText(f"Perhaps {_one(name)}", headline, reasons, soft=True)
+        return DecisionText(f"Perhaps {one(name)}", headline, reasons, soft=True)
     if probabilities[name] >= FIRM:
-        return DecisionText(f"Looks like {_one(name)}", f"The model predicts {named(name)}: {share}.", reasons)
-    return DecisionText(f"Probably {_one(name)}", f"The model leans towards {named(name)}: {share}.", reasons)
+        return DecisionText(f"Looks like {one(name)}", f"The model predicts {named(name)}: {share}.", reasons)
+    return DecisionText(f"Probably {one(name)}", f"The model leans towards {named(name)}: {share}.", reasons)
 
 
-def _one(label: str) -> str:
+def one(label: str) -> str:
     """A class as what one cell of it is."""
     if label not in MEANINGS:
         return label
@@ -222,11 +228,11 @@ def reason_text(reason: Reason) -> str:
     """A reason of a decision as a sentence."""
 
     def shown(value: float | None) -> str:
-        if value is None or reason.code in ("ood_field", "views_disagree", "explanation_off_cell", "low_confidence"):
+        if value is None or reason.code in AS_SHARES:
             return percent(value or 0.0)
         return f"{value:.1f}".removesuffix(".0")
 
-    return _REASONS[reason.code].format(value=shown(reason.value), limit=shown(reason.limit))
+    return REASONS[reason.code].format(value=shown(reason.value), limit=shown(reason.limit))
 
 
 def morphology_text(
