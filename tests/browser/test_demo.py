@@ -98,7 +98,7 @@ def test_an_example_is_answered_by_every_model_before_any_click(
     visits: Callable[..., Any], look: dict[str, Any]
 ) -> None:
     visit = visits(**look)
-    assert visit.page.locator("#picture .lk-top").inner_text() == "Synthetic ALL (an example)"
+    assert visit.page.locator("#picture .lk-top").inner_text() == "Synthetic ALL"
     assert visit.page.locator(SAID).inner_text() == "Looks like a leukaemic blast"
     assert visit.page.locator(".lk-row").count() == 1, "a model of smears does not know a cell on black"
     in_view(visit, "#notice", "#upload", "#examples button", ".lk-tabs", "#picture .lk-stage", SAID, ".lk-track")
@@ -272,7 +272,7 @@ def test_an_address_opens_model_tab_and_example_and_back_leads_to_those_before(v
     visit.page.locator("#picture .lk-top", has_text="Synthetic ALL").wait_for()
     address = visit.page.url.replace("example=1", "example=6")
     visit.page.goto(address)
-    visit.page.locator("#picture .lk-top", has_text="Synthetic HEM (an example)").wait_for()
+    visit.page.locator("#picture .lk-top", has_text="Synthetic HEM").wait_for()
 
 
 def test_two_visitors_do_not_see_each_other(visits: Callable[..., Any], cell: Path) -> None:

@@ -19,10 +19,10 @@ from PIL.PngImagePlugin import PngImageFile
 from leukoscope import RESEARCH_NOTICE, Predictor
 from leukoscope.evaluation.morphology import parts_of
 from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION, Decision, HeatMap
+from leukoscope.reports.text import MAP_CAVEAT
 from leukoscope.web import stage
 from leukoscope.web.answer import (
     EXAMPLES,
-    MAP_CAVEAT,
     SMEAR_EXAMPLES,
     Answer,
     Picture,

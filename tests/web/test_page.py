@@ -130,7 +130,7 @@ def test_what_was_forgotten_is_to_be_given_again(page: Page) -> None:
 def test_an_example_is_answered_by_every_model_once_and_then_kept(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     visit = Visit()
     text = shown(page, click(page, visit, "example:1"))
-    assert text.count('<li class="lk-row') == 2 and "(an example)" in text and 'data-example="1"' in text
+    assert text.count('<li class="lk-row') == 2 and "Synthetic ALL" in text and 'data-example="1"' in text
     monkeypatch.setattr(page.models, "predict", lambda *_, **__: pytest.fail("asked again"))
     assert shown(page, click(page, Visit(), "example:1")).count('<li class="lk-row') == 2
 
@@ -148,6 +148,10 @@ def test_a_row_opens_with_its_map_and_the_picture_has_three_views(page: Page) ->
     assert text.count("→") == 1 and visit.view == "covered", "the part that was tapped"
 
 
+def on_stage(visit: Visit) -> object:
+    return visit.shown
+
+
 def test_a_smear_is_read_and_a_cell_of_it_leads_back(page: Page) -> None:
     visit = Visit()
     text = shown(page, click(page, visit, "smear"))
@@ -155,8 +159,7 @@ def test_a_smear_is_read_and_a_cell_of_it_leads_back(page: Page) -> None:
     read = visit.shown
     text = shown(page, click(page, visit, "cell:1"))
     assert "Cell 2 of Synthetic smear" in text and "← Back to the smear" in text
-    opened: object = visit.shown
-    assert isinstance(opened, Answer) and visit.behind is read
+    assert isinstance(on_stage(visit), Answer) and visit.behind is read
     assert not visit.kept, "it is opened again from its smear"
     shown(page, click(page, visit, "back"))
     assert visit.shown is read and visit.behind is None
@@ -297,7 +300,7 @@ def opened(page: Page, query: dict[str, str], lost: str = "") -> tuple[str, Visi
 
 def test_an_address_opens_model_and_example_and_a_lost_page_keeps_what_it_shows(page: Page) -> None:
     text, visit = opened(page, {"model": "other", "example": "4"})
-    assert visit.model == "other" and "Synthetic HEM (an example)" in text
+    assert visit.model == "other" and "Synthetic HEM" in text
     text, visit = opened(page, {"model": "/etc", "example": "no number"})
     assert visit.model == "one" and 'data-example="1"' in text and visit.added == []
     assert opened(page, {}, lost="1") == ("", Visit())

@@ -3,8 +3,7 @@
 import * as ort from './ort/ort.wasm.bundle.min.mjs'
 import watchStage from './view.js'
 
-const BACKGROUND_LEVEL = 8, BLACK_SHARE = 0.05
-const MIN_SIDE = 8, MAX_SIDE_RATIO = 10, MAX_PIXELS = 30e6
+const BACKGROUND_LEVEL = 8, BLACK_SHARE = 0.05, MIN_SIDE = 8, MAX_SIDE_RATIO = 10, MAX_PIXELS = 30e6
 const TYPES = ['image/png', 'image/jpeg', 'image/webp', 'image/bmp', 'image/x-ms-bmp', '']
 const $ = (id) => document.getElementById(id)
 
@@ -146,13 +145,9 @@ function gridStatistics({width: size, data}, step, down, across) {
   const correlation = (a, b) => covariance[a][b] / deviation[a] / deviation[b]
 
   const texture = [1, 2, 4].map((apart) => {
-    let changes = 0, total = 0
-    rows.forEach((y, j) => columns.forEach((x, i) => {
-      if (x + apart >= size || !cell[j][i]) return
-      const neighbour = at(y, x + apart, 1)
-      if (neighbour > BACKGROUND_LEVEL) { total += Math.abs(DENSITY[neighbour] - DENSITY[at(y, x, 1)]); changes += 1 }
-    }))
-    return changes ? Math.log(total / changes + 1e-3) : 0
+    const changes = points.map(([j, i]) => [rows[j], columns[i]]).filter(([y, x]) => x + apart < size && at(y, x + apart, 1) > BACKGROUND_LEVEL)
+      .map(([y, x]) => Math.abs(DENSITY[at(y, x + apart, 1)] - DENSITY[at(y, x, 1)]))
+    return changes.length ? Math.log(sum(changes) / changes.length + 1e-3) : 0
   })
 
   const dark = cell.map((row) => row.map(() => false))
@@ -225,8 +220,7 @@ function show(canvas, pixels) {
 
 // --- inference/prediction.py ----------------------------------------------------------------------------------------
 function softmax(logits) {
-  const largest = Math.max(...logits), raised = Array.from(logits, (logit) => Math.exp(logit - largest))
-  const total = sum(raised)
+  const raised = Array.from(logits, (logit) => Math.exp(logit - Math.max(...logits))), total = sum(raised)
   return raised.map((value) => value / total)
 }
 
@@ -320,16 +314,18 @@ async function predict({release, session}, {name, image, pixels, box}, views) {
   }
 }
 
+function setMapped(mapped) {
+  $('stage-of').classList.toggle('alone', $('over').hidden = !mapped)
+  $('tools').style.visibility = mapped ? 'visible' : 'hidden'
+}
+
 function stand({name, image, rgba}) {
   show($('cell'), rgba)
   $('cell').ariaLabel = $('caption').textContent = name
   $('stage-of').style.cssText = `aspect-ratio:${image.width}/${image.height};--wide:${image.width / image.height}`
   $('stage-of').dataset.source = asked
-  $('stage-of').classList.add('alone')
-  $('over').hidden = true
-  $('tools').style.visibility = 'hidden'
-  $('picture').hidden = false
-  view.draw()
+  setMapped(false)
+  $('picture').hidden = false, view.draw()
 }
 
 // The demo's words, which `release.json` holds, about what was predicted from so many views.
@@ -363,9 +359,7 @@ function present({release: {labels, words, colours}}, {image, box}, {best, map, 
   if (map && !refused) {
     drawOverlay(image, map, peak, box, colours)
     $('overlay').ariaLabel = `Map for ${label}`
-    $('stage-of').classList.remove('alone')
-    $('over').hidden = false
-    $('tools').style.visibility = 'visible'
+    setMapped(true)
   }
   $('map-of').textContent = map && !refused ? `Map for ${label}. ${words.caveat}` : turning || refused ? '' : 'This model has no map.'
   URL.revokeObjectURL($('save').href)
@@ -386,8 +380,7 @@ async function answer(blob, name) {
   try {
     const picture = await decode(await blob, name)
     if (turn !== asked) return
-    $('result').hidden = true
-    stand(picture)
+    $('result').hidden = true, stand(picture)
     const model = await loaded
     tell('Reading …')
     await pause()
@@ -411,8 +404,7 @@ const example = ({title, dataset: {file}}) => answer(fetch(file).then((found) =>
 for (const button of document.querySelectorAll('#examples button')) button.addEventListener('click', () => example(button))
 example(document.querySelector('#examples button'))
 const dark = matchMedia('(prefers-color-scheme: dark)'), paint = () => document.documentElement.classList.toggle('dark', dark.matches)
-dark.addEventListener('change', paint)
-paint()
+dark.addEventListener('change', paint), paint()
 document.addEventListener('paste', ({clipboardData: {files: [file]}}) => { if (file) answer(file, file.name) })
 for (const kind of ['dragover', 'dragleave', 'drop']) document.addEventListener(kind, (event) => {
   event.preventDefault()

@@ -135,7 +135,7 @@ def batch_picture(result: BatchResult, order: str = "names") -> str:
         for one, (said, _) in ORDERS.items()
     )
     sort = f'<label class="lk-sort">Sort by <select data-act="order">{options}</select></label>'
-    return f"{top}<div class='lk-tall'>{strips}{sort}{_cells(result, rows[:SHOWN])}{more}</div>"
+    return f"{top}<div class='lk-tall lk-wide'>{strips}{sort}{_cells(result, rows[:SHOWN])}{more}</div>"
 
 
 def _zone(result: BatchResult) -> tuple[float, float] | None:

@@ -204,7 +204,10 @@ class Page:
                 drawn = stands
         except LeukoscopeError as error:
             if visit.asked == mine:
-                yield {self.visit: visit, self.answer: stage.message(FAILED, str(error)), self.upload: None}
+                said = stage.message(FAILED, str(error))
+                if visit.shown:  # it stays below
+                    said += self._draw(visit, picture=False)[self.answer]
+                yield {self.visit: visit, self.answer: said, self.upload: None}
 
     @staticmethod
     def _picture_key(visit: Visit) -> tuple[Any, ...]:
@@ -280,7 +283,6 @@ class Page:
         cut_outs = [name for name in names if self.models.takes_cut_outs(name) is not False]
         smears = not cut_outs or self.models.takes_cut_outs(named) is False
         picture, asked = example(number, smear=smears), names if smears else cut_outs
-        picture = replace(picture, caption=f"{picture.caption} (an example)")
         yield from self._answers(picture, asked, named)
 
     def _answers(self, picture: Picture, names: Sequence[str], named: str = "") -> Iterator[dict[str, Any]]:
@@ -339,7 +341,8 @@ class Page:
             if isinstance(step, BatchResult):
                 yield {"shown": step, "behind": None, "pattern": pattern, "order": "names"}
             else:
-                yield {"shown": None, "behind": None, self.picture: "", self.answer: step}
+                soon = f'<div class="lk-wide">{stage.waiting("The cells appear here.")}</div>'
+                yield {"shown": None, "behind": None, self.picture: soon, self.answer: step}
 
     # What is clicked.
 

@@ -156,7 +156,7 @@ def smear_picture(smear: Smear) -> str:
     alt = f"{reading.source}; {len(smear.whole)} cells are boxed, each a button"
     caption = f'<div class="lk-top"><span>{escape(reading.source)}</span></div>'
     shown = stage.picture(image, alt, SHOWN_SIDE)
-    return f'{caption}<div class="lk-field" style="--wide:{width / height:.3f}">{shown}{marks}</div>'
+    return f'{caption}<div class="lk-field lk-wide" style="--wide:{width / height:.3f}">{shown}{marks}</div>'
 
 
 def smear_answer(smear: Smear, others: tuple[str, ...] = ()) -> str:

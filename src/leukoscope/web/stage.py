@@ -197,7 +197,7 @@ def _turned(row: Row) -> str:
             f'<li style="--c:{ink}">{picture(image, name, 150)}<b>{escape(said)} {percent(shares[label])}</b>'
             f"<span>{name}</span></li>"
         )
-    return f'{note(row.agreement())}<ul class="lk-cells lk-forms">{shown}</ul>'
+    return f'{note(row.agreement())}<ul class="lk-cells lk-forms lk-wide">{shown}</ul>'
 
 
 def _covered(row: Row, forms: Mapping[str, Row]) -> str:
@@ -211,7 +211,7 @@ def _covered(row: Row, forms: Mapping[str, Row]) -> str:
             f"<b>{escape(label)} {percent(one.known.probabilities[label])}</b>"
             f"<span>{WITHOUT.get(name, 'As given')}</span></li>"
         )
-    return f'{note(cover_text(row, forms))}<ul class="lk-cells lk-forms lk-two">{shown}</ul>'
+    return f'{note(cover_text(row, forms))}<ul class="lk-cells lk-forms lk-two lk-wide">{shown}</ul>'
 
 
 def cell_answer(answer: Answer, opened: int, others: Sequence[str] = ()) -> str:
