@@ -3,7 +3,8 @@
     PYTHONPATH=src python research/benchmarks/app_load.py [--clients 1 10 50 --requests 100 --predictions 1000]
 
 Starts app.py in a process of its own and asks it, as so many visitors at once, about phantoms; each visitor waits for
-one answer before the next question. Writes results/benchmarks/app_load.json.
+one answer before the next question. First through the page, as a browser does: after how many seconds an uploaded cell
+has its first row, and all rows; then through /predict. Writes results/benchmarks/app_load.json.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import httpx
 import numpy as np
 import psutil
 from gradio_client import Client, handle_file
@@ -49,14 +52,16 @@ def main() -> None:
             # The first answers import and load; they are not what a visitor of a running demo meets.
             with _clients(address, 1) as warming:
                 _ask_together(warming, flags.model, cells, requests=10)
+            page = [_page_level(address, cells, count, flags.uploads) for count in flags.visitors]
             levels = [_level(address, flags.model, cells, count, flags.requests) for count in flags.clients]
             memory = _memory(address, process, flags.model, cells, flags.predictions)
-    if failed := [part for part in (*levels, memory) if part["errors"]]:
+    if failed := [part for part in (*page, *levels, memory) if part["errors"]]:
         sys.exit(f"error: some questions were not answered; the first: {failed[0]['first_error']}")
     result = {
         "notice": RESEARCH_NOTICE,
         "measures": "predictions with heat maps through /predict, from upload to answer, on this machine's loopback",
         "model": flags.model,
+        "page": page,
         "levels": levels,
         "memory": memory,
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} threads",
@@ -65,6 +70,11 @@ def main() -> None:
     }
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(flags.out, result)
+    for level in page:
+        print(
+            f"{level['visitors']:3} at once: first row p95 {level['first_row_p95_seconds']:.2f} s, all rows p95 "
+            f"{level['all_rows_p95_seconds']:.2f} s"
+        )
     for level in levels:
         print(
             f"{level['clients']:3} at once: {level['per_second']:.1f} a second, p50 {level['p50_seconds']:.2f} s, "
@@ -80,6 +90,8 @@ def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--releases", type=Path, default=ROOT / "model_card")
     parser.add_argument("--model", default="leukoscope-densenet169-cnmc")
+    parser.add_argument("--visitors", type=int, nargs="+", default=[1, 10], help="of the page at once, one level each")
+    parser.add_argument("--uploads", type=int, default=10, help="of each visitor")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 10, 50], help="visitors at once, one level each")
     parser.add_argument("--requests", type=int, default=100, help="of a level together; at least 10 each")
     parser.add_argument("--predictions", type=int, default=1000, help="between the two looks at memory")
@@ -125,6 +137,48 @@ def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
         except OSError:
             time.sleep(0.2)
     raise SystemExit(f"error: the demo does not answer at {address}")
+
+
+def _page_level(address: str, cells: Sequence[Path], count: int, uploads: int) -> dict[str, Any]:
+    """So many visitors of the page at once, each of whom uploads one cell after the other."""
+    config = httpx.get(f"{address}config", timeout=60).json()
+    (box,) = (one["id"] for one in config["components"] if one["props"].get("elem_id") == "upload")
+    (event,) = (one["id"] for one in config["dependencies"] if [box, "upload"] in one["targets"])
+
+    def visit(_: int) -> list[tuple[float, float] | str]:
+        with httpx.Client(base_url=f"{address}gradio_api/", timeout=300) as browser:
+            return [_upload(browser, event, cell) for cell in islice(cycle(cells), uploads)]
+
+    with ThreadPoolExecutor(count) as visitors:
+        answered = [one for some in visitors.map(visit, range(count)) for one in some]
+    errors = [one for one in answered if isinstance(one, str)]
+    seconds = [one for one in answered if not isinstance(one, str)]
+    level = {
+        "visitors": count,
+        "uploads": len(answered),
+        "errors": len(errors),
+        "first_error": next(iter(errors), None),
+    }
+    for place, name in enumerate(("first_row", "all_rows")):
+        for share in (50, 95):
+            found = [one[place] for one in seconds]
+            level[f"{name}_p{share}_seconds"] = float(np.percentile(found, share)) if found else None
+    return level
+
+
+def _upload(browser: httpx.Client, event: int, cell: Path) -> tuple[float, float] | str:
+    """Seconds until a cell's first row, and until all are there, as the page's own event sends them; else an error."""
+    session, first, started = uuid4().hex, 0.0, time.perf_counter()
+    (path,) = browser.post("upload", files={"files": (cell.name, cell.read_bytes())}).json()
+    file = {"path": path, "orig_name": cell.name, "meta": {"_type": "gradio.FileData"}}
+    browser.post("queue/join", json={"data": [[file], None], "fn_index": event, "session_hash": session})
+    with browser.stream("GET", "queue/data", params={"session_hash": session}) as answer:
+        for line in answer.iter_lines():
+            if not first and "lk-pill" in line:
+                first = time.perf_counter() - started
+            if '"process_completed"' in line:
+                return (first, time.perf_counter() - started) if first else line
+    return "the server ended the answer early"
 
 
 @contextmanager

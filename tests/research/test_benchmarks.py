@@ -214,7 +214,8 @@ def test_versions_are_those_of_the_clone(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_demo_that_gives_no_answer_is_an_error_and_no_result(tiny_release: Path, tmp_path: Path) -> None:
     flags = ("--releases", tiny_release.parent, "--model", "unknown", "--clients", 1, "--requests", 1)
-    words = [sys.executable, BENCHMARKS / "app_load.py", *flags, "--predictions", 1, "--out", tmp_path / "out"]
+    flags = (*flags, "--visitors", 1, "--uploads", 1, "--predictions", 1)
+    words = [sys.executable, BENCHMARKS / "app_load.py", *flags, "--out", tmp_path / "out"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([str(word) for word in words], env=environment, capture_output=True, text=True)
     assert "error: some questions were not answered; the first: " in done.stderr and done.returncode == 1

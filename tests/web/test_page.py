@@ -148,8 +148,8 @@ def test_a_row_opens_with_its_map_and_the_picture_has_three_views(page: Page) ->
     assert text.count("→") == 1 and visit.view == "covered", "the part that was tapped"
 
 
-def on_stage(visit: Visit) -> object:
-    return visit.shown
+def on_stage(visit: Visit) -> tuple[object, object]:
+    return visit.shown, visit.behind
 
 
 def test_a_smear_is_read_and_a_cell_of_it_leads_back(page: Page) -> None:
@@ -159,10 +159,10 @@ def test_a_smear_is_read_and_a_cell_of_it_leads_back(page: Page) -> None:
     read = visit.shown
     text = shown(page, click(page, visit, "cell:1"))
     assert "Cell 2 of Synthetic smear" in text and "← Back to the smear" in text
-    assert isinstance(on_stage(visit), Answer) and visit.behind is read
+    assert isinstance(on_stage(visit)[0], Answer) and on_stage(visit)[1] is read
     assert not visit.kept, "it is opened again from its smear"
     shown(page, click(page, visit, "back"))
-    assert visit.shown is read and visit.behind is None
+    assert on_stage(visit) == (read, None)
     shown(page, click(page, visit, "read:other"))
     assert visit.model == "other"
     assert "0.140 µm per pixel, as given" in shown(page, click(page, visit, "pitch:0.14")) and visit.model == "other"
