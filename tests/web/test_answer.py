@@ -136,7 +136,7 @@ def test_what_strangers_wrote_is_escaped(cell: Row) -> None:
     picture = replace(cell.picture, caption=hostile, remark=hostile)
     row = Row(picture, hostile, known, measured=cell.measured)
     page = "".join(stage.cell_picture(row, view=view, forms={"nucleus": row}) for view in stage.VIEWS)
-    page += stage.cell_answer(Answer(picture, (row, Row(picture, hostile, error=hostile)), (hostile,)), 0, [hostile])
+    page += stage.cell_answer(Answer(picture, (row, Row(picture, hostile, error=hostile)), (hostile,)), 0)
     page += stage.note(hostile) + stage.message(hostile, hostile) + stage.kept_choices([picture, picture])
     assert "<script>" not in page and page.count("&lt;script&gt;") > 12
 

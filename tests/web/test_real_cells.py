@@ -15,7 +15,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.registry import DATASETS
 from leukoscope.web import page
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import RealCells, source_of
+from leukoscope.web.real_cells import RealCells, source_of
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 

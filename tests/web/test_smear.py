@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from dataclasses import replace
 from io import BytesIO, StringIO
@@ -89,11 +88,11 @@ def test_a_field_that_is_mostly_out_of_distribution_has_no_class_on_the_page_nor
 def test_what_a_stranger_called_a_file_is_escaped(result: Smear) -> None:
     hostile = replace(result, reading=replace(result.reading, source="<script>.png", model="<b>"))
     assert "<script>" not in smear_picture(hostile) + smear_answer(hostile)
-    assert save_smear("json", hostile).name == "leukoscope--script-.json"
+    assert save_smear("csv", hostile).name == "leukoscope--script-.csv"
 
 
 def test_the_exports_agree_and_name_no_folder(result: Smear, reading: SmearReading, tiny_release: Path) -> None:
-    whole = json.loads(save_smear("json", result).content)
+    whole = result.reading.to_dict()
     rows = list(csv.DictReader(StringIO(save_smear("csv", result).content.decode())))
     assert [row["outcome"] for row in rows] == [cell["outcome"] for cell in whole["cells"]]
     assert Counter(cell["outcome"] for cell in whole["cells"]) == {k: n for k, n in whole["counts"].items() if n}

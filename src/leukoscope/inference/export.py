@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
@@ -35,8 +34,8 @@ def write_onnx(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
     """Write a release in the layout that transformers.js and optimum load: an ONNX file and its settings.
 
     The graph takes `pixel_values` (B, 3, S, S) float32, as `Preprocessing.normalise` gives them, and gives `logits`
-    (B, K) and, where one linear layer after average pooling makes these, `grad_cam` (B, K, h, w), every class's map as
-    `HeatMap.evidence` holds it: the positive part of the evidence relative to the blank picture.
+    (B, K) and, where one linear layer after average pooling makes these, `grad_cam` (B, K, h, w), every class's signed
+    evidence relative to the blank picture; `HeatMap.evidence` is the positive part of its mean over eight views.
 
     Returns:
         the report in export.json: how far the graph lies from torch on 8 pictures.
@@ -51,7 +50,6 @@ def write_onnx(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
     reference, pixels = torch_backend(release), phantom_pixels(release)
     network, head, theirs = reference.network, linear_head(reference, pixels), reference(pixels, explain=True)
     if head is not None and theirs.maps is not None:
-        theirs = NetworkOutput(theirs.logits, np.maximum(theirs.maps, 0))
         blank = reference.features(blank_picture(release.preprocessing, release.blank_rgb)).clone()
         kernels = torch.from_numpy(head[0])[:, :, None, None] / blank[0, 0].numel()
 
@@ -61,7 +59,7 @@ def write_onnx(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
         if head is None:
             return (logits,)
         # As `linear_head_maps`: a sum over channels at every place is a convolution by one pixel.
-        return logits, torch.nn.functional.conv2d(features - blank, kernels).relu()
+        return logits, torch.nn.functional.conv2d(features - blank, kernels)
 
     outputs, graph = ["logits", "grad_cam"][: 1 if head is None else 2], folder / ONNX_GRAPH
     graph.parent.mkdir(parents=True)

@@ -33,9 +33,10 @@ from leukoscope.web.answer import ask, example
 from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.endpoints import add_endpoints
 from leukoscope.web.model_cache import ModelCache, find_releases, listed_models
-from leukoscope.web.page import EVENT, Page, Visit
+from leukoscope.web.page import EVENT, Page
 from leukoscope.web.theme import CSS, HEAD, build_theme
 from leukoscope.web.upload import ANSWER_FOLDER, OWN_FOLDER, delete_old, keep_uploads_apart
+from leukoscope.web.visit import Visit
 
 CACHE_SECONDS = 3600
 # A program fetches the picture it was promised at once.

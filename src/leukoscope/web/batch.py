@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import cache, partial
 from html import escape
 from threading import Semaphore
 
@@ -16,18 +16,10 @@ from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
 from leukoscope.inference.subject import SubjectPrediction
 from leukoscope.reports.formatting import data_uri, encoded
 from leukoscope.reports.text import about_model, outcome_text, percent
-from leukoscope.synthetic import PHANTOM_LABELS, SMEAR_LABELS, SMEARS, draw_cell, smear_picture
+from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 from leukoscope.web import stage
 from leukoscope.web.batch_files import SUGGESTIONS, Batch, BatchFile, open_batch, subjects_of, suggested_pattern
-from leukoscope.web.batch_results import (
-    BatchResult,
-    BatchRow,
-    label_metrics,
-    predict_batch,
-    subject_rows,
-    too_good,
-    wrong_rows,
-)
+from leukoscope.web.batch_results import BatchResult, BatchRow, label_metrics, predict_batch, too_good, wrong_rows
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.upload import deleted_afterwards
 
@@ -47,20 +39,19 @@ _WIDTH, _HEIGHT, _MARGIN = 640, 110, 26
 _line = Semaphore(BATCHES_AT_ONCE)
 
 
-@lru_cache(maxsize=2)
-def sample_batch(smears: bool = False) -> Batch:
-    """Cut-out cells or smears of two synthetic subjects, drawn by a program: each of one class, from no patient."""
+@cache
+def sample_batch() -> Batch:
+    """Cells of two synthetic subjects, each of one class."""
 
     def draw(subject: int, cell: int) -> bytes:
-        label = (SMEAR_LABELS if smears else PHANTOM_LABELS)[subject]
-        pixels = smear_picture(label, cell) if smears else draw_cell(label, subject=subject, cell=cell).image
+        pixels = draw_cell(PHANTOM_LABELS[subject], subject=subject, cell=cell).image
         return encoded(Image.fromarray(pixels), "PNG", compress_level=1)
 
     return Batch(
         [
             BatchFile(f"synthetic-{subject + 1}/cell-{cell + 1:02d}.png", partial(draw, subject, cell))
             for subject in range(SAMPLE_SUBJECTS)
-            for cell in range(SMEARS if smears else SAMPLE_CELLS)
+            for cell in range(SAMPLE_CELLS)
         ]
     )
 
@@ -212,10 +203,8 @@ def batch_answer(result: BatchResult, pattern: str = "", others: tuple[str, ...]
             lines.append(f"and {more} more")
         items = "".join(f"<li>{escape(line)}</li>" for line in lines)
         html += stage.details(f"{len(result.problems)} not used", f"<ul>{items}</ul>", is_open=True)
-    files = {"csv": "Save CSV", "parquet": "Save Parquet"} | (
-        {"subjects": "Save subjects"} if result.subject_predictions else {}
-    )
-    saves = "".join(stage.act(f"save:{kind}", said) for kind, said in files.items())
+    saves = stage.act("save:csv", "Save CSV")
+    saves += stage.act("save:subjects", "Save subjects") if result.subject_predictions else ""
     given = (
         f'<label>Regular expression <input type="text" value="{escape(pattern)}" data-act="pattern"></label>'
         f"{stage.note('It finds the subject in a file’s name; empty: one is suggested.')}"
@@ -228,12 +217,10 @@ def batch_answer(result: BatchResult, pattern: str = "", others: tuple[str, ...]
 
 
 def _subjects(result: BatchResult) -> str:
-    """One prediction for each subject with all its cells; without a rule for subjects, counts by subject."""
+    """One prediction for each subject with all its cells; without a rule for subjects, nothing but a warning."""
     seen = stage.message("Warning", too_good(result)) if result.trained_on else ""
     if not result.subject_predictions:
-        rows = [tuple(map(str, row)) for row in subject_rows(result)]
-        heads = ("subject", "cells", "like its cells", *result.classes, f"mean probability of {result.positive}")
-        return f"{seen}{stage.table(heads, rows)}" if rows else ""
+        return seen
     positive = result.subject_predictions[0].positive_label
     heads = ("subject", "outcome", *result.classes, "no class", "refused", f"probability of {positive}")
     rows = [_subject_row(result, one) for one in result.subject_predictions]

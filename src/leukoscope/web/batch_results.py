@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
@@ -259,14 +258,11 @@ def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[An
     }
 
 
-def save_cells(kind: str, result: BatchResult) -> File:
-    """One row per cell, as a file; `kind` is "CSV" or "Parquet"."""
-    table, buffer = pa.table(columns(result, safe=kind == "CSV")), io.BytesIO()
-    if kind == "CSV":
-        pyarrow.csv.write_csv(table, buffer)
-        return File("leukoscope-batch.csv", "text/csv", buffer.getvalue())
-    pyarrow.parquet.write_table(table, buffer)
-    return File("leukoscope-batch.parquet", "application/vnd.apache.parquet", buffer.getvalue())
+def save_cells(result: BatchResult) -> File:
+    """One row per cell, as CSV."""
+    buffer = io.BytesIO()
+    pyarrow.csv.write_csv(pa.table(columns(result, safe=True)), buffer)
+    return File("leukoscope-batch.csv", "text/csv", buffer.getvalue())
 
 
 def save_subjects(result: BatchResult) -> File:

@@ -9,106 +9,36 @@ from __future__ import annotations
 
 import base64
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from dataclasses import replace
+from functools import partial
 from html import escape
-from threading import Lock
 from typing import Any
 
 import gradio as gr
-from huggingface_hub import constants, get_session
-from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.hub import StreamedCell, stream_cells
-from leukoscope.data.registry import DatasetInfo, trained_on
-from leukoscope.data.smear import UnusableSmear, find_cells, looks_like_smear
+from leukoscope.data.smear import UnusableSmear, looks_like_smear
 from leukoscope.evaluation.morphology import parts_of
 from leukoscope.web import batch, smear, stage, upload
 from leukoscope.web.answer import Answer, Picture, Row, answering, ask, covered, example, names_for
 from leukoscope.web.batch_files import Batch, is_batch, open_batch, suggested_pattern
 from leukoscope.web.batch_results import BatchResult, save_cells, save_subjects
 from leukoscope.web.export import save_row
-from leukoscope.web.model_cache import MOST_CELLS, NO_MODEL, ModelCache
+from leukoscope.web.model_cache import NO_MODEL, ModelCache
+from leukoscope.web.real_cells import RealCells, source_of
 from leukoscope.web.smear import Smear, open_cell, read_smear, save_smear
 from leukoscope.web.theme import script
+from leukoscope.web.visit import DELETED, Visit
 
 SESSION_SECONDS = 1800
-# Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
-KEPT_CELLS, KEPT_PIXELS = 8, upload.CELL.pixels
-CROP = 0.3  # of the shorter side: what is cut out round a tap where no cell is found
-HUB_SECONDS = 4  # until it is said that the Hub cannot be reached
 MOST_ADDED = 4  # models that a visitor names
-DELETED = "A result is deleted after half an hour, or when the server starts anew. Give the picture again."
 FAILED = "This did not work"
 # Of every event that is no part of the public API; each click is handled, the newest one counts.
 EVENT: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple", "show_progress": "minimal"}
 Updates = dict[Any, Any]
 """Component → its new value."""
-
-
-@dataclass
-class Visit:
-    """What one visitor is shown; lives in the session, in memory only.
-
-    Attributes:
-        asked: number of the newest question.
-        shown: what stands on the stage, and `behind` it what a cell was opened from.
-        opened, view, label, forms: of an answer, the open row, and what its picture shows.
-        pattern, order: of a batch.
-        kept: answers of this visit, the newest first.
-        added: Hub ids of models that the visitor named.
-        real: what the real cells that are shown come from.
-    """
-
-    asked: int = 0
-    shown: Answer | Smear | BatchResult | None = None
-    behind: Smear | BatchResult | None = None
-    opened: int | None = None
-    view: str = "map"
-    label: str = ""
-    forms: dict[str, Row] = field(default_factory=dict)
-    pattern: str = ""
-    order: str = "names"
-    kept: list[Answer] = field(default_factory=list)
-    added: list[str] = field(default_factory=list)
-    real: DatasetInfo | None = None
-
-    @property
-    def row(self) -> Row:
-        """The open row; an error where nothing is open any more."""
-        if not isinstance(self.shown, Answer) or self.opened is None or self.opened >= len(self.shown.rows):
-            raise LeukoscopeError(DELETED)
-        return self.shown.rows[self.opened]
-
-    @property
-    def model(self) -> str:
-        """Name of the model whose answer is open; "" of none."""
-        if isinstance(self.shown, Smear):
-            return self.shown.reading.model
-        if isinstance(self.shown, BatchResult):
-            return self.shown.model
-        with suppress(LeukoscopeError):
-            return self.row.model
-        return ""
-
-    def show(self, **changes: Any) -> None:
-        """Put something else on the stage, with its map in front."""
-        for name, value in {"view": "map", "label": "", "forms": {}, "opened": None, **changes}.items():
-            setattr(self, name, value)
-
-    def keep(self, answer: Answer) -> None:
-        """Keep an answer that is complete, once for each picture."""
-        others = [one for one in self.kept if one.picture.image is not answer.picture.image]
-        self.kept = [answer, *others][:KEPT_CELLS]
-        while (
-            len(self.kept) > 1
-            and sum(one.picture.image.width * one.picture.image.height for one in self.kept) > KEPT_PIXELS
-        ):
-            self.kept.pop()
 
 
 class Page:
@@ -440,17 +370,15 @@ class Page:
             part = next((name for name, mask in parts_of(image).items() if mask[int(y), int(x)]), None)
             yield {"view": "covered", "forms": covered(row, self.models, [part] if part else ())}
         elif row.picture.measured is None:
-            crop = Picture(_crop(row.picture, x, y), row.picture.caption, remark="Cropped to where you tapped.")
+            crop = Picture(smear.crop(row.picture, x, y), row.picture.caption, remark="Cropped to where you tapped.")
             yield from self._read(visit, lambda: crop)
 
     def _save(self, visit: Visit, kind: str) -> Iterator[dict[Any, Any]]:
         shown = visit.shown
-        if isinstance(shown, Smear) and kind in ("png", "csv", "json"):
+        if isinstance(shown, Smear) and kind in ("png", "csv"):
             file = save_smear(kind, shown)
         elif isinstance(shown, BatchResult):
-            file = (
-                save_subjects(shown) if kind == "subjects" else save_cells("CSV" if kind == "csv" else "Parquet", shown)
-            )
+            file = save_subjects(shown) if kind == "subjects" else save_cells(shown)
         else:
             file = save_row(visit.row, visit.label)
         content = base64.b64encode(file.content).decode()
@@ -496,57 +424,3 @@ def _cutters(models: ModelCache, names: Sequence[str]) -> list[str]:
     if found := [name for name in names if models.takes_cut_outs(name) is not False]:
         return found
     raise LeukoscopeError("No model here reads cells that are cut out of a smear.")
-
-
-def _crop(picture: Picture, x: float, y: float) -> Image.Image:
-    """What lies round a point: the cell nearest to it where one is found."""
-    image, boxes = picture.image, []
-    with suppress(UnusableSmear):
-        found = find_cells(image, um_per_pixel=picture.um_per_pixel, most_cells=MOST_CELLS)
-        boxes = [one.box for one in found.cells if one.whole]
-
-    def away(box: tuple[int, int, int, int]) -> float:
-        left, top, right, bottom = box
-        return max(left - x, 0, x - right) ** 2 + max(top - y, 0, y - bottom) ** 2
-
-    left, top, right, bottom = min(boxes, key=away, default=(x, y, x, y))
-    half = max(CROP * min(image.size) / 2, 0.6 * max(right - left, bottom - top))
-    across, down = (left + right) / 2, (top + bottom) / 2
-    return image.crop((int(max(0, across - half)), int(max(0, down - half)), int(across + half), int(down + half)))
-
-
-class RealCells:
-    """The cells downloaded so far, by data set."""
-
-    def __init__(self) -> None:
-        self._downloaded = cache(stream_cells)
-        self._locks: defaultdict[str, Lock] = defaultdict(Lock)
-
-    def of(self, info: DatasetInfo) -> list[StreamedCell]:
-        """Three cells of each class of a data set that has a copy on the Hub."""
-        assert info.hub_id is not None
-        with self._locks[info.name]:
-            if not self._downloaded.cache_info().currsize:
-                _require_hub(info.hub_id)
-            return self._downloaded(info.hub_id)
-
-
-def _require_hub(hub_id: str) -> None:
-    """Say soon that the Hub cannot be reached: what streams from it tries again and again."""
-    try:
-        if not constants.HF_HUB_OFFLINE:
-            get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
-            return
-    except Exception:  # of the client that huggingface_hub has, which changes with its version
-        pass
-    raise LeukoscopeError(f"{hub_id}: cannot be streamed from the Hub, which does not answer; try again later")
-
-
-def source_of(models: ModelCache, name: str) -> DatasetInfo:
-    """The data set that a model was trained on; an error where no copy of it is on the Hub."""
-    info = trained_on(models.predictor(name).release.metrics)
-    if info is None or info.hub_id is None:
-        raise LeukoscopeError(
-            f"{name}: was trained on data of which no copy on the Hub is known; upload a cell of your own"
-        )
-    return info

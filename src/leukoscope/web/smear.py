@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from html import escape
@@ -18,7 +18,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import CUT_OUT_PITCH
-from leukoscope.data.smear import SmearCell, cut_out
+from leukoscope.data.smear import SmearCell, UnusableSmear, cut_out, find_cells
 from leukoscope.evaluation.morphology import Morphology
 from leukoscope.inference.prediction import FIELD_NEEDS, REFUSED
 from leukoscope.inference.scoring import safe_cell
@@ -27,7 +27,7 @@ from leukoscope.reports.text import about_model, outcome_text, percent
 from leukoscope.synthetic import draw_smear
 from leukoscope.web import stage
 from leukoscope.web.answer import Answer, Picture, ask
-from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.model_cache import MOST_CELLS, ModelCache
 from leukoscope.web.upload import File, png_file, safe_stem
 
 # Seed and classes; drawn at a scale that the smears of a 40× objective have. With this seed, each cell gets its class
@@ -35,6 +35,7 @@ from leukoscope.web.upload import File, png_file, safe_stem
 EXAMPLE_SEED, EXAMPLE_CLASSES = 66, ("ALL", "HEM", "ALL", "HEM", "ALL")
 EXAMPLE_SIZE, EXAMPLE_PITCH = (720, 960), 0.12
 SHOWN_SIDE = 1200
+CROP = 0.3  # of the shorter side: what is cut out round a tap where no cell is found
 _GUESSED = "better give it."  # the end of a note on its scale, for which the stage has its own words
 _SCALES = {
     "given": "as given",
@@ -105,6 +106,23 @@ def open_cell(models: ModelCache, smear: Smear, number: int) -> Answer:
     return Answer(cell, (row,))
 
 
+def crop(picture: Picture, x: float, y: float) -> Image.Image:
+    """What lies round a point: the cell nearest to it where one is found."""
+    image, boxes = picture.image, []
+    with suppress(UnusableSmear):
+        found = find_cells(image, um_per_pixel=picture.um_per_pixel, most_cells=MOST_CELLS)
+        boxes = [one.box for one in found.cells if one.whole]
+
+    def away(box: tuple[int, int, int, int]) -> float:
+        left, top, right, bottom = box
+        return max(left - x, 0, x - right) ** 2 + max(top - y, 0, y - bottom) ** 2
+
+    left, top, right, bottom = min(boxes, key=away, default=(x, y, x, y))
+    half = max(CROP * min(image.size) / 2, 0.6 * max(right - left, bottom - top))
+    across, down = (left + right) / 2, (top + bottom) / 2
+    return image.crop((int(max(0, across - half)), int(max(0, down - half)), int(across + half), int(down + half)))
+
+
 @cache
 def _drawn() -> Image.Image:
     drawn = draw_smear(EXAMPLE_CLASSES, size=EXAMPLE_SIZE, um_per_pixel=EXAMPLE_PITCH, red_cells=90, seed=EXAMPLE_SEED)
@@ -173,7 +191,7 @@ def smear_answer(smear: Smear, others: tuple[str, ...] = ()) -> str:
         f'<label>Micrometres per pixel <input type="number" min="0" max="5" step="0.01" value="{pitch:.3g}" '
         'data-act="pitch"></label>'
     )
-    saves = "".join(stage.act(f"save:{kind}", f"Save {kind.upper()}") for kind in ("png", "csv", "json"))
+    saves = "".join(stage.act(f"save:{kind}", f"Save {kind.upper()}") for kind in ("png", "csv"))
     return (
         f'<div data-model="{escape(reading.model)}">'
         f'<p class="lk-headline" role="status">{escape(sentence(reading))}</p>'
@@ -220,15 +238,13 @@ def sentence(reading: SmearReading) -> str:
 
 
 def save_smear(kind: str, smear: Smear) -> File:
-    """A smear's reading as a file; `kind` is "png", "csv" or "json"."""
+    """A smear's reading as a file; `kind` is "png" or "csv"."""
     reading = smear.reading
     name = f"leukoscope-{safe_stem(reading.source) or 'smear'}.{kind}"
     if kind == "png":
         title = f"{reading.source} read by {reading.model}: {sentence(reading)}"
         drawn = draw_reading(smear.picture.image, reading)
         return png_file(name, drawn, title=title, model=reading.model, revision=reading.revision)
-    if kind == "json":
-        return File(name, "application/json", json.dumps(reading.to_dict(), indent=1).encode())
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     shares = [f"p_{label}" for label in reading.labels]

@@ -214,19 +214,16 @@ def _covered(row: Row, forms: Mapping[str, Row]) -> str:
     return f'{note(cover_text(row, forms))}<ul class="lk-cells lk-forms lk-two lk-wide">{shown}</ul>'
 
 
-def cell_answer(answer: Answer, opened: int, others: Sequence[str] = ()) -> str:
-    """The right of the stage: a row for each model, one of them opened; `others` read the smear that it comes from."""
+def cell_answer(answer: Answer, opened: int) -> str:
+    """The right of the stage: a row for each model, one of them opened."""
     shown = "".join(_row(row, number, is_open=number == opened) for number, row in enumerate(answer.rows))
     for name in answer.waiting:
         shown += f'<li class="lk-row lk-wait"><span class="lk-name">{escape(short_name(name))}</span> reading …</li>'
-    example_number = answer.picture.example
-    model = answer.rows[opened].model if opened < len(answer.rows) else ""
-    state = f'data-model="{escape(model)}" data-example="{example_number or ""}"'
+    row = answer.rows[opened] if opened < len(answer.rows) else None
+    state = f'data-model="{escape(row.model if row else "")}" data-example="{answer.picture.example or ""}"'
+    saves = f'<div class="lk-acts">{act("save:png", "Save PNG")}</div>' if row and row.prediction else ""
     remark = note(answer.picture.remark)
-    saves = ""
-    if opened < len(answer.rows) and answer.rows[opened].prediction is not None:
-        saves = f'<div class="lk-acts">{act("save:png", "Save PNG")}</div>'
-    return f'<div {state}><ol class="lk-rows">{shown}</ol>{remark}{readers(others)}{saves}</div>'
+    return f'<div {state}><ol class="lk-rows">{shown}</ol>{remark}{saves}</div>'
 
 
 def readers(others: Sequence[str]) -> str:

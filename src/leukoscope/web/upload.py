@@ -179,11 +179,7 @@ def uploaded(path: str) -> str:
         # Resolved, the path of a link is another one; a device or a pipe is no regular file.
         if own and file.resolve() == file.parent.parent.resolve() / file.parent.name / file.name and file.is_file():
             return path
-    raise gr.Error(
-        "This is no upload of yours, or it was deleted; upload it again.",
-        title="This did not work",
-        print_exception=False,
-    )
+    raise gr.Error(NO_UPLOAD, title="This did not work", print_exception=False)
 
 
 def read_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Image, str]:
