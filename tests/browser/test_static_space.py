@@ -57,7 +57,7 @@ def predictor() -> Predictor:
     return Predictor.from_pretrained(RELEASE, backend="torch")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(chromium: Any, address: str, request: pytest.FixtureRequest) -> Iterator[Any]:
     """The page once its example is answered; a test may name another window than a laptop's."""
     context = chromium.new_context(**getattr(request, "param", {"viewport": {"width": 1280, "height": 720}}))
@@ -189,7 +189,7 @@ def test_a_picture_can_be_pasted_or_dropped(page: Any) -> None:
     for kind, data in (("paste", "clipboardData"), ("drop", "dataTransfer")):
         page.evaluate(_GIVEN, [kind, data, f"{kind}.png"])
         page.locator("#caption", has_text=f"{kind}.png").wait_for()
-        page.locator("#result:not([hidden])").wait_for()
+        page.locator(ANSWERED).wait_for()
 
 
 _GIVEN = """async ([kind, data, name]) => {
