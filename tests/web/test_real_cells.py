@@ -13,7 +13,7 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.registry import DATASETS
-from leukoscope.web import page
+from leukoscope.web import real_cells
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.real_cells import RealCells, source_of
 
@@ -25,7 +25,7 @@ def test_cells_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
     rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (16, 16))] * 2, "label": ["ALL", "HEM"]})
     rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / "hub" / "train.parquet")
-    monkeypatch.setattr(page, "_require_hub", lambda hub_id: None)
+    monkeypatch.setattr(real_cells, "_require_hub", lambda hub_id: None)
     info, cells = replace(DATASETS["cnmc2019"], hub_id=str(tmp_path / "hub")), RealCells()
     first = cells.of(info)
     assert [cell.label for cell in first] == ["ALL", "HEM"]
