@@ -153,7 +153,7 @@ def _page_level(address: str, cells: Sequence[Path], count: int, uploads: int) -
         answered = [one for some in visitors.map(visit, range(count)) for one in some]
     errors = [one for one in answered if isinstance(one, str)]
     seconds = [one for one in answered if not isinstance(one, str)]
-    level = {
+    level: dict[str, Any] = {
         "visitors": count,
         "uploads": len(answered),
         "errors": len(errors),
