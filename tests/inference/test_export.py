@@ -18,6 +18,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference import export
 from leukoscope.inference.export import ONNX_GRAPH, write_onnx
+from leukoscope.inference.graph import linear_head
 from leukoscope.inference.prediction import softmax
 from leukoscope.inference.runtime import TorchBackend
 from leukoscope.models.release import CARD, CONFIG, PROCESSOR, read_release
@@ -114,7 +115,7 @@ def test_a_network_without_a_map_of_channels_has_logits_alone(tmp_path: Path, ce
 
 
 def test_only_what_differs_from_torch_is_named(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = export.linear_head
+    exact = linear_head
 
     def larger(reference: TorchBackend, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         head = exact(reference, pixels)

@@ -62,19 +62,9 @@ def enlarged(heat: HeatMap) -> np.ndarray:
     return (large - large.min()) / (large.max() - large.min())
 
 
-@pytest.mark.parametrize(
-    ("architecture", "layer", "head"),
-    [
-        ("tf_efficientnet_b3", "bn2", "linear"),
-        ("densenet121", "features.norm5", "linear"),
-        ("densenet121", "features.norm5", "two layers"),
-    ],
-)
-def test_maps_of_every_class_equal_pytorch_grad_cam(architecture: str, layer: str, head: str) -> None:
-    network = random_network(architecture)
-    if head == "two layers":
-        network.classifier = nn.Sequential(nn.Linear(network.num_features, 32), nn.ReLU(), nn.Linear(32, 2))
-    pictures = random_pictures()
+@pytest.mark.parametrize(("architecture", "layer"), [("tf_efficientnet_b3", "bn2"), ("densenet121", "features.norm5")])
+def test_maps_of_every_class_equal_pytorch_grad_cam(architecture: str, layer: str) -> None:
+    network, pictures = random_network(architecture), random_pictures()
 
     with torch.inference_mode():
         features = network.forward_features(pictures)
@@ -253,36 +243,23 @@ def test_explaining_leaves_no_gradient_in_the_network() -> None:
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_refuses_a_network_without_a_feature_map() -> None:
-    network = random_network("vit_tiny_patch16_224", img_size=SIZE)
-
+@pytest.mark.parametrize(
+    ("architecture", "options", "channels_last", "said"),
+    [
+        ("test_vit", {"img_size": SIZE}, False, "VisionTransformer: its last features have shape (2, 37, 64)"),
+        ("coat_tiny", {"img_size": SIZE}, False, "CoaT: its last features are several tensors"),
+        ("densenet121", {}, True, "DenseNet: its last features have shape (2, 3, 3, 1024)"),
+    ],
+)
+def test_refuses_what_is_no_map_of_channels(
+    architecture: str, options: dict[str, Any], channels_last: bool, said: str
+) -> None:
+    network = random_network(architecture, **options)
+    features = network.forward_features(random_pictures())
     with pytest.raises(LeukoscopeError) as error:
-        explain_features(network, network.forward_features(random_pictures()))
-
-    assert str(error.value) == (
-        "VisionTransformer: its last features have shape (2, 37, 192), Grad-CAM needs (batch, channels, height, width);"
-        " explain with a convolutional network"
-    )
-
-
-def test_refuses_a_network_whose_features_are_a_list() -> None:
-    network = random_network("coat_tiny", img_size=SIZE)
-
-    with pytest.raises(LeukoscopeError) as error:
-        explain_features(network, network.forward_features(random_pictures()))
-
-    assert str(error.value) == (
-        "CoaT: its last features are several tensors, Grad-CAM needs (batch, channels, height, width); explain with a "
-        "convolutional network"
-    )
-
-
-def test_refuses_channels_in_the_last_place() -> None:
-    network = random_network("densenet121")
-    features = network.forward_features(random_pictures()).permute(0, 2, 3, 1)
-
-    with pytest.raises(LeukoscopeError, match=r"shape \(2, 3, 3, 1024\), Grad-CAM needs"):
-        explain_features(network, features)
+        explain_features(network, features.permute(0, 2, 3, 1) if channels_last else features)
+    needs = "Grad-CAM needs (batch, channels, height, width); explain with a convolutional network"
+    assert str(error.value) == f"{said}, {needs}"
 
 
 def heat_and_picture(seed: int = 0) -> tuple[HeatMap, Image.Image]:

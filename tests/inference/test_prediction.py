@@ -243,25 +243,6 @@ def test_every_reason_says_what_was_found_and_what_was_allowed(reason: Reason, t
     assert reason.text == text
 
 
-def test_every_reason_that_can_be_given_has_words() -> None:
-    everything = [
-        replace(TWO, picture_side=450).decide(UNSURE, Checks(disagreement=1.0, on_cell=0.0, shorter_side=300)),
-        TWO.decide(SURE, Checks(ood_score=0.5, field_share=0.0)),
-        *(
-            TWO.decide(SURE, Checks(ood_score=2.0, ood_group=g, field_of_view=True))
-            for g in ("colour", "texture", "shape")
-        ),
-    ]
-
-    found = {reason.code: reason.text for decision in everything for reason in decision.reasons}
-
-    assert set(found) == {
-        "low_confidence", "views_disagree", "explanation_off_cell", "ood_field", "field_of_view", "ood_colour",
-        "other_frame", "ood_texture", "ood_shape",
-    }  # fmt: skip
-    assert all(found.values()) and len(set(found.values())) == len(found)
-
-
 def test_a_decision_is_json() -> None:
     decision = TWO.decide(UNSURE, Checks(ood_score=0.5, disagreement=0.5))
 

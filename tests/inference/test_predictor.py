@@ -209,11 +209,6 @@ def test_no_more_pictures_are_taken_than_the_next_batch(predictor: Predictor, ce
     ]
 
 
-def test_half_precision_weights_are_computed_in_float32(predictor: Predictor, cells: list[Path]) -> None:
-    assert {p.dtype for p in network_of(predictor).parameters()} == {torch.float32}
-    assert heatmaps(predictor(cells[0], explain=True))["ALL"].evidence.dtype == np.float32
-
-
 def test_a_turned_photograph_is_seen_upright(predictor: Predictor, tmp_path: Path) -> None:
     upright = Image.fromarray(draw_cell("ALL", subject=1, cell=1, size=200, background="smear").image)
     upright = upright.crop((0, 0, 200, 150))
@@ -248,19 +243,6 @@ def write_text(path: Path) -> None:
     path.write_text("not a picture")
 
 
-def write_16_bit(path: Path) -> None:
-    Image.fromarray(np.full((32, 32), 40_000, np.uint16)).save(path)
-
-
-def write_cmyk(path: Path) -> None:
-    Image.new("CMYK", (32, 32)).save(path)
-
-
-def write_animation(path: Path) -> None:
-    frames = [Image.new("RGB", (32, 32), (60 * i, 0, 0)) for i in range(3)]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=50)
-
-
 def write_nothing(path: Path) -> None:
     pass
 
@@ -274,10 +256,6 @@ def write_cut_short(path: Path) -> None:
     ("name", "write", "problem"),
     [
         ("text.png", write_text, "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"),
-        ("deep.png", write_16_bit, "has more than 8 bits a channel (mode I;16); convert it to 8-bit RGB first"),
-        ("print.jpg", write_cmyk, "is a CMYK (print) image; convert it to 8-bit RGB first"),
-        ("moving.gif", write_animation, "holds several frames; save the one to use as a single image"),
-        ("moving.webp", write_animation, "holds several frames; save the one to use as a single image"),
         ("missing.bmp", write_nothing, "no such file; check the path"),
         ("cut.png", write_cut_short, "the image is damaged or cut short"),
     ],
@@ -296,20 +274,6 @@ def test_an_unusable_file_is_refused_by_name_and_the_others_are_predicted(
     assert isinstance(before, Prediction) and isinstance(after, Prediction)
     assert (before.source, after.source) == (str(cells[0]), str(cells[1]))
     assert str(refused) == str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("picture", "problem"),
-    [
-        (np.zeros((32, 32, 3)), "image 1: has shape (32, 32, 3) and dtype float64"),
-        (np.zeros((2, 32, 32, 3), np.uint8), "image 1: has shape (2, 32, 32, 3) and dtype uint8"),
-        (Image.new("CMYK", (32, 32)), "image 1: is a CMYK (print) image"),
-    ],
-)
-def test_unusable_pixels_are_refused(predictor: Predictor, picture: np.ndarray | Image.Image, problem: str) -> None:
-    with pytest.raises(UnreadableImage) as error:
-        predictor(picture)
-    assert str(error.value).startswith(problem)
 
 
 def test_an_opened_but_damaged_picture_is_refused(predictor: Predictor, tmp_path: Path) -> None:

@@ -169,22 +169,6 @@ def test_a_pickle_renamed_to_safetensors_is_refused_too(tmp_path: Path) -> None:
         read_safetensors(path)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_truncated_files_are_refused(donor_file: Path, tmp_path: Path, share: float) -> None:
-    path = tmp_path / "cut.safetensors"
-    path.write_bytes(donor_file.read_bytes()[: int(share * donor_file.stat().st_size)])
-    with pytest.raises(LeukoscopeError) as refused:
-        read_safetensors(path)
-    assert str(refused.value).startswith(f"{path}: not a whole safetensors file (")
-    assert str(refused.value).endswith("; download or copy it again")
-
-
-def test_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LeukoscopeError) as refused:
-        read_safetensors(tmp_path / "none.safetensors")
-    assert str(refused.value) == f"{tmp_path / 'none.safetensors'}: no such weights file; give a .safetensors file"
-
-
 def test_a_network_goes_on_from_another_with_or_without_its_outputs(recipe: Recipe, network: nn.Module) -> None:
     torch.manual_seed(4)
     donor = build_network(recipe, 3)

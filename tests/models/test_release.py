@@ -394,14 +394,6 @@ def test_weights_that_are_no_numbers_are_named(copy: Path, value: float, stored:
     )
 
 
-def test_damaged_metrics_are_named(copy: Path) -> None:
-    (copy / "metrics.json").write_text("{")
-
-    assert refusal(copy).startswith(f"{copy / 'metrics.json'}: damaged (")
-    (copy / "metrics.json").write_text("[" * 100_000)
-    assert refusal(copy).startswith(f"{copy / 'metrics.json'}: damaged (")
-
-
 @pytest.mark.parametrize(
     ("metrics", "problem"),
     [

@@ -110,29 +110,21 @@ def test_on_phantoms_too_an_override_wins_over_the_smoke_run() -> None:
     assert recipe.learning_rate == parse_config([]).resolve().learning_rate, "what is not named stays the smoke run's"
 
 
-def test_the_beginning_of_a_flag_is_none() -> None:
-    with pytest.raises(LeukoscopeError, match="^--conf run.yaml: no such flag; "):
-        parse_config(["--conf", "run.yaml"])
-
-
-def test_an_unknown_flag_is_named() -> None:
-    with pytest.raises(LeukoscopeError, match="^--mixup 3: no such flag; `leukoscope train --help` lists them all$"):
-        parse_config(["--mixup", "3"])
-
-
 @pytest.mark.parametrize(
-    ("given", "meant"),
+    ("given", "said"),
     [
-        ("--epochs", "--num_train_epochs"),
-        ("--batch-size=8", "--per_device_train_batch_size"),
-        ("--dataset", "--dataset_name"),
-        ("--trian_dir", "--train_dir"),
+        ("--conf", "--conf 3: no such flag; "),  # the beginning of one is none
+        ("--mixup", "--mixup 3: no such flag; `leukoscope train --help` lists them all"),
+        ("--epochs", "no such flag; did you mean --num_train_epochs"),
+        ("--batch-size=8", "no such flag; did you mean --per_device_train_batch_size"),
+        ("--dataset", "no such flag; did you mean --dataset_name"),
+        ("--trian_dir", "no such flag; did you mean --train_dir"),
     ],
 )
-def test_the_flag_that_was_meant_is_proposed(given: str, meant: str) -> None:
+def test_an_unknown_flag_is_named_with_the_one_that_was_meant(given: str, said: str) -> None:
     with pytest.raises(LeukoscopeError) as refused:
         parse_config([given, "3"])
-    assert f"no such flag; did you mean {meant}" in str(refused.value)
+    assert said in str(refused.value)
 
 
 @pytest.mark.parametrize("flag", ["--num_train_epochs", "--num-train-epochs"])
@@ -247,11 +239,6 @@ def test_args_yaml_holds_every_flag_in_plain_values() -> None:
     assert set(flags) == {f.name for group in (DataArguments, ModelArguments, RunArguments) for f in fields(group)}
     assert flags["seed"] == 4
     assert json.loads(json.dumps(flags)) == flags
-
-
-def test_the_schedule_and_its_warm_up_reach_the_recipe() -> None:
-    config = parse_config(["--override", "schedule=linear", "warmup_steps=0"])
-    assert (config.resolve().schedule, config.resolve().warmup_steps) == ("linear", 0)
 
 
 def test_a_flag_names_the_positive_of_two_classes(tmp_path: Path) -> None:
