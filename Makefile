@@ -9,7 +9,7 @@ INSTALL := $(if $(UV),$(UV) pip install --python $(RUN)/python,$(RUN)/python -m 
 PYTEST := HF_HUB_OFFLINE=1 $(RUN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 MAKE_VENV := $(if $(UV),$(UV) venv --python "$(PYTHON)",$(PYTHON) -m venv)
 
-.PHONY: help demo test test-slow quality style docs site structure release screenshots
+.PHONY: help demo test test-slow quality style docs site structure release publish screenshots
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,10 @@ structure: $(VENV)/.installed-test  ## print how large the source is, and how lo
 
 release:  ## check that tree, changelog and version agree, and print the steps of a release
 	@$(PYTHON) tools/release.py
+
+publish: $(VENV)/.installed  ## publish releases, page and collection: make publish OWNER=name [SPACE=1] [DRY_RUN=1]
+	$(RUN)/python tools/publish.py $(or $(OWNER),$(error give the account to publish to: make publish OWNER=name)) \
+		$(if $(SPACE),--space) $(if $(DRY_RUN),--dry-run)
 
 screenshots: $(VENV)/.installed-test  ## take the README's pictures of the demo anew; needs Chromium
 	LEUKOSCOPE_SCREENSHOTS=docs LEUKOSCOPE_BROWSER=required $(RUN)/python -m pytest -m slow tests/browser/test_screenshots.py

@@ -71,7 +71,7 @@ def unknown_words(words: list[str]) -> Iterator[str]:
     """Flags, subcommands and verbs of a command line that nothing here knows."""
     if words[0] == "make":
         verbs = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        yield from (word for word in words[1:] if word not in verbs)
+        yield from (word for word in words[1:] if "=" not in word and word not in verbs)
     if "train.py" in words:
         start = words.index("train.py")
         yield from _unknown_to_launcher(words[:start])

@@ -66,7 +66,7 @@ class Api:
         if id in self.storage.repositories:
             return JSONResponse(body | {"error": "You already created this model repo"}, 409)
         default = "private" if self.storage.private_by_default else "public"
-        self.storage.create(id, asked.get("visibility", default) == "private")
+        self.storage.create(id, asked.get("visibility", default) == "private").hardware = asked.get("hardware", "")
         return JSONResponse(body)
 
     async def info(self, request: Request, id: str, revision: str | None) -> Response:
@@ -144,6 +144,28 @@ class Api:
             return JSONResponse({"url": f"{_base(request)}/{id}"})
         self._repository(request, id)
         return JSONResponse({})
+
+    async def new_collection(self, request: Request) -> Response:
+        asked = await request.json()
+        slug = f"{asked['namespace']}/{asked['title'].lower()}-{24 * '0'}"
+        _require_write(request, slug)
+        if slug in self.storage.collections:
+            return JSONResponse({"error": "You already created this collection", "slug": slug}, 409)
+        self.storage.collections[slug] = asked | {"items": []}
+        return await self.collection(request, slug)
+
+    async def collection(self, request: Request, slug: str) -> Response:
+        kept = self.storage.collections[slug]
+        known = {"slug": slug, "owner": {"name": USER}, "lastUpdated": "2026-01-01T00:00:00.000Z"}
+        return JSONResponse(kept | known | {"position": 0, "theme": "green", "upvotes": 0})
+
+    async def new_item(self, request: Request, slug: str) -> Response:
+        _require_write(request, slug)
+        item = (await request.json())["item"]
+        self._repository(request, f"spaces/{item['id']}" if item["type"] == "space" else item["id"])
+        items = self.storage.collections[slug]["items"]
+        items.append(item | {"_id": f"{len(items)}", "position": len(items)})
+        return await self.collection(request, slug)
 
     # --- putting files in -------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 LARGE_SUFFIXES = (".safetensors", ".parquet", ".bin", ".h5")
 
@@ -54,6 +55,7 @@ class Repository:
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     pull_requests: dict[str, str] = field(default_factory=dict)
+    hardware: str = ""
 
     def at(self, revision: str) -> Commit:
         """The commit that a branch, tag, pull request or (shortened) commit id names."""
@@ -87,6 +89,7 @@ class Storage:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.repositories: dict[str, Repository] = {}
+        self.collections: dict[str, dict[str, Any]] = {}
         self.private_by_default = False  # as an organisation may decide
 
     def create(self, id: str, private: bool) -> Repository:

@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
+from hub_server import Hub
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
 from leukoscope.evaluation.assess import ESTIMATES
@@ -146,6 +147,17 @@ def test_write_card_leaves_no_half_written_file(release: Path) -> None:
 def test_committed_cards_are_the_rendered_ones(embedded: Path) -> None:
     card = (embedded / "README.md").read_text()
     assert card == render_card(embedded) and "\nlicense: apache-2.0\n" in card
+
+
+@pytest.mark.parametrize("embedded", EMBEDDED, ids=lambda path: path.name)
+def test_a_committed_card_is_what_the_hubs_own_library_reads(hub: Hub, embedded: Path) -> None:
+    card = ModelCard.load(embedded / "README.md")
+    card.validate()
+    assert hub.requests == ["POST /api/validate-yaml"]
+    assert (card.data.library_name, card.data.pipeline_tag) == ("timm", "image-classification")
+    rows = [metric for result in front_matter(str(card))["model-index"][0]["results"] for metric in result["metrics"]]
+    assert len(card.data.eval_results) == len(rows) > 2
+    assert {one.task_type for one in card.data.eval_results} == {"image-classification"}
 
 
 @pytest.mark.parametrize("embedded", EMBEDDED, ids=lambda path: path.name)

@@ -142,7 +142,7 @@ def space(
     Nothing is uploaded without --push. Without a revision, the demo offers what the model's main branch holds when it
     starts. A static page takes a release folder as well; no picture leaves the visitor's machine.
     """
-    from leukoscope.hub.space import find_model, push_space, write_space, write_static_space
+    from leukoscope.hub.space import ZERO_GPU_HARDWARE, find_model, push_space, write_space, write_static_space
     from leukoscope.inference.runtime import require_package
     from leukoscope.models.hub_download import find_release
     from leukoscope.models.release import local_release, read_release
@@ -171,7 +171,9 @@ def space(
         words += ["--title", title] * (title != "Leukoscope") + ["--static"] * static + ["--gpu"] * gpu
         words += ["--onnxruntime_web", str(onnxruntime_web)] * (onnxruntime_web is not None)
         words += ["--push", push] + ["--private"] * private
-        typer.echo(f"published: {push_space(output, push, private=private, again=shlex.join(words))}")
+        hardware = ZERO_GPU_HARDWARE if gpu else ""
+        done = push_space(output, push, private=private, hardware=hardware, again=shlex.join(words))
+        typer.echo(f"published: {done}")
     typer.echo(RESEARCH_NOTICE)
 
 

@@ -45,6 +45,7 @@ class Destination:
         tag: a name for the published version that stays with it, like "v1"; "" for none.
         kind: what the repository is.
         sdk: what runs a Space.
+        hardware: what a new Space runs on; "" for the Hub's default.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Destination:
     tag: str = ""
     kind: Literal["model", "space"] = "model"
     sdk: Literal["gradio", "static"] = "gradio"
+    hardware: str = ""
 
     def require_usable(self) -> None:
         """Refuse, without asking the Hub, what is no Hub id, flags that exclude each other, and a missing token."""
@@ -126,7 +128,7 @@ def check_can_publish(to: Destination) -> None:
         _require_write_access(api, to)
         _require_new_tag(api, to)
     except (HTTPError, OSError) as error:
-        raise LeukoscopeError(f"{to.id}: {_reason(error)}") from None
+        raise LeukoscopeError(f"{to.id}: {reason(error)}") from None
 
 
 def publish(release: Path, to: Destination, *, licence: str = "") -> Published:
@@ -196,7 +198,7 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
             api.create_tag(to.id, tag=to.tag, revision=commit.oid, repo_type=to.kind)
     # The client wraps what happens to an upload in RuntimeError, and what the Hub minds in a card in ValueError.
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise LeukoscopeError(f"{to.id}: publishing failed: {_reason(error)}. {hint}") from None
+        raise LeukoscopeError(f"{to.id}: publishing failed: {reason(error)}. {hint}") from None
     kind = "" if to.kind == "model" else f"{to.kind}s/"
     page = f"{api.endpoint}/{kind}{to.id}" + (f"/tree/{to.revision}" if to.revision else "")
     return Published(commit.pr_url or page, commit.oid, is_new=commit.oid != before)
@@ -204,6 +206,8 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
 
 def _require_write_access(api: HfApi, to: Destination) -> None:
     """Make the repository where there is none; raise where the token may not do what is to be done."""
+    from huggingface_hub import SpaceHardware
+
     if to.create_pr:
         # Whoever may read a repository may propose a change to it, but not with a token that only reads.
         api.auth_check(to.id, repo_type=to.kind)
@@ -211,8 +215,12 @@ def _require_write_access(api: HfApi, to: Destination) -> None:
             raise PermissionError(_MAY_NOT_WRITE)
     else:
         sdk = to.sdk if to.kind == "space" else None
-        # Unless a flag says it, an organisation's own default decides.
-        api.create_repo(to.id, repo_type=to.kind, space_sdk=sdk, private=to.private or None, exist_ok=True)
+        hardware = SpaceHardware(to.hardware) if to.hardware else None
+        # Unless a flag says it, an organisation's own default decides who sees it.
+        private = to.private or None
+        api.create_repo(
+            to.id, repo_type=to.kind, space_sdk=sdk, space_hardware=hardware, private=private, exist_ok=True
+        )
         # A repository that exists already is no proof: a token that only reads would have come as far.
         api.auth_check(to.id, repo_type=to.kind, write=True)
     # A pull request of a public repository is public, too.
@@ -231,14 +239,14 @@ def _require_new_tag(api: HfApi, to: Destination) -> None:
         )
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What went wrong and what to do about it, in one line."""
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     # An upload's own error names the file, what happened to it is its cause.
     cause = error.__cause__ if isinstance(error, RuntimeError) else None
     if isinstance(cause, Exception):
-        return f"{str(error).rstrip('.')} ({_reason(cause)})"
+        return f"{str(error).rstrip('.')} ({reason(cause)})"
     if not isinstance(error, HfHubHTTPError):
         text = (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
         known = isinstance(error, ValueError | PermissionError)

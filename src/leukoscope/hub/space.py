@@ -40,6 +40,7 @@ MODEL, EXAMPLES, RUNTIME = "model", "examples", "ort"
 PYTHON_VERSION = "3.12"
 # What Spaces with a borrowed GPU (ZeroGPU) run; torchvision's minor version is torch's plus 15.
 ZERO_GPU = {"torch": ">=2.8,<2.12", "torchvision": ">=0.23,<0.27"}
+ZERO_GPU_HARDWARE = "zero-a10g"  # as the Hub calls it, whatever the GPU
 CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"
 # What only training, measuring and the command line run.
 _LEFT_OUT = (
@@ -282,13 +283,14 @@ def _runtime_file(name: str, package: Path | None) -> bytes:
     return bytes(content)
 
 
-def push_space(folder: Path, space: str, *, private: bool = False, again: str) -> Published:
+def push_space(folder: Path, space: str, *, private: bool = False, hardware: str = "", again: str) -> Published:
     """Put a folder of `write_space` or `write_static_space` on the Hub as the Space `owner/name`, in one commit.
 
-    The folder is only read. `again` is the command that repeats this, for the message when it fails.
+    The folder is only read. `hardware` is what a new Space runs on; "" for the Hub's default. `again` is the command
+    that repeats this, for the message when it fails.
     """
     static = (folder / PAGE).is_file()
-    to = Destination(space, private=private, kind="space", sdk="static" if static else "gradio")
+    to = Destination(space, private=private, kind="space", sdk="static" if static else "gradio", hardware=hardware)
     to.require_usable()
     files = (PAGE, SCRIPT, SETTINGS, STYLE, VIEW) if static else (APP, LIST, REQUIREMENTS, "LICENSE")
     folders = (MODEL, EXAMPLES, RUNTIME) if static else (PACKAGE,)

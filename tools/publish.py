@@ -1,0 +1,116 @@
+"""Publish all of Leukoscope on the Hub: `make publish OWNER=name`, after `hf auth login`.
+
+The releases, each tagged with the version; a static page that computes one of them; with SPACE=1 the demo, on ZeroGPU;
+and a collection of these. Repeated, it changes nothing: what has the version's tag already is left as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from leukoscope import LeukoscopeError, __version__
+from leukoscope.hub.publish import Destination, publish, reason
+from leukoscope.hub.space import ZERO_GPU_HARDWARE, find_model, push_space, write_space, write_static_space
+from leukoscope.models.hub_download import find_release
+from leukoscope.models.release import read_release
+
+ROOT = Path(__file__).parents[1]
+RELEASES = sorted(path.parent for path in (ROOT / "model_card").glob("*/metrics.json"))
+ON_THE_PAGE = "leukoscope-densenet169-cnmc"
+TAG = f"v{__version__}"
+TITLE = "Leukoscope"
+ABOUT = "Classifiers of white blood cells for research on leukaemia, measured on people they never saw. No diagnosis."
+
+
+def plan(owner: str, releases: Sequence[Path], *, space: bool) -> Iterator[str]:
+    """What would be made, a line each."""
+    for release in releases:
+        yield f"model {owner}/{release.name}, tag {TAG}: {release}, its card with this id"
+    yield f"static Space {owner}/leukoscope-page: {ON_THE_PAGE}, computed in the visitor's browser"
+    if space:
+        yield f"Gradio Space {owner}/leukoscope, on ZeroGPU: the demo with these models"
+    yield f"collection {owner}/{TITLE}: all of these"
+
+
+def publish_releases(owner: str, releases: Sequence[Path]) -> Iterator[str]:
+    """Publish what lacks the version's tag; yields the id of each."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
+
+    for release in releases:
+        to = Destination(f"{owner}/{release.name}", tag=TAG)
+        to.require_usable()
+        try:
+            tags = [tag.name for tag in HfApi().list_repo_refs(to.id).tags]
+        except RepositoryNotFoundError:
+            tags = []
+        except (HTTPError, OSError) as error:
+            raise LeukoscopeError(f"{to.id}: {reason(error)}") from None
+        if TAG in tags:
+            print(f"{HfApi().endpoint}/{to.id} (has the tag {TAG} already; to publish changes, raise the version)")
+        else:
+            print(publish(release, to))
+        yield to.id
+
+
+def publish_page(owner: str, model: str, runtime: Path | None) -> str:
+    """Put the static page of a published release on the Hub; the Space's id."""
+    with TemporaryDirectory() as name:
+        folder, hub_id, commit = find_release(f"{model}@{TAG}")
+        write_static_space(read_release(folder, name=hub_id, revision=commit), Path(name) / "page", runtime=runtime)
+        print(push_space(Path(name) / "page", f"{owner}/leukoscope-page", again="the same command"))
+    return f"{owner}/leukoscope-page"
+
+
+def publish_demo(owner: str, models: Sequence[str]) -> str:
+    """Put the demo of published releases on the Hub; the Space's id."""
+    with TemporaryDirectory() as name:
+        folder = write_space([find_model(f"{model}@{TAG}") for model in models], Path(name) / "space", gpu=True)
+        print(push_space(folder, f"{owner}/leukoscope", hardware=ZERO_GPU_HARDWARE, again="the same command"))
+    return f"{owner}/leukoscope"
+
+
+def collect(owner: str, models: Sequence[str], spaces: Sequence[str]) -> None:
+    """Make a collection hold these, and leave what else is in it."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        collection = HfApi().create_collection(TITLE, namespace=owner, description=ABOUT, exists_ok=True)
+        there = {item.item_id for item in collection.items}
+        for item, kind in [*((model, "model") for model in models), *((space, "space") for space in spaces)]:
+            if item not in there:
+                HfApi().add_collection_item(collection.slug, item, kind, exists_ok=True)
+    except (HTTPError, OSError) as error:
+        raise LeukoscopeError(f"collection {owner}/{TITLE}: {reason(error)}") from None
+    print(collection.url)
+
+
+def main() -> None:
+    """Publish, or print what would be published; a problem that the user can fix is one line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("owner", help="your account on the Hub, or an organisation's")
+    parser.add_argument("releases", nargs="*", type=Path, help="these alone, without page, Space and collection")
+    parser.add_argument("--space", action="store_true", help="the demo as a Space, too")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done; asks and sends nothing")
+    parser.add_argument("--onnxruntime_web", type=Path, help="npm's onnxruntime-web (default: two files downloaded)")
+    flags = parser.parse_args()
+    if flags.dry_run:
+        print("\n".join(plan(flags.owner, flags.releases or RELEASES, space=flags.space)))
+        return
+    try:
+        models = list(publish_releases(flags.owner, flags.releases or RELEASES))
+        if not flags.releases:
+            spaces = [publish_page(flags.owner, f"{flags.owner}/{ON_THE_PAGE}", flags.onnxruntime_web)]
+            spaces += [publish_demo(flags.owner, models)] if flags.space else []
+            collect(flags.owner, models, spaces)
+    except LeukoscopeError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
