@@ -21,9 +21,18 @@ from leukoscope.evaluation.bootstrap import bootstrap_subjects
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import write_atomic
 from leukoscope.models.release import OF_FIELDS, PREDICTIONS, WEIGHTS, read_metrics
-from leukoscope.reports.formatting import Table, count, difference, gain, metric_name, share, span, with_span
+from leukoscope.reports.formatting import (
+    Table,
+    count,
+    difference,
+    gain,
+    metric_name,
+    share,
+    span,
+    with_interval,
+    with_span,
+)
 from leukoscope.reports.release_tables import (
-    RESULT_METRICS,
     cells_needed,
     evaluation_row,
     healthy_given,
@@ -32,13 +41,24 @@ from leukoscope.reports.release_tables import (
     unseen_evaluation,
 )
 from research.external import sha256_of
-from research.tables import NOT_MEASURED, ablation_table, beside_table, prior_sources, prior_table, read_results
+from research.tables import (
+    NOT_MEASURED,
+    ablation_table,
+    beside_table,
+    by_protocol,
+    overstated,
+    prior_sources,
+    prior_table,
+    read_results,
+)
 
+SHOWN_METRICS = ("auroc_by_subject", "auroc_equal_size", "balanced_accuracy_by_subject")
+PAGES = ("docs/*.md", "research/README.md")  # beside the README
 RELEASES = sorted(path.parent for path in (ROOT / "model_card").glob("*/metrics.json"))
 
 
 def update_tables(readme: Path, releases: Sequence[Path]) -> list[Path]:
-    """Render every table anew, in the README and in the pages of `docs/` beside it, from the releases and `results/`.
+    """Render every table anew, in the README and in the `PAGES` beside it, from the releases and `results/`.
 
     Returns:
         the pages that hold a table.
@@ -50,14 +70,14 @@ def update_tables(readme: Path, releases: Sequence[Path]) -> list[Path]:
     if not readme.is_file():
         raise LeukoscopeError(f"{readme}: no such file")
     tables = readme_tables(readme.parent / "results", releases)
-    paths = (readme, *sorted((readme.parent / "docs").glob("*.md")))
+    paths = (readme, *(page for name in PAGES for page in sorted(readme.parent.glob(name))))
     pages = {page: page.read_text(encoding="utf-8") for page in paths}
     changed = {}
     for name, table in tables.items():
         start, end = markers(name)
         holders = [page for page, text in pages.items() if start in text]
         if not holders:
-            raise LeukoscopeError(f"{readme} and docs/ beside it: lack the markers {start!r} and {end!r}; restore them")
+            raise LeukoscopeError(f"{readme}, docs/, research/: lack the markers {start!r} and {end!r}; restore them")
         for page in holders:
             before, rest = pages[page].split(start, 1)
             if end not in rest:
@@ -68,27 +88,74 @@ def update_tables(readme: Path, releases: Sequence[Path]) -> list[Path]:
 
 def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
     """Name of each table → its Markdown."""
-    prior = read_results(results / "prior")
+    found = {name: read_results(results / name) for name in ("prior", "leakage", "audit", "ablation")}
+    further = read_results(results, "further_subjects.json")
     return {
         "headline": headline_table(releases),
+        **findings(results, releases),
         "results": results_table(releases),
+        "external": external_table(further, releases),
         "decisions": decisions_table(releases),
         "subjects": subjects_table(releases),
-        "leakage": leakage_table(read_results(results / "leakage")),
-        "shortcuts": shortcuts_table(read_results(results / "audit")),
-        "prior": prior_table(prior),
-        "beside": beside_table(read_results(results, "beside_releases.json")),
-        "prior-notes": prior_sources(),
-        "cross-batch": cross_batch_table(read_results(results, "cross_batch.json")),
-        "curves": curves_table(read_results(results / "learning_curves")),
-        "ablation": ablation_table(read_results(results / "ablation")),
-        "external": external_table(read_results(results, "further_subjects.json"), releases),
+        "prior": prior_table(found["prior"]),
         "smears": smears_table(read_results(results, "smears.json")),
         "speed": speed_table(results / "benchmarks"),
+        "beside": beside_table(read_results(results, "beside_releases.json")),
+        "prior-notes": prior_sources(),
+        "leakage": leakage_table(found["leakage"]),
+        "shortcuts": shortcuts_table(found["audit"]),
+        "ablation": ablation_table(found["ablation"]),
         "flags": str(flags_table()),
         "datasets": str(datasets_table()),
     }
 
+
+FINDINGS = ("leak", "size", "weighing", "layers", "batch", "refusal")
+
+
+def findings(results: Path, releases: Sequence[Path]) -> dict[str, str]:
+    """The figures below each finding of docs/results.md."""
+    ours = next((m for m in map(read_metrics, releases) if {"subject_rule", "ood"} <= m.keys()), None)
+    prior, leakage = overstated(by_protocol(read_results(results / "prior"))), read_results(results / "leakage")
+    ablation, batch = read_results(results / "ablation"), read_results(results, "cross_batch.json")
+    further = read_results(results, "further_subjects.json")
+    if not all((ours, prior, leakage, ablation, batch, further)):
+        return dict.fromkeys(FINDINGS, NOT_MEASURED)
+    assert ours is not None
+    clear = [one["difference"] for one in prior.values() if one["low"] > 0]
+    seen = next(one["difference"]["balanced_accuracy"] for one in leakage if one["data"]["name"] == "cnmc2019")
+    evaluation, settings = ours["evaluations"][0], {one["name"]: one for one in ablation[0]["settings"]}
+    size, measured = evaluation["size_only_baseline"], evaluation["metrics"]
+    evenly, alike = (settings[FROZEN + after]["metrics"] for after in ("", ", every cell alike"))
+    other = batch[0]["over_the_three"]
+    outside, subjects = further[0]["releases"][0]["one_view"], ours["subject_rule"]
+    return {
+        "leak": f"A split by image overstates {len(clear)} of {len(prior)} networks, by {min(clear):.3f} to "
+        f"{max(clear):.3f} of balanced accuracy by subject; with the same recipe, as many training cells and "
+        f"the same test cells by {share(seen['mean'])} ({share(seen['smallest'])} to {share(seen['largest'])}).",
+        "size": f"AUROC by subject of cell size alone {share(size['auroc_by_subject'])}, of the network "
+        f"{share(measured['auroc_by_subject'])}; at equal size {share(size['auroc_equal_size'])} and "
+        f"{share(measured['auroc_equal_size'])}.",
+        "weighing": f"With every cell alike instead of every subject alike, the AUROC over all cells goes from "
+        f"{share(evenly['auroc'])} to {share(alike['auroc'])}, the AUROC by subject from "
+        f"{share(evenly['auroc_by_subject'])} to {share(alike['auroc_by_subject'])}.",
+        "layers": f"AUROC by subject of the head on frozen layers {share(evenly['auroc_by_subject'])}, of the "
+        f"fine-tuned DenseNet121 {share(settings['subjects evenly']['metrics']['auroc_by_subject'])}; difference "
+        f"{difference(settings[FROZEN]['difference']['auroc_by_subject'])}.",
+        "batch": f"AUROC by subject {with_interval(evaluation, 'auroc_by_subject')} in cross-validation, "
+        f"{share(other['auroc_by_subject'])} ({span(other['intervals']['auroc_by_subject'])}) "
+        f"from two official folds to the third, {with_span(outside['auroc_by_subject'])} on "
+        f"{further[0]['subjects']} further subjects (cell size alone: "
+        f"{share(further[0]['size_alone']['auroc_by_subject']['value'])}).",
+        "refusal": f"Of 100 white cells of healthy donors of other laboratories, the network alone calls "
+        f"{healthy_given(ours, _positive_label(ours), 'most_probable')} leukaemic; with the detector "
+        f"{healthy_given(ours)} get a class. AUROC of a subject's pooled cells "
+        f"{with_span(subjects['measured']['auroc'])}, by their size alone {with_span(subjects['size_only']['auroc'])}.",
+    }
+
+
+# Settings of the ablation: of the release, and beside it.
+FROZEN = "frozen levels 1 and 2, whole picture, 320 px"
 
 # The flags of transformers' examples/pytorch/image-classification/run_image_classification_no_trainer.py.
 HF_FLAGS = (
@@ -99,19 +166,6 @@ HF_FLAGS = (
     *("checkpointing_steps", "resume_from_checkpoint", "with_tracking", "report_to", "ignore_mismatched_sizes"),
     *("image_column_name", "label_column_name"),
 )
-# Ours → those of timm's train.py that mean the same.
-TIMM_FLAGS = {
-    **{"dataset_name": "--dataset", "train_dir": "data_dir"},
-    **{"model_name_or_path": "--model --pretrained", "image_size": "--img-size"},
-    **{"pretrained_weights": "--initial-checkpoint", "config": "--config", "num_train_epochs": "--epochs"},
-    **{"per_device_train_batch_size": "--batch-size"},
-    **{"gradient_accumulation_steps": "--grad-accum-steps", "learning_rate": "--lr", "weight_decay": "--weight-decay"},
-    "mixed_precision": "--amp",
-    **{"torch_compile": "--torchcompile", "seed": "--seed"},
-    **{"resume_from_checkpoint": "--resume", "output_dir": "--output", "report_to": "--log-wandb"},
-    "override": "--opt --sched --warmup-epochs --drop --drop-path --smoothing --mean --std --interpolation "
-    "--model-ema-decay --clip-grad",
-}
 # Where a flag of the same name is not quite the same, and why one is missing.
 FLAG_REMARKS = {
     "dataset_name": "A name known here or a Hub id; without it, phantoms.",
@@ -135,19 +189,9 @@ FLAG_REMARKS = {
 
 
 def flags_table() -> Table:
-    """The flags of `leukoscope train` beside those of Hugging Face's example script and of timm's train.py."""
-    from dataclasses import fields
-
-    from leukoscope.training.config import DataArguments, ModelArguments, RunArguments
-
-    ours = [field.name for kind in (DataArguments, ModelArguments, RunArguments) for field in fields(kind)]
-    rows = []
-    for flag in (*ours, *(flag for flag in HF_FLAGS if flag not in ours)):
-        timm = " ".join(f"`{name}`" for name in TIMM_FLAGS.get(flag, "").split())
-        named = [f"`--{flag}`" if flag in known else "–" for known in (ours, HF_FLAGS)]
-        rows.append([*named, timm or "–", FLAG_REMARKS.get(flag, "")])
-    columns = ("leukoscope train", "run_image_classification_no_trainer.py", "timm's train.py", "remark")
-    return Table(columns, rows, text_columns=4)
+    """Where the flags of `leukoscope train` differ from those of Hugging Face's example script."""
+    rows = [(f"`--{flag}`", FLAG_REMARKS[flag]) for flag in HF_FLAGS if flag in FLAG_REMARKS]
+    return Table(("their flag", "here"), rows, text_columns=2)
 
 
 def datasets_table() -> Table:
@@ -242,7 +286,7 @@ def _normal_called_leukaemic(release: Path, metrics: Mapping[str, Any]) -> str:
 
 def results_table(releases: Sequence[Path]) -> str:
     """Each release on unseen subjects beside the random split of the prior systems."""
-    names = [metric_name(key) for key in RESULT_METRICS]
+    names = [metric_name(key) for key in SHOWN_METRICS]
     columns = ("release", "tested on", "same subjects in training and test?", "cells", *names)
     rows = []
     for release in releases:
@@ -252,9 +296,9 @@ def results_table(releases: Sequence[Path]) -> str:
             both_sides = row["both_sides"]
             for flattering in ("yes", "a few"):
                 both_sides = both_sides.replace(flattering, f"**{flattering}**")
-            shown = [row[key] for key in ("cells", *RESULT_METRICS, "size_aurocs")]
+            shown = [row[key] for key in ("cells", *SHOWN_METRICS, "size_aurocs")]
             rows.append([f"`{release.name}`", row["detail"], both_sides, *shown])
-    return str(Table((*columns, "cell size alone: AUROC by subject / at equal size"), rows, text_columns=3))
+    return str(Table((*columns, "cell size alone: both AUROCs"), rows, text_columns=3))
 
 
 def decisions_table(releases: Sequence[Path]) -> str:
@@ -263,11 +307,9 @@ def decisions_table(releases: Sequence[Path]) -> str:
         "release",
         "cells of unseen subjects that get a class",
         "of these, wrong",
-        "of these, wrong by true class (over all cells)",
         "white cells of healthy donors of other laboratories",
-        "of 100 of these, called leukaemic",
-        "of 100 of these, given any class",
-        "of 100 of these, called leukaemic by the network alone",
+        "of 100 of these, given a class",
+        "called leukaemic by the network alone",
         "of 100 normal cells of unseen subjects, called leukaemic by the network alone",
     )
     rows = []
@@ -279,14 +321,8 @@ def decisions_table(releases: Sequence[Path]) -> str:
             [
                 f"`{release.name}`",
                 *(share(default.get(key)) for key in ("coverage_by_subject", "risk_by_subject")),
-                " · ".join(
-                    f"{label} {share(found['risk'])} ({span(found['intervals']['risk'])})"
-                    for label, found in default.get("per_class", {}).items()
-                )
-                or "–",
                 count(cells) if cells else "–",
-                healthy_given(metrics, leukaemic),
-                healthy_given(metrics, metrics["labels"]),
+                healthy_given(metrics),
                 healthy_given(metrics, leukaemic, "most_probable"),
                 _normal_called_leukaemic(release, metrics),
             ]
@@ -318,7 +354,7 @@ def external_table(measured: Sequence[Mapping[str, Any]], releases: Sequence[Pat
         return NOT_MEASURED
     (content,) = measured
     today = {release.name: sha256_of(release) for release in releases if (release / WEIGHTS).is_file()}
-    keys = list(content["releases"][0]["one_view"])
+    keys = ("auroc_by_subject", "auroc_equal_size", "recall_ALL", "recall_HEM")
     rows = []
     for row in content["releases"]:
         state = "these weights" if today.get(row["release"]) == row["sha256"] else "earlier weights of this recipe"
@@ -358,63 +394,6 @@ def leakage_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
     )
     table = Table(("data", "recipe", "training cells", "metric", *tested), rows, text_columns=2)
     return f"{table}\n"
-
-
-def cross_batch_table(measured: Sequence[Mapping[str, Any]]) -> str:
-    """A row for each official fold that is tested: by networks of the other two, and by those of five folds."""
-    if not measured:
-        return NOT_MEASURED
-    (result,) = measured
-    releases = {
-        name: folds
-        for name, folds in result["out_of_fold_by_official_fold"]["systems"].items()
-        if name.startswith("leukoscope-")
-    }
-    rows = []
-    for fold, one in {**result["by_tested_fold"], "all three": result["over_the_three"]}.items():
-        metrics = [
-            f"{share(one[key])} ({span(one['intervals'][key])})"
-            for key in ("auroc_by_subject", "auroc_equal_size", "balanced_accuracy_by_subject")
-        ]
-        out_of_fold = [share(folds[fold]["auroc_by_subject"]) if fold in folds else "–" for folds in releases.values()]
-        rows.append(
-            [f"`{fold}`" if "_" in fold else fold, count(one["cells"]), str(one["subjects"]), *metrics, *out_of_fold]
-        )
-    heads = ("AUROC by subject", "AUROC at equal size", "balanced accuracy by subject")
-    return str(
-        Table(
-            (
-                *("tested on", "cells", "subjects"),
-                *(f"trained on the other two: {head}" for head in heads),
-                *(f"five folds by subject, {name}: AUROC by subject" for name in releases),
-            ),
-            rows,
-        )
-    )
-
-
-def curves_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Learning curves: a row for each recipe and picture size, a column for each number of cells drawn."""
-    curves = [curve for result in results for curve in result["curves"]]
-    keys = list(dict.fromkeys((one["recipe"], one["image_size"], tuple(one["folds"])) for one in curves))
-    lengths = sorted({one["draws"] for one in curves})
-    rows = []
-    for recipe, size, folds in keys:
-        measured = {
-            one["draws"]: one["metrics"]
-            for one in curves
-            if (one["recipe"], one["image_size"], tuple(one["folds"])) == (recipe, size, folds)
-        }
-        shown = [
-            " / ".join(share(measured[draws][key]) for key in ("auroc", "auroc_by_subject", "auroc_equal_size"))
-            if draws in measured
-            else "–"
-            for draws in lengths
-        ]
-        rows.append([recipe, f"{size} px", ", ".join(map(str, folds)), *shown])
-    heads = [f"{count(draws)} cells" for draws in lengths]
-    table = Table(("recipe", "picture", "folds", *heads), rows, text_columns=3)
-    return f"AUROC over all cells / by subject / at equal size, after that many training cells:\n\n{table}"
 
 
 def shortcuts_table(audits: Sequence[Mapping[str, Any]]) -> str:
@@ -473,38 +452,28 @@ def _each(shares: Mapping[str, float]) -> str:
 
 
 def speed_table(benchmarks: Path) -> str:
-    """How fast: one row for each comparison that a benchmark gives, and how each is measured again."""
-    measured = {path.stem: read_results(benchmarks, path.name)[0] for path in sorted(benchmarks.glob("*.json"))}
-    rows = [
-        # training-gpu.json was written by training.py.
-        (f"`{name.partition('-')[0]}.py`", what, value, _measured_on(benchmark))
-        for name, benchmark in measured.items()
-        for what, value in _comparisons(benchmark)
-    ]
-    if not rows:
-        return NOT_MEASURED
-    again = "`PYTHONPATH=src python research/benchmarks/NAME.py --help` shows how to repeat a benchmark."
-    return f"{Table(('benchmark', 'measured', 'value', 'on'), rows, text_columns=4)}\n\n{again}"
+    """How fast: one row for each comparison that a benchmark gives."""
+    measured = [read_results(benchmarks, path.name)[0] for path in sorted(benchmarks.glob("*.json"))]
+    rows = [(what, value, _measured_on(one)) for one in measured for what, value in _comparisons(one)]
+    return str(Table(("measured", "value", "on"), rows, text_columns=3)) if rows else NOT_MEASURED
 
 
 def _comparisons(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What was compared, and what came of it."""
-    for row in benchmark.get("rows", []):
-        if "times_faster" in row:
-            # What names a row of a benchmark are its texts, in their order.
-            named = ", ".join(value for value in row.values() if isinstance(value, str))
-            times = (f"{kind} **{value:.2f}**" for kind, value in row["times_faster"].items())
-            beside = f" as {benchmark['beside']}" if "beside" in benchmark else ""
-            share_of_pure = row.get("share_of_pure_compute")
-            pure = [] if share_of_pure is None else [f"{share(share_of_pure)} of pure compute's speed"]
-            yield f"{named}: times as fast{beside}", " · ".join([*times, *pure])
+    times = [
+        # What names a row of a benchmark are its texts, in their order.
+        f"{', '.join(value for value in row.values() if isinstance(value, str))} **{row['times_faster']['warm']:.2f}**"
+        for row in benchmark.get("rows", [])
+        if "times_faster" in row
+    ]
+    if times:
+        yield f"training: times as fast as {benchmark['beside']}, after the first epoch", " · ".join(times)
     by_ratio: dict[str, list[str]] = {}
     for release in benchmark.get("releases", []):
-        # Those that were aimed at; and pipeline at its fastest, of which only its batches have an aim.
+        # The comparisons that matter; and pipeline at its fastest, beside its batches.
         for ratio in release["ratios"]:
             if "aim" in ratio or ratio["what"].endswith("many: times faster than pipeline"):
-                aim = f" (aim: {ratio['aim']})" if "aim" in ratio else ""
-                by_ratio.setdefault(ratio["what"], []).append(f"`{release['model']}` **{ratio['value']:.2f}**{aim}")
+                by_ratio.setdefault(ratio["what"], []).append(f"`{release['model']}` **{ratio['value']:.2f}**")
     yield from ((what, " · ".join(values)) for what, values in by_ratio.items())
     if "until_first_answer" in benchmark:
         seconds, first = benchmark["seconds"], benchmark["seconds"]["answers"][0]
@@ -527,7 +496,7 @@ def _comparisons(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         memory = f"memory {growth['times_short_run']:.2f} times that of {count(benchmark['short_cells'])} cells"
         yield (
             f"`{benchmark['model']}`, {scored}: cells per second until killed, and resumed",
-            f"**{speeds}**; {memory} (aim: {growth['aim']})",
+            f"**{speeds}**; {memory}",
         )
     if "times_faster_an_epoch" in benchmark:
         trained = f"`{benchmark['recipe']}`, {benchmark['image_size']} px, {benchmark['data']}"

@@ -19,8 +19,7 @@ from leukoscope.reports.formatting import (
     span,
     with_interval,
 )
-from research.prior_claims import CLAIMS, PROTOCOLS, RANDOM, Claim
-from research.prior_recipes import PRIOR_RECIPES
+from research.prior_claims import CLAIMS, PROTOCOLS, Claim
 
 NOT_MEASURED = "Not measured yet."
 # Which difference says whether a split by image promises too much: over cells, three subjects would decide it.
@@ -45,89 +44,68 @@ def read_results(folder: Path, pattern: str = "*.json") -> list[dict[str, Any]]:
 
 def prior_table(results: Sequence[Mapping[str, Any]]) -> str:
     """Every rebuilt prior system: the claim, what a split by image gives, and what unseen subjects give."""
-    measured = _by_protocol(results)
+    measured = by_protocol(results)
     rows = []
     for claim in _claims():
-        others = [f"{name} {share(value)}" for name, value in claim.figures.items() if name != "accuracy"]
-        claimed = " · ".join([share(claim.figures["accuracy"]), *others])
         both = [measured.get((claim.recipe, protocol)) for protocol in PROTOCOLS]
+        leak = (both[1] or {}).get("by_image_minus_unseen")
+        accuracies = [_accuracy(row) for row in both]
+        balanced = " / ".join(share(row["metrics"].get(_DECIDES)) if row else "–" for row in both)
+        gained = difference(leak[_DECIDES]) if leak else "–"
         rows.append(
-            [claim.system, f"`{claim.recipe}`", claimed, *map(_measured, both), _leak_shown(both[1]), _set_ups(both)]
+            [claim.system, f"`{claim.recipe}`", share(claim.figures["accuracy"]), *accuracies, balanced, gained]
         )
     columns = (
-        "system",
-        "recipe",
-        "its author claims",
-        "measured, split by image",
-        "measured, unseen subjects",
-        "difference",
-        "our start weights, and settings that differ",
+        *("system", "recipe", "accuracy claimed", "accuracy, split by image", "accuracy, unseen subjects"),
+        *("balanced accuracy by subject, both", "difference of these"),
     )
-    without_network = _without_network(results)
-    notes = [
-        "Each cell gives the accuracy with its 95 % bootstrap interval by subject, the balanced accuracy, and the "
-        "balanced accuracy with every subject weighing the same. We judge splits by image by the difference of the "
-        "last, because a few subjects with many cells decide the others. "
-        "The data of system B name no subjects; blocks of neighbouring images stand for them."
-    ]
-    if without_network:
-        notes.append("Compare each row of C-NMC with the last two, which need no network.")
+    notes = ["The data of system B name no subjects; blocks of neighbouring images stand for them."]
     notes += _conclusion(measured)
-    return f"{Table(columns, [*rows, *without_network], text_columns=len(columns))}\n\n{' '.join(notes)}"
+    return f"{Table(columns, [*rows, *_without_network(results)], text_columns=2)}\n\n{' '.join(notes)}"
 
 
-def _conclusion(measured: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
-    """What the intervals of all systems measured in both ways, and trained long enough, say of splitting by image."""
-    higher: list[str] = []
-    lower: list[str] = []
-    open_: list[str] = []
+def _accuracy(row: Mapping[str, Any] | None) -> str:
+    """A row's accuracy with its interval by subject."""
+    if row is None:
+        return "not run"
+    interval = row["intervals"].get("by_subject", {}).get("accuracy")
+    shown = f"{share(row['metrics']['accuracy'])}{f' ({span(interval)})' if interval else ''}"
+    return f"*under-trained: {row['under_trained']} ({shown})*" if row["under_trained"] else shown
+
+
+def overstated(measured: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Recipe → by how much a split by image is better than unseen subjects, with the interval of the difference.
+
+    Of recipes measured in both ways and trained long enough.
+    """
+    found = {}
     for claim in _claims():
         both = [measured.get((claim.recipe, protocol), {}) for protocol in PROTOCOLS]
         leak = both[1].get("by_image_minus_unseen")
         if leak and not any(row.get("under_trained") for row in both):
-            low, high = (leak[_DECIDES][end] for end in ("low", "high"))
-            (higher if low > 0 else lower if high < 0 else open_).append(f"`{claim.recipe}`")
-    sentences = []
-    if higher:
-        sentences.append(f"A split by image overstates {', '.join(higher)}.")
-    if lower:
-        sentences.append(f"A split by image understates {', '.join(lower)}.")
-    if open_:
-        sentences.append(f"For {', '.join(open_)} the interval of the difference includes zero.")
-    if sentences:
-        sentences.append(
-            "The intervals are not adjusted for their number, and each row has one seed. Cell size has a difference, "
-            "too (last row), although it identifies nobody."
+            found[claim.recipe] = leak[_DECIDES]
+    return found
+
+
+def _conclusion(measured: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
+    """What the intervals of all differences say of splitting by image."""
+    differences = overstated(measured)
+    higher, lower, open_ = (
+        [f"`{recipe}`" for recipe, one in differences.items() if (one["low"] > 0, one["high"] < 0) == sides]
+        for sides in ((True, False), (False, True), (False, False))
+    )
+    sentences = [
+        f"{what} {', '.join(recipes)}{after}."
+        for what, recipes, after in (
+            ("A split by image overstates", higher, ""),
+            ("A split by image understates", lower, ""),
+            ("For", open_, " the interval of the difference includes zero"),
         )
+        if recipes
+    ]
+    if sentences:
+        sentences.append("The intervals are not adjusted for their number, and each row has one seed.")
     return sentences
-
-
-def _leak_shown(unseen: Mapping[str, Any] | None) -> str:
-    """What a split by image adds to a system's metrics: first the one that decides."""
-    if unseen is None or not (leak := unseen.get("by_image_minus_unseen")):
-        return "–"
-    shown = f"balanced by {unseen['data']['unit']} {difference(leak[_DECIDES])}"
-    return f"{shown} · accuracy {difference(leak['accuracy'])}"
-
-
-def _set_ups(both: Sequence[Mapping[str, Any] | None]) -> str:
-    """How a system was trained for its two columns, by image and unseen."""
-    found = [_set_up(row) for row in both if row]
-    if len(set(found)) > 1:
-        return "by image: {}; unseen: {}".format(*found)
-    return found[0] if found else "–"
-
-
-def _set_up(row: Mapping[str, Any]) -> str:
-    """How a row was trained, beside what its recipe rebuilds."""
-    recipe, described = row["recipe"], PRIOR_RECIPES[row["claim"]["recipe"]]
-    start = row["training"]["start_weights"]
-    parts = ["random start weights" if start.startswith("random") else start]
-    for key, unit in (("architecture", ""), ("image_size", " px"), ("num_train_epochs", " epoch(s)")):
-        now, then = recipe.get(key, getattr(described, key)), getattr(described, key)
-        if now != then:
-            parts.append(f"{now}{unit} instead of {then}")
-    return "; ".join(parts)
 
 
 def _without_network(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -142,28 +120,22 @@ def _without_network(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     ]
     if not all(tested):
         return []
-    commonest, size, alone = [], [], []
-    for measured in tested:
-        # Fitted on all training cells, where a system had fewer.
-        row = max(measured, key=lambda one: max(fold["cells"] for fold in one["training"]["folds"]))
-        support = [one["support"] for one in row["metrics"]["per_class"].values()]
-        commonest.append(f"{share(max(support) / sum(support))} · balanced {share(1 / len(support))}")
-        alone.append(row["size_only_baseline"])
-        names = {"accuracy": "", "balanced_accuracy": "balanced ", _DECIDES: "balanced by subject "}
-        size.append(" · ".join(f"{name}{share(alone[-1][key])}" for key, name in names.items() if key in alone[-1]))
-    names = {_DECIDES: "balanced by subject", "accuracy": "accuracy"}
-    leak = (
-        f"{n} {gain(alone[0][key] - alone[1][key])}" for key, n in names.items() if all(key in one for one in alone)
-    )
+    # Fitted on all training cells, where a system had fewer.
+    both = [max(found, key=lambda one: max(fold["cells"] for fold in one["training"]["folds"])) for found in tested]
+    alone = [row["size_only_baseline"] for row in both]
+    supports = [[one["support"] for one in row["metrics"]["per_class"].values()] for row in both]
+    commonest = [share(max(support) / sum(support)) for support in supports]
+    balanced = " / ".join(share(one.get(_DECIDES)) for one in alone)
+    leak = gain(alone[0][_DECIDES] - alone[1][_DECIDES]) if all(_DECIDES in one for one in alone) else "–"
     return [
-        ["–", "*C-NMC: always the commonest class*", "–", *commonest, "–", "–"],
-        ["–", "*C-NMC: cell size alone*", "–", *size, " · ".join(leak), "–"],
+        ["–", "*C-NMC: always the commonest class*", "–", *commonest, "0.500 / 0.500", "–"],
+        ["–", "*C-NMC: cell size alone*", "–", *(share(one["accuracy"]) for one in alone), balanced, leak],
     ]
 
 
 def prior_notes(results: Sequence[Mapping[str, Any]]) -> str:
     """`prior_sources`, and how each of our rows was made."""
-    measured = _by_protocol(results)
+    measured = by_protocol(results)
     keys = [(claim.recipe, protocol) for claim in _claims() for protocol in PROTOCOLS]
     rows = [_training_row(measured[key]) for key in keys if key in measured]
     columns = (
@@ -197,31 +169,9 @@ def _claims() -> list[Claim]:
     return sorted(CLAIMS.values(), key=lambda claim: claim.system)
 
 
-def _by_protocol(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
+def by_protocol(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
     """(recipe, protocol) → the row measured with it."""
     return {(row["claim"]["recipe"], row["protocol"]): row for row in rows}
-
-
-def _measured(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return "not run"
-    metrics, unit = row["metrics"], row["data"]["unit"]
-    shown = [f"**{share(metrics['accuracy'])}**{_by_subject(row)}", f"balanced {share(metrics['balanced_accuracy'])}"]
-    if "balanced_accuracy_by_subject" in metrics:
-        by_subject = with_interval(row, "balanced_accuracy_by_subject")
-        shown.append(f"balanced by {unit} {by_subject}")
-    if len(metrics["per_class"]) > 2:
-        shown.append(f"one-vs-rest {share(metrics['one_vs_rest_accuracy'])}")
-    if row["protocol"] != RANDOM:
-        shown.append(f"{metrics['subjects']} {unit}s")
-    if row["under_trained"]:
-        return f"*under-trained: {row['under_trained']} ({' · '.join(shown).replace('*', '')})*"
-    return " · ".join(shown)
-
-
-def _by_subject(row: Mapping[str, Any]) -> str:
-    interval = row["intervals"].get("by_subject", {}).get("accuracy")
-    return f" ({span(interval)})" if interval else ""
 
 
 def _training_row(row: Mapping[str, Any]) -> list[str]:
