@@ -168,20 +168,14 @@ HF_FLAGS = (
 )
 # Where a flag of the same name is not quite the same, and why one is missing.
 FLAG_REMARKS = {
-    "dataset_name": "A name known here or a Hub id; without it, phantoms.",
-    "train_dir": "Also needs `--dataset_name imagefolder`, or the name of the data set in the folder.",
     "validation_dir": "Put class folders into `train/`, `validation/` and `test/` below `train_dir`.",
     "train_val_split": "0.15 if the data have no validation split; `--no_validation` for none.",
     "per_device_eval_batch_size": "Twice the training batch.",
     "max_train_steps": "Set the length of an epoch by `--override epoch_cells=…`.",
-    "with_tracking": "`--report_to` is enough.",
+    "with_tracking": "`--report_to` is enough, with one tracker at a time.",
     "model_name_or_path": "Models of timm and releases; no other models of transformers.",
     "lr_scheduler_type": "`--override schedule=…`; default: the recipe's, mostly cosine.",
     "num_warmup_steps": "`--override warmup_steps=…`; default: a tenth of all steps.",
-    "seed": "Default: 0, so that every run can be repeated.",
-    "report_to": "trackio, tensorboard or wandb, one at a time.",
-    "checkpointing_steps": "Default: epoch; `no` for none.",
-    "resume_from_checkpoint": "`latest` finds the checkpoint by itself.",
     "ignore_mismatched_sizes": "Not needed: other classes always get a new head.",
     "hub_token": "Use `HF_TOKEN` or `hf auth login`.",
     "trust_remote_code": "Code of a model or a data set is never run.",
@@ -212,7 +206,7 @@ def datasets_table() -> Table:
 
 def markers(name: str) -> tuple[str, str]:
     """The lines between which a page holds the table of that name."""
-    return f"<!-- {name}: rendered by `make docs` -->", f"<!-- end of {name} -->"
+    return f"<!-- rendered: {name} -->", f"<!-- end of {name} -->"
 
 
 def _positive_label(metrics: Mapping[str, Any]) -> list[str]:
@@ -333,7 +327,7 @@ def decisions_table(releases: Sequence[Path]) -> str:
 def subjects_table(releases: Sequence[Path]) -> str:
     """Prediction of subjects by all their cells: one row for each release that was measured so."""
     aurocs = ("AUROC, one prediction per subject", "the same for cell size alone", "difference")
-    names = ("subjects", *aurocs, "sensitivity", "specificity", "given a class", "of these, wrong")
+    names = (*aurocs, "sensitivity", "specificity", "subjects given a class", "of these, wrong")
     rows = []
     for release in releases:
         if block := read_metrics(release).get("subject_rule"):
@@ -341,10 +335,10 @@ def subjects_table(releases: Sequence[Path]) -> str:
             sensitivity, specificity, wrong = (
                 with_span(measured[key], "share") for key in ("sensitivity", "specificity", "error_rate")
             )
-            subjects, decided = count(measured["subjects"]), count(measured["given_a_class"])
+            decided = f"{count(measured['given_a_class'])} of {count(measured['subjects'])}"
             alone, cells = block.get("size_only") or {}, cells_needed(block)
             auroc = [with_span(measured["auroc"]), with_span(alone.get("auroc")), difference(alone.get("difference"))]
-            rows.append([f"`{release.name}`", subjects, *auroc, sensitivity, specificity, decided, wrong, cells])
+            rows.append([f"`{release.name}`", *auroc, sensitivity, specificity, decided, wrong, cells])
     return str(Table(("release", *names, "cells needed"), rows))
 
 
@@ -357,7 +351,7 @@ def external_table(measured: Sequence[Mapping[str, Any]], releases: Sequence[Pat
     keys = ("auroc_by_subject", "auroc_equal_size", "recall_ALL", "recall_HEM")
     rows = []
     for row in content["releases"]:
-        state = "these weights" if today.get(row["release"]) == row["sha256"] else "earlier weights of this recipe"
+        state = "these weights" if today.get(row["release"]) == row["sha256"] else "earlier weights"
         if row["release"] not in today:
             state = "no release any more"
         weights = f"{state}, {content['measured']}"
@@ -421,14 +415,12 @@ def healthy_cells(metrics: Mapping[str, Any]) -> int:
 
 
 def smears_table(measured: Sequence[Mapping[str, Any]]) -> str:
-    """How well the cells of a smear are found, how fast, and how many of them a release takes as in distribution."""
+    """How well the cells of a smear are found, and how fast."""
     if not measured:
         return NOT_MEASURED
     (smears,) = measured
-    bccd, gap = smears["bccd"], smears["domain_gap"]
+    bccd = smears["bccd"]
     given, alone = bccd["test_scale_given"], bccd["test_scale_measured"]
-    known = {"C-NMC, subjects the detector was not fitted on": gap["C-NMC in distribution, held-out subjects"]}
-    known |= {name: cells["in_distribution_share"] for name, cells in gap["cut_outs"].items()}
     rows = [
         ("white cells found, scale given", _found(given)),
         ("white cells found, scale measured", _found(alone)),
@@ -436,19 +428,14 @@ def smears_table(measured: Sequence[Mapping[str, Any]]) -> str:
             "scale measured within 25 % of the true one",
             f"{alone['scale_within_25_percent']:.0%} of {alone['scale_read_in']} smears",
         ),
-        (f"share of cells that `{Path(gap['model']).name}` takes as in distribution", _each(known)),
         ("CPU seconds a smear", f"scale given: {given['cpu_seconds']:.2f} · measured: {alone['cpu_seconds']:.2f}"),
     ]
     return str(Table(("measured", "value"), rows, text_columns=2))
 
 
 def _found(match: Mapping[str, Any]) -> str:
-    cells = f"{count(match['true'])} cells in {count(match['smears'])} smears of BCCD's test list, boxes at IoU .5"
+    cells = f"{count(match['true'])} cells of BCCD's {count(match['smears'])} test smears, IoU .5"
     return f"recall **{share(match['recall'])}**, precision **{share(match['precision'])}** ({cells})"
-
-
-def _each(shares: Mapping[str, float]) -> str:
-    return " · ".join(f"{name}: {share(value)}" for name, value in shares.items())
 
 
 def speed_table(benchmarks: Path) -> str:
@@ -475,13 +462,6 @@ def _comparisons(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             if "aim" in ratio or ratio["what"].endswith("many: times faster than pipeline"):
                 by_ratio.setdefault(ratio["what"], []).append(f"`{release['model']}` **{ratio['value']:.2f}**")
     yield from ((what, " · ".join(values)) for what, values in by_ratio.items())
-    if "until_first_answer" in benchmark:
-        seconds, first = benchmark["seconds"], benchmark["seconds"]["answers"][0]
-        parts = f"cloning {seconds['clone']:.0f}, installing {seconds['install']:.0f}, predicting {first:.0f}"
-        yield (
-            "seconds from a local `git clone` to the first explained prediction",
-            (f"**{benchmark['until_first_answer']:.0f}** ({parts})"),
-        )
     if "levels" in benchmark:
         what = f"`{benchmark['model']}`, demo: predictions with Grad-CAM maps per second; 95 % within"
         values = [
@@ -497,12 +477,6 @@ def _comparisons(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield (
             f"`{benchmark['model']}`, {scored}: cells per second until killed, and resumed",
             f"**{speeds}**; {memory}",
-        )
-    if "times_faster_an_epoch" in benchmark:
-        trained = f"`{benchmark['recipe']}`, {benchmark['image_size']} px, {benchmark['data']}"
-        yield (
-            f"{trained}: times as fast an epoch from kept features as from pixels",
-            (f"**{benchmark['times_faster_an_epoch']:.2f}**, after {benchmark['seconds_to_keep']:.0f} s to keep them"),
         )
 
 

@@ -59,9 +59,11 @@ def prior_table(results: Sequence[Mapping[str, Any]]) -> str:
         *("system", "recipe", "accuracy claimed", "accuracy, split by image", "accuracy, unseen subjects"),
         *("balanced accuracy by subject, both", "difference of these"),
     )
-    notes = ["The data of system B name no subjects; blocks of neighbouring images stand for them."]
-    notes += _conclusion(measured)
-    return f"{Table(columns, [*rows, *_without_network(results)], text_columns=2)}\n\n{' '.join(notes)}"
+    note = (
+        "The data of system B name no subjects; blocks of neighbouring images stand for them. The intervals are not "
+        "adjusted for their number, and each row has one seed."
+    )
+    return f"{Table(columns, [*rows, *_without_network(results)], text_columns=2)}\n\n{note}"
 
 
 def _accuracy(row: Mapping[str, Any] | None) -> str:
@@ -85,27 +87,6 @@ def overstated(measured: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[st
         if leak and not any(row.get("under_trained") for row in both):
             found[claim.recipe] = leak[_DECIDES]
     return found
-
-
-def _conclusion(measured: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
-    """What the intervals of all differences say of splitting by image."""
-    differences = overstated(measured)
-    higher, lower, open_ = (
-        [f"`{recipe}`" for recipe, one in differences.items() if (one["low"] > 0, one["high"] < 0) == sides]
-        for sides in ((True, False), (False, True), (False, False))
-    )
-    sentences = [
-        f"{what} {', '.join(recipes)}{after}."
-        for what, recipes, after in (
-            ("A split by image overstates", higher, ""),
-            ("A split by image understates", lower, ""),
-            ("For", open_, " the interval of the difference includes zero"),
-        )
-        if recipes
-    ]
-    if sentences:
-        sentences.append("The intervals are not adjusted for their number, and each row has one seed.")
-    return sentences
 
 
 def _without_network(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:

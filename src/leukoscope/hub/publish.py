@@ -1,4 +1,4 @@
-"""Publish a release, a data set or a Space on the Hugging Face Hub, and check before training that this will work.
+"""Publish a release or a Space on the Hugging Face Hub, and check before training that this will work.
 
 The client repeats requests that read or upload. Where another one fails, the same command goes on: what the Hub has
 already is not sent again.
