@@ -4,7 +4,7 @@
         --dataset_name cnmc2019 --train_dir … [--threads 2 --cells 128 --turns 2]
 
 Both sides train the same timm network from the same files in batches of the same size; every turn is a process of its
-own. "all layers" is like for like; "own precision" and "house recipe" are what Leukoscope does unless told otherwise.
+own. "all layers" is like for like; "own precision" and "own recipe" are what Leukoscope does unless told otherwise.
 Writes results/benchmarks/training.json.
 """
 
@@ -50,8 +50,8 @@ DIFFERS = [
     "the features of a frozen network; the script's is its first epoch alone",
     "Leukoscope turns, resizes, mirrors and stains cells in batches; the script crops and mirrors them one by one",
     "Leukoscope clips gradients, weighs classes and uses a fused AdamW on channels-last memory",
-    "in rows of own precision and of the house recipe, the script still computes in float32",
-    "of the house recipe, the early layers are frozen; the script trains all",
+    "in rows of own precision and of the own recipe, the script still computes in float32",
+    "of the own recipe, the early layers are frozen; the script trains all",
     "where all layers below the head are frozen, the head is trained on features computed once: such epochs are not "
     "compared with pure compute, which is of the whole network",
 ]
@@ -145,7 +145,7 @@ def _compared(flags: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     """A row for each way that Leukoscope trains a network."""
     on_cpu = get_recipe(name).cpu_precision if cpu_has_bf16() else "no"
     own = "bf16" if torch.cuda.is_available() else on_cpu
-    settings = {"all layers": ("no", False), "own precision": (own, False), "house recipe": (own, True)}
+    settings = {"all layers": ("no", False), "own precision": (own, False), "own recipe": (own, True)}
     if own == "no":
         del settings["own precision"]
     script: list[dict[str, Any]] = []

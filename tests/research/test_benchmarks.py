@@ -178,7 +178,7 @@ def test_the_cold_epoch_includes_the_features_and_heads_are_not_compared_with_ne
     turns = {"script": lambda turn: script, "leukoscope": lambda turn: training._ours(flags, turn)}
     monkeypatch.setattr(training, "_take_turn", lambda flags, side, **turn: turns[side](turn))
     network, head = training._compared(flags, "densenet169_block2")
-    assert (network["setting"], head["setting"]) == ("all layers", "house recipe")
+    assert (network["setting"], head["setting"]) == ("all layers", "own recipe")
     assert network["share_of_pure_compute"] > 0 and "share_of_pure_compute" not in head
     (turn,) = head["turns"]["leukoscope"]
     seconds = turn["decoding_seconds"] + turn["preparing_seconds"] + turn["epoch_seconds"][0]
