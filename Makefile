@@ -41,6 +41,7 @@ docs: $(VENV)/.installed-test  ## render the cards, and the tables of the README
 	$(RUN)/python research/external.py
 	$(RUN)/leukoscope release card $(wildcard model_card/*/)
 	$(RUN)/python research/readme_tables.py
+	$(RUN)/python research/metrics_plot.py
 
 site: $(VENV)/.installed-test  ## build the documentation site into build/site; any warning is an error
 	$(RUN)/python tools/site.py
