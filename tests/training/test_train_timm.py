@@ -12,9 +12,11 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
 from transformers import pipeline
 
+from hub_server import Hub
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.models.build import StartWeights, build_network, load_start_weights
 from leukoscope.models.recipes import timm_recipe
@@ -111,6 +113,39 @@ def test_folders_that_hold_no_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(b"pickled")
     with pytest.raises(LeukoscopeError, match="weights.pth: is a file; give the folder of a release, or "):
         parse_config(["--model_name_or_path", str(tmp_path / "weights.pth")])
+
+
+@pytest.mark.parametrize("prefix", ["", "hf-hub:"])
+def test_a_hub_id_alone_trains_a_linear_head_on_a_frozen_encoder(
+    hub: Hub, own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    """Random weights in the layout of 1aurent/vit_small_patch14_224.dinobloom, at a quarter of its size."""
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "cache"))
+    encoder = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=224)
+    folder, hub_id = tmp_path / "encoder", "1aurent/vit_small_patch14_224.dinobloom"
+    timm.models.save_for_hf(encoder, str(folder), safe_serialization=True, model_args={"img_size": 224})
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= {"tag": "dinobloom", "input_size": [3, 224, 224]}
+    (folder / "config.json").write_text(json.dumps(config))
+    hub.storage.create(hub_id, private=False)
+    repository = hub.repository(hub_id)
+    files = {one.name: hub.storage.keep(one.read_bytes(), large=one.suffix != ".json") for one in folder.iterdir()}
+    repository.branches["main"] = repository.add(files, "weights", repository.branches["main"]).oid
+
+    flags = ["--dataset_name", "imagefolder", "--train_dir", str(own_cells), "--subject_pattern", r"/(\w+)_"]
+    few = ["--image_size", "56", "--num_train_epochs", "1", "--per_device_train_batch_size", "4"]
+    few += ["--output_dir", str(tmp_path / "run")]
+    config = parse_config(["--model_name_or_path", prefix + hub_id, *flags, *few])
+    release = train(config) / "release"
+
+    assert config.resolve().frozen == ("backbone",)
+    metrics = json.loads((release / "metrics.json").read_text())
+    assert "dinobloom of vit_small_patch14_224.dinobloom@" in metrics["training"]["start_weights"]
+    released = load_file(release / "model.safetensors")
+    for name, tensor in encoder.state_dict().items():
+        if name != "pos_embed":  # interpolated to the smaller picture
+            assert torch.allclose(released[name].float(), tensor, rtol=1e-3, atol=1e-6), name
+    assert released["head.weight"].shape == (2, 384)
 
 
 @pytest.mark.parametrize("size", [56, 224])

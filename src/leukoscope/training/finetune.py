@@ -49,7 +49,7 @@ def follow_model(flags: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         LeukoscopeError: another flag that names a start or a recipe, no such model, or one that cannot be opened.
     """
-    name = flags["model_name_or_path"]
+    name = flags["model_name_or_path"].removeprefix("hf-hub:")  # so timm's cards write a Hub id
     if local_release(name) is None and ("/" not in name or name.startswith(TIMM)):
         _require_alone(flags, "recipe")
         return {"model_name_or_path": None, "recipe": timm_recipe(name, "--model_name_or_path").name}
