@@ -213,8 +213,8 @@ def test_versions_are_those_of_the_clone(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_demo_that_gives_no_answer_is_an_error_and_no_result(tiny_release: Path, tmp_path: Path) -> None:
-    flags = ("--releases", tiny_release.parent, "--model", "unknown", "--clients", 1, "--requests", 1)
-    flags = (*flags, "--visitors", 1, "--uploads", 1, "--predictions", 1)
+    asked = ("--clients", 1, "--requests", 1, "--visitors", 1, "--uploads", 1, "--predictions", 1)
+    flags = ("--releases", tiny_release.parent, "--model", "unknown", *asked)
     words = [sys.executable, BENCHMARKS / "app_load.py", *flags, "--out", tmp_path / "out"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([str(word) for word in words], env=environment, capture_output=True, text=True)

@@ -10,6 +10,7 @@ import pytest
 
 from leukoscope.training.config import parse_config
 from research import gpu_round, prior_systems
+from research.prior_recipes import PRIOR_RECIPES
 
 GIVEN = ["--dataset_name", "phantoms", "--weights", "weights", "--hf_script", "script.py"]
 
@@ -43,7 +44,7 @@ def test_a_network_is_trained_for_40000_draws(commands: dict[str, list[str]], ne
 def test_the_prior_systems_are_those_that_are_rebuilt(commands: dict[str, list[str]], prior_recipes: None) -> None:
     words = [words for name, words in commands.items() if name.startswith("prior")]
     rows = [prior_systems.parser().parse_known_args(one[2:])[0].recipe for one in words]
-    assert {name for row in rows for name in row} <= prior_systems.PRIOR_RECIPES.keys()
+    assert {name for row in rows for name in row} <= PRIOR_RECIPES.keys()
 
 
 def test_a_step_that_is_stopped_may_write_its_checkpoint(tmp_path: Path) -> None:
