@@ -82,9 +82,10 @@ def collect(owner: str, models: Sequence[str], spaces: Sequence[str]) -> None:
     try:
         collection = HfApi().create_collection(TITLE, namespace=owner, description=ABOUT, exists_ok=True)
         there = {item.item_id for item in collection.items}
-        for item, kind in [*((model, "model") for model in models), *((space, "space") for space in spaces)]:
-            if item not in there:
-                HfApi().add_collection_item(collection.slug, item, kind, exists_ok=True)
+        for model in (one for one in models if one not in there):
+            HfApi().add_collection_item(collection.slug, model, "model", exists_ok=True)
+        for space in (one for one in spaces if one not in there):
+            HfApi().add_collection_item(collection.slug, space, "space", exists_ok=True)
     except (HTTPError, OSError) as error:
         raise LeukoscopeError(f"collection {owner}/{TITLE}: {reason(error)}") from None
     print(collection.url)
