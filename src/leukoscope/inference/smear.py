@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
@@ -217,4 +216,7 @@ def draw_reading(image: Image.Image, reading: SmearReading) -> Image.Image:
 
 def drawing_font(size: int) -> ImageFont.FreeTypeFont:
     """Load DejaVu Sans from matplotlib at a size in pixels; Pillow's own font lacks accents and µ."""
+    # Imported before the cache's folder is known, matplotlib says in its own words that there is no home.
+    from matplotlib import get_data_path
+
     return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
