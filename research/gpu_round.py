@@ -66,7 +66,7 @@ def _steps(flags: object) -> Iterator[tuple[str, list[str]]]:
     given = vars(flags)
     data = ["--dataset_name", given["dataset_name"]]
     data += ["--train_dir", str(given["train_dir"])] if given["train_dir"] else []
-    yield "tests", ["-m", "pytest", "-q", "-m", "gpu", "tests/training/test_gpu.py"]
+    yield "tests", ["-m", "pytest", "-q", "-m", "gpu", "tests/training"]
     if given["hf_script"]:
         speed = ["research/benchmarks/training.py", "--hf_script", str(given["hf_script"]), *data, "--cells", "1024"]
         yield "speed", [*speed, "--turns", "1", "--epochs", "2", "--results", f"{given['output']}/training-gpu.json"]
