@@ -4,17 +4,21 @@
 
 A few hundred phantoms are scored over and over under ids of their own: first --short_cells of them in one go, then
 --cells, ended by kill -9 when half of the shards are there and taken up again by the same command. Memory is what the
-process and its children hold, looked at every --look_every seconds. Writes results/benchmarks/scoring.json.
+process and its children hold, looked at every --look_every seconds. Then --ray_cells are scored by one process and on
+Ray with so many workers as --ray names, and the command is watched while --cells names pass through it. Writes
+results/benchmarks/scoring.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -41,6 +45,8 @@ MEASURES = {
     "largest_difference": "between probabilities of one picture under different ids, before and after the kill; every "
     "cell was checked to be there once and in order",
     "trace": "[seconds since the process began, bytes]",
+    "ray": "the same cells by one local process and on a Ray cluster of this machine; core_hours_a_million: hours for "
+    "a million cells, times the cores; driver: what the command itself holds, without the workers",
 }
 _TRACE_POINTS = 200
 _FEWEST_LOOKS = 5  # that a median is taken of
@@ -100,6 +106,7 @@ def main() -> None:
         killed = _score(flags, table, out, until=lambda: _shards(out) >= half)
         resumed = _score(flags, table, out)
         difference = _check(out, flags.cells, flags.pictures)
+        on_ray = _on_ray(flags, root, table) if flags.ray else {}
     kept = killed.shards * CELLS_PER_SHARD
     growth = max(killed.steady, resumed.steady) / short.steady
     result = {
@@ -113,6 +120,7 @@ def main() -> None:
         "until_killed": killed.to_dict(kept),
         "resumed": resumed.to_dict(flags.cells - kept),
         "largest_difference": difference,
+        **({"ray": on_ray} if on_ray else {}),
         "memory_growth": {"times_short_run": growth, "aim": f"within {FLAT_WITHIN:.0%}"}
         | {"met": abs(growth - 1) <= FLAT_WITHIN},
         "machine": machine(),
@@ -123,6 +131,8 @@ def main() -> None:
     for name in ("short_run", "until_killed", "resumed"):
         part = result[name]
         print(f"{name}: {part['cells_a_second']:.1f} cells/s, {part['memory']['steady_bytes'] / 1e6:.0f} MB")
+    for row in on_ray.get("rows", []):
+        print(f"{row['scored_by']}: {row['cells_a_second']:.1f} cells/s")
     print(f"memory: {growth:.2f} times the short run's\n{flags.results}")
 
 
@@ -135,6 +145,8 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--look_every", type=float, default=1.0, help="seconds between two looks at memory")
+    parser.add_argument("--ray", type=int, nargs="*", default=[1, 2], help="workers of one core, a run each")
+    parser.add_argument("--ray_cells", type=int, default=4000)
     parser.add_argument("--results", type=Path, default=RESULTS)
     flags = parser.parse_args()
     if flags.cells <= CELLS_PER_SHARD:
@@ -166,10 +178,56 @@ def _shards(output: Path) -> int:
     return len(list(output.with_name(f"{output.name}.parts").glob("shard-*.parquet")))
 
 
-def _score(flags: argparse.Namespace, table: Path, output: Path, until: Callable[[], bool] | None = None) -> Part:
-    """Run `leukoscope score` to its end, or to a sudden one."""
+def _on_ray(flags: argparse.Namespace, root: Path, long_table: Path) -> dict[str, Any]:
+    """Score the same cells locally and by each number of workers; then let the names of all cells pass."""
+    table = _table(root, flags.ray_cells, flags.pictures)
+    parts = {("one local process", flags.threads): _score(flags, table, root / "local.parquet")}
+    for workers in flags.ray:
+        output = root / f"ray-{workers}.parquet"
+        with _cluster(workers) as address:
+            parts[f"Ray, {workers} workers", workers] = _score(flags, table, output, ray=address)
+        _check(output, flags.ray_cells, flags.pictures)
+    with _cluster(max(flags.ray)) as address:
+        names = root / "names.parquet"
+        passed = _score(flags, long_table, names, until=lambda: _shards(names) >= _FEWEST_LOOKS, ray=address)
+    return {
+        "cells": flags.ray_cells,
+        "rows": [
+            {
+                "scored_by": name,
+                "cores": cores,
+                "cells_a_second": flags.ray_cells / part.seconds,
+                "core_hours_a_million": cores * part.seconds / 3600 * 1e6 / flags.ray_cells,
+            }
+            for (name, cores), part in parts.items()
+        ],
+        "driver": {"names": flags.cells, "peak_bytes": passed.peak},
+    }
+
+
+@contextmanager
+def _cluster(workers: int) -> Iterator[str]:
+    """Start a Ray cluster on loopback; gives its address."""
+    ray, address = Path(sys.executable).with_name("ray"), "127.0.0.1:6399"
+    settings = ["--num-cpus", str(workers), "--node-ip-address", "127.0.0.1", "--port", "6399", "--disable-usage-stats"]
+    subprocess.run([ray, "start", "--head", "--include-dashboard=false", *settings], check=True, capture_output=True)
+    try:
+        yield address
+    finally:
+        subprocess.run([ray, "stop", "--force"], check=True, capture_output=True)
+
+
+def _score(
+    flags: argparse.Namespace,
+    table: Path,
+    output: Path,
+    until: Callable[[], bool] | None = None,
+    ray: str | None = None,
+) -> Part:
+    """Run `leukoscope score` to its end, or to a sudden one; with the address of a Ray cluster, there."""
     command = [sys.executable, "-m", "leukoscope", "score", str(flags.model.resolve())]
     command += ["--input", str(table), "--output", str(output), "--batch_size", str(flags.batch_size)]
+    command += ["--ray", ray] if ray else []
     environment = os.environ | {"OMP_NUM_THREADS": str(flags.threads), "HF_HUB_OFFLINE": "1"}
     before, finished = _shards(output), 0
     trace: list[tuple[float, int, bool]] = []
