@@ -71,8 +71,8 @@ def test_a_data_set_is_recognised_and_split_by_its_subjects(copied: Path) -> Non
     for label, drawn in (("blast", "ALL"), ("normal", "HEM")):
         for subject in range(7):
             for cell in range(3):
-                path = copied / "our_cells" / f"{label}_{label[0]}{subject}_{cell}.png"
-                path.parent.mkdir(exist_ok=True)
+                path = copied / "our_cells" / label / f"{label[0]}{subject}_{cell}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(draw_cell(drawn, subject=subject, cell=cell, size=64).image).save(path)
     said = json.loads(run(copied, "-m", "leukoscope", "audit", "our_cells", "--quick", "--json"))
     assert said["dataset_name"] == "our_laboratory" and said["problems"] == []

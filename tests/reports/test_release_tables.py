@@ -9,6 +9,7 @@ import pytest
 
 from leukoscope.audit import audit_cells, scan_cells
 from leukoscope.data.cells import LoadedCells
+from leukoscope.evaluation.metrics import BY_SUBJECT, POOLED
 from leukoscope.reports.formatting import Table, metric_name, span, with_span
 from leukoscope.reports.release_tables import cells_needed, copies_table, evaluation_row, recognised_rows
 
@@ -36,6 +37,12 @@ def test_a_label_stays_in_its_cell_and_is_no_element_of_html() -> None:
 )
 def test_every_metric_has_a_name(key: str, name: str) -> None:
     assert metric_name(key, "block") == name
+
+
+def test_a_metric_without_a_name_is_no_recall() -> None:
+    assert all(metric_name(key) for key in (*POOLED, *BY_SUBJECT))
+    with pytest.raises(KeyError):
+        metric_name("mcc")
 
 
 def test_an_interval_below_zero_is_written_with_a_word() -> None:

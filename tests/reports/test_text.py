@@ -11,8 +11,9 @@ from PIL import Image
 
 from leukoscope.data.smear import measure_stain
 from leukoscope.evaluation.morphology import Morphology, map_share
-from leukoscope.inference.prediction import Checks, Thresholds
+from leukoscope.inference.prediction import REASON_TEXTS, Checks, Thresholds
 from leukoscope.reports.text import (
+    REASONS,
     DecisionText,
     agreement_text,
     decision_text,
@@ -70,6 +71,10 @@ def text_of(p_all: float, point: str = "", **checks: object) -> DecisionText:
         (0.78, "", "The model leans towards ALL (leukaemic blast): 78 %.", ""),
     ],
 )
+def test_every_reason_of_the_commands_has_its_words_in_the_demo() -> None:
+    assert REASONS.keys() == REASON_TEXTS.keys()
+
+
 def test_a_class_is_told_at_the_operating_point(probability: float, point: str, headline: str, because: str) -> None:
     text = text_of(probability, point, ood_score=0.5)
     assert text.headline == headline

@@ -31,6 +31,7 @@ class DatasetInfo:
         subjects: where the subject of a cell is named; "" where no file says.
         group: the unit that must not stand on two sides of a split.
         background: what surrounds a cell; augmentation fills uncovered corners with it.
+        layout: how its files lie, said where none is found.
         crop_pct: the central share of the shorter side that the network sees.
         picture_side: pixels a side of every picture, where these are squares that show all cells at one scale.
         pictures: kind and size in pixels of the files, for a table.

@@ -27,6 +27,7 @@ NOT_KNOWN = "these weights, on subjects of the recalibration data; whether some 
 """What metrics of a recalibration estimate where it is not known which cells trained the weights."""
 
 
+# Each has its formula in `bootstrap._from_confusion` and its name in `reports.formatting`.
 POOLED = ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
 BY_SUBJECT = tuple(f"{key}_by_subject" for key in POOLED)
 

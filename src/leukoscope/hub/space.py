@@ -220,6 +220,7 @@ def write_static_space(
         megabytes = f"{(folder / MODEL / ONNX_GRAPH).stat().st_size / 1e6:.0f}"
         card = f"https://huggingface.co/{hub_id}" if hub_id else ""
         page = {"title": title, "model": name, "card": card, "megabytes": megabytes, "examples": examples}
+        page |= {"question": text.QUESTION}
         (folder / PAGE).write_text(rendered(here / "static_space.html", **page), encoding="utf-8")
         about = {"title": title, "model": name, "hub_id": hub_id, "revision": release.revision}
         readme = rendered(here / "static_space.md", runtime=ONNXRUNTIME_WEB, **about)

@@ -88,7 +88,7 @@ def metric_name(key: str, unit: str = "subject") -> str:
         return f"{metric_name(key.removesuffix(_BY_SUBJECT))} by {unit}"
     if key == "subject_auroc":  # unlike the AUROC of the rule for subjects, which is cross-fitted
         return f"AUROC of {unit}s' mean logits"
-    return _METRIC_NAMES.get(key) or f"recall of {key.removeprefix('recall_')}"
+    return f"recall of {key.removeprefix('recall_')}" if key.startswith("recall_") else _METRIC_NAMES[key]
 
 
 def share(value: Any) -> str:

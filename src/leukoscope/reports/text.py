@@ -35,6 +35,8 @@ MEANINGS = {
 """What the labels of the registered data sets stand for."""
 _MANY = {"ALL": "blasts", "HEM": "normal cells"}
 _OUTCOMES = {ABSTAIN: "not sure", OUT_OF_DISTRIBUTION: "unlike its cells"}
+QUESTION = "Is this white blood cell a leukaemic blast?"
+# Said by the demo and the static page; commands and JSON say `inference.prediction.REASON_TEXTS`.
 SHORT = {
     ABSTAIN: "Not sure",
     OUT_OF_DISTRIBUTION: "Unlike the cells this model knows",
@@ -112,7 +114,8 @@ def decision_text(
     reasons = " ".join(map(reason_text, decision.reasons))
     if decision.label is None:
         (first, p), (second, q) = sorted(probabilities.items(), key=lambda item: -item[1])[:2]
-        headline = f"No class: {SHORT[decision.outcome].lower()}."
+        short = SHORT[decision.outcome]
+        headline = f"No class: {short[0].lower()}{short[1:]}."
         if decision.outcome == ABSTAIN:
             headline = f"Not sure: {first} {percent(p)}, {second} {percent(q)}."
         return DecisionText(SHORT[decision.outcome], headline, reasons, has_class=False)

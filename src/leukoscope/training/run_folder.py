@@ -31,7 +31,7 @@ from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, require_space
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.baselines import size_only_predictions
-from leukoscope.evaluation.metrics import headline, measure
+from leukoscope.evaluation.metrics import POOLED, headline, measure
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import disk_errors
 from leukoscope.models.recipes import Recipe
@@ -301,8 +301,7 @@ def track_epoch(accelerator: Accelerator, row: Mapping[str, Any]) -> None:
 
 def track_result(accelerator: Accelerator, block: Mapping[str, Any], *, epochs_run: int, kept_epoch: int) -> None:
     """Log the test metrics and the epoch whose weights were kept; does nothing without a tracker."""
-    names = ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
-    metrics = {f"test_{k}": block["metrics"][k] for k in names if block["metrics"][k] is not None}
+    metrics = {f"test_{k}": block["metrics"][k] for k in POOLED if block["metrics"][k] is not None}
     # At the last epoch: wandb leaves out what is logged at an earlier step than the one before.
     accelerator.log({**metrics, "kept_epoch": kept_epoch}, step=epochs_run)
 

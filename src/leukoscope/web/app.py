@@ -27,6 +27,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from leukoscope import LeukoscopeError, __version__
+from leukoscope.reports.text import QUESTION
 from leukoscope.web import stage
 from leukoscope.web.address import Address
 from leukoscope.web.answer import ask, example
@@ -54,7 +55,7 @@ OPEN_FILES = 10_240
 # upload may hold: a few MB for cells; a full-size field or batch some 100 MB, most of it for half an hour. All of them
 # at their largest then fit into the 16 GB of a free Space.
 SESSIONS = 120
-_HEAD = '<div class="lk-head"><h1>Leukoscope</h1><p>Is this white blood cell a leukaemic blast?</p></div>'
+_HEAD = f'<div class="lk-head"><h1>Leukoscope</h1><p>{QUESTION}</p></div>'
 _PRIVACY = (
     "An upload lies on this server's disk until it is read, then it is deleted; one that breaks off, is never read or "
     "comes from an assistant, within two hours; a picture that the API returns, within six minutes. Your visit stays "

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import gradio as gr
 
+from leukoscope.reports.text import QUESTION
+
 CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 # Seen before the page's scripts have come over a slow line; it moves nothing as it comes and goes.
-HEAD = """<style>body:not(:has(.gradio-container h1))::before {
-  content: "Leukoscope: is this white blood cell a leukaemic blast? For research only. The page is loading …";
+HEAD = f"""<style>body:not(:has(.gradio-container h1))::before {{
+  content: "Leukoscope. {QUESTION} For research only. The page is loading …";
   position: fixed; inset: 0 0 auto; padding: 1.2rem; font: 600 1.05rem/1.5 system-ui, sans-serif;
-  color: #6b3fa0; }</style>"""
+  color: #6b3fa0; }}</style>"""
 
 
 def build_theme() -> gr.themes.Base:
