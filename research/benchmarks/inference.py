@@ -35,7 +35,8 @@ RESULTS = HERE.parents[1] / "results" / "benchmarks" / "inference.json"
 MEASURES = {
     "one": "seconds from a picture file's bytes to an answer, one file after the other",
     "many": "files answered a second, at the batch size that suits a system best",
-    "explained": "seconds from a file's bytes to an answer with Grad-CAM: of every class by ours, of one by others",
+    "explained": "seconds from a file's bytes to an answer with Grad-CAM: ours of every class and the mean of eight "
+    "views, that of others of one class and view",
     "views": "seconds for the eight turned and mirrored views of a file, in one batch",
     "cold": "seconds from the start of a process to its first answer, without Grad-CAM; an earlier run kept the graph",
     "peak_bytes": "the most memory that a process of all these measures held",
@@ -48,9 +49,9 @@ AIMS = {
     ("one", "pipeline"): 2.0,
     ("one", "keras predict"): 10.0,
     ("many in batches", "pipeline"): 1.5,
-    ("explained", GRAD_CAM): 20.0,
+    ("explained", GRAD_CAM): 1.0,
 }
-EXPLAINED_AT_MOST = 1.05  # times an answer alone
+EXPLAINED_AT_MOST = 8.0  # times an answer alone: a map of eight views
 COLD_START_AT_MOST = 0.6  # seconds
 _TIMED = ("one", "explained", "views", "cold")
 _MATRIX = 2048
