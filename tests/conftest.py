@@ -206,14 +206,6 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture(autouse=True)
-def progress_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No line of progress is due because tests before this one took long."""
-    from leukoscope import progress
-
-    monkeypatch.setattr(progress, "_last_end", float("-inf"))
-
-
-@pytest.fixture(autouse=True)
 def cache_in_tmp(tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
     """Decoded cells of a test never reach the user's cache, not even after its `monkeypatch.undo()`."""
     with pytest.MonkeyPatch.context() as patch:

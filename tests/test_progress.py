@@ -40,26 +40,6 @@ def test_a_pipe_gets_a_line_now_and_then_with_the_time_left(capsys: pytest.Captu
     assert "left" in lines[-1]
 
 
-def test_short_steps_one_after_the_other_get_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
-    for step in range(6):
-        with progress.progress(f"step {step}"):
-            time.sleep(0.02)
-    assert capsys.readouterr().err.startswith("step ")
-
-
-def test_a_pause_between_two_steps_does_not_count(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with progress.progress("first"):
-        pass
-    monkeypatch.setattr(progress, "EVERY", 30.0)
-    monkeypatch.setattr(progress, "_last_end", time.monotonic() - 60)
-    monkeypatch.setattr(progress, "_last_line", time.monotonic() - 90)
-    with progress.progress("second"):
-        time.sleep(0.1)
-    assert capsys.readouterr().err == ""
-
-
 def test_nothing_more_is_printed_after_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     slowly(capsys)
     time.sleep(0.12)

@@ -64,8 +64,14 @@ def train(**flags: Any) -> Path:
         part = next((part for part, kinds in parts.items() if name in kinds), None)
         if part is None or name == "config":
             raise LeukoscopeError(f"train({name}={value!r}): no such flag; `leukoscope train --help` lists them all")
-        value = _checked(parts[part][name], name, value)
-        config = replace(config, **{part: replace(getattr(config, part), **{name: value})})
+        # As the command line would give it.
+        given = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        try:
+            given = TypeAdapter(parts[part][name]).validate_python(given, strict=True)
+        except ValidationError as error:
+            reason = error.errors(include_url=False)[0]["msg"]
+            raise LeukoscopeError(f"train({name}={value!r}): {reason[0].lower()}{reason[1:]}") from None
+        config = replace(config, **{part: replace(getattr(config, part), **{name: given})})
     # Without a given recipe, the run's start decides.
     model = replace(config.model, recipe=flags.get("recipe"))  # type: ignore[arg-type]
     return run(complete(replace(config, model=model)))
@@ -103,16 +109,6 @@ def run(config: TrainingConfig) -> Path:
     return folder
 
 
-def _checked(kind: Any, name: str, value: Any) -> Any:
-    """A flag's value as the command line would give it; raises `LeukoscopeError` for another type than `kind`."""
-    given = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-    try:
-        return TypeAdapter(kind).validate_python(given, strict=True)
-    except ValidationError as error:
-        reason = error.errors(include_url=False)[0]["msg"]
-        raise LeukoscopeError(f"train({name}={value!r}): {reason[0].lower()}{reason[1:]}") from None
-
-
 def evaluate(
     model: str | Path,
     data: LoadedCells,
@@ -137,8 +133,7 @@ def evaluate(
         trained on tested subjects.
 
     Raises:
-        LeukoscopeError: no data set, classes that do not match, a split without a test side, or a model that cannot be
-            opened.
+        LeukoscopeError: classes that do not match, a split without a test side, or a model that cannot be opened.
     """
     from leukoscope.data.cells import LoadedCells
     from leukoscope.evaluation.evaluate import build_evaluation, open_model, predictions_of_model, select_cells

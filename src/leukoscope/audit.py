@@ -1,7 +1,7 @@
 """Audit a data set: what it holds, what would inflate metrics, and how well trivial features predict the class.
 
-`survey_cells` counts cells. `scan_cells` opens every image once; `audit_cells` turns the
-scans into the findings that `leukoscope audit` writes as JSON and sums up on the terminal.
+`survey_cells` counts cells. `scan_cells` opens every image once; `audit_cells` turns the scans into the findings that
+`leukoscope audit` writes as JSON and sums up on the terminal.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__, duplicates
 from leukoscope.data.cells import SIDES, LoadedCells
-from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import foreground
+from leukoscope.data.layouts import ImageFolder
 from leukoscope.data.pixel_cache import each_picture
 from leukoscope.data.registry import DatasetInfo
 from leukoscope.data.splits import SUBJECT_FOLDS, Split, cross_validation, groups_of, linked, split_unit
@@ -53,23 +53,14 @@ _SPLIT_WITHOUT_SUBJECTS = {"block": "block", "subject": "random"}
 
 @dataclass(frozen=True)
 class Survey:
-    """The cells of a data set by name, as training would read them.
+    """The cells of a data set by name, as training would read them."""
 
-    Attributes:
-        info: the registry entry, with the labels found.
-        partitions: publisher's partition ("" where there is none) → label → number of cells.
-        subjects: label → subject → number of its cells, aliases joined; {} for a label whose subjects are not known.
-        training_subjects: label → how many of them have cells outside the publisher's own test.
-        fewest_cells: of the rarest class, outside the publisher's own test.
-        problems: one line each, what is missing, odd or left out.
-    """
-
-    info: DatasetInfo
-    partitions: Mapping[str, Mapping[str, int]]
-    subjects: Mapping[str, Mapping[str, int]]
-    training_subjects: Mapping[str, int]
-    fewest_cells: int
-    problems: tuple[str, ...]
+    info: DatasetInfo  # with the labels found
+    partitions: Mapping[str, Mapping[str, int]]  # publisher's partition ("" where there is none) → label → cells
+    subjects: Mapping[str, Mapping[str, int]]  # label → subject → number of its cells, aliases joined
+    training_subjects: Mapping[str, int]  # label → how many of them have cells outside the publisher's own test
+    fewest_cells: int  # of the rarest class, outside the publisher's own test
+    problems: tuple[str, ...]  # one line each, what is missing, odd or left out
 
     @property
     def split_flags(self) -> list[str]:
@@ -102,16 +93,13 @@ def survey_cells(data: LoadedCells) -> Survey:
     training = [(label, subject) for fold, label, subject in rows if fold not in data.info.held_out]
     met, counts = Counter(label for label, subject in set(training) if subject), Counter(label for label, _ in training)
     problems = [*data.count_differences, *data.passed_over, *data.unreadable]
-    problems += [
-        f"{label}: {counts[label]} cell(s); fewer than {FEW_CELLS} leave a side of the split without any, gather more"
-        for label in classes
-        if counts[label] < FEW_CELLS
-    ]
-    problems += [
-        f"{label}: {counts[label]} cells; no metric of fewer than {SMALL_CLASS} cells is worth stating"
-        for label in classes
-        if FEW_CELLS <= counts[label] < SMALL_CLASS
-    ]
+    for label in classes:
+        if counts[label] < FEW_CELLS:
+            why = f"fewer than {FEW_CELLS} leave a side of the split without any, gather more"
+            problems.append(f"{label}: {counts[label]} cell(s); {why}")
+        elif counts[label] < SMALL_CLASS:
+            why = f"no metric of fewer than {SMALL_CLASS} cells is worth stating"
+            problems.append(f"{label}: {counts[label]} cells; {why}")
     known = {label: met[label] for label in classes}
     problems += _subject_problems(data.info, known)
     fewest = min(counts[label] for label in classes)
@@ -198,12 +186,12 @@ class _Cell(NamedTuple):
 _CROSSED = {"subjects": "subject", "classes": "label", "official_folds": "fold", "split_sides": "side", "units": "unit"}
 
 
-def published_subjects(data: LoadedCells, train_dir: str | Path | None) -> dict[str, str]:
+def published_subjects(data: LoadedCells, train_dir: Path | None) -> dict[str, str]:
     """Return cell id → subject as published, before the registry joins ids; the joined ones without a local folder."""
     ids = groups_of(data, "subject")
     if train_dir is None or data.info.find_cells is None or not data.info.subject_aliases:
         return ids
-    cells = data.info.find_cells(ImageFolder.read(Path(train_dir)))
+    cells = data.info.find_cells(ImageFolder.read(train_dir))
     return ids | {cell.cell_id: cell.subject for cell in cells if cell.cell_id in ids}
 
 
@@ -212,19 +200,21 @@ def audit_cells(
 ) -> dict[str, Any]:
     """Return all findings, ready to be written as JSON; shares are 0–1.
 
+    `inflating` holds one sentence each and is empty for a data set fit to be measured on; `warnings` are of shortcuts
+    outside the cell.
+
     Args:
         subjects: cell id → subject as published; the loaded ones where None.
         split: sides that no duplicate may cross; baselines are then measured on it rather than cross-validated.
-
-    Returns:
-        `inflating` (one sentence each; empty for a data set fit to be measured on), `warnings` (a sentence on shortcuts
-        outside the cell, if there are any), `unreadable`, `counts`, `classes`, `subjects`,
-        `subjects_in_two_classes`, `units_on_two_sides` (of the split), `duplicates`, `subject_aliases`, `odd_pictures`
-        and `shortcuts`.
     """
     data, info = scanned.data, scanned.data.info
     cells = _cells(scanned, subjects or groups_of(data, "subject"), split)
     pairs = _pairs(scanned, cells)
+    copies: dict[str, Any] = {}
+    for kind, identical in (("identical", True), ("near", False)):
+        of_kind = [pair["across"] for pair in pairs if pair["identical"] == identical]
+        crossed = {key: sum(one[key] for one in of_kind) for key in (*_CROSSED, "inflates")}
+        copies[kind] = {"pairs": len(of_kind), **crossed}
     findings: dict[str, Any] = {
         "schema_version": AUDIT_SCHEMA_VERSION,
         "notice": RESEARCH_NOTICE,
@@ -242,7 +232,7 @@ def audit_cells(
         "unreadable": list(data.unreadable),
         "counts": {"differences": list(data.count_differences), "passed_over": list(data.passed_over)},
         **_classes_and_subjects(info.labels, cells),
-        "duplicates": _duplicates(pairs),
+        "duplicates": {**copies, "pairs": pairs},
         "subject_aliases": _aliases(data, cells, pairs),
         "odd_pictures": _odd_pictures(scanned, cells),
         "shortcuts": _shortcuts(scanned, cells, split),
@@ -252,7 +242,7 @@ def audit_cells(
 
 def _cells(scanned: ScannedCells, subject_of: Mapping[str, str], split: Split | None) -> list[_Cell]:
     rows, unit_of = scanned.data.rows, groups_of(scanned.data, split_unit(scanned.data))
-    side_of = {cell: side for side in ("train", "validation", "test") for cell in getattr(split, side, ())}
+    side_of = {cell: side for side in SIDES for cell in getattr(split, side, ())}
     known = zip(rows["cell_id"][:], rows["label"][:], rows["fold"][:], strict=True)
     labels = scanned.data.info.labels
     return [
@@ -269,16 +259,11 @@ def _classes_and_subjects(names: Sequence[str], cells: Sequence[_Cell]) -> dict[
             cells_of[cell.subject][cell.label] += 1
         if cell.unit and cell.side:  # cells of unknown subjects are not one subject's
             sides_of[cell.unit].add(cell.side)
-    labels_of = dict(sorted(cells_of.items()))
+    labels_of, counts = dict(sorted(cells_of.items())), Counter(cell.label for cell in cells)
     mixed = {subject: dict(labels) for subject, labels in labels_of.items() if len(labels) > 1}
+    subjects = {label: sum(label in labels for labels in labels_of.values()) for label in names}
     return {
-        "classes": {
-            label: {
-                "cells": sum(cell.label == label for cell in cells),
-                "subjects": sum(label in labels for labels in labels_of.values()),
-            }
-            for label in names
-        },
+        "classes": {label: {"cells": counts[label], "subjects": subjects[label]} for label in names},
         "subjects": {subject: {"cells": dict(labels)} for subject, labels in labels_of.items()},
         # Suspect only where most subjects have one class, as with diagnoses.
         "subjects_in_two_classes": {"suspect": 0 < len(mixed) <= len(labels_of) / 2, "subjects": mixed},
@@ -323,14 +308,6 @@ def _pairs(scanned: ScannedCells, cells: Sequence[_Cell]) -> list[dict[str, Any]
             }
         )
     return found
-
-
-def _duplicates(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    def summary(identical: bool) -> dict[str, int]:
-        of_kind = [pair["across"] for pair in pairs if pair["identical"] == identical]
-        return {"pairs": len(of_kind), **{key: sum(one[key] for one in of_kind) for key in (*_CROSSED, "inflates")}}
-
-    return {"identical": summary(True), "near": summary(False), "pairs": list(pairs)}
 
 
 def _aliases(data: LoadedCells, cells: Sequence[_Cell], pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:

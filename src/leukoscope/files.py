@@ -6,23 +6,29 @@ import atexit
 import errno
 import glob
 import hashlib
+import json
 import os
 import secrets
 import shutil
+import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any
 
 from leukoscope import LeukoscopeError
+from leukoscope.progress import track
 
 # The first bytes of a Git LFS pointer, the text in place of a file that was not fetched yet.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 _BETWEEN_RENAMES = 5.0  # seconds
-_SETTLED = 2.0  # seconds after which another change of a file shows in its times
+# ns after which another change of a file shows in its times: the clock of a file system may be this coarse (FAT).
+_TICK = 2_000_000_000
 _ABANDONED = 86_400.0  # seconds after which a temporary file or folder was left by a killed process
 
 
@@ -60,21 +66,59 @@ def disk_errors(problem: str, otherwise: str, *, needed: int | None = None) -> I
         raise LeukoscopeError(f"{problem} ({reason}{space}); {remedy(error, otherwise)}") from None
 
 
-_hashes: dict[Path, tuple[tuple[int, ...], str]] = {}
+_hashes: dict[str, list[Any]] = {}
 
 
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, computed once by a process unless size or times change; raises `OSError`."""
-    path = path.resolve()
-    about = path.stat()
-    state = (about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
-    if path in _hashes and _hashes[path][0] == state:
-        return _hashes[path][1]
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if time.time() - max(about.st_mtime, about.st_ctime) > _SETTLED:
-        _hashes[path] = (state, found)
-    return found
+def file_state(path: str | Path) -> list[int] | None:
+    """Size, times (ns) and inode of a file, which tell whether it was replaced; None for what is no file.
+
+    The time of change is set by the system: copying with old dates does not hide it.
+    """
+    try:
+        found = os.stat(path or "")
+    except (OSError, ValueError):  # a path may hold a zero byte
+        return None
+    regular = stat.S_ISREG(found.st_mode)
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino] if regular else None
+
+
+def file_sha256(path: str | Path, known: dict[str, list[Any]] = _hashes) -> str:
+    """The sha256 of a file's bytes, read again only if its state is not the `known` one; raises `OSError`."""
+    place, started = os.path.abspath(path), time.time_ns()
+    state = file_state(place)
+    if state and (kept := known.get(place)) and kept[:-1] == state:
+        return str(kept[-1])
+    with open(place, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if state and started - max(state[1:3]) > _TICK:
+        known[place] = [*state, digest]
+    return digest
+
+
+def content_hashes(paths: Iterable[str | Path], kept: Path | None = None) -> dict[str, str]:
+    """Hash files: path as given → sha256 of its bytes; "" for what is no file or cannot be read.
+
+    Cells, start weights and scored pictures are known by name and content, so that a copy on another machine is the
+    same data, and a file that was replaced is not. `kept` is a JSON file that remembers hashes, made where missing.
+    """
+    names = [str(path) for path in paths]
+    known: dict[str, list[Any]] = {}
+    with suppress(OSError, ValueError, TypeError):  # missing, or damaged
+        known |= json.loads(kept.read_text(encoding="utf-8")) if kept else {}
+    before = dict(known)
+
+    def hashed(name: str) -> str:
+        with suppress(OSError):
+            return file_sha256(name, known) if file_state(name) else ""  # opening a pipe would block
+        return ""
+
+    with ThreadPoolExecutor() as pool:
+        hashes = list(track(pool.map(hashed, names), "reading files", len(names)))
+    if kept and known != before:
+        with suppress(OSError):  # they are hashed again next time
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(kept, json.dumps(known))
+    return dict(zip(names, hashes, strict=True))
 
 
 def cache_root() -> Path:
@@ -110,7 +154,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
     After an `OSError`, an older `target` is unchanged.
     """
-    # Two processes may write the same file at once, and in containers both have process id 1.
+    # In containers, two processes that write the same file both have process id 1.
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     _remove_abandoned(target)
     try:

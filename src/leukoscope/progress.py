@@ -21,9 +21,6 @@ _T = TypeVar("_T")
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 # Two bars at a time would draw over each other: work within other work shows none of its own.
 _shown: ContextVar[bool] = ContextVar("shown", default=False)
-# When the last line was printed and the last task ended: many short tasks, one after the other, print a line every 30
-# seconds, too.
-_last_line = _last_end = float("-inf")
 
 
 @contextmanager
@@ -52,7 +49,6 @@ def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator
         total: its number of parts; None where that is not known, and only the time so far is shown.
         done: how many of them were done before.
     """
-    global _last_end
     if _quiet.get() or _shown.get() or not _is_first():
         yield lambda by=1: None
         return
@@ -68,7 +64,6 @@ def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator
             yield lambda by=1: bars.advance(task.id, by)
     finally:
         ended.set()
-        _last_end = time.monotonic()
         _shown.set(False)  # no `reset`: an abandoned generator may end in another context
 
 
@@ -92,18 +87,14 @@ def _bars(total: int | None) -> Progress:
 
 
 def _print_lines(task: Task, ended: threading.Event) -> None:
-    """Print how far a task is, `EVERY` seconds after the last line, until it has ended."""
-    global _last_line
+    """Print how far a task is, every `EVERY` seconds until it has ended."""
     started = time.monotonic()
-    if started > _last_end + EVERY:  # there was a pause before this task
-        _last_line = started
-    while not ended.wait(max(0, _last_line + EVERY - time.monotonic())):
+    while not ended.wait(EVERY):
         line = f"{task.description}: {duration(time.monotonic() - started)} so far"
         if task.total is not None:
             left = "" if task.time_remaining is None else f", about {duration(task.time_remaining)} left"
             line = f"{task.description}: {task.completed:,.0f} of {task.total:,.0f}{left}"
         print(line, file=sys.stderr, flush=True)
-        _last_line = time.monotonic()
 
 
 def track(items: Iterable[_T], label: str, total: int | None = None, *, done: int = 0) -> Iterator[_T]:

@@ -88,8 +88,7 @@ def refuse_split_flags(config: TrainingConfig, *also: str) -> None:
 
 def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
     """List the runs of a protocol in the order they are made, below the configuration's output folder."""
-    # The number of folds does not affect the other runs: with another number, none of them is repeated. The official
-    # folds come first: they show most quickly whether a recipe works.
+    # With another number of folds, no other run is repeated. The official folds show first whether a recipe works.
     single = replace(config, data=replace(config.data, num_folds=DataArguments().num_folds))
     published = known_of(config.data).official_counts
     for one, other in (("0", "1"), ("1", "0")) if {"fold_0", "fold_1"} <= published.keys() else ():
@@ -118,11 +117,7 @@ def _run(config: TrainingConfig, name: str, estimates: str = "", **data: Any) ->
 
 
 def run_protocol(config: TrainingConfig) -> list[ProtocolRun]:
-    """Make every run that is not finished yet.
-
-    Raises:
-        LeukoscopeError: flags that a protocol sets itself, or finished runs made with other settings.
-    """
+    """Make every run that is not finished yet; refuses flags that a protocol sets itself, and runs of other settings."""
     refuse_split_flags(config)
     runs, data = list(protocol_runs(config)), _loaded(**config.data.source)
     # Told now rather than after the first trainings.
@@ -188,7 +183,8 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
     with edit_release(final.folder / "release", directory) as folder:
         predictions = folder / PREDICTIONS
         predictions.mkdir()
-        metrics["evaluations"] = [_cross_validation([r for r in runs if r.estimates == OUT_OF_FOLD], predictions)]
+        folds = [run for run in runs if run.estimates == OUT_OF_FOLD]
+        metrics["evaluations"] = [_cross_validation(folds, [measured[run.name] for run in folds], predictions)]
         for run in runs:
             if run.estimates in (OFFICIAL_FOLDS, RANDOM_SPLIT):
                 name, own = run.name.replace("-", "_"), measured[run.name]
@@ -209,10 +205,13 @@ def check_release_folder(output: Path) -> None:
         raise LeukoscopeError(f"--output {output}: exists, is no release and would be replaced; name another folder")
 
 
-def _cross_validation(folds: list[ProtocolRun], predictions: Path) -> dict[str, Any]:
-    """The block of metrics.json for all folds together."""
+def _cross_validation(
+    folds: list[ProtocolRun], measured: Sequence[dict[str, Any]], predictions: Path
+) -> dict[str, Any]:
+    """The block of metrics.json for all folds together, of which each one's own is `measured`."""
     out_of_fold = pooled_predictions(folds)
-    blocks = [read_metrics(run.folder)["evaluations"][0] for run in folds]
+    blocks = [metrics["evaluations"][0] for metrics in measured]
+    seconds = [metrics["training"]["seconds"] for metrics in measured]
     unit = blocks[0]["split"]["disjoint_by"]
     out_of_fold.save(predictions / f"{unit}_cv.parquet")
     block = {
@@ -226,17 +225,17 @@ def _cross_validation(folds: list[ProtocolRun], predictions: Path) -> dict[str, 
         },
         "thresholds_fitted_on": None,
         "metrics": measure(out_of_fold),
-        "training_seconds": sum(read_metrics(run.folder)["training"]["seconds"] for run in folds),
+        "training_seconds": sum(seconds),
         "folds": [
             {
                 "fold": number,
-                "cells": block["metrics"]["cells"],
-                "subjects": sorted(block["metrics"]["subjects"]),
-                "split_fingerprint": block["split"]["fingerprint"],
-                **headline(block["metrics"]),
-                "training_seconds": read_metrics(run.folder)["training"]["seconds"],
+                "cells": own["metrics"]["cells"],
+                "subjects": sorted(own["metrics"]["subjects"]),
+                "split_fingerprint": own["split"]["fingerprint"],
+                **headline(own["metrics"]),
+                "training_seconds": seconds[number],
             }
-            for number, (run, block) in enumerate(zip(folds, blocks, strict=True))
+            for number, own in enumerate(blocks)
         ],
     }
     if "size_only_baseline" in blocks[0]:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.hub import stream_cells
+from leukoscope.data.loading import stream_cells
 
 
 @pytest.fixture(autouse=True)

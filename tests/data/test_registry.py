@@ -12,8 +12,14 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.folder import passed_over, recognise
-from leukoscope.data.folders import ImageFolder
-from leukoscope.data.layouts import CNMC_NAME, CNMC_PRELIM_LABELS, CellFile, find_class_folders, find_cnmc_cells
+from leukoscope.data.layouts import (
+    CNMC_NAME,
+    CNMC_PRELIM_LABELS,
+    CellFile,
+    ImageFolder,
+    find_class_folders,
+    find_cnmc_cells,
+)
 from leukoscope.data.registry import DATASETS, DatasetInfo, dataset_info
 from leukoscope.models.recipes import RECIPES
 

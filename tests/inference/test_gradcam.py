@@ -24,8 +24,8 @@ from timm.models.vgg import VGG
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
+from leukoscope.data.layouts import ImageFolder
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference.gradcam import explain_features, linear_head_maps, map_colours, overlay, share_on_cell
 from leukoscope.inference.prediction import EvidenceScale, HeatMap, passes_map_checks

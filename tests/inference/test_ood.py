@@ -13,9 +13,8 @@ from PIL import Image, ImageFilter
 from safetensors.numpy import load_file, save_file
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
-from leukoscope.data.layouts import find_cnmc_cells
+from leukoscope.data.layouts import ImageFolder, find_cnmc_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.smear import UnusableSmear, cut_out, find_cells
 from leukoscope.inference.ood import GROUPS, STATISTICS, OodDetector, fit_detector, picture_statistics

@@ -27,8 +27,8 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
-from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
+from leukoscope.data.layouts import ImageFolder
 from leukoscope.inference import scoring
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, WITHOUT_CLASS, Thresholds

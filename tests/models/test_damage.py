@@ -229,7 +229,7 @@ def test_a_file_is_hashed_once_as_long_as_it_stays(sealed: Path, monkeypatch: py
         return digest(file, kind)
 
     monkeypatch.setattr(hashlib, "file_digest", counted)
-    monkeypatch.setattr(files, "_SETTLED", -1.0)
+    monkeypatch.setattr(files, "_TICK", -1)
     for _ in range(3):
         read_release(sealed)
     assert sorted(Path(name).name for name in hashed) == [CONFIG, WEIGHTS, OOD]

@@ -25,7 +25,6 @@ from leukoscope.web.upload import (
     cell_upload,
     delete_old,
     keep_uploads_apart,
-    open_any,
     png_answer,
     read_upload,
 )
@@ -50,17 +49,6 @@ def test_a_cell_is_read_and_its_file_deleted(cache: Path) -> None:
     Image.new("RGB", (40, 40)).save(cache / "cell.bmp")
     assert read_upload(cache / "cell.bmp")[0].size == (40, 40)
     assert not cache.exists()
-
-
-def test_the_page_converts_what_it_can_with_a_remark_and_refuses_the_rest(cache: Path) -> None:
-    Image.new("CMYK", (40, 40), (90, 200, 20, 10)).save(cache / "print.tif")
-    Image.new("RGB", (40, 40)).save(cache / "plain.png")
-    (cache / "text.png").write_text("no picture")
-    assert open_any(str(cache / "plain.png"))[1:] == ("plain.png", "")
-    image, name, remark = open_any(str(cache / "print.tif"))
-    assert (image.mode, name, remark) == ("RGB", "print.tif", "Converted from print colours (CMYK).")
-    with pytest.raises(UnreadableImage, match=r"^text\.png: is not an image"):
-        open_any(str(cache / "text.png"))
 
 
 def test_every_upload_has_a_folder_of_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

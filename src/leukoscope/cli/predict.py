@@ -81,8 +81,8 @@ def predict(
 
 def image_paths(named: Sequence[Path]) -> tuple[list[Path], list[LeukoscopeError]]:
     """List the given files and those in the given folders, with a problem for each folder without an image."""
-    from leukoscope.data.folders import ImageFolder
     from leukoscope.data.images import IMAGE_SUFFIXES, UnreadableImage
+    from leukoscope.data.layouts import ImageFolder
 
     files: list[Path] = []
     problems: list[LeukoscopeError] = []

@@ -15,7 +15,7 @@ import posixpath
 import re
 import reprlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -39,36 +39,23 @@ _NO_NAME = ("", "nan", "none", "null")
 
 
 class CellRow(NamedTuple):
-    """One cell of a table.
+    """One cell of a table; `subject` and `label` are "" where it does not say."""
 
-    Attributes:
-        number: of its row, as a spreadsheet counts.
-        file: with "/" between folders, without "./".
-        subject, label: "" where the table does not say.
-        cell_id: the table's own, else `file`.
-    """
-
-    number: int
-    file: str
+    number: int  # of its row, as a spreadsheet counts
+    file: str  # with "/" between folders, without "./"
     subject: str
     label: str
-    cell_id: str
+    cell_id: str  # the table's own, else `file`
 
 
 @dataclass(frozen=True)
 class CellTable:
-    """The cells of a table, each picture once.
-
-    Attributes:
-        name: of the table, for messages.
-        notes: one sentence on each thing that its author should know.
-        unlabelled: why no cell has a class although the table is one of labels; "" for any other.
-    """
+    """The cells of a table, each picture once; `name` is for messages."""
 
     name: str
     rows: list[CellRow]
-    notes: tuple[str, ...] = ()
-    unlabelled: str = ""
+    notes: tuple[str, ...] = ()  # one sentence on each thing that its author should know
+    unlabelled: str = ""  # why no cell has a class although the table is one of labels
 
     @property
     def has_subjects(self) -> bool:
@@ -100,24 +87,14 @@ def read_table(path: Path, label_column: str = "") -> CellTable:
     """Read a CSV, lines of JSON, or an export of Label Studio (JSON, JSON-MIN or CSV).
 
     Args:
-        path: the table's file.
         label_column: the column, or control of Label Studio, of the classes; "label" for one with a usual name, ""
             where the reader can do without classes.
 
     Raises:
         LeukoscopeError: any other file, or as `cell_table`.
     """
-    content, kind = content_of(path), path.suffix.lower()
-    if kind not in (".json", ".jsonl"):
-        return parse_csv(content, str(path), label_column)
-    if kind == ".jsonl":
-        rows = _json_rows(b"[" + b",".join(line for line in content.splitlines() if line.strip()) + b"]", str(path))
-    else:
-        rows = label_studio_rows(content, str(path), label_column)
-    header = list(dict.fromkeys(column for row in rows for column in row))
-    values = enumerate(([row.get(column) for column in header] for row in rows), start=1)
-    table = cell_table(str(path), header, values, label_column=label_column)
-    if kind == ".json" and not table.has_labels:
+    table = cell_table(str(path), *_entries(path, label_column), label_column=label_column)
+    if path.suffix.lower() == ".json" and not table.has_labels:
         reason = "no annotation in it names a class; submit the tasks in Label Studio, then export them again"
         return replace(table, unlabelled=reason)
     return table
@@ -128,15 +105,11 @@ def read_metadata(path: Path, label_column: str = "") -> CellTable | None:
 
     It may name subjects alone; one with columns of other things, but none of classes, is `unlabelled`.
     """
-    if path.suffix == ".csv":
-        header = csv_rows(content_of(path), str(path), HEADER)[0]
-    else:
-        first = next((line for line in content_of(path).splitlines() if line.strip()), b"{}")
-        header = list(_json_rows(b"[" + first + b"]", str(path))[0])
+    header, values, notes = _entries(path, label_column)
     titles = {_title(one): str(one) for one in header}
     if not set(FILE_COLUMNS) & set(titles):
         return None
-    table = read_table(path, label_column)
+    table = cell_table(str(path), header, values, notes, label_column=label_column)
     known = {name for names in _COLUMNS.values() for name in names}
     if table.has_labels or table.unlabelled or not (other := [titles[one] for one in titles if one not in known]):
         return table
@@ -145,6 +118,19 @@ def read_metadata(path: Path, label_column: str = "") -> CellTable | None:
         unlabelled=f"has no column called label, but {', '.join(other)}; name that of the classes with "
         f"--label_column_name {other[0]}, or move the file away where folders name the classes",
     )
+
+
+def _entries(path: Path, control: str) -> tuple[list[str], list[tuple[int, list[Any]]], list[str]]:
+    """What `csv_rows` gives, of a table in any format."""
+    content, kind = content_of(path), path.suffix.lower()
+    if kind not in (".json", ".jsonl"):
+        return csv_rows(content, str(path), HEADER)
+    if kind == ".jsonl":
+        rows = _json_rows(b"[" + b",".join(line for line in content.splitlines() if line.strip()) + b"]", str(path))
+    else:
+        rows = _label_studio_rows(content, str(path), control)
+    header = list(dict.fromkeys(column for row in rows for column in row))
+    return header, list(enumerate(([row.get(column) for column in header] for row in rows), start=1)), []
 
 
 def _json_rows(content: bytes, name: str) -> list[dict[str, Any]]:
@@ -158,15 +144,11 @@ def _json_rows(content: bytes, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def label_studio_rows(content: bytes, name: str, control: str = "") -> list[dict[str, Any]]:
+def _label_studio_rows(content: bytes, name: str, control: str) -> list[dict[str, Any]]:
     """Rows of Label Studio's JSON or JSON-MIN export: the task's own columns, and `label`.
 
     https://labelstud.io/guide/export: a task holds `data` and `annotations`, whose `result` lists the choices made with
-    each control (`from_name`).
-
-    Raises:
-        LeukoscopeError: no such export, an annotation with several classes, or choices of several controls where
-            `control` names none of them.
+    each control (`from_name`). Refuses several classes, and several controls of which `control` names none.
     """
     tasks = _json_rows(content, name)
     rows, controls = [], set[str]()
@@ -205,18 +187,15 @@ def content_of(path: Path) -> bytes:
 
 def parse_csv(content: bytes, name: str, label_column: str = "") -> CellTable:
     """Read a table of cells; messages call it `name`. Raises `LeukoscopeError` as `csv_rows` and `cell_table` do."""
-    header, rows, notes = csv_rows(content, name, HEADER)
-    return cell_table(name, header, rows, notes, label_column=label_column)
+    return cell_table(name, *csv_rows(content, name, HEADER), label_column=label_column)
 
 
 def csv_rows(content: bytes, name: str, fix: str) -> tuple[list[str], list[tuple[int, list[str]]], list[str]]:
     """Read a table with a header, separated by commas, semicolons or tabs.
 
     Comments before the header are skipped and Excel's `sep=` line is followed. UTF-8, UTF-16 and, with a note,
-    Windows-1252 are read. Raises `LeukoscopeError` for no table; messages call it `name` and end with `fix`.
-
-    Returns:
-        the header, (number, entries) of each row, and notes for the table's author.
+    Windows-1252 are read. Raises `LeukoscopeError` for no table; messages call it `name` and end with `fix`. Returns
+    the header, (number, entries) of each row, and notes for the table's author.
     """
     text, notes = _decoded(content, name)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -298,27 +277,16 @@ def cell_table(
                     f"{name}: file {file!r} is there with {what} {one!r} (row {other.number}) and with {two!r} "
                     f"(row {number}); keep one of the two rows"
                 )
-    if not rows:
-        raise LeukoscopeError(f"{name}: has a header and no row; add one row for each picture")
-    unnamed = [row for row in rows.values() if not row.subject]
-    if unnamed and len(unnamed) < len(rows):
-        raise LeukoscopeError(
-            f"{name}: row {unnamed[0].number} names no subject for {unnamed[0].file!r}, other rows name theirs; fill "
-            "it in, or delete the row"
-        )
-    _check_spelling(name, rows.values())
     said = [*notes, *([f"{name}: {twice} row(s) repeat a picture; it counts once"] if twice else [])]
-    spellings: dict[str, str] = {}
-    for subject in sorted({row.subject for row in rows.values()}):
-        if (other_name := spellings.setdefault(subject.casefold(), subject)) != subject:
-            said.append(f"{name}: subjects {other_name!r} and {subject!r} differ in case only; they count as two")
-            break
-    unlabelled, classes = "", ", ".join(str(header[place]).strip() for place in sorted(flags))
-    if "label" in at and not any(row.label for row in rows.values()):
-        unlabelled = f"its column {str(header[at['label']]).strip()!r} names no class in any row; fill it in"
+    table = CellTable(name, list(rows.values()), (*said, *_checked(name, rows.values())))
+    flagged = ", ".join(str(header[place]).strip() for place in sorted(flags))
+    if "label" in at and not table.has_labels:
+        reason = f"its column {str(header[at['label']]).strip()!r} names no class in any row; fill it in"
     elif "label" not in at and len(flags) > 1:
-        unlabelled = f"its columns {classes} hold 0 and 1; write the class of each row into one column, label"
-    return CellTable(name, list(rows.values()), tuple(said), unlabelled)
+        reason = f"its columns {flagged} hold 0 and 1; write the class of each row into one column, label"
+    else:
+        return table
+    return replace(table, unlabelled=reason)
 
 
 def _one_class(entry: Any, row: str) -> str:
@@ -340,8 +308,16 @@ def folded(name: str) -> str:
     return " ".join(normalize("NFKC", name).casefold().split())
 
 
-def _check_spelling(name: str, rows: Iterable[CellRow]) -> None:
-    """Refuse two spellings of one class, and a class that is a list of others."""
+def _checked(name: str, rows: Collection[CellRow]) -> Iterator[str]:
+    """Refuse no row, subjects in some rows only, and unclear names of classes; a note on subjects that look alike."""
+    if not rows:
+        raise LeukoscopeError(f"{name}: has a header and no row; add one row for each picture")
+    unnamed = [row for row in rows if not row.subject]
+    if unnamed and len(unnamed) < len(rows):
+        raise LeukoscopeError(
+            f"{name}: row {unnamed[0].number} names no subject for {unnamed[0].file!r}, other rows name theirs; fill "
+            "it in, or delete the row"
+        )
     first: dict[str, CellRow] = {}
     for row in rows:
         other = first.setdefault(folded(row.label), row)
@@ -356,6 +332,11 @@ def _check_spelling(name: str, rows: Iterable[CellRow]) -> None:
             raise LeukoscopeError(
                 f"{name}: row {row.number} names {len(parts)} classes ({row.label}); give each picture one class"
             )
+    spellings: dict[str, str] = {}
+    for subject in sorted({row.subject for row in rows}):
+        if (same := spellings.setdefault(subject.casefold(), subject)) != subject:
+            yield f"{name}: subjects {same!r} and {subject!r} differ in case only; they count as two"
+            return
 
 
 def _without_server(file: str) -> str:
@@ -399,10 +380,6 @@ def _columns(name: str, header: Sequence[str], label_column: str) -> dict[str, i
     )
 
 
-def _folded(name: str) -> str:
-    return normalize("NFC", name).casefold()
-
-
 class FileIndex:
     """Finds files by names written in another case or Unicode form, or without their suffix."""
 
@@ -411,15 +388,20 @@ class FileIndex:
         self._folded: dict[str, list[str]] = defaultdict(list)
         self._stems: dict[str, list[str]] = defaultdict(list)
         for name in sorted(self._names):
-            self._folded[_folded(name)].append(name)
-            self._stems[_folded(str(PurePosixPath(name).with_suffix("")))].append(name)
+            self._folded[self._fold(name)].append(name)
+            self._stems[self._fold(str(PurePosixPath(name).with_suffix("")))].append(name)
+
+    @staticmethod
+    def _fold(name: str) -> str:
+        return normalize("NFC", name).casefold()
 
     def find(self, file: str) -> list[str]:
         """The files that a name may mean, those spelt most alike; [] for none."""
         if file in self._names:
             return [file]
         has_suffix = PurePosixPath(file).suffix.lower() in IMAGE_SUFFIXES
-        return self._folded.get(_folded(file)) or ([] if has_suffix else self._stems.get(_folded(file), []))
+        key = self._fold(file)
+        return self._folded.get(key) or ([] if has_suffix else self._stems.get(key, []))
 
 
 def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
@@ -438,7 +420,7 @@ def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
     home = str(root.resolve())
     for row in table.rows:
         is_absolute, path = os.path.isabs(row.file), os.path.join(root, row.file)
-        if not _is_file(path):
+        if not os.path.isfile(path):
             found = ["/" if is_absolute else str(root)]
             for part in PurePosixPath(row.file).parts[is_absolute:]:
                 found = [os.path.join(folder, name) for folder in found for name in files_in(folder).find(part)]
@@ -447,7 +429,7 @@ def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
                     f"{table.name}: row {row.number}: {row.file!r} may be {' or '.join(map(repr, found[:2]))}; write "
                     "the name as it is, with its suffix"
                 )
-            if not found or not _is_file(found[0]):
+            if not found or not os.path.isfile(found[0]):
                 raise LeukoscopeError(
                     f"{table.name}: row {row.number}: no such file {row.file!r} below {root}; correct the row"
                 )
@@ -455,10 +437,3 @@ def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
         if is_absolute and (resolved := os.path.realpath(path)).startswith(home + os.sep):
             path = os.path.join(root, os.path.relpath(resolved, home))
         yield row, Path(os.path.relpath(path, root)).as_posix() if path.startswith(str(root)) else path
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return os.path.isfile(path)
-    except ValueError:  # a zero byte
-        return False

@@ -39,17 +39,14 @@ class LoadedCells:
         cells: `train` and, where the publisher has one, `preliminary_test`.
         fingerprint: sha256 over (cell id, label, subject, sha256 of its file) of every row; where and when the files
             were written does not count.
-        unreadable: one message per file that could not be used.
-        count_differences: one line per partition whose counts differ from the publisher's.
-        passed_over: one line per reason for which images given are not among the cells.
     """
 
     info: DatasetInfo
     cells: DatasetDict
     fingerprint: str
-    unreadable: tuple[str, ...] = ()
-    count_differences: tuple[str, ...] = ()
-    passed_over: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()  # one message per file that could not be used
+    count_differences: tuple[str, ...] = ()  # one line per partition whose counts differ from the publisher's
+    passed_over: tuple[str, ...] = ()  # one line per reason for which images given are not among the cells
 
     @property
     def train(self) -> Dataset:
@@ -71,7 +68,7 @@ class LoadedCells:
         return {side: counts[side] for side in SIDES if counts[side]} if several else {}
 
     def with_positive(self, label: str) -> LoadedCells:
-        """The same data, with one of its two classes as the positive one; raises `LeukoscopeError` for any other."""
+        """The same data, with one of its two classes as the positive one."""
         labels = self.info.labels
         if len(labels) != 2 or label not in labels:
             raise LeukoscopeError(
@@ -162,8 +159,8 @@ def assemble(
     for row in sorted(rows):
         digest.update(("\t".join(row[:4]) + "\n").encode())
     different = tuple(_compare_counts(info, rows))
-    info = replace(info, labels=labels)
-    return LoadedCells(info, DatasetDict(parts), digest.hexdigest(), tuple(unreadable), different, not_used)
+    info, fingerprint = replace(info, labels=labels), digest.hexdigest()
+    return LoadedCells(info, DatasetDict(parts), fingerprint, tuple(unreadable), different, not_used)
 
 
 def _check_labels(labels: Sequence[str], source: str, not_used: Sequence[str], *, on_hub: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import shlex
 from collections import Counter
@@ -9,16 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.cell_tables import CellTable, folded, located, read_metadata, read_table, require_subjects
 from leukoscope.data.cells import CellRecord, LoadedCells, assemble, image_column
-from leukoscope.data.content import content_hashes, hashes_of_folder
-from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import UnreachableImage, UnreadableImage, check_header
-from leukoscope.data.layouts import CellFile, cell_id_of, find_class_folders, is_preliminary
+from leukoscope.data.layouts import CellFile, ImageFolder, cell_id_of, find_class_folders
 from leukoscope.data.registry import DATASETS, DatasetInfo
+from leukoscope.files import cache_root, content_hashes
 from leukoscope.progress import note
 
 # What splits and their folders are called, as `datasets` reads them, in any case; `train_data` and `test-set` as well.
@@ -34,14 +34,7 @@ _NO_CLASS = re.compile(
     r"overlay|augmented|un-?label+ed)s?"
 )
 METADATA = ("metadata.csv", "metadata.jsonl")
-PRELIMINARY, COPIES, OTHER = "preliminary", "copies", "other"  # why a picture is no cell
-
-
-class _Table(NamedTuple):
-    """A table and the folder that its paths start from."""
-
-    table: CellTable
-    home: Path
+_Table = tuple[CellTable, Path]  # and the folder that its paths start from
 
 
 def recognise(root: Path) -> DatasetInfo:
@@ -57,9 +50,9 @@ def recognise(root: Path) -> DatasetInfo:
     splits = own_sides({path.name for path in folder.folders})
     # Of one's own cells below Train/ and Test/, those below Train/ may look like a set whose other part is TestA/.
     is_split_anew = len(splits) > 1 and "train" in {cell.fold for cell in found[best.name]}
-    if len(found[best.name]) > len(files_left_out(best, folder, found[best.name])[OTHER]) and not is_split_anew:
+    if len(found[best.name]) > len(_others(best, folder, found[best.name])) and not is_split_anew:
         return best
-    if own or _metadata_files(folder):
+    if own or any(path.name in METADATA for path in folder.others):
         return DATASETS["imagefolder"]
     layouts = "; ".join(f"{info.name}: {info.layout}" for info in DATASETS.values() if info.find_cells)
     raise LeukoscopeError(f"{root}: holds no picture laid out as one of the known data sets; expected {layouts}")
@@ -68,7 +61,6 @@ def recognise(root: Path) -> DatasetInfo:
 def load_folder(
     info: DatasetInfo,
     root: Path,
-    *,
     subject_pattern: str | None = None,
     labels: str | Path | None = None,
     label_column: str = "",
@@ -80,8 +72,7 @@ def load_folder(
     fetch = f"get {info.title} from {info.url} and unpack it there, or " if info.url else ""
     folder = _read(root, source, f"{fetch}correct the path")
     tables = _tables(info, folder, labels, subject_pattern, label_column)
-    has_table = any(one.table.has_labels for one in tables)
-    if has_table:
+    if has_table := any(table.has_labels for table, _ in tables):
         cells, not_used = _cells_of_tables(tables, folder)
     else:
         cells, not_used = _cells_by_name(info, folder, source)
@@ -100,14 +91,15 @@ def load_folder(
     with ThreadPoolExecutor() as pool:
         problems = list(pool.map(_header_problem, cells))
     readable = [cell for cell, problem in zip(cells, problems, strict=True) if not problem]
-    unreadable = [problem for problem in problems if problem]
+    unreadable = list(filter(None, problems))
     if not readable:
         raise LeukoscopeError(f"{source}: none of its {len(cells)} images can be read; first: {unreadable[0]}")
-    content = content_hashes((cell.path for cell in readable), hashes_of_folder(root))
+    key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+    content = content_hashes((cell.path for cell in readable), cache_root() / f"hashes-{key}.json")
     if vanished := [path for path, hashed in content.items() if not hashed]:
         raise UnreachableImage(f"{vanished[0]}: cannot be read; check the path and who may read it")
     rows = [CellRecord(c.cell_id, c.label, c.subject, content[str(c.path)], c.fold) for c in readable]
-    images = image_column([str(c.path) for c in readable])
+    images = image_column([str(cell.path) for cell in readable])
     return assemble(info, images, rows, source, unreadable=unreadable, passed_over=not_used)
 
 
@@ -144,10 +136,10 @@ def _tables(
     if labels is not None:
         if not (path := Path(labels)).is_file():
             raise LeukoscopeError(f"--labels {path}: no such file; it needs the columns file,label,subject")
-        tables = [_Table(read_table(path, label_column), folder.root)]
+        tables = [(read_table(path, label_column), folder.root)]
     else:
-        files = _metadata_files(folder)
-        tables = [_Table(table, path.parent) for path in files if (table := read_metadata(path, label_column))]
+        files = [path for path in folder.others if path.name in METADATA]
+        tables = [(table, path.parent) for path in files if (table := read_metadata(path, label_column))]
     for table, _ in tables:
         if table.unlabelled:
             raise LeukoscopeError(f"{table.name}: {table.unlabelled}")
@@ -164,17 +156,13 @@ def _tables(
     for kind, names in (("subject", "has_subjects"), ("class", "has_labels")):
         named = [getattr(table, names) for table, _ in tables]
         if any(named) and not all(named):
-            without, other = (tables[named.index(has)].table.name for has in (False, True))
+            without, other = (tables[named.index(has)][0].name for has in (False, True))
             raise LeukoscopeError(f"{without}: names no {kind}, {other} does; fill it in")
     if label_column not in ("", "label") and not tables:
         raise LeukoscopeError(
             f"--label_column_name {label_column}: there is no table in {folder.root}; give it with --labels FILE"
         )
     return tables
-
-
-def _metadata_files(folder: ImageFolder) -> list[Path]:
-    return [path for path in folder.others if path.name in METADATA]
 
 
 def _cells_of_tables(tables: Sequence[_Table], folder: ImageFolder) -> tuple[list[CellFile], list[str]]:
@@ -198,15 +186,15 @@ def _cells_of_tables(tables: Sequence[_Table], folder: ImageFolder) -> tuple[lis
 
 def _with_table_subjects(cells: Sequence[CellFile], tables: Sequence[_Table]) -> list[CellFile]:
     """Fill in the subjects that tables without classes name."""
-    named = [one for one in tables if one.table.has_subjects]
-    if not named:
-        return list(cells)
+    named = [one for one in tables if one[0].has_subjects]
     subjects = {home / file: row.subject for table, home in named for row, file in located(table, home)}
-    for cell in cells:
+    for cell in cells if named else ():
         if cell.path not in subjects:
-            file = _below(cell.path, named[0].home)
-            raise LeukoscopeError(f"{named[0].table.name}: no row for file {file!r}; every image needs a subject")
-    return [replace(cell, subject=subjects[cell.path]) for cell in cells]
+            table, home = named[0]
+            raise LeukoscopeError(
+                f"{table.name}: no row for file {_below(cell.path, home)!r}; every image needs a subject"
+            )
+    return [replace(cell, subject=subjects[cell.path]) for cell in cells] if named else list(cells)
 
 
 # Folders
@@ -302,14 +290,6 @@ def subject_rule(pattern: str) -> Callable[[str], str]:
 
 def passed_over(info: DatasetInfo, folder: ImageFolder, cells: Sequence[CellFile]) -> Iterator[str]:
     """One line for each reason why pictures of a folder were left out or may be misread."""
-    left = files_left_out(info, folder, cells)
-    if preliminary := left[PRELIMINARY]:
-        listed = any(path.name == info.label_list for path in folder.others)
-        state = "it names no cell for them" if listed else "that list is not there; put it beside them"
-        yield (
-            f"{len(preliminary):,} image file(s) of the preliminary test left out, for example {preliminary[0]}: "
-            f"their labels come from {info.label_list}, and {state}"
-        )
     if folder.left_out:
         yield folder.left_out
     classes = {label.casefold() for label in info.labels}
@@ -321,9 +301,8 @@ def passed_over(info: DatasetInfo, folder: ImageFolder, cells: Sequence[CellFile
         )
     if info.find_cells is find_class_folders:
         yield from _about_class_folders(folder, cells)
-    for reason, said in ((OTHER, f"not laid out as {info.layout}"), (COPIES, "copies of cells already found")):
-        if paths := left[reason]:
-            yield f"{len(paths):,} image file(s) passed over, for example {paths[0]}: {said}"
+    if others := _others(info, folder, cells):
+        yield f"{len(others):,} image file(s) passed over, for example {others[0]}: not laid out as {info.layout}"
 
 
 def _about_class_folders(folder: ImageFolder, cells: Sequence[CellFile]) -> Iterator[str]:
@@ -347,14 +326,8 @@ def _about_class_folders(folder: ImageFolder, cells: Sequence[CellFile]) -> Iter
             yield f"folder {name!r} holds no picture that can be read: it makes no class"
 
 
-def files_left_out(info: DatasetInfo, folder: ImageFolder, cells: Iterable[CellFile]) -> dict[str, list[Path]]:
-    """The pictures of a folder that are not among the cells found there, by reason: PRELIMINARY, COPIES, OTHER."""
-    found = {cell.path: cell.cell_id for cell in cells}
-    ids = set(found.values())
-    left: dict[str, list[Path]] = {PRELIMINARY: [], COPIES: [], OTHER: []}
-    for path in folder.images:
-        if path in found or not set(info.other_folders).isdisjoint(path.relative_to(folder.root).parts):
-            continue
-        preliminary = info.label_list and is_preliminary(path)
-        left[PRELIMINARY if preliminary else COPIES if path.stem in ids else OTHER].append(path)
-    return left
+def _others(info: DatasetInfo, folder: ImageFolder, cells: Iterable[CellFile]) -> list[Path]:
+    """The pictures of a folder that are not among the cells found there."""
+    found, beside = {cell.path for cell in cells}, set(info.other_folders)
+    others = (path for path in folder.images if path not in found)
+    return [path for path in others if beside.isdisjoint(path.relative_to(folder.root).parts)]

@@ -23,7 +23,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL import TiffImagePlugin as Tiff
 
 from leukoscope import LeukoscopeError
-from leukoscope.files import LFS_POINTER
+from leukoscope.files import LFS_POINTER, first_line
 
 # What Pillow finds odd in metadata does not concern the pixels, and raw warnings would stand between the results.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -57,8 +57,8 @@ _FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP", "GIF")
 # A progressive JPEG has about ten scans. Each one decodes the whole picture anew: thousands fit into a few kilobytes.
 MAX_SCANS = 100
 _START_OF_SCAN = b"\xff\xda"
-_UNSIGNED, _FLOATS, _ALPHA = 1, 3, (2,)  # values of a TIFF's sample format and extra samples
-_PHOTOMETRIC_MODES = {5: "CMYK", 6: "YCbCr", 8: "LAB", 9: "LAB", 10: "LAB"}
+# Values of a TIFF's tags: sample format, extra samples, and photometric interpretations that are not grey or RGB.
+_UNSIGNED, _ALPHA, _YCBCR, _OTHER_COLOURS = 1, (2,), 6, (5, 6, 8, 9, 10)
 # A caller who turns warnings into errors gets the same message.
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _MODES_READ_AS_RGB = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")
@@ -68,9 +68,6 @@ _MODE_PROBLEMS = {
     "LAB": "is in CIELAB colours",
     "YCbCr": "is in YCbCr colours",
 }
-# Brands in the first box of a file; a file may name several, AVIF beside the common ones.
-_AVIF = {b"avif", b"avis"}
-_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2", b"miaf"}
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", *Tiff.PREFIXES)
 _HEAD = 256  # bytes of a file that show what it is
 # A profile of an RGB space is a few kilobytes, with tables for all colours a few hundred; several are kept in memory.
@@ -136,13 +133,10 @@ def _file(path: str | Path) -> Path:
             raise UnreadableImage(f"{path}: is no regular file but a pipe or a device; name an image file")
         _require_content(file.stat().st_size, path)
     except (OSError, ValueError) as error:  # a name that is too long or holds a zero byte, a folder closed to us
-        raise _unreachable(path, error) from None
+        raise UnreachableImage(
+            f"{path}: cannot be read ({first_line(error)}); check the path and who may read it"
+        ) from None
     return file
-
-
-def _unreachable(path: str | Path, error: Exception) -> UnreachableImage:
-    reason = getattr(error, "strerror", None) or error
-    return UnreachableImage(f"{path}: cannot be read ({reason}); check the path and who may read it")
 
 
 def _require_content(size: int, name: str | Path) -> None:
@@ -172,11 +166,7 @@ def _unopened(source: Path | BytesIO) -> str:
         if head.startswith(LFS_POINTER):
             return "is a Git LFS pointer, not the file itself; run `git lfs pull`"
         if head[4:8] == b"ftyp":
-            brands = {head[at : at + 4] for at in range(8, min(int.from_bytes(head[:4], "big"), _HEAD), 4)}
-            if brands & _AVIF:
-                return "is an AVIF picture; export it as JPEG or PNG"
-            if brands & _HEIC:
-                return "is a HEIC picture (iPhones); export it as JPEG or PNG"
+            return "is a HEIC (iPhones), AVIF or MP4 file; export a picture as JPEG or PNG"
         if head.startswith(tuple(Tiff.PREFIXES)):
             is_big = head[2] == 43
             tags = Tiff.ImageFileDirectory_v2(head[: 16 if is_big else 8])
@@ -236,7 +226,8 @@ def _damage_named(name: str | Path, problem: str = "the image is damaged or cut 
     except Exception as error:
         # Pillow's own errors have no errno; a damaged offset is an invalid argument to the system.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise _unreachable(name, error) from None
+            reason = first_line(error)
+            raise UnreachableImage(f"{name}: cannot be read ({reason}); check the path and who may read it") from None
         raise UnreadableImage(f"{name}: {problem} ({error}); copy or export it again") from None
 
 
@@ -347,31 +338,27 @@ def _check_kind(image: Image.Image, name: str | Path, max_pixels: int = MAX_PIXE
 def _tiff_problem(tags: Tiff.ImageFileDirectory_v2) -> str:
     """Why Pillow cannot read the pixels of such a TIFF, or would read wrong ones silently; "" for no known reason."""
     bits, extra = max(tags.get(Tiff.BITSPERSAMPLE, (1,))), tags.get(Tiff.EXTRASAMPLES, ())
-    numbers, channels = max(tags.get(Tiff.SAMPLEFORMAT, (_UNSIGNED,))), tags.get(Tiff.SAMPLESPERPIXEL, 1)
-    photometric = tags.get(Tiff.PHOTOMETRIC_INTERPRETATION, 0)
+    photometric, channels = tags.get(Tiff.PHOTOMETRIC_INTERPRETATION, 0), tags.get(Tiff.SAMPLESPERPIXEL, 1)
     is_packed = tags.get(Tiff.COMPRESSION, 1) != 1
-    if numbers == _FLOATS:
-        return _MODE_PROBLEMS["F"]
     if bits > 8:
         return f"has more than 8 bits a channel ({bits} bits)"
     # Packed pixels of YCbCr are made RGB as they are unpacked; others come out as the numbers they are.
-    if photometric in _PHOTOMETRIC_MODES and not (photometric == 6 and is_packed):
-        return _MODE_PROBLEMS[_PHOTOMETRIC_MODES[photometric]]
-    if photometric in (0, 1) and channels > 1 and not (channels == 2 and extra == _ALPHA):
-        return f"has {channels} channels that are not RGB"
+    other_colours = photometric in _OTHER_COLOURS and not (photometric == _YCBCR and is_packed)
+    several_greys = photometric in (0, 1) and channels > 1 and not (channels == 2 and extra == _ALPHA)
     # Pillow takes unpacked planes for plain 8-bit ones, whatever the tags say.
     plain = bits == 8 and tags.get(Tiff.FILLORDER, 1) == 1 and photometric != 0
     plain = plain and (not extra or (photometric == 2 and extra == _ALPHA))
     misread = tags.get(Tiff.PLANAR_CONFIGURATION, 1) == 2 and not is_packed and not plain
-    return _unusual(tags) if misread or numbers != _UNSIGNED else ""
+    signed = max(tags.get(Tiff.SAMPLEFORMAT, (_UNSIGNED,))) != _UNSIGNED
+    return _unusual(tags) if other_colours or several_greys or misread or signed else ""
 
 
 def _unusual(tags: Tiff.ImageFileDirectory_v2) -> str:
-    bits = "+".join(map(str, tags.get(Tiff.BITSPERSAMPLE, (1,))[:8]))
+    channels, photometric = tags.get(Tiff.SAMPLESPERPIXEL, 1), tags.get(Tiff.PHOTOMETRIC_INTERPRETATION, 0)
     return (
-        f"is a TIFF of a kind that is not read here ({bits} bits, photometric interpretation "
-        f"{tags.get(Tiff.PHOTOMETRIC_INTERPRETATION, 0)}, planar configuration "
-        f"{tags.get(Tiff.PLANAR_CONFIGURATION, 1)}, sample format {max(tags.get(Tiff.SAMPLEFORMAT, (_UNSIGNED,)))})"
+        f"is a TIFF of a kind that is not read here ({channels} channel(s), photometric interpretation {photometric}, "
+        f"planar configuration {tags.get(Tiff.PLANAR_CONFIGURATION, 1)}, sample format "
+        f"{max(tags.get(Tiff.SAMPLEFORMAT, (_UNSIGNED,)))})"
     )
 
 

@@ -1,17 +1,150 @@
-"""How data sets lie on disk: finders that read the class, subject and publisher's partition of each picture's path."""
+"""How data sets lie on disk: one walk of a folder, and finders that read each picture's class and subject off its path.
+
+Pictures are found by content as well as by suffix. What is left out is counted.
+"""
 
 from __future__ import annotations
 
+import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.cell_tables import content_of, csv_rows
-from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import IMAGE_SUFFIXES
+
+# Made by file managers and programs, as names that begin with "." are.
+_JUNK = ("@eadir", "__macosx", "thumbs.db", "desktop.ini", "$recycle.bin")
+# Files that usually lie beside pictures and need no mention.
+_COMPANIONS = (
+    *(".csv", ".tsv", ".txt", ".md", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".xlsx", ".xls", ".parquet", ".html"),
+    *(".pdf", ".log", ".py", ".ipynb", ".safetensors", ".sha256", ".db"),
+)
+_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF8")
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or folder of that name was made by a file manager or another program."""
+    return name.startswith(".") or name.casefold() in _JUNK
+
+
+def begins_as_image(start: bytes) -> bool:
+    """Whether the first 16 bytes of a file are those of a picture that is read here."""
+    bitmap = start[:2] == b"BM" and start[6:10] == bytes(4)
+    return start.startswith(_MAGIC) or bitmap or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+
+
+def _is_image_file(path: str) -> bool:
+    suffix = _suffix(path)
+    if suffix in IMAGE_SUFFIXES or suffix in _COMPANIONS:
+        return suffix in IMAGE_SUFFIXES
+    try:
+        if not os.path.isfile(path):  # opening a pipe would block
+            return False
+        with open(path, "rb") as file:
+            return begins_as_image(file.read(16))
+    except OSError:
+        return False
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def left_out(kinds: Counter[str]) -> str:
+    """One line on files that are no readable pictures, given as suffix → count; "" for none."""
+    if not kinds:
+        return ""
+    listed = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
+    return f"{kinds.total():,} file(s) left out, no pictures that can be read: {listed}; export them as PNG or JPEG"
+
+
+class Listing(NamedTuple):
+    """The names of the files directly in one folder, sorted; `hidden` are pictures that another program has made."""
+
+    folder: str
+    images: list[str]
+    others: list[str]
+    hidden: list[str]
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """Suffix → number of the files that are neither pictures nor usually lie beside them."""
+        return Counter(suffix or "no suffix" for suffix in map(_suffix, self.others) if suffix not in _COMPANIONS)
+
+
+def walk(root: Path) -> Iterator[Listing]:
+    """List a folder and those below it, in a fixed order, without hidden files and junk, each file once.
+
+    Raises `LeukoscopeError` for a folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise LeukoscopeError(
+            f"{error.filename}: the folder cannot be read ({error.strerror}); check who may read it, or move it away"
+        )
+
+    homes = [Path(root).resolve()]
+
+    def is_entered(path: Path) -> bool:
+        if not path.is_symlink():
+            return True
+        target = path.resolve()
+        if any(target.is_relative_to(home) or home.is_relative_to(target) for home in homes):
+            return False
+        homes.append(target)
+        return True
+
+    for folder, inside, files in os.walk(root, followlinks=True, onerror=refuse):
+        listing = Listing(folder, [], [], [name for name in sorted(inside) if name.casefold() == "__macosx"])
+        inside[:] = [n for n in sorted(inside) if not is_junk(n) and is_entered(Path(folder, n))]
+        for name in sorted(files):
+            if is_junk(name):
+                listing.hidden.extend([name] * (_suffix(name) in IMAGE_SUFFIXES))
+            else:
+                (listing.images if _is_image_file(os.path.join(folder, name)) else listing.others).append(name)
+        yield listing
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """A folder of pictures, walked once.
+
+    Attributes:
+        images: its pictures in a fixed order. Includes broken links; opening one raises `UnreachableImage`.
+        others: all other files.
+        folders: the folders below `root`.
+        left_out: one line on hidden files and on those that are no readable pictures; "" without.
+    """
+
+    root: Path
+    images: list[Path]
+    others: list[Path]
+    folders: list[Path]
+    left_out: str
+
+    @classmethod
+    def read(cls, root: Path) -> ImageFolder:
+        """Walk a folder; raises `LeukoscopeError` if it cannot be read, or an image's name is not UTF-8."""
+        listings = list(walk(root))
+        images, others, hidden = (
+            [Path(one.folder, name) for one in listings for name in getattr(one, kind)]
+            for kind in ("images", "others", "hidden")
+        )
+        for path in images:
+            try:
+                str(path).encode()
+            except UnicodeEncodeError:
+                message = f"{os.fsencode(path)!r}: the name of this image is not UTF-8; rename it"
+                raise LeukoscopeError(message) from None
+        kinds = sum((one.kinds for one in listings), Counter[str]())
+        skipped = f"{len(hidden):,} hidden file(s) of other programs skipped, for example {hidden[0]}" if hidden else ""
+        folders = [Path(one.folder) for one in listings[1:]]
+        return cls(root, sorted(images), others, folders, "; ".join(filter(None, (left_out(kinds), skipped))))
 
 
 @dataclass(frozen=True)
@@ -73,7 +206,7 @@ def find_cnmc_cells(folder: ImageFolder) -> Iterator[CellFile]:
     original_of = _preliminary_cells(lists[0]) if lists else {}
     cells = []
     for path in folder.images:
-        if is_preliminary(path):
+        if "prelim" in path.parent.name:
             original, fold = original_of.get(path.stem, ""), "preliminary_test"
         else:
             original = path.stem
@@ -82,11 +215,6 @@ def find_cnmc_cells(folder: ImageFolder) -> Iterator[CellFile]:
             cells.append(CellFile(path, match["label"].upper(), match["subject"], cell_id=original, fold=fold))
     in_folds = {cell.cell_id for cell in cells if cell.fold}
     yield from (cell for cell in cells if cell.fold or cell.cell_id not in in_folds)
-
-
-def is_preliminary(path: Path) -> bool:
-    """Whether a picture lies in the folder of C-NMC 2019's preliminary test."""
-    return "prelim" in path.parent.name
 
 
 def _preliminary_cells(path: Path) -> dict[str, str]:
@@ -106,12 +234,11 @@ def find_class_folders(folder: ImageFolder) -> Iterator[CellFile]:
     The class is the folder an image lies in. The innermost folders are subjects where each lies in one class alone and
     has a digit in its name, as ids have, and there are more of them than of the folders above.
     """
-    root = folder.root
-    files = [path for path in folder.images if path.parent != root]
-    subjects = _are_subjects({path.parent for path in files}, root)
+    files = [path for path in folder.images if path.parent != folder.root]
+    subjects = _are_subjects({path.parent for path in files}, folder.root)
     for path in files:
         label, subject = (path.parent.parent.name, path.parent.name) if subjects else (path.parent.name, "")
-        yield CellFile(path, label, subject=subject, cell_id=cell_id_of(path.relative_to(root).as_posix()))
+        yield CellFile(path, label, subject, cell_id_of(path.relative_to(folder.root).as_posix()))
 
 
 def _are_subjects(folders: Iterable[Path], root: Path) -> bool:

@@ -25,11 +25,10 @@ from leukoscope import LeukoscopeError
 from leukoscope.data import images as images_module
 from leukoscope.data import preprocessing as preprocessing_module
 from leukoscope.data.cells import LoadedCells
-from leukoscope.data.content import file_state
 from leukoscope.data.images import UnreachableImage, UnreadableImage, cell_area, open_encoded, pixel_hash
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import groups_of
-from leukoscope.files import atomic_file, cache_root, disk_errors, write_atomic
+from leukoscope.files import atomic_file, cache_root, disk_errors, file_state, write_atomic
 from leukoscope.progress import track
 
 if TYPE_CHECKING:
@@ -43,25 +42,15 @@ _ROWS_HELD = 256  # decoded cells whose pages stay in memory
 
 @dataclass(frozen=True)
 class FramedCells:
-    """All cells of a data set as network-sized pixels, addressed by cell id.
+    """All cells of a data set as network-sized pixels, addressed by cell id."""
 
-    Attributes:
-        data: the data set, less the cells found damaged.
-        pixels: (N, S, S, 3) uint8, memory-mapped.
-        row_of: cell id → row of `pixels`.
-        labels: (N,) class index.
-        subjects: (N,) subject ids; where a data set names none, the block of neighbouring images a cell belongs to.
-        hashes: (N,) `pixel_hash` of the decoded pictures ("" where unreadable).
-        areas: (N,) the share of its whole picture that each cell covers, however it is framed (0 where unreadable).
-    """
-
-    data: LoadedCells
-    pixels: np.ndarray
-    row_of: dict[str, int]
-    labels: np.ndarray
-    subjects: list[str]
-    hashes: list[str]
-    areas: np.ndarray
+    data: LoadedCells  # less the cells found damaged
+    pixels: np.ndarray  # (N, S, S, 3) uint8, memory-mapped
+    row_of: dict[str, int]  # cell id → row of `pixels`
+    labels: np.ndarray  # (N,) class index
+    subjects: list[str]  # (N,) ids; where a data set names none, the block of neighbouring images a cell belongs to
+    hashes: list[str]  # (N,) `pixel_hash` of the decoded pictures ("" where unreadable)
+    areas: np.ndarray  # (N,) share of its whole picture that each cell covers, however framed (0 where unreadable)
 
     def rows(self, cell_ids: tuple[str, ...]) -> np.ndarray:
         """Rows of the given cells, in their order; cells found damaged are not among them."""
@@ -121,10 +110,7 @@ def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
 
 
 def without_damaged(data: LoadedCells) -> LoadedCells:
-    """The cells whose pictures can be decoded, of which training draws its split; `unreadable` names the others.
-
-    Raises `UnreachableImage` for a file that is missing now.
-    """
+    """The cells whose pictures can be decoded, of which training draws its split; `unreadable` names the others."""
     _, problems = each_picture(data.rows, lambda row, image: None, "looking for damaged pictures")
     return data.without(problems)
 
@@ -133,8 +119,6 @@ def each_picture(
     rows: Dataset, use: Callable[[int, Image.Image], _T], label: str
 ) -> tuple[list[_T | None], dict[str, str]]:
     """What `use` makes of each row and its RGB picture, None for damaged ones; and cell id → message for these.
-
-    `label` names the progress bar.
 
     Raises:
         UnreachableImage: a drive that is gone for a moment says nothing of its cells.
@@ -182,8 +166,7 @@ def decode_cells(
         found = json.loads(found_path.read_text(encoding="utf-8"))
         pixels = np.load(pixels_path, mmap_mode="r")
     except (OSError, ValueError, EOFError):  # missing or cut short
-        size = preprocessing.image_size
-        shape = (len(cells), size, size, 3)
+        shape = (len(cells), preprocessing.image_size, preprocessing.image_size, 3)
         folder, needed = pixels_path.parent, int(np.prod(shape))
         problem = f"{folder}: cannot keep the decoded cells there"
         with disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder", needed=needed):

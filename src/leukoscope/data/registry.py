@@ -38,7 +38,6 @@ class DatasetInfo:
         recipe: the recipe that did best on its cells; "" for the default of `train.py`.
         find_cells: finds the cells of a local folder; None for data sets that are generated.
         held_out: partitions that are a test set of their own, which no split touches.
-        label_list: the publisher's file without which the preliminary test has no labels.
         other_folders: folders of images that are no cells of their own; they need no mention.
         hub_id: the Hub data set used when no local folder is given.
         terms: said before its files are read: what its owners do not allow.
@@ -65,7 +64,6 @@ class DatasetInfo:
     synthetic: bool = False
     layout: str = ""
     held_out: tuple[str, ...] = (PRELIMINARY_TEST,)
-    label_list: str = ""
     other_folders: tuple[str, ...] = ()
     picture_side: int | None = None
     pictures: str = ""
@@ -154,8 +152,8 @@ DATASETS: dict[str, DatasetInfo] = {
                 "15": "1",
             },
             hub_id="dwb2023/cnmc-leukemia-2019",
-            layout="…/fold_{0,1,2}/{all,hem}/UID_<subject>_<frame>_<cell>_<label>.bmp",
-            label_list=CNMC_PRELIM_LABELS,
+            layout="…/fold_{0,1,2}/{all,hem}/UID_<subject>_<frame>_<cell>_<label>.bmp (of the preliminary test: "
+            f"1.bmp, named in {CNMC_PRELIM_LABELS} beside it)",
         ),
         DatasetInfo(
             name="ball4",

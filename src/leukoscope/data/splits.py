@@ -46,23 +46,17 @@ SUBJECT_FOLDS = 7
 
 @dataclass(frozen=True)
 class Split:
-    """Which cells train, which choose the checkpoint, and which are only ever tested on.
-
-    Attributes:
-        group: what is disjoint between the sides: "subject", "block", or "cell" when only images are.
-        train, validation, test: cell ids. `validation` may be empty: then the last epoch is kept.
-        notes: what was left out to keep the sides disjoint, one line each.
-    """
+    """Which cells (by id) train, which choose the checkpoint, and which are only ever tested on."""
 
     strategy: str
-    group: str
+    group: str  # what is disjoint between the sides: "subject", "block", or "cell" when only images are
     seed: int
     data_fingerprint: str
     train: tuple[str, ...]
-    validation: tuple[str, ...]
+    validation: tuple[str, ...]  # may be empty: then the last epoch is kept
     test: tuple[str, ...]
     detail: str = ""
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what was left out to keep the sides disjoint, one line each
 
     @property
     def fingerprint(self) -> str:
@@ -89,12 +83,8 @@ class Split:
             kept = np.random.default_rng(self.seed).choice(len(cells), size=limit, replace=False)
             return tuple(cells[i] for i in sorted(kept))
 
-        return replace(
-            self,
-            train=draw(self.train, train),
-            validation=draw(self.validation, evaluation),
-            test=draw(self.test, evaluation),
-        )
+        kept = draw(self.train, train), draw(self.validation, evaluation), draw(self.test, evaluation)
+        return replace(self, train=kept[0], validation=kept[1], test=kept[2])
 
     def save(self, path: Path) -> None:
         """Write `split.json` (aside, then renamed)."""
@@ -102,10 +92,7 @@ class Split:
 
 
 def load_split(path: str | Path, data: LoadedCells, *, disjoint: bool = True) -> Split:
-    """Read a `split.json` and refuse it when it was made from other data.
-
-    Args:
-        disjoint: refuse one that has a subject (or block) on two sides, too.
+    """Read a `split.json`; with `disjoint`, refuse one that has a subject (or block) on two sides, too.
 
     Raises:
         LeukoscopeError: no such file, not a split, or a fingerprint that is not this data's.
@@ -352,8 +339,8 @@ class _Cells:
             share = f"{count / len(test):.0%}"
             notes.append(f"{self.group} {group} owns {share} of the test cells: read the figures by {self.group}")
         train_ids, val_ids, test_ids = (tuple(self.ids[i] for i in side) for side in (kept, kept_val, test))
-        fingerprint = self.data.fingerprint
-        split = Split(strategy, self.group, self.seed, fingerprint, train_ids, val_ids, test_ids, detail, tuple(notes))
+        about = strategy, self.group, self.seed, self.data.fingerprint
+        split = Split(*about, train_ids, val_ids, test_ids, detail, tuple(notes))
         assert_disjoint(split, dict(zip(self.ids, self.groups, strict=True)))
         return split
 
@@ -389,7 +376,7 @@ def _largest_share(counts: np.ndarray, chosen: np.ndarray) -> float:
 def assert_disjoint(split: Split, groups: dict[str, str]) -> None:
     """Raise `LeukoscopeError` naming a group that stands on two sides of the split."""
     sides: dict[str, str] = {}
-    for side in ("train", "validation", "test"):
+    for side in SIDES:
         for cell in getattr(split, side):
             if cell not in groups:
                 raise LeukoscopeError(f"split: cell {cell} is not in the data; draw a new split with --split")

@@ -22,9 +22,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
-from leukoscope.data.content import content_hashes
 from leukoscope.data.images import UnreadableImage
-from leukoscope.files import atomic_file, remedy, write_atomic
+from leukoscope.files import atomic_file, content_hashes, remedy, write_atomic
 from leukoscope.inference.prediction import ABSTAIN, REFUSED, Prediction, Thresholds
 from leukoscope.inference.sources import CellSource, SourceCell
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule

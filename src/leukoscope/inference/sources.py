@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.cell_tables import CellTable, cell_table, located, read_table, require_subjects
-from leukoscope.data.folders import left_out, walk
+from leukoscope.data.layouts import left_out, walk
 
 
 class SourceCell(NamedTuple):

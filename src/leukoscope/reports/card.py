@@ -30,7 +30,7 @@ from leukoscope.models.release import (
     read_release,
 )
 from leukoscope.reports import formatting, release_tables
-from leukoscope.synthetic import PHANTOM_LABELS, SMEAR_LABELS, draw_cell, knows_smears, smear_picture
+from leukoscope.synthetic import PHANTOM_LABELS, SMEAR_LABELS, draw_cell, smear_picture
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -259,7 +259,7 @@ def draw_examples(release: Path) -> list[Path]:
     folder = (release / EXAMPLES).parent
     folder.mkdir(exist_ok=True)
     about = read_release(release)
-    if knows_smears(about.labels):
+    if set(about.labels) == set(SMEAR_LABELS):
         pictures = {label: smear_picture(label, 0) for label in SMEAR_LABELS}
     else:
         on = (trained_on(about.metrics) or DATASETS["imagefolder"]).background

@@ -14,8 +14,7 @@ from typing import Any
 import yaml
 
 from leukoscope import LeukoscopeError, __version__
-from leukoscope.data.content import content_hashes
-from leukoscope.files import write_atomic
+from leukoscope.files import content_hashes, write_atomic
 from leukoscope.models.build import start_file
 from leukoscope.models.hub_download import KNOWN_CELLS, find_release
 from leukoscope.models.recipes import Recipe

@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.cell_tables import HEADER, FileIndex, parse_csv
-from leukoscope.data.folders import begins_as_image, is_junk, left_out
 from leukoscope.data.images import IMAGE_SUFFIXES
+from leukoscope.data.layouts import begins_as_image, is_junk, left_out
 from leukoscope.web.upload import MAX_BYTES, file_name
 
 MAX_FILES, MAX_UNPACKED, MAX_ZIP = 2000, 200 * 2**20, 64 * 2**20

@@ -415,8 +415,7 @@ def _once(changes: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
 
 
 def _opened(path: str) -> Picture:
-    image, caption, remark = upload.open_any(path)
-    return Picture(image, caption, remark=remark)
+    return Picture(*upload.open_upload(path, upload.FIELD))
 
 
 def _cutters(models: ModelCache, names: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from threading import Lock
 from huggingface_hub import constants, get_session
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.hub import StreamedCell, stream_cells
+from leukoscope.data.loading import StreamedCell, stream_cells
 from leukoscope.data.registry import DatasetInfo, trained_on
 from leukoscope.web.model_cache import ModelCache
 

@@ -28,18 +28,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
-from leukoscope.data.conversion import open_converted
 from leukoscope.data.images import UnreadableImage, check_header, open_image
 from leukoscope.reports.formatting import encoded
 
 MAX_BYTES = 20 * 1024 * 1024
 NO_UPLOAD = "This is no upload of yours, or it was deleted; upload it again."
 OWN_FOLDER, ANSWER_FOLDER = "upload-", "answer-"
-_CONVERTED = {
-    "bits": "Converted from 16 bits a channel to 8.",
-    "cmyk": "Converted from print colours (CMYK).",
-    "frames": "Its first frame is shown.",
-}
 
 
 class Limit(NamedTuple):
@@ -213,24 +207,6 @@ def open_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Imag
     except UnreadableImage as error:
         # The cache's folders mean nothing to a visitor.
         raise UnreadableImage(str(error).replace(str(path), name)) from None
-
-
-def open_any(path: str) -> tuple[Image.Image, str, str]:
-    """Open an uploaded picture of any size that a field may have, converted where it can be read safely.
-
-    It gives what `open_upload` does, and what was done to the picture in words; "" for nothing.
-    """
-    try:
-        return (*open_upload(path, FIELD), "")
-    except UnreadableImage:
-        found = None
-        with suppress(UnreadableImage, OSError):
-            if Path(path).stat().st_size <= MAX_BYTES:
-                found = open_converted(path, FIELD.pixels)
-        if found is None:
-            raise
-    image, conversion = found
-    return image, file_name(path), _CONVERTED[conversion]
 
 
 def file_name(path: str) -> str:

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from leukoscope.data.folder import passed_over
-from leukoscope.data.folders import ImageFolder
-from leukoscope.data.layouts import find_class_folders
+from leukoscope.data.layouts import ImageFolder, find_class_folders
 from leukoscope.data.loading import load_cells
 from leukoscope.data.registry import DATASETS
 
