@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from leukoscope.api import evaluate, load_dataset, score, train
+    from leukoscope.api import evaluate, score, train
+    from leukoscope.data.loading import load_dataset
     from leukoscope.data.registry import DATASETS
     from leukoscope.data.splits import make_split
     from leukoscope.inference.gradcam import overlay
@@ -57,7 +58,7 @@ _MODULES = {
     "Prediction": "leukoscope.inference.prediction",
     "Predictor": "leukoscope.inference.predictor",
     "evaluate": "leukoscope.api",
-    "load_dataset": "leukoscope.api",
+    "load_dataset": "leukoscope.data.loading",
     "make_split": "leukoscope.data.splits",
     "overlay": "leukoscope.inference.gradcam",
     "read_smear": "leukoscope.inference.smear",

@@ -17,31 +17,6 @@ if TYPE_CHECKING:
     from leukoscope.training.config import TrainingConfig
 
 
-def load_dataset(
-    name: str,
-    folder: str | Path | None = None,
-    *,
-    subject_pattern: str | None = None,
-    labels: str | Path | None = None,
-    label_column_name: str = "label",
-) -> LoadedCells:
-    """Load a data set.
-
-    Args:
-        name: a key of `DATASETS`, or a Hub data set `owner/name`.
-        folder: its local folder; None downloads the data set from the Hub, if it has a copy there.
-        subject_pattern: "imagefolder" only: a regular expression that finds the subject in an image's path.
-        labels: "imagefolder" only: a table with the columns file, and label, subject or both.
-        label_column_name: the column of classes of such a table, or of a Hub data set.
-
-    Raises:
-        LeukoscopeError: an unknown name, a folder without images, or no network.
-    """
-    from leukoscope.data.loading import load_cells
-
-    return load_cells(name, folder, subject_pattern=subject_pattern, labels=labels, label_column_name=label_column_name)
-
-
 def train(**flags: Any) -> Path:
     """Train a classifier and return its run folder; the release, with its card, is in its sub-folder `release`.
 

@@ -117,7 +117,7 @@ def _run(config: TrainingConfig, name: str, estimates: str = "", **data: Any) ->
 
 
 def run_protocol(config: TrainingConfig) -> list[ProtocolRun]:
-    """Make every run that is not finished yet; refuses flags that a protocol sets itself, and runs of other settings."""
+    """Make every run that is not finished yet; refuses flags that a protocol sets, and runs of other settings."""
     refuse_split_flags(config)
     runs, data = list(protocol_runs(config)), _loaded(**config.data.source)
     # Told now rather than after the first trainings.

@@ -70,4 +70,4 @@ def test_the_reference_tells_what_every_public_name_takes_gives_and_raises() -> 
     names, page = done.stdout.split("\n", 1)
     described = re.findall(r"^### `\w+`\n\n(?:```text\n.+\n```\n\n)?\S", page, re.MULTILINE)
     assert len(described) == int(names)
-    assert "load_dataset(name: str, folder: str | Path | None = None" in page
+    assert "load_dataset(dataset_name: str, train_dir: str | Path | None = None" in page

@@ -38,8 +38,7 @@ class Augmentation:
     doi:10.1109/TMI.2018.2820199).
 
     Attributes:
-        scale: largest relative change of size, both ways (0.25: ×1/1.25 … ×1.25).
-        brightness, contrast: largest relative change.
+        scale, brightness, contrast: largest relative change, both ways (scale 0.25: ×1/1.25 … ×1.25).
         stain: largest relative change of each stain's optical density.
         rotation: largest angle in degrees, both ways. 180 is any angle; half of the cells then turn by right angles
             only, at their size, so that their pixels are not resampled.

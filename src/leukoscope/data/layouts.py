@@ -78,10 +78,7 @@ class Listing(NamedTuple):
 
 
 def walk(root: Path) -> Iterator[Listing]:
-    """List a folder and those below it, in a fixed order, without hidden files and junk, each file once.
-
-    Raises `LeukoscopeError` for a folder that cannot be read.
-    """
+    """List a folder and those below it, in a fixed order, without hidden files and junk, each file once."""
 
     def refuse(error: OSError) -> None:
         raise LeukoscopeError(
@@ -112,20 +109,13 @@ def walk(root: Path) -> Iterator[Listing]:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder of pictures, walked once.
-
-    Attributes:
-        images: its pictures in a fixed order. Includes broken links; opening one raises `UnreachableImage`.
-        others: all other files.
-        folders: the folders below `root`.
-        left_out: one line on hidden files and on those that are no readable pictures; "" without.
-    """
+    """A folder of pictures, walked once."""
 
     root: Path
-    images: list[Path]
-    others: list[Path]
-    folders: list[Path]
-    left_out: str
+    images: list[Path]  # in a fixed order, broken links included; opening one raises `UnreachableImage`
+    others: list[Path]  # all other files
+    folders: list[Path]  # below `root`
+    left_out: str  # one line on hidden files and on those that are no readable pictures; "" without
 
     @classmethod
     def read(cls, root: Path) -> ImageFolder:

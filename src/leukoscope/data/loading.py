@@ -90,6 +90,9 @@ def load_cells(
         return _load_hub(info.hub_id, info, columns)
 
 
+load_dataset = load_cells  # its public name
+
+
 def _entry(dataset_name: str) -> DatasetInfo:
     """The registry entry of a name; an unknown Hub data set is described like class folders."""
     if "/" not in dataset_name:

@@ -29,17 +29,11 @@ LEAST_STD = 1e-3
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes network input; the names are those of timm's `pretrained_cfg`.
+    """How a picture becomes network input; the names are those of timm's `pretrained_cfg`."""
 
-    Attributes:
-        image_size: side of the square input in pixels.
-        crop_pct: the share of the shorter side that is kept, centred; at most 1.
-        interpolation: a filter of Pillow's by timm's name, such as "bicubic".
-    """
-
-    image_size: int
-    crop_pct: float
-    interpolation: str = "bicubic"
+    image_size: int  # side of the square input in pixels
+    crop_pct: float  # the share of the shorter side that is kept, centred; at most 1
+    interpolation: str = "bicubic"  # a filter of Pillow's by timm's name
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 

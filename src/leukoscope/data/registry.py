@@ -1,7 +1,4 @@
-"""The data sets Leukoscope knows: one entry each, holding all that loading, splitting, cards and pages need to say.
-
-Adding a data set is adding one entry to `DATASETS`; `leukoscope.data.layouts` finds its cells on disk.
-"""
+"""The data sets Leukoscope knows: one entry each, holding all that loading, splitting, cards and pages need to say."""
 
 from __future__ import annotations
 
@@ -21,57 +18,34 @@ EMPTY_SLIDE_RGB = (246, 254, 252)
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a data set before a single image is opened.
-
-    Attributes:
-        labels: class names in the order of the network's outputs; () where its folders name them.
-        positive_label: the class that "sensitivity" is of; "" where the field has none.
-        official_counts: publisher's partition → label → number of cells; the label "" stands for all of them.
-        subject_aliases: subject id → another id of the same subject.
-        subjects: where the subject of a cell is named; "" where no file says.
-        group: the unit that must not stand on two sides of a split.
-        background: what surrounds a cell; augmentation fills uncovered corners with it.
-        layout: how its files lie, said where none is found.
-        crop_pct: the central share of the shorter side that the network sees.
-        picture_side: pixels a side of every picture, where these are squares that show all cells at one scale.
-        pictures: kind and size in pixels of the files, for a table.
-        recipe: the recipe that did best on its cells; "" for the default of `train.py`.
-        find_cells: finds the cells of a local folder; None for data sets that are generated.
-        held_out: partitions that are a test set of their own, which no split touches.
-        other_folders: folders of images that are no cells of their own; they need no mention.
-        hub_id: the Hub data set used when no local folder is given.
-        terms: said before its files are read: what its owners do not allow.
-        traps: what a user of the set should know, one sentence each.
-        same_cells: groups of beginnings of cell ids whose pictures show one cell.
-        copy_of: what a data set of the Hub is a copy of, by its card: `leukoscope: {dataset_name: NAME}`.
-    """
+    """What is known of a data set before a single image is opened."""
 
     name: str
     title: str
     licence: str
     citation: str = ""
     url: str = ""
-    labels: tuple[str, ...] = ()
-    positive_label: str = ""
-    group: Literal["subject", "block"] = "subject"
-    background: Literal["black", "smear"] = "smear"
-    crop_pct: float = 1.0
-    find_cells: Finder | None = None
-    official_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    subject_aliases: Mapping[str, str] = field(default_factory=dict)
-    subjects: str = ""
-    hub_id: str | None = None
+    labels: tuple[str, ...] = ()  # in the order of the network's outputs; () where its folders name them
+    positive_label: str = ""  # the class that "sensitivity" is of; "" where the field has none
+    group: Literal["subject", "block"] = "subject"  # the unit that must not stand on two sides of a split
+    background: Literal["black", "smear"] = "smear"  # what surrounds a cell, and what augmentation fills corners with
+    crop_pct: float = 1.0  # the central share of the shorter side that the network sees
+    find_cells: Finder | None = None  # in a local folder; None for data sets that are drawn
+    official_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # partition → label ("": all)
+    subject_aliases: Mapping[str, str] = field(default_factory=dict)  # subject id → another id of the same subject
+    subjects: str = ""  # where the subject of a cell is named; "" where no file says
+    hub_id: str | None = None  # the Hub data set used when no local folder is given
     synthetic: bool = False
-    layout: str = ""
-    held_out: tuple[str, ...] = (PRELIMINARY_TEST,)
-    other_folders: tuple[str, ...] = ()
-    picture_side: int | None = None
-    pictures: str = ""
-    recipe: str = ""
-    terms: str = ""
-    traps: tuple[str, ...] = ()
-    same_cells: tuple[tuple[str, ...], ...] = ()
-    copy_of: str = ""
+    layout: str = ""  # how its files lie, said where none is found
+    held_out: tuple[str, ...] = (PRELIMINARY_TEST,)  # partitions that are a test of their own, which no split touches
+    other_folders: tuple[str, ...] = ()  # folders of images that are no cells of their own; they need no mention
+    picture_side: int | None = None  # pixels, where all pictures are squares that show cells at one scale
+    pictures: str = ""  # kind and size in pixels of the files, for a table
+    recipe: str = ""  # that did best on its cells; "" for the default of `train.py`
+    terms: str = ""  # said before its files are read: what its owners do not allow
+    traps: tuple[str, ...] = ()  # what a user of the set should know, one sentence each
+    same_cells: tuple[tuple[str, ...], ...] = ()  # groups of beginnings of cell ids whose pictures show one cell
+    copy_of: str = ""  # what a data set of the Hub is a copy of, by its card: `leukoscope: {dataset_name: NAME}`
 
     def canonical_subject(self, subject: str) -> str:
         """The subject a cell counts for, once known aliases are joined."""
