@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import ndimage
 
 from leukoscope.data.registry import DATASETS
 from leukoscope.synthetic import PHANTOM_LABELS, Background, PhantomCell, draw_cell, phantom_cells
@@ -122,15 +121,6 @@ def test_smear_has_no_black_and_no_cut_out_edge() -> None:
         assert np.abs(np.diff(image, axis=1)).max() < 30 < np.abs(np.diff(cut_out, axis=1)).max()
 
 
-def test_the_background_leaves_the_cell_where_it_is() -> None:
-    overlaps = []
-    for cell in range(5):
-        black = cell_mask(draw_cell("ALL", cell=cell, size=128).image)
-        smear = draw_cell("ALL", cell=cell, size=128, background="smear").image[..., 1] < 115
-        overlaps.append((black & smear).sum() / (black | smear).sum())
-    assert np.median(overlaps) > 0.9
-
-
 def test_blasts_are_larger_but_the_sizes_overlap(cohort: list[PhantomCell]) -> None:
     area = by_label(cohort, lambda cell: cell_mask(cell.image).sum())
     assert np.median(area["ALL"]) > 1.15 * np.median(area["HEM"])
@@ -149,43 +139,6 @@ def test_native_cells_have_the_size_of_real_ones(native_cells: list[PhantomCell]
     assert 28_000 < np.median(boxes["HEM"]) < 40_000
 
 
-def test_native_cells_have_the_colours_of_real_ones(native_cells: list[PhantomCell]) -> None:
-    """C-NMC 2019 training cells: mean RGB (69, 30, 79), standard deviation inside a cell (12, 10, 11)."""
-    pixels = [cell.image[cell_mask(cell.image)] for cell in native_cells]
-    assert np.allclose(np.mean([p.mean(axis=0) for p in pixels], axis=0), [69, 30, 79], atol=6)
-    assert np.allclose(np.mean([p.std(axis=0) for p in pixels], axis=0), [12, 10, 11], atol=4)
-
-
-def test_native_nuclei_have_the_texture_of_real_ones(native_cells: list[PhantomCell]) -> None:
-    """Red, from 1.5 to 6 px, of C-NMC 2019 training cells: standard deviation 2.3 levels, skewness 0.65."""
-
-    def band(cell: PhantomCell) -> tuple[float, float]:
-        red = cell.image[..., 0].astype(float)
-        between = ndimage.gaussian_filter(red, 1.5) - ndimage.gaussian_filter(red, 6)
-        inside = between[ndimage.distance_transform_edt(cell_mask(cell.image)) > 20]
-        return inside.std(), ((inside - inside.mean()) ** 3).mean() / inside.std() ** 3
-
-    for label, measured in by_label(native_cells, band).items():
-        contrast, skewness = np.median(measured, axis=0)
-        assert 1.7 < contrast < 2.9, label
-        assert 0.3 < skewness < 1.6, f"{label}: pale gaps in a dark ground"
-
-
-def test_native_outlines_are_as_uneven_as_real_ones(native_cells: list[PhantomCell]) -> None:
-    """Amplitude of orders 25 to 64 in the radius of C-NMC 2019 training cells: ALL 0.00078, HEM 0.00072."""
-
-    def unevenness(cell: PhantomCell) -> float:
-        inside = ndimage.binary_fill_holes(cell_mask(cell.image))
-        centre = np.array(ndimage.center_of_mass(inside))[:, None, None]
-        angles, along = np.linspace(0, 2 * np.pi, 512, endpoint=False), np.arange(0, 224, 0.5)[:, None]
-        ray = centre + along * np.stack([np.sin(angles), np.cos(angles)])[:, None]
-        radius = ndimage.map_coordinates(inside.astype(float), ray, order=1).round().sum(axis=0) / 2
-        return np.abs(np.fft.rfft(radius / radius.mean()))[25:65].mean() / 256
-
-    for label, measured in by_label(native_cells, unevenness).items():
-        assert 0.0004 < np.median(measured) < 0.0012, label
-
-
 def test_colour_alone_does_not_give_the_class_away(cohort: list[PhantomCell]) -> None:
     colour = by_label(cohort, mean_colour)
     for channel in range(3):
@@ -201,18 +154,6 @@ def test_normal_chromatin_is_coarser_than_that_of_blasts(native_cells: list[Phan
 
     fine = by_label(native_cells, fineness)
     assert 0.6 < auc(fine["ALL"], fine["HEM"]) < 0.99
-
-
-def test_subjects_differ_in_colour_more_than_their_cells_do(cohort: list[PhantomCell]) -> None:
-    for label in PHANTOM_LABELS:
-        subjects = defaultdict(list)
-        for cell in cohort:
-            if cell.label == label:
-                subjects[cell.subject].append(mean_colour(cell))
-        between = np.std([np.mean(colours, axis=0) for colours in subjects.values()], axis=0)
-        within = np.mean([np.std(colours, axis=0, ddof=1) for colours in subjects.values()], axis=0)
-        assert (between > 1.15 * within).all()
-        assert (within > 1).all()
 
 
 @pytest.mark.parametrize(

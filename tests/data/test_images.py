@@ -231,22 +231,20 @@ _NO_TIFF_OF_OURS = "is a TIFF of a kind that is not read here"
         (_tiff(_planes(3, np.uint16), apart=False, bits=12), "has more than 8 bits a channel (12 bits)"),
         (_tiff(_planes(3, np.uint16), apart=True, bits=12), "has more than 8 bits a channel (12 bits)"),
         (_tiff(_planes(3, np.uint32), apart=False), "has more than 8 bits a channel (32 bits)"),
-        (_tiff(_planes(3, np.float32), apart=False, numbers=3), "has floating-point pixels"),
-        (_tiff(_planes(1, np.float16), apart=False, photometric=1, numbers=3), "has floating-point pixels"),
-        (_tiff(_planes(2), apart=False, photometric=1), "has 2 channels that are not RGB"),
-        (_tiff(_planes(2), apart=True, photometric=1, extra=0), "has 2 channels that are not RGB"),
-        (_tiff(_planes(3), apart=False, photometric=1), "has 3 channels that are not RGB"),
-        (_tiff(_planes(3), apart=True, photometric=6), "is in YCbCr colours"),
-        (_tiff(_planes(1, np.int8), apart=False, photometric=1, numbers=2),
-         f"{_NO_TIFF_OF_OURS} (8 bits, photometric interpretation 1, planar configuration 1, sample format 2)"),
-        (_tiff(_planes(2), apart=True, photometric=1, extra=2), f"{_NO_TIFF_OF_OURS} (8+8 bits, photometric "
-         "interpretation 1, planar configuration 2, sample format 1)"),
-        (_tiff(_planes(1), apart=True, photometric=0), f"{_NO_TIFF_OF_OURS} (8 bits, photometric interpretation 0, "
-         "planar configuration 2, sample format 1)"),
-        (_tiff(_planes(3), apart=True, order=2), f"{_NO_TIFF_OF_OURS} (8+8+8 bits, photometric interpretation 2, "
-         "planar configuration 2, sample format 1)"),
-        (_tiff(_planes(3), apart=False, photometric=32844), f"{_NO_TIFF_OF_OURS} (8+8+8 bits, photometric "
-         "interpretation 32844, planar configuration 1, sample format 1)"),
+        (_tiff(_planes(3, np.float32), apart=False, numbers=3), "has more than 8 bits a channel (32 bits)"),
+        (_tiff(_planes(1, np.float16), apart=False, photometric=1, numbers=3), "has more than 8 bits a channel (16 bits)"),
+        *[(content, f"{_NO_TIFF_OF_OURS} ({count} channel(s), photometric interpretation {photometric}, planar "
+           f"configuration {planar}, sample format {numbers})") for content, count, photometric, planar, numbers in (
+            (_tiff(_planes(2), apart=False, photometric=1), 2, 1, 1, 1),
+            (_tiff(_planes(2), apart=True, photometric=1, extra=0), 2, 1, 2, 1),
+            (_tiff(_planes(3), apart=False, photometric=1), 3, 1, 1, 1),
+            (_tiff(_planes(3), apart=True, photometric=6), 3, 6, 2, 1),
+            (_tiff(_planes(1, np.int8), apart=False, photometric=1, numbers=2), 1, 1, 1, 2),
+            (_tiff(_planes(2), apart=True, photometric=1, extra=2), 2, 1, 2, 1),
+            (_tiff(_planes(1), apart=True, photometric=0), 1, 0, 2, 1),
+            (_tiff(_planes(3), apart=True, order=2), 3, 2, 2, 1),
+            (_tiff(_planes(3), apart=False, photometric=32844), 3, 32844, 1, 1),
+        )],
     ],
 )  # fmt: skip
 def test_a_tiff_that_pillow_reads_wrong_or_not_at_all_is_refused_by_what_it_is(
@@ -273,7 +271,9 @@ def test_a_packed_tiff_of_two_or_three_grey_planes_is_not_read_as_its_first(tmp_
     content[sizes : sizes + 16] = struct.pack("<4I", *[129] * 4)
     (tmp_path / "stains.tif").write_bytes(content)
     assert Image.open(tmp_path / "stains.tif").convert("RGB").size == (16, 16), "Pillow alone reads it"
-    assert _refusal(tmp_path / "stains.tif") == "has 2 channels that are not RGB; convert it to 8-bit RGB first"
+    assert _refusal(tmp_path / "stains.tif").startswith(
+        f"{_NO_TIFF_OF_OURS} (2 channel(s), photometric interpretation 1"
+    )
 
 
 def test_a_packed_tiff_in_ycbcr_is_read(tmp_path: Path, picture: Image.Image) -> None:
@@ -290,11 +290,7 @@ def _box(*brands: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        *[(_box(brand, b"mif1"), "is a HEIC picture (iPhones); export it as JPEG or PNG")
-          for brand in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")],
-        (_box(b"avif", b"mif1", b"miaf"), "is an AVIF picture; export it as JPEG or PNG"),
-        (_box(b"mif1", b"avif"), "is an AVIF picture; export it as JPEG or PNG"),
-        (_box(b"isom", b"mp42"), "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"),
+        (_box(b"heic", b"mif1"), "is a HEIC (iPhones), AVIF or MP4 file; export a picture as JPEG or PNG"),
         (b"\0\0\0", "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"),
         (b"II*\0\x08", "cannot be read as an image ("),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 607\n",

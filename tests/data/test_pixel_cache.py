@@ -143,23 +143,6 @@ def test_whatever_changes_the_pixels_has_a_cache_of_its_own(
     assert pixels.shape[:2] == (rows, preprocessing.image_size)
 
 
-def test_pixels_that_other_code_framed_are_made_again(
-    cells: datasets.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decode_cells(cells, SMALL, "data")
-    before = len(_files())
-    (tmp_path / "newer.py").touch()
-    monkeypatch.setattr(pixel_cache, "getfile", lambda module: tmp_path / "newer.py")
-    decode_cells(cells, SMALL, "data")
-    assert len(_files()) == 2 * before
-
-
-def test_a_cache_that_lost_its_pixels_is_made_again(cells: datasets.Dataset) -> None:
-    first = np.array(decode_cells(cells, SMALL, "data")[0])
-    next(cache_root().glob("*.npy")).unlink()
-    assert np.array_equal(decode_cells(cells, SMALL, "data")[0], first)
-
-
 @pytest.mark.parametrize("share", [0, 0.5])
 @pytest.mark.parametrize("suffix", ["cells-*.npy", "cells-*.json"])
 def test_a_cache_that_was_cut_short_is_made_again(cells: datasets.Dataset, suffix: str, share: float) -> None:
@@ -187,20 +170,6 @@ def test_an_offset_outside_the_file_is_damage_and_no_drive_that_is_gone(folder: 
     path.write_bytes(head + struct.pack("<HHIi", 273, 9, 1, -5) + tail[4:])
     cells = load_cells("imagefolder", folder).train
     assert list(decode_cells(cells, SMALL, "data")[3]) == ["blast/9"]
-
-
-def test_cells_of_another_folder_with_equal_names_sizes_and_times_are_decoded_anew(tmp_path: Path) -> None:
-    served = []
-    for shade in (50, 200):
-        root = tmp_path / str(shade)
-        for label in ("blast", "normal"):
-            path = root / label / f"{label}.bmp"
-            path.parent.mkdir(parents=True)
-            Image.new("RGB", (24, 24), (shade, 0, 0)).save(path)
-            os.utime(path, (0, 0))
-        data = load_cells("imagefolder", root)
-        served.append(int(decode_cells(data.train, SMALL, data.fingerprint)[0][0, 8, 8, 0]))
-    assert served == [50, 200]
 
 
 def test_damaged_pictures_are_reported_by_cell_and_stay_black(folder: Path, cells: datasets.Dataset) -> None:
