@@ -232,7 +232,8 @@ _NO_TIFF_OF_OURS = "is a TIFF of a kind that is not read here"
         (_tiff(_planes(3, np.uint16), apart=True, bits=12), "has more than 8 bits a channel (12 bits)"),
         (_tiff(_planes(3, np.uint32), apart=False), "has more than 8 bits a channel (32 bits)"),
         (_tiff(_planes(3, np.float32), apart=False, numbers=3), "has more than 8 bits a channel (32 bits)"),
-        (_tiff(_planes(1, np.float16), apart=False, photometric=1, numbers=3), "has more than 8 bits a channel (16 bits)"),
+        (_tiff(_planes(1, np.float16), apart=False, photometric=1, numbers=3),
+         "has more than 8 bits a channel (16 bits)"),
         *[(content, f"{_NO_TIFF_OF_OURS} ({count} channel(s), photometric interpretation {photometric}, planar "
            f"configuration {planar}, sample format {numbers})") for content, count, photometric, planar, numbers in (
             (_tiff(_planes(2), apart=False, photometric=1), 2, 1, 1, 1),

@@ -172,7 +172,7 @@ def test_no_file_crashes_or_stays(
         ("SVG", "is not an image"),
         ("HTML", "is not an image"),
         ("PDF", "is not an image"),
-        ("HEIC", "is a HEIC picture (iPhones); export it as JPEG or PNG"),
+        ("HEIC", "is a HEIC (iPhones), AVIF or MP4 file; export a picture as JPEG or PNG"),
         ("Git LFS pointer", "is a Git LFS pointer, not the file itself"),
         ("12-bit colour", "has more than 8 bits a channel (12 bits)"),
         ("EPS", "is not an image"),
