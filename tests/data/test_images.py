@@ -139,13 +139,6 @@ def test_refuses_16_bit_png_of_every_colour_type(tmp_path: Path, colour_type: in
     assert message.endswith("); convert it to 8-bit RGB first")
 
 
-def test_refuses_16_bit_tiff(tmp_path: Path) -> None:
-    Image.fromarray(np.full((16, 16), 4095, np.uint16)).save(tmp_path / "camera.tif")
-    assert (
-        _refusal(tmp_path / "camera.tif") == "has more than 8 bits a channel (mode I;16); convert it to 8-bit RGB first"
-    )
-
-
 def test_refuses_float_tiff(tmp_path: Path) -> None:
     Image.fromarray(np.ones((16, 16), np.float32)).save(tmp_path / "map.tiff")
     assert _refusal(tmp_path / "map.tiff") == "has floating-point pixels; convert it to 8-bit RGB first"
@@ -584,18 +577,6 @@ def test_reads_palette_grey_and_transparent_pictures_as_rgb(tmp_path: Path, mode
     assert np.asarray(opened).min() == 255
 
 
-def test_palette_colours_survive(tmp_path: Path) -> None:
-    Image.new("RGB", (16, 16), (120, 40, 160)).quantize(4).save(tmp_path / "cell.png")
-    assert open_image(tmp_path / "cell.png").getpixel((5, 5)) == (120, 40, 160)
-
-
-def test_text_inside_a_png_does_not_disturb(tmp_path: Path, picture: Image.Image) -> None:
-    notes = PngImagePlugin.PngInfo()
-    notes.add_text("Comment", "stained on Monday")
-    picture.save(tmp_path / "cell.png", pnginfo=notes)
-    assert np.array_equal(np.asarray(open_image(tmp_path / "cell.png")), np.asarray(picture))
-
-
 @pytest.mark.parametrize("suffix", ["bmp", "jpg", "png", "tiff", "webp"])
 def test_a_picture_keeps_nothing_of_its_file(picture: Image.Image, suffix: str) -> None:
     file, about = BytesIO(), PngImagePlugin.PngInfo()
@@ -678,11 +659,6 @@ def test_refuses_arrays_of_another_kind(array: np.ndarray) -> None:
     assert str(refused.value) == (
         f"frame 3: has shape {array.shape} and dtype {array.dtype}; give (H, W, 3) or (H, W) of uint8, 0–255"
     )
-
-
-def test_refuses_arrays_too_small() -> None:
-    with pytest.raises(UnreadableImage, match="^array: is 4×4 pixels, too small for a cell"):
-        from_array(np.zeros((4, 4, 3), np.uint8))
 
 
 @pytest.mark.slow

@@ -134,16 +134,6 @@ def test_a_folder_of_nothing_but_damage_is_refused(tmp_path: Path) -> None:
     assert message.startswith(f"--train_dir {tmp_path}: none of its 1 images can be read; first: {damaged}: ")
 
 
-def test_cells_found_damaged_later_can_be_taken_out(cnmc: Path) -> None:
-    data = load_cells("cnmc2019", cnmc)
-    less = data.without({"UID_2_1_1_all": "UID_2_1_1_all.bmp: damaged"})
-    assert len(less.train) == 4
-    assert "UID_2_1_1_all" not in less.train["cell_id"]
-    assert less.unreadable == ("UID_2_1_1_all.bmp: damaged",)
-    assert less.fingerprint == data.fingerprint, "who does not decode the pictures must find the same data"
-    assert data.without({}) is data
-
-
 def test_a_cell_present_twice_is_refused(cnmc: Path) -> None:
     first, second = cnmc / "fold_0" / "all" / "UID_1_1_1_all.bmp", cnmc / "fold_1" / "all" / "UID_1_1_1_all.webp"
     _paint(second)
@@ -298,13 +288,6 @@ def test_a_table_of_labels_may_leave_subjects_to_a_pattern(loose_cells: Path, tm
     assert data.train["subject"][:] == ["P1", "P1", "P3"]
 
 
-def test_a_file_of_labels_that_is_not_there_is_named(loose_cells: Path, tmp_path: Path) -> None:
-    table = tmp_path / "labels.csv"
-    table.write_text("file,label\nP1/a.png,ALL\nP1/z.png,HEM\n")
-    message = _refusal(load_cells, "imagefolder", loose_cells, labels=table)
-    assert message == f"{table}: row 3: no such file 'P1/z.png' below {loose_cells}; correct the row"
-
-
 # A user's own class folders
 
 
@@ -331,27 +314,6 @@ def test_bad_regular_expressions_are_refused(own_cells: Path) -> None:
     assert _refusal(load_cells, "imagefolder", own_cells, subject_pattern="(p[12])") == (
         "--subject_pattern '(p[12])': does not match 'normal/p3_1.png'; it must match every image"
     )
-
-
-def test_a_pattern_whose_group_stays_empty_does_not_match(own_cells: Path) -> None:
-    message = _refusal(load_cells, "imagefolder", own_cells, subject_pattern=r"(?P<subject>p[12])?.*png")
-    assert "does not match" in message
-
-
-def test_subjects_come_from_a_csv_with_or_without_byte_order_mark(own_cells: Path, tmp_path: Path) -> None:
-    rows = "file,subject\nblast/p1_1.png,Ä\nblast/p2_1.png,b\nnormal/p3_1.png,c\nnormal/p3_2.png,c\n"
-    for encoding in ("utf-8", "utf-8-sig"):
-        table = tmp_path / f"{encoding}.csv"
-        table.write_text(rows, encoding=encoding)
-        data = load_cells("imagefolder", own_cells, labels=table)
-        assert data.train["subject"][:] == ["Ä", "b", "c", "c"], encoding
-
-
-def test_a_csv_may_write_paths_as_windows_does(own_cells: Path, tmp_path: Path) -> None:
-    table = tmp_path / "subjects.csv"
-    rows = "file,subject\nblast\\p1_1.png,a\nblast\\p2_1.png,b\nnormal\\p3_1.png,c\nnormal/p3_2.png,c\n"
-    table.write_text(rows)
-    assert load_cells("imagefolder", own_cells, labels=table).train["subject"][:] == ["a", "b", "c", "c"]
 
 
 @pytest.mark.parametrize(
@@ -381,20 +343,6 @@ def test_incomplete_csv_is_refused(own_cells: Path, tmp_path: Path, rows: str, m
 def test_missing_csv_is_refused(own_cells: Path, tmp_path: Path) -> None:
     message = _refusal(load_cells, "imagefolder", own_cells, labels=tmp_path / "none.csv")
     assert message == f"--labels {tmp_path / 'none.csv'}: no such file; it needs the columns file,label,subject"
-
-
-def test_a_csv_that_gives_one_file_two_subjects_is_refused_and_blanks_do_not_count(
-    own_cells: Path, tmp_path: Path
-) -> None:
-    table = tmp_path / "subjects.csv"
-    rows = ["file,subject", "blast/p1_1.png,p1", "blast/p2_1.png , p2", "normal/p3_1.png,p3", "normal/p3_2.png,p3 "]
-    table.write_text("\n".join(rows))
-    assert load_cells("imagefolder", own_cells, labels=table).train["subject"][:] == ["p1", "p2", "p3", "p3"]
-    table.write_text("\n".join([*rows, "blast/p1_1.png,other"]))
-    assert _refusal(load_cells, "imagefolder", own_cells, labels=table) == (
-        f"{table}: file 'blast/p1_1.png' is there with subject 'p1' (row 2) and with 'other' (row 6); keep one of "
-        "the two rows"
-    )
 
 
 def test_links_are_followed_and_hidden_folders_left_out(own_cells: Path, tmp_path: Path) -> None:
@@ -440,11 +388,6 @@ def test_one_class_is_not_enough(own_cells: Path) -> None:
 
 
 # Fingerprints
-
-
-def test_the_same_data_elsewhere_has_the_same_fingerprint(cnmc: Path, tmp_path: Path) -> None:
-    shutil.copytree(cnmc, tmp_path / "a copy")
-    assert load_cells("cnmc2019", cnmc).fingerprint == load_cells("cnmc2019", tmp_path / "a copy").fingerprint
 
 
 def test_folders_are_known_by_id_label_subject_and_content(cnmc: Path) -> None:
@@ -562,15 +505,6 @@ def test_a_folder_of_parquet_files_is_described_by_its_card_and_not_named_by_whe
     assert load_cells(hub_id).train["subject"][:] == ["a", "b", "c"]
 
 
-def test_hub_layout_with_text_labels_and_rows_without_names(tmp_path: Path) -> None:
-    hub_id = _publish(tmp_path / "hub", {"label": ["ALL", "HEM"]}, datasets.Value("string"))
-    data = load_cells(hub_id)
-    assert data.info.labels == ("ALL", "HEM")
-    assert data.train["label"][:] == [0, 1]
-    assert data.train["cell_id"][:] == ["row_000000", "row_000001"]
-    assert data.train["subject"][:] == ["", ""]
-
-
 def test_hub_layout_reads_subjects_from_cnmc_file_names(tmp_path: Path) -> None:
     names = ["UID_11_22_2_all.bmp", "UID_h3_1_1_hem.bmp"]
     hub_id = _publish(tmp_path / "hub", {"label": ["all", "hem"], "image_name": names}, datasets.Value("string"))
@@ -583,13 +517,6 @@ def test_hub_layout_has_a_fingerprint_of_its_labels_and_subjects(tmp_path: Path)
     same = _publish(tmp_path / "2", {"label": ["ALL", "HEM"], "subject": ["a", "b"]}, text)
     other = _publish(tmp_path / "3", {"label": ["ALL", "HEM"], "subject": ["a", "c"]}, text)
     assert load_cells(one).fingerprint == load_cells(same).fingerprint != load_cells(other).fingerprint
-
-
-def test_hub_data_sets_that_differ_in_nothing_but_a_picture_have_other_fingerprints(tmp_path: Path) -> None:
-    columns, text = {"label": ["ALL", "HEM"]}, datasets.Value("string")
-    one = _publish(tmp_path / "1", columns, text)
-    other = _publish(tmp_path / "2", columns, text, green=1)
-    assert load_cells(one).fingerprint != load_cells(other).fingerprint
 
 
 def test_hub_data_of_loose_files_are_known_by_their_content_too(tmp_path: Path) -> None:
@@ -775,23 +702,6 @@ def test_a_hub_label_that_is_no_class_is_refused_by_its_value(
     )
 
 
-def test_a_test_split_whose_labels_are_lists_is_refused_too(tmp_path: Path) -> None:
-    lists = datasets.Dataset.from_dict({"label": [[0]]}).features["label"]
-    for name in ("train", "test"):
-        _publish(tmp_path / name, {"label": [[0], [1]]}, lists)
-        shutil.copy(tmp_path / name / "train.parquet", tmp_path / f"{name}.parquet")
-        shutil.rmtree(tmp_path / name)
-    assert "has the label [0] in column 'label', a list" in _refusal(load_cells, str(tmp_path))
-
-
-@pytest.mark.parametrize("label", ["", None])
-def test_an_empty_hub_label_is_none(tmp_path: Path, label: str | None) -> None:
-    hub_id = _publish(tmp_path / "hub", {"label": ["ALL", "HEM", label]}, datasets.Value("string"))
-    assert _refusal(load_cells, hub_id) == (
-        f"data set {hub_id}: 1 cell(s) have no label, the first is row_000002; remove their rows"
-    )
-
-
 _UNSEEN = "has blanks around its name, or characters that are not seen"
 _TAKEN = "is called as predictions without a class are"
 
@@ -866,13 +776,6 @@ def test_flags_of_other_data_sets_are_refused(name: str, flag: str, value: str) 
 
 
 # Hub data sets that cannot be used
-
-
-def test_hub_data_of_one_class_are_refused(tmp_path: Path) -> None:
-    hub_id = _publish(tmp_path / "hub", {"label": ["ALL", "ALL"]}, datasets.Value("string"))
-    assert _refusal(load_cells, hub_id) == (
-        f"data set {hub_id}: only the class 'ALL' found; a classifier needs two or more classes"
-    )
 
 
 def test_hub_layout_with_a_cell_twice_is_refused(tmp_path: Path) -> None:
