@@ -82,12 +82,6 @@ class Stain(NamedTuple):
     warmth: float
     size: float
 
-    @classmethod
-    def of_subject(cls, rng: np.random.Generator, form: Morphology) -> Stain:
-        """Spreads between subjects are a little above those of C-NMC (R 5.7, G 3.7, B 5.4, R - B 2.4 levels)."""
-        strength, saturation = spread_of(rng, 0.062), spread_of(rng, 0.04)
-        return cls(strength, saturation, 1.4 * bounded_normal(rng), spread_of(rng, form.subject_spread))
-
     def apply(self, colour: Floats, strength: float = 1.0) -> Floats:
         grey = colour.mean(axis=-1, keepdims=True)
         stained = grey + np.float32(self.saturation) * (colour - grey)

@@ -135,8 +135,11 @@ def measure_stain(image: Image.Image) -> Stain:
             f"its brightest parts are ({red:.0f}, {green:.0f}, {blue:.0f}) in RGB, half of it is below {middle:.0f}, "
             "and the plasma of a smear is pale: give the picture as it was taken, not inverted or cut out"
         )
-    edges = (picture[0], picture[-1], picture[:, 0], picture[:, -1])
-    if lit.mean() <= 1 - BLACK_SHARE or any(_is_border(edge, plasma) for edge in edges):
+    is_border = False
+    for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
+        even = np.abs(edge - np.median(edge, axis=0)).max(axis=-1) <= EVEN
+        is_border |= bool(even.mean() >= EVEN_SHARE and edge.mean() < plasma.mean() - DARKER)
+    if lit.mean() <= 1 - BLACK_SHARE or is_border:
         raise UnusableSmear("part of it is black, a border or a window's bar: crop it to the smear")
     stain = Stain(plasma)
     density, level = -np.log(stain.transmitted(pixels)), stain.nuclear(pixels)
@@ -151,11 +154,6 @@ def measure_stain(image: Image.Image) -> Stain:
     spread = 1.4826 * np.median(np.abs(below - np.median(below)))
     threshold = float(np.clip(max(threshold, np.median(below) + RED_SPREADS * spread), *THRESHOLD_RANGE))
     return Stain(plasma, threshold, float(np.mean(level > threshold)))
-
-
-def _is_border(edge: np.ndarray, plasma: np.ndarray) -> bool:
-    even = np.abs(edge - np.median(edge, axis=0)).max(axis=-1) <= EVEN
-    return bool(even.mean() >= EVEN_SHARE and edge.mean() < plasma.mean() - DARKER)
 
 
 def measure_scale(image: Image.Image, stain: Stain) -> Scale | None:
