@@ -22,8 +22,8 @@ from PIL import Image, ImageFilter
 from sklearn.metrics import roc_auc_score
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.layouts import ImageFolder
 from leukoscope.data.images import open_image
+from leukoscope.data.layouts import ImageFolder
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, PixelRows, frame_cells
 from leukoscope.data.preprocessing import Preprocessing

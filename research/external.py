@@ -26,8 +26,8 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.layouts import ImageFolder
 from leukoscope.data.images import cell_area, open_image
+from leukoscope.data.layouts import ImageFolder
 from leukoscope.data.registry import DATASETS
 from leukoscope.evaluation.baselines import size_only_predictions
 from leukoscope.evaluation.bootstrap import point_metrics, subject_intervals

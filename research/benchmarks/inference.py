@@ -114,8 +114,8 @@ def _lay_out(flags: argparse.Namespace, folder: Path) -> Path:
     """The pictures as files, as every system reads them."""
     from PIL import Image
 
-    from leukoscope.data.layouts import ImageFolder
     from leukoscope.data.images import BACKGROUND_LEVEL, open_image
+    from leukoscope.data.layouts import ImageFolder
     from leukoscope.synthetic import draw_cell
 
     folder.mkdir()
