@@ -50,25 +50,19 @@ def _refusal(path: Path) -> str:
     return message.removeprefix(f"{path}: ")
 
 
-def _png_of_size(width: int, height: int) -> bytes:
-    """A PNG that promises width × height pixels and holds none."""
+def _png(width: int, height: int, rows: bytes = b"", bits: int = 8, colour_type: int = 2) -> bytes:
+    """A PNG that promises width × height pixels and holds these rows."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def _deep_png(colour_type: int, channels: int) -> bytes:
     """A 16×16 PNG with 16 bits a channel, as a 12-bit camera fills it: every value 0x0FFF."""
-    rows = b"".join(b"\0" + b"\x0f\xff" * (16 * channels) for _ in range(16))
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, colour_type, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return _png(16, 16, 16 * (b"\0" + b"\x0f\xff" * (16 * channels)), 16, colour_type)
 
 
 @pytest.mark.parametrize("suffix", ["bmp", "png", "tiff", "tif", "webp"])
@@ -431,7 +425,7 @@ def test_refuses_pictures_smaller_than_a_cell(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("width", "height"), [(1_000_000, 8), (8, 1_000_000), (161, 16)])
 def test_refuses_strips_from_the_header_alone(tmp_path: Path, width: int, height: int) -> None:
     path = tmp_path / "strip.png"
-    path.write_bytes(_png_of_size(width, height))
+    path.write_bytes(_png(width, height))
     wanted = f"is {width}×{height} pixels, one side more than 10 times the other; crop it to the cell"
     assert _refusal(path) == wanted
     with pytest.raises(UnreadableImage, match=wanted):
@@ -465,7 +459,7 @@ def test_files_in_memory_are_read_and_refused_as_files_on_disk(tmp_path: Path, p
     picture.save(path)
     data = path.read_bytes()
     assert np.array_equal(np.asarray(open_bytes(data, "cell 7")), np.asarray(picture))
-    for content in (b"", b"no picture", data[:1500], _png_of_size(60_000, 60_000), _deep_png(2, 3)):
+    for content in (b"", b"no picture", data[:1500], _png(60_000, 60_000), _deep_png(2, 3)):
         path.write_bytes(content)
         with pytest.raises(UnreadableImage) as refused:
             open_bytes(content, "cell 7")
@@ -476,7 +470,7 @@ def test_files_in_memory_are_read_and_refused_as_files_on_disk(tmp_path: Path, p
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_refuses_more_than_100_megapixels_from_the_header_alone(tmp_path: Path) -> None:
     path = tmp_path / "slide.png"
-    path.write_bytes(_png_of_size(10_001, 10_000))
+    path.write_bytes(_png(10_001, 10_000))
     wanted = f"{path}: is 10001×10000 pixels, more than the 100 megapixels read here; crop it to its cells first"
     # The file holds not one pixel: had anything been decoded, the message would be another.
     with pytest.raises(UnreadableImage) as refused:
@@ -509,13 +503,13 @@ def test_a_tiff_packed_as_jpeg_has_a_scan_in_each_strip(tmp_path: Path) -> None:
 
 def test_the_size_limit_itself_is_allowed(tmp_path: Path) -> None:
     path = tmp_path / "large.png"
-    path.write_bytes(_png_of_size(10_000, MAX_PIXELS // 10_000))
+    path.write_bytes(_png(10_000, MAX_PIXELS // 10_000))
     assert check_header(path) == (10_000, 10_000)
 
 
 def test_refuses_decompression_bomb(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
-    path.write_bytes(_png_of_size(60_000, 60_000))
+    path.write_bytes(_png(60_000, 60_000))
     assert (
         _refusal(path) == "is larger than it may be, more than the 100 megapixels read here; crop it to its cells first"
     )
@@ -523,7 +517,7 @@ def test_refuses_decompression_bomb(tmp_path: Path) -> None:
 
 def test_bomb_warning_turned_into_an_error_is_refused_in_the_same_words(tmp_path: Path) -> None:
     path = tmp_path / "slide.png"
-    path.write_bytes(_png_of_size(11_000, 10_000))
+    path.write_bytes(_png(11_000, 10_000))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert _refusal(path).endswith("more than the 100 megapixels read here; crop it to its cells first")
