@@ -33,14 +33,6 @@ def test_replaces_the_older_file_and_leaves_nothing_beside_it(tmp_path: Path) ->
     assert [file.name for file in tmp_path.iterdir()] == ["split.json"]
 
 
-def test_text_that_cannot_be_written_leaves_the_older_file_alone(tmp_path: Path) -> None:
-    path = tmp_path / "split.json"
-    path.write_text("old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomic(path, "\ud800")
-    assert path.read_text() == "old"
-
-
 def test_a_file_that_fails_half_way_leaves_the_older_one(tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
     path.write_bytes(b"old")

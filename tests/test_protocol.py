@@ -26,7 +26,6 @@ from leukoscope.data.splits import make_split
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.models.recipes import RECIPES
 from leukoscope.models.release import write_json
 from leukoscope.models.weights import load_release
 from leukoscope.protocol import (
@@ -147,13 +146,6 @@ def test_each_run_splits_as_its_name_says(config: TrainingConfig) -> None:
     assert not at_random.no_validation, "on a split by image it would be refused"
 
 
-def test_runs_differ_in_nothing_but_data_and_folder(config: TrainingConfig) -> None:
-    for run in protocol_runs(config):
-        assert run.config.model == config.model
-        assert replace(run.config.run, output_dir=None) == replace(config.run, output_dir=None)
-        assert run.config.data.dataset_name == config.data.dataset_name
-
-
 # Which runs are done
 
 
@@ -188,16 +180,6 @@ def test_a_run_finished_with_other_flags_is_refused_by_name(
         f"{run.folder}: finished with other settings (learning_rate: None, seed: 0, recipe's learning_rate: 0.0002); "
         "give another --output_dir or remove it"
     )
-
-
-def test_a_recipe_edited_since_makes_it_another_run(
-    config: TrainingConfig, data: LoadedCells, tiny_release: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = next(protocol_runs(config))
-    _finish_by_hand(run, data, tiny_release, seconds=1.0)
-    monkeypatch.setitem(RECIPES, "densenet121", replace(RECIPES["densenet121"], label_smoothing=0.3))
-    with pytest.raises(LeukoscopeError, match="recipe's label_smoothing: 0.05"):
-        run.is_finished()
 
 
 def test_more_folds_repeat_no_other_run(config: TrainingConfig) -> None:
@@ -470,29 +452,12 @@ def test_training_times_are_added_up(composed: Path) -> None:
     assert json.loads((composed / "metrics.json").read_text())["training"]["protocol_seconds"] == 111111
 
 
-def test_predictions_of_every_measured_run_are_published(composed: Path) -> None:
-    assert {p.name for p in (composed / "predictions").iterdir()} == {
-        "subject_cv.parquet", "official_0_1.parquet", "official_1_0.parquet", "random.parquet",
-    }  # fmt: skip
-
-
 def test_folds_that_test_a_cell_twice_are_not_published(finished_runs: list[ProtocolRun], tmp_path: Path) -> None:
     first, second = finished_runs[3:5]
     CellPredictions.load(first.folder / "predictions.parquet").save(second.folder / "predictions.parquet")
     with pytest.raises(LeukoscopeError, match="appears more than once"):
         compose_release(finished_runs, tmp_path / "release")
     assert not (tmp_path / "release").exists()
-
-
-def test_an_older_release_is_replaced_as_a_whole(finished_runs: list[ProtocolRun], tmp_path: Path) -> None:
-    old = tmp_path / "release"
-    old.mkdir()
-    (old / "stale.txt").touch()
-    for name in ("config.json", "model.safetensors", "metrics.json"):
-        (old / name).write_text("{}")
-    assert compose_release(finished_runs, old) == old
-    assert not (old / "stale.txt").exists()
-    assert load_release(old).labels == ("ALL", "HEM")
 
 
 @pytest.mark.slow
