@@ -68,8 +68,8 @@ _MODE_PROBLEMS = {
     "LAB": "is in CIELAB colours",
     "YCbCr": "is in YCbCr colours",
 }
-_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", *Tiff.PREFIXES)
-_HEAD = 256  # bytes of a file that show what it is
+_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8")
+_HEAD = 64  # bytes of a file that show what it is
 # A profile of an RGB space is a few kilobytes, with tables for all colours a few hundred; several are kept in memory.
 _MAX_PROFILE = 4_000_000  # bytes
 
@@ -163,19 +163,14 @@ def _unopened(source: Path | BytesIO) -> str:
     """What a file is that Pillow does not open, and the fix."""
     with source.open("rb") if isinstance(source, Path) else BytesIO(source.getvalue()) as file:
         head = file.read(_HEAD)
-        if head.startswith(LFS_POINTER):
-            return "is a Git LFS pointer, not the file itself; run `git lfs pull`"
-        if head[4:8] == b"ftyp":
-            return "is a HEIC (iPhones), AVIF or MP4 file; export a picture as JPEG or PNG"
-        if head.startswith(tuple(Tiff.PREFIXES)):
-            is_big = head[2] == 43
-            tags = Tiff.ImageFileDirectory_v2(head[: 16 if is_big else 8])
-            file.seek(tags.next)
-            tags.load(file)
-            if Tiff.IMAGEWIDTH in tags:
-                return f"{_tiff_problem(tags) or _unusual(tags)}; convert it to 8-bit RGB first"
-        if head.startswith(_MAGIC):
-            return "is a picture that is damaged or cut short; copy or export it again"
+    if head.startswith(LFS_POINTER):
+        return "is a Git LFS pointer, not the file itself; run `git lfs pull`"
+    if head[4:8] == b"ftyp":
+        return "is a HEIC (iPhones), AVIF or MP4 file; export a picture as JPEG or PNG"
+    if head.startswith(tuple(Tiff.PREFIXES)):
+        return "is a TIFF that is damaged or of a kind that is not read here; convert it to 8-bit RGB, or copy it again"
+    if head.startswith(_MAGIC):
+        return "is a picture that is damaged or cut short; copy or export it again"
     return "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
 
 
@@ -349,16 +344,12 @@ def _tiff_problem(tags: Tiff.ImageFileDirectory_v2) -> str:
     plain = bits == 8 and tags.get(Tiff.FILLORDER, 1) == 1 and photometric != 0
     plain = plain and (not extra or (photometric == 2 and extra == _ALPHA))
     misread = tags.get(Tiff.PLANAR_CONFIGURATION, 1) == 2 and not is_packed and not plain
-    signed = max(tags.get(Tiff.SAMPLEFORMAT, (_UNSIGNED,))) != _UNSIGNED
-    return _unusual(tags) if other_colours or several_greys or misread or signed else ""
-
-
-def _unusual(tags: Tiff.ImageFileDirectory_v2) -> str:
-    channels, photometric = tags.get(Tiff.SAMPLESPERPIXEL, 1), tags.get(Tiff.PHOTOMETRIC_INTERPRETATION, 0)
+    numbers = max(tags.get(Tiff.SAMPLEFORMAT, (_UNSIGNED,)))
+    if not (other_colours or several_greys or misread or numbers != _UNSIGNED):
+        return ""
     return (
         f"is a TIFF of a kind that is not read here ({channels} channel(s), photometric interpretation {photometric}, "
-        f"planar configuration {tags.get(Tiff.PLANAR_CONFIGURATION, 1)}, sample format "
-        f"{max(tags.get(Tiff.SAMPLEFORMAT, (_UNSIGNED,)))})"
+        f"planar configuration {tags.get(Tiff.PLANAR_CONFIGURATION, 1)}, sample format {numbers})"
     )
 
 
