@@ -174,7 +174,7 @@ def test_no_file_crashes_or_stays(
         ("PDF", "is not an image"),
         ("HEIC", "is a HEIC (iPhones), AVIF or MP4 file; export a picture as JPEG or PNG"),
         ("Git LFS pointer", "is a Git LFS pointer, not the file itself"),
-        ("12-bit colour", "has more than 8 bits a channel (12 bits)"),
+        ("12-bit colour", "of a kind that is not read here; convert it to 8-bit RGB"),
         ("EPS", "is not an image"),
         ("one pixel", "too small for a cell"),
         ("strip", "one side more than 10 times the other"),
