@@ -7,13 +7,25 @@ Models are the Hub ids in models.txt, the releases under model_card/, and any Hu
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "src"))
 
 from leukoscope import LeukoscopeError
-from leukoscope.web.address import server_address
+
+
+def server_address(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
+    """Loopback and the port that GRADIO_SERVER_PORT names, or 7860; in a Space its container listens to the proxy.
+
+    Raises:
+        LeukoscopeError: it is no port, at which Gradio would fail with a traceback.
+    """
+    port = environment.get("GRADIO_SERVER_PORT", "7860")
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise LeukoscopeError(f"GRADIO_SERVER_PORT={port}: is no port; give a number from 1 to 65535")
+    return "0.0.0.0" if environment.get("SPACE_ID") else "127.0.0.1", int(port)
 
 
 def run(releases: Path | None = None, models: Path | None = None) -> None:
@@ -36,7 +48,7 @@ def run(releases: Path | None = None, models: Path | None = None) -> None:
     # An empty folder is no mistake: visitors then name models of the Hub.
     if releases and (releases.is_file() or any(releases.iterdir())) and not find_releases(releases):
         raise LeukoscopeError(f"--releases {releases}: holds no release; give a release folder, or a folder of them")
-    serve(releases or HERE / "model_card", models or HERE / "models.txt", address)
+    serve(releases or HERE / "model_card", models or HERE / "models.txt", *address)
 
 
 def main() -> int:

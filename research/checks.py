@@ -3,16 +3,16 @@
     python -m research.checks RELEASE --train_dir DIR [--fields_dir DIR …]
 
 assesses a release on the cells that it was made from (`leukoscope.evaluation.assess`), then measures its maps
-(heat_maps, evidence_scale), what its OOD detector refuses (ood: kinds, healthy), the sizes of its training cells
-(morphology) and, from the runs of its protocol, what test-time augmentation gains (views). What is not given is listed
-as not measured. Without --train_dir, only what needs no cells is fitted anew.
+(heat_maps, evidence_scale), what its OOD detector refuses (ood: kinds, healthy) and, from the runs of its protocol,
+what test-time augmentation gains (views). What is not given is listed as not measured. Without --train_dir, only what
+needs no cells is fitted anew.
 """
 
 from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from leukoscope.evaluation import bootstrap
 from leukoscope.evaluation.assess import assess
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import headline, measure
-from leukoscope.evaluation.morphology import measure_cell
 from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.inference.graph import open_backend
 from leukoscope.inference.ood import fit_detector, picture_statistics
@@ -64,12 +63,6 @@ _MADE_HERE = {
 }
 _FOR_INFORMATION = {"phantoms": "synthetic cells, drawn to look true; not counted as something to refuse"}
 KINDS = FROM_ELSEWHERE | _MADE_HERE | _FOR_INFORMATION
-MORPHOLOGY = (
-    "area: pixels of the largest connected part brighter than black, holes filled; nucleus_share: share of it that is "
-    "darker in green than Otsu's threshold after smoothing, holes filled; lobes: connected parts of that, each at "
-    "least a tenth of it; quantiles over cells from 0 to 1 in steps of 0.05"
-)
-_QUANTILES = np.linspace(0, 1, 21)
 
 
 def checked(
@@ -80,7 +73,7 @@ def checked(
     healthy: Mapping[str, Path] | None = None,
     sample: int = 48,
 ) -> dict[str, Any]:
-    """Measure the blocks of an assessed release that need its cells: heat_maps, evidence_scale, ood and morphology.
+    """Measure the blocks of an assessed release that need its cells: heat_maps, evidence_scale and ood.
 
     Args:
         others: kind (a key of `FROM_ELSEWHERE`) → framed images that must be refused.
@@ -94,9 +87,6 @@ def checked(
         **explanation_blocks(loaded, pixels, cells.labels[rows], subjects, background=background, sample=sample),
         "ood": metrics["ood"] | refusals(loaded.preprocessing, pixels, subjects, background=background, others=others),
     }
-    if background == "black":
-        pictures = (one["image"].convert("RGB") for one in cells.data.train)
-        blocks["morphology"] = morphology_block(track(pictures, "sizes of cells"))
     if healthy:
         predictor = Predictor.from_pretrained(release, backend="torch", device="cpu")
         groups = track(healthy.items(), "predicting healthy donors' cells")
@@ -255,29 +245,6 @@ def _image_files(folder: Path) -> list[Path]:
 def evenly(rows: np.ndarray, count: int) -> np.ndarray:
     """Take at most `count` of (N, …), evenly spaced."""
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))]
-
-
-def morphology_block(images: Iterable[Image.Image]) -> dict[str, Any]:
-    """Make the "morphology" block of metrics.json.
-
-    Args:
-        images: the training cells; those that cannot be measured are left out.
-
-    Returns:
-        definition, cells, quantiles of area (pixels) and nucleus_share, and the share of cells with each number of
-        lobes.
-    """
-    cells = [found for found in map(measure_cell, images) if found]
-    lobes, counts = np.unique([cell.lobes for cell in cells], return_counts=True)
-    return {
-        "definition": MORPHOLOGY,
-        "cells": len(cells),
-        "area": [round(float(x)) for x in np.quantile([cell.area for cell in cells], _QUANTILES)],
-        "nucleus_share": [round(float(x), 4) for x in np.quantile([cell.nucleus_share for cell in cells], _QUANTILES)],
-        "lobes": {
-            str(number): round(float(count) / len(cells), 4) for number, count in zip(lobes, counts, strict=True)
-        },
-    }
 
 
 def tta_gain(

@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,9 +22,9 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+from app import server_address
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.synthetic import draw_cell, draw_smear
-from leukoscope.web.address import server_address
 
 APP = Path(__file__).parents[1] / "app.py"
 START_SECONDS = 300  # a busy machine with two cores; an idle one needs about five
@@ -37,7 +38,7 @@ def run_app(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]
 def test_it_listens_on_this_machine_only_unless_it_is_a_space() -> None:
     assert server_address({}) == ("127.0.0.1", 7860)
     assert server_address({"GRADIO_SERVER_PORT": "8000"}) == ("127.0.0.1", 8000)
-    assert server_address({"SPACE_ID": "owner/demo"}).host == "0.0.0.0"
+    assert server_address({"SPACE_ID": "owner/demo"})[0] == "0.0.0.0"
 
 
 def test_a_port_that_is_none_is_one_line() -> None:
@@ -221,17 +222,18 @@ def test_a_field_is_read(client: Any, cache: Path, tmp_path: Path) -> None:
 def test_a_batch_is_answered(client: Any, cache: Path, tmp_path: Path) -> None:
     from gradio_client import handle_file
 
-    for label in ("ALL", "HEM"):
-        Image.fromarray(draw_cell(label, subject=5, cell=1).image).save(tmp_path / f"{label}_5.png")
-    (tmp_path / "truth.csv").write_text("file,label\nALL_5.png,ALL\nHEM_5.png,HEM\n")
-    files = [handle_file(path) for path in sorted(tmp_path.glob("*.*"))]
-    answers = client.predict(files, "tiny", r"_(\d)", api_name="/batch")
+    files = {f"{label}/P{number}/1.png": (label, number) for label in ("ALL", "HEM") for number in (1, 2)}
+    with zipfile.ZipFile(tmp_path / "cells.zip", "w") as archive:
+        for name, (label, number) in files.items():
+            Image.fromarray(draw_cell(label, subject=number, cell=1).image).save(tmp_path / "cell.png")
+            archive.write(tmp_path / "cell.png", name)
+    answers = client.predict([handle_file(tmp_path / "cells.zip")], "tiny", api_name="/batch")
     assert [(cell["file"], cell["label"], cell["subject"]) for cell in answers["cells"]] == [
-        ("ALL_5.png", "ALL", "5"), ("HEM_5.png", "HEM", "5"),
-    ]  # fmt: skip
+        (name, label, f"P{number}") for name, (label, number) in files.items()
+    ]
     assert all(cell["outcome"] in ("ALL", "HEM") and cell["reasons"] == "" for cell in answers["cells"])
     assert dict((name, value) for name, value, _ in answers["figures"]).keys() >= {"accuracy", "AUROC"}
-    assert not list(cache.rglob("*_5.png")) and not list(cache.rglob("truth.csv"))
+    assert not list(cache.rglob("cells.zip"))
 
 
 @pytest.mark.slow

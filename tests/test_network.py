@@ -37,7 +37,6 @@ COMMANDS = {
 DEMO = """
 import threading, time, urllib.request
 from pathlib import Path
-from leukoscope.web.address import Address
 from leukoscope.web import app
 warm_up, warm = app._warm_up, threading.Event()
 app._warm_up = lambda models: (warm_up(models), warm.set())
@@ -53,7 +52,7 @@ def visit():
     import _thread
     _thread.interrupt_main()
 threading.Thread(target=visit, daemon=True).start()
-app.serve(Path("RELEASE"), Path("models.txt"), Address("127.0.0.1", PORT))
+app.serve(Path("RELEASE"), Path("models.txt"), "127.0.0.1", PORT)
 """
 
 

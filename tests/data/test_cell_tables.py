@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from unicodedata import normalize
@@ -18,7 +17,6 @@ from leukoscope.data.cell_tables import CellTable, parse_csv, read_table, subjec
 from leukoscope.data.loading import load_cells
 from leukoscope.inference.sources import open_source
 from leukoscope.synthetic import draw_cell
-from leukoscope.web.batch_files import open_batch
 
 PLAIN = {
     "ALL/P00_0.bmp": "P00",
@@ -123,19 +121,7 @@ def loaded(cells: Path, content: bytes) -> dict[str, str]:
     return {f"{cell}.bmp": subject for cell, subject in zip(train["cell_id"][:], train["subject"][:], strict=True)}
 
 
-def uploaded(cells: Path, content: bytes) -> dict[str, str]:
-    with zipfile.ZipFile(cells.parent / "cells.zip", "w") as packed:
-        for name in PLAIN:
-            packed.write(cells / name, name)
-        packed.writestr("table.csv", content)
-    batch = open_batch([str(cells.parent / "cells.zip")])
-    told = [line for line in batch.problems if "counts once" not in line]
-    if told:  # shown beside the result, whose other cells are predicted
-        raise LeukoscopeError("; ".join(told))
-    return batch.subjects
-
-
-READERS = {"patient": scored, "--labels": loaded, "demo": uploaded}
+READERS = {"patient": scored, "--labels": loaded}
 
 
 def encoded(content: str | bytes) -> bytes:

@@ -7,10 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from leukoscope.data.smear import measure_stain
-from leukoscope.evaluation.morphology import Morphology, map_share
 from leukoscope.inference.prediction import REASON_TEXTS, Checks, Thresholds
 from leukoscope.reports.text import (
     REASONS,
@@ -19,14 +16,12 @@ from leukoscope.reports.text import (
     decision_text,
     map_text,
     model_text,
-    morphology_text,
     percent,
     recall_text,
     trust_text,
     warnings,
     weak_map_text,
 )
-from leukoscope.synthetic import draw_smear
 
 SUBJECTS = {
     "1": {"label": "ALL", "accuracy": 0.9}, "2": {"label": "ALL", "accuracy": 1.0},
@@ -41,15 +36,6 @@ METRICS: dict[str, Any] = {
     "decisions": {"operating_points": {"positive_label": "ALL", "points": {
         "sensitivity_95": {"cross_fitted": {"ppv": 0.84, "npv": 0.79, "prevalence": 0.67}}}}},
 }  # fmt: skip
-BLANK = Image.new("RGB", (40, 40), "white")
-
-
-def cut_out_cell(side: int = 40) -> Image.Image:
-    """A bright square cell that fills the left half of a black view."""
-    pixels = np.zeros((side, side, 3), np.uint8)
-    pixels[:, : side // 2] = 120
-    return Image.fromarray(pixels)
-
 
 DECIDED = Thresholds("ALL", {"sensitivity_95": 0.35, "specificity_95": 0.92}, abstain_below=0.7)
 
@@ -181,51 +167,16 @@ def test_percent_never_rounds_to_certainty(share: float, text: str) -> None:
     assert percent(share) == f"{text}\u00a0%"
 
 
-def told(heat: np.ndarray, view: Image.Image, label: str, on_cell: float | None = None) -> str:
-    return map_text(heat, map_share(heat, view, on_cell), label)
-
-
-def test_evidence_on_a_cut_out_cell_is_told_beside_what_the_cell_fills() -> None:
-    heat = np.array([[3.0, 1.0]], np.float32)
-    # Bilinear between two cells of 3 and 1: the left half holds 2.75 of 4 parts.
-    assert told(heat, cut_out_cell(), "ALL") == (
-        "69\u00a0% of the map for ALL lies on the cell, which fills 50\u00a0% of what the model saw."
-    )
-
-
-def test_a_share_that_the_prediction_measured_is_told_as_it_is() -> None:
-    """Measured again on the picture, it was 48 % in one sentence and 47 % in the next."""
-    heat = np.array([[3.0, 1.0]], np.float32)
-    assert told(heat, cut_out_cell(), "ALL", 0.474).startswith("47\u00a0% of the map")
-
-
-def test_evidence_on_the_background_is_counted_as_such() -> None:
-    text = told(np.array([[0.0, 0.0, 0.0, 1.0]], np.float32), cut_out_cell(), "HEM")
-    assert text.startswith("0\u00a0% of the map for HEM lies on the cell")
-
-
-def test_evidence_in_a_smear_is_placed() -> None:
+def test_half_of_a_map_is_placed() -> None:
     heat = np.zeros((4, 4), np.float32)
     heat[0, 3] = 1
-    assert told(heat, BLANK, "Pro") == (
+    assert map_text(heat, "Pro") == (
         "Half of the map for Pro lies in 6\u00a0% of what the model saw, around its upper right."
     )
 
 
-def test_evidence_in_a_stained_smear_is_shared_between_nuclei_and_the_rest() -> None:
-    drawn = draw_smear(("ALL", "HEM"), size=(160, 320), um_per_pixel=0.12, red_cells=12, seed=1)
-    view = Image.fromarray(drawn.image)
-    stain = measure_stain(view)
-    nuclei = stain.nuclear(drawn.image) > stain.threshold
-    filled = percent(float(nuclei.mean()))
-    assert told(nuclei.astype(np.float32), view, "Pro") == (
-        f"100\u00a0% of the map for Pro lies on nuclei, which fill {filled} of what the model saw."
-    )
-    assert told(1.0 - nuclei, view, "Pro").startswith("0\u00a0% of the map for Pro lies on nuclei")
-
-
 def test_an_empty_map_is_said_to_be_empty() -> None:
-    assert "The map for ALL is empty: nothing" in told(np.zeros((3, 3)), cut_out_cell(), "ALL")
+    assert "The map for ALL is empty: nothing" in map_text(np.zeros((3, 3)), "ALL")
 
 
 def test_synthetic_training_is_said() -> None:
@@ -246,21 +197,6 @@ def test_synthetic_training_is_said() -> None:
 def test_what_a_model_lacks_is_said_once(metrics: dict[str, object], has_detector: bool, said: list[str]) -> None:
     found = warnings(metrics, has_detector=has_detector)
     assert len(found) == len(said) and all(one.startswith(start) for one, start in zip(found, said, strict=True))
-
-
-def test_morphology_is_told_with_its_place_among_the_training_cells() -> None:
-    cell = Morphology(1000.0, 0.8, 2)
-    known = {"area": [0, 2000], "nucleus_share": [0.6, 1.0], "lobes": {"1": 0.9, "2": 0.1}}
-    assert morphology_text(cell, known) == {
-        "Area": "1,000 pixels; larger than in 50\u00a0% of the training cells",
-        "Nucleus to cell": "80\u00a0%; larger than in 50\u00a0% of the training cells",
-        "Nuclear lobes": "2; so have 10\u00a0% of the training cells",
-    }
-    # Of a field's cell, by outlines that tell no lobes apart.
-    assert morphology_text(cell, known, um_per_pixel=0.1) == {"Area": "10 µm²", "Nucleus to cell": "80\u00a0%"}
-    # A release made before has no quantiles.
-    assert list(morphology_text(cell, {}).values()) == ["1,000 pixels", "80\u00a0%", "2"]
-    assert morphology_text(None, known) == {}
 
 
 @pytest.mark.parametrize(

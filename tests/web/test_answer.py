@@ -17,7 +17,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE, Predictor
-from leukoscope.evaluation.morphology import parts_of
 from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION, Decision, HeatMap
 from leukoscope.reports.text import MAP_CAVEAT
 from leukoscope.web import stage
@@ -134,7 +133,7 @@ def test_what_strangers_wrote_is_escaped(cell: Row) -> None:
     maps = {label: replace(heat, label=label) for label in shares}
     known = replace(cell.known, probabilities=shares, heatmaps=maps, views=(shares,) * 8, decision=Decision(hostile))
     picture = replace(cell.picture, caption=hostile, remark=hostile)
-    row = Row(picture, hostile, known, measured=cell.measured)
+    row = Row(picture, hostile, known)
     page = "".join(stage.cell_picture(row, view=view, forms={"nucleus": row}) for view in stage.VIEWS)
     page += stage.cell_answer(Answer(picture, (row, Row(picture, hostile, error=hostile)), (hostile,)), 0)
     page += stage.note(hostile) + stage.message(hostile, hostile) + stage.kept_choices([picture, picture])
@@ -172,7 +171,7 @@ def test_a_smear_given_as_one_cell_has_no_class_at_any_point(models: ModelCache)
 def test_a_map_beside_the_nuclei_of_a_smear_is_a_caution(models: ModelCache) -> None:
     """The check vanished for smears: > 99 % stood there with two ticks."""
     row = ask(example(1, smear=True), models, "ball4")
-    image, nuclei = row.picture.image, parts_of(row.picture.image)["nucleus"]
+    image, nuclei = row.picture.image, row.picture.parts["nucleus"]
     for on_nuclei in (True, False):
         heat = (nuclei if on_nuclei else ~nuclei).astype(np.float32)
         maps = {label: HeatMap(heat, label) for label in row.known.probabilities}
@@ -182,7 +181,7 @@ def test_a_map_beside_the_nuclei_of_a_smear_is_a_caution(models: ModelCache) -> 
 
 
 def test_turned_and_covered_are_views_of_the_stage(cell: Row, models: ModelCache) -> None:
-    parts = parts_of(cell.picture.image)
+    parts = cell.picture.parts
     assert list(parts) == ["nucleus", "cytoplasm", "outside"] and sum(part.sum() for part in parts.values()) == 450**2
     found = covered(cell, models)
     for name, one in found.items():

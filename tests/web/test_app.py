@@ -17,7 +17,6 @@ from starlette.testclient import TestClient
 
 from leukoscope import LeukoscopeError
 from leukoscope.web import app as web_app
-from leukoscope.web.address import Address
 from leukoscope.web.app import (
     AT_ONCE,
     OPEN_FILES,
@@ -57,7 +56,7 @@ def test_a_server_terminated_as_it_starts_ends_by_itself(tmp_path: Path, monkeyp
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as ended:
-            serve(tmp_path, tmp_path / "models.txt", Address("127.0.0.1", port))
+            serve(tmp_path, tmp_path / "models.txt", "127.0.0.1", port)
         assert ended.value.code == 143
     finally:
         signal.signal(signal.SIGTERM, before)

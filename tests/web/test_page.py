@@ -18,7 +18,7 @@ from PIL import Image
 
 from leukoscope.synthetic import draw_cell
 from leukoscope.web.answer import Answer, answer, example
-from leukoscope.web.batch_results import BatchResult
+from leukoscope.web.batch import BatchResult
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.page import Page
 from leukoscope.web.smear import Smear, example_smear, read_smear
@@ -118,7 +118,6 @@ def test_what_was_forgotten_is_to_be_given_again(page: Page) -> None:
         "tap:0.5,0.5",
         "cell:0",
         "pitch:0.1",
-        "pattern:a",
         "save:png",
         "read:one",
     ):
@@ -187,10 +186,7 @@ def test_a_picture_decides_what_is_shown() -> None:
     visit = Visit()
     text = shown(page, page._asking(visit, page._read(visit, lambda: blank)))
     assert text.count("Unlike the cells this model knows") == 2, "each refuses in its row"
-    # What both refuse and holds more than a cell is cut out where it is tapped.
-    assert "Tap a cell to cut it out." in text
-    text = shown(page, click(page, visit, "tap:0.5,0.5"))
-    assert "Cropped to where you tapped." in text
+    assert list(click(page, visit, "tap:0.5,0.5")) == [], "what is refused has no parts to cover"
 
 
 def test_a_smear_foreign_to_one_model_is_read_whole_by_the_other() -> None:
@@ -224,7 +220,7 @@ def test_a_batch_is_stopped_by_any_newer_question_and_its_files_are_deleted(
         assert not isinstance(visit.shown, BatchResult)
 
 
-def test_a_batch_opens_its_cells_sorts_them_and_is_read_by_another_model(
+def test_a_batch_opens_its_cells_and_is_read_by_another_model(
     page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
@@ -232,14 +228,10 @@ def test_a_batch_opens_its_cells_sorts_them_and_is_read_by_another_model(
     visit = Visit()
     text = shown(page, page._on_upload([zipped(tmp_path, names)], visit))
     read = visit.shown
-    assert isinstance(read, BatchResult) and list(read.cells_by_subject()) == ["p1", "p2"] and text.count("<svg") == 2
+    assert isinstance(read, BatchResult) and list(read.by_subject) == ["p1", "p2"] and text.count("<svg") == 2
     text = shown(page, click(page, visit, "cell:3"))
     assert "p2/2.png" in text and "← Back to the cells" in text and text.count('<li class="lk-row') == 2
     shown(page, click(page, visit, "back"))
-    assert 'value="least" selected' in shown(page, click(page, visit, "order:least"))
-    shown(page, click(page, visit, r"pattern:/(\d)"))
-    assert isinstance(visit.shown, BatchResult) and list(visit.shown.cells_by_subject()) == ["1", "2"]
-    assert "give a regular expression" in shown(page, click(page, visit, "pattern:("))
     shown(page, click(page, visit, "read:other"))
     assert isinstance(visit.shown, BatchResult) and visit.model == "other"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -13,9 +14,8 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.registry import DATASETS
-from leukoscope.web import real_cells
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.real_cells import RealCells, source_of
+from leukoscope.web.real_cells import real_cells, source_of
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 
@@ -25,12 +25,13 @@ def test_cells_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
     rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (16, 16))] * 2, "label": ["ALL", "HEM"]})
     rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / "hub" / "train.parquet")
-    monkeypatch.setattr(real_cells, "_require_hub", lambda hub_id: None)
-    info, cells = replace(DATASETS["cnmc2019"], hub_id=str(tmp_path / "hub")), RealCells()
-    first = cells.of(info)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("leukoscope.web.real_cells.get_session", lambda: SimpleNamespace(head=lambda *_, **__: None))
+    info = replace(DATASETS["cnmc2019"], hub_id=str(tmp_path / "hub"))
+    first = real_cells(info)
     assert [cell.label for cell in first] == ["ALL", "HEM"]
     shutil.rmtree(tmp_path / "hub")
-    assert cells.of(info) is first
+    assert real_cells(info) is first
 
 
 def test_the_source_is_what_the_model_was_trained_on() -> None:
@@ -49,4 +50,4 @@ def test_a_hub_that_does_not_answer_is_told_within_seconds(monkeypatch: pytest.M
     with pytest.raises(
         LeukoscopeError, match="cannot be streamed from the Hub, which does not answer; try again later"
     ):
-        RealCells().of(DATASETS["cnmc2019"])
+        real_cells(DATASETS["cnmc2019"])

@@ -116,7 +116,7 @@ def test_a_field_without_a_class_is_still_measured(result: Smear, reading: Smear
         assert float(row["nucleus_um2"]) == pytest.approx(area * share, rel=1e-3)
         assert f"{area:.0f} µm² · nucleus {percent(share)}<" in shown
     assert "are estimates: pale cytoplasm" in shown and "lobes" not in shown + ",".join(rows[0])
-    assert shown.count("<li ") == len(reading.cells) == 5 and 'value="area"' in shown
+    assert shown.count("<li ") == len(reading.cells) == 5
 
 
 @pytest.mark.parametrize(("name", "shown"), [("=1+1.png", "'=1+1.png"), ("-x", "'-x"), ("cell.png", "cell.png")])
@@ -156,12 +156,10 @@ def test_a_scale_that_was_guessed_is_to_be_corrected_on_the_stage(tiny_release: 
     assert "better give it" not in smear_answer(read), "the page has its own words"
 
 
-def test_a_cell_of_a_smear_has_one_figure_for_its_area_and_one_that_is_cut_is_not_opened(
-    tiny_release: Path, result: Smear
-) -> None:
+def test_a_cell_that_the_edge_cuts_is_not_opened(tiny_release: Path, result: Smear) -> None:
     models = ModelCache({"tiny": tiny_release})
     (row,) = open_cell(models, result, 2).rows
-    assert row.picture.caption == "Cell 3 of Synthetic smear" and row.facts["Area"].split()[0] in strip(result)
+    assert row.picture.caption == "Cell 3 of Synthetic smear"
     image = result.picture.image
     left, _, right, _ = result.reading.cells[0].cell.box
     cut = read_smear(models, Picture(image.crop(((left + right) // 2, 0, *image.size)), "a.png", 0.12), "tiny")

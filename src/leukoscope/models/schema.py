@@ -127,12 +127,6 @@ class _EvidenceScale(_Checked):
     on_cell_p05: Share = 0.0
 
 
-class _Morphology(_Checked):
-    area: list[NotNegative]
-    nucleus_share: list[Share]
-    lobes: dict[str, Share]
-
-
 class _Recalibration(_Checked):
     previous_temperature: Positive = 1.0
 
@@ -149,7 +143,6 @@ class Metrics(_Checked):
     decisions: _Decisions = _MISSING
     subject_rule: _MayBeEmpty[_SubjectRule] = _MISSING
     evidence_scale: _MayBeEmpty[_EvidenceScale] = _MISSING
-    morphology: _MayBeEmpty[_Morphology] = _MISSING
     recalibration: _Recalibration = _MISSING
     recipe: dict[str, Any] = {}
     ood: dict[str, Any] = {}

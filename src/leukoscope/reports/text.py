@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from leukoscope.evaluation.morphology import MapShare, Morphology, percentile
 from leukoscope.inference.prediction import (
     ABSTAIN,
     NOT_A_CELL,
@@ -238,31 +237,6 @@ def reason_text(reason: Reason) -> str:
     return REASONS[reason.code].format(value=shown(reason.value), limit=shown(reason.limit))
 
 
-def morphology_text(
-    cell: Morphology | None, known: Mapping[str, Any], um_per_pixel: float | None = None
-) -> dict[str, str]:
-    """A cell's measurements in words, beside those of the training cells: the block "morphology" of metrics.json.
-
-    A cell of a smear, whose scale is known, stands alone: the training cells are measured in another way.
-    """
-    if cell is None:
-        return {}
-    if um_per_pixel:
-        return {"Area": f"{cell.area * um_per_pixel**2:.0f} µm²", "Nucleus to cell": percent(cell.nucleus_share)}
-
-    def place(name: str, value: float, text: str) -> str:
-        share = percentile(known, name, value)
-        return text if share is None else f"{text}; larger than in {percent(share)} of the training cells"
-
-    lobes = str(cell.lobes)
-    like = (known.get("lobes") or {}).get(lobes, 0.0 if known else None)
-    return {
-        "Area": place("area", cell.area, f"{round(cell.area):,} pixels"),
-        "Nucleus to cell": place("nucleus_share", cell.nucleus_share, percent(cell.nucleus_share)),
-        "Nuclear lobes": lobes if like is None else f"{lobes}; so have {percent(like)} of the training cells",
-    }
-
-
 def model_text(metrics: Mapping[str, Any]) -> str:
     """A release in one line: what it was trained on, and the data's licence."""
     data, subjects = metrics.get("data") or {}, len((metrics.get("training") or {}).get("subjects") or ())
@@ -272,14 +246,10 @@ def model_text(metrics: Mapping[str, Any]) -> str:
     return " · ".join([*parts, *([str(data["licence"])] if data.get("licence") else [])])
 
 
-def map_text(heat: np.ndarray, share: MapShare, label: str) -> str:
-    """The text equivalent of a class's map: its share on the cell or its nuclei; else how concentrated it is, where."""
+def map_text(heat: np.ndarray, label: str) -> str:
+    """The text equivalent of a class's map: how concentrated it is, and where."""
     if float(heat.sum()) <= 0:
         return f"The map for {label} is empty: nothing that the model saw speaks for it."
-    if share.on:
-        on = "the cell, which fills" if share.on == "cell" else "nuclei, which fill"
-        inside, filled = percent(share.inside), percent(share.filled)
-        return f"{inside} of the map for {label} lies on {on} {filled} of what the model saw."
     # How small a part of the view holds half of the map, and where its centre lies.
     sums = np.sort(heat.ravel())[::-1].cumsum() / heat.sum()
     half = (int(np.searchsorted(sums, 0.5)) + 1) / heat.size

@@ -6,8 +6,4 @@ element.addEventListener('click', (event) => {
 element.addEventListener('change', (event) => {
   const {act} = event.target.dataset
   if (act) trigger('select', {index: 0, value: `${act}:${event.target.value}`})
-  if (!('sort' in event.target.dataset)) return
-  const list = event.target.closest('div').querySelector('ul.lk-cells'), by = event.target.value
-  const of = (item) => Number(item.dataset[by])
-  list.append(...[...list.children].sort((one, other) => by == 'number' ? of(one) - of(other) : of(other) - of(one)))
 })

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from skimage.filters import threshold_otsu
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.evaluation.morphology import MapShare, Morphology, map_share, measure_cell, parts_of
-from leukoscope.inference.gradcam import overlay
+from leukoscope.data.images import foreground
+from leukoscope.data.smear import UnusableSmear, measure_stain
+from leukoscope.inference.gradcam import BLACK_SHARE, overlay, share_within
 from leukoscope.inference.prediction import (
     NOT_A_CELL,
     REFUSED,
@@ -66,9 +68,35 @@ class Picture:
     field_share: float | None = None
 
     @cached_property
-    def measured(self) -> Morphology | None:
-        """The cell's measurements; None where the picture is no cell cut out on black."""
-        return measure_cell(self.image)
+    def on_black(self) -> bool:
+        """Whether this is a cell cut out on black."""
+        cell = foreground(np.asarray(self.image))
+        return bool(cell.any() and (~cell).mean() >= BLACK_SHARE)
+
+    @cached_property
+    def parts(self) -> dict[str, np.ndarray]:
+        """Part → where it lies, (H, W) bool; no part that is empty.
+
+        "nucleus", "cytoplasm" and "outside" of a cell cut out on black; of a smear "nucleus" is all that is stained so,
+        and "outside" the rest.
+        """
+        from scipy.ndimage import binary_fill_holes, gaussian_filter
+
+        pixels = np.asarray(self.image)
+        if self.on_black:
+            cell, blur = foreground(pixels), max(pixels.shape) / 64
+            density = -np.log((pixels[..., 1] + 1.0) / 256) * cell
+            smooth = gaussian_filter(density, blur) / np.maximum(gaussian_filter(cell.astype(float), blur), 1e-6)
+            nucleus = cell & binary_fill_holes(cell & (smooth >= threshold_otsu(smooth[cell])))
+            parts = {"nucleus": nucleus, "cytoplasm": cell & ~nucleus, "outside": ~cell}
+        else:
+            try:
+                stain = measure_stain(self.image)
+            except UnusableSmear:
+                return {}
+            nucleus = stain.nuclear(pixels) > stain.threshold if stain.share else np.zeros(pixels.shape[:2], bool)
+            parts = {"nucleus": nucleus, "outside": ~nucleus} if nucleus.any() else {}
+        return {name: part for name, part in parts.items() if part.any()}
 
 
 @dataclass(frozen=True)
@@ -92,7 +120,6 @@ class Row:
         model: the name by which it was chosen.
         prediction: its decision is that of one view, its maps are the mean over eight; None where there is an error.
         foreign: what sets a refused picture apart; None of any other, and where the release has no detector.
-        measured: the cell's measurements, by the way that fits where it comes from.
         error: why the model gives no answer.
     """
 
@@ -101,7 +128,6 @@ class Row:
     prediction: Prediction | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     foreign: Foreign | None = None
-    measured: Morphology | None = None
     error: str = ""
 
     @cached_property
@@ -160,12 +186,17 @@ class Row:
     def decision_text(self, point: str = "") -> DecisionText:
         """The decision in words; a map that lies on its nuclei less than an indifferent one is a caution with it."""
         said = text.decision_text(self.decision(point), self.known.probabilities, self.thresholds, self.metrics)
-        share = self.map_shares.get(self.called(point))
-        if share is None or share.on != "nuclei" or share.inside >= share.filled:
+        heat, nuclei = self.maps.get(self.called(point)), self.picture.parts.get("nucleus")
+        if heat is None or not heat.any() or self.picture.on_black or nuclei is None:
+            return said
+        left, top, right, bottom = (round(edge) for edge in self.known.view_box)
+        seen = np.asarray(Image.fromarray(nuclei).crop((left, top, right, bottom)))
+        inside, filled = share_within(heat, seen), float(seen.mean())
+        if inside >= filled:
             return said
         caution = (
-            f"Only {percent(share.inside)} of its map lies on nuclei, which fill {percent(share.filled)}: it reacts to "
-            "their surroundings."
+            f"Only {percent(inside)} of its map lies on nuclei, which fill {percent(filled)}: it reacts to their "
+            "surroundings."
         )
         return replace(said, because=f"{said.because} {caution}".strip())
 
@@ -182,18 +213,6 @@ class Row:
             return ""
         probable = [max(one, key=one.__getitem__) for one in self.known.views]
         return text.agreement_text(self.known.most_probable, found, probable)
-
-    @cached_property
-    def map_shares(self) -> dict[str, MapShare]:
-        """Class → where its map lies."""
-        if self.prediction is None:
-            return {}
-        left, top, right, bottom = (round(edge) for edge in self.known.view_box)
-        view = self.picture.image.crop((left, top, right, bottom))
-        probable, on_cell = self.known.most_probable, self.known.checks.on_cell
-        return {
-            label: map_share(heat, view, on_cell if label == probable else None) for label, heat in self.maps.items()
-        }
 
     def pictures(self, label: str) -> tuple[Image.Image, Image.Image | None]:
         """The picture and the map of one class over it, at most 640 px on a side; no forward pass.
@@ -218,7 +237,7 @@ class Row:
             return "Coloured where its colours are unlike those of the training cells."
         if not self.maps:
             return "" if self.refused else "This model has no map: its last features are no map of channels."
-        said = text.map_text(self.maps[label], self.map_shares[label], label)
+        said = text.map_text(self.maps[label], label)
         return f"{said} {text.weak_map_text(self.maps, label, self.scale.weak)}".strip()
 
     @property
@@ -228,12 +247,11 @@ class Row:
 
     @property
     def facts(self) -> dict[str, str]:
-        """The cell's measurements, and how the prediction was made."""
+        """How the prediction was made."""
         known, image = self.known, self.picture.image
         left, top, right, bottom = known.view_box
         seen = f"{round(right - left)} × {round(bottom - top)} of {image.width} × {image.height} pixels"
         return {
-            **text.morphology_text(self.measured, self.metrics.get("morphology") or {}, self.picture.um_per_pixel),
             "Model": f"{self.model}, {known.revision[:12] or 'local files'}",
             "Trained on": text.model_text(self.metrics).removeprefix("Trained on ") or "not told",
             "Seen by the model": seen,
@@ -246,7 +264,6 @@ class Row:
         """
         known, decided = self.known, self.decision_text(point)
         remark = "" if known.outcome != NOT_A_CELL else "The cells of a smear are read by /field."
-        facts = text.morphology_text(self.measured, self.metrics.get("morphology") or {}, self.picture.um_per_pixel)
         lines = (
             decided.headline,
             decided.because,
@@ -256,7 +273,6 @@ class Row:
             *self.warnings,
             self.map_text(label or known.most_probable),
             text.MAP_CAVEAT if self.maps else "",
-            "; ".join(f"{name}: {value}" for name, value in facts.items()),
             f"{text.about_model(self.model, known.revision)}.",
             RESEARCH_NOTICE,
         )
@@ -320,19 +336,19 @@ def ask(picture: Picture, models: ModelCache, name: str) -> Row:
     if prediction.outcome in REFUSED and predictor.ood is not None:
         framed, detector = predictor.release.preprocessing.frame(picture.image), predictor.ood
         foreign = Foreign(detector.group_distances(framed), HeatMap(detector.colour_excess(framed), ""))
-    return Row(picture, name, prediction, predictor.release.metrics, foreign, picture.measured)
+    return Row(picture, name, prediction, predictor.release.metrics, foreign)
 
 
 def names_for(models: ModelCache, picture: Picture, names: Sequence[str]) -> list[str]:
     """Of these models those that know such pictures: for a cell on black, those that were trained on such cells."""
-    if picture.measured is None:
+    if not picture.on_black:
         return list(names)
     return [name for name in names if models.takes_cut_outs(name) is not False] or list(names)
 
 
 def covered(row: Row, models: ModelCache, parts: Sequence[str] = ()) -> dict[str, Row]:
     """Part → the row once it is painted over in the mean colour of the part beside it; no `parts` are all."""
-    found, pixels = parts_of(row.picture.image), np.asarray(row.picture.image)
+    found, pixels = row.picture.parts, np.asarray(row.picture.image)
     beside = {"nucleus": ("cytoplasm", "outside"), "cytoplasm": ("outside",), "outside": ("cytoplasm", "outside")}
     images = {}
     for name in [one for one in found if one in parts or not parts]:

@@ -29,7 +29,6 @@ from starlette.routing import Route
 from leukoscope import LeukoscopeError, __version__
 from leukoscope.reports.text import QUESTION
 from leukoscope.web import stage
-from leukoscope.web.address import Address
 from leukoscope.web.answer import ask, example
 from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.endpoints import add_endpoints
@@ -125,12 +124,13 @@ def routes() -> list[Route]:
     ]
 
 
-def serve(releases: Path, hub_ids: Path, address: Address) -> None:
+def serve(releases: Path, hub_ids: Path, host: str, port: int) -> None:
     """Serve the demo until interrupted.
 
     Args:
         releases: a release folder, or the folder whose sub-folders with a config.json are the embedded releases.
         hub_ids: text file of Hub ids to offer, one per line; it may be missing.
+        host, port: where to listen.
 
     Raises:
         LeukoscopeError: the port is taken, or the folder for uploads cannot be written.
@@ -153,8 +153,8 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
     try:
         try:
             demo.launch(
-                server_name=address.host,
-                server_port=address.port,
+                server_name=host,
+                server_port=port,
                 share=False,
                 ssr_mode=False,
                 mcp_server=serves_mcp(),
@@ -172,8 +172,8 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
                 quiet=True,
             )
         except OSError:
-            raise LeukoscopeError(f"port {address.port} is taken; set GRADIO_SERVER_PORT to a free one") from None
-        print(f"Leukoscope is ready at http://{address.host}:{address.port}", flush=True)
+            raise LeukoscopeError(f"port {port} is taken; set GRADIO_SERVER_PORT to a free one") from None
+        print(f"Leukoscope is ready at http://{host}:{port}", flush=True)
         # Only now: loading torch beside Gradio's start would hold the page back.
         for work in (partial(_warm_up, models), _delete_answers):
             Thread(target=work, daemon=True).start()

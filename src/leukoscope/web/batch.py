@@ -1,92 +1,283 @@
-"""Many cells on the stage: their subjects on the left, what follows from them on the right, each cell to be opened."""
+"""Many cells on the stage: predicted file by file, counted by subject, measured where folders name their class.
+
+Their subjects stand on the left, what follows from them on the right; each cell can be opened.
+"""
 
 from __future__ import annotations
 
+import io
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from html import escape
 from threading import Semaphore
+from typing import Any
 
-from PIL import Image
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
 
-from leukoscope import LeukoscopeError
-from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
-from leukoscope.inference.subject import SubjectPrediction
-from leukoscope.reports.formatting import data_uri, encoded
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.data.images import open_bytes
+from leukoscope.evaluation.bootstrap import cell_intervals, point_metrics, subject_intervals
+from leukoscope.evaluation.overlap import same_subject, trainings_of
+from leukoscope.evaluation.predictions import CellPredictions
+from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, WITHOUT_CLASS, Checks, Decision, Thresholds
+from leukoscope.inference.scoring import safe_cell
+from leukoscope.inference.subject import SubjectPrediction, SubjectRule
+from leukoscope.reports.formatting import data_uri, encoded, metric_name, span
 from leukoscope.reports.text import about_model, outcome_text, percent
-from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 from leukoscope.web import stage
-from leukoscope.web.batch_files import SUGGESTIONS, Batch, BatchFile, open_batch, subjects_of, suggested_pattern
-from leukoscope.web.batch_results import BatchResult, BatchRow, label_metrics, predict_batch, too_good, wrong_rows
+from leukoscope.web.batch_files import Batch, BatchFile, open_batch, true_class
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.upload import deleted_afterwards
+from leukoscope.web.upload import CELL, File, deleted_afterwards
 
+PICTURES_AT_ONCE, THUMBNAIL = 16, 96
+# Bytes of a batch's pictures that stay in the visitor's session, so that they can be opened.
+MAX_KEPT = 64 * 2**20
 # A batch holds hundreds of megabytes while it is read.
 BATCHES_AT_ONCE = 2
-# Enough cells of each for one prediction for a subject, which needs 50 by the releases of C-NMC.
-SAMPLE_SUBJECTS, SAMPLE_CELLS = 2, 56
 SHOWN, SHOWN_WRONG, SHOWN_PROBLEMS = 120, 24, 20
-# How a visitor may order the cells.
-ORDERS: dict[str, tuple[str, Callable[[BatchRow], tuple[float | str, ...]]]] = {
-    "names": ("names, A to Z", lambda row: (row.name,)),
-    "most": ("the most confident", lambda row: (-row.confidence,)),
-    "least": ("the least confident", lambda row: (row.confidence,)),
-    "ood": ("the most unlike the training cells", lambda row: (-(row.checks.ood_score or 0.0),)),
-}
 _WIDTH, _HEIGHT, _MARGIN = 640, 110, 26
 _line = Semaphore(BATCHES_AT_ONCE)
 
 
-@cache
-def sample_batch() -> Batch:
-    """Cells of two synthetic subjects, each of one class."""
+@dataclass(frozen=True)
+class BatchRow:
+    """One picture's prediction; `truth` and `subject` are "" where not known.
 
-    def draw(subject: int, cell: int) -> bytes:
-        pixels = draw_cell(PHANTOM_LABELS[subject], subject=subject, cell=cell).image
-        return encoded(Image.fromarray(pixels), "PNG", compress_level=1)
+    `thumbnail` is WebP, at most 96 px on a side; `picture` lossless WebP, empty beyond `MAX_KEPT`.
+    """
 
-    return Batch(
-        [
-            BatchFile(f"synthetic-{subject + 1}/cell-{cell + 1:02d}.png", partial(draw, subject, cell))
-            for subject in range(SAMPLE_SUBJECTS)
-            for cell in range(SAMPLE_CELLS)
-        ]
-    )
+    name: str
+    truth: str
+    subject: str
+    decision: Decision
+    probabilities: Mapping[str, float]
+    checks: Checks
+    thumbnail: bytes = b""
+    picture: bytes = b""
+
+    @property
+    def called(self) -> str:
+        """The class decided on; where there is none, the most probable one."""
+        return self.decision.label or max(self.probabilities, key=self.probabilities.__getitem__)
+
+    @property
+    def confidence(self) -> float:
+        """The probability of `called`."""
+        return self.probabilities[self.called]
+
+    def kept(self) -> bytes:
+        """The picture as a file.
+
+        Raises:
+            LeukoscopeError: it was not kept.
+        """
+        if not self.picture:
+            raise LeukoscopeError(
+                f"{self.name}: of a batch, {MAX_KEPT // 2**20} MB of pictures are kept, and this one is not among "
+                "them; send this subject's cells alone"
+            )
+        return self.picture
 
 
-def predict_files(models: ModelCache, paths: Sequence[str] | None, name: str | None, pattern: str) -> BatchResult:
+@dataclass(frozen=True)
+class BatchResult:
+    """A batch as one model predicts it; lives in a visitor's session, in memory only.
+
+    Attributes:
+        given: the pictures that were read, to be predicted again.
+        problems: one sentence for each file that could not be used.
+    """
+
+    rows: tuple[BatchRow, ...]
+    classes: tuple[str, ...]
+    model: str
+    revision: str
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    given: Batch = field(default_factory=Batch)
+    problems: tuple[str, ...] = ()
+
+    @cached_property
+    def thresholds(self) -> Thresholds:
+        """What the release decides by."""
+        return Thresholds.from_metrics(self.metrics)
+
+    @property
+    def positive(self) -> str:
+        """The class that operating points look for; else the release's first."""
+        return self.thresholds.positive_label or self.classes[0]
+
+    @cached_property
+    def by_subject(self) -> dict[str, list[BatchRow]]:
+        """Known subject → its cells, by name."""
+        names = sorted({row.subject for row in self.rows} - {""})
+        return {name: [row for row in self.rows if row.subject == name] for name in names}
+
+    @cached_property
+    def subject_predictions(self) -> list[SubjectPrediction]:
+        """One prediction for each known subject, by name; none where the release does not predict for subjects."""
+        rule = SubjectRule.from_metrics(self.metrics, self.classes)
+        if rule is None:
+            return []
+        found = []
+        for subject, cells in self.by_subject.items():
+            probabilities = np.array([[row.probabilities[label] for label in self.classes] for row in cells])
+            found.append(rule.predict(probabilities, [row.decision.outcome for row in cells], subject=subject))
+        return found
+
+    @cached_property
+    def trained_on(self) -> set[str]:
+        """Subjects that have the name of one whose cells trained the model."""
+        found = set()
+        for past in trainings_of(self.metrics):
+            trained = {same_subject(past["name"], str(one)) for one in past["subjects"]}
+            found |= {name for name in self.by_subject if same_subject(past["name"], name) in trained}
+        return found
+
+    @property
+    def too_good(self) -> str:
+        """A warning where subjects may have trained the model; else ""."""
+        if not self.trained_on:
+            return ""
+        subjects = ", ".join(sorted(self.trained_on))
+        return f"The model was trained on subjects called {subjects}: if these are the same, the results are too good."
+
+    @property
+    def wrong(self) -> list[tuple[int, BatchRow]]:
+        """Number and cell where the class, or else the most probable one, is not the true one; most confident first."""
+        wrong = ((number, row) for number, row in enumerate(self.rows) if row.truth and row.truth != row.called)
+        return sorted(wrong, key=lambda one: -one[1].confidence)
+
+
+def predict_files(models: ModelCache, paths: Sequence[str] | None, name: str | None) -> BatchResult:
     """Predict everything uploaded and delete it, whatever happens."""
     if not paths:
         raise LeukoscopeError("files: none was sent; give pictures of single cells, or a zip of them")
     with deleted_afterwards(paths):
-        *_, result = predict_batch(models, open_batch(paths), name, pattern.strip())
+        *_, result = predict_batch(models, open_batch(paths), name)
     assert isinstance(result, BatchResult)
     return result
 
 
-def reading_batch(models: ModelCache, batch: Batch, name: str, pattern: str = "") -> Iterator[str | BatchResult]:
-    """Predict a batch once others are done; how far it is as HTML, at last the result.
+def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Iterator[int | BatchResult]:
+    """Predict every picture of a batch.
 
-    Without a pattern, or with one that was suggested for the files before these, one is suggested.
+    Yields:
+        How many files are done, after each part of them; at last the result.
+
+    Raises:
+        LeukoscopeError: the model cannot be used, or not one picture.
     """
-    start, names, pattern = time.monotonic(), [file.name for file in batch.files], pattern.strip()
-    if pattern in ("", *SUGGESTIONS):
-        pattern = suggested_pattern(names, models.predictor(name).release.labels)
-    found = subjects_found(list(subjects_of(names, pattern, batch.subjects).values()))
-    yield progress(0, len(names), 0.0, found)
+    predictor = models.predictor(choice)
+    release, problems = predictor.release, [*batch.problems]
+    subjects = batch.subjects(release.labels)
+    rows: list[BatchRow] = []
+    first_of: dict[str, str] = {}
+    kept = 0
+    for first in range(0, len(batch.files), PICTURES_AT_ONCE):
+        names, images = [], []
+        for file in batch.files[first : first + PICTURES_AT_ONCE]:
+            try:
+                images.append(open_bytes(file.read(), file.name, max_pixels=CELL.pixels))
+                names.append(file.name)
+            except LeukoscopeError as error:
+                problems.append(str(error))
+        predictions = models.predict(predictor, images) if images else []
+        for name, image, prediction in zip(names, images, predictions, strict=True):
+            if (other := first_of.setdefault(prediction.pixel_hash, name)) != name:
+                problems.append(f"{name}: is a copy of {other}, pixel for pixel; it counts once")
+                continue
+            picture = encoded(image, "WEBP", quality=0, lossless=True, method=0) if kept < MAX_KEPT else b""
+            kept += len(picture)
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
+            about = name, true_class(name, release.labels), subjects[name]
+            predicted = prediction.decision, prediction.probabilities, prediction.checks
+            rows.append(BatchRow(*about, *predicted, encoded(image, "WEBP", quality=90), picture))
+        yield min(first + PICTURES_AT_ONCE, len(batch.files))
+    if not rows:
+        raise LeukoscopeError(f"not one picture can be used: {[*problems, 'none was given'][0]}")
+    smear = "shows a smear, no single cell cut out on black; give it alone, and its cells are found"
+    smears = [f"{row.name}: {smear}" for row in rows if row.decision.outcome == NOT_A_CELL]
+    given = replace(batch, files=[BatchFile(row.name, row.kept) for row in rows])
+    found = tuple(rows), release.labels, str(choice), release.revision, release.metrics
+    yield BatchResult(*found, given=given, problems=(*smears, *problems))
+
+
+def reading_batch(models: ModelCache, batch: Batch, name: str) -> Iterator[str | BatchResult]:
+    """Predict a batch once others are done; how far it is as HTML, at last the result."""
+    start, labels = time.monotonic(), models.predictor(name).release.labels
+    found, total = subjects_found(list(batch.subjects(labels).values())), len(batch.files)
+    yield progress(0, total, 0.0, found)
     # Not the event's own limit: single pictures come by the same event, and must not wait for batches.
     while not _line.acquire(timeout=1):
-        yield progress(0, len(names), 0.0, found)
+        yield progress(0, total, 0.0, found)
     try:
-        for step in predict_batch(models, batch, name, pattern):
-            if isinstance(step, BatchResult):
-                yield step
-            else:
-                yield progress(step, len(names), time.monotonic() - start, found)
+        for step in predict_batch(models, batch, name):
+            yield step if isinstance(step, BatchResult) else progress(step, total, time.monotonic() - start, found)
     finally:
         _line.release()
+
+
+# What is measured and saved.
+
+
+def label_metrics(result: BatchResult) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Metrics on the cells whose true class is known: rows of name, value and interval, and notes; empty without."""
+    rows = [row for row in result.rows if row.truth]
+    if not rows:
+        return [], []
+    cells = CellPredictions(
+        tuple(row.name for row in rows),
+        tuple(row.subject for row in rows),
+        np.asarray([result.classes.index(row.truth) for row in rows], int),
+        np.asarray([[row.probabilities[label] for label in result.classes] for row in rows]),
+        result.classes,
+    )
+    notes = [one for one in (result.too_good,) if one]
+    notes.append(f"{len(rows)} cells with a known class, by their most probable one.")
+    try:
+        intervals = subject_intervals(cells)
+        notes.append("95 % intervals from bootstrap samples of subjects.")
+    except LeukoscopeError as error:
+        intervals = cell_intervals(cells)
+        missing = "not every cell has a subject: give a folder for each"
+        reason = missing if "" in cells.subjects else str(error)
+        notes.append(f"95 % intervals from samples of cells, too narrow for new subjects ({reason}).")
+    measured = point_metrics(cells)
+    return [(metric_name(name), f"{value:.3f}", span(intervals.get(name))) for name, value in measured.items()], notes
+
+
+def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[Any]]:
+    """Column → one value per picture; `safe` lets no text be taken for a formula."""
+    rows, text = result.rows, safe_cell if safe else str
+    shares = np.array([[row.probabilities[label] for label in result.classes] for row in rows])
+    outcomes = [row.decision.outcome for row in rows]
+    about = {"model": text(result.model), "revision": result.revision, "notice": RESEARCH_NOTICE}
+    return {
+        "file": [text(row.name) for row in rows],
+        "subject": [text(row.subject) for row in rows],
+        "outcome": [text(outcome) for outcome in outcomes],
+        "reasons": [" ".join(reason.code for reason in row.decision.reasons) for row in rows],
+        "label": [text(row.truth) for row in rows],
+        **{f"p_{label}": [row.probabilities[label] for row in rows] for label in result.classes},
+        **result.thresholds.positive_columns(shares, result.classes, outcomes),
+        "ood_score": [row.checks.ood_score for row in rows],
+        **{name: [value] * len(rows) for name, value in about.items()},
+    }
+
+
+def save_cells(result: BatchResult) -> File:
+    """One row per cell, as CSV."""
+    buffer = io.BytesIO()
+    pyarrow.csv.write_csv(pa.table(columns(result, safe=True)), buffer)
+    return File("leukoscope-cells.csv", "text/csv", buffer.getvalue())
+
+
+# What is shown.
 
 
 def progress(done: int, total: int, seconds: float, subjects: str) -> str:
@@ -101,32 +292,27 @@ def progress(done: int, total: int, seconds: float, subjects: str) -> str:
 
 def subjects_found(subjects: Sequence[str]) -> str:
     """Whose cells these are, in words."""
-    counts = Counter(one for one in subjects if one)
+    counts = Counter(filter(None, subjects))
     if not counts:
-        return "No subjects: the names suggest none."
+        return "No subjects: give each one's cells a folder."
     named = ", ".join(f"{name} ({count})" for name, count in counts.most_common(8))
     rest = f" and {len(counts) - 8} more" if len(counts) > 8 else ""
-    if without := len(subjects) - sum(counts.values()):
-        rest += f"; {without} files without a subject"
     return f"Subjects: {len(counts)}. {named}{rest}."
 
 
-def batch_picture(result: BatchResult, order: str = "names") -> str:
-    """The left of the stage: every subject's cells as dots, then the cells themselves."""
-    top = f'<div class="lk-top"><span>{len(result.rows)} cells</span></div>'
-    strips = "".join(_strip(result, subject) for subject in result.cells_by_subject())
+def batch_picture(result: BatchResult) -> str:
+    """The left of the stage: every subject's cells as dots, then the cells themselves, the least confident first."""
+    strips = "".join(_strip(result, subject) for subject in result.by_subject)
     if strips:
         unsure = ", shaded: no class" if _zone(result) else ""
         strips = stage.note(f"A dot is a cell, by its probability of {result.positive}{unsure}. Click one.") + strips
-    key = ORDERS.get(order, ORDERS["names"])[1]
-    rows = sorted(enumerate(result.rows), key=lambda numbered: key(numbered[1]))
-    more = stage.note(f"and {len(rows) - SHOWN} more") if len(rows) > SHOWN else ""
-    options = "".join(
-        f'<option value="{one}"{" selected" if one == order else ""}>{said}</option>'
-        for one, (said, _) in ORDERS.items()
+    rows = sorted(enumerate(result.rows), key=lambda one: one[1].confidence)
+    more = f", {SHOWN} of {len(rows)}" if len(rows) > SHOWN else ""
+    said = stage.note(f"The least confident first{more}:")
+    return (
+        f'<div class="lk-top"><span>{len(rows)} cells</span></div>'
+        f'<div class="lk-tall lk-wide">{strips}{said}{_cells(result, rows[:SHOWN])}</div>'
     )
-    sort = f'<label class="lk-sort">Sort by <select data-act="order">{options}</select></label>'
-    return f"{top}<div class='lk-tall lk-wide'>{strips}{sort}{_cells(result, rows[:SHOWN])}{more}</div>"
 
 
 def _zone(result: BatchResult) -> tuple[float, float] | None:
@@ -160,83 +346,58 @@ def _strip(result: BatchResult, subject: str) -> str:
             f'r="{radius:.1f}" fill="{stage.colour(row.decision.outcome, result.classes)}"><title>{escape(row.name)}: '
             f"{percent(share)}, {escape(outcome_text(row.decision.outcome))}</title></circle>"
         )
-    said = subject_text(result, subject)
-    label = escape(f"{subject}: {said}")
+    said, seen = subject_text(result, subject), " (in training?)" if subject in result.trained_on else ""
     return (
-        f'<section class="lk-subject"><h3>{escape(subject)}</h3>{stage.note(said)}'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{shapes}</svg></section>'
+        f'<section class="lk-subject"><h3>{escape(subject + seen)}</h3>{stage.note(said)}<svg viewBox="0 0 {_WIDTH} '
+        f'{_HEIGHT}" role="img" aria-label="{escape(f"{subject}: {said}")}">{shapes}</svg></section>'
     )
 
 
 def subject_text(result: BatchResult, subject: str) -> str:
-    """How many of a subject's cells have each outcome, and how many were right where that is known."""
-    rows = result.cells_by_subject()[subject]
+    """What a subject's cells say together, how many have each outcome, and how many were right where that is known."""
+    rows, said = result.by_subject[subject], ""
+    if one := next((one for one in result.subject_predictions if one.subject == subject), None):
+        said = f"Together {outcome_text(one.outcome)}"
+        if one.is_result and one.probability is not None and one.interval is not None:
+            low, high = one.interval
+            said += f", probability of {one.positive_label} {one.probability:.3f} ({low:.3f} to {high:.3f})"
+        said += f": {one.reason}. " if one.reason else ". "
     found = Counter(row.decision.outcome for row in rows)
-    refused, unsure = sum(found[one] for one in REFUSED), found["abstain"]
-    said = ", ".join(f"{found[label]} {label}" for label in result.classes)
-    said = f"{len(rows)} cells: {said}, {unsure} without a class, {refused} refused."
+    said += f"{len(rows)} cells: {', '.join(f'{found[label]} {label}' for label in result.classes)}"
+    said += f", {found['abstain']} without a class, {sum(found[one] for one in REFUSED)} refused."
     given = [row for row in rows if row.truth and row.decision.label]
-    if given:
-        right = sum(row.decision.label == row.truth for row in given)
-        said += f" Of {len(given)} given a class, {right} right."
-    return said
+    right = sum(row.decision.label == row.truth for row in given)
+    return f"{said} Of {len(given)} given a class, {right} right." if given else said
 
 
-def batch_answer(result: BatchResult, pattern: str = "", others: tuple[str, ...] = ()) -> str:
-    """The right of the stage: counts, one prediction for a subject, metrics on labels, wrong cells, problems, files."""
+def batch_answer(result: BatchResult, others: tuple[str, ...] = ()) -> str:
+    """The right of the stage: counts, the rule for subjects, metrics on labels, wrong cells, problems, files."""
     found = Counter(row.decision.outcome for row in result.rows)
     numbers = {one: found[one] for one in (*result.classes, *WITHOUT_CLASS) if found[one] or one in result.classes}
     html = f'<p class="lk-headline" role="status">{len(result.rows)} cells predicted.</p>'
-    html += f"{stage.counts(numbers, result.classes)}{_subjects(result)}"
-    if measured := label_metrics(result):
-        rows = stage.table(("metric", "value", "95 % interval"), measured.rows)
-        html += stage.details(
-            "Measured on your labels", f"{''.join(map(stage.note, measured.notes))}{rows}", is_open=True
-        )
-    if wrong := wrong_rows(result):
-        places = {row.name: number for number, row in enumerate(result.rows)}
-        shown = _cells(result, [(places[row.name], row) for row in wrong[:SHOWN_WRONG]])
-        html += stage.details(f"Wrong, the most confident first ({len(wrong)})", shown)
+    html += stage.counts(numbers, result.classes)
+    html += stage.message("Warning", result.too_good) if result.too_good else ""
+    if result.subject_predictions:
+        rule = result.subject_predictions[0].rule.text
+        html += stage.note(f"Rule for a subject: {rule}. Its interval does not say how subjects differ.")
+    measured, notes = label_metrics(result)
+    if measured:
+        rows = stage.table(("metric", "value", "95 % interval"), measured)
+        html += stage.details("Measured on your labels", f"{''.join(map(stage.note, notes))}{rows}", is_open=True)
+    if result.wrong:
+        shown = _cells(result, result.wrong[:SHOWN_WRONG])
+        html += stage.details(f"Wrong, the most confident first ({len(result.wrong)})", shown)
     if result.problems:
         lines = list(result.problems[:SHOWN_PROBLEMS])
         if (more := len(result.problems) - SHOWN_PROBLEMS) > 0:
             lines.append(f"and {more} more")
         items = "".join(f"<li>{escape(line)}</li>" for line in lines)
         html += stage.details(f"{len(result.problems)} not used", f"<ul>{items}</ul>", is_open=True)
-    saves = stage.act("save:csv", "Save CSV")
-    saves += stage.act("save:subjects", "Save subjects") if result.subject_predictions else ""
-    given = (
-        f'<label>Regular expression <input type="text" value="{escape(pattern)}" data-act="pattern"></label>'
-        f"{stage.note('It finds the subject in a file’s name; empty: one is suggested.')}"
-    )
     about = f"{about_model(result.model, result.revision)}."
     return (
-        f'<div data-model="{escape(result.model)}">{html}<div class="lk-acts">{saves}</div>{stage.readers(others)}'
-        f"{stage.details('How subjects are named', given)}{stage.note(about)}</div>"
+        f'<div data-model="{escape(result.model)}">{html}<div class="lk-acts">{stage.act("save:csv", "Save CSV")}</div>'
+        f"{stage.readers(others)}{stage.note(about)}</div>"
     )
-
-
-def _subjects(result: BatchResult) -> str:
-    """One prediction for each subject with all its cells; without a rule for subjects, nothing but a warning."""
-    seen = stage.message("Warning", too_good(result)) if result.trained_on else ""
-    if not result.subject_predictions:
-        return seen
-    positive = result.subject_predictions[0].positive_label
-    heads = ("subject", "outcome", *result.classes, "no class", "refused", f"probability of {positive}")
-    rows = [_subject_row(result, one) for one in result.subject_predictions]
-    reasons = "".join(stage.note(f"{one.subject}: {one.reason}.") for one in result.subject_predictions if one.reason)
-    rule = f"Rule: {result.subject_predictions[0].rule.text}. The interval does not say how subjects differ."
-    return f"{seen}{stage.table(heads, rows, 'Subjects')}{reasons}{stage.note(rule)}"
-
-
-def _subject_row(result: BatchResult, one: SubjectPrediction) -> tuple[str, ...]:
-    found = Counter(row.decision.outcome for row in result.cells_by_subject()[one.subject])
-    share = "–"
-    if one.is_result and one.probability is not None and one.interval is not None:
-        share = f"{one.probability:.3f} ({one.interval[0]:.3f} to {one.interval[1]:.3f})"
-    seen = " (in training?)" if one.subject in result.trained_on else ""
-    counted = (*(found[label] for label in result.classes), one.abstained, one.refused)
-    return (f"{one.subject}{seen}", outcome_text(one.outcome), *map(str, counted), share)
 
 
 def _cells(result: BatchResult, rows: Sequence[tuple[int, BatchRow]]) -> str:

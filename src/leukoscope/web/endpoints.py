@@ -10,17 +10,19 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.inference.smear import draw_reading
 from leukoscope.web import upload
 from leukoscope.web.answer import Picture, ask
-from leukoscope.web.batch import BATCHES_AT_ONCE, predict_files
-from leukoscope.web.batch_results import columns, label_metrics, subject_rows
+from leukoscope.web.batch import BATCHES_AT_ONCE, columns, label_metrics, predict_files
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.smear import read_smear
 
 
-def add_endpoints(models: ModelCache) -> None:
-    """Add the named endpoints to the Blocks being built."""
+class Endpoints:
+    """What is answered to programs; the signatures and docstrings are what they are told."""
+
+    def __init__(self, models: ModelCache) -> None:
+        self.models = models
 
     def predict(
-        image: str | None, model: str | None, operating_point: str = ""
+        self, image: str | None, model: str | None, operating_point: str = ""
     ) -> tuple[str, dict[str, float], str | None, str, dict[str, Any]]:
         """Classify one white blood cell, with a Grad-CAM map of the most probable class. For research only.
 
@@ -30,7 +32,7 @@ def add_endpoints(models: ModelCache) -> None:
             operating_point: threshold between two classes; empty decides for the most probable class.
         """
         with upload.gradio_errors():
-            row = ask(Picture(*upload.read_upload(image)), models, model or "")
+            row = ask(Picture(*upload.read_upload(image)), self.models, model or "")
             points = list(row.thresholds.operating_points)
             if operating_point and operating_point not in points:
                 raise LeukoscopeError(
@@ -42,7 +44,9 @@ def add_endpoints(models: ModelCache) -> None:
             grad_cam = upload.png_answer(overlaid) if overlaid else None
         return decision["outcome"], row.known.probabilities, grad_cam, summary, decision
 
-    def field(image: str | None, model: str | None, um_per_pixel: float | None = None) -> tuple[dict[str, Any], str]:
+    def field(
+        self, image: str | None, model: str | None, um_per_pixel: float | None = None
+    ) -> tuple[dict[str, Any], str]:
         """Find and classify the white blood cells of a field of view. For research only.
 
         Args:
@@ -52,31 +56,33 @@ def add_endpoints(models: ModelCache) -> None:
         """
         with upload.gradio_errors():
             given = Picture(*upload.read_upload(image, upload.FIELD), um_per_pixel=um_per_pixel)
-            found = read_smear(models, given, model)
+            found = read_smear(self.models, given, model)
             boxes = upload.png_answer(draw_reading(found.picture.image, found.reading))
         return found.reading.to_dict(), boxes
 
-    def batch(files: list[str] | None, model: str | None, subject_pattern: str = "") -> dict[str, Any]:
+    def batch(self, files: list[str] | None, model: str | None) -> dict[str, Any]:
         """Classify many cells, with one prediction for each subject where subjects are known. For research only.
 
         Args:
-            files: pictures of single cells, zips of them, or CSV files with the columns file, label and subject.
+            files: pictures of single cells, or zips of them, whose folders may name classes and subjects.
             model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
-            subject_pattern: regular expression that finds the subject in a file's name; may be empty.
         """
         with upload.gradio_errors():
-            result = predict_files(models, files, model, subject_pattern)
-            measured, subjects = label_metrics(result), subject_rows(result)
+            result = predict_files(self.models, files, model)
+            measured, notes = label_metrics(result)
         named = columns(result)
         return {
             "cells": [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)],
-            "subjects": [list(row) for row in subjects],
             "subject_predictions": [one.to_dict() for one in result.subject_predictions],
-            "figures": [list(row) for row in measured.rows] if measured else [],
-            "notes": [*(measured.notes if measured else ()), *result.problems],
+            "figures": [list(row) for row in measured],
+            "notes": [*notes, *result.problems],
             "notice": RESEARCH_NOTICE,
         }
 
+
+def add_endpoints(models: ModelCache) -> None:
+    """Add the named endpoints to the Blocks being built."""
+    asked = Endpoints(models)
     with gr.Group(visible=False):
         chosen = gr.Dropdown(models.names, value=next(iter(models.names), None), allow_custom_value=True, label="model")
         # The names that `evaluation.thresholds` gives; clients and assistants see them as an enumeration.
@@ -87,12 +93,12 @@ def add_endpoints(models: ModelCache) -> None:
             gr.Textbox(label="text"), gr.JSON(label="decision"),
         ]  # fmt: skip
         cell, picture = (upload.cell_upload(label="image") for _ in range(2))
-        gr.Button("predict").click(predict, [cell, chosen, point], answers, api_name="predict")
+        gr.Button("predict").click(asked.predict, [cell, chosen, point], answers, api_name="predict")
         inputs = [picture, chosen, gr.Number(0, label="um_per_pixel")]
         boxes = [gr.JSON(label="reading"), gr.Image(label="boxes", format="png")]
-        gr.Button("field").click(field, inputs, boxes, api_name="field")
-        given = [upload.files_upload(label="files"), chosen, gr.Textbox("", label="subject_pattern")]
+        gr.Button("field").click(asked.field, inputs, boxes, api_name="field")
+        given = [upload.files_upload(label="files"), chosen]
         gr.Button("batch").click(
-            batch, given, gr.JSON(label="answers"), api_name="batch", concurrency_id="batch",
+            asked.batch, given, gr.JSON(label="answers"), api_name="batch", concurrency_id="batch",
             concurrency_limit=BATCHES_AT_ONCE,
         )  # fmt: skip

@@ -155,19 +155,14 @@ class ModelCache:
         except LeukoscopeError:
             return False
 
-    def embedded(self, choice: str) -> ReleaseInfo | None:
-        """An embedded release, read without loading its network; None of any other model."""
-        try:
-            return read_release(self.releases[choice])
-        except (KeyError, LeukoscopeError):
-            return None
-
     def takes_cut_outs(self, choice: str) -> bool | None:
         """Whether a model reads cells cut out on black, or pictures of a smear; None where that is not known yet."""
         with self._lock:
             loaded = self._loaded.get(choice)
-        release = loaded[0].release if loaded else self.embedded(choice)
-        return release.takes_cut_outs if release else None
+        try:
+            return (loaded[0].release if loaded else read_release(self.releases[choice])).takes_cut_outs
+        except (KeyError, LeukoscopeError):
+            return None
 
     def _read_field(
         self, predictor: Predictor, image: Image.Image, source: str, um_per_pixel: float | None

@@ -19,15 +19,15 @@ from typing import Any
 import gradio as gr
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.images import open_bytes
 from leukoscope.data.smear import UnusableSmear, looks_like_smear
-from leukoscope.evaluation.morphology import parts_of
 from leukoscope.web import batch, smear, stage, upload
 from leukoscope.web.answer import Answer, Picture, Row, answering, ask, covered, example, names_for
-from leukoscope.web.batch_files import Batch, is_batch, open_batch, suggested_pattern
-from leukoscope.web.batch_results import BatchResult, save_cells, save_subjects
+from leukoscope.web.batch import BatchResult, save_cells
+from leukoscope.web.batch_files import Batch, is_batch, open_batch, sample_batch
 from leukoscope.web.export import save_row
 from leukoscope.web.model_cache import NO_MODEL, ModelCache
-from leukoscope.web.real_cells import RealCells, source_of
+from leukoscope.web.real_cells import real_cells, source_of
 from leukoscope.web.smear import Smear, open_cell, read_smear, save_smear
 from leukoscope.web.theme import script
 from leukoscope.web.visit import DELETED, Visit
@@ -47,8 +47,7 @@ class Page:
     def __init__(self, models: ModelCache) -> None:
         self.models = models
         self._examples: dict[tuple[str, str], Row] = {}  # each of the demo's models answers an example once
-        self._real = RealCells()
-        smears = bool(models.names) and all(models.takes_cut_outs(name) is False for name in models.names)
+        smears = bool(models.names) and not self._readers(models.names)
         click = script("act.js")
         self.visit = gr.State(Visit(), time_to_live=SESSION_SECONDS)
         with gr.Row(elem_id="page"):
@@ -145,7 +144,7 @@ class Page:
         shown = visit.shown
         if isinstance(shown, Answer):
             shown = shown.rows[visit.opened] if visit.opened is not None and visit.opened < len(shown.rows) else None  # type: ignore[assignment]
-        return id(shown), visit.view, visit.label, visit.order, id(visit.behind)
+        return id(shown), visit.view, visit.label, id(visit.behind)
 
     def _draw(self, visit: Visit, *, picture: bool) -> Updates:
         """The stage as it stands."""
@@ -156,8 +155,8 @@ class Page:
             left, right = smear.smear_picture, smear.smear_answer(shown, self._others(visit))
             drawn: Callable[[], str] = partial(left, shown)
         elif isinstance(shown, BatchResult):
-            right = batch.batch_answer(shown, visit.pattern, self._others(visit))
-            drawn = partial(batch.batch_picture, shown, visit.order)
+            right = batch.batch_answer(shown, self._others(visit))
+            drawn = partial(batch.batch_picture, shown)
         else:
             back = "" if visit.behind is None else "smear" if isinstance(visit.behind, Smear) else "cells"
             opened = len(shown.rows) if visit.opened is None else visit.opened
@@ -176,6 +175,10 @@ class Page:
 
     def _names(self, visit: Visit) -> list[str]:
         return [*self.models.names, *visit.added]
+
+    def _readers(self, names: Sequence[str]) -> list[str]:
+        """Of these models those that read cells cut out on black."""
+        return [name for name in names if self.models.takes_cut_outs(name) is not False]
 
     # What is given.
 
@@ -210,7 +213,7 @@ class Page:
     def _example(self, visit: Visit, number: int, named: str = "") -> Iterator[dict[str, Any]]:
         """A synthetic picture of the kind that the models read; each of the demo's models predicts it once."""
         names = self._names(visit)
-        cut_outs = [name for name in names if self.models.takes_cut_outs(name) is not False]
+        cut_outs = self._readers(names)
         smears = not cut_outs or self.models.takes_cut_outs(named) is False
         picture, asked = example(number, smear=smears), names if smears else cut_outs
         yield from self._answers(picture, asked, named)
@@ -234,21 +237,23 @@ class Page:
     def _read(self, visit: Visit, read: Callable[[], Picture]) -> Iterator[dict[str, Any]]:
         """What a picture holds: a cell as it is, or the cells of a smear, cut out."""
         picture, names = read(), self._names(visit)
-        readers = [name for name in names if self.models.takes_cut_outs(name) is not False]
-        if readers and looks_like_smear(picture.image):
+        if self._readers(names) and looks_like_smear(picture.image):
             try:
-                yield from self._smear(visit, picture, readers)
+                yield from self._smear(visit, picture)
                 return
             except UnusableSmear as error:
                 reason = str(error).removeprefix(f"{picture.caption}: ").partition(": give the scale")[0]
                 picture = replace(picture, remark=f"{picture.remark} No cell could be cut out: {reason}.".strip())
         yield from self._answers(picture, names_for(self.models, picture, names))
 
-    def _smear(self, visit: Visit, picture: Picture, readers: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def _smear(self, visit: Visit, picture: Picture) -> Iterator[dict[str, Any]]:
         """A smear's cells by the best model; by one that reads whole pictures where its cells are foreign to that."""
+        names = self._names(visit)
+        if not (readers := self._readers(names)):
+            raise LeukoscopeError("No model here reads cells that are cut out of a smear.")
         found = read_smear(self.models, picture, readers[0])
         if found.is_foreign:
-            whole = [name for name in self._names(visit) if self.models.takes_cut_outs(name) is False]
+            whole = [name for name in names if name not in readers]
             answer = Answer(picture, tuple(ask(picture, self.models, name) for name in whole))
             if any(row.gives_a_class for row in answer.rows):
                 yield {"shown": answer, "opened": answer.best, "behind": found}
@@ -257,19 +262,15 @@ class Page:
         if len(found.whole) == 1:
             yield {"shown": open_cell(self.models, found, found.whole[0]), "opened": 0, "behind": found}
 
-    def _batch(
-        self, visit: Visit, read: Callable[[], Batch], name: str = "", pattern: str = ""
-    ) -> Iterator[dict[Any, Any]]:
+    def _batch(self, visit: Visit, read: Callable[[], Batch], name: str = "") -> Iterator[dict[Any, Any]]:
         """How far a batch is, then its result, by the best model for its pictures unless one is named."""
         given, names = read(), self._names(visit)
         if not names:
             raise LeukoscopeError(NO_MODEL)
-        if not name:
-            smears = {self.models.takes_cut_outs(one) is False: one for one in reversed(names)}
-            name = smears.get(False, names[0])
-        for step in batch.reading_batch(self.models, given, name, pattern):
+        name = name or next(iter(self._readers(names)), names[0])
+        for step in batch.reading_batch(self.models, given, name):
             if isinstance(step, BatchResult):
-                yield {"shown": step, "behind": None, "pattern": pattern, "order": "names"}
+                yield {"shown": step, "behind": None}
             else:
                 soon = f'<div class="lk-wide">{stage.waiting("The cells appear here.")}</div>'
                 yield {"shown": None, "behind": None, self.picture: soon, self.answer: step}
@@ -281,8 +282,8 @@ class Page:
         what, _, value = str(getattr(event, "value", "")).partition(":")
         acts = {
             "example": lambda: self._example(visit, int(value)),
-            "smear": lambda: self._smear(visit, smear.example_smear(), _cutters(self.models, self._names(visit))),
-            "people": lambda: self._batch(visit, batch.sample_batch),
+            "smear": lambda: self._smear(visit, smear.example_smear()),
+            "people": lambda: self._batch(visit, sample_batch),
             "real": lambda: self._real_cell(visit, value),
             "kept": lambda: _once({"shown": (one := visit.kept[int(value)]), "opened": one.best, "behind": None}),
             "row": lambda: self._row(visit, int(value)),
@@ -293,8 +294,6 @@ class Page:
             "back": lambda: _once({"shown": visit.behind, "behind": None}),
             "read": lambda: self._read_by(visit, value),
             "pitch": lambda: self._pitch(visit, float(value)),
-            "pattern": lambda: self._pattern(visit, value),
-            "order": lambda: _once({"order": value if value in batch.ORDERS else "names"}),
             "save": lambda: self._save(visit, value),
             "stop": lambda: _once({"shown": None, self.answer: stage.waiting("Stopped. Nothing of it was kept.")}),
         }
@@ -303,8 +302,7 @@ class Page:
                 yield from self._asking(visit, _late(acts[what]))
 
     def _row(self, visit: Visit, number: int) -> Iterator[dict[str, Any]]:
-        if not isinstance(visit.shown, Answer) or not 0 <= number < len(visit.shown.rows):
-            raise LeukoscopeError(DELETED)
+        visit.showing(Answer).rows[number]
         yield {"opened": number, "view": "map", "label": "", "forms": {}}
 
     def _view(self, visit: Visit, view: str) -> Iterator[dict[str, Any]]:
@@ -319,13 +317,10 @@ class Page:
             yield {"shown": open_cell(self.models, shown, number), "opened": 0, "behind": shown}
         elif isinstance(shown, BatchResult):
             row = shown.rows[number]
-            picture = Picture(row.open(), row.name)
+            picture = Picture(open_bytes(row.kept(), row.name), row.name)
             # The model that read the batch says first what it said there.
-            names = [
-                shown.model,
-                *(one for one in names_for(self.models, picture, self._names(visit)) if one != shown.model),
-            ]
-            for step in answering(picture, self.models, names):
+            names = dict.fromkeys([shown.model, *names_for(self.models, picture, self._names(visit))])
+            for step in answering(picture, self.models, list(names)):
                 yield {"shown": step, "opened": 0 if step.rows else None, "behind": shown}
         else:
             raise LeukoscopeError(DELETED)
@@ -336,49 +331,36 @@ class Page:
         if name not in self._names(visit):
             raise LeukoscopeError(f"{name!r}: is no model of this page; add it under “More models”")
         if isinstance(shown, BatchResult):
-            yield from self._batch(visit, lambda: shown.given, name, visit.pattern)
+            yield from self._batch(visit, lambda: shown.given, name)
         elif isinstance(shown, Smear):
-            if self.models.takes_cut_outs(name) is False:
-                yield {
-                    "shown": Answer(shown.picture, (ask(shown.picture, self.models, name),)),
-                    "opened": 0,
-                    "behind": shown,
-                }
-            else:
+            if self._readers([name]):
                 yield {"shown": read_smear(self.models, shown.picture, name), "behind": None}
+            else:
+                read = Answer(shown.picture, (ask(shown.picture, self.models, name),))
+                yield {"shown": read, "opened": 0, "behind": shown}
         else:
             raise LeukoscopeError(DELETED)
 
     def _pitch(self, visit: Visit, um_per_pixel: float) -> Iterator[dict[str, Any]]:
-        if not isinstance(visit.shown, Smear):
-            raise LeukoscopeError(DELETED)
-        picture = replace(visit.shown.picture, um_per_pixel=um_per_pixel or None)
-        yield {"shown": read_smear(self.models, picture, visit.shown.reading.model), "behind": None}
-
-    def _pattern(self, visit: Visit, pattern: str) -> Iterator[dict[str, Any]]:
-        if not isinstance(visit.shown, BatchResult):
-            raise LeukoscopeError(DELETED)
-        names = [row.name for row in visit.shown.rows]
-        wanted = pattern.strip() or suggested_pattern(names, visit.shown.classes)
-        yield {"shown": visit.shown.with_subjects(wanted), "behind": None, "pattern": wanted}
+        shown = visit.showing(Smear)
+        picture = replace(shown.picture, um_per_pixel=um_per_pixel or None)
+        yield {"shown": read_smear(self.models, picture, shown.reading.model), "behind": None}
 
     def _tap(self, visit: Visit, across: float, down: float) -> Iterator[dict[str, Any]]:
-        """Cover the part that was tapped; of a refused picture with more than a cell, cut out the one nearest to it."""
+        """Cover the part that was tapped."""
         row, image = visit.row, visit.row.picture.image
-        x, y = (min(max(one, 0.0), 0.999) * side for one, side in zip((across, down), image.size, strict=True))
-        if not row.refused:
-            part = next((name for name, mask in parts_of(image).items() if mask[int(y), int(x)]), None)
-            yield {"view": "covered", "forms": covered(row, self.models, [part] if part else ())}
-        elif row.picture.measured is None:
-            crop = Picture(smear.crop(row.picture, x, y), row.picture.caption, remark="Cropped to where you tapped.")
-            yield from self._read(visit, lambda: crop)
+        if row.prediction is None or row.refused:
+            return
+        x, y = (int(min(max(one, 0.0), 0.999) * side) for one, side in zip((across, down), image.size, strict=True))
+        part = next((name for name, mask in row.picture.parts.items() if mask[y, x]), None)
+        yield {"view": "covered", "forms": covered(row, self.models, [part] if part else ())}
 
     def _save(self, visit: Visit, kind: str) -> Iterator[dict[Any, Any]]:
         shown = visit.shown
         if isinstance(shown, Smear) and kind in ("png", "csv"):
             file = save_smear(kind, shown)
         elif isinstance(shown, BatchResult):
-            file = save_subjects(shown) if kind == "subjects" else save_cells(shown)
+            file = save_cells(shown)
         else:
             file = save_row(visit.row, visit.label)
         content = base64.b64encode(file.content).decode()
@@ -388,12 +370,12 @@ class Page:
     def _real_cell(self, visit: Visit, value: str) -> Iterator[dict[Any, Any]]:
         """Real cells to pick from, or the one that is picked."""
         if value and visit.real is not None:
-            cell = self._real.of(visit.real)[int(value)]
+            cell = real_cells(visit.real)[int(value)]
             yield from self._read(visit, lambda: Picture(cell.image, f"Real {cell.label}"))
             return
         try:
             visit.real = source_of(self.models, visit.model or self.models.names[0])
-            cells = [(cell.image, cell.label) for cell in self._real.of(visit.real)]
+            cells = [(cell.image, cell.label) for cell in real_cells(visit.real)]
         except (LeukoscopeError, IndexError) as error:
             yield {self.real: stage.message(FAILED, str(error))}
             return
@@ -416,10 +398,3 @@ def _once(changes: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
 
 def _opened(path: str) -> Picture:
     return Picture(*upload.open_upload(path, upload.FIELD))
-
-
-def _cutters(models: ModelCache, names: Sequence[str]) -> list[str]:
-    """Models that read cells cut out of a smear."""
-    if found := [name for name in names if models.takes_cut_outs(name) is not False]:
-        return found
-    raise LeukoscopeError("No model here reads cells that are cut out of a smear.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from functools import cache
 from threading import Lock
 
 from huggingface_hub import constants, get_session
@@ -14,33 +12,28 @@ from leukoscope.data.registry import DatasetInfo, trained_on
 from leukoscope.web.model_cache import ModelCache
 
 HUB_SECONDS = 4  # until it is said that the Hub cannot be reached
+_downloaded: dict[str, list[StreamedCell]] = {}
+_lock = Lock()
 
 
-class RealCells:
-    """The cells downloaded so far, by data set."""
+def real_cells(info: DatasetInfo) -> list[StreamedCell]:
+    """Three cells of each class of a data set that has a copy on the Hub, downloaded once.
 
-    def __init__(self) -> None:
-        self._downloaded = cache(stream_cells)
-        self._locks: defaultdict[str, Lock] = defaultdict(Lock)
-
-    def of(self, info: DatasetInfo) -> list[StreamedCell]:
-        """Three cells of each class of a data set that has a copy on the Hub."""
-        assert info.hub_id is not None
-        with self._locks[info.name]:
-            if not self._downloaded.cache_info().currsize:
-                _require_hub(info.hub_id)
-            return self._downloaded(info.hub_id)
-
-
-def _require_hub(hub_id: str) -> None:
-    """Say soon that the Hub cannot be reached: what streams from it tries again and again."""
-    try:
-        if not constants.HF_HUB_OFFLINE:
-            get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
-            return
-    except Exception:  # of the client that huggingface_hub has, which changes with its version
-        pass
-    raise LeukoscopeError(f"{hub_id}: cannot be streamed from the Hub, which does not answer; try again later")
+    Raises:
+        LeukoscopeError: the Hub does not answer; said soon, as what streams from it tries again and again.
+    """
+    assert info.hub_id is not None
+    with _lock:
+        if info.hub_id not in _downloaded:
+            try:
+                if constants.HF_HUB_OFFLINE:
+                    raise OSError
+                get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+            except Exception:  # of the client that huggingface_hub has, which changes with its version
+                said = f"{info.hub_id}: cannot be streamed from the Hub, which does not answer; try again later"
+                raise LeukoscopeError(said) from None
+            _downloaded[info.hub_id] = stream_cells(info.hub_id)
+        return _downloaded[info.hub_id]
 
 
 def source_of(models: ModelCache, name: str) -> DatasetInfo:

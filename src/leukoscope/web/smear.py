@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from html import escape
@@ -18,8 +17,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import CUT_OUT_PITCH
-from leukoscope.data.smear import SmearCell, UnusableSmear, cut_out, find_cells
-from leukoscope.evaluation.morphology import Morphology
+from leukoscope.data.smear import SmearCell, cut_out
 from leukoscope.inference.prediction import FIELD_NEEDS, REFUSED
 from leukoscope.inference.scoring import safe_cell
 from leukoscope.inference.smear import AT_EDGE, CellReading, SmearReading, draw_reading
@@ -27,7 +25,7 @@ from leukoscope.reports.text import about_model, outcome_text, percent
 from leukoscope.synthetic import draw_smear
 from leukoscope.web import stage
 from leukoscope.web.answer import Answer, Picture, ask
-from leukoscope.web.model_cache import MOST_CELLS, ModelCache
+from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.upload import File, png_file, safe_stem
 
 # Seed and classes; drawn at a scale that the smears of a 40× objective have. With this seed, each cell gets its class
@@ -35,7 +33,6 @@ from leukoscope.web.upload import File, png_file, safe_stem
 EXAMPLE_SEED, EXAMPLE_CLASSES = 66, ("ALL", "HEM", "ALL", "HEM", "ALL")
 EXAMPLE_SIZE, EXAMPLE_PITCH = (720, 960), 0.12
 SHOWN_SIDE = 1200
-CROP = 0.3  # of the shorter side: what is cut out round a tap where no cell is found
 _GUESSED = "better give it."  # the end of a note on its scale, for which the stage has its own words
 _SCALES = {
     "given": "as given",
@@ -43,7 +40,6 @@ _SCALES = {
     "nuclei": "guessed from the nuclei: correct it below",
     "red cells of the series": "measured on the red cells of the series",
 }
-_ORDERS = {"number": "place", "area": "area", "share": "nucleus share"}
 
 
 @dataclass(frozen=True)
@@ -91,36 +87,17 @@ def read_smear(models: ModelCache, picture: Picture, name: str | None) -> Smear:
 
 def open_cell(models: ModelCache, smear: Smear, number: int) -> Answer:
     """A cell of a smear with its map, by the model that read the smear: only that one knows how many cells suit it."""
-    reading, pitch = smear.reading, CUT_OUT_PITCH
+    reading = smear.reading
     if number not in smear.whole:
         raise LeukoscopeError(f"cell {number + 1}: is cut by the edge of {reading.source}; open a whole one")
     cell = Picture(
         smear.cut_out(number),
         f"Cell {number + 1} of {reading.source}",
-        um_per_pixel=pitch,
+        um_per_pixel=CUT_OUT_PITCH,
         remark="Cut out of your picture, as the training cells are.",
         field_share=reading.in_distribution,
     )
-    area, nucleus = cell_size(reading.cells[number].cell)  # as in the strip
-    row = replace(ask(cell, models, reading.model), measured=Morphology(area / pitch**2, nucleus, 1))
-    return Answer(cell, (row,))
-
-
-def crop(picture: Picture, x: float, y: float) -> Image.Image:
-    """What lies round a point: the cell nearest to it where one is found."""
-    image, boxes = picture.image, []
-    with suppress(UnusableSmear):
-        found = find_cells(image, um_per_pixel=picture.um_per_pixel, most_cells=MOST_CELLS)
-        boxes = [one.box for one in found.cells if one.whole]
-
-    def away(box: tuple[int, int, int, int]) -> float:
-        left, top, right, bottom = box
-        return max(left - x, 0, x - right) ** 2 + max(top - y, 0, y - bottom) ** 2
-
-    left, top, right, bottom = min(boxes, key=away, default=(x, y, x, y))
-    half = max(CROP * min(image.size) / 2, 0.6 * max(right - left, bottom - top))
-    across, down = (left + right) / 2, (top + bottom) / 2
-    return image.crop((int(max(0, across - half)), int(max(0, down - half)), int(across + half), int(down + half)))
+    return Answer(cell, (ask(cell, models, reading.model),))
 
 
 @cache
@@ -202,7 +179,7 @@ def smear_answer(smear: Smear, others: tuple[str, ...] = ()) -> str:
 
 
 def strip(smear: Smear) -> str:
-    """The whole cells side by side with what was measured of each, to be sorted."""
+    """The whole cells side by side with what was measured of each."""
     reading, shown = smear.reading, ""
     for number in smear.whole:
         found = reading.cells[number]
@@ -210,17 +187,14 @@ def strip(smear: Smear) -> str:
         text = f"{number + 1}: {_said(found, reading.labels)}"
         image = stage.picture(smear.cut_out(number), "", 112)
         shown += (
-            f'<li data-number="{number}" data-area="{area:.2f}" data-share="{share:.4f}" '
-            f'style="--c:{stage.colour(found.outcome, reading.labels)}">'
+            f'<li style="--c:{stage.colour(found.outcome, reading.labels)}">'
             f"{stage.act(f'cell:{number}', image, title=f'Cell {text}; open it', classes='')}"
             f"<b>{escape(text)}</b><span>{area:.0f} µm² · nucleus {percent(share)}</span></li>"
         )
     if not shown:
         return ""
-    orders = "".join(f'<option value="{by}">{name}</option>' for by, name in _ORDERS.items())
-    sort = f'<label class="lk-sort">Sort by <select data-sort>{orders}</select></label>'
     about = "Area and nucleus are estimates: pale cytoplasm, as of neutrophils, is partly left out."
-    return f'{sort}<ul class="lk-cells">{shown}</ul>{stage.note(about)}'
+    return f'<ul class="lk-cells">{shown}</ul>{stage.note(about)}'
 
 
 def sentence(reading: SmearReading) -> str:

@@ -171,11 +171,7 @@ def _slider(row: Row, label: str) -> str:
         )
         below += f'<div class="lk-scale">{others or escape(title)} {colours}</div>'
         below += note(text.MAP_CAVEAT) if row.maps else ""
-    hint = ""
-    if row.prediction is not None and not row.refused:
-        hint = "Tap a part to cover it."
-    elif row.foreign is not None and row.picture.measured is None:
-        hint = "Tap a cell to cut it out."
+    hint = "Tap a part to cover it." if row.prediction is not None and not row.refused else ""
     return (
         f'<figure class="lk-view"><div class="lk-stage{"" if over else " alone"}" tabindex="0" role="group" '
         f'style="{style}" aria-label="Cell and map; + and − zoom, arrow keys move">{cell}{over}</div>{below}'
@@ -270,7 +266,7 @@ def _opened(row: Row) -> str:
         bars = details("Probabilities: no result for this picture", bars)
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in row.facts.items())
     more = f"{note(row.map_text(row.called()))}<dl class='lk-facts'>{facts}</dl>"
-    return f'<div role="status">{bars}{html}{_far(row)}</div>{details("Measurements and model", more)}'
+    return f'<div role="status">{bars}{html}{_far(row)}</div>{details("Map and model", more)}'
 
 
 def _far(row: Row) -> str:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.registry import DatasetInfo
 from leukoscope.web import upload
 from leukoscope.web.answer import Answer, Row
-from leukoscope.web.batch_results import BatchResult
+from leukoscope.web.batch import BatchResult
 from leukoscope.web.smear import Smear
 
 # Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
 KEPT_CELLS, KEPT_PIXELS = 8, upload.CELL.pixels
 DELETED = "A result is deleted after half an hour, or when the server starts anew. Give the picture again."
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -26,7 +27,6 @@ class Visit:
         asked: number of the newest question.
         shown: what stands on the stage, and `behind` it what a cell was opened from.
         opened, view, label, forms: of an answer, the open row, and what its picture shows.
-        pattern, order: of a batch.
         kept: answers of this visit, the newest first.
         added: Hub ids of models that the visitor named.
         real: what the real cells that are shown come from.
@@ -39,18 +39,27 @@ class Visit:
     view: str = "map"
     label: str = ""
     forms: dict[str, Row] = field(default_factory=dict)
-    pattern: str = ""
-    order: str = "names"
     kept: list[Answer] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
     real: DatasetInfo | None = None
 
+    def showing(self, kind: type[_T]) -> _T:
+        """What is shown, where it is of this kind.
+
+        Raises:
+            LeukoscopeError: it is not any more.
+        """
+        if not isinstance(self.shown, kind):
+            raise LeukoscopeError(DELETED)
+        return self.shown
+
     @property
     def row(self) -> Row:
         """The open row; an error where nothing is open any more."""
-        if not isinstance(self.shown, Answer) or self.opened is None or self.opened >= len(self.shown.rows):
+        rows = self.showing(Answer).rows
+        if self.opened is None or self.opened >= len(rows):
             raise LeukoscopeError(DELETED)
-        return self.shown.rows[self.opened]
+        return rows[self.opened]
 
     @property
     def model(self) -> str:
