@@ -164,7 +164,9 @@ def every_way(paths: list[Path], tmp_path: Path) -> dict[str, dict[str, Said]]:
 
     shelf = ModelCache({"released": RELEASE})
     batch = predict_files(shelf, [str(path) for path in paths], "released")
-    found["the demo's batch"] = {row.name: said(row.decision, row.checks.ood_score) for row in batch.rows}
+    found["the demo's batch"] = {
+        row.name: said(row.prediction.decision, row.prediction.checks.ood_score) for row in batch.rows
+    }
     looks = {path.name: ask(Picture(*upload(path)), shelf, "released") for path in paths}
     found["the demo's one cell"] = {
         name: said(look.decision(), look.known.checks.ood_score) for name, look in looks.items()

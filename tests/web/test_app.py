@@ -17,17 +17,9 @@ from starlette.testclient import TestClient
 
 from leukoscope import LeukoscopeError
 from leukoscope.web import app as web_app
-from leukoscope.web.app import (
-    AT_ONCE,
-    OPEN_FILES,
-    allow_open_files,
-    build_demo,
-    card_text,
-    require_upload_folder,
-    routes,
-    serve,
-)
+from leukoscope.web.app import AT_ONCE, OPEN_FILES, allow_open_files, build_demo, require_upload_folder, routes, serve
 from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.visit import Visit
 
 
 @pytest.fixture
@@ -85,9 +77,10 @@ def test_the_evidence_is_the_card_of_the_release(tiny_release: Path, tmp_path: P
     shutil.copytree(tiny_release, tmp_path / "tiny")
     (tmp_path / "tiny" / "README.md").write_text("---\na: b\n---\n# Tiny\n![plot](figures/a.png)\nmeasured")
     models = ModelCache({"tiny": tmp_path / "tiny"})
-    assert card_text(models, "tiny").split() == ["#", "Tiny", "measured"]
+    assert web_app._card(models, Visit()).split() == ["#", "Tiny", "measured"]
     (tmp_path / "tiny" / "README.md").unlink()
-    assert card_text(models, "tiny") == card_text(models, "") == "This release comes without a card."
+    for known in (models, ModelCache({})):
+        assert web_app._card(known, Visit()) == "This release comes without a card."
 
 
 def test_a_video_is_never_written_to_disk(app: App, tmp_path: Path) -> None:

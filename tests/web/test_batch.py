@@ -18,7 +18,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import open_bytes
-from leukoscope.inference.prediction import Checks, Thresholds
+from leukoscope.inference.prediction import Checks, Prediction, Thresholds
 from leukoscope.synthetic import draw_cell
 from leukoscope.web import batch
 from leukoscope.web.answer import Picture, ask
@@ -55,7 +55,8 @@ def row(name: str, truth: str, p_all: float, subject: str = "", ood_score: float
     shares = {"ALL": p_all, "HEM": 1 - p_all}
     checks = Checks(ood_score=ood_score)
     decision = Thresholds().decide(shares, checks)
-    return BatchRow(name, truth, subject, decision, shares, checks, png(8))
+    prediction = Prediction(decision, shares, name, "tiny", "", 0.0, None, (0, 0, 8, 8), checks)
+    return BatchRow(name, truth, subject, prediction, png(8))
 
 
 DATA = {"name": "cnmc2019", "title": "C-NMC", "citation": "Gupta (2019)", "licence": "CC BY 3.0"}
@@ -257,7 +258,7 @@ def test_a_smear_among_cells_is_said_to_be_one_and_what_to_do(tmp_path: Path) ->
     assert isinstance(result, BatchResult)
     (smear,) = (row for row in result.rows if row.name == "smear.png")
     alone = ask(Picture(image, "smear.png"), models, "cnmc").decision()
-    assert (smear.decision.outcome, smear.decision.reasons) == (alone.outcome, alone.reasons)
+    assert (smear.prediction.outcome, smear.prediction.decision.reasons) == (alone.outcome, alone.reasons)
     said = "smear.png: shows a smear, no single cell cut out on black; give it alone, and its cells are found"
     assert result.problems == (said,) and said in batch_answer(result)
 

@@ -90,11 +90,8 @@ def build_demo(models: ModelCache) -> gr.Blocks:
 
 
 def _card(models: ModelCache, visit: Visit) -> str:
-    return card_text(models, visit.model or next(iter(models.names), ""))
-
-
-def card_text(models: ModelCache, name: str) -> str:
-    """A release's card without its metadata and its figures, which lie in the release's folder."""
+    """The card of the release whose answer is shown, without its metadata and its figures, which lie in its folder."""
+    name = visit.model or next(iter(models.names), "")
     try:
         folder = models.releases.get(name) or models.predictor(name).release.folder
         text = (folder / "README.md").read_text(encoding="utf-8") if folder else ""

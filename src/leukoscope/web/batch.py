@@ -24,7 +24,7 @@ from leukoscope.data.images import open_bytes
 from leukoscope.evaluation.bootstrap import cell_intervals, point_metrics, subject_intervals
 from leukoscope.evaluation.overlap import same_subject, trainings_of
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, WITHOUT_CLASS, Checks, Decision, Thresholds
+from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, WITHOUT_CLASS, Prediction, Thresholds
 from leukoscope.inference.scoring import safe_cell
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule
 from leukoscope.reports.formatting import data_uri, encoded, metric_name, span
@@ -54,21 +54,19 @@ class BatchRow:
     name: str
     truth: str
     subject: str
-    decision: Decision
-    probabilities: Mapping[str, float]
-    checks: Checks
+    prediction: Prediction
     thumbnail: bytes = b""
     picture: bytes = b""
 
     @property
     def called(self) -> str:
         """The class decided on; where there is none, the most probable one."""
-        return self.decision.label or max(self.probabilities, key=self.probabilities.__getitem__)
+        return self.prediction.decision.label or self.prediction.most_probable
 
     @property
     def confidence(self) -> float:
         """The probability of `called`."""
-        return self.probabilities[self.called]
+        return self.prediction.probabilities[self.called]
 
     def kept(self) -> bytes:
         """The picture as a file.
@@ -125,8 +123,8 @@ class BatchResult:
             return []
         found = []
         for subject, cells in self.by_subject.items():
-            probabilities = np.array([[row.probabilities[label] for label in self.classes] for row in cells])
-            found.append(rule.predict(probabilities, [row.decision.outcome for row in cells], subject=subject))
+            probabilities = np.array([[row.prediction.probabilities[label] for label in self.classes] for row in cells])
+            found.append(rule.predict(probabilities, [row.prediction.outcome for row in cells], subject=subject))
         return found
 
     @cached_property
@@ -194,14 +192,13 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Itera
             picture = encoded(image, "WEBP", quality=0, lossless=True, method=0) if kept < MAX_KEPT else b""
             kept += len(picture)
             image.thumbnail((THUMBNAIL, THUMBNAIL))
-            about = name, true_class(name, release.labels), subjects[name]
-            predicted = prediction.decision, prediction.probabilities, prediction.checks
-            rows.append(BatchRow(*about, *predicted, encoded(image, "WEBP", quality=90), picture))
+            truth, thumbnail = true_class(name, release.labels), encoded(image, "WEBP", quality=90)
+            rows.append(BatchRow(name, truth, subjects[name], prediction, thumbnail, picture))
         yield min(first + PICTURES_AT_ONCE, len(batch.files))
     if not rows:
         raise LeukoscopeError(f"not one picture can be used: {[*problems, 'none was given'][0]}")
     smear = "shows a smear, no single cell cut out on black; give it alone, and its cells are found"
-    smears = [f"{row.name}: {smear}" for row in rows if row.decision.outcome == NOT_A_CELL]
+    smears = [f"{row.name}: {smear}" for row in rows if row.prediction.outcome == NOT_A_CELL]
     given = replace(batch, files=[BatchFile(row.name, row.kept) for row in rows])
     found = tuple(rows), release.labels, str(choice), release.revision, release.metrics
     yield BatchResult(*found, given=given, problems=(*smears, *problems))
@@ -234,7 +231,7 @@ def label_metrics(result: BatchResult) -> tuple[list[tuple[str, str, str]], list
         tuple(row.name for row in rows),
         tuple(row.subject for row in rows),
         np.asarray([result.classes.index(row.truth) for row in rows], int),
-        np.asarray([[row.probabilities[label] for label in result.classes] for row in rows]),
+        np.asarray([[row.prediction.probabilities[label] for label in result.classes] for row in rows]),
         result.classes,
     )
     notes = [one for one in (result.too_good,) if one]
@@ -254,18 +251,18 @@ def label_metrics(result: BatchResult) -> tuple[list[tuple[str, str, str]], list
 def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[Any]]:
     """Column → one value per picture; `safe` lets no text be taken for a formula."""
     rows, text = result.rows, safe_cell if safe else str
-    shares = np.array([[row.probabilities[label] for label in result.classes] for row in rows])
-    outcomes = [row.decision.outcome for row in rows]
+    shares = np.array([[row.prediction.probabilities[label] for label in result.classes] for row in rows])
+    outcomes = [row.prediction.outcome for row in rows]
     about = {"model": text(result.model), "revision": result.revision, "notice": RESEARCH_NOTICE}
     return {
         "file": [text(row.name) for row in rows],
         "subject": [text(row.subject) for row in rows],
         "outcome": [text(outcome) for outcome in outcomes],
-        "reasons": [" ".join(reason.code for reason in row.decision.reasons) for row in rows],
+        "reasons": [" ".join(reason.code for reason in row.prediction.decision.reasons) for row in rows],
         "label": [text(row.truth) for row in rows],
-        **{f"p_{label}": [row.probabilities[label] for row in rows] for label in result.classes},
+        **{f"p_{label}": [row.prediction.probabilities[label] for row in rows] for label in result.classes},
         **result.thresholds.positive_columns(shares, result.classes, outcomes),
-        "ood_score": [row.checks.ood_score for row in rows],
+        "ood_score": [row.prediction.checks.ood_score for row in rows],
         **{name: [value] * len(rows) for name, value in about.items()},
     }
 
@@ -324,7 +321,9 @@ def _zone(result: BatchResult) -> tuple[float, float] | None:
 def _strip(result: BatchResult, subject: str) -> str:
     """Every cell of a subject as a dot, sorted by its probability of the positive class; refused ones at the left."""
     cells = [(number, row) for number, row in enumerate(result.rows) if row.subject == subject]
-    cells.sort(key=lambda one: (one[1].decision.outcome not in REFUSED, one[1].probabilities[result.positive]))
+    cells.sort(
+        key=lambda one: (one[1].prediction.outcome not in REFUSED, one[1].prediction.probabilities[result.positive])
+    )
     step = (_WIDTH - 2 * _MARGIN) / max(1, len(cells))
     radius = min(4.5, max(1.8, 0.45 * step))
 
@@ -340,11 +339,11 @@ def _strip(result: BatchResult, subject: str) -> str:
     for value in (0, 0.5, 1):
         shapes += f'<text x="{_MARGIN - 6}" y="{height(value) + 4:.1f}" text-anchor="end">{value:g}</text>'
     for place, (number, row) in enumerate(cells):
-        share = row.probabilities[result.positive]
+        share, outcome = row.prediction.probabilities[result.positive], row.prediction.outcome
         shapes += (
             f'<circle data-act="cell:{number}" cx="{_MARGIN + (place + 0.5) * step:.1f}" cy="{height(share):.1f}" '
-            f'r="{radius:.1f}" fill="{stage.colour(row.decision.outcome, result.classes)}"><title>{escape(row.name)}: '
-            f"{percent(share)}, {escape(outcome_text(row.decision.outcome))}</title></circle>"
+            f'r="{radius:.1f}" fill="{stage.colour(outcome, result.classes)}"><title>{escape(row.name)}: '
+            f"{percent(share)}, {escape(outcome_text(outcome))}</title></circle>"
         )
     said, seen = subject_text(result, subject), " (in training?)" if subject in result.trained_on else ""
     return (
@@ -362,17 +361,17 @@ def subject_text(result: BatchResult, subject: str) -> str:
             low, high = one.interval
             said += f", probability of {one.positive_label} {one.probability:.3f} ({low:.3f} to {high:.3f})"
         said += f": {one.reason}. " if one.reason else ". "
-    found = Counter(row.decision.outcome for row in rows)
+    found = Counter(row.prediction.outcome for row in rows)
     said += f"{len(rows)} cells: {', '.join(f'{found[label]} {label}' for label in result.classes)}"
     said += f", {found['abstain']} without a class, {sum(found[one] for one in REFUSED)} refused."
-    given = [row for row in rows if row.truth and row.decision.label]
-    right = sum(row.decision.label == row.truth for row in given)
+    given = [row for row in rows if row.truth and row.prediction.decision.label]
+    right = sum(row.prediction.decision.label == row.truth for row in given)
     return f"{said} Of {len(given)} given a class, {right} right." if given else said
 
 
 def batch_answer(result: BatchResult, others: tuple[str, ...] = ()) -> str:
     """The right of the stage: counts, the rule for subjects, metrics on labels, wrong cells, problems, files."""
-    found = Counter(row.decision.outcome for row in result.rows)
+    found = Counter(row.prediction.outcome for row in result.rows)
     numbers = {one: found[one] for one in (*result.classes, *WITHOUT_CLASS) if found[one] or one in result.classes}
     html = f'<p class="lk-headline" role="status">{len(result.rows)} cells predicted.</p>'
     html += stage.counts(numbers, result.classes)
@@ -406,14 +405,14 @@ def _cells(result: BatchResult, rows: Sequence[tuple[int, BatchRow]]) -> str:
 
 def _cell(result: BatchResult, number: int, row: BatchRow) -> str:
     truth = f", is {row.truth}" if row.truth and row.truth != row.called else ""
-    share = f" {percent(row.confidence)}" if row.decision.label else ""
-    said = f"{outcome_text(row.decision.outcome)}{share}{truth}"
+    share = f" {percent(row.confidence)}" if row.prediction.decision.label else ""
+    said = f"{outcome_text(row.prediction.outcome)}{share}{truth}"
     # What it shows stands beside it in words.
     shown = f'<img src="{data_uri("image/webp", row.thumbnail)}" alt="" loading="lazy" width="96" height="96">'
     if row.picture:
         shown = stage.act(f"cell:{number}", shown, title=f"{row.name}: {said}; open it", classes="")
     wrong = ' class="wrong"' if truth else ""
-    ink = stage.colour(row.decision.outcome, result.classes)
+    ink = stage.colour(row.prediction.outcome, result.classes)
     # The end of a name tells it apart.
     name = f'<span class="lk-end" title="{escape(row.name)}"><bdi>{escape(row.name)}</bdi></span>'
     return f'<li{wrong} style="--c:{ink}">{shown}<b>{escape(said)}</b>{name}</li>'

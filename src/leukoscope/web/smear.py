@@ -171,7 +171,7 @@ def smear_answer(smear: Smear, others: tuple[str, ...] = ()) -> str:
     saves = "".join(stage.act(f"save:{kind}", f"Save {kind.upper()}") for kind in ("png", "csv"))
     return (
         f'<div data-model="{escape(reading.model)}">'
-        f'<p class="lk-headline" role="status">{escape(sentence(reading))}</p>'
+        f'<p class="lk-headline" role="status">{escape(reading.summary)}</p>'
         f"{stage.counts(found, reading.labels)}{''.join(map(stage.note, notes))}{stage.note(hint)}{strip(smear)}"
         f'{stage.note(f"{about}.")}<div class="lk-acts">{saves}</div>{stage.readers(others)}'
         f"{stage.details('Another scale', given)}</div>"
@@ -197,26 +197,12 @@ def strip(smear: Smear) -> str:
     return f'<ul class="lk-cells">{shown}</ul>{stage.note(about)}'
 
 
-def sentence(reading: SmearReading) -> str:
-    """How many cells there are, and how many of them are like the training cells."""
-    if not reading.cells:
-        return "No white cell was found."
-    whole = sum(one.prediction is not None for one in reading.cells)
-    found = f"{len(reading.cells)} white cells, {whole} of them whole."
-    share = reading.in_distribution
-    if share is None:
-        return found
-    if share < FIELD_NEEDS:
-        return f"{found} Only {percent(share)} are like the training cells; for a class {percent(FIELD_NEEDS)} must be."
-    return f"{found} {percent(share)} are like the training cells."
-
-
 def save_smear(kind: str, smear: Smear) -> File:
     """A smear's reading as a file; `kind` is "png" or "csv"."""
     reading = smear.reading
     name = f"leukoscope-{safe_stem(reading.source) or 'smear'}.{kind}"
     if kind == "png":
-        title = f"{reading.source} read by {reading.model}: {sentence(reading)}"
+        title = f"{reading.source} read by {reading.model}: {reading.summary}"
         drawn = draw_reading(smear.picture.image, reading)
         return png_file(name, drawn, title=title, model=reading.model, revision=reading.revision)
     text = io.StringIO()
