@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import binary_fill_holes, gaussian_filter
 from skimage.filters import threshold_otsu
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.images import foreground
+from leukoscope.data.images import foreground, is_cut_out
 from leukoscope.data.smear import UnusableSmear, measure_stain
-from leukoscope.inference.gradcam import BLACK_SHARE, overlay, share_within
+from leukoscope.inference.gradcam import overlay, share_within
 from leukoscope.inference.prediction import (
     NOT_A_CELL,
     REFUSED,
@@ -70,8 +71,7 @@ class Picture:
     @cached_property
     def on_black(self) -> bool:
         """Whether this is a cell cut out on black."""
-        cell = foreground(np.asarray(self.image))
-        return bool(cell.any() and (~cell).mean() >= BLACK_SHARE)
+        return is_cut_out(self.image)
 
     @cached_property
     def parts(self) -> dict[str, np.ndarray]:
@@ -80,8 +80,6 @@ class Picture:
         "nucleus", "cytoplasm" and "outside" of a cell cut out on black; of a smear "nucleus" is all that is stained so,
         and "outside" the rest.
         """
-        from scipy.ndimage import binary_fill_holes, gaussian_filter
-
         pixels = np.asarray(self.image)
         if self.on_black:
             cell, blur = foreground(pixels), max(pixels.shape) / 64
