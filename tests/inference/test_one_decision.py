@@ -27,8 +27,8 @@ from leukoscope.inference.smear import AT_EDGE, read_smear
 from leukoscope.synthetic import draw_cell, draw_smear, smear_picture
 from leukoscope.web import smear as web_smear
 from leukoscope.web.answer import Picture, ask
-from leukoscope.web.app import build_demo
 from leukoscope.web.batch import predict_files
+from leukoscope.web.endpoints import Endpoints
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.upload import CELL, FIELD, Limit, read_upload
 
@@ -129,12 +129,6 @@ def upload(path: Path, most: Limit = CELL) -> tuple[Image.Image, str]:
     return read_upload(path, most)
 
 
-def endpoint(shelf: ModelCache, name: str) -> Callable[..., Any]:
-    (found,) = (block.fn for block in build_demo(shelf).fns.values() if block.api_name == name)
-    assert found is not None
-    return found
-
-
 def command(*words: object) -> str:
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0, result.output
@@ -171,11 +165,11 @@ def every_way(paths: list[Path], tmp_path: Path) -> dict[str, dict[str, Said]]:
     found["the demo's one cell"] = {
         name: said(look.decision(), look.known.checks.ood_score) for name, look in looks.items()
     }
-    by_api = endpoint(shelf, "predict")
+    by_api = Endpoints(shelf).predict
     returned = {path.name: by_api(str(path), "released") for path in paths}
     assert all(outcome == decision["outcome"] for outcome, *_, decision in returned.values())
     found["the API at /predict"] = {name: of_json(decision) for name, (*_, decision) in returned.items()}
-    cells = endpoint(shelf, "batch")([str(path) for path in paths], "released")["cells"]
+    cells = Endpoints(shelf).batch([str(path) for path in paths], "released")["cells"]
     found["the API at /batch"] = {
         cell["file"]: (cell["outcome"], tuple(cell["reasons"].split()), cell["ood_score"]) for cell in cells
     }
@@ -226,7 +220,7 @@ def test_a_smear_s_cells_get_one_outcome_whichever_way_it_is_read(
     ours = read_smear(Predictor.from_pretrained(RELEASE), image, um_per_pixel=PITCH)
     seen = web_smear.read_smear(shelf, Picture(*upload(path, FIELD), um_per_pixel=PITCH), "released")
     (told,) = json.loads(command("smear", RELEASE, path, "--um-per-pixel", PITCH, "--json"))
-    reading, _ = endpoint(shelf, "field")(str(path), "released", PITCH)
+    reading, _ = Endpoints(shelf).field(str(path), "released", PITCH)
 
     outcomes = [cell.outcome for cell in ours.cells]
     assert len(outcomes) >= 4

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from html import unescape
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import gradio
 import numpy as np
@@ -35,7 +33,7 @@ from leukoscope.web.answer import (
     names_for,
     views_of,
 )
-from leukoscope.web.app import build_demo
+from leukoscope.web.endpoints import Endpoints
 from leukoscope.web.export import row_image, save_row
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.smear import example_smear
@@ -59,13 +57,6 @@ def cell(models: ModelCache) -> Row:
 @pytest.fixture(scope="module")
 def refused(models: ModelCache) -> Row:
     return ask(BLANK, models, "cnmc")
-
-
-def _predict(releases: Mapping[str, Path]) -> Callable[..., Any]:
-    """What answers at /predict."""
-    (endpoint,) = (block.fn for block in build_demo(ModelCache(releases)).fns.values() if block.api_name == "predict")
-    assert endpoint is not None
-    return endpoint
 
 
 # The rows
@@ -269,7 +260,9 @@ def test_a_saved_result_holds_the_bars_and_the_colour_scale(cell: Row, refused: 
 def test_a_picture_of_nothing_is_answered_without_a_class_by_the_endpoint(tmp_path: Path) -> None:
     BLANK.image.save(tmp_path / "blank.png")
     for point in ("", "sensitivity_95"):
-        outcome, probabilities, _, text, decision = _predict({"cnmc": CNMC})(str(tmp_path / "blank.png"), "cnmc", point)
+        outcome, probabilities, _, text, decision = Endpoints(ModelCache({"cnmc": CNMC})).predict(
+            str(tmp_path / "blank.png"), "cnmc", point
+        )
         assert outcome == decision["outcome"] == OUT_OF_DISTRIBUTION
         assert decision["operating_point"] == point
         assert decision["ood_score"] > 1 and decision["reasons"][0]["value"] == decision["ood_score"]
@@ -280,7 +273,7 @@ def test_a_picture_of_nothing_is_answered_without_a_class_by_the_endpoint(tmp_pa
 def test_an_operating_point_that_a_release_lacks_is_refused(tiny_release: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "cell.png")
     with pytest.raises(gradio.Error, match="operating point 'best': tiny has none; give one of these, or none"):
-        _predict({"tiny": tiny_release})(str(tmp_path / "cell.png"), "tiny", "best")
+        Endpoints(ModelCache({"tiny": tiny_release})).predict(str(tmp_path / "cell.png"), "tiny", "best")
 
 
 def test_a_model_without_maps_shows_the_cell_and_says_so(vit_release: Path, tmp_path: Path) -> None:
@@ -288,5 +281,7 @@ def test_a_model_without_maps_shows_the_cell_and_says_so(vit_release: Path, tmp_
     assert NO_MAP in row.summary() and "Map for" not in stage.cell_picture(row)
     assert NO_MAP in stage.cell_answer(Answer(row.picture, (row,)), 0) and row_image(row, "ALL").width > 0
     example(1).image.save(tmp_path / "cell.png")
-    outcome, _, drawn, text, _ = _predict({"vit": vit_release})(str(tmp_path / "cell.png"), "vit", "")
+    outcome, _, drawn, text, _ = Endpoints(ModelCache({"vit": vit_release})).predict(
+        str(tmp_path / "cell.png"), "vit", ""
+    )
     assert outcome in ("ALL", "HEM") and drawn is None and NO_MAP in text

@@ -22,7 +22,6 @@ from leukoscope.inference.prediction import Checks, Prediction, Thresholds
 from leukoscope.synthetic import draw_cell
 from leukoscope.web import batch
 from leukoscope.web.answer import Picture, ask
-from leukoscope.web.app import build_demo
 from leukoscope.web.batch import (
     BatchResult,
     BatchRow,
@@ -38,6 +37,7 @@ from leukoscope.web.batch import (
     subjects_found,
 )
 from leukoscope.web.batch_files import Batch, BatchFile, open_batch
+from leukoscope.web.endpoints import Endpoints
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.smear import example_smear
 from zips import pack, png, upload_folder
@@ -137,10 +137,7 @@ def test_a_file_says_why_a_cell_has_no_class() -> None:
 
 @pytest.fixture
 def endpoint(tiny_release: Path) -> Callable[..., Any]:
-    demo = build_demo(ModelCache({"tiny": tiny_release}))
-    (found,) = (block.fn for block in demo.fns.values() if block.api_name == "batch")
-    assert found is not None
-    return found
+    return Endpoints(ModelCache({"tiny": tiny_release})).batch
 
 
 def test_a_labelled_zip_is_answered_and_deleted(

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from leukoscope.web.app import build_demo
+from leukoscope.web.endpoints import Endpoints
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.upload import OWN_FOLDER
 
@@ -131,8 +131,8 @@ SEEDED = [(kind, seed) for kind in MAKERS for seed in range(EACH)]
 
 @pytest.fixture(scope="module")
 def endpoints(tiny_release: Path) -> dict[str, Callable[..., Any]]:
-    blocks = build_demo(ModelCache({"tiny": tiny_release})).fns.values()
-    return {block.api_name: block.fn for block in blocks if block.api_name and block.fn}
+    asked = Endpoints(ModelCache({"tiny": tiny_release}))
+    return {"predict": asked.predict, "field": asked.field, "batch": asked.batch}
 
 
 def ask(endpoint: Callable[..., Any], *values: Any) -> str:

@@ -19,7 +19,7 @@ from leukoscope.inference.scoring import safe_cell
 from leukoscope.inference.smear import SmearReading
 from leukoscope.reports.text import percent
 from leukoscope.web.answer import Picture
-from leukoscope.web.app import build_demo
+from leukoscope.web.endpoints import Endpoints
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.smear import (
     Smear,
@@ -132,11 +132,8 @@ def test_the_endpoint_refuses_in_one_sentence(
     tiny_release: Path, tmp_path: Path, size: tuple[int, int], scale: float, problem: str
 ) -> None:
     Image.new("RGB", size, (230, 220, 215)).save(tmp_path / "field.png")
-    demo = build_demo(ModelCache({"tiny": tiny_release}))
-    (endpoint,) = (block.fn for block in demo.fns.values() if block.api_name == "field")
-    assert endpoint is not None
     with pytest.raises(gradio.Error, match=problem):
-        endpoint(str(tmp_path / "field.png"), "tiny", scale)
+        Endpoints(ModelCache({"tiny": tiny_release})).field(str(tmp_path / "field.png"), "tiny", scale)
 
 
 def test_a_model_of_whole_fields_is_sent_to_the_other_tab_not_to_the_command_line() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from gradio.processing_utils import async_move_files_to_cache
 from PIL import Image
 
 from leukoscope.data.images import UnreadableImage
-from leukoscope.web.app import build_demo
+from leukoscope.web.endpoints import Endpoints
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.upload import (
     ANSWER_FOLDER,
@@ -28,13 +27,6 @@ from leukoscope.web.upload import (
     png_answer,
     read_upload,
 )
-
-
-def _predict(releases: Mapping[str, Path]) -> Callable[..., Any]:
-    """What answers at /predict."""
-    (endpoint,) = (block.fn for block in build_demo(ModelCache(releases)).fns.values() if block.api_name == "predict")
-    assert endpoint is not None
-    return endpoint
 
 
 @pytest.fixture
@@ -146,13 +138,13 @@ def test_a_bad_file_is_named_without_its_folder_and_deleted(
 def test_a_bad_model_name_leaves_no_upload_behind(cache: Path, model: str | None, problem: str) -> None:
     Image.new("RGB", (40, 40)).save(cache / "cell.png")
     with pytest.raises(gradio.Error, match=f"^['\"]?{problem}"):
-        _predict({"x": Path("x")})(str(cache / "cell.png"), model)
+        Endpoints(ModelCache({"x": Path("x")})).predict(str(cache / "cell.png"), model)
     assert not (cache / "cell.png").exists()
 
 
 def test_a_missing_picture_is_one_clear_message() -> None:
     with pytest.raises(gradio.Error, match="image: no picture was sent; give one image file"):
-        _predict({"x": Path("x")})(None, "x")
+        Endpoints(ModelCache({"x": Path("x")})).predict(None, "x")
 
 
 def test_a_whole_slide_is_not_one_cell(cache: Path) -> None:
