@@ -70,9 +70,9 @@ RESULT = BatchResult(
 
 def test_what_is_wrong_comes_surest_first_and_figures_are_right() -> None:
     assert [(number, wrong.name) for number, wrong in RESULT.wrong] == [(2, "=c"), (1, "b")]
-    measured, notes = label_metrics(RESULT)
+    measured, _ = label_metrics(RESULT)
     assert dict((name, value) for name, value, _ in measured)["accuracy"] == "0.500"
-    assert notes[0] == RESULT.too_good != ""
+    assert RESULT.too_good.startswith("The model was trained on subjects called 2: if")
     assert label_metrics(replace(RESULT, rows=tuple(replace(one, truth="") for one in RESULT.rows))) == ([], [])
 
 

@@ -234,8 +234,7 @@ def label_metrics(result: BatchResult) -> tuple[list[tuple[str, str, str]], list
         np.asarray([[row.prediction.probabilities[label] for label in result.classes] for row in rows]),
         result.classes,
     )
-    notes = [one for one in (result.too_good,) if one]
-    notes.append(f"{len(rows)} cells with a known class, by their most probable one.")
+    notes = [f"{len(rows)} cells with a known class, by their most probable one."]
     try:
         intervals = subject_intervals(cells)
         notes.append("95 % intervals from bootstrap samples of subjects.")

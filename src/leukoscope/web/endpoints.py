@@ -75,7 +75,7 @@ class Endpoints:
             "cells": [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)],
             "subject_predictions": [one.to_dict() for one in result.subject_predictions],
             "figures": [list(row) for row in measured],
-            "notes": [*notes, *result.problems],
+            "notes": [note for note in (result.too_good, *notes, *result.problems) if note],
             "notice": RESEARCH_NOTICE,
         }
 
