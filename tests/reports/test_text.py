@@ -48,6 +48,10 @@ def text_of(p_all: float, point: str = "", **checks: object) -> DecisionText:
     return replace(said, headline=said.headline.replace("\u00a0", " "), because=said.because.replace("\u00a0", " "))
 
 
+def test_every_reason_of_the_commands_has_its_words_in_the_demo() -> None:
+    assert REASONS.keys() == REASON_TEXTS.keys()
+
+
 @pytest.mark.parametrize(
     ("probability", "point", "headline", "because"),
     [
@@ -57,10 +61,6 @@ def text_of(p_all: float, point: str = "", **checks: object) -> DecisionText:
         (0.78, "", "The model leans towards ALL (leukaemic blast): 78 %.", ""),
     ],
 )
-def test_every_reason_of_the_commands_has_its_words_in_the_demo() -> None:
-    assert REASONS.keys() == REASON_TEXTS.keys()
-
-
 def test_a_class_is_told_at_the_operating_point(probability: float, point: str, headline: str, because: str) -> None:
     text = text_of(probability, point, ood_score=0.5)
     assert text.headline == headline
