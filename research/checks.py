@@ -35,10 +35,9 @@ from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.inference.graph import open_backend
 from leukoscope.inference.ood import fit_detector, picture_statistics
-from leukoscope.inference.prediction import WITHOUT_CLASS, softmax
+from leukoscope.inference.prediction import VIEWS, WITHOUT_CLASS, disagreement, softmax, turned
 from leukoscope.inference.predictor import Predictor
 from leukoscope.inference.runtime import Runtime
-from leukoscope.inference.tta import VIEWS, disagreement, tta_views
 from leukoscope.models.release import HEALTHY, OF_FIELDS, read_metrics, read_release, write_metrics
 from leukoscope.models.weights import load_release
 from leukoscope.progress import track
@@ -274,7 +273,8 @@ def tta_gain(
         label = f"test-time augmentation, fold {number} of {len(folds)}"
         for start in track(range(0, len(rows), BATCH), label):
             pixels = np.asarray(cells.pixels[rows[start : start + BATCH]])
-            view_probabilities.append(softmax(backend(tta_views(pixels)).logits).reshape(len(pixels), VIEWS, -1))
+            by_view = [softmax(backend(turned(pixels, view)).logits) for view in range(VIEWS)]
+            view_probabilities.append(np.stack(by_view, axis=1))
     tested, each = pooled(parts), np.concatenate(view_probabilities)
     one, eight = (replace(tested, probabilities=p) for p in (each[:, 0], each.mean(axis=1)))  # upright comes first
     share_apart = disagreement(each)

@@ -26,9 +26,8 @@ from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, b
 from leukoscope.evaluation.predictions import CellPredictions, even_sample
 from leukoscope.inference.gradcam import share_on_cell
 from leukoscope.inference.graph import float32_backend
-from leukoscope.inference.prediction import EVIDENCE, NO_MAP, passes_map_checks, softmax
+from leukoscope.inference.prediction import EVIDENCE, NO_MAP, VIEWS, passes_map_checks, softmax, turned, turned_back
 from leukoscope.inference.runtime import TorchBackend
-from leukoscope.inference.tta import VIEWS, turned, turned_back
 from leukoscope.models.weights import Release
 from leukoscope.progress import progress, track
 

@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.splits import Split
-from leukoscope.models.layers import freeze
 from leukoscope.models.recipes import Recipe
+from leukoscope.models.weights import freeze
 from leukoscope.training.data import Inputs, evenly_spread
 from leukoscope.training.train import train
 from leukoscope.training.trainer import Selection, Trainer, gain, parameter_groups

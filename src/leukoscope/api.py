@@ -144,8 +144,7 @@ def score(
         LeukoscopeError: a table that exists already or cannot be written, or a source without images.
     """
     from leukoscope.inference.predictor import Predictor
-    from leukoscope.inference.scoring import check_output, score_cells
-    from leukoscope.inference.sources import open_source
+    from leukoscope.inference.scoring import check_output, open_source, score_cells
 
     check_output(Path(output))
     cells = open_source(str(source), subject_pattern=subject_pattern)

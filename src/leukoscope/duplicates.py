@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from leukoscope.data.images import foreground, pixel_hash
-from leukoscope.inference.tta import VIEWS, turned
+from leukoscope.inference.prediction import VIEWS, turned
 
 if TYPE_CHECKING:
     from PIL.Image import Image

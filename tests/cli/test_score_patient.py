@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
-from leukoscope.inference.sources import SourceCell, open_source
+from leukoscope.inference.scoring import SourceCell, open_source
 from leukoscope.synthetic import draw_cell
 
 BLOCK: dict[str, Any] = {

@@ -15,7 +15,7 @@ from PIL import Image
 from leukoscope import LeukoscopeError
 from leukoscope.data.cell_tables import CellTable, parse_csv, read_table, subject_name
 from leukoscope.data.loading import load_cells
-from leukoscope.inference.sources import open_source
+from leukoscope.inference.scoring import open_source
 from leukoscope.synthetic import draw_cell
 
 PLAIN = {

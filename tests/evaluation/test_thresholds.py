@@ -5,23 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 
-from leukoscope import LeukoscopeError
 from leukoscope.evaluation.bootstrap import bootstrap_subjects
 from leukoscope.evaluation.calibration import calibrated, fit_temperature, leave_one_subject_out
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.evaluation.thresholds import TARGET_RISK, _risk_rule, abstention, decision_block, operating_points
+from leukoscope.evaluation.thresholds import TARGET_RISK, _risk_rule, abstention, decision_block
 
 Maker = Callable[..., CellPredictions]
-
-
-def _points(predictions: CellPredictions, positive_label: str = "ALL") -> dict[str, Any]:
-    boot = bootstrap_subjects(predictions, samples=200)
-    return operating_points(predictions, positive_label, leave_one_subject_out(predictions), boot)["points"]
 
 
 def _two_class(blast: list[float], references: list[int], subjects: list[str]) -> CellPredictions:
@@ -35,119 +28,11 @@ def predictions(calibrated_cells: Maker) -> CellPredictions:
     return calibrated_cells(3000, subjects=12, too_sharp=2.0)
 
 
-# Operating points
+def test_the_block_of_blocks_of_cells_says_so(calibrated_cells: Maker) -> None:
+    block = decision_block(calibrated_cells(600, classes=3, subjects=4), unit="block")
 
-
-def test_thresholds_reach_their_target_on_the_cells_that_fitted_them_and_no_more(predictions: CellPredictions) -> None:
-    points, weights = _points(predictions), predictions.subject_weights
-    assert weights is not None
-    # The largest share of its class that one cell has, every subject weighing the same.
-    step = [weights[predictions.references == k].max() / weights[predictions.references == k].sum() for k in (0, 1)]
-
-    assert 0.95 <= points["sensitivity_95"]["fitted"]["sensitivity_by_subject"] < 0.95 + step[0]
-    assert 0.95 <= points["specificity_95"]["fitted"]["specificity_by_subject"] < 0.95 + step[1]
-    best = points["youden"]["fitted"]["balanced_accuracy_by_subject"]
-    assert all(best >= point["fitted"]["balanced_accuracy_by_subject"] for point in points.values())
-
-
-@pytest.mark.parametrize("positive", [0, 1])
-def test_a_threshold_stands_on_the_calibrated_scale_of_its_class(predictions: CellPredictions, positive: int) -> None:
-    point = _points(predictions, predictions.label_names[positive])["sensitivity_95"]
-    shipped = calibrated(predictions, fit_temperature(predictions)).probabilities[:, positive]
-
-    found = (shipped >= point["threshold"])[predictions.references == positive].mean()
-
-    assert found == pytest.approx(point["fitted"]["sensitivity"], abs=1e-12)
-
-
-def test_rounding_a_threshold_for_json_moves_no_cell(predictions: CellPredictions) -> None:
-    threshold = _points(predictions)["youden"]["threshold"]
-    scores = calibrated(predictions, fit_temperature(predictions)).probabilities[:, 0].astype(np.float32)
-
-    assert ((scores >= threshold) == (scores >= float(f"{threshold:.6g}"))).all()
-
-
-def test_rates_of_a_separable_case_are_those_worked_out_by_hand() -> None:
-    """Three blasts' subjects at .8, three normal ones' at .3, and one normal cell that looks like a blast."""
-    subjects = ["a", "b", "c"] * 4 + ["H1", "H2", "H3"] * 2 + ["H1"]
-    predictions = _two_class([0.8] * 12 + [0.3] * 6 + [0.9], [0] * 12 + [1] * 7, subjects)
-
-    youden = _points(predictions)["youden"]
-
-    assert youden["fitted"] == {
-        "sensitivity": 1.0,
-        "specificity": pytest.approx(6 / 7),
-        "balanced_accuracy": pytest.approx(13 / 14),
-        "ppv": pytest.approx(12 / 13),
-        "npv": 1.0,
-        # H1 has three cells, one of them wrong; H2 and H3 have two.
-        "sensitivity_by_subject": 1.0,
-        "specificity_by_subject": pytest.approx((2 / 3 + 1 + 1) / 3),
-        "balanced_accuracy_by_subject": pytest.approx((1 + 8 / 9) / 2),
-    }
-    assert youden["cross_fitted"]["prevalence"] == pytest.approx(12 / 19)
-
-
-def test_an_outlying_subject_cannot_vouch_for_its_own_threshold(predictions: CellPredictions) -> None:
-    """Its normal cells look like blasts: the threshold it fitted reaches 95 % specificity, the others' does not."""
-    outlier = np.asarray(predictions.subjects) == "HEM3"
-    blast = np.where(outlier, 0.999, predictions.probabilities[:, 0])
-    odd = replace(predictions, probabilities=np.stack([blast, 1 - blast], axis=1))
-
-    plain, point = _points(predictions)["specificity_95"], _points(odd)["specificity_95"]
-
-    assert plain["cross_fitted"]["specificity"] == pytest.approx(0.95, abs=0.01)
-    assert point["fitted"]["specificity"] >= 0.95
-    assert point["cross_fitted"]["specificity"] < 0.92
-
-
-def test_intervals_hold_their_figure_and_widen_when_subjects_differ(predictions: CellPredictions) -> None:
-    outlier = np.isin(predictions.subjects, ["HEM3", "HEM4", "HEM5"])
-    blast = np.where(outlier, 0.999, predictions.probabilities[:, 0])
-    found = _points(predictions)["youden"]["cross_fitted"]
-    odd = _points(replace(predictions, probabilities=np.stack([blast, 1 - blast], axis=1)))["youden"]["cross_fitted"]
-
-    def width(metrics: dict[str, Any], name: str) -> float:
-        return metrics["intervals"][name]["high"] - metrics["intervals"][name]["low"]
-
-    for name, interval in found["intervals"].items():
-        assert interval["low"] < found[name] < interval["high"]
-    assert width(odd, "specificity") > 3 * width(found, "specificity")
-
-
-def test_a_rate_without_cells_is_none_rather_than_not_a_number() -> None:
-    """No threshold but the highest gives 95 % specificity here, and above it no cell is called ALL."""
-    subjects = ["a", "b", "c"] * 2 + ["H1", "H2", "H3"] * 2
-    predictions = _two_class([0.4] * 6 + [0.6] * 6, [0] * 6 + [1] * 6, subjects)
-
-    found = _points(predictions)["specificity_95"]["cross_fitted"]
-
-    assert found["sensitivity"] == 0.0
-    assert found["ppv"] is None
-    assert found["intervals"]["ppv"] is None
-
-
-def test_two_classes_of_which_none_is_positive_have_no_operating_point(predictions: CellPredictions) -> None:
-    block = decision_block(predictions, "")
-    assert block["operating_points"] == {} and block["abstention"]["default"]["per_class"].keys() == {"ALL", "HEM"}
-
-
-def test_more_than_two_classes_have_no_operating_point(calibrated_cells: Maker) -> None:
-    block = decision_block(calibrated_cells(600, classes=3, subjects=4), "", unit="block")
-
-    assert block["operating_points"] == {}
     assert block["judged_on"] == "each block with the temperature and thresholds fitted on all other blocks"
     assert set(block["abstention"]["default"]["per_class"]) == {"ALL", "HEM", "OTHER"}
-
-
-def test_an_unknown_positive_label_is_refused_with_the_known_ones(predictions: CellPredictions) -> None:
-    with pytest.raises(LeukoscopeError) as refused:
-        decision_block(predictions, "blast")
-
-    assert str(refused.value) == "positive label 'blast': not a class of these predictions; give one of ALL, HEM"
-
-
-# Abstention
 
 
 def _ranked(right: list[bool], subjects: list[str] | None = None) -> CellPredictions:
@@ -264,9 +149,8 @@ def test_coverage_and_risk_by_subject_are_those_worked_out_by_hand() -> None:
 
 
 def test_the_block_says_what_it_rests_on_and_holds_plain_numbers(predictions: CellPredictions) -> None:
-    block = decision_block(predictions, "HEM")
+    block = decision_block(predictions)
 
     assert block["estimates"] == "recipe (cross-validated)"
     assert block["fitted_on"] == {"cells": 3000, "subjects": {"ALL": 12, "HEM": 12}}
-    assert block["operating_points"]["positive_label"] == "HEM"
     assert json.loads(json.dumps(block, allow_nan=False)) == block

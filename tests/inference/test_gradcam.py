@@ -28,10 +28,9 @@ from leukoscope.data.images import open_image
 from leukoscope.data.layouts import ImageFolder
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference.gradcam import explain_features, linear_head_maps, map_colours, overlay, share_on_cell
-from leukoscope.inference.prediction import EvidenceScale, HeatMap, passes_map_checks
+from leukoscope.inference.prediction import VIEWS, HeatMap, passes_map_checks, turned, turned_back
 from leukoscope.inference.predictor import Predictor
 from leukoscope.inference.runtime import TorchBackend, blank_picture
-from leukoscope.inference.tta import VIEWS, turned, turned_back
 from leukoscope.models.weights import load_release
 from leukoscope.synthetic import Background, draw_cell
 
@@ -328,18 +327,6 @@ def test_overlay_with_a_common_peak_shows_weaker_evidence_weaker() -> None:
     assert np.abs(common_peak.astype(int) - 90).max() < 15
 
 
-def test_a_release_says_how_strong_its_evidence_usually_is_or_nothing() -> None:
-    measured = {"p05": 0.1, "median": 0.2, "p95": 0.4}
-    older, newer = {"evidence_scale": measured}, {"evidence_scale": measured | {"method": "evidence"}}
-    assert EvidenceScale.from_metrics(newer) == EvidenceScale(0.4, 0.1)
-    assert EvidenceScale.from_metrics(older, "gradcam") == EvidenceScale(0.4, 0.1)
-    nothing = EvidenceScale(None, None)
-    assert EvidenceScale.from_metrics(older) == EvidenceScale.from_metrics(newer, "gradcam") == nothing
-    assert EvidenceScale.from_metrics({}) == nothing
-    zero = {"evidence_scale": {"method": "evidence", "p05": 0, "p95": 0}}
-    assert EvidenceScale.from_metrics(zero).strong is None, "nothing to divide by"
-
-
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.name)
 def test_the_map_is_seen_on_real_cells(release: Path, real_data: Path) -> None:
     folder = "ball4" if "ball4" in release.name else "cnmc2019"
@@ -383,12 +370,6 @@ def test_the_outline_of_a_photograph_takes_little_memory() -> None:
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 16 * 3000 * 3000, "bytes; a copy of the cell for every shift would take twice as many"
-
-
-def test_a_map_s_strength_is_told_by_the_release_s_own_distribution() -> None:
-    scale = EvidenceScale(strong=0.4, weak=0.1)
-    assert [scale.strength(peak) for peak in (0.05, 0.2, 0.5)] == ["weak", "usual", "strong"]
-    assert EvidenceScale().strength(0.2) == ""
 
 
 def test_overlay_takes_a_view_with_fractional_edges() -> None:

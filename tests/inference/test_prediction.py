@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from leukoscope.data.registry import DATASETS
@@ -19,11 +18,10 @@ from leukoscope.inference.prediction import (
     Decision,
     Reason,
     Thresholds,
-    passes_map_checks,
 )
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
-TWO = Thresholds("ALL", {"sensitivity_95": 0.3, "specificity_95": 0.9}, abstain_below=0.7, least_on_cell=0.4)
+TWO = Thresholds(abstain_below=0.7, least_on_cell=0.4)
 SURE, UNSURE = {"ALL": 0.8, "HEM": 0.2}, {"ALL": 0.6, "HEM": 0.4}
 
 
@@ -37,7 +35,7 @@ def codes(decision: Decision) -> list[str]:
 def test_a_sure_picture_in_distribution_gets_its_most_probable_class_without_a_word() -> None:
     fine = Checks(ood_score=1.0, field_share=0.5, disagreement=0.25, on_cell=0.4)
 
-    for checks in (None, Checks(), fine):
+    for checks in (Checks(), fine):
         assert TWO.decide(SURE, checks) == Decision("ALL")
     assert TWO.decide({"ALL": 0.1, "HEM": 0.9}).label == "HEM"
 
@@ -134,71 +132,6 @@ def test_a_release_without_thresholds_always_gives_its_most_probable_class() -> 
     assert Thresholds().decide({"ALL": 0.5001, "HEM": 0.4999}) == Decision("ALL")
 
 
-# Operating points
-
-
-@pytest.mark.parametrize(
-    ("p_all", "point", "outcome"),
-    [
-        (0.8, "", "ALL"),
-        (0.8, "sensitivity_95", "ALL"),
-        (0.8, "specificity_95", "HEM"),
-        (0.9, "specificity_95", "ALL"),
-        (0.3, "", "HEM"),
-        (0.3, "sensitivity_95", "ALL"),
-        (0.29, "sensitivity_95", "HEM"),
-    ],
-)
-def test_the_operating_point_chooses_the_class(p_all: float, point: str, outcome: str) -> None:
-    for names in (("ALL", "HEM"), ("HEM", "ALL")):
-        shares = {"ALL": p_all, "HEM": 1 - p_all}
-        decision = TWO.decide({name: shares[name] for name in names}, operating_point=point)
-        assert decision == Decision(outcome, (), point), "whatever the order of the classes"
-
-
-def test_an_operating_point_decides_on_unsure_cells_too() -> None:
-    """Its sensitivity was measured so; and most points lie where the most probable class would be abstained from."""
-    assert TWO.decide(UNSURE).outcome == ABSTAIN
-    assert TWO.decide(UNSURE, operating_point="sensitivity_95") == Decision("ALL", (), "sensitivity_95")
-    assert TWO.decide(UNSURE, operating_point="specificity_95") == Decision("HEM", (), "specificity_95")
-
-
-def test_views_that_disagree_are_a_reason_for_caution_with_the_class_of_an_operating_point() -> None:
-    decision = TWO.decide(UNSURE, Checks(disagreement=0.375), operating_point="specificity_95")
-    assert decision == Decision("HEM", (Reason("views_disagree", 0.375, 0.25),), "specificity_95")
-
-
-def test_an_operating_point_gives_no_class_where_there_is_a_reason_against_one() -> None:
-    assert TWO.decide(SURE, Checks(ood_score=3), operating_point="sensitivity_95") == Decision(
-        OUT_OF_DISTRIBUTION, (Reason("ood_colour", 3, 1.0),), "sensitivity_95"
-    )
-
-
-@pytest.mark.parametrize(("p_all", "sensitive", "specific"), [(0.29, False, False), (0.30, True, False),
-                                                              (0.90, True, True)])  # fmt: skip
-def test_a_cell_is_positive_from_the_threshold_up(p_all: float, sensitive: bool, specific: bool) -> None:
-    called = TWO.positives(np.array([[p_all, 1 - p_all]]), ("ALL", "HEM"))
-
-    assert {name: bool(which[0]) for name, which in called.items()} == {
-        "sensitivity_95": sensitive,
-        "specificity_95": specific,
-    }
-
-
-def test_the_positive_class_is_found_by_name_not_by_place() -> None:
-    called = TWO.positives(np.array([[0.05, 0.95]]), ("HEM", "ALL"))
-    assert called["specificity_95"].tolist() == [True]
-
-
-def test_a_refused_cell_is_neither_positive_nor_negative_in_a_table() -> None:
-    shares = np.array([[0.95, 0.05], [0.95, 0.05], [0.5, 0.5], [0.1, 0.9]])
-    columns = TWO.positive_columns(shares, ("ALL", "HEM"), [OUT_OF_DISTRIBUTION, "ALL", ABSTAIN, "HEM"])
-    assert columns == {
-        "positive_sensitivity_95": [None, True, True, False],
-        "positive_specificity_95": [None, True, False, False],
-    }
-
-
 # In words
 
 
@@ -207,34 +140,40 @@ def test_a_refused_cell_is_neither_positive_nor_negative_in_a_table() -> None:
     [
         (
             Reason("field_of_view"),
-            "the picture is no single cell cut out on black, which is what this model was trained on",
+            "The picture is no single cell cut out on black, which is what this model was trained on.",
         ),
         (
             Reason("ood_colour", 2.345, 1.0),
-            "its colours are unlike those of the training cells (OOD score 2.3, limit 1)",
+            "Its colours are unlike those of the training cells (OOD score 2.3, limit 1).",
         ),
-        (Reason("ood_texture", 1.26, 1.0), "its texture is unlike that of the training cells (OOD score 1.3, limit 1)"),
+        (
+            Reason("ood_texture", 1.26, 1.0),
+            "Its texture is unlike that of the training cells (OOD score 1.3, limit 1).",
+        ),
         (
             Reason("ood_shape", 10.0, 1.0),
-            "its size or outline is unlike that of the training cells (OOD score 10.0, limit 1)",
+            "Its size or outline is unlike that of the training cells (OOD score 10.0, limit 1).",
         ),
         (
             Reason("ood_field", 0.25, 0.5),
-            "of its field only 25% of the cells are like the training cells, and 50% are needed",
+            "Only 25\u00a0% of the smear's cells are like the training cells; 50\u00a0% are needed.",
         ),
-        (Reason("low_confidence", 0.61234, 0.7), "its most probable class has 0.612, and the threshold is 0.700"),
+        (
+            Reason("low_confidence", 0.61234, 0.7),
+            "Its most probable class has 0.612; the model gives a class from 0.700.",
+        ),
         (
             Reason("views_disagree", 0.375, 0.25),
-            "38% of its turned and mirrored views are predicted otherwise, more than 25%",
+            "38\u00a0% of its turned and mirrored views get another class; at most 25\u00a0% may.",
         ),
         (
             Reason("explanation_off_cell", 0.31, 0.42),
-            "31% of its Grad-CAM map lies on the cell; 95 % of the cells measured have more than 42%",
+            "31\u00a0% of its map lies on the cell; in 95 % of the cells measured it is more than 42\u00a0%.",
         ),
         (
             Reason("other_frame", 302, 450),
-            "its shorter side has 302 pixels, that of the training cells 450: unless the whole picture was resized, "
-            "the model sees the cell too large or too small",
+            "Its shorter side has 302 pixels, that of the training cells 450: unless the whole picture was resized, "
+            "the model sees the cell too large or too small.",
         ),
     ],
     ids=lambda value: value.code if isinstance(value, Reason) else "",
@@ -253,18 +192,16 @@ def test_a_decision_is_json() -> None:
                 "code": "low_confidence",
                 "value": 0.6,
                 "limit": 0.7,
-                "text": "its most probable class has 0.600, and the threshold is 0.700",
+                "text": "Its most probable class has 0.600; the model gives a class from 0.700.",
             },
             {
                 "code": "views_disagree",
                 "value": 0.5,
                 "limit": 0.25,
-                "text": "50% of its turned and mirrored views are predicted otherwise, more than 25%",
+                "text": "50\u00a0% of its turned and mirrored views get another class; at most 25\u00a0% may.",
             },
         ],
-        "operating_point": "",
     }
-    assert TWO.decide(SURE, operating_point="sensitivity_95").to_dict()["operating_point"] == "sensitivity_95"
     smear = TWO.decide(SURE, Checks(ood_score=2.0, field_of_view=True)).to_dict()["reasons"][0]
     assert (smear["code"], smear["value"], smear["limit"]) == ("field_of_view", None, None)
 
@@ -280,34 +217,29 @@ def test_an_outcome_is_a_class_or_one_of_three_others() -> None:
 def test_thresholds_of_a_committed_release_are_those_of_its_metrics() -> None:
     metrics = json.loads((RELEASE / "metrics.json").read_text())
     thresholds = Thresholds.from_metrics(metrics)
-    points = metrics["decisions"]["operating_points"]["points"]
-    assert thresholds.positive_label == "ALL"
-    assert thresholds.operating_points == {name: point["threshold"] for name, point in points.items()}
     assert thresholds.abstain_below == metrics["decisions"]["abstention"]["default"]["threshold"]
     scale = metrics["evidence_scale"]
     assert thresholds.least_on_cell == (scale.get("on_cell_p05") if scale.get("method") == "evidence" else None)
-    assert thresholds.maps_passed == passes_map_checks(metrics["heat_maps"])
 
 
-def test_a_release_without_decisions_gives_its_class_and_no_operating_point() -> None:
-    nothing = Thresholds.from_metrics({"decisions": {"operating_points": {}, "abstention": {}}})
+def test_a_release_says_how_strong_its_evidence_usually_is_or_nothing() -> None:
+    measured = {"p05": 0.1, "median": 0.2, "p95": 0.4, "on_cell_p05": 0.6}
+    scale = measured | {"method": "evidence"}
+    known = Thresholds(least_on_cell=0.6, weak_evidence=0.1, strong_evidence=0.4)
+    assert Thresholds.from_metrics({"evidence_scale": scale}) == known
+    for other in (measured, measured | {"method": "gradcam"}):
+        assert Thresholds.from_metrics({"evidence_scale": other}) == Thresholds()
+    zero = Thresholds.from_metrics({"evidence_scale": {"method": "evidence", "p05": 0, "p95": 0}})
+    assert zero.strong_evidence is None, "nothing to divide by"
+
+
+def test_a_release_without_decisions_gives_its_class() -> None:
+    nothing = Thresholds.from_metrics({"decisions": {"abstention": {}}})
     assert nothing == Thresholds.from_metrics({}) == Thresholds()
     assert nothing.decide({"ALL": 0.5, "HEM": 0.5}).label == "ALL"
-    assert nothing.positives(np.array([[0.5, 0.5]]), ("ALL", "HEM")) == {}
 
 
-def test_the_least_share_on_the_cell_is_that_of_the_evidence_scale() -> None:
-    assert Thresholds.from_metrics({"evidence_scale": {"p05": 1.0, "p95": 2.0}}).least_on_cell is None
-    scale = {"method": "evidence", "on_cell_p05": 0.6}
-    assert Thresholds.from_metrics({"evidence_scale": scale}).least_on_cell == 0.6
-    of_other_maps = {"on_cell_p05": 0.6}
-    assert Thresholds.from_metrics({"evidence_scale": of_other_maps}).least_on_cell is None
-
-
-def test_more_than_two_classes_have_no_operating_point_but_may_be_abstained_from() -> None:
-    four = Thresholds.from_metrics(
-        {"decisions": {"operating_points": {}, "abstention": {"default": {"threshold": 0.6}}}}
-    )
-    assert four.positives(np.full((1, 4), 0.25), ("a", "b", "c", "d")) == {}
+def test_more_than_two_classes_may_be_abstained_from() -> None:
+    four = Thresholds.from_metrics({"decisions": {"abstention": {"default": {"threshold": 0.6}}}})
     assert four.decide(dict.fromkeys("abcd", 0.25)).outcome == ABSTAIN
     assert four.decide({"a": 0.1, "b": 0.1, "c": 0.7, "d": 0.1}).outcome == "c"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +18,18 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
 from leukoscope.data.images import UnreadableImage, open_image
 from leukoscope.inference.gradcam import overlay, share_on_cell
-from leukoscope.inference.prediction import ABSTAIN, EVIDENCE, NOT_A_CELL, OUT_OF_DISTRIBUTION, HeatMap, Thresholds
+from leukoscope.inference.prediction import (
+    ABSTAIN,
+    EVIDENCE,
+    NOT_A_CELL,
+    OUT_OF_DISTRIBUTION,
+    VIEWS,
+    HeatMap,
+    Thresholds,
+    turned,
+    turned_back,
+)
 from leukoscope.inference.runtime import TorchBackend
-from leukoscope.inference.tta import VIEWS, turned, turned_back
 from leukoscope.models.release import OOD
 from leukoscope.synthetic import draw_cell, draw_smear
 
@@ -234,8 +241,8 @@ def test_to_dict_is_json_with_the_notice_and_without_heat_maps(predictor: Predic
     assert read_back["notice"] == RESEARCH_NOTICE
     assert read_back["probabilities"] == prediction.probabilities
     assert set(read_back) == {
-        "source", "outcome", "reasons", "operating_point", "probabilities", "model", "revision", "seconds", "view_box",
-        "ood_score", "disagreement", "agreeing_views", "notice",
+        "source", "outcome", "reasons", "probabilities", "model", "revision", "seconds", "view_box", "ood_score",
+        "disagreement", "agreeing_views", "notice",
     }  # fmt: skip
 
 
@@ -509,7 +516,7 @@ def test_a_release_decides_by_the_thresholds_of_its_metrics(
     middle = float(
         np.median([max(shares(prediction)) for prediction in Predictor.from_pretrained(tiny_release)(cells)])
     )
-    decisions = {"operating_points": {}, "abstention": {"default": {"threshold": middle}}}
+    decisions = {"abstention": {"default": {"threshold": middle}}}
     metrics = json.loads((tmp_path / "release" / "metrics.json").read_text()) | {"decisions": decisions}
     (tmp_path / "release" / "metrics.json").write_text(json.dumps(metrics))
 
@@ -591,16 +598,6 @@ def test_a_malformed_name_is_refused(name: str) -> None:
     )
 
 
-def test_two_different_revisions_are_refused() -> None:
-    with pytest.raises(LeukoscopeError, match="^owner/name@v1: names another revision than revision='v2'; give only"):
-        Predictor.from_pretrained("owner/name@v1", revision="v2")
-
-
-def test_a_revision_of_a_local_folder_is_refused(tiny_release: Path) -> None:
-    with pytest.raises(LeukoscopeError, match="is a local folder, which has no revision 'v1'; leave it out$"):
-        Predictor.from_pretrained(tiny_release, revision="v1")
-
-
 def test_a_folder_wins_over_a_hub_id_of_the_same_name(
     tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -673,75 +670,7 @@ def test_from_the_hub_no_folder_of_that_name_is_opened(
         Predictor.from_hub("owner/name")
     put_in_cache(hub_cache, tiny_release)
     assert Predictor.from_hub("owner/name").release.revision == COMMIT
-    assert Predictor.from_hub("owner/name", revision=COMMIT).release.revision == COMMIT
-
-
-class _RefusingHub(BaseHTTPRequestHandler):
-    """Responds to every request as the Hub does for the repository's name."""
-
-    refusals: ClassVar[dict[str, tuple[int, str]]] = {
-        "owner/absent": (404, "RepoNotFound"),
-        "owner/gated": (403, "GatedRepo"),
-        "owner/old": (404, "RevisionNotFound"),
-        "owner/broken": (500, ""),
-    }
-
-    def do_GET(self) -> None:
-        status, code = next(response for name, response in self.refusals.items() if name in self.path)
-        self.send_response(status)
-        if code:
-            self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *args: object) -> None:
-        """Quiet."""
-
-
-@pytest.fixture
-def online(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """A reachable Hub on this machine's loopback, with an empty cache."""
-    import huggingface_hub.constants as constants
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _RefusingHub)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    yield monkeypatch
-    server.shutdown()
-    server.server_close()
-
-
-UNKNOWN = "no such folder, and no such model on the Hub; check the name, or `hf auth login` if it is private"
-GATED = "access is restricted; accept its terms on https://huggingface.co/owner/gated and run `hf auth login`"
-NO_REVISION = "the Hub has this model but not this revision; name one of its branches, tags or commits"
-UNREACHABLE = (
-    "the Hub cannot be reached and no whole copy is cached (it answers HTTP 500); check the network, or give a release "
-    "folder"
-)
-
-
-@pytest.mark.parametrize(
-    ("name", "problem"),
-    [("owner/absent", UNKNOWN), ("owner/gated", GATED), ("owner/old@v9", NO_REVISION), ("owner/broken", UNREACHABLE)],
-)
-def test_what_the_hub_refuses_is_said_with_the_fix(online: pytest.MonkeyPatch, name: str, problem: str) -> None:
-    with pytest.raises(LeukoscopeError) as error:
-        Predictor.from_pretrained(name)
-    assert str(error.value) == f"{name}: {problem}"
-
-
-def test_without_a_network_the_cached_copy_is_used(
-    online: pytest.MonkeyPatch, hub_cache: Path, tiny_release: Path
-) -> None:
-    import huggingface_hub.constants as constants
-
-    online.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens on the discard port
-    put_in_cache(hub_cache, tiny_release)
-
-    assert Predictor.from_pretrained("owner/name").release.revision == COMMIT
-    with pytest.raises(LeukoscopeError, match="^owner/other: the Hub cannot be reached and no whole copy is cached"):
-        Predictor.from_pretrained("owner/other")
+    assert Predictor.from_hub(f"owner/name@{COMMIT}").release.revision == COMMIT
 
 
 def test_a_disk_that_refuses_is_told_without_the_path_of_the_cache(
@@ -750,7 +679,7 @@ def test_a_disk_that_refuses_is_told_without_the_path_of_the_cache(
     def refuse(*_args: object, **_options: object) -> None:
         (hub_cache.parent / "no such folder" / "file").touch()
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    monkeypatch.setattr("leukoscope.models.hub_download.snapshot_download", refuse)
     with pytest.raises(LeukoscopeError) as error:
         Predictor.from_hub("owner/name")
     assert str(error.value) == (

@@ -21,7 +21,7 @@ from leukoscope import LeukoscopeError, Predictor
 from leukoscope.cli import app
 from leukoscope.files import atomic_file
 from leukoscope.inference import ray_scoring, scoring
-from leukoscope.inference.sources import CellSource, open_source
+from leukoscope.inference.scoring import CellSource, open_source
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow

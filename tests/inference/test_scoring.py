@@ -31,9 +31,8 @@ from leukoscope.data.images import open_image
 from leukoscope.data.layouts import ImageFolder
 from leukoscope.inference import scoring
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
-from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, WITHOUT_CLASS, Thresholds
-from leukoscope.inference.scoring import check_output, score_cells, unreadable_list, write_table
-from leukoscope.inference.sources import open_source
+from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
+from leukoscope.inference.scoring import check_output, open_source, score_cells, unreadable_list, write_table
 from leukoscope.models.release import OOD
 from leukoscope.models.weights import load_release
 from leukoscope.synthetic import draw_cell, draw_smear
@@ -67,11 +66,8 @@ def decided_release(tiny_release: Path, cells: Path, tmp_path_factory: pytest.Te
     for path in tiny_release.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     metrics = json.loads((folder / "metrics.json").read_text())
-    points = {name: {"threshold": np.quantile(p_all, q)} for name, q in (("sensitivity_95", 0.35), ("youden", 0.65))}
-    metrics["decisions"] = {
-        "operating_points": {"positive_label": "ALL", "points": points},
-        "abstention": {"default": {"threshold": np.quantile(np.maximum(p_all, 1 - p_all), 0.45)}},
-    }
+    threshold = np.quantile(np.maximum(p_all, 1 - p_all), 0.45)
+    metrics["decisions"] = {"abstention": {"default": {"threshold": threshold}}}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     frame = predictor.release.preprocessing.frame
     statistics = np.stack([picture_statistics(frame(open_image(path))) for path in paths])
@@ -136,10 +132,6 @@ def test_each_cell_gets_the_prediction_it_gets_alone(predictor: Predictor, cells
     assert [row["reasons"].split() for row in rows] == reasons
     assert [bool(row["reasons"]) for row in rows] == [row["outcome"] in WITHOUT_CLASS for row in rows]
     assert [row["ood_score"] for row in rows] == [prediction.checks.ood_score for prediction in alone]
-    thresholds = Thresholds.from_metrics(predictor.release.metrics)
-    for name, called in thresholds.positives(shares, predictor.labels).items():
-        decided = [None if one.outcome in REFUSED else bool(yes) for one, yes in zip(alone, called, strict=True)]
-        assert [row[f"positive_{name}"] for row in rows] == decided and None in decided
     assert {(row["model"], row["revision"]) for row in rows} == {(predictor.release.name, "")}
     assert (scored.cells, scored.unreadable) == (11, 2)
     outcomes = [row["outcome"] for row in rows]
@@ -178,8 +170,8 @@ def test_a_release_whose_file_changed_does_not_continue_the_shards(
 def test_the_columns_are_named_and_in_order(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
     score(predictor, cells, tmp_path / "out.parquet")
     assert pq.read_schema(tmp_path / "out.parquet").names == [
-        "cell_id", "subject", "outcome", "reasons", "p_ALL", "p_HEM", "positive_sensitivity_95", "positive_youden",
-        "ood_score", "pixel_hash", "model", "revision",
+        "cell_id", "subject", "outcome", "reasons", "p_ALL", "p_HEM", "ood_score", "pixel_hash", "model",
+        "revision",
     ]  # fmt: skip
 
 
@@ -188,7 +180,6 @@ def test_a_release_without_detector_and_thresholds_gives_every_cell_a_class(
 ) -> None:
     scored = score(Predictor.from_pretrained(tiny_release), cells, tmp_path / "out.parquet")
     table = pq.read_table(tmp_path / "out.parquet")
-    assert not [name for name in table.column_names if name.startswith("positive_")]
     assert table["ood_score"].to_pylist() == [None] * 11
     for row in table.to_pylist():
         assert (row["outcome"], row["reasons"]) == ("ALL" if row["p_ALL"] > row["p_HEM"] else "HEM", "")

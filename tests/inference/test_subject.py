@@ -14,9 +14,8 @@ from PIL import Image
 from scipy.stats import trim_mean
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
-from leukoscope.inference.scoring import predict_subjects
-from leukoscope.inference.sources import open_source
-from leukoscope.inference.subject import SubjectRule, logits_of, pool
+from leukoscope.inference.scoring import open_source
+from leukoscope.inference.subject import SubjectRule, logits_of, pool, predict_subjects
 from leukoscope.synthetic import draw_cell
 
 RULE = SubjectRule(("HEM", "ALL"), "ALL", "mean", (1.0,), 0.0, 3)

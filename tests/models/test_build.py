@@ -23,9 +23,8 @@ from leukoscope.models.build import (
     copy_weights,
     load_start_weights,
 )
-from leukoscope.models.layers import backbone_state, classifier_parameters, head_parameters
 from leukoscope.models.recipes import Recipe, get_recipe, timm_recipe
-from leukoscope.models.weights import read_safetensors
+from leukoscope.models.weights import backbone_state, classifier_parameters, head_parameters, read_safetensors
 
 Tensors = dict[str, torch.Tensor]
 

@@ -43,10 +43,7 @@ DECIDING: dict[str, Any] = {
     "labels": ["ALL", "HEM"],
     "positive_label": "ALL",
     "calibration": {"temperature": 1.5},
-    "decisions": {
-        "operating_points": {"positive_label": "ALL", "points": {"youden": {"threshold": 0.5}}},
-        "abstention": {"default": {"threshold": 0.0}},
-    },
+    "decisions": {"abstention": {"default": {"threshold": 0.0}}},
     "subject_rule": {
         "positive_label": "ALL",
         "least_cells": 1,
@@ -249,8 +246,7 @@ def test_the_releases_that_come_along_are_whole(release: Path) -> None:
 
 
 NUMBERS: list[tuple[tuple[str, ...], Any]] = [
-    *((("decisions", "abstention", "default", "threshold"), value) for value in (NAN, -1, 1.5, True, "0.5")),
-    *((("decisions", "operating_points", "points", "youden", "threshold"), value) for value in (NAN, 7, INFINITE)),
+    *((("decisions", "abstention", "default", "threshold"), value) for value in (NAN, INFINITE, -1, 1.5, True, "0.5")),
     *((("subject_rule", "rule", "coefficients"), value) for value in ([NAN], [INFINITE], [])),
     *((("subject_rule", "rule", "intercept"), value) for value in (NAN, INFINITE)),
     (("subject_rule", "least_cells"), 0),

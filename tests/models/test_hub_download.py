@@ -224,3 +224,19 @@ def test_a_token_the_hub_does_not_know_is_told_of(online: Hub, monkeypatch: pyte
     monkeypatch.setenv("HF_TOKEN", "hf_nobodys")
     with pytest.raises(LeukoscopeError, match=f"^{ID}: no such folder, and no such model on the Hub; check the name"):
         fetch_files(ID, None)
+
+
+UNKNOWN = "no such folder, and no such model on the Hub; check the name, or `hf auth login` if it is private"
+GATED = f"access is restricted; accept its terms on https://huggingface.co/{ID} and run `hf auth login`"
+NO_REVISION = "the Hub has this model but not this revision; name one of its branches, tags or commits"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "problem"),
+    [(404, "RepoNotFound", UNKNOWN), (403, "GatedRepo", GATED), (404, "RevisionNotFound", NO_REVISION)],
+)
+def test_what_the_hub_refuses_is_said_with_the_fix(online: Hub, status: int, code: str, problem: str) -> None:
+    online.faults.append(Fault("GET /api/models", status=status, headers={"X-Error-Code": code}, times=9))
+    with pytest.raises(LeukoscopeError) as error:
+        Predictor.from_pretrained(ID)
+    assert str(error.value) == f"{ID}: {problem}"

@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.build import build_network
-from leukoscope.models.layers import classifier_parameters, frozen_modules, head_parameters
 from leukoscope.models.recipes import RECIPES, Recipe, get_recipe, timm_recipe, with_values
+from leukoscope.models.weights import classifier_parameters, frozen_modules, head_parameters
 
 
 def on_paper(recipe: Recipe, num_classes: int = 3) -> nn.Module:

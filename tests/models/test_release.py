@@ -415,14 +415,8 @@ def test_weights_that_are_no_numbers_are_named(copy: Path, value: float, stored:
         ),
         ({"ood": 1.0}, "ood is 1.0; input should be a valid dictionary"),
         ({"subject_rule": {"positive_label": "ALL"}}, "subject_rule.least_cells is missing"),
-        (
-            {"decisions": {"operating_points": {"positive_label": "ALL", "points": {"youden": 0.5}}}},
-            "decisions.operating_points.points.youden is 0.5; input should be a valid dictionary",
-        ),
-        (
-            {"decisions": {"operating_points": {"positive_label": "cat", "points": {}}}},
-            "decisions.operating_points.positive_label is 'cat', none of ALL, HEM; restore it from the release",
-        ),
+        ({"decisions": {"abstention": {"default": 0.5}}}, "decisions.abstention.default is 0.5; input should be a"),
+        ({"positive_label": "cat"}, "positive_label is 'cat', none of ALL, HEM; restore it from the release"),
     ],
 )
 def test_metrics_of_another_shape_are_named(copy: Path, metrics: object, problem: str) -> None:
@@ -442,7 +436,7 @@ def test_metrics_of_another_schema_version_are_refused(copy: Path, version: int 
 
 
 def test_metrics_that_say_little_or_are_missing_are_no_problem(copy: Path) -> None:
-    said = {"data": {}, "evaluations": [{"name": "x"}], "decisions": {"operating_points": {}}, "loss": [0.3]}
+    said = {"data": {}, "evaluations": [{"name": "x"}], "decisions": {"abstention": {}}, "loss": [0.3]}
     (copy / "metrics.json").write_text(json.dumps(said))
     assert load_release(copy).metrics == said
     (copy / "metrics.json").unlink()

@@ -317,7 +317,7 @@ def test_coverage_is_stated_by_class_and_what_the_detector_refuses_beside_it(
     default["per_class"] = {"ALL": of_class, "HEM": {"coverage": 0.5}}
     kind = {"cells": 50, "outcomes": {"ALL": 1, "HEM": 0}, "most_probable": {"ALL": 45, "HEM": 5}}
     blocks = {
-        "decisions": {"abstention": {"default": default}, "operating_points": {}},
+        "decisions": {"abstention": {"default": default}},
         "ood": {"held_out": {"kept_share_by_subject": 0.98}, "healthy": {"white cells": {"lymphocyte": kind}}},
     }
     (release / "metrics.json").write_text(json.dumps(release_metrics | blocks))

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leukoscope.inference.prediction import REASON_TEXTS, Checks, Thresholds
+from leukoscope.inference.prediction import Checks, Thresholds
 from leukoscope.reports.text import (
-    REASONS,
     DecisionText,
     agreement_text,
     decision_text,
@@ -33,48 +32,25 @@ METRICS: dict[str, Any] = {
     "training": {"subjects": ["1", "2"]},
     "evaluations": [{"split": {"disjoint_by": "subject"}, "metrics": {"subjects": SUBJECTS}}],
     "ood": {"held_out": {"kept_share_by_subject": 0.978}},
-    "decisions": {"operating_points": {"positive_label": "ALL", "points": {
-        "sensitivity_95": {"cross_fitted": {"ppv": 0.84, "npv": 0.79, "prevalence": 0.67}}}}},
 }  # fmt: skip
 
-DECIDED = Thresholds("ALL", {"sensitivity_95": 0.35, "specificity_95": 0.92}, abstain_below=0.7)
+DECIDED = Thresholds(abstain_below=0.7)
 
 
-def text_of(p_all: float, point: str = "", **checks: object) -> DecisionText:
+def text_of(p_all: float, **checks: object) -> DecisionText:
     """The text for a cell with this probability of ALL, by a release with the thresholds above."""
     shares = {"ALL": p_all, "HEM": 1 - p_all}
-    decision = DECIDED.decide(shares, Checks(**checks), operating_point=point)  # type: ignore[arg-type]
-    said = decision_text(decision, shares, DECIDED, METRICS)
+    decision = DECIDED.decide(shares, Checks(**checks))  # type: ignore[arg-type]
+    said = decision_text(decision, shares, METRICS)
     return replace(said, headline=said.headline.replace("\u00a0", " "), because=said.because.replace("\u00a0", " "))
 
 
-def test_every_reason_of_the_commands_has_its_words_in_the_demo() -> None:
-    assert REASONS.keys() == REASON_TEXTS.keys()
-
-
-@pytest.mark.parametrize(
-    ("probability", "point", "headline", "because"),
-    [
-        (0.93, "specificity_95", "ALL (leukaemic blast): above the 95 %-specificity threshold.", "lies at 92 %."),
-        (0.78, "specificity_95", "HEM (normal precursor): below the 95 %-specificity threshold.", "ALL has 78 %;"),
-        (0.78, "sensitivity_95", "ALL (leukaemic blast): above the 95 %-sensitivity threshold.", "lies at 35 %."),
-        (0.78, "", "The model leans towards ALL (leukaemic blast): 78 %.", ""),
-    ],
-)
-def test_a_class_is_told_at_the_operating_point(probability: float, point: str, headline: str, because: str) -> None:
-    text = text_of(probability, point, ood_score=0.5)
-    assert text.headline == headline
-    assert because in text.because
-    assert text.has_class
-
-
-@pytest.mark.parametrize("point", ["", "sensitivity_95", "specificity_95"])
 @pytest.mark.parametrize(
     ("probability", "checks", "headline", "because"),
     [
         (
             0.40, {}, "Not sure: HEM 60 %, ALL 40 %.",
-            "Its most probable class has 60 %; the model gives a class from 70 %.",
+            "Its most probable class has 0.600; the model gives a class from 0.700.",
         ),
         (
             0.99, {"disagreement": 0.375}, "Not sure: ALL 99 %, HEM 1 %.",
@@ -91,13 +67,9 @@ def test_a_class_is_told_at_the_operating_point(probability: float, point: str, 
     ],
 )  # fmt: skip
 def test_without_a_class_the_reason_is_told_and_no_class_is_named(
-    probability: float, checks: dict[str, object], headline: str, because: str, point: str
+    probability: float, checks: dict[str, object], headline: str, because: str
 ) -> None:
-    text = text_of(probability, point, **checks)
-    if point and "ood_score" not in checks:
-        assert text.has_class, "an operating point decides on every cell in distribution"
-        assert "disagreement" not in checks or because in text.because
-        return
+    text = text_of(probability, **checks)
     assert (text.headline, text.because, text.has_class) == (headline, because, False)
     assert "leukaemic" not in text.headline + text.because
 
@@ -111,15 +83,12 @@ def test_a_smear_is_told_what_the_model_reads() -> None:
 
 
 def test_evidence_off_the_cell_is_a_caution_beside_a_class_which_stays() -> None:
-    wary = Thresholds("ALL", {"sensitivity_95": 0.35}, least_on_cell=0.25)
-    shares = {"ALL": 0.95, "HEM": 0.05}
-    for point, headline in (("", "The model predicts ALL"), ("sensitivity_95", "ALL (leukaemic blast)")):
-        decision = wary.decide(shares, Checks(ood_score=0.5, on_cell=0.1), operating_point=point)
-        text = decision_text(decision, shares, wary, METRICS)
-        assert text.headline.startswith(headline) and text.has_class
-        assert text.because.endswith(
-            "10\u00a0% of its map lies on the cell; in 95 % of the cells measured it is more than 25\u00a0%."
-        )
+    wary, shares = Thresholds(least_on_cell=0.25), {"ALL": 0.95, "HEM": 0.05}
+    text = decision_text(wary.decide(shares, Checks(ood_score=0.5, on_cell=0.1)), shares, METRICS)
+    assert text.headline.startswith("The model predicts ALL") and text.has_class
+    assert text.because.endswith(
+        "10\u00a0% of its map lies on the cell; in 95 % of the cells measured it is more than 25\u00a0%."
+    )
 
 
 def test_evidence_weaker_than_another_class_s_is_said() -> None:
@@ -151,14 +120,9 @@ def test_all_words_follow_from_the_one_decision(probability: float, short: str, 
     assert text.has_class == (probability >= 0.7) == ("Not sure" not in text.headline)
 
 
-def test_a_class_that_only_a_threshold_gives_is_not_told_as_firm() -> None:
-    text = text_of(0.40, "sensitivity_95", ood_score=0.5)
-    assert text.short == "Counts as a leukaemic blast" and text.has_class
-
-
 def test_the_class_names_an_unknown_label_plainly() -> None:
     shares = {"basophil": 0.95, "other": 0.05}
-    text = decision_text(Thresholds().decide(shares), shares, Thresholds(), METRICS)
+    text = decision_text(Thresholds().decide(shares), shares, METRICS)
     assert text.short == "Looks like basophil" and text.headline == "The model predicts basophil: 95\u00a0%."
 
 
@@ -200,20 +164,18 @@ def test_what_a_model_lacks_is_said_once(metrics: dict[str, object], has_detecto
 
 
 @pytest.mark.parametrize(
-    ("probability", "point", "checks", "said"),
+    ("probability", "checks", "said"),
     [
         # 2 people × .95 called rightly, 1 × .2 wrongly.
-        (0.97, "", {}, "Of 100 cells that it calls ALL, 90 were ALL: 3 unseen people, each counting the same"),
-        (0.10, "", {}, "Of 100 cells that it calls HEM, 89 were HEM: 3 unseen people"),
-        (0.52, "", {}, ""),
-        (0.97, "sensitivity_95", {}, "84 were ALL in unseen people; of all those cells, 67\u00a0% were ALL."),
-        (0.10, "sensitivity_95", {}, "79 were HEM in unseen people; of all those cells, 67\u00a0% were ALL."),
-        (0.97, "", {"ood_score": 3.0}, "Of 100 cells like its training cells, it refuses 2."),
+        (0.97, {}, "Of 100 cells that it calls ALL, 90 were ALL: 3 unseen people, each counting the same"),
+        (0.10, {}, "Of 100 cells that it calls HEM, 89 were HEM: 3 unseen people"),
+        (0.52, {}, ""),
+        (0.97, {"ood_score": 3.0}, "Of 100 cells like its training cells, it refuses 2."),
     ],
 )
-def test_trust_is_about_the_called_class_and_by_subject(probability: float, point: str, checks: Any, said: str) -> None:
+def test_trust_is_about_the_called_class_and_by_subject(probability: float, checks: Any, said: str) -> None:
     shares = {"ALL": probability, "HEM": 1 - probability}
-    decision = DECIDED.decide(shares, Checks(**{"ood_score": 0.5, **checks}), operating_point=point)
+    decision = DECIDED.decide(shares, Checks(**{"ood_score": 0.5, **checks}))
     assert said in trust_text(decision, METRICS) and bool(trust_text(decision, METRICS)) == bool(said)
     assert trust_text(decision, {}) == ""
 
@@ -227,7 +189,7 @@ def test_how_good_a_release_is_stands_by_class() -> None:
 def test_a_release_that_was_not_measured_on_people_speaks_softly() -> None:
     blocks = {**METRICS, "evaluations": [], "data": {"unit": "block"}}
     shares = {"Early": 0.995, "Pre": 0.005}
-    text = decision_text(Thresholds().decide(shares), shares, Thresholds(), blocks)
+    text = decision_text(Thresholds().decide(shares), shares, blocks)
     assert text.soft and text.short == "Perhaps an early pre-B blast"
     assert text.headline == "Early (early pre-B blast): >99\u00a0%, but its data name no people."
     assert not text_of(0.97, ood_score=0.5).soft

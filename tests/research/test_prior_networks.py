@@ -14,8 +14,8 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.build import FROM_SCRATCH, StartWeights, build_network, load_start_weights
-from leukoscope.models.layers import classifier_parameters, head_parameters
 from leukoscope.models.recipes import get_recipe, timm_recipe
+from leukoscope.models.weights import classifier_parameters, head_parameters
 from research.prior_networks import MatrixProduct, build_prior, penalty, with_matrix_products
 from research.prior_recipes import PRIOR_RECIPES, PriorRecipe
 

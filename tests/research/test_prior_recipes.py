@@ -12,8 +12,8 @@ from torch import nn
 from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmentation
 from leukoscope.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from leukoscope.models.layers import head_parameters
 from leukoscope.models.recipes import with_overrides, with_values
+from leukoscope.models.weights import head_parameters
 from research.prior_networks import AlexNet, BaselineCNN, Classifier, build_prior, penalty
 from research.prior_recipes import PRIOR_RECIPES, Head, Penalty, Plateau, PriorRecipe
 

@@ -18,9 +18,8 @@ from torch import nn
 
 from leukoscope import Predictor
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.models.layers import backbone_state
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.weights import is_timm_model, load_release
+from leukoscope.models.weights import backbone_state, is_timm_model, load_release
 from leukoscope.synthetic import Background, draw_cell
 from leukoscope.training.config import parse_config
 from leukoscope.training.train import train

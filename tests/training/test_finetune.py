@@ -16,11 +16,9 @@ from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split, make_split
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.models.build import NetworkStart, build_network, model_args
-from leukoscope.models.layers import classifier_parameters
+from leukoscope.models.build import NetworkStart, build_network, model_args, rewrite_for_timm
 from leukoscope.models.recipes import Recipe, get_recipe
-from leukoscope.models.rewrite import rewrite_for_timm
-from leukoscope.models.weights import load_release, rescale_classifier, save_release
+from leukoscope.models.weights import classifier_parameters, load_release, rescale_classifier, save_release
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.finetune import matching_outputs, start_from_release
 from leukoscope.training.losses import shift_class_frequencies

@@ -24,9 +24,8 @@ from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import make_split
 from leukoscope.models.build import build_network
-from leukoscope.models.layers import classifier_parameters
 from leukoscope.models.recipes import Recipe, get_recipe
-from leukoscope.models.weights import load_release, round_as_stored, save_release
+from leukoscope.models.weights import classifier_parameters, load_release, round_as_stored, save_release
 from leukoscope.progress import track
 from leukoscope.training import trainer as trainer_module
 from leukoscope.training.config import RunArguments, TrainingConfig

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from leukoscope.models.build import build_network
-from leukoscope.models.layers import head_parameters
 from leukoscope.models.recipes import Recipe
+from leukoscope.models.weights import head_parameters
 from leukoscope.training.trainer import make_optimizer, parameter_groups
 
 RECIPE = Recipe(

@@ -8,7 +8,6 @@ from html import unescape
 from io import BytesIO
 from pathlib import Path
 
-import gradio
 import numpy as np
 import pytest
 from PIL import Image
@@ -81,7 +80,7 @@ def test_a_cell_on_black_is_read_by_those_that_know_such_cells(models: ModelCach
 
 def test_the_decision_is_that_of_one_view_and_the_map_the_mean_of_eight(cell: Row) -> None:
     alone = Predictor.from_pretrained(CNMC)(cell.picture.image)
-    assert cell.decision().outcome == alone.outcome
+    assert cell.known.outcome == alone.outcome
     assert cell.known.probabilities == pytest.approx(alone.probabilities, abs=1e-4)
     assert len(cell.known.views) == len(cell.orientations) == 8
     assert cell.known.views[0] == pytest.approx(cell.known.probabilities, abs=1e-4)
@@ -152,10 +151,9 @@ def test_a_refused_picture_is_told_what_is_foreign_and_where(cell: Row, refused:
     assert page.count("farther than usual") == 1 and page.count(">as usual") == 2, "what it is refused for is unusual"
 
 
-def test_a_smear_given_as_one_cell_has_no_class_at_any_point(models: ModelCache) -> None:
+def test_a_smear_given_as_one_cell_has_no_class(models: ModelCache) -> None:
     seen = ask(example_smear(), models, "cnmc")
-    for point in ("", "youden"):
-        assert seen.decision(point).outcome == "not a cell" and not seen.decision_text(point).has_class
+    assert seen.known.outcome == "not a cell" and not seen.decision_text().has_class
     assert "The cells of a smear are read by /field." in seen.summary() and not seen.maps
 
 
@@ -195,15 +193,10 @@ def test_the_map_is_redrawn_without_asking_the_model_again(cell: Row) -> None:
     assert "Map for HEM" in page and MAP_CAVEAT in unescape(page)
 
 
-def test_the_whole_result_is_told_to_a_program(cell: Row, tiny_release: Path) -> None:
+def test_the_whole_result_is_told_to_a_program(tiny_release: Path) -> None:
     text = ask(example(1), ModelCache({"tiny": tiny_release}), "tiny").summary()
     assert "has no calibration: its percentages are not how often it is right." in text and "no OOD detector" in text
     assert "Model tiny, local files." in text and text.endswith(RESEARCH_NOTICE)
-    limit = cell.thresholds.operating_points["specificity_95"]
-    shares = {"ALL": limit - 0.01, "HEM": 1.01 - limit}  # most probably ALL, and HEM at this point
-    row = replace(cell, prediction=replace(cell.known, probabilities=shares, decision=cell.thresholds.decide(shares)))
-    assert (row.called(), row.called("specificity_95")) == ("ALL", "HEM")
-    assert "below the 95 %-specificity threshold" in row.summary("specificity_95")
 
 
 # The examples
@@ -259,21 +252,12 @@ def test_a_saved_result_holds_the_bars_and_the_colour_scale(cell: Row, refused: 
 
 def test_a_picture_of_nothing_is_answered_without_a_class_by_the_endpoint(tmp_path: Path) -> None:
     BLANK.image.save(tmp_path / "blank.png")
-    for point in ("", "sensitivity_95"):
-        outcome, probabilities, _, text, decision = Endpoints(ModelCache({"cnmc": CNMC})).predict(
-            str(tmp_path / "blank.png"), "cnmc", point
-        )
-        assert outcome == decision["outcome"] == OUT_OF_DISTRIBUTION
-        assert decision["operating_point"] == point
-        assert decision["ood_score"] > 1 and decision["reasons"][0]["value"] == decision["ood_score"]
-        assert decision["reasons"][0]["code"].startswith("ood_") and decision["reasons"][0]["limit"] == 1
-        assert set(probabilities) == {"ALL", "HEM"} and text.startswith("No class: unlike the cells this model knows.")
-
-
-def test_an_operating_point_that_a_release_lacks_is_refused(tiny_release: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (64, 64)).save(tmp_path / "cell.png")
-    with pytest.raises(gradio.Error, match="operating point 'best': tiny has none; give one of these, or none"):
-        Endpoints(ModelCache({"tiny": tiny_release})).predict(str(tmp_path / "cell.png"), "tiny", "best")
+    endpoints = Endpoints(ModelCache({"cnmc": CNMC}))
+    outcome, probabilities, _, text, decision = endpoints.predict(str(tmp_path / "blank.png"), "cnmc")
+    assert outcome == decision["outcome"] == OUT_OF_DISTRIBUTION
+    assert decision["ood_score"] > 1 and decision["reasons"][0]["value"] == decision["ood_score"]
+    assert decision["reasons"][0]["code"].startswith("ood_") and decision["reasons"][0]["limit"] == 1
+    assert set(probabilities) == {"ALL", "HEM"} and text.startswith("No class: unlike the cells this model knows.")
 
 
 def test_a_model_without_maps_shows_the_cell_and_says_so(vit_release: Path, tmp_path: Path) -> None:
@@ -281,7 +265,5 @@ def test_a_model_without_maps_shows_the_cell_and_says_so(vit_release: Path, tmp_
     assert NO_MAP in row.summary() and "Map for" not in stage.cell_picture(row)
     assert NO_MAP in stage.cell_answer(Answer(row.picture, (row,)), 0) and row_image(row, "ALL").width > 0
     example(1).image.save(tmp_path / "cell.png")
-    outcome, _, drawn, text, _ = Endpoints(ModelCache({"vit": vit_release})).predict(
-        str(tmp_path / "cell.png"), "vit", ""
-    )
+    outcome, _, drawn, text, _ = Endpoints(ModelCache({"vit": vit_release})).predict(str(tmp_path / "cell.png"), "vit")
     assert outcome in ("ALL", "HEM") and drawn is None and NO_MAP in text

@@ -60,11 +60,10 @@ def row(name: str, truth: str, p_all: float, subject: str = "", ood_score: float
 
 
 DATA = {"name": "cnmc2019", "title": "C-NMC", "citation": "Gupta (2019)", "licence": "CC BY 3.0"}
-DECISIONS = {"operating_points": {"positive_label": "ALL", "points": {"youden": {"threshold": 0.4}}}}
 RESULT = BatchResult(
     rows=(row("a", "ALL", 0.9, "1"), row("b", "ALL", 0.2, "1"), row("=c", "HEM", 0.99, "2"), row("d", "HEM", 0.1, "2")),
     classes=("ALL", "HEM"), model="tiny", revision="", problems=("x: is bad",),
-    metrics={"data": DATA, "training": {"subjects": ["2"]}, "decisions": DECISIONS},
+    metrics={"data": DATA, "training": {"subjects": ["2"]}},
 )  # fmt: skip
 
 
@@ -118,7 +117,6 @@ def test_cells_without_a_class_are_counted_as_such_and_no_probability_stands_bes
 def test_files_to_keep_hold_every_answer_and_no_formula() -> None:
     table = pyarrow.csv.read_csv(io.BytesIO(save_cells(RESULT).content))
     assert table["p_ALL"].to_pylist() == [0.9, 0.2, 0.99, 0.1]
-    assert table["positive_youden"].to_pylist() == [True, False, True, False]
     assert table["outcome"].to_pylist() == ["ALL", "HEM", "ALL", "HEM"]
     assert table["label"].to_pylist() == ["ALL", "ALL", "HEM", "HEM"], "the truth that was given"
     assert table["ood_score"].to_pylist() == [0.1] * 4
@@ -215,7 +213,7 @@ RULE = {
 
 def test_subjects_are_told_apart_and_their_cells_drawn_with_those_refused_in_grey() -> None:
     rows = (*RESULT.rows, row("e", "", 0.5, "1", ood_score=3.0))
-    result = replace(RESULT, rows=rows, metrics={"subject_rule": RULE, "data": DATA, "decisions": DECISIONS})
+    result = replace(RESULT, rows=rows, metrics={"subject_rule": RULE, "data": DATA})
     first, second = result.subject_predictions
     assert (first.subject, first.cells, first.refused, second.subject) == ("1", 3, 1, "2")
     page = batch_picture(result)
@@ -230,14 +228,14 @@ def test_subjects_are_told_apart_and_their_cells_drawn_with_those_refused_in_gre
     )
     # No class between 20 and 80 %.
     assert "lk-zone" not in page
-    unsure = {**DECISIONS, "abstention": {"default": {"threshold": 0.8}}}
+    unsure = {"abstention": {"default": {"threshold": 0.8}}}
     assert batch_picture(replace(result, metrics={**result.metrics, "decisions": unsure})).count("lk-zone") == 2
 
 
 def test_too_few_cells_of_a_subject_have_no_figure() -> None:
     given = (row("a", "", 0.99, "1"), row("b", "", 0.9, "2"), row("c", "", 0.9, "2"))
     rows = tuple(replace(one, picture=png()) for one in given)
-    result = replace(RESULT, rows=rows, metrics={"subject_rule": RULE, "data": DATA, "decisions": DECISIONS})
+    result = replace(RESULT, rows=rows, metrics={"subject_rule": RULE, "data": DATA})
     few, enough = result.subject_predictions
     assert (few.outcome, enough.outcome) == ("too few cells", "ALL")
     assert subject_text(result, "1") == (
@@ -254,8 +252,8 @@ def test_a_smear_among_cells_is_said_to_be_one_and_what_to_do(tmp_path: Path) ->
     *_, result = predict_batch(models, open_batch([path]), "cnmc")
     assert isinstance(result, BatchResult)
     (smear,) = (row for row in result.rows if row.name == "smear.png")
-    alone = ask(Picture(image, "smear.png"), models, "cnmc").decision()
-    assert (smear.prediction.outcome, smear.prediction.decision.reasons) == (alone.outcome, alone.reasons)
+    alone = ask(Picture(image, "smear.png"), models, "cnmc").known
+    assert (smear.prediction.outcome, smear.prediction.decision.reasons) == (alone.outcome, alone.decision.reasons)
     said = "smear.png: shows a smear, no single cell cut out on black; give it alone, and its cells are found"
     assert result.problems == (said,) and said in batch_answer(result)
 
@@ -284,7 +282,7 @@ def test_a_zip_of_two_classes_is_no_subject(tiny_release: Path, tmp_path: Path) 
 
 
 def test_subjects_that_may_have_trained_the_model_are_marked() -> None:
-    metrics = {"subject_rule": RULE, "data": {**DATA, "name": "cnmc2019"}, "decisions": DECISIONS,
+    metrics = {"subject_rule": RULE, "data": {**DATA, "name": "cnmc2019"},
                "training": {"subjects": ["1"]}}  # fmt: skip
     result = replace(RESULT, metrics=metrics)
     assert result.trained_on == {"1"}

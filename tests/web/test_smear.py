@@ -82,7 +82,7 @@ def test_a_field_that_is_mostly_out_of_distribution_has_no_class_on_the_page_nor
     assert "unlike its cells; open it" in page and "unlike its cells " not in page, "no share without a class"
     # A cell opened from the smear is decided knowing its smear.
     (opened,) = open_cell(models, seen, seen.whole[0]).rows
-    assert opened.decision().outcome == opened.decision("youden").outcome == "out of distribution"
+    assert opened.known.outcome == "out of distribution"
 
 
 def test_what_a_stranger_called_a_file_is_escaped(result: Smear) -> None:

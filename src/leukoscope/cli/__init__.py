@@ -6,49 +6,38 @@ inside it, so that `leukoscope --help` is quick. Results go to stdout, problems 
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from leukoscope import RESEARCH_NOTICE, __version__
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.cli.audit import audit
-from leukoscope.cli.demo import demo
 from leukoscope.cli.evaluate import evaluate, protocol
 from leukoscope.cli.options import CommandGroup
 from leukoscope.cli.predict import patient, predict, score
 from leukoscope.cli.release import card, export, list_releases, push, recalibrate, space
 from leukoscope.cli.smear import smear
 from leukoscope.cli.train import train
+from leukoscope.files import resource_file
 
 EXAMPLES = """
-leukoscope predict my-release cell.bmp
+leukoscope audit my_cells --subject_pattern '(?P<subject>P.+)_' --quick
 leukoscope predict my-release cells/ --explain overlays --json
 leukoscope smear my-release smear.jpg --output overlays
-leukoscope smear my-release slides/ --crops crops
 leukoscope patient my-release my_cells --subject_pattern '(?P<subject>P.+)_'
-leukoscope patient my-release one_subject --output subjects.csv
 leukoscope score my-release --input my_cells --output cells.parquet
-leukoscope score my-release --input cells.csv --output scores.csv
 leukoscope evaluate my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --split subject
-leukoscope evaluate my-release --dataset_name imagefolder --train_dir my_cells --label_map ALL=blast
-leukoscope audit C-NMC_Leukemia --output audit
-leukoscope audit my_cells --subject_pattern '(?P<subject>P.+)_' --quick
-leukoscope release export my-release --output graph
+leukoscope protocol --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output my-release
 leukoscope release export owner/name@v1 --output graph
 leukoscope release push my-release --hub_model_id owner/name --tag v1
-leukoscope release push my-release --hub_model_id owner/name --create_pr
 leukoscope release card my-release
-leukoscope release card my-release --hub_model_id owner/name
 leukoscope release recalibrate my-release --train_dir my_cells --labels my_cells/subjects.csv --output ours
-leukoscope release recalibrate my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output ours
-leukoscope release space owner/name@v1 --output my-space
 leukoscope release space owner/name@v1 owner/other --output my-space --push owner/demo
-leukoscope release list
 leukoscope release list model_card --json
-leukoscope protocol --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output my-release
-leukoscope protocol --recipe densenet121 --num_folds 3 --output my-release --output_dir runs/protocol
-leukoscope demo
 leukoscope demo --releases model_card --models models.txt
 """
 
@@ -92,12 +81,26 @@ def _add(group: typer.Typer, *commands: Callable[..., None], **settings: bool) -
     for function in commands:
         name = "list" if function is list_releases else function.__name__
         path = f"leukoscope {name}" if group is app else f"leukoscope {group.info.name} {name}"
-        examples = [line for line in EXAMPLES.splitlines() if f"{line} ".startswith(f"{path} ")]
+        example = next(line for line in EXAMPLES.splitlines() if line.startswith(f"{path} "))
         group.command(
             name,
             context_settings={"token_normalize_func": lambda flag: flag.replace("_", "-"), **settings},
-            epilog="\n".join(("\b", "Examples:", *examples)),  # \b: click does not wrap the paragraph
+            epilog=f"\b\nExample: {example}",  # \b: click does not wrap the paragraph
         )(function)
+
+
+def demo(
+    releases: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of releases to offer (default: those that come along).")
+    ] = None,
+    models: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File of Hub ids to offer as well, one per line.")
+    ] = None,
+) -> None:
+    """Open the demo on http://127.0.0.1:7860; GRADIO_SERVER_PORT names another port."""
+    if not find_spec("gradio"):
+        raise LeukoscopeError("the demo needs gradio, which is missing; pip install 'leukoscope[demo]'")
+    runpy.run_path(str(resource_file("app.py")))["run"](releases, models)
 
 
 # Unknown flags are left in `ctx.args`, for the parser of train.py.

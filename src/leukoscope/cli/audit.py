@@ -36,17 +36,8 @@ def audit(
     subject_pattern: options.SubjectPattern = None,
     labels: options.Labels = None,
     label_column_name: options.LabelColumn = "label",
-    split: Annotated[
-        str | None,
-        Option(
-            "--split",
-            metavar="NAME",
-            help="Check the sides of this split of train (default: the data set's own, where it has some).",
-        ),
-    ] = None,
-    split_file: Annotated[
-        Path | None, Option("--split_file", metavar="FILE", help="Also check the sides of this split.json.")
-    ] = None,
+    split: options.Split = None,
+    split_file: options.SplitFile = None,
     output: Annotated[Path | None, Option(metavar="DIR", help="Default: audit-NAME in the current folder.")] = None,
     quick: Annotated[bool, Option("--quick", help="Only count and check the layout; decode no image.")] = False,
     as_json: options.AsJson = False,
@@ -54,17 +45,15 @@ def audit(
 ) -> None:
     """Count cells and check the layout, then search for copies across subjects, classes or splits, and for shortcuts.
 
-    Prints the data set, its cells by class and subject, problems and the command to train on it, then opens every image
-    and writes audit.json. Exit code: 0 nothing found that would inflate metrics; 1 or 2 the audit could not be made (no
-    such folder, a class with fewer than two cells, a wrong flag); 3 found: an image in two subjects, two classes or on
-    two sides of a split, a subject in two classes, or a split that divides subjects. Copies that every split by subject
-    (or by block) keeps on one side, known subject aliases among them, are listed but do not count; neither do odd
-    images, nor shortcuts: where a feature outside the cell separates the classes far better than chance, the summary
-    ends with a warning.
+    Opens every image and writes audit.json. Exit code: 0 nothing found that would inflate metrics; 1 or 2 the audit
+    could not be made; 3 found: an image in two subjects, two classes or on two sides of a split (by default the data
+    set's own), a subject in two classes, or a split that divides subjects. Copies that every split by subject keeps on
+    one side are listed but do not count; neither do odd images, nor features outside the cell that separate the
+    classes: the summary ends with a warning about these.
     """
     from leukoscope.audit import LEAST_CELLS, survey_cells
     from leukoscope.data.folder import recognise
-    from leukoscope.models.release import write_json
+    from leukoscope.data.loading import load_cells
 
     if split and split_file:
         raise LeukoscopeError(f"--split {split} --split_file {split_file}: both name the split; give one")
@@ -78,24 +67,43 @@ def audit(
     output = output or Path("audit-" + re.sub(r"[^\w.-]+", "-", dataset_name))
     if not quick:
         require_writable(output)
-    given = {"train_dir": folder or train_dir, "subject_pattern": subject_pattern, "labels": labels}
-    data = _load(dataset_name, {**given, "label_column_name": label_column_name}, beside_dir=folder is not None)
-    survey = survey_cells(data)
-    flags = ["--dataset_name", dataset_name]
-    for flag, value in {**given, "label_column_name": column}.items():
+    source: dict[str, Any] = {"train_dir": folder or train_dir, "subject_pattern": subject_pattern, "labels": labels}
+    try:
+        data = load_cells(dataset_name, label_column_name=label_column_name, **source)
+    except LeukoscopeError as error:  # its message names the flag, which is not given beside DIR
+        raise LeukoscopeError(str(error).removeprefix("--train_dir ") if folder else str(error)) from None
+    survey, flags = survey_cells(data), ["--dataset_name", dataset_name]
+    for flag, value in {**source, "label_column_name": column}.items():
         flags += [f"--{flag}", str(value)] if value else []
     flags += [*survey.split_flags, *(["--recipe", data.info.recipe] if data.info.recipe else [])]
-    if quick and as_json:
-        typer.echo(json.dumps(survey.about() | {"flags": flags}, indent=1, ensure_ascii=False))
-    elif not as_json:
+    if not as_json:
         _print_survey(survey)
         if survey.fewest_cells >= LEAST_CELLS:
             typer.echo(f"train on it: leukoscope train {shlex.join(flags)}")
+    elif quick:
+        typer.echo(json.dumps(survey.about() | {"flags": flags}, indent=1, ensure_ascii=False))
     if survey.fewest_cells < LEAST_CELLS:
         raise LeukoscopeError(f"cannot be trained on: a class has {survey.fewest_cells} cell(s); gather more")
-    if quick:
-        return
-    findings = _findings(data, folder or train_dir, split, split_file)
+    if not quick:
+        _search(data, folder or train_dir, output, split, split_file, as_json=as_json)
+
+
+def _search(
+    data: LoadedCells, folder: Path | None, output: Path, split: str | None, split_file: Path | None, *, as_json: bool
+) -> None:
+    """Open every image, write audit.json and print what was found; a split that cannot be is told before."""
+    from leukoscope.audit import audit_cells, published_subjects, scan_cells
+    from leukoscope.data.splits import load_split, make_split, own_split
+    from leukoscope.models.release import write_json
+
+    chosen = load_split(split_file, data, disjoint=False) if split_file else None  # the audit reports its subjects
+    if split:
+        make_split(data, split)
+    seen = scan_cells(data)
+    if chosen is None:
+        chosen = make_split(seen.data, split) if split else own_split(seen.data)
+    with progress("searching for copies and shortcuts"):
+        findings = audit_cells(seen, subjects=published_subjects(seen.data, folder), split=chosen)
     with disk_errors(f"--output {output}: cannot write there", "name another folder"):
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / "audit.json", findings)
@@ -106,30 +114,6 @@ def audit(
         typer.echo(f"all findings: {output / 'audit.json'}\n{RESEARCH_NOTICE}")
     if findings["inflating"]:
         raise typer.Exit(FINDINGS_EXIT)
-
-
-def _load(dataset_name: str, source: Mapping[str, Any], *, beside_dir: bool) -> LoadedCells:
-    from leukoscope.data.loading import load_cells
-
-    try:
-        return load_cells(dataset_name, **source)
-    except LeukoscopeError as error:  # its message names the flag, which is not given beside DIR
-        raise LeukoscopeError(str(error).removeprefix("--train_dir ") if beside_dir else str(error)) from None
-
-
-def _findings(data: LoadedCells, folder: Path | None, split: str | None, split_file: Path | None) -> dict[str, Any]:
-    """Open every image; a split that cannot be is told before."""
-    from leukoscope.audit import audit_cells, published_subjects, scan_cells
-    from leukoscope.data.splits import load_split, make_split, own_split
-
-    chosen = load_split(split_file, data, disjoint=False) if split_file else None  # the audit reports its subjects
-    if split:
-        make_split(data, split)
-    seen = scan_cells(data)
-    if chosen is None:
-        chosen = make_split(seen.data, split) if split else own_split(seen.data)
-    with progress("searching for copies and shortcuts"):
-        return audit_cells(seen, subjects=published_subjects(seen.data, folder), split=chosen)
 
 
 def _print_survey(survey: Survey) -> None:

@@ -24,10 +24,8 @@ def evaluate(
     subject_pattern: options.SubjectPattern = None,
     labels: options.Labels = None,
     label_column_name: options.LabelColumn = "label",
-    split: Annotated[str | None, Option(help="Test on the test side of this split (default: on every cell).")] = None,
-    split_file: Annotated[
-        Path | None, Option("--split_file", metavar="FILE", help="Test on the test side of this split.json.")
-    ] = None,
+    split: options.Split = None,
+    split_file: options.SplitFile = None,
     seed: Annotated[int, Option(min=0, help="Of the split, of --max_eval_samples and of the bootstrap samples.")] = 0,
     label_map: Annotated[
         list[str] | None,
@@ -42,7 +40,7 @@ def evaluate(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure a model on labelled cells: metrics with intervals by subject, worst subjects.
+    """Measure a model on labelled cells, by default on all: metrics with intervals by subject, worst subjects.
 
     Writes evaluation.json, the same as a page of Markdown, and the predictions.
     """
@@ -60,7 +58,8 @@ def evaluate(
                 f"--label_map {theirs}={ours}: {theirs!r} is no class of the model, which has "
                 f"{', '.join(predictor.labels)}; correct or leave it out"
             )
-    data = load_reported(dataset_name, train_dir, subject_pattern, labels, label_column_name)
+    table = {"labels": labels, "label_column_name": label_column_name}
+    data = load_reported(dataset_name, train_dir, subject_pattern=subject_pattern, **table)
     cells = select_cells(data, split, split_file, seed=seed, at_most=max_eval_samples)
     predicted = predictions_of_model(predictor, cells, label_map=names, batch_size=batch_size)
     with progress("computing metrics and intervals"):

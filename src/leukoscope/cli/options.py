@@ -64,6 +64,12 @@ Labels = Annotated[
     Path | None,
     Option("--labels", metavar="FILE", help="Table (CSV, Label Studio's export): file, and label, subject or both."),
 ]
+Split = Annotated[
+    str | None, Option("--split", metavar="NAME", help="The sides of this split of train; a test is on its test side.")
+]
+SplitFile = Annotated[
+    Path | None, Option("--split_file", metavar="FILE", help="The sides of this split.json, in place of --split.")
+]
 LabelColumn = Annotated[
     str,
     Option(
@@ -137,25 +143,11 @@ def open_predictor(model: str, backend: str, device: str, precision: str) -> Pre
     return predictor
 
 
-def load_reported(
-    dataset_name: str,
-    folder: Path | None,
-    subject_pattern: str | None,
-    labels: Path | None,
-    label_column_name: str,
-    **more: Any,
-) -> LoadedCells:
-    """Load a data set, and say what it holds."""
+def load_reported(dataset_name: str, folder: Path | None, **flags: Any) -> LoadedCells:
+    """Load a data set, and say what it holds; flags as of `load_cells`."""
     from leukoscope.data.loading import load_cells
 
-    data = load_cells(
-        dataset_name,
-        folder,
-        subject_pattern=subject_pattern,
-        labels=labels,
-        label_column_name=label_column_name,
-        **more,
-    )
+    data = load_cells(dataset_name, folder, **flags)
     say(data.report())
     return data
 

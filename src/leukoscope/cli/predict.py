@@ -99,8 +99,7 @@ def image_paths(named: Sequence[Path]) -> tuple[list[Path], list[LeukoscopeError
 
 
 def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str], warnings: Sequence[str]) -> None:
-    from leukoscope.inference.prediction import WITHOUT_CLASS
-    from leukoscope.inference.tta import VIEWS
+    from leukoscope.inference.prediction import VIEWS, WITHOUT_CLASS
 
     columns, shown = ["file", "outcome", *labels, "ms"], []
     if rows[0]["agreeing_views"]:
@@ -128,7 +127,7 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield "; ".join(f"{code}: {count} files" for code, count in counts.items()) + " (--json gives the numbers)"
     else:
         for row in explained:
-            yield f"{shown_name(Path(row['source']).name)}: {'; '.join(reason['text'] for reason in row['reasons'])}"
+            yield f"{shown_name(Path(row['source']).name)}: {' '.join(reason['text'] for reason in row['reasons'])}"
     for row in rows:
         if any(reason["code"] == "field_of_view" for reason in row["reasons"]):
             names = shlex.join(shown_name(row[key]) for key in ("model", "source"))
@@ -200,8 +199,7 @@ def score(
 
     Exit code: 1 where a file could not be read, as for predict; the table holds all others.
     """
-    from leukoscope.inference.scoring import check_output, score_cells, unreadable_list
-    from leukoscope.inference.sources import open_source
+    from leukoscope.inference.scoring import check_output, open_source, score_cells, unreadable_list
 
     if (launched := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
         raise LeukoscopeError(f"{launched} processes were started, and each would score all cells; start one")
@@ -219,13 +217,11 @@ def score(
     say(cells.report)
     predictor = open_predictor(model, backend, device, precision)
     scored = score_cells(predictor, cells, output, batch_size=batch_size, score_missing=elsewhere)
-    if as_json:
-        typer.echo(json.dumps(vars(scored) | {"output": str(output), "notice": RESEARCH_NOTICE}, indent=1))
-    else:
-        notes = {"out of distribution or no cell": scored.refused, "abstained from": scored.abstained}
-        listed = "".join(f", {count:,} {note}" for note, count in notes.items() if count)
-        line = f"{scored.cells:,} cells scored{listed}: {output}"
-        typer.echo("\n".join((line, *release_warnings(predictor), RESEARCH_NOTICE)))
+    notes = {"out of distribution or no cell": scored.refused, "abstained from": scored.abstained}
+    listed = "".join(f", {count:,} {note}" for note, count in notes.items() if count)
+    lines = (f"{scored.cells:,} cells scored{listed}: {output}", *release_warnings(predictor), RESEARCH_NOTICE)
+    said = vars(scored) | {"output": str(output), "notice": RESEARCH_NOTICE}
+    typer.echo(json.dumps(said, indent=1) if as_json else "\n".join(lines))
     if scored.unreadable:
         typer.echo(f"{scored.unreadable:,} file(s) could not be read: {unreadable_list(output)}", err=True)
         raise typer.Exit(1)
@@ -253,9 +249,10 @@ def patient(
     quiet: options.Quiet = False,
 ) -> None:
     """Predict for each subject, from the images of that subject's cells."""
-    from leukoscope.inference.scoring import check_output, predict_subjects, subjects_table, write_table
-    from leukoscope.inference.sources import open_source
-    from leukoscope.inference.subject import SubjectRule
+    import pyarrow as pa
+
+    from leukoscope.inference.scoring import check_output, open_source, write_table
+    from leukoscope.inference.subject import predict_subjects
 
     if output:
         check_output(output)
@@ -265,7 +262,6 @@ def patient(
         raise LeukoscopeError(str(error).removeprefix("--input ")) from None
     say(cells.report)
     predictor = open_predictor(model, backend, device, precision)
-    SubjectRule.of_release(predictor.release)  # raises now rather than after all cells are read
     subjects, unreadable = predict_subjects(predictor, cells, batch_size=batch_size)
     if len(subjects) == 1 and not subjects[0].subject and Path(source).is_dir():
         subjects = [replace(subjects[0], subject=Path(source).resolve().name)]
@@ -275,7 +271,7 @@ def patient(
         _print_subjects(subjects, model=predictor.release.name)
     if output:
         with disk_errors(f"--output {output}: cannot be written", "name another folder"):
-            write_table(subjects_table(subjects), output)
+            write_table(pa.Table.from_pylist([one.to_dict() for one in subjects]), output)
         if not as_json:
             typer.echo(f"table: {output}")
     end_with(unreadable)
@@ -285,11 +281,10 @@ def _print_subjects(subjects: list[SubjectPrediction], *, model: str) -> None:
     from leukoscope.reports.formatting import share, span
 
     rows = []
-    for subject in subjects:
-        counts = [str(number) for number in (subject.cells, subject.refused, subject.abstained)]
-        figures = (subject.probability, subject.interval) if subject.is_result else (None, None)
-        predicted = [subject.outcome, share(figures[0]), span(figures[1])]
-        rows.append([shown_name(subject.subject), *predicted, *counts])
+    for one in subjects:
+        figures = (share(one.probability), span(one.interval)) if one.is_result else (share(None), span(None))
+        counts = map(str, (one.cells, one.refused, one.abstained))
+        rows.append([shown_name(one.subject), one.outcome, *figures, *counts])
     positive = subjects[0].positive_label
     print_table(["subject", "outcome", positive, "95 % interval", "cells", "refused", "abstained"], rows, texts=2)
     for outcome in dict.fromkeys(subject.outcome for subject in subjects if subject.reason):

@@ -41,10 +41,10 @@ def recalibrate(
     folder, _, commit = find_release(model, KNOWN_CELLS)
     preprocessing = read_release(folder).preprocessing
     size = 2 * preprocessing.image_size
-    data = load_reported(dataset_name, train_dir, subject_pattern, labels, label_column_name, image_size=size)
-    recalibrate_release(
-        folder, frame_cells(data, preprocessing), output, name=model if commit else ""
-    )  # the path of a local folder is private
+    table = {"labels": labels, "label_column_name": label_column_name}
+    data = load_reported(dataset_name, train_dir, subject_pattern=subject_pattern, image_size=size, **table)
+    name = model if commit else ""  # the path of a local folder is private
+    recalibrate_release(folder, frame_cells(data, preprocessing), output, name=name)
     typer.echo(f"{write_card(output).parent}\n{RESEARCH_NOTICE}")
 
 
@@ -56,8 +56,7 @@ def export(
 
     onnx/model.onnx takes pixel_values and gives logits and Grad-CAM maps.
     """
-    from leukoscope.inference.export import ONNX_GRAPH, write_onnx
-    from leukoscope.inference.graph import REPORT
+    from leukoscope.inference.graph import ONNX_GRAPH, REPORT, write_onnx
     from leukoscope.inference.runtime import require_package
     from leukoscope.models.hub_download import find_release
     from leukoscope.models.release import read_release
@@ -69,12 +68,10 @@ def export(
         folder, name, revision = find_release(model)
         with atomic_folder(output) as aside:
             report = write_onnx(read_release(folder, name=name, revision=revision), aside)
-    of_map = report["heat_map_difference"]
-    typer.echo(
-        f"{output / ONNX_GRAPH}: at most {report['probability_difference']:.1e} in probability"
-        + (f" and {of_map:.1e} of a Grad-CAM map's peak" if of_map is not None else "; no Grad-CAM map")
-        + f" from torch, on {report['compared_on']}\n{RESEARCH_NOTICE}"
-    )
+    by, of_map = report["probability_difference"], report["heat_map_difference"]
+    maps = "; no Grad-CAM map" if of_map is None else f" and {of_map:.1e} of a Grad-CAM map's peak"
+    typer.echo(f"{output / ONNX_GRAPH}: at most {by:.1e} in probability{maps} from torch, on {report['compared_on']}")
+    typer.echo(RESEARCH_NOTICE)
 
 
 def card(
@@ -199,18 +196,15 @@ def list_releases(
         except LeukoscopeError as error:
             typer.echo(f"not listed: {error}", err=True)
             continue
-        rows.append(
-            {
-                "model": str(path) if folder else path.name,
-                "classes": list(release.labels),
-                "recipe": release.metrics.get("recipe", {}).get("name", ""),
-                "data": release.metrics.get("data", {}).get("name", ""),
-                "megabytes": round(sum(file.stat().st_size for file in path.glob("*.safetensors")) / 1e6, 1),
-            }
-        )
+        recipe, data = (release.metrics.get(block, {}).get("name", "") for block in ("recipe", "data"))
+        size = round(sum(file.stat().st_size for file in path.glob("*.safetensors")) / 1e6, 1)
+        name, classes = str(path) if folder else path.name, list(release.labels)
+        rows.append({"model": name, "classes": classes, "recipe": recipe, "data": data, "megabytes": size})
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
-        return
-    shown = [[r["model"], ", ".join(r["classes"]), r["recipe"], r["data"], str(r["megabytes"])] for r in rows]
-    print_table(["model", "classes", "recipe", "data", "MB"], shown, texts=4)
-    typer.echo(RESEARCH_NOTICE)
+    else:
+        shown = [
+            [", ".join(value) if isinstance(value, list) else str(value) for value in row.values()] for row in rows
+        ]
+        print_table(["model", "classes", "recipe", "data", "MB"], shown, texts=4)
+        typer.echo(RESEARCH_NOTICE)

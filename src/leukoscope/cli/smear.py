@@ -21,6 +21,8 @@ from leukoscope.files import disk_errors, write_atomic
 from leukoscope.progress import track
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from leukoscope.inference.smear import SmearReading
 
 TASKS = "label_studio.json"
@@ -50,9 +52,7 @@ def smear(
 ) -> None:
     """Find the nucleated cells of smears and classify each with a release of cut-out cells."""
     from leukoscope.data.images import is_cut_out, open_smear
-    from leukoscope.data.smear import cut_out
-    from leukoscope.inference.smear import draw_reading, read_smear
-    from leukoscope.models.release import public_name
+    from leukoscope.inference.smear import read_smear
 
     predictor = open_predictor(model, backend, device, precision)
     files, problems = image_paths(images)
@@ -65,17 +65,8 @@ def smear(
             if path not in images and is_cut_out(image):
                 on_black.append(path)
                 continue
-            reading = read_smear(predictor, image, str(path), um_per_pixel=um_per_pixel)
-            readings.append(reading)
-            name = shown_name(path.name)
-            for number, one in enumerate(reading.cells):
-                if path in crop_places and one.prediction and reading.smear.scale:
-                    place, crop = crop_places[path], cut_out(image, one.cell, reading.smear.scale.um_per_pixel)
-                    save_png(crop, place.with_stem(f"{place.stem}-{number}"), f"{name}: {one.outcome}")
-            if path in overlays:
-                title = f"{name} read by {public_name(reading.model, reading.revision)}: {reading.summary}"
-                save_png(draw_reading(image, reading), overlays[path], title)
-                say(f"overlay: {overlays[path]}")
+            readings.append(read_smear(predictor, image, str(path), um_per_pixel=um_per_pixel))
+            _save_pictures(image, readings[-1], crop_places.get(path), overlays.get(path))
         except LeukoscopeError as error:
             problems.append(error)
     if crops and readings:
@@ -93,6 +84,23 @@ def smear(
         passed_over = f"passed over: {len(on_black):,} picture(s) on black, for example {on_black[0]}"
         say(f"{passed_over}; leukoscope predict classifies single cells")
     end_with(problems)
+
+
+def _save_pictures(image: Image, reading: SmearReading, crops: Path | None, overlay: Path | None) -> None:
+    """Write the cells of a smear beside `crops`, each with its number, and the drawn outcomes to `overlay`."""
+    from leukoscope.data.smear import cut_out
+    from leukoscope.inference.smear import draw_reading
+    from leukoscope.models.release import public_name
+
+    name = shown_name(Path(reading.source).name)
+    for number, one in enumerate(reading.cells):
+        if crops and one.prediction and reading.smear.scale:
+            crop = cut_out(image, one.cell, reading.smear.scale.um_per_pixel)
+            save_png(crop, crops.with_stem(f"{crops.stem}-{number}"), f"{name}: {one.outcome}")
+    if overlay:
+        title = f"{name} read by {public_name(reading.model, reading.revision)}: {reading.summary}"
+        save_png(draw_reading(image, reading), overlay, title)
+        say(f"overlay: {overlay}")
 
 
 def _places(files: Sequence[Path], given: Sequence[Path], flag: str, folder: Path | None) -> dict[Path, Path]:

@@ -130,7 +130,7 @@ def fitted_blocks(
 
     Args:
         predictions: on subjects unseen by the networks that made them; `estimates` is what their metrics estimate.
-        positive_label: the class that operating points and the rule look for; "" for none.
+        positive_label: the class that the rule for subjects looks for; "" for none.
         unit: what the predictions' subjects are: "subject" or "block".
         subjects_needed: of each class.
 
@@ -152,7 +152,7 @@ def fitted_blocks(
         )
         return {
             "calibration": block,
-            "decisions": decision_block(predictions, positive_label, left_out=left_out, estimates=estimates, unit=unit),
+            "decisions": decision_block(predictions, left_out=left_out, estimates=estimates, unit=unit),
             **({"subject_rule": rule} if rule else {}),
         }
 

@@ -1,20 +1,16 @@
-"""Thresholds on calibrated probabilities: operating points and abstention.
+"""The threshold on calibrated probabilities below which a release gives no class.
 
-Every threshold that is released is fitted on all out-of-fold predictions. Its performance is measured differently: the
-cells of each subject get the temperature and the threshold fitted on all other subjects, and intervals resample
-subjects. Operating points are fitted with every subject weighing the same; their performance is given both by subject
-and over cells.
+It is fitted on all out-of-fold predictions. Its performance is measured differently: the cells of each subject get the
+temperature and the threshold fitted on all other subjects, and intervals resample subjects.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from leukoscope import LeukoscopeError
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_subjects
 from leukoscope.evaluation.calibration import (
     OUT_OF_FOLD,
@@ -28,9 +24,6 @@ from leukoscope.evaluation.calibration import (
 )
 from leukoscope.evaluation.predictions import CellPredictions
 
-POINTS = ("sensitivity_95", "specificity_95", "youden")
-TARGET_RATE = 0.95
-"""Of the operating points named after a sensitivity or specificity."""
 TARGET_RISK = 0.10
 """Share of the given classes that may be wrong at the default threshold, cells weighing by `fit_weights`."""
 LEAST_COVERAGE = 0.20
@@ -39,7 +32,6 @@ LEAST_COVERAGE = 0.20
 
 def decision_block(
     predictions: CellPredictions,
-    positive_label: str,
     *,
     estimates: str = OUT_OF_FOLD,
     unit: str = "subject",
@@ -49,11 +41,10 @@ def decision_block(
 
     Args:
         predictions: out-of-fold, subject-disjoint and not yet calibrated.
-        positive_label: the class that operating points look for; "" for none, as with more than two classes.
         estimates, unit, left_out: as for `calibration_block`.
 
     Raises:
-        LeukoscopeError: no such label; or as `leave_one_subject_out`.
+        LeukoscopeError: as `leave_one_subject_out`.
     """
     left_out, boot = left_out or leave_one_subject_out(predictions), bootstrap_subjects(predictions)
     if shipped_temperature(predictions, left_out) == 1:
@@ -63,110 +54,8 @@ def decision_block(
         "estimates": estimates,
         "fitted_on": who_fitted(predictions),
         "judged_on": f"each {unit} with the temperature and thresholds fitted on all other {unit}s",
-        "operating_points": operating_points(predictions, positive_label, left_out, boot),
         "abstention": abstention(predictions, left_out, boot),
     }
-
-
-# Operating points
-
-
-def operating_points(
-    predictions: CellPredictions, positive_label: str, left_out: tuple[LeftOut, ...], boot: BootstrapSamples
-) -> dict[str, Any]:
-    """Fit thresholds on the positive class: 95 % sensitivity, 95 % specificity, and Youden's index (1950).
-
-    Returns:
-        {} for more than two classes, where no single threshold decides, and without a positive label. Else
-        `positive_label` and for each of `points`: threshold (positive from there up), fitted (performance on the cells
-        that fitted it) and cross_fitted, with intervals and by subject.
-
-    Raises:
-        LeukoscopeError: `positive_label` is neither class.
-    """
-    labels = predictions.label_names
-    if len(labels) != 2 or not positive_label:
-        return {}
-    if positive_label not in labels:
-        raise LeukoscopeError(
-            f"positive label {positive_label!r}: not a class of these predictions; give one of {', '.join(labels)}"
-        )
-    positive = labels.index(positive_label)
-    shipped = calibrated(predictions, shipped_temperature(predictions, left_out))
-    held_out = cross_fitted(predictions, left_out).probabilities[:, positive]
-    truth, weights = predictions.references == positive, predictions.subject_weights
-    class_of = {"sensitivity": positive, "specificity": 1 - positive}
-    rule = partial(_roc_thresholds, positive=positive)
-    thresholds, all_own = rule(shipped), own_thresholds(predictions, left_out, rule)
-    points = {}
-    for name, threshold, own in zip(POINTS, thresholds, all_own.T, strict=True):
-        called = held_out >= own
-        fitted = _rates(truth, shipped.probabilities[:, positive] >= threshold, weights, boot.once())
-        measured = _rates(truth, called, weights, boot.once())
-        intervals = {
-            key: None
-            if np.isnan(values).all()
-            else boot.interval(values, of_class=class_of.get(key.removesuffix("_by_subject")))
-            for key, values in _rates(truth, called, weights, boot).items()
-        }
-        points[name] = {
-            "threshold": float(threshold),
-            "fitted": {key: None if np.isnan(rate) else float(rate) for key, (rate,) in fitted.items()},
-            "cross_fitted": {
-                **{key: None if np.isnan(rate) else float(rate) for key, (rate,) in measured.items()},
-                "prevalence": float(truth.mean()),
-                "intervals": intervals,
-            },
-        }
-    return {"positive_label": positive_label, "points": points}
-
-
-def _roc_thresholds(predictions: CellPredictions, positive: int) -> np.ndarray:
-    """The thresholds, (3,), of 95 % sensitivity, of 95 % specificity and of Youden's index, on one ROC curve."""
-    from sklearn.metrics import roc_curve
-
-    false_positives, sensitivity, cuts = roc_curve(
-        predictions.references == positive,
-        predictions.probabilities[:, positive],
-        drop_intermediate=False,
-        sample_weight=predictions.subject_weights,
-    )
-    specificity = 1 - false_positives
-    # Sums of weights reach a target only up to rounding, hence the 1e-9.
-    at = np.array(
-        [
-            np.flatnonzero(sensitivity >= TARGET_RATE - 1e-9)[0],
-            np.flatnonzero(specificity >= TARGET_RATE - 1e-9)[-1],
-            (sensitivity + specificity).argmax(),
-        ]
-    )
-    # Halfway to the next score below, so that rounding moves no cell to the other side.
-    return (np.minimum(cuts[at], 1.0) + np.append(cuts, 0.0)[at + 1]) / 2
-
-
-def _rates(
-    truth: np.ndarray, called: np.ndarray, weights: np.ndarray | None, boot: BootstrapSamples
-) -> dict[str, np.ndarray]:
-    """The rates over cells, (D,) each, and by subject those that do not depend on the prevalence; NaN for no cells."""
-
-    def rates(weights: np.ndarray) -> dict[str, np.ndarray]:
-        sensitivity, specificity = boot.means(called, truth * weights), boot.means(~called, ~truth * weights)
-        return {
-            "sensitivity": sensitivity,
-            "specificity": specificity,
-            "balanced_accuracy": (sensitivity + specificity) / 2,
-            "ppv": boot.means(truth, called * weights),
-            "npv": boot.means(~truth, ~called * weights),
-        }
-
-    found = rates(np.ones(len(truth)))
-    if weights is not None:
-        by_subject = {name: values for name, values in rates(weights).items() if name not in ("ppv", "npv")}
-        found |= {f"{name}_by_subject": values for name, values in by_subject.items()}
-    return found
-
-
-# Abstention
 
 
 def abstention(predictions: CellPredictions, left_out: tuple[LeftOut, ...], boot: BootstrapSamples) -> dict[str, Any]:

@@ -46,7 +46,7 @@ CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"
 _LEFT_OUT = (
     *("__pycache__", "*.pyi", "__main__.py", "api.py", "audit.py", "cli", "hub", "protocol.py", "training"),
     *("assess.py", "augmentation.py", "build.py", "card.py", "ood_metrics.py"),
-    *("ray_scoring.py", "recipes.py", "rewrite.py", "thresholds.py"),
+    *("ray_scoring.py", "recipes.py", "thresholds.py"),
 )
 _NOT_NEEDED = ("accelerate", "evaluate", "transformers", "typer")
 ONNXRUNTIME_WEB = "1.30.0"
@@ -170,8 +170,8 @@ def write_static_space(
         LeukoscopeError: as `write_space`; the release's network cannot be made into a graph, it resizes by a filter
             that the page does not know, or the runtime cannot be had.
     """
-    from leukoscope.inference.export import ONNX_GRAPH, write_onnx
     from leukoscope.inference.gradcam import map_colours
+    from leukoscope.inference.graph import ONNX_GRAPH, write_onnx
     from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 
     assert release.folder is not None
@@ -241,8 +241,6 @@ def _words(release: ReleaseInfo) -> dict[str, Any]:
         "short": text.SHORT,
         "recall": text.recall_text(metrics),
         "trust": {one: text.trust_text(Decision(one), metrics) for one in (*labels, OUT_OF_DISTRIBUTION)},
-        "reasons": text.REASONS,
-        "shares": text.AS_SHARES,
         "warnings": text.warnings(metrics, has_detector=(release.folder or Path()).joinpath(OOD).is_file()),
         "caveat": text.MAP_CAVEAT,
         "colours": [CLASS_COLOURS[place % len(CLASS_COLOURS)] for place in range(len(labels))],

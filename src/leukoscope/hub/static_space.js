@@ -92,7 +92,7 @@ export function frame(image, {image_size: size, resized_side: side, interpolatio
   return {pixels, box: [left * across, top * down, (left + size) * across, (top + size) * down]}
 }
 
-// inference/tta.py: where a point of one of the eight views lies in the upright picture.
+// inference/prediction.py: where a point of one of the eight views lies in the upright picture.
 function upright(view, size, y, x) {
   for (let k = 0; k < view % 4; k++) [y, x] = [x, size - 1 - y]
   return y * size + (view < 4 ? x : size - 1 - x)
@@ -230,7 +230,7 @@ function decide(probabilities, ood, onCell, shorterSide, release) {
   const reason = (code, value, limit) => {
     const text = texts[code].replace(/\{(value|limit):\.(\d)([f%])\}/g, (_, name, digits, kind) => {
       const number = name === 'value' ? value : limit
-      return kind === '%' ? `${(100 * number).toFixed(digits)}%` : number.toFixed(digits)
+      return kind === '%' ? `${(100 * number).toFixed(digits)}\u00a0%` : number.toFixed(digits)
     })
     return {code, value, limit, text}
   }
@@ -339,12 +339,8 @@ function present({release: {labels, words, colours}}, {image, box}, {best, map, 
   const others = [...new Set(likely.filter((one) => one !== best).map((one) => labels[one]))].join(' or ')
   const agreement = turning ? 'Turning it: the map follows …' : others ? `Turned, ${views - same} of ${views} say ${others}: don't rely on it.`
     : `The same in ${views} of ${views} orientations.`
-  const because = answer.reasons.map(({code, value, limit}) => {
-    const shown = (one) => words.shares.includes(code) ? percent(one) : one.toFixed(1).replace('.0', '')
-    return words.reasons[code].replace('{value}', shown(value)).replace('{limit}', shown(limit))
-  })
   const notes = [refused ? '' : agreement, words.recall, given ? words.soft : 'Without a class, the probabilities are no result.',
-    ...because, words.trust[outcome], ...words.warnings]
+    ...answer.reasons.map(({text}) => text), words.trust[outcome], ...words.warnings]
   $('notes').replaceChildren(...notes.filter(Boolean).map((text) => element('p', text, 'lk-note')))
   $('probabilities').replaceChildren(...labels.map((name) => {
     const row = element('li', '')

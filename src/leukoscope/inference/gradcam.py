@@ -131,7 +131,7 @@ def overlay(
         view_box: (left, top, right, bottom) of the view in the picture's pixels.
         opacity: how much the hottest point is covered, 0–1.
         peak: the evidence shown hottest; its own maximum when None. Give classes one peak to compare them, and
-            pictures their release's (`EvidenceScale`).
+            pictures their release's (`Thresholds.strong_evidence`).
 
     Returns:
         RGB, the size of `image`.

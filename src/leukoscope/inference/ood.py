@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import BACKGROUND_LEVEL, foreground
@@ -156,8 +157,7 @@ class OodDetector:
 
     def farthest_group(self, pixels: np.ndarray) -> str:
         """Return which of `GROUPS` sets a picture (S, S, 3) apart most."""
-        found = self.group_distances(pixels)
-        return max(found, key=lambda name: found[name])
+        return max((distance, name) for name, distance in self.group_distances(pixels).items())[1]
 
     def colour_excess(self, pixels: np.ndarray) -> np.ndarray:
         """Where the colours of a picture (S, S, 3) are unusual: (64, 64) standard deviations beyond the first two."""
@@ -168,8 +168,6 @@ class OodDetector:
 
     def save(self, path: Path) -> Path:
         """Write ood.safetensors, whole or not at all; an error where the disk refuses."""
-        from safetensors.numpy import save_file
-
         about = {"format": "pt", "method": METHOD, "kept_share": str(KEPT_SHARE)}
         arrays = {field.name: np.array(getattr(self, field.name), np.float32, order="C") for field in fields(self)}
         problem = f"{path}: cannot be written there"
@@ -203,7 +201,7 @@ def fit_detector(statistics: np.ndarray, subjects: Sequence[str]) -> tuple[OodDe
 
     The limit is cross-fitted, since distances of a detector's own cells are too short: each fold's cells are measured
     by a detector fitted on the other subjects. Their scores are relative to a limit that the distances of the other
-    folds' cells set, so that no cell sets a limit for itself. Too few cells or subjects are an error.
+    folds' cells set, so that no cell sets a limit for itself.
 
     Args:
         statistics: (N, 22), `picture_statistics` of the training cells.
@@ -211,8 +209,11 @@ def fit_detector(statistics: np.ndarray, subjects: Sequence[str]) -> tuple[OodDe
 
     Returns:
         The detector fitted on all cells, and each cell's OOD score (N,) float32 by distances and limit of other folds.
+
+    Raises:
+        LeukoscopeError: too few cells or subjects.
     """
-    from sklearn.model_selection import GroupKFold
+    from sklearn.model_selection import GroupKFold  # not at the top: it would slow the first prediction down
 
     names, of, counts = np.unique(np.asarray(subjects), return_inverse=True, return_counts=True)
     if len(statistics) < MIN_CELLS or len(names) < MIN_SUBJECTS:

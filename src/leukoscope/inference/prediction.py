@@ -6,7 +6,8 @@ thresholds were fitted on subjects outside training by `leukoscope.evaluation.th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -22,6 +23,8 @@ TOO_FEW_CELLS = "too few cells"
 """Outcomes without a class, the last one of a subject."""
 REFUSED = (OUT_OF_DISTRIBUTION, NOT_A_CELL)
 WITHOUT_CLASS = (ABSTAIN, *REFUSED)
+VIEWS = 8
+"""Four quarter turns, each also mirrored: a cell has no upright, so a sound classifier predicts the same for all."""
 VIEWS_MAY_DISAGREE = 0.25
 """Share of a cell's eight views that may be predicted otherwise than their average before the release abstains."""
 FIELD_NEEDS = 0.5
@@ -40,17 +43,17 @@ OWN_AT_LEAST = 0.6
 
 # Said by commands and in JSON; the demo says `reports.text.REASONS`.
 REASON_TEXTS = {
-    "field_of_view": "the picture is no single cell cut out on black, which is what this model was trained on",
-    "ood_colour": "its colours are unlike those of the training cells (OOD score {value:.1f}, limit {limit:.0f})",
-    "ood_texture": "its texture is unlike that of the training cells (OOD score {value:.1f}, limit {limit:.0f})",
-    "ood_field": "of its field only {value:.0%} of the cells are like the training cells, and {limit:.0%} are needed",
-    "ood_shape": "its size or outline is unlike that of the training cells (OOD score {value:.1f}, limit {limit:.0f})",
-    "low_confidence": "its most probable class has {value:.3f}, and the threshold is {limit:.3f}",
-    "views_disagree": "{value:.0%} of its turned and mirrored views are predicted otherwise, more than {limit:.0%}",
-    "other_frame": "its shorter side has {value:.0f} pixels, that of the training cells {limit:.0f}: unless the whole "
-    "picture was resized, the model sees the cell too large or too small",
-    "explanation_off_cell": "{value:.0%} of its Grad-CAM map lies on the cell; 95 % of the cells measured have more "
-    "than {limit:.0%}",
+    "field_of_view": "The picture is no single cell cut out on black, which is what this model was trained on.",
+    "ood_colour": "Its colours are unlike those of the training cells (OOD score {value:.1f}, limit {limit:.0f}).",
+    "ood_texture": "Its texture is unlike that of the training cells (OOD score {value:.1f}, limit {limit:.0f}).",
+    "ood_shape": "Its size or outline is unlike that of the training cells (OOD score {value:.1f}, limit {limit:.0f}).",
+    "ood_field": "Only {value:.0%} of the smear's cells are like the training cells; {limit:.0%} are needed.",
+    "low_confidence": "Its most probable class has {value:.3f}; the model gives a class from {limit:.3f}.",
+    "views_disagree": "{value:.0%} of its turned and mirrored views get another class; at most {limit:.0%} may.",
+    "other_frame": "Its shorter side has {value:.0f} pixels, that of the training cells {limit:.0f}: unless the whole "
+    "picture was resized, the model sees the cell too large or too small.",
+    "explanation_off_cell": "{value:.0%} of its map lies on the cell; in 95 % of the cells measured it is more than "
+    "{limit:.0%}.",
 }
 
 
@@ -68,7 +71,7 @@ class Reason:
     @property
     def text(self) -> str:
         """The reason as a sentence."""
-        return REASON_TEXTS[self.code].format(value=self.value, limit=self.limit)
+        return re.sub(r"(?<=\d)%", "\u00a0%", REASON_TEXTS[self.code].format(value=self.value, limit=self.limit))
 
     def to_dict(self) -> dict[str, Any]:
         """Return it ready for JSON."""
@@ -77,17 +80,13 @@ class Reason:
 
 @dataclass(frozen=True)
 class Decision:
-    """The outcome of one picture.
+    """The outcome of one picture: a class, or one of `WITHOUT_CLASS`.
 
-    Attributes:
-        outcome: a class, or one of `WITHOUT_CLASS`.
-        reasons: why it is no class; with a class, reasons for caution. Most important first.
-        operating_point: the threshold that chose between the two classes; "" for the most probable class.
+    `reasons` say why it is no class; with a class, they are reasons for caution. Most important first.
     """
 
     outcome: str
     reasons: tuple[Reason, ...] = ()
-    operating_point: str = ""
 
     @property
     def label(self) -> str | None:
@@ -96,11 +95,7 @@ class Decision:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it ready for JSON."""
-        return {
-            "outcome": self.outcome,
-            "reasons": [reason.to_dict() for reason in self.reasons],
-            "operating_point": self.operating_point,
-        }
+        return {"outcome": self.outcome, "reasons": [reason.to_dict() for reason in self.reasons]}
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,7 @@ class Checks:
     Attributes:
         ood_score: above 1 is out of distribution; None where the release has no detector.
         ood_group: what sets it apart most: "colour", "texture" or "shape".
-        shorter_side: of the picture, in pixels; None where the training cells have no common side.
+        shorter_side: of the picture, in pixels.
         field_of_view: it looks like a smear, and the release was trained on single cells cut out on black.
         field_share: share of the cells of its field that are in distribution; None for a picture of its own.
         disagreement: share of its eight views predicted otherwise than their average; None without them.
@@ -131,99 +126,57 @@ class Thresholds:
     """The thresholds of a release; empty for one that carries no decisions.
 
     Attributes:
-        positive_label: the class that operating points are for; "" where there are none, as with more than two classes.
-        operating_points: name (such as "sensitivity_95") → the positive class's probability from which a cell counts
-            as positive, 0–1.
         abstain_below: the largest probability under which no class is given, 0–1; None where it was not measured.
-        least_on_cell: share of a map on the cell that 95 % of the cells measured exceed; None without any, and where it
-            was measured on plain Grad-CAM.
-        maps_passed: whether the release's maps passed `passes_map_checks`.
+        least_on_cell: share of a map on the cell that 95 % of the cells measured exceed.
+        weak_evidence, strong_evidence: of a cell's strongest evidence for any class, one cell in twenty stays below the
+            first, and one in twenty exceeds the second, the upper end of the colour scale.
         picture_side: pixels a side of the training cells' pictures; None where they have no common side.
     """
 
-    positive_label: str = ""
-    operating_points: Mapping[str, float] = field(default_factory=dict)
     abstain_below: float | None = None
     least_on_cell: float | None = None
+    weak_evidence: float | None = None
+    strong_evidence: float | None = None
     picture_side: int | None = None
-    maps_passed: bool = False
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any]) -> Thresholds:
         """Read those of a release's metrics.json; empty where it has no "decisions"."""
-        decisions = metrics.get("decisions") or {}
-        points = decisions.get("operating_points") or {}
-        abstention = decisions.get("abstention") or {}
+        abstention = (metrics.get("decisions") or {}).get("abstention") or {}
         cells, scale = trained_on(metrics), metrics.get("evidence_scale") or {}
+        scale = scale if scale.get("method") == EVIDENCE else {}  # Grad-CAM's values are on another scale
         return cls(
-            positive_label=points.get("positive_label", ""),
-            operating_points={name: point["threshold"] for name, point in points.get("points", {}).items()},
             abstain_below=abstention["default"]["threshold"] if abstention else None,
-            least_on_cell=scale.get("on_cell_p05") if scale.get("method") == EVIDENCE else None,
-            maps_passed=passes_map_checks(metrics.get("heat_maps") or {}),
+            least_on_cell=scale.get("on_cell_p05"),
+            weak_evidence=scale.get("p05"),
+            strong_evidence=scale.get("p95") or None,
             picture_side=cells.picture_side if cells else None,
         )
 
-    def decide(
-        self, probabilities: Mapping[str, float], checks: Checks | None = None, *, operating_point: str = ""
-    ) -> Decision:
-        """Decide for one picture.
-
-        Args:
-            probabilities: class → probability, at least two classes, summing to 1.
-            checks: other measurements of the picture.
-            operating_point: one of `operating_points`, which decides in place of the most probable class and never
-                abstains; "" for the most probable class, or none below `abstain_below` or where views disagree.
-        """
-        checks = checks or Checks()
+    def decide(self, probabilities: Mapping[str, float], checks: Checks = Checks()) -> Decision:
+        """Decide for one picture by its class probabilities, which sum to 1, and its other measurements."""
         if checks.ood_score is not None and checks.ood_score > 1:
             found = Reason(f"ood_{checks.ood_group}", checks.ood_score, 1.0)
             if checks.field_of_view:
-                return Decision(NOT_A_CELL, (Reason("field_of_view"), found), operating_point)
-            return Decision(OUT_OF_DISTRIBUTION, (found,), operating_point)
+                return Decision(NOT_A_CELL, (Reason("field_of_view"), found))
+            return Decision(OUT_OF_DISTRIBUTION, (found,))
         if checks.field_share is not None and checks.field_share < FIELD_NEEDS:
             # Cells of one field share a stain: where most are out of distribution, one that is not is a coincidence.
             found = Reason("ood_field", checks.field_share, FIELD_NEEDS)
-            return Decision(OUT_OF_DISTRIBUTION, (found,), operating_point)
+            return Decision(OUT_OF_DISTRIBUTION, (found,))
         confidence, reasons = max(probabilities.values()), []
-        # An operating point is a decision rule of its own, and measured as one: it gives every such cell a class.
-        if not operating_point and self.abstain_below is not None and confidence < self.abstain_below:
+        if self.abstain_below is not None and confidence < self.abstain_below:
             reasons.append(Reason("low_confidence", confidence, self.abstain_below))
         if checks.disagreement is not None and checks.disagreement > VIEWS_MAY_DISAGREE:
             reasons.append(Reason("views_disagree", checks.disagreement, VIEWS_MAY_DISAGREE))
-        if reasons and not operating_point:
-            outcome = ABSTAIN
-        elif not operating_point:
-            outcome = max(probabilities, key=probabilities.__getitem__)
-        elif probabilities[self.positive_label] >= self.operating_points[operating_point]:
-            outcome = self.positive_label
-        else:
-            outcome = next(label for label in probabilities if label != self.positive_label)
+        outcome = ABSTAIN if reasons else max(probabilities, key=probabilities.__getitem__)
         side = self.picture_side
         if side and checks.shorter_side and abs(checks.shorter_side / side - 1) > SIDE_MAY_DIFFER:
             reasons.append(Reason("other_frame", checks.shorter_side, side))
         # A caution only: the outcome must not depend on whether a map was asked for.
         if checks.on_cell is not None and self.least_on_cell is not None and checks.on_cell < self.least_on_cell:
             reasons.append(Reason("explanation_off_cell", checks.on_cell, self.least_on_cell))
-        return Decision(outcome, tuple(reasons), operating_point)
-
-    def positives(self, probabilities: np.ndarray, labels: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """(N, K) probabilities of the K labels → operating point → (N,) bool, whether a cell counts as positive."""
-        if not self.operating_points:
-            return {}
-        score = probabilities[:, labels.index(self.positive_label)]
-        return {name: score >= threshold for name, threshold in self.operating_points.items()}
-
-    def positive_columns(
-        self, probabilities: np.ndarray, labels: tuple[str, ...], outcomes: Sequence[str]
-    ) -> dict[str, list[bool | None]]:
-        """Make the columns "positive_<operating point>" of N cells; None for a cell whose outcome is a refusal."""
-        return {
-            f"positive_{name}": [
-                None if outcome in REFUSED else bool(one) for outcome, one in zip(outcomes, called, strict=True)
-            ]
-            for name, called in self.positives(probabilities, labels).items()
-        }
+        return Decision(outcome, tuple(reasons))
 
 
 def passes_map_checks(block: Mapping[str, Any]) -> bool:
@@ -243,42 +196,14 @@ def passes_map_checks(block: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """One class's map of one picture.
+    """One class's map of one picture, on one scale for all classes of it.
 
-    Attributes:
-        evidence: (h, w) float32, ≥ 0: the positive part of the evidence relative to the blank picture, in units of the
-            logit, or plain Grad-CAM where that was asked for; one scale for all classes of a picture.
+    `evidence` (h, w) float32, ≥ 0: the positive part of the evidence relative to the blank picture, in units of the
+    logit, or plain Grad-CAM where that was asked for.
     """
 
     evidence: np.ndarray
     label: str
-
-
-@dataclass(frozen=True)
-class EvidenceScale:
-    """The usual range of a release's maps, so that weak evidence looks weak in any picture.
-
-    Of a cell's strongest evidence for any class, one cell in twenty exceeds `strong`, the upper end of the release's
-    colour scale, and one in twenty stays below `weak`. None where it was not measured.
-    """
-
-    strong: float | None = None
-    weak: float | None = None
-
-    def strength(self, peak: float) -> str:
-        """ "weak", "usual" or "strong" for a picture's largest value; "" where the release was not measured."""
-        if self.strong is None or self.weak is None:
-            return ""
-        return "weak" if peak < self.weak else "strong" if peak > self.strong else "usual"
-
-    @classmethod
-    def from_metrics(cls, metrics: Mapping[str, Any], method: str = EVIDENCE) -> EvidenceScale:
-        """Read that of a release's metrics.json for maps of a method; empty where none was measured."""
-        measured = metrics.get("evidence_scale") or {}
-        # Before there were two methods, Grad-CAM was measured; its values are on another scale.
-        if measured.get("method", GRADCAM) != method:
-            return cls()
-        return cls(strong=measured.get("p95") or None, weak=measured.get("p05"))
 
 
 @dataclass(frozen=True)
@@ -385,3 +310,20 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """(…, K) → (…, K) probabilities, in double precision so that they sum to 1."""
     raised = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return raised / raised.sum(axis=-1, keepdims=True)
+
+
+def turned(pixels: np.ndarray, view: int) -> np.ndarray:
+    """Turn (B, S, S, …) pictures to one of the eight views: 0 is upright, 4 to 7 are mirrored, then turned."""
+    return np.rot90(pixels if view < 4 else pixels[:, :, ::-1], view % 4, axes=(1, 2))
+
+
+def turned_back(maps: np.ndarray, view: int) -> np.ndarray:
+    """Turn (…, h, h) maps of one of the eight views onto the upright pictures; undoes `turned`."""
+    upright = np.rot90(maps, -(view % 4), axes=(-2, -1))
+    return upright if view < 4 else upright[..., ::-1]
+
+
+def disagreement(probabilities: np.ndarray) -> np.ndarray:
+    """(B, 8, K) → (B,) share of a picture's views, 0–1, whose most probable class is not that of their average."""
+    together = probabilities.mean(axis=1).argmax(axis=1)
+    return (probabilities.argmax(axis=2) != together[:, None]).mean(axis=1)

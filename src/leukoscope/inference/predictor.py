@@ -27,15 +27,17 @@ from leukoscope.inference.ood import OodDetector
 from leukoscope.inference.prediction import (
     EVIDENCE,
     METHODS,
+    VIEWS,
     Checks,
-    EvidenceScale,
     HeatMap,
     Prediction,
     Thresholds,
+    disagreement,
     softmax,
+    turned,
+    turned_back,
 )
 from leukoscope.inference.runtime import AUTO, F32, Runtime, usable_cores
-from leukoscope.inference.tta import VIEWS, disagreement, turned, turned_back
 from leukoscope.models.release import OOD, ReleaseInfo, local_release, read_release
 
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | EncodedImage | bytes | bytearray | memoryview
@@ -53,19 +55,14 @@ class _Opened(NamedTuple):
 
 @dataclass(frozen=True)
 class _Framed:
-    """A picture ready for the network.
-
-    Attributes:
-        pixels: (S, S, 3) uint8.
-        upright: the picture, kept only where it is to be explained: a batch of photographs would fill the memory.
-    """
+    """A picture ready for the network: `pixels` are (S, S, 3) uint8."""
 
     pixels: np.ndarray
     source: str
     view_box: tuple[float, float, float, float]
     checks: Checks
     pixel_hash: str
-    upright: Image.Image | None
+    upright: Image.Image | None  # only where it is to be explained: a batch of photographs would fill the memory
 
 
 class Predictor:
@@ -76,7 +73,6 @@ class Predictor:
         runtime: what computes its network.
 
     Attributes:
-        labels: class names in the order of the probabilities.
         ood: the release's OOD detector; None where it has none.
     """
 
@@ -95,19 +91,13 @@ class Predictor:
 
     @classmethod
     def from_pretrained(
-        cls,
-        model: str | Path,
-        *,
-        revision: str | None = None,
-        backend: str = "",
-        device: str = AUTO,
-        precision: str = F32,
+        cls, model: str | Path, *, backend: str = "", device: str = AUTO, precision: str = F32
     ) -> Predictor:
         """Load a release; a path that exists wins over a Hub id.
 
         Args:
-            model: a release folder, the name of one that comes with Leukoscope, `owner/name` or `owner/name@revision`.
-            revision: a Hub branch, tag or commit.
+            model: a release folder, the name of one that comes with Leukoscope, `owner/name` or `owner/name@revision`
+                (a branch, tag or commit).
             backend, device, precision: of the `Runtime` that computes its network.
 
         Raises:
@@ -117,21 +107,14 @@ class Predictor:
         _require_name(model, "from_pretrained")
         runtime = Runtime(backend, device, precision)
         if (folder := local_release(str(model))) is None:
-            return cls.from_hub(str(model), revision=revision, runtime=runtime)
-        if revision:
-            raise LeukoscopeError(f"{model}: is a local folder, which has no revision {revision!r}; leave it out")
+            return cls.from_hub(str(model), runtime=runtime)
         return cls(read_release(folder, name=str(model)), runtime)
 
     @classmethod
-    def from_hub(
-        cls, model: str, *, revision: str | None = None, runtime: Runtime = Runtime(), anonymous: bool = False
-    ) -> Predictor:
-        """Load a release from the Hub or its cache; a local path is never opened, whatever the name.
+    def from_hub(cls, model: str, *, runtime: Runtime = Runtime(), anonymous: bool = False) -> Predictor:
+        """Load `owner/name[@revision]` from the Hub or its cache, with `anonymous` without this machine's token.
 
-        Args:
-            model: `owner/name` or `owner/name@revision`.
-            revision: a Hub branch, tag or commit.
-            anonymous: download without this machine's token.
+        A local path is never opened, whatever the name.
 
         Raises:
             LeukoscopeError: as `from_pretrained`; no message names a folder of this machine.
@@ -139,7 +122,7 @@ class Predictor:
         from leukoscope.models.hub_download import fetch_files, parse_hub_id
 
         _require_name(model, "from_hub")
-        hub_id, revision = parse_hub_id(str(model), revision)
+        hub_id, revision = parse_hub_id(str(model))
         folder = fetch_files(hub_id, revision, anonymous=anonymous)
         try:
             return cls(read_release(folder, name=hub_id, revision=folder.name), runtime)
@@ -244,9 +227,8 @@ class Predictor:
             return found
         source, upright = found
         preprocessing = self.release.preprocessing
-        pixels, box, checks = preprocessing.frame(upright), preprocessing.view_box(upright), Checks()
-        if self.thresholds.picture_side is not None:
-            checks = replace(checks, shorter_side=min(upright.size))
+        pixels, box = preprocessing.frame(upright), preprocessing.view_box(upright)
+        checks = Checks(shorter_side=min(upright.size))
         if self.ood is not None:
             checks = replace(checks, ood_score=(score := float(self.ood.scores(pixels[None])[0])))
             if score > 1:
@@ -260,12 +242,10 @@ class Predictor:
     def _predict(
         self, cells: list[_Framed], explain: bool, tta: bool, method: str, start: float
     ) -> list[Prediction | UnreadableImage]:
-        """Compute the cells, and with `explain` or `tta` their other views, and decide for each cell.
-
-        Views are computed one after the other: eight of one cell at once would leave the processor's cache, and the
-        upright view has, to the last bit, the probabilities that it has alone.
-        """
+        """Compute the cells, and with `explain` or `tta` their other views, and decide for each cell."""
         pixels = np.stack([cell.pixels for cell in cells])
+        # One after the other: eight of one cell at once would leave the processor's cache, and the upright view has, to
+        # the last bit, the probabilities that it has alone.
         views = range(1, VIEWS) if explain or tta else ()
         outputs = [self.backend(pixels, explain=explain, method=method)]
         outputs += [self.backend(turned(pixels, view), explain=explain, method=method) for view in views]
@@ -279,7 +259,7 @@ class Predictor:
             # After the mean, so that evidence against a class in one view counts against that of another.
             maps = np.maximum(np.mean(upright, axis=0, dtype=np.float32), 0)
         disagreements = disagreement(by_view) if tta else np.zeros(len(cells))
-        peak = EvidenceScale.from_metrics(self.release.metrics, method).strong if explain else None
+        peak = self.thresholds.strong_evidence if explain and method == EVIDENCE else None
         predictions: list[Prediction | UnreadableImage] = []
         for i, cell in enumerate(cells):
             if not finite[i]:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import IMAGE_SUFFIXES, EncodedImage
 from leukoscope.files import atomic_file
-from leukoscope.inference.scoring import missing_shards, release_digest, shard_bytes
-from leukoscope.inference.sources import CellSource, SourceCell
+from leukoscope.inference.scoring import CellSource, SourceCell, missing_shards, release_digest, shard_bytes
 from leukoscope.progress import progress
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ F32, BF16 = "float32", "bf16"
 PRECISIONS = (F32, BF16)
 PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime onnxscript"}  # module → what pip installs for it
 GRAPH, HEAD = "model.xml", "head.safetensors"
-"""Files of a kept graph. HEAD: weights (K, C) and biases (K,), where one linear layer follows average pooling."""
+"""Files of a kept graph. HEAD: the weights (K, C) of one linear layer after average pooling, where that is the head."""
 
 
 @dataclass(frozen=True)
@@ -164,12 +164,9 @@ def blank_picture(preprocessing: Preprocessing, rgb: tuple[int, int, int]) -> np
 
 
 class TorchBackend:
-    """Computes a network, channels-last; on a GPU no convolution of this process then rounds to TF32.
+    """Computes a network in eval mode, which it moves to `device`; in "bf16" the head still computes in float32.
 
-    Args:
-        network: in eval mode; it is moved to `device`, a torch device such as "cuda", which this machine must have.
-        blank_rgb: the colour of the blank picture that evidence is relative to.
-        precision: of `PRECISIONS`; the head is computed in float32.
+    Evidence is relative to a blank picture of `blank_rgb`. On a GPU no convolution of this process then rounds to TF32.
     """
 
     name = TORCH
@@ -188,24 +185,20 @@ class TorchBackend:
             self.device = torch.device(device)
             torch.zeros(1, device=self.device).add_(1)  # a wheel of torch may hold no kernel for an old card
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            found = "cpu or cuda" if torch.cuda.is_available() else "cpu"
+            use = "cpu or cuda" if torch.cuda.is_available() else "cpu"
             if "no kernel image" in str(error):
-                found = "cpu, or install a torch that was built for this card (https://pytorch.org/get-started)"
-            raise LeukoscopeError(
-                f"device {device!r}: torch cannot compute there on this machine; use {found}"
-            ) from None
+                use = "cpu, or install a torch that was built for this card (https://pytorch.org/get-started)"
+            raise LeukoscopeError(f"device {device!r}: torch cannot compute there on this machine; use {use}") from None
         if self.device.type != "cpu":
             forbid_tf32()
         self.network, self.precision = network.to(self.device), precision
         self._preprocessing, self._blank_rgb = preprocessing, blank_rgb
 
     def __call__(self, pixels: np.ndarray, *, explain: bool = False, method: str = EVIDENCE) -> NetworkOutput:
-        """Compute a batch in one pass through the backbone, and the blank picture once in a backend's life.
+        """Compute (B, S, S, 3) uint8, framed by the release's preprocessing, in one pass through the backbone.
 
-        Args:
-            pixels: (B, S, S, 3) uint8, framed by the release's preprocessing.
-            explain: add every class's map, where the network's last features are a map of channels.
-            method: of `gradcam.METHODS`.
+        `explain` adds every class's map by a `method` of `METHODS`, where the last features are a map of channels; the
+        blank picture is computed once in a backend's life.
 
         Raises:
             LeukoscopeError: the memory does not suffice for B pictures.
@@ -238,12 +231,7 @@ class TorchBackend:
 
 
 class OpenVinoBackend:
-    """Computes a release's graph.
-
-    Args:
-        folder: what `graph.write_graph` wrote.
-        release: whose graph it is; its network is loaded only to explain through a head of several layers.
-        precision: of `PRECISIONS`.
+    """Computes the graph that `graph.write_graph` wrote; loads the network only to explain through several layers.
 
     Raises:
         NoGraph: a damaged graph.

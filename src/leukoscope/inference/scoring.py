@@ -1,6 +1,7 @@
-"""Bulk scoring: predict every cell of a source into one table, shard by shard.
+"""Bulk scoring: predict every cell of a folder or of a table of paths into one table, shard by shard.
 
-A shard is written aside and renamed, so a run may be killed at any moment and resumes with the first missing shard.
+A source knows its cells before a picture is opened. A shard is written aside and renamed, so a run may be killed at any
+moment and resumes with the first missing shard.
 """
 
 from __future__ import annotations
@@ -10,24 +11,26 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope.data.cell_tables import CellTable, cell_table, located, read_table, require_subjects
+from leukoscope.data.folder import subject_rule
 from leukoscope.data.images import UnreadableImage
+from leukoscope.data.layouts import left_out, walk
 from leukoscope.files import atomic_file, content_hashes, remedy, write_atomic
-from leukoscope.inference.prediction import ABSTAIN, REFUSED, Prediction, Thresholds
-from leukoscope.inference.sources import CellSource, SourceCell
-from leukoscope.inference.subject import SubjectPrediction, SubjectRule
-from leukoscope.progress import note, progress, track
+from leukoscope.inference.prediction import ABSTAIN, REFUSED, Prediction
+from leukoscope.progress import progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,7 +44,119 @@ _IDENTITY = "cells"  # in a shard's metadata: sha256 over the names, subjects an
 # Shards joined at a time: row groups of some tens of thousands of rows suit readers of Parquet.
 _JOINED_AT_ONCE = 256
 # How a text begins that a spreadsheet would compute.
-_FORMULA = r"^[=+\-@\t\r]"
+_FORMULA = r"^([=+\-@\t\r])"
+
+
+class SourceCell(NamedTuple):
+    """One cell to be scored: its id, its subject ("" where not known) and its image file."""
+
+    cell_id: str
+    subject: str
+    file: str
+
+
+@dataclass(frozen=True)
+class CellSource:
+    """Cells to be scored, none of them opened yet.
+
+    Attributes:
+        has_subjects: whether it names the cells' subjects.
+        report: for the user; "" where there is nothing to report.
+        table: the file that it was read from; None for a folder.
+        states: file → what changes with its content, where no file of this machine can be hashed.
+    """
+
+    cells: Sequence[SourceCell]
+    has_subjects: bool
+    report: str = ""
+    table: Path | None = None
+    states: Mapping[str, str] | None = None
+
+    def subject_of(self, cell: SourceCell, labels: Sequence[str]) -> str:
+        """Return a cell's subject; where none is named its top folder, or outside any folder "".
+
+        A folder that is named like one of the release's `labels`, or a table without subjects, is an error.
+        """
+        if self.table is not None:
+            require_subjects(self.table, self.has_subjects)
+        path = PurePath(cell.cell_id)
+        folders = () if path.is_absolute() or self.has_subjects else path.parts[:-1]
+        name = cell.subject or (folders[0] if folders else "")
+        if not self.has_subjects and name in labels:
+            raise LeukoscopeError(
+                f"{cell.file}: lies in the folder {name!r}, which is a class, not a subject; name the subjects with "
+                "--subject_pattern, or give a folder with one folder per subject"
+            )
+        return name
+
+
+def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource:
+    """Open the source that `--input` names.
+
+    Args:
+        named: a folder, or a .csv, .json or .parquet file with a column of paths relative to it.
+        subject_pattern: a regular expression over a cell's path, whose group `subject` (or first group) names its
+            subject.
+
+    Raises:
+        LeukoscopeError: no such input, no cell in it, a column missing, a path that the pattern does not match, or a
+            folder or table that cannot be read.
+    """
+    path, kinds = Path(named), Counter[str]()
+    table: CellTable | None = None
+    rows: Iterable[tuple[str, str, str]] = _images_below(path, kinds)
+    if not path.exists():
+        raise LeukoscopeError(f"--input {named}: no such folder or file; give a folder of images, or a table of them")
+    if not path.is_dir():
+        if path.suffix.lower() not in (".csv", ".json", ".parquet"):
+            kind = path.suffix or "bare"
+            raise LeukoscopeError(f"--input {named}: is a {kind} file; give a folder, .csv or .parquet")
+        table = _parquet(path) if path.suffix.lower() == ".parquet" else read_table(path)
+        if table.has_subjects and subject_pattern:
+            raise LeukoscopeError(
+                f"--input {path} --subject_pattern {shlex.quote(subject_pattern)}: a column of it names the subjects "
+                "as well; leave the pattern out, or the column"
+            )
+        rows = ((row.cell_id, file, row.subject) for row, file in located(table, path.parent))
+    root, subject_of = path.parent if table else path, subject_rule(subject_pattern) if subject_pattern else None
+    cells = []
+    for cell_id, file, subject in rows:
+        subject = subject_of(file) if subject_of else subject
+        # A file's name need not be UTF-8.
+        cell_id, subject = (os.fsencode(text).decode(errors="replace") for text in (cell_id, subject))
+        cells.append(SourceCell(cell_id, subject, os.path.join(root, file)))
+    if not cells:
+        raise LeukoscopeError(f"--input {named}: holds no cell; give a folder of images, or a table with rows")
+    if table is None:
+        return CellSource(cells, subject_of is not None, left_out(kinds))
+    return CellSource(cells, table.has_subjects or subject_of is not None, "\n".join(table.notes), path)
+
+
+def _images_below(root: Path, kinds: Counter[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield each image's path as plain strings: `Path` objects of a million would take a gigabyte."""
+    for listing in walk(root):
+        kinds.update(listing.kinds)
+        for name in listing.images:
+            path = Path(os.path.relpath(os.path.join(listing.folder, name), root)).as_posix()
+            yield path, path, ""
+
+
+def _parquet(path: Path) -> CellTable:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with path.open("rb") as opened, pq.ParquetFile(opened) as file:
+            schema = file.schema_arrow
+            wanted = [name for name in schema.names if not pa.types.is_nested(schema.field(name).type)]
+            batches = (batch.to_pydict() for batch in file.iter_batches(columns=wanted))
+            rows = (row for batch in batches for row in zip(*(batch[name] for name in wanted), strict=True))
+            return cell_table(str(path), wanted, enumerate(rows, start=1))
+    except (pa.ArrowException, OSError) as error:
+        if reason := getattr(error, "strerror", None):
+            raise LeukoscopeError(f"{path}: cannot be read ({reason}); check the path and who may read it") from None
+        reason = next(iter(str(error).splitlines()), "no reason given")
+        raise LeukoscopeError(f"--input {path}: is no whole Parquet file ({reason}); copy it again") from None
 
 
 @dataclass(frozen=True)
@@ -83,7 +198,6 @@ def score_cells(
     Args:
         output: table of `TABLE_SUFFIXES`, one row per cell; shards lie in `output`.parts/ until all are there, and
             files that could not be read are listed in `unreadable_list(output)`.
-        batch_size: cells that go through the network at once; may be another when a run is resumed.
         score_missing: predicts the missing shards elsewhere (`ray_scoring`); None predicts them here.
 
     Raises:
@@ -184,11 +298,34 @@ def missing_shards(
 def shard_bytes(
     rows: Sequence[tuple[SourceCell, Prediction | UnreadableImage]], predictor: Predictor, identity: str
 ) -> bytes:
-    """A shard as a Parquet file."""
+    """A shard as a Parquet file: rows of the output, then one for each unreadable picture, with a `reason`."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = io.BytesIO()
-    table = _shard_table(rows, predictor.labels, predictor.thresholds)
+    predicted = [(cell, found) for cell, found in rows if not isinstance(found, UnreadableImage)]
+    text, number = pa.string(), pa.float64()
+    reasons = [" ".join(reason.code for reason in found.decision.reasons) for _, found in predicted]
+    columns = {
+        "cell_id": pa.array([cell.cell_id for cell, _ in predicted], text),
+        "subject": pa.array([cell.subject or None for cell, _ in predicted], text),
+        "outcome": pa.array([found.outcome for _, found in predicted], text),
+        "reasons": pa.array(reasons, text),
+        **{
+            f"p_{label}": pa.array([found.probabilities[label] for _, found in predicted], number)
+            for label in predictor.labels
+        },
+        "ood_score": pa.array([found.checks.ood_score for _, found in predicted], number),
+        "pixel_hash": pa.array([found.pixel_hash for _, found in predicted], text),
+        "model": pa.array([found.model for _, found in predicted], text),
+        "revision": pa.array([found.revision for _, found in predicted], text),
+    }
+    problems = [
+        {"cell_id": cell.cell_id, "reason": str(found).removeprefix(f"{cell.file}: ")}
+        for cell, found in rows
+        if isinstance(found, UnreadableImage)
+    ]
+    damaged = pa.Table.from_pylist(problems, pa.schema([("cell_id", text), ("reason", text)]))
+    table, file = pa.concat_tables([pa.table(columns), damaged], promote_options="default"), io.BytesIO()
     pq.write_table(table.replace_schema_metadata({_IDENTITY: identity}), file)
     return file.getvalue()
 
@@ -204,39 +341,6 @@ def _identity_of(shard: Path) -> str | None:
     except (pa.ArrowException, OSError):
         return None
     return metadata.get(_IDENTITY.encode(), b"").decode()
-
-
-def _shard_table(
-    rows: Sequence[tuple[SourceCell, Prediction | UnreadableImage]], labels: tuple[str, ...], thresholds: Thresholds
-) -> pa.Table:
-    """Rows of the output, then one for each unreadable picture, with a `reason` in place of a prediction."""
-    import pyarrow as pa
-
-    predicted = [(cell, found) for cell, found in rows if not isinstance(found, UnreadableImage)]
-    probabilities = np.array([list(found.probabilities.values()) for _, found in predicted]).reshape(-1, len(labels))
-    text, number, truth = pa.string(), pa.float64(), pa.bool_()
-    outcomes = [found.outcome for _, found in predicted]
-    reasons = [" ".join(reason.code for reason in found.decision.reasons) for _, found in predicted]
-    positives = thresholds.positive_columns(probabilities, labels, outcomes)
-    columns = {
-        "cell_id": pa.array([cell.cell_id for cell, _ in predicted], text),
-        "subject": pa.array([cell.subject or None for cell, _ in predicted], text),
-        "outcome": pa.array(outcomes, text),
-        "reasons": pa.array(reasons, text),
-        **{f"p_{label}": pa.array(probabilities[:, k], number) for k, label in enumerate(labels)},
-        **{name: pa.array(called, truth) for name, called in positives.items()},
-        "ood_score": pa.array([found.checks.ood_score for _, found in predicted], number),
-        "pixel_hash": pa.array([found.pixel_hash for _, found in predicted], text),
-        "model": pa.array([found.model for _, found in predicted], text),
-        "revision": pa.array([found.revision for _, found in predicted], text),
-    }
-    problems = [
-        {"cell_id": cell.cell_id, "reason": str(found).removeprefix(f"{cell.file}: ")}
-        for cell, found in rows
-        if isinstance(found, UnreadableImage)
-    ]
-    damaged = pa.Table.from_pylist(problems, pa.schema([("cell_id", text), ("reason", text)]))
-    return pa.concat_tables([pa.table(columns), damaged], promote_options="default")
 
 
 def _join(shards: Sequence[Path], output: Path, manifest: Mapping[str, object]) -> Scored:
@@ -285,97 +389,18 @@ def _read(path: Path) -> pa.Table:
         return pq.read_table(file).replace_schema_metadata()
 
 
-def predict_subjects(
-    predictor: Predictor, source: CellSource, *, batch_size: int = 32
-) -> tuple[list[SubjectPrediction], list[UnreadableImage]]:
-    """Predict for each subject of a source, in the order of their names; also return what could not be read.
-
-    Cells are opened and predicted batch by batch, and only their probabilities are kept. Copies of a picture, pixel
-    for pixel, count once.
-
-    Raises:
-        LeukoscopeError: the release was not measured by subject, no cell could be read, two subjects have the same
-            picture, or as `CellSource.subject_of`.
-    """
-    rule = SubjectRule.of_release(predictor.release)
-    probabilities: list[list[float]] = []
-    outcomes: list[str] = []
-    unreadable: list[UnreadableImage] = []
-
-    def predicted() -> Iterator[tuple[str, str, str]]:
-        predictions = predictor.iter_predictions((cell.file for cell in source.cells), batch_size=batch_size)
-        pairs = zip(source.cells, predictions, strict=True)
-        for cell, prediction in track(pairs, "predicting cells", len(source.cells)):
-            if isinstance(prediction, UnreadableImage):
-                unreadable.append(prediction)
-            else:
-                probabilities.append(list(prediction.probabilities.values()))
-                outcomes.append(prediction.outcome)
-                yield cell.file, source.subject_of(cell, predictor.labels), prediction.pixel_hash
-
-    rows = _rows_by_subject(predicted())
-    if not rows:
-        raise LeukoscopeError(f"none of the {len(unreadable)} files could be read, the first: {unreadable[0]}")
-    found = [
-        rule.predict(np.array([probabilities[row] for row in own]), [outcomes[row] for row in own], subject=subject)
-        for subject, own in rows.items()
-    ]
-    return found, unreadable
-
-
-def _rows_by_subject(cells: Iterable[tuple[str, str, str]]) -> dict[str, list[int]]:
-    """(name, subject, pixel hash) of each cell → sorted subject → numbers of its cells; copies count once.
-
-    One picture of two subjects is an error.
-    """
-    first: dict[str, tuple[str, str]] = {}
-    rows: dict[str, list[int]] = {}
-    copies: list[str] = []
-    for row, (name, subject, pixels) in enumerate(cells):
-        if pixels not in first:
-            first[pixels] = name, subject
-            rows.setdefault(subject, []).append(row)
-            continue
-        other, owner = first[pixels]
-        if owner != subject:
-            raise LeukoscopeError(
-                f"{name}: is the same picture as {other}, pixel for pixel, which is of another subject "
-                f"({subject!r} and {owner!r}); give it to one of them"
-            )
-        copies.append(f"{name} of {other}")
-    if copies:
-        said = f"{len(copies):,} picture(s) are copies of others, pixel for pixel, and count once"
-        note(f"{said}, for example {copies[0]}", err=True)
-    return dict(sorted(rows.items()))
-
-
-def subjects_table(predictions: Sequence[SubjectPrediction]) -> pa.Table:
-    """Make a table with one row per subject; columns as `SubjectPrediction.to_dict`."""
-    import pyarrow as pa
-
-    return pa.Table.from_pylist([prediction.to_dict() for prediction in predictions])
-
-
 def safe_cell(text: str) -> str:
     """Quote a text that a spreadsheet would take for a formula."""
-    return f"'{text}" if re.match(_FORMULA, text) else text
-
-
-def _without_formulas(table: pa.Table) -> pa.Table:
-    """Quote all texts and names of columns that a spreadsheet would compute: a CSV file has no types of cells."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    for place, column in enumerate(table.columns):
-        if pa.types.is_string(column.type):
-            quoted = pc.binary_join_element_wise("'", column, "")
-            safe = pc.if_else(pc.match_substring_regex(column, _FORMULA), quoted, column)
-            table = table.set_column(place, table.column_names[place], safe)
-    return table.rename_columns([safe_cell(name) for name in table.column_names])
+    return re.sub(_FORMULA, r"'\1", text)
 
 
 def write_table(table: pa.Table, path: Path) -> Path:
-    """Write a table atomically, in the format of its name (`TABLE_SUFFIXES`); `OSError` where the disk refuses."""
+    """Write a table atomically, in the format of its name (`TABLE_SUFFIXES`); `OSError` where the disk refuses.
+
+    In a CSV file, which has no types of cells, what a spreadsheet would compute is quoted.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
     from pyarrow import csv as arrow_csv
 
@@ -384,5 +409,9 @@ def write_table(table: pa.Table, path: Path) -> Path:
         if path.suffix.lower() == ".parquet":
             pq.write_table(table, file)
         else:
-            arrow_csv.write_csv(_without_formulas(table), file)
+            safe = [
+                pc.replace_substring_regex(column, _FORMULA, r"'\1") if pa.types.is_string(column.type) else column
+                for column in table.columns
+            ]
+            arrow_csv.write_csv(pa.table(safe, list(map(safe_cell, table.column_names))), file)
     return path

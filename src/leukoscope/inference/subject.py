@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.data.images import UnreadableImage
 from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSED, TOO_FEW_CELLS
+from leukoscope.progress import note, track
 
 if TYPE_CHECKING:
+    from leukoscope.inference.predictor import Predictor
+    from leukoscope.inference.scoring import CellSource
     from leukoscope.models.release import ReleaseInfo
 
 MOST_REFUSED = 0.5
@@ -243,3 +247,48 @@ class SubjectRule:
             share_positive=share,
             rule=self,
         )
+
+
+def predict_subjects(
+    predictor: Predictor, source: CellSource, *, batch_size: int = 32
+) -> tuple[list[SubjectPrediction], list[UnreadableImage]]:
+    """Predict for each subject of a source, in the order of their names; also return what could not be read.
+
+    Only the cells' probabilities are kept. Copies of a picture, pixel for pixel, count once.
+
+    Raises:
+        LeukoscopeError: the release was not measured by subject, no cell could be read, two subjects have the same
+            picture, or as `CellSource.subject_of`.
+    """
+    rule = SubjectRule.of_release(predictor.release)
+    cells: dict[str, list[tuple[list[float], str]]] = {}
+    first: dict[str, tuple[str, str]] = {}  # pixel hash → file and subject
+    unreadable: list[UnreadableImage] = []
+    copies: list[str] = []
+    predictions = predictor.iter_predictions((cell.file for cell in source.cells), batch_size=batch_size)
+    for cell, one in track(zip(source.cells, predictions, strict=True), "predicting cells", len(source.cells)):
+        if isinstance(one, UnreadableImage):
+            unreadable.append(one)
+            continue
+        subject = source.subject_of(cell, predictor.labels)
+        if one.pixel_hash not in first:
+            first[one.pixel_hash] = cell.file, subject
+            cells.setdefault(subject, []).append((list(one.probabilities.values()), one.outcome))
+            continue
+        other, owner = first[one.pixel_hash]
+        if owner != subject:
+            raise LeukoscopeError(
+                f"{cell.file}: is the same picture as {other}, pixel for pixel, which is of another subject "
+                f"({subject!r} and {owner!r}); give it to one of them"
+            )
+        copies.append(f"{cell.file} of {other}")
+    if copies:
+        said = f"{len(copies):,} picture(s) are copies of others, pixel for pixel, and count once"
+        note(f"{said}, for example {copies[0]}", err=True)
+    if not cells:
+        raise LeukoscopeError(f"none of the {len(unreadable)} files could be read, the first: {unreadable[0]}")
+    found = []
+    for subject, own in sorted(cells.items()):
+        outcomes = [outcome for _, outcome in own]
+        found.append(rule.predict(np.array([shares for shares, _ in own]), outcomes, subject=subject))
+    return found, unreadable

@@ -12,15 +12,26 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+from huggingface_hub import HfApi, ModelInfo, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import tqdm, validate_repo_id
 
 from leukoscope import LeukoscopeError
 from leukoscope.files import file_sha256, first_line
 from leukoscope.models.release import CARD, CONFIG, DEFAULT_RELEASE, METRICS, OOD, PREDICTIONS, WEIGHTS, local_release
 from leukoscope.progress import is_quiet, progress
-
-if TYPE_CHECKING:
-    from huggingface_hub import ModelInfo
 
 # The part before the @ is checked by the Hub client's own rule, in `parse_hub_id`.
 _HUB_ID = re.compile(r"(?P<id>[^/@\s]+/[^/@\s]+)(@(?P<revision>\w[\w./-]*))?")
@@ -51,11 +62,8 @@ def find_release(model: str, patterns: Sequence[str] = RELEASE_FILES) -> tuple[P
     return folder, hub_id, folder.name
 
 
-def parse_hub_id(model: str, revision: str | None = None) -> tuple[str, str | None]:
-    """Split `owner/name[@revision]` into repository and revision; an error for no Hub id or two different revisions."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
+def parse_hub_id(model: str) -> tuple[str, str | None]:
+    """Split `owner/name[@revision]` into repository and revision; an error for no Hub id."""
     match = _HUB_ID.fullmatch(model)
     try:
         # The client looks revisions up as file names in its cache.
@@ -68,9 +76,7 @@ def parse_hub_id(model: str, revision: str | None = None) -> tuple[str, str | No
             "list` shows, owner/name or owner/name@revision (of the releases in the repository, a wheel brings only "
             f"{DEFAULT_RELEASE}: clone it for the others, or take them from the Hub)"
         ) from None
-    if revision and match["revision"] and revision != match["revision"]:
-        raise LeukoscopeError(f"{model}: names another revision than revision={revision!r}; give only one of them")
-    return match["id"], revision or match["revision"]
+    return match["id"], match["revision"]
 
 
 def fetch_files(
@@ -84,8 +90,6 @@ def fetch_files(
         LeukoscopeError: no such repository or revision, no access to it, no safetensors in it, no network and no
             whole cached copy, or a file whose content is not the one that the Hub names.
     """
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     wanted = f"{hub_id}@{revision}" if revision else hub_id
     try:
         _require_safetensors(wanted, hub_model_info(hub_id, revision, anonymous=anonymous))
@@ -109,9 +113,6 @@ def fetch_files(
 
 def cached_repository(hub_id: str) -> Path:
     """Where the Hub's client keeps the files of a model repository on this machine, whether or not it has any."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id, repo_type="model")
 
 
@@ -124,16 +125,10 @@ def hub_model_info(
         HubUnreachable: no response, or an error of the Hub's own.
         HfHubHTTPError: the Hub refuses: no such repository or revision, no access.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-
+    api = HfApi(token=False if anonymous else None)
+    about: dict[str, Any] = {"revision": revision, "timeout": HUB_TIMEOUT, "files_metadata": sizes}
     try:
-        return _within(
-            HUB_TIMEOUT,
-            lambda: HfApi(token=False if anonymous else None).model_info(
-                hub_id, revision=revision, timeout=HUB_TIMEOUT, files_metadata=sizes
-            ),
-        )
+        return _within(HUB_TIMEOUT, lambda: api.model_info(hub_id, **about))
     except HfHubHTTPError as error:
         if error.response.status_code == 429 or error.response.status_code >= 500:
             raise HubUnreachable(f"it answers HTTP {error.response.status_code}") from None
@@ -161,17 +156,14 @@ def _within(seconds: float, call: Callable[[], _T]) -> _T:
         raise TimeoutError(f"no answer within {seconds:g} s") from None
 
 
+class _Hidden(tqdm):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+
+
 def _snapshot(
     hub_id: str, revision: str | None, patterns: Sequence[str], *, cached_only: bool = False, anonymous: bool = False
 ) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
-    from huggingface_hub.utils import tqdm
-
-    class Hidden(tqdm):
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
-
     # On a terminal the client shows bars of its own, elsewhere nothing.
     bars = sys.stderr.isatty() and not is_quiet()
     try:
@@ -183,7 +175,7 @@ def _snapshot(
                 etag_timeout=HUB_TIMEOUT,
                 local_files_only=cached_only,
                 token=False if anonymous else None,
-                tqdm_class=tqdm if bars else Hidden,
+                tqdm_class=tqdm if bars else _Hidden,
             )
         return Path(folder)
     except (HfHubHTTPError, LocalEntryNotFoundError):
@@ -209,8 +201,6 @@ def _require_safetensors(wanted: str, info: ModelInfo) -> None:
 
 def _require_whole(folder: Path, patterns: Sequence[str]) -> None:
     """Raise `LocalEntryNotFoundError` where a cached copy lacks a file of a release: timm fetches two of them."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     needed = {CONFIG}
     try:
         if json.loads((folder / CONFIG).read_bytes())["pretrained_cfg"]["tag"] == "leukoscope":
@@ -246,8 +236,6 @@ def _checksum(blob: Path) -> str:
 
 
 def _refusal(error: Exception, hub_id: str, anonymous: bool) -> str:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
     if anonymous and isinstance(error, RepositoryNotFoundError):  # a gated one is of this kind, too
         return "no model on the Hub that is open to anybody; check the name, or ask whoever runs this to offer it"
     if isinstance(error, GatedRepoError):

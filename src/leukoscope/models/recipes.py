@@ -38,31 +38,23 @@ class Recipe:
         architecture: a timm model.
         base_model: Hub repository of its pretrained weights (safetensors); "" starts from random ones.
         block_config: layers of each dense block, for a DenseNet with fewer blocks than its architecture; () keeps all.
-        pooled_norm: train a DenseNet with BatchNorm after pooling instead of before; see `models.rewrite`.
-        image_size: side of the input in pixels.
-        learning_rate: peak rate of the pretrained layers.
-        head_learning_rate: peak rate of the new head.
-        drop_rate: dropout before the last layer.
+        pooled_norm: train a DenseNet with BatchNorm after pooling instead of before; see `models.build`.
+        learning_rate, head_learning_rate: peak rates of the pretrained layers and of the new head.
         frozen: modules that keep their pretrained weights and statistics; "backbone" is all but the head. Ignored when
             starting from scratch.
         cpu_precision: "bf16" or "no": which is faster for this backbone on a CPU that has units for bf16. Other CPUs
             compute in float32, GPUs always in bf16.
-        schedule: the learning rate's schedule: constant has no warm-up, all others but constant_with_warmup fall to
-            zero.
         warmup_share: share of all steps over which the rate rises to its peak; `warmup_steps`, unless None, is their
             number.
-        max_grad_norm: gradients are clipped to this norm; None does not clip.
         class_weighted: weigh the loss by inverse class frequency.
         sampling: an epoch shows every cell once ("cells"), or every class equally and in it every subject equally
             ("subjects"): otherwise few subjects with many cells decide what a class looks like.
         epoch_cells: cells that an epoch shows, at most as many as there are; 0 shows that many.
-        ema_decay: decay of the exponential moving average of the weights that is kept (Izmailov et al. 2018,
-            arXiv:1803.05407); 0 keeps the last step's weights.
+        ema_decay: of the moving average of the weights that is kept (Izmailov et al. 2018, arXiv:1803.05407); 0 keeps
+            the last step's weights.
         selected_by: the validation metric whose best epoch is kept; one by subject gives way to its pooled form where
             subjects are unknown or a class is missing.
-        early_stopping_patience: epochs without a better one after which training stops.
         mean, std: what pixels in 0–1 are standardised with.
-        interpolation: how images are resized: a filter of Pillow's by timm's name.
     """
 
     name: str

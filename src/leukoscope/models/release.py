@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import Preprocessing
@@ -113,7 +115,19 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
     """
     root = Path(directory)
     config, metrics = read_config(root), read_metrics(root)
-    _require_one_release(root, config, metrics)
+    labels = config["label_names"]
+    if metrics.get("labels", labels) != labels:
+        raise LeukoscopeError(
+            f"{root / CONFIG}: label_names is {reprlib.repr(labels)}, and labels in {METRICS} beside it "
+            f"{reprlib.repr(metrics['labels'])}; download or copy both again from one release"
+        )
+    for place, block in {"subject_rule.": metrics.get("subject_rule") or {}, "": metrics}.items():
+        if (label := block.get("positive_label") or labels[0]) not in labels:
+            raise LeukoscopeError(
+                f"{root / METRICS}: {place}positive_label is {label!r}, none of {', '.join(labels)}; restore it from "
+                "the release"
+            )
+    require_undamaged(root, metrics)
     try:
         preprocessing = Preprocessing.from_pretrained_cfg(config["pretrained_cfg"])
     except (KeyError, TypeError, IndexError, ValueError) as error:
@@ -122,7 +136,7 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
             "another release"
         ) from None
     return ReleaseInfo(
-        labels=tuple(config["label_names"]),
+        labels=tuple(labels),
         preprocessing=preprocessing,
         metrics=metrics,
         name=name or str(root),
@@ -130,25 +144,6 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
         folder=root,
         config=config,
     )
-
-
-def _require_one_release(root: Path, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-    """Refuse a config.json and a metrics.json that disagree about the classes, then files that are damaged."""
-    labels = config["label_names"]
-    if metrics.get("labels", labels) != labels:
-        raise LeukoscopeError(
-            f"{root / CONFIG}: label_names is {reprlib.repr(labels)}, and labels in {METRICS} beside it "
-            f"{reprlib.repr(metrics['labels'])}; download or copy both again from one release"
-        )
-    points, rule = (metrics.get("decisions") or {}).get("operating_points") or {}, metrics.get("subject_rule") or {}
-    named = {"decisions.operating_points.positive_label": points, "subject_rule.positive_label": rule, "": metrics}
-    for place, block in named.items():
-        if (label := block.get("positive_label") or labels[0]) not in labels:
-            raise LeukoscopeError(
-                f"{root / METRICS}: {place or 'positive_label'} is {label!r}, none of {', '.join(labels)}; restore it "
-                "from the release"
-            )
-    require_undamaged(root, metrics)
 
 
 def require_undamaged(root: Path, metrics: Mapping[str, Any]) -> None:
@@ -195,10 +190,7 @@ def read_config(root: Path) -> dict[str, Any]:
         raise LeukoscopeError(f"{root}: no such model folder; give a release folder or a Hub id like owner/name")
     if not path.is_file():
         raise LeukoscopeError(f"{root}: has no config.json; give the folder of a release")
-    try:
-        config = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
+    config = _read_json(path)
     try:
         Config.model_validate(config)
     except ValidationError as error:
@@ -215,10 +207,7 @@ def read_metrics(root: Path) -> dict[str, Any]:
     path = root / METRICS
     if not path.exists():
         return {}
-    try:
-        metrics = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
+    metrics = _read_json(path)
     try:
         Metrics.model_validate(metrics)
     except ValidationError as error:
@@ -238,17 +227,17 @@ def read_metrics(root: Path) -> dict[str, Any]:
     return metrics
 
 
-def _text(path: Path) -> str:
-    """The text of one of a release's JSON files; an error if far too large or unreadable, `ValueError` if not UTF-8."""
+def _read_json(path: Path) -> Any:
+    """The content of one of a release's JSON files; an error if far too large, unreadable or damaged."""
     try:
-        if path.stat().st_size > _MOST_JSON:
-            raise LeukoscopeError(
-                f"{path}: damaged (has {path.stat().st_size / 1e6:,.0f} MB, and a release's has less than "
-                f"{_MOST_JSON / 1e6:.0f}); restore it from the release"
-            )
-        return path.read_text(encoding="utf-8")
+        if (size := path.stat().st_size) > _MOST_JSON:
+            limit = f"{_MOST_JSON / 1e6:.0f}"
+            raise ValueError(f"has {size / 1e6:,.0f} MB, and a release's has less than {limit}")
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise LeukoscopeError(f"{path}: cannot be read ({error.strerror or error}); check who may read it") from None
+    except (ValueError, RecursionError) as error:
+        raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
 
 
 def local_release(model: str) -> Path | None:
@@ -289,19 +278,15 @@ def write_json(path: Path, content: Mapping[str, Any], *, exact: bool = False) -
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """All tensors of a safetensors file as NumPy arrays; an error for one that is missing, damaged or not readable."""
-    from safetensors.numpy import load_file
-
     return open_safetensors(path, load_file)
 
 
-def open_safetensors(path: Path, load_file: Callable[[Path], dict[str, _Tensor]]) -> dict[str, _Tensor]:
+def open_safetensors(path: Path, load: Callable[[Path], dict[str, _Tensor]]) -> dict[str, _Tensor]:
     """Read a safetensors file with the `load_file` of NumPy or torch."""
-    from safetensors import SafetensorError
-
     if not path.is_file():
         raise LeukoscopeError(f"{path}: no such weights file; give a .safetensors file")
     try:
-        return load_file(path)
+        return load(path)
     except SafetensorError as error:
         _require_fetched(path)
         raise LeukoscopeError(f"{path}: not a whole safetensors file ({error}); download or copy it again") from None
@@ -343,4 +328,4 @@ def atomic_release(target: Path) -> Iterator[Path]:
     with disk_errors(problem, "name another folder"), atomic_folder(target) as folder:
         yield folder
         if (folder / METRICS).is_file():
-            write_metrics(folder, json.loads(_text(folder / METRICS)))
+            write_metrics(folder, _read_json(folder / METRICS))

@@ -84,17 +84,11 @@ class _Point(_Checked):
     threshold: Share
 
 
-class _OperatingPoints(_Checked):
-    positive_label: str
-    points: dict[str, _Point]
-
-
 class _Abstention(_Checked):
     default: _Point
 
 
 class _Decisions(_Checked):
-    operating_points: _MayBeEmpty[_OperatingPoints] = _MISSING
     abstention: _MayBeEmpty[_Abstention] = _MISSING
 
 

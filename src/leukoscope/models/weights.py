@@ -18,7 +18,6 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.models.layers import classifier_parameters, head_parameters
 from leukoscope.models.release import (
     CONFIG,
     METRICS,
@@ -58,10 +57,7 @@ def save_release(
     description: str = "",
     model_args: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a release directory, completely or not at all.
-
-    Args:
-        network: a timm model, which `timm.create_model` builds from `architecture` and `model_args`.
+    """Write a release directory of a network that timm builds from `architecture` and `model_args`, or nothing.
 
     Raises:
         LeukoscopeError: another network than timm's, the number of labels is not the number of outputs, or the disk
@@ -231,3 +227,60 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
             f"{path}: is a {path.suffix or 'nameless'} file; only .safetensors is read: pickled weights can run code"
         )
     return open_safetensors(path, load_file)
+
+
+# Which parameters are the last layer, the head and the backbone
+
+
+def classifier_names(network: nn.Module) -> list[str]:
+    """The names of the last linear layer; timm's distilled networks have two."""
+    names = network.pretrained_cfg["classifier"]  # type: ignore[index]
+    return [names] if isinstance(names, str) else list(names)
+
+
+def classifier_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the last linear layer."""
+    return [p for name in classifier_names(network) for p in network.get_submodule(name).parameters()]
+
+
+def head_names(network: Any) -> list[str]:
+    """The names of what follows the pooled features: the last linear layer, and what else is new in front of it."""
+    head = network.get_classifier()
+    modules = head if isinstance(head, tuple) else (head,)
+    return [name for name, module in network.named_modules() if any(module is one for one in modules)]
+
+
+def head_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are new in a network with pretrained weights."""
+    return [parameter for name in head_names(network) for parameter in network.get_submodule(name).parameters()]
+
+
+def backbone_state(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights and statistics of all but the head, by name."""
+    head = tuple(f"{name}." for name in head_names(network))
+    return {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(head)}
+
+
+def frozen_modules(network: nn.Module, frozen: Sequence[str]) -> dict[str, nn.Module]:
+    """The modules that a recipe's `frozen` names; "backbone" is all that neither lie in the head nor hold it."""
+    if "backbone" not in frozen:
+        return {name: network.get_submodule(name) for name in frozen}
+    head = [f"{name}." for name in head_names(network)]
+    modules = ((f"{name}.", name, module) for name, module in network.named_modules() if name)
+    return {
+        name: module
+        for path, name, module in modules
+        if not any(one.startswith(path) or path.startswith(one) for one in head)
+    }
+
+
+def freeze(network: nn.Module, frozen: Sequence[str]) -> None:
+    """Keep the weights and statistics of what a recipe's `frozen` names; called after `network.train()`."""
+    for module in frozen_modules(network, frozen).values():
+        module.requires_grad_(False).eval()
+    if "backbone" in frozen:
+        # Some parameters belong to no module inside: a vision transformer's position embedding.
+        trained = {id(parameter) for parameter in head_parameters(network)}
+        for parameter in network.parameters():
+            if id(parameter) not in trained:
+                parameter.requires_grad_(False)

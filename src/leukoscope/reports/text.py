@@ -12,15 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from leukoscope.inference.prediction import (
-    ABSTAIN,
-    NOT_A_CELL,
-    OUT_OF_DISTRIBUTION,
-    REFUSED,
-    Decision,
-    Reason,
-    Thresholds,
-)
+from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, Decision
 from leukoscope.reports import release_tables
 
 MEANINGS = {
@@ -41,21 +33,6 @@ SHORT = {
     OUT_OF_DISTRIBUTION: "Unlike the cells this model knows",
     NOT_A_CELL: "No cell cut out on black",
 }
-REASONS = {
-    "field_of_view": "The picture is no single cell cut out on black, which is what this model was trained on.",
-    "ood_colour": "Its colours are unlike those of the training cells (OOD score {value}, limit {limit}).",
-    "ood_texture": "Its texture is unlike that of the training cells (OOD score {value}, limit {limit}).",
-    "ood_shape": "Its size or outline is unlike that of the training cells (OOD score {value}, limit {limit}).",
-    "ood_field": "Only {value} of the smear's cells are like the training cells; {limit} are needed.",
-    "low_confidence": "Its most probable class has {value}; the model gives a class from {limit}.",
-    "views_disagree": "{value} of its turned and mirrored views get another class; at most {limit} may.",
-    "other_frame": "Its shorter side has {value} pixels, that of the training cells {limit}: the model may see the "
-    "cell too large or too small.",
-    "explanation_off_cell": "{value} of its map lies on the cell; in 95 % of the cells measured it is more than "
-    "{limit}.",
-}
-AS_SHARES = ("ood_field", "views_disagree", "explanation_off_cell", "low_confidence")
-"""Reasons whose numbers are shares."""
 # From this probability a class is told without reserve.
 FIRM = 0.9
 _ROWS, _COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
@@ -100,17 +77,9 @@ def outcome_text(outcome: str) -> str:
     return _OUTCOMES.get(outcome, outcome)
 
 
-def point_name(point: str) -> str:
-    """An operating point as a person reads it."""
-    name, _, share = point.partition("_")
-    return f"{share} %-{name}" if share.isdecimal() else point.replace("_", " ").capitalize()
-
-
-def decision_text(
-    decision: Decision, probabilities: Mapping[str, float], thresholds: Thresholds, metrics: Mapping[str, Any]
-) -> DecisionText:
-    """A decision in words, all of which follow from it; `thresholds` and `metrics` are the release's."""
-    reasons = " ".join(map(reason_text, decision.reasons))
+def decision_text(decision: Decision, probabilities: Mapping[str, float], metrics: Mapping[str, Any]) -> DecisionText:
+    """A decision in words, all of which follow from it; `metrics` are the release's."""
+    reasons = " ".join(reason.text for reason in decision.reasons)
     if decision.label is None:
         (first, p), (second, q) = sorted(probabilities.items(), key=lambda item: -item[1])[:2]
         short = SHORT[decision.outcome]
@@ -118,13 +87,7 @@ def decision_text(
         if decision.outcome == ABSTAIN:
             headline = f"Not sure: {first} {percent(p)}, {second} {percent(q)}."
         return DecisionText(SHORT[decision.outcome], headline, reasons, has_class=False)
-    name, point = decision.label, decision.operating_point
-    if point:
-        positive, limit = thresholds.positive_label, percent(thresholds.operating_points[point])
-        side = "above" if name == positive else "below"
-        headline = f"{named(name)}: {side} the {point_name(point)} threshold."
-        because = f"{positive} has {percent(probabilities[positive])}; the threshold lies at {limit}."
-        return DecisionText(f"Counts as {one(name)}", headline, f"{because} {reasons}".strip())
+    name = decision.label
     share = percent(probabilities[name])
     if not measured_on_people(metrics):
         headline = f"{named(name)}: {share}, but {unmeasured(metrics)}."
@@ -184,8 +147,6 @@ def trust_text(decision: Decision, metrics: Mapping[str, Any]) -> str:
         kept = held_out.get("kept_share_by_subject", held_out.get("kept_share"))
         return "" if kept is None else f"Of 100 cells like its training cells, it refuses {round(100 * (1 - kept))}."
     found, subjects = recalls(metrics)
-    if decision.operating_point:
-        return _trust_point(decision, metrics)
     if decision.label is None or len(found) != 2 or decision.label not in found:
         return ""
     (other,) = set(found) - {decision.label}
@@ -195,19 +156,6 @@ def trust_text(decision: Decision, metrics: Mapping[str, Any]) -> str:
         f"Of 100 cells that it calls {decision.label}, {round(100 * right / (right + wrong))} were {decision.label}: "
         f"{sum(subjects.values())} unseen people, each counting the same ({shares})."
     )
-
-
-def _trust_point(decision: Decision, metrics: Mapping[str, Any]) -> str:
-    block = (metrics.get("decisions") or {}).get("operating_points") or {"points": {}}
-    positive, measured = block.get("positive_label"), block["points"].get(decision.operating_point, {})
-    known = measured.get("cross_fitted", {})
-    right, prevalence = known.get("ppv" if decision.label == positive else "npv"), known.get("prevalence")
-    if right is None or prevalence is None:  # what such a share is worth depends on the prevalence
-        return ""
-    said = (
-        f"Of 100 cells that it calls {decision.label} here, {round(100 * right)} were {decision.label} in unseen people"
-    )
-    return f"{said}; of all those cells, {percent(prevalence)} were {positive}."
 
 
 def agreement_text(called: str, decisions: Sequence[Decision], probable: Sequence[str]) -> str:
@@ -224,17 +172,6 @@ def agreement_text(called: str, decisions: Sequence[Decision], probable: Sequenc
     refused = sum(one.outcome in REFUSED for one in decisions)
     parts = [f"in {unsure} it would not be sure"] * bool(unsure) + [f"{refused} it would refuse"] * bool(refused)
     return f"{said} Of these, {' and '.join(parts)}." if parts else said
-
-
-def reason_text(reason: Reason) -> str:
-    """A reason of a decision as a sentence."""
-
-    def shown(value: float | None) -> str:
-        if value is None or reason.code in AS_SHARES:
-            return percent(value or 0.0)
-        return f"{value:.1f}".removesuffix(".0")
-
-    return REASONS[reason.code].format(value=shown(reason.value), limit=shown(reason.limit))
 
 
 def model_text(metrics: Mapping[str, Any]) -> str:

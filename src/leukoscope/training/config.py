@@ -81,8 +81,7 @@ class DataArguments:
     )
     positive_label: str | None = _flag(
         None,
-        "Of two classes, the one whose detection sensitivity and operating points measure (default: the data set's, "
-        "where it names one).",
+        "Of two classes, the one whose detection sensitivity measures (default: the data set's, where it names one).",
     )
     class_frequencies: list[str] = _flag(
         [],

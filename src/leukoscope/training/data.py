@@ -25,9 +25,8 @@ from leukoscope.data.pixel_cache import FramedCells, new_array, read_rows, relea
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import atomic_file, cache_root, disk_errors, write_atomic
 from leukoscope.inference.runtime import MEMORY_IS_FULL
-from leukoscope.models.layers import backbone_state
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.weights import round_as_stored
+from leukoscope.models.weights import backbone_state, round_as_stored
 from leukoscope.progress import note, track
 
 _FEATURE_BATCH = 64

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.layers import classifier_parameters
 from leukoscope.models.recipes import Recipe
+from leukoscope.models.weights import classifier_parameters
 
 
 class TrainingLoss:

@@ -32,10 +32,9 @@ from leukoscope.data.splits import BY_IMAGE, Split, load_split, make_split
 from leukoscope.evaluation.assess import fit_on_validation
 from leukoscope.files import disk_errors, first_line
 from leukoscope.inference.runtime import forbid_tf32, must_use_cpu, usable_cores
-from leukoscope.models.build import NetworkStart, build_network, load_start_weights, model_args
+from leukoscope.models.build import NetworkStart, build_network, load_start_weights, model_args, rewrite_for_timm
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import METRICS, read_metrics, write_json
-from leukoscope.models.rewrite import rewrite_for_timm
 from leukoscope.models.weights import is_timm_model, round_as_stored, save_release
 from leukoscope.progress import note
 from leukoscope.training import run_folder
@@ -231,7 +230,7 @@ def _report(config: TrainingConfig, recipe: Recipe, cells: FramedCells, split: S
     if not split.test:
         note("  nothing is tested: no test metrics, and a validation side, where there is one, chooses the epoch")
     if len(cells.data.info.labels) == 2 and not cells.data.info.positive_label:
-        note("  no class is the positive one: no sensitivity and no operating points (--positive_label names it)")
+        note("  no class is the positive one: no sensitivity and no rule for subjects (--positive_label names it)")
     if config.is_smoke_run:
         note("Smoke run on synthetic phantoms: it shows that everything works, and nothing about patients.")
     note(f"{recipe.architecture} at {recipe.image_size} px, starting from {start.name}")

@@ -23,8 +23,8 @@ from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.metrics import measure
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.models.layers import freeze, head_parameters
 from leukoscope.models.recipes import Recipe
+from leukoscope.models.weights import freeze, head_parameters
 from leukoscope.progress import note, track
 from leukoscope.training.checkpoint import Checkpoints, Interrupted, StopRequest, TrainingState
 from leukoscope.training.data import (

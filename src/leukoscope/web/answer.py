@@ -21,16 +21,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import foreground, is_cut_out
 from leukoscope.data.smear import UnusableSmear, measure_stain
 from leukoscope.inference.gradcam import overlay, share_within
-from leukoscope.inference.prediction import (
-    NOT_A_CELL,
-    REFUSED,
-    Decision,
-    EvidenceScale,
-    HeatMap,
-    Prediction,
-    Thresholds,
-)
-from leukoscope.inference.tta import turned
+from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, Decision, HeatMap, Prediction, Thresholds, turned
 from leukoscope.reports import text
 from leukoscope.reports.text import DecisionText, percent
 from leukoscope.synthetic import SMEAR_LABELS, draw_cell, smear_picture
@@ -133,11 +124,6 @@ class Row:
         """What the release decides by."""
         return Thresholds.from_metrics(self.metrics)
 
-    @cached_property
-    def scale(self) -> EvidenceScale:
-        """The usual range of the release's maps."""
-        return EvidenceScale.from_metrics(self.metrics)
-
     @property
     def known(self) -> Prediction:
         """The prediction, of a row that has one."""
@@ -166,25 +152,19 @@ class Row:
         """The highest value of this picture's maps, the upper end of their colour scale; 0 where there are none."""
         return max((float(heat.max()) for heat in self.maps.values()), default=0.0)
 
-    def decision(self, point: str = "") -> Decision:
-        """The decision at an operating point of the model; "" for the most probable class."""
-        if not point:
-            return self.known.decision
-        return self.thresholds.decide(self.known.probabilities, self.known.checks, operating_point=point)
-
-    def called(self, point: str = "") -> str:
+    def called(self) -> str:
         """The class decided on; where there is none, the most probable one."""
-        return self.decision(point).label or self.known.most_probable
+        return self.known.decision.label or self.known.most_probable
 
     def shares(self) -> dict[str, float]:
         """Class → probability: the class decided on, then the others, most probable first."""
         called, known = self.called(), self.known.probabilities
         return dict(sorted(known.items(), key=lambda item: (item[0] != called, -item[1])))
 
-    def decision_text(self, point: str = "") -> DecisionText:
+    def decision_text(self) -> DecisionText:
         """The decision in words; a map that lies on its nuclei less than an indifferent one is a caution with it."""
-        said = text.decision_text(self.decision(point), self.known.probabilities, self.thresholds, self.metrics)
-        heat, nuclei = self.maps.get(self.called(point)), self.picture.parts.get("nucleus")
+        said = text.decision_text(self.known.decision, self.known.probabilities, self.metrics)
+        heat, nuclei = self.maps.get(self.called()), self.picture.parts.get("nucleus")
         if heat is None or not heat.any() or self.picture.on_black or nuclei is None:
             return said
         left, top, right, bottom = (round(edge) for edge in self.known.view_box)
@@ -236,7 +216,7 @@ class Row:
         if not self.maps:
             return "" if self.refused else "This model has no map: its last features are no map of channels."
         said = text.map_text(self.maps[label], label)
-        return f"{said} {text.weak_map_text(self.maps, label, self.scale.weak)}".strip()
+        return f"{said} {text.weak_map_text(self.maps, label, self.thresholds.weak_evidence)}".strip()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -255,17 +235,17 @@ class Row:
             "Seen by the model": seen,
         }
 
-    def summary(self, point: str = "", label: str = "") -> str:
+    def summary(self, label: str = "") -> str:
         """The whole result as plain text: decision, warnings, map in words, model and research notice.
 
         `label` is the class whose map is described; "" for the most probable one.
         """
-        known, decided = self.known, self.decision_text(point)
+        known, decided = self.known, self.decision_text()
         remark = "" if known.outcome != NOT_A_CELL else "The cells of a smear are read by /field."
         lines = (
             decided.headline,
             decided.because,
-            text.trust_text(self.decision(point), self.metrics),
+            text.trust_text(known.decision, self.metrics),
             self.agreement(),
             self.picture.remark or remark,
             *self.warnings,

@@ -106,8 +106,8 @@ class BatchResult:
 
     @property
     def positive(self) -> str:
-        """The class that operating points look for; else the release's first."""
-        return self.thresholds.positive_label or self.classes[0]
+        """The class that sensitivity is measured for; else the release's first."""
+        return self.metrics.get("positive_label") or self.classes[0]
 
     @cached_property
     def by_subject(self) -> dict[str, list[BatchRow]]:
@@ -250,17 +250,14 @@ def label_metrics(result: BatchResult) -> tuple[list[tuple[str, str, str]], list
 def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[Any]]:
     """Column → one value per picture; `safe` lets no text be taken for a formula."""
     rows, text = result.rows, safe_cell if safe else str
-    shares = np.array([[row.prediction.probabilities[label] for label in result.classes] for row in rows])
-    outcomes = [row.prediction.outcome for row in rows]
     about = {"model": text(result.model), "revision": result.revision, "notice": RESEARCH_NOTICE}
     return {
         "file": [text(row.name) for row in rows],
         "subject": [text(row.subject) for row in rows],
-        "outcome": [text(outcome) for outcome in outcomes],
+        "outcome": [text(row.prediction.outcome) for row in rows],
         "reasons": [" ".join(reason.code for reason in row.prediction.decision.reasons) for row in rows],
         "label": [text(row.truth) for row in rows],
         **{f"p_{label}": [row.prediction.probabilities[label] for row in rows] for label in result.classes},
-        **result.thresholds.positive_columns(shares, result.classes, outcomes),
         "ood_score": [row.prediction.checks.ood_score for row in rows],
         **{name: [value] * len(rows) for name, value in about.items()},
     }

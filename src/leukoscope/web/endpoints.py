@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE
 from leukoscope.inference.smear import draw_reading
 from leukoscope.web import upload
 from leukoscope.web.answer import Picture, ask
@@ -22,25 +22,18 @@ class Endpoints:
         self.models = models
 
     def predict(
-        self, image: str | None, model: str | None, operating_point: str = ""
+        self, image: str | None, model: str | None
     ) -> tuple[str, dict[str, float], str | None, str, dict[str, Any]]:
         """Classify one white blood cell, with a Grad-CAM map of the most probable class. For research only.
 
         Args:
             image: the picture of one cell, cut out or from a smear; PNG, JPEG, BMP, TIFF or WebP.
             model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
-            operating_point: threshold between two classes; empty decides for the most probable class.
         """
         with upload.gradio_errors():
             row = ask(Picture(*upload.read_upload(image)), self.models, model or "")
-            points = list(row.thresholds.operating_points)
-            if operating_point and operating_point not in points:
-                raise LeukoscopeError(
-                    f"operating point {operating_point!r}: {row.model} has {', '.join(points) or 'none'}; give one of "
-                    "these, or none"
-                )
-            summary, (_, overlaid) = row.summary(operating_point), row.pictures(row.known.most_probable)
-            decision = {**row.decision(operating_point).to_dict(), "ood_score": row.known.checks.ood_score}
+            summary, (_, overlaid) = row.summary(), row.pictures(row.known.most_probable)
+            decision = {**row.known.decision.to_dict(), "ood_score": row.known.checks.ood_score}
             grad_cam = upload.png_answer(overlaid) if overlaid else None
         return decision["outcome"], row.known.probabilities, grad_cam, summary, decision
 
@@ -85,15 +78,12 @@ def add_endpoints(models: ModelCache) -> None:
     asked = Endpoints(models)
     with gr.Group(visible=False):
         chosen = gr.Dropdown(models.names, value=next(iter(models.names), None), allow_custom_value=True, label="model")
-        # The names that `evaluation.thresholds` gives; clients and assistants see them as an enumeration.
-        points = ["", "sensitivity_95", "specificity_95", "youden"]
-        point = gr.Dropdown(points, value="", allow_custom_value=True, label="operating_point")
         answers = [
             gr.Textbox(label="outcome"), gr.JSON(label="probabilities"), gr.Image(label="grad_cam", format="png"),
             gr.Textbox(label="text"), gr.JSON(label="decision"),
         ]  # fmt: skip
         cell, picture = (upload.cell_upload(label="image") for _ in range(2))
-        gr.Button("predict").click(asked.predict, [cell, chosen, point], answers, api_name="predict")
+        gr.Button("predict").click(asked.predict, [cell, chosen], answers, api_name="predict")
         inputs = [picture, chosen, gr.Number(0, label="um_per_pixel")]
         boxes = [gr.JSON(label="reading"), gr.Image(label="boxes", format="png")]
         gr.Button("field").click(asked.field, inputs, boxes, api_name="field")

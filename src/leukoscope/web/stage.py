@@ -157,8 +157,9 @@ def _slider(row: Row, label: str) -> str:
             'value="50" aria-label="How much of the map is shown"><span aria-hidden="true">map</span></div>'
         )
         ends = ("0", f"{row.peak:.3g}") if row.maps else ("2 σ", "6 σ")
-        strength = row.scale.strength(row.peak) if row.maps else ""
-        chip = {"weak": "weak map", "usual": "typical strength", "strong": "strong map"}.get(strength, "")
+        weak, strong, chip = row.thresholds.weak_evidence, row.thresholds.strong_evidence, ""
+        if row.maps and weak is not None and strong is not None:
+            chip = "weak map" if row.peak < weak else "strong map" if row.peak > strong else "typical strength"
         colours = f'<span>{ends[0]} <i aria-hidden="true"></i> {ends[1]}</span>{f"<b>{chip}</b>" if chip else ""}'
         others = "".join(
             act(
@@ -255,7 +256,7 @@ def _opened(row: Row) -> str:
     """What an opened row says: the reasons, how often it was right, and what it is foreign by."""
     said = row.decision_text()
     soft = f"{said.headline} " if said.soft else ""
-    lines = [f"{soft}{said.because}".strip(), text.trust_text(row.decision(), row.metrics), *row.warnings]
+    lines = [f"{soft}{said.because}".strip(), text.trust_text(row.known.decision, row.metrics), *row.warnings]
     html = "".join(map(note, lines))
     bars = "".join(
         f"<li><b>{escape(label)}</b> {escape(text.MEANINGS.get(label, ''))} <data>{percent(share)}</data></li>"

@@ -8,7 +8,8 @@ import timm
 import torch
 
 from leukoscope.models.build import build_network
-from leukoscope.models.layers import (
+from leukoscope.models.recipes import get_recipe, timm_recipe
+from leukoscope.models.weights import (
     backbone_state,
     classifier_names,
     classifier_parameters,
@@ -16,7 +17,6 @@ from leukoscope.models.layers import (
     frozen_modules,
     head_parameters,
 )
-from leukoscope.models.recipes import get_recipe, timm_recipe
 
 
 def test_a_frozen_backbone_of_a_timm_model_is_all_but_its_last_layer() -> None:

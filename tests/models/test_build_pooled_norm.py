@@ -13,9 +13,8 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.models.build import build_network
+from leukoscope.models.build import build_network, pooled_norm_densenet, rewrite_for_timm
 from leukoscope.models.recipes import get_recipe, with_overrides
-from leukoscope.models.rewrite import pooled_norm_densenet, rewrite_for_timm
 from leukoscope.models.weights import load_release, save_release
 from leukoscope.synthetic import draw_cell
 
@@ -61,7 +60,7 @@ def test_nothing_is_clipped_and_the_average_place_activates_no_class(pixels: tor
 
 
 def test_a_network_that_is_not_the_same_is_reported(pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leukoscope.models.rewrite._TOLERANCE", -1.0)
+    monkeypatch.setattr("leukoscope.models.build._TOLERANCE", -1.0)
     with pytest.raises(LeukoscopeError, match="has logits that differ by .*; report this$"):
         rewritten(network_of(), pixels)
 

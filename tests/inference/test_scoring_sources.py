@@ -14,7 +14,7 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import open_image
-from leukoscope.inference.sources import CellSource, SourceCell, open_source
+from leukoscope.inference.scoring import CellSource, SourceCell, open_source
 
 
 def save(path: Path, grey: int = 0) -> Path:

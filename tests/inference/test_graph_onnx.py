@@ -16,9 +16,8 @@ from timm import create_model
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.inference import export
-from leukoscope.inference.export import ONNX_GRAPH, write_onnx
-from leukoscope.inference.graph import linear_head
+from leukoscope.inference import graph
+from leukoscope.inference.graph import ONNX_GRAPH, linear_head, write_onnx
 from leukoscope.inference.prediction import softmax
 from leukoscope.inference.runtime import TorchBackend
 from leukoscope.models.release import CARD, CONFIG, PROCESSOR, read_release
@@ -117,12 +116,12 @@ def test_a_network_without_a_map_of_channels_has_logits_alone(tmp_path: Path, ce
 def test_only_what_differs_from_torch_is_named(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = linear_head
 
-    def larger(reference: TorchBackend, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def larger(reference: TorchBackend, pixels: np.ndarray) -> np.ndarray:
         head = exact(reference, pixels)
         assert head is not None
-        return 1.5 * head[0], head[1]
+        return np.asarray(1.5 * head)
 
-    monkeypatch.setattr(export, "linear_head", larger)
+    monkeypatch.setattr(graph, "linear_head", larger)
 
     with pytest.raises(LeukoscopeError) as error:
         write_onnx(read_release(release), tmp_path / "web")
