@@ -129,7 +129,7 @@ def test_the_page_predicts_and_decides_as_the_predictor_does(page: Any, predicto
         theirs = predictor(path, explain=True)
         outcomes.add(theirs.outcome)
         assert_alike(ask(page, path), theirs)
-        shown = decision_text(theirs.decision, theirs.probabilities, predictor.thresholds, predictor.release.metrics)
+        shown = decision_text(theirs.decision, theirs.probabilities, predictor.release.metrics)
         if theirs.outcome != NOT_A_CELL:  # of which the page says only that it is out of distribution
             assert page.locator("#outcome").inner_text() == shown.short
             assert all(one in page.locator("#notes").inner_text() for one in (shown.because, recall))

@@ -163,7 +163,7 @@ def every_way(paths: list[Path], tmp_path: Path) -> dict[str, dict[str, Said]]:
     }
     looks = {path.name: ask(Picture(*upload(path)), shelf, "released") for path in paths}
     found["the demo's one cell"] = {
-        name: said(look.decision(), look.known.checks.ood_score) for name, look in looks.items()
+        name: said(look.known.decision, look.known.checks.ood_score) for name, look in looks.items()
     }
     by_api = Endpoints(shelf).predict
     returned = {path.name: by_api(str(path), "released") for path in paths}
@@ -238,4 +238,4 @@ def test_a_smear_s_cells_get_one_outcome_whichever_way_it_is_read(
     for number in seen.whole:
         # Opened from its smear, it is asked about anew.
         (opened,) = web_smear.open_cell(shelf, seen, number).rows
-        assert opened.decision().outcome == ours.cells[number].outcome
+        assert opened.known.outcome == ours.cells[number].outcome

@@ -41,7 +41,6 @@ METHODS = (EVIDENCE, GRADCAM)
 OWN_AT_LEAST = 0.6
 """Correlation that `passes_map_checks` asks for."""
 
-# Said by commands and in JSON; the demo says `reports.text.REASONS`.
 REASON_TEXTS = {
     "field_of_view": "The picture is no single cell cut out on black, which is what this model was trained on.",
     "ood_colour": "Its colours are unlike those of the training cells (OOD score {value:.1f}, limit {limit:.0f}).",
