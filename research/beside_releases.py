@@ -17,10 +17,11 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, LEVEL, paired_difference
+from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, LEVEL
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.release import PREDICTIONS, write_json
+from research.paired import paired_difference
 from research.prior_claims import CLAIMS, UNSEEN
 
 KEYS = ("auroc_by_subject", "auroc_equal_size", "balanced_accuracy_by_subject")

@@ -28,7 +28,6 @@ from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, PixelRows, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.smear import UnusableSmear, cut_out, find_cells
-from leukoscope.evaluation import bootstrap
 from leukoscope.evaluation.assess import assess
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import headline, measure
@@ -45,6 +44,7 @@ from leukoscope.reports.card import write_card
 from leukoscope.synthetic import Background, phantom_cells
 from research.commands import make_parser, run
 from research.map_checks import explanation_blocks
+from research.paired import paired_difference
 
 BATCH = 8
 # Kinds that need images from elsewhere; where they are not given, they are listed as not measured.
@@ -291,7 +291,7 @@ def tta_gain(
         "cells": len(correct),
         "one_view": headline(measure(one)),
         "all_views": headline(measure(eight)),
-        "difference": bootstrap.paired_difference(eight, one),
+        "difference": paired_difference(eight, one),
         "mean_disagreement": float(share_apart.mean()),
         "agreeing_cells": accuracy(correct[agreed]),
         "disagreeing_cells": accuracy(correct[~agreed]),

@@ -7,6 +7,7 @@ check; the cell is turned by 30°. Each metric has an interval, and beside it th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.images import foreground
 from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
-from leukoscope.evaluation.predictions import CellPredictions, even_sample
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.gradcam import share_on_cell
 from leukoscope.inference.graph import float32_backend
 from leukoscope.inference.prediction import EVIDENCE, NO_MAP, VIEWS, passes_map_checks, softmax, turned, turned_back
@@ -63,6 +64,19 @@ DEFINITIONS = {
 }
 
 
+def even_sample(labels: np.ndarray, subjects: Sequence[str], size: int) -> np.ndarray:
+    """Sample up to `size` rows evenly over classes and, within a class, over subjects; so is every first part of it."""
+    order = np.random.default_rng(0).permutation(len(labels))
+    for groups in (list(zip(labels.tolist(), subjects, strict=True)), labels.tolist()):
+        seen: Counter[Any] = Counter()
+        ranks = []  # of each cell, how many of its group came before
+        for row in order:
+            ranks.append(seen[groups[row]])
+            seen[groups[row]] += 1
+        order = order[np.argsort(ranks, kind="stable")]
+    return order[:size]
+
+
 def explanation_blocks(
     release: Release,
     pixels: np.ndarray | PixelRows,
@@ -90,7 +104,7 @@ def explanation_blocks(
     Raises:
         LeukoscopeError: fewer than two cells.
     """
-    seed, rows = 0, even_sample(labels, subjects, sample, seed=0)
+    seed, rows = 0, even_sample(labels, subjects, sample)
     if len(rows) < 2:
         raise LeukoscopeError(f"heat maps: {len(rows)} cell(s) to check of {len(pixels)} given; give 2 or more")
     cells = np.asarray(pixels[rows])

@@ -18,7 +18,7 @@ from typing import Any
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli.options import require_writable
-from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, LEVEL, paired_difference, subject_intervals
+from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, LEVEL, subject_intervals
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions, pooled
@@ -35,6 +35,7 @@ from leukoscope.protocol import (
 from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig, parse_config
 from leukoscope.training.identity import RunIdentity, plain
 from research.commands import make_parser, run
+from research.paired import paired_difference
 from research.prior_claims import CLAIMS, PROTOCOLS, RANDOM, UNSEEN, Claim
 from research.prior_recipes import PRIOR_RECIPES, PriorRecipe, register
 from research.prior_training import train_prior

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +21,17 @@ from leukoscope.evaluation.bootstrap import bootstrap_subjects
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import write_atomic
 from leukoscope.models.release import OF_FIELDS, PREDICTIONS, WEIGHTS, read_metrics
-from leukoscope.reports.formatting import (
-    Table,
-    count,
-    difference,
-    gain,
-    metric_name,
-    share,
-    span,
-    with_interval,
-    with_span,
-)
-from leukoscope.reports.release_tables import (
-    cells_needed,
-    evaluation_row,
-    healthy_given,
-    many,
-    recognised_rows,
-    unseen_evaluation,
-)
+from leukoscope.reports.formatting import Table, count, metric_name, new_aliases, share, span, with_interval, with_span
+from leukoscope.reports.release_tables import healthy_given, many, recognised_rows, unseen_evaluation
 from research.external import sha256_of
+from research.speed_table import speed_table
 from research.tables import (
     NOT_MEASURED,
     ablation_table,
     beside_table,
     by_protocol,
+    difference,
+    gain,
     overstated,
     prior_sources,
     prior_table,
@@ -99,7 +85,7 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "subjects": subjects_table(releases),
         "prior": prior_table(found["prior"]),
         "smears": smears_table(read_results(results, "smears.json")),
-        "speed": speed_table(results / "benchmarks"),
+        "speed": speed_table(results / "benchmarks", releases),
         "beside": beside_table(read_results(results, "beside_releases.json")),
         "prior-notes": prior_sources(),
         "leakage": leakage_table(found["leakage"]),
@@ -247,15 +233,6 @@ def headline_table(releases: Sequence[Path]) -> str:
     return "\n\n".join([*tables, *statements])
 
 
-def _row(metrics: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, str]:
-    """As `evaluation_row`; under a heading "by subject", a metric of another unit says so."""
-    row, unit = evaluation_row(metrics, block), metrics["data"]["unit"]
-    return {
-        key: f"{value} by {unit}" if key.endswith("_by_subject") and unit != "subject" and value != "–" else value
-        for key, value in row.items()
-    }
-
-
 def _normal_called_leukaemic(release: Path, metrics: Mapping[str, Any]) -> str:
     """Of 100 normal cells of an unseen subject, how many have the leukaemic class as their most probable one.
 
@@ -285,13 +262,25 @@ def results_table(releases: Sequence[Path]) -> str:
     rows = []
     for release in releases:
         metrics = read_metrics(release)
+        unit = metrics["data"]["unit"]
+        # One subject under several ids may be on two sides of a split by subject.
+        by_subject = "**a few**, found since" if new_aliases(metrics) else "no"
+        both_sides = {
+            "cell": "**yes**",
+            "subject": by_subject,
+            "block": "not known, but no block of neighbouring images",
+        }
         for block in metrics.get("evaluations", []):
-            row = _row(metrics, block)
-            both_sides = row["both_sides"]
-            for flattering in ("yes", "a few"):
-                both_sides = both_sides.replace(flattering, f"**{flattering}**")
-            shown = [row[key] for key in ("cells", *SHOWN_METRICS, "size_aurocs")]
-            rows.append([f"`{release.name}`", row["detail"], both_sides, *shown])
+            shown = [with_interval(block, key) for key in SHOWN_METRICS]
+            if unit != "subject":  # under a heading "by subject"
+                pairs = zip(SHOWN_METRICS, shown, strict=True)
+                shown = [
+                    f"{one} by {unit}" if key.endswith("_by_subject") and one != "–" else one for key, one in pairs
+                ]
+            size = block.get("size_only_baseline") or {}
+            alone = " / ".join(share(size.get(key)) for key in SHOWN_METRICS[:2]) if size else "–"
+            sides, cells = both_sides.get(block["split"]["disjoint_by"], "not known"), count(block["metrics"]["cells"])
+            rows.append([f"`{release.name}`", block["split"]["detail"], sides, cells, *shown, alone])
     return str(Table((*columns, "cell size alone: both AUROCs"), rows, text_columns=3))
 
 
@@ -336,7 +325,9 @@ def subjects_table(releases: Sequence[Path]) -> str:
                 with_span(measured[key], "share") for key in ("sensitivity", "specificity", "error_rate")
             )
             decided = f"{count(measured['given_a_class'])} of {count(measured['subjects'])}"
-            alone, cells = block.get("size_only") or {}, cells_needed(block)
+            alone, cells = block.get("size_only") or {}, count(block["least_cells"])
+            if not block.get("least_cells_suffice", True):
+                cells = f"more than {cells}"
             auroc = [with_span(measured["auroc"]), with_span(alone.get("auroc")), difference(alone.get("difference"))]
             rows.append([f"`{release.name}`", *auroc, sensitivity, specificity, decided, wrong, cells])
     return str(Table(("release", *names, "cells needed"), rows))
@@ -436,58 +427,6 @@ def smears_table(measured: Sequence[Mapping[str, Any]]) -> str:
 def _found(match: Mapping[str, Any]) -> str:
     cells = f"{count(match['true'])} cells of BCCD's {count(match['smears'])} test smears, IoU .5"
     return f"recall **{share(match['recall'])}**, precision **{share(match['precision'])}** ({cells})"
-
-
-def speed_table(benchmarks: Path) -> str:
-    """How fast: one row for each comparison that a benchmark gives."""
-    measured = [read_results(benchmarks, path.name)[0] for path in sorted(benchmarks.glob("*.json"))]
-    rows = [(what, value, _measured_on(one)) for one in measured for what, value in _comparisons(one)]
-    return str(Table(("measured", "value", "on"), rows, text_columns=3)) if rows else NOT_MEASURED
-
-
-def _comparisons(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What was compared, and what came of it."""
-    times = [
-        # What names a row of a benchmark are its texts, in their order.
-        f"{', '.join(value for value in row.values() if isinstance(value, str))} **{row['times_faster']['warm']:.2f}**"
-        for row in benchmark.get("rows", [])
-        if "times_faster" in row
-    ]
-    if times:
-        yield f"training: times as fast as {benchmark['beside']}, after the first epoch", " · ".join(times)
-    by_ratio: dict[str, list[str]] = {}
-    for release in benchmark.get("releases", []):
-        # The comparisons that matter; and pipeline at its fastest, beside its batches.
-        for ratio in release["ratios"]:
-            if "aim" in ratio or ratio["what"].endswith("many: times faster than pipeline"):
-                by_ratio.setdefault(ratio["what"], []).append(f"`{release['model']}` **{ratio['value']:.2f}**")
-    yield from ((what, " · ".join(values)) for what, values in by_ratio.items())
-    if "levels" in benchmark:
-        what = f"`{benchmark['model']}`, demo: predictions with Grad-CAM maps per second; 95 % within"
-        values = [
-            f"{level['clients']} at once **{level['per_second']:.1f}**, {level['p95_seconds']:.2f} s, "
-            f"{level['errors']} errors"
-            for level in benchmark["levels"]
-        ]
-        yield what, " · ".join(values)
-    if "memory_growth" in benchmark:
-        speeds = " and ".join(f"{benchmark[part]['cells_a_second']:.0f}" for part in ("until_killed", "resumed"))
-        growth, scored = benchmark["memory_growth"], f"{count(benchmark['cells'])} cells scored"
-        memory = f"memory {growth['times_short_run']:.2f} times that of {count(benchmark['short_cells'])} cells"
-        yield (
-            f"`{benchmark['model']}`, {scored}: cells per second until killed, and resumed",
-            f"**{speeds}**; {memory}",
-        )
-
-
-def _measured_on(benchmark: Mapping[str, Any]) -> str:
-    if "hardware" in benchmark:
-        return benchmark["hardware"]
-    machine = benchmark["machine"]
-    # A benchmark of the processor may run on a machine with a GPU.
-    gpus = [gpu["name"] for gpu in machine["gpus"]] if benchmark.get("device") != "cpu" else []
-    threads = [f"{benchmark['threads']} thread(s)"] if "threads" in benchmark else []
-    return ", ".join(gpus or [machine["cpu"], *threads])
 
 
 if __name__ == "__main__":

@@ -8,17 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from leukoscope import LeukoscopeError
-from leukoscope.reports.formatting import (
-    Table,
-    count,
-    difference,
-    gain,
-    metric_name,
-    minutes,
-    share,
-    span,
-    with_interval,
-)
+from leukoscope.reports.formatting import Table, count, metric_name, share, span, with_interval
 from research.prior_claims import CLAIMS, PROTOCOLS, Claim
 
 NOT_MEASURED = "Not measured yet."
@@ -40,6 +30,18 @@ def read_results(folder: Path, pattern: str = "*.json") -> list[dict[str, Any]]:
             raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the repository") from None
 
     return [read(path) for path in sorted(folder.glob(pattern))]
+
+
+def gain(value: float | None) -> str:
+    """A difference of shares, always with its sign; a dash for a missing value."""
+    return "–" if value is None else f"{value:+.3f}"
+
+
+def difference(estimate: Mapping[str, Any] | None) -> str:
+    """A difference of shares and its interval; a dash where there is none."""
+    return (
+        "–" if not estimate else f"{gain(estimate['difference'])} ({gain(estimate['low'])} to {gain(estimate['high'])})"
+    )
 
 
 def prior_table(results: Sequence[Mapping[str, Any]]) -> str:
@@ -167,7 +169,7 @@ def _training_row(row: Mapping[str, Any]) -> list[str]:
         " · ".join(f"{fold['kept_epoch']} of {fold['epochs_run']}" for fold in training["folds"]),
         training["start_weights"],
         str(training["seed"]),
-        f"{minutes(training['seconds'])} on {training['hardware']}",
+        f"{training['seconds'] / 60:.0f} min on {training['hardware']}",
     ]
 
 

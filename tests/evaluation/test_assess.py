@@ -16,8 +16,9 @@ from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.evaluation.assess import assess, with_intervals
+from leukoscope.evaluation.baselines import size_only_out_of_fold
 from leukoscope.evaluation.metrics import headline, measure
-from leukoscope.evaluation.predictions import CellPredictions, with_frequencies
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import build_network, model_args
@@ -144,19 +145,15 @@ def test_an_evaluation_of_subjects_with_cells_of_both_classes_has_intervals(cell
     assert intervals.keys() == {"level", "draws", "seed", "by_cell", "by_subject"}
 
 
-def test_where_the_output_assumes_other_frequencies_the_weighted_f1_at_those_trained_on_stands_beside(
-    cells: FramedCells,
-) -> None:
+def test_size_alone_presumes_the_class_frequencies_that_the_release_does(cells: FramedCells) -> None:
     block = {"name": "subject_cv", "estimates": "x", "split": {"disjoint_by": "subject"}}
-    training = {"class_frequencies": {"ALL": 0.9, "HEM": 0.1}}
+    training = {"class_frequencies": {"ALL": 0.6, "HEM": 0.4}, "output_frequencies": {"ALL": 0.1, "HEM": 0.9}}
     predictions = _predictions(cells)
-    assert "at_training_frequencies" not in with_intervals(block, predictions, training)
-
-    found = with_intervals(block, predictions, training | {"output_frequencies": {"ALL": 0.5, "HEM": 0.5}})
-
-    mixed = with_frequencies(predictions, np.array([0.5, 0.5]), np.array([0.9, 0.1]))
-    assert found["at_training_frequencies"]["f1_weighted"] == measure(mixed)["f1_weighted"]
-    assert found["metrics"]["f1_weighted"] == measure(predictions)["f1_weighted"]
+    found = with_intervals(block, predictions, training)
+    shifted = size_only_out_of_fold(predictions, np.array([0.1, 0.9]))
+    assert shifted is not None
+    assert found["size_only_baseline"]["accuracy"] == measure(shifted)["accuracy"]
+    assert found["metrics"]["accuracy"] == measure(predictions)["accuracy"]
 
 
 def test_other_cells_are_refused(made_release: Path, cells: FramedCells) -> None:

@@ -127,7 +127,7 @@ def test_an_empty_picture_has_a_size_too() -> None:
 
 def test_size_alone_predicts_each_fold_from_the_areas_of_the_others() -> None:
     rng = np.random.default_rng(0)
-    classes = np.arange(60) % 2
+    classes = rng.permutation(np.arange(60) % 3 > 0).astype(int)
     areas = rng.uniform(0.1, 0.3, 60) + 0.1 * classes
     like = replace(_like(classes.tolist(), [0.5] * 60), areas=areas, folds=np.arange(60) // 20)
     found = size_only_out_of_fold(like)
@@ -138,4 +138,9 @@ def test_size_alone_predicts_each_fold_from_the_areas_of_the_others() -> None:
         of_fold = found.take(np.flatnonzero(found.folds == fold))
         assert of_fold.cell_ids == expected.cell_ids
         assert np.array_equal(of_fold.probabilities, expected.probabilities)
+        shares = np.bincount(classes[others]) / len(others)
+        even = size_only_out_of_fold(like, np.array([0.5, 0.5]))
+        assert even is not None
+        odds = np.divide(*even.take(np.flatnonzero(even.folds == fold)).probabilities.T)
+        assert odds == pytest.approx(np.divide(*(expected.probabilities / shares).T)), "it trained on other shares"
     assert size_only_out_of_fold(replace(like, areas=None)) is size_only_out_of_fold(replace(like, folds=None)) is None

@@ -216,7 +216,7 @@ def test_too_few_subjects_of_a_class_are_refused_with_their_number(calibrated_ce
     two_left = _rows(predictions, np.asarray(predictions.subjects) != "HEM2")
 
     with pytest.raises(LeukoscopeError) as refused:
-        calibration_block(two_left)
+        leave_one_subject_out(two_left)
 
     assert str(refused.value) == (
         "class HEM: 2 subject(s) have it; calibration and thresholds need 3 or more subjects of each class"
@@ -241,7 +241,8 @@ def test_a_cell_of_unknown_subject_is_refused_by_name(calibrated_cells: Maker) -
 
 
 def test_scaling_repairs_sharp_predictions_on_subjects_it_never_saw(calibrated_cells: Maker) -> None:
-    block = calibration_block(calibrated_cells(4000, too_sharp=2.5))
+    predictions = calibrated_cells(4000, too_sharp=2.5)
+    block = calibration_block(predictions, leave_one_subject_out(predictions))
 
     assert block["temperature_range"]["low"] <= block["temperature"] <= block["temperature_range"]["high"]
     assert block["before"]["ece"] > 0.1 > 0.03 > block["after"]["ece"]
@@ -252,7 +253,7 @@ def test_scaling_repairs_sharp_predictions_on_subjects_it_never_saw(calibrated_c
 def test_the_block_says_what_it_rests_on_and_holds_plain_numbers(calibrated_cells: Maker) -> None:
     predictions = calibrated_cells(500, classes=3, subjects=3)
 
-    block = calibration_block(predictions, estimates="these weights")
+    block = calibration_block(predictions, leave_one_subject_out(predictions), estimates="these weights")
 
     assert block["estimates"] == "these weights"
     assert block["fitted_on"] == who_fitted(predictions)

@@ -86,7 +86,7 @@ def test_without_a_split_every_cell_is_predicted(phantoms: LoadedCells, everythi
     assert list(answered.predictions.cell_ids) == phantoms.train["cell_id"][:]
     assert answered.predictions.subjects == tuple(phantoms.train["subject"][:])
     assert answered.predictions.references.tolist() == phantoms.train["label"][:]
-    assert (answered.name, answered.revision) == ("house/bright", "abc")
+    assert answered.name == "house/bright"
 
 
 def test_a_split_asks_about_its_test_side(phantoms: LoadedCells, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from leukoscope import LeukoscopeError
-from leukoscope.evaluation.bootstrap import aligned, point_metrics
+from leukoscope.evaluation.bootstrap import point_metrics
 from leukoscope.evaluation.metrics import BY_SUBJECT, cell_metric, headline, measure
 from leukoscope.evaluation.predictions import CellPredictions, pooled
 
@@ -183,10 +183,6 @@ def test_a_shift_between_folds_does_not_change_auroc_at_equal_size() -> None:
     assert measure(without)["auroc_equal_size"] != pytest.approx(alone, abs=0.02)
     order = np.random.default_rng(1).permutation(len(both.cell_ids))
     assert measure(both.take(order))["auroc_equal_size"] == pytest.approx(alone)
-    # Another cross-validation of the same cells keeps the folds of its own.
-    other = aligned(replace(both, folds=1 - both.folds), without.take(order))
-    assert other.folds is not None
-    assert other.folds.tolist() == (1 - both.folds[order]).tolist()
 
 
 def test_what_is_not_known_is_not_measured(ten: CellPredictions) -> None:

@@ -11,7 +11,7 @@ from leukoscope.audit import audit_cells, scan_cells
 from leukoscope.data.cells import LoadedCells
 from leukoscope.evaluation.metrics import BY_SUBJECT, POOLED
 from leukoscope.reports.formatting import Table, metric_name, span, with_span
-from leukoscope.reports.release_tables import cells_needed, copies_table, evaluation_row, recognised_rows
+from leukoscope.reports.release_tables import copies_table, recognised_rows
 
 EMBEDDED = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/metrics.json"))
 
@@ -96,18 +96,6 @@ def test_what_is_recognised_is_told_by_class_and_person(release_metrics: dict[st
 def test_without_people_nothing_is_said_of_them(release_metrics: dict[str, Any]) -> None:
     by_image = release_metrics | {"evaluations": release_metrics["evaluations"][1:]}
     assert recognised_rows(by_image) == [["70/15/15 by image", "96", "50", "0.855"]]
-    release_metrics["data"]["unit"] = "block"
-
-
-def test_size_alone_stands_beside_both_metrics_that_it_explains(release_metrics: dict[str, Any]) -> None:
-    release_metrics["evaluations"][0]["size_only_baseline"]["auroc_equal_size"] = 0.5514
-    rows = [evaluation_row(release_metrics, block) for block in release_metrics["evaluations"]]
-    assert [row["size_aurocs"] for row in rows] == ["0.722 / 0.551", "–"]
-
-
-def test_a_number_of_cells_that_does_not_suffice_is_no_promise() -> None:
-    assert cells_needed({"least_cells": 50}) == cells_needed({"least_cells": 50, "least_cells_suffice": True}) == "50"
-    assert cells_needed({"least_cells": 50, "least_cells_suffice": False}) == "more than 50"
 
 
 def test_copies_are_counted_by_what_is_known_of_the_cells(phantom_data: LoadedCells) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ from research.readme_tables import (
     results_table,
     shortcuts_table,
     smears_table,
-    speed_table,
     subjects_table,
     update_tables,
 )
+from research.speed_table import speed_table
 
 REPOSITORY = Path(__file__).parents[2]
 EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/metrics.json"))
@@ -110,6 +111,9 @@ def test_decisions_and_subjects_are_counted_where_they_were_measured(
         "| `leukoscope-test` | 0.912 (0.80–1.00) | 0.898 (0.80–1.00) | +0.014 (-0.090 to +0.160) | "
         "0.929 (0.80–1.00) | 0.929 (0.80–1.00) | 34 of 41 | 0.059 (0.01–0.20) | 20 |"
     )
+    release_metrics["subject_rule"]["least_cells_suffice"] = False
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    assert subjects_table([release]).endswith(" | more than 20 |"), "it is no promise"
 
 
 def test_decisions_are_counted_with_every_subject_weighing_the_same_and_healthy_people_alone(
@@ -211,45 +215,67 @@ def test_committed_tables_are_the_rendered_ones() -> None:
         assert held and set(held) == {f"\n{table}\n"}, name
 
 
-def test_speed_is_told_row_by_row_with_what_it_was_measured_on(tmp_path: Path) -> None:
-    assert speed_table(tmp_path) == "Not measured yet."
+def test_speed_is_told_row_by_row_with_what_it_was_measured_on(release: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    assert speed_table(folder, [release]) == "Not measured yet."
     cpu: dict[str, Any] = {"threads": 2, "machine": {"cpu": "Some CPU", "gpus": []}}
     row = {"recipe": "densenet121", "setting": "all layers", "times_faster": {"cold": 1.254, "warm": 2}}
     rows = [row, row | {"recipe": "b3"}, {"recipe": "no comparison"}]
-    (tmp_path / "training.json").write_text(json.dumps(cpu | {"beside": "a script", "rows": rows}))
-    (tmp_path / "load.json").write_text(json.dumps(cpu | {"seconds": 3}))
-    assert speed_table(tmp_path).splitlines()[2:] == [
+    (folder / "training.json").write_text(json.dumps(cpu | {"beside": "a script", "rows": rows}))
+    (folder / "load.json").write_text(json.dumps(cpu | {"seconds": 3}))
+    assert speed_table(folder, [release]).splitlines()[2:] == [
         "| training: times as fast as a script, after the first epoch | densenet121, all layers **2.00** · "
         "b3, all layers **2.00** | Some CPU, 2 thread(s) |"
     ]
     ratios: list[dict[str, Any]] = [{"what": "one: times faster than timm", "value": 3.456, "aim": "≥ 3", "met": True}]
     ratios.append({"what": "fast, many: times faster than pipeline", "value": 1.477})
     ratios.append({"what": "many: times faster than timm", "value": 9})
+    (release / "model.safetensors").write_bytes(b"weights")
+    ours = {"model": "ours", "sha256": sha256(b"weights").hexdigest(), "ratios": ratios}
     gpu = cpu | {"machine": {"cpu": "Some CPU", "gpus": [{"name": "Some GPU"}]}}
-    (tmp_path / "inference.json").write_text(json.dumps(gpu | {"releases": [{"model": "ours", "ratios": ratios}]}))
-    assert speed_table(tmp_path).splitlines()[2] == "| one: times faster than timm | `ours` **3.46** | Some GPU |"
+    (folder / "inference.json").write_text(json.dumps(gpu | {"releases": [ours]}))
+    found = speed_table(folder, [release])
+    assert found.splitlines()[2] == "| one: times faster than timm | `ours` **3.46** | Some GPU |"
     bulk = "| fast, many: times faster than pipeline | `ours` **1.48** | Some GPU |"
-    assert bulk in speed_table(tmp_path), "lower than in batches, which is shown too"
-    assert "9.00" not in speed_table(tmp_path)
-    gpu |= {"device": "cpu", "releases": [{"model": "ours", "ratios": ratios}]}
-    (tmp_path / "inference.json").write_text(json.dumps(gpu))
-    assert speed_table(tmp_path).splitlines()[2].endswith("| Some CPU, 2 thread(s) |"), "the GPU was not used"
+    assert bulk in found, "lower than in batches, which is shown too"
+    assert "9.00" not in found
+    (folder / "inference.json").write_text(json.dumps(gpu | {"device": "cpu", "releases": [ours]}))
+    assert speed_table(folder, [release]).splitlines()[2].endswith("| Some CPU, 2 thread(s) |"), "the GPU was not used"
 
 
-def test_visitors_of_the_demo_and_cells_scored_are_told(tmp_path: Path) -> None:
-    level = {"clients": 10, "per_second": 10.27, "p95_seconds": 1.318, "errors": 0}
-    load = {"model": "ours", "levels": [level, level | {"clients": 50}], "hardware": "x86_64, 2 cores"}
-    (tmp_path / "app_load.json").write_text(json.dumps(load))
-    scored = {"model": "ours", "cells": 100000, "short_cells": 1000, "hardware": "x86_64, 2 cores"}
-    scored |= {"until_killed": {"cells_a_second": 84.4}, "resumed": {"cells_a_second": 85.6}}
-    scored |= {"memory_growth": {"times_short_run": 1.034, "aim": "within 10%", "met": True}}
-    (tmp_path / "scoring.json").write_text(json.dumps(scored))
-    assert speed_table(tmp_path).splitlines()[2:4] == [
+VISITS = {"levels": [{"clients": 10, "per_second": 10.27, "p95_seconds": 1.318, "errors": 0}]}
+SCORED = {
+    **{"cells": 100000, "short_cells": 1000, "until_killed": {"cells_a_second": 84.4}},
+    **{"resumed": {"cells_a_second": 85.6}, "memory_growth": {"times_short_run": 1.034}},
+}
+
+
+def test_visitors_of_the_demo_and_cells_scored_are_told(release: Path, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (release / "model.safetensors").write_bytes(b"weights")
+    about = {"model": "ours", "sha256": sha256(b"weights").hexdigest(), "hardware": "x86_64, 2 cores"}
+    for name, content in (("app_load", VISITS), ("scoring", SCORED)):
+        (tmp_path / "b" / f"{name}.json").write_text(json.dumps({**about, **content}))
+    assert speed_table(tmp_path / "b", [release]).splitlines()[2:4] == [
         "| `ours`, demo: predictions with Grad-CAM maps per second; 95 % within | "
-        "10 at once **10.3**, 1.32 s, 0 errors · 50 at once **10.3**, 1.32 s, 0 errors | x86_64, 2 cores |",
+        "10 at once **10.3**, 1.32 s, 0 errors | x86_64, 2 cores |",
         "| `ours`, 100,000 cells scored: cells per second until killed, and resumed | "
         "**84 and 86**; memory 1.03 times that of 1,000 cells | x86_64, 2 cores |",
     ]
+
+
+@pytest.mark.parametrize("weights", [{}, {"sha256": "0" * 64}], ids=["not named", "others"])
+def test_the_speed_of_weights_that_are_no_release_s_is_not_told(
+    release: Path, tmp_path: Path, weights: dict[str, str]
+) -> None:
+    (tmp_path / "b").mkdir()
+    (release / "model.safetensors").write_bytes(b"weights")
+    ours = {"model": "ours", **weights, "ratios": [{"what": "one: times faster", "value": 3.456, "aim": "≥ 3"}]}
+    for name, content in (("inference", {"releases": [ours]}), ("app_load", VISITS), ("scoring", SCORED)):
+        about = {"model": "ours", **weights, "hardware": "x86_64"}
+        (tmp_path / "b" / f"{name}.json").write_text(json.dumps({**about, **content}))
+    assert speed_table(tmp_path / "b", [release]) == "Not measured yet."
 
 
 def test_smears_are_told_with_what_they_were_counted_on() -> None:

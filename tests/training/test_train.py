@@ -95,7 +95,6 @@ def _summary(run: Path) -> list[dict[str, str]]:
 def test_the_run_folder_explains_itself(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         "args.yaml",
-        "environment.json",
         "metrics.json",
         "predictions.parquet",
         "release",
@@ -706,7 +705,7 @@ def test_pipes_and_circles_of_links_are_named_and_the_others_train(
     assert f"{home / 'p9_one.png'}: " in said and f"{home / 'p9_two.png'}: " in said
 
 
-@pytest.mark.parametrize("writes", ["write_environment", "append_row", "evaluate_predictions"])
+@pytest.mark.parametrize("writes", ["Split.save", "run_folder.append_row", "run_folder.evaluate_predictions"])
 def test_a_full_disk_ends_the_run_in_one_line(
     own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: str
 ) -> None:
@@ -716,12 +715,12 @@ def test_a_full_disk_ends_the_run_in_one_line(
     def full(*_: Any, **_more: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder, writes, full)
+    monkeypatch.setattr(f"leukoscope.training.train.{writes}", full)
     assert _refusal(config) == (
         f"--output_dir {tmp_path / 'run'}: cannot be written (No space left on device); free some space or give "
         "another folder"
     )
-    if writes == "write_environment":
+    if writes == "Split.save":
         assert _contents(tmp_path / "run") == before, "a finished run stays until the next one has begun"
 
 

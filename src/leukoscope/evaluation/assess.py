@@ -8,7 +8,6 @@ probabilities and thresholds do not, and a few labelled subjects are enough to c
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,8 +23,8 @@ from leukoscope.evaluation import bootstrap, calibration
 from leukoscope.evaluation.baselines import size_only_out_of_fold
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block, leave_one_subject_out
 from leukoscope.evaluation.metrics import NOT_KNOWN, headline, measure
-from leukoscope.evaluation.overlap import KnownCells, Overlap, seen_in_training
-from leukoscope.evaluation.predictions import CellPredictions, frequencies_of_other_folds, with_frequencies
+from leukoscope.evaluation.overlap import Overlap, seen_of
+from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.evaluation.subjects import subject_rule_block
 from leukoscope.evaluation.thresholds import decision_block
 from leukoscope.inference.graph import float32_backend
@@ -73,19 +72,12 @@ def assess(directory: Path, cells: FramedCells | None = None) -> Path:
             f"{directory}: was made from other cells (fingerprint {made_from}, these are {given}); assess it "
             "with the data it was trained on"
         )
-    predictions, training = CellPredictions.load(kept), metrics["training"]
     evaluations = [
-        with_intervals(block, CellPredictions.load(directory / PREDICTIONS / f"{block['name']}.parquet"), training)
-        for block in track(metrics["evaluations"], "intervals of evaluations")
+        with_intervals(one, CellPredictions.load(kept.with_name(f"{one['name']}.parquet")), metrics["training"])
+        for one in track(metrics["evaluations"], "intervals of evaluations")
     ]
-    blocks: dict[str, Any] = {"evaluations": evaluations}
-    detector = None
-    if cells is not None:
-        detector, blocks["ood"] = fit_detector_on(cells)
-    blocks |= fitted_blocks(predictions, metrics["positive_label"], unit=metrics["data"]["unit"])
-    with edit_release(directory) as aside:
-        write_fit(aside, metrics, blocks, detector, metrics.get("calibration", {}).get("temperature", 1.0))
-    return directory
+    blocks = {"evaluations": evaluations, **fitted_blocks(CellPredictions.load(kept), metrics)}
+    return _write_release(directory, directory, metrics, blocks, cells)
 
 
 def with_intervals(
@@ -93,26 +85,18 @@ def with_intervals(
 ) -> dict[str, Any]:
     """Measure an evaluation anew, with intervals by subject and, beside them, the naive ones by cell.
 
-    Where the probabilities assume other class frequencies than those trained on, the weighted F1 at the latter stands
-    beside it as `at_training_frequencies`. `training` is that block of metrics.json.
+    Where areas and folds are known, `size_only_baseline` predicts from the areas alone, at the class frequencies that
+    the release's probabilities assume. `training` is that block of metrics.json.
     """
     found: dict[str, Any] = {"metrics": measure(predictions)}
     intervals: dict[str, Any] = {"level": bootstrap.LEVEL, "draws": bootstrap.BOOTSTRAP_SAMPLES, "seed": 0}
     intervals["by_cell"] = bootstrap.cell_intervals(predictions)
-    has_subjects = "" not in predictions.subjects
-    if has_subjects:
+    if "" not in predictions.subjects:
         intervals["by_subject"] = bootstrap.subject_intervals(predictions)
-    size_only = size_only_out_of_fold(predictions)
     trained_on = training.get("class_frequencies")
     assumed = training.get("output_frequencies", trained_on)
-    if trained_on and assumed != trained_on:
-        to, of = (np.array([one[name] for name in predictions.label_names]) for one in (trained_on, assumed))
-        if size_only is not None:
-            size_only = with_frequencies(size_only, frequencies_of_other_folds(size_only), of)
-        shifted = with_frequencies(predictions, of, to)
-        ends = bootstrap.subject_intervals(shifted)["f1_weighted"] if has_subjects else {}
-        found["at_training_frequencies"] = {"f1_weighted": measure(shifted)["f1_weighted"], **ends}
-    if size_only is not None:
+    shifted = np.array([assumed[name] for name in predictions.label_names]) if assumed != trained_on else None
+    if (size_only := size_only_out_of_fold(predictions, shifted)) is not None:
         alone = measure(size_only)
         found["size_only_baseline"] = headline(alone) | {"recall_by_subject": alone.get("recall_by_subject", {})}
     return {**block, **found, "intervals": intervals}
@@ -120,18 +104,18 @@ def with_intervals(
 
 def fitted_blocks(
     predictions: CellPredictions,
-    positive_label: str,
+    metrics: Mapping[str, Any],
     *,
     estimates: str = OUT_OF_FOLD,
-    unit: str = "subject",
+    unit: str = "",
     subjects_needed: int = calibration.SUBJECTS_NEEDED,
 ) -> dict[str, Any]:
     """Fit temperature, thresholds and the rule for subjects: the blocks of metrics.json that decide.
 
     Args:
         predictions: on subjects unseen by the networks that made them; `estimates` is what their metrics estimate.
-        positive_label: the class that the rule for subjects looks for; "" for none.
-        unit: what the predictions' subjects are: "subject" or "block".
+        metrics: metrics.json of the release.
+        unit: what the predictions' subjects are: "subject" or "block"; "" for those of the training.
         subjects_needed: of each class.
 
     Returns:
@@ -140,21 +124,19 @@ def fitted_blocks(
     Raises:
         LeukoscopeError: a cell of an unknown subject, or too few subjects of a class.
     """
+    positive, about = metrics["positive_label"], {"estimates": estimates, "unit": unit or metrics["data"]["unit"]}
     with progress("fitting temperature, thresholds and the rule for a subject"):
         left_out = leave_one_subject_out(predictions, subjects_needed)
-        block = calibration_block(predictions, left_out=left_out, estimates=estimates, unit=unit)
+        block = calibration_block(predictions, left_out, **about)
         rule = subject_rule_block(
             predictions,
-            positive_label,
+            positive,
             temperature=block["temperature"],
             estimates=estimates,
             size_only=size_only_out_of_fold(predictions),
         )
-        return {
-            "calibration": block,
-            "decisions": decision_block(predictions, left_out=left_out, estimates=estimates, unit=unit),
-            **({"subject_rule": rule} if rule else {}),
-        }
+        decisions = decision_block(predictions, left_out=left_out, **about)
+    return {"calibration": block, "decisions": decisions, **({"subject_rule": rule} if rule else {})}
 
 
 def fit_detector_on(cells: FramedCells, cell_ids: tuple[str, ...] | None = None) -> tuple[OodDetector, dict[str, Any]]:
@@ -192,21 +174,18 @@ def fit_detector_on(cells: FramedCells, cell_ids: tuple[str, ...] | None = None)
 
 
 def write_fit(
-    directory: Path,
-    metrics: Mapping[str, Any],
-    blocks: Mapping[str, Any],
-    detector: OodDetector | None,
-    earlier_temperature: float,
+    directory: Path, metrics: Mapping[str, Any], blocks: Mapping[str, Any], detector: OodDetector | None
 ) -> None:
     """Write what was fitted into a release's folder: the temperature into its weights, detector and metrics.json.
 
     Args:
-        metrics: its metrics.json so far; blocks of an earlier fit are dropped, `blocks` replace the others.
+        metrics: its metrics.json so far; blocks of an earlier fit are dropped, `blocks` replace the others. The new
+            temperature replaces the one in the weights; that of a recalibration, which measured these, multiplies it.
         detector: None leaves the one that is there.
-        earlier_temperature: that the weights are already scaled with, unlike the networks behind the predictions.
     """
     release = load_release(directory)
-    factor = blocks["calibration"]["temperature"] / earlier_temperature if "calibration" in blocks else 1.0
+    earlier = 1.0 if "recalibration" in blocks else metrics.get("calibration", {}).get("temperature", 1.0)
+    factor = blocks["calibration"]["temperature"] / earlier if "calibration" in blocks else 1.0
     rescale_classifier(release.network, factor)
     save_weights(release.network, directory)
     if detector is not None:
@@ -215,6 +194,20 @@ def write_fit(
     if scale := written.get("evidence_scale"):  # maps are in logits
         written["evidence_scale"] = scale | {key: scale[key] / factor for key in ("p05", "median", "p95")}
     write_metrics(directory, written)
+
+
+def _write_release(
+    source: Path, target: Path, metrics: Mapping[str, Any], blocks: dict[str, Any], cells: FramedCells | None
+) -> Path:
+    """Write the release `source` as `target` with these blocks and an OOD detector fitted on these cells."""
+    detector = None
+    if cells is not None:
+        detector, blocks["ood"] = fit_detector_on(cells)
+    with edit_release(source, target) as aside:
+        if "recalibration" in blocks:
+            shutil.rmtree(aside / FIGURES, ignore_errors=True)  # they show the old thresholds
+        write_fit(aside, metrics, blocks, detector)
+    return target
 
 
 def fit_on_validation(directory: Path, predictions: CellPredictions, cells: FramedCells, split: Split) -> None:
@@ -226,20 +219,15 @@ def fit_on_validation(directory: Path, predictions: CellPredictions, cells: Fram
         cells: framed for it; the detector is fitted on those of them that `split` does not test.
     """
     metrics, blocks, detector = read_metrics(directory), dict[str, Any](), None
-    about: dict[str, Any] = {
-        "estimates": VALIDATED,
-        "unit": cells.data.info.group,
-        "subjects_needed": SUBJECTS_OF_VALIDATION,
-    }
     try:
-        blocks |= fitted_blocks(predictions, metrics["positive_label"], **about)
+        blocks |= fitted_blocks(predictions, metrics, estimates=VALIDATED, subjects_needed=SUBJECTS_OF_VALIDATION)
     except LeukoscopeError as error:
         note(f"this release never abstains: no threshold could be fitted on the validation side ({error})")
     try:
         detector, blocks["ood"] = fit_detector_on(cells, (*split.train, *split.validation))
     except LeukoscopeError as error:
         note(f"this release refuses no picture: {error}")
-    write_fit(directory, metrics, blocks, detector, 1.0)
+    write_fit(directory, metrics, blocks, detector)
 
 
 # Another laboratory
@@ -279,14 +267,11 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
         "thresholds_fitted_on": None,
     }
     metrics = release.metrics
-    earlier = metrics.get("calibration", {}).get("temperature", 1.0)
-    detector, ood = fit_detector_on(cells)
     with progress("intervals of evaluations"):
         measured = with_intervals(evaluation, predictions, metrics["training"])
     blocks = {
-        **fitted_blocks(predictions, metrics["positive_label"], estimates=estimates, unit=info.group),
+        **fitted_blocks(predictions, metrics, estimates=estimates, unit=info.group),
         "evaluations": [*metrics["evaluations"], measured],
-        "ood": ood,
         "recalibration": {
             "from": name or folder_name(source),
             "data": info.title,
@@ -294,15 +279,11 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
             "cells": len(predictions.cell_ids),
             "subjects": len(set(predictions.subjects)),
             # All temperatures in the weights already, including those of earlier recalibrations.
-            "previous_temperature": math.prod(
-                [earlier, metrics.get("recalibration", {}).get("previous_temperature", 1.0)]
-            ),
+            "previous_temperature": metrics.get("calibration", {}).get("temperature", 1.0)
+            * metrics.get("recalibration", {}).get("previous_temperature", 1.0),
         },
     }
-    with edit_release(source, target) as aside:
-        shutil.rmtree(aside / FIGURES, ignore_errors=True)  # they show the old thresholds
-        write_fit(aside, metrics, blocks, detector, 1.0)
-    return target
+    return _write_release(source, target, metrics, blocks, cells)
 
 
 def predict_framed(release: Release, cells: FramedCells) -> CellPredictions:
@@ -341,9 +322,8 @@ def predict_framed(release: Release, cells: FramedCells) -> CellPredictions:
 
 def _refuse_training_cells(release: Release, cells: FramedCells) -> bool:
     """Refuse cells that trained the release; return whether it is certain that these did not."""
-    ids, known = tuple(cells.data.train["cell_id"]), KnownCells.of_release(release.folder)
-    hashes = cells.hashes_of(cells.rows(ids))
-    seen = seen_in_training(release.metrics, known, cells.data, cells.subjects, ids, hashes)
+    ids = tuple(cells.data.train["cell_id"])
+    seen = seen_of(release, cells, ids)
     if seen.overlap is Overlap.SUBJECTS:
         raise LeukoscopeError(
             f"subject {seen.subjects[0]} trained {release.name}: it is overconfident on training cells; recalibrate on "

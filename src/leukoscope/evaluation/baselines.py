@@ -94,13 +94,25 @@ def size_only_predictions(
     return _logistic_regression(train, train_references, test, like)
 
 
-def size_only_out_of_fold(predictions: CellPredictions) -> CellPredictions | None:
-    """Predict the cells of each fold from their areas alone, fitted on the other folds; None without areas or folds."""
-    areas, fold_of = predictions.areas, predictions.folds
-    if areas is None or fold_of is None:
+def size_only_out_of_fold(
+    predictions: CellPredictions, frequencies: np.ndarray | None = None
+) -> CellPredictions | None:
+    """Predict the cells of each fold from their areas alone, fitted on the other folds; None without areas or folds.
+
+    Probabilities presume the class frequencies of those folds, or the (K,) `frequencies` (Saerens et al. 2002,
+    doi:10.1162/089976602753284446).
+    """
+    if predictions.areas is None or predictions.folds is None:
         return None
-    folds = [(np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in np.unique(fold_of)]
-    return shortcut_predictions(log_areas(areas)[:, None], folds, predictions)
+    features, references, parts = log_areas(predictions.areas)[:, None], predictions.references, []
+    for fold in np.unique(predictions.folds):
+        train, test = np.flatnonzero(predictions.folds != fold), np.flatnonzero(predictions.folds == fold)
+        part = _logistic_regression(features[train], references[train], features[test], predictions.take(test))
+        if frequencies is not None:
+            shifted = part.probabilities * frequencies / np.bincount(references[train], minlength=len(frequencies))
+            part = replace(part, probabilities=shifted / shifted.sum(axis=1, keepdims=True))
+        parts.append(part)
+    return pooled(parts)
 
 
 def shortcut_predictions(

@@ -6,7 +6,7 @@ code because scipy.stats.bootstrap resamples neither clusters nor strata, and ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -136,11 +136,15 @@ class BootstrapSamples:
 def bootstrap_subjects(
     predictions: CellPredictions, *, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> BootstrapSamples:
-    """Resample subjects within their class; an error for unknown subjects or a class with a single one."""
+    """Resample subjects within their class.
+
+    Raises:
+        LeukoscopeError: a cell of an unknown subject, or a class with a single subject.
+    """
     predictions.require_subjects("intervals by subject need a subject id for every cell")
     names, unit_of_cell = np.unique(predictions.subjects, return_inverse=True)
     classes = np.array(list(predictions.subject_classes.values()))
-    # Of subjects with cells of several classes each counts for all of these.
+    # A subject with several classes counts once per class.
     for k, label in enumerate(predictions.label_names):
         have_it = np.unique(unit_of_cell[predictions.references == k])
         if len(have_it) == 1:
@@ -207,40 +211,8 @@ def cell_intervals(
 
 def _intervals(predictions: CellPredictions, boot: BootstrapSamples) -> dict[str, Interval]:
     return {
-        key: boot.interval(values, of_class=_class_of(key, predictions.label_names))
+        key: boot.interval(values, of_class=class_of(key, predictions.label_names))
         for key, values in bootstrap_metrics(predictions, boot).items()
-    }
-
-
-def paired_difference(
-    a: CellPredictions,
-    b: CellPredictions,
-    *,
-    samples: int = BOOTSTRAP_SAMPLES,
-    seed: int = 0,
-    resample: Callable[..., BootstrapSamples] = bootstrap_subjects,
-) -> dict[str, dict[str, float]]:
-    """Compare two models on the same cells, an error for others (`aligned`), and the same bootstrap samples.
-
-    Args:
-        resample: `bootstrap_subjects`; where subjects are not known `bootstrap_cells`, whose intervals are too narrow.
-
-    Returns:
-        metric that both have → a, b, difference (a - b), low and high of the difference.
-    """
-    b = aligned(b, a)
-    boot = resample(a, samples=samples, seed=seed)
-    point_a, point_b, samples_b = point_metrics(a), point_metrics(b), bootstrap_metrics(b, boot)
-    # AUROC at equal size may be defined for the folds of one model alone.
-    both = {key: values - samples_b[key] for key, values in bootstrap_metrics(a, boot).items() if key in samples_b}
-    return {
-        key: {
-            "a": point_a[key],
-            "b": point_b[key],
-            "difference": point_a[key] - point_b[key],
-            **boot.interval(differences, of_class=_class_of(key, a.label_names)),
-        }
-        for key, differences in both.items()
     }
 
 
@@ -273,7 +245,9 @@ def bootstrap_metrics(predictions: CellPredictions, boot: BootstrapSamples) -> d
             metrics["auroc_equal_size"] = equal_size
     if boot.of_subjects and (boot.classes[boot.unit_of_cell] == references).all():
         units = replace(boot, unit_of_cell=np.arange(len(boot.classes)))
-        metrics["subject_auroc"] = auroc(units, subject_logits(predictions)[1], boot.classes)
+        logits = logits_of(predictions.probabilities)
+        means = [logits[boot.unit_of_cell == unit].mean(axis=0) for unit in range(len(boot.classes))]
+        metrics["subject_auroc"] = auroc(units, np.stack(means), boot.classes)
     return metrics
 
 
@@ -294,44 +268,6 @@ def _from_confusion(confusion: np.ndarray, names: Sequence[str]) -> dict[str, np
     }
 
 
-def _class_of(key: str, names: Sequence[str]) -> int | None:
+def class_of(key: str, names: Sequence[str]) -> int | None:
     """The class whose recall a metric is; None for metrics of all classes."""
     return next((k for k, name in enumerate(names) if key in (f"recall_{name}", f"recall_{name}_by_subject")), None)
-
-
-def subject_logits(predictions: CellPredictions) -> tuple[np.ndarray, np.ndarray]:
-    """Average the logits, log p - log (1 - p), of each subject's cells: (U,) ids in order and (U, K) logits."""
-    subjects, logits = np.asarray(predictions.subjects), logits_of(predictions.probabilities)
-    names = np.unique(subjects)
-    return names, np.stack([logits[subjects == name].mean(axis=0) for name in names])
-
-
-def aligned(predictions: CellPredictions, like: CellPredictions) -> CellPredictions:
-    """Reorder predictions to the cells and classes of `like`; an error where these or a true class differ."""
-    if set(predictions.label_names) != set(like.label_names):
-        raise LeukoscopeError(
-            f"comparison: one model predicts {', '.join(like.label_names)}, the other "
-            f"{', '.join(predictions.label_names)}; compare models of the same classes"
-        )
-    row_of = {cell: row for row, cell in enumerate(predictions.cell_ids)}
-    if differing := set(like.cell_ids) ^ row_of.keys():
-        cell = min(differing)
-        which = "first" if cell in row_of else "second"
-        raise LeukoscopeError(
-            f"comparison: cell {cell} has no prediction of the {which} model; both must predict the same cells"
-        )
-    rows = [row_of[cell] for cell in like.cell_ids]
-    columns = [predictions.label_names.index(name) for name in like.label_names]
-    references = np.argsort(columns)[predictions.references[rows]]
-    if (differs := references != like.references).any():
-        cell = like.cell_ids[int(differs.argmax())]
-        raise LeukoscopeError(
-            f"comparison: cell {cell} is labelled differently in the two sets of predictions; make both from the same "
-            "data"
-        )
-    return replace(
-        like,
-        references=references,
-        probabilities=predictions.probabilities[rows][:, columns],
-        folds=None if predictions.folds is None else predictions.folds[rows],
-    )

@@ -88,12 +88,13 @@ def calibrated(predictions: CellPredictions, temperature: float) -> CellPredicti
 
 
 def leave_one_subject_out(predictions: CellPredictions, needed: int = SUBJECTS_NEEDED) -> tuple[LeftOut, ...]:
-    """Fit for each subject, in order of their ids, the temperature on all others; an error for few or unknown subjects.
-
-    `needed` is the least number of subjects of each class.
+    """Fit for each subject, in order of their ids, the temperature on all others.
 
     As in all cross-conformal prediction (Vovk 2015, doi:10.1007/s10472-013-9368-4), the others' predictions may come
     from networks that trained on the subject.
+
+    Raises:
+        LeukoscopeError: fewer than `needed` subjects of a class, or a cell of an unknown subject.
     """
     predictions.require_subjects("calibration and thresholds are measured on unseen subjects")
     for label, count in who_fitted(predictions)["subjects"].items():
@@ -128,25 +129,21 @@ def own_thresholds(predictions: CellPredictions, left_out: tuple[LeftOut, ...], 
 
 
 def calibration_block(
-    predictions: CellPredictions,
-    *,
-    estimates: str = OUT_OF_FOLD,
-    unit: str = "subject",
-    left_out: tuple[LeftOut, ...] = (),
+    predictions: CellPredictions, left_out: tuple[LeftOut, ...], *, estimates: str = OUT_OF_FOLD, unit: str = "subject"
 ) -> dict[str, Any]:
     """Make the "calibration" block of metrics.json: the temperature to ship, and what scaling gains on new subjects.
 
     Args:
         predictions: out-of-fold and subject-disjoint, not yet scaled; `estimates` is what their metrics estimate.
+        left_out: of `leave_one_subject_out`.
         unit: what the predictions' subjects are: "subject" or "block".
-        left_out: of `leave_one_subject_out`, whose errors this raises where it is not given.
 
     Returns:
         temperature (1 where scaling does not make unseen subjects' classes likelier), fitted_temperature and
         temperature_range over leaving each subject out; `before` and `after` (cross-fitted) with the results of
         `calibration_metrics`.
     """
-    left_out, boot = left_out or leave_one_subject_out(predictions), bootstrap_subjects(predictions)
+    boot = bootstrap_subjects(predictions)
     sides = {"before": predictions, "after": cross_fitted(predictions, left_out)}
     each = [one.temperature for one in left_out]
     return {

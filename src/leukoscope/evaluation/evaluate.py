@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Image as ImageFeature
+from datasets import concatenate_datasets
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
@@ -31,7 +33,7 @@ from leukoscope.evaluation.subjects import measure_subject_rule
 from leukoscope.inference.predictor import Predictor
 from leukoscope.inference.runtime import Runtime
 from leukoscope.models.hub_download import KNOWN_CELLS, find_release
-from leukoscope.models.release import folder_name, read_release
+from leukoscope.models.release import ReleaseInfo, folder_name, read_release
 from leukoscope.progress import progress
 
 TEST_FOLD = "fold_1"
@@ -60,25 +62,25 @@ class SelectedCells:
 
 @dataclass(frozen=True)
 class ModelPredictions:
-    """Predictions and where they come from.
+    """Predictions of a release.
 
     Attributes:
-        name, revision: of the model.
-        overlap: whether tested subjects trained the model; see `training_overlap`.
-        left_out: one line per cell that could not be predicted.
-        metrics: the release's metrics.json, whose rule for subjects names its class as the predictions do.
-        unit: what `subjects` of the predictions stand for, "subject" or "block".
         outcomes: of `leukoscope predict` for each cell of the predictions.
+        left_out: one line per cell that could not be predicted.
+        our_name: the release's name of a class → the data set's.
     """
 
     predictions: CellPredictions
-    name: str
-    revision: str
-    overlap: Mapping[str, Any]
-    left_out: tuple[str, ...]
-    metrics: Mapping[str, Any]
-    unit: str
+    release: ReleaseInfo
     outcomes: tuple[str, ...]
+    left_out: tuple[str, ...]
+    our_name: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """The release's; of a folder only the last name (of a run's `release` that of the run): the rest is private."""
+        local = Path(self.release.name)
+        return folder_name(local) if local.exists() else self.release.name
 
     def decisions(self) -> dict[str, Any]:
         """What `leukoscope predict` decides on these cells.
@@ -91,13 +93,13 @@ class ModelPredictions:
         counts = dict(sorted(Counter(self.outcomes).items()))
         return {"outcomes": counts, "given": len(given), "right": sum(true == named for true, named in given)}
 
-    def about(self) -> dict[str, Any]:
-        """Return what evaluation.json holds about the model."""
-        return {
-            "model": {"name": self.name, "revision": self.revision},
-            "estimates": "these weights",
-            "training_overlap": dict(self.overlap),
-        }
+    def subject_rule(self) -> dict[str, Any] | None:
+        """Measure the release's rule for subjects, whose class is called as in these predictions."""
+        metrics = dict(self.release.metrics)
+        if rule := metrics.get("subject_rule"):
+            positive = rule["positive_label"]
+            metrics["subject_rule"] = {**rule, "positive_label": self.our_name.get(positive, positive)}
+        return measure_subject_rule(self.predictions, metrics)
 
 
 def select_cells(
@@ -110,7 +112,8 @@ def select_cells(
 ) -> SelectedCells:
     """Select the cells to predict: the test side of a split (of several folds, the first), or without one every cell.
 
-    Both a split and a file, or a split without a test side, are errors.
+    Raises:
+        LeukoscopeError: both a split and a file, or a split without a test side.
     """
     if split and split_file:
         raise LeukoscopeError(f"--split {split} --split_file {split_file}: both say which cells are tested; give one")
@@ -138,11 +141,14 @@ def open_model(model: str | Path, device: str = "auto") -> Predictor:
 def match_labels(
     name: str, theirs: Sequence[str], ours: Sequence[str], label_map: Mapping[str, str]
 ) -> tuple[int, ...]:
-    """Match a model's T classes to those of a data set: T indices into `ours`; an error without a counterpart.
+    """Match a model's T classes to those of a data set: T indices into `ours`.
 
     Args:
         theirs: several may be one of ours (their probabilities are added).
         label_map: theirs → ours, for those whose names differ in more than case.
+
+    Raises:
+        LeukoscopeError: a class without a counterpart.
     """
     index = {label.casefold(): k for k, label in enumerate(ours)}
     renamed = {their.casefold(): our.casefold() for their, our in label_map.items()}
@@ -164,12 +170,11 @@ def predictions_of_model(
 ) -> ModelPredictions:
     """Predict the selected cells with a release; `left_out` names damaged cells.
 
-    `label_map` gives the data set's class for the model's; classes that `match_labels` cannot match are an error before
-    any cell is opened.
-    """
-    from datasets import Image as ImageFeature
-    from datasets import concatenate_datasets
+    `label_map` gives the data set's class for the model's.
 
+    Raises:
+        LeukoscopeError: no batch size, or before any cell is opened what `match_labels` raises.
+    """
     if batch_size < 1:
         raise LeukoscopeError(f"--batch_size {batch_size}: give 1 or more")
     labels, wanted, release = cells.data.info.labels, set(cells.split.test), predictor.release
@@ -179,10 +184,9 @@ def predictions_of_model(
     rows = concatenate_datasets(list(cells.data.cells.values()))
     rows = rows.select([i for i, cell in enumerate(rows["cell_id"][:]) if cell in wanted])
     encoded = rows.select_columns(["image", "cell_id"]).cast_column("image", ImageFeature(decode=False))
-    name, kept = _public_name(release.name), list[int]()
-    damaged, outcomes, hashes = list[str](), list[str](), list[str]()
+    kept, damaged, outcomes, hashes = list[int](), list[str](), list[str](), list[str]()
     probabilities, areas = [np.zeros((0, len(labels)))], list[float]()
-    with progress(f"predicting with {name}", len(rows)) as advance:
+    with progress("predicting cells", len(rows)) as advance:
         for first in range(0, len(rows), batch_size):
             batch, pictures = encoded[first : first + batch_size], []
             for row, (image, cell) in enumerate(zip(batch["image"], batch["cell_id"], strict=True), first):
@@ -210,20 +214,7 @@ def predictions_of_model(
         np.asarray(areas) if cells.data.info.background == "black" else None,
         tuple(hashes),
     )
-    metrics = dict(release.metrics)
-    if rule := metrics.get("subject_rule"):
-        positive = rule["positive_label"]
-        metrics["subject_rule"] = {**rule, "positive_label": our_name.get(positive, positive)}
-    return ModelPredictions(
-        predictions,
-        name,
-        release.revision,
-        overlap=training_overlap(metrics, predictions, cells, KnownCells.of_release(release.folder)),
-        left_out=tuple(damaged),
-        metrics=metrics,
-        unit=cells.data.info.group,
-        outcomes=tuple(outcomes),
-    )
+    return ModelPredictions(predictions, release, tuple(outcomes), tuple(damaged), our_name)
 
 
 def build_evaluation(predicted: ModelPredictions, cells: SelectedCells, *, seed: int = 0) -> dict[str, Any]:
@@ -232,7 +223,7 @@ def build_evaluation(predicted: ModelPredictions, cells: SelectedCells, *, seed:
     Raises:
         LeukoscopeError: not one cell was predicted.
     """
-    predictions, unreadable = predicted.predictions, cells.data.unreadable
+    predictions, unreadable, release = predicted.predictions, cells.data.unreadable, predicted.release
     if not predictions.cell_ids:
         reason = next(iter((*predicted.left_out, *unreadable)), "no cell was given")
         raise LeukoscopeError(f"{predicted.name}: not one cell was predicted ({reason}); check the cells and --split")
@@ -245,8 +236,12 @@ def build_evaluation(predicted: ModelPredictions, cells: SelectedCells, *, seed:
     return {
         "schema_version": EVALUATION_SCHEMA_VERSION,
         "notice": RESEARCH_NOTICE,
-        **predicted.about(),
-        "unit": predicted.unit,
+        "model": {"name": predicted.name, "revision": release.revision},
+        "estimates": "these weights",
+        "training_overlap": training_overlap(
+            release.metrics, predictions, cells, KnownCells.of_release(release.folder)
+        ),
+        "unit": cells.data.info.group,
         **cells.about(),
         "left_out": [*unreadable, *predicted.left_out],
         "figures": bootstrap.point_metrics(predictions),
@@ -263,7 +258,7 @@ def build_evaluation(predicted: ModelPredictions, cells: SelectedCells, *, seed:
         },
         "metrics": measure(predictions),
         "decisions": predicted.decisions(),
-        "subject_rule": measure_subject_rule(predictions, predicted.metrics),
+        "subject_rule": predicted.subject_rule(),
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "versions": {
             "leukoscope": __version__,
@@ -304,8 +299,3 @@ def training_overlap(
         "statement": statement,
         "subjects": len(seen.subjects) if counted else None,
     }
-
-
-def _public_name(model: str) -> str:
-    """The last name of a folder or file (of a run's `release` that of the run): its location is private."""
-    return folder_name(Path(model)) if Path(model).exists() else model

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from leukoscope.evaluation.bootstrap import point_metrics
 from leukoscope.evaluation.predictions import CellPredictions
@@ -30,6 +31,48 @@ NOT_KNOWN = "these weights, on subjects of the recalibration data; whether some 
 # Each has its formula in `bootstrap._from_confusion` and its name in `reports.formatting`.
 POOLED = ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
 BY_SUBJECT = tuple(f"{key}_by_subject" for key in POOLED)
+
+
+def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Select those metrics of `measure` that a table quotes."""
+    return {key: metrics[key] for key in (*POOLED, *BY_SUBJECT, "auroc_equal_size") if key in metrics}
+
+
+def measure(predictions: CellPredictions) -> dict[str, Any]:
+    """Compute all metrics of one set of predictions.
+
+    Returns:
+        accuracy, balanced_accuracy, f1_weighted, f1_macro, auroc (one-vs-rest macro for more than two classes;
+        None where a class is absent), per_class (precision, recall, f1, support), confusion_matrix (rows: truth),
+        and `subjects` (id → label of most of its cells, cells, accuracy) where subjects are known. Where every cell's
+        subject is known, the first five again as `…_by_subject`, and `recall_by_subject` (class → share); where areas
+        are known, `auroc_equal_size` (None where no decile of the areas holds two classes in one fold). All shares are
+        0–1.
+    """
+    names, references, predicted = predictions.label_names, predictions.references, predictions.predicted
+    points, classes = point_metrics(predictions), range(len(names))
+    scores = precision_recall_fscore_support(references, predicted, labels=classes, zero_division=0)
+    keys = ("precision", "recall", "f1", "support")
+    rows = zip(names, *(values.tolist() for values in scores), strict=True)
+    metrics: dict[str, Any] = {
+        "cells": len(predictions.cell_ids),
+        **{key: points.get(key) for key in POOLED},
+        "per_class": {name: dict(zip(keys, values, strict=True)) for name, *values in rows},
+        "confusion_matrix": confusion_matrix(references, predicted, labels=classes).tolist(),
+    }
+    if predictions.subject_weights is not None:
+        metrics |= {key: points.get(key) for key in BY_SUBJECT}
+        recalls = {name: points.get(f"recall_{name}_by_subject") for name in names}
+        metrics["recall_by_subject"] = {name: value for name, value in recalls.items() if value is not None}
+    if predictions.areas is not None:
+        metrics["auroc_equal_size"] = points.get("auroc_equal_size")
+    subjects, metrics["subjects"] = np.asarray(predictions.subjects), {}
+    for subject, label in predictions.subject_classes.items():
+        if subject:
+            right = (predicted == references)[subjects == subject]
+            about = {"label": names[label], "cells": len(right), "accuracy": float(right.mean())}
+            metrics["subjects"][subject] = about
+    return metrics
 
 
 def cell_metric(label_names: Sequence[str]) -> evaluate.Metric:
@@ -50,63 +93,8 @@ def cell_metric(label_names: Sequence[str]) -> evaluate.Metric:
             )
 
         def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-            return _of_cells(label_names, np.asarray(predictions), np.asarray(references))
+            ids, nobody = tuple(map(str, range(len(references)))), ("",) * len(references)
+            cells = CellPredictions(ids, nobody, np.asarray(references), np.asarray(predictions), tuple(label_names))
+            return measure(cells)
 
     return CellMetric(cache_dir=str(cache_root() / "evaluate"))
-
-
-def _of_cells(label_names: Sequence[str], probabilities: np.ndarray, references: np.ndarray) -> dict[str, Any]:
-    """The metrics in which cells count alike, from (N, K) probabilities and (N,) classes."""
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
-    cells, classes = len(references), range(len(label_names))
-    ids = tuple(map(str, range(cells)))
-    table = CellPredictions(ids, ("",) * cells, references, probabilities, tuple(label_names))
-    points = point_metrics(table)
-    scores = precision_recall_fscore_support(references, table.predicted, labels=classes, zero_division=0)
-    keys = ("precision", "recall", "f1", "support")
-    rows = zip(label_names, *(values.tolist() for values in scores), strict=True)
-    return {
-        **{key: points.get(key) for key in POOLED},
-        "per_class": {name: dict(zip(keys, values, strict=True)) for name, *values in rows},
-        "confusion_matrix": confusion_matrix(references, table.predicted, labels=classes).tolist(),
-    }
-
-
-def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Select those metrics of `measure` that a table quotes."""
-    return {key: metrics[key] for key in (*POOLED, *BY_SUBJECT, "auroc_equal_size") if key in metrics}
-
-
-def measure(predictions: CellPredictions) -> dict[str, Any]:
-    """Compute all metrics of one set of predictions.
-
-    Returns:
-        accuracy, balanced_accuracy, f1_weighted, f1_macro, auroc (one-vs-rest macro for more than two classes;
-        None where a class is absent), per_class (precision, recall, f1, support), confusion_matrix (rows: truth),
-        and `subjects` (id → label of most of its cells, cells, accuracy) where subjects are known. Where every cell's
-        subject is known, the first five again as `…_by_subject`, and `recall_by_subject` (class → share); where areas
-        are known, `auroc_equal_size` (None where no decile of the areas holds two classes in one fold). All shares are
-        0–1.
-    """
-    names, references = predictions.label_names, predictions.references
-    metrics = _of_cells(names, predictions.probabilities.astype(float), references)
-    points = point_metrics(predictions)
-    if predictions.subject_weights is not None:
-        metrics |= {key: points.get(key) for key in BY_SUBJECT}
-        recalls = {name: points.get(f"recall_{name}_by_subject") for name in names}
-        metrics["recall_by_subject"] = {name: value for name, value in recalls.items() if value is not None}
-    if predictions.areas is not None:
-        metrics["auroc_equal_size"] = points.get("auroc_equal_size")
-    subjects, correct = np.asarray(predictions.subjects), predictions.predicted == references
-    per_subject = {}
-    for subject, label in predictions.subject_classes.items():
-        if not subject:
-            continue
-        rows = subjects == subject
-        per_subject[subject] = {
-            "label": names[label],
-            "cells": int(rows.sum()),
-            "accuracy": float(correct[rows].mean()),
-        }
-    return {"cells": len(predictions.cell_ids), **metrics, "subjects": per_subject}

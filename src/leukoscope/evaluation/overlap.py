@@ -8,11 +8,15 @@ from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
+
 from leukoscope.data.registry import DATASETS
 from leukoscope.models.release import PREDICTIONS
 
 if TYPE_CHECKING:
     from leukoscope.data.cells import LoadedCells
+    from leukoscope.data.pixel_cache import FramedCells
+    from leukoscope.models.release import ReleaseInfo
 
 # Shorter names, such as 12.png, are given to other cells again.
 _LEAST_NAME = 6
@@ -44,15 +48,9 @@ class Overlap(Enum):
         "told.",
     )
 
-    @property
-    def verdict(self) -> str:
-        """ "good", "warning" or "bad"."""
-        return self.value[0]
-
-    @property
-    def sentence(self) -> str:
-        """A template of both, tested, title, cells and of."""
-        return str(self.value[1])
+    def __init__(self, verdict: str, sentence: str) -> None:
+        """`verdict` is "good", "warning" or "bad", `sentence` a template of both, tested, title, cells and of."""
+        self.verdict, self.sentence = verdict, sentence
 
     @property
     def certain(self) -> bool:
@@ -130,6 +128,17 @@ def seen_in_training(
     return Seen(found, both, cells, statement)
 
 
+def seen_of(
+    release: ReleaseInfo, cells: FramedCells, cell_ids: tuple[str, ...], *, split_fingerprints: Sequence[str] = ()
+) -> Seen:
+    """Determine which of some framed cells a release was trained on, as `seen_in_training`."""
+    rows, known = cells.rows(cell_ids), KnownCells.of_release(release.folder)
+    subjects, hashes = {cells.subjects[row] for row in rows}, cells.hashes_of(rows)
+    return seen_in_training(
+        release.metrics, known, cells.data, subjects, cell_ids, hashes, split_fingerprints=split_fingerprints
+    )
+
+
 def trainings_of(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """List name, fingerprint, unit and subjects of what a release, then those it was fine-tuned from, were trained on.
 
@@ -171,8 +180,6 @@ class KnownCells:
     @classmethod
     def of_release(cls, folder: Path | None) -> KnownCells:
         """Read the names and hashes in a release's predictions; nothing where it has none."""
-        import pyarrow.parquet as pq
-
         names: set[str] = set()
         hashes: set[str] = set()
         for path in sorted(folder.glob(f"{PREDICTIONS}/*.parquet")) if folder else ():

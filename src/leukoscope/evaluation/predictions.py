@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -159,41 +158,3 @@ def pooled(parts: Sequence[CellPredictions]) -> CellPredictions:
         tuple(h for one in hashes for h in one) if len(hashes) == len(parts) else None,
         np.repeat(np.arange(len(parts)), [len(p.cell_ids) for p in parts]),
     )
-
-
-def with_frequencies(predictions: CellPredictions, assumed: np.ndarray, wanted: np.ndarray) -> CellPredictions:
-    """Shift probabilities from the class frequencies that they assume to others, p · wanted / assumed, normalised.
-
-    Both are (K,), or (N, K) where the networks of a cross-validation assume different ones (Saerens et al. 2002,
-    doi:10.1162/089976602753284446).
-    """
-    shifted = predictions.probabilities * wanted / assumed
-    return replace(predictions, probabilities=shifted / shifted.sum(axis=1, keepdims=True))
-
-
-def frequencies_of_other_folds(predictions: CellPredictions) -> np.ndarray:
-    """(N, K) class frequencies of the cells of all other folds, which trained the network that predicted a cell."""
-    assert predictions.folds is not None, "predictions of a cross-validation"
-    found = np.zeros(predictions.probabilities.shape)
-    for fold in np.unique(predictions.folds):
-        others = predictions.references[predictions.folds != fold]
-        found[predictions.folds == fold] = np.bincount(others, minlength=len(predictions.label_names)) / len(others)
-    return found
-
-
-def even_sample(labels: np.ndarray, subjects: Sequence[str], size: int, seed: int) -> np.ndarray:
-    """Sample up to `size` rows evenly over classes and, within a class, over subjects; so is every first part of it."""
-
-    def rank_in_group(groups: Sequence[Hashable]) -> list[int]:
-        """For each entry, how many of its group came before."""
-        seen: Counter[Hashable] = Counter()
-        ranks = []
-        for group in groups:
-            ranks.append(seen[group])
-            seen[group] += 1
-        return ranks
-
-    order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(rank_in_group([(labels[i], subjects[i]) for i in order]), kind="stable")]
-    order = order[np.argsort(rank_in_group([labels[i] for i in order]), kind="stable")]
-    return order[:size]

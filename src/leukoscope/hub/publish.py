@@ -10,13 +10,15 @@ import re
 import shlex
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from leukoscope import LeukoscopeError
 from leukoscope.files import disk_errors
@@ -91,7 +93,7 @@ class Destination:
 
 @dataclass(frozen=True)
 class Published:
-    """What came of publishing: a page or pull request, the commit published there, and whether anything was new."""
+    """Result of a push: a page or pull request, the commit published there, and whether anything was new."""
 
     address: str
     commit: str
@@ -125,8 +127,7 @@ def check_can_publish(to: Destination) -> None:
         pass  # the repository may not exist yet
     api = HfApi()
     try:
-        _require_write_access(api, to)
-        _require_new_tag(api, to)
+        _require_access(api, to)
     except (HTTPError, OSError) as error:
         raise LeukoscopeError(f"{to.id}: {reason(error)}") from None
 
@@ -144,7 +145,9 @@ def publish(release: Path, to: Destination, *, licence: str = "") -> Published:
     files = release_contents(release)
     read_release(release)
     again = to.push_command(release) + (f" --licence {shlex.quote(licence)}" if licence else "")
-    with scratch_folder() as folder:
+    problem = f"{gettempdir()}: the upload cannot be prepared there"
+    with disk_errors(problem, "set TMPDIR to another folder"), TemporaryDirectory(prefix="leukoscope-") as scratch:
+        folder = Path(scratch)
         for place, path in files.items():
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / place)
@@ -152,14 +155,6 @@ def publish(release: Path, to: Destination, *, licence: str = "") -> Published:
         (folder / CARD).write_text(render_card(folder, hub_id=to.id, licence=licence), encoding="utf-8")
         hint = f"The release is whole in {release}; go on with: {again}"
         return upload(folder, to, replaces=(*RELEASE_PATTERNS, EXAMPLES), hint=hint)
-
-
-@contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """A folder in which an upload is prepared, gone afterwards; an error where the disk refuses."""
-    problem = f"{gettempdir()}: the upload cannot be prepared there"
-    with disk_errors(problem, "set TMPDIR to another folder"), TemporaryDirectory(prefix="leukoscope-") as name:
-        yield Path(name)
 
 
 def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str) -> Published:
@@ -178,8 +173,7 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
     api, what = HfApi(), {"model": "release", "space": "Space"}[to.kind]
 
     try:
-        _require_write_access(api, to)
-        _require_new_tag(api, to)
+        _require_access(api, to)
         if to.revision and not to.revision.startswith("refs/pr/"):
             api.create_branch(to.id, branch=to.revision, repo_type=to.kind, exist_ok=True)
         before = api.repo_info(to.id, revision=to.revision or None, repo_type=to.kind).sha
@@ -204,8 +198,13 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
     return Published(commit.pr_url or page, commit.oid, is_new=commit.oid != before)
 
 
-def _require_write_access(api: HfApi, to: Destination) -> None:
-    """Make the repository where there is none; raise where the token may not do what is to be done."""
+def _require_access(api: HfApi, to: Destination) -> None:
+    """Make the repository where there is none.
+
+    Raises:
+        PermissionError: the token may not do what is to be done.
+        LeukoscopeError: the tag is taken.
+    """
     from huggingface_hub import SpaceHardware
 
     if to.create_pr:
@@ -214,12 +213,13 @@ def _require_write_access(api: HfApi, to: Destination) -> None:
         if api.whoami().get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise PermissionError(_MAY_NOT_WRITE)
     else:
-        sdk = to.sdk if to.kind == "space" else None
-        hardware = SpaceHardware(to.hardware) if to.hardware else None
-        # Unless a flag says it, an organisation's own default decides who sees it.
-        private = to.private or None
         api.create_repo(
-            to.id, repo_type=to.kind, space_sdk=sdk, space_hardware=hardware, private=private, exist_ok=True
+            to.id,
+            repo_type=to.kind,
+            space_sdk=to.sdk if to.kind == "space" else None,
+            space_hardware=SpaceHardware(to.hardware) if to.hardware else None,
+            private=to.private or None,  # unless a flag says it, an organisation's own default decides who sees it
+            exist_ok=True,
         )
         # A repository that exists already is no proof: a token that only reads would have come as far.
         api.auth_check(to.id, repo_type=to.kind, write=True)
@@ -228,11 +228,8 @@ def _require_write_access(api: HfApi, to: Destination) -> None:
         raise PermissionError(
             f"this {to.kind} is public already; ask for no private one to publish there, or name another one"
         )
-
-
-def _require_new_tag(api: HfApi, to: Destination) -> None:
-    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(to.id, repo_type=to.kind).tags} if to.tag else {}
-    if commit := tags.get(to.tag):
+    tags = api.list_repo_refs(to.id, repo_type=to.kind).tags if to.tag else []
+    if commit := next((tag.target_commit for tag in tags if tag.name == to.tag), ""):
         raise LeukoscopeError(
             f"{to.id}: has the tag {to.tag} already (commit {commit[:12]}), and a tag stays where it is; name another "
             "one"
@@ -267,18 +264,27 @@ def reason(error: Exception) -> str:
     return f"the Hub fails (HTTP {status}); try again"
 
 
-REQUIRED = (CONFIG, WEIGHTS, METRICS)
 RELEASE_PATTERNS = (
     *(CONFIG, WEIGHTS, METRICS, CARD, OOD),
     *(f"{FIGURES}/{name}.png" for name in SHOWN),
     f"{PREDICTIONS}/*.parquet",
 )
+# What a column of predictions may be called, and its type.
+_COLUMNS = (
+    ("cell_id|subject|label|pixel_hash", "string"),
+    ("p_.*|area", "halffloat|float|double"),
+    ("fold", r"u?int\d+"),
+)
 
 
 def release_contents(release: Path) -> dict[str, Path]:
-    """Path in the repository → file, for all that is published; an error for a missing file or one that holds more."""
-    files = {name: path for name, path in folder_files(release).items() if is_release_file(name)}
-    if missing := [name for name in REQUIRED if name not in files]:
+    """Path in the repository → file, for all that is published.
+
+    Raises:
+        LeukoscopeError: a missing file, or predictions that hold more than predictions.
+    """
+    files = {name: path for name, path in _files(release).items() if is_release_file(name)}
+    if missing := [name for name in (CONFIG, WEIGHTS, METRICS) if name not in files]:
         raise LeukoscopeError(f"{release}: has no {missing[0]}; give the folder of a release")
     for path in files.values():
         if path.suffix == ".parquet":
@@ -288,12 +294,7 @@ def release_contents(release: Path) -> dict[str, Path]:
 
 def unpublished_files(release: Path) -> list[str]:
     """Files in the folder that are no part of a release, and are not published."""
-    return [name for name in folder_files(release) if not is_release_file(name)]
-
-
-def folder_files(folder: Path) -> dict[str, Path]:
-    """Every file of a folder and its sub-folders: relative path → file."""
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return [name for name in _files(release) if not is_release_file(name)]
 
 
 def is_release_file(name: str) -> bool:
@@ -301,24 +302,25 @@ def is_release_file(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in RELEASE_PATTERNS)
 
 
-def _require_predictions_only(path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _files(folder: Path) -> dict[str, Path]:
+    """Every file of a folder and its sub-folders: relative path → file."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
+
+def _require_predictions_only(path: Path) -> None:
     try:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
         raise LeukoscopeError(f"{path}: cannot be read ({error}); make the release again") from None
     for column in schema:
-        is_name = column.name in ("cell_id", "subject", "label") and pa.types.is_string(column.type)
-        is_share = (column.name.startswith("p_") or column.name == "area") and pa.types.is_floating(column.type)
-        is_fold = column.name == "fold" and pa.types.is_integer(column.type)
-        is_hash = column.name == "pixel_hash" and pa.types.is_string(column.type)
-        # Nothing longer than a hash: a column of that name may not hold pixels.
-        is_hash = is_hash and all(
-            re.fullmatch(r"[0-9a-f]{16}|", value or "") for value in pq.read_table(path)["pixel_hash"].to_pylist()
+        fits = any(
+            re.fullmatch(names, column.name) and re.fullmatch(kinds, str(column.type)) for names, kinds in _COLUMNS
         )
-        if not (is_name or is_share or is_fold or is_hash):
+        if fits and column.name == "pixel_hash":
+            # Nothing longer than a hash: a column of that name may not hold pixels.
+            hashes = pq.read_table(path)["pixel_hash"].to_pylist()
+            fits = all(re.fullmatch(r"[0-9a-f]{16}|", value or "") for value in hashes)
+        if not fits:
             raise LeukoscopeError(
                 f"{path}: column {column.name} ({column.type}) is no prediction; only cell ids, subjects, labels, "
                 "areas, folds, hashes and probabilities are published — remove it"

@@ -45,7 +45,7 @@ CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"
 # What only training, measuring and the command line run.
 _LEFT_OUT = (
     *("__pycache__", "*.pyi", "__main__.py", "api.py", "audit.py", "cli", "hub", "protocol.py", "training"),
-    *("assess.py", "augmentation.py", "build.py", "card.py", "ood_metrics.py"),
+    *("assess.py", "augmentation.py", "build.py", "card.py"),
     *("ray_scoring.py", "recipes.py", "thresholds.py"),
 )
 _NOT_NEEDED = ("accelerate", "evaluate", "transformers", "typer")
@@ -81,7 +81,11 @@ class SpaceModel:
 
 
 def find_model(name: str) -> SpaceModel:
-    """Find a model to offer on the Hub, `owner/name[@revision]`; an error where it is not there or cannot be loaded."""
+    """Find a model to offer on the Hub, `owner/name[@revision]`.
+
+    Raises:
+        LeukoscopeError: it is not there, or cannot be loaded.
+    """
     from huggingface_hub.errors import HfHubHTTPError
 
     hub_id, revision = parse_hub_id(name)
@@ -119,8 +123,11 @@ def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukos
 
     Args:
         models: those to offer, the first one picked when the page opens.
-        out: a new or empty folder, or one that holds an earlier Space of ours; anything else is an error.
+        out: a new or empty folder, or one that holds an earlier Space of ours.
         gpu: whether it asks for a torch that computes on a borrowed GPU (ZeroGPU).
+
+    Raises:
+        LeukoscopeError: another folder, or one that cannot be written.
     """
     with _space_folder(out) as folder:
         shutil.copytree(Path(leukoscope.__file__).parent, folder / PACKAGE, ignore=shutil.ignore_patterns(*_LEFT_OUT))
@@ -142,10 +149,13 @@ def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukos
 
 
 def space_requirements(ours: str, *, gpu: bool = False) -> str:
-    """What a Space installs: our requirements, an error if incomplete, without those that the demo never imports.
+    """What a Space installs: our requirements without those that the demo never imports.
 
     Gradio's version is that of the front matter. On a CPU, torch comes without the gigabytes of its GPU libraries; for
     a borrowed GPU, in the versions that ZeroGPU runs.
+
+    Raises:
+        LeukoscopeError: requirements that lack one that has to be changed.
     """
     bounds = {**(ZERO_GPU if gpu else {}), "gradio": f"[mcp]=={version('gradio')}"}
     lines = [line for line in ours.splitlines() if line and not line.startswith("#")]
@@ -170,39 +180,22 @@ def write_static_space(
         LeukoscopeError: as `write_space`; the release's network cannot be made into a graph, it resizes by a filter
             that the page does not know, or the runtime cannot be had.
     """
-    from leukoscope.inference.gradcam import map_colours
     from leukoscope.inference.graph import ONNX_GRAPH, write_onnx
     from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 
     assert release.folder is not None
-    preprocessing, thresholds = release.preprocessing, Thresholds.from_metrics(release.metrics)
-    if preprocessing.interpolation not in ("bilinear", "bicubic", "lanczos"):
+    if release.preprocessing.interpolation not in ("bilinear", "bicubic", "lanczos"):
         raise LeukoscopeError(
-            f"{release.name}: resizes pictures by {preprocessing.interpolation!r}; the page knows bilinear, bicubic "
-            "and lanczos — build a Space without --static"
+            f"{release.name}: resizes pictures by {release.preprocessing.interpolation!r}; the page knows bilinear, "
+            "bicubic and lanczos — build a Space without --static"
         )
     runtime_files = {file: _runtime_file(file, runtime) for file in RUNTIME_FILES}
     name = release.name if release.revision else folder_name(release.folder)
     hub_id = release.name.partition("@")[0] if release.revision else ""
-    settings = {
-        "model": name,
-        "revision": release.revision,
-        "notice": RESEARCH_NOTICE,
-        "labels": release.labels,
-        "preprocessing": asdict(preprocessing) | {"resized_side": preprocessing.resized_side},
-        "abstain_below": thresholds.abstain_below,
-        "least_on_cell": thresholds.least_on_cell,
-        "picture_side": thresholds.picture_side,
-        "side_may_differ": SIDE_MAY_DIFFER,
-        "ood": _detector(release.folder / OOD),
-        "reasons": REASON_TEXTS,
-        "colours": map_colours(256).tolist(),
-        "words": _words(release),
-    }
     with _space_folder(out) as folder:
         write_onnx(replace(release, name=name), folder / MODEL)  # publishes no path of this machine
         (folder / MODEL / CARD).unlink()  # a Space has a README.md of its own
-        (folder / SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        (folder / SETTINGS).write_text(json.dumps(_settings(release, name)) + "\n", encoding="utf-8")
         (folder / EXAMPLES).mkdir()
         examples = [(label, f"{EXAMPLES}/{label}-{cell}.png") for label in PHANTOM_LABELS for cell in range(3)]
         for number, (label, file) in enumerate(examples):
@@ -226,6 +219,28 @@ def write_static_space(
         readme = rendered(here / "static_space.md", runtime=ONNXRUNTIME_WEB, **about)
         (folder / "README.md").write_text(readme, encoding="utf-8")
     return out
+
+
+def _settings(release: ReleaseInfo, name: str) -> dict[str, Any]:
+    """What the page's script reads."""
+    from leukoscope.inference.gradcam import map_colours
+
+    preprocessing, thresholds = release.preprocessing, Thresholds.from_metrics(release.metrics)
+    return {
+        "model": name,
+        "revision": release.revision,
+        "notice": RESEARCH_NOTICE,
+        "labels": release.labels,
+        "preprocessing": asdict(preprocessing) | {"resized_side": preprocessing.resized_side},
+        "abstain_below": thresholds.abstain_below,
+        "least_on_cell": thresholds.least_on_cell,
+        "picture_side": thresholds.picture_side,
+        "side_may_differ": SIDE_MAY_DIFFER,
+        "ood": _detector((release.folder or Path()) / OOD),
+        "reasons": REASON_TEXTS,
+        "colours": map_colours(256).tolist(),
+        "words": _words(release),
+    }
 
 
 def _words(release: ReleaseInfo) -> dict[str, Any]:

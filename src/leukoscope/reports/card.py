@@ -56,9 +56,12 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     """Render the model card of a release, as Markdown with the Hub's YAML front matter.
 
     Args:
-        release: a folder with config.json and metrics.json; an error for one without measurements.
+        release: a folder with config.json and metrics.json.
         hub_id: where it is published; its folder name stands in until then.
         licence: of the weights, as the Hub names it ("mit"); "" for `default_licence`.
+
+    Raises:
+        LeukoscopeError: a release without measurements.
     """
     from huggingface_hub import ModelCard
 

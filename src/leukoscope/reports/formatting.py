@@ -15,7 +15,6 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.data.registry import trained_on
-from leukoscope.inference.subject import POOLINGS
 
 _METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -103,11 +102,6 @@ def hundred(value: float) -> str:
     return f"{100 * value:.0f}"
 
 
-def gain(value: float | None) -> str:
-    """A difference of shares, always with its sign; a dash for a missing value."""
-    return "–" if value is None else f"{value:+.3f}"
-
-
 def span(interval: Mapping[str, Any] | Sequence[float] | None) -> str:
     """An interval of shares with two digits: more would suggest too much precision. A dash for a missing one.
 
@@ -138,32 +132,15 @@ def with_interval(block: Mapping[str, Any], metric: str) -> str:
     return f"{value} ({span(intervals[metric])})" if metric in intervals else value
 
 
-def difference(estimate: Mapping[str, Any] | None) -> str:
-    """A difference of shares and its interval; a dash where there is none."""
-    return (
-        "–" if not estimate else f"{gain(estimate['difference'])} ({gain(estimate['low'])} to {gain(estimate['high'])})"
-    )
-
-
 def fraction(rate: Mapping[str, Any]) -> str:
     """A share of few subjects: counts, share and interval; only the counts where there is no subject."""
     counts = f"{rate['right']} of {rate['of']}"
     return f"{counts}, {share(rate['right'] / rate['of'])} ({span(rate)})" if rate["of"] else counts
 
 
-def pooling(rule: Mapping[str, Any]) -> str:
-    """How the "subject_rule" block of metrics.json pools a subject's cells, in words."""
-    return POOLINGS[rule["pooling"]]
-
-
 def count(value: int) -> str:
     """A number of cells with thousands separated."""
     return f"{value:,}"
-
-
-def minutes(seconds: float) -> str:
-    """A duration in whole minutes."""
-    return f"{seconds / 60:.0f} min"
 
 
 def new_aliases(metrics: Mapping[str, Any]) -> list[str]:

@@ -9,49 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leukoscope.models.release import OF_FIELDS
-from leukoscope.reports.formatting import (
-    Table,
-    count,
-    hundred,
-    metric_name,
-    new_aliases,
-    share,
-    span,
-    with_interval,
-    with_span,
-)
+from leukoscope.reports.formatting import Table, count, hundred, metric_name, share, span, with_interval, with_span
 
 Metrics = Mapping[str, Any]
-
-RESULT_METRICS = ("auroc_by_subject", "auroc_equal_size", "balanced_accuracy_by_subject", "auroc", "f1_weighted")
-"""The metrics of an evaluation that tables show, in this order."""
-
-
-def evaluation_row(metrics: Metrics, block: Metrics) -> dict[str, str]:
-    """One evaluation as text.
-
-    Returns:
-        detail (of the split), both_sides (whether subjects are in training and test), estimates, cells, the
-        `RESULT_METRICS` with their intervals, accuracy; and of the cell's area alone size_auroc, size_aurocs (that and
-        the one at equal size) and size_f1.
-    """
-    # One subject under several ids may be on two sides of a split by subject.
-    by_subject = "a few, found since" if new_aliases(metrics) else "no"
-    both_sides = {"cell": "yes", "subject": by_subject, "block": "not known, but no block of neighbouring images"}
-    size_only = block.get("size_only_baseline") or {}
-    return {
-        "detail": block["split"]["detail"],
-        "both_sides": both_sides.get(block["split"]["disjoint_by"], "not known"),
-        "estimates": block["estimates"],
-        "cells": count(block["metrics"]["cells"]),
-        **{key: with_interval(block, key) for key in RESULT_METRICS},
-        "accuracy": share(block["metrics"]["accuracy"]),
-        "size_auroc": share(size_only.get("auroc_by_subject")),
-        "size_aurocs": " / ".join(share(size_only.get(key)) for key in ("auroc_by_subject", "auroc_equal_size"))
-        if size_only
-        else "–",
-        "size_f1": share(size_only.get("f1_weighted")),
-    }
 
 
 def confusion_table(measured: Metrics, labels: Sequence[str]) -> Table:
@@ -66,15 +26,9 @@ def confusion_table(measured: Metrics, labels: Sequence[str]) -> Table:
 
 def subjects_table(subjects: Metrics, unit: str = "subject", *, most: int | None = None) -> Table:
     """Accuracy on each subject's cells, worst first, of all or of so many."""
-    rows = [
-        [name, one["label"], count(one["cells"]), share(one["accuracy"])] for name, one in worst_first(subjects)[:most]
-    ]
+    worst_first = sorted(subjects.items(), key=lambda item: (item[1]["accuracy"], -item[1]["cells"]))[:most]
+    rows = [[name, one["label"], count(one["cells"]), share(one["accuracy"])] for name, one in worst_first]
     return Table((unit, "class", "cells", "accuracy"), rows, text_columns=2)
-
-
-def worst_first(subjects: Metrics) -> list[tuple[str, Metrics]]:
-    """Sort subjects by accuracy, and those of equal accuracy by their number of cells, most first."""
-    return sorted(subjects.items(), key=lambda item: (item[1]["accuracy"], -item[1]["cells"]))
 
 
 # Of 100 cells of each class, how many are recognised
@@ -84,7 +38,7 @@ _CALLED = {"ALL": "blasts", "HEM": "normal cells"}
 
 def many(label: str) -> str:
     """Cells of a class in words."""
-    return _CALLED.get(label, f"cells of class {label}")
+    return _CALLED.get(label, f"{label} cells")
 
 
 def recalls(block: Metrics) -> dict[str, tuple[float, Metrics | None]]:
@@ -166,12 +120,6 @@ def healthy_given(metrics: Metrics, labels: Sequence[str] | None = None, outcome
     if not cells or not chosen:
         return "–"
     return f"{100 * sum(kind[outcomes][label] for kind in kinds for label in chosen) / cells:.0f}"
-
-
-def cells_needed(block: Metrics) -> str:
-    """The fewest cells of a subject that gets a class; "more than" where so many were measured not to suffice."""
-    number = count(block["least_cells"])
-    return number if block.get("least_cells_suffice", True) else f"more than {number}"
 
 
 def metrics_table(values: Metrics, intervals: Metrics, unit: str) -> Table:

@@ -14,6 +14,7 @@ import numpy as np
 
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, Decision
 from leukoscope.reports import release_tables
+from leukoscope.reports.release_tables import many
 
 MEANINGS = {
     "ALL": "leukaemic blast",
@@ -24,7 +25,6 @@ MEANINGS = {
     "Pro": "pro-B blast",
 }
 """What the labels of the registered data sets stand for."""
-_MANY = {"ALL": "blasts", "HEM": "normal cells"}
 _OUTCOMES = {ABSTAIN: "not sure", OUT_OF_DISTRIBUTION: "unlike its cells"}
 QUESTION = "Is this white blood cell a leukaemic blast?"
 # Said by the demo and the static page; commands and JSON say `inference.prediction.REASON_TEXTS`.
@@ -102,11 +102,6 @@ def one(label: str) -> str:
     if label not in MEANINGS:
         return label
     return f"{'an' if MEANINGS[label][0] in 'aeiou' else 'a'} {MEANINGS[label]}"
-
-
-def many(label: str) -> str:
-    """Cells of a class."""
-    return _MANY.get(label, f"{label} cells")
 
 
 def measured_on_people(metrics: Mapping[str, Any]) -> bool:

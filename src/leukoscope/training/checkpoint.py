@@ -73,7 +73,8 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint, epoch: int, step: int) -> Path:
         """Write a checkpoint of the `epoch` under way, from 1, after so many steps of it; keep the last `KEPT`.
 
-        Where it cannot be written, that is an error, and the earlier ones are untouched.
+        Raises:
+            LeukoscopeError: it cannot be written; the earlier ones are untouched.
         """
         from safetensors.torch import save_file
 
@@ -96,7 +97,8 @@ class Checkpoints:
     def resume(self, which: str) -> None:
         """Read the checkpoint to resume from into `resumed`: a folder, or the last whole one for "latest".
 
-        A damaged checkpoint that was named, and one of another run, is an error.
+        Raises:
+            LeukoscopeError: a damaged checkpoint that was named, or one of another run.
         """
         named = [Path(which)] if which != LATEST else list(reversed(checkpoints_in(self.folder)))
         for path in named:

@@ -212,7 +212,7 @@ class TrainingConfig:
     run: RunArguments = field(default_factory=RunArguments)
 
     def check(self) -> None:
-        """Check all flags but those of the recipe, which `resolve` checks; an error names what to give instead."""
+        """Raise `LeukoscopeError` for a wrong flag, but for those of the recipe, which `resolve` checks."""
         for part in (self.data, self.model, self.run):
             with_values(part, {}, {name: f"--{name} {value}" for name, value in vars(part).items()})
         if self.model.from_scratch and self.model.pretrained_weights:

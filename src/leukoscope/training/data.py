@@ -318,12 +318,14 @@ def frozen_features(
 ) -> np.ndarray:
     """Read the features kept in `path`; compute them first where they are missing or damaged.
 
-    The network is used on the device it is on, in eval mode and float32. A cache that cannot be written is an error.
+    The network is used on the device it is on, in eval mode and float32.
 
     Returns:
         (N, V, F) float32, memory-mapped: every row of `cells.pixels` in each of its views.
-    """
 
+    Raises:
+        LeukoscopeError: the cache cannot be written.
+    """
     device = next(network.parameters()).device
 
     def batch(start: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split
-from leukoscope.evaluation.overlap import KnownCells, Overlap, Seen, seen_in_training, trainings_of
+from leukoscope.evaluation.overlap import Overlap, seen_of, trainings_of
 from leukoscope.models.build import NetworkStart, copy_weights
 from leukoscope.models.hub_download import KNOWN_CELLS, find_release
 from leukoscope.models.recipes import TIMM, Recipe, get_recipe, timm_recipe
@@ -125,7 +125,8 @@ def _follow_release(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
 def start_from_release(network: nn.Module, recipe: Recipe, name: str, cells: FramedCells, split: Split) -> NetworkStart:
     """Load the weights of a release, named as by --model_name_or_path, into a new `network` of `recipe`, in place.
 
-    A release of another network or standardisation, or one trained on subjects of this run's test side, is an error.
+    Raises:
+        LeukoscopeError: another network or standardisation, or a release trained on subjects of this run's test side.
     """
     release = open_release(name)
     assert release.folder is not None, "it was opened from files"
@@ -202,16 +203,10 @@ def _undo_corrections(
 
 def _check_seen_cells(release: Release, cells: FramedCells, split: Split) -> tuple[str, ...]:
     """Refuse a release that was trained on this run's test side; notes on what else it was trained on."""
-    name, unit, known = name_of(release), cells.data.info.group, KnownCells.of_release(release.folder)
-
-    def seen_of(cell_ids: tuple[str, ...]) -> Seen:
-        rows = cells.rows(cell_ids)
-        subjects, hashes = {cells.subjects[row] for row in rows}, cells.hashes_of(rows)
-        return seen_in_training(
-            release.metrics, known, cells.data, subjects, cell_ids, hashes, split_fingerprints=(split.fingerprint,)
-        )
-
-    tested, validated = seen_of(split.test), seen_of(split.validation)
+    name, unit = name_of(release), cells.data.info.group
+    tested, validated = (
+        seen_of(release, cells, ids, split_fingerprints=(split.fingerprint,)) for ids in (split.test, split.validation)
+    )
     if tested.subjects:
         raise LeukoscopeError(
             f"--model_name_or_path {name}: was trained on {unit} {tested.subjects[0]} ({len(tested.subjects)} in all) "

@@ -26,7 +26,11 @@ class TrainingLoss:
     """
 
     def __init__(self, recipe: Recipe, labels: np.ndarray, names: tuple[str, ...], device: torch.device):
-        """Count the (N,) classes of the training cells; an error where one of the K `names` has none."""
+        """Count the (N,) classes of the training cells.
+
+        Raises:
+            LeukoscopeError: one of the K `names` has none.
+        """
         self.recipe = recipe
         counts = np.bincount(labels, minlength=len(names))
         for name, count in zip(names, counts, strict=True):

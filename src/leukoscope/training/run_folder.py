@@ -1,4 +1,4 @@
-"""What a run folder holds: flags, environment, epochs, predictions and metrics; and the logging to a tracker.
+"""What a run folder holds: epochs, predictions and metrics; and the logging to a tracker.
 
 Every block of metrics states what it estimates; a number without that misleads.
 """
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import distributions, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from torch import nn
 from transformers.utils import flatten_dict
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
-from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, require_space
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.baselines import size_only_predictions
@@ -35,13 +34,13 @@ from leukoscope.evaluation.metrics import POOLED, headline, measure
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import disk_errors
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release import SCHEMA_VERSION, write_json
+from leukoscope.models.release import SCHEMA_VERSION
 from leukoscope.progress import note
 from leukoscope.training.config import TrainingConfig
 from leukoscope.training.identity import RunIdentity
 
 THESE_WEIGHTS = "these weights"
-ENVIRONMENT, LOCK = "environment.json", ".lock"
+LOCK = ".lock"
 KEPT = 2  # checkpoints; the second is for when the last is damaged
 # Tables and logs; measured on runs of several thousand cells, generously rounded.
 _BESIDES_WEIGHTS = 50_000_000
@@ -52,8 +51,10 @@ def locked(out: Path) -> Iterator[None]:
     """Keep other trainings out of a run folder within the block.
 
     The system holds the lock for this process and drops it when the process ends, however it ends. Another training in
-    the same process is not kept out: they follow each other there. Another process that trains there, or a file that
-    cannot be written, is an error.
+    the same process is not kept out: they follow each other there.
+
+    Raises:
+        LeukoscopeError: another process trains there, or the lock cannot be written.
     """
     busy = LeukoscopeError(
         f"--output_dir {out}: another training is writing there; wait until it has ended, or give another folder"
@@ -164,9 +165,10 @@ def describe_run(
             "start_weights_sha256": identity.start,
             "seed": config.run.seed,
             "command": config.command(),
-            "created": _now(),
+            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "hardware": hardware(device),
             "versions": versions(),
+            "code": _checkout(),
         },
         "evaluations": [],
     }
@@ -196,33 +198,6 @@ def result_lines(block: dict[str, Any]) -> str:
             f"weighted F1 {baseline['f1_weighted']:.3f}"
         )
     return "\n".join([*lines, f"  {RESEARCH_NOTICE}"])
-
-
-def write_environment(out: Path, accelerator: Accelerator, config: TrainingConfig, data: LoadedCells) -> None:
-    """Write environment.json into the run folder; called by every process, written by the main one."""
-    if accelerator.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(accelerator.device)
-    if not accelerator.is_main_process:
-        return
-    now = {
-        "notice": RESEARCH_NOTICE,
-        "started": _now(),
-        "command": config.command(),
-        "data": {"name": data.info.name, "fingerprint": data.fingerprint},
-        "leukoscope": {"version": __version__, **_checkout()},
-        "compute": {
-            "device": str(accelerator.device),
-            "hardware": hardware(accelerator.device),
-            "precision": accelerator.mixed_precision,
-            "processes": accelerator.num_processes,
-            "threads": torch.get_num_threads(),
-        },
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        # An installation that was interrupted leaves a folder without a name.
-        "packages": dict(sorted((d.metadata["Name"], d.version) for d in distributions() if d.metadata["Name"])),
-    }
-    write_json(out / ENVIRONMENT, now, exact=True)
 
 
 def peak_memory() -> tuple[int, int]:
@@ -272,10 +247,6 @@ def _checkout() -> dict[str, Any]:
         # No git on this machine, or a folder it does not trust.
         return {}
     return {"commit": commit, "changed_since": bool(changes)}
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def check_tracking(tracker: str | None) -> None:

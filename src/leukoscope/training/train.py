@@ -154,11 +154,12 @@ def train(
         accelerator.wait_for_everyone()
         run_folder.start_tracking(accelerator, config, recipe)
         with written():
-            run_folder.write_environment(out, accelerator, config, cells.data)
             if accelerator.is_main_process:
-                _remove_earlier_run(out, keep_checkpoints=resume is not None)
                 drawn.save(out / "split.json")
+                _remove_earlier_run(out, keep_checkpoints=resume is not None)
                 identity.save(out)
+        if accelerator.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(accelerator.device)
 
         # Epochs
         for epoch_row in trainer.fit():
@@ -341,7 +342,11 @@ def close_connection() -> None:
 
 
 def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
-    """The split that the flags name, made or read from a file; an error for a flag that has no effect on it."""
+    """The split that the flags name, made or read from a file.
+
+    Raises:
+        LeukoscopeError: a flag that has no effect on it.
+    """
     args, defaults = config.data, DataArguments()
     if args.split_file:
         if args.split:
