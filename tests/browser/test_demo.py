@@ -172,7 +172,7 @@ def test_many_cells_go_from_a_zip_to_subjects_a_cell_and_a_table(visits: Callabl
     said = visit.page.locator("#answer").inner_text()
     assert "20 cells predicted." in said and "Measured on your labels" in said
     assert "ALL/P0/broken.png: is not an image" in said
-    in_view(visit, "#answer .lk-headline", "#answer .lk-counts", "#picture .lk-cells li")
+    in_view(visit, "#answer .lk-headline", "#answer .lk-counts", "#picture .lk-subject svg")
     rows = list(csv.DictReader(io.StringIO(saved(visit, "save:csv").decode())))
     assert [row["label"] for row in rows] == ["ALL"] * 10 + ["HEM"] * 10
     visit.page.locator("#picture .lk-subject svg").nth(9).wait_for()

@@ -163,6 +163,10 @@ def smear_answer(smear: Smear, others: tuple[str, ...] = ()) -> str:
     notes = [one for one in reading.smear.notes if not one.endswith(_GUESSED)]
     found = {outcome: count for outcome, count in reading.counts.items() if count}
     hint = "Click a cell to open it." if smear.whole else ""
+    said = f"White cells: {len(reading.cells)}, whole: {len(smear.whole)}."
+    if (share := reading.in_distribution) is not None:
+        needed = f"; for a class {percent(FIELD_NEEDS)} must be" if smear.is_foreign else ""
+        said += f" {percent(share)} are like the training cells{needed}."
     pitch = scale.um_per_pixel if scale else 0
     given = (
         f'<label>Micrometres per pixel <input type="number" min="0" max="5" step="0.01" value="{pitch:.3g}" '
@@ -171,7 +175,7 @@ def smear_answer(smear: Smear, others: tuple[str, ...] = ()) -> str:
     saves = "".join(stage.act(f"save:{kind}", f"Save {kind.upper()}") for kind in ("png", "csv"))
     return (
         f'<div data-model="{escape(reading.model)}">'
-        f'<p class="lk-headline" role="status">{escape(reading.summary)}</p>'
+        f'<p class="lk-headline" role="status">{said}</p>'
         f"{stage.counts(found, reading.labels)}{''.join(map(stage.note, notes))}{stage.note(hint)}{strip(smear)}"
         f'{stage.note(f"{about}.")}<div class="lk-acts">{saves}</div>{stage.readers(others)}'
         f"{stage.details('Another scale', given)}</div>"
