@@ -14,7 +14,7 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.web import batch_files
-from leukoscope.web.batch_files import SAMPLE_CELLS, open_batch, sample_batch, subjects_of, true_class
+from leukoscope.web.batch_files import SAMPLE_CELLS, is_batch, open_batch, sample_batch, subjects_of, true_class
 from zips import pack, png
 
 EMBEDDED = Path(__file__).parents[2] / "model_card"
@@ -209,3 +209,11 @@ def test_the_sample_holds_two_subjects_with_cells_enough() -> None:
 def test_a_name_beyond_measure_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LeukoscopeError, match=r"holds x{60}…, a name of 304 letters; at most 255 are read"):
         open_batch([pack(tmp_path / "cells.zip", {"x" * 300 + ".png": png()})])
+
+
+def test_a_zip_that_is_cut_short_is_called_so(tmp_path: Path) -> None:
+    path = Path(pack(tmp_path / "cells.zip", {"a.png": png()}))
+    path.write_bytes(path.read_bytes()[:60])
+    assert is_batch([str(path)])
+    with pytest.raises(LeukoscopeError, match=r"^cells.zip: the zip is damaged or cut short; pack or send it again$"):
+        open_batch([str(path)])

@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
 from pathlib import Path, PurePosixPath
@@ -93,7 +94,14 @@ def sample_batch() -> Batch:
 
 def is_batch(paths: Sequence[str]) -> bool:
     """Whether an upload is more than one picture: several files or a zip."""
-    return len(paths) > 1 or zipfile.is_zipfile(paths[0])
+    return len(paths) > 1 or _is_zip(paths[0])
+
+
+def _is_zip(path: str) -> bool:
+    """Whether a file is a zip, or begins as one: what is cut short has lost its directory, which stands at the end."""
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04" or zipfile.is_zipfile(path)
+    return False
 
 
 def true_class(name: str, classes: Sequence[str]) -> str:
@@ -119,7 +127,7 @@ def open_batch(paths: Sequence[str]) -> Batch:
             f"{len(paths)} files of {size // 2**20} MB were given; at most {MAX_UNPACKED // 2**20} MB fit in one "
             "batch: split it"
         )
-    archives = [path for path in paths if zipfile.is_zipfile(path)]
+    archives = [path for path in paths if _is_zip(path)]
     batch, files = Batch(), dict[str, BatchFile]()
     # A zip stays open until the next is read: its directory is parsed once, not again for each picture.
     opened = lru_cache(maxsize=1)(zipfile.ZipFile)
@@ -155,7 +163,7 @@ def _entries(path: str, name: str, opened: Callable[[str], zipfile.ZipFile]) -> 
     try:
         entries = [entry for entry in opened(path).infolist() if not entry.is_dir() and not _is_added(entry.filename)]
     except (zipfile.BadZipFile, OSError, ValueError):
-        raise LeukoscopeError(f"{name}: the zip is damaged; pack it again") from None
+        raise LeukoscopeError(f"{name}: the zip is damaged or cut short; pack or send it again") from None
     _require_safe(entries, name)
     pictures, others = [], Counter[str]()
     for entry in entries:
