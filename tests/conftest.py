@@ -9,15 +9,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from hub_server import WRITE_TOKEN, Hub, serving
+from warm import warm_python
 
 if TYPE_CHECKING:
     from leukoscope.data.cells import LoadedCells
@@ -63,6 +66,20 @@ def real_data() -> Path:
     if not path.is_dir():
         pytest.fail(f"LEUKOSCOPE_DATA={folder}: no such folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def few_real_cells(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve cells of each subject of C-NMC, in its folders: all 7,779 take minutes to decode."""
+    root, folder, taken = real_data / "cnmc2019", tmp_path_factory.mktemp("few"), Counter[str]()
+    for path in sorted((root / "C-NMC_Leukemia").rglob("UID_*")):
+        subject = path.name.split("_")[1]
+        taken[subject] += 1
+        if taken[subject] <= 12:
+            link = folder / path.relative_to(root)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+    return folder / "C-NMC_Leukemia"
 
 
 @pytest.fixture(scope="session")
@@ -146,13 +163,25 @@ def phantom_data() -> LoadedCells:
     return load_cells("phantoms", image_size=64)
 
 
-@pytest.fixture
-def kept_graphs(tmp_path_factory: pytest.TempPathFactory, cache_in_tmp: pytest.MonkeyPatch) -> Path:
-    """The cache of all tests that ask for it, of every worker: each embedded release's graph is made once."""
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of all tests that ask for it, of every worker: each graph is made and each phantom decoded once."""
     own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "kept-graphs"
-    cache_in_tmp.setenv("LEUKOSCOPE_CACHE", str(folder))
-    return folder
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared-cache"
+
+
+@pytest.fixture
+def kept_graphs(shared_cache: Path, cache_in_tmp: pytest.MonkeyPatch) -> Path:
+    cache_in_tmp.setenv("LEUKOSCOPE_CACHE", str(shared_cache))
+    return shared_cache
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A `python` with this source whose processes need not import torch."""
+    source = str(Path(__file__).parents[1] / "src")
+    with warm_python(tmp_path_factory.mktemp("warm"), os.environ | {"PYTHONPATH": source}) as python:
+        yield str(python)
 
 
 NPM_PACKAGES = ("@huggingface/transformers@4.3.1", "onnxruntime-web@1.30.0")
@@ -203,6 +232,17 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     asked: list[float] = []
     monkeypatch.setattr("time.sleep", asked.append)
     return asked
+
+
+@pytest.fixture(scope="session", autouse=True)
+def phantoms_are_drawn_once() -> Iterator[None]:
+    """Those of a whole data set take seconds, which no test is about."""
+    from leukoscope.data import loading
+    from leukoscope.synthetic import phantom_cells
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "phantom_cells", lru_cache(maxsize=3)(lambda size: tuple(phantom_cells(size=size))))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -151,10 +151,9 @@ def test_help_names_the_flags() -> None:
 
 
 @pytest.mark.slow
-def test_a_release_asked_about_its_own_subjects_is_called_no_test(real_data: Path, tmp_path: Path) -> None:
-    folder = real_data / "cnmc2019" / "C-NMC_Leukemia"
+def test_a_release_asked_about_its_own_subjects_is_called_no_test(few_real_cells: Path, tmp_path: Path) -> None:
     result = run(
-        *(RELEASE, "--dataset_name", "cnmc2019", "--train_dir", folder, "--max_eval_samples", 60),
+        *(RELEASE, "--dataset_name", "cnmc2019", "--train_dir", few_real_cells, "--max_eval_samples", 60),
         *("--output", tmp_path),
     )
     assert result.exit_code == 0, result.output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +17,6 @@ from leukoscope.synthetic import smear_picture
 from leukoscope.training.config import parse_config
 from leukoscope.training.train import train
 
-OF_EACH_SUBJECT = 12
-
-
-@pytest.fixture(scope="module")
-def some_cells(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve cells of each subject of C-NMC, in its folders."""
-    root, folder, taken = real_data / "cnmc2019", tmp_path_factory.mktemp("cells"), defaultdict[str, int](int)
-    for path in sorted((root / "C-NMC_Leukemia").rglob("UID_*")):
-        subject = path.name.split("_")[1]
-        taken[subject] += 1
-        if taken[subject] <= OF_EACH_SUBJECT:
-            link = folder / path.relative_to(root)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path)
-    return folder / "C-NMC_Leukemia"
-
 
 def trained(cells: Path, out: Path, split: str, image_size: int) -> Path:
     """The release of a small network, trained for an epoch."""
@@ -44,26 +27,28 @@ def trained(cells: Path, out: Path, split: str, image_size: int) -> Path:
 
 @pytest.mark.slow
 def test_a_release_trained_with_a_validation_side_refuses_and_abstains(
-    some_cells: Path, real_data: Path, tmp_path: Path
+    few_real_cells: Path, real_data: Path, tmp_path: Path
 ) -> None:
-    release = trained(some_cells, tmp_path / "run", "subject", 64)
+    release = trained(few_real_cells, tmp_path / "run", "subject", 64)
     metrics = read_metrics(release)
     assert metrics["calibration"]["estimates"] == "these weights, on the subjects that chose their epoch"
     assert metrics["decisions"]["fitted_on"]["subjects"]["HEM"] >= 2
-    assert metrics["ood"]["held_out"]["cells"] < sum(1 for _ in some_cells.rglob("UID_*")), "tested cells fit nothing"
+    assert metrics["ood"]["held_out"]["cells"] < sum(1 for _ in few_real_cells.rglob("UID_*")), (
+        "tested cells fit nothing"
+    )
     predictor = Predictor.from_pretrained(release)
     neutrophil = sorted((real_data / "pbc" / "neutrophil").iterdir())[0]
     for picture in (Image.new("RGB", (450, 450), "white"), Image.fromarray(smear_picture("Pre", 0)), neutrophil):
         assert predictor(picture).outcome in (OUT_OF_DISTRIBUTION, NOT_A_CELL)
-    outcomes = [prediction.outcome for prediction in predictor(sorted(some_cells.rglob("UID_*"))[::3])]
+    outcomes = [prediction.outcome for prediction in predictor(sorted(few_real_cells.rglob("UID_*"))[::3])]
     assert ABSTAIN in outcomes and outcomes.count(OUT_OF_DISTRIBUTION) < len(outcomes) / 4
     card = write_card(release).read_text(encoding="utf-8")
     assert "gives no class below a probability of" in card and "a picture without a cell it still names" not in card
 
 
 @pytest.mark.slow
-def test_a_release_without_a_validation_side_says_what_it_lacks(some_cells: Path, tmp_path: Path) -> None:
-    release = trained(some_cells, tmp_path / "run", "all", 32)
+def test_a_release_without_a_validation_side_says_what_it_lacks(few_real_cells: Path, tmp_path: Path) -> None:
+    release = trained(few_real_cells, tmp_path / "run", "all", 32)
     assert not (release / OOD).exists() and not {"calibration", "decisions", "ood"} & read_metrics(release).keys()
     said = re.sub(r"\s+", " ", write_card(release).read_text(encoding="utf-8"))
     assert "On a picture without a cell it still names a class." in said and "are not calibrated" in said

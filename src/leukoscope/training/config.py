@@ -240,17 +240,20 @@ class TrainingConfig:
         self.check()
         recipe, given = get_recipe(self.model.recipe), self.as_dict()
         if self.is_smoke_run:
+            default = recipe.name == _RECIPE and self.start_weights.from_scratch
             recipe = replace(
                 recipe,
                 # 112 holds whole patches of 8, 14 and 16 px.
                 image_size=96 if recipe.name in RECIPES else 112,
-                num_train_epochs=12,
+                # Two layers of each block learn phantoms as all 58 do, in a fifth of the time.
+                block_config=(2, 2, 2, 2) if default else recipe.block_config,
+                num_train_epochs=8,
                 train_batch_size=16,
                 learning_rate=1e-3,
                 drop_rate=0.0,
                 # From random weights validation jumps from epoch to epoch: averaged, and never stopped in a trough.
                 ema_decay=recipe.ema_decay or 0.9,
-                early_stopping_patience=12,
+                early_stopping_patience=8,
             )
         recipe = with_overrides(recipe, self.model.override)
         if self.start_weights.from_scratch:
