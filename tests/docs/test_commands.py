@@ -13,8 +13,9 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -29,6 +30,7 @@ from hub_server.api import USER
 from leukoscope.cli import app
 from leukoscope.training.config import DataArguments, ModelArguments, RunArguments
 from scratch import ROOT, lay_out
+from warm import warm_python
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -136,28 +138,44 @@ def test_a_block_that_is_not_run_says_why() -> None:
                 assert len(block.text.splitlines()[0]) > len(NOT_RUN) + 5, f"{page.name}:{block.line}: no reason"
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    (tmp_path / "scratch").mkdir()
-    return lay_out(tmp_path / "scratch")
+@pytest.fixture(scope="module")
+def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lay_out(tmp_path_factory.mktemp("laid-out"))
 
 
 @pytest.fixture
-def commands(tmp_path: Path) -> Path:
-    """`leukoscope`, `accelerate`, `torchrun` and `python` of this very source; `make` is looked up elsewhere."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, module in {
-        "python": "",
-        "leukoscope": "-m leukoscope",
-        "accelerate": "-m accelerate.commands.accelerate_cli",
-        "torchrun": "-m torch.distributed.run",
-    }.items():
-        (folder / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module} "$@"\n')
-        (folder / name).chmod(0o755)
-    (folder / "make").write_text("#!/bin/sh\n")
-    (folder / "make").chmod(0o755)
-    return folder
+def place(laid_out: Path, tmp_path: Path) -> Path:
+    """A page's own folder; what lies there is linked, not copied: a file that a command changes is written anew."""
+    return shutil.copytree(laid_out, tmp_path / "scratch", symlinks=True, copy_function=os.link)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Iterator[dict[str, str]]:
+    """A machine with a Hub of its own, and `leukoscope`, `accelerate`, `torchrun` and `python` of this source."""
+    folder, bin = tmp_path_factory.mktemp("machine"), tmp_path_factory.mktemp("bin")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE", "PYTEST"))}
+    with serving(folder / "hub") as hub:
+        own = kept | {
+            "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(folder / "home"),
+            "HF_TOKEN": WRITE_TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "LEUKOSCOPE_CACHE": str(shared_cache),
+        }
+        with warm_python(bin, own) as python:
+            for name, module in {
+                "leukoscope": f"exec {python} -m leukoscope",
+                "accelerate": f"exec {python} -m accelerate.commands.accelerate_cli",
+                "torchrun": f"exec {python} -m torch.distributed.run",
+                "make": "exit 0 #",  # its verbs are looked up elsewhere
+            }.items():
+                (bin / name).write_text(f'#!/bin/sh\n{module} "$@"\n')
+                (bin / name).chmod(0o755)
+            yield own
 
 
 def _tiny(line: str) -> str:
@@ -184,33 +202,22 @@ def _label(place: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any(b.runs for b in blocks(page))], ids=lambda p: p.name)
-def test_every_block_runs(page: Path, place: Path, commands: Path, tmp_path: Path) -> None:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE", "PYTEST"))}
-    with serving(tmp_path / "hub") as hub:
-        environment = kept | {
-            "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_TOKEN": WRITE_TOKEN,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_UPDATE_DOWNLOAD_COUNTS": "0",
-            "NO_PROXY": "127.0.0.1,localhost",
-            "LEUKOSCOPE_CACHE": str(tmp_path / "cells"),
-        }
-        for block in blocks(page):
-            if "labelling is work for people" in block.text:
-                _label(place)
-            if not block.runs:
-                continue
-            script = block.text.replace("owner/", f"{USER}/")
-            if block.language == "sh":
-                script = "\n".join(map(_tiny, script.replace("\\\n", " ").splitlines()))
-            else:
-                script = script.replace("lk.train(", f"lk.train({TINY_ARGUMENTS}, ")
-            command = ["bash", "-euo", "pipefail", "-c"] if block.language == "sh" else [sys.executable, "-c"]
-            done = subprocess.run(
-                [*command, script], cwd=place, env=environment, capture_output=True, text=True, timeout=SECONDS
-            )
-            said = f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-            assert done.returncode == 0, f"{page.name}:{block.line}:\n{script}\n{said}"
+def test_every_block_runs(page: Path, place: Path, environment: dict[str, str]) -> None:
+    for block in blocks(page):
+        if "labelling is work for people" in block.text:
+            _label(place)
+        if not block.runs:
+            continue
+        script = block.text.replace("owner/", f"{USER}/")
+        if block.language == "sh":
+            script = "\n".join(map(_tiny, script.replace("\\\n", " ").splitlines()))
+        else:
+            script = script.replace("lk.train(", f"lk.train({TINY_ARGUMENTS}, ")
+        command = ["bash", "-euo", "pipefail", "-c"] if block.language == "sh" else ["python", "-c"]
+        started = time.monotonic()
+        done = subprocess.run(
+            [*command, script], cwd=place, env=environment, capture_output=True, text=True, timeout=SECONDS
+        )
+        print(f"{page.name}:{block.line}: {time.monotonic() - started:.1f} s")
+        said = f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        assert done.returncode == 0, f"{page.name}:{block.line}:\n{script}\n{said}"
