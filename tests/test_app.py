@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from app import server_address
+import app
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.synthetic import draw_cell, draw_smear
 
@@ -36,9 +36,9 @@ def run_app(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def test_it_listens_on_this_machine_only_unless_it_is_a_space() -> None:
-    assert server_address({}) == ("127.0.0.1", 7860)
-    assert server_address({"GRADIO_SERVER_PORT": "8000"}) == ("127.0.0.1", 8000)
-    assert server_address({"SPACE_ID": "owner/demo"})[0] == "0.0.0.0"
+    assert app.server_address({}) == ("127.0.0.1", 7860)
+    assert app.server_address({"GRADIO_SERVER_PORT": "8000"}) == ("127.0.0.1", 8000)
+    assert app.server_address({"SPACE_ID": "owner/demo"})[0] == "0.0.0.0"
 
 
 def test_a_port_that_is_none_is_one_line() -> None:
@@ -47,23 +47,20 @@ def test_a_port_that_is_none_is_one_line() -> None:
     assert answer.stderr.strip() == "error: GRADIO_SERVER_PORT=eighty: is no port; give a number from 1 to 65535"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("flag", ["--models", "--releases"])
-def test_what_was_named_and_is_not_there_is_one_line(flag: str) -> None:
-    answer = run_app(flag, "modles.txt")
-    assert answer.returncode == 1
-    assert answer.stderr.strip() == f"error: {flag} modles.txt: not found; check the path"
-
-
-@pytest.mark.slow
-def test_a_folder_without_a_release_is_one_line(tmp_path: Path) -> None:
+def test_what_was_named_and_is_not_there_or_holds_no_release_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "notes.txt").write_text("no release")
-    for wrong in (tmp_path, tmp_path / "notes.txt"):
-        answer = run_app("--releases", str(wrong))
-        assert answer.returncode == 1
-        assert answer.stderr.strip() == (
-            f"error: --releases {wrong}: holds no release; give a release folder, or a folder of them"
-        )
+    none = "holds no release; give a release folder, or a folder of them"
+    for flag, path, problem in (
+        ("--models", Path("modles.txt"), "not found; check the path"),
+        ("--releases", Path("modles.txt"), "not found; check the path"),
+        ("--releases", tmp_path, none),
+        ("--releases", tmp_path / "notes.txt", none),
+    ):
+        monkeypatch.setattr(sys, "argv", ["app.py", flag, str(path)])
+        assert app.main() == 1
+        assert capsys.readouterr().err == f"error: {flag} {path}: {problem}\n"
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -57,10 +58,10 @@ def predictor() -> Predictor:
     return Predictor.from_pretrained(RELEASE, backend="torch")
 
 
-@pytest.fixture(scope="module")
-def page(chromium: Any, address: str, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The page once its example is answered; a test may name another window than a laptop's."""
-    context = chromium.new_context(**getattr(request, "param", {"viewport": {"width": 1280, "height": 720}}))
+@contextmanager
+def opened(chromium: Any, address: str, **options: Any) -> Iterator[Any]:
+    """The page once its example is answered; nothing leaves this machine, and no script fails."""
+    context = chromium.new_context(**options)
     page = context.new_page()
     page.set_default_timeout(120_000)
     elsewhere: list[str] = []
@@ -73,6 +74,12 @@ def page(chromium: Any, address: str, request: pytest.FixtureRequest) -> Iterato
     context.close()
     assert elsewhere == []
     assert broken == []
+
+
+@pytest.fixture(scope="module")
+def page(chromium: Any, address: str) -> Iterator[Any]:
+    with opened(chromium, address, viewport={"width": 1280, "height": 720}) as page:
+        yield page
 
 
 def is_here(url: str, address: str) -> bool:
@@ -123,6 +130,35 @@ def pictures(folder: Path) -> list[Path]:
     return [folder / name for name in made]
 
 
+def test_an_example_is_answered_on_the_stage_of_the_demo(page: Any) -> None:
+    stage_holds_the_first_example(page)
+
+
+def test_an_example_is_answered_on_a_phone(chromium: Any, address: str) -> None:
+    with opened(chromium, address, **PHONE) as page:
+        stage_holds_the_first_example(page)
+
+
+def stage_holds_the_first_example(page: Any) -> None:
+    size = page.viewport_size
+    assert page.locator("#caption").inner_text() == "Synthetic ALL"
+    assert page.locator("#outcome").inner_text() == "Looks like a leukaemic blast"
+    assert page.locator("#notes").inner_text().startswith("The same in 8 of 8 orientations.")
+    for shown in ("#notice", "#drop", "#examples button", "#stage-of", "#tools", "#outcome"):
+        box = page.locator(shown).first.bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= size["height"], f"{shown}: {box}"
+    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    stage = page.locator("#stage-of").bounding_box()
+    page.locator("#stage-of").click(position={"x": 5, "y": 5})
+    page.mouse.move(stage["x"] + stage["width"] / 2, stage["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(stage["x"] + stage["width"] / 4, stage["y"] + 20, steps=4)
+    page.mouse.up()
+    assert 20 <= float(page.locator("#tools input").input_value()) <= 30
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (dark == "rgb(24, 24, 27)") == (size["width"] == 390)
+
+
 def test_the_page_predicts_and_decides_as_the_predictor_does(page: Any, predictor: Predictor, tmp_path: Path) -> None:
     outcomes, recall = set(), recall_text(predictor.release.metrics)
     for path in pictures(tmp_path):
@@ -139,7 +175,7 @@ def test_the_page_predicts_and_decides_as_the_predictor_does(page: Any, predicto
 
 
 def test_real_cells_have_the_predictors_probabilities(page: Any, predictor: Predictor, real_data: Path) -> None:
-    files = sorted((real_data / "cnmc2019").rglob("*.bmp"))[:6]
+    files = sorted((real_data / "cnmc2019").rglob("*.bmp"))[:2]
     assert files
     for path in files:
         assert_alike(ask(page, path), predictor(path, explain=True))
@@ -160,29 +196,6 @@ def test_the_map_lies_over_the_picture_as_the_predictor_draws_it(
     assert (np.abs(ours.astype(int) - theirs).max(axis=2) <= 3).mean() > 0.95
     assert (ours.max(axis=2) - ours.min(axis=2) > 60).mean() > 0.02
     assert page.locator("#map-of").inner_text().endswith(MAP_CAVEAT)
-
-
-@pytest.mark.parametrize(
-    "page", [{"viewport": {"width": 1280, "height": 720}}, PHONE], ids=["laptop", "phone"], indirect=True
-)
-def test_an_example_is_answered_on_the_stage_of_the_demo(page: Any) -> None:
-    size = page.viewport_size
-    assert page.locator("#caption").inner_text() == "Synthetic ALL"
-    assert page.locator("#outcome").inner_text() == "Looks like a leukaemic blast"
-    assert page.locator("#notes").inner_text().startswith("The same in 8 of 8 orientations.")
-    for shown in ("#notice", "#drop", "#examples button", "#stage-of", "#tools", "#outcome"):
-        box = page.locator(shown).first.bounding_box()
-        assert box["y"] >= 0 and box["y"] + box["height"] <= size["height"], f"{shown}: {box}"
-    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
-    stage = page.locator("#stage-of").bounding_box()
-    page.locator("#stage-of").click(position={"x": 5, "y": 5})
-    page.mouse.move(stage["x"] + stage["width"] / 2, stage["y"] + 20)
-    page.mouse.down()
-    page.mouse.move(stage["x"] + stage["width"] / 4, stage["y"] + 20, steps=4)
-    page.mouse.up()
-    assert 20 <= float(page.locator("#tools input").input_value()) <= 30
-    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (dark == "rgb(24, 24, 27)") == (size["width"] == 390)
 
 
 def test_a_picture_can_be_pasted_or_dropped(page: Any) -> None:

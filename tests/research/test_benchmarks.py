@@ -43,10 +43,9 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
 
 
-def run(script: str, results: Path, *flags: object) -> dict[str, Any]:
-    words = [sys.executable, BENCHMARKS / script, "--results", results, "--threads", 1, *flags]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([str(word) for word in words], env=environment, capture_output=True, text=True)
+def run(python: str, script: str, results: Path, *flags: object) -> dict[str, Any]:
+    words = [python, BENCHMARKS / script, "--results", results, "--threads", 1, *flags]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(results.read_text())
     assert result["notice"] == RESEARCH_NOTICE
@@ -54,9 +53,9 @@ def run(script: str, results: Path, *flags: object) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_every_system_is_timed_and_compared(tiny_release: Path, tmp_path: Path) -> None:
+def test_every_system_is_timed_and_compared(warm: str, tiny_release: Path, tmp_path: Path) -> None:
     flags = ("--pictures", 2, "--repeats", 2, "--turns", 1, "--batch_sizes", 1, 2)
-    (release,) = run("inference.py", tmp_path / "inference.json", "--models", tiny_release, *flags)["releases"]
+    (release,) = run(warm, "inference.py", tmp_path / "inference.json", "--models", tiny_release, *flags)["releases"]
     systems = release["systems"]
     assert {"leukoscope auto", "leukoscope torch", "pipeline", "timm", "pytorch-grad-cam"} <= systems.keys()
     for name, figures in systems.items():
@@ -95,7 +94,7 @@ def _flops(network: nn.Module) -> int:
 def test_a_long_run_is_killed_and_resumed(tiny_release: Path, tmp_path: Path) -> None:
     flags: tuple[object, ...]
     flags = ("--cells", 2400, "--short_cells", 600, "--pictures", 5, "--batch_size", 4, "--look_every", 0.02)
-    result = run("scoring.py", tmp_path / "scoring.json", "--model", tiny_release, *flags)
+    result = run(sys.executable, "scoring.py", tmp_path / "scoring.json", "--model", tiny_release, *flags)
     killed, resumed = result["until_killed"], result["resumed"]
     assert killed["cells"] >= 1024 and killed["cells"] + resumed["cells"] == 2400
     assert result["largest_difference"] < 1e-5
@@ -104,8 +103,8 @@ def test_a_long_run_is_killed_and_resumed(tiny_release: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_the_gpu_benchmark_refuses_a_machine_without_one(tmp_path: Path) -> None:
-    words = [sys.executable, str(BENCHMARKS / "gpu.py"), "--hf_script", "script.py", "--models", "release"]
+def test_the_gpu_benchmark_refuses_a_machine_without_one(warm: str, tmp_path: Path) -> None:
+    words = [warm, str(BENCHMARKS / "gpu.py"), "--hf_script", "script.py", "--models", "release"]
     done = subprocess.run(
         [*words, "--results", str(tmp_path)],
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},

@@ -13,6 +13,7 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.recipes import with_overrides, with_values
+from leukoscope.models.weights import is_timm_model
 from leukoscope.training.identity import plain
 from research.prior_networks import AlexNet, BaselineCNN, Classifier, build_prior, penalty
 from research.prior_recipes import PRIOR_RECIPES, Head, Penalty, Plateau, PriorRecipe
@@ -119,12 +120,6 @@ def test_d_inception_has_no_auxiliary_answer() -> None:
     assert not [name for name, _ in network.named_parameters() if name.startswith("AuxLogits")]
 
 
-@pytest.mark.parametrize("recipe", PRIOR_RECIPES.values(), ids=PRIOR_RECIPES)
-def test_none_has_the_habits_of_the_house(recipe: PriorRecipe) -> None:
-    assert not recipe.class_weighted and recipe.label_smoothing == 0 and recipe.max_grad_norm is None
-    assert recipe.about.startswith(f"System {recipe.name[6].upper()} (") and " Left open: " in recipe.about
-
-
 # What the regularisers add to the loss
 
 
@@ -176,7 +171,7 @@ def test_a_network_without_a_head_of_its_own_has_no_penalty() -> None:
     assert penalty(build_prior(recipe, 2), recipe).item() == 0
 
 
-# The dataclass
+# Every recipe
 
 
 @pytest.mark.parametrize("recipe", PRIOR_RECIPES.values(), ids=PRIOR_RECIPES)
@@ -195,3 +190,7 @@ def test_parts_are_overridden_by_a_dot() -> None:
     assert recipe.plateau == Plateau("val_accuracy", 0.5, 2, 3)
     with pytest.raises(LeukoscopeError, match=r"^--override plateau.factor=2: input should be less than or equal to 1"):
         with_overrides(recipe, ["plateau.factor=2"])
+    assert not recipe.class_weighted and recipe.label_smoothing == 0 and recipe.max_grad_norm is None
+    assert recipe.about.startswith(f"System {recipe.name[6].upper()} (") and " Left open: " in recipe.about
+    held = recipe.head is None and recipe.architecture not in ("alexnet", "baseline_cnn")
+    assert is_timm_model(on_paper(recipe.name)) == held, "only a network of timm can be released"

@@ -1,4 +1,4 @@
-"""Each rebuilt system once from flag to result: trained on phantoms, and released where timm holds its network."""
+"""Rebuilt systems from flag to result: trained on phantoms, and released where timm holds their network."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ from research.prior_training import PriorTrainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prior_recipes")]
 
+# One of each kind: with a head, a penalty and a plateau of its own; two of timm, at two sizes and with other means; a
+# network of its own; a frozen one. `test_prior_recipes.py` builds them all.
+TRAINED = (
+    *("prior_a_efficientnet_b3", "prior_c_resnet50", "prior_d_inception"),
+    *("prior_d_baseline_cnn", "prior_e_densenet121_frozen"),
+)
 SMALL = (
     *("--num_train_epochs", "1", "--per_device_train_batch_size", "8"),
     *("--max_train_samples", "16", "--max_eval_samples", "8", "--learning_rate", "1e-4"),
@@ -49,9 +55,9 @@ class Trained:
         return self.out / "release"
 
 
-@pytest.fixture(scope="module", params=PRIOR_RECIPES)
+@pytest.fixture(scope="module", params=TRAINED)
 def trained(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, prior_recipes: None
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, shared_cache: Path, prior_recipes: None
 ) -> Iterator[Trained]:
     folder = tmp_path_factory.mktemp("prior")
     recipe = PRIOR_RECIPES[request.param]
@@ -62,7 +68,7 @@ def trained(
     if not any(name.endswith("running_mean") for name in load_file(start)):
         flags += ["--override", "head_learning_rate=1e-2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LEUKOSCOPE_CACHE", str(folder / "cache"))
+        patch.setenv("LEUKOSCOPE_CACHE", str(shared_cache))
         config, networks = parse_config([*flags, *SMALL, "--output_dir", str(folder / "run")]), []
 
         def build(recipe: Recipe, num_classes: int) -> nn.Module:
@@ -71,7 +77,7 @@ def trained(
 
         out = train(config, build=build, trainer_class=PriorTrainer)
         yield Trained(recipe, out, networks[0], start)
-    shutil.rmtree(folder)  # VGG16 alone leaves more than half a gigabyte
+    shutil.rmtree(folder)
 
 
 def _start_weights(recipe: Recipe, path: Path) -> Path:

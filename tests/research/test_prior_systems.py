@@ -173,29 +173,33 @@ def test_a_row_with_its_file_is_skipped(row: Row, capsys: pytest.CaptureFixture[
     assert row.file.stat().st_mtime_ns == before
 
 
-def test_a_row_of_other_settings_is_not_taken_for_this_one(row: Row, tmp_path: Path) -> None:
+def test_a_row_of_other_settings_cells_or_recipe_is_not_taken_for_this_one(row: Row, tmp_path: Path) -> None:
     finish_runs(row)
     list(reproduce([row]))
-    (other,) = rows(
-        tmp_path, *CNMC, *SHORT, "--image_size", "96", "--seed", "1", recipes=("prior_d_resnet",), protocols=("unseen",)
-    )
+    flags = (*CNMC, *SHORT, "--image_size", "96", "--seed", "1")
+    (other,) = rows(tmp_path, *flags, recipes=("prior_d_resnet",), protocols=("unseen",))
     message = r"\.json: made with other settings \(image_size: 64, seed: 0, recipe's image_size: 64\); .* the row anew$"
     with pytest.raises(LeukoscopeError, match=message):
         list(reproduce([other]))
 
-
-def test_a_row_of_other_cells_is_not_taken_for_this_one(row: Row, tmp_path: Path) -> None:
-    finish_runs(row)
-    list(reproduce([row]))
     for number, label in enumerate(("all", "hem")):
         folder = tmp_path / "cells" / "fold_0" / label
         folder.mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(folder / f"UID_{'H' * number}1_1_1_{label}.bmp")
-    config = row.config
-    other = replace(config, data=replace(config.data, train_dir=str(tmp_path / "cells")))
+    moved, elsewhere = (
+        replace(row.config, data=replace(row.config.data, train_dir=folder))
+        for folder in ("/elsewhere", str(tmp_path / "cells"))
+    )
+    assert with_config(row, moved).is_finished(), "where files lie makes no other row"
     message = r"unseen\.json: made with other settings \(the data's fingerprint: 0123456789ab\); .* the row anew$"
     with pytest.raises(LeukoscopeError, match=message):
-        with_config(row, other).is_finished()
+        with_config(row, elsewhere).is_finished()
+
+    made = json.loads(row.file.read_text())
+    made["recipe"] |= {"learning_rate": 0.5, "about": "other words, the same recipe"}
+    row.file.write_text(json.dumps(made))
+    with pytest.raises(LeukoscopeError, match=r"made with other settings \(recipe's learning_rate: 0\.5\)"):
+        row.is_finished()
 
 
 def test_a_row_of_other_start_weights_is_not_taken_for_this_one(row: Row, tmp_path: Path) -> None:
@@ -222,14 +226,6 @@ def test_a_damaged_row_is_named(row: Row) -> None:
         LeukoscopeError, match=r"unseen\.json: damaged \(.*\); restore it, or remove it to run the row$"
     ):
         list(reproduce([row]))
-
-
-def test_where_files_lie_makes_no_other_row(row: Row) -> None:
-    finish_runs(row)
-    list(reproduce([row]))
-    config = row.config
-    moved = replace(config, data=replace(config.data, train_dir="/elsewhere"))
-    assert with_config(row, moved).is_finished()
 
 
 def test_too_few_subjects_leave_the_interval_out(row: Row) -> None:
@@ -285,16 +281,6 @@ def test_protocols_of_other_start_weights_or_recipes_have_no_difference(
     assert (json.loads(unseen.file.read_text())["by_image_minus_unseen"] is not None) == is_compared
 
 
-def test_a_row_of_another_recipe_is_not_taken_for_this_one(row: Row) -> None:
-    finish_runs(row)
-    list(reproduce([row]))
-    made = json.loads(row.file.read_text())
-    made["recipe"] |= {"learning_rate": 0.5, "about": "other words, the same recipe"}
-    row.file.write_text(json.dumps(made))
-    with pytest.raises(LeukoscopeError, match=r"made with other settings \(recipe's learning_rate: 0\.5\)"):
-        row.is_finished()
-
-
 @pytest.mark.parametrize(
     ("kept_epoch", "wrong_in", "reason"),
     [
@@ -308,28 +294,18 @@ def test_an_under_trained_row_says_why(row: Row, kept_epoch: int, wrong_in: int,
     assert json.loads(row.file.read_text())["under_trained"] == reason
 
 
+PHANTOMS = ["--dataset_name", "phantoms", "--recipe", "prior_d_baseline_cnn", "--num_folds", "3", "--image_size", "64"]
+
+
 @pytest.mark.slow
 def test_a_row_killed_half_way_resumes_to_the_same_result(tmp_path: Path) -> None:
     """The process is killed in the second fold, after a checkpoint, and the same command given again."""
 
     def reproducing(folder: Path) -> subprocess.Popen[str]:
-        flags = [
-            *("--dataset_name", "phantoms", "--recipe", "prior_d_baseline_cnn", "--protocol", "unseen"),
-            *(
-                "--num_folds",
-                "3",
-                "--num_train_epochs",
-                "3",
-                "--image_size",
-                "64",
-                "--per_device_train_batch_size",
-                "8",
-            ),
-            *("--output_dir", str(folder / "runs"), "--output", str(folder / "results")),
-        ]
-        command = [sys.executable, "-m", "research.prior_systems", *flags]
+        flags = ("--protocol", "unseen", "--num_train_epochs", "3", "--per_device_train_batch_size", "8")
+        out = ("--output_dir", str(folder / "runs"), "--output", str(folder / "results"))
         return subprocess.Popen(
-            command,
+            [sys.executable, "-m", "research.prior_systems", *PHANTOMS, *flags, *out],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
             stdout=subprocess.PIPE,
@@ -390,10 +366,9 @@ def test_phantoms_never_stand_among_the_prior_results() -> None:
 
 
 @pytest.mark.slow
-def test_an_error_ends_the_program_in_one_line(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "research.prior_systems", "--dataset_name", "phantoms", "--recipe", "vgg"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    ended = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+def test_an_error_ends_the_program_in_one_line(warm: str, tmp_path: Path) -> None:
+    words = [warm, "-m", "research.prior_systems", "--dataset_name", "phantoms", "--recipe", "vgg"]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].startswith("error: --recipe vgg: unknown; choose one of prior_e_")
     assert "Traceback" not in ended.stderr
@@ -401,19 +376,9 @@ def test_an_error_ends_the_program_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_rows_are_made_once_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ("--image_size", 64, "--num_train_epochs", 1, "--max_train_samples", 48, "--num_folds", 3)
-    argv = (
-        "--recipe",
-        "prior_d_baseline_cnn",
-        "--output",
-        tmp_path / "rows",
-        *small,
-        "--dataset_name",
-        "phantoms",
-        "--output_dir",
-        tmp_path / "runs",
-    )
-    main([*map(str, argv)])
+    argv = [*PHANTOMS, "--num_train_epochs", "1", "--max_train_samples", "48"]
+    argv += ["--output", str(tmp_path / "rows"), "--output_dir", str(tmp_path / "runs")]
+    main(argv)
     said = capsys.readouterr().out
     random, unseen = (tmp_path / "rows" / f"prior_d_baseline_cnn-{p}.json" for p in ("random", "unseen"))
     assert str(random) in said and str(unseen) in said
@@ -422,7 +387,7 @@ def test_rows_are_made_once_and_shown(tmp_path: Path, capsys: pytest.CaptureFixt
     runs = tmp_path / "runs" / "prior_d_baseline_cnn-unseen"
     assert all((runs / f"fold-{fold}" / "summary.csv").is_file() for fold in range(3))
     assert not (runs / "fold-0" / "release").exists(), "a release cannot hold its network"
-    main([*map(str, argv)])
+    main(argv)
     assert capsys.readouterr().out.count("has its row, skipped") == 2
     main(["--table", "--output", str(tmp_path / "rows")])
     table = capsys.readouterr().out
