@@ -306,7 +306,7 @@ def test_what_cannot_be_read_is_one_kind_message(visits: Callable[..., Any], tmp
         visit.page.locator("#answer .lk-message", has_text=said).wait_for()
         assert "Error" not in visit.page.locator("#answer").inner_text()
     visit.act("real")
-    visit.page.locator("#real .lk-message", has_text="cannot be streamed from the Hub").wait_for(timeout=20_000)
+    visit.page.locator("#answer .lk-message", has_text="cannot be streamed from the Hub").wait_for(timeout=20_000)
     visit.page.get_by_text("More models").click()
     visit.page.locator("#hub-id input, #hub-id textarea").fill("/etc")
     visit.page.keyboard.press("Enter")

@@ -337,7 +337,7 @@ def covered(row: Row, models: ModelCache, parts: Sequence[str] = ()) -> dict[str
     if not images:
         return {}
     share = row.picture.field_share
-    predictions = models.predict(models.predictor(row.model), list(images.values()), explain=True)
+    predictions = models.predict(models.predictor(row.model), list(images.values()))
     return {
         name: replace(
             row,

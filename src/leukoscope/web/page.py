@@ -242,7 +242,7 @@ class Page:
                 yield from self._smear(visit, picture)
                 return
             except UnusableSmear as error:
-                reason = str(error).removeprefix(f"{picture.caption}: ").partition(": give the scale")[0]
+                reason = str(error).removeprefix(f"{picture.caption}: ").partition(": check the unit")[0]
                 picture = replace(picture, remark=f"{picture.remark} No cell could be cut out: {reason}.".strip())
         yield from self._answers(picture, names_for(self.models, picture, names))
 
@@ -373,13 +373,8 @@ class Page:
             cell = real_cells(visit.real)[int(value)]
             yield from self._read(visit, lambda: Picture(cell.image, f"Real {cell.label}"))
             return
-        try:
-            visit.real = source_of(self.models, visit.model or self.models.names[0])
-            cells = [(cell.image, cell.label) for cell in real_cells(visit.real)]
-        except (LeukoscopeError, IndexError) as error:
-            yield {self.real: stage.message(FAILED, str(error))}
-            return
-        about = visit.real
+        about = visit.real = source_of(self.models, visit.model or next(iter(self.models.names), ""))
+        cells = [(cell.image, cell.label) for cell in real_cells(about)]
         said = f"Real cells of {about.title}, {about.licence}. The models were trained on such cells, perhaps on these."
         yield {self.real: stage.real_choices(cells, f"{said} {about.citation}")}
 
