@@ -94,7 +94,8 @@ def _flops(network: nn.Module) -> int:
 def test_a_long_run_is_killed_and_resumed(tiny_release: Path, tmp_path: Path) -> None:
     flags: tuple[object, ...]
     flags = ("--cells", 2400, "--short_cells", 600, "--pictures", 5, "--batch_size", 4, "--look_every", 0.02)
-    result = run(sys.executable, "scoring.py", tmp_path / "scoring.json", "--model", tiny_release, *flags)
+    # Without Ray's clusters, which take minutes; tests/inference/test_ray_scoring.py scores on Ray.
+    result = run(sys.executable, "scoring.py", tmp_path / "scoring.json", "--model", tiny_release, *flags, "--ray")
     killed, resumed = result["until_killed"], result["resumed"]
     assert killed["cells"] >= 1024 and killed["cells"] + resumed["cells"] == 2400
     assert result["largest_difference"] < 1e-5
