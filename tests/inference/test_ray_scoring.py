@@ -23,7 +23,7 @@ from leukoscope.files import atomic_file
 from leukoscope.inference import ray_scoring, scoring
 from leukoscope.inference.scoring import CellSource, open_source
 
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
 
@@ -107,3 +107,16 @@ def test_an_address_without_an_image_is_one_line(tmp_path: Path) -> None:
         ray_scoring.remote_source(f"file://{tmp_path}")
     with pytest.raises(LeukoscopeError, match=r"^--input nothing://there: cannot be listed \(.*\); check the address"):
         ray_scoring.remote_source("nothing://there")
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(
+    tiny_release: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: Any) -> None:  # the real one tries for a minute
+        raise ConnectionError("Failed to connect to Ray cluster at 192.0.2.2:6399")
+
+    monkeypatch.setattr(ray, "init", init)
+    elsewhere = partial(on_ray(tiny_release), address="192.0.2.2:6399")
+    said = r"^--ray 192\.0\.2\.2:6399: no cluster answers \(Failed to .*\); start it, or give --ray local$"
+    with pytest.raises(LeukoscopeError, match=said):
+        score(tiny_release, open_source(str(cells)), tmp_path / "ray.parquet", score_missing=elsewhere)

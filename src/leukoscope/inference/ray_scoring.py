@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import IMAGE_SUFFIXES, EncodedImage
-from leukoscope.files import atomic_file
+from leukoscope.files import atomic_file, first_line
 from leukoscope.inference.scoring import CellSource, SourceCell, missing_shards, release_digest, shard_bytes
 from leukoscope.progress import progress
 
@@ -97,7 +97,13 @@ def score_missing(
     except ImportError:
         raise LeukoscopeError("--ray: Ray is not installed; pip install 'leukoscope[ray]'") from None
     here = {"_node_ip_address": "127.0.0.1", "include_dashboard": False} if address == LOCAL else {}
-    ray.init(address=address, log_to_driver=False, logging_level="error", **here)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="error", **here)
+    except (ConnectionError, ValueError) as error:
+        reason = first_line(error)
+        raise LeukoscopeError(
+            f"--ray {address}: no cluster answers ({reason}); start it, or give --ray local"
+        ) from None
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         with progress("scoring cells", len(source.cells)) as advance:
