@@ -261,7 +261,7 @@ def test_real_cnmc_cells_name_one_subject_under_several_ids(real_data: Path, tmp
     group_of = {s: group["subjects"] for group in findings["subject_aliases"]["groups"] for s in group["subjects"]}
     for together in known:
         assert set(together) <= set(group_of[together[0]])
-    assert findings["duplicates"]["identical"]["subjects"] == 10
+    assert findings["duplicates"]["identical"]["subjects"] == 29
 
 
 def survey(root: Path, names: str = "", *, pattern: str | None = None) -> Survey:

@@ -193,8 +193,8 @@ def test_killed_three_times_and_asked_to_stop_once_it_ends_as_if_never_interrupt
     assert start(*flags, "--resume_from_checkpoint", "latest").wait(900) == 0
 
     expected, run = whole[0], tmp_path / "run"
-    for file in ("release/model.safetensors", "predictions.parquet"):
-        assert (run / file).read_bytes() == (expected / file).read_bytes()
+    for name in ("release/model.safetensors", "predictions.parquet"):
+        assert (run / name).read_bytes() == (expected / name).read_bytes()
     blocks = [json.loads((folder / "metrics.json").read_text())["evaluations"] for folder in (run, expected)]
     assert blocks[0] == blocks[1]
     assert _figures(run / "summary.csv") == _figures(expected / "summary.csv")

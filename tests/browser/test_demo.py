@@ -130,9 +130,12 @@ def test_a_row_opens_and_the_map_is_shown_as_far_as_the_slider_says(visits: Call
     visit.page.locator("#picture .lk-forms li").nth(7).wait_for()
     in_view(visit, "#picture .lk-forms")
     visit.act("view:covered")
+    # Until then the forms are the turned ones, and two clicks within milliseconds may reach the server in any order.
+    visit.page.locator('[data-act="view:covered"][aria-pressed=true]').wait_for()
     visit.page.locator("#picture .lk-forms li").nth(3).wait_for()
     in_view(visit, "#picture .lk-forms")
     visit.act("view:map")
+    visit.page.locator('[data-act="view:map"][aria-pressed=true]').wait_for()
     stage.click(position={"x": 30, "y": 30})
     visit.page.locator("#picture .lk-forms", has_text="Without its surroundings").wait_for()
     Image.effect_noise((400, 400), 80).convert("RGB").save(tmp_path / "noise.png")

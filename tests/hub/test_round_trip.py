@@ -274,8 +274,8 @@ def test_a_data_set_goes_to_the_hub_and_trains_elsewhere(hub: Hub, place: Path) 
     run(hub, place, "-c", PUSH, "lab/cells")
     assert hub.repository("datasets/lab/cells").private
 
-    flags = ("--from_scratch", "--image_size", "64", "--num_train_epochs", "1", "--output_dir", "from-hub")
-    flags += ("--override", "block_config=[2,2,2,2]")
+    flags = ["--from_scratch", "--image_size", "64", "--num_train_epochs", "1", "--output_dir", "from-hub"]
+    flags += ["--override", "block_config=[2,2,2,2]"]
     run(hub, place, "train.py", "--dataset_name", "lab/cells", "--split", "subject", *flags, home="another")
     metrics = json.loads((place / "from-hub" / "release" / "metrics.json").read_text())
     assert metrics["data"]["name"] == "lab/cells"

@@ -113,7 +113,7 @@ def test_embedded_releases_predict_alike_on_real_cells(kept_graphs: Path, real_d
     assert_alike(ours, Predictor.from_pretrained(config.parent, backend="torch")(files, explain=True), apart=5e-4)
 
 
-def untrained(folder: Path, architecture: str, size: int = 64, **model_args: int) -> Path:
+def untrained(folder: Path, architecture: str, size: int = 64, **model_args: Any) -> Path:
     """A release of a network of timm with random weights."""
     torch.manual_seed(0)
     network = create_model(architecture, num_classes=2, **model_args).eval()

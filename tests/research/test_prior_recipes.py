@@ -192,5 +192,5 @@ def test_parts_are_overridden_by_a_dot() -> None:
         with_overrides(recipe, ["plateau.factor=2"])
     assert not recipe.class_weighted and recipe.label_smoothing == 0 and recipe.max_grad_norm is None
     assert recipe.about.startswith(f"System {recipe.name[6].upper()} (") and " Left open: " in recipe.about
-    held = recipe.head is None and recipe.architecture not in ("alexnet", "baseline_cnn")
+    held = not recipe.head and recipe.architecture not in ("alexnet", "baseline_cnn")
     assert is_timm_model(on_paper(recipe.name)) == held, "only a network of timm can be released"
