@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cell_tables import CellTable, parse_csv, read_table, subject_name
+from leukoscope.data.cell_tables import HEADER, CellTable, cell_table, csv_rows, read_table, subject_name
 from leukoscope.data.loading import load_cells
 from leukoscope.inference.scoring import open_source
 from leukoscope.synthetic import draw_cell
@@ -145,7 +145,7 @@ def test_every_reader_refuses_what_could_give_a_wrong_subject(cells: Path, reade
 
 def test_umlauts_are_one_name_however_they_are_written() -> None:
     for encoding in ("utf-8", "utf-16", "cp1252"):
-        read = parse_csv("file,subject\nä.png,Müller\n".encode(encoding), "t.csv")
+        read = cell_table("t.csv", *csv_rows("file,subject\nä.png,Müller\n".encode(encoding), "t.csv", HEADER))
         assert (read.rows[0].file, read.rows[0].subject) == ("ä.png", "Müller")
         assert bool(read.notes) == (encoding == "cp1252")
     assert subject_name(normalize("NFD", "Müller")) == "Müller"
@@ -169,7 +169,7 @@ def test_a_name_that_may_be_two_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_subjects_that_differ_in_case_only_are_named() -> None:
-    read = parse_csv(b"file,subject\na.png,anna\nb.png,ANNA\n", "t.csv")
+    read = cell_table("t.csv", *csv_rows(b"file,subject\na.png,anna\nb.png,ANNA\n", "t.csv", HEADER))
     assert read.notes == ("t.csv: subjects 'ANNA' and 'anna' differ in case only; they count as two",)
 
 

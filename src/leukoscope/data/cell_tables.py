@@ -185,11 +185,6 @@ def content_of(path: Path) -> bytes:
         ) from None
 
 
-def parse_csv(content: bytes, name: str, label_column: str = "") -> CellTable:
-    """Read a table of cells; messages call it `name`. Raises `LeukoscopeError` as `csv_rows` and `cell_table` do."""
-    return cell_table(name, *csv_rows(content, name, HEADER), label_column=label_column)
-
-
 def csv_rows(content: bytes, name: str, fix: str) -> tuple[list[str], list[tuple[int, list[str]]], list[str]]:
     """Read a table with a header, separated by commas, semicolons or tabs.
 
