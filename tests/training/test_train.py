@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from leukoscope import LeukoscopeError, api
 from leukoscope.data.cells import LoadedCells
-from leukoscope.data.pixel_cache import decode_cells
+from leukoscope.data.pixel_cache import frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import BY_IMAGE, load_split
 from leukoscope.evaluation.metrics import measure
@@ -164,10 +164,8 @@ def test_the_release_carries_the_runs_metrics_and_answers_as_the_measured_networ
     assert release.metrics == _metrics(finished)
     answers = CellPredictions.load(finished / "predictions.parquet")
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tiny_cache))
-    train = phantom_data.train
-    pixels, *_ = decode_cells(train, release.preprocessing, phantom_data.fingerprint)
-    row_of = {cell: row for row, cell in enumerate(train["cell_id"])}
-    batch = torch.from_numpy(pixels[[row_of[cell] for cell in answers.cell_ids[:16]]]).permute(0, 3, 1, 2)
+    framed = frame_cells(phantom_data, release.preprocessing)
+    batch = torch.from_numpy(framed.pixels[framed.rows(answers.cell_ids[:16])]).permute(0, 3, 1, 2)
     with torch.inference_mode():
         released = release.network(release.preprocessing.normalise(batch)).softmax(dim=1).numpy()
     # The release keeps half the digits of each weight, and those were measured.

@@ -61,8 +61,7 @@ SubjectPattern = Annotated[
     Option("--subject_pattern", metavar="REGEX", help="Finds the subject in an image's path: a group (?P<subject>…)."),
 ]
 Labels = Annotated[
-    Path | None,
-    Option("--labels", metavar="FILE", help="Table (CSV, Label Studio's export): file, and label, subject or both."),
+    Path | None, Option("--labels", metavar="FILE", help="Table (CSV): file, and label, subject or both.")
 ]
 Split = Annotated[
     str | None, Option("--split", metavar="NAME", help="The sides of this split of train; a test is on its test side.")
@@ -70,15 +69,7 @@ Split = Annotated[
 SplitFile = Annotated[
     Path | None, Option("--split_file", metavar="FILE", help="The sides of this split.json, in place of --split.")
 ]
-LabelColumn = Annotated[
-    str,
-    Option(
-        "--label_column_name",
-        "--label_control",
-        metavar="NAME",
-        help="Column of the classes in a table; for Label Studio, the control.",
-    ),
-]
+LabelColumn = Annotated[str, Option("--label_column_name", metavar="NAME", help="Column of the classes in a table.")]
 Release = Annotated[Path, Argument(metavar="MODEL", help="Release folder.")]
 WeightsLicence = Annotated[
     str,

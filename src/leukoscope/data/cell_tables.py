@@ -1,8 +1,7 @@
 """Read tables of cells: the file, subject and class of each cell.
 
 Laboratories export such tables from spreadsheets of many languages, or from Label Studio. Whatever is unambiguous is
-read; whatever could give a cell to a wrong subject is refused with its row. `score`, `patient`, `--labels` and the demo
-read them here.
+read; whatever could give a cell to a wrong subject is refused with its row.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import reprlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -55,7 +54,6 @@ class CellTable:
     name: str
     rows: list[CellRow]
     notes: tuple[str, ...] = ()  # one sentence on each thing that its author should know
-    unlabelled: str = ""  # why no cell has a class although the table is one of labels
 
     @property
     def has_subjects(self) -> bool:
@@ -71,10 +69,8 @@ class CellTable:
 def require_subjects(table: object, has_subjects: bool) -> None:
     """Raise `LeukoscopeError` if a table names no subjects; folder names are not used instead."""
     if not has_subjects:
-        columns = ", ".join(SUBJECT_COLUMNS[1:])
-        raise LeukoscopeError(
-            f"{table}: names no subject; add a column called subject (or {columns}), or give --subject_pattern"
-        )
+        named = f"a column called subject (or {', '.join(SUBJECT_COLUMNS[1:])})"
+        raise LeukoscopeError(f"{table}: names no subject; add {named}, or give --subject_pattern")
 
 
 def subject_name(value: object) -> str:
@@ -84,95 +80,50 @@ def subject_name(value: object) -> str:
 
 
 def read_table(path: Path, label_column: str = "") -> CellTable:
-    """Read a CSV, lines of JSON, or an export of Label Studio (JSON, JSON-MIN or CSV).
+    """Read a CSV, such as an export of Label Studio.
 
     Args:
-        label_column: the column, or control of Label Studio, of the classes; "label" for one with a usual name, ""
-            where the reader can do without classes.
+        label_column: the column of the classes; "label" for one with a usual name, "" where the reader can do without
+            classes.
 
     Raises:
         LeukoscopeError: any other file, or as `cell_table`.
     """
-    table = cell_table(str(path), *_entries(path, label_column), label_column=label_column)
-    if path.suffix.lower() == ".json" and not table.has_labels:
-        reason = "no annotation in it names a class; submit the tasks in Label Studio, then export them again"
-        return replace(table, unlabelled=reason)
-    return table
+    if path.suffix.lower() == ".json":
+        raise LeukoscopeError(f"{path}: is JSON, which is not read here; export the table as CSV")
+    return cell_table(str(path), *_entries(path), label_column=label_column)
 
 
 def read_metadata(path: Path, label_column: str = "") -> CellTable | None:
     """Read a `metadata.csv` or `metadata.jsonl` as 🤗 datasets lays it beside pictures; None for one of another kind.
 
-    It may name subjects alone; one with columns of other things, but none of classes, is `unlabelled`.
+    It may name subjects alone; raises `LeukoscopeError` for one with columns of other things, but none of classes.
     """
-    header, values, notes = _entries(path, label_column)
+    header, values, notes = _entries(path)
     titles = {_title(one): str(one) for one in header}
     if not set(FILE_COLUMNS) & set(titles):
         return None
     table = cell_table(str(path), header, values, notes, label_column=label_column)
     known = {name for names in _COLUMNS.values() for name in names}
-    if table.has_labels or table.unlabelled or not (other := [titles[one] for one in titles if one not in known]):
-        return table
-    return replace(
-        table,
-        unlabelled=f"has no column called label, but {', '.join(other)}; name that of the classes with "
-        f"--label_column_name {other[0]}, or move the file away where folders name the classes",
-    )
-
-
-def _entries(path: Path, control: str) -> tuple[list[str], list[tuple[int, list[Any]]], list[str]]:
-    """What `csv_rows` gives, of a table in any format."""
-    content, kind = content_of(path), path.suffix.lower()
-    if kind not in (".json", ".jsonl"):
-        return csv_rows(content, str(path), HEADER)
-    if kind == ".jsonl":
-        rows = _json_rows(b"[" + b",".join(line for line in content.splitlines() if line.strip()) + b"]", str(path))
-    else:
-        rows = _label_studio_rows(content, str(path), control)
-    header = list(dict.fromkeys(column for row in rows for column in row))
-    return header, list(enumerate(([row.get(column) for column in header] for row in rows), start=1)), []
-
-
-def _json_rows(content: bytes, name: str) -> list[dict[str, Any]]:
-    fix = "give lines of JSON or Label Studio's JSON export, or a CSV with the columns file,label,subject"
-    try:
-        rows = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise LeukoscopeError(f"{name}: is no JSON ({error}); {fix}") from None
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise LeukoscopeError(f"{name}: is no list of tasks; {fix}")
-    return rows
-
-
-def _label_studio_rows(content: bytes, name: str, control: str) -> list[dict[str, Any]]:
-    """Rows of Label Studio's JSON or JSON-MIN export: the task's own columns, and `label`.
-
-    https://labelstud.io/guide/export: a task holds `data` and `annotations`, whose `result` lists the choices made with
-    each control (`from_name`). Refuses several classes, and several controls of which `control` names none.
-    """
-    tasks = _json_rows(content, name)
-    rows, controls = [], set[str]()
-    for number, task in enumerate(tasks, start=1):
-        data = task.get("data", task)
-        finished = [one for one in task.get("annotations", []) if not one.get("was_cancelled")]
-        results = [result for one in finished for result in one["result"] if result["type"] == "choices"]
-        controls |= {str(result.get("from_name", "")) for result in results}
-        chosen = [one["value"]["choices"] for one in results if control in (*_USUAL, one.get("from_name"))]
-        for choices in chosen:
-            if len(choices) != 1:
-                raise LeukoscopeError(
-                    f"{name}: task {task.get('id', number)} names {len(choices)} classes ({', '.join(choices)}); "
-                    'annotate one, with choice="single" in the labelling setup'
-                )
-        rows += [{**data, control or "label": choices[0]} for choices in chosen] or [data]
-    if len(controls) > 1 and not control:
-        return [task.get("data", task) for task in tasks]
-    if controls and (len(controls) > 1 if control in _USUAL else control not in controls):
-        found = ", ".join(sorted(controls))
+    if not table.has_labels and (other := [titles[one] for one in titles if one not in known]):
         raise LeukoscopeError(
-            f"{name}: its choices were made with the control(s) {found}; give the one of the class as --label_control"
+            f"{path}: has no column called label, but {', '.join(other)}; name that of the classes with "
+            f"--label_column_name {other[0]}, or move the file away where folders name the classes"
         )
-    return rows
+    return table
+
+
+def _entries(path: Path) -> tuple[list[str], list[tuple[int, list[Any]]], list[str]]:
+    """What `csv_rows` gives, of a CSV or of lines of JSON."""
+    content = content_of(path)
+    if path.suffix.lower() != ".jsonl":
+        return csv_rows(content, str(path), HEADER)
+    try:
+        rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+        header = list(dict.fromkeys(column for row in rows for column in row))
+        return header, list(enumerate(([row.get(column) for column in header] for row in rows), start=1)), []
+    except (ValueError, RecursionError, TypeError, AttributeError) as error:
+        raise LeukoscopeError(f"{path}: holds no lines of JSON ({error}); {HEADER}, as CSV") from None
 
 
 def content_of(path: Path) -> bytes:
@@ -239,7 +190,7 @@ def cell_table(
     Raises:
         LeukoscopeError: a missing or double column, a row of another length, a row without a file, a subject named in
             some rows only, a row with several classes, a class spelt in two ways, or one picture with two subjects or
-            labels.
+            labels; where a `label_column` is given, a table of labels that names no class.
     """
     at = _columns(name, header, label_column)
     flags = set(range(len(header))) - set(at.values())
@@ -274,14 +225,14 @@ def cell_table(
                 )
     said = [*notes, *([f"{name}: {twice} row(s) repeat a picture; it counts once"] if twice else [])]
     table = CellTable(name, list(rows.values()), (*said, *_checked(name, rows.values())))
-    flagged = ", ".join(str(header[place]).strip() for place in sorted(flags))
-    if "label" in at and not table.has_labels:
-        reason = f"its column {str(header[at['label']]).strip()!r} names no class in any row; fill it in"
-    elif "label" not in at and len(flags) > 1:
-        reason = f"its columns {flagged} hold 0 and 1; write the class of each row into one column, label"
-    else:
-        return table
-    return replace(table, unlabelled=reason)
+    flagged = [str(header[place]).strip() for place in sorted(flags)]
+    if label_column and "label" in at and not table.has_labels:
+        column = str(header[at["label"]]).strip()
+        raise LeukoscopeError(f"{name}: its column {column!r} names no class in any row; fill it in")
+    if label_column and "label" not in at and len(flagged) > 1:
+        one_hot = f"its columns {', '.join(flagged)} hold 0 and 1"
+        raise LeukoscopeError(f"{name}: {one_hot}; write the class of each row into one column, label")
+    return table
 
 
 def _one_class(entry: Any, row: str) -> str:
@@ -375,42 +326,28 @@ def _columns(name: str, header: Sequence[str], label_column: str) -> dict[str, i
     )
 
 
-class FileIndex:
-    """Finds files by names written in another case or Unicode form, or without their suffix."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._names = set(names)
-        self._folded: dict[str, list[str]] = defaultdict(list)
-        self._stems: dict[str, list[str]] = defaultdict(list)
-        for name in sorted(self._names):
-            self._folded[self._fold(name)].append(name)
-            self._stems[self._fold(str(PurePosixPath(name).with_suffix("")))].append(name)
-
-    @staticmethod
-    def _fold(name: str) -> str:
-        return normalize("NFC", name).casefold()
-
-    def find(self, file: str) -> list[str]:
-        """The files that a name may mean, those spelt most alike; [] for none."""
-        if file in self._names:
-            return [file]
-        has_suffix = PurePosixPath(file).suffix.lower() in IMAGE_SUFFIXES
-        key = self._fold(file)
-        return self._folded.get(key) or ([] if has_suffix else self._stems.get(key, []))
+def _any_form(name: str) -> str:
+    return normalize("NFC", name).casefold()
 
 
 def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
     """Each row with the path of its file: below `root` relative to it, else absolute.
 
-    Raises `LeukoscopeError` for a file that is not there, or several that a name may mean.
+    Files are also found by names in another case or Unicode form, or without their suffix. Raises `LeukoscopeError`
+    for a file that is not there, or several that a name may mean.
     """
 
     @cache
-    def files_in(folder: str) -> FileIndex:
-        try:
-            return FileIndex(entry.name for entry in os.scandir(folder))
-        except OSError:
-            return FileIndex(())
+    def names_in(folder: str) -> dict[str, list[str]]:
+        found = defaultdict[str, list[str]](list)
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+            for key in {_any_form(name), _any_form(PurePosixPath(name).stem)}:
+                found[key].append(name)
+        return found
+
+    def meant_by(part: str, folder: str) -> list[str]:
+        alike = names_in(folder).get(_any_form(part), [])
+        return [part] if part in alike else alike
 
     home = str(root.resolve())
     for row in table.rows:
@@ -418,7 +355,7 @@ def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
         if not os.path.isfile(path):
             found = ["/" if is_absolute else str(root)]
             for part in PurePosixPath(row.file).parts[is_absolute:]:
-                found = [os.path.join(folder, name) for folder in found for name in files_in(folder).find(part)]
+                found = [os.path.join(folder, name) for folder in found for name in meant_by(part, folder)]
             if len(found) > 1:
                 raise LeukoscopeError(
                     f"{table.name}: row {row.number}: {row.file!r} may be {' or '.join(map(repr, found[:2]))}; write "

@@ -7,13 +7,13 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cell_tables import CellTable, folded, located, read_metadata, read_table, require_subjects
+from leukoscope.data.cell_tables import CellRow, CellTable, folded, located, read_metadata, read_table, require_subjects
 from leukoscope.data.cells import CellRecord, LoadedCells, assemble, image_column
 from leukoscope.data.images import UnreachableImage, UnreadableImage, check_header
 from leukoscope.data.layouts import CellFile, ImageFolder, cell_id_of, find_class_folders
@@ -72,18 +72,23 @@ def load_folder(
     fetch = f"get {info.title} from {info.url} and unpack it there, or " if info.url else ""
     folder = _read(root, source, f"{fetch}correct the path")
     tables = _tables(info, folder, labels, subject_pattern, label_column)
-    if has_table := any(table.has_labels for table, _ in tables):
-        cells, not_used = _cells_of_tables(tables, folder)
+    rows = {home / file: (row, table.name) for table, home in tables for row, file in located(table, home)}
+    has_table = any(row.label for row, _ in rows.values())
+    if has_table:
+        cells, not_used = _cells_of_rows(rows, folder)
     else:
         cells, not_used = _cells_by_name(info, folder, source)
-        cells = _with_table_subjects(cells, tables)
+        if unlisted := [cell.path for cell in cells if rows and cell.path not in rows]:
+            below = _below(unlisted[0], root)
+            raise LeukoscopeError(f"{tables[0][0].name}: no row for file {below!r}; every image needs a subject")
+        cells = [replace(cell, subject=rows[cell.path][0].subject) for cell in cells] if rows else cells
     if info.name == "imagefolder":
         cells, left_out = _with_own_splits(cells, root, has_class_folders=not has_table)
         not_used += left_out
     if subject_pattern:
         subject_of = subject_rule(subject_pattern)
         cells = [replace(cell, subject=subject_of(_below(cell.path, root))) for cell in cells]
-    paths: dict[str, Path] = {}
+    paths = dict[str, Path]()
     for cell in cells:
         # A cell present twice (say as .bmp and .webp) would stand on two sides of a random split.
         if (other := paths.setdefault(cell.cell_id, cell.path)) != cell.path:
@@ -98,9 +103,9 @@ def load_folder(
     content = content_hashes((cell.path for cell in readable), cache_root() / f"hashes-{key}.json")
     if vanished := [path for path, hashed in content.items() if not hashed]:
         raise UnreachableImage(f"{vanished[0]}: cannot be read; check the path and who may read it")
-    rows = [CellRecord(c.cell_id, c.label, c.subject, content[str(c.path)], c.fold) for c in readable]
+    records = [CellRecord(c.cell_id, c.label, c.subject, content[str(c.path)], c.fold) for c in readable]
     images = image_column([str(cell.path) for cell in readable])
-    return assemble(info, images, rows, source, unreadable=unreadable, passed_over=not_used)
+    return assemble(info, images, records, source, unreadable=unreadable, passed_over=not_used)
 
 
 def _read(root: Path, named: str, fix: str) -> ImageFolder:
@@ -141,8 +146,6 @@ def _tables(
         files = [path for path in folder.others if path.name in METADATA]
         tables = [(table, path.parent) for path in files if (table := read_metadata(path, label_column))]
     for table, _ in tables:
-        if table.unlabelled:
-            raise LeukoscopeError(f"{table.name}: {table.unlabelled}")
         if labels is not None and not table.has_labels:
             require_subjects(table.name, table.has_subjects)
             note(f"{table.name}: names subjects; the folders name the classes", err=True)
@@ -162,39 +165,22 @@ def _tables(
         raise LeukoscopeError(
             f"--label_column_name {label_column}: there is no table in {folder.root}; give it with --labels FILE"
         )
-    return tables
+    return [one for one in tables if one[0].has_labels or one[0].has_subjects]
 
 
-def _cells_of_tables(tables: Sequence[_Table], folder: ImageFolder) -> tuple[list[CellFile], list[str]]:
-    """The cells to which tables give a class, and one line for each reason why images were left out."""
-    cells, not_used, named = [], [], set()
-    for table, home in tables:
-        without = 0
-        for row, file in located(table, home):
-            path = home / file
-            named.add(path)
-            without += not row.label
-            if row.label:
-                cells.append(CellFile(path, row.label, row.subject, cell_id=cell_id_of(_below(path, folder.root))))
-        if without:
-            not_used.append(f"{without} row(s) of {table.name} name no class: left out")
-    if others := [path for path in folder.images if path not in named]:
-        names = ", ".join(table.name for table, _ in tables)
+def _cells_of_rows(rows: Mapping[Path, tuple[CellRow, str]], folder: ImageFolder) -> tuple[list[CellFile], list[str]]:
+    """The cells to which rows of tables give a class, and one line for each reason why images were left out."""
+    cells = [
+        CellFile(path, row.label, row.subject, cell_id_of(_below(path, folder.root)))
+        for path, (row, _) in rows.items()
+        if row.label
+    ]
+    without = Counter(table for row, table in rows.values() if not row.label)
+    not_used = [f"{count} row(s) of {table} name no class: left out" for table, count in without.items()]
+    if others := [path for path in folder.images if path not in rows]:
+        names = ", ".join(dict.fromkeys(table for _, table in rows.values()))
         not_used.append(f"{len(others):,} image file(s) have no row in {names}, for example {others[0]}: left out")
     return cells, not_used
-
-
-def _with_table_subjects(cells: Sequence[CellFile], tables: Sequence[_Table]) -> list[CellFile]:
-    """Fill in the subjects that tables without classes name."""
-    named = [one for one in tables if one[0].has_subjects]
-    subjects = {home / file: row.subject for table, home in named for row, file in located(table, home)}
-    for cell in cells if named else ():
-        if cell.path not in subjects:
-            table, home = named[0]
-            raise LeukoscopeError(
-                f"{table.name}: no row for file {_below(cell.path, home)!r}; every image needs a subject"
-            )
-    return [replace(cell, subject=subjects[cell.path]) for cell in cells] if named else list(cells)
 
 
 # Folders

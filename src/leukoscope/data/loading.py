@@ -56,7 +56,7 @@ def load_cells(
             and `label`, `subject` or both. With labels, it names the classes, and folders do not.
         image_size: side in pixels of the phantoms.
         image_column_name, label_column_name, subject_column: of a Hub data set; the second also of `imagefolder`'s
-            table, or the control of Label Studio. None takes the first of `SUBJECT_COLUMNS` that it has.
+            table. None takes the first of `SUBJECT_COLUMNS` that it has.
 
     Raises:
         LeukoscopeError: unknown data set, a flag without effect, missing or empty folder, bad pattern, unreachable Hub

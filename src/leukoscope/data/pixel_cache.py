@@ -45,7 +45,7 @@ class FramedCells:
     """All cells of a data set as network-sized pixels, addressed by cell id."""
 
     data: LoadedCells  # less the cells found damaged
-    pixels: np.ndarray  # (N, S, S, 3) uint8, memory-mapped
+    pixels: np.ndarray  # (N, S, S, 3) uint8, memory-mapped; zeros where unreadable
     row_of: dict[str, int]  # cell id → row of `pixels`
     labels: np.ndarray  # (N,) class index
     subjects: list[str]  # (N,) ids; where a data set names none, the block of neighbouring images a cell belongs to
@@ -98,15 +98,55 @@ def release_pages(array: np.ndarray) -> None:
 
 
 def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
-    """Frame a whole data set, its publisher's test set included, without damaged cells; raises as `decode_cells`."""
+    """Frame every cell, the publisher's test set included, from the cache where it was done before.
+
+    Cells whose pictures turn out damaged are left out of `data`, and their rows are zeros.
+
+    Raises:
+        LeukoscopeError: the cache folder cannot be written (full disk, no permission), or a file that is missing now.
+    """
     rows = data.rows
-    pixels, hashes, areas, problems = decode_cells(rows, preprocessing, data.fingerprint)
+    ids = rows["cell_id"][:]
+    # What a data set carries inside has no path.
+    paths = ["" if row["bytes"] else row["path"] for row in rows.select_columns("image")["image"]]
+    names = {cell: path or f"cell {cell}" for cell, path in zip(ids, paths, strict=True)}
+    code = [Path(getfile(module)).read_bytes() for module in (images_module, preprocessing_module)]
+    key = sha256(repr((data.fingerprint, ids, preprocessing, code)).encode()).hexdigest()[:16]
+    pixels_path, found_path = cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.facts.json"
+    try:
+        found = json.loads(found_path.read_text(encoding="utf-8"))
+        pixels = np.load(pixels_path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):  # missing or cut short
+        shape = (len(rows), preprocessing.image_size, preprocessing.image_size, 3)
+        folder, needed = pixels_path.parent, int(np.prod(shape))
+        problem = f"{folder}: cannot keep the decoded cells there"
+        with disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder", needed=needed):
+            folder.mkdir(parents=True, exist_ok=True)
+            require_space(folder, needed)
+            before = [file_state(path) for path in paths]
+            with atomic_file(pixels_path) as temporary:
+                found = _decode_to(temporary, shape, rows, preprocessing)
+                for path, state in zip(paths, before, strict=True):
+                    if file_state(path) != state:
+                        raise LeukoscopeError(
+                            f"{path}: was replaced while the cells were decoded; start again"
+                        ) from None
+            # A copy of these cells elsewhere has the same damage, in files of other names.
+            damage = found["unreadable"].items()
+            found["unreadable"] = {cell: problem.removeprefix(f"{names[cell]}: ") for cell, problem in damage}
+            # What was found is written last: its presence says that the pixels are complete.
+            try:
+                write_atomic(found_path, json.dumps(found))
+            except OSError:
+                pixels_path.unlink()
+                raise
+        pixels = np.load(pixels_path, mmap_mode="r")
     # Splits are drawn without damaged cells, so blocks are counted without them.
-    kept = data.without(problems)
-    ids, units = rows["cell_id"][:], groups_of(kept, kept.info.group)
-    row_of = {cell: i for i, cell in enumerate(ids) if cell not in problems}
-    labels = np.asarray(rows["label"][:])
-    return FramedCells(kept, pixels, row_of, labels, [units.get(cell, "") for cell in ids], hashes, areas)
+    kept = data.without({cell: f"{names[cell]}: {reason}" for cell, reason in found["unreadable"].items()})
+    units, labels = groups_of(kept, kept.info.group), np.asarray(rows["label"][:])
+    row_of = {cell: row for row, cell in enumerate(ids) if cell not in found["unreadable"]}
+    subjects, areas = [units.get(cell, "") for cell in ids], np.asarray(found["areas"], dtype=float)
+    return FramedCells(kept, pixels, row_of, labels, subjects, found["pixel_hashes"], areas)
 
 
 def without_damaged(data: LoadedCells) -> LoadedCells:
@@ -137,61 +177,6 @@ def each_picture(
     with ThreadPoolExecutor() as pool:
         used = list(track(pool.map(one, range(len(ids))), label, len(ids)))
     return used, {cell: problems[cell] for cell in ids if cell in problems}
-
-
-def decode_cells(
-    cells: Dataset, preprocessing: Preprocessing, fingerprint: str
-) -> tuple[np.ndarray, list[str], np.ndarray, dict[str, str]]:
-    """Frame every cell of a data set with this fingerprint, from the cache where it was done before.
-
-    Returns:
-        (N, S, S, 3) uint8, memory-mapped, row i of `cells` at i (zeros where unreadable); the N decoded pictures'
-        `pixel_hash` ("" where unreadable); the (N,) shares of them that their cells cover (0 where unreadable); and
-        cell id → message for each picture that turned out damaged when decoded.
-
-    Raises:
-        LeukoscopeError: the cache folder cannot be written (full disk, no permission), or a file that is missing now.
-    """
-    from datasets import Image as ImageFeature
-
-    cells = cells.cast_column("image", ImageFeature(decode=False))
-    ids = cells["cell_id"][:]
-    # What a data set carries inside has no path.
-    paths = ["" if row["bytes"] else row["path"] for row in cells.select_columns("image")["image"]]
-    names = {cell: path or f"cell {cell}" for cell, path in zip(ids, paths, strict=True)}
-    code = [Path(getfile(module)).read_bytes() for module in (images_module, preprocessing_module)]
-    key = sha256(repr((fingerprint, ids, preprocessing, code)).encode()).hexdigest()[:16]
-    pixels_path, found_path = cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.facts.json"
-    try:
-        found = json.loads(found_path.read_text(encoding="utf-8"))
-        pixels = np.load(pixels_path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):  # missing or cut short
-        shape = (len(cells), preprocessing.image_size, preprocessing.image_size, 3)
-        folder, needed = pixels_path.parent, int(np.prod(shape))
-        problem = f"{folder}: cannot keep the decoded cells there"
-        with disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder", needed=needed):
-            folder.mkdir(parents=True, exist_ok=True)
-            require_space(folder, needed)
-            before = [file_state(path) for path in paths]
-            with atomic_file(pixels_path) as temporary:
-                found = _decode_to(temporary, shape, cells, preprocessing)
-                for path, state in zip(paths, before, strict=True):
-                    if file_state(path) != state:
-                        raise LeukoscopeError(
-                            f"{path}: was replaced while the cells were decoded; start again"
-                        ) from None
-            # A copy of these cells elsewhere has the same damage, in files of other names.
-            damage = found["unreadable"].items()
-            found["unreadable"] = {cell: problem.removeprefix(f"{names[cell]}: ") for cell, problem in damage}
-            # What was found is written last: its presence says that the pixels are complete.
-            try:
-                write_atomic(found_path, json.dumps(found))
-            except OSError:
-                pixels_path.unlink()
-                raise
-        pixels = np.load(pixels_path, mmap_mode="r")
-    problems = {cell: f"{names[cell]}: {reason}" for cell, reason in found["unreadable"].items()}
-    return pixels, found["pixel_hashes"], np.asarray(found["areas"], dtype=float), problems
 
 
 def new_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.memmap:

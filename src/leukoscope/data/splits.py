@@ -400,16 +400,20 @@ def groups_of(data: LoadedCells, group: str) -> dict[str, str]:
 
 
 def _blocks(rows: Dataset) -> dict[str, str]:
-    """Blocks of neighbouring numbers within a class, joined where two hold the same file."""
-    ids, labels = rows["cell_id"][:], rows["label"][:]
+    """Blocks of neighbouring numbers within a class, joined where two hold byte for byte the same file."""
+    from datasets import Image
+
     position: Counter[int] = Counter()
     block_of: dict[str, str] = {}
-    for cell, label in sorted(zip(ids, labels, strict=True), key=lambda pair: _by_number(pair[0])):
+    cells = zip(rows["cell_id"][:], rows["label"][:], strict=True)
+    for cell, label in sorted(cells, key=lambda pair: _by_number(pair[0])):
         block_of[cell] = f"{rows.features['label'].int2str(label)}-{position[label] // BALL4_BLOCK:02d}"
         position[label] += 1
-    alike = ({block_of[cell] for cell in twins} for twins in identical_files(rows))
-    joined = {block: group[0] for group in linked(alike) for block in group}
-    return {cell: joined.get(block, block) for cell, block in block_of.items()}
+    blocks_with: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows.select_columns(["image", "cell_id"]).cast_column("image", Image(decode=False)):
+        blocks_with[sha256(encoded_content(row["image"])).hexdigest()].add(block_of[row["cell_id"]])
+    joined = {block: group[0] for group in linked(blocks_with.values()) for block in group}
+    return {cell: joined[block] for cell, block in block_of.items()}
 
 
 def linked(sets: Iterable[Collection[str]]) -> list[list[str]]:
@@ -424,14 +428,3 @@ def linked(sets: Iterable[Collection[str]]) -> list[list[str]]:
 def _by_number(cell: str) -> list[tuple[int, str]]:
     """A key that sorts cell_2 before cell_10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", cell)]
-
-
-def identical_files(rows: Dataset) -> list[list[str]]:
-    """Groups of cell ids whose image files are byte for byte the same."""
-    from datasets import Image
-
-    by_content: defaultdict[str, list[str]] = defaultdict(list)
-    encoded = rows.select_columns(["image", "cell_id"]).cast_column("image", Image(decode=False))
-    for row in encoded:
-        by_content[sha256(encoded_content(row["image"])).hexdigest()].append(row["cell_id"])
-    return [cells for cells in by_content.values() if len(cells) > 1]

@@ -94,7 +94,7 @@ def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource
     """Open the source that `--input` names.
 
     Args:
-        named: a folder, or a .csv, .json or .parquet file with a column of paths relative to it.
+        named: a folder, or a .csv or .parquet file with a column of paths relative to it.
         subject_pattern: a regular expression over a cell's path, whose group `subject` (or first group) names its
             subject.
 
@@ -108,7 +108,7 @@ def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource
     if not path.exists():
         raise LeukoscopeError(f"--input {named}: no such folder or file; give a folder of images, or a table of them")
     if not path.is_dir():
-        if path.suffix.lower() not in (".csv", ".json", ".parquet"):
+        if path.suffix.lower() not in (".csv", ".parquet"):
             kind = path.suffix or "bare"
             raise LeukoscopeError(f"--input {named}: is a {kind} file; give a folder, .csv or .parquet")
         table = _parquet(path) if path.suffix.lower() == ".parquet" else read_table(path)

@@ -71,11 +71,7 @@ class DataArguments:
     )
     labels: str | None = _flag(None, "imagefolder: table of the cells: file, and label, subject or both.")
     image_column_name: str = _flag("image", "Hub data sets: the column of images.")
-    label_column_name: str = _flag(
-        "label",
-        "The column of labels, of a Hub data set or imagefolder's table; for Label Studio, the control.",
-        aliases=["--label_control"],
-    )
+    label_column_name: str = _flag("label", "The column of labels, of a Hub data set or imagefolder's table.")
     subject_column: str | None = _flag(
         None, f"Hub data sets: the column of subjects (default: the first of {', '.join(SUBJECT_COLUMNS)})."
     )
