@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -70,25 +69,24 @@ def test_a_clean_tree_has_no_finding(tree: Path) -> None:
     assert json.loads(json.dumps(findings)) == findings, "plain numbers only"
 
 
-def test_a_copy_within_a_subject_does_no_harm(tree: Path) -> None:
+def test_a_copy_inflates_under_another_subject_alone_and_proposes_an_alias(tree: Path) -> None:
     shutil.copy(tree / "ALL/a0_0.png", tree / "ALL/a0_9.png")
     findings = audit(tree)
     assert crossed(findings) == [] and findings["inflating"] == []
     assert findings["duplicates"]["identical"]["pairs"] == 1
-
-
-def test_a_copy_under_another_subject_inflates_and_proposes_an_alias(tree: Path) -> None:
-    shutil.copy(tree / "ALL/a0_0.png", tree / "ALL/a1_9.png")
+    (tree / "ALL/a0_9.png").rename(tree / "ALL/a1_9.png")
     findings = audit(tree)
     assert crossed(findings) == ["subjects", "units", "inflates"]
     (group,) = findings["subject_aliases"]["groups"]
-    assert group["subjects"] == ["a0", "a1"] and not group["known"]
-    assert group["copies"] == 1
+    assert (group["subjects"], group["known"], group["copies"]) == (["a0", "a1"], False, 1)
     assert findings["subject_aliases"]["proposed"] == {"a0": "a1"}, "the id with most cells stays"
     assert findings["inflating"] == [
         "1 pixel-identical pair(s) stand in two subjects, so that a split may test on a picture it trained on, for "
         "example ALL/a0_0 and ALL/a1_9"
     ]
+    findings = audit(tree, pattern=None)
+    assert crossed(findings) == ["units", "inflates"], "without subjects every copy inflates"
+    assert findings["data"]["unit"] == "cell" and findings["subjects"] == {}
 
 
 def test_a_reencoded_copy_in_another_class_inflates(tree: Path) -> None:
@@ -125,29 +123,21 @@ def test_a_split_that_divides_subjects_inflates(tree: Path) -> None:
     (line,) = findings["inflating"]
     assert line.endswith("subject(s) stand on two sides of the split, for example a0")
     assert findings["shortcuts"]["split"] == {"strategy": "random", "folds": 1, "disjoint_by": "cell"}
-
-
-def test_a_split_that_tests_nothing_measures_no_shortcut(tree: Path) -> None:
     assert audit(tree, split="all")["shortcuts"]["not_measured"] == "--split all: tests no cell"
 
 
 def test_a_subject_in_two_classes_is_suspect_where_most_have_one(tree: Path) -> None:
-    (tree / "ALL/a0_0.png").rename(tree / "HEM/a0_0.png")
+    def move(label: str, subject: str, other: str) -> None:
+        (tree / label / f"{subject}_0.png").rename(tree / other / f"{subject}_0.png")
+
+    move("ALL", "a0", "HEM")
     findings = audit(tree)
     assert findings["subjects_in_two_classes"] == {"suspect": True, "subjects": {"a0": {"ALL": 5, "HEM": 1}}}
     assert findings["inflating"] == ["1 subject(s) have cells of two classes: a0"]
-
-
-def test_subjects_in_two_classes_are_expected_where_most_have_several(tree: Path) -> None:
-    for label, subject, other in (
-        ("ALL", "a0", "HEM"),
-        ("ALL", "a1", "HEM"),
-        ("HEM", "h0", "ALL"),
-        ("HEM", "h1", "ALL"),
-    ):
-        (tree / label / f"{subject}_0.png").rename(tree / other / f"{subject}_0.png")
+    for label, subject, other in (("ALL", "a1", "HEM"), ("HEM", "h0", "ALL"), ("HEM", "h1", "ALL")):
+        move(label, subject, other)
     findings = audit(tree)
-    assert not findings["subjects_in_two_classes"]["suspect"]
+    assert not findings["subjects_in_two_classes"]["suspect"], "most have several"
     assert len(findings["subjects_in_two_classes"]["subjects"]) == 4 and findings["inflating"] == []
 
 
@@ -170,23 +160,10 @@ def test_unreadable_files_are_named_whether_the_header_or_the_pixels_are_damaged
     findings = audit(tree)
     assert findings["data"]["cells"] == 34
     assert "the file is empty" in findings["unreadable"][0] and "damaged or cut short" in findings["unreadable"][1]
-
-
-def test_a_folder_of_unreadable_images_is_one_message(tmp_path: Path) -> None:
-    for label in ("ALL", "HEM"):
-        (tmp_path / label).mkdir()
-        picture = BytesIO()
-        Image.effect_noise((40, 40), 50).convert("RGB").save(picture, "PNG")
-        (tmp_path / label / "a.png").write_bytes(picture.getvalue()[:600])
-    with pytest.raises(LeukoscopeError, match=r"damaged or cut short.*; none of the 2 images could be read, so there"):
-        scan_cells(load_cells("imagefolder", tmp_path))
-
-
-def test_without_subjects_every_copy_inflates_and_says_what_it_crosses(tree: Path) -> None:
-    shutil.copy(tree / "ALL/a0_0.png", tree / "ALL/a1_9.png")
-    findings = audit(tree, pattern=None)
-    assert crossed(findings) == ["units", "inflates"]
-    assert findings["data"]["unit"] == "cell" and findings["subjects"] == {}
+    for path in tree.rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(LeukoscopeError, match=r"damaged or cut short.*; none of the 35 images could be read, so there"):
+        scan_cells(load_cells("imagefolder", tree))
 
 
 def write_cnmc(root: Path, fold: int, subject: str, number: int, image: np.ndarray) -> None:
@@ -212,7 +189,7 @@ def audit_cnmc(root: Path) -> dict[str, Any]:
     return audit_cells(seen, subjects=published_subjects(seen.data, root))
 
 
-def test_aliases_that_the_registry_knows_are_shown_and_do_not_count(cnmc: Path) -> None:
+def test_aliases_count_that_the_registry_does_not_know(cnmc: Path) -> None:
     write_cnmc(cnmc, 2, "75", 9, draw_cell("ALL", subject=51, cell=0, size=96).image)
     findings = audit_cnmc(cnmc)
     assert crossed(findings) == ["subjects", "official_folds"]
@@ -220,14 +197,11 @@ def test_aliases_that_the_registry_knows_are_shown_and_do_not_count(cnmc: Path) 
     assert (group["subjects"], group["same_as"], group["known"]) == (["51", "75"], "51", True)
     assert set(findings["subjects"]) == {"1", "51", "75", "H1", "H14", "H24"}, "as published, not as joined"
     assert findings["inflating"] == []
-
-
-def test_aliases_that_the_registry_does_not_know_count(cnmc: Path) -> None:
     write_cnmc(cnmc, 0, "H1", 9, draw_cell("HEM", subject=14, cell=0, size=96).image)
     findings = audit_cnmc(cnmc)
-    (group,) = findings["subject_aliases"]["groups"]
+    group = findings["subject_aliases"]["groups"][1]
     assert (group["subjects"], group["known"], group["unjoined"]) == (["H1", "H14"], False, ["H14"])
-    assert findings["subject_aliases"]["proposed"] == {"H14": "H1"}
+    assert findings["subject_aliases"]["proposed"] == {"75": "51", "H14": "H1"}
     assert len(findings["inflating"]) == 1
 
 
@@ -289,9 +263,8 @@ def test_ball4_is_said_to_name_no_subjects(tmp_path: Path) -> None:
     found = survey(tmp_path, f"Original/Benign/WBC-Benign-001.jpg Original/Pro/{malignant} Segmented/Pro/{malignant}")
     assert (found.info.name, found.split_flags) == ("ball4", ["--split", "block"])
     assert found.partitions == {"": {"Benign": 1, "Pro": 1}}
-    assert any(
-        "the subjects of these cells are not known" in line and "--split block" in line for line in found.problems
-    )
+    unknown = [line for line in found.problems if "the subjects of these cells are not known" in line]
+    assert "--split block" in unknown[0]
 
 
 def test_class_folders_of_ones_own_are_counted(tmp_path: Path) -> None:
@@ -308,7 +281,7 @@ def test_class_folders_of_ones_own_are_counted(tmp_path: Path) -> None:
     assert found.split_flags == ["--split", "random"]
 
 
-@pytest.mark.parametrize("subjects", [2, 5, 6, 7, 8])
+@pytest.mark.parametrize("subjects", [2, 6, 7, 8])
 def test_the_split_that_is_advised_can_be_drawn(tmp_path: Path, subjects: int) -> None:
     rows = [(label, subject, cell) for label in ("blast", "normal") for subject in range(subjects) for cell in range(4)]
     names = " ".join(f"{label}/{label[0]}{subject}_{cell}.png" for label, subject, cell in rows)

@@ -40,15 +40,11 @@ def test_a_pipe_gets_a_line_now_and_then_with_the_time_left(capsys: pytest.Captu
     assert "left" in lines[-1]
 
 
-def test_nothing_more_is_printed_after_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    slowly(capsys)
-    time.sleep(0.12)
-    assert capsys.readouterr().err == ""
-
-
-def test_what_was_done_before_counts_but_says_nothing_of_the_speed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_done_before_counts_and_nothing_is_printed_after_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     first = slowly(capsys, total=1004, done=1000).splitlines()[0]
     assert first.startswith("counting: 1,00") and "of 1,004" in first
+    time.sleep(0.12)
+    assert capsys.readouterr().err == ""
 
 
 def test_of_unknown_length_the_time_so_far_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,11 +80,9 @@ def test_work_within_other_work_shows_no_second_bar(capsys: pytest.CaptureFixtur
     assert "outer" in said and "counting" not in said
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(4.4, "4 s"), (89, "89 s"), (100, "2 min"), (5340, "89 min"), (12000, "3 h 20 min")]
-)
-def test_times_are_short(seconds: float, text: str) -> None:
-    assert progress.duration(seconds) == text
+def test_times_are_short() -> None:
+    for seconds, text in {4.4: "4 s", 89: "89 s", 100: "2 min", 5340: "89 min", 12000: "3 h 20 min"}.items():
+        assert progress.duration(seconds) == text
 
 
 def on_a_terminal(**environment: str) -> str:
@@ -113,15 +107,11 @@ def on_a_terminal(**environment: str) -> str:
     return seen.decode()
 
 
-def test_a_terminal_gets_a_bar_with_the_time_left() -> None:
-    seen = on_a_terminal()
-    assert "counting" in seen and "━" in seen and re.search(r"\d+/40", seen) and "0:00:0" in seen
-    assert re.search(r"\x1b\[[\d;]*3\dm|\x1b\[38;", seen), "the bar is coloured"
-
-
-def test_no_color_is_honoured() -> None:
-    seen = on_a_terminal(NO_COLOR="1")
-    assert "counting" in seen and not re.search(r"\x1b\[[\d;]*3\dm|\x1b\[38;", seen)
+def test_a_terminal_gets_a_bar_with_the_time_left_in_colour_or_without() -> None:
+    for environment, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        seen = on_a_terminal(**environment)
+        assert "counting" in seen and "━" in seen and re.search(r"\d+/40", seen) and "0:00:0" in seen
+        assert bool(re.search(r"\x1b\[[\d;]*3\dm|\x1b\[38;", seen)) is coloured
 
 
 def test_every_long_command_can_be_quiet() -> None:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from leukoscope.data.registry import DATASETS
-from leukoscope.synthetic import PHANTOM_LABELS, Background, PhantomCell, draw_cell, phantom_cells
+from leukoscope.data.smear import looks_like_smear
+from leukoscope.synthetic import (
+    PHANTOM_LABELS,
+    SMEAR_LABELS,
+    Background,
+    PhantomCell,
+    draw_cell,
+    draw_smear,
+    phantom_cells,
+    smear_picture,
+)
 
 
 def cell_mask(image: np.ndarray) -> np.ndarray:
@@ -44,51 +55,30 @@ def by_label(cells: list[PhantomCell], measure: Callable[[PhantomCell], Any]) ->
 @pytest.mark.parametrize("background", ["black", "smear"])
 def test_same_arguments_give_the_same_pixels_in_any_order(background: Background) -> None:
     wanted = [("ALL", 0, 0), ("HEM", 3, 1), ("ALL", 2, 5)]
-
-    def draw(key: tuple[str, int, int]) -> np.ndarray:
-        return draw_cell(key[0], subject=key[1], cell=key[2], size=96, background=background, seed=4).image
-
-    forwards = {key: draw(key) for key in wanted}
-    for key in reversed(wanted):
-        assert np.array_equal(draw(key), forwards[key])
-
-
-def test_iterating_gives_the_cells_that_draw_cell_gives() -> None:
-    frame: dict[str, Any] = {"size": 64, "background": "smear", "seed": 3}
-    cells = list(phantom_cells(subjects_per_class=2, cells_per_subject=2, **frame))
-    last = draw_cell("HEM", subject=1, cell=1, **frame)
-    assert np.array_equal(cells[-1].image, last.image)
-    assert (cells[-1].label, cells[-1].subject, cells[-1].cell_id) == (last.label, last.subject, last.cell_id)
+    forwards, backwards = (
+        [draw_cell(label, subject=s, cell=c, size=96, background=background, seed=4).image for label, s, c in keys]
+        for keys in (wanted, wanted[::-1])
+    )
+    assert np.array_equal(forwards, backwards[::-1])
 
 
 def test_every_argument_that_names_a_cell_changes_the_picture() -> None:
     base = draw_cell("ALL", size=64).image
-    others = [
-        draw_cell("HEM", size=64),
-        draw_cell("ALL", subject=1, size=64),
-        draw_cell("ALL", cell=1, size=64),
-        draw_cell("ALL", seed=1, size=64),
-    ]
-    assert all(not np.array_equal(base, other.image) for other in others)
+    others: list[dict[str, Any]] = [{"label": "HEM"}, {"subject": 1}, {"cell": 1}, {"seed": 1}]
+    assert all(not np.array_equal(base, draw_cell(**{"label": "ALL", "size": 64, **other}).image) for other in others)
 
 
-def test_a_set_is_balanced_and_its_names_are_unique() -> None:
-    cells = list(phantom_cells(subjects_per_class=3, cells_per_subject=4, size=32))
-    subjects = defaultdict(list)
-    for cell in cells:
-        subjects[cell.subject].append(cell)
+def test_a_set_is_balanced_its_names_are_unique_and_its_cells_those_of_draw_cell() -> None:
+    frame: dict[str, Any] = {"size": 32, "background": "smear", "seed": 3}
+    cells = list(phantom_cells(subjects_per_class=3, cells_per_subject=4, **frame))
+    assert Counter((cell.label, cell.subject) for cell in cells) == {
+        (label, f"phantom-{label.lower()}-0{number}"): 4 for label in PHANTOM_LABELS for number in range(3)
+    }
     assert len({cell.cell_id for cell in cells}) == len(cells) == 24
-    assert [len(group) for group in subjects.values()] == [4] * 6
-    assert all(len({cell.label for cell in group}) == 1 for group in subjects.values())
     assert (cells[0].subject, cells[1].cell_id) == ("phantom-all-00", "phantom-all-00_001")
-    assert [cell.label for cell in cells] == ["ALL"] * 12 + ["HEM"] * 12
-
-
-@pytest.mark.parametrize("size", [32, 128, 301])
-def test_image_is_square_rgb_uint8(size: int) -> None:
-    image = draw_cell("HEM", size=size).image
-    assert image.shape == (size, size, 3)
-    assert image.dtype == np.uint8
+    last = draw_cell("HEM", subject=2, cell=3, **frame)
+    assert np.array_equal(cells[-1].image, last.image)
+    assert (cells[-1].label, cells[-1].subject, cells[-1].cell_id) == (last.label, last.subject, last.cell_id)
 
 
 @pytest.mark.parametrize("label", PHANTOM_LABELS)
@@ -96,6 +86,7 @@ def test_image_is_square_rgb_uint8(size: int) -> None:
 def test_another_size_is_the_same_picture_scaled(label: str, background: Background) -> None:
     native = draw_cell(label, subject=2, cell=3, background=background).image
     small = draw_cell(label, subject=2, cell=3, size=128, background=background).image
+    assert (small.shape, small.dtype) == ((128, 128, 3), np.uint8)
     shrunk = np.asarray(Image.fromarray(native).resize((128, 128), Image.Resampling.BOX))
     assert np.corrcoef(shrunk.ravel(), small.ravel())[0, 1] > 0.995
     inside = cell_mask(draw_cell(label, subject=2, cell=3, size=128).image)
@@ -172,5 +163,62 @@ def test_a_wrong_argument_is_named_with_its_fix(arguments: dict[str, Any], messa
         draw_cell(**{"label": "ALL", **arguments})
 
 
-def test_phantoms_have_the_classes_that_their_data_set_names() -> None:
+def test_synthetic_cells_and_fields_have_the_classes_of_their_data_sets() -> None:
     assert DATASETS["phantoms"].labels == PHANTOM_LABELS
+    assert DATASETS["ball4"].labels == SMEAR_LABELS
+
+
+# Smears
+
+
+def test_every_synthetic_field_reads_as_a_smear() -> None:
+    drawn = [smear_picture(label, row) for label in SMEAR_LABELS for row in range(5)]
+    assert all(looks_like_smear(Image.fromarray(image)) for image in drawn)
+
+
+@pytest.mark.parametrize("background", ["black", "smear"])
+def test_one_cell_reads_as_a_smear_only_where_it_lies_in_one(background: Background) -> None:
+    cell = Image.fromarray(draw_cell("ALL", background=background).image)
+    assert looks_like_smear(cell) is (background == "smear")
+
+
+def test_what_shows_no_nuclear_stain_is_no_smear() -> None:
+    page = np.full((300, 400, 3), 250, np.uint8)
+    text = page.copy()
+    text[20:280:20, 30:370] = 40
+    rng = np.random.default_rng(0)
+    meadow = np.zeros((300, 400, 3), np.float32)  # below a sky: pale, coloured, and nothing of the stain of a nucleus
+    meadow[:150] = np.linspace((150, 190, 235), (220, 230, 240), 150)[:, None]
+    meadow[150:] = np.linspace((150, 190, 120), (90, 140, 60), 150)[:, None]
+    meadow = (meadow + rng.normal(0, 6, meadow.shape)).clip(0, 255).astype(np.uint8)
+    noise, plasma = rng.integers(0, 90, (64, 64, 3), np.uint8), np.full((300, 400, 3), (236, 220, 217), np.uint8)
+    assert not any(looks_like_smear(Image.fromarray(one)) for one in (page, text, meadow, noise, plasma))
+
+
+def test_equal_arguments_give_equal_pixels_and_another_seed_another_field() -> None:
+    one, again, other = (draw_smear(size=(300, 300), um_per_pixel=0.3, seed=seed) for seed in (0, 0, 1))
+
+    assert np.array_equal(one.image, again.image) and np.array_equal(one.labels, again.labels)
+    assert not np.array_equal(one.image, other.image)
+
+
+def test_truth_names_each_cell_once_and_lies_on_dark_pixels() -> None:
+    field = draw_smear(("ALL", "HEM", "ALL"), size=(360, 480), um_per_pixel=0.2)
+
+    assert sorted(set(np.unique(field.labels)) - {0}) == [1, 2, 3]
+    assert ndimage.label(field.labels)[1] == len(field.classes) == 3
+    brightness = field.image.mean(axis=-1)
+    assert brightness[field.labels > 0].mean() < brightness[field.labels == 0].mean() - 60
+
+
+def test_the_scale_sets_the_size_of_cells() -> None:
+    fine, coarse = (draw_smear(("ALL",), size=(400, 400), um_per_pixel=um, red_cells=0) for um in (0.1, 0.2))
+
+    assert (fine.labels > 0).sum() / (coarse.labels > 0).sum() == pytest.approx(4, rel=0.1)
+
+
+def test_refuses_more_cells_than_fit_and_scales_too_coarse_for_one() -> None:
+    with pytest.raises(ValueError, match="30 cells do not fit into 200×200 pixels"):
+        draw_smear(("ALL",) * 30, size=(200, 200), um_per_pixel=0.3)
+    with pytest.raises(ValueError, match="um_per_pixel is 1.5; a cell needs 32 px"):
+        draw_smear(um_per_pixel=1.5)

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from leukoscope.cli import app
 from leukoscope.data.layouts import CNMC_PRELIM_LABELS
 from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import make_split
-from leukoscope.synthetic import draw_cell
+from leukoscope.synthetic import Background, draw_cell
 from leukoscope.training.config import parse_config
 
 PATTERN = r"(?P<subject>[^/_]+)_\d+"
@@ -33,16 +34,18 @@ def run_on(tree: Path, *arguments: object) -> Any:
     return run("--dataset_name", "imagefolder", "--train_dir", tree, "--subject_pattern", PATTERN, *arguments)
 
 
+def draw(root: Path, suffix: str = "png", background: Background = "smear") -> Path:
+    for label, subject, cell in product(("ALL", "HEM"), range(2), range(3)):
+        path = root / label / f"{label}{subject}_{cell}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = draw_cell(label, subject=subject, cell=cell, size=64, background=background).image
+        Image.fromarray(image).save(path, quality=95)
+    return root
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    root = tmp_path / "tree"
-    for label in ("ALL", "HEM"):
-        (root / label).mkdir(parents=True)
-        for subject in range(2):
-            for cell in range(3):
-                image = draw_cell(label, subject=subject, cell=cell, size=64, background="smear").image
-                Image.fromarray(image).save(root / label / f"{label}{subject}_{cell}.png")
-    return root
+    return draw(tmp_path / "tree")
 
 
 def test_a_clean_tree_ends_with_0(tree: Path, tmp_path: Path) -> None:
@@ -52,6 +55,7 @@ def test_a_clean_tree_ends_with_0(tree: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/audit.json").read_text())["inflating"] == []
     assert "size: area of the box" not in result.stdout and "background: mean and spread" in result.stdout
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["audit.json"]
+    assert result.stdout.index("train on it: leukoscope train") < result.stdout.index("odd images: ")
 
 
 def test_a_folder_is_recognised(tree: Path, tmp_path: Path) -> None:
@@ -61,10 +65,6 @@ def test_a_folder_is_recognised(tree: Path, tmp_path: Path) -> None:
     (tree / "HEM").rename(tmp_path / "other" / "HEM")
     result = run(tree, "--output", tmp_path / "out")
     assert (result.exit_code, result.stderr.split(":")[1]) == (1, f" {tree}"), result.stderr
-    both = "error: leukoscope audit: name the images, by DIR or by --dataset_name, not by both\n"
-    for wrong in ((), (tree, "--dataset_name", "cnmc2019"), (tree, "--train_dir", tree), ("--train_dir", tree)):
-        result = run(*wrong)
-        assert (result.exit_code, result.stderr) == (1, both)
 
 
 def test_findings_end_with_3_and_are_said(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,25 +80,18 @@ def test_findings_end_with_3_and_are_said(tree: Path, tmp_path: Path, monkeypatc
 
 
 def test_the_sides_of_a_split_file_are_checked(tree: Path, tmp_path: Path) -> None:
-    split = make_split(
-        load_cells("imagefolder", tree, subject_pattern=PATTERN), "subject-cv", num_folds=2, validation=False
-    )
+    data = load_cells("imagefolder", tree, subject_pattern=PATTERN)
+    split = make_split(data, "subject-cv", num_folds=2, validation=False)
     split.save(tmp_path / "split.json")
-    result = run_on(tree, "--split_file", tmp_path / "split.json", "--output", tmp_path / "out")
+    flags = ("--split_file", tmp_path / "split.json", "--output", tmp_path / "out")
+    result = run_on(tree, *flags)
     assert result.exit_code == 0, result.output
     findings = json.loads((tmp_path / "out/audit.json").read_text())
     assert findings["split"] == {"strategy": "subject-cv", "detail": "fold 0 of 2", "disjoint_by": "subject"}
     assert "across the sides of the split" in result.stdout
-
-
-def test_a_split_file_that_divides_a_subject_is_a_finding(tree: Path, tmp_path: Path) -> None:
-    data = load_cells("imagefolder", tree, subject_pattern=PATTERN)
-    split = make_split(data, "subject-cv", num_folds=2, validation=False)
     divided = replace(split, train=(*split.train, split.test[0]), test=split.test[1:])
     divided.save(tmp_path / "split.json")
-    result = run_on(tree, "--split_file", tmp_path / "split.json", "--output", tmp_path / "out")
-    assert result.exit_code == 3, result.output
-    assert (tmp_path / "out/audit.json").is_file()
+    assert run_on(tree, *flags).exit_code == 3, "a subject on two sides is a finding"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +100,11 @@ def test_a_split_file_that_divides_a_subject_is_a_finding(tree: Path, tmp_path: 
         (("--dataset_name", "imagefolder", "--train_dir", "nowhere"), "--train_dir nowhere: no such folder"),
         (("--dataset_name", "phantoms", "--split", "all", "--split_file", "s.json"), "both name the split; give one"),
         (("--dataset_name", "phantoms", "--no_such_flag"), "No such option"),
-        ((), "name the images, by DIR or by --dataset_name"),
+        *(
+            (wrong, "error: leukoscope audit: name the images, by DIR or by --dataset_name, not by both")
+            for wrong in ((), ("x", "--dataset_name", "cnmc2019"), ("x", "--train_dir", "x"), ("--train_dir", "x"))
+        ),
+        (("nowhere",), "nowhere: no such folder; give the folder that a data set was unpacked to"),
     ],
 )
 def test_what_cannot_be_audited_does_not_end_as_findings_do(arguments: tuple[str, ...], message: str) -> None:
@@ -115,24 +112,6 @@ def test_what_cannot_be_audited_does_not_end_as_findings_do(arguments: tuple[str
     assert result.exit_code == (2 if "--no_such_flag" in arguments else 1), "3 is for findings"
     assert message in " ".join(result.stderr.split())
     assert isinstance(result.exception, SystemExit)
-
-
-def test_the_splits_of_a_folder_are_those_that_training_takes(tree: Path, tmp_path: Path) -> None:
-    """Without a flag, too: `train` takes them by default."""
-    for side in ("train", "test"):
-        shutil.copytree(tree, tmp_path / "sides" / side)
-    result = run(
-        "--dataset_name",
-        "imagefolder",
-        "--train_dir",
-        tmp_path / "sides",
-        "--subject_pattern",
-        PATTERN,
-        "--output",
-        tmp_path / "out",
-    )
-    assert result.exit_code == 3, result.output
-    assert "4 subject(s) stand on two sides of the split" in result.stdout
 
 
 def test_own_splits_are_checked_as_they_are(tree: Path, tmp_path: Path) -> None:
@@ -151,29 +130,25 @@ def test_own_splits_are_checked_as_they_are(tree: Path, tmp_path: Path) -> None:
         assert found["split"]["strategy"] == "given"
         copies = found["duplicates"]["identical"]
         assert (copies["pairs"], copies["split_sides"]) == (2, 0)
+    for file in (tree / "ALL").glob("ALL0_*"):
+        shutil.copy(file, tmp_path / "sides" / "test" / "ALL" / f"{file.stem}1.png")
+    result = run(*given, "--subject_pattern", PATTERN)
+    assert result.exit_code == 3 and "1 subject(s) stand on two sides of the split" in result.stdout
+    for file in (tmp_path / "sides" / "test" / "ALL").glob("ALL0_*"):
+        file.unlink()
     (tmp_path / "sides" / "test").rename(tmp_path / "sides" / "validation")
     assert run(*given, "--subject_pattern", PATTERN).exit_code == 0
     assert json.loads((tmp_path / "out/audit.json").read_text())["shortcuts"]["split"]["strategy"] == "subject-cv"
 
 
-def test_a_split_file_that_is_not_there_is_refused_before_an_image_is_read(tree: Path) -> None:
-    result = run_on(tree, "--split_file", tree / "none.json")
-    assert result.exit_code == 1
-    assert result.stderr.strip().endswith(
-        f"error: --split_file {tree / 'none.json'}: cannot be read (No such file or directory); give a split.json"
-    )
-
-
-def test_an_unknown_split_is_refused(tree: Path) -> None:
-    result = run_on(tree, "--split", "fair")
-    assert result.exit_code == 1 and "error: --split fair: unknown" in result.stderr, result.stderr
-
-
-def test_a_folder_that_cannot_be_written_is_named(tree: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    result = run_on(tree, "--output", tmp_path / "file")
-    assert result.exit_code == 1
-    assert f"--output {tmp_path / 'file'}: cannot write there (File exists); name another folder" in result.stderr
+def test_a_flag_that_cannot_be_followed_is_refused_before_an_image_is_read(tree: Path) -> None:
+    for flag, value, said in (
+        ("split_file", "none.json", "cannot be read (No such file or directory); give a split.json"),
+        ("split", "fair", "unknown; choose one of"),
+        ("output", tree / "ALL/ALL0_0.png", "cannot write there (File exists); name another folder"),
+    ):
+        result = run_on(tree, f"--{flag}", value)
+        assert result.exit_code == 1 and f"error: --{flag} {value}: {said}" in result.stderr, result.stderr
 
 
 def test_odd_and_unreadable_images_are_named(tree: Path, tmp_path: Path) -> None:
@@ -186,23 +161,11 @@ def test_odd_and_unreadable_images_are_named(tree: Path, tmp_path: Path) -> None
     assert "1 file(s) could not be read, for example" in result.stdout and "HEM0_9" in result.stdout
 
 
-def test_help_documents_the_exit_codes() -> None:
-    result = run("--help")
-    assert result.exit_code == 0
-    assert "Exit code: 0 nothing found that would inflate metrics" in " ".join(result.stdout.replace("│", " ").split())
-
-
-@pytest.fixture
-def shortcut(tree: Path) -> Path:
-    """The same cells, one class photographed in other light."""
-    for path in (tree / "ALL").iterdir():
+def test_a_background_that_gives_the_class_away_ends_the_summary(tree: Path, tmp_path: Path) -> None:
+    for path in (tree / "ALL").iterdir():  # photographed in other light
         pixels = np.asarray(Image.open(path)) * 0.8
         Image.fromarray(pixels.astype(np.uint8)).save(path)
-    return tree
-
-
-def test_a_background_that_gives_the_class_away_ends_the_summary(shortcut: Path, tmp_path: Path) -> None:
-    result = run_on(shortcut, "--output", tmp_path / "out")
+    result = run_on(tree, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "nothing found" not in result.stdout
     assert any("chance" in line and "0.500" in line for line in result.stdout.splitlines())
@@ -213,13 +176,7 @@ def test_a_background_that_gives_the_class_away_ends_the_summary(shortcut: Path,
 
 
 def test_own_cells_cut_out_on_black_are_recognised(tmp_path: Path) -> None:
-    for label in ("ALL", "HEM"):
-        (tmp_path / "own" / label).mkdir(parents=True)
-        for subject in range(2):
-            for cell in range(3):
-                image = draw_cell(label, subject=subject, cell=cell, size=64).image
-                Image.fromarray(image).save(tmp_path / "own" / label / f"{label}{subject}_{cell}.webp", quality=95)
-    result = run_on(tmp_path / "own", "--output", tmp_path / "out")
+    result = run_on(draw(tmp_path / "own", "webp", "black"), "--output", tmp_path / "out")
     features = json.loads((tmp_path / "out/audit.json").read_text())["shortcuts"]["features"]
     assert "size" in features and "background" not in features
     assert "no cell is cut out" not in result.stdout and "shortcut:" not in result.stdout
@@ -248,11 +205,6 @@ def test_quick_describes_a_folder_and_decodes_no_image(
     assert refused.exit_code == 1 and "--quick: decodes no image; leave out --split" in refused.stderr
 
 
-def test_the_search_follows_the_counts_and_the_command(tree: Path, tmp_path: Path) -> None:
-    said = run(tree, "--output", tmp_path / "out").stdout
-    assert said.index("train on it: leukoscope train") < said.index("odd images: ")
-
-
 def test_one_cell_of_a_class_cannot_be_trained_on(tree: Path, tmp_path: Path) -> None:
     for cell in tree.glob("HEM/*[12].png"):
         cell.unlink()
@@ -273,11 +225,8 @@ def test_cells_of_the_publishers_test_alone_cannot_be_trained_on(tmp_path: Path)
     assert result.exit_code == 1 and "cannot be trained on: a class has 0 cell(s)" in result.stderr
 
 
-def test_a_folder_or_pattern_that_is_wrong_is_one_line_as_it_was_typed(tree: Path, tmp_path: Path) -> None:
+def test_a_folder_or_pattern_that_is_wrong_is_one_line_as_it_was_typed(tree: Path) -> None:
     r"""Printed as Python writes it, \d would be \\d, which matches nothing when it is copied."""
-    result = run(tmp_path / "nowhere")
-    assert result.exit_code == 1
-    assert result.stderr.strip().endswith("nowhere: no such folder; give the folder that a data set was unpacked to")
     result = run(tree, "--subject_pattern", r"(?P<subject>Q\d)_")
     assert result.stderr.startswith(r"error: --subject_pattern '(?P<subject>Q\d)_': does not match 'ALL/ALL0_0.png'")
     shutil.rmtree(tree / "HEM")

@@ -1,4 +1,4 @@
-"""Preprocessing equals timm's own to the pixel; augmentation changes how a cell looks and never what it is."""
+"""Augmentation changes how a cell looks and never what it is."""
 
 from __future__ import annotations
 
@@ -9,17 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from leukoscope.data.augmentation import Augmentation, Augmenter, in_view
-from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.synthetic import draw_cell
 
 STILL = Augmentation(scale=0.0, brightness=0.0, contrast=0.0, stain=0.0)
-
-
-def _noise(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def _batch(*cells: np.ndarray) -> torch.Tensor:
@@ -37,77 +31,6 @@ def _disc(size: int, radius: float, level: int = 200) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def phantom() -> torch.Tensor:
     return _batch(draw_cell("ALL", size=96).image)
-
-
-# Preprocessing
-
-
-@pytest.mark.parametrize(
-    "preprocessing", [Preprocessing(96, 350 / 450), Preprocessing(64, 1.0, "bilinear"), Preprocessing(160, 0.9)]
-)
-@pytest.mark.parametrize("extent", [(450, 450), (300, 200), (61, 97)], ids=str)
-def test_frame_and_normalise_equal_timms_evaluation_transform(
-    preprocessing: Preprocessing, extent: tuple[int, int]
-) -> None:
-    from timm.data import create_transform, resolve_data_config
-    from torchvision.transforms import ToTensor
-
-    whole = create_transform(**resolve_data_config(pretrained_cfg=preprocessing.to_pretrained_cfg()))
-    picture = _noise(*extent)
-    framed = preprocessing.frame(picture)
-    assert (framed.shape, framed.dtype) == ((preprocessing.image_size, preprocessing.image_size, 3), np.dtype(np.uint8))
-    pixels = picture
-    for step in whole.transforms:
-        if "ToTensor" in type(step).__name__:
-            break
-        pixels = step(pixels)
-    assert np.array_equal(framed, np.asarray(pixels)), "the geometric part, pixel for pixel"
-    ours = preprocessing.normalise(_batch(framed))[0]
-    assert torch.allclose(ours, whole(picture), atol=1e-5)
-    assert torch.allclose(ToTensor()(pixels) * 255, _batch(framed)[0].float(), atol=1e-4)
-
-
-def test_normalise_takes_any_number_type_and_gives_channels_last_float32() -> None:
-    preprocessing = Preprocessing(8, 1.0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 1.0))
-    pixels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8)
-    expected = torch.tensor([[-2.0, -1.0, -0.5], [2.0, 1.0, 0.5]])
-    for given in (pixels, pixels.double(), pixels.to(torch.int64)):
-        out = preprocessing.normalise(given)
-        assert out.dtype == torch.float32
-        assert out.is_contiguous(memory_format=torch.channels_last)
-        assert torch.allclose(out.mean(dim=(2, 3)), expected)
-
-
-def test_preprocessing_survives_its_config_json() -> None:
-    import json
-
-    preprocessing = Preprocessing(160, 350 / 450, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    written = json.loads(json.dumps(preprocessing.to_pretrained_cfg()))
-    assert Preprocessing.from_pretrained_cfg(written) == preprocessing
-
-
-def test_view_box_marks_what_the_network_sees() -> None:
-    # 140 px are the centre of a picture resized to exactly 180; 160 of one resized to 205, the whole part of 205.7.
-    assert Preprocessing(140, 350 / 450).view_box(Image.new("RGB", (450, 450))) == pytest.approx((50, 50, 400, 400))
-    # (205 - 160) / 2 is 22.5, of which `frame` takes 22.
-    first, end = 450 * 22 / 205, 450 * 182 / 205
-    assert Preprocessing(160, 350 / 450).view_box(Image.new("RGB", (450, 450))) == pytest.approx(
-        (first, first, end, end)
-    )
-    # 517 × 499 pixels become 109 × 106: the longer side, 109.8, is rounded down as well.
-    view = Preprocessing(96, 0.9).view_box(Image.new("RGB", (517, 499)))
-    across, down = 517 / 109, 499 / 106
-    assert view == pytest.approx((6 * across, 5 * down, 102 * across, 101 * down))
-    assert Preprocessing(160, 1.0).view_box(Image.new("RGB", (300, 200))) == pytest.approx((50, 0, 250, 200))
-    # A picture that is white inside the box and black around it must be framed all white, but for the resampled edge.
-    left, top, right, bottom = (round(x) for x in Preprocessing(160, 350 / 450).view_box(Image.new("RGB", (450, 450))))
-    picture = Image.new("RGB", (450, 450))
-    picture.paste((255, 255, 255), (left, top, right, bottom))
-    framed = Preprocessing(160, 350 / 450).frame(picture)
-    assert framed[2:-2, 2:-2].min() == 255
-
-
-# Augmentation
 
 
 def test_what_a_cell_gets_depends_on_its_row_and_not_on_its_batch(phantom: torch.Tensor) -> None:
@@ -152,18 +75,12 @@ def test_a_cell_that_is_not_resampled_keeps_every_pixel_exactly(phantom: torch.T
     assert torch.equal(exact, draws[:, 8] >= 0)
 
 
-def test_augmented_pixels_stay_floats_within_0_to_255(phantom: torch.Tensor) -> None:
-    out = Augmenter(Augmentation(), "black", seed=0)(phantom.expand(32, -1, -1, -1), range(32), epoch=0)
-    assert (out.shape, out.dtype) == ((32, 3, 96, 96), torch.float32)
-    assert out.min() >= 0
-    assert out.max() <= 255
-    assert torch.isfinite(out).all()
-
-
 def test_a_black_background_stays_exactly_black(phantom: torch.Tensor) -> None:
     cells = phantom.expand(32, -1, -1, -1)
     strong = Augmentation(brightness=0.4, contrast=0.4, stain=0.4)
     out = Augmenter(strong, "black", seed=0)(cells, range(32), epoch=1)
+    assert (out.shape, out.dtype) == ((32, 3, 96, 96), torch.float32)
+    assert torch.isfinite(out).all() and out.min() == 0 and out.max() <= 255
     edge = torch.cat([out[..., :4].flatten(1), out[..., -4:].flatten(1), out[..., :4, :].flatten(1)], dim=1)
     assert edge.abs().max() == 0
     background_share = (out.amax(dim=1) == 0).float().mean(dim=(1, 2))
@@ -253,30 +170,20 @@ def test_stain_jitter_moves_the_two_stains_apart() -> None:
 # What a recipe may ask for instead: less rotation, other flips
 
 
-def _angle_and_mirroring(augmentation: Augmentation, count: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each cell's bright mark went, in degrees from the right, and whether the cell was mirrored."""
-    bright, faint = _directions(augmentation, count)
-    return torch.rad2deg(bright), torch.sin(faint - bright) < 0
+def test_less_rotation_and_other_flips_show_what_they_say() -> None:
+    def shown(rotation: float, flips: Literal["none", "horizontal", "both"]) -> tuple[torch.Tensor, torch.Tensor]:
+        bright, faint = _directions(replace(STILL, rotation=rotation, flips=flips), 300)
+        return torch.rad2deg(bright), torch.sin(faint - bright) < 0
 
-
-def test_rotation_stays_within_its_angle() -> None:
-    angle, mirrored = _angle_and_mirroring(replace(STILL, rotation=20.0, flips="none"))
+    angle, mirrored = shown(20.0, "none")
     assert not mirrored.any()
-    assert -20.5 < angle.min() < -18
-    assert 18 < angle.max() < 20.5
+    assert -20.5 < angle.min() < -18 and 18 < angle.max() < 20.5
     assert angle.abs().median() == pytest.approx(10, abs=2), "every cell is turned, evenly within the angle"
-
-
-def test_both_flips_show_all_four_mirrorings_equally_often() -> None:
-    angle, mirrored = _angle_and_mirroring(replace(STILL, rotation=5.0, flips="both"))
+    angle, mirrored = shown(5.0, "both")
     left = angle.abs() > 90
     counts = torch.tensor([(side & m).sum() for side in (left, ~left) for m in (mirrored, ~mirrored)])
-    assert counts.sum() == 300
-    assert counts.min() > 50, counts
-
-
-def test_a_horizontal_flip_never_turns_a_cell_upside_down() -> None:
-    angle, mirrored = _angle_and_mirroring(replace(STILL, rotation=5.0, flips="horizontal"))
+    assert counts.sum() == 300 and counts.min() > 50, "all four mirrorings"
+    angle, mirrored = shown(5.0, "horizontal")
     assert torch.equal(angle.abs() > 90, mirrored), "the mark to the right is on the left just where it is mirrored"
     assert 0.4 < mirrored.float().mean() < 0.6
 
@@ -298,10 +205,10 @@ def test_with_flips_alone_a_cell_has_exactly_its_views(
     assert shares.min() > 0.6 / looks
 
 
-@pytest.mark.parametrize("name", ["scale", "brightness", "contrast", "stain", "rotation"])
-def test_any_other_change_leaves_more_looks_than_views(name: str) -> None:
-    nothing: dict[str, Any] = {"scale": 0.0, "brightness": 0.0, "contrast": 0.0, "stain": 0.0, "rotation": 0.0}
-    assert not Augmentation(**nothing | {name: 0.1}).only_views
+def test_any_other_change_leaves_more_looks_than_views() -> None:
+    nothing = dict.fromkeys(("scale", "brightness", "contrast", "stain", "rotation"), 0.0)
+    for name in nothing:
+        assert not Augmentation(**nothing | {name: 0.1}).only_views  # type: ignore[arg-type]
 
 
 def test_a_smear_has_no_black_corners() -> None:

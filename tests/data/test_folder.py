@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +43,11 @@ def test_a_single_picture_named_as_in_cnmc_does_not_make_a_folder_that_data_set(
 
 
 def test_a_folder_of_nothing_known_names_the_known_layouts(tmp_path: Path) -> None:
-    with pytest.raises(
-        LeukoscopeError, match=r"holds no picture laid out as .*cnmc2019: …/fold_.*imagefolder: <class>"
-    ):
+    known = r"holds no picture laid out as .*cnmc2019: …/fold_.*imagefolder: <class>"
+    with pytest.raises(LeukoscopeError, match=known):
         recognise(_cells(tmp_path, "loose.png"))
     with pytest.raises(LeukoscopeError, match="nowhere: no such folder; give the folder that a data set was unpacked"):
         recognise(tmp_path / "nowhere")
-
-
-def test_a_file_is_not_said_to_be_no_folder_that_exists(tmp_path: Path) -> None:
     (tmp_path / "cells.npz").write_bytes(b"PK")
     said = "cells.npz: is a file; unpack it, or export what it holds as PNG, and give the folder"
     assert _refusal(tmp_path / "cells.npz") == f"--train_dir {tmp_path}/{said}"
@@ -61,8 +56,7 @@ def test_a_file_is_not_said_to_be_no_folder_that_exists(tmp_path: Path) -> None:
 
 
 def test_real_cells_are_recognised(real_data: Path) -> None:
-    assert recognise(real_data / "cnmc2019").name == "cnmc2019"
-    assert recognise(real_data / "ball4").name == "ball4"
+    assert [recognise(real_data / name).name for name in ("cnmc2019", "ball4")] == ["cnmc2019", "ball4"]
 
 
 # Tables as `datasets` reads them
@@ -80,42 +74,26 @@ def _csv(prefix: str = "", column: str = "label") -> str:
     return f"file_name,{column}\n" + "".join(f"{prefix}{file},{label}\n" for file, label in ROWS.items())
 
 
-def _per_split(root: Path) -> None:
-    for side in ("train", "test"):
-        (root / side / "metadata.csv").write_text(_csv())
-
-
-def _lines_per_split(root: Path) -> None:
-    for side in ("train", "test"):
-        lines = [json.dumps({"file_name": file, "label": label}) for file, label in ROWS.items()]
-        (root / side / "metadata.jsonl").write_text("\n".join(lines) + "\n")
-
-
-def _at_the_root(root: Path) -> None:
-    (root / "metadata.csv").write_text(_csv("train/") + _csv("test/").split("\n", 1)[1])
-
-
-def _of_another_name(root: Path) -> None:
-    for side in ("train", "test"):
-        (root / side / "metadata.csv").write_text(_csv(column="diagnosis"))
-
-
-@pytest.mark.parametrize("write", [_per_split, _lines_per_split, _at_the_root, _of_another_name])
-def test_metadata_names_the_classes_and_the_splits_are_kept(tmp_path: Path, write: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("layout", ["per split", "lines of JSON", "at the root", "of another name"])
+def test_metadata_names_the_classes_and_the_splits_are_kept(tmp_path: Path, layout: str) -> None:
     """The layout of the documentation of `datasets`; test and train were the classes."""
     root = _cells(tmp_path, *(f"{side}/{file}" for side in ("train", "test") for file in ROWS))
-    write(root)
+    column = "diagnosis" if layout == "of another name" else "label"
+    if layout == "at the root":
+        (root / "metadata.csv").write_text(_csv("train/") + _csv("test/").split("\n", 1)[1])
+    for side in ("train", "test") if layout != "at the root" else ():
+        lines = "".join(json.dumps({"file_name": file, "label": label}) + "\n" for file, label in ROWS.items())
+        name, content = ("metadata.jsonl", lines) if "JSON" in layout else ("metadata.csv", _csv(column=column))
+        (root / side / name).write_text(content)
     assert recognise(root).name == "imagefolder"
-    column = "diagnosis" if write is _of_another_name else "label"
     assert _described(load_cells("imagefolder", root, label_column_name=column)) == EXPECTED
     if column == "diagnosis":
         assert _refusal(root) == (
             f"{root / 'test' / 'metadata.csv'}: has no column called label, but diagnosis; name that of the classes "
             "with --label_column_name diagnosis, or move the file away where folders name the classes"
         )
-        assert "has no column 'stage' (--label_column_name), only file_name" in _refusal(
-            root, label_column_name="stage"
-        )
+        said = "has no column 'stage' (--label_column_name), only file_name"
+        assert said in _refusal(root, label_column_name="stage")
 
 
 def test_metadata_may_name_the_subjects_of_class_folders(tmp_path: Path) -> None:
@@ -188,78 +166,40 @@ def test_folders_that_name_no_class_are_asked_about(tmp_path: Path, names: tuple
 FILES = [f"slide{slide}/P{number:02d}_{cell}.png" for number in range(4) for slide in "AB" for cell in range(2)]
 
 
-def _tasks(**of_task: Any) -> str:
-    def task(number: int, file: str) -> dict[str, Any]:
-        return {"id": number, "data": {"image": f"/data/local-files/?d={file}", "subject": file[7:10]}, **of_task}
-
-    return json.dumps([task(number, file) for number, file in enumerate(FILES)])
-
-
-def _choice(name: str, *classes: str) -> dict[str, Any]:
-    return {"from_name": name, "to_name": "image", "type": "choices", "value": {"choices": list(classes)}}
-
-
 def _table(*labels: str, header: str = "file,label") -> str:
     return "\n".join([header, *(f"{file},{labels[n % len(labels)]}" for n, file in enumerate(FILES))])
 
 
-_PREDICTED = {"annotations": [], "predictions": [{"result": [_choice("choice", "ALL")]}]}
-_DRAFT = {"annotations": [], "drafts": [{"result": [_choice("choice", "ALL")]}]}
-_TWO = {"annotations": [{"result": [_choice("quality", "good"), _choice("choice", "HEM")]}]}
 _SEVERAL = '"{""choices"":[""ALL"",""HEM""]}"'
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("content", "said"),
     [
-        ("t.json", _tasks(**_PREDICTED), "no annotation in it names a class; submit the tasks in Label Studio"),
-        ("t.json", _tasks(**_DRAFT), "no annotation in it names a class; submit the tasks in Label Studio"),
-        ("t.json", _tasks(**_TWO), "made with the control(s) choice, quality; give the one of the class"),
-        ("t.csv", _table("", header="image,choice"), "its column 'choice' names no class in any row; fill it in"),
-        ("t.csv", _table("P0,0,1", "P1,1,0", header="file,subject,ALL,HEM"), "its columns ALL, HEM hold 0 and 1"),
-        ("t.csv", _table("HEM", "ALL", _SEVERAL), "row 4 names 2 classes ('ALL, HEM'); give each picture one class"),
-        ("t.csv", _table("HEM", "ALL", "ALL|HEM"), "row 4 names 2 classes ('ALL, HEM'); give each picture one class"),
-        ("t.csv", _table("HEM", "ALL", '"ALL, HEM"'), "row 4 names 2 classes (ALL, HEM); give each picture one class"),
-        ("t.csv", _table("ALL", "HEM", "all"), "row 2 names the class 'ALL', row 4 'all'; spell one class in one way"),
-        (
-            "t.json",
-            json.dumps([{"image": file, "choice": {"choices": ["ALL", "HEM"]}} for file in FILES]),
-            "row 1 names 2 classes ('ALL, HEM'); give each picture one class",
-        ),
+        (_table("", header="image,choice"), "its column 'choice' names no class in any row; fill it in"),
+        (_table("P0,0,1", "P1,1,0", header="file,subject,ALL,HEM"), "its columns ALL, HEM hold 0 and 1"),
+        (_table("HEM", "ALL", _SEVERAL), "row 4 names 2 classes ('ALL, HEM'); give each picture one class"),
+        (_table("HEM", "ALL", "ALL|HEM"), "row 4 names 2 classes ('ALL, HEM'); give each picture one class"),
+        (_table("HEM", "ALL", '"ALL, HEM"'), "row 4 names 2 classes (ALL, HEM); give each picture one class"),
+        (_table("ALL", "HEM", "all"), "row 2 names the class 'ALL', row 4 'all'; spell one class in one way"),
     ],
-    ids=["predicted", "drafts", "two controls", "blank", "one-hot", "choices", "bar", "comma", "case", "short json"],
+    ids=["blank", "one-hot", "choices", "bar", "comma", "case"],
 )
-def test_a_table_that_was_given_labels_or_is_refused(tmp_path: Path, name: str, content: str, said: str) -> None:
+def test_a_table_that_was_given_labels_or_is_refused(tmp_path: Path, content: str, said: str) -> None:
     """The folders slideA and slideB were the classes."""
     root = _cells(tmp_path / "cells", *FILES)
-    (tmp_path / name).write_text(content)
-    assert said in _refusal(root, labels=tmp_path / name)
+    (tmp_path / "t.csv").write_text(content)
+    assert said in _refusal(root, labels=tmp_path / "t.csv")
 
 
-def test_the_control_that_names_the_class_is_chosen(tmp_path: Path) -> None:
-    root, labels = _cells(tmp_path / "cells", *FILES), tmp_path / "t.json"
-    halves = [{"annotations": [{"result": [_choice("quality", "good"), _choice("choice", one)]}]} for one in ("A", "B")]
-    tasks = [{**task, **halves[number % 2]} for number, task in enumerate(json.loads(_tasks()))]
-    labels.write_text(json.dumps(tasks))
-    data = load_cells("imagefolder", root, labels=labels, label_column_name="choice")
-    assert (data.info.labels, len(data.train), len(set(data.train["subject"]))) == (("A", "B"), len(FILES), 4)
-    assert "choice, quality; give the one of the class as --label_control" in _refusal(root, labels=labels)
-    assert "control(s) choice, quality" in _refusal(root, labels=labels, label_column_name="stage")
-
-
-def test_all_rows_without_a_class_are_counted(tmp_path: Path) -> None:
+def test_rows_without_a_class_are_all_counted(tmp_path: Path) -> None:
     root, labels = _cells(tmp_path / "cells", *FILES), tmp_path / "t.csv"
     labels.write_text(_table("ALL", "HEM", "null", ""))
     data = load_cells("imagefolder", root, labels=labels)
     assert f"{len(FILES) // 2} row(s) of {labels} name no class: left out" in data.passed_over
-
-
-def test_an_export_with_one_annotation_says_how_many_were_left_out(tmp_path: Path) -> None:
-    root, labels = _cells(tmp_path / "cells", *FILES), tmp_path / "t.json"
-    first, *others = json.loads(_tasks(annotations=[]))
-    labels.write_text(json.dumps([first | {"annotations": [{"result": [_choice("choice", "ALL")]}]}, *others]))
-    said = _refusal(root, labels=labels)
-    assert f"only the class 'ALL' found; {len(FILES) - 1} row(s) of {labels} name no class: left out; a class" in said
+    labels.write_text(_table("ALL", *[""] * (len(FILES) - 1)))
+    said = f"only the class 'ALL' found; {len(FILES) - 1} row(s) of {labels} name no class: left out; a class"
+    assert said in _refusal(root, labels=labels)
 
 
 def test_a_table_of_subjects_says_what_names_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

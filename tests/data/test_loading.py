@@ -23,6 +23,7 @@ from leukoscope.data.loading import load_cells
 from leukoscope.data.registry import DATASETS
 
 Columns = Mapping[str, Sequence[object]]
+TEXT = datasets.Value("string")
 COLUMNS = ["image", "label", "subject", "cell_id", "fold"]
 CNMC_LAYOUT = (
     "…/fold_{0,1,2}/{all,hem}/UID_<subject>_<frame>_<cell>_<label>.bmp (of the preliminary test: 1.bmp, named in "
@@ -40,16 +41,9 @@ def _paint(path: Path, seed: int = 0) -> Path:
 def cnmc(tmp_path: Path) -> Path:
     """Four subjects of C-NMC, two ids of one of whom are aliases."""
     root = tmp_path / "cnmc"
-    for number, (fold, name) in enumerate(
-        [
-            (0, "UID_1_1_1_all"),
-            (0, "UID_H10_1_1_hem"),
-            (1, "UID_2_1_1_all"),
-            (1, "UID_h3_1_1_hem"),
-            (2, "UID_H3_1_1_hem"),
-        ]
-    ):
-        _paint(root / f"fold_{fold}" / name[-3:] / f"{name}.bmp", number)
+    names = ("1_1_1_all", "H10_1_1_hem", "2_1_1_all", "h3_1_1_hem", "H3_1_1_hem")
+    for number, (fold, name) in enumerate(zip((0, 0, 1, 1, 2), names, strict=True)):
+        _paint(root / f"fold_{fold}" / name[-3:] / f"UID_{name}.bmp", number)
     return root
 
 
@@ -72,7 +66,7 @@ def _refusal(load: Callable[..., LoadedCells], *args: object, **kwargs: object) 
 # Folders
 
 
-def test_rows_have_exactly_the_five_columns(cnmc: Path) -> None:
+def test_rows_have_exactly_the_five_columns_with_the_files_pictures_and_joined_subjects(cnmc: Path) -> None:
     data = load_cells("cnmc2019", cnmc)
     assert list(data.cells) == ["train"]
     assert data.train.column_names == COLUMNS
@@ -80,21 +74,13 @@ def test_rows_have_exactly_the_five_columns(cnmc: Path) -> None:
     assert features["label"] == datasets.ClassLabel(names=["ALL", "HEM"])
     assert isinstance(features["image"], datasets.Image)
     assert all(features[name] == datasets.Value("string") for name in ("subject", "cell_id", "fold"))
-
-
-def test_cnmc_aliases_are_joined_and_cell_ids_kept(cnmc: Path) -> None:
-    rows = load_cells("cnmc2019", cnmc).train
-    subject_of = dict(zip(rows["cell_id"], rows["subject"], strict=True))
+    subject_of = dict(zip(data.train["cell_id"], data.train["subject"], strict=True))
     assert subject_of["UID_h3_1_1_hem"] == subject_of["UID_H10_1_1_hem"] == "H10"
     assert subject_of["UID_H3_1_1_hem"] == "H3"
-    assert sorted(set(rows["fold"])) == ["fold_0", "fold_1", "fold_2"]
-
-
-def test_pictures_of_the_rows_are_those_of_the_files(cnmc: Path) -> None:
-    row = load_cells("cnmc2019", cnmc).train[0]
+    assert sorted(set(data.train["fold"])) == ["fold_0", "fold_1", "fold_2"]
     original = Image.open(cnmc / "fold_0" / "all" / "UID_1_1_1_all.bmp")
-    assert row["cell_id"] == "UID_1_1_1_all"
-    assert np.array_equal(np.asarray(row["image"]), np.asarray(original))
+    assert data.train[0]["cell_id"] == "UID_1_1_1_all"
+    assert np.array_equal(np.asarray(data.train[0]["image"]), np.asarray(original))
 
 
 def test_preliminary_test_is_a_split_of_its_own(cnmc: Path) -> None:
@@ -117,21 +103,17 @@ def test_counts_that_differ_from_the_publishers_are_reported(cnmc: Path) -> None
     assert "counts differ: fold_0 ALL: 1 cells here, 2,397 published" in data.report().splitlines()
 
 
-def test_unreadable_files_are_left_out_and_named(cnmc: Path) -> None:
+def test_unreadable_files_are_left_out_and_named_and_nothing_but_damage_is_refused(cnmc: Path) -> None:
     damaged = cnmc / "fold_0" / "all" / "UID_9_1_1_all.bmp"
     damaged.write_bytes(b"")
     data = load_cells("cnmc2019", cnmc)
     assert len(data.train) == 5
     assert data.unreadable == (f"{damaged}: the file is empty (0 bytes); copy or export it again",)
     assert data.report().splitlines()[-2:] == ["1 unreadable file(s) left out:", f"  {data.unreadable[0]}"]
-
-
-def test_a_folder_of_nothing_but_damage_is_refused(tmp_path: Path) -> None:
-    damaged = tmp_path / "fold_0" / "all" / "UID_9_1_1_all.bmp"
-    damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(b"BM no more")
-    message = _refusal(load_cells, "cnmc2019", tmp_path)
-    assert message.startswith(f"--train_dir {tmp_path}: none of its 1 images can be read; first: {damaged}: ")
+    for path in cnmc.rglob("*.bmp"):
+        path.write_bytes(b"BM no more")
+    message = _refusal(load_cells, "cnmc2019", cnmc)
+    assert message.startswith(f"--train_dir {cnmc}: none of its 6 images can be read; first: {cnmc}")
 
 
 def test_a_cell_present_twice_is_refused(cnmc: Path) -> None:
@@ -142,18 +124,13 @@ def test_a_cell_present_twice_is_refused(cnmc: Path) -> None:
     )
 
 
-def test_missing_folder_is_refused(tmp_path: Path) -> None:
-    message = _refusal(load_cells, "cnmc2019", tmp_path / "nowhere")
-    assert message == (
-        f"--train_dir {tmp_path / 'nowhere'}: no such folder; get C-NMC 2019 (ISBI 2019 challenge) from "
-        "https://doi.org/10.7937/tcia.2019.dc64i46r and unpack it there, or correct the path"
+def test_a_folder_without_cells_or_that_is_missing_is_refused(tmp_path: Path) -> None:
+    missing = f"--train_dir {tmp_path / 'nowhere'}: no such folder; "
+    assert _refusal(load_cells, "cnmc2019", tmp_path / "nowhere") == (
+        f"{missing}get C-NMC 2019 (ISBI 2019 challenge) from https://doi.org/10.7937/tcia.2019.dc64i46r and unpack it "
+        "there, or correct the path"
     )
-    assert _refusal(load_cells, "imagefolder", tmp_path / "nowhere") == (
-        f"--train_dir {tmp_path / 'nowhere'}: no such folder; correct the path"
-    )
-
-
-def test_folder_without_cells_is_refused_with_the_expected_layout(tmp_path: Path) -> None:
+    assert _refusal(load_cells, "imagefolder", tmp_path / "nowhere") == f"{missing}correct the path"
     assert _refusal(load_cells, "cnmc2019", tmp_path) == (
         f"--train_dir {tmp_path}: no cell of C-NMC 2019 (ISBI 2019 challenge) found; expected {CNMC_LAYOUT}"
     )
@@ -163,13 +140,8 @@ def test_folder_without_cells_is_refused_with_the_expected_layout(tmp_path: Path
         f"1 image file(s) passed over, for example {tmp_path / 'holiday.png'}: "
         "not laid out as …/Original/{Benign,Early,Pre,Pro}/WBC-….jpg"
     )
-
-
-def test_data_set_without_a_hub_copy_asks_for_its_folder() -> None:
-    assert (
-        _refusal(load_cells, "ball4")
-        == "--dataset_name ball4: it has no Hub copy; give its folder with --train_dir DIR"
-    )
+    no_copy = "--dataset_name ball4: it has no Hub copy; give its folder with --train_dir DIR"
+    assert _refusal(load_cells, "ball4") == no_copy
 
 
 def test_ball4_is_loaded_without_its_segmented_copies(tmp_path: Path) -> None:
@@ -279,28 +251,19 @@ def test_a_table_of_labels_stands_for_class_folders(loose_cells: Path, tmp_path:
         f"1 row(s) of {table} name no class: left out",
         f"1 image file(s) have no row in {table}, for example {loose_cells / 'unlisted.png'}: left out",
     )
-
-
-def test_a_table_of_labels_may_leave_subjects_to_a_pattern(loose_cells: Path, tmp_path: Path) -> None:
-    table = tmp_path / "labels.csv"
     table.write_text("file,label\nP1/a.png,ALL\nP1/b.png,ALL\nP3/ä.png,HEM\n", encoding="utf-8")
     data = load_cells("imagefolder", loose_cells, subject_pattern="(P.)/", labels=table)
-    assert data.train["subject"][:] == ["P1", "P1", "P3"]
+    assert data.train["subject"][:] == ["P1", "P1", "P3"], "a pattern may name them instead"
 
 
 # A user's own class folders
 
 
-def test_class_folders_name_their_classes_in_alphabetical_order(own_cells: Path) -> None:
-    data = load_cells("imagefolder", own_cells)
-    assert data.info.labels == ("blast", "normal")
-    assert data.train["label"][:] == [0, 0, 1, 1]
-    assert data.train["cell_id"][:] == ["blast/p1_1", "blast/p2_1", "normal/p3_1", "normal/p3_2"]
-
-
 @pytest.mark.parametrize("pattern", [r"(?P<subject>p\d)_", r"/(p\d)_\d", r"(blast|normal)/(?P<subject>p\d)"])
 def test_subjects_come_from_a_regular_expression(own_cells: Path, pattern: str) -> None:
     data = load_cells("imagefolder", own_cells, subject_pattern=pattern)
+    assert (data.info.labels, data.train["label"][:]) == (("blast", "normal"), [0, 0, 1, 1])
+    assert data.train["cell_id"][:] == ["blast/p1_1", "blast/p2_1", "normal/p3_1", "normal/p3_2"]
     assert data.train["subject"][:] == ["p1", "p2", "p3", "p3"]
 
 
@@ -330,19 +293,16 @@ def test_bad_regular_expressions_are_refused(own_cells: Path) -> None:
             "donor, donor_id), or give --subject_pattern",
         ),
         ("", "is empty; give a header with the columns file,subject (and label, where classes are known)"),
-        ("file;subject\nblast/p1_1.png;a\n", "no row for file 'blast/p2_1.png'; every image needs a subject"),
     ],
-    ids=["missing row", "empty subject", "missing column", "empty file", "semicolons"],
+    ids=["missing row", "empty subject", "missing column", "empty file"],
 )
 def test_incomplete_csv_is_refused(own_cells: Path, tmp_path: Path, rows: str, message: str) -> None:
     table = tmp_path / "subjects.csv"
     table.write_text(rows)
     assert _refusal(load_cells, "imagefolder", own_cells, labels=table) == f"{table}: {message}"
-
-
-def test_missing_csv_is_refused(own_cells: Path, tmp_path: Path) -> None:
-    message = _refusal(load_cells, "imagefolder", own_cells, labels=tmp_path / "none.csv")
-    assert message == f"--labels {tmp_path / 'none.csv'}: no such file; it needs the columns file,label,subject"
+    table.unlink()
+    missing = f"--labels {table}: no such file; it needs the columns file,label,subject"
+    assert _refusal(load_cells, "imagefolder", own_cells, labels=table) == missing
 
 
 def test_links_are_followed_and_hidden_folders_left_out(own_cells: Path, tmp_path: Path) -> None:
@@ -358,33 +318,15 @@ def test_links_are_followed_and_hidden_folders_left_out(own_cells: Path, tmp_pat
     assert data.unreadable == (f"{own_cells / 'blast' / 'gone.png'}: no such file; check the path",)
 
 
-def test_a_file_name_that_is_not_utf8_is_refused(own_cells: Path) -> None:
-    _paint(own_cells / "blast" / "M\udcfcller.png")
-    assert _refusal(load_cells, "imagefolder", own_cells).endswith(
-        "blast/M\\xfcller.png': the name of this image is not UTF-8; rename it"
-    )
-
-
-def test_classes_that_differ_in_case_only_are_refused(own_cells: Path, tmp_path: Path) -> None:
+def test_names_that_are_no_utf8_or_differ_in_case_only_are_refused(own_cells: Path, tmp_path: Path) -> None:
     expected = "classes 'Blast' and 'blast' differ only in case; give one class one name"
     _paint(own_cells / "Blast" / "p5_1.png", 5)
     assert _refusal(load_cells, "imagefolder", own_cells) == f"--train_dir {own_cells}: {expected}"
     hub_id = _split_hub(tmp_path / "hub", train=["Blast", "blast", "normal"])
     assert _refusal(load_cells, hub_id).endswith(expected)
-
-
-def test_a_column_of_text_given_as_images_is_refused(tmp_path: Path) -> None:
-    hub_id = _split_hub(tmp_path / "hub", train=["a", "b"])
-    refusal = _refusal(load_cells, hub_id, image_column_name="label")
-    assert refusal.endswith("its column 'label' holds string, no images; name theirs with --image_column_name")
-
-
-def test_one_class_is_not_enough(own_cells: Path) -> None:
-    shutil.rmtree(own_cells / "normal")
-    assert _refusal(load_cells, "imagefolder", own_cells) == (
-        f"--train_dir {own_cells}: only the class 'blast' found; a classifier needs two or more classes, each in a "
-        "folder of its name"
-    )
+    _paint(own_cells / "blast" / "M\udcfcller.png")
+    not_utf8 = "blast/M\\xfcller.png': the name of this image is not UTF-8; rename it"
+    assert _refusal(load_cells, "imagefolder", own_cells).endswith(not_utf8)
 
 
 # Fingerprints
@@ -470,30 +412,34 @@ def test_hub_layout_with_class_labels_and_a_subject_column(tmp_path: Path) -> No
 def test_a_hub_data_set_names_all_subjects_or_none(tmp_path: Path, nobody: str | None) -> None:
     """Cells without a subject would train while the same subject's cells are tested."""
     names = {"label": ["ALL", "HEM", "HEM"], "file_name": ["a.png", "b.png", "c.png"]}
-    none = load_cells(_publish(tmp_path / "none", names | {"subject": [nobody] * 3}, datasets.Value("string")))
+    none = load_cells(_publish(tmp_path / "none", names | {"subject": [nobody] * 3}, TEXT))
     assert none.train["subject"][:] == ["", "", ""]
-    some = _publish(tmp_path / "some", names | {"subject": ["p", nobody, "p"]}, datasets.Value("string"))
+    some = _publish(tmp_path / "some", names | {"subject": ["p", nobody, "p"]}, TEXT)
     assert "cell b has no subject, other cells have one; name it" in _refusal(load_cells, some)
 
 
-def test_files_of_one_name_in_two_folders_are_two_cells(tmp_path: Path) -> None:
-    columns = {"label": ["ALL", "HEM", "HEM"], "file_name": ["ALL/0.png", "HEM/0.png", "HEM/1.png"]}
-    hub_id = _publish(tmp_path / "hub", columns, datasets.Value("string"))
-    assert load_cells(hub_id).train["cell_id"][:] == ["ALL/0", "HEM/0", "HEM/1"]
-    columns["file_name"] = ["a.png", "", "b.png"]
-    unnamed = _publish(tmp_path / "unnamed", columns, datasets.Value("string"))
-    assert load_cells(unnamed).train["cell_id"][:] == ["a", "", "b"]
-
-
-def test_a_cells_own_id_is_kept_but_for_the_suffix_of_a_file(tmp_path: Path) -> None:
-    columns = {"label": ["ALL", "HEM", "HEM"], "cell_id": ["all/1", "hem/1", "hem/2.5.PNG"]}
-    hub_id = _publish(tmp_path / "hub", columns, datasets.Value("string"))
-    assert load_cells(hub_id).train["cell_id"][:] == ["all/1", "hem/1", "hem/2.5"]
+@pytest.mark.parametrize(
+    ("column", "names", "ids"),
+    [
+        ("file_name", ["ALL/0.png", "HEM/0.png", "HEM/1.png"], ["ALL/0", "HEM/0", "HEM/1"]),
+        ("file_name", ["a.png", "", "b.png"], ["a", "", "b"]),
+        ("cell_id", ["all/1", "hem/1", "hem/2.5.PNG"], ["all/1", "hem/1", "hem/2.5"]),
+    ],
+    ids=["two folders", "unnamed", "own ids"],
+)
+def test_a_hub_data_sets_cell_ids_come_from_a_column_of_ids_or_files(
+    tmp_path: Path, column: str, names: list[str], ids: list[str]
+) -> None:
+    columns = {"label": ["ALL", "HEM", "HEM"], column: names}
+    assert load_cells(_publish(tmp_path / "hub", columns, TEXT)).train["cell_id"][:] == ids
+    columns = {"label": ["all", "hem"], "image_name": ["UID_11_22_2_all.bmp", "UID_h3_1_1_hem.bmp"]}
+    cnmc = load_cells(_publish(tmp_path / "cnmc", columns, TEXT))
+    assert cnmc.train["subject"][:] == ["11", "h3"], "as C-NMC names its files"
 
 
 def test_a_folder_of_parquet_files_is_described_by_its_card_and_not_named_by_where_it_lies(tmp_path: Path) -> None:
     columns = {"label": ["ALL", "HEM", "HEM"], "subject": ["a", "b", "c"]}
-    hub_id = _publish(tmp_path / "hub", columns, datasets.Value("string"))
+    hub_id = _publish(tmp_path / "hub", columns, TEXT)
     info = load_cells(hub_id).info
     assert (info.name, info.title, info.licence, info.citation) == ("./hub", "./hub", "", "")
     front = "license: mit\npretty_name: Our cells\nleukoscope:\n  citation: Doe 2026\n  subject_aliases: {c: b}"
@@ -505,36 +451,19 @@ def test_a_folder_of_parquet_files_is_described_by_its_card_and_not_named_by_whe
     assert load_cells(hub_id).train["subject"][:] == ["a", "b", "c"]
 
 
-def test_hub_layout_reads_subjects_from_cnmc_file_names(tmp_path: Path) -> None:
-    names = ["UID_11_22_2_all.bmp", "UID_h3_1_1_hem.bmp"]
-    hub_id = _publish(tmp_path / "hub", {"label": ["all", "hem"], "image_name": names}, datasets.Value("string"))
-    assert load_cells(hub_id).train["subject"][:] == ["11", "h3"]
+def test_hub_data_are_known_by_labels_subjects_and_the_content_of_loose_files(tmp_path: Path) -> None:
+    one, same, other = (
+        load_cells(_publish(tmp_path / str(n), {"label": ["ALL", "HEM"], "subject": ["a", last]}, TEXT)).fingerprint
+        for n, last in enumerate("bbc")
+    )
+    assert one == same != other
 
-
-def test_hub_layout_has_a_fingerprint_of_its_labels_and_subjects(tmp_path: Path) -> None:
-    text = datasets.Value("string")
-    one = _publish(tmp_path / "1", {"label": ["ALL", "HEM"], "subject": ["a", "b"]}, text)
-    same = _publish(tmp_path / "2", {"label": ["ALL", "HEM"], "subject": ["a", "b"]}, text)
-    other = _publish(tmp_path / "3", {"label": ["ALL", "HEM"], "subject": ["a", "c"]}, text)
-    assert load_cells(one).fingerprint == load_cells(same).fingerprint != load_cells(other).fingerprint
-
-
-def test_hub_data_of_loose_files_are_known_by_their_content_too(tmp_path: Path) -> None:
     def fingerprint(folder: str, seed: int) -> str:
         for number, name in enumerate(("blast/1.bmp", "normal/2.bmp")):
             _paint(tmp_path / folder / name, seed + number)
         return load_cells(str(tmp_path / folder)).fingerprint
 
     assert fingerprint("a", seed=0) == fingerprint("b", seed=0) != fingerprint("c", seed=5)
-
-
-def test_a_hub_row_without_a_picture_is_refused(tmp_path: Path) -> None:
-    rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (16, 16)), None], "label": ["ALL", "HEM"]})
-    (tmp_path / "hub").mkdir()
-    rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / "hub" / "train.parquet")
-    assert _refusal(load_cells, str(tmp_path / "hub")) == (
-        f"data set {tmp_path / 'hub'}: cell row_000001 has no image; remove its row"
-    )
 
 
 @pytest.fixture
@@ -544,7 +473,7 @@ def cnmc_on_the_hub(
     """Loads `cnmc2019` from a Hub copy with the given columns."""
 
     def load(columns: dict[str, list[object]]) -> LoadedCells:
-        hub_id = _publish(tmp_path / "hub", columns, datasets.Value("string"))
+        hub_id = _publish(tmp_path / "hub", columns, TEXT)
         monkeypatch.setitem(DATASETS, "cnmc2019", replace(DATASETS["cnmc2019"], hub_id=hub_id))
         return load_cells("cnmc2019")
 
@@ -552,7 +481,7 @@ def cnmc_on_the_hub(
 
 
 def test_hub_copy_with_folds_is_checked_and_parted_as_folders_are(
-    cnmc_on_the_hub: Callable[[dict[str, list[object]]], LoadedCells],
+    cnmc_on_the_hub: Callable[[dict[str, list[object]]], LoadedCells], tmp_path: Path
 ) -> None:
     data = cnmc_on_the_hub(
         {
@@ -568,20 +497,15 @@ def test_hub_copy_with_folds_is_checked_and_parted_as_folders_are(
     assert data.train.features == data.cells["preliminary_test"].features
     assert "fold_0 ALL: 1 cells here, 2,397 published" in data.count_differences
     assert "preliminary_test ALL: 1 cells here, 1,219 published" in data.count_differences
-
-
-def test_hub_copy_without_folds_is_checked_by_its_sums(
-    cnmc_on_the_hub: Callable[[dict[str, list[object]]], LoadedCells],
-) -> None:
-    data = cnmc_on_the_hub({"label": ["ALL", "HEM", "HEM"]})
-    assert data.count_differences == (
+    shutil.rmtree(tmp_path / "hub")
+    assert cnmc_on_the_hub({"label": ["ALL", "HEM", "HEM"]}).count_differences == (
         "all ALL: 1 cells here, 7,272 published",
         "all HEM: 2 cells here, 3,389 published",
-    )
+    ), "without folds, by its sums"
 
 
 def test_other_splits_of_a_hub_copy_are_counted_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub_id = _publish(tmp_path / "hub", {"label": ["ALL", "HEM"]}, datasets.Value("string"))
+    hub_id = _publish(tmp_path / "hub", {"label": ["ALL", "HEM"]}, TEXT)
     shutil.copy(tmp_path / "hub" / "train.parquet", tmp_path / "hub" / "test.parquet")
     monkeypatch.setitem(DATASETS, "cnmc2019", replace(DATASETS["cnmc2019"], hub_id=hub_id))
     data = load_cells("cnmc2019")
@@ -596,7 +520,7 @@ def _split_hub(folder: Path, **splits: list[object]) -> str:
     """A Hub data set of several splits, each with these labels and subjects named after it."""
     for name, labels in splits.items():
         columns: Columns = {"label": labels, "subject": [f"{name}{i}" for i in range(len(labels))]}
-        _publish(folder / name, columns, datasets.Value("string"))
+        _publish(folder / name, columns, TEXT)
         shutil.copy(folder / name / "train.parquet", folder / f"{name}.parquet")
         shutil.rmtree(folder / name)
     return str(folder)
@@ -634,14 +558,7 @@ def test_flags_name_a_hub_data_sets_columns(tmp_path: Path) -> None:
     )
 
 
-def test_a_hub_data_set_without_a_training_split_is_refused(tmp_path: Path) -> None:
-    hub_id = _split_hub(tmp_path / "hub", validation=["ALL", "HEM"], test=["ALL", "HEM"])
-    assert _refusal(load_cells, hub_id) == (
-        f"data set {hub_id}: has no split called train, only validation, test; publish a copy that has one"
-    )
-
-
-def test_a_hub_split_without_labels_is_not_used_and_named(tmp_path: Path) -> None:
+def test_a_hub_split_without_labels_is_not_used_and_one_for_training_needed(tmp_path: Path) -> None:
     labels = datasets.ClassLabel(names=["ALL", "HEM"])
     folder = tmp_path / "hub"
     for name, values in {"train": [0, 1], "test": [-1, -1]}.items():
@@ -651,12 +568,9 @@ def test_a_hub_split_without_labels_is_not_used_and_named(tmp_path: Path) -> Non
     data = load_cells(str(folder))
     assert (data.own_splits, len(data.train)) == ({}, 2)
     assert data.passed_over == ("Hub split 'test' not used: its 2 rows have no labels",)
-
-
-def test_hub_rows_without_a_label_are_all_counted(tmp_path: Path) -> None:
-    hub_id = _publish(tmp_path / "hub", {"label": [0, 1, -1, 0, -1]}, datasets.ClassLabel(names=["ALL", "HEM"]))
+    hub_id = _split_hub(tmp_path / "other", validation=["ALL", "HEM"], test=["ALL", "HEM"])
     assert _refusal(load_cells, hub_id) == (
-        f"data set {hub_id}: 2 cell(s) have no label, the first is row_000002; remove their rows"
+        f"data set {hub_id}: has no split called train, only validation, test; publish a copy that has one"
     )
 
 
@@ -747,38 +661,48 @@ def split_folder(tmp_path: Path) -> Path:
     return root
 
 
-def test_the_splits_of_a_folder_are_its_sides(split_folder: Path) -> None:
+def test_the_splits_of_a_folder_are_its_sides_and_a_folder_beside_them_is_named(split_folder: Path) -> None:
+    _paint(split_folder / "later" / "blast" / "p9_1.png", 9)
     data = load_cells("imagefolder", split_folder, subject_pattern=r"(?P<subject>p\d)_")
     assert data.info.labels == ("blast", "normal")
     assert data.own_splits == {"train": 4, "validation": 2, "test": 2}
     assert dict(zip(data.train["cell_id"][:], data.train["fold"][:], strict=True))["val/blast/p5_1"] == "validation"
-
-
-def test_a_folder_beside_the_splits_is_not_used_and_named(split_folder: Path) -> None:
-    _paint(split_folder / "later" / "blast" / "p9_1.png", 9)
-    data = load_cells("imagefolder", split_folder)
-    assert data.own_splits == {"train": 4, "validation": 2, "test": 2}
     assert data.passed_over == ("folder 'later' not used: 1 image file(s), of no split",)
 
 
 # Hub data sets that cannot be used
 
 
-def test_hub_layout_with_a_cell_twice_is_refused(tmp_path: Path) -> None:
-    columns = {"label": ["ALL", "HEM"], "file_name": ["all/1.bmp", "all/1.png"]}
-    hub_id = _publish(tmp_path / "hub", columns, datasets.Value("string"))
-    assert _refusal(load_cells, hub_id) == (
-        f"data set {hub_id}: cell all/1 is there more than once; give every row its own cell_id"
-    )
+PICTURE = Image.new("RGB", (16, 16))
 
 
-def test_hub_layout_without_labels_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "hub"
-    folder.mkdir()
-    datasets.Dataset.from_dict({"picture": ["x"], "label": ["ALL"]}).to_parquet(folder / "train.parquet")
-    assert _refusal(load_cells, str(folder)) == (
-        f"data set {folder}: lacks the column(s) image; has ['picture', 'label']"
-    )
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"image": [PICTURE, None], "label": ["ALL", "HEM"]}, "cell row_000001 has no image; remove its row"),
+        (
+            {"image": [PICTURE] * 2, "label": ["ALL", "HEM"], "file_name": ["all/1.bmp", "all/1.png"]},
+            "cell all/1 is there more than once; give every row its own cell_id",
+        ),
+        (
+            {"image": [PICTURE] * 5, "label": ["ALL", "HEM", None, "ALL", ""]},
+            "2 cell(s) have no label, the first is row_000002; remove their rows",
+        ),
+        ({"picture": ["x"], "label": ["ALL"]}, "lacks the column(s) image; has ['picture', 'label']"),
+        (
+            {"image": ["x"], "label": ["ALL"]},
+            "its column 'image' holds string, no images; name theirs with --image_column_name",
+        ),
+    ],
+    ids=["no picture", "cell twice", "no labels", "no column", "text"],
+)
+def test_a_hub_data_set_that_cannot_be_used_is_refused(tmp_path: Path, columns: dict[str, Any], said: str) -> None:
+    (tmp_path / "hub").mkdir()
+    rows = datasets.Dataset.from_dict(columns)
+    if "x" not in columns.get("image", ["x"]):
+        rows = rows.cast_column("image", datasets.Image())
+    rows.to_parquet(tmp_path / "hub" / "train.parquet")
+    assert _refusal(load_cells, str(tmp_path / "hub")) == f"data set {tmp_path / 'hub'}: {said}"
 
 
 def test_unreachable_hub_data_set_ends_in_one_clear_message() -> None:

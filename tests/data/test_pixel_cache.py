@@ -22,11 +22,12 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data import images, pixel_cache, preprocessing
-from leukoscope.data.cells import image_column
+from leukoscope.data.cells import LoadedCells, image_column
 from leukoscope.data.images import cell_area, open_image, pixel_hash
 from leukoscope.data.loading import load_cells
-from leukoscope.data.pixel_cache import PixelRows, decode_cells, frame_cells, new_array, read_rows
+from leukoscope.data.pixel_cache import FramedCells, PixelRows, frame_cells, new_array, read_rows
 from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.registry import dataset_info
 from leukoscope.files import cache_root
 
 SMALL = Preprocessing(16, 0.8)
@@ -47,26 +48,26 @@ def cells(folder: Path) -> datasets.Dataset:
     return load_cells("imagefolder", folder).train
 
 
+def framed(cells: datasets.Dataset, preprocessing: Preprocessing = SMALL, fingerprint: str = "data") -> FramedCells:
+    data = LoadedCells(dataset_info("imagefolder"), datasets.DatasetDict(train=cells), fingerprint)
+    return frame_cells(data, preprocessing)
+
+
 def _files() -> list[str]:
     return sorted(path.name for path in cache_root().glob("*cells-*"))
 
 
-def test_pixels_are_the_framed_pictures_in_row_order(folder: Path, cells: datasets.Dataset) -> None:
-    pixels, hashes, areas, problems = decode_cells(cells, SMALL, "data")
-    assert areas == pytest.approx([cell_area(np.asarray(open_image(folder / f"{c}.png"))) for c in cells["cell_id"]])
-    assert hashes == [pixel_hash(open_image(folder / f"{cell}.png")) for cell in cells["cell_id"]]
-    assert (pixels.shape, pixels.dtype, problems) == ((6, 16, 16, 3), np.dtype(np.uint8), {})
-    frame = SMALL.frame
-    for row, cell in enumerate(cells["cell_id"]):
-        assert np.array_equal(pixels[row], frame(open_image(folder / f"{cell}.png")))
-
-
-def test_the_second_call_decodes_nothing(cells: datasets.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = np.array(decode_cells(cells, SMALL, "data")[0])
-    monkeypatch.setattr(pixel_cache, "track", None)
-    again, *_, problems = decode_cells(cells, SMALL, "data")
-    assert np.array_equal(first, again)
-    assert problems == {}
+def test_pixels_are_the_framed_pictures_in_row_order_and_decoded_once(
+    folder: Path, cells: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [open_image(folder / f"{cell}.png") for cell in cells["cell_id"]]
+    for _ in range(2):
+        found = framed(cells)
+        assert found.areas == pytest.approx([cell_area(np.asarray(picture)) for picture in pictures])
+        assert found.hashes == [pixel_hash(picture) for picture in pictures]
+        assert (found.pixels.dtype, found.data.unreadable) == (np.dtype(np.uint8), ())
+        assert np.array_equal(found.pixels, [SMALL.frame(picture) for picture in pictures])
+        monkeypatch.setattr(pixel_cache, "track", None)
 
 
 def test_a_cell_exported_anew_under_its_old_name_is_decoded_anew(folder: Path) -> None:
@@ -104,7 +105,7 @@ def test_pictures_replaced_while_they_are_decoded_leave_no_cache(
 
     monkeypatch.setattr(pixel_cache, "_decode_to", replaced)
     with pytest.raises(LeukoscopeError, match=r"3\.png: was replaced while the cells were decoded; start again$"):
-        decode_cells(cells, SMALL, "data")
+        framed(cells)
     assert _files() == []
 
 
@@ -112,13 +113,13 @@ def test_pictures_replaced_while_they_are_decoded_leave_no_cache(
 def test_cells_are_decoded_anew_when_the_code_that_opens_or_frames_them_changes(
     tmp_path: Path, cells: datasets.Dataset, monkeypatch: pytest.MonkeyPatch, module: ModuleType
 ) -> None:
-    decode_cells(cells, SMALL, "data")
+    framed(cells)
     before = len(_files())
     (tmp_path / "newer.py").write_text("# another version")
     monkeypatch.setattr(
         pixel_cache, "getfile", lambda asked: str(tmp_path / "newer.py") if asked is module else getfile(asked)
     )
-    decode_cells(cells, SMALL, "data")
+    framed(cells)
     assert len(_files()) == 2 * before
 
 
@@ -136,9 +137,9 @@ def test_cells_are_decoded_anew_when_the_code_that_opens_or_frames_them_changes(
 def test_whatever_changes_the_pixels_has_a_cache_of_its_own(
     cells: datasets.Dataset, preprocessing: Preprocessing, fingerprint: str, rows: int
 ) -> None:
-    decode_cells(cells, SMALL, "data")
+    framed(cells)
     before = len(_files())
-    pixels, *_ = decode_cells(cells.select(range(rows)), preprocessing, fingerprint)
+    pixels = framed(cells.select(range(rows)), preprocessing, fingerprint).pixels
     assert len(_files()) == 2 * before
     assert pixels.shape[:2] == (rows, preprocessing.image_size)
 
@@ -146,10 +147,10 @@ def test_whatever_changes_the_pixels_has_a_cache_of_its_own(
 @pytest.mark.parametrize("share", [0, 0.5])
 @pytest.mark.parametrize("suffix", ["cells-*.npy", "cells-*.json"])
 def test_a_cache_that_was_cut_short_is_made_again(cells: datasets.Dataset, suffix: str, share: float) -> None:
-    first = np.array(decode_cells(cells, SMALL, "data")[0])
+    first = np.array(framed(cells).pixels)
     (file,) = cache_root().glob(suffix)
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
-    assert np.array_equal(decode_cells(cells, SMALL, "data")[0], first)
+    assert np.array_equal(framed(cells).pixels, first)
 
 
 def test_cells_of_a_drive_that_is_gone_for_a_moment_are_not_kept_as_damaged(
@@ -157,9 +158,9 @@ def test_cells_of_a_drive_that_is_gone_for_a_moment_are_not_kept_as_damaged(
 ) -> None:
     folder.rename(folder.with_name("away"))
     with pytest.raises(LeukoscopeError, match="no such file; check the path"):
-        decode_cells(cells, SMALL, "data")
+        framed(cells)
     folder.with_name("away").rename(folder)
-    assert decode_cells(cells, SMALL, "data")[3] == {}
+    assert framed(cells).data.unreadable == ()
 
 
 def test_an_offset_outside_the_file_is_damage_and_no_drive_that_is_gone(folder: Path) -> None:
@@ -168,8 +169,8 @@ def test_an_offset_outside_the_file_is_damage_and_no_drive_that_is_gone(folder: 
     where_pixels_begin = struct.pack("<HHI", 273, 4, 1)
     head, tail = path.read_bytes().split(where_pixels_begin)
     path.write_bytes(head + struct.pack("<HHIi", 273, 9, 1, -5) + tail[4:])
-    cells = load_cells("imagefolder", folder).train
-    assert list(decode_cells(cells, SMALL, "data")[3]) == ["blast/9"]
+    (message,) = framed(load_cells("imagefolder", folder).train).data.unreadable
+    assert message.startswith(f"{path}: ")
 
 
 def test_damaged_pictures_are_reported_by_cell_and_stay_black(folder: Path, cells: datasets.Dataset) -> None:
@@ -177,18 +178,19 @@ def test_damaged_pictures_are_reported_by_cell_and_stay_black(folder: Path, cell
     path.write_bytes(path.read_bytes()[:900])
     row = cells["cell_id"][:].index("blast/3")
     for _ in range(2):  # decoded, then from the cache
-        pixels, *_, problems = decode_cells(cells, SMALL, "data")
-        assert list(problems) == ["blast/3"]
-        assert problems["blast/3"].startswith(f"{path}: the image is damaged or cut short (")
-        assert pixels[row].max() == 0
-        assert all(pixels[other].max() > 0 for other in range(6) if other != row)
+        found = framed(cells)
+        (message,) = found.data.unreadable
+        assert message.startswith(f"{path}: the image is damaged or cut short (")
+        assert "blast/3" not in found.row_of and found.pixels[row].max() == 0
+        assert all(found.pixels[other].max() > 0 for other in range(6) if other != row)
 
 
 def _encoded(*contents: bytes) -> datasets.Dataset:
     """Rows that carry their pictures inside, as Hub data sets do."""
-    rows = {"image": [{"bytes": c, "path": None} for c in contents], "cell_id": [f"c{i}" for i in range(len(contents))]}
-    features = datasets.Features(image=datasets.Image(), cell_id=datasets.Value("string"))
-    return datasets.Dataset.from_dict(rows, features=features)
+    rows = image_column([{"bytes": content, "path": None} for content in contents])
+    for name, values in {"label": [0] * len(rows), "subject": [""] * len(rows)}.items():
+        rows = rows.add_column(name, values)
+    return rows.add_column("cell_id", [f"c{number}" for number in range(len(rows))])
 
 
 def _png(picture: Image.Image) -> bytes:
@@ -201,22 +203,18 @@ def test_pictures_inside_the_data_set_are_decoded_and_their_damage_named_by_cell
     whole = _png(Image.new("RGB", (20, 20), (200, 100, 50)))
     noise = _png(Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)))
     broken_chunk = noise[:41] + b"\x00" * 8 + noise[49:]
-    cmyk = BytesIO()
+    cmyk, eps = BytesIO(), BytesIO()
     Image.new("CMYK", (16, 16)).save(cmyk, "jpeg")
-    rows = _encoded(whole, b"no picture", noise[:1500], broken_chunk, cmyk.getvalue())
-    pixels, *_, problems = decode_cells(rows, SMALL, "hub data")
-    assert (pixels[0] == (200, 100, 50)).all()
-    assert list(problems) == ["c1", "c2", "c3", "c4"]
-    assert problems["c1"] == "cell c1: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
-    assert all(problems[c].startswith(f"cell {c}: the image is damaged or cut short (") for c in ("c2", "c3"))
-    assert problems["c4"] == "cell c4: is a CMYK (print) image; convert it to 8-bit RGB first"
-
-
-def test_a_picture_inside_the_data_set_that_would_start_another_program_is_refused() -> None:
-    eps = BytesIO()
-    Image.new("RGB", (20, 20)).save(eps, "eps")
-    *_, problems = decode_cells(_encoded(eps.getvalue()), SMALL, "hub data")
-    assert problems == {"c0": "cell c0: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"}
+    Image.new("RGB", (20, 20)).save(eps, "eps")  # would start another program
+    contents = (whole, b"no picture", noise[:1500], broken_chunk, cmyk.getvalue(), eps.getvalue())
+    found = framed(_encoded(*contents))
+    assert (found.pixels[0] == (200, 100, 50)).all()
+    no_picture, *cut, print_image, program = found.data.unreadable
+    assert no_picture == "cell c1: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
+    for cell, message in zip(("c2", "c3"), cut, strict=True):
+        assert message.startswith(f"cell {cell}: the image is damaged or cut short (")
+    assert print_image == "cell c4: is a CMYK (print) image; convert it to 8-bit RGB first"
+    assert program == no_picture.replace("c1", "c5")
 
 
 def test_unwritable_cache_folder_is_refused_with_the_way_out(
@@ -226,7 +224,7 @@ def test_unwritable_cache_folder_is_refused_with_the_way_out(
     in_the_way.touch()
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(in_the_way / "cache"))
     with pytest.raises(LeukoscopeError) as refused:
-        decode_cells(cells, SMALL, "data")
+        framed(cells)
     assert str(refused.value) == (
         f"{in_the_way / 'cache'}: cannot keep the decoded cells there (Not a directory; 0 MB needed); "
         "set LEUKOSCOPE_CACHE to another folder"
@@ -236,7 +234,7 @@ def test_unwritable_cache_folder_is_refused_with_the_way_out(
 def test_a_disk_too_small_is_refused_before_the_first_cell(cells: datasets.Dataset) -> None:
     """Writing to a memory map on a full disk would end the process without a word."""
     with pytest.raises(LeukoscopeError) as refused:
-        decode_cells(cells, Preprocessing(3_000_000, 1.0), "data")
+        framed(cells, Preprocessing(3_000_000, 1.0))
     assert "cannot keep the decoded cells there (No space left on device; 162000000 MB needed)" in str(refused.value)
     assert _files() == []
 
@@ -250,7 +248,7 @@ def test_a_disk_that_fills_while_cells_are_decoded_is_one_error_and_leaves_nothi
 
     monkeypatch.setattr(writing, full)
     with pytest.raises(LeukoscopeError, match=r"cannot keep the decoded cells there \(No space left on device; "):
-        decode_cells(cells, SMALL, "data")
+        framed(cells)
     assert _files() == []
 
 
@@ -276,12 +274,9 @@ def test_an_interrupted_decode_leaves_nothing_behind(cells: datasets.Dataset, mo
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pixel_cache, "track", interrupted)
-        decode_cells(cells, SMALL, "data")
+        framed(cells)
     assert _files() == []
-    pixels, *_ = decode_cells(cells, SMALL, "data")
-    expected = [SMALL.frame(picture) for picture in cells["image"]]
-    assert np.array_equal(pixels, expected)
-    assert all(cell.max() > 0 for cell in pixels)
+    assert np.array_equal(framed(cells).pixels, [SMALL.frame(picture) for picture in cells["image"]])
 
 
 def test_a_cells_area_is_that_of_its_picture_however_it_is_framed(tmp_path: Path) -> None:
@@ -324,9 +319,7 @@ def test_as_many_cells_as_the_largest_public_set_has_are_kept_and_read_in_consta
 
     picture = BytesIO()
     Image.new("RGB", (8, 8), "red").save(picture, "bmp")
-    images = image_column([{"bytes": picture.getvalue(), "path": None}] * 3_000)
-    cells = images.add_column("cell_id", [str(number) for number in range(len(images))])
-    most = 0
+    cells, most = _encoded(*[picture.getvalue()] * 3_000), 0
 
     def tracked(items: Iterable[Any], *_: object) -> Iterator[Any]:
         nonlocal most
@@ -337,5 +330,5 @@ def test_as_many_cells_as_the_largest_public_set_has_are_kept_and_read_in_consta
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("leukoscope.data.pixel_cache.track", tracked)
         before = held().rss
-        assert decode_cells(cells, Preprocessing(224, 1.0), "many")[0].shape == (3_000, 224, 224, 3)
+        assert framed(cells, Preprocessing(224, 1.0), "many").pixels.shape == (3_000, 224, 224, 3)
     assert most - before < 150e6, "0.45 GB were written"

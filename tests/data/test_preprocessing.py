@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -9,20 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import create_transform, resolve_data_config
+from torchvision.transforms import Compose
 
 from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
 
 
-def timms(preprocessing: Preprocessing, picture: Image.Image) -> np.ndarray:
-    whole = create_transform(
-        input_size=(3, preprocessing.image_size, preprocessing.image_size),
-        interpolation=preprocessing.interpolation,
-        crop_pct=preprocessing.crop_pct,
-    )
-    resize, crop = whole.transforms[:2]
+def timms(preprocessing: Preprocessing) -> Compose:
+    return create_transform(**resolve_data_config(pretrained_cfg=preprocessing.to_pretrained_cfg()))
+
+
+def timms_frame(preprocessing: Preprocessing, picture: Image.Image) -> np.ndarray:
+    resize, crop = timms(preprocessing).transforms[:2]
     return np.asarray(crop(resize(picture)))
 
 
@@ -34,8 +36,10 @@ def timms(preprocessing: Preprocessing, picture: Image.Image) -> np.ndarray:
 def test_frames_are_timms_to_the_pixel(size: tuple[int, int], side: int, crop_pct: float, interpolation: str) -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     preprocessing = Preprocessing(side, crop_pct, interpolation)
-
-    assert np.array_equal(preprocessing.frame(picture), timms(preprocessing, picture))
+    framed = preprocessing.frame(picture)
+    assert np.array_equal(framed, timms_frame(preprocessing, picture))
+    pixels = torch.from_numpy(framed.copy()).permute(2, 0, 1)[None]
+    assert torch.allclose(preprocessing.normalise(pixels)[0], timms(preprocessing)(picture), atol=1e-5)
 
 
 def test_frames_of_real_cells_are_timms_to_the_pixel(real_data: Path) -> None:
@@ -44,7 +48,7 @@ def test_frames_of_real_cells_are_timms_to_the_pixel(real_data: Path) -> None:
     preprocessing = Preprocessing(160, 350 / 450)
 
     for file in files:
-        assert np.array_equal(preprocessing.frame(open_image(file)), timms(preprocessing, open_image(file))), file
+        assert np.array_equal(preprocessing.frame(open_image(file)), timms_frame(preprocessing, open_image(file))), file
 
 
 # In the middle, cut by an edge or a corner of the frame, seen only outside the crop, and nothing at all.
@@ -60,7 +64,7 @@ def test_frames_of_cells_cut_out_on_black_are_timms_to_the_pixel(
         picture.paste(Image.fromarray(noise), box)
     preprocessing = Preprocessing(160, 350 / 450, interpolation)
 
-    assert np.array_equal(preprocessing.frame(picture), timms(preprocessing, picture))
+    assert np.array_equal(preprocessing.frame(picture), timms_frame(preprocessing, picture))
 
 
 @pytest.mark.parametrize(
@@ -80,10 +84,40 @@ def test_frames_of_cells_cut_out_on_black_are_timms_to_the_pixel(
     ],
 )
 def test_settings_that_say_no_preprocessing_are_refused(change: dict[str, object], problem: str) -> None:
-    settings = {**Preprocessing(160, 0.9).to_pretrained_cfg(), **change}
-
+    settings = json.loads(json.dumps(Preprocessing(160, 0.9).to_pretrained_cfg()))
+    assert Preprocessing.from_pretrained_cfg(settings) == Preprocessing(160, 0.9)
+    settings |= change
     with pytest.raises((ValueError, KeyError), match=problem):
         Preprocessing.from_pretrained_cfg(settings)
+
+
+def test_normalise_takes_any_number_type_and_gives_channels_last_float32() -> None:
+    preprocessing = Preprocessing(8, 1.0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 1.0))
+    pixels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8)
+    expected = torch.tensor([[-2.0, -1.0, -0.5], [2.0, 1.0, 0.5]])
+    for given in (pixels, pixels.double(), pixels.to(torch.int64)):
+        out = preprocessing.normalise(given)
+        assert out.dtype == torch.float32
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        assert torch.allclose(out.mean(dim=(2, 3)), expected)
+
+
+def test_view_box_marks_what_the_network_sees() -> None:
+    whole = Image.new("RGB", (450, 450))
+    # 140 px are the centre of a picture resized to exactly 180; 160 of one resized to 205, the whole part of 205.7.
+    assert Preprocessing(140, 350 / 450).view_box(whole) == pytest.approx((50, 50, 400, 400))
+    # (205 - 160) / 2 is 22.5, of which `frame` takes 22.
+    first, end = 450 * 22 / 205, 450 * 182 / 205
+    assert Preprocessing(160, 350 / 450).view_box(whole) == pytest.approx((first, first, end, end))
+    # 517 × 499 pixels become 109 × 106: the longer side, 109.8, is rounded down as well.
+    view = Preprocessing(96, 0.9).view_box(Image.new("RGB", (517, 499)))
+    across, down = 517 / 109, 499 / 106
+    assert view == pytest.approx((6 * across, 5 * down, 102 * across, 101 * down))
+    assert Preprocessing(160, 1.0).view_box(Image.new("RGB", (300, 200))) == pytest.approx((50, 0, 250, 200))
+    # A picture that is white inside the box and black around it must be framed all white, but for the resampled edge.
+    whole.paste((255, 255, 255), tuple(round(x) for x in Preprocessing(160, 350 / 450).view_box(whole)))
+    framed = Preprocessing(160, 350 / 450).frame(whole)
+    assert framed[2:-2, 2:-2].min() == 255
 
 
 def test_framing_needs_no_torch() -> None:

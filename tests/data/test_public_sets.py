@@ -35,6 +35,7 @@ def _described(data: LoadedCells) -> dict[str, tuple[str, str, str]]:
 
 AML = "PKG - AML-Cytomorphology_MLL_Helmholtz_v1/data"
 LMU = "PKG - AML-Cytomorphology_LMU/AML-Cytomorphology_LMU"
+APL = ("Patient_00/Signed slides/Blast/BNE_3", "Patient_01/Unsigned slides/2019-02-01/Monocyte/MO_1")
 TREES = {
     "mll23": {
         "MLL23_dataset/myeloblast/myeloblast_0001.TIF": ("myeloblast_0001", "myeloblast", "", ""),
@@ -68,14 +69,8 @@ TREES = {
         "RaabinWBC/TestB/Monocyte/1.jpg": ("TestB/Monocyte/1", "Monocyte", "", "TestB"),
     },
     "apl-aml": {
-        "Data/All/Patient_00/Signed slides/Blast/BNE_37348944.jpg": (
-            *("Patient_00/Signed slides/Blast/BNE_37348944", "Blast"),
-            *("00", ""),
-        ),
-        "Data/All/Patient_01/Unsigned slides/2019-02-01/Monocyte/MO_1.jpg": (
-            *("Patient_01/Unsigned slides/2019-02-01/Monocyte/MO_1", "Monocyte"),
-            *("01", ""),
-        ),
+        f"Data/All/{APL[0]}.jpg": (APL[0], "Blast", "00", ""),
+        f"Data/All/{APL[1]}.jpg": (APL[1], "Monocyte", "01", ""),
     },
 }
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -19,24 +23,26 @@ from leukoscope.data.layouts import (
     find_class_folders,
     find_cnmc_cells,
 )
+from leukoscope.data.loading import load_cells
 from leukoscope.data.registry import DATASETS, DatasetInfo, dataset_info
 from leukoscope.models.recipes import RECIPES
 
 
-def _place(root: Path, *names: str) -> None:
+def _place(root: Path, *names: str) -> ImageFolder:
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), "purple").save(path)
+    return ImageFolder.read(root)
 
 
-def find(name: str, root: Path) -> list[CellFile]:
+def find(name: str, folder: ImageFolder) -> list[CellFile]:
     finder = dataset_info(name).find_cells
     assert finder is not None
-    return list(finder(ImageFolder.read(root)))
+    return list(finder(folder))
 
 
-def _described(cells: list[CellFile]) -> set[tuple[str, str, str, str]]:
+def _described(cells: Iterable[CellFile]) -> set[tuple[str, str, str, str]]:
     return {(cell.cell_id, cell.label, cell.subject, cell.fold) for cell in cells}
 
 
@@ -45,40 +51,35 @@ def test_recipes_that_data_sets_name_exist() -> None:
     assert named == {"densenet169_block2"} and named <= set(RECIPES)
 
 
-def test_reads_the_kaggle_tree_of_cnmc(tmp_path: Path) -> None:
+def test_reads_the_kaggle_tree_of_cnmc_in_one_order_without_copies_outside_the_folds(tmp_path: Path) -> None:
     training = "C-NMC_Leukemia/training_data"
-    _place(
-        tmp_path,
-        f"{training}/fold_0/all/UID_11_22_2_all.bmp",
-        f"{training}/fold_0/hem/UID_H6_1_1_hem.bmp",
-        f"{training}/fold_2/hem/UID_h3_4_5_hem.bmp",
-    )
-    assert _described(list(find_cnmc_cells(ImageFolder.read(tmp_path)))) == {
+    names = ("fold_2/hem/UID_h3_4_5_hem.bmp", "fold_0/hem/UID_H6_1_1_hem.bmp", "fold_0/all/UID_11_22_2_all.png")
+    folder = _place(tmp_path, *(f"{training}/{name}" for name in names), "samples/UID_11_22_2_all.bmp")
+    assert folder.images == sorted(folder.images)
+    assert _described(find_cnmc_cells(folder)) == {
         ("UID_11_22_2_all", "ALL", "11", "fold_0"),
         ("UID_H6_1_1_hem", "HEM", "H6", "fold_0"),
         ("UID_h3_4_5_hem", "HEM", "h3", "fold_2"),
     }
+    folder = _place(tmp_path, "samples/UID_12_1_1_all.bmp")
+    assert ("UID_12_1_1_all", "ALL", "12", "") in _described(find_cnmc_cells(folder)), "that of no other cell"
 
 
-def test_a_copy_kept_outside_the_folds_is_passed_over(tmp_path: Path) -> None:
-    _place(tmp_path, "fold_0/all/UID_11_22_2_all.png", "samples/UID_11_22_2_all.bmp", "samples/UID_12_1_1_all.bmp")
-    found = {cell.path.relative_to(tmp_path).as_posix() for cell in find_cnmc_cells(ImageFolder.read(tmp_path))}
-    assert found == {"fold_0/all/UID_11_22_2_all.png", "samples/UID_12_1_1_all.bmp"}
-
-
-def test_reads_the_tcia_tree_of_cnmc_with_the_preliminary_test_named_by_its_list(tmp_path: Path) -> None:
-    training, prelim = "C-NMC_training_data", "C-NMC_test_prelim_phase_data"
-    _place(
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_reads_the_tcia_tree_of_cnmc_with_the_preliminary_test_named_by_its_list(
+    tmp_path: Path, separator: str
+) -> None:
+    prelim = "C-NMC_test_prelim_phase_data"
+    rows = "Patient_ID,new_names,labels\nUID_57_29_1_all.bmp,1.bmp,1\nUID_H48_8_2_hem.bmp,2.bmp,0\nUID_H9_8_2_hem.bmp\n"
+    (tmp_path / prelim).mkdir()
+    (tmp_path / prelim / CNMC_PRELIM_LABELS).write_text(rows.replace(",", separator), encoding="utf-8-sig")
+    folder = _place(
         tmp_path,
-        f"{training}/C-NMC_training_data/fold_1/all/UID_44_9_3_all.bmp",
-        f"{prelim}/C-NMC_test_prelim_phase_data/1.bmp",
-        f"{prelim}/C-NMC_test_prelim_phase_data/2.bmp",
+        "C-NMC_training_data/C-NMC_training_data/fold_1/all/UID_44_9_3_all.bmp",
+        *(f"{prelim}/C-NMC_test_prelim_phase_data/{number}.bmp" for number in (1, 2)),
         "C-NMC_test_final_phase_data/C-NMC_test_final_phase_data/1.bmp",
     )
-    (tmp_path / prelim / CNMC_PRELIM_LABELS).write_text(
-        "Patient_ID,new_names,labels\nUID_57_29_1_all.bmp,1.bmp,1\nUID_H48_8_2_hem.bmp,2.bmp,0\n"
-    )
-    assert _described(list(find_cnmc_cells(ImageFolder.read(tmp_path)))) == {
+    assert _described(find_cnmc_cells(folder)) == {
         ("UID_44_9_3_all", "ALL", "44", "fold_1"),
         ("UID_57_29_1_all", "ALL", "57", "preliminary_test"),
         ("UID_H48_8_2_hem", "HEM", "H48", "preliminary_test"),
@@ -95,34 +96,21 @@ def test_reads_the_tcia_tree_of_cnmc_with_the_preliminary_test_named_by_its_list
     ids=["empty", "missing column", "binary"],
 )
 def test_malformed_label_list_is_refused_with_its_name(tmp_path: Path, content: bytes, message: str) -> None:
-    _place(tmp_path, "C-NMC_test_prelim_phase_data/1.bmp")
     (tmp_path / CNMC_PRELIM_LABELS).write_bytes(content)
-    with pytest.raises(LeukoscopeError) as refused:
-        list(find_cnmc_cells(ImageFolder.read(tmp_path)))
-    assert str(refused.value).startswith(f"{tmp_path / CNMC_PRELIM_LABELS}: {message}")
-
-
-@pytest.mark.parametrize("separator", [",", ";"])
-def test_the_label_list_is_read_however_a_spreadsheet_saved_it(tmp_path: Path, separator: str) -> None:
-    _place(tmp_path, "C-NMC_test_prelim_phase_data/1.bmp", "C-NMC_test_prelim_phase_data/2.bmp")
-    rows = "Patient_ID,new_names,labels\nUID_57_29_1_all.bmp,1.bmp,1\nUID_H48_8_2_hem.bmp\n".replace(",", separator)
-    (tmp_path / CNMC_PRELIM_LABELS).write_text(rows, encoding="utf-8-sig")
-    (cell,) = find_cnmc_cells(ImageFolder.read(tmp_path))
-    assert (cell.cell_id, cell.path.name) == ("UID_57_29_1_all", "1.bmp"), "a row cut short names no cell"
+    folder = _place(tmp_path, "C-NMC_test_prelim_phase_data/1.bmp")
+    with pytest.raises(LeukoscopeError, match=f"^{re.escape(f'{tmp_path / CNMC_PRELIM_LABELS}: {message}')}"):
+        list(find_cnmc_cells(folder))
 
 
 @pytest.mark.parametrize("suffix", ["bmp", "BMP", "png", "webp", "tif", "tiff", "jpg", "jpeg"])
 def test_finds_cnmc_cells_in_any_file_format(tmp_path: Path, suffix: str) -> None:
-    _place(tmp_path, f"fold_0/all/UID_1_1_1_all.{suffix}")
-    (cell,) = find_cnmc_cells(ImageFolder.read(tmp_path))
+    (cell,) = find_cnmc_cells(_place(tmp_path, f"fold_0/all/UID_1_1_1_all.{suffix}"))
     assert cell.cell_id == "UID_1_1_1_all", "the id is the same whatever the format"
 
 
-@pytest.mark.parametrize(
-    "name", ["UID_11_22_all", "UID_11_22_2_aml", "UID_11_22_2_all_copy", "11_22_2_all", "UID_X1_2_3_all"]
-)
-def test_other_names_are_not_cnmc_cells(name: str) -> None:
-    assert CNMC_NAME.match(name) is None
+def test_other_names_are_not_cnmc_cells() -> None:
+    for name in ("UID_11_22_all", "UID_11_22_2_aml", "UID_11_22_2_all_copy", "11_22_2_all", "UID_X1_2_3_all"):
+        assert CNMC_NAME.match(name) is None
 
 
 def test_subject_ids_of_one_subject_are_joined_and_others_kept() -> None:
@@ -136,57 +124,28 @@ def test_subject_ids_of_one_subject_are_joined_and_others_kept() -> None:
 
 
 def test_reads_both_namings_of_ball4_and_leaves_segmented_out(tmp_path: Path) -> None:
-    _place(
-        tmp_path,
-        "Original/Benign/WBC-Benign-001.jpg",
-        "Original/Early/WBC-Malignant-Early-002.jpg",
-        "Original/Pre/WBC-Malignant-Pre-003.jpg",
-        "Original/Pro/WBC-Malignant-Pro-004.jpg",
-        "Segmented/Pro/WBC-Malignant-Pro-004.jpg",
-        "Original/Pro/readme.jpg",
-    )
-    assert _described(list(find("ball4", tmp_path))) == {
-        ("WBC-Benign-001", "Benign", "", ""),
-        ("WBC-Malignant-Early-002", "Early", "", ""),
-        ("WBC-Malignant-Pre-003", "Pre", "", ""),
-        ("WBC-Malignant-Pro-004", "Pro", "", ""),
-    }
-
-
-def test_class_folders_give_class_and_an_id_that_is_unique_below_the_root(tmp_path: Path) -> None:
-    _place(tmp_path, "anna/blast/1.png", "ben/blast/1.png", "ben/normal/2.png", "loose.png")
-    assert _described(list(find_class_folders(ImageFolder.read(tmp_path)))) == {
-        ("anna/blast/1", "blast", "", ""),
-        ("ben/blast/1", "blast", "", ""),
-        ("ben/normal/2", "normal", "", ""),
-    }
+    cells = {"Benign": "WBC-Benign-001", "Early": "WBC-Malignant-Early-002", "Pro": "WBC-Malignant-Pro-004"}
+    names = [f"Original/{label}/{name}.jpg" for label, name in cells.items()]
+    folder = _place(tmp_path, *names, "Segmented/Pro/WBC-Malignant-Pro-004.jpg", "Original/Pro/readme.jpg")
+    assert _described(find("ball4", folder)) == {(name, label, "", "") for label, name in cells.items()}
 
 
 def test_a_cell_in_the_folder_of_the_other_class_is_named(tmp_path: Path) -> None:
-    _place(tmp_path, "fold_0/hem/UID_1_1_1_all.bmp", "fold_0/hem/UID_H1_1_1_hem.bmp")
-    info = DATASETS["cnmc2019"]
-    (said,) = passed_over(info, ImageFolder.read(tmp_path), list(find_cnmc_cells(ImageFolder.read(tmp_path))))
+    folder = _place(tmp_path, "fold_0/hem/UID_1_1_1_all.bmp", "fold_0/hem/UID_H1_1_1_hem.bmp")
+    (said,) = passed_over(DATASETS["cnmc2019"], folder, list(find_cnmc_cells(folder)))
     assert said.startswith("1 image file(s) lie in the folder of another class than their name says, for example ")
-
-
-def test_one_copy_leaves_cnmc_what_it_is(tmp_path: Path) -> None:
-    _place(
-        tmp_path, "fold_0/all/UID_1_1_1_all.bmp", "fold_0/hem/UID_H1_1_1_hem.bmp", "fold_0/all/UID_1_1_1_all (1).bmp"
-    )
-    assert recognise(tmp_path).name == "cnmc2019"
+    _place(tmp_path, "fold_0/all/UID_1_1_1_all (1).bmp")
+    assert recognise(tmp_path).name == "cnmc2019", "one copy leaves it what it is"
 
 
 def test_folders_of_subjects_within_classes_are_subjects(tmp_path: Path) -> None:
     """Their names would be classes: P00, P01 and so on."""
-    _place(tmp_path, "ALL/P00/c.png", "ALL/P01/c.png", "HEM/P10/c.png", "HEM/P11/c.png")
-    cells = list(find_class_folders(ImageFolder.read(tmp_path)))
-    assert [(cell.label, cell.subject, cell.cell_id) for cell in cells] == [
-        ("ALL", "P00", "ALL/P00/c"),
-        ("ALL", "P01", "ALL/P01/c"),
-        ("HEM", "P10", "HEM/P10/c"),
-        ("HEM", "P11", "HEM/P11/c"),
-    ]
-    (said,) = passed_over(DATASETS["imagefolder"], ImageFolder.read(tmp_path), cells)
+    names = {"ALL": ("P00", "P01"), "HEM": ("P10", "P11")}
+    cells = [(label, subject, f"{label}/{subject}/c") for label, subjects in names.items() for subject in subjects]
+    folder = _place(tmp_path, *(f"{cell}.png" for _, _, cell in cells))
+    found = list(find_class_folders(folder))
+    assert [(cell.label, cell.subject, cell.cell_id) for cell in found] == cells
+    (said,) = passed_over(DATASETS["imagefolder"], folder, found)
     assert said.startswith("read as <class>/<subject>/<image>: each innermost folder is a subject")
 
 
@@ -199,18 +158,52 @@ def test_folders_of_subjects_within_classes_are_subjects(tmp_path: Path) -> None
     ],
 )
 def test_other_innermost_folders_are_classes(tmp_path: Path, files: list[str]) -> None:
-    _place(tmp_path, *files)
-    assert {cell.label for cell in find_class_folders(ImageFolder.read(tmp_path))} == {
-        Path(file).parent.name for file in files
-    }
+    found = find_class_folders(_place(tmp_path, *files))
+    assert {cell.label for cell in found} == {Path(file).parent.name for file in files}
 
 
 def test_folders_above_the_classes_are_named(tmp_path: Path) -> None:
-    _place(tmp_path, "P01/ALL/1.png", "P02/HEM/1.png", "P02/ALL/1.png")
-    (said,) = passed_over(
-        DATASETS["imagefolder"], ImageFolder.read(tmp_path), list(find_class_folders(ImageFolder.read(tmp_path)))
-    )
+    folder = _place(tmp_path, "P01/ALL/1.png", "P02/HEM/1.png", "P02/ALL/1.png")
+    cells = list(find_class_folders(folder))
+    assert _described(cells) == {(f"{cell}/1", cell[4:], "", "") for cell in ("P01/ALL", "P02/HEM", "P02/ALL")}
+    (said,) = passed_over(DATASETS["imagefolder"], folder, cells)
     assert "the folders above the classes (P01, P02 …) were not used: if they are subjects, give --subject_patt" in said
+
+
+def test_pictures_are_found_by_content_whatever_they_are_called(tmp_path: Path) -> None:
+    kinds = {"PNG": "a", "JPEG": "b.jfif", "BMP": "c.dat", "TIFF": "d.1", "WEBP": "e.img", "GIF": "f"}
+    (tmp_path / "ALL").mkdir()
+    for kind, name in kinds.items():
+        Image.new("RGB", (40, 40)).save(tmp_path / "ALL" / name, kind)
+    (tmp_path / "ALL" / "photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "ALL" / "notes.txt").write_text("BM is no bitmap")
+    os.mkfifo(tmp_path / "ALL" / "pipe")
+    for junk in ("@eaDir", "__MACOSX", ".ipynb_checkpoints"):
+        (tmp_path / junk).mkdir()
+        Image.new("RGB", (40, 40)).save(tmp_path / junk / "thumbnail.png")
+    (tmp_path / "ALL" / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "HEM").mkdir()
+    folder = ImageFolder.read(tmp_path)
+    assert [path.name for path in folder.images] == list(kinds.values())
+    told = list(passed_over(DATASETS["imagefolder"], folder, list(find_class_folders(folder))))
+    assert told == [
+        "2 file(s) left out, no pictures that can be read: .heic 1, no suffix 1; export them as PNG or JPEG; "
+        f"1 hidden file(s) of other programs skipped, for example {tmp_path / '__MACOSX'}",
+        "folder 'HEM' holds no picture that can be read: it makes no class",
+    ]
+
+
+def test_loading_walks_a_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _place(tmp_path, "ALL/1.png", "HEM/1.png", "loose.png")
+    walk, walked = os.walk, []
+
+    def counted(root: Any, **options: Any) -> Any:
+        walked.append(Path(root))
+        return walk(root, **options)
+
+    monkeypatch.setattr(os, "walk", counted)
+    assert len(load_cells("imagefolder", tmp_path).train) == 2
+    assert walked == [tmp_path]
 
 
 def test_unknown_data_set_is_refused_with_the_known_ones() -> None:
@@ -246,5 +239,5 @@ def test_finds_every_real_cell(real_data: Path) -> None:
 
 
 def test_finds_every_real_field_of_ball4(real_data: Path) -> None:
-    found = Counter(cell.label for cell in find("ball4", real_data / "ball4"))
+    found = Counter(cell.label for cell in find("ball4", ImageFolder.read(real_data / "ball4")))
     assert found == dataset_info("ball4").official_counts[""]
