@@ -45,9 +45,9 @@ def tree(drawn: Path, tmp_path: Path) -> Path:
 
 def audit(root: Path, *, split: str | None = None, pattern: str | None = PATTERN) -> dict[str, Any]:
     data = load_cells("imagefolder", root, subject_pattern=pattern)
-    seen = scan_cells(data)
-    chosen = make_split(seen.data, split) if split else None
-    return audit_cells(seen, subjects=published_subjects(seen.data, root), split=chosen)
+    data, scans = scan_cells(data)
+    chosen = make_split(data, split) if split else None
+    return audit_cells(data, scans, subjects=published_subjects(data, root), split=chosen)
 
 
 def crossed(findings: dict[str, Any]) -> list[str]:
@@ -110,10 +110,10 @@ def test_a_copy_across_the_split_given_inflates(tree: Path) -> None:
 def test_copies_are_compared_where_the_first_of_them_is_of_an_unknown_subject(tree: Path) -> None:
     for name in ("a1_9", "a2_9"):
         shutil.copy(tree / "ALL/a0_0.png", tree / f"ALL/{name}.png")
-    seen = scan_cells(load_cells("imagefolder", tree, subject_pattern=PATTERN))
-    subjects = published_subjects(seen.data, tree)
+    data, scans = scan_cells(load_cells("imagefolder", tree, subject_pattern=PATTERN))
+    subjects = published_subjects(data, tree)
     (first,) = (cell for cell in subjects if cell.endswith("a0_0"))
-    findings = audit_cells(seen, subjects=subjects | {first: ""})
+    findings = audit_cells(data, scans, subjects=subjects | {first: ""})
     assert findings["subject_aliases"]["proposed"] == {"a2": "a1"}
     assert findings["inflating"]
 
@@ -185,8 +185,8 @@ def cnmc(tmp_path: Path) -> Path:
 
 
 def audit_cnmc(root: Path) -> dict[str, Any]:
-    seen = scan_cells(load_cells("cnmc2019", root))
-    return audit_cells(seen, subjects=published_subjects(seen.data, root))
+    data, scans = scan_cells(load_cells("cnmc2019", root))
+    return audit_cells(data, scans, subjects=published_subjects(data, root))
 
 
 def test_aliases_count_that_the_registry_does_not_know(cnmc: Path) -> None:
@@ -216,8 +216,7 @@ def test_a_cell_on_black_has_a_size_and_may_be_cut_off(cnmc: Path) -> None:
 
 @pytest.mark.slow
 def test_real_ball4_has_its_forty_pairs_and_its_shortcuts(real_data: Path) -> None:
-    seen = scan_cells(load_cells("ball4", real_data / "ball4"))
-    findings = audit_cells(seen)
+    findings = audit_cells(*scan_cells(load_cells("ball4", real_data / "ball4")))
     assert findings["duplicates"]["identical"]["pairs"] == 40
     assert findings["duplicates"]["identical"]["inflates"] == 0, "blocks join identical files"
     metrics = findings["shortcuts"]["features"]

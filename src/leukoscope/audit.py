@@ -46,7 +46,7 @@ ODDITIES = {
 OUTSIDE_THE_CELL = ("background", "corner", "picture size")
 SHORTCUT_SHARE = 0.2
 FEW_CELLS = 10  # of a class: 15 % of them, the validation and the test side of a split by image, are one cell or more
-SMALL_CLASS = 20  # cells, fewer than which no metric of a class is worth stating
+SMALL_CLASS = 20
 LEAST_CELLS = 2  # of a class: one to train on and one to test on
 _SPLIT_WITHOUT_SUBJECTS = {"block": "block", "subject": "random"}
 
@@ -94,12 +94,9 @@ def survey_cells(data: LoadedCells) -> Survey:
     met, counts = Counter(label for label, subject in set(training) if subject), Counter(label for label, _ in training)
     problems = [*data.count_differences, *data.passed_over, *data.unreadable]
     for label in classes:
-        if counts[label] < FEW_CELLS:
-            why = f"fewer than {FEW_CELLS} leave a side of the split without any, gather more"
-            problems.append(f"{label}: {counts[label]} cell(s); {why}")
-        elif counts[label] < SMALL_CLASS:
-            why = f"no metric of fewer than {SMALL_CLASS} cells is worth stating"
-            problems.append(f"{label}: {counts[label]} cells; {why}")
+        if counts[label] < SMALL_CLASS:
+            why = f"no metric of fewer than {SMALL_CLASS} is worth stating, and fewer than {FEW_CELLS} may leave a side"
+            problems.append(f"{label}: {counts[label]} cell(s); {why} of a split without any: gather more")
     known = {label: met[label] for label in classes}
     problems += _subject_problems(data.info, known)
     fewest = min(counts[label] for label in classes)
@@ -131,16 +128,12 @@ class CellScan:
     oddities: tuple[str, ...]  # keys of `ODDITIES`
 
 
-@dataclass(frozen=True)
-class ScannedCells:
-    """A data set without its damaged images, and one scan per cell, in the order of `data.rows`."""
+def scan_cells(data: LoadedCells) -> tuple[LoadedCells, list[CellScan]]:
+    """Open every image once; return the data without damaged cells, and a scan of each, in the order of its rows.
 
-    data: LoadedCells
-    scans: Sequence[CellScan]
-
-
-def scan_cells(data: LoadedCells) -> ScannedCells:
-    """Open every image once; an error where none can be read."""
+    Raises:
+        LeukoscopeError: no image can be read.
+    """
     from PIL.Image import Resampling
 
     rows, background = data.rows, data.info.background
@@ -156,7 +149,7 @@ def scan_cells(data: LoadedCells) -> ScannedCells:
     if not scans:
         first = next(iter(problems.values()), f"{data.info.name}: holds no image")
         raise LeukoscopeError(f"{first}; none of the {len(rows):,} images could be read, so there is nothing to audit")
-    return ScannedCells(data.without(problems), scans)
+    return data.without(problems), scans
 
 
 def _oddities(pixels: np.ndarray, small: np.ndarray, background: str) -> Iterator[str]:
@@ -196,9 +189,13 @@ def published_subjects(data: LoadedCells, train_dir: Path | None) -> dict[str, s
 
 
 def audit_cells(
-    scanned: ScannedCells, *, subjects: Mapping[str, str] | None = None, split: Split | None = None
+    data: LoadedCells,
+    scans: Sequence[CellScan],
+    *,
+    subjects: Mapping[str, str] | None = None,
+    split: Split | None = None,
 ) -> dict[str, Any]:
-    """Return all findings, ready to be written as JSON; shares are 0–1.
+    """Return all findings on scanned cells, ready to be written as JSON; shares are 0–1.
 
     `inflating` holds one sentence each and is empty for a data set fit to be measured on; `warnings` are of shortcuts
     outside the cell.
@@ -207,9 +204,9 @@ def audit_cells(
         subjects: cell id → subject as published; the loaded ones where None.
         split: sides that no duplicate may cross; baselines are then measured on it rather than cross-validated.
     """
-    data, info = scanned.data, scanned.data.info
-    cells = _cells(scanned, subjects or groups_of(data, "subject"), split)
-    pairs = _pairs(scanned, cells)
+    info = data.info
+    cells = _cells(data, subjects or groups_of(data, "subject"), split)
+    pairs = _pairs(info, scans, cells)
     copies: dict[str, Any] = {}
     for kind, identical in (("identical", True), ("near", False)):
         of_kind = [pair["across"] for pair in pairs if pair["identical"] == identical]
@@ -234,20 +231,18 @@ def audit_cells(
         **_classes_and_subjects(info.labels, cells),
         "duplicates": {**copies, "pairs": pairs},
         "subject_aliases": _aliases(data, cells, pairs),
-        "odd_pictures": _odd_pictures(scanned, cells),
-        "shortcuts": _shortcuts(scanned, cells, split),
+        "odd_pictures": _odd_pictures(scans, cells),
+        "shortcuts": _shortcuts(data, scans, cells, split),
     }
     return findings | {"inflating": _inflating(findings), "warnings": _shortcut_warnings(findings["shortcuts"])}
 
 
-def _cells(scanned: ScannedCells, subject_of: Mapping[str, str], split: Split | None) -> list[_Cell]:
-    rows, unit_of = scanned.data.rows, groups_of(scanned.data, split_unit(scanned.data))
+def _cells(data: LoadedCells, subject_of: Mapping[str, str], split: Split | None) -> list[_Cell]:
+    rows, unit_of, labels = data.rows, groups_of(data, split_unit(data)), data.info.labels
     side_of = {cell: side for side in SIDES for cell in getattr(split, side, ())}
-    known = zip(rows["cell_id"][:], rows["label"][:], rows["fold"][:], strict=True)
-    labels = scanned.data.info.labels
     return [
         _Cell(cell, labels[label], subject_of[cell], fold, side_of.get(cell, ""), unit_of[cell])
-        for cell, label, fold in known
+        for cell, label, fold in zip(rows["cell_id"][:], rows["label"][:], rows["fold"][:], strict=True)
     ]
 
 
@@ -276,14 +271,14 @@ def _crossing(one: _Cell, other: _Cell) -> dict[str, bool]:
     return {key: "" != getattr(one, name) != getattr(other, name) != "" for key, name in _CROSSED.items()}
 
 
-def _pairs(scanned: ScannedCells, cells: Sequence[_Cell]) -> list[dict[str, Any]]:
+def _pairs(info: DatasetInfo, scans: Sequence[CellScan], cells: Sequence[_Cell]) -> list[dict[str, Any]]:
     """Every duplicate and what it crosses, but blank images, which are alike without showing one cell."""
-    rows = [row for row, scan in enumerate(scanned.scans) if "blank" not in scan.oddities]
+    rows = [row for row, scan in enumerate(scans) if "blank" not in scan.oddities]
     found = []
     unlike: defaultdict[int, dict[tuple[str, ...], int]] = defaultdict(dict)
-    pairs = duplicates.find_duplicates([scanned.scans[row].key for row in rows])
+    pairs = duplicates.find_duplicates([scans[row].key for row in rows])
     met = {(pair.first, pair.second) for pair in pairs}
-    for group in scanned.data.info.same_cells:  # crops of one cell, which no comparison of whole pictures finds
+    for group in info.same_cells:  # crops of one cell, which no comparison of whole pictures finds
         first, *others = [place for place, row in enumerate(rows) if cells[row].id.startswith(group)] or [0]
         pairs += [duplicates.Duplicate(first, other, False) for other in others if (first, other) not in met]
     for pair in pairs:
@@ -296,17 +291,12 @@ def _pairs(scanned: ScannedCells, cells: Sequence[_Cell]) -> list[dict[str, Any]
             one = max(copies.values(), key=lambda row: sum(_crossing(cells[row], cells[other]).values()))
         crossed = _crossing(cells[one], cells[other])
         crossed["inflates"] = crossed["classes"] or crossed["split_sides"] or crossed["units"]
-        found.append(
-            {
-                "cells": [cells[one].id, cells[other].id],
-                "subjects": [cells[one].subject, cells[other].subject],
-                "rows": [one, other],
-                "identical": pair.identical,
-                "difference": pair.difference,
-                "turned": pair.turned,
-                "across": crossed,
-            }
-        )
+        both = {
+            "cells": [cells[row].id for row in (one, other)],
+            "subjects": [cells[row].subject for row in (one, other)],
+        }
+        how = {"identical": pair.identical, "difference": pair.difference, "turned": pair.turned}
+        found.append({**both, "rows": [one, other], **how, "across": crossed})
     return found
 
 
@@ -326,27 +316,28 @@ def _aliases(data: LoadedCells, cells: Sequence[_Cell], pairs: Sequence[dict[str
     return {"groups": groups, "proposed": dict(sorted(proposed.items()))}
 
 
-def _odd_pictures(scanned: ScannedCells, cells: Sequence[_Cell]) -> dict[str, Any]:
-    usual, count = Counter(scan.size for scan in scanned.scans).most_common(1)[0]
-    sizes_alike = count >= USUAL_SIZE_SHARE * len(scanned.scans)
+def _odd_pictures(scans: Sequence[CellScan], cells: Sequence[_Cell]) -> dict[str, Any]:
+    usual, count = Counter(scan.size for scan in scans).most_common(1)[0]
+    sizes_alike = count >= USUAL_SIZE_SHARE * len(scans)
     odd: list[dict[str, Any]] = []
-    for row, (cell, scan) in enumerate(zip(cells, scanned.scans, strict=True)):
+    for row, (cell, scan) in enumerate(zip(cells, scans, strict=True)):
         if why := [*scan.oddities, *["size"] * (sizes_alike and scan.size != usual)]:
             odd.append({"cell": cell.id, "row": row, "why": why, "size": list(scan.size)})
     return {"counts": {name: sum(name in picture["why"] for picture in odd) for name in ODDITIES}, "pictures": odd}
 
 
-def _shortcuts(scanned: ScannedCells, cells: Sequence[_Cell], split: Split | None) -> dict[str, Any]:
+def _shortcuts(
+    data: LoadedCells, scans: Sequence[CellScan], cells: Sequence[_Cell], split: Split | None
+) -> dict[str, Any]:
     """The baselines, on the sides a network would get; or the reason why they cannot be measured."""
-    labels, scans = scanned.data.info.labels, scanned.scans
-    black = scanned.data.info.background == "black"
+    labels, black = data.info.labels, data.info.background == "black"
     block: dict[str, Any] = {
         "chance_balanced_accuracy": 1 / len(labels),
         "left_out": "background and corner: the cells are cut out on black" if black else "size: no cell is cut out",
     }
     try:
         # A data set's own splits may have no test side.
-        splits = [split] if split and (split.test or split.strategy != "given") else cross_validation(scanned.data)
+        splits = [split] if split and (split.test or split.strategy != "given") else cross_validation(data)
     except LeukoscopeError as error:
         return block | {"not_measured": str(error)}
     if not all(s.test for s in splits):

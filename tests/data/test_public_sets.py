@@ -113,7 +113,7 @@ def test_a_picture_under_two_labels_and_crops_of_one_cell_are_found(tmp_path: Pa
     cell = Image.fromarray(draw_cell("ALL", size=64, background="smear").image)
     for name in ("eosinophil/EO_225902.jpg", "neutrophil/BNE_191112.jpg"):
         cell.save(tmp_path / "pbc" / name)
-    findings = audit_cells(scan_cells(load_cells("pbc", tmp_path / "pbc")))
+    findings = audit_cells(*scan_cells(load_cells("pbc", tmp_path / "pbc")))
     assert any("carry two different classes" in line for line in findings["inflating"])
     assert any("EO_225902 = BNE_191112" in trap for trap in dataset_info("pbc").traps)
 
@@ -121,7 +121,7 @@ def test_a_picture_under_two_labels_and_crops_of_one_cell_are_found(tmp_path: Pa
     for number, name in enumerate(("Im025_1", "Im028_1", "Im031_1", "Im140_0")):
         drawn = draw_cell("HEM" if name.endswith("0") else "ALL", subject=number, cell=number, size=64)
         Image.fromarray(drawn.image).save(tmp_path / "img" / f"{name}.tif")
-    findings = audit_cells(scan_cells(load_cells("all-idb2", tmp_path / "img")))
+    findings = audit_cells(*scan_cells(load_cells("all-idb2", tmp_path / "img")))
     assert [pair["cells"] for pair in findings["duplicates"]["pairs"]] == [
         ["Im025_1", "Im028_1"],
         ["Im025_1", "Im031_1"],
@@ -144,7 +144,8 @@ def test_terms_are_said_before_the_cells_are_read(tmp_path: Path, capsys: pytest
 def test_small_classes_are_named(tmp_path: Path) -> None:
     names = [f"{label}/{n}.png" for label, cells in (("A", 12), ("B", 20)) for n in range(cells)]
     problems = survey_cells(load_cells("imagefolder", _place(tmp_path, *names))).problems
-    assert "A: 12 cells; no metric of fewer than 20 cells is worth stating" in problems
+    few = "no metric of fewer than 20 is worth stating, and fewer than 10 may leave a side of a split without any"
+    assert f"A: 12 cell(s); {few}: gather more" in problems
     assert not [line for line in problems if line.startswith("B:")]
 
 

@@ -99,7 +99,7 @@ def test_without_people_nothing_is_said_of_them(release_metrics: dict[str, Any])
 
 
 def test_copies_are_counted_by_what_is_known_of_the_cells(phantom_data: LoadedCells) -> None:
-    findings = audit_cells(scan_cells(phantom_data))
+    findings = audit_cells(*scan_cells(phantom_data))
     assert [name for name, *_ in copies_table(findings).rows] == [
         "pairs",
         "across subjects, as published",

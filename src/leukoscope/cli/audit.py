@@ -99,11 +99,11 @@ def _search(
     chosen = load_split(split_file, data, disjoint=False) if split_file else None  # the audit reports its subjects
     if split:
         make_split(data, split)
-    seen = scan_cells(data)
+    data, scans = scan_cells(data)
     if chosen is None:
-        chosen = make_split(seen.data, split) if split else own_split(seen.data)
+        chosen = make_split(data, split) if split else own_split(data)
     with progress("searching for copies and shortcuts"):
-        findings = audit_cells(seen, subjects=published_subjects(seen.data, folder), split=chosen)
+        findings = audit_cells(data, scans, subjects=published_subjects(data, folder), split=chosen)
     with disk_errors(f"--output {output}: cannot write there", "name another folder"):
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / "audit.json", findings)
