@@ -86,10 +86,14 @@ def test_rows_have_exactly_the_five_columns_with_the_files_pictures_and_joined_s
 def test_preliminary_test_is_a_split_of_its_own(cnmc: Path) -> None:
     folder = cnmc / "C-NMC_test_prelim_phase_data"
     _paint(folder / "1.bmp", 50)
-    (folder / "C-NMC_test_prelim_phase_data_labels.csv").write_text(
-        "Patient_ID,new_names,labels\nUID_57_29_1_all.bmp,1.bmp,1\n"
-    )
+    _paint(folder / "2.bmp", 51)
     data = load_cells("cnmc2019", cnmc)
+    assert list(data.cells) == ["train"], "no list names its cells"
+    said = f"image file(s) passed over, for example {folder}/"
+    assert data.passed_over == (f"2 {said}1.bmp: not laid out as {CNMC_LAYOUT}",)
+    (folder / CNMC_PRELIM_LABELS).write_text("Patient_ID,new_names,labels\nUID_57_29_1_all.bmp,1.bmp,1\n")
+    data = load_cells("cnmc2019", cnmc)
+    assert data.passed_over == (f"1 {said}2.bmp: not laid out as {CNMC_LAYOUT}",)
     assert {name: len(rows) for name, rows in data.cells.items()} == {"train": 5, "preliminary_test": 1}
     assert data.cells["preliminary_test"][0]["cell_id"] == "UID_57_29_1_all"
     assert "UID_57_29_1_all" not in data.train["cell_id"]
@@ -174,26 +178,6 @@ def test_images_that_are_no_cells_are_counted_and_named(cnmc: Path) -> None:
     assert data.without({"UID_2_1_1_all": "damaged"}).passed_over == data.passed_over
 
 
-def test_a_preliminary_test_without_its_label_list_is_named(cnmc: Path) -> None:
-    folder = cnmc / "C-NMC_test_prelim_phase_data"
-    _paint(folder / "1.bmp", 50)
-    _paint(folder / "2.bmp", 51)
-    data = load_cells("cnmc2019", cnmc)
-    assert list(data.cells) == ["train"]
-    said = f"image file(s) passed over, for example {folder}/"
-    assert data.passed_over == (f"2 {said}1.bmp: not laid out as {CNMC_LAYOUT}",)
-    (folder / CNMC_PRELIM_LABELS).write_text("Patient_ID,new_names,labels\nUID_57_29_1_all.bmp,1.bmp,1\n")
-    assert load_cells("cnmc2019", cnmc).passed_over == (f"1 {said}2.bmp: not laid out as {CNMC_LAYOUT}",)
-
-
-def test_loose_images_beside_class_folders_are_counted_and_named(own_cells: Path) -> None:
-    _paint(own_cells / "loose.png")
-    assert load_cells("imagefolder", own_cells).passed_over == (
-        f"1 image file(s) passed over, for example {own_cells / 'loose.png'}: "
-        "not laid out as <class>/<image>, one folder per class, or <class>/<subject>/<image>",
-    )
-
-
 # Flags that would have no effect
 
 
@@ -220,13 +204,6 @@ def test_a_flag_without_effect_is_refused(name: str, flag: str, fix: str) -> Non
     """It is a misunderstanding about which cells are used."""
     refusal = _refusal(load_cells, name, **{flag: "x"})
     assert refusal == f"--{flag} x: has no effect with --dataset_name {name}; leave it out" + (fix and f", or {fix}")
-
-
-def test_two_rules_for_subjects_are_refused(own_cells: Path) -> None:
-    table = own_cells / "x.csv"
-    table.write_text("file,subject\nblast/p1_1.png,p1\n")
-    message = _refusal(load_cells, "imagefolder", own_cells, subject_pattern="(x)", labels=table)
-    assert message == f"--subject_pattern '(x)' --labels {table}: both name the subjects; give one"
 
 
 @pytest.fixture
@@ -277,6 +254,10 @@ def test_bad_regular_expressions_are_refused(own_cells: Path) -> None:
     assert _refusal(load_cells, "imagefolder", own_cells, subject_pattern="(p[12])") == (
         "--subject_pattern '(p[12])': does not match 'normal/p3_1.png'; it must match every image"
     )
+    table = own_cells / "x.csv"
+    table.write_text("file,subject\nblast/p1_1.png,p1\n")
+    message = _refusal(load_cells, "imagefolder", own_cells, subject_pattern="(x)", labels=table)
+    assert message == f"--subject_pattern '(x)' --labels {table}: both name the subjects; give one"
 
 
 @pytest.mark.parametrize(
@@ -713,15 +694,8 @@ def test_unreachable_hub_data_set_ends_in_one_clear_message() -> None:
     )
 
 
-# Real cells
-
-
-@pytest.fixture(scope="module")
-def real_cnmc(real_data: Path) -> LoadedCells:
-    return load_cells("cnmc2019", real_data / "cnmc2019" / "C-NMC_Leukemia")
-
-
-def test_loads_the_real_cells_whole(real_cnmc: LoadedCells) -> None:
+def test_loads_the_real_cells_whole(real_data: Path) -> None:
+    real_cnmc = load_cells("cnmc2019", real_data / "cnmc2019" / "C-NMC_Leukemia")
     assert len(real_cnmc.train) == 7779
     assert real_cnmc.unreadable == ()
     differing = [line for line in real_cnmc.count_differences if not line.startswith("preliminary_test")]

@@ -230,14 +230,6 @@ def test_published_counts_of_cnmc_add_up() -> None:
     assert (training, sum(training), sum(counts["preliminary_test"].values())) == ([3527, 3581, 3553], 10661, 1867)
 
 
-def test_finds_every_real_cell(real_data: Path) -> None:
-    cells = list(find_cnmc_cells(ImageFolder.read(real_data / "cnmc2019")))
-    assert len(cells) == 7779
-    assert Counter(cell.fold for cell in cells) == {"fold_0": 3527, "fold_1": 3581, "fold_2": 671}
-    assert len({cell.cell_id for cell in cells}) == len(cells)
-    assert {cell.label for cell in cells} == {"ALL", "HEM"}
-
-
 def test_finds_every_real_field_of_ball4(real_data: Path) -> None:
     found = Counter(cell.label for cell in find("ball4", ImageFolder.read(real_data / "ball4")))
     assert found == dataset_info("ball4").official_counts[""]
