@@ -511,13 +511,10 @@ def test_random_damage_never_raises_anything_but_a_refusal(tmp_path: Path, pictu
 
 
 # How a camera held in each of these ways stores the same scene (Exif 2.3, tag 0x0112).
-@pytest.mark.parametrize(
-    ("orientation", "stored_as"),
-    enumerate(
-        ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_90", "TRANSVERSE", "ROTATE_270"],
-        start=2,
-    ),
-)
+_STORED_AS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_90", "TRANSVERSE", "ROTATE_270"]
+
+
+@pytest.mark.parametrize(("orientation", "stored_as"), enumerate(_STORED_AS, start=2))
 def test_turns_pictures_upright_as_their_exif_tag_says(tmp_path: Path, orientation: int, stored_as: str) -> None:
     upright = Image.new("RGB", (24, 16), "black")
     upright.paste((255, 0, 0), (0, 0, 8, 8))
