@@ -205,7 +205,13 @@ def audit_cells(
         split: sides that no duplicate may cross; baselines are then measured on it rather than cross-validated.
     """
     info = data.info
-    cells = _cells(data, subjects or groups_of(data, "subject"), split)
+    subject_of, unit_of = subjects or groups_of(data, "subject"), groups_of(data, split_unit(data))
+    side_of = {cell: side for side in SIDES for cell in getattr(split, side, ())}
+    rows = zip(*(data.rows[name][:] for name in ("cell_id", "label", "fold")), strict=True)
+    cells = [
+        _Cell(cell, info.labels[label], subject_of[cell], fold, side_of.get(cell, ""), unit_of[cell])
+        for cell, label, fold in rows
+    ]
     pairs = _pairs(info, scans, cells)
     copies: dict[str, Any] = {}
     for kind, identical in (("identical", True), ("near", False)):
@@ -235,15 +241,6 @@ def audit_cells(
         "shortcuts": _shortcuts(data, scans, cells, split),
     }
     return findings | {"inflating": _inflating(findings), "warnings": _shortcut_warnings(findings["shortcuts"])}
-
-
-def _cells(data: LoadedCells, subject_of: Mapping[str, str], split: Split | None) -> list[_Cell]:
-    rows, unit_of, labels = data.rows, groups_of(data, split_unit(data)), data.info.labels
-    side_of = {cell: side for side in SIDES for cell in getattr(split, side, ())}
-    return [
-        _Cell(cell, labels[label], subject_of[cell], fold, side_of.get(cell, ""), unit_of[cell])
-        for cell, label, fold in zip(rows["cell_id"][:], rows["label"][:], rows["fold"][:], strict=True)
-    ]
 
 
 def _classes_and_subjects(names: Sequence[str], cells: Sequence[_Cell]) -> dict[str, Any]:

@@ -85,7 +85,11 @@ class Augmenter:
     def __call__(self, pixels: torch.Tensor, rows: Sequence[int], epoch: int) -> torch.Tensor:
         """(B, 3, S, S) uint8 pixels → float32, 0–255, augmented; `rows` are the cells' numbers in the data set."""
         if self.augmentation.only_views:
-            return self._in_views(pixels.float(), self.views_of(rows, epoch))
+            out = whole = pixels.float()
+            chosen = self.views_of(rows, epoch).view(-1, 1, 1, 1).to(pixels.device, non_blocking=True)
+            for number, view in enumerate(self.augmentation.views):
+                out = torch.where(chosen == number, in_view(whole, view), out)
+            return out
         draws = self._draws(rows, epoch)
         return self._colour(self._warp(pixels.float(), draws), draws)
 
@@ -122,12 +126,6 @@ class Augmenter:
         """(B,) a view for each cell: every number of quarter turns equally often, mirrored or not."""
         across, _ = self._flips(draws)
         return ((draws[:, 0] + 1) * 2).long().clamp(max=3) + 4 * (across < 0).long()
-
-    def _in_views(self, pixels: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-        out, chosen = pixels, which.view(-1, 1, 1, 1).to(pixels.device, non_blocking=True)
-        for number, view in enumerate(self.augmentation.views):
-            out = torch.where(chosen == number, in_view(pixels, view), out)
-        return out
 
     def _warp(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         """Rotation, size and flips; over the full circle half of the cells turn by right angles only, at their size."""

@@ -193,7 +193,16 @@ def find_cnmc_cells(folder: ImageFolder) -> Iterator[CellFile]:
     A copy of a cell outside the folds (samples in another format, say) is passed over.
     """
     lists = [path for path in folder.others if path.name == CNMC_PRELIM_LABELS]
-    original_of = _preliminary_cells(lists[0]) if lists else {}
+    original_of = dict[str, str]()  # number of a file of the preliminary test (`1` of `1.bmp`) → its original cell id
+    for path in lists[:1]:
+        columns = ("new_names", "Patient_ID")
+        fix = f"it needs the columns {','.join(columns)}"
+        header, rows, _ = csv_rows(content_of(path), str(path), fix)
+        if missing := sorted(set(columns) - set(header)):
+            raise LeukoscopeError(f"{path}: lacks the column(s) {', '.join(missing)}; {fix}")
+        numbers, names = map(header.index, columns)
+        full = (row for _, row in rows if len(row) > max(numbers, names))
+        original_of = {Path(row[numbers]).stem: Path(row[names]).stem for row in full}
     cells = []
     for path in folder.images:
         if "prelim" in path.parent.name:
@@ -205,17 +214,6 @@ def find_cnmc_cells(folder: ImageFolder) -> Iterator[CellFile]:
             cells.append(CellFile(path, match["label"].upper(), match["subject"], cell_id=original, fold=fold))
     in_folds = {cell.cell_id for cell in cells if cell.fold}
     yield from (cell for cell in cells if cell.fold or cell.cell_id not in in_folds)
-
-
-def _preliminary_cells(path: Path) -> dict[str, str]:
-    """Number of a file of the preliminary test (`1` of `1.bmp`) → its original cell id, by the publisher's list."""
-    columns = ("new_names", "Patient_ID")
-    fix = f"it needs the columns {','.join(columns)}"
-    header, rows, _ = csv_rows(content_of(path), str(path), fix)
-    if missing := sorted(set(columns) - set(header)):
-        raise LeukoscopeError(f"{path}: lacks the column(s) {', '.join(missing)}; {fix}")
-    numbers, cells = map(header.index, columns)
-    return {Path(row[numbers]).stem: Path(row[cells]).stem for _, row in rows if len(row) > max(numbers, cells)}
 
 
 def find_class_folders(folder: ImageFolder) -> Iterator[CellFile]:

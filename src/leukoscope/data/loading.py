@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -80,7 +80,10 @@ def load_cells(
             fix = f"leave it out, or {otherwise}" if otherwise else "leave it out"
             raise LeukoscopeError(f"--{flag} {value}: has no effect with {data_set}; {fix}")
     if info.synthetic:
-        return _phantoms(info, image_size)
+        drawn = list(phantom_cells(size=image_size))
+        # Hash pixels, so that changed drawing code invalidates the cache.
+        rows = [CellRecord(c.cell_id, c.label, c.subject, sha256(c.image.tobytes()).hexdigest()) for c in drawn]
+        return assemble(info, image_column([cell.image for cell in drawn]), rows, f"--dataset_name {info.name}")
     if train_dir is not None:
         return load_folder(info, Path(train_dir), subject_pattern, labels, label_column_name)
     if info.hub_id is None:
@@ -101,13 +104,6 @@ def _entry(dataset_name: str) -> DatasetInfo:
     name = f"./{Path(dataset_name).name}" if Path(dataset_name).is_dir() else dataset_name
     unknown = replace(DATASETS["imagefolder"], name=name, title=name, hub_id=dataset_name, licence="")
     return next((entry for entry in DATASETS.values() if entry.hub_id == dataset_name), unknown)
-
-
-def _phantoms(info: DatasetInfo, side: int) -> LoadedCells:
-    cells = list(phantom_cells(size=side))
-    # Hash pixels, so that changed drawing code invalidates the cache.
-    rows = [CellRecord(c.cell_id, c.label, c.subject, hashlib.sha256(c.image.tobytes()).hexdigest()) for c in cells]
-    return assemble(info, image_column([c.image for c in cells]), rows, f"--dataset_name {info.name}")
 
 
 # From the Hub
@@ -213,8 +209,18 @@ def _pictures(table: Dataset, column: str, *, decode: bool = True) -> Dataset:
 def _hub_rows(
     info: DatasetInfo, table: Dataset, columns: Mapping[str, str], side: str, first: int, source: str
 ) -> list[CellRecord]:
-    """The rows of one split, from number `first` on; the name of a side other than train goes before its cell ids."""
-    ids = _hub_ids(table, first)
+    """The rows of one split, from number `first` on.
+
+    Cell ids come from a column of ids or of file names, else from the row's number; the name of a side other than train
+    goes before them.
+    """
+    if (named := _column(table, ID_COLUMNS)) is None:
+        ids = [f"row_{first + number:06d}" for number in range(len(table))]
+    else:
+        ids = [cell_id_of(str(one)) for one in named]
+        # `ALL/0.png` and `HEM/0.png` are two cells.
+        if "cell_id" not in table.column_names and len({Path(one).name for one in ids}) == len(ids):
+            ids = [Path(one).name for one in ids]
     if len(set(ids)) < len(ids):
         twice = next(cell for cell, count in Counter(ids).items() if count > 1)
         raise LeukoscopeError(f"{source}: cell {twice} is there more than once; give every row its own cell_id")
@@ -244,7 +250,7 @@ def _hub_rows(
         if row["image"] is None:
             raise LeukoscopeError(f"{source}: cell {cell} has no image; remove its row")
         # Two data sets may agree in all but their pictures.
-        content = hashlib.sha256(encoded_content(row["image"])).hexdigest()
+        content = sha256(encoded_content(row["image"])).hexdigest()
         name = spelled.get(name.casefold(), name)
         rows.append(CellRecord(prefix + cell.removeprefix(prefix), name, subject, content, str(fold or "")))
     return rows
@@ -253,16 +259,6 @@ def _hub_rows(
 def _column(table: Dataset, names: Iterable[str]) -> list[Any] | None:
     """The first of these columns that a table has."""
     return next((table[name][:] for name in names if name in table.column_names), None)
-
-
-def _hub_ids(table: Dataset, first: int) -> list[str]:
-    """Cell ids by a column of ids or of file names, else by row number."""
-    if (named := _column(table, ID_COLUMNS)) is None:
-        return [f"row_{first + number:06d}" for number in range(len(table))]
-    ids = [cell_id_of(str(one)) for one in named]
-    # `ALL/0.png` and `HEM/0.png` are two cells.
-    names = [Path(one).name for one in ids]
-    return names if "cell_id" not in table.column_names and len(set(names)) == len(names) else ids
 
 
 def _class_name(label: object, table: Any, column: str, cell: str) -> str:
