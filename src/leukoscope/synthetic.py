@@ -17,29 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from leukoscope import drawing
 from leukoscope.data.images import CUT_OUT_PITCH, CUT_OUT_SIDE, foreground
-from leukoscope.drawing import (
-    FRINGE_RGB,
-    FRINGE_WIDTH,
-    MORPHOLOGY,
-    NATIVE_SIZE,
-    PLASMA_RGB,
-    RED_CELL_RGB,
-    SMEAR_PITCH,
-    SMEAR_STRENGTH,
-    Floats,
-    Stain,
-    axis_of,
-    bounded_normal,
-    draw_field,
-    draw_outline,
-    generator,
-    paint,
-    resample,
-    smoothstep,
-    spread_of,
-    to_uint8,
-)
+from leukoscope.drawing import NATIVE_SIZE, PLASMA_RGB, Floats
 
 Background = Literal["black", "smear"]
 BACKGROUNDS: tuple[str, ...] = get_args(Background)
@@ -85,31 +65,32 @@ def draw_cell(
         known = ", ".join(BACKGROUNDS)
         raise ValueError(f"size {size}, background {background!r}: draw {MIN_SIZE} px or more on one of {known}")
     key = (seed, PHANTOM_LABELS.index(label), subject)
-    form = MORPHOLOGY[label]
-    rng = generator(*key, stream=1)
+    form = drawing.MORPHOLOGY[label]
+    rng = drawing.generator(*key, stream=1)
     # Spreads between subjects are a little above those of C-NMC (R 5.7, G 3.7, B 5.4, R - B 2.4 levels).
-    strength, saturation, warmth = spread_of(rng, 0.062), spread_of(rng, 0.04), 1.4 * bounded_normal(rng)
-    stain = Stain(strength, saturation, warmth, spread_of(rng, form.subject_spread))
-    rng = generator(*key, cell)
+    strength, saturation = drawing.spread_of(rng, 0.062), drawing.spread_of(rng, 0.04)
+    warmth = 1.4 * drawing.bounded_normal(rng)
+    stain = drawing.Stain(strength, saturation, warmth, drawing.spread_of(rng, form.subject_spread))
+    rng = drawing.generator(*key, cell)
     # Cells of a C-NMC subject spread by R 4.9, G 2.8, B 4.3 levels; a little less keeps subjects apart.
-    strength = spread_of(rng, 0.045)
-    window, reach = draw_outline(rng, form, stain, size)
-    colour = paint(rng, form, window)
+    strength = drawing.spread_of(rng, 0.045)
+    window, reach = drawing.draw_outline(rng, form, stain, size)
+    colour = drawing.paint(rng, form, window)
     if background == "black":
         # An edge of nearly two output pixels, as soft as that of real cells.
         coverage = np.clip(0.6 * window.depth * (size / NATIVE_SIZE) + 0.5, 0, 1)
         image = np.zeros((size, size, 3), np.uint8)
-        image[window.span] = to_uint8(stain.apply(colour, strength) * coverage[..., None])
+        image[window.span] = drawing.to_uint8(stain.apply(colour, strength) * coverage[..., None])
     else:
         # A stream of its own, so that the background never changes the cell.
-        smear = stain.apply(draw_field(generator(*key, cell, stream=2), reach))
-        field = resample(smear, SMEAR_PITCH, axis_of(size), axis_of(size))
+        smear = stain.apply(drawing.draw_field(drawing.generator(*key, cell, stream=2), reach))
+        field = drawing.resample(smear, drawing.SMEAR_PITCH, drawing.axis_of(size), drawing.axis_of(size))
         patch = field[window.span]
         # C-NMC outlines run close to the nucleus; on the slide a fringe of cytoplasm lies beyond them.
-        layers = ((FRINGE_WIDTH, stain.apply(FRINGE_RGB)), (0, stain.apply(colour, SMEAR_STRENGTH * strength)))
-        for beyond, layer in layers:
-            patch += smoothstep((window.depth + beyond) / 8 + 0.5)[..., None] * (layer - patch)
-        image = to_uint8(field)
+        fringe, cell_layer = stain.apply(drawing.FRINGE_RGB), stain.apply(colour, drawing.SMEAR_STRENGTH * strength)
+        for beyond, layer in ((drawing.FRINGE_WIDTH, fringe), (0, cell_layer)):
+            patch += drawing.smoothstep((window.depth + beyond) / 8 + 0.5)[..., None] * (layer - patch)
+        image = drawing.to_uint8(field)
     name = f"phantom-{label.lower()}-{subject:02d}"
     return PhantomCell(image, label, name, f"{name}_{cell:03d}")
 
@@ -187,7 +168,7 @@ def draw_smear(
     canvas, labels = np.tile(PLASMA_RGB, (*size, 1)), np.zeros(size, np.uint16)
     beside = [(y, x, 1.25 * radius) for y, x, radius in white]
     for count, middle, colour, pallor in (
-        (red_cells, RED_CELL_RADIUS, RED_CELL_RGB, 0.45),
+        (red_cells, RED_CELL_RADIUS, drawing.RED_CELL_RGB, 0.45),
         (platelets, PLATELET_RADIUS, PLATELET_RGB, 0),
     ):
         laid: list[Disc] = []
@@ -236,7 +217,7 @@ def _lay_cell(
     shown = cell[y - top :, x - left :][: patch.shape[0], : patch.shape[1]]
     mask = ndimage.binary_fill_holes(foreground(shown))
     fringe = np.clip((rim - ndimage.distance_transform_edt(~mask)) / 2 + 0.5, 0, 1)[..., None]
-    patch += fringe * (FRINGE_RGB - patch)
+    patch += fringe * (drawing.FRINGE_RGB - patch)
     # The cut-out's outermost pixels fade to black, which on a slide they do not: they take the colour further in.
     depth = ndimage.distance_transform_edt(mask)
     inner = ndimage.distance_transform_edt(depth < 2.5, return_distances=False, return_indices=True)
