@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,7 @@ SUBJECT_RULE = {
     "positive_label": "ALL",
     "rule": {"pooling": "mean", "coefficients": [1.0], "intercept": 0.0},
     "least_cells": 2,
-    "measured": {
-        "subjects": 41,
-        "auroc": {"value": 0.9, "low": 0.8, "high": 1.0},
-        "sensitivity": {"share": 0.9, "low": 0.8, "high": 1.0, "right": 26, "of": 28},
-        "specificity": {"share": 0.9, "low": 0.8, "high": 1.0, "right": 11, "of": 13},
-        "error_rate": {"share": 0.05, "low": 0.01, "high": 0.2},
-    },
+    "measured": {"error_rate": {"share": 0.05, "low": 0.01, "high": 0.2}},
 }
 CELLS = ("--dataset_name", "imagefolder", "--train_dir", "cells")
 SUBJECTS = ("--subject_pattern", r"(?P<subject>\w+)_")
@@ -61,11 +56,9 @@ REPLACING: dict[str, Sequence[str]] = {
 LONG = ("evaluation", "card", "onnx")
 # Commands that refuse to.
 ONCE: dict[str, Sequence[str]] = {
-    **{f"score {kind}": (*SCORE, "--output", f"OUT/scores{kind}") for kind in (".csv", ".parquet")},
-    **{
-        f"persons {kind}": ("patient", "release", "cells", *SUBJECTS, "--output", f"OUT/persons{kind}")
-        for kind in (".csv", ".parquet")
-    },
+    f"{command} {kind}": (*words, "--output", f"OUT/{command}{kind}")
+    for kind in (".csv", ".parquet")
+    for command, words in {"score": SCORE, "patient": ("patient", "release", "cells", *SUBJECTS)}.items()
 }
 
 
@@ -116,12 +109,10 @@ def inputs(tmp_path: Path, tiny_release: Path, monkeypatch: pytest.MonkeyPatch) 
     shutil.copy(PREDICTIONS, release / "predictions")
     Image.fromarray(draw_cell("ALL").image).save(folder / "cell.png")
     Image.fromarray(draw_smear(size=(300, 380), um_per_pixel=0.2).image).save(folder / "field.png")
-    for label in ("ALL", "HEM"):
-        for subject in range(3):
-            for cell in range(4):
-                path = folder / "cells" / label / f"{label}{subject}_{cell}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(draw_cell(label, subject=subject, cell=cell, size=64).image).save(path)
+    for label, subject, cell in product(("ALL", "HEM"), range(3), range(4)):
+        path = folder / "cells" / label / f"{label}{subject}_{cell}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw_cell(label, subject=subject, cell=cell, size=64).image).save(path)
     monkeypatch.chdir(folder)
     return folder
 
