@@ -340,9 +340,10 @@ def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
     @cache
     def names_in(folder: str) -> dict[str, list[str]]:
         found = defaultdict[str, list[str]](list)
-        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-            for key in {_any_form(name), _any_form(PurePosixPath(name).stem)}:
-                found[key].append(name)
+        with suppress(OSError):
+            for name in sorted(os.listdir(folder)):
+                for key in {_any_form(name), _any_form(PurePosixPath(name).stem)}:
+                    found[key].append(name)
         return found
 
     def meant_by(part: str, folder: str) -> list[str]:
