@@ -11,9 +11,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__, duplicates
 from leukoscope.data.cells import SIDES, LoadedCells
@@ -24,9 +25,6 @@ from leukoscope.data.registry import DatasetInfo
 from leukoscope.data.splits import SUBJECT_FOLDS, Split, cross_validation, groups_of, linked, split_unit
 from leukoscope.evaluation.baselines import shortcut_metrics, trivial_features
 from leukoscope.evaluation.predictions import CellPredictions
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 AUDIT_SCHEMA_VERSION = 2
 USUAL_SIZE_SHARE = 0.9  # of the images have one size: others are odd then
@@ -134,12 +132,10 @@ def scan_cells(data: LoadedCells) -> tuple[LoadedCells, list[CellScan]]:
     Raises:
         LeukoscopeError: no image can be read.
     """
-    from PIL.Image import Resampling
-
     rows, background = data.rows, data.info.background
 
-    def scan(row: int, image: Image) -> CellScan:
-        small = np.asarray(image.resize((FEATURE_SIDE, FEATURE_SIDE), Resampling.BOX))
+    def scan(row: int, image: Image.Image) -> CellScan:
+        small = np.asarray(image.resize((FEATURE_SIDE, FEATURE_SIDE), Image.Resampling.BOX))
         features = {name: values[0] for name, values in trivial_features([small], background).items()}
         oddities = tuple(_oddities(np.asarray(image), small, background))
         return CellScan(duplicates.picture_key(image), image.size, features, oddities)

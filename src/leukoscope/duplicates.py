@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
+from scipy.fft import dctn
 
 from leukoscope.data.images import foreground, pixel_hash
 from leukoscope.inference.prediction import VIEWS, turned
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 SMALL_SIDE = 32
 # The perceptual hash: which of the lowest 16 × 16 frequencies but the mean are above their median (after Zauner 2010,
@@ -49,11 +48,9 @@ class Duplicate(NamedTuple):
     turned: bool = False  # the second matches only after a turn by right angles or a flip
 
 
-def picture_key(image: Image) -> PictureKey:
+def picture_key(image: Image.Image) -> PictureKey:
     """Compute the key of a decoded RGB image."""
-    from PIL.Image import Resampling
-
-    small = image.resize((SMALL_SIDE, SMALL_SIDE), Resampling.BOX)
+    small = image.resize((SMALL_SIDE, SMALL_SIDE), Image.Resampling.BOX)
     return PictureKey(pixel_hash(image), np.asarray(small))
 
 
@@ -84,8 +81,6 @@ def find_duplicates(keys: Sequence[PictureKey]) -> list[Duplicate]:
 
 def _hashes(pictures: np.ndarray) -> np.ndarray:
     """(N, 4) uint64: the perceptual hash of each (S, S, 3) picture."""
-    from scipy.fft import dctn
-
     frequencies = dctn(pictures @ _LUMA, axes=(1, 2))[:, :HASH_SIDE, :HASH_SIDE].reshape(len(pictures), -1)
     frequencies[:, 0] = -np.inf
     bits = frequencies > np.median(frequencies, axis=1, keepdims=True)

@@ -21,6 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
+from safetensors import SafetensorError
+
 from leukoscope import LeukoscopeError
 from leukoscope.progress import track
 
@@ -55,8 +57,6 @@ def disk_errors(problem: str, otherwise: str, *, needed: int | None = None) -> I
         otherwise: the fix, unless the disk is full.
         needed: bytes that were to be written.
     """
-    from safetensors import SafetensorError
-
     try:
         yield
     except (OSError, SafetensorError) as error:

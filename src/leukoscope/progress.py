@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    from rich.progress import Progress, Task
+from rich import progress as rich_progress
+from rich.console import Console
 
 EVERY = 30.0
 """Seconds between two lines where stderr is no terminal."""
@@ -52,7 +52,20 @@ def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator
     if _quiet.get() or _shown.get() or not _is_first():
         yield lambda by=1: None
         return
-    bars = _bars(total)
+    times: list[rich_progress.ProgressColumn] = [rich_progress.TimeElapsedColumn()]
+    if total is not None:
+        times = [rich_progress.MofNCompleteColumn(), rich_progress.TimeRemainingColumn()]
+    bars = rich_progress.Progress(
+        rich_progress.TextColumn("{task.description}", markup=False),
+        rich_progress.BarColumn(),
+        *times,
+        console=Console(stderr=True),
+        transient=True,
+        # What is printed to stdout meanwhile must not end on stderr, unless both are the terminal.
+        redirect_stdout=sys.stdout.isatty(),
+        disable=not sys.stderr.isatty(),  # it still measures the speed there
+        speed_estimate_period=3600,  # seconds; a part may take minutes
+    )
     bars.add_task(label, total=total, completed=done)
     (task,) = bars.tasks
     ended = threading.Event()
@@ -67,26 +80,7 @@ def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator
         _shown.set(False)  # no `reset`: an abandoned generator may end in another context
 
 
-def _bars(total: int | None) -> Progress:
-    """Rich's bars, disabled where stderr is no terminal; they still measure the speed there."""
-    from rich import progress as shown
-    from rich.console import Console
-
-    times = [shown.TimeElapsedColumn()] if total is None else [shown.MofNCompleteColumn(), shown.TimeRemainingColumn()]
-    return shown.Progress(
-        shown.TextColumn("{task.description}", markup=False),
-        shown.BarColumn(),
-        *times,
-        console=Console(stderr=True),
-        transient=True,
-        # What is printed to stdout meanwhile must not end on stderr, unless both are the terminal.
-        redirect_stdout=sys.stdout.isatty(),
-        disable=not sys.stderr.isatty(),
-        speed_estimate_period=3600,  # seconds; a part may take minutes
-    )
-
-
-def _print_lines(task: Task, ended: threading.Event) -> None:
+def _print_lines(task: rich_progress.Task, ended: threading.Event) -> None:
     """Print how far a task is, every `EVERY` seconds until it has ended."""
     started = time.monotonic()
     while not ended.wait(EVERY):

@@ -11,6 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from PIL import Image as Picture
+
 from leukoscope import LeukoscopeError
 from leukoscope.data.cell_tables import SUBJECT_COLUMNS, subject_name
 from leukoscope.data.cells import CellRecord, LoadedCells, assemble, image_column
@@ -23,7 +25,6 @@ from leukoscope.synthetic import phantom_cells
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from PIL import Image as Picture
 
 ID_COLUMNS = ("cell_id", "file_name", "filename", "image_name", "original_image_name")
 # Sets are often sorted by class or subject; a shuffle of this many rows mixes neighbours, and after so many rows no

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data import images as images_module
@@ -33,7 +34,6 @@ from leukoscope.progress import track
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from PIL import Image
 
 _T = TypeVar("_T")
 _BLOCK = 2**22  # bytes written at a time
