@@ -217,9 +217,14 @@ def test_pictures_inside_the_data_set_are_decoded_and_their_damage_named_by_cell
     assert program == no_picture.replace("c1", "c5")
 
 
-def test_unwritable_cache_folder_is_refused_with_the_way_out(
+def test_a_cache_folder_that_cannot_be_written_or_is_too_small_is_refused_before_the_first_cell(
     cells: datasets.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Writing to a memory map on a full disk would end the process without a word."""
+    said = r"cannot keep the decoded cells there \(No space left on device; 162000000 MB needed\)"
+    with pytest.raises(LeukoscopeError, match=said):
+        framed(cells, Preprocessing(3_000_000, 1.0))
+    assert _files() == []
     in_the_way = tmp_path / "file"
     in_the_way.touch()
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(in_the_way / "cache"))
@@ -229,14 +234,6 @@ def test_unwritable_cache_folder_is_refused_with_the_way_out(
         f"{in_the_way / 'cache'}: cannot keep the decoded cells there (Not a directory; 0 MB needed); "
         "set LEUKOSCOPE_CACHE to another folder"
     )
-
-
-def test_a_disk_too_small_is_refused_before_the_first_cell(cells: datasets.Dataset) -> None:
-    """Writing to a memory map on a full disk would end the process without a word."""
-    with pytest.raises(LeukoscopeError) as refused:
-        framed(cells, Preprocessing(3_000_000, 1.0))
-    assert "cannot keep the decoded cells there (No space left on device; 162000000 MB needed)" in str(refused.value)
-    assert _files() == []
 
 
 @pytest.mark.parametrize("writing", ["os.posix_fallocate", "leukoscope.data.pixel_cache.write_atomic"])
