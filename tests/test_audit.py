@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.audit import Survey, audit_cells, published_subjects, scan_cells, survey_cells
+from leukoscope.audit import Survey, audit_cells, scan_cells, survey_cells
 from leukoscope.data.folder import recognise
 from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import make_split
@@ -47,7 +48,7 @@ def audit(root: Path, *, split: str | None = None, pattern: str | None = PATTERN
     data = load_cells("imagefolder", root, subject_pattern=pattern)
     data, scans = scan_cells(data)
     chosen = make_split(data, split) if split else None
-    return audit_cells(data, scans, subjects=published_subjects(data, root), split=chosen)
+    return audit_cells(data, scans, split=chosen)
 
 
 def crossed(findings: dict[str, Any]) -> list[str]:
@@ -111,9 +112,8 @@ def test_copies_are_compared_where_the_first_of_them_is_of_an_unknown_subject(tr
     for name in ("a1_9", "a2_9"):
         shutil.copy(tree / "ALL/a0_0.png", tree / f"ALL/{name}.png")
     data, scans = scan_cells(load_cells("imagefolder", tree, subject_pattern=PATTERN))
-    subjects = published_subjects(data, tree)
-    (first,) = (cell for cell in subjects if cell.endswith("a0_0"))
-    findings = audit_cells(data, scans, subjects=subjects | {first: ""})
+    (first,) = (cell for cell in data.rows["cell_id"] if cell.endswith("a0_0"))
+    findings = audit_cells(replace(data, published_subjects={first: ""}), scans)
     assert findings["subject_aliases"]["proposed"] == {"a2": "a1"}
     assert findings["inflating"]
 
@@ -185,8 +185,7 @@ def cnmc(tmp_path: Path) -> Path:
 
 
 def audit_cnmc(root: Path) -> dict[str, Any]:
-    data, scans = scan_cells(load_cells("cnmc2019", root))
-    return audit_cells(data, scans, subjects=published_subjects(data, root))
+    return audit_cells(*scan_cells(load_cells("cnmc2019", root)))
 
 
 def test_aliases_count_that_the_registry_does_not_know(cnmc: Path) -> None:

@@ -10,7 +10,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,6 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__, duplicates
 from leukoscope.data.cells import SIDES, LoadedCells
 from leukoscope.data.images import foreground
-from leukoscope.data.layouts import ImageFolder
 from leukoscope.data.pixel_cache import each_picture
 from leukoscope.data.registry import DatasetInfo
 from leukoscope.data.splits import SUBJECT_FOLDS, Split, cross_validation, groups_of, linked, split_unit
@@ -175,33 +173,18 @@ class _Cell(NamedTuple):
 _CROSSED = {"subjects": "subject", "classes": "label", "official_folds": "fold", "split_sides": "side", "units": "unit"}
 
 
-def published_subjects(data: LoadedCells, train_dir: Path | None) -> dict[str, str]:
-    """Return cell id → subject as published, before the registry joins ids; the joined ones without a local folder."""
-    ids = groups_of(data, "subject")
-    if train_dir is None or data.info.find_cells is None or not data.info.subject_aliases:
-        return ids
-    cells = data.info.find_cells(ImageFolder.read(train_dir))
-    return ids | {cell.cell_id: cell.subject for cell in cells if cell.cell_id in ids}
-
-
-def audit_cells(
-    data: LoadedCells,
-    scans: Sequence[CellScan],
-    *,
-    subjects: Mapping[str, str] | None = None,
-    split: Split | None = None,
-) -> dict[str, Any]:
+def audit_cells(data: LoadedCells, scans: Sequence[CellScan], *, split: Split | None = None) -> dict[str, Any]:
     """Return all findings on scanned cells, ready to be written as JSON; shares are 0–1.
 
     `inflating` holds one sentence each and is empty for a data set fit to be measured on; `warnings` are of shortcuts
     outside the cell.
 
     Args:
-        subjects: cell id → subject as published; the loaded ones where None.
         split: sides that no duplicate may cross; baselines are then measured on it rather than cross-validated.
     """
     info = data.info
-    subject_of, unit_of = subjects or groups_of(data, "subject"), groups_of(data, split_unit(data))
+    subject_of = {**groups_of(data, "subject"), **data.published_subjects}
+    unit_of = groups_of(data, split_unit(data))
     side_of = {cell: side for side in SIDES for cell in getattr(split, side, ())}
     rows = zip(*(data.rows[name][:] for name in ("cell_id", "label", "fold")), strict=True)
     cells = [

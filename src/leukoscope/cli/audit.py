@@ -85,14 +85,12 @@ def audit(
     if survey.fewest_cells < LEAST_CELLS:
         raise LeukoscopeError(f"cannot be trained on: a class has {survey.fewest_cells} cell(s); gather more")
     if not quick:
-        _search(data, folder or train_dir, output, split, split_file, as_json=as_json)
+        _search(data, output, split, split_file, as_json=as_json)
 
 
-def _search(
-    data: LoadedCells, folder: Path | None, output: Path, split: str | None, split_file: Path | None, *, as_json: bool
-) -> None:
+def _search(data: LoadedCells, output: Path, split: str | None, split_file: Path | None, *, as_json: bool) -> None:
     """Open every image, write audit.json and print what was found; a split that cannot be is told before."""
-    from leukoscope.audit import audit_cells, published_subjects, scan_cells
+    from leukoscope.audit import audit_cells, scan_cells
     from leukoscope.data.splits import load_split, make_split, own_split
     from leukoscope.models.release import write_json
 
@@ -103,7 +101,7 @@ def _search(
     if chosen is None:
         chosen = make_split(data, split) if split else own_split(data)
     with progress("searching for copies and shortcuts"):
-        findings = audit_cells(data, scans, subjects=published_subjects(data, folder), split=chosen)
+        findings = audit_cells(data, scans, split=chosen)
     with disk_errors(f"--output {output}: cannot write there", "name another folder"):
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / "audit.json", findings)

@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -47,6 +47,7 @@ class LoadedCells:
     unreadable: tuple[str, ...] = ()  # one message per file that could not be used
     count_differences: tuple[str, ...] = ()  # one line per partition whose counts differ from the publisher's
     passed_over: tuple[str, ...] = ()  # one line per reason for which images given are not among the cells
+    published_subjects: Mapping[str, str] = field(default_factory=dict)  # of cells whose subject has another id here
 
     @property
     def train(self) -> Dataset:
@@ -142,10 +143,10 @@ def assemble(
     _check_labels(labels, source, not_used, on_hub=bool(info.hub_id))
     if info.name not in DATASETS or info.find_cells is find_class_folders:
         info = replace(info, background=_background(images))
-    text = Value("string")
+    text, subjects = Value("string"), [info.canonical_subject(row.subject) for row in rows]
     columns = {
         "label": [row.label for row in rows],
-        "subject": [info.canonical_subject(row.subject) for row in rows],
+        "subject": subjects,
         "cell_id": [row.cell_id for row in rows],
         "fold": [row.fold for row in rows],
     }
@@ -160,7 +161,8 @@ def assemble(
         digest.update(("\t".join(row[:4]) + "\n").encode())
     different = tuple(_compare_counts(info, rows))
     info, fingerprint = replace(info, labels=labels), digest.hexdigest()
-    return LoadedCells(info, DatasetDict(parts), fingerprint, tuple(unreadable), different, not_used)
+    joined = {row.cell_id: row.subject for row, subject in zip(rows, subjects, strict=True) if row.subject != subject}
+    return LoadedCells(info, DatasetDict(parts), fingerprint, tuple(unreadable), different, not_used, joined)
 
 
 def _check_labels(labels: Sequence[str], source: str, not_used: Sequence[str], *, on_hub: bool) -> None:
