@@ -14,8 +14,7 @@ from typing import TypeVar
 from rich import progress as rich_progress
 from rich.console import Console
 
-EVERY = 30.0
-"""Seconds between two lines where stderr is no terminal."""
+EVERY = 30.0  # seconds between two lines where stderr is no terminal
 
 _T = TypeVar("_T")
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from leukoscope.audit import Survey
     from leukoscope.data.cells import LoadedCells
 
-FINDINGS_EXIT = 3
-"""2 is the exit code of a wrong flag."""
+FINDINGS_EXIT = 3  # 2 is that of a wrong flag
 
 
 def audit(

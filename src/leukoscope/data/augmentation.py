@@ -14,8 +14,7 @@ from pydantic import Field
 
 from leukoscope.data.images import BACKGROUND_LEVEL
 
-View = int
-"""One of a picture's eight views, as `leukoscope.inference` numbers them: quarter turns, 4 to 7 mirrored before."""
+View = int  # one of a picture's eight views: quarter turns, 4 to 7 mirrored before
 _VIEWS: dict[str, tuple[View, ...]] = {
     "none": (0,),
     "horizontal": (0, 4),

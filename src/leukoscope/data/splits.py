@@ -36,10 +36,8 @@ BALL4_BLOCK = 37
 LARGEST_SHARE = 0.4
 # Deals that a split is chosen from: enough to avoid such sides where the data allow it, few enough for seeds to differ.
 _DEALS = 20
-TRAIN_VAL_SPLIT = 0.15
-"""Share of train that is set apart for validation where a data set's own splits have none."""
+TRAIN_VAL_SPLIT = 0.15  # of train, set apart for validation where a data set's own splits have none
 BY_IMAGE = "a split by image may have cells of one subject on two sides: its metrics do not apply to a new subject"
-"""What is said of every split by image."""
 # One seventh for validation and one for test is the closest whole-fold share to the usual 70/15/15.
 SUBJECT_FOLDS = 7
 
