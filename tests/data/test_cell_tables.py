@@ -75,6 +75,7 @@ REFUSED: Mapping[str, tuple[str | bytes, str]] = {
     "ID is no subject": (table("file", "ID"), "names n(o|either a) subject"),
     "one is nan": (table("file", "subject").replace("bmp,P01", "bmp,nan"), "row 4 names no subject for 'ALL/P01_2"),
     "two subjects": (table("file", "subject") + "ALL/P00_0.bmp,P01\n", "'P00' (row 2) and with 'P01' (row 8)"),
+    "two names": (table("file", "subject") + "ALL/P00_0,P00\n", "row 8: 'ALL/P00_0' is the file of row 2, too; keep"),
     "two labels": (table(*COLUMNS) + "ALL/P00_0.bmp,P00,HEM\n", "'ALL' (row 2) and with 'HEM' (row 8)"),
     "no such file": (table("file", "subject") + "ALL/gone.bmp,P00\n", "ALL/gone.bmp'"),
     "a comma too many": (table("file", "subject") + "ALL/P00_0.bmp,Doe, A.\n", "row 8 has 3 entries, the header 2"),

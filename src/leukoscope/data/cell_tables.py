@@ -334,7 +334,7 @@ def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
     """Each row with the path of its file: below `root` relative to it, else absolute.
 
     Files are also found by names in another case or Unicode form, or without their suffix. Raises `LeukoscopeError`
-    for a file that is not there, or several that a name may mean.
+    for a file that is not there or has two rows, or several that a name may mean.
     """
 
     @cache
@@ -350,7 +350,7 @@ def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
         alike = names_in(folder).get(_any_form(part), [])
         return [part] if part in alike else alike
 
-    home = str(root.resolve())
+    home, row_of = str(root.resolve()), dict[str, CellRow]()
     for row in table.rows:
         is_absolute, path = os.path.isabs(row.file), os.path.join(root, row.file)
         if not os.path.isfile(path):
@@ -369,4 +369,8 @@ def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
             path = found[0]
         if is_absolute and (resolved := os.path.realpath(path)).startswith(home + os.sep):
             path = os.path.join(root, os.path.relpath(resolved, home))
-        yield row, Path(os.path.relpath(path, root)).as_posix() if path.startswith(str(root)) else path
+        path = Path(os.path.relpath(path, root)).as_posix() if path.startswith(str(root)) else path
+        if (other := row_of.setdefault(path, row)) is not row:
+            said = f"row {row.number}: {row.file!r} is the file of row {other.number}, too"
+            raise LeukoscopeError(f"{table.name}: {said}; keep one of the two rows")
+        yield row, path
