@@ -86,7 +86,7 @@ def test_a_set_is_balanced_its_names_are_unique_and_its_cells_those_of_draw_cell
 def test_another_size_is_the_same_picture_scaled(label: str, background: Background) -> None:
     native = draw_cell(label, subject=2, cell=3, background=background).image
     small = draw_cell(label, subject=2, cell=3, size=128, background=background).image
-    assert (small.shape, small.dtype) == ((128, 128, 3), np.uint8)
+    assert small.shape == (128, 128, 3) and small.dtype == np.uint8
     shrunk = np.asarray(Image.fromarray(native).resize((128, 128), Image.Resampling.BOX))
     assert np.corrcoef(shrunk.ravel(), small.ravel())[0, 1] > 0.995
     inside = cell_mask(draw_cell(label, subject=2, cell=3, size=128).image)

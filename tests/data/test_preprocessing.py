@@ -115,7 +115,8 @@ def test_view_box_marks_what_the_network_sees() -> None:
     assert view == pytest.approx((6 * across, 5 * down, 102 * across, 101 * down))
     assert Preprocessing(160, 1.0).view_box(Image.new("RGB", (300, 200))) == pytest.approx((50, 0, 250, 200))
     # A picture that is white inside the box and black around it must be framed all white, but for the resampled edge.
-    whole.paste((255, 255, 255), tuple(round(x) for x in Preprocessing(160, 350 / 450).view_box(whole)))
+    left, top, right, bottom = (round(x) for x in Preprocessing(160, 350 / 450).view_box(whole))
+    whole.paste((255, 255, 255), (left, top, right, bottom))
     framed = Preprocessing(160, 350 / 450).frame(whole)
     assert framed[2:-2, 2:-2].min() == 255
 
