@@ -22,7 +22,6 @@ from leukoscope.evaluation.calibration import OUT_OF_FOLD, SUBJECTS_NEEDED, cali
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.subject import SubjectRule, logits_of, pool
 
-POOLING = "quantiles"
 CELL_COUNTS = (1, 3, 5, 10, 20, 50)
 REPEATS = 5000
 """Random choices of n cells of each subject: with these, chance moves balanced accuracy far less than `MAY_LOSE`."""
@@ -97,7 +96,7 @@ def subject_rule_block(
         "fitted_on": who_fitted(predictions),
         "judged_on": "each subject with the regression fitted on other subjects",
         "positive_label": positive_label,
-        "rule": {"pooling": rule.pooling, "coefficients": list(rule.coefficients), "intercept": rule.intercept},
+        "rule": {"pooling": "quantiles", "coefficients": list(rule.coefficients), "intercept": rule.intercept},
         "least_cells": least,
         "least_cells_suffice": found is not None,
         "measured": {**measured, "error_rate": _share(wrong, len(decided))},
@@ -171,13 +170,13 @@ def _held_out_rules(subjects: list[_Subject], positive_label: str) -> list[Subje
 
 def _fit_rule(subjects: list[_Subject], positive_label: str) -> SubjectRule:
     """Balanced logistic regression on standardised features; its coefficients are for the features themselves."""
-    features = np.stack([pool(subject.logits, POOLING) for subject in subjects])
+    features = np.stack([pool(subject.logits) for subject in subjects])
     mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-9
     model = LogisticRegression(C=_PENALTY, class_weight="balanced")
     model.fit((features - mean) / spread, [subject.positive for subject in subjects])
     coefficients = model.coef_[0] / spread
     intercept = float(model.intercept_[0] - coefficients @ mean)
-    return SubjectRule(subjects[0].labels, positive_label, POOLING, tuple(coefficients.tolist()), intercept, 1)
+    return SubjectRule(subjects[0].labels, positive_label, tuple(coefficients.tolist()), intercept, 1)
 
 
 def _scores(subjects: list[_Subject], rules: list[SubjectRule]) -> np.ndarray:

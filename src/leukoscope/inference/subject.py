@@ -26,15 +26,8 @@ MOST_REFUSED = 0.5
 """Share of a subject's cells that may be out of distribution before the subject is; cells of a slide share a stain."""
 BOOTSTRAP_SAMPLES = 1000
 LEVEL = 0.95
-_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-_TRIMMED = 0.1
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 _CHUNK = 50  # bootstrap samples at a time: 10,000 cells then take 4 MB
-
-POOLINGS = {
-    "mean": "mean logit of the cells",
-    "trimmed_mean": "mean logit of the cells without the lowest and the highest tenth",
-    "quantiles": "10, 25, 50, 75 and 90 % quantiles of the cells' logits",
-}
 
 
 def logits_of(probabilities: np.ndarray) -> np.ndarray:
@@ -43,14 +36,9 @@ def logits_of(probabilities: np.ndarray) -> np.ndarray:
     return np.log(p) - np.log1p(-p)
 
 
-def pool(logits: np.ndarray, pooling: str) -> np.ndarray:
-    """(..., N) logits of a subject's N cells → (..., F) features of the subject; `pooling` is a key of `POOLINGS`."""
-    if pooling == "quantiles":
-        return np.moveaxis(np.quantile(logits, _QUANTILES, axis=-1), 0, -1)
-    if pooling == "trimmed_mean":
-        cut = int(_TRIMMED * logits.shape[-1])
-        logits = np.sort(logits, axis=-1)[..., cut : logits.shape[-1] - cut]
-    return logits.mean(axis=-1, keepdims=True)
+def pool(logits: np.ndarray) -> np.ndarray:
+    """(..., N) logits of a subject's N cells → (..., 5), their `QUANTILES`."""
+    return np.moveaxis(np.quantile(logits, QUANTILES, axis=-1), 0, -1)
 
 
 @dataclass(frozen=True)
@@ -125,7 +113,6 @@ class SubjectRule:
 
     Attributes:
         positive_label: of the two classes the one whose logits are pooled.
-        pooling: a key of `POOLINGS`.
         coefficients, intercept: of the logistic regression, on the features of `pool`.
         least_cells: with fewer cells in use no class is given.
         error_rate: share of wrong subjects among those measured, with its interval (`share`, `low`, `high`), each None
@@ -134,7 +121,6 @@ class SubjectRule:
 
     labels: tuple[str, ...]
     positive_label: str
-    pooling: str
     coefficients: tuple[float, ...]
     intercept: float
     least_cells: int
@@ -142,35 +128,12 @@ class SubjectRule:
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], labels: Sequence[str]) -> SubjectRule | None:
-        """Read the rule of a release's metrics.json; None where it has no "subject_rule".
-
-        Raises:
-            LeukoscopeError: a pooling or a class that does not exist, or coefficients of another pooling.
-        """
-        block = metrics.get("subject_rule")
-        if not block:
+        """Read the rule of a release's metrics.json; None where it has no "subject_rule"."""
+        if not (block := metrics.get("subject_rule")):
             return None
-        rule = block["rule"]
-        if rule["pooling"] not in POOLINGS or block["positive_label"] not in labels:
-            raise LeukoscopeError(
-                f"metrics.json: 'subject_rule' pools by {rule['pooling']!r} for {block['positive_label']!r}, which is "
-                f"not known here; give one of {', '.join(POOLINGS)} and of {', '.join(labels)}, or restore the file"
-            )
-        given, needed = len(rule["coefficients"]), pool(np.zeros(1), rule["pooling"]).size
-        if given != needed:
-            raise LeukoscopeError(
-                f"metrics.json: subject_rule.rule.coefficients has {given} number(s), and pooling by "
-                f"{rule['pooling']!r} needs {needed}; restore the file from the release"
-            )
-        return cls(
-            tuple(labels),
-            block["positive_label"],
-            rule["pooling"],
-            tuple(rule["coefficients"]),
-            rule["intercept"],
-            block["least_cells"],
-            block["measured"]["error_rate"],
-        )
+        rule, measured = block["rule"], block["measured"]
+        about = tuple(rule["coefficients"]), rule["intercept"], block["least_cells"], measured["error_rate"]
+        return cls(tuple(labels), block["positive_label"], *about)
 
     @classmethod
     def of_release(cls, release: ReleaseInfo) -> SubjectRule:
@@ -187,7 +150,8 @@ class SubjectRule:
     @property
     def text(self) -> str:
         """The rule as a sentence, with its error rate on unseen subjects."""
-        how = f"{POOLINGS[self.pooling]}, from at least {self.least_cells} cells"
+        quantiles = "10, 25, 50, 75 and 90 % quantiles of the cells' logits"
+        how = f"{quantiles}, from at least {self.least_cells} cells"
         if not self.error_rate:
             return how
         wrong, low, high = (self.error_rate[key] for key in ("share", "low", "high"))
@@ -197,7 +161,7 @@ class SubjectRule:
 
     def probability(self, logits: np.ndarray) -> np.ndarray:
         """(..., N) logits of a subject's cells → (...,) probability of the positive class."""
-        scores = pool(logits, self.pooling) @ np.asarray(self.coefficients) + self.intercept
+        scores = pool(logits) @ np.asarray(self.coefficients) + self.intercept
         return 1 / (1 + np.exp(-np.clip(scores, -50, 50)))
 
     def interval(self, logits: np.ndarray) -> tuple[float, float]:

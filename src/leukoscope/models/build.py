@@ -20,6 +20,10 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
+from scipy.optimize import linprog
+from timm.models import get_pretrained_cfg
 from torch import nn
 
 from leukoscope import LeukoscopeError
@@ -86,8 +90,14 @@ def build_network(recipe: Recipe, num_classes: int, create: Callable[..., nn.Mod
     create = create or (pooled_norm_densenet if recipe.pooled_norm else timm.create_model)
     try:
         arguments = {"drop_rate": recipe.drop_rate, **depth, **model_args(recipe)}
-        network = create(recipe.architecture, num_classes=num_classes, **arguments)
-        _try_picture(network, recipe.image_size)
+        network: Any = create(recipe.architecture, num_classes=num_classes, **arguments)
+        if not network.pretrained_cfg.get("classifier"):
+            raise ValueError("it has no last layer that gives classes")
+        patch = int(np.max(getattr(getattr(network, "patch_embed", None), "patch_size", 1)))
+        if recipe.image_size % patch:
+            raise ValueError(f"its patches are {patch} px wide: the size must be a multiple of that")
+        with torch.inference_mode():  # an empty picture, to find out whether the network accepts its size
+            network.eval()(torch.zeros(1, 3, recipe.image_size, recipe.image_size))
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LeukoscopeError(
@@ -104,26 +114,11 @@ def build_network(recipe: Recipe, num_classes: int, create: Callable[..., nn.Mod
     # In place, autograd copies the input of each: a twentieth of EfficientNet's training time on a CPU.
     for activation in (module for module in network.modules() if isinstance(module, nn.SiLU)):
         activation.inplace = False
-    return network.to(memory_format=torch.channels_last)
-
-
-def _try_picture(network: nn.Module, image_size: int) -> None:
-    """Predict one empty picture, to find out whether the network accepts its size."""
-    if not network.pretrained_cfg.get("classifier"):  # type: ignore[operator, union-attr]
-        raise ValueError("it has no last layer that gives classes")
-    side = getattr(getattr(network, "patch_embed", None), "patch_size", 1)
-    side = side[-1] if isinstance(side, tuple) else side
-    if image_size % side:
-        raise ValueError(f"its patches are {side} px wide: the size must be a multiple of that")
-    with torch.inference_mode():
-        network.eval()(torch.zeros(1, 3, image_size, image_size))
-    network.train()
+    return network.train().to(memory_format=torch.channels_last)
 
 
 def model_args(recipe: Recipe) -> dict[str, Any]:
     """Further arguments of `timm.create_model` for the recipe's network, kept in a release's config.json."""
-    from timm.models import get_pretrained_cfg
-
     args: dict[str, Any] = {"block_config": list(recipe.block_config)} if recipe.block_config else {}
     cfg = get_pretrained_cfg(recipe.architecture)
     # To timm a fixed size means that the model has an argument for it (vision transformers, for one).
@@ -136,15 +131,20 @@ def start_file(recipe: Recipe, start: StartWeights) -> Path | None:
     Raises:
         LeukoscopeError: an unreachable Hub, or a model of timm without weights on it.
     """
-    published = recipe.base_model or recipe.name.startswith(TIMM)
-    if start.from_scratch or not (start.file or published):
+    if start.from_scratch or not (start.file or recipe.base_model or recipe.name.startswith(TIMM)):
         return None
+    instead = "give --pretrained_weights FILE.safetensors, or train with --from_scratch"
     if not (start.file or recipe.base_model):
+        raise LeukoscopeError(f"{recipe.name}: the Hub has no weights of it; {instead}")
+    try:
+        return start.file or Path(hf_hub_download(recipe.base_model, WEIGHTS, etag_timeout=5))
+    except (HTTPError, HFValidationError, OSError) as error:
+        # Asked for what is not cached, the client does not say why it asked nobody.
+        offline = constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError)
+        reason = "HF_HUB_OFFLINE is set" if offline else first_line(error)
         raise LeukoscopeError(
-            f"{recipe.name}: the Hub has no weights of it; give --pretrained_weights FILE.safetensors, or train with "
-            "--from_scratch"
-        )
-    return start.file or _downloaded(recipe.base_model)
+            f"{recipe.base_model}: its weights cannot be fetched from the Hub ({reason}); check the network, {instead}"
+        ) from None
 
 
 def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) -> str:
@@ -159,28 +159,12 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
     tensors = read_safetensors(file)
     # A head of its own is new as a whole: the file's tensors carry the backbone's names.
     backbone: nn.Module = getattr(network, "backbone", network)
-    _fill(backbone, tensors, recipe, str(start.file or recipe.base_model), start)
+    _fill(backbone, tensors, recipe, str(start.file or recipe.base_model), start.may_miss)
     return start.name or start.file.stem if start.file else f"{FROM_HUB}{recipe.base_model}"
 
 
-def _downloaded(base_model: str) -> Path:
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(base_model, WEIGHTS, etag_timeout=5))
-    except (HTTPError, HFValidationError, OSError) as error:
-        # Asked for what is not cached, the client does not say why it asked nobody.
-        offline = constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError)
-        reason = "HF_HUB_OFFLINE is set" if offline else first_line(error)
-        raise LeukoscopeError(
-            f"{base_model}: its weights cannot be fetched from the Hub ({reason}); check the network, give "
-            "--pretrained_weights FILE.safetensors, or train with --from_scratch"
-        ) from None
-
-
 def _fill(
-    network: nn.Module, tensors: dict[str, torch.Tensor], recipe: Recipe, source: str, start: StartWeights
+    network: nn.Module, tensors: dict[str, torch.Tensor], recipe: Recipe, source: str, may_miss: Sequence[str]
 ) -> None:
     """Copy tensors into a backbone; the classifier always stays new."""
     # timm's own reading of published files: position embeddings for another picture size, other projects' names.
@@ -191,16 +175,14 @@ def _fill(
     left_alone = (*(f"{name}." for name in head_names(network)), _AUXILIARY)
     wanted = {k: v for k, v in backbone_state(network).items() if not k.endswith("num_batches_tracked")}
     given = {k: v for k, v in tensors.items() if not k.startswith(left_alone)}
-    unknown = sorted(k for k in given if k not in wanted and not k.endswith("num_batches_tracked"))
     if recipe.block_config:
         # The last BatchNorm stands behind another block than in the file.
         wanted, given = ({k: v for k, v in tensors.items() if "norm5" not in k} for tensors in (wanted, given))
-        unknown = [k for k in unknown if "norm5" not in k]
         # What lies above its blocks is no part of the network.
         with torch.device("meta"):
             above = timm.create_model(recipe.architecture, num_classes=0).state_dict().keys()
-        unknown = [k for k in unknown if k not in above]
-        given = {k: v for k, v in given.items() if k in wanted or k in unknown}
+        given = {k: v for k, v in given.items() if k in wanted or k not in above}
+    unknown = sorted(k for k in given if k not in wanted and not k.endswith("num_batches_tracked"))
     reshaped = sorted(k for k in given if k in wanted and given[k].shape != wanted[k].shape)
     if unknown or reshaped:
         example = unknown[0] if unknown else f"{reshaped[0]} has shape {tuple(given[reshaped[0]].shape)}"
@@ -208,7 +190,7 @@ def _fill(
             f"{source}: these weights are not for {recipe.architecture} ({len(unknown)} unknown and {len(reshaped)} "
             f"differently shaped tensors, e.g. {example}); give weights of {recipe.architecture}"
         )
-    missing = sorted(k for k in wanted if k not in given and not any(fnmatch(k, p) for p in start.may_miss))
+    missing = sorted(k for k in wanted if k not in given and not any(fnmatch(k, p) for p in may_miss))
     if missing:
         raise LeukoscopeError(
             f"{source}: lacks {len(missing)} tensors of {recipe.architecture}, e.g. {missing[0]}; give a complete "
@@ -304,8 +286,6 @@ def _balanced_lift(weight: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
     A class activation map is the weighted sum of the channels: so balanced it is zero where a place looks like the
     average place, as if nothing had been lifted.
     """
-    from scipy.optimize import linprog
-
     low = least.numpy()
     bounds = np.stack([low, 4 * low], axis=1)
     rows = weight[:-1].numpy()  # the last row follows: together they are zero

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -27,6 +26,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import tqdm, validate_repo_id
+from huggingface_hub.utils.sha import git_hash
 
 from leukoscope import LeukoscopeError
 from leukoscope.files import file_sha256, first_line
@@ -39,8 +39,6 @@ HUB_TIMEOUT = 4.0  # seconds until the Hub counts as unreachable
 RELEASE_FILES = (CONFIG, WEIGHTS, METRICS, CARD, OOD)
 # Its predictions name the cells that it was made from: with them it is told which cells are no test of it.
 KNOWN_CELLS = (*RELEASE_FILES, f"{PREDICTIONS}/*.parquet")
-_PICKLED = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
-
 _log = logging.getLogger("leukoscope")
 _T = TypeVar("_T")
 
@@ -92,20 +90,21 @@ def fetch_files(
     """
     wanted = f"{hub_id}@{revision}" if revision else hub_id
     try:
-        _require_safetensors(wanted, hub_model_info(hub_id, revision, anonymous=anonymous))
-        folder = _snapshot(hub_id, revision, patterns, anonymous=anonymous)
-    except HubUnreachable as reason:
         try:
-            folder = _snapshot(hub_id, revision, patterns, cached_only=True)
-            _require_whole(folder, patterns)
-        except LocalEntryNotFoundError:
-            raise LeukoscopeError(
-                f"{wanted}: the Hub cannot be reached and no whole copy is cached ({reason}); check the network, or "
-                "give a release folder"
-            ) from None
-        commit = folder.name[:12]
-        _log.warning("%s: the Hub cannot be reached (%s); using the copy cached here, %s", wanted, reason, commit)
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+            _require_safetensors(wanted, hub_model_info(hub_id, revision, anonymous=anonymous))
+            folder = _snapshot(hub_id, revision, patterns, anonymous=anonymous)
+        except HubUnreachable as reason:
+            try:
+                folder = _snapshot(hub_id, revision, patterns, cached_only=True)
+                _require_whole(folder, patterns)
+            except LocalEntryNotFoundError:
+                raise LeukoscopeError(
+                    f"{wanted}: the Hub cannot be reached and no whole copy is cached ({reason}); check the network, "
+                    "or give a release folder"
+                ) from None
+            commit = folder.name[:12]
+            _log.warning("%s: the Hub cannot be reached (%s); using the copy cached here, %s", wanted, reason, commit)
+    except (HTTPError, OSError) as error:
         raise LeukoscopeError(f"{wanted}: {_refusal(error, hub_id, anonymous)}") from None
     _require_intact(folder, wanted)
     return folder
@@ -166,37 +165,26 @@ def _snapshot(
 ) -> Path:
     # On a terminal the client shows bars of its own, elsewhere nothing.
     bars = sys.stderr.isatty() and not is_quiet()
-    try:
-        with nullcontext() if bars else progress(f"downloading {hub_id}"):
-            folder = snapshot_download(
-                hub_id,
-                revision=revision,
-                allow_patterns=list(patterns),
-                etag_timeout=HUB_TIMEOUT,
-                local_files_only=cached_only,
-                token=False if anonymous else None,
-                tqdm_class=tqdm if bars else _Hidden,
-            )
-        return Path(folder)
-    except (HfHubHTTPError, LocalEntryNotFoundError):
-        raise
-    except (HTTPError, OSError) as error:
-        raise LeukoscopeError(
-            f"{hub_id}: cannot be fetched from the Hub ({first_line(error)}); try again, or give a release folder"
-        ) from None
+    with nullcontext() if bars else progress(f"downloading {hub_id}"):
+        folder = snapshot_download(
+            hub_id,
+            revision=revision,
+            allow_patterns=list(patterns),
+            etag_timeout=HUB_TIMEOUT,
+            local_files_only=cached_only,
+            token=False if anonymous else None,
+            tqdm_class=tqdm if bars else _Hidden,
+        )
+    return Path(folder)
 
 
 def _require_safetensors(wanted: str, info: ModelInfo) -> None:
     """Refuse a repository without safetensors before anything is downloaded."""
-    names = [file.rfilename for file in info.siblings or ()]
-    if any(name.endswith(".safetensors") for name in names):
-        return
-    if pickled := next((name for name in names if name.endswith(_PICKLED)), None):
+    if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):
         raise LeukoscopeError(
-            f"{wanted}: holds only {pickled}; pickled weights can run code and are never loaded — convert them to "
-            "safetensors"
+            f"{wanted}: holds no .safetensors file; name a repository with some, or convert its weights: pickled ones "
+            "can run code and are never loaded"
         )
-    raise LeukoscopeError(f"{wanted}: holds no .safetensors file, so no weights to load; name a repository with some")
 
 
 def _require_whole(folder: Path, patterns: Sequence[str]) -> None:
@@ -216,7 +204,9 @@ def _require_intact(folder: Path, wanted: str) -> None:
     """Compare cached files with their names, which are checksums: the client itself compares sizes only."""
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         blob = file.resolve()
-        if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name) or _checksum(blob) == blob.name:
+        if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+            continue
+        if blob.name == (file_sha256(blob) if len(blob.name) == 64 else git_hash(blob.read_bytes())):
             continue
         # Otherwise every later download would take it for whole.
         file.unlink()
@@ -225,14 +215,6 @@ def _require_intact(folder: Path, wanted: str) -> None:
             f"{wanted}: {file.relative_to(folder)} is damaged (its checksum is not the one the Hub names); it was "
             "removed from the cache, try again"
         )
-
-
-def _checksum(blob: Path) -> str:
-    """SHA-256 of large files and git's blob id (SHA-1) of the others, as the cache names them."""
-    if len(blob.name) == 64:
-        return file_sha256(blob)
-    content = blob.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _refusal(error: Exception, hub_id: str, anonymous: bool) -> str:

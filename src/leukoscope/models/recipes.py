@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from leukoscope import LeukoscopeError
@@ -221,8 +222,6 @@ def with_overrides(recipe: _Recipe, assignments: Iterable[str]) -> _Recipe:
 
     Keys are those of `Recipe`, and of its parts after a dot; values are YAML (0.4, true, null, [a, b]).
     """
-    import yaml
-
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:

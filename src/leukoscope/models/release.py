@@ -13,7 +13,7 @@ import os
 import reprlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -65,8 +65,6 @@ DECIDING = [
 """The blocks of metrics.json that decide what is predicted, or how it is shown."""
 # Bytes of a JSON file; the largest metrics.json that comes along has less than a hundredth.
 _MOST_JSON = 100_000_000
-# Keys of config.json without which it is no classifier of timm's.
-_NEEDED = ("architecture", "num_classes", "label_names", "pretrained_cfg")
 _Tensor = TypeVar("_Tensor")
 
 
@@ -135,15 +133,7 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
             f"{root / CONFIG}: pretrained_cfg has no preprocessing that is known here ({error}); restore it, or give "
             "another release"
         ) from None
-    return ReleaseInfo(
-        labels=tuple(labels),
-        preprocessing=preprocessing,
-        metrics=metrics,
-        name=name or str(root),
-        revision=revision,
-        folder=root,
-        config=config,
-    )
+    return ReleaseInfo(tuple(labels), preprocessing, metrics, name or str(root), revision, root, config)
 
 
 def require_undamaged(root: Path, metrics: Mapping[str, Any]) -> None:
@@ -194,11 +184,10 @@ def read_config(root: Path) -> dict[str, Any]:
     try:
         Config.model_validate(config)
     except ValidationError as error:
-        if isinstance(config, dict) and (missing := [key for key in _NEEDED if key not in config]):
-            raise LeukoscopeError(
-                f"{path}: has no {missing[0]!r}; only timm image classifiers with label names load here"
-            ) from None
-        raise LeukoscopeError(f"{path}: damaged ({first_problem(error)}); restore it from the release") from None
+        raise LeukoscopeError(
+            f"{path}: damaged ({first_problem(error)}); restore it from the release, or give another: only timm image "
+            "classifiers with label names load here"
+        ) from None
     return config
 
 
@@ -231,8 +220,7 @@ def _read_json(path: Path) -> Any:
     """The content of one of a release's JSON files; an error if far too large, unreadable or damaged."""
     try:
         if (size := path.stat().st_size) > _MOST_JSON:
-            limit = f"{_MOST_JSON / 1e6:.0f}"
-            raise ValueError(f"has {size / 1e6:,.0f} MB, and a release's has less than {limit}")
+            raise ValueError(f"has {size / 1e6:,.0f} MB, and a release's has less than {_MOST_JSON / 1e6:.0f}")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise LeukoscopeError(f"{path}: cannot be read ({error.strerror or error}); check who may read it") from None
@@ -244,13 +232,10 @@ def local_release(model: str) -> Path | None:
     """Where a model lies on this machine: a path that exists, or the name of a release that comes with Leukoscope."""
     if os.path.exists(model):  # unlike `Path.exists`, no error for a name that is too long
         return Path(model)
-    if Path(model).name != model:  # a path or a Hub id
-        return None
-    try:
-        embedded = embedded_releases() / model
-    except LeukoscopeError:  # a copy of the package alone
-        return None
-    return embedded if os.path.isfile(embedded / CONFIG) else None
+    with suppress(LeukoscopeError):  # a copy of the package alone
+        if Path(model).name == model and os.path.isfile(embedded_releases() / model / CONFIG):
+            return embedded_releases() / model
+    return None
 
 
 def release_folders(root: Path) -> list[Path]:

@@ -93,8 +93,8 @@ class _Decisions(_Checked):
 
 
 class _Rule(_Checked):
-    pooling: str
-    coefficients: Annotated[list[float], Field(min_length=1)]
+    pooling: Literal["quantiles"]
+    coefficients: Annotated[list[float], Field(min_length=5, max_length=5)]
     intercept: float
 
 

@@ -108,11 +108,9 @@ def save_release(
 
 def save_weights(network: nn.Module, directory: Path) -> None:
     """Write model.safetensors into a release's folder; `OSError` or `SafetensorError` where the disk refuses."""
-    halved = _stored_halved(network)
-    tensors = {
-        name: (tensor.half() if name in halved else tensor).contiguous().cpu()
-        for name, tensor in network.state_dict().items()
-    }
+    state = network.state_dict()
+    halved = {name: state[name].half() for name in _stored_halved(network)}
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in (state | halved).items()}
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     (directory / WEIGHTS).chmod(0o644)  # safetensors leaves the file readable by its owner alone
 
@@ -170,23 +168,21 @@ def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision:
 
 def round_as_stored(network: nn.Module, *, head: bool = True) -> None:
     """Round weights in place to what the release will hold, so that this is measured; `head`: the head's too."""
-    state, new = network.state_dict(), set() if head else {id(parameter) for parameter in head_parameters(network)}
-    spared = {name for name, parameter in network.named_parameters() if id(parameter) in new}
+    state, spared = network.state_dict(), () if head else tuple(f"{name}." for name in head_names(network))
     with torch.no_grad():
-        for name in _stored_halved(network) - spared:
-            state[name].copy_(state[name].half())
+        for name in _stored_halved(network):
+            if not name.startswith(spared):
+                state[name].copy_(state[name].half())
 
 
-def _stored_halved(network: nn.Module) -> set[str]:
+def _stored_halved(network: nn.Module) -> list[str]:
     """The names of the tensors that are stored in half precision.
 
     BatchNorm statistics stay float32, since running variances can leave half precision's range, and so does the
     classifier, a few kilobytes, since a temperature folded into it would be rounded away.
     """
-    whole = {id(parameter) for parameter in classifier_parameters(network)}
-    kept = {name for name, parameter in network.named_parameters() if id(parameter) in whole}
-    state = network.state_dict().items()
-    return {name for name, v in state if v.is_floating_point() and "running_" not in name and name not in kept}
+    whole, state = tuple(f"{name}." for name in classifier_names(network)), network.state_dict()
+    return [k for k, v in state.items() if v.is_floating_point() and "running_" not in k and not k.startswith(whole)]
 
 
 def _require_as_large(root: Path, config: Mapping[str, Any], given: int) -> None:
@@ -205,17 +201,16 @@ def _require_as_large(root: Path, config: Mapping[str, Any], given: int) -> None
 
 def _network(root: Path, config: Mapping[str, Any]) -> nn.Module:
     """The network of a config.json with random weights."""
-    if not timm.is_model(config["architecture"]):
-        raise LeukoscopeError(f"{root / CONFIG}: timm has no architecture {config['architecture']!r}; update timm")
+    architecture = config["architecture"]
+    if not timm.is_model(architecture):
+        raise LeukoscopeError(f"{root / CONFIG}: timm has no architecture {architecture!r}; update timm")
     # timm's own exports name the number of classes there as well.
-    model_args = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
+    arguments = {**(config.get("model_args") or {}), "num_classes": config["num_classes"]}
     try:
-        return timm.create_model(
-            config["architecture"], pretrained=False, num_classes=config["num_classes"], **model_args
-        )
+        return timm.create_model(architecture, pretrained=False, **arguments)
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise LeukoscopeError(
-            f"{root / CONFIG}: {config['architecture']} cannot be built with its model_args ({error}); restore it from "
+            f"{root / CONFIG}: {architecture} cannot be built with its model_args ({error}); restore it from "
             "the release"
         ) from None
 
@@ -261,26 +256,20 @@ def backbone_state(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(head)}
 
 
-def frozen_modules(network: nn.Module, frozen: Sequence[str]) -> dict[str, nn.Module]:
-    """The modules that a recipe's `frozen` names; "backbone" is all that neither lie in the head nor hold it."""
-    if "backbone" not in frozen:
-        return {name: network.get_submodule(name) for name in frozen}
-    head = [f"{name}." for name in head_names(network)]
-    modules = ((f"{name}.", name, module) for name, module in network.named_modules() if name)
-    return {
-        name: module
-        for path, name, module in modules
-        if not any(one.startswith(path) or path.startswith(one) for one in head)
-    }
-
-
 def freeze(network: nn.Module, frozen: Sequence[str]) -> None:
-    """Keep the weights and statistics of what a recipe's `frozen` names; called after `network.train()`."""
-    for module in frozen_modules(network, frozen).values():
-        module.requires_grad_(False).eval()
-    if "backbone" in frozen:
-        # Some parameters belong to no module inside: a vision transformer's position embedding.
-        trained = {id(parameter) for parameter in head_parameters(network)}
-        for parameter in network.parameters():
-            if id(parameter) not in trained:
-                parameter.requires_grad_(False)
+    """Keep the weights and statistics of what a recipe's `frozen` names; called after `network.train()`.
+
+    "backbone" is all but the head.
+    """
+    if "backbone" not in frozen:
+        for name in frozen:
+            network.get_submodule(name).requires_grad_(False).eval()
+        return
+    head = tuple(f"{name}." for name in head_names(network))
+    # Parameter by parameter: some, such as a vision transformer's position embedding, belong to no module inside.
+    for name, parameter in network.named_parameters():
+        if not name.startswith(head):
+            parameter.requires_grad_(False)
+    for name, module in network.named_modules():
+        if name and not any(one.startswith(f"{name}.") or f"{name}.".startswith(one) for one in head):
+            module.eval()
