@@ -105,6 +105,18 @@ METRICS: dict[str, Any] = {
         },
     ],
 }
+SUBJECT_RULE: dict[str, Any] = {
+    "positive_label": "ALL",
+    "rule": {"pooling": "quantiles", "coefficients": [0.2] * 5, "intercept": 0.0},
+    "least_cells": 2,
+    "measured": {
+        "subjects": 41,
+        "auroc": {"value": 0.9, "low": 0.8, "high": 1.0},
+        "sensitivity": {"share": 0.9, "low": 0.8, "high": 1.0, "right": 26, "of": 28},
+        "specificity": {"share": 0.9, "low": 0.8, "high": 1.0, "right": 11, "of": 13},
+        "error_rate": {"share": 0.05, "low": 0.01, "high": 0.2},
+    },
+}
 
 
 @pytest.fixture

@@ -20,18 +20,12 @@ from leukoscope.hub.publish import Destination, publish
 from leukoscope.models.release import edit_release
 from leukoscope.synthetic import draw_cell, draw_smear
 from leukoscope.web.upload import png_answer
-from release_fixtures import METRICS
+from release_fixtures import METRICS, SUBJECT_RULE
 
 MEGABYTES = 256  # training asks for 72 before it begins
 PREDICTIONS = (
     Path(__file__).parents[1] / "model_card" / "leukoscope-densenet169-cnmc" / "predictions" / "subject_cv.parquet"
 )
-SUBJECT_RULE = {
-    "positive_label": "ALL",
-    "rule": {"pooling": "mean", "coefficients": [1.0], "intercept": 0.0},
-    "least_cells": 2,
-    "measured": {"error_rate": {"share": 0.05, "low": 0.01, "high": 0.2}},
-}
 CELLS = ("--dataset_name", "imagefolder", "--train_dir", "cells")
 SUBJECTS = ("--subject_pattern", r"(?P<subject>\w+)_")
 FIELD = ("smear", "release", "field.png", "--um_per_pixel", "0.2")

@@ -11,38 +11,35 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.stats import trim_mean
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.inference.scoring import open_source
-from leukoscope.inference.subject import SubjectRule, logits_of, pool, predict_subjects
+from leukoscope.inference.subject import QUANTILES, SubjectRule, logits_of, pool, predict_subjects
 from leukoscope.synthetic import draw_cell
+from release_fixtures import SUBJECT_RULE
 
-RULE = SubjectRule(("HEM", "ALL"), "ALL", "mean", (1.0,), 0.0, 3)
-BLOCK: dict[str, Any] = {
-    "positive_label": "ALL",
-    "rule": {"pooling": "mean", "coefficients": [1.0], "intercept": 0.0},
-    "least_cells": 2,
-    "measured": {"error_rate": {"share": 0.05, "low": 0.01, "high": 0.2}},
-}
+RULE = SubjectRule(("HEM", "ALL"), "ALL", (0.2,) * 5, 0.0, 3)
+FOREIGN = ["out of distribution", "not a cell"]
 
 
 def _p(*positive: float) -> np.ndarray:
     return np.array([[1 - p, p] for p in positive])
 
 
-def test_logits_are_pooled_as_numpy_and_scipy_would() -> None:
+def _sigmoid(value: Any) -> Any:
+    return 1 / (1 + np.exp(-value))
+
+
+def test_logits_are_pooled_as_numpy_would_and_stay_finite() -> None:
     logits = np.random.default_rng(0).normal(size=(3, 37))
-    assert pool(logits, "mean")[:, 0] == pytest.approx(logits.mean(axis=1))
-    assert pool(logits, "trimmed_mean")[:, 0] == pytest.approx(trim_mean(logits, 0.1, axis=1))
-    assert pool(logits, "quantiles") == pytest.approx(np.quantile(logits, (0.1, 0.25, 0.5, 0.75, 0.9), axis=1).T)
+    assert pool(logits) == pytest.approx(np.quantile(logits, (0.1, 0.25, 0.5, 0.75, 0.9), axis=1).T)
     assert np.isfinite(logits_of(np.array([0.0, 1.0]))).all()
 
 
 def test_cells_that_agree_give_a_class() -> None:
     found = RULE.predict(_p(0.9, 0.8, 0.95, 0.9), ["ALL", "abstain", "ALL", "ALL"], subject="7")
     assert (found.subject, found.outcome, found.reason) == ("7", "ALL", "")
-    assert found.probability == pytest.approx(1 / (1 + np.exp(-logits_of(np.array([0.9, 0.8, 0.95, 0.9])).mean())))
+    assert found.probability == pytest.approx(_sigmoid(pool(logits_of(np.array([0.9, 0.8, 0.95, 0.9]))).mean()))
     assert found.interval is not None and found.probability is not None
     assert 0.5 < found.interval[0] <= found.probability <= found.interval[1]
     assert (found.cells, found.used, found.refused, found.abstained, found.share_positive) == (4, 4, 0, 1, 1.0)
@@ -55,35 +52,36 @@ def test_cells_that_disagree_are_abstained_from() -> None:
     assert found.reason.startswith("other cells of this subject may give either class (interval 0.")
 
 
-def test_too_few_cells_give_no_class() -> None:
-    found = RULE.predict(_p(0.99, 0.99), ["ALL", "ALL"])
-    assert (found.outcome, found.reason) == ("too few cells", "2 cells in use, and 3 are needed")
+@pytest.mark.parametrize(
+    ("shares", "outcomes", "outcome", "used", "reason"),
+    [
+        ([0.99] * 2, ["ALL"] * 2, "too few cells", 2, "2 cells in use, and 3 are needed"),
+        ([0.99] * 3, ["ALL", "ALL", "not a cell"], "too few cells", 2, "2 cells in use, and 3 are needed"),
+        ([0.9] * 3 + [0.01] * 2, ["ALL"] * 3 + FOREIGN, "ALL", 3, ""),
+        ([0.9] * 3 + [0.01] * 3, ["ALL"] * 3 + FOREIGN + ["not a cell"], "ALL", 3, ""),
+        (
+            [0.9] * 3 + [0.01] * 4,
+            ["ALL"] * 3 + FOREIGN * 2,
+            "out of distribution",
+            3,
+            "4 of 7 cells are out of distribution, more than 50%",
+        ),
+    ],
+    ids=["few", "few in use", "some refused", "half refused", "most refused"],
+)
+def test_refused_cells_are_not_pooled_and_too_many_refuse_the_subject(
+    shares: list[float], outcomes: list[str], outcome: str, used: int, reason: str
+) -> None:
+    found = RULE.predict(_p(*shares), outcomes)
+    assert (found.outcome, found.used, found.refused, found.reason) == (outcome, used, len(shares) - used, reason)
+    assert found.probability == pytest.approx(shares[0]), "of the cells in use alone"
 
 
-def test_refused_cells_are_not_pooled_and_too_many_refuse_the_subject() -> None:
-    kept, foreign = ["ALL"] * 3, ["out of distribution", "not a cell"]
-    found = RULE.predict(_p(0.9, 0.9, 0.9, 0.01, 0.01), [*kept, *foreign])
-    assert (found.outcome, found.used, found.refused) == ("ALL", 3, 2)
-    assert found.probability == pytest.approx(0.9)
-    found = RULE.predict(_p(0.9, 0.9, 0.9, 0.01, 0.01, 0.01, 0.01), [*kept, *foreign, *foreign])
-    assert (found.outcome, found.reason) == (
-        "out of distribution",
-        "4 of 7 cells are out of distribution, more than 50%",
-    )
+def test_a_subject_without_a_cell_in_use_has_no_probability_and_one_without_cells_is_an_error() -> None:
     found = RULE.predict(_p(0.9), ["not a cell"])
     assert (found.outcome, found.probability, found.interval) == ("out of distribution", None, None)
     with pytest.raises(LeukoscopeError, match="subject '7': has no cell; give at least one picture"):
         RULE.predict(_p(), [], subject="7")
-
-
-def test_refused_cells_do_not_count_as_cells_in_use() -> None:
-    found = RULE.predict(_p(0.99, 0.99, 0.99), ["ALL", "ALL", "not a cell"])
-    assert (found.outcome, found.used) == ("too few cells", 2)
-
-
-def test_a_subject_with_half_of_the_cells_refused_gets_a_class() -> None:
-    found = replace(RULE, least_cells=2).predict(_p(*[0.9] * 4), ["ALL", "ALL", "not a cell", "not a cell"])
-    assert (found.outcome, found.refused) == ("ALL", 2)
 
 
 def test_shares_are_of_the_cells_in_use_and_only_abstained_cells_are_counted_as_such() -> None:
@@ -94,36 +92,30 @@ def test_shares_are_of_the_cells_in_use_and_only_abstained_cells_are_counted_as_
 def test_the_interval_holds_95_percent_of_the_resamples() -> None:
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 4, 20)
-    means = rng.choice(logits, (20_000, 20)).mean(axis=1)
-    expected = np.quantile(1 / (1 + np.exp(-means)), [0.025, 0.975])
+    pooled = np.quantile(rng.choice(logits, (20_000, 20)), QUANTILES, axis=1).mean(axis=0)
+    expected = np.quantile(_sigmoid(pooled), [0.025, 0.975])
     assert RULE.interval(logits) == pytest.approx(tuple(expected), abs=0.02)
 
 
 def test_it_is_ready_for_json_with_its_rule_and_the_notice() -> None:
-    rule = SubjectRule(("HEM", "ALL"), "ALL", "mean", (1.0,), 0.0, 3, BLOCK["measured"]["error_rate"])
+    rule = replace(RULE, error_rate=SUBJECT_RULE["measured"]["error_rate"])
     row = json.loads(json.dumps(rule.predict(_p(0.9, 0.8, 0.95), ["ALL"] * 3).to_dict()))
     assert row["notice"] == RESEARCH_NOTICE
     assert row["rule"] == (
-        "mean logit of the cells, from at least 3 cells; wrong for 5% of unseen subjects (95 % interval 1% to 20%)"
+        "10, 25, 50, 75 and 90 % quantiles of the cells' logits, from at least 3 cells; wrong for 5% of unseen "
+        "subjects (95 % interval 1% to 20%)"
     )
     assert row["low"] <= row["p_ALL"] <= row["high"]
-
-
-def test_a_rule_that_gave_nobody_a_class_names_no_error_rate() -> None:
-    nothing = {"share": None, "low": None, "high": None}
-    rule = SubjectRule(("HEM", "ALL"), "ALL", "mean", (1.0,), 0.0, 3, nothing)
-    assert rule.text == (
-        "mean logit of the cells, from at least 3 cells; none of the subjects measured was given a class"
-    )
+    nothing = replace(rule, error_rate={"share": None, "low": None, "high": None})
+    assert nothing.text.endswith("from at least 3 cells; none of the subjects measured was given a class")
 
 
 @pytest.fixture(scope="module")
 def release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny release with a rule for subjects."""
-    folder = tmp_path_factory.mktemp("subjects") / "release"
-    shutil.copytree(tiny_release, folder)
+    folder = Path(shutil.copytree(tiny_release, tmp_path_factory.mktemp("subjects") / "release"))
     metrics = json.loads((folder / "metrics.json").read_text())
-    (folder / "metrics.json").write_text(json.dumps(metrics | {"subject_rule": BLOCK}))
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"subject_rule": SUBJECT_RULE}))
     return folder
 
 
@@ -142,16 +134,8 @@ def test_the_cells_of_a_folder_a_subject_are_predicted_together(release: Path, t
     assert [(one.subject, one.cells) for one in subjects] == [("subject-0", 4), ("subject-1", 3)]
     assert [str(error).split(":")[0] for error in unreadable] == [str(tmp_path / "subject-1" / "broken.png")]
     cells = predictor(sorted((tmp_path / "subject-0" / "slide").iterdir()))
-    p = np.array([one.probabilities["ALL"] for one in cells])
-    assert subjects[0].probability == pytest.approx(1 / (1 + np.exp(-logits_of(p).mean())), abs=1e-5)
-
-
-def test_subjects_named_by_a_pattern_win_over_folders(release: Path, tmp_path: Path) -> None:
-    for number in range(4):
-        _draw(tmp_path / "mixed" / f"p{number % 2}-{number}.png", number)
-    source = open_source(str(tmp_path), subject_pattern=r"(?P<subject>p\d)-")
-    subjects, _ = predict_subjects(Predictor.from_pretrained(release), source)
-    assert [(one.subject, one.cells) for one in subjects] == [("p0", 2), ("p1", 2)]
+    pooled = pool(logits_of(np.array([one.probabilities["ALL"] for one in cells])))
+    assert subjects[0].probability == pytest.approx(_sigmoid(pooled.mean()), abs=1e-5)
 
 
 def test_copies_of_a_picture_count_once_for_a_subject(release: Path, tmp_path: Path, capsys: Any) -> None:
@@ -173,34 +157,21 @@ def test_a_picture_of_two_subjects_is_refused(release: Path, tmp_path: Path) -> 
         predict_subjects(Predictor.from_pretrained(release), open_source(str(tmp_path)))
 
 
-def test_folders_of_classes_are_no_subjects(release: Path, tmp_path: Path) -> None:
-    for number, label in enumerate(("ALL", "HEM")):
-        _draw(tmp_path / label / "p1-1.png", number)
+def test_folders_of_classes_are_no_subjects_and_a_pattern_names_those(release: Path, tmp_path: Path) -> None:
+    for number, label in enumerate(("ALL", "HEM", "ALL")):
+        _draw(tmp_path / label / f"p{number % 2}-{number}.png", number)
     predictor = Predictor.from_pretrained(release)
-    with pytest.raises(
-        LeukoscopeError, match=r"1.png: lies in the folder 'ALL', which is a class, not a subject; name"
-    ):
+    said = r"\.png: lies in the folder 'ALL', which is a class, not a subject; name"
+    with pytest.raises(LeukoscopeError, match=said):
         predict_subjects(predictor, open_source(str(tmp_path)))
     subjects, _ = predict_subjects(predictor, open_source(str(tmp_path), subject_pattern=r"(?P<subject>p\d)-"))
-    assert [(one.subject, one.cells) for one in subjects] == [("p1", 2)]
-
-
-@pytest.mark.parametrize(("pooling", "coefficients", "needed"), [("mean", [1.0, 2.0], 1), ("quantiles", [1.0], 5)])
-def test_coefficients_of_another_pooling_are_refused(pooling: str, coefficients: list[float], needed: int) -> None:
-    rule = BLOCK["rule"] | {"pooling": pooling, "coefficients": coefficients}
-    with pytest.raises(LeukoscopeError) as error:
-        SubjectRule.from_metrics({"subject_rule": BLOCK | {"rule": rule}}, ("HEM", "ALL"))
-    assert str(error.value) == (
-        f"metrics.json: subject_rule.rule.coefficients has {len(coefficients)} number(s), and pooling by {pooling!r} "
-        f"needs {needed}; restore the file from the release"
-    )
+    assert [(one.subject, one.cells) for one in subjects] == [("p0", 2), ("p1", 1)]
 
 
 def test_a_release_without_the_measurement_is_refused(tiny_release: Path, tmp_path: Path) -> None:
     _draw(tmp_path / "1.png", 1)
-    predictor = Predictor.from_pretrained(tiny_release)
     said = (
         r"tiny: cannot predict for a subject: its metrics.json has no 'subject_rule'.*`leukoscope release recalibrate`"
     )
     with pytest.raises(LeukoscopeError, match=said):
-        predict_subjects(predictor, open_source(str(tmp_path)))
+        predict_subjects(Predictor.from_pretrained(tiny_release), open_source(str(tmp_path)))

@@ -47,7 +47,7 @@ DECIDING: dict[str, Any] = {
     "subject_rule": {
         "positive_label": "ALL",
         "least_cells": 1,
-        "rule": {"pooling": "mean", "coefficients": [1.0], "intercept": 0.0},
+        "rule": {"pooling": "quantiles", "coefficients": [0.2] * 5, "intercept": 0.0},
         "measured": {"error_rate": {}},
     },
 }
@@ -247,9 +247,10 @@ def test_the_releases_that_come_along_are_whole(release: Path) -> None:
 
 NUMBERS: list[tuple[tuple[str, ...], Any]] = [
     *((("decisions", "abstention", "default", "threshold"), value) for value in (NAN, INFINITE, -1, 1.5, True, "0.5")),
-    *((("subject_rule", "rule", "coefficients"), value) for value in ([NAN], [INFINITE], [])),
+    *((("subject_rule", "rule", "coefficients"), value) for value in ([NAN] * 5, [INFINITE] * 5, [1.0], [])),
     *((("subject_rule", "rule", "intercept"), value) for value in (NAN, INFINITE)),
     (("subject_rule", "least_cells"), 0),
+    (("subject_rule", "rule", "pooling"), "mean"),
     *((("calibration", "temperature"), value) for value in (0, -1, NAN, INFINITE)),
 ]
 

@@ -95,7 +95,7 @@ def test_decisions_and_subjects_are_counted_where_they_were_measured(
         "given_a_class": 34,
         "error_rate": {"share": 0.0588, "low": 0.01, "high": 0.2},
     }
-    rule = {"pooling": "mean", "coefficients": [1.0], "intercept": 0.5}
+    rule = {"pooling": "quantiles", "coefficients": [0.2] * 5, "intercept": 0.5}
     release_metrics["subject_rule"] = {"positive_label": "ALL", "rule": rule, "measured": measured, "least_cells": 20}
     alone = {"auroc": {"value": 0.898, **interval}, "difference": {"difference": 0.014, "low": -0.09, "high": 0.16}}
     release_metrics["subject_rule"]["size_only"] = alone

@@ -40,6 +40,7 @@ from leukoscope.web.batch_files import Batch, BatchFile, open_batch
 from leukoscope.web.endpoints import Endpoints
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.smear import example_smear
+from release_fixtures import SUBJECT_RULE
 from zips import pack, png, upload_folder
 
 EMBEDDED = Path(__file__).parents[2] / "model_card"
@@ -197,23 +198,10 @@ def test_progress_is_told(tiny_release: Path, tmp_path: Path) -> None:
 
 # Subjects
 
-RULE = {
-    "positive_label": "ALL",
-    "rule": {"pooling": "mean", "coefficients": [1.0], "intercept": 0.0},
-    "least_cells": 2,
-    "measured": {
-        "subjects": 41,
-        "auroc": {"value": 0.9, "low": 0.8, "high": 1.0},
-        "sensitivity": {"share": 0.9, "low": 0.8, "high": 1.0, "right": 26, "of": 28},
-        "specificity": {"share": 0.9, "low": 0.8, "high": 1.0, "right": 11, "of": 13},
-        "error_rate": {"share": 0.05, "low": 0.01, "high": 0.2},
-    },
-}
-
 
 def test_subjects_are_told_apart_and_their_cells_drawn_with_those_refused_in_grey() -> None:
     rows = (*RESULT.rows, row("e", "", 0.5, "1", ood_score=3.0))
-    result = replace(RESULT, rows=rows, metrics={"subject_rule": RULE, "data": DATA})
+    result = replace(RESULT, rows=rows, metrics={"subject_rule": SUBJECT_RULE, "data": DATA})
     first, second = result.subject_predictions
     assert (first.subject, first.cells, first.refused, second.subject) == ("1", 3, 1, "2")
     page = batch_picture(result)
@@ -235,7 +223,7 @@ def test_subjects_are_told_apart_and_their_cells_drawn_with_those_refused_in_gre
 def test_too_few_cells_of_a_subject_have_no_figure() -> None:
     given = (row("a", "", 0.99, "1"), row("b", "", 0.9, "2"), row("c", "", 0.9, "2"))
     rows = tuple(replace(one, picture=png()) for one in given)
-    result = replace(RESULT, rows=rows, metrics={"subject_rule": RULE, "data": DATA})
+    result = replace(RESULT, rows=rows, metrics={"subject_rule": SUBJECT_RULE, "data": DATA})
     few, enough = result.subject_predictions
     assert (few.outcome, enough.outcome) == ("too few cells", "ALL")
     assert subject_text(result, "1") == (
@@ -271,7 +259,7 @@ def test_a_zip_of_one_subject_s_cells_gives_one_prediction(
     path = pack(tmp_path / "Anna Schmidt.zip", {f"{folder}{n}.png": cell_png(n) for n in range(4)})
     *_, result = predict_batch(ModelCache({"tiny": tiny_release}), open_batch([path]), "tiny")
     assert isinstance(result, BatchResult) and {row.subject for row in result.rows} == {subject}
-    (prediction,) = replace(result, metrics={"subject_rule": RULE, "data": DATA}).subject_predictions
+    (prediction,) = replace(result, metrics={"subject_rule": SUBJECT_RULE, "data": DATA}).subject_predictions
     assert prediction.cells == 4
 
 
@@ -282,7 +270,7 @@ def test_a_zip_of_two_classes_is_no_subject(tiny_release: Path, tmp_path: Path) 
 
 
 def test_subjects_that_may_have_trained_the_model_are_marked() -> None:
-    metrics = {"subject_rule": RULE, "data": {**DATA, "name": "cnmc2019"},
+    metrics = {"subject_rule": SUBJECT_RULE, "data": {**DATA, "name": "cnmc2019"},
                "training": {"subjects": ["1"]}}  # fmt: skip
     result = replace(RESULT, metrics=metrics)
     assert result.trained_on == {"1"}

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 from PIL import Image
@@ -44,13 +44,7 @@ Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | Encoded
 _ONE = (str, os.PathLike, Image.Image, np.ndarray, EncodedImage, bytes, bytearray, memoryview)
 _PICTURES = "a path, a PIL image, a uint8 array, or the bytes of an image file"
 BATCH = 16
-
-
-class _Opened(NamedTuple):
-    """A picture's path or name, and the picture, upright and in RGB."""
-
-    source: str
-    picture: Image.Image
+_Opened: TypeAlias = tuple[str, Image.Image]  # a picture's path or name, and the picture, upright and in RGB
 
 
 @dataclass(frozen=True)
@@ -201,10 +195,8 @@ class Predictor:
             raise LeukoscopeError(
                 f"images: are of type {type(images).__name__}; give {_PICTURES}; or an iterable of these"
             )
-        numbered = (
-            _open(number, image) if isinstance(image, Image.Image) else (number, image)
-            for number, image in enumerate(images, 1)
-        )
+        given = (partial(_open, number, image) for number, image in enumerate(images, 1))
+        numbered = (one() if isinstance(one.args[1], Image.Image) else one for one in given)
         frame = partial(self._frame, explain)
         # As many threads as there are cores: more only take turns with the network's.
         with ThreadPoolExecutor(usable_cores()) as pool:
@@ -220,15 +212,16 @@ class Predictor:
                     yield cell if isinstance(cell, UnreadableImage) else next(predictions)
                 start = time.perf_counter()
 
-    def _frame(self, keep: bool, given: _Opened | UnreadableImage | tuple[int, Any]) -> _Framed | UnreadableImage:
+    def _frame(
+        self, keep: bool, given: _Opened | UnreadableImage | Callable[[], _Opened | UnreadableImage]
+    ) -> _Framed | UnreadableImage:
         """Open a picture, frame it, and check what can be checked before the network has seen it."""
-        found = given if isinstance(given, _Opened | UnreadableImage) else _open(*given)
+        found = given() if callable(given) else given
         if isinstance(found, UnreadableImage):
             return found
         source, upright = found
         preprocessing = self.release.preprocessing
-        pixels, box = preprocessing.frame(upright), preprocessing.view_box(upright)
-        checks = Checks(shorter_side=min(upright.size))
+        pixels, checks = preprocessing.frame(upright), Checks(shorter_side=min(upright.size))
         if self.ood is not None:
             checks = replace(checks, ood_score=(score := float(self.ood.scores(pixels[None])[0])))
             if score > 1:
@@ -237,7 +230,8 @@ class Predictor:
 
                 smear = self.release.takes_cut_outs is True and looks_like_smear(upright)
                 checks = replace(checks, ood_group=self.ood.farthest_group(pixels), field_of_view=smear)
-        return _Framed(pixels, source, box, checks, pixel_hash(upright), upright if keep else None)
+        box, kept = preprocessing.view_box(upright), upright if keep else None
+        return _Framed(pixels, source, box, checks, pixel_hash(upright), kept)
 
     def _predict(
         self, cells: list[_Framed], explain: bool, tta: bool, method: str, start: float
@@ -317,15 +311,15 @@ def _open(number: int, image: Any) -> _Opened | UnreadableImage:
     try:
         if isinstance(image, str | os.PathLike):
             source = os.fsdecode(image)
-            return _Opened(source, open_image(source))
+            return source, open_image(source)
         if isinstance(image, EncodedImage):
-            return _Opened(image.name, open_bytes(image.data, image.name))
+            return image.name, open_bytes(image.data, image.name)
         if isinstance(image, bytes | bytearray | memoryview):
-            return _Opened(source, open_bytes(bytes(image), source))
+            return source, open_bytes(bytes(image), source)
         if isinstance(image, np.ndarray):
-            return _Opened(source, from_array(image, source))
+            return source, from_array(image, source)
         if isinstance(image, Image.Image):
-            return _Opened(source, to_rgb(image, source))
+            return source, to_rgb(image, source)
         raise UnreadableImage(f"{source}: is of type {type(image).__name__}; give {_PICTURES}")
     except UnreadableImage as error:
         return error

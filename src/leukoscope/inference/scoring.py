@@ -6,7 +6,6 @@ moment and resumes with the first missing shard.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -28,7 +27,7 @@ from leukoscope.data.cell_tables import CellTable, cell_table, located, read_tab
 from leukoscope.data.folder import subject_rule
 from leukoscope.data.images import UnreadableImage
 from leukoscope.data.layouts import left_out, walk
-from leukoscope.files import atomic_file, content_hashes, remedy, write_atomic
+from leukoscope.files import atomic_file, content_hashes, first_line, remedy, write_atomic
 from leukoscope.inference.prediction import ABSTAIN, REFUSED, Prediction
 from leukoscope.progress import progress
 
@@ -153,10 +152,9 @@ def _parquet(path: Path) -> CellTable:
             rows = (row for batch in batches for row in zip(*(batch[name] for name in wanted), strict=True))
             return cell_table(str(path), wanted, enumerate(rows, start=1))
     except (pa.ArrowException, OSError) as error:
-        if reason := getattr(error, "strerror", None):
-            raise LeukoscopeError(f"{path}: cannot be read ({reason}); check the path and who may read it") from None
-        reason = next(iter(str(error).splitlines()), "no reason given")
-        raise LeukoscopeError(f"--input {path}: is no whole Parquet file ({reason}); copy it again") from None
+        raise LeukoscopeError(
+            f"--input {path}: cannot be read as Parquet ({first_line(error)}); copy it again, or check who may read it"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -298,35 +296,35 @@ def missing_shards(
 def shard_bytes(
     rows: Sequence[tuple[SourceCell, Prediction | UnreadableImage]], predictor: Predictor, identity: str
 ) -> bytes:
-    """A shard as a Parquet file: rows of the output, then one for each unreadable picture, with a `reason`."""
+    """A shard as a Parquet file: the columns of the output, and for each unreadable picture a row with a `reason`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    predicted = [(cell, found) for cell, found in rows if not isinstance(found, UnreadableImage)]
-    text, number = pa.string(), pa.float64()
-    reasons = [" ".join(reason.code for reason in found.decision.reasons) for _, found in predicted]
-    columns = {
-        "cell_id": pa.array([cell.cell_id for cell, _ in predicted], text),
-        "subject": pa.array([cell.subject or None for cell, _ in predicted], text),
-        "outcome": pa.array([found.outcome for _, found in predicted], text),
-        "reasons": pa.array(reasons, text),
-        **{
-            f"p_{label}": pa.array([found.probabilities[label] for _, found in predicted], number)
-            for label in predictor.labels
-        },
-        "ood_score": pa.array([found.checks.ood_score for _, found in predicted], number),
-        "pixel_hash": pa.array([found.pixel_hash for _, found in predicted], text),
-        "model": pa.array([found.model for _, found in predicted], text),
-        "revision": pa.array([found.revision for _, found in predicted], text),
-    }
-    problems = [
-        {"cell_id": cell.cell_id, "reason": str(found).removeprefix(f"{cell.file}: ")}
-        for cell, found in rows
-        if isinstance(found, UnreadableImage)
-    ]
-    damaged = pa.Table.from_pylist(problems, pa.schema([("cell_id", text), ("reason", text)]))
-    table, file = pa.concat_tables([pa.table(columns), damaged], promote_options="default"), io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({_IDENTITY: identity}), file)
+    shares, lines = [f"p_{label}" for label in predictor.labels], []
+    for cell, found in rows:
+        if isinstance(found, UnreadableImage):
+            lines.append({"cell_id": cell.cell_id, "reason": str(found).removeprefix(f"{cell.file}: ")})
+            continue
+        about = {name: getattr(found, name) for name in ("outcome", "pixel_hash", "model", "revision")}
+        about |= {"cell_id": cell.cell_id, "subject": cell.subject or None, "ood_score": found.checks.ood_score}
+        about |= {name: found.probabilities[name.removeprefix("p_")] for name in shares}
+        lines.append(about | {"reasons": " ".join(reason.code for reason in found.decision.reasons)})
+    names = (
+        "cell_id",
+        "subject",
+        "outcome",
+        "reasons",
+        *shares,
+        "ood_score",
+        "pixel_hash",
+        "model",
+        "revision",
+        "reason",
+    )
+    numbers = {*shares, "ood_score"}
+    schema = pa.schema([(name, pa.float64() if name in numbers else pa.string()) for name in names])
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(lines, schema.with_metadata({_IDENTITY: identity})), file)
     return file.getvalue()
 
 
@@ -349,28 +347,20 @@ def _join(shards: Sequence[Path], output: Path, manifest: Mapping[str, object]) 
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    joined, unreadable = (shards[0].with_name(name) for name in ("joined.parquet", "unreadable.csv"))
-    whole = _read(shards[0]).schema
+    joined, whole = shards[0].with_name("joined.parquet"), _read(shards[0]).schema
     about = {"notice": RESEARCH_NOTICE, "scored_with": json.dumps(manifest)}
     schema = whole.remove(whole.get_field_index("reason")).with_metadata(about)
-    damaged, outcomes = 0, Counter[str]()
-    with (
-        joined.open("wb") as sink,
-        pq.ParquetWriter(sink, schema) as writer,
-        unreadable.open("w", newline="", encoding="utf-8") as file,
-    ):
-        listed = csv.writer(file)
-        listed.writerow(("source", "reason"))
+    unreadable, outcomes = [], Counter[str]()
+    with joined.open("wb") as sink, pq.ParquetWriter(sink, schema) as writer:
         for first in range(0, len(shards), _JOINED_AT_ONCE):
             table = pa.concat_tables([_read(shard) for shard in shards[first : first + _JOINED_AT_ONCE]])
             predicted = table.filter(pc.is_null(table["reason"])).select(schema.names)
             writer.write_table(predicted)
             outcomes.update(predicted["outcome"].to_pylist())
-            problems = table.filter(pc.is_valid(table["reason"])).select(["cell_id", "reason"]).to_pylist()
-            listed.writerows(map(safe_cell, problem.values()) for problem in problems)
-            damaged += len(problems)
-    if damaged:
-        unreadable.replace(unreadable_list(output))
+            unreadable.append(table.filter(pc.is_valid(table["reason"])).select(["cell_id", "reason"]))
+    listed = pa.concat_tables(unreadable).rename_columns(["source", "reason"])
+    if listed.num_rows:
+        write_table(listed, unreadable_list(output))
     else:
         # An earlier run's list would be taken for this one's.
         unreadable_list(output).unlink(missing_ok=True)
@@ -378,7 +368,7 @@ def _join(shards: Sequence[Path], output: Path, manifest: Mapping[str, object]) 
         joined.rename(output)
     else:
         write_table(_read(joined), output)
-    return Scored(outcomes.total(), damaged, sum(outcomes[one] for one in REFUSED), outcomes[ABSTAIN])
+    return Scored(outcomes.total(), listed.num_rows, sum(outcomes[one] for one in REFUSED), outcomes[ABSTAIN])
 
 
 def _read(path: Path) -> pa.Table:
@@ -402,7 +392,7 @@ def write_table(table: pa.Table, path: Path) -> Path:
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
-    from pyarrow import csv as arrow_csv
+    from pyarrow import csv
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary, temporary.open("wb") as file:
@@ -413,5 +403,5 @@ def write_table(table: pa.Table, path: Path) -> Path:
                 pc.replace_substring_regex(column, _FORMULA, r"'\1") if pa.types.is_string(column.type) else column
                 for column in table.columns
             ]
-            arrow_csv.write_csv(pa.table(safe, list(map(safe_cell, table.column_names))), file)
+            csv.write_csv(pa.table(safe, list(map(safe_cell, table.column_names))), file)
     return path
