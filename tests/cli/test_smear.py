@@ -58,7 +58,6 @@ def test_json_and_overlay_agree_with_the_smear(tiny_release: Path, smear: Path, 
     result = run("smear", tiny_release, smear, "--um_per_pixel", 0.2, "--output", tmp_path / "new", "--json")
     (told,) = json.loads(result.stdout)
     assert len(told["cells"]) == sum(told["counts"].values()) == 3
-    assert list(told["counts"]) == ["ALL", "HEM", "abstain", "out of distribution", "not a cell", "cut by the edge"]
     assert {cell["outcome"] for cell in told["cells"]} <= {"ALL", "HEM"}, "a release without detector and thresholds"
     (out,) = (path for path in (tmp_path / "new").rglob("*") if path.is_file())
     assert out == tmp_path / "new" / "first" / "smear-0.png"
@@ -87,14 +86,6 @@ def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release: Path, smear: 
     (overlay,) = (tmp_path / "o").rglob("odd-*.png")
     with Image.open(overlay) as drawn:
         assert "odd-\ufffd.png read by" in drawn.text["Title"]  # type: ignore[attr-defined]
-
-
-def test_predict_sends_a_smear_here_instead_of_giving_it_a_class(smear: Path) -> None:
-    result = run("predict", RELEASE, smear, "--json")
-    (answer,) = json.loads(result.stdout)
-    assert (result.exit_code, result.stderr, answer["outcome"]) == (0, "", "not a cell")
-    assert answer["reasons"][0]["code"] == "field_of_view"
-    assert f"leukoscope smear {RELEASE} {smear}" in " ".join(run("predict", RELEASE, smear).stdout.split())
 
 
 def test_a_smear_in_another_stain_gets_no_class_at_all(tmp_path: Path) -> None:
@@ -191,11 +182,6 @@ def test_a_picture_to_pass_on_names_no_folder(tiny_release: Path, smear: Path, t
     assert len(titles) > 1 and all(title.startswith("smear-0.png") for title in titles)
     assert not any(str(part) in title for title in titles for part in (smear.parent, tiny_release))
     assert f"read by {tiny_release.name}: " in titles[-1]
-
-
-def test_a_folder_without_a_smear_is_one_line(tiny_release: Path, tmp_path: Path) -> None:
-    result = run("smear", tiny_release, tmp_path)
-    assert result.exit_code == 1 and "this folder holds no image" in result.stderr
 
 
 @pytest.mark.parametrize("flag", ["--crops", "--output"])

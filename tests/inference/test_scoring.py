@@ -34,7 +34,6 @@ from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
 from leukoscope.inference.scoring import check_output, open_source, score_cells, unreadable_list, write_table
 from leukoscope.models.release import OOD
-from leukoscope.models.weights import load_release
 from leukoscope.synthetic import draw_cell, draw_smear
 
 ROOT = Path(__file__).parents[2]
@@ -59,12 +58,8 @@ def decided_release(tiny_release: Path, cells: Path, tmp_path_factory: pytest.Te
     """The tiny release with thresholds amid its predictions, and a detector that lets eight of eleven cells pass."""
     paths = [*cells.glob("all*.png"), *cells.glob("hem*.png")]
     predictor = Predictor.from_pretrained(tiny_release)
-    predictions = predictor(paths)
-    p_all = np.array([prediction.probabilities["ALL"] for prediction in predictions])
-    folder = tmp_path_factory.mktemp("decided") / "release"
-    folder.mkdir()
-    for path in tiny_release.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
+    p_all = np.array([prediction.probabilities["ALL"] for prediction in predictor(paths)])
+    folder = Path(shutil.copytree(tiny_release, tmp_path_factory.mktemp("decided") / "release"))
     metrics = json.loads((folder / "metrics.json").read_text())
     threshold = np.quantile(np.maximum(p_all, 1 - p_all), 0.45)
     metrics["decisions"] = {"abstention": {"default": {"threshold": threshold}}}
@@ -80,18 +75,6 @@ def decided_release(tiny_release: Path, cells: Path, tmp_path_factory: pytest.Te
 @pytest.fixture(scope="module")
 def predictor(decided_release: Path) -> Predictor:
     return Predictor.from_pretrained(decided_release)
-
-
-class Backend:
-    """A backend that computes with a given function."""
-
-    name, precision = "torch", "float32"
-
-    def __init__(self, compute: Callable[..., Any]) -> None:
-        self._compute = compute
-
-    def __call__(self, *args: Any, **more: Any) -> Any:
-        return self._compute(*args, **more)
 
 
 def score(predictor: Predictor, cells: Path, output: Path, **more: Any) -> Any:
@@ -117,62 +100,36 @@ def score(predictor: Predictor, cells: Path, output: Path, **more: Any) -> Any:
 
 
 def test_each_cell_gets_the_prediction_it_gets_alone(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.parquet.unreadable.csv").write_text("of an earlier run")
     scored = score(predictor, cells, tmp_path / "out.parquet")
 
-    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.names == [
+        "cell_id", "subject", "outcome", "reasons", "p_ALL", "p_HEM", "ood_score", "pixel_hash", "model", "revision",
+    ]  # fmt: skip
+    assert table.schema.metadata[b"notice"].decode() == RESEARCH_NOTICE
+    assert json.loads(table.schema.metadata[b"scored_with"])["model"] == predictor.release.name
+    rows = table.to_pylist()
     paths = sorted(path for path in cells.iterdir() if not path.name.startswith("bad"))
     alone = predictor(paths, batch_size=1)
     assert [row["cell_id"] for row in rows] == [path.name for path in paths]
     assert [row["subject"] for row in rows] == [path.name.partition("-")[0] for path in paths]
     shares = np.array([[row["p_ALL"], row["p_HEM"]] for row in rows])
     assert shares == pytest.approx(np.array([list(one.probabilities.values()) for one in alone]), abs=1e-5)
-    assert [row["outcome"] for row in rows] == [prediction.outcome for prediction in alone]
-    assert {row["outcome"] for row in rows} >= {ABSTAIN, OUT_OF_DISTRIBUTION}, "else nothing is compared"
+    outcomes = [row["outcome"] for row in rows]
+    assert outcomes == [prediction.outcome for prediction in alone]
+    assert set(outcomes) >= {ABSTAIN, OUT_OF_DISTRIBUTION}, "else nothing is compared"
     reasons = [[reason.code for reason in prediction.decision.reasons] for prediction in alone]
     assert [row["reasons"].split() for row in rows] == reasons
     assert [bool(row["reasons"]) for row in rows] == [row["outcome"] in WITHOUT_CLASS for row in rows]
     assert [row["ood_score"] for row in rows] == [prediction.checks.ood_score for prediction in alone]
     assert {(row["model"], row["revision"]) for row in rows} == {(predictor.release.name, "")}
     assert (scored.cells, scored.unreadable) == (11, 2)
-    outcomes = [row["outcome"] for row in rows]
     assert (scored.abstained, scored.refused) == (outcomes.count(ABSTAIN), outcomes.count(OUT_OF_DISTRIBUTION))
-
-
-def test_shards_beyond_those_joined_at_once_are_in_the_output(
-    predictor: Predictor, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scoring, "_JOINED_AT_ONCE", 2)
-    scored = score(predictor, cells, tmp_path / "out.parquet", cells_per_shard=1)
-
-    expected = sorted(path.name for path in cells.iterdir() if not path.name.startswith("bad"))
-    assert pq.read_table(tmp_path / "out.parquet")["cell_id"].to_pylist() == expected
-    assert (scored.cells, scored.unreadable) == (11, 2)
-    assert csv.read_csv(unreadable_list(tmp_path / "out.parquet")).num_rows == 2
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "metrics.json", "ood.safetensors"])
-def test_a_release_whose_file_changed_does_not_continue_the_shards(
-    decided_release: Path, cells: Path, tmp_path: Path, name: str
-) -> None:
-    release = shutil.copytree(decided_release, tmp_path / "release")
-    with pytest.raises(Stopped):
-        score(Predictor.from_pretrained(release), cells, tmp_path / "out.parquet", progress=stop_after(5))
-    content = bytearray((release / name).read_bytes())
-    if name == "metrics.json":
-        content += b"\n"
-    else:
-        content[-2] ^= 1
-    (release / name).write_bytes(content)
-    with pytest.raises(LeukoscopeError, match="was begun with another model_files"):
-        score(Predictor.from_pretrained(release), cells, tmp_path / "out.parquet")
-
-
-def test_the_columns_are_named_and_in_order(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
-    score(predictor, cells, tmp_path / "out.parquet")
-    assert pq.read_schema(tmp_path / "out.parquet").names == [
-        "cell_id", "subject", "outcome", "reasons", "p_ALL", "p_HEM", "ood_score", "pixel_hash", "model",
-        "revision",
-    ]  # fmt: skip
+    assert csv.read_csv(unreadable_list(tmp_path / "out.parquet")).to_pylist() == [
+        {"source": "bad-1.png", "reason": "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"},
+        {"source": "bad-2.png", "reason": "the file is empty (0 bytes); copy or export it again"},
+    ]
 
 
 def test_a_release_without_detector_and_thresholds_gives_every_cell_a_class(
@@ -187,93 +144,49 @@ def test_a_release_without_detector_and_thresholds_gives_every_cell_a_class(
 
 
 def test_what_is_no_cell_is_counted_with_what_is_refused(decided_release: Path, cells: Path, tmp_path: Path) -> None:
-    release = tmp_path / "release"
-    shutil.copytree(decided_release, release)
+    release, folder = Path(shutil.copytree(decided_release, tmp_path / "release")), tmp_path / "mixed"
     metrics = json.loads((release / "metrics.json").read_text()) | {"data": {"name": "cnmc2019"}}
     (release / "metrics.json").write_text(json.dumps(metrics))
-    folder = tmp_path / "mixed"
     folder.mkdir()
-    smear = draw_smear(("ALL", "HEM") * 2, size=(300, 380), um_per_pixel=0.2).image
-    Image.fromarray(smear).save(folder / "all0-smear.png")
-    Image.new("RGB", (64, 64), "white").save(folder / "all0-white.png")
-    (folder / "hem1-cell.png").write_bytes(next(cells.glob("all*.png")).read_bytes())
+    Image.fromarray(draw_smear(("ALL", "HEM") * 2, size=(300, 380), um_per_pixel=0.2).image).save(folder / "smear.png")
+    Image.new("RGB", (64, 64), "white").save(folder / "white.png")
+    shutil.copy(next(cells.glob("all*.png")), folder / "cell.png")
 
-    scored = score(Predictor.from_pretrained(release), folder, tmp_path / "out.parquet")
+    scored = score(Predictor.from_pretrained(release), folder, tmp_path / "out.parquet", subject_pattern=None)
 
-    rows = {row["cell_id"]: row for row in pq.read_table(tmp_path / "out.parquet").to_pylist()}
-    assert rows["all0-smear.png"]["outcome"] == NOT_A_CELL
-    assert rows["all0-smear.png"]["reasons"].split()[0] == "field_of_view"
-    assert rows["all0-white.png"]["outcome"] == OUT_OF_DISTRIBUTION
+    _, smear, white = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert smear["outcome"] == NOT_A_CELL and smear["reasons"].split()[0] == "field_of_view"
+    assert white["outcome"] == OUT_OF_DISTRIBUTION
     assert (scored.cells, scored.refused) == (3, 2)
 
 
-def test_unreadable_files_are_listed_with_a_reason(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
-    score(predictor, cells, tmp_path / "out.parquet")
-    listed = csv.read_csv(unreadable_list(tmp_path / "out.parquet")).to_pylist()
-    assert listed == [
-        {"source": "bad-1.png", "reason": "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"},
-        {"source": "bad-2.png", "reason": "the file is empty (0 bytes); copy or export it again"},
-    ]
-
-
-def test_few_pictures_are_decoded_at_once(
-    predictor: Predictor, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_a_good_file_the_table_is_empty_and_without_a_bad_one_there_is_no_list(
+    predictor: Predictor, cells: Path, tmp_path: Path
 ) -> None:
-    for number in range(12):
-        (tmp_path / f"{number}.png").symlink_to(cells / "all0-00.png")
-    opened = 0
-    ahead: list[int] = []
-
-    def opening(*args: Any, **more: Any) -> Any:
-        nonlocal opened
-        opened += 1
-        return open_image(*args, **more)
-
-    def computing(*args: Any, **more: Any) -> Any:
-        ahead.append(opened - 2 * len(ahead))
-        return backend(*args, **more)
-
-    backend = predictor.backend
-    monkeypatch.setattr("leukoscope.inference.predictor.open_image", opening)
-    monkeypatch.setattr(predictor, "backend", Backend(computing))
-    score_cells(predictor, open_source(str(tmp_path)), tmp_path / "out.parquet", batch_size=2)
-    assert opened == 12 and len(ahead) == 6
-    assert max(ahead) <= 4, "more than the batch computed and the next"
-
-
-def test_only_unreadable_files_give_an_empty_table(predictor: Predictor, tmp_path: Path) -> None:
-    (tmp_path / "cells").mkdir()
-    (tmp_path / "cells" / "bad-1.png").write_text("no picture")
-    scored = score(predictor, tmp_path / "cells", tmp_path / "out.parquet")
-    assert (scored.cells, scored.unreadable) == (0, 1)
-    assert pq.read_table(tmp_path / "out.parquet").num_rows == 0
-
-
-def test_two_tables_of_one_name_have_lists_of_their_own() -> None:
+    for kind in ("bad-1", "all0-00"):
+        (tmp_path / kind).mkdir()
+        shutil.copy(cells / f"{kind}.png", tmp_path / kind)
+        output = tmp_path / f"{kind}.parquet"
+        unreadable_list(output).write_text("of an earlier run")
+        scored = score(predictor, tmp_path / kind, output)
+        good = kind != "bad-1"
+        assert (scored.cells, scored.unreadable) == (good, not good)
+        assert pq.read_table(output).num_rows == good and unreadable_list(output).exists() != good
+        assert not output.with_name(f"{output.name}.parts").exists()
     assert unreadable_list(Path("a/run.csv")) != unreadable_list(Path("a/run.parquet"))
 
 
-def test_the_file_says_what_it_is_and_leaves_nothing_beside_it(
-    predictor: Predictor, cells: Path, tmp_path: Path
+def test_neither_shards_nor_batches_show_in_the_predictions(
+    predictor: Predictor, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for path in cells.glob("*-0?.png"):
-        (tmp_path / "good" / path.name).parent.mkdir(exist_ok=True)
-        (tmp_path / "good" / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "out.parquet.unreadable.csv").write_text("of an earlier run")
-    score(predictor, tmp_path / "good", tmp_path / "out.parquet")
-    metadata = pq.read_schema(tmp_path / "out.parquet").metadata
-    assert metadata[b"notice"].decode() == RESEARCH_NOTICE
-    assert json.loads(metadata[b"scored_with"])["model"] == predictor.release.name
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["good", "out.parquet"]
-
-
-def test_neither_shards_nor_batches_show_in_the_predictions(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr(scoring, "_JOINED_AT_ONCE", 2)
     for name, sizes in {"a": (4, 3), "b": (100, 3), "c": (1, 1)}.items():
         score(predictor, cells, tmp_path / f"{name}.parquet", cells_per_shard=sizes[0], batch_size=sizes[1])
     a, b, c = (pq.read_table(tmp_path / f"{name}.parquet").drop_columns("p_HEM") for name in "abc")
-    assert a.drop_columns("p_ALL") == b.drop_columns("p_ALL") == c.drop_columns("p_ALL")
+    assert a.drop_columns("p_ALL") == b.drop_columns("p_ALL") == c.drop_columns("p_ALL") and len(a) == 11
     for other in (b, c):
         assert a["p_ALL"].to_numpy() == pytest.approx(other["p_ALL"].to_numpy(), abs=1e-5)
+    assert unreadable_list(tmp_path / "a.parquet").read_bytes() == unreadable_list(tmp_path / "c.parquet").read_bytes()
 
 
 class Stopped(Exception):
@@ -292,63 +205,51 @@ def shards(output: Path) -> list[str]:
     return sorted(path.name for path in output.with_name(f"{output.name}.parts").glob("shard-*.parquet"))
 
 
-def test_a_run_resumes_where_it_was_stopped(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [None, b"", b"PAR1 cut short"], ids=["none", "empty", "cut short"])
+def test_a_run_resumes_where_it_was_stopped_and_does_a_damaged_shard_anew(
+    predictor: Predictor, cells: Path, tmp_path: Path, damage: bytes | None
+) -> None:
     whole, output = tmp_path / "whole.parquet", tmp_path / "out.parquet"
     score(predictor, cells, whole, batch_size=2)
     with pytest.raises(Stopped):
         score(predictor, cells, output, batch_size=2, progress=stop_after(9))
     assert shards(output) == ["shard-000000.parquet", "shard-000001.parquet"]
     assert not output.exists()
+    if damage is not None:
+        (output.with_name("out.parquet.parts") / "shard-000000.parquet").write_bytes(damage)
     seen: list[int] = []
     score(predictor, cells, output, batch_size=2, progress=lambda done, total: seen.append(done))
-    assert seen == [4, *range(8, 14)], "finished shards are not done anew"
+    assert damage is not None or seen == [4, *range(8, 14)], "finished shards are not done anew"
     assert output.read_bytes() == whole.read_bytes()
     assert unreadable_list(output).read_bytes() == unreadable_list(whole).read_bytes()
 
 
-@pytest.mark.parametrize("damage", [b"", b"PAR1 cut short"])
-def test_a_shard_that_a_loss_of_power_damaged_is_done_anew(
-    predictor: Predictor, cells: Path, tmp_path: Path, damage: bytes
-) -> None:
-    whole, output = tmp_path / "whole.parquet", tmp_path / "out.parquet"
-    score(predictor, cells, whole, batch_size=2)
-    with pytest.raises(Stopped):
-        score(predictor, cells, output, batch_size=2, progress=stop_after(9))
-    (output.with_name("out.parquet.parts") / "shard-000000.parquet").write_bytes(damage)
-    score(predictor, cells, output, batch_size=2)
-    assert output.read_bytes() == whole.read_bytes()
-
-
-def test_a_damaged_manifest_is_named_with_the_way_out(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
-    parts = tmp_path / "out.parquet.parts"
-    with pytest.raises(Stopped):
-        score(predictor, cells, tmp_path / "out.parquet", progress=stop_after(5))
-    (parts / "manifest.json").write_bytes(b"")
-    with pytest.raises(LeukoscopeError, match=rf"manifest.json: damaged \(.*\); remove the folder {parts} to begin"):
-        score(predictor, cells, tmp_path / "out.parquet")
-
-
-@pytest.mark.parametrize("other", ["model_files", "precision", "cells_per_shard"])
+@pytest.mark.parametrize("other", ["model.safetensors", "metrics.json", OOD, "precision", "cells_per_shard", "damaged"])
 def test_shards_of_another_run_are_refused(
-    predictor: Predictor, tiny_release: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+    decided_release: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
-    output = tmp_path / "out.parquet"
+    release, output = Path(shutil.copytree(decided_release, tmp_path / "release")), tmp_path / "out.parquet"
     with pytest.raises(Stopped):
-        score(predictor, cells, output, progress=stop_after(5))
-    kept = shards(output)
-    more: dict[str, Any] = {"cells_per_shard": 5} if other == "cells_per_shard" else {}
+        score(Predictor.from_pretrained(release), cells, output, progress=stop_after(5))
+    kept, parts = shards(output), output.with_name("out.parquet.parts")
+    if other == "damaged":
+        (parts / "manifest.json").write_bytes(b"")
+    elif other == "metrics.json":
+        (release / other).write_text((release / other).read_text() + "\n")
+    elif (release / other).exists():
+        content = bytearray((release / other).read_bytes())
+        content[-2] ^= 1
+        (release / other).write_bytes(content)
+    predictor = Predictor.from_pretrained(release)
     if other == "precision":
         # As on another processor, which computes bfloat16.
         monkeypatch.setattr(predictor.backend, "precision", "bf16")
-    if other == "model_files":
-        # The same folder with other content: nothing but the files tells.
-        release = predictor.release
-        changed = load_release(tiny_release, name=release.name)
-        predictor = Predictor(changed)
-    with pytest.raises(
-        LeukoscopeError, match=rf"out.parquet.parts: was begun with another {other} \(.* there, .* now\); give what"
-    ):
-        score(predictor, cells, output, **more)
+    changed = "model_files" if (release / other).exists() else other
+    said = rf"out.parquet.parts: was begun with another {changed} \(.* there, .* now\); give what"
+    if other == "damaged":
+        said = rf"manifest.json: damaged \(.*\); remove the folder {parts} to begin"
+    with pytest.raises(LeukoscopeError, match=said):
+        score(predictor, cells, output, cells_per_shard=5 if other == "cells_per_shard" else 4)
     assert shards(output) == kept
 
 
