@@ -28,7 +28,7 @@ from leukoscope.data.images import open_image
 from leukoscope.data.layouts import ImageFolder
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference.gradcam import explain_features, linear_head_maps, map_colours, overlay, share_on_cell
-from leukoscope.inference.prediction import VIEWS, HeatMap, passes_map_checks, turned, turned_back
+from leukoscope.inference.prediction import VIEWS, passes_map_checks, turned, turned_back
 from leukoscope.inference.predictor import Predictor
 from leukoscope.inference.runtime import TorchBackend, blank_picture
 from leukoscope.models.weights import load_release
@@ -36,8 +36,6 @@ from leukoscope.synthetic import Background, draw_cell
 
 RELEASES = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/config.json"))
 SIZE = 96
-BLUE = (0, 114, 178)
-BLANK = torch.zeros(1, 3, SIZE, SIZE)
 
 
 def random_network(architecture: str, seed: int = 0, **kwargs: Any) -> Any:
@@ -55,58 +53,38 @@ def their_maps(network: nn.Module, layer: nn.Module, pictures: torch.Tensor, k: 
         return cam(pictures, [ClassifierOutputTarget(k)] * len(pictures))
 
 
-def enlarged(heat: HeatMap) -> np.ndarray:
+def enlarged(evidence: np.ndarray) -> np.ndarray:
     """The map at input size, stretched to 0–1 as pytorch-grad-cam shows it."""
-    large = cv2.resize(heat.evidence, (SIZE, SIZE))
+    large = cv2.resize(evidence, (SIZE, SIZE))
     return (large - large.min()) / (large.max() - large.min())
-
-
-@pytest.mark.parametrize(("architecture", "layer"), [("tf_efficientnet_b3", "bn2"), ("densenet121", "features.norm5")])
-def test_maps_of_every_class_equal_pytorch_grad_cam(architecture: str, layer: str) -> None:
-    network, pictures = random_network(architecture), random_pictures()
-
-    with torch.inference_mode():
-        features = network.forward_features(pictures)
-        expected_logits = network(pictures)
-    logits, maps = explain_features(network, features)
-
-    assert maps.shape == (2, 2, 3, 3) and maps.dtype == torch.float32
-    assert torch.allclose(logits, expected_logits, atol=1e-6)
-    for k in range(2):
-        theirs = their_maps(network, network.get_submodule(layer), pictures, k)
-        for ours, their in zip(maps[:, k].numpy(), theirs, strict=True):
-            assert ours.max() > ours.min(), "a flat map would compare nothing; choose another seed"
-            assert np.abs(enlarged(HeatMap(ours, "")) - their).max() < 1e-4
-
-
-def deep_head() -> nn.Module:
-    """A network whose classifier has two layers."""
-    network = random_network("densenet121")
-    network.classifier = nn.Sequential(nn.Linear(network.num_features, 32), nn.ReLU(), nn.Linear(32, 2))
-    return network
-
-
-def pooled_by(architecture: str, pooling: str) -> nn.Module:
-    torch.manual_seed(0)
-    return timm.create_model(architecture, num_classes=2, global_pool=pooling).eval()
 
 
 def small_vgg() -> nn.Module:
     """VGG16's kind of network, its head flattened and three layers deep, at a hundredth of its size."""
-    torch.manual_seed(0)
     return VGG([8, "M", 16, "M", 16, "M", 16, "M", 16, "M"], num_classes=2, mlp_ratio=0.02, drop_rate=0.5).eval()
 
 
-@pytest.mark.parametrize(
-    ("make", "layer"),
-    [
-        pytest.param(lambda: pooled_by("test_efficientnet", "max"), "bn2", id="max pooling"),
-        pytest.param(lambda: pooled_by("test_resnet", "catavgmax"), "layer4", id="mean and max"),
-        pytest.param(deep_head, "features.norm5", id="two layers"),
-        pytest.param(small_vgg, "features", id="VGG"),
-    ],
-)
-def test_maps_through_other_heads_equal_pytorch_grad_cam(make: Callable[[], Any], layer: str) -> None:
+def deep_head(between: type[nn.Module] = nn.ReLU) -> Any:
+    """A network whose classifier has two layers."""
+    network = random_network("densenet121")
+    network.classifier = nn.Sequential(nn.Linear(network.num_features, 32), between(), nn.Linear(32, 2))
+    return network
+
+
+HEADS: dict[str, tuple[Callable[[], Any], str]] = {
+    "EfficientNet": (lambda: random_network("tf_efficientnet_b3"), "bn2"),
+    "DenseNet": (lambda: random_network("densenet121"), "features.norm5"),
+    "max pooling": (lambda: random_network("test_efficientnet", global_pool="max"), "bn2"),
+    "mean and max": (lambda: random_network("test_resnet", global_pool="catavgmax"), "layer4"),
+    "two layers": (deep_head, "features.norm5"),
+    "VGG": (small_vgg, "features"),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_maps_of_every_class_equal_pytorch_grad_cam(head: str) -> None:
+    make, layer = HEADS[head]
+    torch.manual_seed(0)
     network, pictures = make(), random_pictures()
     # Untrained deep heads hardly move, and pytorch-grad-cam adds 1e-7 to what it divides by.
     last = next(m for m in reversed(list(network.modules())) if isinstance(m, nn.Linear))
@@ -114,37 +92,39 @@ def test_maps_through_other_heads_equal_pytorch_grad_cam(make: Callable[[], Any]
 
     with torch.inference_mode():
         features = network.forward_features(pictures)
+        expected_logits = network(pictures)
     logits, maps = explain_features(network, features)
 
-    with torch.inference_mode():
-        assert torch.allclose(logits, network(pictures), rtol=1e-5)
+    assert maps.shape[:2] == (2, 2) and maps.dtype == torch.float32
+    assert torch.allclose(logits, expected_logits, rtol=1e-5)
+    assert all(parameter.grad is None for parameter in network.parameters()), "no gradient is left"
     compared = 0
     for k in range(2):
         theirs = their_maps(network, network.get_submodule(layer), pictures, k)
         for ours, their in zip(maps[:, k].numpy(), theirs, strict=True):
             if ours.max() > ours.min():
-                assert np.abs(enlarged(HeatMap(ours, "")) - their).max() < 1e-4
+                assert np.abs(enlarged(ours) - their).max() < 1e-4
                 compared += 1
     assert compared >= 2, "flat maps compare nothing; choose another seed"
 
 
-def test_map_of_a_linear_head_is_the_class_weights_over_the_channels() -> None:
+def test_map_of_a_linear_head_is_the_class_weights_over_the_channels_in_any_company() -> None:
     network = random_network("densenet121")
-    features = network.forward_features(random_pictures()).detach()
+    features = network.forward_features(random_pictures(3)).detach()
 
     _, maps = explain_features(network, features)
 
-    expected = torch.einsum("kc,bchw->bkhw", network.classifier.weight.detach(), features).relu() / 9
-    assert torch.allclose(maps, expected, atol=1e-7)
+    weights = network.classifier.weight.detach()
+    assert torch.allclose(maps, torch.einsum("kc,bchw->bkhw", weights, features).relu() / 9, atol=1e-7)
+    assert np.allclose(linear_head_maps(features.numpy(), weights.numpy()), maps.numpy(), atol=1e-6)
+    assert torch.allclose(maps[1], explain_features(network, features[1:2])[1][0], atol=1e-7)
 
 
 @pytest.mark.parametrize("head", ["linear", "two layers"])
 def test_evidence_is_the_gradient_times_what_differs_from_the_blank_picture(head: str) -> None:
-    network = random_network("densenet121")
-    if head == "two layers":
-        network.classifier = nn.Sequential(nn.Linear(network.num_features, 32), nn.Tanh(), nn.Linear(32, 2))
+    network = random_network("densenet121") if head == "linear" else deep_head(nn.Tanh)
     with torch.inference_mode():
-        features, blank = (network.forward_features(pictures) for pictures in (random_pictures(), BLANK))
+        features, blank = (network.forward_features(one) for one in (random_pictures(), torch.zeros(1, 3, SIZE, SIZE)))
 
     _, maps = explain_features(network, features, blank)
 
@@ -167,36 +147,30 @@ def exact_logits(backend: TorchBackend, pixels: np.ndarray) -> np.ndarray:
         return network.forward_head(backend.features(pixels).double()).numpy()
 
 
+@pytest.mark.parametrize("kind", ["drawn", "real"])
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.name)
-def test_evidence_adds_up_to_the_logit_less_the_blank_pictures(release: Path) -> None:
+def test_evidence_adds_up_to_the_logit_less_the_blank_pictures(
+    release: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
     loaded = load_release(release)
     backend = TorchBackend(loaded.network, loaded.preprocessing, blank_rgb=loaded.blank_rgb)
-    on: Background = "black" if loaded.takes_cut_outs else "smear"
-    cells = [draw_cell(label, subject=1, cell=0, background=on).image for label in ("ALL", "HEM")]
+    if kind == "real":
+        folder = request.getfixturevalue("real_data") / ("ball4" if "ball4" in release.name else "cnmc2019")
+        cells = [open_image(path) for path in ImageFolder.read(folder).images[::900][:4]]
+    else:
+        on: Background = "black" if loaded.takes_cut_outs else "smear"
+        drawn = (draw_cell(label, subject=1, cell=0, background=on).image for label in ("ALL", "HEM"))
+        cells = list(map(Image.fromarray, drawn))
     blank = blank_picture(loaded.preprocessing, loaded.blank_rgb)
-    pixels = np.stack([*(loaded.preprocessing.frame(Image.fromarray(cell)) for cell in cells), blank[0]])
+    pixels = np.stack([*map(loaded.preprocessing.frame, cells), blank[0]])
 
     maps, logits = backend(pixels, explain=True).maps, exact_logits(backend, pixels)
 
     assert maps is not None
-    assert maps.sum(axis=(2, 3)) == pytest.approx(logits - logits[2], abs=1e-4)
+    assert maps.sum(axis=(2, 3)) == pytest.approx(logits - logits[-1], abs=1e-4)
     assert backend(pixels).logits == pytest.approx(logits, abs=1e-3)
-    assert np.abs(maps[2]).max() < 1e-6 < np.abs(maps[:2]).max(), "the blank picture has no evidence"
+    assert np.abs(maps[-1]).max() < 1e-6 < np.abs(maps[:-1]).max(), "the blank picture has no evidence"
     assert np.ptp(blank, axis=(0, 1, 2)).max() == 0 and blank.max() == (0 if loaded.takes_cut_outs else 254)
-
-
-@pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.name)
-def test_evidence_of_real_cells_adds_up_as_well(release: Path, real_data: Path) -> None:
-    loaded = load_release(release)
-    backend = TorchBackend(loaded.network, loaded.preprocessing, blank_rgb=loaded.blank_rgb)
-    paths = ImageFolder.read(real_data / ("ball4" if "ball4" in release.name else "cnmc2019")).images[::900][:4]
-    pixels = np.stack([loaded.preprocessing.frame(open_image(path)) for path in paths])
-
-    maps, logits = backend(pixels, explain=True).maps, exact_logits(backend, pixels)
-
-    without = exact_logits(backend, blank_picture(loaded.preprocessing, loaded.blank_rgb))
-    assert maps is not None
-    assert maps.sum(axis=(2, 3)) == pytest.approx(logits - without, abs=1e-4)
 
 
 def test_an_explained_cells_map_turns_with_the_cell(tiny_release: Path) -> None:
@@ -224,24 +198,6 @@ def test_a_release_measured_before_the_rule_has_not_passed(release: Path) -> Non
         assert not passes_map_checks(metrics["heat_maps"])
 
 
-def test_a_picture_is_explained_the_same_in_any_company() -> None:
-    network = random_network("densenet121")
-    features = network.forward_features(random_pictures(3)).detach()
-
-    _, together = explain_features(network, features)
-    _, alone = explain_features(network, features[1:2])
-
-    assert torch.allclose(together[1], alone[0], atol=1e-7)
-
-
-def test_explaining_leaves_no_gradient_in_the_network() -> None:
-    network = random_network("densenet121")
-
-    explain_features(network, network.forward_features(random_pictures()))
-
-    assert all(parameter.grad is None for parameter in network.parameters())
-
-
 @pytest.mark.parametrize(
     ("architecture", "options", "channels_last", "said"),
     [
@@ -261,19 +217,14 @@ def test_refuses_what_is_no_map_of_channels(
     assert str(error.value) == f"{said}, {needs}"
 
 
-def heat_and_picture(seed: int = 0) -> tuple[HeatMap, Image.Image]:
-    rng = np.random.default_rng(seed)
-    picture = Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8))
-    return HeatMap(rng.random((3, 3)).astype(np.float32), "ALL"), picture
+def heat() -> np.ndarray:
+    return np.random.default_rng(0).random((3, 3)).astype(np.float32)
 
 
 def test_overlay_is_bilinear_over_the_view() -> None:
-    heat, _ = heat_and_picture()
-    black = Image.new("RGB", (90, 90))
+    drawn = np.asarray(overlay(Image.new("RGB", (90, 90)), heat(), (0, 0, 90, 90), opacity=1.0))
 
-    drawn = np.asarray(overlay(black, heat.evidence, (0, 0, 90, 90), opacity=1.0))
-
-    evidence = torch.from_numpy(heat.evidence / heat.evidence.max())[None, None]
+    evidence = torch.from_numpy(heat() / heat().max())[None, None]
     warmth = F.interpolate(evidence, size=(90, 90), mode="bilinear", align_corners=False)[0, 0].numpy()
     cover = np.clip(2 * warmth, 0, 1)[..., None]
     expected = map_colours(256)[np.rint(warmth * 255).astype(np.uint8)] * cover
@@ -282,49 +233,33 @@ def test_overlay_is_bilinear_over_the_view() -> None:
     assert np.abs(drawn - expected).mean() < 0.5
 
 
-def test_overlay_changes_only_the_view_and_frames_it() -> None:
-    heat, picture = heat_and_picture()
-    view = (25.0, 10.0, 95.0, 80.0)
+@pytest.mark.parametrize("view", [(25.0, 10.0, 95.0, 80.0), (24.6, 9.6, 95.4, 80.4)], ids=["whole pixels", "fractions"])
+def test_overlay_changes_only_the_view_and_frames_it(view: tuple[float, float, float, float]) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
 
-    drawn = np.asarray(overlay(picture, heat.evidence, view))
+    drawn = np.asarray(overlay(picture, heat(), view))
 
     outside = np.ones((90, 120), bool)
     outside[10:80, 25:95] = False
     assert drawn.shape == (90, 120, 3)
     assert np.array_equal(drawn[outside], np.asarray(picture.convert("L").convert("RGB"))[outside])
     border = np.concatenate([drawn[10, 25:95], drawn[79, 25:95], drawn[10:80, 25], drawn[10:80, 94]])
-    assert (border == BLUE).all()
+    assert (border == (0, 114, 178)).all()
 
 
-def test_overlay_does_not_frame_a_view_of_the_whole_picture() -> None:
-    heat, _ = heat_and_picture()
-    cold = HeatMap(np.zeros_like(heat.evidence), "HEM")
-    grey = Image.new("RGB", (120, 90), (90, 90, 90))
+def test_overlay_of_a_whole_picture_has_no_frame_keeps_cold_regions_and_colours_by_the_peak() -> None:
+    grey, cold, corner = Image.new("RGB", (90, 90), (90, 90, 90)), np.zeros((3, 3), np.float32), np.eye(1, 9)
 
-    assert np.array_equal(np.asarray(overlay(grey, cold.evidence, (0, 0, 120, 90))), np.asarray(grey))
+    def drawn(evidence: np.ndarray, **options: float) -> np.ndarray:
+        return np.asarray(overlay(grey, evidence.astype(np.float32), (0, 0, 90, 90), **options)).astype(int)
 
-
-def test_overlay_keeps_cold_regions_and_colours_hot_ones() -> None:
-    evidence = np.zeros((3, 3), np.float32)
-    evidence[0, 0] = 2.0
-    grey = Image.new("RGB", (90, 90), (90, 90, 90))
-
-    drawn = np.asarray(overlay(grey, evidence, (0, 0, 90, 90), opacity=0.5))
-
-    assert (drawn[50:, 50:] == 90).all()
-    hottest = map_colours(256)[-1]
-    assert np.abs(drawn[5, 5] - (hottest.astype(int) + 90) / 2).max() <= 1
-
-
-def test_overlay_with_a_common_peak_shows_weaker_evidence_weaker() -> None:
-    grey = Image.new("RGB", (90, 90), (90, 90, 90))
-    heat = HeatMap(np.full((3, 3), 0.5, np.float32), "HEM")
-
-    own_peak = np.asarray(overlay(grey, heat.evidence, (0, 0, 90, 90)))
-    common_peak = np.asarray(overlay(grey, heat.evidence, (0, 0, 90, 90), peak=5.0))
-
-    assert np.abs(own_peak.astype(int) - 90).max() > 60
-    assert np.abs(common_peak.astype(int) - 90).max() < 15
+    assert (drawn(cold) == 90).all()
+    hot = drawn(2 * corner.reshape(3, 3), opacity=0.5)
+    assert (hot[50:, 50:] == 90).all()
+    assert np.abs(hot[5, 5] - (map_colours(256)[-1].astype(int) + 90) / 2).max() <= 1
+    even = np.full((3, 3), 0.5)
+    assert np.abs(drawn(even) - 90).max() > 60, "its own peak"
+    assert np.abs(drawn(even, peak=5.0) - 90).max() < 15, "a common peak shows weaker evidence weaker"
 
 
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.name)
@@ -340,45 +275,26 @@ def test_the_map_is_seen_on_real_cells(release: Path, real_data: Path) -> None:
         assert np.quantile(change[change > 0], 0.9) > 60, prediction.source
 
 
-def test_a_cut_out_cell_is_outlined_and_a_smear_is_not() -> None:
-    cell = Image.new("RGB", (90, 90))
-    cell.paste((120, 60, 120), (30, 30, 60, 60))
-    cold = HeatMap(np.zeros((3, 3), np.float32), "ALL")
-    drawn = np.asarray(overlay(cell, cold.evidence, (0, 0, 90, 90)))
-    assert drawn[30, 45].tolist() == [86, 180, 233] and drawn[45, 45].tolist() == [85] * 3
-    assert drawn[29, 45].tolist() == [0] * 3
-    smear = Image.new("RGB", (90, 90), (200, 180, 200))
-    assert np.asarray(overlay(smear, cold.evidence, (0, 0, 90, 90))).std() == 0
-
-
 @pytest.mark.parametrize(("width", "height", "side"), [(90, 70, 3), (450, 310, 5)])
-def test_the_outline_is_the_cell_less_the_cell_eroded(width: int, height: int, side: int) -> None:
+def test_the_outline_of_a_cut_out_is_the_cell_less_the_cell_eroded(width: int, height: int, side: int) -> None:
     cell = np.zeros((height, width), bool)
     cell[: height // 2, width // 4 : width // 2] = cell[20:40, width // 3 :] = True  # cut by the frame on two sides
     picture = Image.fromarray(np.where(cell[..., None], (120, 60, 120), 0).astype(np.uint8))
-    cold = HeatMap(np.zeros((3, 3), np.float32), "ALL")
-    drawn = np.asarray(overlay(picture, cold.evidence, (0, 0, width, height)))
+    cold = np.zeros((3, 3), np.float32)
+    drawn = np.asarray(overlay(picture, cold, (0, 0, width, height)))
     assert ((drawn == (86, 180, 233)).all(axis=2) == (cell & ~minimum_filter(cell, side))).all()
+    smear = Image.new("RGB", (width, height), (200, 180, 200))
+    assert np.asarray(overlay(smear, cold, (0, 0, width, height))).std() == 0, "a smear has none"
 
 
 def test_the_outline_of_a_photograph_takes_little_memory() -> None:
     picture = Image.new("RGB", (3000, 3000))
     picture.paste((120, 60, 120), (500, 500, 2500, 2500))
-    cold = HeatMap(np.zeros((3, 3), np.float32), "ALL")
     tracemalloc.start()
-    overlay(picture, cold.evidence, (0, 0, 3000, 3000))
+    overlay(picture, np.zeros((3, 3), np.float32), (0, 0, 3000, 3000))
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 16 * 3000 * 3000, "bytes; a copy of the cell for every shift would take twice as many"
-
-
-def test_overlay_takes_a_view_with_fractional_edges() -> None:
-    heat, picture = heat_and_picture()
-
-    drawn = overlay(picture, heat.evidence, (24.6, 9.6, 95.4, 80.4))
-
-    assert drawn.size == picture.size
-    assert np.asarray(drawn)[10, 25].tolist() == list(BLUE)
 
 
 # How much of it lies on the cell
@@ -399,9 +315,6 @@ def test_the_share_on_the_cell_is_that_worked_out_by_hand() -> None:
     assert share_on_cell(hot_corner[:, ::-1], cell_on_black()) == pytest.approx(0.125)
     assert share_on_cell(7 * hot_corner, cell_on_black()) == pytest.approx(0.875), "however strong the evidence"
     assert share_on_cell(hot_corner, np.maximum(cell_on_black(), 8)) == pytest.approx(0.875), "black with some noise"
-
-
-def test_even_heat_lies_on_the_cell_as_its_area_does() -> None:
     for columns in (1, 5, 19):
         assert share_on_cell(np.ones((3, 3)), cell_on_black(columns, 20)) == pytest.approx(columns / 20)
 
