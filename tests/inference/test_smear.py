@@ -31,11 +31,6 @@ def predictor(tiny_release: Path) -> Predictor:
     return Predictor.from_pretrained(tiny_release)
 
 
-def about(predictor: Predictor, **metrics: Any) -> Predictor:
-    predictor.release = replace(predictor.release, metrics={**predictor.release.metrics, **metrics})
-    return predictor
-
-
 def detector(limit: float, mean: np.ndarray | None = None) -> OodDetector:
     values = (np.zeros(STATISTICS) if mean is None else mean, np.ones(STATISTICS), np.eye(STATISTICS), limit)
     return OodDetector(*(np.asarray(value, np.float32) for value in values))
@@ -61,55 +56,32 @@ def ood_score(cell: CellReading) -> float:
     return score
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "P"])
-def test_a_picture_of_another_mode_is_read_as_the_same_smear(
-    predictor: Predictor, smear: Image.Image, mode: str
-) -> None:
-    given = smear.convert(mode)
-    same = read_smear(predictor, given.convert("RGB"), um_per_pixel=0.2)
-    assert read_smear(predictor, given, um_per_pixel=0.2).counts == same.counts
-    with pytest.raises(LeukoscopeError, match="CMYK"):
-        read_smear(predictor, smear.convert("CMYK"), um_per_pixel=0.2)
-
-
 def test_every_whole_cell_gets_a_class_and_counts_add_up(
     predictor: Predictor, smear: Image.Image, tmp_path: Path
 ) -> None:
-    reading = read_smear(predictor, smear, "a.png", um_per_pixel=0.2)
+    smear.save(path := tmp_path / "smear.png")
+    reading = read_smear(predictor, path, um_per_pixel=0.2)
 
     assert len(reading.cells) == sum(reading.counts.values()) == len(CLASSES)
     assert list(reading.counts) == ["ALL", "HEM", ABSTAIN, OUT_OF_DISTRIBUTION, NOT_A_CELL, AT_EDGE]
     assert all(cell.outcome == cell.prediction.outcome in CLASSES for cell in reading.cells if cell.prediction)
-    assert reading.in_distribution is None, "this release has no OOD detector"
     shares = ", ".join(f"{reading.counts[label]} {label}" for label in ("ALL", "HEM") if reading.counts[label])
     assert reading.summary == f"4 nucleated cell(s): {shares}."
+    assert repr(reading) == f"SmearReading({str(path)!r}, {reading.counts}, model={reading.model!r})"
     told = json.loads(json.dumps(reading.to_dict()))
-    assert told["notice"] == RESEARCH_NOTICE
-    assert told["um_per_pixel"] == 0.2 and told["scale_from"] == "given"
-    assert told["in_distribution"] is None
-    smear.save(tmp_path / "smear.png")
-    named = read_smear(predictor, tmp_path / "smear.png", um_per_pixel=0.2)
-    assert (named.source, named.counts) == (str(tmp_path / "smear.png"), reading.counts)
-    assert repr(named) == f"SmearReading({named.source!r}, {named.counts}, model={named.model!r})"
-    assert [cell["box"] for cell in told["cells"]] == [list(cell.cell.box) for cell in reading.cells]
-    assert [cell["outcome"] for cell in told["cells"]] == [cell.outcome for cell in reading.cells]
+    assert (told["source"], told["notice"]) == (str(path), RESEARCH_NOTICE)
+    assert (told["um_per_pixel"], told["scale_from"]) == (0.2, "given")
+    assert told["in_distribution"] is reading.in_distribution is None, "this release has no OOD detector"
     for cell, one in zip(told["cells"], reading.cells, strict=True):
+        assert (cell["box"], cell["outcome"]) == (list(one.cell.box), one.outcome)
         assert (cell["reasons"], cell["ood_score"]) == ([], None)
         assert cell["probabilities"] == predicted(one).probabilities
-
-
-def test_a_smear_of_foreign_cells_gets_no_class(predictor: Predictor, smear: Image.Image) -> None:
-    predictor.ood = detector(limit=1e-6)
-
-    reading = read_smear(predictor, smear, um_per_pixel=0.2)
-
-    assert reading.counts[OUT_OF_DISTRIBUTION] == len(CLASSES)
-    assert reading.counts["ALL"] == reading.counts["HEM"] == 0
-    assert reading.in_distribution == 0
-    assert reading.summary == (
-        "4 nucleated cell(s): 4 out of distribution. 0% of the whole cells are like those the model was trained on, "
-        "less than the 50% needed (another microscope or stain): no cell gets a class."
-    )
+    for mode in ("RGBA", "P"):
+        given = smear.convert(mode)
+        same = read_smear(predictor, given.convert("RGB"), um_per_pixel=0.2)
+        assert read_smear(predictor, given, um_per_pixel=0.2).counts == same.counts
+    with pytest.raises(LeukoscopeError, match="CMYK"):
+        read_smear(predictor, smear.convert("CMYK"), um_per_pixel=0.2)
 
 
 def codes(reading: SmearReading) -> list[list[str]]:
@@ -117,23 +89,29 @@ def codes(reading: SmearReading) -> list[list[str]]:
 
 
 def test_a_smear_with_few_known_cells_gives_no_class_even_to_those(predictor: Predictor, smear: Image.Image) -> None:
+    """The share of a smear is known only when the smear is read: a cell given by itself gets its class."""
     predictor.ood = knows(predictor, smear, count=1)
 
     reading = read_smear(predictor, smear, um_per_pixel=0.2)
 
-    assert reading.in_distribution == 0.25
-    assert reading.counts[OUT_OF_DISTRIBUTION] == len(CLASSES)
     first, *others = reading.cells
     assert ood_score(first) <= 1 < min(ood_score(cell) for cell in others)
     (reason,) = predicted(first).decision.reasons
     assert (reason.code, reason.value, reason.limit) == ("ood_field", 0.25, 0.5)
     assert all(found[0] in ("ood_colour", "ood_texture", "ood_shape") for found in codes(reading)[1:])
-    assert ". 25% of the whole cells are like those" in reading.summary and "no cell gets a class" in reading.summary
+    assert reading.summary == (
+        "4 nucleated cell(s): 4 out of distribution. 25% of the whole cells are like those the model was trained on, "
+        "less than the 50% needed (another microscope or stain): no cell gets a class."
+    )
     told = json.loads(json.dumps(reading.to_dict()))
-    assert told["in_distribution"] == 0.25
+    assert told["in_distribution"] == reading.in_distribution == 0.25
+    assert told["counts"] == reading.counts and reading.counts[OUT_OF_DISTRIBUTION] == len(CLASSES)
     assert told["cells"][0]["outcome"] == OUT_OF_DISTRIBUTION
     assert told["cells"][0]["reasons"] == [reason.to_dict()]
     assert told["cells"][0]["ood_score"] == ood_score(first)
+    alone = predictor(cut_out(smear, first.cell, 0.2))
+    assert alone.outcome == alone.most_probable and alone.checks.field_share is None
+    assert alone.probabilities == pytest.approx(predicted(first).probabilities, abs=1e-5)
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -152,46 +130,20 @@ def test_where_half_of_a_smears_cells_are_known_those_get_their_class(
     assert f", {4 - count} out of distribution. {count / 4:.0%} of the whole cells are like" in reading.summary
 
 
-def test_a_cell_given_by_itself_is_not_judged_by_its_smear(predictor: Predictor, smear: Image.Image) -> None:
-    """The share of a smear is known only when the smear is read."""
-    predictor.ood = knows(predictor, smear, count=1)
-    reading = read_smear(predictor, smear, um_per_pixel=0.2)
-
-    alone = predictor(cut_out(smear, reading.cells[0].cell, 0.2))
-
-    assert reading.cells[0].outcome == OUT_OF_DISTRIBUTION
-    assert alone.outcome == alone.most_probable and alone.checks.field_share is None
-    assert alone.probabilities == pytest.approx(predicted(reading.cells[0]).probabilities, abs=1e-5)
-
-
-@pytest.mark.parametrize("known", [None, 4])
+@pytest.mark.parametrize("ood", [None, 1e6])
 def test_cells_below_the_release_s_own_threshold_are_abstained_from(
-    predictor: Predictor, smear: Image.Image, known: int | None
+    predictor: Predictor, smear: Image.Image, ood: float | None
 ) -> None:
-    predictor.ood = None if known is None else detector(limit=1e6)
+    predictor.ood = None if ood is None else detector(limit=ood)
     predictor.thresholds = replace(predictor.thresholds, abstain_below=1.0)
 
     reading = read_smear(predictor, smear, um_per_pixel=0.2)
 
-    assert reading.counts[ABSTAIN] == len(CLASSES)
     assert codes(reading) == [["low_confidence"]] * len(CLASSES)
     assert reading.summary.startswith("4 nucleated cell(s): 4 abstain.")
 
 
-def test_cells_cut_by_the_edge_are_not_asked_about(predictor: Predictor, smear: Image.Image) -> None:
-    (left, _, right, _), *_ = (cell.cell.box for cell in read_smear(predictor, smear, um_per_pixel=0.2).cells)
-
-    reading = read_smear(predictor, smear.crop(((left + right) // 2, 0, *smear.size)), um_per_pixel=0.2)
-
-    cut = [cell for cell in reading.cells if cell.outcome == AT_EDGE]
-    assert cut and all(cell.prediction is None for cell in cut)
-    told = [cell for cell in reading.to_dict()["cells"] if cell["outcome"] == AT_EDGE]
-    assert len(told) == len(cut) == reading.counts[AT_EDGE]
-    for cell in told:
-        assert (cell["reasons"], cell["probabilities"], cell["ood_score"]) == ([], None, None)
-
-
-def test_cells_cut_by_the_edge_do_not_count_in_the_share_that_is_known(
+def test_cells_cut_by_the_edge_are_not_asked_about_and_do_not_count_in_the_share(
     predictor: Predictor, smear: Image.Image
 ) -> None:
     (left, _, right, _), *_ = (cell.cell.box for cell in read_smear(predictor, smear, um_per_pixel=0.2).cells)
@@ -199,50 +151,48 @@ def test_cells_cut_by_the_edge_do_not_count_in_the_share_that_is_known(
 
     reading = read_smear(predictor, smear.crop(((left + right) // 2, 0, *smear.size)), um_per_pixel=0.2)
 
-    assert reading.in_distribution == 1 and reading.counts[AT_EDGE] > 0
-    assert all(cell.outcome == AT_EDGE for cell in reading.cells if cell.prediction is None)
+    cut = [cell for cell in reading.cells if cell.outcome == AT_EDGE]
+    assert cut and reading.in_distribution == 1
+    assert all((cell.prediction is None) == (cell.outcome == AT_EDGE) for cell in reading.cells)
+    told = [cell for cell in reading.to_dict()["cells"] if cell["outcome"] == AT_EDGE]
+    assert len(told) == len(cut) == reading.counts[AT_EDGE]
+    for cell in told:
+        assert (cell["reasons"], cell["probabilities"], cell["ood_score"]) == ([], None, None)
 
 
-def test_more_cells_than_may_be_predicted_are_refused(predictor: Predictor, smear: Image.Image) -> None:
+def test_more_cells_or_seconds_than_are_given_are_refused(predictor: Predictor, smear: Image.Image) -> None:
     assert len(read_smear(predictor, smear, um_per_pixel=0.2, most_cells=len(CLASSES)).cells) == len(CLASSES)
     with pytest.raises(UnusableSmear, match=r"^a.png: shows more than the 3 nucleated cells predicted at once; crop"):
         read_smear(predictor, smear, "a.png", um_per_pixel=0.2, most_cells=3)
-
-
-def test_a_smear_that_takes_too_long_is_given_up(predictor: Predictor, smear: Image.Image) -> None:
     with pytest.raises(UnusableSmear, match=r"^a.png: takes longer than 0 seconds; crop it, or"):
         read_smear(predictor, smear, "a.png", um_per_pixel=0.2, seconds=0)
 
 
-def test_an_empty_smear_is_said_to_be_empty(predictor: Predictor) -> None:
+def test_an_empty_smear_is_said_to_be_empty_and_an_unusable_one_is_named(
+    predictor: Predictor, smear: Image.Image
+) -> None:
     reading = read_smear(predictor, Image.new("RGB", (200, 200), (236, 220, 217)))
 
     assert reading.summary == "No nucleated cell was found."
-    assert reading.in_distribution is None
-    assert reading.to_dict()["um_per_pixel"] is None
-
-
-def test_an_unusable_smear_is_named(predictor: Predictor, smear: Image.Image) -> None:
+    assert reading.in_distribution is reading.to_dict()["um_per_pixel"] is None
     with pytest.raises(UnusableSmear, match=r"^grey\.png: the picture is grey"):
         read_smear(predictor, smear.convert("L").convert("RGB"), "grey.png")
 
 
-def test_a_release_that_learnt_from_whole_smears_refuses_to_read_cut_outs(
-    predictor: Predictor, smear: Image.Image
-) -> None:
-    about(predictor, data={"name": "ball4"})
-
-    with pytest.raises(LeukoscopeError, match="was trained on pictures with their background.*leukoscope predict"):
-        read_smear(predictor, smear)
-
-
-@pytest.mark.parametrize(("data", "said"), [({"name": "imagefolder"}, True), ({}, True), ({"name": "cnmc2019"}, False)])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [({"name": "imagefolder"}, True), ({}, True), ({"name": "cnmc2019"}, False), ({"name": "ball4"}, None)],
+)
 def test_how_cells_are_cut_out_is_said_where_the_training_cells_are_not_known(
-    predictor: Predictor, smear: Image.Image, data: dict[str, str], said: bool
+    predictor: Predictor, smear: Image.Image, data: dict[str, str], said: bool | None
 ) -> None:
-    reading = read_smear(about(predictor, data=data), smear, um_per_pixel=0.2)
-
-    assert (CUT_OUT_AS_C_NMC in reading.to_dict()["notes"]) == said
+    predictor.release = replace(predictor.release, metrics={**predictor.release.metrics, "data": data})
+    if said is None:
+        with pytest.raises(LeukoscopeError, match="was trained on pictures with their background.*leukoscope predict"):
+            read_smear(predictor, smear)
+    else:
+        notes = read_smear(predictor, smear, um_per_pixel=0.2).to_dict()["notes"]
+        assert (CUT_OUT_AS_C_NMC in notes) == said
 
 
 @pytest.mark.parametrize("size", [(100, 300), (300, 100)])
