@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -11,8 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -74,85 +74,59 @@ def by_load_release(directory: Path, pictures: Sequence[Path]) -> Answers:
 WAYS: tuple[Callable[[Path, Sequence[Path]], Answers], ...] = (by_pipeline, by_timm, by_predictor, by_load_release)
 
 
-def assert_one_answer(release: Path, pictures: Sequence[Path]) -> None:
+def assert_one_answer(release: Path, pictures: Sequence[Path]) -> Answers:
     answers = {way.__name__: way(release, pictures) for way in WAYS}
     reference = answers["by_load_release"]
     assert np.ptp(reference[:, 0]) > 1e-3, "pictures that all get one answer would hide a wrong preprocessing"
     for way, answer in answers.items():
-        assert np.abs(answer - reference).max() < 1e-4, f"{way} differs"
-
-
-@pytest.fixture(scope="module")
-def sample_cells(real_data: Path) -> list[Path]:
-    cells = sorted((real_data / "cnmc2019" / "samples-bmp").glob("*.bmp"))
-    if not cells:
-        pytest.fail(f"LEUKOSCOPE_DATA={real_data}: holds no cnmc2019/samples-bmp/*.bmp")
-    return cells
+        # timm alone sees a turned photograph as it lies.
+        upright = [row for row, picture in enumerate(pictures) if way != "by_timm" or picture.name != "turned.jpg"]
+        assert np.abs(answer - reference)[upright].max() < 1e-4, f"{way} differs"
+    return reference
 
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("phantoms")
     paths = []
-    kinds: tuple[tuple[str, Background], ...] = (("ALL", "black"), ("HEM", "black"), ("ALL", "smear"), ("HEM", "smear"))
-    for label, background in kinds:
+    for label, background in product(("ALL", "HEM"), get_args(Background)):
         paths.append(folder / f"{label}-{background}.png")
         cell = draw_cell(label, subject=3, cell=1, size=300, background=background)
         Image.fromarray(cell.image).crop((0, 0, 300, 260)).save(paths[-1])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, options in {"turned.jpg": {"exif": exif}, "plain.jpg": {}}.items():
+        paths.append(folder / name)
+        Image.open(paths[1]).crop((0, 0, 300, 200)).save(paths[-1], quality=95, **options)
     return paths
 
 
-def test_four_ways_of_loading_give_one_answer_on_phantoms(tiny_release: Path, phantoms: list[Path]) -> None:
-    assert_one_answer(tiny_release, phantoms)
-
-
-def test_four_ways_of_loading_give_one_answer_for_a_vision_transformer_at_another_size(
-    vit_release: Path, phantoms: list[Path]
+def test_four_ways_of_loading_give_one_answer_on_phantoms(
+    tiny_release: Path, vit_release: Path, phantoms: list[Path]
 ) -> None:
     config = json.loads((vit_release / "config.json").read_text())
-    assert config["model_args"] == {"img_size": 64}
+    assert config["model_args"] == {"img_size": 64}, "a vision transformer at another size than its own"
     assert config["pretrained_cfg"]["fixed_input_size"] is True
     assert_one_answer(vit_release, phantoms)
+    *_, turned, plain = assert_one_answer(tiny_release, phantoms)
+    assert np.abs(turned - plain).max() > 1e-4, "the turn must matter for this test to mean anything"
 
 
-def test_four_ways_of_loading_give_one_answer_on_real_cells(tiny_release: Path, sample_cells: list[Path]) -> None:
-    assert_one_answer(tiny_release, sample_cells)
-
-
-@pytest.mark.skipif(not EMBEDDED, reason="no release lies in model_card/ yet")
 @pytest.mark.parametrize(
     "release", [pytest.param(path, id=path.name, marks=[pytest.mark.slow] * (path != EMBEDDED[0])) for path in EMBEDDED]
 )
-def test_embedded_releases_give_one_answer_on_real_cells(release: Path, sample_cells: list[Path]) -> None:
-    assert_one_answer(release, sample_cells[::3])
+def test_embedded_releases_give_one_answer_on_real_cells(release: Path, real_data: Path) -> None:
+    cells = sorted((real_data / "cnmc2019" / "samples-bmp").glob("*.bmp"))
+    assert cells, f"LEUKOSCOPE_DATA={real_data}: holds no cnmc2019/samples-bmp/*.bmp"
+    assert_one_answer(release, cells[::3])
 
 
-def assert_no_code(release: Path) -> None:
-    assert not [path for path in release.rglob("*") if path.suffix in (".py", ".pyc", ".so", ".pkl", ".bin", ".pt")]
-    for path in release.rglob("*.json"):
-        assert "auto_map" not in path.read_text(), path
-
-
-@pytest.mark.parametrize("release", EMBEDDED, ids=lambda path: path.name)
-def test_no_embedded_release_contains_code(release: Path) -> None:
-    assert_no_code(release)
-
-
-def test_no_saved_release_contains_code(tiny_release: Path, vit_release: Path) -> None:
-    for release in (tiny_release, vit_release):
-        assert_no_code(release)
+def test_no_release_contains_code(tiny_release: Path, vit_release: Path) -> None:
+    for release in (tiny_release, vit_release, *EMBEDDED):
+        paths = list(release.rglob("*"))
+        assert not [path for path in paths if path.suffix in (".py", ".pyc", ".so", ".pkl", ".bin", ".pt")]
+        assert not [path for path in paths if path.suffix == ".json" and "auto_map" in path.read_text()]
     assert sorted(path.name for path in tiny_release.iterdir()) == ["config.json", "metrics.json", "model.safetensors"]
-
-
-def test_a_network_that_would_need_code_is_not_saved(tmp_path: Path) -> None:
-    network: Any = torch.nn.Linear(2, 2)
-    network.num_classes = 2
-    with pytest.raises(LeukoscopeError) as refused:
-        save_tiny(tmp_path / "release", network=network)
-    assert str(refused.value) == (
-        f"{tmp_path / 'release'}: Linear is no timm model; a release contains no code, so that nothing could load it"
-    )
-    assert not (tmp_path / "release").exists()
 
 
 def test_code_in_a_folder_is_never_run(copy: Path) -> None:
@@ -161,21 +135,6 @@ def test_code_in_a_folder_is_never_run(copy: Path) -> None:
     load_release(copy)
     Predictor.from_pretrained(copy)(np.zeros((64, 64, 3), np.uint8))
     assert not (copy / "sprung").exists()
-
-
-def test_a_turned_photograph_gets_the_pipelines_answer(
-    tiny_release: Path, phantoms: list[Path], tmp_path: Path
-) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.open(phantoms[2]).crop((0, 0, 300, 200)).save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    Image.open(phantoms[2]).crop((0, 0, 300, 200)).save(tmp_path / "plain.jpg", quality=95)
-    pictures = [tmp_path / "turned.jpg", tmp_path / "plain.jpg"]
-
-    ours, theirs = by_predictor(tiny_release, pictures), by_pipeline(tiny_release, pictures)
-
-    assert np.abs(ours - theirs).max() < 1e-4
-    assert np.abs(ours[0] - ours[1]).max() > 1e-4, "the turn must matter for this test to mean anything"
 
 
 def test_the_backbone_is_half_precision_on_disk_and_all_is_float32_when_loaded(tiny_release: Path) -> None:
@@ -226,46 +185,32 @@ def refusal(release: Path) -> str:
     return str(error.value)
 
 
-def test_what_is_missing_is_named(copy: Path) -> None:
+def test_what_is_missing_or_pickled_is_named(copy: Path) -> None:
     none = copy / "none"
     assert refusal(none) == f"{none}: no such model folder; give a release folder or a Hub id like owner/name"
     (copy / "model.safetensors").unlink()
     assert refusal(copy) == f"{copy / 'model.safetensors'}: no such weights file; give a .safetensors file"
-    (copy / "config.json").unlink()
-    assert refusal(copy) == f"{copy}: has no config.json; give the folder of a release"
-
-
-def test_pickled_weights_are_never_loaded(copy: Path) -> None:
-    (copy / "model.safetensors").unlink()
     torch.save({}, copy / "pytorch_model.bin")
-
     assert refusal(copy) == (
         f"{copy}: holds only pytorch_model.bin; pickled weights can run code and are never loaded — "
         "convert to safetensors"
     )
+    (copy / "config.json").unlink()
+    assert refusal(copy) == f"{copy}: has no config.json; give the folder of a release"
 
 
 @pytest.mark.parametrize("keep", [0, 4, 1000, -1000])
 def test_damaged_weights_are_named(copy: Path, keep: int) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
-
-    message = refusal(copy)
-
-    assert message.startswith(f"{weights}: not a whole safetensors file (")
-    assert message.endswith("); download or copy it again")
+    said = rf"^{weights}: not a whole safetensors file \(.*\); download or copy it again$"
+    assert re.search(said, refusal(copy))
 
 
 def test_weights_that_git_lfs_has_not_fetched_are_named(copy: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 28000000\n")
-
-    said = f"{weights}: is a Git LFS pointer, not the file itself; run `git lfs pull`"
-
-    assert refusal(copy) == said
-    with pytest.raises(LeukoscopeError) as refused:
-        read_arrays(weights)
-    assert str(refused.value) == said
+    assert refusal(copy) == f"{weights}: is a Git LFS pointer, not the file itself; run `git lfs pull`"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no such file on Windows or macOS")
@@ -277,9 +222,7 @@ def test_weights_that_the_system_does_not_give_are_named() -> None:
 @pytest.mark.parametrize("text", ["", "{", '{"architecture": "densenet121",', "\x00\x01", "3", "[]", "null", '"text"'])
 def test_a_damaged_config_is_named(copy: Path, text: str) -> None:
     (copy / "config.json").write_text(text)
-    message = refusal(copy)
-    assert message.startswith(f"{copy / 'config.json'}: damaged (")
-    assert message.endswith("); restore it from the release")
+    assert re.search(rf"^{copy / 'config.json'}: damaged \(.*\); restore it from the release", refusal(copy))
 
 
 CFG = Preprocessing(96, 0.9).to_pretrained_cfg()
@@ -290,24 +233,16 @@ DIFFERENT = "the labels must be different texts"
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"label_names": 2}, "damaged (label_names is 2; "),
         ({"label_names": "AB"}, "damaged (label_names is 'AB'; "),
-        (
-            {"label_names": ["ALL", "HEM", "X"]},
-            "damaged (label_names has 3 entries but the head has 2 outputs); restore",
-        ),
+        ({"label_names": list("ABC")}, "damaged (label_names has 3 entries but the head has 2 outputs); restore"),
         ({"label_names": ["ALL", "ALL"]}, f"damaged (label_names is ['ALL', 'ALL']; {DIFFERENT}); restore it"),
         ({"label_names": ["ALL", ["HEM"]]}, f"damaged (label_names is ['ALL', ['HEM']]; {DIFFERENT}); restore it"),
-        ({"label_names": [0, 1]}, f"damaged (label_names is [0, 1]; {DIFFERENT}); restore it"),
         ({"label_names": ["ALL"], "num_classes": 1}, "damaged (label_names is ['ALL']; a classifier needs two or more"),
         ({"architecture": None}, "damaged (architecture is None; "),
         ({"architecture": "leukonet9000"}, "timm has no architecture 'leukonet9000'; update timm"),
         ({"pretrained_cfg": {}}, "pretrained_cfg has no preprocessing that is known here ("),
         ({"pretrained_cfg": None}, "damaged (pretrained_cfg is None; "),
-        (
-            {"pretrained_cfg": CFG | {"crop_mode": "squash"}},
-            "pretrained_cfg has .* (crop_mode is 'squash'; only the central",
-        ),
+        ({"pretrained_cfg": CFG | {"crop_mode": "squash"}}, "pretrained_cfg has .* (crop_mode is 'squash'; only the"),
         ({"pretrained_cfg": CFG | {"input_size": [3, 6000, 6000]}}, f".*input_size is [3, 6000, 6000]; {SIDES}"),
         ({"pretrained_cfg": CFG | {"input_size": [3, 2.5, 2.5]}}, f".*{SIDES}"),
         ({"pretrained_cfg": CFG | {"crop_pct": 1e-4}}, ".*would be resized to 960000 pixels, more than 4096"),
@@ -316,7 +251,6 @@ DIFFERENT = "the labels must be different texts"
         ({"model_args": {"checkpoint_path": "weights.pth"}}, "damaged (model_args.checkpoint_path"),
         ({"model_args": {"block_config": [9999] * 4}}, "damaged (model_args.block_config"),
         ({"model_args": {"img_size": 10**6}}, "damaged (model_args.img_size"),
-        ({"model_args": {"drop_rate": "x"}}, "damaged (model_args.drop_rate"),
         ({"architecture": "test_resnet", "model_args": {"global_pool": "foo"}}, "test_resnet cannot be built with its"),
     ],
     ids=str,
@@ -331,8 +265,10 @@ def test_a_config_without_labels_is_named(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     del config["label_names"]
     (copy / "config.json").write_text(json.dumps(config))
-    said = "has no 'label_names'; only timm image classifiers with label names load here"
-    assert refusal(copy) == f"{copy / 'config.json'}: {said}"
+    assert refusal(copy) == (
+        f"{copy / 'config.json'}: damaged (label_names is missing); restore it from the release, or give another: only "
+        "timm image classifiers with label names load here"
+    )
 
 
 @pytest.mark.parametrize(
@@ -397,25 +333,15 @@ def test_weights_that_are_no_numbers_are_named(copy: Path, value: float, stored:
 @pytest.mark.parametrize(
     ("metrics", "problem"),
     [
-        (
-            [],
-            "its content is []; input should be a valid dictionary: download or copy the file again from the release,",
-        ),
-        ({"evaluations": {"x": 1}}, "evaluations is {'x': 1}; input should be a valid list"),
+        ([], "its content is []; input should be a valid dictionary: download or copy the file again from the "),
         ({"evaluations": [3]}, "evaluations[0] is 3; input should be a valid dictionary"),
         ({"data": None}, "data is None; input should be a valid dictionary"),
         ({"data": {"name": ["a"]}}, "data.name is ['a']; input should be a valid string"),
-        ({"data": {"name": {}}}, "data.name is {}; input should be a valid string"),
-        ({"data": {"copy_of": []}}, "data.copy_of is []; input should be a valid string"),
         ({"calibration": {"temperature": True}}, "calibration.temperature is True; input should be a valid number"),
         ({"decisions": {"abstention": {"default": {}}}}, "decisions.abstention.default.threshold is missing"),
-        (
-            {"evidence_scale": {"p05": 0.1, "p95": 0.2, "on_cell_p05": "most"}},
-            "evidence_scale.on_cell_p05 is 'most'; input should be a valid number",
-        ),
+        ({"evidence_scale": {"p05": 0.1, "p95": "x"}}, "evidence_scale.p95 is 'x'; input should be a valid number"),
         ({"ood": 1.0}, "ood is 1.0; input should be a valid dictionary"),
         ({"subject_rule": {"positive_label": "ALL"}}, "subject_rule.least_cells is missing"),
-        ({"decisions": {"abstention": {"default": 0.5}}}, "decisions.abstention.default is 0.5; input should be a"),
         ({"positive_label": "cat"}, "positive_label is 'cat', none of ALL, HEM; restore it from the release"),
     ],
 )
@@ -425,21 +351,18 @@ def test_metrics_of_another_shape_are_named(copy: Path, metrics: object, problem
     assert refusal(copy).startswith(f"{copy / 'metrics.json'}: {problem}")
 
 
-@pytest.mark.parametrize("version", [SCHEMA_VERSION - 1, SCHEMA_VERSION + 1, "3"])
-def test_metrics_of_another_schema_version_are_refused(copy: Path, version: int | str) -> None:
-    (copy / "metrics.json").write_text(json.dumps({"schema_version": version}))
-
-    assert refusal(copy) == (
-        f"{copy / 'metrics.json'}: schema_version is {version!r}, and {SCHEMA_VERSION} is read here; get the release "
-        "anew, or use the version of Leukoscope that made it"
-    )
-
-
-def test_metrics_that_say_little_or_are_missing_are_no_problem(copy: Path) -> None:
+def test_metrics_that_say_little_or_are_missing_are_no_problem_but_another_version_is(copy: Path) -> None:
+    path = copy / "metrics.json"
+    for version in (SCHEMA_VERSION - 1, SCHEMA_VERSION + 1, "3"):
+        path.write_text(json.dumps({"schema_version": version}))
+        assert refusal(copy) == (
+            f"{path}: schema_version is {version!r}, and {SCHEMA_VERSION} is read here; get the release anew, or use "
+            "the version of Leukoscope that made it"
+        )
     said = {"data": {}, "evaluations": [{"name": "x"}], "decisions": {"abstention": {}}, "loss": [0.3]}
-    (copy / "metrics.json").write_text(json.dumps(said))
+    path.write_text(json.dumps(said))
     assert load_release(copy).metrics == said
-    (copy / "metrics.json").unlink()
+    path.unlink()
     assert load_release(copy).metrics == {}
 
 
@@ -493,22 +416,19 @@ def test_saving_again_replaces_the_release_and_leaves_nothing_aside(copy: Path) 
     assert [path.name for path in copy.parent.iterdir() if "copy" in path.name] == ["copy"]
 
 
-def test_too_few_labels_are_refused_before_anything_is_written(copy: Path) -> None:
+def test_what_cannot_be_saved_leaves_the_older_release_alone(copy: Path) -> None:
     before = content(copy.parent)
-
-    with pytest.raises(LeukoscopeError) as error:
-        save_tiny(copy, labels=("ALL",))
-
-    assert str(error.value) == f"{copy}: 1 labels for a head with 2 outputs; give one label an output"
-    assert content(copy.parent) == before
-
-
-def test_metrics_that_cannot_be_written_leave_the_older_release_alone(copy: Path) -> None:
-    before = content(copy.parent)
-
+    no_timm: Any = torch.nn.Linear(2, 2)
+    no_timm.num_classes = 2
+    for changes, said in (
+        ({"labels": ("ALL",)}, "1 labels for a head with 2 outputs; give one label an output"),
+        ({"network": no_timm}, "Linear is no timm model; a release contains no code, so that nothing could load it"),
+    ):
+        with pytest.raises(LeukoscopeError) as error:
+            save_tiny(copy, **changes)
+        assert str(error.value) == f"{copy}: {said}"
     with pytest.raises((LeukoscopeError, TypeError)):
         save_tiny(copy, metrics={"accuracy": object()})
-
     assert content(copy.parent) == before
 
 
@@ -526,15 +446,6 @@ def test_a_full_disk_leaves_the_older_release_alone(copy: Path) -> None:
 
     assert str(error.value).startswith(f"{copy}: the release cannot be written there (")
     assert content(copy.parent) == before
-
-
-@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o500)
-
-    with pytest.raises(LeukoscopeError, match="the release cannot be written there"):
-        save_tiny(closed / "release")
 
 
 def test_a_file_in_the_place_of_the_parent_folder_is_named(tmp_path: Path) -> None:
@@ -567,43 +478,30 @@ def logits(network: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("temperature", [0.37, 2.5])
-def test_folding_a_temperature_equals_scaling_the_logits(
-    decided: tuple[torch.nn.Module, str], temperature: float
+def test_folding_a_temperature_equals_scaling_the_logits_and_a_release_keeps_it_exactly(
+    decided: tuple[torch.nn.Module, str], tmp_path: Path, temperature: float
 ) -> None:
-    network, _ = decided
+    network, architecture = decided
     before = logits(network)
     folded = rescale_classifier(deepcopy(network), temperature)
 
     assert before.abs().max() > 0.5, "logits near 0 would agree whatever was folded"
     assert torch.allclose(logits(folded), before / temperature, rtol=1e-6, atol=1e-6)
+    about: dict[str, Any] = {"preprocessing": Preprocessing(96, 1.0), "metrics": {}, "labels": ("A", "B", "C")}
+    saved = [
+        logits(load_release(save_release(tmp_path / name, one, architecture=architecture, **about)).network)
+        for name, one in (("plain", network), ("folded", folded))
+    ]
+    assert torch.allclose(saved[1], saved[0] / temperature, rtol=1e-6, atol=1e-6)
 
 
-def test_a_saved_release_keeps_its_temperature_exactly(decided: tuple[torch.nn.Module, str], tmp_path: Path) -> None:
-    network, architecture = decided
-    how: dict[str, Any] = {
-        "architecture": architecture,
-        "labels": ("A", "B", "C"),
-        "preprocessing": Preprocessing(96, 1.0),
-        "metrics": {},
-    }
-    save_release(tmp_path / "plain", network, **how)
-    save_release(tmp_path / "folded", rescale_classifier(deepcopy(network), 2.5), **how)
-
-    plain = logits(load_release(tmp_path / "plain").network)
-    folded = logits(load_release(tmp_path / "folded").network)
-
-    assert torch.allclose(folded, plain / 2.5, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf")])
-def test_a_temperature_that_is_none_is_refused_and_changes_nothing(temperature: float) -> None:
-    network: Any = build_network(get_recipe("densenet121"), 2)
+def test_a_temperature_that_is_none_is_refused_and_changes_nothing(decided: tuple[Any, str]) -> None:
+    network, _ = decided
     before = network.get_classifier().weight.clone()
-
-    with pytest.raises(LeukoscopeError) as error:
-        rescale_classifier(network, temperature)
-
-    assert str(error.value) == f"temperature {temperature}: not a positive number; fit it on out-of-fold predictions"
+    for temperature in (0, -1.0, float("nan"), float("inf")):
+        said = f"^temperature {temperature}: not a positive number; fit it on out-of-fold predictions$"
+        with pytest.raises(LeukoscopeError, match=said):
+            rescale_classifier(network, temperature)
     assert torch.equal(network.get_classifier().weight, before)
 
 
