@@ -65,19 +65,13 @@ def test_a_network_that_is_not_the_same_is_reported(pixels: torch.Tensor, monkey
         rewritten(network_of(), pixels)
 
 
-def test_it_is_normalised_after_pooling(pixels: torch.Tensor) -> None:
-    network = network_of()
+def test_it_is_normalised_after_pooling_and_drops_features_in_training_only(pixels: torch.Tensor) -> None:
+    network: Any = pooled_norm_densenet("densenet121", 2, drop_rate=0.5, **BLOCKS).eval()
     features = network.forward_features(pixels)
     assert features.min() < 0, "no ReLU before pooling"
     pooled = network.forward_head(features, pre_logits=True)
     assert torch.allclose(pooled, features.mean(dim=(2, 3)), atol=1e-6)
     assert torch.equal(network.get_classifier()(pooled), network(pixels))
-
-
-def test_its_head_drops_features_in_training_only(pixels: torch.Tensor) -> None:
-    network: Any = pooled_norm_densenet("densenet121", 2, drop_rate=0.5, **BLOCKS)
-    features = network.eval().forward_features(pixels)
-    assert torch.equal(network.forward_head(features), network.forward_head(features))
     torch.manual_seed(0)
     first = network.train().forward_head(features)
     assert not torch.equal(first, network.forward_head(features))

@@ -9,14 +9,7 @@ import torch
 
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe, timm_recipe
-from leukoscope.models.weights import (
-    backbone_state,
-    classifier_names,
-    classifier_parameters,
-    freeze,
-    frozen_modules,
-    head_parameters,
-)
+from leukoscope.models.weights import backbone_state, classifier_names, classifier_parameters, freeze, head_parameters
 
 
 def test_a_frozen_backbone_of_a_timm_model_is_all_but_its_last_layer() -> None:
@@ -34,11 +27,9 @@ def test_a_head_of_several_layers_is_trained_as_a_whole() -> None:
     freeze(network, ("backbone",))
     trained = [p for p in network.parameters() if p.requires_grad]
     assert [id(p) for p in trained] == [id(p) for p in head_parameters(network)] and len(trained) == 4
+    in_training = {name.split(".")[0] for name, module in network.named_modules() if module.training}
+    assert in_training == {"", "classifier"}
     assert all(module.training for module in network.get_submodule("classifier").modules())
-    assert not any(module.training for module in network.get_submodule("features").modules())
-    frozen = frozen_modules(network, ("backbone",))
-    assert {"features", "features.conv0", "global_pool"} <= frozen.keys()
-    assert not [name for name in frozen if name.startswith("classifier")]
     assert backbone_state(network).keys() == {
         f"features.{name}" for name in network.get_submodule("features").state_dict()
     }
