@@ -104,9 +104,9 @@ def test_a_killed_actor_and_an_interrupted_run_lose_and_double_nothing(
 
 
 def test_an_address_without_an_image_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(LeukoscopeError, match=r"^--input file://.*: holds no image; give a folder of images$"):
+    with pytest.raises(LeukoscopeError, match=r"^file://.*: holds no image; give a folder of images$"):
         ray_scoring.remote_source(f"file://{tmp_path}")
-    with pytest.raises(LeukoscopeError, match=r"^--input nothing://there: cannot be listed \(.*\); check the address"):
+    with pytest.raises(LeukoscopeError, match=r"^nothing://there: cannot be listed \(.*\); check the address"):
         ray_scoring.remote_source("nothing://there")
 
 

@@ -137,7 +137,7 @@ def test_a_row_without_a_file_is_named(tmp_path: Path, path: str | None, said: s
             b"name,age\nann,7\n",
             r"cells.csv: has no column of image paths \(one of path, file, .*name, age",
         ),
-        ("cells.parquet", b"PAR1, or is it?", r"^--input .*cells.parquet: cannot be read as Parquet \(.*\); copy it"),
+        ("cells.parquet", b"PAR1, or is it?", r"^.*cells.parquet: cannot be read as Parquet \(.*\); copy it"),
         ("cells.xlsx", b"", r"cells.xlsx: is a .xlsx file; give a folder, .csv or .parquet"),
     ],
 )
@@ -148,9 +148,9 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, name: str, content: 
 
 
 def test_what_is_no_path_or_holds_no_image_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LeukoscopeError, match="^--input cnmc2019: no such folder or file; give a folder of images"):
+    with pytest.raises(LeukoscopeError, match="^cnmc2019: no such folder or file; give a folder of images"):
         open_source("cnmc2019")
-    with pytest.raises(LeukoscopeError, match=f"^--input {tmp_path}: holds no cell; give a folder of images"):
+    with pytest.raises(LeukoscopeError, match=f"^{tmp_path}: holds no cell; give a folder of images"):
         open_source(str(tmp_path))
 
 
@@ -160,5 +160,5 @@ def test_damage_inside_a_table_of_paths_is_named(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(pq.read_metadata(path).row_group(0).column(0).data_page_offset)
         file.write(b"\xff" * 20)
-    with pytest.raises(LeukoscopeError, match=r"--input .*cells.parquet: cannot be read as Parquet \(.*\); copy it"):
+    with pytest.raises(LeukoscopeError, match=r".*cells.parquet: cannot be read as Parquet \(.*\); copy it"):
         open_source(str(path))

@@ -256,10 +256,7 @@ def patient(
 
     if output:
         check_output(output)
-    try:
-        cells = open_source(source, subject_pattern=subject_pattern)
-    except LeukoscopeError as error:  # its message names the flag of `score`
-        raise LeukoscopeError(str(error).removeprefix("--input ")) from None
+    cells = open_source(source, subject_pattern=subject_pattern)
     say(cells.report)
     predictor = open_predictor(model, backend, device, precision)
     subjects, unreadable = predict_subjects(predictor, cells, batch_size=batch_size)

@@ -7,6 +7,7 @@ and, with `explain`, every class's map. Nothing here imports torch: only the tor
 from __future__ import annotations
 
 import os
+import reprlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +74,7 @@ class Predictor:
     def __init__(self, release: ReleaseInfo, runtime: Runtime = Runtime()):
         if not isinstance(release, ReleaseInfo):
             raise LeukoscopeError(
-                f"Predictor({_shown(release)}): takes a release that was read; give a folder or a Hub id to "
+                f"Predictor({reprlib.repr(release)}): takes a release that was read; give a folder or a Hub id to "
                 "Predictor.from_pretrained"
             )
         self.release = release
@@ -292,15 +293,10 @@ class Predictor:
         return dict(zip(self.labels, shares.tolist(), strict=True))
 
 
-def _shown(value: object) -> str:
-    """How a message names a value that may be anything: a text as it is, all else by its type."""
-    return repr(value) if isinstance(value, str) else f"a value of type {type(value).__name__}"
-
-
 def _require_name(model: object, method: str) -> None:
     if not isinstance(model, str | os.PathLike) or not isinstance(os.fspath(model), str) or not str(model).strip():
         raise LeukoscopeError(
-            f"Predictor.{method}({_shown(model)}): names no release; give a release folder, a name that `leukoscope "
+            f"Predictor.{method}({reprlib.repr(model)}): names no release; give a release folder, a name that `leukoscope "
             "release list` shows, owner/name or owner/name@revision"
         )
 

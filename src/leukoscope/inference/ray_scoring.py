@@ -66,16 +66,14 @@ def remote_source(url: str) -> CellSource:
         files, root = fsspec.core.url_to_fs(url)
         there = files.find(root, detail=True)
     except (ImportError, OSError, ValueError) as error:
-        raise LeukoscopeError(
-            f"--input {url}: cannot be listed ({error}); check the address and who may read"
-        ) from None
+        raise LeukoscopeError(f"{url}: cannot be listed ({error}); check the address and who may read") from None
     cells, states = [], {}
     for path, about in sorted(there.items()):
         if path.lower().endswith(IMAGE_SUFFIXES):
             cells.append(SourceCell(path.removeprefix(root).lstrip("/"), "", files.unstrip_protocol(path)))
             states[cells[-1].file] = repr([str(about.get(key)) for key in ("size", "mtime", "ETag", "md5Hash")])
     if not cells:
-        raise LeukoscopeError(f"--input {url}: holds no image; give a folder of images")
+        raise LeukoscopeError(f"{url}: holds no image; give a folder of images")
     return CellSource(cells, has_subjects=False, states=states)
 
 

@@ -90,7 +90,7 @@ class CellSource:
 
 
 def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource:
-    """Open the source that `--input` names.
+    """Open a source of cells.
 
     Args:
         named: a folder, or a .csv or .parquet file with a column of paths relative to it.
@@ -101,19 +101,18 @@ def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource
         LeukoscopeError: no such input, no cell in it, a column missing, a path that the pattern does not match, or a
             folder or table that cannot be read.
     """
-    path, kinds = Path(named), Counter[str]()
+    path, kinds, suffix = Path(named), Counter[str](), Path(named).suffix.lower()
     table: CellTable | None = None
     rows: Iterable[tuple[str, str, str]] = _images_below(path, kinds)
     if not path.exists():
-        raise LeukoscopeError(f"--input {named}: no such folder or file; give a folder of images, or a table of them")
+        raise LeukoscopeError(f"{named}: no such folder or file; give a folder of images, or a table of them")
     if not path.is_dir():
-        if path.suffix.lower() not in (".csv", ".parquet"):
-            kind = path.suffix or "bare"
-            raise LeukoscopeError(f"--input {named}: is a {kind} file; give a folder, .csv or .parquet")
-        table = _parquet(path) if path.suffix.lower() == ".parquet" else read_table(path)
+        if suffix not in (".csv", ".parquet"):
+            raise LeukoscopeError(f"{named}: is a {suffix or 'bare'} file; give a folder, .csv or .parquet")
+        table = _parquet(path) if suffix == ".parquet" else read_table(path)
         if table.has_subjects and subject_pattern:
             raise LeukoscopeError(
-                f"--input {path} --subject_pattern {shlex.quote(subject_pattern)}: a column of it names the subjects "
+                f"{path} --subject_pattern {shlex.quote(subject_pattern)}: a column of it names the subjects "
                 "as well; leave the pattern out, or the column"
             )
         rows = ((row.cell_id, file, row.subject) for row, file in located(table, path.parent))
@@ -125,7 +124,7 @@ def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource
         cell_id, subject = (os.fsencode(text).decode(errors="replace") for text in (cell_id, subject))
         cells.append(SourceCell(cell_id, subject, os.path.join(root, file)))
     if not cells:
-        raise LeukoscopeError(f"--input {named}: holds no cell; give a folder of images, or a table with rows")
+        raise LeukoscopeError(f"{named}: holds no cell; give a folder of images, or a table with rows")
     if table is None:
         return CellSource(cells, subject_of is not None, left_out(kinds))
     return CellSource(cells, table.has_subjects or subject_of is not None, "\n".join(table.notes), path)
@@ -153,7 +152,7 @@ def _parquet(path: Path) -> CellTable:
             return cell_table(str(path), wanted, enumerate(rows, start=1))
     except (pa.ArrowException, OSError) as error:
         raise LeukoscopeError(
-            f"--input {path}: cannot be read as Parquet ({first_line(error)}); copy it again, or check who may read it"
+            f"{path}: cannot be read as Parquet ({first_line(error)}); copy it again, or check who may read it"
         ) from None
 
 
