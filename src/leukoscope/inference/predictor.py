@@ -294,10 +294,10 @@ class Predictor:
 
 
 def _require_name(model: object, method: str) -> None:
-    if not isinstance(model, str | os.PathLike) or not isinstance(os.fspath(model), str) or not str(model).strip():
+    if not isinstance(model, str | Path) or not str(model).strip():
         raise LeukoscopeError(
-            f"Predictor.{method}({reprlib.repr(model)}): names no release; give a release folder, a name that `leukoscope "
-            "release list` shows, owner/name or owner/name@revision"
+            f"Predictor.{method}({reprlib.repr(model)}): names no release; give a release folder, a name that "
+            "`leukoscope release list` shows, owner/name or owner/name@revision"
         )
 
 
