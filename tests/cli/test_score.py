@@ -40,8 +40,12 @@ def test_says_what_was_written_and_where(tiny_release: Path, cells: Path, tmp_pa
     out = tmp_path / "out.parquet"
     result = run(tiny_release, "--input", cells, "--output", out, "--subject-pattern", r"(s\d)-")
     assert result.exit_code == 1, "as predict ends with a file that cannot be read"
-    detector = "This model has no OOD detector: it gives a class to any picture, even one without a cell."
-    assert result.stdout.splitlines() == [f"4 cells scored: {out}", detector, RESEARCH_NOTICE]
+    assert result.stdout.splitlines() == [
+        f"4 cells scored: {out}",
+        "This model has no calibration: its percentages are not how often it is right.",
+        "This model has no OOD detector: it gives a class to any picture, even one without a cell.",
+        RESEARCH_NOTICE,
+    ]
     assert f"1 file(s) could not be read: {tmp_path / 'out.parquet.unreadable.csv'}" in result.stderr.splitlines()
     table = pq.read_table(out)
     assert table["cell_id"].to_pylist() == ["s0-0.png", "s0-2.png", "s1-1.png", "s1-3.png"]

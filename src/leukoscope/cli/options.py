@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from leukoscope.data.cells import LoadedCells
     from leukoscope.inference.predictor import Predictor
 
-ON_PHANTOMS = (
-    "This model was trained on synthetic phantoms, not on real cells: its predictions mean nothing outside them."
-)
-NO_DETECTOR = "This model has no OOD detector: it gives a class to any picture, even one without a cell."
-
 Model = Annotated[
     str, Argument(metavar="MODEL", help="Release folder, name that `leukoscope release list` shows, or Hub id.")
 ]
@@ -144,11 +139,10 @@ def load_reported(dataset_name: str, folder: Path | None, **flags: Any) -> Loade
 
 
 def release_warnings(predictor: Predictor) -> list[str]:
-    """Sentences below predictions of a release that was trained on phantoms or has no OOD detector; [] if quiet."""
-    if is_quiet():
-        return []
-    synthetic = (predictor.release.metrics.get("data") or {}).get("synthetic")
-    return [ON_PHANTOMS] * bool(synthetic) + [NO_DETECTOR] * (predictor.ood is None)
+    """What must be said below predictions of a release; [] if quiet."""
+    from leukoscope.reports.text import warnings
+
+    return [] if is_quiet() else [*warnings(predictor.release.metrics, has_detector=predictor.ood is not None)]
 
 
 def require_writable(folder: Path) -> None:
