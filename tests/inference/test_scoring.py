@@ -28,7 +28,6 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.images import open_image
-from leukoscope.data.layouts import ImageFolder
 from leukoscope.inference import scoring
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
@@ -332,20 +331,6 @@ def test_no_text_of_a_csv_is_a_formula_and_other_tables_keep_it_as_it_is(tmp_pat
     assert pq.read_table(write_table(table, tmp_path / "t.parquet")).equals(table)
 
 
-def test_names_of_files_are_no_formulas_of_the_scores_nor_of_the_list_of_unreadable_files(
-    predictor: Predictor, tmp_path: Path
-) -> None:
-    folder = tmp_path / "cells"
-    folder.mkdir()
-    Image.fromarray(draw_cell("ALL", size=60).image).save(folder / "=1+1.png")
-    (folder / "@damaged.png").write_bytes(b"no picture")
-    output = tmp_path / "out.csv"
-    score_cells(predictor, open_source(str(folder)), output)
-    for path in (output, unreadable_list(output)):
-        rows = list(stdlib_csv.reader(path.open(newline="", encoding="utf-8")))
-        assert len(rows) == 2 and rows[1][0].startswith(("'=", "'@", "/")), rows
-
-
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on Windows")
 def test_a_pipe_and_a_circle_of_links_among_the_cells_hold_nothing_up(predictor: Predictor, tmp_path: Path) -> None:
     folder = tmp_path / "cells"
@@ -416,17 +401,3 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(decided_release: Pat
     assert output.read_bytes() == whole.read_bytes()
     assert unreadable_list(output).read_bytes() == unreadable_list(whole).read_bytes()
     assert not output.with_name("out.parquet.parts").exists()
-
-
-@pytest.mark.slow
-def test_real_cells_get_the_predictions_they_get_alone(real_data: Path, tmp_path: Path) -> None:
-    predictor = Predictor.from_pretrained(ROOT / "model_card" / "leukoscope-densenet169-cnmc")
-    paths = ImageFolder.read(real_data / "cnmc2019").images[::600]
-    table = tmp_path / "cells.csv"
-    table.write_text("file\n" + "\n".join(map(str, paths)) + "\n")
-    score(predictor, table, tmp_path / "out.parquet", cells_per_shard=8, subject_pattern=None)
-    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
-    assert len(rows) == len(paths) > 10
-    for row, prediction in zip(rows, predictor(paths), strict=True):
-        assert [row["p_ALL"], row["p_HEM"]] == pytest.approx(list(prediction.probabilities.values()), abs=1e-5)
-        assert (row["outcome"], row["ood_score"]) == (prediction.outcome, prediction.checks.ood_score)

@@ -370,12 +370,9 @@ def test_metrics_that_say_little_or_are_missing_are_no_problem_but_another_versi
     ("data", "expected"),
     [
         ({"name": "cnmc2019"}, True),
-        ({"name": "phantoms"}, True),
         ({"name": "ball4"}, False),
         ({"name": "imagefolder"}, None),
-        ({"name": "somebody's own"}, None),
         ({"name": "lab/cells", "copy_of": "cnmc2019"}, True),
-        ({}, None),
         (None, None),
     ],
 )
