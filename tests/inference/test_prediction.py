@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from leukoscope.data.registry import DATASETS
@@ -13,11 +14,15 @@ from leukoscope.inference.prediction import (
     ABSTAIN,
     NOT_A_CELL,
     OUT_OF_DISTRIBUTION,
+    VIEWS,
     WITHOUT_CLASS,
     Checks,
     Decision,
     Reason,
     Thresholds,
+    disagreement,
+    turned,
+    turned_back,
 )
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
@@ -191,3 +196,30 @@ def test_a_release_without_decisions_gives_its_class_and_more_than_two_may_be_ab
     four = Thresholds.from_metrics({"decisions": {"abstention": {"default": {"threshold": 0.6}}}})
     assert four.decide(dict.fromkeys("abcd", 0.25)).outcome == ABSTAIN
     assert four.decide({"a": 0.1, "b": 0.1, "c": 0.7, "d": 0.1}).outcome == "c"
+
+
+# Views of a cell
+
+
+def test_the_first_view_is_the_picture_and_no_two_are_alike() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
+
+    views = [turned(pixels, view) for view in range(VIEWS)]
+
+    assert np.array_equal(views[0], pixels)
+    assert len({one.tobytes() for view in views for one in view}) == 2 * VIEWS
+
+
+@pytest.mark.parametrize("view", range(VIEWS))
+def test_a_map_is_turned_back_onto_the_picture(view: int) -> None:
+    pixels = np.random.default_rng(1).random((3, 4, 4, 2))
+    # A map that shows where a pixel lies follows it through every view.
+    assert np.array_equal(turned_back(np.moveaxis(turned(pixels, view), -1, 1), view), np.moveaxis(pixels, -1, 1))
+
+
+def test_disagreement_counts_the_views_that_differ_from_their_average() -> None:
+    agreeing = np.tile([0.9, 0.1], (VIEWS, 1))
+    two_differ = agreeing.copy()
+    two_differ[:2] = [0.4, 0.6]
+
+    assert disagreement(np.stack([agreeing, two_differ])).tolist() == [0.0, 0.25]

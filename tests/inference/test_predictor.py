@@ -197,23 +197,6 @@ def test_no_more_pictures_are_taken_than_the_next_batch(predictor: Predictor, ce
     ]
 
 
-def test_a_turned_photograph_is_seen_upright(predictor: Predictor, tmp_path: Path) -> None:
-    upright = Image.fromarray(draw_cell("ALL", subject=1, cell=1, size=200, background="smear").image)
-    upright = upright.crop((0, 0, 200, 150))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown after a quarter turn clockwise
-    upright.rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=exif, quality=100, subsampling=0)
-    upright.save(tmp_path / "upright.jpg", quality=100, subsampling=0)
-
-    turned, plain = predictor([tmp_path / "turned.jpg", tmp_path / "upright.jpg"])
-
-    # 200 × 150 pixels become 164 × 123, of which (164 - 96) / 2 and (123 - 96) / 2, rounded, lie before the view.
-    assert turned.view_box == plain.view_box
-    across, down = 200 / 164, 150 / 123
-    assert turned.view_box == pytest.approx((34 * across, 14 * down, 130 * across, 110 * down), abs=1e-3)
-    assert np.allclose(shares(turned), shares(plain), atol=2e-3)
-
-
 def test_an_unusable_file_is_refused_by_name_and_the_others_are_predicted(
     predictor: Predictor, cells: list[Path], tmp_path: Path
 ) -> None:
