@@ -340,7 +340,7 @@ def test_a_network_without_a_map_of_channels_is_predicted_and_has_no_map(
     if architecture.startswith("vit"):
         assert ours.backend.name == "openvino"
         report = json.loads((kept_graph(read_release(release)) / REPORT).read_text())
-        assert (report["outputs"], report["heat_map_difference"]) == ("logits (B, K) float32", None)
+        assert report["heat_map_difference"] is None
 
 
 @pytest.mark.parametrize(

@@ -213,10 +213,7 @@ def write_graph(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
     ours = OpenVinoBackend(folder, release)(pixels, explain=True, method=GRADCAM)
     for compiled in folder.glob("*.blob"):  # for this processor alone, and never found again once the folder is renamed
         compiled.unlink()
-    report = report_on(release, OPENVINO, ours, theirs) | {
-        "input": "pixels (B, S, S, 3) uint8, RGB, as Preprocessing.frame of config.json gives them",
-        "outputs": "logits (B, K) float32" + ("; features (B, C, h, w) float32" if theirs.maps is not None else ""),
-    }
+    report = report_on(release, OPENVINO, ours, theirs)
     (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
 

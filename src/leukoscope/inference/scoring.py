@@ -308,22 +308,13 @@ def shard_bytes(
         about |= {"cell_id": cell.cell_id, "subject": cell.subject or None, "ood_score": found.checks.ood_score}
         about |= {name: found.probabilities[name.removeprefix("p_")] for name in shares}
         lines.append(about | {"reasons": " ".join(reason.code for reason in found.decision.reasons)})
-    names = (
-        "cell_id",
-        "subject",
-        "outcome",
-        "reasons",
-        *shares,
-        "ood_score",
-        "pixel_hash",
-        "model",
-        "revision",
-        "reason",
-    )
-    numbers = {*shares, "ood_score"}
-    schema = pa.schema([(name, pa.float64() if name in numbers else pa.string()) for name in names])
+    text, number = pa.string(), pa.float64()
+    kinds = dict.fromkeys(("cell_id", "subject", "outcome", "reasons"), text)
+    kinds |= dict.fromkeys((*shares, "ood_score"), number)
+    kinds |= dict.fromkeys(("pixel_hash", "model", "revision", "reason"), text)
+    schema = pa.schema(list(kinds.items()), {_IDENTITY: identity})
     file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(lines, schema.with_metadata({_IDENTITY: identity})), file)
+    pq.write_table(pa.Table.from_pylist(lines, schema), file)
     return file.getvalue()
 
 
