@@ -133,12 +133,10 @@ def score(
     """Predict for every image of a folder or a table, and write one row per cell.
 
     Args:
-        model: release folder or Hub id.
+        model, backend, device, precision: as for `Predictor.from_pretrained`.
         source: a folder of images, or a CSV or Parquet file with a column of paths.
         output: the table to write: .parquet or .csv.
         subject_pattern: a regular expression that finds the subject in an image's path.
-        backend, precision: as for `Predictor.from_pretrained`.
-        device: a torch device such as "cpu" or "cuda"; "auto" takes the GPU where torch finds one, else the CPU.
 
     Raises:
         LeukoscopeError: a table that exists already or cannot be written, or a source without images.

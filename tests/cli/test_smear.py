@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -74,17 +72,6 @@ def test_a_bad_smear_is_named_and_the_others_are_still_read(tiny_release: Path, 
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert f"{grey}: the picture is grey" in errors[0] and "no such file" in errors[1]
     assert (tmp_path / "o" / "first" / "smear-0.png").exists()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="such names cannot exist on Windows or macOS")
-def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release: Path, smear: Path, tmp_path: Path) -> None:
-    odd = shutil.copy(smear, os.fsdecode(os.fsencode(tmp_path) + b"/odd-\xff.png"))
-    result = run("smear", tiny_release, odd, "--um_per_pixel", 0.2, "--output", tmp_path / "o")
-    assert result.exit_code == 0, result.output
-    assert "odd-\ufffd.png" in "".join(result.stdout.split())
-    (overlay,) = (tmp_path / "o").rglob("odd-*.png")
-    with Image.open(overlay) as drawn:
-        assert "odd-\ufffd.png read by" in drawn.text["Title"]  # type: ignore[attr-defined]
 
 
 def test_a_folder_is_read_smear_by_smear_into_crops(tiny_release: Path, slides: Path, tmp_path: Path) -> None:

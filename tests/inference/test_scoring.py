@@ -331,25 +331,6 @@ def test_no_text_of_a_csv_is_a_formula_and_other_tables_keep_it_as_it_is(tmp_pat
     assert pq.read_table(write_table(table, tmp_path / "t.parquet")).equals(table)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on Windows")
-def test_a_pipe_and_a_circle_of_links_among_the_cells_hold_nothing_up(predictor: Predictor, tmp_path: Path) -> None:
-    folder = tmp_path / "cells"
-    folder.mkdir()
-    Image.fromarray(draw_cell("ALL", size=60).image).save(folder / "a.png")
-    os.mkfifo(folder / "cell.png")
-    (folder / "circle").symlink_to(folder)
-    (folder / "one.png").symlink_to(folder / "two.png")
-    (folder / "two.png").symlink_to(folder / "one.png")
-    signal.alarm(120)  # who waits for a pipe waits for ever
-    try:
-        score_cells(predictor, open_source(str(folder)), tmp_path / "out.csv")
-    finally:
-        signal.alarm(0)
-    assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
-    listed = unreadable_list(tmp_path / "out.csv").read_text()
-    assert all(name in listed for name in ("cell.png", "one.png", "two.png"))
-
-
 def test_a_folder_that_cannot_be_written_is_named(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(

@@ -126,15 +126,11 @@ def overlay(
     the picture, a thin line the outline of a cell that is cut out on black.
 
     Args:
-        image: the upright picture the map was made from.
+        image: the upright picture the map was made from; what is drawn is RGB of its size.
         evidence: (h, w) float32, ≥ 0, as `HeatMap.evidence` holds it.
         view_box: (left, top, right, bottom) of the view in the picture's pixels.
         opacity: how much the hottest point is covered, 0–1.
-        peak: the evidence shown hottest; its own maximum when None. Give classes one peak to compare them, and
-            pictures their release's (`Thresholds.strong_evidence`).
-
-    Returns:
-        RGB, the size of `image`.
+        peak: the evidence shown hottest; its own maximum when None. Give classes one peak to compare them.
     """
     left, top, right, bottom = view_box
     columns = slice(max(0, round(left)), min(image.width, round(right)))

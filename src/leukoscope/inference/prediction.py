@@ -259,16 +259,11 @@ class Prediction:
         return classes.count(classes[0]) if classes else 0
 
     def overlay(self, label: str | None = None, *, opacity: float = 0.5, peak: float | None = None) -> Image.Image:
-        """Draw a class's Grad-CAM map over the picture.
+        """Draw a class's Grad-CAM map, by default of the most probable one, over the upright picture, as `overlay`.
 
         Args:
-            label: the class; None for the most probable one.
-            opacity: how much the hottest point is covered, 0–1.
             peak: the value drawn hottest; None for this picture's largest value of any class. Give all pictures the
                 release's (`prediction.peak`, where it was measured) to compare them.
-
-        Returns:
-            RGB, the size of the upright picture.
 
         Raises:
             LeukoscopeError: `explain` was not set, a network without Grad-CAM maps, or no such class.
