@@ -101,11 +101,11 @@ def track(items: Iterable[_T], label: str, total: int | None = None, *, done: in
 
 
 def note(text: str, *, err: bool = False) -> None:
-    """Print a line about work under way; nothing when `quiet`, and in all but the first process of a launcher.
+    """Print a line about work under way; nothing for "", when `quiet`, and in all but the first process of a launcher.
 
     `err` prints to stderr, because stdout may be read as JSON.
     """
-    if not _quiet.get() and _is_first():
+    if text and not _quiet.get() and _is_first():
         print(text, flush=True, file=sys.stderr if err else sys.stdout)
 
 

@@ -15,7 +15,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from leukoscope import LeukoscopeError
-from leukoscope.progress import is_quiet, quiet
+from leukoscope.progress import is_quiet, note, quiet
 
 if TYPE_CHECKING:
     from leukoscope.data.cells import LoadedCells
@@ -107,12 +107,6 @@ def end_with(problems: Sequence[Exception]) -> None:
         raise typer.Exit(1)
 
 
-def say(text: str) -> None:
-    """Print a note on stderr, unless it is empty or the command is quiet."""
-    if text and not is_quiet():
-        typer.echo(text, err=True)
-
-
 def shown_name(name: str) -> str:
     """Replace bytes of a file's name that are not UTF-8: no terminal and no PNG takes them."""
     return os.fsencode(name).decode(errors="replace")
@@ -125,7 +119,8 @@ def open_predictor(model: str, backend: str, device: str, precision: str) -> Pre
 
     predictor = Predictor.from_pretrained(model, backend=backend, device=device, precision=precision)
     if predictor.backend.precision == BF16:
-        say("computed in bfloat16: probabilities differ from those in float32, in which the release was measured")
+        said = "computed in bfloat16: probabilities differ from those in float32, in which the release was measured"
+        note(said, err=True)
     return predictor
 
 
@@ -134,7 +129,7 @@ def load_reported(dataset_name: str, folder: Path | None, **flags: Any) -> Loade
     from leukoscope.data.loading import load_cells
 
     data = load_cells(dataset_name, folder, **flags)
-    say(data.report())
+    note(data.report(), err=True)
     return data
 
 

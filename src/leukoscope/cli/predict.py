@@ -19,9 +19,9 @@ from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import options
-from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings, say, shown_name
+from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings, shown_name
 from leukoscope.files import atomic_file, disk_errors
-from leukoscope.progress import track
+from leukoscope.progress import note, track
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -214,7 +214,7 @@ def score(
         cells = ray_scoring.remote_source(source)
     else:
         cells = open_source(source, subject_pattern=subject_pattern)
-    say(cells.report)
+    note(cells.report, err=True)
     predictor = open_predictor(model, backend, device, precision)
     scored = score_cells(predictor, cells, output, batch_size=batch_size, score_missing=elsewhere)
     notes = {"out of distribution or no cell": scored.refused, "abstained from": scored.abstained}
@@ -257,7 +257,7 @@ def patient(
     if output:
         check_output(output)
     cells = open_source(source, subject_pattern=subject_pattern)
-    say(cells.report)
+    note(cells.report, err=True)
     predictor = open_predictor(model, backend, device, precision)
     subjects, unreadable = predict_subjects(predictor, cells, batch_size=batch_size)
     if len(subjects) == 1 and not subjects[0].subject and Path(source).is_dir():

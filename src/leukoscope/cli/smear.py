@@ -15,10 +15,10 @@ from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import options
-from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings, say, shown_name
+from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings, shown_name
 from leukoscope.cli.predict import MOST_EXPLAINED, image_paths, numbered, save_png
 from leukoscope.files import disk_errors, write_atomic
-from leukoscope.progress import track
+from leukoscope.progress import note, track
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,7 +73,7 @@ def smear(
         try:
             with disk_errors(f"--crops {crops}: cannot be written", "name another folder"):
                 write_atomic(crops / TASKS, json.dumps(list(_tasks(crops)), indent=1))
-            say(f"tasks for Label Studio: {crops / TASKS}")
+            note(f"tasks for Label Studio: {crops / TASKS}", err=True)
         except LeukoscopeError as error:
             problems.append(error)
     if as_json:
@@ -82,7 +82,7 @@ def smear(
         _print_readings(readings, release_warnings(predictor))
     if on_black:
         passed_over = f"passed over: {len(on_black):,} picture(s) on black, for example {on_black[0]}"
-        say(f"{passed_over}; leukoscope predict classifies single cells")
+        note(f"{passed_over}; leukoscope predict classifies single cells", err=True)
     end_with(problems)
 
 
@@ -100,7 +100,7 @@ def _save_pictures(image: Image, reading: SmearReading, crops: Path | None, over
     if overlay:
         title = f"{name} read by {public_name(reading.model, reading.revision)}: {reading.summary}"
         save_png(draw_reading(image, reading), overlay, title)
-        say(f"overlay: {overlay}")
+        note(f"overlay: {overlay}", err=True)
 
 
 def _places(files: Sequence[Path], given: Sequence[Path], flag: str, folder: Path | None) -> dict[Path, Path]:
