@@ -106,7 +106,7 @@ def score_missing(
         ray.data.DataContext.get_current().enable_progress_bars = False
         with progress("scoring cells", len(source.cells)) as advance:
             rows = []
-            for shard, cells, identity in missing_shards(source, shards, advance):
+            for shard, cells, identity in missing_shards(predictor, source, shards, advance):
                 columns = zip(("ids", "subjects", "files"), map(list, zip(*cells, strict=True)), strict=True)
                 rows.append({"shard": str(shard), "identity": identity, **dict(columns)})
             if not rows:

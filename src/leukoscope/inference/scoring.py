@@ -27,7 +27,7 @@ from leukoscope.data.cell_tables import CellTable, cell_table, located, read_tab
 from leukoscope.data.folder import subject_rule
 from leukoscope.data.images import UnreadableImage
 from leukoscope.data.layouts import left_out, walk
-from leukoscope.files import atomic_file, content_hashes, first_line, remedy, write_atomic
+from leukoscope.files import atomic_file, content_hashes, first_line, remedy
 from leukoscope.inference.prediction import ABSTAIN, REFUSED, Prediction
 from leukoscope.progress import progress
 
@@ -188,9 +188,10 @@ def score_cells(
     batch_size: int = 32,
     score_missing: Callable[[Predictor, CellSource, Sequence[Path], int], None] | None = None,
 ) -> Scored:
-    """Predict every cell of a source; resume where an earlier run with the same model was interrupted.
+    """Predict every cell of a source; resume where an earlier run was interrupted.
 
-    Shards of an interrupted run are kept where names, subjects and contents of their cells are still the same.
+    Shards of an interrupted run are kept where release, precision, names, subjects and contents of their cells are
+    still the same.
 
     Args:
         output: table of `TABLE_SUFFIXES`, one row per cell; shards lie in `output`.parts/ until all are there, and
@@ -198,27 +199,16 @@ def score_cells(
         score_missing: predicts the missing shards elsewhere (`ray_scoring`); None predicts them here.
 
     Raises:
-        LeukoscopeError: the shards there are of another model, another process is writing them, or a write error;
-            finished shards stay.
+        LeukoscopeError: another process is writing the shards, or a write error; finished shards stay.
     """
-    parts, release = output.with_name(f"{output.name}.parts"), predictor.release
-    manifest = {
-        "leukoscope": __version__,
-        "model": release.name,
-        "revision": release.revision,
-        "model_files": release_digest(release.folder),
-        "backend": predictor.backend.name,
-        "precision": predictor.backend.precision,
-        "cells_per_shard": CELLS_PER_SHARD,
-    }
-    shards = [parts / f"shard-{number:06d}.parquet" for number in range(math.ceil(len(source.cells) / CELLS_PER_SHARD))]
+    parts, count = output.with_name(f"{output.name}.parts"), math.ceil(len(source.cells) / CELLS_PER_SHARD)
+    shards = [parts / f"shard-{number:06d}.parquet" for number in range(count)]
     try:
         parts.mkdir(parents=True, exist_ok=True)
         with FileLock(parts / "lock", timeout=0):
             check_output(output)  # another process may have written it meanwhile
-            _begin_or_resume(parts, manifest)
             (score_missing or _score_missing)(predictor, source, shards, batch_size)
-            scored = _join(shards, output, manifest | {"cells": len(source.cells)})
+            scored = _join(shards, output, scored_with(predictor))
         shutil.rmtree(parts)
         return scored
     except Timeout:
@@ -233,6 +223,14 @@ def score_cells(
         ) from None
 
 
+def scored_with(predictor: Predictor) -> dict[str, str]:
+    """Return what makes a release's numbers: the versions, the files' digest and the backend."""
+    release, backend = predictor.release, predictor.backend
+    files = release_digest(release.folder)
+    about = {"leukoscope": __version__, "model": release.name, "revision": release.revision, "model_files": files}
+    return about | {"backend": backend.name, "precision": backend.precision}
+
+
 def release_digest(folder: Path | None) -> str:
     """Digest of a release's weights, preprocessing and thresholds, because a local folder has no revision."""
     if folder is None:
@@ -243,27 +241,10 @@ def release_digest(folder: Path | None) -> str:
     return digest.hexdigest()
 
 
-def _begin_or_resume(parts: Path, manifest: Mapping[str, object]) -> None:
-    """Write down what makes the shards, or check that it is what made those that are there."""
-    path = parts / "manifest.json"
-    if not path.exists():
-        write_atomic(path, json.dumps(manifest, indent=1))
-    try:
-        begun = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LeukoscopeError(f"{path}: damaged ({error}); remove the folder {parts} to begin anew") from None
-    for key, value in manifest.items():
-        if begun.get(key) != value:
-            raise LeukoscopeError(
-                f"{parts}: was begun with another {key} ({begun.get(key)} there, {value} now); give what it "
-                "was begun with, or remove that folder to begin anew"
-            )
-
-
 def _score_missing(predictor: Predictor, source: CellSource, shards: Sequence[Path], batch_size: int) -> None:
     with progress("scoring cells", len(source.cells)) as advance:
         # Shard by shard, so that a resumed run has the batches, and to the last bit the numbers, of a whole one.
-        for shard, cells, identity in missing_shards(source, shards, advance):
+        for shard, cells, identity in missing_shards(predictor, source, shards, advance):
             rows = []
             predictions = predictor.iter_predictions((cell.file for cell in cells), batch_size=batch_size)
             for row in zip(cells, predictions, strict=True):
@@ -274,17 +255,18 @@ def _score_missing(predictor: Predictor, source: CellSource, shards: Sequence[Pa
 
 
 def missing_shards(
-    source: CellSource, shards: Sequence[Path], advance: Callable[[int], None]
+    predictor: Predictor, source: CellSource, shards: Sequence[Path], advance: Callable[[int], None]
 ) -> Iterator[tuple[Path, Sequence[SourceCell], str]]:
-    """Yield shards that are missing, damaged, or of other cells or pictures than the source has, with their identity.
+    """Yield shards that are missing, damaged, or of other cells, pictures or weights, with their identity.
 
     `advance` is told how many cells the others hold.
     """
+    made_by = scored_with(predictor)
     for number, shard in enumerate(shards):
         cells = source.cells[number * CELLS_PER_SHARD : (number + 1) * CELLS_PER_SHARD]
         # Before the pictures are opened: one that is replaced meanwhile is scored again by the run that resumes.
         hashes = source.states or content_hashes([cell.file for cell in cells], shard.with_suffix(".json"))
-        known = repr([(cell.cell_id, cell.subject, hashes[cell.file]) for cell in cells])
+        known = repr((made_by, [(cell.cell_id, cell.subject, hashes[cell.file]) for cell in cells]))
         identity = hashlib.sha256(known.encode()).hexdigest()
         if _identity_of(shard) == identity:
             advance(len(cells))
@@ -331,14 +313,14 @@ def _identity_of(shard: Path) -> str | None:
     return metadata.get(_IDENTITY.encode(), b"").decode()
 
 
-def _join(shards: Sequence[Path], output: Path, manifest: Mapping[str, object]) -> Scored:
+def _join(shards: Sequence[Path], output: Path, made_by: Mapping[str, str]) -> Scored:
     """Join the shards in their order, a few at a time; the output appears last, and whole."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     joined, whole = shards[0].with_name("joined.parquet"), _read(shards[0]).schema
-    about = {"notice": RESEARCH_NOTICE, "scored_with": json.dumps(manifest)}
+    about = {"notice": RESEARCH_NOTICE, "scored_with": json.dumps(made_by)}
     schema = whole.remove(whole.get_field_index("reason")).with_metadata(about)
     unreadable, outcomes = [], Counter[str]()
     with joined.open("wb") as sink, pq.ParquetWriter(sink, schema) as writer:
