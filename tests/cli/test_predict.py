@@ -147,15 +147,8 @@ def test_a_narrow_terminal_keeps_the_numbers_and_all_of_the_file_name(tiny_relea
 
 
 def test_a_lower_precision_is_said(tiny_release: Path, cells: Path) -> None:
-    exact, lower = (
-        run("predict", tiny_release, cells / "a.png", "--json", "--backend", "torch", "--precision", name)
-        for name in ("float32", "bf16")
-    )
-
-    assert exact.stderr == ""
-    assert lower.stderr.startswith("computed in bfloat16: probabilities differ from those in float32")
-    (one,), (other,) = json.loads(exact.stdout), json.loads(lower.stdout)
-    assert 0 < abs(one["probabilities"]["ALL"] - other["probabilities"]["ALL"]) < 0.05
+    result = run("predict", tiny_release, cells / "a.png", "--json", "--backend", "torch", "--precision", "bf16")
+    assert result.stderr.startswith("computed in bfloat16: probabilities differ from those in float32")
 
 
 def test_bad_files_are_named_and_the_good_ones_answered(tiny_release: Path, cells: Path, tmp_path: Path) -> None:

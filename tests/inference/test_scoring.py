@@ -131,17 +131,6 @@ def test_each_cell_gets_the_prediction_it_gets_alone(predictor: Predictor, cells
     ]
 
 
-def test_a_release_without_detector_and_thresholds_gives_every_cell_a_class(
-    tiny_release: Path, cells: Path, tmp_path: Path
-) -> None:
-    scored = score(Predictor.from_pretrained(tiny_release), cells, tmp_path / "out.parquet")
-    table = pq.read_table(tmp_path / "out.parquet")
-    assert table["ood_score"].to_pylist() == [None] * 11
-    for row in table.to_pylist():
-        assert (row["outcome"], row["reasons"]) == ("ALL" if row["p_ALL"] > row["p_HEM"] else "HEM", "")
-    assert (scored.refused, scored.abstained) == (0, 0)
-
-
 def test_what_is_no_cell_is_counted_with_what_is_refused(decided_release: Path, cells: Path, tmp_path: Path) -> None:
     release, folder = Path(shutil.copytree(decided_release, tmp_path / "release")), tmp_path / "mixed"
     metrics = json.loads((release / "metrics.json").read_text()) | {"data": {"name": "cnmc2019"}}

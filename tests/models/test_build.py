@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import HTTPError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -179,20 +178,12 @@ def test_an_unreachable_hub_ends_in_one_clear_message_at_once(
 def test_a_hub_that_hangs_up_is_one_clear_message(
     network: nn.Module, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class HangsUp(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.close_connection = True
+    def hang_up(*_: object, **__: object) -> None:
+        raise HTTPError("Server disconnected without sending a response.")
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), HangsUp)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(
-        "huggingface_hub.file_download.hf_hub_url", lambda *_, **__: f"http://127.0.0.1:{server.server_port}/weights"
-    )
-    message = _refusal(network, replace(recipe, base_model="nobody/no-such-weights"), StartWeights())
-    server.shutdown()
-    server.server_close()
-    assert message.startswith("nobody/no-such-weights: its weights cannot be fetched from the Hub (Server disconnected")
+    monkeypatch.setattr("leukoscope.models.build.hf_hub_download", hang_up)
+    message = _refusal(network, recipe, StartWeights())
+    assert message.startswith(f"{recipe.base_model}: its weights cannot be fetched from the Hub (Server disconnected")
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b3", "densenet121", "densenet169_block2", "timm/vgg11"])

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from PIL import Image
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.models.build import build_network, pooled_norm_densenet, rewrite_for_timm
 from leukoscope.models.recipes import get_recipe, with_overrides
-from leukoscope.models.weights import load_release, save_release
-from leukoscope.synthetic import draw_cell
 
 BLOCKS: dict[str, Any] = {"block_config": [6, 12]}
 
@@ -82,25 +77,3 @@ def test_only_a_densenet_can_be_trained_so(name: str) -> None:
     recipe = with_overrides(get_recipe(name), ["pooled_norm=true", "image_size=32", "drop_path_rate=0"])
     with pytest.raises(LeukoscopeError, match=r"cannot be built .*leave out what --override changes"):
         build_network(recipe, 2)
-
-
-def test_its_release_opens_in_the_plain_pipeline_with_the_same_probabilities(
-    pixels: torch.Tensor, tmp_path: Path
-) -> None:
-    from transformers import pipeline
-
-    network, preprocessing = network_of(2), Preprocessing(64, 1.0)
-    release = save_release(
-        tmp_path / "release",
-        rewritten(network, pixels),
-        architecture="densenet121",
-        model_args=BLOCKS,
-        labels=("ALL", "HEM"),
-        preprocessing=preprocessing,
-        metrics={},
-    )
-    picture = Image.fromarray(draw_cell("ALL").image)
-    shown = preprocessing.normalise(torch.from_numpy(preprocessing.frame(picture).transpose(2, 0, 1)[None].copy()))
-    ours = load_release(release).network(shown).softmax(1)[0]
-    theirs = {p["label"]: p["score"] for p in pipeline("image-classification", model=str(release))(picture)}
-    assert [theirs["ALL"], theirs["HEM"]] == pytest.approx(ours.tolist(), abs=1e-5)

@@ -197,13 +197,6 @@ def test_a_repository_without_safetensors_is_refused_before_anything_is_download
     assert not [request for request in online.requests if "/resolve/" in request]
 
 
-def test_a_token_the_hub_does_not_know_is_told_of(online: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    online.repository(ID).private = True
-    monkeypatch.setenv("HF_TOKEN", "hf_nobodys")
-    with pytest.raises(LeukoscopeError, match=f"^{ID}: no such folder, and no such model on the Hub; check the name"):
-        fetch_files(ID, None)
-
-
 UNKNOWN = "no such folder, and no such model on the Hub; check the name, or `hf auth login` if it is private"
 GATED = f"access is restricted; accept its terms on https://huggingface.co/{ID} and run `hf auth login`"
 NO_REVISION = "the Hub has this model but not this revision; name one of its branches, tags or commits"
