@@ -145,15 +145,11 @@ def draw_outline(rng: np.random.Generator, form: Morphology, stain: Stain, size:
     uneven = np.cos(np.arange(2, 8)[:, None] * angles + 2 * np.pi * rng.random((6, 1))).mean(axis=0)
     rim = thickness * (np.exp(1.2 * uneven) + 2.5 * crescent**2 * _bump(angles, position, 0.6))
     # Per angle the radius, what turns radial into perpendicular distance, and the thickness of the cytoplasm.
-    table = [outline, 1 / np.hypot(1, slope / outline), rim + 0.14 * nuclear_depth * dent * radius]
-    window = _rasterise(np.stack(table, axis=1).astype(np.float32), rng.normal(0, 2.0, 2), size)
-    return window, float(np.float32(outline.max()))
-
-
-def _rasterise(table: Floats, centre: NDArray[np.float64], size: int) -> Window:
-    """Lay an outline, (ANGLES, 3), round a centre (y, x from the frame's middle)."""
-    margin = float(table[:, 0].max()) + FRINGE_WIDTH + 6 + NATIVE_SIZE / size
-    axis = axis_of(size)
+    parts = [outline, 1 / np.hypot(1, slope / outline), rim + 0.14 * nuclear_depth * dent * radius]
+    table, axis = np.stack(parts, axis=1).astype(np.float32), axis_of(size)  # (ANGLES, 3)
+    # Laid round a centre, y and x from the frame's middle.
+    reach, centre = float(table[:, 0].max()), rng.normal(0, 2.0, 2)
+    margin = reach + FRINGE_WIDTH + 6 + NATIVE_SIZE / size
     spans = [slice(*np.searchsorted(axis, [at - margin, at + margin]).tolist()) for at in centre]
     y, x = (axis[span] - np.float32(at) for span, at in zip(spans, centre, strict=True))
     rho = np.sqrt(y[:, None] ** 2 + x[None, :] ** 2)
@@ -161,8 +157,8 @@ def _rasterise(table: Floats, centre: NDArray[np.float64], size: int) -> Window:
     index = np.minimum(turn.astype(np.intp), ANGLES - 1)
     low = table[index]
     low += (table[(index + 1) % ANGLES] - low) * (turn - index).astype(np.float32)[..., None]
-    radius, perpendicular, rim = low[..., 0], low[..., 1], low[..., 2]
-    return Window((spans[0], spans[1]), y, x, (radius - rho) * perpendicular, rim, 1 - rho / radius)
+    outer, perpendicular, cytoplasm = low[..., 0], low[..., 1], low[..., 2]
+    return Window((spans[0], spans[1]), y, x, (outer - rho) * perpendicular, cytoplasm, 1 - rho / outer), reach
 
 
 def _bump(angles: NDArray[np.float64], position: float, width: float) -> NDArray[np.float64]:

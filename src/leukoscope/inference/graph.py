@@ -27,7 +27,6 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.registry import trained_on
 from leukoscope.files import cache_root, file_sha256, remedy
 from leukoscope.inference.gradcam import linear_head_maps
 from leukoscope.inference.prediction import GRADCAM, softmax
@@ -222,10 +221,8 @@ def phantom_pixels(release: ReleaseInfo) -> np.ndarray:
     """Draw the 8 phantoms that a graph is compared on, framed: (8, S, S, 3) uint8."""
     from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 
-    info = trained_on(release.metrics)
     # On a background it was never trained with, a network's activations can grow until rounding is seen.
-    known_black = info is not None and info.background == "black"
-    backgrounds: tuple[Literal["black", "smear"], ...] = ("black",) if known_black else ("black", "smear")
+    backgrounds: tuple[Literal["black", "smear"], ...] = ("black",) if release.takes_cut_outs else ("black", "smear")
     kinds = product(PHANTOM_LABELS, range(_COMPARED // (2 * len(backgrounds))), backgrounds)
     phantoms = [draw_cell(label, subject=subject, cell=0, background=on).image for label, subject, on in kinds]
     return np.stack([release.preprocessing.frame(Image.fromarray(phantom)) for phantom in phantoms])
