@@ -120,7 +120,7 @@ def test_a_table_of_paths_may_be_parquet(folder: Path, tmp_path: Path, columns: 
     ids=["zero", "gone", "long", "none"],
 )
 def test_a_row_without_a_file_is_named(tmp_path: Path, path: str | None, said: str) -> None:
-    pq.write_table(pa.table({"path": pa.array([path], pa.string())}), tmp_path / "cells.parquet")
+    pq.write_table(pa.table({"path": pa.array([path], pa.string()), "subject": [1]}), tmp_path / "cells.parquet")
     with pytest.raises(LeukoscopeError, match=rf"row 1:? {said}"):
         open_source(str(tmp_path / "cells.parquet"))
 
