@@ -165,7 +165,7 @@ def test_explaining_decides_by_the_upright_view_and_tells_the_other_seven(
         assert found.views[0] == found.probabilities and len({tuple(view.values()) for view in found.views}) == VIEWS
         assert (plain.views, plain.agreeing_views, plain.to_dict()["agreeing_views"]) == ((), 0, None)
         assert found.to_dict()["agreeing_views"] == found.agreeing_views
-        assert plain.picture is plain.heatmaps is None, "many pictures would fill the memory"
+        assert (plain.picture, plain.heatmaps) == (None, None), "many pictures would fill the memory"
         for label, heat in heatmaps(found).items():
             assert heat.label == label and heat.evidence.min() >= 0
             assert heat.evidence.shape == (3, 3) and heat.evidence.dtype == np.float32

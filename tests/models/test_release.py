@@ -95,9 +95,9 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         Image.fromarray(cell.image).crop((0, 0, 300, 260)).save(paths[-1])
     exif = Image.Exif()
     exif[0x0112] = 6
-    for name, options in {"turned.jpg": {"exif": exif}, "plain.jpg": {}}.items():
+    for name, orientation in {"turned.jpg": exif, "plain.jpg": Image.Exif()}.items():
         paths.append(folder / name)
-        Image.open(paths[1]).crop((0, 0, 300, 200)).save(paths[-1], quality=95, **options)
+        Image.open(paths[1]).crop((0, 0, 300, 200)).save(paths[-1], quality=95, exif=orientation)
     return paths
 
 
