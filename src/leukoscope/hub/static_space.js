@@ -228,11 +228,15 @@ function decide(probabilities, ood, onCell, shorterSide, release) {
   const {abstain_below: abstainBelow, least_on_cell: leastOnCell, reasons: texts, labels} = release
   const {picture_side: side, side_may_differ: mayDiffer} = release
   const reason = (code, value, limit) => {
-    const text = texts[code].replace(/\{(value|limit):\.(\d)([f%])\}/g, (_, name, digits, kind) => {
-      const number = name === 'value' ? value : limit
-      return kind === '%' ? `${(100 * number).toFixed(digits)}\u00a0%` : number.toFixed(digits)
-    })
-    return {code, value, limit, text}
+    const told = (more) => {  // with digits enough to tell the value from the limit
+      const shown = []
+      const text = texts[code].replace(/\{(value|limit):\.(\d)([f%])\}/g, (_, name, digits, kind) => {
+        shown.push(((name === 'value' ? value : limit) * (kind === '%' ? 100 : 1)).toFixed(+digits + more))
+        return kind === '%' ? `${shown.at(-1)}\u00a0%` : shown.at(-1)
+      })
+      return more < 5 && shown.length === 2 && +shown[0] === +shown[1] ? told(more + 1) : text
+    }
+    return {code, value, limit, text: told(0)}
   }
   if (ood && ood.score > 1) return {outcome: 'out of distribution', reasons: [reason(`ood_${ood.group}`, ood.score, 1)]}
   const confidence = Math.max(...probabilities), reasons = []

@@ -54,6 +54,7 @@ REASON_TEXTS = {
     "explanation_off_cell": "{value:.0%} of its map lies on the cell; in 95 % of the cells measured it is more than "
     "{limit:.0%}.",
 }
+_NUMBER = re.compile(r"\{(value|limit):\.(\d)([f%])\}")
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,14 @@ class Reason:
 
     @property
     def text(self) -> str:
-        """The reason as a sentence."""
-        return re.sub(r"(?<=\d)%", "\u00a0%", REASON_TEXTS[self.code].format(value=self.value, limit=self.limit))
+        """The reason as a sentence, with digits enough to tell the value from the limit."""
+        template, shown = REASON_TEXTS[self.code], dict[str, str]()
+        for more in range(6):
+            for name, digits, kind in _NUMBER.findall(template):
+                shown[name] = format(getattr(self, name), f".{int(digits) + more}{kind}")
+            if len({float(number.rstrip("%")) for number in shown.values()}) == len(shown):
+                break
+        return _NUMBER.sub(lambda found: shown[found[1]].replace("%", "\u00a0%"), template)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it ready for JSON."""
