@@ -19,7 +19,7 @@ from leukoscope.cli import app
 from leukoscope.hub.publish import Destination, publish
 from leukoscope.models.release import edit_release
 from leukoscope.synthetic import draw_cell, draw_smear
-from leukoscope.web.upload import png_answer
+from leukoscope.web.export import png_answer
 from release_fixtures import METRICS, SUBJECT_RULE
 
 MEGABYTES = 256  # training asks for 72 before it begins

@@ -1,60 +1,30 @@
-"""A browser on the demo: app.py in a process of its own, Debian's Chromium, and a watch on what the page requests."""
+"""A browser on the demo: app.py in a process of its own, and Debian's Chromium."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from served import served, watched
+
 ROOT = Path(__file__).parents[2]
 RELEASES = ("leukoscope-densenet169-cnmc", "leukoscope-densenet201-ball4")  # the first is what a visitor meets
-START_SECONDS = 300  # a busy machine with two cores; an idle one needs about five
-WAIT = 120_000  # milliseconds; two answers of a busy machine
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The demo on a free loopback port with true releases."""
+    """The demo with true releases."""
     folder = tmp_path_factory.mktemp("demo")
     for name in RELEASES:
         shutil.copytree(ROOT / "model_card" / name, folder / "releases" / name)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = (folder / "app.log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "app.py"), "--releases", str(folder / "releases")],
-        env=os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(folder / "cache")},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        yield _waited_for(f"http://127.0.0.1:{port}/", process, folder / "app.log")
-        assert "Traceback" not in (folder / "app.log").read_text()
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-        log.close()
-
-
-def _waited_for(address: str, process: subprocess.Popen[bytes], log: Path) -> str:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            urllib.request.urlopen(f"{address}healthz", timeout=5).close()
-            return address
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"app.py served no page:\n{log.read_text()}")
+    with served(folder / "releases", folder) as (address, _):
+        yield address
 
 
 @pytest.fixture(scope="session")
@@ -81,30 +51,21 @@ new PerformanceObserver((list) => list.getEntries().forEach((one) => {
 
 
 class Visit:
-    """One visitor's page; notes every request that leaves the server it came from, and every error of its scripts."""
+    """One visitor's page, its first example answered."""
 
-    def __init__(self, browser: Any, address: str, **options: Any) -> None:
-        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 720}} | options)
-        self.context.set_default_timeout(WAIT)
-        self.page = self.context.new_page()
-        self.elsewhere: list[str] = []
-        self.broken: list[str] = []
-        self.page.on("request", lambda request: self._note(request.url, address))
-        self.page.on("pageerror", lambda error: self.broken.append(str(error)))
-        self.page.add_init_script(_SHIFTED)
-        self.page.goto(address)
-        self.page.locator("#answer .lk-row.open").wait_for()  # the example that everyone meets
+    def __init__(self, page: Any) -> None:
+        self.page, self.context = page, page.context
         self.page.wait_for_function("!document.querySelector('.lk-wait')")
         # Its last event, after which nothing undoes what a test begins.
         self.page.wait_for_function("new URLSearchParams(location.search).has('model')")
 
-    def _note(self, url: str, address: str) -> None:
-        if not url.startswith((address, "data:", "blob:")):
-            self.elsewhere.append(url)
-
     def act(self, name: str) -> None:
         """Click what does this."""
         self.page.locator(f'[data-act="{name}"]').first.click()
+
+    def shows(self, caption: str) -> None:
+        """Wait until a picture of this caption is on the stage."""
+        self.page.locator("#picture .lk-top", has_text=caption).wait_for()
 
     def width(self) -> int:
         """Of all that the page holds, in CSS pixels."""
@@ -113,15 +74,11 @@ class Visit:
 
 @pytest.fixture
 def visits(chromium: Any, server: str) -> Iterator[Any]:
-    """Opens visits; at the end none of them has left this machine or met a broken script."""
-    opened: list[Visit] = []
+    """Opens visits, each `watched`."""
+    with ExitStack() as opened:
 
-    def visit(**options: Any) -> Visit:
-        opened.append(Visit(chromium, server, **options))
-        return opened[-1]
+        def visit(**options: Any) -> Visit:
+            look = {"viewport": {"width": 1280, "height": 720}} | options
+            return Visit(opened.enter_context(watched(chromium, server, "#answer .lk-row.open", _SHIFTED, **look)))
 
-    yield visit
-    for one in opened:
-        one.context.close()
-    assert [url for one in opened for url in one.elsewhere] == []
-    assert [error for one in opened for error in one.broken] == []
+        yield visit

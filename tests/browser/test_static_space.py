@@ -7,7 +7,6 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,15 +23,20 @@ from leukoscope.hub.space import write_static_space
 from leukoscope.inference.ood import picture_statistics
 from leukoscope.inference.prediction import NOT_A_CELL, Prediction
 from leukoscope.models.release import read_release
+from leukoscope.reports.formatting import encoded
 from leukoscope.reports.text import MAP_CAVEAT, decision_text, recall_text
 from leukoscope.synthetic import draw_cell
+from served import watched
+from zips import cell_png, png
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
 ROOT = Path(__file__).parents[2]
 RELEASE = ROOT / "model_card" / "leukoscope-densenet169-cnmc"
 ANSWERED = '#result[data-views="8"]:not([hidden]), #status.lk-message'
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "color_scheme": "dark"}
+PHONE: dict[str, Any] = {
+    "viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "color_scheme": "dark",
+}  # fmt: skip
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -58,32 +62,10 @@ def predictor() -> Predictor:
     return Predictor.from_pretrained(RELEASE, backend="torch")
 
 
-@contextmanager
-def opened(chromium: Any, address: str, **options: Any) -> Iterator[Any]:
-    """The page once its example is answered; nothing leaves this machine, and no script fails."""
-    context = chromium.new_context(**options)
-    page = context.new_page()
-    page.set_default_timeout(120_000)
-    elsewhere: list[str] = []
-    broken: list[str] = []
-    page.on("request", lambda request: elsewhere.append(request.url) if not is_here(request.url, address) else None)
-    page.on("pageerror", lambda error: broken.append(str(error)))
-    page.goto(address)
-    page.locator(ANSWERED).wait_for()
-    yield page
-    context.close()
-    assert elsewhere == []
-    assert broken == []
-
-
 @pytest.fixture(scope="module")
 def page(chromium: Any, address: str) -> Iterator[Any]:
-    with opened(chromium, address, viewport={"width": 1280, "height": 720}) as page:
+    with watched(chromium, address, ANSWERED, viewport={"width": 1280, "height": 720}) as page:
         yield page
-
-
-def is_here(url: str, address: str) -> bool:
-    return url.startswith((address, "data:", "blob:"))
 
 
 def ask(page: Any, path: Path) -> dict[str, Any]:
@@ -130,17 +112,17 @@ def pictures(folder: Path) -> list[Path]:
     return [folder / name for name in made]
 
 
-def test_an_example_is_answered_on_the_stage_of_the_demo(page: Any) -> None:
-    stage_holds_the_first_example(page)
+@pytest.fixture
+def phone(chromium: Any, address: str) -> Iterator[Any]:
+    with watched(chromium, address, ANSWERED, **PHONE) as page:
+        yield page
 
 
-def test_an_example_is_answered_on_a_phone(chromium: Any, address: str) -> None:
-    with opened(chromium, address, **PHONE) as page:
-        stage_holds_the_first_example(page)
-
-
-def stage_holds_the_first_example(page: Any) -> None:
+@pytest.mark.parametrize("device", ["page", "phone"])
+def test_an_example_is_answered_on_the_stage_of_the_demo(request: pytest.FixtureRequest, device: str) -> None:
+    page = request.getfixturevalue(device)
     size = page.viewport_size
+    assert page.locator("h1").inner_text() == "Cells & <mine>", "a title is text"
     assert page.locator("#caption").inner_text() == "Synthetic ALL"
     assert page.locator("#outcome").inner_text() == "Looks like a leukaemic blast"
     assert page.locator("#notes").inner_text().startswith("The same in 8 of 8 orientations.")
@@ -247,25 +229,27 @@ def test_framing_gives_the_pixels_of_python(page: Any, tmp_path: Path) -> None:
     [
         ("notes.txt", b"no picture", "notes.txt: is no picture that is read here; give a PNG, JPEG, WebP or BMP file."),
         ("cut.png", b"\x89PNG\r\n", "cut.png: is no picture that this browser can open; give a PNG, JPEG, WebP or BMP"),
-        ("tiny.png", (4, 4), "tiny.png: is 4×4 pixels, too small for a cell; give at least 8×8."),
-        ("clear.png", "RGBA", "clear.png: has transparent parts; save it without transparency."),
-        ("strip.png", (400, 10), "strip.png: is 400×10 pixels, one side more than 10 times the other; crop it to"),
+        ("tiny.png", png(4), "tiny.png: is 4×4 pixels, too small for a cell; give at least 8×8."),
+        (
+            "clear.png",
+            encoded(Image.new("RGBA", (64, 64)), "PNG"),
+            "clear.png: has transparent parts; save it without transparency.",
+        ),
+        (
+            "strip.png",
+            encoded(Image.new("RGB", (400, 10)), "PNG"),
+            "strip.png: is 400×10 pixels, one side more than 10 times the other; crop it to",
+        ),
     ],
 )
-def test_a_wrong_file_is_told_in_one_sentence(page: Any, tmp_path: Path, name: str, content: Any, told: str) -> None:
-    if isinstance(content, bytes):
-        (tmp_path / name).write_bytes(content)
-    elif content == "RGBA":
-        Image.new("RGBA", (64, 64), (90, 40, 120, 200)).save(tmp_path / name)
-    else:
-        Image.new("RGB", content).save(tmp_path / name)
+def test_a_wrong_file_is_told_in_one_sentence(page: Any, tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(content)
     (problem,) = ask(page, tmp_path / name).values()
-    assert problem.startswith(told)
-    assert problem.count("\n") == 0
+    assert problem.startswith(told) and "\n" not in problem
 
 
 def test_the_same_file_can_be_given_again(page: Any, tmp_path: Path) -> None:
-    Image.fromarray(draw_cell("ALL", subject=5, cell=1).image).save(tmp_path / "cell.png")
+    (tmp_path / "cell.png").write_bytes(cell_png("ALL", 5, 1))
     first = ask(page, tmp_path / "cell.png")
     page.locator("#examples button").nth(4).click()
     page.locator("#caption", has_text="Synthetic HEM").wait_for()
@@ -279,7 +263,3 @@ def test_the_browser_refuses_every_request_to_another_server(page: Any, address:
     refused = page.evaluate("(url) => fetch(url, {mode: 'no-cors'}).then(() => '', (error) => error.message)", other)
     assert refused
     assert page.evaluate("(url) => fetch(url).then((found) => found.ok)", address)
-
-
-def test_a_title_is_text(page: Any) -> None:
-    assert page.locator("h1").inner_text() == "Cells & <mine>"

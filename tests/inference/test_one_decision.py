@@ -27,8 +27,8 @@ from leukoscope.inference.smear import AT_EDGE, read_smear
 from leukoscope.synthetic import draw_cell, draw_smear, smear_picture
 from leukoscope.web import smear as web_smear
 from leukoscope.web.answer import Picture, ask
+from leukoscope.web.app import Endpoints
 from leukoscope.web.batch import predict_files
-from leukoscope.web.endpoints import Endpoints
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.upload import CELL, FIELD, Limit, read_upload
 

@@ -15,11 +15,11 @@ import pytest
 from gradio.routes import App
 from starlette.testclient import TestClient
 
-from leukoscope import LeukoscopeError
+from leukoscope import LeukoscopeError, __version__
 from leukoscope.web import app as web_app
 from leukoscope.web.app import AT_ONCE, OPEN_FILES, allow_open_files, build_demo, require_upload_folder, routes, serve
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.visit import Visit
+from leukoscope.web.page import Visit
 
 
 @pytest.fixture
@@ -28,12 +28,13 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
     return App.create_app(build_demo(ModelCache({})), app_kwargs={"routes": routes()})
 
 
-def test_a_session_is_never_written_to_disk(app: App, tmp_path: Path) -> None:
+def test_neither_a_session_nor_a_video_is_written_to_disk(app: App, tmp_path: Path) -> None:
     assert app.state_holder["a-visit"] is not None
     answer = TestClient(app).get("/gradio_api/deep_link", params={"session_hash": "a-visit"})
     assert answer.status_code == 404
     assert answer.json() == {"detail": "This server keeps nothing of a visit; save the result from the page."}
-    assert not list(tmp_path.rglob("state.json"))
+    assert TestClient(app).post("/gradio_api/process_recording", files={"video": b"video"}).status_code == 404
+    assert not [*tmp_path.rglob("state.json"), *tmp_path.rglob("*.mp4")]
 
 
 def test_a_server_terminated_as_it_starts_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,16 +84,6 @@ def test_the_evidence_is_the_card_of_the_release(tiny_release: Path, tmp_path: P
         assert web_app._card(known, Visit()) == "This release comes without a card."
 
 
-def test_a_video_is_never_written_to_disk(app: App, tmp_path: Path) -> None:
-    answer = TestClient(app).post("/gradio_api/process_recording", files={"video": b"video"})
-    assert answer.status_code == 404
-    assert not list(tmp_path.rglob("*.mp4"))
-
-
-def test_it_lives(app: App) -> None:
-    assert TestClient(app).get("/healthz").json()["status"] == "ok"
-
-
 def test_it_lives_while_every_thread_waits(app: App) -> None:
     async def ask() -> httpx.Response:
         threads = anyio.to_thread.current_default_thread_limiter()
@@ -102,7 +93,7 @@ def test_it_lives_while_every_thread_waits(app: App) -> None:
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://demo") as visitor:
                 return await visitor.get("/healthz")
 
-    assert anyio.run(ask).json()["status"] == "ok"
+    assert anyio.run(ask).json() == {"status": "ok", "version": __version__}
 
 
 def test_as_many_files_may_be_open_as_the_system_allows() -> None:

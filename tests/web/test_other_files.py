@@ -35,18 +35,10 @@ class Visitor:
         answer = self.client.post("/gradio_api/upload", files={"files": (path.name, path.read_bytes())})
         return str(answer.json()[0])
 
-    @staticmethod
-    def _given(component: Any, file: Any) -> Any:
-        if isinstance(component, gr.Image | gr.File):
-            return [file] if isinstance(component, gr.File) else file
-        if isinstance(component, gr.Slider | gr.Textbox):
-            return component.value
-        return "tiny" if component.label == "model" else None
-
     def ask(self, event: int, file: Any) -> dict[str, Any]:
         """The last message of an event, its file input given and everything else left empty."""
-        inputs = self.demo.fns[event].inputs
-        data = [self._given(one, file) for one in inputs]
+        given = {"Image": file, "File": [file], "Dropdown": "tiny"}
+        data = [given.get(type(one).__name__) for one in self.demo.fns[event].inputs]
         body = {"data": data, "fn_index": event, "session_hash": self.session}
         joined = self.client.post("/gradio_api/queue/join", json=body)
         assert joined.status_code == 200, joined.text
@@ -75,11 +67,8 @@ def visitor(tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def events(demo: gr.Blocks) -> list[int]:
     """Those with a function that takes an image or files."""
-    return [
-        number
-        for number, event in demo.fns.items()
-        if event.fn and any(isinstance(one, gr.Image | gr.File) for one in event.inputs)
-    ]
+    files = gr.Image | gr.File
+    return [n for n, event in demo.fns.items() if event.fn and any(isinstance(one, files) for one in event.inputs)]
 
 
 @pytest.fixture
@@ -91,19 +80,12 @@ def secret(tmp_path: Path) -> Path:
     return path
 
 
-def linked(cache: Path, secret: Path) -> str:
-    link = cache / f"{OWN_FOLDER}{'a' * 32}" / "cell.bmp"
-    link.parent.mkdir(exist_ok=True)
-    if not link.is_symlink():
-        link.symlink_to(secret)
-    return str(link)
-
-
-def pipe(cache: Path, secret: Path) -> str:
-    path = cache / f"{OWN_FOLDER}{'b' * 32}" / "cell.bmp"
+def in_upload(cache: Path, letter: str, make: Callable[[Path], None]) -> str:
+    """The path of what is made where an upload could lie."""
+    path = cache / f"{OWN_FOLDER}{letter * 32}" / "cell.bmp"
     path.parent.mkdir(exist_ok=True)
-    if not path.exists():
-        os.mkfifo(path)
+    path.unlink(missing_ok=True)
+    make(path)
     return str(path)
 
 
@@ -127,8 +109,8 @@ PATHS: Mapping[str, Callable[[Path, Path], str]] = {
     "empty": lambda cache, secret: "",
     "zero byte": lambda cache, secret: "/a\0b",
     "too long": lambda cache, secret: f"{cache}/{OWN_FOLDER}{'d' * 32}/" + "x" * 5000,
-    "link": linked,
-    "pipe": pipe,
+    "link": lambda cache, secret: in_upload(cache, "a", lambda path: path.symlink_to(secret)),
+    "pipe": lambda cache, secret: in_upload(cache, "b", os.mkfifo),
     "no upload": beside,
 }
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -62,11 +60,6 @@ class Table:
 def _in_one_cell(text: str) -> str:
     """Escape what would end a Markdown cell or its line, or start an HTML element."""
     return " ".join(text.replace("|", r"\|").replace("<", "&lt;").splitlines())
-
-
-def cell_html(text: str) -> str:
-    """A table cell's text as HTML; intervals such as 0.81–0.94 are not wrapped at their dash."""
-    return re.sub(r"(?<![\d.,])\(?[\d.,]+–[\d.,]+\)?", r'<span style="white-space: nowrap">\g<0></span>', escape(text))
 
 
 def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:

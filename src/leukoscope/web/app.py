@@ -1,4 +1,4 @@
-"""The demo as one page: what stands round the tabs, and how it is served.
+"""The demo: what stands round the tabs, the public API at /predict, /field and /batch, and how all is served.
 
 `app.py` calls `serve`. The page is served as soon as Gradio is imported; torch and the first model load in the
 background. It listens on this machine only (a Space's container listens to its proxy), is never shared, and works
@@ -18,42 +18,43 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Thread, current_thread, main_thread
+from typing import Any
 
 import gradio as gr
+from gradio.mcp import GradioMCPServer
 from gradio.route_utils import API_PREFIX
 from gradio.utils import get_upload_folder
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from leukoscope import LeukoscopeError, __version__
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope.inference.smear import draw_reading
 from leukoscope.reports.text import QUESTION
-from leukoscope.web import stage
-from leukoscope.web.answer import ask, example
+from leukoscope.web import export, stage, upload
+from leukoscope.web.answer import Picture, ask, example
+from leukoscope.web.batch import BATCHES_AT_ONCE, columns, label_metrics, predict_files
 from leukoscope.web.batch_files import MAX_ZIP
-from leukoscope.web.endpoints import add_endpoints
-from leukoscope.web.model_cache import ModelCache, find_releases, listed_models
-from leukoscope.web.page import EVENT, Page
-from leukoscope.web.theme import CSS, HEAD, build_theme
+from leukoscope.web.model_cache import ZERO_GPU, ModelCache, find_releases, listed_models
+from leukoscope.web.page import EVENT, Page, Visit
+from leukoscope.web.smear import read_smear
 from leukoscope.web.upload import ANSWER_FOLDER, OWN_FOLDER, delete_old, keep_uploads_apart
-from leukoscope.web.visit import Visit
 
 CACHE_SECONDS = 3600
-# A program fetches the picture it was promised at once.
-ANSWER_SECONDS, SWEEP_SECONDS = 300, 60
-# glibc's malloc.h. Each of many threads would keep what it freed in an arena of its own: 20 visitors took 1.7 GB, with
-# two arenas 0.8 GB.
-_M_ARENA_MAX, ARENAS = -8, 2
+ANSWER_SECONDS, SWEEP_SECONDS = 300, 60  # a program fetches the picture it was promised at once
 # Requests of one kind that are served at once, some of them waiting for a model; the model cache limits how many are
-# computed at once.
-# Beyond the queue, visitors would only wait in vain.
+# computed at once. Beyond the queue, visitors would only wait in vain.
 AT_ONCE, QUEUE = 16, 64
 # Files open at once: one for each picture while it is uploaded, of several visitors. macOS allows no more.
 OPEN_FILES = 10_240
-# One visitor more, and the session that was idle longest is forgotten. What a session keeps is bounded by what an
-# upload may hold: a few MB for cells; a full-size field or batch some 100 MB, most of it for half an hour. All of them
-# at their largest then fit into the 16 GB of a free Space.
+# One visitor more, and the session that was idle longest is forgotten. A session keeps a few MB for cells, some 100 MB
+# for the largest field or batch: all of them together fit into the 16 GB of a free Space.
 SESSIONS = 120
+# Seen before the page's scripts have come over a slow line; it moves nothing as it comes and goes.
+_LOADING = f"""<style>body:not(:has(.gradio-container h1))::before {{
+  content: "Leukoscope. {QUESTION} For research only. The page is loading …";
+  position: fixed; inset: 0 0 auto; padding: 1.2rem; font: 600 1.05rem/1.5 system-ui, sans-serif;
+  color: #6b3fa0; }}</style>"""
 _HEAD = f'<div class="lk-head"><h1>Leukoscope</h1><p>{QUESTION}</p></div>'
 _PRIVACY = (
     "An upload lies on this server's disk until it is read, then it is deleted; one that breaks off, is never read or "
@@ -89,6 +90,105 @@ def build_demo(models: ModelCache) -> gr.Blocks:
     return demo.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUE, api_open=False)
 
 
+class Endpoints:
+    """The public API, which Gradio describes by these signatures and docstrings, and offers to assistants."""
+
+    def __init__(self, models: ModelCache) -> None:
+        self.models = models
+
+    def predict(
+        self, image: str | None, model: str | None
+    ) -> tuple[str, dict[str, float], str | None, str, dict[str, Any]]:
+        """Classify one white blood cell, with a Grad-CAM map of the most probable class. For research only.
+
+        Args:
+            image: the picture of one cell, cut out or from a smear; PNG, JPEG, BMP, TIFF or WebP.
+            model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
+        """
+        with upload.gradio_errors():
+            row = ask(Picture(*upload.read_upload(image)), self.models, model or "")
+            summary, (_, overlaid) = row.summary(), row.pictures(row.known.most_probable)
+            decision = {**row.known.decision.to_dict(), "ood_score": row.known.checks.ood_score}
+            grad_cam = export.png_answer(overlaid) if overlaid else None
+        return decision["outcome"], row.known.probabilities, grad_cam, summary, decision
+
+    def field(
+        self, image: str | None, model: str | None, um_per_pixel: float | None = None
+    ) -> tuple[dict[str, Any], str]:
+        """Find and classify the white blood cells of a field of view. For research only.
+
+        Args:
+            image: the picture of a stained smear; PNG, JPEG, BMP, TIFF or WebP.
+            model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
+            um_per_pixel: micrometres per pixel; 0 has the scale guessed from its red cells or nuclei.
+        """
+        with upload.gradio_errors():
+            given = Picture(*upload.read_upload(image, upload.FIELD), um_per_pixel=um_per_pixel)
+            found = read_smear(self.models, given, model)
+            boxes = export.png_answer(draw_reading(found.picture.image, found.reading))
+        return found.reading.to_dict(), boxes
+
+    def batch(self, files: list[str] | None, model: str | None) -> dict[str, Any]:
+        """Classify many cells, with one prediction for each subject where subjects are known. For research only.
+
+        Args:
+            files: pictures of single cells, or zips of them, whose folders may name classes and subjects.
+            model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
+        """
+        with upload.gradio_errors():
+            result = predict_files(self.models, files, model)
+            measured, notes = label_metrics(result)
+        named = columns(result)
+        return {
+            "cells": [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)],
+            "subject_predictions": [one.to_dict() for one in result.subject_predictions],
+            "figures": [list(row) for row in measured],
+            "notes": [*result.warnings, *notes, *result.problems],
+            "notice": RESEARCH_NOTICE,
+        }
+
+
+def add_endpoints(models: ModelCache) -> None:
+    """Add the named endpoints to the Blocks being built."""
+    asked = Endpoints(models)
+    with gr.Group(visible=False):
+        chosen = gr.Dropdown(models.names, value=next(iter(models.names), None), allow_custom_value=True, label="model")
+        answers = [
+            gr.Textbox(label="outcome"), gr.JSON(label="probabilities"), gr.Image(label="grad_cam", format="png"),
+            gr.Textbox(label="text"), gr.JSON(label="decision"),
+        ]  # fmt: skip
+        cell, picture = (upload.cell_upload(label="image") for _ in range(2))
+        gr.Button("predict").click(asked.predict, [cell, chosen], answers, api_name="predict")
+        inputs = [picture, chosen, gr.Number(0, label="um_per_pixel")]
+        boxes = [gr.JSON(label="reading"), gr.Image(label="boxes", format="png")]
+        gr.Button("field").click(asked.field, inputs, boxes, api_name="field")
+        given = [upload.files_upload(label="files"), chosen]
+        gr.Button("batch").click(
+            asked.batch, given, gr.JSON(label="answers"), api_name="batch", concurrency_id="batch",
+            concurrency_limit=BATCHES_AT_ONCE,
+        )  # fmt: skip
+
+
+def build_theme() -> gr.themes.Base:
+    """Violet as of a Giemsa stain on neutral grey, flat, in the reader's own system fonts; nothing is fetched."""
+    return gr.themes.Base(
+        primary_hue="violet",
+        secondary_hue="violet",
+        neutral_hue="zinc",
+        radius_size="sm",
+        font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"),
+        font_mono=("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"),
+    ).set(
+        body_text_color="*neutral_900",
+        body_text_color_subdued="*neutral_600",
+        block_label_text_color="*neutral_700",
+        block_title_text_color="*neutral_700",
+        block_info_text_color="*neutral_700",
+        block_shadow="none",
+        color_accent="*primary_700",
+    )
+
+
 def _card(models: ModelCache, visit: Visit) -> str:
     """The card of the release whose answer is shown, without its metadata and its figures, which lie in its folder."""
     name = visit.model or next(iter(models.names), "")
@@ -101,33 +201,18 @@ def _card(models: ModelCache, visit: Visit) -> str:
     return re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
 
 
-def serves_mcp() -> bool:
-    """Whether tools can be offered to MCP clients: Gradio's extra `mcp` is installed, in a version that fits it."""
-    from gradio.mcp import GradioMCPServer
-
-    # Its class body imports what the extra brings, and goes on without.
-    return hasattr(GradioMCPServer, "StreamableHTTPSessionManager")
-
-
 def routes() -> list[Route]:
     """Routes that the server handles itself, before Gradio does.
 
     Gradio would write a session's values, a visitor's picture among them, or a video to files that nothing deletes.
     """
-    refused = (("deep_link", "GET"), ("process_recording", "POST"))
-    return [
-        Route("/healthz", _healthz),
-        *(Route(f"{API_PREFIX}/{name}", _refuse, methods=[method]) for name, method in refused),
-    ]
+    refused = {"deep_link": "GET", "process_recording": "POST"}
+    closed = [Route(f"{API_PREFIX}/{name}", _refuse, methods=[method]) for name, method in refused.items()]
+    return [Route("/healthz", _healthz), *closed]
 
 
 def serve(releases: Path, hub_ids: Path, host: str, port: int) -> None:
-    """Serve the demo until interrupted.
-
-    Args:
-        releases: a release folder, or the folder whose sub-folders with a config.json are the embedded releases.
-        hub_ids: text file of Hub ids to offer, one per line; it may be missing.
-        host, port: where to listen.
+    """Serve the demo until interrupted, with the models of `find_releases` and `listed_models`.
 
     Raises:
         LeukoscopeError: the port is taken, or the folder for uploads cannot be written.
@@ -135,10 +220,8 @@ def serve(releases: Path, hub_ids: Path, host: str, port: int) -> None:
     """
     require_upload_folder()
     models = ModelCache(find_releases(releases), listed_models(hub_ids))
-    # Of the events, each with its session and time, Gradio keeps ten thousand unless it is told otherwise.
-    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
-    # Not by `launch`, whose older versions do not know it.
-    os.environ["GRADIO_RUN_HISTORY"] = "False"
+    # Gradio keeps ten thousand events, each with its session and time, and in newer versions the runs.
+    os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_RUN_HISTORY": "False"}
     limit_arenas()
     demo = build_demo(models)
     keep_uploads_apart(demo)
@@ -154,15 +237,16 @@ def serve(releases: Path, hub_ids: Path, host: str, port: int) -> None:
                 server_port=port,
                 share=False,
                 ssr_mode=False,
-                mcp_server=serves_mcp(),
+                # Where Gradio's extra `mcp` is installed: the class's body imports what it brings, and goes on without.
+                mcp_server=hasattr(GradioMCPServer, "StreamableHTTPSessionManager"),
                 app_kwargs={"routes": routes()},
                 max_file_size=MAX_ZIP,
                 # A thread for every request that may run: those that wait for a model hold up no others.
                 max_threads=AT_ONCE * len(demo.fns),
                 state_session_capacity=SESSIONS,
                 theme=build_theme(),
-                css=CSS,
-                head=HEAD,
+                css=Path(__file__).with_name("page.css").read_text(encoding="utf-8"),
+                head=_LOADING,
                 footer_links=["api"],
                 enable_monitoring=False,
                 prevent_thread_lock=True,
@@ -190,11 +274,7 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def require_upload_folder() -> None:
-    """Make the folder that uploads are written to.
-
-    Raises:
-        LeukoscopeError: it cannot be written, as one below the temporary folder that belongs to another user.
-    """
+    """Make the folder that uploads are written to; an error where it belongs to another user."""
     folder = Path(get_upload_folder())
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -218,10 +298,10 @@ def allow_open_files() -> None:
 
 
 def limit_arenas() -> None:
-    """Let the threads of this process share two of glibc's arenas; does nothing where there is no glibc."""
+    """Let all threads share two of glibc's arenas: with one each, 20 visitors took 1.7 GB instead of 0.8."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(_M_ARENA_MAX, ARENAS)
+        mallopt(-8, 2)  # M_ARENA_MAX of malloc.h
 
 
 def _delete_answers() -> None:
@@ -240,15 +320,11 @@ def _refuse(request: Request) -> JSONResponse:
 
 
 def _warm_up(models: ModelCache) -> None:
-    """Load the models and predict once with each, so that the first visitor does not wait for it.
-
-    On a ZeroGPU Space they are only loaded: a card is borrowed for visitors alone.
-    """
+    """Load the models and predict once with each, for which no visitor should wait nor a card be borrowed."""
     for name in models.names:
         try:
-            if "SPACES_ZERO_GPU" in os.environ:
-                models.predictor(name)
-            else:
+            models.predictor(name)
+            if ZERO_GPU not in os.environ:
                 ask(example(1), models, name)
         except LeukoscopeError as error:
             print(f"warning: {error}")

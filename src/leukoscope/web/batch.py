@@ -5,7 +5,6 @@ Their subjects stand on the left, what follows from them on the right; each cell
 
 from __future__ import annotations
 
-import io
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +15,6 @@ from threading import Semaphore
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import open_bytes
@@ -25,38 +22,32 @@ from leukoscope.evaluation.bootstrap import cell_intervals, point_metrics, subje
 from leukoscope.evaluation.overlap import same_subject, trainings_of
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, WITHOUT_CLASS, Prediction, Thresholds
-from leukoscope.inference.scoring import safe_cell
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule
 from leukoscope.reports.formatting import data_uri, encoded, metric_name, span
 from leukoscope.reports.text import about_model, outcome_text, percent
 from leukoscope.web import stage
 from leukoscope.web.batch_files import Batch, BatchFile, open_batch, true_class
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.upload import CELL, File, deleted_afterwards
+from leukoscope.web.upload import CELL, deleted_afterwards
 
 PICTURES_AT_ONCE, THUMBNAIL = 16, 96
-# Bytes of a batch's pictures that stay in the visitor's session, so that they can be opened.
-MAX_KEPT = 64 * 2**20
-# A batch holds hundreds of megabytes while it is read.
-BATCHES_AT_ONCE = 2
+MAX_KEPT = 64 * 2**20  # bytes of a batch's pictures that stay in the visitor's session, to be opened
+BATCHES_AT_ONCE = 2  # a batch holds hundreds of megabytes while it is read
 SHOWN, SHOWN_WRONG, SHOWN_PROBLEMS = 120, 24, 20
-_WIDTH, _HEIGHT, _MARGIN = 640, 110, 26
+_WIDTH, _HEIGHT = 600, 110
 _line = Semaphore(BATCHES_AT_ONCE)
 
 
 @dataclass(frozen=True)
 class BatchRow:
-    """One picture's prediction; `truth` and `subject` are "" where not known.
-
-    `thumbnail` is WebP, at most 96 px on a side; `picture` lossless WebP, empty beyond `MAX_KEPT`.
-    """
+    """One picture's prediction."""
 
     name: str
-    truth: str
+    truth: str  # "" where it is not known, as the subject
     subject: str
     prediction: Prediction
-    thumbnail: bytes = b""
-    picture: bytes = b""
+    thumbnail: bytes = b""  # WebP, at most 96 px on a side
+    picture: bytes = b""  # lossless WebP, empty beyond `MAX_KEPT`
 
     @property
     def called(self) -> str:
@@ -69,40 +60,24 @@ class BatchRow:
         return self.prediction.probabilities[self.called]
 
     def kept(self) -> bytes:
-        """The picture as a file.
-
-        Raises:
-            LeukoscopeError: it was not kept.
-        """
-        if not self.picture:
-            raise LeukoscopeError(
-                f"{self.name}: of a batch, {MAX_KEPT // 2**20} MB of pictures are kept, and this one is not among "
-                "them; send this subject's cells alone"
-            )
-        return self.picture
+        """The picture as a file; an error where it was not kept."""
+        if self.picture:
+            return self.picture
+        kept = f"of a batch, {MAX_KEPT // 2**20} MB of pictures are kept, and this one is not among them"
+        raise LeukoscopeError(f"{self.name}: {kept}; send this subject's cells alone")
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """A batch as one model predicts it; lives in a visitor's session, in memory only.
-
-    Attributes:
-        given: the pictures that were read, to be predicted again.
-        problems: one sentence for each file that could not be used.
-    """
+    """A batch as one model predicts it; lives in a visitor's session, in memory only."""
 
     rows: tuple[BatchRow, ...]
     classes: tuple[str, ...]
     model: str
     revision: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    given: Batch = field(default_factory=Batch)
-    problems: tuple[str, ...] = ()
-
-    @cached_property
-    def thresholds(self) -> Thresholds:
-        """What the release decides by."""
-        return Thresholds.from_metrics(self.metrics)
+    given: Batch = field(default_factory=Batch)  # the pictures that were read, to be predicted again
+    problems: tuple[str, ...] = ()  # a sentence for each file that could not be used
 
     @property
     def positive(self) -> str:
@@ -116,15 +91,19 @@ class BatchResult:
         return {name: [row for row in self.rows if row.subject == name] for name in names}
 
     @cached_property
+    def rule(self) -> SubjectRule | None:
+        """What the release predicts for subjects by."""
+        return SubjectRule.from_metrics(self.metrics, self.classes)
+
+    @cached_property
     def subject_predictions(self) -> list[SubjectPrediction]:
         """One prediction for each known subject, by name; none where the release does not predict for subjects."""
-        rule = SubjectRule.from_metrics(self.metrics, self.classes)
-        if rule is None:
+        if self.rule is None:
             return []
         found = []
         for subject, cells in self.by_subject.items():
             probabilities = np.array([[row.prediction.probabilities[label] for label in self.classes] for row in cells])
-            found.append(rule.predict(probabilities, [row.prediction.outcome for row in cells], subject=subject))
+            found.append(self.rule.predict(probabilities, [row.prediction.outcome for row in cells], subject=subject))
         return found
 
     @cached_property
@@ -137,12 +116,16 @@ class BatchResult:
         return found
 
     @property
-    def too_good(self) -> str:
-        """A warning where subjects may have trained the model; else ""."""
-        if not self.trained_on:
-            return ""
-        subjects = ", ".join(sorted(self.trained_on))
-        return f"The model was trained on subjects called {subjects}: if these are the same, the results are too good."
+    def warnings(self) -> list[str]:
+        """What must be said beside the results: subjects that may have trained the model, cells of unknown subjects."""
+        found, names = [], ", ".join(sorted(self.trained_on))
+        if names:
+            said = f"The model was trained on subjects called {names}: if these are the same"
+            found.append(f"{said}, the results are too good.")
+        if self.rule and (unknown := sum(not row.subject for row in self.rows)):
+            said = f"The subject of {unknown} of {len(self.rows)} cells is not known"
+            found.append(f"{said}: give each subject's cells a folder.")
+        return found
 
     @property
     def wrong(self) -> list[tuple[int, BatchRow]]:
@@ -162,10 +145,7 @@ def predict_files(models: ModelCache, paths: Sequence[str] | None, name: str | N
 
 
 def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Iterator[int | BatchResult]:
-    """Predict every picture of a batch.
-
-    Yields:
-        How many files are done, after each part of them; at last the result.
+    """Predict every picture of a batch: after each part how many files are done, at last the result.
 
     Raises:
         LeukoscopeError: the model cannot be used, or not one picture.
@@ -206,8 +186,9 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Itera
 
 def reading_batch(models: ModelCache, batch: Batch, name: str) -> Iterator[str | BatchResult]:
     """Predict a batch once others are done; how far it is as HTML, at last the result."""
-    start, labels = time.monotonic(), models.predictor(name).release.labels
-    found, total = subjects_found(list(batch.subjects(labels).values())), len(batch.files)
+    start, total = time.monotonic(), len(batch.files)
+    subjects = set(batch.subjects(models.predictor(name).release.labels).values()) - {""}
+    found = f"Subjects: {len(subjects)}." if subjects else "No subjects: give each one's cells a folder."
     yield progress(0, total, 0.0, found)
     # Not the event's own limit: single pictures come by the same event, and must not wait for batches.
     while not _line.acquire(timeout=1):
@@ -247,27 +228,19 @@ def label_metrics(result: BatchResult) -> tuple[list[tuple[str, str, str]], list
     return [(metric_name(name), f"{value:.3f}", span(intervals.get(name))) for name, value in measured.items()], notes
 
 
-def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[Any]]:
-    """Column → one value per picture; `safe` lets no text be taken for a formula."""
-    rows, text = result.rows, safe_cell if safe else str
-    about = {"model": text(result.model), "revision": result.revision, "notice": RESEARCH_NOTICE}
+def columns(result: BatchResult) -> dict[str, Sequence[Any]]:
+    """Column → one value per picture."""
+    rows, about = result.rows, {"model": result.model, "revision": result.revision, "notice": RESEARCH_NOTICE}
     return {
-        "file": [text(row.name) for row in rows],
-        "subject": [text(row.subject) for row in rows],
-        "outcome": [text(row.prediction.outcome) for row in rows],
+        "file": [row.name for row in rows],
+        "subject": [row.subject for row in rows],
+        "outcome": [row.prediction.outcome for row in rows],
         "reasons": [" ".join(reason.code for reason in row.prediction.decision.reasons) for row in rows],
-        "label": [text(row.truth) for row in rows],
+        "label": [row.truth for row in rows],
         **{f"p_{label}": [row.prediction.probabilities[label] for row in rows] for label in result.classes},
         "ood_score": [row.prediction.checks.ood_score for row in rows],
         **{name: [value] * len(rows) for name, value in about.items()},
     }
-
-
-def save_cells(result: BatchResult) -> File:
-    """One row per cell, as CSV."""
-    buffer = io.BytesIO()
-    pyarrow.csv.write_csv(pa.table(columns(result, safe=True)), buffer)
-    return File("leukoscope-cells.csv", "text/csv", buffer.getvalue())
 
 
 # What is shown.
@@ -281,16 +254,6 @@ def progress(done: int, total: int, seconds: float, subjects: str) -> str:
         f'<progress max="{total}" value="{done}" aria-label="Pictures predicted"></progress>{stage.note(subjects)}'
         f'<div class="lk-acts">{stage.act("stop", "Stop")}</div>'
     )
-
-
-def subjects_found(subjects: Sequence[str]) -> str:
-    """Whose cells these are, in words."""
-    counts = Counter(filter(None, subjects))
-    if not counts:
-        return "No subjects: give each one's cells a folder."
-    named = ", ".join(f"{name} ({count})" for name, count in counts.most_common(8))
-    rest = f" and {len(counts) - 8} more" if len(counts) > 8 else ""
-    return f"Subjects: {len(counts)}. {named}{rest}."
 
 
 def batch_picture(result: BatchResult) -> str:
@@ -310,41 +273,39 @@ def batch_picture(result: BatchResult) -> str:
 
 def _zone(result: BatchResult) -> tuple[float, float] | None:
     """The probabilities between which no class is given, of two classes; None without them."""
-    limit = result.thresholds.abstain_below
+    limit = Thresholds.from_metrics(result.metrics).abstain_below
     return (1 - limit, limit) if limit is not None and limit > 0.5 and len(result.classes) == 2 else None
 
 
 def _strip(result: BatchResult, subject: str) -> str:
     """Every cell of a subject as a dot, sorted by its probability of the positive class; refused ones at the left."""
-    cells = [(number, row) for number, row in enumerate(result.rows) if row.subject == subject]
-    cells.sort(
-        key=lambda one: (one[1].prediction.outcome not in REFUSED, one[1].prediction.probabilities[result.positive])
-    )
-    step = (_WIDTH - 2 * _MARGIN) / max(1, len(cells))
-    radius = min(4.5, max(1.8, 0.45 * step))
+    cells = [
+        (row.prediction.outcome not in REFUSED, row.prediction.probabilities[result.positive], number)
+        for number, row in enumerate(result.rows)
+        if row.subject == subject
+    ]
+    step, shapes = _WIDTH / len(cells), ""
 
     def height(probability: float) -> float:
         return 8 + (1 - probability) * (_HEIGHT - 16)
 
-    shapes = ""
     if zone := _zone(result):
+        top, bottom = height(zone[1]), height(zone[0])
+        shapes += f'<rect class="lk-zone" width="{_WIDTH}" y="{top:.1f}" height="{bottom - top:.1f}"/>'
+    for place, (_, share, number) in enumerate(sorted(cells)):
+        row = result.rows[number]
+        title = f"{row.name}: {percent(share)}, {outcome_text(row.prediction.outcome)}"
         shapes += (
-            f'<rect class="lk-zone" x="{_MARGIN}" width="{_WIDTH - 2 * _MARGIN}" y="{height(zone[1]):.1f}" '
-            f'height="{height(zone[0]) - height(zone[1]):.1f}"><title>no class</title></rect>'
-        )
-    for value in (0, 0.5, 1):
-        shapes += f'<text x="{_MARGIN - 6}" y="{height(value) + 4:.1f}" text-anchor="end">{value:g}</text>'
-    for place, (number, row) in enumerate(cells):
-        share, outcome = row.prediction.probabilities[result.positive], row.prediction.outcome
-        shapes += (
-            f'<circle data-act="cell:{number}" cx="{_MARGIN + (place + 0.5) * step:.1f}" cy="{height(share):.1f}" '
-            f'r="{radius:.1f}" fill="{stage.colour(outcome, result.classes)}"><title>{escape(row.name)}: '
-            f"{percent(share)}, {escape(outcome_text(outcome))}</title></circle>"
+            f'<circle data-act="cell:{number}" cx="{(place + 0.5) * step:.1f}" cy="{height(share):.1f}" '
+            f'r="{min(4.5, max(2, 0.45 * step)):.1f}" fill="{stage.colour(row.prediction.outcome, result.classes)}">'
+            f"<title>{escape(title)}</title></circle>"
         )
     said, seen = subject_text(result, subject), " (in training?)" if subject in result.trained_on else ""
+    axis = '<div aria-hidden="true"><span>1</span><span>0.5</span><span>0</span></div>'
     return (
-        f'<section class="lk-subject"><h3>{escape(subject + seen)}</h3>{stage.note(said)}<svg viewBox="0 0 {_WIDTH} '
-        f'{_HEIGHT}" role="img" aria-label="{escape(f"{subject}: {said}")}">{shapes}</svg></section>'
+        f'<section class="lk-subject"><h3>{escape(subject + seen)}</h3>{stage.note(said)}<div class="lk-dots">{axis}'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(f"{subject}: {said}")}">{shapes}</svg>'
+        "</div></section>"
     )
 
 
@@ -371,13 +332,12 @@ def batch_answer(result: BatchResult, others: tuple[str, ...] = ()) -> str:
     numbers = {one: found[one] for one in (*result.classes, *WITHOUT_CLASS) if found[one] or one in result.classes}
     html = f'<p class="lk-headline" role="status">{len(result.rows)} cells predicted.</p>'
     html += stage.counts(numbers, result.classes)
-    html += stage.message("Warning", result.too_good) if result.too_good else ""
-    if result.subject_predictions:
-        rule = result.subject_predictions[0].rule.text
-        html += stage.note(f"Rule for a subject: {rule}. Its interval does not say how subjects differ.")
+    html += stage.message("Warning", " ".join(result.warnings)) if result.warnings else ""
+    if result.rule:
+        html += stage.note(f"Rule for a subject: {result.rule.text}. Its interval does not say how subjects differ.")
     measured, notes = label_metrics(result)
     if measured:
-        rows = stage.table(("metric", "value", "95 % interval"), measured)
+        rows = stage.facts({name: f"{value} ({interval})" for name, value, interval in measured})
         html += stage.details("Measured on your labels", f"{''.join(map(stage.note, notes))}{rows}", is_open=True)
     if result.wrong:
         shown = _cells(result, result.wrong[:SHOWN_WRONG])
@@ -396,19 +356,18 @@ def batch_answer(result: BatchResult, others: tuple[str, ...] = ()) -> str:
 
 
 def _cells(result: BatchResult, rows: Sequence[tuple[int, BatchRow]]) -> str:
-    return f'<ul class="lk-cells">{"".join(_cell(result, number, row) for number, row in rows)}</ul>'
-
-
-def _cell(result: BatchResult, number: int, row: BatchRow) -> str:
-    truth = f", is {row.truth}" if row.truth and row.truth != row.called else ""
-    share = f" {percent(row.confidence)}" if row.prediction.decision.label else ""
-    said = f"{outcome_text(row.prediction.outcome)}{share}{truth}"
-    # What it shows stands beside it in words.
-    shown = f'<img src="{data_uri("image/webp", row.thumbnail)}" alt="" loading="lazy" width="96" height="96">'
-    if row.picture:
-        shown = stage.act(f"cell:{number}", shown, title=f"{row.name}: {said}; open it", classes="")
-    wrong = ' class="wrong"' if truth else ""
-    ink = stage.colour(row.prediction.outcome, result.classes)
-    # The end of a name tells it apart.
-    name = f'<span class="lk-end" title="{escape(row.name)}"><bdi>{escape(row.name)}</bdi></span>'
-    return f'<li{wrong} style="--c:{ink}">{shown}<b>{escape(said)}</b>{name}</li>'
+    """Cells, each with what the model says of it."""
+    shown = ""
+    for number, row in rows:
+        truth = f", is {row.truth}" if row.truth and row.truth != row.called else ""
+        share = f" {percent(row.confidence)}" if row.prediction.decision.label else ""
+        said = f"{outcome_text(row.prediction.outcome)}{share}{truth}"
+        # What it shows stands beside it in words.
+        image = f'<img src="{data_uri("image/webp", row.thumbnail)}" alt="" loading="lazy" width="96" height="96">'
+        if row.picture:
+            image = stage.act(f"cell:{number}", image, title=f"{row.name}: {said}; open it", classes="")
+        style = f'{"class=wrong " if truth else ""}style="--c:{stage.colour(row.prediction.outcome, result.classes)}"'
+        # The end of a name tells it apart.
+        name = f'<span class="lk-end" title="{escape(row.name)}"><bdi>{escape(row.name)}</bdi></span>'
+        shown += f"<li {style}>{image}<b>{escape(said)}</b>{name}</li>"
+    return f'<ul class="lk-cells">{shown}</ul>'

@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
+from itertools import product
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -26,8 +28,8 @@ from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 from leukoscope.web.upload import MAX_BYTES, file_name
 
 MAX_FILES, MAX_UNPACKED, MAX_ZIP = 2000, 200 * 2**20, 64 * 2**20
-# Enough cells of each for one prediction for a subject, which needs 50 by the releases of C-NMC.
-SAMPLE_SUBJECTS, SAMPLE_CELLS = 2, 56
+# Enough for one prediction for a subject, which needs 50 by the releases of C-NMC.
+SAMPLE_CELLS = 56
 LONGEST_NAME = 255
 # What reading an entry of a damaged zip raises.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError)
@@ -45,8 +47,7 @@ _NO_SUBJECT = (r"fold[-_ ]?\d+", r"train\w*", r"test\w*", r"val\w*", r"images?",
                r"patients?", r"subjects?")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class BatchFile:
+class BatchFile(NamedTuple):
     """One file of a batch, not yet read; `name` is as given, within a zip with its folders."""
 
     name: str
@@ -55,16 +56,11 @@ class BatchFile:
 
 @dataclass
 class Batch:
-    """The files given together.
-
-    Attributes:
-        problems: one sentence for each file that cannot be used.
-        archive: name of the one zip that all pictures come from, without its suffix; "" where there is none.
-    """
+    """The files given together."""
 
     files: list[BatchFile] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    archive: str = ""
+    problems: list[str] = field(default_factory=list)  # a sentence for each file that cannot be used
+    archive: str = ""  # name of the one zip that all pictures come from, without its suffix
 
     def subjects(self, classes: Sequence[str]) -> dict[str, str]:
         """File name → subject, which folders or names tell, or the one zip's name if its cells have one class."""
@@ -83,21 +79,13 @@ def sample_batch() -> Batch:
         pixels = draw_cell(PHANTOM_LABELS[subject], subject=subject, cell=cell).image
         return encoded(Image.fromarray(pixels), "PNG", compress_level=1)
 
+    known = product(range(len(PHANTOM_LABELS)), range(SAMPLE_CELLS))
     return Batch(
-        [
-            BatchFile(f"synthetic-{subject + 1}/cell-{cell + 1:02d}.png", partial(draw, subject, cell))
-            for subject in range(SAMPLE_SUBJECTS)
-            for cell in range(SAMPLE_CELLS)
-        ]
+        [BatchFile(f"synthetic-{one + 1}/cell-{cell + 1:02d}.png", partial(draw, one, cell)) for one, cell in known]
     )
 
 
-def is_batch(paths: Sequence[str]) -> bool:
-    """Whether an upload is more than one picture: several files or a zip."""
-    return len(paths) > 1 or _is_zip(paths[0])
-
-
-def _is_zip(path: str) -> bool:
+def is_zip(path: str) -> bool:
     """Whether a file is a zip, or begins as one: what is cut short has lost its directory, which stands at the end."""
     with suppress(OSError), open(path, "rb") as file:
         return file.read(4) == b"PK\x03\x04" or zipfile.is_zipfile(path)
@@ -127,7 +115,7 @@ def open_batch(paths: Sequence[str]) -> Batch:
             f"{len(paths)} files of {size // 2**20} MB were given; at most {MAX_UNPACKED // 2**20} MB fit in one "
             "batch: split it"
         )
-    archives = [path for path in paths if _is_zip(path)]
+    archives = [path for path in paths if is_zip(path)]
     batch, files = Batch(), dict[str, BatchFile]()
     # A zip stays open until the next is read: its directory is parsed once, not again for each picture.
     opened = lru_cache(maxsize=1)(zipfile.ZipFile)
@@ -167,20 +155,15 @@ def _entries(path: str, name: str, opened: Callable[[str], zipfile.ZipFile]) -> 
     _require_safe(entries, name)
     pictures, others = [], Counter[str]()
     for entry in entries:
-        kind = PurePosixPath(entry.filename).suffix.lower()
-        if kind in IMAGE_SUFFIXES or _begins_as_image(opened(path), entry):
+        kind, start = PurePosixPath(entry.filename).suffix.lower(), b""
+        if kind not in IMAGE_SUFFIXES:
+            with suppress(*_DAMAGED), opened(path).open(entry) as file:
+                start = file.read(16)
+        if kind in IMAGE_SUFFIXES or begins_as_image(start):
             pictures.append(BatchFile(entry.filename, partial(_unpacked, path, entry, opened)))
         else:
             others[kind or "no suffix"] += 1
     return pictures, others
-
-
-def _begins_as_image(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
-    try:
-        with archive.open(entry) as file:
-            return begins_as_image(file.read(16))
-    except _DAMAGED:
-        return False
 
 
 def _is_added(name: str) -> bool:
@@ -226,9 +209,8 @@ def _unpacked(path: str, entry: zipfile.ZipInfo, opened: Callable[[str], zipfile
 def subjects_of(names: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
     """File name → its subject, as folders or file names tell it; {} where none do.
 
-    The first pattern counts that finds a subject for every file, two subjects at least (one, where it is a folder or
-    C-NMC's name), and two files per subject on average, as a number of its own for each file is the file's; and what it
-    finds may be no class of the release and no fold of a cross-validation.
+    The first pattern counts that finds a subject for every file, as many subjects as it needs, and two files of each on
+    average (a number of its own for each file is the file's), no class of the release and no fold among them.
     """
     unfit = re.compile("|".join((*_NO_SUBJECT, *map(re.escape, classes))), re.IGNORECASE)
     for pattern, least in _SUBJECTS.items():

@@ -1,42 +1,123 @@
-"""A result as a PNG to keep: cell and map side by side, the bars and every sentence that the page shows beside them."""
+"""What leaves the demo as a file: results that a visitor saves, as PNG or CSV, and pictures that the API returns."""
 
 from __future__ import annotations
 
+import csv
+import io
+import secrets
+import shutil
 import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from PIL import Image, ImageDraw
+from gradio.utils import get_upload_folder
+from PIL import Image, ImageDraw, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.inference.gradcam import map_colours
-from leukoscope.inference.smear import drawing_font
+from leukoscope.inference.scoring import safe_cell
+from leukoscope.inference.smear import draw_reading, drawing_font
+from leukoscope.reports.formatting import encoded
 from leukoscope.reports.text import named, percent
 from leukoscope.web.answer import Row
+from leukoscope.web.smear import Smear, cell_size
 from leukoscope.web.stage import colour
-from leukoscope.web.upload import File, png_file, safe_stem
+from leukoscope.web.upload import ANSWER_FOLDER
 
 # In pixels; LETTERS fit into a line.
 SIDE, MARGIN, LINE, LETTERS = 450, 20, 24, 105
 INK, QUIET, TRACK = "#18181b", "#55515f", "#e7e4ee"
 
 
+class File(NamedTuple):
+    """A file to be saved by the visitor: its name, media type and content."""
+
+    name: str
+    kind: str
+    content: bytes
+
+
+def png_answer(image: Image.Image) -> str:
+    """Write a picture as a PNG with the research notice, in a folder of its own of Gradio's cache, and give its path.
+
+    Gradio sends it from there; `delete_old` deletes it. Its own files take three times as long to compress, and
+    have the name of an equal answer's: writing one anew breaks off the download of whoever is being sent it.
+    """
+    about = PngInfo()
+    about.add_text("Disclaimer", RESEARCH_NOTICE)
+    path = Path(get_upload_folder()) / f"{ANSWER_FOLDER}{secrets.token_hex(16)}" / "image.png"
+    try:
+        path.parent.mkdir(parents=True)
+        image.save(path, pnginfo=about, compress_level=1)
+    except OSError:
+        shutil.rmtree(path.parent, ignore_errors=True)
+        raise LeukoscopeError("the disk of this server is full; try again in a few minutes") from None
+    return str(path)
+
+
+def _png_file(source: str, image: Image.Image, title: str, model: str, revision: str, description: str = "") -> File:
+    """A picture as a PNG that states in its texts which model it is from, and that it is for research only."""
+    about = PngInfo()
+    about.add_itxt("Title", title)
+    if description:
+        about.add_itxt("Description", description)
+    about.add_itxt("Source", f"model {model}, revision {revision or 'of a local folder'}")
+    about.add_itxt("Disclaimer", RESEARCH_NOTICE)
+    about.add_text("Software", f"Leukoscope {__version__}")
+    return File(f"leukoscope-{_stem(source)}.png", "image/png", encoded(image, "PNG", pnginfo=about))
+
+
+def _stem(name: str) -> str:
+    """A picture's name without its suffix as part of a file name, whatever a visitor called it."""
+    return "".join(letter if letter.isalnum() else "-" for letter in name.rsplit(".", 1)[0])[:60] or "picture"
+
+
+def csv_file(name: str, columns: Mapping[str, Sequence[Any]]) -> File:
+    """A table as CSV, in which a spreadsheet takes no text for a formula."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        table.writerow([safe_cell(value) if isinstance(value, str) else value for value in row])
+    return File(name, "text/csv", text.getvalue().encode())
+
+
+def save_smear(kind: str, smear: Smear) -> File:
+    """A smear's reading as a file; `kind` is "png" or "csv"."""
+    reading = smear.reading
+    if kind == "png":
+        title = f"{reading.source} read by {reading.model}: {reading.summary}"
+        drawn = draw_reading(smear.picture.image, reading)
+        return _png_file(reading.source, drawn, title, reading.model, reading.revision)
+    cells = reading.to_dict()["cells"]
+    sizes = [cell_size(one.cell) if one.cell.whole else (None, None) for one in reading.cells]
+    about = {"source": reading.source, "model": reading.model, "revision": reading.revision, "notice": RESEARCH_NOTICE}
+    columns: dict[str, Sequence[Any]] = {
+        "cell": range(1, len(cells) + 1),
+        **{edge: [one["box"][at] for one in cells] for at, edge in enumerate(("left", "top", "right", "bottom"))},
+        "outcome": [one["outcome"] for one in cells],
+        **{f"p_{label}": [(one["probabilities"] or {}).get(label) for one in cells] for label in reading.labels},
+        "ood_score": [one["ood_score"] for one in cells],
+        "nucleus_um2": [one["nucleus_um2"] for one in cells],
+        "area_um2": [area and round(area, 2) for area, _ in sizes],
+        "nucleus_share": [share and round(share, 4) for _, share in sizes],
+        **{name: [value] * len(cells) for name, value in about.items()},
+    }
+    return csv_file(f"leukoscope-{_stem(reading.source)}.csv", columns)
+
+
 def save_row(row: Row, label: str = "") -> File:
     """One model's answer as shown, with the map of a class; "" for the one that is called."""
     label = label or row.called()
-    return png_file(
-        f"leukoscope-{safe_stem(row.picture.caption) or 'cell'}.png",
-        row_image(row, label),
-        title=f"{row.picture.caption}, predicted by {row.model}",
-        model=row.model,
-        revision=row.known.revision,
-        description=row.summary(label=label),
-    )
+    title, said = f"{row.picture.caption}, predicted by {row.model}", row.summary(label=label)
+    return _png_file(row.picture.caption, row_image(row, label), title, row.model, row.known.revision, said)
 
 
 def row_image(row: Row, label: str) -> Image.Image:
     """Cell and map side by side, the colour scale, the probability bars and the whole text, as RGB."""
-    pictures = []
-    for picture in filter(None, row.pictures(label)):
-        factor = SIDE / max(picture.size)
-        pictures.append(picture.resize([max(1, round(side * factor)) for side in picture.size]))
+    pictures = [ImageOps.contain(picture, (SIDE, SIDE)) for picture in row.pictures(label) if picture]
     shares, decided = row.shares(), row.decision_text()
     lines = [line for said in row.summary(label=label).splitlines() for line in textwrap.wrap(said, LETTERS)]
     width, captions_at = 2 * SIDE + 3 * MARGIN, max(picture.height for picture in pictures) + MARGIN + 4

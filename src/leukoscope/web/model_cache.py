@@ -12,20 +12,20 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
-from math import prod
 from pathlib import Path
 from shutil import rmtree
 from threading import Lock, Semaphore
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from huggingface_hub.errors import HfHubHTTPError
+from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.inference.runtime import Runtime
-from leukoscope.inference.smear import SmearReading, read_smear
+from leukoscope.inference.smear import read_smear
 from leukoscope.models.hub_download import (
     RELEASE_FILES,
     HubUnreachable,
@@ -36,34 +36,25 @@ from leukoscope.models.hub_download import (
 from leukoscope.models.release import CONFIG, DEFAULT_RELEASE, WEIGHTS, ReleaseInfo, folder_name, read_release
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from leukoscope.inference.prediction import Prediction
     from leukoscope.inference.predictor import Predictor
 
 # Two predictions at a time keep a small machine responsive. Fields, which take seconds, wait in a line of their own, so
 # that no cell waits for them.
-PREDICTIONS_AT_ONCE, FIELDS_AT_ONCE, LOADED_AT_ONCE = 2, 1, 4
+PREDICTIONS_AT_ONCE, LOADED_AT_ONCE = 2, 4
 # Bytes; what a visitor names may be of any size.
 MAX_WEIGHTS_IN_MEMORY = 600 * 2**20
 MAX_DOWNLOAD = 400 * 2**20
 MAX_DOWNLOADS = 2 * 2**30  # of all that visitors named, on disk
-# Of one field: half a minute of a small machine.
-MOST_CELLS, FIELD_SECONDS = 500, 60
-# Cells of a field at once: a visitor's cell waits until these are through the network.
-FIELD_BATCH = 2
-# What a ZeroGPU card is borrowed for: a few seconds to load the model on it, then for each picture.
-GPU_SECONDS, GPU_SECONDS_A_PICTURE, MOST_GPU_SECONDS = 15, 0.1, 60
+# Of one field: half a minute of a small machine; a visitor's cell waits until a batch of its cells is computed.
+FIELD_LIMITS: dict[str, Any] = {"most_cells": 500, "seconds": 60, "batch_size": 2}
+ZERO_GPU = "SPACES_ZERO_GPU"
 NO_MODEL = "This demo comes with no model. Name one of the Hub under “More models”, such as owner/name."
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
 def find_releases(root: Path) -> dict[str, Path]:
-    """Releases embedded under a folder, or the folder itself if it is one, by name; {} where the folder is missing.
-
-    The first is what the demo opens with: `DEFAULT_RELEASE`, if it is there. The others follow in alphabetical order.
-    """
+    """Releases embedded under a folder, or the folder itself if it is one, by name; first `DEFAULT_RELEASE`."""
     if (root / CONFIG).is_file():
         return {folder_name(root): root}
     folders = (config.parent for config in sorted(root.glob(f"*/{CONFIG}")))
@@ -79,12 +70,9 @@ def listed_models(file: Path) -> list[str]:
 
 
 class ModelCache:
-    """Loaded models by name; the least recently used ones are removed for the next.
+    """Models of Hub ids and release folders, by name; of those loaded, the least recently used go for the next.
 
-    Args:
-        releases: name → release folder.
-        hub_ids: repositories to offer before them, `owner/name[@revision]`.
-        capacity: bytes of weights that stay in memory at once; the model used last always stays.
+    `capacity` is in bytes of weights in memory; the model used last always stays.
     """
 
     def __init__(
@@ -93,6 +81,7 @@ class ModelCache:
         self.releases = dict(releases)
         self.names = [*hub_ids, *self.releases]
         self.capacity = capacity
+        self.examples: dict[tuple[str, str, int], Any] = {}  # model, picture and its number → the answer
         # Each with the bytes of its weights: its files may be gone when the next model needs the memory.
         self._loaded: OrderedDict[str, tuple[Predictor, int]] = OrderedDict()
         # What visitors had downloaded: Hub id → bytes, the longest unused first.
@@ -103,24 +92,15 @@ class ModelCache:
         self._model_locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
         # A pool of threads takes those who wait in their order; a semaphore would not.
         self._loading = Semaphore(LOADED_AT_ONCE)
-        self._predict = borrowing(_predict) if "SPACES_ZERO_GPU" in os.environ else _predict
-        self.predict = _limited(self._predict, ThreadPoolExecutor(PREDICTIONS_AT_ONCE))
-        self.read_smear = _limited(self._read_field, ThreadPoolExecutor(FIELDS_AT_ONCE))
-
-    @property
-    def loaded(self) -> list[str]:
-        """Names of the models in memory, least recently used first."""
-        with self._lock:
-            return list(self._loaded)
+        self._on_card = _borrowed_card() if ZERO_GPU in os.environ else None
+        self.predict = _limited(_predict, ThreadPoolExecutor(PREDICTIONS_AT_ONCE))
+        self.read_smear = _limited(partial(read_smear, **FIELD_LIMITS), ThreadPoolExecutor(1))
 
     def predictor(self, choice: str | None) -> Predictor:
-        """The model of that name, loaded now unless it is in memory.
-
-        Args:
-            choice: an embedded release's name, or a Hub id `owner/name[@revision]`.
+        """The model of that name (`is_name`), loaded now unless it is in memory.
 
         Raises:
-            LeukoscopeError: nothing chosen, a name that is neither, or a model that cannot be loaded.
+            LeukoscopeError: nothing chosen, no such name, or a model that cannot be loaded.
         """
         name = (choice or "").strip()
         if not name:
@@ -136,12 +116,14 @@ class ModelCache:
             with self._lock:
                 if name in self._loaded:
                     self._loaded.move_to_end(name)
-                    if (hub_id := _hub_id(name)) in self._downloaded:
+                    if (hub_id := name.partition("@")[0]) in self._downloaded:
                         self._downloaded.move_to_end(hub_id)
                     return self._loaded[name][0]
             with self._loading:
                 predictor = self._load(name)
-                size = weights_bytes(predictor)
+                assert predictor.release.folder is not None
+                # Computed in float32, kept in half of that.
+                size = 2 * (predictor.release.folder / WEIGHTS).stat().st_size
             with self._lock:
                 self._loaded[name] = predictor, size
                 while len(self._loaded) > 1 and sum(size for _, size in self._loaded.values()) > self.capacity:
@@ -164,40 +146,26 @@ class ModelCache:
         except (KeyError, LeukoscopeError):
             return None
 
-    def _read_field(
-        self, predictor: Predictor, image: Image.Image, source: str, um_per_pixel: float | None
-    ) -> SmearReading:
-        """Read a smear; its cells are found before a card is borrowed for them."""
-        asked = predictor
-        if self._predict is not _predict:
-            asked = cast("Predictor", _Lent(predictor, self._predict))
-        return read_smear(
-            asked, image, source, um_per_pixel=um_per_pixel, most_cells=MOST_CELLS, seconds=FIELD_SECONDS,
-            batch_size=FIELD_BATCH,
-        )  # fmt: skip
-
     def _load(self, name: str) -> Predictor:
         """Load an embedded release, a repository that is offered, or one that a visitor named."""
         from leukoscope.inference.predictor import Predictor
 
-        # A ZeroGPU Space's own threads have no card: there the model computes what it must on the processor.
-        runtime = Runtime(device="cpu" if "SPACES_ZERO_GPU" in os.environ else "auto")
-        if name in self.releases:
-            folder = self.releases[name]
+        # A ZeroGPU Space's own threads have no card.
+        runtime = Runtime(device="cpu" if self._on_card else "auto")
+        if folder := self.releases.get(name):
             try:
-                return Predictor(read_release(folder, name=name), runtime)
+                found = Predictor(read_release(folder, name=name), runtime)
             except LeukoscopeError as error:
                 # This machine's folders mean nothing to a visitor.
                 raise LeukoscopeError(str(error).replace(str(folder), name)) from None
-        if name in self.names:  # offered by whoever runs the demo, who knows its size
-            return Predictor.from_hub(name, runtime=runtime)
-        return self._download(name, runtime)
+        elif name in self.names:  # offered by whoever runs the demo, who knows its size
+            found = Predictor.from_hub(name, runtime=runtime)
+        else:
+            found = self._download(name, runtime)
+        return cast("Predictor", _Lent(found, self._on_card)) if self._on_card else found
 
     def _download(self, name: str, runtime: Runtime) -> Predictor:
-        """Load a Hub model that a visitor named, unless it is over 400 MB; beyond 2 GB, the longest unused are deleted.
-
-        What lay in the Hub cache before is never deleted.
-        """
+        """Load a Hub model that a visitor named; beyond 2 GB the longest unused are deleted, but none of before."""
         from leukoscope.inference.predictor import Predictor
 
         hub_id, revision = parse_hub_id(name)
@@ -206,7 +174,11 @@ class ModelCache:
         # A Space's token opens what its owner offers, and to visitors nothing else.
         anonymous = "SPACE_ID" in os.environ
         try:
-            size = _download_bytes(hub_id, revision, anonymous)
+            try:
+                files = hub_model_info(hub_id, revision, sizes=True, anonymous=anonymous).siblings or ()
+            except (HubUnreachable, HfHubHTTPError):
+                files = ()  # loading reports the problem
+            size = sum(file.size or 0 for file in files if file.rfilename in RELEASE_FILES)
             if size > MAX_DOWNLOAD:
                 raise LeukoscopeError(
                     f"{name}: holds {size // 2**20} MB, more than the {MAX_DOWNLOAD // 2**20} MB downloaded for a "
@@ -222,96 +194,64 @@ class ModelCache:
                     oldest, _ = self._downloaded.popitem(last=False)
                     rmtree(cached_repository(oldest), ignore_errors=True)
                     # What reads its files later would find none.
-                    for loaded in [one for one in self._loaded if _hub_id(one) == oldest]:
+                    for loaded in [one for one in self._loaded if one.partition("@")[0] == oldest]:
                         del self._loaded[loaded]
 
 
-def _hub_id(name: str) -> str:
-    """The repository of a model's name, without its revision."""
-    return name.partition("@")[0]
+def _predict(predictor: Predictor, images: Iterable[Image.Image], **options: Any) -> list[Prediction]:
+    return predictor(images, **options)
 
 
-def weights_bytes(predictor: Predictor) -> int:
-    """How much memory a model's weights take in float32."""
-    from safetensors import safe_open
-
-    assert predictor.release.folder is not None
-    with safe_open(predictor.release.folder / WEIGHTS, framework="numpy") as tensors:
-        return 4 * sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-
-
-def _download_bytes(hub_id: str, revision: str | None, anonymous: bool) -> int:
-    """Size of the files that would be downloaded; 0 where the Hub gives none: loading then reports the problem."""
-    try:
-        about = hub_model_info(hub_id, revision, sizes=True, anonymous=anonymous)
-    except (HubUnreachable, HfHubHTTPError):
-        return 0
-    return sum(file.size or 0 for file in about.siblings or () if file.rfilename in RELEASE_FILES)
-
-
-def _predict(
-    predictor: Predictor, images: Iterable[Image.Image], *, explain: bool = False, batch_size: int = 16
-) -> list[Prediction]:
-    return predictor(images, explain=explain, batch_size=batch_size)
-
-
-def _limited(call: Callable[_P, _T], line: ThreadPoolExecutor) -> Callable[_P, _T]:
+def _limited(call: Callable[..., _T], line: ThreadPoolExecutor) -> Callable[..., _T]:
     """`call`, once a thread of the line is free."""
 
-    def wait_and_call(*args: _P.args, **options: _P.kwargs) -> _T:
+    def wait_and_call(*args: Any, **options: Any) -> _T:
         return line.submit(copy_context().run, partial(call, *args, **options)).result()
 
     return wait_and_call
 
 
-@dataclass(frozen=True)
 class _Lent:
-    """A model whose predictions borrow the card; all else of it is that of the model on the processor."""
+    """A model of a ZeroGPU Space: loaded on the processor; for its predictions alone a card is borrowed."""
 
-    predictor: Predictor
-    predict: Callable[..., list[Prediction]]
+    def __init__(self, predictor: Predictor, on_card: Callable[..., list[Prediction] | LeukoscopeError]) -> None:
+        self._predictor, self._on_card = predictor, on_card
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.predictor, name)
+        return getattr(self._predictor, name)
 
     def __call__(self, images: Iterable[Image.Image], **options: Any) -> list[Prediction]:
-        return self.predict(self.predictor, images, **options)
+        # An information alone: a loaded release holds tensors of this process.
+        release = ReleaseInfo(**{one.name: getattr(self.release, one.name) for one in fields(ReleaseInfo)})
+        found = self._on_card(release, list(images), **options)
+        if isinstance(found, LeukoscopeError):
+            raise found
+        return found
 
 
 # In the process that has borrowed the card: release → its model there.
 _on_card: dict[Path, Predictor] = {}
 
 
-def borrowing(call: Callable[..., list[Prediction]]) -> Callable[..., list[Prediction]]:
-    """`call`, whose first two arguments are a model and pictures, run while a ZeroGPU Space lends its card.
+def _borrowed_card() -> Callable[..., list[Prediction] | LeukoscopeError]:
+    """What predicts pictures by a release while a ZeroGPU Space lends its card, in a forked process.
 
-    It runs in a forked process, which what it takes and returns is pickled for. That process takes none of this one's
-    locks, which another thread may have held as it was forked. An error comes back as a value: `spaces` would put its
-    class's name in place of its words.
+    What it takes and returns is pickled. The process takes none of this one's locks, which another thread may have held
+    as it was forked. An error comes back as a value: `spaces` would put its class's name in place of its words.
     """
     import spaces
 
-    def seconds(release: ReleaseInfo, images: list[Image.Image], **options: Any) -> float:
-        return min(MOST_GPU_SECONDS, GPU_SECONDS + GPU_SECONDS_A_PICTURE * len(images))
-
-    @spaces.GPU(duration=seconds)  # type: ignore[untyped-decorator]
-    def on_card(release: ReleaseInfo, images: list[Image.Image], **options: Any) -> list[Prediction] | LeukoscopeError:
+    # A few seconds to load the model there, then for each picture.
+    @spaces.GPU(duration=lambda release, images, **options: min(60, 15 + 0.1 * len(images)))  # type: ignore[untyped-decorator]
+    def predict(release: ReleaseInfo, images: list[Image.Image], **options: Any) -> list[Prediction] | LeukoscopeError:
         from leukoscope.inference.predictor import Predictor
 
         assert release.folder is not None
         try:
             if release.folder not in _on_card:
                 _on_card[release.folder] = Predictor(release, Runtime(backend="torch", device="cuda"))
-            return call(_on_card[release.folder], images, **options)
+            return _on_card[release.folder](images, **options)
         except LeukoscopeError as error:
             return error
 
-    def lent(predictor: Predictor, images: Iterable[Image.Image], **options: Any) -> list[Prediction]:
-        # An information alone: a loaded release holds tensors of this process.
-        release = ReleaseInfo(**{one.name: getattr(predictor.release, one.name) for one in fields(ReleaseInfo)})
-        found = on_card(release, list(images), **options)
-        if isinstance(found, LeukoscopeError):
-            raise found
-        return cast("list[Prediction]", found)
-
-    return lent
+    return cast("Callable[..., list[Prediction] | LeukoscopeError]", predict)

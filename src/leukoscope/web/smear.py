@@ -1,13 +1,10 @@
 """A smear on the stage: every white cell found, boxed, measured and classified; each can be opened.
 
-The smear is read once; what stands on the page, in the files and behind the boxes comes from that reading. The same
-steps serve the API at /field.
+The page, the files and the API at /field show one reading.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass, replace
 from functools import cache
 from html import escape
@@ -15,30 +12,23 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.images import CUT_OUT_PITCH
+from leukoscope import LeukoscopeError
 from leukoscope.data.smear import SmearCell, cut_out
 from leukoscope.inference.prediction import FIELD_NEEDS, REFUSED
-from leukoscope.inference.scoring import safe_cell
-from leukoscope.inference.smear import AT_EDGE, CellReading, SmearReading, draw_reading
+from leukoscope.inference.smear import AT_EDGE, CellReading, SmearReading
 from leukoscope.reports.text import about_model, outcome_text, percent
 from leukoscope.synthetic import draw_smear
 from leukoscope.web import stage
 from leukoscope.web.answer import Answer, Picture, ask
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.upload import File, png_file, safe_stem
 
-# Seed and classes; drawn at a scale that the smears of a 40× objective have. With this seed, each cell gets its class
-# from leukoscope-densenet169-cnmc.
-EXAMPLE_SEED, EXAMPLE_CLASSES = 66, ("ALL", "HEM", "ALL", "HEM", "ALL")
-EXAMPLE_SIZE, EXAMPLE_PITCH = (720, 960), 0.12
+EXAMPLE_PITCH = 0.12  # of smears by a 40× objective
 SHOWN_SIDE = 1200
 _GUESSED = "better give it."  # the end of a note on its scale, for which the stage has its own words
 _SCALES = {
     "given": "as given",
     "red cells": "measured on the red cells",
     "nuclei": "guessed from the nuclei: correct it below",
-    "red cells of the series": "measured on the red cells of the series",
 }
 
 
@@ -80,7 +70,8 @@ def read_smear(models: ModelCache, picture: Picture, name: str | None) -> Smear:
             f"{name}: was trained on pictures with their background, not on cells cut out on black; choose a model of "
             "cut-out cells, or give the picture to /predict"
         )
-    reading = models.read_smear(predictor, picture.image, picture.caption, picture.um_per_pixel or None)
+    scale = picture.um_per_pixel or None
+    reading = models.read_smear(predictor, picture.image, picture.caption, um_per_pixel=scale)
     # As it was chosen, a revision included.
     return Smear(picture, replace(reading, model=str(name)))
 
@@ -90,25 +81,17 @@ def open_cell(models: ModelCache, smear: Smear, number: int) -> Answer:
     reading = smear.reading
     if number not in smear.whole:
         raise LeukoscopeError(f"cell {number + 1}: is cut by the edge of {reading.source}; open a whole one")
-    cell = Picture(
-        smear.cut_out(number),
-        f"Cell {number + 1} of {reading.source}",
-        um_per_pixel=CUT_OUT_PITCH,
-        remark="Cut out of your picture, as the training cells are.",
-        field_share=reading.in_distribution,
-    )
+    remark, share = "Cut out of your picture, as the training cells are.", reading.in_distribution
+    cell = Picture(smear.cut_out(number), f"Cell {number + 1} of {reading.source}", remark=remark, field_share=share)
     return Answer(cell, (ask(cell, models, reading.model),))
 
 
 @cache
-def _drawn() -> Image.Image:
-    drawn = draw_smear(EXAMPLE_CLASSES, size=EXAMPLE_SIZE, um_per_pixel=EXAMPLE_PITCH, red_cells=90, seed=EXAMPLE_SEED)
-    return Image.fromarray(drawn.image)
-
-
 def example_smear() -> Picture:
-    """A synthetic smear, its scale given."""
-    return Picture(_drawn(), "Synthetic smear", um_per_pixel=EXAMPLE_PITCH)
+    """A synthetic smear, its scale given; with this seed, each cell gets its class from leukoscope-densenet169-cnmc."""
+    classes = ("ALL", "HEM", "ALL", "HEM", "ALL")
+    drawn = draw_smear(classes, size=(720, 960), um_per_pixel=EXAMPLE_PITCH, red_cells=90, seed=66)
+    return Picture(Image.fromarray(drawn.image), "Synthetic smear", um_per_pixel=EXAMPLE_PITCH)
 
 
 def cell_size(cell: SmearCell) -> tuple[float, float]:
@@ -161,66 +144,35 @@ def smear_answer(smear: Smear, others: tuple[str, ...] = ()) -> str:
     if scale:
         about += f"; {scale.um_per_pixel:.3f} µm per pixel, {_SCALES[scale.source]}"
     notes = [one for one in reading.smear.notes if not one.endswith(_GUESSED)]
-    found = {outcome: count for outcome, count in reading.counts.items() if count}
-    hint = "Click a cell to open it." if smear.whole else ""
+    if smear.whole:
+        notes += ["Click a cell to open it. Area and nucleus are estimates: pale cytoplasm is partly left out."]
     said = f"White cells: {len(reading.cells)}, whole: {len(smear.whole)}."
     if (share := reading.in_distribution) is not None:
         needed = f"; for a class {percent(FIELD_NEEDS)} must be" if smear.is_foreign else ""
         said += f" {percent(share)} are like the training cells{needed}."
-    pitch = scale.um_per_pixel if scale else 0
-    given = (
-        f'<label>Micrometres per pixel <input type="number" min="0" max="5" step="0.01" value="{pitch:.3g}" '
-        'data-act="pitch"></label>'
+    pitch = (
+        '<label>Micrometres per pixel <input type="number" min="0" max="5" step="0.01" '
+        f'value="{scale.um_per_pixel if scale else 0:.3g}" data-act="pitch"></label>'
     )
     saves = "".join(stage.act(f"save:{kind}", f"Save {kind.upper()}") for kind in ("png", "csv"))
+    found = {outcome: count for outcome, count in reading.counts.items() if count}
     return (
-        f'<div data-model="{escape(reading.model)}">'
-        f'<p class="lk-headline" role="status">{said}</p>'
-        f"{stage.counts(found, reading.labels)}{''.join(map(stage.note, notes))}{stage.note(hint)}{strip(smear)}"
+        f'<div data-model="{escape(reading.model)}"><p class="lk-headline" role="status">{said}</p>'
+        f"{stage.counts(found, reading.labels)}{''.join(map(stage.note, notes))}"
+        f'<ul class="lk-cells">{"".join(_measured(smear, number) for number in smear.whole)}</ul>'
         f'{stage.note(f"{about}.")}<div class="lk-acts">{saves}</div>{stage.readers(others)}'
-        f"{stage.details('Another scale', given)}</div>"
+        f"{stage.details('Another scale', pitch)}</div>"
     )
 
 
-def strip(smear: Smear) -> str:
-    """The whole cells side by side with what was measured of each."""
-    reading, shown = smear.reading, ""
-    for number in smear.whole:
-        found = reading.cells[number]
-        area, share = cell_size(found.cell)
-        text = f"{number + 1}: {_said(found, reading.labels)}"
-        image = stage.picture(smear.cut_out(number), "", 112)
-        shown += (
-            f'<li style="--c:{stage.colour(found.outcome, reading.labels)}">'
-            f"{stage.act(f'cell:{number}', image, title=f'Cell {text}; open it', classes='')}"
-            f"<b>{escape(text)}</b><span>{area:.0f} µm² · nucleus {percent(share)}</span></li>"
-        )
-    if not shown:
-        return ""
-    about = "Area and nucleus are estimates: pale cytoplasm, as of neutrophils, is partly left out."
-    return f'<ul class="lk-cells">{shown}</ul>{stage.note(about)}'
-
-
-def save_smear(kind: str, smear: Smear) -> File:
-    """A smear's reading as a file; `kind` is "png" or "csv"."""
-    reading = smear.reading
-    name = f"leukoscope-{safe_stem(reading.source) or 'smear'}.{kind}"
-    if kind == "png":
-        title = f"{reading.source} read by {reading.model}: {reading.summary}"
-        drawn = draw_reading(smear.picture.image, reading)
-        return png_file(name, drawn, title=title, model=reading.model, revision=reading.revision)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    shares = [f"p_{label}" for label in reading.labels]
-    table.writerow(["cell", "left", "top", "right", "bottom", "outcome", *shares, "ood_score", "nucleus_um2",
-                    "area_um2", "nucleus_share", "source", "model", "revision", "notice"])  # fmt: skip
-    about = [safe_cell(reading.source), safe_cell(reading.model), reading.revision, RESEARCH_NOTICE]
-    for number, (found, cell) in enumerate(zip(reading.cells, reading.to_dict()["cells"], strict=True), start=1):
-        probabilities = [(cell["probabilities"] or {}).get(label, "") for label in reading.labels]
-        ood = "" if cell["ood_score"] is None else cell["ood_score"]
-        area, share = cell_size(found.cell)
-        sizes = [f"{area:.2f}", f"{share:.4f}"] if found.cell.whole else ["", ""]
-        table.writerow(
-            [number, *cell["box"], safe_cell(cell["outcome"]), *probabilities, ood, cell["nucleus_um2"], *sizes, *about]
-        )
-    return File(name, "text/csv", text.getvalue().encode())
+def _measured(smear: Smear, number: int) -> str:
+    """A whole cell with what was measured of it."""
+    found, labels = smear.reading.cells[number], smear.reading.labels
+    area, share = cell_size(found.cell)
+    said = f"{number + 1}: {_said(found, labels)}"
+    image = stage.picture(smear.cut_out(number), "", 112)
+    return (
+        f'<li style="--c:{stage.colour(found.outcome, labels)}">'
+        f"{stage.act(f'cell:{number}', image, title=f'Cell {said}; open it', classes='')}"
+        f"<b>{escape(said)}</b><span>{area:.0f} µm² · nucleus {percent(share)}</span></li>"
+    )

@@ -1,13 +1,12 @@
 """The stage as HTML: a picture on the left, the answer beside it, for a cell, a smear and a batch alike.
 
-Pictures travel inside the page (data URIs), so that a visitor's cell is never written to disk to be shown. All text
-is escaped here: a file name or the labels of a Hub model may hold anything. What can be clicked names its act in
-`data-act`; one handler of `page.py` answers them all.
+Pictures travel inside the page (data URIs): a visitor's cell is never written to disk to be shown. All text is escaped
+here: a file name or a Hub model's labels may hold anything. A click does what `data-act` says, by `page.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from PIL import Image
@@ -16,14 +15,18 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.inference.prediction import REFUSED
 from leukoscope.inference.smear import CLASS_COLOURS, OTHER_COLOURS
 from leukoscope.reports import text
-from leukoscope.reports.formatting import cell_html, data_uri, encoded
+from leukoscope.reports.formatting import data_uri, encoded
 from leukoscope.reports.text import percent
-from leukoscope.web.answer import WITHOUT, Answer, Picture, Row, cover_text, example, views_of
+from leukoscope.web.answer import Answer, Picture, Row, example, views_of
 
 VIEWS = {"map": "Map", "turned": "Turned", "covered": "Covered"}
 NOTICE = f'<p class="lk-notice" role="note">{escape(RESEARCH_NOTICE)}</p>'
 REFUSED_COLOUR = "#85858b"
-_FOREIGN = {"colour": "Colour", "texture": "Texture", "shape": "Size and outline"}
+_WITHOUT = {
+    "nucleus": "Without its nucleus",
+    "cytoplasm": "Without its cytoplasm",
+    "outside": "Without its surroundings",
+}
 _ORIENTATIONS = ("as given", "90°", "180°", "270°", "mirrored", "mirrored, 90°", "mirrored, 180°", "mirrored, 270°")
 
 
@@ -47,14 +50,11 @@ def details(summary: str, html: str, *, is_open: bool = False) -> str:
     return f"<details{' open' if is_open else ''}><summary>{escape(summary)}</summary>{html}</details>"
 
 
-def act(name: str, label: str, *, title: str = "", classes: str = "lk-button", state: str = "") -> str:
-    """A button that does something; `label` is markup, already escaped, and `state` an attribute."""
+def act(name: str, label: str, *, title: str = "", classes: str = "lk-button", state: str = "", **is_: bool) -> str:
+    """A button that does something; `label` is markup, already escaped, `state` an attribute, `is_` others of ARIA."""
+    state += "".join(f' aria-{one}="{str(value).lower()}"' for one, value in is_.items())
     about = f' aria-label="{escape(title)}" title="{escape(title)}"' if title else ""
     return f'<button type="button" class="{classes}" data-act="{escape(name)}"{about}{state}>{label}</button>'
-
-
-def _pressed(pressed: bool) -> str:
-    return f' aria-pressed="{str(pressed).lower()}"'
 
 
 def short_name(model: str) -> str:
@@ -80,42 +80,37 @@ def picture(image: Image.Image, alt: str, side: int = 0) -> str:
     return f'<img src="{source}" alt="{escape(alt)}" {size} draggable="false">'
 
 
+def _choices(attributes: str, side: int, pictures: Iterable[tuple[str, Image.Image, str, str]]) -> str:
+    """Pictures that can be picked: the act, the picture, the label below it and the title of each."""
+    shown = "".join(
+        f"<li>{act(name, picture(image, '', side) + escape(label), title=title, classes='')}</li>"
+        for name, image, label, title in pictures
+    )
+    return f"<ul {attributes}>{shown}</ul>"
+
+
 def given_choices(*, smears: bool) -> str:
     """The synthetic pictures that can be picked, and what else can be tried."""
-    shown = ""
-    for number in range(1, (4 if smears else 6) + 1):
-        one = example(number, smear=smears)
-        label = escape(one.caption.rsplit(" ", 1)[-1])
-        shown += (
-            f"<li>{act(f'example:{number}', picture(one.image, '', 88) + label, title=one.caption, classes='')}</li>"
-        )
+    known = [example(number, smear=smears) for number in range(1, (4 if smears else 6) + 1)]
+    shown = [(f"example:{one.example}", one.image, one.caption.rsplit(" ", 1)[-1], one.caption) for one in known]
     others = "" if smears else act("smear", "A smear")
     others += act("people", "Two people") + act("real", "Real cells", title="Real cells, downloaded from the Hub")
-    shown = f'<ul class="lk-cells" id="examples">{shown}</ul>'
-    return f'{note("Or try a synthetic one:")}{shown}<div class="lk-acts">{others}</div>'
-
-
-def _choice(name: str, label: str, title: str) -> str:
-    return f"<li>{act(name, label, title=title, classes='')}</li>"
+    pictures = _choices('class="lk-cells" id="examples"', 88, shown)
+    return f'{note("Or try a synthetic one:")}{pictures}<div class="lk-acts">{others}</div>'
 
 
 def real_choices(cells: Sequence[tuple[Image.Image, str]], about: str) -> str:
     """Real cells that can be picked."""
-    shown = "".join(
-        _choice(f"real:{number}", picture(image, "", 88) + escape(label), f"Real {label}")
-        for number, (image, label) in enumerate(cells)
-    )
-    return f'<ul class="lk-cells" id="real-cells">{shown}</ul>{note(about)}'
+    shown = ((f"real:{at}", image, label, f"Real {label}") for at, (image, label) in enumerate(cells))
+    return _choices('class="lk-cells" id="real-cells"', 88, shown) + note(about)
 
 
 def kept_choices(pictures: Sequence[Picture]) -> str:
     """The cells of a visit, each a button that shows its answer again."""
     if len(pictures) < 2:
         return ""
-    shown = "".join(
-        _choice(f"kept:{i}", picture(one.image, "", 64), f"Show again: {one.caption}") for i, one in enumerate(pictures)
-    )
-    return f'{note("In this visit:")}<ul class="lk-cells lk-small">{shown}</ul>'
+    shown = ((f"kept:{at}", one.image, "", f"Show again: {one.caption}") for at, one in enumerate(pictures))
+    return note("In this visit:") + _choices('class="lk-cells lk-small"', 64, shown)
 
 
 def cell_picture(
@@ -123,10 +118,8 @@ def cell_picture(
 ) -> str:
     """The left of the stage: the cell with its map, its orientations, or its covered parts.
 
-    Args:
-        label: the class whose map is shown; "" for the one that is called.
-        forms: of the view "covered", part → what the model says without it.
-        back: what the cell was opened from; "" for nothing.
+    `label` is the class whose map is shown ("": the called one), `forms` what the model says without each part, and
+    `back` what the cell was opened from.
     """
     top, caption = act("back", f"← Back to the {escape(back)}") if back else "", escape(row.picture.caption)
     top = f'<div class="lk-top">{top}<span title="{caption}">{caption}</span></div>'
@@ -135,8 +128,7 @@ def cell_picture(
     tabs = ""
     if not row.refused:
         tabs = "".join(
-            act(f"view:{name}", escape(said), classes="lk-tab", state=_pressed(name == view))
-            for name, said in VIEWS.items()
+            act(f"view:{name}", escape(said), classes="lk-tab", pressed=name == view) for name, said in VIEWS.items()
         )
         tabs = f'<div class="lk-tabs" role="group" aria-label="What of the cell is shown">{tabs}</div>'
     if row.refused or view == "map":
@@ -150,7 +142,7 @@ def _slider(row: Row, label: str) -> str:
     style = f"aspect-ratio:{original.width}/{original.height};--wide:{original.width / original.height:.3f}"
     cell, over, below = picture(original, f"The picture as given: {row.picture.caption}"), "", ""
     if overlaid is not None:
-        title = "Where its colours are unusual" if row.foreign else f"Map for {label}"
+        title = "Where its colours are unusual" if row.foreign is not None else f"Map for {label}"
         over = f"<div>{picture(overlaid, title)}</div>"
         below = (
             '<div class="lk-tools"><span aria-hidden="true">cell</span><input type="range" min="0" max="100" '
@@ -162,53 +154,44 @@ def _slider(row: Row, label: str) -> str:
             chip = "weak map" if row.peak < weak else "strong map" if row.peak > strong else "typical strength"
         colours = f'<span>{ends[0]} <i aria-hidden="true"></i> {ends[1]}</span>{f"<b>{chip}</b>" if chip else ""}'
         others = "".join(
-            act(
-                f"label:{one}",
-                escape(one),
-                state=f' aria-pressed="{str(one == label).lower()}"',
-                title=f"Map for {one}",
-            )
-            for one in row.maps
+            act(f"label:{one}", escape(one), title=f"Map for {one}", pressed=one == label) for one in row.maps
         )
         below += f'<div class="lk-scale">{others or escape(title)} {colours}</div>'
         below += note(text.MAP_CAVEAT) if row.maps else ""
-    hint = "Tap a part to cover it." if row.prediction is not None and not row.refused else ""
     return (
         f'<figure class="lk-view"><div class="lk-stage{"" if over else " alone"}" tabindex="0" role="group" '
-        f'style="{style}" aria-label="Cell and map; + and − zoom, arrow keys move">{cell}{over}</div>{below}'
-        f"{note(hint)}</figure>"
+        f'style="{style}" aria-label="Cell and map; + and − zoom, arrow keys move">{cell}{over}</div>{below}</figure>'
     )
+
+
+def _form(image: Image.Image, side: int, ink: str, said: str, about: str) -> str:
+    """A form of the cell, with what the model says of it."""
+    return f'<li style="--c:{ink}">{picture(image, about, side)}<b>{escape(said)}</b><span>{about}</span></li>'
 
 
 def _turned(row: Row) -> str:
     """The cell in its eight orientations, each with what the model says."""
-    shown = ""
-    decisions = row.orientations
-    for name, image, shares, decided in zip(
-        _ORIENTATIONS, views_of(row.picture.image), row.known.views, decisions, strict=True
-    ):
+    shown, images = "", views_of(row.picture.image)
+    for about, image, shares, decided in zip(_ORIENTATIONS, images, row.known.views, row.orientations, strict=True):
         label = max(shares, key=shares.__getitem__)
         said = label if decided.label else f"{label}, {text.outcome_text(decided.outcome)}"
         ink = colour(label if decided.label else decided.outcome, list(row.known.probabilities))
-        shown += (
-            f'<li style="--c:{ink}">{picture(image, name, 150)}<b>{escape(said)} {percent(shares[label])}</b>'
-            f"<span>{name}</span></li>"
-        )
+        shown += _form(image, 150, ink, f"{said} {percent(shares[label])}", about)
     return f'{note(row.agreement())}<ul class="lk-cells lk-forms lk-wide">{shown}</ul>'
 
 
 def _covered(row: Row, forms: Mapping[str, Row]) -> str:
-    """The cell without its nucleus, its cytoplasm or its surroundings."""
-    shown = ""
+    """The cell without its nucleus, its cytoplasm or its surroundings, and what the called class loses without each."""
+    shown, said, label, labels = "", [], row.called(), list(row.known.probabilities)
+    before = percent(row.known.probabilities[label])
     for name, one in {"": row, **forms}.items():
-        label, labels = row.called(), list(row.known.probabilities)
-        image = one.picture.image
-        shown += (
-            f'<li style="--c:{colour(one.known.outcome, labels)}">{picture(image, name, 220)}'
-            f"<b>{escape(label)} {percent(one.known.probabilities[label])}</b>"
-            f"<span>{WITHOUT.get(name, 'As given')}</span></li>"
-        )
-    return f'{note(cover_text(row, forms))}<ul class="lk-cells lk-forms lk-two lk-wide">{shown}</ul>'
+        now, about = percent(one.known.probabilities[label]), _WITHOUT.get(name, "As given")
+        shown += _form(one.picture.image, 220, colour(one.known.outcome, labels), f"{label} {now}", about)
+        unsure = "" if one.gives_a_class else ", which leaves it unsure"
+        unsure = ", which it would refuse" if one.refused else unsure
+        said += [f"{about}: {label} {before} → {now}{unsure}."] * bool(name)
+    lines = " ".join(said) or "No nucleus is told apart in this picture."
+    return f'{note(lines)}<ul class="lk-cells lk-forms lk-two lk-wide">{shown}</ul>'
 
 
 def cell_answer(answer: Answer, opened: int) -> str:
@@ -239,9 +222,7 @@ def _row(row: Row, number: int, *, is_open: bool) -> str:
     called = row.called()
     share = f"<data>{percent(row.known.probabilities[called])}</data>" if said.has_class else ""
     pill = f'<b class="lk-pill {kind}">{escape(said.short)}</b>'
-    head = act(
-        f"row:{number}", f"{name}{pill}{share}", classes="lk-head-row", state=f' aria-expanded="{str(is_open).lower()}"'
-    )
+    head = act(f"row:{number}", f"{name}{pill}{share}", classes="lk-head-row", expanded=is_open)
     bar = "".join(
         f'<i style="width:{value:.2%};background:{colour(label, labels)}"></i>' for label, value in row.shares().items()
     )
@@ -256,7 +237,8 @@ def _opened(row: Row) -> str:
     """What an opened row says: the reasons, how often it was right, and what it is foreign by."""
     said = row.decision_text()
     soft = f"{said.headline} " if said.soft else ""
-    lines = [f"{soft}{said.because}".strip(), text.trust_text(row.known.decision, row.metrics), *row.warnings]
+    lines = [f"{soft}{said.because}".strip(), text.trust_text(row.known.decision, row.metrics)]
+    lines += text.warnings(row.metrics, has_detector=row.known.checks.ood_score is not None)
     html = "".join(map(note, lines))
     bars = "".join(
         f"<li><b>{escape(label)}</b> {escape(text.MEANINGS.get(label, ''))} <data>{percent(share)}</data></li>"
@@ -265,24 +247,14 @@ def _opened(row: Row) -> str:
     bars = f'<ul class="lk-bars">{bars}</ul>'
     if not said.has_class:
         bars = details("Probabilities: no result for this picture", bars)
-    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in row.facts.items())
-    more = f"{note(row.map_text(row.called()))}<dl class='lk-facts'>{facts}</dl>"
-    return f'<div role="status">{bars}{html}{_far(row)}</div>{details("Map and model", more)}'
-
-
-def _far(row: Row) -> str:
-    """How far a refused picture lies from the training cells, a scale for each kind of statistic."""
-    if row.foreign is None:
-        return ""
-    rows, checks = "", row.known.checks
-    for name, distance in row.foreign.distances.items():
-        apart = distance > 1 or ((checks.ood_score or 0.0) > 1 and name == checks.ood_group)
-        place, far = 100 * min(distance / 4, 1), "farther than usual" if apart else "as usual"
-        rows += (
-            f"<li><span>{_FOREIGN[name]}</span>"
-            f'<div class="lk-range" aria-hidden="true"><i style="left:{place:.0f}%"></i></div><span>{far}</span></li>'
-        )
-    return f'<ul class="lk-foreign" aria-label="How far from the training cells">{rows}</ul>'
+    (left, top, right, bottom), whole = row.known.view_box, row.picture.image.size
+    about = {
+        "Model": f"{row.model}, {row.known.revision[:12] or 'local files'}",
+        "Trained on": text.model_text(row.metrics).removeprefix("Trained on ") or "not told",
+        "Seen by the model": f"{right - left:.0f} × {bottom - top:.0f} of {whole[0]} × {whole[1]} pixels",
+    }
+    more = details("Map and model", note(row.map_text(row.called())) + facts(about))
+    return f'<div role="status">{bars}{html}</div>{more}'
 
 
 def counts(numbers: Mapping[str, int], labels: Sequence[str]) -> str:
@@ -294,15 +266,7 @@ def counts(numbers: Mapping[str, int], labels: Sequence[str]) -> str:
     return f'<dl class="lk-counts">{rows}</dl>'
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], label: str = "") -> str:
-    """A table of plain text, its first column naming the row; wide ones scroll by themselves."""
-    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{cell_html(cell)}</td>" for cell in row[1:])}</tr>'
-        for row in rows
-    )
-    # Reached by keyboard, so that it can be scrolled without a mouse.
-    return (
-        f'<div class="lk-scroll" tabindex="0" role="region" aria-label="{escape(label or heads[0])}"><table>'
-        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+def facts(values: Mapping[str, str]) -> str:
+    """Names and their values."""
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in values.items())
+    return f'<dl class="lk-facts">{rows}</dl>'

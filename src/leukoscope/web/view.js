@@ -1,5 +1,5 @@
 // The map over the cell, as far as the divider, which is dragged or moved by the slider; zoom by + and -, the arrow keys
-// and Ctrl with the wheel. A tap tells the server where: two numbers from 0 to 1.
+// and Ctrl with the wheel.
 let view = {at: 50, zoom: 1, x: 0, y: 0}, held = null, shown = ''
 const stage = () => element.querySelector('.lk-stage')
 const draw = () => {
@@ -29,23 +29,14 @@ element.addEventListener('wheel', (event) => {
   if (!event.ctrlKey || !event.target.closest('.lk-stage')) return
   event.preventDefault(), zoom(event.deltaY < 0 ? 1.25 : 0.8)
 }, {passive: false})
-element.addEventListener('pointerdown', (event) => {
-  if (event.target.closest('.lk-stage')) held = {from: place(event), last: place(event), moved: false}
-})
+element.addEventListener('pointerdown', (event) => { held = event.target.closest('.lk-stage') && place(event) })
 addEventListener('pointermove', (event) => {
   if (!held || !stage()) return
   const [x, y] = place(event)
-  held.moved ||= Math.hypot(x - held.from[0], y - held.from[1]) > 0.02
-  if (!held.moved) return
-  if (view.zoom > 1) move(x - held.last[0], y - held.last[1])
+  if (view.zoom > 1) move(x - held[0], y - held[1])
   else if (stage().querySelector('div')) { view.at = Math.max(0, Math.min(100, x * 100)); draw() }
-  held.last = [x, y]
+  held = [x, y]
 })
-addEventListener('pointerup', (event) => {
-  if (held && !held.moved && event.target.closest('.lk-stage'))
-    trigger('select', {index: 0, value: `tap:${held.from.map((at, i) => (at - 0.5 - view['xy'[i]]) / view.zoom + 0.5)}`})
-  held = null
-})
-addEventListener('pointercancel', () => { held = null })
+for (const end of ['pointerup', 'pointercancel']) addEventListener(end, () => { held = null })
 watch('value', draw)
 draw()

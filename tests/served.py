@@ -1,0 +1,73 @@
+"""The demo in a process of its own, for tests over HTTP and in a browser."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+APP = Path(__file__).parents[1] / "app.py"
+START_SECONDS = 300  # a busy machine with two cores; an idle one needs about five
+
+
+@contextmanager
+def served(releases: Path, folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """app.py on a free loopback port; its log and Gradio's cache lie in the folder, and no traceback is in the log."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address, log = f"http://127.0.0.1:{port}/", folder / "app.log"
+    with log.open("w") as written:
+        process = subprocess.Popen(
+            [sys.executable, str(APP), "--releases", str(releases)],
+            env=os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(folder / "cache")},
+            stdout=written,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        end = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}healthz", timeout=5).close()
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > end:
+                    pytest.fail(f"app.py served no page:\n{log.read_text()}")
+                time.sleep(0.2)
+        yield address, process
+        assert "Traceback" not in log.read_text()
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+@contextmanager
+def watched(browser: Any, address: str, answered: str, script: str = "", **options: Any) -> Iterator[Any]:
+    """A page of a server once it shows what it should; at the end it has asked no other, and no script has failed.
+
+    Args:
+        answered: CSS selector of what is waited for.
+        script: JavaScript that runs before those of the page.
+        options: of the browser's context.
+    """
+    context = browser.new_context(**options)
+    context.set_default_timeout(120_000)  # two answers of a busy machine
+    page, asked, broken = context.new_page(), [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: broken.append(str(error)))
+    page.add_init_script(script)
+    page.goto(address)
+    page.locator(answered).first.wait_for()
+    yield page
+    context.close()
+    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+    assert broken == []
