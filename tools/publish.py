@@ -62,7 +62,7 @@ def publish_page(owner: str, model: str, runtime: Path | None) -> str:
     with TemporaryDirectory() as name:
         folder, hub_id, commit = find_release(f"{model}@{TAG}")
         write_static_space(read_release(folder, name=hub_id, revision=commit), Path(name) / "page", runtime=runtime)
-        print(push_space(Path(name) / "page", f"{owner}/leukoscope-page", again="the same command"))
+        print(push_space(Path(name) / "page", f"{owner}/leukoscope-page"))
     return f"{owner}/leukoscope-page"
 
 
@@ -70,7 +70,7 @@ def publish_demo(owner: str, models: Sequence[str]) -> str:
     """Put the demo of published releases on the Hub; the Space's id."""
     with TemporaryDirectory() as name:
         folder = write_space([find_model(f"{model}@{TAG}") for model in models], Path(name) / "space", gpu=True)
-        print(push_space(folder, f"{owner}/leukoscope", hardware=ZERO_GPU_HARDWARE, again="the same command"))
+        print(push_space(folder, f"{owner}/leukoscope", hardware=ZERO_GPU_HARDWARE))
     return f"{owner}/leukoscope"
 
 

@@ -374,8 +374,8 @@ def test_a_failed_push_leaves_the_release_whole_and_says_how_to_go_on(
     message = str(failed.value)
     assert message.startswith(f"lab/cells: publishing failed: {reason}")
     assert message.endswith(
-        f". The release is whole in {whole_release}; go on with: "
-        f"leukoscope release push {whole_release} --hub_model_id lab/cells --tag v1"
+        f". The release is whole in {whole_release}; go on, with your other flags, by: "
+        f"leukoscope release push {whole_release} --hub_model_id lab/cells"
     )
     assert contents(whole_release) == before
     hub.faults.clear()
@@ -394,7 +394,7 @@ def test_an_upload_that_breaks_off_is_repeated(hub: Hub, whole_release: Path) ->
 @pytest.mark.usefixtures("waits")
 def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub: Hub, whole_release: Path) -> None:
     hub.faults.append(Fault("POST .*/commit/main", "cut"))
-    with pytest.raises(LeukoscopeError, match="go on with: "):
+    with pytest.raises(LeukoscopeError, match="go on, with your other flags, by: "):
         publish(whole_release, HERE)
     done = publish(whole_release, HERE)
     assert titles(hub) == ["Publish release", "initial commit"]
@@ -405,7 +405,7 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub: Hub, whole_release
 def test_a_pull_request_whose_answer_is_lost_is_not_opened_twice(hub: Hub, whole_release: Path) -> None:
     hub.storage.create("somebody/else", private=False)
     hub.faults.append(Fault("POST .*/commit/main", "cut"))
-    with pytest.raises(LeukoscopeError, match="--create_pr$"):
+    with pytest.raises(LeukoscopeError, match="publishing failed: the Hub does not answer"):
         publish(whole_release, Destination("somebody/else", create_pr=True))
     assert list(hub.repository("somebody/else").pull_requests) == ["refs/pr/1"]
 

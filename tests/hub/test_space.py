@@ -331,23 +331,23 @@ def test_without_a_network_it_is_said(hub: Hub, model: str) -> None:
 
 
 def test_a_space_is_published_in_one_commit_and_only_once(hub: Hub, space: Path) -> None:
-    first = push_space(space, "lab/demo", again="")
+    first = push_space(space, "lab/demo")
     assert first.address == f"{hub.url}/spaces/lab/demo"
     there = hub.repository("spaces/lab/demo")
     assert [commit.title for commit in there.history("main")] == ["Publish Space", "initial commit"]
     assert set(there.at("main").files) - {".gitattributes"} == files(space)
     assert "lab/demo" not in hub.storage.repositories
-    again = push_space(space, "lab/demo", again="")
+    again = push_space(space, "lab/demo")
     assert (again.commit, again.is_new) == (first.commit, False)
 
 
 def test_what_an_earlier_version_left_goes_and_the_owners_files_stay(hub: Hub, space: Path) -> None:
     (space / "src/leukoscope/old.py").write_text("")
     (space / "mine.txt").write_text("")
-    push_space(space, "lab/demo", again="")
+    push_space(space, "lab/demo")
     (space / "src/leukoscope/old.py").unlink()
     (space / "mine.txt").unlink()
-    push_space(space, "lab/demo", again="")
+    push_space(space, "lab/demo")
     there = set(hub.repository("spaces/lab/demo").at("main").files)
     assert "mine.txt" in there
     assert "src/leukoscope/old.py" not in there
@@ -373,7 +373,7 @@ def test_nothing_is_uploaded_unasked(hub: Hub, model: str, tmp_path: Path) -> No
     assert all(request.startswith("GET") for request in hub.requests)
 
 
-def test_a_failed_push_names_the_command_that_goes_on(
+def test_the_command_of_a_failed_push_goes_on(
     hub: Hub, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
@@ -381,10 +381,7 @@ def test_a_failed_push_names_the_command_that_goes_on(
     failed = run(*words)
     assert failed.exit_code == 1
     assert "lab/demo: publishing failed: your token may not write there" in failed.output
-    assert (
-        f"The Space is whole in {tmp_path}/space; go on with: leukoscope release space {' '.join(words)}"
-        in failed.output
-    )
+    assert f"The Space is whole in {tmp_path}/space; the same command goes on from there" in failed.output
     monkeypatch.setenv("HF_TOKEN", "hf_may_write")
     assert run(*words).exit_code == 0
     assert hub.repository("spaces/lab/demo").private

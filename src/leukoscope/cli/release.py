@@ -164,12 +164,7 @@ def space(
         how = "python app.py"
     typer.echo(f"space: {output} (try it: cd {shlex.quote(str(output))} && {how})")
     if push:
-        words = ["leukoscope", "release", "space", *models, "--output", str(output)]
-        words += ["--title", title] * (title != "Leukoscope") + ["--static"] * static + ["--gpu"] * gpu
-        words += ["--onnxruntime_web", str(onnxruntime_web)] * (onnxruntime_web is not None)
-        words += ["--push", push] + ["--private"] * private
-        hardware = ZERO_GPU_HARDWARE if gpu else ""
-        done = push_space(output, push, private=private, hardware=hardware, again=shlex.join(words))
+        done = push_space(output, push, private=private, hardware=ZERO_GPU_HARDWARE if gpu else "")
         typer.echo(f"published: {done}")
     typer.echo(RESEARCH_NOTICE)
 

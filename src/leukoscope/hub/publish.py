@@ -45,9 +45,7 @@ class Destination:
         private: whether a new repository is private.
         create_pr: propose the release as a pull request to an existing repository instead of changing it.
         tag: a name for the published version that stays with it, like "v1"; "" for none.
-        kind: what the repository is.
-        sdk: what runs a Space.
-        hardware: what a new Space runs on; "" for the Hub's default.
+        sdk, hardware: what runs a Space; "" for the Hub's default hardware.
     """
 
     id: str
@@ -83,12 +81,6 @@ class Destination:
             )
         if get_token() is None:
             raise LeukoscopeError(f"{self.id}: no Hub token found; run `hf auth login` or set HF_TOKEN")
-
-    def push_command(self, release: Path) -> str:
-        """The command that publishes `release` there."""
-        words = ["leukoscope", "release", "push", str(release), "--hub_model_id", self.id]
-        words += ["--revision", self.revision] * bool(self.revision) + ["--tag", self.tag] * bool(self.tag)
-        return shlex.join(words + ["--private"] * self.private + ["--create_pr"] * self.create_pr)
 
 
 @dataclass(frozen=True)
@@ -139,12 +131,11 @@ def publish(release: Path, to: Destination, *, licence: str = "") -> Published:
 
     Raises:
         LeukoscopeError: as `Destination.require_usable`; a folder that is no release, or a damaged one; or the Hub
-            refused or could not be reached, with the command to go on with.
+            refused or could not be reached.
     """
     to.require_usable()
     files = release_contents(release)
     read_release(release)
-    again = to.push_command(release) + (f" --licence {shlex.quote(licence)}" if licence else "")
     problem = f"{gettempdir()}: the upload cannot be prepared there"
     with disk_errors(problem, "set TMPDIR to another folder"), TemporaryDirectory(prefix="leukoscope-") as scratch:
         folder = Path(scratch)
@@ -153,7 +144,8 @@ def publish(release: Path, to: Destination, *, licence: str = "") -> Published:
             shutil.copyfile(path, folder / place)
         draw_examples(folder)
         (folder / CARD).write_text(render_card(folder, hub_id=to.id, licence=licence), encoding="utf-8")
-        hint = f"The release is whole in {release}; go on with: {again}"
+        again = f"leukoscope release push {shlex.quote(str(release))} --hub_model_id {to.id}"
+        hint = f"The release is whole in {release}; go on, with your other flags, by: {again}"
         return upload(folder, to, replaces=(*RELEASE_PATTERNS, EXAMPLES), hint=hint)
 
 
@@ -162,7 +154,6 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
 
     Args:
         folder: nothing but what is to be uploaded.
-        to: as `Destination.require_usable` leaves it.
         replaces: patterns of the paths in the repository that are of the kind uploaded here; those that the folder
             lacks are deleted.
         hint: added to the error where the Hub refuses or cannot be reached: that nothing is lost, and how to go on.

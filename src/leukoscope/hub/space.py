@@ -74,11 +74,6 @@ class SpaceModel:
         """The repository."""
         return self.name.partition("@")[0]
 
-    @property
-    def preload(self) -> str:
-        """The entry that has a Space fetch the model while it is built: repository, files, commit."""
-        return " ".join(part for part in (self.id, ",".join(self.files), self.commit) if part)
-
 
 def find_model(name: str) -> SpaceModel:
     """Find a model to offer on the Hub, `owner/name[@revision]`.
@@ -107,7 +102,7 @@ def find_model(name: str) -> SpaceModel:
 
 @contextmanager
 def _space_folder(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out`, completely or not at all, where nothing but an earlier Space of ours is replaced."""
+    """A folder that becomes `out`, completely or not at all; of what is there, only our own Space is replaced."""
     ours = ((APP, LIST, PACKAGE), (PAGE, SCRIPT, SETTINGS))
     is_space = not is_git_clone(out) and any(all((out / name).exists() for name in names) for names in ours)
     if out.exists() and not is_space and (not out.is_dir() or any(out.iterdir())):
@@ -121,10 +116,7 @@ def _space_folder(out: Path) -> Iterator[Path]:
 def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukoscope", gpu: bool = False) -> Path:
     """Write the folder of a Space that runs the demo, completely or not at all.
 
-    Args:
-        models: those to offer, the first one picked when the page opens.
-        out: a new or empty folder, or one that holds an earlier Space of ours.
-        gpu: whether it asks for a torch that computes on a borrowed GPU (ZeroGPU).
+    Its page opens with the first of the models. `gpu` asks for a torch that computes on a borrowed GPU (ZeroGPU).
 
     Raises:
         LeukoscopeError: another folder, or one that cannot be written.
@@ -149,24 +141,22 @@ def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukos
 
 
 def space_requirements(ours: str, *, gpu: bool = False) -> str:
-    """What a Space installs: our requirements without those that the demo never imports.
+    """What a Space installs: our requirements without those that the demo never imports, Gradio's version pinned.
 
-    Gradio's version is that of the front matter. On a CPU, torch comes without the gigabytes of its GPU libraries; for
-    a borrowed GPU, in the versions that ZeroGPU runs.
+    On a CPU, torch comes without the gigabytes of its GPU libraries; for a borrowed GPU, in ZeroGPU's versions.
 
     Raises:
         LeukoscopeError: requirements that lack one that has to be changed.
     """
-    bounds = {**(ZERO_GPU if gpu else {}), "gradio": f"[mcp]=={version('gradio')}"}
     lines = [line for line in ours.splitlines() if line and not line.startswith("#")]
-    lines = [line for line in lines if re.split(r"[<>=]", line)[0] not in _NOT_NEEDED]
+    of_package = {re.split(r"[<>=\[]", line)[0]: line for line in lines}
     for package in ("torch", "torchvision", "gradio"):
-        places = [place for place, line in enumerate(lines) if re.match(rf"{package}\b(?![-.])", line)]
-        if not places:
+        if package not in of_package:
             raise LeukoscopeError(f"{REQUIREMENTS}: does not name {package}; restore it from the repository")
-        if package in bounds:
-            lines[places[0]] = package + bounds[package]
-    return "\n".join([*([] if gpu else [CPU_WHEELS]), *lines]) + "\n"
+    changed = {**(ZERO_GPU if gpu else {}), "gradio": f"[mcp]=={version('gradio')}"}
+    of_package |= {package: package + bounds for package, bounds in changed.items()}
+    kept = [line for package, line in of_package.items() if package not in _NOT_NEEDED]
+    return "\n".join([*([] if gpu else [CPU_WHEELS]), *kept]) + "\n"
 
 
 def write_static_space(
@@ -177,8 +167,7 @@ def write_static_space(
     `runtime` is the folder of the npm package onnxruntime-web; None downloads its two files.
 
     Raises:
-        LeukoscopeError: as `write_space`; the release's network cannot be made into a graph, it resizes by a filter
-            that the page does not know, or the runtime cannot be had.
+        LeukoscopeError: as `write_space`; no graph of the network, an unknown resampling filter, or no runtime.
     """
     from leukoscope.inference.graph import ONNX_GRAPH, write_onnx
     from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
@@ -212,10 +201,9 @@ def write_static_space(
         (folder / VIEW).write_text(f"export default (element, trigger, watch) => {{\n{stage}}}\n", encoding="utf-8")
         megabytes = f"{(folder / MODEL / ONNX_GRAPH).stat().st_size / 1e6:.0f}"
         card = f"https://huggingface.co/{hub_id}" if hub_id else ""
-        page = {"title": title, "model": name, "card": card, "megabytes": megabytes, "examples": examples}
-        page |= {"question": text.QUESTION}
-        (folder / PAGE).write_text(rendered(here / "static_space.html", **page), encoding="utf-8")
         about = {"title": title, "model": name, "hub_id": hub_id, "revision": release.revision}
+        page = {**about, "card": card, "megabytes": megabytes, "examples": examples, "question": text.QUESTION}
+        (folder / PAGE).write_text(rendered(here / "static_space.html", **page), encoding="utf-8")
         readme = rendered(here / "static_space.md", runtime=ONNXRUNTIME_WEB, **about)
         (folder / "README.md").write_text(readme, encoding="utf-8")
     return out
@@ -297,12 +285,8 @@ def _runtime_file(name: str, package: Path | None) -> bytes:
     return bytes(content)
 
 
-def push_space(folder: Path, space: str, *, private: bool = False, hardware: str = "", again: str) -> Published:
-    """Put a folder of `write_space` or `write_static_space` on the Hub as the Space `owner/name`, in one commit.
-
-    The folder is only read. `hardware` is what a new Space runs on; "" for the Hub's default. `again` is the command
-    that repeats this, for the message when it fails.
-    """
+def push_space(folder: Path, space: str, *, private: bool = False, hardware: str = "") -> Published:
+    """Put a folder of `write_space` or `write_static_space` on the Hub as the Space `owner/name`, in one commit."""
     static = (folder / PAGE).is_file()
     to = Destination(space, private=private, kind="space", sdk="static" if static else "gradio", hardware=hardware)
     to.require_usable()
@@ -311,4 +295,6 @@ def push_space(folder: Path, space: str, *, private: bool = False, hardware: str
 
     # Other files of the Space's owner are never deleted.
     ours = (*files, "README.md", *(f"{name}/*" for name in folders))
-    return upload(folder, to, replaces=ours, hint=f"The Space is whole in {folder}; go on with: {again}")
+    return upload(
+        folder, to, replaces=ours, hint=f"The Space is whole in {folder}; the same command goes on from there"
+    )

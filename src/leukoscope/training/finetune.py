@@ -41,10 +41,7 @@ def open_release(name: str) -> Release:
 def follow_model(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags that follow from --model_name_or_path; but for a release, that flag itself becomes None.
 
-    Args:
-        flags: those of `ModelArguments`; `recipe` and `image_size` are None where not given. The model is one of timm,
-            with or without "timm/" and a tag; a release; or a folder or a Hub repository in timm's format (config.json
-            and model.safetensors) whose network has no classes.
+    Of `flags`, those of `ModelArguments`, `recipe` and `image_size` are None where not given.
 
     Raises:
         LeukoscopeError: another flag that names a start or a recipe, no such model, or one that cannot be opened.
@@ -128,7 +125,7 @@ def start_from_release(network: nn.Module, recipe: Recipe, name: str, cells: Fra
     Raises:
         LeukoscopeError: another network or standardisation, or a release trained on subjects of this run's test side.
     """
-    release = open_release(name)
+    release, labels = open_release(name), cells.data.info.labels
     assert release.folder is not None, "it was opened from files"
     # These would load and predict differently: same tensors in another network, other pixels.
     prepared = release.preprocessing
@@ -142,13 +139,12 @@ def start_from_release(network: nn.Module, recipe: Recipe, name: str, cells: Fra
                 "leave --recipe out to follow the release"
             )
     notes = _check_seen_cells(release, cells, split)
-    outputs = matching_outputs(release.labels, cells.data.info.labels)
+    outputs = matching_outputs(release.labels, labels)
     copy_weights(network, release.network, outputs, source=f"--model_name_or_path {release.name}")
     name = name_of(release)
     if outputs is None:
-        remark = f"a new head for {', '.join(cells.data.info.labels)}: {name} predicts {', '.join(release.labels)}"
+        remark = f"a new head for {', '.join(labels)}: {name} predicts {', '.join(release.labels)}"
     else:
-        labels = cells.data.info.labels
         counts = np.bincount(cells.labels[cells.rows(split.train)], minlength=len(labels))
         frequencies = training_frequencies(recipe, torch.tensor(counts, dtype=torch.float32))
         undone = _undo_corrections(network, release.metrics, labels, frequencies)

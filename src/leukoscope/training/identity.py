@@ -43,12 +43,8 @@ class RunIdentity:
     """What determines the result of a run. What is None is not known yet, and not compared.
 
     Attributes:
-        flags: those that change the result and name no file.
-        recipe: the resolved recipe.
         start: sha256 of the start weights, or of the weights of the release that is fine-tuned; "" for random ones.
         data, split: their fingerprints.
-        precision: of the training steps.
-        processes: how many train together.
     """
 
     flags: dict[str, Any]

@@ -56,12 +56,9 @@ def training_frequencies(recipe: Recipe, class_counts: torch.Tensor) -> torch.Te
 
 
 def output_frequencies(given: Sequence[str], labels: Sequence[str], class_counts: torch.Tensor) -> torch.Tensor:
-    """Compute the (K,) class frequencies that a release's probabilities presume.
+    """Compute the (K,) class frequencies that a release's probabilities presume, from --class_frequencies.
 
-    Args:
-        given: --class_frequencies: "equal", "data", or CLASS=SHARE for every class. Empty stands for "equal" with two
-            classes, of which none is presumed, and for "data" with more.
-        class_counts: (K,) training cells of each class.
+    Empty stands for "equal" with two classes, and for "data", the (K,) `class_counts` of training cells, with more.
 
     Raises:
         LeukoscopeError: a class that is unknown, missing or given twice, or a share that is not above 0.
