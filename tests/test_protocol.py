@@ -24,7 +24,7 @@ from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import make_split
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
-from leukoscope.evaluation.metrics import headline, measure
+from leukoscope.evaluation.metrics import measure
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.release import write_json
 from leukoscope.models.weights import load_release
@@ -104,10 +104,7 @@ def _finish_by_hand(run: ProtocolRun, data: LoadedCells, release: Path, seconds:
             data.info.labels,
         )
         answers.save(run.folder / "predictions.parquet")
-        answers.save(run.folder / "size_only_predictions.parquet")
-        block = evaluation_block(answers, split)
-        block["size_only_baseline"] = headline(measure(answers))
-        metrics["evaluations"].append(block)
+        metrics["evaluations"].append(evaluation_block(answers, split))
     write_json(run.folder / "metrics.json", metrics)
     identity.save(run.folder)
     shutil.copytree(release, run.folder / "release")
@@ -147,20 +144,6 @@ def test_each_run_splits_as_its_name_says(config: TrainingConfig) -> None:
 
 
 # Which runs are done
-
-
-def test_a_run_is_finished_once_it_has_its_metrics(
-    config: TrainingConfig, data: LoadedCells, tiny_release: Path
-) -> None:
-    run = next(protocol_runs(config))
-    assert not run.is_finished()
-    run.folder.mkdir(parents=True)
-    assert not run.is_finished()
-    run.folder.rmdir()
-    _finish_by_hand(run, data, tiny_release, seconds=1.0)
-    assert run.is_finished()
-    (run.folder / "metrics.json").unlink()
-    assert not run.is_finished(), "an interrupted run is made again"
 
 
 def _refusal(run: ProtocolRun) -> str:
@@ -429,7 +412,6 @@ def test_cross_validation_pools_every_cell_once(composed: Path, data: LoadedCell
     assert block["metrics"]["confusion_matrix"] == measure(answers)["confusion_matrix"]
     assert block["split"]["disjoint_by"] == "subject"
     assert block["split"]["detail"] == "2-fold cross-validation by subject, pooled out-of-fold predictions"
-    assert block["size_only_baseline"]["accuracy"] == pytest.approx(block["metrics"]["accuracy"], abs=1e-5)
 
 
 def test_each_fold_is_listed_with_its_own_subjects_and_figures(

@@ -90,20 +90,14 @@ def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
     """List the runs of a protocol in the order they are made, below the configuration's output folder."""
     # With another number of folds, no other run is repeated. The official folds show first whether a recipe works.
     single = replace(config, data=replace(config.data, num_folds=DataArguments().num_folds))
-    published = known_of(config.data).official_counts
-    for one, other in (("0", "1"), ("1", "0")) if {"fold_0", "fold_1"} <= published.keys() else ():
+    info = known_of(config.data)
+    for one, other in (("0", "1"), ("1", "0")) if {"fold_0", "fold_1"} <= info.official_counts.keys() else ():
         folds = {"train_folds": [f"fold_{one}"], "test_folds": [f"fold_{other}"]}
         yield _run(single, f"official-{one}-{other}", OFFICIAL_FOLDS, split="official", no_validation=True, **folds)
     yield _run(single, FINAL, split="all")
-    yield from cross_validation_runs(config)
-    yield _run(single, "random", RANDOM_SPLIT, split="random", no_validation=False)
-
-
-def cross_validation_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
-    """List one run per fold, by subject (or block) and without choosing an epoch, below the output folder."""
-    unit = known_of(config.data).group
     for fold in range(config.data.num_folds):
-        yield _run(config, f"cv-{fold}", OUT_OF_FOLD, split=f"{unit}-cv", fold=fold, no_validation=True)
+        yield _run(config, f"cv-{fold}", OUT_OF_FOLD, split=f"{info.group}-cv", fold=fold, no_validation=True)
+    yield _run(single, "random", RANDOM_SPLIT, split="random", no_validation=False)
 
 
 def pooled_predictions(folds: Sequence[ProtocolRun]) -> CellPredictions:
@@ -214,7 +208,7 @@ def _cross_validation(
     seconds = [metrics["training"]["seconds"] for metrics in measured]
     unit = blocks[0]["split"]["disjoint_by"]
     out_of_fold.save(predictions / f"{unit}_cv.parquet")
-    block = {
+    return {
         "name": f"{unit}_cv",
         "estimates": OUT_OF_FOLD,
         "split": {
@@ -238,7 +232,3 @@ def _cross_validation(
             for number, own in enumerate(blocks)
         ],
     }
-    if "size_only_baseline" in blocks[0]:
-        baseline = pooled([CellPredictions.load(run.folder / "size_only_predictions.parquet") for run in folds])
-        block["size_only_baseline"] = headline(measure(baseline))
-    return block

@@ -314,7 +314,8 @@ def test_a_push_that_fails_after_training_is_gone_on_with_by_the_command_it_name
     (error,) = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
     assert error == (
         "error: lab/later: publishing failed: the Hub asks for a pause (HTTP 429); try again later. The release is "
-        f"whole in {release}; go on, with your other flags, by: leukoscope release push {release} --hub_model_id lab/later"
+        f"whole in {release}; go on, with your other flags, by: leukoscope release push {release} --hub_model_id "
+        "lab/later"
     )
     assert {"README.md", "config.json", "metrics.json", "model.safetensors"} <= set(os.listdir(place / release))
     run(hub, place, "-m", *error.partition(" by: ")[2].split())

@@ -52,12 +52,6 @@ def evaluate(
     require_writable(output or Path("evaluations"))
     # The model first: an error about it is shown at once, not after the data set is read.
     predictor = open_model(model, device)
-    for theirs, ours in names.items():
-        if theirs.casefold() not in {label.casefold() for label in predictor.labels}:
-            raise LeukoscopeError(
-                f"--label_map {theirs}={ours}: {theirs!r} is no class of the model, which has "
-                f"{', '.join(predictor.labels)}; correct or leave it out"
-            )
     table = {"labels": labels, "label_column_name": label_column_name}
     data = load_reported(dataset_name, train_dir, subject_pattern=subject_pattern, **table)
     cells = select_cells(data, split, split_file, seed=seed, at_most=max_eval_samples)

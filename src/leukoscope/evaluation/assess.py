@@ -114,9 +114,7 @@ def fitted_blocks(
 
     Args:
         predictions: on subjects unseen by the networks that made them; `estimates` is what their metrics estimate.
-        metrics: metrics.json of the release.
         unit: what the predictions' subjects are: "subject" or "block"; "" for those of the training.
-        subjects_needed: of each class.
 
     Returns:
         calibration and decisions; subject_rule where one can be fitted.
@@ -141,9 +139,6 @@ def fitted_blocks(
 
 def fit_detector_on(cells: FramedCells, cell_ids: tuple[str, ...] | None = None) -> tuple[OodDetector, dict[str, Any]]:
     """Fit the OOD detector on framed cells, all or the named ones: it, and the "ood" block of metrics.json.
-
-    The block says what share of the cells of held-out subjects passes. What the detector refuses (`kinds`) is measured
-    elsewhere.
 
     Raises:
         LeukoscopeError: too few cells or subjects.
@@ -178,10 +173,8 @@ def write_fit(
 ) -> None:
     """Write what was fitted into a release's folder: the temperature into its weights, detector and metrics.json.
 
-    Args:
-        metrics: its metrics.json so far; blocks of an earlier fit are dropped, `blocks` replace the others. The new
-            temperature replaces the one in the weights; that of a recalibration, which measured these, multiplies it.
-        detector: None leaves the one that is there.
+    Blocks of an earlier fit in `metrics` are dropped. The new temperature replaces the one in the weights; that of a
+    recalibration, which measured these, multiplies it.
     """
     release = load_release(directory)
     earlier = 1.0 if "recalibration" in blocks else metrics.get("calibration", {}).get("temperature", 1.0)
@@ -237,10 +230,9 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
     """Write a new release with temperature, thresholds and OOD detector fitted on the user's cells.
 
     Args:
-        source: folder of the release to start from; it is not changed.
+        source: folder of the release to start from; `name` is its Hub id, "" for the folder's name.
         cells: labelled cells with subjects, framed for it.
         target: folder of the new release, with running numbers for the user's subjects; replaced as a whole, returned.
-        name: of the source, such as a Hub id; "" for the folder's name.
 
     Raises:
         LeukoscopeError: too few subjects or cells of a class, subjects that trained the release, other classes than
@@ -260,13 +252,8 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
     predictions = predict_framed(release, cells)
     _require_enough(predictions, info.group)
     split = {"strategy": "all", "detail": f"every recalibration cell ({info.title})", "disjoint_by": info.group}
-    evaluation = {
-        "name": "recalibration",
-        "estimates": estimates,
-        "split": {**split, "seed": 0},
-        "thresholds_fitted_on": None,
-    }
-    metrics = release.metrics
+    about = {"name": "recalibration", "estimates": estimates, "thresholds_fitted_on": None}
+    evaluation, metrics = {**about, "split": {**split, "seed": 0}}, release.metrics
     with progress("intervals of evaluations"):
         measured = with_intervals(evaluation, predictions, metrics["training"])
     blocks = {

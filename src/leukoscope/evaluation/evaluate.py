@@ -78,7 +78,7 @@ class ModelPredictions:
 
     @property
     def name(self) -> str:
-        """The release's; of a folder only the last name (of a run's `release` that of the run): the rest is private."""
+        """The release's; of a folder only the last name: the rest is private."""
         local = Path(self.release.name)
         return folder_name(local) if local.exists() else self.release.name
 
@@ -141,15 +141,19 @@ def open_model(model: str | Path, device: str = "auto") -> Predictor:
 def match_labels(
     name: str, theirs: Sequence[str], ours: Sequence[str], label_map: Mapping[str, str]
 ) -> tuple[int, ...]:
-    """Match a model's T classes to those of a data set: T indices into `ours`.
+    """Match a model's T classes to those of a data set: T indices into `ours`; several may be one of ours.
 
-    Args:
-        theirs: several may be one of ours (their probabilities are added).
-        label_map: theirs → ours, for those whose names differ in more than case.
+    `label_map` is theirs → ours, for those whose names differ in more than case.
 
     Raises:
-        LeukoscopeError: a class without a counterpart.
+        LeukoscopeError: a class without a counterpart, or a renamed one that the model does not have.
     """
+    for their in label_map:
+        if their.casefold() not in {label.casefold() for label in theirs}:
+            raise LeukoscopeError(
+                f"--label_map {their}={label_map[their]}: {their!r} is no class of the model, which has "
+                f"{', '.join(theirs)}; correct or leave it out"
+            )
     index = {label.casefold(): k for k, label in enumerate(ours)}
     renamed = {their.casefold(): our.casefold() for their, our in label_map.items()}
     found = [index.get(renamed.get(label.casefold(), label.casefold())) for label in theirs]
@@ -168,9 +172,7 @@ def match_labels(
 def predictions_of_model(
     predictor: Predictor, cells: SelectedCells, *, label_map: Mapping[str, str] | None = None, batch_size: int = 16
 ) -> ModelPredictions:
-    """Predict the selected cells with a release; `left_out` names damaged cells.
-
-    `label_map` gives the data set's class for the model's.
+    """Predict the selected cells with a release; `label_map` gives the data set's class for the model's.
 
     Raises:
         LeukoscopeError: no batch size, or before any cell is opened what `match_labels` raises.
@@ -272,10 +274,6 @@ def training_overlap(
     metrics: Mapping[str, Any], predictions: CellPredictions, cells: SelectedCells, known: KnownCells
 ) -> dict[str, Any]:
     """Determine whether the tested cells come from subjects who trained the weights.
-
-    Args:
-        metrics: the release's metrics.json; {} for a model that has none.
-        known: the cells that the release keeps predictions of.
 
     Returns:
         verdict ("good", "warning" or "bad"), statement, and subjects: how many tested subjects trained the weights
