@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -202,23 +200,6 @@ def test_a_row_of_other_settings_cells_or_recipe_is_not_taken_for_this_one(row: 
         row.is_finished()
 
 
-def test_a_row_of_other_start_weights_is_not_taken_for_this_one(row: Row, tmp_path: Path) -> None:
-    def starting_from(name: str) -> Row:
-        model = replace(row.config.model, pretrained_weights=str(tmp_path / name))
-        return with_config(row, replace(row.config, model=model))
-
-    for name, content in (("there/a.safetensors", "a"), ("there/b.safetensors", "b"), ("elsewhere/c.safetensors", "a")):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content)
-    made = starting_from("there/a.safetensors")
-    finish_runs(made)
-    list(reproduce([made]))
-    assert "there" not in made.file.read_text(), "where files lie is private"
-    assert starting_from("elsewhere/c.safetensors").is_finished()
-    with pytest.raises(LeukoscopeError, match=r"made with other settings \(the start weights' sha256: ca978112ca1b\)"):
-        starting_from("there/b.safetensors").is_finished()
-
-
 def test_a_damaged_row_is_named(row: Row) -> None:
     row.file.parent.mkdir(parents=True)
     row.file.write_text("{")
@@ -295,52 +276,6 @@ def test_an_under_trained_row_says_why(row: Row, kept_epoch: int, wrong_in: int,
 
 
 PHANTOMS = ["--dataset_name", "phantoms", "--recipe", "prior_d_baseline_cnn", "--num_folds", "3", "--image_size", "64"]
-
-
-@pytest.mark.slow
-def test_a_row_killed_half_way_resumes_to_the_same_result(tmp_path: Path) -> None:
-    """The process is killed in the second fold, after a checkpoint, and the same command given again."""
-
-    def reproducing(folder: Path) -> subprocess.Popen[str]:
-        flags = ("--protocol", "unseen", "--num_train_epochs", "3", "--per_device_train_batch_size", "8")
-        out = ("--output_dir", str(folder / "runs"), "--output", str(folder / "results"))
-        return subprocess.Popen(
-            [sys.executable, "-m", "research.prior_systems", *PHANTOMS, *flags, *out],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            bufsize=1,
-        )
-
-    def result_of(folder: Path) -> tuple[dict[str, Any], CellPredictions]:
-        file = folder / "results" / "prior_d_baseline_cnn-unseen.json"
-        return json.loads(file.read_text()), CellPredictions.load(file.with_suffix(".parquet"))
-
-    whole = reproducing(tmp_path / "whole")
-    output, _ = whole.communicate()
-    assert whole.returncode == 0, output
-
-    killed, epochs = reproducing(tmp_path / "killed"), 0
-    assert killed.stdout
-    for line in killed.stdout:
-        epochs += line.startswith("epoch ")
-        if epochs == 5:
-            killed.kill()
-            break
-    killed.communicate()
-    runs = tmp_path / "killed" / "runs" / "prior_d_baseline_cnn-unseen"
-    assert (runs / "fold-0" / "metrics.json").exists() and not (runs / "fold-1" / "metrics.json").exists()
-
-    resumed = reproducing(tmp_path / "killed")
-    output, _ = resumed.communicate()
-    assert resumed.returncode == 0, output
-    assert f"resuming from {runs / 'fold-1' / 'checkpoints'}" in output
-    (expected, predicted), (result, again) = result_of(tmp_path / "whole"), result_of(tmp_path / "killed")
-    assert again.cell_ids == predicted.cell_ids
-    np.testing.assert_array_equal(again.probabilities, predicted.probabilities)
-    assert (result["metrics"], result["intervals"]) == (expected["metrics"], expected["intervals"])
 
 
 # The program

@@ -12,7 +12,6 @@ import pytest
 import torch
 from accelerate.utils import set_seed
 from PIL import Image
-from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmentation
@@ -124,27 +123,6 @@ def test_adamw_spares_biases_and_norms_and_the_others_decay_everything(name: Opt
         assert decay[id(parameter)] == (0.0 if spares and parameter.ndim == 1 else 0.5)
 
 
-@pytest.mark.parametrize("name", ["adam", "sgd", "adamax"])
-def test_plain_optimisers_step_as_torch_does_on_all_parameters(name: Optimizer) -> None:
-    """Weight decay is L2: part of the gradient, on every parameter."""
-    recipe = replace(RECIPE, optimizer=name, learning_rate=0.1, head_learning_rate=0.1)
-    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "adamax": torch.optim.Adamax}[name]
-    extra = {"momentum": 0.9} if name == "sgd" else {}
-    networks: list[nn.Module] = []
-    for ours in (True, False):
-        torch.manual_seed(0)
-        twin = build_prior(recipe, 2)
-        parameters = twin.parameters()
-        optimizer = make_optimizer(twin, recipe) if ours else kind(parameters, lr=0.1, weight_decay=0.5, **extra)
-        for _ in range(2):
-            twin.eval()(torch.ones(2, 3, 32, 32)).square().sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        networks.append(twin)
-    for one, other in zip(*(n.parameters() for n in networks), strict=True):
-        torch.testing.assert_close(one, other)
-
-
 def test_the_trainer_uses_it(trainer_for: MakeTrainer) -> None:
     trainer = trainer_for(replace(RECIPE, optimizer="sgd", num_train_epochs=1), split="all")
     list(trainer.fit())
@@ -165,16 +143,6 @@ def test_training_and_validation_loss_hold_the_penalty(trainer_for: MakeTrainer)
     assert row["train_loss"] > strength
 
 
-def test_the_penalty_shrinks_the_hidden_layers_it_is_put_on(trainer_for: MakeTrainer) -> None:
-    sizes = []
-    for strength in (0.0, 5.0):
-        recipe = replace(RECIPE, penalty=Penalty(weight_l2=strength))
-        trainer = trainer_for(recipe, split="all")
-        list(trainer.fit())
-        sizes.append(float(trainer.network.get_parameter("head.hidden.0.0.weight").detach().square().sum()))
-    assert sizes[1] < 0.5 * sizes[0]
-
-
 def test_recomputed_statistics_are_those_of_the_ema(trainer_for: MakeTrainer, cells: FramedCells) -> None:
     recipe = replace(RECIPE, ema_decay=0.9, batch_norm_cells=16, num_train_epochs=2)
     trainer = trainer_for(recipe, split="all")
@@ -185,19 +153,6 @@ def test_recomputed_statistics_are_those_of_the_ema(trainer_for: MakeTrainer, ce
     spread = rows[np.linspace(0, len(rows) - 1, min(len(rows), 16)).astype(int)]
     recompute_batch_norm(network.train(), trainer.inputs, spread, trainer.accelerator, recipe.train_batch_size)
     torch.testing.assert_close(network.get_buffer("backbone.bn1.running_mean"), kept, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_batch_statistics_are_taken_anew_before_every_validation(
-    trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = trainer_for(replace(RECIPE, batch_norm_cells=12, train_batch_size=4, num_train_epochs=2))
-    judged = _scripted(trainer, monkeypatch, val_balanced_accuracy=[0.6, 0.7])
-
-    list(trainer.fit())
-
-    batches = [int(v) for weights in judged for k, v in weights.items() if k.endswith("num_batches_tracked")]
-    assert batches and set(batches) == {12 // 4}
 
 
 def test_a_plateau_cuts_every_rate_stops_and_restores_its_best_epoch(
