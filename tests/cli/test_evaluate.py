@@ -143,13 +143,6 @@ def test_a_wrong_question_ends_in_one_line(arguments: tuple[str, ...], expected:
     assert error_of(run(*arguments)) == expected
 
 
-def test_help_names_the_flags() -> None:
-    result = run("--help")
-    assert result.exit_code == 0
-    for flag in ("--label_map", "--max_eval_samples", "--split_file"):
-        assert flag in result.stdout
-
-
 @pytest.mark.slow
 def test_a_release_asked_about_its_own_subjects_is_called_no_test(few_real_cells: Path, tmp_path: Path) -> None:
     result = run(

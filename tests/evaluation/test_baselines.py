@@ -119,12 +119,6 @@ def test_size_alone_is_no_better_than_chance_where_sizes_are_equal() -> None:
     assert np.allclose(size_only_predictions(areas, labels, np.array([0.1, 0.3]), like).probabilities, 0.5, atol=1e-3)
 
 
-def test_an_empty_picture_has_a_size_too() -> None:
-    like = _like([0, 1], [0.5, 0.5])
-    predictions = size_only_predictions(np.array([0.3, 0.1, 0.0]), np.array([0, 1, 1]), np.array([0.3, 0.0]), like)
-    assert np.isfinite(predictions.probabilities).all()
-
-
 def test_size_alone_predicts_each_fold_from_the_areas_of_the_others() -> None:
     rng = np.random.default_rng(0)
     classes = rng.permutation(np.arange(60) % 3 > 0).astype(int)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -76,16 +74,6 @@ def test_the_confusion_matrix_says_cells_and_shares() -> None:
 
 def test_a_class_without_cells_divides_nothing_by_nothing() -> None:
     assert "0\n0%" in texts(confusion_plot([[5, 0], [0, 0]], ["ALL", "HEM"]))
-
-
-@pytest.mark.parametrize("classes", [2, 4])
-def test_plots_save_without_a_screen(classes: int) -> None:
-    names = ["ALL", "HEM", "C", "D"][:classes]
-    matrix = [[10] * classes] * classes
-    for figure in (subject_strip(SUBJECTS, names), confusion_plot(matrix, names)):
-        file = io.BytesIO()
-        figure.savefig(file, format="png")
-        assert file.getvalue().startswith(b"\x89PNG")
 
 
 def test_a_dollar_in_a_label_is_no_formula(tmp_path: Path) -> None:

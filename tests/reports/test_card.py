@@ -20,7 +20,7 @@ from leukoscope.evaluation.assess import ESTIMATES
 from leukoscope.evaluation.metrics import NOT_KNOWN
 from leukoscope.models.build import FROM_SCRATCH
 from leukoscope.models.release import write_metrics
-from leukoscope.reports.card import draw_examples, render_card, write_card
+from leukoscope.reports.card import draw_examples, render_card
 from release_fixtures import METRICS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -138,11 +138,6 @@ def test_own_data_are_not_called_published(release: Path, release_metrics: dict[
     assert "The data: " not in card
 
 
-def test_write_card_leaves_no_half_written_file(release: Path) -> None:
-    assert write_card(release).name == "README.md"
-    assert not list(release.glob(".*"))
-
-
 @pytest.mark.parametrize("embedded", EMBEDDED, ids=lambda path: path.name)
 def test_committed_cards_are_the_rendered_ones(embedded: Path) -> None:
     card = (embedded / "README.md").read_text()
@@ -179,7 +174,6 @@ def _numbers(value: object) -> list[float]:
 @pytest.mark.parametrize(
     ("training", "base_model"),
     [
-        ({"start_weights": "pretrained weights timm/densenet121.ra_in1k"}, "timm/densenet121.ra_in1k"),
         ({"start_weights": "pretrained weights timm/densenet121.ra_in1k"}, "timm/densenet121.ra_in1k"),
         ({"start_weights": "channels selected from ImageNet EfficientNet-B4"}, None),
         ({"started_from": {"release": "lab/cells", "revision": "0" * 40}}, "lab/cells"),

@@ -11,8 +11,6 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.weights import Release
-from leukoscope.models.weights import load_release as load
 from leukoscope.reports.card import SHOWN, draw_plots, render_card, write_card
 
 EMBEDDED = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/metrics.json"))
@@ -33,25 +31,6 @@ def test_a_card_shows_its_plot_and_the_same_again(assessed: Path) -> None:
     assert f"![{SHOWN['subjects']}](figures/subjects.png)" in render_card(assessed)
     first = file.read_bytes()
     assert draw_plots(assessed)[0].read_bytes() == first
-
-
-def test_a_card_that_must_ask_for_maps_loads_the_network_once_and_exports_no_graph(
-    tiny_release: Path, tmp_path: Path, release_metrics: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copy = shutil.copytree(tiny_release, tmp_path / "copy")
-    unmeasured = {key: block for key, block in release_metrics.items() if key != "heat_maps"}
-    (copy / "metrics.json").write_text(json.dumps(unmeasured | {"evaluations": []}))
-    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "cache"))
-    loads: list[Any] = []
-
-    def counted(*args: Any, **more: Any) -> Release:
-        loads.append(args)
-        return load(*args, **more)
-
-    monkeypatch.setattr("leukoscope.models.weights.load_release", counted)
-    write_card(copy)
-    assert len(loads) == 1
-    assert not (tmp_path / "cache").exists()
 
 
 def test_without_folds_the_plot_is_the_confusion_matrix(release: Path, release_metrics: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ METRICS: dict[str, Any] = {
 }  # fmt: skip
 
 DECIDED = Thresholds(abstain_below=0.7)
+CALIBRATED: dict[str, Any] = {"calibration": {"temperature": 1.2}}
 
 
 def text_of(p_all: float, **checks: object) -> DecisionText:
@@ -95,10 +96,6 @@ def test_evidence_weaker_than_another_class_s_is_said() -> None:
     heatmaps = {"ALL": np.full((2, 2), 1.0), "HEM": np.full((2, 2), 4.0)}
     assert weak_map_text(heatmaps, "ALL") == "Little evidence: it amounts to 25\u00a0% of what speaks for HEM."
     assert weak_map_text(heatmaps, "HEM") == ""
-
-
-def test_evidence_weaker_than_in_nearly_all_cells_is_said_of_every_class() -> None:
-    heatmaps = {"ALL": np.full((2, 2), 1.0), "HEM": np.full((2, 2), 4.0)}
     for label in heatmaps:
         assert weak_map_text(heatmaps, label, weak=4.1).startswith("Little evidence for any class")
     assert weak_map_text(heatmaps, "HEM", weak=3.9) == ""
@@ -137,28 +134,20 @@ def test_half_of_a_map_is_placed() -> None:
     assert map_text(heat, "Pro") == (
         "Half of the map for Pro lies in 6\u00a0% of what the model saw, around its upper right."
     )
-
-
-def test_an_empty_map_is_said_to_be_empty() -> None:
     assert "The map for ALL is empty: nothing" in map_text(np.zeros((3, 3)), "ALL")
-
-
-def test_synthetic_training_is_said() -> None:
-    calibrated = {"calibration": {"temperature": 1.2}}
-    (said,) = warnings({"data": {"synthetic": True}} | calibrated, has_detector=True)
-    assert "trained on synthetic phantoms" in said
-    assert warnings({"data": {"synthetic": False}} | calibrated, has_detector=True) == ()
 
 
 @pytest.mark.parametrize(
     ("metrics", "has_detector", "said"),
     [
-        ({"calibration": {"temperature": 1.2}}, False, ["This model has no OOD detector: it gives a class to any"]),
+        (CALIBRATED, False, ["This model has no OOD detector: it gives a class to any"]),
+        (CALIBRATED | {"data": {"synthetic": True}}, True, ["This model was trained on synthetic phantoms, not on"]),
+        (CALIBRATED | {"data": {"synthetic": False}}, True, []),
         ({}, True, ["This model has no calibration: its percentages are not how often it is right."]),
         ({}, False, ["This model has no calibration:", "This model has no OOD detector:"]),
     ],
 )
-def test_what_a_model_lacks_is_said_once(metrics: dict[str, object], has_detector: bool, said: list[str]) -> None:
+def test_what_a_model_lacks_is_said_once(metrics: dict[str, Any], has_detector: bool, said: list[str]) -> None:
     found = warnings(metrics, has_detector=has_detector)
     assert len(found) == len(said) and all(one.startswith(start) for one, start in zip(found, said, strict=True))
 
