@@ -16,7 +16,7 @@ from leukoscope.evaluation.bootstrap import (
     point_metrics,
     subject_intervals,
 )
-from leukoscope.evaluation.metrics import BY_SUBJECT, measure
+from leukoscope.evaluation.metrics import BY_SUBJECT
 from leukoscope.evaluation.predictions import CellPredictions
 
 
@@ -55,17 +55,6 @@ def test_point_metrics_are_those_of_scikit_learn(classes: int) -> None:
     }
     for key, value in expected.items():
         assert metrics[key] == pytest.approx(value, abs=1e-12), key
-
-
-def test_point_metrics_by_subject_and_at_equal_size_are_those_measured() -> None:
-    predictions = clustered(subjects=5, cells=40)
-    # Uneven: the first subject keeps all its cells, the last a few.
-    kept = [row for row, s in enumerate(predictions.subjects) if row % 40 < 40 - 3 * int(s[1:])]
-    sizes = np.random.default_rng(2).uniform(size=len(kept))
-    predictions = replace(predictions.take(kept), areas=sizes)
-    metrics, points = measure(predictions), point_metrics(predictions)
-    for key in (*BY_SUBJECT, "auroc_equal_size"):
-        assert points[key] == pytest.approx(metrics[key], abs=1e-12), key
 
 
 def test_each_draw_weighs_the_subjects_it_drew_the_same() -> None:
@@ -184,18 +173,8 @@ def test_few_subjects_widen_the_interval_beyond_plain_percentiles() -> None:
 
 def test_recall_widens_by_the_subjects_of_its_own_class() -> None:
     predictions = clustered(subjects=200, cells=2)
-    keep = [
-        i
-        for i, (s, k) in enumerate(zip(predictions.subjects, predictions.references, strict=True))
-        if k or int(s[1:]) < 8
-    ]
-    predictions = CellPredictions(
-        tuple(predictions.cell_ids[i] for i in keep),
-        tuple(predictions.subjects[i] for i in keep),
-        predictions.references[keep],
-        predictions.probabilities[keep],
-        ("A", "B"),
-    )
+    few = [int(subject[1:]) < 8 for subject in predictions.subjects]
+    predictions = predictions.take(np.flatnonzero((predictions.references == 1) | few))
     boot, values = bootstrap_subjects(predictions, samples=10), np.linspace(0, 1, 2001)
     assert width(boot.interval(values, of_class=0)) > width(boot.interval(values, of_class=1))
     assert boot.interval(values) == boot.interval(values, of_class=0), "the smallest class decides for all"
@@ -203,14 +182,7 @@ def test_recall_widens_by_the_subjects_of_its_own_class() -> None:
 
 def test_a_class_without_cells_leaves_the_auroc_out() -> None:
     predictions = clustered()
-    rows = np.flatnonzero(predictions.references == 0)
-    alone = CellPredictions(
-        tuple(predictions.cell_ids[i] for i in rows),
-        tuple(predictions.subjects[i] for i in rows),
-        predictions.references[rows],
-        predictions.probabilities[rows],
-        ("A", "B"),
-    )
+    alone = predictions.take(np.flatnonzero(predictions.references == 0))
     plain = {"accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "recall_A"}
     assert set(point_metrics(alone)) == {*plain, *(f"{key}_by_subject" for key in plain)}
     assert set(subject_intervals(alone, samples=50)) == set(point_metrics(alone))

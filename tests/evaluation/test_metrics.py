@@ -191,33 +191,6 @@ def test_what_is_not_known_is_not_measured(ten: CellPredictions) -> None:
     assert measure(_uneven(areas=False)).keys() - {"subjects"} >= {*BY_SUBJECT}
 
 
-def test_areas_are_kept_with_the_predictions(tmp_path: Path) -> None:
-    predictions = _uneven()
-    predictions.save(tmp_path / "p.parquet")
-    assert CellPredictions.load(tmp_path / "p.parquet").areas == pytest.approx(predictions.areas, abs=1e-6)
-    _uneven(areas=False).save(tmp_path / "p.parquet")
-    assert CellPredictions.load(tmp_path / "p.parquet").areas is None
-
-
-def test_folds_are_kept_with_the_predictions(tmp_path: Path) -> None:
-    first, second = _predictions([0, 1], [0.9, 0.2], ["a", "b"]), _predictions([1], [0.6], ["c"], start=2)
-    pooled([first, second]).save(tmp_path / "p.parquet")
-    folds = CellPredictions.load(tmp_path / "p.parquet").folds
-    assert folds is not None and folds.tolist() == [0, 0, 1]
-    first.save(tmp_path / "p.parquet")
-    assert CellPredictions.load(tmp_path / "p.parquet").folds is None
-
-
-def test_headline_is_what_a_table_quotes(metrics: dict[str, object]) -> None:
-    assert headline(metrics) == {
-        k: metrics[k] for k in ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
-    }
-
-
-def test_predictions_are_the_most_probable_class(ten: CellPredictions) -> None:
-    assert ten.predicted.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 0]
-
-
 def test_three_classes_by_hand() -> None:
     probabilities = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.3, 0.5, 0.2], [0.1, 0.2, 0.7]])
     predictions = CellPredictions(
@@ -280,6 +253,12 @@ def test_predictions_survive_parquet(ten: CellPredictions, tmp_path: Path) -> No
     assert loaded.references.tolist() == ten.references.tolist()
     assert np.allclose(loaded.probabilities, ten.probabilities, atol=1e-7)
     assert measure(loaded)["confusion_matrix"] == [[4, 2], [1, 3]]
+    assert loaded.areas is None and loaded.folds is None
+    first = _uneven()
+    both = pooled([first, replace(first, cell_ids=tuple(f"second-{cell}" for cell in first.cell_ids))])
+    both.save(path)
+    assert CellPredictions.load(path).areas == pytest.approx(both.areas, abs=1e-6)
+    assert both.folds is not None and np.array_equal(CellPredictions.load(path).folds, both.folds)
 
 
 def test_a_parquet_row_is_readable_without_leukoscope(ten: CellPredictions, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -177,13 +178,7 @@ def test_no_block_where_subjects_cannot_be_measured(why: str, calibrated_cells: 
     if why == "three classes":
         predictions = calibrated_cells(300, classes=3)
     elif why == "unknown subject":
-        predictions = CellPredictions(
-            predictions.cell_ids,
-            ("", *predictions.subjects[1:]),
-            predictions.references,
-            predictions.probabilities,
-            ("ALL", "HEM"),
-        )
+        predictions = replace(predictions, subjects=("", *predictions.subjects[1:]))
     elif why == "two classes in a subject":
         predictions.references[0] = 1
     assert subject_rule_block(predictions, "ALL") == {}
