@@ -285,14 +285,6 @@ def test_a_data_set_goes_to_the_hub_and_trains_elsewhere(hub: Hub, place: Path) 
     assert "datasets:\n- lab/cells\n" in (place / "from-hub" / "release" / "README.md").read_text()
 
 
-def test_pushing_again_sends_nothing(hub: Hub, place: Path, versions: dict[str, str]) -> None:
-    hub.requests.clear()
-    again = run(hub, place, "-m", "leukoscope", "release", "push", "colder", "--hub_model_id", ID)
-    assert "these files were there already, nothing was sent" in again.stdout
-    assert not [request for request in hub.requests if request.startswith("PUT") or "/commit/" in request]
-    assert hub.repository(ID).tags == versions
-
-
 def test_a_token_that_only_reads_is_refused_before_training(hub: Hub, place: Path) -> None:
     push = ("--push_to_hub", "--hub_model_id", ID)
     refused = run(hub, place, *TRAIN, "--output_dir", "never", *push, token=READ_TOKEN, ok=False)
