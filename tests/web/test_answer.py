@@ -64,15 +64,22 @@ def refused(models: ModelCache) -> Row:
 # The rows
 
 
-def test_every_model_answers_and_the_best_that_gives_a_class_is_opened(models: ModelCache) -> None:
-    steps = list(answering(example(1), models, ["ball4", "cnmc", "missing"]))
-    assert [len(step.rows) for step in steps] == [1, 2, 3] and steps[0].waiting == ("cnmc", "missing")
+def test_every_model_decides_then_the_maps_follow_and_the_best_that_gives_a_class_is_opened(models: ModelCache) -> None:
+    steps = list(answering(Answer(example(1), waiting=("ball4", "cnmc", "missing")), models))
+    assert [len(step.rows) for step in steps] == [1, 2, 3, 3] and steps[0].waiting == ("cnmc", "missing")
     assert steps[0].best is None, "the next one may know such cells"
-    assert [step.best for step in steps[1:]] == [1, 1]
-    foreign, known, missing = steps[-1].rows
-    assert foreign.refused and not known.refused and known.called() == "ALL"
+    assert [step.best for step in steps[1:]] == [1, 1, 1]
+    assert [step.complete for step in steps] == [False, False, False, True]
+    foreign, soon, missing = steps[-2].rows
+    assert foreign.refused and not foreign.pending and foreign.foreign is not None, "refused, it needs no map"
+    assert soon.pending and not soon.maps and soon.called() == "ALL" and "Save" not in stage.cell_answer(steps[-2], 1)
+    assert "are being computed" in stage.cell_picture(soon, view="turned")
+    known = steps[-1].rows[1]
+    assert not known.pending and known.maps and known.known.outcome == soon.known.outcome
+    assert known.known.probabilities == pytest.approx(soon.known.probabilities, abs=1e-4)
     assert missing.prediction is None and "is no model name" in missing.error
     assert "is no model name" in stage.cell_answer(steps[-1], 1)
+    assert not list(answering(steps[-1], models)), "nothing is left to ask"
 
 
 def test_the_decision_is_that_of_one_view_and_the_map_the_mean_of_eight(cell: Row) -> None:

@@ -131,6 +131,22 @@ def test_a_row_opens_with_its_map_and_the_picture_has_three_views(page: Page) ->
     assert "Map for HEM" in shown(page, click(page, visit, "row:1")) + shown(page, click(page, visit, "label:HEM"))
 
 
+@pytest.mark.parametrize("act", ["row:1", "view:turned", "view:covered", "label:ALL"])
+def test_what_is_clicked_before_the_maps_are_there_stays_and_every_map_follows(page: Page, act: str) -> None:
+    page.models.examples.clear()
+    visit = Visit()
+    asked = click(page, visit, "example:1")
+    for _ in range(3):  # what is given, and two decisions
+        next(asked)
+    assert isinstance(visit.shown, Answer) and [row.pending for row in visit.shown.rows] == [True, True]
+    steps = click(page, visit, act)
+    next(steps)
+    stands = visit.opened, visit.view, visit.label
+    assert list(asked) == [] and list(steps) != []
+    assert visit.shown.complete and (visit.opened, visit.view, visit.label) == stands
+    assert stands[0] == (1 if act == "row:1" else 0) and (not act.startswith("view") or act.endswith(stands[1]))
+
+
 def on_stage(visit: Visit) -> tuple[object, object]:
     return visit.shown, visit.behind
 

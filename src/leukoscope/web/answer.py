@@ -1,12 +1,12 @@
 """What every model answers for one picture, without Gradio: predicted once, then drawn and told as often as one likes.
 
-`answering` asks each release once for the picture's decision, which is that of one view as everywhere in Leukoscope,
-and for its eight turned and mirrored views: the map is their mean, turned back. Page, API and PNG show the same `Row`.
+`answering` asks each release first for the picture's decision, which is that of one view as everywhere in Leukoscope,
+then for its eight turned and mirrored views: the map is their mean, turned back. Page, API and PNG show the same `Row`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
@@ -86,6 +86,7 @@ class Row:
     # Of a refused picture, where its colours are unusual, in standard deviations beyond the first two.
     foreign: np.ndarray | None = None
     error: str = ""  # why the model gives no answer
+    pending: bool = False  # whether its eight views are still to be computed
 
     @cached_property
     def thresholds(self) -> Thresholds:
@@ -152,6 +153,8 @@ class Row:
 
     def agreement(self) -> str:
         """In how many orientations the class is the same."""
+        if self.pending:
+            return "Being turned …"
         if not (found := self.orientations):
             return ""
         probable = [max(one, key=one.__getitem__) for one in self.known.views]
@@ -176,6 +179,8 @@ class Row:
         """A class's map in words."""
         if self.foreign is not None:
             return "Coloured where its colours are unlike those of the training cells."
+        if self.pending:
+            return "Its map is being computed."
         if not self.maps:
             return "" if self.refused else "This model has no map: its last features are no map of channels."
         said = text.map_text(self.maps[label], label)
@@ -209,6 +214,11 @@ class Answer:
     waiting: tuple[str, ...] = ()  # models that have not answered yet
 
     @property
+    def complete(self) -> bool:
+        """Whether every model has answered, each with its map."""
+        return not self.waiting and not any(row.pending for row in self.rows)
+
+    @property
     def best(self) -> int | None:
         """The row to open: the first with a class, else that abstains, else the first; None while it may change."""
 
@@ -220,20 +230,33 @@ class Answer:
         return best if best is None or self.rows[best].gives_a_class or not self.waiting else None
 
 
-def answering(picture: Picture, models: ModelCache, names: Sequence[str]) -> Iterator[Answer]:
-    """Ask every model of these names for a picture; each row as soon as it is there, with its error where it fails."""
-    found = Answer(picture)
-    for number, name in enumerate(names):
+def answering(answer: Answer, models: ModelCache) -> Iterator[Answer]:
+    """Complete an answer: every waiting model's decision, then the maps, the best model's first; a step for each."""
+
+    def asked(name: str, *, explain: bool) -> Row:
         try:
-            row = ask(picture, models, name)
+            return ask(answer.picture, models, name, explain=explain)
         except LeukoscopeError as error:
-            row = Row(picture, name, error=str(error))
-        found = Answer(picture, (*found.rows, row), tuple(names[number + 1 :]))
-        yield found
+            return Row(answer.picture, name, error=str(error))
+
+    while answer.waiting:
+        # A card is borrowed once for both.
+        row = asked(answer.waiting[0], explain=models.borrowed_card is not None)
+        answer = Answer(answer.picture, (*answer.rows, row), answer.waiting[1:])
+        yield answer
+    best = answer.best
+    for number in sorted(range(len(answer.rows)), key=lambda number: number != best):
+        if answer.rows[number].pending:
+            rows = list(answer.rows)
+            rows[number] = asked(rows[number].model, explain=True)
+            answer = replace(answer, rows=tuple(rows))
+            yield answer
 
 
-def ask(picture: Picture, models: ModelCache, name: str) -> Row:
+def ask(picture: Picture, models: ModelCache, name: str, *, explain: bool = True) -> Row:
     """Ask one model; of the models that the demo offers, each answers an example once.
+
+    Without `explain` a picture that is not refused gets a row whose map is still to be computed.
 
     Raises:
         LeukoscopeError: the model cannot be loaded, or the picture not be predicted.
@@ -242,12 +265,16 @@ def ask(picture: Picture, models: ModelCache, name: str) -> Row:
     if (key := (name, picture.caption, picture.example)) in kept:
         return kept[key]
     predictor, foreign = models.predictor(name), None
-    (prediction,) = models.predict(predictor, [picture.image], explain=True)
+    (prediction,) = models.predict(predictor, [picture.image], explain=explain)
     if picture.field_share is not None:
         prediction = prediction.in_field(picture.field_share, predictor.thresholds)
-    if prediction.outcome in REFUSED and (detector := predictor.ood) is not None:
+    refused = prediction.outcome in REFUSED
+    if refused and (detector := predictor.ood) is not None:
         foreign = detector.colour_excess(predictor.release.preprocessing.frame(picture.image))
-    kept[key] = row = Row(picture, name, prediction, predictor.release.metrics, foreign)
+    pending = not explain and not refused
+    row = Row(picture, name, prediction, predictor.release.metrics, foreign, pending=pending)
+    if not pending:
+        kept[key] = row
     return row
 
 

@@ -92,7 +92,7 @@ class ModelCache:
         self._model_locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
         # A pool of threads takes those who wait in their order; a semaphore would not.
         self._loading = Semaphore(LOADED_AT_ONCE)
-        self._on_card = _borrowed_card() if ZERO_GPU in os.environ else None
+        self.borrowed_card = _borrowed_card() if ZERO_GPU in os.environ else None
         self.predict = _limited(_predict, ThreadPoolExecutor(PREDICTIONS_AT_ONCE))
         self.read_smear = _limited(partial(read_smear, **FIELD_LIMITS), ThreadPoolExecutor(1))
 
@@ -151,7 +151,7 @@ class ModelCache:
         from leukoscope.inference.predictor import Predictor
 
         # A ZeroGPU Space's own threads have no card.
-        runtime = Runtime(device="cpu" if self._on_card else "auto")
+        runtime = Runtime(device="cpu" if self.borrowed_card else "auto")
         if folder := self.releases.get(name):
             try:
                 found = Predictor(read_release(folder, name=name), runtime)
@@ -162,7 +162,7 @@ class ModelCache:
             found = Predictor.from_hub(name, runtime=runtime)
         else:
             found = self._download(name, runtime)
-        return cast("Predictor", _Lent(found, self._on_card)) if self._on_card else found
+        return cast("Predictor", _Lent(found, self.borrowed_card)) if self.borrowed_card else found
 
     def _download(self, name: str, runtime: Runtime) -> Predictor:
         """Load a Hub model that a visitor named; beyond 2 GB the longest unused are deleted, but none of before."""

@@ -101,7 +101,7 @@ class Visit:
         if "opened" in changes:
             changes = {"view": "map", "label": "", "forms": {}, **changes}
         vars(self).update(changes)
-        if "shown" in changes and isinstance(self.shown, Answer) and not self.shown.waiting and self.behind is None:
+        if "shown" in changes and isinstance(self.shown, Answer) and self.shown.complete and self.behind is None:
             self.keep(self.shown)
 
     def keep(self, answer: Answer) -> None:
@@ -177,7 +177,7 @@ class Page:
         visit.asked += 1
         mine, drawn = visit.asked, None
         try:
-            for step in _steps(work()):
+            for step in self._completed(visit, work()):
                 if visit.asked != mine:
                     return
                 visit.change(**{name: value for name, value in step.items() if isinstance(name, str)})
@@ -191,6 +191,15 @@ class Page:
                 if visit.shown:  # it stays below
                     said += self._draw(visit, picture=False)[self.answer]
                 yield {self.visit: visit, self.answer: said, self.upload: None}
+
+    def _completed(self, visit: Visit, work: Step | Iterable[Step]) -> Iterator[Step]:
+        """The steps of a question, then those that complete the answer shown, whichever of its rows is open."""
+        yield from _steps(work)
+        if not isinstance(visit.shown, Answer):
+            return
+        for answer in answering(visit.shown, self.models):
+            stays = ("behind",) if visit.opened is None else ("behind", "opened", "view", "label", "forms")
+            yield {"shown": answer, "opened": answer.best, **{name: getattr(visit, name) for name in stays}}
 
     @staticmethod
     def _picture_key(visit: Visit) -> tuple[Any, ...]:
@@ -262,20 +271,20 @@ class Page:
                 yield from _steps(self._read_by(visit, name))
             yield {self.name: ""}
 
-    def _example(self, visit: Visit, number: int, named: str = "") -> Iterator[Step]:
+    def _example(self, visit: Visit, number: int, named: str = "") -> Step:
         """A synthetic picture of the kind that the models read."""
         names = self._names(visit)
         cut_outs = self._readers(names)
         smears = not cut_outs or self.models.takes_cut_outs(named) is False
-        yield from self._answers(example(number, smear=smears), names if smears else cut_outs, named)
+        return self._asked(example(number, smear=smears), names if smears else cut_outs, named)
 
-    def _answers(self, picture: Picture, names: Sequence[str], named: str = "") -> Iterator[Step]:
-        """Each model's row as soon as it is there; the best one is opened, or the one that is named."""
+    @staticmethod
+    def _asked(picture: Picture, names: Sequence[str], named: str = "") -> Step:
+        """A question to these models; the best row is opened, or that of the model that is named."""
         if not names:
             raise LeukoscopeError(NO_MODEL)
-        for step in answering(picture, self.models, names):
-            opened = next((number for number, row in enumerate(step.rows) if row.model == named), step.best)
-            yield {"shown": step, "opened": opened}
+        answer = Answer(picture, waiting=tuple(names))
+        return {"shown": answer, "opened": names.index(named) if named in names else None}
 
     def _read(self, visit: Visit, picture: Picture) -> Iterator[Step]:
         """What a picture holds: a cell as it is, or the cells of a smear, cut out."""
@@ -286,7 +295,7 @@ class Page:
             except UnusableSmear as error:
                 reason = str(error).removeprefix(f"{picture.caption}: ").partition(": check the unit")[0]
                 picture = replace(picture, remark=f"{picture.remark} No cell could be cut out: {reason}.".strip())
-        yield from self._answers(picture, self._names_for(visit, picture))
+        yield self._asked(picture, self._names_for(visit, picture))
 
     def _smear(self, visit: Visit, picture: Picture) -> Iterator[Step]:
         """A smear's cells by the best model; by one that reads whole pictures where its cells are foreign to that."""
@@ -344,18 +353,16 @@ class Page:
         forms = covered(row, self.models) if view == "covered" else {}
         return {"view": view if view in stage.VIEWS else "map", "forms": forms}
 
-    def _cell(self, visit: Visit, number: int) -> Iterator[Step]:
+    def _cell(self, visit: Visit, number: int) -> Step:
         """Open a cell of a smear or a batch."""
         shown = visit.shown
         if isinstance(shown, Smear):
-            yield {"shown": open_cell(self.models, shown, number), "opened": 0, "behind": shown}
-            return
+            return {"shown": open_cell(self.models, shown, number), "opened": 0, "behind": shown}
         row = visit.showing(BatchResult).rows[number]
         picture = Picture(open_bytes(row.kept(), row.name), row.name)
         # The model that read the batch says first what it said there.
         names = dict.fromkeys([visit.model, *self._names_for(visit, picture)])
-        for step in answering(picture, self.models, list(names)):
-            yield {"shown": step, "opened": 0, "behind": shown}
+        return {"shown": Answer(picture, waiting=tuple(names)), "opened": 0, "behind": shown}
 
     def _read_by(self, visit: Visit, name: str) -> Step | Iterable[Step]:
         """Read the smear or the batch that is shown by another model."""

@@ -131,6 +131,8 @@ def cell_picture(
             act(f"view:{name}", escape(said), classes="lk-tab", pressed=name == view) for name, said in VIEWS.items()
         )
         tabs = f'<div class="lk-tabs" role="group" aria-label="What of the cell is shown">{tabs}</div>'
+    if row.pending and view == "turned":
+        return f"{top}{tabs}{waiting('The eight orientations are being computed …')}"
     if row.refused or view == "map":
         return f"{top}{tabs}{_slider(row, label or row.called())}"
     return f"{top}{tabs}{_turned(row) if view == 'turned' else _covered(row, forms or {})}"
@@ -201,7 +203,8 @@ def cell_answer(answer: Answer, opened: int) -> str:
         shown += f'<li class="lk-row lk-wait"><span class="lk-name">{escape(short_name(name))}</span> reading …</li>'
     row = answer.rows[opened] if opened < len(answer.rows) else None
     state = f'data-model="{escape(row.model if row else "")}" data-example="{answer.picture.example or ""}"'
-    saves = f'<div class="lk-acts">{act("save:png", "Save PNG")}</div>' if row and row.prediction else ""
+    can_save = row is not None and row.prediction is not None and not row.pending
+    saves = f'<div class="lk-acts">{act("save:png", "Save PNG")}</div>' if can_save else ""
     remark = note(answer.picture.remark)
     return f'<div {state}><ol class="lk-rows">{shown}</ol>{remark}{saves}</div>'
 
@@ -230,7 +233,8 @@ def _row(row: Row, number: int, *, is_open: bool) -> str:
     under = note(row.agreement()) + note(text.recall_text(row.metrics))
     more = _opened(row) if is_open else ""
     style = f' style="--c:{colour(row.known.outcome, labels)}"'
-    return f'<li class="lk-row{" open" if is_open else ""}"{style}>{head}{bar}{under}{more}</li>'
+    state = f"{' open' if is_open else ''}{' lk-wait' if row.pending else ''}"
+    return f'<li class="lk-row{state}"{style}>{head}{bar}{under}{more}</li>'
 
 
 def _opened(row: Row) -> str:
