@@ -48,6 +48,14 @@ def _of_releases(benchmark: Mapping[str, Any], weights: Set[str]) -> Iterator[tu
     yield from ((what, " · ".join(values)) for what, values in by_ratio.items())
     if benchmark.get("sha256") not in weights:
         return
+    if "page" in benchmark:
+        what = "demo: seconds to a cell's first row, and to all rows; 95 % within"
+        values = [
+            f"{level['visitors']} at once **{level['first_row_p95_seconds']:.1f}** and "
+            f"**{level['all_rows_p95_seconds']:.1f}**"
+            for level in benchmark["page"]
+        ]
+        yield what, " · ".join(values)
     if "levels" in benchmark:
         what = f"`{benchmark['model']}`, demo: predictions with Grad-CAM maps per second; 95 % within"
         values = [
@@ -64,6 +72,15 @@ def _of_releases(benchmark: Mapping[str, Any], weights: Set[str]) -> Iterator[tu
             f"`{benchmark['model']}`, {scored}: cells per second until killed, and resumed",
             f"**{speeds}**; {memory}",
         )
+    if "ray" in benchmark:
+        rows = [
+            f"{row['scored_by']} **{row['cells_a_second']:.1f}**, {row['core_hours_a_million']:,.0f} core-hours a "
+            "million"
+            for row in benchmark["ray"]["rows"]
+        ]
+        driver = benchmark["ray"]["driver"]
+        rows.append(f"{count(driver['names'])} names: {driver['peak_bytes'] / 1e6:.0f} MB in the command")
+        yield f"`{benchmark['model']}`, scored on Ray: cells per second, with its start", " · ".join(rows)
 
 
 def _measured_on(benchmark: Mapping[str, Any]) -> str:

@@ -244,8 +244,15 @@ def test_speed_is_told_row_by_row_with_what_it_was_measured_on(release: Path, tm
     assert speed_table(folder, [release]).splitlines()[2].endswith("| Some CPU, 2 thread(s) |"), "the GPU was not used"
 
 
-VISITS = {"levels": [{"clients": 10, "per_second": 10.27, "p95_seconds": 1.318, "errors": 0}]}
+VISITS = {
+    "page": [{"visitors": 10, "first_row_p95_seconds": 1.24, "all_rows_p95_seconds": 4.56}],
+    "levels": [{"clients": 10, "per_second": 10.27, "p95_seconds": 1.318, "errors": 0}],
+}
 SCORED = {
+    "ray": {
+        "rows": [{"scored_by": "Ray, 2 workers", "cells_a_second": 9.04, "core_hours_a_million": 12345.6}],
+        "driver": {"names": 100000, "peak_bytes": 300_400_000},
+    },
     **{"cells": 100000, "short_cells": 1000, "until_killed": {"cells_a_second": 84.4}},
     **{"resumed": {"cells_a_second": 85.6}, "memory_growth": {"times_short_run": 1.034}},
 }
@@ -257,11 +264,15 @@ def test_visitors_of_the_demo_and_cells_scored_are_told(release: Path, tmp_path:
     about = {"model": "ours", "sha256": sha256(b"weights").hexdigest(), "hardware": "x86_64, 2 cores"}
     for name, content in (("app_load", VISITS), ("scoring", SCORED)):
         (tmp_path / "b" / f"{name}.json").write_text(json.dumps({**about, **content}))
-    assert speed_table(tmp_path / "b", [release]).splitlines()[2:4] == [
+    assert speed_table(tmp_path / "b", [release]).splitlines()[2:] == [
+        "| demo: seconds to a cell's first row, and to all rows; 95 % within | "
+        "10 at once **1.2** and **4.6** | x86_64, 2 cores |",
         "| `ours`, demo: predictions with Grad-CAM maps per second; 95 % within | "
         "10 at once **10.3**, 1.32 s, 0 errors | x86_64, 2 cores |",
         "| `ours`, 100,000 cells scored: cells per second until killed, and resumed | "
         "**84 and 86**; memory 1.03 times that of 1,000 cells | x86_64, 2 cores |",
+        "| `ours`, scored on Ray: cells per second, with its start | Ray, 2 workers **9.0**, 12,346 core-hours a "
+        "million · 100,000 names: 300 MB in the command | x86_64, 2 cores |",
     ]
 
 
