@@ -186,7 +186,7 @@ def _on_ray(flags: argparse.Namespace, root: Path) -> dict[str, Any]:
     for workers in flags.ray:
         output = root / f"ray-{workers}.parquet"
         with _cluster(workers) as address:
-            parts[f"Ray, {workers} workers", workers] = _score(flags, table, output, ray=address)
+            parts[f"Ray, {workers} worker{'s' * (workers > 1)}", workers] = _score(flags, table, output, ray=address)
         _check(output, flags.ray_cells, flags.pictures)
     with _cluster(max(flags.ray)) as address:
         names = root / "names.parquet"
