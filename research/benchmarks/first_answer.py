@@ -86,7 +86,7 @@ def _environment(**own: str) -> dict[str, str]:
 
 def _versions(checkout: Path) -> dict[str, str]:
     """Those of the environment that answered, not of this one."""
-    code = "import json; from leukoscope.training.run_folder import versions; print(json.dumps(versions()))"
+    code = "import json; from leukoscope.evaluation.metrics import versions; print(json.dumps(versions()))"
     command, environment = [str(checkout / PYTHON), "-c", code], _environment(PYTHONPATH="src")
     said = subprocess.run(command, cwd=checkout, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, str] = json.loads(said.stdout)

@@ -67,8 +67,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         pictures = _lay_out(flags, Path(folder) / "pictures")
         releases = [_compared(flags, release, pictures, Path(folder)) for release in flags.models]
+    from leukoscope.evaluation.metrics import versions
     from leukoscope.models.release import write_json
-    from leukoscope.training.run_folder import versions
 
     result = {
         "notice": RESEARCH_NOTICE,

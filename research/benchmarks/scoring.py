@@ -30,11 +30,11 @@ from machine import machine
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
+from leukoscope.evaluation.metrics import versions
 from leukoscope.files import file_sha256
 from leukoscope.inference.scoring import CELLS_PER_SHARD
 from leukoscope.models.release import WEIGHTS, folder_name, write_json
 from leukoscope.synthetic import draw_cell
-from leukoscope.training.run_folder import versions
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks" / "scoring.json"
 FLAT_WITHIN = 0.10

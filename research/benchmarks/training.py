@@ -33,15 +33,16 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import frame_cells
 from leukoscope.data.splits import Split
+from leukoscope.evaluation.metrics import versions
 from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import Recipe, get_recipe
 from leukoscope.models.release import write_json
 from leukoscope.models.weights import save_release
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import FeatureInputs, preprocessing_for
-from leukoscope.training.run_folder import peak_memory, versions
+from leukoscope.training.run_folder import peak_memory
 from leukoscope.training.train import cpu_has_bf16, keep_freed_memory, make_accelerator
-from leukoscope.training.trainer import Trainer, make_optimizer
+from leukoscope.training.trainer import Trainer, parameter_groups
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks" / "training.json"
 DIFFERS = [
@@ -258,7 +259,7 @@ def _compute(flags: argparse.Namespace, recipe: Recipe, accelerator: Accelerator
     network = build_network(recipe, 2).to(accelerator.device).train()
     for name in recipe.frozen:
         network.get_submodule(name).requires_grad_(False).eval()
-    optimizer = make_optimizer(network, recipe)
+    optimizer = torch.optim.AdamW(parameter_groups(network, recipe), fused=True)
     shape = (flags.batch_size, 3, flags.image_size, flags.image_size)
     inputs = torch.randn(shape, device=accelerator.device).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(flags.batch_size, device=accelerator.device) % 2

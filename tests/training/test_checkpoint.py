@@ -201,14 +201,6 @@ def _complete(run: Path, identity: RunIdentity) -> None:
     identity.save(run)
 
 
-def test_a_complete_run_is_not_made_again_by_mistake(tmp_path: Path) -> None:
-    identity = _own("--fold", "1", "--override", "augmentation.scale=0.1")
-    _complete(tmp_path, identity)
-    check_resume(tmp_path, None, identity)
-    with pytest.raises(LeukoscopeError, match=f"the run in {tmp_path} is complete; give another --output_dir"):
-        check_resume(tmp_path, "latest", identity)
-
-
 @pytest.mark.parametrize(
     ("flags", "known", "named"),
     [

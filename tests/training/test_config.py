@@ -170,21 +170,6 @@ def test_mistakes_are_found_before_any_cell_is_read(argv: list[str], message: st
     assert str(refused.value).startswith(message)
 
 
-def test_compiling_without_a_compiler_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = parse_config(["--torch_compile"])
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(LeukoscopeError) as refused:
-        config.resolve()
-    assert str(refused.value) == (
-        "--torch_compile: no C++ compiler (g++) on this machine; install one (Debian, Ubuntu: apt install g++), name "
-        "it in CXX, or leave the flag out"
-    )
-    (tmp_path / "my-compiler").touch(mode=0o755)
-    monkeypatch.setenv("CXX", "my-compiler")
-    assert config.resolve().name == "densenet121"
-
-
 def test_how_a_run_is_watched_is_no_part_of_how_it_is_made() -> None:
     config = parse_config(["--report_to", "tensorboard", "--quiet"])
     assert config.run.report_to == "tensorboard"
@@ -284,7 +269,7 @@ def test_flags_come_from_a_file_and_those_given_beside_it_win(tmp_path: Path) ->
     given = _file(
         tmp_path / "run.yaml",
         "dataset_name: cnmc2019\nlearning_rate: 1e-4\nmixed_precision: no\nno_validation: true\n"
-        "torch_compile: false\ntrain_folds: [fold_1, fold_2]\noutput_dir: runs/a\nseed: 3\nfold:\n",
+        "deterministic: false\ntrain_folds: [fold_1, fold_2]\noutput_dir: runs/a\nseed: 3\nfold:\n",
     )
     config = parse_config([*given, "--seed", "4"])
     assert (config.data.dataset_name, config.run.learning_rate) == ("cnmc2019", 1e-4)

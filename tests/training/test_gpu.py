@@ -63,9 +63,8 @@ def trainer_on(device: torch.device, cells: FramedCells) -> MakeTrainer:
         accelerator = make_accelerator(config, recipe)
         assert accelerator.device.type == device.type
         sides = make_split(cells.data, "subject")
-        compiled = config.run.torch_compile
         network = build_network(recipe, 2)
-        return Trainer(accelerator, network, cells, sides, recipe, compiled=compiled, checkpoints=checkpoints)
+        return Trainer(accelerator, network, cells, sides, recipe, checkpoints=checkpoints)
 
     return make
 
@@ -276,15 +275,3 @@ def test_the_default_precision_is_one_that_the_card_has(trainer_on: MakeTrainer,
         pytest.skip("the recipe chooses on a CPU")
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     assert trainer_on(mixed_precision=None).accelerator.mixed_precision == ("bf16" if has_bf16 else "fp16")
-
-
-@pytest.mark.gpu
-def test_a_compiled_step_learns_the_same_and_is_compiled_once(trainer_on: MakeTrainer, device: torch.device) -> None:
-    if device.type != "cuda":
-        pytest.skip("test_trainer compiles on the CPU")
-    plain, compiled = (
-        list(trainer_on(replace(RECIPE, num_train_epochs=2), torch_compile=flag).fit()) for flag in (False, True)
-    )
-    assert [row["train_loss"] for row in compiled] == pytest.approx([row["train_loss"] for row in plain], abs=1e-2)
-    assert len(torch._dynamo.utils.compile_times(repr="csv")[0]) > 0
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2

@@ -7,13 +7,10 @@ import errno
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +20,6 @@ import yaml
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split
-from leukoscope.training import run_folder
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.identity import RunIdentity
 from leukoscope.training.run_folder import append_row, describe_run, hardware, locked, result_lines
@@ -157,43 +153,3 @@ print(*peaks)
     assert before < 2**30, "not the memory of the process that started it"
     assert before + 2**28 <= after < before + 2**30, "512 MiB were held, of which some replaced earlier memory"
     assert freed > after - 2**24, "a peak does not fall; the kernel counts in batches of pages"
-
-
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A repository of its own with this package's layout, as the module would find itself in."""
-    root = tmp_path / "checkout"
-    home = root / "src" / "leukoscope" / "training"
-    home.mkdir(parents=True)
-    shutil.copy(run_folder.__file__, home)
-    monkeypatch.setattr(run_folder, "__file__", str(home / "run_folder.py"))
-    # No settings of the person who runs the tests, and no repository around this one.
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    who = ("-c", "user.name=a", "-c", "user.email=a@b")
-    for words in (("init", "-q"), ("add", "."), (*who, "commit", "-q", "-m", "first")):
-        subprocess.run(["git", "-C", str(root), *words], check=True)
-    yield root
-
-
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_the_commit_is_named_and_whether_the_code_is_still_of_it(
-    checkout: Path, config: TrainingConfig, cells: FramedCells, split: Split
-) -> None:
-    identity = RunIdentity.of(config, config.resolve())
-
-    def said() -> dict[str, Any]:
-        return describe_run(config, identity, cells, split, "ImageNet", torch.device("cpu"))["training"]["code"]
-
-    clean = said()
-    assert len(clean["commit"]) == 40
-    assert clean == {"commit": clean["commit"], "changed_since": False}
-    (checkout / "runs").mkdir()
-    (checkout / "runs" / "summary.csv").touch()
-    assert said()["changed_since"] is False, "a run folder is no change of the code"
-    (checkout / "src" / "leukoscope" / "new.py").touch()
-    assert said()["changed_since"] is True
-    shutil.rmtree(checkout / ".git")
-    assert said() == {}, "an installed package has no commit"

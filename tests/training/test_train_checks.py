@@ -21,7 +21,7 @@ from leukoscope.training.config import parse_config
 from leukoscope.training.data import require_whole_step
 from leukoscope.training.run_folder import disk_space_needed, require_disk_space
 from leukoscope.training.train import choose_split, missing_classes
-from leukoscope.training.trainer import make_optimizer
+from leukoscope.training.trainer import parameter_groups
 
 RECIPE = Recipe(name="small", architecture="test_resnet", base_model="", image_size=32, train_batch_size=4)
 
@@ -134,7 +134,7 @@ def test_a_full_disk_is_refused_with_what_is_needed(tmp_path: Path, monkeypatch:
 
 def test_the_room_for_checkpoints_is_enough_and_not_wildly_more(tmp_path: Path) -> None:
     network = build_network(RECIPE, 2)
-    optimizer = make_optimizer(network, RECIPE)
+    optimizer = torch.optim.AdamW(parameter_groups(network, RECIPE), fused=True)
     network(torch.zeros(2, 3, 32, 32)).sum().backward()
     optimizer.step()
     best = {k: v.clone() for k, v in network.state_dict().items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,7 +79,6 @@ def trainer_for(cells: FramedCells) -> MakeTrainer:
         *,
         split: str = "subject",
         trainer_class: type[Trainer] = Trainer,
-        compiled: bool = False,
         of: FramedCells = cells,
         **flags: Any,
     ) -> Trainer:
@@ -89,7 +87,7 @@ def trainer_for(cells: FramedCells) -> MakeTrainer:
         accelerator = make_accelerator(config, recipe)
         network = build_network(recipe, 2)
         sides = make_split(of.data, split)
-        return trainer_class(accelerator, network, of, sides, recipe, seed=config.run.seed, compiled=compiled)
+        return trainer_class(accelerator, network, of, sides, recipe, seed=config.run.seed)
 
     return make
 
@@ -426,34 +424,6 @@ def test_an_epoch_says_how_fast_it_was_and_what_it_held(
     for row in trainer.fit():
         assert row["images_per_second"] == pytest.approx(24 / row["seconds"], rel=0.2)
         assert 50 < row["peak_memory_mb"] < 100_000
-
-
-# The compiler of C++ takes a minute: without -m slow, what was traced is computed by torch.
-@pytest.mark.parametrize(
-    ("change", "backend"),
-    [
-        ({}, "eager"),
-        ({"ema_decay": 0.9, "frozen": ("conv1",)}, "eager"),
-        pytest.param({"ema_decay": 0.9}, "inductor", marks=pytest.mark.slow),
-    ],
-    ids=["plain", "ema", "compiled"],
-)
-def test_a_compiled_network_learns_the_same_under_its_names(
-    trainer_for: MakeTrainer, change: dict[str, Any], backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    # Compiled arithmetic rounds differently, and every step carries that on: one epoch is enough to tell it apart.
-    recipe = replace(RECIPE, num_train_epochs=1, **change)
-    networks, rows, answers = [], [], []
-    for compiled in (False, True):
-        trainer = trainer_for(recipe, compiled=compiled)
-        networks.append(trainer.network)
-        rows.append(list(trainer.fit()))
-        answers.append(trainer.predict(trainer.split.test).probabilities)
-        assert list(trainer.state.checkpoint().part("network")) == list(networks[-1].state_dict())
-        assert not any("_orig_mod" in name for name in networks[-1].state_dict())
-    assert [row["train_loss"] for row in rows[1]] == pytest.approx([row["train_loss"] for row in rows[0]], abs=1e-3)
-    assert np.allclose(answers[0], answers[1], atol=1e-3 if backend == "eager" else 5e-3)
 
 
 # The rate, and what is kept

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import nn
 
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.weights import head_parameters
-from leukoscope.training.trainer import make_optimizer, parameter_groups
+from leukoscope.training.trainer import parameter_groups
 
 RECIPE = Recipe(
     name="small",
@@ -27,12 +26,6 @@ RECIPE = Recipe(
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     return build_network(RECIPE, 2)
-
-
-def test_it_is_adamw(network: nn.Module) -> None:
-    optimizer = make_optimizer(network, RECIPE)
-    assert type(optimizer) is torch.optim.AdamW
-    assert all(group["betas"] == (0.9, 0.999) and group["fused"] for group in optimizer.param_groups)
 
 
 def test_head_and_backbone_learn_at_their_own_rates(network: nn.Module) -> None:

@@ -6,12 +6,10 @@ have trained it.
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,13 @@ from datasets import Image as ImageFeature
 from datasets import concatenate_datasets
 from PIL import Image
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.images import UnreadableImage, cell_area, open_encoded, pixel_hash
 from leukoscope.data.pixel_cache import without_damaged
 from leukoscope.data.splits import Split, groups_of, load_split, make_split
 from leukoscope.evaluation import bootstrap
-from leukoscope.evaluation.metrics import measure
+from leukoscope.evaluation.metrics import measure, versions
 from leukoscope.evaluation.overlap import KnownCells, Overlap, seen_in_training
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.evaluation.subjects import measure_subject_rule
@@ -262,11 +260,7 @@ def build_evaluation(predicted: ModelPredictions, cells: SelectedCells, *, seed:
         "decisions": predicted.decisions(),
         "subject_rule": predicted.subject_rule(),
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "versions": {
-            "leukoscope": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "timm", "transformers", "scikit-learn", "numpy")},
-        },
+        "versions": versions(),
     }
 
 

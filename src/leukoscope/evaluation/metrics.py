@@ -11,12 +11,15 @@ below 0.5 (Forman & Scholz 2010, doi:10.1145/1882471.1882479).
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from leukoscope import __version__
 from leukoscope.evaluation.bootstrap import point_metrics
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import cache_root
@@ -36,6 +39,12 @@ BY_SUBJECT = tuple(f"{key}_by_subject" for key in POOLED)
 def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Select those metrics of `measure` that a table quotes."""
     return {key: metrics[key] for key in (*POOLED, *BY_SUBJECT, "auroc_equal_size") if key in metrics}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that affect metrics."""
+    packages = ("torch", "timm", "transformers", "datasets", "accelerate", "evaluate", "scikit-learn")
+    return {"leukoscope": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
 
 
 def measure(predictions: CellPredictions) -> dict[str, Any]:

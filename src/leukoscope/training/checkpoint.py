@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from leukoscope import LeukoscopeError
 from leukoscope.files import atomic_folder, disk_errors
-from leukoscope.models.release import CARD, METRICS
+from leukoscope.models.release import METRICS
 from leukoscope.progress import note
 from leukoscope.training.identity import RunIdentity
 from leukoscope.training.run_folder import KEPT
@@ -54,14 +54,11 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints below a run folder; `resumed` is the one that it resumes from, once `resume` has found one.
 
-    Args:
-        identity: of this run.
-        steps: "epoch" to save when an epoch ends, a number to save after every so many steps, too, or "no" to save only
-            when asked to stop.
+    `identity` is that of this run, `steps` the value of --checkpointing_steps.
     """
 
     def __init__(self, run_folder: Path, identity: RunIdentity, *, steps: str = "epoch"):
-        self.run_folder, self.folder, self.identity = run_folder, run_folder / FOLDER, identity
+        self.folder, self.identity = run_folder / FOLDER, identity
         self.each_epoch = steps != "no"
         self.every_steps = int(steps) if steps.isdecimal() else None
         self.resumed: Checkpoint | None = None
@@ -95,7 +92,7 @@ class Checkpoints:
         return target
 
     def resume(self, which: str) -> None:
-        """Read the checkpoint to resume from into `resumed`: a folder, or the last whole one for "latest".
+        """Read into `resumed` the checkpoint in the folder `which`, or the last whole one for "latest".
 
         Raises:
             LeukoscopeError: a damaged checkpoint that was named, or one of another run.
@@ -135,26 +132,9 @@ def remove_temporary(folder: Path) -> None:
         shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
 
 
-def lacks_its_end(run_folder: Path) -> bool:
-    """Whether a run ended after its metrics.json was there, and before its card was, or its checkpoints were gone."""
-    release = run_folder / "release"
-    lacks_card = release.is_dir() and not (release / CARD).exists()
-    return (run_folder / METRICS).exists() and (lacks_card or (run_folder / FOLDER).exists())
-
-
 def check_resume(run_folder: Path, which: str | None, identity: RunIdentity) -> None:
-    """Refuse to resume a complete run, or to overwrite an unfinished or a different one.
-
-    Args:
-        which: --resume_from_checkpoint.
-        identity: of the run that is to begin.
-    """
+    """Refuse to overwrite an unfinished or a different run; `which` is --resume_from_checkpoint."""
     complete = (run_folder / METRICS).exists()
-    if which == LATEST and complete and not lacks_its_end(run_folder):
-        raise LeukoscopeError(
-            f"--resume_from_checkpoint latest: the run in {run_folder} is complete; give another --output_dir, or "
-            "leave the flag out to repeat the run"
-        )
     if which not in (None, LATEST) and not (Path(str(which)) / _STATE).exists():
         raise LeukoscopeError(
             f"--resume_from_checkpoint {which}: no checkpoint; give latest, or one of the folders in "
@@ -199,10 +179,9 @@ def _digest(tensors: Path, record: Mapping[str, Any]) -> str:
 
 @dataclass
 class TrainingState:
-    """What changes while a network is trained.
+    """What changes while a network, unwrapped, is trained.
 
     Attributes:
-        network: unwrapped.
         average: exponential moving average of the weights, where the recipe keeps one.
         kept: weights of the best epoch so far.
         rows: of summary.csv, one per epoch that is over.
@@ -242,7 +221,7 @@ class TrainingState:
         parts: dict[str, dict[str, torch.Tensor]] = {
             "network": {k: v.detach() for k, v in self.network.state_dict().items()},
             "kept": self.kept,
-            "optimizer": optimizer_tensors(self.optimizer, self.network),
+            "optimizer": optimizer_tensors(self.optimizer),
             "random": {k: self._of_all(v) for k, v in random_states(self.accelerator.device).items()},
         }
         if self.batches:
@@ -261,7 +240,7 @@ class TrainingState:
         mine, device, values = self.accelerator.process_index, self.accelerator.device, checkpoint.values
         self.network.load_state_dict(checkpoint.part("network"))
         self.kept = {k: v.to(device) for k, v in checkpoint.part("kept").items()}
-        load_optimizer_tensors(self.optimizer, self.network, checkpoint.part("optimizer"))
+        load_optimizer_tensors(self.optimizer, checkpoint.part("optimizer"))
         self.scheduler.load_state_dict(values["scheduler"])
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
@@ -285,30 +264,26 @@ class TrainingState:
         return self.accelerator.gather(tensor[None].to(self.accelerator.device))
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, torch.Tensor]:
-    """An optimiser's state of each parameter, by "<parameter>/<what>"."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """An optimiser's state, by "<number of the parameter>/<what>"."""
     return {
-        f"{name}/{key}": value
-        for name, parameter in network.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        f"{number}/{key}": value
+        for number, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
         if isinstance(value, torch.Tensor)
     }
 
 
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, network: nn.Module, tensors: dict[str, torch.Tensor]
-) -> None:
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """Restore what `optimizer_tensors` read."""
-    states: dict[str, dict[str, torch.Tensor]] = {}
-    parameters = dict(network.named_parameters())
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
-        owner, _, key = name.rpartition("/")
+        number, _, key = name.partition("/")
+        like = parameters[int(number)]
         # Laid out in memory as its parameter is, which fused optimisers take for granted.
-        alike = tensor.shape == parameters[owner].shape
-        states.setdefault(owner, {})[key] = torch.empty_like(parameters[owner]).copy_(tensor) if alike else tensor
-    names = {parameter: name for name, parameter in parameters.items()}
-    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    state = {number: states[name] for number, name in enumerate(order) if name in states}
+        alike = tensor.shape == like.shape
+        state.setdefault(int(number), {})[key] = torch.empty_like(like).copy_(tensor) if alike else tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
@@ -336,9 +311,9 @@ class Interrupted(SystemExit):
 
 
 class StopRequest:
-    """Notes the number of SIGTERM or Ctrl-C inside its `with` block; a second signal acts as it always does.
+    """Notes the number of SIGTERM or Ctrl-C (else 0) inside its `with` block; a second signal acts as it always does.
 
-    Signals reach the main thread alone; anywhere else nothing is noted, and `noted` stays 0.
+    Signals reach the main thread alone.
     """
 
     def __init__(self) -> None:

@@ -6,10 +6,8 @@ results, and the run folder's `args.yaml` records it.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import shutil
 import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Callable, Sequence
@@ -38,8 +36,7 @@ _RECIPE_FLAGS = {
     "learning_rate": "learning_rate",
     "weight_decay": "weight_decay",
 }
-# Paths, tracking, checkpoints and publishing do not change what a run computes. What a folder or a file holds does:
-# `other_cells` compares the cells, `other_settings` the name of the start weights.
+# They do not change what a run computes; what a folder or a file holds does, and is compared by content.
 NOT_THE_RESULT = (
     *("output_dir", "train_dir", "pretrained_weights", "checkpointing_steps"),
     *("resume_from_checkpoint", "report_to", "quiet", "push_to_hub", "hub_model_id", "hub_private"),
@@ -105,11 +102,8 @@ class DataArguments:
     @property
     def source(self) -> dict[str, Any]:
         """The flags that say which cells are loaded, as `load_cells` takes them."""
-        names = (
-            *("dataset_name", "train_dir", "subject_pattern", "labels", "subject_column"),
-            *("image_column_name", "label_column_name"),
-        )
-        return {name: getattr(self, name) for name in names}
+        table = ("labels", "subject_column", "image_column_name", "label_column_name")
+        return {name: getattr(self, name) for name in ("dataset_name", "train_dir", "subject_pattern", *table)}
 
     def load(self, image_size: int) -> LoadedCells:
         """Load the cells for images of `image_size` pixels; errors as of `load_cells`."""
@@ -165,7 +159,6 @@ class RunArguments:
         "no, fp16 or bf16 (default: that of accelerate launch or its configuration; else bf16 on a GPU, the recipe's "
         "choice on a CPU).",
     )
-    torch_compile: bool = _flag(False, "Compile the network: faster steps, but the first one takes minutes.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = _flag(
         0, "Seed of weights, order, augmentation and splits; on a CPU the same seed repeats the run bit by bit."
     )
@@ -194,9 +187,8 @@ class RunArguments:
 
 
 _KINDS: tuple[Any, ...] = (DataArguments, ModelArguments, RunArguments)
-# Made before HfArgumentParser changes the types of their fields.
 for _kind in _KINDS:
-    checker(_kind)
+    checker(_kind)  # before HfArgumentParser changes the types of its fields
 
 
 @dataclass(frozen=True)
@@ -219,13 +211,6 @@ class TrainingConfig:
         for flag, path in (("split_file", self.data.split_file), ("pretrained_weights", self.model.pretrained_weights)):
             if path and not Path(path).is_file():
                 raise LeukoscopeError(f"--{flag} {path}: no such file; check the path")
-        # torch.compile writes C++ on a CPU, and on a GPU code that calls it.
-        compiler = os.environ.get("CXX")
-        if self.run.torch_compile and not any(map(shutil.which, [compiler] if compiler else ["g++", "clang++", "cl"])):
-            raise LeukoscopeError(
-                f"--torch_compile: no C++ compiler ({compiler or 'g++'}) on this machine; install one "
-                "(Debian, Ubuntu: apt install g++), name it in CXX, or leave the flag out"
-            )
 
     def resolve(self) -> Recipe:
         """The recipe with this run's overrides; on phantoms, sized for a smoke run.
@@ -273,12 +258,12 @@ class TrainingConfig:
     def start_weights(self) -> StartWeights:
         """The start weights; a smoke run works offline, from random ones."""
         model = self.model
+        given = model.pretrained_weights or model.model_name_or_path
         return StartWeights(
             file=Path(model.pretrained_weights) if model.pretrained_weights else None,
             name=model.pretrained_name,
             may_miss=tuple(model.pretrained_may_miss),
-            from_scratch=model.from_scratch
-            or (self.is_smoke_run and not model.pretrained_weights and not model.model_name_or_path),
+            from_scratch=model.from_scratch or (self.is_smoke_run and not given),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -286,26 +271,21 @@ class TrainingConfig:
         return {**asdict(self.data), **asdict(self.model), **asdict(self.run)}
 
     def public(self) -> dict[str, Any]:
-        """Flags as given, files and folders by their last name only, and without those of the run's own folder."""
-        flags = {k: Path(v).name if self._is_path(k, v) else v for k, v in self.as_dict().items()}
+        """Flags as given, without the run's own folder, files and folders by their last name: the rest is private."""
+        flags = self.as_dict()
+        for flag in (*_PATHS, "dataset_name", "model_name_or_path"):
+            if flags[flag] and (flag in _PATHS or Path(flags[flag]).exists()):
+                flags[flag] = Path(flags[flag]).name
         return {k: v for k, v in flags.items() if k not in ("output_dir", "resume_from_checkpoint")}
 
     def command(self) -> str:
-        """The flags that make this run, files and folders by their last name only: where they lay is private."""
+        """The flags that make this run, as `public` gives them."""
         defaults, words = TrainingConfig().as_dict(), ["train.py"]
-        for flag, value in self.as_dict().items():
-            if value == defaults[flag] or flag in _NOT_IN_COMMAND:
-                continue
-            values = value if isinstance(value, list) else [] if value is True else [value]
-            hidden = self._is_path(flag, value)
-            words += [f"--{flag}", *(shlex.quote(Path(v).name if hidden else str(v)) for v in values)]
+        for flag, value in self.public().items():
+            if value != defaults[flag] and flag not in _NOT_IN_COMMAND:
+                values = value if isinstance(value, list) else [] if value is True else [value]
+                words += [f"--{flag}", *(shlex.quote(str(v)) for v in values)]
         return " ".join(words)
-
-    @staticmethod
-    def _is_path(flag: str, value: Any) -> bool:
-        return bool(value) and (
-            flag in _PATHS or (flag in ("dataset_name", "model_name_or_path") and Path(value).exists())
-        )
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter):
@@ -327,8 +307,10 @@ class _HelpFormatter(ArgumentDefaultsHelpFormatter):
 def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py") -> TrainingConfig:
     """Read the command line (`sys.argv` when None) of the program `command` into a `TrainingConfig`.
 
-    A release that --model_name_or_path names is opened: it gives what the flags leave open. A flag that does not exist,
-    a value of another type and a release that cannot be fine-tuned are errors.
+    A release that --model_name_or_path names is opened: it gives what the flags leave open.
+
+    Raises:
+        LeukoscopeError: no such flag, a value of another type, or a release that cannot be fine-tuned.
     """
     from transformers import HfArgumentParser
 
@@ -384,7 +366,8 @@ def _flags_of(file: Path, without: Sequence[str] = ()) -> dict[str, Any]:
     content = content.get("flags", content) if isinstance(content, dict) else None
     if not isinstance(content, dict):
         raise LeukoscopeError(f"--config {file}: holds no flags; write one per line, like `learning_rate: 1e-4`")
-    given, kinds = {}, flag_types()
+    given, hints = {}, [get_type_hints(part, include_extras=True) for part in _KINDS]
+    kinds = {name: kind for hint in hints for name, kind in hint.items()}
     for name, value in content.items():
         if name not in kinds or (name == "config" and value is not None):
             raise LeukoscopeError(f"--config {file}: {name} is no flag; {_known_flags(name)}")
@@ -399,11 +382,6 @@ def _flags_of(file: Path, without: Sequence[str] = ()) -> dict[str, Any]:
             reason = error.errors(include_url=False)[0]["msg"]
             raise LeukoscopeError(f"--config {file}: {name}: {value}: {reason[0].lower()}{reason[1:]}") from None
     return given
-
-
-def flag_types() -> dict[str, Any]:
-    """The type of each flag, with the range of its values."""
-    return {name: kind for part in _KINDS for name, kind in get_type_hints(part, include_extras=True).items()}
 
 
 def complete(config: TrainingConfig) -> TrainingConfig:

@@ -5,9 +5,9 @@ The order of cells (shuffled or balanced by subject), the loaders, and the cache
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from leukoscope.data.augmentation import Augmenter, View, in_view
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, new_array, read_rows, release_pages, require_space
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.files import atomic_file, cache_root, disk_errors, write_atomic
+from leukoscope.files import atomic_file, cache_root, disk_errors, file_sha256, write_atomic
 from leukoscope.inference.runtime import MEMORY_IS_FULL
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.weights import backbone_state, round_as_stored
@@ -183,10 +183,9 @@ class SubjectBalancedSampler(Sampler[int]):
     """
 
     def __init__(self, labels: np.ndarray, subjects: Sequence[str], seed: int, *, size: int | None = None):
-        """Args:
-        labels: (N,) class of each position.
-        subjects: N subject ids; cells whose subject is unnamed ("") count as one subject per class.
-        size: cells per epoch; None takes as many as there are.
+        """Take (N,) classes and N subjects; cells whose subject is unnamed ("") count as one subject per class.
+
+        `size` is the number of cells per epoch; None takes as many as there are.
         """
         self.seed, self.epoch, self.size = seed, 0, len(labels) if size is None else size
         named = np.asarray(subjects)
@@ -300,13 +299,13 @@ def features_file(network: nn.Module, cells: FramedCells, recipe: Recipe) -> Pat
     backbone = (recipe.architecture, timm.__version__, backbone_hash(network), str(getattr(network, "global_pool", "")))
     # A GPU rounds otherwise than a CPU.
     device = next(network.parameters()).device.type
-    key = hashlib.sha256(repr((decoded, *backbone, device, recipe.augmentation.views)).encode()).hexdigest()[:16]
+    key = sha256(repr((decoded, *backbone, device, recipe.augmentation.views)).encode()).hexdigest()[:16]
     return cache_root() / f"features-{key}.npy"
 
 
 def backbone_hash(network: nn.Module) -> str:
     """sha256 over names, types, shapes and values of a backbone's weights and statistics."""
-    digest = hashlib.sha256()
+    digest = sha256()
     for name, tensor in backbone_state(network).items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -316,9 +315,7 @@ def backbone_hash(network: nn.Module) -> str:
 def frozen_features(
     path: Path, network: nn.Module, cells: FramedCells, preprocessing: Preprocessing, views: Sequence[View]
 ) -> np.ndarray:
-    """Read the features kept in `path`; compute them first where they are missing or damaged.
-
-    The network is used on the device it is on, in eval mode and float32.
+    """Read the features kept in `path`; compute them first, in float32, where they are missing or damaged.
 
     Returns:
         (N, V, F) float32, memory-mapped: every row of `cells.pixels` in each of its views.
@@ -337,9 +334,11 @@ def frozen_features(
     width = _pooled(network, batch(0)[:1]).shape[1]
     shape = (len(cells.pixels), len(views), width)
     if path.exists():
-        if (kept := _read(path, shape)) is not None:
-            note(f"frozen backbone: features of {shape[0]:,} cells read from {path}")
-            return kept
+        with suppress(OSError, ValueError):
+            whole = path.with_suffix(".sha256").read_text(encoding="utf-8") == file_sha256(path)
+            if whole and (kept := np.load(path, mmap_mode="r")).shape == shape:
+                note(f"frozen backbone: features of {shape[0]:,} cells read from {path}")
+                return kept
         note(f"{path}: damaged; the features are computed again")
     needed, problem = int(np.prod(shape)) * 4, f"{path.parent}: cannot keep the frozen backbone's features there"
     with disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder", needed=needed):
@@ -355,7 +354,7 @@ def frozen_features(
                     array[start : start + len(features), number] = features
                 release_pages(array)
             array.flush()
-            digest = _digest(temporary)
+            digest = file_sha256(temporary)
             # An older file and its digest must never be taken for each other: without one, a file is computed again.
             path.with_suffix(".sha256").unlink(missing_ok=True)
         write_atomic(path.with_suffix(".sha256"), digest)
@@ -371,19 +370,3 @@ def _pooled(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     with memory_errors(device, len(inputs), "a smaller --image_size"), torch.inference_mode():
         features = network.forward_features(inputs.to(device))  # type: ignore[operator]
         return network.forward_head(features, pre_logits=True).float()  # type: ignore[operator]
-
-
-def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The array, or None where the file is not the one that was written."""
-    try:
-        if path.with_suffix(".sha256").read_text(encoding="utf-8") != _digest(path):
-            return None
-        array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError):
-        return None
-    return array if array.shape == shape and array.dtype == np.float32 else None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

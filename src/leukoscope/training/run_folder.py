@@ -9,13 +9,11 @@ import csv
 import errno
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +24,11 @@ from accelerate.tracking import get_available_trackers
 from torch import nn
 from transformers.utils import flatten_dict
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells, require_space
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.baselines import size_only_predictions
-from leukoscope.evaluation.metrics import POOLED, headline, measure
+from leukoscope.evaluation.metrics import POOLED, headline, measure, versions
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import disk_errors
 from leukoscope.models.recipes import Recipe
@@ -40,7 +38,6 @@ from leukoscope.training.config import TrainingConfig
 from leukoscope.training.identity import RunIdentity
 
 THESE_WEIGHTS = "these weights"
-LOCK = ".lock"
 KEPT = 2  # checkpoints; the second is for when the last is damaged
 # Tables and logs; measured on runs of several thousand cells, generously rounded.
 _BESIDES_WEIGHTS = 50_000_000
@@ -48,10 +45,7 @@ _BESIDES_WEIGHTS = 50_000_000
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Keep other trainings out of a run folder within the block.
-
-    The system holds the lock for this process and drops it when the process ends, however it ends. Another training in
-    the same process is not kept out: they follow each other there.
+    """Keep other processes' trainings out of a run folder within the block; the system drops the lock of a dead one.
 
     Raises:
         LeukoscopeError: another process trains there, or the lock cannot be written.
@@ -59,10 +53,10 @@ def locked(out: Path) -> Iterator[None]:
     busy = LeukoscopeError(
         f"--output_dir {out}: another training is writing there; wait until it has ended, or give another folder"
     )
-    path = out / LOCK
-    with ExitStack() as opened:
-        with disk_errors(f"--output_dir {out}: cannot be written", "give another folder"):
-            file = opened.enter_context(path.open("a"))
+    path = out / ".lock"
+    with disk_errors(f"--output_dir {out}: cannot be written", "give another folder"):
+        file = path.open("a")
+    with file:
         try:
             if sys.platform == "win32":
                 import msvcrt
@@ -88,10 +82,8 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def require_disk_space(out: Path, network: nn.Module, recipe: Recipe) -> None:
-    """Raise `LeukoscopeError` where the run folder's disk has too little space for the release and the checkpoints.
-
-    Checkpoints that lie there are part of that space: they are resumed from, or removed first.
-    """
+    """Raise `LeukoscopeError` where the run folder's disk has too little space for the release and the checkpoints."""
+    # Those that lie there are resumed from, or removed first.
     kept = sum(file.stat().st_size for file in (out / "checkpoints").rglob("*") if file.is_file())
     needed = max(0, disk_space_needed(network, recipe) - kept)
     with disk_errors(f"--output_dir {out}: no space for the results", "give a folder on another disk", needed=needed):
@@ -99,13 +91,10 @@ def require_disk_space(out: Path, network: nn.Module, recipe: Recipe) -> None:
 
 
 def disk_space_needed(network: nn.Module, recipe: Recipe) -> int:
-    """Bytes that a run folder may come to hold: the release, and one checkpoint more than are kept.
-
-    A checkpoint holds the weights, those of the best epoch, their average where the recipe keeps one, and AdamW's two
-    numbers for each trained parameter.
-    """
+    """Bytes that a run folder may come to hold: the release, and one checkpoint more than are kept."""
     weights = 4 * sum(tensor.numel() for tensor in network.state_dict().values())
     trained = 4 * sum(p.numel() for p in network.parameters() if p.requires_grad)
+    # The weights, those of the best epoch, perhaps their average; AdamW's two numbers for each trained parameter.
     checkpoint = (3 if recipe.ema_decay else 2) * weights + 2 * trained
     return weights + (KEPT + 1) * checkpoint + _BESIDES_WEIGHTS
 
@@ -158,7 +147,6 @@ def describe_run(
         "training": {
             "cells": len(split.train),
             "subjects": sorted(subjects),
-            # The frequencies its probabilities speak for: elsewhere, with other frequencies, they shift.
             "class_frequencies": dict(zip(data.info.labels, shares.tolist(), strict=True)),
             "split": split.detail,
             "start_weights": started,
@@ -168,7 +156,6 @@ def describe_run(
             "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "hardware": hardware(device),
             "versions": versions(),
-            "code": _checkout(),
         },
         "evaluations": [],
     }
@@ -222,31 +209,6 @@ def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} thread(s), {platform.machine()}"
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that affect a run's metrics, for metrics.json."""
-    packages = ("torch", "timm", "transformers", "datasets", "accelerate", "evaluate", "scikit-learn")
-    return {"leukoscope": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
-
-
-def _checkout() -> dict[str, Any]:
-    """The commit of the code, and whether its files were changed since; {} for an installed package."""
-    root = Path(__file__).parents[3]
-    if not (root / ".git").exists():
-        return {}
-    commands = (("rev-parse", "HEAD"), ("status", "--porcelain", "src"))
-    try:
-        commit, changes = (
-            subprocess.run(
-                ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10
-            ).stdout.strip()
-            for words in commands
-        )
-    except (OSError, subprocess.SubprocessError):
-        # No git on this machine, or a folder it does not trust.
-        return {}
-    return {"commit": commit, "changed_since": bool(changes)}
 
 
 def check_tracking(tracker: str | None) -> None:

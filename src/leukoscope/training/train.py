@@ -17,6 +17,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,14 +39,7 @@ from leukoscope.models.release import METRICS, read_metrics, write_json
 from leukoscope.models.weights import is_timm_model, round_as_stored, save_release
 from leukoscope.progress import note
 from leukoscope.training import run_folder
-from leukoscope.training.checkpoint import (
-    LATEST,
-    Checkpoints,
-    check_resume,
-    lacks_its_end,
-    remove_checkpoints,
-    remove_temporary,
-)
+from leukoscope.training.checkpoint import LATEST, Checkpoints, check_resume, remove_checkpoints, remove_temporary
 from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.data import evenly_spread, preprocessing_for
 from leukoscope.training.identity import RunIdentity
@@ -85,15 +79,14 @@ def train(
         keep_freed_memory()
     identity = RunIdentity.of(config, recipe)
     check_resume(out, resume, identity)
-    complete = resume == LATEST and lacks_its_end(out)
+    complete = resume == LATEST and (out / METRICS).exists()
     accelerator.wait_for_everyone()
     written = partial(disk_errors, f"--output_dir {out}: cannot be written", "give another folder")
     with ExitStack() as held:
         if accelerator.is_main_process:
             with written():
                 out.mkdir(parents=True, exist_ok=True)
-            # The processes of one launched run share the folder: the main one locks it for all of them.
-            held.enter_context(run_folder.locked(out))
+            held.enter_context(run_folder.locked(out))  # for all processes of a launched run
             remove_temporary(out)
             if complete:
                 remove_checkpoints(out)
@@ -124,31 +117,17 @@ def train(
             run_folder.require_disk_space(out, network, recipe)
 
         # Checkpoints and the trainer
-        identity = replace(
-            identity,
-            data=cells.data.fingerprint,
-            split=split.fingerprint,
-            precision=accelerator.mixed_precision,
-            processes=accelerator.num_processes,
-        )
+        known: dict[str, Any] = {"data": cells.data.fingerprint, "split": split.fingerprint}
+        known |= {"precision": accelerator.mixed_precision, "processes": accelerator.num_processes}
+        identity = replace(identity, **known)
         check_resume(out, resume, identity)
         checkpoints = Checkpoints(out, identity, steps=config.run.checkpointing_steps)
         if resume:
             checkpoints.resume(resume)
-        trainer = trainer_class(
-            accelerator,
-            network,
-            cells,
-            split,
-            recipe,
-            seed=config.run.seed,
-            compiled=config.run.torch_compile,
-            checkpoints=checkpoints,
-        )
-
-        frequencies = output_frequencies(
-            config.data.class_frequencies, cells.data.info.labels, trainer.loss.class_counts
-        )
+        seed = config.run.seed
+        trainer = trainer_class(accelerator, network, cells, split, recipe, seed=seed, checkpoints=checkpoints)
+        counts, labels = trainer.loss.class_counts, cells.data.info.labels
+        frequencies = output_frequencies(config.data.class_frequencies, labels, counts)
 
         # Nothing is removed before every process has found everything in order.
         accelerator.wait_for_everyone()
@@ -156,7 +135,12 @@ def train(
         with written():
             if accelerator.is_main_process:
                 drawn.save(out / "split.json")
-                _remove_earlier_run(out, keep_checkpoints=resume is not None)
+                # The results of an earlier run would be taken for this one's, should it end early.
+                shutil.rmtree(out / "release", ignore_errors=True)
+                if not resume:
+                    remove_checkpoints(out)
+                for name in (METRICS, "predictions.parquet", "size_only_predictions.parquet", "summary.csv"):
+                    (out / name).unlink(missing_ok=True)
                 identity.save(out)
         if accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(accelerator.device)
@@ -169,7 +153,7 @@ def train(
             run_folder.track_epoch(accelerator, epoch_row)
 
         # Test side and release
-        shift_class_frequencies(network, training_frequencies(recipe, trainer.loss.class_counts), frequencies)
+        shift_class_frequencies(network, training_frequencies(recipe, counts), frequencies)
         round_as_stored(network)
         predictions = trainer.predict(split.test) if split.test else None
         validated = trainer.predict(split.validation) if split.validation else None
@@ -179,7 +163,7 @@ def train(
                 metrics = run_folder.describe_run(config, identity, cells, split, start.name, accelerator.device)
                 metrics["training"] |= {
                     **start.provenance,
-                    "output_frequencies": dict(zip(cells.data.info.labels, frequencies.tolist(), strict=True)),
+                    "output_frequencies": dict(zip(labels, frequencies.tolist(), strict=True)),
                     "processes": accelerator.num_processes,
                     "seconds": trainer.seconds,
                     "epochs_run": len(rows),
@@ -194,7 +178,7 @@ def train(
                 if recipe.pooled_norm:
                     measured = np.sort(evenly_spread(cells.rows(split.train), _MEASURED_CELLS))
                     pixels = torch.from_numpy(np.ascontiguousarray(cells.pixels[measured].transpose(0, 3, 1, 2)))
-                    plain = build_network(replace(recipe, pooled_norm=False), len(cells.data.info.labels))
+                    plain = build_network(replace(recipe, pooled_norm=False), len(labels))
                     released = rewrite_for_timm(network, plain, preprocessing.normalise(pixels))
                 if is_timm_model(released):
                     save_release(
@@ -202,7 +186,7 @@ def train(
                         released,
                         architecture=recipe.architecture,
                         model_args=model_args(recipe),
-                        labels=cells.data.info.labels,
+                        labels=labels,
                         preprocessing=preprocessing,
                         metrics=metrics,
                         description=f"{recipe.name} on {cells.data.info.title}; research only",
@@ -385,24 +369,16 @@ def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
 
 def missing_classes(cells: FramedCells, split: Split) -> tuple[str, ...]:
     """One line for validation and test each, where they lack cells of a class."""
-    lines, names = [], cells.data.info.labels
+    lines = []
     for side in ("validation", "test"):
-        if rows := cells.rows(getattr(split, side)).tolist():
-            counts = np.bincount(cells.labels[rows], minlength=len(names))
-            if missing := [name for name, count in zip(names, counts, strict=True) if count == 0]:
-                lines.append(
-                    f"{side} side: no cell of class {', '.join(missing)}; its metrics cover the other classes only"
-                )
+        ids = getattr(split, side)
+        there = set(cells.labels[cells.rows(ids)].tolist())
+        missing = [name for k, name in enumerate(cells.data.info.labels) if ids and k not in there]
+        if missing:
+            lines.append(
+                f"{side} side: no cell of class {', '.join(missing)}; its metrics cover the other classes only"
+            )
     return tuple(lines)
-
-
-def _remove_earlier_run(out: Path, *, keep_checkpoints: bool) -> None:
-    """Remove the results of an earlier run: they would be taken for this one's, should it end early."""
-    shutil.rmtree(out / "release", ignore_errors=True)
-    if not keep_checkpoints:
-        remove_checkpoints(out)
-    for name in (METRICS, "predictions.parquet", "size_only_predictions.parquet", "summary.csv"):
-        (out / name).unlink(missing_ok=True)
 
 
 def keep_freed_memory() -> None:

@@ -77,16 +77,8 @@ def best_epoch(rows: Sequence[Mapping[str, Any]], selected_by: str, patience: in
     return Selection(kept, watched, f"no better validation score for {patience} epochs" * stop)
 
 
-def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Make AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over the parameters with `requires_grad`."""
-    return torch.optim.AdamW(parameter_groups(network, recipe), fused=True)
-
-
 def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Group parameters by learning rate and weight decay, as torch's optimisers take them.
-
-    The head has a rate of its own; biases and norms do not decay.
-    """
+    """Group parameters for torch's optimisers: the head has a rate of its own; biases and norms do not decay."""
     head = {id(p) for p in head_parameters(network)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in network.parameters():
@@ -142,16 +134,13 @@ class Trainer:
         recipe: Recipe,
         *,
         seed: int = 0,
-        compiled: bool = False,
         cache_features: bool = True,
         checkpoints: Checkpoints | None = None,
     ):
         """Put all that training needs on the device; continue from a checkpoint where `checkpoints` has resumed one.
 
-        Args:
-            network: with its start weights; trained in place.
-            compiled: train the network through `torch.compile`.
-            cache_features: compute a frozen backbone's features only once, where that pays off.
+        `network` has its start weights, and is trained in place. `cache_features` has a frozen backbone's features
+        computed only once, where that pays off.
 
         Raises:
             LeukoscopeError: a class without training cells, or fewer training cells than a step takes.
@@ -175,13 +164,10 @@ class Trainer:
         self.model, self.optimizer, self.loader = accelerator.prepare(
             self.inputs.model(network), optimizer, loader, device_placement=[True, True, False]
         )
-        # Prepared, the network would always be in the precision of training; the step asks for that itself, and
-        # predictions are made in float32.
+        # The step asks for the precision of training itself; predictions are made in float32.
         accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
             keep_depthwise_float32(network)
-        if compiled:
-            self.model = torch.compile(self.model)
         self.state = TrainingState(accelerator, network, optimizer, scheduler)
         if recipe.ema_decay:
             from timm.utils import ModelEmaV3
@@ -197,8 +183,8 @@ class Trainer:
     # What a trainer of another optimiser, loss or selection overrides
 
     def create_optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser over what is trained of `network`."""
-        return make_optimizer(self.network, self.recipe)
+        """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over what is trained of `network`."""
+        return torch.optim.AdamW(parameter_groups(self.network, self.recipe), fused=True)
 
     def compute_loss(self, logits: torch.Tensor, labels: torch.Tensor, network: nn.Module) -> torch.Tensor:
         """The () loss of (B, K) logits and (B,) labels; `network` gave the logits, unwrapped."""
@@ -260,7 +246,8 @@ class Trainer:
         """Train on the training side once, or on what is left of it; the training columns of summary.csv."""
         state, accelerator = self.state, self.accelerator
         started, device = time.perf_counter(), accelerator.device
-        self._train_mode()
+        self.model.train()
+        freeze(self.network, self.recipe.frozen)  # these keep weights and batch statistics
         epoch, seen = state.epoch, state.step * accelerator.gradient_accumulation_steps
         # The order follows from seed and epoch.
         self.loader.set_epoch(epoch)
@@ -272,9 +259,8 @@ class Trainer:
             done=len(self.loader) * epoch + seen,
         )
         for items, labels, rows in left:
-            size, parts = len(labels), accelerator.gradient_accumulation_steps
-            less = f"--per_device_train_batch_size {size // 2} --gradient_accumulation_steps {2 * parts}"
-            with memory_errors(device, size, less if size > 1 else "a smaller --image_size"):
+            parts = accelerator.gradient_accumulation_steps
+            with memory_errors(device, len(labels), self._smaller_batch(2 * parts)):
                 # Rows stay where the augmentation uses them.
                 inputs = self.inputs.for_training(items.to(device, non_blocking=True), rows, epoch)
                 with accelerator.accumulate(self.model):
@@ -301,10 +287,7 @@ class Trainer:
         }
 
     def _require_finite_losses(self) -> None:
-        """Raise in every process where the last losses of any of them are not all finite.
-
-        Many are checked at once: reading one would make a GPU wait.
-        """
+        """Raise in every process where the last losses of any are not finite; reading each would make a GPU wait."""
         batches = self.state.batches
         losses = torch.stack(batches[-_BATCHES_BETWEEN_CHECKS:])[:, 0]
         loss = float(self.accelerator.reduce(losses.mean(), "mean"))
@@ -314,16 +297,8 @@ class Trainer:
                 "--learning_rate and start again"
             )
 
-    def _train_mode(self) -> None:
-        """Training mode, but for frozen modules: those keep weights and batch statistics."""
-        self.model.train()
-        freeze(self.network, self.recipe.frozen)
-
     def _step(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Train on a batch, (B, …) and (B,): (2,) its loss and accuracy before that.
-
-        All are on the device: reading the result would make the processor wait.
-        """
+        """Train on a batch, (B, …) and (B,): (2,) its loss and accuracy before that, all on the device."""
         accelerator = self.accelerator
         try:
             with accelerator.autocast():
@@ -363,10 +338,7 @@ class Trainer:
     # Validation and prediction
 
     def predict(self, cell_ids: tuple[str, ...]) -> CellPredictions:
-        """Probabilities for the given cells, each exactly once however many processes share the work.
-
-        During `fit` they are those of the averaged weights, where the recipe keeps an average.
-        """
+        """Predict the given cells, during `fit` with the averaged weights, where the recipe keeps an average."""
         logits, rows = self._logits(cell_ids, "prediction")
         return replace(self._predictions(logits, rows), areas=self.cells.areas_of(rows.numpy()))
 
@@ -383,10 +355,7 @@ class Trainer:
     def _logits(
         self, cell_ids: tuple[str, ...], what: str, between: Callable[[int], None] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, K) logits in evaluation mode and float32, and the (N,) rows of their cells, on the CPU.
-
-        `what` labels the progress bar; `between` is called after each batch with its number.
-        """
+        """(N, K) logits and the (N,) rows of their cells, on the CPU; `between` is called with each batch's number."""
         accelerator, device = self.accelerator, self.accelerator.device
         cells = CellDataset(self.inputs, self.cells.labels, self.cells.rows(cell_ids))
         model = self.inputs.model(self.state.eval_network).eval()
@@ -394,11 +363,9 @@ class Trainer:
         # Without gradients twice as many fit as in training.
         loader = prediction_loader(cells, 2 * self.recipe.train_batch_size, accelerator)
         for number, (items, _, rows) in enumerate(track(loader, what, len(loader))):
-            train_batch = self.recipe.train_batch_size
-            fix = f"--per_device_train_batch_size {train_batch // 2}" if train_batch > 1 else "a smaller --image_size"
             # In float32, as releases predict: metrics of half precision would be another network's.
             no_autocast = accelerator.autocast(AutocastKwargs(enabled=False))
-            with memory_errors(device, len(rows), fix), torch.inference_mode(), no_autocast:
+            with memory_errors(device, len(rows), self._smaller_batch()), torch.inference_mode(), no_autocast:
                 logits = model(self.inputs.for_prediction(items.to(device, non_blocking=True))).float()
             gathered.append(accelerator.gather_for_metrics((logits, rows.to(device, non_blocking=True))))
             if between:
@@ -406,6 +373,12 @@ class Trainer:
         logits, seen = (torch.cat(parts).cpu() for parts in zip(*gathered, strict=True))
         assert sorted(seen.tolist()) == sorted(cells.rows.tolist()), "a cell was predicted twice or not at all"
         return logits, seen
+
+    def _smaller_batch(self, parts: int = 0) -> str:
+        """What to give where the memory is full; `parts` batches then make a step."""
+        if (size := self.recipe.train_batch_size) == 1:
+            return "a smaller --image_size"
+        return f"--per_device_train_batch_size {size // 2}" + f" --gradient_accumulation_steps {parts}" * bool(parts)
 
     def _predictions(self, logits: torch.Tensor, rows: torch.Tensor) -> CellPredictions:
         """Logits as probabilities of named cells, without their areas."""
