@@ -117,11 +117,6 @@ def test_a_model_has_one_spelling(tiny_release: Path) -> None:
     assert result.exit_code == 2 and "No such option" in result.stderr and "--model" in result.stderr
 
 
-def test_an_unknown_flag_is_refused() -> None:
-    result = run("release", "list", "--no_such_flag")
-    assert result.exit_code == 2 and "No such option" in result.stderr
-
-
 def test_the_releases_that_come_along_are_listed(tiny_release: Path, tmp_path: Path) -> None:
     listed = json.loads(run("release", "list", "--json").stdout)
     assert {tuple(row["classes"]) for row in listed} >= {("ALL", "HEM")} and all(row["megabytes"] > 1 for row in listed)

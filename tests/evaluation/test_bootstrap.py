@@ -228,14 +228,3 @@ def test_where_subjects_are_known_cells_that_are_resampled_have_no_auroc_at_equa
     assert "auroc_equal_size" not in cell_intervals(predictions, samples=20), "it weighs subjects"
     unknown = replace(predictions, subjects=("",) * 240)
     assert "auroc_equal_size" in cell_intervals(unknown, samples=20)
-
-
-def test_ten_thousand_cells_take_seconds() -> None:
-    import time
-
-    predictions = clustered(subjects=50, cells=100)
-    assert len(predictions.cell_ids) == 10_000
-    start = time.process_time()
-    subject_intervals(predictions)
-    cell_intervals(predictions)
-    assert time.process_time() - start < 5

@@ -168,13 +168,6 @@ def test_a_clone_of_a_space_keeps_its_history(space: Path) -> None:
     assert (space / ".git").is_dir()
 
 
-def test_an_empty_current_folder_may_be_named_by_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "space").mkdir()
-    monkeypatch.chdir(tmp_path / "space")
-    write_space([FOLLOWED], Path("."))
-    assert (tmp_path / "space" / "app.py").is_file()
-
-
 @pytest.mark.parametrize("what", ["folder", "file"])
 def test_what_is_no_space_is_left_alone(tmp_path: Path, what: str) -> None:
     out = tmp_path / "thesis"

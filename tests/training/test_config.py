@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -76,32 +75,9 @@ def test_given_weights_are_used_even_on_phantoms(tmp_path: Path, monkeypatch: py
     assert config.resolve().frozen == get_recipe("densenet121").frozen
 
 
-def test_lists_and_switches_are_read() -> None:
-    config = parse_config([*REAL, "--train_folds", "fold_0", "fold_2", "--test_folds", "fold_1", "--no_validation"])
-    assert config.data.train_folds == ["fold_0", "fold_2"]
-    assert config.data.test_folds == ["fold_1"]
-    assert config.data.no_validation
-
-
 def test_hub_data_set_gives_a_run_folder_of_one_name() -> None:
     assert parse_config(["--dataset_name", "owner/cells"]).output_dir == Path("runs/owner--cells-densenet121")
     assert parse_config(["--output_dir", "elsewhere"]).output_dir == Path("elsewhere")
-
-
-def test_unknown_recipe_is_refused() -> None:
-    with pytest.raises(LeukoscopeError, match="^--recipe vgg: unknown; choose one of "):
-        parse_config(["--recipe", "vgg"]).resolve()
-
-
-@pytest.mark.parametrize(
-    ("flag", "value", "least"),
-    [("max_train_samples", -1, 1), ("max_eval_samples", 0, 1), ("gradient_accumulation_steps", 0, 1), ("seed", -1, 0)],
-)
-def test_numbers_no_run_can_use_are_refused(flag: str, value: int, least: int) -> None:
-    with pytest.raises(LeukoscopeError) as refused:
-        parse_config([f"--{flag}", str(value)]).resolve()
-    assert str(refused.value) == f"--{flag} {value}: input should be greater than or equal to {least}"
-    parse_config([f"--{flag}", str(least)]).resolve()
 
 
 def test_on_phantoms_too_an_override_wins_over_the_smoke_run() -> None:
@@ -139,6 +115,15 @@ def test_a_value_of_another_type_ends_in_one_line(flag: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--recipe", "vgg"], "--recipe vgg: unknown; choose one of "),
+        (["--recipe", ""], "--recipe : unknown; choose one of "),
+        (["--max_train_samples", "-1"], "--max_train_samples -1: input should be greater than or equal to 1"),
+        (["--max_eval_samples", "0"], "--max_eval_samples 0: input should be greater than or equal to 1"),
+        (
+            ["--gradient_accumulation_steps", "0"],
+            "--gradient_accumulation_steps 0: input should be greater than or equal to 1",
+        ),
+        (["--seed", "-1"], "--seed -1: input should be greater than or equal to 0"),
         (["--split", "patient"], "--split: invalid choice: 'patient' (choose from 'subject', "),
         (["--from_scratch", "--pretrained_weights", "w"], "--from_scratch and --pretrained_weights exclude each other"),
         (["--report_to", "mlflow"], "--report_to: invalid choice: 'mlflow' (choose from 'trackio', 'tensorboard', "),
@@ -170,12 +155,6 @@ def test_mistakes_are_found_before_any_cell_is_read(argv: list[str], message: st
     assert str(refused.value).startswith(message)
 
 
-def test_how_a_run_is_watched_is_no_part_of_how_it_is_made() -> None:
-    config = parse_config(["--report_to", "tensorboard", "--quiet"])
-    assert config.run.report_to == "tensorboard"
-    assert config.command() == "train.py"
-
-
 def test_choices_are_checked_where_no_command_line_gave_them() -> None:
     config = TrainingConfig(run=RunArguments(report_to="mlflow"))  # type: ignore[arg-type]
     with pytest.raises(LeukoscopeError, match="^--report_to mlflow: input should be 'trackio', 'tensorboard' or"):
@@ -185,13 +164,11 @@ def test_choices_are_checked_where_no_command_line_gave_them() -> None:
 def test_the_default_recipe_is_told_from_the_same_one_asked_for() -> None:
     """Only a release to fine-tune makes a difference of it; either way the flags hold a name."""
     assert parse_config([]).model.recipe == parse_config(["--recipe", "densenet121"]).model.recipe == "densenet121"
-    with pytest.raises(LeukoscopeError, match="^--recipe : unknown; choose one of "):
-        parse_config(["--recipe", ""]).resolve()
 
 
 def test_command_repeats_the_flags_and_keeps_folders_private() -> None:
     argv = ["--dataset_name", "cnmc2019", "--train_dir", "/data/my cells", "--no_validation", "--seed", "3"]
-    assert parse_config(argv).command() == (
+    assert parse_config([*argv, "--report_to", "tensorboard", "--quiet"]).command() == (
         "train.py --dataset_name cnmc2019 --train_dir 'my cells' --no_validation --seed 3"
     )
 
@@ -217,13 +194,6 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         "--seed SEED Seed of weights, order, augmentation and splits; on a CPU the same seed repeats the run bit by "
         "bit. (default: 0)" in shown
     )
-
-
-def test_args_yaml_holds_every_flag_in_plain_values() -> None:
-    flags = parse_config([*REAL, "--seed", "4"]).as_dict()
-    assert set(flags) == {f.name for group in (DataArguments, ModelArguments, RunArguments) for f in fields(group)}
-    assert flags["seed"] == 4
-    assert json.loads(json.dumps(flags)) == flags
 
 
 def test_a_flag_names_the_positive_of_two_classes(tmp_path: Path) -> None:

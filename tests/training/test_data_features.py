@@ -232,23 +232,6 @@ def test_a_full_disk_is_said_before_anything_is_computed(
     )
 
 
-def test_an_interrupted_computation_leaves_nothing(
-    network: nn.Module, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, passes = features_file(network, cells, RECIPE), []
-
-    def interrupted(module: nn.Module, inputs: object) -> None:
-        passes.append(module)
-        if len(passes) > 2:
-            raise KeyboardInterrupt
-
-    handle = network.get_submodule("global_pool").register_forward_pre_hook(interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        _kept(network, cells)
-    handle.remove()
-    assert not list(path.parent.glob("features-*"))
-
-
 # Models of timm with their own head
 
 

@@ -25,8 +25,6 @@ from leukoscope.data.splits import make_split
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe, get_recipe
 from leukoscope.models.weights import classifier_parameters, load_release, round_as_stored, save_release
-from leukoscope.progress import track
-from leukoscope.training import trainer as trainer_module
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import FeatureInputs, preprocessing_for
 from leukoscope.training.losses import training_frequencies
@@ -352,15 +350,6 @@ def test_batches_that_fill_no_step_are_left_out(trainer_for: MakeTrainer, monkey
     assert seen == [4] * 4 * 3, "of six batches the last two would make half a step"
 
 
-def test_a_step_larger_than_the_data_is_refused(trainer_for: MakeTrainer) -> None:
-    with pytest.raises(LeukoscopeError) as refused:
-        trainer_for(RECIPE, split="all", gradient_accumulation_steps=4)
-    assert str(refused.value) == (
-        "--per_device_train_batch_size 8 × --gradient_accumulation_steps 4: larger than the 24 training cells; give a "
-        "smaller one"
-    )
-
-
 def test_a_batch_too_large_for_the_device_is_refused_with_flags_that_fit(
     trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,36 +369,6 @@ def test_a_batch_too_large_for_the_device_is_refused_with_flags_that_fit(
 # Speed
 
 
-def test_only_what_is_predicted_is_measured_for_its_area(
-    trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No column of validation needs areas."""
-    measured: list[int] = []
-    monkeypatch.setattr(FramedCells, "areas_of", lambda cells, rows: measured.append(len(rows)))
-    trainer = trainer_for(replace(RECIPE, num_train_epochs=1))
-    list(trainer.fit())
-    assert measured == []
-    trainer.predict(trainer.split.test)
-    assert measured == [len(trainer.split.test)]
-
-
-def test_validation_and_prediction_show_how_far_they_are(
-    trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown = []
-
-    def noted(items: Any, label: str, total: int, **more: int) -> Any:
-        shown.append((label, total))
-        return track(items, label, total, **more)
-
-    monkeypatch.setattr(trainer_module, "track", noted)
-    trainer = trainer_for(replace(RECIPE, num_train_epochs=1, train_batch_size=2))
-    list(trainer.fit())
-    trainer.predict(trainer.split.test)
-    batches = [-(-len(side) // 4) for side in (trainer.split.validation, trainer.split.test)]
-    assert shown[1:] == [("validation", batches[0]), ("prediction", batches[1])]
-
-
 def test_an_epoch_says_how_fast_it_was_and_what_it_held(
     trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -427,11 +386,6 @@ def test_an_epoch_says_how_fast_it_was_and_what_it_held(
 
 
 # The rate, and what is kept
-
-
-def test_a_constant_rate_neither_warms_up_nor_falls(trainer_for: MakeTrainer) -> None:
-    rows = list(trainer_for(RECIPE, split="all").fit())
-    assert [row["learning_rate"] for row in rows] == [0.01, 0.01, 0.01]
 
 
 @pytest.mark.parametrize(("selected_by", "kept"), [("val_loss", 2), ("val_accuracy", 1), ("val_balanced_accuracy", 3)])
