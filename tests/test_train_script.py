@@ -231,5 +231,5 @@ def _resumed(run: Path) -> tuple[str, ...]:
 def _figures(summary: Path) -> list[dict[str, str]]:
     with summary.open(newline="") as file:
         # Some columns say how the machine fared, not what was learnt.
-        fared = ("seconds", "images_per_second", "peak_memory_mb")
+        fared = ("seconds", "images_per_second")
         return [{k: v for k, v in row.items() if k not in fared} for row in csv.DictReader(file)]

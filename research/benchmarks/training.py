@@ -40,7 +40,6 @@ from leukoscope.models.release import write_json
 from leukoscope.models.weights import save_release
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import FeatureInputs, preprocessing_for
-from leukoscope.training.run_folder import peak_memory
 from leukoscope.training.train import cpu_has_bf16, keep_freed_memory, make_accelerator
 from leukoscope.training.trainer import Trainer, parameter_groups
 
@@ -288,7 +287,10 @@ def _timed(cells: int, seconds: list[float], before: float = 0.0) -> dict[str, A
 
 
 def _memory() -> dict[str, Any]:
-    resident, on_gpu = peak_memory()
+    # Not `ru_maxrss`: on Linux a process inherits that of the one that started it.
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    resident = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return {"peak_memory": {"process_bytes": resident} | ({"gpu_bytes": on_gpu} if on_gpu else {})}
 
 

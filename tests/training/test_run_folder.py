@@ -12,7 +12,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -131,25 +130,3 @@ def test_a_disk_without_locks_is_noted(
     assert said == (
         f"--output_dir {tmp_path}: its disk knows no locks (No locks available); start no other training into it\n"
     )
-
-
-@pytest.mark.slow
-def test_peak_memory_counts_what_is_held() -> None:
-    """In a process of its own: in this one, other tests' threads return memory in the meantime."""
-    code = """
-import numpy as np
-from leukoscope.training.run_folder import peak_memory
-peaks = [peak_memory()[0]]
-held = np.ones(2**26)
-peaks.append(peak_memory()[0])
-del held
-peaks.append(peak_memory()[0])
-print(*peaks)
-"""
-    started_by = np.ones(2**27)
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    del started_by
-    before, after, freed = map(int, printed.split())
-    assert before < 2**30, "not the memory of the process that started it"
-    assert before + 2**28 <= after < before + 2**30, "512 MiB were held, of which some replaced earlier memory"
-    assert freed > after - 2**24, "a peak does not fall; the kernel counts in batches of pages"

@@ -369,9 +369,7 @@ def test_a_batch_too_large_for_the_device_is_refused_with_flags_that_fit(
 # Speed
 
 
-def test_an_epoch_says_how_fast_it_was_and_what_it_held(
-    trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_epoch_says_how_fast_it_was(trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     augmented = Augmenter.__call__
 
     def slowly(augment: Augmenter, pixels: torch.Tensor, rows: list[int], epoch: int) -> torch.Tensor:
@@ -382,7 +380,6 @@ def test_an_epoch_says_how_fast_it_was_and_what_it_held(
     trainer = trainer_for(replace(RECIPE, num_train_epochs=2), split="all")
     for row in trainer.fit():
         assert row["images_per_second"] == pytest.approx(24 / row["seconds"], rel=0.2)
-        assert 50 < row["peak_memory_mb"] < 100_000
 
 
 # The rate, and what is kept

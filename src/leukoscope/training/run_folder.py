@@ -187,23 +187,6 @@ def result_lines(block: dict[str, Any]) -> str:
     return "\n".join([*lines, f"  {RESEARCH_NOTICE}"])
 
 
-def peak_memory() -> tuple[int, int]:
-    """The most bytes this process ever held in main memory, and PyTorch on its GPU since the run began (else 0)."""
-    if sys.platform == "win32":
-        import psutil  # comes with accelerate
-
-        resident = psutil.Process().memory_info().peak_wset
-    elif sys.platform == "darwin":
-        import resource
-
-        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    else:
-        # Not `ru_maxrss`: on Linux a process inherits that of the one that started it.
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        resident = int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    return resident, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-
-
 def hardware(device: torch.device) -> str:
     """GPU or CPU of a run, for the card."""
     if device.type == "cuda":

@@ -142,8 +142,6 @@ def train(
                 for name in (METRICS, "predictions.parquet", "size_only_predictions.parquet", "summary.csv"):
                     (out / name).unlink(missing_ok=True)
                 identity.save(out)
-        if accelerator.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(accelerator.device)
 
         # Epochs
         for epoch_row in trainer.fit():

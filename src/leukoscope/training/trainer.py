@@ -36,7 +36,6 @@ from leukoscope.training.data import (
     training_loader,
 )
 from leukoscope.training.losses import TrainingLoss
-from leukoscope.training.run_folder import peak_memory
 
 _VALIDATION_METRICS = (
     *("loss", "accuracy", "balanced_accuracy", "f1_weighted", "auroc"),
@@ -273,7 +272,6 @@ class Trainer:
         self._require_finite_losses()
         # The mean over processes too: they must come to one decision.
         loss, accuracy = accelerator.reduce(torch.stack(state.batches).mean(dim=0), "mean").tolist()
-        resident, on_gpu = peak_memory()
         seconds = time.perf_counter() - started
         images = (len(state.batches) - seen) * self.recipe.train_batch_size * accelerator.num_processes
         return {
@@ -283,7 +281,6 @@ class Trainer:
             "learning_rate": self.state.scheduler.get_last_lr()[0],
             "seconds": round(seconds, 1),
             "images_per_second": round(images / seconds, 1),
-            "peak_memory_mb": round((on_gpu or resident) / 1e6),
         }
 
     def _require_finite_losses(self) -> None:
