@@ -303,8 +303,8 @@ def test_a_named_revision_is_pinned_and_another_followed(hub: Hub, model: str) -
     ("name", "problem"),
     [
         ("cells", "cells: no such folder, and no Hub id either"),
-        ("lab/none", r"lab/none: the Hub has no such model or revision, or keeps it from you \(HTTP 40[14]\)"),
-        ("lab/cells@v9", r"lab/cells@v9: the Hub has no such model or revision"),
+        ("lab/none", "lab/none: the Hub has no such repository, or none that your token may see; check the name and"),
+        ("lab/cells@v9", "lab/cells@v9: the repository has no such revision; name another one"),
         ("lab/empty", "lab/empty: has no config.json, so the Space could not load it"),
     ],
 )

@@ -240,7 +240,7 @@ def reason(error: Exception) -> str:
         known = isinstance(error, ValueError | PermissionError)
         return text if known else f"the Hub does not answer ({text}); try again"
     if isinstance(error, RevisionNotFoundError):
-        return "the repository has no such branch or pull request; name another one"
+        return "the repository has no such revision; name another one"
     if isinstance(error, RepositoryNotFoundError):
         return "the Hub has no such repository, or none that your token may see; check the name and the token"
     status, said = error.response.status_code, (error.server_message or "").strip().splitlines()

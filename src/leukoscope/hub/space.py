@@ -25,7 +25,7 @@ from PIL import Image
 import leukoscope
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.files import atomic_folder, disk_errors, is_git_clone, resource_file
-from leukoscope.hub.publish import Destination, Published, upload
+from leukoscope.hub.publish import Destination, Published, reason, upload
 from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION, REASON_TEXTS, SIDE_MAY_DIFFER, Decision, Thresholds
 from leukoscope.inference.smear import CLASS_COLOURS
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
@@ -86,13 +86,10 @@ def find_model(name: str) -> SpaceModel:
     hub_id, revision = parse_hub_id(name)
     try:
         info = hub_model_info(hub_id, revision)
-    except HubUnreachable as reason:
-        raise LeukoscopeError(f"{name}: the Hub cannot be reached ({reason}); check the network") from None
+    except HubUnreachable as error:
+        raise LeukoscopeError(f"{name}: the Hub cannot be reached ({error}); check the network") from None
     except HfHubHTTPError as error:
-        raise LeukoscopeError(
-            f"{name}: the Hub has no such model or revision, or keeps it from you (HTTP {error.response.status_code}); "
-            "check the name, or run `hf auth login`"
-        ) from None
+        raise LeukoscopeError(f"{name}: {reason(error)}") from None
     there = {file.rfilename for file in info.siblings or ()}
     files = tuple(file for file in RELEASE_FILES if file in there)
     if missing := [file for file in (CONFIG, WEIGHTS) if file not in files]:
