@@ -297,3 +297,11 @@ def test_classes_without_a_counterpart_are_named_on_both_sides(names: dict[str, 
 
 def test_a_class_that_the_model_lacks_cannot_be_named() -> None:
     assert refusal_of(["ALL", "HEM"], ["ALL", "HEM", "AML"]).startswith("it lacks some of these: leave their cells out")
+
+
+# What identifies a cell that a release was made from; what follows from it is tested with `training_overlap`
+
+
+def test_short_names_identify_no_cell() -> None:
+    known = KnownCells(names=frozenset({"12", "UID_1_1_1_all"}))
+    assert known.among(["ALL/12.png", "ALL/UID_1_1_1_all.bmp"], None) == 1

@@ -154,3 +154,16 @@ def test_the_block_says_what_it_rests_on_and_holds_plain_numbers(predictions: Ce
     assert block["estimates"] == "recipe (cross-validated)"
     assert block["fitted_on"] == {"cells": 3000, "subjects": {"ALL": 12, "HEM": 12}}
     assert json.loads(json.dumps(block, allow_nan=False)) == block
+
+
+# What is fitted presumes that neither of two classes is more frequent
+
+
+def test_a_fit_weighs_subjects_evenly_and_two_classes_evenly() -> None:
+    cells = _two_class([0.5] * 7, [0, 0, 0, 0, 0, 1, 1], ["a", "a", "a", "b", "c", "d", "d"])
+
+    weights = cells.fit_weights
+
+    assert weights[:5].sum() == pytest.approx(weights[5:].sum())
+    assert weights[:3].sum() == pytest.approx(weights[3])
+    assert weights.sum() == pytest.approx(4), "subjects"
