@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from leukoscope import LeukoscopeError, __version__
 from leukoscope.hub.publish import Destination, publish, reason
-from leukoscope.hub.space import ZERO_GPU_HARDWARE, find_model, push_space, write_space, write_static_space
+from leukoscope.hub.space import find_model, push_space, write_space, write_static_space
 from leukoscope.models.hub_download import find_release
 from leukoscope.models.release import read_release
 
@@ -69,8 +69,8 @@ def publish_page(owner: str, model: str, runtime: Path | None) -> str:
 def publish_demo(owner: str, models: Sequence[str]) -> str:
     """Put the demo of published releases on the Hub; the Space's id."""
     with TemporaryDirectory() as name:
-        folder = write_space([find_model(f"{model}@{TAG}") for model in models], Path(name) / "space", gpu=True)
-        print(push_space(folder, f"{owner}/leukoscope", hardware=ZERO_GPU_HARDWARE))
+        folder = write_space([find_model(f"{model}@{TAG}") for model in models], Path(name) / "space")
+        print(push_space(folder, f"{owner}/leukoscope"))
     return f"{owner}/leukoscope"
 
 

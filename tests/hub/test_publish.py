@@ -94,18 +94,6 @@ def test_refuses_without_a_token() -> None:
         check_can_publish(HERE)
 
 
-@pytest.mark.parametrize(
-    ("to", "other"),
-    [
-        (Destination("lab/cells", revision="b", create_pr=True), "a revision"),
-        (Destination("lab/cells", tag="v1", create_pr=True), "a tag"),
-    ],
-)
-def test_a_pull_request_takes_neither_branch_nor_tag(to: Destination, other: str) -> None:
-    with pytest.raises(LeukoscopeError, match=f"leave out {other}, or the pull request$"):
-        check_can_publish(to)
-
-
 def test_a_public_repository_takes_nothing_that_is_to_be_private(hub: Hub) -> None:
     hub.storage.create("lab/cells", private=False)
     with pytest.raises(LeukoscopeError, match=r"lab/cells: this model is public already; ask for no private one to"):
@@ -139,14 +127,6 @@ def test_what_the_hub_refuses_is_said_before_training(
     with pytest.raises(LeukoscopeError) as refused:
         check_can_publish(Destination(repository))
     assert re.fullmatch(re.escape(f"{repository}: {problem}") + r"( \(the Hub: .*\))?", str(refused.value))
-
-
-def test_a_token_that_only_reads_may_not_propose(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.storage.create("somebody/else", private=False)
-    check_can_publish(Destination("somebody/else", create_pr=True))
-    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
-    with pytest.raises(LeukoscopeError, match="^somebody/else: your token may not write there"):
-        check_can_publish(Destination("somebody/else", create_pr=True))
 
 
 def test_a_tag_that_is_taken_is_refused_before_training(hub: Hub, whole_release: Path) -> None:
@@ -221,21 +201,6 @@ def test_a_branch_is_made_and_main_stays_as_it_was(hub: Hub, whole_release: Path
     assert done.address == f"{hub.url}/lab/cells/tree/feature/x"
 
 
-def test_a_pull_request_is_opened_and_main_stays_as_it_was(hub: Hub, whole_release: Path) -> None:
-    hub.storage.create("somebody/else", private=False)
-    done = publish(whole_release, Destination("somebody/else", create_pr=True))
-    assert done.address == f"{hub.url}/somebody/else/discussions/1"
-    assert published(hub, "somebody/else", "refs/pr/1") == as_published(whole_release, "somebody/else")
-    assert titles(hub, "somebody/else") == ["initial commit"]
-
-
-def test_a_private_release_is_proposed_to_no_public_repository(hub: Hub, whole_release: Path) -> None:
-    hub.storage.create("somebody/else", private=False)
-    with pytest.raises(LeukoscopeError, match="somebody/else: publishing failed: this model is public already"):
-        publish(whole_release, Destination("somebody/else", create_pr=True, private=True))
-    assert not hub.repository("somebody/else").pull_requests
-
-
 @pytest.mark.parametrize(
     ("status", "said", "told"),
     [
@@ -266,11 +231,6 @@ def test_under_a_tag_that_is_taken_nothing_is_sent(hub: Hub, whole_release: Path
     )
     assert hub.repository("lab/cells").tags == {"v1": first.commit}
     assert titles(hub) == ["Publish release", "initial commit"]
-
-
-def test_a_repository_that_does_not_exist_takes_no_proposal(hub: Hub, whole_release: Path) -> None:
-    with pytest.raises(LeukoscopeError, match="the Hub has no such repository, or none that your token may see"):
-        publish(whole_release, Destination("lab/typo", create_pr=True))
 
 
 def test_without_a_flag_the_owners_default_decides_who_sees_a_new_model(hub: Hub) -> None:
@@ -393,15 +353,6 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub: Hub, whole_release
     done = publish(whole_release, HERE)
     assert titles(hub) == ["Publish release", "initial commit"]
     assert done.commit == hub.repository("lab/cells").at("main").oid
-
-
-@pytest.mark.usefixtures("waits")
-def test_a_pull_request_whose_answer_is_lost_is_not_opened_twice(hub: Hub, whole_release: Path) -> None:
-    hub.storage.create("somebody/else", private=False)
-    hub.faults.append(Fault("POST .*/commit/main", "cut"))
-    with pytest.raises(LeukoscopeError, match="publishing failed: the Hub does not answer"):
-        publish(whole_release, Destination("somebody/else", create_pr=True))
-    assert list(hub.repository("somebody/else").pull_requests) == ["refs/pr/1"]
 
 
 def test_a_token_that_only_reads_ends_in_a_clear_message(

@@ -134,18 +134,12 @@ def test_the_app_of_the_folder_needs_no_repository(space: Path) -> None:
     assert Path(found.stdout.strip()).resolve() == (space / "src/leukoscope/__init__.py").resolve()
 
 
-@pytest.mark.parametrize("gpu", [False, True])
-def test_requirements_are_ours_without_what_only_training_imports(gpu: bool) -> None:
+def test_requirements_are_ours_without_what_only_training_imports() -> None:
     ours = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-    theirs = space_requirements((ROOT / "requirements.txt").read_text(), gpu=gpu).splitlines()
+    theirs = space_requirements((ROOT / "requirements.txt").read_text()).splitlines()
     gone = {re.split(r"[<>=]", line)[0] for line in ours} - {re.split(r"[<>=\[]", line)[0] for line in theirs}
     assert gone >= {"accelerate", "evaluate", "transformers", "typer"}
-    changed = {f"gradio[mcp]=={version('gradio')}"}
-    if gpu:
-        changed |= {"torch>=2.8,<2.12", "torchvision>=0.23,<0.27"}
-    else:
-        # torch's range is the project's; its wheels are those without GPU libraries.
-        changed.add("--extra-index-url https://download.pytorch.org/whl/cpu")
+    changed = {f"gradio[mcp]=={version('gradio')}", "torch>=2.8,<2.12", "torchvision>=0.23,<0.27"}
     assert set(theirs) - set(ours) == changed
 
 
@@ -198,8 +192,7 @@ def test_a_full_disk_leaves_the_earlier_space(space: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["a/b", "c/d", "--static"], "--static: a/b, c/d given; name one model, without --gpu"),
-        (["a/b", "--static", "--gpu"], "--static: --gpu given; name one model, without --gpu"),
+        (["a/b", "c/d", "--static"], "--static: a/b, c/d given; name one model"),
         (["a/b", "--onnxruntime_web", "node"], "--onnxruntime_web node: is for a static page; add --static"),
     ],
 )

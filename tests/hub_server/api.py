@@ -105,7 +105,7 @@ class Api:
             return [{"name": n, "ref": f"{prefix}{n}", "targetCommit": oid} for n, oid in names.items()]
 
         found = {"branches": listed(repository.branches, "refs/heads/"), "tags": listed(repository.tags, "refs/tags/")}
-        return JSONResponse(found | {"converts": [], "pullRequests": listed(repository.pull_requests, "")})
+        return JSONResponse(found | {"converts": [], "pullRequests": []})
 
     async def tag(self, request: Request, id: str, revision: str) -> Response:
         repository, name = self._writable(request, id), (await request.json())["tag"]
@@ -221,23 +221,13 @@ class Api:
             self._change(files, line["key"], line["value"])
         made = repository.add(files, header["summary"], parent.oid)
         answer = {"commitOid": made.oid, "commitUrl": f"{_base(request)}/{id}/commit/{made.oid}"}
-        if "create_pr" in request.query_params:
-            number = len(repository.pull_requests) + 1
-            repository.pull_requests[f"refs/pr/{number}"] = made.oid
-            answer["pullRequestUrl"] = f"{_base(request)}/{id}/discussions/{number}"
-        else:
-            branch = repository.pull_requests if revision in repository.pull_requests else repository.branches
-            branch[revision] = made.oid
+        repository.branches[revision] = made.oid
         return JSONResponse(answer)
 
     def _addressed(self, request: Request, id: str, revision: str) -> Repository:
-        """The repository of a commit to come: whoever may read may ask for a pull request."""
-        if "create_pr" in request.query_params:
-            if _role(request) != "write":
-                raise Refused(403, "", "Your token may not open pull requests")
-            return self._repository(request, id)
+        """The repository of a commit to come."""
         repository = self._writable(request, id)
-        if revision not in repository.branches and revision not in repository.pull_requests:
+        if revision not in repository.branches:
             raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return repository
 

@@ -47,19 +47,18 @@ class Commit:
 
 @dataclass
 class Repository:
-    """Branches, tags and pull requests by their names, each naming a commit."""
+    """Branches and tags by their names, each naming a commit."""
 
     id: str
     private: bool
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-    pull_requests: dict[str, str] = field(default_factory=dict)
     hardware: str = ""
 
     def at(self, revision: str) -> Commit:
-        """The commit that a branch, tag, pull request or (shortened) commit id names."""
-        named = self.branches | self.tags | self.pull_requests
+        """The commit that a branch, tag or (shortened) commit id names."""
+        named = self.branches | self.tags
         if revision in named:
             return self.commits[named[revision]]
         found = [commit for oid, commit in self.commits.items() if len(revision) >= 7 and oid.startswith(revision)]

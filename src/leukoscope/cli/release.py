@@ -95,9 +95,6 @@ def push(
     ],
     revision: Annotated[str, Option(metavar="BRANCH", help="Its branch (default: main); made if need be.")] = "",
     private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
-    create_pr: Annotated[
-        bool, Option("--create_pr", help="Propose the release as a pull request instead of changing main.")
-    ] = False,
     tag: Annotated[str, Option(help="Name this version, like v1; a tag stays where it is.")] = "",
     licence: options.WeightsLicence = "",
 ) -> None:
@@ -110,7 +107,7 @@ def push(
     from leukoscope.models.release import read_metrics
     from leukoscope.reports.card import default_licence
 
-    to = Destination(hub_model_id, revision=revision, private=private, create_pr=create_pr, tag=tag)
+    to = Destination(hub_model_id, revision=revision, private=private, tag=tag)
     to.require_usable()
     if others := unpublished_files(release):
         typer.echo(f"not published, because it is no part of a release: {', '.join(others)}", err=True)
@@ -130,7 +127,6 @@ def space(
         Path | None,
         Option("--onnxruntime_web", metavar="DIR", help="With --static: npm's onnxruntime-web (default: downloaded)."),
     ] = None,
-    gpu: Annotated[bool, Option("--gpu", help="For a borrowed GPU (ZeroGPU); otherwise torch is the CPU's.")] = False,
     push: Annotated[str, Option(metavar="ID", help="Put it on the Hub as the Space owner/name.")] = "",
     private: Annotated[bool, Option("--private", help="Make a new Space private.")] = False,
 ) -> None:
@@ -139,13 +135,13 @@ def space(
     Nothing is uploaded without --push. Without a revision, the demo offers what the model's main branch holds when it
     starts. A static page takes a release folder as well; no picture leaves the visitor's machine.
     """
-    from leukoscope.hub.space import ZERO_GPU_HARDWARE, find_model, push_space, write_space, write_static_space
+    from leukoscope.hub.space import find_model, push_space, write_space, write_static_space
     from leukoscope.inference.runtime import require_package
     from leukoscope.models.hub_download import find_release
     from leukoscope.models.release import local_release, read_release
 
-    if static and (len(models) > 1 or gpu):
-        raise LeukoscopeError(f"--static: {'--gpu' if gpu else ', '.join(models)} given; name one model, without --gpu")
+    if static and len(models) > 1:
+        raise LeukoscopeError(f"--static: {', '.join(models)} given; name one model")
     if onnxruntime_web and not static:
         raise LeukoscopeError(f"--onnxruntime_web {onnxruntime_web}: is for a static page; add --static")
     if static:
@@ -160,12 +156,11 @@ def space(
                 f"{local}: is a folder, and a Space loads its models from the Hub; publish it first with "
                 "`leukoscope release push`, then name it owner/name, or add --static"
             )
-        write_space([find_model(name) for name in dict.fromkeys(models)], output, title=title, gpu=gpu)
+        write_space([find_model(name) for name in dict.fromkeys(models)], output, title=title)
         how = "python app.py"
     typer.echo(f"space: {output} (try it: cd {shlex.quote(str(output))} && {how})")
     if push:
-        done = push_space(output, push, private=private, hardware=ZERO_GPU_HARDWARE if gpu else "")
-        typer.echo(f"published: {done}")
+        typer.echo(f"published: {push_space(output, push, private=private)}")
     typer.echo(RESEARCH_NOTICE)
 
 

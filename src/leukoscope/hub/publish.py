@@ -43,22 +43,19 @@ class Destination:
         id: the repository, `owner/name`; made where it does not exist.
         revision: the branch, made where it does not exist; "" for the main one.
         private: whether a new repository is private.
-        create_pr: propose the release as a pull request to an existing repository instead of changing it.
         tag: a name for the published version that stays with it, like "v1"; "" for none.
-        sdk, hardware: what runs a Space; "" for the Hub's default hardware.
+        sdk: what runs a Space; a new one of Gradio runs on ZeroGPU.
     """
 
     id: str
     revision: str = ""
     private: bool = False
-    create_pr: bool = False
     tag: str = ""
     kind: Literal["model", "space"] = "model"
     sdk: Literal["gradio", "static"] = "gradio"
-    hardware: str = ""
 
     def require_usable(self) -> None:
-        """Refuse, without asking the Hub, what is no Hub id, flags that exclude each other, and a missing token."""
+        """Refuse, without asking the Hub, what is no Hub id, and a missing token."""
         from huggingface_hub import get_token
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id
@@ -73,19 +70,13 @@ class Destination:
                 f"{flag}{self.id}: give the repository to publish to as owner/name (letters, "
                 "digits, - _ and ., at most 96 in all)"
             ) from None
-        if self.create_pr and (self.revision or self.tag):
-            other = "a revision" if self.revision else "a tag"
-            raise LeukoscopeError(
-                f"{self.id}: a pull request is made to the main branch and named when it is merged; leave out {other}, "
-                "or the pull request"
-            )
         if get_token() is None:
             raise LeukoscopeError(f"{self.id}: no Hub token found; run `hf auth login` or set HF_TOKEN")
 
 
 @dataclass(frozen=True)
 class Published:
-    """Result of a push: a page or pull request, the commit published there, and whether anything was new."""
+    """Result of a push: a page, the commit published there, and whether anything was new."""
 
     address: str
     commit: str
@@ -102,7 +93,7 @@ def check_can_publish(to: Destination) -> None:
 
     Raises:
         LeukoscopeError: as `Destination.require_usable`; no network, a token that the Hub does not accept or that may
-            not write there, no repository to propose to, or a tag that is taken; with the fix.
+            not write there, or a tag that is taken; with the fix.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
@@ -165,7 +156,7 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
 
     try:
         _require_access(api, to)
-        if to.revision and not to.revision.startswith("refs/pr/"):
+        if to.revision:
             api.create_branch(to.id, branch=to.revision, repo_type=to.kind, exist_ok=True)
         before = api.repo_info(to.id, revision=to.revision or None, repo_type=to.kind).sha
         with warnings.catch_warnings():
@@ -176,7 +167,6 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
                 commit_message=f"Publish {what}",
                 repo_type=to.kind,
                 revision=to.revision or None,
-                create_pr=to.create_pr,
                 delete_patterns=list(replaces),
             )
         if to.tag:
@@ -186,7 +176,7 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
         raise LeukoscopeError(f"{to.id}: publishing failed: {reason(error)}. {hint}") from None
     kind = "" if to.kind == "model" else f"{to.kind}s/"
     page = f"{api.endpoint}/{kind}{to.id}" + (f"/tree/{to.revision}" if to.revision else "")
-    return Published(commit.pr_url or page, commit.oid, is_new=commit.oid != before)
+    return Published(page, commit.oid, is_new=commit.oid != before)
 
 
 def _require_access(api: HfApi, to: Destination) -> None:
@@ -198,23 +188,16 @@ def _require_access(api: HfApi, to: Destination) -> None:
     """
     from huggingface_hub import SpaceHardware
 
-    if to.create_pr:
-        # Whoever may read a repository may propose a change to it, but not with a token that only reads.
-        api.auth_check(to.id, repo_type=to.kind)
-        if api.whoami().get("auth", {}).get("accessToken", {}).get("role") == "read":
-            raise PermissionError(_MAY_NOT_WRITE)
-    else:
-        api.create_repo(
-            to.id,
-            repo_type=to.kind,
-            space_sdk=to.sdk if to.kind == "space" else None,
-            space_hardware=SpaceHardware(to.hardware) if to.hardware else None,
-            private=to.private or None,  # unless a flag says it, an organisation's own default decides who sees it
-            exist_ok=True,
-        )
-        # A repository that exists already is no proof: a token that only reads would have come as far.
-        api.auth_check(to.id, repo_type=to.kind, write=True)
-    # A pull request of a public repository is public, too.
+    api.create_repo(
+        to.id,
+        repo_type=to.kind,
+        space_sdk=to.sdk if to.kind == "space" else None,
+        space_hardware=SpaceHardware.ZERO_A10G if (to.kind, to.sdk) == ("space", "gradio") else None,
+        private=to.private or None,  # unless a flag says it, an organisation's own default decides who sees it
+        exist_ok=True,
+    )
+    # A repository that exists already is no proof: a token that only reads would have come as far.
+    api.auth_check(to.id, repo_type=to.kind, write=True)
     if to.private and not api.repo_info(to.id, repo_type=to.kind).private:
         raise PermissionError(
             f"this {to.kind} is public already; ask for no private one to publish there, or name another one"

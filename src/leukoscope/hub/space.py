@@ -40,8 +40,6 @@ MODEL, EXAMPLES, RUNTIME = "model", "examples", "ort"
 PYTHON_VERSION = "3.12"
 # What Spaces with a borrowed GPU (ZeroGPU) run; torchvision's minor version is torch's plus 15.
 ZERO_GPU = {"torch": ">=2.8,<2.12", "torchvision": ">=0.23,<0.27"}
-ZERO_GPU_HARDWARE = "zero-a10g"  # as the Hub calls it, whatever the GPU
-CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"
 # What only training, measuring and the command line run.
 _LEFT_OUT = (
     *("__pycache__", "*.pyi", "__main__.py", "api.py", "audit.py", "cli", "hub", "protocol.py", "training"),
@@ -110,10 +108,10 @@ def _space_folder(out: Path) -> Iterator[Path]:
             yield folder
 
 
-def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukoscope", gpu: bool = False) -> Path:
+def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukoscope") -> Path:
     """Write the folder of a Space that runs the demo, completely or not at all.
 
-    Its page opens with the first of the models. `gpu` asks for a torch that computes on a borrowed GPU (ZeroGPU).
+    Its page opens with the first of the models.
 
     Raises:
         LeukoscopeError: another folder, or one that cannot be written.
@@ -123,7 +121,7 @@ def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukos
         for name in (APP, "LICENSE"):
             shutil.copyfile(resource_file(name), folder / name)
         (folder / LIST).write_text("".join(f"{model.name}\n" for model in models), encoding="utf-8")
-        requirements = space_requirements(resource_file(REQUIREMENTS).read_text(encoding="utf-8"), gpu=gpu)
+        requirements = space_requirements(resource_file(REQUIREMENTS).read_text(encoding="utf-8"))
         (folder / REQUIREMENTS).write_text(requirements, encoding="utf-8")
         page = rendered(
             resource_file("model_card/space.md"),
@@ -137,10 +135,8 @@ def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukos
     return out
 
 
-def space_requirements(ours: str, *, gpu: bool = False) -> str:
-    """What a Space installs: our requirements without those that the demo never imports, Gradio's version pinned.
-
-    On a CPU, torch comes without the gigabytes of its GPU libraries; for a borrowed GPU, in ZeroGPU's versions.
+def space_requirements(ours: str) -> str:
+    """What a Space installs: our requirements without those that the demo never imports, in versions that it runs.
 
     Raises:
         LeukoscopeError: requirements that lack one that has to be changed.
@@ -150,10 +146,9 @@ def space_requirements(ours: str, *, gpu: bool = False) -> str:
     for package in ("torch", "torchvision", "gradio"):
         if package not in of_package:
             raise LeukoscopeError(f"{REQUIREMENTS}: does not name {package}; restore it from the repository")
-    changed = {**(ZERO_GPU if gpu else {}), "gradio": f"[mcp]=={version('gradio')}"}
-    of_package |= {package: package + bounds for package, bounds in changed.items()}
-    kept = [line for package, line in of_package.items() if package not in _NOT_NEEDED]
-    return "\n".join([*([] if gpu else [CPU_WHEELS]), *kept]) + "\n"
+    bounds = {**ZERO_GPU, "gradio": f"[mcp]=={version('gradio')}"}
+    of_package |= {package: package + bound for package, bound in bounds.items()}
+    return "".join(f"{line}\n" for package, line in of_package.items() if package not in _NOT_NEEDED)
 
 
 def write_static_space(
@@ -282,10 +277,10 @@ def _runtime_file(name: str, package: Path | None) -> bytes:
     return bytes(content)
 
 
-def push_space(folder: Path, space: str, *, private: bool = False, hardware: str = "") -> Published:
+def push_space(folder: Path, space: str, *, private: bool = False) -> Published:
     """Put a folder of `write_space` or `write_static_space` on the Hub as the Space `owner/name`, in one commit."""
     static = (folder / PAGE).is_file()
-    to = Destination(space, private=private, kind="space", sdk="static" if static else "gradio", hardware=hardware)
+    to = Destination(space, private=private, kind="space", sdk="static" if static else "gradio")
     to.require_usable()
     files = (PAGE, SCRIPT, SETTINGS, STYLE, VIEW) if static else (APP, LIST, REQUIREMENTS, "LICENSE")
     folders = (MODEL, EXAMPLES, RUNTIME) if static else (PACKAGE,)
