@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from leukoscope import LeukoscopeError, api
@@ -192,30 +189,6 @@ def test_a_split_file_gives_another_seed_the_very_same_cells(finished: Path, tin
 
 
 # Pretrained weights
-
-
-@pytest.mark.slow
-def test_frozen_modules_keep_their_weights_and_statistics(tmp_path: Path, tiny_run: Run) -> None:
-    recipe = get_recipe("densenet121")
-    torch.manual_seed(5)
-    start = {name: tensor.contiguous() for name, tensor in build_network(recipe, 2).state_dict().items()}
-    # Half precision holds these exactly, so the released file can be compared to the bit.
-    start = {n: t.half().float() if t.is_floating_point() else t for n, t in start.items()}
-    save_file(start, tmp_path / "start.safetensors")
-    early = ("features.conv0", "features.norm0", "features.denseblock1")
-    run = tiny_run(
-        "--pretrained_weights", str(tmp_path / "start.safetensors"), "--pretrained_name", "a test's weights",
-        "--override", "block_config=[]", f"frozen=[{','.join(early)}]",
-    )  # fmt: skip
-    trained = load_file(run / "release" / "model.safetensors")
-    frozen = [name for name in start if name.startswith(early) and not name.endswith("num_batches_tracked")]
-    assert any("running_mean" in name for name in frozen)
-    assert all(torch.equal(trained[name].float(), start[name]) for name in frozen)
-    free = "features.denseblock4.denselayer16.norm2.running_mean"
-    assert not torch.equal(trained[free].float(), start[free])
-    assert not torch.equal(trained["features.denseblock4.denselayer16.conv2.weight"].float(),
-                           start["features.denseblock4.denselayer16.conv2.weight"])  # fmt: skip
-    assert _metrics(run)["training"]["start_weights"] == "a test's weights"
 
 
 def test_weights_of_another_network_end_the_run_before_training(own_cells: Path, tmp_path: Path) -> None:
@@ -494,44 +467,6 @@ def test_what_a_run_lacked_when_it_was_killed_at_its_very_end_is_done_by_resumin
     assert (out / "release" / "README.md").is_file() and (out / "metrics.json").read_bytes() == before
     assert not (out / "checkpoints").exists() and not list(out.rglob("*.tmp"))
     assert f"{out}: the run is complete, and is not trained again\n" in capsys.readouterr().out
-
-
-def test_replaced_files_are_told_from_copies_when_a_run_resumes(
-    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.manual_seed(5)
-    weights = (tmp_path / "start.safetensors", tmp_path / "other.safetensors")
-    for file in weights:
-        network = build_network(_own(own_cells, tmp_path / "run").resolve(), 2)
-        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, file)
-    content = [file.read_bytes() for file in weights]
-    bmp = tmp_path / "bmp"
-    for path in own_cells.rglob("*.png"):
-        (bmp / path.parent.name).mkdir(parents=True, exist_ok=True)
-        Image.open(path).save(bmp / path.parent.name / f"{path.stem}.bmp")
-
-    def config(root: Path, *flags: str) -> TrainingConfig:
-        own = _own(root, tmp_path / "run", "--num_train_epochs", "2", "--pretrained_weights", str(weights[0]), *flags)
-        return replace(own, model=replace(own.model, from_scratch=False))
-
-    _crashing(monkeypatch, epoch=2)
-    with pytest.raises(KeyboardInterrupt):
-        train(config(bmp))
-    monkeypatch.undo()
-    copy = shutil.copytree(bmp, tmp_path / "copy", copy_function=shutil.copyfile)
-    for one in sorted(bmp.glob("ALL/*.bmp")):
-        other = bmp / "HEM" / one.name.replace("ALL", "HEM")
-        states, swapped = (one.stat(), other.stat()), (one.read_bytes(), other.read_bytes())
-        for path, data, state in zip((other, one), swapped, states[::-1], strict=True):
-            path.write_bytes(data)
-            os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-    resume = "--resume_from_checkpoint"
-    assert "run with other settings (the data's fingerprint: " in _refusal(config(bmp, resume))
-    weights[0].write_bytes(content[1])
-    assert "run with other settings (the start weights' sha256: " in _refusal(config(copy, resume))
-    weights[0].write_bytes(content[0])
-    run = train(config(copy, resume))
-    assert _metrics(run)["training"]["start_weights_sha256"] == sha256(content[0]).hexdigest()
 
 
 # Columns of summary.csv that say how the machine fared, not what was learnt.

@@ -29,8 +29,10 @@ _LONGEST_NAME = 18  # characters of a class's name in the title of a panel, of w
 
 def new_figure(width: float, height: float) -> Figure:
     """Make an empty figure with automatic layout; its size is in inches."""
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
+    rcParams["text.parse_math"] = False  # a "$" in a label starts no formula
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -41,23 +43,12 @@ def plain(*panels: Axes) -> None:
         axes.tick_params(labelsize=9)
 
 
-def without_formulas(figure: Figure) -> Figure:
-    """Show "$" in labels as it is written: matplotlib would read a formula, and end where it is none."""
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
-    return figure
-
-
 def save_plot(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG with the research notice below it; `OSError` where it cannot be written."""
     figure.text(0.5, -0.01, RESEARCH_NOTICE, ha="center", va="top", fontsize=7, color=GREY)
     with atomic_file(path) as temporary:
         # Without the library's version, the same numbers give the same file.
-        without_formulas(figure).savefig(
-            temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None}
-        )
+        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
     return path
 
 
