@@ -28,6 +28,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from machine import machine
+from timing import peak_bytes
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.loading import load_cells
@@ -287,11 +288,8 @@ def _timed(cells: int, seconds: list[float], before: float = 0.0) -> dict[str, A
 
 
 def _memory() -> dict[str, Any]:
-    # Not `ru_maxrss`: on Linux a process inherits that of the one that started it.
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    resident = int(status.partition("VmHWM:")[2].split()[0]) * 1024
     on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return {"peak_memory": {"process_bytes": resident} | ({"gpu_bytes": on_gpu} if on_gpu else {})}
+    return {"peak_memory": {"process_bytes": peak_bytes()} | ({"gpu_bytes": on_gpu} if on_gpu else {})}
 
 
 def _speed(turns: list[dict[str, Any]]) -> dict[str, float]:
