@@ -12,7 +12,6 @@ import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,8 @@ from PIL import Image
 from torch import nn
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.data.loading import load_cells
-from leukoscope.data.pixel_cache import frame_cells
-from leukoscope.data.splits import Split
-from leukoscope.models.recipes import get_recipe
 from leukoscope.models.weights import load_release
 from leukoscope.synthetic import draw_cell
-from leukoscope.training.config import RunArguments, TrainingConfig
-from leukoscope.training.data import preprocessing_for
-from leukoscope.training.train import make_accelerator
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "research" / "benchmarks"
@@ -144,26 +136,6 @@ def drawn(tmp_path: Path) -> Path:
     return tmp_path / "ours"
 
 
-def test_training_reads_the_features_that_the_benchmark_kept(
-    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measure = import_module("frozen_features")._measure
-    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
-    recipe = replace(get_recipe("densenet169_block2"), image_size=32, num_train_epochs=2, train_batch_size=4)
-    config = TrainingConfig(run=RunArguments(mixed_precision="no"))
-    data = load_cells("imagefolder", str(drawn))
-    cells = frame_cells(data, preprocessing_for(recipe, data))
-    train, validation = (tuple(c for c in cells.row_of if f"/{side}-" in c) for side in ("train", "validation"))
-    split = Split("benchmark", "cell", 0, data.fingerprint, train, validation, (), "")
-    result = measure(recipe, cells, split, make_accelerator(config, recipe))
-    assert len(list(tmp_path.glob("features-*.npy"))) == 1
-    assert result["cells"] == {"kept": 10, "trained_on": 8, "validated_on": 2}
-    assert result["largest_loss_difference"] < 1e-4
-    with pytest.raises(SystemExit, match=r"npy: training did not read these features; give a recipe whose backbone is"):
-        turned = replace(recipe, augmentation=replace(recipe.augmentation, rotation=5.0))
-        measure(turned, cells, split, make_accelerator(config, recipe))
-
-
 def test_the_cold_epoch_includes_the_features_and_heads_are_not_compared_with_networks(
     drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,15 +172,6 @@ def test_a_training_turn_has_no_more_cores_than_threads(drawn: Path, monkeypatch
     training.main()
     assert pinned == [sorted(os.sched_getaffinity(0))[:1]]
     assert json.loads((drawn.parent / "turn.json").read_text())["warm"] > 0
-
-
-def test_versions_are_those_of_the_clone(tmp_path: Path) -> None:
-    versions = import_module("first_answer")._versions
-    python = tmp_path / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\necho \'{"torch": "1.2"}\'\n')
-    python.chmod(0o755)
-    assert versions(tmp_path) == {"torch": "1.2"}
 
 
 @pytest.mark.slow
