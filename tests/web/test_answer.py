@@ -164,6 +164,7 @@ def test_a_map_beside_the_nuclei_of_a_smear_is_a_caution(models: ModelCache) -> 
 def test_turned_and_covered_are_views_of_the_stage(cell: Row, models: ModelCache) -> None:
     parts = cell.picture.parts
     assert list(parts) == ["nucleus", "cytoplasm", "outside"] and sum(part.sum() for part in parts.values()) == 450**2
+    assert 0.3 < parts["nucleus"].sum() / (~parts["outside"]).sum() < 0.8, "no cell with a paler rim"
     found = covered(cell, models)
     for name, one in found.items():
         changed = (np.asarray(one.picture.image) != np.asarray(cell.picture.image)).any(axis=2)

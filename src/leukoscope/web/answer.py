@@ -59,14 +59,14 @@ class Picture:
         """Part → where it lies, (H, W) bool, none empty: "nucleus", of a cell cut out "cytoplasm", and "outside"."""
         pixels = np.asarray(self.image)
         cell = foreground(pixels) if self.on_black else np.ones(pixels.shape[:2], bool)
-        try:
-            # A cell alone has no plasma: white stands for it, and its own stain tells the nucleus.
+        try:  # a cell alone has no plasma: white stands for it
             stain = Stain(np.full(3, 255.0)) if self.on_black else measure_stain(self.image)
         except UnusableSmear:
             return {}
         level = stain.nuclear(pixels)
         if self.on_black:
-            level = gaussian(level, max(pixels.shape) / 128)
+            blur = max(pixels.shape) / 64  # over the cell alone: its edge is no paler than its middle
+            level = gaussian(level * cell, blur) / np.maximum(gaussian(cell.astype(float), blur), 1e-6)
             nucleus = cell & binary_fill_holes(cell & (level > threshold_otsu(level[cell])))
             parts = {"nucleus": nucleus, "cytoplasm": cell & ~nucleus, "outside": ~cell}
         else:
