@@ -363,6 +363,16 @@ def test_the_default_precision_is_one_that_the_device_has(
     assert chosen == [precision]
 
 
+def test_a_gpu_that_this_pytorch_has_no_code_for_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors …")
+
+    monkeypatch.setattr(torch, "ones", fails)
+    assert "no kernel image is available for execution on the device); install a build for this GPU" in _refusal(
+        parse_config(["--output_dir", str(tmp_path)])
+    )
+
+
 def test_a_launched_process_has_as_many_threads_as_cores_that_it_may_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

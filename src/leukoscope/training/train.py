@@ -31,7 +31,7 @@ from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.splits import BY_IMAGE, Split, load_split, make_split
 from leukoscope.evaluation.assess import fit_on_validation
-from leukoscope.files import disk_errors
+from leukoscope.files import disk_errors, first_line
 from leukoscope.inference.runtime import forbid_tf32, must_use_cpu, usable_cores
 from leukoscope.models.build import NetworkStart, build_network, load_start_weights, model_args, rewrite_for_timm
 from leukoscope.models.recipes import Recipe
@@ -300,6 +300,13 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
         note(
             f"  this {what} has no bf16 units, so a step takes several times as long as with --mixed_precision {faster}"
         )
+    try:
+        torch.ones(1, device=accelerator.device).add_(1)
+    except RuntimeError as error:  # of a GPU that is older than those this PyTorch was built for
+        raise LeukoscopeError(
+            f"{accelerator.device}: PyTorch {torch.__version__} cannot compute on it ({first_line(error)}); install a "
+            "build for this GPU, or set ACCELERATE_USE_CPU=true"
+        ) from None
     # `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
     if os.environ.get(_LAUNCHED_PRECISION) and accelerator.device.type == "cpu" and torch.get_num_threads() == 1:
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
