@@ -125,6 +125,18 @@ def test_one_table_without_subjects_beside_one_with_them_is_refused(tmp_path: Pa
     assert _refusal(root) == f"{test}: names no subject, {train} does; fill it in"
 
 
+def test_a_picture_that_two_tables_name_is_refused(tmp_path: Path) -> None:
+    """The later one would decide its class without a word."""
+    root = _cells(tmp_path, "train/0.png", "train/1.png")
+    (root / "metadata.csv").write_text("file_name,label\ntrain/0.png,ALL\ntrain/1.png,HEM\n")
+    (root / "train/metadata.csv").write_text("file_name,label\n0.png,HEM\n1.png,HEM\n")
+    inner, outer = root / "train/metadata.csv", root / "metadata.csv"
+    assert _refusal(root) in (
+        f"{inner}: row 2: '0.png' has a row in {outer}, too; keep one of the two",
+        f"{outer}: row 2: 'train/0.png' has a row in {inner}, too; keep one of the two",
+    )
+
+
 # Folders that are no classes
 
 

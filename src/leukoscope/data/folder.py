@@ -72,7 +72,12 @@ def load_folder(
     fetch = f"get {info.title} from {info.url} and unpack it there, or " if info.url else ""
     folder = _read(root, source, f"{fetch}correct the path")
     tables = _tables(info, folder, labels, subject_pattern, label_column)
-    rows = {home / file: (row, table.name) for table, home in tables for row, file in located(table, home)}
+    rows = dict[Path, tuple[CellRow, str]]()
+    for table, home in tables:
+        for row, file in located(table, home):
+            if (other := rows.setdefault(home / file, (row, table.name))[1]) != table.name:
+                said = f"row {row.number}: {row.file!r} has a row in {other}, too; keep one of the two"
+                raise LeukoscopeError(f"{table.name}: {said}")
     has_table = any(row.label for row, _ in rows.values())
     if has_table:
         cells, not_used = _cells_of_rows(rows, folder)
