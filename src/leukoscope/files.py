@@ -14,7 +14,6 @@ import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from leukoscope import LeukoscopeError
-from leukoscope.progress import track
+from leukoscope.progress import map_in_threads
 
 # The first bytes of a Git LFS pointer, the text in place of a file that was not fetched yet.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -112,8 +111,7 @@ def content_hashes(paths: Iterable[str | Path], kept: Path | None = None) -> dic
             return file_sha256(name, known) if file_state(name) else ""  # opening a pipe would block
         return ""
 
-    with ThreadPoolExecutor() as pool:
-        hashes = list(track(pool.map(hashed, names), "reading files", len(names)))
+    hashes = map_in_threads(hashed, names, "reading files")
     if kept and known != before:
         with suppress(OSError):  # they are hashed again next time
             kept.parent.mkdir(parents=True, exist_ok=True)

@@ -6,9 +6,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
+from multiprocessing.pool import ThreadPool
 from typing import TypeVar
 
 from rich import progress as rich_progress
@@ -17,6 +18,7 @@ from rich.console import Console
 EVERY = 30.0  # seconds between two lines where stderr is no terminal
 
 _T = TypeVar("_T")
+_Item = TypeVar("_Item")
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 # Two bars at a time would draw over each other: work within other work shows none of its own.
 _shown: ContextVar[bool] = ContextVar("shown", default=False)
@@ -98,6 +100,14 @@ def track(items: Iterable[_T], label: str, total: int | None = None, *, done: in
         for item in items:
             yield item
             advance()
+
+
+def map_in_threads(function: Callable[[_Item], _T], items: Sequence[_Item], label: str = "") -> list[_T]:
+    """`function` of each item, in order, by a few threads; shown as `track` does under a label that is not ""."""
+    # An executor's `map` holds a future of 1.7 kB for each item: 0.3 GB for 171,375 cells.
+    with ThreadPool(min(32, (os.cpu_count() or 1) + 4)) as pool:
+        found = pool.imap(function, items, chunksize=32)
+        return list(track(found, label, len(items)) if label else found)
 
 
 def note(text: str, *, err: bool = False) -> None:

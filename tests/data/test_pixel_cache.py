@@ -7,7 +7,7 @@ import mmap
 import os
 import shutil
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from inspect import getfile
 from io import BytesIO
@@ -67,7 +67,7 @@ def test_pixels_are_the_framed_pictures_in_row_order_and_decoded_once(
         assert found.hashes == [pixel_hash(picture) for picture in pictures]
         assert (found.pixels.dtype, found.data.unreadable) == (np.dtype(np.uint8), ())
         assert np.array_equal(found.pixels, [SMALL.frame(picture) for picture in pictures])
-        monkeypatch.setattr(pixel_cache, "track", None)
+        monkeypatch.setattr(pixel_cache, "map_in_threads", None)
 
 
 def test_a_cell_exported_anew_under_its_old_name_is_decoded_anew(folder: Path) -> None:
@@ -265,12 +265,12 @@ def test_where_the_system_allocates_nothing_the_space_is_written(
 
 
 def test_an_interrupted_decode_leaves_nothing_behind(cells: datasets.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(items: Iterator[Any], label: str, total: int) -> Iterator[Any]:
-        yield next(items)
+    def interrupted(decode: Callable[[int], Any], rows: Sequence[int], label: str) -> None:
+        decode(rows[0])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pixel_cache, "track", interrupted)
+        patch.setattr(pixel_cache, "map_in_threads", interrupted)
         framed(cells)
     assert _files() == []
     assert np.array_equal(framed(cells).pixels, [SMALL.frame(picture) for picture in cells["image"]])
@@ -325,7 +325,7 @@ def test_as_many_cells_as_the_largest_public_set_has_are_kept_and_read_in_consta
             yield item
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("leukoscope.data.pixel_cache.track", tracked)
+        patched.setattr("leukoscope.progress.track", tracked)
         before = held().rss
         assert framed(cells, Preprocessing(224, 1.0), "many").pixels.shape == (3_000, 224, 224, 3)
     assert most - before < 150e6, "0.45 GB were written"

@@ -68,6 +68,7 @@ def test_every_model_decides_then_the_maps_follow_and_the_best_that_gives_a_clas
     steps = list(answering(Answer(example(1), waiting=("ball4", "cnmc", "missing")), models))
     assert [len(step.rows) for step in steps] == [1, 2, 3, 3] and steps[0].waiting == ("cnmc", "missing")
     assert steps[0].best is None, "the next one may know such cells"
+    assert "data-model" not in stage.cell_answer(steps[0], 1), "the address waits for what is opened"
     assert [step.best for step in steps[1:]] == [1, 1, 1]
     assert [step.complete for step in steps] == [False, False, False, True]
     foreign, soon, missing = steps[-2].rows

@@ -8,7 +8,6 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from leukoscope.data.images import UnreachableImage, UnreadableImage, check_head
 from leukoscope.data.layouts import CellFile, ImageFolder, cell_id_of, find_class_folders
 from leukoscope.data.registry import DATASETS, DatasetInfo
 from leukoscope.files import cache_root, content_hashes
-from leukoscope.progress import note
+from leukoscope.progress import map_in_threads, note
 
 # What splits and their folders are called, as `datasets` reads them, in any case; `train_data` and `test-set` as well.
 _SIDE_NAMES = {
@@ -98,8 +97,7 @@ def load_folder(
         # A cell present twice (say as .bmp and .webp) would stand on two sides of a random split.
         if (other := paths.setdefault(cell.cell_id, cell.path)) != cell.path:
             raise LeukoscopeError(f"{cell.path}: cell {cell.cell_id} is already there as {other}; keep one of the two")
-    with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(_header_problem, cells))
+    problems = map_in_threads(_header_problem, cells)
     readable = [cell for cell, problem in zip(cells, problems, strict=True) if not problem]
     unreadable = list(filter(None, problems))
     if not readable:

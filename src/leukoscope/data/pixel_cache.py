@@ -12,7 +12,6 @@ import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from inspect import getfile
@@ -30,7 +29,7 @@ from leukoscope.data.images import UnreachableImage, UnreadableImage, cell_area,
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import groups_of
 from leukoscope.files import atomic_file, cache_root, disk_errors, file_state, write_atomic
-from leukoscope.progress import track
+from leukoscope.progress import map_in_threads
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -174,8 +173,7 @@ def each_picture(
             problems[ids[row]] = str(error)
             return None
 
-    with ThreadPoolExecutor() as pool:
-        used = list(track(pool.map(one, range(len(ids))), label, len(ids)))
+    used = map_in_threads(one, range(len(ids)), label)
     return used, {cell: problems[cell] for cell in ids if cell in problems}
 
 

@@ -202,11 +202,12 @@ def cell_answer(answer: Answer, opened: int) -> str:
     for name in answer.waiting:
         shown += f'<li class="lk-row lk-wait"><span class="lk-name">{escape(short_name(name))}</span> reading …</li>'
     row = answer.rows[opened] if opened < len(answer.rows) else None
-    state = f'data-model="{escape(row.model if row else "")}" data-example="{answer.picture.example or ""}"'
+    # The page's address follows what is open.
+    state = f' data-model="{escape(row.model)}" data-example="{answer.picture.example or ""}"' if row else ""
     can_save = row is not None and row.prediction is not None and not row.pending
     saves = f'<div class="lk-acts">{act("save:png", "Save PNG")}</div>' if can_save else ""
     remark = note(answer.picture.remark)
-    return f'<div {state}><ol class="lk-rows">{shown}</ol>{remark}{saves}</div>'
+    return f'<div{state}><ol class="lk-rows">{shown}</ol>{remark}{saves}</div>'
 
 
 def readers(others: Sequence[str]) -> str:
