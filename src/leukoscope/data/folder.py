@@ -74,8 +74,8 @@ def load_folder(
     rows = dict[Path, tuple[CellRow, str]]()
     for table, home in tables:
         for row, file in located(table, home):
-            if (other := rows.setdefault(home / file, (row, table.name))[1]) != table.name:
-                said = f"row {row.number}: {row.file!r} has a row in {other}, too; keep one of the two"
+            if (earlier := rows.setdefault(home / file, (row, table.name))[1]) != table.name:
+                said = f"row {row.number}: {row.file!r} has a row in {earlier}, too; keep one of the two"
                 raise LeukoscopeError(f"{table.name}: {said}")
     has_table = any(row.label for row, _ in rows.values())
     if has_table:
