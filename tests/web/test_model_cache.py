@@ -120,6 +120,15 @@ def test_two_predictions_are_computed_at_a_time_and_who_asks_again_waits_behind_
     assert most == PREDICTIONS_AT_ONCE == 2
 
 
+def test_a_decision_waits_for_no_map_of_another_visitor() -> None:
+    models: Any = ModelCache({})  # of stand-ins for a predictor
+    drawn = Event()
+    with ThreadPoolExecutor(PREDICTIONS_AT_ONCE) as visitors:
+        maps = [visitors.submit(models.predict, lambda *_: [drawn.wait(60)], []) for _ in range(PREDICTIONS_AT_ONCE)]
+        assert models.decide(lambda *_: ["ALL"], []) == ["ALL"] and not any(one.done() for one in maps)
+        drawn.set()
+
+
 def publish(hub: Hub, name: str, release: Path, *, private: bool = False) -> None:
     hub.storage.create(name, private=private)
     repository = hub.repository(name)

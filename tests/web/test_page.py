@@ -117,7 +117,8 @@ def test_an_example_is_answered_by_every_model_once_and_then_kept(page: Page, mo
     assert text.count('<li class="lk-row') == 2 and "Synthetic ALL" in text and 'data-example="1"' in text
     list(click(page, visit, "example:2"))
     assert visit.row.picture.example == 2, "of the same class, and another cell"
-    monkeypatch.setattr(page.models, "predict", lambda *_, **__: pytest.fail("asked again"))
+    for name in ("decide", "predict"):
+        monkeypatch.setattr(page.models, name, lambda *_, **__: pytest.fail("asked again"))
     assert shown(page, click(page, Visit(), "example:1")).count('<li class="lk-row') == 2
 
 

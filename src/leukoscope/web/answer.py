@@ -265,7 +265,7 @@ def ask(picture: Picture, models: ModelCache, name: str, *, explain: bool = True
     if (key := (name, picture.caption, picture.example)) in kept:
         return kept[key]
     predictor, foreign = models.predictor(name), None
-    (prediction,) = models.predict(predictor, [picture.image], explain=explain)
+    (prediction,) = (models.predict if explain else models.decide)(predictor, [picture.image], explain=explain)
     if picture.field_share is not None:
         prediction = prediction.in_field(picture.field_share, predictor.thresholds)
     refused = prediction.outcome in REFUSED

@@ -94,6 +94,8 @@ class ModelCache:
         self._loading = Semaphore(LOADED_AT_ONCE)
         self.borrowed_card = _borrowed_card() if ZERO_GPU in os.environ else None
         self.predict = _limited(_predict, ThreadPoolExecutor(PREDICTIONS_AT_ONCE))
+        # One view of a cell, which waits behind nobody's eight.
+        self.decide = _limited(_predict, ThreadPoolExecutor(1))
         self.read_smear = _limited(partial(read_smear, **FIELD_LIMITS), ThreadPoolExecutor(1))
 
     def predictor(self, choice: str | None) -> Predictor:

@@ -183,7 +183,9 @@ class Page:
                 visit.change(**{name: value for name, value in step.items() if isinstance(name, str)})
                 others = {one: value for one, value in step.items() if not isinstance(one, str)}
                 stands = self._picture_key(visit)
-                yield {self.visit: visit, **self._draw(visit, picture=stands != drawn), **others}
+                shown = self._draw(visit, picture=stands != drawn)
+                if visit.asked == mine:  # drawing takes a while
+                    yield {self.visit: visit, **shown, **others}
                 drawn = stands
         except LeukoscopeError as error:
             if visit.asked == mine:
