@@ -65,7 +65,7 @@ class Picture:
             return {}
         level = stain.nuclear(pixels)
         if self.on_black:
-            blur = max(pixels.shape) / 64  # over the cell alone: its edge is no paler than its middle
+            blur = max(pixels.shape) / 32  # over the cell alone: its edge is no paler than its middle
             level = gaussian(level * cell, blur) / np.maximum(gaussian(cell.astype(float), blur), 1e-6)
             nucleus = cell & binary_fill_holes(cell & (level > threshold_otsu(level[cell])))
             parts = {"nucleus": nucleus, "cytoplasm": cell & ~nucleus, "outside": ~cell}
