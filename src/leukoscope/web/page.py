@@ -184,8 +184,9 @@ class Page:
                 others = {one: value for one, value in step.items() if not isinstance(one, str)}
                 stands = self._picture_key(visit)
                 shown = self._draw(visit, picture=stands != drawn)
-                if visit.asked == mine:  # drawing takes a while
-                    yield {self.visit: visit, **shown, **others}
+                if visit.asked != mine:  # drawing takes a while, and the next step may be a map
+                    return
+                yield {self.visit: visit, **shown, **others}
                 drawn = stands
         except LeukoscopeError as error:
             if visit.asked == mine:
