@@ -21,8 +21,6 @@ _METRIC_NAMES = {
     "f1_macro": "macro F1",
     "auroc": "AUROC",
     "auroc_equal_size": "AUROC at equal size",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
 }
 _BY_SUBJECT = "_by_subject"
 
