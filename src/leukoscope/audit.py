@@ -191,7 +191,7 @@ def audit_cells(data: LoadedCells, scans: Sequence[CellScan], *, split: Split | 
         _Cell(cell, info.labels[label], subject_of[cell], fold, side_of.get(cell, ""), unit_of[cell])
         for cell, label, fold in rows
     ]
-    pairs = _pairs(info, scans, cells)
+    pairs = _pairs(scans, cells)
     copies: dict[str, Any] = {}
     for kind, identical in (("identical", True), ("near", False)):
         of_kind = [pair["across"] for pair in pairs if pair["identical"] == identical]
@@ -247,17 +247,12 @@ def _crossing(one: _Cell, other: _Cell) -> dict[str, bool]:
     return {key: "" != getattr(one, name) != getattr(other, name) != "" for key, name in _CROSSED.items()}
 
 
-def _pairs(info: DatasetInfo, scans: Sequence[CellScan], cells: Sequence[_Cell]) -> list[dict[str, Any]]:
+def _pairs(scans: Sequence[CellScan], cells: Sequence[_Cell]) -> list[dict[str, Any]]:
     """Every duplicate and what it crosses, but blank images, which are alike without showing one cell."""
     rows = [row for row, scan in enumerate(scans) if "blank" not in scan.oddities]
     found = []
     unlike: defaultdict[int, dict[tuple[str, ...], int]] = defaultdict(dict)
-    pairs = duplicates.find_duplicates([scans[row].key for row in rows])
-    met = {(pair.first, pair.second) for pair in pairs}
-    for group in info.same_cells:  # crops of one cell, which no comparison of whole pictures finds
-        first, *others = [place for place, row in enumerate(rows) if cells[row].id.startswith(group)] or [0]
-        pairs += [duplicates.Duplicate(first, other, False) for other in others if (first, other) not in met]
-    for pair in pairs:
+    for pair in duplicates.find_duplicates([scans[row].key for row in rows]):
         one, other = rows[pair.first], rows[pair.second]
         if pair.identical:
             # The subject or side of the first of several copies may be unknown: name the copy that differs most.

@@ -52,7 +52,6 @@ class Morphology(NamedTuple):
     notch_chance: float
     rim: float
     grain: float
-    grain_spread: float
     contrast: float
     clumping: float
     nucleolus_chance: float
@@ -65,11 +64,11 @@ class Morphology(NamedTuple):
 MORPHOLOGY = {
     "ALL": Morphology(
         radius=105.0, subject_spread=0.055, cell_spread=0.088, irregularity=1.0, notch_chance=0.40, rim=2.2,
-        grain=2.2, grain_spread=0.12, contrast=0.55, clumping=0.35, nucleolus_chance=0.75,
+        grain=2.2, contrast=0.55, clumping=0.35, nucleolus_chance=0.75,
     ),
     "HEM": Morphology(
         radius=93.0, subject_spread=0.075, cell_spread=0.130, irregularity=0.65, notch_chance=0.12, rim=3.5,
-        grain=5.5, grain_spread=0.12, contrast=0.70, clumping=0.5, nucleolus_chance=0.10,
+        grain=5.5, contrast=0.70, clumping=0.5, nucleolus_chance=0.10,
     ),
 }  # fmt: skip
 
@@ -100,11 +99,9 @@ class Window(NamedTuple):
     centrality: Floats
 
 
-def generator(*key: int, stream: int | None = None) -> np.random.Generator:
-    # SeedSequence pads short keys with zeros, so a subject's key alone would equal that of its cell 0;
-    # the spawn key keeps the streams apart.
-    spawn_key = () if stream is None else (stream,)
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key, spawn_key=spawn_key)))
+def generator(*key: int, stream: tuple[int, ...] = ()) -> np.random.Generator:
+    # Short keys are padded with zeros: without streams, a subject's key alone would equal that of its cell 0.
+    return np.random.default_rng(np.random.SeedSequence(key, spawn_key=stream))
 
 
 def bounded_normal(rng: np.random.Generator) -> float:
@@ -120,12 +117,12 @@ def spread_of(rng: np.random.Generator, spread: float) -> float:
 def draw_outline(rng: np.random.Generator, form: Morphology, stain: Stain, size: int) -> tuple[Window, float]:
     """A cell's outline, sometimes indented, with its cytoplasm, and its largest radius."""
     angles = np.linspace(0, 2 * np.pi, ANGLES, endpoint=False)
-    radius = form.radius * stain.size * np.exp(form.cell_spread * bounded_normal(rng))
+    radius = form.radius * stain.size * spread_of(rng, form.cell_spread)
     # Harmonics whose amplitudes fall nearly as in the outlines of C-NMC cells (.07 at order 2).
     order = np.arange(2, 65)
     scale = 0.068 * (2 / order) ** 1.7
     # Elongation (order 2) is nearly the same in both classes; irregularity acts on the finer orders.
-    scale[1:] *= form.irregularity * np.exp(0.35 * bounded_normal(rng))
+    scale[1:] *= form.irregularity * spread_of(rng, 0.35)
     real, imaginary = rng.standard_normal((2, order.size)).clip(-2.5, 2.5) * scale
     spectrum = np.zeros(ANGLES // 2 + 1, complex)
     spectrum[order] = (real + 1j * imaginary) * ANGLES / 2
@@ -140,7 +137,7 @@ def draw_outline(rng: np.random.Generator, form: Morphology, stain: Stain, size:
     outline = np.minimum(outline * (radius / np.sqrt(np.mean(outline**2))), MAX_RADIUS)
     slope = np.gradient(np.concatenate([outline[-1:], outline, outline[:1]]))[1:-1] * ANGLES / (2 * np.pi)
     # Cytoplasm: a thin rim, widening to a crescent on one side in some cells.
-    thickness = form.rim * np.exp(0.35 * bounded_normal(rng))
+    thickness = form.rim * spread_of(rng, 0.35)
     position, crescent = rng.random(2)
     uneven = np.cos(np.arange(2, 8)[:, None] * angles + 2 * np.pi * rng.random((6, 1))).mean(axis=0)
     rim = thickness * (np.exp(1.2 * uneven) + 2.5 * crescent**2 * _bump(angles, position, 0.6))
@@ -179,7 +176,7 @@ def paint(rng: np.random.Generator, form: Morphology, window: Window) -> Floats:
     tint = _noise(rng, SHADE_NODES, SHADE_GRAIN / SHADE_PITCH)
     shade, tint = np.moveaxis(resample(np.stack([shade, tint], axis=-1), SHADE_PITCH, *at), -1, 0)
     # Nuclear texture in units of CHROMATIN_RGB: fine and open, or gathered into clumps.
-    grain = form.grain * spread_of(rng, form.grain_spread)
+    grain = form.grain * spread_of(rng, 0.12)
     texture = _noise(rng, CHROMATIN_NODES, grain / CHROMATIN_PITCH, coarsest=2.2 * grain / CHROMATIN_PITCH)
     # Real nuclei are skewed to the light side, pale gaps in a dark ground, and in patches more than in others.
     gaps = np.exp(form.clumping * texture + 0.3 * _noise(rng, CHROMATIN_NODES, PATCHES / CHROMATIN_PITCH))

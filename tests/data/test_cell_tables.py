@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cell_tables import HEADER, cell_table, csv_rows, read_table, subject_name
+from leukoscope.data.cell_tables import read_table, subject_name
 from leukoscope.data.loading import load_cells
 from leukoscope.inference.scoring import open_source
 from leukoscope.synthetic import draw_cell
@@ -43,7 +43,6 @@ READ: Mapping[str, str | bytes] = {
     "UTF-16, big end first": b"\xfe\xff" + table(*COLUMNS).encode("utf-16-be"),
     "semicolons": table(*COLUMNS, separator=";"),
     "tabs": table(*COLUMNS, separator="\t"),
-    "sep= line": "sep=;\r\n" + table(*COLUMNS, separator=";", end="\r\n"),
     "Windows lines and paths": table(*COLUMNS, end="\r\n", edit=lambda one: one.replace("/", "\\")),
     "CR only": table(*COLUMNS, end="\r"),
     "header with blanks": table("file", " subject ", " label"),
@@ -131,11 +130,12 @@ def test_every_reader_refuses_what_could_give_a_wrong_subject(cells: Path, reade
         READERS[reader](cells, content if isinstance(content, bytes) else content.encode())
 
 
-def test_umlauts_are_one_name_however_they_are_written() -> None:
+def test_umlauts_are_one_name_however_they_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for encoding in ("utf-8", "utf-16", "cp1252"):
-        read = cell_table("t.csv", *csv_rows("file,subject\nä.png,Müller\n".encode(encoding), "t.csv", HEADER))
-        assert (read.rows[0].file, read.rows[0].subject) == ("ä.png", "Müller")
-        assert bool(read.notes) == (encoding == "cp1252")
+        (tmp_path / "t.csv").write_bytes("file,subject\nä.png,Müller\n".encode(encoding))
+        (row,) = read_table(tmp_path / "t.csv").rows
+        assert (row.file, row.subject) == ("ä.png", "Müller")
+        assert ("was read as Windows-1252" in capsys.readouterr().err) == (encoding == "cp1252")
     assert subject_name(normalize("NFD", "Müller")) == "Müller"
 
 
@@ -156,9 +156,10 @@ def test_a_name_that_may_be_two_files_is_refused(tmp_path: Path) -> None:
         open_source(str(tmp_path / "t.csv"))
 
 
-def test_subjects_that_differ_in_case_only_are_named() -> None:
-    read = cell_table("t.csv", *csv_rows(b"file,subject\na.png,anna\nb.png,ANNA\n", "t.csv", HEADER))
-    assert read.notes == ("t.csv: subjects 'ANNA' and 'anna' differ in case only; they count as two",)
+def test_subjects_that_differ_in_case_only_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text("file,subject\na.png,anna\nb.png,ANNA\n")
+    read_table(tmp_path / "t.csv")
+    assert capsys.readouterr().err.endswith("subjects 'ANNA' and 'anna' differ in case only; they count as two\n")
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", "nan", "NaN", "None", "null", "\xa0"])
@@ -167,16 +168,13 @@ def test_what_names_nobody_is_no_subject(value: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("content", "said"),
     [
-        ("export.json", "[]", "is JSON, which is not read here; export the table as CSV"),
-        ("metadata.jsonl", "{", "holds no lines of JSON"),
-        ("metadata.jsonl", "[1]", "holds no lines of JSON"),
-        ("metadata.jsonl", "[" * 100_000, "holds no lines of JSON"),
-        ("metadata.jsonl", '{"file": "a.png", "label": ["ALL", "HEM"]}', r"row 1 names 2 classes \('ALL, HEM'\)"),
+        *((content, "holds no lines of JSON") for content in ("{", "[1]", "[" * 100_000)),
+        ('{"file": "a.png", "label": ["ALL", "HEM"]}', r"row 1 names 2 classes \('ALL, HEM'\)"),
     ],
 )
-def test_json_that_is_no_table_is_refused(tmp_path: Path, name: str, content: str, said: str) -> None:
-    (tmp_path / name).write_text(content)
+def test_json_that_is_no_table_is_refused(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "metadata.jsonl").write_text(content)
     with pytest.raises(LeukoscopeError, match=said):
-        read_table(tmp_path / name)
+        read_table(tmp_path / "metadata.jsonl")

@@ -189,13 +189,11 @@ _SEVERAL = '"{""choices"":[""ALL"",""HEM""]}"'
     ("content", "said"),
     [
         (_table("", header="image,choice"), "its column 'choice' names no class in any row; fill it in"),
-        (_table("P0,0,1", "P1,1,0", header="file,subject,ALL,HEM"), "its columns ALL, HEM hold 0 and 1"),
         (_table("HEM", "ALL", _SEVERAL), "row 4 names 2 classes ('ALL, HEM'); give each picture one class"),
         (_table("HEM", "ALL", "ALL|HEM"), "row 4 names 2 classes ('ALL, HEM'); give each picture one class"),
-        (_table("HEM", "ALL", '"ALL, HEM"'), "row 4 names 2 classes (ALL, HEM); give each picture one class"),
         (_table("ALL", "HEM", "all"), "row 2 names the class 'ALL', row 4 'all'; spell one class in one way"),
     ],
-    ids=["blank", "one-hot", "choices", "bar", "comma", "case"],
+    ids=["blank", "choices", "bar", "case"],
 )
 def test_a_table_that_was_given_labels_or_is_refused(tmp_path: Path, content: str, said: str) -> None:
     """The folders slideA and slideB were the classes."""

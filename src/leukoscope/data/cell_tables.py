@@ -14,7 +14,7 @@ import posixpath
 import re
 import reprlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +25,7 @@ from urllib.parse import unquote
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import IMAGE_SUFFIXES
+from leukoscope.progress import note
 
 FILE_COLUMNS = ("path", "file", "file_name", "filename", "file_path", "image", "image_path")
 SUBJECT_COLUMNS = ("subject", "subject_id", "patient_id", "patient", "person", "person_id", "donor", "donor_id")
@@ -32,8 +33,7 @@ SUBJECT_COLUMNS = ("subject", "subject_id", "patient_id", "patient", "person", "
 LABEL_COLUMNS = ("label", "class", "choice")
 HEADER = "give a header with the columns file,subject (and label, where classes are known)"
 _COLUMNS = {"file": FILE_COLUMNS, "subject": SUBJECT_COLUMNS, "label": LABEL_COLUMNS, "cell_id": ("cell_id",)}
-_USUAL, _FLAG_VALUES = ("", "label"), ("0", "1", "0.0", "1.0", "false", "true")
-_DELIMITERS = (",", ";", "\t")
+_USUAL = ("", "label")
 _NO_NAME = ("", "nan", "none", "null")
 
 
@@ -53,7 +53,6 @@ class CellTable:
 
     name: str
     rows: list[CellRow]
-    notes: tuple[str, ...] = ()  # one sentence on each thing that its author should know
 
     @property
     def has_subjects(self) -> bool:
@@ -80,17 +79,11 @@ def subject_name(value: object) -> str:
 
 
 def read_table(path: Path, label_column: str = "") -> CellTable:
-    """Read a CSV, such as an export of Label Studio.
-
-    Args:
-        label_column: the column of the classes; "label" for one with a usual name, "" where the reader can do without
-            classes.
+    """Read a CSV, such as an export of Label Studio, or lines of JSON (`.jsonl`); arguments and errors as `cell_table`.
 
     Raises:
-        LeukoscopeError: any other file, or as `cell_table`.
+        LeukoscopeError: a file that cannot be opened or holds no table.
     """
-    if path.suffix.lower() == ".json":
-        raise LeukoscopeError(f"{path}: is JSON, which is not read here; export the table as CSV")
     return cell_table(str(path), *_entries(path), label_column=label_column)
 
 
@@ -99,11 +92,11 @@ def read_metadata(path: Path, label_column: str = "") -> CellTable | None:
 
     It may name subjects alone; raises `LeukoscopeError` for one with columns of other things, but none of classes.
     """
-    header, values, notes = _entries(path)
+    header, values = _entries(path)
     titles = {_title(one): str(one) for one in header}
     if not set(FILE_COLUMNS) & set(titles):
         return None
-    table = cell_table(str(path), header, values, notes, label_column=label_column)
+    table = cell_table(str(path), header, values, label_column=label_column)
     known = {name for names in _COLUMNS.values() for name in names}
     if not table.has_labels and (other := [titles[one] for one in titles if one not in known]):
         raise LeukoscopeError(
@@ -113,21 +106,18 @@ def read_metadata(path: Path, label_column: str = "") -> CellTable | None:
     return table
 
 
-def _entries(path: Path) -> tuple[list[str], list[tuple[int, list[Any]]], list[str]]:
-    """What `csv_rows` gives, of a CSV or of lines of JSON."""
-    content = content_of(path)
+def _entries(path: Path) -> tuple[list[str], list[tuple[int, list[Any]]]]:
     if path.suffix.lower() != ".jsonl":
-        return csv_rows(content, str(path), HEADER)
+        return csv_rows(path, HEADER)
     try:
-        rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+        rows = [json.loads(line) for line in _content_of(path).splitlines() if line.strip()]
         header = list(dict.fromkeys(column for row in rows for column in row))
-        return header, list(enumerate(([row.get(column) for column in header] for row in rows), start=1)), []
+        return header, list(enumerate(([row.get(column) for column in header] for row in rows), start=1))
     except (ValueError, RecursionError, TypeError, AttributeError) as error:
         raise LeukoscopeError(f"{path}: holds no lines of JSON ({error}); {HEADER}, as CSV") from None
 
 
-def content_of(path: Path) -> bytes:
-    """The bytes of a table; raises `LeukoscopeError` where it cannot be opened."""
+def _content_of(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
@@ -136,56 +126,51 @@ def content_of(path: Path) -> bytes:
         ) from None
 
 
-def csv_rows(content: bytes, name: str, fix: str) -> tuple[list[str], list[tuple[int, list[str]]], list[str]]:
-    """Read a table with a header, separated by commas, semicolons or tabs.
+def csv_rows(path: Path, fix: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Read a table with a header, separated by commas, semicolons or tabs: the header, (number, entries) of each row.
 
-    Comments before the header are skipped and Excel's `sep=` line is followed. UTF-8, UTF-16 and, with a note,
-    Windows-1252 are read. Raises `LeukoscopeError` for no table; messages call it `name` and end with `fix`. Returns
-    the header, (number, entries) of each row, and notes for the table's author.
+    Comments before the header are skipped. UTF-8, UTF-16 and, with a note, Windows-1252 are read. Raises
+    `LeukoscopeError` for no table; messages end with `fix`.
     """
-    text, notes = _decoded(content, name)
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    separator = re.compile(r'"?sep=(.)"?[,;\t]*', re.IGNORECASE)
-    named = [match[1] for line in lines if (match := separator.fullmatch(line.strip(" ")))]
-    headers = (n for n, line in enumerate(lines) if line.strip() and not re.match(r'\s*#|"?sep=', line, re.IGNORECASE))
-    if (first := next(headers, None)) is None:
-        raise LeukoscopeError(f"{name}: is empty; {fix}")
-    delimiter = named[0] if named else max(_DELIMITERS, key=lambda one: lines[first].count(one))
+    lines = re.split(r"\r\n|\r|\n", _decoded(_content_of(path), path))
+    if (first := next((n for n, line in enumerate(lines) if line.strip() and line.lstrip()[0] != "#"), None)) is None:
+        raise LeukoscopeError(f"{path}: is empty; {fix}")
+    delimiter = max(",;\t", key=lines[first].count)
     reader = csv.reader(io.StringIO("\n".join(lines[first:])), delimiter=delimiter, skipinitialspace=True)
     try:
         header, *rows = [(first + reader.line_num, row) for row in reader]
     except csv.Error as error:
-        raise LeukoscopeError(f"{name}: row {first + reader.line_num}: is no CSV ({error}); {fix}") from None
-    return header[1], rows, notes
+        raise LeukoscopeError(f"{path}: row {first + reader.line_num}: is no CSV ({error}); {fix}") from None
+    return header[1], rows
 
 
-def _decoded(content: bytes, name: str) -> tuple[str, list[str]]:
+def _decoded(content: bytes, path: Path) -> str:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         try:
-            return content.decode("utf-16"), []
+            return content.decode("utf-16")
         except UnicodeDecodeError:
-            raise LeukoscopeError(f"{name}: is damaged UTF-16; export it again") from None
+            raise LeukoscopeError(f"{path}: is damaged UTF-16; export it again") from None
     if b"\0" in content or content.startswith(b"PK\x03\x04"):
-        raise LeukoscopeError(f"{name}: is no text; export the table as CSV (UTF-8)")
+        raise LeukoscopeError(f"{path}: is no text; export the table as CSV (UTF-8)")
     try:
-        return content.decode("utf-8-sig"), []
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        note = f"{name}: is not in UTF-8 and was read as Windows-1252; check names with umlauts or accents"
-        return content.decode("cp1252", "replace"), [note]
+        said = "is not in UTF-8 and was read as Windows-1252; check names with umlauts or accents"
+        note(f"{path}: {said}", err=True)
+        return content.decode("cp1252", "replace")
 
 
 def cell_table(
-    name: str,
-    header: Sequence[str],
-    values: Iterable[tuple[int, Sequence[object]]],
-    notes: Sequence[str] = (),
-    *,
-    label_column: str = "",
+    name: str, header: Sequence[str], values: Iterable[tuple[int, Sequence[object]]], *, label_column: str = ""
 ) -> CellTable:
     """Check the columns and rows of a table of cells.
 
-    Columns may be in any order and case; an index column, comments and blank rows are skipped. `values` are the
-    (number, entries) of each row; `label_column` is as for `read_table`.
+    Columns may be in any order and case; an index column, comments and blank rows are skipped.
+
+    Args:
+        values: the (number, entries) of each row.
+        label_column: the column of the classes; "label" for one with a usual name, "" where the reader can do without
+            classes.
 
     Raises:
         LeukoscopeError: a missing or double column, a row of another length, a row without a file, a subject named in
@@ -193,9 +178,7 @@ def cell_table(
             labels; where a `label_column` is given, a table of labels that names no class.
     """
     at = _columns(name, header, label_column)
-    flags = set(range(len(header))) - set(at.values())
     rows: dict[str, CellRow] = {}
-    twice = 0
     for number, entries in values:
         cells = ["" if entry is None else _stripped(entry) for entry in entries]
         if not any(cells) or (cells[0].startswith("#") and not any(cells[1:])):
@@ -208,30 +191,23 @@ def cell_table(
         named = {kind: cells[place] for kind, place in at.items() if place < len(cells)}
         if named.get("label"):
             named["label"] = _one_class(entries[at["label"]], f"{name}: row {number}")
-        flags = {place for place in flags if place < len(cells) and cells[place].lower() in _FLAG_VALUES}
         if not named.get("file"):
             raise LeukoscopeError(f"{name}: row {number} names no file; fill it in, or delete the row")
         file = posixpath.normpath(_without_server(named["file"]).replace("\\", "/"))
         # The names of no subject are those of no class, too.
         subject, label = (subject_name(named.get(kind)) for kind in ("subject", "label"))
-        row = CellRow(number, file, subject, label, named.get("cell_id") or file)
-        other = rows.setdefault(file, row)
-        twice += other is not row
+        other = rows.setdefault(file, CellRow(number, file, subject, label, named.get("cell_id") or file))
         for what, one, two in (("subject", other.subject, subject), ("label", other.label, label)):
             if one != two:
                 raise LeukoscopeError(
                     f"{name}: file {file!r} is there with {what} {one!r} (row {other.number}) and with {two!r} "
                     f"(row {number}); keep one of the two rows"
                 )
-    said = [*notes, *([f"{name}: {twice} row(s) repeat a picture; it counts once"] if twice else [])]
-    table = CellTable(name, list(rows.values()), (*said, *_checked(name, rows.values())))
-    flagged = [str(header[place]).strip() for place in sorted(flags)]
+    table = CellTable(name, list(rows.values()))
+    _check_rows(table)
     if label_column and "label" in at and not table.has_labels:
         column = str(header[at["label"]]).strip()
         raise LeukoscopeError(f"{name}: its column {column!r} names no class in any row; fill it in")
-    if label_column and "label" not in at and len(flagged) > 1:
-        one_hot = f"its columns {', '.join(flagged)} hold 0 and 1"
-        raise LeukoscopeError(f"{name}: {one_hot}; write the class of each row into one column, label")
     return table
 
 
@@ -254,8 +230,9 @@ def folded(name: str) -> str:
     return " ".join(normalize("NFKC", name).casefold().split())
 
 
-def _checked(name: str, rows: Collection[CellRow]) -> Iterator[str]:
-    """Refuse no row, subjects in some rows only, and unclear names of classes; a note on subjects that look alike."""
+def _check_rows(table: CellTable) -> None:
+    """Refuse no row, subjects in some rows only and a class spelt in two ways; say which subjects look alike."""
+    name, rows = table.name, table.rows
     if not rows:
         raise LeukoscopeError(f"{name}: has a header and no row; add one row for each picture")
     unnamed = [row for row in rows if not row.subject]
@@ -272,17 +249,10 @@ def _checked(name: str, rows: Collection[CellRow]) -> Iterator[str]:
                 f"{name}: row {other.number} names the class {other.label!r}, row {row.number} {row.label!r}; spell "
                 "one class in one way"
             )
-    for label, row in first.items():
-        parts = [part.strip() for part in re.split(r"[,;/+]", label)]
-        if len(parts) > 1 and all(part in first for part in parts):
-            raise LeukoscopeError(
-                f"{name}: row {row.number} names {len(parts)} classes ({row.label}); give each picture one class"
-            )
     spellings: dict[str, str] = {}
     for subject in sorted({row.subject for row in rows}):
         if (same := spellings.setdefault(subject.casefold(), subject)) != subject:
-            yield f"{name}: subjects {same!r} and {subject!r} differ in case only; they count as two"
-            return
+            note(f"{name}: subjects {same!r} and {subject!r} differ in case only; they count as two", err=True)
 
 
 def _without_server(file: str) -> str:

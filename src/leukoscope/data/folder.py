@@ -66,8 +66,6 @@ def load_folder(
 ) -> LoadedCells:
     """Load the cells of a local folder; arguments and errors as of `load_cells`."""
     source = f"--train_dir {root}"
-    if info.terms:
-        note(f"{info.title}: {info.terms}", err=True)
     fetch = f"get {info.title} from {info.url} and unpack it there, or " if info.url else ""
     folder = _read(root, source, f"{fetch}correct the path")
     tables = _tables(info, folder, labels, subject_pattern, label_column)
@@ -157,8 +155,6 @@ def _tables(
             raise LeukoscopeError(
                 f"--subject_pattern {shlex.quote(subject_pattern)} {flag}: both name the subjects; give one"
             )
-        for line in table.notes:
-            note(line, err=True)
     for kind, names in (("subject", "has_subjects"), ("class", "has_labels")):
         named = [getattr(table, names) for table, _ in tables]
         if any(named) and not all(named):
@@ -281,13 +277,6 @@ def passed_over(info: DatasetInfo, folder: ImageFolder, cells: Sequence[CellFile
     """One line for each reason why pictures of a folder were left out or may be misread."""
     if folder.left_out:
         yield folder.left_out
-    classes = {label.casefold() for label in info.labels}
-    elsewhere = [cell.path for cell in cells if cell.path.parent.name.casefold() in classes - {cell.label.casefold()}]
-    if elsewhere:
-        yield (
-            f"{len(elsewhere):,} image file(s) lie in the folder of another class than their name says, for example "
-            f"{elsewhere[0]}: the name counts"
-        )
     if info.find_cells is find_class_folders:
         yield from _about_class_folders(folder, cells)
     if others := _others(info, folder, cells):

@@ -1,6 +1,6 @@
 """How data sets lie on disk: one walk of a folder, and finders that read each picture's class and subject off its path.
 
-Pictures are found by content as well as by suffix. What is left out is counted.
+What is left out is counted.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import NamedTuple
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cell_tables import content_of, csv_rows
+from leukoscope.data.cell_tables import csv_rows
 from leukoscope.data.images import IMAGE_SUFFIXES
 
 # Made by file managers and programs, as names that begin with "." are.
@@ -24,7 +23,6 @@ _COMPANIONS = (
     *(".csv", ".tsv", ".txt", ".md", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".xlsx", ".xls", ".parquet", ".html"),
     *(".pdf", ".log", ".py", ".ipynb", ".safetensors", ".sha256", ".db"),
 )
-_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF8")
 
 
 def is_junk(name: str) -> bool:
@@ -32,27 +30,18 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _JUNK
 
 
-def begins_as_image(start: bytes) -> bool:
-    """Whether the first 16 bytes of a file are those of a picture that is read here."""
-    bitmap = start[:2] == b"BM" and start[6:10] == bytes(4)
-    return start.startswith(_MAGIC) or bitmap or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+def is_image(name: str) -> bool:
+    """Whether a file of that name is read as a picture."""
+    return _suffix(name) in IMAGE_SUFFIXES
 
 
-def _is_image_file(path: str) -> bool:
-    suffix = _suffix(path)
-    if suffix in IMAGE_SUFFIXES or suffix in _COMPANIONS:
-        return suffix in IMAGE_SUFFIXES
-    try:
-        if not os.path.isfile(path):  # opening a pipe would block
-            return False
-        with open(path, "rb") as file:
-            return begins_as_image(file.read(16))
-    except OSError:
-        return False
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
-def _suffix(path: str) -> str:
-    return os.path.splitext(path)[1].lower()
+def other_kinds(names: Iterable[str]) -> Counter[str]:
+    """Suffix → number of the files that are neither pictures nor usually lie beside them."""
+    return Counter(kind or "no suffix" for kind in map(_suffix, names) if kind not in (*IMAGE_SUFFIXES, *_COMPANIONS))
 
 
 def left_out(kinds: Counter[str]) -> str:
@@ -63,22 +52,8 @@ def left_out(kinds: Counter[str]) -> str:
     return f"{kinds.total():,} file(s) left out, no pictures that can be read: {listed}; export them as PNG or JPEG"
 
 
-class Listing(NamedTuple):
-    """The names of the files directly in one folder, sorted; `hidden` are pictures that another program has made."""
-
-    folder: str
-    images: list[str]
-    others: list[str]
-    hidden: list[str]
-
-    @property
-    def kinds(self) -> Counter[str]:
-        """Suffix → number of the files that are neither pictures nor usually lie beside them."""
-        return Counter(suffix or "no suffix" for suffix in map(_suffix, self.others) if suffix not in _COMPANIONS)
-
-
-def walk(root: Path) -> Iterator[Listing]:
-    """List a folder and those below it, in a fixed order, without hidden files and junk, each file once."""
+def walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """List the files of a folder and of those below it, in a fixed order, without hidden ones and junk, each once."""
 
     def refuse(error: OSError) -> None:
         raise LeukoscopeError(
@@ -97,14 +72,8 @@ def walk(root: Path) -> Iterator[Listing]:
         return True
 
     for folder, inside, files in os.walk(root, followlinks=True, onerror=refuse):
-        listing = Listing(folder, [], [], [name for name in sorted(inside) if name.casefold() == "__macosx"])
         inside[:] = [n for n in sorted(inside) if not is_junk(n) and is_entered(Path(folder, n))]
-        for name in sorted(files):
-            if is_junk(name):
-                listing.hidden.extend([name] * (_suffix(name) in IMAGE_SUFFIXES))
-            else:
-                (listing.images if _is_image_file(os.path.join(folder, name)) else listing.others).append(name)
-        yield listing
+        yield folder, [name for name in sorted(files) if not is_junk(name)]
 
 
 @dataclass(frozen=True)
@@ -115,26 +84,26 @@ class ImageFolder:
     images: list[Path]  # in a fixed order, broken links included; opening one raises `UnreachableImage`
     others: list[Path]  # all other files
     folders: list[Path]  # below `root`
-    left_out: str  # one line on hidden files and on those that are no readable pictures; "" without
 
     @classmethod
     def read(cls, root: Path) -> ImageFolder:
         """Walk a folder; raises `LeukoscopeError` if it cannot be read, or an image's name is not UTF-8."""
         listings = list(walk(root))
-        images, others, hidden = (
-            [Path(one.folder, name) for one in listings for name in getattr(one, kind)]
-            for kind in ("images", "others", "hidden")
-        )
+        files = [Path(folder, name) for folder, names in listings for name in names]
+        images = sorted(path for path in files if is_image(path.name))
         for path in images:
             try:
                 str(path).encode()
             except UnicodeEncodeError:
                 message = f"{os.fsencode(path)!r}: the name of this image is not UTF-8; rename it"
                 raise LeukoscopeError(message) from None
-        kinds = sum((one.kinds for one in listings), Counter[str]())
-        skipped = f"{len(hidden):,} hidden file(s) of other programs skipped, for example {hidden[0]}" if hidden else ""
-        folders = [Path(one.folder) for one in listings[1:]]
-        return cls(root, sorted(images), others, folders, "; ".join(filter(None, (left_out(kinds), skipped))))
+        others = [path for path in files if not is_image(path.name)]
+        return cls(root, images, others, [Path(folder) for folder, _ in listings[1:]])
+
+    @property
+    def left_out(self) -> str:
+        """One line on the files that are no readable pictures; "" without."""
+        return left_out(other_kinds(path.name for path in self.others))
 
 
 @dataclass(frozen=True)
@@ -192,17 +161,18 @@ def find_cnmc_cells(folder: ImageFolder) -> Iterator[CellFile]:
 
     A copy of a cell outside the folds (samples in another format, say) is passed over.
     """
-    lists = [path for path in folder.others if path.name == CNMC_PRELIM_LABELS]
     original_of = dict[str, str]()  # number of a file of the preliminary test (`1` of `1.bmp`) → its original cell id
-    for path in lists[:1]:
-        columns = ("new_names", "Patient_ID")
-        fix = f"it needs the columns {','.join(columns)}"
-        header, rows, _ = csv_rows(content_of(path), str(path), fix)
-        if missing := sorted(set(columns) - set(header)):
-            raise LeukoscopeError(f"{path}: lacks the column(s) {', '.join(missing)}; {fix}")
-        numbers, names = map(header.index, columns)
-        full = (row for _, row in rows if len(row) > max(numbers, names))
-        original_of = {Path(row[numbers]).stem: Path(row[names]).stem for row in full}
+    for path in folder.others:
+        if path.name == CNMC_PRELIM_LABELS:
+            columns = ("new_names", "Patient_ID")
+            fix = f"it needs the columns {','.join(columns)}"
+            header, rows = csv_rows(path, fix)
+            if missing := sorted(set(columns) - set(header)):
+                raise LeukoscopeError(f"{path}: lacks the column(s) {', '.join(missing)}; {fix}")
+            numbers, names = map(header.index, columns)
+            original_of |= {
+                Path(row[numbers]).stem: Path(row[names]).stem for _, row in rows if len(row) > max(numbers, names)
+            }
     cells = []
     for path in folder.images:
         if "prelim" in path.parent.name:

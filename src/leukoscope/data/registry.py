@@ -42,9 +42,7 @@ class DatasetInfo:
     picture_side: int | None = None  # pixels, where all pictures are squares that show cells at one scale
     pictures: str = ""  # kind and size in pixels of the files, for a table
     recipe: str = ""  # that did best on its cells; "" for the default of `train.py`
-    terms: str = ""  # said before its files are read: what its owners do not allow
     traps: tuple[str, ...] = ()  # what a user of the set should know, one sentence each
-    same_cells: tuple[tuple[str, ...], ...] = ()  # groups of beginnings of cell ids whose pictures show one cell
     copy_of: str = ""  # what a data set of the Hub is a copy of, by its card: `leukoscope: {dataset_name: NAME}`
 
     def canonical_subject(self, subject: str) -> str:
@@ -237,12 +235,7 @@ DATASETS: dict[str, DatasetInfo] = {
             find_cells=cells_named(r"Im\d+_(?P<label>[01])", "tiff?", names={"1": "blast", "0": "healthy"}),
             official_counts={"": {"blast": 130, "healthy": 130}},
             layout="…/img/Im001_1.tif (_1: blast)",
-            terms="its owners give it on request and do not allow passing it on",
             traps=("some pictures are crops of one cell", "the background alone tells many blasts from other cells"),
-            same_cells=(
-                *(("Im025_", "Im028_", "Im031_"), ("Im134_", "Im245_"), ("Im135_", "Im244_"), ("Im138_", "Im146_")),
-                *(("Im171_", "Im211_"), ("Im222_", "Im256_"), ("Im223_", "Im257_"), ("Im225_", "Im259_")),
-            ),
         ),
         DatasetInfo(
             name="raabin",
@@ -279,8 +272,11 @@ DATASETS: dict[str, DatasetInfo] = {
                 "jpe?g",
             ),
             layout="…/Patient_00/{Signed slides,Unsigned slides}/[<date>/]<class>/BNE_37348944.jpg",
-            terms="its owners grant no licence for these pictures; ask them before you use or pass on anything of it",
-            traps=("some pictures are there under two classes", "classes are cell types; master.csv names diagnoses"),
+            traps=(
+                "its owners grant no licence for these pictures; ask them before you use or pass on anything of it",
+                "some pictures are there under two classes",
+                "classes are cell types; master.csv names diagnoses",
+            ),
         ),
         DatasetInfo(
             name="imagefolder",

@@ -26,7 +26,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.cell_tables import CellTable, cell_table, located, read_table, require_subjects
 from leukoscope.data.folder import subject_rule
 from leukoscope.data.images import UnreadableImage
-from leukoscope.data.layouts import left_out, walk
+from leukoscope.data.layouts import is_image, left_out, other_kinds, walk
 from leukoscope.files import atomic_file, content_hashes, first_line, remedy
 from leukoscope.inference.prediction import ABSTAIN, REFUSED, Prediction
 from leukoscope.progress import progress
@@ -127,15 +127,15 @@ def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource
         raise LeukoscopeError(f"{named}: holds no cell; give a folder of images, or a table with rows")
     if table is None:
         return CellSource(cells, subject_of is not None, left_out(kinds))
-    return CellSource(cells, table.has_subjects or subject_of is not None, "\n".join(table.notes), path)
+    return CellSource(cells, table.has_subjects or subject_of is not None, table=path)
 
 
 def _images_below(root: Path, kinds: Counter[str]) -> Iterator[tuple[str, str, str]]:
     """Yield each image's path as plain strings: `Path` objects of a million would take a gigabyte."""
-    for listing in walk(root):
-        kinds.update(listing.kinds)
-        for name in listing.images:
-            path = Path(os.path.relpath(os.path.join(listing.folder, name), root)).as_posix()
+    for folder, names in walk(root):
+        kinds.update(other_kinds(names))
+        for name in filter(is_image, names):
+            path = Path(os.path.relpath(os.path.join(folder, name), root)).as_posix()
             yield path, path, ""
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import IMAGE_SUFFIXES
-from leukoscope.data.layouts import begins_as_image, is_junk, left_out
+from leukoscope.data.layouts import is_junk, left_out
 from leukoscope.reports.formatting import encoded
 from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 from leukoscope.web.upload import MAX_BYTES, file_name
@@ -145,7 +145,7 @@ def open_batch(paths: Sequence[str]) -> Batch:
 
 
 def _entries(path: str, name: str, opened: Callable[[str], zipfile.ZipFile]) -> tuple[list[BatchFile], Counter[str]]:
-    """The pictures of a zip, by suffix or first bytes, and how many files of each other kind it holds."""
+    """The pictures of a zip, and how many files of each other kind it holds."""
     if Path(path).stat().st_size > MAX_ZIP:
         raise LeukoscopeError(f"{name}: is over {MAX_ZIP // 2**20} MB; split it")
     try:
@@ -155,11 +155,8 @@ def _entries(path: str, name: str, opened: Callable[[str], zipfile.ZipFile]) -> 
     _require_safe(entries, name)
     pictures, others = [], Counter[str]()
     for entry in entries:
-        kind, start = PurePosixPath(entry.filename).suffix.lower(), b""
-        if kind not in IMAGE_SUFFIXES:
-            with suppress(*_DAMAGED), opened(path).open(entry) as file:
-                start = file.read(16)
-        if kind in IMAGE_SUFFIXES or begins_as_image(start):
+        kind = PurePosixPath(entry.filename).suffix.lower()
+        if kind in IMAGE_SUFFIXES:
             pictures.append(BatchFile(entry.filename, partial(_unpacked, path, entry, opened)))
         else:
             others[kind or "no suffix"] += 1
