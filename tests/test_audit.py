@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.audit import Survey, audit_cells, scan_cells, survey_cells
+from leukoscope.audit import audit_cells, scan_cells, survey_cells
 from leukoscope.data.folder import recognise
 from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import make_split
@@ -236,7 +236,7 @@ def test_real_cnmc_cells_name_one_subject_under_several_ids(real_data: Path, tmp
     assert findings["duplicates"]["identical"]["subjects"] == 29
 
 
-def survey(root: Path, names: str = "", *, pattern: str | None = None) -> Survey:
+def survey(root: Path, names: str = "", *, pattern: str | None = None) -> dict[str, Any]:
     for name in names.split():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (32, 32), "purple").save(root / name)
@@ -248,20 +248,20 @@ def test_cnmc_is_counted_by_class_and_subject(tmp_path: Path) -> None:
     """Three cells of subject 1, and one each of H10 and h3, who are one subject."""
     blasts = " ".join(f"fold_0/all/UID_1_{frame}_1_all.bmp" for frame in range(3))
     found = survey(tmp_path, f"{blasts} fold_0/hem/UID_H10_1_1_hem.bmp fold_1/hem/UID_h3_1_1_hem.bmp")
-    assert (found.info.name, found.split_flags) == ("cnmc2019", ["--split", "random"]), "one HEM subject"
-    assert found.partitions == {"fold_0": {"ALL": 3, "HEM": 1}, "fold_1": {"HEM": 1}}
-    assert found.subjects == {"ALL": {"1": 3}, "HEM": {"H10": 2}}
-    assert "fold_0 ALL: 3 cells here, 2,397 published" in found.problems
+    assert (found["dataset_name"], found["split_flags"]) == ("cnmc2019", ["--split", "random"]), "one HEM subject"
+    assert found["partitions"] == {"fold_0": {"ALL": 3, "HEM": 1}, "fold_1": {"HEM": 1}}
+    assert found["subjects"] == {"ALL": {"1": 3}, "HEM": {"H10": 2}}
+    assert "fold_0 ALL: 3 cells here, 2,397 published" in found["problems"]
     few = "HEM: 1 subject(s) to train on, fewer than the 7 of --split subject"
-    assert f"{few}: no figure on so few applies to a new subject; gather cells of more subjects" in found.problems
+    assert f"{few}: no figure on so few applies to a new subject; gather cells of more subjects" in found["problems"]
 
 
 def test_ball4_is_said_to_name_no_subjects(tmp_path: Path) -> None:
     malignant = "WBC-Malignant-Pro-001.jpg"
     found = survey(tmp_path, f"Original/Benign/WBC-Benign-001.jpg Original/Pro/{malignant} Segmented/Pro/{malignant}")
-    assert (found.info.name, found.split_flags) == ("ball4", ["--split", "block"])
-    assert found.partitions == {"": {"Benign": 1, "Pro": 1}}
-    unknown = [line for line in found.problems if "the subjects of these cells are not known" in line]
+    assert (found["dataset_name"], found["split_flags"]) == ("ball4", ["--split", "block"])
+    assert found["partitions"] == {"": {"Benign": 1, "Pro": 1}}
+    unknown = [line for line in found["problems"] if "the subjects of these cells are not known" in line]
     assert "--split block" in unknown[0]
 
 
@@ -269,14 +269,14 @@ def test_class_folders_of_ones_own_are_counted(tmp_path: Path) -> None:
     (tmp_path / "normal").mkdir()
     (tmp_path / "normal/broken.png").write_text("no picture")
     found = survey(tmp_path, "blast/ann_1.png blast/ann_2.png normal/eve_1.png")
-    assert (found.info.name, found.split_flags) == ("imagefolder", ["--split", "random"])
-    assert (found.partitions, found.fewest_cells) == ({"": {"blast": 2, "normal": 1}}, 1)
-    assert any(line.endswith("give --subject_pattern or --labels") for line in found.problems)
-    assert any("broken.png" in line for line in found.problems)
+    assert (found["dataset_name"], found["split_flags"]) == ("imagefolder", ["--split", "random"])
+    assert (found["partitions"], found["fewest_cells"]) == ({"": {"blast": 2, "normal": 1}}, 1)
+    assert any(line.endswith("give --subject_pattern or --labels") for line in found["problems"])
+    assert any("broken.png" in line for line in found["problems"])
     (tmp_path / "normal/broken.png").unlink()
     found = survey(tmp_path, pattern=r"(?P<subject>[a-z]+)_\d")
-    assert found.subjects == {"blast": {"ann": 2}, "normal": {"eve": 1}}
-    assert found.split_flags == ["--split", "random"]
+    assert found["subjects"] == {"blast": {"ann": 2}, "normal": {"eve": 1}}
+    assert found["split_flags"] == ["--split", "random"]
 
 
 @pytest.mark.parametrize("subjects", [2, 6, 7, 8])
@@ -284,7 +284,7 @@ def test_the_split_that_is_advised_can_be_drawn(tmp_path: Path, subjects: int) -
     rows = [(label, subject, cell) for label in ("blast", "normal") for subject in range(subjects) for cell in range(4)]
     names = " ".join(f"{label}/{label[0]}{subject}_{cell}.png" for label, subject, cell in rows)
     pattern = r"(?P<subject>[a-z]\d+)_\d"
-    flags = survey(tmp_path, names, pattern=pattern).split_flags
+    flags = survey(tmp_path, names, pattern=pattern)["split_flags"]
     config = parse_config(["--dataset_name", "imagefolder", *flags]).data
     data = load_cells("imagefolder", tmp_path, subject_pattern=pattern)
     folds = range(config.num_folds if config.split == "subject-cv" else 1)

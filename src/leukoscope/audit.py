@@ -43,60 +43,45 @@ OUTSIDE_THE_CELL = ("background", "corner", "picture size")
 SHORTCUT_SHARE = 0.2
 FEW_CELLS = 10  # of a class: 15 % of them, the validation and the test side of a split by image, are one cell or more
 SMALL_CLASS = 20
-LEAST_CELLS = 2  # of a class: one to train on and one to test on
 _SPLIT_WITHOUT_SUBJECTS = {"block": "block", "subject": "random"}
 
 
-@dataclass(frozen=True)
-class Survey:
-    """The cells of a data set by name, as training would read them."""
+def survey_cells(data: LoadedCells) -> dict[str, Any]:
+    """Count the cells of a data set by partition, class and subject, as training would read them; decodes no image.
 
-    info: DatasetInfo  # with the labels found
-    partitions: Mapping[str, Mapping[str, int]]  # publisher's partition ("" where there is none) → label → cells
-    subjects: Mapping[str, Mapping[str, int]]  # label → subject → number of its cells, aliases joined
-    training_subjects: Mapping[str, int]  # label → how many of them have cells outside the publisher's own test
-    fewest_cells: int  # of the rarest class, outside the publisher's own test
-    problems: tuple[str, ...]  # one line each, what is missing, odd or left out
-
-    @property
-    def split_flags(self) -> list[str]:
-        """The flags of `train.py` for the most honest split that these cells allow; [] where it is the default."""
-        fewest = min(self.training_subjects.values())
-        if self.partitions.keys() <= set(SIDES) or fewest >= SUBJECT_FOLDS:
-            return []
-        if fewest > 1:
-            return ["--split", "subject-cv", "--num_folds", str(min(fewest, 5)), "--no_validation"]
-        return ["--split", _SPLIT_WITHOUT_SUBJECTS[self.info.group]]
-
-    def about(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
-        named = {"dataset_name": self.info.name, "title": self.info.title, "licence": self.info.licence}
-        counts = {"partitions": dict(self.partitions), "subjects": dict(self.subjects)}
-        about = {"citation": self.info.citation, "known": list(self.info.traps), "problems": list(self.problems)}
-        return {**named, **counts, **about}
-
-
-def survey_cells(data: LoadedCells) -> Survey:
-    """Count the cells of a data set by partition, class and subject, and collect what is wrong; decodes no image."""
-    classes = data.info.labels
+    Returns:
+        Ready for JSON: `partitions` (publisher's partition or "" → label → cells), `subjects` (label → subject, aliases
+        joined → cells), `problems` (one line each), `fewest_cells` of the rarest class outside the publisher's own
+        test, and `split_flags` of `train.py` for the most honest split that these cells allow; [] where it is the default.
+    """
+    info, classes = data.info, data.info.labels
     columns = (data.rows[name][:] for name in ("fold", "label", "subject"))
-    rows = [(fold, classes[label], subject) for fold, label, subject in zip(*columns, strict=True)]
-    partitions: dict[str, Counter[str]] = {}
+    partitions: defaultdict[str, Counter[str]] = defaultdict(Counter)
     subjects: dict[str, Counter[str]] = {label: Counter() for label in classes}
-    for fold, label, subject in rows:
-        partitions.setdefault(fold, Counter())[label] += 1
+    known: dict[str, set[str]] = {label: set() for label in classes}
+    counts = Counter[str]()
+    for fold, number, subject in zip(*columns, strict=True):
+        label = classes[number]
+        partitions[fold][label] += 1
         subjects[label].update([subject] if subject else [])
-    training = [(label, subject) for fold, label, subject in rows if fold not in data.info.held_out]
-    met, counts = Counter(label for label, subject in set(training) if subject), Counter(label for label, _ in training)
+        if fold not in info.held_out:
+            counts[label] += 1
+            known[label] |= {subject} - {""}
     problems = [*data.count_differences, *data.passed_over, *data.unreadable]
     for label in classes:
         if counts[label] < SMALL_CLASS:
             why = f"no metric of fewer than {SMALL_CLASS} is worth stating, and fewer than {FEW_CELLS} may leave a side"
             problems.append(f"{label}: {counts[label]} cell(s); {why} of a split without any: gather more")
-    known = {label: met[label] for label in classes}
-    problems += _subject_problems(data.info, known)
-    fewest = min(counts[label] for label in classes)
-    return Survey(data.info, partitions, subjects, known, fewest, tuple(problems))
+    problems += _subject_problems(info, {label: len(found) for label, found in known.items()})
+    fewest, flags = min(len(found) for found in known.values()), list[str]()
+    if not (partitions.keys() <= set(SIDES) or fewest >= SUBJECT_FOLDS):
+        by_subject = ["subject-cv", "--num_folds", str(min(fewest, 5)), "--no_validation"]
+        flags = ["--split", *(by_subject if fewest > 1 else [_SPLIT_WITHOUT_SUBJECTS[info.group]])]
+    return {
+        **{"dataset_name": info.name, "title": info.title, "licence": info.licence, "citation": info.citation},
+        **{"partitions": partitions, "subjects": subjects, "known": list(info.traps), "problems": problems},
+        **{"fewest_cells": min(counts[label] for label in classes), "split_flags": flags},
+    }
 
 
 def _subject_problems(info: DatasetInfo, subjects: Mapping[str, int]) -> Iterator[str]:
@@ -107,11 +92,11 @@ def _subject_problems(info: DatasetInfo, subjects: Mapping[str, int]) -> Iterato
         return
     for label, known in subjects.items():
         if known < SUBJECT_FOLDS:
-            few = f"{label}: {known} subject(s) to train on, fewer than the {SUBJECT_FOLDS} of --split subject"
+            fix = "cross-validate with the flags of the command below, or gather cells of more subjects"
             if min(subjects.values()) < 2:
-                yield f"{few}: no figure on so few applies to a new subject; gather cells of more subjects"
-            else:
-                yield f"{few}; cross-validate with the flags of the command below, or gather cells of more subjects"
+                fix = "no figure on so few applies to a new subject; gather cells of more subjects"
+            few = f"fewer than the {SUBJECT_FOLDS} of --split subject"
+            yield f"{label}: {known} subject(s) to train on, {few}: {fix}"
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def test_a_public_set_is_recognised_and_read(tmp_path: Path, name: str) -> None:
     data = load_cells(name, root)
     assert _described(data) == {cell: rest for cell, *rest_ in TREES[name].values() for rest in [tuple(rest_)]}
     assert not data.unreadable
-    found = survey_cells(data).about()
+    found = survey_cells(data)
     assert (found["licence"], found["citation"]) == (data.info.licence, data.info.citation)
     assert data.count_differences or not data.info.official_counts
 
@@ -126,7 +126,7 @@ def test_own_cells_in_train_and_test_are_not_taken_for_raabin(tmp_path: Path) ->
 
 def test_small_classes_are_named(tmp_path: Path) -> None:
     names = [f"{label}/{n}.png" for label, cells in (("A", 12), ("B", 20)) for n in range(cells)]
-    problems = survey_cells(load_cells("imagefolder", _place(tmp_path, *names))).problems
+    problems = survey_cells(load_cells("imagefolder", _place(tmp_path, *names)))["problems"]
     few = "no metric of fewer than 20 is worth stating, and fewer than 10 may leave a side of a split without any"
     assert f"A: 12 cell(s); {few}: gather more" in problems
     assert not [line for line in problems if line.startswith("B:")]

@@ -430,7 +430,7 @@ def test_hand_edited_overlap_is_refused(subjects: LoadedCells, saved: Path) -> N
     ("changes", "said"),
     [
         ({"test": ["cell-9999"]}, "split: cell cell-9999 is not in the data; draw a new split with --split"),
-        ({"group": "person"}, "group 'person' is unknown; draw a new split with --split"),
+        ({"group": "person"}, "Leukoscope (group Input should be 'subject', 'block' or 'cell'"),
         ({"train": None}, "not a split.json written by Leukoscope ("),
         ({"test": [["a"]]}, "not a split.json written by Leukoscope ("),
         ({"data_fingerprint": 5}, "not a split.json written by Leukoscope ("),

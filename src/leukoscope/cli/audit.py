@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +20,6 @@ from leukoscope.files import disk_errors
 from leukoscope.progress import progress
 
 if TYPE_CHECKING:
-    from leukoscope.audit import Survey
     from leukoscope.data.cells import LoadedCells
 
 FINDINGS_EXIT = 3  # 2 is that of a wrong flag
@@ -50,7 +49,7 @@ def audit(
     one side are listed but do not count; neither do odd images, nor features outside the cell that separate the
     classes: the summary ends with a warning about these.
     """
-    from leukoscope.audit import LEAST_CELLS, survey_cells
+    from leukoscope.audit import survey_cells
     from leukoscope.data.folder import recognise
     from leukoscope.data.loading import load_cells
 
@@ -74,15 +73,15 @@ def audit(
     survey, flags = survey_cells(data), ["--dataset_name", dataset_name]
     for flag, value in {**source, "label_column_name": column}.items():
         flags += [f"--{flag}", str(value)] if value else []
-    flags += [*survey.split_flags, *(["--recipe", data.info.recipe] if data.info.recipe else [])]
+    flags += [*survey["split_flags"], *(["--recipe", data.info.recipe] if data.info.recipe else [])]
     if not as_json:
-        _print_survey(survey)
-        if survey.fewest_cells >= LEAST_CELLS:
-            typer.echo(f"train on it: leukoscope train {shlex.join(flags)}")
+        _print_survey(survey, data.info.labels)
     elif quick:
-        typer.echo(json.dumps(survey.about() | {"flags": flags}, indent=1, ensure_ascii=False))
-    if survey.fewest_cells < LEAST_CELLS:
-        raise LeukoscopeError(f"cannot be trained on: a class has {survey.fewest_cells} cell(s); gather more")
+        typer.echo(json.dumps(survey | {"flags": flags}, indent=1, ensure_ascii=False))
+    if (fewest := survey["fewest_cells"]) < 2:  # one to train on and one to test on
+        raise LeukoscopeError(f"cannot be trained on: a class has {fewest} cell(s); gather more")
+    if not as_json:
+        typer.echo(f"train on it: leukoscope train {shlex.join(flags)}")
     if not quick:
         _search(data, output, split, split_file, as_json=as_json)
 
@@ -113,25 +112,24 @@ def _search(data: LoadedCells, output: Path, split: str | None, split_file: Path
         raise typer.Exit(FINDINGS_EXIT)
 
 
-def _print_survey(survey: Survey) -> None:
-    info, rows = survey.info, []
-    typer.echo(info.title)
-    for name, counts in sorted(survey.partitions.items()):
-        rows.append([name or "all", *(f"{counts.get(label, 0):,}" for label in info.labels)])
-    print_table(["cells", *info.labels], rows)
-    if any(survey.subjects.values()):
+def _print_survey(survey: Mapping[str, Any], labels: Sequence[str]) -> None:
+    typer.echo(survey["title"])
+    rows = [
+        [name or "all", *(f"{counts[label]:,}" for label in labels)]
+        for name, counts in sorted(survey["partitions"].items())
+    ]
+    print_table(["cells", *labels], rows)
+    if any(survey["subjects"].values()):
         rows = []
-        for label, cells in survey.subjects.items():
+        for label, cells in survey["subjects"].items():
             spread = [min(cells.values()), median(cells.values()), max(cells.values())] if cells else []
             rows.append([label, str(len(cells)), *(f"{number:,g}" for number in spread), *[""] * (3 - len(spread))])
         print_table(["class", "subjects", "cells of one: fewest", "median", "most"], rows)
-    for problem in survey.problems:
-        typer.echo(f"problem: {problem}")
-    for trap in info.traps:
-        typer.echo(f"known: {trap}")
-    typer.echo(f"licence: {info.licence}")
-    if info.citation:
-        typer.echo(f"cite: {info.citation}")
+    for name, lines in (("problem", survey["problems"]), ("known", survey["known"]), ("licence", [survey["licence"]])):
+        for line in lines:
+            typer.echo(f"{name}: {line}")
+    if survey["citation"]:
+        typer.echo(f"cite: {survey['citation']}")
 
 
 def _print_findings(findings: Mapping[str, Any]) -> None:

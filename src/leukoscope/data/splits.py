@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.cells import SIDES, LoadedCells
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 
 
 Strategy = Literal["subject", "subject-cv", "official", "random", "random-cv", "block", "block-cv", "all", "given"]
+Group = Literal["subject", "block", "cell"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
-_GROUPS = {"random": "cell", "block": "block"}  # what these keep on one side; all others, subjects
+_GROUPS: dict[str, Group] = {"random": "cell", "block": "block"}  # what these keep on one side; all others, subjects
 # Neighbouring file numbers of ball4 come from one slide: 3,256 images of 89 subjects make about 37 an id.
 BALL4_BLOCK = 37
 # A test side of which one group owns more speaks of that group.
@@ -47,7 +49,7 @@ class Split:
     """Which cells (by id) train, which choose the checkpoint, and which are only ever tested on."""
 
     strategy: str
-    group: str  # what is disjoint between the sides: "subject", "block", or "cell" when only images are
+    group: Group  # what is disjoint between the sides; "cell": images alone
     seed: int
     data_fingerprint: str
     train: tuple[str, ...]
@@ -96,18 +98,13 @@ def load_split(path: str | Path, data: LoadedCells, *, disjoint: bool = True) ->
         LeukoscopeError: no such file, not a split, or a fingerprint that is not this data's.
     """
     try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        sides: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        split = Split(**sides)
-        texts = (split.data_fingerprint, *split.train, *split.validation, *split.test)
-        if wrong := [value for value in texts if not isinstance(value, str)]:
-            raise TypeError(f"{wrong[0]!r} is no text")
+        split = TypeAdapter(Split).validate_json(Path(path).read_bytes())
     except OSError as error:
         raise LeukoscopeError(f"--split_file {path}: cannot be read ({error.strerror}); give a split.json") from None
-    except (json.JSONDecodeError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise LeukoscopeError(f"--split_file {path}: not a split.json written by Leukoscope ({error})") from None
-    if split.group not in ("subject", "block", "cell"):
-        raise LeukoscopeError(f"--split_file {path}: group {split.group!r} is unknown; draw a new split with --split")
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        reason = " ".join((".".join(map(str, first["loc"])), first["msg"])).strip()
+        raise LeukoscopeError(f"--split_file {path}: not a split.json written by Leukoscope ({reason})") from None
     if split.data_fingerprint != data.fingerprint:
         raise LeukoscopeError(
             f"--split_file {path}: was drawn from other data (fingerprint {split.data_fingerprint[:12]}, these cells "
@@ -183,7 +180,7 @@ def own_split(data: LoadedCells) -> Split | None:
     return make_split(data, "given", validation=False) if data.own_splits else None
 
 
-def split_unit(data: LoadedCells) -> Literal["subject", "block", "cell"]:
+def split_unit(data: LoadedCells) -> Group:
     """The unit that a split must keep on one side: "subject", "block" or, if neither is known, "cell"."""
     if any(data.train["subject"][:]):
         return "subject"
@@ -208,7 +205,7 @@ def cross_validation(data: LoadedCells) -> list[Split]:
     return [make_split(data, f"{unit}-cv", fold=k, num_folds=num_folds, validation=False) for k in range(num_folds)]
 
 
-def _group_kept_whole(data: LoadedCells, strategy: str) -> tuple[str, str]:
+def _group_kept_whole(data: LoadedCells, strategy: str) -> tuple[Group, str]:
     """The unit that a strategy keeps on one side, and a note if subjects end up on two sides."""
     if strategy not in STRATEGIES:
         raise LeukoscopeError(f"--split {strategy}: unknown; choose one of {', '.join(STRATEGIES)}")
@@ -239,7 +236,7 @@ def _group_kept_whole(data: LoadedCells, strategy: str) -> tuple[str, str]:
 class _Cells:
     """The rows of one data set and the ways to deal them out; all results are row indices."""
 
-    def __init__(self, data: LoadedCells, group: str, seed: int):
+    def __init__(self, data: LoadedCells, group: Group, seed: int):
         self.data, self.group, self.seed = data, group, seed
         self.ids: list[str] = data.rows["cell_id"][:]
         self.folds: list[str] = data.rows["fold"][:]
