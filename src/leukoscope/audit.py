@@ -17,27 +17,15 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__, duplicates
 from leukoscope.data.cells import SIDES, LoadedCells
-from leukoscope.data.images import foreground
 from leukoscope.data.pixel_cache import each_picture
 from leukoscope.data.registry import DatasetInfo
 from leukoscope.data.splits import SUBJECT_FOLDS, Split, cross_validation, groups_of, linked, split_unit
 from leukoscope.evaluation.baselines import shortcut_metrics, trivial_features
 from leukoscope.evaluation.predictions import CellPredictions
 
-AUDIT_SCHEMA_VERSION = 2
-USUAL_SIZE_SHARE = 0.9  # of the images have one size: others are odd then
+AUDIT_SCHEMA_VERSION = 3
 FEATURE_SIDE = 112  # pixels, at which features are measured; the lines of a scale bar are still visible
-# Standard deviation in grey levels of a blank image, and largest distance between the channels of a grey one; what JPEG
-# leaves of truly blank or grey images is below both.
-BLANK_SPREAD = 3.0
-GREY_DISTANCE = 3
-BORDER_SHARE = 0.005  # of the border's pixels in a cell on black that is cut off; two pixels may be noise
-ODDITIES = {
-    "blank": "shows nothing: all pixels are nearly alike",
-    "grey": "has no colour",
-    "cut off": "the cell reaches the border of the picture",
-    "size": "differs in width or height from nearly all others",
-}
+BLANK_SPREAD = 3.0  # standard deviation in grey levels; what JPEG leaves of truly blank images is below
 # Features that do not lie in the cell; from this share of the way from chance to perfect they are a shortcut.
 OUTSIDE_THE_CELL = ("background", "corner", "picture size")
 SHORTCUT_SHARE = 0.2
@@ -51,8 +39,8 @@ def survey_cells(data: LoadedCells) -> dict[str, Any]:
 
     Returns:
         Ready for JSON: `partitions` (publisher's partition or "" → label → cells), `subjects` (label → subject, aliases
-        joined → cells), `problems` (one line each), `fewest_cells` of the rarest class outside the publisher's own
-        test, and `split_flags` of `train.py` for the most honest split that these cells allow; [] where it is the default.
+        joined → cells), `problems` (one line each), `fewest_cells` of the rarest class outside the publisher's test,
+        and `split_flags` of `train.py` for the most honest split that these cells allow; [] where it is the default.
     """
     info, classes = data.info, data.info.labels
     columns = (data.rows[name][:] for name in ("fold", "label", "subject"))
@@ -106,7 +94,7 @@ class CellScan:
     key: duplicates.PictureKey
     size: tuple[int, int]  # (width, height) in pixels
     features: Mapping[str, np.ndarray]  # name → (D,), see `trivial_features`
-    oddities: tuple[str, ...]  # keys of `ODDITIES`
+    is_blank: bool
 
 
 def scan_cells(data: LoadedCells) -> tuple[LoadedCells, list[CellScan]]:
@@ -120,8 +108,8 @@ def scan_cells(data: LoadedCells) -> tuple[LoadedCells, list[CellScan]]:
     def scan(row: int, image: Image.Image) -> CellScan:
         small = np.asarray(image.resize((FEATURE_SIDE, FEATURE_SIDE), Image.Resampling.BOX))
         features = {name: values[0] for name, values in trivial_features([small], background).items()}
-        oddities = tuple(_oddities(np.asarray(image), small, background))
-        return CellScan(duplicates.picture_key(image), image.size, features, oddities)
+        is_blank = bool(small.std(axis=(0, 1)).max() < BLANK_SPREAD)
+        return CellScan(duplicates.picture_key(image), image.size, features, is_blank)
 
     found, problems = each_picture(rows, scan, "reading images")
     scans = [scan for scan in found if scan is not None]
@@ -129,18 +117,6 @@ def scan_cells(data: LoadedCells) -> tuple[LoadedCells, list[CellScan]]:
         first = next(iter(problems.values()), f"{data.info.name}: holds no image")
         raise LeukoscopeError(f"{first}; none of the {len(rows):,} images could be read, so there is nothing to audit")
     return data.without(problems), scans
-
-
-def _oddities(pixels: np.ndarray, small: np.ndarray, background: str) -> Iterator[str]:
-    """Keys of `ODDITIES`, from the pixels of an image and from those of its reduction."""
-    if small.std(axis=(0, 1)).max() < BLANK_SPREAD:
-        yield "blank"
-        return
-    if np.ptp(small, axis=2).max() <= GREY_DISTANCE:
-        yield "grey"
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    if background == "black" and foreground(border).mean() > BORDER_SHARE:
-        yield "cut off"
 
 
 class _Cell(NamedTuple):
@@ -201,7 +177,7 @@ def audit_cells(data: LoadedCells, scans: Sequence[CellScan], *, split: Split | 
         **_classes_and_subjects(info.labels, cells),
         "duplicates": {**copies, "pairs": pairs},
         "subject_aliases": _aliases(data, cells, pairs),
-        "odd_pictures": _odd_pictures(scans, cells),
+        "blank": [cell.id for cell, scan in zip(cells, scans, strict=True) if scan.is_blank],
         "shortcuts": _shortcuts(data, scans, cells, split),
     }
     return findings | {"inflating": _inflating(findings), "warnings": _shortcut_warnings(findings["shortcuts"])}
@@ -234,7 +210,7 @@ def _crossing(one: _Cell, other: _Cell) -> dict[str, bool]:
 
 def _pairs(scans: Sequence[CellScan], cells: Sequence[_Cell]) -> list[dict[str, Any]]:
     """Every duplicate and what it crosses, but blank images, which are alike without showing one cell."""
-    rows = [row for row, scan in enumerate(scans) if "blank" not in scan.oddities]
+    rows = [row for row, scan in enumerate(scans) if not scan.is_blank]
     found = []
     unlike: defaultdict[int, dict[tuple[str, ...], int]] = defaultdict(dict)
     for pair in duplicates.find_duplicates([scans[row].key for row in rows]):
@@ -270,16 +246,6 @@ def _aliases(data: LoadedCells, cells: Sequence[_Cell], pairs: Sequence[dict[str
         )
     proposed = {s: group["same_as"] for group in groups for s in group["subjects"] if s != group["same_as"]}
     return {"groups": groups, "proposed": dict(sorted(proposed.items()))}
-
-
-def _odd_pictures(scans: Sequence[CellScan], cells: Sequence[_Cell]) -> dict[str, Any]:
-    usual, count = Counter(scan.size for scan in scans).most_common(1)[0]
-    sizes_alike = count >= USUAL_SIZE_SHARE * len(scans)
-    odd: list[dict[str, Any]] = []
-    for row, (cell, scan) in enumerate(zip(cells, scans, strict=True)):
-        if why := [*scan.oddities, *["size"] * (sizes_alike and scan.size != usual)]:
-            odd.append({"cell": cell.id, "row": row, "why": why, "size": list(scan.size)})
-    return {"counts": {name: sum(name in picture["why"] for picture in odd) for name in ODDITIES}, "pictures": odd}
 
 
 def _shortcuts(

@@ -56,8 +56,6 @@ READ: Mapping[str, str | bytes] = {
     "no-break spaces": table("file", "subject", edit=lambda one: f"\xa0{one}\xa0"),
     "quotes": table('"file"', '"subject"', '"label"', edit=lambda one: f'"{one}"'),
     "dot slash": table("file", "subject", edit=lambda one: f"./{one}" if "/" in one else one),
-    "no suffix": table("file", "subject", edit=lambda one: one.removesuffix(".bmp")),
-    "suffix in capitals": table("file", "subject", edit=lambda one: one.replace(".bmp", ".BMP")),
     "index column": "".join(
         f"{number},{line}\n" if number else f",{line}\n" for number, line in enumerate(table(*COLUMNS).splitlines())
     ),
@@ -74,7 +72,6 @@ REFUSED: Mapping[str, tuple[str | bytes, str]] = {
     "ID is no subject": (table("file", "ID"), "names n(o|either a) subject"),
     "one is nan": (table("file", "subject").replace("bmp,P01", "bmp,nan"), "row 4 names no subject for 'ALL/P01_2"),
     "two subjects": (table("file", "subject") + "ALL/P00_0.bmp,P01\n", "'P00' (row 2) and with 'P01' (row 8)"),
-    "two names": (table("file", "subject") + "ALL/P00_0,P00\n", "row 8: 'ALL/P00_0' is the file of row 2, too; keep"),
     "two labels": (table(*COLUMNS) + "ALL/P00_0.bmp,P00,HEM\n", "'ALL' (row 2) and with 'HEM' (row 8)"),
     "no such file": (table("file", "subject") + "ALL/gone.bmp,P00\n", "ALL/gone.bmp'"),
     "a comma too many": (table("file", "subject") + "ALL/P00_0.bmp,Doe, A.\n", "row 8 has 3 entries, the header 2"),
@@ -144,16 +141,6 @@ def test_a_file_is_found_in_another_unicode_form(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("file,subject\n" + normalize("NFC", "zähl.png") + ",P1\n", encoding="utf-8")
     source = open_source(str(tmp_path / "t.csv"))
     assert [Path(cell.file).is_file() for cell in source.cells] == [True]
-
-
-def test_a_name_that_may_be_two_files_is_refused(tmp_path: Path) -> None:
-    for suffix in (".png", ".bmp"):
-        Image.new("RGB", (40, 40)).save(tmp_path / f"cell{suffix}")
-    (tmp_path / "t.csv").write_text("file,subject\ncell,P1\n")
-    with pytest.raises(
-        LeukoscopeError, match=r"row 2: 'cell' may be .*cell.bmp' or .*cell.png'; write the name as it is"
-    ):
-        open_source(str(tmp_path / "t.csv"))
 
 
 def test_subjects_that_differ_in_case_only_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

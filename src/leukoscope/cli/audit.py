@@ -46,8 +46,8 @@ def audit(
     Opens every image and writes audit.json. Exit code: 0 nothing found that would inflate metrics; 1 or 2 the audit
     could not be made; 3 found: an image in two subjects, two classes or on two sides of a split (by default the data
     set's own), a subject in two classes, or a split that divides subjects. Copies that every split by subject keeps on
-    one side are listed but do not count; neither do odd images, nor features outside the cell that separate the
-    classes: the summary ends with a warning about these.
+    one side are listed but do not count; nor do features outside the cell that separate the classes: the summary ends
+    with a warning about these.
     """
     from leukoscope.audit import survey_cells
     from leukoscope.data.folder import recognise
@@ -133,7 +133,6 @@ def _print_survey(survey: Mapping[str, Any], labels: Sequence[str]) -> None:
 
 
 def _print_findings(findings: Mapping[str, Any]) -> None:
-    from leukoscope.audit import ODDITIES
     from leukoscope.evaluation.baselines import FEATURES
     from leukoscope.reports.release_tables import copies_table, shortcuts_table
 
@@ -153,11 +152,8 @@ def _print_findings(findings: Mapping[str, Any]) -> None:
         typer.echo(f"not measured — {shortcuts['left_out']}")
     else:
         typer.echo(f"shortcuts not measured: {shortcuts['not_measured']}")
-    odd = findings["odd_pictures"]
-    typer.echo(f"odd images: {', '.join(f'{count} {name}' for name, count in odd['counts'].items())}")
-    for name, meaning in ODDITIES.items():
-        if found := [picture["cell"] for picture in odd["pictures"] if name in picture["why"]]:
-            typer.echo(f"{name}: {meaning}, for example {found[0]}")
+    if blank := findings["blank"]:
+        typer.echo(f"{len(blank)} image(s) show nothing, for example {blank[0]}")
     if unreadable := findings["unreadable"]:
         typer.echo(f"{len(unreadable)} file(s) could not be read, for example {unreadable[0]}")
     for line in findings["inflating"]:

@@ -13,12 +13,10 @@ import os
 import posixpath
 import re
 import reprlib
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 from unicodedata import normalize
 from urllib.parse import unquote
@@ -296,50 +294,21 @@ def _columns(name: str, header: Sequence[str], label_column: str) -> dict[str, i
     )
 
 
-def _any_form(name: str) -> str:
-    return normalize("NFC", name).casefold()
-
-
 def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
     """Each row with the path of its file: below `root` relative to it, else absolute.
 
-    Files are also found by names in another case or Unicode form, or without their suffix. Raises `LeukoscopeError`
-    for a file that is not there or has two rows, or several that a name may mean.
+    Raises `LeukoscopeError` for a file that is not there or has two rows.
     """
-
-    @cache
-    def names_in(folder: str) -> dict[str, list[str]]:
-        found = defaultdict[str, list[str]](list)
-        with suppress(OSError):
-            for name in sorted(os.listdir(folder)):
-                for key in {_any_form(name), _any_form(PurePosixPath(name).stem)}:
-                    found[key].append(name)
-        return found
-
-    def meant_by(part: str, folder: str) -> list[str]:
-        alike = names_in(folder).get(_any_form(part), [])
-        return [part] if part in alike else alike
-
-    home, row_of = str(root.resolve()), dict[str, CellRow]()
+    home, row_of = os.path.realpath(root) + os.sep, dict[str, CellRow]()
     for row in table.rows:
-        is_absolute, path = os.path.isabs(row.file), os.path.join(root, row.file)
-        if not os.path.isfile(path):
-            found = ["/" if is_absolute else str(root)]
-            for part in PurePosixPath(row.file).parts[is_absolute:]:
-                found = [os.path.join(folder, name) for folder in found for name in meant_by(part, folder)]
-            if len(found) > 1:
-                raise LeukoscopeError(
-                    f"{table.name}: row {row.number}: {row.file!r} may be {' or '.join(map(repr, found[:2]))}; write "
-                    "the name as it is, with its suffix"
-                )
-            if not found or not os.path.isfile(found[0]):
-                raise LeukoscopeError(
-                    f"{table.name}: row {row.number}: no such file {row.file!r} below {root}; correct the row"
-                )
-            path = found[0]
-        if is_absolute and (resolved := os.path.realpath(path)).startswith(home + os.sep):
-            path = os.path.join(root, os.path.relpath(resolved, home))
-        path = Path(os.path.relpath(path, root)).as_posix() if path.startswith(str(root)) else path
+        # Archives made on a Mac hold names in another Unicode form.
+        forms = (row.file, normalize("NFC", row.file), normalize("NFD", row.file))
+        if (path := next((one for one in forms if os.path.isfile(os.path.join(root, one))), None)) is None:
+            raise LeukoscopeError(
+                f"{table.name}: row {row.number}: no such file {row.file!r} below {root}; correct the row"
+            )
+        if os.path.isabs(path) and (resolved := os.path.realpath(path)).startswith(home):
+            path = Path(resolved.removeprefix(home)).as_posix()
         if (other := row_of.setdefault(path, row)) is not row:
             said = f"row {row.number}: {row.file!r} is the file of row {other.number}, too"
             raise LeukoscopeError(f"{table.name}: {said}; keep one of the two rows")
