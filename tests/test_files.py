@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -14,15 +13,7 @@ from pathlib import Path
 import pytest
 
 from leukoscope import files
-from leukoscope.files import (
-    atomic_file,
-    atomic_folder,
-    cache_root,
-    content_hashes,
-    remedy,
-    restore_replaced,
-    write_atomic,
-)
+from leukoscope.files import atomic_file, atomic_folder, cache_root, content_hashes, restore_replaced, write_atomic
 
 
 def test_a_file_replaces_the_older_one_when_it_is_whole(tmp_path: Path) -> None:
@@ -88,18 +79,6 @@ def test_a_folder_whose_replacement_was_killed_between_two_renames_comes_back(
     assert (target / "weights").read_text() == "kept"
     restore_replaced(target)
     assert (target / "weights").read_text() == "kept"
-
-
-@pytest.mark.parametrize(
-    ("error", "advice"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), "free some space or name another folder"),
-        (RuntimeError("Error while serializing: No space left on device"), "free some space or name another folder"),
-        (PermissionError(errno.EACCES, "Permission denied"), "name another folder"),
-    ],
-)
-def test_space_is_asked_for_only_where_the_disk_is_full(error: Exception, advice: str) -> None:
-    assert remedy(error, "name another folder") == advice
 
 
 def test_the_current_folder_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,16 +136,6 @@ def test_many_files_show_how_far_it_is(tiny_release: Path, cells: Path, monkeypa
     assert run("predict", tiny_release, cells, "--quiet").stderr == ""
 
 
-def test_a_narrow_terminal_keeps_the_numbers_and_all_of_the_file_name(tiny_release: Path, tmp_path: Path) -> None:
-    path = save_cell(tmp_path / "a-folder-with-a-long-name" / "another" / "cell[bold].png")
-    result = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["predict", str(tiny_release), str(path)])
-
-    assert result.exit_code == 0, result.output
-    rows = [line.strip("│").split("│") for line in result.stdout.splitlines() if line.startswith("│")]
-    assert "".join(cells[0].strip() for cells in rows) == str(path)
-    assert [len(number.strip()) for number in rows[0][2:4]] == [6, 6]
-
-
 def test_a_lower_precision_is_said(tiny_release: Path, cells: Path) -> None:
     result = run("predict", tiny_release, cells / "a.png", "--json", "--backend", "torch", "--precision", "bf16")
     assert result.stderr.startswith("computed in bfloat16: probabilities differ from those in float32")

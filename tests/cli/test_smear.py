@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections import Counter
@@ -151,18 +150,3 @@ def test_a_picture_to_pass_on_names_no_folder(tiny_release: Path, smear: Path, t
     assert len(titles) > 1 and all(title.startswith("smear-0.png") for title in titles)
     assert not any(str(part) in title for title in titles for part in (smear.parent, tiny_release))
     assert f"read by {tiny_release.name}: " in titles[-1]
-
-
-@pytest.mark.parametrize("flag", ["--crops", "--output"])
-def test_a_full_disk_is_named_whatever_is_written(
-    tiny_release: Path, smear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    # The last step of every file that is written whole or not at all.
-    monkeypatch.setattr(Path, "replace", full)
-    result = run("smear", tiny_release, smear, flag, tmp_path / "new")
-    assert result.exit_code == 1
-    assert "cannot write there (No space left on device); free some space or name another folder" in result.stderr
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

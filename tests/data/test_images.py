@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
@@ -236,24 +235,6 @@ def test_a_tiff_that_pillow_reads_wrong_or_not_at_all_is_refused(tmp_path: Path,
         open_bytes(content, "cell 7")
 
 
-@pytest.mark.skipif(tuple(map(int, PIL.__version__.split(".")[:2])) < (12, 2), reason="this Pillow opens none")
-def test_a_packed_tiff_of_two_or_three_grey_planes_is_not_read_as_its_first(tmp_path: Path) -> None:
-    """Pillow drops extra planes whose meaning is not told; libtiff unpacks what is left."""
-    unpacked = _tiff(_planes(2), apart=True, photometric=1, extra=0)
-    packing = unpacked.index(struct.pack("<HHI", 259, 3, 1)) + 8
-    # PackBits: 127 says that 128 bytes follow as they are.
-    rows = b"".join(b"\x7f" + part.tobytes() for plane in _planes(2) for part in (plane[:8], plane[8:]))
-    content = bytearray(unpacked + rows)
-    content[packing : packing + 2] = struct.pack("<H", 32773)
-    starts = content.index(struct.pack("<4I", *range(8, 8 + 4 * 128, 128)))
-    content[starts : starts + 16] = struct.pack("<4I", *(len(unpacked) + 129 * part for part in range(4)))
-    sizes = content.index(struct.pack("<4I", *[128] * 4))
-    content[sizes : sizes + 16] = struct.pack("<4I", *[129] * 4)
-    (tmp_path / "stains.tif").write_bytes(content)
-    assert Image.open(tmp_path / "stains.tif").convert("RGB").size == (16, 16), "Pillow alone reads it"
-    assert re.match(_NO_TIFF_OF_OURS, _refusal(tmp_path / "stains.tif"))
-
-
 def test_a_packed_tiff_in_ycbcr_is_read(tmp_path: Path, picture: Image.Image) -> None:
     smooth = picture.resize((8, 8)).resize((64, 64), Image.Resampling.BICUBIC)
     smooth.convert("YCbCr").save(tmp_path / "cell.tif", compression="tiff_lzw")
@@ -438,19 +419,6 @@ def test_a_phone_photograph_with_previews_is_its_first_picture(tmp_path: Path) -
     assert (opened.size, opened.getpixel((5, 5))) == ((32, 24), (255, 255, 255))
 
 
-def test_files_in_memory_are_read_and_refused_as_files_on_disk(tmp_path: Path, picture: Image.Image) -> None:
-    path = tmp_path / "cell.png"
-    picture.save(path)
-    data = path.read_bytes()
-    assert np.array_equal(np.asarray(open_bytes(data, "cell 7")), np.asarray(picture))
-    for content in (b"", b"no picture", data[:1500], _png(60_000, 60_000), _deep_png(2, 3)):
-        path.write_bytes(content)
-        with pytest.raises(UnreadableImage) as refused:
-            open_bytes(content, "cell 7")
-        # Pillow names the damaged file itself where it has a name.
-        assert str(refused.value) == f"cell 7: {_refusal(path)}"
-
-
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_refuses_more_than_100_megapixels_from_the_header_alone(tmp_path: Path) -> None:
     """The file holds not one pixel: had anything been decoded, the message would be another."""
@@ -540,38 +508,6 @@ def test_a_picture_keeps_nothing_of_its_file(picture: Image.Image, suffix: str) 
     opened = open_bytes(file.getvalue(), "cell")
     assert opened.info == {}
     assert not [name for name in ("fp", "_fp", "_decoder", "app", "applist", "icclist") if getattr(opened, name, None)]
-
-
-def _exif(*entries: tuple[int, int, int, bytes]) -> bytes:
-    """An EXIF block of (tag, type, count, four bytes of value)."""
-    fields = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
-    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + fields + struct.pack("<I", 0)
-
-
-@pytest.mark.parametrize(
-    "exif",
-    [
-        b"Exif\0\0II*\0",
-        # Turned, with a resolution that is a text.
-        _exif((0x0112, 3, 1, b"\6\0\0\0"), (0x011A, 2, 4, b"abc\0")),
-    ],
-)
-def test_damaged_metadata_is_refused_or_passed_over(tmp_path: Path, picture: Image.Image, exif: bytes) -> None:
-    picture.save(tmp_path / "cell.jpg", exif=exif)
-    for read in (open_image, open_smear, lambda path: to_rgb(Image.open(path))):
-        try:
-            assert read(tmp_path / "cell.jpg").mode == "RGB"
-        except UnreadableImage as refusal:
-            assert str(refusal).startswith(f"{tmp_path / 'cell.jpg'}: ")
-
-
-def test_an_upright_rgb_picture_is_not_copied(tmp_path: Path, picture: Image.Image) -> None:
-    assert to_rgb(picture) is picture
-    picture.save(tmp_path / "cell.bmp")
-    opened = Image.open(tmp_path / "cell.bmp")
-    assert to_rgb(opened) is opened
-    (tmp_path / "cell.bmp").unlink()
-    assert np.array_equal(np.asarray(opened), np.asarray(picture)), "must be decoded by then"
 
 
 def test_arrays_become_rgb(picture: Image.Image) -> None:
