@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "src"))
 
 from leukoscope import LeukoscopeError
-from leukoscope.cli.train import run
+from leukoscope.cli import run
 from leukoscope.training.config import parse_config
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from leukoscope.synthetic import PHANTOM_LABELS, draw_cell, draw_smear
+from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
+from leukoscope.synthetic_smears import draw_smear
 
 ROOT = Path(__file__).parents[1]
 SIDE = 96

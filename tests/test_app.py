@@ -24,7 +24,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 import app
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.synthetic import draw_smear
+from leukoscope.synthetic_smears import draw_smear
 from served import APP, START_SECONDS, served
 from zips import cell_png, pack, png
 

@@ -18,7 +18,8 @@ from leukoscope import LeukoscopeError
 from leukoscope.cli import app
 from leukoscope.hub.publish import Destination, publish
 from leukoscope.models.release import edit_release
-from leukoscope.synthetic import draw_cell, draw_smear
+from leukoscope.synthetic import draw_cell
+from leukoscope.synthetic_smears import draw_smear
 from leukoscope.web.export import png_answer
 from release_fixtures import METRICS, SUBJECT_RULE
 

@@ -19,10 +19,10 @@ from leukoscope.synthetic import (
     Background,
     PhantomCell,
     draw_cell,
-    draw_smear,
     phantom_cells,
     smear_picture,
 )
+from leukoscope.synthetic_smears import draw_smear
 
 
 def cell_mask(image: np.ndarray) -> np.ndarray:

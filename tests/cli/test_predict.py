@@ -22,7 +22,8 @@ from leukoscope.cli import app
 from leukoscope.inference.prediction import NO_MAP
 from leukoscope.models.release import METRICS
 from leukoscope.reports.text import warnings
-from leukoscope.synthetic import draw_cell, draw_smear, smear_picture
+from leukoscope.synthetic import draw_cell, smear_picture
+from leukoscope.synthetic_smears import draw_smear
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 

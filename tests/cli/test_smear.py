@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
 from leukoscope.data.images import is_cut_out, open_image
-from leukoscope.synthetic import draw_cell, draw_smear
+from leukoscope.synthetic import draw_cell
+from leukoscope.synthetic_smears import draw_smear
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 

@@ -24,7 +24,8 @@ from leukoscope.data.images import open_image, open_smear
 from leukoscope.data.smear import cut_out, find_cells
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Decision
 from leukoscope.inference.smear import AT_EDGE, read_smear
-from leukoscope.synthetic import draw_cell, draw_smear, smear_picture
+from leukoscope.synthetic import draw_cell, smear_picture
+from leukoscope.synthetic_smears import draw_smear
 from leukoscope.web import smear as web_smear
 from leukoscope.web.answer import Picture, ask
 from leukoscope.web.app import Endpoints

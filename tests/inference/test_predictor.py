@@ -31,7 +31,8 @@ from leukoscope.inference.prediction import (
 )
 from leukoscope.inference.runtime import TorchBackend
 from leukoscope.models.release import OOD
-from leukoscope.synthetic import draw_cell, draw_smear
+from leukoscope.synthetic import draw_cell
+from leukoscope.synthetic_smears import draw_smear
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

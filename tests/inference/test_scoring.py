@@ -33,7 +33,8 @@ from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
 from leukoscope.inference.scoring import check_output, open_source, score_cells, unreadable_list, write_table
 from leukoscope.models.release import OOD
-from leukoscope.synthetic import draw_cell, draw_smear
+from leukoscope.synthetic import draw_cell
+from leukoscope.synthetic_smears import draw_smear
 
 ROOT = Path(__file__).parents[2]
 BY_NAME = r"^(?P<subject>\w+)-"

@@ -16,7 +16,7 @@ from leukoscope.data.smear import UnusableSmear, cut_out, find_cells
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Decision
 from leukoscope.inference.smear import AT_EDGE, CUT_OUT_AS_C_NMC, CellReading, SmearReading, draw_reading, read_smear
-from leukoscope.synthetic import draw_smear
+from leukoscope.synthetic_smears import draw_smear
 
 CLASSES = ("ALL", "HEM", "ALL", "HEM")
 

@@ -16,7 +16,8 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference.ood import fit_detector, picture_statistics
 from leukoscope.inference.prediction import NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
 from leukoscope.models.release import OOD
-from leukoscope.synthetic import Background, draw_cell, draw_smear, phantom_cells
+from leukoscope.synthetic import Background, draw_cell, phantom_cells
+from leukoscope.synthetic_smears import draw_smear
 from research.checks import FROM_ELSEWHERE, KINDS, frame_sample, healthy_outcomes, refusals, unsuitable_images
 
 PREPROCESSING = Preprocessing(96, 350 / 450)

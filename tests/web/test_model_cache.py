@@ -17,7 +17,7 @@ from hub_server import Hub
 from leukoscope import LeukoscopeError
 from leukoscope.models.hub_download import cached_repository
 from leukoscope.models.release import DEFAULT_RELEASE, WEIGHTS
-from leukoscope.synthetic import draw_smear
+from leukoscope.synthetic_smears import draw_smear
 from leukoscope.web.answer import Picture, ask
 from leukoscope.web.model_cache import PREDICTIONS_AT_ONCE, ModelCache, find_releases, listed_models
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.inference.runtime import Runtime, TorchBackend, gpu_or_cpu
-from leukoscope.synthetic import draw_smear
+from leukoscope.synthetic_smears import draw_smear
 from leukoscope.web import app, model_cache
 from leukoscope.web.answer import ask, covered, example
 from leukoscope.web.model_cache import ModelCache

@@ -10,7 +10,7 @@ import runpy
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,8 +21,10 @@ from leukoscope.cli.options import CommandGroup
 from leukoscope.cli.predict import patient, predict, score
 from leukoscope.cli.release import card, export, list_releases, push, recalibrate, space
 from leukoscope.cli.smear import smear
-from leukoscope.cli.train import train
 from leukoscope.files import resource_file
+
+if TYPE_CHECKING:
+    from leukoscope.training.config import TrainingConfig
 
 EXAMPLES = """
 leukoscope audit my_cells --subject_pattern '(?P<subject>P.+)_' --quick
@@ -40,6 +42,10 @@ leukoscope release space owner/name@v1 owner/other --output my-space --push owne
 leukoscope release list model_card --json
 leukoscope demo --releases model_card --models models.txt
 """
+TRAIN_EXAMPLES = (
+    "leukoscope train --output_dir run",
+    "leukoscope train --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --recipe densenet169_block2",
+)
 
 
 def _group(name: str, text: str) -> typer.Typer:
@@ -101,6 +107,33 @@ def demo(
     if not find_spec("gradio"):
         raise LeukoscopeError("the demo needs gradio, which is missing; pip install 'leukoscope[demo]'")
     runpy.run_path(str(resource_file("app.py")))["run"](releases, models)
+
+
+def train(ctx: typer.Context) -> None:
+    """Train a classifier; without flags, a small one on synthetic cells. `leukoscope train --help` lists the flags.
+
+    On several GPUs: `accelerate launch -m leukoscope train …`; with one process, `accelerate launch --quiet …` adds no
+    traceback to an error.
+    """
+    from leukoscope.training.config import parse_config
+
+    if {"-h", "--help"} & set(ctx.args):
+        typer.echo("\n".join(("Examples:", *TRAIN_EXAMPLES, "")))
+    run(parse_config(ctx.args, command="leukoscope train"))
+
+
+def run(config: TrainingConfig) -> None:
+    """Train, as `leukoscope.api.run` does, and close the connection between the processes before they end."""
+    from leukoscope import api
+    from leukoscope.training.checkpoint import Interrupted
+    from leukoscope.training.train import close_connection
+
+    try:
+        api.run(config)
+    except Interrupted:
+        close_connection()
+        raise
+    close_connection()
 
 
 # Unknown flags are left in `ctx.args`, for the parser of train.py.

@@ -17,7 +17,7 @@ from leukoscope.data.smear import SmearCell, cut_out
 from leukoscope.inference.prediction import FIELD_NEEDS, REFUSED
 from leukoscope.inference.smear import AT_EDGE, CellReading, SmearReading
 from leukoscope.reports.text import about_model, outcome_text, percent
-from leukoscope.synthetic import draw_smear
+from leukoscope.synthetic_smears import draw_smear
 from leukoscope.web import stage
 from leukoscope.web.answer import Answer, Picture, ask
 from leukoscope.web.model_cache import ModelCache
