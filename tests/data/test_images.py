@@ -118,19 +118,11 @@ def test_refuses_16_bit_png_of_every_colour_type(tmp_path: Path, colour_type: in
     assert message.endswith("); convert it to 8-bit RGB first")
 
 
-@pytest.mark.parametrize(
-    ("picture", "name", "problem"),
-    [
-        (Image.fromarray(np.ones((16, 16), np.float32)), "map.tiff", "has floating-point pixels"),
-        (Image.new("CMYK", (16, 16)), "print.jpg", "is a CMYK (print) image"),
-    ],
-    ids=["float", "CMYK"],
-)
-def test_refuses_other_kinds_of_pixels(tmp_path: Path, picture: Image.Image, name: str, problem: str) -> None:
-    picture.save(tmp_path / name)
-    assert _refusal(tmp_path / name) == f"{problem}; convert it to 8-bit RGB first"
-    with pytest.raises(UnreadableImage, match=f"^upload: {re.escape(problem)}"):
-        to_rgb(picture, "upload")
+def test_refuses_other_kinds_of_pixels(tmp_path: Path) -> None:
+    Image.new("CMYK", (16, 16)).save(tmp_path / "print.jpg")
+    assert _refusal(tmp_path / "print.jpg") == "has pixels of mode CMYK; convert it to 8-bit RGB first"
+    with pytest.raises(UnreadableImage, match="^upload: has pixels of mode F; convert"):
+        to_rgb(Image.fromarray(np.ones((16, 16), np.float32)), "upload")
 
 
 def _tiff(

@@ -213,7 +213,7 @@ def test_pictures_inside_the_data_set_are_decoded_and_their_damage_named_by_cell
     assert no_picture == "cell c1: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
     for cell, message in zip(("c2", "c3"), cut, strict=True):
         assert message.startswith(f"cell {cell}: the image is damaged or cut short (")
-    assert print_image == "cell c4: is a CMYK (print) image; convert it to 8-bit RGB first"
+    assert print_image == "cell c4: has pixels of mode CMYK; convert it to 8-bit RGB first"
     assert program == no_picture.replace("c1", "c5")
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import leukoscope
 from leukoscope import LeukoscopeError
 from leukoscope.audit import audit_cells, scan_cells, survey_cells
 from leukoscope.data.cells import LoadedCells
@@ -15,7 +14,6 @@ from leukoscope.data.folder import recognise
 from leukoscope.data.loading import load_cells
 from leukoscope.data.registry import DATASETS, dataset_info
 from leukoscope.data.splits import make_split
-from leukoscope.models.release import read_metrics
 from leukoscope.synthetic import draw_cell
 
 
@@ -143,21 +141,3 @@ def test_real_cells_of_pbc_are_read(real_data: Path) -> None:
     data = load_cells("pbc", root)
     assert (len(data.train), data.unreadable) == (400, ())
     assert data.info.labels == ("basophil", "eosinophil", "lymphocyte", "monocyte", "neutrophil")
-
-
-@pytest.mark.slow
-def test_eighteen_classes_of_unlike_size_are_trained_on(tmp_path: Path) -> None:
-    labels = dataset_info("mll23").labels
-    for number, label in enumerate(labels):
-        (tmp_path / "cells" / label).mkdir(parents=True)
-        for cell in range(60 if number == 0 else 8):
-            image = Image.fromarray(draw_cell("ALL", subject=number, cell=cell, size=32).image)
-            image.save(tmp_path / "cells" / label / f"{label}_{cell:04d}.TIF")
-    run = leukoscope.train(
-        **{"dataset_name": "mll23", "train_dir": str(tmp_path / "cells"), "split": "random", "image_size": 32},
-        **{"model_name_or_path": "test_resnet", "from_scratch": True, "num_train_epochs": 1, "mixed_precision": "no"},
-        output_dir=str(tmp_path / "run"),
-    )
-    metrics = read_metrics(run / "release")
-    assert metrics["labels"] == list(labels)
-    assert metrics["data"]["licence"] == "CC BY 4.0"

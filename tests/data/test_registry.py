@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -102,12 +101,6 @@ def test_malformed_label_list_is_refused_with_its_name(tmp_path: Path, content: 
         list(find_cnmc_cells(folder))
 
 
-@pytest.mark.parametrize("suffix", ["bmp", "BMP", "png", "webp", "tif", "tiff", "jpg", "jpeg"])
-def test_finds_cnmc_cells_in_any_file_format(tmp_path: Path, suffix: str) -> None:
-    (cell,) = find_cnmc_cells(_place(tmp_path, f"fold_0/all/UID_1_1_1_all.{suffix}"))
-    assert cell.cell_id == "UID_1_1_1_all", "the id is the same whatever the format"
-
-
 def test_other_names_are_not_cnmc_cells() -> None:
     for name in ("UID_11_22_all", "UID_11_22_2_aml", "UID_11_22_2_all_copy", "11_22_2_all", "UID_X1_2_3_all"):
         assert CNMC_NAME.match(name) is None
@@ -177,8 +170,7 @@ def test_what_is_no_picture_is_left_out_and_counted(tmp_path: Path) -> None:
     assert [path.name for path in folder.images] == ["a.JFIF"]
     told = list(passed_over(DATASETS["imagefolder"], folder, list(find_class_folders(folder))))
     assert told == [
-        "2 file(s) left out, no pictures that can be read: .heic 1, no suffix 1; export them as PNG or JPEG",
-        "folder 'HEM' holds no picture that can be read: it makes no class",
+        "2 file(s) left out, no pictures that can be read: .heic 1, no suffix 1; export them as PNG or JPEG"
     ]
 
 
@@ -217,8 +209,3 @@ def test_published_counts_of_cnmc_add_up() -> None:
     counts = dataset_info("cnmc2019").official_counts
     training = [sum(counts[f"fold_{k}"].values()) for k in range(3)]
     assert (training, sum(training), sum(counts["preliminary_test"].values())) == ([3527, 3581, 3553], 10661, 1867)
-
-
-def test_finds_every_real_field_of_ball4(real_data: Path) -> None:
-    found = Counter(cell.label for cell in find("ball4", ImageFolder.read(real_data / "ball4")))
-    assert found == dataset_info("ball4").official_counts[""]

@@ -157,7 +157,7 @@ def test_no_file_crashes_or_stays(
     [
         ("huge", "more than the 100 megapixels"),
         ("16-bit grey", "has more than 8 bits a channel"),
-        ("CMYK", "is a CMYK (print) image"),
+        ("CMYK", "has pixels of mode CMYK"),
         ("frames", "several frames; save the one to use"),
         *((kind, "is not an image") for kind in ("SVG", "HTML", "PDF", "EPS")),
         ("HEIC", "is a HEIC (iPhones), AVIF or MP4 file; export a picture as JPEG or PNG"),

@@ -46,7 +46,7 @@ def recognise(root: Path) -> DatasetInfo:
     found = {info.name: list(info.find_cells(folder)) for info in DATASETS.values() if info.find_cells is not None}
     own = found.pop("imagefolder")
     best = DATASETS[max(found, key=lambda name: len(found[name]))]
-    splits = own_sides({path.name for path in folder.folders})
+    splits = own_sides({part for path in folder.images for part in path.relative_to(root).parts[:-1]})
     # Of one's own cells below Train/ and Test/, those below Train/ may look like a set whose other part is TestA/.
     is_split_anew = len(splits) > 1 and "train" in {cell.fold for cell in found[best.name]}
     if len(found[best.name]) > len(_others(best, folder, found[best.name])) and not is_split_anew:
@@ -277,17 +277,9 @@ def passed_over(info: DatasetInfo, folder: ImageFolder, cells: Sequence[CellFile
     """One line for each reason why pictures of a folder were left out or may be misread."""
     if folder.left_out:
         yield folder.left_out
-    if info.find_cells is find_class_folders:
-        yield from _about_class_folders(folder, cells)
-    if others := _others(info, folder, cells):
-        yield f"{len(others):,} image file(s) passed over, for example {others[0]}: not laid out as {info.layout}"
-
-
-def _about_class_folders(folder: ImageFolder, cells: Sequence[CellFile]) -> Iterator[str]:
-    """How class folders were read, and which folders beside them hold no picture."""
-    filled = {cell.path.parent for cell in cells}
+    filled = {cell.path.parent for cell in cells} if info.find_cells is find_class_folders else set[Path]()
     above = {path.parent.name for path in filled if folder.root not in (path, path.parent)}
-    if any(cell.subject for cell in cells):
+    if filled and any(cell.subject for cell in cells):
         yield (
             "read as <class>/<subject>/<image>: each innermost folder is a subject; give --subject_pattern or "
             "--labels if it is not"
@@ -297,11 +289,8 @@ def _about_class_folders(folder: ImageFolder, cells: Sequence[CellFile]) -> Iter
             f"read as <class>/<image>; the folders above the classes ({', '.join(sorted(above)[:3])} …) were not used: "
             "if they are subjects, give --subject_pattern '(?P<subject>[^/]+)/[^/]+/[^/]+$'"
         )
-    homes = {path.parent for path in filled}
-    for path in folder.folders:
-        if path.parent in homes and not any(one.is_relative_to(path) for one in filled):
-            name = path.relative_to(folder.root).as_posix()
-            yield f"folder {name!r} holds no picture that can be read: it makes no class"
+    if others := _others(info, folder, cells):
+        yield f"{len(others):,} image file(s) passed over, for example {others[0]}: not laid out as {info.layout}"
 
 
 def _others(info: DatasetInfo, folder: ImageFolder, cells: Iterable[CellFile]) -> list[Path]:

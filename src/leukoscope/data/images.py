@@ -62,12 +62,6 @@ _UNSIGNED, _ALPHA, _YCBCR, _OTHER_COLOURS = 1, (2,), 6, (5, 6, 8, 9, 10)
 # A caller who turns warnings into errors gets the same message.
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _MODES_READ_AS_RGB = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")
-_MODE_PROBLEMS = {
-    "CMYK": "is a CMYK (print) image",
-    "F": "has floating-point pixels",
-    "LAB": "is in CIELAB colours",
-    "YCbCr": "is in YCbCr colours",
-}
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8")
 _HEAD = 64  # bytes of a file that show what it is
 # A profile of an RGB space is a few kilobytes, with tables for all colours a few hundred; several are kept in memory.
@@ -324,8 +318,10 @@ def _check_kind(image: Image.Image, name: str | Path, max_pixels: int = MAX_PIXE
     # Pillow opens 16-bit colour as plain RGB and keeps each channel's high byte: a 12-bit picture would come out black.
     deep = any(re.search(r";16[BLN]", str(tile[3])) for tile in getattr(image, "tile", ()))
     problem = _tiff_problem(image.tag_v2) if isinstance(image, Tiff.TiffImageFile) else ""
-    if deep or image.mode not in _MODES_READ_AS_RGB:
-        problem = _MODE_PROBLEMS.get(image.mode, f"has more than 8 bits a channel (mode {image.mode})")
+    if deep:
+        problem = f"has more than 8 bits a channel (mode {image.mode})"
+    elif not problem and image.mode not in _MODES_READ_AS_RGB:
+        problem = f"has pixels of mode {image.mode}"
     if problem:
         raise UnreadableImage(f"{name}: {problem}; convert it to 8-bit RGB first")
 

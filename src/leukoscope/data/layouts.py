@@ -83,13 +83,11 @@ class ImageFolder:
     root: Path
     images: list[Path]  # in a fixed order, broken links included; opening one raises `UnreachableImage`
     others: list[Path]  # all other files
-    folders: list[Path]  # below `root`
 
     @classmethod
     def read(cls, root: Path) -> ImageFolder:
         """Walk a folder; raises `LeukoscopeError` if it cannot be read, or an image's name is not UTF-8."""
-        listings = list(walk(root))
-        files = [Path(folder, name) for folder, names in listings for name in names]
+        files = [Path(folder, name) for folder, names in walk(root) for name in names]
         images = sorted(path for path in files if is_image(path.name))
         for path in images:
             try:
@@ -98,7 +96,7 @@ class ImageFolder:
                 message = f"{os.fsencode(path)!r}: the name of this image is not UTF-8; rename it"
                 raise LeukoscopeError(message) from None
         others = [path for path in files if not is_image(path.name)]
-        return cls(root, images, others, [Path(folder) for folder, _ in listings[1:]])
+        return cls(root, images, others)
 
     @property
     def left_out(self) -> str:
