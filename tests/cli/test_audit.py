@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+import command
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.cli import app
 from leukoscope.data.layouts import CNMC_PRELIM_LABELS
 from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import make_split
@@ -26,8 +26,7 @@ from leukoscope.training.config import parse_config
 PATTERN = r"(?P<subject>[^/_]+)_\d+"
 
 
-def run(*arguments: object) -> Any:
-    return CliRunner(env={"COLUMNS": "160"}).invoke(app, ["audit", *map(str, arguments)])
+run = partial(command.run, "audit")
 
 
 def run_on(tree: Path, *arguments: object) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,8 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from leukoscope import LeukoscopeError
+from command import run
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import EXAMPLES, app
 from leukoscope.cli.options import print_table
 from leukoscope.files import embedded_releases
@@ -24,10 +27,6 @@ from leukoscope.synthetic import draw_cell
 from leukoscope.training.config import DataArguments, ModelArguments, RunArguments, parse_config
 
 LINES = EXAMPLES.strip().splitlines()
-
-
-def run(*arguments: object) -> Any:
-    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(argument) for argument in arguments])
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -247,3 +246,46 @@ def test_no_color_is_honoured(tmp_path: Path) -> None:
     for environment, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
         result = CliRunner(env=environment).invoke(app, words, color=True)
         assert ("\x1b[0m" in result.stdout) == coloured
+
+
+@pytest.mark.slow
+def test_a_release_from_the_hub_is_written_with_its_commit(
+    tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_release, tmp_path / "snapshots" / "c0ffee")
+    monkeypatch.setattr("leukoscope.models.hub_download.fetch_files", lambda *asked: tmp_path / "snapshots" / "c0ffee")
+
+    result = run("release", "export", "someone/tiny@main", "--output", tmp_path / "graph")
+
+    assert result.exit_code == 0, result.stderr
+    assert f"{tmp_path / 'graph' / 'onnx' / 'model.onnx'}: at most" in result.stdout
+    assert RESEARCH_NOTICE in result.stdout
+    report = json.loads((tmp_path / "graph" / "export.json").read_text())
+    assert (report["model"], report["revision"]) == ("someone/tiny", "c0ffee")
+    assert report["labels"] == ["ALL", "HEM"] and report["notice"] == RESEARCH_NOTICE
+
+
+def test_a_folder_that_is_no_export_is_not_replaced(
+    tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("release", "export", tiny_release, "--output", ".")
+    assert result.exit_code == 1
+    assert result.stderr == "error: --output .: exists and is no earlier export; name a new folder\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_release_is_named(tmp_path: Path) -> None:
+    result = run("release", "export", tmp_path, "--output", tmp_path / "graph")
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {tmp_path}: has no config.json")
+
+
+def test_the_demo_runs_the_app_and_says_its_problems_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "leukoscope", "demo", "--releases", str(tmp_path)]
+    environment = os.environ | {"GRADIO_SERVER_PORT": "eighty"}
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 1
+    assert ended.stderr.strip() == "error: GRADIO_SERVER_PORT=eighty: is no port; give a number from 1 to 65535"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+import command
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.cli import app
 from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import make_split
 from leukoscope.evaluation.predictions import CellPredictions
@@ -34,8 +34,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Flags:
     return "--dataset_name", "imagefolder", "--train_dir", root, "--subject_pattern", r"(s\d)_"
 
 
-def run(*arguments: object) -> Any:
-    return CliRunner(env={"COLUMNS": "160"}).invoke(app, ["evaluate", *(str(a) for a in arguments)])
+run = partial(command.run, "evaluate")
 
 
 def error_of(result: Any) -> str:

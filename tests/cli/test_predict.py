@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
-from typer.testing import CliRunner
 
+from command import run
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.cli import app
 from leukoscope.inference.prediction import NO_MAP
 from leukoscope.models.release import METRICS
 from leukoscope.reports.text import warnings
@@ -26,10 +25,6 @@ from leukoscope.synthetic import draw_cell, smear_picture
 from leukoscope.synthetic_smears import draw_smear
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
-
-
-def run(*arguments: object) -> Any:
-    return CliRunner(env={"COLUMNS": "160"}).invoke(app, [str(a) for a in arguments])
 
 
 def error_lines(result: Any) -> list[str]:

@@ -6,25 +6,19 @@ import csv
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+from command import run
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.cli import app
 from leukoscope.inference.scoring import SourceCell, open_source
 from leukoscope.synthetic import draw_cell
 from release_fixtures import SUBJECT_RULE
 
 # Any cells of a subject are of class ALL.
 BLOCK = SUBJECT_RULE | {"rule": SUBJECT_RULE["rule"] | {"intercept": 9.0}}
-
-
-def run(*arguments: object) -> Any:
-    return CliRunner(env={"COLUMNS": "120"}).invoke(app, [str(a) for a in arguments])
 
 
 @pytest.fixture

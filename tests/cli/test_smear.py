@@ -6,23 +6,17 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image, ImageOps
-from typer.testing import CliRunner
 
+from command import run
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.cli import app
 from leukoscope.data.images import is_cut_out, open_image
 from leukoscope.synthetic import draw_cell
 from leukoscope.synthetic_smears import draw_smear
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
-
-
-def run(*arguments: object, columns: int = 160) -> Any:
-    return CliRunner(env={"COLUMNS": str(columns)}).invoke(app, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")
