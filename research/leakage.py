@@ -20,7 +20,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli.options import require_writable
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import without_damaged
-from leukoscope.data.splits import Split, assert_disjoint, groups_of
+from leukoscope.data.splits import Group, Split, assert_disjoint, groups_of
 from leukoscope.evaluation.metrics import headline
 from leukoscope.models.release import read_metrics, write_json
 from leukoscope.protocol import ProtocolRun, finish, refuse_split_flags
@@ -60,7 +60,7 @@ def leakage_pair(data: LoadedCells, seed: int, *, max_train_cells: int | None = 
     counts = np.bincount(labels[~selected], minlength=len(data.info.labels))
     if max_train_cells is not None and max_train_cells < counts.sum():
         counts = (counts * (max_train_cells / counts.sum())).astype(int)
-    sides = {UNSEEN: (~selected, data.info.group), SEEN: (~tested, "cell")}
+    sides: dict[str, tuple[np.ndarray, Group]] = {UNSEEN: (~selected, data.info.group), SEEN: (~tested, "cell")}
     splits = {}
     for name, (pool, group) in sides.items():
         of_class = [np.flatnonzero(pool & (labels == k)) for k in range(len(counts))]
