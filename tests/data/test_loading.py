@@ -18,7 +18,7 @@ from PIL import Image
 from leukoscope import LeukoscopeError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.layouts import CNMC_PRELIM_LABELS
-from leukoscope.data.loading import load_cells
+from leukoscope.data.loading import load_cells, stream_cells
 from leukoscope.data.registry import DATASETS
 
 Columns = Mapping[str, Sequence[object]]
@@ -317,10 +317,10 @@ def test_phantoms_are_the_same_whenever_they_are_drawn_and_of_another_size_other
 # Hub layout
 
 
-def _publish(folder: Path, columns: Columns, label: datasets.ClassLabel | datasets.Value, green: int = 0) -> str:
+def _publish(folder: Path, columns: Columns, label: datasets.ClassLabel | datasets.Value) -> str:
     """A data-set folder as the Hub serves it, one Parquet file with the pictures inside."""
     count = len(columns["label"])
-    pictures = [Image.new("RGB", (16, 16), (10 * i, green, 0)) for i in range(count)]
+    pictures = [Image.new("RGB", (16, 16), (i * min(10, 255 // count), 0, 0)) for i in range(count)]
     rows = datasets.Dataset.from_dict({"image": pictures, **columns})
     rows = rows.cast_column("image", datasets.Image()).cast_column("label", label)
     folder.mkdir(parents=True)
@@ -656,3 +656,37 @@ def test_loads_the_real_cells_whole(real_data: Path) -> None:
     differing = [line for line in real_cnmc.count_differences if not line.startswith("preliminary_test")]
     assert differing == ["fold_2 ALL: 413 cells here, 2,457 published", "fold_2 HEM: 258 cells here, 1,096 published"]
     assert not set(real_cnmc.train["subject"]) & set(real_cnmc.info.subject_aliases)
+
+
+# Streams
+
+
+@pytest.fixture
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` waits five seconds after each stream of Parquet, for threads that would disturb a process's end."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
+
+
+@pytest.mark.parametrize("label", [datasets.ClassLabel(names=["HEM", "ALL"]), datasets.Value("string")])
+def test_a_sorted_stream_gives_cells_of_each_class(
+    tmp_path: Path, no_wait: None, label: datasets.ClassLabel | datasets.Value
+) -> None:
+    hub_id = _publish(tmp_path / "hub", {"label": ["ALL"] * 80 + ["HEM"] * 40}, label)
+    cells = stream_cells(hub_id, each=2)
+    assert [cell.label for cell in cells] == ["ALL", "ALL", "HEM", "HEM"]
+    reds = [np.asarray(cell.image)[0, 0, 0] for cell in cells]
+    assert max(reds[:2]) < 160 <= min(reds[2:])
+
+
+def test_a_rare_class_gives_what_there_is_and_cells_without_a_label_nothing(tmp_path: Path, no_wait: None) -> None:
+    hub_id = _publish(tmp_path / "hub", {"label": [*["ALL"] * 9, None, "HEM", ""]}, datasets.Value("string"))
+    assert [cell.label for cell in stream_cells(hub_id, each=3)] == ["ALL", "ALL", "ALL", "HEM"]
+
+
+def test_no_such_data_set_and_one_without_pictures_are_one_message(tmp_path: Path, no_wait: None) -> None:
+    with pytest.raises(LeukoscopeError, match="data set lab/none: cannot be streamed from the Hub .*check the network"):
+        stream_cells("lab/none")
+    (tmp_path / "hub").mkdir()
+    datasets.Dataset.from_dict({"text": ["a"], "label": ["ALL"]}).to_parquet(tmp_path / "hub" / "train.parquet")
+    with pytest.raises(LeukoscopeError, match="cannot be streamed from the Hub"):
+        stream_cells(str(tmp_path / "hub"))
