@@ -173,8 +173,8 @@ def audit_cells(data: LoadedCells, scans: Sequence[CellScan], *, split: Split | 
         "split": split and {"strategy": split.strategy, "detail": split.detail, "disjoint_by": split.group},
         "inflating": [],
         "unreadable": list(data.unreadable),
-        "counts": {"differences": list(data.count_differences), "passed_over": list(data.passed_over)},
-        **_classes_and_subjects(info.labels, cells),
+        "survey": survey_cells(data),
+        **_divided(cells),
         "duplicates": {**copies, "pairs": pairs},
         "subject_aliases": _aliases(data, cells, pairs),
         "blank": [cell.id for cell, scan in zip(cells, scans, strict=True) if scan.is_blank],
@@ -183,20 +183,16 @@ def audit_cells(data: LoadedCells, scans: Sequence[CellScan], *, split: Split | 
     return findings | {"inflating": _inflating(findings), "warnings": _shortcut_warnings(findings["shortcuts"])}
 
 
-def _classes_and_subjects(names: Sequence[str], cells: Sequence[_Cell]) -> dict[str, Any]:
-    """The blocks about the cells of classes and subjects."""
-    cells_of, sides_of = defaultdict[str, Counter[str]](Counter), defaultdict[str, set[str]](set)
+def _divided(cells: Sequence[_Cell]) -> dict[str, Any]:
+    """The blocks about subjects of several classes and units on several sides."""
+    labels_of, sides_of = defaultdict[str, Counter[str]](Counter), defaultdict[str, set[str]](set)
     for cell in cells:
         if cell.subject:
-            cells_of[cell.subject][cell.label] += 1
+            labels_of[cell.subject][cell.label] += 1
         if cell.unit and cell.side:  # cells of unknown subjects are not one subject's
             sides_of[cell.unit].add(cell.side)
-    labels_of, counts = dict(sorted(cells_of.items())), Counter(cell.label for cell in cells)
-    mixed = {subject: dict(labels) for subject, labels in labels_of.items() if len(labels) > 1}
-    subjects = {label: sum(label in labels for labels in labels_of.values()) for label in names}
+    mixed = {subject: dict(labels) for subject, labels in sorted(labels_of.items()) if len(labels) > 1}
     return {
-        "classes": {label: {"cells": counts[label], "subjects": subjects[label]} for label in names},
-        "subjects": {subject: {"cells": dict(labels)} for subject, labels in labels_of.items()},
         # Suspect only where most subjects have one class, as with diagnoses.
         "subjects_in_two_classes": {"suspect": 0 < len(mixed) <= len(labels_of) / 2, "subjects": mixed},
         "units_on_two_sides": sorted(unit for unit, sides in sides_of.items() if len(sides) > 1),
@@ -232,8 +228,8 @@ def _pairs(scans: Sequence[CellScan], cells: Sequence[_Cell]) -> list[dict[str, 
     return found
 
 
-def _aliases(data: LoadedCells, cells: Sequence[_Cell], pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Groups of subject ids that share cells, hence are one subject; as a registry entry would join them."""
+def _aliases(data: LoadedCells, cells: Sequence[_Cell], pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of subject ids that share cells, hence are one subject; as a registry entry would join them as `same_as`."""
     shared = Counter(frozenset(pair["subjects"]) for pair in pairs if pair["across"]["subjects"])
     size = Counter(cell.subject for cell in cells)
     groups: list[dict[str, Any]] = []
@@ -244,8 +240,7 @@ def _aliases(data: LoadedCells, cells: Sequence[_Cell], pairs: Sequence[dict[str
         groups.append(
             {"subjects": group, "same_as": canonical, "known": not unjoined, "unjoined": unjoined, "copies": copies}
         )
-    proposed = {s: group["same_as"] for group in groups for s in group["subjects"] if s != group["same_as"]}
-    return {"groups": groups, "proposed": dict(sorted(proposed.items()))}
+    return groups
 
 
 def _shortcuts(

@@ -138,7 +138,7 @@ def _print_findings(findings: Mapping[str, Any]) -> None:
 
     copies, measured = copies_table(findings), shortcuts_table(findings)
     print_table(copies.columns, copies.rows)
-    for group in findings["subject_aliases"]["groups"]:
+    for group in findings["subject_aliases"]:
         shared = group["copies"]
         new = f"propose as subject_aliases; not joined yet: {', '.join(group['unjoined'])}"
         state = "already joined when loading" if group["known"] else new
