@@ -229,7 +229,7 @@ def _pairs(scans: Sequence[CellScan], cells: Sequence[_Cell]) -> list[dict[str, 
 
 
 def _aliases(data: LoadedCells, cells: Sequence[_Cell], pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Groups of subject ids that share cells, hence are one subject; as a registry entry would join them as `same_as`."""
+    """Groups of subject ids that share cells, hence are one subject, which a registry entry would join as `same_as`."""
     shared = Counter(frozenset(pair["subjects"]) for pair in pairs if pair["across"]["subjects"])
     size = Counter(cell.subject for cell in cells)
     groups: list[dict[str, Any]] = []
