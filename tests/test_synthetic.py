@@ -43,11 +43,6 @@ def cohort() -> list[PhantomCell]:
     return list(phantom_cells(subjects_per_class=24, cells_per_subject=5, size=64))
 
 
-@pytest.fixture(scope="module")
-def native_cells() -> list[PhantomCell]:
-    return list(phantom_cells(subjects_per_class=12, cells_per_subject=2))
-
-
 def by_label(cells: list[PhantomCell], measure: Callable[[PhantomCell], Any]) -> dict[str, np.ndarray]:
     return {label: np.array([measure(c) for c in cells if c.label == label]) for label in PHANTOM_LABELS}
 
@@ -110,18 +105,6 @@ def test_blasts_are_larger_but_the_sizes_overlap(cohort: list[PhantomCell]) -> N
     area = by_label(cohort, lambda cell: cell_mask(cell.image).sum())
     assert np.median(area["ALL"]) > 1.15 * np.median(area["HEM"])
     assert 0.65 < auc(area["ALL"], area["HEM"]) < 0.95
-
-
-def test_native_cells_have_the_size_of_real_ones(native_cells: list[PhantomCell]) -> None:
-    """Median bounding boxes of C-NMC 2019 training folds: ALL 46,000-49,500, HEM 31,000-36,000 px²."""
-
-    def box(cell: PhantomCell) -> int:
-        rows, columns = np.nonzero(cell_mask(cell.image))
-        return int(np.ptp(rows) * np.ptp(columns))
-
-    boxes = by_label(native_cells, box)
-    assert 42_000 < np.median(boxes["ALL"]) < 54_000
-    assert 28_000 < np.median(boxes["HEM"]) < 40_000
 
 
 def test_colour_alone_does_not_give_the_class_away(cohort: list[PhantomCell]) -> None:

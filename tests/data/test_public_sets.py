@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from leukoscope import LeukoscopeError
 from leukoscope.audit import audit_cells, scan_cells, survey_cells
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.folder import recognise
 from leukoscope.data.loading import load_cells
-from leukoscope.data.registry import DATASETS, dataset_info
-from leukoscope.data.splits import make_split
+from leukoscope.data.registry import dataset_info
 from leukoscope.synthetic import draw_cell
 
 
@@ -86,13 +84,6 @@ def test_a_public_set_is_recognised_and_read(tmp_path: Path, name: str) -> None:
     assert data.count_differences or not data.info.official_counts
 
 
-@pytest.mark.parametrize("name", [name for name in TREES if not dataset_info(name).subjects])
-def test_a_set_without_subjects_is_not_split_by_subject(tmp_path: Path, name: str) -> None:
-    data = load_cells(name, _place(tmp_path, *TREES[name]))
-    with pytest.raises(LeukoscopeError, match=r"--split subject: the subjects of .* are not known; use --split random"):
-        make_split(data, "subject")
-
-
 def test_what_other_programs_left_in_an_archive_is_not_read(tmp_path: Path) -> None:
     root = _place(tmp_path, *TREES["pbc"])
     wbc = "PBC_dataset/PBC_dataset/wbc"
@@ -128,11 +119,6 @@ def test_small_classes_are_named(tmp_path: Path) -> None:
     few = "no metric of fewer than 20 is worth stating, and fewer than 10 may leave a side of a split without any"
     assert f"A: 12 cell(s); {few}: gather more" in problems
     assert not [line for line in problems if line.startswith("B:")]
-
-
-def test_the_label_of_a_person_is_said_in_the_title() -> None:
-    """The title stands in reports, on cards and in metrics.json."""
-    assert "the label is the person's" in DATASETS["aml-mll"].title
 
 
 def test_real_cells_of_pbc_are_read(real_data: Path) -> None:

@@ -203,9 +203,3 @@ def test_entries_are_consistent(info: DatasetInfo) -> None:
     assert info.positive_label in ("", *info.labels)
     assert (info.find_cells is None) == info.synthetic
     assert {label for counts in info.official_counts.values() for label in counts} <= {*info.labels, ""}
-
-
-def test_published_counts_of_cnmc_add_up() -> None:
-    counts = dataset_info("cnmc2019").official_counts
-    training = [sum(counts[f"fold_{k}"].values()) for k in range(3)]
-    assert (training, sum(training), sum(counts["preliminary_test"].values())) == ([3527, 3581, 3553], 10661, 1867)
