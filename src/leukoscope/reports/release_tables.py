@@ -148,7 +148,7 @@ _CROSSED = {
 def copies_table(findings: Mapping[str, Any]) -> Table:
     """Counts of the copies that cross subjects, classes and splits, as far as these are known."""
     known = {
-        "subjects": findings["subjects"],
+        "subjects": findings["data"]["unit"] == "subject",
         "official_folds": findings["data"]["official_folds"],
         "split_sides": findings["split"],
     }
