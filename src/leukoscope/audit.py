@@ -10,6 +10,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -214,32 +215,18 @@ def _divided(cells: Sequence[_Cell]) -> dict[str, Any]:
     }
 
 
-def _crossing(one: _Cell, other: _Cell) -> dict[str, bool]:
-    """Whether two cells differ in each of `_CROSSED`; False where that is not known of both."""
-    return {key: "" != getattr(one, name) != getattr(other, name) != "" for key, name in _CROSSED.items()}
-
-
 def _pairs(scans: Sequence[CellScan], cells: Sequence[_Cell]) -> list[dict[str, Any]]:
     """Every duplicate and what it crosses, but blank images, which are alike without showing one cell."""
     rows = [row for row, scan in enumerate(scans) if not scan.is_blank]
     found = []
-    unlike: defaultdict[int, dict[tuple[str, ...], int]] = defaultdict(dict)
     for pair in find_duplicates([scans[row].key for row in rows]):
-        one, other = rows[pair.first], rows[pair.second]
-        if pair.identical:
-            # The subject or side of the first of several copies may be unknown: name the copy that differs most.
-            copies = unlike[one]
-            for row in (one, other):
-                copies.setdefault(cells[row][1:], row)
-            one = max(copies.values(), key=lambda row: sum(_crossing(cells[row], cells[other]).values()))
-        crossed = _crossing(cells[one], cells[other])
+        one, other = both = cells[rows[pair.first]], cells[rows[pair.second]]
+        # False where it is not known of both.
+        crossed = {key: "" != getattr(one, name) != getattr(other, name) != "" for key, name in _CROSSED.items()}
         crossed["inflates"] = crossed["classes"] or crossed["split_sides"] or crossed["units"]
-        both = {
-            "cells": [cells[row].id for row in (one, other)],
-            "subjects": [cells[row].subject for row in (one, other)],
-        }
+        named = {"cells": [cell.id for cell in both], "subjects": [cell.subject for cell in both]}
         how = {"identical": pair.identical, "difference": pair.difference, "turned": pair.turned}
-        found.append({**both, "rows": [one, other], **how, "across": crossed})
+        found.append({**named, **how, "across": crossed})
     return found
 
 
@@ -363,12 +350,12 @@ def picture_key(image: Image.Image) -> PictureKey:
 def find_duplicates(keys: Sequence[PictureKey]) -> list[Duplicate]:
     """Find all duplicates among N images, identical ones first.
 
-    The first of identical images is paired with each of the others, and alone is compared with different images.
+    Of identical images each two are a pair, and the first alone is compared with different images.
     """
     rows_of: defaultdict[str, list[int]] = defaultdict(list)
     for row, key in enumerate(keys):
         rows_of[key.pixels].append(row)
-    identical = [Duplicate(rows[0], other, True) for rows in rows_of.values() for other in rows[1:]]
+    identical = [Duplicate(*pair, True) for rows in rows_of.values() for pair in combinations(rows, 2)]
     alone = [rows[0] for rows in rows_of.values()]
     if len(alone) < 2:
         return identical
