@@ -320,7 +320,7 @@ def _check_kind(image: Image.Image, name: str | Path, max_pixels: int = MAX_PIXE
     problem = _tiff_problem(image.tag_v2) if isinstance(image, Tiff.TiffImageFile) else ""
     if deep:
         problem = f"has more than 8 bits a channel (mode {image.mode})"
-    elif not problem and image.mode not in _MODES_READ_AS_RGB:
+    elif image.mode not in _MODES_READ_AS_RGB:
         problem = f"has pixels of mode {image.mode}"
     if problem:
         raise UnreadableImage(f"{name}: {problem}; convert it to 8-bit RGB first")
