@@ -560,23 +560,17 @@ def test_a_class_that_would_be_taken_for_another_or_for_none_is_refused(
 ) -> None:
     _paint(own_cells / label / "p5_1.png", 5)
     expected = f"class {label!r} {problem}"
-    assert _refusal(load_cells, "imagefolder", own_cells) == f"--train_dir {own_cells}: {expected}; rename its folder"
+    assert _refusal(load_cells, "imagefolder", own_cells) == f"--train_dir {own_cells}: {expected}; rename it"
     hub_id = _split_hub(tmp_path / "hub", train=[label, "blast", "normal"])
     assert _refusal(load_cells, hub_id) == f"data set {hub_id}: {expected}; rename it"
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "how"),
-    [
-        ("Zelle  a", "Zelle a", "look alike"),
-        ("e\u0301", "\u00e9", "look alike"),
-        ("\uff21LL", "all", "look alike"),
-        ("Blast", "blast", "differ only in case"),
-    ],
+    "one, other", [("Zelle  a", "Zelle a"), ("e\u0301", "\u00e9"), ("\uff21LL", "all"), ("A", "a")]
 )
-def test_classes_that_look_alike_are_refused(tmp_path: Path, one: str, other: str, how: str) -> None:
+def test_classes_that_look_alike_are_refused(tmp_path: Path, one: str, other: str) -> None:
     hub_id = _split_hub(tmp_path / "hub", train=[one, other, "normal"])
-    assert _refusal(load_cells, hub_id).endswith(f"{how}; give one class one name")
+    assert _refusal(load_cells, hub_id).endswith("look alike; give one class one name")
 
 
 def test_whole_numbers_and_inner_blanks_make_classes(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def assemble(
     # A part of a set of many classes is a set of fewer; of two, a missing one is a fault.
     labels = tuple(label for label in info.labels if label in seen or len(info.labels) == 2) or tuple(sorted(seen))
     not_used = tuple(passed_over)
-    _check_labels(labels, info.labels, source, not_used, on_hub=bool(info.hub_id))
+    _check_labels(labels, info.labels, source, not_used)
     if info.name not in DATASETS or info.find_cells is find_class_folders:
         info = replace(info, background=_background(images))
     text, subjects = Value("string"), [info.canonical_subject(row.subject) for row in rows]
@@ -165,28 +165,23 @@ def assemble(
     return LoadedCells(info, DatasetDict(parts), fingerprint, tuple(unreadable), different, not_used, joined)
 
 
-def _check_labels(
-    labels: Sequence[str], known: Sequence[str], source: str, not_used: Sequence[str], *, on_hub: bool
-) -> None:
+def _check_labels(labels: Sequence[str], known: Sequence[str], source: str, not_used: Sequence[str]) -> None:
     """Refuse fewer than two classes, and one, not `known`, whose name would be taken for another or for none."""
     if len(labels) < 2:
         seen = f"only the class {labels[0]!r}" if labels else "no cell"
-        how = "" if on_hub else ", each in a folder of its name"
         raise LeukoscopeError(
-            "; ".join([f"{source}: {seen} found", *not_used, f"a classifier needs two or more classes{how}"])
+            "; ".join([f"{source}: {seen} found", *not_used, "a classifier needs two or more classes"])
         )
-    rename = "rename it" if on_hub else "rename its folder"
     alike: dict[str, str] = {}
     for label in sorted(set(labels) - set(known)):
         if label != label.strip() or not label.isprintable():
             raise LeukoscopeError(
-                f"{source}: class {label!r} has blanks around its name, or characters that are not seen; {rename}"
+                f"{source}: class {label!r} has blanks around its name, or characters that are not seen; rename it"
             )
         if folded(label) in RESERVED_LABELS:
-            raise LeukoscopeError(f"{source}: class {label!r} is called as predictions without a class are; {rename}")
+            raise LeukoscopeError(f"{source}: class {label!r} is called as predictions without a class are; rename it")
         if (other := alike.setdefault(folded(label), label)) != label:
-            how = "differ only in case" if other.casefold() == label.casefold() else "look alike"
-            raise LeukoscopeError(f"{source}: classes {other!r} and {label!r} {how}; give one class one name")
+            raise LeukoscopeError(f"{source}: classes {other!r} and {label!r} look alike; give one class one name")
 
 
 def _background(images: Dataset) -> Literal["black", "smear"]:
