@@ -216,15 +216,6 @@ def test_explain_numbers_equal_names_replaces_earlier_maps_and_overwrites_no_pic
     assert [path.read_bytes() for path in cells] == kept
 
 
-def test_explain_into_a_file_ends_in_one_line(tiny_release: Path, cells: Path) -> None:
-    result = run("predict", tiny_release, "--explain", cells / "notes.txt", cells / "a.png")
-
-    assert error_lines(result) == [
-        f"error: {cells / 'notes.txt'}: cannot write there (File exists); name another folder"
-    ]
-    assert result.exit_code == 1
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="such names cannot exist on Windows or macOS")
 def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release: Path, tmp_path: Path) -> None:
     path = os.fsdecode(os.fsencode(tmp_path) + b"/cell-\xff.png")

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 from command import run
 from leukoscope import RESEARCH_NOTICE
@@ -88,13 +88,6 @@ def test_a_folder_is_read_smear_by_smear_into_crops(tiny_release: Path, slides: 
     assert [task["data"]["file"] for task in tasks] == whole
     assert tasks[0]["data"] == {"image": f"/data/local-files/?d={whole[0]}", "file": whole[0], "subject": "first"}
     assert "passed over: 1 picture(s) on black" in result.stderr and "one.png" in result.stderr
-
-
-def test_a_smear_in_a_border_is_named_with_its_fix(tiny_release: Path, smear: Path, tmp_path: Path) -> None:
-    ImageOps.expand(Image.open(smear).convert("RGB"), 40, (0, 84, 166)).save(tmp_path / "border.png")
-    result = run("smear", tiny_release, tmp_path, "--um_per_pixel", 0.2, "--json")
-    assert json.loads(result.stdout) == [] and result.exit_code == 1 and "passed over" not in result.stderr
-    assert "border.png: part of it is black, a border or a window's bar: crop it to the smear" in result.stderr
 
 
 def test_pictures_of_smears_of_one_name_stand_beside_each_other(
