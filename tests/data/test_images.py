@@ -133,7 +133,6 @@ def _tiff(
     numbers: int = 1,
     extra: int | None = None,
     bits: int = 0,
-    tile: int = 0,
     order: int = 1,
 ) -> bytes:
     """An unpacked little-endian TIFF of square planes, one a channel; `apart` stores them after each other.
@@ -141,25 +140,16 @@ def _tiff(
     Args:
         photometric, numbers, extra, order: the tags PhotometricInterpretation, SampleFormat, ExtraSamples, FillOrder.
         bits: of a value as the tags tell it; 0 for those of its dtype.
-        tile: side of the tiles; 0 for strips of eight rows.
     """
     side, count = len(planes[0]), len(planes)
-    stored = planes if apart else [np.stack(planes, axis=-1)]
-    step = tile or side
-    parts = [
-        plane[top : top + (tile or 8), left : left + step].tobytes()
-        for plane in stored
-        for top in range(0, side, tile or 8)
-        for left in range(0, side, step)
-    ]
+    parts = [plane.tobytes() for plane in (planes if apart else [np.stack(planes, axis=-1)])]
     starts = np.cumsum([8, *map(len, parts)])
     tags: dict[int, tuple[int, list[int]]] = {
         256: (3, [side]), 257: (3, [side]), 258: (3, [bits or 8 * planes[0].itemsize] * count), 259: (3, [1]),
         262: (3, [photometric]), 266: (3, [order]), 277: (3, [count]), 284: (3, [2 if apart else 1]),
         339: (3, [numbers] * count),
     }  # fmt: skip
-    tags |= {322: (3, [tile]), 323: (3, [tile])} if tile else {278: (3, [8])}
-    tags |= {324 if tile else 273: (4, starts[:-1].tolist()), 325 if tile else 279: (4, [len(part) for part in parts])}
+    tags |= {278: (3, [side]), 273: (4, starts[:-1].tolist()), 279: (4, [len(part) for part in parts])}
     tags |= {} if extra is None else {338: (3, [extra])}
     later, end, entries = b"", int(starts[-1]) + 6 + 12 * len(tags), b""
     for tag, (kind, values) in sorted(tags.items()):
@@ -176,17 +166,16 @@ def _planes(count: int, dtype: type = np.uint8) -> list[np.ndarray]:
     return list((np.random.default_rng(0).random((count, 16, 16)) * most).astype(dtype))
 
 
-@pytest.mark.parametrize("tile", [0, 16])
 @pytest.mark.parametrize("apart", [True, False], ids=["planar", "interleaved"])
 @pytest.mark.parametrize(("count", "extra"), [(3, None), (4, 2)], ids=["RGB", "RGBA"])
 def test_a_tiff_of_8_bits_is_read_to_the_pixel_and_one_of_16_refused(
-    tmp_path: Path, tile: int, apart: bool, count: int, extra: int | None
+    tmp_path: Path, apart: bool, count: int, extra: int | None
 ) -> None:
     path, planes = tmp_path / "camera.tif", _planes(count)
-    path.write_bytes(_tiff(planes, apart=apart, extra=extra, tile=tile))
+    path.write_bytes(_tiff(planes, apart=apart, extra=extra))
     assert np.array_equal(np.asarray(open_image(path)), np.stack(planes[:3], axis=-1))
     for deep in (_planes(count, np.uint16), [plane & 0x0FFF for plane in _planes(count, np.uint16)]):
-        path.write_bytes(_tiff(deep, apart=apart, extra=extra, tile=tile))
+        path.write_bytes(_tiff(deep, apart=apart, extra=extra))
         message = _refusal(path)
         assert re.fullmatch(
             r"has more than 8 bits a channel \((16 bits|mode RGBA?)\); convert it to 8-bit RGB first", message
