@@ -7,29 +7,14 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "src"))
+import leukoscope
 
 PUBLIC = {
-    "leukoscope": (
-        "load_dataset",
-        "make_split",
-        "train",
-        "evaluate",
-        "Predictor",
-        "Prediction",
-        "Decision",
-        "read_smear",
-        "score",
-        "overlay",
-        "LeukoscopeError",
-    ),
+    "leukoscope": tuple(name for name in leukoscope.__all__ if callable(getattr(leukoscope, name))),
     "leukoscope.data.cells": ("LoadedCells",),
     "leukoscope.data.splits": ("Split", "load_split"),
     "leukoscope.synthetic": ("draw_cell", "phantom_cells", "PhantomCell"),
@@ -67,24 +52,12 @@ def _described(name: str, thing: Any) -> Iterator[str]:
     yield f"{_as_markdown(inspect.getdoc(thing) or '')}\n"
 
 
-class _Unquoted(str):
-    """An annotation as it stands in the source, where it is a text."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
 def _signature(thing: Any) -> str:
     if isinstance(thing, property):
         return ""
-    signature = inspect.signature(thing)
-    parameters = [one for one in signature.parameters.values() if one.name not in ("self", "cls")]
-    shown = [one.replace(annotation=_Unquoted(one.annotation)) for one in parameters]
-    if inspect.isclass(thing):
-        return str(inspect.Signature(shown))
-    return str(inspect.Signature(shown, return_annotation=_Unquoted(signature.return_annotation)))
+    shown = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(thing)))  # annotations, which are texts
+    shown = re.sub(r"^\((self|cls)(, )?", "(", shown)
+    return shown.removesuffix(" -> None") if inspect.isclass(thing) else shown
 
 
 def _methods(thing: Any) -> Iterator[tuple[str, Any]]:

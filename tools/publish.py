@@ -12,6 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
+
 from leukoscope import LeukoscopeError, __version__
 from leukoscope.hub.publish import Destination, publish, reason
 from leukoscope.hub.space import find_model, push_space, write_space, write_static_space
@@ -38,9 +41,6 @@ def plan(owner: str, releases: Sequence[Path], *, space: bool) -> Iterator[str]:
 
 def publish_releases(owner: str, releases: Sequence[Path]) -> Iterator[str]:
     """Publish what lacks the version's tag; yields the id of each."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
-
     for release in releases:
         to = Destination(f"{owner}/{release.name}", tag=TAG)
         to.require_usable()
@@ -57,35 +57,26 @@ def publish_releases(owner: str, releases: Sequence[Path]) -> Iterator[str]:
         yield to.id
 
 
-def publish_page(owner: str, model: str, runtime: Path | None) -> str:
-    """Put the static page of a published release on the Hub; the Space's id."""
+def publish_spaces(owner: str, models: Sequence[str], runtime: Path | None, *, demo: bool) -> list[str]:
+    """Put the static page of a published release, and the demo of all, on the Hub; their ids."""
+    ids = [f"{owner}/leukoscope-page", *([f"{owner}/leukoscope"] if demo else [])]
     with TemporaryDirectory() as name:
-        folder, hub_id, commit = find_release(f"{model}@{TAG}")
-        write_static_space(read_release(folder, name=hub_id, revision=commit), Path(name) / "page", runtime=runtime)
-        print(push_space(Path(name) / "page", f"{owner}/leukoscope-page"))
-    return f"{owner}/leukoscope-page"
-
-
-def publish_demo(owner: str, models: Sequence[str]) -> str:
-    """Put the demo of published releases on the Hub; the Space's id."""
-    with TemporaryDirectory() as name:
-        folder = write_space([find_model(f"{model}@{TAG}") for model in models], Path(name) / "space")
-        print(push_space(folder, f"{owner}/leukoscope"))
-    return f"{owner}/leukoscope"
+        folder, hub_id, commit = find_release(f"{owner}/{ON_THE_PAGE}@{TAG}")
+        write_static_space(read_release(folder, name=hub_id, revision=commit), Path(name) / ids[0], runtime=runtime)
+        if demo:
+            write_space([find_model(f"{model}@{TAG}") for model in models], Path(name) / ids[1])
+        for id in ids:
+            print(push_space(Path(name) / id, id))
+    return ids
 
 
 def collect(owner: str, models: Sequence[str], spaces: Sequence[str]) -> None:
     """Make a collection hold these, and leave what else is in it."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
-
     try:
         collection = HfApi().create_collection(TITLE, namespace=owner, description=ABOUT, exists_ok=True)
         there = {item.item_id for item in collection.items}
-        for model in (one for one in models if one not in there):
-            HfApi().add_collection_item(collection.slug, model, "model", exists_ok=True)
-        for space in (one for one in spaces if one not in there):
-            HfApi().add_collection_item(collection.slug, space, "space", exists_ok=True)
+        for id in (one for one in (*models, *spaces) if one not in there):
+            HfApi().add_collection_item(collection.slug, id, "model" if id in models else "space", exists_ok=True)
     except (HTTPError, OSError) as error:
         raise LeukoscopeError(f"collection {owner}/{TITLE}: {reason(error)}") from None
     print(collection.url)
@@ -106,8 +97,7 @@ def main() -> None:
     try:
         models = list(publish_releases(flags.owner, flags.releases or RELEASES))
         if not flags.releases:
-            spaces = [publish_page(flags.owner, f"{flags.owner}/{ON_THE_PAGE}", flags.onnxruntime_web)]
-            spaces += [publish_demo(flags.owner, models)] if flags.space else []
+            spaces = publish_spaces(flags.owner, models, flags.onnxruntime_web, demo=flags.space)
             collect(flags.owner, models, spaces)
     except LeukoscopeError as error:
         sys.exit(f"error: {error}")

@@ -21,14 +21,8 @@ Begin the next version: __version__, CITATION.cff, and "## <version> — unrelea
 """
 
 
-def version_of(root: Path = ROOT) -> str:
-    """`__version__` of the source."""
-    return _only(r'^__version__ = "(.+)"$', root / "src" / "leukoscope" / "__init__.py")
-
-
-def disagreements(root: Path = ROOT) -> Iterator[str]:
+def disagreements(root: Path, version: str) -> Iterator[str]:
     """What speaks of another version than the source, or gives it no date."""
-    version = version_of(root)
     newest, date = _only(r"^## (\S+ — \S+)$", root / "CHANGELOG.md").split(" — ")
     if newest != version:
         yield f"CHANGELOG.md: its newest entry is of {newest}, __version__ is {version}; make them the same"
@@ -40,15 +34,14 @@ def disagreements(root: Path = ROOT) -> Iterator[str]:
             yield f"CITATION.cff: {key} is {cited}, that of the release {expected}; make them the same"
 
 
-def unready(root: Path = ROOT) -> Iterator[str]:
+def unready(root: Path, version: str) -> Iterator[str]:
     """What is wrong with the working tree."""
-    tag = f"v{version_of(root)}"
     if changed := _git(root, "status", "--porcelain"):
         yield f"working tree: {len(changed.splitlines())} file(s) differ from the last commit; commit or remove them"
     if (branch := _git(root, "branch", "--show-current")) != "main":
         yield f"branch {branch or '(none)'}: releases are made from main; git switch main"
-    if _git(root, "tag", "--list", tag):
-        yield f"tag {tag}: is there already; raise __version__"
+    if _git(root, "tag", "--list", f"v{version}"):
+        yield f"tag v{version}: is there already; raise __version__"
 
 
 def _only(pattern: str, path: Path) -> str:
@@ -67,8 +60,8 @@ def main(root: Path = ROOT) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tag", help="check that this tag is of the version, and leave the working tree alone")
     tag = parser.parse_args().tag
-    version = version_of(root)
-    problems = [*disagreements(root), *([] if tag else unready(root))]
+    version = _only(r'^__version__ = "(.+)"$', root / "src" / "leukoscope" / "__init__.py")
+    problems = [*disagreements(root, version), *([] if tag else unready(root, version))]
     if tag and tag != f"v{version}":
         problems.append(f"tag {tag}: __version__ is {version}; tag v{version}")
     if problems:

@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import ast
 import os
-import re
-import subprocess
 import sys
 import tempfile
 import threading
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from graphlib import CycleError, TopologicalSorter
+from dataclasses import fields
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
+from pkgutil import walk_packages
 from types import FrameType
-from typing import Any
+
+from PIL import Image
+
+from leukoscope.cli import app
+from leukoscope.synthetic import draw_cell
+from leukoscope.training.config import DataArguments, ModelArguments, RunArguments
+from leukoscope.web.app import Endpoints
+from leukoscope.web.model_cache import ModelCache
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "leukoscope"
-PACKAGE = SOURCE.name
 # At most so many lines of Python; modules beside the packages are "top".
 BUDGETS = {
     "top": 1350,
@@ -38,59 +44,14 @@ BUDGETS = {
     "hub": 550,
     "web": 2700,
     "cli": 1050,
+    "all": 17_500,
 }
-ALL_LINES, TRAIN_FLAGS, DEPENDENCIES, FILE_LINES, FUNCTION_LINES = 17_500, 44, 20, 450, 60
 # Folders beside the package, and pages, styles and scripts in it: at most so many lines.
 BESIDE = {"tests": 25_000, "research": 6_200, "tools": 450}
 PAGE_SUFFIXES, PAGE_LINES = (".js", ".css", ".html", ".json"), 900
+TRAIN_FLAGS, DEPENDENCIES, FILE_LINES, FUNCTION_LINES = 44, 20, 450, 60
 # At most so many files entered.
 TRACES = {"one prediction": 11, "one training": 28, "one click": 14}
-
-
-def modules(source: Path = ROOT / "src") -> dict[str, Path]:
-    """Every module of the package by its dotted name."""
-    found = {}
-    for path in sorted((source / PACKAGE).rglob("*.py")):
-        parts = path.relative_to(source).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def imports(files: Mapping[str, Path]) -> dict[str, set[str]]:
-    """Module → modules of the package that it imports anywhere, also in a function or for type checkers.
-
-    What `leukoscope` itself offers by name, it imports when asked for: nothing depends on that.
-    """
-    return {name: set(_imports_of(path, files)) - {name} if name != PACKAGE else set() for name, path in files.items()}
-
-
-def _imports_of(path: Path, files: Mapping[str, Path]) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in files)
-        elif isinstance(node, ast.ImportFrom) and (module := node.module) and module in files:
-            for alias in node.names:
-                inner = f"{module}.{alias.name}"
-                yield inner if inner in files else module
-
-
-def import_circle(graph: Mapping[str, set[str]]) -> list[str]:
-    """One circle of imports, its first module again at the end; empty where there is none."""
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        return list(error.args[1])[::-1]
-    return []
-
-
-def imports_in_functions(path: Path) -> int:
-    """How many import statements of a file stand inside a function."""
-    functions = [
-        node
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-    return len({node for one in functions for node in ast.walk(one) if isinstance(node, ast.Import | ast.ImportFrom)})
 
 
 def long_functions(path: Path) -> Iterator[tuple[str, int]]:
@@ -102,26 +63,13 @@ def long_functions(path: Path) -> Iterator[tuple[str, int]]:
                 yield node.name, lines
 
 
-# Comprehensions have frames of their own before Python 3.12.
-_NO_FUNCTIONS = ("<module>", "<listcomp>", "<dictcomp>", "<setcomp>")
-
-
 def traced(call: Callable[[], object]) -> list[str]:
-    """Run a call; the files below src/leukoscope whose functions it ran, on any thread, in the order of entry.
-
-    What a module calls while it is imported, such as the registry of data sets, is not counted.
-    """
+    """Run a call; the files of the source, imported before, that it entered on any thread, in order."""
     source, entered = str(SOURCE), dict[str, None]()
 
     def note(frame: FrameType, event: str, _: object) -> None:
-        code = frame.f_code
-        if event == "call" and code.co_filename.startswith(source) and code.co_name not in _NO_FUNCTIONS:
-            above: FrameType | None = frame
-            while above is not None:
-                if above.f_code.co_name == "<module>" and above.f_code.co_filename.startswith(source):
-                    return
-                above = above.f_back
-            entered[code.co_filename.removeprefix(source)[1:]] = None
+        if event == "call" and (file := frame.f_code.co_filename).startswith(source):
+            entered[file.removeprefix(source)[1:]] = None
 
     threading.setprofile(note)
     sys.setprofile(note)
@@ -133,117 +81,66 @@ def traced(call: Callable[[], object]) -> list[str]:
     return list(entered)
 
 
-def traced_command(words: Sequence[str]) -> list[str]:
-    """`traced` of `leukoscope WORDS` in this process."""
-    sys.path.insert(0, str(SOURCE.parent))
-    from leukoscope.cli import app
-
-    def call() -> None:
-        try:
-            app()
-        except SystemExit as ended:
-            if ended.code:
-                raise
-
-    sys.argv = ["leukoscope", *words]
-    return traced(call)
-
-
-def traced_click(picture: str) -> list[str]:
-    """`traced` of what the demo does with one picture, its models loaded."""
-    sys.path.insert(0, str(SOURCE.parent))
-    from leukoscope.web.app import build_demo
-    from leukoscope.web.model_cache import ModelCache
-
-    demo = build_demo(ModelCache({"released": ROOT / "model_card" / "leukoscope-densenet169-cnmc"}))
-    (ask,) = (block.fn for block in demo.fns.values() if block.api_name == "predict")
-    assert ask is not None
-    ask(picture, "released")
-    return traced(lambda: ask(picture, "released"))
+def traced_task(what: str, picture: str) -> list[str]:
+    """`traced` of one of `TRACES`, in this process."""
+    for module in walk_packages([str(SOURCE)], "leukoscope."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+    released = ROOT / "model_card" / "leukoscope-densenet169-cnmc"
+    if what == "one click":
+        ask = Endpoints(ModelCache({"released": released})).predict
+        ask(picture, "released")  # loads the model
+        return traced(lambda: ask(picture, "released"))
+    small = "train --model_name_or_path test_resnet --from_scratch --image_size 32 --num_train_epochs 1 --output_dir"
+    training = [*small.split(), str(Path(picture).with_name("run"))]
+    words = training if what == "one training" else ["predict", str(released), picture]
+    return traced(lambda: app(words, standalone_mode=False))
 
 
-def traces() -> dict[str, list[str]]:
-    """`TRACES` → the files entered, each traced in a process of its own; prints what it begins."""
-    sys.path.insert(0, str(SOURCE.parent))
-    from PIL import Image
-
-    from leukoscope.synthetic import draw_cell
-
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
+def print_traces() -> None:
+    """Print the files that each task enters, traced in a process of its own."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as one,
+    ):
         os.environ |= {"LEUKOSCOPE_CACHE": folder, "LEUKOSCOPE_BACKEND": "torch"}  # a kept graph would shorten the path
         picture = str(Path(folder) / "cell.png")
         Image.fromarray(draw_cell("ALL", subject=1, cell=1, size=300, background="black").image).save(picture)
-        small = "--model_name_or_path test_resnet --from_scratch --image_size 32 --num_train_epochs 1"
-        tasks: dict[str, tuple[Callable[..., list[str]], Any]] = {
-            "one prediction": (
-                traced_command,
-                ["predict", str(ROOT / "model_card/leukoscope-densenet169-cnmc"), picture],
-            ),
-            "one training": (traced_command, ["train", "--output_dir", f"{folder}/run", *small.split()]),
-            "one click": (traced_click, picture),
-        }
-        with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
-            for what, (task, argument) in tasks.items():
-                print(f"\ntracing {what}", file=sys.stderr, flush=True)
-                found[what] = processes.submit(task, argument).result()
-    return found
+        for what, most in TRACES.items():
+            entered = one.submit(traced_task, what, picture).result()
+            print(f"\n{what} enters {len(entered)} files (at most {most}):\n  " + "\n  ".join(entered))
 
 
-def lines_of(path: Path) -> int:
-    """Lines of a text file."""
-    return len(path.read_text(encoding="utf-8").splitlines())
-
-
-def print_sizes(files: Mapping[str, Path]) -> None:
+def print_sizes() -> None:
     """Print the lines of each package beside its budget, then what else is counted."""
-    by_package: dict[str, list[int]] = {}
-    for path in files.values():
+
+    def lines_of(path: Path) -> int:
+        return len(path.read_text(encoding="utf-8").splitlines())
+
+    files = {path: lines_of(path) for path in sorted(SOURCE.rglob("*.py"))}
+    counted: dict[str, list[int]] = {name: [] for name in BUDGETS}
+    for path, lines in files.items():
         package = path.relative_to(SOURCE).parts[0]
-        by_package.setdefault(package if package in BUDGETS else "top", []).append(lines_of(path))
-    beside = {name: [lines_of(path) for path in (ROOT / name).rglob("*.py")] for name in BESIDE}
-    pages = [lines_of(path) for path in SOURCE.rglob("*") if path.suffix in PAGE_SUFFIXES]
+        counted[package if package in BUDGETS else "top"].append(lines)
+        counted["all"].append(lines)
+    counted["pages"] = [lines_of(path) for path in SOURCE.rglob("*") if path.suffix in PAGE_SUFFIXES]
+    counted |= {name: [lines_of(path) for path in (ROOT / name).rglob("*.py")] for name in BESIDE}
+    budgets = BUDGETS | {"pages": PAGE_LINES} | BESIDE
     print(f"{'':<12}{'files':>6}{'lines':>8}{'budget':>8}{'longest':>8}")
-    for package, counts, budget in (
-        *((package, by_package.get(package, [0]), budget) for package, budget in BUDGETS.items()),
-        ("all", [count for one in by_package.values() for count in one], ALL_LINES),
-        ("pages", pages, PAGE_LINES),
-        *((name, counts, BESIDE[name]) for name, counts in beside.items()),
-    ):
-        print(f"{package:<12}{len(counts):>6}{sum(counts):>8,}{budget:>8,}{max(counts):>8,}")
-    print(f"\nflags of training: {train_flags()} (at most {TRAIN_FLAGS})")
-    print(f"run-time dependencies: {len(dependencies())} (at most {DEPENDENCIES})")
-    print(f"imports inside functions: {sum(map(imports_in_functions, files.values()))}")
-    print(
-        f"files over {FILE_LINES} lines: {', '.join(n for n, p in files.items() if lines_of(p) > FILE_LINES) or 'none'}"
-    )
-    print(f"functions over {FUNCTION_LINES} lines:")
-    for name, path in files.items():
+    for name, counts in counted.items():
+        print(f"{name:<12}{len(counts):>6}{sum(counts):>8,}{budgets[name]:>8,}{max(counts):>8,}")
+    flags = sum(len(fields(group)) for group in (DataArguments, ModelArguments, RunArguments))
+    print(f"\nflags of training: {flags} (at most {TRAIN_FLAGS})")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    print(f"run-time dependencies: {len(project['dependencies'])} (at most {DEPENDENCIES})")
+    for path, lines in files.items():
+        name = path.relative_to(SOURCE)
+        if lines > FILE_LINES:
+            print(f"{name}: {lines} lines (at most {FILE_LINES})")
         for function, count in long_functions(path):
-            print(f"  {name}.{function}: {count}")
-
-
-def dependencies() -> list[str]:
-    """What the package needs without an extra."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-
-
-def train_flags() -> int:
-    """How many flags `leukoscope train --help` lists beside `--help`."""
-    command = [sys.executable, "-m", PACKAGE, "train", "--help"]
-    environment = os.environ | {"PYTHONPATH": str(SOURCE.parent)}
-    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    return len(re.findall(r"^  --\w", shown, re.MULTILINE))
-
-
-def main() -> None:
-    """Print everything."""
-    files = modules()
-    print_sizes(files)
-    print(f"import circle: {' → '.join(import_circle(imports(files))) or 'none'}")
-    for what, entered in traces().items():
-        print(f"\n{what} enters {len(entered)} files (at most {TRACES[what]}):\n  " + "\n  ".join(entered))
+            print(f"{name}, {function}: {count} lines (at most {FUNCTION_LINES})")
 
 
 if __name__ == "__main__":
-    main()
+    print_sizes()
+    print_traces()
