@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hub_server import WRITE_TOKEN, Hub, serving
+from untrained import untrained
 from warm import warm_python
 
 if TYPE_CHECKING:
@@ -88,26 +88,7 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Of each of its four blocks it has two layers: computed, exported and copied many times as fast as with all 58.
     """
-    import torch
-
-    from leukoscope.data.preprocessing import Preprocessing
-    from leukoscope.models.build import build_network, model_args
-    from leukoscope.models.recipes import get_recipe
-    from leukoscope.models.weights import save_release
-
-    torch.manual_seed(0)
-    recipe = replace(get_recipe("densenet121"), block_config=(2, 2, 2, 2))
-    folder = save_release(
-        tmp_path_factory.mktemp("release") / "tiny",
-        build_network(recipe, 2),
-        architecture=recipe.architecture,
-        model_args=model_args(recipe),
-        labels=("ALL", "HEM"),
-        preprocessing=Preprocessing(96, 350 / 450),
-        metrics={},
-    )
-    (folder / "metrics.json").write_text('{"schema_version": 3, "labels": ["ALL", "HEM"]}')
-    return folder
+    return untrained(tmp_path_factory.mktemp("release") / "tiny", {})
 
 
 @pytest.fixture(scope="session")
@@ -132,27 +113,10 @@ def watched_release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def vit_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A vision transformer of timm at another size than its own, with random weights and without checksums."""
-    import torch
-
-    from leukoscope.data.preprocessing import Preprocessing
-    from leukoscope.models.build import build_network, model_args
     from leukoscope.models.recipes import timm_recipe
-    from leukoscope.models.weights import save_release
 
-    torch.manual_seed(0)
     recipe = replace(timm_recipe("test_vit", "--model_name_or_path"), image_size=64)
-    folder = save_release(
-        tmp_path_factory.mktemp("release") / "vit",
-        build_network(recipe, 2),
-        architecture=recipe.architecture,
-        model_args=model_args(recipe),
-        labels=("ALL", "HEM"),
-        preprocessing=Preprocessing(64, 350 / 450, recipe.interpolation, recipe.mean, recipe.std),
-        metrics={},
-    )
-    metrics = {"schema_version": 3, "labels": ["ALL", "HEM"], "recipe": {"name": recipe.name}}
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    return folder
+    return untrained(tmp_path_factory.mktemp("release") / "vit", {"recipe": {"name": recipe.name}}, recipe)
 
 
 @pytest.fixture(scope="session")
@@ -179,8 +143,8 @@ def kept_graphs(shared_cache: Path, cache_in_tmp: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A `python` with this source whose processes need not import torch."""
-    source = str(Path(__file__).parents[1] / "src")
-    with warm_python(tmp_path_factory.mktemp("warm"), os.environ | {"PYTHONPATH": source}) as python:
+    own = {"PYTHONPATH": str(Path(__file__).parents[1] / "src"), "OMP_NUM_THREADS": "1"}
+    with warm_python(tmp_path_factory.mktemp("warm"), os.environ | own) as python:
         yield str(python)
 
 

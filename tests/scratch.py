@@ -12,7 +12,7 @@ from leukoscope.synthetic_smears import draw_smear
 
 ROOT = Path(__file__).parents[1]
 SIDE = 96
-SUBJECTS, CELLS = 7, 8  # of each class; what splits by subject and `recalibrate` need at least
+SUBJECTS = 7  # of each class, as a split by subject needs at least
 
 
 def lay_out(folder: Path) -> Path:
@@ -36,7 +36,7 @@ def _lay_out_cnmc(root: Path) -> None:
     for label in PHANTOM_LABELS:
         for subject in range(SUBJECTS):
             name = f"{'' if label == 'ALL' else 'H'}{subject + 60}"
-            for cell in range(CELLS):
+            for cell in range(4):
                 file = f"fold_{subject % 3}/{label.lower()}/UID_{name}_{cell}_1_{label.lower()}.bmp"
                 _save(
                     draw_cell(label, subject=subject, cell=cell, size=SIDE).image, root / "C-NMC_training_data" / file
@@ -57,13 +57,11 @@ def _lay_out_own_cells(folder: Path) -> None:
     rows = ["file,subject"]
     for offset, label in enumerate(PHANTOM_LABELS):
         for subject in range(SUBJECTS):
-            for cell in range(CELLS):
+            for cell in range(8):  # together 50 of a class, as `recalibrate` needs
                 file = f"{label}/P{offset * SUBJECTS + subject:02d}_{cell:03d}.png"
                 _save(draw_cell(label, subject=subject, cell=cell, size=SIDE).image, folder / "my_cells" / file)
                 rows.append(f"{file},{file[4:7]}")
     (folder / "my_cells" / "subjects.csv").write_text("\n".join(rows) + "\n")
-    for cell in range(CELLS):
-        _save(draw_cell("ALL", subject=0, cell=cell, size=SIDE).image, folder / "one_subject" / f"{cell}.png")
 
 
 def _save(image: object, path: Path) -> None:

@@ -8,28 +8,31 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-APP = Path(__file__).parents[1] / "app.py"
+APP = (sys.executable, Path(__file__).parents[1] / "app.py")
 START_SECONDS = 300  # a busy machine with two cores; an idle one needs about five
 
 
 @contextmanager
-def served(releases: Path, folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """app.py on a free loopback port; its log and Gradio's cache lie in the folder, and no traceback is in the log."""
+def served(
+    folder: Path, *command: str | Path, environment: Mapping[str, str] = os.environ, cwd: Path | None = None
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The demo on a free loopback port; its log, without a traceback, and Gradio's cache lie in the folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address, log = f"http://127.0.0.1:{port}/", folder / "app.log"
     with log.open("w") as written:
         process = subprocess.Popen(
-            [sys.executable, str(APP), "--releases", str(releases)],
-            env=os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(folder / "cache")},
+            command,
+            cwd=cwd,
+            env={**environment, "GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(folder / "cache")},
             stdout=written,
             stderr=subprocess.STDOUT,
         )
@@ -41,7 +44,7 @@ def served(releases: Path, folder: Path) -> Iterator[tuple[str, subprocess.Popen
                 break
             except OSError:
                 if process.poll() is not None or time.monotonic() > end:
-                    pytest.fail(f"app.py served no page:\n{log.read_text()}")
+                    pytest.fail(f"no page is served:\n{log.read_text()}")
                 time.sleep(0.2)
         yield address, process
         assert "Traceback" not in log.read_text()

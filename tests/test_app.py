@@ -55,7 +55,7 @@ def test_what_was_named_and_is_not_there_or_holds_no_release_is_one_line(
 
 @pytest.mark.slow
 def test_a_terminated_server_deletes_what_visitors_sent(tiny_release: Path, tmp_path: Path) -> None:
-    with served(tiny_release, tmp_path) as (address, server):
+    with served(tmp_path, *APP, "--releases", tiny_release) as (address, server):
         files = {"files": ("cell.png", b"1")}
         (path,) = httpx.post(f"{address}gradio_api/upload", files=files).json()
         assert Path(path).is_file()
@@ -71,9 +71,7 @@ def test_a_taken_port_is_one_line() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         environment = os.environ | {"GRADIO_SERVER_PORT": str(port)}
-        answer = subprocess.run(
-            [sys.executable, str(APP)], env=environment, capture_output=True, text=True, timeout=300
-        )
+        answer = subprocess.run(APP, env=environment, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 1
     assert answer.stderr.strip() == f"error: port {port} is taken; set GRADIO_SERVER_PORT to a free one"
 
@@ -88,7 +86,7 @@ def address(tiny_release: Path, cache: Path, tmp_path_factory: pytest.TempPathFa
     """The app with the tiny release embedded."""
     releases = tmp_path_factory.mktemp("model_card")
     shutil.copytree(tiny_release, releases / "tiny")
-    with served(releases, cache) as (address, _):
+    with served(cache, *APP, "--releases", releases) as (address, _):
         yield address
 
 
@@ -151,10 +149,10 @@ def test_a_batch_is_answered(client: Any, cache: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["/etc/passwd", "{app}", "{app}/../pyproject.toml"])
+@pytest.mark.parametrize("path", ["/etc/passwd", str(APP[1]), f"{APP[1]}/../pyproject.toml"])
 def test_no_path_of_this_machine_is_served(address: str, path: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:  # httpx would take out the dots
-        urllib.request.urlopen(f"{address}gradio_api/file={path.format(app=APP)}", timeout=60)
+        urllib.request.urlopen(f"{address}gradio_api/file={path}", timeout=60)
     assert refused.value.code in (403, 404)
 
 

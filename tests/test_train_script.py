@@ -8,12 +8,13 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from warm import Warm
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ("-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu")
@@ -112,23 +113,22 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> tuple[Path, float]:
+def whole(warm: str, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> tuple[Path, float]:
     """The run folder of a run that nothing interrupts, and its seconds."""
     folder, started = tmp_path_factory.mktemp("whole"), time.monotonic()
-    command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--output_dir", "run"]
+    command = [warm, str(ROOT / "train.py"), *SMALL, "--output_dir", "run"]
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
     return folder / "run", time.monotonic() - started
 
 
 @pytest.fixture
-def start(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start(warm: str, tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[..., Warm]]:
     """Starts `train.py` on phantoms in an empty folder; what still runs at the end is killed."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Warm] = []
 
-    def begin(*flags: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(ROOT / "train.py"), *flags]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **pipes))  # type: ignore[call-overload]
+    def begin(*flags: str) -> Warm:
+        command = [warm, str(ROOT / "train.py"), *flags]
+        started.append(Warm(command, environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
         return started[-1]
 
     yield begin
@@ -137,7 +137,7 @@ def start(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[...,
         process.communicate()
 
 
-def _when(there: Callable[[], bool], running: subprocess.Popen[str]) -> None:
+def _when(there: Callable[[], bool], running: Warm) -> None:
     until = time.monotonic() + 900
     while not there():
         assert running.poll() is None, running.communicate()
@@ -146,7 +146,7 @@ def _when(there: Callable[[], bool], running: subprocess.Popen[str]) -> None:
 
 
 def test_killed_three_times_and_asked_to_stop_once_it_ends_as_if_never_interrupted(
-    tmp_path: Path, start: Callable[..., subprocess.Popen[str]], whole: tuple[Path, float]
+    tmp_path: Path, start: Callable[..., Warm], whole: tuple[Path, float]
 ) -> None:
     flags, folder = (*SMALL, *EVERY_STEP, "--output_dir", "run"), tmp_path / "run" / "checkpoints"
 
@@ -159,7 +159,7 @@ def test_killed_three_times_and_asked_to_stop_once_it_ends_as_if_never_interrupt
     first = start(*flags)
     _when(lambda: written(2), first)
     first.kill()
-    assert first.wait(60) == -signal.SIGKILL
+    assert first.wait(60) == 128 + signal.SIGKILL
 
     second = start(*flags, "--resume_from_checkpoint", "latest")
     while True:
@@ -202,14 +202,14 @@ def test_killed_three_times_and_asked_to_stop_once_it_ends_as_if_never_interrupt
 
 
 def test_killed_three_times_at_random_moments_it_releases_the_same_weights(
-    tmp_path: Path, start: Callable[..., subprocess.Popen[str]], whole: tuple[Path, float]
+    tmp_path: Path, start: Callable[..., Warm], whole: tuple[Path, float]
 ) -> None:
     expected, seconds = whole
     flags = (*SMALL, *EVERY_STEP, "--output_dir", "run")
     seed = time.time_ns()
     moments = random.Random(seed)
     for _ in range(3):
-        # Whatever it is doing then: importing, training, writing; and where it is done, that is no harm either.
+        # Whatever it is doing then: reading, training, writing; and where it is done, that is no harm either.
         running = start(*flags, *_resumed(tmp_path / "run"))
         try:
             running.wait(moments.uniform(0.2, 1.0) * seconds)

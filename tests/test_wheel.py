@@ -6,10 +6,8 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import tomllib
 import urllib.request
 import zipfile
@@ -23,6 +21,7 @@ from environments import borrowing
 from leukoscope import __version__
 from leukoscope.models.release import DEFAULT_RELEASE
 from leukoscope.synthetic import draw_cell
+from served import START_SECONDS, served
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -34,7 +33,6 @@ CARDS = ("model_card/template.md", "model_card/space.md")
 SHIPPED = ("app.py", "train.py", "requirements.txt", "LICENSE", *CARDS)
 # What the extras bring, and nothing else that is needed.
 EXTRAS = ("gradio", "gradio_client", "onnx", "onnxruntime", "openvino", "starlette", "trackio")
-START_SECONDS = 300  # a busy machine with two cores
 
 
 @pytest.fixture(scope="module")
@@ -168,51 +166,8 @@ def test_without_the_extras_it_trains_and_predicts_and_names_what_is_missing(
 
 
 @pytest.mark.slow
-def test_outside_the_repository_the_command_that_trains_is_one(installed: Path, tmp_path: Path) -> None:
-    for label in ("ALL", "HEM"):
-        (tmp_path / "cells" / label).mkdir(parents=True)
-        for cell in range(2):
-            Image.fromarray(draw_cell(label, cell=cell).image).save(tmp_path / "cells" / label / f"{cell}.png")
-    checked = _run(installed / "leukoscope", "audit", "cells", "--quick", cwd=tmp_path)
-    command = checked.stdout.splitlines()[-1].removeprefix("train on it: ")
-    assert command.startswith("leukoscope train --dataset_name ")
-    # Four cells are enough for no run.
-    launched = _run("bash", "-c", f"{installed}/{command} --from_scratch", cwd=tmp_path)
-    assert "error: split by image: too few cells of a class" in launched.stderr, launched.stderr
-    assert "Traceback" not in launched.stderr, launched.stderr
-
-
-@pytest.mark.slow
 def test_outside_the_repository_the_demo_starts(installed: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path / "log"
-    own = {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(tmp_path), "GRADIO_ANALYTICS_ENABLED": "False"}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [str(installed / "leukoscope"), "demo"],
-            cwd=tmp_path,
-            env=_elsewhere(tmp_path, **own),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        page = _page(f"http://127.0.0.1:{port}/", process, log)
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+    own = _elsewhere(tmp_path, GRADIO_ANALYTICS_ENABLED="False")
+    with served(tmp_path, installed / "leukoscope", "demo", environment=own, cwd=tmp_path) as (address, _):
+        page = urllib.request.urlopen(address, timeout=60).read().decode()
     assert all(name in page for name in RELEASES)
-
-
-def _page(address: str, process: subprocess.Popen[bytes], log: Path) -> str:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            pytest.fail(f"leukoscope demo ended with {process.returncode}:\n{log.read_text()}")
-        try:
-            with urllib.request.urlopen(address, timeout=5) as answer:
-                return answer.read().decode()
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"leukoscope demo served no page in {START_SECONDS} s:\n{log.read_text()}")

@@ -1,7 +1,7 @@
 """A `python` that starts with torch imported: each command is forked from a server that has imported it once.
 
 Such a process has its own words, folder, environment and output, as any other; what libraries read from the environment
-when they are imported, such as HF_HOME, is the server's.
+when they are imported, such as HF_HOME, is the server's. SIGTERM is passed on; `Warm` sends other signals, too.
 """
 
 from __future__ import annotations
@@ -16,25 +16,52 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 IMPORTED = (
     "multiprocessing.spawn",  # notes which Python to start: not the client, which passes on three files alone
     *("leukoscope.training.train", "leukoscope.inference.predictor", "leukoscope.evaluation.evaluate", "timm"),
 )
 CLIENT = """
-import os, socket, sys
+import os, signal, socket, sys
+noted = os.environ.pop("WARM_PROCESS", "")
 server = socket.socket(socket.AF_UNIX)
 server.connect(ADDRESS)
 socket.send_fds(server, [b"."], [0, 1, 2])
 server.sendall(repr((sys.argv[1:], os.getcwd(), dict(os.environ))).encode())
 server.shutdown(socket.SHUT_WR)
-code = int(server.recv(16) or 1)
+told = server.makefile()
+process = int(told.readline())
+signal.signal(signal.SIGTERM, lambda number, _: os.kill(process, number))
+if noted:
+    with open(noted, "w") as file:
+        file.write(f"{process}\\n")
+code = int(told.readline() or 1)
 sys.exit(code if code >= 0 else 128 - code)
 """
+
+
+class Warm(subprocess.Popen[str]):
+    """A command of such a `python`: signals reach the process that does the work."""
+
+    def __init__(self, words: Sequence[str | Path], environment: Mapping[str, str], **options: Any) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            process = Path(folder) / "process"
+            own = dict(environment) | {"WARM_PROCESS": str(process)}
+            super().__init__(words, env=own, text=True, **options)
+            while not (process.is_file() and process.read_text().endswith("\n")):
+                assert self.poll() is None
+                time.sleep(0.001)
+            self.working = int(process.read_text())
+
+    def send_signal(self, sig: int) -> None:
+        if self.poll() is None:
+            os.kill(self.working, sig)
 
 
 @contextmanager
@@ -75,7 +102,9 @@ def _words(address: str) -> list[str]:
     _, files, _, _ = socket.recv_fds(asked, 1, 3)
     told = b"".join(iter(lambda: asked.recv(1 << 16), b""))
     if child := os.fork():
-        asked.sendall(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
+        with suppress(BrokenPipeError):
+            asked.sendall(f"{child}\n".encode())
+            asked.sendall(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n".encode())
         os._exit(0)
     asked.close()
     words, folder, environment = ast.literal_eval(told.decode())

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from served import served, watched
+from served import APP, served, watched
 
 ROOT = Path(__file__).parents[2]
 RELEASES = ("leukoscope-densenet169-cnmc", "leukoscope-densenet201-ball4")  # the first is what a visitor meets
@@ -23,7 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("demo")
     for name in RELEASES:
         shutil.copytree(ROOT / "model_card" / name, folder / "releases" / name)
-    with served(folder / "releases", folder) as (address, _):
+    with served(folder, *APP, "--releases", folder / "releases") as (address, _):
         yield address
 
 

@@ -201,6 +201,9 @@ def _label(place: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any(b.runs for b in blocks(page))], ids=lambda p: p.name)
 def test_every_block_runs(page: Path, place: Path, environment: dict[str, str]) -> None:
+    if "recalibrate" not in page.read_text():  # which needs them all
+        for cell in (place / "my_cells").glob("*/*_00[2-7].png"):
+            cell.unlink()
     for block in blocks(page):
         if "labelling is work for people" in block.text:
             _label(place)

@@ -21,13 +21,12 @@ from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION
 from leukoscope.inference.predictor import Predictor
-from leukoscope.models.build import build_network, model_args
-from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import PREDICTIONS, write_json
-from leukoscope.models.weights import load_release, save_release
+from leukoscope.models.weights import load_release
 from leukoscope.training.config import parse_config
 from leukoscope.training.identity import RunIdentity
 from leukoscope.training.run_folder import describe_run
+from untrained import untrained
 
 SIZE = 64
 
@@ -43,20 +42,9 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> FramedCells:
 @pytest.fixture
 def made_release(tmp_path: Path, cells: FramedCells) -> Path:
     """What a protocol leaves: untrained weights, and overconfident out-of-fold predictions, 8 in 10 of them right."""
-    torch.manual_seed(0)
-    recipe, data = replace(get_recipe("densenet121"), block_config=(2, 2, 2, 2)), cells.data
     predictions = _predictions(cells)
     folds = [sorted(set(predictions.subjects))[first::2] for first in (0, 1)]
-    metrics = _metrics(cells, predictions, folds)
-    folder = save_release(
-        tmp_path / "made",
-        build_network(recipe, 2),
-        architecture="densenet121",
-        model_args=model_args(recipe),
-        labels=data.info.labels,
-        preprocessing=Preprocessing(SIZE, 350 / 450),
-        metrics=metrics,
-    )
+    folder = untrained(tmp_path / "made", _metrics(cells, predictions, folds), size=SIZE)
     (folder / PREDICTIONS).mkdir()
     predictions.save(folder / PREDICTIONS / "subject_cv.parquet")
     return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +18,10 @@ from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.evaluation.assess import predict_framed, recalibrate
 from leukoscope.inference.ood import OodDetector
-from leukoscope.models.build import build_network, model_args
-from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import OOD, write_metrics
-from leukoscope.models.weights import load_release, save_release
+from leukoscope.models.weights import load_release
 from leukoscope.synthetic import phantom_cells
+from untrained import untrained
 
 SIZE = 64
 
@@ -39,25 +39,13 @@ def _laboratory(folder: Path, *, subjects: int, cells: int, labels: tuple[str, s
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained release whose metrics say that it was trained elsewhere."""
-    torch.manual_seed(0)
-    recipe = replace(get_recipe("densenet121"), block_config=(2, 2, 2, 2))
-    metrics = {
-        "schema_version": 3,
-        "positive_label": "ALL",
-        "labels": ["ALL", "HEM"],
+    metrics: dict[str, Any] = {
         "data": {"name": "cnmc2019", "fingerprint": "0" * 64},
         "training": {"subjects": ["1", "H1"]},
+        "positive_label": "ALL",
         "evaluations": [],
     }
-    return save_release(
-        tmp_path_factory.mktemp("released") / "released",
-        build_network(recipe, 2),
-        architecture="densenet121",
-        model_args=model_args(recipe),
-        labels=("ALL", "HEM"),
-        preprocessing=Preprocessing(SIZE, 350 / 450),
-        metrics=metrics,
-    )
+    return untrained(tmp_path_factory.mktemp("released") / "released", metrics, size=SIZE)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The whole trip, each step in a process of its own: train, publish, and be answered by everyone who loads it by name.
 
-`huggingface_hub` reads HF_ENDPOINT and HF_HOME when it is imported, so that a fresh process is a fresh machine.
+`huggingface_hub` reads HF_ENDPOINT and HF_HOME when it is imported, so that a fresh process is a fresh machine; those
+at home share what they have imported.
 """
 
 from __future__ import annotations
@@ -8,11 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +23,8 @@ from environments import borrowing, required
 from hub_server import READ_TOKEN, WRITE_TOKEN, Fault, Hub, serving
 from leukoscope.synthetic import draw_cell
 from scratch import lay_out
+from served import APP, served
+from warm import warm_python
 
 ROOT = Path(__file__).parents[2]
 ID = "lab/leukoscope-phantoms"
@@ -78,7 +78,7 @@ def run(hub: Hub, folder: Path, *words: str, home: str = "home", token: str = WR
     """A Python command in `folder`."""
     words = (str(ROOT / words[0]), *words[1:]) if words[0].endswith(".py") else words
     done = subprocess.run(
-        [sys.executable, *words],
+        [folder / "python" if home == "home" else sys.executable, *words],
         cwd=folder,
         env=environment(hub, folder / home, token),
         capture_output=True,
@@ -96,7 +96,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hub(place: Path) -> Iterator[Hub]:
-    with serving(place / "hub") as running:
+    with serving(place / "hub") as running, warm_python(place, environment(running, place / "home")):
         yield running
 
 
@@ -170,8 +170,8 @@ def test_the_app_answers_alike(
     hub: Hub, place: Path, versions: dict[str, str], picture: Path, answers: dict[str, Any]
 ) -> None:
     (place / "no-releases").mkdir()
-    command = (sys.executable, str(ROOT / "app.py"), "--releases", str(place / "no-releases"))
-    with app_running(environment(hub, place / "app"), place, *command) as client:
+    command = (place / "python", APP[1], "--releases", place / "no-releases")
+    with demo(hub, place, place / "home", *command) as client:
         for tag, commit in versions.items():
             shares, text = ask(client, picture, f"{ID}@{tag}")
             assert shares == pytest.approx(answers[tag]["predictor"], abs=1e-4)
@@ -181,10 +181,8 @@ def test_the_app_answers_alike(
 def test_a_space_answers_alike(
     hub: Hub, place: Path, space: Path, space_python: Path, picture: Path, answers: dict[str, Any]
 ) -> None:
-    machine = environment(hub, place / "space-home")
     # Nothing of the repository, nor of the environment that the tests run in.
-    del machine["PYTHONPATH"]
-    with app_running(machine, space, str(space_python), "app.py") as client:
+    with demo(hub, space, place / "space-home", space_python, "app.py", PYTHONPATH="") as client:
         for name, asked in ((f"{ID}@v1", "v1"), (ID, "main")):
             shares, text = ask(client, picture, name)
             assert shares == pytest.approx(answers[asked]["predictor"], abs=1e-4)
@@ -216,21 +214,12 @@ def space_python(place: Path, space: Path) -> Path:
 
 
 @contextmanager
-def app_running(machine: dict[str, str], folder: Path, *command: str) -> Iterator[Any]:
-    """The demo, started in `folder` on a free port of this machine, as its own client library sees it."""
+def demo(hub: Hub, folder: Path, home: Path, *command: str | Path, **own: str) -> Iterator[Any]:
+    """The demo, started in `folder`, as its own client library sees it."""
     from gradio_client import Client
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}/"
-    here = {"GRADIO_SERVER_PORT": address.strip("/").rpartition(":")[2], "GRADIO_TEMP_DIR": str(folder / "gradio")}
-    app = subprocess.Popen(command, cwd=folder, env=machine | here)
-    try:
-        _wait_for(address, app)
+    with served(folder, *command, environment=environment(hub, home, **own), cwd=folder) as (address, _):
         yield Client(address, verbose=False, httpx_kwargs={"timeout": 300}, download_files=str(folder / "overlays"))
-    finally:
-        app.terminate()
-        app.wait(timeout=60)
 
 
 def ask(client: Any, picture: Path, model: str) -> tuple[dict[str, float], str]:
@@ -241,22 +230,11 @@ def ask(client: Any, picture: Path, model: str) -> tuple[dict[str, float], str]:
     return shares, text
 
 
-def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 300
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"{address}: no page; app.py returned {process.poll()}")
-
-
 def test_predict_names_the_commit_that_answered(
     hub: Hub, place: Path, versions: dict[str, str], picture: Path, answers: dict[str, Any]
 ) -> None:
     predict = ("-m", "leukoscope", "predict", f"{ID}@v1", str(picture))
-    (row,) = json.loads(run(hub, place, *predict, "--json", home="fresh").stdout)
+    (row,) = json.loads(run(hub, place, *predict, "--json").stdout)
     assert (row["model"], row["revision"]) == (ID, versions["v1"])
     assert row["probabilities"] == pytest.approx(answers["v1"]["predictor"], abs=1e-6)
 

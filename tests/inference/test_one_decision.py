@@ -1,7 +1,7 @@
 """One picture, one decision: nineteen pictures get the same outcome from whichever way they are asked about.
 
-Python, `predict`, `score`, the demo's batch and its one cell, its API, and for fields `field`, Python and the demo: all
-with one committed release.
+Python, `predict`, `score`, the demo's batch and its one cell through its API, and for fields `smear`, Python and the
+demo: all with one committed release.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ from leukoscope.inference.smear import AT_EDGE, read_smear
 from leukoscope.synthetic import draw_cell, smear_picture
 from leukoscope.synthetic_smears import draw_smear
 from leukoscope.web import smear as web_smear
-from leukoscope.web.answer import Picture, ask
+from leukoscope.web.answer import Picture
 from leukoscope.web.app import Endpoints
-from leukoscope.web.batch import predict_files
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.upload import CELL, FIELD, Limit, read_upload
+from leukoscope.web.upload import FIELD, read_upload
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 PITCH = 0.12
@@ -112,11 +111,6 @@ def of_json(prediction: dict[str, Any]) -> Said:
     return prediction["outcome"], codes, prediction["ood_score"]
 
 
-def upload(path: Path, most: Limit = CELL) -> tuple[Image.Image, str]:
-    """As the demo takes a visitor's file."""
-    return read_upload(path, most)
-
-
 def command(*words: object) -> str:
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0, result.output
@@ -144,21 +138,12 @@ def every_way(paths: list[Path], tmp_path: Path) -> dict[str, dict[str, Said]]:
         for row in pq.read_table(table).to_pylist()
     }
 
-    shelf = ModelCache({"released": RELEASE})
-    batch = predict_files(shelf, [str(path) for path in paths], "released")
-    found["the demo's batch"] = {
-        row.name: said(row.prediction.decision, row.prediction.checks.ood_score) for row in batch.rows
-    }
-    looks = {path.name: ask(Picture(*upload(path)), shelf, "released") for path in paths}
-    found["the demo's one cell"] = {
-        name: said(look.known.decision, look.known.checks.ood_score) for name, look in looks.items()
-    }
-    by_api = Endpoints(shelf).predict
-    returned = {path.name: by_api(str(path), "released") for path in paths}
+    demo = Endpoints(ModelCache({"released": RELEASE}))
+    returned = {path.name: demo.predict(str(path), "released") for path in paths}
     assert all(outcome == decision["outcome"] for outcome, *_, decision in returned.values())
-    found["the API at /predict"] = {name: of_json(decision) for name, (*_, decision) in returned.items()}
-    cells = Endpoints(shelf).batch([str(path) for path in paths], "released")["cells"]
-    found["the API at /batch"] = {
+    found["the demo's one cell"] = {name: of_json(decision) for name, (*_, decision) in returned.items()}
+    cells = demo.batch([str(path) for path in paths], "released")["cells"]
+    found["the demo's batch"] = {
         cell["file"]: (cell["outcome"], tuple(cell["reasons"].split()), cell["ood_score"]) for cell in cells
     }
     return found
@@ -206,7 +191,7 @@ def test_a_smear_s_cells_get_one_outcome_whichever_way_it_is_read(
     field_of(stain).save(path)
     image = open_smear(path)
     ours = read_smear(Predictor.from_pretrained(RELEASE), image, um_per_pixel=PITCH)
-    seen = web_smear.read_smear(shelf, Picture(*upload(path, FIELD), um_per_pixel=PITCH), "released")
+    seen = web_smear.read_smear(shelf, Picture(*read_upload(path, FIELD), um_per_pixel=PITCH), "released")
     (told,) = json.loads(command("smear", RELEASE, path, "--um-per-pixel", PITCH, "--json"))
     reading, _ = Endpoints(shelf).field(str(path), "released", PITCH)
 

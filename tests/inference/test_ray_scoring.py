@@ -64,20 +64,21 @@ def require_equal(table: pa.Table, local: pa.Table) -> None:
             assert table[name] == local[name], name
 
 
-def test_the_table_is_the_local_one(tiny_release: Path, cells: Path, tmp_path: Path) -> None:
-    source = open_source(str(cells))
-    local = score(tiny_release, source, tmp_path / "local.parquet")
+def test_the_table_is_the_local_one(
+    tiny_release: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", dict)  # one actor: each imports torch
+    local = score(tiny_release, open_source(str(cells)), tmp_path / "local.parquet")
     assert len(local) == 19
-    require_equal(score(tiny_release, source, tmp_path / "ray.parquet", score_missing=on_ray(tiny_release)), local)
-    names = ("local", "ray")
-    listed = [scoring.unreadable_list(tmp_path / f"{name}.parquet").read_text(encoding="utf-8") for name in names]
-    assert listed[0] == listed[1] and "07.png" in listed[0]
     result = CliRunner().invoke(
         app, ["score", str(tiny_release), "--input", f"file://{cells}", "--output", str(tmp_path / "url.parquet"),
               "--ray", "local", "--device", "cpu"],
     )  # fmt: skip
     assert result.exit_code == 1 and "1 file(s) could not be read" in result.stderr
     require_equal(pq.read_table(tmp_path / "url.parquet"), local)
+    names = ("local", "url")
+    listed = [scoring.unreadable_list(tmp_path / f"{name}.parquet").read_text(encoding="utf-8") for name in names]
+    assert listed[0] == listed[1] and "07.png" in listed[0]
 
 
 def test_a_killed_actor_and_an_interrupted_run_lose_and_double_nothing(
@@ -99,6 +100,7 @@ def test_a_killed_actor_and_an_interrupted_run_lose_and_double_nothing(
     monkeypatch.setattr(ray_scoring, "atomic_file", killing)
     with pytest.raises(KeyboardInterrupt):
         score(tiny_release, source, tmp_path / "ray.parquet", score_missing=on_ray(tiny_release))
+    monkeypatch.setattr(ray, "cluster_resources", dict)
     require_equal(score(tiny_release, source, tmp_path / "ray.parquet", score_missing=on_ray(tiny_release)), local)
     assert len(written) == 8 and len(set(written)) == 7, "the shard that was being written, and no other, came twice"
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,19 +89,18 @@ def _environment(folder: Path, device: str = "cpu") -> dict[str, str]:
     return os.environ | own | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true" if device == "cpu" else "false"}
 
 
-def _launch(*words: str) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words]
+LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_two_processes_follow_one_that_accumulates_the_same_batches(
-    own_cells: Path, tmp_path: Path, device: str
+    warm: str, own_cells: Path, tmp_path: Path, device: str
 ) -> None:
     if device == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     out, allowed = tmp_path / "out", 1e-4 if device == "cpu" else 1e-3
     ended = subprocess.run(
-        _launch(__file__, str(own_cells), str(out)),
+        [warm, *LAUNCH, __file__, str(own_cells), str(out)],
         env=_environment(tmp_path, device),
         capture_output=True,
         text=True,
@@ -133,28 +130,15 @@ TINY = (
 )
 
 
-def _train(folder: Path, *flags: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        _launch(str(ROOT / "train.py"), *TINY, *flags),
-        cwd=folder,
-        env=_environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def test_two_processes_leave_one_run_and_resume_together(warm: str, tmp_path: Path) -> None:
+    from warm import Warm  # which a process of this file does not find
 
+    def start(*flags: str) -> Warm:
+        words = [warm, *LAUNCH, ROOT / "train.py", *TINY, *flags]
+        pipe = subprocess.PIPE
+        return Warm(words, _environment(tmp_path), cwd=tmp_path, stdout=pipe, stderr=pipe)
 
-def _wait_for(there: Callable[[], bool], running: subprocess.Popen[str], seconds: float = 600) -> None:
-    until = time.monotonic() + seconds
-    while not there():
-        assert running.poll() is None, running.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.01)
-
-
-def test_two_processes_leave_one_run_and_resume_together(tmp_path: Path) -> None:
-    whole = _train(tmp_path, "--output_dir", "whole")
+    whole = start("--output_dir", "whole")
     said, problems = whole.communicate(timeout=900)
     assert whole.returncode == 0, problems
     assert said.splitlines().count("run folder: whole") == 1
@@ -162,13 +146,16 @@ def test_two_processes_leave_one_run_and_resume_together(tmp_path: Path) -> None
     assert len(set(answers.cell_ids)) == len(answers.cell_ids) == 37
     assert json.loads((tmp_path / "whole" / "metrics.json").read_text())["training"]["processes"] == 2
 
-    stopped = _train(tmp_path, "--output_dir", "run")
-    _wait_for(lambda: any((tmp_path / "run" / "checkpoints").glob("0*")), stopped)
-    os.killpg(stopped.pid, signal.SIGTERM)
+    stopped, until = start("--output_dir", "run"), time.monotonic() + 600
+    while not any((tmp_path / "run" / "checkpoints").glob("0*")):
+        assert stopped.poll() is None, stopped.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    stopped.terminate()
     said, problems = stopped.communicate(timeout=300)
     assert said.count("asked to stop: checkpoint written at epoch ") == 1, problems
     assert said.count("resume with the same command and --resume_from_checkpoint latest") == 1
-    ended = _train(tmp_path, "--output_dir", "run", "--resume_from_checkpoint", "latest")
+    ended = start("--output_dir", "run", "--resume_from_checkpoint", "latest")
     _, problems = ended.communicate(timeout=900)
     assert ended.returncode == 0, problems
     one, other = (load_file(tmp_path / name / "release" / "model.safetensors") for name in ("whole", "run"))
@@ -191,11 +178,13 @@ notebook_launcher(lambda: train(output_dir="run", **flags), num_processes=2, use
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs processes find each other")
 @pytest.mark.parametrize("launcher", ["torchrun", "notebook_launcher"])
-def test_two_processes_on_a_cpu_are_refused_unless_they_find_each_other(tmp_path: Path, launcher: str) -> None:
-    words = _launch(str(ROOT / "train.py"), *TINY[:4], "--output_dir", "run", "--num_train_epochs", "1")
+def test_two_processes_on_a_cpu_are_refused_unless_they_find_each_other(
+    warm: str, tmp_path: Path, launcher: str
+) -> None:
+    words = [warm, *LAUNCH, str(ROOT / "train.py"), *TINY[:4], "--output_dir", "run", "--num_train_epochs", "1"]
     if launcher == "notebook_launcher":
         with socket.create_server(("127.0.0.1", 0)) as free:
-            words = [sys.executable, "-c", _NOTEBOOK, str(free.getsockname()[1])]
+            words = [warm, "-c", _NOTEBOOK, str(free.getsockname()[1])]
     environment = _environment(tmp_path)
     options: dict[str, Any] = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 600}
     alone = {name: value for name, value in environment.items() if name != "ACCELERATE_USE_CPU"}
