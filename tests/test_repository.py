@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -53,10 +53,6 @@ def _repository_files() -> list[Path]:
 # --- dependencies ---------------------------------------------------------------------------------------------------
 
 
-def _requirements() -> list[str]:
-    return [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-
-
 def test_requirements_txt_lists_what_the_extra_all_installs() -> None:
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
@@ -64,7 +60,8 @@ def test_requirements_txt_lists_what_the_extra_all_installs() -> None:
     assert everything == "leukoscope[demo,openvino]"
     wanted = [*project["dependencies"], *(line for name in ("demo", "openvino") for line in extras[name])]
     # The builds of torchvision and torch must fit each other, so the lists for pip name both.
-    assert sorted(_requirements()) == sorted([*wanted, "torchvision>=0.21"])
+    listed = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    assert sorted(listed) == sorted([*wanted, "torchvision>=0.21"])
 
 
 # --- version, licence, paths ----------------------------------------------------------------------------------------
@@ -142,13 +139,16 @@ def test_text_is_read_and_written_as_utf_8_on_every_system() -> None:
     assert calls == [], "name the encoding"
 
 
-def test_train_help_lists_every_flag() -> None:
+def test_train_help_lists_every_flag(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from leukoscope.training.config import DataArguments, ModelArguments, RunArguments
 
-    shown = _run(sys.executable, "train.py", "--help", cwd=ROOT, HF_HUB_OFFLINE="1")
-    assert shown.returncode == 0, shown.stderr
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit, match="^0$"):
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    shown = capsys.readouterr().out
     flags = [f"--{field.name}" for group in (DataArguments, ModelArguments, RunArguments) for field in fields(group)]
-    assert not [flag for flag in flags if not re.search(rf"{flag}\b", shown.stdout)]
+    assert not [flag for flag in flags if not re.search(rf"{flag}\b", shown)]
 
 
 def test_the_installed_command_would_find_its_entry_point() -> None:
@@ -159,43 +159,27 @@ def test_the_installed_command_would_find_its_entry_point() -> None:
     assert re.fullmatch(r"leukoscope \d+\.\d+\.\d+\S*", shown.stdout.strip())
 
 
-@pytest.fixture
-def make_demo(tmp_path: Path) -> Callable[..., list[str]]:
-    """Runs `make demo` in a checkout whose Python only notes what it is asked; returns what it was asked this time."""
+def test_make_demo_installs_once_again_after_a_failure_and_when_the_dependencies_change(tmp_path: Path) -> None:
+    """In a checkout whose Python only notes what it is asked."""
     for name in ("Makefile", "requirements.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
         os.utime(tmp_path / name, (1, 1))
     _script(tmp_path / ".venv/bin/python", '#!/bin/sh\necho "$@" >> asked\nexit "${PYTHON_FAILS:-0}"\n')
 
-    def run(**environment: str) -> list[str]:
+    def asked(**environment: str) -> list[str]:
         (tmp_path / "asked").write_text("")
         _run("make", "demo", "UV=", cwd=tmp_path, **environment)
         return (tmp_path / "asked").read_text().splitlines()
 
-    return run
-
-
-INSTALLING, STARTING = "-m pip install -e .[all]", "app.py"
-
-
-def test_make_demo_installs_on_its_first_call_only(make_demo: Callable[..., list[str]]) -> None:
-    assert make_demo() == [INSTALLING, STARTING]
-    assert make_demo() == [STARTING]
-
-
-def test_make_demo_installs_again_after_a_failed_installation(make_demo: Callable[..., list[str]]) -> None:
-    assert make_demo(PYTHON_FAILS="1") == [INSTALLING]
-    assert make_demo() == [INSTALLING, STARTING]
-
-
-@pytest.mark.parametrize("changed", ["requirements.txt", "pyproject.toml"])
-def test_make_demo_installs_again_when_the_dependencies_change(
-    make_demo: Callable[..., list[str]], tmp_path: Path, changed: str
-) -> None:
-    make_demo()
-    newer = (tmp_path / ".venv/.installed").stat().st_mtime + 1
-    os.utime(tmp_path / changed, (newer, newer))
-    assert make_demo() == [INSTALLING, STARTING]
+    installing, starting = "-m pip install -e .[all]", "app.py"
+    assert asked(PYTHON_FAILS="1") == [installing]
+    assert asked() == [installing, starting]
+    assert asked() == [starting]
+    for changed in ("requirements.txt", "pyproject.toml"):
+        newer = (tmp_path / ".venv/.installed").stat().st_mtime + 1
+        os.utime(tmp_path / changed, (newer, newer))
+        assert asked() == [installing, starting]
+        os.utime(tmp_path / changed, (1, 1))
 
 
 def test_make_demo_refuses_an_old_python_and_says_what_to_do(tmp_path: Path) -> None:

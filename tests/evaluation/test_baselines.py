@@ -18,6 +18,7 @@ from leukoscope.evaluation.baselines import (
 )
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.synthetic import Background, draw_cell
+from predicted import two_class
 
 CELLS = 48
 ROWS = np.arange(CELLS)
@@ -44,14 +45,11 @@ def test_without_a_shortcut_the_baselines_are_near_chance(fields: np.ndarray) ->
     assert max(found.values()) < 0.75
 
 
-def test_a_background_colour_is_found(fields: np.ndarray) -> None:
+def test_a_background_colour_and_a_scale_bar_are_found(fields: np.ndarray) -> None:
     tinted = fields.copy()
     tinted[CLASSES == 1, ..., 2] = np.maximum(tinted[CLASSES == 1, ..., 2].astype(int) - 25, 0)
     found = balanced(tinted)
     assert found["background"] > 0.95 and found["corner"] < 0.75
-
-
-def test_a_scale_bar_is_found(fields: np.ndarray) -> None:
     marked = fields.copy()
     marked[CLASSES == 1, 104:108, 98:110] = 0
     found = balanced(marked)
@@ -66,11 +64,8 @@ def test_the_size_of_a_cell_on_black_is_found_and_the_background_left_out() -> N
     found = balanced(cells, "black")
     assert list(found) == ["size", "mean colour", ALL_TOGETHER]
     assert found["size"] == 1 and found["mean colour"] == pytest.approx(0.5)
-
-
-def test_an_empty_picture_on_black_has_finite_features() -> None:
-    features = trivial_features(np.zeros((2, 32, 32, 3), np.uint8), "black")
-    assert all(np.isfinite(values).all() for values in features.values())
+    empty = trivial_features(np.zeros((2, 32, 32, 3), np.uint8), "black")
+    assert all(np.isfinite(values).all() for values in empty.values())
 
 
 def test_predictions_cover_the_tested_cells_and_a_class_never_seen_gets_nothing() -> None:
@@ -87,20 +82,11 @@ def test_predictions_cover_the_tested_cells_and_a_class_never_seen_gets_nothing(
 # The baseline that only knows the size
 
 
-def _like(references: list[int], p_all: list[float], subjects: list[str] | None = None) -> CellPredictions:
-    """Two-class predictions given by the probability of ALL (class 0)."""
-    blast, ids = np.asarray(p_all), tuple(f"cell-{i}" for i in range(len(references)))
-    probabilities = np.stack([blast, 1 - blast], axis=1)
-    return CellPredictions(
-        ids, tuple(subjects or [""] * len(ids)), np.asarray(references), probabilities, ("ALL", "HEM")
-    )
-
-
 def test_size_alone_separates_large_from_small() -> None:
     dice = np.random.default_rng(0)
     labels = np.repeat([0, 1], 40)
     areas = np.where(labels == 0, 0.35, 0.15) * dice.uniform(0.9, 1.1, 80)
-    like = _like([0, 1, 0], [0.5, 0.5, 0.5], ["a", "b", "a"])
+    like = two_class([0, 1, 0], [0.5, 0.5, 0.5], ["a", "b", "a"])
     predictions = size_only_predictions(areas, labels, np.array([0.34, 0.16, 0.36]), like)
     assert predictions.predicted.tolist() == [0, 1, 0]
     assert (predictions.cell_ids, predictions.subjects, predictions.label_names) == (
@@ -115,7 +101,7 @@ def test_size_alone_separates_large_from_small() -> None:
 
 def test_size_alone_is_no_better_than_chance_where_sizes_are_equal() -> None:
     areas, labels = np.full(80, 0.2), np.repeat([0, 1], 40)
-    like = _like([0, 1], [0.5, 0.5])
+    like = two_class([0, 1], [0.5, 0.5])
     assert np.allclose(size_only_predictions(areas, labels, np.array([0.1, 0.3]), like).probabilities, 0.5, atol=1e-3)
 
 
@@ -123,7 +109,7 @@ def test_size_alone_predicts_each_fold_from_the_areas_of_the_others() -> None:
     rng = np.random.default_rng(0)
     classes = rng.permutation(np.arange(60) % 3 > 0).astype(int)
     areas = rng.uniform(0.1, 0.3, 60) + 0.1 * classes
-    like = replace(_like(classes.tolist(), [0.5] * 60), areas=areas, folds=np.arange(60) // 20)
+    like = replace(two_class(classes.tolist(), [0.5] * 60), areas=areas, folds=np.arange(60) // 20)
     found = size_only_out_of_fold(like)
     assert found is not None and sorted(found.cell_ids) == sorted(like.cell_ids)
     for fold in range(3):

@@ -18,20 +18,7 @@ from leukoscope.evaluation.bootstrap import (
 )
 from leukoscope.evaluation.metrics import BY_SUBJECT
 from leukoscope.evaluation.predictions import CellPredictions
-
-
-def clustered(
-    subjects: int = 12, cells: int = 30, classes: int = 2, spread: float = 1.5, seed: int = 0
-) -> CellPredictions:
-    """`subjects` a class, each with a difficulty of its own that all its cells share."""
-    rng = np.random.default_rng(seed)
-    owner = np.repeat(np.arange(subjects * classes), cells)
-    references = owner % classes
-    logits = rng.normal(size=(len(owner), classes))
-    logits[np.arange(len(owner)), references] += 1 + spread * rng.normal(size=subjects * classes)[owner]
-    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    ids = tuple(f"cell-{i}" for i in range(len(owner)))
-    return CellPredictions(ids, tuple(f"s{o}" for o in owner), references, shares, tuple("ABCD"[:classes]))
+from predicted import clustered
 
 
 def width(interval: dict[str, float]) -> float:
@@ -113,14 +100,10 @@ def test_subjects_are_drawn_whole_and_within_their_class() -> None:
         assert (own == own[:, :1]).all(), "all cells of a subject go with it"
 
 
-def test_the_same_seed_draws_the_same_intervals() -> None:
-    predictions = clustered()
-    assert subject_intervals(predictions, samples=300) == subject_intervals(predictions, samples=300)
-    assert subject_intervals(predictions, samples=300) != subject_intervals(predictions, samples=300, seed=1)
-
-
-def test_naive_intervals_are_narrower_where_a_subject_s_cells_agree() -> None:
+def test_naive_intervals_are_narrower_where_a_subject_s_cells_agree_and_a_seed_draws_the_same_again() -> None:
     by_subject, by_cell = subject_intervals(clustered(), samples=500), cell_intervals(clustered(), samples=500)
+    assert by_subject == subject_intervals(clustered(), samples=500)
+    assert by_subject != subject_intervals(clustered(), samples=500, seed=1)
     recalls = {"recall_A_by_subject", "recall_B_by_subject"}
     assert set(by_subject) - set(by_cell) == {"subject_auroc", *BY_SUBJECT, *recalls}
     for key in by_cell:
@@ -205,13 +188,9 @@ def test_cells_of_unknown_subject_are_refused_by_subject_only() -> None:
     assert cell_intervals(unknown, samples=50) == cell_intervals(predictions, samples=50)
 
 
-def test_a_class_with_one_subject_is_refused() -> None:
-    predictions = clustered(subjects=1)
+def test_a_class_that_one_subject_has_is_refused_and_one_that_many_have_is_not() -> None:
     with pytest.raises(LeukoscopeError, match="class A: only subject s0 has it; intervals by subject need two or more"):
-        bootstrap_subjects(predictions)
-
-
-def test_a_class_that_one_mixed_subject_has_is_refused_and_one_that_many_have_is_not() -> None:
+        bootstrap_subjects(clustered(subjects=1))
     predictions = clustered(subjects=6)
     subjects, first = np.asarray(predictions.subjects), predictions.subjects[0]
     in_first = np.where((subjects == first) & (np.arange(len(subjects)) % 5 == 0), 1, 0)

@@ -102,10 +102,7 @@ def test_scaling_divides_log_odds_and_keeps_the_answer() -> None:
     assert np.log(cooler[:, 0] / cooler[:, 1]) == pytest.approx(np.log(odds[:, 0] / odds[:, 1]) / 2)
     assert cooler.sum(axis=1) == pytest.approx([1, 1])
     assert scaled(odds, 1.0) == pytest.approx(odds)
-
-
-def test_a_probability_rounded_to_zero_stays_a_number() -> None:
-    assert np.isfinite(scaled(np.array([[1.0, 0.0]], dtype=np.float32), 3.0)).all()
+    assert np.isfinite(scaled(np.array([[1.0, 0.0]], dtype=np.float32), 3.0)).all(), "rounded to zero"
 
 
 def test_cells_that_are_all_right_do_not_buy_certainty(calibrated_cells: Maker) -> None:

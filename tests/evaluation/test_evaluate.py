@@ -34,13 +34,8 @@ from leukoscope.models.release import ReleaseInfo
 
 
 @pytest.fixture(scope="module")
-def phantoms(phantom_data: LoadedCells) -> LoadedCells:
-    return phantom_data
-
-
-@pytest.fixture(scope="module")
-def everything(phantoms: LoadedCells) -> SelectedCells:
-    return select_cells(phantoms)
+def everything(phantom_data: LoadedCells) -> SelectedCells:
+    return select_cells(phantom_data)
 
 
 class Bright:
@@ -80,38 +75,38 @@ def predictions_for(cells: SelectedCells) -> CellPredictions:
     return predictions_of_model(classifier(), cells).predictions
 
 
-def test_without_a_split_every_cell_is_predicted(phantoms: LoadedCells, everything: SelectedCells) -> None:
-    assert set(everything.split.test) == set(phantoms.train["cell_id"][:])
+def test_without_a_split_every_cell_is_predicted(phantom_data: LoadedCells, everything: SelectedCells) -> None:
+    assert set(everything.split.test) == set(phantom_data.train["cell_id"][:])
     answered = predictions_of_model(classifier(), everything)
-    assert list(answered.predictions.cell_ids) == phantoms.train["cell_id"][:]
-    assert answered.predictions.subjects == tuple(phantoms.train["subject"][:])
-    assert answered.predictions.references.tolist() == phantoms.train["label"][:]
+    assert list(answered.predictions.cell_ids) == phantom_data.train["cell_id"][:]
+    assert answered.predictions.subjects == tuple(phantom_data.train["subject"][:])
+    assert answered.predictions.references.tolist() == phantom_data.train["label"][:]
     assert answered.name == "house/bright"
 
 
-def test_a_split_asks_about_its_test_side(phantoms: LoadedCells, tmp_path: Path) -> None:
-    drawn = make_split(phantoms, "subject-cv", fold=1, num_folds=3, validation=False)
-    first = make_split(phantoms, "subject-cv", validation=False)
-    assert select_cells(phantoms, "subject-cv").split.test == first.test
+def test_a_split_asks_about_its_test_side(phantom_data: LoadedCells, tmp_path: Path) -> None:
+    drawn = make_split(phantom_data, "subject-cv", fold=1, num_folds=3, validation=False)
+    first = make_split(phantom_data, "subject-cv", validation=False)
+    assert select_cells(phantom_data, "subject-cv").split.test == first.test
     drawn.save(tmp_path / "split.json")
-    asked = select_cells(phantoms, split_file=tmp_path / "split.json")
+    asked = select_cells(phantom_data, split_file=tmp_path / "split.json")
     assert asked.split == drawn
     assert set(predictions_for(asked).cell_ids) == set(drawn.test)
 
 
-def test_fewer_cells_are_drawn_from_the_same_side(phantoms: LoadedCells) -> None:
-    whole = select_cells(phantoms, "subject")
-    some = select_cells(phantoms, "subject", at_most=5)
+def test_fewer_cells_are_drawn_from_the_same_side(phantom_data: LoadedCells) -> None:
+    whole = select_cells(phantom_data, "subject")
+    some = select_cells(phantom_data, "subject", at_most=5)
     assert len(some.split.test) == 5 and set(some.split.test) < set(whole.split.test)
     assert some.about()["split"]["fingerprint"] == whole.split.fingerprint
     assert (some.about()["split"]["cells"], some.about()["split"]["drawn_from"]) == (5, len(whole.split.test))
 
 
-def test_two_ways_to_choose_cells_are_refused(phantoms: LoadedCells, tmp_path: Path) -> None:
+def test_two_ways_to_choose_cells_are_refused(phantom_data: LoadedCells, tmp_path: Path) -> None:
     with pytest.raises(LeukoscopeError, match="--split subject --split_file x.json: both say which cells are tested"):
-        select_cells(phantoms, "subject", "x.json")
+        select_cells(phantom_data, "subject", "x.json")
     with pytest.raises(LeukoscopeError, match="--split all: tests no cell; leave it out to predict every cell"):
-        select_cells(phantoms, "all")
+        select_cells(phantom_data, "all")
 
 
 def release_metrics(cells: SelectedCells, subjects: list[str], **more: Any) -> dict[str, Any]:
@@ -175,10 +170,7 @@ def test_another_data_set_s_subjects_are_other_people_where_its_cells_can_be_com
         "These weights were trained on another data set (C-NMC); none of these cells has the name or the exact pixels "
         "of one of its cells, but a renamed and re-encoded copy is not recognised."
     )
-
-
-def test_without_hashes_another_data_set_s_name_proves_nothing(everything: SelectedCells) -> None:
-    predictions = predictions_for(everything)
+    # Without hashes, another name proves nothing.
     found = training_overlap(elsewhere(everything, predictions), predictions, everything, KnownCells())
     assert found["verdict"] == "warning"
     assert found["statement"].endswith("whether it holds some of these cells cannot be told.")
@@ -214,8 +206,8 @@ def test_known_aliases_are_one_subject(everything: SelectedCells) -> None:
     assert training_overlap(metrics, named, cnmc, KnownCells())["verdict"] == "bad"
 
 
-def test_without_subject_ids_only_the_training_split_proves_a_test(phantoms: LoadedCells) -> None:
-    asked = select_cells(phantoms, "subject")
+def test_without_subject_ids_only_the_training_split_proves_a_test(phantom_data: LoadedCells) -> None:
+    asked = select_cells(phantom_data, "subject")
     nameless = replace(predictions_for(asked), subjects=("",) * len(asked.split.test))
     metrics = release_metrics(asked, [])
     assert training_overlap(metrics, nameless, asked, KnownCells())["verdict"] == "bad"
@@ -225,12 +217,12 @@ def test_without_subject_ids_only_the_training_split_proves_a_test(phantoms: Loa
 
 
 def test_the_test_side_alone_proves_a_test_whatever_part_of_train_was_the_validation_side(
-    phantoms: LoadedCells,
+    phantom_data: LoadedCells,
 ) -> None:
     """`select_cells` draws no validation side; a training run does."""
-    asked = select_cells(phantoms, "random-cv")
+    asked = select_cells(phantom_data, "random-cv")
     nameless = replace(predictions_for(asked), subjects=("",) * len(asked.split.test))
-    trained, other = (make_split(phantoms, "random-cv", fold=fold) for fold in (0, 1))
+    trained, other = (make_split(phantom_data, "random-cv", fold=fold) for fold in (0, 1))
     assert trained.validation and trained.fingerprint != asked.whole.fingerprint
     metrics = release_metrics(asked, [])
     for split, verdict in ((trained, "good"), (other, "bad")):
@@ -269,11 +261,8 @@ def test_class_folders_with_splits_of_their_own_are_told_how_to_test_only_the_te
     assert found["statement"].endswith("not a test. --split given tests the cells of the test split alone.")
 
 
-def test_classes_meet_by_name_whatever_the_case() -> None:
+def test_classes_meet_by_name_whatever_the_case_and_several_of_a_model_may_be_one_of_ours() -> None:
     assert match_labels("m", ["hem", "All"], ["ALL", "HEM"], {}) == (1, 0)
-
-
-def test_several_classes_of_a_model_may_be_one_of_ours() -> None:
     names = {"Early": "ALL", "Pre": "ALL", "Pro": "ALL", "benign": "HEM"}
     assert match_labels("m", ["Benign", "Early", "Pre", "Pro"], ["ALL", "HEM"], names) == (1, 0, 0, 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,23 +15,9 @@ from leukoscope import LeukoscopeError
 from leukoscope.evaluation.bootstrap import point_metrics
 from leukoscope.evaluation.metrics import BY_SUBJECT, cell_metric, headline, measure
 from leukoscope.evaluation.predictions import CellPredictions, pooled
+from predicted import two_class
 
 LABELS = ("ALL", "HEM")
-
-
-def _predictions(
-    references: list[int], p_all: list[float], subjects: list[str] | None = None, start: int = 0
-) -> CellPredictions:
-    """Two-class predictions given by the probability of ALL (class 0)."""
-    count = len(references)
-    blast = np.asarray(p_all, dtype=np.float64)
-    return CellPredictions(
-        tuple(f"cell-{start + i}" for i in range(count)),
-        tuple(subjects or [""] * count),
-        np.asarray(references),
-        np.stack([blast, 1 - blast], axis=1),
-        LABELS,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +28,7 @@ def ten() -> CellPredictions:
     AUROC: 24 ALL–HEM pairs; p(ALL) of the HEM cells is .05 .10 .15 .70, of the ALL cells .90 .80 .75 .60 .40 .30.
     Against .05, .10 and .15 all six win (18); against .70 three win (3): 21/24.
     """
-    return _predictions(
+    return two_class(
         [0, 0, 0, 0, 0, 0, 1, 1, 1, 1],
         [0.90, 0.80, 0.75, 0.60, 0.40, 0.30, 0.05, 0.10, 0.15, 0.70],
         ["a", "a", "a", "b", "b", "b", "H1", "H1", "H2", ""],
@@ -53,7 +40,7 @@ def metrics(ten: CellPredictions) -> dict[str, object]:
     return measure(ten)
 
 
-def test_counts_and_shares_are_those_worked_out_by_hand(metrics: dict[str, object]) -> None:
+def test_metrics_are_those_worked_out_by_hand(metrics: dict[str, object]) -> None:
     assert metrics["cells"] == 10
     assert metrics["confusion_matrix"] == [[4, 2], [1, 3]]
     assert metrics["accuracy"] == pytest.approx(7 / 10)
@@ -61,26 +48,21 @@ def test_counts_and_shares_are_those_worked_out_by_hand(metrics: dict[str, objec
     assert metrics["f1_macro"] == pytest.approx((8 / 11 + 2 / 3) / 2)
     assert metrics["f1_weighted"] == pytest.approx(0.6 * 8 / 11 + 0.4 * 2 / 3)
     assert metrics["auroc"] == pytest.approx(21 / 24)
-
-
-def test_per_class_metrics_are_those_worked_out_by_hand(metrics: dict[str, object]) -> None:
     assert metrics["per_class"] == {
         "ALL": pytest.approx({"precision": 4 / 5, "recall": 4 / 6, "f1": 8 / 11, "support": 6}),
         "HEM": pytest.approx({"precision": 3 / 5, "recall": 3 / 4, "f1": 2 / 3, "support": 4}),
     }
-
-
-def test_each_subject_has_its_own_accuracy_and_the_unknown_none(metrics: dict[str, object]) -> None:
-    assert metrics["subjects"] == {
+    assert metrics["subjects"] == {  # the unknown is none
         "a": {"label": "ALL", "cells": 3, "accuracy": 1.0},
         "b": {"label": "ALL", "cells": 3, "accuracy": pytest.approx(1 / 3)},
         "H1": {"label": "HEM", "cells": 2, "accuracy": 1.0},
         "H2": {"label": "HEM", "cells": 1, "accuracy": 1.0},
     }
+    assert json.loads(json.dumps(metrics)) == metrics, "plain numbers"
 
 
 def test_a_subject_with_cells_of_two_classes_has_the_class_of_most_of_them() -> None:
-    predictions = _predictions([0, 1, 1, 1, 0], [0.9, 0.2, 0.4, 0.3, 0.6], ["b", "b", "b", "a", "a"])
+    predictions = two_class([0, 1, 1, 1, 0], [0.9, 0.2, 0.4, 0.3, 0.6], ["b", "b", "b", "a", "a"])
     labels = {subject: one["label"] for subject, one in measure(predictions)["subjects"].items()}
     assert labels == {"a": "ALL", "b": "HEM"}, "of equally many the first class"
 
@@ -95,7 +77,7 @@ def _uneven(areas: bool = True) -> CellPredictions:
     owner = np.repeat(np.arange(12), cells)
     size = rng.uniform(0.1, 0.5, len(owner)) + 0.05 * (owner % 2 == 0)
     logit = 8 * (size - 0.3) + rng.normal(size=len(owner)) + 0.5 * (owner % 2 == 0)
-    predictions = _predictions((owner % 2).tolist(), (1 / (1 + np.exp(-logit))).tolist(), [f"s{o}" for o in owner])
+    predictions = two_class((owner % 2).tolist(), (1 / (1 + np.exp(-logit))).tolist(), [f"s{o}" for o in owner])
     return replace(predictions, areas=size if areas else None)
 
 
@@ -206,21 +188,15 @@ def test_three_classes_by_hand() -> None:
 
 
 def test_ties_count_half_in_auroc() -> None:
-    assert measure(_predictions([0, 0, 1, 1], [0.9, 0.5, 0.5, 0.1]))["auroc"] == pytest.approx(3.5 / 4)
+    assert measure(two_class([0, 0, 1, 1], [0.9, 0.5, 0.5, 0.1]))["auroc"] == pytest.approx(3.5 / 4)
 
 
 def test_an_absent_class_leaves_auroc_unknown_and_does_not_lower_the_averages() -> None:
-    metrics = measure(_predictions([0, 0, 0, 0], [0.9, 0.8, 0.7, 0.2]))
+    metrics = measure(two_class([0, 0, 0, 0], [0.9, 0.8, 0.7, 0.2]))
     assert metrics["auroc"] is None
     assert metrics["balanced_accuracy"] == pytest.approx(3 / 4)
     assert metrics["f1_macro"] == metrics["f1_weighted"] == pytest.approx(6 / 7)
     assert metrics["per_class"]["HEM"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
-
-
-def test_metrics_hold_plain_numbers_that_json_takes(metrics: dict[str, object]) -> None:
-    import json
-
-    assert json.loads(json.dumps(metrics)) == metrics
 
 
 # The table
@@ -285,7 +261,7 @@ def test_label_order_and_odd_names_survive_parquet(tmp_path: Path) -> None:
 
 
 def test_pooling_joins_folds_in_order_and_refuses_overlap() -> None:
-    first, second = _predictions([0, 1], [0.9, 0.2], ["a", "b"]), _predictions([1], [0.6], ["c"], start=2)
+    first, second = two_class([0, 1], [0.9, 0.2], ["a", "b"]), two_class([1], [0.6], ["c"], start=2)
     both = pooled([first, second])
     assert both.cell_ids == ("cell-0", "cell-1", "cell-2")
     assert both.subjects == ("a", "b", "c")

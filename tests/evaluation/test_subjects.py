@@ -171,7 +171,9 @@ def test_subjects_with_too_few_cells_are_left_out_of_the_curve_and_get_no_class(
     assert block["measured"]["given_a_class"] <= 10
 
 
-@pytest.mark.parametrize("why", ["three classes", "unknown subject", "two classes in a subject", "few subjects"])
+@pytest.mark.parametrize(
+    "why", ["three classes", "no positive class", "unknown subject", "two classes in a subject", "few subjects"]
+)
 def test_no_block_where_subjects_cannot_be_measured(why: str, calibrated_cells: Callable[..., CellPredictions]) -> None:
     logits = _made_subjects(1.0, subjects=3 if why == "few subjects" else 6)
     predictions = _predictions(logits)
@@ -181,11 +183,7 @@ def test_no_block_where_subjects_cannot_be_measured(why: str, calibrated_cells: 
         predictions = replace(predictions, subjects=("", *predictions.subjects[1:]))
     elif why == "two classes in a subject":
         predictions.references[0] = 1
-    assert subject_rule_block(predictions, "ALL") == {}
-
-
-def test_without_a_positive_class_nothing_is_predicted_for_a_subject() -> None:
-    assert subject_rule_block(_predictions(_made_subjects(1.0, subjects=6)), "") == {}
+    assert subject_rule_block(predictions, "" if why == "no positive class" else "ALL") == {}
 
 
 def test_the_rule_stands_on_the_scale_of_the_release() -> None:

@@ -28,13 +28,6 @@ def predictions(calibrated_cells: Maker) -> CellPredictions:
     return calibrated_cells(3000, subjects=12, too_sharp=2.0)
 
 
-def test_the_block_of_blocks_of_cells_says_so(calibrated_cells: Maker) -> None:
-    block = decision_block(calibrated_cells(600, classes=3, subjects=4), unit="block")
-
-    assert block["judged_on"] == "each block with the temperature and thresholds fitted on all other blocks"
-    assert set(block["abstention"]["default"]["per_class"]) == {"ALL", "HEM", "OTHER"}
-
-
 def _ranked(right: list[bool], subjects: list[str] | None = None) -> CellPredictions:
     """Cells of confidence .99, .98, …: whether each is right, and whose it is (a subject each where not given).
 
@@ -66,10 +59,7 @@ def test_the_threshold_is_that_of_the_largest_coverage_with_one_error_in_ten() -
     answered = predictions.probabilities.max(axis=1) >= threshold
     assert answered.sum() == 14
     assert threshold == pytest.approx((0.86 + 0.85) / 2), "halfway, so that rounding moves no cell"
-
-
-def test_exactly_one_error_in_ten_is_allowed() -> None:
-    assert _risk_rule(_ranked([True] * 9 + [False])) == 0.0
+    assert _risk_rule(_ranked([True] * 9 + [False])) == 0.0, "one in ten is allowed"
     assert _risk_rule(_ranked([True] * 8 + [False])) == pytest.approx((0.92 + 0.91) / 2)
 
 
@@ -79,11 +69,8 @@ def test_errors_are_counted_with_every_subject_weighing_the_same() -> None:
     assert _risk_rule(_ranked([True] * 10 + [False] * 10, [*people, *["many"] * 10])) == 0.0
     # Of nineteen cells one is wrong, but of two people it is one.
     assert _risk_rule(_ranked([True] * 18 + [False], ["many"] * 18 + ["one"])) == pytest.approx((0.82 + 0.81) / 2)
-
-
-def test_where_a_subject_is_unknown_every_cell_weighs_the_same() -> None:
-    cells = [True] * 18 + [False]
-    assert _risk_rule(_ranked(cells, ["many"] * 17 + [""] * 2)) == 0.0
+    # Where a subject is unknown, every cell weighs the same.
+    assert _risk_rule(_ranked([True] * 18 + [False], ["many"] * 17 + [""] * 2)) == 0.0
 
 
 def test_cells_of_equal_confidence_get_a_class_together_or_not_at_all() -> None:
@@ -148,12 +135,17 @@ def test_coverage_and_risk_by_subject_are_those_worked_out_by_hand() -> None:
     assert (default["coverage_by_subject"], default["risk_by_subject"]) == (1.0, pytest.approx(1 / 4 / 6))
 
 
-def test_the_block_says_what_it_rests_on_and_holds_plain_numbers(predictions: CellPredictions) -> None:
+def test_the_block_says_what_it_rests_on_and_holds_plain_numbers(
+    predictions: CellPredictions, calibrated_cells: Maker
+) -> None:
     block = decision_block(predictions)
 
     assert block["estimates"] == "recipe (cross-validated)"
     assert block["fitted_on"] == {"cells": 3000, "subjects": {"ALL": 12, "HEM": 12}}
     assert json.loads(json.dumps(block, allow_nan=False)) == block
+    blocks = decision_block(calibrated_cells(600, classes=3, subjects=4), unit="block")
+    assert blocks["judged_on"] == "each block with the temperature and thresholds fitted on all other blocks"
+    assert set(blocks["abstention"]["default"]["per_class"]) == {"ALL", "HEM", "OTHER"}
 
 
 # What is fitted presumes that neither of two classes is more frequent

@@ -35,13 +35,6 @@ BAD_TOKEN = "the Hub does not accept your token; run `hf auth login` or set HF_T
 HERE = Destination("lab/cells")
 
 
-@pytest.fixture
-def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No Hub token, neither in the environment nor on disk."""
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -88,8 +81,9 @@ def test_refuses_a_missing_or_malformed_repository(hub_model_id: str) -> None:
         check_can_publish(Destination(hub_model_id))
 
 
-@pytest.mark.usefixtures("no_token")
-def test_refuses_without_a_token() -> None:
+def test_refuses_without_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     with pytest.raises(LeukoscopeError, match="no Hub token found; run `hf auth login` or set HF_TOKEN"):
         check_can_publish(HERE)
 
@@ -163,16 +157,12 @@ def test_a_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch, h
 # --- publishing -----------------------------------------------------------------------------------------------------
 
 
-def test_a_release_arrives_whole_in_one_commit(hub: Hub, whole_release: Path) -> None:
-    done = publish(whole_release, HERE)
+def test_a_release_arrives_whole_in_one_commit_and_twice_is_sent_once(hub: Hub, whole_release: Path) -> None:
+    first = publish(whole_release, HERE)
     assert titles(hub) == ["Publish release", "initial commit"]
     assert published(hub) == as_published(whole_release)
-    assert done.is_new
-    assert str(done) == f"{hub.url}/lab/cells (commit {hub.repository('lab/cells').at('main').oid[:12]})"
-
-
-def test_the_same_release_twice_is_one_commit_and_sent_once(hub: Hub, whole_release: Path) -> None:
-    first = publish(whole_release, HERE)
+    assert first.is_new
+    assert str(first) == f"{hub.url}/lab/cells (commit {hub.repository('lab/cells').at('main').oid[:12]})"
     hub.requests.clear()
     second = publish(whole_release, HERE)
     assert sent(hub) == []

@@ -64,7 +64,7 @@ def files(folder: Path) -> set[str]:
 # --- the folder -----------------------------------------------------------------------------------------------------
 
 
-def test_the_front_matter_is_what_the_hub_takes(space: Path) -> None:
+def test_the_page_is_what_the_hub_takes_and_says_what_it_offers_and_what_it_is_for(space: Path) -> None:
     front = front_matter(space)
     assert set(front) == KEYS
     assert front["title"] == 'Cells: "mine"'
@@ -79,9 +79,6 @@ def test_the_front_matter_is_what_the_hub_takes(space: Path) -> None:
         f"lab/cells config.json,model.safetensors {COMMIT}",
         "lab/others config.json,model.safetensors,metrics.json",
     ]
-
-
-def test_the_page_says_what_it_offers_and_what_it_is_for(space: Path) -> None:
     page = (space / "README.md").read_text()
     assert RESEARCH_NOTICE in page
     assert "[lab/cells@v1](https://huggingface.co/lab/cells), pinned to commit 0123456789ab\n" in page
@@ -155,35 +152,14 @@ def test_an_earlier_space_is_replaced_whole(space: Path) -> None:
     assert front_matter(space)["title"] == "Leukoscope"
 
 
-def test_a_clone_of_a_space_keeps_its_history(space: Path) -> None:
-    (space / ".git").mkdir()
-    with pytest.raises(LeukoscopeError, match=f"^{space}: is there and holds no Space made by this command"):
-        write_space([FOLLOWED], space)
-    assert (space / ".git").is_dir()
-
-
-@pytest.mark.parametrize("what", ["folder", "file"])
-def test_what_is_no_space_is_left_alone(tmp_path: Path, what: str) -> None:
-    out = tmp_path / "thesis"
-    if what == "folder":
-        out.mkdir()
-    kept = out / "chapter.txt" if what == "folder" else out
-    kept.write_text("years of work")
+@pytest.mark.parametrize("kept", ["thesis/chapter.txt", "thesis", "space/.git"])
+def test_what_is_no_space_or_a_clone_of_one_is_left_alone(space: Path, tmp_path: Path, kept: str) -> None:
+    out = tmp_path / kept.partition("/")[0]
+    (tmp_path / kept).parent.mkdir(exist_ok=True)
+    (tmp_path / kept).write_text("years of work")
     with pytest.raises(LeukoscopeError, match=f"^{out}: is there and holds no Space made by this command"):
         write_space([PINNED], out)
-    assert kept.read_text() == "years of work"
-
-
-def test_a_full_disk_leaves_the_earlier_space(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    before = files(space)
-    monkeypatch.setattr("shutil.copyfile", full)
-    with pytest.raises(LeukoscopeError, match=r"cannot be written there \(.*No space left on device\); free some"):
-        write_space([FOLLOWED], space)
-    assert files(space) == before
-    assert not list(space.parent.glob(".space*"))
+    assert (tmp_path / kept).read_text() == "years of work"
 
 
 # --- a static page --------------------------------------------------------------------------------------------------

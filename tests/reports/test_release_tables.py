@@ -35,11 +35,8 @@ def test_a_label_stays_in_its_cell_and_is_no_element_of_html() -> None:
         ("subject_auroc", "AUROC of blocks' mean logits"),
     ],
 )
-def test_every_metric_has_a_name(key: str, name: str) -> None:
+def test_every_metric_has_a_name_and_another_is_no_recall(key: str, name: str) -> None:
     assert metric_name(key, "block") == name
-
-
-def test_a_metric_without_a_name_is_no_recall() -> None:
     assert all(metric_name(key) for key in (*POOLED, *BY_SUBJECT))
     with pytest.raises(KeyError):
         metric_name("mcc")
@@ -81,11 +78,8 @@ def test_what_is_recognised_is_told_by_class_and_person(release_metrics: dict[st
         ["34 further people", "50 (40–60)", "50 (40–60)", "0.500 (0.40–0.60)"],
         ["cell size alone, the same 2 people", "80", "70", "0.722"],
     ]
-
-
-def test_without_people_nothing_is_said_of_them(release_metrics: dict[str, Any]) -> None:
     by_image = release_metrics | {"evaluations": release_metrics["evaluations"][1:]}
-    assert recognised_rows(by_image) == [["70/15/15 by image", "96", "50", "0.855"]]
+    assert recognised_rows(by_image) == [["70/15/15 by image", "96", "50", "0.855"]], "of people nothing is said"
 
 
 def test_copies_are_counted_by_what_is_known_of_the_cells(phantom_data: LoadedCells) -> None:

@@ -18,19 +18,14 @@ from leukoscope.training.config import parse_config
 from research.leakage import SEEN, UNSEEN, compare_leakage, leakage_pair, leakage_runs, main
 
 
-@pytest.fixture(scope="module")
-def phantoms(phantom_data: LoadedCells) -> LoadedCells:
-    return phantom_data
-
-
 def _labels(data: LoadedCells) -> dict[str, int]:
     return dict(zip(data.train["cell_id"][:], data.train["label"][:], strict=True))
 
 
 @pytest.mark.parametrize("limit", [None, 60])
-def test_only_the_tested_subjects_other_cells_differ(phantoms: LoadedCells, limit: int | None) -> None:
-    pair = leakage_pair(phantoms, 0, max_train_cells=limit)
-    subject, label = groups_of(phantoms, "subject"), _labels(phantoms)
+def test_only_the_tested_subjects_other_cells_differ(phantom_data: LoadedCells, limit: int | None) -> None:
+    pair = leakage_pair(phantom_data, 0, max_train_cells=limit)
+    subject, label = groups_of(phantom_data, "subject"), _labels(phantom_data)
     assert pair[UNSEEN].test == pair[SEEN].test
     tested = {subject[cell] for cell in pair[UNSEEN].test}
     assert not tested & {subject[cell] for cell in pair[UNSEEN].train}
@@ -42,15 +37,12 @@ def test_only_the_tested_subjects_other_cells_differ(phantoms: LoadedCells, limi
     assert limit is None or limit - 2 < len(pair[UNSEEN].train) <= limit
 
 
-def test_a_seed_draws_its_own_subjects_and_repeats_them(phantoms: LoadedCells) -> None:
-    first, again, other = (leakage_pair(phantoms, seed)[SEEN] for seed in (0, 0, 1))
+def test_a_seed_draws_its_own_subjects_of_every_class_and_repeats_them(phantom_data: LoadedCells) -> None:
+    first, again, other = (leakage_pair(phantom_data, seed)[SEEN] for seed in (0, 0, 1))
     assert first == again
     assert set(first.test) != set(other.test)
-
-
-def test_every_class_is_tested(phantoms: LoadedCells) -> None:
-    label = _labels(phantoms)
-    shares = Counter(label[cell] for cell in leakage_pair(phantoms, 3)[UNSEEN].test)
+    label = _labels(phantom_data)
+    shares = Counter(label[cell] for cell in leakage_pair(phantom_data, 3)[UNSEEN].test)
     for k, count in Counter(label.values()).items():
         assert 0.08 < shares[k] / count < 0.25, "about an eighth of each class is tested"
 

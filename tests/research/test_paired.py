@@ -10,18 +10,8 @@ import pytest
 from leukoscope import LeukoscopeError
 from leukoscope.evaluation.bootstrap import point_metrics, subject_intervals
 from leukoscope.evaluation.predictions import CellPredictions
+from predicted import clustered
 from research.paired import aligned, paired_difference
-
-
-def clustered(subjects: int = 12) -> CellPredictions:
-    """`subjects` a class with 30 cells each, and with a difficulty of its own that all its cells share."""
-    rng = np.random.default_rng(0)
-    owner = np.repeat(np.arange(subjects * 2), 30)
-    logits = rng.normal(size=(len(owner), 2))
-    logits[np.arange(len(owner)), owner % 2] += 1 + 1.5 * rng.normal(size=subjects * 2)[owner]
-    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    ids = tuple(f"cell-{i}" for i in range(len(owner)))
-    return CellPredictions(ids, tuple(f"s{o}" for o in owner), owner % 2, shares, ("A", "B"))
 
 
 def test_a_model_compared_with_itself_differs_by_nothing() -> None:

@@ -209,12 +209,6 @@ def test_a_damaged_row_is_named(row: Row) -> None:
         list(reproduce([row]))
 
 
-def test_too_few_subjects_leave_the_interval_out(row: Row) -> None:
-    finish_runs(row, subjects=2)
-    list(reproduce([row]))
-    assert json.loads(row.file.read_text())["intervals"] == {}
-
-
 def test_the_difference_between_both_protocols_has_an_interval(tmp_path: Path) -> None:
     by_image, unseen = rows(tmp_path, *CNMC, *SHORT, recipes=("prior_d_resnet",))
     finish_runs(by_image, wrong_in=9)
@@ -228,27 +222,16 @@ def test_the_difference_between_both_protocols_has_an_interval(tmp_path: Path) -
     assert leak["low"] <= leak["difference"] <= leak["high"]
 
 
-def test_protocols_of_other_settings_have_no_difference(tmp_path: Path) -> None:
-    unseen, larger = (
-        rows(tmp_path, *CNMC, *SHORT, *size, recipes=("prior_d_resnet",), protocols=protocol)[0]
-        for size, protocol in ((["--image_size", "64"], ("unseen",)), ([], ("random",)))
-    )
-    finish_runs(unseen)
-    finish_runs(larger)
-    list(reproduce([unseen]))
-    list(reproduce([larger]))
-    assert json.loads(unseen.file.read_text())["by_image_minus_unseen"] is None
-
-
 @pytest.mark.parametrize(
     ("block", "changed", "is_compared"),
     [
+        ("recipe", {"image_size": 96}, False),
         ("training", {"start_weights": "other weights"}, False),
         ("recipe", {"learning_rate": 0.5}, False),
         ("recipe", {"about": "other words, the same recipe"}, True),
     ],
 )
-def test_protocols_of_other_start_weights_or_recipes_have_no_difference(
+def test_protocols_of_other_settings_start_weights_or_recipes_have_no_difference(
     tmp_path: Path, block: str, changed: dict[str, Any], is_compared: bool
 ) -> None:
     by_image, unseen = rows(tmp_path, *CNMC, *SHORT, recipes=("prior_d_resnet",))
@@ -269,10 +252,13 @@ def test_protocols_of_other_start_weights_or_recipes_have_no_difference(
         (2, 3, "still improving when its 2 epochs ended, in 3 of 3 folds"),
     ],
 )
-def test_an_under_trained_row_says_why(row: Row, kept_epoch: int, wrong_in: int, reason: str) -> None:
-    finish_runs(row, kept_epoch=kept_epoch, wrong_in=wrong_in)
+def test_an_under_trained_row_says_why_and_too_few_subjects_leave_the_interval_out(
+    row: Row, kept_epoch: int, wrong_in: int, reason: str
+) -> None:
+    finish_runs(row, subjects=2, kept_epoch=kept_epoch, wrong_in=wrong_in)
     list(reproduce([row]))
-    assert json.loads(row.file.read_text())["under_trained"] == reason
+    made = json.loads(row.file.read_text())
+    assert (made["under_trained"], made["intervals"]) == (reason, {})
 
 
 PHANTOMS = ["--dataset_name", "phantoms", "--recipe", "prior_d_baseline_cnn", "--num_folds", "3", "--image_size", "64"]
@@ -288,12 +274,9 @@ def test_the_table_has_ten_rows_before_anything_is_run(tmp_path: Path, capsys: p
     assert said.endswith(f"{RESEARCH_NOTICE}\n")
 
 
-def test_cells_must_be_named() -> None:
+def test_cells_must_be_named_and_phantoms_never_stand_among_the_prior_results() -> None:
     with pytest.raises(LeukoscopeError, match=r"^name the cells, with --dataset_name cnmc2019 "):
         main(["--recipe", "prior_d_baseline_cnn"])
-
-
-def test_phantoms_never_stand_among_the_prior_results() -> None:
     with pytest.raises(
         LeukoscopeError, match=r"^--dataset_name phantoms: prior_d_baseline_cnn is rebuilt on cnmc2019; "
     ):

@@ -138,11 +138,6 @@ def test_a_zip_that_lies_about_its_sizes_unpacks_no_more_than_it_says(tmp_path: 
         file.read()
 
 
-def test_an_upload_that_is_gone_is_to_be_sent_again(tmp_path: Path) -> None:
-    with pytest.raises(LeukoscopeError, match=r"^cells.zip: is no longer here; send it again"):
-        open_batch([str(tmp_path / "cells.zip")])
-
-
 def test_loose_files_are_bounded_together_and_none_is_read_to_be_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,9 +194,12 @@ def test_the_sample_holds_two_subjects_with_cells_enough() -> None:
     assert Image.open(io.BytesIO(sample_batch().files[0].read())).size[0] > 64
 
 
-def test_a_zip_that_is_cut_short_is_called_so(tmp_path: Path) -> None:
+def test_a_zip_that_is_cut_short_or_gone_is_called_so(tmp_path: Path) -> None:
     path = Path(pack(tmp_path / "cells.zip", {"a.png": png()}))
     path.write_bytes(path.read_bytes()[:60])
     assert is_zip(str(path))
     with pytest.raises(LeukoscopeError, match=r"^cells.zip: the zip is damaged or cut short; pack or send it again$"):
+        open_batch([str(path)])
+    path.unlink()
+    with pytest.raises(LeukoscopeError, match=r"^cells.zip: is no longer here; send it again"):
         open_batch([str(path)])

@@ -22,7 +22,7 @@ from leukoscope.web.answer import Picture, ask
 from leukoscope.web.model_cache import PREDICTIONS_AT_ONCE, ModelCache, find_releases, listed_models
 
 
-def test_embedded_releases_are_found_by_folder(tmp_path: Path) -> None:
+def test_releases_are_found_by_folder_and_one_by_its_name_or_its_run_s(tmp_path: Path) -> None:
     for name in ("z", "a", DEFAULT_RELEASE):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
@@ -32,9 +32,6 @@ def test_embedded_releases_are_found_by_folder(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     assert list(find_releases(tmp_path).items()) == [(name, tmp_path / name) for name in (DEFAULT_RELEASE, "a", "z")]
     assert find_releases(tmp_path / "missing") == {}
-
-
-def test_a_folder_that_is_a_release_is_found_by_its_name_or_its_run_s(tmp_path: Path) -> None:
     for folder in (tmp_path / "mine", tmp_path / "run" / "release"):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
