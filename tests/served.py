@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-APP = (sys.executable, Path(__file__).parents[1] / "app.py")
+APP: tuple[str | Path, ...] = (sys.executable, Path(__file__).parents[1] / "app.py")
 START_SECONDS = 300  # a busy machine with two cores; an idle one needs about five
 
 

@@ -134,7 +134,7 @@ def test_two_processes_leave_one_run_and_resume_together(warm: str, tmp_path: Pa
     from warm import Warm  # which a process of this file does not find
 
     def start(*flags: str) -> Warm:
-        words = [warm, *LAUNCH, ROOT / "train.py", *TINY, *flags]
+        words = [warm, *LAUNCH, str(ROOT / "train.py"), *TINY, *flags]
         pipe = subprocess.PIPE
         return Warm(words, _environment(tmp_path), cwd=tmp_path, stdout=pipe, stderr=pipe)
 

@@ -148,6 +148,10 @@ def test_what_is_clicked_before_the_maps_are_there_stays_and_every_map_follows(p
     assert stands[0] == (1 if act == "row:1" else 0) and (not act.startswith("view") or act.endswith(stands[1]))
 
 
+def on_stage(visit: Visit) -> tuple[object, object]:
+    return visit.shown, visit.behind
+
+
 def test_a_smear_is_read_and_a_cell_of_it_leads_back(page: Page) -> None:
     visit = Visit()
     text = shown(page, click(page, visit, "smear"))
@@ -155,10 +159,10 @@ def test_a_smear_is_read_and_a_cell_of_it_leads_back(page: Page) -> None:
     read = visit.shown
     text = shown(page, click(page, visit, "cell:1"))
     assert "Cell 2 of Synthetic smear" in text and "← Back to the smear" in text
-    assert isinstance(visit.shown, Answer) and visit.behind is read
+    assert isinstance(on_stage(visit)[0], Answer) and on_stage(visit)[1] is read
     assert not visit.kept, "it is opened again from its smear"
     shown(page, click(page, visit, "back"))
-    assert vars(visit)["shown"] is read and vars(visit)["behind"] is None
+    assert on_stage(visit) == (read, None)
     shown(page, click(page, visit, "read:other"))
     assert visit.model == "other"
     assert "0.140 µm per pixel, as given" in shown(page, click(page, visit, "pitch:0.14")) and visit.model == "other"
