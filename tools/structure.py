@@ -134,11 +134,11 @@ def print_sizes() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     print(f"run-time dependencies: {len(project['dependencies'])} (at most {DEPENDENCIES})")
     for path, lines in files.items():
-        name = path.relative_to(SOURCE)
+        module = path.relative_to(SOURCE)
         if lines > FILE_LINES:
-            print(f"{name}: {lines} lines (at most {FILE_LINES})")
+            print(f"{module}: {lines} lines (at most {FILE_LINES})")
         for function, count in long_functions(path):
-            print(f"{name}, {function}: {count} lines (at most {FUNCTION_LINES})")
+            print(f"{module}, {function}: {count} lines (at most {FUNCTION_LINES})")
 
 
 if __name__ == "__main__":
