@@ -32,10 +32,9 @@ from leukoscope.evaluation.assess import assess
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions, pooled
-from leukoscope.inference.graph import open_backend
 from leukoscope.inference.ood import fit_detector, picture_statistics
 from leukoscope.inference.prediction import VIEWS, WITHOUT_CLASS, disagreement, softmax, turned
-from leukoscope.inference.predictor import Predictor
+from leukoscope.inference.predictor import Predictor, open_backend
 from leukoscope.inference.runtime import Runtime
 from leukoscope.models.release import HEALTHY, OF_FIELDS, read_metrics, read_release, write_metrics
 from leukoscope.models.weights import load_release

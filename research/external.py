@@ -32,8 +32,8 @@ from leukoscope.data.registry import DATASETS
 from leukoscope.evaluation.baselines import size_only_predictions
 from leukoscope.evaluation.bootstrap import point_metrics, subject_intervals
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.inference.graph import float32_backend
 from leukoscope.inference.prediction import VIEWS, softmax, turned
+from leukoscope.inference.predictor import float32_backend
 from leukoscope.models.release import PREDICTIONS, WEIGHTS, read_metrics, write_json, write_metrics
 from leukoscope.models.weights import load_release
 from leukoscope.progress import track

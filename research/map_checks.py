@@ -8,7 +8,7 @@ check; the cell is turned by 30°. Each metric has an interval, and beside it th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -26,17 +26,19 @@ from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.gradcam import share_on_cell
-from leukoscope.inference.graph import float32_backend
-from leukoscope.inference.prediction import EVIDENCE, NO_MAP, VIEWS, passes_map_checks, softmax, turned, turned_back
+from leukoscope.inference.prediction import EVIDENCE, NO_MAP, VIEWS, softmax, turned, turned_back
+from leukoscope.inference.predictor import float32_backend
 from leukoscope.inference.runtime import TorchBackend
 from leukoscope.models.weights import Release
 from leukoscope.progress import progress, track
 
 if TYPE_CHECKING:
-    from leukoscope.inference.runtime import Backend
+    from leukoscope.inference.predictor import Backend
 
 AT_ONCE = 8
 """Cells computed at once, which share a random network; of more, the activations do not fit a processor's cache."""
+OWN_AT_LEAST = 0.6
+"""Correlation that `passes_map_checks` asks for."""
 ANGLE = 30
 # A map has some 25 to 100 values, so eight steps trace a curve as well as the 224 of the RISE paper.
 STEPS = 8
@@ -156,6 +158,18 @@ def explanation_blocks(
     }
     checks["passed"] = passes_map_checks(checks)
     return {"heat_maps": checks, "evidence_scale": _scale(maps, own, cells, background, seed)}
+
+
+def passes_map_checks(block: Mapping[str, Any]) -> bool:
+    """Return whether a release's maps passed the checks that are needed to say that it looks at the cell.
+
+    A cell's map must agree with that of the cell turned (mean correlation ≥ .6), better than the maps of random weights
+    do (95 % intervals apart), and taking away what it marks must lower the class's probability more than taking away
+    random pixels (interval above 0).
+    """
+    own, untrained = block["rotation"]["correlation"], block["rotation"]["untrained"]
+    gain = block["deletion"]["gain_over_random"]["low"]
+    return bool(own["mean"] >= OWN_AT_LEAST and own["low"] > untrained["high"] and gain > 0)
 
 
 def _resampled(table: CellPredictions, seed: int) -> tuple[BootstrapSamples, str]:

@@ -201,7 +201,7 @@ def _systems(
 
 def _has_bf16() -> bool:
     """Whether OpenVINO computes in bfloat16 on this processor."""
-    from leukoscope.inference.runtime import openvino_core
+    from leukoscope.inference.graph import openvino_core
 
     return find_spec("openvino") is not None and "BF16" in openvino_core().get_property(
         "CPU", "OPTIMIZATION_CAPABILITIES"

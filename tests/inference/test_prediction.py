@@ -163,14 +163,6 @@ def test_every_reason_says_what_was_found_and_what_was_allowed(reason: Reason, t
     assert json.loads(json.dumps(reason.to_dict())) == {**vars(reason), "text": text}
 
 
-def test_a_decision_is_json() -> None:
-    decision = TWO.decide(UNSURE, Checks(ood_score=0.5, disagreement=0.5))
-
-    told = json.loads(json.dumps(decision.to_dict()))
-    assert told == {"outcome": "abstain", "reasons": [reason.to_dict() for reason in decision.reasons]}
-    assert codes(decision) == ["low_confidence", "views_disagree"]
-
-
 # What a release carries
 
 

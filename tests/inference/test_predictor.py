@@ -20,7 +20,6 @@ from leukoscope.data.images import EncodedImage, UnreadableImage, open_image
 from leukoscope.inference.gradcam import overlay, share_on_cell
 from leukoscope.inference.prediction import (
     ABSTAIN,
-    EVIDENCE,
     NOT_A_CELL,
     OUT_OF_DISTRIBUTION,
     VIEWS,
@@ -67,11 +66,11 @@ def ood_score(prediction: Prediction) -> float:
     return prediction.checks.ood_score
 
 
-def mean_map(predictor: Predictor, picture: np.ndarray, method: str) -> np.ndarray:
+def mean_map(predictor: Predictor, picture: np.ndarray) -> np.ndarray:
     """The signed maps (K, h, w) of a picture's eight views, turned back and averaged."""
     framed, found = predictor.release.preprocessing.frame(Image.fromarray(picture))[None], []
     for view in range(VIEWS):
-        maps = predictor.backend(turned(framed, view), explain=True, method=method).maps
+        maps = predictor.backend(turned(framed, view), explain=True).maps
         assert maps is not None
         found.append(turned_back(maps[0], view))
     return np.mean(found, axis=0)
@@ -142,20 +141,15 @@ def test_an_explained_prediction_draws_itself(predictor: Predictor, cells: list[
         predictor(cells[0]).overlay()
 
 
-def test_a_map_is_the_positive_evidence_or_grad_cam_averaged_over_eight_views(
-    predictor: Predictor, cells: list[Path]
-) -> None:
+def test_a_map_is_the_positive_evidence_averaged_over_eight_views(predictor: Predictor, cells: list[Path]) -> None:
     picture = np.asarray(open_image(cells[0]))
-    assert mean_map(predictor, picture, EVIDENCE).min() < 0 and not mean_map(predictor, 0 * picture, EVIDENCE).any()
-
-    for method in ("evidence", "gradcam"):
-        found = predictor(cells[0], explain=True, method=method)
-        maps = np.stack([heat.evidence for heat in heatmaps(found).values()])
-        assert maps == pytest.approx(np.maximum(mean_map(predictor, picture, method), 0), abs=1e-6)
-        assert (found.checks.on_cell is None) == (method == "gradcam")
+    signed = mean_map(predictor, picture)
+    assert signed.min() < 0 and not mean_map(predictor, 0 * picture).any()
+    found = predictor(cells[0], explain=True)
+    maps = np.stack([heat.evidence for heat in heatmaps(found).values()])
+    assert maps == pytest.approx(np.maximum(signed, 0), abs=1e-6)
+    assert found.checks.on_cell is not None
     assert heatmaps(predictor(cells[0], explain=True, tta=True)).keys() == {"ALL", "HEM"}
-    with pytest.raises(LeukoscopeError, match="method 'cam': unknown; choose one of evidence, gradcam"):
-        predictor(cells[0], method="cam")
 
 
 def test_explaining_decides_by_the_upright_view_and_tells_the_other_seven(
@@ -263,13 +257,6 @@ def test_what_is_no_picture_among_pictures_has_its_error_in_its_place(predictor:
         "image 2: is of type NoneType", "image 4: is of type list", "image 5: is of type Tensor",
         "image 6: the file is empty (0 bytes)", "image 7: is not an image",
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize("method", ["from_pretrained", "from_hub"])
-def test_what_names_no_release_is_refused_by_its_type(method: str) -> None:
-    for given in (None, 5, b"folder", ["folder"], "", " "):
-        with pytest.raises(LeukoscopeError, match=rf"^Predictor\.{method}\(.*\): names no release; give a release"):
-            getattr(Predictor, method)(given)
 
 
 def test_what_is_no_release_and_an_impossible_batch_size_or_device_are_refused(
@@ -430,7 +417,8 @@ def test_offline_the_cached_copy_is_used_and_named_by_its_hub_id(
 
 
 def test_a_malformed_name_is_refused() -> None:
-    for name in (
+    names: list[Any] = [
+        *(None, 5, "", " "),
         "nowhere",
         "runs/x/release",
         "../model",
@@ -440,7 +428,8 @@ def test_a_malformed_name_is_refused() -> None:
         "a/b c",
         "a/b.git",
         "a/b@../c",
-    ):
+    ]
+    for name in names:
         with pytest.raises(LeukoscopeError) as error:
             Predictor.from_pretrained(name)
         assert str(error.value) == (

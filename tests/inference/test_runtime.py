@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,20 @@ from timm import create_model
 
 from leukoscope import LeukoscopeError, Prediction, Predictor
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.inference import graph, runtime
-from leukoscope.inference.graph import ALLOWED, REPORT, float32_backend, kept_graph, require_like_torch, write_graph
-from leukoscope.inference.runtime import (
+from leukoscope.inference import graph, predictor, runtime
+from leukoscope.inference.graph import (
+    ALLOWED,
     GRAPH,
     HEAD,
+    REPORT,
     OpenVinoBackend,
-    Runtime,
-    TorchBackend,
-    gpu_or_cpu,
+    kept_graph,
     openvino_core,
-    usable_cores,
+    require_like_torch,
+    write_graph,
 )
+from leukoscope.inference.predictor import float32_backend
+from leukoscope.inference.runtime import Runtime, TorchBackend, gpu_or_cpu, usable_cores
 from leukoscope.models.release import ReleaseInfo, read_release
 from leukoscope.models.weights import load_release, save_release
 from leukoscope.synthetic import draw_cell
@@ -178,43 +181,25 @@ def test_what_differs_from_torch_is_named(tiny_release: Path, apart: tuple[float
         require_like_torch(read_release(tiny_release), report)
 
 
-def test_a_graph_that_another_process_made_meanwhile_is_taken(
-    cache: Path, tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_one_of_two_that_need_a_graph_makes_it_and_the_one_used_least_recently_goes(
+    tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
-    release = read_release(tiny_release)
-
-    def slow(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
-        theirs = folder.parents[1] / folder.parent.name.split(".")[1]
-        report = write_graph(release, folder)
-        shutil.copytree(folder, theirs)
-        (theirs / "theirs").touch()
-        return report
-
-    monkeypatch.setattr("leukoscope.inference.graph.write_graph", slow)
-    graph = kept_graph(release)
-    assert (graph / "theirs").exists(), "a graph that is in use is not replaced"
-    assert [path.name for path in graph.parent.iterdir()] == [graph.name]
-
-
-def test_an_old_graph_that_another_process_removes_meanwhile_is_no_error(
-    cache: Path, tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
-    glob = Path.glob
-
-    def with_one_that_is_gone(folder: Path, pattern: str) -> list[Path]:
-        return [*glob(folder, pattern), *([folder / "gone" / REPORT] if REPORT in pattern else [])]
-
-    made = kept_graph(read_release(tiny_release))
-    shutil.rmtree(made)
-    (made.parent / "old").mkdir()
-    (made.parent / "old" / REPORT).touch()
-    os.utime(made.parent / "old" / REPORT, (0, 0))
     monkeypatch.setattr(graph, "MOST_GRAPHS", 1)
-    monkeypatch.setattr(Path, "glob", with_one_that_is_gone)
-    kept_graph(read_release(tiny_release))
-    assert [path.name for path in made.parent.iterdir()] == [made.name], "the others are removed all the same"
+    old, written = tmp_path / "graphs" / "old" / REPORT, []
+    old.parent.mkdir(parents=True)
+    old.touch()
+    os.utime(old, (0, 0))
+
+    def write(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
+        written.append(folder)
+        return write_graph(release, folder)
+
+    monkeypatch.setattr(graph, "write_graph", write)
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(kept_graph, [read_release(tiny_release)] * 2)
+    assert first == second and len(written) == 1
+    assert [path for path in first.parent.iterdir() if path.is_dir()] == [first]
 
 
 def test_a_graph_cut_short_by_a_loss_of_power_is_made_anew_and_a_damaged_one_named(
@@ -383,7 +368,7 @@ def test_accelerates_switch_is_read_as_accelerate_reads_it(monkeypatch: pytest.M
 
 
 def test_a_missing_package_is_named(tiny_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (graph, runtime):
+    for module in (predictor, runtime):
         monkeypatch.setattr(module, "find_spec", lambda name: None)
 
     with pytest.raises(LeukoscopeError, match="^openvino: is not installed; pip install openvino$"):

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
+from leukoscope.inference.prediction import logits_of
 from leukoscope.inference.scoring import open_source
-from leukoscope.inference.subject import QUANTILES, SubjectRule, logits_of, pool, predict_subjects
+from leukoscope.inference.subject import QUANTILES, SubjectRule, pool, predict_subjects
 from leukoscope.synthetic import draw_cell
 from release_fixtures import SUBJECT_RULE
 

@@ -27,9 +27,9 @@ from leukoscope.evaluation.overlap import Overlap, seen_of
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.evaluation.subjects import subject_rule_block
 from leukoscope.evaluation.thresholds import decision_block
-from leukoscope.inference.graph import float32_backend
 from leukoscope.inference.ood import FOLDS, KEPT_SHARE, METHOD, OodDetector, fit_detector, picture_statistics
 from leukoscope.inference.prediction import softmax
+from leukoscope.inference.predictor import float32_backend
 from leukoscope.models.release import FIGURES, OOD, PREDICTIONS, edit_release, folder_name, read_metrics, write_metrics
 from leukoscope.models.weights import Release, load_release, rescale_classifier, save_weights
 from leukoscope.progress import note, progress, track

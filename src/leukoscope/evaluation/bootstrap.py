@@ -14,7 +14,7 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.inference.subject import logits_of
+from leukoscope.inference.prediction import logits_of
 
 Interval: TypeAlias = dict[str, float]
 BOOTSTRAP_SAMPLES = 2000

@@ -20,7 +20,8 @@ from sklearn.model_selection import KFold
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, SUBJECTS_NEEDED, calibrated, who_fitted
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.inference.subject import SubjectRule, logits_of, pool
+from leukoscope.inference.prediction import logits_of
+from leukoscope.inference.subject import SubjectRule, pool
 
 CELL_COUNTS = (1, 3, 5, 10, 20, 50)
 REPEATS = 5000

@@ -1,8 +1,8 @@
 """Grad-CAM maps: computed from the last feature map, measured, and drawn over the picture.
 
-A map is by default the evidence for a class relative to a blank picture; plain Grad-CAM remains as a method. Our own
-code because pytorch-grad-cam runs the whole network again, forward and backward; here the backbone runs once, and
-`explain_features` takes its feature map through the head alone, for the logits and every class's map.
+A map is the evidence for a class relative to a blank picture. Our own code because pytorch-grad-cam runs the whole
+network again, forward and backward; here the backbone runs once, and `explain_features` takes its feature map through
+the head alone, for the logits and every class's map.
 """
 
 from __future__ import annotations
@@ -31,23 +31,21 @@ BLACK_SHARE = 0.05
 
 
 def explain_features(
-    network: nn.Module, features: torch.Tensor, blank: torch.Tensor | None = None
+    network: nn.Module, features: torch.Tensor, blank: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute logits and a map of every class from the last feature map.
 
-    Both methods need the class score's gradient at this map and nothing before it, so only the head is
-    differentiated, whatever layers it has.
+    Only the class score's gradient at this map is needed, so only the head is differentiated, whatever layers it has.
 
     Args:
         network: a model in eval mode with `forward_head`.
         features: (B, C, h, w), what `network.forward_features` gave; may come from `torch.inference_mode`.
-        blank: (1, C, h, w), the same of the blank picture; None for plain Grad-CAM.
+        blank: (1, C, h, w), the same of the blank picture.
 
     Returns:
-        logits (B, K) and maps (B, K, h, w), both float32. With `blank`, evidence: at each position the sum over
-        channels of the gradient there times the features less the blank's; signed, and through a linear head after
-        average pooling its sum is the logit less the blank's. Without, Grad-CAM (Selvaraju et al. 2017,
-        doi:10.1109/ICCV.2017.74): ≥ 0, the sum of the channels, each weighted by its mean gradient.
+        logits (B, K) and maps (B, K, h, w), both float32: at each position the sum over channels of the gradient there
+        times the features less the blank's; signed, and through a linear head after average pooling its sum is the
+        logit less the blank's.
 
     Raises:
         LeukoscopeError: the network's last features are not a map of channels (transformers, for one).
@@ -68,10 +66,7 @@ def explain_features(
         for k in range(logits.shape[1]):
             # Pictures do not meet in the head, so the gradient of the sum is each picture's own.
             (gradient,) = torch.autograd.grad(logits[:, k].sum(), leaf, retain_graph=True)
-            if blank is None:
-                maps.append(torch.einsum("bc,bchw->bhw", gradient.mean(dim=(2, 3)), leaf.detach()).relu())
-            else:
-                maps.append((gradient * (leaf.detach() - blank)).sum(dim=1))
+            maps.append((gradient * (leaf.detach() - blank)).sum(dim=1))
     return logits.detach().float(), torch.stack(maps, dim=1)
 
 
@@ -82,15 +77,13 @@ def is_map_of_channels(network: nn.Module, features: torch.Tensor) -> bool:
     return getattr(features, "ndim", 0) == 4 and channels in (None, features.shape[1])
 
 
-def linear_head_maps(features: np.ndarray, class_weights: np.ndarray, blank: np.ndarray | None = None) -> np.ndarray:
+def linear_head_maps(features: np.ndarray, class_weights: np.ndarray, blank: np.ndarray) -> np.ndarray:
     """Compute maps where one linear layer follows average pooling: a class's gradient is then its row of weights.
 
-    (B, C, h, w), weights (K, C) and perhaps `blank` (1, C, h, w) → (B, K, h, w) float32, as `explain_features`.
+    (B, C, h, w), weights (K, C) and `blank` (1, C, h, w) → (B, K, h, w) float32, as `explain_features`.
     """
-    seen = features if blank is None else features - blank
     # Not `@`: the threads of numpy's matrix library stay busy afterwards, on the cores that the network needs next.
-    maps = np.einsum("kc,bchw->bkhw", class_weights / features[0, 0].size, seen)
-    return (np.maximum(maps, 0) if blank is None else maps).astype(np.float32)
+    return np.einsum("kc,bchw->bkhw", class_weights / blank[0, 0].size, features - blank).astype(np.float32)
 
 
 def share_on_cell(heatmap: np.ndarray, pixels: np.ndarray) -> float | None:

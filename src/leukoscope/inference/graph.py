@@ -1,25 +1,25 @@
 """Graphs of a release's network, each compared with torch on eight phantoms: OpenVINO's, which is kept, and ONNX.
 
-A report lies beside each. `open_backend` chooses between OpenVINO's graph and torch.
+A report lies beside each. OpenVINO's takes pixels as `Preprocessing.frame` gives them and returns logits and the last
+feature map, so that explaining needs no second pass.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from importlib.metadata import version
-from importlib.util import find_spec
 from io import StringIO
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,76 +27,113 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.files import cache_root, file_sha256, remedy
-from leukoscope.inference.gradcam import linear_head_maps
-from leukoscope.inference.prediction import GRADCAM, softmax
+from leukoscope.files import atomic_folder, cache_root, file_sha256, first_line, remedy
+from leukoscope.inference.gradcam import explain_features, linear_head_maps
+from leukoscope.inference.prediction import softmax
 from leukoscope.inference.runtime import (
-    AUTO,
-    GRAPH,
-    HEAD,
+    BF16,
+    F32,
     OPENVINO,
-    TORCH,
-    Backend,
     NetworkOutput,
     NoGraph,
-    OpenVinoBackend,
-    Runtime,
     TorchBackend,
     blank_picture,
-    require_package,
     torch_backend,
+    usable_cores,
 )
-from leukoscope.models.release import CARD, CONFIG, PROCESSOR, WEIGHTS, public_name
+from leukoscope.models.release import CARD, CONFIG, PROCESSOR, WEIGHTS, public_name, read_arrays
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from leukoscope.models.release import ReleaseInfo
-    from leukoscope.models.weights import Release
 
+GRAPH, HEAD = "model.xml", "head.safetensors"
+"""Files of a kept graph. HEAD: the weights (K, C) of one linear layer after average pooling, where that is the head."""
 REPORT = "export.json"
 ONNX_GRAPH = "onnx/model.onnx"
 """Where transformers.js and optimum look for a graph."""
 ALLOWED = 1e-4
-"""How far a graph's probabilities, and its Grad-CAM maps relative to their peak, may lie from torch's."""
+"""How far a graph's probabilities, and its maps relative to their peak, may lie from torch's."""
 MOST_GRAPHS = 20  # kept in the cache, the last ones used: visitors of a demo may name any model
 _GRAPH_VERSION = 3  # changes when the graph's inputs, outputs or files do
-_GRAPH_PAYS_OFF = 200  # cells that torch computes in about the time that the graph is made in
 _COMPARED = 8  # phantoms
-_log = logging.getLogger("leukoscope")
 
 
-def open_backend(release: ReleaseInfo, runtime: Runtime = Runtime()) -> Backend:
-    """Open the backend that computes a release's network; its `name` and `precision` say how.
+class OpenVinoBackend:
+    """Computes the graph that `write_graph` wrote; loads the network only to explain through several layers.
 
     Raises:
-        LeukoscopeError: no such backend, one whose package is not installed, that does not compute on that device or
-            whose output differs from torch's; a damaged release; a device that this machine lacks.
+        NoGraph: a damaged graph.
+        LeukoscopeError: "bf16", for which this processor has no units.
     """
-    runtime = runtime.chosen()
-    if runtime.backend == OPENVINO:
-        if runtime.device != "cpu":
-            raise LeukoscopeError(
-                f"backend {OPENVINO!r}: computes on the CPU only; leave out device {runtime.device!r}"
-            )
-        require_package(OPENVINO)
-        return OpenVinoBackend(kept_graph(release), release, runtime.precision)
-    if runtime.backend == AUTO and runtime.device == "cpu" and find_spec(OPENVINO):
+
+    name = OPENVINO
+
+    def __init__(self, folder: Path, release: ReleaseInfo, precision: str = F32):
+        self.precision, self._release, self._one_at_a_time = precision, release, Lock()
+        if precision == BF16 and "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise LeukoscopeError("precision 'bf16': this processor has no units for bfloat16; use 'float32'")
+        self._head = read_arrays(folder / HEAD) if (folder / HEAD).is_file() else None
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        settings = {
+            # Left to itself it takes bf16 wherever the processor has it.
+            "INFERENCE_PRECISION_HINT": BF16 if precision == BF16 else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            # As many as torch would use.
+            "INFERENCE_NUM_THREADS": int(given) if given.isdecimal() and int(given) else usable_cores(),
+        }
+        if os.access(folder, os.W_OK):
+            # The compiled graph is kept there: the next process opens it in a third of the time.
+            settings["CACHE_DIR"] = str(folder)
         try:
-            return OpenVinoBackend(kept_graph(release), release, runtime.precision)
-        except NoGraph as reason:
-            _log.warning("%s; torch is used", reason)
-    return torch_backend(release, runtime)
+            self._request = openvino_core().compile_model(folder / GRAPH, "CPU", settings).create_infer_request()
+        except Exception as error:  # OpenVINO has error types of its own
+            raise NoGraph(
+                f"{folder}: damaged ({first_line(error)}); remove this folder, and the graph is made anew"
+            ) from None
+
+    def __call__(self, pixels: np.ndarray, *, explain: bool = False) -> NetworkOutput:
+        """Compute a batch in one pass; arguments as for `TorchBackend`."""
+        logits, *features = self.outputs(pixels)
+        if not explain or not features:  # no map of channels
+            return NetworkOutput(logits)
+        if self._head is not None:
+            return NetworkOutput(logits, linear_head_maps(features[0], self._head["weights"], self._blank))
+        import torch
+
+        _, maps = explain_features(self._network, *map(torch.from_numpy, (features[0], self._blank)))
+        return NetworkOutput(logits, maps.numpy())
+
+    def outputs(self, pixels: np.ndarray) -> list[np.ndarray]:
+        """(B, S, S, 3) uint8 → logits and, where they are a map of channels, the last features."""
+        with self._one_at_a_time:
+            outputs = self._request.infer({0: np.ascontiguousarray(pixels)}, share_inputs=True)
+            return [outputs[number].copy() for number in range(len(outputs))]
+
+    @cached_property
+    def _blank(self) -> np.ndarray:
+        """(1, C, h, w), the blank picture's features, which no picture changes."""
+        return self.outputs(blank_picture(self._release.preprocessing, self._release.blank_rgb))[1]
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        from leukoscope.models.weights import load_release
+
+        return load_release(self._release).network
 
 
-def float32_backend(release: Release, cells: int) -> Backend:
-    """Open the fastest backend to compute that many cells in float32 on the CPU: OpenVINO, or torch for few.
+@lru_cache(maxsize=1)
+def openvino_core() -> Any:
+    """Return the one `openvino.Core` of this process, which is never freed.
 
-    The release's folder, if it has one, holds the very weights of its network.
+    Each sets a signal stack for the thread and restores the one before when it is freed. Where two overlap, that one
+    may be gone, and the next signal, such as a Ctrl-C, ends the process with a segmentation fault (OpenVINO 2026.4).
     """
-    worthwhile = cells >= _GRAPH_PAYS_OFF and release.folder is not None
-    return open_backend(release, Runtime(AUTO if worthwhile else TORCH, "cpu"))
+    import openvino
+
+    return openvino.Core()
 
 
 def kept_graph(release: ReleaseInfo) -> Path:
@@ -111,10 +148,20 @@ def kept_graph(release: ReleaseInfo) -> Path:
     parts += [file_sha256(path) for path in (release.folder / CONFIG, release.folder / WEIGHTS) if path.is_file()]
     folder = cache_root() / "graphs" / sha256(" ".join(parts).encode()).hexdigest()[:32]
     try:
-        report = _report_of(folder) or _make(release, folder)
-    except OSError as error:
+        if (report := _report_of(folder)) is None:
+            from filelock import FileLock  # here: it would slow every first prediction down
+
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.parent / ".lock"):
+                if (report := _report_of(folder)) is None:  # no other process has made it meanwhile
+                    with atomic_folder(folder) as made:
+                        report = write_graph(release, made)
+                    kept = sorted(folder.parent.glob(f"*/{REPORT}"), key=lambda report: report.stat().st_mtime)
+                    for old in kept[:-MOST_GRAPHS]:
+                        shutil.rmtree(old.parent, ignore_errors=True)
+    except (OSError, NotImplementedError) as error:  # the latter of a disk without locks
         raise NoGraph(
-            f"{folder}: the {OPENVINO} graph cannot be kept there ({error.strerror or error}); "
+            f"{folder}: the {OPENVINO} graph cannot be kept there ({first_line(error)}); "
             f"{remedy(error, 'name another folder with LEUKOSCOPE_CACHE')}"
         ) from None
     with suppress(OSError):  # the cache may be another user's, or read-only
@@ -132,29 +179,6 @@ def _report_of(folder: Path) -> dict[str, Any] | None:
     files = (folder / GRAPH, folder / "model.bin")
     whole = all(file.is_file() and file.stat().st_size for file in files)
     return report if whole and isinstance(report, dict) else None
-
-
-def _make(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
-    """Write a graph into the cache, remove those used least recently, and return the graph's report."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
-        made = Path(aside) / "graph"
-        report = write_graph(release, made)
-        if _report_of(folder) is None:
-            shutil.rmtree(folder, ignore_errors=True)  # what a loss of power left
-        try:
-            made.rename(folder)
-        except OSError:
-            # Another process has made the same graph meanwhile, and may be using it.
-            if _report_of(folder) is None:
-                raise
-    used = []
-    for kept in folder.parent.glob(f"*/{REPORT}"):
-        with suppress(OSError):  # another process may be removing the same ones
-            used.append((kept.stat().st_mtime, kept.parent))
-    for _, old in sorted(used)[:-MOST_GRAPHS]:
-        shutil.rmtree(old, ignore_errors=True)
-    return report
 
 
 def require_like_torch(release: ReleaseInfo, report: Mapping[str, Any]) -> None:
@@ -183,8 +207,10 @@ def write_graph(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
     import torch
 
     reference, pixels = torch_backend(release), phantom_pixels(release)
-    theirs = reference(pixels, explain=True, method=GRADCAM)
     network, preprocessing = reference.network, release.preprocessing
+    # The maps are made of the features, by the same code.
+    theirs = reference(pixels, explain=True)
+    theirs = NetworkOutput(theirs.logits, None if theirs.maps is None else reference.features(pixels).numpy())
 
     def compute(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         features = network.forward_features(preprocessing.normalise(pixels.permute(0, 3, 1, 2)))  # type: ignore[operator]
@@ -207,9 +233,7 @@ def write_graph(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
     if (head := linear_head(reference, pixels)) is not None:
         save_file({"weights": head}, folder / HEAD)
         (folder / HEAD).chmod(0o644)  # safetensors leaves the file readable by its owner alone
-
-    # Grad-CAM, which needs the features alone; the evidence is made from the same features.
-    ours = OpenVinoBackend(folder, release)(pixels, explain=True, method=GRADCAM)
+    ours = NetworkOutput(*OpenVinoBackend(folder, release).outputs(pixels))
     for compiled in folder.glob("*.blob"):  # for this processor alone, and never found again once the folder is renamed
         compiled.unlink()
     report = report_on(release, OPENVINO, ours, theirs)
@@ -232,14 +256,14 @@ def linear_head(reference: TorchBackend, pixels: np.ndarray) -> np.ndarray | Non
     """Return the classifier's weights (K, C) where they alone give torch's maps of these pictures; else None."""
     from leukoscope.models.weights import classifier_parameters
 
-    maps, features = reference(pixels, explain=True, method=GRADCAM).maps, reference.features(pixels)
+    maps, features = reference(pixels, explain=True).maps, reference.features(pixels)
     if maps is None:
         return None
     weights = next(iter(classifier_parameters(reference.network))).detach().cpu().float().numpy()
     weights = weights.reshape(len(weights), -1)  # some are 1 × 1 convolutions
     if weights.shape[1] != features.shape[1]:
         return None
-    ours = linear_head_maps(features.numpy(), weights)
+    ours = linear_head_maps(features.numpy(), weights, reference.blank.numpy())
     return weights if np.allclose(ours, maps, rtol=ALLOWED, atol=ALLOWED * maps.max()) else None
 
 
@@ -286,8 +310,9 @@ def conversion_errors(release: ReleaseInfo, kind: str) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:  # the exporters raise dozens of types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise NoGraph(f"{release.name}: cannot be made into a {kind} graph ({reason}); use backend='torch'") from None
+        raise NoGraph(
+            f"{release.name}: cannot be made into a {kind} graph ({first_line(error)}); use backend='torch'"
+        ) from None
 
 
 # ONNX, for other programs
@@ -313,7 +338,7 @@ def write_onnx(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
     reference, pixels = torch_backend(release), phantom_pixels(release)
     network, head, theirs = reference.network, linear_head(reference, pixels), reference(pixels, explain=True)
     if head is not None and theirs.maps is not None:
-        blank = reference.features(blank_picture(release.preprocessing, release.blank_rgb)).clone()
+        blank = reference.blank
         kernels = torch.from_numpy(head)[:, :, None, None] / blank[0, 0].numel()
 
     def compute(pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:

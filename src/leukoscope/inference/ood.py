@@ -145,19 +145,13 @@ class OodDetector:
         statistics = np.stack([picture_statistics(picture) for picture in pixels])
         return (self.distances(statistics) / self.limit).astype(np.float32)
 
-    def group_distances(self, pixels: np.ndarray) -> dict[str, float]:
-        """How far a picture (S, S, 3) lies in each of `GROUPS`, relative to its number of statistics; usual up to 1."""
-        standard, found = (picture_statistics(pixels) - self.mean) / self.deviation, {}
-        usual = float(self.limit) / np.sqrt(STATISTICS)
+    def farthest_group(self, pixels: np.ndarray) -> str:
+        """Return which of `GROUPS` sets a picture (S, S, 3) apart most, for its number of statistics."""
+        standard, distances = (picture_statistics(pixels) - self.mean) / self.deviation, {}
         for name, some in GROUPS.items():
             inverse = np.linalg.inv(self.correlation[some, some].astype(np.float64))
-            square = np.einsum("i,ij,j->", standard[some], inverse, standard[some]) / len(inverse)
-            found[name] = float(np.sqrt(square)) / usual
-        return found
-
-    def farthest_group(self, pixels: np.ndarray) -> str:
-        """Return which of `GROUPS` sets a picture (S, S, 3) apart most."""
-        return max((distance, name) for name, distance in self.group_distances(pixels).items())[1]
+            distances[name] = np.einsum("i,ij,j->", standard[some], inverse, standard[some]) / len(inverse)
+        return max(distances, key=distances.__getitem__)
 
     def colour_excess(self, pixels: np.ndarray) -> np.ndarray:
         """Where the colours of a picture (S, S, 3) are unusual: (64, 64) standard deviations beyond the first two."""

@@ -35,11 +35,8 @@ SIDE_MAY_DIFFER = 0.05
 NO_MAP = (
     "has no Grad-CAM map: the last features of its network are no map of channels (a vision transformer's are tokens)"
 )
-EVIDENCE, GRADCAM = "evidence", "gradcam"
-METHODS = (EVIDENCE, GRADCAM)
-"""How a map is made: evidence relative to the blank picture, or Grad-CAM as published."""
-OWN_AT_LEAST = 0.6
-"""Correlation that `passes_map_checks` asks for."""
+EVIDENCE = "evidence"
+"""Of metrics.json's maps, the `method` that is drawn here; values of another one are on another scale."""
 
 REASON_TEXTS = {
     "field_of_view": "The picture is no single cell cut out on black, which is what this model was trained on.",
@@ -150,7 +147,7 @@ class Thresholds:
         """Read those of a release's metrics.json; empty where it has no "decisions"."""
         abstention = (metrics.get("decisions") or {}).get("abstention") or {}
         cells, scale = trained_on(metrics), metrics.get("evidence_scale") or {}
-        scale = scale if scale.get("method") == EVIDENCE else {}  # Grad-CAM's values are on another scale
+        scale = scale if scale.get("method") == EVIDENCE else {}
         return cls(
             abstain_below=abstention["default"]["threshold"] if abstention else None,
             least_on_cell=scale.get("on_cell_p05"),
@@ -185,28 +182,9 @@ class Thresholds:
         return Decision(outcome, tuple(reasons))
 
 
-def passes_map_checks(block: Mapping[str, Any]) -> bool:
-    """Return whether a release's maps passed the checks that are needed to say that it looks at the cell.
-
-    A cell's map must agree with that of the cell turned by 30° (mean correlation ≥ .6), better than the maps of random
-    weights do (95 % intervals apart), and taking away what it marks must lower the class's probability more than taking
-    away random pixels (interval above 0). A block `heat_maps` of metrics.json that lacks a measurement has not passed.
-    """
-    try:
-        own, untrained = block["rotation"]["correlation"], block["rotation"]["untrained"]
-        gain = block["deletion"]["gain_over_random"]["low"]
-        return bool(own["mean"] >= OWN_AT_LEAST and own["low"] > untrained["high"] and gain > 0)
-    except (LookupError, TypeError):  # anybody's metrics.json is read: a block may hold anything
-        return False
-
-
 @dataclass(frozen=True)
 class HeatMap:
-    """One class's map of one picture, on one scale for all classes of it.
-
-    `evidence` (h, w) float32, ≥ 0: the positive part of the evidence relative to the blank picture, in units of the
-    logit, or plain Grad-CAM where that was asked for.
-    """
+    """One class's map: `evidence` (h, w) float32, ≥ 0, relative to the blank picture, in units of the logit."""
 
     evidence: np.ndarray
     label: str
@@ -229,8 +207,7 @@ class Prediction:
         view_box: (left, top, right, bottom) of what the network saw, in pixels of the upright picture.
         checks: the other measurements that were decided by.
         picture: the upright RGB picture, with `explain=True`.
-        peak: the value at the upper end of the release's colour scale; None where it was not measured for maps of this
-            method.
+        peak: the value at the upper end of the release's colour scale; None where it was not measured.
         pixel_hash: of the decoded picture; equal for copies of a picture, whatever file they are in.
         views: class → probability in each of the eight views, the upright one first; with `explain` or `tta`, else ().
     """
@@ -311,6 +288,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """(…, K) → (…, K) probabilities, in double precision so that they sum to 1."""
     raised = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return raised / raised.sum(axis=-1, keepdims=True)
+
+
+def logits_of(probabilities: np.ndarray) -> np.ndarray:
+    """(N,) probabilities → log p - log (1 - p), bounded where rounding left 0 or 1."""
+    p = np.asarray(probabilities, dtype=np.float64).clip(1e-7, 1 - 1e-7)
+    return np.log(p) - np.log1p(-p)
 
 
 def turned(pixels: np.ndarray, view: int) -> np.ndarray:

@@ -6,6 +6,7 @@ and, with `explain`, every class's map. Nothing here imports torch: only the tor
 
 from __future__ import annotations
 
+import logging
 import os
 import reprlib
 import time
@@ -13,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 from PIL import Image
@@ -23,11 +25,9 @@ from PIL import Image
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import EncodedImage, UnreadableImage, from_array, open_bytes, open_image, pixel_hash, to_rgb
 from leukoscope.inference.gradcam import share_on_cell
-from leukoscope.inference.graph import open_backend
+from leukoscope.inference.graph import OpenVinoBackend, kept_graph
 from leukoscope.inference.ood import OodDetector
 from leukoscope.inference.prediction import (
-    EVIDENCE,
-    METHODS,
     VIEWS,
     Checks,
     HeatMap,
@@ -38,14 +38,63 @@ from leukoscope.inference.prediction import (
     turned,
     turned_back,
 )
-from leukoscope.inference.runtime import AUTO, F32, Runtime, usable_cores
+from leukoscope.inference.runtime import (
+    AUTO,
+    F32,
+    OPENVINO,
+    TORCH,
+    NoGraph,
+    Runtime,
+    TorchBackend,
+    require_package,
+    torch_backend,
+    usable_cores,
+)
 from leukoscope.models.release import OOD, ReleaseInfo, local_release, read_release
+
+if TYPE_CHECKING:
+    from leukoscope.models.weights import Release
 
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | EncodedImage | bytes | bytearray | memoryview
 _ONE = (str, os.PathLike, Image.Image, np.ndarray, EncodedImage, bytes, bytearray, memoryview)
 _PICTURES = "a path, a PIL image, a uint8 array, or the bytes of an image file"
 BATCH = 16
 _Opened: TypeAlias = tuple[str, Image.Image]  # a picture's path or name, and the picture, upright and in RGB
+Backend: TypeAlias = TorchBackend | OpenVinoBackend
+_GRAPH_PAYS_OFF = 200  # cells that torch computes in about the time that the graph is made in
+_log = logging.getLogger("leukoscope")
+
+
+def open_backend(release: ReleaseInfo, runtime: Runtime = Runtime()) -> Backend:
+    """Open the backend that computes a release's network; its `name` and `precision` say how.
+
+    Raises:
+        LeukoscopeError: no such backend, one whose package is not installed, that does not compute on that device or
+            whose output differs from torch's; a damaged release; a device that this machine lacks.
+    """
+    runtime = runtime.chosen()
+    if runtime.backend == OPENVINO:
+        if runtime.device != "cpu":
+            raise LeukoscopeError(
+                f"backend {OPENVINO!r}: computes on the CPU only; leave out device {runtime.device!r}"
+            )
+        require_package(OPENVINO)
+        return OpenVinoBackend(kept_graph(release), release, runtime.precision)
+    if runtime.backend == AUTO and runtime.device == "cpu" and find_spec(OPENVINO):
+        try:
+            return OpenVinoBackend(kept_graph(release), release, runtime.precision)
+        except NoGraph as reason:
+            _log.warning("%s; torch is used", reason)
+    return torch_backend(release, runtime)
+
+
+def float32_backend(release: Release, cells: int) -> Backend:
+    """Open the fastest backend to compute that many cells in float32 on the CPU: OpenVINO, or torch for few.
+
+    The release's folder, if it has one, holds the very weights of its network.
+    """
+    worthwhile = cells >= _GRAPH_PAYS_OFF and release.folder is not None
+    return open_backend(release, Runtime(AUTO if worthwhile else TORCH, "cpu"))
 
 
 @dataclass(frozen=True)
@@ -99,7 +148,6 @@ class Predictor:
             LeukoscopeError: no such folder or repository, no access to it, no network and no cached copy, a damaged
                 release, a backend that is unknown or not installed, a device or precision this machine lacks.
         """
-        _require_name(model, "from_pretrained")
         runtime = Runtime(backend, device, precision)
         if (folder := local_release(str(model))) is None:
             return cls.from_hub(str(model), runtime=runtime)
@@ -116,7 +164,6 @@ class Predictor:
         """
         from leukoscope.models.hub_download import fetch_files, parse_hub_id
 
-        _require_name(model, "from_hub")
         hub_id, revision = parse_hub_id(str(model))
         folder = fetch_files(hub_id, revision, anonymous=anonymous)
         try:
@@ -126,26 +173,14 @@ class Predictor:
 
     @overload  # a str is an iterable of str as well, which the checker minds
     def __call__(  # type: ignore[overload-overlap]
-        self, images: Picture, *, explain: bool = ..., tta: bool = ..., batch_size: int = ..., method: str = ...
+        self, images: Picture, *, explain: bool = ..., tta: bool = ..., batch_size: int = ...
     ) -> Prediction: ...
     @overload
     def __call__(
-        self,
-        images: Iterable[Picture],
-        *,
-        explain: bool = ...,
-        tta: bool = ...,
-        batch_size: int = ...,
-        method: str = ...,
+        self, images: Iterable[Picture], *, explain: bool = ..., tta: bool = ..., batch_size: int = ...
     ) -> list[Prediction]: ...
     def __call__(
-        self,
-        images: Picture | Iterable[Picture],
-        *,
-        explain: bool = False,
-        tta: bool = False,
-        batch_size: int = BATCH,
-        method: str = EVIDENCE,
+        self, images: Picture | Iterable[Picture], *, explain: bool = False, tta: bool = False, batch_size: int = BATCH
     ) -> Prediction | list[Prediction]:
         """Predict one picture, or several in their order.
 
@@ -158,35 +193,26 @@ class Predictor:
             tta: test-time augmentation: the probabilities are the mean over the eight views, and how far these
                 disagree is measured.
             batch_size: pictures that go through the network at once.
-            method: how maps are made: "evidence", relative to a blank picture, or "gradcam" as published.
 
         Raises:
-            LeukoscopeError: neither a picture nor an iterable, or an unknown method.
+            LeukoscopeError: neither a picture nor an iterable.
             UnreadableImage: for the first picture that cannot be used.
         """
         found = []
-        for prediction in self.iter_predictions(images, explain=explain, tta=tta, batch_size=batch_size, method=method):
+        for prediction in self.iter_predictions(images, explain=explain, tta=tta, batch_size=batch_size):
             if isinstance(prediction, UnreadableImage):
                 raise prediction
             found.append(prediction)
         return found[0] if isinstance(images, _ONE) else found
 
     def iter_predictions(
-        self,
-        images: Picture | Iterable[Picture],
-        *,
-        explain: bool = False,
-        tta: bool = False,
-        batch_size: int = BATCH,
-        method: str = EVIDENCE,
+        self, images: Picture | Iterable[Picture], *, explain: bool = False, tta: bool = False, batch_size: int = BATCH
     ) -> Iterator[Prediction | UnreadableImage]:
         """Predict pictures batch by batch; one that cannot be used has its error in its place.
 
         While the network computes one batch, threads open the next; no more of `images` is taken. PIL images are
         decoded at once, so that one image may be given twice. Arguments and errors as for a call.
         """
-        if method not in METHODS:
-            raise LeukoscopeError(f"method {method!r}: unknown; choose one of {', '.join(METHODS)}")
         if batch_size < 1:
             raise LeukoscopeError(f"batch_size {batch_size}: give 1 picture at a time or more")
         if isinstance(images, _ONE):
@@ -208,7 +234,7 @@ class Predictor:
             while framed := list(opened):
                 opened = pool.map(frame, list(islice(numbered, batch_size)))
                 cells = [cell for cell in framed if isinstance(cell, _Framed)]
-                predictions = iter(self._predict(cells, explain, tta, method, start) if cells else ())
+                predictions = iter(self._predict(cells, explain, tta, start) if cells else ())
                 for cell in framed:
                     yield cell if isinstance(cell, UnreadableImage) else next(predictions)
                 start = time.perf_counter()
@@ -235,15 +261,15 @@ class Predictor:
         return _Framed(pixels, source, box, checks, pixel_hash(upright), kept)
 
     def _predict(
-        self, cells: list[_Framed], explain: bool, tta: bool, method: str, start: float
+        self, cells: list[_Framed], explain: bool, tta: bool, start: float
     ) -> list[Prediction | UnreadableImage]:
         """Compute the cells, and with `explain` or `tta` their other views, and decide for each cell."""
         pixels = np.stack([cell.pixels for cell in cells])
         # One after the other: eight of one cell at once would leave the processor's cache, and the upright view has, to
         # the last bit, the probabilities that it has alone.
         views = range(1, VIEWS) if explain or tta else ()
-        outputs = [self.backend(pixels, explain=explain, method=method)]
-        outputs += [self.backend(turned(pixels, view), explain=explain, method=method) for view in views]
+        outputs = [self.backend(pixels, explain=explain)]
+        outputs += [self.backend(turned(pixels, view), explain=explain) for view in views]
         logits = np.stack([output.logits for output in outputs], axis=1)  # (B, V, K)
         # Finite weights may compute numbers that are not.
         finite = np.isfinite(logits).all(axis=(1, 2))
@@ -254,7 +280,7 @@ class Predictor:
             # After the mean, so that evidence against a class in one view counts against that of another.
             maps = np.maximum(np.mean(upright, axis=0, dtype=np.float32), 0)
         disagreements = disagreement(by_view) if tta else np.zeros(len(cells))
-        peak = self.thresholds.strong_evidence if explain and method == EVIDENCE else None
+        peak = self.thresholds.strong_evidence if explain else None
         predictions: list[Prediction | UnreadableImage] = []
         for i, cell in enumerate(cells):
             if not finite[i]:
@@ -265,8 +291,7 @@ class Predictor:
             if tta:
                 checks = replace(checks, disagreement=float(disagreements[i]))
             if maps is not None:
-                if method == EVIDENCE:  # what the limit was measured on
-                    checks = replace(checks, on_cell=share_on_cell(maps[i, shares[i].argmax()], cell.pixels))
+                checks = replace(checks, on_cell=share_on_cell(maps[i, shares[i].argmax()], cell.pixels))
                 # Copied, so that keeping one picture's maps does not keep its whole batch in memory.
                 heatmaps = {label: HeatMap(maps[i, k].copy(), label) for k, label in enumerate(self.labels)}
             probabilities = self._named(shares[i])
@@ -291,14 +316,6 @@ class Predictor:
 
     def _named(self, shares: np.ndarray) -> dict[str, float]:
         return dict(zip(self.labels, shares.tolist(), strict=True))
-
-
-def _require_name(model: object, method: str) -> None:
-    if not isinstance(model, str | Path) or not str(model).strip():
-        raise LeukoscopeError(
-            f"Predictor.{method}({reprlib.repr(model)}): names no release; give a release folder, a name that "
-            "`leukoscope release list` shows, owner/name or owner/name@revision"
-        )
 
 
 def _open(number: int, image: Any) -> _Opened | UnreadableImage:

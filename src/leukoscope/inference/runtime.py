@@ -1,7 +1,6 @@
-"""What computes a release's network: torch, or OpenVINO from a graph that was compared with torch and is kept.
+"""What computes a release's network: the machine's devices, and torch; `graph` has the other backend, OpenVINO.
 
-A graph takes pixels as `Preprocessing.frame` gives them and returns logits and the last feature map, so that explaining
-needs no second pass. Our own code because no runtime gives logits and Grad-CAM from one pass.
+Our own code because no runtime gives logits and Grad-CAM from one pass.
 """
 
 from __future__ import annotations
@@ -12,18 +11,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from importlib.util import find_spec
-from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.inference.gradcam import explain_features, is_map_of_channels, linear_head_maps
-from leukoscope.inference.prediction import EVIDENCE
-from leukoscope.models.release import read_arrays
+from leukoscope.inference.gradcam import explain_features, is_map_of_channels
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +32,6 @@ BACKENDS = (AUTO, TORCH, OPENVINO)
 F32, BF16 = "float32", "bf16"
 PRECISIONS = (F32, BF16)
 PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime onnxscript"}  # module → what pip installs for it
-GRAPH, HEAD = "model.xml", "head.safetensors"
-"""Files of a kept graph. HEAD: the weights (K, C) of one linear layer after average pooling, where that is the head."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +69,8 @@ class NetworkOutput(NamedTuple):
 
     Attributes:
         logits: (B, K) float32.
-        maps: (B, K, h, w) float32, each class's map: signed evidence relative to the blank picture, or Grad-CAM, ≥ 0;
-            None without `explain`, and where the last features are no map of channels.
+        maps: (B, K, h, w) float32, each class's signed evidence relative to the blank picture; None without `explain`,
+            and where the last features are no map of channels.
     """
 
     logits: np.ndarray
@@ -131,21 +124,18 @@ def forbid_tf32() -> None:
             part.fp32_precision = "ieee"
 
 
-MEMORY_IS_FULL = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
+_MEMORY_IS_FULL = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
 
 
 @contextmanager
-def memory_errors(device: object, number: int) -> Iterator[None]:
-    """Turn an error of used-up memory into a `LeukoscopeError` that says how many pictures were computed at once."""
+def memory_errors(device: object, number: int, fix: str) -> Iterator[None]:
+    """Turn used-up memory within the block into a `LeukoscopeError`: `number` pictures were computed, `fix` helps."""
     try:
         yield
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in MEMORY_IS_FULL):
+    except (RuntimeError, MemoryError) as error:
+        if not any(sign in str(error) for sign in _MEMORY_IS_FULL):
             raise
-        raise LeukoscopeError(
-            f"{device}: out of memory with {number} picture(s) at once; "
-            + (f"give a smaller batch size, such as {number // 2}" if number > 1 else "use --device cpu")
-        ) from None
+        raise LeukoscopeError(f"{device}: out of memory with {number} picture(s) at once; {fix}") from None
 
 
 def require_package(name: str) -> None:
@@ -194,23 +184,23 @@ class TorchBackend:
         self.network, self.precision = network.to(self.device), precision
         self._preprocessing, self._blank_rgb = preprocessing, blank_rgb
 
-    def __call__(self, pixels: np.ndarray, *, explain: bool = False, method: str = EVIDENCE) -> NetworkOutput:
+    def __call__(self, pixels: np.ndarray, *, explain: bool = False) -> NetworkOutput:
         """Compute (B, S, S, 3) uint8, framed by the release's preprocessing, in one pass through the backbone.
 
-        `explain` adds every class's map by a `method` of `METHODS`, where the last features are a map of channels; the
-        blank picture is computed once in a backend's life.
+        `explain` adds every class's map, where the last features are a map of channels.
 
         Raises:
             LeukoscopeError: the memory does not suffice for B pictures.
         """
         import torch
 
-        with memory_errors(self.device, len(pixels)):
+        half = f"give a smaller batch size, such as {len(pixels) // 2}" if len(pixels) > 1 else "use --device cpu"
+        with memory_errors(self.device, len(pixels), half):
             features = self.features(pixels)
             if not explain or not is_map_of_channels(self.network, features):
                 with torch.inference_mode():
                     return NetworkOutput(self.network.forward_head(features).cpu().numpy())  # type: ignore[operator]
-            logits, maps = explain_features(self.network, features, self._blank if method == EVIDENCE else None)
+            logits, maps = explain_features(self.network, features, self.blank)
             return NetworkOutput(logits.cpu().numpy(), maps.cpu().numpy())
 
     def features(self, pixels: np.ndarray) -> torch.Tensor:
@@ -224,76 +214,10 @@ class TorchBackend:
         return features.float() if self.precision == BF16 else features
 
     @cached_property
-    def _blank(self) -> torch.Tensor:
+    def blank(self) -> torch.Tensor:
         """(1, C, h, w), the blank picture's features, which no picture changes."""
         # Autograd refuses what was made in inference mode; a copy made outside it is an ordinary tensor.
         return self.features(blank_picture(self._preprocessing, self._blank_rgb)).clone()
-
-
-class OpenVinoBackend:
-    """Computes the graph that `graph.write_graph` wrote; loads the network only to explain through several layers.
-
-    Raises:
-        NoGraph: a damaged graph.
-        LeukoscopeError: "bf16", for which this processor has no units.
-    """
-
-    name = OPENVINO
-
-    def __init__(self, folder: Path, release: ReleaseInfo, precision: str = F32):
-        self.precision, self._release, self._one_at_a_time = precision, release, Lock()
-        if precision == BF16 and "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise LeukoscopeError("precision 'bf16': this processor has no units for bfloat16; use 'float32'")
-        self._head = read_arrays(folder / HEAD) if (folder / HEAD).is_file() else None
-        given = os.environ.get("OMP_NUM_THREADS", "")
-        settings = {
-            # Left to itself it takes bf16 wherever the processor has it.
-            "INFERENCE_PRECISION_HINT": BF16 if precision == BF16 else "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            # As many as torch would use.
-            "INFERENCE_NUM_THREADS": int(given) if given.isdecimal() and int(given) else usable_cores(),
-        }
-        if os.access(folder, os.W_OK):
-            # The compiled graph is kept there: the next process opens it in a third of the time.
-            settings["CACHE_DIR"] = str(folder)
-        try:
-            self._request = openvino_core().compile_model(folder / GRAPH, "CPU", settings).create_infer_request()
-        except Exception as error:  # OpenVINO has error types of its own
-            reason = str(error).strip().splitlines()[0]
-            raise NoGraph(f"{folder}: damaged ({reason}); remove this folder, and the graph is made anew") from None
-
-    def __call__(self, pixels: np.ndarray, *, explain: bool = False, method: str = EVIDENCE) -> NetworkOutput:
-        """Compute a batch in one pass; arguments as for `TorchBackend`."""
-        logits, *others = self._run(pixels)
-        if not explain or not others:  # no map of channels
-            return NetworkOutput(logits)
-        (features,), blank = others, self._blank if method == EVIDENCE else None
-        if self._head is not None:
-            return NetworkOutput(logits, linear_head_maps(features, self._head["weights"], blank))
-        import torch
-
-        blank_features = None if blank is None else torch.from_numpy(blank)
-        _, maps = explain_features(self._network, torch.from_numpy(features), blank_features)
-        return NetworkOutput(logits, maps.numpy())
-
-    def _run(self, pixels: np.ndarray) -> list[np.ndarray]:
-        with self._one_at_a_time:
-            outputs = self._request.infer({0: np.ascontiguousarray(pixels)}, share_inputs=True)
-            return [outputs[number].copy() for number in range(len(outputs))]
-
-    @cached_property
-    def _blank(self) -> np.ndarray:
-        """(1, C, h, w), the blank picture's features, which no picture changes."""
-        return self._run(blank_picture(self._release.preprocessing, self._release.blank_rgb))[1]
-
-    @cached_property
-    def _network(self) -> nn.Module:
-        from leukoscope.models.weights import load_release
-
-        return load_release(self._release).network
-
-
-Backend: TypeAlias = TorchBackend | OpenVinoBackend
 
 
 def torch_backend(release: ReleaseInfo, runtime: Runtime = Runtime(device="cpu")) -> TorchBackend:
@@ -302,15 +226,3 @@ def torch_backend(release: ReleaseInfo, runtime: Runtime = Runtime(device="cpu")
 
     loaded = release if isinstance(release, Release) else load_release(release)
     return TorchBackend(loaded.network, loaded.preprocessing, runtime.device, loaded.blank_rgb, runtime.precision)
-
-
-@lru_cache(maxsize=1)
-def openvino_core() -> Any:
-    """Return the one `openvino.Core` of this process, which is never freed.
-
-    Each sets a signal stack for the thread and restores the one before when it is freed. Where two overlap, that one
-    may be gone, and the next signal, such as a Ctrl-C, ends the process with a segmentation fault (OpenVINO 2026.4).
-    """
-    import openvino
-
-    return openvino.Core()

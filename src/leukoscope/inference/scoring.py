@@ -20,20 +20,22 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
+from pyarrow import csv
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.cell_tables import CellTable, cell_table, located, read_table, require_subjects
 from leukoscope.data.folder import subject_rule
 from leukoscope.data.images import UnreadableImage
 from leukoscope.data.layouts import is_image, left_out, other_kinds, walk
-from leukoscope.files import atomic_file, content_hashes, first_line, remedy
+from leukoscope.files import atomic_file, content_hashes, file_sha256, first_line, remedy
 from leukoscope.inference.prediction import ABSTAIN, REFUSED, Prediction
 from leukoscope.progress import progress
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from leukoscope.inference.predictor import Predictor
 
 CELLS_PER_SHARD = 256
@@ -140,9 +142,6 @@ def _images_below(root: Path, kinds: Counter[str]) -> Iterator[tuple[str, str, s
 
 
 def _parquet(path: Path) -> CellTable:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with path.open("rb") as opened, pq.ParquetFile(opened) as file:
             schema = file.schema_arrow
@@ -233,12 +232,8 @@ def scored_with(predictor: Predictor) -> dict[str, str]:
 
 def release_digest(folder: Path | None) -> str:
     """Digest of a release's weights, preprocessing and thresholds, because a local folder has no revision."""
-    if folder is None:
-        return ""
-    digest = hashlib.sha256()
-    for path in sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
+    files = sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))) if folder else []
+    return hashlib.sha256(repr([(file.name, file_sha256(file)) for file in files]).encode()).hexdigest()
 
 
 def _score_missing(predictor: Predictor, source: CellSource, shards: Sequence[Path], batch_size: int) -> None:
@@ -278,9 +273,6 @@ def shard_bytes(
     rows: Sequence[tuple[SourceCell, Prediction | UnreadableImage]], predictor: Predictor, identity: str
 ) -> bytes:
     """A shard as a Parquet file: the columns of the output, and for each unreadable picture a row with a `reason`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     shares, lines = [f"p_{label}" for label in predictor.labels], []
     for cell, found in rows:
         if isinstance(found, UnreadableImage):
@@ -302,9 +294,6 @@ def shard_bytes(
 
 def _identity_of(shard: Path) -> str | None:
     """What a shard says of its cells; None where it is missing, or empty or cut short, as after a loss of power."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with shard.open("rb") as file:
             metadata = pq.read_schema(file).metadata or {}
@@ -315,10 +304,6 @@ def _identity_of(shard: Path) -> str | None:
 
 def _join(shards: Sequence[Path], output: Path, made_by: Mapping[str, str]) -> Scored:
     """Join the shards in their order, a few at a time; the output appears last, and whole."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
     joined, whole = shards[0].with_name("joined.parquet"), _read(shards[0]).schema
     about = {"notice": RESEARCH_NOTICE, "scored_with": json.dumps(made_by)}
     schema = whole.remove(whole.get_field_index("reason")).with_metadata(about)
@@ -345,8 +330,6 @@ def _join(shards: Sequence[Path], output: Path, made_by: Mapping[str, str]) -> S
 
 def _read(path: Path) -> pa.Table:
     """A Parquet file's table, through Python's own file: Arrow takes no name that is not UTF-8."""
-    import pyarrow.parquet as pq
-
     with path.open("rb") as file:
         return pq.read_table(file).replace_schema_metadata()
 
@@ -361,11 +344,6 @@ def write_table(table: pa.Table, path: Path) -> Path:
 
     In a CSV file, which has no types of cells, what a spreadsheet would compute is quoted.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-    from pyarrow import csv
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         if path.suffix.lower() == ".parquet":

@@ -14,7 +14,7 @@ import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import UnreadableImage
-from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSED, TOO_FEW_CELLS
+from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSED, TOO_FEW_CELLS, logits_of
 from leukoscope.progress import note, track
 
 if TYPE_CHECKING:
@@ -28,12 +28,6 @@ BOOTSTRAP_SAMPLES = 1000
 LEVEL = 0.95
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 _CHUNK = 50  # bootstrap samples at a time: 10,000 cells then take 4 MB
-
-
-def logits_of(probabilities: np.ndarray) -> np.ndarray:
-    """(N,) probabilities → log p - log (1 - p), bounded where rounding left 0 or 1."""
-    p = np.asarray(probabilities, dtype=np.float64).clip(1e-7, 1 - 1e-7)
-    return np.log(p) - np.log1p(-p)
 
 
 def pool(logits: np.ndarray) -> np.ndarray:

@@ -14,7 +14,6 @@ from leukoscope.evaluation import plots
 from leukoscope.evaluation.metrics import NOT_KNOWN
 from leukoscope.files import disk_errors, resource_file, write_atomic
 from leukoscope.inference.gradcam import is_map_of_channels
-from leukoscope.inference.prediction import passes_map_checks
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import FROM_HUB, FROM_SCRATCH
 from leukoscope.models.hub_download import parse_hub_id
@@ -91,7 +90,7 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
         recognised_table=release_tables.recognised_table,
         healthy_given=release_tables.healthy_given,
         frequencies=training.get("output_frequencies") or training.get("class_frequencies"),
-        maps_passed=passes_map_checks(metrics.get("heat_maps") or {}),
+        maps_passed=bool((metrics.get("heat_maps") or {}).get("passed")),
         has_map="heat_maps" in metrics or has_map,
         published=bool(getattr(DATASETS.get(metrics["data"]["name"]), "url", "")),
         new_aliases=formatting.new_aliases(metrics),
