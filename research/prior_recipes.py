@@ -11,7 +11,7 @@ from functools import partial
 from typing import Literal
 
 from leukoscope.models.recipes import RECIPES, UNCHANGED, Recipe
-from leukoscope.models.schema import FromOne, FromZero, NotNegative, Positive, Share
+from leukoscope.models.release import FromOne, FromZero, NotNegative, Positive, Share
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from leukoscope.evaluation import subjects as module
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.evaluation.subjects import least_cells, measure_subject_rule, subject_rule_block
-from leukoscope.models.schema import Metrics
+from leukoscope.models.release import Metrics
 from leukoscope.reports.formatting import fraction, with_span
 
 

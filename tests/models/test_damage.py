@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -69,45 +68,16 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def _bytes(path: Path, change: Callable[[bytearray], object]) -> None:
-    content = bytearray(path.read_bytes())
-    change(content)
-    path.write_bytes(content)
-
-
 def flip_a_bit(folder: Path) -> None:
-    def flip(content: bytearray) -> None:
-        content[-1000] ^= 1
-
-    _bytes(folder / WEIGHTS, flip)
-
-
-def zero_the_second_half(folder: Path) -> None:
-    def zero(content: bytearray) -> None:
-        half = len(content) // 2
-        content[half:] = bytes(len(content) - half)
-
-    _bytes(folder / WEIGHTS, zero)
-
-
-def cut_the_end_off(folder: Path) -> None:
-    os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size // 2)
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[-1000] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
 
 
 def swap_the_head(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
     tensors["classifier.weight"] = tensors["classifier.weight"].flip(0).contiguous()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-
-
-def put_a_nan_into_the_weights(folder: Path) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    tensors["classifier.weight"][0, 0] = NAN
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-
-
-def take_another_detector(folder: Path) -> None:
-    shutil.copy(EMBEDDED[0] / OOD, folder / OOD)
 
 
 def lose_the_detector(folder: Path) -> None:
@@ -136,11 +106,7 @@ def change_a_threshold(folder: Path) -> None:
 
 FAULTS: dict[Callable[[Path], None], str] = {
     flip_a_bit: WEIGHTS,
-    zero_the_second_half: WEIGHTS,
-    cut_the_end_off: WEIGHTS,
     swap_the_head: WEIGHTS,
-    put_a_nan_into_the_weights: WEIGHTS,
-    take_another_detector: OOD,
     lose_the_detector: OOD,
     reverse_the_labels: CONFIG,
     change_the_crop: CONFIG,

@@ -99,10 +99,9 @@ def build_network(recipe: Recipe, num_classes: int, create: Callable[..., nn.Mod
         with torch.inference_mode():  # an empty picture, to find out whether the network accepts its size
             network.eval()(torch.zeros(1, 3, recipe.image_size, recipe.image_size))
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LeukoscopeError(
-            f"{recipe.name}: cannot be built for pictures of {recipe.image_size} px ({reason}); give another "
-            "--image_size, or leave out what --override changes"
+            f"{recipe.name}: cannot be built for pictures of {recipe.image_size} px ({first_line(error)}); give "
+            "another --image_size, or leave out what --override changes"
         ) from None
     # timm initialises EfficientNet's head within ±1/√outputs: with two classes and 1,536 features that starts
     # confidently wrong, and a short fine-tuning spends its first epoch on unlearning it. torch's usual bound is
@@ -207,19 +206,16 @@ def copy_weights(network: nn.Module, donor: nn.Module, outputs: Sequence[int] | 
             layer as it is.
         source: the donor's name, for messages.
     """
-    ours, theirs = network.state_dict(), donor.state_dict()
-    head = {f"{name}.{part}" for name in classifier_names(network) for part in ("weight", "bias")}
-    body = (ours.keys() | theirs.keys()) - head
-    unlike = sorted(k for k in body if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape)
-    if unlike or not head <= theirs.keys():
+    ours, given = network.state_dict(), dict(donor.state_dict())
+    for key in (f"{name}.{part}" for name in classifier_names(network) for part in ("weight", "bias")):
+        given[key] = ours[key] if outputs is None or key not in given else given[key][list(outputs)]
+    unlike = sorted(k for k in {**ours, **given} if k not in ours or k not in given or ours[k].shape != given[k].shape)
+    if unlike:
         raise LeukoscopeError(
-            f"{source}: is another network than the recipe's ({len(unlike)} tensors differ, e.g. "
-            f"{[*unlike, *sorted(head)][0]}); follow the release's own recipe"
+            f"{source}: is another network than the recipe's ({len(unlike)} tensors differ, e.g. {unlike[0]}); follow "
+            "the release's own recipe"
         )
-    given = {k: theirs[k] for k in body}
-    if outputs is not None:
-        given |= {k: theirs[k][list(outputs)] for k in head}
-    network.load_state_dict(given, strict=False)
+    network.load_state_dict(given)
 
 
 # A DenseNet that is trained with BatchNorm after pooling, and released as a plain one

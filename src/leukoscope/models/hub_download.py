@@ -6,12 +6,11 @@ import json
 import logging
 import re
 import sys
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from contextlib import nullcontext
+from collections.abc import Sequence
+from multiprocessing import TimeoutError
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from huggingface_hub import HfApi, ModelInfo, constants, snapshot_download
 from huggingface_hub.errors import (
@@ -31,7 +30,7 @@ from huggingface_hub.utils.sha import git_hash
 from leukoscope import LeukoscopeError
 from leukoscope.files import file_sha256, first_line
 from leukoscope.models.release import CARD, CONFIG, DEFAULT_RELEASE, METRICS, OOD, PREDICTIONS, WEIGHTS, local_release
-from leukoscope.progress import is_quiet, progress
+from leukoscope.progress import is_quiet
 
 # The part before the @ is checked by the Hub client's own rule, in `parse_hub_id`.
 _HUB_ID = re.compile(r"(?P<id>[^/@\s]+/[^/@\s]+)(@(?P<revision>\w[\w./-]*))?")
@@ -40,7 +39,6 @@ RELEASE_FILES = (CONFIG, WEIGHTS, METRICS, CARD, OOD)
 # Its predictions name the cells that it was made from: with them it is told which cells are no test of it.
 KNOWN_CELLS = (*RELEASE_FILES, f"{PREDICTIONS}/*.parquet")
 _log = logging.getLogger("leukoscope")
-_T = TypeVar("_T")
 
 
 class HubUnreachable(Exception):
@@ -91,7 +89,13 @@ def fetch_files(
     wanted = f"{hub_id}@{revision}" if revision else hub_id
     try:
         try:
-            _require_safetensors(wanted, hub_model_info(hub_id, revision, anonymous=anonymous))
+            about = hub_model_info(hub_id, revision, anonymous=anonymous)
+            # Before anything is downloaded.
+            if not any(file.rfilename.endswith(".safetensors") for file in about.siblings or ()):
+                raise LeukoscopeError(
+                    f"{wanted}: holds no .safetensors file; name a repository with some, or convert its weights: "
+                    "pickled ones can run code and are never loaded"
+                )
             folder = _snapshot(hub_id, revision, patterns, anonymous=anonymous)
         except HubUnreachable as reason:
             try:
@@ -125,34 +129,21 @@ def hub_model_info(
         HfHubHTTPError: the Hub refuses: no such repository or revision, no access.
     """
     api = HfApi(token=False if anonymous else None)
-    about: dict[str, Any] = {"revision": revision, "timeout": HUB_TIMEOUT, "files_metadata": sizes}
+    about = {"revision": revision, "timeout": HUB_TIMEOUT, "files_metadata": sizes}
     try:
-        return _within(HUB_TIMEOUT, lambda: api.model_info(hub_id, **about))
+        # In a thread: the client's own timeout restarts for every address of a host.
+        with ThreadPool(1) as pool:
+            return pool.apply_async(api.model_info, (hub_id,), about).get(HUB_TIMEOUT)
     except HfHubHTTPError as error:
         if error.response.status_code == 429 or error.response.status_code >= 500:
             raise HubUnreachable(f"it answers HTTP {error.response.status_code}") from None
         raise
+    except TimeoutError:
+        raise HubUnreachable(f"no answer within {HUB_TIMEOUT:g} s") from None
     except OfflineModeIsEnabled:
         raise HubUnreachable("HF_HUB_OFFLINE is set") from None
     except (HTTPError, OSError) as error:
         raise HubUnreachable(first_line(error)) from None
-
-
-def _within(seconds: float, call: Callable[[], _T]) -> _T:
-    """Result of a call, or TimeoutError: the client's own timeout restarts for every address of a host."""
-    result: Future[_T] = Future()
-
-    def run() -> None:
-        try:
-            result.set_result(call())
-        except Exception as error:
-            result.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return result.result(seconds)
-    except TimeoutError:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
 
 
 class _Hidden(tqdm):
@@ -163,28 +154,18 @@ class _Hidden(tqdm):
 def _snapshot(
     hub_id: str, revision: str | None, patterns: Sequence[str], *, cached_only: bool = False, anonymous: bool = False
 ) -> Path:
-    # On a terminal the client shows bars of its own, elsewhere nothing.
-    bars = sys.stderr.isatty() and not is_quiet()
-    with nullcontext() if bars else progress(f"downloading {hub_id}"):
-        folder = snapshot_download(
-            hub_id,
-            revision=revision,
-            allow_patterns=list(patterns),
-            etag_timeout=HUB_TIMEOUT,
-            local_files_only=cached_only,
-            token=False if anonymous else None,
-            tqdm_class=tqdm if bars else _Hidden,
-        )
+    # On a terminal the client shows bars, elsewhere nothing.
+    bars = tqdm if sys.stderr.isatty() and not is_quiet() else _Hidden
+    folder = snapshot_download(
+        hub_id,
+        revision=revision,
+        allow_patterns=list(patterns),
+        etag_timeout=HUB_TIMEOUT,
+        local_files_only=cached_only,
+        token=False if anonymous else None,
+        tqdm_class=bars,
+    )
     return Path(folder)
-
-
-def _require_safetensors(wanted: str, info: ModelInfo) -> None:
-    """Refuse a repository without safetensors before anything is downloaded."""
-    if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):
-        raise LeukoscopeError(
-            f"{wanted}: holds no .safetensors file; name a repository with some, or convert its weights: pickled ones "
-            "can run code and are never loaded"
-        )
 
 
 def _require_whole(folder: Path, patterns: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmentation
 from leukoscope.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, LEAST_STD, MAX_INPUT
-from leukoscope.models.schema import FromOne, FromZero, NotNegative, Positive, Share
+from leukoscope.models.release import FromOne, FromZero, NotNegative, Positive, Share
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -1,9 +1,8 @@
 """A release: one directory in Hub format that timm, transformers' `pipeline()` and Leukoscope all load.
 
 config.json holds the labels and the preprocessing, model.safetensors the weights, metrics.json how far to trust them.
-A release holds data only: its network is one of timm's, and it contains no code. A local folder and a Hub repository
-hold exactly the same files. This module reads and writes all but the weights, without torch; `models.weights` loads and
-saves the network.
+A release holds data only, no code: its network is one of timm's. A local folder and a Hub repository hold the same
+files. This module reads and writes all but the weights, without torch; `models.weights` loads and saves the network.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.preprocessing import MAX_INPUT, Preprocessing
 from leukoscope.data.registry import EMPTY_SLIDE_RGB, trained_on
 from leukoscope.files import (
     LFS_POINTER,
@@ -36,11 +35,10 @@ from leukoscope.files import (
     restore_replaced,
     write_atomic,
 )
-from leukoscope.models.schema import Config, Metrics, first_problem
 
 DEFAULT_RELEASE = "leukoscope-densenet169-cnmc"
 """What the demo opens with, and the only release in the wheel; the others come from a clone or the Hub."""
-SCHEMA_VERSION = 3  # of metrics.json; see `models.schema`
+SCHEMA_VERSION = 3  # of metrics.json
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
 PREDICTIONS = "predictions"  # folder of a protocol's predictions, one Parquet file an evaluation; no pixels
 FIGURES = "figures"  # pictures of the card
@@ -52,19 +50,12 @@ HEALTHY, OF_FIELDS = "white cells", "white cells of fields"
 SHA256 = "sha256"
 """The block of metrics.json with the SHA-256 of the release's files; of metrics.json itself, that of `DECIDING`."""
 HASHED = (CONFIG, WEIGHTS, OOD)
-DECIDING = [
-    "labels",
-    "positive_label",
-    "data",
-    "training",
-    "calibration",
-    "decisions",
-    "subject_rule",
-    "evidence_scale",
-]
+DECIDING = (
+    *("labels", "positive_label", "data", "training"),
+    *("calibration", "decisions", "subject_rule", "evidence_scale"),
+)
 """The blocks of metrics.json that decide what is predicted, or how it is shown."""
-# Bytes of a JSON file; the largest metrics.json that comes along has less than a hundredth.
-_MOST_JSON = 100_000_000
+_MOST_JSON = 100_000_000  # bytes; the largest metrics.json that comes along has less than a hundredth
 _Tensor = TypeVar("_Tensor")
 
 
@@ -108,8 +99,7 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
         name, revision: of the Hub repository, when the folder is a cached snapshot.
 
     Raises:
-        LeukoscopeError: no such folder, a file missing or damaged, fewer than two labels, or labels that do not
-            match the head or are not different.
+        LeukoscopeError: no such folder, or a file that is missing, damaged or no release's.
     """
     root = Path(directory)
     config, metrics = read_config(root), read_metrics(root)
@@ -161,8 +151,7 @@ def require_undamaged(root: Path, metrics: Mapping[str, Any]) -> None:
 
 def _deciding_sha256(metrics: Mapping[str, Any]) -> str:
     """The SHA-256 of a metrics.json's `DECIDING` blocks, however the file is laid out."""
-    blocks = {name: metrics[name] for name in DECIDING if name in metrics}
-    return sha256(json.dumps(blocks, sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps({k: metrics[k] for k in DECIDING if k in metrics}, sort_keys=True).encode()).hexdigest()
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
@@ -295,11 +284,7 @@ def _rounded(value: Any) -> Any:
 
 @contextmanager
 def edit_release(source: Path, target: Path | None = None) -> Iterator[Path]:
-    """Yield a copy of a release to be changed, which replaces `target` (or `source` itself) at the end.
-
-    Raises:
-        LeukoscopeError: the release is damaged, or the disk refuses; `target` is then as it was.
-    """
+    """Yield a copy of a release to be changed, which replaces `target` (or `source` itself) at the end, if no error."""
     require_undamaged(source, read_metrics(source))
     with atomic_release(target or source) as folder:
         shutil.copytree(source, folder)
@@ -314,3 +299,149 @@ def atomic_release(target: Path) -> Iterator[Path]:
         yield folder
         if (folder / METRICS).is_file():
             write_metrics(folder, _read_json(folder / METRICS))
+
+
+# What config.json and metrics.json must say for a prediction to rest on it; more keys are allowed
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+FromOne = Annotated[int, Field(ge=1)]
+FromZero = Annotated[int, Field(ge=0)]
+_Block = TypeVar("_Block")
+# The default of a block that may be missing; a null in its place is refused.
+_MISSING: Any = None
+# Of a block that may be missing, {} says the same.
+_MayBeEmpty = Annotated[_Block, WrapValidator(lambda value, check: None if value == {} else check(value))]
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class ModelArgs(_Checked, extra="forbid"):
+    """Arguments of timm's builders; any other could read files or build a network of any size."""
+
+    block_config: Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(min_length=1, max_length=4)] = []
+    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    global_pool: str = ""
+    img_size: Annotated[int, Field(ge=1, le=MAX_INPUT)] = MAX_INPUT
+    in_chans: Literal[3] = 3
+    num_classes: Any = None  # timm's own exports name it here as well
+
+
+class Config(_Checked):
+    """config.json; its `pretrained_cfg` is checked by `Preprocessing.from_pretrained_cfg`."""
+
+    architecture: str
+    num_classes: int
+    label_names: list[Any]
+    pretrained_cfg: dict[str, Any]
+    model_args: ModelArgs | None = None
+    id2label: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _labels_are_those_of_the_head(self) -> Config:
+        labels, shown = self.label_names, f"label_names is {reprlib.repr(self.label_names)}"
+        if len(labels) != self.num_classes:
+            raise ValueError(f"label_names has {len(labels)} entries but the head has {self.num_classes} outputs")
+        if not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
+            raise ValueError(f"{shown}; the labels must be different texts")
+        if len(labels) < 2:
+            raise ValueError(f"{shown}; a classifier needs two or more classes")
+        if self.id2label is not None and self.id2label != {str(k): label for k, label in enumerate(labels)}:
+            raise ValueError(f"{shown}, and id2label {reprlib.repr(self.id2label)}")
+        return self
+
+
+class _Data(_Checked):
+    name: str = ""
+    copy_of: str = ""
+
+
+class _Training(_Checked):
+    subjects: list[Any] = []
+    class_frequencies: dict[str, Share] = {}
+    output_frequencies: dict[str, Share] = {}
+
+
+class _Calibration(_Checked):
+    temperature: Positive
+
+
+class _Point(_Checked):
+    threshold: Share
+
+
+class _Abstention(_Checked):
+    default: _Point
+
+
+class _Decisions(_Checked):
+    abstention: _MayBeEmpty[_Abstention] = _MISSING
+
+
+class _Rule(_Checked):
+    pooling: Literal["quantiles"]
+    coefficients: Annotated[list[float], Field(min_length=5, max_length=5)]
+    intercept: float
+
+
+class _ErrorRate(_Checked):
+    share: Share | None
+    low: Share | None
+    high: Share | None
+
+
+class _Measured(_Checked):
+    error_rate: _MayBeEmpty[_ErrorRate]
+
+
+class _SubjectRule(_Checked):
+    positive_label: str
+    least_cells: FromOne
+    rule: _Rule
+    measured: _Measured
+
+
+class _EvidenceScale(_Checked):
+    p05: NotNegative
+    p95: NotNegative
+    on_cell_p05: Share = 0.0
+
+
+class _Recalibration(_Checked):
+    previous_temperature: Positive = 1.0
+
+
+class Metrics(_Checked):
+    """metrics.json; every block may be missing."""
+
+    labels: list[str] = []
+    positive_label: str = ""
+    data: _Data = _MISSING
+    training: _Training = _MISSING
+    evaluations: list[dict[str, Any]] = []
+    calibration: _MayBeEmpty[_Calibration] = _MISSING
+    decisions: _Decisions = _MISSING
+    subject_rule: _MayBeEmpty[_SubjectRule] = _MISSING
+    evidence_scale: _MayBeEmpty[_EvidenceScale] = _MISSING
+    recalibration: _Recalibration = _MISSING
+    recipe: dict[str, Any] = {}
+    ood: dict[str, Any] = {}
+    heat_maps: dict[str, Any] = {}
+    views: dict[str, Any] = {}
+    sha256: dict[str, str] = {}
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong, with its place and value."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])[1:] or "its content"
+    if first["type"] == "missing":
+        return f"{place} is missing"
+    said = first["msg"].partition(" or instance of ")[0]
+    return f"{place} is {reprlib.repr(first['input'])}; {said[0].lower()}{said[1:]}"

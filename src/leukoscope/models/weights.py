@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import (
     CONFIG,
     METRICS,
@@ -127,6 +129,56 @@ def rescale_classifier(network: nn.Module, temperature: float) -> nn.Module:
         for parameter in classifier_parameters(network):
             parameter.div_(temperature)
     return network
+
+
+def training_frequencies(recipe: Recipe, class_counts: torch.Tensor) -> torch.Tensor:
+    """(K,) class frequencies that a network presumes after training: even where classes weigh so, else the cells'."""
+    even = recipe.class_weighted or recipe.sampling != "cells"
+    return _sum_to_one(torch.ones_like(class_counts) if even else class_counts)
+
+
+def output_frequencies(given: Sequence[str], labels: Sequence[str], class_counts: torch.Tensor) -> torch.Tensor:
+    """Compute the (K,) class frequencies that a release's probabilities presume, from --class_frequencies.
+
+    Empty stands for "equal" with two classes, and for "data", the (K,) `class_counts` of training cells, with more.
+
+    Raises:
+        LeukoscopeError: a class that is unknown, missing or given twice, or a share that is not above 0.
+    """
+    words = tuple(given) or (("equal",) if len(labels) == 2 else ("data",))
+    if words in (("equal",), ("data",)):
+        return _sum_to_one(torch.ones_like(class_counts) if words == ("equal",) else class_counts)
+    shares: dict[str, float] = {}
+    for word in words:
+        label, _, share = word.rpartition("=")
+        with suppress(ValueError):
+            if label in labels and label not in shares and math.isfinite(float(share)) and float(share) > 0:
+                shares[label] = float(share)
+                continue
+        raise LeukoscopeError(
+            f"--class_frequencies {word}: give equal, data, or a share above 0 for each class once: "
+            + " ".join(f"{label}={1 / len(labels):.2g}" for label in labels)
+        )
+    if missing := [label for label in labels if label not in shares]:
+        raise LeukoscopeError(f"--class_frequencies: has no share for class {missing[0]}; give one for each class")
+    return _sum_to_one(torch.tensor([shares[label] for label in labels]))
+
+
+def shift_class_frequencies(network: nn.Module, before: torch.Tensor, after: torch.Tensor) -> None:
+    """Make a network's probabilities presume the (K,) class frequencies `after` instead of `before`.
+
+    The logarithm of their ratio is added to the last bias, which is exact where classes look the same at any frequency
+    (Saerens et al. 2002, doi:10.1162/089976602753284446).
+    """
+    shift = torch.log(after / before)
+    with torch.no_grad():
+        # timm's distilled networks have two last layers and predict the mean of both.
+        for bias in (parameter for parameter in classifier_parameters(network) if parameter.ndim == 1):
+            bias.add_((shift - shift.mean()).to(bias.device))
+
+
+def _sum_to_one(counts: torch.Tensor) -> torch.Tensor:
+    return counts / counts.sum()
 
 
 def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision: str = "") -> Release:
