@@ -38,7 +38,7 @@ from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, LATEST, Checkpoints, checkpoints_in
 from leukoscope.training.config import parse_config
 from leukoscope.training.data import evenly_spread, preprocessing_for
-from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import RunIdentity
 from leukoscope.training.train import choose_split, keep_freed_memory, make_accelerator
 from leukoscope.training.trainer import Trainer
 
@@ -100,7 +100,7 @@ def run(folder: Path, flags: list[str], draws: int) -> None:
         path = folder / f"{epoch * EPOCH_CELLS:06d}.parquet"
         if epoch in MEASURED_AT and epoch == trainer.state.epoch and not path.exists():
             unshifted = trainer.predict(split.test)
-            counts = trainer.loss.class_counts.cpu().numpy()
+            counts = trainer.class_counts.cpu().numpy()
             predictions = with_class_frequencies(unshifted, counts)
             changes = changed_classes(trainer, evenly_spread(cells.rows(split.test), TURNED_CELLS), counts)
             found = headline(measure(predictions)) | {"changed_in_a_view": changes, "seconds": row["seconds"]}

@@ -40,8 +40,7 @@ from leukoscope.protocol import (
 from leukoscope.synthetic import draw_cell
 from leukoscope.training.checkpoint import Interrupted
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.identity import RunIdentity
-from leukoscope.training.run_folder import describe_run, evaluation_block
+from leukoscope.training.run_folder import RunIdentity, describe_run, evaluation_block
 from leukoscope.training.trainer import Trainer
 
 FOLDS = 2

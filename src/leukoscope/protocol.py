@@ -27,7 +27,7 @@ from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS, WEIGHTS, edi
 from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, LATEST, Interrupted, checkpoints_in, remove_checkpoints
 from leukoscope.training.config import DataArguments, TrainingConfig
-from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import RunIdentity
 from leukoscope.training.train import choose_split, train
 
 OFFICIAL_FOLDS = "recipe (official folds)"

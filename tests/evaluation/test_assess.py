@@ -24,8 +24,7 @@ from leukoscope.inference.predictor import Predictor
 from leukoscope.models.release import PREDICTIONS, write_json
 from leukoscope.models.weights import load_release
 from leukoscope.training.config import parse_config
-from leukoscope.training.identity import RunIdentity
-from leukoscope.training.run_folder import describe_run
+from leukoscope.training.run_folder import RunIdentity, describe_run
 from untrained import untrained
 
 SIZE = 64

@@ -19,7 +19,7 @@ from leukoscope.evaluation.metrics import measure
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.protocol import RANDOM_SPLIT
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import RunIdentity
 from research.prior_claims import CLAIMS
 from research.prior_recipes import PRIOR_RECIPES
 from research.prior_systems import PRIOR_RESULTS, Row, main, prior_rows, reproduce

@@ -24,7 +24,7 @@ from leukoscope.synthetic import draw_cell
 from leukoscope.training.checkpoint import Checkpoints
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import FeatureInputs
-from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import RunIdentity
 from leukoscope.training.train import make_accelerator
 from leukoscope.training.trainer import Trainer
 from research.prior_networks import build_prior, penalty

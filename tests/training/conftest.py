@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from accelerate.utils import set_seed
 from PIL import Image
 
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split, make_split
+from leukoscope.models.build import build_network
+from leukoscope.models.recipes import Recipe
 from leukoscope.synthetic import draw_cell
+from leukoscope.training.checkpoint import Checkpoints
+from leukoscope.training.config import RunArguments, TrainingConfig
+from leukoscope.training.train import make_accelerator
+from leukoscope.training.trainer import Trainer
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +54,25 @@ def cells(own_cells: Path) -> FramedCells:
 def split(cells: FramedCells) -> Split:
     """About 70/15/15 by subject."""
     return make_split(cells.data, "subject")
+
+
+@pytest.fixture
+def trainer_for(cells: FramedCells) -> Callable[..., Trainer]:
+    """A trainer for a recipe's network on the cells, with the flags of a run."""
+
+    def make(
+        recipe: Recipe,
+        *,
+        split: str = "subject",
+        trainer_class: type[Trainer] = Trainer,
+        checkpoints: Checkpoints | None = None,
+        cache_features: bool = True,
+        **flags: Any,
+    ) -> Trainer:
+        run = RunArguments(**{"mixed_precision": "no", **flags})
+        set_seed(run.seed)
+        accelerator, network = make_accelerator(TrainingConfig(run=run), recipe), build_network(recipe, 2)
+        more: dict[str, Any] = {"seed": run.seed, "checkpoints": checkpoints, "cache_features": cache_features}
+        return trainer_class(accelerator, network, cells, make_split(cells.data, split), recipe, **more)
+
+    return make

@@ -34,7 +34,7 @@ from leukoscope.training.checkpoint import (
 )
 from leukoscope.training.config import RunArguments, TrainingConfig, parse_config
 from leukoscope.training.data import FeatureInputs
-from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import RunIdentity
 from leukoscope.training.train import make_accelerator
 from leukoscope.training.trainer import Selection, Trainer
 

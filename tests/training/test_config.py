@@ -11,7 +11,7 @@ from PIL import Image
 from leukoscope import LeukoscopeError
 from leukoscope.models.recipes import get_recipe
 from leukoscope.training.config import DataArguments, ModelArguments, RunArguments, TrainingConfig, parse_config
-from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import RunIdentity
 
 REAL = ["--dataset_name", "cnmc2019", "--train_dir", "cells"]
 
@@ -118,7 +118,6 @@ def test_a_value_of_another_type_ends_in_one_line(flag: str) -> None:
         (["--recipe", "vgg"], "--recipe vgg: unknown; choose one of "),
         (["--recipe", ""], "--recipe : unknown; choose one of "),
         (["--max_train_samples", "-1"], "--max_train_samples -1: input should be greater than or equal to 1"),
-        (["--max_eval_samples", "0"], "--max_eval_samples 0: input should be greater than or equal to 1"),
         (
             ["--gradient_accumulation_steps", "0"],
             "--gradient_accumulation_steps 0: input should be greater than or equal to 1",
@@ -129,18 +128,10 @@ def test_a_value_of_another_type_ends_in_one_line(flag: str) -> None:
         (["--report_to", "mlflow"], "--report_to: invalid choice: 'mlflow' (choose from 'trackio', 'tensorboard', "),
         (["--image_size", "8"], "--image_size 8: input should be greater than or equal to 32"),
         (["--image_size", "1100"], "--image_size 1100: input should be less than or equal to 1024"),
-        (["--num_train_epochs", "0"], "--num_train_epochs 0: input should be greater than or equal to 1"),
         (
             ["--per_device_train_batch_size", "0"],
             "--per_device_train_batch_size 0: input should be greater than or equal to 1",
         ),
-        (
-            ["--dataset_name", "cnmc2019", "--override", "train_batch_size=-4"],
-            "--override train_batch_size=-4: input should be greater than or equal to 1",
-        ),
-        (["--override", "learning_rate=-1E-4"], "--override learning_rate=-1E-4: input should be greater than 0"),
-        (["--override", "learning_rate=1.2.3e-4"], "--override learning_rate=1.2.3e-4: input should be a valid number"),
-        (["--override", "warmup_steps=-3"], "--override warmup_steps=-3: input should be greater than or equal to 0"),
         (["--override", "schedule=step"], "--override schedule=step: input should be 'cosine', 'constant', "),
         (["--learning_rate", "-1"], "--learning_rate -1.0: input should be greater than 0"),
         (["--weight_decay", "-2"], "--weight_decay -2.0: input should be greater than or equal to 0"),

@@ -1,25 +1,280 @@
-"""Cells come to the network a batch at a time."""
+"""Features of a frozen backbone: the same to train on as the cells, kept once, and never served when they are not."""
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
 
+from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmentation, Augmenter
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.models.recipes import Recipe
+from leukoscope.data.splits import Split
+from leukoscope.models.build import build_network
+from leukoscope.models.recipes import Recipe, get_recipe, timm_recipe
+from leukoscope.models.weights import round_as_stored
 from leukoscope.training.config import RunArguments, TrainingConfig
-from leukoscope.training.data import CellDataset, PixelInputs, SubjectBalancedSampler, prediction_loader
+from leukoscope.training.data import (
+    CellDataset,
+    FeatureInputs,
+    PixelInputs,
+    SubjectBalancedSampler,
+    backbone_hash,
+    can_cache_features,
+    features_file,
+    features_suffice,
+    frozen_features,
+    make_inputs,
+    prediction_loader,
+)
 from leukoscope.training.train import make_accelerator
+from leukoscope.training.trainer import Trainer
 
+MIRRORED = Augmentation(0.0, 0.0, 0.0, 0.0, rotation=0.0, flips="horizontal")
+RECIPE = Recipe(
+    name="frozen",
+    architecture="densenet121",
+    base_model="",
+    image_size=32,
+    num_train_epochs=4,
+    train_batch_size=4,
+    head_learning_rate=0.01,
+    label_smoothing=0.0,
+    augmentation=MIRRORED,
+    frozen=("backbone",),
+    drop_rate=0.0,
+    block_config=(1, 1),
+    pooled_norm=True,
+    schedule="constant",
+    class_weighted=False,
+)
 PREPROCESSING = Preprocessing(32, 1.0)
-RECIPE = Recipe(name="small", architecture="test_resnet", base_model="", image_size=32)
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return build_network(RECIPE, 2)
+
+
+def _kept(network: nn.Module, cells: FramedCells) -> tuple[Path, np.ndarray]:
+    path = features_file(network, cells, RECIPE)
+    return path, frozen_features(path, network, cells, PREPROCESSING, MIRRORED.views)
+
+
+def _fitted(recipe: Recipe, cells: FramedCells, split: Split, *, cache_features: bool) -> tuple[Trainer, Rows]:
+    set_seed(0)
+    network = build_network(recipe, 2)
+    with torch.no_grad():
+        for parameter in network.get_submodule("classifier.last").parameters():
+            parameter.zero_()
+    accelerator = _accelerator(recipe)
+    trainer = Trainer(accelerator, network, cells, split, recipe, cache_features=cache_features)
+    return trainer, list(trainer.fit())
+
+
+# Which systems it is for
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({}, True),
+        ({"augmentation": replace(MIRRORED, flips="none")}, True),
+        ({"augmentation": replace(MIRRORED, rotation=20.0)}, False),
+        ({"augmentation": replace(MIRRORED, brightness=0.1)}, False),
+        ({"frozen": ()}, False),
+        ({"frozen": ("features.conv0",)}, False),
+        ({"drop_rate": 0.1}, False),
+    ],
+)
+def test_only_a_wholly_frozen_backbone_shown_finitely_many_looks(change: dict[str, Any], kept: bool) -> None:
+    assert can_cache_features(replace(RECIPE, **change)) is kept
+
+
+def test_of_the_recipes_it_is_for_the_frozen_densenet_alone() -> None:
+    assert can_cache_features(get_recipe("densenet169_block2"))
+    assert not can_cache_features(get_recipe("densenet121"))
+
+
+def test_a_run_too_short_to_gain_by_it_uses_no_features_whatever_another_run_kept(
+    cells: FramedCells, split: Split
+) -> None:
+    accelerator = _accelerator()
+    for passes, kind in ((15, PixelInputs), (16, FeatureInputs), (15, PixelInputs)):  # a quarter of 32 cells, two looks
+        inputs = make_inputs(accelerator, build_network(RECIPE, 2), cells, RECIPE, 0, passes=passes)
+        assert isinstance(inputs, kind)
+
+
+# The same to train on
+
+
+def test_features_are_what_the_head_is_given_for_each_look(network: nn.Module, cells: FramedCells) -> None:
+    _, features = _kept(network, cells)
+    assert features.shape == (32, 2, network.num_features)
+    assert features.dtype == np.float32
+    pixels = torch.from_numpy(cells.pixels[5:9].transpose(0, 3, 1, 2).copy())
+    network.eval()
+    with torch.no_grad():
+        for number, axes in enumerate(((), (3,))):
+            whole = network(PREPROCESSING.normalise(pixels.flip(axes)))
+            head: Any = network.get_submodule("classifier")
+            torch.testing.assert_close(head(torch.from_numpy(features[5:9, number].copy())), whole)
+    assert not np.allclose(features[:, 0], features[:, 1], atol=1e-4), "a mirrored cell has features of its own"
+
+
+def test_a_head_learns_from_kept_features_what_it_learns_from_cells(cells: FramedCells, split: Split) -> None:
+    kept, kept_rows = _fitted(RECIPE, cells, split, cache_features=True)
+    anew, anew_rows = _fitted(RECIPE, cells, split, cache_features=False)
+    assert (type(kept.inputs), type(anew.inputs)) == (FeatureInputs, PixelInputs)
+    for kept_row, anew_row in zip(kept_rows, anew_rows, strict=True):
+        timings = {"seconds", "images_per_second"}
+        assert {k: v for k, v in kept_row.items() if k not in timings} == pytest.approx(
+            {k: v for k, v in anew_row.items() if k not in timings}, abs=1e-4
+        )
+    for (name, one), other in zip(kept.network.state_dict().items(), anew.network.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4, msg=(name + ": {}").format)
+    ours, theirs = kept.predict(split.test), anew.predict(split.test)
+    assert ours.cell_ids == theirs.cell_ids
+    assert np.allclose(ours.probabilities, theirs.probabilities, atol=1e-4)
+    assert anew_rows[0]["train_loss"] != anew_rows[-1]["train_loss"], "it did learn"
+
+
+@pytest.mark.parametrize("cache_features", [True, False])
+def test_a_frozen_backbone_keeps_weights_and_statistics_and_records_no_gradients(
+    cells: FramedCells, split: Split, cache_features: bool
+) -> None:
+    trainer, _ = _fitted(replace(RECIPE, num_train_epochs=2), cells, split, cache_features=cache_features)
+    set_seed(0)
+    untrained = build_network(RECIPE, 2)
+    round_as_stored(untrained, head=False)
+    assert backbone_hash(trainer.network) == backbone_hash(untrained)
+    network: Any = trainer.network
+    features = network.forward_features(torch.zeros(2, 3, 32, 32))
+    assert features.grad_fn is None
+    assert not features.requires_grad
+
+
+# Kept once, and served only when they are the ones asked for
+
+
+def test_a_second_run_reads_what_the_first_one_kept(
+    cells: FramedCells, network: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    path, first = _kept(network, cells)
+    written = path.stat().st_mtime_ns
+    _, second = _kept(network, cells)
+    assert path.stat().st_mtime_ns == written
+    assert np.array_equal(first, second)
+    assert isinstance(second, np.memmap)
+    assert capsys.readouterr().out.splitlines() == [
+        f"frozen backbone: features of 32 cells in 2 view(s) kept in {path}",
+        f"frozen backbone: features of 32 cells read from {path}",
+    ]
+
+
+def test_the_head_does_not_matter_but_weights_looks_and_pictures_do(network: nn.Module, cells: FramedCells) -> None:
+    def file(recipe: Recipe = RECIPE, these: FramedCells = cells) -> Path:
+        return features_file(network, these, recipe)
+
+    first = file()
+    with torch.no_grad():
+        network.get_parameter("classifier.last.weight").add_(1)
+    assert file() == first
+    assert file(replace(RECIPE, augmentation=replace(MIRRORED, flips="both"))) != first
+    other = frame_cells(cells.data, replace(PREPROCESSING, mean=(0.5, 0.5, 0.5)))
+    assert file(these=other) != first
+    with torch.no_grad():
+        network.get_buffer("features.norm0.running_mean").add_(1e-3)
+    assert file() != first
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "emptied", "without its digest"])
+def test_a_damaged_file_is_computed_again_and_said_so(
+    network: nn.Module, cells: FramedCells, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, features = _kept(network, cells)
+    expected, content = features.copy(), path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "changed":
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 255]) + content[-8:])
+    elif damage == "emptied":
+        path.write_bytes(b"")
+    else:
+        path.with_suffix(".sha256").unlink()
+    capsys.readouterr()
+    _, again = _kept(network, cells)
+    assert capsys.readouterr().out.splitlines()[0] == f"{path}: damaged; the features are computed again"
+    assert np.array_equal(again, expected)
+
+
+def test_a_full_disk_is_said_before_anything_is_computed(
+    network: nn.Module, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    path = features_file(network, cells, RECIPE)
+    with pytest.raises(LeukoscopeError) as refused:
+        _kept(network, cells)
+    assert str(refused.value) == (
+        f"{path.parent}: cannot keep the frozen backbone's features there (No space left on device; 0 MB needed); "
+        "free some space or set LEUKOSCOPE_CACHE to another folder"
+    )
+
+
+# Models of timm with their own head
+
+
+@pytest.mark.parametrize("architecture", ["test_vit", "test_convnext", "test_efficientnet"])
+def test_the_last_layer_of_a_timm_model_learns_on_kept_features_as_on_pixels(
+    architecture: str, trainer_for: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
+    recipe = replace(
+        timm_recipe(architecture, "--recipe"), image_size=32, frozen=("backbone",), drop_rate=0.0,
+        augmentation=replace(MIRRORED, flips="none"), train_batch_size=4, num_train_epochs=4, epoch_cells=0,
+    )  # fmt: skip
+    assert can_cache_features(recipe)
+    assert not can_cache_features(replace(recipe, drop_rate=0.1)), "dropout strikes the features"
+    fitted = []
+    for cached in (True, False):
+        trainer = trainer_for(recipe, cache_features=cached)
+        list(trainer.fit())
+        assert isinstance(trainer.inputs, FeatureInputs) is cached
+        fitted.append({name: tensor.clone() for name, tensor in trainer.network.state_dict().items()})
+    assert all(torch.allclose(tensor, fitted[1][name], atol=1e-5) for name, tensor in fitted[0].items())
+
+
+def test_a_network_whose_last_layer_sees_other_features_learns_on_pixels(cells: FramedCells) -> None:
+    picture = torch.rand(1, 3, 32, 32)
+    for architecture in ("test_vit", "test_convnext", "test_efficientnet", "test_resnet"):
+        recipe = replace(timm_recipe(architecture, "--recipe"), image_size=32)
+        assert features_suffice(build_network(recipe, 2), picture), architecture
+    # It pools the feature maps' channels away.
+    small: dict[str, Any] = {"img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2, "global_attn_indexes": ()}
+    segment_anything = timm.create_model("samvit_base_patch16", num_classes=2, **small)
+    assert segment_anything(picture).shape == (1, 2)
+    assert not features_suffice(segment_anything, picture)
+
+
+# Cells come to the network a batch at a time
 
 
 def _rows(cells: FramedCells) -> CellDataset:
@@ -27,8 +282,8 @@ def _rows(cells: FramedCells) -> CellDataset:
     return CellDataset(inputs, cells.labels, np.arange(len(cells.labels))[::-1].copy())
 
 
-def _accelerator() -> object:
-    return make_accelerator(TrainingConfig(run=RunArguments(mixed_precision="no")), RECIPE)
+def _accelerator(recipe: Recipe = RECIPE) -> Accelerator:
+    return make_accelerator(TrainingConfig(run=RunArguments(mixed_precision="no")), recipe)
 
 
 def test_batches_hold_the_cells_of_their_rows(own_cells: Path) -> None:
@@ -65,9 +320,9 @@ def test_classes_and_their_subjects_are_shown_equally_often() -> None:
     assert sorted(by_subject[s] for s in "cde") == [16, 17, 17]
 
 
-@pytest.mark.parametrize("size", [10, 250])
-def test_an_epoch_has_the_size_asked_for(size: int) -> None:
-    sampler = SubjectBalancedSampler(LABELS, SUBJECTS, 0, size=size)
+@pytest.mark.parametrize(("cells", "size"), [(100, 10), (100, 250), (1, 1), (2, 2), (3, 3)])
+def test_an_epoch_has_the_size_asked_for(cells: int, size: int) -> None:
+    sampler = SubjectBalancedSampler(LABELS[-cells:], SUBJECTS[-cells:], 0, size=size)
     assert len(list(sampler)) == len(sampler) == size
 
 
@@ -86,9 +341,3 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 def test_cells_without_a_subject_share_one_turn_within_their_class() -> None:
     sampler = SubjectBalancedSampler(np.asarray([0, 0, 1, 1]), ["", "", "", ""], 0)
     assert Counter(sampler) == {0: 1, 1: 1, 2: 1, 3: 1}
-
-
-@pytest.mark.parametrize("cells", [1, 2, 3])
-def test_fewer_cells_than_classes_is_no_error(cells: int) -> None:
-    sampler = SubjectBalancedSampler(LABELS[-cells:], SUBJECTS[-cells:], 0)
-    assert len(list(sampler)) == cells

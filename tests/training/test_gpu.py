@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,22 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.utils import set_seed
 from PIL import Image
 from torch.overrides import TorchFunctionMode
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmenter
 from leukoscope.data.pixel_cache import FramedCells
-from leukoscope.data.splits import make_split
 from leukoscope.inference.predictor import Predictor
-from leukoscope.models.build import build_network
 from leukoscope.models.recipes import UNCHANGED, Recipe
 from leukoscope.training.checkpoint import Checkpoints
-from leukoscope.training.config import RunArguments, TrainingConfig
-from leukoscope.training.data import FeatureInputs
-from leukoscope.training.identity import RunIdentity
-from leukoscope.training.train import make_accelerator
+from leukoscope.training.data import FeatureInputs, make_inputs
+from leukoscope.training.run_folder import RunIdentity
 from leukoscope.training.trainer import Trainer
 
 RECIPE = Recipe(
@@ -55,16 +49,11 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
 
 
 @pytest.fixture
-def trainer_on(device: torch.device, cells: FramedCells) -> MakeTrainer:
-    def make(recipe: Recipe = RECIPE, *, checkpoints: Checkpoints | None = None, **flags: Any) -> Trainer:
-        given: dict[str, Any] = {"mixed_precision": "no", "deterministic": True} | flags
-        config = TrainingConfig(run=RunArguments(**given))
-        set_seed(0)
-        accelerator = make_accelerator(config, recipe)
-        assert accelerator.device.type == device.type
-        sides = make_split(cells.data, "subject")
-        network = build_network(recipe, 2)
-        return Trainer(accelerator, network, cells, sides, recipe, checkpoints=checkpoints)
+def trainer_on(device: torch.device, trainer_for: MakeTrainer) -> MakeTrainer:
+    def make(recipe: Recipe = RECIPE, **flags: Any) -> Trainer:
+        trainer = trainer_for(recipe, **{"deterministic": True} | flags)
+        assert trainer.accelerator.device.type == device.type
+        return trainer
 
     return make
 
@@ -241,7 +230,7 @@ def test_predictions_and_maps_are_those_of_the_cpu(device: torch.device, tiny_re
 @pytest.mark.parametrize("where", ["training", "validation", "features"])
 def test_memory_that_runs_out_names_flags(trainer_on: MakeTrainer, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     said = {
-        "training": "with 4 cell(s) at a time; give --per_device_train_batch_size 2 --gradient_accumulation_steps 2",
+        "training": "with 4 picture(s) at once; give --per_device_train_batch_size 2 --gradient_accumulation_steps 2",
         "validation": "give --per_device_train_batch_size 2",
         "features": "give a smaller --image_size",
     }
@@ -250,14 +239,12 @@ def test_memory_that_runs_out_names_flags(trainer_on: MakeTrainer, monkeypatch: 
         raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
 
     if where == "features":
-        build = build_network
 
-        def built(recipe: Recipe, classes: int) -> torch.nn.Module:
-            network = build(recipe, classes)
-            network.forward_features = full  # type: ignore[assignment]
-            return network
+        def starved(accelerator: Any, network: Any, *args: Any, **more: Any) -> Any:
+            network.forward_features = full
+            return make_inputs(accelerator, network, *args, **more)
 
-        monkeypatch.setattr(sys.modules[__name__], "build_network", built)
+        monkeypatch.setattr("leukoscope.training.trainer.make_inputs", starved)
         with pytest.raises(LeukoscopeError) as refused:
             trainer_on(replace(FROZEN, num_train_epochs=4))
     else:

@@ -26,14 +26,12 @@ from leukoscope.evaluation.metrics import measure
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
-from leukoscope.models.weights import load_release
+from leukoscope.models.weights import load_release, output_frequencies, shift_class_frequencies
 from leukoscope.training import run_folder
 from leukoscope.training import train as loop
 from leukoscope.training.checkpoint import Checkpoint, Checkpoints
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.identity import RunIdentity
-from leukoscope.training.losses import output_frequencies, shift_class_frequencies
-from leukoscope.training.run_folder import append_row
+from leukoscope.training.run_folder import RunIdentity, append_row
 from leukoscope.training.train import train
 from leukoscope.training.trainer import Trainer
 
@@ -204,31 +202,20 @@ def test_weights_of_another_network_end_the_run_before_training(own_cells: Path,
 # When to stop and what to keep
 
 
-class _GivenScores:
-    """Stands in for the validation figures alone, so that the course of a run can be prescribed."""
-
-    def __init__(self, *scores: float):
-        self.scores = list(scores)
-        self.networks: list[dict[str, torch.Tensor]] = []
-
-    def __call__(self, trainer: Trainer) -> dict[str, float]:
-        self.networks.append({k: v.clone() for k, v in trainer.network.state_dict().items()})
-        return {"val_balanced_accuracy": self.scores[len(self.networks) - 1]}
-
-
-def _with_scores(scores: _GivenScores, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trainer, "_validate", lambda trainer: scores(trainer))
-
-
 def test_keeps_the_best_epoch_and_stops_when_patience_ends(
     own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scores = _GivenScores(0.6, 0.9, 0.8, 0.7, 0.95)
-    _with_scores(scores, monkeypatch)
+    scores, networks = iter((0.6, 0.9, 0.8, 0.7, 0.95)), []
+
+    def validate(trainer: Trainer) -> dict[str, float]:
+        networks.append({k: v.clone() for k, v in trainer.network.state_dict().items()})
+        return {"val_balanced_accuracy": next(scores)}
+
+    monkeypatch.setattr(Trainer, "_validate", validate)
     run = train(_own(own_cells, tmp_path / "run", "--num_train_epochs", "5", "--override", "early_stopping_patience=2"))
     assert len(_summary(run)) == 4, "two epochs after the best one it stops, before the fifth"
     released = load_file(run / "release" / "model.safetensors")
-    kept, last = scores.networks[1], scores.networks[3]
+    kept, last = networks[1], networks[3]
     assert torch.equal(released["features.norm0.running_mean"], kept["features.norm0.running_mean"])
     assert not torch.equal(released["features.norm0.running_mean"], last["features.norm0.running_mean"])
     said = capsys.readouterr().out
@@ -570,7 +557,7 @@ def _earlier_run(folder: Path, config: TrainingConfig) -> dict[str, bytes]:
     [
         (["--train_dir", "nowhere"], "--train_dir nowhere: "),
         (["--split_file", "nowhere.json"], "nowhere.json"),
-        (["--split", "all", "--per_device_train_batch_size", "33"], "33: larger than the 32 training cells; give a"),
+        (["--split", "all", "--per_device_train_batch_size", "33"], "larger than the 32 cells of an epoch, of 32"),
         (["--max_train_samples", "1", "--per_device_train_batch_size", "1"], "; use another --split or more cells"),
     ],
 )

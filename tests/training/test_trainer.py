@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.utils import set_seed
 from torch import nn
 from transformers import get_scheduler
 
@@ -20,15 +19,25 @@ from leukoscope.data.augmentation import Augmentation, Augmenter
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.splits import make_split
 from leukoscope.models.build import build_network
-from leukoscope.models.recipes import Recipe, get_recipe
-from leukoscope.models.weights import classifier_parameters, load_release, round_as_stored, save_release
-from leukoscope.training.config import RunArguments, TrainingConfig
+from leukoscope.models.recipes import Recipe, Schedule, get_recipe
+from leukoscope.models.weights import (
+    classifier_parameters,
+    head_parameters,
+    load_release,
+    round_as_stored,
+    save_release,
+    training_frequencies,
+)
 from leukoscope.training.data import FeatureInputs, preprocessing_for
-from leukoscope.training.losses import training_frequencies
-from leukoscope.training.train import make_accelerator
-from leukoscope.training.trainer import Trainer, keep_depthwise_float32, parameter_groups
+from leukoscope.training.trainer import (
+    Trainer,
+    best_epoch,
+    gain,
+    keep_depthwise_float32,
+    make_scheduler,
+    parameter_groups,
+)
 
 PREPROCESSING = Preprocessing(32, 1.0)
 RECIPE = Recipe(
@@ -65,28 +74,6 @@ def cells(own_cells: Path) -> FramedCells:
         (own_cells / "HEM" / f"HEM{subject}_1.png").unlink()
     data = load_cells("imagefolder", str(own_cells), subject_pattern=r"/(?P<subject>\w+)_", image_size=64)
     return frame_cells(data, PREPROCESSING)
-
-
-@pytest.fixture
-def trainer_for(cells: FramedCells) -> MakeTrainer:
-    """A trainer for a recipe's network on a few cells, with the flags of a run."""
-
-    def make(
-        recipe: Recipe,
-        *,
-        split: str = "subject",
-        trainer_class: type[Trainer] = Trainer,
-        of: FramedCells = cells,
-        **flags: Any,
-    ) -> Trainer:
-        config = TrainingConfig(run=RunArguments(**{"mixed_precision": "no", **flags}))
-        set_seed(config.run.seed)
-        accelerator = make_accelerator(config, recipe)
-        network = build_network(recipe, 2)
-        sides = make_split(of.data, split)
-        return trainer_class(accelerator, network, of, sides, recipe, seed=config.run.seed)
-
-    return make
 
 
 def _scripted(
@@ -250,17 +237,17 @@ def test_only_a_class_weighted_loss_is_weighted(trainer_for: MakeTrainer, cells:
     for weighted, expected in ((True, (each * weights).mean()), (False, each.mean())):
         recipe = replace(RECIPE, class_weighted=weighted)
         trainer = trainer_for(recipe, split="all")
-        torch.testing.assert_close(trainer.loss(logits, labels), expected)
+        torch.testing.assert_close(trainer.compute_loss(logits, labels, trainer.network), expected)
         shares = torch.bincount(torch.from_numpy(cells.labels)) / len(cells.labels)
         presumed = torch.full((2,), 0.5) if weighted else shares
-        torch.testing.assert_close(training_frequencies(recipe, trainer.loss.class_counts), presumed)
+        torch.testing.assert_close(training_frequencies(recipe, trainer.class_counts), presumed)
 
 
 def test_classes_sampled_equally_are_not_weighted_too(trainer_for: MakeTrainer) -> None:
     recipe = replace(RECIPE, sampling="subjects", class_weighted=True)
-    loss = trainer_for(recipe, split="all").loss
-    assert loss.class_weights.tolist() == [1.0, 1.0]
-    assert training_frequencies(recipe, loss.class_counts).tolist() == [0.5, 0.5]
+    trainer = trainer_for(recipe, split="all")
+    assert trainer.class_weights.tolist() == [1.0, 1.0]
+    assert training_frequencies(recipe, trainer.class_counts).tolist() == [0.5, 0.5]
 
 
 def test_balanced_epochs_show_every_class_equally_often(
@@ -392,3 +379,122 @@ def test_pixels_are_standardised_as_the_recipe_says(cells: FramedCells) -> None:
     assert (preprocessing.mean, preprocessing.std) == (recipe.mean, recipe.std)
     white = preprocessing.normalise(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
     assert white.min() == white.max() == 1
+
+
+# Which parameters the optimiser moves and decays, how fast, and which epoch is kept
+
+
+DENSENET = Recipe(
+    name="small",
+    architecture="densenet121",
+    base_model="",
+    image_size=32,
+    learning_rate=0.01,
+    head_learning_rate=0.1,
+    weight_decay=0.5,
+    block_config=(1, 1),
+    pooled_norm=True,
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return build_network(DENSENET, 2)
+
+
+def test_head_and_backbone_learn_at_their_own_rates(network: nn.Module) -> None:
+    head = {id(p) for p in head_parameters(network)}
+    rates = {id(p): group["lr"] for group in parameter_groups(network, DENSENET) for p in group["params"]}
+    assert len(rates) == sum(1 for _ in network.parameters())
+    assert {rate for p, rate in rates.items() if p in head} == {0.1}
+    assert {rate for p, rate in rates.items() if p not in head} == {0.01}
+    assert {id(p) for p in network.get_submodule("classifier.norm").parameters()} < head, (
+        "its BatchNorm is as new as the last layer"
+    )
+
+
+def test_biases_and_norms_do_not_decay(network: nn.Module) -> None:
+    decay = {id(p): group["weight_decay"] for group in parameter_groups(network, DENSENET) for p in group["params"]}
+    for parameter in network.parameters():
+        assert decay[id(parameter)] == (0.0 if parameter.ndim == 1 else 0.5)
+
+
+def test_what_is_frozen_is_left_out(network: nn.Module) -> None:
+    network.features.requires_grad_(False)
+    try:
+        moved = {id(p) for group in parameter_groups(network, DENSENET) for p in group["params"]}
+    finally:
+        network.features.requires_grad_(True)
+    assert moved == {id(p) for p in network.get_submodule("classifier").parameters()}
+
+
+# The learning rate's course, as tables
+
+
+def _rates(recipe: Recipe, steps: int) -> list[list[float]]:
+    groups = [{"params": [torch.zeros(1)], "lr": 0.1}, {"params": [torch.zeros(1)], "lr": 0.4}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    schedule, rates = make_scheduler(optimizer, recipe, steps), []
+    for _ in range(steps):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ("linear", [0, 0.5, 1, 0.75, 0.5, 0.25]),
+        ("constant_with_warmup", [0, 0.5, 1, 1, 1, 1]),
+        ("polynomial", [0, 0.5, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0, 0.5, 1, 0.8536, 0.5, 0.1464]),
+        ("cosine_with_restarts", [0, 0.5, 1, 0.8536, 0.5, 0.1464]),
+        ("constant", [1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_every_schedule_of_hugging_faces_script_warms_up_and_falls(schedule: Schedule, shares: list[float]) -> None:
+    rates = _rates(Recipe("r", "test_resnet", "", schedule=schedule, warmup_steps=2), 6)
+    assert [first for first, _ in rates] == pytest.approx([0.1 * share for share in shares], abs=1e-4)
+    assert [second for _, second in rates] == pytest.approx([0.4 * share for share in shares], abs=1e-4)
+
+
+def test_the_warm_up_is_a_share_of_all_steps_unless_its_steps_are_given() -> None:
+    assert _rates(Recipe("r", "test_resnet", "", warmup_steps=0), 10)[0] == pytest.approx([0.1, 0.4])
+    rates = _rates(Recipe("r", "test_resnet", "", warmup_share=0.2), 20)
+    assert [first for first, _ in rates].index(max(first for first, _ in rates)) == 4
+
+
+# Which epoch is kept, and the moment to stop
+
+
+@pytest.mark.parametrize(
+    ("patience", "scores", "kept", "stops"),
+    [
+        (2, (0.5, 0.7, 0.7, 0.6), [1, 2, 3, 3], [False, False, False, True]),  # the last of equal ones is kept
+        (2, (0.5, 0.5, 0.5, 0.5), [1, 2, 3, 4], [False, False, True, True]),  # which are no gain to wait for
+        (2, (0.5, 0.6, 0.4, 0.65, 0.6, 0.6), [1, 2, 2, 4, 4, 4], [False] * 5 + [True]),
+        (3, (float("nan"), 0.1, float("nan")), [0, 2, 2], [False] * 3),
+    ],
+)
+def test_the_best_epoch_is_kept_and_training_stops_after_epochs_without_gain(
+    patience: int, scores: tuple[float, ...], kept: list[int], stops: list[bool]
+) -> None:
+    rows = [{"epoch": n + 1, "val_accuracy": score} for n, score in enumerate(scores)]
+    selected = [best_epoch(rows[: n + 1], "val_accuracy", patience) for n in range(len(rows))]
+    assert [one.epoch for one in selected] == kept
+    reason = f"no better validation score for {patience} epochs"
+    assert [one.stop_reason for one in selected] == [reason * stop for stop in stops]
+
+
+def test_a_metric_by_subject_gives_way_to_its_pooled_form() -> None:
+    pooled = {"epoch": 1, "val_balanced_accuracy": 0.9}
+    by_subject = pooled | {"val_balanced_accuracy_by_subject": 0.5}
+    wanted = "val_balanced_accuracy_by_subject"
+    assert best_epoch([pooled], wanted, 3).watched == "val_balanced_accuracy"
+    assert best_epoch([by_subject], wanted, 3).watched == wanted
+
+
+def test_a_loss_gains_by_falling() -> None:
+    assert gain({"val_loss": 0.2}, "val_loss") > gain({"val_loss": 0.3}, "val_loss")
+    assert gain({"val_accuracy": 0.3}, "val_accuracy") > gain({"val_accuracy": 0.2}, "val_accuracy")

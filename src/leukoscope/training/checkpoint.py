@@ -17,10 +17,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -28,13 +31,10 @@ from leukoscope import LeukoscopeError
 from leukoscope.files import atomic_folder, disk_errors
 from leukoscope.models.release import METRICS
 from leukoscope.progress import note
-from leukoscope.training.identity import RunIdentity
-from leukoscope.training.run_folder import KEPT
-
-if TYPE_CHECKING:
-    from timm.utils import ModelEmaV3
+from leukoscope.training.run_folder import RunIdentity
 
 FOLDER, LATEST = "checkpoints", "latest"
+KEPT = 2  # the second is for when the last is damaged
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _NAME = re.compile(r"(\d{5})-epoch-\d+-step-\d+")
 
@@ -63,18 +63,12 @@ class Checkpoints:
         self.every_steps = int(steps) if steps.isdecimal() else None
         self.resumed: Checkpoint | None = None
 
-    def due(self, step: int) -> bool:
-        """True where a checkpoint within an epoch is due after that many optimiser steps of the run."""
-        return self.every_steps is not None and step % self.every_steps == 0
-
     def save(self, checkpoint: Checkpoint, epoch: int, step: int) -> Path:
         """Write a checkpoint of the `epoch` under way, from 1, after so many steps of it; keep the last `KEPT`.
 
         Raises:
             LeukoscopeError: it cannot be written; the earlier ones are untouched.
         """
-        from safetensors.torch import save_file
-
         earlier = checkpoints_in(self.folder)
         number = int(earlier[-1].name[:5]) + 1 if earlier else 1
         target = self.folder / f"{number:05d}-epoch-{epoch}-step-{step}"
@@ -154,9 +148,6 @@ def check_resume(run_folder: Path, which: str | None, identity: RunIdentity) -> 
 
 def _read(folder: Path) -> tuple[Checkpoint, RunIdentity] | None:
     """A checkpoint and the identity of its run; None where its files are not what was written."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         record = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         digest = record.pop("sha256")

@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_type_hints
 
+import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from leukoscope import LeukoscopeError
@@ -356,8 +357,6 @@ def _known_flags(unknown: str) -> str:
 
 def _flags_of(file: Path, without: Sequence[str] = ()) -> dict[str, Any]:
     """The flags, but for those of `without`, that a YAML file holds by name or, as args.yaml, under `flags`."""
-    import yaml
-
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -6,7 +6,7 @@ The order of cells (shuffled or balanced by subject), the loaders, and the cache
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, new_array, read_rows, release_pages, require_space
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import atomic_file, cache_root, disk_errors, file_sha256, write_atomic
-from leukoscope.inference.runtime import MEMORY_IS_FULL
+from leukoscope.inference.runtime import memory_errors
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.weights import backbone_state, round_as_stored
 from leukoscope.progress import note, track
@@ -74,21 +74,10 @@ class FeatureInputs:
         return items[:, 0]
 
     def model(self, network: nn.Module) -> nn.Module:
-        return HeadOnFeatures(network)
+        return network.get_classifier()  # type: ignore[operator, no-any-return]
 
 
 Inputs = PixelInputs | FeatureInputs
-
-
-@contextmanager
-def memory_errors(device: torch.device, cells: int, fix: str) -> Iterator[None]:
-    """Turn used-up memory within the block into a `LeukoscopeError`: `cells` were computed at a time, `fix` helps."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not any(sign in str(error) for sign in MEMORY_IS_FULL):
-            raise
-        raise LeukoscopeError(f"{device}: out of memory with {cells} cell(s) at a time; give {fix}") from None
 
 
 # Loaders
@@ -157,14 +146,11 @@ def _loader(cells: CellDataset, accelerator: Accelerator, **how: Any) -> DataLoa
 def require_whole_step(cells: int, epoch_cells: int, batch_size: int, accelerator: Accelerator) -> None:
     """Raise `LeukoscopeError` where an epoch, which shows at most all cells, has fewer than an optimiser step takes."""
     processes, batches = accelerator.num_processes, accelerator.gradient_accumulation_steps
-    if epoch_cells >= batch_size * processes * batches:
-        return
-    fewer = f"{cells} training cells" if epoch_cells == cells else f"{epoch_cells} cells of an epoch (epoch_cells)"
-    times = f" × {processes} processes" if processes > 1 else ""
-    times += f" × --gradient_accumulation_steps {batches}" if batches > 1 else ""
-    raise LeukoscopeError(
-        f"--per_device_train_batch_size {batch_size}{times}: larger than the {fewer}; give a smaller one"
-    )
+    if epoch_cells < batch_size * processes * batches:
+        raise LeukoscopeError(
+            f"--per_device_train_batch_size {batch_size} × {processes} process(es) × --gradient_accumulation_steps "
+            f"{batches}: larger than the {epoch_cells} cells of an epoch, of {cells} training cells; give a smaller one"
+        )
 
 
 def evenly_spread(rows: np.ndarray, most: int) -> np.ndarray:
@@ -259,17 +245,6 @@ def preprocessing_for(recipe: Recipe, data: LoadedCells) -> Preprocessing:
     return Preprocessing(recipe.image_size, data.info.crop_pct, recipe.interpolation, recipe.mean, recipe.std)
 
 
-class HeadOnFeatures(nn.Module):
-    """The head of a network, on cached features of its backbone: (B, F) → (B, K)."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.network.get_classifier()(features)  # type: ignore[operator]
-
-
 def can_cache_features(recipe: Recipe) -> bool:
     """True where the whole backbone is frozen and each cell has finitely many views."""
     # Dropout before timm's last layer would strike the features.
@@ -284,7 +259,8 @@ def features_suffice(network: nn.Module, picture: torch.Tensor) -> bool:
     try:
         features = _pooled(network, picture)
         with torch.inference_mode():
-            ours, whole = HeadOnFeatures(network)(features), network(picture.to(features.device))
+            ours = network.get_classifier()(features)  # type: ignore[operator]
+            whole = network(picture.to(features.device))
     except (RuntimeError, TypeError):
         return False
     return ours.shape == whole.shape and torch.allclose(ours, whole, rtol=1e-3, atol=1e-3)
@@ -367,6 +343,6 @@ def _pooled(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """(B, F) float32, the features that the head's layers see."""
     device = next(network.parameters()).device
     network.eval()
-    with memory_errors(device, len(inputs), "a smaller --image_size"), torch.inference_mode():
+    with memory_errors(device, len(inputs), "give a smaller --image_size"), torch.inference_mode():
         features = network.forward_features(inputs.to(device))  # type: ignore[operator]
         return network.forward_head(features, pre_logits=True).float()  # type: ignore[operator]

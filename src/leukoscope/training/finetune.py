@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from torch import nn
 
@@ -25,8 +26,13 @@ from leukoscope.models.build import NetworkStart, copy_weights
 from leukoscope.models.hub_download import KNOWN_CELLS, find_release
 from leukoscope.models.recipes import TIMM, Recipe, get_recipe, timm_recipe
 from leukoscope.models.release import CONFIG, WEIGHTS, folder_name, local_release
-from leukoscope.models.weights import Release, load_release, rescale_classifier
-from leukoscope.training.losses import shift_class_frequencies, training_frequencies
+from leukoscope.models.weights import (
+    Release,
+    load_release,
+    rescale_classifier,
+    shift_class_frequencies,
+    training_frequencies,
+)
 
 
 def open_release(name: str) -> Release:
@@ -66,8 +72,6 @@ def follow_model(flags: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("label_names"):
         return _follow_release(name, flags)
     _require_alone(flags, "recipe")
-    import timm
-
     architecture, cfg = str(config.get("architecture")), config.get("pretrained_cfg")
     if not isinstance(cfg, dict) or not timm.is_model(architecture):
         raise LeukoscopeError(f"--model_name_or_path {name}: its config.json names no model of timm; give another")

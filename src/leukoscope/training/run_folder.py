@@ -1,46 +1,119 @@
-"""What a run folder holds: epochs, predictions and metrics; and the logging to a tracker.
+"""What a run folder holds: which run it is, epochs, predictions and metrics; and the logging to a tracker.
 
-Every block of metrics states what it estimates; a number without that misleads.
+Flags, recipe, start weights and cells, files by their content, decide whether a checkpoint is resumed, a finished run
+folder is replaced, and a run of a protocol is done. Every block of metrics states what it estimates; a number without
+that misleads.
 """
 
 from __future__ import annotations
 
 import csv
-import errno
-import os
+import json
 import platform
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from torch import nn
+from filelock import FileLock, Timeout
 from transformers.utils import flatten_dict
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.pixel_cache import FramedCells, require_space
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.baselines import size_only_predictions
 from leukoscope.evaluation.metrics import POOLED, headline, measure, versions
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.files import disk_errors
+from leukoscope.files import content_hashes, first_line, write_atomic
+from leukoscope.models.build import start_file
+from leukoscope.models.hub_download import KNOWN_CELLS, find_release
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release import SCHEMA_VERSION
+from leukoscope.models.release import SCHEMA_VERSION, WEIGHTS
 from leukoscope.progress import note
-from leukoscope.training.config import TrainingConfig
-from leukoscope.training.identity import RunIdentity
+from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig
 
-THESE_WEIGHTS = "these weights"
-KEPT = 2  # checkpoints; the second is for when the last is damaged
-# Tables and logs; measured on runs of several thousand cells, generously rounded.
-_BESIDES_WEIGHTS = 50_000_000
+ARGS = "args.yaml"
+# What these name is compared by content: the cells, their labels and subjects, their split, and the start weights.
+_BY_CONTENT = (
+    *("train_dir", "labels", "subject_pattern", "image_column_name", "label_column_name", "subject_column"),
+    *("split", "split_file", "pretrained_weights", "model_name_or_path"),
+)
+# It changes no weight: a finished run is kept where it is named afterwards.
+_NOT_COMPARED = (*NOT_THE_RESULT, *_BY_CONTENT, "positive_label")
+_WORDS = {
+    "start": "the start weights' sha256",
+    "data": "the data's fingerprint",
+    "split": "the split's fingerprint",
+    "precision": "--mixed_precision",
+    "processes": "processes (accelerate launch --num_processes)",
+}
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What determines the result of a run. What is None is not known yet, and not compared.
+
+    Attributes:
+        start: sha256 of the start weights, or of the weights of the release that is fine-tuned; "" for random ones.
+        data, split: their fingerprints.
+    """
+
+    flags: dict[str, Any]
+    recipe: dict[str, Any]
+    start: str | None = None
+    data: str | None = None
+    split: str | None = None
+    precision: str | None = None
+    processes: int | None = None
+
+    @classmethod
+    def of(cls, config: TrainingConfig, recipe: Recipe) -> RunIdentity:
+        """The identity of a run before its cells are loaded; start weights on the Hub are downloaded."""
+        start = None
+        with suppress(LeukoscopeError):  # a training that needs them says why they cannot be had
+            if name := config.model.model_name_or_path:
+                file: Path | None = find_release(name, KNOWN_CELLS)[0] / WEIGHTS
+            else:
+                file = start_file(recipe, config.start_weights)
+            start = "" if file is None else content_hashes([file])[str(file)] or None
+        return cls(plain(config.as_dict()), plain(asdict(recipe)), start)
+
+    def save(self, run_folder: Path) -> None:
+        """Write args.yaml: the flags as given, the resolved recipe, and what else is known."""
+        known = {name: getattr(self, name) for name in _WORDS if getattr(self, name) is not None}
+        content = {"flags": self.flags, "resolved_recipe": self.recipe, "identity": known, "leukoscope": __version__}
+        write_atomic(run_folder / ARGS, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+    def differences(self, now: RunIdentity) -> list[str]:
+        """What differs in the run that is to begin, as "name: the value here"; [] where it is the same run."""
+        different = []
+        for prefix, made, wanted in (("", self.flags, now.flags), ("recipe's ", self.recipe, now.recipe)):
+            names = [name for name in {**wanted, **made} if name not in _NOT_COMPARED]
+            different += [f"{prefix}{name}: {made.get(name)}" for name in names if made.get(name) != wanted.get(name)]
+        for name, words in _WORDS.items():
+            then, here = getattr(self, name), getattr(now, name)
+            if None not in (then, here) and then != here:
+                different.append(f"{words}: {str(then)[:12] or 'none'}")
+        return different
+
+    def differences_in(self, run_folder: Path) -> list[str]:
+        """What differs in the finished run of a folder, as `differences` says it."""
+        if not (args := run_folder / ARGS).is_file():
+            return [f"no {ARGS} names them"]
+        made = yaml.safe_load(args.read_text(encoding="utf-8"))
+        return RunIdentity(made["flags"], made["resolved_recipe"], **made.get("identity", {})).differences(self)
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, as YAML and JSON give them back."""
+    return json.loads(json.dumps(value))
 
 
 @contextmanager
@@ -48,55 +121,23 @@ def locked(out: Path) -> Iterator[None]:
     """Keep other processes' trainings out of a run folder within the block; the system drops the lock of a dead one.
 
     Raises:
-        LeukoscopeError: another process trains there, or the lock cannot be written.
+        LeukoscopeError: another process trains there.
     """
-    busy = LeukoscopeError(
-        f"--output_dir {out}: another training is writing there; wait until it has ended, or give another folder"
-    )
-    path = out / ".lock"
-    with disk_errors(f"--output_dir {out}: cannot be written", "give another folder"):
-        file = path.open("a")
-    with file:
-        try:
-            if sys.platform == "win32":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                # Unlike `flock`, no process forked from this one holds it on: workers may outlive a killed training.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise busy from None
-            note(f"--output_dir {out}: its disk knows no locks ({error.strerror}); start no other training into it")
-        # A training that just ended removed the file that was opened here, and a third may lock a new one.
-        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
-            raise busy
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # Windows removes no open file; it stays, and locks nothing
-                path.unlink()
-
-
-def require_disk_space(out: Path, network: nn.Module, recipe: Recipe) -> None:
-    """Raise `LeukoscopeError` where the run folder's disk has too little space for the release and the checkpoints."""
-    # Those that lie there are resumed from, or removed first.
-    kept = sum(file.stat().st_size for file in (out / "checkpoints").rglob("*") if file.is_file())
-    needed = max(0, disk_space_needed(network, recipe) - kept)
-    with disk_errors(f"--output_dir {out}: no space for the results", "give a folder on another disk", needed=needed):
-        require_space(out, needed)
-
-
-def disk_space_needed(network: nn.Module, recipe: Recipe) -> int:
-    """Bytes that a run folder may come to hold: the release, and one checkpoint more than are kept."""
-    weights = 4 * sum(tensor.numel() for tensor in network.state_dict().values())
-    trained = 4 * sum(p.numel() for p in network.parameters() if p.requires_grad)
-    # The weights, those of the best epoch, perhaps their average; AdamW's two numbers for each trained parameter.
-    checkpoint = (3 if recipe.ema_decay else 2) * weights + 2 * trained
-    return weights + (KEPT + 1) * checkpoint + _BESIDES_WEIGHTS
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LeukoscopeError(
+            f"--output_dir {out}: another training is writing there; wait until it has ended, or give another folder"
+        ) from None
+    except (NotImplementedError, OSError) as error:
+        note(f"--output_dir {out}: cannot be locked ({first_line(error)}); start no other training into it")
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file; it stays, and locks nothing
+            (out / ".lock").unlink(missing_ok=True)
+        lock.release()
 
 
 def evaluate_predictions(out: Path, predictions: CellPredictions, cells: FramedCells, split: Split) -> dict[str, Any]:
@@ -117,7 +158,7 @@ def evaluation_block(predictions: CellPredictions, split: Split) -> dict[str, An
     """One block of metrics.json: what it estimates, on which split, and the metrics."""
     return {
         "name": "test",
-        "estimates": THESE_WEIGHTS,
+        "estimates": "these weights",
         "split": {**split.about(), "train_cells": len(split.train), "notes": list(split.notes)},
         "thresholds_fitted_on": None,
         "metrics": measure(predictions),

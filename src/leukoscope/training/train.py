@@ -36,14 +36,21 @@ from leukoscope.inference.runtime import forbid_tf32, must_use_cpu, usable_cores
 from leukoscope.models.build import NetworkStart, build_network, load_start_weights, model_args, rewrite_for_timm
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import METRICS, read_metrics, write_json
-from leukoscope.models.weights import is_timm_model, round_as_stored, save_release
+from leukoscope.models.weights import (
+    is_timm_model,
+    output_frequencies,
+    round_as_stored,
+    save_release,
+    shift_class_frequencies,
+    training_frequencies,
+)
 from leukoscope.progress import note
 from leukoscope.training import run_folder
 from leukoscope.training.checkpoint import LATEST, Checkpoints, check_resume, remove_checkpoints, remove_temporary
 from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.data import evenly_spread, preprocessing_for
-from leukoscope.training.identity import RunIdentity
-from leukoscope.training.losses import output_frequencies, shift_class_frequencies, training_frequencies
+from leukoscope.training.finetune import start_from_release
+from leukoscope.training.run_folder import RunIdentity
 from leukoscope.training.trainer import Trainer
 
 PRECISIONS = ("no", "fp16", "bf16")
@@ -107,14 +114,10 @@ def train(
             cells = frame_cells(data, preprocessing)
         split = choose_split(config, cells.data)
         if fine_tuned:
-            from leukoscope.training.finetune import start_from_release
-
             start = start_from_release(network, recipe, fine_tuned, cells, split)
         notes = (*start.notes, *missing_classes(cells, split))
         drawn, split = split, replace(split, notes=(*split.notes, *notes))
         _report(config, recipe, cells, split, start)
-        if accelerator.is_main_process:
-            run_folder.require_disk_space(out, network, recipe)
 
         # Checkpoints and the trainer
         known: dict[str, Any] = {"data": cells.data.fingerprint, "split": split.fingerprint}
@@ -126,7 +129,7 @@ def train(
             checkpoints.resume(resume)
         seed = config.run.seed
         trainer = trainer_class(accelerator, network, cells, split, recipe, seed=seed, checkpoints=checkpoints)
-        counts, labels = trainer.loss.class_counts, cells.data.info.labels
+        counts, labels = trainer.class_counts, cells.data.info.labels
         frequencies = output_frequencies(config.data.class_frequencies, labels, counts)
 
         # Nothing is removed before every process has found everything in order.

@@ -9,10 +9,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.data_loader import skip_first_batches
 from accelerate.utils import AutocastKwargs, broadcast
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
@@ -23,19 +26,12 @@ from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.metrics import measure
 from leukoscope.evaluation.predictions import CellPredictions
+from leukoscope.inference.runtime import memory_errors
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.weights import freeze, head_parameters
 from leukoscope.progress import note, track
 from leukoscope.training.checkpoint import Checkpoints, Interrupted, StopRequest, TrainingState
-from leukoscope.training.data import (
-    CellDataset,
-    make_inputs,
-    memory_errors,
-    prediction_loader,
-    require_whole_step,
-    training_loader,
-)
-from leukoscope.training.losses import TrainingLoss
+from leukoscope.training.data import CellDataset, make_inputs, prediction_loader, require_whole_step, training_loader
 
 _VALIDATION_METRICS = (
     *("loss", "accuracy", "balanced_accuracy", "f1_weighted", "auroc"),
@@ -121,6 +117,9 @@ class Trainer:
         model: what is trained of it, wrapped for this device: all, or the head where the features below are cached.
         inputs: what feeds the model.
         state: what changes during `fit`; a checkpoint holds all of it.
+        class_counts: (K,) float32, training cells of each class.
+        class_weights: (K,) float32, inverse class frequency with mean 1 over the training cells; ones where the recipe
+            does not weigh classes, or samples them equally often.
         seconds: after `fit`, what it took, sessions before an interruption included.
     """
 
@@ -147,7 +146,14 @@ class Trainer:
         self.accelerator, self.network, self.cells, self.split, self.recipe = accelerator, network, cells, split, recipe
         self.checkpoints, self.stop, self.seconds = checkpoints, StopRequest(), 0.0
         rows = cells.rows(split.train)
-        self.loss = TrainingLoss(recipe, cells.labels[rows], cells.data.info.labels, accelerator.device)
+        names, counts = cells.data.info.labels, np.bincount(cells.labels[rows], minlength=len(cells.data.info.labels))
+        for name, count in zip(names, counts, strict=True):
+            if count == 0:
+                raise LeukoscopeError(f"split: no training cell of class {name}; use another --split or more cells")
+        self.class_counts = torch.tensor(counts, dtype=torch.float32)
+        weights = self.class_counts.sum() / (len(names) * self.class_counts)
+        weighted = recipe.class_weighted and recipe.sampling == "cells"
+        self.class_weights = (weights if weighted else torch.ones_like(weights)).to(accelerator.device)
         self.cell_of = {row: cell for cell, row in cells.row_of.items()}
         shown = min(recipe.epoch_cells or len(rows), len(rows))
         require_whole_step(len(rows), shown, recipe.train_batch_size, accelerator)
@@ -169,8 +175,6 @@ class Trainer:
             keep_depthwise_float32(network)
         self.state = TrainingState(accelerator, network, optimizer, scheduler)
         if recipe.ema_decay:
-            from timm.utils import ModelEmaV3
-
             # The decay rises to the recipe's: an average that remembers random start weights is useless in a short run.
             self.state.average = ModelEmaV3(network, decay=recipe.ema_decay, use_warmup=True)
         if accelerator.process_index:
@@ -186,8 +190,13 @@ class Trainer:
         return torch.optim.AdamW(parameter_groups(self.network, self.recipe), fused=True)
 
     def compute_loss(self, logits: torch.Tensor, labels: torch.Tensor, network: nn.Module) -> torch.Tensor:
-        """The () loss of (B, K) logits and (B,) labels; `network` gave the logits, unwrapped."""
-        return self.loss(logits, labels)
+        """The () loss of (B, K) logits and (B,) labels; `network` gave the logits, unwrapped.
+
+        Cross-entropy with the recipe's label smoothing and class weights.
+        """
+        losses = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing, reduction="none")
+        # Divided by the batch size, not by the sum of the weights: the same on one process as on many.
+        return (losses * self.class_weights[labels]).mean()
 
     def select_epoch(self) -> Selection:
         """Which of the epochs so far is kept, and whether training stops."""
@@ -323,8 +332,8 @@ class Trainer:
             self.state.average.update(self.network, step=step)
         self._stop_if_asked(step)
         # At the end of an epoch a checkpoint is written after validation.
-        within_epoch = self.state.step < self.steps_per_epoch
-        if self.checkpoints and self.checkpoints.due(step) and within_epoch:
+        every = self.checkpoints.every_steps if self.checkpoints else None
+        if every and step % every == 0 and self.state.step < self.steps_per_epoch:
             self._save()
 
     @property
@@ -374,8 +383,9 @@ class Trainer:
     def _smaller_batch(self, parts: int = 0) -> str:
         """What to give where the memory is full; `parts` batches then make a step."""
         if (size := self.recipe.train_batch_size) == 1:
-            return "a smaller --image_size"
-        return f"--per_device_train_batch_size {size // 2}" + f" --gradient_accumulation_steps {parts}" * bool(parts)
+            return "give a smaller --image_size"
+        more = f" --gradient_accumulation_steps {parts}" * bool(parts)
+        return f"give --per_device_train_batch_size {size // 2}{more}"
 
     def _predictions(self, logits: torch.Tensor, rows: torch.Tensor) -> CellPredictions:
         """Logits as probabilities of named cells, without their areas."""
