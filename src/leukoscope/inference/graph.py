@@ -100,10 +100,10 @@ class OpenVinoBackend:
         if not explain or not features:  # no map of channels
             return NetworkOutput(logits)
         if self._head is not None:
-            return NetworkOutput(logits, linear_head_maps(features[0], self._head["weights"], self._blank))
+            return NetworkOutput(logits, linear_head_maps(features[0], self._head["weights"], self.blank))
         import torch
 
-        _, maps = explain_features(self._network, *map(torch.from_numpy, (features[0], self._blank)))
+        _, maps = explain_features(self._network, *map(torch.from_numpy, (features[0], self.blank)))
         return NetworkOutput(logits, maps.numpy())
 
     def outputs(self, pixels: np.ndarray) -> list[np.ndarray]:
@@ -113,7 +113,7 @@ class OpenVinoBackend:
             return [outputs[number].copy() for number in range(len(outputs))]
 
     @cached_property
-    def _blank(self) -> np.ndarray:
+    def blank(self) -> np.ndarray:
         """(1, C, h, w), the blank picture's features, which no picture changes."""
         return self.outputs(blank_picture(self._release.preprocessing, self._release.blank_rgb))[1]
 
@@ -208,9 +208,9 @@ def write_graph(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
 
     reference, pixels = torch_backend(release), phantom_pixels(release)
     network, preprocessing = reference.network, release.preprocessing
-    # The maps are made of the features, by the same code.
     theirs = reference(pixels, explain=True)
-    theirs = NetworkOutput(theirs.logits, None if theirs.maps is None else reference.features(pixels).numpy())
+    if theirs.maps is not None:  # of these the maps are made, by the same code
+        theirs = NetworkOutput(theirs.logits, (reference.features(pixels) - reference.blank).numpy())
 
     def compute(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         features = network.forward_features(preprocessing.normalise(pixels.permute(0, 3, 1, 2)))  # type: ignore[operator]
@@ -233,7 +233,9 @@ def write_graph(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
     if (head := linear_head(reference, pixels)) is not None:
         save_file({"weights": head}, folder / HEAD)
         (folder / HEAD).chmod(0o644)  # safetensors leaves the file readable by its owner alone
-    ours = NetworkOutput(*OpenVinoBackend(folder, release).outputs(pixels))
+    backend = OpenVinoBackend(folder, release)
+    logits, *features = backend.outputs(pixels)
+    ours = NetworkOutput(logits, features[0] - backend.blank if features else None)
     for compiled in folder.glob("*.blob"):  # for this processor alone, and never found again once the folder is renamed
         compiled.unlink()
     report = report_on(release, OPENVINO, ours, theirs)
