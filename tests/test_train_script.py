@@ -145,10 +145,7 @@ def _when(there: Callable[[], bool], running: Warm) -> None:
 
 
 def test_killed_three_times_and_asked_to_stop_once_it_ends_as_if_never_interrupted(
-def whole(warm: str, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
-    """The run folder of a run that nothing interrupts."""
-    folder = tmp_path_factory.mktemp("whole")
-    command = [warm, str(ROOT / "train.py"), *SMALL, "--output_dir", "run"]
+    tmp_path: Path, start: Callable[..., Warm], whole: Path
 ) -> None:
     flags, folder = (*SMALL, *EVERY_STEP, "--output_dir", "run"), tmp_path / "run" / "checkpoints"
 
@@ -203,10 +200,6 @@ def whole(warm: str, tmp_path_factory: pytest.TempPathFactory, environment: dict
     assert {path.name for path in run.iterdir()} == {path.name for path in expected.iterdir()}
 
 
-def whole(warm: str, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
-    """The run folder of a run that nothing interrupts."""
-    folder = tmp_path_factory.mktemp("whole")
-    command = [warm, str(ROOT / "train.py"), *SMALL, "--output_dir", "run"]
 def _figures(summary: Path) -> list[dict[str, str]]:
     with summary.open(newline="") as file:
         # Some columns say how the machine fared, not what was learnt.
