@@ -122,7 +122,7 @@ def every_way(paths: list[Path], tmp_path: Path) -> dict[str, dict[str, Said]]:
     found: dict[str, dict[str, Said]] = {}
     predictor = Predictor.from_pretrained(RELEASE)
     for way, options in {"Python": {}, "Python, explained": {"explain": True}}.items():
-        predictions = predictor(paths, **options)  # type: ignore[call-overload]
+        predictions = predictor(paths, **options)
         found[way] = {Path(one.source).name: said(one.decision, one.checks.ood_score) for one in predictions}
     opened = {path.name: predictor(np.asarray(open_image(path))) for path in paths}
     found["Python, one array at a time"] = {

@@ -286,8 +286,18 @@ def test_any_name_of_a_table_is_written_whatever_the_locale(
     decided_release: Path, cells: Path, tmp_path: Path, suffix: str
 ) -> None:
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT / "src")}
-    words = [sys.executable, "-m", "leukoscope", "score", decided_release, "--input", cells, "--backend", "torch"]
-    words += ["--output", tmp_path / f"größe{suffix}"]
+    words = [
+        sys.executable,
+        "-m",
+        "leukoscope",
+        "score",
+        str(decided_release),
+        "--input",
+        str(cells),
+        "--backend",
+        "torch",
+    ]
+    words += ["--output", str(tmp_path / f"größe{suffix}")]
     done = subprocess.run(words, env=os.environ | plain, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr  # two files cannot be read
     assert {path.name for path in tmp_path.iterdir()} == {f"größe{suffix}", f"größe{suffix}.unreadable.csv"}
