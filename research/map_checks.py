@@ -167,9 +167,9 @@ def passes_map_checks(block: Mapping[str, Any]) -> bool:
     do (95 % intervals apart), and taking away what it marks must lower the class's probability more than taking away
     random pixels (interval above 0).
     """
-    own, untrained = block["rotation"]["correlation"], block["rotation"]["untrained"]
+    own, untrained = block["rotation"]["correlation"], block["rotation"].get("untrained")
     gain = block["deletion"]["gain_over_random"]["low"]
-    return bool(own["mean"] >= OWN_AT_LEAST and own["low"] > untrained["high"] and gain > 0)
+    return untrained is not None and bool(own["mean"] >= OWN_AT_LEAST and own["low"] > untrained["high"] and gain > 0)
 
 
 def _resampled(table: CellPredictions, seed: int) -> tuple[BootstrapSamples, str]:

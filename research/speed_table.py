@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from research.tables import NOT_MEASURED, read_results
 
 
 def speed_table(benchmarks: Path, releases: Sequence[Path]) -> str:
-    """How fast: one row for each comparison that a benchmark gives; of a release, only of the weights it has today."""
-    weights = {sha256_of(release) for release in releases if (release / WEIGHTS).is_file()}
+    """How fast: one row for each comparison that a benchmark gives; of releases, those of today."""
+    weights = {release.name: sha256_of(release) for release in releases if (release / WEIGHTS).is_file()}
     rows = [
         (what, value, _measured_on(benchmark))
         for benchmark in read_results(benchmarks)
@@ -35,18 +35,23 @@ def _of_recipes(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"training: times as fast as {benchmark['beside']}, after the first epoch", " · ".join(times)
 
 
-def _of_releases(benchmark: Mapping[str, Any], weights: Set[str]) -> Iterator[tuple[str, str]]:
-    """The same where the weights of releases predict, each named by its sha256."""
+def _of_releases(benchmark: Mapping[str, Any], weights: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The same where releases predict; earlier weights of a network are as fast, and are named so."""
+
+    def named(measured: Mapping[str, Any]) -> str:
+        earlier = "" if measured["sha256"] == weights[measured["model"]] else " (earlier weights)"
+        return f"`{measured['model']}`{earlier}"
+
     by_ratio: dict[str, list[str]] = {}
     for release in benchmark.get("releases", []):
-        if release.get("sha256") not in weights:
+        if release["model"] not in weights:
             continue
         # The comparisons that matter; and pipeline at its fastest, beside its batches.
         for ratio in release["ratios"]:
             if "aim" in ratio or ratio["what"].endswith("many: times faster than pipeline"):
-                by_ratio.setdefault(ratio["what"], []).append(f"`{release['model']}` **{ratio['value']:.2f}**")
+                by_ratio.setdefault(ratio["what"], []).append(f"{named(release)} **{ratio['value']:.2f}**")
     yield from ((what, " · ".join(values)) for what, values in by_ratio.items())
-    if benchmark.get("sha256") not in weights:
+    if benchmark.get("model") not in weights:
         return
     if "page" in benchmark:
         what = "demo: seconds to a cell's first row, and to all rows; 95 % within"
@@ -57,7 +62,7 @@ def _of_releases(benchmark: Mapping[str, Any], weights: Set[str]) -> Iterator[tu
         ]
         yield what, " · ".join(values)
     if "levels" in benchmark:
-        what = f"`{benchmark['model']}`, demo: predictions with Grad-CAM maps per second; 95 % within"
+        what = f"{named(benchmark)}, demo: predictions with Grad-CAM maps per second; 95 % within"
         values = [
             f"{level['clients']} at once **{level['per_second']:.1f}**, {level['p95_seconds']:.2f} s, "
             f"{level['errors']} errors"
@@ -68,10 +73,7 @@ def _of_releases(benchmark: Mapping[str, Any], weights: Set[str]) -> Iterator[tu
         speeds = " and ".join(f"{benchmark[part]['cells_a_second']:.0f}" for part in ("until_killed", "resumed"))
         growth, scored = benchmark["memory_growth"], f"{count(benchmark['cells'])} cells scored"
         memory = f"memory {growth['times_short_run']:.2f} times that of {count(benchmark['short_cells'])} cells"
-        yield (
-            f"`{benchmark['model']}`, {scored}: cells per second until killed, and resumed",
-            f"**{speeds}**; {memory}",
-        )
+        yield (f"{named(benchmark)}, {scored}: cells per second until killed, and resumed", f"**{speeds}**; {memory}")
     if "ray" in benchmark:
         rows = [
             f"{row['scored_by']} **{row['cells_a_second']:.1f}**, {row['core_hours_a_million']:,.0f} core-hours a "
@@ -80,7 +82,7 @@ def _of_releases(benchmark: Mapping[str, Any], weights: Set[str]) -> Iterator[tu
         ]
         driver = benchmark["ray"]["driver"]
         rows.append(f"{count(driver['names'])} names: {driver['peak_bytes'] / 1e6:.0f} MB in the command")
-        yield f"`{benchmark['model']}`, scored on Ray: cells per second, with its start", " · ".join(rows)
+        yield f"{named(benchmark)}, scored on Ray: cells per second, with its start", " · ".join(rows)
 
 
 def _measured_on(benchmark: Mapping[str, Any]) -> str:

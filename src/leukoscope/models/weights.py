@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -19,7 +19,6 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import (
     CONFIG,
     METRICS,
@@ -31,6 +30,9 @@ from leukoscope.models.release import (
     require_undamaged,
     write_json,
 )
+
+if TYPE_CHECKING:  # a Space holds no recipes
+    from leukoscope.models.recipes import Recipe
 
 # Of numbers: a network this much larger than its weights is refused before it is built.
 _MAX_EXCESS = 50_000_000

@@ -31,10 +31,9 @@ from leukoscope import LeukoscopeError
 from leukoscope.files import atomic_folder, disk_errors
 from leukoscope.models.release import METRICS
 from leukoscope.progress import note
-from leukoscope.training.run_folder import RunIdentity
+from leukoscope.training.run_folder import KEPT, RunIdentity
 
 FOLDER, LATEST = "checkpoints", "latest"
-KEPT = 2  # the second is for when the last is damaged
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _NAME = re.compile(r"(\d{5})-epoch-\d+-step-\d+")
 

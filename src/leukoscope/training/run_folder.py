@@ -23,15 +23,16 @@ import yaml
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from filelock import FileLock, Timeout
+from torch import nn
 from transformers.utils import flatten_dict
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
-from leukoscope.data.pixel_cache import FramedCells
+from leukoscope.data.pixel_cache import FramedCells, require_space
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.baselines import size_only_predictions
 from leukoscope.evaluation.metrics import POOLED, headline, measure, versions
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.files import content_hashes, first_line, write_atomic
+from leukoscope.files import content_hashes, disk_errors, first_line, write_atomic
 from leukoscope.models.build import start_file
 from leukoscope.models.hub_download import KNOWN_CELLS, find_release
 from leukoscope.models.recipes import Recipe
@@ -40,6 +41,9 @@ from leukoscope.progress import note
 from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig
 
 ARGS = "args.yaml"
+KEPT = 2  # checkpoints; the second is for when the last is damaged
+# Tables and logs; measured on runs of several thousand cells, generously rounded.
+_BESIDES_WEIGHTS = 50_000_000
 # What these name is compared by content: the cells, their labels and subjects, their split, and the start weights.
 _BY_CONTENT = (
     *("train_dir", "labels", "subject_pattern", "image_column_name", "label_column_name", "subject_column"),
@@ -138,6 +142,19 @@ def locked(out: Path) -> Iterator[None]:
         with suppress(OSError):  # Windows removes no open file; it stays, and locks nothing
             (out / ".lock").unlink(missing_ok=True)
         lock.release()
+
+
+def require_disk_space(out: Path, network: nn.Module, recipe: Recipe) -> None:
+    """Refuse a disk that cannot hold the release and the checkpoints, before an earlier run is replaced."""
+    weights = 4 * sum(tensor.numel() for tensor in network.state_dict().values())
+    trained = 4 * sum(p.numel() for p in network.parameters() if p.requires_grad)
+    # The weights, those of the best epoch, perhaps their average; AdamW's two numbers for each trained parameter.
+    checkpoint = (3 if recipe.ema_decay else 2) * weights + 2 * trained
+    # Those that lie there are resumed from, or removed first.
+    kept = sum(file.stat().st_size for file in (out / "checkpoints").rglob("*") if file.is_file())
+    needed = max(0, weights + (KEPT + 1) * checkpoint + _BESIDES_WEIGHTS - kept)
+    with disk_errors(f"--output_dir {out}: no space for the results", "give a folder on another disk", needed=needed):
+        require_space(out, needed)
 
 
 def evaluate_predictions(out: Path, predictions: CellPredictions, cells: FramedCells, split: Split) -> dict[str, Any]:

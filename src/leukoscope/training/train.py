@@ -118,6 +118,8 @@ def train(
         notes = (*start.notes, *missing_classes(cells, split))
         drawn, split = split, replace(split, notes=(*split.notes, *notes))
         _report(config, recipe, cells, split, start)
+        if accelerator.is_main_process:
+            run_folder.require_disk_space(out, network, recipe)
 
         # Checkpoints and the trainer
         known: dict[str, Any] = {"data": cells.data.fingerprint, "split": split.fingerprint}
