@@ -251,6 +251,7 @@ def _check_rows(table: CellTable) -> None:
     for subject in sorted({row.subject for row in rows}):
         if (same := spellings.setdefault(subject.casefold(), subject)) != subject:
             note(f"{name}: subjects {same!r} and {subject!r} differ in case only; they count as two", err=True)
+            break  # one is told, of what may be thousands
 
 
 def _without_server(file: str) -> str:
