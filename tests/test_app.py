@@ -12,7 +12,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -62,6 +64,29 @@ def test_a_terminated_server_deletes_what_visitors_sent(tiny_release: Path, tmp_
         server.terminate()
         assert server.wait(timeout=60) == 143, (tmp_path / "app.log").read_text()
     assert not Path(path).exists()
+
+
+@pytest.mark.slow
+def test_on_a_zerogpu_space_it_is_started_and_answers_without_the_gpu(tiny_release: Path, tmp_path: Path) -> None:
+    """The Hub is told of a function that may borrow a GPU; no thread of Gradio has one, whatever torch says there."""
+    pytest.importorskip("spaces", reason="needs the extra zerogpu: pip install spaces")
+    asked = []
+
+    class Lender(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Lender) as lender:
+        Thread(target=lender.serve_forever, daemon=True).start()
+        there = {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": f"http://127.0.0.1:{lender.server_port}"}
+        with served(tmp_path, *APP, "--releases", tiny_release, environment=os.environ | there) as (address, _):
+            (tmp_path / "cell.png").write_bytes(cell_png("ALL", 5, 1))
+            client = Client(address, verbose=False, httpx_kwargs={"timeout": START_SECONDS}, download_files=tmp_path)
+            outcome, *_ = client.predict(handle_file(tmp_path / "cell.png"), api_name="/predict")
+        lender.shutdown()
+    assert outcome in ("ALL", "HEM") and asked == ["/startup-report"]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Event
@@ -237,3 +238,13 @@ def test_a_damaged_hub_model_is_told_without_this_machine_s_folders(tmp_path: Pa
     with pytest.raises(LeukoscopeError, match=r"^owner/name/config\.json: damaged") as refused:
         ModelCache({}).predictor(f"owner/name@{commit}")
     assert str(tmp_path) not in str(refused.value)
+
+
+def test_a_model_whose_graph_is_kept_is_loaded_without_torch(
+    tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
+    monkeypatch.setenv("LEUKOSCOPE_BACKEND", "openvino")
+    ModelCache({"tiny": tiny_release}).predictor("tiny")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert ModelCache({"tiny": tiny_release}).predictor("tiny").backend.name == "openvino"

@@ -38,7 +38,7 @@ PAGE, SCRIPT, SETTINGS = "index.html", "leukoscope.js", "release.json"
 STYLE, VIEW = "page.css", "view.js"  # the demo's own
 MODEL, EXAMPLES, RUNTIME = "model", "examples", "ort"
 PYTHON_VERSION = "3.12"
-# What Spaces with a borrowed GPU (ZeroGPU) run; torchvision's minor version is torch's plus 15.
+# What ZeroGPU Spaces run; torchvision's minor version is torch's plus 15.
 ZERO_GPU = {"torch": ">=2.8,<2.12", "torchvision": ">=0.23,<0.27"}
 # What only training, measuring and the command line run.
 _LEFT_OUT = (

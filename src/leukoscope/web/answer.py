@@ -240,8 +240,7 @@ def answering(answer: Answer, models: ModelCache) -> Iterator[Answer]:
             return Row(answer.picture, name, error=str(error))
 
     while answer.waiting:
-        # A card is borrowed once for both.
-        row = asked(answer.waiting[0], explain=models.borrowed_card is not None)
+        row = asked(answer.waiting[0], explain=False)
         answer = Answer(answer.picture, (*answer.rows, row), answer.waiting[1:])
         yield answer
     best = answer.best

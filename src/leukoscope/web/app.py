@@ -219,6 +219,12 @@ def serve(releases: Path, hub_ids: Path, host: str, port: int) -> None:
         SystemExit: with code 143, after SIGTERM.
     """
     require_upload_folder()
+    if ZERO_GPU in os.environ:
+        import spaces
+
+        # The Hub stops a ZeroGPU Space that has no such function. It never runs: the processor answers at once, and
+        # what a GPU is borrowed for is counted against the visitor.
+        spaces.GPU(_warm_up)
     models = ModelCache(find_releases(releases), listed_models(hub_ids))
     # Gradio keeps ten thousand events, each with its session and time, and in newer versions the runs.
     os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_RUN_HISTORY": "False"}
@@ -320,11 +326,9 @@ def _refuse(request: Request) -> JSONResponse:
 
 
 def _warm_up(models: ModelCache) -> None:
-    """Load the models and predict once with each, for which no visitor should wait nor a card be borrowed."""
+    """Load the models and predict once with each, for which no visitor should wait."""
     for name in models.names:
         try:
-            models.predictor(name)
-            if ZERO_GPU not in os.environ:
-                ask(example(1), models, name)
+            ask(example(1), models, name)
         except LeukoscopeError as error:
             print(f"warning: {error}")

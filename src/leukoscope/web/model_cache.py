@@ -1,8 +1,7 @@
 """The models that the demo asks: releases embedded beside the app, and Hub repositories listed there or typed in.
 
 A name becomes a loaded model here, the models used last stay in memory, and whatever cannot be loaded comes back as one
-`LeukoscopeError` that the page can show. On a ZeroGPU Space models are loaded on the processor; a second one is made
-on the card by the process that borrows it, and kept there.
+`LeukoscopeError` that the page can show.
 """
 
 from __future__ import annotations
@@ -12,12 +11,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from threading import Lock, Semaphore
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 from huggingface_hub.errors import HfHubHTTPError
@@ -33,7 +31,7 @@ from leukoscope.models.hub_download import (
     hub_model_info,
     parse_hub_id,
 )
-from leukoscope.models.release import CONFIG, DEFAULT_RELEASE, WEIGHTS, ReleaseInfo, folder_name, read_release
+from leukoscope.models.release import CONFIG, DEFAULT_RELEASE, WEIGHTS, folder_name, read_release
 
 if TYPE_CHECKING:
     from leukoscope.inference.prediction import Prediction
@@ -92,7 +90,6 @@ class ModelCache:
         self._model_locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
         # A pool of threads takes those who wait in their order; a semaphore would not.
         self._loading = Semaphore(LOADED_AT_ONCE)
-        self.borrowed_card = _borrowed_card() if ZERO_GPU in os.environ else None
         self.predict = _limited(_predict, ThreadPoolExecutor(PREDICTIONS_AT_ONCE))
         # One view of a cell, which waits behind nobody's eight.
         self.decide = _limited(_predict, ThreadPoolExecutor(1))
@@ -152,19 +149,17 @@ class ModelCache:
         """Load an embedded release, a repository that is offered, or one that a visitor named."""
         from leukoscope.inference.predictor import Predictor
 
-        # A ZeroGPU Space's own threads have no card.
-        runtime = Runtime(device="cpu" if self.borrowed_card else "auto")
+        # On a ZeroGPU Space torch says that there is a GPU, but no thread of the server has it.
+        runtime = Runtime(device="cpu" if ZERO_GPU in os.environ else "auto")
         if folder := self.releases.get(name):
             try:
-                found = Predictor(read_release(folder, name=name), runtime)
+                return Predictor(read_release(folder, name=name), runtime)
             except LeukoscopeError as error:
                 # This machine's folders mean nothing to a visitor.
                 raise LeukoscopeError(str(error).replace(str(folder), name)) from None
-        elif name in self.names:  # offered by whoever runs the demo, who knows its size
-            found = Predictor.from_hub(name, runtime=runtime)
-        else:
-            found = self._download(name, runtime)
-        return cast("Predictor", _Lent(found, self.borrowed_card)) if self.borrowed_card else found
+        if name in self.names:  # offered by whoever runs the demo, who knows its size
+            return Predictor.from_hub(name, runtime=runtime)
+        return self._download(name, runtime)
 
     def _download(self, name: str, runtime: Runtime) -> Predictor:
         """Load a Hub model that a visitor named; beyond 2 GB the longest unused are deleted, but none of before."""
@@ -211,49 +206,3 @@ def _limited(call: Callable[..., _T], line: ThreadPoolExecutor) -> Callable[...,
         return line.submit(copy_context().run, partial(call, *args, **options)).result()
 
     return wait_and_call
-
-
-class _Lent:
-    """A model of a ZeroGPU Space: loaded on the processor; for its predictions alone a card is borrowed."""
-
-    def __init__(self, predictor: Predictor, on_card: Callable[..., list[Prediction] | LeukoscopeError]) -> None:
-        self._predictor, self._on_card = predictor, on_card
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._predictor, name)
-
-    def __call__(self, images: Iterable[Image.Image], **options: Any) -> list[Prediction]:
-        # An information alone: a loaded release holds tensors of this process.
-        release = ReleaseInfo(**{one.name: getattr(self.release, one.name) for one in fields(ReleaseInfo)})
-        found = self._on_card(release, list(images), **options)
-        if isinstance(found, LeukoscopeError):
-            raise found
-        return found
-
-
-# In the process that has borrowed the card: release → its model there.
-_on_card: dict[Path, Predictor] = {}
-
-
-def _borrowed_card() -> Callable[..., list[Prediction] | LeukoscopeError]:
-    """What predicts pictures by a release while a ZeroGPU Space lends its card, in a forked process.
-
-    What it takes and returns is pickled. The process takes none of this one's locks, which another thread may have held
-    as it was forked. An error comes back as a value: `spaces` would put its class's name in place of its words.
-    """
-    import spaces
-
-    # A few seconds to load the model there, then for each picture.
-    @spaces.GPU(duration=lambda release, images, **options: min(60, 15 + 0.1 * len(images)))  # type: ignore[untyped-decorator]
-    def predict(release: ReleaseInfo, images: list[Image.Image], **options: Any) -> list[Prediction] | LeukoscopeError:
-        from leukoscope.inference.predictor import Predictor
-
-        assert release.folder is not None
-        try:
-            if release.folder not in _on_card:
-                _on_card[release.folder] = Predictor(release, Runtime(backend="torch", device="cuda"))
-            return _on_card[release.folder](images, **options)
-        except LeukoscopeError as error:
-            return error
-
-    return cast("Callable[..., list[Prediction] | LeukoscopeError]", predict)
