@@ -124,11 +124,17 @@ def test_a_bad_file_is_named_without_its_folder_and_deleted(
     assert not (cache / name).exists()
 
 
-@pytest.mark.parametrize(("model", "problem"), [("/etc", "'/etc' is no model name"), (None, "No model is chosen")])
-def test_a_bad_model_name_leaves_no_upload_behind(cache: Path, model: str | None, problem: str) -> None:
+@pytest.mark.parametrize(("model", "problem"), [("/etc", "'/etc' is no model name"), (" ", "No model is chosen")])
+def test_a_bad_model_name_leaves_no_upload_behind(cache: Path, model: str, problem: str) -> None:
     Image.new("RGB", (40, 40)).save(cache / "cell.png")
     with pytest.raises(gradio.Error, match=f"^['\"]?{problem}"):
         Endpoints(ModelCache({"x": Path("x")})).predict(str(cache / "cell.png"), model)
     assert not (cache / "cell.png").exists()
     with pytest.raises(gradio.Error, match="image: no picture was sent; give one image file"):
         Endpoints(ModelCache({})).predict(None, model)
+
+
+def test_where_no_model_is_named_the_first_one_is_asked(cache: Path, tiny_release: Path) -> None:
+    Image.new("RGB", (40, 40)).save(cache / "cell.png")
+    *_, text, _ = Endpoints(ModelCache({"tiny": tiny_release})).predict(str(cache / "cell.png"), None)
+    assert "Model tiny, local files" in text

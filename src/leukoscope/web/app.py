@@ -96,6 +96,9 @@ class Endpoints:
     def __init__(self, models: ModelCache) -> None:
         self.models = models
 
+    def _named(self, model: str | None) -> str:
+        return model or next(iter(self.models.names), "")
+
     def predict(
         self, image: str | None, model: str | None
     ) -> tuple[str, dict[str, float], str | None, str, dict[str, Any]]:
@@ -106,7 +109,7 @@ class Endpoints:
             model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
         """
         with upload.gradio_errors():
-            row = ask(Picture(*upload.read_upload(image)), self.models, model or "")
+            row = ask(Picture(*upload.read_upload(image)), self.models, self._named(model))
             summary, (_, overlaid) = row.summary(), row.pictures(row.known.most_probable)
             decision = {**row.known.decision.to_dict(), "ood_score": row.known.checks.ood_score}
             grad_cam = export.png_answer(overlaid) if overlaid else None
@@ -124,7 +127,7 @@ class Endpoints:
         """
         with upload.gradio_errors():
             given = Picture(*upload.read_upload(image, upload.FIELD), um_per_pixel=um_per_pixel)
-            found = read_smear(self.models, given, model)
+            found = read_smear(self.models, given, self._named(model))
             boxes = export.png_answer(draw_reading(found.picture.image, found.reading))
         return found.reading.to_dict(), boxes
 
@@ -136,7 +139,7 @@ class Endpoints:
             model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
         """
         with upload.gradio_errors():
-            result = predict_files(self.models, files, model)
+            result = predict_files(self.models, files, self._named(model))
             measured, notes = label_metrics(result)
         named = columns(result)
         return {
