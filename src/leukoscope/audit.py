@@ -10,7 +10,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +46,7 @@ HASH_DISTANCE = 32
 # most this many grey levels (root mean square) and correlate. Of 7,779 C-NMC cells 903 pairs do; by chance, none would.
 SAME_DIFFERENCE = 5.0
 SAME_CORRELATION = 0.9
+MOST_NEAR = 20  # near-duplicates searched for each picture, before those that cross what none of these did
 _ROWS_AT_ONCE, _PAIRS_AT_ONCE = 512, 4096
 _LUMA = np.asarray([0.299, 0.587, 0.114], dtype=np.float32)
 
@@ -216,10 +217,11 @@ def _divided(cells: Sequence[_Cell]) -> dict[str, Any]:
 
 
 def _pairs(scans: Sequence[CellScan], cells: Sequence[_Cell]) -> list[dict[str, Any]]:
-    """Every duplicate and what it crosses, but blank images, which are alike without showing one cell."""
+    """Duplicates and what they cross, but blank images, which are alike without showing one cell."""
     rows = [row for row, scan in enumerate(scans) if not scan.is_blank]
     found = []
-    for pair in find_duplicates([scans[row].key for row in rows]):
+    kinds = [(cell.label, cell.subject, cell.fold, cell.side) for cell in (cells[row] for row in rows)]
+    for pair in find_duplicates([scans[row].key for row in rows], kinds):
         one, other = both = cells[rows[pair.first]], cells[rows[pair.second]]
         # False where it is not known of both.
         crossed = {key: "" != getattr(one, name) != getattr(other, name) != "" for key, name in _CROSSED.items()}
@@ -347,29 +349,50 @@ def picture_key(image: Image.Image) -> PictureKey:
     return PictureKey(pixel_hash(image), np.asarray(small))
 
 
-def find_duplicates(keys: Sequence[PictureKey]) -> list[Duplicate]:
-    """Find all duplicates among N images, identical ones first.
+def find_duplicates(keys: Sequence[PictureKey], kinds: Sequence[tuple[str, ...]]) -> list[Duplicate]:
+    """Find the duplicates among N images, identical ones first.
 
-    Of identical images each two are a pair, and the first alone is compared with different images.
+    Of many that are alike, each is paired with few, so that their number grows as N. Of identical images the first
+    alone is compared with different ones.
+
+    Args:
+        kinds: class, subject and whatever else no copy of an image may cross; "" for what is not known. An image with
+            an earlier copy that differs in one of these is paired with such a copy.
     """
     rows_of: defaultdict[str, list[int]] = defaultdict(list)
     for row, key in enumerate(keys):
         rows_of[key.pixels].append(row)
-    identical = [Duplicate(*pair, True) for rows in rows_of.values() for pair in combinations(rows, 2)]
+    identical = [Duplicate(*pair, True) for rows in rows_of.values() for pair in _pairs_of_identical(rows, kinds)]
     alone = [rows[0] for rows in rows_of.values()]
     if len(alone) < 2:
         return identical
-    pictures = np.stack([keys[row].small for row in alone])
+    pictures, kind_of = np.stack([keys[row].small for row in alone]), np.asarray([kinds[row] for row in alone])
     near: dict[tuple[int, int], Duplicate] = {}
+    found, crossed = np.zeros(len(alone), dtype=int), np.zeros(kind_of.shape, dtype=bool)
     upright = _hashes(pictures)
     for view in range(VIEWS):
         for first, second in _similar_hashes(upright, _hashes(turned(pictures, view)) if view else upright):
+            one, other = kind_of[first], kind_of[second]
+            crosses = (one != other) & (one != "") & (other != "")
+            needed = (found[second] < MOST_NEAR) | (crosses & ~crossed[second]).any(axis=1)
+            first, second, crosses = first[needed], second[needed], crosses[needed]
             differences, correlations = _compare(pictures[first], turned(pictures[second], view))
             same = (differences <= SAME_DIFFERENCE) & (correlations >= SAME_CORRELATION)
             for i, j, difference in zip(first[same], second[same], differences[same], strict=True):
                 duplicate = Duplicate(alone[i], alone[j], False, float(difference), view > 0)
+                found[j] += (i, j) not in near
                 near[i, j] = min(near.get((i, j), duplicate), duplicate, key=lambda d: d.difference)
+            np.logical_or.at(crossed, second[same], crosses[same])
     return [*identical, *near.values()]
+
+
+def _pairs_of_identical(rows: Sequence[int], kinds: Sequence[tuple[str, ...]]) -> list[tuple[int, int]]:
+    """Pair each of these rows with the first of them and, of each part of a kind, the first two that differ in it."""
+    told = {rows[0]}
+    for values in zip(*(kinds[row] for row in reversed(rows)), strict=True):
+        first_of = {value: row for value, row in zip(values, reversed(rows), strict=True) if value}
+        told.update(sorted(first_of.values())[:2])
+    return sorted({(min(pair), max(pair)) for pair in product(told, rows) if pair[0] != pair[1]})
 
 
 def _hashes(pictures: np.ndarray) -> np.ndarray:
