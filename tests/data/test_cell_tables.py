@@ -56,6 +56,7 @@ READ: Mapping[str, str | bytes] = {
     "no-break spaces": table("file", "subject", edit=lambda one: f"\xa0{one}\xa0"),
     "quotes": table('"file"', '"subject"', '"label"', edit=lambda one: f'"{one}"'),
     "dot slash": table("file", "subject", edit=lambda one: f"./{one}" if "/" in one else one),
+    "no suffix": table("file", "subject", edit=lambda one: one.removesuffix(".bmp")),
     "index column": "".join(
         f"{number},{line}\n" if number else f",{line}\n" for number, line in enumerate(table(*COLUMNS).splitlines())
     ),
@@ -73,7 +74,7 @@ REFUSED: Mapping[str, tuple[str | bytes, str]] = {
     "one is nan": (table("file", "subject").replace("bmp,P01", "bmp,nan"), "row 4 names no subject for 'ALL/P01_2"),
     "two subjects": (table("file", "subject") + "ALL/P00_0.bmp,P01\n", "'P00' (row 2) and with 'P01' (row 8)"),
     "two labels": (table(*COLUMNS) + "ALL/P00_0.bmp,P00,HEM\n", "'ALL' (row 2) and with 'HEM' (row 8)"),
-    "no such file": (table("file", "subject") + "ALL/gone.bmp,P00\n", "ALL/gone.bmp'"),
+    "no such file": (table("file", "subject") + "ALL/gone.bmp,P00\n", "row 8: no such file 'ALL/gone.bmp' below"),
     "a comma too many": (table("file", "subject") + "ALL/P00_0.bmp,Doe, A.\n", "row 8 has 3 entries, the header 2"),
     "a row without file": (table("file", "subject") + ",P00\n", "row 8 names no file"),
     "header only": ("file,subject\n", "has a header and no row"),
@@ -136,11 +137,21 @@ def test_umlauts_are_one_name_however_they_are_written(tmp_path: Path, capsys: p
     assert subject_name(normalize("NFD", "Müller")) == "Müller"
 
 
-def test_a_file_is_found_in_another_unicode_form(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".png", ""])
+def test_a_file_is_found_in_another_unicode_form(tmp_path: Path, suffix: str) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / normalize("NFD", "zähl.png"))
-    (tmp_path / "t.csv").write_text("file,subject\n" + normalize("NFC", "zähl.png") + ",P1\n", encoding="utf-8")
+    (tmp_path / "t.csv").write_text(f"file,subject\n{normalize('NFC', 'zähl')}{suffix},P1\n", encoding="utf-8")
     source = open_source(str(tmp_path / "t.csv"))
     assert [Path(cell.file).is_file() for cell in source.cells] == [True]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_name_without_suffix_that_fits_two_files_is_refused(cells: Path, reader: str) -> None:
+    (cells / "ALL/P00_0.PNG").write_bytes((cells / "ALL/P00_0.bmp").read_bytes())
+    content = READ["no suffix"].encode()
+    said = r"row 2: 'ALL/P00_0' may be ALL/P00_0\.PNG or ALL/P00_0\.bmp; add its suffix"
+    with pytest.raises(LeukoscopeError, match=said):
+        READERS[reader](cells, content)
 
 
 def test_subjects_that_differ_in_case_only_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

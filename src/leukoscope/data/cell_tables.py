@@ -13,9 +13,11 @@ import os
 import posixpath
 import re
 import reprlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from unicodedata import normalize
@@ -298,19 +300,35 @@ def _columns(name: str, header: Sequence[str], label_column: str) -> dict[str, i
 def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
     """Each row with the path of its file: below `root` relative to it, else absolute.
 
-    Raises `LeukoscopeError` for a file that is not there or has two rows.
+    A row may name a picture without its suffix. Raises `LeukoscopeError` for a file that is not there or has two rows,
+    or a name without suffix that fits two files.
     """
     home, row_of = os.path.realpath(root) + os.sep, dict[str, CellRow]()
+    images_in = cache(_images_by_stem)
     for row in table.rows:
         # Archives made on a Mac hold names in another Unicode form.
         forms = (row.file, normalize("NFC", row.file), normalize("NFD", row.file))
         if (path := next((one for one in forms if os.path.isfile(os.path.join(root, one))), None)) is None:
-            raise LeukoscopeError(
-                f"{table.name}: row {row.number}: no such file {row.file!r} below {root}; correct the row"
-            )
+            places = {posixpath.split(one) for one in forms}
+            found = {posixpath.join(at, image) for at, stem in places for image in images_in(root / at).get(stem, ())}
+            if len(found) != 1:
+                several = f"{row.file!r} may be {' or '.join(sorted(found))}; add its suffix"
+                said = several if found else f"no such file {row.file!r} below {root}; correct the row"
+                raise LeukoscopeError(f"{table.name}: row {row.number}: {said}")
+            (path,) = found
         if os.path.isabs(path) and (resolved := os.path.realpath(path)).startswith(home):
             path = Path(resolved.removeprefix(home)).as_posix()
         if (other := row_of.setdefault(path, row)) is not row:
             said = f"row {row.number}: {row.file!r} is the file of row {other.number}, too"
             raise LeukoscopeError(f"{table.name}: {said}; keep one of the two rows")
         yield row, path
+
+
+def _images_by_stem(folder: Path) -> dict[str, list[str]]:
+    """Name without suffix → the pictures of that name in a folder."""
+    found = defaultdict[str, list[str]](list)
+    with suppress(OSError, ValueError):  # no folder, or none that can be read; a path may hold a zero byte
+        for stem, suffix in map(os.path.splitext, os.listdir(folder)):
+            if suffix.lower() in IMAGE_SUFFIXES:
+                found[stem].append(stem + suffix)
+    return found
