@@ -288,18 +288,6 @@ def test_finished_runs_are_kept_as_they_are(
     assert lines[-1] == "[6/6] random: finished earlier, kept"
 
 
-def test_an_interrupted_run_and_only_that_one_is_made_again(
-    config: TrainingConfig, finished_runs: list[ProtocolRun]
-) -> None:
-    interrupted = finished_runs[1]
-    (interrupted.folder / "metrics.json").unlink()
-    before = {run.name: (run.folder / "args.yaml").stat().st_mtime_ns for run in finished_runs}
-    run_protocol(config)
-    after = {run.name: (run.folder / "args.yaml").stat().st_mtime_ns for run in finished_runs}
-    assert {name for name in before if before[name] != after[name]} == {interrupted.name}
-    assert load_release(interrupted.folder / "release").metrics["training"]["start_weights"].startswith("random")
-
-
 def test_an_interrupted_run_resumes_from_its_checkpoint_by_itself(
     config: TrainingConfig,
     finished_runs: list[ProtocolRun],

@@ -24,7 +24,7 @@ from leukoscope.cli.options import print_table
 from leukoscope.files import embedded_releases
 from leukoscope.models.hub_download import find_release
 from leukoscope.synthetic import draw_cell
-from leukoscope.training.config import DataArguments, ModelArguments, RunArguments, parse_config
+from leukoscope.training.config import parse_config
 
 LINES = EXAMPLES.strip().splitlines()
 
@@ -180,13 +180,9 @@ def test_a_recalibrated_release_does_not_say_where_its_source_lay(
     assert named == [""], "the folder's name is left to `recalibrate`"
 
 
-def test_train_has_the_flags_of_train_py(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_of_train_shows_examples_and_the_flags_of_train_py() -> None:
     shown = run("train", "-h")
-    assert shown.exit_code == 0 and shown.stdout.count("leukoscope train --") == 2
-    from dataclasses import fields
-
-    flags = [f"--{field.name}" for group in (DataArguments, ModelArguments, RunArguments) for field in fields(group)]
-    assert not [flag for flag in flags if flag not in shown.stdout]
+    assert shown.exit_code == 0 and shown.stdout.count("leukoscope train --") == 2 and "--override" in shown.stdout
 
 
 def test_train_runs_what_train_py_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,13 +270,6 @@ def test_a_folder_that_is_no_export_is_not_replaced(
     assert result.exit_code == 1
     assert result.stderr == "error: --output .: exists and is no earlier export; name a new folder\n"
     assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_that_is_no_release_is_named(tmp_path: Path) -> None:
-    result = run("release", "export", tmp_path, "--output", tmp_path / "graph")
-
-    assert result.exit_code == 1
-    assert result.stderr.startswith(f"error: {tmp_path}: has no config.json")
 
 
 def test_the_demo_runs_the_app_and_says_its_problems_in_one_line(tmp_path: Path) -> None:

@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from leukoscope.audit import audit_cells, scan_cells, survey_cells
+from leukoscope.audit import survey_cells
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.folder import recognise
 from leukoscope.data.loading import load_cells
-from leukoscope.data.registry import dataset_info
-from leukoscope.synthetic import draw_cell
 
 
 def _place(root: Path, *names: str, mode: str = "RGB") -> Path:
@@ -82,28 +80,6 @@ def test_a_public_set_is_recognised_and_read(tmp_path: Path, name: str) -> None:
     found = survey_cells(data)
     assert (found["licence"], found["citation"]) == (data.info.licence, data.info.citation)
     assert data.count_differences or not data.info.official_counts
-
-
-def test_what_other_programs_left_in_an_archive_is_not_read(tmp_path: Path) -> None:
-    root = _place(tmp_path, *TREES["pbc"])
-    wbc = "PBC_dataset/PBC_dataset/wbc"
-    _place(root, "PBC_dataset/PBC_dataset/wbc_resized/neutrophil/SNE_1.jpg")
-    for name in (f"{wbc}/neutrophil/.DS_169665.jpg", "__MACOSX/._SNE_1.jpg", f"{wbc}/ig/MY_9.jpg"):
-        (root / name).parent.mkdir(exist_ok=True)
-        (root / name).write_bytes(b"Mac OS X")
-    data = load_cells("pbc", root)
-    assert len(data.train) == 3
-    assert [message for message in data.unreadable if "MY_9.jpg" in message]
-
-
-def test_a_picture_under_two_labels_is_found(tmp_path: Path) -> None:
-    _place(tmp_path / "pbc", "eosinophil/EO_225902.jpg", "neutrophil/BNE_1.jpg")
-    cell = Image.fromarray(draw_cell("ALL", size=64, background="smear").image)
-    for name in ("eosinophil/EO_225902.jpg", "neutrophil/BNE_191112.jpg"):
-        cell.save(tmp_path / "pbc" / name)
-    findings = audit_cells(*scan_cells(load_cells("pbc", tmp_path / "pbc")))
-    assert any("carry two different classes" in line for line in findings["inflating"])
-    assert any("EO_225902 = BNE_191112" in trap for trap in dataset_info("pbc").traps)
 
 
 def test_own_cells_in_train_and_test_are_not_taken_for_raabin(tmp_path: Path) -> None:
