@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drawn import place, save_cell
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.audit import Duplicate, PictureKey, audit_cells, find_duplicates, picture_key, scan_cells, survey_cells
 from leukoscope.data.folder import recognise
@@ -22,7 +24,6 @@ from leukoscope.synthetic import Background, draw_cell
 from leukoscope.training.config import parse_config
 
 PATTERN = r"(?P<subject>[^/_]+)_\d+"
-SUBJECTS = {"ALL": ("a0", "a1", "a2"), "HEM": ("h0", "h1", "h2")}
 Tree = Callable[[str], Path]
 
 
@@ -30,12 +31,9 @@ Tree = Callable[[str], Path]
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class folders of six subjects with six cells each, without a defect."""
     root = tmp_path_factory.mktemp("drawn")
-    for label, subjects in SUBJECTS.items():
-        (root / label).mkdir()
-        for number, subject in enumerate(subjects):
-            for cell in range(6):
-                image = draw_cell(label, subject=number, cell=cell, size=96, background="smear").image
-                Image.fromarray(image).save(root / label / f"{subject}_{cell}.png")
+    for label, number, cell in product(("ALL", "HEM"), range(3), range(6)):
+        path = root / label / f"{label[0].lower()}{number}_{cell}.png"
+        save_cell(path, label, size=96, subject=number, cell=cell, background="smear")
     return root
 
 
@@ -154,21 +152,19 @@ def test_unreadable_files_are_named_whether_the_header_or_the_pixels_are_damaged
         scan_cells(load_cells("imagefolder", tree))
 
 
-def write_cnmc(root: Path, fold: int, subject: str, number: int, image: np.ndarray) -> None:
+def write_cnmc(root: Path, fold: int, subject: str, number: int, shows: str, cell: int) -> None:
+    """A cell named as one of a subject, which shows one of that or another."""
     label = "hem" if subject.startswith("H") else "all"
-    folder = root / f"fold_{fold}" / label
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(folder / f"UID_{subject}_{number}_1_{label}.bmp")
+    path = root / f"fold_{fold}" / label / f"UID_{subject}_{number}_1_{label}.bmp"
+    save_cell(path, label.upper(), size=96, subject=int(shows.strip("H")), cell=cell)
 
 
 @pytest.fixture
 def cnmc(tmp_path: Path) -> Path:
     root = tmp_path / "cnmc"
     for fold, subject in ((0, "1"), (0, "H1"), (1, "51"), (2, "75"), (1, "H14"), (0, "H24")):
-        label = "HEM" if subject.startswith("H") else "ALL"
         for number in range(3):
-            image = draw_cell(label, subject=int(subject.strip("H")), cell=number, size=96).image
-            write_cnmc(root, fold, subject, number, image)
+            write_cnmc(root, fold, subject, number, subject, number)
     return root
 
 
@@ -177,13 +173,13 @@ def audit_cnmc(root: Path) -> dict[str, Any]:
 
 
 def test_aliases_count_that_the_registry_does_not_know(cnmc: Path) -> None:
-    write_cnmc(cnmc, 2, "75", 9, draw_cell("ALL", subject=51, cell=0, size=96).image)
+    write_cnmc(cnmc, 2, "75", 9, "51", 0)
     findings = audit_cnmc(cnmc)
     assert crossed(findings) == ["subjects", "official_folds"]
     (group,) = findings["subject_aliases"]
     assert (group["subjects"], group["same_as"], group["known"]) == (["51", "75"], "51", True)
     assert findings["inflating"] == []
-    write_cnmc(cnmc, 0, "H1", 9, draw_cell("HEM", subject=14, cell=0, size=96).image)
+    write_cnmc(cnmc, 0, "H1", 9, "H14", 0)
     findings = audit_cnmc(cnmc)
     group = findings["subject_aliases"][1]
     assert (group["subjects"], group["known"], group["unjoined"]) == (["H1", "H14"], False, ["H14"])
@@ -221,9 +217,7 @@ def test_real_cnmc_cells_name_one_subject_under_several_ids(real_data: Path, tmp
 
 
 def survey(root: Path, names: str = "", *, pattern: str | None = None) -> dict[str, Any]:
-    for name in names.split():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (32, 32), "purple").save(root / name)
+    place(root, *names.split())
     info = "imagefolder" if pattern else recognise(root).name
     return survey_cells(load_cells(info, root, subject_pattern=pattern))
 

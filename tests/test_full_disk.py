@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from drawn import save_cell
 from hub_server import Hub
 from leukoscope import LeukoscopeError
 from leukoscope.cli import app
 from leukoscope.hub.publish import Destination, publish
 from leukoscope.models.release import edit_release
-from leukoscope.synthetic import draw_cell
 from leukoscope.synthetic_smears import draw_smear
 from leukoscope.web.export import png_answer
 from release_fixtures import METRICS, SUBJECT_RULE
@@ -102,12 +102,10 @@ def inputs(tmp_path: Path, tiny_release: Path, monkeypatch: pytest.MonkeyPatch) 
     (release / "metrics.json").write_text(json.dumps(METRICS | {"subject_rule": SUBJECT_RULE}))
     (release / "predictions").mkdir()
     shutil.copy(PREDICTIONS, release / "predictions")
-    Image.fromarray(draw_cell("ALL").image).save(folder / "cell.png")
+    save_cell(folder / "cell.png", size=450)
     Image.fromarray(draw_smear(size=(300, 380), um_per_pixel=0.2).image).save(folder / "field.png")
     for label, subject, cell in product(("ALL", "HEM"), range(3), range(4)):
-        path = folder / "cells" / label / f"{label}{subject}_{cell}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw_cell(label, subject=subject, cell=cell, size=64).image).save(path)
+        save_cell(folder / "cells" / label / f"{label}{subject}_{cell}.png", label, subject=subject, cell=cell)
     monkeypatch.chdir(folder)
     return folder
 

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from leukoscope.synthetic import draw_cell
+from drawn import save_cell
 
 # Python runs it at the start of each process. CPython tells an audit hook of every socket, whoever opens it.
 GUARD = """
@@ -87,9 +86,8 @@ def asked(command: list[str], folder: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_no_command_asks_another_server(tiny_release: Path, tmp_path: Path) -> None:
-    (tmp_path / "cells").mkdir()
     for path in (tmp_path / "cell.bmp", tmp_path / "cells" / "cell.bmp"):
-        Image.fromarray(draw_cell("ALL").image).save(path)
+        save_cell(path, size=450)
     words = [[str(tiny_release) if word == "RELEASE" else word for word in command] for command in COMMANDS]
     assert asked([sys.executable, "-c", RUN.replace("COMMANDS", repr(words))], tmp_path) == []
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from drawn import save_cell
 from leukoscope import LeukoscopeError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.loading import load_cells
@@ -37,7 +38,6 @@ from leukoscope.protocol import (
     protocol_runs,
     run_protocol,
 )
-from leukoscope.synthetic import draw_cell
 from leukoscope.training.checkpoint import Interrupted
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.run_folder import RunIdentity, describe_run, evaluation_block
@@ -51,13 +51,9 @@ ORDER = ["official-0-1", "official-1-0", "final", "cv-0", "cv-1", "random"]
 def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Phantoms under C-NMC names: two folds of five ALL and five HEM subjects, three cells each."""
     root = tmp_path_factory.mktemp("cnmc")
-    for label, prefix in (("all", ""), ("hem", "H")):
-        for subject in range(10):
-            folder = root / f"fold_{subject % 2}" / label
-            folder.mkdir(parents=True, exist_ok=True)
-            for cell in range(3):
-                image = draw_cell(label.upper(), subject=subject, cell=cell, size=32).image
-                Image.fromarray(image).save(folder / f"UID_{prefix}{100 + subject}_1_{cell}_{label}.bmp")
+    for (label, prefix), subject, cell in product((("all", ""), ("hem", "H")), range(10), range(3)):
+        path = root / f"fold_{subject % 2}" / label / f"UID_{prefix}{100 + subject}_1_{cell}_{label}.bmp"
+        save_cell(path, label.upper(), size=32, subject=subject, cell=cell)
     return root
 
 

@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 
 import command
+from drawn import save_cell
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.layouts import CNMC_PRELIM_LABELS
 from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import make_split
-from leukoscope.synthetic import Background, draw_cell
+from leukoscope.synthetic import Background
 from leukoscope.training.config import parse_config
 
 PATTERN = r"(?P<subject>[^/_]+)_\d+"
@@ -36,9 +37,7 @@ def run_on(tree: Path, *arguments: object) -> Any:
 def draw(root: Path, suffix: str = "png", background: Background = "smear") -> Path:
     for label, subject, cell in product(("ALL", "HEM"), range(2), range(3)):
         path = root / label / f"{label}{subject}_{cell}.{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = draw_cell(label, subject=subject, cell=cell, size=64, background=background).image
-        Image.fromarray(image).save(path, quality=95)
+        save_cell(path, label, subject=subject, cell=cell, background=background)
     return root
 
 
@@ -211,11 +210,9 @@ def test_one_cell_of_a_class_cannot_be_trained_on(tree: Path, tmp_path: Path) ->
 
 
 def test_cells_of_the_publishers_test_alone_cannot_be_trained_on(tmp_path: Path) -> None:
-    folder = tmp_path / "C-NMC_test_prelim_phase_data"
-    folder.mkdir()
     names = ("UID_57_29_1_all", "UID_58_29_1_all", "UID_H49_31_1_hem", "UID_H50_31_1_hem")
     for number in range(4):
-        Image.fromarray(draw_cell("ALL", cell=number, size=64).image).save(folder / f"{number}.bmp")
+        save_cell(tmp_path / "C-NMC_test_prelim_phase_data" / f"{number}.bmp", cell=number)
     rows = [f"{name}.bmp,{number}.bmp,1" for number, name in enumerate(names)]
     (tmp_path / CNMC_PRELIM_LABELS).write_text("\n".join(["Patient_ID,new_names,labels", *rows]))
     result = run(tmp_path, "--quick")

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from command import run
+from drawn import save_cell
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import EXAMPLES, app
 from leukoscope.cli.options import print_table
 from leukoscope.files import embedded_releases
 from leukoscope.models.hub_download import find_release
-from leukoscope.synthetic import draw_cell
 from leukoscope.training.config import parse_config
 
 LINES = EXAMPLES.strip().splitlines()
@@ -234,10 +235,8 @@ def test_in_a_pipe_every_row_of_a_table_is_one_line(
 
 def test_no_color_is_honoured(tmp_path: Path) -> None:
     """By a command that prints a coloured line; a test's own stream is no terminal, so colour is asked for."""
-    for label in ("ALL", "HEM"):
-        (tmp_path / label).mkdir()
-        for cell in range(2):
-            Image.fromarray(draw_cell(label, cell=cell, size=64).image).save(tmp_path / label / f"{cell}.png")
+    for label, cell in product(("ALL", "HEM"), range(2)):
+        save_cell(tmp_path / label / f"{cell}.png", label, cell=cell)
     words = ["audit", str(tmp_path), "--output", str(tmp_path / "out")]
     for environment, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
         result = CliRunner(env=environment).invoke(app, words, color=True)

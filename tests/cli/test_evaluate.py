@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 import command
+from drawn import save_cell
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import make_split
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.synthetic import draw_cell
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 Flags = tuple[str, str, str, Path, str, str]
@@ -28,9 +27,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Flags:
     root = tmp_path_factory.mktemp("cells")
     for number, label in enumerate(["ALL", "ALL", "HEM", "HEM"]):
         for cell in range(3):
-            (root / label).mkdir(exist_ok=True)
-            drawn = draw_cell(label, subject=number, cell=cell, size=64, background="black")
-            Image.fromarray(drawn.image).save(root / label / f"s{number}_{cell}.png")
+            save_cell(root / label / f"s{number}_{cell}.png", label, subject=number, cell=cell)
     return "--dataset_name", "imagefolder", "--train_dir", root, "--subject_pattern", r"(s\d)_"
 
 

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from command import run
+from drawn import save_cell
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.inference.prediction import NO_MAP
 from leukoscope.models.release import METRICS
@@ -32,18 +33,12 @@ def error_lines(result: Any) -> list[str]:
     return [line for line in result.stderr.splitlines() if line]
 
 
-def save_cell(path: Path, label: str = "ALL", subject: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw_cell(label, subject=subject, cell=0, size=96, background="black").image).save(path)
-    return path
-
-
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two cells and a file that is none."""
     folder = tmp_path_factory.mktemp("cells")
     save_cell(folder / "a.png")
-    save_cell(folder / "inner" / "b.bmp", "HEM", 1)
+    save_cell(folder / "inner" / "b.bmp", "HEM", subject=1)
     (folder / "notes.txt").write_text("not a picture, and not called one")
     return folder
 

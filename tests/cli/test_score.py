@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import command
+from drawn import save_cell
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.synthetic import draw_cell
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 
@@ -26,10 +26,8 @@ run = partial(command.run, "score")
 def cells(tmp_path: Path) -> Path:
     """Four phantoms of two subjects and a file that cannot be read."""
     folder = tmp_path / "cells"
-    folder.mkdir()
     for number in range(4):
-        cell = draw_cell("ALL", subject=number % 2, cell=number, size=64, background="black")
-        Image.fromarray(cell.image).save(folder / f"s{number % 2}-{number}.png")
+        save_cell(folder / f"s{number % 2}-{number}.png", subject=number % 2, cell=number)
     (folder / "s1-bad.png").write_text("no picture")
     return folder
 

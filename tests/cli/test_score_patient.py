@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from command import run
+from drawn import save_cell
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.inference.scoring import SourceCell, open_source
-from leukoscope.synthetic import draw_cell
 from release_fixtures import SUBJECT_RULE
 
 # Any cells of a subject are of class ALL.
@@ -32,18 +31,14 @@ def release(tiny_release: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def cells(tmp_path: Path) -> Path:
     """Three cells of "=1+1" and one of "b"."""
-    for subject, numbers in {"=1+1": (0, 1, 2), "b": (3,)}.items():
-        (tmp_path / "cells" / subject).mkdir(parents=True)
-        for number in numbers:
-            cell = draw_cell("ALL", subject=0, cell=number, size=64, background="black")
-            Image.fromarray(cell.image).save(tmp_path / "cells" / subject / f"{number}.png")
+    for name in ("=1+1/0", "=1+1/1", "=1+1/2", "b/3"):
+        save_cell(tmp_path / "cells" / f"{name}.png", cell=int(name[-1]))
     return tmp_path / "cells"
 
 
 def test_each_subject_gets_a_line_and_a_reason(release: Path, cells: Path) -> None:
     for number, name in enumerate(("c", "d"), start=4):
-        (cells / name).mkdir()
-        Image.fromarray(draw_cell("ALL", cell=number, size=64).image).save(cells / name / "0.png")
+        save_cell(cells / name / "0.png", cell=number)
     result = run("patient", release, cells)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from command import run
+from drawn import save_cell
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.images import is_cut_out, open_image
-from leukoscope.synthetic import draw_cell
 from leukoscope.synthetic_smears import draw_smear
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
@@ -24,11 +24,11 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two slides of two smears each, one of them with a cut-out cell beside its smears."""
     root = tmp_path_factory.mktemp("lab") / "slides"
     for slide in ("first", "second"):
-        (root / slide / "cells").mkdir(parents=True)
+        (root / slide).mkdir(parents=True)
         for number in range(2):
             image = draw_smear(size=(300, 380), um_per_pixel=0.2, seed=number).image
             Image.fromarray(image).save(root / slide / f"smear-{number}.png")
-    Image.fromarray(draw_cell("ALL", subject=1).image).save(root / "first" / "cells" / "one.png")
+    save_cell(root / "first" / "cells" / "one.png", subject=1, size=450)
     return root
 
 

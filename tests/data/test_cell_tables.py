@@ -11,11 +11,11 @@ from unicodedata import normalize
 import pytest
 from PIL import Image
 
+from drawn import save_cell
 from leukoscope import LeukoscopeError
 from leukoscope.data.cell_tables import read_table, subject_name
 from leukoscope.data.loading import load_cells
 from leukoscope.inference.scoring import open_source
-from leukoscope.synthetic import draw_cell
 
 PLAIN = {
     "ALL/P00_0.bmp": "P00",
@@ -88,9 +88,7 @@ REFUSED: Mapping[str, tuple[str | bytes, str]] = {
 def cells(tmp_path: Path) -> Path:
     """The plain table's pictures, a class a folder, all different."""
     for number, name in enumerate(PLAIN):
-        path = tmp_path / "cells" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw_cell(name[:3], cell=number).image).save(path)
+        save_cell(tmp_path / "cells" / name, name[:3], cell=number)
     return tmp_path / "cells"
 
 

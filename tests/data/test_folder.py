@@ -7,19 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
+from drawn import place
 from leukoscope import LeukoscopeError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.folder import recognise
 from leukoscope.data.loading import load_cells
-
-
-def _cells(root: Path, *names: str) -> Path:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (32, 32), "purple").save(root / name)
-    return root
 
 
 def _described(data: LoadedCells) -> list[tuple[str, str, str, str]]:
@@ -39,13 +32,13 @@ def _refusal(root: Path, **flags: Any) -> str:
 
 def test_a_single_picture_named_as_in_cnmc_does_not_make_a_folder_that_data_set(tmp_path: Path) -> None:
     own = [f"{label}/{number}.png" for label in ("blast", "normal") for number in range(3)]
-    assert recognise(_cells(tmp_path, *own, "blast/UID_1_1_1_all.bmp")).name == "imagefolder"
+    assert recognise(place(tmp_path, *own, "blast/UID_1_1_1_all.bmp")).name == "imagefolder"
 
 
 def test_a_folder_of_nothing_known_names_the_known_layouts(tmp_path: Path) -> None:
     known = r"holds no picture laid out as .*cnmc2019: …/fold_.*imagefolder: <class>"
     with pytest.raises(LeukoscopeError, match=known):
-        recognise(_cells(tmp_path, "loose.png"))
+        recognise(place(tmp_path, "loose.png"))
     with pytest.raises(LeukoscopeError, match="nowhere: no such folder; give the folder that a data set was unpacked"):
         recognise(tmp_path / "nowhere")
     (tmp_path / "cells.npz").write_bytes(b"PK")
@@ -77,7 +70,7 @@ def _csv(prefix: str = "", column: str = "label") -> str:
 @pytest.mark.parametrize("layout", ["per split", "lines of JSON", "at the root", "of another name"])
 def test_metadata_names_the_classes_and_the_splits_are_kept(tmp_path: Path, layout: str) -> None:
     """The layout of the documentation of `datasets`; test and train were the classes."""
-    root = _cells(tmp_path, *(f"{side}/{file}" for side in ("train", "test") for file in ROWS))
+    root = place(tmp_path, *(f"{side}/{file}" for side in ("train", "test") for file in ROWS))
     column = "diagnosis" if layout == "of another name" else "label"
     if layout == "at the root":
         (root / "metadata.csv").write_text(_csv("train/") + _csv("test/").split("\n", 1)[1])
@@ -97,7 +90,7 @@ def test_metadata_names_the_classes_and_the_splits_are_kept(tmp_path: Path, layo
 
 
 def test_metadata_may_name_the_subjects_of_class_folders(tmp_path: Path) -> None:
-    root = _cells(tmp_path, "ALL/0.png", "HEM/1.png", "HEM/2.png")
+    root = place(tmp_path, "ALL/0.png", "HEM/1.png", "HEM/2.png")
     (root / "metadata.csv").write_text("file_name,subject\nALL/0.png,P1\nHEM/1.png,P2\nHEM/2.png,P2\n")
     found = _described(load_cells("imagefolder", root))
     assert found == [("ALL/0", "ALL", "P1", ""), ("HEM/1", "HEM", "P2", ""), ("HEM/2", "HEM", "P2", "")]
@@ -106,7 +99,7 @@ def test_metadata_may_name_the_subjects_of_class_folders(tmp_path: Path) -> None
 
 
 def test_one_table_without_subjects_beside_one_with_them_is_refused(tmp_path: Path) -> None:
-    root = _cells(tmp_path, "train/0.png", "train/1.png", "test/0.png", "test/1.png")
+    root = place(tmp_path, "train/0.png", "train/1.png", "test/0.png", "test/1.png")
     (root / "train/metadata.csv").write_text("file_name,label,subject\n0.png,ALL,P1\n1.png,HEM,P2\n")
     (root / "test/metadata.csv").write_text(_csv())
     test, train = (root / side / "metadata.csv" for side in ("test", "train"))
@@ -115,7 +108,7 @@ def test_one_table_without_subjects_beside_one_with_them_is_refused(tmp_path: Pa
 
 def test_a_picture_that_two_tables_name_is_refused(tmp_path: Path) -> None:
     """The later one would decide its class without a word."""
-    root = _cells(tmp_path, "train/0.png", "train/1.png")
+    root = place(tmp_path, "train/0.png", "train/1.png")
     (root / "metadata.csv").write_text("file_name,label\ntrain/0.png,ALL\ntrain/1.png,HEM\n")
     (root / "train/metadata.csv").write_text("file_name,label\n0.png,HEM\n1.png,HEM\n")
     inner, outer = root / "train/metadata.csv", root / "metadata.csv"
@@ -132,7 +125,7 @@ def test_a_picture_that_two_tables_name_is_refused(tmp_path: Path) -> None:
     "names", [("train", "test"), ("Train_data", "validation", "Test set")], ids=["plain", "with suffixes"]
 )
 def test_names_of_splits_are_never_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
-    root = _cells(tmp_path, *(f"{name}/{number}.png" for name in names for number in range(2)))
+    root = place(tmp_path, *(f"{name}/{number}.png" for name in names for number in range(2)))
     said = _refusal(root)
     assert said.startswith(
         f"--train_dir {root}: its folders {', '.join(sorted(names))} are splits, not classes, and no"
@@ -141,7 +134,7 @@ def test_names_of_splits_are_never_classes(tmp_path: Path, names: tuple[str, ...
 
 
 def test_a_split_without_class_folders_is_left_out_and_named(tmp_path: Path) -> None:
-    root = _cells(tmp_path, "train/ALL/0.png", "train/HEM/1.png", "test/2.png", "test/3.png")
+    root = place(tmp_path, "train/ALL/0.png", "train/HEM/1.png", "test/2.png", "test/3.png")
     data = load_cells("imagefolder", root)
     assert data.info.labels == ("ALL", "HEM")
     assert "folder 'test' is a split without folders of classes: its 2 image file(s) left out" in data.passed_over
@@ -157,7 +150,7 @@ def test_a_split_without_class_folders_is_left_out_and_named(tmp_path: Path) -> 
     ],
 )
 def test_folders_that_name_no_class_are_asked_about(tmp_path: Path, names: tuple[str, ...], odd: str) -> None:
-    root = _cells(tmp_path, *(f"{name}/{number}.png" for name in names for number in range(2)))
+    root = place(tmp_path, *(f"{name}/{number}.png" for name in names for number in range(2)))
     assert f"{', '.join(sorted(names))} would be the classes, but {odd!r} names none; give the folder" in _refusal(root)
 
 
@@ -185,20 +178,20 @@ _SEVERAL = '"{""choices"":[""ALL"",""HEM""]}"'
 )
 def test_a_table_that_was_given_labels_or_is_refused(tmp_path: Path, content: str, said: str) -> None:
     """The folders slideA and slideB were the classes."""
-    root = _cells(tmp_path / "cells", *FILES)
+    root = place(tmp_path / "cells", *FILES)
     (tmp_path / "t.csv").write_text(content)
     assert said in _refusal(root, labels=tmp_path / "t.csv")
 
 
 def test_rows_without_a_class_are_counted_where_the_others_have_one(tmp_path: Path) -> None:
-    root, labels = _cells(tmp_path / "cells", *FILES), tmp_path / "t.csv"
+    root, labels = place(tmp_path / "cells", *FILES), tmp_path / "t.csv"
     labels.write_text(_table("ALL", "null", *[""] * (len(FILES) - 2)))
     said = f"only the class 'ALL' found; {len(FILES) - 1} row(s) of {labels} name no class: left out; a class"
     assert said in _refusal(root, labels=labels)
 
 
 def test_a_table_of_subjects_says_what_names_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root, labels = _cells(tmp_path / "cells", *FILES), tmp_path / "t.csv"
+    root, labels = place(tmp_path / "cells", *FILES), tmp_path / "t.csv"
     labels.write_text(_table("P1", "P2", header="file,subject"))
     assert load_cells("imagefolder", root, labels=labels).info.labels == ("slideA", "slideB")
     assert f"{labels}: names subjects; the folders name the classes" in capsys.readouterr().err

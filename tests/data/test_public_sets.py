@@ -5,20 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from drawn import place
 from leukoscope.audit import survey_cells
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.folder import recognise
 from leukoscope.data.loading import load_cells
-
-
-def _place(root: Path, *names: str, mode: str = "RGB") -> Path:
-    for number, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new(mode, (32, 32), (number, 90, 150, 255)[: len(mode)]).save(path)
-    return root
 
 
 def _described(data: LoadedCells) -> dict[str, tuple[str, str, str]]:
@@ -71,7 +63,7 @@ TREES = {
 
 @pytest.mark.parametrize("name", TREES)
 def test_a_public_set_is_recognised_and_read(tmp_path: Path, name: str) -> None:
-    root = _place(tmp_path, *TREES[name], mode="RGBA" if name == "aml-lmu" else "RGB")
+    root = place(tmp_path, *TREES[name], mode="RGBA" if name == "aml-lmu" else "RGB")
     (root / "metadata.csv").write_text("patient_id,bag_label\nAEC,control\n")
     assert recognise(root).name == name
     data = load_cells(name, root)
@@ -84,14 +76,14 @@ def test_a_public_set_is_recognised_and_read(tmp_path: Path, name: str) -> None:
 
 def test_own_cells_in_train_and_test_are_not_taken_for_raabin(tmp_path: Path) -> None:
     names = [f"{side}/{label}/1.jpg" for side in ("Train", "Test") for label in ("Basophil", "Monocyte", "Neutrophil")]
-    root = _place(tmp_path, *names, "Train/Basophil/2.jpg", "Train/Monocyte/2.jpg")
+    root = place(tmp_path, *names, "Train/Basophil/2.jpg", "Train/Monocyte/2.jpg")
     assert recognise(root).name == "imagefolder"
     assert load_cells("imagefolder", root).own_splits == {"train": 5, "test": 3}
 
 
 def test_small_classes_are_named(tmp_path: Path) -> None:
     names = [f"{label}/{n}.png" for label, cells in (("A", 12), ("B", 20)) for n in range(cells)]
-    problems = survey_cells(load_cells("imagefolder", _place(tmp_path, *names)))["problems"]
+    problems = survey_cells(load_cells("imagefolder", place(tmp_path, *names)))["problems"]
     few = "no metric of fewer than 20 is worth stating, and fewer than 10 may leave a side of a split without any"
     assert f"A: 12 cell(s); {few}: gather more" in problems
     assert not [line for line in problems if line.startswith("B:")]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from drawn import place
 from leukoscope import LeukoscopeError
 from leukoscope.data.folder import passed_over
 from leukoscope.data.layouts import (
@@ -28,11 +29,7 @@ from leukoscope.models.recipes import RECIPES
 
 
 def _place(root: Path, *names: str) -> ImageFolder:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (16, 16), "purple").save(path)
-    return ImageFolder.read(root)
+    return ImageFolder.read(place(root, *names))
 
 
 def find(name: str, folder: ImageFolder) -> list[CellFile]:

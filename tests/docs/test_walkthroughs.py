@@ -8,12 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from leukoscope.synthetic import draw_cell
+from drawn import save_cell
 
 ROOT = Path(__file__).parents[2]
 PIECE = re.compile(
@@ -68,12 +68,9 @@ def run(copied: Path, *words: str) -> str:
 @pytest.mark.slow
 def test_a_data_set_is_recognised_and_split_by_its_subjects(copied: Path) -> None:
     follow("Add a data set", copied)
-    for label, drawn in (("blast", "ALL"), ("normal", "HEM")):
-        for subject in range(7):
-            for cell in range(3):
-                path = copied / "our_cells" / label / f"{label[0]}{subject}_{cell}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(draw_cell(drawn, subject=subject, cell=cell, size=64).image).save(path)
+    for label, subject, cell in product(("blast", "normal"), range(7), range(3)):
+        path = copied / "our_cells" / label / f"{label[0]}{subject}_{cell}.png"
+        save_cell(path, "ALL" if label == "blast" else "HEM", subject=subject, cell=cell)
     said = json.loads(run(copied, "-m", "leukoscope", "audit", "our_cells", "--quick", "--json"))
     assert said["dataset_name"] == "our_laboratory" and said["problems"] == []
     assert said["subjects"]["blast"] == {f"b{subject}": 3 for subject in range(7)}
