@@ -139,16 +139,6 @@ def test_own_splits_are_checked_as_they_are(tree: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/audit.json").read_text())["shortcuts"]["split"]["strategy"] == "subject-cv"
 
 
-def test_a_flag_that_cannot_be_followed_is_refused_before_an_image_is_read(tree: Path) -> None:
-    for flag, value, said in (
-        ("split_file", "none.json", "cannot be read (No such file or directory); give a split.json"),
-        ("split", "fair", "unknown; choose one of"),
-        ("output", tree / "ALL/ALL0_0.png", "cannot write there (File exists); name another folder"),
-    ):
-        result = run_on(tree, f"--{flag}", value)
-        assert result.exit_code == 1 and f"error: --{flag} {value}: {said}" in result.stderr, result.stderr
-
-
 def test_blank_and_unreadable_images_are_named(tree: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tree / "HEM/HEM0_8.png")
     whole = (tree / "HEM/HEM0_0.png").read_bytes()

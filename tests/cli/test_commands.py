@@ -44,19 +44,9 @@ def commands() -> Iterator[tuple[str, Any]]:
 COMMANDS = dict(commands())
 
 
-GROUPS = {
-    "": "audit predict smear patient score evaluate protocol demo",
-    "release ": "export push card recalibrate space list",
-}
-
-
 def path_of(line: str) -> str:
     """The command of an example, without `leukoscope`."""
     return max((path for path in COMMANDS if f"{line} ".startswith(f"leukoscope {path} ")), key=len)
-
-
-def test_the_groups_hold_these_commands() -> None:
-    assert set(COMMANDS) == {f"{group}{name}" for group, names in GROUPS.items() for name in names.split()}
 
 
 @pytest.mark.parametrize("path", COMMANDS)

@@ -431,9 +431,7 @@ def test_hand_edited_overlap_is_refused(subjects: LoadedCells, saved: Path) -> N
     [
         ({"test": ["cell-9999"]}, "split: cell cell-9999 is not in the data; draw a new split with --split"),
         ({"group": "person"}, "Leukoscope (group Input should be 'subject', 'block' or 'cell'"),
-        ({"train": None}, "not a split.json written by Leukoscope ("),
         ({"test": [["a"]]}, "not a split.json written by Leukoscope ("),
-        ({"data_fingerprint": 5}, "not a split.json written by Leukoscope ("),
     ],
 )
 def test_a_split_with_a_wrong_value_is_refused(
@@ -443,7 +441,7 @@ def test_a_split_with_a_wrong_value_is_refused(
     assert said in _refused(saved, subjects)
 
 
-@pytest.mark.parametrize("content", [b"", b"not json", b"[1, 2]", b'{"train": []}', b"\xff\xfe\x00\x81"])
+@pytest.mark.parametrize("content", [b"", b'{"train": []}', b"\xff\xfe\x00\x81"])
 def test_files_that_are_no_split_are_refused(subjects: LoadedCells, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "notes.json"
     for missing, why in ((path, "No such file or directory"), (tmp_path, "Is a directory")):
