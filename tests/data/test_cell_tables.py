@@ -146,10 +146,9 @@ def test_a_file_is_found_in_another_unicode_form(tmp_path: Path, suffix: str) ->
 @pytest.mark.parametrize("reader", READERS)
 def test_a_name_without_suffix_that_fits_two_files_is_refused(cells: Path, reader: str) -> None:
     (cells / "ALL/P00_0.PNG").write_bytes((cells / "ALL/P00_0.bmp").read_bytes())
-    content = READ["no suffix"].encode()
     said = r"row 2: 'ALL/P00_0' may be ALL/P00_0\.PNG or ALL/P00_0\.bmp; add its suffix"
     with pytest.raises(LeukoscopeError, match=said):
-        READERS[reader](cells, content)
+        READERS[reader](cells, b"file,subject\nALL/P00_0,P00\n")
 
 
 def test_subjects_that_differ_in_case_only_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
