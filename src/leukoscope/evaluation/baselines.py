@@ -11,6 +11,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from leukoscope.data.images import cell_area, foreground
 from leukoscope.evaluation.metrics import headline, measure
@@ -72,10 +75,6 @@ def _logistic_regression(
     train: np.ndarray, references: np.ndarray, test: np.ndarray, like: CellPredictions
 ) -> CellPredictions:
     """Fitted on (M, D) features and (M,) classes, the predictions for the (N, D) features of the cells in `like`."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(train, references)
     # A class that is missing from the training side keeps a probability of 0.
     probabilities = np.zeros((len(test), len(like.label_names)))

@@ -15,19 +15,25 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import HfApi, SpaceHardware, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
 
 from leukoscope import LeukoscopeError
 from leukoscope.files import disk_errors
 from leukoscope.models.hub_download import HubUnreachable, hub_model_info
 from leukoscope.models.release import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, WEIGHTS, read_release
 from leukoscope.reports.card import EXAMPLES, SHOWN, draw_examples, render_card
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 _MAY_NOT_WRITE = (
     "your token may not write there; make one that may at https://huggingface.co/settings/tokens, or name a repository "
@@ -56,10 +62,6 @@ class Destination:
 
     def require_usable(self) -> None:
         """Refuse, without asking the Hub, what is no Hub id, and a missing token."""
-        from huggingface_hub import get_token
-        from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils import validate_repo_id
-
         try:
             if "/" not in self.id:
                 raise HFValidationError
@@ -95,9 +97,6 @@ def check_can_publish(to: Destination) -> None:
         LeukoscopeError: as `Destination.require_usable`; no network, a token that the Hub does not accept or that may
             not write there, or a tag that is taken; with the fix.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
-
     to.require_usable()
     try:
         hub_model_info(to.id)
@@ -149,9 +148,6 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
             lacks are deleted.
         hint: added to the error where the Hub refuses or cannot be reached: that nothing is lost, and how to go on.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
-
     api, what = HfApi(), {"model": "release", "space": "Space"}[to.kind]
 
     try:
@@ -186,8 +182,6 @@ def _require_access(api: HfApi, to: Destination) -> None:
         PermissionError: the token may not do what is to be done.
         LeukoscopeError: the tag is taken.
     """
-    from huggingface_hub import SpaceHardware
-
     api.create_repo(
         to.id,
         repo_type=to.kind,
@@ -212,8 +206,6 @@ def _require_access(api: HfApi, to: Destination) -> None:
 
 def reason(error: Exception) -> str:
     """What went wrong and what to do about it, in one line."""
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
     # An upload's own error names the file, what happened to it is its cause.
     cause = error.__cause__ if isinstance(error, RuntimeError) else None
     if isinstance(cause, Exception):

@@ -20,18 +20,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 import leukoscope
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.files import atomic_folder, disk_errors, is_git_clone, resource_file
 from leukoscope.hub.publish import Destination, Published, reason, upload
+from leukoscope.inference.gradcam import map_colours
+from leukoscope.inference.graph import ONNX_GRAPH, write_onnx
+from leukoscope.inference.ood import GROUPS, OodDetector
 from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION, REASON_TEXTS, SIDE_MAY_DIFFER, Decision, Thresholds
 from leukoscope.inference.smear import CLASS_COLOURS
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
 from leukoscope.models.release import CARD, CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
 from leukoscope.reports import text
 from leukoscope.reports.formatting import rendered
+from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 
 APP, LIST, REQUIREMENTS, PACKAGE = "app.py", "models.txt", "requirements.txt", "src/leukoscope"
 PAGE, SCRIPT, SETTINGS = "index.html", "leukoscope.js", "release.json"
@@ -79,8 +84,6 @@ def find_model(name: str) -> SpaceModel:
     Raises:
         LeukoscopeError: it is not there, or cannot be loaded.
     """
-    from huggingface_hub.errors import HfHubHTTPError
-
     hub_id, revision = parse_hub_id(name)
     try:
         info = hub_model_info(hub_id, revision)
@@ -161,9 +164,6 @@ def write_static_space(
     Raises:
         LeukoscopeError: as `write_space`; no graph of the network, an unknown resampling filter, or no runtime.
     """
-    from leukoscope.inference.graph import ONNX_GRAPH, write_onnx
-    from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
-
     assert release.folder is not None
     if release.preprocessing.interpolation not in ("bilinear", "bicubic", "lanczos"):
         raise LeukoscopeError(
@@ -203,8 +203,6 @@ def write_static_space(
 
 def _settings(release: ReleaseInfo, name: str) -> dict[str, Any]:
     """What the page's script reads."""
-    from leukoscope.inference.gradcam import map_colours
-
     preprocessing, thresholds = release.preprocessing, Thresholds.from_metrics(release.metrics)
     return {
         "model": name,
@@ -244,8 +242,6 @@ def _words(release: ReleaseInfo) -> dict[str, Any]:
 
 def _detector(file: Path) -> dict[str, Any] | None:
     """What the page needs of a release's OOD detector; None where it has none."""
-    from leukoscope.inference.ood import GROUPS, OodDetector
-
     if not file.is_file():
         return None
     detector = OodDetector.load(file)

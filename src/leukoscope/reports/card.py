@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
+from timm.models import get_pretrained_cfg
+from torch.utils.flop_counter import FlopCounterMode
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.registry import DATASETS, trained_on
@@ -28,11 +32,9 @@ from leukoscope.models.release import (
     read_metrics,
     read_release,
 )
+from leukoscope.models.weights import load_release
 from leukoscope.reports import formatting, release_tables
 from leukoscope.synthetic import PHANTOM_LABELS, SMEAR_LABELS, draw_cell, smear_picture
-
-if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, ModelCardData
 
 TEMPLATE = "model_card/template.md"
 _NEEDED = ("labels", "data", "recipe", "training", "evaluations")  # of metrics.json
@@ -62,8 +64,6 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     Raises:
         LeukoscopeError: a release without measurements.
     """
-    from huggingface_hub import ModelCard
-
     metrics, config = _measured(release), read_config(release)
     name, unit = hub_id.split("/")[-1] or folder_name(release), metrics["data"]["unit"]
     licence = licence or default_licence(metrics)
@@ -108,11 +108,6 @@ def _measure_network(release: Path) -> tuple[dict[str, str], bool]:
 
     A vision transformer gives none.
     """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from leukoscope.models.weights import load_release
-
     loaded = load_release(release)
     side, network = loaded.preprocessing.image_size, loaded.network
     with torch.inference_mode(), FlopCounterMode(display=False) as counted:
@@ -165,8 +160,6 @@ def _card_data(
     metrics: Mapping[str, Any], name: str, *, licence: str, widget: list[dict[str, Any]] | None
 ) -> ModelCardData:
     """The card's YAML front matter: a description of the model, and its test results."""
-    from huggingface_hub import ModelCardData
-
     dataset, base_model = _hub_dataset(metrics["data"]["name"]), _base_model(metrics)
     results = list(_eval_results(metrics))
     return ModelCardData(
@@ -186,8 +179,6 @@ def _card_data(
 
 def default_licence(metrics: Mapping[str, Any]) -> str:
     """The licence of weights whose author named none: "apache-2.0" where data and start weights allow it, else ""."""
-    from timm.models import get_pretrained_cfg
-
     if metrics["data"]["name"] not in DATASETS.keys() - {"imagefolder"}:
         return ""
     if metrics["training"]["start_weights"] in (FROM_SCRATCH, *_OWN_START_WEIGHTS):
@@ -200,8 +191,6 @@ def default_licence(metrics: Mapping[str, Any]) -> str:
 
 
 def _eval_results(metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
-    from huggingface_hub import EvalResult
-
     data = metrics["data"]
     weighing = f"each {data['unit']} weighing the same"
     kinds = (

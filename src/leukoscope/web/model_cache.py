@@ -22,6 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from leukoscope import LeukoscopeError
+from leukoscope.inference.predictor import Predictor
 from leukoscope.inference.runtime import Runtime
 from leukoscope.inference.smear import read_smear
 from leukoscope.models.hub_download import (
@@ -35,7 +36,6 @@ from leukoscope.models.release import CONFIG, DEFAULT_RELEASE, WEIGHTS, folder_n
 
 if TYPE_CHECKING:
     from leukoscope.inference.prediction import Prediction
-    from leukoscope.inference.predictor import Predictor
 
 # Two predictions at a time keep a small machine responsive. Fields, which take seconds, wait in a line of their own, so
 # that no cell waits for them.
@@ -147,8 +147,6 @@ class ModelCache:
 
     def _load(self, name: str) -> Predictor:
         """Load an embedded release, a repository that is offered, or one that a visitor named."""
-        from leukoscope.inference.predictor import Predictor
-
         # On a ZeroGPU Space torch says that there is a GPU, but no thread of the server has it.
         runtime = Runtime(device="cpu" if ZERO_GPU in os.environ else "auto")
         if folder := self.releases.get(name):
@@ -163,8 +161,6 @@ class ModelCache:
 
     def _download(self, name: str, runtime: Runtime) -> Predictor:
         """Load a Hub model that a visitor named; beyond 2 GB the longest unused are deleted, but none of before."""
-        from leukoscope.inference.predictor import Predictor
-
         hub_id, revision = parse_hub_id(name)
         folder = cached_repository(hub_id)
         was_there = folder.exists()
