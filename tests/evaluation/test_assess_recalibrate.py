@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,11 @@ from untrained import untrained
 SIZE = 64
 
 
-def _laboratory(folder: Path, *, subjects: int, cells: int, labels: tuple[str, str] = ("ALL", "HEM")) -> FramedCells:
+def _laboratory(folder: Path, *, subjects: int, cells: int) -> FramedCells:
     """Phantom cells in class folders, named by subject as a user's may be."""
     for cell in phantom_cells(subjects_per_class=subjects, cells_per_subject=cells, size=SIZE, seed=7):
-        label = labels[("ALL", "HEM").index(cell.label)]
-        (folder / label).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(cell.image).save(folder / label / f"{cell.subject}_{cell.cell_id}.png")
+        (folder / cell.label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(cell.image).save(folder / cell.label / f"{cell.subject}_{cell.cell_id}.png")
     data = load_cells("imagefolder", folder, subject_pattern=r"/(?P<subject>[^_]+)_")
     return frame_cells(data, Preprocessing(SIZE, 350 / 450))
 
@@ -46,6 +46,12 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "evaluations": [],
     }
     return untrained(tmp_path_factory.mktemp("released") / "released", metrics, size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> FramedCells:
+    """Six cells of two subjects of each class."""
+    return _laboratory(tmp_path_factory.mktemp("few"), subjects=2, cells=3)
 
 
 @pytest.mark.slow
@@ -85,68 +91,55 @@ def test_a_laboratory_gets_a_release_of_its_own(
     assert new.metrics["ood"]["held_out"]["subjects"] == 10
 
 
-def test_predictions_keep_the_releases_order_of_classes(released: Path, tmp_path: Path) -> None:
-    cells = _laboratory(tmp_path / "cells", subjects=2, cells=3)
-    turned = replace(cells, data=replace(cells.data, info=replace(cells.data.info, labels=("HEM", "ALL"))))
-    as_named = predict_framed(load_release(released), cells)
-    swapped = predict_framed(load_release(released), turned)
+def test_predictions_keep_the_releases_order_of_classes(released: Path, few: FramedCells) -> None:
+    as_named = predict_framed(load_release(released), few)
+    swapped = predict_framed(load_release(released), _named(few, few.subjects, labels=("HEM", "ALL")))
     assert as_named.label_names == swapped.label_names == ("ALL", "HEM")
     assert np.array_equal(as_named.references, 1 - swapped.references)
     assert np.allclose(as_named.probabilities, swapped.probabilities)
 
 
+def _named(cells: FramedCells, subjects: list[str], **info: Any) -> FramedCells:
+    """The cells under other names of subjects, data set or classes."""
+    return replace(cells, subjects=subjects, data=replace(cells.data, info=replace(cells.data.info, **info)))
+
+
 @pytest.mark.parametrize(
-    ("subjects", "cells", "message"),
+    ("change", "message"),
     [
-        (4, 20, r"^class ALL: 80 cells of 4 subject\(s\); recalibration needs 50 cells of 5 subjects of each class"),
-        (5, 9, r"^class ALL: 45 cells of 5 subject\(s\); recalibration needs 50 cells"),
+        (
+            lambda cells: cells,
+            r"^class ALL: 6 cells of 2 subject\(s\); recalibration needs 50 cells of 5 subjects of each class",
+        ),
+        (lambda cells: _named(cells, list(cells.row_of)), r"^class ALL: 6 cells of 6 subject\(s\); recalibration"),
+        (lambda cells: _named(cells, [""] * 12), r"its subject is not known; .* --labels$"),
+        (
+            lambda cells: _named(cells, cells.subjects, labels=("blast", "normal")),
+            r"^the cells are labelled blast, normal, but .* predicts ALL, HEM; ",
+        ),
+        (
+            lambda cells: _named(cells, ["H1"] * 12, name="cnmc2019"),
+            r"^subject H1 trained .*; recalibrate on subjects that did not",
+        ),
     ],
+    ids=["few subjects", "few cells", "nameless", "other classes", "trained on"],
 )
-def test_too_few_subjects_or_cells_are_refused(
-    released: Path, tmp_path: Path, subjects: int, cells: int, message: str
+def test_cells_that_cannot_recalibrate_are_refused(
+    released: Path, few: FramedCells, tmp_path: Path, change: Callable[[FramedCells], FramedCells], message: str
 ) -> None:
     with pytest.raises(LeukoscopeError, match=message):
-        recalibrate(released, _laboratory(tmp_path / "c", subjects=subjects, cells=cells), tmp_path / "ours")
+        recalibrate(released, change(few), tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
 
-def test_cells_of_unknown_subject_are_refused(released: Path, tmp_path: Path) -> None:
-    cells = _laboratory(tmp_path / "cells", subjects=2, cells=3)
-    with pytest.raises(LeukoscopeError, match=r"its subject is not known; .* --labels$"):
-        recalibrate(released, replace(cells, subjects=[""] * len(cells.subjects)), tmp_path / "ours")
-
-
-def test_other_classes_are_refused(released: Path, tmp_path: Path) -> None:
-    cells = _laboratory(tmp_path / "cells", subjects=2, cells=3, labels=("blast", "normal"))
-    with pytest.raises(LeukoscopeError, match=r"^the cells are labelled blast, normal, but .* predicts ALL, HEM; "):
-        recalibrate(released, cells, tmp_path / "ours")
-
-
-def test_subjects_that_trained_the_release_are_refused(released: Path, tmp_path: Path) -> None:
-    cells = _laboratory(tmp_path / "cells", subjects=2, cells=3)
-    known = replace(cells.data, info=replace(cells.data.info, name="cnmc2019"))
-    with pytest.raises(LeukoscopeError, match=r"^subject H1 trained .*; recalibrate on subjects that did not"):
-        recalibrate(released, replace(cells, data=known, subjects=["H1"] * len(cells.subjects)), tmp_path / "ours")
-
-
-def _with_predictions(release: Path, folder: Path, cells: FramedCells, *, by: str) -> Path:
-    """The release with predictions kept of these cells, recognisable by their pixels or by their names."""
-    shutil.copytree(release, folder)
-    (folder / "predictions").mkdir()
-    ids = tuple(cells.data.train["cell_id"])
-    predictions = predict_framed(load_release(folder), cells)
-    if by == "pixels":
-        predictions = replace(predictions, cell_ids=tuple(f"UID_{n}_all" for n in range(len(ids))))
-    else:
-        predictions = replace(predictions, pixel_hashes=None)
-    predictions.save(folder / "predictions" / "subject_cv.parquet")
-    return folder
-
-
-@pytest.mark.parametrize("by", ["pixels", "name"])
-def test_training_cells_in_folders_of_another_name_are_refused(released: Path, tmp_path: Path, by: str) -> None:
-    cells = _laboratory(tmp_path / "cells", subjects=2, cells=3)
-    known = _with_predictions(released, tmp_path / "known", cells, by=by)
+def test_training_cells_in_folders_of_another_name_are_refused(
+    released: Path, few: FramedCells, tmp_path: Path
+) -> None:
+    known = shutil.copytree(released, tmp_path / "known")
+    (known / "predictions").mkdir()
+    names = tuple(f"UID_{n}_all" for n in range(12))
+    predictions = replace(predict_framed(load_release(known), few), cell_ids=names)
+    predictions.save(known / "predictions" / "subject_cv.parquet")
     with pytest.raises(LeukoscopeError, match=r"^12 of these 12 cells are among those that .*known was made from"):
-        recalibrate(known, cells, tmp_path / "ours")
+        recalibrate(known, few, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()

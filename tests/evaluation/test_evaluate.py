@@ -75,6 +75,11 @@ def predictions_for(cells: SelectedCells) -> CellPredictions:
     return predictions_of_model(classifier(), cells).predictions
 
 
+@pytest.fixture(scope="module")
+def predictions(everything: SelectedCells) -> CellPredictions:
+    return predictions_for(everything)
+
+
 def test_without_a_split_every_cell_is_predicted(phantom_data: LoadedCells, everything: SelectedCells) -> None:
     assert set(everything.split.test) == set(phantom_data.train["cell_id"][:])
     answered = predictions_of_model(classifier(), everything)
@@ -117,8 +122,7 @@ def release_metrics(cells: SelectedCells, subjects: list[str], **more: Any) -> d
     }
 
 
-def test_people_who_trained_the_weights_are_counted(everything: SelectedCells) -> None:
-    predictions = predictions_for(everything)
+def test_people_who_trained_the_weights_are_counted(everything: SelectedCells, predictions: CellPredictions) -> None:
     people = sorted(set(predictions.subjects))
     found = training_overlap(
         release_metrics(everything, [*people[:3], "someone else"]), predictions, everything, KnownCells()
@@ -129,8 +133,9 @@ def test_people_who_trained_the_weights_are_counted(everything: SelectedCells) -
     assert (apart["verdict"], apart["subjects"]) == ("good", 0)
 
 
-def test_people_who_trained_the_release_it_was_fine_tuned_from_are_counted(everything: SelectedCells) -> None:
-    predictions = predictions_for(everything)
+def test_people_who_trained_the_release_it_was_fine_tuned_from_are_counted(
+    everything: SelectedCells, predictions: CellPredictions
+) -> None:
     metrics = release_metrics(everything, ["someone else"])
     before = metrics["data"] | {"unit": "subject", "subjects": [min(predictions.subjects)]}
     metrics["training"]["started_from"] = {"seen": [before]}
@@ -138,8 +143,7 @@ def test_people_who_trained_the_release_it_was_fine_tuned_from_are_counted(every
     assert (found["verdict"], found["subjects"]) == ("bad", 1)
 
 
-def test_a_copy_on_the_hub_holds_the_same_subjects(everything: SelectedCells) -> None:
-    predictions = predictions_for(everything)
+def test_a_copy_on_the_hub_holds_the_same_subjects(everything: SelectedCells, predictions: CellPredictions) -> None:
     copied = replace(everything.data.info, name="lab/cells", copy_of=everything.data.info.name)
     on_copy = replace(everything, data=replace(everything.data, info=copied, fingerprint="another"))
     trained_on_original = release_metrics(everything, [min(predictions.subjects)])
@@ -149,8 +153,8 @@ def test_a_copy_on_the_hub_holds_the_same_subjects(everything: SelectedCells) ->
     assert training_overlap(trained_on_copy, predictions, everything, KnownCells())["subjects"] == 1
 
 
-def test_a_model_without_a_record_is_not_called_tested(everything: SelectedCells) -> None:
-    found = training_overlap({}, predictions_for(everything), everything, KnownCells())
+def test_a_model_without_a_record_is_not_called_tested(everything: SelectedCells, predictions: CellPredictions) -> None:
+    found = training_overlap({}, predictions, everything, KnownCells())
     assert found["verdict"] == "warning" and "What trained these weights is not recorded" in found["statement"]
 
 
@@ -160,9 +164,8 @@ def elsewhere(cells: SelectedCells, predictions: CellPredictions) -> dict[str, A
 
 
 def test_another_data_set_s_subjects_are_other_people_where_its_cells_can_be_compared(
-    everything: SelectedCells,
+    everything: SelectedCells, predictions: CellPredictions
 ) -> None:
-    predictions = predictions_for(everything)
     others = KnownCells(hashes=frozenset({"0123456789abcdef"}))
     found = training_overlap(elsewhere(everything, predictions), predictions, everything, others)
     assert found["verdict"] == "warning"
@@ -178,10 +181,9 @@ def test_another_data_set_s_subjects_are_other_people_where_its_cells_can_be_com
 
 @pytest.mark.parametrize("by", ["pixels", "name"])
 def test_training_cells_under_another_data_set_s_name_are_no_test(
-    everything: SelectedCells, tmp_path: Path, by: str
+    everything: SelectedCells, predictions: CellPredictions, tmp_path: Path, by: str
 ) -> None:
     """The release's own predictions give them away, in class folders of whatever name."""
-    predictions = predictions_for(everything)
     (tmp_path / "predictions").mkdir()
     kept = predictions if by == "pixels" else replace(predictions, pixel_hashes=None)
     if by == "pixels":
@@ -198,8 +200,7 @@ def test_training_cells_under_another_data_set_s_name_are_no_test(
     )
 
 
-def test_known_aliases_are_one_subject(everything: SelectedCells) -> None:
-    predictions = predictions_for(everything)
+def test_known_aliases_are_one_subject(everything: SelectedCells, predictions: CellPredictions) -> None:
     named = replace(predictions, subjects=tuple("78" for _ in predictions.subjects))
     cnmc = replace(everything, data=replace(everything.data, info=dataset_info("cnmc2019")))
     metrics = {"training": {"subjects": ["51"]}, "data": {"name": "cnmc2019"}}

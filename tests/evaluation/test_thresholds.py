@@ -13,14 +13,9 @@ from leukoscope.evaluation.bootstrap import bootstrap_subjects
 from leukoscope.evaluation.calibration import calibrated, fit_temperature, leave_one_subject_out
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.evaluation.thresholds import TARGET_RISK, _risk_rule, abstention, decision_block
+from predicted import two_class
 
 Maker = Callable[..., CellPredictions]
-
-
-def _two_class(blast: list[float], references: list[int], subjects: list[str]) -> CellPredictions:
-    p = np.asarray(blast)
-    ids = tuple(f"cell-{i}" for i in range(len(p)))
-    return CellPredictions(ids, tuple(subjects), np.asarray(references), np.stack([p, 1 - p], axis=1), ("ALL", "HEM"))
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +29,8 @@ def _ranked(right: list[bool], subjects: list[str] | None = None) -> CellPredict
     A third class, of which there is no cell, keeps classes from being weighed evenly.
     """
     confidence = 0.99 - 0.01 * np.arange(len(right))
-    two = _two_class(
-        confidence.tolist(), [0 if one else 1 for one in right], subjects or [f"s{i}" for i in range(len(right))]
+    two = two_class(
+        [0 if one else 1 for one in right], confidence.tolist(), subjects or [f"s{i}" for i in range(len(right))]
     )
     three = np.concatenate([two.probabilities, np.zeros((len(right), 1))], axis=1)
     return replace(two, probabilities=three, label_names=(*two.label_names, "OTHER"))
@@ -75,7 +70,7 @@ def test_errors_are_counted_with_every_subject_weighing_the_same() -> None:
 
 def test_cells_of_equal_confidence_get_a_class_together_or_not_at_all() -> None:
     blast, truth = [0.9] * 10 + [0.7] * 4, [0] * 12 + [1] * 2
-    predictions = _two_class(blast, truth, [f"s{i}" for i in range(14)])
+    predictions = two_class(truth, blast, [f"s{i}" for i in range(14)])
 
     assert _risk_rule(predictions) == pytest.approx(0.8), "two of the four are right, and nothing tells which"
 
@@ -85,20 +80,6 @@ def test_where_no_threshold_errs_so_little_the_least_error_of_a_fifth_of_the_cel
     predictions = _ranked([True, True, False, True] + [False] * 16)
 
     assert (predictions.probabilities.max(axis=1) >= _risk_rule(predictions)).sum() == 4
-
-
-def test_a_perfect_classifier_never_abstains() -> None:
-    subjects = ["a", "b", "c"] * 4 + ["H1", "H2", "H3"] * 4
-    predictions = _two_class([0.6] * 6 + [0.9] * 6 + [0.1] * 6 + [0.45] * 6, [0] * 12 + [1] * 12, subjects)
-    assert _risk_rule(predictions) == 0.0
-
-    default = abstention(predictions, leave_one_subject_out(predictions), bootstrap_subjects(predictions, samples=50))[
-        "default"
-    ]
-
-    assert default["threshold"] == 0.0
-    assert (default["coverage"], default["risk"]) == (1.0, 0.0)
-    assert (default["coverage_by_subject"], default["risk_by_subject"]) == (1.0, 0.0)
 
 
 def test_the_default_threshold_errs_as_often_as_it_may_and_no_more(predictions: CellPredictions) -> None:
@@ -125,7 +106,7 @@ def test_the_default_threshold_errs_as_often_as_it_may_and_no_more(predictions: 
 def test_coverage_and_risk_by_subject_are_those_worked_out_by_hand() -> None:
     """Sure and right but for one cell of H1; every threshold fitted without a subject keeps all its cells."""
     subjects = ["a"] * 9 + ["b", "c"] + ["H1"] * 4 + ["H2"] * 2 + ["H3"]
-    predictions = _two_class([0.9] * 12 + [0.1] * 6, [0] * 11 + [1] * 7, subjects)
+    predictions = two_class([0] * 11 + [1] * 7, [0.9] * 12 + [0.1] * 6, subjects)
 
     default = abstention(predictions, leave_one_subject_out(predictions), bootstrap_subjects(predictions, samples=50))[
         "default"
@@ -152,7 +133,7 @@ def test_the_block_says_what_it_rests_on_and_holds_plain_numbers(
 
 
 def test_a_fit_weighs_subjects_evenly_and_two_classes_evenly() -> None:
-    cells = _two_class([0.5] * 7, [0, 0, 0, 0, 0, 1, 1], ["a", "a", "a", "b", "c", "d", "d"])
+    cells = two_class([0, 0, 0, 0, 0, 1, 1], [0.5] * 7, ["a", "a", "a", "b", "c", "d", "d"])
 
     weights = cells.fit_weights
 

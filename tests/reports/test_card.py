@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,20 @@ from leukoscope.reports.card import draw_examples, render_card
 from release_fixtures import METRICS
 
 REPOSITORY = Path(__file__).parents[2]
+Card = Callable[..., str]
 EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/metrics.json"))
 
 
-def card_of(release: Path, metrics: dict[str, Any], **more: str) -> str:
-    (release / "metrics.json").write_text(json.dumps(metrics))
-    return render_card(release, **more)
+@pytest.fixture
+def card(release: Path) -> Card:
+    """Renders the card of the release with changed blocks of metrics.json: those of dicts are changed by key."""
+
+    def rendered(*, hub_id: str = "", licence: str = "", **blocks: Any) -> str:
+        changed = {key: METRICS.get(key, {}) | new if isinstance(new, dict) else new for key, new in blocks.items()}
+        (release / "metrics.json").write_text(json.dumps(METRICS | changed))
+        return render_card(release, hub_id=hub_id, licence=licence)
+
+    return rendered
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -70,21 +79,18 @@ def test_the_hub_finds_it_by_both_libraries_and_reads_its_results(release: Path)
     ("name", "on_the_hub"),
     [("lab/cells", ["lab/cells"]), ("ball4", None), ("imagefolder", None), ("/data/ann/parquet", None), ("./p", None)],
 )
-def test_only_an_id_of_the_hub_is_named_as_data_set(
-    release: Path, release_metrics: dict[str, Any], name: str, on_the_hub: list[str] | None
-) -> None:
-    release_metrics["data"]["name"] = name
-    assert front_matter(card_of(release, release_metrics)).get("datasets") == on_the_hub
+def test_only_an_id_of_the_hub_is_named_as_data_set(card: Card, name: str, on_the_hub: list[str] | None) -> None:
+    assert front_matter(card(data={"name": name})).get("datasets") == on_the_hub
 
 
-def test_what_stands_in_metrics_is_text_and_no_template(release: Path, release_metrics: dict[str, Any]) -> None:
-    release_metrics["data"]["title"] = "{{ 6 * 7 }} cells"
-    assert "\n{{ 6 * 7 }} cells: 7,779 cells" in card_of(release, release_metrics)
+def test_what_stands_in_metrics_is_text_and_no_template(card: Card) -> None:
+    assert "\n{{ 6 * 7 }} cells: 7,779 cells" in card(data={"title": "{{ 6 * 7 }} cells"})
 
 
-def test_card_states_notice_data_start_weights_and_limits(release: Path) -> None:
-    card = render_card(release)
+def test_card_states_notice_data_start_weights_and_limits(card: Card) -> None:
+    said = card(hub_id="lab/cells")
     for text in (
+        'model="lab/cells"',
         RESEARCH_NOTICE,
         "| cross-validation, 2 people | 100 | 19 | 0.777 |",
         "| cell size alone, the same 2 people | – | – | 0.722 |",
@@ -95,24 +101,17 @@ def test_card_states_notice_data_start_weights_and_limits(release: Path) -> None
         "no clinical validation",
         "not calibrated",
     ):
-        assert text in card
+        assert text in said
 
 
-def test_synthetic_models_say_so(release: Path, release_metrics: dict[str, Any]) -> None:
-    release_metrics["data"]["synthetic"] = True
-    assert "Trained on synthetic phantoms" in card_of(release, release_metrics)
+def test_synthetic_models_say_so(card: Card) -> None:
+    assert "Trained on synthetic phantoms" in card(data={"synthetic": True})
 
 
-def test_subjects_found_since_it_was_measured_are_a_known_leak(release: Path, release_metrics: dict[str, Any]) -> None:
-    assert "Known leak" not in render_card(release)
-    release_metrics["training"]["subjects"] = ["1", "15", "51", "H2", "H6", "H7"]
-    assert "one subject each, found since: 1 = 15, H2 = H6 = H7." in card_of(release, release_metrics).replace(
-        "\n", " "
-    )
-
-
-def test_hub_id_replaces_the_folder_in_the_examples(release: Path) -> None:
-    assert 'model="lab/cells"' in render_card(release, hub_id="lab/cells")
+def test_subjects_found_since_it_was_measured_are_a_known_leak(card: Card) -> None:
+    assert "Known leak" not in card()
+    said = card(training={"subjects": ["1", "15", "51", "H2", "H6", "H7"]}).replace("\n", " ")
+    assert "one subject each, found since: 1 = 15, H2 = H6 = H7." in said
 
 
 @pytest.mark.parametrize("block", ["data", "recipe", "training", "evaluations", ""])
@@ -127,17 +126,16 @@ def test_no_card_without_measurements(release: Path, release_metrics: dict[str, 
     assert result.exit_code == 1 and not (release / "README.md").exists()
 
 
-def test_own_data_are_not_called_published(release: Path, release_metrics: dict[str, Any]) -> None:
-    assert "The data were published by their authors" in render_card(release)
-    release_metrics["data"] |= {"name": "imagefolder", "title": "Own class folders", "citation": ""}
-    release_metrics["data"]["licence"] = "yours"
-    card = card_of(release, release_metrics)
-    assert "our own" not in card and "yours" not in card, "the reader of a card is not its author"
-    assert "The author's own cells: 7,779 cells" in card and "No licence of the data is stated." in card
-    assert front_matter(card).keys().isdisjoint({"license", "datasets"})
-    assert front_matter(render_card(release, licence="mit"))["license"] == "mit"
-    assert "published by their authors" not in card and "Nothing is recorded of the subjects' age" in card
-    assert "The data: " not in card
+def test_own_data_are_not_called_published(card: Card) -> None:
+    assert "The data were published by their authors" in card()
+    own = {"name": "imagefolder", "title": "Own class folders", "citation": "", "licence": "yours"}
+    said = card(data=own)
+    assert "our own" not in said and "yours" not in said, "the reader of a card is not its author"
+    assert "The author's own cells: 7,779 cells" in said and "No licence of the data is stated." in said
+    assert front_matter(said).keys().isdisjoint({"license", "datasets"})
+    assert front_matter(card(data=own, licence="mit"))["license"] == "mit"
+    assert "published by their authors" not in said and "Nothing is recorded of the subjects' age" in said
+    assert "The data: " not in said
 
 
 @pytest.mark.parametrize("embedded", EMBEDDED, ids=lambda path: path.name)
@@ -178,11 +176,10 @@ def _numbers(value: object) -> list[float]:
     ],
 )
 def test_the_hub_repository_it_started_from_is_its_base_model(
-    release: Path, release_metrics: dict[str, Any], training: dict[str, Any], base_model: str | None
+    card: Card, training: dict[str, Any], base_model: str | None
 ) -> None:
-    release_metrics["recipe"]["base_model"] = "timm/densenet121.ra_in1k"
-    release_metrics["training"] |= training
-    assert front_matter(card_of(release, release_metrics)).get("base_model") == base_model
+    said = card(recipe={"base_model": "timm/densenet121.ra_in1k"}, training=training)
+    assert front_matter(said).get("base_model") == base_model
 
 
 CONVNEXT = "timm/convnextv2_tiny.fcmae_ft_in22k_in1k"
@@ -201,22 +198,18 @@ CONVNEXT = "timm/convnextv2_tiny.fcmae_ft_in22k_in1k"
     ],
 )
 def test_a_licence_is_stated_only_where_the_start_weights_allow_it(
-    release: Path, release_metrics: dict[str, Any], base_model: str, training: dict[str, Any], licence: str | None
+    card: Card, base_model: str, training: dict[str, Any], licence: str | None
 ) -> None:
-    release_metrics["recipe"]["base_model"] = base_model
-    release_metrics["training"] |= {"start_weights": "fine-tuned from lab/cells"} | training
-    assert front_matter(card_of(release, release_metrics)).get("license") == licence
-    assert front_matter(render_card(release, licence="mit"))["license"] == "mit"
+    training = {"start_weights": "fine-tuned from lab/cells"} | training
+    assert front_matter(card(recipe={"base_model": base_model}, training=training)).get("license") == licence
 
 
-def test_what_kept_its_start_weights_is_said_as_it_is(release: Path, release_metrics: dict[str, Any]) -> None:
-    assert "The network started from channels selected from" in render_card(release)
-    release_metrics["recipe"]["frozen"] = ["backbone"]
-    release_metrics["training"]["start_weights"] = "fine-tuned from lab/cells, itself started from ImageNet"
-    release_metrics["training"]["started_from"] = {"release": "lab/cells", "revision": "0" * 40}
-    card = card_of(release, release_metrics)
-    assert (
-        "The network was fine-tuned from lab/cells, itself started from ImageNet. All its layers but the head" in card
+def test_what_kept_its_start_weights_is_said_as_it_is(card: Card) -> None:
+    assert "The network started from channels selected from" in card()
+    chain = "fine-tuned from lab/cells, itself started from ImageNet"
+    before = {"start_weights": chain, "started_from": {"release": "lab/cells", "revision": "0" * 40}}
+    assert f"The network was {chain}. All its layers but the head" in card(
+        recipe={"frozen": ["backbone"]}, training=before
     )
 
 
@@ -249,16 +242,15 @@ def test_a_recalibrated_release_speaks_of_the_subjects_it_was_recalibrated_on(
     assert {result["dataset"]["config"] for result in results} == {"block_cv"}, "own cells are of no data set"
 
 
-def test_loading_and_saving_a_card_merges_no_two_measurements(
-    release: Path, release_metrics: dict[str, Any], tmp_path: Path
-) -> None:
+ONE = {"value": 0.42, "low": 0.32, "high": 0.63}
+FURTHER = {"subjects": 34, "measured": "2026-11-27", "estimates": "34 further subjects: in view.", "sha256": "x"}
+FURTHER |= {key: ONE for key in ("recall_ALL", "recall_HEM", "auroc_by_subject")}
+
+
+def test_loading_and_saving_a_card_merges_no_two_measurements(card: Card, tmp_path: Path) -> None:
     """The Hub's library joins results of one data set, config and split."""
-    one = {"value": 0.42, "low": 0.32, "high": 0.63}
-    further = {"subjects": 34, "measured": "x", "estimates": "y", "earlier_weights": False}
-    further |= {key: one for key in ("recall_ALL", "recall_HEM", "auroc_by_subject")}
-    (release / "metrics.json").write_text(json.dumps(release_metrics | {"further_subjects": further}))
     path = tmp_path / "README.md"
-    path.write_text(render_card(release))
+    path.write_text(card(further_subjects=FURTHER | {"earlier_weights": False}))
     before = front_matter(path.read_text())["model-index"][0]["results"]
     ModelCard.load(path).save(path)
     after = front_matter(path.read_text())["model-index"][0]["results"]
@@ -270,44 +262,34 @@ def test_loading_and_saving_a_card_merges_no_two_measurements(
     assert measured(after) == measured(before)
 
 
-def test_a_split_by_image_alone_does_not_apply_to_a_new_subject(release: Path, release_metrics: dict[str, Any]) -> None:
+def test_a_split_by_image_alone_does_not_apply_to_a_new_subject(card: Card) -> None:
     said = "no figure here applies to a new subject"
-    assert said not in render_card(release)
-    by_image = [one for one in release_metrics["evaluations"] if one["split"]["disjoint_by"] == "cell"]
-    card = card_of(release, release_metrics | {"evaluations": by_image})
-    assert said in card and "| 70/15/15 by image | 96 | 50 | 0.855 |" in card
-    assert "No test metrics: every cell at hand trained it." in card_of(release, release_metrics | {"evaluations": []})
+    assert said not in card()
+    by_image = card(evaluations=[one for one in METRICS["evaluations"] if one["split"]["disjoint_by"] == "cell"])
+    assert said in by_image and "| 70/15/15 by image | 96 | 50 | 0.855 |" in by_image
+    assert "No test metrics: every cell at hand trained it." in card(evaluations=[])
 
 
+@pytest.mark.parametrize("earlier", [False, True])
 def test_the_outside_check_stands_beside_the_cross_validation_and_names_earlier_weights(
-    release: Path, release_metrics: dict[str, Any]
+    card: Card, earlier: bool
 ) -> None:
-    one = {"value": 0.42, "low": 0.32, "high": 0.63}
-    block = {"subjects": 34, "measured": "2026-11-27", "estimates": "34 further subjects: in view.", "sha256": "x"}
-    block |= {key: one for key in ("recall_ALL", "recall_HEM", "auroc_by_subject")}
-    for earlier in (False, True):
-        further = block | {"earlier_weights": earlier}
-        card = card_of(release, release_metrics | {"further_subjects": further})
-        assert "| 34 further people | 42 (32–63) | 42 (32–63) | 0.420 (0.32–0.63) |" in card
-        assert ("of **earlier weights of this recipe** (2026-11-27)" in card) == earlier
-        (_, result) = front_matter(card)["model-index"][0]["results"]
-        assert result["metrics"][0]["value"] == 0.42
+    said = card(further_subjects=FURTHER | {"earlier_weights": earlier})
+    assert "| 34 further people | 42 (32–63) | 42 (32–63) | 0.420 (0.32–0.63) |" in said
+    assert ("of **earlier weights of this recipe** (2026-11-27)" in said) == earlier
+    (_, result) = front_matter(said)["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == 0.42
 
 
-def test_coverage_is_stated_by_class_and_what_the_detector_refuses_beside_it(
-    release: Path, release_metrics: dict[str, Any]
-) -> None:
+def test_coverage_is_stated_by_class_and_what_the_detector_refuses_beside_it(card: Card) -> None:
     of_class = {"coverage": 0.6, "coverage_by_subject": 0.7, "risk": 0.1}
     default: dict[str, Any] = {"threshold": 0.64, "coverage_by_subject": 0.83, "risk_by_subject": 0.1}
     default["per_class"] = {"ALL": of_class, "HEM": {"coverage": 0.5}}
     kind = {"cells": 50, "outcomes": {"ALL": 1, "HEM": 0}, "most_probable": {"ALL": 45, "HEM": 5}}
-    blocks = {
-        "decisions": {"abstention": {"default": default}},
-        "ood": {"held_out": {"kept_share_by_subject": 0.98}, "healthy": {"white cells": {"lymphocyte": kind}}},
-    }
-    card = " ".join(card_of(release, release_metrics | blocks).split())
-    assert "no class below a probability of 0.640. Of unseen subjects' cells 83 of 100 get one (ALL 70, HEM 50)" in card
-    assert "it lets 98 of 100 cells of unseen subjects pass, and gives 2 of 100 white cells of healthy donors" in card
+    ood = {"held_out": {"kept_share_by_subject": 0.98}, "healthy": {"white cells": {"lymphocyte": kind}}}
+    said = " ".join(card(decisions={"abstention": {"default": default}}, ood=ood).split())
+    assert "no class below a probability of 0.640. Of unseen subjects' cells 83 of 100 get one (ALL 70, HEM 50)" in said
+    assert "it lets 98 of 100 cells of unseen subjects pass, and gives 2 of 100 white cells of healthy donors" in said
 
 
 def test_an_example_picture_comes_with_what_the_release_predicts(tiny_release: Path, tmp_path: Path) -> None:
