@@ -9,8 +9,9 @@ import pytest
 from leukoscope.models.recipes import RECIPES
 from release_fixtures import release, release_metrics
 from research.prior_recipes import register
+from trainers import cells, drawn_cells, own_cells, trainer_for
 
-__all__ = ["release", "release_metrics"]
+__all__ = ["cells", "drawn_cells", "own_cells", "release", "release_metrics", "trainer_for"]
 
 
 @pytest.fixture(scope="module")

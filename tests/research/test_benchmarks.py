@@ -95,17 +95,14 @@ def test_a_long_run_is_killed_and_resumed(tiny_release: Path, tmp_path: Path) ->
     assert result["memory_growth"]["times_short_run"] > 0
 
 
-@pytest.mark.slow
-def test_the_gpu_benchmark_refuses_a_machine_without_one(warm: str, tmp_path: Path) -> None:
-    words = [warm, str(BENCHMARKS / "gpu.py"), "--hf_script", "script.py", "--models", "release"]
-    done = subprocess.run(
-        [*words, "--results", str(tmp_path)],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and "torch finds no GPU here" in done.stderr
-    assert not list(tmp_path.iterdir())
+def test_the_gpu_benchmark_refuses_a_machine_without_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--hf_script", "script.py", "--models", "release"])
+    with pytest.raises(SystemExit):
+        import_module("gpu").main()
+    assert "torch finds no GPU here" in capsys.readouterr().err
 
 
 def test_keras_stands_beside_whole_networks_alone(tiny_release: Path) -> None:

@@ -87,52 +87,12 @@ def test_c_alexnet_is_torchvisions_layer_by_layer() -> None:
 def test_d_baseline_is_three_small_convolutions_and_two_dense_layers() -> None:
     recipe, network = PRIOR_RECIPES["prior_d_baseline_cnn"], on_paper("prior_d_baseline_cnn")
     assert isinstance(network, BaselineCNN)
-    assert [layer for layer in layers(network) if not layer.startswith("Dropout(p=0.0")] == [
-        "Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))",
-        "ReLU()",
-        "MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)",
-        "Conv2d(8, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))",
-        "ReLU()",
-        "MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)",
-        "Conv2d(16, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))",
-        "ReLU()",
-        "MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)",
-        "AdaptiveAvgPool2d(output_size=7)",
-        "Linear(in_features=784, out_features=64, bias=True)",
-        "ReLU()",
-        "Linear(in_features=64, out_features=2, bias=True)",
-    ]
+    shapes = [tuple(p.shape) for p in network.parameters() if p.ndim > 1]
+    assert shapes == [(8, 3, 3, 3), (16, 8, 3, 3), (16, 16, 3, 3), (64, 16 * 7 * 7), (2, 64)]
     assert recipe.image_size == 224 and recipe.base_model == ""
 
 
-def test_d_inception_has_no_auxiliary_answer() -> None:
-    network = on_paper("prior_d_inception").train()
-    answer = network(torch.zeros(2, 3, 75, 75, device="meta"))
-    assert isinstance(answer, torch.Tensor) and answer.shape == (2, 2)
-    assert not [name for name, _ in network.named_parameters() if name.startswith("AuxLogits")]
-
-
 # What the regularisers add to the loss
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        # 96·256 weights of ½ and 256 biases of −2 in one hidden layer.
-        ("prior_a_efficientnet_b3", 0.016 * 96 * 256 * 0.25 + 0.006 * 256 * 2),
-        ("prior_e_densenet121_frozen", 1e-4 * 96 * 256 * 0.25),
-        ("prior_b_densenet201", 0.0),
-    ],
-)
-def test_the_penalty_has_its_value_on_known_weights(name: str, expected: float) -> None:
-    recipe = replace(PRIOR_RECIPES[name], architecture="test_resnet", drop_path_rate=0.0)
-    network = build_prior(recipe, 2)
-    assert network.num_features == 96
-    with torch.no_grad():
-        for layer in (m for m in network.get_submodule("head").modules() if isinstance(m, nn.Linear)):
-            layer.weight.fill_(0.5)
-            layer.bias.fill_(-2.0)
-    assert penalty(network, recipe).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_every_strength_counts_its_own_sum() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.protocol import RANDOM_SPLIT
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.run_folder import RunIdentity
+from research import commands
 from research.prior_claims import CLAIMS
 from research.prior_recipes import PRIOR_RECIPES
 from research.prior_systems import PRIOR_RESULTS, Row, main, prior_rows, reproduce
 
 pytestmark = pytest.mark.usefixtures("prior_recipes")
-ROOT = Path(__file__).parents[2]
 
 CNMC = ["--dataset_name", "cnmc2019"]
 SHORT = ["--num_folds", "3", "--num_train_epochs", "2"]
@@ -283,30 +282,25 @@ def test_cells_must_be_named_and_phantoms_never_stand_among_the_prior_results() 
         main(["--recipe", "prior_d_baseline_cnn", "--dataset_name", "phantoms"])
 
 
-@pytest.mark.slow
-def test_an_error_ends_the_program_in_one_line(warm: str, tmp_path: Path) -> None:
-    words = [warm, "-m", "research.prior_systems", "--dataset_name", "phantoms", "--recipe", "vgg"]
-    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1].startswith("error: --recipe vgg: unknown; choose one of prior_e_")
-    assert "Traceback" not in ended.stderr
+def test_an_error_ends_the_program_in_one_line() -> None:
+    with pytest.raises(SystemExit, match="^error: --recipe vgg: unknown; choose one of prior_e_"):
+        commands.run(lambda: main(["--dataset_name", "phantoms", "--recipe", "vgg"]))
 
 
 @pytest.mark.slow
 def test_rows_are_made_once_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = [*PHANTOMS, "--num_train_epochs", "1", "--max_train_samples", "48"]
+    argv = [*PHANTOMS, "--protocol", "unseen", "--num_train_epochs", "1", "--max_train_samples", "48"]
     argv += ["--output", str(tmp_path / "rows"), "--output_dir", str(tmp_path / "runs")]
     main(argv)
-    said = capsys.readouterr().out
-    random, unseen = (tmp_path / "rows" / f"prior_d_baseline_cnn-{p}.json" for p in ("random", "unseen"))
-    assert str(random) in said and str(unseen) in said
-    made = json.loads(unseen.read_text())
+    row = tmp_path / "rows" / "prior_d_baseline_cnn-unseen.json"
+    assert str(row) in capsys.readouterr().out
+    made = json.loads(row.read_text())
     assert [(fold["epochs_run"], fold["cells"]) for fold in made["training"]["folds"]] == [(1, 48)] * 3
     runs = tmp_path / "runs" / "prior_d_baseline_cnn-unseen"
     assert all((runs / f"fold-{fold}" / "summary.csv").is_file() for fold in range(3))
     assert not (runs / "fold-0" / "release").exists(), "a release cannot hold its network"
     main(argv)
-    assert capsys.readouterr().out.count("has its row, skipped") == 2
+    assert capsys.readouterr().out.count("has its row, skipped") == 1
     main(["--table", "--output", str(tmp_path / "rows")])
     table = capsys.readouterr().out
-    assert f"{made['metrics']['accuracy']:.3f}" in table and table.count("not run") == 18
+    assert f"{made['metrics']['accuracy']:.3f}" in table and table.count("not run") == 19

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,28 +12,21 @@ import numpy as np
 import pytest
 import torch
 from accelerate.utils import set_seed
-from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmentation
-from leukoscope.data.loading import load_cells
-from leukoscope.data.pixel_cache import FramedCells, frame_cells
-from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.splits import make_split
+from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.models.recipes import get_recipe
-from leukoscope.synthetic import draw_cell
 from leukoscope.training.checkpoint import Checkpoints
-from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import FeatureInputs
 from leukoscope.training.run_folder import RunIdentity
-from leukoscope.training.train import make_accelerator
 from leukoscope.training.trainer import Trainer
 from research.prior_networks import build_prior, penalty
 from research.prior_recipes import Head, Hidden, Penalty, Plateau, PriorRecipe
 from research.prior_training import PriorTrainer, follow_plateau, make_optimizer, recompute_batch_norm
+from trainers import scripted_validation
 
 Optimizer = Literal["adamw", "adam", "adamax", "sgd"]
-PREPROCESSING = Preprocessing(32, 1.0)
 RECIPE = PriorRecipe(
     name="small",
     architecture="test_resnet",
@@ -52,47 +46,9 @@ IDENTITY = RunIdentity({}, {})
 MakeTrainer = Callable[..., Trainer]
 
 
-@pytest.fixture(scope="module")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> FramedCells:
-    """Two classes, 8 subjects each, 2 cells a subject."""
-    root = tmp_path_factory.mktemp("cells")
-    for label in ("ALL", "HEM"):
-        (root / label).mkdir()
-        for subject, cell in np.ndindex(8, 2):
-            image = draw_cell(label, subject=subject, cell=cell, size=32).image
-            Image.fromarray(image).save(root / label / f"{label}{subject}_{cell}.png")
-    data = load_cells("imagefolder", str(root), subject_pattern=r"/(?P<subject>\w+)_", image_size=64)
-    return frame_cells(data, PREPROCESSING)
-
-
 @pytest.fixture
-def trainer_for(cells: FramedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeTrainer:
-    """A trainer for a recipe's network on a few cells."""
-    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "cache"))
-
-    def make(
-        recipe: PriorRecipe, *, split: str = "subject", trainer_class: type[Trainer] = PriorTrainer, **settings: Any
-    ) -> Trainer:
-        set_seed(0)
-        accelerator = make_accelerator(TrainingConfig(run=RunArguments(mixed_precision="no")), recipe)
-        sides, network = make_split(cells.data, split), build_prior(recipe, 2)
-        return trainer_class(accelerator, network, cells, sides, recipe, **settings)
-
-    return make
-
-
-def _scripted(
-    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, **columns: list[float]
-) -> list[dict[str, torch.Tensor]]:
-    """Prescribe the validation metrics of each epoch; returns the weights that each of them was given for."""
-    seen: list[dict[str, torch.Tensor]] = []
-
-    def validate() -> dict[str, float]:
-        seen.append({k: v.clone() for k, v in trainer.network.state_dict().items()})
-        return {name: values[len(seen) - 1] for name, values in columns.items()}
-
-    monkeypatch.setattr(trainer, "_validate", validate)
-    return seen
+def trainer_for(trainer_for: MakeTrainer) -> MakeTrainer:
+    return partial(trainer_for, build=build_prior, trainer_class=PriorTrainer)
 
 
 # The optimiser
@@ -154,7 +110,7 @@ def test_a_plateau_cuts_every_rate_stops_and_restores_its_best_epoch(
 ) -> None:
     recipe = replace(RECIPE, num_train_epochs=9, plateau=Plateau("val_accuracy", 0.5, patience=1, stop_patience=2))
     trainer = trainer_for(replace(recipe, early_stopping_patience=1))
-    seen = _scripted(trainer, monkeypatch, val_accuracy=[0.6, 0.5, 0.8, 0.8, 0.7, 0.9], val_loss=[1.0] * 6)
+    seen = scripted_validation(trainer, monkeypatch, val_accuracy=[0.6, 0.5, 0.8, 0.8, 0.7, 0.9], val_loss=[1.0] * 6)
     rows = list(trainer.fit())
     assert [row["learning_rate"] for row in rows] == [0.01, 0.01, 0.005, 0.005, 0.0025]
     assert (len(rows), trainer.select_epoch().epoch) == (5, 3)

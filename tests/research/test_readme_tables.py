@@ -26,8 +26,6 @@ from research.readme_tables import (
     markers,
     readme_tables,
     results_table,
-    shortcuts_table,
-    smears_table,
     subjects_table,
     update_tables,
 )
@@ -157,15 +155,6 @@ def test_leakage_table_shows_what_seeds_agree_on() -> None:
     assert leakage_table([]) == "Not measured yet."
 
 
-def test_shortcuts_stand_beside_chance() -> None:
-    figures = {"balanced_accuracy": 0.812, "f1_weighted": 0.835, "auroc": 0.949, "auroc_by_subject": 0.953}
-    split = {"strategy": "block-cv", "folds": 5, "disjoint_by": "block"}
-    shortcuts = {"chance_balanced_accuracy": 0.25, "split": split, "features": {"background": figures}}
-    table = shortcuts_table([{"data": {"name": "ball4", "title": "B-ALL", "unit": "block"}, "shortcuts": shortcuts}])
-    row = "| B-ALL | background | 5-fold cross-validation by block | 0.953 | 0.949 | 0.812 (0.250) | 0.835 |"
-    assert row in table.splitlines()
-
-
 def _page(path: Path, *names: str) -> Path:
     path.parent.mkdir(exist_ok=True)
     parts = [f"{start}\nstale\n{end}" for start, end in map(markers, names)]
@@ -259,25 +248,6 @@ SCORED = {
 }
 
 
-def test_visitors_of_the_demo_and_cells_scored_are_told(release: Path, tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()
-    release = release.rename(release.with_name("ours"))
-    (release / "model.safetensors").write_bytes(b"weights")
-    about = {"model": "ours", "sha256": sha256(b"weights").hexdigest(), "hardware": "x86_64, 2 cores"}
-    for name, content in (("app_load", VISITS), ("scoring", SCORED)):
-        (tmp_path / "b" / f"{name}.json").write_text(json.dumps({**about, **content}))
-    assert speed_table(tmp_path / "b", [release]).splitlines()[2:] == [
-        "| demo: seconds to a cell's first row, and to all rows; 95 % within | "
-        "10 at once **1.2** and **4.6** | x86_64, 2 cores |",
-        "| `ours`, demo: predictions with Grad-CAM maps per second; 95 % within | "
-        "10 at once **10.3**, 1.32 s, 0 errors | x86_64, 2 cores |",
-        "| `ours`, 100,000 cells scored: cells per second until killed, and resumed | "
-        "**84 and 86**; memory 1.03 times that of 1,000 cells | x86_64, 2 cores |",
-        "| `ours`, scored on Ray: cells per second, with its start | Ray, 2 workers **9.0**, 12,346 core-hours a "
-        "million · 100,000 names: 300 MB in the command | x86_64, 2 cores |",
-    ]
-
-
 @pytest.mark.parametrize("model", ["gone", "ours"])
 def test_the_speed_of_earlier_weights_is_told_as_such_and_of_no_release_never(
     release: Path, tmp_path: Path, model: str
@@ -291,22 +261,6 @@ def test_the_speed_of_earlier_weights_is_told_as_such_and_of_no_release_never(
         (tmp_path / "b" / f"{name}.json").write_text(json.dumps({**about, **content}))
     told = speed_table(tmp_path / "b", [release])
     assert told == "Not measured yet." if model == "gone" else told.count("`ours` (earlier weights)") == 4
-
-
-def test_smears_are_told_with_what_they_were_counted_on() -> None:
-    match = {"smears": 72, "true": 71, "recall": 0.985915, "precision": 0.933333, "cpu_seconds": 0.0271}
-    measured = {
-        "bccd": {
-            "test_scale_given": match,
-            "test_scale_measured": match | {"scale_read_in": 70, "scale_within_25_percent": 0.9428},
-        }
-    }
-    table = smears_table([measured])
-    found = "recall **0.986**, precision **0.933** (71 cells of BCCD's 72 test smears, IoU .5)"
-    assert f"| white cells found, scale given | {found} |" in table
-    assert "| scale measured within 25 % of the true one | 94% of 70 smears |" in table
-    assert "| CPU seconds a smear | scale given: 0.03 · measured: 0.03 |" in table
-    assert smears_table([]) == "Not measured yet."
 
 
 def test_every_flag_of_hugging_faces_script_is_there_or_says_why_not() -> None:

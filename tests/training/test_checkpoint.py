@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.utils import set_seed
+from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmentation
-from leukoscope.data.pixel_cache import FramedCells
-from leukoscope.data.splits import make_split
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.checkpoint import (
@@ -32,10 +30,9 @@ from leukoscope.training.checkpoint import (
     checkpoints_in,
     random_states,
 )
-from leukoscope.training.config import RunArguments, TrainingConfig, parse_config
+from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.data import FeatureInputs
 from leukoscope.training.run_folder import RunIdentity
-from leukoscope.training.train import make_accelerator
 from leukoscope.training.trainer import Selection, Trainer
 
 RECIPE = Recipe(
@@ -55,6 +52,9 @@ IDENTITY = RunIdentity({"learning_rate": None, "seed": 0}, {"image_size": 32}, s
 STATE = Checkpoint(
     {"network/weight": torch.arange(6.0).view(2, 3), "kept/weight": torch.ones(2)}, {"rows": [{"loss": 0.1}]}
 )
+
+
+MakeTrainer = Callable[..., Trainer]
 
 
 class Killed(Exception):
@@ -230,9 +230,9 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     [("no", []), ("epoch", ["2-step-0"]), ("999", ["2-step-0"]), ("2", ["1-step-2", "1-step-4", "2-step-0"])],
 )
 def test_an_interval_adds_to_the_checkpoints_of_the_epochs(
-    cells: FramedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str, written: list[str]
+    trainer_for: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str, written: list[str]
 ) -> None:
-    trainer = Runs(replace(RECIPE, num_train_epochs=1), cells, tmp_path, steps).trainer()
+    trainer = Runs(trainer_for, replace(RECIPE, num_train_epochs=1), tmp_path, steps).trainer()
     monkeypatch.setattr("leukoscope.training.checkpoint.KEPT", 9)
     list(trainer.fit())
     assert [path.name.partition("-epoch-")[2] for path in checkpoints_in(tmp_path / FOLDER)] == written
@@ -241,28 +241,28 @@ def test_an_interval_adds_to_the_checkpoints_of_the_epochs(
 # Resuming
 
 
+def _forgotten(recipe: Recipe, classes: int) -> nn.Module:
+    """Other start weights and random numbers, which are of no consequence: all comes from the checkpoint."""
+    network = build_network(recipe, classes)
+    with torch.no_grad():
+        network.get_parameter("classifier.last.weight").zero_()
+    torch.rand(3)
+    return network
+
+
 class Runs:
     """Runs of one recipe in one folder, each in its own process as it were."""
 
-    def __init__(self, recipe: Recipe, cells: FramedCells, folder: Path, steps: str, **flags: Any):
-        self.recipe, self.cells, self.folder, self.steps = recipe, cells, folder, steps
-        self.flags = RunArguments(mixed_precision="no", **flags)
+    def __init__(self, trainer_for: MakeTrainer, recipe: Recipe, folder: Path, steps: str, **flags: Any):
+        self.make, self.recipe, self.folder, self.steps, self.flags = trainer_for, recipe, folder, steps, flags
 
     def trainer(self, *, resume: bool = False, checkpoints: bool = True) -> Trainer:
-        set_seed(self.flags.seed)
-        accelerator = make_accelerator(TrainingConfig(run=self.flags), self.recipe)
         kept = Checkpoints(self.folder, IDENTITY, steps=self.steps) if checkpoints else None
         if kept and resume:
             kept.resume("latest")
             assert kept.resumed is not None
-        split = make_split(self.cells.data, "subject")
-        network = build_network(self.recipe, 2)
-        if resume:
-            # The start weights are of no consequence: all comes from the checkpoint.
-            with torch.no_grad():
-                network.get_parameter("classifier.last.weight").zero_()
-            torch.rand(3)
-        return Trainer(accelerator, network, self.cells, split, self.recipe, seed=self.flags.seed, checkpoints=kept)
+        build = _forgotten if resume else build_network
+        return self.make(self.recipe, build=build, checkpoints=kept, **self.flags)
 
     def whole(self) -> tuple[Trainer, list[dict[str, Any]]]:
         trainer = self.trainer(checkpoints=False)
@@ -301,31 +301,20 @@ def _same(one: tuple[Trainer, list[dict[str, Any]]], other: tuple[Trainer, list[
 
 
 @pytest.mark.parametrize(
-    ("change", "steps"),
+    ("change", "steps", "batches"),
     [
-        ({}, "1"),
-        ({}, "epoch"),
-        ({"schedule": "constant", "selected_by": "val_loss"}, "2"),
-        ({"frozen": ("features.conv0",)}, "1"),
-        ({"sampling": "subjects", "ema_decay": 0.9}, "1"),
-        ({"train_batch_size": 2}, "1"),
-        (KEPT_FEATURES, "2"),
+        ({}, "1", 1),
+        ({}, "epoch", 1),
+        ({"schedule": "constant", "selected_by": "val_loss", "frozen": ("features.conv0",)}, "2", 1),
+        ({"sampling": "subjects", "ema_decay": 0.9, "train_batch_size": 2}, "1", 2),
+        (KEPT_FEATURES, "2", 1),
     ],
-    ids=[
-        "every step",
-        "every epoch",
-        "constant rate",
-        "frozen layer",
-        "for unseen subjects",
-        "two batches",
-        "features",
-    ],
+    ids=["every step", "every epoch", "constant rate, frozen layer", "for unseen subjects, two batches", "features"],
 )
 def test_a_killed_run_resumes_bit_exactly(
-    cells: FramedCells, tmp_path: Path, change: dict[str, Any], steps: str
+    trainer_for: MakeTrainer, tmp_path: Path, change: dict[str, Any], steps: str, batches: int
 ) -> None:
-    batches = 2 if change == {"train_batch_size": 2} else 1
-    runs = Runs(replace(RECIPE, **change), cells, tmp_path, steps, gradient_accumulation_steps=batches)
+    runs = Runs(trainer_for, replace(RECIPE, **change), tmp_path, steps, gradient_accumulation_steps=batches)
     whole = runs.whole()
     assert isinstance(whole[0].inputs, FeatureInputs) is (change is KEPT_FEATURES)
     per_epoch = whole[0].steps_per_epoch
@@ -337,32 +326,35 @@ def test_a_killed_run_resumes_bit_exactly(
 
 
 def test_a_resumed_run_knows_the_best_epoch_before_it(
-    cells: FramedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trainer_for: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = (0.1, 0.5, 0.5)
     monkeypatch.setattr(Trainer, "_validate", lambda trainer: {"val_loss": losses[trainer.state.epoch]})
-    runs = Runs(replace(RECIPE, selected_by="val_loss"), cells, tmp_path, "1")
+    runs = Runs(trainer_for, replace(RECIPE, selected_by="val_loss"), tmp_path, "1")
     whole = runs.whole()
     assert whole[0].select_epoch().epoch == 1
     runs.killed_after(whole[0].steps_per_epoch + 3)
     _same(runs.resumed(), whole)
 
 
-def test_a_run_that_had_stopped_early_is_not_trained_further(
-    cells: FramedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_had_stopped_early_is_not_trained_further_and_its_time_counts(
+    trainer_for: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(RECIPE, num_train_epochs=9, selected_by="val_accuracy", early_stopping_patience=2)
     monkeypatch.setattr(Trainer, "_validate", lambda trainer: {"val_accuracy": 0.5})
-    runs = Runs(recipe, cells, tmp_path, "epoch")
+    runs = Runs(trainer_for, recipe, tmp_path, "epoch")
     trainer = runs.trainer()
     rows = list(trainer.fit())
     assert len(rows) == 3
-    _same(runs.resumed(), (trainer, rows))
+    spent = json.loads((checkpoints_in(tmp_path / FOLDER)[-1] / "state.json").read_text())["values"]["seconds"]
+    assert 0 < spent <= trainer.seconds
+    resumed = runs.resumed()
+    assert resumed[0].seconds > spent
+    _same(resumed, (trainer, rows))
 
 
-def test_each_process_gets_its_own_random_state_back(cells: FramedCells, tmp_path: Path) -> None:
-    trainer = Runs(replace(RECIPE, num_train_epochs=1), cells, tmp_path, "no").trainer()
-    list(trainer.fit())
+def test_each_process_gets_its_own_random_state_back(trainer_for: MakeTrainer, tmp_path: Path) -> None:
+    trainer = Runs(trainer_for, RECIPE, tmp_path, "no").trainer()
     first = random_states(torch.device("cpu"))
     expected = torch.rand(3).tolist()
     second, later = random_states(torch.device("cpu")), torch.rand(3).tolist()
@@ -375,21 +367,11 @@ def test_each_process_gets_its_own_random_state_back(cells: FramedCells, tmp_pat
         assert torch.rand(3).tolist() == numbers
 
 
-def test_time_spent_before_an_interruption_counts(cells: FramedCells, tmp_path: Path) -> None:
-    runs = Runs(replace(RECIPE, num_train_epochs=1), cells, tmp_path, "epoch")
-    trainer = runs.trainer()
-    list(trainer.fit())
-    (last,) = checkpoints_in(tmp_path / FOLDER)
-    spent = json.loads((last / "state.json").read_text())["values"]["seconds"]
-    assert 0 < spent <= trainer.seconds
-    assert runs.resumed()[0].seconds > spent
-
-
 @pytest.mark.parametrize("what", ["loss", "weight"])
 def test_what_is_no_number_never_reaches_a_checkpoint(
-    cells: FramedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    trainer_for: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    trainer = Runs(RECIPE, cells, tmp_path, "1").trainer()
+    trainer = Runs(trainer_for, RECIPE, tmp_path, "1").trainer()
     step = trainer._step
 
     def third_fails(*batch: torch.Tensor) -> torch.Tensor:
@@ -421,17 +403,16 @@ def signals() -> Iterator[list[Any]]:
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("validating", [False, True])
+@pytest.mark.parametrize(("number", "validating"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
 def test_a_signal_writes_a_checkpoint_and_ends_with_its_number(
-    cells: FramedCells,
+    trainer_for: MakeTrainer,
     tmp_path: Path,
     signals: list[Any],
     capsys: pytest.CaptureFixture[str],
     number: signal.Signals,
     validating: bool,
 ) -> None:
-    runs = Runs(RECIPE, cells, tmp_path, "no")
+    runs = Runs(trainer_for, RECIPE, tmp_path, "no")
     whole = runs.whole()
     trainer = runs.trainer()
     after_step, validate = trainer._after_step, trainer._validate
@@ -457,13 +438,10 @@ def test_a_signal_writes_a_checkpoint_and_ends_with_its_number(
     _same(runs.resumed(), whole)
 
 
-def test_a_signal_after_the_last_epoch_leaves_the_finished_network_alone(
-    cells: FramedCells, tmp_path: Path, signals: list[Any]
+def test_a_signal_after_the_last_epoch_leaves_nothing_to_resume(
+    trainer_for: MakeTrainer, tmp_path: Path, signals: list[Any]
 ) -> None:
-    # Class weights are undone when fitting ends: a checkpoint of that would have them undone twice.
-    runs = Runs(replace(RECIPE, class_weighted=True, num_train_epochs=1), cells, tmp_path, "no")
-    whole = runs.whole()
-    trainer = runs.trainer()
+    trainer = Runs(trainer_for, replace(RECIPE, num_train_epochs=1), tmp_path, "no").trainer()
     select = trainer.select_epoch
 
     def signalled() -> Selection:
@@ -473,10 +451,8 @@ def test_a_signal_after_the_last_epoch_leaves_the_finished_network_alone(
         return select()
 
     trainer.select_epoch = signalled  # type: ignore[method-assign]
-    rows = list(trainer.fit())
-    assert trainer.stop.noted
-    _same((trainer, rows), whole)
-    assert checkpoints_in(tmp_path / FOLDER) == [], "the run is complete; nothing is left to resume"
+    assert len(list(trainer.fit())) == 1 and trainer.stop.noted
+    assert checkpoints_in(tmp_path / FOLDER) == []
 
 
 def test_a_second_signal_acts_at_once(signals: list[Any]) -> None:

@@ -152,11 +152,6 @@ def test_choices_are_checked_where_no_command_line_gave_them() -> None:
         config.resolve()
 
 
-def test_the_default_recipe_is_told_from_the_same_one_asked_for() -> None:
-    """Only a release to fine-tune makes a difference of it; either way the flags hold a name."""
-    assert parse_config([]).model.recipe == parse_config(["--recipe", "densenet121"]).model.recipe == "densenet121"
-
-
 def test_command_repeats_the_flags_and_keeps_folders_private() -> None:
     argv = ["--dataset_name", "cnmc2019", "--train_dir", "/data/my cells", "--no_validation", "--seed", "3"]
     assert parse_config([*argv, "--report_to", "tensorboard", "--quiet"]).command() == (
@@ -230,26 +225,16 @@ def test_flags_come_from_a_file_and_those_given_beside_it_win(tmp_path: Path) ->
     given = _file(
         tmp_path / "run.yaml",
         "dataset_name: cnmc2019\nlearning_rate: 1e-4\nmixed_precision: no\nno_validation: true\n"
-        "deterministic: false\ntrain_folds: [fold_1, fold_2]\noutput_dir: runs/a\nseed: 3\nfold:\n",
+        "deterministic: false\ntrain_folds: [fold_1, fold_2]\noutput_dir: runs/a\nseed: 3\nfold:\n"
+        "checkpointing_steps: 2\npositive_label: 1\n",
     )
     config = parse_config([*given, "--seed", "4"])
     assert (config.data.dataset_name, config.run.learning_rate) == ("cnmc2019", 1e-4)
     assert config.run.mixed_precision == "no", "YAML reads a plain no as false"
     assert (config.data.no_validation, config.data.train_folds) == (True, ["fold_1", "fold_2"])
-    assert config.run.seed == 4
+    assert (config.run.seed, config.run.deterministic) == (4, False)
+    assert (config.run.checkpointing_steps, config.data.positive_label) == ("2", "1")
     assert config.run.config is None, "its flags are recorded, not its name"
-
-
-def test_yaml_numbers_are_what_the_flags_would_make_of_them(tmp_path: Path) -> None:
-    whole = {"seed": 7, "fold": 1, "num_folds": 3, "max_train_samples": 50, "gradient_accumulation_steps": 2}
-    text = "".join(f"{name}: {value}.0\n" for name, value in whole.items())
-    config = parse_config(_file(tmp_path / "run.yaml", f"{text}checkpointing_steps: 2\npositive_label: 1\n"))
-    config.resolve()
-    flags = config.as_dict()
-    assert {name: repr(flags[name]) for name in whole} == {name: str(value) for name, value in whole.items()}
-    assert (flags["checkpointing_steps"], flags["positive_label"]) == ("2", "1")
-    with pytest.raises(LeukoscopeError, match=r"run.yaml: seed: 7\.5: input should be a valid integer, got a number"):
-        parse_config(_file(tmp_path / "run.yaml", "seed: 7.5\n"))
 
 
 def test_an_earlier_runs_args_yaml_repeats_it(tmp_path: Path) -> None:
@@ -262,6 +247,8 @@ def test_an_earlier_runs_args_yaml_repeats_it(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("learning_rat: 1", "learning_rat is no flag; did you mean --learning_rate? "),
+        ("seed: 7.5", "--seed: invalid int value: '7.5'; "),
+        ("config: other.yaml", "config is no flag; "),
         ("- seed", "holds no flags; write one per line, like `learning_rate: 1e-4`"),
         ("a: [", "cannot be read as YAML ("),
     ],

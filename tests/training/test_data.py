@@ -23,7 +23,6 @@ from leukoscope.data.augmentation import Augmentation, Augmenter
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.splits import Split
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe, get_recipe, timm_recipe
 from leukoscope.models.weights import round_as_stored
@@ -78,17 +77,6 @@ def _kept(network: nn.Module, cells: FramedCells) -> tuple[Path, np.ndarray]:
     return path, frozen_features(path, network, cells, PREPROCESSING, MIRRORED.views)
 
 
-def _fitted(recipe: Recipe, cells: FramedCells, split: Split, *, cache_features: bool) -> tuple[Trainer, Rows]:
-    set_seed(0)
-    network = build_network(recipe, 2)
-    with torch.no_grad():
-        for parameter in network.get_submodule("classifier.last").parameters():
-            parameter.zero_()
-    accelerator = _accelerator(recipe)
-    trainer = Trainer(accelerator, network, cells, split, recipe, cache_features=cache_features)
-    return trainer, list(trainer.fit())
-
-
 # Which systems it is for
 
 
@@ -113,9 +101,7 @@ def test_of_the_recipes_it_is_for_the_frozen_densenet_alone() -> None:
     assert not can_cache_features(get_recipe("densenet121"))
 
 
-def test_a_run_too_short_to_gain_by_it_uses_no_features_whatever_another_run_kept(
-    cells: FramedCells, split: Split
-) -> None:
+def test_a_run_too_short_to_gain_by_it_uses_no_features_whatever_another_run_kept(cells: FramedCells) -> None:
     accelerator = _accelerator()
     for passes, kind in ((15, PixelInputs), (16, FeatureInputs), (15, PixelInputs)):  # a quarter of 32 cells, two looks
         inputs = make_inputs(accelerator, build_network(RECIPE, 2), cells, RECIPE, 0, passes=passes)
@@ -139,9 +125,14 @@ def test_features_are_what_the_head_is_given_for_each_look(network: nn.Module, c
     assert not np.allclose(features[:, 0], features[:, 1], atol=1e-4), "a mirrored cell has features of its own"
 
 
-def test_a_head_learns_from_kept_features_what_it_learns_from_cells(cells: FramedCells, split: Split) -> None:
-    kept, kept_rows = _fitted(RECIPE, cells, split, cache_features=True)
-    anew, anew_rows = _fitted(RECIPE, cells, split, cache_features=False)
+def test_a_head_learns_from_kept_features_what_it_learns_from_cells_and_nothing_else_changes(
+    trainer_for: Callable[..., Trainer],
+) -> None:
+    fitted = []
+    for cache_features in (True, False):
+        trainer = trainer_for(RECIPE, cache_features=cache_features)
+        fitted.append((trainer, list(trainer.fit())))
+    (kept, kept_rows), (anew, anew_rows) = fitted
     assert (type(kept.inputs), type(anew.inputs)) == (FeatureInputs, PixelInputs)
     for kept_row, anew_row in zip(kept_rows, anew_rows, strict=True):
         timings = {"seconds", "images_per_second"}
@@ -150,25 +141,17 @@ def test_a_head_learns_from_kept_features_what_it_learns_from_cells(cells: Frame
         )
     for (name, one), other in zip(kept.network.state_dict().items(), anew.network.state_dict().values(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4, msg=(name + ": {}").format)
-    ours, theirs = kept.predict(split.test), anew.predict(split.test)
+    ours, theirs = (one.predict(one.split.test) for one in (kept, anew))
     assert ours.cell_ids == theirs.cell_ids
     assert np.allclose(ours.probabilities, theirs.probabilities, atol=1e-4)
     assert anew_rows[0]["train_loss"] != anew_rows[-1]["train_loss"], "it did learn"
-
-
-@pytest.mark.parametrize("cache_features", [True, False])
-def test_a_frozen_backbone_keeps_weights_and_statistics_and_records_no_gradients(
-    cells: FramedCells, split: Split, cache_features: bool
-) -> None:
-    trainer, _ = _fitted(replace(RECIPE, num_train_epochs=2), cells, split, cache_features=cache_features)
     set_seed(0)
     untrained = build_network(RECIPE, 2)
     round_as_stored(untrained, head=False)
-    assert backbone_hash(trainer.network) == backbone_hash(untrained)
-    network: Any = trainer.network
-    features = network.forward_features(torch.zeros(2, 3, 32, 32))
-    assert features.grad_fn is None
-    assert not features.requires_grad
+    for trainer in (kept, anew):
+        network: Any = trainer.network
+        assert backbone_hash(network) == backbone_hash(untrained)
+        assert not network.forward_features(torch.zeros(2, 3, 32, 32)).requires_grad
 
 
 # Kept once, and served only when they are the ones asked for
@@ -240,26 +223,6 @@ def test_a_full_disk_is_said_before_anything_is_computed(
 
 
 # Models of timm with their own head
-
-
-@pytest.mark.parametrize("architecture", ["test_vit", "test_convnext", "test_efficientnet"])
-def test_the_last_layer_of_a_timm_model_learns_on_kept_features_as_on_pixels(
-    architecture: str, trainer_for: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
-    recipe = replace(
-        timm_recipe(architecture, "--recipe"), image_size=32, frozen=("backbone",), drop_rate=0.0,
-        augmentation=replace(MIRRORED, flips="none"), train_batch_size=4, num_train_epochs=4, epoch_cells=0,
-    )  # fmt: skip
-    assert can_cache_features(recipe)
-    assert not can_cache_features(replace(recipe, drop_rate=0.1)), "dropout strikes the features"
-    fitted = []
-    for cached in (True, False):
-        trainer = trainer_for(recipe, cache_features=cached)
-        list(trainer.fit())
-        assert isinstance(trainer.inputs, FeatureInputs) is cached
-        fitted.append({name: tensor.clone() for name, tensor in trainer.network.state_dict().items()})
-    assert all(torch.allclose(tensor, fitted[1][name], atol=1e-5) for name, tensor in fitted[0].items())
 
 
 def test_a_network_whose_last_layer_sees_other_features_learns_on_pixels(cells: FramedCells) -> None:

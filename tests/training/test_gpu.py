@@ -191,7 +191,7 @@ def test_validation_is_in_float32_whatever_the_training(
 ) -> None:
     if hasattr(torch.backends, "fp32_precision"):
         monkeypatch.setattr(torch.backends, "fp32_precision", "tf32")
-    trainer = trainer_on(replace(RECIPE, num_train_epochs=1), mixed_precision=None)
+    trainer = trainer_on(replace(RECIPE, num_train_epochs=1, cpu_precision="bf16"), mixed_precision=None)
     list(trainer.fit())
     found = trainer.predict(trainer.split.test)
     rows = [trainer.cells.row_of[cell] for cell in found.cell_ids]

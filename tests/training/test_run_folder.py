@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import json
 import os
@@ -28,7 +27,6 @@ from leukoscope.training import run_folder as tracking
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.run_folder import (
     RunIdentity,
-    append_row,
     check_tracking,
     describe_run,
     finish_tracking,
@@ -70,22 +68,6 @@ def test_a_run_on_the_cpu_names_the_cpu_though_there_is_a_gpu(monkeypatch: pytes
     assert hardware(torch.device("cuda:1")) == "a GPU, cuda:1"
 
 
-def test_args_are_written_as_plain_values(config: TrainingConfig, tmp_path: Path) -> None:
-    RunIdentity.of(config, config.resolve()).save(tmp_path)
-    args = yaml.safe_load((tmp_path / "args.yaml").read_text())
-    assert args["flags"]["train_dir"] == "/data/of/mine/cells"
-    assert isinstance(args["resolved_recipe"]["frozen"], list)
-
-
-def test_a_row_an_epoch_under_one_header(tmp_path: Path) -> None:
-    path = tmp_path / "summary.csv"
-    path.write_text("of an earlier run")
-    for epoch in (1, 2):
-        append_row(path, {"epoch": epoch, "train_loss": 0.5 / epoch})
-    with path.open(newline="") as file:
-        assert list(csv.DictReader(file)) == [{"epoch": "1", "train_loss": "0.5"}, {"epoch": "2", "train_loss": "0.25"}]
-
-
 def test_figures_for_the_terminal_stand_with_their_baseline_and_the_notice() -> None:
     figures = {"cells": 1234, "accuracy": 0.8, "balanced_accuracy": 0.75, "f1_weighted": 0.7, "auroc": None}
     baseline = {"balanced_accuracy": 0.7, "f1_weighted": 0.6}
@@ -96,24 +78,19 @@ def test_figures_for_the_terminal_stand_with_their_baseline_and_the_notice() -> 
     ]
 
 
-# Trains, as far as a lock can tell, until it is killed.
+# Trains, as far as a lock can tell, until it is killed; importing `locked` would take ten seconds.
 _TRAINING = """
 import sys
-from pathlib import Path
-from leukoscope.training.run_folder import locked
-with locked(Path(sys.argv[1])):
+from filelock import FileLock
+with FileLock(sys.argv[1]):
     print("locked", flush=True)
     sys.stdin.read()
 """
 
 
 def test_a_run_folder_is_locked_while_a_process_trains_into_it_and_no_longer(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", _TRAINING, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as running:
+    command = [sys.executable, "-c", _TRAINING, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
         assert running.stdout is not None and running.stdout.readline()
         with pytest.raises(LeukoscopeError) as error, locked(tmp_path):
             pass
@@ -169,35 +146,17 @@ def _tracked(out: Path, config: TrainingConfig) -> None:
     finish_tracking(accelerator)
 
 
-def test_without_the_flag_nothing_is_tracked_and_every_call_is_idle(tmp_path: Path) -> None:
-    config = parse_config(["--output_dir", str(tmp_path)])
-    check_tracking(config.run.report_to)
-    _tracked(tmp_path, config)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("tracker", ["trackio", "tensorboard", "wandb"])
-def test_a_tracker_that_is_not_installed_is_refused_with_the_fix(tracker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_not_installed_is_refused_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["mlflow"])
     with pytest.raises(LeukoscopeError) as refused:
-        check_tracking(tracker)
+        check_tracking("wandb")
     assert str(refused.value) == (
-        f"--report_to {tracker}: {tracker} is not installed; `pip install {tracker}`, or leave the flag out"
+        "--report_to wandb: wandb is not installed; `pip install wandb`, or leave the flag out"
     )
 
 
 @_needs("tensorboard")
-def test_settings_are_told_under_dotted_names(tmp_path: Path) -> None:
-    _tracked(tmp_path, _config(tmp_path, "tensorboard"))
-    (file,) = tmp_path.rglob("hparams.yml")
-    told = yaml.safe_load(file.read_text())
-    assert told["train_folds"] == "['fold_0']" and told["no_validation"] is False
-    assert told["resolved_recipe.name"] == "densenet121" and "image_size" not in told, "what is unset is left out"
-    assert {type(value) for value in told.values()} <= {bool, int, float, str}
-
-
-@_needs("tensorboard")
-def test_tensorboard_files_lie_in_the_run_folder(tmp_path: Path) -> None:
+def test_tensorboard_gets_metrics_and_settings_in_the_run_folder(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     _tracked(tmp_path, _config(tmp_path, "tensorboard"))
@@ -212,6 +171,11 @@ def test_tensorboard_files_lie_in_the_run_folder(tmp_path: Path) -> None:
         **{f"test_{name}": [(2, value)] for name, value in BLOCK["metrics"].items() if value is not None},
         "kept_epoch": [(2, 1)],
     }
+    (file,) = tmp_path.rglob("hparams.yml")
+    settings = yaml.safe_load(file.read_text())
+    assert settings["train_folds"] == "['fold_0']" and settings["no_validation"] is False
+    assert settings["resolved_recipe.name"] == "densenet121" and "image_size" not in settings, "unset, it is left out"
+    assert {type(value) for value in settings.values()} <= {bool, int, float, str}
 
 
 @_needs("wandb")

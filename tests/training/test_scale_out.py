@@ -177,14 +177,9 @@ notebook_launcher(lambda: train(output_dir="run", **flags), num_processes=2, use
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs processes find each other")
-@pytest.mark.parametrize("launcher", ["torchrun", "notebook_launcher"])
-def test_two_processes_on_a_cpu_are_refused_unless_they_find_each_other(
-    warm: str, tmp_path: Path, launcher: str
-) -> None:
-    words = [warm, *LAUNCH, str(ROOT / "train.py"), *TINY[:4], "--output_dir", "run", "--num_train_epochs", "1"]
-    if launcher == "notebook_launcher":
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            words = [warm, "-c", _NOTEBOOK, str(free.getsockname()[1])]
+def test_two_processes_of_a_notebook_are_refused_unless_they_find_each_other(warm: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        words = [warm, "-c", _NOTEBOOK, str(free.getsockname()[1])]
     environment = _environment(tmp_path)
     options: dict[str, Any] = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 600}
     alone = {name: value for name, value in environment.items() if name != "ACCELERATE_USE_CPU"}
@@ -192,10 +187,9 @@ def test_two_processes_on_a_cpu_are_refused_unless_they_find_each_other(
     assert ended.returncode != 0
     assert "2 processes were started and each would train alone into --output_dir run: " in ended.stderr
     assert not (tmp_path / "run").exists()
-    if launcher == "notebook_launcher":  # torchrun's two train in the test above
-        ended = subprocess.run(words, env=environment, **options)
-        assert ended.returncode == 0, ended.stderr
-        assert json.loads((tmp_path / "run" / "metrics.json").read_text())["training"]["processes"] == 2
+    ended = subprocess.run(words, env=environment, **options)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["training"]["processes"] == 2
 
 
 if __name__ == "__main__":

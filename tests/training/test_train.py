@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from leukoscope import LeukoscopeError, api
 from leukoscope.data.cells import LoadedCells
@@ -158,78 +159,18 @@ def test_the_release_carries_the_runs_metrics_and_answers_as_the_measured_networ
     assert np.allclose(released, answers.probabilities[:16], atol=1e-5)
 
 
-# The same seed repeats a run
-
-
-def test_the_same_seed_gives_the_same_weights_and_figures(finished: Path, tiny_run: Run) -> None:
-    again = tiny_run()
-    first, second = (load_file(run / "release" / "model.safetensors") for run in (finished, again))
-    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-    assert _metrics(finished)["evaluations"] == _metrics(again)["evaluations"]
-    assert (finished / "split.json").read_text() == (again / "split.json").read_text()
-
-
 @pytest.mark.slow
-def test_another_seed_gives_other_weights_and_another_split(finished: Path, tiny_run: Run) -> None:
-    other = tiny_run("--seed", "1")
+def test_another_seed_gives_other_weights_and_a_split_file_the_very_same_cells(finished: Path, tiny_run: Run) -> None:
+    other = tiny_run("--seed", "1", "--split_file", str(finished / "split.json"))
     first, second = (load_file(run / "release" / "model.safetensors") for run in (finished, other))
     assert not torch.equal(first["features.conv0.weight"], second["features.conv0.weight"])
-    assert (finished / "split.json").read_text() != (other / "split.json").read_text()
-
-
-@pytest.mark.slow
-def test_a_split_file_gives_another_seed_the_very_same_cells(finished: Path, tiny_run: Run) -> None:
-    other = tiny_run("--seed", "1", "--split_file", str(finished / "split.json"))
     ids = [sorted(CellPredictions.load(run / "predictions.parquet").cell_ids) for run in (finished, other)]
     assert ids[0] == ids[1]
     notes = [json.loads((run / "split.json").read_text())["notes"] for run in (finished, other)]
     assert notes[0] == notes[1], "what a run notes of itself is no part of its split"
 
 
-# Pretrained weights
-
-
-def test_weights_of_another_network_end_the_run_before_training(own_cells: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other.safetensors"
-    save_file({"conv_stem.weight": torch.zeros(1)}, other)
-    config = _own(own_cells, tmp_path / "run", "--pretrained_weights", str(other))
-    config = replace(config, model=replace(config.model, from_scratch=False))
-    with pytest.raises(LeukoscopeError, match="these weights are not for densenet121"):
-        train(config)
-    assert not (tmp_path / "run" / "release").exists()
-
-
-# When to stop and what to keep
-
-
-def test_keeps_the_best_epoch_and_stops_when_patience_ends(
-    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    scores, networks = iter((0.6, 0.9, 0.8, 0.7, 0.95)), []
-
-    def validate(trainer: Trainer) -> dict[str, float]:
-        networks.append({k: v.clone() for k, v in trainer.network.state_dict().items()})
-        return {"val_balanced_accuracy": next(scores)}
-
-    monkeypatch.setattr(Trainer, "_validate", validate)
-    run = train(_own(own_cells, tmp_path / "run", "--num_train_epochs", "5", "--override", "early_stopping_patience=2"))
-    assert len(_summary(run)) == 4, "two epochs after the best one it stops, before the fifth"
-    released = load_file(run / "release" / "model.safetensors")
-    kept, last = networks[1], networks[3]
-    assert torch.equal(released["features.norm0.running_mean"], kept["features.norm0.running_mean"])
-    assert not torch.equal(released["features.norm0.running_mean"], last["features.norm0.running_mean"])
-    said = capsys.readouterr().out
-    assert "no better validation score for 2 epochs: stopped" in said
-    assert "kept epoch 2: validation balanced accuracy 0.900" in said
-
-
-def test_without_validation_the_last_epoch_is_kept(own_cells: Path, tmp_path: Path) -> None:
-    flags = ("--split", "subject-cv", "--num_folds", "2", "--no_validation", "--num_train_epochs", "2")
-    run = train(_own(own_cells, tmp_path / "run", *flags))
-    rows = _summary(run)
-    assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert not any(name.startswith("val_") for name in rows[0])
-    assert len(CellPredictions.load(run / "predictions.parquet").cell_ids) == 16
+# Which cells, and what to keep
 
 
 def test_a_folders_own_splits_are_trained_and_tested_on_and_it_is_said_that_they_are_by_image(
@@ -240,9 +181,8 @@ def test_a_folders_own_splits_are_trained_and_tested_on_and_it_is_said_that_they
             side = own_cells / ("test" if f"{label}7_" in path.name else "train") / label
             side.mkdir(parents=True, exist_ok=True)
             path.rename(side / path.name)
-    flags = ("--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--image_size", "32", "--from_scratch")
-    data = ("--dataset_name", "imagefolder", "--train_dir", str(own_cells), "--mixed_precision", "no")
-    run = train(parse_config([*data, *flags, "--output_dir", str(tmp_path / "run")]))
+    config = _own(own_cells, tmp_path / "run")
+    run = train(replace(config, data=replace(config.data, subject_pattern=None)))
     tested = CellPredictions.load(run / "predictions.parquet").cell_ids
     assert sorted(tested) == sorted(f"test/{label}/{label}7_{n}" for label in ("ALL", "HEM") for n in (0, 1))
     (block,) = _metrics(run)["evaluations"]
@@ -252,31 +192,20 @@ def test_a_folders_own_splits_are_trained_and_tested_on_and_it_is_said_that_they
     assert BY_IMAGE in said
 
 
-def test_training_on_every_cell_claims_no_test_figure(own_cells: Path, tmp_path: Path) -> None:
-    run = train(_own(own_cells, tmp_path / "run", "--split", "all"))
-    metrics = _metrics(run)
-    assert metrics["evaluations"] == []
-    assert metrics["training"]["cells"] == 32
-    assert not (run / "predictions.parquet").exists()
-    assert (run / "release" / "model.safetensors").exists()
-
-
-def test_damaged_pictures_are_left_out_and_named(
+def test_training_on_every_whole_picture_claims_no_test_figure_and_keeps_the_last_epoch(
     own_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damaged = own_cells / "ALL" / "ALL0_1.png"
     damaged.write_bytes(damaged.read_bytes()[:700])
-    run = train(_own(own_cells, tmp_path / "run", "--split", "all"))
-    assert _metrics(run)["data"]["unreadable"] == 1
-    assert _metrics(run)["training"]["cells"] == 31
+    run = train(_own(own_cells, tmp_path / "run", "--split", "all", "--num_train_epochs", "2"))
+    metrics = _metrics(run)
+    training, unreadable = metrics["training"], metrics["data"]["unreadable"]
+    assert metrics["evaluations"] == []
+    assert (training["cells"], training["kept_epoch"], unreadable) == (31, 2, 1)
+    assert not any(name.startswith("val_") for row in _summary(run) for name in row)
     assert str(damaged) in capsys.readouterr().out
-
-
-def test_bf16_after_full_precision_in_one_process(own_cells: Path, tmp_path: Path) -> None:
-    for precision in ("no", "bf16"):
-        config = _own(own_cells, tmp_path / precision, "--mixed_precision", precision)
-        accelerator = loop.make_accelerator(config, config.resolve())
-        assert accelerator.mixed_precision == precision
+    assert not (run / "predictions.parquet").exists()
+    assert (run / "release" / "model.safetensors").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has another default")
@@ -336,17 +265,12 @@ def test_the_default_precision_is_one_that_the_device_has(
     monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu or "0")
     chosen: list[str] = []
 
-    class Chosen(Exception):
-        pass
-
     def accelerator(**settings: Any) -> None:
         chosen.append(settings["mixed_precision"])
-        raise Chosen
+        raise LeukoscopeError("chosen")
 
     monkeypatch.setattr(loop, "Accelerator", accelerator)
-    config = parse_config(["--output_dir", str(tmp_path), "--override", "cpu_precision=no"])
-    with pytest.raises(Chosen):
-        loop.make_accelerator(config, config.resolve())
+    assert _refusal(parse_config(["--output_dir", str(tmp_path), "--override", "cpu_precision=no"])) == "chosen"
     assert chosen == [precision]
 
 
@@ -376,17 +300,20 @@ def test_a_launched_process_has_as_many_threads_as_cores_that_it_may_use(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has fp16")
-def test_fp16_on_a_cpu_is_refused_whoever_asks_for_it(
-    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("given", "launched", "message"),
+    [
+        ("fp16", "no", "--mixed_precision fp16: needs a GPU, and this run has none; give bf16 or no"),
+        (None, "fp16", "accelerate launch --mixed_precision fp16: needs a GPU, and this run has none; give bf16 or no"),
+        ("fp61", "no", "--mixed_precision fp61: unknown here; give one of no, fp16, bf16"),
+    ],
+)
+def test_a_precision_that_cannot_be_had_is_refused_whoever_asks_for_it_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, launched: str, message: str
 ) -> None:
-    assert _refusal(_own(own_cells, tmp_path / "run", "--mixed_precision", "fp16")) == (
-        "--mixed_precision fp16: needs a GPU, and this run has none; give bf16 or no"
-    )
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    data = ("--dataset_name", "imagefolder", "--train_dir", str(own_cells), "--output_dir", str(tmp_path / "run"))
-    assert _refusal(parse_config([*data, "--from_scratch"])) == (
-        "accelerate launch --mixed_precision fp16: needs a GPU, and this run has none; give bf16 or no"
-    )
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    config = _own(tmp_path / "no such cells", tmp_path / "run")
+    assert _refusal(replace(config, run=replace(config.run, mixed_precision=given))) == message
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs processes find each other")
@@ -446,18 +373,16 @@ def test_an_interrupted_run_resumes_and_leaves_what_a_whole_one_leaves(
 
 
 def test_what_a_run_lacked_when_it_was_killed_at_its_very_end_is_done_by_resuming_it(
-    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "run"
-    api.run(_own(own_cells, out))
+    out = shutil.copytree(finished, tmp_path / "run")
     before = (out / "metrics.json").read_bytes()
-    (out / "release" / "README.md").unlink()
     (out / "checkpoints" / "00001-epoch-1-step-0").mkdir(parents=True)
     (out / ".release.0a1b.tmp" / "release").mkdir(parents=True)
     for file in (".metrics.json.0a1b.tmp", "release/.README.md.0a1b.tmp"):
         (out / file).touch()
     monkeypatch.setattr(Trainer, "fit", lambda trainer: pytest.fail("trained again"))
-    resumed = _own(own_cells, out, "--resume_from_checkpoint")
+    resumed = parse_config([*TINY, *SHALLOW, "--output_dir", str(out), "--resume_from_checkpoint"])
     other = replace(resumed, run=replace(resumed.run, seed=1))
     assert "holds a finished run with other settings (seed: 0)" in _refusal(other)
     api.run(resumed)
@@ -484,27 +409,11 @@ def _refusal(config: TrainingConfig) -> str:
     return str(refused.value)
 
 
-@pytest.mark.parametrize("pooled_norm", ["true", "false"])
-def test_one_cell_at_a_time_is_refused_where_a_layer_normalises_over_a_batch(
-    own_cells: Path, tmp_path: Path, pooled_norm: str
-) -> None:
-    """At 32 px the last feature maps are 1 × 1: their BatchNorm has one value a channel, as the pooled one has."""
-    one = ("--per_device_train_batch_size", "1", "--override", f"pooled_norm={pooled_norm}")
-    assert _refusal(_own(own_cells, tmp_path / "run", *one)) == (
+def test_one_cell_at_a_time_is_refused_where_a_layer_normalises_over_a_batch(own_cells: Path, tmp_path: Path) -> None:
+    """At 32 px the last feature maps are 1 × 1: their BatchNorm has one value a channel."""
+    assert _refusal(_own(own_cells, tmp_path / "run", "--per_device_train_batch_size", "1")) == (
         "--per_device_train_batch_size 1: this network normalises over a batch; give 2 or more"
     )
-
-
-def test_a_run_whose_release_cannot_be_written_has_no_metrics(
-    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full_disk(*_: object, **__: object) -> None:
-        raise LeukoscopeError("no space")
-
-    monkeypatch.setattr("leukoscope.training.train.save_release", full_disk)
-    assert _refusal(_own(own_cells, tmp_path / "run")) == "no space"
-    assert (tmp_path / "run" / "predictions.parquet").exists()
-    assert not (tmp_path / "run" / "metrics.json").exists(), "by it a run is known to be finished"
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_releases_nothing(own_cells: Path, tmp_path: Path) -> None:
@@ -512,11 +421,6 @@ def test_a_loss_that_is_no_number_ends_the_run_and_releases_nothing(own_cells: P
     refusal = _refusal(_own(own_cells, tmp_path / "run", "--split", "all", *rates))
     assert refusal == "epoch 1, within 8 batches: the loss is nan; lower --learning_rate and start again"
     assert not (tmp_path / "run" / "release").exists()
-
-
-def test_mistyped_precision_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    config = _own(tmp_path / "no such cells", tmp_path / "run", "--mixed_precision", "fp61")
-    assert _refusal(config) == "--mixed_precision fp61: unknown here; give one of no, fp16, bf16"
 
 
 def test_start_weights_that_cannot_be_had_are_told_before_the_cells_are_decoded(
@@ -559,11 +463,17 @@ def _earlier_run(folder: Path, config: TrainingConfig) -> dict[str, bytes]:
         (["--split_file", "nowhere.json"], "nowhere.json"),
         (["--split", "all", "--per_device_train_batch_size", "33"], "larger than the 32 cells of an epoch, of 32"),
         (["--max_train_samples", "1", "--per_device_train_batch_size", "1"], "; use another --split or more cells"),
+        (["--resume_from_checkpoint", "foreign/checkpoints/00001-epoch-1-step-1"], " of a run with other settings ("),
+        (["--resume_from_checkpoint", "damaged/checkpoints/00001-epoch-1-step-1"], "a damaged checkpoint"),
     ],
 )
 def test_a_refused_command_leaves_a_finished_run_alone(
-    own_cells: Path, tmp_path: Path, flags: list[str], message: str
+    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], message: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    for run in ("foreign", "damaged"):
+        Checkpoints(tmp_path / run, RunIdentity({"seed": 9}, {})).save(Checkpoint({"a/b": torch.ones(1)}, {}), 1, 1)
+    Path("damaged/checkpoints/00001-epoch-1-step-1/state.json").write_text("{}")
     config = _own(own_cells, tmp_path / "run", *flags)
     before = _earlier_run(tmp_path / "run", replace(config, data=replace(config.data, split_file=None)))
     assert message in _refusal(config)
@@ -583,7 +493,9 @@ def test_a_training_into_a_locked_folder_changes_nothing(
     assert _contents(tmp_path / "run") == before
 
 
-@pytest.mark.parametrize("writes", ["Split.save", "run_folder.append_row", "run_folder.evaluate_predictions"])
+@pytest.mark.parametrize(
+    "writes", ["Split.save", "run_folder.append_row", "run_folder.evaluate_predictions", "save_release"]
+)
 def test_a_full_disk_ends_the_run_in_one_line(
     own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: str
 ) -> None:
@@ -600,23 +512,11 @@ def test_a_full_disk_ends_the_run_in_one_line(
     )
     if writes == "Split.save":
         assert _contents(tmp_path / "run") == before, "a finished run stays until the next one has begun"
+    else:
+        assert not (tmp_path / "run" / "metrics.json").exists(), "by it a run is known to be finished"
 
 
-@pytest.mark.parametrize("damaged", [False, True])
-def test_a_checkpoint_that_cannot_be_resumed_leaves_a_finished_run_alone(
-    own_cells: Path, tmp_path: Path, damaged: bool
-) -> None:
-    before = _earlier_run(tmp_path / "run", _own(own_cells, tmp_path / "run"))
-    checkpoints = Checkpoints(tmp_path / "other", RunIdentity({"seed": 9}, {}))
-    foreign = checkpoints.save(Checkpoint({"a/b": torch.ones(1)}, {}), epoch=1, step=1)
-    if damaged:
-        (foreign / "state.json").write_text("{}")
-    message = _refusal(_own(own_cells, tmp_path / "run", "--resume_from_checkpoint", str(foreign)))
-    assert ("a damaged checkpoint" if damaged else "a checkpoint of a run with other settings (") in message
-    assert _contents(tmp_path / "run") == before
-
-
-@pytest.mark.parametrize("architecture", ["densenet121", "timm/deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize("architecture", ["timm/test_resnet", "timm/deit_tiny_distilled_patch16_224"])
 def test_probabilities_presume_the_frequencies_that_they_are_shifted_to(architecture: str) -> None:
     torch.manual_seed(0)
     network = build_network(replace(get_recipe(architecture), image_size=32), 2).eval()
