@@ -32,7 +32,12 @@ def _paragraphs(evaluation: Mapping[str, Any]) -> Iterator[str]:
     if intervals["by_subject"] is None:
         yield f"No interval by {unit}: {intervals['by_subject_missing']}. Those by cell are too narrow."
     yield str(confusion_table(metrics, list(metrics["per_class"])))
-    yield decisions_line(evaluation["decisions"])
+    decisions = evaluation["decisions"]
+    cells, given = sum(decisions["outcomes"].values()), decisions["given"]
+    without = ", ".join(f"{count(n)} {name}" for name, n in decisions["outcomes"].items() if name in WITHOUT_CLASS)
+    right = f", {count(decisions['right'])} of them right" if given else ""
+    named = f" ({without})" if without else ""
+    yield f"The release gives a class to {count(given)} of these {count(cells)} cells{right}{named}."
     if rule := evaluation["subject_rule"]:
         yield (
             f"The rule for subjects gives a class to {rule['given_a_class']} of {len(rule['subjects'])}; of these, "
@@ -44,12 +49,3 @@ def _paragraphs(evaluation: Mapping[str, Any]) -> Iterator[str]:
     if left_out := evaluation["left_out"]:
         more = [f"- and {len(left_out) - LEFT_OUT} more, in evaluation.json"] if len(left_out) > LEFT_OUT else []
         yield "\n".join(["Left out:", "", *(f"- {line}" for line in left_out[:LEFT_OUT]), *more])
-
-
-def decisions_line(decisions: Mapping[str, Any]) -> str:
-    """One sentence on evaluation.json's `decisions`."""
-    cells, given = sum(decisions["outcomes"].values()), decisions["given"]
-    without = [f"{count(n)} {name}" for name, n in decisions["outcomes"].items() if name in WITHOUT_CLASS]
-    right = f", {count(decisions['right'])} of them right" if given else ""
-    named = f" ({', '.join(without)})" if without else ""
-    return f"The release gives a class to {count(given)} of these {count(cells)} cells{right}{named}."

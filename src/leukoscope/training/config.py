@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.cell_tables import SUBJECT_COLUMNS
@@ -334,11 +334,16 @@ def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py"
     parser.set_defaults(recipe=None)
     arguments = list(sys.argv[1:] if argv is None else argv)
     files = ArgumentParser(add_help=False, allow_abbrev=False)
-    files.add_argument("--config")
+    files.add_argument("--config", type=Path)
     if (file := files.parse_known_args(arguments)[0].config) is not None:
         given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in arguments if word.startswith("--")}
         # A split that is named beside the file takes the place of all that the file says of its own.
-        parser.set_defaults(**_flags_of(Path(file), _OF_SPLIT if given & {"split", "split_file"} else ()))
+        words = _words_of(file, _OF_SPLIT if given & {"split", "split_file"} else ())
+        try:
+            parser.parse_args_into_dataclasses(args=words)
+        except LeukoscopeError as error:
+            raise LeukoscopeError(f"--config {file}: {error}") from None
+        arguments = [*words, *arguments]
     data, model, run, unknown = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
     if unknown:
         raise LeukoscopeError(f"{' '.join(unknown)}: no such flag; {_known_flags(unknown[0])}")
@@ -355,7 +360,7 @@ def _known_flags(unknown: str) -> str:
     return f"{guess}`leukoscope train --help` lists them all"
 
 
-def _flags_of(file: Path, without: Sequence[str] = ()) -> dict[str, Any]:
+def _words_of(file: Path, without: Sequence[str]) -> list[str]:
     """The flags, but for those of `without`, that a YAML file holds by name or, as args.yaml, under `flags`."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
@@ -365,22 +370,15 @@ def _flags_of(file: Path, without: Sequence[str] = ()) -> dict[str, Any]:
     content = content.get("flags", content) if isinstance(content, dict) else None
     if not isinstance(content, dict):
         raise LeukoscopeError(f"--config {file}: holds no flags; write one per line, like `learning_rate: 1e-4`")
-    given, hints = {}, [get_type_hints(part, include_extras=True) for part in _KINDS]
-    kinds = {name: kind for hint in hints for name, kind in hint.items()}
+    names, words = TrainingConfig().as_dict(), list[str]()
     for name, value in content.items():
-        if name not in kinds or (name == "config" and value is not None):
-            raise LeukoscopeError(f"--config {file}: {name} is no flag; {_known_flags(name)}")
-        if value is None or name in without:
-            continue
-        # YAML reads a plain `no` as false, and as numbers what may be meant as text.
-        value = "no" if value is False and kinds[name] is not bool else value
-        try:
-            checked = TypeAdapter(kinds[name], config=ConfigDict(coerce_numbers_to_str=True))
-            given[name] = checked.validate_python(value)
-        except ValidationError as error:
-            reason = error.errors(include_url=False)[0]["msg"]
-            raise LeukoscopeError(f"--config {file}: {name}: {value}: {reason[0].lower()}{reason[1:]}") from None
-    return given
+        if name not in names or (name == "config" and value is not None):
+            raise LeukoscopeError(f"--config {file}: {name} is no flag; {_known_flags(str(name))}")
+        if value not in (None, []) and name not in without:
+            # YAML reads a plain `no` as false; flags of either type take "no".
+            plain = "no" if value is False else value
+            words += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={plain}"]
+    return words
 
 
 def complete(config: TrainingConfig) -> TrainingConfig:
