@@ -19,6 +19,11 @@ from leukoscope.models.release import Metrics
 from leukoscope.reports.formatting import fraction, with_span
 
 
+@pytest.fixture(autouse=True)
+def few_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REPEATS", 300)
+
+
 def _predictions(logits: dict[str, np.ndarray]) -> CellPredictions:
     """Cells of subjects named ALL… or HEM…, with the logits of ALL given."""
     subjects = [name for name, values in logits.items() for _ in values]

@@ -127,15 +127,6 @@ class Api:
         _require_write(request, id)
         return repository
 
-    async def commits(self, request: Request, id: str, revision: str) -> Response:
-        history = self._repository(request, id).history(revision)
-        return JSONResponse(
-            [
-                {"id": c.oid, "title": c.title, "message": "", "date": c.date, "authors": [{"user": USER}]}
-                for c in history
-            ]
-        )
-
     async def bucket(self, request: Request, id: str) -> Response:
         """Where trackio keeps metrics: made and found, but nothing can be put in."""
         if request.method == "POST":

@@ -6,10 +6,11 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote
 
 import uvicorn
@@ -17,7 +18,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hub_server.api import Api
-from hub_server.faults import Fault
 from hub_server.storage import Refused, Repository, Storage
 
 # A Space is called spaces/owner/name here and a data set datasets/owner/name, as in their addresses.
@@ -35,7 +35,6 @@ _ROUTES = (
     ("GET", rf"/api/models/{_ID}/auth-check(?P<write>/write)?", "auth_check"),
     ("GET", rf"/api/models/{_ID}(/revision/(?P<revision>[^/]+))?", "info"),
     ("GET", rf"/api/models/{_ID}/refs", "refs"),
-    ("GET", rf"/api/models/{_ID}/commits/(?P<revision>[^/]+)", "commits"),
     ("GET", rf"/api/models/{_ID}/tree/(?P<revision>[^/]+)(/(?P<path>.+))?", "tree"),
     ("POST", rf"/api/models/{_ID}/paths-info/(?P<revision>[^/]+)", "paths_info"),
     ("POST", rf"/api/models/{_ID}/tag/(?P<revision>[^/]+)", "tag"),
@@ -46,6 +45,32 @@ _ROUTES = (
     ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_put"),
     ("GET|HEAD", rf"/{_ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
 )
+
+
+@dataclass
+class Fault:
+    """One thing that goes wrong between a client and the Hub.
+
+    Attributes:
+        request: regular expression over "METHOD /path".
+        kind: `refuse` answers `status` at once, `refuse_mid_upload` after half of the body; `cut` does what was asked
+            for and ends the connection half-way through the answer; `wrong_etag` names another content.
+        status, headers: of the refusal.
+        times: how often, before all is well again.
+    """
+
+    request: str
+    kind: Literal["refuse", "refuse_mid_upload", "cut", "wrong_etag"] = "refuse"
+    status: int = 500
+    headers: Mapping[str, str] = field(default_factory=dict)
+    times: int = 1
+
+    def strikes(self, method: str, path: str) -> bool:
+        """Whether this request meets it; counted."""
+        if self.times < 1 or not re.search(self.request, f"{method} {path}"):
+            return False
+        self.times -= 1
+        return True
 
 
 class Hub:
