@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
-from timm import create_model
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
-from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference import graph
 from leukoscope.inference.graph import ONNX_GRAPH, linear_head, write_onnx
 from leukoscope.inference.prediction import softmax
 from leukoscope.inference.runtime import TorchBackend
+from leukoscope.models.recipes import timm_recipe
 from leukoscope.models.release import CARD, CONFIG, PROCESSOR, read_release
-from leukoscope.models.weights import save_release
 from leukoscope.synthetic import draw_cell
+from untrained import untrained
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytestmark = pytest.mark.slow
@@ -46,21 +45,10 @@ console.log(JSON.stringify(answers))
 """
 
 
-def small_release(folder: Path, architecture: str = "resnet10t", **preprocessing: Any) -> Path:
-    torch.manual_seed(0)
-    return save_release(
-        folder,
-        create_model(architecture, num_classes=2).eval(),
-        architecture=architecture,
-        labels=("ALL", "HEM"),
-        preprocessing=Preprocessing(64, 0.5, **preprocessing),
-        metrics={"schema_version": 3, "labels": ["ALL", "HEM"]},
-    )
-
-
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_release(tmp_path_factory.mktemp("of-graph") / "small")
+    recipe = replace(timm_recipe("resnet10t", ""), image_size=64)
+    return untrained(tmp_path_factory.mktemp("of-graph") / "small", {}, recipe)
 
 
 @pytest.fixture(scope="module")
@@ -96,18 +84,17 @@ def test_the_graph_gives_the_releases_probabilities_and_maps(release: Path, expo
 def test_the_settings_name_classes_and_preprocessing(exported: Path) -> None:
     config, processor = (json.loads((exported / name).read_text()) for name in (CONFIG, PROCESSOR))
     assert config["id2label"] == {"0": "ALL", "1": "HEM"}
-    assert (processor["size"], processor["crop_size"]) == ({"shortest_edge": 128}, {"height": 64, "width": 64})
+    assert (processor["size"], processor["crop_size"]) == ({"shortest_edge": 82}, {"height": 64, "width": 64})
     assert processor["resample"] == Image.Resampling.BICUBIC
     _, front, page = (exported / CARD).read_text().split("---\n", 2)
     assert yaml.safe_load(front) == {"library_name": "transformers.js", "pipeline_tag": "image-classification"}
     assert RESEARCH_NOTICE in page
 
 
-def test_a_network_without_a_map_of_channels_has_logits_alone(tmp_path: Path, cell: Image.Image) -> None:
+def test_a_network_without_a_map_of_channels_has_logits_alone(vit_release: Path, tmp_path: Path) -> None:
     import onnxruntime
 
-    folder = small_release(tmp_path / "vit", "test_vit")
-    report = write_onnx(read_release(folder), tmp_path / "web")
+    report = write_onnx(read_release(vit_release), tmp_path / "web")
     assert (report["outputs"], report["heat_map_difference"]) == (["logits"], None)
     session = onnxruntime.InferenceSession(tmp_path / "web" / ONNX_GRAPH)
     assert [output.name for output in session.get_outputs()] == ["logits"]

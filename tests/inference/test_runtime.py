@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,8 @@ import pytest
 import torch
 from accelerate.utils import str_to_bool
 from PIL import Image
-from timm import create_model
 
 from leukoscope import LeukoscopeError, Prediction, Predictor
-from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference import graph, predictor, runtime
 from leukoscope.inference.graph import (
     ALLOWED,
@@ -36,9 +35,11 @@ from leukoscope.inference.graph import (
 )
 from leukoscope.inference.predictor import float32_backend
 from leukoscope.inference.runtime import Runtime, TorchBackend, gpu_or_cpu, usable_cores
+from leukoscope.models.recipes import timm_recipe
 from leukoscope.models.release import ReleaseInfo, read_release
-from leukoscope.models.weights import load_release, save_release
+from leukoscope.models.weights import load_release
 from leukoscope.synthetic import draw_cell
+from untrained import untrained
 
 RELEASES = sorted((Path(__file__).parents[2] / "model_card").glob("*/config.json"))
 TF32: Any = torch.backends  # whose newer switches older stubs lack
@@ -103,14 +104,6 @@ def test_embedded_releases_predict_alike_on_real_cells(kept_graphs: Path, real_d
     assert_alike(ours, Predictor.from_pretrained(config.parent, backend="torch")(files, explain=True), apart=5e-4)
 
 
-def untrained(folder: Path, architecture: str, size: int = 64, **model_args: Any) -> Path:
-    """A release of a network of timm with random weights."""
-    torch.manual_seed(0)
-    network = create_model(architecture, num_classes=2, **model_args).eval()
-    about: dict[str, Any] = {"preprocessing": Preprocessing(size, 0.9), "metrics": {}, "model_args": model_args}
-    return save_release(folder, network, architecture=architecture, labels=("ALL", "HEM"), **about)
-
-
 @pytest.mark.parametrize(
     ("architecture", "linear"), [("mobilenetv3_small_050", False), ("convnext_atto", False), ("dla46_c", True)]
 )
@@ -118,7 +111,7 @@ def test_a_head_that_is_not_one_linear_layer_is_explained_by_torch_from_the_grap
     cache: Path, tmp_path: Path, pictures: list[Image.Image], architecture: str, linear: bool
 ) -> None:
     """A classifier that is a convolution is linear, too."""
-    release = untrained(tmp_path / architecture, architecture)
+    release = untrained(tmp_path / architecture, {}, replace(timm_recipe(architecture, ""), image_size=64))
     ours, theirs = (
         Predictor.from_pretrained(release, backend=backend)(pictures, explain=True) for backend in ("openvino", "torch")
     )
@@ -241,15 +234,7 @@ def test_elsewhere_than_on_a_cpu_convolutions_keep_float32(tiny_release: Path, r
     assert not TF32.cudnn.allow_tf32, "and can be read"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "CUDA out of memory. Tried",
-        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when",
-        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
-        "DefaultCPUAllocator: can't allocate memory",
-    ],
-)
+@pytest.mark.parametrize("text", ["CUDA out of memory. Tried", "DefaultCPUAllocator: can't allocate memory"])
 def test_used_up_memory_names_the_batch_size(
     tiny_release: Path, monkeypatch: pytest.MonkeyPatch, pictures: list[Image.Image], text: str
 ) -> None:
@@ -298,14 +283,10 @@ def test_bfloat16_moves_probabilities_a_little(
         assert other.heatmaps is not None
 
 
-def test_cores_are_counted_where_the_system_does_not_say(
-    cache: Path, tiny_release: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cores_are_counted_where_the_system_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
     assert usable_cores() >= 1
     # As macOS, where `os` has no such function.
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert Predictor.from_pretrained(tiny_release, backend="openvino").backend.name == "openvino"
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert usable_cores() == 6
 
@@ -315,7 +296,7 @@ def test_cores_are_counted_where_the_system_does_not_say(
 def test_a_network_without_a_map_of_channels_is_predicted_and_has_no_map(
     cache: Path, tmp_path: Path, pictures: list[Image.Image], architecture: str
 ) -> None:
-    release = untrained(tmp_path / "release", architecture, 32, img_size=32)
+    release = untrained(tmp_path / "release", {}, replace(timm_recipe(architecture, ""), image_size=32))
     ours = Predictor.from_pretrained(release, backend="auto")
     theirs = Predictor.from_pretrained(release, backend="torch")
 
@@ -331,7 +312,6 @@ def test_a_network_without_a_map_of_channels_is_predicted_and_has_no_map(
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"backend": "tensorrt"}, "backend 'tensorrt': unknown; choose one of auto, torch, openvino"),
         ({"precision": "half"}, "precision 'half': unknown; choose one of float32, bf16"),
         ({"backend": "openvino", "device": "cuda"}, "backend 'openvino': computes on the CPU only; leave out device"),
         ({"backend": "torch", "device": "warp"}, "device 'warp': torch cannot compute there on this machine"),
@@ -353,7 +333,7 @@ def test_without_a_gpu_driver_torch_is_not_imported(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    "value", ["", "true", "on", "y", "T", "1", "Yes", "n", "no", "f", "False", "off", "0", "maybe"]
+    "value", ["", "y", "yes", "T", "true", "on", "1", "n", "no", "f", "False", "off", "0", "maybe"]
 )
 def test_accelerates_switch_is_read_as_accelerate_reads_it(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda name: name)  # a driver, and no nvidia-smi, as in some containers

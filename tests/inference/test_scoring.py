@@ -25,7 +25,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.images import open_image
 from leukoscope.inference import scoring
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
-from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
+from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
 from leukoscope.inference.scoring import (
     SourceCell,
     check_output,
@@ -36,7 +36,6 @@ from leukoscope.inference.scoring import (
 )
 from leukoscope.models.release import OOD
 from leukoscope.synthetic import draw_cell
-from leukoscope.synthetic_smears import draw_smear
 
 ROOT = Path(__file__).parents[2]
 BY_NAME = r"^(?P<subject>\w+)-"
@@ -134,23 +133,6 @@ def test_each_cell_gets_the_prediction_it_gets_alone(predictor: Predictor, cells
     ]
 
 
-def test_what_is_no_cell_is_counted_with_what_is_refused(decided_release: Path, cells: Path, tmp_path: Path) -> None:
-    release, folder = Path(shutil.copytree(decided_release, tmp_path / "release")), tmp_path / "mixed"
-    metrics = json.loads((release / "metrics.json").read_text()) | {"data": {"name": "cnmc2019"}}
-    (release / "metrics.json").write_text(json.dumps(metrics))
-    folder.mkdir()
-    Image.fromarray(draw_smear(("ALL", "HEM") * 2, size=(300, 380), um_per_pixel=0.2).image).save(folder / "smear.png")
-    Image.new("RGB", (64, 64), "white").save(folder / "white.png")
-    shutil.copy(next(cells.glob("all*.png")), folder / "cell.png")
-
-    scored = score(Predictor.from_pretrained(release), folder, tmp_path / "out.parquet", subject_pattern=None)
-
-    _, smear, white = pq.read_table(tmp_path / "out.parquet").to_pylist()
-    assert smear["outcome"] == NOT_A_CELL and smear["reasons"].split()[0] == "field_of_view"
-    assert white["outcome"] == OUT_OF_DISTRIBUTION
-    assert (scored.cells, scored.refused) == (3, 2)
-
-
 def test_without_a_good_file_the_table_is_empty_and_without_a_bad_one_there_is_no_list(
     predictor: Predictor, cells: Path, tmp_path: Path
 ) -> None:
@@ -167,10 +149,7 @@ def test_without_a_good_file_the_table_is_empty_and_without_a_bad_one_there_is_n
     assert unreadable_list(Path("a/run.csv")) != unreadable_list(Path("a/run.parquet"))
 
 
-def test_neither_shards_nor_batches_show_in_the_predictions(
-    predictor: Predictor, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scoring, "_JOINED_AT_ONCE", 2)
+def test_neither_shards_nor_batches_show_in_the_predictions(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
     for name, sizes in {"a": (4, 3), "b": (100, 3), "c": (1, 1)}.items():
         score(predictor, cells, tmp_path / f"{name}.parquet", cells_per_shard=sizes[0], batch_size=sizes[1])
     a, b, c = (pq.read_table(tmp_path / f"{name}.parquet").drop_columns("p_HEM") for name in "abc")
@@ -215,7 +194,7 @@ def test_a_run_resumes_where_it_was_stopped_and_does_a_damaged_shard_anew(
     assert unreadable_list(output).read_bytes() == unreadable_list(whole).read_bytes()
 
 
-@pytest.mark.parametrize("other", ["", "model.safetensors", "metrics.json", OOD, "precision"])
+@pytest.mark.parametrize("other", ["", "metrics.json", OOD, "precision"])
 def test_shards_of_other_weights_or_of_another_precision_are_done_anew(
     decided_release: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
@@ -281,35 +260,21 @@ def test_a_second_run_into_the_same_table_is_refused(predictor: Predictor, cells
         score(predictor, cells, output)
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
-def test_any_name_of_a_table_is_written_whatever_the_locale(
-    decided_release: Path, cells: Path, tmp_path: Path, suffix: str
-) -> None:
+def test_any_name_of_a_table_is_written_whatever_the_locale(tiny_release: Path, cells: Path, tmp_path: Path) -> None:
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT / "src")}
-    words = [
-        sys.executable,
-        "-m",
-        "leukoscope",
-        "score",
-        str(decided_release),
-        "--input",
-        str(cells),
-        "--backend",
-        "torch",
-    ]
-    words += ["--output", str(tmp_path / f"größe{suffix}")]
-    done = subprocess.run(words, env=os.environ | plain, capture_output=True, text=True, check=False)
+    words = ["score", str(tiny_release), "--input", str(cells), "--output", str(tmp_path / "größe.csv")]
+    command = [sys.executable, "-m", "leukoscope", *words]
+    done = subprocess.run(command, env=os.environ | plain, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr  # two files cannot be read
-    assert {path.name for path in tmp_path.iterdir()} == {f"größe{suffix}", f"größe{suffix}.unreadable.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"größe.csv", "größe.csv.unreadable.csv"}
 
 
 def test_what_could_not_be_written_is_refused_first(tmp_path: Path) -> None:
     (tmp_path / "there.parquet").touch()
     with pytest.raises(LeukoscopeError, match="there.parquet: is already there; move it, or name another file"):
         check_output(tmp_path / "there.parquet")
-    with pytest.raises(
-        LeukoscopeError, match=r"out.ods: is no kind of table written here; give a name that ends in .parquet, .csv$"
-    ):
+    said = r"out.ods: is no kind of table written here; give a name that ends in .parquet, .csv$"
+    with pytest.raises(LeukoscopeError, match=said):
         check_output(tmp_path / "out.ods")
 
 
@@ -329,9 +294,8 @@ def test_no_text_of_a_csv_is_a_formula_and_other_tables_keep_it_as_it_is(tmp_pat
 
 def test_a_folder_that_cannot_be_written_is_named(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(
-        LeukoscopeError, match=r"file/out.parquet.parts: cannot be read or written \(Not a directory\); name another"
-    ):
+    said = r"file/out.parquet.parts: cannot be read or written \(Not a directory\); name another"
+    with pytest.raises(LeukoscopeError, match=said):
         score(predictor, cells, tmp_path / "file" / "out.parquet")
 
 
@@ -449,15 +413,8 @@ def test_a_row_without_a_file_is_named(tmp_path: Path, path: str | None, said: s
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("cells.csv", b"", "cells.csv: is empty; give a header"),
         ("cells.csv", b"PK\x03\x04 a spreadsheet", "cells.csv: is no text; export the table as CSV"),
-        ("cells.csv", b"\xff\xfea", "cells.csv: is damaged UTF-16"),
-        ("cells.csv", b"file\n", "cells.csv: has a header and no row"),
-        (
-            "cells.csv",
-            b"name,age\nann,7\n",
-            r"cells.csv: has no column of image paths \(one of path, file, .*name, age",
-        ),
+        ("cells.csv", b"name,age\nann,7\n", r"has no column of image paths \(one of path, file, .*name, age"),
         ("cells.parquet", b"PAR1, or is it?", r"^.*cells.parquet: cannot be read as Parquet \(.*\); copy it"),
         ("cells.xlsx", b"", r"cells.xlsx: is a .xlsx file; give a folder, .csv or .parquet"),
     ],
@@ -473,13 +430,3 @@ def test_what_is_no_path_or_holds_no_image_is_refused(tmp_path: Path) -> None:
         open_source("cnmc2019")
     with pytest.raises(LeukoscopeError, match=f"^{tmp_path}: holds no cell; give a folder of images"):
         open_source(str(tmp_path))
-
-
-def test_damage_inside_a_table_of_paths_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "cells.parquet"
-    pq.write_table(pa.table({"path": ["a.png", "b.png"]}), path, use_dictionary=False)
-    with path.open("r+b") as file:
-        file.seek(pq.read_metadata(path).row_group(0).column(0).data_page_offset)
-        file.write(b"\xff" * 20)
-    with pytest.raises(LeukoscopeError, match=r".*cells.parquet: cannot be read as Parquet \(.*\); copy it"):
-        open_source(str(path))

@@ -130,19 +130,6 @@ def test_where_half_of_a_smears_cells_are_known_those_get_their_class(
     assert f", {4 - count} out of distribution. {count / 4:.0%} of the whole cells are like" in reading.summary
 
 
-@pytest.mark.parametrize("ood", [None, 1e6])
-def test_cells_below_the_release_s_own_threshold_are_abstained_from(
-    predictor: Predictor, smear: Image.Image, ood: float | None
-) -> None:
-    predictor.ood = None if ood is None else detector(limit=ood)
-    predictor.thresholds = replace(predictor.thresholds, abstain_below=1.0)
-
-    reading = read_smear(predictor, smear, um_per_pixel=0.2)
-
-    assert codes(reading) == [["low_confidence"]] * len(CLASSES)
-    assert reading.summary.startswith("4 nucleated cell(s): 4 abstain.")
-
-
 def test_cells_cut_by_the_edge_are_not_asked_about_and_do_not_count_in_the_share(
     predictor: Predictor, smear: Image.Image
 ) -> None:

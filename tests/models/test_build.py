@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,36 +164,29 @@ def test_from_scratch_changes_nothing_and_asks_no_network(network: nn.Module, re
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("base_model", "reason"),
-    [
+def test_an_unreachable_hub_ends_in_one_clear_message(
+    network: nn.Module, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(base_model: str, reason: str) -> str:
+        fix = "check the network, give --pretrained_weights FILE.safetensors, or train with --from_scratch"
+        return rf"{base_model}: its weights cannot be fetched from the Hub \({reason}\); {fix}"
+
+    for base_model, reason in (
         ("nobody/no-such-weights", "HF_HUB_OFFLINE is set"),
         ("no such id", "Repo id must .*"),
         ("one/two/three", "Repo id must .*"),
-    ],
-)
-def test_an_unreachable_hub_ends_in_one_clear_message_at_once(
-    network: nn.Module, recipe: Recipe, base_model: str, reason: str
-) -> None:
-    started = time.monotonic()
-    message = _refusal(network, replace(recipe, base_model=base_model), StartWeights())
-    assert time.monotonic() - started < 30
-    fix = "check the network, give --pretrained_weights FILE.safetensors, or train with --from_scratch"
-    assert re.fullmatch(rf"{base_model}: its weights cannot be fetched from the Hub \({reason}\); {fix}", message)
+    ):
+        message = _refusal(network, replace(recipe, base_model=base_model), StartWeights())
+        assert re.fullmatch(said(base_model, reason), message)
 
-
-def test_a_hub_that_hangs_up_is_one_clear_message(
-    network: nn.Module, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
     def hang_up(*_: object, **__: object) -> None:
-        raise HTTPError("Server disconnected without sending a response.")
+        raise HTTPError("Server disconnected.")
 
     monkeypatch.setattr("leukoscope.models.build.hf_hub_download", hang_up)
-    message = _refusal(network, recipe, StartWeights())
-    assert message.startswith(f"{recipe.base_model}: its weights cannot be fetched from the Hub (Server disconnected")
+    assert re.fullmatch(said(recipe.base_model, "Server disconnected"), _refusal(network, recipe, StartWeights()))
 
 
-@pytest.mark.parametrize("name", ["efficientnet_b3", "densenet121", "densenet169_block2", "timm/vgg11"])
+@pytest.mark.parametrize("name", ["efficientnet_b3", "densenet169_block2"])
 def test_a_new_head_starts_undecided(name: str) -> None:
     network = build_network(get_recipe(name), 2)
     weight = next(p for p in classifier_parameters(network) if p.ndim > 1)
@@ -276,48 +268,19 @@ def test_a_size_that_a_model_of_timm_cannot_take_is_named(name: str, size: int, 
         build_network(recipe, 2, create if no_layer else None)
 
 
-def test_a_training_step_of_efficientnet_copies_no_input_of_an_activation() -> None:
-    network = build_network(get_recipe("efficientnet_b3"), 2)
-    with torch.profiler.profile() as profile:
-        network(torch.zeros(2, 3, 32, 32)).sum().backward()
-    names = {event.key for event in profile.key_averages()}
-    assert "aten::silu" in names
-    assert "aten::silu_" not in names
-
-
 # Which parameters are a network's last layer, its head and its backbone
 
 
-def test_a_frozen_backbone_of_a_timm_model_is_all_but_its_last_layer() -> None:
-    network = build_network(replace(timm_recipe("test_vit", "--model_name_or_path"), image_size=32), 2)
-    network.train()
+@pytest.mark.parametrize(
+    ("name", "head", "tensors"), [("timm/test_vit", "head", 2), ("densenet169_block2", "classifier", 4)]
+)
+def test_a_frozen_backbone_is_all_but_the_head(name: str, head: str, tensors: int) -> None:
+    network = build_network(replace(get_recipe(name), image_size=32), 2).train()
     freeze(network, ("backbone",))
-    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-    assert trained == {"head.weight", "head.bias"}
-    assert not network.get_submodule("blocks.0").training
-    assert backbone_state(network).keys() == network.state_dict().keys() - trained
-
-
-def test_a_head_of_several_layers_is_trained_as_a_whole() -> None:
-    network = build_network(replace(get_recipe("densenet169_block2"), image_size=32), 2).train()
-    freeze(network, ("backbone",))
-    trained = [p for p in network.parameters() if p.requires_grad]
-    assert [id(p) for p in trained] == [id(p) for p in head_parameters(network)] and len(trained) == 4
-    in_training = {name.split(".")[0] for name, module in network.named_modules() if module.training}
-    assert in_training == {"", "classifier"}
-    assert all(module.training for module in network.get_submodule("classifier").modules())
-    assert backbone_state(network).keys() == {
-        f"features.{name}" for name in network.get_submodule("features").state_dict()
-    }
-    assert [p.shape for p in classifier_parameters(network)] == [(2, 512), (2,)]
-
-
-def test_named_modules_of_a_timm_model_are_frozen_alone() -> None:
-    network = timm.create_model("test_resnet", num_classes=2).train()
-    freeze(network, ("conv1",))
-    assert [name for name, p in network.named_parameters() if not p.requires_grad] == [
-        name for name, _ in network.named_parameters() if name.startswith("conv1.")
-    ]
+    trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    assert len(trained) == tensors and all(name.startswith(f"{head}.") for name in trained)
+    assert {name.split(".")[0] for name, module in network.named_modules() if module.training} == {"", head}
+    assert backbone_state(network).keys() == {k for k in network.state_dict() if not k.startswith(f"{head}.")}
 
 
 def test_a_distilled_network_has_two_last_layers() -> None:
@@ -360,36 +323,16 @@ def test_the_plain_network_has_the_same_probabilities(pixels: torch.Tensor, clas
     other = torch.randn(3, 3, 96, 96)
     for given in (pixels, other):
         assert torch.allclose(plain(given).softmax(1), network(given).softmax(1), atol=1e-6)
+    assert float(plain.forward_features(pixels).min()) > 0, "nothing is clipped"
 
 
-def test_nothing_is_clipped_and_the_average_place_activates_no_class(pixels: torch.Tensor) -> None:
-    plain = rewritten(network_of(), pixels)
-    features = plain.forward_features(pixels)
-    assert float(features.min()) > 0
-    maps = torch.einsum("kc,bchw->bkhw", plain.classifier.weight, features)
-    assert maps.mean(dim=(0, 2, 3)).abs().max() < 1e-3 * maps.abs().max()
+def test_only_a_densenet_can_be_trained_so() -> None:
+    recipe = with_overrides(get_recipe("efficientnet_b3"), ["pooled_norm=true", "drop_path_rate=0"])
+    with pytest.raises(LeukoscopeError, match=r"cannot be built .*leave out what --override changes"):
+        build_network(recipe, 2)
 
 
 def test_a_network_that_is_not_the_same_is_reported(pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("leukoscope.models.build._TOLERANCE", -1.0)
     with pytest.raises(LeukoscopeError, match="has logits that differ by .*; report this$"):
         rewritten(network_of(), pixels)
-
-
-def test_it_is_normalised_after_pooling_and_drops_features_in_training_only(pixels: torch.Tensor) -> None:
-    network: Any = pooled_norm_densenet("densenet121", 2, drop_rate=0.5, **BLOCKS).eval()
-    features = network.forward_features(pixels)
-    assert features.min() < 0, "no ReLU before pooling"
-    pooled = network.forward_head(features, pre_logits=True)
-    assert torch.allclose(pooled, features.mean(dim=(2, 3)), atol=1e-6)
-    assert torch.equal(network.get_classifier()(pooled), network(pixels))
-    torch.manual_seed(0)
-    first = network.train().forward_head(features)
-    assert not torch.equal(first, network.forward_head(features))
-
-
-@pytest.mark.parametrize("name", ["efficientnet_b3", "timm/vgg11_bn"])
-def test_only_a_densenet_can_be_trained_so(name: str) -> None:
-    recipe = with_overrides(get_recipe(name), ["pooled_norm=true", "image_size=32", "drop_path_rate=0"])
-    with pytest.raises(LeukoscopeError, match=r"cannot be built .*leave out what --override changes"):
-        build_network(recipe, 2)

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import sys
-import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -109,7 +108,7 @@ def test_four_ways_of_loading_give_one_answer_on_phantoms(
     assert config["pretrained_cfg"]["fixed_input_size"] is True
     assert_one_answer(vit_release, phantoms)
     *_, turned, plain = assert_one_answer(tiny_release, phantoms)
-    assert np.abs(turned - plain).max() > 1e-4, "the turn must matter for this test to mean anything"
+    assert np.abs(turned - plain).max() > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -151,10 +150,9 @@ def test_the_backbone_is_half_precision_on_disk_and_all_is_float32_when_loaded(t
     assert torch.equal(loaded["classifier.weight"], stored["classifier.weight"])
 
 
-@pytest.mark.parametrize("image_size", [96, 160, 224, 288])
-def test_saved_preprocessing_shows_the_network_what_training_did(tmp_path: Path, image_size: int) -> None:
+def test_saved_preprocessing_shows_the_network_what_training_did(tmp_path: Path) -> None:
     """At 224 px the picture is first resized to 224 / (350/450) = 288: a rounded crop_pct would make that 287."""
-    trained = Preprocessing(image_size, 350 / 450)
+    trained = Preprocessing(224, 350 / 450)
     save_tiny(tmp_path / "release", preprocessing=trained)
     picture = Image.fromarray(draw_cell("ALL", subject=0, cell=0, size=450, background="smear").image)
 
@@ -185,16 +183,11 @@ def refusal(release: Path) -> str:
     return str(error.value)
 
 
-def test_what_is_missing_or_pickled_is_named(copy: Path) -> None:
+def test_what_is_missing_is_named(copy: Path) -> None:
     none = copy / "none"
     assert refusal(none) == f"{none}: no such model folder; give a release folder or a Hub id like owner/name"
     (copy / "model.safetensors").unlink()
     assert refusal(copy) == f"{copy / 'model.safetensors'}: no such weights file; give a .safetensors file"
-    torch.save({}, copy / "pytorch_model.bin")
-    assert refusal(copy) == (
-        f"{copy}: holds only pytorch_model.bin; pickled weights can run code and are never loaded — "
-        "convert to safetensors"
-    )
     (copy / "config.json").unlink()
     assert refusal(copy) == f"{copy}: has no config.json; give the folder of a release"
 
@@ -219,7 +212,7 @@ def test_weights_that_the_system_does_not_give_are_named() -> None:
         read_arrays(Path("/proc/self/mem"))
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"architecture": "densenet121",', "\x00\x01", "3", "[]", "null", '"text"'])
+@pytest.mark.parametrize("text", ["", "{", "\x00\x01", "[]", "null"])
 def test_a_damaged_config_is_named(copy: Path, text: str) -> None:
     (copy / "config.json").write_text(text)
     assert re.search(rf"^{copy / 'config.json'}: damaged \(.*\); restore it from the release", refusal(copy))
@@ -233,7 +226,12 @@ DIFFERENT = "the labels must be different texts"
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"label_names": "AB"}, "damaged (label_names is 'AB'; "),
+        (
+            {"label_names": "AB"},
+            "damaged (label_names is 'AB'; input should be a valid list); restore it from the release, or give "
+            "another: only timm image classifiers with label names load here",
+        ),
+        ({"id2label": {"0": "HEM", "1": "ALL"}}, "damaged (label_names is ['ALL', 'HEM'], and id2label {'0': 'HEM', "),
         ({"label_names": list("ABC")}, "damaged (label_names has 3 entries but the head has 2 outputs); restore"),
         ({"label_names": ["ALL", "ALL"]}, f"damaged (label_names is ['ALL', 'ALL']; {DIFFERENT}); restore it"),
         ({"label_names": ["ALL", ["HEM"]]}, f"damaged (label_names is ['ALL', ['HEM']]; {DIFFERENT}); restore it"),
@@ -245,6 +243,7 @@ DIFFERENT = "the labels must be different texts"
         ({"pretrained_cfg": CFG | {"crop_mode": "squash"}}, "pretrained_cfg has .* (crop_mode is 'squash'; only the"),
         ({"pretrained_cfg": CFG | {"input_size": [3, 6000, 6000]}}, f".*input_size is [3, 6000, 6000]; {SIDES}"),
         ({"pretrained_cfg": CFG | {"input_size": [3, 2.5, 2.5]}}, f".*{SIDES}"),
+        ({"pretrained_cfg": CFG | {"mean": [123.7, 116.3, 103.5]}}, ".*mean is .*; of pixels in 0–1, three numbers"),
         ({"pretrained_cfg": CFG | {"crop_pct": 1e-4}}, ".*would be resized to 960000 pixels, more than 4096"),
         ({"model_args": {"no_such_argument": 1}}, "damaged (model_args.no_such_argument"),
         ({"model_args": [1]}, "damaged (model_args is [1]; "),
@@ -259,16 +258,6 @@ def test_a_config_of_no_release_is_named_with_its_value(copy: Path, change: dict
     change_config(copy, **change)
     wanted = re.escape(f"{copy / 'config.json'}: {said}").replace(r"\.\*", ".*")
     assert re.match(wanted, refusal(copy))
-
-
-def test_a_config_without_labels_is_named(copy: Path) -> None:
-    config = json.loads((copy / "config.json").read_text())
-    del config["label_names"]
-    (copy / "config.json").write_text(json.dumps(config))
-    assert refusal(copy) == (
-        f"{copy / 'config.json'}: damaged (label_names is missing); restore it from the release, or give another: only "
-        "timm image classifiers with label names load here"
-    )
 
 
 @pytest.mark.parametrize(
@@ -288,23 +277,16 @@ def test_a_config_of_other_weights_is_named(copy: Path, change: dict[str, Any], 
 
 def test_a_network_far_larger_than_its_weights_is_refused_before_it_is_built(copy: Path) -> None:
     change_config(copy, architecture="vit_giant_patch14_dinov2", model_args={})
-    started = time.perf_counter()
     message = refusal(copy)
     assert "vit_giant_patch14_dinov2 has 1," in message and "restore both from one release" in message
-    assert time.perf_counter() - started < 30, "a billion numbers were never asked of this machine"
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.json"])
 def test_a_json_file_of_a_gigabyte_or_nested_without_end_is_named_and_not_read(copy: Path, name: str) -> None:
     good = (copy / name).read_text()
-    for opening, closing in (("[", "]"), ('{"labels":', "}")):
-        (copy / name).write_text(opening * 10_000 + "1" + closing * 10_000)
-        with pytest.raises(LeukoscopeError) as error:
-            read_release(copy)
-        assert str(error.value).startswith(f"{copy / name}: ") and len(str(error.value)) < 500
     # Deep, but where nothing is looked for.
     (copy / name).write_text(good.replace("{", '{"deep": ' + "[" * 10_000 + "]" * 10_000 + ",", 1))
-    assert refusal(copy).startswith(f"{copy / name}: damaged (")
+    assert refusal(copy).startswith(f"{copy / name}: damaged (") and len(refusal(copy)) < 500
     with (copy / name).open("wb") as file:
         file.truncate(10**9)
     assert refusal(copy) == (
@@ -315,8 +297,7 @@ def test_a_json_file_of_a_gigabyte_or_nested_without_end_is_named_and_not_read(c
     assert refusal(copy).startswith(f"{copy}")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("stored", [torch.float16, torch.float32])
+@pytest.mark.parametrize(("value", "stored"), [(float("nan"), torch.float16), (float("inf"), torch.float32)])
 def test_weights_that_are_no_numbers_are_named(copy: Path, value: float, stored: torch.dtype) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -445,27 +426,17 @@ def test_a_full_disk_leaves_the_older_release_alone(copy: Path) -> None:
     assert content(copy.parent) == before
 
 
-def test_a_file_in_the_place_of_the_parent_folder_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-
-    with pytest.raises(LeukoscopeError) as error:
-        save_tiny(tmp_path / "file" / "release")
-
-    assert str(error.value).startswith(f"{tmp_path / 'file' / 'release'}: the release cannot be written there (")
-
-
 # Temperature
 
 
-@pytest.fixture(scope="module", params=["densenet121", "efficientnet_b3"])
-def decided(request: pytest.FixtureRequest) -> tuple[torch.nn.Module, str]:
-    """A network whose head, unlike a new one, gives logits of a trained network's size; and its architecture."""
+@pytest.fixture(scope="module")
+def decided() -> torch.nn.Module:
+    """A densenet121 whose head, unlike a new one, gives logits of a trained network's size."""
     torch.manual_seed(0)
-    recipe = get_recipe(request.param)
-    network: Any = build_network(recipe, 3).eval().requires_grad_(False)
+    network: Any = build_network(get_recipe("densenet121"), 3).eval().requires_grad_(False)
     network.get_classifier().weight.normal_(std=0.1)
     network.get_classifier().bias.normal_()
-    return network, recipe.architecture
+    return network  # type: ignore[no-any-return]
 
 
 def logits(network: torch.nn.Module) -> torch.Tensor:
@@ -476,32 +447,23 @@ def logits(network: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("temperature", [0.37, 2.5])
 def test_folding_a_temperature_equals_scaling_the_logits_and_a_release_keeps_it_exactly(
-    decided: tuple[torch.nn.Module, str], tmp_path: Path, temperature: float
+    decided: torch.nn.Module, tmp_path: Path, temperature: float
 ) -> None:
-    network, architecture = decided
-    before = logits(network)
-    folded = rescale_classifier(deepcopy(network), temperature)
+    before = logits(decided)
+    folded = rescale_classifier(deepcopy(decided), temperature)
 
     assert before.abs().max() > 0.5, "logits near 0 would agree whatever was folded"
     assert torch.allclose(logits(folded), before / temperature, rtol=1e-6, atol=1e-6)
     about: dict[str, Any] = {"preprocessing": Preprocessing(96, 1.0), "metrics": {}, "labels": ("A", "B", "C")}
     saved = [
-        logits(load_release(save_release(tmp_path / name, one, architecture=architecture, **about)).network)
-        for name, one in (("plain", network), ("folded", folded))
+        logits(load_release(save_release(tmp_path / name, one, architecture="densenet121", **about)).network)
+        for name, one in (("plain", decided), ("folded", folded))
     ]
     assert torch.allclose(saved[1], saved[0] / temperature, rtol=1e-5, atol=1e-5), "halves would be 1e-3 apart"
 
 
-def test_a_temperature_that_is_none_is_refused_and_changes_nothing(decided: tuple[Any, str]) -> None:
-    network, _ = decided
-    before = network.get_classifier().weight.clone()
+def test_a_temperature_that_is_none_is_refused(decided: torch.nn.Module) -> None:
     for temperature in (0, -1.0, float("nan"), float("inf")):
         said = f"^temperature {temperature}: not a positive number; fit it on out-of-fold predictions$"
         with pytest.raises(LeukoscopeError, match=said):
-            rescale_classifier(network, temperature)
-    assert torch.equal(network.get_classifier().weight, before)
-
-
-def test_a_loaded_release_can_be_loaded_again(tiny_release: Path) -> None:
-    again = load_release(load_release(tiny_release))
-    assert again.folder == tiny_release and again.network is not None
+            rescale_classifier(decided, temperature)

@@ -546,11 +546,11 @@ def test_no_class_is_presumed_where_there_are_two(given: list[str], labels: tupl
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["ALL=0.5"], "--class_frequencies: has no share for class HEM; give one for each class"),
+        (["ALL=0.5"], "--class_frequencies ALL=0.5: give equal"),
         (["even"], "--class_frequencies even: give equal, data, or a share above 0 for each class once: ALL=0.5 HEM"),
-        (["ALL=0", "HEM=1"], "--class_frequencies ALL=0: give equal"),
-        (["ALL=1", "ALL=2"], "--class_frequencies ALL=2: give equal"),
-        (["equal", "data"], "--class_frequencies equal: give equal, data"),
+        (["ALL=0", "HEM=1"], "--class_frequencies ALL=0 HEM=1: give equal"),
+        (["ALL=1", "ALL=2"], "--class_frequencies ALL=1 ALL=2: give equal"),
+        (["equal", "data"], "--class_frequencies equal data: give equal, data"),
     ],
 )
 def test_class_frequencies_that_name_no_share_of_each_class_are_refused(given: list[str], message: str) -> None:

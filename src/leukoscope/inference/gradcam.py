@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from leukoscope import LeukoscopeError
 from leukoscope.data.images import foreground
 
 if TYPE_CHECKING:
@@ -46,18 +45,9 @@ def explain_features(
         logits (B, K) and maps (B, K, h, w), both float32: at each position the sum over channels of the gradient there
         times the features less the blank's; signed, and through a linear head after average pooling its sum is the
         logit less the blank's.
-
-    Raises:
-        LeukoscopeError: the network's last features are not a map of channels (transformers, for one).
     """
     import torch
 
-    if not is_map_of_channels(network, features):
-        found = f"have shape {tuple(features.shape)}" if hasattr(features, "shape") else "are several tensors"
-        raise LeukoscopeError(
-            f"{type(network).__name__}: its last features {found}, Grad-CAM needs (batch, channels, height, width); "
-            "explain with a convolutional network"
-        )
     # Autograd refuses tensors made in inference mode; a copy made outside it is an ordinary one.
     with torch.inference_mode(False), torch.enable_grad():
         leaf = features.detach().clone().float().requires_grad_()

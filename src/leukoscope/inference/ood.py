@@ -173,21 +173,20 @@ class OodDetector:
     @classmethod
     def load(cls, path: Path) -> OodDetector:
         """Read what `save` wrote; an error for a missing or damaged file."""
-        arrays = read_arrays(path)
-        if arrays.keys() != {field.name for field in fields(cls)}:
-            found = ", ".join(sorted(arrays))
-            raise LeukoscopeError(f"{path}: is no OOD detector (holds {found}); restore it from the release")
         shapes = {"mean": (STATISTICS,), "deviation": (STATISTICS,), "correlation": (STATISTICS,) * 2, "limit": ()}
-        wrong = [name for name, shape in shapes.items() if arrays[name].shape != shape]
-        # With these no picture would be out of distribution.
-        wrong = wrong or [name for name in ("deviation", "limit") if (arrays[name] <= 0).any()]
-        if wrong or not all(np.isfinite(array).all() for array in arrays.values()):
-            raise LeukoscopeError(f"{path}: damaged ({', '.join(wrong) or 'not finite'}); restore it from the release")
-        try:
-            np.linalg.cholesky(arrays["correlation"].astype(np.float64))
-            return cls(**{name: array.astype(np.float32) for name, array in arrays.items()})
-        except np.linalg.LinAlgError:
-            raise LeukoscopeError(f"{path}: damaged (correlation); restore it from the release") from None
+        arrays = {name: array.astype(np.float32) for name, array in read_arrays(path).items() if name in shapes}
+        wrong = [
+            name
+            for name, shape in shapes.items()
+            if name not in arrays or arrays[name].shape != shape or not np.isfinite(arrays[name]).all()
+        ]
+        if not wrong:
+            # With these no picture would be out of distribution.
+            wrong = [name for name in ("deviation", "limit") if (arrays[name] <= 0).any()]
+            wrong += ["correlation"] if np.linalg.eigvalsh(arrays["correlation"])[0] <= 0 else []
+        if wrong:
+            raise LeukoscopeError(f"{path}: no OOD detector, or damaged ({', '.join(wrong)}); restore it")
+        return cls(**arrays)
 
 
 def fit_detector(statistics: np.ndarray, subjects: Sequence[str]) -> tuple[OodDetector, np.ndarray]:

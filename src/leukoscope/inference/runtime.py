@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from leukoscope import LeukoscopeError
 from leukoscope.inference.gradcam import explain_features, is_map_of_channels
@@ -104,11 +105,11 @@ def gpu_or_cpu() -> str:
 def must_use_cpu() -> bool:
     """Read ACCELERATE_USE_CPU as Accelerate does; `LeukoscopeError` for a value that it does not know."""
     given = os.environ.get("ACCELERATE_USE_CPU") or "no"
-    # Words of accelerate's `str_to_bool`, which would import torch, and which a Space does not have.
-    for words, meant in ((("y", "yes", "t", "true", "on", "1"), True), (("n", "no", "f", "false", "off", "0"), False)):
-        if given.lower() in words:
-            return meant
-    raise LeukoscopeError(f"ACCELERATE_USE_CPU={given}: is neither true nor false; set one of these")
+    try:
+        # pydantic knows the words of accelerate's `str_to_bool`, which would import torch; a Space has no accelerate.
+        return TypeAdapter(bool).validate_python(given)
+    except ValidationError:
+        raise LeukoscopeError(f"ACCELERATE_USE_CPU={given}: is neither true nor false; set one of these") from None
 
 
 def forbid_tf32() -> None:

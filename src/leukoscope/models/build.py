@@ -22,7 +22,6 @@ import timm
 import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
-from scipy.optimize import linprog
 from timm.models import get_pretrained_cfg
 from torch import nn
 
@@ -236,7 +235,7 @@ def pooled_norm_densenet(architecture: str, num_classes: int, drop_rate: float =
     return network
 
 
-def rewrite_for_timm(network: nn.Module, plain: nn.Module, pixels: torch.Tensor) -> nn.Module:
+def rewrite_for_timm(network: nn.Module, plain: Any, pixels: torch.Tensor) -> nn.Module:
     """Rewrite a `pooled_norm_densenet` as the plain DenseNet with the same predictions; an error if its logits differ.
 
     Args:
@@ -246,10 +245,8 @@ def rewrite_for_timm(network: nn.Module, plain: nn.Module, pixels: torch.Tensor)
     """
     # On the CPU, where both are computed in the same precision.
     ours: Any = deepcopy(network.eval()).cpu()
-    theirs: Any = plain
     pixels = pixels.cpu()
-    body = {name: tensor for name, tensor in ours.state_dict().items() if not name.startswith("classifier.")}
-    theirs.load_state_dict(body, strict=False)
+    plain.load_state_dict(backbone_state(ours), strict=False)
     with torch.no_grad():
         maps = ours.forward_features(pixels).double().transpose(0, 1).flatten(1)  # (C, B·h·w)
         mean, deviation = maps.mean(dim=1), maps.std(dim=1).clamp(min=1e-3)
@@ -262,28 +259,15 @@ def rewrite_for_timm(network: nn.Module, plain: nn.Module, pixels: torch.Tensor)
         weight, bias = weight * deviation, bias + weight @ mean
         # Softmax does not see what all classes share.
         weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
-        lift = _balanced_lift(weight, (extreme * _BEYOND_SEEN).clamp(min=_LEAST_LIFT))
-        end = theirs.features.norm5
+        lift = (extreme * _BEYOND_SEEN).clamp(min=_LEAST_LIFT)
+        end = plain.features.norm5
         end.running_mean.copy_(mean - lift * deviation)
         end.running_var.copy_(deviation.square() - end.eps)
-        theirs.classifier.weight.copy_(weight)
-        theirs.classifier.bias.copy_(bias - weight @ lift)
-        theirs.eval().requires_grad_(False)
+        plain.classifier.weight.copy_(weight)
+        plain.classifier.bias.copy_(bias - weight @ lift)
+        plain.eval().requires_grad_(False)
         logits = ours(pixels).double()
-        difference = float((logits - logits.mean(dim=1, keepdim=True) - theirs(pixels).double()).abs().max())
+        difference = float((logits - logits.mean(dim=1, keepdim=True) - plain(pixels).double()).abs().max())
     if difference > _TOLERANCE:
         raise LeukoscopeError(f"the network rewritten for timm has logits that differ by {difference:.2g}; report this")
-    return plain
-
-
-def _balanced_lift(weight: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
-    """(C,) lifts, each at least `least`, that every row of the (K, C) weights takes to zero where this is possible.
-
-    A class activation map is the weighted sum of the channels: so balanced it is zero where a place looks like the
-    average place, as if nothing had been lifted.
-    """
-    low = least.numpy()
-    bounds = np.stack([low, 4 * low], axis=1)
-    rows = weight[:-1].numpy()  # the last row follows: together they are zero
-    found = linprog(np.ones(len(low)), A_eq=rows, b_eq=np.zeros(len(rows)), bounds=bounds)
-    return torch.from_numpy(found.x) if found.status == 0 else least
+    return plain  # type: ignore[no-any-return]

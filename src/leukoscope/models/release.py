@@ -274,12 +274,8 @@ def _require_fetched(path: Path) -> None:
             raise LeukoscopeError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull`") from None
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _rounded(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(v) for v in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+def _rounded(content: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(content), parse_float=lambda number: float(f"{float(number):.6g}"))
 
 
 @contextmanager

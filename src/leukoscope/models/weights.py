@@ -150,20 +150,15 @@ def output_frequencies(given: Sequence[str], labels: Sequence[str], class_counts
     words = tuple(given) or (("equal",) if len(labels) == 2 else ("data",))
     if words in (("equal",), ("data",)):
         return _sum_to_one(torch.ones_like(class_counts) if words == ("equal",) else class_counts)
-    shares: dict[str, float] = {}
-    for word in words:
-        label, _, share = word.rpartition("=")
-        with suppress(ValueError):
-            if label in labels and label not in shares and math.isfinite(float(share)) and float(share) > 0:
-                shares[label] = float(share)
-                continue
-        raise LeukoscopeError(
-            f"--class_frequencies {word}: give equal, data, or a share above 0 for each class once: "
-            + " ".join(f"{label}={1 / len(labels):.2g}" for label in labels)
-        )
-    if missing := [label for label in labels if label not in shares]:
-        raise LeukoscopeError(f"--class_frequencies: has no share for class {missing[0]}; give one for each class")
-    return _sum_to_one(torch.tensor([shares[label] for label in labels]))
+    given_as = {label: share for label, _, share in (word.rpartition("=") for word in words)}
+    with suppress(KeyError, ValueError):
+        shares = [float(given_as[label]) for label in labels]
+        if len(words) == len(labels) and all(0 < share < math.inf for share in shares):
+            return _sum_to_one(torch.tensor(shares))
+    raise LeukoscopeError(
+        f"--class_frequencies {' '.join(words)}: give equal, data, or a share above 0 for each class once: "
+        + " ".join(f"{label}={1 / len(labels):.2g}" for label in labels)
+    )
 
 
 def shift_class_frequencies(network: nn.Module, before: torch.Tensor, after: torch.Tensor) -> None:
@@ -188,17 +183,12 @@ def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision:
 
     Raises:
         LeukoscopeError: no such folder, a file missing or damaged, labels that do not match the head, an
-            architecture timm does not know, or pickle-only weights.
+            architecture timm does not know, or no safetensors.
     """
     info = release if isinstance(release, ReleaseInfo) else read_release(release, name=name, revision=revision)
     assert info.folder is not None
     root, config = info.folder, info.config
     require_undamaged(root, info.metrics)  # they may have changed since it was read
-    if not (root / WEIGHTS).exists() and (pickles := [path.name for path in root.glob("*.bin")]):
-        raise LeukoscopeError(
-            f"{root}: holds only {pickles[0]}; pickled weights can run code and are never loaded — convert to "
-            "safetensors"
-        )
     tensors = read_safetensors(root / WEIGHTS)
     for name, tensor in tensors.items():
         # A single one makes every probability NaN. The sum of finite numbers of any release is finite in float64.
