@@ -254,18 +254,6 @@ def test_used_up_memory_names_the_batch_size(
         predictor(pictures[0])
 
 
-def test_a_card_for_which_torch_has_no_kernel_is_refused_when_a_model_is_opened(
-    tiny_release: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def none(*_: object, **__: object) -> None:
-        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
-
-    release = load_release(tiny_release)
-    monkeypatch.setattr(torch, "zeros", none)
-    with pytest.raises(LeukoscopeError, match="^device 'cpu': torch cannot compute there .* was built for this card"):
-        TorchBackend(release.network, release.preprocessing)
-
-
 @pytest.mark.parametrize("backend", ["torch", "openvino"])
 def test_bfloat16_moves_probabilities_a_little(
     cache: Path, tiny_release: Path, pictures: list[Image.Image], backend: str
@@ -314,7 +302,7 @@ def test_a_network_without_a_map_of_channels_is_predicted_and_has_no_map(
     [
         ({"precision": "half"}, "precision 'half': unknown; choose one of float32, bf16"),
         ({"backend": "openvino", "device": "cuda"}, "backend 'openvino': computes on the CPU only; leave out device"),
-        ({"backend": "torch", "device": "warp"}, "device 'warp': torch cannot compute there on this machine"),
+        ({"backend": "torch", "device": "warp"}, "device 'warp': torch cannot compute there on this machine ("),
     ],
 )
 def test_what_cannot_be_had_is_refused(tiny_release: Path, options: dict[str, str], problem: str) -> None:

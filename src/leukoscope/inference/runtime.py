@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from leukoscope import LeukoscopeError
+from leukoscope.files import first_line
 from leukoscope.inference.gradcam import explain_features, is_map_of_channels
 
 if TYPE_CHECKING:
@@ -176,10 +177,8 @@ class TorchBackend:
             self.device = torch.device(device)
             torch.zeros(1, device=self.device).add_(1)  # a wheel of torch may hold no kernel for an old card
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            use = "cpu or cuda" if torch.cuda.is_available() else "cpu"
-            if "no kernel image" in str(error):
-                use = "cpu, or install a torch that was built for this card (https://pytorch.org/get-started)"
-            raise LeukoscopeError(f"device {device!r}: torch cannot compute there on this machine; use {use}") from None
+            said = f"torch cannot compute there on this machine ({first_line(error)})"
+            raise LeukoscopeError(f"device {device!r}: {said}; use another, or install a torch built for it") from None
         if self.device.type != "cpu":
             forbid_tf32()
         self.network, self.precision = network.to(self.device), precision
