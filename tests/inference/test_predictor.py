@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
@@ -19,13 +18,11 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
 from leukoscope.data.images import EncodedImage, UnreadableImage, open_image
 from leukoscope.inference.gradcam import overlay, share_on_cell
 from leukoscope.inference.prediction import (
-    ABSTAIN,
     NOT_A_CELL,
     OUT_OF_DISTRIBUTION,
     VIEWS,
     HeatMap,
     Reason,
-    Thresholds,
     disagreement,
     turned,
     turned_back,
@@ -317,27 +314,6 @@ def test_prediction_and_map_come_from_one_pass_of_each_view(
     hook.remove()
     assert passes == computed, "views are computed one after the other"
     assert [prediction.checks.ood_score for prediction in found] == alone and len(set(alone)) == len(cells)
-
-
-def test_a_release_decides_by_the_thresholds_of_its_metrics(
-    tiny_release: Path, tmp_path: Path, cells: list[Path]
-) -> None:
-    release = Path(shutil.copytree(tiny_release, tmp_path / "release"))
-    surest = [max(shares(prediction)) for prediction in Predictor.from_pretrained(tiny_release)(cells)]
-    middle = float(np.median(surest))
-    metrics = json.loads((release / "metrics.json").read_text())
-    metrics["decisions"] = {"abstention": {"default": {"threshold": middle}}}
-    (release / "metrics.json").write_text(json.dumps(metrics))
-
-    predictor = Predictor.from_pretrained(release)
-
-    assert predictor.thresholds == Thresholds(abstain_below=middle)
-    for prediction, share in zip(predictor(cells), surest, strict=True):
-        codes = [reason.code for reason in prediction.decision.reasons]
-        sure = share >= middle
-        assert (prediction.outcome, codes) == (
-            (prediction.most_probable, []) if sure else (ABSTAIN, ["low_confidence"])
-        )
 
 
 def test_the_map_and_the_side_of_a_picture_are_cautions_and_change_no_outcome(

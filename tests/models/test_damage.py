@@ -219,7 +219,13 @@ NUMBERS: list[tuple[tuple[str, ...], Any]] = [
     *((("subject_rule", "rule", "intercept"), value) for value in (NAN, INFINITE)),
     (("subject_rule", "least_cells"), 0),
     (("subject_rule", "rule", "pooling"), "mean"),
-    *((("calibration", "temperature"), value) for value in (0, -1, NAN, INFINITE)),
+    *((("calibration", "temperature"), value) for value in (0, -1, NAN, INFINITE, True)),
+    (("decisions", "abstention", "default"), {}),
+    (("subject_rule", "measured"), None),
+    (("evidence_scale",), {"p05": 0.1, "p95": "x"}),
+    (("data",), {"name": ["a"]}),
+    (("evaluations",), [3]),
+    (("ood",), 1.0),
 ]
 
 

@@ -291,15 +291,9 @@ def as_module(network: nn.Module, compute: Callable[[torch.Tensor], tuple[torch.
     """Make a module, which is what the exporters take, of a function that calls a network."""
     from torch import nn
 
-    class Graph(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return compute(pixels)
-
-    return Graph().eval()
+    module: Any = nn.Module()
+    module.network, module.forward = network, compute
+    return module.eval()  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -185,9 +185,8 @@ def _require_intact(folder: Path, wanted: str) -> None:
     """Compare cached files with their names, which are checksums: the client itself compares sizes only."""
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         blob = file.resolve()
-        if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
-            continue
-        if blob.name == (file_sha256(blob) if len(blob.name) == 64 else git_hash(blob.read_bytes())):
+        named = re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name)
+        if not named or blob.name == (file_sha256(blob) if len(blob.name) == 64 else git_hash(blob.read_bytes())):
             continue
         # Otherwise every later download would take it for whole.
         file.unlink()
