@@ -149,16 +149,6 @@ def test_without_a_good_file_the_table_is_empty_and_without_a_bad_one_there_is_n
     assert unreadable_list(Path("a/run.csv")) != unreadable_list(Path("a/run.parquet"))
 
 
-def test_neither_shards_nor_batches_show_in_the_predictions(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
-    for name, sizes in {"a": (4, 3), "b": (100, 3), "c": (1, 1)}.items():
-        score(predictor, cells, tmp_path / f"{name}.parquet", cells_per_shard=sizes[0], batch_size=sizes[1])
-    a, b, c = (pq.read_table(tmp_path / f"{name}.parquet").drop_columns("p_HEM") for name in "abc")
-    assert a.drop_columns("p_ALL") == b.drop_columns("p_ALL") == c.drop_columns("p_ALL") and len(a) == 11
-    for other in (b, c):
-        assert a["p_ALL"].to_numpy() == pytest.approx(other["p_ALL"].to_numpy(), abs=1e-5)
-    assert unreadable_list(tmp_path / "a.parquet").read_bytes() == unreadable_list(tmp_path / "c.parquet").read_bytes()
-
-
 class Stopped(Exception):
     pass
 

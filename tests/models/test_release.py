@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 
 from leukoscope import LeukoscopeError, Predictor
-from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe
@@ -62,20 +61,12 @@ def by_predictor(release: Path, pictures: Sequence[Path]) -> Answers:
     return np.array([list(p.probabilities.values()) for p in Predictor.from_pretrained(release)(list(pictures))])
 
 
-def by_load_release(directory: Path, pictures: Sequence[Path]) -> Answers:
-    release = load_release(directory)
-    frame = release.preprocessing.frame
-    pixels = torch.from_numpy(np.stack([frame(open_image(picture)) for picture in pictures])).permute(0, 3, 1, 2)
-    with torch.inference_mode():
-        return release.network(release.preprocessing.normalise(pixels)).softmax(dim=1).numpy()
-
-
-WAYS: tuple[Callable[[Path, Sequence[Path]], Answers], ...] = (by_pipeline, by_timm, by_predictor, by_load_release)
+WAYS: tuple[Callable[[Path, Sequence[Path]], Answers], ...] = (by_pipeline, by_timm, by_predictor)
 
 
 def assert_one_answer(release: Path, pictures: Sequence[Path]) -> Answers:
     answers = {way.__name__: way(release, pictures) for way in WAYS}
-    reference = answers["by_load_release"]
+    reference = answers["by_predictor"]
     assert np.ptp(reference[:, 0]) > 1e-3, "pictures that all get one answer would hide a wrong preprocessing"
     for way, answer in answers.items():
         # timm alone sees a turned photograph as it lies.
@@ -100,7 +91,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-def test_four_ways_of_loading_give_one_answer_on_phantoms(
+def test_three_ways_of_loading_give_one_answer_on_phantoms(
     tiny_release: Path, vit_release: Path, phantoms: list[Path]
 ) -> None:
     config = json.loads((vit_release / "config.json").read_text())
@@ -220,7 +211,6 @@ def test_a_damaged_config_is_named(copy: Path, text: str) -> None:
 
 CFG = Preprocessing(96, 0.9).to_pretrained_cfg()
 SIDES = "sides of 1 to 1024 pixels are read here"
-DIFFERENT = "the labels must be different texts"
 
 
 @pytest.mark.parametrize(
@@ -233,9 +223,9 @@ DIFFERENT = "the labels must be different texts"
         ),
         ({"id2label": {"0": "HEM", "1": "ALL"}}, "damaged (label_names is ['ALL', 'HEM'], and id2label {'0': 'HEM', "),
         ({"label_names": list("ABC")}, "damaged (label_names has 3 entries but the head has 2 outputs); restore"),
-        ({"label_names": ["ALL", "ALL"]}, f"damaged (label_names is ['ALL', 'ALL']; {DIFFERENT}); restore it"),
-        ({"label_names": ["ALL", ["HEM"]]}, f"damaged (label_names is ['ALL', ['HEM']]; {DIFFERENT}); restore it"),
-        ({"label_names": ["ALL"], "num_classes": 1}, "damaged (label_names is ['ALL']; a classifier needs two or more"),
+        ({"label_names": ["ALL", "ALL"]}, "damaged (label_names is ['ALL', 'ALL']; the labels must be different); "),
+        ({"label_names": ["ALL", ["HEM"]]}, "damaged (label_names[1] is ['HEM']; input should be a valid string); "),
+        ({"label_names": ["ALL"], "num_classes": 1}, "damaged (label_names is ['ALL']; list should have at least 2 "),
         ({"architecture": None}, "damaged (architecture is None; "),
         ({"architecture": "leukonet9000"}, "timm has no architecture 'leukonet9000'; update timm"),
         ({"pretrained_cfg": {}}, "pretrained_cfg has no preprocessing that is known here ("),
@@ -266,6 +256,8 @@ def test_a_config_of_no_release_is_named_with_its_value(copy: Path, change: dict
         ({"model_args": None}, "densenet121 with 2 labels"),
         ({"label_names": ["ALL", "HEM", "OTHER"], "num_classes": 3}, "densenet121 with 3 labels"),
         ({"architecture": "densenet169", "model_args": {}}, "densenet169 with 2 labels"),
+        # A billion numbers, for which the memory is never asked.
+        ({"architecture": "vit_giant_patch14_dinov2", "model_args": {}}, "vit_giant_patch14_dinov2 with 2 labels"),
     ],
 )
 def test_a_config_of_other_weights_is_named(copy: Path, change: dict[str, Any], network: str) -> None:
@@ -273,12 +265,6 @@ def test_a_config_of_other_weights_is_named(copy: Path, change: dict[str, Any], 
     message = refusal(copy)
     assert message.startswith(f"{copy / 'model.safetensors'}: not the weights of {network} (")
     assert message.endswith("restore config.json and model.safetensors from one release")
-
-
-def test_a_network_far_larger_than_its_weights_is_refused_before_it_is_built(copy: Path) -> None:
-    change_config(copy, architecture="vit_giant_patch14_dinov2", model_args={})
-    message = refusal(copy)
-    assert "vit_giant_patch14_dinov2 has 1," in message and "restore both from one release" in message
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.json"])

@@ -34,9 +34,6 @@ from leukoscope.models.release import (
 if TYPE_CHECKING:  # a Space holds no recipes
     from leukoscope.models.recipes import Recipe
 
-# Of numbers: a network this much larger than its weights is refused before it is built.
-_MAX_EXCESS = 50_000_000
-
 
 @dataclass(frozen=True)
 class Release(ReleaseInfo):
@@ -196,10 +193,13 @@ def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision:
             raise LeukoscopeError(
                 f"{root / WEIGHTS}: damaged ({name} holds numbers that are not finite); restore it from the release"
             )
-    _require_as_large(root, config, sum(tensor.numel() for tensor in tensors.values()))
-    network = _network(root, config)
+    whole = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     try:
-        network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+        # First without memory, which a config.json of a far larger network would use up.
+        with torch.device("meta"):
+            _network(root, config).load_state_dict(whole, assign=True)
+        network = _network(root, config)
+        network.load_state_dict(whole)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise LeukoscopeError(
@@ -227,20 +227,6 @@ def _stored_halved(network: nn.Module) -> list[str]:
     """
     whole, state = tuple(f"{name}." for name in classifier_names(network)), network.state_dict()
     return [k for k, v in state.items() if v.is_floating_point() and "running_" not in k and not k.startswith(whole)]
-
-
-def _require_as_large(root: Path, config: Mapping[str, Any], given: int) -> None:
-    """Refuse a config.json whose network is far larger than the weights beside it, before it takes any memory."""
-    with torch.device("meta"):
-        try:
-            planned = sum(tensor.numel() for tensor in _network(root, config).state_dict().values())
-        except (NotImplementedError, RuntimeError):
-            return  # a network that cannot be planned without numbers
-    if planned > given + _MAX_EXCESS:
-        raise LeukoscopeError(
-            f"{root / CONFIG}: {config['architecture']} has {planned:,} numbers, {WEIGHTS} beside it {given:,}; "
-            "restore both from one release"
-        )
 
 
 def _network(root: Path, config: Mapping[str, Any]) -> nn.Module:
