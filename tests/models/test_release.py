@@ -416,7 +416,7 @@ def decided() -> torch.nn.Module:
     network: Any = build_network(get_recipe("densenet121"), 3).eval().requires_grad_(False)
     network.get_classifier().weight.normal_(std=0.1)
     network.get_classifier().bias.normal_()
-    return network  # type: ignore[no-any-return]
+    return network
 
 
 def logits(network: torch.nn.Module) -> torch.Tensor:

@@ -293,7 +293,7 @@ def as_module(network: nn.Module, compute: Callable[[torch.Tensor], tuple[torch.
 
     module: Any = nn.Module()
     module.network, module.forward = network, compute
-    return module.eval()  # type: ignore[no-any-return]
+    return module.eval()
 
 
 @contextmanager

@@ -270,4 +270,4 @@ def rewrite_for_timm(network: nn.Module, plain: Any, pixels: torch.Tensor) -> nn
         difference = float((logits - logits.mean(dim=1, keepdim=True) - plain(pixels).double()).abs().max())
     if difference > _TOLERANCE:
         raise LeukoscopeError(f"the network rewritten for timm has logits that differ by {difference:.2g}; report this")
-    return plain  # type: ignore[no-any-return]
+    return plain
