@@ -149,6 +149,19 @@ def test_without_a_good_file_the_table_is_empty_and_without_a_bad_one_there_is_n
     assert unreadable_list(Path("a/run.csv")) != unreadable_list(Path("a/run.parquet"))
 
 
+def test_neither_shards_nor_batches_show_in_the_predictions(
+    predictor: Predictor, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "_JOINED_AT_ONCE", 2)
+    for name, sizes in {"a": (4, 3), "b": (100, 3), "c": (1, 1)}.items():
+        score(predictor, cells, tmp_path / f"{name}.parquet", cells_per_shard=sizes[0], batch_size=sizes[1])
+    a, b, c = (pq.read_table(tmp_path / f"{name}.parquet").drop_columns("p_HEM") for name in "abc")
+    assert a.drop_columns("p_ALL") == b.drop_columns("p_ALL") == c.drop_columns("p_ALL") and len(a) == 11
+    for other in (b, c):
+        assert a["p_ALL"].to_numpy() == pytest.approx(other["p_ALL"].to_numpy(), abs=1e-5)
+    assert unreadable_list(tmp_path / "a.parquet").read_bytes() == unreadable_list(tmp_path / "c.parquet").read_bytes()
+
+
 class Stopped(Exception):
     pass
 
@@ -184,7 +197,7 @@ def test_a_run_resumes_where_it_was_stopped_and_does_a_damaged_shard_anew(
     assert unreadable_list(output).read_bytes() == unreadable_list(whole).read_bytes()
 
 
-@pytest.mark.parametrize("other", ["", "metrics.json", OOD, "precision"])
+@pytest.mark.parametrize("other", ["", "model.safetensors", "metrics.json", OOD, "precision"])
 def test_shards_of_other_weights_or_of_another_precision_are_done_anew(
     decided_release: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
@@ -420,3 +433,13 @@ def test_what_is_no_path_or_holds_no_image_is_refused(tmp_path: Path) -> None:
         open_source("cnmc2019")
     with pytest.raises(LeukoscopeError, match=f"^{tmp_path}: holds no cell; give a folder of images"):
         open_source(str(tmp_path))
+
+
+def test_damage_inside_a_table_of_paths_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "cells.parquet"
+    pq.write_table(pa.table({"path": ["a.png", "b.png"]}), path, use_dictionary=False)
+    with path.open("r+b") as file:
+        file.seek(pq.read_metadata(path).row_group(0).column(0).data_page_offset)
+        file.write(b"\xff" * 20)
+    with pytest.raises(LeukoscopeError, match=r".*cells.parquet: cannot be read as Parquet \(.*\); copy it"):
+        open_source(str(path))

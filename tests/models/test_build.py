@@ -323,7 +323,14 @@ def test_the_plain_network_has_the_same_probabilities(pixels: torch.Tensor, clas
     other = torch.randn(3, 3, 96, 96)
     for given in (pixels, other):
         assert torch.allclose(plain(given).softmax(1), network(given).softmax(1), atol=1e-6)
-    assert float(plain.forward_features(pixels).min()) > 0, "nothing is clipped"
+
+
+def test_nothing_is_clipped_and_the_average_place_activates_no_class(pixels: torch.Tensor) -> None:
+    plain = rewritten(network_of(), pixels)
+    features = plain.forward_features(pixels)
+    assert float(features.min()) > 0
+    maps = torch.einsum("kc,bchw->bkhw", plain.classifier.weight, features)
+    assert maps.mean(dim=(0, 2, 3)).abs().max() < 1e-3 * maps.abs().max()
 
 
 def test_only_a_densenet_can_be_trained_so() -> None:

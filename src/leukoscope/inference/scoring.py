@@ -42,6 +42,8 @@ CELLS_PER_SHARD = 256
 """Cells that an interruption may cost, at most."""
 TABLE_SUFFIXES = (".parquet", ".csv")
 _IDENTITY = "cells"  # in a shard's metadata: sha256 over the names, subjects and contents of its cells
+# Shards joined at a time: row groups of some tens of thousands of rows suit readers of Parquet.
+_JOINED_AT_ONCE = 256
 # How a text begins that a spreadsheet would compute.
 _FORMULA = r"^([=+\-@\t\r])"
 
@@ -144,8 +146,8 @@ def _parquet(path: Path) -> CellTable:
         with path.open("rb") as opened, pq.ParquetFile(opened) as file:
             schema = file.schema_arrow
             wanted = [name for name in schema.names if not pa.types.is_nested(schema.field(name).type)]
-            columns = file.read(wanted).to_pydict()
-            rows = zip(*(columns[name] for name in wanted), strict=True)
+            batches = (batch.to_pydict() for batch in file.iter_batches(columns=wanted))
+            rows = (row for batch in batches for row in zip(*(batch[name] for name in wanted), strict=True))
             return cell_table(str(path), wanted, enumerate(rows, start=1))
     except (pa.ArrowException, OSError) as error:
         raise LeukoscopeError(
@@ -301,18 +303,28 @@ def _identity_of(shard: Path) -> str | None:
 
 
 def _join(shards: Sequence[Path], output: Path, made_by: Mapping[str, str]) -> Scored:
-    """Join the shards in their order; the output appears last, and whole."""
-    table = pa.concat_tables(map(_read, shards))
-    listed = table.filter(pc.is_valid(table["reason"])).select(["cell_id", "reason"])
-    predicted = table.filter(pc.is_null(table["reason"])).drop_columns("reason")
+    """Join the shards in their order, a few at a time; the output appears last, and whole."""
+    joined, whole = shards[0].with_name("joined.parquet"), _read(shards[0]).schema
+    about = {"notice": RESEARCH_NOTICE, "scored_with": json.dumps(made_by)}
+    schema = whole.remove(whole.get_field_index("reason")).with_metadata(about)
+    unreadable, outcomes = [], Counter[str]()
+    with joined.open("wb") as sink, pq.ParquetWriter(sink, schema) as writer:
+        for first in range(0, len(shards), _JOINED_AT_ONCE):
+            table = pa.concat_tables([_read(shard) for shard in shards[first : first + _JOINED_AT_ONCE]])
+            predicted = table.filter(pc.is_null(table["reason"])).select(schema.names)
+            writer.write_table(predicted)
+            outcomes.update(predicted["outcome"].to_pylist())
+            unreadable.append(table.filter(pc.is_valid(table["reason"])).select(["cell_id", "reason"]))
+    listed = pa.concat_tables(unreadable).rename_columns(["source", "reason"])
     if listed.num_rows:
-        write_table(listed.rename_columns(["source", "reason"]), unreadable_list(output))
+        write_table(listed, unreadable_list(output))
     else:
         # An earlier run's list would be taken for this one's.
         unreadable_list(output).unlink(missing_ok=True)
-    about = {"notice": RESEARCH_NOTICE, "scored_with": json.dumps(made_by)}
-    write_table(predicted.replace_schema_metadata(about), output)
-    outcomes = Counter(predicted["outcome"].to_pylist())
+    if output.suffix.lower() == ".parquet":
+        joined.rename(output)
+    else:
+        write_table(_read(joined), output)
     return Scored(outcomes.total(), listed.num_rows, sum(outcomes[one] for one in REFUSED), outcomes[ABSTAIN])
 
 

@@ -22,6 +22,7 @@ import timm
 import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
+from scipy.optimize import linprog
 from timm.models import get_pretrained_cfg
 from torch import nn
 
@@ -259,7 +260,7 @@ def rewrite_for_timm(network: nn.Module, plain: Any, pixels: torch.Tensor) -> nn
         weight, bias = weight * deviation, bias + weight @ mean
         # Softmax does not see what all classes share.
         weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
-        lift = (extreme * _BEYOND_SEEN).clamp(min=_LEAST_LIFT)
+        lift = _balanced_lift(weight, (extreme * _BEYOND_SEEN).clamp(min=_LEAST_LIFT))
         end = plain.features.norm5
         end.running_mean.copy_(mean - lift * deviation)
         end.running_var.copy_(deviation.square() - end.eps)
@@ -271,3 +272,16 @@ def rewrite_for_timm(network: nn.Module, plain: Any, pixels: torch.Tensor) -> nn
     if difference > _TOLERANCE:
         raise LeukoscopeError(f"the network rewritten for timm has logits that differ by {difference:.2g}; report this")
     return plain
+
+
+def _balanced_lift(weight: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
+    """(C,) lifts, each at least `least`, that every row of the (K, C) weights takes to zero where this is possible.
+
+    A class activation map is the weighted sum of the channels: so balanced it is zero where a place looks like the
+    average place, as if nothing had been lifted; other packages' Grad-CAM would show the lift.
+    """
+    low = least.numpy()
+    bounds = np.stack([low, 4 * low], axis=1)
+    rows = weight[:-1].numpy()  # the last row follows: together they are zero
+    found = linprog(np.ones(len(low)), A_eq=rows, b_eq=np.zeros(len(rows)), bounds=bounds)
+    return torch.from_numpy(found.x) if found.status == 0 else least
