@@ -97,6 +97,7 @@ def test_the_sides_of_a_split_file_are_checked(tree: Path, tmp_path: Path) -> No
     [
         (("--dataset_name", "imagefolder", "--train_dir", "nowhere"), "--train_dir nowhere: no such folder"),
         (("--dataset_name", "phantoms", "--split", "all", "--split_file", "s.json"), "both name the split; give one"),
+        (("--dataset_name", "phantoms", "--split", "fair"), "error: --split fair: unknown; choose one of"),
         (("--dataset_name", "phantoms", "--no_such_flag"), "No such option"),
         *(
             (wrong, "error: leukoscope audit: name the images, by DIR or by --dataset_name, not by both")
