@@ -81,14 +81,6 @@ def test_own_cells_in_train_and_test_are_not_taken_for_raabin(tmp_path: Path) ->
     assert load_cells("imagefolder", root).own_splits == {"train": 5, "test": 3}
 
 
-def test_small_classes_are_named(tmp_path: Path) -> None:
-    names = [f"{label}/{n}.png" for label, cells in (("A", 12), ("B", 20)) for n in range(cells)]
-    problems = survey_cells(load_cells("imagefolder", place(tmp_path, *names)))["problems"]
-    few = "no metric of fewer than 20 is worth stating, and fewer than 10 may leave a side of a split without any"
-    assert f"A: 12 cell(s); {few}: gather more" in problems
-    assert not [line for line in problems if line.startswith("B:")]
-
-
 def test_real_cells_of_pbc_are_read(real_data: Path) -> None:
     root = real_data / "pbc"
     assert recognise(root).name == "pbc"
