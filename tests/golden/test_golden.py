@@ -23,15 +23,7 @@ RELEASES = HERE.parents[1] / "model_card"
 NAMES = ("leukoscope-densenet169-cnmc", "leukoscope-efficientnet-b3-cnmc", "leukoscope-densenet201-ball4")
 OF_CNMC = ("UID_11_22_2_all.bmp", "UID_1_1_1_all.bmp", "UID_H24_17_9_hem.bmp", "UID_H6_1_1_hem.bmp")
 OF_PBC = ("lymphocyte/LY_106354.jpg",)
-OF_BALL4 = tuple(
-    f"{folder}/WBC-{name}-{number}.jpg"
-    for folder, name, number in (
-        ("Benign", "Benign", "001"),
-        ("Early", "Malignant-Early", "001"),
-        ("Pre", "Malignant-Pre", "001"),
-        ("Pro", "Malignant-Pro", "001"),
-    )
-)
+OF_BALL4 = ("Benign/WBC-Benign-001.jpg", *(f"{kind}/WBC-Malignant-{kind}-001.jpg" for kind in ("Early", "Pre", "Pro")))
 
 
 def drawn() -> dict[str, Image.Image]:
@@ -63,33 +55,23 @@ def answers(name: str, pictures: dict[str, Image.Image]) -> tuple[dict[str, Any]
     return said, maps
 
 
-def check(name: str, pictures: dict[str, Image.Image], kind: str) -> None:
-    said, maps = answers(name, pictures)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["drawn", "real"])
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_get_their_golden_answers(name: str, kind: str, request: pytest.FixtureRequest) -> None:
+    said, maps = answers(name, drawn() if kind == "drawn" else real(request.getfixturevalue("real_data")))
     path, arrays = HERE / f"{name}-{kind}.json", HERE / f"{name}-{kind}.npz"
     if os.environ.get("LEUKOSCOPE_RENEW_GOLDEN"):
         path.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         np.savez_compressed(
             arrays, allow_pickle=False, **{place: one.astype(np.float32) for place, one in maps.items()}
         )
-    golden, drawn_maps = json.loads(path.read_text(encoding="utf-8")), np.load(arrays)
+    golden, golden_maps = json.loads(path.read_text(encoding="utf-8")), np.load(arrays)
     assert said.keys() == golden.keys()
     for shown, now in said.items():
         assert now["outcome"] == golden[shown]["outcome"], shown
         for views in ("one view", "eight views"):
             assert now[views] == pytest.approx(golden[shown][views], abs=1e-6), shown
     for place, one in maps.items():
-        np.testing.assert_allclose(
-            one, drawn_maps[place], atol=1e-5 * max(1.0, float(drawn_maps[place].max())), err_msg=place
-        )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_drawn_pictures_get_their_golden_answers(name: str) -> None:
-    check(name, drawn(), "drawn")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_real_pictures_get_their_golden_answers(name: str, real_data: Path) -> None:
-    check(name, real(real_data), "real")
+        allowed = 1e-5 * max(1.0, float(golden_maps[place].max()))
+        np.testing.assert_allclose(one, golden_maps[place], atol=allowed, err_msg=place)

@@ -147,7 +147,7 @@ def start_file(recipe: Recipe, start: StartWeights) -> Path | None:
 
 
 def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) -> str:
-    """Load start weights into the backbone, and return their true name.
+    """Load start weights into the backbone, and return their true name; the classifier stays new.
 
     Raises:
         LeukoscopeError: missing or damaged file, weights of another architecture, undeclared missing tensors, or as
@@ -155,17 +155,9 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
     """
     if (file := start_file(recipe, start)) is None:
         return FROM_SCRATCH
-    tensors = read_safetensors(file)
+    tensors, source = read_safetensors(file), start.file or recipe.base_model
     # A head of its own is new as a whole: the file's tensors carry the backbone's names.
-    backbone: nn.Module = getattr(network, "backbone", network)
-    _fill(backbone, tensors, recipe, str(start.file or recipe.base_model), start.may_miss)
-    return start.name or start.file.stem if start.file else f"{FROM_HUB}{recipe.base_model}"
-
-
-def _fill(
-    network: nn.Module, tensors: dict[str, torch.Tensor], recipe: Recipe, source: str, may_miss: Sequence[str]
-) -> None:
-    """Copy tensors into a backbone; the classifier always stays new."""
+    network = getattr(network, "backbone", network)
     # timm's own reading of published files: position embeddings for another picture size, other projects' names.
     if (converted := getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)) is not None:
         # It expects weights of its architecture; others are left as they are, and named below.
@@ -189,13 +181,14 @@ def _fill(
             f"{source}: these weights are not for {recipe.architecture} ({len(unknown)} unknown and {len(reshaped)} "
             f"differently shaped tensors, e.g. {example}); give weights of {recipe.architecture}"
         )
-    missing = sorted(k for k in wanted if k not in given and not any(fnmatch(k, p) for p in may_miss))
+    missing = sorted(k for k in wanted if k not in given and not any(fnmatch(k, p) for p in start.may_miss))
     if missing:
         raise LeukoscopeError(
             f"{source}: lacks {len(missing)} tensors of {recipe.architecture}, e.g. {missing[0]}; give a complete "
             "file, or declare the gap with --pretrained_may_miss PATTERN"
         )
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in given.items()}, strict=False)
+    return start.name or start.file.stem if start.file else f"{FROM_HUB}{recipe.base_model}"
 
 
 def copy_weights(network: nn.Module, donor: nn.Module, outputs: Sequence[int] | None, *, source: str) -> None:
