@@ -70,13 +70,6 @@ def test_entries_are_consistent(recipe: Recipe) -> None:
     assert with_values(recipe, {}, {}) == recipe, "within every range"
 
 
-def test_efficientnet_is_the_tensorflow_twin() -> None:
-    """The plain one takes the same tensors without a word and gives other answers."""
-    network: Any = on_paper(get_recipe("efficientnet_b3"))
-    assert network.bn1.eps == pytest.approx(1e-3)
-    assert type(network.conv_stem).__name__ == "Conv2dSame"
-
-
 def test_unknown_recipe_is_refused_with_the_known_ones() -> None:
     with pytest.raises(LeukoscopeError) as refused:
         get_recipe("resnet50")
