@@ -357,7 +357,7 @@ def find_duplicates(keys: Sequence[PictureKey], kinds: Sequence[tuple[str, ...]]
 
     Args:
         kinds: class, subject and whatever else no copy of an image may cross; "" for what is not known. An image with
-            an earlier copy that differs in one of these is paired with such a copy.
+            a copy that differs in one of these is paired with such a copy.
     """
     rows_of: defaultdict[str, list[int]] = defaultdict(list)
     for row, key in enumerate(keys):
@@ -374,7 +374,7 @@ def find_duplicates(keys: Sequence[PictureKey], kinds: Sequence[tuple[str, ...]]
         for first, second in _similar_hashes(upright, _hashes(turned(pictures, view)) if view else upright):
             one, other = kind_of[first], kind_of[second]
             crosses = (one != other) & (one != "") & (other != "")
-            needed = (found[second] < MOST_NEAR) | (crosses & ~crossed[second]).any(axis=1)
+            needed = (found[second] < MOST_NEAR) | (crosses & ~(crossed[first] & crossed[second])).any(axis=1)
             first, second, crosses = first[needed], second[needed], crosses[needed]
             differences, correlations = _compare(pictures[first], turned(pictures[second], view))
             same = (differences <= SAME_DIFFERENCE) & (correlations >= SAME_CORRELATION)
@@ -382,7 +382,8 @@ def find_duplicates(keys: Sequence[PictureKey], kinds: Sequence[tuple[str, ...]]
                 duplicate = Duplicate(alone[i], alone[j], False, float(difference), view > 0)
                 found[j] += (i, j) not in near
                 near[i, j] = min(near.get((i, j), duplicate), duplicate, key=lambda d: d.difference)
-            np.logical_or.at(crossed, second[same], crosses[same])
+            for rows in (first, second):
+                np.logical_or.at(crossed, rows[same], crosses[same])
     return [*identical, *near.values()]
 
 
