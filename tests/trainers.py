@@ -13,6 +13,7 @@ from accelerate.utils import set_seed
 from PIL import Image
 from torch import nn
 
+from leukoscope.data.augmentation import Augmentation
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
@@ -24,6 +25,20 @@ from leukoscope.training.checkpoint import Checkpoints
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.train import make_accelerator
 from leukoscope.training.trainer import Trainer
+
+MakeTrainer = Callable[..., Trainer]
+SMALL = Recipe(
+    name="small",
+    architecture="densenet121",
+    base_model="",
+    image_size=32,
+    num_train_epochs=3,
+    train_batch_size=4,
+    drop_rate=0.0,
+    block_config=(1, 1),
+    pooled_norm=True,
+)
+MIRRORED = Augmentation(0.0, 0.0, 0.0, 0.0, rotation=0.0, flips="horizontal")
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +74,7 @@ def split(cells: FramedCells) -> Split:
 
 
 @pytest.fixture
-def trainer_for(cells: FramedCells) -> Callable[..., Trainer]:
+def trainer_for(cells: FramedCells) -> MakeTrainer:
     """A trainer for a recipe's network on the cells, with the flags of a run."""
 
     def make(

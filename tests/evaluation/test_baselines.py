@@ -99,12 +99,6 @@ def test_size_alone_separates_large_from_small() -> None:
     assert reversed_.predicted.tolist() == [1, 0, 1], "it learns which class is larger, it does not assume it"
 
 
-def test_size_alone_is_no_better_than_chance_where_sizes_are_equal() -> None:
-    areas, labels = np.full(80, 0.2), np.repeat([0, 1], 40)
-    like = two_class([0, 1], [0.5, 0.5])
-    assert np.allclose(size_only_predictions(areas, labels, np.array([0.1, 0.3]), like).probabilities, 0.5, atol=1e-3)
-
-
 def test_size_alone_predicts_each_fold_from_the_areas_of_the_others() -> None:
     rng = np.random.default_rng(0)
     classes = rng.permutation(np.arange(60) % 3 > 0).astype(int)

@@ -266,13 +266,6 @@ PHANTOMS = ["--dataset_name", "phantoms", "--recipe", "prior_d_baseline_cnn", "-
 # The program
 
 
-def test_the_table_has_ten_rows_before_anything_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--table", "--output", str(tmp_path)])
-    said = capsys.readouterr().out
-    assert said.count("| not run | not run |") == 10
-    assert said.endswith(f"{RESEARCH_NOTICE}\n")
-
-
 def test_cells_must_be_named_and_phantoms_never_stand_among_the_prior_results() -> None:
     with pytest.raises(LeukoscopeError, match=r"^name the cells, with --dataset_name cnmc2019 "):
         main(["--recipe", "prior_d_baseline_cnn"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,17 +13,15 @@ import torch
 from accelerate.utils import set_seed
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.augmentation import Augmentation
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.models.recipes import get_recipe
 from leukoscope.training.checkpoint import Checkpoints
-from leukoscope.training.data import FeatureInputs
 from leukoscope.training.run_folder import RunIdentity
 from leukoscope.training.trainer import Trainer
 from research.prior_networks import build_prior, penalty
 from research.prior_recipes import Head, Hidden, Penalty, Plateau, PriorRecipe
 from research.prior_training import PriorTrainer, follow_plateau, make_optimizer, recompute_batch_norm
-from trainers import scripted_validation
+from trainers import MakeTrainer, scripted_validation
 
 Optimizer = Literal["adamw", "adam", "adamax", "sgd"]
 RECIPE = PriorRecipe(
@@ -43,7 +40,6 @@ RECIPE = PriorRecipe(
     schedule="constant",
 )
 IDENTITY = RunIdentity({}, {})
-MakeTrainer = Callable[..., Trainer]
 
 
 @pytest.fixture
@@ -151,17 +147,6 @@ def test_a_killed_run_resumes_bit_exactly(trainer_for: MakeTrainer, tmp_path: Pa
     assert resumed.select_epoch() == whole.select_epoch()
     after = resumed.network.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in whole.network.state_dict().items())
-
-
-def test_a_head_on_a_frozen_backbone_learns_from_features_computed_once(trainer_for: MakeTrainer) -> None:
-    still = Augmentation(0.0, 0.0, 0.0, 0.0, rotation=0.0, flips="none")
-    head = Head(batch_norm=True, hidden=(Hidden(8, dropout=0.2),))
-    recipe = replace(RECIPE, frozen=("backbone",), augmentation=still, head=head, drop_rate=0.0)
-    trainer = trainer_for(recipe, split="all")
-    rows = list(trainer.fit())
-    assert isinstance(trainer.inputs, FeatureInputs) and rows[0]["train_loss"] != rows[-1]["train_loss"]
-    anew = list(trainer_for(recipe, split="all", cache_features=False).fit())
-    assert [row["train_loss"] for row in anew] == pytest.approx([row["train_loss"] for row in rows], abs=1e-4)
 
 
 def test_a_recipe_of_the_core_trains_as_with_its_own_trainer(trainer_for: MakeTrainer) -> None:

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.augmentation import Augmentation
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.checkpoint import (
@@ -34,27 +33,14 @@ from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.data import FeatureInputs
 from leukoscope.training.run_folder import RunIdentity
 from leukoscope.training.trainer import Selection, Trainer
+from trainers import MIRRORED, SMALL, MakeTrainer
 
-RECIPE = Recipe(
-    name="small",
-    architecture="densenet121",
-    base_model="",
-    image_size=32,
-    num_train_epochs=3,
-    train_batch_size=4,
-    drop_rate=0.5,
-    block_config=(1, 1),
-    pooled_norm=True,
-)
-MIRRORED = Augmentation(0.0, 0.0, 0.0, 0.0, rotation=0.0, flips="horizontal")
+RECIPE = replace(SMALL, drop_rate=0.5)
 KEPT_FEATURES = {"augmentation": MIRRORED, "frozen": ("backbone",), "drop_rate": 0.0, "num_train_epochs": 5}
 IDENTITY = RunIdentity({"learning_rate": None, "seed": 0}, {"image_size": 32}, start="a" * 64, processes=1)
 STATE = Checkpoint(
     {"network/weight": torch.arange(6.0).view(2, 3), "kept/weight": torch.ones(2)}, {"rows": [{"loss": 0.1}]}
 )
-
-
-MakeTrainer = Callable[..., Trainer]
 
 
 class Killed(Exception):

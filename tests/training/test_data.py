@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,29 +40,19 @@ from leukoscope.training.data import (
     prediction_loader,
 )
 from leukoscope.training.train import make_accelerator
-from leukoscope.training.trainer import Trainer
+from trainers import MIRRORED, SMALL, MakeTrainer
 
-MIRRORED = Augmentation(0.0, 0.0, 0.0, 0.0, rotation=0.0, flips="horizontal")
-RECIPE = Recipe(
-    name="frozen",
-    architecture="densenet121",
-    base_model="",
-    image_size=32,
+RECIPE = replace(
+    SMALL,
     num_train_epochs=4,
-    train_batch_size=4,
     head_learning_rate=0.01,
     label_smoothing=0.0,
     augmentation=MIRRORED,
     frozen=("backbone",),
-    drop_rate=0.0,
-    block_config=(1, 1),
-    pooled_norm=True,
     schedule="constant",
     class_weighted=False,
 )
 PREPROCESSING = Preprocessing(32, 1.0)
-
-Rows = list[dict[str, Any]]
 
 
 @pytest.fixture
@@ -126,7 +115,7 @@ def test_features_are_what_the_head_is_given_for_each_look(network: nn.Module, c
 
 
 def test_a_head_learns_from_kept_features_what_it_learns_from_cells_and_nothing_else_changes(
-    trainer_for: Callable[..., Trainer],
+    trainer_for: MakeTrainer,
 ) -> None:
     fitted = []
     for cache_features in (True, False):

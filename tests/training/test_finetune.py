@@ -349,8 +349,3 @@ def test_two_starts_exclude_each_other_before_the_release_is_opened(tmp_path: Pa
             LeukoscopeError, match=f"^--model_name_or_path {nowhere} and {flags[0]} exclude each other;"
         ):
             _flags(nowhere, *flags)
-
-
-def test_a_hub_release_that_cannot_be_had_is_one_clear_message() -> None:
-    with pytest.raises(LeukoscopeError, match="^--model_name_or_path nobody/no-such-model@main: the Hub cannot be rea"):
-        _flags(Path("nobody/no-such-model@main"))

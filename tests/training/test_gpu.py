@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from leukoscope.training.checkpoint import Checkpoints
 from leukoscope.training.data import FeatureInputs, make_inputs
 from leukoscope.training.run_folder import RunIdentity
 from leukoscope.training.trainer import Trainer
+from trainers import MakeTrainer
 
 RECIPE = Recipe(
     name="small",
@@ -38,7 +38,6 @@ RECIPE = Recipe(
     ema_decay=0.9,
 )
 FROZEN = replace(RECIPE, frozen=("backbone",), augmentation=UNCHANGED, drop_rate=0.0, ema_decay=0.0)
-MakeTrainer = Callable[..., Trainer]
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
