@@ -270,7 +270,10 @@ def test_without_a_network_it_is_said(hub: Hub, model: str) -> None:
 # --- publishing -----------------------------------------------------------------------------------------------------
 
 
-def test_a_space_is_published_in_one_commit_and_only_once(hub: Hub, space: Path) -> None:
+def test_a_space_is_published_in_one_commit_and_only_once_and_its_owners_files_stay(hub: Hub, space: Path) -> None:
+    earlier = [space / "src/leukoscope/old.py", space / "mine.txt"]
+    for file in earlier:
+        file.touch()
     first = push_space(space, "lab/demo")
     assert first.address == f"{hub.url}/spaces/lab/demo"
     there = hub.repository("spaces/lab/demo")
@@ -279,18 +282,10 @@ def test_a_space_is_published_in_one_commit_and_only_once(hub: Hub, space: Path)
     assert "lab/demo" not in hub.storage.repositories
     again = push_space(space, "lab/demo")
     assert (again.commit, again.is_new) == (first.commit, False)
-
-
-def test_what_an_earlier_version_left_goes_and_the_owners_files_stay(hub: Hub, space: Path) -> None:
-    (space / "src/leukoscope/old.py").write_text("")
-    (space / "mine.txt").write_text("")
+    for file in earlier:
+        file.unlink()
     push_space(space, "lab/demo")
-    (space / "src/leukoscope/old.py").unlink()
-    (space / "mine.txt").unlink()
-    push_space(space, "lab/demo")
-    there = set(hub.repository("spaces/lab/demo").at("main").files)
-    assert "mine.txt" in there
-    assert "src/leukoscope/old.py" not in there
+    assert set(there.at("main").files) - {".gitattributes"} == {*files(space), "mine.txt"}
 
 
 def run(*words: str) -> Any:
@@ -299,18 +294,15 @@ def run(*words: str) -> Any:
 
 def test_the_command_builds_and_publishes(hub: Hub, model: str, tmp_path: Path) -> None:
     out = tmp_path / "my space"
+    hub.requests.clear()
+    assert run("lab/cells", "--output", str(out)).exit_code == 0
+    assert all(request.startswith("GET") for request in hub.requests), "nothing is uploaded unasked"
     done = run("lab/cells@v1", "lab/cells", "--output", str(out), "--push", "lab/demo")
     assert done.exit_code == 0, done.output
     assert f"space: {out} (try it: cd '{out}' && python app.py)" in done.output
     assert f"published: {hub.url}/spaces/lab/demo (commit " in done.output
     assert RESEARCH_NOTICE in done.output
     assert front_matter(out)["models"] == ["lab/cells"]
-
-
-def test_nothing_is_uploaded_unasked(hub: Hub, model: str, tmp_path: Path) -> None:
-    hub.requests.clear()
-    assert run("lab/cells", "--output", str(tmp_path / "space")).exit_code == 0
-    assert all(request.startswith("GET") for request in hub.requests)
 
 
 def test_the_command_of_a_failed_push_goes_on(

@@ -49,7 +49,7 @@ def test_an_alias_of_a_subject_is_the_subject() -> None:
     assert subject_of("UID_H2_1_1_hem") == subject_of("UID_H6_1_1_hem") != subject_of("UID_H9_1_1_hem")
 
 
-def test_a_release_is_measured_and_its_row_stands_on_its_card(folder: Path, tmp_path: Path) -> None:
+def test_a_release_is_measured_and_its_row_stands_on_its_card(folder: Path, tmp_path: Path, kept_graphs: Path) -> None:
     release = shutil.copytree(RELEASE, tmp_path / RELEASE.name)
     earlier = {"release": "withdrawn", "sha256": "x", "one_view": {}}
     named = {"data": "C-NMC", "cell_names": names(), "releases": [earlier]}

@@ -92,8 +92,6 @@ def test_on_phantoms_too_an_override_wins_over_the_smoke_run() -> None:
         ("--conf", "--conf 3: no such flag; "),  # the beginning of one is none
         ("--mixup", "--mixup 3: no such flag; `leukoscope train --help` lists them all"),
         ("--epochs", "no such flag; did you mean --num_train_epochs"),
-        ("--batch-size=8", "no such flag; did you mean --per_device_train_batch_size"),
-        ("--dataset", "no such flag; did you mean --dataset_name"),
         ("--trian_dir", "no such flag; did you mean --train_dir"),
     ],
 )
@@ -116,26 +114,9 @@ def test_a_value_of_another_type_ends_in_one_line(flag: str) -> None:
     ("argv", "message"),
     [
         (["--recipe", "vgg"], "--recipe vgg: unknown; choose one of "),
-        (["--recipe", ""], "--recipe : unknown; choose one of "),
-        (["--max_train_samples", "-1"], "--max_train_samples -1: input should be greater than or equal to 1"),
-        (
-            ["--gradient_accumulation_steps", "0"],
-            "--gradient_accumulation_steps 0: input should be greater than or equal to 1",
-        ),
-        (["--seed", "-1"], "--seed -1: input should be greater than or equal to 0"),
         (["--split", "patient"], "--split: invalid choice: 'patient' (choose from 'subject', "),
         (["--from_scratch", "--pretrained_weights", "w"], "--from_scratch and --pretrained_weights exclude each other"),
         (["--report_to", "mlflow"], "--report_to: invalid choice: 'mlflow' (choose from 'trackio', 'tensorboard', "),
-        (["--image_size", "8"], "--image_size 8: input should be greater than or equal to 32"),
-        (["--image_size", "1100"], "--image_size 1100: input should be less than or equal to 1024"),
-        (
-            ["--per_device_train_batch_size", "0"],
-            "--per_device_train_batch_size 0: input should be greater than or equal to 1",
-        ),
-        (["--override", "schedule=step"], "--override schedule=step: input should be 'cosine', 'constant', "),
-        (["--learning_rate", "-1"], "--learning_rate -1.0: input should be greater than 0"),
-        (["--weight_decay", "-2"], "--weight_decay -2.0: input should be greater than or equal to 0"),
-        (["--seed", "5000000000"], "--seed 5000000000: input should be less than 4294967296"),
         (["--split_file", "nowhere.json"], "--split_file nowhere.json: no such file"),
         (["--checkpointing_steps", "0"], "--checkpointing_steps 0: give epoch, no, or a number of steps from 1"),
     ],
@@ -144,6 +125,19 @@ def test_mistakes_are_found_before_any_cell_is_read(argv: list[str], message: st
     with pytest.raises(LeukoscopeError) as refused:
         parse_config(argv).resolve()
     assert str(refused.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *("--max_train_samples -1", "--gradient_accumulation_steps 0", "--per_device_train_batch_size 0"),
+        *("--seed -1", "--seed 5000000000", "--image_size 8", "--image_size 1100"),
+        *("--learning_rate -1.0", "--weight_decay -2.0", "--override schedule=step"),
+    ],
+)
+def test_a_value_out_of_range_is_named(flag: str) -> None:
+    with pytest.raises(LeukoscopeError, match=f"^{flag}: input should be "):
+        parse_config(flag.split()).resolve()
 
 
 def test_choices_are_checked_where_no_command_line_gave_them() -> None:
