@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
+from drawn import save_cell
+from leukoscope.synthetic import PHANTOM_LABELS
 from leukoscope.synthetic_smears import draw_smear
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +25,7 @@ def lay_out(folder: Path) -> Path:
     _lay_out_cnmc(folder / "C-NMC_Leukemia")
     _lay_out_ball4(folder / "ball4")
     _lay_out_own_cells(folder)
-    _save(draw_cell("ALL").image, folder / "cell.bmp")
+    save_cell(folder / "cell.bmp", size=450)
     _save(draw_smear().image, folder / "smear.jpg")
     for subject in range(10):
         field = draw_smear(("ALL", "HEM") * 4, size=(700, 900), um_per_pixel=0.2, seed=subject).image
@@ -38,19 +39,15 @@ def _lay_out_cnmc(root: Path) -> None:
             name = f"{'' if label == 'ALL' else 'H'}{subject + 60}"
             for cell in range(4):
                 file = f"fold_{subject % 3}/{label.lower()}/UID_{name}_{cell}_1_{label.lower()}.bmp"
-                _save(
-                    draw_cell(label, subject=subject, cell=cell, size=SIDE).image, root / "C-NMC_training_data" / file
-                )
+                save_cell(root / "C-NMC_training_data" / file, label, subject=subject, cell=cell, size=SIDE)
 
 
 def _lay_out_ball4(root: Path) -> None:
     for number, label in enumerate(("Benign", "Early", "Pre", "Pro")):
         middle = "" if label == "Benign" else "Malignant-"
         for cell in range(4):
-            image = draw_cell(
-                PHANTOM_LABELS[number % 2], subject=number, cell=cell, size=SIDE, background="smear"
-            ).image
-            _save(image, root / "Original" / label / f"WBC-{middle}{label}-{cell:03d}.jpg")
+            file = root / "Original" / label / f"WBC-{middle}{label}-{cell:03d}.jpg"
+            save_cell(file, PHANTOM_LABELS[number % 2], subject=number, cell=cell, size=SIDE, background="smear")
 
 
 def _lay_out_own_cells(folder: Path) -> None:
@@ -59,7 +56,7 @@ def _lay_out_own_cells(folder: Path) -> None:
         for subject in range(SUBJECTS):
             for cell in range(8):  # together 50 of a class, as `recalibrate` needs
                 file = f"{label}/P{offset * SUBJECTS + subject:02d}_{cell:03d}.png"
-                _save(draw_cell(label, subject=subject, cell=cell, size=SIDE).image, folder / "my_cells" / file)
+                save_cell(folder / "my_cells" / file, label, subject=subject, cell=cell, size=SIDE)
                 rows.append(f"{file},{file[4:7]}")
     (folder / "my_cells" / "subjects.csv").write_text("\n".join(rows) + "\n")
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from drawn import save_cell
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
 from leukoscope.data.images import EncodedImage, UnreadableImage, open_image
 from leukoscope.inference.gradcam import overlay, share_on_cell
@@ -41,11 +42,8 @@ def predictor(tiny_release: Path) -> Predictor:
 def cells(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Five phantoms of three sizes, saved as PNG."""
     folder = tmp_path_factory.mktemp("cells")
-    paths = [folder / f"cell-{i}.png" for i in range(5)]
-    for i, path in enumerate(paths):
-        cell = draw_cell("ALL" if i % 2 else "HEM", subject=i, cell=0, size=(450, 128, 64)[i % 3], background="black")
-        Image.fromarray(cell.image).save(path)
-    return paths
+    sizes, labels = (450, 128, 64, 450, 128), ("HEM", "ALL", "HEM", "ALL", "HEM")
+    return [save_cell(folder / f"cell-{i}.png", labels[i], subject=i, size=sizes[i]) for i in range(5)]
 
 
 def shares(prediction: Prediction) -> list[float]:

@@ -20,6 +20,7 @@ import torch
 from accelerate.utils import str_to_bool
 from PIL import Image
 
+from drawn import save_cell
 from leukoscope import LeukoscopeError, Prediction, Predictor
 from leukoscope.inference import graph, predictor, runtime
 from leukoscope.inference.graph import (
@@ -358,7 +359,7 @@ def test_a_prediction_by_a_kept_graph_imports_none_of_the_heavy_libraries(
     cache: Path, tiny_release: Path, tmp_path: Path
 ) -> None:
     Predictor.from_pretrained(tiny_release, backend="openvino")
-    Image.fromarray(draw_cell("ALL", subject=0, cell=0).image).save(tmp_path / "cell.png")
+    save_cell(tmp_path / "cell.png")
     code = f"""
 import sys
 from leukoscope import Predictor

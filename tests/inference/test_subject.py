@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drawn import save_cell
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.inference.prediction import logits_of
 from leukoscope.inference.scoring import open_source
 from leukoscope.inference.subject import QUANTILES, SubjectRule, pool, predict_subjects
-from leukoscope.synthetic import draw_cell
 from release_fixtures import SUBJECT_RULE
 
 RULE = SubjectRule(("HEM", "ALL"), "ALL", (0.2,) * 5, 0.0, 3)
@@ -115,14 +115,9 @@ def release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def _draw(path: Path, number: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw_cell("ALL", subject=0, cell=number, size=64, background="black").image).save(path)
-
-
 def test_the_cells_of_a_folder_a_subject_are_predicted_together(release: Path, tmp_path: Path) -> None:
     for number in range(7):
-        _draw(tmp_path / f"subject-{number % 2}" / "slide" / f"{number}.png", number)
+        save_cell(tmp_path / f"subject-{number % 2}" / "slide" / f"{number}.png", cell=number)
     (tmp_path / "subject-1" / "broken.png").write_text("no picture")
     predictor = Predictor.from_pretrained(release)
     subjects, unreadable = predict_subjects(predictor, open_source(str(tmp_path)), batch_size=2)
@@ -137,7 +132,7 @@ def test_the_cells_of_a_folder_a_subject_are_predicted_together(release: Path, t
 def test_copies_of_a_picture_count_once_for_a_subject(release: Path, tmp_path: Path, capsys: Any) -> None:
     """Enough copies of one cell would lift "too few cells" to a class."""
     for number in range(2):
-        _draw(tmp_path / "p1" / f"{number}.png", number)
+        save_cell(tmp_path / "p1" / f"{number}.png", cell=number)
     shutil.copy(tmp_path / "p1" / "0.png", tmp_path / "p1" / "0 (1).png")
     Image.open(tmp_path / "p1" / "1.png").save(tmp_path / "p1" / "again.bmp")
     (subject,), _ = predict_subjects(Predictor.from_pretrained(release), open_source(str(tmp_path)), batch_size=1)
@@ -147,7 +142,7 @@ def test_copies_of_a_picture_count_once_for_a_subject(release: Path, tmp_path: P
 
 def test_a_picture_of_two_subjects_is_refused(release: Path, tmp_path: Path) -> None:
     for subject in ("anna", "bert"):
-        _draw(tmp_path / subject / "0.png", 1)
+        save_cell(tmp_path / subject / "0.png", cell=1)
     said = r"bert/0.png: is the same picture as .*anna/0.png, pixel for pixel, which is of another subject \('bert' and"
     with pytest.raises(LeukoscopeError, match=said):
         predict_subjects(Predictor.from_pretrained(release), open_source(str(tmp_path)))
@@ -155,19 +150,10 @@ def test_a_picture_of_two_subjects_is_refused(release: Path, tmp_path: Path) -> 
 
 def test_folders_of_classes_are_no_subjects_and_a_pattern_names_those(release: Path, tmp_path: Path) -> None:
     for number, label in enumerate(("ALL", "HEM", "ALL")):
-        _draw(tmp_path / label / f"p{number % 2}-{number}.png", number)
+        save_cell(tmp_path / label / f"p{number % 2}-{number}.png", cell=number)
     predictor = Predictor.from_pretrained(release)
     said = r"\.png: lies in the folder 'ALL', which is a class, not a subject; name"
     with pytest.raises(LeukoscopeError, match=said):
         predict_subjects(predictor, open_source(str(tmp_path)))
     subjects, _ = predict_subjects(predictor, open_source(str(tmp_path), subject_pattern=r"(?P<subject>p\d)-"))
     assert [(one.subject, one.cells) for one in subjects] == [("p0", 2), ("p1", 1)]
-
-
-def test_a_release_without_the_measurement_is_refused(tiny_release: Path, tmp_path: Path) -> None:
-    _draw(tmp_path / "1.png", 1)
-    said = (
-        r"tiny: cannot predict for a subject: its metrics.json has no 'subject_rule'.*`leukoscope release recalibrate`"
-    )
-    with pytest.raises(LeukoscopeError, match=said):
-        predict_subjects(Predictor.from_pretrained(tiny_release), open_source(str(tmp_path)))

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from drawn import save_cell
 from leukoscope import LeukoscopeError, Predictor, files
 from leukoscope.cli import app
 from leukoscope.data.images import UnreadableImage
@@ -31,7 +31,6 @@ from leukoscope.models.release import (
     write_metrics,
 )
 from leukoscope.models.weights import load_release
-from leukoscope.synthetic import draw_cell
 from leukoscope.web.model_cache import ModelCache, find_releases
 
 EMBEDDED = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/config.json"))
@@ -61,10 +60,7 @@ def sealed(watched_release: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "cells" / "a.png"
-    path.parent.mkdir()
-    Image.fromarray(draw_cell("ALL", subject=0, cell=0, size=96, background="black").image).save(path)
-    return path
+    return save_cell(tmp_path / "cells" / "a.png", size=96)
 
 
 def flip_a_bit(folder: Path) -> None:
