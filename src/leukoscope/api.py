@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from leukoscope import LeukoscopeError
 
@@ -29,27 +26,9 @@ def train(**flags: Any) -> Path:
         SystemExit: Ctrl-C or SIGTERM stopped training after writing a checkpoint; the same call with
             `resume_from_checkpoint="latest"` resumes the run.
     """
-    from leukoscope.training.config import TrainingConfig, complete
+    from leukoscope.training.config import parse_config, words_of
 
-    config = TrainingConfig()
-    parts = {part.name: get_type_hints(type(getattr(config, part.name))) for part in fields(config)}
-    for name, value in flags.items():
-        if name == "recipe" and value is None:
-            continue
-        part = next((part for part, kinds in parts.items() if name in kinds), None)
-        if part is None or name == "config":
-            raise LeukoscopeError(f"train({name}={value!r}): no such flag; `leukoscope train --help` lists them all")
-        # As the command line would give it.
-        given = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-        try:
-            given = TypeAdapter(parts[part][name]).validate_python(given, strict=True)
-        except ValidationError as error:
-            reason = error.errors(include_url=False)[0]["msg"]
-            raise LeukoscopeError(f"train({name}={value!r}): {reason[0].lower()}{reason[1:]}") from None
-        config = replace(config, **{part: replace(getattr(config, part), **{name: given})})
-    # Without a given recipe, the run's start decides.
-    model = replace(config.model, recipe=flags.get("recipe"))  # type: ignore[arg-type]
-    return run(complete(replace(config, model=model)))
+    return run(parse_config(words_of(flags)))
 
 
 def run(config: TrainingConfig) -> Path:

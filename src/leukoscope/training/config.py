@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -347,7 +347,13 @@ def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py"
     data, model, run, unknown = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
     if unknown:
         raise LeukoscopeError(f"{' '.join(unknown)}: no such flag; {_known_flags(unknown[0])}")
-    return complete(TrainingConfig(data, model, replace(run, config=None)))
+    if model.model_name_or_path:
+        from leukoscope.training.finetune import follow_model
+
+        model = replace(model, **follow_model(asdict(model)))
+    recipe = vars(model)["recipe"]
+    model = replace(model, recipe=_RECIPE if recipe is None else recipe)
+    return TrainingConfig(data, model, replace(run, config=None))
 
 
 def _known_flags(unknown: str) -> str:
@@ -370,23 +376,20 @@ def _words_of(file: Path, without: Sequence[str]) -> list[str]:
     content = content.get("flags", content) if isinstance(content, dict) else None
     if not isinstance(content, dict):
         raise LeukoscopeError(f"--config {file}: holds no flags; write one per line, like `learning_rate: 1e-4`")
-    names, words = TrainingConfig().as_dict(), list[str]()
+    names = TrainingConfig().as_dict()
     for name, value in content.items():
         if name not in names or (name == "config" and value is not None):
             raise LeukoscopeError(f"--config {file}: {name} is no flag; {_known_flags(str(name))}")
-        if value not in (None, []) and name not in without:
+    return words_of({name: value for name, value in content.items() if name not in without})
+
+
+def words_of(flags: Mapping[str, Any]) -> list[str]:
+    """Flags by name as words of the command line, but for those that are None or hold no value."""
+    words = list[str]()
+    for name, value in flags.items():
+        if isinstance(value, list | tuple):
+            words += [f"--{name}", *map(str, value)] if value else []
+        elif value is not None:
             # YAML reads a plain `no` as false; flags of either type take "no".
-            plain = "no" if value is False else value
-            words += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={plain}"]
+            words.append(f"--{name}={'no' if value is False else value}")
     return words
-
-
-def complete(config: TrainingConfig) -> TrainingConfig:
-    """Fill in what follows from --model_name_or_path (errors: `follow_model`), and the default recipe for None."""
-    model = config.model
-    if model.model_name_or_path:
-        from leukoscope.training.finetune import follow_model
-
-        model = replace(model, **follow_model(asdict(model)))
-    recipe = vars(model)["recipe"]
-    return replace(config, model=replace(model, recipe=_RECIPE if recipe is None else recipe))
