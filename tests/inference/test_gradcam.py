@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy.ndimage import minimum_filter
 
+from leukoscope.data.layouts import ImageFolder
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference.gradcam import explain_features, linear_head_maps, map_colours, overlay, share_on_cell
 from leukoscope.inference.prediction import VIEWS, turned, turned_back
@@ -152,6 +153,16 @@ def test_overlay_of_a_whole_picture_has_no_frame_keeps_cold_regions_and_colours_
     even = np.full((3, 3), 0.5)
     assert np.abs(drawn(even) - 90).max() > 60, "its own peak"
     assert np.abs(drawn(even, peak=5.0) - 90).max() < 15, "a common peak shows weaker evidence weaker"
+
+
+@pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.name)
+def test_the_map_is_seen_on_real_cells(release: Path, real_data: Path) -> None:
+    paths = ImageFolder.read(real_data / ("ball4" if "ball4" in release.name else "cnmc2019")).images[::500][:3]
+    for prediction in Predictor.from_pretrained(release, backend="torch")(paths, explain=True):
+        assert prediction.picture is not None
+        change = np.abs(np.subtract(prediction.overlay(), prediction.picture.convert("L").convert("RGB"), dtype=int))
+        # A tenth of the picture, or of the cell, where it is hottest.
+        assert np.quantile(change.max(axis=2)[change.any(axis=2)], 0.9) > 60, prediction.source
 
 
 @pytest.mark.parametrize(("width", "height", "side"), [(90, 70, 3), (450, 310, 5)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.images import open_image
 from leukoscope.data.layouts import ImageFolder, find_cnmc_cells
 from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.smear import UnusableSmear, cut_out, find_cells
 from leukoscope.inference.ood import GROUPS, STATISTICS, OodDetector, fit_detector, picture_statistics
 from leukoscope.models.release import OOD, read_release
 from leukoscope.synthetic import phantom_cells
@@ -259,6 +261,27 @@ def test_a_cell_keeps_its_score_however_it_lies_in_the_picture(real_data: Path) 
     scores = np.stack([detector.scores(placed) for placed in (pixels, pixels[:, :, ::-1], *moved, *turned)])
 
     assert np.quantile(np.ptp(scores, axis=0), 0.95) < 0.3
+
+
+@pytest.mark.slow
+def test_real_cells_pass_and_white_cells_of_another_laboratory_are_refused(real_data: Path) -> None:
+    frame, root = Preprocessing(224, 350 / 450).frame, real_data / "cnmc2019"
+    samples, kinds = sorted((root / "samples-bmp").glob("*.bmp")), sorted((real_data / "pbc").iterdir())
+    known = list(find_cnmc_cells(ImageFolder.read(root / "C-NMC_Leukemia")))[::80]
+    known = [cell for cell in known if cell.cell_id not in {path.stem for path in samples}]
+    statistics = np.stack([picture_statistics(frame(open_image(cell.path))) for cell in known])
+    detector, _ = fit_detector(statistics, [cell.subject for cell in known])
+    assert (detector.scores(np.stack([frame(open_image(path)) for path in samples])) <= 1).all()
+    for kind in kinds:
+        cells = []
+        for path in sorted(kind.glob("*.jpg"))[::10]:
+            picture = open_image(path)
+            with suppress(UnusableSmear):  # too few red cells for a scale: refused before the detector sees it
+                field = find_cells(picture)
+                assert field.scale is not None
+                cells += [cut_out(picture, cell, field.scale.um_per_pixel) for cell in field.cells if cell.whole]
+        assert len(cells) >= 4
+        assert (detector.scores(np.stack([frame(cell) for cell in cells])) > 1.5).all(), kind.name
 
 
 # On disk

@@ -283,6 +283,13 @@ def test_a_frozen_backbone_is_all_but_the_head(name: str, head: str, tensors: in
     assert backbone_state(network).keys() == {k for k in network.state_dict() if not k.startswith(f"{head}.")}
 
 
+def test_named_modules_are_frozen_alone_with_their_statistics() -> None:
+    network: Any = timm.create_model("test_resnet", num_classes=2).train()
+    freeze(network, ("bn1",))
+    assert [name for name, p in network.named_parameters() if not p.requires_grad] == ["bn1.weight", "bn1.bias"]
+    assert [name for name, module in network.named_modules() if not module.training] == ["bn1"]
+
+
 def test_a_distilled_network_has_two_last_layers() -> None:
     with torch.device("meta"):
         network = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3)

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -260,7 +261,16 @@ def test_a_config_of_no_release_is_named_with_its_value(copy: Path, change: dict
         ({"architecture": "vit_giant_patch14_dinov2", "model_args": {}}, "vit_giant_patch14_dinov2 with 2 labels"),
     ],
 )
-def test_a_config_of_other_weights_is_named(copy: Path, change: dict[str, Any], network: str) -> None:
+def test_a_config_of_other_weights_is_named(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], network: str
+) -> None:
+    create = timm.create_model
+
+    def planned(*given: Any, **options: Any) -> Any:
+        assert torch.empty(0).device.type == "meta", "it would take memory"
+        return create(*given, **options)
+
+    monkeypatch.setattr(timm, "create_model", planned)
     change_config(copy, **change)
     message = refusal(copy)
     assert message.startswith(f"{copy / 'model.safetensors'}: not the weights of {network} (")
@@ -310,6 +320,14 @@ def test_metrics_of_another_shape_are_named(copy: Path, metrics: object, problem
     (copy / "metrics.json").write_text(json.dumps(metrics))
 
     assert refusal(copy).startswith(f"{copy / 'metrics.json'}: {problem}")
+
+
+def test_labels_in_another_order_than_in_metrics_are_refused(copy: Path) -> None:
+    """Without checksums nothing else tells that every answer would be the other class's."""
+    (copy / "metrics.json").write_text(json.dumps({"labels": ["HEM", "ALL"]}))
+    assert refusal(copy).startswith(
+        f"{copy / 'config.json'}: label_names is ['ALL', 'HEM'], and labels in metrics.json beside it ['HEM', 'ALL'];"
+    )
 
 
 def test_metrics_that_say_little_or_are_missing_are_no_problem_but_another_version_is(copy: Path) -> None:
