@@ -125,8 +125,8 @@ def test_two_processes_follow_one_that_accumulates_the_same_batches(
 
 
 TINY = (
-    *("--image_size", "32", "--max_train_samples", "64", "--max_eval_samples", "37", "--num_train_epochs", "6"),
-    *("--per_device_train_batch_size", "8", "--mixed_precision", "no", "--override", "block_config=[]"),
+    *("--image_size", "32", "--max_train_samples", "64", "--max_eval_samples", "37", "--num_train_epochs", "10"),
+    *("--per_device_train_batch_size", "8", "--mixed_precision", "no", "--override", "block_config=[2,2,2,2]"),
 )
 
 

@@ -99,7 +99,7 @@ print(returned, page_faults())
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted on Linux, where glibc is")
-def test_freed_blocks_are_used_again_without_page_faults() -> None:
-    printed = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
+def test_freed_blocks_are_used_again_without_page_faults(warm: str) -> None:
+    printed = subprocess.run([warm, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
     returned, kept = map(int, printed.split())
     assert kept < returned / 10
