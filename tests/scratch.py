@@ -24,7 +24,7 @@ def lay_out(folder: Path) -> Path:
         shutil.copytree(ROOT / name, folder / name)
     _lay_out_cnmc(folder / "C-NMC_Leukemia")
     _lay_out_ball4(folder / "ball4")
-    _lay_out_own_cells(folder)
+    lay_out_own_cells(folder)
     save_cell(folder / "cell.bmp", size=450)
     _save(draw_smear().image, folder / "smear.jpg")
     for subject in range(10):
@@ -50,7 +50,8 @@ def _lay_out_ball4(root: Path) -> None:
             save_cell(file, PHANTOM_LABELS[number % 2], subject=number, cell=cell, size=SIDE, background="smear")
 
 
-def _lay_out_own_cells(folder: Path) -> None:
+def lay_out_own_cells(folder: Path) -> None:
+    """Class folders `my_cells` with a table of subjects."""
     rows = ["file,subject"]
     for offset, label in enumerate(PHANTOM_LABELS):
         for subject in range(SUBJECTS):

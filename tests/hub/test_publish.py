@@ -19,12 +19,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hub_server import READ_TOKEN, Fault, Hub
-from leukoscope import LeukoscopeError
+from leukoscope import LeukoscopeError, api
 from leukoscope.cli import app
 from leukoscope.hub.publish import Destination, check_can_publish, publish
 from leukoscope.inference.ood import OodDetector
 from leukoscope.reports.card import draw_examples, render_card
 from leukoscope.synthetic import draw_cell
+from leukoscope.training.config import parse_config
 
 MAY_NOT_WRITE = (
     "your token may not write there; make one that may at https://huggingface.co/settings/tokens, or name a repository "
@@ -145,6 +146,20 @@ def test_a_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch, h
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(LeukoscopeError, match="^lab/cells: the Hub cannot be reached"):
             check_can_publish(HERE)
+
+
+def test_a_run_is_refused_before_training_and_published_after_it(
+    hub: Hub, whole_release: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = parse_config(["--push_to_hub", "--hub_model_id", "lab/cells"])
+    monkeypatch.setattr("leukoscope.training.train.train", lambda _: pytest.fail("trained"))
+    with monkeypatch.context() as patch, pytest.raises(LeukoscopeError, match="your token may not write there"):
+        patch.setenv("HF_TOKEN", READ_TOKEN)
+        api.run(config)
+    folder = whole_release.rename(whole_release.with_name("release")).parent
+    monkeypatch.setattr("leukoscope.training.train.train", lambda _: folder)
+    assert api.run(config) == folder
+    assert f"published: {hub.url}/lab/cells (commit " in capsys.readouterr().out
 
 
 # --- publishing -----------------------------------------------------------------------------------------------------

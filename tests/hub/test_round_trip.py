@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from PIL import Image
 from environments import borrowing, required
 from hub_server import WRITE_TOKEN, Fault, Hub, serving
 from leukoscope.synthetic import draw_cell
-from scratch import lay_out
+from scratch import lay_out_own_cells
 from served import served
 from warm import warm_python
 
@@ -56,13 +55,13 @@ print("answers:", json.dumps(answers))
 """
 
 
-def environment(hub: Hub, home: Path, token: str = WRITE_TOKEN, **more: str) -> dict[str, str]:
+def environment(hub: Hub, home: Path, **more: str) -> dict[str, str]:
     """A machine that knows this Hub alone and has nothing of it yet."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE"))}
     return kept | {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(home),
-        "HF_TOKEN": token,
+        "HF_TOKEN": WRITE_TOKEN,
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",
@@ -73,13 +72,13 @@ def environment(hub: Hub, home: Path, token: str = WRITE_TOKEN, **more: str) -> 
     }
 
 
-def run(hub: Hub, folder: Path, *words: str, home: str = "home", token: str = WRITE_TOKEN, ok: bool = True) -> Any:
+def run(hub: Hub, folder: Path, *words: str, home: str = "home", ok: bool = True) -> Any:
     """A Python command in `folder`."""
     words = (str(ROOT / words[0]), *words[1:]) if words[0].endswith(".py") else words
     done = subprocess.run(
         [folder / "python" if home == "home" else sys.executable, *words],
         cwd=folder,
-        env=environment(hub, folder / home, token),
+        env=environment(hub, folder / home),
         capture_output=True,
         text=True,
         timeout=900,
@@ -147,18 +146,6 @@ def test_each_version_is_one_commit(hub: Hub, versions: dict[str, str]) -> None:
     assert versions == {"v1": history[1].oid, "v2": history[0].oid}
 
 
-def test_the_hub_holds_what_the_release_folder_holds(hub: Hub, versions: dict[str, str], place: Path) -> None:
-    for tag, release in (("v1", place / "run" / "release"), ("v2", place / "colder")):
-        files = set(hub.repository(ID).at(tag).files) - {".gitattributes"}
-        made_for_the_hub = {"README.md", "examples/phantom_ALL.png", "examples/phantom_HEM.png"}
-        assert made_for_the_hub <= files
-        assert {name: hub.content(ID, name, tag) for name in files - made_for_the_hub} == {
-            path.relative_to(release).as_posix(): path.read_bytes()
-            for path in release.rglob("*")
-            if path.is_file() and path.name != "README.md"
-        }
-
-
 def test_pipeline_timm_and_predictor_agree_on_every_version(answers: dict[str, Any], versions: dict[str, str]) -> None:
     for answer in answers.values():
         for way in ("pipeline", "timm"):
@@ -174,10 +161,14 @@ def test_a_pinned_revision_keeps_its_answer(answers: dict[str, Any]) -> None:
 def test_a_space_answers_alike(
     hub: Hub, place: Path, space: Path, space_python: Path, picture: Path, answers: dict[str, Any]
 ) -> None:
+    from gradio_client import Client, handle_file
+
     # Nothing of the repository, nor of the environment that the tests run in.
-    with demo(hub, space, place / "space-home", space_python, "app.py", PYTHONPATH="") as client:
+    own = environment(hub, place / "space-home", PYTHONPATH="")
+    with served(space, space_python, "app.py", environment=own, cwd=space) as (address, _):
+        client = Client(address, verbose=False, httpx_kwargs={"timeout": 300}, download_files=str(place / "overlays"))
         for name, asked in ((f"{ID}@v1", "v1"), (ID, "main")):
-            shares, text = ask(client, picture, name)
+            _, shares, _, text, _ = client.predict(handle_file(picture), name, api_name="/predict")
             assert shares == pytest.approx(answers[asked]["predictor"], abs=1e-4)
             assert answers[asked]["revision"][:12] in text
     # Importing mcp fails where Gradio's extra is missing.
@@ -206,23 +197,6 @@ def space_python(place: Path, space: Path) -> Path:
     return borrowing(place / "environment", required(asked).__contains__) / "python"
 
 
-@contextmanager
-def demo(hub: Hub, folder: Path, home: Path, *command: str | Path, **own: str) -> Iterator[Any]:
-    """The demo, started in `folder`, as its own client library sees it."""
-    from gradio_client import Client
-
-    with served(folder, *command, environment=environment(hub, home, **own), cwd=folder) as (address, _):
-        yield Client(address, verbose=False, httpx_kwargs={"timeout": 300}, download_files=str(folder / "overlays"))
-
-
-def ask(client: Any, picture: Path, model: str) -> tuple[dict[str, float], str]:
-    """What the demo's /predict says: probabilities, and the text that names the commit."""
-    from gradio_client import handle_file
-
-    _, shares, _, text, _ = client.predict(handle_file(picture), model, api_name="/predict")
-    return shares, text
-
-
 PUSH = """
 import sys, leukoscope
 data = leukoscope.load_dataset("imagefolder", "cells/my_cells", labels="cells/my_cells/subjects.csv")
@@ -232,7 +206,7 @@ data.cells.push_to_hub(sys.argv[1], private=True)
 
 def test_a_data_set_goes_to_the_hub_and_trains_elsewhere(hub: Hub, place: Path) -> None:
     (place / "cells").mkdir()
-    lay_out(place / "cells")
+    lay_out_own_cells(place / "cells")
     run(hub, place, "-c", PUSH, "lab/cells")
     assert hub.repository("datasets/lab/cells").private
 
