@@ -296,7 +296,7 @@ def draw_cell(
     background: Background = "black",
     seed: int = 0,
 ) -> PhantomCell:
-    """Draw one phantom cell; equal arguments give equal pixels, in any order of
+    """Draw one phantom cell; equal arguments give equal pixels, whatever was drawn before.
 
     Args:
         label: "ALL" or "HEM"; sets size, outline and chromatin (never the stain).

@@ -68,12 +68,3 @@ def test_reading_and_joining_need_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout == "set()\n"
-
-
-def test_several_processes_are_refused(
-    tiny_release: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    result = run(tiny_release, "--input", cells, "--output", tmp_path / "out.parquet")
-    assert "2 processes were started, and each would score all cells; start one" in result.stderr
-    assert not list(tmp_path.glob("out*"))

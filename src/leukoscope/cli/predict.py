@@ -201,8 +201,6 @@ def score(
     """
     from leukoscope.inference.scoring import check_output, open_source, score_cells, unreadable_list
 
-    if (launched := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
-        raise LeukoscopeError(f"{launched} processes were started, and each would score all cells; start one")
     check_output(output)
     elsewhere = None
     if ray is not None:
