@@ -33,7 +33,6 @@ BLANK_SPREAD = 3.0  # standard deviation in grey levels; what JPEG leaves of tru
 # Features that do not lie in the cell; from this share of the way from chance to perfect they are a shortcut.
 OUTSIDE_THE_CELL = ("background", "corner", "picture size")
 SHORTCUT_SHARE = 0.2
-FEW_CELLS = 10  # of a class: 15 % of them, the validation and the test side of a split by image, are one cell or more
 SMALL_CLASS = 20
 _SPLIT_WITHOUT_SUBJECTS = {"block": "block", "subject": "random"}
 SMALL_SIDE = 32
@@ -75,8 +74,8 @@ def survey_cells(data: LoadedCells) -> dict[str, Any]:
     problems = [*data.count_differences, *data.passed_over, *data.unreadable]
     for label in classes:
         if counts[label] < SMALL_CLASS:
-            why = f"no metric of fewer than {SMALL_CLASS} is worth stating, and fewer than {FEW_CELLS} may leave a side"
-            problems.append(f"{label}: {counts[label]} cell(s); {why} of a split without any: gather more")
+            why = f"no metric of fewer than {SMALL_CLASS} is worth stating"
+            problems.append(f"{label}: {counts[label]} cell(s); {why}: gather more")
     problems += _subject_problems(info, {label: len(found) for label, found in known.items()})
     fewest, flags = min(len(found) for found in known.values()), list[str]()
     if not (partitions.keys() <= set(SIDES) or fewest >= SUBJECT_FOLDS):

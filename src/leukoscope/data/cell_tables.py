@@ -308,14 +308,14 @@ def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
     for row in table.rows:
         # Archives made on a Mac hold names in another Unicode form.
         forms = (row.file, normalize("NFC", row.file), normalize("NFD", row.file))
-        if (path := next((one for one in forms if os.path.isfile(os.path.join(root, one))), None)) is None:
-            places = {posixpath.split(one) for one in forms}
-            found = {posixpath.join(at, image) for at, stem in places for image in images_in(root / at).get(stem, ())}
-            if len(found) != 1:
-                several = f"{row.file!r} may be {' or '.join(sorted(found))}; add its suffix"
-                said = several if found else f"no such file {row.file!r} below {root}; correct the row"
-                raise LeukoscopeError(f"{table.name}: row {row.number}: {said}")
-            (path,) = found
+        if not (found := [one for one in forms if os.path.isfile(os.path.join(root, one))][:1]):
+            places = sorted({posixpath.split(one) for one in forms})
+            found = [posixpath.join(at, image) for at, stem in places for image in images_in(root / at)[stem]]
+        if len(found) != 1:
+            several = f"{row.file!r} may be {' or '.join(sorted(found))}; add its suffix"
+            said = several if found else f"no such file {row.file!r} below {root}; correct the row"
+            raise LeukoscopeError(f"{table.name}: row {row.number}: {said}")
+        (path,) = found
         if os.path.isabs(path) and (resolved := os.path.realpath(path)).startswith(home):
             path = Path(resolved.removeprefix(home)).as_posix()
         if (other := row_of.setdefault(path, row)) is not row:
@@ -324,7 +324,7 @@ def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
         yield row, path
 
 
-def _images_by_stem(folder: Path) -> dict[str, list[str]]:
+def _images_by_stem(folder: Path) -> defaultdict[str, list[str]]:
     """Name without suffix → the pictures of that name in a folder."""
     found = defaultdict[str, list[str]](list)
     with suppress(OSError, ValueError):  # no folder, or none that can be read; a path may hold a zero byte

@@ -20,6 +20,7 @@ from leukoscope.data.folder import load_folder, own_sides
 from leukoscope.data.images import UnreadableImage, encoded_content, open_bytes
 from leukoscope.data.layouts import CNMC_NAME, cell_id_of
 from leukoscope.data.registry import DATASETS, PRELIMINARY_TEST, DatasetInfo, dataset_info
+from leukoscope.files import first_line
 from leukoscope.progress import progress
 from leukoscope.synthetic import phantom_cells
 
@@ -125,8 +126,8 @@ def _load_hub(hub_id: str, info: DatasetInfo, columns: Mapping[str, str]) -> Loa
     except Exception as error:  # the client raises a dozen unrelated types
         name = "imagefolder" if "/" in info.name else info.name
         raise LeukoscopeError(
-            f"{source}: cannot be loaded from the Hub ({_reason(error)}); check the id and the network, or "
-            f"give a local copy with --dataset_name {name} --train_dir DIR"
+            f"{source}: cannot be loaded from the Hub ({type(error).__name__}: {first_line(error)}); check the id and "
+            f"the network, or give a local copy with --dataset_name {name} --train_dir DIR"
         ) from None
     side_of = {"train": "train"}
     if not is_known:
@@ -154,11 +155,6 @@ def _load_hub(hub_id: str, info: DatasetInfo, columns: Mapping[str, str]) -> Loa
         rows += _hub_rows(info, table, columns, side if len(tables) > 1 else "", len(rows), source)
     images = concatenate_datasets([_pictures(table, columns["image"]) for table in tables.values()])
     return assemble(info, images, rows, source, passed_over=not_used)
-
-
-def _reason(error: Exception) -> str:
-    """The kind of an error and its first line."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')}"
 
 
 def _described(hub_id: str, info: DatasetInfo) -> DatasetInfo:
@@ -309,7 +305,8 @@ def stream_cells(hub_id: str, each: int = 3) -> list[StreamedCell]:
         raise
     except Exception as error:  # the client raises a dozen unrelated types
         raise LeukoscopeError(
-            f"data set {hub_id}: cannot be streamed from the Hub ({_reason(error)}); check the network"
+            f"data set {hub_id}: cannot be streamed from the Hub ({type(error).__name__}: {first_line(error)}); check "
+            "the network"
         ) from None
     streamed = [cell for _, found in sorted(cells.items()) for cell in found]
     if not streamed:
