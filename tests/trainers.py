@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate.utils import set_seed
-from PIL import Image
 from torch import nn
 
+from drawn import save_cell
 from leukoscope.data.augmentation import Augmentation
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
@@ -20,7 +21,6 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split, make_split
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe
-from leukoscope.synthetic import draw_cell
 from leukoscope.training.checkpoint import Checkpoints
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.train import make_accelerator
@@ -45,12 +45,8 @@ MIRRORED = Augmentation(0.0, 0.0, 0.0, 0.0, rotation=0.0, flips="horizontal")
 def drawn_cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class folders of small phantoms: 8 subjects a class, 2 cells each, `<class>/<subject>_<n>.png`."""
     root = tmp_path_factory.mktemp("drawn") / "cells"
-    for label in ("ALL", "HEM"):
-        (root / label).mkdir(parents=True)
-        for subject in range(8):
-            for cell in range(2):
-                image = draw_cell(label, subject=subject, cell=cell, size=32).image
-                Image.fromarray(image).save(root / label / f"{label}{subject}_{cell}.png")
+    for label, subject, cell in product(("ALL", "HEM"), range(8), range(2)):
+        save_cell(root / label / f"{label}{subject}_{cell}.png", label, subject=subject, cell=cell, size=32)
     return root
 
 

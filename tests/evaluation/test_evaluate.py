@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drawn import place
 from leukoscope import LeukoscopeError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.loading import load_cells
@@ -248,11 +249,8 @@ def test_a_damaged_picture_changes_no_split(tmp_path: Path, cache_in_tmp: pytest
 
 
 def test_class_folders_with_splits_of_their_own_are_told_how_to_test_only_the_test_split(tmp_path: Path) -> None:
-    for number, path in enumerate(product(("train", "test"), ("ALL", "HEM"), range(8))):
-        folder = tmp_path.joinpath(*path[:2])
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{path[2]}.png")
-    data = load_cells("imagefolder", tmp_path)
+    files = ["/".join(parts) for parts in product(("train", "test"), ("ALL", "HEM"), (f"{n}.png" for n in range(8)))]
+    data = load_cells("imagefolder", place(tmp_path, *files))
     trained, asked, every = make_split(data, "given"), select_cells(data, "given"), select_cells(data)
     assert trained.validation and trained.fingerprint != asked.whole.fingerprint
     metrics = release_metrics(asked, []) | {"evaluations": [{"split": trained.about()}]}

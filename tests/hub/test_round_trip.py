@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
+from drawn import save_cell
 from environments import borrowing, required
 from hub_server import WRITE_TOKEN, Fault, Hub, serving
-from leukoscope.synthetic import draw_cell
 from scratch import lay_out_own_cells
 from served import served
 from warm import warm_python
@@ -127,9 +126,7 @@ def _write_colder(release: Path, target: Path) -> None:
 
 @pytest.fixture(scope="module")
 def picture(place: Path) -> Path:
-    path = place / "cell.png"
-    Image.fromarray(draw_cell("ALL", subject=5, cell=1).image).save(path)
-    return path
+    return save_cell(place / "cell.png", "ALL", subject=5, cell=1, size=450)
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,11 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
+from drawn import save_cell
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.models.weights import load_release
-from leukoscope.synthetic import draw_cell
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "research" / "benchmarks"
@@ -128,8 +127,7 @@ def drawn(tmp_path: Path) -> Path:
     """Class folders of eight phantoms to train on and two to validate on, as training.py lays them out."""
     for number, side in enumerate(["train"] * 8 + ["validation"] * 2):
         path = tmp_path / "ours" / ("ALL", "HEM")[number % 2] / f"{side}-{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw_cell(path.parent.name, cell=number, size=64).image).save(path)
+        save_cell(path, path.parent.name, cell=number)
     return tmp_path / "ours"
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drawn import save_cell
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference.ood import fit_detector, picture_statistics
 from leukoscope.inference.prediction import NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
 from leukoscope.models.release import OOD
-from leukoscope.synthetic import Background, draw_cell, phantom_cells
+from leukoscope.synthetic import Background, phantom_cells
 from leukoscope.synthetic_smears import draw_smear
 from research.checks import FROM_ELSEWHERE, KINDS, frame_sample, healthy_outcomes, refusals, unsuitable_images
 
@@ -104,10 +105,9 @@ def test_a_sample_of_a_folder_reaches_from_its_first_to_its_last_picture(tmp_pat
 def test_outcomes_of_pictures_are_counted_by_the_folder_they_lie_in(predictor: Predictor, tmp_path: Path) -> None:
     drawn_on: dict[str, Background] = {"lymphocyte": "black", "monocyte": "smear"}
     for kind, background in drawn_on.items():
-        (tmp_path / "healthy" / kind).mkdir(parents=True)
         for cell in range(5):
-            drawn = draw_cell("HEM", subject=1, cell=cell, background=background).image
-            Image.fromarray(drawn).save(tmp_path / "healthy" / kind / f"{cell}.png")
+            file = tmp_path / "healthy" / kind / f"{cell}.png"
+            save_cell(file, "HEM", subject=1, cell=cell, size=450, background=background)
 
     found = healthy_outcomes(predictor, tmp_path / "healthy", pictures=4)
 

@@ -7,12 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from drawn import save_cell
 from leukoscope import LeukoscopeError
 from leukoscope.models.release import read_metrics
 from leukoscope.reports.card import render_card
-from leukoscope.synthetic import draw_cell
 from research.external import check, find_cells, record, sha256_of, subject_of
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
@@ -28,11 +27,9 @@ def names() -> list[str]:
 def folder(tmp_path: Path) -> Path:
     """Drawn cells under C-NMC's names; the last is numbered, as in the preliminary test, with its table of labels."""
     root = tmp_path / "C-NMC"
-    root.mkdir()
     for number, name in enumerate(names()):
-        cell = draw_cell("ALL" if name.endswith("all") else "HEM", subject=number // 2, cell=number, background="black")
-        last = number == len(names()) - 1
-        Image.fromarray(cell.image).save(root / ("7.bmp" if last else f"{name}.bmp"))
+        file, label = "7.bmp" if name == names()[-1] else f"{name}.bmp", "ALL" if name.endswith("all") else "HEM"
+        save_cell(root / file, label, subject=number // 2, cell=number, size=450, background="black")
     table = f"Patient_ID,new_names,labels\n{names()[-1]}.bmp,7.bmp,0\n"
     (root / "C-NMC_test_prelim_phase_data_labels.csv").write_text(table)
     return root

@@ -7,13 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from drawn import place
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import groups_of
-from leukoscope.synthetic import draw_cell
 from leukoscope.training.config import parse_config
 from research.leakage import SEEN, UNSEEN, compare_leakage, leakage_pair, leakage_runs, main
 
@@ -48,11 +47,9 @@ def test_a_seed_draws_its_own_subjects_of_every_class_and_repeats_them(phantom_d
 
 
 def test_cells_without_subjects_cannot_price_a_leak(tmp_path: Path) -> None:
-    for number in range(8):
-        folder = tmp_path / ("ALL" if number % 2 else "HEM")
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(draw_cell(folder.name, cell=number, size=32).image).save(folder / f"{number}.png")
-    data = load_cells("imagefolder", tmp_path)
+    data = load_cells(
+        "imagefolder", place(tmp_path, *(f"{label}/{n}.png" for label in ("ALL", "HEM") for n in range(4)))
+    )
     with pytest.raises(LeukoscopeError, match=r"^class ALL has 0 known subject\(s\); .* --labels\)$"):
         leakage_pair(data, 0)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from drawn import place
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import DATASETS
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
@@ -179,10 +179,7 @@ def test_a_row_of_other_settings_cells_or_recipe_is_not_taken_for_this_one(row: 
     with pytest.raises(LeukoscopeError, match=message):
         list(reproduce([other]))
 
-    for number, label in enumerate(("all", "hem")):
-        folder = tmp_path / "cells" / "fold_0" / label
-        folder.mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(folder / f"UID_{'H' * number}1_1_1_{label}.bmp")
+    place(tmp_path / "cells" / "fold_0", "all/UID_1_1_1_all.bmp", "hem/UID_H1_1_1_hem.bmp")
     moved, elsewhere = (
         replace(row.config, data=replace(row.config.data, train_dir=folder))
         for folder in ("/elsewhere", str(tmp_path / "cells"))

@@ -234,20 +234,6 @@ def test_speed_is_told_row_by_row_with_what_it_was_measured_on(release: Path, tm
     assert speed_table(folder, [release]).splitlines()[2].endswith("| Some CPU, 2 thread(s) |"), "the GPU was not used"
 
 
-VISITS = {
-    "page": [{"visitors": 10, "first_row_p95_seconds": 1.24, "all_rows_p95_seconds": 4.56}],
-    "levels": [{"clients": 10, "per_second": 10.27, "p95_seconds": 1.318, "errors": 0}],
-}
-SCORED = {
-    "ray": {
-        "rows": [{"scored_by": "Ray, 2 workers", "cells_a_second": 9.04, "core_hours_a_million": 12345.6}],
-        "driver": {"names": 100000, "peak_bytes": 300_400_000},
-    },
-    **{"cells": 100000, "short_cells": 1000, "until_killed": {"cells_a_second": 84.4}},
-    **{"resumed": {"cells_a_second": 85.6}, "memory_growth": {"times_short_run": 1.034}},
-}
-
-
 @pytest.mark.parametrize("model", ["gone", "ours"])
 def test_the_speed_of_earlier_weights_is_told_as_such_and_of_no_release_never(
     release: Path, tmp_path: Path, model: str
@@ -256,11 +242,13 @@ def test_the_speed_of_earlier_weights_is_told_as_such_and_of_no_release_never(
     release = release.rename(release.with_name("ours"))
     (release / "model.safetensors").write_bytes(b"weights")
     about = {"model": model, "sha256": "0" * 64, "hardware": "x86_64"}
-    ours = about | {"ratios": [{"what": "one: times faster", "value": 3.456, "aim": "≥ 3"}]}
-    for name, content in (("inference", {"releases": [ours]}), ("app_load", VISITS), ("scoring", SCORED)):
-        (tmp_path / "b" / f"{name}.json").write_text(json.dumps({**about, **content}))
+    for name in ("inference", "app_load", "scoring"):
+        made = json.loads((REPOSITORY / "results" / "benchmarks" / f"{name}.json").read_text(encoding="utf-8")) | about
+        made |= {"releases": [made["releases"][0] | about]} if name == "inference" else {}
+        (tmp_path / "b" / f"{name}.json").write_text(json.dumps(made))
     told = speed_table(tmp_path / "b", [release])
-    assert told == "Not measured yet." if model == "gone" else told.count("`ours` (earlier weights)") == 4
+    earlier = told.count("`ours` (earlier weights)")
+    assert told == "Not measured yet." if model == "gone" else earlier == told.count("`ours`") >= 4
 
 
 def test_every_flag_of_hugging_faces_script_is_there_or_says_why_not() -> None:

@@ -6,8 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from drawn import place
 from leukoscope import LeukoscopeError
 from leukoscope.models.recipes import get_recipe
 from leukoscope.training.config import DataArguments, ModelArguments, RunArguments, TrainingConfig, parse_config
@@ -177,10 +177,7 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_flag_names_the_positive_of_two_classes(tmp_path: Path) -> None:
-    for label in ("blast", "healthy"):
-        (tmp_path / label).mkdir()
-        for cell in range(4):
-            Image.new("RGB", (8, 8), (cell, 99 * (label == "blast"), 0)).save(tmp_path / label / f"{cell}.png")
+    place(tmp_path, *(f"{label}/{cell}.png" for label in ("blast", "healthy") for cell in range(4)))
     given = ["--dataset_name", "imagefolder", "--train_dir", str(tmp_path)]
     assert parse_config(given).data.load(32).info.positive_label == ""
     assert parse_config([*given, "--positive_label", "blast"]).data.load(32).info.positive_label == "blast"

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
 from transformers import pipeline
 
+from drawn import save_cell
 from hub_server import Hub
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
@@ -23,7 +24,7 @@ from leukoscope.models.build import StartWeights, build_network, load_start_weig
 from leukoscope.models.recipes import timm_recipe
 from leukoscope.models.release import OOD, read_metrics
 from leukoscope.reports.card import write_card
-from leukoscope.synthetic import draw_cell, smear_picture
+from leukoscope.synthetic import smear_picture
 from leukoscope.training.config import parse_config
 from leukoscope.training.train import train
 
@@ -46,10 +47,7 @@ def test_it_trains_an_epoch_is_released_and_answers_alike(
     release = train(parse_config(["--model_name_or_path", model, *flags, *small])) / "release"
     metrics = json.loads((release / "metrics.json").read_text())
     assert metrics["recipe"]["name"].startswith(f"timm/{model.removeprefix('timm/')}")
-    pictures = []
-    for label in ("ALL", "HEM"):
-        pictures.append(tmp_path / f"{label}.png")
-        Image.fromarray(draw_cell(label, subject=1, cell=1, size=200).image).save(pictures[-1])
+    pictures = [save_cell(tmp_path / f"{k}.png", k, subject=1, cell=1, size=200) for k in ("ALL", "HEM")]
 
     predictions = Predictor.from_pretrained(release)(pictures, explain=True)
     ours = np.array([list(prediction.probabilities.values()) for prediction in predictions])
