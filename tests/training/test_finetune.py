@@ -280,7 +280,7 @@ def test_no_such_release_and_a_pickle_are_refused_with_the_flag(
     assert message.startswith(f"--model_name_or_path {tmp_path / 'nowhere'}: no such folder, and no Hub id either")
     folder = _release(tmp_path / "r", _network(1))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert "pickled weights can run code and are never loaded" in _refusal(_network(2), folder, cells, split)
+    assert "no such weights file; give a .safetensors file" in _refusal(_network(2), folder, cells, split)
 
 
 # What the release settles on the command line
