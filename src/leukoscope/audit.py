@@ -315,8 +315,8 @@ def _inflating(findings: Mapping[str, Any]) -> list[str]:
                 example = " and ".join(crossing[0])
                 lines.append(f"{len(crossing)} {name} pair(s) {words}, for example {example}")
     if findings["subjects_in_two_classes"]["suspect"]:
-        mixed = findings["subjects_in_two_classes"]["subjects"]
-        lines.append(f"{len(mixed)} subject(s) have cells of two classes: {', '.join(mixed)}")
+        mixed = list(findings["subjects_in_two_classes"]["subjects"])
+        lines.append(f"{len(mixed)} subject(s) have cells of two classes, for example {mixed[0]}")
     if on_two := findings["units_on_two_sides"]:
         lines.append(f"{len(on_two)} {unit}(s) stand on two sides of the split, for example {on_two[0]}")
     return lines
