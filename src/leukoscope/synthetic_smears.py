@@ -14,7 +14,8 @@ from leukoscope.synthetic import FRINGE_RGB, MIN_SIZE, PLASMA_RGB, RED_CELL_RGB,
 
 Disc = tuple[float, float, float]  # y, x of the centre, and the radius
 
-RED_CELL_RADIUS, RED_CELL_SPREAD = 3.75, 0.05  # µm, and relative
+# µm, and relative. Real ones are 3.75, but soft: this is what the threshold leaves of them that measures a scale.
+RED_CELL_RADIUS, RED_CELL_SPREAD = 3.17, 0.05
 PLATELET_RADIUS = 1.2
 PLATELET_RGB = np.array([150, 110, 180], np.float32)
 CYTOPLASM_WIDTH = 0.18  # µm, beyond what a cell is drawn with

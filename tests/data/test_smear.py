@@ -59,11 +59,11 @@ def test_finds_every_cell_and_nothing_else_among_red_cells_and_platelets() -> No
 
 
 @pytest.mark.parametrize("um_per_pixel", [0.12, 0.35])
-def test_red_cells_tell_the_scale_within_a_third(um_per_pixel: float) -> None:
+def test_red_cells_tell_the_scale_within_a_tenth(um_per_pixel: float) -> None:
     truth, image = drawn(um_per_pixel=um_per_pixel, size=(round(84 / um_per_pixel), round(110 / um_per_pixel)))
     found = find_cells(image)
     measured, source = scale_of(found)
-    assert source == "red cells" and 0.67 < measured / um_per_pixel < 1.5
+    assert source == "red cells" and measured == pytest.approx(um_per_pixel, rel=0.1)
     assert len(found.cells) == len(MIXED) and min(overlaps(truth, found)) > 0.6
     assert found.notes == ("The scale is measured on the red cells, taken to be 7.5 µm wide; better give it.",)
 
