@@ -5,12 +5,10 @@ from __future__ import annotations
 import ast
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -130,18 +128,6 @@ def test_text_is_read_and_written_as_utf_8_on_every_system() -> None:
         and "encoding" not in {keyword.arg for keyword in node.keywords}
     ]
     assert calls == [], "name the encoding"
-
-
-def test_train_help_lists_every_flag(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from leukoscope.training.config import DataArguments, ModelArguments, RunArguments
-
-    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    with pytest.raises(SystemExit, match="^0$"):
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    shown = capsys.readouterr().out
-    flags = [f"--{field.name}" for group in (DataArguments, ModelArguments, RunArguments) for field in fields(group)]
-    assert not [flag for flag in flags if not re.search(rf"{flag}\b", shown)]
 
 
 def test_make_demo_installs_once_again_after_a_failure_and_when_the_dependencies_change(tmp_path: Path) -> None:

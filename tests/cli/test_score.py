@@ -60,10 +60,13 @@ def test_pictures_without_a_class_are_counted(cells: Path, tmp_path: Path) -> No
     assert result.stdout.startswith(f"5 cells scored, {refused} out of distribution or no cell")
 
 
-def test_reading_and_joining_need_no_torch() -> None:
+def test_reading_framing_and_joining_need_no_torch() -> None:
     code = (
         "import sys\n"
         "import leukoscope.inference.scoring, leukoscope.cli.predict\n"
+        "from PIL import Image\n"
+        "from leukoscope.data.preprocessing import Preprocessing\n"
+        "Preprocessing(96, 0.9).frame(Image.new('RGB', (64, 64)))\n"
         "print({'torch', 'timm', 'transformers', 'datasets', 'accelerate'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)

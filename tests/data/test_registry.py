@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -23,7 +22,6 @@ from leukoscope.data.layouts import (
     find_class_folders,
     find_cnmc_cells,
 )
-from leukoscope.data.loading import load_cells
 from leukoscope.data.registry import DATASETS, DatasetInfo, dataset_info
 from leukoscope.models.recipes import RECIPES
 
@@ -160,19 +158,6 @@ def test_what_is_no_picture_is_left_out_and_counted(tmp_path: Path) -> None:
     assert told == [
         "2 file(s) left out, no pictures that can be read: .heic 1, no suffix 1; export them as PNG or JPEG"
     ]
-
-
-def test_loading_walks_a_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _place(tmp_path, "ALL/1.png", "HEM/1.png", "loose.png")
-    walk, walked = os.walk, []
-
-    def counted(root: Any, **options: Any) -> Any:
-        walked.append(Path(root))
-        return walk(root, **options)
-
-    monkeypatch.setattr(os, "walk", counted)
-    assert len(load_cells("imagefolder", tmp_path).train) == 2
-    assert walked == [tmp_path]
 
 
 def test_unknown_data_set_is_refused_with_the_known_ones() -> None:
