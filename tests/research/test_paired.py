@@ -14,11 +14,6 @@ from predicted import clustered
 from research.paired import aligned, paired_difference
 
 
-def test_a_model_compared_with_itself_differs_by_nothing() -> None:
-    for figure in paired_difference(clustered(), clustered(), samples=100).values():
-        assert (figure["difference"], figure["low"], figure["high"]) == (0, 0, 0)
-
-
 def test_pairing_sees_a_small_difference_that_both_intervals_hide() -> None:
     weaker = clustered()
     logits = np.log(weaker.probabilities)

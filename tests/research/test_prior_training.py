@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.models.recipes import get_recipe
 from leukoscope.training.checkpoint import Checkpoints
+from leukoscope.training.data import Inputs
 from leukoscope.training.run_folder import RunIdentity
 from leukoscope.training.trainer import Trainer
 from research.prior_networks import build_prior, penalty
@@ -235,3 +238,60 @@ def test_it_says_what_it_watched_and_why_it_stops() -> None:
     rows = _rows(Walk(SYSTEM_E, [(0.89, 1.0), (0.9, 0.9), (0.2, 1.0), (0.2, 1.0), (0.2, 1.0)], "", []))
     assert [follow_plateau(rows[:end], SYSTEM_E)[0].watched for end in (1, 2)] == ["train_accuracy", "val_loss"]
     assert follow_plateau(rows, SYSTEM_E)[0].stop_reason == "3 cuts of the learning rate brought no gain"
+
+
+# Statistics of batch normalisation, taken anew: those of the cells shown, and what is frozen keeps its own
+
+
+VALUES = np.random.default_rng(0).normal(5.0, 3.0, size=(40, 2)).astype(np.float32)
+
+
+class Numbers:
+    """Inputs that are numbers already."""
+
+    decodes = False
+
+    def items(self, rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(VALUES[rows])
+
+    def for_training(self, items: torch.Tensor, rows: torch.Tensor, epoch: int) -> torch.Tensor:
+        raise AssertionError("statistics are taken without augmentation")
+
+    def for_prediction(self, items: torch.Tensor) -> torch.Tensor:
+        return items
+
+
+NUMBERS = cast("Inputs", Numbers())
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2), nn.Dropout(0.9)).train()
+
+
+def test_statistics_are_the_mean_over_whole_batches() -> None:
+    net = network()
+    net.get_buffer("0.running_mean").fill_(-100.0)
+
+    recompute_batch_norm(net, NUMBERS, np.arange(35), Accelerator(cpu=True), batch_size=10)
+
+    batches = VALUES[:30].reshape(3, 10, 2)
+    assert torch.allclose(net.get_buffer("0.running_mean"), torch.from_numpy(batches.mean(axis=(0, 1))), atol=1e-5)
+    assert torch.allclose(
+        net.get_buffer("0.running_var"), torch.from_numpy(batches.var(axis=1, ddof=1).mean(axis=0)), rtol=1e-5
+    )
+    assert net[0].momentum == 0.1, "training goes on with the momentum it had"
+    assert not any(module.training for module in net.modules())
+
+
+def test_what_is_frozen_keeps_its_statistics() -> None:
+    net = network()
+    net[0].eval()
+    net.get_buffer("0.running_mean").fill_(1.0)
+
+    recompute_batch_norm(net, NUMBERS, np.arange(20), Accelerator(cpu=True), batch_size=10)
+
+    assert net.get_buffer("0.running_mean").tolist() == [1.0, 1.0]
+    assert net.get_buffer("1.running_mean").tolist() == pytest.approx((VALUES[:20].mean(axis=0) - 1).tolist(), abs=1e-3)
+
+    recompute_batch_norm(fewer := network(), NUMBERS, np.arange(6), Accelerator(cpu=True), batch_size=10)
+    assert torch.allclose(fewer.get_buffer("0.running_mean"), torch.from_numpy(VALUES[:6].mean(axis=0)), atol=1e-5)

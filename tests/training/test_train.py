@@ -341,23 +341,18 @@ def test_processes_wait_for_what_the_first_one_prepares(own_cells: Path, tmp_pat
 # Interrupted and resumed
 
 
-def _crashing(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
-    """Let the run die when it writes down that epoch."""
-
-    def dying(file: Path, row: dict[str, Any]) -> None:
-        if row["epoch"] == epoch:
-            raise KeyboardInterrupt
-        append_row(file, row)
-
-    monkeypatch.setattr(run_folder, "append_row", dying)
-
-
 def test_an_interrupted_run_resumes_and_leaves_what_a_whole_one_leaves(
     own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     epochs = ("--num_train_epochs", "2")
     whole = train(_own(own_cells, tmp_path / "whole", *epochs))
-    _crashing(monkeypatch, epoch=2)
+
+    def dying(file: Path, row: dict[str, Any]) -> None:
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+        append_row(file, row)
+
+    monkeypatch.setattr(run_folder, "append_row", dying)
     with pytest.raises(KeyboardInterrupt):
         train(_own(own_cells, tmp_path / "run", *epochs, "--checkpointing_steps", "1"))
     monkeypatch.undo()
