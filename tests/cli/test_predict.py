@@ -132,20 +132,12 @@ def test_bad_files_are_named_and_the_good_ones_answered(tiny_release: Path, cell
         assert result.exit_code == 1
 
 
-def test_a_wrong_model_or_backend_ends_in_one_line(tiny_release: Path, cells: Path, tmp_path: Path) -> None:
-    nowhere = tmp_path / "nowhere"
-    for words, said in (
-        ((nowhere, cells / "a.png"), f"error: {nowhere}: no such folder, and no Hub id either; give a release folder"),
-        (
-            (tiny_release, cells / "a.png", "--backend", "abacus"),
-            "error: backend 'abacus': unknown; choose one of auto, torch, ",
-        ),
-    ):
-        result = run("predict", *words)
-        (line,) = error_lines(result)
-        assert line.startswith(said)
-        assert (result.exit_code, result.stdout) == (1, "")
-        assert isinstance(result.exception, SystemExit), "an error the user can fix must not escape as an exception"
+def test_a_wrong_backend_ends_in_one_line(tiny_release: Path, cells: Path) -> None:
+    result = run("predict", tiny_release, cells / "a.png", "--backend", "abacus")
+    (line,) = error_lines(result)
+    assert line.startswith("error: backend 'abacus': unknown; choose one of auto, torch, ")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert isinstance(result.exception, SystemExit), "an error the user can fix must not escape as an exception"
 
 
 def test_explain_draws_the_most_probable_class_over_each_picture(
