@@ -214,12 +214,14 @@ def test_the_block_says_what_it_rests_on_and_that_scaling_repairs_sharp_predicti
     calibrated_cells: Maker,
 ) -> None:
     predictions = calibrated_cells(4000, too_sharp=2.5)
-    block = calibration_block(predictions, leave_one_subject_out(predictions), estimates="these weights")
+    left_out = leave_one_subject_out(predictions)
+    block = calibration_block(predictions, left_out, estimates="these weights")
 
     assert block["estimates"] == "these weights" and block["fitted_on"] == who_fitted(predictions)
     assert block["fitted_on"] == {"cells": 4000, "subjects": {"ALL": 20, "HEM": 20}}
     assert json.loads(json.dumps(block, allow_nan=False)) == block
     assert block["temperature_range"]["low"] <= block["temperature"] <= block["temperature_range"]["high"]
     assert block["before"]["ece"] > 0.1 > 0.03 > block["after"]["ece"]
+    assert block["after"]["nll"] == pytest.approx(_measured(cross_fitted(predictions, left_out))["nll"], rel=1e-9)
     assert block["before"]["intervals"]["overconfidence"]["low"] > 0
     assert all(block["after"][name] < block["before"][name] for name in ("overconfidence", "brier", "nll"))

@@ -83,8 +83,8 @@ def test_where_no_threshold_errs_so_little_the_least_error_of_a_fifth_of_the_cel
 
 
 def test_the_default_threshold_errs_as_often_as_it_may_and_no_more(predictions: CellPredictions) -> None:
-    found = abstention(predictions, leave_one_subject_out(predictions), bootstrap_subjects(predictions, samples=200))
-    default = found["default"]
+    left_out, boot = leave_one_subject_out(predictions), bootstrap_subjects(predictions, samples=200)
+    default = abstention(predictions, left_out, boot)["default"]
     shipped = calibrated(predictions, fit_temperature(predictions))
     answered = shipped.probabilities.max(axis=1) >= default["threshold"]
     wrong = (predictions.predicted != predictions.references)[answered]
@@ -101,6 +101,9 @@ def test_the_default_threshold_errs_as_often_as_it_may_and_no_more(predictions: 
     assert np.average(by_class, weights=cells) == pytest.approx(default["coverage"])
     for name, interval in default["intervals"].items():
         assert interval["low"] < default[name] < interval["high"]
+    flat = tuple(replace(one, temperature=30.0) for one in left_out)
+    judged = abstention(predictions, flat, boot)["default"]["coverage"]
+    assert judged == pytest.approx(default["coverage"], abs=0.01), "cells and threshold have the others' temperature"
 
 
 def test_coverage_and_risk_by_subject_are_those_worked_out_by_hand() -> None:
