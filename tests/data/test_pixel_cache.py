@@ -8,6 +8,7 @@ import os
 import shutil
 import struct
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from inspect import getfile
 from io import BytesIO
 from pathlib import Path
@@ -67,6 +68,10 @@ def test_pixels_are_the_framed_pictures_in_row_order_and_decoded_once(
         assert (found.pixels.dtype, found.data.unreadable) == (np.dtype(np.uint8), ())
         assert np.array_equal(found.pixels, [SMALL.frame(picture) for picture in pictures])
         monkeypatch.setattr(pixel_cache, "map_in_threads", None)
+    some = np.array([4, 1])
+    on_black = replace(found, data=replace(found.data, info=replace(found.data.info, background="black")))
+    assert found.areas_of(some) is None and on_black.areas_of(some) == pytest.approx(found.areas[[4, 1]])
+    assert found.hashes_of(some) == (found.hashes[4], found.hashes[1])
 
 
 def test_a_copy_of_the_cells_is_decoded_no_second_time_and_its_damage_named_in_its_own_files(
