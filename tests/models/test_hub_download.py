@@ -75,7 +75,9 @@ def test_a_copy_without_the_embedded_releases_finds_hub_ids(
         find_release("name")
 
 
-def test_a_revision_is_a_branch_a_tag_or_a_commit(online: Hub, tiny_release: Path, tmp_path: Path) -> None:
+def test_a_revision_is_a_branch_a_tag_or_a_commit(
+    online: Hub, tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     repository = online.repository(ID)
     old = repository.branches["main"]
     assert same_files(fetch_files(ID, None), tiny_release), "it arrives as it was published"
@@ -89,6 +91,8 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(online: Hub, tiny_release: Pat
     assert json.loads((find_release(ID)[0] / "metrics.json").read_text()) == {}
     answer = Predictor.from_pretrained(ID)(draw_cell("ALL", subject=0, cell=0, size=64, background="black").image)
     assert (answer.model, answer.revision) == (ID, new)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert [find_release(name)[0].name for name in (f"{ID}@v1", f"{ID}@{old}", ID)] == [old, old, new], "offline, too"
 
 
 def test_a_folder_wins_over_a_hub_id_of_the_same_name_but_not_from_the_hub(
