@@ -55,12 +55,6 @@ def test_overrides_given_twice_add_up() -> None:
     assert (config.resolve().drop_rate, config.resolve().ema_decay) == (0.5, 0.9)
 
 
-def test_from_scratch_on_real_cells_freezes_nothing() -> None:
-    config = parse_config([*REAL, "--from_scratch"])
-    assert config.start_weights.from_scratch
-    assert config.resolve().frozen == ()
-
-
 def test_given_weights_are_used_even_on_phantoms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = parse_config(
         ["--pretrained_weights", "w.safetensors", "--pretrained_name", "twin", "--pretrained_may_miss", "a.*", "b.*"]

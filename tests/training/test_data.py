@@ -23,7 +23,7 @@ from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.models.build import build_network
-from leukoscope.models.recipes import Recipe, get_recipe, timm_recipe
+from leukoscope.models.recipes import Recipe, timm_recipe
 from leukoscope.models.weights import round_as_stored
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import (
@@ -83,11 +83,6 @@ def _kept(network: nn.Module, cells: FramedCells) -> tuple[Path, np.ndarray]:
 )
 def test_only_a_wholly_frozen_backbone_shown_finitely_many_looks(change: dict[str, Any], kept: bool) -> None:
     assert can_cache_features(replace(RECIPE, **change)) is kept
-
-
-def test_of_the_recipes_it_is_for_the_frozen_densenet_alone() -> None:
-    assert can_cache_features(get_recipe("densenet169_block2"))
-    assert not can_cache_features(get_recipe("densenet121"))
 
 
 def test_a_run_too_short_to_gain_by_it_uses_no_features_whatever_another_run_kept(cells: FramedCells) -> None:
