@@ -150,7 +150,8 @@ def test_what_is_no_picture_is_left_out_and_counted(tmp_path: Path) -> None:
     for junk in ("@eaDir", "__MACOSX", ".ipynb_checkpoints"):
         (tmp_path / junk).mkdir()
         Image.new("RGB", (40, 40)).save(tmp_path / junk / "thumbnail.png")
-    (tmp_path / "ALL" / "Thumbs.db").write_bytes(b"x")
+    for hidden in ("Thumbs.db", "._a.jpg"):
+        (tmp_path / "ALL" / hidden).write_bytes(b"Mac OS X")
     (tmp_path / "HEM").mkdir()
     folder = ImageFolder.read(tmp_path)
     assert [path.name for path in folder.images] == ["a.JFIF"]

@@ -160,7 +160,8 @@ def test_the_map_is_seen_on_real_cells(release: Path, real_data: Path) -> None:
     paths = ImageFolder.read(real_data / ("ball4" if "ball4" in release.name else "cnmc2019")).images[::500][:3]
     for prediction in Predictor.from_pretrained(release, backend="torch")(paths, explain=True):
         assert prediction.picture is not None
-        change = np.abs(np.subtract(prediction.overlay(), prediction.picture.convert("L").convert("RGB"), dtype=int))
+        grey = np.asarray(prediction.picture.convert("L").convert("RGB")).astype(int)
+        change = np.abs(np.asarray(prediction.overlay()) - grey)
         # A tenth of the picture, or of the cell, where it is hottest.
         assert np.quantile(change.max(axis=2)[change.any(axis=2)], 0.9) > 60, prediction.source
 
