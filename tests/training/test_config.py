@@ -22,9 +22,12 @@ def test_no_flags_is_a_smoke_run_that_asks_no_network() -> None:
     assert config.is_smoke_run
     assert config.start_weights.from_scratch
     assert config.output_dir == Path("runs/phantoms-densenet121")
-    smoke, recipe = config.resolve(), get_recipe("densenet121")
-    assert smoke.image_size < recipe.image_size
-    assert smoke.frozen == (), "a network from scratch has no early filters worth keeping"
+    assert config.resolve().image_size < get_recipe("densenet121").image_size
+
+
+@pytest.mark.parametrize("flags", [[], [*REAL, "--from_scratch"]], ids=["phantoms", "real"])
+def test_a_network_from_scratch_has_no_early_filters_worth_keeping(flags: list[str]) -> None:
+    assert get_recipe("densenet201").frozen and not parse_config(["--recipe", "densenet201", *flags]).resolve().frozen
 
 
 def test_a_run_on_real_cells_is_the_recipe_unchanged() -> None:
@@ -56,9 +59,16 @@ def test_overrides_given_twice_add_up() -> None:
 
 
 def test_given_weights_are_used_even_on_phantoms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = parse_config(
-        ["--pretrained_weights", "w.safetensors", "--pretrained_name", "twin", "--pretrained_may_miss", "a.*", "b.*"]
-    )
+    flags = [
+        "--pretrained_weights",
+        "w.safetensors",
+        "--pretrained_name",
+        "twin",
+        "--pretrained_may_miss",
+        "a.*",
+        "b.*",
+    ]
+    config = parse_config([*flags, "--recipe", "densenet201"])
     start = config.start_weights
     assert (start.file, start.name, start.may_miss) == (Path("w.safetensors"), "twin", ("a.*", "b.*"))
     assert not start.from_scratch
@@ -66,7 +76,7 @@ def test_given_weights_are_used_even_on_phantoms(tmp_path: Path, monkeypatch: py
         config.resolve()
     monkeypatch.chdir(tmp_path)
     Path("w.safetensors").touch()
-    assert config.resolve().frozen == get_recipe("densenet121").frozen
+    assert config.resolve().frozen == get_recipe("densenet201").frozen
 
 
 def test_hub_data_set_gives_a_run_folder_of_one_name() -> None:
