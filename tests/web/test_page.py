@@ -172,7 +172,7 @@ def test_a_smear_is_read_and_a_cell_of_it_leads_back(page: Page) -> None:
 def test_a_picture_decides_what_is_shown() -> None:
     models = ModelCache({"cnmc": CNMC, "ball4": BALL4})
     page, smear = page_of(models), example_smear()
-    left, top, right, bottom = read_smear(models, smear, "cnmc").reading.cells[2].cell.box
+    left, top, right, bottom = read_smear(models, smear, "cnmc").reading.cells[3].cell.box
     crop = smear.image.crop((left - 60, top - 60, right + 60, bottom + 60))
     for picture, kind, behind in (
         (example(1), Answer, False),

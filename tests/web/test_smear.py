@@ -36,7 +36,7 @@ def test_every_cell_is_a_button_that_says_what_it_is(result: Smear) -> None:
     assert len(reading.cells) == 5
     assert page.count('<button type="button" class="lk-box') == 5
     right = [one for one in reading.cells if one.cell.box[0] + one.cell.box[2] > result.picture.image.width]
-    assert page.count('class="lk-box lk-right"') == len(right) == 4, "whose texts would leave the picture"
+    assert page.count('class="lk-box lk-right"') == len(right) == 2, "whose texts would leave the picture"
     for number, cell in enumerate(reading.cells):
         assert f'data-act="cell:{number}"' in page
         assert f'aria-label="Cell {number + 1}: {cell.outcome} ' in page
@@ -49,6 +49,8 @@ def test_most_cells_of_the_synthetic_fields_are_in_distribution(name: str) -> No
     folder = RELEASE.with_name(f"leukoscope-{name}-cnmc")
     seen = read_smear(ModelCache({name: folder}), example_smear(), name).reading
     assert seen.in_distribution is not None and seen.in_distribution >= 0.7
+    if name == "densenet169":
+        assert Counter(cell.outcome for cell in seen.cells) == {"ALL": 3, "HEM": 2}
 
 
 def test_a_field_that_is_mostly_out_of_distribution_has_no_class_on_the_page_nor_behind_its_boxes() -> None:
@@ -134,7 +136,7 @@ def test_a_cell_that_the_edge_cuts_is_not_opened(tiny_release: Path, result: Sme
     (row,) = open_cell(models, result, 2).rows
     assert row.picture.caption == "Cell 3 of Synthetic smear"
     image = result.picture.image
-    left, _, right, _ = result.reading.cells[0].cell.box
+    left, _, right, _ = result.reading.cells[4].cell.box
     cut = read_smear(models, Picture(image.crop(((left + right) // 2, 0, *image.size)), "a.png", 0.12), "tiny")
     (edge,) = set(range(len(cut.reading.cells))) - set(cut.whole)
     with pytest.raises(LeukoscopeError, match="is cut by the edge of a.png; open a whole one"):
