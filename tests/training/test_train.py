@@ -193,12 +193,16 @@ def test_a_folders_own_splits_are_trained_and_tested_on_and_it_is_said_that_they
 
 
 def test_training_on_every_whole_picture_claims_no_test_figure_and_keeps_the_last_epoch(
-    own_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    shifts: list[list[float]] = []
+    monkeypatch.setattr(loop, "shift_class_frequencies", lambda _, *both: shifts.extend(one.tolist() for one in both))
     damaged = own_cells / "ALL" / "ALL0_1.png"
     damaged.write_bytes(damaged.read_bytes()[:700])
-    run = train(_own(own_cells, tmp_path / "run", "--split", "all", "--num_train_epochs", "2"))
+    flags = ("--split", "all", "--num_train_epochs", "2", "--class_frequencies", "ALL=1", "HEM=3")
+    run = train(_own(own_cells, tmp_path / "run", *flags))
     metrics = _metrics(run)
+    assert shifts == [[0.5, 0.5], [0.25, 0.75]] and metrics["training"]["output_frequencies"]["HEM"] == 0.75
     training, unreadable = metrics["training"], metrics["data"]["unreadable"]
     assert metrics["evaluations"] == []
     assert (training["cells"], training["kept_epoch"], unreadable) == (31, 2, 1)
@@ -509,6 +513,7 @@ def test_a_full_disk_ends_the_run_in_one_line(
         assert _contents(tmp_path / "run") == before, "a finished run stays until the next one has begun"
     else:
         assert not (tmp_path / "run" / "metrics.json").exists(), "by it a run is known to be finished"
+        assert not (tmp_path / "run" / "release").exists(), "an earlier run's would be taken for this one's"
 
 
 @pytest.mark.parametrize("architecture", ["timm/test_resnet", "timm/deit_tiny_distilled_patch16_224"])
