@@ -241,9 +241,9 @@ def test_an_earlier_runs_args_yaml_repeats_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learning_rat: 1", "learning_rat is no flag; did you mean --learning_rate? "),
+        ("learning_rat: 1", "learning_rat: no such flag; did you mean --learning_rate? "),
         ("seed: 7.5", "--seed: invalid int value: '7.5'; "),
-        ("config: other.yaml", "config is no flag; "),
+        ("config: other.yaml", "config: no such flag; "),
         ("- seed", "holds no flags; write one per line, like `learning_rate: 1e-4`"),
         ("a: [", "cannot be read as YAML ("),
     ],

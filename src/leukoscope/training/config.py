@@ -338,8 +338,9 @@ def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py"
     if (file := files.parse_known_args(arguments)[0].config) is not None:
         given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in arguments if word.startswith("--")}
         # A split that is named beside the file takes the place of all that the file says of its own.
-        words = _words_of(file, _OF_SPLIT if given & {"split", "split_file"} else ())
+        flags = _flags_in(file, _OF_SPLIT if given & {"split", "split_file"} else ())
         try:
+            words = words_of(flags)
             parser.parse_args_into_dataclasses(args=words)
         except LeukoscopeError as error:
             raise LeukoscopeError(f"--config {file}: {error}") from None
@@ -366,7 +367,7 @@ def _known_flags(unknown: str) -> str:
     return f"{guess}`leukoscope train --help` lists them all"
 
 
-def _words_of(file: Path, without: Sequence[str]) -> list[str]:
+def _flags_in(file: Path, without: Sequence[str]) -> dict[str, Any]:
     """The flags, but for those of `without`, that a YAML file holds by name or, as args.yaml, under `flags`."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
@@ -376,17 +377,15 @@ def _words_of(file: Path, without: Sequence[str]) -> list[str]:
     content = content.get("flags", content) if isinstance(content, dict) else None
     if not isinstance(content, dict):
         raise LeukoscopeError(f"--config {file}: holds no flags; write one per line, like `learning_rate: 1e-4`")
-    names = TrainingConfig().as_dict()
-    for name, value in content.items():
-        if name not in names or (name == "config" and value is not None):
-            raise LeukoscopeError(f"--config {file}: {name} is no flag; {_known_flags(str(name))}")
-    return words_of({name: value for name, value in content.items() if name not in without})
+    return {name: value for name, value in content.items() if name not in without}
 
 
 def words_of(flags: Mapping[str, Any]) -> list[str]:
     """Flags by name as words of the command line, but for those that are None or hold no value."""
-    words = list[str]()
+    names, words = TrainingConfig().as_dict(), list[str]()
     for name, value in flags.items():
+        if name not in names or (name == "config" and value is not None):
+            raise LeukoscopeError(f"{name}: no such flag; {_known_flags(str(name))}")
         if isinstance(value, list | tuple):
             words += [f"--{name}", *map(str, value)] if value else []
         elif value is not None:
