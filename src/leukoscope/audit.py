@@ -71,7 +71,7 @@ def survey_cells(data: LoadedCells) -> dict[str, Any]:
         if fold not in info.held_out:
             counts[label] += 1
             known[label] |= {subject} - {""}
-    problems = [*data.count_differences, *data.passed_over, *data.unreadable]
+    problems = [*data.count_differences, *data.passed_over, *data.some_unreadable()]
     for label in classes:
         if counts[label] < SMALL_CLASS:
             why = f"no metric of fewer than {SMALL_CLASS} is worth stating"

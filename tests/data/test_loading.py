@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cells import LoadedCells
+from leukoscope.data.cells import MOST_TOLD, LoadedCells
 from leukoscope.data.layouts import CNMC_PRELIM_LABELS
 from leukoscope.data.loading import load_cells, stream_cells
 from leukoscope.data.registry import DATASETS
@@ -106,6 +106,9 @@ def test_unreadable_files_are_left_out_and_named_and_nothing_but_damage_is_refus
     assert len(data.train) == 5
     assert data.unreadable == (f"{damaged}: the file is empty (0 bytes); copy or export it again",)
     assert data.report().splitlines()[-2:] == ["1 unreadable file(s) left out:", f"  {data.unreadable[0]}"]
+    told = replace(data, unreadable=data.unreadable * (MOST_TOLD + 3)).report().splitlines()
+    assert told[-MOST_TOLD - 2] == f"{MOST_TOLD + 3} unreadable file(s) left out:"
+    assert told[-1] == "  and 3 more; `leukoscope audit` writes all of them into audit.json"
     for path in cnmc.rglob("*.bmp"):
         path.write_bytes(b"BM no more")
     message = _refusal(load_cells, "cnmc2019", cnmc)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SIDES = ("train", "validation", "test")
 """The sides that a data set's own splits may have, in this order; a row's `fold` then names its side."""
+MOST_TOLD = 20
+"""Unreadable files that are named to a person."""
 _BACKGROUND_SAMPLE = 24
 
 
@@ -104,8 +106,14 @@ class LoadedCells:
         lines += self.passed_over
         if self.unreadable:
             lines.append(f"{len(self.unreadable)} unreadable file(s) left out:")
-            lines += [f"  {message}" for message in self.unreadable]
+            lines += [f"  {message}" for message in self.some_unreadable()]
         return "\n".join(lines)
+
+    def some_unreadable(self) -> list[str]:
+        """The messages of the first `MOST_TOLD` files that could not be used, and how many more there are."""
+        more = len(self.unreadable) - MOST_TOLD
+        others = [f"and {more:,} more; `leukoscope audit` writes all of them into audit.json"] if more > 0 else []
+        return [*self.unreadable[:MOST_TOLD], *others]
 
 
 class CellRecord(NamedTuple):
