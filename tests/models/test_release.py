@@ -179,7 +179,8 @@ def test_what_is_missing_is_named(copy: Path) -> None:
     none = copy / "none"
     assert refusal(none) == f"{none}: no such model folder; give a release folder or a Hub id like owner/name"
     (copy / "model.safetensors").unlink()
-    assert refusal(copy) == f"{copy / 'model.safetensors'}: no such weights file; give a .safetensors file"
+    said = "no such weights file; give a .safetensors file; pickled ones are never read"
+    assert refusal(copy) == f"{copy / 'model.safetensors'}: {said}"
     (copy / "config.json").unlink()
     assert refusal(copy) == f"{copy}: has no config.json; give the folder of a release"
 

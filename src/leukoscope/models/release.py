@@ -258,7 +258,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def open_safetensors(path: Path, load: Callable[[Path], dict[str, _Tensor]]) -> dict[str, _Tensor]:
     """Read a safetensors file with the `load_file` of NumPy or torch."""
     if not path.is_file():
-        raise LeukoscopeError(f"{path}: no such weights file; give a .safetensors file")
+        raise LeukoscopeError(f"{path}: no such weights file; give a .safetensors file; pickled ones are never read")
     try:
         return load(path)
     except SafetensorError as error:
