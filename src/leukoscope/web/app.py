@@ -96,9 +96,6 @@ class Endpoints:
     def __init__(self, models: ModelCache) -> None:
         self.models = models
 
-    def _named(self, model: str | None) -> str:
-        return model or next(iter(self.models.names), "")
-
     def predict(
         self, image: str | None, model: str | None
     ) -> tuple[str, dict[str, float], str | None, str, dict[str, Any]]:
@@ -109,7 +106,7 @@ class Endpoints:
             model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
         """
         with upload.gradio_errors():
-            row = ask(Picture(*upload.read_upload(image)), self.models, self._named(model))
+            row = ask(Picture(*upload.read_upload(image)), self.models, self.models.or_first(model))
             summary, (_, overlaid) = row.summary(), row.pictures(row.known.most_probable)
             decision = {**row.known.decision.to_dict(), "ood_score": row.known.checks.ood_score}
             grad_cam = export.png_answer(overlaid) if overlaid else None
@@ -127,7 +124,7 @@ class Endpoints:
         """
         with upload.gradio_errors():
             given = Picture(*upload.read_upload(image, upload.FIELD), um_per_pixel=um_per_pixel)
-            found = read_smear(self.models, given, self._named(model))
+            found = read_smear(self.models, given, self.models.or_first(model))
             boxes = export.png_answer(draw_reading(found.picture.image, found.reading))
         return found.reading.to_dict(), boxes
 
@@ -139,7 +136,7 @@ class Endpoints:
             model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
         """
         with upload.gradio_errors():
-            result = predict_files(self.models, files, self._named(model))
+            result = predict_files(self.models, files, self.models.or_first(model))
             measured, notes = label_metrics(result)
         named = columns(result)
         return {
@@ -194,7 +191,7 @@ def build_theme() -> gr.themes.Base:
 
 def _card(models: ModelCache, visit: Visit) -> str:
     """The card of the release whose answer is shown, without its metadata and its figures, which lie in its folder."""
-    name = visit.model or next(iter(models.names), "")
+    name = models.or_first(visit.model)
     try:
         folder = models.releases.get(name) or models.predictor(name).release.folder
         text = (folder / "README.md").read_text(encoding="utf-8") if folder else ""

@@ -129,6 +129,10 @@ class ModelCache:
                     self._loaded.popitem(last=False)
             return predictor
 
+    def or_first(self, choice: str | None) -> str:
+        """That name; the first model's where none is given, "" where the demo has no model."""
+        return choice or next(iter(self.names), "")
+
     def is_name(self, choice: str) -> bool:
         """Whether that is an embedded release's name, or a Hub id `owner/name[@revision]` of a model that may exist."""
         try:

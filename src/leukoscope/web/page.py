@@ -400,7 +400,7 @@ class Page:
         if value and visit.real:
             cell = real_cells(visit.real)[int(value)]
             return self._read(visit, Picture(cell.image, f"Real {cell.label}"))
-        visit.real, about = source_of(self.models, visit.model or next(iter(self.models.names), ""))
+        visit.real, about = source_of(self.models, self.models.or_first(visit.model))
         cells = [(cell.image, cell.label) for cell in real_cells(visit.real)]
         said = f"Real cells of {about.title}, {about.licence}. The models were trained on such cells, perhaps on these."
         return {self.real: stage.real_choices(cells, f"{said} {about.citation}")}
