@@ -11,7 +11,7 @@ from unicodedata import normalize
 import pytest
 from PIL import Image
 
-from drawn import save_cell
+from drawn import place, save_cell
 from leukoscope import LeukoscopeError
 from leukoscope.data.cell_tables import read_table, subject_name
 from leukoscope.data.loading import load_cells
@@ -141,6 +141,15 @@ def test_a_file_is_found_in_another_unicode_form(tmp_path: Path, suffix: str) ->
     (tmp_path / "t.csv").write_text(f"file,subject\n{normalize('NFC', 'zähl')}{suffix},P1\n", encoding="utf-8")
     source = open_source(str(tmp_path / "t.csv"))
     assert [Path(cell.file).is_file() for cell in source.cells] == [True]
+
+
+def test_a_folder_that_both_unicode_forms_name_holds_each_picture_once(tmp_path: Path) -> None:
+    """As a Mac's disk finds it; here a link stands for that."""
+    place(tmp_path / normalize("NFC", "Jörg"), "1.png")
+    (tmp_path / normalize("NFD", "Jörg")).symlink_to(tmp_path / normalize("NFC", "Jörg"))
+    (tmp_path / "t.csv").write_text(f"file,subject\n{normalize('NFC', 'Jörg')}/1,P1\n", encoding="utf-8")
+    (cell,) = open_source(str(tmp_path / "t.csv")).cells
+    assert Path(cell.file).is_file()
 
 
 @pytest.mark.parametrize("reader", READERS)

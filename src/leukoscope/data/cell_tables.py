@@ -309,8 +309,9 @@ def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
         # Archives made on a Mac hold names in another Unicode form.
         forms = (row.file, normalize("NFC", row.file), normalize("NFD", row.file))
         if not (found := [one for one in forms if os.path.isfile(os.path.join(root, one))][:1]):
-            places = sorted({posixpath.split(one) for one in forms})
-            found = [posixpath.join(at, image) for at, stem in places for image in images_in(root / at)[stem]]
+            # In one form: a Mac finds a folder by both, and its pictures twice.
+            fitting = ((at, images_in(root / at)[stem]) for at, stem in map(posixpath.split, forms))
+            found = next(([posixpath.join(at, image) for image in images] for at, images in fitting if images), [])
         if len(found) != 1:
             several = f"{row.file!r} may be {' or '.join(sorted(found))}; add its suffix"
             said = several if found else f"no such file {row.file!r} below {root}; correct the row"
