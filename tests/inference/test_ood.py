@@ -319,7 +319,8 @@ def changed(**arrays: ArrayLike | None) -> Callable[[Path], None]:
     [
         (lambda path: path.write_bytes(path.read_bytes()[:300]), "not a whole safetensors file"),
         (Path.unlink, "no such weights file"),
-        (changed(limit=None), "no OOD detector, or damaged (limit); restore it"),
+        (changed(limit=None), "no OOD detector, or damaged (limit); restore it from the release"),
+        (changed(more=np.ones(3)), "no OOD detector, or damaged (more)"),
         (changed(limit=np.ones(1), mean=np.zeros((1, 22))), "no OOD detector, or damaged (mean, limit)"),
         (changed(limit=np.nan), "no OOD detector, or damaged (limit)"),
         (changed(mean=np.full(22, np.inf)), "no OOD detector, or damaged (mean)"),

@@ -174,18 +174,18 @@ class OodDetector:
     def load(cls, path: Path) -> OodDetector:
         """Read what `save` wrote; an error for a missing or damaged file."""
         shapes = {"mean": (STATISTICS,), "deviation": (STATISTICS,), "correlation": (STATISTICS,) * 2, "limit": ()}
-        arrays = {name: array.astype(np.float32) for name, array in read_arrays(path).items() if name in shapes}
-        wrong = [
-            name
-            for name, shape in shapes.items()
-            if name not in arrays or arrays[name].shape != shape or not np.isfinite(arrays[name]).all()
+        arrays = {name: array.astype(np.float32) for name, array in read_arrays(path).items()}
+        wrong = sorted(arrays.keys() ^ shapes.keys()) or [
+            name for name, shape in shapes.items() if arrays[name].shape != shape or not np.isfinite(arrays[name]).all()
         ]
         if not wrong:
             # With these no picture would be out of distribution.
             wrong = [name for name in ("deviation", "limit") if (arrays[name] <= 0).any()]
-            wrong += ["correlation"] if np.linalg.eigvalsh(arrays["correlation"])[0] <= 0 else []
+            wrong += ["correlation"] if np.linalg.eigvalsh(arrays["correlation"].astype(np.float64))[0] <= 0 else []
         if wrong:
-            raise LeukoscopeError(f"{path}: no OOD detector, or damaged ({', '.join(wrong)}); restore it")
+            raise LeukoscopeError(
+                f"{path}: no OOD detector, or damaged ({', '.join(wrong)}); restore it from the release"
+            )
         return cls(**arrays)
 
 
