@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from leukoscope.data.pixel_cache import frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import PRELIMINARY_TEST, dataset_info
 from leukoscope.data.splits import (
-    BALL4_BLOCK,
     BY_IMAGE,
     STRATEGIES,
     Split,
@@ -265,6 +265,8 @@ def test_real_official_folds_lose_the_subjects_they_share_under_whatever_id(real
 
 # Blocks of neighbouring images
 
+BALL4_BLOCK = dataset_info("ball4").block_size
+
 
 def _fields(folder: Path, per_class: int, twins: dict[int, int]) -> LoadedCells:
     """Benign and Pro fields of unknown patients; file `a` holds the same bytes as file `b` for a → b in `twins`."""
@@ -325,9 +327,44 @@ def test_neighbours_are_by_number_where_names_are_not_padded(tmp_path: Path) -> 
             path = tmp_path / label / f"{label}_{number}.bmp"
             path.parent.mkdir(exist_ok=True)
             Image.new("RGB", (8, 8), (number, 0, len(label))).save(path)
-    groups = groups_of(load_cells("imagefolder", tmp_path), "block")
+    data = load_cells("imagefolder", tmp_path)
+    groups = groups_of(replace(data, info=replace(data.info, block_size=BALL4_BLOCK)), "block")
     for first in (0, BALL4_BLOCK):
         assert len({groups[f"Pro/Pro_{number}"] for number in range(first, first + BALL4_BLOCK)}) == 1
+
+
+def test_blocks_are_those_of_the_data_set_alone(tmp_path: Path) -> None:
+    """Slides of ten pictures, cut into blocks of ball4's 37, would have one slide on two sides."""
+    for label in ("Benign", "Pro"):
+        for number in range(80):
+            path = tmp_path / label / f"{label}_{number}.bmp"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 0, len(label))).save(path)
+    data = load_cells("imagefolder", tmp_path)
+    for strategy in ("block", "block-cv"):
+        assert _refusal(data, strategy) == (
+            f"--split {strategy}: how many neighbouring pictures of Own class folders come from one slide is not known; "
+            f"give --subject_pattern or --labels, or use --split random ({BY_IMAGE})"
+        )
+    own = replace(data, info=replace(data.info, block_size=10))
+    split = make_split(own, "block")
+    side_of = {cell: side for side in SIDES for cell in getattr(split, side)}
+    for label, slide in product(("Benign", "Pro"), range(8)):
+        assert len({side_of[f"{label}/{label}_{10 * slide + number}"] for number in range(10)}) == 1
+    split.save(tmp_path / "split.json")
+    with pytest.raises(LeukoscopeError, match="--split block: how many neighbouring pictures of Own class folders"):
+        load_split(tmp_path / "split.json", data)
+
+
+def test_subjects_that_are_known_are_offered_in_place_of_blocks(subjects: LoadedCells) -> None:
+    for strategy, by_subject in (("block", "subject"), ("block-cv", "subject-cv")):
+        assert _refusal(subjects, strategy).endswith(f"is not known; use --split {by_subject}")
+    hub = _loaded([("ALL", "", ""), ("HEM", "", "")] * 10)
+    hub = replace(hub, info=replace(hub.info, name="owner/cells", title="owner/cells"))
+    assert _refusal(hub, "block") == (
+        "--split block: how many neighbouring pictures of owner/cells come from one slide is not known; "
+        f"name their column with --subject_column, or use --split random ({BY_IMAGE})"
+    )
 
 
 # What cannot be split

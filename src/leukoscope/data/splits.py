@@ -32,8 +32,6 @@ Strategy = Literal["subject", "subject-cv", "official", "random", "random-cv", "
 Group = Literal["subject", "block", "cell"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 _GROUPS: dict[str, Group] = {"random": "cell", "block": "block"}  # what these keep on one side; all others, subjects
-# Neighbouring file numbers of ball4 come from one slide: 3,256 images of 89 subjects make about 37 an id.
-BALL4_BLOCK = 37
 # A test side of which one group owns more speaks of that group.
 LARGEST_SHARE = 0.4
 # Deals that a split is chosen from: enough to avoid such sides where the data allow it, few enough for seeds to differ.
@@ -211,12 +209,12 @@ def _group_kept_whole(data: LoadedCells, strategy: str) -> tuple[Group, str]:
         raise LeukoscopeError(f"--split {strategy}: unknown; choose one of {', '.join(STRATEGIES)}")
     title = data.info.title
     if strategy in ("subject", "subject-cv", "official") and not any(data.train["subject"]):
-        named = {"imagefolder": "give --subject_pattern or --labels, or "}
-        by_column = "name their column with --subject_column, or " if "/" in data.info.name else ""
         raise LeukoscopeError(
-            f"--split {strategy}: the subjects of {title} are not known; {named.get(data.info.name, by_column)}use "
+            f"--split {strategy}: the subjects of {title} are not known; {_how_to_name_subjects(data)}use "
             f"--split {'block or ' * (data.info.group == 'block')}random ({BY_IMAGE})"
         )
+    if strategy in ("block", "block-cv") and not data.info.block_size:
+        raise LeukoscopeError(_no_blocks(data, strategy))
     if strategy == "given" and not data.own_splits:
         raise LeukoscopeError(
             f"--split given: {title} has no splits of its own called train, validation and test; choose another --split"
@@ -384,17 +382,41 @@ def assert_disjoint(split: Split, groups: dict[str, str]) -> None:
 
 
 def groups_of(data: LoadedCells, group: str) -> dict[str, str]:
-    """cell id → the group it belongs to ("subject", "block" or "cell")."""
+    """cell id → the group it belongs to ("subject", "block" or "cell").
+
+    Raises:
+        LeukoscopeError: blocks of a data set whose entry states no `block_size`.
+    """
+    block_size = data.info.block_size
+    if group == "block" and not block_size:
+        raise LeukoscopeError(_no_blocks(data))
     groups: dict[str, str] = {}
     for rows in data.cells.values():
         if group == "block":
-            groups |= _blocks(rows)
+            groups |= _blocks(rows, block_size)
         else:
             groups |= zip(rows["cell_id"][:], rows["subject" if group == "subject" else "cell_id"][:], strict=True)
     return groups
 
 
-def _blocks(rows: Dataset) -> dict[str, str]:
+def _no_blocks(data: LoadedCells, strategy: str = "block") -> str:
+    """Why a data set has no blocks, and what to split by."""
+    unknown = f"how many neighbouring pictures of {data.info.title} come from one slide is not known"
+    if any(data.train["subject"]):
+        return f"--split {strategy}: {unknown}; use --split {strategy.replace('block', 'subject')}"
+    return f"--split {strategy}: {unknown}; {_how_to_name_subjects(data)}use --split random ({BY_IMAGE})"
+
+
+def _how_to_name_subjects(data: LoadedCells) -> str:
+    """The beginning of an advice: the flag that names the subjects of a data set; "" where there is none."""
+    if data.info.name == "imagefolder":
+        return "give --subject_pattern or --labels, or "
+    if "/" in data.info.name:
+        return "name their column with --subject_column, or "
+    return ""
+
+
+def _blocks(rows: Dataset, block_size: int) -> dict[str, str]:
     """Blocks of neighbouring numbers within a class, joined where two hold byte for byte the same file."""
     from datasets import Image
 
@@ -402,7 +424,7 @@ def _blocks(rows: Dataset) -> dict[str, str]:
     block_of: dict[str, str] = {}
     cells = zip(rows["cell_id"][:], rows["label"][:], strict=True)
     for cell, label in sorted(cells, key=lambda pair: _by_number(pair[0])):
-        block_of[cell] = f"{rows.features['label'].int2str(label)}-{position[label] // BALL4_BLOCK:02d}"
+        block_of[cell] = f"{rows.features['label'].int2str(label)}-{position[label] // block_size:02d}"
         position[label] += 1
     blocks_with: defaultdict[str, set[str]] = defaultdict(set)
     for row in rows.select_columns(["image", "cell_id"]).cast_column("image", Image(decode=False)):
