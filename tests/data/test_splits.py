@@ -343,8 +343,8 @@ def test_blocks_are_those_of_the_data_set_alone(tmp_path: Path) -> None:
     data = load_cells("imagefolder", tmp_path)
     for strategy in ("block", "block-cv"):
         assert _refusal(data, strategy) == (
-            f"--split {strategy}: how many neighbouring pictures of Own class folders come from one slide is not known; "
-            f"give --subject_pattern or --labels, or use --split random ({BY_IMAGE})"
+            f"--split {strategy}: how many neighbouring pictures of Own class folders come from one slide is not "
+            f"known; give --subject_pattern or --labels, or use --split random ({BY_IMAGE})"
         )
     own = replace(data, info=replace(data.info, block_size=10))
     split = make_split(own, "block")
