@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +25,35 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for name in RELEASES:
         shutil.copytree(ROOT / "model_card" / name, folder / "releases" / name)
     with served(folder, *APP, "--releases", folder / "releases") as (address, _):
+        yield address
+
+
+# Every model takes seconds for a picture of a visitor, and its examples as long as ever.
+_SLOW = """
+import sys, time
+sys.path.insert(0, {root!r})
+from leukoscope.inference.predictor import Predictor
+predict = Predictor.__call__
+def slowly(self, images, *given, **options):
+    images = list(images)
+    if any(image.width == 301 for image in images):
+        time.sleep({seconds})
+    return predict(self, images, *given, **options)
+Predictor.__call__ = slowly
+import app
+sys.argv = ["app.py", "--releases", {releases!r}]
+sys.exit(app.main())
+"""
+SLOW_SECONDS = 6
+
+
+@pytest.fixture(scope="session")
+def slow_server(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The demo whose models take `SLOW_SECONDS` for a picture 301 pixels wide."""
+    folder = tmp_path_factory.mktemp("slow")
+    shutil.copytree(ROOT / "model_card" / RELEASES[0], folder / "releases" / RELEASES[0])
+    code = _SLOW.format(root=str(ROOT), seconds=SLOW_SECONDS, releases=str(folder / "releases"))
+    with served(folder, sys.executable, "-c", code) as (address, _):
         yield address
 
 
@@ -78,7 +108,8 @@ def visits(chromium: Any, server: str) -> Iterator[Any]:
     with ExitStack() as opened:
 
         def visit(**options: Any) -> Visit:
+            address = options.pop("address", server)
             look = {"viewport": {"width": 1280, "height": 720}} | options
-            return Visit(opened.enter_context(watched(chromium, server, "#answer .lk-row.open", _SHIFTED, **look)))
+            return Visit(opened.enter_context(watched(chromium, address, "#answer .lk-row.open", _SHIFTED, **look)))
 
         yield visit

@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE
+from leukoscope.synthetic import draw_cell
 from zips import cell_png, pack
 
 pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
@@ -182,6 +183,27 @@ def test_the_last_of_several_quick_clicks_counts(visits: Callable[..., Any]) -> 
     visit.page.wait_for_url("**example=5**")
     visit.page.wait_for_timeout(1500)
     assert "example=5" in visit.page.url and "Synthetic HEM" in visit.page.locator("#picture .lk-top").inner_text()
+
+
+def test_a_new_picture_stands_there_at_once_and_never_an_old_answer_beside_it(
+    visits: Callable[..., Any], slow_server: str, tmp_path: Path
+) -> None:
+    visit = visits(address=slow_server)
+    Image.fromarray(draw_cell("HEM", subject=3, cell=1, size=301).image).save(tmp_path / "slow.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    page = visit.page
+    for name, stands in (("slow.png", "reading …"), ("broken.png", "This did not work")):
+        assert (
+            "Looks like" in page.locator("#answer").inner_text() or "Probably" in page.locator("#answer").inner_text()
+        )
+        upload(visit, tmp_path / name)
+        page.locator("#answer", has_text=stands).wait_for()
+        said = page.locator("#answer").inner_text()
+        assert "Looks like" not in said and "Probably" not in said and "recognises" not in said.lower()
+        caption = page.locator("#picture").inner_text()
+        assert (name in caption) == (name == "slow.png") and "Synthetic" not in caption
+        if name == "slow.png":
+            page.locator(SAID).wait_for()
 
 
 def test_a_question_that_comes_late_or_fails_leaves_the_page_as_it_was(visits: Callable[..., Any], cell: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from leukoscope.web.answer import Answer, Picture, example
 from leukoscope.web.batch import BatchResult
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import DELETED, KEPT_CELLS, Page, Visit
+from leukoscope.web.page import BROKEN, DELETED, FAILED, KEPT_CELLS, Page, Visit
 from leukoscope.web.smear import Smear, example_smear, read_smear
 from leukoscope.web.upload import OWN_FOLDER
 from zips import cell_png, pack, upload_folder
@@ -81,6 +81,27 @@ def test_a_second_upload_counts_while_the_first_is_read(
     assert not any(path.exists() for path in paths)
 
 
+def test_a_new_picture_stands_there_before_its_answer_and_never_beside_an_old_one(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    for name, content, is_picture in (("new.png", cell_png(), True), ("broken.png", b"no picture", False)):
+        visit = Visit()
+        list(click(page, visit, "example:1"))
+        path = upload_folder(tmp_path) / name
+        path.write_bytes(content)
+        steps = page._on_upload([str(path)], visit)
+        assert next(steps) == {page.upload: None}
+        first = next(steps)
+        assert first[page.picture] == "" and f"Reading {name}" in first[page.answer] and visit.shown is None
+        second = next(steps)
+        assert (name in second[page.picture]) == is_picture and "leukaemic" not in second[page.answer]
+        last = shown(page, steps)
+        assert "Synthetic ALL" not in last
+        if not is_picture:
+            assert FAILED in second[page.answer] and visit.shown is None
+
+
 def test_a_question_that_fails_leaves_what_was_shown_and_an_older_failure_is_not_told(page: Page) -> None:
     visit = Visit()
     list(click(page, visit, "example:1"))
@@ -106,6 +127,22 @@ def test_what_no_button_of_ours_says_changes_nothing(page: Page, act: str) -> No
 def test_what_was_forgotten_is_to_be_given_again(page: Page) -> None:
     for act in ["row:0", "view:turned", "view:covered", "label:ALL", "cell:0", "pitch:0.1", "save:png", "read:one"]:
         assert DELETED in shown(page, click(page, Visit(), act)), act
+
+
+def test_an_error_behind_a_click_is_shown_and_logged_once_with_its_traceback(
+    page: Page, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only the parsing of a click may ignore a value: the page stayed on "reading …", and nothing was logged."""
+    for act, broken in (("view:covered", "covered"), ("example:2", "answering"), ("smear", "read_smear")):
+        visit = Visit()
+        list(click(page, visit, "example:1"))
+        caplog.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(f"leukoscope.web.page.{broken}", lambda *_: int("no number, deep inside"))
+            text = shown(page, click(page, visit, act))
+        assert FAILED in text and BROKEN in text and "deep inside" not in text, act
+        (record,) = caplog.records
+        assert record.exc_info and "deep inside" in str(record.exc_info[1]), act
 
 
 # What a click does
@@ -203,7 +240,8 @@ def test_a_batch_is_stopped_by_any_newer_question_and_its_files_are_deleted(
     for act, said in (("stop", "Stopped. Nothing of it was kept."), ("example:1", "Synthetic ALL")):
         path, visit = zipped(tmp_path, [f"{number}.png" for number in range(3)]), Visit()
         steps = page._on_upload([path], visit)
-        assert next(steps) == {page.upload: None} and "0 of 3 pictures predicted" in str(next(steps))
+        assert next(steps) == {page.upload: None} and "Reading cells.zip" in str(next(steps))
+        assert "0 of 3 pictures predicted" in str(next(steps))
         assert said in shown(page, click(page, visit, act))
         assert list(steps) == [] and not Path(path).exists()
         assert not isinstance(visit.shown, BatchResult)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -37,11 +38,13 @@ MOST_ADDED = 4  # models that a visitor names
 KEPT_CELLS, KEPT_PIXELS = 8, upload.CELL.pixels
 DELETED = "A result is deleted after half an hour, or when the server starts anew. Give the picture again."
 FAILED = "This did not work"
+BROKEN = "The server met an error of its own and has logged it. Try again, or give another picture."
 # Of every event that is no part of the public API; each click is handled, the newest one counts.
 EVENT: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple", "show_progress": "minimal"}
 Step = dict[Any, Any]
 """What changes on the page: name → value of the visitor's `Visit`, component → value."""
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 def _steps(found: Step | Iterable[Step]) -> Iterable[Step]:
@@ -101,8 +104,9 @@ class Visit:
         if "opened" in changes:
             changes = {"view": "map", "label": "", "forms": {}, **changes}
         vars(self).update(changes)
-        if "shown" in changes and isinstance(self.shown, Answer) and self.shown.complete and self.behind is None:
-            self.keep(self.shown)
+        answer = changes.get("shown")
+        if isinstance(answer, Answer) and answer.rows and answer.complete and self.behind is None:
+            self.keep(answer)
 
     def keep(self, answer: Answer) -> None:
         """Keep an answer, once for each picture."""
@@ -172,10 +176,16 @@ class Page:
 
     # What is asked, and in which order it counts.
 
-    def _asking(self, visit: Visit, work: Callable[[], Step | Iterable[Step]]) -> Iterator[Step]:
-        """Draw what a question changes, in one step or several, as long as no newer question is asked."""
+    def _asking(self, visit: Visit, work: Callable[[], Step | Iterable[Step]], *, anew: str = "") -> Iterator[Step]:
+        """Draw what a question changes, in one step or several, as long as no newer question is asked.
+
+        `anew` names a picture or a batch that is given: nothing of what was shown stands beside it, nor after an error.
+        """
         visit.asked += 1
         mine, drawn = visit.asked, None
+        if anew:
+            visit.change(shown=None)
+            yield {self.visit: visit, self.picture: "", self.answer: stage.waiting(f"Reading {anew} …")}
         try:
             for step in self._completed(visit, work()):
                 if visit.asked != mine:
@@ -190,10 +200,19 @@ class Page:
                 drawn = stands
         except LeukoscopeError as error:
             if visit.asked == mine:
-                said = stage.message(FAILED, str(error))
-                if visit.shown:  # it stays below
-                    said += self._draw(visit, picture=False)[self.answer]
-                yield {self.visit: visit, self.answer: said, self.upload: None}
+                yield self._failed(visit, str(error))
+        except Exception:
+            _log.exception("a question of the page failed")
+            if visit.asked == mine:
+                yield self._failed(visit, BROKEN)
+
+    def _failed(self, visit: Visit, reason: str) -> Step:
+        """Why a question has no answer; what the page shows of the same picture stays below."""
+        message = stage.message(FAILED, reason)
+        if visit.shown is None:
+            return {self.visit: visit, self.picture: "", self.answer: message, self.upload: None}
+        below = self._draw(visit, picture=False)[self.answer]
+        return {self.visit: visit, self.answer: message + below, self.upload: None}
 
     def _completed(self, visit: Visit, work: Step | Iterable[Step]) -> Iterator[Step]:
         """The steps of a question, then those that complete the answer shown, whichever of its rows is open."""
@@ -250,11 +269,13 @@ class Page:
         # The box is free again at once; the files are deleted when they are read.
         yield {self.upload: None}
         with upload.deleted_afterwards(paths):
+            name = upload.file_name(paths[0])
             if len(paths) > 1 or is_zip(paths[0]):
-                yield from self._asking(visit, lambda: self._batch(visit, partial(open_batch, paths)))
+                several = name if len(paths) == 1 else f"{len(paths)} files"
+                yield from self._asking(visit, lambda: self._batch(visit, partial(open_batch, paths)), anew=several)
             else:
                 read = partial(upload.read_upload, paths[0], upload.FIELD)
-                yield from self._asking(visit, lambda: self._read(visit, Picture(*read())))
+                yield from self._asking(visit, lambda: self._read(visit, Picture(*read())), anew=name)
 
     def _on_name(self, name: str, visit: Visit) -> Iterator[Step]:
         yield from self._asking(visit, lambda: self._added(visit, name.strip()))
@@ -291,6 +312,8 @@ class Page:
 
     def _read(self, visit: Visit, picture: Picture) -> Iterator[Step]:
         """What a picture holds: a cell as it is, or the cells of a smear, cut out."""
+        # It stands there before a model has answered.
+        yield {"shown": Answer(picture)}
         if self._readers(self._names(visit)) and looks_like_smear(picture.image):
             try:
                 yield from self._smear(visit, picture)
@@ -331,25 +354,51 @@ class Page:
     def _on_act(self, visit: Visit, event: gr.EventData) -> Iterator[Step]:
         """Answer a click: "what" or "what:value", as `data-act` says in what is shown."""
         what, _, value = str(getattr(event, "value", "")).partition(":")
+        try:
+            work = self._work(visit, what, value)
+        except (ValueError, IndexError):  # a value that no button of ours has
+            return
+        if work is not None:
+            yield from self._asking(visit, work)
+
+    def _work(self, visit: Visit, what: str, value: str) -> Callable[[], Step | Iterable[Step]] | None:
+        """What a click asks for, its value parsed; None where no button says this.
+
+        Raises:
+            ValueError, IndexError: a value that no button of ours has.
+        """
+        if what in ("example", "row", "cell") or (what == "real" and value):
+            number = int(value)
+            numbered: dict[str, Callable[[], Step | Iterable[Step]]] = {
+                "example": lambda: self._example(visit, number),
+                "row": lambda: self._row(visit, number),
+                "cell": lambda: self._cell(visit, number),
+                "real": lambda: self._real_cell(visit, number),
+            }
+            return numbered[what]
+        if what == "kept":
+            answer = visit.kept[int(value)]
+            return lambda: {"shown": answer, "opened": answer.best}
+        if what == "pitch":
+            um_per_pixel = float(value)
+            return lambda: self._pitch(visit, um_per_pixel)
         acts: dict[str, Callable[[], Step | Iterable[Step]]] = {
-            "example": lambda: self._example(visit, int(value)),
-            "smear": lambda: self._smear(visit, smear.example_smear()),
+            "smear": lambda: self._read(visit, smear.example_smear()),
             "people": lambda: self._batch(visit, sample_batch),
-            "real": lambda: self._real_cell(visit, value),
-            "kept": lambda: {"shown": (one := visit.kept[int(value)]), "opened": one.best},
-            "row": lambda: {"opened": range(len(visit.showing(Answer).rows))[int(value)]},
+            "real": lambda: self._real_cell(visit, None),
             "view": lambda: self._view(visit, value),
             "label": lambda: {"label": value if value in visit.row.maps else ""},
-            "cell": lambda: self._cell(visit, int(value)),
             "back": lambda: {"shown": visit.behind},
             "read": lambda: self._read_by(visit, value),
-            "pitch": lambda: self._pitch(visit, float(value)),
             "save": lambda: self._save(visit, value),
             "stop": lambda: {"shown": None, self.answer: stage.waiting("Stopped. Nothing of it was kept.")},
         }
-        with suppress(ValueError, IndexError, TypeError):  # a value that no button of ours has
-            if what in acts:
-                yield from self._asking(visit, acts[what])
+        return acts.get(what)
+
+    @staticmethod
+    def _row(visit: Visit, number: int) -> Step:
+        """Open the answer of one model."""
+        return {"opened": number} if 0 <= number < len(visit.showing(Answer).rows) else {}
 
     def _view(self, visit: Visit, view: str) -> Step:
         row = visit.row
@@ -361,7 +410,10 @@ class Page:
         shown = visit.shown
         if isinstance(shown, Smear):
             return {"shown": open_cell(self.models, shown, number), "opened": 0, "behind": shown}
-        row = visit.showing(BatchResult).rows[number]
+        rows = visit.showing(BatchResult).rows
+        if not 0 <= number < len(rows):
+            raise LeukoscopeError(f"cell {number + 1}: this batch has {len(rows)} cells; open one of them")
+        row = rows[number]
         picture = Picture(open_bytes(row.kept(), row.name), row.name)
         # The model that read the batch says first what it said there.
         names = dict.fromkeys([visit.model, *self._names_for(visit, picture)])
@@ -395,12 +447,13 @@ class Page:
         sent = {**file._asdict(), "content": base64.b64encode(file.content).decode(), "number": visit.asked}
         return {self.parcel: f"<template>{escape(json.dumps(sent))}</template>"}
 
-    def _real_cell(self, visit: Visit, value: str) -> Step | Iterable[Step]:
+    def _real_cell(self, visit: Visit, number: int | None) -> Step | Iterable[Step]:
         """Real cells to pick from, or the one that is picked."""
-        if value and visit.real:
-            cell = real_cells(visit.real)[int(value)]
+        if number is not None and visit.real:
+            cells = real_cells(visit.real)
+            cell = cells[min(max(number, 0), len(cells) - 1)]
             return self._read(visit, Picture(cell.image, f"Real {cell.label}"))
         visit.real, about = source_of(self.models, self.models.or_first(visit.model))
-        cells = [(cell.image, cell.label) for cell in real_cells(visit.real)]
+        choices = [(cell.image, cell.label) for cell in real_cells(visit.real)]
         said = f"Real cells of {about.title}, {about.licence}. The models were trained on such cells, perhaps on these."
-        return {self.real: stage.real_choices(cells, f"{said} {about.citation}")}
+        return {self.real: stage.real_choices(choices, f"{said} {about.citation}")}

@@ -206,6 +206,8 @@ def cell_answer(answer: Answer, opened: int) -> str:
     state = f' data-model="{escape(row.model)}" data-example="{answer.picture.example or ""}"' if row else ""
     can_save = row is not None and row.prediction is not None and not row.pending
     saves = f'<div class="lk-acts">{act("save:png", "Save PNG")}</div>' if can_save else ""
+    if not answer.rows and not answer.waiting:
+        return waiting(f"Reading {answer.picture.caption} …")
     remark = note(answer.picture.remark)
     return f'<div{state}><ol class="lk-rows">{shown}</ol>{remark}{saves}</div>'
 
