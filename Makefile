@@ -46,7 +46,7 @@ docs: $(VENV)/.installed-test  ## render the cards, and the tables of the README
 site: $(VENV)/.installed-test  ## build the documentation site into build/site; any warning is an error
 	$(RUN)/python tools/site.py
 
-structure: $(VENV)/.installed-test  ## print how large the source is, and how long its paths are
+structure: $(VENV)/.installed-test  ## print how densely the source is written, and the files that three tasks enter
 	@$(RUN)/python tools/structure.py
 
 release:  ## check that tree, changelog and version agree, and print the steps of a release

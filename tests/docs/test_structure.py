@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import density
 import grimp
 import numpy as np
+import packed
+import pytest
 import structure
+import traces
 
 from leukoscope import Predictor
 
@@ -20,16 +26,124 @@ def test_no_import_is_part_of_a_circle() -> None:
     TopologicalSorter({name: graph.find_modules_directly_imported_by(name) for name in names}).prepare()
 
 
-def test_loading_a_release_and_predicting_enters_few_files(tiny_release: Path) -> None:
+def test_a_trace_names_the_files_that_a_call_enters(tiny_release: Path) -> None:
     cell = np.full((96, 96, 3), 100, np.uint8)
     Predictor.from_pretrained(tiny_release, backend="torch")  # whatever is imported first
-    entered = structure.traced(lambda: Predictor.from_pretrained(tiny_release, backend="torch")(cell))
+    entered = traces.traced(lambda: Predictor.from_pretrained(tiny_release, backend="torch")(cell))
     assert "inference/predictor.py" in entered and "models/release.py" in entered
-    assert len(entered) <= structure.TRACES["one prediction"] + 2
+    assert not any(name.startswith(("training/", "web/")) for name in entered)
 
 
 def test_long_functions_are_found(tmp_path: Path) -> None:
-    longer = "def long():\n" + structure.FUNCTION_LINES * "    call()\n"
+    longer = "def long():\n" + structure.LONG_FUNCTION * "    call()\n"
     shorter = longer.replace("long", "short").replace("    call()\n", "", 1)
     (tmp_path / "m.py").write_text(longer + shorter)
-    assert list(structure.long_functions(tmp_path / "m.py")) == [("long", structure.FUNCTION_LINES + 1)]
+    assert list(structure.long_functions(tmp_path / "m.py")) == [("long", structure.LONG_FUNCTION + 1)]
+
+
+def _source(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        path = folder / name.replace("__", "/")
+        path = path.with_name(path.name + ".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_densities_count_statements_packing_and_names_by_package(tmp_path: Path) -> None:
+    packed_code = '''"""A docstring is a statement."""
+a, b = 1, 2
+c, d = pair()
+if (n := len(x)) > 1:
+    found = 1 if a else 2
+for one in [[y for y in z] for z in x]:
+    value = lambda said: said
+self.told = f(given=1)
+'''
+    source = _source(tmp_path, data__packed=packed_code, data__plain="a = 1\n", top="b = 2\n")
+    counted = density.densities(source, scripts=())
+    assert list(counted) == ["data", "top", "all"]
+    expected = {
+        "statements": 9,
+        "several values": 1,
+        "walrus": 1,
+        "conditional": 1,
+        "nested": 1,
+        "placeholders": 3,  # found, one, said
+        "generic": 1,
+    }
+    assert +counted["data"].counts == expected
+    assert (counted["data"].files, counted["top"].files, counted["all"].files) == (2, 1, 3)
+    assert counted["all"].counts["statements"] == 10
+    assert counted["all"].per_thousand("walrus") == 100
+
+
+def test_each_limit_of_density_is_checked_by_itself() -> None:
+    within = density.Density(1, Counter(statements=2000))
+    for kind, limit in density.LIMITS.items():
+        within.counts[kind] = int(2 * limit)
+    within.counts["placeholders"] = density.MOST_PLACEHOLDERS
+    assert density.faults_of_density(within) == []
+    for kind in (*density.LIMITS, "placeholders"):
+        above = density.Density(1, within.counts + Counter([kind]))
+        assert len(density.faults_of_density(above)) == 1, kind
+
+
+def test_a_constant_has_one_value_and_names_its_owner_where_it_is_imported(tmp_path: Path) -> None:
+    source = _source(
+        tmp_path,
+        one_value="MIN_SUBJECTS = 3\nSIDE, _TRIES = 4, 1\nDATASETS = {}\n",
+        other="MIN_SUBJECTS: int = 5\n_TRIES = 2\nSHOWN = 1\n",
+        user="from leukoscope.one_value import DATASETS, MIN_SUBJECTS, SIDE\n",
+    )
+    assert density.faults_of_constants(source) == [
+        "MIN_SUBJECTS has 2 values, in one_value.py, other.py: name what each belongs to",
+        "SIDE of one_value.py is imported elsewhere: name what it belongs to",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("a {\n  color: red;\n}\n@media print {\n  a,\n  b {\n    margin: 0\n  }\n}\n", []),
+        ("a { color: red; }\n", [1]),
+        ("a {\n  color: red; margin: 0;\n}\n", [2]),
+        ("a {\n  color: red;\n} b {\n}\n", [3]),
+        ('a {\n  content: "; } {";\n  /* b { c } */\n  background: url(data:image/png;base64,x);\n}\n', []),
+    ],
+)
+def test_packed_lines_of_a_style_are_found(text: str, numbers: list[int]) -> None:
+    assert packed.packed_css_lines(text) == numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("const a = 1\nlet [b, c] = [2, 3]\nf(a, b)\n", []),
+        ("const a = 1, b = 2\n", [1]),
+        ("a(); b()\n", [1]),
+        ("a();\n;[b].forEach(c);\n", []),
+        ("const f = () => { a(); b() }\n", [1]),
+        ("const f = () => { a() }\nif (x) { y = 1 }\nfor (let i = 0; i < 3; i++) {\n  f(i)\n}\n", []),
+        ("if (x) {\n  a(), b()\n}\n", [2]),
+        ("import {a, b} from './c'\nimport d, {e} from './f'\nexport {g, h}\n", []),
+        ("const o = {\n  a: 1, b: () => 2,\n  c: [3, 4],\n}\nconst p = {d, e}\n", []),
+        ("const s = 'a; b' // c; d\nconst t = `x; ${f(`${'y'}; z`)}; w`\n", []),
+        ("const r = a / b / c\nconst q = /;[;/] ,/g\n", []),
+        ("class A {\n  b() { return 1 }\n  c(d, e) {\n    f; g\n  }\n}\n", [4]),
+        ("return {a: 1, b: 2}\n", []),
+    ],
+)
+def test_packed_lines_of_a_script_are_found(text: str, numbers: list[int]) -> None:
+    assert packed.packed_js_lines(text) == numbers
+
+
+def test_the_check_fails_with_the_faults_and_passes_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["structure.py", "--check"])
+    monkeypatch.setattr(structure, "all_faults", lambda: ["page.css: 2 lines"])
+    assert structure.main() == 1
+    assert capsys.readouterr().out == "page.css: 2 lines\n"
+    monkeypatch.setattr(structure, "all_faults", list)
+    assert structure.main() == 0
