@@ -40,6 +40,7 @@ style: $(VENV)/.installed-test  ## fix what the linter and the formatter can fix
 docs: $(VENV)/.installed-test  ## render the cards, and the tables of the README and of docs/
 	$(RUN)/python research/external.py
 	$(RUN)/leukoscope release card $(wildcard model_card/*/)
+	$(RUN)/python research/leak_measurements.py
 	$(RUN)/python research/readme_tables.py
 	$(RUN)/python research/metrics_plot.py
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from leukoscope.inference.predictor import Predictor
     from leukoscope.inference.smear import read_smear
     from leukoscope.models.recipes import RECIPES
+    from leukoscope.split_check import check_split
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "__version__",
+    "check_split",
     "evaluate",
     "load_dataset",
     "make_split",
@@ -57,6 +59,7 @@ _MODULES = {
     "Decision": "leukoscope.inference.prediction",
     "Prediction": "leukoscope.inference.prediction",
     "Predictor": "leukoscope.inference.predictor",
+    "check_split": "leukoscope.split_check",
     "evaluate": "leukoscope.api",
     "load_dataset": "leukoscope.data.loading",
     "make_split": "leukoscope.data.splits",

@@ -48,13 +48,21 @@ def audit(
     set's own), a subject in two classes, or a split that divides subjects. Copies that every split by subject keeps on
     one side are listed but do not count; nor do features outside the cell that separate the classes: the summary ends
     with a warning about these.
+
+    --split_file may also be anybody's split: a table, lists, a folder or row numbers. Then its names are checked, and
+    with DIR its pictures, too: subjects and copies on several sides, and what a metric on it is worth.
     """
     from leukoscope.audit import survey_cells
     from leukoscope.data.folder import recognise
     from leukoscope.data.loading import load_cells
+    from leukoscope.data.split_lists import is_own_split
 
     if split and split_file:
         raise LeukoscopeError(f"--split {split} --split_file {split_file}: both name the split; give one")
+    if split_file and not is_own_split(split_file):
+        reading = {"subject_pattern": subject_pattern, "labels": labels, "label_column_name": label_column_name}
+        _check_published_split(split_file, folder or train_dir, dataset_name, reading, output, quick, as_json)
+        return
     if quick and (split or split_file or output):
         raise LeukoscopeError("--quick: decodes no image; leave out --split, --split_file and --output")
     if bool(folder) == bool(dataset_name) or (folder and train_dir):
@@ -84,6 +92,31 @@ def audit(
         typer.echo(f"train on it: leukoscope train {shlex.join(flags)}")
     if not quick:
         _search(data, output, split, split_file, as_json=as_json)
+
+
+def _check_published_split(
+    split_file: Path,
+    folder: Path | None,
+    dataset_name: str,
+    reading: dict[str, Any],
+    output: Path | None,
+    quick: bool,
+    as_json: bool,
+) -> None:
+    """Check a split that Leukoscope did not write: by names and, with a folder and without --quick, by pictures."""
+    from leukoscope.cli.split_check import check_by_names, compare_pictures, print_report
+    from leukoscope.data.folder import recognise
+    from leukoscope.data.loading import load_cells
+
+    report = check_by_names(split_file, folder, dataset_name, reading["subject_pattern"])
+    if folder and not quick:
+        has_table = reading["subject_pattern"] or reading["labels"]
+        dataset_name = dataset_name or ("imagefolder" if has_table else recognise(folder).name)
+        data = load_cells(dataset_name, train_dir=folder, **reading)
+        report = compare_pictures(report, split_file, data, output or Path(f"audit-{dataset_name}"))
+    print_report(report, as_json=as_json)
+    if report["findings"]:
+        raise typer.Exit(FINDINGS_EXIT)
 
 
 def _search(data: LoadedCells, output: Path, split: str | None, split_file: Path | None, *, as_json: bool) -> None:

@@ -1,0 +1,329 @@
+"""Read anybody's split of a data set: which image names are on which side.
+
+Papers and repositories publish splits as tables, as one list a side, as folders, or as row numbers. Nothing here opens
+an image. `leukoscope.split_check` says what such a split is worth.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.cell_tables import FILE_COLUMNS, LABEL_COLUMNS, SUBJECT_COLUMNS
+from leukoscope.data.cells import SIDES
+from leukoscope.data.layouts import cell_id_of, is_image, is_junk, walk
+
+_SIDE_ALIASES = {
+    "train": ("train", "training", "trn", "train_set", "training_set", "x_train", "train_files", "train_idx"),
+    "validation": ("validation", "val", "valid", "dev", "val_set", "x_val", "val_files", "val_idx"),
+    "test": ("test", "testing", "tst", "holdout", "hold-out", "test_set", "x_test", "test_files", "test_idx"),
+}
+_SIDE_OF = {alias: side for side, aliases in _SIDE_ALIASES.items() for alias in aliases}
+_NAME_COLUMNS = (*FILE_COLUMNS, "name", "cell_id", "image_id", "id", "img", "new_names")
+_SIDE_COLUMNS = ("split", "side", "set", "subset", "partition", "phase", "usage", "fold", "kfold", "cv_fold")
+_FOLD = re.compile(r"(?:fold[ _-]?)?(\d+)(?:\.0)?", re.IGNORECASE)
+_TABLE_SUFFIXES = (".csv", ".tsv")
+_LIST_SUFFIXES = (*_TABLE_SUFFIXES, ".txt", ".lst")
+_FORMS = (
+    "a CSV with a column of file names and a column split, a folder with train.txt and test.txt or with images in "
+    'train/ and test/, or JSON such as {"train": [...], "test": [...]}'
+)
+
+
+@dataclass(frozen=True)
+class NamedSplit:
+    """The image names on each side of one split, as its author wrote them; `name` tells repetitions apart."""
+
+    sides: Mapping[str, tuple[str, ...]]  # of `SIDES`
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class SplitLists:
+    """A published split: one division, or several of a cross-validation or a repeated draw.
+
+    Attributes:
+        source: the file or folder, for messages.
+        subjects, labels: of the names for which the table says them.
+    """
+
+    source: str
+    splits: tuple[NamedSplit, ...]
+    subjects: Mapping[str, str]
+    labels: Mapping[str, str]
+
+    @property
+    def names(self) -> list[str]:
+        """Every image name, once, sorted."""
+        return sorted({name for split in self.splits for names in split.sides.values() for name in names})
+
+
+def read_split_lists(path: str | Path, files: Sequence[str] = ()) -> SplitLists:
+    """Read a split from a table, lists, a folder or row numbers.
+
+    Args:
+        path: `_FORMS`. A column of whole numbers, or of `fold_0` …, is a cross-validation: each fold is tested once.
+            JSON may also be a list of [train, test] pairs, as scikit-learn's splitters yield them. Files of NumPy
+            (`.npz`) hold one array a side.
+        files: the sorted file names that row numbers count from; JSON and NumPy may hold them as `files` instead.
+
+    Raises:
+        LeukoscopeError: no such file, none of these forms, or a name that is not on any side.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        raise LeukoscopeError(f"--split_file {path}: no such file or folder; give {_FORMS}")
+    if path.suffix.lower() == ".json":
+        return _read_json(path, files)
+    if path.suffix.lower() == ".npz":
+        return _read_numpy(path, files)
+    if path.suffix.lower() in (*_TABLE_SUFFIXES, ".txt"):
+        return _read_table(path)
+    raise LeukoscopeError(f"--split_file {path}: unknown form; give {_FORMS}")
+
+
+def is_own_split(path: Path) -> bool:
+    """Whether a file is a `split.json` that Leukoscope wrote."""
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return False
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return True  # `load_split` says what is wrong with it
+    return isinstance(content, dict) and ("data_fingerprint" in content or not content)
+
+
+def sides_of_cells(split: NamedSplit, cell_ids: Iterable[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Find the cells of a data set that a split names.
+
+    A name is that of a cell where both agree with folders and without suffix, or else without folders, if one cell
+    alone is called so.
+
+    Returns:
+        The cell ids on each side of `SIDES`, and the names that are no cell's.
+    """
+    by_path = {cell: cell for cell in cell_ids}
+    by_stem: dict[str, list[str]] = {}
+    for cell in by_path:
+        by_stem.setdefault(PurePosixPath(cell).name, []).append(cell)
+    sides: dict[str, tuple[str, ...]] = {}
+    unmatched = []
+    for side in SIDES:
+        cells = []
+        for name in split.sides.get(side, ()):
+            path = cell_id_of(name.replace("\\", "/").removeprefix("./"))
+            candidates = [by_path[path]] if path in by_path else by_stem.get(PurePosixPath(path).name, [])
+            if len(candidates) == 1:
+                cells.append(candidates[0])
+            else:
+                unmatched.append(name)
+        sides[side] = tuple(dict.fromkeys(cells))
+    return sides, unmatched
+
+
+def side_named(text: str) -> str:
+    """The side that a word names ("train", "validation" or "test"); "" for none."""
+    return _SIDE_OF.get(text.strip().casefold().replace(" ", "_"), "")
+
+
+def _read_folder(folder: Path) -> SplitLists:
+    sides: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()):
+        side = side_named(path.stem if path.is_file() else path.name)
+        if not side or is_junk(path.name):
+            continue
+        if path.is_dir():
+            names = _images_below(path)
+        elif path.suffix.lower() in _LIST_SUFFIXES:
+            names = _read_list(path)
+        else:
+            continue
+        sides.setdefault(side, []).extend(names)
+    if not any(sides.values()):
+        raise LeukoscopeError(f"--split_file {folder}: holds no list or folder called train, validation or test")
+    return _single(folder, sides)
+
+
+def _images_below(folder: Path) -> list[str]:
+    names = []
+    for inside, files in walk(folder):
+        for file in files:
+            if is_image(file):
+                names.append((Path(inside) / file).relative_to(folder).as_posix())
+    return names
+
+
+def _read_list(path: Path) -> list[str]:
+    """The names of one side: of a table its column of files, else one name a line."""
+    if path.suffix.lower() in _TABLE_SUFFIXES:
+        table = _table(path)
+        column = _find_column(table.columns, _NAME_COLUMNS)
+        if column:
+            return table[column].tolist()
+    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _table(path: Path) -> Any:
+    """The rows of a CSV or TSV as text, nothing taken for missing: a pandas DataFrame."""
+    import pandas
+
+    try:
+        table = pandas.read_csv(
+            path,
+            dtype=str,
+            keep_default_na=False,
+            sep=None,
+            engine="python",
+            encoding="utf-8-sig",
+            skipinitialspace=True,
+        )
+    except (OSError, ValueError) as error:
+        raise LeukoscopeError(f"--split_file {path}: cannot be read as a table ({error}); give {_FORMS}") from None
+    return table.rename(columns=lambda column: str(column).strip())
+
+
+def _find_column(columns: Sequence[str], names: Sequence[str]) -> str:
+    """The first of these columns that the table has, in any case; "" for none."""
+    by_title = {column.casefold().replace(" ", "_"): column for column in columns}
+    return next((by_title[name] for name in names if name in by_title), "")
+
+
+def _read_table(path: Path) -> SplitLists:
+    table = _table(path)
+    name_column = _find_column(table.columns, _NAME_COLUMNS)
+    side_column = _find_column(table.columns, _SIDE_COLUMNS)
+    if not name_column:
+        raise LeukoscopeError(f"--split_file {path}: has no column of file names ({', '.join(_NAME_COLUMNS[:5])} …)")
+    if not side_column:
+        raise LeukoscopeError(
+            f"--split_file {path}: has no column that says the side ({', '.join(_SIDE_COLUMNS[:5])} …); for one list a "
+            "side, give the folder that holds train.txt and test.txt"
+        )
+    names = table[name_column].str.strip().tolist()
+    words = table[side_column].str.strip().tolist()
+    subject_column = _find_column(table.columns, SUBJECT_COLUMNS)
+    label_column = _find_column(table.columns, LABEL_COLUMNS)
+    return SplitLists(
+        str(path),
+        _splits_of_column(path, side_column, names, words),
+        dict(zip(names, table[subject_column], strict=True)) if subject_column else {},
+        dict(zip(names, table[label_column], strict=True)) if label_column else {},
+    )
+
+
+def _splits_of_column(path: Path, column: str, names: Sequence[str], words: Sequence[str]) -> tuple[NamedSplit, ...]:
+    """The splits that a column of sides, or of folds, describes; `words` has one for each name."""
+    if all(side_named(word) for word in words):
+        sides: dict[str, list[str]] = {}
+        for name, word in zip(names, words, strict=True):
+            sides.setdefault(side_named(word), []).append(name)
+        return (_named_split(sides),)
+    matches = [_FOLD.fullmatch(word) for word in words]
+    folds: dict[str, list[str]] = {}
+    for name, word, match in zip(names, words, matches, strict=True):
+        if match is None:
+            raise LeukoscopeError(
+                f"--split_file {path}: column {column}, {word!r} of {name} is neither train, validation or test nor "
+                "the number of a fold"
+            )
+        folds.setdefault(match[1], []).append(name)
+    return _cross_validation(folds)
+
+
+def _cross_validation(folds: Mapping[str, Sequence[str]]) -> tuple[NamedSplit, ...]:
+    """One split for each fold, which is tested while the others train."""
+    splits = []
+    for fold in sorted(folds, key=int):
+        others = [name for other in folds if other != fold for name in folds[other]]
+        splits.append(_named_split({"train": others, "test": folds[fold]}, f"fold {fold}"))
+    return tuple(splits)
+
+
+def _named_split(sides: Mapping[str, Sequence[str]], name: str = "") -> NamedSplit:
+    return NamedSplit({side: tuple(sides[side]) for side in SIDES if sides.get(side)}, name)
+
+
+def _single(source: Path, sides: Mapping[str, Sequence[str]]) -> SplitLists:
+    return SplitLists(str(source), (_named_split(sides),), {}, {})
+
+
+def _read_json(path: Path, files: Sequence[str]) -> SplitLists:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise LeukoscopeError(f"--split_file {path}: is not JSON ({error}); give {_FORMS}") from None
+    if isinstance(content, dict):
+        return _from_mapping(path, content, files)
+    if isinstance(content, list) and content and all(isinstance(part, list) for part in content):
+        if all(len(part) == 2 and all(isinstance(side, list) for side in part) for part in content):
+            pairs = [
+                _named_split(
+                    {"train": _resolved(path, train, files), "test": _resolved(path, test, files)}, f"split {k}"
+                )
+                for k, (train, test) in enumerate(content)
+            ]
+            return SplitLists(str(path), tuple(pairs), {}, {})
+        folds = {str(k): _resolved(path, part, files) for k, part in enumerate(content)}
+        return SplitLists(str(path), _cross_validation(folds), {}, {})
+    raise LeukoscopeError(f"--split_file {path}: holds no split; give {_FORMS}")
+
+
+def _read_numpy(path: Path, files: Sequence[str]) -> SplitLists:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            content = {name: arrays[name].tolist() for name in arrays.files}
+    except (OSError, ValueError) as error:
+        raise LeukoscopeError(f"--split_file {path}: cannot be read ({error}); give {_FORMS}") from None
+    return _from_mapping(path, content, files)
+
+
+def _from_mapping(path: Path, content: Mapping[str, Any], files: Sequence[str]) -> SplitLists:
+    """A split given as side → names or row numbers, or as fold → these."""
+    own_files = content.get("files")
+    if isinstance(own_files, list):
+        files = [str(name) for name in own_files]
+    sides: dict[str, list[str]] = {}
+    folds: dict[str, list[str]] = {}
+    for key, members in content.items():
+        if not isinstance(members, list):
+            continue
+        fold = _FOLD.fullmatch(key)
+        if side := side_named(key):
+            sides.setdefault(side, []).extend(_resolved(path, members, files))
+        elif fold:
+            folds[fold[1]] = _resolved(path, members, files)
+    if sides:
+        return _single(path, sides)
+    if folds:
+        return SplitLists(str(path), _cross_validation(folds), {}, {})
+    raise LeukoscopeError(f"--split_file {path}: names no side called train, validation or test; give {_FORMS}")
+
+
+def _resolved(path: Path, members: Sequence[Any], files: Sequence[str]) -> list[str]:
+    """Names of one side; row numbers are looked up in `files`."""
+    names = []
+    for member in members:
+        if isinstance(member, str):
+            names.append(member)
+        elif isinstance(member, int) and not isinstance(member, bool):
+            if not files:
+                raise LeukoscopeError(
+                    f"--split_file {path}: holds row numbers such as {member}; give the folder of the images whose "
+                    'sorted names they count from, or add these names as "files"'
+                )
+            if not 0 <= member < len(files):
+                raise LeukoscopeError(f"--split_file {path}: row {member} is none of the {len(files):,} files")
+            names.append(files[member])
+        else:
+            raise LeukoscopeError(f"--split_file {path}: {member!r} is neither a file name nor a row number")
+    return names

@@ -1,0 +1,208 @@
+"""A split that shares people or copies is told as such, with the words for a review; a clean one has no finding."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import leukoscope as lk
+from command import run
+from drawn import save_cell
+from leukoscope import LeukoscopeError
+from leukoscope.split_check import leak_measurements, original_of
+from research.leak_measurements import leak_measurements as from_results
+
+ROOT = Path(__file__).parents[1]
+# Subjects, as C-NMC's names have them: 51 and 78 are one person, H10 and h3 another.
+TRAIN_SUBJECTS = ("11", "13", "51", "H10", "H12", "H14")
+TEST_SUBJECTS = ("3", "7", "9", "H9", "H3", "H1")
+
+
+def names_of(subjects: Iterable[str], cells: int = 4) -> list[str]:
+    names = []
+    for subject in subjects:
+        label = "hem" if subject.lower().startswith("h") else "all"
+        names += [f"UID_{subject}_{cell}_1_{label}.bmp" for cell in range(1, cells + 1)]
+    return names
+
+
+def write_table(path: Path, sides: Mapping[str, Iterable[str]]) -> Path:
+    rows = [f"{name},{side}\n" for side, names in sides.items() for name in names]
+    path.write_text("file,split\n" + "".join(rows), encoding="utf-8")
+    return path
+
+
+def check(tmp_path: Path, sides: Mapping[str, Iterable[str]]) -> dict[str, Any]:
+    return lk.check_split(write_table(tmp_path / "split.csv", sides))
+
+
+def sentences(report: Mapping[str, Any]) -> dict[str, str]:
+    return {finding["kind"]: finding["sentence"] for finding in report["findings"]}
+
+
+def test_a_clean_split_by_subject_has_no_finding(tmp_path: Path) -> None:
+    report = check(tmp_path, {"train": names_of(TRAIN_SUBJECTS), "test": names_of(TEST_SUBJECTS)})
+    assert report["findings"] == []
+    assert report["data"]["name"] == "cnmc2019"
+    assert report["sides"][0]["test"] == {"images": 24, "subjects": 6, "classes": {"ALL": 12, "HEM": 12}}
+    assert report["worth"] == "By its names, the split tests on subjects that no training image shows."
+    assert "We found no subject and no copy of an image on two sides." in report["review"]
+
+
+def test_subjects_on_both_sides_are_counted(tmp_path: Path) -> None:
+    names = names_of((*TRAIN_SUBJECTS, *TEST_SUBJECTS))
+    report = check(tmp_path, {"train": names[::2], "test": names[1::2]})
+    assert sentences(report)["subjects"].startswith("12 of 12 subjects tested have other images in training")
+    assert sentences(report)["subjects"].endswith("24 of 24 images (100%).")
+    assert "overstated 5 of 10 networks" in report["worth"]
+    assert "The effect on this model was not measured." in report["worth"]
+    assert "Please report the results with all images of a subject" in report["review"]
+
+
+@pytest.mark.parametrize(("trained", "tested"), [("51", "78"), ("H10", "h3"), ("20", "16")])
+def test_one_person_under_two_ids_is_found_by_the_data_set(tmp_path: Path, trained: str, tested: str) -> None:
+    train = [*names_of(TRAIN_SUBJECTS), *names_of([trained])]
+    report = check(tmp_path, {"train": dict.fromkeys(train), "test": names_of([tested, *TEST_SUBJECTS])})
+    assert f"{tested} (the same person as {trained})" in sentences(report)["subjects"]
+    assert sentences(report)["subjects"].startswith("1 of 7 subjects tested has other images in training")
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        *("UID_3_1_1_all_aug0.bmp", "UID_3_1_1_all_flip.png", "UID_3_1_1_all-rot90.jpg", "UID_3_1_1_all (1).bmp"),
+        *("aug/UID_3_1_1_all.aug.3.png", "UID_3_1_1_all - Copy.bmp", "UID_3_1_1_all_hflip_rot180.bmp"),
+        *("UID_3_1_1_all_bmp.rf.0123456789abcdef0123456789abcdef.jpg", "aug_UID_3_1_1_all.bmp"),
+        "ALL_original_UID_3_1_1_all.bmp_01234567-89ab-cdef-0123-456789abcdef.bmp",
+    ],
+)
+def test_copies_are_found_by_their_names(tmp_path: Path, copied: str) -> None:
+    assert original_of(copied) == ("UID_3_1_1_all", True)
+    report = check(tmp_path, {"train": [*names_of(TRAIN_SUBJECTS), copied], "test": names_of(TEST_SUBJECTS)})
+    found = sentences(report)
+    assert found["copies"].startswith("1 of 24 tested images (4%) are, by their names, copies of training images")
+    assert copied in found["copies"]
+    assert found["subjects"].startswith("1 of 6 subjects tested has")
+
+
+@pytest.mark.parametrize("name", ["UID_3_1_1_all.bmp", "WBC-Benign-001.jpg", "img.12.png", "scan_3.tif", "croft_1.png"])
+def test_originals_are_no_copies(name: str) -> None:
+    assert original_of(name) == (Path(name).stem, False)
+
+
+def test_cells_of_one_name_in_two_class_folders_are_two_cells(tmp_path: Path) -> None:
+    table = tmp_path / "split.csv"
+    table.write_text(
+        "file,split,label\nALL/1_aug.png,train,ALL\nHEM/1.png,test,HEM\nHEM/2.png,train,HEM\nALL/3.png,test,ALL\n"
+    )
+    assert lk.check_split(table)["findings"] == []
+
+
+def test_more_images_than_were_published_are_copies(tmp_path: Path) -> None:
+    names = [f"UID_H{subject}_{cell}_1_hem.bmp" for subject in range(1, 51) for cell in range(100)]
+    report = check(tmp_path, {"train": names[:4000], "test": names[4000:]})
+    assert "5,000 images of HEM are named, but C-NMC 2019 (ISBI 2019 challenge) has 4,037: at least 963" in str(report)
+
+
+def test_few_tested_people_a_missing_class_and_a_missing_side_are_told(tmp_path: Path) -> None:
+    report = check(tmp_path, {"train": names_of(TRAIN_SUBJECTS), "test": names_of(["3", "7"])})
+    assert sentences(report) == {
+        "class_missing": "the test side has no image of HEM.",
+        "few_test_subjects": "the test side has 2 subject(s) of ALL, 3, 7: metrics of this class measure these people.",
+    }
+    alone = check(tmp_path, {"train": names_of(TRAIN_SUBJECTS)})
+    assert sentences(alone) == {"side_missing": "no image is on the test side."}
+
+
+def test_folds_by_image_are_told_with_the_worst(tmp_path: Path) -> None:
+    names = names_of((*TRAIN_SUBJECTS, *TEST_SUBJECTS))
+    table = tmp_path / "folds.csv"
+    table.write_text("image,fold\n" + "".join(f"{name},{k % 4}\n" for k, name in enumerate(names)))
+    found = sentences(lk.check_split(table))
+    assert found["subjects"].endswith("In 4 of 4 splits; this is the worst.")
+
+
+def test_names_of_no_known_data_set_need_a_pattern(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "split.csv", {"train": ["p1-1.png", "p2-1.png"], "test": ["p1-2.png"]})
+    unknown = lk.check_split(table)
+    assert (unknown["data"], unknown["without_subject"]) == (None, 3)
+    assert unknown["worth"] == "The names tell no subject, so that nothing is known of how it does on new subjects."
+    report = lk.check_split(table, subject_pattern=r"(?P<subject>p\d+)-")
+    assert sentences(report)["subjects"].startswith("1 of 1 subjects tested has other images in training")
+
+
+def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "split.csv", {"train": ["a.png"], "test": ["b.png"]})
+    with pytest.raises(LeukoscopeError, match="--dataset_name nosuch: unknown data set"):
+        lk.check_split(table, "nosuch")
+
+
+def test_the_measurements_quoted_are_those_of_results() -> None:
+    assert leak_measurements() == from_results(ROOT / "results")
+
+
+# The command
+
+
+def test_the_command_tells_a_split_by_image_with_copies(tmp_path: Path) -> None:
+    names = names_of((*TRAIN_SUBJECTS, *TEST_SUBJECTS), cells=10)
+    generator = random.Random(0)
+    copies = [name.replace(".bmp", f"_aug{k}.bmp") for k, name in enumerate(generator.sample(names, 40))]
+    rows = sorted(names + copies)
+    generator.shuffle(rows)
+    table = write_table(tmp_path / "split.csv", {"train": rows[40:], "test": rows[:40]})
+    outcome = run("audit", "--split_file", str(table))
+    assert outcome.exit_code == 3
+    assert "found: 12 of 12 subjects tested have other images in training" in outcome.output
+    assert "For a review:\nWe checked the split of C-NMC 2019" in outcome.output
+    assert lk.RESEARCH_NOTICE in outcome.output
+    as_json = run("audit", "--split_file", str(table), "--json")
+    assert {finding["kind"] for finding in json.loads(as_json.output)["findings"]} == {"subjects", "copies"}
+
+
+def test_with_the_folder_the_pictures_are_compared_too(tmp_path: Path) -> None:
+    folder = tmp_path / "cells"
+    for label in ("ALL", "HEM"):
+        for subject in range(6):
+            save_cell(
+                folder / label / f"{label}{subject}-1.png", label, size=96, subject=subject, cell=1, background="smear"
+            )
+    # A copy whose name does not tell, of a subject that the pattern takes for another.
+    (folder / "ALL" / "ALL9-1.png").write_bytes((folder / "ALL" / "ALL0-1.png").read_bytes())
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    tested = [path for path in paths if re.search(r"[359]-1", path)]
+    sides = {"train": sorted(set(paths) - set(tested)), "test": [*tested, "HEM/absent.png"]}
+    table = write_table(tmp_path / "split.csv", sides)
+    pattern = r"(?P<subject>[A-Z]+\d+|absent)"
+    words = ("audit", str(folder), "--split_file", str(table), "--subject_pattern", pattern)
+    outcome = run(*words, "--output", str(tmp_path / "out"))
+    assert outcome.exit_code == 3, outcome.output
+    assert "1 pairs of images on two sides show one picture" in outcome.output
+    assert "1 names of the split are no image there" in outcome.output
+    report = json.loads((tmp_path / "out" / "split_check.json").read_text())
+    assert report["pictures"] == {
+        "compared": 13,
+        "names_without_picture": 1,
+        "examples_without_picture": ["HEM/absent.png"],
+        "pairs_across_sides": 1,
+    }
+
+
+def test_a_clean_split_ends_with_status_zero(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "s.csv", {"train": names_of(TRAIN_SUBJECTS), "test": names_of(TEST_SUBJECTS)})
+    outcome = run("audit", "--split_file", str(table), "--dataset_name", "cnmc2019")
+    assert outcome.exit_code == 0
+    assert "found nothing on two sides" in outcome.output
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "s.csv", {"train": ["a.png"], "test": ["b.png"]})
+    outcome = run("audit", str(tmp_path / "none"), "--split_file", str(table))
+    assert outcome.exit_code == 1
+    assert "no such folder; give that of the images, or leave it out to check names" in outcome.output
