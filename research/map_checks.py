@@ -26,9 +26,10 @@ from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.gradcam import share_on_cell
-from leukoscope.inference.prediction import EVIDENCE, NO_MAP, VIEWS, softmax, turned, turned_back
+from leukoscope.inference.prediction import NO_MAP, VIEWS, softmax, turned, turned_back
 from leukoscope.inference.predictor import float32_backend
 from leukoscope.inference.runtime import TorchBackend
+from leukoscope.models.map_check import EVIDENCE
 from leukoscope.models.weights import Release
 from leukoscope.progress import progress, track
 

@@ -150,10 +150,47 @@ def test_explain_draws_the_most_probable_class_over_each_picture(
     assert {path.name for path in out.iterdir()} == {f"{Path(a['source']).stem}-{a['outcome']}.png" for a in answers}
     for answer in answers:
         drawn, picture = Image.open(answer["overlay"]), Image.open(answer["source"])
-        assert drawn.size == picture.size and not np.array_equal(np.asarray(drawn), np.asarray(picture))
+        inside = drawn.crop((0, 0, *picture.size))
+        assert drawn.height > picture.height and not np.array_equal(np.asarray(inside), np.asarray(picture))
         assert isinstance(drawn, PngImagePlugin.PngImageFile)
         assert drawn.text["Disclaimer"] == RESEARCH_NOTICE
         assert drawn.text["Title"].startswith(f"Grad-CAM for {answer['outcome']} (")
+
+
+FAILED = (
+    "This model's maps failed our checks. Removing what they mark leaves the class's probability 0.15 higher than "
+    "removing random pixels."
+)
+
+
+@pytest.mark.parametrize(
+    ("block", "text"),
+    [
+        ({}, "This model's maps were not checked."),
+        ({"passed": True}, "This model's maps passed our checks."),
+        ({"passed": False, "deletion": {"gain_over_random": {"mean": -0.147}}}, FAILED),
+    ],
+)
+def test_a_drawn_map_says_whether_the_maps_of_its_release_passed(
+    tiny_release: Path, cells: Path, tmp_path: Path, block: dict[str, Any], text: str
+) -> None:
+    release = shutil.copytree(tiny_release, tmp_path / "release")
+    metrics = json.loads((release / METRICS).read_text())
+    (release / METRICS).write_text(json.dumps(metrics | {"heat_maps": {"method": "evidence"} | block}))
+    files = (cells / "a.png", save_cell(tmp_path / "b.png"))
+
+    table = run("predict", release, "--explain", tmp_path / "maps", *files).stdout
+    rows = json.loads(run("predict", release, "--json", "--explain", tmp_path / "maps", *files).stdout)
+    (plain,) = json.loads(run("predict", release, "--json", files[0]).stdout)
+
+    assert table.count(text) == 1, "once, not for each picture"
+    for row in rows:
+        assert row["map_check"]["passed"] is block.get("passed") and row["map_check"]["text"] == text
+        drawn = Image.open(row["overlay"])
+        assert isinstance(drawn, PngImagePlugin.PngImageFile) and drawn.text["Description"] == text
+        caption = np.asarray(drawn)[Image.open(row["source"]).height :]
+        assert caption.shape[1] >= 300 and (caption < 100).any() and (caption > 200).any(), "dark text on white"
+    assert plain["map_check"] is None and text not in run("predict", release, files[0]).stdout, "no map, no word of it"
 
 
 def test_a_network_without_maps_is_said_to_have_none(vit_release: Path, cells: Path, tmp_path: Path) -> None:

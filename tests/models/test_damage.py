@@ -222,6 +222,8 @@ NUMBERS: list[tuple[tuple[str, ...], Any]] = [
     (("data",), {"name": ["a"]}),
     (("evaluations",), [3]),
     (("ood",), 1.0),
+    (("heat_maps",), {"passed": "yes"}),
+    (("heat_maps",), {"deletion": {"gain_over_random": {"mean": "high"}}}),
 ]
 
 

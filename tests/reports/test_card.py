@@ -60,6 +60,20 @@ def test_a_network_without_a_map_is_not_said_to_have_one(
     assert not any(text in card for text in promised)
 
 
+@pytest.mark.parametrize(
+    ("passed", "text"),
+    [
+        (None, "**This model's maps were not checked.** Do not say"),
+        (False, "**This model's maps failed our checks.** Do not say"),
+        (True, "This model's maps passed our checks."),
+    ],
+)
+def test_a_card_says_whether_the_maps_were_checked_and_passed(card: Card, passed: bool | None, text: str) -> None:
+    shown = card(heat_maps={"method": "evidence", "passed": passed})
+    assert text in shown
+    assert ("Do not say that the network looks at what they mark" in shown) is not passed
+
+
 def test_the_hub_finds_it_by_both_libraries_and_reads_its_results(release: Path) -> None:
     card = front_matter(render_card(release))
     assert card["tags"][:3] == ["image-classification", "timm", "transformers"]

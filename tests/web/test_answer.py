@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -275,3 +276,16 @@ def test_a_model_without_maps_shows_the_cell_and_says_so(vit_release: Path, tmp_
     example(1).image.save(tmp_path / "cell.png")
     outcome, _, drawn, text, _ = Endpoints(ModelCache({"vit": vit_release})).predict(str(tmp_path / "cell.png"), "vit")
     assert outcome in ("ALL", "HEM") and drawn is None and NO_MAP in text
+
+
+def test_the_api_says_whether_the_maps_of_the_release_passed(tiny_release: Path, tmp_path: Path) -> None:
+    release = shutil.copytree(tiny_release, tmp_path / "release")
+    metrics = json.loads((release / "metrics.json").read_text())
+    metrics["heat_maps"] = {"method": "evidence", "passed": False}
+    (release / "metrics.json").write_text(json.dumps(metrics))
+    example(1).image.save(tmp_path / "cell.png")
+
+    answer = Endpoints(ModelCache({"failed": release})).predict(str(tmp_path / "cell.png"), "failed")
+
+    assert answer[-1]["map_check"]["passed"] is False
+    assert "This model's maps failed our checks." in answer[3]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from leukoscope.inference.subject import SubjectPrediction
 
 MOST_EXPLAINED = 20  # files, in the table's notes
+MIN_CAPTION_WIDTH = 300  # pixels
 
 
 def predict(
@@ -110,7 +111,10 @@ def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str], wa
         shown.append([shown_name(row["source"]), row["outcome"], *shares, f"{row['seconds'] * 1000:.0f}", *agreeing])
     print_table(columns, shown, texts=2)
     overlays = [row["overlay"] for row in rows if "overlay" in row]
-    lines = [f"Grad-CAM maps: {Path(overlays[0]).parent} ({len(overlays)} picture(s))"] if overlays else []
+    lines = []
+    if overlays:
+        lines.append(f"Grad-CAM maps: {Path(overlays[0]).parent} ({len(overlays)} picture(s))")
+        lines += {row["map_check"]["text"] for row in rows if "overlay" in row}
     lines += _reasons(rows)
     if any(row["outcome"] in WITHOUT_CLASS for row in rows):
         lines.append("Where the outcome is no class, the probabilities are no result.")
@@ -145,16 +149,44 @@ def _save_overlay(prediction: Prediction, folder: Path, taken: set[str]) -> Path
     path = numbered(folder / f"{Path(prediction.source).stem}-{safe_label}.png", taken)
     model = public_name(prediction.model, prediction.revision)
     title = f"Grad-CAM for {label} ({prediction.probabilities[label]:.4f}) by {model}"
-    save_png(prediction.overlay(), path, title)
+    check = prediction.map_check.text
+    save_png(_with_caption(prediction.overlay(), f"{title}. {check}"), path, title, description=check)
     return path
 
 
-def save_png(image: Image, path: Path, title: str) -> None:
-    """Write a PNG that carries its title and the research notice."""
+def _with_caption(picture: Image, text: str) -> Image:
+    """Put a text below a picture, in black on white, on lines as wide as the picture or 300 pixels."""
+    from PIL import Image, ImageDraw
+
+    from leukoscope.inference.smear import drawing_font
+
+    width = max(picture.width, MIN_CAPTION_WIDTH)
+    letter = max(11, width // 45)
+    font = drawing_font(letter)
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width - letter:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    line_height = round(1.3 * letter)
+    captioned = Image.new("RGB", (width, picture.height + line_height * len(lines) + letter), "white")
+    captioned.paste(picture, (0, 0))
+    pen = ImageDraw.Draw(captioned)
+    for number, line in enumerate(lines):
+        pen.text((letter // 2, picture.height + letter // 2 + number * line_height), line, "black", font)
+    return captioned
+
+
+def save_png(image: Image, path: Path, title: str, *, description: str = "") -> None:
+    """Write a PNG that carries its title, a description and the research notice."""
     from PIL.PngImagePlugin import PngInfo
 
     about = PngInfo()
     about.add_itxt("Title", title)
+    if description:
+        about.add_itxt("Description", description)
     about.add_itxt("Disclaimer", RESEARCH_NOTICE)
     with disk_errors(f"{path.parent}: cannot write there", "name another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)

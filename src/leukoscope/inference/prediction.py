@@ -17,6 +17,7 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import trained_on
 from leukoscope.inference.gradcam import overlay
+from leukoscope.models.map_check import EVIDENCE, MapCheck
 
 ABSTAIN, OUT_OF_DISTRIBUTION, NOT_A_CELL = "abstain", "out of distribution", "not a cell"
 TOO_FEW_CELLS = "too few cells"
@@ -35,9 +36,6 @@ SIDE_MAY_DIFFER = 0.05
 NO_MAP = (
     "has no Grad-CAM map: the last features of its network are no map of channels (a vision transformer's are tokens)"
 )
-EVIDENCE = "evidence"
-"""Of metrics.json's maps, the `method` that is drawn here; values of another one are on another scale."""
-
 REASON_TEXTS = {
     "field_of_view": "The picture is no single cell cut out on black, which is what this model was trained on.",
     "ood_colour": "Its colours are unlike those of the training cells (OOD score {value:.1f}, limit {limit:.0f}).",
@@ -210,6 +208,7 @@ class Prediction:
         peak: the value at the upper end of the release's colour scale; None where it was not measured.
         pixel_hash: of the decoded picture; equal for copies of a picture, whatever file they are in.
         views: class → probability in each of the eight views, the upright one first; with `explain` or `tta`, else ().
+        map_check: what the checks of the release's maps found, which no map shows by itself.
     """
 
     decision: Decision
@@ -225,6 +224,7 @@ class Prediction:
     peak: float | None = None
     pixel_hash: str = ""
     views: tuple[dict[str, float], ...] = ()
+    map_check: MapCheck = field(default_factory=MapCheck, repr=False)
 
     @property
     def outcome(self) -> str:
@@ -235,6 +235,11 @@ class Prediction:
     def most_probable(self) -> str:
         """The class of the largest probability, whatever the outcome."""
         return max(self.probabilities, key=self.probabilities.__getitem__)
+
+    @property
+    def maps_passed(self) -> bool | None:
+        """Whether the release's maps passed their checks; None where they were not checked."""
+        return self.map_check.passed
 
     @property
     def agreeing_views(self) -> int:
@@ -280,6 +285,7 @@ class Prediction:
             "revision": self.revision,
             "seconds": self.seconds,
             "view_box": list(self.view_box),
+            "map_check": None if self.heatmaps is None else self.map_check.to_dict(),
             "notice": RESEARCH_NOTICE,
         }
 

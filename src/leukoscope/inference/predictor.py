@@ -310,6 +310,7 @@ class Predictor:
                     peak=peak,
                     pixel_hash=cell.pixel_hash,
                     views=tuple(map(self._named, by_view[i])) if views else (),
+                    map_check=self.release.map_check,
                 )
             )
         return predictions

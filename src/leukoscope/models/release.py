@@ -35,6 +35,7 @@ from leukoscope.files import (
     restore_replaced,
     write_atomic,
 )
+from leukoscope.models.map_check import MapCheck
 
 DEFAULT_RELEASE = "leukoscope-densenet169-cnmc"
 """What the demo opens with, and the only release in the wheel; the others come from a clone or the Hub."""
@@ -90,6 +91,16 @@ class ReleaseInfo:
     def blank_rgb(self) -> tuple[int, int, int]:
         """Colour of the blank picture that evidence is relative to: an empty slide for smears, else black."""
         return EMPTY_SLIDE_RGB if self.takes_cut_outs is False else (0, 0, 0)
+
+    @property
+    def map_check(self) -> MapCheck:
+        """What the checks of its maps found."""
+        return MapCheck.from_metrics(self.metrics)
+
+    @property
+    def maps_passed(self) -> bool | None:
+        """Whether its maps passed their checks; None where they were not checked."""
+        return self.map_check.passed
 
 
 def read_release(directory: str | Path, *, name: str = "", revision: str = "") -> ReleaseInfo:
@@ -409,6 +420,19 @@ class _Recalibration(_Checked):
     previous_temperature: Positive = 1.0
 
 
+class _Figure(_Checked):
+    mean: float | None = None
+
+
+class _Deletion(_Checked):
+    gain_over_random: _MayBeEmpty[_Figure] = _MISSING
+
+
+class _MapChecks(_Checked):
+    passed: bool | None = None
+    deletion: _MayBeEmpty[_Deletion] = _MISSING
+
+
 class Metrics(_Checked):
     """metrics.json; every block may be missing."""
 
@@ -424,7 +448,7 @@ class Metrics(_Checked):
     recalibration: _Recalibration = _MISSING
     recipe: dict[str, Any] = {}
     ood: dict[str, Any] = {}
-    heat_maps: dict[str, Any] = {}
+    heat_maps: _MayBeEmpty[_MapChecks] = _MISSING
     views: dict[str, Any] = {}
     sha256: dict[str, str] = {}
 

@@ -21,6 +21,7 @@ from leukoscope.inference.gradcam import is_map_of_channels
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import FROM_HUB, FROM_SCRATCH
 from leukoscope.models.hub_download import parse_hub_id
+from leukoscope.models.map_check import MapCheck
 from leukoscope.models.recipes import TIMM
 from leukoscope.models.release import (
     CARD,
@@ -90,7 +91,7 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
         recognised_table=release_tables.recognised_table,
         healthy_given=release_tables.healthy_given,
         frequencies=training.get("output_frequencies") or training.get("class_frequencies"),
-        maps_passed=bool((metrics.get("heat_maps") or {}).get("passed")),
+        map_check=MapCheck.from_metrics(metrics),
         has_map="heat_maps" in metrics or has_map,
         published=bool(getattr(DATASETS.get(metrics["data"]["name"]), "url", "")),
         new_aliases=formatting.new_aliases(metrics),

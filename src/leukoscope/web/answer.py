@@ -199,6 +199,7 @@ class Row:
             *text.warnings(self.metrics, has_detector=known.checks.ood_score is not None),
             self.map_text(label or known.most_probable),
             text.MAP_CAVEAT if self.maps else "",
+            known.map_check.text if self.maps else "",
             f"{text.about_model(self.model, known.revision)}.",
             RESEARCH_NOTICE,
         )

@@ -109,6 +109,7 @@ class Endpoints:
             row = ask(Picture(*upload.read_upload(image)), self.models, self.models.or_first(model))
             summary, (_, overlaid) = row.summary(), row.pictures(row.known.most_probable)
             decision = {**row.known.decision.to_dict(), "ood_score": row.known.checks.ood_score}
+            decision["map_check"] = row.known.map_check.to_dict() if row.maps else None
             grad_cam = export.png_answer(overlaid) if overlaid else None
         return decision["outcome"], row.known.probabilities, grad_cam, summary, decision
 
