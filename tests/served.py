@@ -55,7 +55,8 @@ def served(
 
 @contextmanager
 def watched(browser: Any, address: str, answered: str, script: str = "", **options: Any) -> Iterator[Any]:
-    """A page of a server once it shows what it should; at the end it has asked no other, and no script has failed.
+    """A page of a server once it shows what it should; at the end it has asked no other, no script has failed, and
+    nothing that it needs was refused by its Content-Security-Policy.
 
     Args:
         answered: CSS selector of what is waited for.
@@ -67,6 +68,7 @@ def watched(browser: Any, address: str, answered: str, script: str = "", **optio
     page, asked, broken = context.new_page(), [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: broken.append(str(error)))
+    page.on("console", lambda line: broken.append(line.text) if "Content Security Policy" in line.text else None)
     page.add_init_script(script)
     page.goto(address)
     page.locator(answered).first.wait_for()

@@ -23,7 +23,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The demo with true releases."""
     folder = tmp_path_factory.mktemp("demo")
     for name in RELEASES:
-        shutil.copytree(ROOT / "model_card" / name, folder / "releases" / name)
+        release = shutil.copytree(ROOT / "model_card" / name, folder / "releases" / name)
+        with (release / "README.md").open("a") as card:
+            # Of a stranger's card, which `watched` finds if the page asks for it.
+            card.write(
+                '\n\n<img src="http://127.0.0.1:9/a.png">![b](<http://127.0.0.1:9/b.png>)\n\nThe card ends here.\n'
+            )
     with served(folder, *APP, "--releases", folder / "releases") as (address, _):
         yield address
 

@@ -81,7 +81,7 @@ class Api:
                 "modelId": id,
                 "sha": commit.oid,
                 "private": repository.private,
-                "gated": False,
+                "gated": "manual" if repository.gated else False,
                 "tags": card.get("tags", []),
                 "pipeline_tag": card.get("pipeline_tag"),
                 "library_name": card.get("library_name"),

@@ -51,6 +51,7 @@ class Repository:
 
     id: str
     private: bool
+    gated: bool = False  # listed for anybody, its files only for those who have access
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)

@@ -17,7 +17,16 @@ from starlette.testclient import TestClient
 
 from leukoscope import LeukoscopeError, __version__
 from leukoscope.web import app as web_app
-from leukoscope.web.app import AT_ONCE, OPEN_FILES, allow_open_files, build_demo, require_upload_folder, routes, serve
+from leukoscope.web.app import (
+    AT_ONCE,
+    OPEN_FILES,
+    allow_open_files,
+    app_options,
+    build_demo,
+    require_upload_folder,
+    serve,
+)
+from leukoscope.web.content_policy import POLICY
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.page import Visit
 
@@ -25,7 +34,7 @@ from leukoscope.web.page import Visit
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    return App.create_app(build_demo(ModelCache({})), app_kwargs={"routes": routes()})
+    return App.create_app(build_demo(ModelCache({})), app_kwargs=app_options())
 
 
 def test_neither_a_session_nor_a_video_is_written_to_disk(app: App, tmp_path: Path) -> None:
@@ -74,9 +83,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch
         require_upload_folder()
 
 
+def test_every_response_names_the_policy_also_a_refused_one(app: App) -> None:
+    for path in ("/healthz", "/config", "/gradio_api/info", "/gradio_api/deep_link", "/nothing"):
+        assert TestClient(app).get(path).headers["content-security-policy"] == POLICY, path
+
+
 def test_the_evidence_is_the_card_of_the_release(tiny_release: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_release, tmp_path / "tiny")
-    (tmp_path / "tiny" / "README.md").write_text("---\na: b\n---\n# Tiny\n![plot](figures/a.png)\nmeasured")
+    (tmp_path / "tiny" / "README.md").write_text("---\na: b\n---\n# Tiny\n![plot](figures/a.png)<img src=x>\nmeasured")
     models = ModelCache({"tiny": tmp_path / "tiny"})
     assert web_app._card(models, Visit()).split() == ["#", "Tiny", "measured"]
     (tmp_path / "tiny" / "README.md").unlink()

@@ -17,7 +17,7 @@ from PIL import Image
 from hub_server import Hub
 from leukoscope import LeukoscopeError
 from leukoscope.models.hub_download import cached_repository
-from leukoscope.models.release import DEFAULT_RELEASE, WEIGHTS
+from leukoscope.models.release import DEFAULT_RELEASE, WEIGHTS, read_release
 from leukoscope.synthetic_smears import draw_smear
 from leukoscope.web.answer import Picture, ask
 from leukoscope.web.model_cache import PREDICTIONS_AT_ONCE, ModelCache, find_releases, listed_models
@@ -166,6 +166,69 @@ def test_the_longest_unused_download_leaves_disk_and_memory_but_not_what_lay_the
     assert models.predictor("owner/b").labels == ("ALL", "HEM"), "what was removed is downloaded again"
 
 
+def test_files_that_one_visitor_is_loading_are_not_deleted_for_another(
+    hub: Hub, tiny_release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        publish(hub, f"owner/{name}", tiny_release)
+    models = ModelCache({}, capacity=1)
+    for name in ("owner/a", "owner/b"):
+        models.predictor(name)
+    monkeypatch.setattr("leukoscope.web.model_cache.MAX_DOWNLOADS", 1)
+    reading, go_on = Event(), Event()
+
+    def slow_read(folder: Path, **options: Any) -> Any:
+        if options["name"] == "owner/a":
+            reading.set()
+            assert go_on.wait(300)
+        return read_release(folder, **options)
+
+    monkeypatch.setattr("leukoscope.inference.predictor.read_release", slow_read)
+    with ThreadPoolExecutor(1) as visitor:
+        loading = visitor.submit(models.predictor, "owner/a")
+        assert reading.wait(300)
+        models.predictor("owner/c")
+        there = [cached_repository(f"owner/{name}").exists() for name in "abc"]
+        go_on.set()
+        assert loading.result(timeout=300).labels == ("ALL", "HEM")
+    assert there == [True, False, True]
+    assert not cached_repository("owner/c").exists(), "once nobody loads it, the limit holds again"
+
+
+def test_what_the_host_offers_is_not_deleted_for_a_visitor_who_typed_a_revision_of_it(
+    hub: Hub, tiny_release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("owner/offered", "owner/a"):
+        publish(hub, name, tiny_release)
+    monkeypatch.setattr("leukoscope.web.model_cache.MAX_DOWNLOADS", 1)
+    models = ModelCache({}, ["owner/offered"])
+    for name in ("owner/offered@main", "owner/a"):
+        models.predictor(name)
+    assert cached_repository("owner/offered").exists()
+
+
+def test_four_slow_downloads_keep_no_release_of_this_machine_from_being_loaded(
+    tiny_release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived = Event()
+    monkeypatch.setattr("leukoscope.web.model_cache.hub_model_info", lambda *_, **__: arrived.wait(300))
+    models = ModelCache({"tiny": tiny_release})
+    with ThreadPoolExecutor(5) as pool:
+        slow = [pool.submit(models.predictor, f"slow/{number}") for number in range(4)]
+        try:
+            assert pool.submit(models.predictor, "tiny").result(timeout=300).labels == ("ALL", "HEM")
+            assert not any(download.done() for download in slow)
+        finally:
+            arrived.set()
+
+
+def test_a_model_in_memory_answers_first_then_those_of_this_machine(tiny_release: Path) -> None:
+    models = ModelCache({"a": tiny_release, "b": tiny_release}, ["owner/name"])
+    assert models.soonest_first(["owner/name", "a", "b"]) == ["a", "b", "owner/name"]
+    models.predictor("b")
+    assert models.soonest_first(["owner/name", "a", "b"]) == ["b", "a", "owner/name"]
+
+
 @pytest.mark.parametrize(
     "name",
     ["../secrets", "/etc", "C:\\models", "name", "a/b/c", "owner/name@", "owner/..", "a--b/c", 'x"); import os #'],
@@ -201,16 +264,26 @@ def test_an_embedded_release_is_called_by_its_name_alone_also_where_it_is_broken
         models.predictor("broken")
 
 
-def test_a_space_s_token_opens_to_visitors_only_what_is_offered(
-    hub: Hub, tiny_release: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("space", ["", "lab/demo"], ids=["own machine", "Space"])
+def test_a_visitor_opens_nothing_with_the_host_s_token(
+    hub: Hub, tiny_release: Path, monkeypatch: pytest.MonkeyPatch, space: str
 ) -> None:
-    publish(hub, "lab/tiny", tiny_release, private=True)
-    monkeypatch.setenv("SPACE_ID", "lab/demo")
-    with pytest.raises(LeukoscopeError, match=r"^lab/tiny: no model on the Hub that is open to anybody; check"):
-        ModelCache({}).predictor("lab/tiny")
-    assert ModelCache({}, ["lab/tiny"]).predictor("lab/tiny").labels == ("ALL", "HEM")
-    monkeypatch.delenv("SPACE_ID")
-    assert ModelCache({}).predictor("lab/tiny").labels == ("ALL", "HEM")
+    """Neither by the token nor by what it downloaded before; what the host lists may be private."""
+    publish(hub, "lab/private", tiny_release, private=True)
+    publish(hub, "lab/gated", tiny_release)
+    publish(hub, "lab/open", tiny_release)
+    monkeypatch.setenv("SPACE_ID", space)
+    for name in ("lab/private", "lab/gated"):
+        assert ModelCache({}, [name]).predictor(name).labels == ("ALL", "HEM")
+    hub.repository("lab/gated").gated = True
+    for name in ("lab/private", "lab/private@main", "lab/gated"):
+        with pytest.raises(LeukoscopeError, match=f"^{name}: no model on the Hub that is open to anybody; check"):
+            ModelCache({}, ["lab/other"]).predictor(name)
+    assert ModelCache({}).predictor("lab/open").labels == ("ALL", "HEM")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert ModelCache({}, ["lab/private"]).predictor("lab/private").labels == ("ALL", "HEM")
+    with pytest.raises(LeukoscopeError, match="^lab/private: the Hub cannot be reached .* open to anybody; try again"):
+        ModelCache({}).predictor("lab/private")
 
 
 @pytest.fixture
@@ -236,7 +309,7 @@ def test_a_damaged_hub_model_is_told_without_this_machine_s_folders(tmp_path: Pa
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{")
     with pytest.raises(LeukoscopeError, match=r"^owner/name/config\.json: damaged") as refused:
-        ModelCache({}).predictor(f"owner/name@{commit}")
+        ModelCache({}, [f"owner/name@{commit}"]).predictor(f"owner/name@{commit}")
     assert str(tmp_path) not in str(refused.value)
 
 

@@ -34,10 +34,13 @@ from leukoscope.progress import is_quiet
 
 # The part before the @ is checked by the Hub client's own rule, in `parse_hub_id`.
 _HUB_ID = re.compile(r"(?P<id>[^/@\s]+/[^/@\s]+)(@(?P<revision>\w[\w./-]*))?")
+_CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_SHA256_LETTERS = 64
 HUB_TIMEOUT = 4.0  # seconds until the Hub counts as unreachable
 RELEASE_FILES = (CONFIG, WEIGHTS, METRICS, CARD, OOD)
-# Its predictions name the cells that it was made from: with them it is told which cells are no test of it.
+# With a release's predictions, which name its training cells, cells that are no test of it can be told.
 KNOWN_CELLS = (*RELEASE_FILES, f"{PREDICTIONS}/*.parquet")
+_NOT_OPEN = "no model on the Hub that is open to anybody; check the name, or ask whoever runs this to offer it"
 _log = logging.getLogger("leukoscope")
 
 
@@ -46,12 +49,13 @@ class HubUnreachable(Exception):
 
 
 def find_release(model: str, patterns: Sequence[str] = RELEASE_FILES) -> tuple[Path, str, str]:
-    """Find a release, downloaded first where it is named by Hub id; names and errors as of `Predictor.from_pretrained`.
+    """Find a release, or download it if `model` is a Hub id; names and errors as of `Predictor.from_pretrained`.
 
     Returns:
-        its folder; the name as given, of the Hub without a revision; and its Hub commit, "" for a local folder.
+        its folder; its name, without the revision if it is a Hub id; and its Hub commit, "" for a local folder.
     """
-    if (local := local_release(model)) is not None:
+    local = local_release(model)
+    if local is not None:
         return local, model, ""
     hub_id, revision = parse_hub_id(model)
     folder = fetch_files(hub_id, revision, patterns)
@@ -59,7 +63,7 @@ def find_release(model: str, patterns: Sequence[str] = RELEASE_FILES) -> tuple[P
 
 
 def parse_hub_id(model: str) -> tuple[str, str | None]:
-    """Split `owner/name[@revision]` into repository and revision; an error for no Hub id."""
+    """Split `owner/name[@revision]` into repository and revision; an error if it is not a Hub id."""
     match = _HUB_ID.fullmatch(model)
     try:
         # The client looks revisions up as file names in its cache.
@@ -80,7 +84,14 @@ def fetch_files(
 ) -> Path:
     """Download a Hub repository's files, or find them in the cache: the folder, whose name is the commit.
 
-    Where the Hub cannot be reached, the cached copy is used, with a warning. `anonymous` sends no token.
+    Where the Hub cannot be reached, the cached copy is used, with a warning.
+
+    Args:
+        hub_id: `owner/name`.
+        revision: branch, tag or commit; None for the main branch.
+        patterns: names of the files, as of `fnmatch`.
+        anonymous: open only what is open to anybody. No token is sent, a gated model is refused, and so is the cached
+            copy while the Hub cannot be reached: this machine's owner may have downloaded it with a token.
 
     Raises:
         LeukoscopeError: no such repository or revision, no access to it, no safetensors in it, no network and no
@@ -89,28 +100,43 @@ def fetch_files(
     wanted = f"{hub_id}@{revision}" if revision else hub_id
     try:
         try:
-            about = hub_model_info(hub_id, revision, anonymous=anonymous)
+            info = hub_model_info(hub_id, revision, anonymous=anonymous)
+        except HubUnreachable as reason:
+            if anonymous:
+                raise LeukoscopeError(
+                    f"{wanted}: the Hub cannot be reached ({reason}), which alone knows whether this model is open to "
+                    "anybody; try again later, or ask whoever runs this to offer the model"
+                ) from None
+            folder = _cached_copy(hub_id, revision, patterns, reason)
+        else:
+            if anonymous and info.gated:
+                raise LeukoscopeError(f"{wanted}: {_NOT_OPEN}")
             # Before anything is downloaded.
-            if not any(file.rfilename.endswith(".safetensors") for file in about.siblings or ()):
+            if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):
                 raise LeukoscopeError(
                     f"{wanted}: holds no .safetensors file; name a repository with some, or convert its weights: "
                     "pickled ones can run code and are never loaded"
                 )
             folder = _snapshot(hub_id, revision, patterns, anonymous=anonymous)
-        except HubUnreachable as reason:
-            try:
-                folder = _snapshot(hub_id, revision, patterns, cached_only=True)
-                _require_whole(folder, patterns)
-            except LocalEntryNotFoundError:
-                raise LeukoscopeError(
-                    f"{wanted}: the Hub cannot be reached and no whole copy is cached ({reason}); check the network, "
-                    "or give a release folder"
-                ) from None
-            commit = folder.name[:12]
-            _log.warning("%s: the Hub cannot be reached (%s); using the copy cached here, %s", wanted, reason, commit)
     except (HTTPError, OSError) as error:
         raise LeukoscopeError(f"{wanted}: {_refusal(error, hub_id, anonymous)}") from None
     _require_intact(folder, wanted)
+    return folder
+
+
+def _cached_copy(hub_id: str, revision: str | None, patterns: Sequence[str], reason: HubUnreachable) -> Path:
+    """Find the cached copy of a repository, and warn that it is used; an error where a file of it is missing."""
+    wanted = f"{hub_id}@{revision}" if revision else hub_id
+    try:
+        folder = _snapshot(hub_id, revision, patterns, cached_only=True)
+        _require_whole(folder, patterns)
+    except LocalEntryNotFoundError:
+        raise LeukoscopeError(
+            f"{wanted}: the Hub cannot be reached and no whole copy is cached ({reason}); check the network, "
+            "or give a release folder"
+        ) from None
+    commit = folder.name[:12]
+    _log.warning("%s: the Hub cannot be reached (%s); using the copy cached here, %s", wanted, reason, commit)
     return folder
 
 
@@ -122,18 +148,18 @@ def cached_repository(hub_id: str) -> Path:
 def hub_model_info(
     hub_id: str, revision: str | None = None, *, sizes: bool = False, anonymous: bool = False
 ) -> ModelInfo:
-    """Look up a repository within `HUB_TIMEOUT`; `sizes` adds those of its files, `anonymous` sends no token.
+    """Look up a repository within `HUB_TIMEOUT`; `sizes` adds the sizes of its files, `anonymous` sends no token.
 
     Raises:
         HubUnreachable: no response, or an error of the Hub's own.
         HfHubHTTPError: the Hub refuses: no such repository or revision, no access.
     """
     api = HfApi(token=False if anonymous else None)
-    about = {"revision": revision, "timeout": HUB_TIMEOUT, "files_metadata": sizes}
+    options = {"revision": revision, "timeout": HUB_TIMEOUT, "files_metadata": sizes}
     try:
         # In a thread: the client's own timeout restarts for every address of a host.
         with ThreadPool(1) as pool:
-            return pool.apply_async(api.model_info, (hub_id,), about).get(HUB_TIMEOUT)
+            return pool.apply_async(api.model_info, (hub_id,), options).get(HUB_TIMEOUT)
     except HfHubHTTPError as error:
         if error.response.status_code == 429 or error.response.status_code >= 500:
             raise HubUnreachable(f"it answers HTTP {error.response.status_code}") from None
@@ -172,12 +198,15 @@ def _require_whole(folder: Path, patterns: Sequence[str]) -> None:
     """Raise `LocalEntryNotFoundError` where a cached copy lacks a file of a release: timm fetches two of them."""
     needed = {CONFIG}
     try:
-        if json.loads((folder / CONFIG).read_bytes())["pretrained_cfg"]["tag"] == "leukoscope":
+        config = json.loads((folder / CONFIG).read_bytes())
+        if config["pretrained_cfg"]["tag"] == "leukoscope":
             needed |= {WEIGHTS, METRICS}
-            needed |= {OOD} if "ood" in json.loads((folder / METRICS).read_bytes()) else set()
+            if "ood" in json.loads((folder / METRICS).read_bytes()):
+                needed.add(OOD)
     except (OSError, ValueError, LookupError, TypeError):
         pass  # missing, damaged, which `_require_intact` tells, or another project's
-    if missing := [name for name in needed.intersection(patterns) if not (folder / name).is_file()]:
+    missing = [name for name in needed.intersection(patterns) if not (folder / name).is_file()]
+    if missing:
         raise LocalEntryNotFoundError(missing[0])
 
 
@@ -185,8 +214,7 @@ def _require_intact(folder: Path, wanted: str) -> None:
     """Compare cached files with their names, which are checksums: the client itself compares sizes only."""
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         blob = file.resolve()
-        named = re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name)
-        if not named or blob.name == (file_sha256(blob) if len(blob.name) == 64 else git_hash(blob.read_bytes())):
+        if not _CHECKSUM.fullmatch(blob.name) or blob.name == _checksum(blob):
             continue
         # Otherwise every later download would take it for whole.
         file.unlink()
@@ -197,9 +225,16 @@ def _require_intact(folder: Path, wanted: str) -> None:
         )
 
 
+def _checksum(blob: Path) -> str:
+    """What the Hub names a file by: SHA-256 for a large one, git's own hash for the others."""
+    if len(blob.name) == _SHA256_LETTERS:
+        return file_sha256(blob)
+    return git_hash(blob.read_bytes())
+
+
 def _refusal(error: Exception, hub_id: str, anonymous: bool) -> str:
     if anonymous and isinstance(error, RepositoryNotFoundError):  # a gated one is of this kind, too
-        return "no model on the Hub that is open to anybody; check the name, or ask whoever runs this to offer it"
+        return _NOT_OPEN
     if isinstance(error, GatedRepoError):
         return f"access is restricted; accept its terms on https://huggingface.co/{hub_id} and run `hf auth login`"
     if isinstance(error, RepositoryNotFoundError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import signal
 import sys
 import time
@@ -24,6 +23,7 @@ import gradio as gr
 from gradio.mcp import GradioMCPServer
 from gradio.route_utils import API_PREFIX
 from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -35,6 +35,7 @@ from leukoscope.web import export, stage, upload
 from leukoscope.web.answer import Picture, ask, example
 from leukoscope.web.batch import BATCHES_AT_ONCE, columns, label_metrics, predict_files
 from leukoscope.web.batch_files import MAX_ZIP
+from leukoscope.web.content_policy import ContentPolicy, card_text
 from leukoscope.web.model_cache import ZERO_GPU, ModelCache, find_releases, listed_models
 from leukoscope.web.page import EVENT, Page, Visit
 from leukoscope.web.smear import read_smear
@@ -191,15 +192,14 @@ def build_theme() -> gr.themes.Base:
 
 
 def _card(models: ModelCache, visit: Visit) -> str:
-    """The card of the release whose answer is shown, without its metadata and its figures, which lie in its folder."""
+    """The card of the release whose answer is shown, as text alone: a stranger may have written it."""
     name = models.or_first(visit.model)
     try:
         folder = models.releases.get(name) or models.predictor(name).release.folder
         text = (folder / "README.md").read_text(encoding="utf-8") if folder else ""
     except (LeukoscopeError, OSError):
         return "This release comes without a card."
-    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
-    return re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
+    return card_text(text)
 
 
 def routes() -> list[Route]:
@@ -210,6 +210,11 @@ def routes() -> list[Route]:
     refused = {"deep_link": "GET", "process_recording": "POST"}
     closed = [Route(f"{API_PREFIX}/{name}", _refuse, methods=[method]) for name, method in refused.items()]
     return [Route("/healthz", _healthz), *closed]
+
+
+def app_options() -> dict[str, Any]:
+    """What the server adds to Gradio's: its own routes, and the header of `ContentPolicy`."""
+    return {"routes": routes(), "middleware": [Middleware(ContentPolicy)]}
 
 
 def serve(releases: Path, hub_ids: Path, host: str, port: int) -> None:
@@ -246,7 +251,7 @@ def serve(releases: Path, hub_ids: Path, host: str, port: int) -> None:
                 ssr_mode=False,
                 # Where Gradio's extra `mcp` is installed: the class's body imports what it brings, and goes on without.
                 mcp_server=hasattr(GradioMCPServer, "StreamableHTTPSessionManager"),
-                app_kwargs={"routes": routes()},
+                app_kwargs=app_options(),
                 max_file_size=MAX_ZIP,
                 # A thread for every request that may run: those that wait for a model hold up no others.
                 max_threads=AT_ONCE * len(demo.fns),
@@ -327,9 +332,15 @@ def _refuse(request: Request) -> JSONResponse:
 
 
 def _warm_up(models: ModelCache) -> None:
-    """Load the models and predict once with each, for which no visitor should wait."""
-    for name in models.names:
-        try:
-            ask(example(1), models, name)
-        except LeukoscopeError as error:
-            print(f"warning: {error}")
+    """Load the models and predict once with each, for which no visitor should wait: maps only after all decisions."""
+    names = models.soonest_first(models.names)
+    failed = set()
+    for explain in (False, True):
+        for name in names:
+            if name in failed:
+                continue
+            try:
+                ask(example(1), models, name, explain=explain)
+            except LeukoscopeError as error:
+                failed.add(name)
+                print(f"warning: {error}")
