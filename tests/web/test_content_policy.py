@@ -66,7 +66,8 @@ def test_the_header_stands_on_every_response_which_is_passed_on_in_its_parts() -
     async def send(message: Any) -> None:
         sent.append(message)
 
-    anyio.run(ContentPolicy(answer), {"type": "http"}, None, send)
+    layer: Any = ContentPolicy(answer)
+    anyio.run(layer, {"type": "http"}, None, send)
     assert (b"content-security-policy", POLICY.encode()) in sent[0]["headers"]
     assert len(sent) == 3
 
