@@ -35,11 +35,13 @@ from leukoscope.files import write_atomic
 from leukoscope.models.build import build_network, load_start_weights
 from leukoscope.models.release import write_json
 from leukoscope.progress import note
-from leukoscope.training.checkpoint import FOLDER, LATEST, Checkpoints, checkpoints_in
+from leukoscope.training.accelerator import keep_freed_memory, make_accelerator
+from leukoscope.training.checkpoint import Checkpoints
 from leukoscope.training.config import parse_config
 from leukoscope.training.data import evenly_spread, preprocessing_for
-from leukoscope.training.run_folder import RunIdentity
-from leukoscope.training.train import choose_split, keep_freed_memory, make_accelerator
+from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import RESUME_LATEST, RunFolder
+from leukoscope.training.train import choose_split
 from leukoscope.training.trainer import Trainer
 
 EPOCH_CELLS = 2000
@@ -84,8 +86,8 @@ def run(folder: Path, flags: list[str], draws: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     identity = replace(RunIdentity.of(config, recipe), data=cells.data.fingerprint, split=split.fingerprint)
     checkpoints = Checkpoints(folder, identity)
-    if checkpoints_in(folder / FOLDER):
-        checkpoints.resume(LATEST)
+    if RunFolder(folder).checkpoint_folders():
+        checkpoints.resume(RESUME_LATEST)
     trainer = Trainer(accelerator, network, cells, split, recipe, seed=config.run.seed, checkpoints=checkpoints)
     about: dict[str, Any] = {
         "start_weights": start,

@@ -33,7 +33,7 @@ from leukoscope.protocol import (
     refuse_split_flags,
 )
 from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig, parse_config
-from leukoscope.training.run_folder import RunIdentity, plain
+from leukoscope.training.identity import RunIdentity, plain
 from research.commands import make_parser, run
 from research.paired import paired_difference
 from research.prior_claims import CLAIMS, PROTOCOLS, RANDOM, UNSEEN, Claim

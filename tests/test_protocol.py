@@ -40,7 +40,9 @@ from leukoscope.protocol import (
 )
 from leukoscope.training.checkpoint import Interrupted
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.run_folder import RunIdentity, describe_run, evaluation_block
+from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import RunFolder
+from leukoscope.training.run_metrics import describe_run, evaluation_block
 from leukoscope.training.trainer import Trainer
 
 FOLDS = 2
@@ -97,9 +99,9 @@ def _finish_by_hand(run: ProtocolRun, data: LoadedCells, release: Path, seconds:
             data.info.labels,
         )
         answers.save(run.folder / "predictions.parquet")
-        metrics["evaluations"].append(evaluation_block(answers, split))
+        metrics["evaluations"].append(evaluation_block(measure(answers), split))
     write_json(run.folder / "metrics.json", metrics)
-    identity.save(run.folder)
+    RunFolder(run.folder).save_identity(identity)
     shutil.copytree(release, run.folder / "release")
     write_json(run.folder / "release" / "metrics.json", metrics)
 

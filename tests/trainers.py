@@ -21,9 +21,9 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split, make_split
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe
+from leukoscope.training.accelerator import make_accelerator
 from leukoscope.training.checkpoint import Checkpoints
 from leukoscope.training.config import RunArguments, TrainingConfig
-from leukoscope.training.train import make_accelerator
 from leukoscope.training.trainer import Trainer
 
 MakeTrainer = Callable[..., Trainer]

@@ -39,9 +39,9 @@ from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import Recipe, get_recipe
 from leukoscope.models.release import write_json
 from leukoscope.models.weights import save_release
+from leukoscope.training.accelerator import cpu_has_bf16, keep_freed_memory, make_accelerator
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import FeatureInputs, preprocessing_for
-from leukoscope.training.train import cpu_has_bf16, keep_freed_memory, make_accelerator
 from leukoscope.training.trainer import Trainer, parameter_groups
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks" / "training.json"

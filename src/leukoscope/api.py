@@ -42,6 +42,7 @@ def run(config: TrainingConfig) -> Path:
     from leukoscope.progress import quiet
     from leukoscope.reports.card import write_card
     from leukoscope.training.checkpoint import Interrupted
+    from leukoscope.training.run_folder import RunFolder
     from leukoscope.training.train import train as train_network
 
     flags = config.run
@@ -56,10 +57,11 @@ def run(config: TrainingConfig) -> Path:
             print("resume with the same command and --resume_from_checkpoint latest", flush=True)
         raise
     if PartialState().is_main_process:
-        write_card(folder / "release", hub_id=flags.hub_model_id or "")
-        print("release:   ", folder / "release", flush=True)
+        release = RunFolder(folder).release
+        write_card(release, hub_id=flags.hub_model_id or "")
+        print("release:   ", release, flush=True)
         if flags.push_to_hub:
-            print("published:", publish(folder / "release", to))
+            print("published:", publish(release, to))
     return folder
 
 

@@ -25,9 +25,10 @@ from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.files import is_git_clone
 from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS, WEIGHTS, edit_release, read_metrics, write_metrics
 from leukoscope.progress import note
-from leukoscope.training.checkpoint import FOLDER, LATEST, Interrupted, checkpoints_in, remove_checkpoints
+from leukoscope.training.checkpoint import Interrupted
 from leukoscope.training.config import DataArguments, TrainingConfig
-from leukoscope.training.run_folder import RunIdentity
+from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import RESUME_LATEST, RunFolder
 from leukoscope.training.train import choose_split, train
 
 OFFICIAL_FOLDS = "recipe (official folds)"
@@ -48,11 +49,17 @@ class ProtocolRun:
         """Its run folder."""
         return self.config.output_dir
 
+    @property
+    def files(self) -> RunFolder:
+        """What lies in its run folder."""
+        return RunFolder(self.folder)
+
     def is_finished(self) -> bool:
         """True when the folder holds this run, completed; an error for one of other flags, weights or cells."""
-        if not (self.folder / METRICS).exists():
+        if not self.files.is_finished:
             return False
-        if different := identity_of(self.config).differences_in(self.folder):
+        different = self.files.differences(identity_of(self.config))
+        if different:
             raise LeukoscopeError(
                 f"{self.folder}: finished with other settings ({', '.join(different)}); give another --output_dir or "
                 "remove it"
@@ -102,7 +109,7 @@ def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
 
 def pooled_predictions(folds: Sequence[ProtocolRun]) -> CellPredictions:
     """Pool the out-of-fold predictions: one row per cell, from a model that never saw its subject (or block)."""
-    return pooled([CellPredictions.load(run.folder / "predictions.parquet") for run in folds])
+    return pooled([CellPredictions.load(run.files.predictions) for run in folds])
 
 
 def _run(config: TrainingConfig, name: str, estimates: str = "", **data: Any) -> ProtocolRun:
@@ -141,13 +148,13 @@ def finish(runs: list[ProtocolRun], make: Callable[[TrainingConfig], Path] = tra
     """Make every run that is not finished yet with `make`; an interrupted run is resumed where it stopped."""
     for number, run in enumerate(runs, start=1):
         if run.is_finished():
-            remove_checkpoints(run.folder)  # it may have been killed after its metrics.json was there
+            run.files.remove_checkpoints()  # it may have been killed after its metrics.json was there
             note(f"[{number}/{len(runs)}] {run.name}: finished earlier, kept")
             continue
         note(f"[{number}/{len(runs)}] {run.name}")
-        which = LATEST if checkpoints_in(run.folder / FOLDER) else None
+        resume = RESUME_LATEST if run.files.checkpoint_folders() else None
         try:
-            make(replace(run.config, run=replace(run.config.run, resume_from_checkpoint=which)))
+            make(replace(run.config, run=replace(run.config.run, resume_from_checkpoint=resume)))
         except Interrupted:
             print("give the same command again to resume from there", flush=True)
             raise
@@ -174,7 +181,7 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
     # It changes no weight, so that finished runs are kept where it is named afterwards.
     metrics["positive_label"] = final.config.data.positive_label or metrics["positive_label"]
     metrics["training"]["protocol_seconds"] = sum(one["training"]["seconds"] for one in measured.values())
-    with edit_release(final.folder / "release", directory) as folder:
+    with edit_release(final.files.release, directory) as folder:
         predictions = folder / PREDICTIONS
         predictions.mkdir()
         folds = [run for run in runs if run.estimates == OUT_OF_FOLD]
@@ -182,7 +189,7 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
         for run in runs:
             if run.estimates in (OFFICIAL_FOLDS, RANDOM_SPLIT):
                 name, own = run.name.replace("-", "_"), measured[run.name]
-                shutil.copy(run.folder / "predictions.parquet", predictions / f"{name}.parquet")
+                shutil.copy(run.files.predictions, predictions / f"{name}.parquet")
                 estimates = run.estimates.replace("subject", metrics["data"]["unit"])
                 block = own["evaluations"][0] | {"name": name, "estimates": estimates}
                 metrics["evaluations"].append(block | {"training_seconds": own["training"]["seconds"]})

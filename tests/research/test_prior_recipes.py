@@ -14,7 +14,7 @@ from torch import nn
 from leukoscope import LeukoscopeError
 from leukoscope.models.recipes import with_overrides, with_values
 from leukoscope.models.weights import is_timm_model
-from leukoscope.training.run_folder import plain
+from leukoscope.training.identity import plain
 from research.prior_networks import AlexNet, BaselineCNN, Classifier, build_prior, penalty
 from research.prior_recipes import PRIOR_RECIPES, Head, Penalty, Plateau, PriorRecipe
 

@@ -18,7 +18,8 @@ from leukoscope.evaluation.metrics import measure
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.protocol import RANDOM_SPLIT
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.run_folder import RunIdentity
+from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import RunFolder
 from research import commands
 from research.prior_claims import CLAIMS
 from research.prior_recipes import PRIOR_RECIPES
@@ -52,7 +53,7 @@ def finish_runs(row: Row, subjects: int = 6, wrong_in: int = 3, kept_epoch: int 
     for fold, run in enumerate(row.runs):
         run.folder.mkdir(parents=True)
         identity = RunIdentity.of(run.config, run.config.resolve())
-        identity.save(run.folder)
+        RunFolder(run.folder).save_identity(identity)
         rows = np.flatnonzero(np.arange(count) // 3 % len(row.runs) == fold)
         tested = CellPredictions(
             tuple(f"cell-{i}" for i in rows),

@@ -19,7 +19,7 @@ from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.models.recipes import get_recipe
 from leukoscope.training.checkpoint import Checkpoints
 from leukoscope.training.data import Inputs
-from leukoscope.training.run_folder import RunIdentity
+from leukoscope.training.identity import RunIdentity
 from leukoscope.training.trainer import Trainer
 from research.prior_networks import build_prior, penalty
 from research.prior_recipes import Head, Hidden, Penalty, Plateau, PriorRecipe

@@ -19,19 +19,11 @@ from torch import nn
 from leukoscope import LeukoscopeError
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe
-from leukoscope.training.checkpoint import (
-    FOLDER,
-    Checkpoint,
-    Checkpoints,
-    Interrupted,
-    StopRequest,
-    check_resume,
-    checkpoints_in,
-    random_states,
-)
+from leukoscope.training.checkpoint import Checkpoint, Checkpoints, Interrupted, StopRequest, random_states
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.data import FeatureInputs
-from leukoscope.training.run_folder import RunIdentity
+from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import RunFolder
 from leukoscope.training.trainer import Selection, Trainer
 from trainers import MIRRORED, SMALL, MakeTrainer
 
@@ -159,15 +151,15 @@ def test_a_setting_that_one_of_two_runs_lacks_is_another_setting() -> None:
 
 
 def test_an_unfinished_run_is_not_overwritten_by_mistake(tmp_path: Path) -> None:
-    check_resume(tmp_path, None, IDENTITY)
-    check_resume(tmp_path, "latest", IDENTITY)
+    RunFolder(tmp_path).check(None, IDENTITY)
+    RunFolder(tmp_path).check("latest", IDENTITY)
     Checkpoints(tmp_path, IDENTITY).save(STATE, epoch=3, step=4)
-    check_resume(tmp_path, "latest", IDENTITY)
+    RunFolder(tmp_path).check("latest", IDENTITY)
     with pytest.raises(LeukoscopeError) as refused:
-        check_resume(tmp_path, None, IDENTITY)
+        RunFolder(tmp_path).check(None, IDENTITY)
     assert str(refused.value) == (
         f"--output_dir {tmp_path}: holds an unfinished run (00001-epoch-3-step-4); resume it with "
-        f"--resume_from_checkpoint latest, or remove {tmp_path / FOLDER} to start again"
+        f"--resume_from_checkpoint latest, or remove {tmp_path / 'checkpoints'} to start again"
     )
 
 
@@ -177,7 +169,7 @@ def _own(*flags: str) -> RunIdentity:
 
 def _complete(run: Path, identity: RunIdentity) -> None:
     (run / "metrics.json").touch()
-    identity.save(run)
+    RunFolder(run).save_identity(identity)
 
 
 @pytest.mark.parametrize(
@@ -194,21 +186,21 @@ def test_a_finished_run_gives_way_to_none_with_other_settings(
 ) -> None:
     _complete(tmp_path, _own())
     with pytest.raises(LeukoscopeError) as refused:
-        check_resume(tmp_path, None, replace(_own(*flags), **known))
+        RunFolder(tmp_path).check(None, replace(_own(*flags), **known))
     assert str(refused.value).startswith(f"--output_dir {tmp_path}: holds a finished run with other settings ({named}")
     assert str(refused.value).endswith("); give another folder or remove it")
-    check_resume(tmp_path, None, _own("--checkpointing_steps", "9", "--quiet", "--train_dir", "a_copy"))
+    RunFolder(tmp_path).check(None, _own("--checkpointing_steps", "9", "--quiet", "--train_dir", "a_copy"))
 
 
 def test_a_finished_run_whose_settings_are_not_known_is_kept(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").touch()
     with pytest.raises(LeukoscopeError, match=r"finished run with other settings \(no args.yaml names them\); "):
-        check_resume(tmp_path, None, IDENTITY)
+        RunFolder(tmp_path).check(None, IDENTITY)
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(LeukoscopeError, match=f"^--resume_from_checkpoint {tmp_path}: no checkpoint; give latest, or"):
-        check_resume(tmp_path / "run", str(tmp_path), IDENTITY)
+        RunFolder(tmp_path / "run").check(str(tmp_path), IDENTITY)
 
 
 @pytest.mark.parametrize(
@@ -219,9 +211,9 @@ def test_an_interval_adds_to_the_checkpoints_of_the_epochs(
     trainer_for: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str, written: list[str]
 ) -> None:
     trainer = Runs(trainer_for, replace(RECIPE, num_train_epochs=1), tmp_path, steps).trainer()
-    monkeypatch.setattr("leukoscope.training.checkpoint.KEPT", 9)
+    monkeypatch.setattr("leukoscope.training.run_folder.CHECKPOINTS_KEPT", 9)
     list(trainer.fit())
-    assert [path.name.partition("-epoch-")[2] for path in checkpoints_in(tmp_path / FOLDER)] == written
+    assert [path.name.partition("-epoch-")[2] for path in RunFolder(tmp_path).checkpoint_folders()] == written
 
 
 # Resuming
@@ -332,7 +324,7 @@ def test_a_run_that_had_stopped_early_is_not_trained_further_and_its_time_counts
     trainer = runs.trainer()
     rows = list(trainer.fit())
     assert len(rows) == 3
-    spent = json.loads((checkpoints_in(tmp_path / FOLDER)[-1] / "state.json").read_text())["values"]["seconds"]
+    spent = json.loads((RunFolder(tmp_path).checkpoint_folders()[-1] / "state.json").read_text())["values"]["seconds"]
     assert 0 < spent <= trainer.seconds
     resumed = runs.resumed()
     assert resumed[0].seconds > spent
@@ -375,7 +367,7 @@ def test_what_is_no_number_never_reaches_a_checkpoint(
     said = {"loss": bad_loss, "weight": "^epoch 1: a weight is not finite; lower --learning_rate and start"}[what]
     with pytest.raises(LeukoscopeError, match=said):
         list(trainer.fit())
-    assert checkpoints_in(tmp_path / FOLDER)[-1].name == "00002-epoch-1-step-2"
+    assert RunFolder(tmp_path).checkpoint_folders()[-1].name == "00002-epoch-1-step-2"
 
 
 # Asked to stop
@@ -419,7 +411,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_with_its_number(
     step = whole[0].steps_per_epoch if validating else 2
     assert stopped.value.code == 128 + number
     assert f"asked to stop: checkpoint written at epoch 1, step {step}" in capsys.readouterr().out
-    assert [path.name for path in checkpoints_in(tmp_path / FOLDER)] == [f"00001-epoch-1-step-{step}"]
+    assert [path.name for path in RunFolder(tmp_path).checkpoint_folders()] == [f"00001-epoch-1-step-{step}"]
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == signals, "as they were before"
     _same(runs.resumed(), whole)
 
@@ -438,7 +430,7 @@ def test_a_signal_after_the_last_epoch_leaves_nothing_to_resume(
 
     trainer.select_epoch = signalled  # type: ignore[method-assign]
     assert len(list(trainer.fit())) == 1 and trainer.stop.noted
-    assert checkpoints_in(tmp_path / FOLDER) == []
+    assert RunFolder(tmp_path).checkpoint_folders() == []
 
 
 def test_a_second_signal_acts_at_once(signals: list[Any]) -> None:

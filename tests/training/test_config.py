@@ -11,7 +11,8 @@ from drawn import place
 from leukoscope import LeukoscopeError
 from leukoscope.models.recipes import get_recipe
 from leukoscope.training.config import DataArguments, ModelArguments, RunArguments, TrainingConfig, parse_config
-from leukoscope.training.run_folder import RunIdentity
+from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import RunFolder
 
 REAL = ["--dataset_name", "cnmc2019", "--train_dir", "cells"]
 
@@ -234,7 +235,7 @@ def test_flags_come_from_a_file_and_those_given_beside_it_win(tmp_path: Path) ->
 
 def test_an_earlier_runs_args_yaml_repeats_it(tmp_path: Path) -> None:
     config = parse_config(["--dataset_name", "cnmc2019", "--seed", "7", "--override", "mean=[0.1, 0.2, 0.3]"])
-    RunIdentity.of(config, config.resolve()).save(tmp_path)
+    RunFolder(tmp_path).save_identity(RunIdentity.of(config, config.resolve()))
     assert parse_config(["--config", str(tmp_path / "args.yaml")]) == config
 
 

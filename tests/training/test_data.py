@@ -25,6 +25,7 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe, timm_recipe
 from leukoscope.models.weights import round_as_stored
+from leukoscope.training.accelerator import make_accelerator
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import (
     CellDataset,
@@ -39,7 +40,6 @@ from leukoscope.training.data import (
     make_inputs,
     prediction_loader,
 )
-from leukoscope.training.train import make_accelerator
 from trainers import MIRRORED, SMALL, MakeTrainer
 
 RECIPE = replace(

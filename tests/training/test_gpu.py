@@ -23,7 +23,7 @@ from leukoscope.inference.predictor import Predictor
 from leukoscope.models.recipes import UNCHANGED, Recipe
 from leukoscope.training.checkpoint import Checkpoints
 from leukoscope.training.data import FeatureInputs, make_inputs
-from leukoscope.training.run_folder import RunIdentity
+from leukoscope.training.identity import RunIdentity
 from leukoscope.training.trainer import Trainer
 from trainers import MakeTrainer
 

@@ -28,8 +28,8 @@ from leukoscope.data.splits import Split, make_split
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe
+from leukoscope.training.accelerator import close_connection, make_accelerator
 from leukoscope.training.config import RunArguments, TrainingConfig
-from leukoscope.training.train import close_connection, make_accelerator
 from leukoscope.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow

@@ -28,11 +28,12 @@ from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.weights import load_release, output_frequencies, shift_class_frequencies
-from leukoscope.training import run_folder
+from leukoscope.training import accelerator as devices
 from leukoscope.training import train as loop
 from leukoscope.training.checkpoint import Checkpoint, Checkpoints
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.run_folder import RunIdentity, append_row
+from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import RunFolder
 from leukoscope.training.train import train
 from leukoscope.training.trainer import Trainer
 
@@ -232,14 +233,14 @@ def test_the_precision_is_the_flags_then_the_launchers_then_the_recipes(
     own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     flag: list[str], launched: str | None, has_bf16: bool, precision: str, said: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(loop, "cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: has_bf16)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     if launched is not None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
     data = ("--dataset_name", "imagefolder", "--train_dir", str(own_cells), "--output_dir", str(tmp_path))
     config = parse_config([*data, "--from_scratch", *flag])
     assert config.resolve().cpu_precision == "bf16"
-    assert loop.make_accelerator(config, config.resolve()).mixed_precision == precision
+    assert devices.make_accelerator(config, config.resolve()).mixed_precision == precision
     assert capsys.readouterr().out == f"1 process(es) on cpu\n{said}"
 
 
@@ -248,7 +249,7 @@ def test_a_gpu_keeps_float32_whatever_was_set_before(tmp_path: Path) -> None:
     config, backends = parse_config(["--output_dir", str(tmp_path)]), cast(Any, torch.backends)
     before, backends.fp32_precision = backends.fp32_precision, "tf32"
     try:
-        loop.make_accelerator(config, config.resolve())
+        devices.make_accelerator(config, config.resolve())
         assert backends.cudnn.conv.fp32_precision == backends.cuda.matmul.fp32_precision == "ieee"
     finally:
         backends.fp32_precision = before
@@ -273,7 +274,7 @@ def test_the_default_precision_is_one_that_the_device_has(
         chosen.append(settings["mixed_precision"])
         raise LeukoscopeError("chosen")
 
-    monkeypatch.setattr(loop, "Accelerator", accelerator)
+    monkeypatch.setattr(devices, "Accelerator", accelerator)
     assert _refusal(parse_config(["--output_dir", str(tmp_path), "--override", "cpu_precision=no"])) == "chosen"
     assert chosen == [precision]
 
@@ -297,7 +298,7 @@ def test_a_launched_process_has_as_many_threads_as_cores_that_it_may_use(
     config, threads = parse_config(["--output_dir", str(tmp_path)]), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        loop.make_accelerator(config, config.resolve())
+        devices.make_accelerator(config, config.resolve())
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
@@ -334,12 +335,12 @@ def test_processes_that_would_each_train_alone_are_refused(
     )
     assert not out.exists()
     monkeypatch.setenv(count, "1")
-    loop.make_accelerator(_own(own_cells, out), _own(own_cells, out).resolve())
+    devices.make_accelerator(_own(own_cells, out), _own(own_cells, out).resolve())
 
 
 def test_processes_wait_for_what_the_first_one_prepares(own_cells: Path, tmp_path: Path) -> None:
     config = _own(own_cells, tmp_path)
-    assert loop.make_accelerator(config, config.resolve()).init_handler.timeout == timedelta(days=1)
+    assert devices.make_accelerator(config, config.resolve()).init_handler.timeout == timedelta(days=1)
 
 
 # Interrupted and resumed
@@ -351,12 +352,14 @@ def test_an_interrupted_run_resumes_and_leaves_what_a_whole_one_leaves(
     epochs = ("--num_train_epochs", "2")
     whole = train(_own(own_cells, tmp_path / "whole", *epochs))
 
-    def dying(file: Path, row: dict[str, Any]) -> None:
+    append_row = RunFolder.append_row
+
+    def dying(folder: RunFolder, row: dict[str, Any]) -> None:
         if row["epoch"] == 2:
             raise KeyboardInterrupt
-        append_row(file, row)
+        append_row(folder, row)
 
-    monkeypatch.setattr(run_folder, "append_row", dying)
+    monkeypatch.setattr(RunFolder, "append_row", dying)
     with pytest.raises(KeyboardInterrupt):
         train(_own(own_cells, tmp_path / "run", *epochs, "--checkpointing_steps", "1"))
     monkeypatch.undo()
@@ -451,7 +454,7 @@ def _earlier_run(folder: Path, config: TrainingConfig) -> dict[str, bytes]:
     (folder / "release").mkdir(parents=True)
     for name in ("release/metrics.json", "metrics.json", "summary.csv"):
         (folder / name).write_text(f"an earlier run's {name}")
-    RunIdentity.of(config, config.resolve()).save(folder)
+    RunFolder(folder).save_identity(RunIdentity.of(config, config.resolve()))
     return _contents(folder)
 
 
@@ -484,16 +487,16 @@ def test_a_training_into_a_locked_folder_changes_nothing(
 ) -> None:
     before = _earlier_run(tmp_path / "run", config := _own(own_cells, tmp_path / "run"))
 
-    def busy(_: Path) -> None:
+    def busy(_: RunFolder) -> None:
         raise LeukoscopeError("another training is writing there")
 
-    monkeypatch.setattr(run_folder, "locked", busy)
+    monkeypatch.setattr(RunFolder, "locked", busy)
     assert _refusal(config) == "another training is writing there"
     assert _contents(tmp_path / "run") == before
 
 
 @pytest.mark.parametrize(
-    "writes", ["Split.save", "run_folder.append_row", "run_folder.evaluate_predictions", "save_release"]
+    "writes", ["train.Split.save", "run_folder.csv.DictWriter", "train.CellPredictions.save", "train.save_release"]
 )
 def test_a_full_disk_ends_the_run_in_one_line(
     own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: str
@@ -504,12 +507,12 @@ def test_a_full_disk_ends_the_run_in_one_line(
     def full(*_: Any, **_more: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"leukoscope.training.train.{writes}", full)
+    monkeypatch.setattr(f"leukoscope.training.{writes}", full)
     assert _refusal(config) == (
         f"--output_dir {tmp_path / 'run'}: cannot be written (No space left on device); free some space or give "
         "another folder"
     )
-    if writes == "Split.save":
+    if writes == "train.Split.save":
         assert _contents(tmp_path / "run") == before, "a finished run stays until the next one has begun"
     else:
         assert not (tmp_path / "run" / "metrics.json").exists(), "by it a run is known to be finished"

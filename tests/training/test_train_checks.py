@@ -81,7 +81,7 @@ def test_a_step_larger_than_the_data_is_refused(size: int, processes: int, batch
 
 FAULTS = """
 import resource
-from leukoscope.training.train import keep_freed_memory
+from leukoscope.training.accelerator import keep_freed_memory
 
 def page_faults():
     for _ in range(3):

@@ -125,8 +125,8 @@ def train(ctx: typer.Context) -> None:
 def run(config: TrainingConfig) -> None:
     """Train, as `leukoscope.api.run` does, and close the connection between the processes before they end."""
     from leukoscope import api
+    from leukoscope.training.accelerator import close_connection
     from leukoscope.training.checkpoint import Interrupted
-    from leukoscope.training.train import close_connection
 
     try:
         api.run(config)

@@ -97,8 +97,8 @@ def protocol(
     from leukoscope.models.release import read_release
     from leukoscope.protocol import check_release_folder, compose_release, run_protocol
     from leukoscope.reports.card import TEMPLATE, write_card
+    from leukoscope.training.accelerator import close_connection
     from leukoscope.training.config import parse_config
-    from leukoscope.training.train import close_connection
 
     # Checked now rather than after hours of training.
     check_release_folder(output)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import shutil
 import signal
 import threading
 import time
@@ -29,13 +27,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from leukoscope import LeukoscopeError
 from leukoscope.files import atomic_folder, disk_errors
-from leukoscope.models.release import METRICS
 from leukoscope.progress import note
-from leukoscope.training.run_folder import KEPT, RunIdentity
-
-FOLDER, LATEST = "checkpoints", "latest"
-_TENSORS, _STATE = "tensors.safetensors", "state.json"
-_NAME = re.compile(r"(\d{5})-epoch-\d+-step-\d+")
+from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import (
+    CHECKPOINT_STATE,
+    CHECKPOINT_TENSORS,
+    RESUME_LATEST,
+    RunFolder,
+    remove_half_written,
+)
 
 
 @dataclass(frozen=True)
@@ -51,38 +51,47 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints below a run folder; `resumed` is the one that it resumes from, once `resume` has found one.
+    """Writes and reads the checkpoints of a run.
 
-    `identity` is that of this run, `steps` the value of --checkpointing_steps.
+    Attributes:
+        folder: `RunFolder.checkpoints`.
+        identity: of this run; a checkpoint of another one is refused.
+        each_epoch: whether one is written after every epoch.
+        every_steps: one is written also after so many steps; None for not.
+        resumed: the checkpoint that the run continues from, after `resume` has read one.
     """
 
     def __init__(self, run_folder: Path, identity: RunIdentity, *, steps: str = "epoch"):
-        self.folder, self.identity = run_folder / FOLDER, identity
+        """`steps` is the value of --checkpointing_steps."""
+        self._run_folder = RunFolder(run_folder)
+        self.folder = self._run_folder.checkpoints
+        self.identity = identity
         self.each_epoch = steps != "no"
         self.every_steps = int(steps) if steps.isdecimal() else None
         self.resumed: Checkpoint | None = None
 
     def save(self, checkpoint: Checkpoint, epoch: int, step: int) -> Path:
-        """Write a checkpoint of the `epoch` under way, from 1, after so many steps of it; keep the last `KEPT`.
+        """Write a checkpoint of the `epoch` under way, from 1, after so many steps of it; keep only the last ones.
 
         Raises:
             LeukoscopeError: it cannot be written; the earlier ones are untouched.
         """
-        earlier = checkpoints_in(self.folder)
-        number = int(earlier[-1].name[:5]) + 1 if earlier else 1
-        target = self.folder / f"{number:05d}-epoch-{epoch}-step-{step}"
+        target = self._run_folder.next_checkpoint(epoch, step)
         otherwise = "resume from the one before with --resume_from_checkpoint latest"
         with disk_errors(f"{target}: the checkpoint cannot be written", otherwise):
-            remove_temporary(self.folder)
+            remove_half_written(self.folder)
             with atomic_folder(target) as temporary:
                 temporary.mkdir()
-                save_file({k: v.contiguous() for k, v in checkpoint.tensors.items()}, temporary / _TENSORS)
-                record = {"identity": asdict(self.identity), "values": checkpoint.values}
-                digest = _digest(temporary / _TENSORS, record)
-                (temporary / _STATE).write_text(json.dumps({**record, "sha256": digest}, indent=1), encoding="utf-8")
-        for path in [*earlier, target][:-KEPT]:
-            shutil.rmtree(path)
+                self._write(checkpoint, temporary)
+        self._run_folder.remove_old_checkpoints()
         return target
+
+    def _write(self, checkpoint: Checkpoint, folder: Path) -> None:
+        tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+        save_file(tensors, folder / CHECKPOINT_TENSORS)
+        record: dict[str, Any] = {"identity": asdict(self.identity), "values": checkpoint.values}
+        record["sha256"] = _digest(folder / CHECKPOINT_TENSORS, record)
+        (folder / CHECKPOINT_STATE).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
     def resume(self, which: str) -> None:
         """Read into `resumed` the checkpoint in the folder `which`, or the last whole one for "latest".
@@ -90,73 +99,44 @@ class Checkpoints:
         Raises:
             LeukoscopeError: a damaged checkpoint that was named, or one of another run.
         """
-        named = [Path(which)] if which != LATEST else list(reversed(checkpoints_in(self.folder)))
-        for path in named:
-            if (found := _read(path)) is None:
-                if which != LATEST:
-                    raise LeukoscopeError(f"{path}: a damaged checkpoint")
-                note(f"{path}: a damaged checkpoint; skipped for the one before it")
-                continue
-            checkpoint, made_by = found
-            if different := made_by.differences(self.identity):
-                raise LeukoscopeError(
-                    f"{path}: a checkpoint of a run with other settings ({', '.join(different)}); give these again, or "
-                    "start a new run in another --output_dir"
-                )
-            self.resumed = checkpoint
-            note(f"resuming from {path}")
-            return
+        if which == RESUME_LATEST:
+            candidates = reversed(self._run_folder.checkpoint_folders())
+        else:
+            candidates = iter([Path(which)])
+        for path in candidates:
+            whole = _read(path)
+            if whole is not None:
+                checkpoint, identity = whole
+                self._require_same_run(path, identity)
+                self.resumed = checkpoint
+                note(f"resuming from {path}")
+                return
+            if which != RESUME_LATEST:
+                raise LeukoscopeError(f"{path}: a damaged checkpoint")
+            note(f"{path}: a damaged checkpoint; skipped for the one before it")
         note(f"{self.folder}: no whole checkpoint; starting at the beginning")
 
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first; unfinished ones are not among them."""
-    return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name)) if folder.is_dir() else []
-
-
-def remove_checkpoints(run_folder: Path) -> None:
-    """Remove the checkpoints of a run that needs them no more."""
-    shutil.rmtree(run_folder / FOLDER, ignore_errors=True)
-
-
-def remove_temporary(folder: Path) -> None:
-    """Remove what killed processes left half-written; nobody else may be writing there."""
-    for unfinished in (*folder.glob(".*.tmp"), *folder.glob("release/.*.tmp")):
-        shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
-
-
-def check_resume(run_folder: Path, which: str | None, identity: RunIdentity) -> None:
-    """Refuse to overwrite an unfinished or a different run; `which` is --resume_from_checkpoint."""
-    complete = (run_folder / METRICS).exists()
-    if which not in (None, LATEST) and not (Path(str(which)) / _STATE).exists():
-        raise LeukoscopeError(
-            f"--resume_from_checkpoint {which}: no checkpoint; give latest, or one of the folders in "
-            f"{run_folder / FOLDER}"
-        )
-    if which is None and not complete and (kept := checkpoints_in(run_folder / FOLDER)):
-        raise LeukoscopeError(
-            f"--output_dir {run_folder}: holds an unfinished run ({kept[-1].name}); resume it with "
-            f"--resume_from_checkpoint latest, or remove {run_folder / FOLDER} to start again"
-        )
-    if complete and (different := identity.differences_in(run_folder)):
-        raise LeukoscopeError(
-            f"--output_dir {run_folder}: holds a finished run with other settings ({', '.join(different)}); give "
-            "another folder or remove it"
-        )
+    def _require_same_run(self, path: Path, identity: RunIdentity) -> None:
+        different = identity.differences(self.identity)
+        if different:
+            raise LeukoscopeError(
+                f"{path}: a checkpoint of a run with other settings ({', '.join(different)}); give these again, or "
+                "start a new run in another --output_dir"
+            )
 
 
 def _read(folder: Path) -> tuple[Checkpoint, RunIdentity] | None:
     """A checkpoint and the identity of its run; None where its files are not what was written."""
     try:
-        record = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        record = json.loads((folder / CHECKPOINT_STATE).read_text(encoding="utf-8"))
         digest = record.pop("sha256")
-        if digest == _digest(folder / _TENSORS, record):
-            # Cloned, because what is loaded stays tied to its file, which will be removed in time.
-            tensors = {name: tensor.clone() for name, tensor in load_file(folder / _TENSORS).items()}
-            return Checkpoint(tensors, record["values"]), RunIdentity(**record["identity"])
+        if digest != _digest(folder / CHECKPOINT_TENSORS, record):
+            return None
+        # Cloned, because what is loaded stays tied to its file, which will be removed in time.
+        tensors = {name: tensor.clone() for name, tensor in load_file(folder / CHECKPOINT_TENSORS).items()}
+        return Checkpoint(tensors, record["values"]), RunIdentity(**record["identity"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
-        pass
-    return None
+        return None
 
 
 def _digest(tensors: Path, record: Mapping[str, Any]) -> str:
