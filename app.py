@@ -17,15 +17,16 @@ from leukoscope import LeukoscopeError
 
 
 def server_address(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
-    """Loopback and the port that GRADIO_SERVER_PORT names, or 7860; in a Space its container listens to the proxy.
+    """Return host and port: loopback, or all addresses in a Space; GRADIO_SERVER_PORT, or 7860.
 
     Raises:
-        LeukoscopeError: it is no port, at which Gradio would fail with a traceback.
+        LeukoscopeError: GRADIO_SERVER_PORT is not a port number; Gradio would fail with a traceback.
     """
     port = environment.get("GRADIO_SERVER_PORT", "7860")
     if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise LeukoscopeError(f"GRADIO_SERVER_PORT={port}: is no port; give a number from 1 to 65535")
-    return "0.0.0.0" if environment.get("SPACE_ID") else "127.0.0.1", int(port)
+        raise LeukoscopeError(f"GRADIO_SERVER_PORT={port}: is not a port number; give a number from 1 to 65535")
+    host = "0.0.0.0" if environment.get("SPACE_ID") else "127.0.0.1"
+    return host, int(port)
 
 
 def run(releases: Path | None = None, models: Path | None = None) -> None:
@@ -36,9 +37,13 @@ def run(releases: Path | None = None, models: Path | None = None) -> None:
         models: file of Hub ids to offer, one per line; None for models.txt.
 
     Raises:
-        LeukoscopeError: a path that does not exist, a folder with files but no release, or an unusable port.
+        LeukoscopeError: a path that does not exist, a folder with files but no release, an unusable port, or a version
+            of Gradio that is not supported.
     """
     address = server_address()
+    from leukoscope.web import require_gradio
+
+    require_gradio()
     from leukoscope.web.app import serve
     from leukoscope.web.model_cache import find_releases
 

@@ -42,7 +42,9 @@ def test_what_was_named_and_is_not_there_or_holds_no_release_is_one_line(
 ) -> None:
     (tmp_path / "notes.txt").write_text("no release")
     none = "holds no release; give a release folder, or a folder of them"
-    with pytest.raises(LeukoscopeError, match="GRADIO_SERVER_PORT=eighty: is no port; give a number from 1 to 65535"):
+    with pytest.raises(
+        LeukoscopeError, match="GRADIO_SERVER_PORT=eighty: is not a port number; give a number from 1 to 65535"
+    ):
         app.server_address({"GRADIO_SERVER_PORT": "eighty"})
     for flag, path, problem in (
         ("--models", Path("modles.txt"), "not found; check the path"),

@@ -264,4 +264,6 @@ def test_the_demo_runs_the_app_and_says_its_problems_in_one_line(tmp_path: Path)
     environment = os.environ | {"GRADIO_SERVER_PORT": "eighty"}
     ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 1
-    assert ended.stderr.strip() == "error: GRADIO_SERVER_PORT=eighty: is no port; give a number from 1 to 65535"
+    assert (
+        ended.stderr.strip() == "error: GRADIO_SERVER_PORT=eighty: is not a port number; give a number from 1 to 65535"
+    )

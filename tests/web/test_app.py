@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import anyio
@@ -15,7 +17,9 @@ import pytest
 from gradio.routes import App
 from starlette.testclient import TestClient
 
+import app as start
 from leukoscope import LeukoscopeError, __version__
+from leukoscope.web import FIRST_UNSUPPORTED_GRADIO
 from leukoscope.web import app as web_app
 from leukoscope.web.app import (
     AT_ONCE,
@@ -23,18 +27,25 @@ from leukoscope.web.app import (
     allow_open_files,
     app_options,
     build_demo,
+    require_free_address,
     require_upload_folder,
     serve,
 )
 from leukoscope.web.content_policy import POLICY
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.page import Visit
+from leukoscope.web.upload import keep_uploads_apart
+
+ROOT = Path(__file__).parents[2]
+# Whoever runs the tests may be root, who may listen at every port.
+_AS_NOBODY = "import encodings.idna\nos.setuid(65534) if os.geteuid() == 0 else None\n"
 
 
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    return App.create_app(build_demo(ModelCache({})), app_kwargs=app_options())
+    demo = build_demo(ModelCache({}))
+    return App.create_app(demo, app_kwargs=app_options(demo))
 
 
 def test_neither_a_session_nor_a_video_is_written_to_disk(app: App, tmp_path: Path) -> None:
@@ -96,6 +107,57 @@ def test_the_evidence_is_the_card_of_the_release(tiny_release: Path, tmp_path: P
     (tmp_path / "tiny" / "README.md").unlink()
     for known in (models, ModelCache({})):
         assert web_app._card(known, Visit()) == "This release comes without a card."
+
+
+def test_an_address_that_cannot_be_listened_at_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradio calls each of them a port that is taken."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for host, problem in {
+            "127.0.0.1": f"^port {port} is taken; set GRADIO_SERVER_PORT to a free one$",
+            "0.0.0.256": r"^0\.0\.0\.256: is no address of this machine \(.+\); give one, such as 127\.0\.0\.1$",
+            "192.0.2.1": r"^192\.0\.2\.1: is no address of this machine \(.+\); give one",
+        }.items():
+            with pytest.raises(LeukoscopeError, match=problem):
+                serve(tmp_path, tmp_path / "models.txt", host, port)
+    require_free_address("127.0.0.1", port)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system may let anybody have these ports")
+def test_a_reserved_port_is_told_as_such() -> None:
+    reserved = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+    if int(reserved.read_text()) <= 81:
+        pytest.skip("this system reserves no port")
+    script = f"from leukoscope.web.app import require_free_address as f; import os\n{_AS_NOBODY}f('127.0.0.1', 81)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.stderr.strip().endswith(
+        "port 81: this user may not listen there; set GRADIO_SERVER_PORT to 1024 or more"
+    )
+
+
+def test_another_gradio_is_told_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("leukoscope.web.version", lambda name: "7.0.1")
+    monkeypatch.setattr(sys, "argv", ["app.py"])
+    assert start.main() == 1
+    assert capsys.readouterr().err == (
+        "error: gradio 7.0.1 is installed, which this demo does not support; pip install 'gradio>=6.0,<7'\n"
+    )
+    bounds = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("gradio")]
+    assert bounds == [f"gradio>=6.0,<{FIRST_UNSUPPORTED_GRADIO}"]
+
+
+def test_a_gradio_without_what_uploads_build_on_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    demo = build_demo(ModelCache({}))
+    monkeypatch.delattr("gradio.route_utils.GradioUploadFile")
+    with pytest.raises(
+        LeukoscopeError, match=r"^gradio 6\..* has no GradioUploadFile, on which uploads build; install"
+    ):
+        keep_uploads_apart(demo)
 
 
 def test_it_lives_while_every_thread_waits(app: App) -> None:

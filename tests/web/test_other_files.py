@@ -20,7 +20,8 @@ from PIL import Image
 from leukoscope.synthetic import draw_cell
 from leukoscope.web.app import build_demo
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.upload import OWN_FOLDER, keep_uploads_apart
+from leukoscope.web.request_checks import check_inputs
+from leukoscope.web.upload import NO_UPLOAD, OWN_FOLDER, keep_uploads_apart
 
 META = {"meta": {"_type": "gradio.FileData"}}
 
@@ -57,6 +58,7 @@ def visitor(tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(route_utils, "GradioUploadFile", route_utils.GradioUploadFile)
     demo = build_demo(ModelCache({"tiny": tiny_release}))
     keep_uploads_apart(demo)
+    check_inputs(demo)
     _, address, _ = demo.launch(
         server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, ssr_mode=False, share=False, inbrowser=False
     )
@@ -125,11 +127,11 @@ def test_a_file_that_was_not_uploaded_is_refused_in_the_same_words(
             kind: visitor.ask(event, {"path": path(tmp_path / "cache", secret), **more}) for kind, path in PATHS.items()
         }
         assert not any(answer["success"] for answer in answers.values()), f"{visitor.demo.fns[event]}: {answers}"
-        # Of many files, Gradio itself refuses each that comes without its description, and says no more than that.
-        refused = {answer["output"]["error"] for answer in answers.values()}
-        assert refused in ({"This is no upload of yours, or it was deleted; upload it again."}, {None}), (
-            f"{visitor.demo.fns[event]}: {refused}"
-        )
+        # Of many files, each must come with its description.
+        refused = {answer["output"]["error"].partition(", with the path")[0] for answer in answers.values()}
+        (message,) = refused
+        needs_meta = f'expected a list of files, each as {{"path": …, {json.dumps(META)[1:]}'
+        assert message == NO_UPLOAD or message.endswith(needs_meta), f"{visitor.demo.fns[event]}: {message}"
     assert secret.exists()
 
 

@@ -7,10 +7,10 @@ offline unless a visitor types a Hub id or wants real cells.
 
 from __future__ import annotations
 
-import ctypes
+import errno
 import os
 import signal
-import sys
+import socket
 import time
 from contextlib import suppress
 from functools import partial
@@ -36,16 +36,20 @@ from leukoscope.web.answer import Picture, ask, example
 from leukoscope.web.batch import BATCHES_AT_ONCE, columns, label_metrics, predict_files
 from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.content_policy import ContentPolicy, card_text
+from leukoscope.web.memory import limit_arenas
 from leukoscope.web.model_cache import ZERO_GPU, ModelCache, find_releases, listed_models
 from leukoscope.web.page import EVENT, Page, Visit
+from leukoscope.web.request_checks import RequestChecks, check_inputs
 from leukoscope.web.smear import read_smear
 from leukoscope.web.upload import ANSWER_FOLDER, OWN_FOLDER, delete_old, keep_uploads_apart
 
 CACHE_SECONDS = 3600
-ANSWER_SECONDS, SWEEP_SECONDS = 300, 60  # a program fetches the picture it was promised at once
+ANSWER_SECONDS = 300  # a program fetches the picture of its answer at once
+SWEEP_SECONDS = 60
 # Requests of one kind that are served at once, some of them waiting for a model; the model cache limits how many are
 # computed at once. Beyond the queue, visitors would only wait in vain.
-AT_ONCE, QUEUE = 16, 64
+AT_ONCE = 16
+QUEUE = 64
 # Files open at once: one for each picture while it is uploaded, of several visitors. macOS allows no more.
 OPEN_FILES = 10_240
 # One visitor more, and the session that was idle longest is forgotten. A session keeps a few MB for cells, some 100 MB
@@ -108,7 +112,8 @@ class Endpoints:
         """
         with upload.gradio_errors():
             row = ask(Picture(*upload.read_upload(image)), self.models, self.models.or_first(model))
-            summary, (_, overlaid) = row.summary(), row.pictures(row.known.most_probable)
+            summary = row.summary()
+            _, overlaid = row.pictures(row.known.most_probable)
             decision = {**row.known.decision.to_dict(), "ood_score": row.known.checks.ood_score}
             decision["map_check"] = row.known.map_check.to_dict() if row.maps else None
             grad_cam = export.png_answer(overlaid) if overlaid else None
@@ -125,10 +130,10 @@ class Endpoints:
             um_per_pixel: micrometres per pixel; 0 has the scale guessed from its red cells or nuclei.
         """
         with upload.gradio_errors():
-            given = Picture(*upload.read_upload(image, upload.FIELD), um_per_pixel=um_per_pixel)
-            found = read_smear(self.models, given, self.models.or_first(model))
-            boxes = export.png_answer(draw_reading(found.picture.image, found.reading))
-        return found.reading.to_dict(), boxes
+            picture = Picture(*upload.read_upload(image, upload.FIELD), um_per_pixel=um_per_pixel)
+            smear = read_smear(self.models, picture, self.models.or_first(model))
+            boxes = export.png_answer(draw_reading(smear.picture.image, smear.reading))
+        return smear.reading.to_dict(), boxes
 
     def batch(self, files: list[str] | None, model: str | None) -> dict[str, Any]:
         """Classify many cells, with one prediction for each subject where subjects are known. For research only.
@@ -138,35 +143,37 @@ class Endpoints:
             model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
         """
         with upload.gradio_errors():
-            result = predict_files(self.models, files, self.models.or_first(model))
-            measured, notes = label_metrics(result)
-        named = columns(result)
+            predicted = predict_files(self.models, files, self.models.or_first(model))
+            measured, notes = label_metrics(predicted)
+        columns_by_name = columns(predicted)
+        rows = zip(*columns_by_name.values(), strict=True)
         return {
-            "cells": [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)],
-            "subject_predictions": [one.to_dict() for one in result.subject_predictions],
+            "cells": [dict(zip(columns_by_name, row, strict=True)) for row in rows],
+            "subject_predictions": [subject.to_dict() for subject in predicted.subject_predictions],
             "figures": [list(row) for row in measured],
-            "notes": [*result.warnings, *notes, *result.problems],
+            "notes": [*predicted.warnings, *notes, *predicted.problems],
             "notice": RESEARCH_NOTICE,
         }
 
 
 def add_endpoints(models: ModelCache) -> None:
     """Add the named endpoints to the Blocks being built."""
-    asked = Endpoints(models)
+    endpoints = Endpoints(models)
     with gr.Group(visible=False):
         chosen = gr.Dropdown(models.names, value=next(iter(models.names), None), allow_custom_value=True, label="model")
         answers = [
             gr.Textbox(label="outcome"), gr.JSON(label="probabilities"), gr.Image(label="grad_cam", format="png"),
             gr.Textbox(label="text"), gr.JSON(label="decision"),
         ]  # fmt: skip
-        cell, picture = (upload.cell_upload(label="image") for _ in range(2))
-        gr.Button("predict").click(asked.predict, [cell, chosen], answers, api_name="predict")
+        cell = upload.cell_upload(label="image")
+        picture = upload.cell_upload(label="image")
+        gr.Button("predict").click(endpoints.predict, [cell, chosen], answers, api_name="predict")
         inputs = [picture, chosen, gr.Number(0, label="um_per_pixel")]
         boxes = [gr.JSON(label="reading"), gr.Image(label="boxes", format="png")]
-        gr.Button("field").click(asked.field, inputs, boxes, api_name="field")
-        given = [upload.files_upload(label="files"), chosen]
+        gr.Button("field").click(endpoints.field, inputs, boxes, api_name="field")
+        files = upload.files_upload(label="files")
         gr.Button("batch").click(
-            asked.batch, given, gr.JSON(label="answers"), api_name="batch", concurrency_id="batch",
+            endpoints.batch, [files, chosen], gr.JSON(label="answers"), api_name="batch", concurrency_id="batch",
             concurrency_limit=BATCHES_AT_ONCE,
         )  # fmt: skip
 
@@ -212,16 +219,17 @@ def routes() -> list[Route]:
     return [Route("/healthz", _healthz), *closed]
 
 
-def app_options() -> dict[str, Any]:
-    """What the server adds to Gradio's: its own routes, and the header of `ContentPolicy`."""
-    return {"routes": routes(), "middleware": [Middleware(ContentPolicy)]}
+def app_options(demo: gr.Blocks) -> dict[str, Any]:
+    """What the server adds to Gradio's: its own routes, a header on every response, and checks of every request."""
+    return {"routes": routes(), "middleware": [Middleware(ContentPolicy), Middleware(RequestChecks, demo=demo)]}
 
 
 def serve(releases: Path, hub_ids: Path, host: str, port: int) -> None:
     """Serve the demo until interrupted, with the models of `find_releases` and `listed_models`.
 
     Raises:
-        LeukoscopeError: the port is taken, or the folder for uploads cannot be written.
+        LeukoscopeError: the address cannot be listened at, the folder for uploads cannot be written, or the installed
+            Gradio is not supported.
         SystemExit: with code 143, after SIGTERM.
     """
     require_upload_folder()
@@ -237,35 +245,15 @@ def serve(releases: Path, hub_ids: Path, host: str, port: int) -> None:
     limit_arenas()
     demo = build_demo(models)
     keep_uploads_apart(demo)
+    check_inputs(demo)
+    require_free_address(host, port)
     delete_old(OWN_FOLDER, CACHE_SECONDS)
     allow_open_files()
     if current_thread() is main_thread():
         # As Ctrl-C does: the server then ends by itself, and deletes what visitors sent. Containers are stopped so.
         signal.signal(signal.SIGTERM, _terminate)
     try:
-        try:
-            demo.launch(
-                server_name=host,
-                server_port=port,
-                share=False,
-                ssr_mode=False,
-                # Where Gradio's extra `mcp` is installed: the class's body imports what it brings, and goes on without.
-                mcp_server=hasattr(GradioMCPServer, "StreamableHTTPSessionManager"),
-                app_kwargs=app_options(),
-                max_file_size=MAX_ZIP,
-                # A thread for every request that may run: those that wait for a model hold up no others.
-                max_threads=AT_ONCE * len(demo.fns),
-                state_session_capacity=SESSIONS,
-                theme=build_theme(),
-                css=Path(__file__).with_name("page.css").read_text(encoding="utf-8"),
-                head=_LOADING,
-                footer_links=["api"],
-                enable_monitoring=False,
-                prevent_thread_lock=True,
-                quiet=True,
-            )
-        except OSError:
-            raise LeukoscopeError(f"port {port} is taken; set GRADIO_SERVER_PORT to a free one") from None
+        _launch(demo, host, port)
         print(f"Leukoscope is ready at http://{host}:{port}", flush=True)
         # Only now: loading torch beside Gradio's start would hold the page back.
         for work in (partial(_warm_up, models), _delete_answers):
@@ -275,6 +263,33 @@ def serve(releases: Path, hub_ids: Path, host: str, port: int) -> None:
         demo.close(verbose=False)
     if _terminated:
         raise SystemExit(_terminated.pop())
+
+
+def _launch(demo: gr.Blocks, host: str, port: int) -> None:
+    try:
+        demo.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            ssr_mode=False,
+            # Where Gradio's extra `mcp` is installed: the class's body imports what it brings, and goes on without.
+            mcp_server=hasattr(GradioMCPServer, "StreamableHTTPSessionManager"),
+            app_kwargs=app_options(demo),
+            max_file_size=MAX_ZIP,
+            # A thread for every request that may run: those that wait for a model hold up no others.
+            max_threads=AT_ONCE * len(demo.fns),
+            state_session_capacity=SESSIONS,
+            theme=build_theme(),
+            css=Path(__file__).with_name("page.css").read_text(encoding="utf-8"),
+            head=_LOADING,
+            footer_links=["api"],
+            enable_monitoring=False,
+            prevent_thread_lock=True,
+            quiet=True,
+        )
+    except OSError as error:
+        require_free_address(host, port)
+        raise LeukoscopeError(f"the server cannot start ({error})") from None
 
 
 _terminated: list[int] = []
@@ -298,6 +313,30 @@ def require_upload_folder() -> None:
         ) from None
 
 
+def require_free_address(host: str, port: int) -> None:
+    """Check that the server can listen at an address; Gradio calls every reason a taken port.
+
+    Raises:
+        LeukoscopeError: the port is taken or reserved, or the host is no address of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            if os.name == "posix":  # as the server does; on Windows, it would share a port that is taken
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise LeukoscopeError(_address_problem(error, host, port)) from None
+
+
+def _address_problem(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} is taken; set GRADIO_SERVER_PORT to a free one"
+    if error.errno == errno.EACCES:
+        return f"port {port}: this user may not listen there; set GRADIO_SERVER_PORT to 1024 or more"
+    return f"{host}: is no address of this machine ({error.strerror}); give one, such as 127.0.0.1"
+
+
 def allow_open_files() -> None:
     """Let this process have `OPEN_FILES` files open, or as many as the system allows; many begin with 256 or 1024."""
     with suppress(ImportError, OSError, ValueError):  # Windows has no such limit
@@ -307,13 +346,6 @@ def allow_open_files() -> None:
         most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
         if soft != resource.RLIM_INFINITY and soft < most:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def limit_arenas() -> None:
-    """Let all threads share two of glibc's arenas: with one each, 20 visitors took 1.7 GB instead of 0.8."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(-8, 2)  # M_ARENA_MAX of malloc.h
 
 
 def _delete_answers() -> None:

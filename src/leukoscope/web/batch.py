@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.images import open_bytes
 from leukoscope.evaluation.bootstrap import cell_intervals, point_metrics, subject_intervals
 from leukoscope.evaluation.overlap import same_subject, trainings_of
 from leukoscope.evaluation.predictions import CellPredictions
@@ -26,11 +25,11 @@ from leukoscope.inference.subject import SubjectPrediction, SubjectRule
 from leukoscope.reports.formatting import data_uri, encoded, metric_name, span
 from leukoscope.reports.text import about_model, outcome_text, percent
 from leukoscope.web import stage
-from leukoscope.web.batch_files import Batch, BatchFile, open_batch, true_class
+from leukoscope.web.batch_files import Batch, BatchFile, open_batch, read_parts, true_class
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.upload import CELL, deleted_afterwards
+from leukoscope.web.upload import deleted_afterwards
 
-PICTURES_AT_ONCE, THUMBNAIL = 16, 96
+THUMBNAIL = 96  # pixels
 MAX_KEPT = 64 * 2**20  # bytes of a batch's pictures that stay in the visitor's session, to be opened
 BATCHES_AT_ONCE = 2  # a batch holds hundreds of megabytes while it is read
 SHOWN, SHOWN_WRONG, SHOWN_PROBLEMS = 120, 24, 20
@@ -151,19 +150,13 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Itera
         LeukoscopeError: the model cannot be used, or not one picture.
     """
     predictor = models.predictor(choice)
-    release, problems = predictor.release, [*batch.problems]
+    release = predictor.release
+    problems = [*batch.problems]
     subjects = batch.subjects(release.labels)
     rows: list[BatchRow] = []
     first_of: dict[str, str] = {}
     kept = 0
-    for first in range(0, len(batch.files), PICTURES_AT_ONCE):
-        names, images = [], []
-        for file in batch.files[first : first + PICTURES_AT_ONCE]:
-            try:
-                images.append(open_bytes(file.read(), file.name, max_pixels=CELL.pixels))
-                names.append(file.name)
-            except LeukoscopeError as error:
-                problems.append(str(error))
+    for names, images, done in read_parts(batch.files, problems):
         predictions = models.predict(predictor, images) if images else []
         for name, image, prediction in zip(names, images, predictions, strict=True):
             if (other := first_of.setdefault(prediction.pixel_hash, name)) != name:
@@ -174,7 +167,7 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Itera
             image.thumbnail((THUMBNAIL, THUMBNAIL))
             truth, thumbnail = true_class(name, release.labels), encoded(image, "WEBP", quality=90)
             rows.append(BatchRow(name, truth, subjects[name], prediction, thumbnail, picture))
-        yield min(first + PICTURES_AT_ONCE, len(batch.files))
+        yield done
     if not rows:
         raise LeukoscopeError(f"not one picture can be used: {[*problems, 'none was given'][0]}")
     smear = "shows a smear, no single cell cut out on black; give it alone, and its cells are found"

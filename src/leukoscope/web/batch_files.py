@@ -10,7 +10,7 @@ import stat
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
@@ -21,13 +21,19 @@ from typing import NamedTuple
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.images import IMAGE_SUFFIXES
+from leukoscope.data.images import IMAGE_SUFFIXES, open_bytes
 from leukoscope.data.layouts import is_junk, left_out
 from leukoscope.reports.formatting import encoded
 from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
-from leukoscope.web.upload import MAX_BYTES, file_name
+from leukoscope.web.memory import give_back_freed_memory
+from leukoscope.web.upload import CELL, MAX_BYTES, file_name
 
-MAX_FILES, MAX_UNPACKED, MAX_ZIP = 2000, 200 * 2**20, 64 * 2**20
+MAX_FILES = 2000
+MAX_UNPACKED = 200 * 2**20  # bytes
+MAX_ZIP = 64 * 2**20
+# So many pictures of a batch are decoded at a time, and of large ones fewer: 16 of 8 megapixels take 400 MB.
+PICTURES_AT_ONCE = 16
+PIXELS_AT_ONCE = CELL.pixels // 2
 # Enough for one prediction for a subject, which needs 50 by the releases of C-NMC.
 SAMPLE_CELLS = 56
 LONGEST_NAME = 255
@@ -142,6 +148,38 @@ def open_batch(paths: Sequence[str]) -> Batch:
         raise LeukoscopeError(f"{len(files)} files were given; at most {MAX_FILES} fit in one batch: split it")
     batch.files = list(files.values())
     return batch
+
+
+def read_parts(files: Sequence[BatchFile], problems: list[str]) -> Iterator[tuple[list[str], list[Image.Image], int]]:
+    """Decode the pictures of a batch in parts, each to be predicted before the next is decoded.
+
+    Args:
+        files: what `open_batch` lists.
+        problems: gets a sentence for each picture that cannot be read.
+
+    Yields:
+        names and pictures of a part, of at most `PICTURES_AT_ONCE` pictures, and of at most one that goes beyond
+        `PIXELS_AT_ONCE`; and how many files are done then.
+    """
+    names: list[str] = []
+    images: list[Image.Image] = []
+    pixels = 0
+    try:
+        for number, file in enumerate(files, 1):
+            try:
+                images.append(open_bytes(file.read(), file.name, max_pixels=CELL.pixels))
+            except LeukoscopeError as error:
+                problems.append(str(error))
+            else:
+                names.append(file.name)
+                pixels += images[-1].width * images[-1].height
+            if len(images) == PICTURES_AT_ONCE or pixels >= PIXELS_AT_ONCE or number == len(files):
+                yield names, images, number
+                names = []
+                images = []
+                pixels = 0
+    finally:
+        give_back_freed_memory()
 
 
 def _entries(path: str, name: str, opened: Callable[[str], zipfile.ZipFile]) -> tuple[list[BatchFile], Counter[str]]:

@@ -35,9 +35,11 @@ from leukoscope.models.hub_download import (
     parse_hub_id,
 )
 from leukoscope.models.release import CONFIG, DEFAULT_RELEASE, WEIGHTS, folder_name, read_release
+from leukoscope.web.memory import give_back_freed_memory
 
 if TYPE_CHECKING:
     from leukoscope.inference.prediction import Prediction
+    from leukoscope.inference.smear import SmearReading
 
 # Two predictions at a time keep a small machine responsive. Fields, which take seconds, wait in a line of their own, so
 # that no cell waits for them.
@@ -163,7 +165,7 @@ class ModelCache:
         self.predict = _limited(_predict, ThreadPoolExecutor(PREDICTIONS_AT_ONCE))
         # One view of a cell, which waits behind nobody's eight.
         self.decide = _limited(_predict, ThreadPoolExecutor(1))
-        self.read_smear = _limited(partial(read_smear, **FIELD_LIMITS), ThreadPoolExecutor(1))
+        self.read_smear = _limited(_read_smear, ThreadPoolExecutor(1))
 
     def predictor(self, choice: str | None) -> Predictor:
         """The model of that name (`is_name`), loaded now unless it is in memory.
@@ -315,6 +317,13 @@ def _size_of(repository: Path) -> int:
 
 def _predict(predictor: Predictor, images: Iterable[Image.Image], **options: Any) -> list[Prediction]:
     return predictor(images, **options)
+
+
+def _read_smear(*arguments: Any, **options: Any) -> SmearReading:
+    try:
+        return read_smear(*arguments, **FIELD_LIMITS, **options)
+    finally:
+        give_back_freed_memory()  # a field takes hundreds of megabytes
 
 
 def _limited(call: Callable[..., _T], line: ThreadPoolExecutor) -> Callable[..., _T]:

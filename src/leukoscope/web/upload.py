@@ -4,6 +4,10 @@ Gradio 6.31 hands a component the path that the request names. It refuses one ou
 file's description has `meta`, and opens any path of the machine where it has not. `uploaded` is the one check: a
 component here gives its handler nothing but a file of an upload's own folder, whose random name only its sender knows,
 and hands it over untouched: a bad picture is refused in the same words as everywhere else in Leukoscope.
+
+The first part builds on internals of Gradio, which is therefore bounded in pyproject.toml: `web.require_gradio` checks
+the installed version, and `keep_uploads_apart` that the internals are there. The second part, `uploaded` and below,
+uses the name of the upload folder only.
 """
 
 from __future__ import annotations
@@ -29,7 +33,8 @@ from leukoscope.data.images import UnreadableImage, check_header, open_image
 
 MAX_BYTES = 20 * 1024 * 1024
 NO_UPLOAD = "This is no upload of yours, or it was deleted; upload it again."
-OWN_FOLDER, ANSWER_FOLDER = "upload-", "answer-"
+OWN_FOLDER = "upload-"  # how the names of folders of uploads begin
+ANSWER_FOLDER = "answer-"
 
 
 class Limit(NamedTuple):
@@ -66,7 +71,17 @@ class _OwnFolder(route_utils.GradioUploadFile):
 
 
 def keep_uploads_apart(demo: gr.Blocks) -> None:
-    """Let every upload to this process have a folder of its own, and the demo, once built, delete what is old of it."""
+    """Let every upload to this process have a folder of its own, and the demo, once built, delete old uploads.
+
+    Raises:
+        LeukoscopeError: the installed Gradio has not what this file builds on.
+    """
+    missing = [name for name in ("upload_file_set", "temp_file_sets", "preprocess_data") if not hasattr(demo, name)]
+    if missing or not hasattr(route_utils, "GradioUploadFile"):
+        raise LeukoscopeError(
+            f"gradio {gr.__version__} has no {(*missing, 'GradioUploadFile')[0]}, on which uploads build; install "
+            "another version: pip install 'gradio>=6.0,<7'"
+        )
     _OwnFolder.begun = demo.upload_file_set = _Paths()
     for block in demo.blocks.values():
         block.temp_files = _Paths(block.temp_files)
@@ -92,7 +107,9 @@ def files_upload(**options: Any) -> gr.File:
     """An input of many files that gives its handler their paths exactly as they were sent."""
 
     def paths_as_sent(payload: ListFiles | FileData | None) -> list[str] | None:
-        files = payload.root if isinstance(payload, ListFiles) else [payload] if payload else []
+        if not payload:
+            return None
+        files = payload.root if isinstance(payload, ListFiles) else [payload]
         return [uploaded(file.path) for file in files] or None
 
     upload = gr.File(file_count="multiple", **options)
@@ -118,25 +135,26 @@ def _keep_downloads_apart(upload: gr.components.Component) -> None:
 
 
 def uploaded(path: str) -> str:
-    """The path itself, where it is that of an upload that is still there, or of a picture that an assistant sent.
+    """Return the path if it is an upload that is still there, or a picture that an assistant sent.
 
-    The folder of the first has a random name, that of the second the hash of its content: nobody else knows either. Of
-    any other path nothing is looked at: the answer must not tell what lies on this machine.
+    The folder of an upload has a random name, that of an assistant's picture the hash of its content: nobody else knows
+    them. No other path is looked at: the answer must not tell what lies on this machine.
 
     Raises:
         gradio.Error: anything else, always in the same words.
     """
     with suppress(OSError, ValueError):  # a name that is too long or holds a zero byte
-        file, cache = Path(path), Path(get_upload_folder())
-        named = re.fullmatch(rf"{OWN_FOLDER}[0-9a-f]{{32}}|[0-9a-f]{{64}}", file.parent.name)
-        own = named and file.parent.parent in (cache, cache.resolve())
+        file = Path(path)
+        cache = Path(get_upload_folder())
+        is_random = re.fullmatch(rf"{OWN_FOLDER}[0-9a-f]{{32}}|[0-9a-f]{{64}}", file.parent.name)
+        is_own = is_random and file.parent.parent in (cache, cache.resolve())
         # Resolved, the path of a link is another one; a device or a pipe is no regular file.
-        if own and file.resolve() == file.parent.parent.resolve() / file.parent.name / file.name and file.is_file():
+        if is_own and file.resolve() == file.parent.parent.resolve() / file.parent.name / file.name and file.is_file():
             return path
     raise gr.Error(NO_UPLOAD, title="This did not work", print_exception=False)
 
 
-def read_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Image, str]:
+def read_upload(path: str | Path | None, limit: Limit = CELL) -> tuple[Image.Image, str]:
     """An uploaded picture, upright RGB and fully in memory, and its file name; the file is deleted in any case.
 
     Raises:
@@ -144,15 +162,18 @@ def read_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Imag
     """
     if not path:
         raise UnreadableImage("image: no picture was sent; give one image file")
-    file, name = Path(path), file_name(str(path))
+    file = Path(path)
+    name = file_name(str(path))
     with deleted_afterwards([path]):
         try:
             if file.is_file() and file.stat().st_size > MAX_BYTES:
-                raise UnreadableImage(f"{name}: is over {MAX_BYTES // 2**20} MB; {most.remedy}")
+                raise UnreadableImage(f"{name}: is over {MAX_BYTES // 2**20} MB; {limit.remedy}")
             width, height = check_header(file)
-            if width * height > most.pixels:
-                limit = f"the {most.pixels // 1_000_000} megapixels {most.shows} may take here"
-                raise UnreadableImage(f"{name}: is {width}×{height} pixels, more than {limit}; {most.remedy}")
+            if width * height > limit.pixels:
+                raise UnreadableImage(
+                    f"{name}: is {width}×{height} pixels, more than the {limit.pixels // 1_000_000} megapixels "
+                    f"{limit.shows} may take here; {limit.remedy}"
+                )
             return open_image(file), name
         except UnreadableImage as error:
             # The cache's folders mean nothing to a visitor.
@@ -166,14 +187,21 @@ def file_name(path: str) -> str:
 
 @contextmanager
 def deleted_afterwards(paths: Iterable[str | Path]) -> Iterator[None]:
-    """Delete these uploads at the end, whatever happens, and nothing else: a visitor may name any file."""
+    """Delete these uploads at the end, whatever happens, as `delete_uploads` does."""
     try:
         yield
     finally:
-        for path in paths:
+        delete_uploads(paths)
+
+
+def delete_uploads(paths: Iterable[str | Path]) -> None:
+    """Delete these uploads and nothing else: a visitor may name any file."""
+    cache = Path(get_upload_folder()).resolve()
+    for path in paths:
+        with suppress(OSError, ValueError):  # a path that no file can have
             file = Path(path).resolve()
-            own = file.parent.name.startswith(OWN_FOLDER) and file.parent.parent == Path(get_upload_folder()).resolve()
-            if own and file.is_file():
+            is_own = file.parent.name.startswith(OWN_FOLDER) and file.parent.parent == cache
+            if is_own and file.is_file():
                 file.unlink(missing_ok=True)
                 with suppress(OSError):  # other files of the same upload
                     file.parent.rmdir()
@@ -181,7 +209,7 @@ def deleted_afterwards(paths: Iterable[str | Path]) -> Iterator[None]:
 
 @contextmanager
 def gradio_errors() -> Iterator[None]:
-    """Turn what a program can fix into Gradio's own error, without a traceback."""
+    """Turn a `LeukoscopeError` into Gradio's own error, which is sent to the visitor without a traceback in the log."""
     try:
         yield
     except LeukoscopeError as error:
@@ -189,7 +217,7 @@ def gradio_errors() -> Iterator[None]:
 
 
 def delete_old(kind: str, seconds: float) -> None:
-    """Delete the uploads of a server that was killed (`OWN_FOLDER`) or answered pictures (`ANSWER_FOLDER`) so old."""
+    """Delete folders of this kind, `OWN_FOLDER` or `ANSWER_FOLDER`, that are older than this."""
     for folder in Path(get_upload_folder()).glob(f"{kind}*"):
         with suppress(OSError):  # another server deletes it just now
             if time.time() - folder.stat().st_mtime > seconds:
