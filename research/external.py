@@ -2,9 +2,10 @@
 
     python -m research.external FOLDER_OF_CNMC
 
-predicts the cells that results/further_subjects.json names, in one view and in eight, and replaces the figures there.
-They lie in fold 2 and in the preliminary test, which come with the whole data set alone. Without a folder, the figures
-that are there are written into the releases' metrics.json, from which cards and tables are rendered.
+predicts the cells that results/further_subjects.json names, in one view and in eight, and replaces the figures there,
+of all people and by batch. The cells lie in fold 2 and in the preliminary test, which come with the whole data set
+alone. Without a folder, the figures that are there are written into the releases' metrics.json, from which cards and
+tables are rendered.
 """
 
 from __future__ import annotations
@@ -53,21 +54,28 @@ KEYS = (
 BATCH, AREA_SIDE = 8, 224
 
 
-def find_cells(folder: Path, names: Sequence[str]) -> dict[str, Path]:
-    """Cell → file; the preliminary test's pictures are numbered, and a table there gives their names.
+def numbered_pictures(folder: Path) -> dict[str, str]:
+    """Number of a picture of the preliminary test → the cell's name, from the tables of labels there."""
+    names: dict[str, str] = {}
+    for table in folder.rglob("*labels*.csv"):
+        with table.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if {"Patient_ID", "new_names"} <= row.keys():
+                    names[Path(row["new_names"]).stem] = Path(row["Patient_ID"]).stem
+    return names
+
+
+def find_cells(folder: Path, names: Sequence[str], numbered: Mapping[str, str]) -> dict[str, Path]:
+    """Cell → file; `numbered_pictures` of the folder gives the names of those that are numbered.
 
     Raises:
         LeukoscopeError: a cell without a picture.
     """
-    numbered: dict[str, str] = {}
-    for table in folder.rglob("*labels*.csv"):
-        with table.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if {"Patient_ID", "new_names"} <= row.keys()]
-        numbered |= {Path(row["new_names"]).stem: Path(row["Patient_ID"]).stem for row in rows}
     files: dict[str, Path] = {}
     for path in ImageFolder.read(folder).images:
         files.setdefault(numbered.get(path.stem, path.stem), path)
-    if missing := [name for name in names if name not in files]:
+    missing = [name for name in names if name not in files]
+    if missing:
         raise LeukoscopeError(
             f"{folder}: holds no picture of {missing[0]} ({len(missing)} of {len(names)} cells are missing); give the "
             "folder of the whole C-NMC 2019, with the preliminary test and its table of labels"
@@ -82,38 +90,54 @@ def subject_of(cell: str) -> str:
 
 def further_cells(pictures: Sequence[Image.Image], names: Sequence[str]) -> CellPredictions:
     """The named cells with their classes, subjects and areas; their predictions are still to be made."""
-    small = (one.resize((AREA_SIDE, AREA_SIDE), Image.Resampling.NEAREST) for one in pictures)
+    small = (picture.resize((AREA_SIDE, AREA_SIDE), Image.Resampling.NEAREST) for picture in pictures)
     return CellPredictions(
         tuple(names),
         tuple(map(subject_of, names)),
         np.array([LABELS.index(name.rsplit("_", 1)[1].upper()) for name in names]),
         np.full((len(names), len(LABELS)), 0.5),
         LABELS,
-        np.array([cell_area(np.asarray(one)) for one in small]),
+        np.array([cell_area(np.asarray(picture)) for picture in small]),
     )
 
 
 def figures(predictions: CellPredictions, keys: Sequence[str] = KEYS) -> dict[str, dict[str, float]]:
     """Metric → value, low and high (95 % by subject)."""
-    points, intervals = point_metrics(predictions), subject_intervals(predictions)
+    points = point_metrics(predictions)
+    intervals = subject_intervals(predictions)
     return {key: {"value": points[key], **intervals[key]} for key in keys if key in points}
 
 
-def measure_release(release: Path, pictures: Sequence[Image.Image], cells: CellPredictions) -> dict[str, Any]:
-    """A release's figures on these cells, in one view and as the mean over eight."""
+def figures_by_batch(predictions: CellPredictions, batches: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Batch → cells, subjects and `figures` of its cells; `batches` has one name a cell."""
+    by_batch: dict[str, dict[str, Any]] = {}
+    for batch in sorted(set(batches)):
+        cells = predictions.take([row for row, name in enumerate(batches) if name == batch])
+        counts = {"cells": len(cells.cell_ids), "subjects": len(set(cells.subjects))}
+        by_batch[batch] = {**counts, **figures(cells)}
+    return by_batch
+
+
+def measure_release(
+    release: Path, pictures: Sequence[Image.Image], cells: CellPredictions, batches: Sequence[str]
+) -> dict[str, Any]:
+    """A release's figures on these cells, in one view and as the mean over eight, and by batch in one view."""
     loaded = load_release(release)
     backend = float32_backend(loaded, len(pictures) * VIEWS)
-    pixels = np.stack([loaded.preprocessing.frame(one) for one in pictures])
-    order, views = [loaded.labels.index(label) for label in LABELS], []
+    pixels = np.stack([loaded.preprocessing.frame(picture) for picture in pictures])
+    order = [loaded.labels.index(label) for label in LABELS]
+    by_view = []
     for view in track(range(VIEWS), f"views of {release.name}"):
-        batches = [turned(pixels[first : first + BATCH], view) for first in range(0, len(pixels), BATCH)]
-        views.append(softmax(np.concatenate([backend(batch).logits for batch in batches]))[:, order])
-    one, eight = (_with(cells, p) for p in (views[0], np.mean(views, axis=0)))
+        logits = [backend(turned(pixels[first : first + BATCH], view)).logits for first in range(0, len(pixels), BATCH)]
+        by_view.append(softmax(np.concatenate(logits))[:, order])
+    one_view = _with(cells, by_view[0])
+    eight_views = _with(cells, np.mean(by_view, axis=0))
     return {
         "release": release.name,
         "sha256": sha256_of(release),
-        "one_view": figures(one),
-        "eight_views": figures(eight),
+        "one_view": figures(one_view),
+        "eight_views": figures(eight_views),
+        "by_batch": figures_by_batch(one_view, batches),
     }
 
 
@@ -137,13 +161,16 @@ def size_alone(train: CellPredictions, cells: CellPredictions) -> dict[str, dict
 
 def check(folder: Path, named: Mapping[str, Any], releases: Sequence[Path]) -> dict[str, Any]:
     """Measure releases on the cells that `named`, the content of the file, names: its new content."""
-    files = find_cells(folder, named["cell_names"])
+    numbered = numbered_pictures(folder)
+    files = find_cells(folder, named["cell_names"], numbered)
+    in_preliminary_test = set(numbered.values())
+    batches = ["preliminary_test" if name in in_preliminary_test else "fold_2" for name in files]
     pictures = [open_image(path) for path in track(files.values(), "reading cells")]
     cells = further_cells(pictures, list(files))
     train = CellPredictions.load(releases[0] / PREDICTIONS / "subject_cv.parquet")
-    measured = {one.name: measure_release(one, pictures, cells) for one in releases}
+    measured = {release.name: measure_release(release, pictures, cells, batches) for release in releases}
     # What was withdrawn keeps its row.
-    kept = [row for row in named.get("releases", ()) if row["release"] not in measured]
+    withdrawn = [row for row in named.get("releases", ()) if row["release"] not in measured]
     return {
         **named,
         "measured": date.today().isoformat(),
@@ -151,7 +178,7 @@ def check(folder: Path, named: Mapping[str, Any], releases: Sequence[Path]) -> d
         "subjects": len(set(cells.subjects)),
         "cells_by_class": {label: int((cells.references == k).sum()) for k, label in enumerate(LABELS)},
         "size_alone": size_alone(train, cells),
-        "releases": [*measured.values(), *kept],
+        "releases": [*measured.values(), *withdrawn],
     }
 
 
@@ -160,21 +187,24 @@ def record(content: Mapping[str, Any], releases: Sequence[Path]) -> list[Path]:
     rows = {row["release"]: row for row in content["releases"]}
     written = []
     for release in releases:
-        if row := rows.get(release.name):
-            block = {
-                "data": content["data"],
-                "estimates": STATEMENT.format(subjects=content["subjects"]),
-                "measured": content["measured"],
-                "cells": content["cells"],
-                "subjects": content["subjects"],
-                "sha256": row["sha256"],
-                "earlier_weights": row["sha256"] != sha256_of(release),
-                **row["one_view"],
-            }
-            metrics = read_metrics(release)
-            if metrics.get("further_subjects") != block:
-                write_metrics(release, {**metrics, "further_subjects": block})
-            written.append(release)
+        if release.name not in rows:
+            continue
+        row = rows[release.name]
+        block = {
+            "data": content["data"],
+            "estimates": STATEMENT.format(subjects=content["subjects"]),
+            "measured": content["measured"],
+            "cells": content["cells"],
+            "subjects": content["subjects"],
+            "sha256": row["sha256"],
+            "earlier_weights": row["sha256"] != sha256_of(release),
+            **row["one_view"],
+            "by_batch": row.get("by_batch", {}),
+        }
+        metrics = read_metrics(release)
+        if metrics.get("further_subjects") != block:
+            write_metrics(release, {**metrics, "further_subjects": block})
+        written.append(release)
     return written
 
 
@@ -185,19 +215,20 @@ def cnmc_releases() -> list[Path]:
 
 def parser() -> ArgumentParser:
     """The program's flags."""
-    made = make_parser("external", __doc__)
-    made.add_argument("folder", type=Path, nargs="?", help="Of the whole C-NMC 2019; without it nothing is measured.")
-    made.add_argument("--file", type=Path, default=FILE, help="The figures, and the names of the cells.")
-    return made
+    flags = make_parser("external", __doc__)
+    flags.add_argument("folder", type=Path, nargs="?", help="Of the whole C-NMC 2019; without it nothing is measured.")
+    flags.add_argument("--file", type=Path, default=FILE, help="The figures, and the names of the cells.")
+    return flags
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure the releases where a folder is given, and write their rows into their metrics.json."""
-    given = parser().parse_args(argv)
-    content, releases = json.loads(given.file.read_text(encoding="utf-8")), cnmc_releases()
-    if given.folder:
-        content = check(given.folder, content, releases)
-        write_json(given.file, content)
+    arguments = parser().parse_args(argv)
+    content = json.loads(arguments.file.read_text(encoding="utf-8"))
+    releases = cnmc_releases()
+    if arguments.folder:
+        content = check(arguments.folder, content, releases)
+        write_json(arguments.file, content)
     for release in record(content, releases):
         print(release.name)
 

@@ -20,9 +20,9 @@ from leukoscope.data.registry import DATASETS
 from leukoscope.evaluation.bootstrap import bootstrap_subjects
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import write_atomic
-from leukoscope.models.release import OF_FIELDS, PREDICTIONS, WEIGHTS, read_metrics
+from leukoscope.models.release import PREDICTIONS, WEIGHTS, read_metrics
 from leukoscope.reports.formatting import Table, count, metric_name, new_aliases, share, span, with_interval, with_span
-from leukoscope.reports.release_tables import healthy_given, many, recognised_rows, unseen_evaluation
+from leukoscope.reports.release_tables import healthy_given, healthy_kinds, many, recognised_rows, unseen_evaluation
 from research.external import sha256_of
 from research.speed_table import speed_table
 from research.tables import (
@@ -200,37 +200,45 @@ def _positive_label(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def headline_table(releases: Sequence[Path]) -> str:
-    """What a release is worth on people it never saw: by cross-validation, outside, and beside cell size alone."""
-    by_labels: dict[tuple[str, ...], list[tuple[str, dict[str, Any]]]] = {}
+    """What releases are worth on people they never saw, the outside check first, and cell size alone beside them.
+
+    Releases of the same classes share a table.
+    """
+    by_labels: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for release in releases:
         metrics = read_metrics(release)
         if metrics["data"]["unit"] == "subject" and unseen_evaluation(metrics) is not None:
-            by_labels.setdefault(tuple(metrics["labels"]), []).append((release.name, metrics))
-    tables = []
-    for labels, measured in by_labels.items():
-        rows, alone = [], []
-        for name, metrics in measured:
-            outside = metrics.get("further_subjects") or {}
-            for on, *values in recognised_rows(metrics):
-                if on.startswith("cell size alone"):
-                    alone = ["cell size alone", on.removeprefix("cell size alone, "), *values]
-                else:
-                    old = f" (earlier weights of this recipe, {outside.get('measured')})"
-                    rows.append(
-                        [f"`{name}`", on + old * (bool(outside.get("earlier_weights")) and "further" in on), *values]
-                    )
-        heads = [f"of 100 {many(label)}, recognised" for label in labels]
-        table = Table(
-            ("release", "tested on people it never saw", *heads, "AUROC by subject"), [*rows, alone], text_columns=2
-        )
-        tables.append(str(table))
-    statements = dict.fromkeys(
-        block["estimates"]
-        for one in by_labels.values()
-        for _, metrics in one
-        if (block := metrics.get("further_subjects"))
-    )
+            by_labels.setdefault(tuple(metrics["labels"]), {})[release.name] = metrics
+    tables = [str(_headline(labels, measured)) for labels, measured in by_labels.items()]
+    outside = [
+        metrics["further_subjects"]
+        for measured in by_labels.values()
+        for metrics in measured.values()
+        if "further_subjects" in metrics
+    ]
+    statements = dict.fromkeys(block["estimates"] for block in outside)
     return "\n\n".join([*tables, *statements])
+
+
+def _headline(labels: Sequence[str], measured: Mapping[str, dict[str, Any]]) -> Table:
+    """The rows of each release, and one of cell size alone, which is the same for all."""
+    rows = []
+    size_alone: list[str] = []
+    for name, metrics in measured.items():
+        outside = metrics.get("further_subjects") or {}
+        for row in recognised_rows(metrics):
+            measured_on = row.measured_on
+            if row.kind == "size":
+                size_alone = ["cell size alone", measured_on.removeprefix("cell size alone, "), *row.texts[1:]]
+                continue
+            if row.kind == "outside" and outside.get("earlier_weights"):
+                measured_on += f" (earlier weights of this recipe, {outside['measured']})"
+            rows.append([f"`{name}`", measured_on, *row.texts[1:]])
+    heads = [f"of 100 {many(label)}, recognised" for label in labels]
+    if size_alone:
+        rows.append(size_alone)
+    columns = ("release", "tested on people it never saw", *heads, "AUROC by subject")
+    return Table(columns, rows, text_columns=2)
 
 
 def _normal_called_leukaemic(release: Path, metrics: Mapping[str, Any]) -> str:
@@ -289,7 +297,7 @@ def decisions_table(releases: Sequence[Path]) -> str:
     columns = (
         "release",
         "cells of unseen subjects that get a class",
-        "of these, wrong",
+        "wrong, of those that get a class",
         "white cells of healthy donors of other laboratories",
         "of 100 of these, given a class",
         "called leukaemic by the network alone",
@@ -334,23 +342,30 @@ def subjects_table(releases: Sequence[Path]) -> str:
 
 
 def external_table(measured: Sequence[Mapping[str, Any]], releases: Sequence[Path]) -> str:
-    """The outside check, with every metric; a row whose weights are no release's says so."""
+    """The outside check, of all its people and by batch; a row whose weights are no release's says so."""
     if not measured:
         return NOT_MEASURED
     (content,) = measured
     today = {release.name: sha256_of(release) for release in releases if (release / WEIGHTS).is_file()}
-    keys = ("auroc_by_subject", "auroc_equal_size", "recall_ALL", "recall_HEM")
+    keys = ("auroc_by_subject", "auroc_equal_size", "recall_ALL_by_subject", "recall_HEM_by_subject")
+    everybody = f"all {content['subjects']}"
     rows = []
     for row in content["releases"]:
-        state = "these weights" if today.get(row["release"]) == row["sha256"] else "earlier weights"
+        weights = f"earlier weights, {content['measured']}"
         if row["release"] not in today:
-            state = "no release any more"
-        weights = f"{state}, {content['measured']}"
-        rows.append([f"`{row['release']}`", weights, *(with_span(row["one_view"].get(key)) for key in keys)])
-    alone = content["size_alone"]
-    rows.append(["cell size alone", "", *(with_span(alone.get(key)) for key in keys)])
+            weights = "no release any more"
+        elif today[row["release"]] == row["sha256"]:
+            weights = f"these weights, {content['measured']}"
+        by_people = {everybody: row["one_view"]}
+        for name, batch in row.get("by_batch", {}).items():
+            by_people[f"{batch['subjects']}, {name.replace('_', ' ')}"] = batch
+        for people, figures in by_people.items():
+            texts = [with_span(figures.get(key)) for key in keys]
+            rows.append([f"`{row['release']}`", weights, people, *texts])
+    alone = [with_span(content["size_alone"].get(key)) for key in keys]
+    rows.append(["cell size alone", "", everybody, *alone])
     counts = ", ".join(f"{count(cells)} {many(label)}" for label, cells in content["cells_by_class"].items())
-    table = Table(("release", "weights", *map(metric_name, keys)), rows, text_columns=2)
+    table = Table(("release", "weights", "people", *map(metric_name, keys)), rows, text_columns=3)
     return f"{content['data']}: {counts}. One view of each cell; in brackets 95 % intervals by subject.\n\n{table}"
 
 
@@ -400,9 +415,8 @@ def shortcuts_table(audits: Sequence[Mapping[str, Any]]) -> str:
 
 
 def healthy_cells(metrics: Mapping[str, Any]) -> int:
-    """How many white cells of healthy donors a release was tested on; who gave those of fields is not known."""
-    sources = metrics.get("ood", {}).get("healthy", {})
-    return sum(kind["cells"] for name, source in sources.items() if name != OF_FIELDS for kind in source.values())
+    """How many white cells of healthy donors a release was tested on."""
+    return sum(kind["cells"] for kind in healthy_kinds(metrics))
 
 
 def smears_table(measured: Sequence[Mapping[str, Any]]) -> str:

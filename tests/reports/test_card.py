@@ -22,7 +22,7 @@ from leukoscope.evaluation.assess import ESTIMATES
 from leukoscope.evaluation.metrics import NOT_KNOWN
 from leukoscope.models.build import FROM_SCRATCH
 from leukoscope.models.release import write_metrics
-from leukoscope.reports.card import SHOWN, draw_examples, draw_plots, render_card, write_card
+from leukoscope.reports.card import CARD_PLOTS, draw_examples, draw_plots, render_card, write_card
 from release_fixtures import METRICS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -99,7 +99,29 @@ def test_only_an_id_of_the_hub_is_named_as_data_set(card: Card, name: str, on_th
 
 
 def test_what_stands_in_metrics_is_text_and_no_template(card: Card) -> None:
-    assert "\n{{ 6 * 7 }} cells: 7,779 cells" in card(data={"title": "{{ 6 * 7 }} cells"})
+    assert "\n{{ 6 - 7 }} cells: 7,779 cells" in card(data={"title": "{{ 6 - 7 }} cells"})
+
+
+def test_names_are_shown_as_they_are_and_format_nothing(card: Card) -> None:
+    """Class names, subject ids and titles come from somebody's folders and tables."""
+    strange, plain = "*a* <img src=x>", "b_1"
+    evaluation = json.loads(json.dumps(METRICS["evaluations"][0]).replace("ALL", strange).replace("HEM", plain))
+    of_class = {"coverage_by_subject": 0.7, "risk": 0.1}
+    default: dict[str, Any] = {"threshold": 0.64, "coverage_by_subject": 0.8, "risk_by_subject": 0.1}
+    default["per_class"] = {strange: of_class, plain: of_class}
+    rendered = card(
+        labels=[strange, plain],
+        positive_label=strange,
+        evaluations=[evaluation],
+        decisions={"abstention": {"default": default}},
+        training={"class_frequencies": {strange: 0.5, plain: 0.5}},
+        data={"name": "lab/cells", "title": "_our_ [cells](http://x)"},
+    )
+    prose = [line for line in rendered.split("---\n", 2)[2].splitlines() if not line.startswith("|")]
+    shown = "\n".join(prose)
+    assert strange not in shown and shown.count(r"\*a\* \<img src=x\>") == 4
+    assert shown.count("b_1") == 4, "within a word it formats nothing"
+    assert r"\_our\_ \[cells\](http://x): 7,779 cells" in shown
 
 
 def test_card_states_notice_data_start_weights_and_limits(card: Card) -> None:
@@ -233,8 +255,10 @@ BLOCKS = REPOSITORY / "model_card" / "leukoscope-densenet201-ball4"
 
 def test_a_block_is_called_a_subject_nowhere_on_its_card() -> None:
     card = render_card(BLOCKS)
-    for text in ("Of unseen blocks' cells ", "Every block counts the same", "**Its data name no people**"):
+    for text in ("of unseen blocks' fields of view ", "Every block counts the same", "**Its data name no people**"):
         assert text in card
+    assert "3,256 fields of view of" in card and "of 100 fields of view of unseen blocks" in card.replace("\n", " ")
+    assert "![Accuracy of each block's fields of view, by class" in card
     assert "subject" not in card.replace("figures/subjects.png", "")
 
 
@@ -258,8 +282,14 @@ def test_a_recalibrated_release_speaks_of_the_subjects_it_was_recalibrated_on(
 
 
 ONE = {"value": 0.42, "low": 0.32, "high": 0.63}
-FURTHER = {"subjects": 34, "measured": "2026-11-27", "estimates": "34 further subjects: in view.", "sha256": "x"}
-FURTHER |= {key: ONE for key in ("recall_ALL", "recall_HEM", "auroc_by_subject")}
+FURTHER: dict[str, Any] = {
+    "subjects": 34,
+    "measured": "2026-11-27",
+    "estimates": "34 further subjects: in view.",
+    "sha256": "x",
+}
+FURTHER |= {key: ONE for key in ("recall_ALL_by_subject", "recall_HEM_by_subject", "auroc_by_subject")}
+FURTHER["by_batch"] = {"fold_2": {"subjects": 13, "cells": 101, "auroc_by_subject": ONE}}
 
 
 def test_loading_and_saving_a_card_merges_no_two_measurements(card: Card, tmp_path: Path) -> None:
@@ -286,13 +316,14 @@ def test_a_split_by_image_alone_does_not_apply_to_a_new_subject(card: Card) -> N
 
 
 @pytest.mark.parametrize("earlier", [False, True])
-def test_the_outside_check_stands_beside_the_cross_validation_and_names_earlier_weights(
+def test_the_outside_check_stands_before_the_cross_validation_and_names_earlier_weights(
     card: Card, earlier: bool
 ) -> None:
     said = card(further_subjects=FURTHER | {"earlier_weights": earlier})
     assert "| 34 further people | 42 (32–63) | 42 (32–63) | 0.420 (0.32–0.63) |" in said
+    assert said.index("34 further people") < said.index("| 13 of these, fold 2 |") < said.index("| cross-validation")
     assert ("of **earlier weights of this recipe** (2026-11-27)" in said) == earlier
-    (_, result) = front_matter(said)["model-index"][0]["results"]
+    (result, _) = front_matter(said)["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == 0.42
 
 
@@ -303,8 +334,9 @@ def test_coverage_is_stated_by_class_and_what_the_detector_refuses_beside_it(car
     kind = {"cells": 50, "outcomes": {"ALL": 1, "HEM": 0}, "most_probable": {"ALL": 45, "HEM": 5}}
     ood = {"held_out": {"kept_share_by_subject": 0.98}, "healthy": {"white cells": {"lymphocyte": kind}}}
     said = " ".join(card(decisions={"abstention": {"default": default}}, ood=ood).split())
-    assert "no class below a probability of 0.640. Of unseen subjects' cells 83 of 100 get one (ALL 70, HEM 50)" in said
-    assert "it lets 98 of 100 cells of unseen subjects pass, and gives 2 of 100 white cells of healthy donors" in said
+    assert "no class below a probability of 0.640. 83 % of unseen subjects' cells get one (ALL 70 %, HEM 50 %)" in said
+    assert "(ALL 70 %, HEM 50 %); 10 % of the classes given are wrong." in said, "of those that get one, not of all"
+    assert "98 of 100 cells of unseen subjects pass this check, and 2 of 100 white cells of healthy donors" in said
 
 
 def test_an_example_picture_comes_with_what_the_release_predicts(tiny_release: Path, tmp_path: Path) -> None:
@@ -334,7 +366,7 @@ def test_a_card_shows_its_plot_and_the_same_again(assessed: Path) -> None:
     assert file.name == "subjects.png"
     with Image.open(file) as picture:
         assert picture.width > 400 and len(set(picture.convert("L").getdata())) > 20, "it shows something"
-    assert f"![{SHOWN['subjects']}](figures/subjects.png)" in render_card(assessed)
+    assert f"![{CARD_PLOTS['subjects']}](figures/subjects.png)" in render_card(assessed)
     first = file.read_bytes()
     assert draw_plots(assessed)[0].read_bytes() == first
 
@@ -362,3 +394,9 @@ def test_a_card_that_cannot_be_written_ends_in_one_line(release: Path) -> None:
 def test_embedded_cards_show_their_figure(embedded: Path) -> None:
     assert [file.name for file in (embedded / "figures").iterdir()] == ["subjects.png"]
     assert "(figures/subjects.png)" in (embedded / "README.md").read_text()
+
+
+def test_a_card_of_single_cells_says_how_smears_are_read(card: Card) -> None:
+    rendered = card()
+    assert "Not for smears" not in rendered
+    assert "In a smear, `leukoscope smear` and the demo first find the cells and cut them out." in rendered

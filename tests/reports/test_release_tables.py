@@ -9,7 +9,7 @@ import pytest
 
 from leukoscope.audit import audit_cells, scan_cells
 from leukoscope.data.cells import LoadedCells
-from leukoscope.evaluation.metrics import BY_SUBJECT, POOLED
+from leukoscope.evaluation.metrics import BY_SUBJECT, POOLED_METRICS
 from leukoscope.reports.formatting import Table, metric_name, span
 from leukoscope.reports.release_tables import copies_table, recognised_rows
 
@@ -37,7 +37,7 @@ def test_a_label_stays_in_its_cell_and_is_no_element_of_html() -> None:
 )
 def test_every_metric_has_a_name_and_another_is_no_recall(key: str, name: str) -> None:
     assert metric_name(key, "block") == name
-    assert all(metric_name(key) for key in (*POOLED, *BY_SUBJECT))
+    assert all(metric_name(key) for key in (*POOLED_METRICS, *BY_SUBJECT))
     with pytest.raises(KeyError):
         metric_name("mcc")
 
@@ -63,23 +63,31 @@ def test_an_interval_has_the_digits_that_show_its_width_and_what_is_neither_0_no
 
 
 def test_what_is_recognised_is_told_by_class_and_person(release_metrics: dict[str, Any]) -> None:
-    rows = recognised_rows(release_metrics)
-    assert rows[0] == ["cross-validation, 2 people", "100", "19", "0.777"]
-    assert rows[1] == ["cell size alone, the same 2 people", "–", "–", "0.722"]
+    texts = [row.texts for row in recognised_rows(release_metrics)]
+    assert texts[0] == ["cross-validation, 2 people", "100", "19", "0.777"]
+    assert texts[1] == ["cell size alone, the same 2 people", "–", "–", "0.722"]
     ends = {"recall_ALL_by_subject": {"low": 0.9, "high": 1.0}, "auroc_by_subject": {"low": 0.7, "high": 0.85}}
     block = release_metrics["evaluations"][0]
     block["metrics"]["recall_by_subject"] = {"ALL": 0.94, "HEM": 0.65}
     block["intervals"] = {"by_subject": ends}
     block["size_only_baseline"]["recall_by_subject"] = {"ALL": 0.8, "HEM": 0.7}
     one = {"value": 0.5, "low": 0.4, "high": 0.6}
-    further = {"subjects": 34, "recall_ALL": one, "recall_HEM": one, "auroc_by_subject": one}
-    assert recognised_rows(release_metrics | {"further_subjects": further}) == [
-        ["cross-validation, 2 people", "94 (90–100)", "65", "0.777 (0.70–0.85)"],
+    over_all_cells = {"value": 0.9, "low": 0.8, "high": 0.99}
+    further = {"subjects": 34, "recall_ALL": over_all_cells, "recall_HEM": over_all_cells, "auroc_by_subject": one}
+    further |= {"recall_ALL_by_subject": one, "recall_HEM_by_subject": one}
+    further["by_batch"] = {"fold_2": {"subjects": 13, "recall_ALL_by_subject": one, "auroc_by_subject": one}}
+    rows = recognised_rows(release_metrics | {"further_subjects": further})
+    assert [row.texts for row in rows] == [
         ["34 further people", "50 (40–60)", "50 (40–60)", "0.500 (0.40–0.60)"],
+        ["13 of these, fold 2", "50 (40–60)", "–", "0.500 (0.40–0.60)"],
+        ["cross-validation, 2 people", "94 (90–100)", "65", "0.777 (0.70–0.85)"],
         ["cell size alone, the same 2 people", "80", "70", "0.722"],
     ]
+    assert [row.kind for row in rows] == ["outside", "outside", "unseen", "size"]
     by_image = release_metrics | {"evaluations": release_metrics["evaluations"][1:]}
-    assert recognised_rows(by_image) == [["70/15/15 by image", "96", "50", "0.855"]], "of people nothing is said"
+    assert [row.texts for row in recognised_rows(by_image)] == [["70/15/15 by image", "96", "50", "0.855"]], (
+        "of people nothing is said"
+    )
 
 
 def test_copies_are_counted_by_what_is_known_of_the_cells(phantom_data: LoadedCells) -> None:

@@ -12,7 +12,7 @@ from drawn import save_cell
 from leukoscope import LeukoscopeError
 from leukoscope.models.release import read_metrics
 from leukoscope.reports.card import render_card
-from research.external import check, find_cells, record, sha256_of, subject_of
+from research.external import check, find_cells, numbered_pictures, record, sha256_of, subject_of
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 
@@ -36,10 +36,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_numbered_picture_is_found_by_the_name_in_its_table(folder: Path) -> None:
-    files = find_cells(folder, names())
+    numbered = numbered_pictures(folder)
+    assert numbered == {"7": names()[-1]}
+    files = find_cells(folder, names(), numbered)
     assert list(files) == names() and files[names()[-1]].name == "7.bmp"
     with pytest.raises(LeukoscopeError, match=r"holds no picture of UID_1_1_1_all \(1 of 13 cells are missing\)"):
-        find_cells(folder, [*names(), "UID_1_1_1_all"])
+        find_cells(folder, [*names(), "UID_1_1_1_all"], numbered)
 
 
 def test_an_alias_of_a_subject_is_the_subject() -> None:
@@ -60,12 +62,21 @@ def test_a_release_is_measured_and_its_row_stands_on_its_card(folder: Path, tmp_
     for view in ("one_view", "eight_views"):
         found = row[view]["recall_HEM_by_subject"]
         assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1
+    batches = row["by_batch"]
+    assert {name: (batch["cells"], batch["subjects"]) for name, batch in batches.items()} == {
+        "fold_2": (11, 6),
+        "preliminary_test": (1, 1),
+    }
     assert record(content, [release]) == [release]
     block = read_metrics(release)["further_subjects"]
     assert not block["earlier_weights"] and block["recall_ALL"] == pytest.approx(
         row["one_view"]["recall_ALL"], abs=1e-5
     )
-    assert "| 6 further people |" in render_card(release)
+    card = render_card(release)
+    assert "| 6 further people |" in card and "| 6 of these, fold 2 |" in card
+    assert block["by_batch"]["fold_2"]["recall_HEM_by_subject"]["value"] == pytest.approx(
+        batches["fold_2"]["recall_HEM_by_subject"]["value"], abs=1e-5
+    )
     row["sha256"] = "other weights"
     record(content, [release])
     assert "earlier weights of this recipe" in render_card(release)

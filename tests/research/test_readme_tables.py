@@ -55,22 +55,35 @@ def test_the_headline_tells_classes_apart_beside_further_people_and_size_alone(
     assert size == "| cell size alone | the same 2 people | – | – | 0.722 |"
     one = {"value": 0.5, "low": 0.4, "high": 0.6}
     further = {"subjects": 34, "measured": "2026-11-27", "estimates": "In view.", "earlier_weights": True}
-    further |= {key: one for key in ("recall_ALL", "recall_HEM", "auroc_by_subject")}
+    further |= {key: one for key in ("recall_ALL_by_subject", "recall_HEM_by_subject", "auroc_by_subject")}
+    further["by_batch"] = {"fold_2": {"cells": 101, "subjects": 13, "auroc_by_subject": one}}
     (release / "metrics.json").write_text(json.dumps(release_metrics | {"further_subjects": further}))
     table = headline_table([release])
-    assert "| 34 further people (earlier weights of this recipe, 2026-11-27) | 50 (40–60) | 50 (40–60) |" in table
+    earlier = "(earlier weights of this recipe, 2026-11-27)"
+    _, _, outside, batch, cross_validated, *_ = table.splitlines()
+    assert (
+        outside == f"| `leukoscope-test` | 34 further people {earlier} | 50 (40–60) | 50 (40–60) | 0.500 (0.40–0.60) |"
+    )
+    assert batch == f"| `leukoscope-test` | 13 of these, fold 2 {earlier} | – | – | 0.500 (0.40–0.60) |"
+    assert "cross-validation" in cross_validated
     assert table.endswith("\n\nIn view.")
 
 
 def test_weights_that_are_no_release_s_are_called_earlier(release: Path) -> None:
     one = {"value": 0.5, "low": 0.4, "high": 0.6}
     view = {"auroc_by_subject": one}
-    rows = [{"release": name, "sha256": "x", "one_view": view} for name in ("leukoscope-test", "gone")]
-    content = {"data": "C-NMC", "measured": "2026-11-27", "cells_by_class": {"ALL": 2}, "size_alone": {}}
+    rows: list[dict[str, Any]] = [
+        {"release": name, "sha256": "x", "one_view": view} for name in ("leukoscope-test", "gone")
+    ]
+    rows[0]["by_batch"] = {"preliminary_test": {"subjects": 21, "recall_HEM_by_subject": one}}
+    content: dict[str, Any] = {"data": "C-NMC", "measured": "2026-11-27", "subjects": 34, "size_alone": {}}
+    content["cells_by_class"] = {"ALL": 2}
     (release / "model.safetensors").write_bytes(b"weights")
     lines = external_table([content | {"releases": rows}], [release]).splitlines()
-    assert "| `leukoscope-test` | earlier weights, 2026-11-27 | 0.500 (0.40–0.60) | – | – | – |" in lines
-    assert "| `gone` | no release any more, 2026-11-27 | 0.500 (0.40–0.60) | – | – | – |" in lines
+    assert "| `leukoscope-test` | earlier weights, 2026-11-27 | all 34 | 0.500 (0.40–0.60) | – | – | – |" in lines
+    batch = "| `leukoscope-test` | earlier weights, 2026-11-27 | 21, preliminary test | – | – | – | 0.500 (0.40–0.60) |"
+    assert batch in lines
+    assert "| `gone` | no release any more | all 34 | 0.500 (0.40–0.60) | – | – | – |" in lines, "when is not recorded"
 
 
 def test_decisions_and_subjects_are_counted_where_they_were_measured(

@@ -75,7 +75,8 @@ def _label_names(label_map: Sequence[str]) -> dict[str, str]:
         if "=" not in pair:
             raise LeukoscopeError(f"--label_map {pair}: write the model's class, =, and ours, like blast=ALL")
         theirs, _, ours = pair.rpartition("=")
-        if (other := names.setdefault(theirs, ours)) != ours:
+        other = names.setdefault(theirs, ours)
+        if other != ours:
             raise LeukoscopeError(f"--label_map {pair}: {theirs} is already {other}; give one of the two")
     return names
 
@@ -96,14 +97,14 @@ def protocol(
     from leukoscope.files import resource_file
     from leukoscope.models.release import read_release
     from leukoscope.protocol import check_release_folder, compose_release, run_protocol
-    from leukoscope.reports.card import TEMPLATE, write_card
+    from leukoscope.reports.card import CARD_TEMPLATE, write_card
     from leukoscope.training.accelerator import close_connection
     from leukoscope.training.config import parse_config
 
     # Checked now rather than after hours of training.
     check_release_folder(output)
     require_writable(output.parent)
-    resource_file(TEMPLATE)
+    resource_file(CARD_TEMPLATE)
     config = parse_config(ctx.args)
     runs = run_protocol(config)
     if PartialState().is_main_process:

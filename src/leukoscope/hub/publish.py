@@ -33,7 +33,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.files import disk_errors
 from leukoscope.models.hub_download import HubUnreachable, hub_model_info
 from leukoscope.models.release import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, WEIGHTS, read_release
-from leukoscope.reports.card import EXAMPLES, SHOWN, draw_examples, render_card
+from leukoscope.reports.card import CARD_PLOTS, EXAMPLE_PICTURES, draw_examples, render_card
 
 _MAY_NOT_WRITE = (
     "your token may not write there; make one that may at https://huggingface.co/settings/tokens, or name a repository "
@@ -86,7 +86,9 @@ class Published:
 
     def __str__(self) -> str:
         """One line for the terminal."""
-        note = "" if self.is_new else "; these files were there already, nothing was sent"
+        note = "; these files were there already, nothing was sent"
+        if self.is_new:
+            note = ""
         return f"{self.address} (commit {self.commit[:12]}{note})"
 
 
@@ -101,7 +103,9 @@ def check_can_publish(to: Destination) -> None:
     try:
         hub_model_info(to.id)
     except HubUnreachable:
-        or_else = ", or train without --push_to_hub" if to.kind == "model" else ""
+        or_else = ""
+        if to.kind == "model":
+            or_else = ", or train without --push_to_hub"
         raise LeukoscopeError(
             f"{to.id}: the Hub cannot be reached; check the network (and HF_HUB_OFFLINE){or_else}"
         ) from None
@@ -136,7 +140,7 @@ def publish(release: Path, to: Destination, *, licence: str = "") -> Published:
         (folder / CARD).write_text(render_card(folder, hub_id=to.id, licence=licence), encoding="utf-8")
         again = f"leukoscope release push {shlex.quote(str(release))} --hub_model_id {to.id}"
         hint = f"The release is whole in {release}; go on, with your other flags, by: {again}"
-        return upload(folder, to, replaces=(*RELEASE_PATTERNS, EXAMPLES), hint=hint)
+        return upload(folder, to, replaces=(*RELEASE_PATTERNS, EXAMPLE_PICTURES), hint=hint)
 
 
 def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str) -> Published:
@@ -148,7 +152,8 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
             lacks are deleted.
         hint: added to the error where the Hub refuses or cannot be reached: that nothing is lost, and how to go on.
     """
-    api, what = HfApi(), {"model": "release", "space": "Space"}[to.kind]
+    api = HfApi()
+    what = {"model": "release", "space": "Space"}[to.kind]
 
     try:
         _require_access(api, to)
@@ -196,8 +201,11 @@ def _require_access(api: HfApi, to: Destination) -> None:
         raise PermissionError(
             f"this {to.kind} is public already; ask for no private one to publish there, or name another one"
         )
-    tags = api.list_repo_refs(to.id, repo_type=to.kind).tags if to.tag else []
-    if commit := next((tag.target_commit for tag in tags if tag.name == to.tag), ""):
+    tags = []
+    if to.tag:
+        tags = api.list_repo_refs(to.id, repo_type=to.kind).tags
+    commit = next((tag.target_commit for tag in tags if tag.name == to.tag), "")
+    if commit:
         raise LeukoscopeError(
             f"{to.id}: has the tag {to.tag} already (commit {commit[:12]}), and a tag stays where it is; name another "
             "one"
@@ -207,32 +215,37 @@ def _require_access(api: HfApi, to: Destination) -> None:
 def reason(error: Exception) -> str:
     """What went wrong and what to do about it, in one line."""
     # An upload's own error names the file, what happened to it is its cause.
-    cause = error.__cause__ if isinstance(error, RuntimeError) else None
+    cause = None
+    if isinstance(error, RuntimeError):
+        cause = error.__cause__
     if isinstance(cause, Exception):
         return f"{str(error).rstrip('.')} ({reason(cause)})"
     if not isinstance(error, HfHubHTTPError):
         text = (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
-        known = isinstance(error, ValueError | PermissionError)
-        return text if known else f"the Hub does not answer ({text}); try again"
+        is_plain = isinstance(error, ValueError | PermissionError)
+        if is_plain:
+            return text
+        return f"the Hub does not answer ({text}); try again"
     if isinstance(error, RevisionNotFoundError):
         return "the repository has no such revision; name another one"
     if isinstance(error, RepositoryNotFoundError):
         return "the Hub has no such repository, or none that your token may see; check the name and the token"
-    status, said = error.response.status_code, (error.server_message or "").strip().splitlines()
+    status = error.response.status_code
+    lines = (error.server_message or "").strip().splitlines()
     if status == 401:
         return "the Hub does not accept your token; run `hf auth login` or set HF_TOKEN to a valid one"
     if status in (403, 404):
-        return _MAY_NOT_WRITE + (f" (the Hub: {said[0].rstrip('.')})" if said else "")
+        return _MAY_NOT_WRITE + (f" (the Hub: {lines[0].rstrip('.')})" if lines else "")
     if status == 429:
         return "the Hub asks for a pause (HTTP 429); try again later"
-    if status < 500 and said:
-        return f"the Hub refuses it (HTTP {status}: {said[0].rstrip('.')})"
+    if status < 500 and lines:
+        return f"the Hub refuses it (HTTP {status}: {lines[0].rstrip('.')})"
     return f"the Hub fails (HTTP {status}); try again"
 
 
 RELEASE_PATTERNS = (
     *(CONFIG, WEIGHTS, METRICS, CARD, OOD),
-    *(f"{FIGURES}/{name}.png" for name in SHOWN),
+    *(f"{FIGURES}/{name}.png" for name in CARD_PLOTS),
     f"{PREDICTIONS}/*.parquet",
 )
 # What a column of predictions may be called, and its type.
@@ -250,7 +263,8 @@ def release_contents(release: Path) -> dict[str, Path]:
         LeukoscopeError: a missing file, or predictions that hold more than predictions.
     """
     files = {name: path for name, path in _files(release).items() if is_release_file(name)}
-    if missing := [name for name in (CONFIG, WEIGHTS, METRICS) if name not in files]:
+    missing = [name for name in (CONFIG, WEIGHTS, METRICS) if name not in files]
+    if missing:
         raise LeukoscopeError(f"{release}: has no {missing[0]}; give the folder of a release")
     for path in files.values():
         if path.suffix == ".parquet":

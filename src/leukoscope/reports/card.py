@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
@@ -37,10 +39,10 @@ from leukoscope.models.weights import load_release
 from leukoscope.reports import formatting, release_tables
 from leukoscope.synthetic import PHANTOM_LABELS, SMEAR_LABELS, draw_cell, smear_picture
 
-TEMPLATE = "model_card/template.md"
+CARD_TEMPLATE = "model_card/template.md"
 _NEEDED = ("labels", "data", "recipe", "training", "evaluations")  # of metrics.json
 # Plot → its alt text; a card shows the first that its release has.
-SHOWN = {
+CARD_PLOTS = {
     "subjects": "Accuracy of each subject's cells, by class, from networks that never saw the subject",
     "confusion": "Confusion matrix: cells of each true class by predicted class, counts and shares",
 }
@@ -50,7 +52,7 @@ _OWN_START_WEIGHTS = (
     "channels selected from ImageNet EfficientNet-B4",
     "stem and dense blocks 1-3 of ImageNet DenseNet201",
 )
-EXAMPLES = "examples/phantom_*.png"  # pictures that the Hub's page of a model offers to predict
+EXAMPLE_PICTURES = "examples/phantom_*.png"  # pictures that the Hub's page of a model offers to predict
 FRONT_AND_TEXT = "---\n{{ card_data }}\n---\n\n{{ body }}"
 
 
@@ -65,29 +67,36 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     Raises:
         LeukoscopeError: a release without measurements.
     """
-    metrics, config = _measured(release), read_config(release)
-    name, unit = hub_id.split("/")[-1] or folder_name(release), metrics["data"]["unit"]
+    metrics = _measured(release)
+    config = read_config(release)
+    unit = metrics["data"]["unit"]
+    name = hub_id.split("/")[-1] or folder_name(release)
     licence = licence or default_licence(metrics)
-    training, has_weights = metrics["training"], (release / WEIGHTS).is_file()
-    size, has_map = (
-        _measure_network(release) if has_weights else (dict.fromkeys(("parameters", "macs", "file"), "–"), True)
-    )
+    training = metrics["training"]
+    has_weights = (release / WEIGHTS).is_file()
+    size = dict.fromkeys(("parameters", "macs", "file"), "–")
+    has_map = True
+    if has_weights:
+        size, has_map = _measure_network(release)
     unseen = release_tables.unseen_evaluation(metrics)
+    in_fields = _shows_fields(metrics)
     # `ModelCard.from_template` renders a missing value as nothing, and would run a template within metrics.json.
     body = formatting.rendered(
-        resource_file(TEMPLATE),
-        **{key: value for key, value in metrics.items() if key != "notice"},
+        resource_file(CARD_TEMPLATE),
+        **{key: block for key, block in metrics.items() if key != "notice"},
         metrics=metrics,
         name=name,
         hub_id=hub_id,
         model=hub_id or f"path/to/{folder_name(release)}",
         licence=licence,
         unit=unseen["split"]["disjoint_by"] if unseen else unit,
+        picture="field of view" if in_fields else "cell",
+        pictures="fields of view" if in_fields else "cells",
         people=unseen is not None,
         perhaps_seen=unseen is not None and unseen["estimates"] == NOT_KNOWN,
         preprocessing=config["pretrained_cfg"],
         size=size,
-        figures={one: SHOWN[one].replace("subject", unit) for one in _drawn(release)},
+        figures={plot: _alt_text(plot, unit, in_fields=in_fields) for plot in _drawn(release)},
         recognised_table=release_tables.recognised_table,
         healthy_given=release_tables.healthy_given,
         frequencies=training.get("output_frequencies") or training.get("class_frequencies"),
@@ -100,8 +109,22 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     return str(ModelCard.from_template(data, template_str=FRONT_AND_TEXT, body=body))
 
 
+def _shows_fields(metrics: Mapping[str, Any]) -> bool:
+    """Whether the pictures of a release's data set are fields of view, each with several cells."""
+    info = DATASETS.get(metrics["data"]["name"])
+    return info is not None and info.pictures.startswith("fields of view")
+
+
+def _alt_text(plot: str, unit: str, *, in_fields: bool) -> str:
+    """The alternative text of a plot, in the words for its data's subjects and pictures."""
+    text = CARD_PLOTS[plot].replace("subject", unit)
+    if in_fields:
+        text = text.replace("cells", "fields of view")
+    return text
+
+
 def _drawn(release: Path) -> list[str]:
-    return [name for name in SHOWN if (release / FIGURES / f"{name}.png").is_file()][:1]
+    return [name for name in CARD_PLOTS if (release / FIGURES / f"{name}.png").is_file()][:1]
 
 
 def _measure_network(release: Path) -> tuple[dict[str, str], bool]:
@@ -110,11 +133,13 @@ def _measure_network(release: Path) -> tuple[dict[str, str], bool]:
     A vision transformer gives none.
     """
     loaded = load_release(release)
-    side, network = loaded.preprocessing.image_size, loaded.network
+    network = loaded.network
+    side = loaded.preprocessing.image_size
     with torch.inference_mode(), FlopCounterMode(display=False) as counted:
         features = network.forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
+    parameters = sum(tensor.numel() for tensor in network.parameters())
     size = {
-        "parameters": f"{sum(one.numel() for one in network.parameters()) / 1e6:.2f} M",
+        "parameters": f"{parameters / 1e6:.2f} M",
         "macs": f"{counted.get_total_flops() / 2e9:.2f} G",
         "file": f"{(release / WEIGHTS).stat().st_size / 1e6:.1f} MB",
     }
@@ -123,17 +148,23 @@ def _measure_network(release: Path) -> tuple[dict[str, str], bool]:
 
 def _widget(release: Path) -> list[dict[str, Any]] | None:
     """The example pictures of a release with what it predicts for each, as the Hub shows them; None without any."""
-    if not (examples := sorted(release.glob(EXAMPLES))):
+    examples = sorted(release.glob(EXAMPLE_PICTURES))
+    if not examples:
         return None
     predictions = Predictor.from_pretrained(release, backend="torch", device="cpu")(examples)
     return [
         {
             "src": path.relative_to(release).as_posix(),
             "example_title": f"synthetic cell, drawn as {path.stem.removeprefix('phantom_')}",
-            "output": [{"label": k, "score": round(v, 3)} for k, v in found.probabilities.items()],
+            "output": _scores(prediction.probabilities),
         }
-        for path, found in zip(examples, predictions, strict=True)
+        for path, prediction in zip(examples, predictions, strict=True)
     ]
+
+
+def _scores(probabilities: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Probabilities as the Hub's widget takes them."""
+    return [{"label": label, "score": round(probability, 3)} for label, probability in probabilities.items()]
 
 
 def write_card(release: Path, *, hub_id: str = "", licence: str = "") -> Path:
@@ -147,7 +178,8 @@ def write_card(release: Path, *, hub_id: str = "", licence: str = "") -> Path:
 
 def _measured(release: Path) -> dict[str, Any]:
     metrics = read_metrics(release)
-    if missing := [block for block in _NEEDED if block not in metrics]:
+    missing = [block for block in _NEEDED if block not in metrics]
+    if missing:
         raise LeukoscopeError(
             f"{release / METRICS}: missing, or without {missing[0]!r}; a card is rendered from the measurements that "
             "`leukoscope train` and `leukoscope protocol` write there"
@@ -161,7 +193,8 @@ def _card_data(
     metrics: Mapping[str, Any], name: str, *, licence: str, widget: list[dict[str, Any]] | None
 ) -> ModelCardData:
     """The card's YAML front matter: a description of the model, and its test results."""
-    dataset, base_model = _hub_dataset(metrics["data"]["name"]), _base_model(metrics)
+    dataset = _hub_dataset(metrics["data"]["name"])
+    base_model = _base_model(metrics)
     results = list(_eval_results(metrics))
     return ModelCardData(
         license=licence or None,
@@ -184,11 +217,48 @@ def default_licence(metrics: Mapping[str, Any]) -> str:
         return ""
     if metrics["training"]["start_weights"] in (FROM_SCRATCH, *_OWN_START_WEIGHTS):
         return "apache-2.0"
+    base_model = _base_model(metrics) or ""
     try:
-        licence = getattr(get_pretrained_cfg((_base_model(metrics) or "").removeprefix(TIMM)), "license", None) or ""
+        configuration = get_pretrained_cfg(base_model.removeprefix(TIMM))
     except RuntimeError:  # timm knows no such weights
         return ""
-    return "apache-2.0" if licence in ("apache-2.0", "mit") or licence.startswith("bsd") else ""
+    licence = getattr(configuration, "license", None) or ""
+    if licence in ("apache-2.0", "mit") or licence.startswith("bsd"):
+        return "apache-2.0"
+    return ""
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """What `model-index` of a card names of one evaluation."""
+
+    config: str
+    detail: str
+    estimates: str
+    metrics: Mapping[str, float | None]
+
+
+def _measurements(metrics: Mapping[str, Any]) -> list[_Measurement]:
+    """The outside check, where there is one, then the first evaluation on unseen subjects, or else the first."""
+    measurements = []
+    further = metrics.get("further_subjects")
+    if further:
+        values = {
+            key: estimate["value"]
+            for key, estimate in further.items()
+            if isinstance(estimate, Mapping) and "value" in estimate
+        }
+        weights = "these weights"
+        if further["earlier_weights"]:
+            weights = "earlier weights"
+        detail = f"{further['subjects']} further subjects"
+        measurements.append(_Measurement("further_subjects", detail, weights, values))
+    blocks = [block for block in metrics["evaluations"] if block["name"] != "recalibration"]
+    unseen = [block for block in blocks if block["split"]["disjoint_by"] != "cell"]
+    for block in (unseen or blocks)[:1]:
+        detail = block["split"]["detail"]
+        measurements.append(_Measurement(block["name"], detail, block["estimates"], block["metrics"]))
+    return measurements
 
 
 def _eval_results(metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
@@ -200,37 +270,28 @@ def _eval_results(metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
         ("f1", "f1_weighted", "weighted F1"),
         ("roc_auc", "auroc", "AUROC"),
     )
-    blocks = [block for block in metrics["evaluations"] if block["name"] != "recalibration"]
-    unseen = [block for block in blocks if block["split"]["disjoint_by"] != "cell"]
-    shown = [(one["name"], one["split"]["detail"], one["estimates"], one["metrics"]) for one in (unseen or blocks)[:1]]
-    if further := metrics.get("further_subjects"):
-        measured = {key: one["value"] for key, one in further.items() if isinstance(one, Mapping)}
-        detail, weights = (
-            f"{further['subjects']} further subjects",
-            "earlier" if further["earlier_weights"] else "these",
-        )
-        shown.append(("further_subjects", detail, f"{weights} weights", measured))
-    for config, detail, estimates, measured in shown:
+    for measurement in _measurements(metrics):
         for metric_type, key, name in kinds:
-            if (value := measured.get(key)) is not None:
-                yield EvalResult(
-                    task_type="image-classification",
-                    dataset_name=f"{data['title']} — {detail}",
-                    dataset_type=_hub_dataset(data["name"]) or data["name"],
-                    # Results of one data set, config and split are merged when a card is loaded and saved.
-                    dataset_config=config,
-                    dataset_split="test",
-                    metric_type=metric_type,
-                    metric_name=f"{name}; estimates: {estimates}",
-                    metric_value=round(value, 3),
-                )
+            figure = measurement.metrics.get(key)
+            if figure is None:
+                continue
+            yield EvalResult(
+                task_type="image-classification",
+                dataset_name=f"{data['title']} — {measurement.detail}",
+                dataset_type=_hub_dataset(data["name"]) or data["name"],
+                # Results of one data set, config and split are merged when a card is loaded and saved.
+                dataset_config=measurement.config,
+                dataset_split="test",
+                metric_type=metric_type,
+                metric_name=f"{name}; estimates: {measurement.estimates}",
+                metric_value=round(figure, 3),
+            )
 
 
 def _hub_dataset(name: str) -> str | None:
     """The id of the data set on the Hub; None where there is none, as for a folder of parquet files."""
     if name in DATASETS:
         return DATASETS[name].hub_id
-
     try:
         return parse_hub_id(name)[0]
     except LeukoscopeError:
@@ -239,41 +300,54 @@ def _hub_dataset(name: str) -> str | None:
 
 def _base_model(metrics: Mapping[str, Any]) -> str | None:
     """The Hub repository of the start weights; None for a file, a folder or random weights."""
-    training, pretrained = metrics["training"], metrics["recipe"].get("base_model")
+    training = metrics["training"]
     started_from = training.get("started_from")
     if started_from:
-        return started_from["release"] if started_from["revision"] else None
-    return pretrained if pretrained and training["start_weights"] == f"{FROM_HUB}{pretrained}" else None
+        if started_from["revision"]:
+            return started_from["release"]
+        return None
+    base_model = metrics["recipe"].get("base_model")
+    is_from_hub = base_model and training["start_weights"] == f"{FROM_HUB}{base_model}"
+    return base_model if is_from_hub else None
 
 
 def draw_examples(release: Path) -> list[Path]:
-    """Draw one synthetic cell per class into `EXAMPLES`."""
-    folder = (release / EXAMPLES).parent
+    """Draw one synthetic cell per class into `EXAMPLE_PICTURES`."""
+    folder = (release / EXAMPLE_PICTURES).parent
     folder.mkdir(exist_ok=True)
-    about = read_release(release)
-    if set(about.labels) == set(SMEAR_LABELS):
-        pictures = {label: smear_picture(label, 0) for label in SMEAR_LABELS}
-    else:
-        on = (trained_on(about.metrics) or DATASETS["imagefolder"]).background
-        side = 2 * about.preprocessing.image_size
-        drawn = {label: draw_cell(label, subject=i, size=side, background=on) for i, label in enumerate(PHANTOM_LABELS)}
-        pictures = {label: cell.image for label, cell in drawn.items()}
-    for label, pixels in pictures.items():
+    for label, pixels in _example_pictures(release).items():
         Image.fromarray(pixels).save(folder / f"phantom_{label}.png")
-    return sorted(release.glob(EXAMPLES))
+    return sorted(release.glob(EXAMPLE_PICTURES))
+
+
+def _example_pictures(release: Path) -> dict[str, np.ndarray]:
+    """Class → (H, W, 3) uint8, a synthetic smear or cell such as the release was trained on."""
+    content = read_release(release)
+    if set(content.labels) == set(SMEAR_LABELS):
+        return {label: smear_picture(label, 0) for label in SMEAR_LABELS}
+    info = trained_on(content.metrics) or DATASETS["imagefolder"]
+    side = 2 * content.preprocessing.image_size
+    pictures = {}
+    for number, label in enumerate(PHANTOM_LABELS):
+        cell = draw_cell(label, subject=number, size=side, background=info.background)
+        pictures[label] = cell.image
+    return pictures
 
 
 def draw_plots(release: Path) -> list[Path]:
     """Draw the plot of a card; equal metrics give an equal file."""
-    metrics, folder = read_metrics(release), release / FIGURES
+    metrics = read_metrics(release)
     block = release_tables.unseen_evaluation(metrics) or next(iter(metrics["evaluations"]), None)
     if block is None:
         return []
-    measured, unit = block["metrics"], metrics["data"]["unit"]
+    measured = block["metrics"]
     if block.get("folds") and measured.get("subjects"):
-        name, figure = "subjects", plots.subject_strip(measured["subjects"], metrics["labels"], unit)
+        name = "subjects"
+        figure = plots.subject_strip(measured["subjects"], metrics["labels"], metrics["data"]["unit"])
     else:
-        name, figure = "confusion", plots.confusion_plot(measured["confusion_matrix"], metrics["labels"])
+        name = "confusion"
+        figure = plots.confusion_plot(measured["confusion_matrix"], metrics["labels"])
+    folder = release / FIGURES
     with disk_errors(f"{folder}: the plot cannot be written there", "check who may write there"):
         folder.mkdir(exist_ok=True)
         return [plots.save_plot(figure, folder / f"{name}.png")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -34,8 +35,8 @@ def rendered(template: Path, **values: Any) -> str:
 
     is_html = template.suffix == ".html"
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=is_html)
-    filters = (count, fraction, hundred, share, span, with_span)
-    environment.filters |= {one.__name__: one for one in filters}
+    filters = (as_text, count, fraction, hundred, share, span, with_span)
+    environment.filters |= {function.__name__: function for function in filters}
     text = environment.from_string(template.read_text(encoding="utf-8"))
     return text.render({"notice": RESEARCH_NOTICE, "version": __version__} | values)
 
@@ -60,6 +61,15 @@ def _in_one_cell(text: str) -> str:
     return " ".join(text.replace("|", r"\|").replace("<", "&lt;").splitlines())
 
 
+# An underscore within a word formats nothing.
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w)")
+
+
+def as_text(name: str) -> str:
+    """A name from metrics.json as Markdown that shows it as it is: no character formats, links or starts HTML."""
+    return _MARKDOWN.sub(r"\\\g<0>", " ".join(name.splitlines()))
+
+
 def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     """A picture as a file of that kind, such as "PNG", with Pillow's options of it."""
     file = BytesIO()
@@ -78,14 +88,18 @@ def metric_name(key: str, unit: str = "subject") -> str:
         return f"{metric_name(key.removesuffix(_BY_SUBJECT))} by {unit}"
     if key == "subject_auroc":  # unlike the AUROC of the rule for subjects, which is cross-fitted
         return f"AUROC of {unit}s' mean logits"
-    return f"recall of {key.removeprefix('recall_')}" if key.startswith("recall_") else _METRIC_NAMES[key]
+    if key.startswith("recall_"):
+        return f"recall of {key.removeprefix('recall_')}"
+    return _METRIC_NAMES[key]
 
 
 def share(value: Any) -> str:
     """A share of 1 with three digits; a dash for a missing value."""
     from jinja2 import Undefined
 
-    return "–" if value is None or isinstance(value, Undefined) else f"{value:.3f}"
+    if value is None or isinstance(value, Undefined):
+        return "–"
+    return f"{value:.3f}"
 
 
 def hundred(value: float) -> str:
@@ -104,7 +118,9 @@ def span(interval: Mapping[str, Any] | Sequence[float] | None) -> str:
     if low is None or high is None:
         return "–"
     ends = round(low, 6), round(high, 6)  # as metrics.json stores them
-    digits = 3 if any(round(end, 2) in (0, 1) and end not in (0, 1) for end in ends) else 2
+    digits = 2
+    if any(round(end, 2) in (0, 1) and end not in (0, 1) for end in ends):
+        digits = 3
     while ends[0] != ends[1] and round(ends[0], digits) == round(ends[1], digits) and digits < 4:
         digits += 1
     # A dash before a minus sign is unreadable.
@@ -113,20 +129,26 @@ def span(interval: Mapping[str, Any] | Sequence[float] | None) -> str:
 
 def with_span(estimate: Mapping[str, Any] | None, key: str = "value") -> str:
     """A share and its interval, from one block that contains both; a dash where either is missing."""
-    return f"{share(estimate[key])} ({span(estimate)})" if estimate and estimate[key] is not None else "–"
+    if estimate and estimate[key] is not None:
+        return f"{share(estimate[key])} ({span(estimate)})"
+    return "–"
 
 
 def with_interval(block: Mapping[str, Any], metric: str) -> str:
     """A metric of an evaluation with its interval by subject, where there is one."""
     intervals = block.get("intervals", {}).get("by_subject", {})
     value = share(block["metrics"].get(metric))
-    return f"{value} ({span(intervals[metric])})" if metric in intervals else value
+    if metric in intervals:
+        return f"{value} ({span(intervals[metric])})"
+    return value
 
 
 def fraction(rate: Mapping[str, Any]) -> str:
     """A share of few subjects: counts, share and interval; only the counts where there is no subject."""
     counts = f"{rate['right']} of {rate['of']}"
-    return f"{counts}, {share(rate['right'] / rate['of'])} ({span(rate)})" if rate["of"] else counts
+    if rate["of"]:
+        return f"{counts}, {share(rate['right'] / rate['of'])} ({span(rate)})"
+    return counts
 
 
 def count(value: int) -> str:

@@ -6,6 +6,7 @@ Cards, README, results and the terminal show them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from leukoscope.models.release import OF_FIELDS
@@ -16,18 +17,29 @@ Metrics = Mapping[str, Any]
 
 def confusion_table(measured: Metrics, labels: Sequence[str]) -> Table:
     """Cells of each true class by predicted class, with their shares of the true class."""
-    rows = []
-    for label, predicted in zip(labels, measured["confusion_matrix"], strict=True):
-        cells = sum(predicted)
-        shares = [f"{count(number)} ({share(number / cells if cells else None)})" for number in predicted]
-        rows.append([label, count(cells), *shares])
+    rows = [
+        _confusion_row(label, predicted) for label, predicted in zip(labels, measured["confusion_matrix"], strict=True)
+    ]
     return Table(("true class", "cells", *(f"predicted {label}" for label in labels)), rows)
+
+
+def _confusion_row(label: str, predicted: Sequence[int]) -> list[str]:
+    """A true class, its cells, and how many were predicted as each class."""
+    cells = sum(predicted)
+    row = [label, count(cells)]
+    for number in predicted:
+        of_class = share(number / cells) if cells else share(None)
+        row.append(f"{count(number)} ({of_class})")
+    return row
 
 
 def subjects_table(subjects: Metrics, unit: str = "subject", *, most: int | None = None) -> Table:
     """Accuracy on each subject's cells, worst first, of all or of so many."""
-    worst_first = sorted(subjects.items(), key=lambda item: (item[1]["accuracy"], -item[1]["cells"]))[:most]
-    rows = [[name, one["label"], count(one["cells"]), share(one["accuracy"])] for name, one in worst_first]
+    worst_first = sorted(subjects.items(), key=lambda pair: (pair[1]["accuracy"], -pair[1]["cells"]))
+    rows = [
+        [name, subject["label"], count(subject["cells"]), share(subject["accuracy"])]
+        for name, subject in worst_first[:most]
+    ]
     return Table((unit, "class", "cells", "accuracy"), rows, text_columns=2)
 
 
@@ -41,69 +53,136 @@ def many(label: str) -> str:
     return _CALLED.get(label, f"{label} cells")
 
 
+@dataclass(frozen=True)
+class RecognisedRow:
+    """On whom a release was measured, and what it recognised there.
+
+    `kind` is "outside" for people of an outside check, "unseen" for cross-validation or another test on subjects that
+    the networks never saw, "cells" for a test whose subjects are in training, too, "size" for cell size alone.
+    `recognised` has one text a class.
+    """
+
+    kind: str
+    measured_on: str
+    recognised: tuple[str, ...]
+    auroc: str
+
+    @property
+    def texts(self) -> list[str]:
+        """The row of a table."""
+        return [self.measured_on, *self.recognised, self.auroc]
+
+
 def recalls(block: Metrics) -> dict[str, tuple[float, Metrics | None]]:
     """Class → share of its cells that an evaluation recognised, each subject weighing the same, and its interval.
 
     {} where cells of one subject were in training and test, or subjects are not known.
     """
-    measured, by_class = block["metrics"], dict[str, list[float]]()
+    measured = block["metrics"]
     if block["split"]["disjoint_by"] == "cell" or not measured.get("subjects"):
         return {}
-    for one in measured["subjects"].values():
-        by_class.setdefault(one["label"], []).append(one["accuracy"])
-    found = measured.get("recall_by_subject") or {label: sum(s) / len(s) for label, s in by_class.items()}
+    by_class = measured.get("recall_by_subject") or _mean_accuracies(measured["subjects"])
     intervals = (block.get("intervals") or {}).get("by_subject") or {}
-    return {label: (value, intervals.get(f"recall_{label}_by_subject")) for label, value in found.items()}
+    return {label: (recall, intervals.get(f"recall_{label}_by_subject")) for label, recall in by_class.items()}
+
+
+def _mean_accuracies(subjects: Metrics) -> dict[str, float]:
+    """Class → mean of its subjects' accuracies: the recall by subject of metrics that do not state it."""
+    by_class: dict[str, list[float]] = {}
+    for subject in subjects.values():
+        by_class.setdefault(subject["label"], []).append(subject["accuracy"])
+    return {label: sum(accuracies) / len(accuracies) for label, accuracies in by_class.items()}
 
 
 def unseen_evaluation(metrics: Metrics) -> Metrics | None:
     """The first evaluation on subjects that the networks never saw, of a recalibrated release its own; else None."""
-    found = [block for block in metrics.get("evaluations", ()) if block["split"]["disjoint_by"] != "cell"]
-    return found[-1 if "recalibration" in metrics else 0] if found else None
+    unseen = [block for block in metrics.get("evaluations", ()) if block["split"]["disjoint_by"] != "cell"]
+    if not unseen:
+        return None
+    if "recalibration" in metrics:
+        return unseen[-1]
+    return unseen[0]
 
 
-def recognised_rows(metrics: Metrics) -> list[list[str]]:
-    """Three rows a reader understands: on whom, of 100 cells of each class how many were recognised, AUROC.
+def recognised_rows(metrics: Metrics) -> list[RecognisedRow]:
+    """What a release recognises: of people of an outside check, of its unseen subjects, and by cell size alone.
 
-    These are the release's unseen subjects, the further subjects of an outside check, and the former by cell size
-    alone. Without unseen subjects, the first evaluation by its cells.
+    The outside check comes first, with one more row for each of its batches. Every row but that of a release without
+    unseen subjects, which has its first evaluation by cells alone, counts every subject the same.
     """
-    labels, rows, block = metrics["labels"], list[list[str]](), unseen_evaluation(metrics)
+    labels = metrics["labels"]
+    block = unseen_evaluation(metrics)
     if block is None:
-        (block, *_) = metrics["evaluations"]
-        shares = [hundred(block["metrics"]["per_class"][label]["recall"]) for label in labels]
-        return [[block["split"]["detail"], *shares, with_interval(block, "auroc")]]
-    unit = block["split"]["disjoint_by"]
-    on = f"{len(block['metrics'].get('subjects', ()))} {'people' if unit == 'subject' else f'{unit}s'}"
-    found = recalls(block)
-    kind = "cross-validation" if block.get("folds") else block["split"]["detail"]
-    rows.append([f"{kind}, {on}", *(_of_100(*found.get(one, (None, None))) for one in labels), _auroc(block)])
-    if further := metrics.get("further_subjects"):
-        shares = [_of_100(one["value"], one) for one in (further[f"recall_{label}"] for label in labels)]
-        rows.append([f"{further['subjects']} further people", *shares, with_span(further["auroc_by_subject"])])
-    if size := block.get("size_only_baseline"):
+        return [_row_by_cells(metrics["evaluations"][0], labels)]
+    rows = [*_outside_rows(metrics.get("further_subjects"), labels), _unseen_row(block, labels)]
+    size = block.get("size_only_baseline")
+    if size:
         alone = size.get("recall_by_subject") or {}
-        shares = [_of_100(alone.get(label), None) for label in labels]
-        rows.append([f"cell size alone, the same {on}", *shares, share(size.get("auroc_by_subject"))])
+        recognised = tuple(_of_100(alone.get(label), None) for label in labels)
+        measured_on = f"cell size alone, the same {_people(block)}"
+        rows.append(RecognisedRow("size", measured_on, recognised, share(size.get("auroc_by_subject"))))
     return rows
+
+
+def _row_by_cells(block: Metrics, labels: Sequence[str]) -> RecognisedRow:
+    """An evaluation whose subjects are in training, too."""
+    recognised = tuple(hundred(block["metrics"]["per_class"][label]["recall"]) for label in labels)
+    return RecognisedRow("cells", block["split"]["detail"], recognised, with_interval(block, "auroc"))
+
+
+def _outside_rows(further: Metrics | None, labels: Sequence[str]) -> list[RecognisedRow]:
+    """The people of an outside check together, then by batch; none where nothing was measured."""
+    if not further:
+        return []
+    rows = [_outside_row(f"{further['subjects']} further people", further, labels)]
+    for name, batch in further.get("by_batch", {}).items():
+        measured_on = f"{batch['subjects']} of these, {name.replace('_', ' ')}"
+        rows.append(_outside_row(measured_on, batch, labels))
+    return rows
+
+
+def _outside_row(measured_on: str, measured: Metrics, labels: Sequence[str]) -> RecognisedRow:
+    """Recalls by subject alone: "–" where only those over all cells were measured."""
+    recognised = []
+    for label in labels:
+        recall = measured.get(f"recall_{label}_by_subject") or {}
+        recognised.append(_of_100(recall.get("value"), recall))
+    return RecognisedRow("outside", measured_on, tuple(recognised), with_span(measured["auroc_by_subject"]))
+
+
+def _unseen_row(block: Metrics, labels: Sequence[str]) -> RecognisedRow:
+    """An evaluation on subjects that the networks never saw."""
+    by_class = recalls(block)
+    recognised = tuple(_of_100(*by_class.get(label, (None, None))) for label in labels)
+    tested = "cross-validation" if block.get("folds") else block["split"]["detail"]
+    has_auroc_by_subject = block["metrics"].get("auroc_by_subject") is not None
+    auroc = with_interval(block, "auroc_by_subject" if has_auroc_by_subject else "auroc")
+    return RecognisedRow("unseen", f"{tested}, {_people(block)}", recognised, auroc)
+
+
+def _people(block: Metrics) -> str:
+    """How many subjects an evaluation tested, in words."""
+    unit = block["split"]["disjoint_by"]
+    number = len(block["metrics"].get("subjects", ()))
+    if unit == "subject":
+        return f"{number} people"
+    return f"{number} {unit}s"
 
 
 def recognised_table(metrics: Metrics) -> Table:
     """`recognised_rows` with their heads."""
     heads = [f"of 100 {many(label)}, recognised" for label in metrics["labels"]]
-    return Table(("measured on", *heads, f"AUROC by {metrics['data']['unit']}"), recognised_rows(metrics))
+    rows = [row.texts for row in recognised_rows(metrics)]
+    return Table(("measured on", *heads, f"AUROC by {metrics['data']['unit']}"), rows)
 
 
-def _of_100(value: float | None, interval: Metrics | None) -> str:
-    if value is None:
+def _of_100(recall: float | None, interval: Metrics | None) -> str:
+    """A recall as a number of 100, with its interval where there is one."""
+    if recall is None:
         return "–"
-    ends = f" ({hundred(interval['low'])}–{hundred(interval['high'])})" if interval else ""
-    return f"{hundred(value)}{ends}"
-
-
-def _auroc(block: Metrics) -> str:
-    by_subject = block["metrics"].get("auroc_by_subject") is not None
-    return with_interval(block, "auroc_by_subject" if by_subject else "auroc")
+    if not interval:
+        return hundred(recall)
+    return f"{hundred(recall)} ({hundred(interval['low'])}–{hundred(interval['high'])})"
 
 
 def healthy_given(metrics: Metrics, labels: Sequence[str] | None = None, outcomes: str = "outcomes") -> str:
@@ -112,29 +191,37 @@ def healthy_given(metrics: Metrics, labels: Sequence[str] | None = None, outcome
     Args:
         outcomes: "outcomes" of the release, or "most_probable" for the network without the OOD detector.
     """
-    sources = metrics.get("ood", {}).get("healthy", {})
-    # Nothing is known of the people in fields of view.
-    kinds = [kind for name, source in sources.items() if name != OF_FIELDS for kind in source.values()]
+    kinds = healthy_kinds(metrics)
     cells = sum(kind["cells"] for kind in kinds)
-    chosen = metrics["labels"] if labels is None else labels
+    chosen = labels
+    if labels is None:
+        chosen = metrics["labels"]
     if not cells or not chosen:
         return "–"
-    return f"{100 * sum(kind[outcomes][label] for kind in kinds for label in chosen) / cells:.0f}"
+    called = sum(kind[outcomes][label] for kind in kinds for label in chosen)
+    return hundred(called / cells)
 
 
-def metrics_table(values: Metrics, intervals: Metrics, unit: str) -> Table:
+def healthy_kinds(metrics: Metrics) -> list[Metrics]:
+    """What became of each kind of white cell of healthy donors; of the people in fields of view nothing is known."""
+    sources = metrics.get("ood", {}).get("healthy", {})
+    return [kind for name, source in sources.items() if name != OF_FIELDS for kind in source.values()]
+
+
+def metrics_table(metrics: Metrics, intervals: Metrics, unit: str) -> Table:
     """Every metric of an evaluation with its `intervals`: by_subject (or None), by_cell, level."""
-    by_subject, by_cell = intervals["by_subject"] or {}, intervals["by_cell"]
+    by_subject = intervals["by_subject"] or {}
+    by_cell = intervals["by_cell"]
     rows = [
-        [metric_name(key, unit), share(value), span(by_subject.get(key)), span(by_cell.get(key))]
-        for key, value in values.items()
+        [metric_name(key, unit), share(number), span(by_subject.get(key)), span(by_cell.get(key))]
+        for key, number in metrics.items()
     ]
     return Table(("metric", "value", f"{intervals['level']:.0%} interval, by {unit}", "naive, by cell"), rows)
 
 
 # Audits of data sets
 
-_CROSSED = {
+_COPIES_ACROSS = {
     "pairs": "pairs",
     "subjects": "across subjects, as published",
     "classes": "across classes",
@@ -147,20 +234,26 @@ _CROSSED = {
 
 def copies_table(findings: Mapping[str, Any]) -> Table:
     """Counts of the copies that cross subjects, classes and splits, as far as these are known."""
-    known = {
+    is_measured = {
         "subjects": findings["data"]["unit"] == "subject",
         "official_folds": findings["data"]["official_folds"],
         "split_sides": findings["split"],
     }
-    kinds = [findings["duplicates"][kind] for kind in ("identical", "near")]
-    crossed = {name: text for name, text in _CROSSED.items() if known.get(name, True)}
-    rows = [(text, *(count(kind[name]) for kind in kinds)) for name, text in crossed.items()]
+    identical = findings["duplicates"]["identical"]
+    near = findings["duplicates"]["near"]
+    rows = [
+        (text, count(identical[name]), count(near[name]))
+        for name, text in _COPIES_ACROSS.items()
+        if is_measured.get(name, True)
+    ]
     return Table(("copies", "identical", "near-identical"), rows)
 
 
 def shortcuts_table(findings: Mapping[str, Any]) -> Table:
     """Metrics of each feature alone, "–" where one could not be measured; no rows where none was measured."""
-    keys = ("balanced_accuracy", "f1_weighted", "auroc")
     features = findings["shortcuts"].get("features", {})
-    rows = [(name, *(share(measured[key]) for key in keys)) for name, measured in features.items()]
+    rows = [
+        (name, share(measured["balanced_accuracy"]), share(measured["f1_weighted"]), share(measured["auroc"]))
+        for name, measured in features.items()
+    ]
     return Table(("predicted from", "balanced accuracy", "weighted F1", "AUROC"), rows)
