@@ -5,10 +5,11 @@ FROM python:3.12-slim
 WORKDIR /app
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 GRADIO_ANALYTICS_ENABLED=False
 
-# Builds without CUDA are gigabytes smaller; the two must come from one index.
-RUN python -m pip install --index-url https://download.pytorch.org/whl/cpu "torch>=2.6" "torchvision>=0.21"
-COPY requirements.txt ./
-RUN python -m pip install -r requirements.txt
+# The versions that the tests were run with. Builds without CUDA are gigabytes smaller; the two must come from one index.
+COPY requirements.txt requirements.lock ./
+RUN python -m pip install --index-url https://download.pytorch.org/whl/cpu --constraint requirements.lock \
+    "torch>=2.6" "torchvision>=0.21"
+RUN python -m pip install --requirement requirements.txt --constraint requirements.lock
 
 COPY app.py LICENSE ./
 COPY src/ src/

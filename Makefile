@@ -9,7 +9,7 @@ INSTALL := $(if $(UV),$(UV) pip install --python $(RUN)/python,$(RUN)/python -m 
 PYTEST := HF_HUB_OFFLINE=1 $(RUN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 MAKE_VENV := $(if $(UV),$(UV) venv --python "$(PYTHON)",$(PYTHON) -m venv)
 
-.PHONY: help demo test test-slow quality style docs site structure release publish screenshots
+.PHONY: help demo test test-slow quality style docs site structure lock release publish screenshots
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,12 @@ site: $(VENV)/.installed-test  ## build the documentation site into build/site; 
 
 structure: $(VENV)/.installed-test  ## print how densely the source is written, and the files that three tasks enter
 	@$(RUN)/python tools/structure.py
+
+# Universal: for every system and Python that pyproject.toml allows. No index is named: pip and uv take the user's.
+lock: $(VENV)/.installed-test  ## pin in requirements.lock what is installed here, with which the tests were run; needs uv
+	uv pip freeze --python $(RUN)/python | sed -n 's/+cpu$$//; /^[^@]*==/p' > build/installed.txt
+	uv pip compile pyproject.toml --extra test --universal --python-version 3.11.5 --constraint build/installed.txt \
+		--no-annotate --upgrade --custom-compile-command "make lock" --output-file requirements.lock
 
 release:  ## check that tree, changelog and version agree, and print the steps of a release
 	@$(PYTHON) tools/release.py

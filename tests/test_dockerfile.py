@@ -19,7 +19,7 @@ def _all(step: str) -> list[str]:
 
 def test_what_is_copied_is_there_and_reaches_the_build() -> None:
     sources = [word for rest in _all("COPY") for word in rest.split()[:-1]]
-    assert {"requirements.txt", "app.py", "src/", "model_card/"} <= set(sources)
+    assert {"requirements.txt", "requirements.lock", "app.py", "src/", "model_card/"} <= set(sources)
     assert not [name for name in sources if not (ROOT / name).exists()]
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in ignored and {f"!{name.rstrip('/')}" for name in sources} <= set(ignored)
@@ -29,7 +29,7 @@ def test_it_installs_and_starts_what_make_demo_does() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert '$(INSTALL) -e ".[all]"' in makefile and "$(RUN)/python -m pip install" in makefile
     # The app alone, without the command: the list of the extra "all".
-    assert "python -m pip install -r requirements.txt" in _all("RUN")
+    assert "python -m pip install --requirement requirements.txt --constraint requirements.lock" in _all("RUN")
     assert "\t$(RUN)/python app.py\n" in makefile
     assert _all("CMD") == ['["python", "app.py"]']
 
@@ -37,6 +37,7 @@ def test_it_installs_and_starts_what_make_demo_does() -> None:
 def test_torch_is_asked_for_as_the_list_asks_for_it() -> None:
     listed = (ROOT / "requirements.txt").read_text().splitlines()
     (cpu,) = (shlex.split(rest) for rest in _all("RUN") if "--index-url" in rest)
+    assert "--constraint" in cpu, "the CPU builds have the locked versions, too"
     assert [line for line in listed if re.match(r"torch(vision)?\b", line)] == [word for word in cpu if ">=" in word]
 
 

@@ -12,6 +12,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +62,22 @@ def test_requirements_txt_lists_what_the_extra_all_installs() -> None:
     # The builds of torchvision and torch must fit each other, so the lists for pip name both.
     listed = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     assert sorted(listed) == sorted([*wanted, "torchvision>=0.21"])
+
+
+def test_requirements_lock_pins_every_dependency_within_its_bounds_and_names_no_index() -> None:
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    pinned: dict[str, list[str]] = {}
+    for line in lines:
+        name, separator, rest = line.partition("==")
+        assert separator and not re.search(r"://|@|\s--", line), f"{line}: neither an address nor an option of pip"
+        pinned.setdefault(canonicalize_name(name), []).append(rest.partition(";")[0].strip())
+    project = PYPROJECT["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(line for lines in extras.values() for line in lines)]
+    for requirement in map(Requirement, wanted):
+        if requirement.name != "leukoscope":
+            versions = pinned[canonicalize_name(requirement.name)]
+            assert all(requirement.specifier.contains(version) for version in versions), f"{requirement}: make lock"
 
 
 # --- version, licence, paths ----------------------------------------------------------------------------------------
