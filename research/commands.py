@@ -7,6 +7,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 
 from leukoscope import LeukoscopeError
+from leukoscope.progress import print_notes
 
 
 def make_parser(module: str, description: str | None) -> ArgumentParser:
@@ -17,6 +18,7 @@ def make_parser(module: str, description: str | None) -> ArgumentParser:
 
 def run(main: Callable[[], None]) -> None:
     """Run a program; an error that its user can mend ends it in one line."""
+    print_notes()
     try:
         main()
     except LeukoscopeError as error:

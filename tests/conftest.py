@@ -209,6 +209,14 @@ def phantoms_are_drawn_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def notes_are_printed() -> None:
+    """As in a command, so that tests read them."""
+    from leukoscope.progress import print_notes
+
+    print_notes()
+
+
 @pytest.fixture(autouse=True)
 def cache_in_tmp(tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
     """Decoded cells of a test never reach the user's cache, not even after its `monkeypatch.undo()`."""

@@ -118,3 +118,21 @@ def test_every_long_command_can_be_quiet() -> None:
     for command in (*("train", "score", "evaluate", "protocol", "patient", "smear", "audit"), "release recalibrate"):
         shown = CliRunner(env={"COLUMNS": "160", "NO_COLOR": "1"}).invoke(app, [*command.split(), "--help"])
         assert "--quiet" in shown.output, command
+
+
+def test_a_library_logs_its_notes_and_prints_nothing_until_it_is_asked_to() -> None:
+    """Handlers are the program's own business; the commands print notes to the stream that each names."""
+    script = (
+        "import logging, sys\n"
+        "from leukoscope import progress\n"
+        "progress.note('unseen')\n"
+        "logging.basicConfig(level=logging.INFO, stream=sys.stdout, format='%(name)s %(levelname)s %(message)s')\n"
+        "progress.note('100 % logged')\n"
+        "progress.print_notes()\n"
+        "progress.print_notes()\n"
+        "progress.note('printed once')\n"
+        "progress.note('aside', err=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout == "leukoscope INFO 100 % logged\nprinted once\n"
+    assert done.stderr == "aside\n"

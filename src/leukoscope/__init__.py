@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from leukoscope.api import evaluate, score, train
     from leukoscope.data.loading import load_dataset
-    from leukoscope.data.registry import DATASETS
+    from leukoscope.data.registry import DATASETS, DatasetInfo, register_dataset
     from leukoscope.data.splits import make_split
     from leukoscope.inference.gradcam import overlay
     from leukoscope.inference.prediction import Decision, Prediction
@@ -27,10 +27,14 @@ __all__ = [
     "DATASETS",
     "RECIPES",
     "RESEARCH_NOTICE",
+    "ConfigError",
+    "DataError",
+    "DatasetInfo",
     "Decision",
     "LeukoscopeError",
     "Prediction",
     "Predictor",
+    "ReleaseError",
     "__version__",
     "check_split",
     "evaluate",
@@ -38,6 +42,7 @@ __all__ = [
     "make_split",
     "overlay",
     "read_smear",
+    "register_dataset",
     "score",
     "train",
 ]
@@ -45,6 +50,18 @@ __all__ = [
 
 class LeukoscopeError(Exception):
     """A problem that the user can fix: the message names the value, the place and the fix."""
+
+
+class ConfigError(LeukoscopeError):
+    """A flag, a setting or an argument that is unknown, missing or has a wrong value."""
+
+
+class DataError(LeukoscopeError):
+    """Pictures, tables, splits or data sets that cannot be used as they are."""
+
+
+class ReleaseError(LeukoscopeError):
+    """A release, a checkpoint, weights or a repository on the Hub that cannot be opened, written or used."""
 
 
 RESEARCH_NOTICE = "For research only. Not a medical device; never use it for diagnosis."
@@ -56,6 +73,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 _MODULES = {
     "DATASETS": "leukoscope.data.registry",
     "RECIPES": "leukoscope.models.recipes",
+    "DatasetInfo": "leukoscope.data.registry",
     "Decision": "leukoscope.inference.prediction",
     "Prediction": "leukoscope.inference.prediction",
     "Predictor": "leukoscope.inference.predictor",
@@ -65,6 +83,7 @@ _MODULES = {
     "make_split": "leukoscope.data.splits",
     "overlay": "leukoscope.inference.gradcam",
     "read_smear": "leukoscope.inference.smear",
+    "register_dataset": "leukoscope.data.registry",
     "score": "leukoscope.api",
     "train": "leukoscope.api",
 }

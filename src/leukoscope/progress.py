@@ -1,7 +1,12 @@
-"""Progress of long work on stderr: on a terminal rich's bar with the time left, elsewhere a line every 30 seconds."""
+"""Progress of long work, and notes about it.
+
+Progress goes to stderr: on a terminal as rich's bar with the time left, elsewhere as a line every 30 seconds. Notes go
+to the logger "leukoscope" at level INFO; the commands print them.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -17,6 +22,7 @@ from rich.console import Console
 
 EVERY = 30.0  # seconds between two lines where stderr is no terminal
 
+_LOGGER = logging.getLogger("leukoscope")
 _T = TypeVar("_T")
 _Item = TypeVar("_Item")
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
@@ -106,17 +112,38 @@ def map_in_threads(function: Callable[[_Item], _T], items: Sequence[_Item], labe
     """`function` of each item, in order, by a few threads; shown as `track` does under a label that is not ""."""
     # An executor's `map` holds a future of 1.7 kB for each item: 0.3 GB for 171,375 cells.
     with ThreadPool(min(32, (os.cpu_count() or 1) + 4)) as pool:
-        found = pool.imap(function, items, chunksize=32)
-        return list(track(found, label, len(items)) if label else found)
+        outcomes = pool.imap(function, items, chunksize=32)
+        if label:
+            return list(track(outcomes, label, len(items)))
+        return list(outcomes)
 
 
 def note(text: str, *, err: bool = False) -> None:
-    """Print a line about work under way; nothing for "", when `quiet`, and in all but the first process of a launcher.
+    """Log a line about work under way; nothing for "", when `quiet`, and in all but the first process of a launcher.
 
-    `err` prints to stderr, because stdout may be read as JSON.
+    `err` marks it for stderr where `print_notes` prints it, because stdout may be read as JSON.
     """
     if text and not _quiet.get() and _is_first():
-        print(text, flush=True, file=sys.stderr if err else sys.stdout)
+        _LOGGER.info(text, extra={"to_stderr": err})
+
+
+class _Printer(logging.Handler):
+    """Prints notes as they are, to the streams of this moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one; the errors of a closed pipe are the command's to handle."""
+        stream = sys.stdout
+        if getattr(record, "to_stderr", True):
+            stream = sys.stderr
+        print(record.getMessage(), flush=True, file=stream)
+
+
+def print_notes() -> None:
+    """Print what is noted from now on: for commands, whose users read it."""
+    if not any(isinstance(handler, _Printer) for handler in _LOGGER.handlers):
+        _LOGGER.addHandler(_Printer())
+    _LOGGER.setLevel(logging.INFO)
+    _LOGGER.propagate = False
 
 
 def _is_first() -> bool:
@@ -129,4 +156,6 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -21,13 +21,13 @@ from typer.testing import CliRunner
 from command import run
 from drawn import save_cell
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli import EXAMPLES, app
+from leukoscope.cli import COMMAND_EXAMPLES, app
 from leukoscope.cli.options import print_table
 from leukoscope.files import embedded_releases
 from leukoscope.models.hub_download import find_release
 from leukoscope.training.config import parse_config
 
-LINES = EXAMPLES.strip().splitlines()
+LINES = COMMAND_EXAMPLES.strip().splitlines()
 
 
 def commands() -> Iterator[tuple[str, Any]]:

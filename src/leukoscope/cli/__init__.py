@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope import RESEARCH_NOTICE, ConfigError, __version__
 from leukoscope.cli.audit import audit
 from leukoscope.cli.evaluate import evaluate, protocol
 from leukoscope.cli.options import CommandGroup
@@ -22,11 +22,12 @@ from leukoscope.cli.predict import patient, predict, score
 from leukoscope.cli.release import card, export, list_releases, push, recalibrate, space
 from leukoscope.cli.smear import smear
 from leukoscope.files import resource_file
+from leukoscope.progress import print_notes
 
 if TYPE_CHECKING:
     from leukoscope.training.config import TrainingConfig
 
-EXAMPLES = """
+COMMAND_EXAMPLES = """
 leukoscope audit my_cells --subject_pattern '(?P<subject>P.+)_' --quick
 leukoscope predict my-release cells/ --explain overlays --json
 leukoscope smear my-release smear.jpg --output overlays
@@ -80,14 +81,17 @@ def leukoscope(
     ] = False,
 ) -> None:
     """Options of every command; the help text above the list of commands is the app's."""
+    print_notes()
 
 
 def _add(group: typer.Typer, *commands: Callable[..., None], **settings: bool) -> None:
     """Add commands with their examples; their flags may be written with dashes or underscores."""
     for function in commands:
-        name = "list" if function is list_releases else function.__name__
+        name = function.__name__
+        if function is list_releases:
+            name = "list"
         path = f"leukoscope {name}" if group is app else f"leukoscope {group.info.name} {name}"
-        example = next(line for line in EXAMPLES.splitlines() if line.startswith(f"{path} "))
+        example = next(line for line in COMMAND_EXAMPLES.splitlines() if line.startswith(f"{path} "))
         group.command(
             name,
             context_settings={"token_normalize_func": lambda flag: flag.replace("_", "-"), **settings},
@@ -105,7 +109,7 @@ def demo(
 ) -> None:
     """Open the demo on http://127.0.0.1:7860; GRADIO_SERVER_PORT names another port."""
     if not find_spec("gradio"):
-        raise LeukoscopeError("the demo needs gradio, which is missing; pip install 'leukoscope[demo]'")
+        raise ConfigError("the demo needs gradio, which is missing; pip install 'leukoscope[demo]'")
     runpy.run_path(str(resource_file("app.py")))["run"](releases, models)
 
 
@@ -128,6 +132,7 @@ def run(config: TrainingConfig) -> None:
     from leukoscope.training.accelerator import close_connection
     from leukoscope.training.checkpoint import Interrupted
 
+    print_notes()
     try:
         api.run(config)
     except Interrupted:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError
 from leukoscope.data.layouts import CNMC_PRELIM_LABELS, Finder, cells_named, find_class_folders, find_cnmc_cells
 
 # Outcomes without a class, of `inference.prediction`: no class may be called so.
@@ -317,9 +317,37 @@ def trained_on(metrics: Mapping[str, Any]) -> DatasetInfo | None:
 
 
 def dataset_info(name: str) -> DatasetInfo:
-    """The registry entry of a data set; raises `LeukoscopeError` naming the known ones."""
+    """The registry entry of a data set; raises `DataError` naming the known ones."""
     if name not in DATASETS:
-        raise LeukoscopeError(
+        raise DataError(
             f"--dataset_name {name}: unknown data set; choose one of {', '.join(DATASETS)} or a Hub id like owner/name"
         )
     return DATASETS[name]
+
+
+def register_dataset(info: DatasetInfo) -> None:
+    """Add a data set of your own to `DATASETS` for this process; training, audit and evaluation then know its name.
+
+    Args:
+        info: its entry. `find_cells` finds its cells in a folder: `leukoscope.data.layouts.cells_named` makes such a
+            function from a regular expression over their paths.
+
+    Raises:
+        DataError: a name that is taken or looks like a Hub id, an entry without `find_cells`, a positive label that is
+            no label, or a label that has another meaning.
+    """
+    entry = f"register_dataset: data set {info.name!r}"
+    if not info.name or "/" in info.name:
+        raise DataError(f"{entry}: give a name without a slash; one with a slash is a data set on the Hub")
+    if info.name in DATASETS:
+        raise DataError(f"{entry}: the name is taken by {DATASETS[info.name].title!r}; give another name")
+    if info.find_cells is None:
+        raise DataError(f"{entry}: has no find_cells; make it with leukoscope.data.layouts.cells_named")
+    if info.positive_label and info.positive_label not in info.labels:
+        raise DataError(
+            f"{entry}: positive_label {info.positive_label!r} is not one of labels {', '.join(info.labels)}; correct it"
+        )
+    reserved = [label for label in info.labels if label in RESERVED_LABELS]
+    if reserved:
+        raise DataError(f"{entry}: {reserved[0]!r} is an outcome without a class; rename this label")
+    DATASETS[info.name] = info
