@@ -44,7 +44,9 @@ def remedy(error: Exception, otherwise: str) -> str:
     """The fix for a write error: `otherwise`, and first to free some space if the disk is full."""
     # safetensors' own errors have no errno.
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-    return f"free some space or {otherwise}" if full else otherwise
+    if full:
+        return f"free some space or {otherwise}"
+    return otherwise
 
 
 @contextmanager
@@ -74,48 +76,56 @@ def file_state(path: str | Path) -> list[int] | None:
     The time of change is set by the system: copying with old dates does not hide it.
     """
     try:
-        found = os.stat(path or "")
+        status = os.stat(path or "")
     except (OSError, ValueError):  # a path may hold a zero byte
         return None
-    regular = stat.S_ISREG(found.st_mode)
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino] if regular else None
+    regular = stat.S_ISREG(status.st_mode)
+    if regular:
+        return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    return None
 
 
-def file_sha256(path: str | Path, known: dict[str, list[Any]] = _hashes) -> str:
-    """The sha256 of a file's bytes, read again only if its state is not the `known` one; raises `OSError`."""
-    place, started = os.path.abspath(path), time.time_ns()
+def file_sha256(path: str | Path, memory: dict[str, list[Any]] = _hashes) -> str:
+    """The sha256 of a file's bytes, read again only if its state is not the one in `memory`; raises `OSError`."""
+    place = os.path.abspath(path)
+    started = time.time_ns()
     state = file_state(place)
-    if state and (kept := known.get(place)) and kept[:-1] == state:
-        return str(kept[-1])
+    remembered = memory.get(place)
+    if state and remembered and remembered[:-1] == state:
+        return str(remembered[-1])
     with open(place, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if state and started - max(state[1:3]) > _TICK:
-        known[place] = [*state, digest]
+        memory[place] = [*state, digest]
     return digest
 
 
-def content_hashes(paths: Iterable[str | Path], kept: Path | None = None) -> dict[str, str]:
+def content_hashes(paths: Iterable[str | Path], remembered: Path | None = None) -> dict[str, str]:
     """Hash files: path as given → sha256 of its bytes; "" for what is no file or cannot be read.
 
-    Cells, start weights and scored pictures are known by name and content, so that a copy on another machine is the
-    same data, and a file that was replaced is not. `kept` is a JSON file that remembers hashes, made where missing.
+    Cells, start weights and scored pictures are identified by name and content, so that a copy on another machine is
+    the same data, and a file that was replaced is not. `remembered` is a JSON file of earlier hashes, made where it is
+    missing.
     """
     names = [str(path) for path in paths]
-    known: dict[str, list[Any]] = {}
-    with suppress(OSError, ValueError, TypeError):  # missing, or damaged
-        known |= json.loads(kept.read_text(encoding="utf-8")) if kept else {}
-    before = dict(known)
+    memory: dict[str, list[Any]] = {}
+    if remembered:
+        with suppress(OSError, ValueError, TypeError):  # missing, or damaged
+            memory |= json.loads(remembered.read_text(encoding="utf-8"))
+    before = dict(memory)
 
     def hashed(name: str) -> str:
+        if not file_state(name):  # opening a pipe would block
+            return ""
         with suppress(OSError):
-            return file_sha256(name, known) if file_state(name) else ""  # opening a pipe would block
+            return file_sha256(name, memory)
         return ""
 
     hashes = map_in_threads(hashed, names, "reading files")
-    if kept and known != before:
+    if remembered and memory != before:
         with suppress(OSError):  # they are hashed again next time
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(kept, json.dumps(known))
+            remembered.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(remembered, json.dumps(memory))
     return dict(zip(names, hashes, strict=True))
 
 
@@ -124,7 +134,8 @@ def cache_root() -> Path:
 
     In a container without a home folder, or with one that cannot be written, a temporary folder takes its place.
     """
-    if named := os.environ.get("LEUKOSCOPE_CACHE"):
+    named = os.environ.get("LEUKOSCOPE_CACHE")
+    if named:
         return Path(named)
     try:
         folder = Path.home() / ".cache" / "leukoscope"

@@ -19,7 +19,7 @@ from leukoscope.data.cells import LoadedCells
 from leukoscope.data.loading import load_cells
 from leukoscope.data.registry import DATASETS, DatasetInfo
 from leukoscope.data.splits import groups_of
-from leukoscope.evaluation.calibration import OUT_OF_FOLD, SUBJECTS_NEEDED
+from leukoscope.evaluation.calibration import MIN_SUBJECTS_FOR_CALIBRATION, OUT_OF_FOLD
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.files import is_git_clone
@@ -133,11 +133,11 @@ def run_protocol(config: TrainingConfig) -> list[ProtocolRun]:
         )
     for number, name in enumerate(data.info.labels):
         found = len({groups[cell] for cell, label in labels.items() if label == number})
-        if found < max(SUBJECTS_NEEDED, num_folds):
-            fewer = f"give a --num_folds of {found}, or " if found >= SUBJECTS_NEEDED else ""
+        if found < max(MIN_SUBJECTS_FOR_CALIBRATION, num_folds):
+            fewer = f"give a --num_folds of {found}, or " if found >= MIN_SUBJECTS_FOR_CALIBRATION else ""
             raise LeukoscopeError(
                 f"class {name}: {found} {unit}(s) have it; a protocol of {num_folds} folds needs "
-                f"{max(SUBJECTS_NEEDED, num_folds)} or more: {fewer}gather cells of more {unit}s"
+                f"{max(MIN_SUBJECTS_FOR_CALIBRATION, num_folds)} or more: {fewer}gather cells of more {unit}s"
             )
     for run in runs:
         choose_split(run.config, data)

@@ -166,7 +166,7 @@ def _print_survey(survey: Mapping[str, Any], labels: Sequence[str]) -> None:
 
 
 def _print_findings(findings: Mapping[str, Any]) -> None:
-    from leukoscope.evaluation.baselines import FEATURES
+    from leukoscope.evaluation.baselines import TRIVIAL_FEATURES
     from leukoscope.reports.release_tables import copies_table, shortcuts_table
 
     copies, measured = copies_table(findings), shortcuts_table(findings)
@@ -181,7 +181,7 @@ def _print_findings(findings: Mapping[str, Any]) -> None:
         chance = ["chance", f"{shortcuts['chance_balanced_accuracy']:.3f}", "–", "0.500"]
         print_table(["shortcut", *measured.columns[1:]], [*measured.rows, chance])
         for name, *_ in measured.rows:
-            typer.echo(f"{name}: {FEATURES[name]}")
+            typer.echo(f"{name}: {TRIVIAL_FEATURES[name]}")
         typer.echo(f"not measured — {shortcuts['left_out']}")
     else:
         typer.echo(f"shortcuts not measured: {shortcuts['not_measured']}")

@@ -119,8 +119,8 @@ def open_predictor(model: str, backend: str, device: str, precision: str) -> Pre
 
     predictor = Predictor.from_pretrained(model, backend=backend, device=device, precision=precision)
     if predictor.backend.precision == BF16:
-        said = "computed in bfloat16: probabilities differ from those in float32, in which the release was measured"
-        note(said, err=True)
+        message = "computed in bfloat16: probabilities differ from those in float32, in which the release was measured"
+        note(message, err=True)
     return predictor
 
 
@@ -137,7 +137,9 @@ def release_warnings(predictor: Predictor) -> list[str]:
     """What must be said below predictions of a release; [] if quiet."""
     from leukoscope.reports.text import warnings
 
-    return [] if is_quiet() else [*warnings(predictor.release.metrics, has_detector=predictor.ood is not None)]
+    if is_quiet():
+        return []
+    return [*warnings(predictor.release.metrics, has_detector=predictor.ood is not None)]
 
 
 def require_writable(folder: Path) -> None:
@@ -159,7 +161,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
     from rich.table import Table
     from rich.text import Text
 
-    console, table = Console(highlight=False), Table()
+    console = Console(highlight=False)
+    table = Table()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = sys.maxsize
     for place, name in enumerate(columns):

@@ -60,7 +60,8 @@ def predict(
 
     files, problems = image_paths(images)
     predictor = open_predictor(model, backend, device, precision)
-    rows, taken = [], {file_key(file) for file in files}
+    rows = []
+    taken = {file_key(file) for file in files}
     predictions = predictor.iter_predictions(files, explain=explain is not None, tta=tta)
     for prediction in track(predictions, "predicting cells", len(files)):
         if isinstance(prediction, UnreadableImage):
@@ -88,7 +89,9 @@ def image_paths(named: Sequence[Path]) -> tuple[list[Path], list[LeukoscopeError
     files: list[Path] = []
     problems: list[LeukoscopeError] = []
     for path in named:
-        folder = ImageFolder.read(path) if path.is_dir() else None
+        folder = None
+        if path.is_dir():
+            folder = ImageFolder.read(path)
         inside = folder.images if folder else [path]
         files += inside
         if folder and folder.left_out:
@@ -102,14 +105,19 @@ def image_paths(named: Sequence[Path]) -> tuple[list[Path], list[LeukoscopeError
 def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str], warnings: Sequence[str]) -> None:
     from leukoscope.inference.prediction import VIEWS, WITHOUT_CLASS
 
-    columns, shown = ["file", "outcome", *labels, "ms"], []
+    columns = ["file", "outcome", *labels, "ms"]
+    table_rows = []
     if rows[0]["agreeing_views"]:
         columns.append("agreeing views")
     for row in rows:
         shares = [f"{row['probabilities'][label]:.4f}" for label in labels]
-        agreeing = [f"{row['agreeing_views']} of {VIEWS}"] if row["agreeing_views"] else []
-        shown.append([shown_name(row["source"]), row["outcome"], *shares, f"{row['seconds'] * 1000:.0f}", *agreeing])
-    print_table(columns, shown, texts=2)
+        agreeing = []
+        if row["agreeing_views"]:
+            agreeing = [f"{row['agreeing_views']} of {VIEWS}"]
+        table_rows.append(
+            [shown_name(row["source"]), row["outcome"], *shares, f"{row['seconds'] * 1000:.0f}", *agreeing]
+        )
+    print_table(columns, table_rows, texts=2)
     overlays = [row["overlay"] for row in rows if "overlay" in row]
     lines = []
     if overlays:
@@ -118,7 +126,8 @@ def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str], wa
     lines += _reasons(rows)
     if any(row["outcome"] in WITHOUT_CLASS for row in rows):
         lines.append("Where the outcome is no class, the probabilities are no result.")
-    model, revision = rows[0]["model"], rows[0]["revision"]
+    model = rows[0]["model"]
+    revision = rows[0]["revision"]
     lines.append(f"model: {model}@{revision}" if revision else f"model: {model} (local files)")
     typer.echo("\n".join((*lines, *warnings, RESEARCH_NOTICE)))
 
@@ -165,7 +174,9 @@ def _with_caption(picture: Image, text: str) -> Image:
     font = drawing_font(letter)
     lines: list[str] = []
     for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
+        longer = word
+        if lines:
+            longer = f"{lines[-1]} {word}"
         if lines and font.getlength(longer) <= width - letter:
             lines[-1] = longer
         else:
@@ -183,15 +194,15 @@ def save_png(image: Image, path: Path, title: str, *, description: str = "") -> 
     """Write a PNG that carries its title, a description and the research notice."""
     from PIL.PngImagePlugin import PngInfo
 
-    about = PngInfo()
-    about.add_itxt("Title", title)
+    texts = PngInfo()
+    texts.add_itxt("Title", title)
     if description:
-        about.add_itxt("Description", description)
-    about.add_itxt("Disclaimer", RESEARCH_NOTICE)
+        texts.add_itxt("Description", description)
+    texts.add_itxt("Disclaimer", RESEARCH_NOTICE)
     with disk_errors(f"{path.parent}: cannot write there", "name another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary:
-            image.save(temporary, format="PNG", pnginfo=about)
+            image.save(temporary, format="PNG", pnginfo=texts)
 
 
 def file_key(path: Path) -> str:
@@ -250,8 +261,8 @@ def score(
     notes = {"out of distribution or no cell": scored.refused, "abstained from": scored.abstained}
     listed = "".join(f", {count:,} {note}" for note, count in notes.items() if count)
     lines = (f"{scored.cells:,} cells scored{listed}: {output}", *release_warnings(predictor), RESEARCH_NOTICE)
-    said = vars(scored) | {"output": str(output), "notice": RESEARCH_NOTICE}
-    typer.echo(json.dumps(said, indent=1) if as_json else "\n".join(lines))
+    report = vars(scored) | {"output": str(output), "notice": RESEARCH_NOTICE}
+    typer.echo(json.dumps(report, indent=1) if as_json else "\n".join(lines))
     if scored.unreadable:
         typer.echo(f"{scored.unreadable:,} file(s) could not be read: {unreadable_list(output)}", err=True)
         raise typer.Exit(1)
@@ -293,12 +304,12 @@ def patient(
     if len(subjects) == 1 and not subjects[0].subject and Path(source).is_dir():
         subjects = [replace(subjects[0], subject=Path(source).resolve().name)]
     if as_json:
-        typer.echo(json.dumps([one.to_dict() for one in subjects], indent=1))
+        typer.echo(json.dumps([subject.to_dict() for subject in subjects], indent=1))
     else:
         _print_subjects(subjects, model=predictor.release.name)
     if output:
         with disk_errors(f"--output {output}: cannot be written", "name another folder"):
-            write_table(pa.Table.from_pylist([one.to_dict() for one in subjects]), output)
+            write_table(pa.Table.from_pylist([subject.to_dict() for subject in subjects]), output)
         if not as_json:
             typer.echo(f"table: {output}")
     end_with(unreadable)
@@ -308,15 +319,19 @@ def _print_subjects(subjects: list[SubjectPrediction], *, model: str) -> None:
     from leukoscope.reports.formatting import share, span
 
     rows = []
-    for one in subjects:
-        figures = (share(one.probability), span(one.interval)) if one.is_result else (share(None), span(None))
-        counts = map(str, (one.cells, one.refused, one.abstained))
-        rows.append([shown_name(one.subject), one.outcome, *figures, *counts])
+    for subject in subjects:
+        figures = (share(None), span(None))
+        if subject.is_result:
+            figures = (share(subject.probability), span(subject.interval))
+        counts = map(str, (subject.cells, subject.refused, subject.abstained))
+        rows.append([shown_name(subject.subject), subject.outcome, *figures, *counts])
     positive = subjects[0].positive_label
     print_table(["subject", "outcome", positive, "95 % interval", "cells", "refused", "abstained"], rows, texts=2)
     for outcome in dict.fromkeys(subject.outcome for subject in subjects if subject.reason):
         first, *others = (subject for subject in subjects if subject.outcome == outcome)
-        likewise = f"; likewise {len(others)} more" if others else ""
+        likewise = ""
+        if others:
+            likewise = f"; likewise {len(others)} more"
         typer.echo(f"{shown_name(first.subject)}: {outcome}: {first.reason}{likewise}")
     typer.echo(f"rule: {subjects[0].rule.text}")
     typer.echo("The interval is of this subject's cells alone; it does not say how subjects differ.")

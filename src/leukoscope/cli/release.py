@@ -68,7 +68,8 @@ def export(
         folder, name, revision = find_release(model)
         with atomic_folder(output) as aside:
             report = write_onnx(read_release(folder, name=name, revision=revision), aside)
-    by, of_map = report["probability_difference"], report["heat_map_difference"]
+    by = report["probability_difference"]
+    of_map = report["heat_map_difference"]
     maps = "; no Grad-CAM map" if of_map is None else f" and {of_map:.1e} of a Grad-CAM map's peak"
     typer.echo(f"{output / ONNX_GRAPH}: at most {by:.1e} in probability{maps} from torch, on {report['compared_on']}")
     typer.echo(RESEARCH_NOTICE)
@@ -109,7 +110,8 @@ def push(
 
     to = Destination(hub_model_id, revision=revision, private=private, tag=tag)
     to.require_usable()
-    if others := unpublished_files(release):
+    others = unpublished_files(release)
+    if others:
         typer.echo(f"not published, because it is no part of a release: {', '.join(others)}", err=True)
     typer.echo(f"published: {publish(release, to, licence=licence)}\n{RESEARCH_NOTICE}")
     if not (licence or default_licence(read_metrics(release))):
@@ -151,7 +153,8 @@ def space(
         write_static_space(release, output, title=title, runtime=onnxruntime_web)
         how = "python -m http.server --bind 127.0.0.1 8000"
     else:
-        if local := next((name for name in models if local_release(name) is not None), None):
+        local = next((name for name in models if local_release(name) is not None), None)
+        if local:
             raise LeukoscopeError(
                 f"{local}: is a folder, and a Space loads its models from the Hub; publish it first with "
                 "`leukoscope release push`, then name it owner/name, or add --static"
@@ -175,12 +178,13 @@ def list_releases(
     from leukoscope.models.release import read_release, release_folders
 
     root = folder or embedded_releases()
-    if not (found := release_folders(root)):
+    releases = release_folders(root)
+    if not releases:
         raise LeukoscopeError(
             f"{root}: is no folder, or holds no release; give the folder that holds the folders of releases"
         )
     rows: list[dict[str, Any]] = []
-    for path in found:
+    for path in releases:
         try:
             release = read_release(path)
         except LeukoscopeError as error:
@@ -188,13 +192,17 @@ def list_releases(
             continue
         recipe, data = (release.metrics.get(block, {}).get("name", "") for block in ("recipe", "data"))
         size = round(sum(file.stat().st_size for file in path.glob("*.safetensors")) / 1e6, 1)
-        name, classes = str(path) if folder else path.name, list(release.labels)
+        name = path.name
+        if folder:
+            name = str(path)
+        classes = list(release.labels)
         rows.append({"model": name, "classes": classes, "recipe": recipe, "data": data, "megabytes": size})
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     else:
-        shown = [
-            [", ".join(value) if isinstance(value, list) else str(value) for value in row.values()] for row in rows
+        texts = [
+            [row["model"], ", ".join(row["classes"]), str(row["recipe"]), str(row["data"]), str(row["megabytes"])]
+            for row in rows
         ]
-        print_table(["model", "classes", "recipe", "data", "MB"], shown, texts=4)
+        print_table(["model", "classes", "recipe", "data", "MB"], texts, texts=4)
         typer.echo(RESEARCH_NOTICE)

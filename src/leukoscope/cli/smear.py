@@ -56,7 +56,8 @@ def smear(
 
     predictor = open_predictor(model, backend, device, precision)
     files, problems = image_paths(images)
-    overlays, crop_places = _places(files, images, "--output", output), _places(files, images, "--crops", crops)
+    overlays = _places(files, images, "--output", output)
+    crop_places = _places(files, images, "--crops", crops)
     readings: list[SmearReading] = []
     on_black: list[Path] = []
     for path in track(files, "reading smears"):
@@ -93,17 +94,17 @@ def _save_pictures(image: Image, reading: SmearReading, crops: Path | None, over
     from leukoscope.models.release import public_name
 
     name = shown_name(Path(reading.source).name)
-    for number, one in enumerate(reading.cells):
-        if crops and one.prediction and reading.smear.scale:
-            crop = cut_out(image, one.cell, reading.smear.scale.um_per_pixel)
-            save_png(crop, crops.with_stem(f"{crops.stem}-{number}"), f"{name}: {one.outcome}")
+    for number, cell in enumerate(reading.cells):
+        if crops and cell.prediction and reading.smear.scale:
+            crop = cut_out(image, cell.cell, reading.smear.scale.um_per_pixel)
+            save_png(crop, crops.with_stem(f"{crops.stem}-{number}"), f"{name}: {cell.outcome}")
     if overlay:
         title = f"{name} read by {public_name(reading.model, reading.revision)}: {reading.summary}"
         save_png(draw_reading(image, reading), overlay, title)
         note(f"overlay: {overlay}", err=True)
 
 
-def _places(files: Sequence[Path], given: Sequence[Path], flag: str, folder: Path | None) -> dict[Path, Path]:
+def _places(files: Sequence[Path], inputs: Sequence[Path], flag: str, folder: Path | None) -> dict[Path, Path]:
     """Smear → a PNG of its own in a folder, below the name of the smear's folder.
 
     Raises:
@@ -112,12 +113,12 @@ def _places(files: Sequence[Path], given: Sequence[Path], flag: str, folder: Pat
     if folder is None:
         return {}
     # Absolute, because "." and ".." name no folder, and a picture would be written outside.
-    roots = [Path(os.path.abspath(path)) for path in given if path.is_dir()]
+    roots = [Path(os.path.abspath(path)) for path in inputs if path.is_dir()]
     taken: set[str] = set()
     places = {}
     for path in files:
         home = Path(os.path.abspath(path)).parent
-        slide = next((home.relative_to(one.parent) for one in roots if home.is_relative_to(one)), Path(home.name))
+        slide = next((home.relative_to(root.parent) for root in roots if home.is_relative_to(root)), Path(home.name))
         places[path] = numbered(folder / slide / f"{path.stem}.png", taken)
         if os.path.realpath(places[path].parent) == os.path.realpath(home):
             raise LeukoscopeError(
@@ -134,23 +135,27 @@ def _tasks(crops: Path) -> Iterator[dict[str, Any]]:
     """
     for path in sorted(crops.rglob("*.png")):
         file = path.relative_to(crops).as_posix()
-        subject = path.parent.name if path.parent.parent != crops else ""
+        subject = ""
+        if path.parent.parent != crops:
+            subject = path.parent.name
         yield {"data": {"image": f"/data/local-files/?d={quote(file)}", "file": file, "subject": subject}}
 
 
 def _print_readings(readings: Sequence[SmearReading], warnings: Sequence[str]) -> None:
     total = sum((Counter(reading.counts) for reading in readings), Counter[str]())
     # Outcomes of no class that no smear has would make the table too wide for a terminal.
-    shown = [outcome for outcome in readings[0].counts if outcome in readings[0].labels or total[outcome]]
+    outcomes = [outcome for outcome in readings[0].counts if outcome in readings[0].labels or total[outcome]]
     rows = []
     for reading in readings:
         scale = reading.smear.scale
-        counts = (str(reading.counts[outcome]) for outcome in shown)
-        said = f"{scale.um_per_pixel:.3f} ({scale.source})" if scale else "–"
-        rows.append([shown_name(reading.source), str(len(reading.cells)), *counts, said])
-    print_table(["smear", "cells", *shown, "µm/px"], rows)
+        counts = (str(reading.counts[outcome]) for outcome in outcomes)
+        scale_text = "–"
+        if scale:
+            scale_text = f"{scale.um_per_pixel:.3f} ({scale.source})"
+        rows.append([shown_name(reading.source), str(len(reading.cells)), *counts, scale_text])
+    print_table(["smear", "cells", *outcomes, "µm/px"], rows)
     for reading in readings:
         if len(readings) <= MOST_EXPLAINED or reading.smear.notes:
-            about = " ".join((reading.summary, *reading.smear.notes))
-            typer.echo(f"{shown_name(Path(reading.source).name)}: {about}")
+            notes = " ".join((reading.summary, *reading.smear.notes))
+            typer.echo(f"{shown_name(Path(reading.source).name)}: {notes}")
     typer.echo("\n".join((*warnings, RESEARCH_NOTICE)))

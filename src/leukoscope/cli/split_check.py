@@ -69,7 +69,9 @@ def print_report(report: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(report, indent=1, ensure_ascii=False))
         return
-    title = report["data"]["title"] if report["data"] else "no known data set"
+    title = "no known data set"
+    if report["data"]:
+        title = report["data"]["title"]
     typer.echo(f"{report['split_file']}: {report['images']:,} images; {title}")
     rows = []
     for split in report["sides"]:
@@ -83,7 +85,9 @@ def print_report(report: Mapping[str, Any], *, as_json: bool) -> None:
     pictures = report.get("pictures")
     if pictures:
         missing = pictures["names_without_picture"]
-        left_out = f"; {missing:,} names of the split are no image there" if missing else ""
+        left_out = ""
+        if missing:
+            left_out = f"; {missing:,} names of the split are no image there"
         typer.echo(f"{pictures['compared']:,} pictures compared{left_out}")
     for finding in report["findings"]:
         typer.secho(f"found: {finding['sentence']}", fg="red", bold=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError, LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells, PixelRows, read_rows
 from leukoscope.data.splits import Split
 from leukoscope.evaluation import bootstrap, calibration
@@ -34,10 +34,10 @@ from leukoscope.models.release import FIGURES, OOD, PREDICTIONS, edit_release, f
 from leukoscope.models.weights import Release, load_release, rescale_classifier, save_weights
 from leukoscope.progress import note, progress, track
 
-BATCH = 8
-SUBJECTS_NEEDED = 5
+FRAMED_BATCH = 8
+MIN_SUBJECTS_TO_RECALIBRATE = 5
 """Of each class: a threshold for one left-out subject then depends on four others; with fewer it is chance."""
-CELLS_NEEDED = 50
+MIN_CELLS_TO_RECALIBRATE = 50
 """Of each class: a quantile at 95 % or 98 % needs more cells than it leaves out."""
 SUBJECTS_OF_VALIDATION = 2
 """Of each class, in a validation side: a fifth of few subjects is fewer than a cross-validation has."""
@@ -60,23 +60,24 @@ def assess(directory: Path, cells: FramedCells | None = None) -> Path:
     """
     metrics = read_metrics(directory)
     first = (metrics.get("evaluations") or [{}])[0]
-    kept = directory / PREDICTIONS / f"{first.get('name')}.parquet"
-    if "folds" not in first or not kept.is_file() or "recalibration" in metrics:
+    path = directory / PREDICTIONS / f"{first.get('name')}.parquet"
+    if "folds" not in first or not path.is_file() or "recalibration" in metrics:
         raise LeukoscopeError(
             f"{directory}: holds no out-of-fold predictions to assess it by; give a release that "
             "`leukoscope protocol` made"
         )
     if cells is not None and metrics["data"]["fingerprint"] != cells.data.fingerprint:
-        made_from, given = (one[:12] for one in (metrics["data"]["fingerprint"], cells.data.fingerprint))
+        made_from = metrics["data"]["fingerprint"][:12]
+        tested = cells.data.fingerprint[:12]
         raise LeukoscopeError(
-            f"{directory}: was made from other cells (fingerprint {made_from}, these are {given}); assess it "
+            f"{directory}: was made from other cells (fingerprint {made_from}, these are {tested}); assess it "
             "with the data it was trained on"
         )
     evaluations = [
-        with_intervals(one, CellPredictions.load(kept.with_name(f"{one['name']}.parquet")), metrics["training"])
-        for one in track(metrics["evaluations"], "intervals of evaluations")
+        with_intervals(block, CellPredictions.load(path.with_name(f"{block['name']}.parquet")), metrics["training"])
+        for block in track(metrics["evaluations"], "intervals of evaluations")
     ]
-    blocks = {"evaluations": evaluations, **fitted_blocks(CellPredictions.load(kept), metrics)}
+    blocks = {"evaluations": evaluations, **fitted_blocks(CellPredictions.load(path), metrics)}
     return _write_release(directory, directory, metrics, blocks, cells)
 
 
@@ -88,18 +89,21 @@ def with_intervals(
     Where areas and folds are known, `size_only_baseline` predicts from the areas alone, at the class frequencies that
     the release's probabilities assume. `training` is that block of metrics.json.
     """
-    found: dict[str, Any] = {"metrics": measure(predictions)}
+    measured: dict[str, Any] = {"metrics": measure(predictions)}
     intervals: dict[str, Any] = {"level": bootstrap.LEVEL, "draws": bootstrap.BOOTSTRAP_SAMPLES, "seed": 0}
     intervals["by_cell"] = bootstrap.cell_intervals(predictions)
     if "" not in predictions.subjects:
         intervals["by_subject"] = bootstrap.subject_intervals(predictions)
     trained_on = training.get("class_frequencies")
     assumed = training.get("output_frequencies", trained_on)
-    shifted = np.array([assumed[name] for name in predictions.label_names]) if assumed != trained_on else None
-    if (size_only := size_only_out_of_fold(predictions, shifted)) is not None:
+    shifted = None
+    if assumed != trained_on:
+        shifted = np.array([assumed[name] for name in predictions.label_names])
+    size_only = size_only_out_of_fold(predictions, shifted)
+    if size_only is not None:
         alone = measure(size_only)
-        found["size_only_baseline"] = headline(alone) | {"recall_by_subject": alone.get("recall_by_subject", {})}
-    return {**block, **found, "intervals": intervals}
+        measured["size_only_baseline"] = headline(alone) | {"recall_by_subject": alone.get("recall_by_subject", {})}
+    return {**block, **measured, "intervals": intervals}
 
 
 def fitted_blocks(
@@ -108,7 +112,7 @@ def fitted_blocks(
     *,
     estimates: str = OUT_OF_FOLD,
     unit: str = "",
-    subjects_needed: int = calibration.SUBJECTS_NEEDED,
+    subjects_needed: int = calibration.MIN_SUBJECTS_FOR_CALIBRATION,
 ) -> dict[str, Any]:
     """Fit temperature, thresholds and the rule for subjects: the blocks of metrics.json that decide.
 
@@ -122,10 +126,11 @@ def fitted_blocks(
     Raises:
         LeukoscopeError: a cell of an unknown subject, or too few subjects of a class.
     """
-    positive, about = metrics["positive_label"], {"estimates": estimates, "unit": unit or metrics["data"]["unit"]}
+    positive = metrics["positive_label"]
+    origin = {"estimates": estimates, "unit": unit or metrics["data"]["unit"]}
     with progress("fitting temperature, thresholds and the rule for a subject"):
         left_out = leave_one_subject_out(predictions, subjects_needed)
-        block = calibration_block(predictions, left_out, **about)
+        block = calibration_block(predictions, left_out, **origin)
         rule = subject_rule_block(
             predictions,
             positive,
@@ -133,7 +138,7 @@ def fitted_blocks(
             estimates=estimates,
             size_only=size_only_out_of_fold(predictions),
         )
-        decisions = decision_block(predictions, left_out=left_out, **about)
+        decisions = decision_block(predictions, left_out=left_out, **origin)
     return {"calibration": block, "decisions": decisions, **({"subject_rule": rule} if rule else {})}
 
 
@@ -148,9 +153,9 @@ def fit_detector_on(cells: FramedCells, cell_ids: tuple[str, ...] | None = None)
     with progress("fitting the OOD detector"):
         statistics = np.asarray([picture_statistics(cell) for cell in PixelRows(cells.pixels, rows)], np.float32)
         detector, held_out = fit_detector(statistics, subjects)
-    kept = held_out <= 1
+    passes = held_out <= 1
     names, of, counts = np.unique(subjects, return_inverse=True, return_counts=True)
-    shares = np.bincount(of, kept) / counts
+    shares = np.bincount(of, passes) / counts
     return detector, {
         "estimates": OF_DETECTOR,
         "method": METHOD,
@@ -160,7 +165,7 @@ def fit_detector_on(cells: FramedCells, cell_ids: tuple[str, ...] | None = None)
             "cells": len(held_out),
             "subjects": len(names),
             "folds": min(FOLDS, len(names)),
-            "kept_share": float(kept.mean()),
+            "kept_share": float(passes.mean()),
             "kept_share_by_subject": float(shares.mean()),
         },
         "kinds": {},
@@ -178,7 +183,9 @@ def write_fit(
     """
     release = load_release(directory)
     earlier = 1.0 if "recalibration" in blocks else metrics.get("calibration", {}).get("temperature", 1.0)
-    factor = blocks["calibration"]["temperature"] / earlier if "calibration" in blocks else 1.0
+    factor = 1.0
+    if "calibration" in blocks:
+        factor = blocks["calibration"]["temperature"] / earlier
     rescale_classifier(release.network, factor)
     save_weights(release.network, directory)
     if detector is not None:
@@ -211,7 +218,9 @@ def fit_on_validation(directory: Path, predictions: CellPredictions, cells: Fram
         predictions: of its network, on the validation side.
         cells: framed for it; the detector is fitted on those of them that `split` does not test.
     """
-    metrics, blocks, detector = read_metrics(directory), dict[str, Any](), None
+    metrics = read_metrics(directory)
+    blocks = dict[str, Any]()
+    detector = None
     try:
         blocks |= fitted_blocks(predictions, metrics, estimates=VALIDATED, subjects_needed=SUBJECTS_OF_VALIDATION)
     except LeukoscopeError as error:
@@ -238,13 +247,16 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
         LeukoscopeError: too few subjects or cells of a class, subjects that trained the release, other classes than
             the release's, or a folder that cannot be written.
     """
-    release, info = load_release(source), cells.data.info
+    release = load_release(source)
+    info = cells.data.info
     if not release.metrics.get("training"):
         raise LeukoscopeError(f"{source}: says nothing about its training; recalibrate a release made by Leukoscope")
-    estimates = ESTIMATES if _refuse_training_cells(release, cells) else NOT_KNOWN
+    estimates = NOT_KNOWN
+    if _refuse_training_cells(release, cells):
+        estimates = ESTIMATES
     # A release may be published, the ids of subjects must not be.
-    known = sorted(set(cells.subjects) - {""})
-    number_of = {"": ""} | {subject: f"local {number:02d}" for number, subject in enumerate(known, start=1)}
+    named_subjects = sorted(set(cells.subjects) - {""})
+    number_of = {"": ""} | {subject: f"local {number:02d}" for number, subject in enumerate(named_subjects, start=1)}
     if info.name == "imagefolder":  # its title speaks to the author, not to the release's readers
         info = replace(info, title="the author's own cells")
     subjects = [number_of[subject] for subject in cells.subjects]
@@ -252,8 +264,9 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
     predictions = predict_framed(release, cells)
     _require_enough(predictions, info.group)
     split = {"strategy": "all", "detail": f"every recalibration cell ({info.title})", "disjoint_by": info.group}
-    about = {"name": "recalibration", "estimates": estimates, "thresholds_fitted_on": None}
-    evaluation, metrics = {**about, "split": {**split, "seed": 0}}, release.metrics
+    block = {"name": "recalibration", "estimates": estimates, "thresholds_fitted_on": None}
+    evaluation = {**block, "split": {**split, "seed": 0}}
+    metrics = release.metrics
     with progress("intervals of evaluations"):
         measured = with_intervals(evaluation, predictions, metrics["training"])
     blocks = {
@@ -286,11 +299,12 @@ def predict_framed(release: Release, cells: FramedCells) -> CellPredictions:
             "rename the class folders to the release's labels"
         )
     ids = tuple(cells.data.train["cell_id"])
-    rows, backend = cells.rows(ids), float32_backend(release, len(ids))
+    rows = cells.rows(ids)
+    backend = float32_backend(release, len(ids))
     batches = []
     with progress("predicting cells", len(rows)) as advance:
-        for first in range(0, len(rows), BATCH):
-            pixels = read_rows(cells.pixels, rows[first : first + BATCH])
+        for first in range(0, len(rows), FRAMED_BATCH):
+            pixels = read_rows(cells.pixels, rows[first : first + FRAMED_BATCH])
             batches.append(softmax(backend(pixels).logits))
             if not np.isfinite(batches[-1]).all():
                 raise LeukoscopeError(f"{release.name}: computes numbers that are not finite; download it again")
@@ -329,9 +343,10 @@ def _require_enough(predictions: CellPredictions, unit: str) -> None:
     subjects = np.asarray(predictions.subjects)
     for k, label in enumerate(predictions.label_names):
         mine = predictions.references == k
-        found = len(set(subjects[mine]))
-        if found < SUBJECTS_NEEDED or mine.sum() < CELLS_NEEDED:
-            raise LeukoscopeError(
-                f"class {label}: {mine.sum()} cells of {found} {unit}(s); recalibration needs {CELLS_NEEDED} cells of "
-                f"{SUBJECTS_NEEDED} {unit}s of each class, or its thresholds would be chance"
+        subject_count = len(set(subjects[mine]))
+        if subject_count < MIN_SUBJECTS_TO_RECALIBRATE or mine.sum() < MIN_CELLS_TO_RECALIBRATE:
+            needed = f"{MIN_CELLS_TO_RECALIBRATE} cells of {MIN_SUBJECTS_TO_RECALIBRATE} {unit}s of each class"
+            raise DataError(
+                f"class {label}: {mine.sum()} cells of {subject_count} {unit}(s); recalibration needs {needed}, or its "
+                "thresholds would be chance"
             )

@@ -21,7 +21,7 @@ from leukoscope.evaluation.predictions import CellPredictions, pooled
 
 ALL_TOGETHER = "all together"
 # Description of each feature, for readers of a report.
-FEATURES = {
+TRIVIAL_FEATURES = {
     "size": "area of the box around the cell, its logarithm",
     "mean colour": "mean red, green and blue of the cell (of the whole picture where the cell is not cut out)",
     "background": "mean and spread of red, green and blue over the brightest quarter of the picture",
@@ -36,14 +36,21 @@ _MIN_AREA = 1e-4
 
 
 def trivial_features(cells: Iterable[np.ndarray], background: Literal["black", "smear"]) -> dict[str, np.ndarray]:
-    """Compute features that do not depend on the appearance of a cell: key of `FEATURES` → (N, D) float.
+    """Compute features that do not depend on the appearance of a cell: key of `TRIVIAL_FEATURES` → (N, D) float.
 
     Of the N images, (S, S, 3) uint8, one is read at a time. Cells cut out on black have no background and no scale bar;
     the size of a cell in a smear needs a segmentation. These features are left out there.
     """
-    features_of = _black_features if background == "black" else _smear_features
+    features_of = _smear_features
+    if background == "black":
+        features_of = _black_features
     rows = [features_of(cell) for cell in cells]
-    return {name: np.stack([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+    if not rows:
+        return {}
+    features = {}
+    for name in rows[0]:
+        features[name] = np.stack([row[name] for row in rows])
+    return features
 
 
 def log_areas(areas: np.ndarray) -> np.ndarray:
@@ -103,9 +110,12 @@ def size_only_out_of_fold(
     """
     if predictions.areas is None or predictions.folds is None:
         return None
-    features, references, parts = log_areas(predictions.areas)[:, None], predictions.references, []
+    features = log_areas(predictions.areas)[:, None]
+    references = predictions.references
+    parts = []
     for fold in np.unique(predictions.folds):
-        train, test = np.flatnonzero(predictions.folds != fold), np.flatnonzero(predictions.folds == fold)
+        train = np.flatnonzero(predictions.folds != fold)
+        test = np.flatnonzero(predictions.folds == fold)
         part = _logistic_regression(features[train], references[train], features[test], predictions.take(test))
         if frequencies is not None:
             shifted = part.probabilities * frequencies / np.bincount(references[train], minlength=len(frequencies))

@@ -57,7 +57,8 @@ class BootstrapSamples:
             weights: of the shape of `per_cell`, such as a mask of the cells that count; equal where None. A sample
                 without weight has the mean NaN.
         """
-        weights = np.ones(per_cell.shape) if weights is None else weights
+        if weights is None:
+            weights = np.ones(per_cell.shape)
         with np.errstate(invalid="ignore"):
             return self.sums(per_cell * weights) / self.sums(weights.astype(float))
 
@@ -78,13 +79,19 @@ class BootstrapSamples:
             weights: (N,) of the cells; equal where None.
             strata: (N,) int; only cells of one stratum are compared, so strata weigh by their numbers of pairs.
         """
-        weights = np.ones(len(scores)) if weights is None else weights
-        strata = np.zeros(len(scores), dtype=int) if strata is None else strata
-        won, pairs = np.zeros(len(self.counts)), np.zeros(len(self.counts))
+        if weights is None:
+            weights = np.ones(len(scores))
+        if strata is None:
+            strata = np.zeros(len(scores), dtype=int)
+        won = np.zeros(len(self.counts))
+        pairs = np.zeros(len(self.counts))
         for stratum in np.unique(strata):
             rows = np.flatnonzero(strata == stratum)
             order = rows[np.argsort(scores[rows], kind="stable")]
-            ranked, is_positive, unit, weight = scores[order], positive[order], self.unit_of_cell[order], weights[order]
+            ranked = scores[order]
+            is_positive = positive[order]
+            unit = self.unit_of_cell[order]
+            weight = weights[order]
             negatives = ranked[~is_positive]
             below = np.searchsorted(negatives, ranked[is_positive], side="left")
             up_to = np.searchsorted(negatives, ranked[is_positive], side="right")
@@ -115,9 +122,13 @@ class BootstrapSamples:
         from scipy.stats import norm, t
 
         units = np.bincount(self.classes)
-        own = units[of_class] if of_class is not None and of_class < len(units) else 0
+        own = 0
+        if of_class is not None and of_class < len(units):
+            own = units[of_class]
         n = int(own or units[units > 0].min())
-        tail = float(norm.cdf(np.sqrt(n / (n - 1)) * t.ppf((1 - LEVEL) / 2, n - 1))) if n > 1 else 0.0
+        tail = 0.0
+        if n > 1:
+            tail = float(norm.cdf(np.sqrt(n / (n - 1)) * t.ppf((1 - LEVEL) / 2, n - 1)))
         low, high = np.nanquantile(values, [tail, 1 - tail])
         return {"low": float(low), "high": float(high)}
 
@@ -126,7 +137,9 @@ class BootstrapSamples:
     ) -> Interval | None:
         """Compute the interval of a mean over cells, as `means` and `interval`; None if never defined."""
         values = self.means(per_cell, weights)
-        return None if np.isnan(values).all() else self.interval(values, of_class=of_class)
+        if np.isnan(values).all():
+            return None
+        return self.interval(values, of_class=of_class)
 
     def once(self) -> BootstrapSamples:
         """Return the sample that holds every unit once, which gives the point estimates."""
@@ -180,8 +193,8 @@ def point_metrics(predictions: CellPredictions) -> dict[str, float]:
     """Compute the metrics whose intervals this module gives, by subject wherever every cell's subject is known."""
     _, unit_of_cell = np.unique(predictions.subjects, return_inverse=True)
     classes = np.array(list(predictions.subject_classes.values()))
-    known = predictions.subject_weights is not None
-    once = BootstrapSamples(unit_of_cell, classes, np.ones((1, len(classes)), dtype=np.int16), of_subjects=known)
+    by_subject = predictions.subject_weights is not None
+    once = BootstrapSamples(unit_of_cell, classes, np.ones((1, len(classes)), dtype=np.int16), of_subjects=by_subject)
     return {key: float(value) for key, (value,) in bootstrap_metrics(predictions, once).items()}
 
 
@@ -218,12 +231,15 @@ def _intervals(predictions: CellPredictions, boot: BootstrapSamples) -> dict[str
 
 def bootstrap_metrics(predictions: CellPredictions, boot: BootstrapSamples) -> dict[str, np.ndarray]:
     """Compute every metric of `subject_intervals` in each bootstrap sample: key → (D,)."""
-    names, references = predictions.label_names, predictions.references
+    names = predictions.label_names
+    references = predictions.references
     classes = len(names)
     pairs = np.eye(classes**2)[references * classes + predictions.predicted]
     metrics = _from_confusion(boot.sums(pairs).reshape(-1, classes, classes), names)
     # Single cells that are resampled have no subjects to weight.
-    weights = predictions.subject_weights if boot.of_subjects else None
+    weights = None
+    if boot.of_subjects:
+        weights = predictions.subject_weights
     if weights is not None:
         weighted = boot.sums(pairs * weights[:, None]).reshape(-1, classes, classes)
         by_subject = _from_confusion(weighted, names)
@@ -253,7 +269,9 @@ def bootstrap_metrics(predictions: CellPredictions, boot: BootstrapSamples) -> d
 
 def _from_confusion(confusion: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
     """(D, K, K) weighted confusion matrices, rows the truth → metric → (D,)."""
-    correct, true, predicted = np.diagonal(confusion, axis1=1, axis2=2), confusion.sum(axis=2), confusion.sum(axis=1)
+    correct = np.diagonal(confusion, axis1=1, axis2=2)
+    true = confusion.sum(axis=2)
+    predicted = confusion.sum(axis=1)
     present = np.flatnonzero(true.any(axis=0))
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = correct[:, present] / true[:, present]

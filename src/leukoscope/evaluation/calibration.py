@@ -23,7 +23,7 @@ ECE_BINS = 15
 """As in Guo et al. 2017 and most papers that compare with it."""
 TEMPERATURE_BOUNDS = (0.1, 10.0)
 """Where all cells are correct, the likelihood has its maximum at temperature 0: certainty that no data support."""
-SUBJECTS_NEEDED = 3
+MIN_SUBJECTS_FOR_CALIBRATION = 3
 """Of each class: leaving one out must leave two, or a threshold would depend on a single subject."""
 
 Rule: TypeAlias = Callable[[CellPredictions], Any]
@@ -54,7 +54,8 @@ def fit_temperature(predictions: CellPredictions) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    logits, weights = _logits(predictions.probabilities), predictions.fit_weights
+    logits = _logits(predictions.probabilities)
+    weights = predictions.fit_weights
     # With the largest logit at 0, no temperature makes the exponential overflow.
     below = logits - logits.max(axis=1, keepdims=True)
     true = np.average(below[np.arange(len(below)), predictions.references], weights=weights)
@@ -79,7 +80,9 @@ def shipped_temperature(predictions: CellPredictions, left_out: tuple[LeftOut, .
         # Both through the same softmax, so that rounding does not decide.
         for some in (calibrated(predictions, 1.0), cross_fitted(predictions, left_out))
     )
-    return fit_temperature(predictions) if after < before else 1.0
+    if after < before:
+        return fit_temperature(predictions)
+    return 1.0
 
 
 def calibrated(predictions: CellPredictions, temperature: float) -> CellPredictions:
@@ -87,7 +90,9 @@ def calibrated(predictions: CellPredictions, temperature: float) -> CellPredicti
     return replace(predictions, probabilities=scaled(predictions.probabilities, temperature))
 
 
-def leave_one_subject_out(predictions: CellPredictions, needed: int = SUBJECTS_NEEDED) -> tuple[LeftOut, ...]:
+def leave_one_subject_out(
+    predictions: CellPredictions, needed: int = MIN_SUBJECTS_FOR_CALIBRATION
+) -> tuple[LeftOut, ...]:
     """Fit for each subject, in order of their ids, the temperature on all others.
 
     As in all cross-conformal prediction (Vovk 2015, doi:10.1007/s10472-013-9368-4), the others' predictions may come
@@ -114,17 +119,19 @@ def leave_one_subject_out(predictions: CellPredictions, needed: int = SUBJECTS_N
 def cross_fitted(predictions: CellPredictions, left_out: tuple[LeftOut, ...]) -> CellPredictions:
     """Return the same predictions, each subject's scaled with the temperature that the other subjects fitted."""
     temperatures = np.ones((len(predictions.cell_ids), 1))
-    for one in left_out:
-        temperatures[one.rows] = one.temperature
+    for subject in left_out:
+        temperatures[subject.rows] = subject.temperature
     return replace(predictions, probabilities=scaled(predictions.probabilities, temperatures))
 
 
 def own_thresholds(predictions: CellPredictions, left_out: tuple[LeftOut, ...], rule: Rule) -> np.ndarray:
     """Return each cell's threshold, (N,) or (N, K), fitted like the temperature on all subjects but its own."""
-    fitted = [rule(calibrated(predictions.take(np.flatnonzero(~one.rows)), one.temperature)) for one in left_out]
+    fitted = [
+        rule(calibrated(predictions.take(np.flatnonzero(~subject.rows)), subject.temperature)) for subject in left_out
+    ]
     thresholds = np.zeros((len(predictions.cell_ids), *np.shape(fitted[0])))
-    for one, threshold in zip(left_out, fitted, strict=True):
-        thresholds[one.rows] = threshold
+    for subject, threshold in zip(left_out, fitted, strict=True):
+        thresholds[subject.rows] = threshold
     return thresholds
 
 
@@ -145,7 +152,7 @@ def calibration_block(
     """
     boot = bootstrap_subjects(predictions)
     sides = {"before": predictions, "after": cross_fitted(predictions, left_out)}
-    each = [one.temperature for one in left_out]
+    each = [subject.temperature for subject in left_out]
     return {
         "temperature": shipped_temperature(predictions, left_out),
         "fitted_temperature": fit_temperature(predictions),
@@ -176,7 +183,9 @@ def calibration_metrics(predictions: CellPredictions, boot: BootstrapSamples) ->
         nll: mean -log p of the true class, in nats.
         intervals: 95 %, by resampling subjects within class; what was fitted stays as it is.
     """
-    scores, bins, weights = _cell_scores(predictions), _confidence_bins(predictions), predictions.fit_weights
+    scores = _cell_scores(predictions)
+    bins = _confidence_bins(predictions)
+    weights = predictions.fit_weights
     gap_of_cell = bins * (scores["overconfidence"] * weights)[:, None]
     gaps = gap_of_cell.sum(axis=0) / weights.sum()
     sampled = boot.sums(gap_of_cell) / boot.sums(weights)[:, None]
@@ -189,7 +198,10 @@ def calibration_metrics(predictions: CellPredictions, boot: BootstrapSamples) ->
     return {
         "ece": ece,
         **{name: float(np.average(values, weights=weights)) for name, values in scores.items()},
-        "intervals": {"ece": of_ece, **{name: boot.mean_interval(one, weights) for name, one in scores.items()}},
+        "intervals": {
+            "ece": of_ece,
+            **{name: boot.mean_interval(per_cell, weights) for name, per_cell in scores.items()},
+        },
     }
 
 
@@ -200,7 +212,8 @@ def _logits(probabilities: np.ndarray) -> np.ndarray:
 
 def _cell_scores(predictions: CellPredictions) -> dict[str, np.ndarray]:
     """The metrics that are means over cells, before averaging: (N,) each."""
-    rows, truth = np.arange(len(predictions.references)), predictions.references
+    rows = np.arange(len(predictions.references))
+    truth = predictions.references
     one_hot = np.eye(predictions.probabilities.shape[1])[truth]
     return {
         "overconfidence": predictions.probabilities.max(axis=1) - (predictions.predicted == truth),

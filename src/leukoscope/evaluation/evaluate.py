@@ -78,7 +78,9 @@ class ModelPredictions:
     def name(self) -> str:
         """The release's; of a folder only the last name: the rest is private."""
         local = Path(self.release.name)
-        return folder_name(local) if local.exists() else self.release.name
+        if local.exists():
+            return folder_name(local)
+        return self.release.name
 
     def decisions(self) -> dict[str, Any]:
         """What `leukoscope predict` decides on these cells.
@@ -86,15 +88,16 @@ class ModelPredictions:
         `outcomes` counts the cells of each, `given` those that get a class, `right` the right ones of these.
         """
         labels = self.predictions.label_names
-        given = [(labels[k], named) for k, named in zip(self.predictions.references, self.outcomes, strict=True)]
-        given = [pair for pair in given if pair[1] in labels]
+        pairs = [(labels[k], named) for k, named in zip(self.predictions.references, self.outcomes, strict=True)]
+        pairs = [pair for pair in pairs if pair[1] in labels]
         counts = dict(sorted(Counter(self.outcomes).items()))
-        return {"outcomes": counts, "given": len(given), "right": sum(true == named for true, named in given)}
+        return {"outcomes": counts, "given": len(pairs), "right": sum(true == named for true, named in pairs)}
 
     def subject_rule(self) -> dict[str, Any] | None:
         """Measure the release's rule for subjects, whose class is called as in these predictions."""
         metrics = dict(self.release.metrics)
-        if rule := metrics.get("subject_rule"):
+        rule = metrics.get("subject_rule")
+        if rule:
             positive = rule["positive_label"]
             metrics["subject_rule"] = {**rule, "positive_label": self.our_name.get(positive, positive)}
         return measure_subject_rule(self.predictions, metrics)
@@ -121,7 +124,8 @@ def select_cells(
         data = without_damaged(data)
         # Only the test side matters: which cells and folds trained the model is not known here.
         whole = make_split(data, split, seed=seed, validation=False, train_folds=(), test_folds=(TEST_FOLD,))
-        whole = replace(whole, detail=TEST_FOLD) if split == "official" else whole
+        if split == "official":
+            whole = replace(whole, detail=TEST_FOLD)
     else:
         every = tuple(cell for rows in data.cells.values() for cell in rows["cell_id"][:])
         whole = Split("none", data.info.group, seed, data.fingerprint, (), (), every, detail="every cell")
@@ -154,8 +158,8 @@ def match_labels(
             )
     index = {label.casefold(): k for k, label in enumerate(ours)}
     renamed = {their.casefold(): our.casefold() for their, our in label_map.items()}
-    found = [index.get(renamed.get(label.casefold(), label.casefold())) for label in theirs]
-    matched = tuple(k for k in found if k is not None)
+    indices = [index.get(renamed.get(label.casefold(), label.casefold())) for label in theirs]
+    matched = tuple(k for k in indices if k is not None)
     if len(matched) < len(theirs) or len(set(matched)) < len(ours):
         if len(theirs) < len(ours):
             how = "it lacks some of these: leave their cells out, or give another model"
@@ -177,34 +181,44 @@ def predictions_of_model(
     """
     if batch_size < 1:
         raise LeukoscopeError(f"--batch_size {batch_size}: give 1 or more")
-    labels, wanted, release = cells.data.info.labels, set(cells.split.test), predictor.release
+    labels = cells.data.info.labels
+    wanted = set(cells.split.test)
+    release = predictor.release
     matched = match_labels(release.name, predictor.labels, labels, label_map or {})
     to_ours = np.eye(len(labels))[list(matched)]
     our_name = {their: labels[our] for their, our in zip(predictor.labels, matched, strict=True)}
     rows = concatenate_datasets(list(cells.data.cells.values()))
     rows = rows.select([i for i, cell in enumerate(rows["cell_id"][:]) if cell in wanted])
     encoded = rows.select_columns(["image", "cell_id"]).cast_column("image", ImageFeature(decode=False))
-    kept, damaged, outcomes, hashes = list[int](), list[str](), list[str](), list[str]()
-    probabilities, areas = [np.zeros((0, len(labels)))], list[float]()
+    readable = list[int]()
+    damaged = list[str]()
+    outcomes = list[str]()
+    hashes = list[str]()
+    probabilities = [np.zeros((0, len(labels)))]
+    areas = list[float]()
     with progress("predicting cells", len(rows)) as advance:
         for first in range(0, len(rows), batch_size):
-            batch, pictures = encoded[first : first + batch_size], []
+            batch = encoded[first : first + batch_size]
+            pictures = []
             for row, (image, cell) in enumerate(zip(batch["image"], batch["cell_id"], strict=True), first):
                 try:
                     pictures.append(open_encoded(image, cell))
-                    kept.append(row)
+                    readable.append(row)
                 except UnreadableImage as error:
                     damaged.append(str(error))
             if pictures:
                 predicted = predictor(pictures, batch_size=len(pictures))
-                probabilities.append(np.array([list(one.probabilities.values()) for one in predicted]) @ to_ours)
-                outcomes += [our_name.get(one.outcome, one.outcome) for one in predicted]
+                probabilities.append(
+                    np.array([list(prediction.probabilities.values()) for prediction in predicted]) @ to_ours
+                )
+                outcomes += [our_name.get(prediction.outcome, prediction.outcome) for prediction in predicted]
                 hashes += map(pixel_hash, pictures)
                 # The cell's share of its picture needs no fine detail.
-                small = (one.resize((_AREA_SIDE, _AREA_SIDE), Image.Resampling.NEAREST) for one in pictures)
-                areas += (cell_area(np.asarray(one)) for one in small)
+                small = (picture.resize((_AREA_SIDE, _AREA_SIDE), Image.Resampling.NEAREST) for picture in pictures)
+                areas += (cell_area(np.asarray(picture)) for picture in small)
             advance(len(batch["cell_id"]))
-    rows, units = rows.select(kept), groups_of(cells.data, cells.data.info.group)
+    rows = rows.select(readable)
+    units = groups_of(cells.data, cells.data.info.group)
     predictions = CellPredictions(
         tuple(rows["cell_id"][:]),
         tuple(units[cell] for cell in rows["cell_id"][:]),
@@ -223,14 +237,18 @@ def build_evaluation(predicted: ModelPredictions, cells: SelectedCells, *, seed:
     Raises:
         LeukoscopeError: not one cell was predicted.
     """
-    predictions, unreadable, release = predicted.predictions, cells.data.unreadable, predicted.release
+    predictions = predicted.predictions
+    unreadable = cells.data.unreadable
+    release = predicted.release
     if not predictions.cell_ids:
         reason = next(iter((*predicted.left_out, *unreadable)), "no cell was given")
         raise LeukoscopeError(f"{predicted.name}: not one cell was predicted ({reason}); check the cells and --split")
     try:
-        by_subject, missing = bootstrap.subject_intervals(predictions, seed=seed), ""
+        by_subject = bootstrap.subject_intervals(predictions, seed=seed)
+        missing = ""
     except LeukoscopeError as error:
-        by_subject, missing = None, str(error)
+        by_subject = None
+        missing = str(error)
     subjects = np.asarray(predictions.subjects)
     of_class = {label: subjects[predictions.references == k] for k, label in enumerate(predictions.label_names)}
     return {
@@ -265,7 +283,7 @@ def build_evaluation(predicted: ModelPredictions, cells: SelectedCells, *, seed:
 
 
 def training_overlap(
-    metrics: Mapping[str, Any], predictions: CellPredictions, cells: SelectedCells, known: KnownCells
+    metrics: Mapping[str, Any], predictions: CellPredictions, cells: SelectedCells, known_cells: KnownCells
 ) -> dict[str, Any]:
     """Determine whether the tested cells come from subjects who trained the weights.
 
@@ -275,7 +293,7 @@ def training_overlap(
     """
     seen = seen_in_training(
         metrics,
-        known,
+        known_cells,
         cells.data,
         predictions.subjects,
         predictions.cell_ids,

@@ -32,13 +32,13 @@ NOT_KNOWN = "these weights, on subjects of the recalibration data; whether some 
 
 
 # Each has its formula in `bootstrap._from_confusion` and its name in `reports.formatting`.
-POOLED = ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
-BY_SUBJECT = tuple(f"{key}_by_subject" for key in POOLED)
+POOLED_METRICS = ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
+BY_SUBJECT = tuple(f"{key}_by_subject" for key in POOLED_METRICS)
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Select those metrics of `measure` that a table quotes."""
-    return {key: metrics[key] for key in (*POOLED, *BY_SUBJECT, "auroc_equal_size") if key in metrics}
+    return {key: metrics[key] for key in (*POOLED_METRICS, *BY_SUBJECT, "auroc_equal_size") if key in metrics}
 
 
 def versions() -> dict[str, str]:
@@ -58,14 +58,17 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
         are known, `auroc_equal_size` (None where no decile of the areas holds two classes in one fold). All shares are
         0–1.
     """
-    names, references, predicted = predictions.label_names, predictions.references, predictions.predicted
-    points, classes = point_metrics(predictions), range(len(names))
+    names = predictions.label_names
+    references = predictions.references
+    predicted = predictions.predicted
+    points = point_metrics(predictions)
+    classes = range(len(names))
     scores = precision_recall_fscore_support(references, predicted, labels=classes, zero_division=0)
     keys = ("precision", "recall", "f1", "support")
     rows = zip(names, *(values.tolist() for values in scores), strict=True)
     metrics: dict[str, Any] = {
         "cells": len(predictions.cell_ids),
-        **{key: points.get(key) for key in POOLED},
+        **{key: points.get(key) for key in POOLED_METRICS},
         "per_class": {name: dict(zip(keys, values, strict=True)) for name, *values in rows},
         "confusion_matrix": confusion_matrix(references, predicted, labels=classes).tolist(),
     }
@@ -75,12 +78,13 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
         metrics["recall_by_subject"] = {name: value for name, value in recalls.items() if value is not None}
     if predictions.areas is not None:
         metrics["auroc_equal_size"] = points.get("auroc_equal_size")
-    subjects, metrics["subjects"] = np.asarray(predictions.subjects), {}
+    subjects = np.asarray(predictions.subjects)
+    metrics["subjects"] = {}
     for subject, label in predictions.subject_classes.items():
         if subject:
             right = (predicted == references)[subjects == subject]
-            about = {"label": names[label], "cells": len(right), "accuracy": float(right.mean())}
-            metrics["subjects"][subject] = about
+            row = {"label": names[label], "cells": len(right), "accuracy": float(right.mean())}
+            metrics["subjects"][subject] = row
     return metrics
 
 
@@ -102,7 +106,8 @@ def cell_metric(label_names: Sequence[str]) -> evaluate.Metric:
             )
 
         def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-            ids, nobody = tuple(map(str, range(len(references)))), ("",) * len(references)
+            ids = tuple(map(str, range(len(references))))
+            nobody = ("",) * len(references)
             cells = CellPredictions(ids, nobody, np.asarray(references), np.asarray(predictions), tuple(label_names))
             return measure(cells)
 

@@ -50,7 +50,8 @@ class Overlap(Enum):
 
     def __init__(self, verdict: str, sentence: str) -> None:
         """`verdict` is "good", "warning" or "bad", `sentence` a template of both, tested, title, cells and of."""
-        self.verdict, self.sentence = verdict, sentence
+        self.verdict = verdict
+        self.sentence = sentence
 
     @property
     def certain(self) -> bool:
@@ -77,7 +78,7 @@ class Seen:
 
 def seen_in_training(
     metrics: Mapping[str, Any],
-    known: KnownCells,
+    known_cells: KnownCells,
     data: LoadedCells,
     subjects: Iterable[str],
     cell_ids: Sequence[str],
@@ -88,54 +89,100 @@ def seen_in_training(
     """Determine which of some cells of `data` a release was trained on.
 
     Args:
-        metrics, known: the release's metrics.json, and the cells that it keeps predictions of.
+        metrics, known_cells: the release's metrics.json, and the cells that it keeps predictions of.
         subjects: of the cells; "" where a cell's is not known.
         cell_ids, hashes: (N,) names, and `pixel_hash` of each where it is known.
         split_fingerprints: of the split that sets these cells apart, and of its test side where they are that side.
     """
-    name, here, trainings = source_of(data), set(subjects), trainings_of(metrics)
-    trained = {same_subject(name, one) for past in trainings if same_cells(past, data) for one in past["subjects"]}
-    both = tuple(sorted(one for one in here - {""} if same_subject(name, one) in trained))
+    name = source_of(data)
+    trainings = trainings_of(metrics)
+    tested = set(subjects)
+    trained = {
+        same_subject(name, subject)
+        for training in trainings
+        if same_cells(training, data)
+        for subject in training["subjects"]
+    }
+    both = tuple(sorted(subject for subject in tested - {""} if same_subject(name, subject) in trained))
+    is_same_data = bool(trainings) and same_cells(trainings[0], data)
+    cells_kept = 0 if is_same_data else known_cells.among(cell_ids, hashes)
+    facts = {
+        "recorded": bool(trainings),
+        "shares subjects": bool(both),
+        "same data": is_same_data,
+        "holds cells": cells_kept > 0,
+        "pixels compared": bool(known_cells.hashes) and hashes is not None,
+        "subjects named": bool(trainings and trainings[0]["subjects"] and tested - {""}),
+        "every subject named": "" not in tested,
+        "set apart": not _split_fingerprints(metrics).isdisjoint(split_fingerprints),
+        "earlier data clear": not _may_hide_cells(trainings, data),
+    }
+    overlap = _decide(facts)
     cells = 0
-    if not trainings:
-        found = Overlap.NOT_RECORDED
-    elif both:
-        found = Overlap.SUBJECTS
-    else:
-        own, *earlier = trainings
-        # Two different sets of class folders may number their subjects alike, or share cells under other names.
-        clear = not any(past["name"] == name == "imagefolder" and not same_cells(past, data) for past in earlier)
-        if not same_cells(own, data):
-            cells = known.among(cell_ids, hashes)
-            compared = clear and bool(known.hashes) and hashes is not None
-            found = Overlap.OTHER_DATA if compared else Overlap.OTHER_UNCLEAR
-            found = Overlap.OTHER_HOLDS_THEM if cells else found
-        elif own["subjects"] and here - {""}:
-            found = Overlap.OTHER_SUBJECTS if clear and "" not in here else Overlap.SAME_UNCLEAR
-        else:
-            splits = [block["split"] for block in metrics.get("evaluations", ())]
-            fingerprints = {split.get(key) for split in splits for key in ("fingerprint", "test_fingerprint")}
-            set_apart = fingerprints & set(split_fingerprints)
-            found = Overlap.SAME_DATA if not set_apart else Overlap.SET_APART if clear else Overlap.SAME_UNCLEAR
-            cells = 0 if set_apart else len(cell_ids)
-    statement = found.sentence.format(
+    if overlap is Overlap.OTHER_HOLDS_THEM:
+        cells = cells_kept
+    elif overlap is Overlap.SAME_DATA:
+        cells = len(cell_ids)
+    statement = overlap.sentence.format(
         both=len(both),
-        tested=len({same_subject(name, one) for one in here} - {""}),
+        tested=len({same_subject(name, subject) for subject in tested} - {""}),
         title=metrics.get("data", {}).get("title"),
         cells=cells,
         of=len(cell_ids),
     )
-    return Seen(found, both, cells, statement)
+    return Seen(overlap, both, cells, statement)
+
+
+# Which facts lead to which overlap: the first row decides all of whose facts hold. A fact that a row does not name may
+# be either way.
+_DECISIONS: tuple[tuple[Overlap, dict[str, bool]], ...] = (
+    (Overlap.NOT_RECORDED, {"recorded": False}),
+    (Overlap.SUBJECTS, {"shares subjects": True}),
+    (Overlap.OTHER_HOLDS_THEM, {"same data": False, "holds cells": True}),
+    (Overlap.OTHER_DATA, {"same data": False, "pixels compared": True, "earlier data clear": True}),
+    (Overlap.OTHER_UNCLEAR, {"same data": False}),
+    (Overlap.OTHER_SUBJECTS, {"subjects named": True, "every subject named": True, "earlier data clear": True}),
+    (Overlap.SAME_UNCLEAR, {"subjects named": True}),
+    (Overlap.SAME_DATA, {"set apart": False}),
+    (Overlap.SET_APART, {"earlier data clear": True}),
+    (Overlap.SAME_UNCLEAR, {}),
+)
+
+
+def _decide(facts: Mapping[str, bool]) -> Overlap:
+    """The overlap of the first of `_DECISIONS` that these facts fit."""
+    return next(overlap for overlap, row in _DECISIONS if row.items() <= facts.items())
+
+
+def _split_fingerprints(metrics: Mapping[str, Any]) -> set[str | None]:
+    """Fingerprints of the splits that a release was trained and tested with, and of their test sides."""
+    splits = [block["split"] for block in metrics.get("evaluations", ())]
+    return {split.get(key) for split in splits for key in ("fingerprint", "test_fingerprint")}
+
+
+def _may_hide_cells(trainings: Sequence[Mapping[str, Any]], data: LoadedCells) -> bool:
+    """Whether an earlier training was on other class folders than these.
+
+    Two sets of class folders may number their subjects alike, or share cells under other names.
+    """
+    if source_of(data) != "imagefolder":
+        return False
+    return any(training["name"] == "imagefolder" and not same_cells(training, data) for training in trainings[1:])
 
 
 def seen_of(
     release: ReleaseInfo, cells: FramedCells, cell_ids: tuple[str, ...], *, split_fingerprints: Sequence[str] = ()
 ) -> Seen:
     """Determine which of some framed cells a release was trained on, as `seen_in_training`."""
-    rows, known = cells.rows(cell_ids), KnownCells.of_release(release.folder)
-    subjects, hashes = {cells.subjects[row] for row in rows}, cells.hashes_of(rows)
+    rows = cells.rows(cell_ids)
     return seen_in_training(
-        release.metrics, known, cells.data, subjects, cell_ids, hashes, split_fingerprints=split_fingerprints
+        release.metrics,
+        KnownCells.of_release(release.folder),
+        cells.data,
+        {cells.subjects[row] for row in rows},
+        cell_ids,
+        cells.hashes_of(rows),
+        split_fingerprints=split_fingerprints,
     )
 
 
@@ -182,7 +229,9 @@ class KnownCells:
         """Read the names and hashes in a release's predictions; nothing where it has none."""
         names: set[str] = set()
         hashes: set[str] = set()
-        for path in sorted(folder.glob(f"{PREDICTIONS}/*.parquet")) if folder else ():
+        if folder is None:
+            return cls()
+        for path in sorted(folder.glob(f"{PREDICTIONS}/*.parquet")):
             table = pq.read_table(path)
             names |= set(_names(table["cell_id"].to_pylist()))
             if "pixel_hash" in table.column_names:
@@ -200,10 +249,11 @@ class KnownCells:
 
 def same_subject(dataset: str, subject: str) -> str:
     """Return the one id that stands for all known aliases of a subject in its data set."""
-    return DATASETS[dataset].canonical_subject(subject) if dataset in DATASETS else subject
+    if dataset in DATASETS:
+        return DATASETS[dataset].canonical_subject(subject)
+    return subject
 
 
 def _names(cell_ids: Iterable[str]) -> list[str]:
     names = [PurePosixPath(cell).name for cell in cell_ids]
-    stems = [PurePosixPath(name).stem if PurePosixPath(name).suffix else name for name in names]
-    return [stem for stem in stems if len(stem) >= _LEAST_NAME]
+    return [PurePosixPath(name).stem for name in names if len(PurePosixPath(name).stem) >= _LEAST_NAME]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
-CLASS_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+PLOT_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 GREY = "#767676"
 _WIDTH = 8.0  # inches; about the text width of a README at 100 dpi
 _DASHED = (0, (4, 3))
@@ -59,7 +59,10 @@ def subject_strip(
 
     `subjects` is id → label, cells and accuracy (0–1), as `measure` gives them; `unit` what stands for a subject.
     """
-    groups = {label: [s for s in subjects.values() if s["label"] == label] for label in label_names}
+    groups: dict[str, list[Mapping[str, Any]]] = {label: [] for label in label_names}
+    for subject in subjects.values():
+        if subject["label"] in groups:
+            groups[subject["label"]].append(subject)
     groups = {label: sorted(rows, key=lambda s: s["accuracy"]) for label, rows in groups.items() if rows}
     across = min(len(groups), 4)
     down = -(-len(groups) // across)
@@ -71,7 +74,8 @@ def subject_strip(
     for axes in panels[len(groups) :]:
         axes.set_visible(False)
     for k, ((label, rows), axes) in enumerate(zip(groups.items(), panels, strict=False)):
-        colour, x = CLASS_COLOURS[k % len(CLASS_COLOURS)], np.arange(len(rows))
+        colour = PLOT_COLOURS[k % len(PLOT_COLOURS)]
+        x = np.arange(len(rows))
         accuracy = np.asarray([row["accuracy"] for row in rows])
         area = 14 + 60 * np.sqrt([row["cells"] for row in rows]) / np.sqrt(400)
         axes.vlines(x, accuracy, 1, color=colour, alpha=0.25, linewidth=1.2)

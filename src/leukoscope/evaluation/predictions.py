@@ -97,7 +97,9 @@ class CellPredictions:
             return None
         edges = np.quantile(self.areas, np.linspace(0, 1, 11)[1:-1])
         deciles = np.searchsorted(edges, self.areas, side="right")
-        return deciles if self.folds is None else 10 * self.folds + deciles
+        if self.folds is None:
+            return deciles
+        return 10 * self.folds + deciles
 
     def take(self, rows: np.ndarray | Sequence[int]) -> CellPredictions:
         """Return the predictions of some rows, in the order given."""
@@ -155,6 +157,6 @@ def pooled(parts: Sequence[CellPredictions]) -> CellPredictions:
         np.concatenate([p.probabilities for p in parts]),
         parts[0].label_names,
         np.concatenate(areas) if len(areas) == len(parts) else None,
-        tuple(h for one in hashes for h in one) if len(hashes) == len(parts) else None,
+        tuple(h for of_fold in hashes for h in of_fold) if len(hashes) == len(parts) else None,
         np.repeat(np.arange(len(parts)), [len(p.cell_ids) for p in parts]),
     )

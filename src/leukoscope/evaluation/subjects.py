@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells
-from leukoscope.evaluation.calibration import OUT_OF_FOLD, SUBJECTS_NEEDED, calibrated, who_fitted
+from leukoscope.evaluation.calibration import MIN_SUBJECTS_FOR_CALIBRATION, OUT_OF_FOLD, calibrated, who_fitted
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.prediction import logits_of
 from leukoscope.inference.subject import SubjectRule, pool
@@ -28,7 +28,7 @@ REPEATS = 5000
 """Random choices of n cells of each subject: with these, chance moves balanced accuracy far less than `MAY_LOSE`."""
 MAY_LOSE = 0.02
 """Balanced accuracy over subjects that the smallest number of cells may lose against all their cells."""
-FOLDS = 50
+SUBJECT_RULE_FOLDS = 50
 """Up to so many subjects, each is left out alone."""
 _PENALTY = 1.0  # scikit-learn's C, on standardised features
 
@@ -67,24 +67,27 @@ def subject_rule_block(
         auroc, sensitivity and specificity over subjects, given_a_class, error_rate (of these); `subjects`: id → label,
         cells, probability, interval, outcome; `size_only`: auroc, sensitivity and specificity of a rule fitted on
         those predictions, and the `difference` of the two AUROCs. {} without a positive label, for more than two
-        classes, unknown subjects, fewer than `SUBJECTS_NEEDED` + 1 subjects of a class, or a subject with cells of
-        both classes.
+        classes, unknown subjects, fewer than `MIN_SUBJECTS_FOR_CALIBRATION` + 1 subjects of a class, or a subject with
+        cells of both classes.
     """
     subjects = _subjects(calibrated(predictions, temperature), positive_label)
     truth = np.array([subject.positive for subject in subjects], dtype=bool)
-    if min(truth.sum(), (~truth).sum()) <= SUBJECTS_NEEDED:
+    if min(truth.sum(), (~truth).sum()) <= MIN_SUBJECTS_FOR_CALIBRATION:
         return {}
-    rules, rule = _held_out_rules(subjects, positive_label), _fit_rule(subjects, positive_label)
+    rules = _held_out_rules(subjects, positive_label)
+    rule = _fit_rule(subjects, positive_label)
     curve = _curve(subjects, rules)
-    found = least_cells(curve)
-    least = found or curve[-1][0]
+    enough_cells = least_cells(curve)
+    least = enough_cells or curve[-1][0]
     pairs = zip(subjects, rules, strict=True)
-    judged = {subject.name: _judge(replace(one, least_cells=least), subject) for subject, one in pairs}
-    decided = [one for one in judged.values() if one["outcome"] in predictions.label_names]
-    wrong = sum(one["outcome"] != one["label"] for one in decided)
-    names, classes = tuple(judged), truth.astype(int)
+    judged = {subject.name: _judge(replace(held_out, least_cells=least), subject) for subject, held_out in pairs}
+    decided = [row for row in judged.values() if row["outcome"] in predictions.label_names]
+    wrong = sum(row["outcome"] != row["label"] for row in decided)
+    names = tuple(judged)
+    classes = truth.astype(int)
     boot = bootstrap_cells(CellPredictions(names, names, classes, np.eye(2)[classes], ("0", "1")))
-    scores, baseline = _scores(subjects, rules), dict[str, Any]()
+    scores = _scores(subjects, rules)
+    baseline = dict[str, Any]()
     if size_only is not None:
         others = _subjects(size_only, positive_label)
         alone = _scores(others, _held_out_rules(others, positive_label))
@@ -99,7 +102,7 @@ def subject_rule_block(
         "positive_label": positive_label,
         "rule": {"pooling": "quantiles", "coefficients": list(rule.coefficients), "intercept": rule.intercept},
         "least_cells": least,
-        "least_cells_suffice": found is not None,
+        "least_cells_suffice": enough_cells is not None,
         "measured": {**measured, "error_rate": _share(wrong, len(decided))},
         **baseline,
         "subjects": judged,
@@ -119,9 +122,9 @@ def measure_subject_rule(predictions: CellPredictions, metrics: Mapping[str, Any
     if rule is None or not subjects:
         return None
     judged = {subject.name: _judge(rule, subject) for subject in subjects}
-    decided = [one for one in judged.values() if one["outcome"] in predictions.label_names]
-    right = np.array([one["outcome"] == one["label"] for one in decided], dtype=bool)
-    positive = np.array([one["label"] == rule.positive_label for one in decided], dtype=bool)
+    decided = [row for row in judged.values() if row["outcome"] in predictions.label_names]
+    right = np.array([row["outcome"] == row["label"] for row in decided], dtype=bool)
+    positive = np.array([row["label"] == rule.positive_label for row in decided], dtype=bool)
     return {
         "given_a_class": len(decided),
         "sensitivity": _right(right[positive]),
@@ -148,22 +151,23 @@ def _subjects(predictions: CellPredictions, positive_label: str) -> list[_Subjec
     if not positive_label or len(predictions.label_names) != 2 or "" in predictions.subjects:
         return []
     positive = predictions.label_names.index(positive_label)
-    subjects, found = np.asarray(predictions.subjects), []
+    subjects = np.asarray(predictions.subjects)
+    with_class = []
     for name in np.unique(subjects):
         rows = subjects == name
         classes = np.unique(predictions.references[rows])
         if len(classes) > 1:
             return []
         of_both = predictions.probabilities[rows]
-        about = str(name), bool(classes[0] == positive), predictions.label_names
-        found.append(_Subject(*about, of_both, logits_of(of_both[:, positive])))
-    return found
+        identity = str(name), bool(classes[0] == positive), predictions.label_names
+        with_class.append(_Subject(*identity, of_both, logits_of(of_both[:, positive])))
+    return with_class
 
 
 def _held_out_rules(subjects: list[_Subject], positive_label: str) -> list[SubjectRule]:
     """For each subject the rule that the subjects of other folds fit."""
     rule_without: dict[int, SubjectRule] = {}
-    for others, left_out in KFold(min(FOLDS, len(subjects)), shuffle=True, random_state=0).split(subjects):
+    for others, left_out in KFold(min(SUBJECT_RULE_FOLDS, len(subjects)), shuffle=True, random_state=0).split(subjects):
         fitted = _fit_rule([subjects[i] for i in others], positive_label)
         rule_without |= dict.fromkeys(left_out.tolist(), fitted)
     return [rule_without[i] for i in range(len(subjects))]
@@ -172,7 +176,8 @@ def _held_out_rules(subjects: list[_Subject], positive_label: str) -> list[Subje
 def _fit_rule(subjects: list[_Subject], positive_label: str) -> SubjectRule:
     """Balanced logistic regression on standardised features; its coefficients are for the features themselves."""
     features = np.stack([pool(subject.logits) for subject in subjects])
-    mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-9
+    mean = features.mean(axis=0)
+    spread = features.std(axis=0) + 1e-9
     model = LogisticRegression(C=_PENALTY, class_weight="balanced")
     model.fit((features - mean) / spread, [subject.positive for subject in subjects])
     coefficients = model.coef_[0] / spread
@@ -187,7 +192,8 @@ def _scores(subjects: list[_Subject], rules: list[SubjectRule]) -> np.ndarray:
 
 def _curve(subjects: list[_Subject], rules: list[SubjectRule]) -> list[tuple[int, float, float]]:
     """Balanced accuracy from n random cells per subject and from all; subjects with fewer cells are left out."""
-    truth, rng = np.array([subject.positive for subject in subjects]), np.random.default_rng(0)
+    truth = np.array([subject.positive for subject in subjects])
+    rng = np.random.default_rng(0)
     right_with_all = (_scores(subjects, rules) >= 0.5) == truth
     right_with_few = np.full((len(CELL_COUNTS), len(subjects)), np.nan)  # share of the repeats
     for i, (subject, rule) in enumerate(zip(subjects, rules, strict=True)):
@@ -202,7 +208,8 @@ def _curve(subjects: list[_Subject], rules: list[SubjectRule]) -> list[tuple[int
     for cells, right in zip(CELL_COUNTS, right_with_few, strict=True):
         sides = [np.flatnonzero(~np.isnan(right) & (truth == positive)) for positive in (True, False)]
         if all(map(len, sides)):
-            few, every = (float(np.mean([one[side].mean() for side in sides])) for one in (right, right_with_all))
+            few = float(np.mean([right[side].mean() for side in sides]))
+            every = float(np.mean([right_with_all[side].mean() for side in sides]))
             curve.append((cells, few, every))
     return curve
 
@@ -237,5 +244,5 @@ def _share(count: int, of: int) -> dict[str, float | None]:
     """A share of subjects with its exact 95 % interval (Clopper & Pearson 1934); None of nobody."""
     if not of:
         return {"share": None, "low": None, "high": None}
-    found = binomtest(count, of).proportion_ci(0.95, "exact")
-    return {"share": count / of, "low": float(found.low), "high": float(found.high)}
+    interval = binomtest(count, of).proportion_ci(0.95, "exact")
+    return {"share": count / of, "low": float(interval.low), "high": float(interval.high)}

@@ -46,10 +46,11 @@ def decision_block(
     Raises:
         LeukoscopeError: as `leave_one_subject_out`.
     """
-    left_out, boot = left_out or leave_one_subject_out(predictions), bootstrap_subjects(predictions)
+    left_out = left_out or leave_one_subject_out(predictions)
+    boot = bootstrap_subjects(predictions)
     if shipped_temperature(predictions, left_out) == 1:
         # The release is not scaled, so no subject's cells are scaled either.
-        left_out = tuple(replace(one, temperature=1.0) for one in left_out)
+        left_out = tuple(replace(subject, temperature=1.0) for subject in left_out)
     return {
         "estimates": estimates,
         "fitted_on": who_fitted(predictions),
@@ -70,22 +71,26 @@ def abstention(predictions: CellPredictions, left_out: tuple[LeftOut, ...], boot
         Overall `…_by_subject` weighs cells by `fit_weights`.
     """
     temperature = shipped_temperature(predictions, left_out)
-    shipped, held_out = calibrated(predictions, temperature), cross_fitted(predictions, left_out)
-    own, even = own_thresholds(predictions, left_out, _risk_rule), predictions.fit_weights
-    kept = held_out.probabilities.max(axis=1) >= own
+    shipped = calibrated(predictions, temperature)
+    held_out = cross_fitted(predictions, left_out)
+    own = own_thresholds(predictions, left_out, _risk_rule)
+    even = predictions.fit_weights
+    is_decided = held_out.probabilities.max(axis=1) >= own
     wrong = held_out.predicted != held_out.references
 
     def selective(cells: np.ndarray, of_class: int | None = None) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        shares: dict[str, Any] = {}
         intervals = {}
         for suffix, weights in (("", cells.astype(float)), ("_by_subject", cells * even)):
-            found[f"coverage{suffix}"] = float(np.average(kept, weights=weights))
-            found[f"risk{suffix}"] = float(np.average(wrong, weights=kept * weights)) if (kept & cells).any() else None
-            intervals[f"coverage{suffix}"] = boot.mean_interval(kept, weights, of_class=of_class)
-            intervals[f"risk{suffix}"] = boot.mean_interval(wrong, kept * weights, of_class=of_class)
-        return {**found, "intervals": intervals}
+            shares[f"coverage{suffix}"] = float(np.average(is_decided, weights=weights))
+            shares[f"risk{suffix}"] = (
+                float(np.average(wrong, weights=is_decided * weights)) if (is_decided & cells).any() else None
+            )
+            intervals[f"coverage{suffix}"] = boot.mean_interval(is_decided, weights, of_class=of_class)
+            intervals[f"risk{suffix}"] = boot.mean_interval(wrong, is_decided * weights, of_class=of_class)
+        return {**shares, "intervals": intervals}
 
-    default = selective(np.ones_like(kept))
+    default = selective(np.ones_like(is_decided))
     default["per_class"] = {
         name: selective(predictions.references == k, k) for k, name in enumerate(predictions.label_names)
     }
@@ -97,7 +102,8 @@ def _risk_rule(predictions: CellPredictions) -> float:
 
     Cells weigh by `fit_weights`.
     """
-    confidence, wrong = predictions.probabilities.max(axis=1), predictions.predicted != predictions.references
+    confidence = predictions.probabilities.max(axis=1)
+    wrong = predictions.predicted != predictions.references
     weights = predictions.fit_weights
     order = np.argsort(-confidence, kind="stable")
     last_of_tie = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))

@@ -38,13 +38,20 @@ from leukoscope.reports import text
 from leukoscope.reports.formatting import rendered
 from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 
-APP, LIST, REQUIREMENTS, PACKAGE = "app.py", "models.txt", "requirements.txt", "src/leukoscope"
-PAGE, SCRIPT, SETTINGS = "index.html", "leukoscope.js", "release.json"
+APP = "app.py"
+LIST = "models.txt"
+REQUIREMENTS = "requirements.txt"
+PACKAGE = "src/leukoscope"
+PAGE = "index.html"
+SCRIPT = "leukoscope.js"
+SETTINGS = "release.json"
 STYLE, VIEW = "page.css", "view.js"  # the demo's own
-MODEL, EXAMPLES, RUNTIME = "model", "examples", "ort"
+MODEL = "model"
+EXAMPLES_FOLDER = "examples"
+RUNTIME = "ort"
 PYTHON_VERSION = "3.12"
 # What ZeroGPU Spaces run; torchvision's minor version is torch's plus 15.
-ZERO_GPU = {"torch": ">=2.8,<2.12", "torchvision": ">=0.23,<0.27"}
+ZERO_GPU_VERSIONS = {"torch": ">=2.8,<2.12", "torchvision": ">=0.23,<0.27"}
 # What only training, measuring and the command line run.
 _LEFT_OUT = (
     *("__pycache__", "*.pyi", "__main__.py", "api.py", "audit.py", "cli", "hub", "protocol.py", "training"),
@@ -93,16 +100,21 @@ def find_model(name: str) -> SpaceModel:
         raise LeukoscopeError(f"{name}: {reason(error)}") from None
     there = {file.rfilename for file in info.siblings or ()}
     files = tuple(file for file in RELEASE_FILES if file in there)
-    if missing := [file for file in (CONFIG, WEIGHTS) if file not in files]:
+    missing = [file for file in (CONFIG, WEIGHTS) if file not in files]
+    if missing:
         raise LeukoscopeError(f"{name}: has no {missing[0]}, so the Space could not load it; name another model")
     return SpaceModel(name, files, str(info.sha) if revision else "")
+
+
+def _holds(folder: Path, *names: str) -> bool:
+    """Whether a folder holds all of these files and folders."""
+    return all((folder / name).exists() for name in names)
 
 
 @contextmanager
 def _space_folder(out: Path) -> Iterator[Path]:
     """A folder that becomes `out`, completely or not at all; of what is there, only our own Space is replaced."""
-    ours = ((APP, LIST, PACKAGE), (PAGE, SCRIPT, SETTINGS))
-    is_space = not is_git_clone(out) and any(all((out / name).exists() for name in names) for names in ours)
+    is_space = not is_git_clone(out) and (_holds(out, APP, LIST, PACKAGE) or _holds(out, PAGE, SCRIPT, SETTINGS))
     if out.exists() and not is_space and (not out.is_dir() or any(out.iterdir())):
         raise LeukoscopeError(f"{out}: is there and holds no Space made by this command; name a new folder")
     with disk_errors(f"{out}: the Space cannot be written there", "name another folder"):
@@ -149,7 +161,7 @@ def space_requirements(ours: str) -> str:
     for package in ("torch", "torchvision", "gradio"):
         if package not in of_package:
             raise LeukoscopeError(f"{REQUIREMENTS}: does not name {package}; restore it from the repository")
-    bounds = {**ZERO_GPU, "gradio": f"[mcp]=={version('gradio')}"}
+    bounds = {**ZERO_GPU_VERSIONS, "gradio": f"[mcp]=={version('gradio')}"}
     of_package |= {package: package + bound for package, bound in bounds.items()}
     return "".join(f"{line}\n" for package, line in of_package.items() if package not in _NOT_NEEDED)
 
@@ -172,13 +184,15 @@ def write_static_space(
         )
     runtime_files = {file: _runtime_file(file, runtime) for file in RUNTIME_FILES}
     name = release.name if release.revision else folder_name(release.folder)
-    hub_id = release.name.partition("@")[0] if release.revision else ""
+    hub_id = ""
+    if release.revision:
+        hub_id = release.name.partition("@")[0]
     with _space_folder(out) as folder:
         write_onnx(replace(release, name=name), folder / MODEL)  # publishes no path of this machine
         (folder / MODEL / CARD).unlink()  # a Space has a README.md of its own
         (folder / SETTINGS).write_text(json.dumps(_settings(release, name)) + "\n", encoding="utf-8")
-        (folder / EXAMPLES).mkdir()
-        examples = [(label, f"{EXAMPLES}/{label}-{cell}.png") for label in PHANTOM_LABELS for cell in range(3)]
+        (folder / EXAMPLES_FOLDER).mkdir()
+        examples = [(label, f"{EXAMPLES_FOLDER}/{label}-{cell}.png") for label in PHANTOM_LABELS for cell in range(3)]
         for number, (label, file) in enumerate(examples):
             background: Literal["black", "smear"] = "smear" if release.takes_cut_outs is False else "black"
             Image.fromarray(draw_cell(label, subject=number, cell=0, background=background).image).save(folder / file)
@@ -192,18 +206,21 @@ def write_static_space(
         stage = (web / VIEW).read_text(encoding="utf-8")  # in the demo, the body of such a function
         (folder / VIEW).write_text(f"export default (element, trigger, watch) => {{\n{stage}}}\n", encoding="utf-8")
         megabytes = f"{(folder / MODEL / ONNX_GRAPH).stat().st_size / 1e6:.0f}"
-        card = f"https://huggingface.co/{hub_id}" if hub_id else ""
-        about = {"title": title, "model": name, "hub_id": hub_id, "revision": release.revision}
-        page = {**about, "card": card, "megabytes": megabytes, "examples": examples, "question": text.QUESTION}
+        card = ""
+        if hub_id:
+            card = f"https://huggingface.co/{hub_id}"
+        description = {"title": title, "model": name, "hub_id": hub_id, "revision": release.revision}
+        page = {**description, "card": card, "megabytes": megabytes, "examples": examples, "question": text.QUESTION}
         (folder / PAGE).write_text(rendered(here / "static_space.html", **page), encoding="utf-8")
-        readme = rendered(here / "static_space.md", runtime=ONNXRUNTIME_WEB, **about)
+        readme = rendered(here / "static_space.md", runtime=ONNXRUNTIME_WEB, **description)
         (folder / "README.md").write_text(readme, encoding="utf-8")
     return out
 
 
 def _settings(release: ReleaseInfo, name: str) -> dict[str, Any]:
     """What the page's script reads."""
-    preprocessing, thresholds = release.preprocessing, Thresholds.from_metrics(release.metrics)
+    preprocessing = release.preprocessing
+    thresholds = Thresholds.from_metrics(release.metrics)
     return {
         "model": name,
         "revision": release.revision,
@@ -223,21 +240,27 @@ def _settings(release: ReleaseInfo, name: str) -> dict[str, Any]:
 
 def _words(release: ReleaseInfo) -> dict[str, Any]:
     """What the page says of a prediction, in the demo's words."""
-    metrics, labels = release.metrics, release.labels
+    metrics = release.metrics
+    labels = release.labels
     measured = text.measured_on_people(metrics)
     starts = ("Probably", "Looks like") if measured else ("Perhaps", "Perhaps")
     return {
         "meanings": {label: text.MEANINGS.get(label, "") for label in labels},
-        "pills": {label: [f"{start} {text.one(label)}" for start in starts] for label in labels},
+        "pills": {label: _pills(label, starts) for label in labels},
         "firm": text.FIRM,
         "soft": "" if measured else f"The probability says little: {text.unmeasured(metrics)}.",
         "short": text.SHORT,
         "recall": text.recall_text(metrics),
-        "trust": {one: text.trust_text(Decision(one), metrics) for one in (*labels, OUT_OF_DISTRIBUTION)},
+        "trust": {outcome: text.trust_text(Decision(outcome), metrics) for outcome in (*labels, OUT_OF_DISTRIBUTION)},
         "warnings": text.warnings(metrics, has_detector=(release.folder or Path()).joinpath(OOD).is_file()),
         "caveat": text.MAP_CAVEAT,
         "colours": [CLASS_COLOURS[place % len(CLASS_COLOURS)] for place in range(len(labels))],
     }
+
+
+def _pills(label: str, starts: Sequence[str]) -> list[str]:
+    """What the page calls a class, from the least to the most certain."""
+    return [f"{start} {text.one(label)}" for start in starts]
 
 
 def _detector(file: Path) -> dict[str, Any] | None:
@@ -250,8 +273,8 @@ def _detector(file: Path) -> dict[str, Any] | None:
         {"name": group, "first": some.start, "inverse": np.linalg.inv(correlation[some, some]).tolist()}
         for group, some in GROUPS.items()
     ]
-    about = {key: getattr(detector, key).tolist() for key in ("mean", "deviation", "limit")}
-    return about | {"inverse": np.linalg.inv(correlation).tolist(), "groups": groups}
+    arrays = {key: getattr(detector, key).tolist() for key in ("mean", "deviation", "limit")}
+    return arrays | {"inverse": np.linalg.inv(correlation).tolist(), "groups": groups}
 
 
 def _runtime_file(name: str, package: Path | None) -> bytes:
@@ -279,7 +302,7 @@ def push_space(folder: Path, space: str, *, private: bool = False) -> Published:
     to = Destination(space, private=private, kind="space", sdk="static" if static else "gradio")
     to.require_usable()
     files = (PAGE, SCRIPT, SETTINGS, STYLE, VIEW) if static else (APP, LIST, REQUIREMENTS, "LICENSE")
-    folders = (MODEL, EXAMPLES, RUNTIME) if static else (PACKAGE,)
+    folders = (MODEL, EXAMPLES_FOLDER, RUNTIME) if static else (PACKAGE,)
 
     # Other files of the Space's owner are never deleted.
     ours = (*files, "README.md", *(f"{name}/*" for name in folders))

@@ -10,7 +10,8 @@ from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.reports.formatting import count, fraction
 from leukoscope.reports.release_tables import confusion_table, metrics_table, subjects_table
 
-WORST, LEFT_OUT = 10, 20
+WORST = 10
+LEFT_OUT = 20
 
 
 def evaluation_text(evaluation: Mapping[str, Any]) -> str:
@@ -19,26 +20,37 @@ def evaluation_text(evaluation: Mapping[str, Any]) -> str:
 
 
 def _paragraphs(evaluation: Mapping[str, Any]) -> Iterator[str]:
-    metrics, data, unit = evaluation["metrics"], evaluation["data"], evaluation["unit"]
-    intervals, subjects = evaluation["intervals"], metrics["subjects"]
+    metrics = evaluation["metrics"]
+    data = evaluation["data"]
+    unit = evaluation["unit"]
+    intervals = evaluation["intervals"]
+    subjects = metrics["subjects"]
     yield f"# {evaluation['model']['name']}"
     yield f"**{RESEARCH_NOTICE}**"
     yield evaluation["training_overlap"]["statement"]
     if data["synthetic"]:
         yield "Synthetic cells: these metrics say nothing about patients."
-    of = f" of {len(subjects)} {unit}s" if subjects else ""
+    of = ""
+    if subjects:
+        of = f" of {len(subjects)} {unit}s"
     yield f"{data['title']}: {count(metrics['cells'])} cells{of}. The metrics estimate: {evaluation['estimates']}."
     yield str(metrics_table(evaluation["figures"], intervals, unit))
     if intervals["by_subject"] is None:
         yield f"No interval by {unit}: {intervals['by_subject_missing']}. Those by cell are too narrow."
     yield str(confusion_table(metrics, list(metrics["per_class"])))
     decisions = evaluation["decisions"]
-    cells, given = sum(decisions["outcomes"].values()), decisions["given"]
+    cells = sum(decisions["outcomes"].values())
+    decided = decisions["given"]
     without = ", ".join(f"{count(n)} {name}" for name, n in decisions["outcomes"].items() if name in WITHOUT_CLASS)
-    right = f", {count(decisions['right'])} of them right" if given else ""
-    named = f" ({without})" if without else ""
-    yield f"The release gives a class to {count(given)} of these {count(cells)} cells{right}{named}."
-    if rule := evaluation["subject_rule"]:
+    right = ""
+    if decided:
+        right = f", {count(decisions['right'])} of them right"
+    named = ""
+    if without:
+        named = f" ({without})"
+    yield f"The release gives a class to {count(decided)} of these {count(cells)} cells{right}{named}."
+    rule = evaluation["subject_rule"]
+    if rule:
         yield (
             f"The rule for subjects gives a class to {rule['given_a_class']} of {len(rule['subjects'])}; of these, "
             f"sensitivity {fraction(rule['sensitivity'])}, specificity {fraction(rule['specificity'])}."
@@ -46,6 +58,9 @@ def _paragraphs(evaluation: Mapping[str, Any]) -> Iterator[str]:
     if subjects:
         yield f"The {unit}s with the lowest accuracy:"
         yield str(subjects_table(subjects, unit, most=WORST))
-    if left_out := evaluation["left_out"]:
-        more = [f"- and {len(left_out) - LEFT_OUT} more, in evaluation.json"] if len(left_out) > LEFT_OUT else []
+    left_out = evaluation["left_out"]
+    if left_out:
+        more = []
+        if len(left_out) > LEFT_OUT:
+            more = [f"- and {len(left_out) - LEFT_OUT} more, in evaluation.json"]
         yield "\n".join(["Left out:", "", *(f"- {line}" for line in left_out[:LEFT_OUT]), *more])

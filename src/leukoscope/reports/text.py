@@ -35,7 +35,8 @@ SHORT = {
 }
 # From this probability a class is told without reserve.
 FIRM = 0.9
-_ROWS, _COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
+_ROWS = ("upper", "middle", "lower")
+_COLUMNS = ("left", "centre", "right")
 SYNTHETIC = (
     "This model was trained on synthetic phantoms, not on real cells: its predictions mean nothing outside them."
 )
@@ -69,7 +70,9 @@ def percent(share: float) -> str:
 
 def named(label: str) -> str:
     """A label with what it stands for."""
-    return f"{label} ({MEANINGS[label]})" if label in MEANINGS else label
+    if label in MEANINGS:
+        return f"{label} ({MEANINGS[label]})"
+    return label
 
 
 def outcome_text(outcome: str) -> str:
@@ -111,7 +114,9 @@ def measured_on_people(metrics: Mapping[str, Any]) -> bool:
 
 def unmeasured(metrics: Mapping[str, Any]) -> str:
     """Why a release's probability says little of other people's cells."""
-    return NO_PEOPLE if (metrics.get("data") or {}).get("unit") == "block" else "it was not measured on unseen people"
+    if (metrics.get("data") or {}).get("unit") == "block":
+        return NO_PEOPLE
+    return "it was not measured on unseen people"
 
 
 def recalls(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, int]]:
@@ -120,32 +125,35 @@ def recalls(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, int
     subjects = (first.get("metrics") or {}).get("subjects") or {}
     if (first.get("split") or {}).get("disjoint_by") != "subject" or not subjects:
         return {}, {}
-    found = {label: float(value) for label, (value, _) in release_tables.recalls(first).items()}
-    if set(found) != set(metrics.get("labels") or ()):
+    by_class = {label: float(value) for label, (value, _) in release_tables.recalls(first).items()}
+    if set(by_class) != set(metrics.get("labels") or ()):
         return {}, {}
-    return found, dict(Counter(one["label"] for one in subjects.values()))
+    return by_class, dict(Counter(subject["label"] for subject in subjects.values()))
 
 
 def recall_text(metrics: Mapping[str, Any]) -> str:
     """How many cells of each class a release recognises in unseen people, if it must name a class."""
-    found, subjects = recalls(metrics)
-    if not found:
+    by_class, subjects = recalls(metrics)
+    if not by_class:
         return f"Not measured on people: {unmeasured(metrics)}."
-    said = ", ".join(f"{round(100 * share)} of 100 {many(label)}" for label, share in found.items())
-    return f"Recognises {said} of {sum(subjects.values())} unseen people."
+    recognised = ", ".join(f"{round(100 * share)} of 100 {many(label)}" for label, share in by_class.items())
+    return f"Recognises {recognised} of {sum(subjects.values())} unseen people."
 
 
 def trust_text(decision: Decision, metrics: Mapping[str, Any]) -> str:
     """How often the class that is called was right for unseen people, each weighing the same; "" where not measured."""
     if decision.outcome in REFUSED:
         held_out = (metrics.get("ood") or {}).get("held_out") or {}
-        kept = held_out.get("kept_share_by_subject", held_out.get("kept_share"))
-        return "" if kept is None else f"Of 100 cells like its training cells, it refuses {round(100 * (1 - kept))}."
-    found, subjects = recalls(metrics)
-    if decision.label is None or len(found) != 2 or decision.label not in found:
+        kept_share = held_out.get("kept_share_by_subject", held_out.get("kept_share"))
+        if kept_share is None:
+            return ""
+        return f"Of 100 cells like its training cells, it refuses {round(100 * (1 - kept_share))}."
+    by_class, subjects = recalls(metrics)
+    if decision.label is None or len(by_class) != 2 or decision.label not in by_class:
         return ""
-    (other,) = set(found) - {decision.label}
-    right, wrong = found[decision.label] * subjects[decision.label], (1 - found[other]) * subjects[other]
+    (other,) = set(by_class) - {decision.label}
+    right = by_class[decision.label] * subjects[decision.label]
+    wrong = (1 - by_class[other]) * subjects[other]
     shares = f"{subjects[decision.label]} with {many(decision.label)}, {subjects[other]} with {many(other)}"
     return (
         f"Of 100 cells that it calls {decision.label}, {round(100 * right / (right + wrong))} were {decision.label}: "
@@ -158,21 +166,26 @@ def agreement_text(called: str, decisions: Sequence[Decision], probable: Sequenc
 
     `decisions` and `probable` are of each orientation, the given one first.
     """
-    same = sum(one == called for one in probable)
-    said = f"The same in {same} of {len(probable)} orientations."
+    same = sum(label == called for label in probable)
+    sentence = f"The same in {same} of {len(probable)} orientations."
     if same < len(probable):
-        others = sorted({one for one in probable if one != called})
-        said = f"Turned, {len(probable) - same} of {len(probable)} say {' or '.join(others)}: don't rely on it."
-    unsure = sum(one.outcome == ABSTAIN for one in decisions)
-    refused = sum(one.outcome in REFUSED for one in decisions)
+        others = sorted({label for label in probable if label != called})
+        sentence = f"Turned, {len(probable) - same} of {len(probable)} say {' or '.join(others)}: don't rely on it."
+    unsure = sum(decision.outcome == ABSTAIN for decision in decisions)
+    refused = sum(decision.outcome in REFUSED for decision in decisions)
     parts = [f"in {unsure} it would not be sure"] * bool(unsure) + [f"{refused} it would refuse"] * bool(refused)
-    return f"{said} Of these, {' and '.join(parts)}." if parts else said
+    if parts:
+        return f"{sentence} Of these, {' and '.join(parts)}."
+    return sentence
 
 
 def model_text(metrics: Mapping[str, Any]) -> str:
     """A release in one line: what it was trained on, and the data's licence."""
-    data, subjects = metrics.get("data") or {}, len((metrics.get("training") or {}).get("subjects") or ())
-    parts = [f"Trained on {data['title']}"] if data.get("title") else []
+    data = metrics.get("data") or {}
+    subjects = len((metrics.get("training") or {}).get("subjects") or ())
+    parts = []
+    if data.get("title"):
+        parts = [f"Trained on {data['title']}"]
     if parts and subjects and data.get("unit") == "subject":
         parts[0] += f", {subjects} people"
     return " · ".join([*parts, *([str(data["licence"])] if data.get("licence") else [])])
@@ -186,7 +199,8 @@ def map_text(heat: np.ndarray, label: str) -> str:
     sums = np.sort(heat.ravel())[::-1].cumsum() / heat.sum()
     half = (int(np.searchsorted(sums, 0.5)) + 1) / heat.size
     y, x = ((np.indices(heat.shape) * heat).sum(axis=(1, 2)) / heat.sum() + 0.5) / heat.shape
-    row, column = _ROWS[min(2, int(y * 3))], _COLUMNS[min(2, int(x * 3))]
+    row = _ROWS[min(2, int(y * 3))]
+    column = _COLUMNS[min(2, int(x * 3))]
     place = "centre" if (row, column) == ("middle", "centre") else f"{row} {column}"
     return f"Half of the map for {label} lies in {percent(half)} of what the model saw, around its {place}."
 
@@ -208,14 +222,14 @@ def weak_map_text(maps: Mapping[str, np.ndarray], label: str, weak: float | None
 
 def warnings(metrics: Mapping[str, Any], *, has_detector: bool) -> tuple[str, ...]:
     """What must be said beside every prediction of a release, most important first."""
-    found = []
+    texts = []
     if (metrics.get("data") or {}).get("synthetic"):
-        found.append(SYNTHETIC)
+        texts.append(SYNTHETIC)
     if not metrics.get("calibration"):
-        found.append("This model has no calibration: its percentages are not how often it is right.")
+        texts.append("This model has no calibration: its percentages are not how often it is right.")
     if not has_detector:
-        found.append("This model has no OOD detector: it gives a class to any picture, even one without a cell.")
-    return tuple(found)
+        texts.append("This model has no OOD detector: it gives a class to any picture, even one without a cell.")
+    return tuple(texts)
 
 
 def about_model(model: str, revision: str) -> str:

@@ -11,7 +11,7 @@ from accelerate.tracking import get_available_trackers
 from transformers.utils import flatten_dict
 
 from leukoscope import LeukoscopeError
-from leukoscope.evaluation.metrics import POOLED
+from leukoscope.evaluation.metrics import POOLED_METRICS
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.config import TrainingConfig
 
@@ -44,7 +44,7 @@ def track_epoch(accelerator: Accelerator, row: Mapping[str, Any]) -> None:
 
 def track_test(accelerator: Accelerator, block: Mapping[str, Any], *, epochs_run: int, kept_epoch: int) -> None:
     """Log the test metrics and the epoch whose weights were kept."""
-    metrics = {f"test_{name}": block["metrics"][name] for name in POOLED if block["metrics"][name] is not None}
+    metrics = {f"test_{name}": block["metrics"][name] for name in POOLED_METRICS if block["metrics"][name] is not None}
     # At the last epoch: wandb leaves out what is logged at an earlier step than the one before.
     accelerator.log({**metrics, "kept_epoch": kept_epoch}, step=epochs_run)
 
