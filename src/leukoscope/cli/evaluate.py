@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, ConfigError
 from leukoscope.cli import options
 from leukoscope.cli.options import load_reported, require_writable
 from leukoscope.files import disk_errors, write_atomic
@@ -73,11 +73,11 @@ def _label_names(label_map: Sequence[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     for pair in label_map:
         if "=" not in pair:
-            raise LeukoscopeError(f"--label_map {pair}: write the model's class, =, and ours, like blast=ALL")
+            raise ConfigError(f"--label_map {pair}: write the model's class, =, and ours, like blast=ALL")
         theirs, _, ours = pair.rpartition("=")
         other = names.setdefault(theirs, ours)
         if other != ours:
-            raise LeukoscopeError(f"--label_map {pair}: {theirs} is already {other}; give one of the two")
+            raise ConfigError(f"--label_map {pair}: {theirs} is already {other}; give one of the two")
     return names
 
 

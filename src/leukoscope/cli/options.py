@@ -14,7 +14,7 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperGroup
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError, LeukoscopeError
 from leukoscope.progress import is_quiet, note, quiet
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def require_writable(folder: Path) -> None:
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         reason = os.strerror(errno.EACCES if there.is_dir() else errno.EEXIST)
-        raise LeukoscopeError(f"--output {folder}: cannot write there ({reason}); name another folder")
+        raise ConfigError(f"--output {folder}: cannot write there ({reason}); name another folder")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> None:

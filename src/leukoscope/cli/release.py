@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, ConfigError, LeukoscopeError
 from leukoscope.cli import options
 from leukoscope.cli.options import load_reported, print_table
 from leukoscope.files import atomic_folder, disk_errors, is_git_clone
@@ -63,7 +63,7 @@ def export(
 
     require_package("onnxruntime")
     if output.exists() and (is_git_clone(output) or not (output / REPORT).exists()):
-        raise LeukoscopeError(f"--output {output}: exists and is no earlier export; name a new folder")
+        raise ConfigError(f"--output {output}: exists and is no earlier export; name a new folder")
     with disk_errors(f"--output {output}: cannot be written", "name another folder"):
         folder, name, revision = find_release(model)
         with atomic_folder(output) as aside:
@@ -143,9 +143,9 @@ def space(
     from leukoscope.models.release import local_release, read_release
 
     if static and len(models) > 1:
-        raise LeukoscopeError(f"--static: {', '.join(models)} given; name one model")
+        raise ConfigError(f"--static: {', '.join(models)} given; name one model")
     if onnxruntime_web and not static:
-        raise LeukoscopeError(f"--onnxruntime_web {onnxruntime_web}: is for a static page; add --static")
+        raise ConfigError(f"--onnxruntime_web {onnxruntime_web}: is for a static page; add --static")
     if static:
         require_package("onnxruntime")
         folder, name, revision = find_release(models[0])
@@ -155,7 +155,7 @@ def space(
     else:
         local = next((name for name in models if local_release(name) is not None), None)
         if local:
-            raise LeukoscopeError(
+            raise ConfigError(
                 f"{local}: is a folder, and a Space loads its models from the Hub; publish it first with "
                 "`leukoscope release push`, then name it owner/name, or add --static"
             )
@@ -180,7 +180,7 @@ def list_releases(
     root = folder or embedded_releases()
     releases = release_folders(root)
     if not releases:
-        raise LeukoscopeError(
+        raise ConfigError(
             f"{root}: is no folder, or holds no release; give the folder that holds the folders of releases"
         )
     rows: list[dict[str, Any]] = []

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import typer
 from typer import Argument, Option
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, ConfigError, LeukoscopeError
 from leukoscope.cli import options
 from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings, shown_name
 from leukoscope.cli.predict import MOST_EXPLAINED, image_paths, numbered, save_png
@@ -121,9 +121,7 @@ def _places(files: Sequence[Path], inputs: Sequence[Path], flag: str, folder: Pa
         slide = next((home.relative_to(root.parent) for root in roots if home.is_relative_to(root)), Path(home.name))
         places[path] = numbered(folder / slide / f"{path.stem}.png", taken)
         if os.path.realpath(places[path].parent) == os.path.realpath(home):
-            raise LeukoscopeError(
-                f"{flag} {folder}: pictures would lie among the smears of {path.parent}; name another"
-            )
+            raise ConfigError(f"{flag} {folder}: pictures would lie among the smears of {path.parent}; name another")
     return places
 
 

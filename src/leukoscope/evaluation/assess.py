@@ -62,14 +62,14 @@ def assess(directory: Path, cells: FramedCells | None = None) -> Path:
     first = (metrics.get("evaluations") or [{}])[0]
     path = directory / PREDICTIONS / f"{first.get('name')}.parquet"
     if "folds" not in first or not path.is_file() or "recalibration" in metrics:
-        raise LeukoscopeError(
+        raise DataError(
             f"{directory}: holds no out-of-fold predictions to assess it by; give a release that "
             "`leukoscope protocol` made"
         )
     if cells is not None and metrics["data"]["fingerprint"] != cells.data.fingerprint:
         made_from = metrics["data"]["fingerprint"][:12]
         tested = cells.data.fingerprint[:12]
-        raise LeukoscopeError(
+        raise DataError(
             f"{directory}: was made from other cells (fingerprint {made_from}, these are {tested}); assess it "
             "with the data it was trained on"
         )
@@ -250,7 +250,7 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
     release = load_release(source)
     info = cells.data.info
     if not release.metrics.get("training"):
-        raise LeukoscopeError(f"{source}: says nothing about its training; recalibrate a release made by Leukoscope")
+        raise DataError(f"{source}: says nothing about its training; recalibrate a release made by Leukoscope")
     estimates = NOT_KNOWN
     if _refuse_training_cells(release, cells):
         estimates = ESTIMATES
@@ -294,7 +294,7 @@ def predict_framed(release: Release, cells: FramedCells) -> CellPredictions:
     """
     theirs = cells.data.info.labels
     if set(theirs) != set(release.labels):
-        raise LeukoscopeError(
+        raise DataError(
             f"the cells are labelled {', '.join(theirs)}, but {release.name} predicts {', '.join(release.labels)}; "
             "rename the class folders to the release's labels"
         )
@@ -307,7 +307,7 @@ def predict_framed(release: Release, cells: FramedCells) -> CellPredictions:
             pixels = read_rows(cells.pixels, rows[first : first + FRAMED_BATCH])
             batches.append(softmax(backend(pixels).logits))
             if not np.isfinite(batches[-1]).all():
-                raise LeukoscopeError(f"{release.name}: computes numbers that are not finite; download it again")
+                raise DataError(f"{release.name}: computes numbers that are not finite; download it again")
             advance(len(pixels))
     own_order = np.asarray([release.labels.index(label) for label in theirs])
     return CellPredictions(
@@ -326,12 +326,12 @@ def _refuse_training_cells(release: Release, cells: FramedCells) -> bool:
     ids = tuple(cells.data.train["cell_id"])
     seen = seen_of(release, cells, ids)
     if seen.overlap is Overlap.SUBJECTS:
-        raise LeukoscopeError(
+        raise DataError(
             f"subject {seen.subjects[0]} trained {release.name}: it is overconfident on training cells; recalibrate on "
             "subjects that did not train it"
         )
     if seen.cells:
-        raise LeukoscopeError(
+        raise DataError(
             f"{seen.cells:,} of these {len(ids):,} cells are among those that {release.name} was made from: it is "
             "overconfident on training cells; recalibrate on other cells"
         )

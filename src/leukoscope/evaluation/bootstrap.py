@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.prediction import logits_of
 
@@ -161,7 +161,7 @@ def bootstrap_subjects(
     for k, label in enumerate(predictions.label_names):
         have_it = np.unique(unit_of_cell[predictions.references == k])
         if len(have_it) == 1:
-            raise LeukoscopeError(
+            raise DataError(
                 f"class {label}: only subject {names[have_it[0]]} has it; "
                 "intervals by subject need two or more subjects per class"
             )

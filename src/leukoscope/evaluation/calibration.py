@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_subjects
 from leukoscope.evaluation.predictions import CellPredictions
 
@@ -104,7 +104,7 @@ def leave_one_subject_out(
     predictions.require_subjects("calibration and thresholds are measured on unseen subjects")
     for label, count in who_fitted(predictions)["subjects"].items():
         if count < needed:
-            raise LeukoscopeError(
+            raise DataError(
                 f"class {label}: {count} subject(s) have it; calibration and thresholds need {needed} or more "
                 "subjects of each class"
             )

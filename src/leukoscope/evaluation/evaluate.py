@@ -18,7 +18,7 @@ from datasets import Image as ImageFeature
 from datasets import concatenate_datasets
 from PIL import Image
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.images import UnreadableImage, cell_area, open_encoded, pixel_hash
 from leukoscope.data.pixel_cache import without_damaged
@@ -117,7 +117,7 @@ def select_cells(
         LeukoscopeError: both a split and a file, or a split without a test side.
     """
     if split and split_file:
-        raise LeukoscopeError(f"--split {split} --split_file {split_file}: both say which cells are tested; give one")
+        raise DataError(f"--split {split} --split_file {split_file}: both say which cells are tested; give one")
     if split_file:
         whole = load_split(split_file, data)
     elif split:
@@ -130,7 +130,7 @@ def select_cells(
         every = tuple(cell for rows in data.cells.values() for cell in rows["cell_id"][:])
         whole = Split("none", data.info.group, seed, data.fingerprint, (), (), every, detail="every cell")
     if not whole.test:
-        raise LeukoscopeError(f"--split {whole.strategy}: tests no cell; leave it out to predict every cell")
+        raise DataError(f"--split {whole.strategy}: tests no cell; leave it out to predict every cell")
     return SelectedCells(data, whole.at_most(None, at_most), whole)
 
 
@@ -152,7 +152,7 @@ def match_labels(
     """
     for their in label_map:
         if their.casefold() not in {label.casefold() for label in theirs}:
-            raise LeukoscopeError(
+            raise DataError(
                 f"--label_map {their}={label_map[their]}: {their!r} is no class of the model, which has "
                 f"{', '.join(theirs)}; correct or leave it out"
             )
@@ -165,9 +165,7 @@ def match_labels(
             how = "it lacks some of these: leave their cells out, or give another model"
         else:
             how = "say of each of its classes which one it is, with --label_map THEIRS=OURS once for each"
-        raise LeukoscopeError(
-            f"{name}: its classes are {', '.join(theirs)}, those of the data set {', '.join(ours)}; {how}"
-        )
+        raise DataError(f"{name}: its classes are {', '.join(theirs)}, those of the data set {', '.join(ours)}; {how}")
     return matched
 
 
@@ -180,7 +178,7 @@ def predictions_of_model(
         LeukoscopeError: no batch size, or before any cell is opened what `match_labels` raises.
     """
     if batch_size < 1:
-        raise LeukoscopeError(f"--batch_size {batch_size}: give 1 or more")
+        raise DataError(f"--batch_size {batch_size}: give 1 or more")
     labels = cells.data.info.labels
     wanted = set(cells.split.test)
     release = predictor.release
@@ -242,7 +240,7 @@ def build_evaluation(predicted: ModelPredictions, cells: SelectedCells, *, seed:
     release = predicted.release
     if not predictions.cell_ids:
         reason = next(iter((*predicted.left_out, *unreadable)), "no cell was given")
-        raise LeukoscopeError(f"{predicted.name}: not one cell was predicted ({reason}); check the cells and --split")
+        raise DataError(f"{predicted.name}: not one cell was predicted ({reason}); check the cells and --split")
     try:
         by_subject = bootstrap.subject_intervals(predictions, seed=seed)
         missing = ""

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError
 from leukoscope.files import atomic_file
 
 
@@ -43,14 +43,14 @@ class CellPredictions:
     def __post_init__(self) -> None:
         if len(set(self.cell_ids)) != len(self.cell_ids):
             twice = next(c for c in self.cell_ids if self.cell_ids.count(c) > 1)
-            raise LeukoscopeError(f"predictions: cell {twice} appears more than once; give one prediction per cell")
+            raise DataError(f"predictions: cell {twice} appears more than once; give one prediction per cell")
         if not len(self.cell_ids) == len(self.subjects) == len(self.references) == len(self.probabilities):
-            raise LeukoscopeError("predictions: ids, subjects, references and probabilities differ in length")
+            raise DataError("predictions: ids, subjects, references and probabilities differ in length")
 
     def require_subjects(self, why: str) -> None:
         """Raise `LeukoscopeError` with `why` subjects are needed, where a cell's subject is not known."""
         if "" in self.subjects:
-            raise LeukoscopeError(
+            raise DataError(
                 f"cell {self.cell_ids[self.subjects.index('')]}: its subject is not known; {why}: give "
                 "--subject_pattern or --labels"
             )

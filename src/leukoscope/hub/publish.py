@@ -29,7 +29,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from leukoscope import LeukoscopeError
+from leukoscope import ReleaseError
 from leukoscope.files import disk_errors
 from leukoscope.models.hub_download import HubUnreachable, hub_model_info
 from leukoscope.models.release import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, WEIGHTS, read_release
@@ -68,12 +68,12 @@ class Destination:
             validate_repo_id(self.id)
         except HFValidationError:
             flag = {"model": "--hub_model_id ", "space": "--push "}[self.kind]
-            raise LeukoscopeError(
+            raise ReleaseError(
                 f"{flag}{self.id}: give the repository to publish to as owner/name (letters, "
                 "digits, - _ and ., at most 96 in all)"
             ) from None
         if get_token() is None:
-            raise LeukoscopeError(f"{self.id}: no Hub token found; run `hf auth login` or set HF_TOKEN")
+            raise ReleaseError(f"{self.id}: no Hub token found; run `hf auth login` or set HF_TOKEN")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def check_can_publish(to: Destination) -> None:
         or_else = ""
         if to.kind == "model":
             or_else = ", or train without --push_to_hub"
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{to.id}: the Hub cannot be reached; check the network (and HF_HUB_OFFLINE){or_else}"
         ) from None
     except HfHubHTTPError:
@@ -115,7 +115,7 @@ def check_can_publish(to: Destination) -> None:
     try:
         _require_access(api, to)
     except (HTTPError, OSError) as error:
-        raise LeukoscopeError(f"{to.id}: {reason(error)}") from None
+        raise ReleaseError(f"{to.id}: {reason(error)}") from None
 
 
 def publish(release: Path, to: Destination, *, licence: str = "") -> Published:
@@ -174,7 +174,7 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
             api.create_tag(to.id, tag=to.tag, revision=commit.oid, repo_type=to.kind)
     # The client wraps what happens to an upload in RuntimeError, and what the Hub minds in a card in ValueError.
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise LeukoscopeError(f"{to.id}: publishing failed: {reason(error)}. {hint}") from None
+        raise ReleaseError(f"{to.id}: publishing failed: {reason(error)}. {hint}") from None
     kind = "" if to.kind == "model" else f"{to.kind}s/"
     page = f"{api.endpoint}/{kind}{to.id}" + (f"/tree/{to.revision}" if to.revision else "")
     return Published(page, commit.oid, is_new=commit.oid != before)
@@ -206,7 +206,7 @@ def _require_access(api: HfApi, to: Destination) -> None:
         tags = api.list_repo_refs(to.id, repo_type=to.kind).tags
     commit = next((tag.target_commit for tag in tags if tag.name == to.tag), "")
     if commit:
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{to.id}: has the tag {to.tag} already (commit {commit[:12]}), and a tag stays where it is; name another "
             "one"
         )
@@ -265,7 +265,7 @@ def release_contents(release: Path) -> dict[str, Path]:
     files = {name: path for name, path in _files(release).items() if is_release_file(name)}
     missing = [name for name in (CONFIG, WEIGHTS, METRICS) if name not in files]
     if missing:
-        raise LeukoscopeError(f"{release}: has no {missing[0]}; give the folder of a release")
+        raise ReleaseError(f"{release}: has no {missing[0]}; give the folder of a release")
     for path in files.values():
         if path.suffix == ".parquet":
             _require_predictions_only(path)
@@ -291,7 +291,7 @@ def _require_predictions_only(path: Path) -> None:
     try:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
-        raise LeukoscopeError(f"{path}: cannot be read ({error}); make the release again") from None
+        raise ReleaseError(f"{path}: cannot be read ({error}); make the release again") from None
     for column in schema:
         fits = any(
             re.fullmatch(names, column.name) and re.fullmatch(kinds, str(column.type)) for names, kinds in _COLUMNS
@@ -301,7 +301,7 @@ def _require_predictions_only(path: Path) -> None:
             hashes = pq.read_table(path)["pixel_hash"].to_pylist()
             fits = all(re.fullmatch(r"[0-9a-f]{16}|", value or "") for value in hashes)
         if not fits:
-            raise LeukoscopeError(
+            raise ReleaseError(
                 f"{path}: column {column.name} ({column.type}) is no prediction; only cell ids, subjects, labels, "
                 "areas, folds, hashes and probabilities are published — remove it"
             )

@@ -24,7 +24,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 import leukoscope
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, ReleaseError
 from leukoscope.files import atomic_folder, disk_errors, is_git_clone, resource_file
 from leukoscope.hub.publish import Destination, Published, reason, upload
 from leukoscope.inference.gradcam import map_colours
@@ -95,14 +95,14 @@ def find_model(name: str) -> SpaceModel:
     try:
         info = hub_model_info(hub_id, revision)
     except HubUnreachable as error:
-        raise LeukoscopeError(f"{name}: the Hub cannot be reached ({error}); check the network") from None
+        raise ReleaseError(f"{name}: the Hub cannot be reached ({error}); check the network") from None
     except HfHubHTTPError as error:
-        raise LeukoscopeError(f"{name}: {reason(error)}") from None
+        raise ReleaseError(f"{name}: {reason(error)}") from None
     there = {file.rfilename for file in info.siblings or ()}
     files = tuple(file for file in RELEASE_FILES if file in there)
     missing = [file for file in (CONFIG, WEIGHTS) if file not in files]
     if missing:
-        raise LeukoscopeError(f"{name}: has no {missing[0]}, so the Space could not load it; name another model")
+        raise ReleaseError(f"{name}: has no {missing[0]}, so the Space could not load it; name another model")
     return SpaceModel(name, files, str(info.sha) if revision else "")
 
 
@@ -116,7 +116,7 @@ def _space_folder(out: Path) -> Iterator[Path]:
     """A folder that becomes `out`, completely or not at all; of what is there, only our own Space is replaced."""
     is_space = not is_git_clone(out) and (_holds(out, APP, LIST, PACKAGE) or _holds(out, PAGE, SCRIPT, SETTINGS))
     if out.exists() and not is_space and (not out.is_dir() or any(out.iterdir())):
-        raise LeukoscopeError(f"{out}: is there and holds no Space made by this command; name a new folder")
+        raise ReleaseError(f"{out}: is there and holds no Space made by this command; name a new folder")
     with disk_errors(f"{out}: the Space cannot be written there", "name another folder"):
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(out) as folder:
@@ -160,7 +160,7 @@ def space_requirements(ours: str) -> str:
     of_package = {re.split(r"[<>=\[]", line)[0]: line for line in lines}
     for package in ("torch", "torchvision", "gradio"):
         if package not in of_package:
-            raise LeukoscopeError(f"{REQUIREMENTS}: does not name {package}; restore it from the repository")
+            raise ReleaseError(f"{REQUIREMENTS}: does not name {package}; restore it from the repository")
     bounds = {**ZERO_GPU_VERSIONS, "gradio": f"[mcp]=={version('gradio')}"}
     of_package |= {package: package + bound for package, bound in bounds.items()}
     return "".join(f"{line}\n" for package, line in of_package.items() if package not in _NOT_NEEDED)
@@ -178,7 +178,7 @@ def write_static_space(
     """
     assert release.folder is not None
     if release.preprocessing.interpolation not in ("bilinear", "bicubic", "lanczos"):
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{release.name}: resizes pictures by {release.preprocessing.interpolation!r}; the page knows bilinear, "
             "bicubic and lanczos — build a Space without --static"
         )
@@ -290,9 +290,9 @@ def _runtime_file(name: str, package: Path | None) -> bytes:
     except (OSError, HTTPException) as error:  # the latter where a download is cut off
         # A server's words, or the system's.
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise LeukoscopeError(f"{source}: cannot be read ({reason}); {fix}") from None
+        raise ReleaseError(f"{source}: cannot be read ({reason}); {fix}") from None
     if sha256(content).hexdigest() != RUNTIME_FILES[name]:
-        raise LeukoscopeError(f"{source}: is not the file of onnxruntime-web {ONNXRUNTIME_WEB}; {fix}")
+        raise ReleaseError(f"{source}: is not the file of onnxruntime-web {ONNXRUNTIME_WEB}; {fix}")
     return bytes(content)
 
 
