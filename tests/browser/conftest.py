@@ -90,7 +90,7 @@ class Visit:
 
     def __init__(self, page: Any) -> None:
         self.page, self.context = page, page.context
-        self.page.wait_for_function("!document.querySelector('.lk-wait')")
+        self.page.wait_for_function("!document.querySelector('.lk-working')")
         # Its last event, after which nothing undoes what a test begins.
         self.page.wait_for_function("new URLSearchParams(location.search).has('model')")
 
@@ -100,7 +100,7 @@ class Visit:
 
     def shows(self, caption: str) -> None:
         """Wait until a picture of this caption is on the stage."""
-        self.page.locator("#picture .lk-top", has_text=caption).wait_for()
+        self.page.locator("#picture .lk-caption", has_text=caption).wait_for()
 
     def width(self) -> int:
         """Of all that the page holds, in CSS pixels."""
@@ -115,6 +115,6 @@ def visits(chromium: Any, server: str) -> Iterator[Any]:
         def visit(**options: Any) -> Visit:
             address = options.pop("address", server)
             look = {"viewport": {"width": 1280, "height": 720}} | options
-            return Visit(opened.enter_context(watched(chromium, address, "#answer .lk-row.open", _SHIFTED, **look)))
+            return Visit(opened.enter_context(watched(chromium, address, "#answer [data-model]", _SHIFTED, **look)))
 
         yield visit

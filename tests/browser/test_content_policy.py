@@ -51,6 +51,6 @@ def test_the_browser_refuses_whatever_would_load_from_another_host(chromium: Any
 def test_a_card_with_pictures_of_another_host_is_shown_without_them(visits: Callable[..., Any]) -> None:
     """The fixture adds them to the card; `watched` fails where the browser is refused one, or asks for it."""
     page = visits().page
-    page.get_by_role("tab", name="Evidence").click()
+    page.get_by_role("link", name="Evidence").first.click()
     page.get_by_text("The card ends here.").wait_for()
     assert page.locator("#card img").count() == 0

@@ -20,7 +20,8 @@ from zips import cell_png, pack
 pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 LAPTOP = {"viewport": {"width": 1280, "height": 720}}
-SAID = "#answer .lk-row.open .lk-pill"
+SAID = "#answer .lk-dot"
+VERDICT = "#answer .lk-verdict"
 
 
 @pytest.fixture
@@ -79,11 +80,20 @@ def test_an_example_is_answered_by_every_model_before_any_click(
     visits: Callable[..., Any], look: dict[str, Any]
 ) -> None:
     visit = visits(**look)
-    assert visit.page.locator("#picture .lk-top").inner_text() == "Synthetic ALL"
-    assert visit.page.locator(SAID).inner_text() == "Looks like a leukaemic blast"
-    assert visit.page.locator(".lk-row").count() == 1, "a model of smears does not know a cell on black"
-    in_view(visit, "#notice", "#upload", "#examples button", ".lk-tabs", "#picture .lk-stage", SAID, ".lk-track")
-    assert visit.page.evaluate("window.shifted") < 0.1 and visit.page.title() == "Leukoscope"
+    assert "Synthetic ALL" in visit.page.locator("#picture .lk-caption").inner_text()
+    assert visit.page.locator(VERDICT).inner_text() == "Looks like a leukaemic blast"
+    assert visit.page.locator("button.lk-other").count() == 0, "a model of smears does not know a cell on black"
+    in_view(visit, ".lk-notice", ".lk-views", "#picture .lk-both", VERDICT, "#answer .lk-bar", ".lk-orientations")
+    if look is LAPTOP:
+        in_view(visit, ".lk-trust", ".lk-acts", ".lk-give", ".lk-tile", ".lk-foot p")
+        picture, answer = (visit.page.locator(part).bounding_box() for part in ("#picture", "#answer"))
+        assert picture["width"] / answer["width"] == pytest.approx(7 / 6, rel=0.02)
+    else:
+        picture, answer = (visit.page.locator(part).bounding_box() for part in ("#picture", "#answer"))
+        assert picture["width"] == answer["width"] == 390 and picture["y"] + picture["height"] <= answer["y"] + 1
+    assert visit.page.evaluate("window.shifted") <= 0.02 and visit.page.title() == "Leukoscope"
+    said = visit.page.locator("#answer").inner_text().split()
+    assert len(said) <= 90, "words of a cell's answer, all details closed"
     assert visit.page.get_by_text("No visit is logged").is_hidden()
     words = visit.page.evaluate("document.body.textContent.replace(/<[^>]*>/g, ' ').split(/\s+/).length")
     assert words <= 1200
@@ -91,48 +101,55 @@ def test_an_example_is_answered_by_every_model_before_any_click(
 
 def test_a_row_opens_and_the_map_is_shown_as_far_as_the_slider_says(visits: Callable[..., Any], tmp_path: Path) -> None:
     visit = visits(**LAPTOP)
-    slider, stage = visit.page.locator("#picture input[type=range]"), visit.page.locator("#picture .lk-stage")
-    assert slider.get_attribute("aria-label") == "How much of the map is shown"
+    visit.act("view:map")
+    slider, stage = visit.page.locator("#picture .lk-handle"), visit.page.locator("#picture .lk-both")
+    slider.wait_for()
+    assert "maps failed our checks" in visit.page.locator(".lk-bottom").inner_text()
+    assert slider.get_attribute("role") == "slider" and slider.get_attribute("aria-valuenow") == "50"
     shares = []
-    for place in ("0", "100"):
-        slider.fill(place)
+    for key, place in (("End", "100"), ("Home", "0")):
+        slider.press(key)
+        assert slider.get_attribute("aria-valuenow") == place
         with Image.open(io.BytesIO(stage.screenshot())) as image:
             pixels = np.asarray(image.convert("RGB"))
         shares.append(((pixels > (150, 60, -1)) & (pixels < (256, 256, 120))).all(axis=2).mean())
-    assert shares[1] > shares[0] + 0.01, "towards “map” there is more of its yellow"
+    assert shares[1] > shares[0] + 0.01, "the map lies to the right of the divider"
     box = stage.bounding_box()
-    visit.page.mouse.move(box["x"] + 20, box["y"] + 20)
+    visit.page.mouse.move(box["x"] + 2, box["y"] + box["height"] / 2)
     visit.page.mouse.down()
-    visit.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20, steps=4)
+    visit.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
     visit.page.mouse.up()
-    assert 40 <= int(float(slider.input_value())) <= 60
+    assert 45 <= int(slider.get_attribute("aria-valuenow")) <= 55
+    handle = slider.bounding_box()
+    assert handle["x"] + handle["width"] / 2 == pytest.approx(box["x"] + box["width"] / 2, abs=8), "where the line is"
     for act, forms in (("label:HEM", 0), ("view:turned", 8), ("view:covered", 4)):
         visit.act(act)
         # Two clicks within milliseconds may reach the server in any order.
         visit.page.locator(f'[data-act="{act}"][aria-pressed=true]').wait_for()
         if forms:
             visit.page.locator("#picture .lk-forms li").nth(forms - 1).wait_for()
-            in_view(visit, "#picture .lk-forms")
+            in_view(visit, "#picture .lk-forms", "#picture .lk-forms li >> nth=-1")
     with Image.open(io.BytesIO(saved(visit, "save:png"))) as image:
         assert isinstance(image, PngImageFile) and image.text["Disclaimer"] == RESEARCH_NOTICE
         assert "not why" in image.text["Description"], "what the page says of the map"
     Image.effect_noise((400, 400), 80).convert("RGB").save(tmp_path / "noise.png")
     upload(visit, tmp_path / "noise.png")
-    visit.page.locator(".lk-row").nth(1).wait_for()
+    visit.page.locator("button.lk-other").wait_for()
     visit.act("row:1")
-    visit.page.locator(".lk-row.open .lk-name", has_text="densenet201-ball4").wait_for()
+    visit.page.locator(".lk-model", has_text="densenet201-ball4").wait_for()
 
 
 def test_a_smear_and_its_cells_stand_on_the_same_stage(visits: Callable[..., Any], tmp_path: Path) -> None:
     visit = visits(**LAPTOP)
     visit.act("smear")
     visit.page.locator("#picture button.lk-box").nth(3).wait_for()
-    in_view(visit, "#picture .lk-field", "#answer .lk-headline", "#answer .lk-counts")
+    in_view(visit, "#picture .lk-field", VERDICT, "#answer .lk-bar", "#answer .lk-grid")
+    assert "like blasts" in visit.page.locator(VERDICT).inner_text()
     rows = list(csv.DictReader(io.StringIO(saved(visit, "save:csv").decode())))
     assert len(rows) == 5 and {row["notice"] for row in rows} == {RESEARCH_NOTICE}
     visit.page.locator("#picture button.lk-box").first.click()
     visit.shows("Cell 1 of Synthetic smear")
-    in_view(visit, "#picture .lk-stage", SAID, "[data-act=back]")
+    in_view(visit, "#picture .lk-both", VERDICT, "[data-act=back]")
     visit.act("back")
     visit.page.locator("#picture button.lk-box").nth(3).wait_for()
 
@@ -140,11 +157,11 @@ def test_a_smear_and_its_cells_stand_on_the_same_stage(visits: Callable[..., Any
 def test_many_cells_go_from_a_zip_to_subjects_a_cell_and_a_table(visits: Callable[..., Any], cells: Path) -> None:
     visit = visits(**LAPTOP)
     upload(visit, cells)
-    visit.page.locator("#picture .lk-cells li").nth(19).wait_for()
+    visit.page.locator("#picture .lk-grid li").nth(19).wait_for()
     said = visit.page.locator("#answer").inner_text()
-    assert "20 cells predicted." in said and "Measured on your labels" in said
+    assert "20 cells of ten subjects" in said and "Measured on your labels" in said
     assert "ALL/P0/broken.png: is not an image" in said
-    in_view(visit, "#answer .lk-headline", "#answer .lk-counts", "#picture .lk-subject svg")
+    in_view(visit, VERDICT, "#answer .lk-bar", "#picture .lk-subject svg")
     visit.page.set_viewport_size({"width": 768, "height": 900})
     size = "parseFloat(getComputedStyle(document.querySelector('.lk-dots span')).fontSize)"
     assert visit.page.evaluate(size) >= 11, "the numbers of the axis"
@@ -154,7 +171,7 @@ def test_many_cells_go_from_a_zip_to_subjects_a_cell_and_a_table(visits: Callabl
     visit.page.locator("#picture .lk-subject svg").nth(9).wait_for()
     visit.page.locator("#picture circle").first.dispatch_event("click")
     visit.page.locator("[data-act=back]").wait_for()
-    assert visit.page.locator("#picture .lk-top").inner_text().endswith(".png")
+    assert ".png" in visit.page.locator("#picture .lk-caption").inner_text()
     visit.act("back")
     visit.page.locator("#picture .lk-subject svg").nth(9).wait_for()
 
@@ -169,8 +186,8 @@ def test_a_batch_can_be_stopped(visits: Callable[..., Any], cells: Path) -> None
     visit.page.wait_for_timeout(2000)
     assert visit.page.locator("#picture svg").count() == 0, "what ran does not come back"
     upload(visit, cells)
-    visit.page.locator("#picture .lk-cells li").nth(19).wait_for()
-    assert "20 cells predicted." in visit.page.locator("#answer").inner_text()
+    visit.page.locator("#picture .lk-grid li").nth(19).wait_for()
+    assert "20 cells of ten subjects" in visit.page.locator("#answer").inner_text()
 
 
 # What is asked, and in which order
@@ -182,7 +199,7 @@ def test_the_last_of_several_quick_clicks_counts(visits: Callable[..., Any]) -> 
         visit.act(f"example:{number}")
     visit.page.wait_for_url("**example=5**")
     visit.page.wait_for_timeout(1500)
-    assert "example=5" in visit.page.url and "Synthetic HEM" in visit.page.locator("#picture .lk-top").inner_text()
+    assert "example=5" in visit.page.url and "Synthetic HEM" in visit.page.locator("#picture .lk-caption").inner_text()
 
 
 def test_a_new_picture_stands_there_at_once_and_never_an_old_answer_beside_it(
@@ -215,7 +232,7 @@ def test_a_question_that_comes_late_or_fails_leaves_the_page_as_it_was(visits: C
     visit.shows("my cell.png")
     asked[0].abort()
     visit.page.wait_for_timeout(1000)
-    assert visit.page.locator("#picture .lk-top").inner_text() == "my cell.png"
+    assert "my cell.png" in visit.page.locator("#picture .lk-caption").inner_text()
     visit.page.unroute_all()
 
 
@@ -223,12 +240,10 @@ def test_without_its_server_the_page_keeps_what_it_shows(visits: Callable[..., A
     visit = visits()
     upload(visit, cell)
     visit.shows("my cell.png")
-    visit.page.wait_for_function("!document.querySelector('.lk-wait')")
+    visit.page.wait_for_function("!document.querySelector('.lk-working')")
     visit.context.set_offline(True)
-    visit.page.wait_for_function(
-        "getComputedStyle(document.querySelector('#notice'), '::after').content.includes('trying')"
-    )
-    assert visit.page.locator("#picture .lk-stage img").first.is_visible()
+    visit.page.wait_for_function("getComputedStyle(document.body, '::after').content.includes('trying')")
+    assert visit.page.locator("#picture .lk-both img").first.is_visible()
     visit.context.set_offline(False)
     # As Gradio does once a server answers again.
     visit.page.reload()
@@ -244,11 +259,11 @@ def test_an_address_opens_model_tab_and_example_and_back_leads_to_those_before(v
     visit.page.wait_for_url("**example=1**")
     visit.act("example:4")
     visit.page.wait_for_url("**example=4**")
-    visit.page.get_by_role("tab", name="Evidence").click()
+    visit.page.get_by_role("link", name="Evidence").first.click()
     visit.page.locator("#card h1").wait_for()
     visit.page.wait_for_url("**tab=evidence**")
     visit.page.go_back()
-    visit.page.locator("[role=tab][aria-selected=true]", has_text="Cells").wait_for()
+    visit.page.locator("nav a[aria-current=page]", has_text="Cells").wait_for()
     visit.page.go_back()
     visit.shows("Synthetic ALL")
     address = visit.page.url.replace("example=1", "example=6")
@@ -274,9 +289,9 @@ def test_a_folder_and_a_file_can_be_dropped_anywhere(visits: Callable[..., Any],
     for number in range(4):
         (folder / f"zelle{number}ä.png").write_bytes(cell_png("ALL", 1, number))
     visit = visits()
-    drop(visit, folder, "#upload")
+    drop(visit, folder, ".lk-give")
     visit.page.locator(".lk-subject h3", has_text="Anna Schmidt").wait_for()
-    assert "4 cells predicted." in visit.page.locator("#answer").inner_text()
+    assert "4 cells of one subject" in visit.page.locator("#answer").inner_text()
     drop(visit, cell)
     visit.shows("my cell.png")
 
@@ -294,8 +309,9 @@ def test_what_cannot_be_read_is_one_kind_message(visits: Callable[..., Any], tmp
         assert "Error" not in visit.page.locator("#answer").inner_text()
     visit.act("real")
     visit.page.locator("#answer .lk-message", has_text="cannot be streamed from the Hub").wait_for(timeout=20_000)
-    visit.page.get_by_text("More models").click()
-    visit.page.locator("#hub-id input, #hub-id textarea").fill("/etc")
+    visit.act("example:1")
+    visit.page.get_by_text("+ another model").click()
+    visit.page.locator("input[data-act=add]").fill("/etc")
     visit.page.keyboard.press("Enter")
     visit.page.locator("#answer .lk-message", has_text="is no model name").wait_for()
 
@@ -320,12 +336,13 @@ def test_nothing_is_wider_than_the_window(visits: Callable[..., Any], cells: Pat
 
 def test_a_finger_meets_targets_of_44_pixels(visits: Callable[..., Any]) -> None:
     visit = visits(**PHONE)
-    visit.page.locator("#upload .wrap").first.wait_for()
-    said = visit.page.evaluate("getComputedStyle(document.querySelector('#upload .wrap'), '::after').content")
-    assert said == '"Choose a file"'
+    give = visit.page.locator(".lk-give").bounding_box()
+    assert give["width"] >= 120 and give["height"] >= 44 and give["x"] + give["width"] <= 390, (
+        "nothing of it is cut off"
+    )
     small = visit.page.evaluate(
-        "[...document.querySelectorAll('#page [data-act]')].filter(one => one.checkVisibility())"
-        ".map(one => [one.dataset.act, one.getBoundingClientRect()])"
+        "[...document.querySelectorAll('#cells button, #cells summary')].filter(one => one.checkVisibility())"
+        ".map(one => [one.textContent, one.getBoundingClientRect()])"
         ".filter(([, box]) => box.height < 43.5 || box.width < 43.5).map(([name]) => name)"
     )
     assert small == []
@@ -356,9 +373,10 @@ def test_axe_finds_nothing_serious(visits: Callable[..., Any], cells: Path, look
     assert dark == (look.get("color_scheme") == "dark")
     for name, ask, shown in (
         ("cell", lambda: None, SAID),
+        ("map", lambda: visit.act("view:map"), ".lk-handle"),
         ("smear", lambda: visit.act("smear"), "#picture .lk-box"),
-        ("batch", lambda: upload(visit, cells), "#picture .lk-cells li >> nth=19"),
-        ("evidence", lambda: visit.page.get_by_role("tab", name="Evidence").click(), "#card h1"),
+        ("batch", lambda: upload(visit, cells), "#picture .lk-grid li >> nth=19"),
+        ("evidence", lambda: visit.page.get_by_role("link", name="Evidence").first.click(), "#card h1"),
     ):
         ask()
         visit.page.locator(shown).first.wait_for()

@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 1280, 800
 
 
 @pytest.mark.parametrize(("name", "act", "shown"), [
-    ("app", "example:1", "#picture .lk-stage"),
+    ("app", "example:1", "#picture .lk-both"),
     ("app_field", "smear", "#picture button.lk-box"),
     ("app_evidence", "", "#card h1"),
 ])  # fmt: skip
@@ -24,7 +24,7 @@ def test_the_pictures_of_the_readme(
 ) -> None:
     folder = Path(os.environ.get("LEUKOSCOPE_SCREENSHOTS") or tmp_path)
     visit = visits(viewport={"width": WIDTH, "height": HEIGHT})
-    visit.act(act) if act else visit.page.get_by_role("tab", name="Evidence").click()
+    visit.act(act) if act else visit.page.get_by_role("link", name="Evidence").first.click()
     visit.page.locator(shown).first.wait_for()
     visit.page.mouse.move(0, 0)
     visit.page.wait_for_timeout(800)  # it comes to rest

@@ -88,3 +88,10 @@ def test_a_recipe_is_trained_to_a_release(copied: Path) -> None:
     tiny = ("--image_size", "32", "--max_train_samples", "48", "--num_train_epochs", "1", "--output_dir", "run")
     run(copied, "train.py", "--recipe", "resnet18", "--from_scratch", *tiny)
     assert json.loads((copied / "run/release/config.json").read_text())["architecture"] == "resnet18"
+
+
+@pytest.mark.slow
+def test_a_view_of_the_stage_is_one_entry(copied: Path) -> None:
+    follow("Add a view to the demo's stage", copied)
+    code = "from leukoscope.web.views import VIEWS; print(*(view.label for view in VIEWS.values()))"
+    assert run(copied, "-c", code).split() == ["Cell", "Turned", "Grey", "Covered", "Map"]

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leukoscope.inference.prediction import Checks, Thresholds
+from leukoscope.inference.prediction import Checks, Decision, Reason, Thresholds
 from leukoscope.reports.text import (
     DecisionText,
     agreement_text,
+    class_words,
     decision_text,
+    foreign_text,
     map_text,
     model_text,
     percent,
@@ -179,7 +181,7 @@ def test_a_release_that_was_not_measured_on_people_speaks_softly() -> None:
     blocks = {**METRICS, "evaluations": [], "data": {"unit": "block"}}
     shares = {"Early": 0.995, "Pre": 0.005}
     text = decision_text(Thresholds().decide(shares), shares, blocks)
-    assert text.soft and text.short == "Perhaps an early pre-B blast"
+    assert text.soft and text.short.endswith(" an early pre-B blast")
     assert text.headline == "Early (early pre-B blast): >99\u00a0%, but its data name no people."
     assert not text_of(0.97, ood_score=0.5).soft
 
@@ -190,12 +192,25 @@ def test_orientations_are_told_with_those_that_would_get_no_class() -> None:
         decisions = [DECIDED.decide(one, Checks(ood_score=0.5)) for one in views]
         return agreement_text("ALL", decisions, [max(one, key=one.__getitem__) for one in views])
 
-    assert said(*[0.9] * 8) == "The same in 8 of 8 orientations."
-    assert said(0.9, 0.9, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9) == "Turned, 3 of 8 say HEM: don't rely on it."
-    assert said(*[0.9] * 7, 0.6) == "The same in 8 of 8 orientations. Of these, in 1 it would not be sure."
+    assert said(*[0.9] * 8) == "The same in all eight orientations."
+    assert said(0.9, 0.9, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9) == "5 of 8 orientations agree; 3 say HEM."
+    assert said(*[0.9] * 7, 0.6) == "7 of 8 orientations agree; 1 is undecided."
 
 
 def test_a_release_is_described_in_one_line() -> None:
     assert model_text(METRICS) == "Trained on C-NMC 2019, 2 people · CC BY 3.0"
     assert model_text({}) == ""
     assert model_text({**METRICS, "data": {"title": "B-ALL", "unit": "block", "licence": ""}}) == "Trained on B-ALL"
+
+
+def test_a_class_is_told_by_the_percentage_that_stands_beside_it() -> None:
+    """90 % was "Probably" in one row and "Looks like" in the next."""
+    assert [class_words(share) for share in (0.894, 0.8951, 0.9, 0.999)] == ["Probably", *["Looks like"] * 3]
+
+
+def test_a_refused_picture_is_told_how_far_it_is_from_the_training_cells() -> None:
+    far = Decision("out of distribution", (Reason("ood_texture", 12.34, 1.0),))
+    assert foreign_text(far).startswith(
+        "Its texture is unlike that of the training cells: the picture is 12 times as far"
+    )
+    assert "OOD score" not in foreign_text(far)

@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngImageFile
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.inference.prediction import Decision, HeatMap
 from leukoscope.reports.text import MAP_CAVEAT
-from leukoscope.web import stage
+from leukoscope.web import drawing, stage
 from leukoscope.web.answer import (
     EXAMPLES,
     SMEAR_EXAMPLES,
@@ -40,6 +40,8 @@ from leukoscope.web.app import Endpoints
 from leukoscope.web.export import row_image, save_row
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.smear import example_smear
+from leukoscope.web.trust import trust_rows
+from leukoscope.web.views import VIEWS, chosen_view, offered
 
 EMBEDDED = Path(__file__).parents[2] / "model_card"
 CNMC, BALL4 = EMBEDDED / "leukoscope-densenet169-cnmc", EMBEDDED / "leukoscope-densenet201-ball4"
@@ -73,14 +75,14 @@ def test_every_model_decides_then_the_maps_follow_and_the_best_that_gives_a_clas
     assert [step.best for step in steps[1:]] == [1, 1, 1]
     assert [step.complete for step in steps] == [False, False, False, True]
     foreign, soon, missing = steps[-2].rows
-    assert foreign.refused and not foreign.pending and foreign.foreign is not None, "refused, it needs no map"
+    assert foreign.refused and not foreign.pending and foreign.distances is not None, "refused, it needs no map"
     assert soon.pending and not soon.maps and soon.called() == "ALL" and "Save" not in stage.cell_answer(steps[-2], 1)
-    assert "are being computed" in stage.cell_picture(soon, view="turned")
+    assert "are being computed" in stage.cell_picture(soon, view="turned", forms={})
     known = steps[-1].rows[1]
     assert not known.pending and known.maps and known.known.outcome == soon.known.outcome
     assert known.known.probabilities == pytest.approx(soon.known.probabilities, abs=1e-4)
     assert missing.prediction is None and "is no model name" in missing.error
-    assert "is no model name" in stage.cell_answer(steps[-1], 1)
+    assert "is no model name" in stage.cell_answer(steps[-1], 2) + stage.cell_answer(steps[-1], 1)
     assert not list(answering(steps[-1], models)), "nothing is left to ask"
 
 
@@ -90,28 +92,70 @@ def test_the_decision_is_that_of_one_view_and_the_map_the_mean_of_eight(cell: Ro
     assert cell.known.probabilities == pytest.approx(alone.probabilities, abs=1e-4)
     assert len(cell.known.views) == len(cell.orientations) == 8
     assert cell.known.views[0] == pytest.approx(cell.known.probabilities, abs=1e-4)
-    assert cell.agreement().startswith(("The same in 8 of 8", "Turned, "))
+    assert "orientations" in cell.agreement()
     turned = [np.asarray(image) for image in views_of(cell.picture.image)]
     assert np.array_equal(turned[1], np.rot90(turned[0])) and np.array_equal(turned[4], turned[0][:, ::-1])
 
 
-def test_a_row_says_the_class_the_bar_the_orientations_and_how_good_it_is(cell: Row) -> None:
-    page = unescape(stage.cell_answer(Answer(cell.picture, (cell,)), 0))
-    assert 'aria-expanded="true"' in page and "Looks like a leukaemic blast" in page
-    assert "orientations" in page and re.search(
-        r"Recognises \d+ of 100 blasts, \d+ of 100 normal cells of \d+ unseen", page
-    )
+def test_an_answer_is_read_from_the_model_to_how_far_to_trust_it(cell: Row) -> None:
+    page = unescape(stage.cell_answer(Answer(cell.picture, (cell, replace(cell, model="other"))), 0))
+    order = [
+        'class="lk-model"',
+        "Looks like a leukaemic blast",
+        'class="lk-bar"',
+        "lk-orientations",
+        "How far to trust",
+    ]
+    places = [page.index(part) for part in [*order, 'data-act="row:1"', "Save picture"]]
+    assert places == sorted(places)
+    assert "var(--lk-class-0)" in page, "a blast's colour"
     assert re.search(r"Of 100 cells that it calls ALL, \d+ were ALL: \d+ unseen people", page)
-    assert "#d55e00" in page, "a blast's colour"
-    closed = stage.cell_answer(Answer(cell.picture, (cell, cell)), 0).split("<li")[-1]
-    assert "Of 100 cells that it calls" not in closed and "lk-pill" in closed
+
+
+def test_how_far_to_trust_is_measured_on_further_people_first(cell: Row) -> None:
+    outside, inside = trust_rows(cell.metrics)
+    assert outside.people == "34 further people" and inside.people == "41 people, cross-validation"
+    further = cell.metrics["further_subjects"]
+    assert ("earlier weights" in outside.caveat) == bool(further.get("earlier_weights"))
+    key = "recall_HEM_by_subject" if "recall_HEM_by_subject" in further else "recall_HEM"
+    assert outside.meters[1].share == round(100 * further[key]["value"])
+    assert inside.meters[0].name == "83 of 100 blasts, 95 % interval 77 to 88"
+    page = unescape(stage.cell_answer(Answer(cell.picture, (cell,)), 0))
+    assert page.index("34 further people") < page.index("41 people, cross-validation")
+    assert f'aria-label="{outside.meters[1].name}"' in page
+    alone = {key: block for key, block in cell.metrics.items() if key != "further_subjects"}
+    assert trust_rows(alone)[0].caveat == "not measured on further people"
+    assert not trust_rows(alone)[0].meters
+
+
+def test_a_release_opens_with_its_map_only_where_its_maps_passed(cell: Row) -> None:
+    for passed, view in ((True, "map"), (False, "cell"), (None, "cell")):
+        checks = {} if passed is None else {"passed": passed}
+        row = replace(cell, metrics={**cell.metrics, "heat_maps": checks})
+        assert chosen_view(row, "").name == view
+        picture = stage.cell_picture(row, view="map", forms={})
+        failed = passed is False
+        assert ("this model's maps failed our checks" in unescape(picture)) == failed
+        assert ("map strength" in picture) == failed
+        answer = stage.cell_answer(Answer(row.picture, (row,)), 0)
+        assert ("its maps passed our checks" in answer) == (passed is True)
+    assert [view.label for view in offered(cell)] == ["Cell", "Turned", "Covered", "Map"]
+
+
+def test_a_single_cell_of_a_training_subject_has_the_same_caveat_as_a_batch(cell: Row) -> None:
+    trained = replace(cell, picture=replace(cell.picture, caption="UID_11_3_1_all.bmp"))
+    assert any("Trained on a person called 11" in line for line in trained.caveats())
+    assert "Trained on a person called 11" in stage.cell_answer(Answer(trained.picture, (trained,)), 0)
+    other = replace(cell, picture=replace(cell.picture, caption="UID_999_3_1_all.bmp"))
+    assert not any("Trained on a person" in line for line in [*other.caveats(), *cell.caveats()])
 
 
 def test_a_release_of_blocks_speaks_softly(models: ModelCache) -> None:
     row = ask(example(2, smear=True), models, "ball4")
     page = stage.cell_answer(Answer(row.picture, (row,)), 0)
-    assert row.called() == "Early" and 'lk-pill soft">Perhaps an early pre-B blast' in page
-    assert "but its data name no people." in page and "Not measured on people: its data name no people." in page
+    assert row.called() == "Early" and " an early pre-B blast" in page and "Perhaps" not in page
+    assert page.count("lk-ends") == 1 and page.count("<li style=") == 4, "four classes"
+    assert "not measured on further people" in page and "not measured on people: its data name no people" in page
 
 
 # The stage
@@ -125,24 +169,34 @@ def test_what_strangers_wrote_is_escaped(cell: Row) -> None:
     known = replace(cell.known, probabilities=shares, heatmaps=maps, views=(shares,) * 8, decision=Decision(hostile))
     picture = replace(cell.picture, caption=hostile, remark=hostile)
     row = Row(picture, hostile, known)
-    page = "".join(stage.cell_picture(row, view=view, forms={"nucleus": row}) for view in stage.VIEWS)
+    page = "".join(stage.cell_picture(row, view=view, forms={"nucleus": row}, back=hostile) for view in VIEWS)
     page += stage.cell_answer(Answer(picture, (row, Row(picture, hostile, error=hostile)), (hostile,)), 0)
-    page += stage.note(hostile) + stage.message(hostile, hostile) + stage.kept_choices([picture, picture])
+    page += drawing.message(hostile, hostile) + drawing.waiting(hostile)
+    page += stage.tiles([stage.picture_tile(hostile, hostile, picture, False)], credit=hostile)
     assert "<script>" not in page and page.count("&lt;script&gt;") > 12
 
 
 def test_probabilities_without_a_class_are_folded_under_what_they_are_not(cell: Row, refused: Row) -> None:
     given, withheld = (stage.cell_answer(Answer(row.picture, (row,)), 0) for row in (cell, refused))
-    assert "Probabilities: no result" not in given
-    before, after = withheld.split("<summary>Probabilities: no result for this picture</summary>")
-    assert "Unlike the cells this model knows" in before and "leukaemic" not in before and "<data>" not in before
-    assert before.endswith("<details>") and after
+    assert "What it would have said" not in given
+    before, after = withheld.split("<h3>What it would have said</h3>")
+    assert "No white blood cell found" in before and "leukaemic" not in before and "lk-ends" not in before
+    assert 'class="lk-more"' in before and "lk-ends" in after
 
 
-def test_a_refused_picture_is_shown_where_it_is_foreign(cell: Row, refused: Row) -> None:
-    assert refused.foreign is not None and refused.foreign.max() > 0 and cell.foreign is None
-    picture = stage.cell_picture(refused)
-    assert "Where its colours are unusual" in picture and "Map for" not in picture and "lk-tab" not in picture
+def test_a_refused_picture_says_what_sets_it_apart_and_not_how_many_blasts_are_recognised(refused: Row) -> None:
+    foreign = replace(example(1), image=Image.fromarray(np.asarray(example(1).image)[:, :, ::-1]), example=0)
+    assert refused.shows_no_cell and refused.verdict() == "No white blood cell found"
+    assert not replace(refused, picture=foreign).shows_no_cell
+    row = replace(refused, picture=foreign)
+    assert row.verdict() == "No class: unlike the cells it knows"
+    page = unescape(stage.cell_answer(Answer(foreign, (row,)), 0))
+    assert row.distances is not None and list(row.distances) == ["colour", "texture", "shape"]
+    assert all(f"{distance:.1f} ×" in page for distance in row.distances.values())
+    assert "times as far from them as 98 of 100" in page and "OOD score" not in page and "What helps" in page
+    assert "How far to trust it" not in page
+    picture = stage.cell_picture(row, forms={})
+    assert "lk-map" not in picture and "data-act" not in picture
 
 
 def test_a_smear_given_as_one_cell_has_no_class(models: ModelCache) -> None:
@@ -172,10 +226,10 @@ def test_turned_and_covered_are_views_of_the_stage(cell: Row, models: ModelCache
         changed = (np.asarray(one.picture.image) != np.asarray(cell.picture.image)).any(axis=2)
         assert changed.any() and not (changed & ~parts[name]).any(), name
     assert covered(replace(cell, picture=BLANK), models) == {}
-    assert stage.cell_picture(cell, view="turned").count("<li ") == 8
+    assert stage.cell_picture(cell, view="turned", forms={}).count("<li ") == 8
     shown = stage.cell_picture(cell, view="covered", forms=found)
     assert (shown.count("<li "), shown.count("→")) == (4, 3)
-    assert "No nucleus is told apart" in stage.cell_picture(cell, view="covered")
+    assert "No nucleus is told apart" in stage.cell_picture(cell, view="covered", forms={})
     unsure = replace(cell, prediction=replace(cell.known, decision=Decision("abstain")))
     assert "which leaves it unsure" in stage.cell_picture(cell, view="covered", forms={"nucleus": unsure})
 
@@ -184,8 +238,10 @@ def test_the_map_is_redrawn_without_asking_the_model_again(cell: Row) -> None:
     (first, one), (second, other) = cell.pictures("ALL"), cell.pictures("HEM")
     assert one is not None and other is not None and not np.array_equal(np.asarray(one), np.asarray(other))
     assert np.array_equal(np.asarray(first), np.asarray(second))
-    page = stage.cell_picture(cell, label="HEM")
-    assert "Map for HEM" in page and MAP_CAVEAT in unescape(page)
+    page = stage.cell_picture(cell, view="map", label="HEM", forms={})
+    assert "Map for HEM" in page and MAP_CAVEAT in unescape(stage.cell_answer(Answer(cell.picture, (cell,)), 0))
+    assert "lk-dark" in page, "the cell beside the map"
+    assert "lk-dark" not in stage.cell_picture(cell, view="covered", forms={}), "its colours are compared"
 
 
 def test_the_whole_result_is_told_to_a_program(tiny_release: Path) -> None:
@@ -271,7 +327,7 @@ def test_a_saved_result_holds_the_bars_and_the_colour_scale(cell: Row, refused: 
 
 def test_a_model_without_maps_shows_the_cell_and_says_so(vit_release: Path, tmp_path: Path) -> None:
     row = ask(example(1), ModelCache({"vit": vit_release}), "vit")
-    assert NO_MAP in row.summary() and "Map for" not in stage.cell_picture(row)
+    assert NO_MAP in row.summary() and "Map for" not in stage.cell_picture(row, view="map", forms={})
     assert NO_MAP in stage.cell_answer(Answer(row.picture, (row,)), 0) and row_image(row, "ALL").width > 0
     example(1).image.save(tmp_path / "cell.png")
     outcome, _, drawn, text, _ = Endpoints(ModelCache({"vit": vit_release})).predict(str(tmp_path / "cell.png"), "vit")

@@ -32,8 +32,8 @@ from leukoscope.web.app import (
     serve,
 )
 from leukoscope.web.content_policy import POLICY
+from leukoscope.web.evidence import evidence
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import Visit
 from leukoscope.web.upload import keep_uploads_apart
 
 ROOT = Path(__file__).parents[2]
@@ -103,10 +103,10 @@ def test_the_evidence_is_the_card_of_the_release(tiny_release: Path, tmp_path: P
     shutil.copytree(tiny_release, tmp_path / "tiny")
     (tmp_path / "tiny" / "README.md").write_text("---\na: b\n---\n# Tiny\n![plot](figures/a.png)<img src=x>\nmeasured")
     models = ModelCache({"tiny": tmp_path / "tiny"})
-    assert web_app._card(models, Visit()).split() == ["#", "Tiny", "measured"]
+    assert evidence(models, list(models.names), "")[1].split() == ["#", "Tiny", "measured"]
     (tmp_path / "tiny" / "README.md").unlink()
     for known in (models, ModelCache({})):
-        assert web_app._card(known, Visit()) == "This release comes without a card."
+        assert evidence(known, list(known.names), "")[1] == "This release comes without a card."
 
 
 def test_an_address_that_cannot_be_listened_at_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,5 +188,5 @@ def test_the_privacy_text_is_folded() -> None:
     (about,) = (block for block in build_demo(ModelCache({})).blocks.values() if block.elem_id == "about")
     assert isinstance(about, gradio.HTML)
     before, folded = about.value.split("<summary>Privacy</summary>")
-    assert before.endswith("<details>") and "No visit is logged" not in before and "Apache Licence" in before
+    assert before.endswith("<details>") and "No visit is logged" not in before and "ALL: a leukaemic blast" in before
     assert "No visit is logged" in folded.split("</details>")[0]

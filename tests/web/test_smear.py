@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from dataclasses import replace
+from html import unescape
 from io import BytesIO, StringIO
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.reports.text import percent
+from leukoscope.reports.text import outcome_text, percent
 from leukoscope.web.answer import Picture
 from leukoscope.web.app import Endpoints
 from leukoscope.web.export import save_smear
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.smear import Smear, example_smear, open_cell, read_smear, smear_answer, smear_picture
+from leukoscope.web.smear import Smear, example_smear, open_cell, read_smear
+from leukoscope.web.smear_page import smear_answer, smear_picture, verdict
 from leukoscope.web.upload import FIELD
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
@@ -36,11 +38,11 @@ def test_every_cell_is_a_button_that_says_what_it_is(result: Smear) -> None:
     assert len(reading.cells) == 5
     assert page.count('<button type="button" class="lk-box') == 5
     right = [one for one in reading.cells if one.cell.box[0] + one.cell.box[2] > result.picture.image.width]
-    assert page.count('class="lk-box lk-right"') == len(right) == 2, "whose texts would leave the picture"
+    assert page.count('class="lk-box lk-right') == len(right) == 2, "whose texts would leave the picture"
     for number, cell in enumerate(reading.cells):
         assert f'data-act="cell:{number}"' in page
         assert f'aria-label="Cell {number + 1}: {cell.outcome} ' in page
-    assert '<p class="lk-headline" role="status">White cells: 5, whole: 5.</p>' in smear_answer(result)
+    assert "5 whole white cells" in smear_answer(result)
 
 
 @pytest.mark.slow
@@ -62,10 +64,10 @@ def test_a_field_that_is_mostly_out_of_distribution_has_no_class_on_the_page_nor
     whole = [cell for cell in seen.reading.cells if cell.prediction]
     assert len(whole) >= 3 and seen.reading.in_distribution is not None and seen.reading.in_distribution < 0.5
     assert {cell.outcome for cell in whole} == {"out of distribution"}
-    assert seen.is_foreign and "for a class 50\u00a0% must be" in smear_answer(seen)
-    assert "<dt>ALL</dt>" not in smear_answer(seen)
+    assert seen.is_foreign and "50\u00a0% must be before any gets a class" in unescape(smear_answer(seen))
+    assert verdict(seen) == "No class: unlike the cells it knows" and "lk-trust" not in smear_answer(seen)
     page = smear_picture(seen)
-    assert page.count("border-style:dashed") == len(seen.reading.cells)
+    assert page.count("lk-without") == len(seen.reading.cells)
     assert "unlike its cells; open it" in page and "unlike its cells " not in page, "no share without a class"
     # A cell opened from the smear is decided knowing its smear.
     (opened,) = open_cell(models, seen, seen.whole[0]).rows
@@ -81,7 +83,8 @@ def test_what_a_stranger_called_a_file_is_escaped(result: Smear) -> None:
 def test_the_exports_agree_and_name_no_folder(result: Smear) -> None:
     whole, shown = result.reading.to_dict(), smear_answer(result)
     rows = list(csv.DictReader(StringIO(save_smear("csv", result).content.decode())))
-    assert [row["outcome"] for row in rows] == [cell["outcome"] for cell in whole["cells"]]
+    assert [row["outcome"] for row in rows] == [outcome_text(cell["outcome"]) for cell in whole["cells"]]
+    assert {(row["um_per_pixel"], row["scale_from"]) for row in rows} == {("0.12", "given")}
     assert Counter(cell["outcome"] for cell in whole["cells"]) == {k: n for k, n in whole["counts"].items() if n}
     # A release without a detector has no OOD scores.
     assert {row["ood_score"] for row in rows} == {""} and whole["in_distribution"] is None
@@ -97,7 +100,7 @@ def test_the_exports_agree_and_name_no_folder(result: Smear) -> None:
         assert 30 < area < 400 and 0.4 < share <= 1
         assert float(row["nucleus_um2"]) == pytest.approx(area * share, rel=1e-3)
         assert f"{area:.0f} µm² · nucleus {percent(share)}<" in shown
-    assert "are estimates: pale cytoplasm" in shown and shown.count("<li ") == 5
+    assert "are estimates: pale cytoplasm" in shown and shown.count('<li style="--c') == 5
     formula = replace(result, reading=replace(result.reading, source="=1+1.png"))
     assert "'=1+1.png" in save_smear("csv", formula).content.decode()
 
@@ -127,7 +130,7 @@ def test_a_scale_that_was_guessed_is_to_be_corrected_on_the_stage(tiny_release: 
     models = ModelCache({"tiny": tiny_release})
     read = read_smear(models, replace(example_smear(), um_per_pixel=None), "tiny")
     assert read.reading.smear.scale is not None and read.reading.smear.scale.source == "red cells"
-    assert "measured on the red cells" in smear_answer(read) and 'data-act="pitch"' in smear_answer(read)
+    assert "from its red cells" in smear_picture(read) and 'data-act="pitch"' in smear_picture(read)
     assert "better give it" not in smear_answer(read), "the page has its own words"
 
 
@@ -139,5 +142,16 @@ def test_a_cell_that_the_edge_cuts_is_not_opened(tiny_release: Path, result: Sme
     left, _, right, _ = result.reading.cells[4].cell.box
     cut = read_smear(models, Picture(image.crop(((left + right) // 2, 0, *image.size)), "a.png", 0.12), "tiny")
     (edge,) = set(range(len(cut.reading.cells))) - set(cut.whole)
+    assert cut.whole == list(range(len(cut.whole))), "the cells that can be opened are numbered from 1"
+    assert "1 cut by the edge" in smear_answer(cut)
     with pytest.raises(LeukoscopeError, match="is cut by the edge of a.png; open a whole one"):
         open_cell(models, cut, edge)
+
+
+def test_what_a_smear_shows_is_one_sentence(result: Smear) -> None:
+    outcomes = [cell.outcome for cell in result.reading.cells]
+    said = verdict(result)
+    assert ("look like" in said or "looks like" in said) and said[0].isupper()
+    assert ("blast" in said) == ("ALL" in outcomes) and ("normal cell" in said) == ("HEM" in outcomes)
+    none = replace(result, reading=replace(result.reading, cells=()))
+    assert verdict(none) == "No white blood cell found"

@@ -31,7 +31,6 @@ from leukoscope.inference.gradcam import map_colours
 from leukoscope.inference.graph import ONNX_GRAPH, write_onnx
 from leukoscope.inference.ood import GROUPS, OodDetector
 from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION, REASON_TEXTS, SIDE_MAY_DIFFER, Decision, Thresholds
-from leukoscope.inference.smear import CLASS_COLOURS
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
 from leukoscope.models.release import CARD, CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
 from leukoscope.reports import text
@@ -243,7 +242,7 @@ def _words(release: ReleaseInfo) -> dict[str, Any]:
     metrics = release.metrics
     labels = release.labels
     measured = text.measured_on_people(metrics)
-    starts = ("Probably", "Looks like") if measured else ("Perhaps", "Perhaps")
+    starts = ("Probably", "Looks like")
     return {
         "meanings": {label: text.MEANINGS.get(label, "") for label in labels},
         "pills": {label: _pills(label, starts) for label in labels},
@@ -254,7 +253,7 @@ def _words(release: ReleaseInfo) -> dict[str, Any]:
         "trust": {outcome: text.trust_text(Decision(outcome), metrics) for outcome in (*labels, OUT_OF_DISTRIBUTION)},
         "warnings": text.warnings(metrics, has_detector=(release.folder or Path()).joinpath(OOD).is_file()),
         "caveat": text.MAP_CAVEAT,
-        "colours": [CLASS_COLOURS[place % len(CLASS_COLOURS)] for place in range(len(labels))],
+        "maps_failed": (metrics.get("heat_maps") or {}).get("passed") is False,
     }
 
 

@@ -254,7 +254,7 @@ const percent = (share) => share > 0.99 && share < 1 ? '>99\u00a0%' : share > 0 
 const pause = () => new Promise((done) => setTimeout(done)) // so that what was just said is seen
 
 function tell(text, problem = false) {
-  Object.assign($('status'), {textContent: text, className: problem ? 'lk-message' : 'lk-note', hidden: !text})
+  Object.assign($('status'), {textContent: text, className: problem ? 'lk-message' : 'lk-quiet', hidden: !text})
   if (problem) $('result').hidden = $('picture').hidden = true
 }
 
@@ -319,17 +319,17 @@ async function predict({release, session}, {name, image, pixels, box}, views) {
 }
 
 function setMapped(mapped) {
-  $('stage-of').classList.toggle('alone', $('over').hidden = !mapped)
-  $('tools').style.visibility = mapped ? 'visible' : 'hidden'
+  for (const id of ['over', 'divider', 'tools']) $(id).hidden = !mapped
 }
 
 function stand({name, image, rgba}) {
   show($('cell'), rgba)
   $('cell').ariaLabel = $('caption').textContent = name
-  $('stage-of').style.cssText = `aspect-ratio:${image.width}/${image.height};--wide:${image.width / image.height}`
+  $('stage-of').style.setProperty('--ratio', image.width / image.height)
   $('stage-of').dataset.source = asked
   setMapped(false)
-  $('picture').hidden = false, view.draw()
+  $('picture').hidden = false
+  view.draw()
 }
 
 // The demo's words, which `release.json` holds, about what was predicted from so many views.
@@ -337,31 +337,35 @@ function present({release: {labels, words, colours}}, {image, box}, {best, map, 
   const {outcome, probabilities, views, agreeing_views: same} = answer, label = labels[best], share = probabilities[label]
   const given = labels.includes(outcome), refused = outcome === 'out of distribution', turning = views === 1
   $('outcome').textContent = given ? words.pills[label][Number(share >= words.firm)] : words.short[outcome]
-  $('outcome').className = `lk-pill ${given ? words.soft ? 'soft' : '' : 'none'}`
-  $('share').textContent = given ? percent(share) : ''
-  $('answer').style.setProperty('--c', words.colours[best])
+  $('answer').style.setProperty('--c', given ? classColour(best) : 'var(--lk-none)')
   const others = [...new Set(likely.filter((one) => one !== best).map((one) => labels[one]))].join(' or ')
-  const agreement = turning ? 'Turning it: the map follows …' : others ? `Turned, ${views - same} of ${views} say ${others}: don't rely on it.`
-    : `The same in ${views} of ${views} orientations.`
+  const apart = `${same} of ${views} orientations agree; ${views - same} say ${others}.`
+  const agreement = turning ? 'The eight orientations are being computed …' : others ? apart : 'The same in all eight orientations.'
   const notes = [refused ? '' : agreement, words.recall, given ? words.soft : 'Without a class, the probabilities are no result.',
     ...answer.reasons.map(({text}) => text), words.trust[outcome], ...words.warnings]
-  $('notes').replaceChildren(...notes.filter(Boolean).map((text) => element('p', text, 'lk-note')))
+  $('notes').replaceChildren(...notes.filter(Boolean).map((text) => element('p', text, 'lk-quiet')))
   $('probabilities').replaceChildren(...labels.map((name) => {
     const row = element('li', '')
-    row.append(element('b', name), ` ${words.meanings[name] ?? ''} `, element('data', percent(probabilities[name])))
+    row.style.setProperty('--c', classColour(labels.indexOf(name)))
+    const meaning = words.meanings[name]
+    row.append(element('b', percent(probabilities[name])), meaning ? ` ${meaning} (${name})` : ` ${name}`)
     return row
   }))
   $('track').replaceChildren(...labels.map((name, k) => {
     const part = element('i', '')
-    Object.assign(part.style, {width: `${100 * probabilities[name]}%`, background: words.colours[k]})
+    part.style.flex = probabilities[name]
+    part.style.setProperty('--c', classColour(k))
     return part
   }))
+  // A map that failed its checks is not in front: the divider then starts at the right edge.
+  $('stage-of').dataset.at = words.maps_failed ? 100 : 50
   if (map && !refused) {
     drawOverlay(image, map, peak, box, colours)
     $('overlay').ariaLabel = `Map for ${label}`
     setMapped(true)
+    view.draw()
   }
-  $('map-of').textContent = map && !refused ? `Map for ${label}. ${words.caveat}` : turning || refused ? '' : 'This model has no map.'
+  $('map-of').textContent = map && !refused ? `Map for ${label}. ${words.maps_failed ? "This model's maps failed our checks. " : ''}${words.caveat}` : turning || refused ? '' : 'This model has no map.'
   URL.revokeObjectURL($('save').href)
   $('save').href = URL.createObjectURL(new Blob([JSON.stringify(answer, null, 1)], {type: 'application/json'}))
   $('result').dataset.views = views
@@ -369,6 +373,7 @@ function present({release: {labels, words, colours}}, {image, box}, {best, map, 
   tell('')
 }
 
+const classColour = (place) => `var(--lk-class-${place % 5})`
 let asked = 0
 const loaded = load(), view = {}
 loaded.catch((error) => tell(`The model cannot be loaded (${error.message}); load the page again.`, true))

@@ -145,12 +145,22 @@ class OodDetector:
         statistics = np.stack([picture_statistics(picture) for picture in pixels])
         return (self.distances(statistics) / self.limit).astype(np.float32)
 
+    def group_distances(self, pixels: np.ndarray) -> dict[str, float]:
+        """Each of `GROUPS` → how far it sets a picture (S, S, 3) apart, ≥ 0; about 1 for a training cell.
+
+        It is the Mahalanobis distance of the group's statistics, over the square root of their number.
+        """
+        standard = (picture_statistics(pixels) - self.mean) / self.deviation
+        distances = {}
+        for name, columns in GROUPS.items():
+            inverse = np.linalg.inv(self.correlation[columns, columns].astype(np.float64))
+            squared = np.einsum("i,ij,j->", standard[columns], inverse, standard[columns])
+            distances[name] = float(np.sqrt(squared / len(inverse)))
+        return distances
+
     def farthest_group(self, pixels: np.ndarray) -> str:
         """Return which of `GROUPS` sets a picture (S, S, 3) apart most, for its number of statistics."""
-        standard, distances = (picture_statistics(pixels) - self.mean) / self.deviation, {}
-        for name, some in GROUPS.items():
-            inverse = np.linalg.inv(self.correlation[some, some].astype(np.float64))
-            distances[name] = np.einsum("i,ij,j->", standard[some], inverse, standard[some]) / len(inverse)
+        distances = self.group_distances(pixels)
         return max(distances, key=distances.__getitem__)
 
     def colour_excess(self, pixels: np.ndarray) -> np.ndarray:

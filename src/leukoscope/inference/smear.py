@@ -183,8 +183,8 @@ def _share_in_distribution(predictions: Iterable[Prediction]) -> float | None:
     return sum(score <= 1 for score in scores) / len(scores) if scores else None
 
 
-def draw_reading(image: Image.Image, reading: SmearReading) -> Image.Image:
-    """Draw every cell's box, its number as in the table and its outcome, and counts and notice below.
+def draw_reading(image: Image.Image, reading: SmearReading, *, legend: str = "") -> Image.Image:
+    """Draw every cell's box, its number as in the table and its outcome, and counts and notice, or a legend, below.
 
     Boxes of classes are thick, and cells out of distribution are crossed out.
     """
@@ -193,11 +193,11 @@ def draw_reading(image: Image.Image, reading: SmearReading) -> Image.Image:
     letter = max(11, round(max(width, height) / 60))
     counts = ", ".join(f"{outcome}: {count}" for outcome, count in reading.counts.items())
     # A letter of DejaVu Sans is narrower than two thirds of its height.
-    legend = textwrap.wrap(f"{counts}. {RESEARCH_NOTICE}", max(1, round((width - 12) / (0.6 * letter))))
-    drawn = Image.new("RGB", (width, height + round(1.3 * letter * (len(legend) + 1))), "white")
+    wrapped = textwrap.wrap(legend or f"{counts}. {RESEARCH_NOTICE}", max(1, round((width - 12) / (0.6 * letter))))
+    drawn = Image.new("RGB", (width, height + round(1.3 * letter * (len(wrapped) + 1))), "white")
     drawn.paste(image.resize((width, height), Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC))
     pen, font = ImageDraw.Draw(drawn), drawing_font(round(0.9 * letter))
-    pen.multiline_text((6, height + 4), "\n".join(legend), "#3c3c41", font)
+    pen.multiline_text((6, height + 4), "\n".join(wrapped), "#3c3c41", font)
     for number, cell in enumerate(reading.cells, start=1):
         left, top, right, bottom = (edge * factor for edge in cell.cell.box)
         colour, line, text = OTHER_COLOURS.get(cell.outcome, ""), 1, str(number)

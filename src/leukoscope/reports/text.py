@@ -33,6 +33,8 @@ SHORT = {
     OUT_OF_DISTRIBUTION: "Unlike the cells this model knows",
     NOT_A_CELL: "No cell cut out on black",
 }
+FOREIGN_PARTS = {"ood_colour": "colour", "ood_texture": "texture", "ood_shape": "size or outline"}
+"""Code of a reason → what of a picture is unlike the training cells."""
 # From this probability a class is told without reserve.
 FIRM = 0.9
 _ROWS = ("upper", "middle", "lower")
@@ -92,12 +94,17 @@ def decision_text(decision: Decision, probabilities: Mapping[str, float], metric
         return DecisionText(SHORT[decision.outcome], headline, reasons, has_class=False)
     name = decision.label
     share = percent(probabilities[name])
+    # One scale of words for all models; how far to trust each is told beside it.
+    short = f"{class_words(probabilities[name])} {one(name)}"
     if not measured_on_people(metrics):
-        headline = f"{named(name)}: {share}, but {unmeasured(metrics)}."
-        return DecisionText(f"Perhaps {one(name)}", headline, reasons, soft=True)
-    if probabilities[name] >= FIRM:
-        return DecisionText(f"Looks like {one(name)}", f"The model predicts {named(name)}: {share}.", reasons)
-    return DecisionText(f"Probably {one(name)}", f"The model leans towards {named(name)}: {share}.", reasons)
+        return DecisionText(short, f"{named(name)}: {share}, but {unmeasured(metrics)}.", reasons, soft=True)
+    verb = "predicts" if short.startswith("Looks") else "leans towards"
+    return DecisionText(short, f"The model {verb} {named(name)}: {share}.", reasons)
+
+
+def class_words(share: float) -> str:
+    """How firmly a class of this probability is told, by its whole percentage: the one that stands beside it."""
+    return "Looks like" if round(100 * share) >= round(100 * FIRM) else "Probably"
 
 
 def one(label: str) -> str:
@@ -166,17 +173,36 @@ def agreement_text(called: str, decisions: Sequence[Decision], probable: Sequenc
 
     `decisions` and `probable` are of each orientation, the given one first.
     """
-    same = sum(label == called for label in probable)
-    sentence = f"The same in {same} of {len(probable)} orientations."
-    if same < len(probable):
-        others = sorted({label for label in probable if label != called})
-        sentence = f"Turned, {len(probable) - same} of {len(probable)} say {' or '.join(others)}: don't rely on it."
+    same = sum(
+        label == called and decision.label is not None for label, decision in zip(probable, decisions, strict=True)
+    )
+    if same == len(decisions):
+        return "The same in all eight orientations."
+    parts = [f"{same} of {len(decisions)} orientations agree"]
+    others = Counter(decision.label for decision in decisions if decision.label not in (None, called))
+    parts += [f"{count} {'says' if count == 1 else 'say'} {label}" for label, count in sorted(others.items())]
     unsure = sum(decision.outcome == ABSTAIN for decision in decisions)
+    if unsure:
+        parts.append(f"{unsure} {'is' if unsure == 1 else 'are'} undecided")
     refused = sum(decision.outcome in REFUSED for decision in decisions)
-    parts = [f"in {unsure} it would not be sure"] * bool(unsure) + [f"{refused} it would refuse"] * bool(refused)
-    if parts:
-        return f"{sentence} Of these, {' and '.join(parts)}."
-    return sentence
+    if refused:
+        parts.append(f"{refused} {'is' if refused == 1 else 'are'} refused")
+    return f"{'; '.join(parts)}."
+
+
+def foreign_text(decision: Decision) -> str:
+    """Why a picture is refused, in words: what sets it apart, and how far; "" where nothing was measured."""
+    for reason in decision.reasons:
+        part = FOREIGN_PARTS.get(reason.code)
+        if part is None or reason.value is None or not reason.limit:
+            continue
+        times = reason.value / reason.limit
+        far = f"{times:.1f} times" if times < 10 else f"{times:.0f} times"
+        return (
+            f"Its {part} is unlike that of the training cells: the picture is {far} as far from them as 98 of 100 "
+            "of their own kind. Another stain, microscope or kind of cell does that."
+        )
+    return " ".join(reason.text for reason in decision.reasons)
 
 
 def model_text(metrics: Mapping[str, Any]) -> str:

@@ -21,17 +21,19 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import foreground, is_cut_out
 from leukoscope.data.loading import StreamedCell, stream_cells
 from leukoscope.data.registry import DatasetInfo, trained_on
-from leukoscope.data.smear import Stain, UnusableSmear, measure_stain
+from leukoscope.data.smear import Stain, UnusableSmear, looks_like_smear, measure_stain
 from leukoscope.inference.gradcam import overlay, share_within
 from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, Decision, Prediction, Thresholds, turned
 from leukoscope.reports import text
 from leukoscope.reports.text import DecisionText, percent
 from leukoscope.synthetic import SMEAR_LABELS, draw_cell, smear_picture
 from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.trust import training_subject
 
 # Redrawing stays instant and the page light; one cell is a few hundred pixels anyway.
-SHOWN_SIDE, OPACITY = 640, 0.55
-FOREIGN_PEAK = 4.0  # standard deviations at the upper end of the colour scale
+SHOWN_SIDE = 640
+OPACITY = 0.55
+LEAST_CELL = 0.002  # share of a picture on black that a cell covers at least
 # Label, subject and cell of each; chosen from those that both C-NMC releases give their class.
 EXAMPLES = (("ALL", 0, 4), ("ALL", 11, 4), ("ALL", 4, 5), ("HEM", 0, 0), ("HEM", 9, 0), ("HEM", 7, 0))
 SMEAR_EXAMPLES = tuple(zip(SMEAR_LABELS, (0, 0, 4, 4), strict=True))  # those that are in distribution
@@ -83,8 +85,8 @@ class Row:
     model: str  # the name by which it was chosen
     prediction: Prediction | None = None  # decided by one view, its maps the mean over eight; None with an error
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    # Of a refused picture, where its colours are unusual, in standard deviations beyond the first two.
-    foreign: np.ndarray | None = None
+    # Of a refused picture: colour, texture, shape → how many times as far as a training cell.
+    distances: Mapping[str, float] | None = None
     error: str = ""  # why the model gives no answer
     pending: bool = False  # whether its eight views are still to be computed
 
@@ -112,7 +114,7 @@ class Row:
     @property
     def maps(self) -> dict[str, np.ndarray]:
         """Class → (h, w) map, all on one scale; none of a picture that gets no class because it is foreign."""
-        if self.refused:
+        if self.refused or self.prediction is None:
             return {}
         return {label: heat.evidence for label, heat in (self.known.heatmaps or {}).items()}
 
@@ -120,6 +122,55 @@ class Row:
     def peak(self) -> float:
         """The highest value of this picture's maps, the upper end of their colour scale; 0 where there are none."""
         return max((float(heat.max()) for heat in self.maps.values()), default=0.0)
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """The picture as (H, W, 3) uint8."""
+        return np.asarray(self.picture.image)
+
+    @cached_property
+    def shows_no_cell(self) -> bool:
+        """Whether the picture is refused and holds neither a cell on black nor what is stained as in a smear."""
+        if not self.refused:
+            return False
+        if self.picture.on_black:
+            return bool(foreground(self.pixels).mean() < LEAST_CELL)
+        return not looks_like_smear(self.picture.image)
+
+    def verdict(self) -> str:
+        """The decision in a few words, as it heads the answer."""
+        if self.shows_no_cell:
+            return "No white blood cell found"
+        decision = self.decision_text()
+        if decision.has_class or not self.refused:
+            return decision.short
+        smear = self.known.outcome == NOT_A_CELL
+        return "No class: a smear, not one cell" if smear else "No class: unlike the cells it knows"
+
+    def caveats(self) -> list[str]:
+        """What must be known before the answer is used, most important first."""
+        lines = list(text.warnings(self.metrics, has_detector=self.known.checks.ood_score is not None))
+        subject = training_subject(self.metrics, self.picture.caption)
+        if subject:
+            lines.append(f"Trained on a person called {subject}: if this is the same, the answer is too good.")
+        if self.shows_no_cell:
+            lines.append("Nothing in this picture is stained as the nucleus of a white blood cell is.")
+        elif self.refused:
+            lines.append(text.foreign_text(self.known.decision))
+        else:
+            lines.append(self.decision_text().because)
+        return [line for line in lines if line]
+
+    def help_text(self) -> str:
+        """What to do about a refused picture; "" for any other."""
+        if not self.refused:
+            return ""
+        cell = "a picture of a stained smear"
+        if self.metrics and (source := trained_on(self.metrics)) and source.background == "black":
+            cell = f"a cell cut out on black, stained as those of {source.title}"
+        if self.shows_no_cell:
+            return f"Give {cell}, or a stained smear." if "black" in cell else f"Give {cell}."
+        return f"Train or recalibrate a model on such cells; or give {cell}."
 
     def called(self) -> str:
         """The class decided on; where there is none, the most probable one."""
@@ -154,31 +205,27 @@ class Row:
     def agreement(self) -> str:
         """In how many orientations the class is the same."""
         if self.pending:
-            return "Being turned …"
+            return "The eight orientations are being computed …"
         if not (found := self.orientations):
             return ""
         probable = [max(one, key=one.__getitem__) for one in self.known.views]
         return text.agreement_text(self.known.most_probable, found, probable)
 
     def pictures(self, label: str) -> tuple[Image.Image, Image.Image | None]:
-        """The picture and the map of one class over it, at most 640 px on a side; a refused one where it is foreign.
+        """The picture and the map of one class over it, at most 640 px on a side.
 
         All classes of a picture share one colour scale. A model without maps has no overlay.
         """
         shown = self.picture.image.copy()
         shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-        heat, peak = self.foreign, FOREIGN_PEAK
-        if heat is None and self.prediction is not None and self.maps:
-            heat, peak = self.maps[label], self.peak
-        if heat is None:
+        if self.prediction is None or label not in self.maps:
             return shown, None
         left, top, right, bottom = (edge * shown.width / self.picture.image.width for edge in self.known.view_box)
-        return shown, overlay(shown, heat, (left, top, right, bottom), opacity=OPACITY, peak=peak)
+        drawn = overlay(shown, self.maps[label], (left, top, right, bottom), opacity=OPACITY, peak=self.peak)
+        return shown, drawn
 
     def map_text(self, label: str) -> str:
         """A class's map in words."""
-        if self.foreign is not None:
-            return "Coloured where its colours are unlike those of the training cells."
         if self.pending:
             return "Its map is being computed."
         if not self.maps:
@@ -264,15 +311,16 @@ def ask(picture: Picture, models: ModelCache, name: str, *, explain: bool = True
     kept: dict[tuple[str, str, int], Row] = models.examples if picture.example and name in models.names else {}
     if (key := (name, picture.caption, picture.example)) in kept:
         return kept[key]
-    predictor, foreign = models.predictor(name), None
+    predictor = models.predictor(name)
     (prediction,) = (models.predict if explain else models.decide)(predictor, [picture.image], explain=explain)
     if picture.field_share is not None:
         prediction = prediction.in_field(picture.field_share, predictor.thresholds)
     refused = prediction.outcome in REFUSED
-    if refused and (detector := predictor.ood) is not None:
-        foreign = detector.colour_excess(predictor.release.preprocessing.frame(picture.image))
+    distances = None
+    if refused and predictor.ood is not None:
+        distances = predictor.ood.group_distances(predictor.release.preprocessing.frame(picture.image))
     pending = not explain and not refused
-    row = Row(picture, name, prediction, predictor.release.metrics, foreign, pending=pending)
+    row = Row(picture, name, prediction, predictor.release.metrics, distances, pending=pending)
     if not pending:
         kept[key] = row
     return row
@@ -294,7 +342,7 @@ def covered(row: Row, models: ModelCache) -> dict[str, Row]:
     predictions = models.predict(models.predictor(row.model), list(images.values()))
     for (name, image), one in zip(images.items(), predictions, strict=True):
         decided = one if share is None else one.in_field(share, row.thresholds)
-        forms[name] = replace(row, picture=replace(row.picture, image=image), prediction=decided, foreign=None)
+        forms[name] = replace(row, picture=replace(row.picture, image=image), prediction=decided)
     return forms
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import gradio as gr
 from gradio.mcp import GradioMCPServer
 from gradio.route_utils import API_PREFIX
+from gradio.themes.utils.fonts import LocalFont
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -35,13 +36,16 @@ from leukoscope.web import export, stage, upload
 from leukoscope.web.answer import Picture, ask, example
 from leukoscope.web.batch import BATCHES_AT_ONCE, columns, label_metrics, predict_files
 from leukoscope.web.batch_files import MAX_ZIP
-from leukoscope.web.content_policy import ContentPolicy, card_text
+from leukoscope.web.content_policy import ContentPolicy
+from leukoscope.web.drawing import part, render
+from leukoscope.web.evidence import evidence
 from leukoscope.web.memory import limit_arenas
 from leukoscope.web.model_cache import ZERO_GPU, ModelCache, find_releases, listed_models
-from leukoscope.web.page import EVENT, Page, Visit
+from leukoscope.web.page import EVENT, Page
 from leukoscope.web.request_checks import RequestChecks, check_inputs
 from leukoscope.web.smear import read_smear
 from leukoscope.web.upload import ANSWER_FOLDER, OWN_FOLDER, delete_old, keep_uploads_apart
+from leukoscope.web.visit import Visit
 
 CACHE_SECONDS = 3600
 ANSWER_SECONDS = 300  # a program fetches the picture of its answer at once
@@ -56,11 +60,7 @@ OPEN_FILES = 10_240
 # for the largest field or batch: all of them together fit into the 16 GB of a free Space.
 SESSIONS = 120
 # Seen before the page's scripts have come over a slow line; it moves nothing as it comes and goes.
-_LOADING = f"""<style>body:not(:has(.gradio-container h1))::before {{
-  content: "Leukoscope. {QUESTION} For research only. The page is loading …";
-  position: fixed; inset: 0 0 auto; padding: 1.2rem; font: 600 1.05rem/1.5 system-ui, sans-serif;
-  color: #6b3fa0; }}</style>"""
-_HEAD = f'<div class="lk-head"><h1>Leukoscope</h1><p>{QUESTION}</p></div>'
+_LOADING = f"Leukoscope. {QUESTION} For research only. The page is loading …"
 _PRIVACY = (
     "An upload lies on this server's disk until it is read, then it is deleted; one that breaks off, is never read or "
     "comes from an assistant, within two hours; a picture that the API returns, within six minutes. Your visit stays "
@@ -69,29 +69,28 @@ _PRIVACY = (
     "sent elsewhere; the Hugging Face Hub is asked only for models named by Hub id, which stay in this server's cache, "
     "and for real cells on request."
 )
-_CREDITS = (
-    "<p>ALL: a leukaemic blast of acute lymphoblastic leukaemia. HEM: a normal precursor cell. Leukoscope is open "
-    'software (<a href="https://www.apache.org/licenses/LICENSE-2.0">Apache Licence 2.0</a>); licence and citation of '
-    "each model stand on its card.</p>"
-)
 
 
 def build_demo(models: ModelCache) -> gr.Blocks:
     """The page, not yet served."""
     with gr.Blocks(title="Leukoscope", analytics_enabled=False, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)) as demo:
-        gr.HTML(_HEAD, elem_id="head")
-        gr.HTML(stage.NOTICE, elem_id="notice")
-        with gr.Tabs() as tabs:
-            with gr.Tab("Cells", id="cell"):
-                page = Page(models)
-                add_endpoints(models)
-            with gr.Tab("Evidence", id="evidence") as evidence:
-                card = gr.Markdown(elem_id="card")
-        evidence.select(partial(_card, models), page.visit, card, **EVENT)
-        gr.HTML(
-            f'<div class="lk-note">{_CREDITS}{stage.details("Privacy", stage.note(_PRIVACY))}</div>', elem_id="about"
-        )
-        page.open_on_load(demo, tabs)
+        top = part(stage.head(), "head", "head.js")
+        with gr.Column(elem_id="cells"):
+            page = Page(models)
+            add_endpoints(models)
+            part(render("foot.html", privacy=_PRIVACY), "about")
+        with gr.Column(elem_id="evidence-page"):
+            table = part("", "evidence", "act.js")
+            card = gr.Markdown(elem_id="card")
+
+        def on_evidence(visit: Visit, event: gr.EventData) -> tuple[str, str]:
+            """The page of all models, with the card of the one that is named, or whose answer is shown."""
+            _, _, named = str(getattr(event, "value", "")).partition(":")
+            return evidence(models, [*models.names, *visit.added], named or visit.scene.model)
+
+        for component in (top, table):
+            component.select(on_evidence, page.visit, [table, card], **EVENT)
+        page.open_on_load(demo)
     return demo.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUE, api_open=False)
 
 
@@ -178,35 +177,56 @@ def add_endpoints(models: ModelCache) -> None:
         )  # fmt: skip
 
 
+def page_head() -> str:
+    """The page's style, in the document's head: Gradio would scope a rule given to it to inside its own elements."""
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    loading = f'body:not(:has(.gradio-container h1))::before {{ content: "{_LOADING}"; }}'
+    return f"<style>{style}\n{loading}</style>"
+
+
 def build_theme() -> gr.themes.Base:
-    """Violet as of a Giemsa stain on neutral grey, flat, in the reader's own system fonts; nothing is fetched."""
+    """The page's own colours for what Gradio draws, and the font that Gradio brings: nothing is fetched."""
     return gr.themes.Base(
         primary_hue="violet",
         secondary_hue="violet",
         neutral_hue="zinc",
-        radius_size="sm",
-        font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"),
+        radius_size="none",
+        font=(LocalFont("IBM Plex Sans", weights=(400, 700)), "system-ui", "sans-serif"),
         font_mono=("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"),
     ).set(
-        body_text_color="*neutral_900",
-        body_text_color_subdued="*neutral_600",
-        block_label_text_color="*neutral_700",
-        block_title_text_color="*neutral_700",
-        block_info_text_color="*neutral_700",
+        body_background_fill="var(--lk-ground)",
+        body_background_fill_dark="var(--lk-ground)",
+        body_text_color="var(--lk-ink)",
+        body_text_color_dark="var(--lk-ink)",
+        body_text_color_subdued="var(--lk-quiet)",
+        body_text_color_subdued_dark="var(--lk-quiet)",
+        background_fill_primary="var(--lk-panel)",
+        background_fill_primary_dark="var(--lk-panel)",
+        background_fill_secondary="var(--lk-ground)",
+        background_fill_secondary_dark="var(--lk-ground)",
+        border_color_primary="var(--lk-line)",
+        border_color_primary_dark="var(--lk-line)",
+        block_background_fill="none",
+        block_background_fill_dark="none",
+        block_border_width="0",
+        block_border_width_dark="0",
+        block_padding="0",
         block_shadow="none",
-        color_accent="*primary_700",
+        block_shadow_dark="none",
+        block_radius="0",
+        layout_gap="0",
+        link_text_color="var(--lk-accent)",
+        link_text_color_dark="var(--lk-accent)",
+        link_text_color_visited="var(--lk-accent)",
+        link_text_color_visited_dark="var(--lk-accent)",
+        link_text_color_hover="var(--lk-accent)",
+        link_text_color_hover_dark="var(--lk-accent)",
+        color_accent="var(--lk-accent)",
+        table_border_color="var(--lk-line)",
+        table_border_color_dark="var(--lk-line)",
+        code_background_fill="var(--lk-ground)",
+        code_background_fill_dark="var(--lk-ground)",
     )
-
-
-def _card(models: ModelCache, visit: Visit) -> str:
-    """The card of the release whose answer is shown, as text alone: a stranger may have written it."""
-    name = models.or_first(visit.model)
-    try:
-        folder = models.releases.get(name) or models.predictor(name).release.folder
-        text = (folder / "README.md").read_text(encoding="utf-8") if folder else ""
-    except (LeukoscopeError, OSError):
-        return "This release comes without a card."
-    return card_text(text)
 
 
 def routes() -> list[Route]:
@@ -280,8 +300,7 @@ def _launch(demo: gr.Blocks, host: str, port: int) -> None:
             max_threads=AT_ONCE * len(demo.fns),
             state_session_capacity=SESSIONS,
             theme=build_theme(),
-            css=Path(__file__).with_name("page.css").read_text(encoding="utf-8"),
-            head=_LOADING,
+            head=page_head(),
             footer_links=["api"],
             enable_monitoring=False,
             prevent_thread_lock=True,

@@ -18,12 +18,12 @@ from PIL.PngImagePlugin import PngInfo
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.inference.gradcam import map_colours
 from leukoscope.inference.scoring import safe_cell
-from leukoscope.inference.smear import draw_reading, drawing_font
+from leukoscope.inference.smear import CLASS_COLOURS, draw_reading, drawing_font
 from leukoscope.reports.formatting import encoded
-from leukoscope.reports.text import named, percent
+from leukoscope.reports.text import about_model, named, outcome_text, percent
 from leukoscope.web.answer import Row
-from leukoscope.web.smear import Smear, cell_size
-from leukoscope.web.stage import colour
+from leukoscope.web.smear import Smear, scale_text
+from leukoscope.web.smear_page import cell_size
 from leukoscope.web.upload import ANSWER_FOLDER
 
 # In pixels; LETTERS fit into a line.
@@ -89,15 +89,23 @@ def save_smear(kind: str, smear: Smear) -> File:
     reading = smear.reading
     if kind == "png":
         title = f"{reading.source} read by {reading.model}: {reading.summary}"
-        drawn = draw_reading(smear.picture.image, reading)
+        drawn = draw_reading(smear.picture.image, reading, legend=_legend(smear))
         return _png_file(reading.source, drawn, title, reading.model, reading.revision)
     cells = reading.to_dict()["cells"]
     sizes = [cell_size(one.cell) if one.cell.whole else (None, None) for one in reading.cells]
-    about = {"source": reading.source, "model": reading.model, "revision": reading.revision, "notice": RESEARCH_NOTICE}
+    scale = reading.smear.scale
+    about = {
+        "source": reading.source,
+        "um_per_pixel": scale and round(scale.um_per_pixel, 4),
+        "scale_from": scale and scale.source,
+        "model": reading.model,
+        "revision": reading.revision,
+        "notice": RESEARCH_NOTICE,
+    }
     columns: dict[str, Sequence[Any]] = {
         "cell": range(1, len(cells) + 1),
         **{edge: [one["box"][at] for one in cells] for at, edge in enumerate(("left", "top", "right", "bottom"))},
-        "outcome": [one["outcome"] for one in cells],
+        "outcome": [outcome_text(one["outcome"]) for one in cells],
         **{f"p_{label}": [(one["probabilities"] or {}).get(label) for one in cells] for label in reading.labels},
         "ood_score": [one["ood_score"] for one in cells],
         "nucleus_um2": [one["nucleus_um2"] for one in cells],
@@ -106,6 +114,19 @@ def save_smear(kind: str, smear: Smear) -> File:
         **{name: [value] * len(cells) for name, value in about.items()},
     }
     return csv_file(f"leukoscope-{_stem(reading.source)}.csv", columns)
+
+
+def _legend(smear: Smear) -> str:
+    """What stands below a saved smear: how many cells of each outcome, the scale and the model, in the page's words."""
+    reading = smear.reading
+    counts = [f"{outcome_text(outcome)}: {count}" for outcome, count in reading.counts.items() if count]
+    model = about_model(reading.model, reading.revision)
+    return f"{', '.join(counts)}. {scale_text(smear)}. {model}. {RESEARCH_NOTICE}"
+
+
+def _ink(label: str, labels: Sequence[str]) -> str:
+    """The colour of a class in a saved picture."""
+    return CLASS_COLOURS[labels.index(label) % len(CLASS_COLOURS)]
 
 
 def save_row(row: Row, label: str = "") -> File:
@@ -127,10 +148,7 @@ def row_image(row: Row, label: str) -> Image.Image:
     pen, font = ImageDraw.Draw(drawn), drawing_font(15)
 
     caption = row.picture.caption
-    captions = (
-        caption if len(caption) <= 52 else f"{caption[:51]}…",
-        f"Map for {label}" if row.maps else "Unusual colours",
-    )
+    captions = (caption if len(caption) <= 52 else f"{caption[:51]}…", f"Map for {label}")
     for column, (picture, said) in enumerate(zip(pictures, captions, strict=False)):
         left = MARGIN + column * (SIDE + MARGIN)
         drawn.paste(picture, (left, MARGIN))
@@ -144,14 +162,16 @@ def row_image(row: Row, label: str) -> Image.Image:
 
     top = bars_at
     if not decided.has_class:
-        pen.text((MARGIN, top), "Probabilities: no result for this picture", QUIET, font)
+        pen.text(
+            (MARGIN, top), "What it would have said; without a class these probabilities are no result:", QUIET, font
+        )
         top += LINE
     for name, share in shares.items():
         pen.text((MARGIN, top), named(name), INK, font)
         pen.text((width - MARGIN, top), percent(share), INK, font, anchor="ra")
         pen.rectangle((MARGIN, top + LINE, width - MARGIN, top + LINE + 10), TRACK)
         if share * (width - 2 * MARGIN) >= 1:
-            ink = colour(name, list(row.known.probabilities)) if decided.has_class else QUIET
+            ink = _ink(name, list(row.known.probabilities)) if decided.has_class else QUIET
             pen.rectangle((MARGIN, top + LINE, MARGIN + share * (width - 2 * MARGIN), top + LINE + 10), ink)
         top += 2 * LINE
     for number, line in enumerate(lines):

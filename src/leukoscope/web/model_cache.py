@@ -52,7 +52,7 @@ MAX_DOWNLOADS = 2 * 2**30  # of all that visitors named, on disk
 # Of one field: half a minute of a small machine; a visitor's cell waits until a batch of its cells is computed.
 FIELD_LIMITS: dict[str, Any] = {"most_cells": 500, "seconds": 60, "batch_size": 2}
 ZERO_GPU = "SPACES_ZERO_GPU"
-NO_MODEL = "This demo comes with no model. Name one of the Hub under “More models”, such as owner/name."
+NO_MODEL = "This demo comes with no model. Name one of the Hub, such as owner/name."
 _T = TypeVar("_T")
 
 

@@ -1,8 +1,8 @@
-"""The page: a box for whatever a visitor has, and one stage for what the models answer.
+"""The page: one stage for what the models answer, and one strip of whatever a visitor can give.
 
-Every click is one event of one handler, which changes the visitor's `Visit` and draws what changed. Of two questions
-that are answered at once the one asked last counts: its number stands in the visit, and an older question ends as soon
-as it sees a newer one. No chain of events, and nothing in the browser, keeps them in order.
+Every click is one event of one handler: `acts.py` parses it, a method of `Page` answers it with `Update`s. Of two
+questions that are answered at once the one asked last counts: its number stands in the visit, and an older question
+ends as soon as it sees a newer one. No chain of events, and nothing in the browser, keeps them in order.
 """
 
 from __future__ import annotations
@@ -10,110 +10,38 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from html import escape
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio as gr
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import open_bytes
 from leukoscope.data.smear import UnusableSmear, looks_like_smear
-from leukoscope.web import batch, smear, stage, upload
-from leukoscope.web.answer import Answer, Picture, Row, answering, ask, covered, example, real_cells, source_of
+from leukoscope.web import batch_page, smear_page, stage, upload
+from leukoscope.web.acts import Act, NoSuchAct, parse_act
+from leukoscope.web.answer import Answer, Picture, Row, answering, ask, example, real_cells, source_of
 from leukoscope.web.batch import BatchResult, columns
 from leukoscope.web.batch_files import Batch, is_zip, open_batch, sample_batch
+from leukoscope.web.drawing import message, part, waiting
 from leukoscope.web.export import csv_file, save_row, save_smear
 from leukoscope.web.model_cache import NO_MODEL, ModelCache
-from leukoscope.web.smear import Smear, open_cell, read_smear
+from leukoscope.web.smear import Smear, example_smear, open_cell, read_smear
+from leukoscope.web.views import VIEWS
+from leukoscope.web.visit import Scene, Update, Visit
 
 SESSION_SECONDS = 1800
 MOST_ADDED = 4  # models that a visitor names
-# Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
-KEPT_CELLS, KEPT_PIXELS = 8, upload.CELL.pixels
-DELETED = "A result is deleted after half an hour, or when the server starts anew. Give the picture again."
 FAILED = "This did not work"
 BROKEN = "The server met an error of its own and has logged it. Try again, or give another picture."
 # Of every event that is no part of the public API; each click is handled, the newest one counts.
 EVENT: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple", "show_progress": "minimal"}
-Step = dict[Any, Any]
-"""What changes on the page: name → value of the visitor's `Visit`, component → value."""
-_T = TypeVar("_T")
+Outputs = dict[Any, Any]
+"""Component → its new value, as Gradio takes it."""
 _log = logging.getLogger(__name__)
-
-
-def _steps(found: Step | Iterable[Step]) -> Iterable[Step]:
-    return [found] if isinstance(found, dict) else found
-
-
-def script(name: str) -> str:
-    """A file of JavaScript beside this one, without the comment at its beginning."""
-    lines = Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()
-    return "\n".join(line for line in lines if not line.startswith("//"))
-
-
-@dataclass
-class Visit:
-    """What one visitor is shown; lives in the session, in memory only."""
-
-    asked: int = 0  # number of the newest question
-    shown: Answer | Smear | BatchResult | None = None  # on the stage
-    behind: Smear | BatchResult | None = None  # what a cell was opened from
-    opened: int | None = None  # of an answer, the open row, then what its picture shows
-    view: str = "map"
-    label: str = ""
-    forms: dict[str, Row] = field(default_factory=dict)
-    kept: list[Answer] = field(default_factory=list)  # the newest first
-    added: list[str] = field(default_factory=list)  # Hub ids of models that the visitor named
-    real: str = ""  # Hub id of the data set whose real cells are shown
-
-    def showing(self, kind: type[_T]) -> _T:
-        """What is shown; an error where it is not of this kind any more."""
-        if not isinstance(self.shown, kind):
-            raise LeukoscopeError(DELETED)
-        return self.shown
-
-    @property
-    def row(self) -> Row:
-        """The open row; an error where nothing is open any more."""
-        rows = self.showing(Answer).rows
-        if self.opened is None or self.opened >= len(rows):
-            raise LeukoscopeError(DELETED)
-        return rows[self.opened]
-
-    @property
-    def model(self) -> str:
-        """Name of the model whose answer is open; "" of none."""
-        if isinstance(self.shown, Smear):
-            return self.shown.reading.model
-        if isinstance(self.shown, BatchResult):
-            return self.shown.model
-        with suppress(LeukoscopeError):
-            return self.row.model
-        return ""
-
-    def change(self, **changes: Any) -> None:
-        """Change what is shown; what is opened has its map in front, and an answer that is complete is kept."""
-        if "shown" in changes:
-            changes = {"opened": None, "behind": None, **changes}
-        if "opened" in changes:
-            changes = {"view": "map", "label": "", "forms": {}, **changes}
-        vars(self).update(changes)
-        answer = changes.get("shown")
-        if isinstance(answer, Answer) and answer.rows and answer.complete and self.behind is None:
-            self.keep(answer)
-
-    def keep(self, answer: Answer) -> None:
-        """Keep an answer, once for each picture."""
-        others = [one for one in self.kept if one.picture.image is not answer.picture.image]
-        self.kept = [answer, *others][:KEPT_CELLS]
-        while len(self.kept) > 1 and sum(math.prod(one.picture.image.size) for one in self.kept) > KEPT_PIXELS:
-            self.kept.pop()
 
 
 class Page:
@@ -121,62 +49,52 @@ class Page:
 
     def __init__(self, models: ModelCache) -> None:
         self.models = models
-        smears = bool(models.names) and not self._readers(models.names)
-        click = script("act.js")
         self.visit = gr.State(Visit(), time_to_live=SESSION_SECONDS)
-        with gr.Row(elem_id="page"):
-            with gr.Column(scale=1, min_width=220, elem_id="given"):
-                self.upload = upload.files_upload(show_label=False, height=104, elem_id="upload")
-                about = "A cell, a smear, a folder or a zip: drop it anywhere, or paste it."
-                gr.HTML(stage.note(about), js_on_load=f"{script('folder.js')}\n{script('box.js')}", elem_id="box")
-                self.choices = gr.HTML(stage.given_choices(smears=smears), js_on_load=click, elem_id="choices")
-                self.real = gr.HTML(js_on_load=click, elem_id="real")
-                self.kept = gr.HTML(js_on_load=click, elem_id="kept")
-                with gr.Accordion("More models", open=False, elem_id="more-models"):
-                    self.name = gr.Textbox(
-                        label="A model of the Hub", placeholder="owner/name or owner/name@revision", max_lines=1,
-                        info="Enter adds its answer", elem_id="hub-id",
-                    )  # fmt: skip
-            with gr.Column(scale=4, min_width=300, elem_id="stage"), gr.Row(elem_id="stage-row"):
-                self.picture = gr.HTML(js_on_load=f"{click}\n{script('view.js')}", elem_id="picture")
-                first = stage.waiting("Loading the models …" if models.names else NO_MODEL)
-                self.answer = gr.HTML(first, js_on_load=f"{click}\n{script('shown.js')}", elem_id="answer")
-        self.parcel = gr.HTML(js_on_load=script("save.js"), elem_id="parcel")
+        with gr.Row(elem_id="stage"):
+            picture, answer = self._at_first()
+            self.picture = part(picture, "picture", "act.js", "view.js")
+            self.answer = part(answer, "answer", "act.js", "shown.js")
+        self.upload = upload.files_upload(show_label=False, elem_id="upload")
+        self.tiles = part(self._tiles(Visit()), "tiles", "act.js", "folder.js", "box.js")
+        self.parcel = part("", "parcel", "save.js")
         self.lost = gr.Textbox(visible=False)
-        shown = [self.picture, self.answer, self.kept, self.real]
-        self.outputs = [self.visit, self.upload, *shown, self.parcel, self.name]
+        self.outputs = [self.visit, self.upload, self.picture, self.answer, self.tiles, self.parcel]
         on_stage = {**EVENT, "show_progress_on": [self.picture, self.answer]}
-        clicked = [one.select for one in (self.choices, *shown)]
+        clicked = [component.select for component in (self.tiles, self.picture, self.answer)]
         gr.on(clicked, self._on_act, self.visit, self.outputs, **on_stage)
         self.upload.upload(self._on_upload, [self.upload, self.visit], self.outputs, **on_stage)
-        self.name.submit(self._on_name, [self.name, self.visit], self.outputs, **on_stage)
 
-    def open_on_load(self, demo: gr.Blocks, tabs: gr.Tabs) -> None:
-        """Answer a synthetic cell for whoever opens the page: its address names model, example and tab.
+    def _at_first(self) -> tuple[str, str]:
+        """Picture and answer before any model has answered: the first example."""
+        if not self.models.names:
+            return "", stage.no_model(NO_MODEL)
+        smears = not self._readers(self.models.names)
+        row = Row(example(1, smear=smears), "")
+        return stage.cell_picture(row, forms={}), waiting("Loading the models …")
+
+    def open_on_load(self, demo: gr.Blocks) -> None:
+        """Answer a synthetic cell for whoever opens the page: its address names model and example.
 
         A page that is loaded anew because the server was away keeps what it showed.
         """
-        known = {tab.id for tab in tabs.children if isinstance(tab, gr.Tab)}
 
-        def on_load(lost: str, visit: Visit, request: gr.Request) -> Iterator[Step]:
-            asked = request.query_params
-            number, named = asked.get("example") or "1", asked.get("model") or ""
-            if (tab := asked.get("tab")) in known:
-                yield {tabs: gr.Tabs(selected=tab)}
+        def on_load(lost: str, visit: Visit, request: gr.Request) -> Iterator[Outputs]:
             if lost:
                 return
-            if named and named not in self.models.names and self.models.is_name(named):
-                visit.added.append(named)
-            first = int(number) if number.isdecimal() else 1
-            yield from self._asking(visit, lambda: self._example(visit, first, named))
+            number = request.query_params.get("example") or "1"
+            model = request.query_params.get("model") or ""
+            if model and model not in self.models.names and self.models.is_name(model):
+                visit.added.append(model)
+            first = int(number) if number.isdecimal() and len(number) < 7 else 1
+            if self._names(visit):
+                yield from self._asking(visit, lambda: self.open_example(visit, first, model))
 
         was_lost, quiet = "() => [sessionStorage.lkLost ? '1' : '', null]", {**EVENT, "show_progress": "hidden"}
-        demo.load(on_load, [self.lost, self.visit], [tabs, *self.outputs], js=was_lost, **quiet)
-        tabs.change(None, js="() => window.lkAddress?.()", api_visibility="private")
+        demo.load(on_load, [self.lost, self.visit], self.outputs, js=was_lost, **quiet)
 
     # What is asked, and in which order it counts.
 
-    def _asking(self, visit: Visit, work: Callable[[], Step | Iterable[Step]], *, anew: str = "") -> Iterator[Step]:
+    def _asking(self, visit: Visit, work: Callable[[], Iterable[Update]], *, anew: str = "") -> Iterator[Outputs]:
         """Draw what a question changes, in one step or several, as long as no newer question is asked.
 
         `anew` names a picture or a batch that is given: nothing of what was shown stands beside it, nor after an error.
@@ -184,19 +102,19 @@ class Page:
         visit.asked += 1
         mine, drawn = visit.asked, None
         if anew:
-            visit.change(shown=None)
-            yield {self.visit: visit, self.picture: "", self.answer: stage.waiting(f"Reading {anew} …")}
+            visit.show(Scene())
+            yield self._outputs(visit, Update(picture="", answer=waiting(f"Reading {anew} …")))
         try:
-            for step in self._completed(visit, work()):
+            for update in self._completed(visit, work()):
                 if visit.asked != mine:
                     return
-                visit.change(**{name: value for name, value in step.items() if isinstance(name, str)})
-                others = {one: value for one, value in step.items() if not isinstance(one, str)}
+                if update.scene is not None:
+                    visit.show(update.scene)
                 stands = self._picture_key(visit)
-                shown = self._draw(visit, picture=stands != drawn)
+                outputs = self._outputs(visit, update, picture=stands != drawn)
                 if visit.asked != mine:  # drawing takes a while, and the next step may be a map
                     return
-                yield {self.visit: visit, **shown, **others}
+                yield outputs
                 drawn = stands
         except LeukoscopeError as error:
             if visit.asked == mine:
@@ -206,48 +124,97 @@ class Page:
             if visit.asked == mine:
                 yield self._failed(visit, BROKEN)
 
-    def _failed(self, visit: Visit, reason: str) -> Step:
+    def _failed(self, visit: Visit, reason: str) -> Outputs:
         """Why a question has no answer; what the page shows of the same picture stays below."""
-        message = stage.message(FAILED, reason)
-        if visit.shown is None:
-            return {self.visit: visit, self.picture: "", self.answer: message, self.upload: None}
-        below = self._draw(visit, picture=False)[self.answer]
-        return {self.visit: visit, self.answer: message + below, self.upload: None}
+        failed = message(FAILED, reason)
+        if visit.scene.content is None:
+            return self._outputs(visit, Update(picture="", answer=failed))
+        below = self._answer(visit)
+        return self._outputs(visit, Update(answer=failed + below), picture=False)
 
-    def _completed(self, visit: Visit, work: Step | Iterable[Step]) -> Iterator[Step]:
+    def _completed(self, visit: Visit, work: Iterable[Update]) -> Iterator[Update]:
         """The steps of a question, then those that complete the answer shown, whichever of its rows is open."""
-        yield from _steps(work)
-        if not isinstance(visit.shown, Answer):
+        yield from work
+        if not isinstance(visit.scene.content, Answer):
             return
-        for answer in answering(visit.shown, self.models):
-            stays = ("behind",) if visit.opened is None else ("behind", "opened", "view", "label", "forms")
-            yield {"shown": answer, "opened": answer.best, **{name: getattr(visit, name) for name in stays}}
+        for answer in answering(visit.scene.content, self.models):
+            scene = replace(visit.scene, content=answer)
+            if scene.opened is None and answer.best is not None:
+                scene = scene.open_row(answer.best)
+            yield Update(scene)
 
     @staticmethod
     def _picture_key(visit: Visit) -> tuple[Any, ...]:
         """What the left of the stage depends on."""
-        opened: Any = None if isinstance(visit.shown, Answer) else visit.shown
-        with suppress(LeukoscopeError):
-            opened = visit.row
-        return id(opened), visit.view, visit.label, id(visit.behind)
+        scene = visit.scene
+        shown: Any = scene.content
+        if isinstance(shown, Answer):
+            is_open = scene.opened is not None and scene.opened < len(shown.rows)
+            shown = scene.row if is_open else shown.picture
+        return id(shown), scene.view, scene.label, id(scene.behind)
 
-    def _draw(self, visit: Visit, *, picture: bool) -> Step:
-        """The stage as it stands."""
-        shown, others = visit.shown, tuple(name for name in self._names(visit) if name != visit.model)
-        if shown is None:
-            return {self.picture: "", self.answer: stage.waiting("Drop a cell, or pick one: the answers appear here.")}
-        if isinstance(shown, Smear):
-            left, right = partial(smear.smear_picture, shown), smear.smear_answer(shown, others)
-        elif isinstance(shown, BatchResult):
-            left, right = partial(batch.batch_picture, shown), batch.batch_answer(shown, others)
-        else:
-            opened = len(shown.rows) if visit.opened is None else visit.opened
-            row = shown.rows[opened] if opened < len(shown.rows) else Row(shown.picture, "")
-            back = "" if visit.behind is None else "smear" if isinstance(visit.behind, Smear) else "cells"
-            left = partial(stage.cell_picture, row, view=visit.view, label=visit.label, forms=visit.forms, back=back)
-            right = stage.cell_answer(shown, opened)
-        updates = {self.answer: right, self.kept: stage.kept_choices([one.picture for one in visit.kept])}
-        return {self.picture: left(), **updates} if picture else updates
+    def _outputs(self, visit: Visit, update: Update, *, picture: bool = True) -> Outputs:
+        """An update as Gradio takes it; the picture only where it changes."""
+        outputs: Outputs = {self.visit: visit}
+        outputs[self.answer] = self._answer(visit) if update.answer is None else update.answer
+        outputs[self.tiles] = self._tiles(visit)
+        if update.picture is not None:
+            outputs[self.picture] = update.picture
+        elif picture:
+            outputs[self.picture] = self._picture(visit)
+        if update.parcel is not None:
+            outputs[self.parcel] = update.parcel
+        return outputs
+
+    def _picture(self, visit: Visit) -> str:
+        """The left of the stage."""
+        scene = visit.scene
+        if isinstance(scene.content, Smear):
+            return smear_page.smear_picture(scene.content)
+        if isinstance(scene.content, BatchResult):
+            return batch_page.batch_picture(scene.content)
+        if scene.content is None:
+            return ""
+        is_open = scene.opened is not None and scene.opened < len(scene.content.rows)
+        row = scene.row if is_open else Row(scene.content.picture, "")
+        return stage.cell_picture(row, view=scene.view, label=scene.label, forms=scene.forms, back=scene.back)
+
+    def _answer(self, visit: Visit) -> str:
+        """The right of the stage."""
+        scene = visit.scene
+        others = tuple(name for name in self._names(visit) if name != scene.model)
+        if isinstance(scene.content, Smear):
+            return smear_page.smear_answer(scene.content, others)
+        if isinstance(scene.content, BatchResult):
+            return batch_page.batch_answer(scene.content, others)
+        if scene.content is None:
+            return waiting("Give a picture, or pick one below: the answer appears here.", working=False)
+        opened = len(scene.content.rows) if scene.opened is None else scene.opened
+        return stage.cell_answer(scene.content, opened, back=scene.back)
+
+    def _tiles(self, visit: Visit) -> str:
+        """The strip of what can be given."""
+        smears = bool(self.models.names) and not self._readers(self.models.names)
+        given = stage.example_tiles(smears=smears, pressed=visit.scene.source)
+        real, credit = [], ""
+        if visit.real:
+            _, data = source_of(self.models, self.models.or_first(visit.scene.model))
+            cells = real_cells(visit.real)
+            real = [
+                stage.picture_tile(f"real:{number}", cell.label, Picture(cell.image, f"Real {cell.label}"),
+                                   visit.scene.source == f"real:{number}")
+                for number, cell in enumerate(cells)
+            ]  # fmt: skip
+            credit = (
+                f"Real cells of {data.title}, {data.licence}. The models were trained on such cells, perhaps on these. "
+                f"{data.citation}"
+            )
+        kept = [
+            stage.picture_tile(f"kept:{number}", answer.picture.caption, answer.picture, False)
+            for number, answer in enumerate(visit.kept)
+            if not answer.picture.example
+        ]
+        return stage.tiles(given, real=real, credit=credit, kept=kept)
 
     def _names(self, visit: Visit) -> list[str]:
         return [*self.models.names, *visit.added]
@@ -263,7 +230,7 @@ class Page:
 
     # What is given.
 
-    def _on_upload(self, paths: list[str] | None, visit: Visit) -> Iterator[Step]:
+    def _on_upload(self, paths: list[str] | None, visit: Visit) -> Iterator[Outputs]:
         if not paths:
             return
         # The box is free again at once; the files are deleted when they are read.
@@ -272,188 +239,242 @@ class Page:
             name = upload.file_name(paths[0])
             if len(paths) > 1 or is_zip(paths[0]):
                 several = name if len(paths) == 1 else f"{len(paths)} files"
-                yield from self._asking(visit, lambda: self._batch(visit, partial(open_batch, paths)), anew=several)
+                read_files = partial(open_batch, paths)
+                yield from self._asking(visit, lambda: self.read_batch(visit, read_files), anew=several)
             else:
                 read = partial(upload.read_upload, paths[0], upload.FIELD)
-                yield from self._asking(visit, lambda: self._read(visit, Picture(*read())), anew=name)
+                yield from self._asking(visit, lambda: self.read_picture(visit, Picture(*read())), anew=name)
 
-    def _on_name(self, name: str, visit: Visit) -> Iterator[Step]:
-        yield from self._asking(visit, lambda: self._added(visit, name.strip()))
-
-    def _added(self, visit: Visit, name: str) -> Iterator[Step]:
-        """One more model's answer for what is shown."""
-        self.models.predictor(name)
-        if name not in self._names(visit):
-            visit.added = [*visit.added, name][-MOST_ADDED:]
-        if isinstance(visit.shown, Answer):
-            rows = [row for row in visit.shown.rows if row.model != name]
-            rows.append(ask(visit.shown.picture, self.models, name))
-            answer, behind = replace(visit.shown, rows=tuple(rows)), visit.behind
-            yield {"shown": answer, "opened": len(rows) - 1, "behind": behind, self.name: ""}
-        else:
-            if visit.shown is not None:
-                yield from _steps(self._read_by(visit, name))
-            yield {self.name: ""}
-
-    def _example(self, visit: Visit, number: int, named: str = "") -> Step:
-        """A synthetic picture of the kind that the models read."""
+    def open_example(self, visit: Visit, number: int, model: str = "") -> Iterator[Update]:
+        """Ask about a synthetic picture of the kind that the models read; the row of the model named is opened."""
         names = self._names(visit)
         cut_outs = self._readers(names)
-        smears = not cut_outs or self.models.takes_cut_outs(named) is False
-        return self._asked(example(number, smear=smears), names if smears else cut_outs, named)
+        smears = not cut_outs or self.models.takes_cut_outs(model) is False
+        picture = example(number, smear=smears)
+        yield self._question(picture, names if smears else cut_outs, model, source=f"example:{picture.example}")
 
     @staticmethod
-    def _asked(picture: Picture, names: Sequence[str], named: str = "") -> Step:
+    def _question(picture: Picture, names: Sequence[str], model: str = "", source: str = "") -> Update:
         """A question to these models; the best row is opened, or that of the model that is named."""
         if not names:
             raise LeukoscopeError(NO_MODEL)
-        answer = Answer(picture, waiting=tuple(names))
-        return {"shown": answer, "opened": names.index(named) if named in names else None}
+        opened = list(names).index(model) if model in names else None
+        return Update(Scene(Answer(picture, waiting=tuple(names)), opened=opened, source=source))
 
-    def _read(self, visit: Visit, picture: Picture) -> Iterator[Step]:
-        """What a picture holds: a cell as it is, or the cells of a smear, cut out."""
+    def read_picture(self, visit: Visit, picture: Picture, source: str = "") -> Iterator[Update]:
+        """Answer what a picture holds: a cell as it is, or the cells of a smear, cut out."""
         # It stands there before a model has answered.
-        yield {"shown": Answer(picture)}
+        yield Update(Scene(Answer(picture), source=source))
         if self._readers(self._names(visit)) and looks_like_smear(picture.image):
             try:
-                yield from self._smear(visit, picture)
+                yield from self.read_smear(visit, picture, source)
                 return
             except UnusableSmear as error:
                 reason = str(error).removeprefix(f"{picture.caption}: ").partition(": check the unit")[0]
                 picture = replace(picture, remark=f"{picture.remark} No cell could be cut out: {reason}.".strip())
-        yield self._asked(picture, self._names_for(visit, picture))
+        names = self._names_for(visit, picture)
+        yield self._question(picture, names, source=source)
 
-    def _smear(self, visit: Visit, picture: Picture) -> Iterator[Step]:
+    def read_smear(self, visit: Visit, picture: Picture, source: str = "") -> Iterator[Update]:
         """A smear's cells by the best model; by one that reads whole pictures where its cells are foreign to that."""
         names = self._names(visit)
-        if not (readers := self._readers(names)):
+        readers = self._readers(names)
+        if not readers:
             raise LeukoscopeError("No model here reads cells that are cut out of a smear.")
-        found = read_smear(self.models, picture, readers[0])
-        if found.is_foreign:
-            answer = Answer(picture, tuple(ask(picture, self.models, name) for name in names if name not in readers))
-            if any(row.gives_a_class for row in answer.rows):
-                yield {"shown": answer, "opened": answer.best, "behind": found}
+        reading = read_smear(self.models, picture, readers[0])
+        if reading.is_foreign:
+            rows = tuple(ask(picture, self.models, name) for name in names if name not in readers)
+            answer = Answer(picture, rows)
+            if any(row.gives_a_class for row in rows):
+                yield Update(Scene(answer, opened=answer.best, behind=reading, source=source))
                 return
-        yield {"shown": found}
-        if len(found.whole) == 1:
-            yield {"shown": open_cell(self.models, found, found.whole[0]), "opened": 0, "behind": found}
+        yield Update(Scene(reading, source=source))
+        if len(reading.whole) == 1:
+            cell = open_cell(self.models, reading, reading.whole[0])
+            yield Update(Scene(cell, opened=0, behind=reading, source=source))
 
-    def _batch(self, visit: Visit, read: Callable[[], Batch], name: str = "") -> Iterator[Step]:
+    def read_batch(
+        self, visit: Visit, read: Callable[[], Batch], model: str = "", source: str = ""
+    ) -> Iterator[Update]:
         """How far a batch is, then its result, by the best model for its pictures unless one is named."""
-        given, names = read(), self._names(visit)
+        given = read()
+        names = self._names(visit)
         if not names:
             raise LeukoscopeError(NO_MODEL)
-        name = name or next(iter(self._readers(names)), names[0])
-        soon = f'<div class="lk-wide">{stage.waiting("The cells appear here.")}</div>'
-        for step in batch.reading_batch(self.models, given, name):
-            done = isinstance(step, BatchResult)
-            yield {"shown": step} if done else {"shown": None, self.picture: soon, self.answer: step}
+        name = model or next(iter(self._readers(names)), names[0])
+        for step in batch_page.reading_batch(self.models, given, name):
+            if isinstance(step, BatchResult):
+                yield Update(Scene(step, source=source))
+            else:
+                yield Update(Scene(source=source), picture="", answer=step)
 
     # What is clicked.
 
-    def _on_act(self, visit: Visit, event: gr.EventData) -> Iterator[Step]:
-        """Answer a click: "what" or "what:value", as `data-act` says in what is shown."""
-        what, _, value = str(getattr(event, "value", "")).partition(":")
+    def _on_act(self, visit: Visit, event: gr.EventData) -> Iterator[Outputs]:
+        """Answer a click; one that no button of ours makes is ignored."""
         try:
-            work = self._work(visit, what, value)
-        except (ValueError, IndexError):  # a value that no button of ours has
+            act = parse_act(getattr(event, "value", ""))
+        except NoSuchAct:
             return
-        if work is not None:
-            yield from self._asking(visit, work)
-
-    def _work(self, visit: Visit, what: str, value: str) -> Callable[[], Step | Iterable[Step]] | None:
-        """What a click asks for, its value parsed; None where no button says this.
-
-        Raises:
-            ValueError, IndexError: a value that no button of ours has.
-        """
-        if what in ("example", "row", "cell") or (what == "real" and value):
-            number = int(value)
-            numbered: dict[str, Callable[[], Step | Iterable[Step]]] = {
-                "example": lambda: self._example(visit, number),
-                "row": lambda: self._row(visit, number),
-                "cell": lambda: self._cell(visit, number),
-                "real": lambda: self._real_cell(visit, number),
-            }
-            return numbered[what]
-        if what == "kept":
-            answer = visit.kept[int(value)]
-            return lambda: {"shown": answer, "opened": answer.best}
-        if what == "pitch":
-            um_per_pixel = float(value)
-            return lambda: self._pitch(visit, um_per_pixel)
-        acts: dict[str, Callable[[], Step | Iterable[Step]]] = {
-            "smear": lambda: self._read(visit, smear.example_smear()),
-            "people": lambda: self._batch(visit, sample_batch),
-            "real": lambda: self._real_cell(visit, None),
-            "view": lambda: self._view(visit, value),
-            "label": lambda: {"label": value if value in visit.row.maps else ""},
-            "back": lambda: {"shown": visit.behind},
-            "read": lambda: self._read_by(visit, value),
-            "save": lambda: self._save(visit, value),
-            "stop": lambda: {"shown": None, self.answer: stage.waiting("Stopped. Nothing of it was kept.")},
-        }
-        return acts.get(what)
+        yield from self._asking(visit, lambda: self._answered(visit, act), anew=self._given_anew(act))
 
     @staticmethod
-    def _row(visit: Visit, number: int) -> Step:
-        """Open the answer of one model."""
-        return {"opened": number} if 0 <= number < len(visit.showing(Answer).rows) else {}
+    def _given_anew(act: Act) -> str:
+        """What a click gives anew, in words, where the answer takes a while; "" for one about what is shown."""
+        if act.name == "real" and act.number is None:
+            return ""
+        return {"smear": "a smear", "people": "the cells of two people", "real": "a real cell"}.get(act.name, "")
 
-    def _view(self, visit: Visit, view: str) -> Step:
-        row = visit.row
-        forms = covered(row, self.models) if view == "covered" else {}
-        return {"view": view if view in stage.VIEWS else "map", "forms": forms}
+    def _answered(self, visit: Visit, act: Act) -> Iterator[Update]:
+        """The updates of one act: each is a method with typed arguments."""
+        numbered: dict[str, Callable[[Visit, int], Iterator[Update]]] = {
+            "example": self.open_example,
+            "kept": self.open_kept,
+            "row": self.open_row,
+            "cell": self.open_cell,
+            "real": self.open_real_cell,
+        }
+        named: dict[str, Callable[[Visit, str], Iterator[Update]]] = {
+            "view": self.choose_view,
+            "label": self.choose_map,
+            "read": self.read_by,
+            "save": self.save,
+            "add": self.add_model,
+        }
+        plain: dict[str, Callable[[Visit], Iterator[Update]]] = {
+            "smear": self.open_smear,
+            "people": self.open_people,
+            "real": self.offer_real_cells,
+            "back": self.go_back,
+            "stop": self.stop,
+        }
+        if act.name == "pitch":
+            return self.set_scale(visit, act.um_per_pixel)
+        if act.number is not None:
+            return numbered[act.name](visit, act.number)
+        if act.text:
+            return named[act.name](visit, act.text)
+        return plain[act.name](visit)
 
-    def _cell(self, visit: Visit, number: int) -> Step:
-        """Open a cell of a smear or a batch."""
-        shown = visit.shown
-        if isinstance(shown, Smear):
-            return {"shown": open_cell(self.models, shown, number), "opened": 0, "behind": shown}
-        rows = visit.showing(BatchResult).rows
-        if not 0 <= number < len(rows):
-            raise LeukoscopeError(f"cell {number + 1}: this batch has {len(rows)} cells; open one of them")
-        row = rows[number]
+    def open_smear(self, visit: Visit) -> Iterator[Update]:
+        """The synthetic smear."""
+        return self.read_picture(visit, example_smear(), source="smear")
+
+    def open_people(self, visit: Visit) -> Iterator[Update]:
+        """The cells of two synthetic people."""
+        return self.read_batch(visit, sample_batch, source="people")
+
+    def open_kept(self, visit: Visit, number: int) -> Iterator[Update]:
+        """A cell of this visit again."""
+        if number >= len(visit.kept):
+            raise LeukoscopeError("This cell is not kept any more. Give the picture again.")
+        answer = visit.kept[number]
+        yield Update(Scene(answer, opened=answer.best))
+
+    def open_row(self, visit: Visit, number: int) -> Iterator[Update]:
+        """The answer of one model."""
+        if number < len(visit.scene.showing(Answer).rows):
+            yield Update(visit.scene.open_row(number))
+
+    def open_cell(self, visit: Visit, number: int) -> Iterator[Update]:
+        """A cell of a smear or a batch."""
+        content, source = visit.scene.content, visit.scene.source
+        if isinstance(content, Smear):
+            yield Update(Scene(open_cell(self.models, content, number), opened=0, behind=content, source=source))
+            return
+        result = visit.scene.showing(BatchResult)
+        if number >= len(result.rows):
+            raise LeukoscopeError(f"cell {number + 1}: this batch has {len(result.rows)} cells; open one of them")
+        row = result.rows[number]
         picture = Picture(open_bytes(row.kept(), row.name), row.name)
         # The model that read the batch says first what it said there.
-        names = dict.fromkeys([visit.model, *self._names_for(visit, picture)])
-        return {"shown": Answer(picture, waiting=tuple(names)), "opened": 0, "behind": shown}
+        names = dict.fromkeys([result.model, *self._names_for(visit, picture)])
+        yield Update(Scene(Answer(picture, waiting=tuple(names)), opened=0, behind=result, source=source))
 
-    def _read_by(self, visit: Visit, name: str) -> Step | Iterable[Step]:
+    def go_back(self, visit: Visit) -> Iterator[Update]:
+        """What a cell was opened from."""
+        yield Update(Scene(visit.scene.behind, source=visit.scene.source))
+
+    def stop(self, visit: Visit) -> Iterator[Update]:
+        """End a batch: a newer question does."""
+        yield Update(Scene(), picture="", answer=waiting("Stopped. Nothing of it was kept.", working=False))
+
+    def choose_view(self, visit: Visit, name: str) -> Iterator[Update]:
+        """Another view of the cell; what it needs is computed first."""
+        row = visit.scene.row
+        view = VIEWS.get(name)
+        if view is None or not view.offered(row):
+            return
+        forms = view.compute(row, self.models) if view.compute else {}
+        yield Update(replace(visit.scene, view=name, forms=forms))
+
+    def choose_map(self, visit: Visit, label: str) -> Iterator[Update]:
+        """The map of another class."""
+        if label in visit.scene.row.maps:
+            yield Update(replace(visit.scene, view="map", label=label))
+
+    def read_by(self, visit: Visit, name: str) -> Iterator[Update]:
         """Read the smear or the batch that is shown by another model."""
         if name not in self._names(visit):
-            raise LeukoscopeError(f"{name!r}: is no model of this page; add it under “More models”")
-        if isinstance(visit.shown, BatchResult):
-            given = visit.shown.given
-            return self._batch(visit, lambda: given, name)
-        shown = visit.showing(Smear)
+            raise LeukoscopeError(f"{name!r}: is no model of this page; add it under “+ another model”")
+        scene = visit.scene
+        if isinstance(scene.content, BatchResult):
+            given = scene.content.given
+            yield from self.read_batch(visit, lambda: given, name, scene.source)
+            return
+        shown = scene.showing(Smear)
         if self._readers([name]):
-            return {"shown": read_smear(self.models, shown.picture, name)}
-        return {"shown": Answer(shown.picture, (ask(shown.picture, self.models, name),)), "opened": 0, "behind": shown}
+            yield Update(Scene(read_smear(self.models, shown.picture, name), source=scene.source))
+            return
+        # It reads the whole picture; the smear stays behind it, with its cells and its table.
+        answer = Answer(shown.picture, (ask(shown.picture, self.models, name),))
+        yield Update(Scene(answer, opened=0, behind=shown, source=scene.source))
 
-    def _pitch(self, visit: Visit, um_per_pixel: float) -> Step:
-        shown = visit.showing(Smear)
-        picture = replace(shown.picture, um_per_pixel=um_per_pixel or None)
-        return {"shown": read_smear(self.models, picture, shown.reading.model)}
-
-    def _save(self, visit: Visit, kind: str) -> Step:
-        shown = visit.shown
-        if isinstance(shown, Smear):
-            file = save_smear(kind, shown)
-        elif isinstance(shown, BatchResult):
-            file = csv_file("leukoscope-cells.csv", columns(shown))
+    def add_model(self, visit: Visit, name: str) -> Iterator[Update]:
+        """One more model's answer for what is shown."""
+        self.models.predictor(name)
+        if name not in self._names(visit):
+            visit.added = [*visit.added, name][-MOST_ADDED:]
+        scene = visit.scene
+        if isinstance(scene.content, Answer):
+            rows = [row for row in scene.content.rows if row.model != name]
+            rows.append(ask(scene.content.picture, self.models, name))
+            content = replace(scene.content, rows=tuple(rows))
+            yield Update(replace(scene, content=content).open_row(len(rows) - 1))
+        elif scene.content is not None:
+            yield from self.read_by(visit, name)
         else:
-            file = save_row(visit.row, visit.label)
-        sent = {**file._asdict(), "content": base64.b64encode(file.content).decode(), "number": visit.asked}
-        return {self.parcel: f"<template>{escape(json.dumps(sent))}</template>"}
+            yield from self.open_example(visit, 1, name)
 
-    def _real_cell(self, visit: Visit, number: int | None) -> Step | Iterable[Step]:
-        """Real cells to pick from, or the one that is picked."""
-        if number is not None and visit.real:
-            cells = real_cells(visit.real)
-            cell = cells[min(max(number, 0), len(cells) - 1)]
-            return self._read(visit, Picture(cell.image, f"Real {cell.label}"))
-        visit.real, about = source_of(self.models, self.models.or_first(visit.model))
-        choices = [(cell.image, cell.label) for cell in real_cells(visit.real)]
-        said = f"Real cells of {about.title}, {about.licence}. The models were trained on such cells, perhaps on these."
-        return {self.real: stage.real_choices(choices, f"{said} {about.citation}")}
+    def set_scale(self, visit: Visit, um_per_pixel: float | None) -> Iterator[Update]:
+        """Read the smear again at another scale."""
+        shown = visit.scene.showing(Smear)
+        picture = replace(shown.picture, um_per_pixel=um_per_pixel)
+        yield Update(Scene(read_smear(self.models, picture, shown.reading.model), source=visit.scene.source))
+
+    def save(self, visit: Visit, kind: str) -> Iterator[Update]:
+        """What is shown as a file of that kind."""
+        content = visit.scene.content
+        if isinstance(content, Smear):
+            file = save_smear(kind, content)
+        elif isinstance(content, BatchResult):
+            file = csv_file("leukoscope-cells.csv", columns(content))
+        else:
+            file = save_row(visit.scene.row, visit.scene.label)
+        sent = {**file._asdict(), "content": base64.b64encode(file.content).decode(), "number": visit.asked}
+        yield Update(parcel=f"<template>{escape(json.dumps(sent))}</template>")
+
+    def offer_real_cells(self, visit: Visit) -> Iterator[Update]:
+        """Real cells to pick from, of the data set that the open model was trained on."""
+        hub_id, _ = source_of(self.models, self.models.or_first(visit.scene.model))
+        real_cells(hub_id)
+        visit.real = hub_id
+        yield Update()
+
+    def open_real_cell(self, visit: Visit, number: int) -> Iterator[Update]:
+        """The real cell that is picked."""
+        cells = real_cells(visit.real) if visit.real else []
+        if number >= len(cells):
+            raise LeukoscopeError("Real cells are offered again by the tile “real cells”.")
+        cell = cells[number]
+        yield from self.read_picture(visit, Picture(cell.image, f"Real {cell.label}"), source=f"real:{number}")

@@ -2,7 +2,8 @@
 watch('value', () => {
   const sent = element.querySelector('template')?.content.textContent
   if (!sent) return
-  const file = JSON.parse(sent), bytes = Uint8Array.from(atob(file.content), (letter) => letter.charCodeAt(0))
+  const file = JSON.parse(sent)
+  const bytes = Uint8Array.from(atob(file.content), (letter) => letter.charCodeAt(0))
   const link = document.createElement('a')
   link.href = URL.createObjectURL(new Blob([bytes], {type: file.kind}))
   link.download = file.name

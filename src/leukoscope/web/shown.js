@@ -1,29 +1,43 @@
 // For the answer: model and example go to the page's address, which opens them again; the page keeps what it shows for
 // when the server has been away, and follows the browser's Back.
+const open = () => element.querySelector('[data-model]')?.dataset
 window.lkAddress = () => {
-  const to = new URL(location), shown = element.querySelector('[data-model]')?.dataset
-  if (!shown) return
-  const tab = document.querySelector('[role=tab][aria-selected=true]')?.dataset.tabId
-  for (const [name, value] of Object.entries({model: shown.model, tab, example: shown.example}))
-    value ? to.searchParams.set(name, value) : to.searchParams.delete(name)
-  if (String(to) != String(location)) history[location.search ? 'pushState' : 'replaceState'](null, '', to)
+  const to = new URL(location)
+  const shown = open() ?? {}
+  const tab = document.body.dataset.lkTab === 'evidence' ? 'evidence' : ''
+  for (const [name, value] of Object.entries({model: shown.model, tab, example: shown.example})) {
+    if (value) to.searchParams.set(name, value)
+    else to.searchParams.delete(name)
+  }
+  if (String(to) !== String(location)) history[location.search ? 'pushState' : 'replaceState'](null, '', to)
 }
 watch('value', () => {
-  window.lkAddress()
-  const shown = ['picture', 'answer'].map((id) => document.querySelector(`#${id} .prose`)?.innerHTML ?? '')
-  try { sessionStorage.lkShown = JSON.stringify(shown) } catch { delete sessionStorage.lkShown }
+  delete document.body.dataset.lkGiven
+  if (open()) window.lkAddress()
+  const shown = ['picture', 'answer'].map((id) => document.querySelector(`#${id} .html-container > div`)?.innerHTML ?? '')
+  try {
+    sessionStorage.lkShown = JSON.stringify(shown)
+  } catch {
+    delete sessionStorage.lkShown
+  }
 })
 addEventListener('popstate', () => {
-  const to = new URL(location).searchParams, shown = element.querySelector('[data-model]')?.dataset ?? {}
-  const tab = document.querySelector(`[role=tab][data-tab-id="${to.get('tab') ?? 'cell'}"]`)
-  if (tab && tab.getAttribute('aria-selected') != 'true') tab.click()
-  else if (shown.example && to.get('example')) trigger('select', {index: 0, value: `example:${to.get('example')}`})
+  const to = new URL(location).searchParams
+  const tab = to.get('tab') === 'evidence' ? 'evidence' : 'cell'
+  if (tab !== document.body.dataset.lkTab) {
+    window.lkTab(tab)
+    return
+  }
+  // A visitor's own picture is not in the address: the page then stays as it is, and the address follows it.
+  const example = to.get('example')
+  if (example) trigger('select', {index: 0, value: `example:${example}`})
+  else if (open()) window.lkAddress()
 })
 if (sessionStorage.lkLost && sessionStorage.lkShown) {
   const shown = JSON.parse(sessionStorage.lkShown)
-  ;['picture', 'answer'].forEach((id, at) => {
-    const place = document.querySelector(`#${id} .prose`)
+  for (const [at, id] of ['picture', 'answer'].entries()) {
+    const place = document.querySelector(`#${id} .html-container > div`)
     if (place) place.innerHTML = shown[at]
-  })
+  }
 }
 setTimeout(() => delete sessionStorage.lkLost, 3000)

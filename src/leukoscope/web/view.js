@@ -1,42 +1,112 @@
-// The map over the cell, as far as the divider, which is dragged or moved by the slider; zoom by + and -, the arrow keys
-// and Ctrl with the wheel.
-let view = {at: 50, zoom: 1, x: 0, y: 0}, held = null, shown = ''
-const stage = () => element.querySelector('.lk-stage')
+// The cell and, beyond the divider, its map. The divider is a slider of its own: dragged, or moved by the arrow keys.
+// Zoom by + and -, by the wheel with Ctrl (a pinch on a touch pad) or by two fingers; what is enlarged is dragged, or
+// moved by the arrow keys.
+const MOST = 8
+let view = {at: 50, zoom: 1, least: 1, x: 0, y: 0}
+let held = null
+let shown = ''
+const fingers = new Map()
+const place = () => element.querySelector('.lk-view:not(.lk-field)')
+const both = () => place()?.querySelector('.lk-both')
+const handle = () => place()?.querySelector('.lk-handle:not([hidden])')
+const within = (value, least, most) => Math.max(least, Math.min(most, value))
 const draw = () => {
-  if (!stage()) return
-  const source = stage().dataset.source ?? stage().querySelector('img')?.src, most = () => (view.zoom - 1) / 2
-  if (source != shown) [view.zoom, view.x, view.y, shown] = [1, 0, 0, source]
-  for (const way of 'xy') view[way] = Math.max(-most(), Math.min(most(), view[way]))
-  const set = (name, value) => stage().style.setProperty(name, value)
-  set('--at', `${view.at}%`), set('--zoom', view.zoom), set('--x', `${view.x * 100}%`), set('--y', `${view.y * 100}%`)
-  stage().style.touchAction = view.zoom > 1 ? 'none' : 'pan-y'
-  if (element.querySelector('input')) element.querySelector('input').value = view.at
+  if (!place()) return
+  const source = place().dataset.source ?? place().querySelector('img')?.src
+  const start = place().dataset.at ?? ''
+  if (source + start !== shown) {
+    shown = source + start
+    if (start) view.at = Number(start)
+    view.least = Number(place().dataset.zoom) || 1
+    view.zoom = view.least
+    view.x = 0
+    view.y = 0
+  }
+  const most = (view.zoom - 1) / 2
+  view.x = within(view.x, -most, most)
+  view.y = within(view.y, -most, most)
+  const style = both().style
+  style.setProperty('--at', `${view.at}%`)
+  style.setProperty('--zoom', view.zoom)
+  style.setProperty('--x', `${view.x * 100}%`)
+  style.setProperty('--y', `${view.y * 100}%`)
+  place().style.touchAction = view.zoom > view.least ? 'none' : 'pan-y'
+  handle()?.setAttribute('aria-valuenow', Math.round(view.at))
+  handle()?.setAttribute('aria-valuetext', `${Math.round(view.at)} % cell, ${Math.round(100 - view.at)} % map`)
 }
-const zoom = (factor) => { view.zoom = Math.max(1, Math.min(8, view.zoom * factor)); draw() }
-const move = (x, y) => { view.x += x; view.y += y; draw() }
-const place = (event) => {
-  const box = stage().getBoundingClientRect()
+const zoom = (factor) => {
+  view.zoom = within(view.zoom * factor, Math.min(1, view.least), MOST)
+  draw()
+}
+const move = (x, y) => {
+  view.x += x
+  view.y += y
+  draw()
+}
+const divide = (at) => {
+  view.at = within(at, 0, 100)
+  draw()
+}
+const point = (event) => {
+  const box = both().getBoundingClientRect()
   return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height]
 }
-element.addEventListener('input', (event) => { view.at = event.target.value; draw() })
+const STAGE_KEYS = {
+  '+': () => zoom(1.5),
+  '-': () => zoom(1 / 1.5),
+  ArrowLeft: () => move(0.1, 0),
+  ArrowRight: () => move(-0.1, 0),
+  ArrowUp: () => move(0, 0.1),
+  ArrowDown: () => move(0, -0.1),
+}
+const DIVIDER_KEYS = {
+  ArrowLeft: () => divide(view.at - 5),
+  ArrowDown: () => divide(view.at - 5),
+  ArrowRight: () => divide(view.at + 5),
+  ArrowUp: () => divide(view.at + 5),
+  Home: () => divide(0),
+  End: () => divide(100),
+}
 element.addEventListener('keydown', (event) => {
-  const keys = {'+': [zoom, 1.5], '-': [zoom, 1 / 1.5], ArrowLeft: [move, 0.1, 0], ArrowRight: [move, -0.1, 0],
-    ArrowUp: [move, 0, 0.1], ArrowDown: [move, 0, -0.1]}[event.key]
-  if (!keys || event.target != stage()) return
-  event.preventDefault(), keys[0](...keys.slice(1))
+  const keys = event.target === handle() ? DIVIDER_KEYS : event.target === place() ? STAGE_KEYS : {}
+  if (!keys[event.key]) return
+  event.preventDefault()
+  keys[event.key]()
 })
 element.addEventListener('wheel', (event) => {
-  if (!event.ctrlKey || !event.target.closest('.lk-stage')) return
-  event.preventDefault(), zoom(event.deltaY < 0 ? 1.25 : 0.8)
+  if (!event.ctrlKey || !event.target.closest('.lk-view') || !place()) return
+  event.preventDefault()
+  zoom(event.deltaY < 0 ? 1.25 : 0.8)
 }, {passive: false})
-element.addEventListener('pointerdown', (event) => { held = event.target.closest('.lk-stage') && place(event) })
-addEventListener('pointermove', (event) => {
-  if (!held || !stage()) return
-  const [x, y] = place(event)
-  if (view.zoom > 1) move(x - held[0], y - held[1])
-  else if (stage().querySelector('div')) { view.at = Math.max(0, Math.min(100, x * 100)); draw() }
-  held = [x, y]
+const apart = () => {
+  const [[x1, y1], [x2, y2]] = [...fingers.values()]
+  return Math.hypot(x1 - x2, y1 - y2)
+}
+element.addEventListener('pointerdown', (event) => {
+  if (!place() || !event.target.closest('.lk-view')) return
+  fingers.set(event.pointerId, point(event))
+  const onHandle = Boolean(event.target.closest('.lk-handle'))
+  held = {onHandle, from: point(event), apart: fingers.size === 2 ? apart() : 0}
 })
-for (const end of ['pointerup', 'pointercancel']) addEventListener(end, () => { held = null })
+addEventListener('pointermove', (event) => {
+  if (!held || !place()) return
+  const [x, y] = point(event)
+  if (fingers.has(event.pointerId)) fingers.set(event.pointerId, [x, y])
+  if (fingers.size === 2) {
+    const now = apart()
+    if (held.apart) zoom(now / held.apart)
+    held.apart = now
+    return
+  }
+  if (held.onHandle || (handle() && view.zoom <= view.least)) divide(x * 100)
+  else if (view.zoom > view.least) move(x - held.from[0], y - held.from[1])
+  held.from = [x, y]
+})
+for (const end of ['pointerup', 'pointercancel']) {
+  addEventListener(end, (event) => {
+    fingers.delete(event.pointerId)
+    held = null
+  })
+}
 watch('value', draw)
 draw()

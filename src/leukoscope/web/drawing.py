@@ -1,0 +1,97 @@
+"""What every part of the page is drawn with: the templates beside it, in which all text is escaped, and its colours.
+
+Pictures travel inside the page (data URIs): a visitor's cell is never written to disk to be shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.inference.smear import CLASS_COLOURS
+from leukoscope.reports import text
+from leukoscope.reports.formatting import data_uri, encoded
+from leukoscope.reports.release_tables import many
+from leukoscope.reports.text import percent
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "many": many, "short_name": short_name}
+    environment.globals |= {"meanings": text.MEANINGS, "notice": RESEARCH_NOTICE}
+    return environment
+
+
+def render(template: str, **values: Any) -> Markup:
+    """A template of this package with these values; a name without a value is an error."""
+    return Markup(_environment().get_template(template).render(values))
+
+
+@dataclass(frozen=True)
+class EmbeddedImage:
+    """A picture that travels within the page."""
+
+    source: str
+    width: int
+    height: int
+
+
+def embedded(image: Image.Image, side: int = 0) -> EmbeddedImage:
+    """A picture for a template, at most `side` pixels wide and high unless that is 0."""
+    if side:
+        image = image.copy()
+        image.thumbnail((side, side))
+    return EmbeddedImage(data_uri("image/webp", encoded(image, "WEBP", quality=88)), image.width, image.height)
+
+
+def short_name(model: str) -> str:
+    """A model's name without what all of ours share."""
+    return model.removeprefix("leukoscope-")
+
+
+def colour(outcome: str, labels: Sequence[str]) -> str:
+    """The CSS colour of a class, the same in boxes, bars, dots and plots; grey for no class."""
+    if outcome in labels:
+        return f"var(--lk-class-{list(labels).index(outcome) % len(CLASS_COLOURS)})"
+    return "var(--lk-none)"
+
+
+def message(title: str, reason: str) -> Markup:
+    """Something the visitor should act on: what is wrong, and the fix."""
+    return render("message.html", title=title, reason=reason)
+
+
+def waiting(sentence: str, *, working: bool = True) -> Markup:
+    """What stands where an answer will be; a thin line runs above it while something works."""
+    return render("waiting.html", sentence=sentence, working=working)
+
+
+def part(value: str, elem_id: str, *scripts: str) -> gr.HTML:
+    """A part of the page that is drawn by our own style, with the JavaScript files that run in it."""
+    return gr.HTML(
+        value, elem_id=elem_id, apply_default_css=False, js_on_load="\n".join(map(script, scripts)) if scripts else None
+    )
+
+
+def script(name: str) -> str:
+    """A file of JavaScript beside this one, without the comment at its beginning."""
+    lines = Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if not line.startswith("//"))

@@ -1,0 +1,166 @@
+"""A smear on the stage: the picture with its boxes on the left, what was found in words and cells on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from leukoscope.data.smear import SmearCell
+from leukoscope.inference.prediction import ABSTAIN, FIELD_NEEDS, REFUSED
+from leukoscope.inference.smear import AT_EDGE, CellReading
+from leukoscope.reports.release_tables import many
+from leukoscope.reports.text import about_model, outcome_text, percent
+from leukoscope.web import trust
+from leukoscope.web.drawing import colour, embedded, render
+from leukoscope.web.smear import Smear, scale_text
+
+SHOWN_SIDE = 1400
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_GUESSED = "better give it."  # the end of a note on its scale, for which the stage has its own words
+
+
+def number_word(number: int) -> str:
+    """A number as it stands in a sentence."""
+    return _NUMBERS[number] if number < len(_NUMBERS) else str(number)
+
+
+def cell_size(cell: SmearCell) -> tuple[float, float]:
+    """The area of a whole cell in µm² and its nucleus's share, by both outlines.
+
+    They pass over pale cytoplasm, and the parts of a segmented nucleus, so there is no count of lobes.
+    """
+    share = np.count_nonzero(cell.nucleus) / max(1, int(np.count_nonzero(cell.mask | cell.nucleus)))
+    return cell.nucleus_area / max(share, 1e-6), share
+
+
+def verdict(smear: Smear) -> str:
+    """What the cells of a smear look like, in one sentence."""
+    reading = smear.reading
+    counts = reading.counts
+    if not reading.cells:
+        return "No white blood cell found"
+    if not smear.whole:
+        return "Every white cell is cut by the edge"
+    if smear.is_foreign or sum(counts[outcome] for outcome in REFUSED) == len(smear.whole):
+        return "No class: unlike the cells it knows"
+    parts: list[str] = []
+    for label in reading.labels:
+        if counts[label]:
+            kind = many(label) if counts[label] > 1 else f"a {many(label).removesuffix('s')}"
+            verb = "" if parts else "look " if counts[label] > 1 else "looks "
+            parts.append(f"{number_word(counts[label])} {verb}like {kind}")
+    if counts[ABSTAIN]:
+        parts.append(f"{number_word(counts[ABSTAIN])} not sure")
+    refused = sum(counts[outcome] for outcome in REFUSED)
+    if refused:
+        parts.append(f"{number_word(refused)} unlike the training cells")
+    sentence = ", ".join(parts)
+    return sentence[0].upper() + sentence[1:]
+
+
+def cell_words(cell: CellReading, labels: Sequence[str]) -> str:
+    """A cell's outcome, with its probability where it has a class."""
+    if cell.prediction and cell.outcome in labels:
+        return f"{cell.outcome} {percent(cell.prediction.probabilities[cell.outcome])}"
+    return outcome_text(cell.outcome)
+
+
+def smear_picture(smear: Smear) -> Markup:
+    """The smear with a button round each of its cells; cells that the edge cuts are marked, but cannot be opened."""
+    image, reading = smear.picture.image, smear.reading
+    width, height = image.size
+    boxes = []
+    for number, cell in enumerate(reading.cells):
+        left, top, right, bottom = cell.cell.box
+        is_class = cell.outcome in reading.labels
+        boxes.append(
+            {
+                "number": number,
+                "left": left / width,
+                "top": top / height,
+                "width": (right - left) / width,
+                "height": (bottom - top) / height,
+                "colour": colour(cell.outcome, reading.labels),
+                "words": cell_words(cell, reading.labels),
+                "short": f"{number + 1} {cell.outcome}" if is_class else str(number + 1),
+                "is_class": is_class,
+                "opens": cell.outcome != AT_EDGE,
+                # In the right half the text ends where the box does: it would leave the picture.
+                "on_the_right": left + right > width,
+                "at_the_top": top / height < 0.06,
+            }
+        )
+    scale = reading.smear.scale
+    return render(
+        "smear_picture.html",
+        image=embedded(image, SHOWN_SIDE),
+        source=reading.source,
+        whole=len(smear.whole),
+        boxes=boxes,
+        ratio=width / height,
+        scale=scale_text(smear),
+        um_per_pixel=f"{scale.um_per_pixel:.3g}" if scale else "",
+    )
+
+
+def smear_answer(smear: Smear, others: Sequence[str] = ()) -> Markup:
+    """What was found in words, how many cells of each outcome, each cell with its measurements, and how it was read."""
+    reading = smear.reading
+    counts = {outcome: count for outcome, count in reading.counts.items() if count and outcome != AT_EDGE}
+    bar = [(count, colour(outcome, reading.labels)) for outcome, count in counts.items()]
+    notes = [line for line in reading.smear.notes if not line.endswith(_GUESSED)]
+    caveats = []
+    if smear.is_foreign:
+        share = reading.in_distribution or 0.0
+        caveats.append(
+            f"{percent(share)} of the cells are like the training cells; {percent(FIELD_NEEDS)} must be before any "
+            "gets a class. Another stain, microscope or kind of cell does that."
+        )
+    if smear.metrics and not smear.metrics.get("calibration"):
+        caveats.append("This model has no calibration: its percentages are not how often it is right.")
+    return render(
+        "smear.html",
+        model=reading.model,
+        summary=_summary(smear),
+        verdict=verdict(smear),
+        caveats=caveats,
+        bar=bar,
+        notes=notes,
+        cells=[_measured(smear, number) for number in smear.whole],
+        trust=trust.trust_rows(smear.metrics) if smear.metrics and not smear.is_foreign else (),
+        labels=reading.labels,
+        colours={label: colour(label, reading.labels) for label in reading.labels},
+        others=others,
+        details=f"{about_model(reading.model, reading.revision)}; {scale_text(smear)}." if reading.smear.scale else "",
+    )
+
+
+def _summary(smear: Smear) -> str:
+    """How many white cells are whole, and how many of them are like the training cells."""
+    reading = smear.reading
+    whole = f"{len(smear.whole)} whole white cell{'' if len(smear.whole) == 1 else 's'}"
+    cut = len(reading.cells) - len(smear.whole)
+    if cut:
+        whole += f", {cut} cut by the edge"
+    share = reading.in_distribution
+    if share is None:
+        return whole
+    return (
+        f"{whole}, all like its training cells" if share == 1 else f"{whole}, {percent(share)} like its training cells"
+    )
+
+
+def _measured(smear: Smear, number: int) -> Mapping[str, Any]:
+    """A whole cell with what was measured of it."""
+    cell, labels = smear.reading.cells[number], smear.reading.labels
+    area, share = cell_size(cell.cell)
+    return {
+        "number": number,
+        "image": embedded(smear.cut_out(number), 132),
+        "colour": colour(cell.outcome, labels),
+        "words": cell_words(cell, labels),
+        "size": f"{area:.0f} µm² · nucleus {percent(share)}",
+    }

@@ -1,0 +1,98 @@
+"""How far to trust a model, as rows of meters that metrics.json fills: further people first, then cross-validation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from leukoscope.evaluation.overlap import same_subject, trainings_of
+from leukoscope.reports import release_tables, text
+from leukoscope.reports.release_tables import many
+
+# C-NMC's file names, whose subjects many releases were trained on.
+_SUBJECT = re.compile(r"UID_(H?\d+)_")
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Of 100 cells of a class, how many are recognised, with its 95 % interval where there is one; all 0–100."""
+
+    label: str
+    share: int
+    low: int | None = None
+    high: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The meter in words, for those who hear it."""
+        interval = "" if self.low is None else f", 95 % interval {self.low} to {self.high}"
+        return f"{self.share} of 100 {many(self.label)}{interval}"
+
+
+@dataclass(frozen=True)
+class TrustRow:
+    """One measurement: on whom, a caveat, and a meter a class; none where nothing was measured on people."""
+
+    people: str
+    caveat: str = ""
+    meters: tuple[Meter, ...] = ()
+
+
+def trust_rows(metrics: Mapping[str, Any]) -> tuple[TrustRow, TrustRow]:
+    """The check on further people, then the cross-validation of a release's metrics."""
+    return _further_people(metrics), _cross_validation(metrics)
+
+
+def _further_people(metrics: Mapping[str, Any]) -> TrustRow:
+    """The outside check; it may be of earlier weights of the same release."""
+    further = metrics.get("further_subjects")
+    if not further:
+        return TrustRow("Further people", "not measured on further people")
+    caveats = ["earlier weights"] if further.get("earlier_weights") else []
+    labels = metrics.get("labels") or ()
+    keys = [f"recall_{label}_by_subject" for label in labels]
+    if not all(key in further for key in keys):
+        # An older check counts every cell alike, so people with many cells count more.
+        keys = [f"recall_{label}" for label in labels]
+        caveats.append("counted by cell")
+    meters = tuple(_meter(label, further[key]["value"], further[key]) for label, key in zip(labels, keys, strict=True))
+    return TrustRow(f"{further['subjects']} further people", ", ".join(caveats), meters)
+
+
+def _cross_validation(metrics: Mapping[str, Any]) -> TrustRow:
+    """The release's own measurement on people that its networks had not seen."""
+    shares, subjects = text.recalls(metrics)
+    if not shares:
+        return TrustRow("Cross-validation", f"not measured on people: {text.unmeasured(metrics)}")
+    evaluation = metrics["evaluations"][0]
+    measured = release_tables.recalls(evaluation)
+    meters = tuple(_meter(label, *measured[label]) for label in shares)
+    kind = "cross-validation" if evaluation.get("folds") else "test"
+    return TrustRow(f"{sum(subjects.values())} people, {kind}", meters=meters)
+
+
+def _meter(label: str, share: float, interval: Mapping[str, Any] | None) -> Meter:
+    if not interval:
+        return Meter(label, round(100 * share))
+    return Meter(label, round(100 * share), round(100 * interval["low"]), round(100 * interval["high"]))
+
+
+def maps_passed(metrics: Mapping[str, Any]) -> bool | None:
+    """Whether a release's maps passed their checks; None where they were not put to them."""
+    passed = (metrics.get("heat_maps") or {}).get("passed")
+    return None if passed is None else bool(passed)
+
+
+def training_subject(metrics: Mapping[str, Any], name: str) -> str:
+    """The subject that a file's name gives, where one of that name trained the release; else ""."""
+    match = _SUBJECT.search(name)
+    if match is None:
+        return ""
+    subject = match[1]
+    for past in trainings_of(metrics):
+        trained = {same_subject(past["name"], str(known)) for known in past["subjects"]}
+        if same_subject(past["name"], subject) in trained:
+            return subject
+    return ""

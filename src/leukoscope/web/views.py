@@ -1,0 +1,181 @@
+"""What the stage can show of a cell: one entry of `VIEWS` each, in the order of the buttons.
+
+A view has a name (of its address in a click), a label (on its button), what computes it (beyond the answer itself) and
+how it is drawn. To add one, see CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from leukoscope.data.images import foreground
+from leukoscope.inference.prediction import REFUSED
+from leukoscope.reports.text import percent
+from leukoscope.web import trust
+from leukoscope.web.answer import Row, covered, views_of
+from leukoscope.web.drawing import colour, embedded, render
+from leukoscope.web.model_cache import ModelCache
+
+FILLS = 0.72  # share of the stage's side that a cell cut out on black fills when it is shown first
+MOST_ENLARGED = 2.2
+_ORIENTATIONS = ("as given", "90°", "180°", "270°", "mirrored", "mirrored, 90°", "mirrored, 180°", "mirrored, 270°")
+_WITHOUT = {
+    "": "As given",
+    "nucleus": "Without its nucleus",
+    "cytoplasm": "Without its cytoplasm",
+    "outside": "Without its surroundings",
+}
+Forms = Mapping[str, Row]
+"""Part of a cell → what the model says without it."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to show a cell.
+
+    Attributes:
+        name: what a click on its button says.
+        label: what stands on its button.
+        draw: its HTML, from the row, the class whose map is shown, and the forms that `compute` gave.
+        compute: what is asked of the model before it can be drawn; None for nothing.
+        brightens: whether a cell on black may be shown brighter: never where colours are compared with a scale.
+        offered: whether a row can show it.
+    """
+
+    name: str
+    label: str
+    draw: Callable[[Row, str, Forms], Markup]
+    compute: Callable[[Row, ModelCache], Forms] | None = None
+    brightens: bool = False
+    offered: Callable[[Row], bool] = lambda row: not row.refused and row.prediction is not None
+
+
+def _draw_cell(row: Row, label: str, forms: Forms) -> Markup:
+    return _zoomable(row, "")
+
+
+def _draw_map(row: Row, label: str, forms: Forms) -> Markup:
+    if row.pending:
+        return render("view_waiting.html", sentence="The map is being computed …")
+    return _zoomable(row, label)
+
+
+def _zoomable(row: Row, label: str) -> Markup:
+    """The cell, with the map of a class over it beyond the divider where a class is given."""
+    original, overlaid = row.pictures(label)
+    width, height = row.picture.image.size
+    left, top, right, bottom = row.known.view_box if row.prediction else (0.0, 0.0, width, height)
+    frame = {
+        "left": max(0.0, left / width),
+        "top": max(0.0, top / height),
+        "right": max(0.0, 1 - right / width),
+        "bottom": max(0.0, 1 - bottom / height),
+    }
+    return render(
+        "view_cell.html",
+        image=embedded(original),
+        over=embedded(overlaid) if overlaid is not None else None,
+        caption=row.picture.caption,
+        dark=row.picture.on_black,
+        zoom=enlarged(row),
+        frame=frame if max(frame.values()) > 0.01 else None,
+        label=label,
+        labels=list(row.maps),
+        passed=trust.maps_passed(row.metrics),
+    )
+
+
+def enlarged(row: Row) -> float:
+    """How much a cell on black is enlarged at first, ≥ 1, so that it fills the stage; other pictures are not."""
+    if not row.picture.on_black:
+        return 1.0
+    cell = foreground(row.pixels)
+    rows = np.flatnonzero(cell.any(axis=1))
+    columns = np.flatnonzero(cell.any(axis=0))
+    if not len(rows):
+        return 1.0
+    # The picture is enlarged about its centre: the farthest edge of the cell counts.
+    farthest = 0.0
+    for edges, length in ((rows, cell.shape[0]), (columns, cell.shape[1])):
+        middle = length / 2
+        farthest = max(farthest, abs(edges[0] - middle) / middle, abs(edges[-1] - middle) / middle)
+    return float(min(MOST_ENLARGED, max(1.0, FILLS / max(farthest, 1e-6))))
+
+
+def _draw_turned(row: Row, label: str, forms: Forms) -> Markup:
+    if row.pending:
+        return render("view_waiting.html", sentence="The eight orientations are being computed …")
+    shown = []
+    orientations = zip(_ORIENTATIONS, views_of(row.picture.image), row.known.views, row.orientations, strict=True)
+    for title, image, shares, decision in orientations:
+        probable = max(shares, key=shares.__getitem__)
+        words = probable
+        if decision.label is None:
+            words = "refused" if decision.outcome in REFUSED else "undecided"
+        shown.append(_form(row, image, 200, decision.outcome, f"{words} {percent(shares[probable])}", title))
+    return render("view_forms.html", forms=shown, sentence="", dark=row.picture.on_black)
+
+
+def _draw_covered(row: Row, label: str, forms: Forms) -> Markup:
+    called = row.called()
+    before = percent(row.known.probabilities[called])
+    shown, lines = [], []
+    for part, form in {"": row, **forms}.items():
+        title = _WITHOUT[part]
+        now = percent(form.known.probabilities[called])
+        shown.append(_form(row, form.picture.image, 320, form.known.outcome, f"{called} {now}", title))
+        if part:
+            lines.append(f"{title}: {called} {before} → {now}{_consequence(form)}.")
+    sentence = " ".join(lines) or "No nucleus is told apart in this picture."
+    return render("view_forms.html", forms=shown, sentence=sentence, dark=False)
+
+
+def _consequence(form: Row) -> str:
+    """What happens to the decision without a part; "" where the class stays."""
+    if form.refused:
+        return ", which it would refuse"
+    return "" if form.gives_a_class else ", which leaves it unsure"
+
+
+def _form(row: Row, image: Any, side: int, outcome: str, words: str, title: str) -> dict[str, Any]:
+    """A form of the cell, with what the model says of it."""
+    labels = list(row.known.probabilities)
+    return {"image": embedded(image, side), "colour": colour(outcome, labels), "words": words,
+            "title": title}  # fmt: skip
+
+
+VIEWS = {
+    view.name: view
+    for view in (
+        View("cell", "Cell", _draw_cell, brightens=True, offered=lambda row: True),
+        View("turned", "Turned", _draw_turned, brightens=True),
+        View("covered", "Covered", _draw_covered, compute=covered),
+        View(
+            "map", "Map", _draw_map, brightens=True,
+            offered=lambda row: not row.refused and row.prediction is not None and (row.pending or bool(row.maps)),
+        ),
+    )
+}  # fmt: skip
+"""Name → view, in the order of the buttons."""
+
+
+def offered(row: Row) -> list[View]:
+    """The views that a row can show."""
+    return [view for view in VIEWS.values() if view.offered(row)]
+
+
+def chosen_view(row: Row, name: str) -> View:
+    """The view of that name where the row can show it; else the one that the answer opens with.
+
+    A release whose maps passed their checks opens with the map, every other one with the plain cell.
+    """
+    view = VIEWS.get(name)
+    if view is not None and view.offered(row):
+        return view
+    opens_with_map = trust.maps_passed(row.metrics) is True and bool(row.maps)
+    return VIEWS["map"] if opens_with_map else VIEWS["cell"]

@@ -1,0 +1,121 @@
+"""What one visitor is shown, and how a step of a question changes it; lives in the session, in memory only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from leukoscope import LeukoscopeError
+from leukoscope.web import upload
+from leukoscope.web.answer import Answer, Row
+from leukoscope.web.batch import BatchResult
+from leukoscope.web.smear import Smear
+
+# Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
+KEPT_CELLS = 8
+KEPT_PIXELS = upload.CELL.pixels
+DELETED = "A result is deleted after half an hour, or when the server starts anew. Give the picture again."
+Content = Answer | Smear | BatchResult
+_T = TypeVar("_T", Answer, Smear, BatchResult)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What stands on the stage.
+
+    Attributes:
+        content: the answer, smear or batch; None for nothing.
+        behind: what a cell was opened from, to go back to.
+        opened: number of an answer's open row; None until it is decided which.
+        view: name of the view that the visitor chose; "" for the one that the row opens with.
+        label: the class whose map is shown; "" for the called one.
+        forms: what the model says of the cell without each part.
+        source: the act that the content came by, such as "example:1"; "" for an upload.
+    """
+
+    content: Content | None = None
+    behind: Smear | BatchResult | None = None
+    opened: int | None = None
+    view: str = ""
+    label: str = ""
+    forms: Mapping[str, Row] = field(default_factory=dict)
+    source: str = ""
+
+    def open_row(self, number: int) -> Scene:
+        """Open a row of the answer, in the view that it opens with."""
+        return replace(self, opened=number, view="", label="", forms={})
+
+    def showing(self, kind: type[_T]) -> _T:
+        """The content; an error where it is not of this kind any more."""
+        if not isinstance(self.content, kind):
+            raise LeukoscopeError(DELETED)
+        return self.content
+
+    @property
+    def row(self) -> Row:
+        """The open row; an error where nothing is open any more."""
+        rows = self.showing(Answer).rows
+        if self.opened is None or self.opened >= len(rows):
+            raise LeukoscopeError(DELETED)
+        return rows[self.opened]
+
+    @property
+    def model(self) -> str:
+        """Name of the model whose answer is open; "" for none."""
+        if isinstance(self.content, Smear):
+            return self.content.reading.model
+        if isinstance(self.content, BatchResult):
+            return self.content.model
+        if isinstance(self.content, Answer) and self.opened is not None and self.opened < len(self.content.rows):
+            return self.row.model
+        return ""
+
+    @property
+    def back(self) -> str:
+        """What a cell was opened from, in a word; "" for nothing."""
+        if self.behind is None:
+            return ""
+        return "smear" if isinstance(self.behind, Smear) else "cells"
+
+
+@dataclass(frozen=True)
+class Update:
+    """One step of a question: what the stage shows from now on, and what the page gets beside it.
+
+    Attributes:
+        scene: the stage; None leaves it as it is.
+        picture, answer: HTML in place of what `scene` draws.
+        parcel: a file for the visitor to save, as HTML.
+    """
+
+    scene: Scene | None = None
+    picture: str | None = None
+    answer: str | None = None
+    parcel: str | None = None
+
+
+@dataclass
+class Visit:
+    """A visitor's session."""
+
+    asked: int = 0  # number of the newest question
+    scene: Scene = field(default_factory=Scene)
+    kept: list[Answer] = field(default_factory=list)  # the newest first
+    added: list[str] = field(default_factory=list)  # Hub ids of models that the visitor named
+    real: str = ""  # Hub id of the data set whose real cells are offered
+
+    def show(self, scene: Scene) -> None:
+        """Show a scene, and keep its answer once that is complete, unless it is opened again from a smear or batch."""
+        self.scene = scene
+        answer = scene.content
+        if isinstance(answer, Answer) and answer.rows and answer.complete and scene.behind is None:
+            self.keep(answer)
+
+    def keep(self, answer: Answer) -> None:
+        """Keep an answer, once for each picture."""
+        others = [known for known in self.kept if known.picture.image is not answer.picture.image]
+        self.kept = [answer, *others][:KEPT_CELLS]
+        while len(self.kept) > 1 and sum(math.prod(known.picture.image.size) for known in self.kept) > KEPT_PIXELS:
+            self.kept.pop()
