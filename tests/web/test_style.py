@@ -18,8 +18,6 @@ def test_every_rule_is_a_block_and_every_declaration_a_line() -> None:
         inside = re.sub(r'"[^"]*"', '""', line.strip())
         indent = len(line) - len(line.lstrip())
         assert indent == 2 * (depth - (inside == "}")), f"indented otherwise: {line!r}"
-            f"indented otherwise: {line!r}"
-        )
         assert inside.endswith(("{", "}", ";", ",")), line
         assert inside == "}" or "}" not in inside, f"more than a line's worth: {line!r}"
         assert inside.count(";") <= 1 and not ("{" in inside and ";" in inside), f"packed: {line!r}"
