@@ -13,7 +13,7 @@ import pytest
 
 from leukoscope import LeukoscopeError
 from leukoscope.evaluation.bootstrap import point_metrics
-from leukoscope.evaluation.metrics import BY_SUBJECT, cell_metric, headline, measure
+from leukoscope.evaluation.metrics import BY_SUBJECT, cell_metric, headline, measure, references_of
 from leukoscope.evaluation.predictions import CellPredictions, pooled
 from predicted import two_class
 
@@ -253,3 +253,28 @@ def test_the_metric_combines_with_others_and_takes_batches(ten: CellPredictions,
     batched = metric.compute()
     assert batched["cells_confusion_matrix"] == metrics["confusion_matrix"]
     assert batched["cells_auroc"] == pytest.approx(metrics["auroc"])
+
+
+@pytest.mark.parametrize("areas", [False, True])
+def test_with_subjects_as_references_the_metric_gives_the_figures_of_measure(areas: bool) -> None:
+    cells = _uneven() if areas else replace(_uneven(), areas=None)
+    metric = cell_metric(cells.label_names, subjects=True, areas=areas)
+    references = references_of(cells)
+    half = len(references) // 2
+    for part in (slice(0, half), slice(half, None)):
+        metric.add_batch(predictions=cells.probabilities[part], references=references[part])
+    figures = metric.compute()
+    assert figures == measure(cells)
+    assert figures["accuracy_by_subject"] is not None and ("auroc_equal_size" in figures) is areas
+
+
+def test_the_metric_writes_nothing_so_that_no_cache_can_stop_it(
+    ten: CellPredictions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.chdir(tmp_path)
+    metric = cell_metric(LABELS)
+    metric.add_batch(predictions=ten.probabilities, references=ten.references)
+    assert metric.compute()["cells"] == len(ten.cell_ids)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -222,7 +224,7 @@ def test_flags_come_from_a_file_and_those_given_beside_it_win(tmp_path: Path) ->
         tmp_path / "run.yaml",
         "dataset_name: cnmc2019\nlearning_rate: 1e-4\nmixed_precision: no\nno_validation: true\n"
         "deterministic: false\ntrain_folds: [fold_1, fold_2]\noutput_dir: runs/a\nseed: 3\nfold:\n"
-        "checkpointing_steps: 2\npositive_label: 1\n",
+        'checkpointing_steps: 2\npositive_label: "1"\n',
     )
     config = parse_config([*given, "--seed", "4"])
     assert (config.data.dataset_name, config.run.learning_rate) == ("cnmc2019", 1e-4)
@@ -256,3 +258,48 @@ def test_a_file_that_holds_no_flags_is_refused(tmp_path: Path, text: str, messag
     assert str(refused.value).startswith(f"--config {tmp_path / 'run.yaml'}: {message}")
     with pytest.raises(LeukoscopeError, match="none.yaml: cannot be read as YAML \\(No such file"):
         parse_config(["--config", str(tmp_path / "none.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("positive_label: Yes", 'positive_label: YAML reads Yes as true; quote it: "Yes"'),
+        ("positive_label: off", 'positive_label: YAML reads off as false; quote it: "off"'),
+        ("label_column_name: 010", 'label_column_name: YAML reads 010 as the number 8; quote it: "010"'),
+        ("subject_column: 1.0e+3", 'subject_column: YAML reads 1.0e+3 as the number 1000.0; quote it: "1.0e+3"'),
+        ("train_dir: 2024-05-06", 'train_dir: YAML reads 2024-05-06 as the date 2024-05-06; quote it: "2024-05-06"'),
+        ("train_folds: [fold_1, 2]", 'train_folds: YAML reads 2 as the number 2; quote it: "2"'),
+        ("test_folds: [~]", 'test_folds: YAML reads ~ as nothing; quote it: "~"'),
+        ("report_to: no", 'report_to: YAML reads no as false; quote it: "no"'),
+        ("mixed_precision: yes", 'mixed_precision: YAML reads yes as true; quote it: "yes"'),
+        ("override:\n- drop_rate: 0.4", "override: holds `key: value`, where a text belongs; put it in quotes"),
+        ("flags:\n  positive_label: NO", 'positive_label: YAML reads NO as false; quote it: "NO"'),
+        ("train_dir: [a, b]", "b: a second value for a flag that takes one; leave it out"),
+    ],
+)
+def test_a_text_that_yaml_reads_as_something_else_is_to_be_quoted(tmp_path: Path, line: str, message: str) -> None:
+    argv = _file(tmp_path / "run.yaml", f"{line}\n")
+    with pytest.raises(LeukoscopeError) as refused:
+        parse_config(argv)
+    assert str(refused.value) == f"--config {tmp_path / 'run.yaml'}: {message}"
+
+
+def test_quoted_text_and_the_words_that_a_flag_takes_are_read(tmp_path: Path) -> None:
+    argv = _file(
+        tmp_path / "run.yaml", 'positive_label: "Yes"\ncheckpointing_steps: no\nmixed_precision: no\nfold: 1\n'
+    )
+    config = parse_config(argv)
+    assert (config.data.positive_label, config.run.checkpointing_steps) == ("Yes", "no")
+    assert (config.run.mixed_precision, config.data.fold) == ("no", 1)
+
+
+def test_ranges_are_checked_whenever_the_parser_was_made(tmp_path: Path) -> None:
+    """HfArgumentParser takes the ranges out of the types of the fields that it reads."""
+    program = (
+        "from leukoscope import LeukoscopeError\n"
+        "from leukoscope.training.config import parse_config\n"
+        "try:\n    parse_config(['--gradient_accumulation_steps', '0']).check()\n"
+        "except LeukoscopeError as error:\n    print(error)\n"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert printed.startswith("--gradient_accumulation_steps 0: input should be greater than or equal to 1")

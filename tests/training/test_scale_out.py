@@ -25,6 +25,7 @@ from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split, make_split
+from leukoscope.evaluation.metrics import measure
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe
@@ -73,13 +74,15 @@ def _learn(cells: Path, processes_batches: int) -> dict[str, Any]:
 
     trainer._step = noted  # type: ignore[method-assign]
     rows = list(trainer.fit())
-    answers = trainer.predict(split.test)
+    answers, metrics = trainer.evaluate(split.test)
     return {
         "losses": np.reshape(losses, (-1, processes_batches)).mean(axis=1).tolist(),
         "epochs": [row["train_loss"] for row in rows],
         "images": len(losses) * accelerator.num_processes * RECIPE.train_batch_size,
         "answered": sorted(answers.cell_ids),
         "asked": sorted(split.test),
+        "metrics": metrics,
+        "measured": measure(answers),
         "main": accelerator.is_main_process,
     }
 
@@ -122,6 +125,8 @@ def test_two_processes_follow_one_that_accumulates_the_same_batches(
     assert first["images"] == alone["images"] == STEPS * 6
     assert not [name for name in first["threads"] + second["threads"] if "gloo" in name], "the connection is closed"
     assert first["answered"] == second["answered"] == first["asked"], "each cell once, uneven as they are"
+    assert first["metrics"] == second["metrics"] == first["measured"], "both measure all cells, by the same figures"
+    assert first["metrics"]["cells"] == len(first["asked"]) and "accuracy_by_subject" in first["metrics"]
 
 
 TINY = (

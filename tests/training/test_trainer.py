@@ -18,6 +18,7 @@ from leukoscope.data.augmentation import Augmenter
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.evaluation.metrics import measure
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe, get_recipe
 from leukoscope.models.weights import classifier_parameters, training_frequencies
@@ -186,6 +187,23 @@ def test_the_mean_of_the_weights_is_what_is_judged_kept_and_released(
     assert trainer.state.eval_network is network
 
 
+# The figures come from the metric of 🤗 evaluate
+
+
+def test_what_is_gathered_is_measured_by_the_metric_of_evaluate_with_subjects_and_without_a_disk(
+    trainer_for: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    trainer = trainer_for(replace(RECIPE, num_train_epochs=1))
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "file" / "cache"))
+    (row,) = trainer.fit()
+    predictions, metrics = trainer.evaluate(trainer.split.validation)
+    assert sorted(predictions.cell_ids) == sorted(trainer.split.validation)
+    assert metrics == measure(trainer.predict(trainer.split.validation)), "bit for bit"
+    assert row["val_balanced_accuracy_by_subject"] == round(metrics["balanced_accuracy_by_subject"], 5)
+    assert row["val_auroc_by_subject"] == round(metrics["auroc_by_subject"], 5)
+
+
 # Several batches per step
 
 
@@ -265,6 +283,23 @@ def test_head_and_backbone_learn_at_their_own_rates_and_what_is_frozen_is_left_o
     of_head = {id(p): 0.02 for p in network.get_submodule("classifier").parameters()}
     of_body = {id(p): 0.01 for n, p in network.named_parameters() if n.startswith("features.") and "conv0" not in n}
     assert rates == of_head | of_body
+
+
+def test_a_row_names_the_rate_that_the_last_step_of_its_epoch_used(
+    trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_for(replace(RECIPE, schedule="cosine", num_train_epochs=2), split="all")
+    step = trainer._step
+    rates: list[float] = []
+
+    def noted(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        return step(inputs, labels)
+
+    monkeypatch.setattr(trainer, "_step", noted)
+    rows = list(trainer.fit())
+    assert [row["learning_rate"] for row in rows] == [rates[trainer.steps_per_epoch - 1], rates[-1]]
+    assert rates[0] != rates[-1] > 0
 
 
 # The learning rate's course: a cosine with a share of warm-up is the plain loop's

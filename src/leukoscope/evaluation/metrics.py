@@ -22,7 +22,6 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from leukoscope import __version__
 from leukoscope.evaluation.bootstrap import point_metrics
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.files import cache_root
 
 if TYPE_CHECKING:
     import evaluate
@@ -88,27 +87,66 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
     return metrics
 
 
-def cell_metric(label_names: Sequence[str]) -> evaluate.Metric:
-    """Make an `evaluate.Metric` for K classes: predictions are (N, K) probabilities, references (N,) classes.
+def cell_metric(label_names: Sequence[str], *, subjects: bool = False, areas: bool = False) -> evaluate.Metric:
+    """Make an `evaluate.Metric` for K classes: predictions are (N, K) probabilities, its results those of `measure`.
 
-    It combines with other metrics of 🤗 evaluate, fetches nothing and writes into our own cache.
+    It combines with other metrics of 🤗 evaluate. It fetches nothing, keeps what is added in memory, and writes
+    nothing. Processes gather their predictions first, as Accelerate's `gather_for_metrics` does.
+
+    Args:
+        label_names: in the order of the probabilities.
+        subjects: references are {"label": class, "subject": id}, as of `references_of`, instead of plain classes; the
+            metrics by subject follow.
+        areas: with `subjects`, references have an "area", too.
     """
     import datasets
     import evaluate
 
+    reference: Any = datasets.Value("int64")
+    if subjects:
+        reference = {"label": reference, "subject": datasets.Value("string")}
+        if areas:
+            reference["area"] = datasets.Value("float64")
+    features = datasets.Features(predictions=datasets.List(datasets.Value("float64")), references=reference)
+
     class CellMetric(evaluate.Metric):
         def _info(self) -> evaluate.MetricInfo:
-            row = datasets.Features(
-                predictions=datasets.List(datasets.Value("float64")), references=datasets.Value("int64")
-            )
             return evaluate.MetricInfo(
-                description="Classification of single cells", citation="", features=row, inputs_description=""
+                description="Classification of single cells", citation="", features=features, inputs_description=""
             )
+
+        def _build_data_dir(self) -> str:
+            # Kept in memory, nothing is written; evaluate would make a folder anyway, also where it must not.
+            return ""
 
         def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-            ids = tuple(map(str, range(len(references))))
-            nobody = ("",) * len(references)
-            cells = CellPredictions(ids, nobody, np.asarray(references), np.asarray(predictions), tuple(label_names))
-            return measure(cells)
+            if subjects:
+                labels = [cell["label"] for cell in references]
+                names = tuple(cell["subject"] for cell in references)
+            else:
+                labels = references
+                names = ("",) * len(references)
+            return measure(
+                CellPredictions(
+                    tuple(map(str, range(len(labels)))),
+                    names,
+                    np.asarray(labels),
+                    np.asarray(predictions),
+                    tuple(label_names),
+                    areas=np.asarray([cell["area"] for cell in references]) if areas else None,
+                )
+            )
 
-    return CellMetric(cache_dir=str(cache_root() / "evaluate"))
+    return CellMetric(keep_in_memory=True)
+
+
+def references_of(predictions: CellPredictions) -> list[dict[str, Any]]:
+    """What `cell_metric` takes as references: class and subject of each cell, and its area where areas are known."""
+    labels = predictions.references.tolist()
+    references = [
+        {"label": label, "subject": subject} for label, subject in zip(labels, predictions.subjects, strict=True)
+    ]
+    if predictions.areas is not None:
+        for reference, area in zip(references, predictions.areas.tolist(), strict=True):
+            reference["area"] = area
+    return references

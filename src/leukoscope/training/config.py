@@ -11,12 +11,12 @@ import shlex
 import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_type_hints
 
-import yaml
 from pydantic import Field
 
 from leukoscope import LeukoscopeError
@@ -26,9 +26,10 @@ from leukoscope.data.loading import load_cells
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import Strategy
 from leukoscope.models.build import StartWeights
-from leukoscope.models.recipes import RECIPES, Recipe, checker, get_recipe, with_overrides, with_values
+from leukoscope.models.recipes import RECIPES, Recipe, get_recipe, with_overrides, with_values
+from leukoscope.training.flag_file import read_flag_file
 
-_RECIPE = "densenet121"
+_DEFAULT_RECIPE = "densenet121"
 # Fields of the recipe that flags set.
 _RECIPE_FLAGS = {
     "image_size": "image_size",
@@ -39,18 +40,26 @@ _RECIPE_FLAGS = {
 }
 # They do not change what a run computes; what a folder or a file holds does, and is compared by content.
 NOT_THE_RESULT = (
-    *("output_dir", "train_dir", "pretrained_weights", "checkpointing_steps"),
-    *("resume_from_checkpoint", "report_to", "quiet", "push_to_hub", "hub_model_id", "hub_private"),
+    "output_dir",
+    "train_dir",
+    "pretrained_weights",
+    "checkpointing_steps",
+    "resume_from_checkpoint",
+    "report_to",
+    "quiet",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private",
 )
-_OF_SPLIT = ("split", "split_file", "fold", "num_folds", "train_folds", "test_folds", "no_validation")
-_PATHS = ("train_dir", "split_file", "labels", "pretrained_weights")
-_NOT_IN_COMMAND = tuple(flag for flag in NOT_THE_RESULT if flag not in _PATHS)
+_SPLIT_FLAGS = ("split", "split_file", "fold", "num_folds", "train_folds", "test_folds", "no_validation")
+_PATH_FLAGS = ("train_dir", "split_file", "labels", "pretrained_weights")
+_NOT_IN_COMMAND = tuple(flag for flag in NOT_THE_RESULT if flag not in _PATH_FLAGS)
 
 Count = Annotated[int, Field(ge=1)]
 
 
-def _flag(default: Any, text: str, **of_parser: Any) -> Any:
-    metadata = {"help": text, **of_parser}
+def _flag(default: Any, text: str, **parser_options: Any) -> Any:
+    metadata = {"help": text, **parser_options}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -103,13 +112,22 @@ class DataArguments:
     @property
     def source(self) -> dict[str, Any]:
         """The flags that say which cells are loaded, as `load_cells` takes them."""
-        table = ("labels", "subject_column", "image_column_name", "label_column_name")
-        return {name: getattr(self, name) for name in ("dataset_name", "train_dir", "subject_pattern", *table)}
+        return {
+            "dataset_name": self.dataset_name,
+            "train_dir": self.train_dir,
+            "subject_pattern": self.subject_pattern,
+            "labels": self.labels,
+            "subject_column": self.subject_column,
+            "image_column_name": self.image_column_name,
+            "label_column_name": self.label_column_name,
+        }
 
     def load(self, image_size: int) -> LoadedCells:
         """Load the cells for images of `image_size` pixels; errors as of `load_cells`."""
         data = load_cells(**self.source, image_size=2 * image_size)
-        return data if self.positive_label is None else data.with_positive(self.positive_label)
+        if self.positive_label is None:
+            return data
+        return data.with_positive(self.positive_label)
 
 
 @dataclass(frozen=True)
@@ -125,8 +143,9 @@ class ModelArguments:
         "format.",
     )
     recipe: str = _flag(
-        _RECIPE,
-        f"A recipe: {', '.join(RECIPES)} (default: {_RECIPE}, or the one that follows from --model_name_or_path).",
+        _DEFAULT_RECIPE,
+        f"A recipe: {', '.join(RECIPES)} (default: {_DEFAULT_RECIPE}, or the one that follows from "
+        "--model_name_or_path).",
     )
     image_size: int | None = _flag(None, "Side of the input in pixels (default: the recipe's).")
     pretrained_weights: str | None = _flag(
@@ -187,9 +206,7 @@ class RunArguments:
     hub_private: bool = _flag(False, "Make that repository private; one that exists must be.")
 
 
-_KINDS: tuple[Any, ...] = (DataArguments, ModelArguments, RunArguments)
-for _kind in _KINDS:
-    checker(_kind)  # before HfArgumentParser changes the types of its fields
+_FLAG_GROUPS: tuple[Any, ...] = (DataArguments, ModelArguments, RunArguments)
 
 
 @dataclass(frozen=True)
@@ -202,16 +219,16 @@ class TrainingConfig:
 
     def check(self) -> None:
         """Raise `LeukoscopeError` for a wrong flag, but for those of the recipe, which `resolve` checks."""
-        for part in (self.data, self.model, self.run):
-            with_values(part, {}, {name: f"--{name} {value}" for name, value in vars(part).items()})
+        for group in (self.data, self.model, self.run):
+            with_values(group, {}, {name: f"--{name} {setting}" for name, setting in vars(group).items()})
         if self.model.from_scratch and self.model.pretrained_weights:
             raise LeukoscopeError("--from_scratch and --pretrained_weights exclude each other; leave one out")
         steps = self.run.checkpointing_steps
-        if steps not in ("epoch", "no") and not (steps.isdecimal() and int(steps) > 0):
+        is_number = steps.isdecimal() and int(steps) > 0
+        if steps not in ("epoch", "no") and not is_number:
             raise LeukoscopeError(f"--checkpointing_steps {steps}: give epoch, no, or a number of steps from 1")
-        for flag, path in (("split_file", self.data.split_file), ("pretrained_weights", self.model.pretrained_weights)):
-            if path and not Path(path).is_file():
-                raise LeukoscopeError(f"--{flag} {path}: no such file; check the path")
+        _require_file("split_file", self.data.split_file)
+        _require_file("pretrained_weights", self.model.pretrained_weights)
 
     def resolve(self) -> Recipe:
         """The recipe with this run's overrides; on phantoms, sized for a smoke run.
@@ -220,29 +237,40 @@ class TrainingConfig:
             LeukoscopeError: a wrong flag, an unknown recipe, or a value out of range.
         """
         self.check()
-        recipe, given = get_recipe(self.model.recipe), self.as_dict()
+        recipe = get_recipe(self.model.recipe)
         if self.is_smoke_run:
-            default = recipe.name == _RECIPE and self.start_weights.from_scratch
-            recipe = replace(
-                recipe,
-                # 112 holds whole patches of 8, 14 and 16 px.
-                image_size=96 if recipe.name in RECIPES else 112,
-                # Two layers of each block learn phantoms as all 58 do, in a fifth of the time.
-                block_config=(2, 2, 2, 2) if default else recipe.block_config,
-                num_train_epochs=8,
-                train_batch_size=16,
-                learning_rate=1e-3,
-                drop_rate=0.0,
-                # From random weights validation jumps from epoch to epoch: averaged, and never stopped in a trough.
-                ema_decay=recipe.ema_decay or 0.9,
-                early_stopping_patience=8,
-            )
+            recipe = self._sized_for_smoke_run(recipe)
         recipe = with_overrides(recipe, self.model.override)
         if self.start_weights.from_scratch:
             recipe = replace(recipe, frozen=())
-        flags = {name: flag for name, flag in _RECIPE_FLAGS.items() if given[flag] is not None}
-        values = {name: given[flag] for name, flag in flags.items()}
-        return with_values(recipe, values, {name: f"--{flag} {given[flag]}" for name, flag in flags.items()})
+        flags = self.as_dict()
+        settings = {}
+        given_as = {}
+        for name, flag in _RECIPE_FLAGS.items():
+            if flags[flag] is not None:
+                settings[name] = flags[flag]
+                given_as[name] = f"--{flag} {flags[flag]}"
+        return with_values(recipe, settings, given_as)
+
+    def _sized_for_smoke_run(self, recipe: Recipe) -> Recipe:
+        """The recipe in small, so that a run on phantoms takes a minute."""
+        block_config = recipe.block_config
+        if recipe.name == _DEFAULT_RECIPE and self.start_weights.from_scratch:
+            # Two layers of each block learn phantoms as all 58 do, in a fifth of the time.
+            block_config = (2, 2, 2, 2)
+        return replace(
+            recipe,
+            # 112 holds whole patches of 8, 14 and 16 px.
+            image_size=96 if recipe.name in RECIPES else 112,
+            block_config=block_config,
+            num_train_epochs=8,
+            train_batch_size=16,
+            learning_rate=1e-3,
+            drop_rate=0.0,
+            # From random weights validation jumps from epoch to epoch: averaged, and never stopped in a trough.
+            ema_decay=recipe.ema_decay or 0.9,
+            early_stopping_patience=8,
+        )
 
     @property
     def is_smoke_run(self) -> bool:
@@ -259,12 +287,12 @@ class TrainingConfig:
     def start_weights(self) -> StartWeights:
         """The start weights; a smoke run works offline, from random ones."""
         model = self.model
-        given = model.pretrained_weights or model.model_name_or_path
+        names_weights = model.pretrained_weights or model.model_name_or_path
         return StartWeights(
             file=Path(model.pretrained_weights) if model.pretrained_weights else None,
             name=model.pretrained_name,
             may_miss=tuple(model.pretrained_may_miss),
-            from_scratch=model.from_scratch or (self.is_smoke_run and not given),
+            from_scratch=model.from_scratch or (self.is_smoke_run and not names_weights),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -274,35 +302,36 @@ class TrainingConfig:
     def public(self) -> dict[str, Any]:
         """Flags as given, without the run's own folder, files and folders by their last name: the rest is private."""
         flags = self.as_dict()
-        for flag in (*_PATHS, "dataset_name", "model_name_or_path"):
-            if flags[flag] and (flag in _PATHS or Path(flags[flag]).exists()):
+        del flags["output_dir"], flags["resume_from_checkpoint"]
+        for flag in _PATH_FLAGS:
+            if flags[flag]:
                 flags[flag] = Path(flags[flag]).name
-        return {k: v for k, v in flags.items() if k not in ("output_dir", "resume_from_checkpoint")}
+        for flag in ("dataset_name", "model_name_or_path"):
+            if flags[flag] and Path(flags[flag]).exists():
+                flags[flag] = Path(flags[flag]).name
+        return flags
 
     def command(self) -> str:
         """The flags that make this run, as `public` gives them."""
-        defaults, words = TrainingConfig().as_dict(), ["train.py"]
-        for flag, value in self.public().items():
-            if value != defaults[flag] and flag not in _NOT_IN_COMMAND:
-                values = value if isinstance(value, list) else [] if value is True else [value]
-                words += [f"--{flag}", *(shlex.quote(str(v)) for v in values)]
+        defaults = TrainingConfig().as_dict()
+        words = ["train.py"]
+        for flag, setting in self.public().items():
+            if setting == defaults[flag] or flag in _NOT_IN_COMMAND:
+                continue
+            words.append(f"--{flag}")
+            if isinstance(setting, list):
+                words += [shlex.quote(str(part)) for part in setting]
+            elif setting is not True:
+                words.append(shlex.quote(str(setting)))
         return " ".join(words)
 
 
-class _HelpFormatter(ArgumentDefaultsHelpFormatter):
-    """Help without the second spelling of each flag (--image-size) and without defaults that say nothing."""
+def _require_file(flag: str, path: str | None) -> None:
+    if path and not Path(path).is_file():
+        raise LeukoscopeError(f"--{flag} {path}: no such file; check the path")
 
-    def _format_action_invocation(self, action: Action) -> str:
-        names = [name for name in action.option_strings if "-" not in name[2:]]
-        value = "" if action.nargs == 0 or action.const is True else self._format_args(action, "")
-        return f"{', '.join(names)} {value}".rstrip()
 
-    def _metavar_formatter(self, action: Action, default_metavar: str) -> Callable[[int], tuple[str, ...]]:
-        return lambda count: (action.dest.upper(),) * count
-
-    def _get_help_string(self, action: Action) -> str | None:
-        unsaid = action.default in (None, "", []) or isinstance(action.default, bool)
-        return action.help if unsaid or "(default" in (action.help or "") else super()._get_help_string(action)
+# The command line
 
 
 def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py") -> TrainingConfig:
@@ -313,6 +342,24 @@ def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py"
     Raises:
         LeukoscopeError: no such flag, a value of another type, or a release that cannot be fine-tuned.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _make_parser(command)
+    settings, unknown = parser.parse_known_args([*_words_of_file(arguments, parser), *arguments])
+    if unknown:
+        raise LeukoscopeError(f"{' '.join(unknown)}: no such flag; {_known_flags(unknown[0])}")
+    data, model, run = ({flag.name: getattr(settings, flag.name) for flag in fields(group)} for group in _FLAG_GROUPS)
+    if model["model_name_or_path"]:
+        from leukoscope.training.finetune import follow_model
+
+        model |= follow_model(model)
+    if model["recipe"] is None:
+        model["recipe"] = _DEFAULT_RECIPE
+    run["config"] = None
+    return TrainingConfig(DataArguments(**data), ModelArguments(**model), RunArguments(**run))
+
+
+def _make_parser(command: str) -> ArgumentParser:
+    """The parser of all flags, from the fields of the dataclasses; an error is a `LeukoscopeError` of one line."""
     from transformers import HfArgumentParser
 
     class Parser(HfArgumentParser):
@@ -322,7 +369,7 @@ def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py"
             raise LeukoscopeError(f"{named}; `leukoscope train --help` lists all flags")
 
     parser = Parser(
-        _KINDS,
+        [_copied(group) for group in _FLAG_GROUPS],
         prog=command,
         usage="%(prog)s [flags]",
         description="Train a classifier of white-blood-cell images; without flags, a small one on synthetic cells. "
@@ -332,63 +379,107 @@ def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py"
     )
     # Only so can a recipe that was given be told from the default.
     parser.set_defaults(recipe=None)
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    files = ArgumentParser(add_help=False, allow_abbrev=False)
-    files.add_argument("--config", type=Path)
-    if (file := files.parse_known_args(arguments)[0].config) is not None:
-        given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in arguments if word.startswith("--")}
-        # A split that is named beside the file takes the place of all that the file says of its own.
-        flags = _flags_in(file, _OF_SPLIT if given & {"split", "split_file"} else ())
-        try:
-            words = words_of(flags)
-            parser.parse_args_into_dataclasses(args=words)
-        except LeukoscopeError as error:
-            raise LeukoscopeError(f"--config {file}: {error}") from None
-        arguments = [*words, *arguments]
-    data, model, run, unknown = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
-    if unknown:
-        raise LeukoscopeError(f"{' '.join(unknown)}: no such flag; {_known_flags(unknown[0])}")
-    if model.model_name_or_path:
-        from leukoscope.training.finetune import follow_model
+    return parser
 
-        model = replace(model, **follow_model(asdict(model)))
-    recipe = vars(model)["recipe"]
-    model = replace(model, recipe=_RECIPE if recipe is None else recipe)
-    return TrainingConfig(data, model, replace(run, config=None))
+
+def _copied(group: Any) -> Any:
+    """A group of flags with copies of its fields: HfArgumentParser takes the ranges out of the types of what it reads.
+
+    `with_values` checks the ranges of the original.
+    """
+    copied = type(group.__name__, (group,), {})
+    copied.__dataclass_fields__ = {flag.name: copy(flag) for flag in fields(group)}  # type: ignore[attr-defined]
+    return copied
+
+
+class _HelpFormatter(ArgumentDefaultsHelpFormatter):
+    """Help without the second spelling of each flag (--image-size) and without defaults that say nothing."""
+
+    def _format_action_invocation(self, action: Action) -> str:
+        names = [name for name in action.option_strings if "-" not in name[2:]]
+        takes_none = action.nargs == 0 or action.const is True
+        metavar = "" if takes_none else self._format_args(action, "")
+        return f"{', '.join(names)} {metavar}".rstrip()
+
+    def _metavar_formatter(self, action: Action, default_metavar: str) -> Callable[[int], tuple[str, ...]]:
+        return lambda count: (action.dest.upper(),) * count
+
+    def _get_help_string(self, action: Action) -> str | None:
+        default_says_nothing = action.default in (None, "", []) or isinstance(action.default, bool)
+        if default_says_nothing or "(default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
 
 
 def _known_flags(unknown: str) -> str:
     """Where the flags are listed, and which of them are most like one that does not exist."""
-    name = unknown.partition("=")[0].lstrip("-").replace("-", "_")
-    names = [one.name for kind in _KINDS for one in fields(kind)]
+    name = _flag_name(unknown)
+    names = [flag.name for group in _FLAG_GROUPS for flag in fields(group)]
     # What contains it, such as num_train_epochs for epochs, is likelier than what is spelt like it.
-    alike = [one for one in names if len(name) > 3 and name in one] or get_close_matches(name, names, 2)
-    guess = f"did you mean {' or '.join(f'--{one}' for one in alike[:2])}? " if alike else ""
-    return f"{guess}`leukoscope train --help` lists them all"
+    similar = [known for known in names if len(name) > 3 and name in known] or get_close_matches(name, names, 2)
+    if not similar:
+        return "`leukoscope train --help` lists them all"
+    guess = " or ".join(f"--{known}" for known in similar[:2])
+    return f"did you mean {guess}? `leukoscope train --help` lists them all"
 
 
-def _flags_in(file: Path, without: Sequence[str]) -> dict[str, Any]:
-    """The flags, but for those of `without`, that a YAML file holds by name or, as args.yaml, under `flags`."""
+def _flag_name(word: str) -> str:
+    """The name of the flag that a word of the command line sets: --num-folds=3 → num_folds."""
+    return word.partition("=")[0].lstrip("-").replace("-", "_")
+
+
+# Flags from a file, and from Python
+
+
+def _words_of_file(arguments: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """The flags of the file that --config names, as words of the command line; [] where none is named.
+
+    A split that is named beside the file takes the place of all that the file says of its own.
+    """
+    only_config = ArgumentParser(add_help=False, allow_abbrev=False)
+    only_config.add_argument("--config", type=Path)
+    file = only_config.parse_known_args(arguments)[0].config
+    if file is None:
+        return []
+    beside = {_flag_name(word) for word in arguments if word.startswith("--")}
+    replaced = _SPLIT_FLAGS if beside & {"split", "split_file"} else ()
+    flags = read_flag_file(file, _text_flags())
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or str(error).replace("\n", " ")
-        raise LeukoscopeError(f"--config {file}: cannot be read as YAML ({reason}); give a file of flags") from None
-    content = content.get("flags", content) if isinstance(content, dict) else None
-    if not isinstance(content, dict):
-        raise LeukoscopeError(f"--config {file}: holds no flags; write one per line, like `learning_rate: 1e-4`")
-    return {name: value for name, value in content.items() if name not in without}
+        words = words_of({name: setting for name, setting in flags.items() if name not in replaced})
+        _, unread = parser.parse_known_args(words)
+    except LeukoscopeError as error:
+        raise LeukoscopeError(f"--config {file}: {error}") from None
+    if unread:
+        raise LeukoscopeError(f"--config {file}: {unread[0]}: a second value for a flag that takes one; leave it out")
+    return words
+
+
+def _text_flags() -> set[str]:
+    """The flags whose values are text: str, a list of str, or one of several words."""
+    hints = {name: hint for group in _FLAG_GROUPS for name, hint in get_type_hints(group).items()}
+    return {name for name, hint in hints.items() if _is_text(hint)}
+
+
+def _is_text(hint: Any) -> bool:
+    """Whether values of a type are text: str, a list of it, some words, or one of these and None."""
+    return hint is str or isinstance(hint, str) or any(_is_text(part) for part in get_args(hint))
 
 
 def words_of(flags: Mapping[str, Any]) -> list[str]:
     """Flags by name as words of the command line, but for those that are None or hold no value."""
-    names, words = TrainingConfig().as_dict(), list[str]()
-    for name, value in flags.items():
-        if name not in names or (name == "config" and value is not None):
+    names = TrainingConfig().as_dict()
+    words: list[str] = []
+    for name, setting in flags.items():
+        if name not in names or (name == "config" and setting is not None):
             raise LeukoscopeError(f"{name}: no such flag; {_known_flags(str(name))}")
-        if isinstance(value, list | tuple):
-            words += [f"--{name}", *map(str, value)] if value else []
-        elif value is not None:
+        if setting is None:
+            continue
+        if isinstance(setting, list | tuple):
+            if setting:
+                words += [f"--{name}", *map(str, setting)]
+        elif setting is False:
             # YAML reads a plain `no` as false; flags of either type take "no".
-            words.append(f"--{name}={'no' if value is False else value}")
+            words.append(f"--{name}=no")
+        else:
+            words.append(f"--{name}={setting}")
     return words

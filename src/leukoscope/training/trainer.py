@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from transformers import get_scheduler
 from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split
-from leukoscope.evaluation.metrics import measure
+from leukoscope.evaluation.metrics import cell_metric, references_of
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.runtime import memory_errors
 from leukoscope.models.recipes import Recipe
@@ -34,10 +34,18 @@ from leukoscope.training.checkpoint import Checkpoints, Interrupted, StopRequest
 from leukoscope.training.data import CellDataset, make_inputs, prediction_loader, require_whole_step, training_loader
 
 _VALIDATION_METRICS = (
-    *("loss", "accuracy", "balanced_accuracy", "f1_weighted", "auroc"),
-    *("balanced_accuracy_by_subject", "auroc_by_subject"),
+    "loss",
+    "accuracy",
+    "balanced_accuracy",
+    "f1_weighted",
+    "auroc",
+    "balanced_accuracy_by_subject",
+    "auroc_by_subject",
 )
 _BATCHES_BETWEEN_CHECKS = 50
+
+GatheredBatch = tuple[torch.Tensor, torch.Tensor]
+"""(B, K) logits and the (B,) rows of their cells."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +68,21 @@ def best_epoch(rows: Sequence[Mapping[str, Any]], selected_by: str, patience: in
     Where a metric by subject is missing in `rows` of summary.csv, its pooled form takes its place. Training should stop
     `patience` epochs after the last better score.
     """
-    best, kept, gained, watched = -math.inf, 0, 0, selected_by
+    best_score = -math.inf
+    best = 0
+    last_gain = 0
+    watched = selected_by
     for row in rows:
         watched = selected_by if selected_by in row else selected_by.removesuffix("_by_subject")
         score = gain(row, watched)
-        if score > best:
-            gained = row["epoch"]
-        if score >= best:
-            best, kept = score, row["epoch"]
-    stop = len(rows) - gained >= patience
-    return Selection(kept, watched, f"no better validation score for {patience} epochs" * stop)
+        if score > best_score:
+            last_gain = row["epoch"]
+        if score >= best_score:
+            best_score = score
+            best = row["epoch"]
+    if len(rows) - last_gain >= patience:
+        return Selection(best, watched, f"no better validation score for {patience} epochs")
+    return Selection(best, watched)
 
 
 def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
@@ -87,8 +100,14 @@ def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]
 def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, total_steps: int) -> LambdaLR:
     """Make the recipe's schedule: one of transformers' that warms up linearly and ends after `total_steps`."""
     warmup = round(total_steps * recipe.warmup_share) if recipe.warmup_steps is None else recipe.warmup_steps
-    schedule: LambdaLR = get_scheduler(recipe.schedule, optimizer, warmup, total_steps)
-    return schedule
+    scheduler: LambdaLR = get_scheduler(recipe.schedule, optimizer, warmup, total_steps)
+    return scheduler
+
+
+def rate_of_last_step(scheduler: LambdaLR) -> float:
+    """The learning rate of the step before `scheduler.step()`, of the first group of parameters."""
+    # `get_last_lr` is that of the step to come.
+    return float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](scheduler.last_epoch - 1))
 
 
 def keep_depthwise_float32(network: nn.Module) -> None:
@@ -98,7 +117,7 @@ def keep_depthwise_float32(network: nn.Module) -> None:
     def leave_autocast(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         states.append(torch.is_autocast_enabled("cpu"))
         torch.set_autocast_enabled("cpu", False)
-        return tuple(one.float() for one in inputs)
+        return tuple(tensor.float() for tensor in inputs)
 
     def enter_again(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         torch.set_autocast_enabled("cpu", states.pop())
@@ -107,6 +126,35 @@ def keep_depthwise_float32(network: nn.Module) -> None:
         if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels:
             module.register_forward_pre_hook(leave_autocast)
             module.register_forward_hook(enter_again, always_call=True)
+
+
+def remove_autocast(accelerator: Accelerator, model: nn.Module) -> None:
+    """Take from a prepared model the wrapper that computes every call in the precision of training.
+
+    The training step asks for that precision itself; predictions are made in float32.
+    """
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # called for this effect; what it returns is not needed
+
+
+def count_classes(cells: FramedCells, split: Split) -> torch.Tensor:
+    """(K,) float32, training cells of each class.
+
+    Raises:
+        LeukoscopeError: a class without training cells.
+    """
+    names = cells.data.info.labels
+    counts = np.bincount(cells.labels[cells.rows(split.train)], minlength=len(names))
+    for name, count in zip(names, counts, strict=True):
+        if count == 0:
+            raise LeukoscopeError(f"split: no training cell of class {name}; use another --split or more cells")
+    return torch.tensor(counts, dtype=torch.float32)
+
+
+def weigh_classes(recipe: Recipe, class_counts: torch.Tensor) -> torch.Tensor:
+    """(K,) float32 weights in the loss; see `Trainer.class_weights`."""
+    if recipe.class_weighted and recipe.sampling == "cells":
+        return class_counts.sum() / (len(class_counts) * class_counts)
+    return torch.ones_like(class_counts)
 
 
 class Trainer:
@@ -143,34 +191,38 @@ class Trainer:
         Raises:
             LeukoscopeError: a class without training cells, or fewer training cells than a step takes.
         """
-        self.accelerator, self.network, self.cells, self.split, self.recipe = accelerator, network, cells, split, recipe
-        self.checkpoints, self.stop, self.seconds = checkpoints, StopRequest(), 0.0
-        rows = cells.rows(split.train)
-        names, counts = cells.data.info.labels, np.bincount(cells.labels[rows], minlength=len(cells.data.info.labels))
-        for name, count in zip(names, counts, strict=True):
-            if count == 0:
-                raise LeukoscopeError(f"split: no training cell of class {name}; use another --split or more cells")
-        self.class_counts = torch.tensor(counts, dtype=torch.float32)
-        weights = self.class_counts.sum() / (len(names) * self.class_counts)
-        weighted = recipe.class_weighted and recipe.sampling == "cells"
-        self.class_weights = (weights if weighted else torch.ones_like(weights)).to(accelerator.device)
+        self.accelerator = accelerator
+        self.network = network
+        self.cells = cells
+        self.split = split
+        self.recipe = recipe
+        self.checkpoints = checkpoints
+        self.stop = StopRequest()
+        self.seconds = 0.0
         self.cell_of = {row: cell for cell, row in cells.row_of.items()}
-        shown = min(recipe.epoch_cells or len(rows), len(rows))
-        require_whole_step(len(rows), shown, recipe.train_batch_size, accelerator)
+        self.class_counts = count_classes(cells, split)
+        self.class_weights = weigh_classes(recipe, self.class_counts).to(accelerator.device)
+
+        # What the network is fed with
+        rows = cells.rows(split.train)
+        epoch_cells = min(recipe.epoch_cells or len(rows), len(rows))
+        require_whole_step(len(rows), epoch_cells, recipe.train_batch_size, accelerator)
         freeze(network, recipe.frozen)
-        passes = recipe.num_train_epochs * (shown + len(split.validation)) + len(split.test)
+        passes = recipe.num_train_epochs * (epoch_cells + len(split.validation)) + len(split.test)
         self.inputs = make_inputs(accelerator, network, cells, recipe, seed, passes=passes if cache_features else 0)
-        train = CellDataset(self.inputs, cells.labels, rows)
-        loader = training_loader(train, [cells.subjects[row] for row in rows], shown, recipe, accelerator, seed)
+        dataset = CellDataset(self.inputs, cells.labels, rows)
+        subjects = [cells.subjects[row] for row in rows]
+        loader = training_loader(dataset, subjects, epoch_cells, recipe, accelerator, seed)
         self.steps_per_epoch = len(loader) // (accelerator.num_processes * accelerator.gradient_accumulation_steps)
+
+        # What is trained
         optimizer = self.create_optimizer()
         scheduler = make_scheduler(optimizer, recipe, recipe.num_train_epochs * self.steps_per_epoch)
         # Row numbers stay on the CPU, where the augmentation uses them; the rest is moved batch by batch.
         self.model, self.optimizer, self.loader = accelerator.prepare(
             self.inputs.model(network), optimizer, loader, device_placement=[True, True, False]
         )
-        # The step asks for the precision of training itself; predictions are made in float32.
-        accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        remove_autocast(accelerator, self.model)
         if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
             keep_depthwise_float32(network)
         self.state = TrainingState(accelerator, network, optimizer, scheduler)
@@ -226,8 +278,9 @@ class Trainer:
         state.average = None
         selection = self.select_epoch()
         if state.kept:
-            column = selection.watched.replace("val_", "validation ").replace("train_", "training ").replace("_", " ")
-            note(f"kept epoch {selection.epoch}: {column} {state.rows[selection.epoch - 1][selection.watched]:.3f}")
+            words = selection.watched.replace("val_", "validation ").replace("train_", "training ").replace("_", " ")
+            score = state.rows[selection.epoch - 1][selection.watched]
+            note(f"kept epoch {selection.epoch}: {words} {score:.3f}")
 
     def _epoch(self) -> dict[str, Any]:
         """Train and validate once, keep what is the best, write a checkpoint; the row of summary.csv."""
@@ -237,13 +290,16 @@ class Trainer:
             # Each process saw batches of its own; what predicts, and what is kept, must be the same network.
             for statistic in state.eval_network.buffers():
                 statistic.copy_(broadcast(statistic))
-        row |= self._validate() if self.split.validation else {}
+        if self.split.validation:
+            row |= self._validate()
         state.rows.append(row)
-        state.step, state.batches = 0, []
+        state.step = 0
+        state.batches = []
         selection = self.select_epoch()
         if self.split.validation and selection.epoch == state.epoch:
-            state.kept = {k: v.detach().clone() for k, v in state.eval_network.state_dict().items()}
-        note("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+            weights = state.eval_network.state_dict()
+            state.kept = {name: tensor.detach().clone() for name, tensor in weights.items()}
+        note("  ".join(f"{column} {_in_short(figure)}" for column, figure in row.items()))
         if selection.stop_reason:
             note(f"{selection.stop_reason}: stopped")
         if self.checkpoints and self.checkpoints.each_epoch:
@@ -252,23 +308,26 @@ class Trainer:
 
     def _train_epoch(self) -> dict[str, Any]:
         """Train on the training side once, or on what is left of it; the training columns of summary.csv."""
-        state, accelerator = self.state, self.accelerator
-        started, device = time.perf_counter(), accelerator.device
+        state = self.state
+        accelerator = self.accelerator
+        device = accelerator.device
+        started = time.perf_counter()
         self.model.train()
         freeze(self.network, self.recipe.frozen)  # these keep weights and batch statistics
-        epoch, seen = state.epoch, state.step * accelerator.gradient_accumulation_steps
+        epoch = state.epoch
+        batches_per_step = accelerator.gradient_accumulation_steps
+        seen = state.step * batches_per_step
         # The order follows from seed and epoch.
         self.loader.set_epoch(epoch)
         # Counted over all epochs, so that the time left is that of the whole training.
-        left = track(
+        batches = track(
             skip_first_batches(self.loader, seen) if seen else self.loader,
             f"epoch {epoch + 1} of {self.recipe.num_train_epochs}",
             len(self.loader) * self.recipe.num_train_epochs,
             done=len(self.loader) * epoch + seen,
         )
-        for items, labels, rows in left:
-            parts = accelerator.gradient_accumulation_steps
-            with memory_errors(device, len(labels), self._smaller_batch(2 * parts)):
+        for items, labels, rows in batches:
+            with memory_errors(device, len(labels), self._smaller_batch(2 * batches_per_step)):
                 # Rows stay where the augmentation uses them.
                 inputs = self.inputs.for_training(items.to(device, non_blocking=True), rows, epoch)
                 with accelerator.accumulate(self.model):
@@ -287,7 +346,7 @@ class Trainer:
             "epoch": epoch + 1,
             "train_loss": round(loss, 5),
             "train_accuracy": round(accuracy, 5),
-            "learning_rate": self.state.scheduler.get_last_lr()[0],
+            "learning_rate": rate_of_last_step(state.scheduler),
             "seconds": round(seconds, 1),
             "images_per_second": round(images / seconds, 1),
         }
@@ -332,8 +391,8 @@ class Trainer:
             self.state.average.update(self.network, step=step)
         self._stop_if_asked(step)
         # At the end of an epoch a checkpoint is written after validation.
-        every = self.checkpoints.every_steps if self.checkpoints else None
-        if every and step % every == 0 and self.state.step < self.steps_per_epoch:
+        interval = self.checkpoints.every_steps if self.checkpoints else None
+        if interval and step % interval == 0 and self.state.step < self.steps_per_epoch:
             self._save()
 
     @property
@@ -345,30 +404,56 @@ class Trainer:
 
     def predict(self, cell_ids: tuple[str, ...]) -> CellPredictions:
         """Predict the given cells, during `fit` with the averaged weights, where the recipe keeps an average."""
-        logits, rows = self._logits(cell_ids, "prediction")
-        return replace(self._predictions(logits, rows), areas=self.cells.areas_of(rows.numpy()))
+        return self._predictions(*_joined(self._gathered_batches(cell_ids, "prediction")))
+
+    def evaluate(self, cell_ids: tuple[str, ...]) -> tuple[CellPredictions, dict[str, Any]]:
+        """Predict the given cells as `predict` does, and measure the predictions: figures as of `metrics.measure`."""
+        batches = self._gathered_batches(cell_ids, "prediction")
+        return self._predictions(*_joined(batches)), self._measure(batches)
 
     def _validate(self) -> dict[str, float]:
         """The validation columns of summary.csv; val_loss is the training loss on those cells."""
         # A checkpoint may be written between batches; after training the network is no longer what it resumes from.
-        logits, rows = self._logits(self.split.validation, "validation", between=self._stop_if_asked)
-        device, labels = self.accelerator.device, torch.from_numpy(self.cells.labels[rows.numpy()])
+        batches = self._gathered_batches(self.split.validation, "validation", between=self._stop_if_asked)
+        logits, rows = _joined(batches)
+        device = self.accelerator.device
+        labels = torch.from_numpy(self.cells.labels[rows.numpy()])
         with torch.inference_mode():
             loss = self.compute_loss(logits.to(device), labels.to(device), self.state.eval_network)
-        metrics = {"loss": float(loss)} | measure(self._predictions(logits, rows))
-        return {f"val_{k}": round(metrics[k], 5) for k in _VALIDATION_METRICS if metrics.get(k) is not None}
+        metrics = {"loss": float(loss), **self._measure(batches)}
+        columns = [name for name in _VALIDATION_METRICS if metrics.get(name) is not None]
+        return {f"val_{name}": round(metrics[name], 5) for name in columns}
 
-    def _logits(
-        self, cell_ids: tuple[str, ...], what: str, between: Callable[[int], None] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, K) logits and the (N,) rows of their cells, on the CPU; `between` is called with each batch's number."""
-        accelerator, device = self.accelerator, self.accelerator.device
+    def _measure(self, batches: Sequence[GatheredBatch]) -> dict[str, Any]:
+        """Measure gathered batches by the metric of 🤗 evaluate; the same figures in every process.
+
+        Subjects travel as references, because epochs are chosen by subject.
+        """
+        info = self.cells.data.info
+        metric = cell_metric(info.labels, subjects=True, areas=info.background == "black")
+        for logits, rows in batches:
+            predictions = self._predictions(logits, rows)
+            metric.add_batch(predictions=predictions.probabilities, references=references_of(predictions))
+        metrics: dict[str, Any] = metric.compute()
+        return metrics
+
+    def _gathered_batches(
+        self, cell_ids: tuple[str, ...], label: str, between: Callable[[int], None] | None = None
+    ) -> list[GatheredBatch]:
+        """Predict the given cells: (B, K) logits and (B,) rows of each batch of all processes, on the CPU.
+
+        Args:
+            label: what is done, for the progress.
+            between: called with each batch's number.
+        """
+        accelerator = self.accelerator
+        device = accelerator.device
         cells = CellDataset(self.inputs, self.cells.labels, self.cells.rows(cell_ids))
         model = self.inputs.model(self.state.eval_network).eval()
-        gathered: list[tuple[torch.Tensor, torch.Tensor]] = []
+        gathered: list[GatheredBatch] = []
         # Without gradients twice as many fit as in training.
         loader = prediction_loader(cells, 2 * self.recipe.train_batch_size, accelerator)
-        for number, (items, _, rows) in enumerate(track(loader, what, len(loader))):
+        for number, (items, _, rows) in enumerate(track(loader, label, len(loader))):
             # In float32, as releases predict: metrics of half precision would be another network's.
             no_autocast = accelerator.autocast(AutocastKwargs(enabled=False))
             with memory_errors(device, len(rows), self._smaller_batch()), torch.inference_mode(), no_autocast:
@@ -376,27 +461,34 @@ class Trainer:
             gathered.append(accelerator.gather_for_metrics((logits, rows.to(device, non_blocking=True))))
             if between:
                 between(number)
-        logits, seen = (torch.cat(parts).cpu() for parts in zip(*gathered, strict=True))
-        assert sorted(seen.tolist()) == sorted(cells.rows.tolist()), "a cell was predicted twice or not at all"
-        return logits, seen
+        # Moved at the end: a GPU would wait for each batch.
+        batches = [(logits.cpu(), rows.cpu()) for logits, rows in gathered]
+        predicted = torch.cat([rows for _, rows in batches])
+        assert sorted(predicted.tolist()) == sorted(cells.rows.tolist()), "a cell was predicted twice or not at all"
+        return batches
 
-    def _smaller_batch(self, parts: int = 0) -> str:
-        """What to give where the memory is full; `parts` batches then make a step."""
-        if (size := self.recipe.train_batch_size) == 1:
+    def _smaller_batch(self, batches_per_step: int = 0) -> str:
+        """What to give where the memory is full; so many batches then make a step, unless 0."""
+        size = self.recipe.train_batch_size
+        if size == 1:
             return "give a smaller --image_size"
-        more = f" --gradient_accumulation_steps {parts}" * bool(parts)
-        return f"give --per_device_train_batch_size {size // 2}{more}"
+        fix = f"give --per_device_train_batch_size {size // 2}"
+        if batches_per_step:
+            fix += f" --gradient_accumulation_steps {batches_per_step}"
+        return fix
 
     def _predictions(self, logits: torch.Tensor, rows: torch.Tensor) -> CellPredictions:
-        """Logits as probabilities of named cells, without their areas."""
+        """(N, K) logits as probabilities of the cells of (N,) rows."""
         cells = self.cells
+        numbers = rows.numpy()
         return CellPredictions(
             tuple(self.cell_of[row] for row in rows.tolist()),
             tuple(cells.subjects[row] for row in rows.tolist()),
-            cells.labels[rows.numpy()],
+            cells.labels[numbers],
             logits.softmax(dim=1).numpy(),
             cells.data.info.labels,
-            pixel_hashes=cells.hashes_of(rows.numpy()),
+            areas=cells.areas_of(numbers),
+            pixel_hashes=cells.hashes_of(numbers),
         )
 
     # Checkpoints
@@ -418,8 +510,19 @@ class Trainer:
 
     def _stop_if_asked(self, count: int) -> None:
         """Write a checkpoint and end where a signal asked for it, at a moment that all processes agree on."""
-        if number := self.stop.agreed(self.accelerator, count):
+        signal_number = self.stop.agreed(self.accelerator, count)
+        if signal_number:
             self._save()
-            at = f"epoch {self.state.epoch + 1}, step {self.state.step}"
-            self.accelerator.print(f"asked to stop: checkpoint written at {at}", flush=True)
-            raise Interrupted(number)
+            moment = f"epoch {self.state.epoch + 1}, step {self.state.step}"
+            self.accelerator.print(f"asked to stop: checkpoint written at {moment}", flush=True)
+            raise Interrupted(signal_number)
+
+
+def _joined(batches: Sequence[GatheredBatch]) -> GatheredBatch:
+    """Batches as one: (N, K) logits and (N,) rows."""
+    return torch.cat([logits for logits, _ in batches]), torch.cat([rows for _, rows in batches])
+
+
+def _in_short(figure: Any) -> str:
+    """A figure of summary.csv for the terminal."""
+    return f"{figure:.4g}" if isinstance(figure, float) else str(figure)

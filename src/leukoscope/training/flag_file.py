@@ -1,0 +1,81 @@
+"""Flags from a YAML file (--config), such as an earlier run's args.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import date
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from leukoscope import LeukoscopeError
+
+# Of these flags `no` is a value, which YAML reads as false; of the second, a number of steps, too.
+_TAKE_NO = ("mixed_precision", "checkpointing_steps")
+_TAKE_NUMBER = ("checkpointing_steps",)
+
+
+class _AsWritten(yaml.SafeLoader):
+    """Reads YAML with every scalar as the text that is written there; only `<<` keeps its meaning."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "<": yaml.SafeLoader.yaml_implicit_resolvers["<"]
+    }
+
+
+def read_flag_file(file: Path, text_flags: Collection[str]) -> dict[str, Any]:
+    """The flags that a YAML file holds by name or, as args.yaml, under `flags`.
+
+    Args:
+        text_flags: the flags whose values are text.
+
+    Raises:
+        LeukoscopeError: no such file, no YAML, or a text that YAML reads as something else (`Yes` as true).
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = yaml.safe_load(text) or {}
+        # The same with every scalar as it is written.
+        written = yaml.load(text, Loader=_AsWritten) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or str(error).replace("\n", " ")
+        raise LeukoscopeError(f"--config {file}: cannot be read as YAML ({reason}); give a file of flags") from None
+    if isinstance(content, dict) and "flags" in content:
+        content = content["flags"]
+        written = written["flags"]
+    if not isinstance(content, dict):
+        raise LeukoscopeError(f"--config {file}: holds no flags; write one per line, like `learning_rate: 1e-4`")
+    for name, setting in content.items():
+        if name not in text_flags:
+            continue
+        if isinstance(setting, list):
+            for part, written_part in zip(setting, written[name], strict=True):
+                _require_text(file, name, part, written_part)
+        elif setting is not None:  # as if the flag were left out
+            _require_text(file, name, setting, written[name])
+    return content
+
+
+def _require_text(file: Path, name: str, setting: Any, written: Any) -> None:
+    """Raise `LeukoscopeError` where YAML did not read a value of a text flag, `written` in the file, as text."""
+    if isinstance(setting, str):
+        return
+    if setting is False and name in _TAKE_NO:
+        return
+    if type(setting) is int and name in _TAKE_NUMBER:
+        return
+    if isinstance(setting, dict | list):
+        raise LeukoscopeError(f"--config {file}: {name}: holds `key: value`, where a text belongs; put it in quotes")
+    raise LeukoscopeError(f'--config {file}: {name}: YAML reads {written} as {_kind(setting)}; quote it: "{written}"')
+
+
+def _kind(setting: Any) -> str:
+    """What YAML made of a text, in words."""
+    if setting is None:
+        return "nothing"
+    if isinstance(setting, bool):
+        return str(setting).lower()
+    if isinstance(setting, date):
+        return f"the date {setting}"
+    return f"the number {setting}"
