@@ -69,9 +69,17 @@ class ProtocolRun:
 
 def identity_of(config: TrainingConfig) -> RunIdentity:
     """The identity of a run that is to be made; without its cells, where these are not on this machine."""
-    args, identity = config.data, RunIdentity.of(config, config.resolve())
-    here = "/" in args.dataset_name if args.train_dir is None else Path(args.train_dir).is_dir()
-    return replace(identity, data=_loaded(**args.source).fingerprint) if here else identity
+    identity = RunIdentity.of(config, config.resolve())
+    if not _can_be_loaded(config.data):
+        return identity
+    return replace(identity, data=_loaded(**config.data.source).fingerprint)
+
+
+def _can_be_loaded(args: DataArguments) -> bool:
+    """Whether the cells are on this machine or on the Hub."""
+    if args.train_dir is None:
+        return "/" in args.dataset_name
+    return Path(args.train_dir).is_dir()
 
 
 @lru_cache(maxsize=1)
@@ -88,9 +96,11 @@ def known_of(data: DataArguments) -> DatasetInfo:
 def refuse_split_flags(config: TrainingConfig, *also: str) -> None:
     """Refuse flags of `DataArguments`, `also` more of them, that an experiment of several runs sets itself."""
     names = ("split", "split_file", "fold", "train_folds", "test_folds", "no_validation", *also)
-    given = [name for name in names if getattr(config.data, name) != getattr(DataArguments(), name)]
-    for flag in (*given, *["push_to_hub"] * config.run.push_to_hub):
-        raise LeukoscopeError(f"--{flag}: an experiment makes its own splits and publishes nothing; leave it out")
+    refused = [name for name in names if getattr(config.data, name) != getattr(DataArguments(), name)]
+    if config.run.push_to_hub:
+        refused.append("push_to_hub")
+    if refused:
+        raise LeukoscopeError(f"--{refused[0]}: an experiment makes its own splits and publishes nothing; leave it out")
 
 
 def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
@@ -98,9 +108,11 @@ def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
     # With another number of folds, no other run is repeated. The official folds show first whether a recipe works.
     single = replace(config, data=replace(config.data, num_folds=DataArguments().num_folds))
     info = known_of(config.data)
-    for one, other in (("0", "1"), ("1", "0")) if {"fold_0", "fold_1"} <= info.official_counts.keys() else ():
-        folds = {"train_folds": [f"fold_{one}"], "test_folds": [f"fold_{other}"]}
-        yield _run(single, f"official-{one}-{other}", OFFICIAL_FOLDS, split="official", no_validation=True, **folds)
+    if {"fold_0", "fold_1"} <= info.official_counts.keys():
+        for trained, tested in (("0", "1"), ("1", "0")):
+            folds = {"train_folds": [f"fold_{trained}"], "test_folds": [f"fold_{tested}"]}
+            name = f"official-{trained}-{tested}"
+            yield _run(single, name, OFFICIAL_FOLDS, split="official", no_validation=True, **folds)
     yield _run(single, FINAL, split="all")
     for fold in range(config.data.num_folds):
         yield _run(config, f"cv-{fold}", OUT_OF_FOLD, split=f"{info.group}-cv", fold=fold, no_validation=True)
@@ -120,28 +132,39 @@ def _run(config: TrainingConfig, name: str, estimates: str = "", **data: Any) ->
 def run_protocol(config: TrainingConfig) -> list[ProtocolRun]:
     """Make every run that is not finished yet; refuses flags that a protocol sets, and runs of other settings."""
     refuse_split_flags(config)
-    runs, data = list(protocol_runs(config)), _loaded(**config.data.source)
-    # Told now rather than after the first trainings.
-    unit, num_folds = data.info.group, config.data.num_folds
-    groups = groups_of(data, unit)
-    labels = dict(zip(data.train["cell_id"][:], data.train["label"][:], strict=True))
-    if nameless := [cell for cell in labels if not groups[cell]]:
-        flag = "--subject_column" if "/" in data.info.name else "--subject_pattern or --labels"
+    runs = list(protocol_runs(config))
+    cells = _loaded(**config.data.source)
+    _require_measurable(cells, config.data.num_folds)
+    for run in runs:
+        choose_split(run.config, cells)
+    return finish(runs)
+
+
+def _require_measurable(cells: LoadedCells, num_folds: int) -> None:
+    """Refuse cells that no cross-validation by subject can measure, before the first training.
+
+    Raises:
+        LeukoscopeError: a cell of an unknown subject, or a class of too few subjects.
+    """
+    unit = cells.info.group
+    unit_of_cell = groups_of(cells, unit)
+    labels = dict(zip(cells.train["cell_id"][:], cells.train["label"][:], strict=True))
+    nameless = [cell for cell in labels if not unit_of_cell[cell]]
+    if nameless:
+        flag = "--subject_column" if "/" in cells.info.name else "--subject_pattern or --labels"
         raise LeukoscopeError(
             f"cell {nameless[0]}: its {unit} is not known ({len(nameless):,} such cells); a protocol measures by "
             f"{unit}: name it ({flag}), or take these cells out"
         )
-    for number, name in enumerate(data.info.labels):
-        found = len({groups[cell] for cell, label in labels.items() if label == number})
-        if found < max(MIN_SUBJECTS_FOR_CALIBRATION, num_folds):
-            fewer = f"give a --num_folds of {found}, or " if found >= MIN_SUBJECTS_FOR_CALIBRATION else ""
+    needed = max(MIN_SUBJECTS_FOR_CALIBRATION, num_folds)
+    for number, name in enumerate(cells.info.labels):
+        count = len({unit_of_cell[cell] for cell, label in labels.items() if label == number})
+        if count < needed:
+            fewer = f"give a --num_folds of {count}, or " if count >= MIN_SUBJECTS_FOR_CALIBRATION else ""
             raise LeukoscopeError(
-                f"class {name}: {found} {unit}(s) have it; a protocol of {num_folds} folds needs "
-                f"{max(MIN_SUBJECTS_FOR_CALIBRATION, num_folds)} or more: {fewer}gather cells of more {unit}s"
+                f"class {name}: {count} {unit}(s) have it; a protocol of {num_folds} folds needs {needed} or more: "
+                f"{fewer}gather cells of more {unit}s"
             )
-    for run in runs:
-        choose_split(run.config, data)
-    return finish(runs)
 
 
 def finish(runs: list[ProtocolRun], make: Callable[[TrainingConfig], Path] = train) -> list[ProtocolRun]:
@@ -171,16 +194,18 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
     # Metrics belong together only when all runs saw the same data and started from the same weights.
     measured = {run.name: read_metrics(run.folder) for run in runs}
     same = (("data fingerprint", "data", "fingerprint"), ("start weights", "training", "start_weights_sha256"))
-    for what, block, key in same:
-        found = {name: one[block][key] for name, one in measured.items()}
-        if len(set(found.values())) > 1:
-            raise LeukoscopeError(f"{runs[0].folder.parent}: runs differ in their {what} ({found}); redo them")
+    for words, block, key in same:
+        digests = {name: its_metrics[block][key] for name, its_metrics in measured.items()}
+        if len(set(digests.values())) > 1:
+            raise LeukoscopeError(f"{runs[0].folder.parent}: runs differ in their {words} ({digests}); redo them")
     final = next(run for run in runs if run.name == FINAL)
     metrics = measured[FINAL]
     metrics["training"]["command"] = final.config.command()
     # It changes no weight, so that finished runs are kept where it is named afterwards.
     metrics["positive_label"] = final.config.data.positive_label or metrics["positive_label"]
-    metrics["training"]["protocol_seconds"] = sum(one["training"]["seconds"] for one in measured.values())
+    metrics["training"]["protocol_seconds"] = sum(
+        its_metrics["training"]["seconds"] for its_metrics in measured.values()
+    )
     with edit_release(final.files.release, directory) as folder:
         predictions = folder / PREDICTIONS
         predictions.mkdir()
@@ -188,7 +213,8 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
         metrics["evaluations"] = [_cross_validation(folds, [measured[run.name] for run in folds], predictions)]
         for run in runs:
             if run.estimates in (OFFICIAL_FOLDS, RANDOM_SPLIT):
-                name, own = run.name.replace("-", "_"), measured[run.name]
+                name = run.name.replace("-", "_")
+                own = measured[run.name]
                 shutil.copy(run.files.predictions, predictions / f"{name}.parquet")
                 estimates = run.estimates.replace("subject", metrics["data"]["unit"])
                 block = own["evaluations"][0] | {"name": name, "estimates": estimates}

@@ -201,13 +201,15 @@ class TrainingState:
         tensors = {f"{part}/{k}": v.cpu() for part, named in parts.items() for k, v in named.items()}
         values = {name: getattr(self, name) for name in ("rows", "step", "seconds")}
         values["scheduler"] = self.scheduler.state_dict()
-        if (scaler := self.accelerator.scaler) is not None:
-            values["loss_scale"] = scaler.state_dict()  # of fp16
+        if self.accelerator.scaler is not None:
+            values["loss_scale"] = self.accelerator.scaler.state_dict()  # of fp16
         return Checkpoint(tensors, values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint that as many processes made."""
-        mine, device, values = self.accelerator.process_index, self.accelerator.device, checkpoint.values
+        process = self.accelerator.process_index
+        device = self.accelerator.device
+        values = checkpoint.values
         self.network.load_state_dict(checkpoint.part("network"))
         self.kept = {k: v.to(device) for k, v in checkpoint.part("kept").items()}
         load_optimizer_tensors(self.optimizer, checkpoint.part("optimizer"))
@@ -219,10 +221,12 @@ class TrainingState:
         if "loss_scale" in values and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(values["loss_scale"])
         batches = checkpoint.part("epoch").get("batches")
-        self.batches = [] if batches is None else list(batches[mine].to(device).unbind())
-        self.rows, self.step, self.started = values["rows"], values["step"], time.perf_counter() - values["seconds"]
+        self.batches = [] if batches is None else list(batches[process].to(device).unbind())
+        self.rows = values["rows"]
+        self.step = values["step"]
+        self.started = time.perf_counter() - values["seconds"]
         # Cloned, because torch's generators misread a state that is part of a larger tensor.
-        random = {k: v[mine].clone() for k, v in checkpoint.part("random").items()}
+        random = {name: states[process].clone() for name, states in checkpoint.part("random").items()}
         torch.set_rng_state(random["torch"])
         if "device" in random:
             torch.get_device_module(device).set_rng_state(random["device"])
@@ -237,10 +241,10 @@ class TrainingState:
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """An optimiser's state, by "<number of the parameter>/<what>"."""
     return {
-        f"{number}/{key}": value
+        f"{number}/{key}": tensor
         for number, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
-        if isinstance(value, torch.Tensor)
+        for key, tensor in state.items()
+        if isinstance(tensor, torch.Tensor)
     }
 
 
@@ -250,10 +254,11 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         number, _, key = name.partition("/")
-        like = parameters[int(number)]
-        # Laid out in memory as its parameter is, which fused optimisers take for granted.
-        alike = tensor.shape == like.shape
-        state.setdefault(int(number), {})[key] = torch.empty_like(like).copy_(tensor) if alike else tensor
+        parameter = parameters[int(number)]
+        if tensor.shape == parameter.shape:
+            # Laid out in memory as its parameter is, which fused optimisers take for granted.
+            tensor = torch.empty_like(parameter).copy_(tensor)
+        state.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -347,7 +347,7 @@ def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py"
     settings, unknown = parser.parse_known_args([*_words_of_file(arguments, parser), *arguments])
     if unknown:
         raise LeukoscopeError(f"{' '.join(unknown)}: no such flag; {_known_flags(unknown[0])}")
-    data, model, run = ({flag.name: getattr(settings, flag.name) for flag in fields(group)} for group in _FLAG_GROUPS)
+    data, model, run = (_flags_of(group, settings) for group in _FLAG_GROUPS)
     if model["model_name_or_path"]:
         from leukoscope.training.finetune import follow_model
 
@@ -356,6 +356,10 @@ def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py"
         model["recipe"] = _DEFAULT_RECIPE
     run["config"] = None
     return TrainingConfig(DataArguments(**data), ModelArguments(**model), RunArguments(**run))
+
+
+def _flags_of(group: Any, settings: Namespace) -> dict[str, Any]:
+    return {flag.name: getattr(settings, flag.name) for flag in fields(group)}
 
 
 def _make_parser(command: str) -> ArgumentParser:
@@ -416,10 +420,10 @@ def _known_flags(unknown: str) -> str:
     name = _flag_name(unknown)
     names = [flag.name for group in _FLAG_GROUPS for flag in fields(group)]
     # What contains it, such as num_train_epochs for epochs, is likelier than what is spelt like it.
-    similar = [known for known in names if len(name) > 3 and name in known] or get_close_matches(name, names, 2)
+    similar = [flag for flag in names if len(name) > 3 and name in flag] or get_close_matches(name, names, 2)
     if not similar:
         return "`leukoscope train --help` lists them all"
-    guess = " or ".join(f"--{known}" for known in similar[:2])
+    guess = " or ".join(f"--{flag}" for flag in similar[:2])
     return f"did you mean {guess}? `leukoscope train --help` lists them all"
 
 

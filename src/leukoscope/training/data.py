@@ -38,7 +38,9 @@ class PixelInputs:
     """Cells as a whole network sees them; items are (3, S, S) uint8, channels-last in memory as they are kept."""
 
     def __init__(self, cells: FramedCells, preprocessing: Preprocessing, augment: Augmenter):
-        self.pixels, self.preprocessing, self.augment = cells.pixels, preprocessing, augment
+        self.pixels = cells.pixels
+        self.preprocessing = preprocessing
+        self.augment = augment
 
     def items(self, rows: np.ndarray) -> torch.Tensor:
         """What the loader reads of a batch of cells, (B, …)."""
@@ -61,7 +63,8 @@ class FeatureInputs:
     """A frozen backbone's features of every cell in each of its V views; items are (V, F) float32."""
 
     def __init__(self, features: np.ndarray, augment: Augmenter):
-        self.features, self.augment = features, augment
+        self.features = features
+        self.augment = augment
 
     def items(self, rows: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(read_rows(self.features, rows))
@@ -89,7 +92,9 @@ class CellDataset(Dataset[Batch]):
     """Some rows of the cells, for a DataLoader, which takes a whole batch at once: items, classes, rows."""
 
     def __init__(self, inputs: Inputs, labels: np.ndarray, rows: np.ndarray):
-        self.inputs, self.labels, self.rows = inputs, labels, rows
+        self.inputs = inputs
+        self.labels = labels
+        self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -115,12 +120,12 @@ class WholeSteps(BatchSampler):
 
 
 def training_loader(
-    cells: CellDataset, subjects: Sequence[str], shown: int, recipe: Recipe, accelerator: Accelerator, seed: int
+    cells: CellDataset, subjects: Sequence[str], epoch_cells: int, recipe: Recipe, accelerator: Accelerator, seed: int
 ) -> DataLoader[Any]:
-    """Batches of an epoch that shows `shown` cells, in whole optimiser steps, to be prepared by Accelerate."""
-    sampler: Sampler[int] = RandomSampler(cells, num_samples=shown)
+    """Batches of an epoch that shows `epoch_cells` cells, in whole optimiser steps, to be prepared by Accelerate."""
+    sampler: Sampler[int] = RandomSampler(cells, num_samples=epoch_cells)
     if recipe.sampling != "cells":
-        sampler = SubjectBalancedSampler(cells.labels[cells.rows], subjects, seed, size=shown)
+        sampler = SubjectBalancedSampler(cells.labels[cells.rows], subjects, seed, size=epoch_cells)
     batches_per_step = accelerator.num_processes * accelerator.gradient_accumulation_steps
     return _loader(cells, accelerator, batch_sampler=WholeSteps(sampler, recipe.train_batch_size, batches_per_step))
 
@@ -145,7 +150,8 @@ def _loader(cells: CellDataset, accelerator: Accelerator, **how: Any) -> DataLoa
 
 def require_whole_step(cells: int, epoch_cells: int, batch_size: int, accelerator: Accelerator) -> None:
     """Raise `LeukoscopeError` where an epoch, which shows at most all cells, has fewer than an optimiser step takes."""
-    processes, batches = accelerator.num_processes, accelerator.gradient_accumulation_steps
+    processes = accelerator.num_processes
+    batches = accelerator.gradient_accumulation_steps
     if epoch_cells < batch_size * processes * batches:
         raise LeukoscopeError(
             f"--per_device_train_batch_size {batch_size} × {processes} process(es) × --gradient_accumulation_steps "
@@ -173,12 +179,15 @@ class SubjectBalancedSampler(Sampler[int]):
 
         `size` is the number of cells per epoch; None takes as many as there are.
         """
-        self.seed, self.epoch, self.size = seed, 0, len(labels) if size is None else size
-        named = np.asarray(subjects)
-        self._groups = [
-            [np.flatnonzero((labels == k) & (named == subject)) for subject in np.unique(named[labels == k])]
-            for k in np.unique(labels)
-        ]
+        self.seed = seed
+        self.epoch = 0
+        self.size = len(labels) if size is None else size
+        subject_of_cell = np.asarray(subjects)
+        self._groups: list[list[np.ndarray]] = []  # for each class, the cells of each subject
+        for k in np.unique(labels):
+            of_class = labels == k
+            names = np.unique(subject_of_cell[of_class])
+            self._groups.append([np.flatnonzero(of_class & (subject_of_cell == name)) for name in names])
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that is iterated next, from 0."""
@@ -201,8 +210,9 @@ class SubjectBalancedSampler(Sampler[int]):
 def _shares(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
     """(P,) equal counts that add up to `total`; who gets the remainder is random."""
     counts = np.full(parts, total // parts)
-    if left := total % parts:
-        counts[rng.choice(parts, size=left, replace=False)] += 1
+    remainder = total % parts
+    if remainder:
+        counts[rng.choice(parts, size=remainder, replace=False)] += 1
     return counts
 
 
@@ -312,11 +322,13 @@ def frozen_features(
     if path.exists():
         with suppress(OSError, ValueError):
             whole = path.with_suffix(".sha256").read_text(encoding="utf-8") == file_sha256(path)
-            if whole and (kept := np.load(path, mmap_mode="r")).shape == shape:
+            features = np.load(path, mmap_mode="r") if whole else None
+            if features is not None and features.shape == shape:
                 note(f"frozen backbone: features of {shape[0]:,} cells read from {path}")
-                return kept
+                return features
         note(f"{path}: damaged; the features are computed again")
-    needed, problem = int(np.prod(shape)) * 4, f"{path.parent}: cannot keep the frozen backbone's features there"
+    needed = int(np.prod(shape)) * 4
+    problem = f"{path.parent}: cannot keep the frozen backbone's features there"
     with disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder", needed=needed):
         path.parent.mkdir(parents=True, exist_ok=True)
         require_space(path.parent, needed)

@@ -72,7 +72,8 @@ def follow_model(flags: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("label_names"):
         return _follow_release(name, flags)
     _require_alone(flags, "recipe")
-    architecture, cfg = str(config.get("architecture")), config.get("pretrained_cfg")
+    architecture = str(config.get("architecture"))
+    cfg = config.get("pretrained_cfg")
     if not isinstance(cfg, dict) or not timm.is_model(architecture):
         raise LeukoscopeError(f"--model_name_or_path {name}: its config.json names no model of timm; give another")
     try:
@@ -94,15 +95,18 @@ def follow_model(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _require_alone(flags: Mapping[str, Any], *others: str) -> None:
-    if given := [f"--{flag}" for flag in others if flags[flag]]:
+    beside = [f"--{flag}" for flag in others if flags[flag]]
+    if beside:
         raise LeukoscopeError(
-            f"--model_name_or_path {flags['model_name_or_path']} and {' and '.join(given)} exclude each other; leave "
+            f"--model_name_or_path {flags['model_name_or_path']} and {' and '.join(beside)} exclude each other; leave "
             "one out"
         )
 
 
 def _follow_release(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
-    release, recipe, settings = open_release(name), flags["recipe"], []
+    release = open_release(name)
+    recipe = flags["recipe"]
+    settings: list[str] = []
     made_by = release.metrics.get("recipe", {}).get("name")
     if recipe is None:
         try:
@@ -129,7 +133,8 @@ def start_from_release(network: nn.Module, recipe: Recipe, name: str, cells: Fra
     Raises:
         LeukoscopeError: another network or standardisation, or a release trained on subjects of this run's test side.
     """
-    release, labels = open_release(name), cells.data.info.labels
+    release = open_release(name)
+    labels = cells.data.info.labels
     assert release.folder is not None, "it was opened from files"
     # These would load and predict differently: same tensors in another network, other pixels.
     prepared = release.preprocessing
@@ -187,12 +192,14 @@ def _undo_corrections(
     undone = []
     now = metrics.get("calibration", {}).get("temperature", 1.0)
     before = metrics.get("recalibration", {}).get("previous_temperature", 1.0)
-    if (temperature := now * before) != 1:
+    temperature = now * before
+    if temperature != 1:
         rescale_classifier(network, 1 / temperature)
         undone.append(f"the temperature {temperature:.3f}")
     training = metrics.get("training", {})
     # Releases that do not say what their probabilities presume presume the frequencies of their training cells.
-    if shares := training.get("output_frequencies") or training.get("class_frequencies"):
+    shares = training.get("output_frequencies") or training.get("class_frequencies")
+    if shares:
         by_name = {label.casefold(): share for label, share in shares.items()}
         presumed = torch.tensor([by_name[label.casefold()] for label in labels])
         if not torch.allclose(presumed, frequencies, atol=1e-4):
@@ -203,7 +210,8 @@ def _undo_corrections(
 
 def _check_seen_cells(release: Release, cells: FramedCells, split: Split) -> tuple[str, ...]:
     """Refuse a release that was trained on this run's test side; notes on what else it was trained on."""
-    name, unit = name_of(release), cells.data.info.group
+    name = name_of(release)
+    unit = cells.data.info.group
     tested, validated = (
         seen_of(release, cells, ids, split_fingerprints=(split.fingerprint,)) for ids in (split.test, split.validation)
     )
@@ -220,7 +228,8 @@ def _check_seen_cells(release: Release, cells: FramedCells, split: Split) -> tup
         )
     if not split.test and not split.validation:
         return ()
-    notes, too_good = [], "of the validation side: validation metrics are too good"
+    notes = []
+    too_good = "of the validation side: validation metrics are too good"
     if validated.subjects:
         notes.append(f"{name} was trained on {len(validated.subjects)} {unit}(s) {too_good}")
     elif validated.cells:

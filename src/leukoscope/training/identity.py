@@ -75,8 +75,7 @@ class RunIdentity:
 
     def facts(self) -> dict[str, Any]:
         """What is known besides flags and recipe."""
-        known = {name: getattr(self, name) for name in _FACTS}
-        return {name: fact for name, fact in known.items() if fact is not None}
+        return {name: getattr(self, name) for name in _FACTS if getattr(self, name) is not None}
 
     def differences(self, now: RunIdentity) -> list[str]:
         """What differs in the run that is to begin, as "name: the value here"; [] where it is the same run."""

@@ -242,7 +242,7 @@ def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
     Raises:
         LeukoscopeError: a flag that has no effect on it.
     """
-    args, defaults = config.data, DataArguments()
+    args = config.data
     if args.split_file:
         if args.split:
             raise LeukoscopeError(
@@ -266,16 +266,25 @@ def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
             f"--no_validation: has no effect on {drawn}, which has validation cells; leave it out, or choose "
             "--split subject-cv, block-cv or random-cv"
         )
-    crossed, official = split.strategy.endswith("-cv"), split.strategy == "official"
-    used = {"fold": crossed, "num_folds": crossed, "train_folds": official, "test_folds": official}
-    for flag, has_effect in used.items():
-        value = getattr(args, flag)
-        if value != getattr(defaults, flag) and (args.split_file or not has_effect):
-            shown = " ".join(value) if isinstance(value, list) else value
+    used = _flags_with_effect(split) if not args.split_file else ()
+    defaults = DataArguments()
+    for flag in ("fold", "num_folds", "train_folds", "test_folds"):
+        setting = getattr(args, flag)
+        if setting != getattr(defaults, flag) and flag not in used:
+            words = " ".join(setting) if isinstance(setting, list) else setting
             raise LeukoscopeError(
-                f"--{flag} {shown}: has no effect on {drawn}; leave it out, or choose another --split"
+                f"--{flag} {words}: has no effect on {drawn}; leave it out, or choose another --split"
             )
     return split.at_most(args.max_train_samples, args.max_eval_samples)
+
+
+def _flags_with_effect(split: Split) -> tuple[str, ...]:
+    """The flags of folds that a strategy reads."""
+    if split.strategy.endswith("-cv"):
+        return ("fold", "num_folds")
+    if split.strategy == "official":
+        return ("train_folds", "test_folds")
+    return ()
 
 
 def missing_classes(cells: FramedCells, split: Split) -> tuple[str, ...]:
@@ -283,8 +292,10 @@ def missing_classes(cells: FramedCells, split: Split) -> tuple[str, ...]:
     lines = []
     for side in ("validation", "test"):
         ids = getattr(split, side)
-        there = set(cells.labels[cells.rows(ids)].tolist())
-        missing = [name for k, name in enumerate(cells.data.info.labels) if ids and k not in there]
+        if not ids:
+            continue
+        present = set(cells.labels[cells.rows(ids)].tolist())
+        missing = [name for k, name in enumerate(cells.data.info.labels) if k not in present]
         if missing:
             lines.append(
                 f"{side} side: no cell of class {', '.join(missing)}; its metrics cover the other classes only"
@@ -327,13 +338,13 @@ def finish(prepared: Prepared, trainer: Trainer) -> None:
     folder = planned.folder
     split = prepared.split
     network = ready_for_release(prepared, trainer)
-    tested = trainer.predict(split.test) if split.test else None
+    tested = trainer.evaluate(split.test) if split.test else None
     validated = trainer.predict(split.validation) if split.validation else None
     if accelerator.is_main_process:
         with folder.writing():
             metrics = _training_metrics(prepared, trainer)
             if tested is not None:
-                block = _test(prepared, tested)
+                block = _test_block(prepared, *tested)
                 metrics["evaluations"].append(block)
                 accelerator.print(result_lines(block), flush=True)
                 training = metrics["training"]
@@ -398,13 +409,13 @@ def _training_metrics(prepared: Prepared, trainer: Trainer) -> dict[str, Any]:
     return metrics
 
 
-def _test(prepared: Prepared, tested: CellPredictions) -> dict[str, Any]:
-    """Measure the predictions on the test side beside those from cell size alone, and write both to the run folder."""
-    block = evaluation_block(measure(tested), prepared.split)
-    baseline = size_only_baseline(prepared.cells, prepared.split, tested)
+def _test_block(prepared: Prepared, predictions: CellPredictions, figures: dict[str, Any]) -> dict[str, Any]:
+    """The block of metrics.json of the test side, beside predictions from cell size alone; writes both predictions."""
+    block = evaluation_block(figures, prepared.split)
+    baseline = size_only_baseline(prepared.cells, prepared.split, predictions)
     if baseline is not None:
         block["size_only_baseline"] = headline(measure(baseline))
-    prepared.plan.folder.save_predictions(tested, baseline)
+    prepared.plan.folder.save_predictions(predictions, baseline)
     return block
 
 
