@@ -18,8 +18,10 @@ from leukoscope.data.splits import Split
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.weights import freeze
 from leukoscope.training.data import Inputs, evenly_spread
+from leukoscope.training.optimization import parameter_groups
+from leukoscope.training.selection import Selection, gain
 from leukoscope.training.train import train
-from leukoscope.training.trainer import Selection, Trainer, gain, parameter_groups
+from leukoscope.training.trainer import Trainer
 from research.prior_networks import build_prior, penalty
 from research.prior_recipes import Plateau
 

@@ -42,7 +42,8 @@ from leukoscope.models.weights import save_release
 from leukoscope.training.accelerator import cpu_has_bf16, keep_freed_memory, make_accelerator
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import FeatureInputs, preprocessing_for
-from leukoscope.training.trainer import Trainer, parameter_groups
+from leukoscope.training.optimization import parameter_groups
+from leukoscope.training.trainer import Trainer
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks" / "training.json"
 DIFFERS = [

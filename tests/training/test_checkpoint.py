@@ -24,7 +24,8 @@ from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.data import FeatureInputs
 from leukoscope.training.identity import RunIdentity
 from leukoscope.training.run_folder import RunFolder
-from leukoscope.training.trainer import Selection, Trainer
+from leukoscope.training.selection import Selection
+from leukoscope.training.trainer import Trainer
 from trainers import MIRRORED, SMALL, MakeTrainer
 
 RECIPE = replace(SMALL, drop_rate=0.5)

@@ -23,7 +23,9 @@ from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe, get_recipe
 from leukoscope.models.weights import classifier_parameters, training_frequencies
 from leukoscope.training.data import preprocessing_for
-from leukoscope.training.trainer import Trainer, best_epoch, keep_depthwise_float32, make_scheduler, parameter_groups
+from leukoscope.training.optimization import keep_depthwise_float32, make_scheduler, parameter_groups
+from leukoscope.training.selection import best_epoch
+from leukoscope.training.trainer import Trainer
 from trainers import MakeTrainer, scripted_validation
 
 PREPROCESSING = Preprocessing(32, 1.0)

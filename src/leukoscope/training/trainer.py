@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -18,8 +16,6 @@ from accelerate.utils import AutocastKwargs, broadcast
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.utils import get_total_norm
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_scheduler
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells
@@ -28,10 +24,20 @@ from leukoscope.evaluation.metrics import cell_metric, references_of
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.runtime import memory_errors
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.weights import freeze, head_parameters
+from leukoscope.models.weights import freeze
 from leukoscope.progress import note, track
 from leukoscope.training.checkpoint import Checkpoints, Interrupted, StopRequest, TrainingState
 from leukoscope.training.data import CellDataset, make_inputs, prediction_loader, require_whole_step, training_loader
+from leukoscope.training.optimization import (
+    count_classes,
+    keep_depthwise_float32,
+    make_scheduler,
+    parameter_groups,
+    rate_of_last_step,
+    remove_autocast,
+    weigh_classes,
+)
+from leukoscope.training.selection import Selection, best_epoch
 
 _VALIDATION_METRICS = (
     "loss",
@@ -46,115 +52,6 @@ _BATCHES_BETWEEN_CHECKS = 50
 
 GatheredBatch = tuple[torch.Tensor, torch.Tensor]
 """(B, K) logits and the (B,) rows of their cells."""
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which epoch is kept, from 1 (0: none), by which column of summary.csv, and why training stops ("" for not)."""
-
-    epoch: int
-    watched: str = ""
-    stop_reason: str = ""
-
-
-def gain(row: Mapping[str, Any], column: str) -> float:
-    """A column of summary.csv with the sign that makes more better; a loss counts negative."""
-    return -row[column] if column.endswith("_loss") else row[column]
-
-
-def best_epoch(rows: Sequence[Mapping[str, Any]], selected_by: str, patience: int) -> Selection:
-    """Select the best epoch by one validation metric: of equal scores the longer-trained one.
-
-    Where a metric by subject is missing in `rows` of summary.csv, its pooled form takes its place. Training should stop
-    `patience` epochs after the last better score.
-    """
-    best_score = -math.inf
-    best = 0
-    last_gain = 0
-    watched = selected_by
-    for row in rows:
-        watched = selected_by if selected_by in row else selected_by.removesuffix("_by_subject")
-        score = gain(row, watched)
-        if score > best_score:
-            last_gain = row["epoch"]
-        if score >= best_score:
-            best_score = score
-            best = row["epoch"]
-    if len(rows) - last_gain >= patience:
-        return Selection(best, watched, f"no better validation score for {patience} epochs")
-    return Selection(best, watched)
-
-
-def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Group parameters for torch's optimisers: the head has a rate of its own; biases and norms do not decay."""
-    head = {id(p) for p in head_parameters(network)}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            rate = recipe.head_learning_rate if id(parameter) in head else recipe.learning_rate
-            decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
-    return [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()]
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, total_steps: int) -> LambdaLR:
-    """Make the recipe's schedule: one of transformers' that warms up linearly and ends after `total_steps`."""
-    warmup = round(total_steps * recipe.warmup_share) if recipe.warmup_steps is None else recipe.warmup_steps
-    scheduler: LambdaLR = get_scheduler(recipe.schedule, optimizer, warmup, total_steps)
-    return scheduler
-
-
-def rate_of_last_step(scheduler: LambdaLR) -> float:
-    """The learning rate of the step before `scheduler.step()`, of the first group of parameters."""
-    # `get_last_lr` is that of the step to come.
-    return float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](scheduler.last_epoch - 1))
-
-
-def keep_depthwise_float32(network: nn.Module) -> None:
-    """Let a network's depthwise convolutions compute in float32 under a CPU's autocast: in bf16 they are slower."""
-    states: list[bool] = []
-
-    def leave_autocast(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        states.append(torch.is_autocast_enabled("cpu"))
-        torch.set_autocast_enabled("cpu", False)
-        return tuple(tensor.float() for tensor in inputs)
-
-    def enter_again(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        torch.set_autocast_enabled("cpu", states.pop())
-
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels:
-            module.register_forward_pre_hook(leave_autocast)
-            module.register_forward_hook(enter_again, always_call=True)
-
-
-def remove_autocast(accelerator: Accelerator, model: nn.Module) -> None:
-    """Take from a prepared model the wrapper that computes every call in the precision of training.
-
-    The training step asks for that precision itself; predictions are made in float32.
-    """
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # called for this effect; what it returns is not needed
-
-
-def count_classes(cells: FramedCells, split: Split) -> torch.Tensor:
-    """(K,) float32, training cells of each class.
-
-    Raises:
-        LeukoscopeError: a class without training cells.
-    """
-    names = cells.data.info.labels
-    counts = np.bincount(cells.labels[cells.rows(split.train)], minlength=len(names))
-    for name, count in zip(names, counts, strict=True):
-        if count == 0:
-            raise LeukoscopeError(f"split: no training cell of class {name}; use another --split or more cells")
-    return torch.tensor(counts, dtype=torch.float32)
-
-
-def weigh_classes(recipe: Recipe, class_counts: torch.Tensor) -> torch.Tensor:
-    """(K,) float32 weights in the loss; see `Trainer.class_weights`."""
-    if recipe.class_weighted and recipe.sampling == "cells":
-        return class_counts.sum() / (len(class_counts) * class_counts)
-    return torch.ones_like(class_counts)
 
 
 class Trainer:
