@@ -25,21 +25,23 @@ def names() -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Drawn cells under C-NMC's names; the last is numbered, as in the preliminary test, with its table of labels."""
+    """Drawn cells under C-NMC's names; every other is numbered, as in the preliminary test, with its table of labels."""
     root = tmp_path / "C-NMC"
     for number, name in enumerate(names()):
-        file, label = "7.bmp" if name == names()[-1] else f"{name}.bmp", "ALL" if name.endswith("all") else "HEM"
+        file = f"{number}.bmp" if number % 2 else f"{name}.bmp"
+        label = "ALL" if name.endswith("all") else "HEM"
         save_cell(root / file, label, subject=number // 2, cell=number, size=450, background="black")
-    table = f"Patient_ID,new_names,labels\n{names()[-1]}.bmp,7.bmp,0\n"
+    rows = [f"{names()[number]}.bmp,{number}.bmp,0\n" for number in range(1, 12, 2)]
+    table = "Patient_ID,new_names,labels\n" + "".join(rows)
     (root / "C-NMC_test_prelim_phase_data_labels.csv").write_text(table)
     return root
 
 
 def test_a_numbered_picture_is_found_by_the_name_in_its_table(folder: Path) -> None:
     numbered = numbered_pictures(folder)
-    assert numbered == {"7": names()[-1]}
+    assert numbered == {str(number): names()[number] for number in range(1, 12, 2)}
     files = find_cells(folder, names(), numbered)
-    assert list(files) == names() and files[names()[-1]].name == "7.bmp"
+    assert list(files) == names() and files[names()[-1]].name == "11.bmp"
     with pytest.raises(LeukoscopeError, match=r"holds no picture of UID_1_1_1_all \(1 of 13 cells are missing\)"):
         find_cells(folder, [*names(), "UID_1_1_1_all"], numbered)
 
@@ -64,8 +66,8 @@ def test_a_release_is_measured_and_its_row_stands_on_its_card(folder: Path, tmp_
         assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1
     batches = row["by_batch"]
     assert {name: (batch["cells"], batch["subjects"]) for name, batch in batches.items()} == {
-        "fold_2": (11, 6),
-        "preliminary_test": (1, 1),
+        "fold_2": (6, 6),
+        "preliminary_test": (6, 6),
     }
     assert record(content, [release]) == [release]
     block = read_metrics(release)["further_subjects"]
