@@ -25,7 +25,7 @@ def names() -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Drawn cells under C-NMC's names; every other is numbered, as in the preliminary test, with its table of labels."""
+    """Drawn cells under C-NMC's names; every other is numbered, as in the preliminary test, with a table."""
     root = tmp_path / "C-NMC"
     for number, name in enumerate(names()):
         file = f"{number}.bmp" if number % 2 else f"{name}.bmp"
