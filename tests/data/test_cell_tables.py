@@ -13,8 +13,9 @@ from PIL import Image
 
 from drawn import place, save_cell
 from leukoscope import LeukoscopeError
-from leukoscope.data.cell_tables import read_table, subject_name
+from leukoscope.data.cell_tables import read_table
 from leukoscope.data.loading import load_cells
+from leukoscope.data.subject_ids import subject_name
 from leukoscope.inference.scoring import open_source
 
 PLAIN = {

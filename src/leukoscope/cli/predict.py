@@ -292,15 +292,15 @@ def patient(
     """Predict for each subject, from the images of that subject's cells."""
     import pyarrow as pa
 
-    from leukoscope.inference.scoring import check_output, open_source, write_table
+    from leukoscope.inference.scoring import check_output, open_subjects, write_table
     from leukoscope.inference.subject import predict_subjects
 
     if output:
         check_output(output)
-    cells = open_source(source, subject_pattern=subject_pattern)
-    note(cells.report, err=True)
+    cells = open_subjects(source, subject_pattern=subject_pattern)
     predictor = open_predictor(model, backend, device, precision)
     subjects, unreadable = predict_subjects(predictor, cells, batch_size=batch_size)
+    note(cells.report, err=True)
     if len(subjects) == 1 and not subjects[0].subject and Path(source).is_dir():
         subjects = [replace(subjects[0], subject=Path(source).resolve().name)]
     if as_json:

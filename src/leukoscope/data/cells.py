@@ -21,6 +21,7 @@ from leukoscope.data.cell_tables import folded
 from leukoscope.data.images import UnreadableImage, is_cut_out, open_encoded
 from leukoscope.data.layouts import find_class_folders
 from leukoscope.data.registry import DATASETS, RESERVED_LABELS, DatasetInfo
+from leukoscope.data.subject_ids import check_subject_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -141,7 +142,11 @@ def assemble(
     unreadable: Iterable[str] = (),
     passed_over: Iterable[str] = (),
 ) -> LoadedCells:
-    """Make a data set of (N,) images and what is known of each; messages open with `source`."""
+    """Make a data set of (N,) images and what is known of each; messages open with `source`.
+
+    Raises:
+        LeukoscopeError: fewer than two classes, classes that look alike, or subject ids as of `check_subject_ids`.
+    """
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets
 
     seen = {row.label for row in rows}
@@ -152,6 +157,11 @@ def assemble(
     if info.name not in DATASETS or info.find_cells is find_class_folders:
         info = replace(info, background=_background(images))
     text, subjects = Value("string"), [info.canonical_subject(row.subject) for row in rows]
+    places: dict[str, str] = {}
+    for row, subject in zip(rows, subjects, strict=True):
+        if subject:
+            places.setdefault(subject, f"cell {row.cell_id}")
+    check_subject_ids(places, source)
     columns = {
         "label": [row.label for row in rows],
         "subject": subjects,

@@ -12,11 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cell_tables import CellRow, CellTable, folded, located, read_metadata, read_table, require_subjects
+from leukoscope.data.cell_tables import (
+    CellRow,
+    CellTable,
+    folded,
+    located,
+    read_metadata,
+    read_table,
+    require_labels,
+    require_subjects,
+)
 from leukoscope.data.cells import CellRecord, LoadedCells, assemble, image_column
 from leukoscope.data.images import UnreachableImage, UnreadableImage, check_header
 from leukoscope.data.layouts import CellFile, ImageFolder, cell_id_of, find_class_folders
 from leukoscope.data.registry import DATASETS, DatasetInfo
+from leukoscope.data.subject_ids import check_subject_ids
 from leukoscope.files import cache_root, content_hashes
 from leukoscope.progress import map_in_threads, note
 
@@ -75,6 +85,11 @@ def load_folder(
             if (earlier := rows.setdefault(home / file, (row, table.name))[1]) != table.name:
                 said = f"row {row.number}: {row.file!r} has a row in {earlier}, too; keep one of the two"
                 raise LeukoscopeError(f"{table.name}: {said}")
+    places: dict[str, str] = {}
+    for row, table_name in rows.values():
+        if row.subject:
+            places.setdefault(row.subject, f"row {row.number} of {table_name}")
+    check_subject_ids(places, source)
     has_table = any(row.label for row, _ in rows.values())
     if has_table:
         cells, not_used = _cells_of_rows(rows, folder)
@@ -148,8 +163,16 @@ def _tables(
         tables = [(table, path.parent) for path in files if (table := read_metadata(path, label_column))]
     for table, _ in tables:
         if labels is not None and not table.has_labels:
+            if subject_pattern and not table.has_subjects:
+                require_labels(table)
             require_subjects(table.name, table.has_subjects)
             note(f"{table.name}: names subjects; the folders name the classes", err=True)
+            if table.flags:
+                note(
+                    f"{table.name}: its columns {', '.join(table.flags)} hold 0 and 1 and are not used; if they are "
+                    "the classes, replace them by one column called label",
+                    err=True,
+                )
         if subject_pattern and table.has_subjects:
             flag = f"--labels {labels}" if labels is not None else table.name
             raise LeukoscopeError(

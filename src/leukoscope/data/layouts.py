@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cell_tables import csv_rows
 from leukoscope.data.images import IMAGE_SUFFIXES
+from leukoscope.data.table_files import open_table
 
 # Made by file managers and programs, as names that begin with "." are.
 _JUNK = ("@eadir", "__macosx", "thumbs.db", "desktop.ini", "$recycle.bin")
@@ -159,18 +159,10 @@ def find_cnmc_cells(folder: ImageFolder) -> Iterator[CellFile]:
 
     A copy of a cell outside the folds (samples in another format, say) is passed over.
     """
-    original_of = dict[str, str]()  # number of a file of the preliminary test (`1` of `1.bmp`) → its original cell id
+    original_of: dict[str, str] = {}
     for path in folder.others:
         if path.name == CNMC_PRELIM_LABELS:
-            columns = ("new_names", "Patient_ID")
-            fix = f"it needs the columns {','.join(columns)}"
-            header, rows = csv_rows(path, fix)
-            if missing := sorted(set(columns) - set(header)):
-                raise LeukoscopeError(f"{path}: lacks the column(s) {', '.join(missing)}; {fix}")
-            numbers, names = map(header.index, columns)
-            original_of |= {
-                Path(row[numbers]).stem: Path(row[names]).stem for _, row in rows if len(row) > max(numbers, names)
-            }
+            original_of |= _preliminary_names(path)
     cells = []
     for path in folder.images:
         if "prelim" in path.parent.name:
@@ -182,6 +174,18 @@ def find_cnmc_cells(folder: ImageFolder) -> Iterator[CellFile]:
             cells.append(CellFile(path, match["label"].upper(), match["subject"], cell_id=original, fold=fold))
     in_folds = {cell.cell_id for cell in cells if cell.fold}
     yield from (cell for cell in cells if cell.fold or cell.cell_id not in in_folds)
+
+
+def _preliminary_names(path: Path) -> dict[str, str]:
+    """Number of a file of C-NMC's preliminary test (`1` of `1.bmp`) → its original cell id, as the publisher lists."""
+    columns = ("new_names", "Patient_ID")
+    fix = f"it needs the columns {','.join(columns)}"
+    table = open_table(path, fix)
+    missing = sorted(set(columns) - set(table.header))
+    if missing:
+        raise LeukoscopeError(f"{path}: lacks the column(s) {', '.join(missing)}; {fix}")
+    number_column, name_column = map(table.header.index, columns)
+    return {Path(row[number_column]).stem: Path(row[name_column]).stem for _, row in table.rows}
 
 
 def find_class_folders(folder: ImageFolder) -> Iterator[CellFile]:

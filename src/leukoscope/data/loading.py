@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image as Picture
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cell_tables import SUBJECT_COLUMNS, subject_name
+from leukoscope.data.cell_tables import SUBJECT_COLUMNS
 from leukoscope.data.cells import CellRecord, LoadedCells, assemble, image_column
 from leukoscope.data.folder import load_folder, own_sides
 from leukoscope.data.images import UnreadableImage, encoded_content, open_bytes
 from leukoscope.data.layouts import CNMC_NAME, cell_id_of
 from leukoscope.data.registry import DATASETS, PRELIMINARY_TEST, DatasetInfo, dataset_info
+from leukoscope.data.subject_ids import subject_name
 from leukoscope.files import first_line
 from leukoscope.progress import progress
 from leukoscope.synthetic import phantom_cells
@@ -230,7 +231,10 @@ def _hub_rows(
             f"{source}: cell {ids[subjects.index('')]} has no subject, other cells have one; name it, or remove its "
             f"row ({subjects.count('')} row(s) like this)"
         )
-    folds = [side] * len(ids) if side else _column(table, ["fold"]) or [""] * len(ids)
+    # The names of no subject are those of no fold, too; 0 is a fold.
+    folds = [subject_name(fold) for fold in _column(table, ["fold"]) or [""] * len(ids)]
+    if side:
+        folds = [side] * len(ids)
     prefix = "" if side in ("", "train") else f"{side}/"
     spelled = {label.casefold(): label for label in info.labels}
     labels = zip(ids, table[columns["label"]][:], strict=True)
@@ -249,7 +253,7 @@ def _hub_rows(
         # Two data sets may agree in all but their pictures.
         content = sha256(encoded_content(row["image"])).hexdigest()
         name = spelled.get(name.casefold(), name)
-        rows.append(CellRecord(prefix + cell.removeprefix(prefix), name, subject, content, str(fold or "")))
+        rows.append(CellRecord(prefix + cell.removeprefix(prefix), name, subject, content, fold))
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from leukoscope.data.registry import DATASETS
+from leukoscope.data.subject_ids import subject_key
 from leukoscope.models.release import PREDICTIONS
 
 if TYPE_CHECKING:
@@ -247,11 +249,11 @@ class KnownCells:
         )
 
 
-def same_subject(dataset: str, subject: str) -> str:
-    """Return the one id that stands for all known aliases of a subject in its data set."""
+def same_subject(dataset: str, subject: str) -> str | Decimal:
+    """Return what all aliases and spellings of a subject in its data set have in common: `12` and `12.0` are equal."""
     if dataset in DATASETS:
-        return DATASETS[dataset].canonical_subject(subject)
-    return subject
+        subject = DATASETS[dataset].canonical_subject(subject)
+    return subject_key(subject)
 
 
 def _names(cell_ids: Iterable[str]) -> list[str]:

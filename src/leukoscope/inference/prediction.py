@@ -264,7 +264,8 @@ class Prediction:
         label = self.most_probable if label is None else label
         if label not in self.heatmaps:
             raise LeukoscopeError(f"{self.source}: label {label!r} is none of {', '.join(self.heatmaps)}; name one")
-        peak = peak or max(float(heatmap.evidence.max()) for heatmap in self.heatmaps.values())
+        if peak is None:
+            peak = max(float(heatmap.evidence.max()) for heatmap in self.heatmaps.values())
         return overlay(self.picture, self.heatmaps[label].evidence, self.view_box, opacity=opacity, peak=peak)
 
     def in_field(self, share: float | None, thresholds: Thresholds) -> Prediction:

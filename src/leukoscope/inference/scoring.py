@@ -16,7 +16,7 @@ import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,11 +27,14 @@ from filelock import FileLock, Timeout
 from pyarrow import csv
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
-from leukoscope.data.cell_tables import CellTable, cell_table, located, read_table, require_subjects
+from leukoscope.data.cell_tables import CellTable, located, read_table, require_subjects
 from leukoscope.data.folder import subject_rule
 from leukoscope.data.images import UnreadableImage
 from leukoscope.data.layouts import is_image, left_out, other_kinds, walk
-from leukoscope.files import atomic_file, content_hashes, file_sha256, first_line, remedy
+from leukoscope.data.subject_ids import check_subject_ids
+from leukoscope.data.subjects import find_subjects, is_table, names_no_subject
+from leukoscope.data.table_files import read_content
+from leukoscope.files import atomic_file, content_hashes, file_sha256, remedy
 from leukoscope.inference.prediction import ABSTAIN, REFUSED, Prediction
 from leukoscope.progress import progress
 
@@ -65,6 +68,7 @@ class CellSource:
         report: for the user; "" where there is nothing to report.
         table: the file that it was read from; None for a folder.
         states: file → what changes with its content, where no file of this machine can be hashed.
+        folder: that the cells were found in; "" for a table.
     """
 
     cells: Sequence[SourceCell]
@@ -72,6 +76,26 @@ class CellSource:
     report: str = ""
     table: Path | None = None
     states: Mapping[str, str] | None = None
+    folder: str = ""
+
+    def subjects(self, labels: Sequence[str]) -> list[str]:
+        """The subject of each cell: named by a table or a pattern, else C-NMC's file names, else the top folders.
+
+        Cells that lie outside any folder are all of one subject, called "".
+
+        Raises:
+            LeukoscopeError: as `subject_of`, some cells outside the folders of the others, or subject ids as of
+                `check_subject_ids`.
+        """
+        subjects = [self.subject_of(cell, labels) for cell in self.cells]
+        if "" in subjects and any(subjects):
+            raise LeukoscopeError(
+                f"{self.cells[subjects.index('')].file}: lies outside the folders of subjects; move it into the folder "
+                "of its subject, or away"
+            )
+        places = {subject: cell.file for subject, cell in zip(subjects, self.cells, strict=True) if subject}
+        check_subject_ids(places, str(self.table or self.folder))
+        return subjects
 
     def subject_of(self, cell: SourceCell, labels: Sequence[str]) -> str:
         """Return a cell's subject; where none is named its top folder, or outside any folder "".
@@ -83,12 +107,48 @@ class CellSource:
         path = PurePath(cell.cell_id)
         folders = () if path.is_absolute() or self.has_subjects else path.parts[:-1]
         name = cell.subject or (folders[0] if folders else "")
-        if not self.has_subjects and name in labels:
+        if not self.has_subjects and name and names_no_subject(name, labels):
+            kind = "a class" if name in labels else "called like a class, a split or a collection"
             raise LeukoscopeError(
-                f"{cell.file}: lies in the folder {name!r}, which is a class, not a subject; name the subjects with "
+                f"{cell.file}: lies in the folder {name!r}, which is {kind}, not a subject; name the subjects with "
                 "--subject_pattern, or give a folder with one folder per subject"
             )
         return name
+
+
+def open_subjects(named: str, *, subject_pattern: str | None = None) -> CellSource:
+    """Open cells of which the subjects must be known; arguments and errors as of `open_source`.
+
+    The tables that lie in a folder name the subjects, as `find_subjects` reads them, else C-NMC's file names do. Where
+    neither does, `CellSource.subjects` takes the top folders. `CellSource.report` says which.
+
+    Raises:
+        LeukoscopeError: also as `find_subjects`.
+    """
+    source = open_source(named, subject_pattern=subject_pattern)
+    if not source.folder or source.has_subjects:
+        return source
+    pictures = [cell.cell_id for cell in source.cells]
+    subjects = find_subjects(pictures, _tables_below(Path(source.folder)), (), by_folder=False)
+    notes = [*filter(None, [source.report]), *subjects.notes]
+    if subjects.subject_of:
+        cells = [cell._replace(subject=subjects.subject_of[cell.cell_id]) for cell in source.cells]
+        return replace(source, cells=cells, has_subjects=True, report="\n".join(notes))
+    if any("/" in picture for picture in pictures):
+        notes.append(f"Subjects are the folders directly in {source.folder}.")
+    else:
+        notes.append(f"All cells of {source.folder} are taken for those of one subject.")
+    return replace(source, report="\n".join(notes))
+
+
+def _tables_below(root: Path) -> dict[str, bytes]:
+    """Path below a folder → content of each table that lies there."""
+    tables = {}
+    for folder, names in walk(root):
+        for name in filter(is_table, names):
+            path = Path(folder, name)
+            tables[path.relative_to(root).as_posix()] = read_content(path)
+    return tables
 
 
 def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource:
@@ -111,7 +171,7 @@ def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource
     if not path.is_dir():
         if suffix not in TABLE_SUFFIXES:
             raise LeukoscopeError(f"{named}: is a {suffix or 'bare'} file; give a folder, .csv or .parquet")
-        table = _parquet(path) if suffix == ".parquet" else read_table(path)
+        table = read_table(path)
         if table.has_subjects and subject_pattern:
             raise LeukoscopeError(
                 f"{path} --subject_pattern {shlex.quote(subject_pattern)}: a column of it names the subjects "
@@ -125,10 +185,11 @@ def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource
         # A file's name need not be UTF-8.
         cell_id, subject = (os.fsencode(text).decode(errors="replace") for text in (cell_id, subject))
         cells.append(SourceCell(cell_id, subject, os.path.join(root, file)))
+    check_subject_ids({cell.subject: cell.file for cell in cells if cell.subject}, named)
     if not cells:
         raise LeukoscopeError(f"{named}: holds no cell; give a folder of images, or a table with rows")
     if table is None:
-        return CellSource(cells, subject_of is not None, left_out(kinds))
+        return CellSource(cells, subject_of is not None, left_out(kinds), folder=named)
     return CellSource(cells, table.has_subjects or subject_of is not None, table=path)
 
 
@@ -139,20 +200,6 @@ def _images_below(root: Path, kinds: Counter[str]) -> Iterator[tuple[str, str, s
         for name in filter(is_image, names):
             path = Path(os.path.relpath(os.path.join(folder, name), root)).as_posix()
             yield path, path, ""
-
-
-def _parquet(path: Path) -> CellTable:
-    try:
-        with path.open("rb") as opened, pq.ParquetFile(opened) as file:
-            schema = file.schema_arrow
-            wanted = [name for name in schema.names if not pa.types.is_nested(schema.field(name).type)]
-            batches = (batch.to_pydict() for batch in file.iter_batches(columns=wanted))
-            rows = (row for batch in batches for row in zip(*(batch[name] for name in wanted), strict=True))
-            return cell_table(str(path), wanted, enumerate(rows, start=1))
-    except (pa.ArrowException, OSError) as error:
-        raise LeukoscopeError(
-            f"{path}: cannot be read as Parquet ({first_line(error)}); copy it again, or check who may read it"
-        ) from None
 
 
 @dataclass(frozen=True)

@@ -216,19 +216,20 @@ def predict_subjects(
 
     Raises:
         LeukoscopeError: the release was not measured by subject, no cell could be read, two subjects have the same
-            picture, or as `CellSource.subject_of`.
+            picture, or as `CellSource.subjects`.
     """
     rule = SubjectRule.of_release(predictor.release)
     cells: dict[str, list[tuple[list[float], str]]] = {}
     first: dict[str, tuple[str, str]] = {}  # pixel hash → file and subject
     unreadable: list[UnreadableImage] = []
     copies: list[str] = []
+    subjects = source.subjects(predictor.labels)
     predictions = predictor.iter_predictions((cell.file for cell in source.cells), batch_size=batch_size)
-    for cell, one in track(zip(source.cells, predictions, strict=True), "predicting cells", len(source.cells)):
+    rows = zip(source.cells, subjects, predictions, strict=True)
+    for cell, subject, one in track(rows, "predicting cells", len(source.cells)):
         if isinstance(one, UnreadableImage):
             unreadable.append(one)
             continue
-        subject = source.subject_of(cell, predictor.labels)
         if one.pixel_hash not in first:
             first[one.pixel_hash] = cell.file, subject
             cells.setdefault(subject, []).append((list(one.probabilities.values()), one.outcome))

@@ -89,7 +89,7 @@ def follow_model(flags: Mapping[str, Any]) -> dict[str, Any]:
         "recipe": recipe.name,
         "pretrained_weights": str(folder / WEIGHTS),
         "pretrained_name": flags["pretrained_name"] or f"{cfg.get('tag') or architecture} of {Path(name).name}{at}",
-        "image_size": flags["image_size"] or prepared.image_size,
+        "image_size": prepared.image_size if flags["image_size"] is None else flags["image_size"],
         "override": [*settings, *flags["override"]],
     }
 
@@ -122,7 +122,7 @@ def _follow_release(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model_name_or_path": f"{release.name}@{release.revision}" if release.revision else name,
         "recipe": recipe,
-        "image_size": flags["image_size"] or release.preprocessing.image_size,
+        "image_size": release.preprocessing.image_size if flags["image_size"] is None else flags["image_size"],
         "override": [*settings, *flags["override"]],
     }
 
