@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -185,3 +186,99 @@ def test_json_that_is_no_table_is_refused(tmp_path: Path, content: str, said: st
     (tmp_path / "metadata.jsonl").write_text(content)
     with pytest.raises(LeukoscopeError, match=said):
         read_table(tmp_path / "metadata.jsonl")
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_file_name_may_begin_with_a_hash(tmp_path: Path, reader: str) -> None:
+    """Such rows were taken for comments: four of eight cells were missing."""
+    names = ["#0.bmp", "1.bmp", "#2.bmp", "3.bmp"]
+    root = place(tmp_path / "cells", *names)
+    classes = ("ALL", "HEM")
+    rows = [f"{name},P{number % 2},{classes[number % 2]}" for number, name in enumerate(names)]
+    read = READERS[reader](root, "\n".join(["file,subject,label", *rows]).encode())
+    assert read == {name: f"P{number % 2}" for number, name in enumerate(names)}
+    table = root / "files.csv"
+    table.write_text("\n".join(["file", *names]))
+    assert [row.file for row in read_table(table).rows] == names
+    table.write_text("file\n# end of the export\n")
+    with pytest.raises(LeukoscopeError, match="row 2: no such file '# end of the export' below"):
+        open_source(str(table))
+
+
+def test_a_comment_before_the_header_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text("# exported 2024\n\nfile,subject\na.png,P1\n")
+    assert [(row.number, row.file) for row in read_table(tmp_path / "t.csv").rows] == [(4, "a.png")]
+    assert capsys.readouterr().err == (
+        f"{tmp_path / 't.csv'}: 1 line(s) before the header left out as comments: '# exported 2024'\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["NA", "nan.png", "1e5", "TRUE", "007", "12345678901234567890", "1.50"])
+def test_entries_stay_as_the_file_spells_them(tmp_path: Path, name: str) -> None:
+    """pandas would take them for a missing value, a number or a truth."""
+    for file, content in {
+        "t.csv": f"file,subject,label\n{name},{name}x,\n{name}2,{name}y,{name}z\n",
+        "t.jsonl": "\n".join(
+            json.dumps({"file": f"{name}{end}", "subject": f"{name}{subject}"})
+            for end, subject in (("", "x"), ("2", "y"))
+        ),
+    }.items():
+        (tmp_path / file).write_text(content)
+        rows = read_table(tmp_path / file).rows
+        assert [(row.file, row.subject) for row in rows] == [(name, f"{name}x"), (f"{name}2", f"{name}y")]
+
+
+def test_long_numbers_of_json_are_not_rounded_where_a_row_has_none(tmp_path: Path) -> None:
+    rows = ['{"file": "a", "subject": 12345678901234567}', '{"file": "b", "subject": 12345678901234568, "label": 1}']
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    assert [row.subject for row in read_table(tmp_path / "t.jsonl").rows] == ["12345678901234567", "12345678901234568"]
+
+
+def test_rows_are_numbered_as_a_spreadsheet_counts(tmp_path: Path) -> None:
+    """An entry of two lines is one row; so is a blank line."""
+    (tmp_path / "t.csv").write_text('file,subject,remark\na.png,P1,"two\nlines"\n\nb.png,P1,\n,P1,x\n')
+    with pytest.raises(LeukoscopeError, match="t.csv: row 5 names no file"):
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("file,subject\na.png,P1" + "," * 40 + "x\n", "row 2 has 42 entries, the header 2; put quotes around"),
+        ('file,subject\na.png,"P1\n', "t.csv: is no CSV ("),
+        ("file" + "," * 20_000, "t.csv: has more than 10,000 columns"),
+    ],
+)
+def test_damaged_csv_is_refused(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(LeukoscopeError) as refused:
+        read_table(tmp_path / "t.csv")
+    assert said in str(refused.value)
+
+
+ONE_HOT = "filename,ALL,HEM\n" + "".join(
+    f"{file},{int(file[:3] == 'ALL')},{int(file[:3] == 'HEM')}\n" for file in PLAIN
+)
+
+
+def test_a_one_hot_table_says_that_its_column_of_classes_is_missing(
+    cells: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --subject_pattern it asked for --subject_pattern."""
+    table = cells / "_classes.csv"
+    table.write_text(ONE_HOT)
+    with pytest.raises(LeukoscopeError) as refused:
+        load_cells("imagefolder", cells, labels=table, subject_pattern=r"(?P<subject>P\d+)_")
+    assert str(refused.value) == (
+        f"{table}: has no column of classes; its columns ALL, HEM hold 0 and 1 (one-hot): replace them by one column "
+        "called label that holds the name of the class"
+    )
+    table.write_text("file,age\n" + "".join(f"{file},7\n" for file in PLAIN))
+    with pytest.raises(
+        LeukoscopeError, match=r"has no column of classes \(one of label, class, choice\), only file, age"
+    ):
+        load_cells("imagefolder", cells, labels=table, subject_pattern=r"(?P<subject>P\d+)_")
+    header, *rows = ONE_HOT.splitlines()
+    table.write_text("\n".join([f"{header},subject", *(f"{row},P1" for row in rows)]))
+    load_cells("imagefolder", cells, labels=table)
+    assert "its columns ALL, HEM hold 0 and 1 and are not used; if they are the classes" in capsys.readouterr().err

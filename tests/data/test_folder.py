@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,48 @@ def test_a_table_of_subjects_says_what_names_the_classes(tmp_path: Path, capsys:
     labels.write_text(_table("P1", "P2", header="file,subject"))
     assert load_cells("imagefolder", root, labels=labels).info.labels == ("slideA", "slideB")
     assert f"{labels}: names subjects; the folders name the classes" in capsys.readouterr().err
+
+
+# Class folders within class folders
+
+
+@pytest.mark.parametrize(
+    ("name", "odd"),
+    [
+        ("imagefolder", "HEM/ALL/9.png"),
+        ("imagefolder", "train/hem/old/ALL/9.png"),
+        ("imagefolder", "HEM/ALL/P1/9.png"),
+        ("cnmc2019", "HEM/fold_0/all/UID_9_1_1_all.bmp"),
+        ("cnmc2019", "fold_0/hem/UID_9_1_1_all.bmp"),
+        ("ball4", "Original/Benign/WBC-Malignant-Pre-009.jpg"),
+        ("pbc", "monocyte/ig/MY_9.jpg"),
+    ],
+)
+def test_a_picture_whose_path_names_two_classes_is_refused(tmp_path: Path, name: str, odd: str) -> None:
+    """Annotation programs export a relabelled picture as <label>/<old path>; it counted by the old folder."""
+    plain = {
+        "imagefolder": ["ALL/P2/0.png", "ALL/P3/1.png", "HEM/P4/2.png", "HEM/P5/3.png"],
+        "cnmc2019": ["fold_0/all/UID_1_1_1_all.bmp", "fold_0/hem/UID_H1_1_1_hem.bmp"],
+        "ball4": ["Original/Benign/WBC-Benign-001.jpg", "Original/Pre/WBC-Malignant-Pre-001.jpg"],
+        "pbc": ["ig/MY_1.jpg", "monocyte/MO_1.jpg"],
+    }[name]
+    if odd.startswith("train"):
+        plain = [
+            f"{side}/{label}/{number}.png" for side in ("train", "test") for label in ("ALL", "hem") for number in "01"
+        ]
+    # The folder above the one that is given names no class of its pictures.
+    root = place(tmp_path / "ALL", *plain)
+    load_cells(name, root)
+    place(root, odd)
+    with pytest.raises(LeukoscopeError) as refused:
+        load_cells(name, root)
+    said = re.search(r"^(.*): its path names two classes, '(.*)' and '(.*)'; move the picture", str(refused.value))
+    assert said and said[1] == odd and said[2].casefold() != said[3].casefold()
+
+
+def test_a_folder_that_datasets_reads_is_refused_for_two_classes_on_a_path_too(tmp_path: Path) -> None:
+    root = place(tmp_path / "ALL" / "set", "ALL/0.png", "ALL/1.png", "HEM/2.png", "HEM/3.png")
+    assert load_cells(str(root)).info.labels == ("ALL", "HEM")
+    place(root, "HEM/ALL/4.png")
+    with pytest.raises(LeukoscopeError, match=r"^HEM/ALL/4.png: its path names two classes, 'HEM' and 'ALL'"):
+        load_cells(str(root))

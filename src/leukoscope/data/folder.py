@@ -24,7 +24,7 @@ from leukoscope.data.cell_tables import (
 )
 from leukoscope.data.cells import CellRecord, LoadedCells, assemble, image_column
 from leukoscope.data.images import UnreachableImage, UnreadableImage, check_header
-from leukoscope.data.layouts import CellFile, ImageFolder, cell_id_of, find_class_folders
+from leukoscope.data.layouts import CellFile, ImageFolder, cell_id_of, check_classes_on_paths, find_class_folders
 from leukoscope.data.registry import DATASETS, DatasetInfo
 from leukoscope.data.subject_ids import check_subject_ids
 from leukoscope.files import cache_root, content_hashes
@@ -95,6 +95,8 @@ def load_folder(
         cells, not_used = _cells_of_rows(rows, folder)
     else:
         cells, not_used = _cells_by_name(info, folder, source)
+        named_classes = {*info.labels, *(cell.label for cell in cells)}
+        check_classes_on_paths(((_below(cell.path, root), cell.label) for cell in cells), named_classes)
         if unlisted := [cell.path for cell in cells if rows and cell.path not in rows]:
             below = _below(unlisted[0], root)
             raise LeukoscopeError(f"{tables[0][0].name}: no row for file {below!r}; every image needs a subject")

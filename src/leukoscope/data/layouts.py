@@ -10,9 +10,10 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.cell_tables import folded
 from leukoscope.data.images import IMAGE_SUFFIXES
 from leukoscope.data.table_files import open_table
 
@@ -174,6 +175,51 @@ def find_cnmc_cells(folder: ImageFolder) -> Iterator[CellFile]:
             cells.append(CellFile(path, match["label"].upper(), match["subject"], cell_id=original, fold=fold))
     in_folds = {cell.cell_id for cell in cells if cell.fold}
     yield from (cell for cell in cells if cell.fold or cell.cell_id not in in_folds)
+
+
+def class_on_path(file: str, classes: Iterable[str]) -> str:
+    """The class that a folder of a file's path names, as `classes` spells it; "" where no folder names one.
+
+    Args:
+        file: path below the folder or archive that was given; what lies above that folder does not count.
+
+    Raises:
+        LeukoscopeError: folders that name two classes, as an export of relabelled pictures makes them.
+    """
+    spelt = {folded(label): label for label in classes}
+    folders = map(folded, PurePosixPath(file).parts[:-1])
+    named = [spelt[folder] for folder in folders if folder in spelt]
+    if len(set(named)) > 1:
+        raise _two_classes(file, named[0], named[-1])
+    return named[0] if named else ""
+
+
+def check_classes_on_paths(files: Iterable[tuple[str, str]], classes: Iterable[str]) -> None:
+    """Refuse pictures in a folder that is called like another class than theirs.
+
+    Args:
+        files: (path, class) of each picture, the path as of `class_on_path`.
+
+    Raises:
+        LeukoscopeError: as `class_on_path`, or a folder that names another class than the file's own name.
+    """
+    names = list(classes)
+    checked: set[tuple[str, str]] = set()
+    for file, label in files:
+        folder = os.path.dirname(file)
+        if (folder, label) in checked:
+            continue
+        checked.add((folder, label))
+        named = class_on_path(file, names)
+        if named and folded(named) != folded(label):
+            raise _two_classes(file, named, label)
+
+
+def _two_classes(file: str, one: str, other: str) -> LeukoscopeError:
+    return LeukoscopeError(
+        f"{file}: its path names two classes, {one!r} and {other!r}; move the picture into a folder of its one class, "
+        "or name the classes in a table"
+    )
 
 
 def _preliminary_names(path: Path) -> dict[str, str]:

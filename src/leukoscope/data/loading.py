@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -18,7 +18,7 @@ from leukoscope.data.cell_tables import SUBJECT_COLUMNS
 from leukoscope.data.cells import CellRecord, LoadedCells, assemble, image_column
 from leukoscope.data.folder import load_folder, own_sides
 from leukoscope.data.images import UnreadableImage, encoded_content, open_bytes
-from leukoscope.data.layouts import CNMC_NAME, cell_id_of
+from leukoscope.data.layouts import CNMC_NAME, cell_id_of, check_classes_on_paths
 from leukoscope.data.registry import DATASETS, PRELIMINARY_TEST, DatasetInfo, dataset_info
 from leukoscope.data.subject_ids import subject_name
 from leukoscope.files import first_line
@@ -245,6 +245,8 @@ def _hub_rows(
         )
     rows = []
     pictures = _pictures(table, columns["image"], decode=False)
+    if Path(info.hub_id or "").is_dir():
+        _check_local_paths(Path(info.hub_id or ""), pictures, names)
     for cell, name, subject, fold, row in zip(ids, names, subjects, folds, pictures, strict=True):
         if spelled and name.casefold() not in spelled:
             raise LeukoscopeError(f"{source}: unknown label {name!r}; expected one of {', '.join(info.labels)}")
@@ -255,6 +257,16 @@ def _hub_rows(
         name = spelled.get(name.casefold(), name)
         rows.append(CellRecord(prefix + cell.removeprefix(prefix), name, subject, content, fold))
     return rows
+
+
+def _check_local_paths(folder: Path, pictures: Dataset, names: Sequence[str]) -> None:
+    """Refuse class folders within class folders, of which `datasets` reads the inner one."""
+    files = []
+    for row, name in zip(pictures, names, strict=True):
+        path = Path((row["image"] or {}).get("path") or "")
+        if path.is_relative_to(folder.absolute()):
+            files.append((path.relative_to(folder.absolute()).as_posix(), name))
+    check_classes_on_paths(files, set(names))
 
 
 def _column(table: Dataset, names: Iterable[str]) -> list[Any] | None:
