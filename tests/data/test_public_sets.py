@@ -21,7 +21,6 @@ def _described(data: LoadedCells) -> dict[str, tuple[str, str, str]]:
 
 AML = "PKG - AML-Cytomorphology_MLL_Helmholtz_v1/data"
 LMU = "PKG - AML-Cytomorphology_LMU/AML-Cytomorphology_LMU"
-APL = ("Patient_00/Signed slides/Blast/BNE_3", "Patient_01/Unsigned slides/2019-02-01/Monocyte/MO_1")
 TREES = {
     "mll23": {
         "MLL23_dataset/myeloblast/myeloblast_0001.TIF": ("myeloblast_0001", "myeloblast", "", ""),
@@ -44,19 +43,11 @@ TREES = {
         "bone_marrow_cell_dataset/BLA/0001-1000/BLA_00001.jpg": ("BLA_00001", "BLA", "", ""),
         "bone_marrow_cell_dataset/LYT/1001-2000/LYT_01001.jpg": ("LYT_01001", "LYT", "", ""),
     },
-    "all-idb2": {
-        "ALL_IDB2/img/Im001_1.tif": ("Im001_1", "blast", "", ""),
-        "ALL_IDB2/img/Im131_0.tif": ("Im131_0", "healthy", "", ""),
-    },
     "raabin": {
         "RaabinWBC/Train/Basophil/1.jpg": ("Train/Basophil/1", "Basophil", "", "train"),
         "RaabinWBC/Train/Monocyte/2.jpg": ("Train/Monocyte/2", "Monocyte", "", "train"),
         "RaabinWBC/TestA/Basophil/1.jpg": ("TestA/Basophil/1", "Basophil", "", "test"),
         "RaabinWBC/TestB/Monocyte/1.jpg": ("TestB/Monocyte/1", "Monocyte", "", "TestB"),
-    },
-    "apl-aml": {
-        f"Data/All/{APL[0]}.jpg": (APL[0], "Blast", "00", ""),
-        f"Data/All/{APL[1]}.jpg": (APL[1], "Monocyte", "01", ""),
     },
 }
 
@@ -87,3 +78,11 @@ def test_real_cells_of_pbc_are_read(real_data: Path) -> None:
     data = load_cells("pbc", root)
     assert (len(data.train), data.unreadable) == (400, ())
     assert data.info.labels == ("basophil", "eosinophil", "lymphocyte", "monocyte", "neutrophil")
+
+
+def test_a_set_without_an_entry_is_read_as_the_page_says(tmp_path: Path) -> None:
+    root = place(
+        tmp_path, "Patient_00/Signed slides/Blast/BNE_3.jpg", "Patient_01/Unsigned slides/2019-02-01/Monocyte/MO_1.jpg"
+    )
+    data = load_cells("imagefolder", root, subject_pattern=r"Patient_(?P<subject>\d+)/")
+    assert (data.info.labels, data.train["subject"][:]) == (("Blast", "Monocyte"), ["00", "01"])

@@ -26,6 +26,8 @@ class DatasetInfo:
     citation: str = ""
     url: str = ""
     labels: tuple[str, ...] = ()  # in the order of the network's outputs; () where its folders name them
+    meanings: Mapping[str, str] = field(default_factory=dict)  # label → what one cell of it is, such as pre-B blast
+    plurals: Mapping[str, str] = field(default_factory=dict)  # label → its cells in words; others are "<label> cells"
     positive_label: str = ""  # the class that "sensitivity" is of; "" where the field has none
     block_size: int = 0  # without subjects: how many pictures of neighbouring numbers may come from one slide
     background: Literal["black", "smear"] = "smear"  # what surrounds a cell, and what augmentation fills corners with
@@ -98,6 +100,8 @@ DATASETS: dict[str, DatasetInfo] = {
             name="cnmc2019",
             title="C-NMC 2019 (ISBI 2019 challenge)",
             labels=("ALL", "HEM"),
+            meanings={"ALL": "leukaemic blast", "HEM": "normal precursor"},
+            plurals={"ALL": "blasts", "HEM": "normal cells"},
             positive_label="ALL",
             licence="CC BY 3.0 (TCIA)",
             citation="Gupta, A. & Gupta, R. (2019). ALL Challenge dataset of ISBI 2019 (C-NMC 2019). "
@@ -136,6 +140,12 @@ DATASETS: dict[str, DatasetInfo] = {
             name="ball4",
             title="B-ALL, four classes (Ghaderzadeh et al. 2021)",
             labels=("Benign", "Early", "Pre", "Pro"),
+            meanings={
+                "Benign": "benign haematogone",
+                "Early": "early pre-B blast",
+                "Pre": "pre-B blast",
+                "Pro": "pro-B blast",
+            },
             licence="ODbL 1.0 (database); contents © the original authors",
             citation="Ghaderzadeh, M. et al. (2021). A fast and efficient CNN model for B-ALL diagnosis and its "
             "subtypes classification using peripheral blood smear images. Int. Journal of Intelligent Systems.",
@@ -229,21 +239,6 @@ DATASETS: dict[str, DatasetInfo] = {
             traps=("bone marrow, not blood",),
         ),
         DatasetInfo(
-            name="all-idb2",
-            title="ALL-IDB2 (Labati et al. 2011)",
-            labels=("blast", "healthy"),
-            positive_label="blast",
-            licence="on request, not to be passed on",
-            citation="Labati, R. D. et al. (2011). ALL-IDB: The acute lymphoblastic leukemia image database for image "
-            "processing. IEEE ICIP, 2045–2048. https://doi.org/10.1109/ICIP.2011.6115881",
-            url="https://homes.di.unimi.it/scotti/all",
-            pictures="single cells, TIF 257",
-            find_cells=cells_named(r"Im\d+_(?P<label>[01])", "tiff?", names={"1": "blast", "0": "healthy"}),
-            official_counts={"": {"blast": 130, "healthy": 130}},
-            layout="…/img/Im001_1.tif (_1: blast)",
-            traps=("some pictures are crops of one cell", "the background alone tells many blasts from other cells"),
-        ),
-        DatasetInfo(
             name="raabin",
             title="Raabin-WBC (Kouzehkanan et al. 2022)",
             labels=_RAABIN_LABELS,
@@ -262,27 +257,6 @@ DATASETS: dict[str, DatasetInfo] = {
             layout="…/{Train,TestA,TestB}/{Basophil,Eosinophil,Lymphocyte,Monocyte,Neutrophil}/….jpg",
             held_out=("TestB",),
             traps=("TestB comes from another microscope and camera; no split touches it",),
-        ),
-        DatasetInfo(
-            name="apl-aml",
-            title="APL/AML (DeepAPL, Sidhom et al. 2021)",
-            licence="none granted",
-            citation="Sidhom, J.-W. et al. (2021). Deep learning for diagnosis of acute promyelocytic leukemia via "
-            "recognition of genomically imprinted morphologic features. npj Precision Oncology 5. "
-            "https://doi.org/10.1038/s41698-021-00179-y",
-            url="https://www.kaggle.com/datasets/eugeneshenderov/acute-promyelocytic-leukemia-apl",
-            pictures="single cells, JPG 360 × 363",
-            subjects="folder",
-            find_cells=cells_named(
-                r"Patient_(?P<subject>\d+)/(?:Signed|Unsigned) slides/(?:[^/]*\d[^/]*/)?(?P<label>[^/\d]+)/[A-Z]+_\d+",
-                "jpe?g",
-            ),
-            layout="…/Patient_00/{Signed slides,Unsigned slides}/[<date>/]<class>/BNE_37348944.jpg",
-            traps=(
-                "its owners grant no licence for these pictures; ask them before you use or pass on anything of it",
-                "some pictures are there under two classes",
-                "classes are cell types; master.csv names diagnoses",
-            ),
         ),
         DatasetInfo(
             name="imagefolder",
@@ -308,6 +282,20 @@ DATASETS: dict[str, DatasetInfo] = {
         ),
     )
 }
+
+
+def meanings_of_labels() -> dict[str, str]:
+    """Label → what one cell of it is, by the first data set whose entry says it."""
+    meanings: dict[str, str] = {}
+    for info in DATASETS.values():
+        for label, meaning in info.meanings.items():
+            meanings.setdefault(label, meaning)
+    return meanings
+
+
+def cells_of(label: str) -> str:
+    """The cells of a class in words, by the first data set whose entry says it."""
+    return next((info.plurals[label] for info in DATASETS.values() if label in info.plurals), f"{label} cells")
 
 
 def trained_on(metrics: Mapping[str, Any]) -> DatasetInfo | None:

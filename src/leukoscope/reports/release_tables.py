@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from leukoscope.data.registry import cells_of
 from leukoscope.models.release import OF_FIELDS
 from leukoscope.reports.formatting import Table, count, hundred, metric_name, share, span, with_interval, with_span
 
@@ -45,12 +46,10 @@ def subjects_table(subjects: Metrics, unit: str = "subject", *, most: int | None
 
 # Of 100 cells of each class, how many are recognised
 
-_CALLED = {"ALL": "blasts", "HEM": "normal cells"}
-
 
 def many(label: str) -> str:
     """Cells of a class in words."""
-    return _CALLED.get(label, f"{label} cells")
+    return cells_of(label)
 
 
 @dataclass(frozen=True)

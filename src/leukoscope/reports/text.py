@@ -12,18 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from leukoscope.data.registry import meanings_of_labels
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, Decision
 from leukoscope.reports import release_tables
 from leukoscope.reports.release_tables import many
 
-MEANINGS = {
-    "ALL": "leukaemic blast",
-    "HEM": "normal precursor",
-    "Benign": "benign haematogone",
-    "Early": "early pre-B blast",
-    "Pre": "pre-B blast",
-    "Pro": "pro-B blast",
-}
+MEANINGS = meanings_of_labels()
 """What the labels of the registered data sets stand for."""
 _OUTCOMES = {ABSTAIN: "not sure", OUT_OF_DISTRIBUTION: "unlike its cells"}
 QUESTION = "Is this white blood cell a leukaemic blast?"
