@@ -281,4 +281,4 @@ def test_a_one_hot_table_says_that_its_column_of_classes_is_missing(
     header, *rows = ONE_HOT.splitlines()
     table.write_text("\n".join([f"{header},subject", *(f"{row},P1" for row in rows)]))
     load_cells("imagefolder", cells, labels=table)
-    assert "its columns ALL, HEM hold 0 and 1 and are not used; if they are the classes" in capsys.readouterr().err
+    assert "its columns ALL, HEM hold 0 and 1 and are not used; if they are classes" in capsys.readouterr().err

@@ -99,6 +99,10 @@ class ImageFolder:
         others = [path for path in files if not is_image(path.name)]
         return cls(root, images, others)
 
+    def below(self, path: Path) -> str:
+        """A path below the folder, with "/"; one elsewhere, as only tables name them, as it is."""
+        return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
+
     @property
     def left_out(self) -> str:
         """One line on the files that are no readable pictures; "" without."""

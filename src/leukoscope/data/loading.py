@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ID_COLUMNS = ("cell_id", "file_name", "filename", "image_name", "original_image_name")
-# Sets are often sorted by class or subject; a shuffle of this many rows mixes neighbours, and after so many rows no
-# further class is waited for.
-BUFFER, MOST_ROWS = 64, 400
+# Sets are often sorted by class or subject; a shuffle of this many rows mixes neighbours.
+_STREAM_BUFFER = 64
+# After so many rows no further class is waited for.
+_MOST_STREAMED_ROWS = 400
 
 
 def load_cells(
@@ -65,28 +66,18 @@ def load_cells(
         LeukoscopeError: unknown data set, a flag without effect, missing or empty folder, bad pattern, unreachable Hub
             data set, or a column that it lacks.
     """
-    info, on_hub, class_folders = _entry(dataset_name), "/" in dataset_name, dataset_name == "imagefolder"
-    folders = ", ".join(entry.name for entry in DATASETS.values() if entry.find_cells)
-    own = "read class folders with --dataset_name imagefolder"
-    for flag, value, has_effect, otherwise in (
-        ("train_dir", train_dir, not on_hub and not info.synthetic, f"say what it holds by --dataset_name ({folders})"),
-        ("subject_pattern", subject_pattern, class_folders, own),
-        ("labels", labels, class_folders, own),
-        ("image_column_name", image_column_name if image_column_name != "image" else None, on_hub, ""),
-        ("label_column_name", label_column_name if label_column_name != "label" else None, on_hub or class_folders, ""),
-        ("subject_column", subject_column, on_hub, ""),
-    ):
-        # A flag without effect is a misunderstanding about which cells are used.
-        if value is not None and not has_effect:
-            data_set = f"--dataset_name {dataset_name}"
-            data_set += f" --train_dir {train_dir}" if train_dir is not None and flag != "train_dir" else ""
-            fix = f"leave it out, or {otherwise}" if otherwise else "leave it out"
-            raise LeukoscopeError(f"--{flag} {value}: has no effect with {data_set}; {fix}")
+    info = _entry(dataset_name)
+    flags = {
+        "train_dir": train_dir,
+        "subject_pattern": subject_pattern,
+        "labels": labels,
+        "image_column_name": None if image_column_name == "image" else image_column_name,
+        "label_column_name": None if label_column_name == "label" else label_column_name,
+        "subject_column": subject_column,
+    }
+    _check_flags(dataset_name, info, flags)
     if info.synthetic:
-        drawn = list(phantom_cells(size=image_size))
-        # Hash pixels, so that changed drawing code invalidates the cache.
-        rows = [CellRecord(c.cell_id, c.label, c.subject, sha256(c.image.tobytes()).hexdigest()) for c in drawn]
-        return assemble(info, image_column([cell.image for cell in drawn]), rows, f"--dataset_name {info.name}")
+        return _drawn(info, image_size)
     if train_dir is not None:
         return load_folder(info, Path(train_dir), subject_pattern, labels, label_column_name)
     if info.hub_id is None:
@@ -109,6 +100,47 @@ def _entry(dataset_name: str) -> DatasetInfo:
     return next((entry for entry in DATASETS.values() if entry.hub_id == dataset_name), unknown)
 
 
+_HUB_FLAGS = ("image_column_name", "label_column_name", "subject_column")
+_CLASS_FOLDER_FLAGS = ("train_dir", "subject_pattern", "labels", "label_column_name")
+
+
+def _check_flags(dataset_name: str, info: DatasetInfo, flags: Mapping[str, Any]) -> None:
+    """Refuse a flag without effect: it is a misunderstanding about which cells are used."""
+    if "/" in dataset_name:
+        allowed: tuple[str, ...] = _HUB_FLAGS
+    elif dataset_name == "imagefolder":
+        allowed = _CLASS_FOLDER_FLAGS
+    else:
+        allowed = () if info.synthetic else ("train_dir",)
+    for flag, argument in flags.items():
+        if argument is None or flag in allowed:
+            continue
+        data_set = f"--dataset_name {dataset_name}"
+        if flags["train_dir"] is not None and flag != "train_dir":
+            data_set += f" --train_dir {flags['train_dir']}"
+        raise LeukoscopeError(f"--{flag} {argument}: has no effect with {data_set}; leave it out{_instead_of(flag)}")
+
+
+def _instead_of(flag: str) -> str:
+    """What to do instead of giving a flag without effect."""
+    if flag == "train_dir":
+        folders = ", ".join(entry.name for entry in DATASETS.values() if entry.find_cells)
+        return f", or say what it holds by --dataset_name ({folders})"
+    if flag in ("subject_pattern", "labels"):
+        return ", or read class folders with --dataset_name imagefolder"
+    return ""
+
+
+def _drawn(info: DatasetInfo, image_size: int) -> LoadedCells:
+    """The phantoms, in squares of so many pixels."""
+    cells = list(phantom_cells(size=image_size))
+    # Hash pixels, so that changed drawing code invalidates the cache.
+    rows = [
+        CellRecord(cell.cell_id, cell.label, cell.subject, sha256(cell.image.tobytes()).hexdigest()) for cell in cells
+    ]
+    return assemble(info, image_column([cell.image for cell in cells]), rows, f"--dataset_name {info.name}")
+
+
 # From the Hub
 
 
@@ -121,9 +153,10 @@ def _load_hub(hub_id: str, info: DatasetInfo, columns: Mapping[str, str]) -> Loa
     from datasets import concatenate_datasets, disable_progress_bars, load_dataset
 
     disable_progress_bars()  # `progress` shows how long it takes
-    is_known, source = info.name in DATASETS, f"data set {hub_id}"
+    is_known = info.name in DATASETS
+    source = f"data set {hub_id}"
     try:
-        found = {"train": load_dataset(hub_id, split="train")} if is_known else load_dataset(hub_id)
+        splits = {"train": load_dataset(hub_id, split="train")} if is_known else load_dataset(hub_id)
     except Exception as error:  # the client raises a dozen unrelated types
         name = "imagefolder" if "/" in info.name else info.name
         raise LeukoscopeError(
@@ -132,18 +165,19 @@ def _load_hub(hub_id: str, info: DatasetInfo, columns: Mapping[str, str]) -> Loa
         ) from None
     side_of = {"train": "train"}
     if not is_known:
-        info, side_of = _described(hub_id, info), own_sides(found)
+        info = _described(hub_id, info)
+        side_of = own_sides(splits)
     if "train" not in side_of.values():
         raise LeukoscopeError(
-            f"{source}: has no split called train, only {', '.join(found)}; publish a copy that has one"
+            f"{source}: has no split called train, only {', '.join(splits)}; publish a copy that has one"
         )
-    splits = next(iter(found.values())).info.splits or {}
-    others = {name: split.num_examples for name, split in splits.items() if name not in side_of}
-    own_test = others.pop(PRELIMINARY_TEST, None)
-    not_used = [f"Hub split {name!r} not used: {count:,} rows" for name, count in others.items()]
+    published = next(iter(splits.values())).info.splits or {}
+    other_splits = {name: split.num_examples for name, split in published.items() if name not in side_of}
+    own_test = other_splits.pop(PRELIMINARY_TEST, None)
+    not_used = [f"Hub split {name!r} not used: {count:,} rows" for name, count in other_splits.items()]
     tables = {}
     for name, side in side_of.items():
-        table = found[name]
+        table = splits[name]
         _require_columns(table, columns, source)
         if side != "train" and all(label in (None, -1) for label in table[columns["label"]]):
             not_used.append(f"Hub split {name!r} not used: its {len(table):,} rows have no labels")
@@ -168,26 +202,30 @@ def _described(hub_id: str, info: DatasetInfo) -> DatasetInfo:
         card = DatasetCard.load(source, ignore_metadata_errors=True).data.to_dict()
     except (OSError, ValueError):  # no card, or none that can be read; the cells are there all the same
         return info
-    pushed = card.get("leukoscope")
-    pushed = pushed if isinstance(pushed, dict) else {}
-    aliases = pushed.get("subject_aliases")
-    known = DATASETS.get(str(pushed.get("dataset_name")))
+    facts = card.get("leukoscope")
+    if not isinstance(facts, dict):
+        facts = {}
+    aliases = facts.get("subject_aliases")
+    if not isinstance(aliases, dict):
+        aliases = {}
+    entry = DATASETS.get(str(facts.get("dataset_name")))
     return replace(
-        known or info,
+        entry or info,
         name=info.name,
         hub_id=info.hub_id,
-        copy_of=known.name if known and known.name != "imagefolder" else "",
+        copy_of=entry.name if entry and entry.name != "imagefolder" else "",
         title=str(card.get("pretty_name") or info.title),
         licence=str(card.get("license") or ""),
-        citation=str(pushed.get("citation") or ""),
-        subject_aliases={str(k): str(v) for k, v in aliases.items()} if isinstance(aliases, dict) else {},
+        citation=str(facts.get("citation") or ""),
+        subject_aliases={str(subject): str(alias) for subject, alias in aliases.items()},
     )
 
 
 def _require_columns(table: Dataset, columns: Mapping[str, str], source: str) -> None:
     from datasets import Value
 
-    if missing := [name for name in columns.values() if name and name not in table.column_names]:
+    missing = [name for name in columns.values() if name and name not in table.column_names]
+    if missing:
         raise LeukoscopeError(f"{source}: lacks the column(s) {', '.join(missing)}; has {table.column_names}")
     kind = table.features[columns["image"]]
     if isinstance(kind, Value) and "binary" not in kind.dtype:
@@ -207,56 +245,76 @@ def _pictures(table: Dataset, column: str, *, decode: bool = True) -> Dataset:
 def _hub_rows(
     info: DatasetInfo, table: Dataset, columns: Mapping[str, str], side: str, first: int, source: str
 ) -> list[CellRecord]:
-    """The rows of one split, from number `first` on.
+    """The rows of one split, from number `first` on; the name of a side other than train goes before the cells' ids."""
+    ids = _cell_ids(table, first, source)
+    subjects = _subjects(table, columns["subject"], ids, source)
+    names = _class_names(info, table, columns["label"], ids, source)
+    # The names of no subject are those of no fold, too; 0 is a fold.
+    folds = [subject_name(fold) for fold in _column(table, ["fold"]) or [""] * len(ids)]
+    if side:
+        folds = [side] * len(ids)
+    prefix = f"{side}/" if side not in ("", "train") else ""
+    pictures = _pictures(table, columns["image"], decode=False)
+    folder = Path(info.hub_id or "")
+    if info.hub_id and folder.is_dir():
+        _check_local_paths(folder, pictures, names)
+    rows = []
+    for cell, name, subject, fold, row in zip(ids, names, subjects, folds, pictures, strict=True):
+        if row["image"] is None:
+            raise LeukoscopeError(f"{source}: cell {cell} has no image; remove its row")
+        # Two data sets may agree in all but their pictures.
+        content = sha256(encoded_content(row["image"])).hexdigest()
+        rows.append(CellRecord(prefix + cell.removeprefix(prefix), name, subject, content, fold))
+    return rows
 
-    Cell ids come from a column of ids or of file names, else from the row's number; the name of a side other than train
-    goes before them.
-    """
-    if (named := _column(table, ID_COLUMNS)) is None:
+
+def _cell_ids(table: Dataset, first: int, source: str) -> list[str]:
+    """The id of each row: of a column of ids or of file names, else the row's number, from `first` on."""
+    named = _column(table, ID_COLUMNS)
+    if named is None:
         ids = [f"row_{first + number:06d}" for number in range(len(table))]
     else:
-        ids = [cell_id_of(str(one)) for one in named]
+        ids = [cell_id_of(str(name)) for name in named]
+        file_names = [Path(cell).name for cell in ids]
         # `ALL/0.png` and `HEM/0.png` are two cells.
-        if "cell_id" not in table.column_names and len({Path(one).name for one in ids}) == len(ids):
-            ids = [Path(one).name for one in ids]
+        if "cell_id" not in table.column_names and len(set(file_names)) == len(ids):
+            ids = file_names
     if len(set(ids)) < len(ids):
         twice = next(cell for cell, count in Counter(ids).items() if count > 1)
         raise LeukoscopeError(f"{source}: cell {twice} is there more than once; give every row its own cell_id")
-    subjects = _column(table, [columns["subject"]] if columns["subject"] else SUBJECT_COLUMNS)
-    if subjects is None:
-        subjects = [match["subject"] if (match := CNMC_NAME.match(Path(cell).name)) else "" for cell in ids]
-    subjects = [subject_name(subject) for subject in subjects]
+    return ids
+
+
+def _subjects(table: Dataset, column: str, ids: Sequence[str], source: str) -> list[str]:
+    """The subject of each row: of a column, else of a file name as C-NMC has; "" for all where neither names one."""
+    entries = _column(table, [column] if column else SUBJECT_COLUMNS)
+    if entries is None:
+        matches = [CNMC_NAME.match(Path(cell).name) for cell in ids]
+        entries = [match["subject"] if match else "" for match in matches]
+    subjects = [subject_name(entry) for entry in entries]
     if any(subjects) and "" in subjects:
         raise LeukoscopeError(
             f"{source}: cell {ids[subjects.index('')]} has no subject, other cells have one; name it, or remove its "
             f"row ({subjects.count('')} row(s) like this)"
         )
-    # The names of no subject are those of no fold, too; 0 is a fold.
-    folds = [subject_name(fold) for fold in _column(table, ["fold"]) or [""] * len(ids)]
-    if side:
-        folds = [side] * len(ids)
-    prefix = "" if side in ("", "train") else f"{side}/"
-    spelled = {label.casefold(): label for label in info.labels}
-    labels = zip(ids, table[columns["label"]][:], strict=True)
-    names = [_class_name(label, table, columns["label"], f"{source}: cell {cell}") for cell, label in labels]
+    return subjects
+
+
+def _class_names(info: DatasetInfo, table: Dataset, column: str, ids: Sequence[str], source: str) -> list[str]:
+    """The class of each row, as the data set's entry spells it."""
+    labels = zip(ids, table[column][:], strict=True)
+    names = [_class_name(label, table, column, f"{source}: cell {cell}") for cell, label in labels]
     if "" in names:
         raise LeukoscopeError(
             f"{source}: {names.count('')} cell(s) have no label, the first is {ids[names.index('')]}; remove their rows"
         )
-    rows = []
-    pictures = _pictures(table, columns["image"], decode=False)
-    if Path(info.hub_id or "").is_dir():
-        _check_local_paths(Path(info.hub_id or ""), pictures, names)
-    for cell, name, subject, fold, row in zip(ids, names, subjects, folds, pictures, strict=True):
-        if spelled and name.casefold() not in spelled:
+    spelt = {label.casefold(): label for label in info.labels}
+    if not spelt:
+        return names
+    for name in names:
+        if name.casefold() not in spelt:
             raise LeukoscopeError(f"{source}: unknown label {name!r}; expected one of {', '.join(info.labels)}")
-        if row["image"] is None:
-            raise LeukoscopeError(f"{source}: cell {cell} has no image; remove its row")
-        # Two data sets may agree in all but their pictures.
-        content = sha256(encoded_content(row["image"])).hexdigest()
-        name = spelled.get(name.casefold(), name)
-        rows.append(CellRecord(prefix + cell.removeprefix(prefix), name, subject, content, fold))
-    return rows
+    return [spelt[name.casefold()] for name in names]
 
 
 def _check_local_paths(folder: Path, pictures: Dataset, names: Sequence[str]) -> None:
@@ -306,16 +364,17 @@ def stream_cells(hub_id: str, each: int = 3) -> list[StreamedCell]:
 
     cells: dict[str, list[StreamedCell]] = {}
     try:
-        rows = load_dataset(hub_id, split="train", streaming=True).shuffle(seed=0, buffer_size=BUFFER)
+        rows = load_dataset(hub_id, split="train", streaming=True).shuffle(seed=0, buffer_size=_STREAM_BUFFER)
         rows = rows.select_columns(["image", "label"]).cast_column("image", Image(decode=False))
-        for row in rows.take(MOST_ROWS):
-            if not (label := _class_name(row["label"], rows, "label", f"data set {hub_id}: a cell")):
+        for row in rows.take(_MOST_STREAMED_ROWS):
+            label = _class_name(row["label"], rows, "label", f"data set {hub_id}: a cell")
+            if not label:
                 continue
-            found = cells.setdefault(label, [])
-            if len(found) < each and row["image"] and row["image"]["bytes"]:
+            of_class = cells.setdefault(label, [])
+            if len(of_class) < each and row["image"] and row["image"]["bytes"]:
                 with suppress(UnreadableImage):
-                    found.append(StreamedCell(open_bytes(row["image"]["bytes"], label), label))
-            if len(cells) > 1 and all(len(found) == each for found in cells.values()):
+                    of_class.append(StreamedCell(open_bytes(row["image"]["bytes"], label), label))
+            if len(cells) > 1 and all(len(of_class) == each for of_class in cells.values()):
                 break
     except LeukoscopeError:
         raise
@@ -324,7 +383,7 @@ def stream_cells(hub_id: str, each: int = 3) -> list[StreamedCell]:
             f"data set {hub_id}: cannot be streamed from the Hub ({type(error).__name__}: {first_line(error)}); check "
             "the network"
         ) from None
-    streamed = [cell for _, found in sorted(cells.items()) for cell in found]
+    streamed = [cell for label in sorted(cells) for cell in cells[label]]
     if not streamed:
-        raise LeukoscopeError(f"data set {hub_id}: no readable picture among its first {MOST_ROWS} rows")
+        raise LeukoscopeError(f"data set {hub_id}: no readable picture among its first {_MOST_STREAMED_ROWS} rows")
     return streamed
