@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -68,8 +68,9 @@ class LoadedCells:
     def own_splits(self) -> dict[str, int]:
         """Cells on each side of the data set's own splits, in the order of `SIDES`; {} where it has none."""
         counts = Counter(self.train["fold"][:])
-        several = len(counts) > 1 and counts.keys() <= set(SIDES)
-        return {side: counts[side] for side in SIDES if counts[side]} if several else {}
+        if len(counts) < 2 or not counts.keys() <= set(SIDES):
+            return {}
+        return {side: counts[side] for side in SIDES if counts[side]}
 
     def with_positive(self, label: str) -> LoadedCells:
         """The same data, with one of its two classes as the positive one."""
@@ -94,9 +95,11 @@ class LoadedCells:
 
     def report(self) -> str:
         """What a person should know about the data before training, one line per fact."""
-        counts = ", ".join(f"{name}: {len(rows):,} cells" for name, rows in self.cells.items())
-        subjects = len({s for s in self.train["subject"] if s})
-        lines = [f"{self.info.title} — {counts}" + (f", {subjects} subjects" if subjects else "")]
+        counts = [f"{name}: {len(rows):,} cells" for name, rows in self.cells.items()]
+        subjects = {subject for subject in self.train["subject"] if subject}
+        if subjects:
+            counts.append(f"{len(subjects)} subjects")
+        lines = [f"{self.info.title} — {', '.join(counts)}"]
         if self.info.synthetic:
             lines.append("These cells are synthetic: metrics on them say nothing about patients.")
         if self.own_splits:
@@ -112,9 +115,11 @@ class LoadedCells:
 
     def some_unreadable(self) -> list[str]:
         """The messages of the first `MOST_TOLD` files that could not be used, and how many more there are."""
+        messages = list(self.unreadable[:MOST_TOLD])
         more = len(self.unreadable) - MOST_TOLD
-        others = [f"and {more:,} more; `leukoscope audit` writes all of them into audit.json"] if more > 0 else []
-        return [*self.unreadable[:MOST_TOLD], *others]
+        if more > 0:
+            messages.append(f"and {more:,} more; `leukoscope audit` writes all of them into audit.json")
+        return messages
 
 
 class CellRecord(NamedTuple):
@@ -151,12 +156,14 @@ def assemble(
 
     seen = {row.label for row in rows}
     # A part of a set of many classes is a set of fewer; of two, a missing one is a fault.
-    labels = tuple(label for label in info.labels if label in seen or len(info.labels) == 2) or tuple(sorted(seen))
+    labels = tuple(label for label in info.labels if label in seen or len(info.labels) == 2)
+    if not labels:
+        labels = tuple(sorted(seen))
     not_used = tuple(passed_over)
     _check_labels(labels, info.labels, source, not_used)
     if info.name not in DATASETS or info.find_cells is find_class_folders:
         info = replace(info, background=_background(images))
-    text, subjects = Value("string"), [info.canonical_subject(row.subject) for row in rows]
+    subjects = [info.canonical_subject(row.subject) for row in rows]
     places: dict[str, str] = {}
     for row, subject in zip(rows, subjects, strict=True):
         if subject:
@@ -168,28 +175,45 @@ def assemble(
         "cell_id": [row.cell_id for row in rows],
         "fold": [row.fold for row in rows],
     }
+    text = Value("string")
     features = Features(label=ClassLabel(names=list(labels)), subject=text, cell_id=text, fold=text)
     table = concatenate_datasets([images, Dataset.from_dict(columns, features=features)], axis=1)
-    parts = {"train": table.select([at for at, row in enumerate(rows) if row.fold not in info.held_out])}
-    for name in info.held_out:
-        if part := [at for at, row in enumerate(rows) if row.fold == name]:
-            parts[name] = table.select(part)
+    return LoadedCells(
+        info=replace(info, labels=labels),
+        cells=DatasetDict(_partitions(table, rows, info.held_out)),
+        fingerprint=_fingerprint(rows),
+        unreadable=tuple(unreadable),
+        count_differences=tuple(_compare_counts(info, rows)),
+        passed_over=not_used,
+        published_subjects={
+            row.cell_id: row.subject for row, subject in zip(rows, subjects, strict=True) if row.subject != subject
+        },
+    )
+
+
+def _partitions(table: Dataset, rows: Sequence[CellRecord], held_out: Collection[str]) -> dict[str, Dataset]:
+    """`train`, and each of these partitions of the publisher that has a row."""
+    places: dict[str, list[int]] = {"train": []}
+    for name in held_out:
+        places[name] = []
+    for place, row in enumerate(rows):
+        places[row.fold if row.fold in held_out else "train"].append(place)
+    return {name: table.select(chosen) for name, chosen in places.items() if chosen or name == "train"}
+
+
+def _fingerprint(rows: Sequence[CellRecord]) -> str:
     digest = hashlib.sha256()
     for row in sorted(rows):
         digest.update(("\t".join(row[:4]) + "\n").encode())
-    different = tuple(_compare_counts(info, rows))
-    info, fingerprint = replace(info, labels=labels), digest.hexdigest()
-    joined = {row.cell_id: row.subject for row, subject in zip(rows, subjects, strict=True) if row.subject != subject}
-    return LoadedCells(info, DatasetDict(parts), fingerprint, tuple(unreadable), different, not_used, joined)
+    return digest.hexdigest()
 
 
 def _check_labels(labels: Sequence[str], known: Sequence[str], source: str, not_used: Sequence[str]) -> None:
     """Refuse fewer than two classes, and one, not `known`, whose name would be taken for another or for none."""
     if len(labels) < 2:
-        seen = f"only the class {labels[0]!r}" if labels else "no cell"
-        raise LeukoscopeError(
-            "; ".join([f"{source}: {seen} found", *not_used, "a classifier needs two or more classes"])
-        )
+        classes = f"only the class {labels[0]!r}" if labels else "no cell"
+        sentences = [f"{source}: {classes} found", *not_used, "a classifier needs two or more classes"]
+        raise LeukoscopeError("; ".join(sentences))
     alike: dict[str, str] = {}
     for label in sorted(set(labels) - set(known)):
         if label != label.strip() or not label.isprintable():
@@ -198,7 +222,8 @@ def _check_labels(labels: Sequence[str], known: Sequence[str], source: str, not_
             )
         if folded(label) in RESERVED_LABELS:
             raise LeukoscopeError(f"{source}: class {label!r} is called as predictions without a class are; rename it")
-        if (other := alike.setdefault(folded(label), label)) != label:
+        other = alike.setdefault(folded(label), label)
+        if other != label:
             raise LeukoscopeError(f"{source}: classes {other!r} and {label!r} look alike; give one class one name")
 
 
@@ -206,25 +231,27 @@ def _background(images: Dataset) -> Literal["black", "smear"]:
     """Background of the cells of a data set without an entry, judged on an even sample of them."""
     from datasets import Image
 
-    sample = images.select(np.linspace(0, len(images) - 1, min(len(images), _BACKGROUND_SAMPLE)).astype(int))
-    found = []
+    count = min(len(images), _BACKGROUND_SAMPLE)
+    sample = images.select(np.linspace(0, len(images) - 1, count).astype(int))
+    cut_out = []
     for row in sample.cast_column("image", Image(decode=False)):
         with suppress(UnreadableImage):  # named when all are decoded
-            found.append(is_cut_out(open_encoded(row["image"], "")))
-    return "black" if found and np.mean(found) > 0.9 else "smear"
+            cut_out.append(is_cut_out(open_encoded(row["image"], "")))
+    return "black" if cut_out and np.mean(cut_out) > 0.9 else "smear"
 
 
 def _compare_counts(info: DatasetInfo, rows: Sequence[CellRecord]) -> Iterator[str]:
     """One line per partition and label whose number of cells is not the publisher's."""
-    found = Counter((row.fold, row.label) for row in rows)
+    counts = Counter((row.fold, row.label) for row in rows)
     published = info.official_counts
-    if published and not any(fold in published for fold, _ in found):
+    if published and not any(fold in published for fold, _ in counts):
         # Without the publisher's folds only the sums over its training data can be compared.
         training = [Counter(labels) for fold, labels in published.items() if fold not in info.held_out]
         published = {"": sum(training, Counter())}
-        found = Counter(("", row.label) for row in rows)
+        counts = Counter(("", row.label) for row in rows)
     for fold, labels in published.items():
         for label, official in labels.items():
-            of = [n for key, n in found.items() if fold in ("", key[0]) and label in ("", key[1])]
-            if (count := sum(of)) != official:
-                yield f"{fold or 'all'}{label and ' '}{label}: {count:,} cells here, {official:,} published"
+            count = sum(n for key, n in counts.items() if fold in ("", key[0]) and label in ("", key[1]))
+            if count != official:
+                place = f"{fold or 'all'} {label}".rstrip()
+                yield f"{place}: {count:,} cells here, {official:,} published"

@@ -73,7 +73,7 @@ def walk(root: Path) -> Iterator[tuple[str, list[str]]]:
         return True
 
     for folder, inside, files in os.walk(root, followlinks=True, onerror=refuse):
-        inside[:] = [n for n in sorted(inside) if not is_junk(n) and is_entered(Path(folder, n))]
+        inside[:] = [name for name in sorted(inside) if not is_junk(name) and is_entered(Path(folder, name))]
         yield folder, [name for name in sorted(files) if not is_junk(name)]
 
 
@@ -136,15 +136,24 @@ def cells_named(
         names: what a class or partition is called here, by what the path calls it.
         without: folders whose pictures are no cells of their own.
     """
-    rule, names = re.compile(rf"(?:^|/)(?P<path>{pattern})\.(?i:{suffix})$"), names or {}
+    rule = re.compile(rf"(?:^|/)(?P<path>{pattern})\.(?i:{suffix})$")
+    name_of = names or {}
 
     def find(folder: ImageFolder) -> Iterator[CellFile]:
         for path in folder.images:
             file = path.relative_to(folder.root)
-            if (match := rule.search(file.as_posix())) and set(without).isdisjoint(file.parts):
-                found = match.groupdict()
-                label, fold = (names.get(one, one) for one in (found["label"], found.get("fold") or ""))
-                yield CellFile(path, label, found.get("subject") or "", found.get("cell") or found["path"], fold)
+            match = rule.search(file.as_posix())
+            if match is None or not set(without).isdisjoint(file.parts):
+                continue
+            # A group that the pattern lacks, or that matched nothing, is "".
+            part = defaultdict(str, match.groupdict(default=""))
+            yield CellFile(
+                path,
+                label=name_of.get(part["label"], part["label"]),
+                subject=part["subject"],
+                cell_id=part["cell"] or part["path"],
+                fold=name_of.get(part["fold"], part["fold"]),
+            )
 
     return find
 
@@ -171,11 +180,13 @@ def find_cnmc_cells(folder: ImageFolder) -> Iterator[CellFile]:
     cells = []
     for path in folder.images:
         if "prelim" in path.parent.name:
-            original, fold = original_of.get(path.stem, ""), "preliminary_test"
+            original = original_of.get(path.stem, "")
+            fold = "preliminary_test"
         else:
             original = path.stem
             fold = next((part for part in reversed(path.parts) if re.fullmatch(r"fold_\d", part)), "")
-        if match := CNMC_NAME.match(original):
+        match = CNMC_NAME.match(original)
+        if match:
             cells.append(CellFile(path, match["label"].upper(), match["subject"], cell_id=original, fold=fold))
     in_folds = {cell.cell_id for cell in cells if cell.fold}
     yield from (cell for cell in cells if cell.fold or cell.cell_id not in in_folds)
@@ -245,10 +256,13 @@ def find_class_folders(folder: ImageFolder) -> Iterator[CellFile]:
     has a digit in its name, as ids have, and there are more of them than of the folders above.
     """
     files = [path for path in folder.images if path.parent != folder.root]
-    subjects = _are_subjects({path.parent for path in files}, folder.root)
+    by_subject = _are_subjects({path.parent for path in files}, folder.root)
     for path in files:
-        label, subject = (path.parent.parent.name, path.parent.name) if subjects else (path.parent.name, "")
-        yield CellFile(path, label, subject, cell_id_of(path.relative_to(folder.root).as_posix()))
+        cell_id = cell_id_of(folder.below(path))
+        if by_subject:
+            yield CellFile(path, label=path.parent.parent.name, subject=path.parent.name, cell_id=cell_id)
+        else:
+            yield CellFile(path, label=path.parent.name, subject="", cell_id=cell_id)
 
 
 def _are_subjects(folders: Iterable[Path], root: Path) -> bool:

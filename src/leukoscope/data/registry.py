@@ -54,17 +54,20 @@ class DatasetInfo:
 
     def canonical_subject(self, subject: str) -> str:
         """The subject a cell counts for, once known aliases are joined."""
-        seen = {subject}
-        while (named := self.subject_aliases.get(subject, subject)) not in seen:
-            subject = named
+        seen: set[str] = set()
+        # Aliases may form a chain, or by mistake a circle.
+        while subject in self.subject_aliases and subject not in seen:
             seen.add(subject)
+            subject = self.subject_aliases[subject]
         return subject
 
     def about(self) -> dict[str, Any]:
         """What a report names of it, ready for JSON."""
-        named = {key: getattr(self, key) for key in ("name", "title", "licence", "citation", "synthetic")}
-        copy = {"copy_of": self.copy_of} if self.copy_of else {}
-        return {**named, "unit": self.group, **copy}
+        facts = {key: getattr(self, key) for key in ("name", "title", "licence", "citation", "synthetic")}
+        facts["unit"] = self.group
+        if self.copy_of:
+            facts["copy_of"] = self.copy_of
+        return facts
 
 
 _LMU_CODES = {
