@@ -12,8 +12,8 @@ import pytest
 
 from command import run
 from drawn import save_cell
-from leukoscope import RESEARCH_NOTICE
-from leukoscope.inference.scoring import SourceCell, open_source
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.inference.scoring import SourceCell, open_source, open_subjects
 from release_fixtures import SUBJECT_RULE
 
 # Any cells of a subject are of class ALL.
@@ -105,7 +105,9 @@ def test_a_table_that_cannot_be_written_leaves_the_subjects_printed(release: Pat
     (tmp_path / "file").touch()
     result = run("patient", release, cells / "b", "--output", table)
     assert result.exit_code == 1 and "b: too few cells: 1 cells in use" in result.stdout
-    assert result.stderr == f"error: --output {table}: cannot be written (File exists); name another folder\n"
+    told, error = result.stderr.splitlines()
+    assert told == f"All cells of {cells / 'b'} are taken for those of one subject."
+    assert error == f"error: --output {table}: cannot be written (File exists); name another folder"
 
 
 def test_a_cell_outside_any_folder_or_at_an_absolute_path_is_nobodys(cells: Path) -> None:
@@ -113,3 +115,38 @@ def test_a_cell_outside_any_folder_or_at_an_absolute_path_is_nobodys(cells: Path
     named = {"P1/slide/1.png": "P1", "1.png": "", "/data/P1/1.png": ""}
     assert {cell: source.subject_of(SourceCell(cell, "", ""), ()) for cell in named} == named
     assert source.subject_of(SourceCell("P1/1.png", "7", ""), ()) == "7"
+
+
+def test_a_table_in_the_folder_names_the_subjects(release: Path, cells: Path) -> None:
+    """Cells of two people in one folder were one subject, called like the folder."""
+    folder = cells / "=1+1"
+    (folder / "cells.csv").write_text("file,subject,label\n0.png,Zoe,ALL\n1.png,Zoe,ALL\n2.png,Ann,HEM\n")
+    result = run("patient", release, folder, "--json")
+    assert result.exit_code == 0, result.output
+    assert [(row["subject"], row["cells"]) for row in json.loads(result.stdout)] == [("Ann", 1), ("Zoe", 2)]
+    assert result.stderr == "Subjects are named by cells.csv.\n"
+    (folder / "cells.csv").write_text("file,subject\n0.png,Zoe\n1.png,Zoe\n")
+    result = run("patient", release, folder)
+    assert result.exit_code == 1 and "cells.csv: names no subject for '2.png' (1 of 3 pictures)" in result.stderr
+
+
+def test_subjects_in_the_names_of_c_nmc_are_told_to_be_guessed(cells: Path) -> None:
+    for number, name in enumerate(("UID_1_1_1_all", "UID_1_2_1_all", "UID_H2_1_1_hem", "UID_H2_2_1_hem")):
+        save_cell(cells / "all" / "deep" / f"{name}.png", cell=number)
+    source = open_subjects(str(cells / "all"))
+    assert source.subjects(("ALL", "HEM")) == ["1", "1", "H2", "H2"]
+    assert source.report.startswith("Subjects were guessed from the number after UID_ in each file name")
+
+
+@pytest.mark.parametrize("folder", ["fold_0", "train", "HEM", "controls"])
+def test_a_folder_that_names_a_split_or_a_group_is_no_subject(cells: Path, folder: str) -> None:
+    save_cell(cells / folder / "9.png", cell=9)
+    with pytest.raises(LeukoscopeError, match=f"lies in the folder '{folder}', which is .*, not a subject"):
+        open_subjects(str(cells)).subjects(("ALL", "HEM"))
+
+
+def test_cells_beside_the_folders_of_subjects_are_refused(cells: Path) -> None:
+    """They would be one subject more, without a name."""
+    save_cell(cells / "9.png", cell=9)
+    with pytest.raises(LeukoscopeError, match="9.png: lies outside the folders of subjects; move it into the folder"):
+        open_subjects(str(cells)).subjects(("ALL", "HEM"))
