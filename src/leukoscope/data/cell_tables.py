@@ -189,10 +189,11 @@ def _cell_row(
 
 def _require_same(name: str, earlier: CellRow, row: CellRow, kind: str) -> None:
     """Refuse two rows of one picture that differ in its subject or label."""
-    one, two = getattr(earlier, kind), getattr(row, kind)
-    if one != two:
+    first = getattr(earlier, kind)
+    second = getattr(row, kind)
+    if first != second:
         raise LeukoscopeError(
-            f"{name}: file {row.file!r} is there with {kind} {one!r} (row {earlier.number}) and with {two!r} "
+            f"{name}: file {row.file!r} is there with {kind} {first!r} (row {earlier.number}) and with {second!r} "
             f"(row {row.number}); keep one of the two rows"
         )
 
@@ -246,7 +247,8 @@ def folded(name: str) -> str:
 
 def _check_rows(table: CellTable) -> None:
     """Refuse no row, subjects in some rows only and a class spelt in two ways; say which subjects look alike."""
-    name, rows = table.name, table.rows
+    name = table.name
+    rows = table.rows
     if not rows:
         raise LeukoscopeError(f"{name}: has a header and no row; add one row for each picture")
     unnamed = [row for row in rows if not row.subject]

@@ -100,7 +100,9 @@ def find_subjects(
     if subject_of:
         check_subject_ids({subject: picture for picture, subject in subject_of.items()}, "subjects guessed from names")
         subjects = sorted(set(subject_of.values()))
-        listed = ", ".join(subjects[:_MOST_NAMED]) + (" …" if len(subjects) > _MOST_NAMED else "")
+        listed = ", ".join(subjects[:_MOST_NAMED])
+        if len(subjects) > _MOST_NAMED:
+            listed += " …"
         notes.insert(
             0, f"Subjects were guessed from {part}: {listed}. A table of files and subjects names them surely."
         )
@@ -143,17 +145,19 @@ def _rows_of_tables(
     return rows, notes
 
 
-def _joined(picture: str, one: _NamedRow, other: _NamedRow) -> _NamedRow:
+def _joined(picture: str, row: _NamedRow, other: _NamedRow) -> _NamedRow:
     """What two tables say of one picture together."""
     for kind in ("subject", "label"):
-        first, second = getattr(one, kind), getattr(other, kind)
+        first = getattr(row, kind)
+        second = getattr(other, kind)
         if first and second and first != second:
             raise LeukoscopeError(
-                f"{picture}: has the {kind} {first!r} in {one.table} (row {one.number}) and {second!r} in "
+                f"{picture}: has the {kind} {first!r} in {row.table} (row {row.number}) and {second!r} in "
                 f"{other.table} (row {other.number}); correct one of them, or take one table away"
             )
-    named = one if one.subject else other
-    return named._replace(subject=one.subject or other.subject, label=one.label or other.label)
+    # Messages about a subject name the table that it stands in.
+    source = row if row.subject else other
+    return source._replace(subject=row.subject or other.subject, label=row.label or other.label)
 
 
 class _PictureIndex:

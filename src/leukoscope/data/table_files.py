@@ -136,7 +136,8 @@ def _rows(
                 if place > 0:
                     yield lines_before + 1 + place, list(entries)
     except ParserError as error:
-        if long_row := re.search(r"in line (\d+), saw (\d+)", str(error)):
+        long_row = re.search(r"in line (\d+), saw (\d+)", str(error))
+        if long_row:
             raise long_row_error(name, lines_before + int(long_row[1]), int(long_row[2]), len(header)) from None
         raise LeukoscopeError(f"{name}: is no CSV ({first_line(error)}); {fix}") from None
 
