@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from unicodedata import normalize
 from urllib.parse import unquote
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError
 from leukoscope.data.images import IMAGE_SUFFIXES
 from leukoscope.data.subject_ids import check_subject_ids, subject_name
 from leukoscope.data.table_files import HEADER, TableFile, long_row_error, open_table
@@ -73,22 +73,22 @@ class CellTable:
 
 
 def require_subjects(table: object, has_subjects: bool) -> None:
-    """Raise `LeukoscopeError` if a table names no subjects; folder names are not used instead."""
+    """Raise `DataError` if a table names no subjects; folder names are not used instead."""
     if not has_subjects:
         columns = f"a column called subject (or {', '.join(SUBJECT_COLUMNS[1:])})"
-        raise LeukoscopeError(f"{table}: names no subject; add {columns}, or give --subject_pattern")
+        raise DataError(f"{table}: names no subject; add {columns}, or give --subject_pattern")
 
 
 def require_labels(table: CellTable) -> None:
-    """Raise `LeukoscopeError` if a table names no classes, with the fix for a one-hot table."""
+    """Raise `DataError` if a table names no classes, with the fix for a one-hot table."""
     if table.has_labels:
         return
     if table.flags:
-        raise LeukoscopeError(
+        raise DataError(
             f"{table.name}: has no column of classes; its columns {', '.join(table.flags)} hold 0 and 1 (one-hot): "
             "replace them by one column called label that holds the name of the class"
         )
-    raise LeukoscopeError(
+    raise DataError(
         f"{table.name}: has no column of classes (one of {', '.join(LABEL_COLUMNS)}), only {', '.join(table.header)}; "
         "name the one that holds them with --label_column_name, or add it"
     )
@@ -98,7 +98,7 @@ def read_table(path: Path, label_column: str = "") -> CellTable:
     """Read a CSV, such as an export of Label Studio, lines of JSON (`.jsonl`) or Parquet; errors as `cell_table`.
 
     Raises:
-        LeukoscopeError: a file that cannot be opened or holds no table.
+        DataError: a file that cannot be opened or holds no table.
     """
     return cell_table(open_table(path), label_column=label_column)
 
@@ -106,7 +106,7 @@ def read_table(path: Path, label_column: str = "") -> CellTable:
 def read_metadata(path: Path, label_column: str = "") -> CellTable | None:
     """Read a `metadata.csv` or `metadata.jsonl` as 🤗 datasets lays it beside pictures; None for one of another kind.
 
-    It may name subjects alone; raises `LeukoscopeError` for one with columns of other things, but none of classes.
+    It may name subjects alone; raises `DataError` for one with columns of other things, but none of classes.
     """
     file = open_table(path)
     if not names_files(file.header):
@@ -115,7 +115,7 @@ def read_metadata(path: Path, label_column: str = "") -> CellTable | None:
     usual = [name for names in _COLUMNS.values() for name in names]
     others = [column for column in table.header if _title(column) not in usual]
     if others and not table.has_labels:
-        raise LeukoscopeError(
+        raise DataError(
             f"{path}: has no column called label, but {', '.join(others)}; name that of the classes with "
             f"--label_column_name {others[0]}, or move the file away where folders name the classes"
         )
@@ -137,7 +137,7 @@ def cell_table(file: TableFile, *, label_column: str = "") -> CellTable:
             classes.
 
     Raises:
-        LeukoscopeError: a missing or double column, a row of another length, a row without a file, a subject named in
+        DataError: a missing or double column, a row of another length, a row without a file, a subject named in
             some rows only, subject ids as of `check_subject_ids`, a row with several classes, a class spelt in two
             ways, or one picture with two subjects or labels; where a `label_column` is given, a table of labels that
             names no class.
@@ -161,7 +161,7 @@ def cell_table(file: TableFile, *, label_column: str = "") -> CellTable:
     _check_rows(table)
     if label_column and "label" in place_of and not table.has_labels:
         column = header[place_of["label"]]
-        raise LeukoscopeError(f"{table.name}: its column {column!r} names no class in any row; fill it in")
+        raise DataError(f"{table.name}: its column {column!r} names no class in any row; fill it in")
     return table
 
 
@@ -172,7 +172,7 @@ def _cell_row(
     named = {kind: texts[place] for kind, place in place_of.items() if place < len(texts)}
     file = named.get("file")
     if not file:
-        raise LeukoscopeError(f"{name}: row {number} names no file; fill it in, or delete the row")
+        raise DataError(f"{name}: row {number} names no file; fill it in, or delete the row")
     file = posixpath.normpath(_without_server(file).replace("\\", "/"))
     label = named.get("label", "")
     if label:
@@ -192,7 +192,7 @@ def _require_same(name: str, earlier: CellRow, row: CellRow, kind: str) -> None:
     first = getattr(earlier, kind)
     second = getattr(row, kind)
     if first != second:
-        raise LeukoscopeError(
+        raise DataError(
             f"{name}: file {row.file!r} is there with {kind} {first!r} (row {earlier.number}) and with {second!r} "
             f"(row {row.number}); keep one of the two rows"
         )
@@ -236,7 +236,7 @@ def _one_class(entry: Any, row: str) -> str:
     names = [_stripped(choice) for choice in choices]
     if len(names) > 1 or any(isinstance(choice, dict | list) for choice in choices):
         listed = reprlib.repr(", ".join(names))
-        raise LeukoscopeError(f"{row} names {len(names)} classes ({listed}); give each picture one class, as a text")
+        raise DataError(f"{row} names {len(names)} classes ({listed}); give each picture one class, as a text")
     return "".join(names)
 
 
@@ -250,10 +250,10 @@ def _check_rows(table: CellTable) -> None:
     name = table.name
     rows = table.rows
     if not rows:
-        raise LeukoscopeError(f"{name}: has a header and no row; add one row for each picture")
+        raise DataError(f"{name}: has a header and no row; add one row for each picture")
     unnamed = [row for row in rows if not row.subject]
     if unnamed and len(unnamed) < len(rows):
-        raise LeukoscopeError(
+        raise DataError(
             f"{name}: row {unnamed[0].number} names no subject for {unnamed[0].file!r}, other rows name theirs; fill "
             "it in, or delete the row"
         )
@@ -261,7 +261,7 @@ def _check_rows(table: CellTable) -> None:
     for row in rows:
         other = spelt.setdefault(folded(row.label), row)
         if other.label != row.label:
-            raise LeukoscopeError(
+            raise DataError(
                 f"{name}: row {other.number} names the class {other.label!r}, row {row.number} {row.label!r}; spell "
                 "one class in one way"
             )
@@ -308,7 +308,7 @@ def _columns(file: TableFile, label_column: str) -> dict[str, int]:
     if label_column not in _USUAL:
         names_of["label"] = (_title(label_column),)
         if _title(label_column) not in titles:
-            raise LeukoscopeError(f"{file.name}: has no column {label_column!r} (--label_column_name), only {listed}")
+            raise DataError(f"{file.name}: has no column {label_column!r} (--label_column_name), only {listed}")
     place_of: dict[str, int] = {}
     for kind, names in names_of.items():
         places = [place for place, title in enumerate(titles) if title in names]
@@ -316,14 +316,14 @@ def _columns(file: TableFile, label_column: str) -> dict[str, int]:
         # Two columns of files may stand side by side, such as a name and a path.
         if len(places) > 1 and (kind != "file" or len(different) < len(places)):
             both = " and ".join(repr(str(file.header[place]).strip()) for place in places)
-            raise LeukoscopeError(f"{file.name}: its columns {both} both name the {kind}; keep one of them")
+            raise DataError(f"{file.name}: its columns {both} both name the {kind}; keep one of them")
         if places:
             place_of[kind] = min(places, key=lambda place: names.index(titles[place]))
     if "file" in place_of:
         return place_of
     if any(title.endswith(IMAGE_SUFFIXES) for title in titles):
-        raise LeukoscopeError(f"{file.name}: has no header, its first row is {listed}; {HEADER}")
-    raise LeukoscopeError(
+        raise DataError(f"{file.name}: has no header, its first row is {listed}; {HEADER}")
+    raise DataError(
         f"{file.name}: has no column of image paths (one of {', '.join(FILE_COLUMNS)}), only {listed}; rename the one "
         "that holds them"
     )
@@ -332,7 +332,7 @@ def _columns(file: TableFile, label_column: str) -> dict[str, int]:
 def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
     """Each row with the path of its file: below `root` relative to it, else absolute.
 
-    A row may name a picture without its suffix. Raises `LeukoscopeError` for a file that is not there or has two rows,
+    A row may name a picture without its suffix. Raises `DataError` for a file that is not there or has two rows,
     or a name without suffix that fits two files.
     """
     home = os.path.realpath(root) + os.sep
@@ -348,11 +348,9 @@ def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
                 folder, stem = posixpath.split(form)
                 paths = [posixpath.join(folder, image) for image in images_in(root / folder)[stem]]
         if not paths:
-            raise LeukoscopeError(
-                f"{table.name}: row {row.number}: no such file {row.file!r} below {root}; correct the row"
-            )
+            raise DataError(f"{table.name}: row {row.number}: no such file {row.file!r} below {root}; correct the row")
         if len(paths) > 1:
-            raise LeukoscopeError(
+            raise DataError(
                 f"{table.name}: row {row.number}: {row.file!r} may be {' or '.join(sorted(paths))}; add its suffix"
             )
         path = paths[0]
@@ -362,7 +360,7 @@ def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
                 path = Path(resolved.removeprefix(home)).as_posix()
         other = row_of.setdefault(path, row)
         if other is not row:
-            raise LeukoscopeError(
+            raise DataError(
                 f"{table.name}: row {row.number}: {row.file!r} is the file of row {other.number}, too; keep one of the "
                 "two rows"
             )

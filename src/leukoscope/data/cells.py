@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError
 from leukoscope.data.cell_tables import folded
 from leukoscope.data.images import UnreadableImage, is_cut_out, open_encoded
 from leukoscope.data.layouts import find_class_folders
@@ -76,7 +76,7 @@ class LoadedCells:
         """The same data, with one of its two classes as the positive one."""
         labels = self.info.labels
         if len(labels) != 2 or label not in labels:
-            raise LeukoscopeError(
+            raise DataError(
                 f"--positive_label {label}: must be one of two classes; these cells have {', '.join(labels)}"
             )
         return replace(self, info=replace(self.info, positive_label=label))
@@ -150,7 +150,7 @@ def assemble(
     """Make a data set of (N,) images and what is known of each; messages open with `source`.
 
     Raises:
-        LeukoscopeError: fewer than two classes, classes that look alike, or subject ids as of `check_subject_ids`.
+        DataError: fewer than two classes, classes that look alike, or subject ids as of `check_subject_ids`.
     """
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets
 
@@ -213,18 +213,18 @@ def _check_labels(labels: Sequence[str], known: Sequence[str], source: str, not_
     if len(labels) < 2:
         classes = f"only the class {labels[0]!r}" if labels else "no cell"
         sentences = [f"{source}: {classes} found", *not_used, "a classifier needs two or more classes"]
-        raise LeukoscopeError("; ".join(sentences))
+        raise DataError("; ".join(sentences))
     alike: dict[str, str] = {}
     for label in sorted(set(labels) - set(known)):
         if label != label.strip() or not label.isprintable():
-            raise LeukoscopeError(
+            raise DataError(
                 f"{source}: class {label!r} has blanks around its name, or characters that are not seen; rename it"
             )
         if folded(label) in RESERVED_LABELS:
-            raise LeukoscopeError(f"{source}: class {label!r} is called as predictions without a class are; rename it")
+            raise DataError(f"{source}: class {label!r} is called as predictions without a class are; rename it")
         other = alike.setdefault(folded(label), label)
         if other != label:
-            raise LeukoscopeError(f"{source}: classes {other!r} and {label!r} look alike; give one class one name")
+            raise DataError(f"{source}: classes {other!r} and {label!r} look alike; give one class one name")
 
 
 def _background(images: Dataset) -> Literal["black", "smear"]:

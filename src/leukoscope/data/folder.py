@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError
 from leukoscope.data.cell_tables import folded
 from leukoscope.data.cells import CellRecord, LoadedCells, assemble, image_column
 from leukoscope.data.images import UnreachableImage, UnreadableImage, check_header
@@ -39,7 +39,7 @@ def recognise(root: Path) -> DatasetInfo:
     """The entry of `DATASETS` whose layout most pictures of a folder follow, else that of plain class folders.
 
     Raises:
-        LeukoscopeError: no such folder, or no picture laid out in any known way.
+        DataError: no such folder, or no picture laid out in any known way.
     """
     folder = _read(root, f"{root}", "give the folder that a data set was unpacked to")
     cells_of = {info.name: list(info.find_cells(folder)) for info in DATASETS.values() if info.find_cells is not None}
@@ -54,7 +54,7 @@ def recognise(root: Path) -> DatasetInfo:
     if has_class_folders or any(path.name in METADATA for path in folder.others):
         return DATASETS["imagefolder"]
     layouts = "; ".join(f"{info.name}: {info.layout}" for info in DATASETS.values() if info.find_cells)
-    raise LeukoscopeError(f"{root}: holds no picture laid out as one of the known data sets; expected {layouts}")
+    raise DataError(f"{root}: holds no picture laid out as one of the known data sets; expected {layouts}")
 
 
 def load_folder(
@@ -99,7 +99,7 @@ def _require_different_ids(cells: Sequence[CellFile]) -> None:
     for cell in cells:
         other = path_of.setdefault(cell.cell_id, cell.path)
         if other != cell.path:
-            raise LeukoscopeError(f"{cell.path}: cell {cell.cell_id} is already there as {other}; keep one of the two")
+            raise DataError(f"{cell.path}: cell {cell.cell_id} is already there as {other}; keep one of the two")
 
 
 def _readable(cells: Sequence[CellFile], source: str) -> tuple[list[CellFile], list[str]]:
@@ -108,7 +108,7 @@ def _readable(cells: Sequence[CellFile], source: str) -> tuple[list[CellFile], l
     readable = [cell for cell, problem in zip(cells, problems, strict=True) if not problem]
     unreadable = [problem for problem in problems if problem]
     if not readable:
-        raise LeukoscopeError(f"{source}: none of its {len(cells)} images can be read; first: {unreadable[0]}")
+        raise DataError(f"{source}: none of its {len(cells)} images can be read; first: {unreadable[0]}")
     return readable, unreadable
 
 
@@ -124,9 +124,9 @@ def _content_of(cells: Sequence[CellFile], root: Path) -> Mapping[str, str]:
 
 def _read(root: Path, named: str, fix: str) -> ImageFolder:
     if root.is_file():
-        raise LeukoscopeError(f"{named}: is a file; unpack it, or export what it holds as PNG, and give the folder")
+        raise DataError(f"{named}: is a file; unpack it, or export what it holds as PNG, and give the folder")
     if not root.is_dir():
-        raise LeukoscopeError(f"{named}: no such folder; {fix}")
+        raise DataError(f"{named}: no such folder; {fix}")
     return ImageFolder.read(root)
 
 
@@ -148,20 +148,20 @@ def _cells_by_name(info: DatasetInfo, folder: ImageFolder, source: str) -> tuple
     not_used = list(passed_over(info, folder, cells))
     if not cells:
         reasons = "; ".join(not_used or [f"expected {info.layout}"])
-        raise LeukoscopeError(f"{source}: no cell of {info.title} found; {reasons}")
+        raise DataError(f"{source}: no cell of {info.title} found; {reasons}")
     if info.name != "imagefolder":
         return cells, not_used
     counts = Counter(cell.label for cell in cells)
     splits = [label for label in counts if own_sides([label])]
     if len(splits) == len(counts):
-        raise LeukoscopeError(
+        raise DataError(
             f"{source}: its folders {', '.join(sorted(splits))} are splits, not classes, and no table names classes; "
             "put the images of each class into a folder of its name, such as train/ALL, or add a metadata.csv with the "
             "columns file_name and label"
         )
     without_class = [label for label in counts if _NO_CLASS.fullmatch(folded(label))]
     if without_class:
-        raise LeukoscopeError(
+        raise DataError(
             f"{source}: the folders {', '.join(sorted(counts))} would be the classes, but {without_class[0]!r} names "
             "none; give the folder that holds those of the classes, move the other away (or rename it if it is one), "
             "or name the classes in a table (--labels FILE)"
@@ -226,22 +226,22 @@ def subject_rule(pattern: str) -> Callable[[str], str]:
     """Make the function from an image's path to its subject: what the group `subject`, or the first group, matches.
 
     Raises:
-        LeukoscopeError: no regular expression, or one without a group; by the function, a path that it does not match.
+        DataError: no regular expression, or one without a group; by the function, a path that it does not match.
     """
     flag = f"--subject_pattern {shlex.quote(pattern)}"
     try:
         rule = re.compile(pattern)
     except (re.error, OverflowError) as error:
-        raise LeukoscopeError(f"{flag}: not a regular expression ({error})") from None
+        raise DataError(f"{flag}: not a regular expression ({error})") from None
     if not rule.groups:
-        raise LeukoscopeError(f"{flag}: has no group; write the subject's part as (?P<subject>…)")
+        raise DataError(f"{flag}: has no group; write the subject's part as (?P<subject>…)")
     group: str | int = "subject" if "subject" in rule.groupindex else 1
 
     def subject_of(file: str) -> str:
         match = rule.search(file)
         subject = match[group] if match else None
         if not subject:
-            raise LeukoscopeError(f"{flag}: does not match {file!r}; it must match every image")
+            raise DataError(f"{flag}: does not match {file!r}; it must match every image")
         return str(subject)
 
     return subject_of

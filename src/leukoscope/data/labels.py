@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError
 from leukoscope.data.cell_tables import (
     CellRow,
     CellTable,
@@ -54,7 +54,7 @@ class Labels:
         """Read the table of `--labels`, else the folder's own as 🤗 datasets reads them: at the root, or one per split.
 
         Raises:
-            LeukoscopeError: a table that cannot be used, tables that name different things, a picture with two rows, a
+            DataError: a table that cannot be used, tables that name different things, a picture with two rows, a
                 flag that says what a table says or that has no effect, or subject ids as of `check_subject_ids`.
         """
         if labels is not None:
@@ -64,7 +64,7 @@ class Labels:
             metadata = [(read_metadata(path, label_column), path.parent) for path in files]
             tables = [(table, home) for table, home in metadata if table is not None]
         if not tables and label_column not in ("", "label"):
-            raise LeukoscopeError(
+            raise DataError(
                 f"--label_column_name {label_column}: there is no table in {folder.root}; give it with --labels FILE"
             )
         if subject_pattern:
@@ -111,14 +111,14 @@ class Labels:
         for cell in cells:
             if cell.path not in self.rows:
                 file = folder.below(cell.path)
-                raise LeukoscopeError(f"{self.names[0]}: no row for file {file!r}; every image needs a subject")
+                raise DataError(f"{self.names[0]}: no row for file {file!r}; every image needs a subject")
         return [replace(cell, subject=self.rows[cell.path].row.subject) for cell in cells]
 
 
 def _given_table(path: Path, subject_pattern: str | None, label_column: str) -> CellTable:
     """The table of `--labels`, which must name classes, subjects or both."""
     if not path.is_file():
-        raise LeukoscopeError(f"--labels {path}: no such file; it needs the columns file,label,subject")
+        raise DataError(f"--labels {path}: no such file; it needs the columns file,label,subject")
     table = read_table(path, label_column)
     if table.has_labels:
         return table
@@ -139,7 +139,7 @@ def _require_no_subjects(tables: Sequence[CellTable], subject_pattern: str, labe
     for table in tables:
         if table.has_subjects:
             flag = f"--labels {labels}" if labels is not None else table.name
-            raise LeukoscopeError(
+            raise DataError(
                 f"--subject_pattern {shlex.quote(subject_pattern)} {flag}: both name the subjects; give one"
             )
 
@@ -150,7 +150,7 @@ def _require_alike(tables: Sequence[CellTable]) -> None:
         with_it = [table.name for table in tables if getattr(table, attribute)]
         without_it = [table.name for table in tables if not getattr(table, attribute)]
         if with_it and without_it:
-            raise LeukoscopeError(f"{without_it[0]}: names no {kind}, {with_it[0]} does; fill it in")
+            raise DataError(f"{without_it[0]}: names no {kind}, {with_it[0]} does; fill it in")
 
 
 def _rows_by_picture(tables: Sequence[tuple[CellTable, Path]]) -> dict[Path, LabelRow]:
@@ -160,7 +160,7 @@ def _rows_by_picture(tables: Sequence[tuple[CellTable, Path]]) -> dict[Path, Lab
         for row, file in located(table, home):
             earlier = rows.setdefault(home / file, LabelRow(row, table.name))
             if earlier.table != table.name:
-                raise LeukoscopeError(
+                raise DataError(
                     f"{table.name}: row {row.number}: {row.file!r} has a row in {earlier.table}, too; keep one of the "
                     "two"
                 )

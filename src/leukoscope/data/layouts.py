@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError
 from leukoscope.data.cell_tables import folded
 from leukoscope.data.images import IMAGE_SUFFIXES
 from leukoscope.data.table_files import open_table
@@ -57,7 +57,7 @@ def walk(root: Path) -> Iterator[tuple[str, list[str]]]:
     """List the files of a folder and of those below it, in a fixed order, without hidden ones and junk, each once."""
 
     def refuse(error: OSError) -> None:
-        raise LeukoscopeError(
+        raise DataError(
             f"{error.filename}: the folder cannot be read ({error.strerror}); check who may read it, or move it away"
         )
 
@@ -87,7 +87,7 @@ class ImageFolder:
 
     @classmethod
     def read(cls, root: Path) -> ImageFolder:
-        """Walk a folder; raises `LeukoscopeError` if it cannot be read, or an image's name is not UTF-8."""
+        """Walk a folder; raises `DataError` if it cannot be read, or an image's name is not UTF-8."""
         files = [Path(folder, name) for folder, names in walk(root) for name in names]
         images = sorted(path for path in files if is_image(path.name))
         for path in images:
@@ -95,7 +95,7 @@ class ImageFolder:
                 str(path).encode()
             except UnicodeEncodeError:
                 message = f"{os.fsencode(path)!r}: the name of this image is not UTF-8; rename it"
-                raise LeukoscopeError(message) from None
+                raise DataError(message) from None
         others = [path for path in files if not is_image(path.name)]
         return cls(root, images, others)
 
@@ -199,7 +199,7 @@ def class_on_path(file: str, classes: Iterable[str]) -> str:
         file: path below the folder or archive that was given; what lies above that folder does not count.
 
     Raises:
-        LeukoscopeError: folders that name two classes, as an export of relabelled pictures makes them.
+        DataError: folders that name two classes, as an export of relabelled pictures makes them.
     """
     spelt = {folded(label): label for label in classes}
     folders = map(folded, PurePosixPath(file).parts[:-1])
@@ -216,7 +216,7 @@ def check_classes_on_paths(files: Iterable[tuple[str, str]], classes: Iterable[s
         files: (path, class) of each picture, the path as of `class_on_path`.
 
     Raises:
-        LeukoscopeError: as `class_on_path`, or a folder that names another class than the file's own name.
+        DataError: as `class_on_path`, or a folder that names another class than the file's own name.
     """
     names = list(classes)
     checked: set[tuple[str, str]] = set()
@@ -230,8 +230,8 @@ def check_classes_on_paths(files: Iterable[tuple[str, str]], classes: Iterable[s
             raise _two_classes(file, named, label)
 
 
-def _two_classes(file: str, one: str, other: str) -> LeukoscopeError:
-    return LeukoscopeError(
+def _two_classes(file: str, one: str, other: str) -> DataError:
+    return DataError(
         f"{file}: its path names two classes, {one!r} and {other!r}; move the picture into a folder of its one class, "
         "or name the classes in a table"
     )
@@ -244,7 +244,7 @@ def _preliminary_names(path: Path) -> dict[str, str]:
     table = open_table(path, fix)
     missing = sorted(set(columns) - set(table.header))
     if missing:
-        raise LeukoscopeError(f"{path}: lacks the column(s) {', '.join(missing)}; {fix}")
+        raise DataError(f"{path}: lacks the column(s) {', '.join(missing)}; {fix}")
     number_column, name_column = map(table.header.index, columns)
     return {Path(row[number_column]).stem: Path(row[name_column]).stem for _, row in table.rows}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image as Picture
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError
 from leukoscope.data.cell_tables import SUBJECT_COLUMNS
 from leukoscope.data.cells import CellRecord, LoadedCells, assemble, image_column
 from leukoscope.data.folder import load_folder, own_sides
@@ -63,7 +63,7 @@ def load_cells(
             table. None takes the first of `SUBJECT_COLUMNS` that it has.
 
     Raises:
-        LeukoscopeError: unknown data set, a flag without effect, missing or empty folder, bad pattern, unreachable Hub
+        DataError: unknown data set, a flag without effect, missing or empty folder, bad pattern, unreachable Hub
             data set, or a column that it lacks.
     """
     info = _entry(dataset_name)
@@ -81,7 +81,7 @@ def load_cells(
     if train_dir is not None:
         return load_folder(info, Path(train_dir), subject_pattern, labels, label_column_name)
     if info.hub_id is None:
-        raise LeukoscopeError(f"--dataset_name {info.name}: it has no Hub copy; give its folder with --train_dir DIR")
+        raise DataError(f"--dataset_name {info.name}: it has no Hub copy; give its folder with --train_dir DIR")
     columns = {"image": image_column_name, "label": label_column_name, "subject": subject_column or ""}
     with progress(f"loading data set {info.hub_id}"):
         return _load_hub(info.hub_id, info, columns)
@@ -118,7 +118,7 @@ def _check_flags(dataset_name: str, info: DatasetInfo, flags: Mapping[str, Any])
         data_set = f"--dataset_name {dataset_name}"
         if flags["train_dir"] is not None and flag != "train_dir":
             data_set += f" --train_dir {flags['train_dir']}"
-        raise LeukoscopeError(f"--{flag} {argument}: has no effect with {data_set}; leave it out{_instead_of(flag)}")
+        raise DataError(f"--{flag} {argument}: has no effect with {data_set}; leave it out{_instead_of(flag)}")
 
 
 def _instead_of(flag: str) -> str:
@@ -159,7 +159,7 @@ def _load_hub(hub_id: str, info: DatasetInfo, columns: Mapping[str, str]) -> Loa
         splits = {"train": load_dataset(hub_id, split="train")} if is_known else load_dataset(hub_id)
     except Exception as error:  # the client raises a dozen unrelated types
         name = "imagefolder" if "/" in info.name else info.name
-        raise LeukoscopeError(
+        raise DataError(
             f"{source}: cannot be loaded from the Hub ({type(error).__name__}: {first_line(error)}); check the id and "
             f"the network, or give a local copy with --dataset_name {name} --train_dir DIR"
         ) from None
@@ -168,9 +168,7 @@ def _load_hub(hub_id: str, info: DatasetInfo, columns: Mapping[str, str]) -> Loa
         info = _described(hub_id, info)
         side_of = own_sides(splits)
     if "train" not in side_of.values():
-        raise LeukoscopeError(
-            f"{source}: has no split called train, only {', '.join(splits)}; publish a copy that has one"
-        )
+        raise DataError(f"{source}: has no split called train, only {', '.join(splits)}; publish a copy that has one")
     published = next(iter(splits.values())).info.splits or {}
     other_splits = {name: split.num_examples for name, split in published.items() if name not in side_of}
     own_test = other_splits.pop(PRELIMINARY_TEST, None)
@@ -226,10 +224,10 @@ def _require_columns(table: Dataset, columns: Mapping[str, str], source: str) ->
 
     missing = [name for name in columns.values() if name and name not in table.column_names]
     if missing:
-        raise LeukoscopeError(f"{source}: lacks the column(s) {', '.join(missing)}; has {table.column_names}")
+        raise DataError(f"{source}: lacks the column(s) {', '.join(missing)}; has {table.column_names}")
     kind = table.features[columns["image"]]
     if isinstance(kind, Value) and "binary" not in kind.dtype:
-        raise LeukoscopeError(
+        raise DataError(
             f"{source}: its column {columns['image']!r} holds {kind.dtype}, no images; name theirs with "
             "--image_column_name"
         )
@@ -261,7 +259,7 @@ def _hub_rows(
     rows = []
     for cell, name, subject, fold, row in zip(ids, names, subjects, folds, pictures, strict=True):
         if row["image"] is None:
-            raise LeukoscopeError(f"{source}: cell {cell} has no image; remove its row")
+            raise DataError(f"{source}: cell {cell} has no image; remove its row")
         # Two data sets may agree in all but their pictures.
         content = sha256(encoded_content(row["image"])).hexdigest()
         rows.append(CellRecord(prefix + cell.removeprefix(prefix), name, subject, content, fold))
@@ -281,7 +279,7 @@ def _cell_ids(table: Dataset, first: int, source: str) -> list[str]:
             ids = file_names
     if len(set(ids)) < len(ids):
         twice = next(cell for cell, count in Counter(ids).items() if count > 1)
-        raise LeukoscopeError(f"{source}: cell {twice} is there more than once; give every row its own cell_id")
+        raise DataError(f"{source}: cell {twice} is there more than once; give every row its own cell_id")
     return ids
 
 
@@ -293,7 +291,7 @@ def _subjects(table: Dataset, column: str, ids: Sequence[str], source: str) -> l
         entries = [match["subject"] if match else "" for match in matches]
     subjects = [subject_name(entry) for entry in entries]
     if any(subjects) and "" in subjects:
-        raise LeukoscopeError(
+        raise DataError(
             f"{source}: cell {ids[subjects.index('')]} has no subject, other cells have one; name it, or remove its "
             f"row ({subjects.count('')} row(s) like this)"
         )
@@ -305,7 +303,7 @@ def _class_names(info: DatasetInfo, table: Dataset, column: str, ids: Sequence[s
     labels = zip(ids, table[column][:], strict=True)
     names = [_class_name(label, table, column, f"{source}: cell {cell}") for cell, label in labels]
     if "" in names:
-        raise LeukoscopeError(
+        raise DataError(
             f"{source}: {names.count('')} cell(s) have no label, the first is {ids[names.index('')]}; remove their rows"
         )
     spelt = {label.casefold(): label for label in info.labels}
@@ -313,7 +311,7 @@ def _class_names(info: DatasetInfo, table: Dataset, column: str, ids: Sequence[s
         return names
     for name in names:
         if name.casefold() not in spelt:
-            raise LeukoscopeError(f"{source}: unknown label {name!r}; expected one of {', '.join(info.labels)}")
+            raise DataError(f"{source}: unknown label {name!r}; expected one of {', '.join(info.labels)}")
     return [spelt[name.casefold()] for name in names]
 
 
@@ -339,7 +337,7 @@ def _class_name(label: object, table: Any, column: str, cell: str) -> str:
     if label in (None, -1, ""):
         return ""
     if not isinstance(label, str | int):
-        raise LeukoscopeError(
+        raise DataError(
             f"{cell} has the label {reprlib.repr(label)} in column {column!r}, a {type(label).__name__}; give each "
             "cell one class, as a text or a whole number, or name another column with --label_column_name"
         )
@@ -358,7 +356,7 @@ def stream_cells(hub_id: str, each: int = 3) -> list[StreamedCell]:
     """A few cells of each class of a Hub data set with columns `image` and `label`: at most `each`.
 
     Raises:
-        LeukoscopeError: no network, no such data set, one laid out otherwise, or one without a readable picture.
+        DataError: no network, no such data set, one laid out otherwise, or one without a readable picture.
     """
     from datasets import Image, load_dataset
 
@@ -376,14 +374,14 @@ def stream_cells(hub_id: str, each: int = 3) -> list[StreamedCell]:
                     of_class.append(StreamedCell(open_bytes(row["image"]["bytes"], label), label))
             if len(cells) > 1 and all(len(of_class) == each for of_class in cells.values()):
                 break
-    except LeukoscopeError:
+    except DataError:
         raise
     except Exception as error:  # the client raises a dozen unrelated types
-        raise LeukoscopeError(
+        raise DataError(
             f"data set {hub_id}: cannot be streamed from the Hub ({type(error).__name__}: {first_line(error)}); check "
             "the network"
         ) from None
     streamed = [cell for label in sorted(cells) for cell in cells[label]]
     if not streamed:
-        raise LeukoscopeError(f"data set {hub_id}: no readable picture among its first {_MOST_STREAMED_ROWS} rows")
+        raise DataError(f"data set {hub_id}: no readable picture among its first {_MOST_STREAMED_ROWS} rows")
     return streamed

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from unicodedata import normalize
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError
 
 _NO_NAME = ("", "nan", "none", "null")
 _NUMBER = re.compile(r"[+-]?(?:\d+[.,]?\d*|[.,]\d+)")
@@ -40,12 +40,12 @@ def check_subject_ids(places: Mapping[str, str], source: str) -> None:
         source: the data set, for messages.
 
     Raises:
-        LeukoscopeError: an id in a spreadsheet's scientific form, or two ids that are the same number.
+        DataError: an id in a spreadsheet's scientific form, or two ids that are the same number.
     """
     first: dict[Decimal, str] = {}
     for subject, place in places.items():
         if _SCIENTIFIC.fullmatch(subject):
-            raise LeukoscopeError(
+            raise DataError(
                 f"{source}: subject {subject!r} ({place}) is in scientific form, to which a spreadsheet shortens long "
                 "ids, so that several people share one; format the column as text in the spreadsheet and export it "
                 "again"
@@ -55,7 +55,7 @@ def check_subject_ids(places: Mapping[str, str], source: str) -> None:
             continue
         other = first.setdefault(number, subject)
         if other != subject:
-            raise LeukoscopeError(
+            raise DataError(
                 f"{source}: subjects {other!r} ({places[other]}) and {subject!r} ({place}) are the same number; write "
                 "the id of one person in one way, and add a letter to the ids of different people (P12)"
             )

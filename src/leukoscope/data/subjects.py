@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 from unicodedata import normalize
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError
 from leukoscope.data.cell_tables import CellRow, CellTable, cell_table, names_files
 from leukoscope.data.layouts import cell_id_of
 from leukoscope.data.subject_ids import check_subject_ids
@@ -78,7 +78,7 @@ def find_subjects(
         by_folder: whether subjects may be guessed from folders.
 
     Raises:
-        LeukoscopeError: a table that cannot be read or contradicts itself or another, one that names the subjects of
+        DataError: a table that cannot be read or contradicts itself or another, one that names the subjects of
             some pictures only, or subject ids as of `check_subject_ids`.
     """
     rows, notes = _rows_of_tables(pictures, tables, folders_lost)
@@ -88,7 +88,7 @@ def find_subjects(
         names = ", ".join(dict.fromkeys(row.table for row in rows.values() if row.subject))
         without = [picture for picture in pictures if picture not in subject_of]
         if without:
-            raise LeukoscopeError(
+            raise DataError(
                 f"{names}: names no subject for {without[0]!r} ({len(without):,} of {len(pictures):,} pictures); add a "
                 "row for each picture, or take away the pictures that have none, or the table"
             )
@@ -151,7 +151,7 @@ def _joined(picture: str, row: _NamedRow, other: _NamedRow) -> _NamedRow:
         first = getattr(row, kind)
         second = getattr(other, kind)
         if first and second and first != second:
-            raise LeukoscopeError(
+            raise DataError(
                 f"{picture}: has the {kind} {first!r} in {row.table} (row {row.number}) and {second!r} in "
                 f"{other.table} (row {other.number}); correct one of them, or take one table away"
             )
@@ -186,13 +186,13 @@ class _PictureIndex:
             pictures = self.exact.get(key) or self.without_suffix.get(key, [])
             if len(pictures) > 1:
                 several = " or ".join(sorted(pictures))
-                raise LeukoscopeError(
+                raise DataError(
                     f"{table.name}: row {row.number}: {row.file!r} may be {several}; write the whole path, with suffix"
                 )
             for picture in pictures:
                 other = rows.setdefault(picture, row)
                 if other is not row:
-                    raise LeukoscopeError(
+                    raise DataError(
                         f"{table.name}: row {row.number}: {row.file!r} is the file of row {other.number}, too; keep "
                         "one of the two rows"
                     )

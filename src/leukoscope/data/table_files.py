@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError
 from leukoscope.files import first_line
 from leukoscope.progress import note
 
@@ -40,7 +40,7 @@ def open_table(path: Path, fix: str = HEADER) -> TableFile:
     """Open a CSV, or lines of JSON (`.jsonl`) or Parquet by the suffix; rows are read as they are iterated.
 
     Raises:
-        LeukoscopeError: a file that cannot be opened or holds no table, also while rows are iterated; messages end with
+        DataError: a file that cannot be opened or holds no table, also while rows are iterated; messages end with
             `fix`.
     """
     if path.suffix.lower() != ".parquet":
@@ -50,19 +50,17 @@ def open_table(path: Path, fix: str = HEADER) -> TableFile:
         with path.open("rb") as file:
             return _parquet(str(path), file)
     except OSError as error:
-        raise LeukoscopeError(
+        raise DataError(
             f"{path}: cannot be read as Parquet ({error.strerror}); copy it again, or check who may read it"
         ) from None
 
 
 def read_content(path: Path) -> bytes:
-    """A file's content; raises `LeukoscopeError` where it cannot be read."""
+    """A file's content; raises `DataError` where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
-        raise LeukoscopeError(
-            f"{path}: cannot be read ({error.strerror}); check the path and who may read it"
-        ) from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and who may read it") from None
 
 
 def table_in(name: str, content: bytes, fix: str = HEADER) -> TableFile:
@@ -82,13 +80,13 @@ def _csv(name: str, content: bytes, fix: str) -> TableFile:
     while first < len(lines) and (not lines[first].strip() or lines[first].lstrip().startswith("#")):
         first += 1
     if first == len(lines):
-        raise LeukoscopeError(f"{name}: is empty; {fix}")
+        raise DataError(f"{name}: is empty; {fix}")
     comments = [line.strip() for line in lines[:first] if line.strip()]
     if comments:
         note(f"{name}: {len(comments)} line(s) before the header left out as comments: {comments[0]!r}", err=True)
     separator = max(_SEPARATORS, key=lines[first].count)
     if lines[first].count(separator) >= _MOST_COLUMNS:
-        raise LeukoscopeError(f"{name}: has more than {_MOST_COLUMNS:,} columns; {fix}")
+        raise DataError(f"{name}: has more than {_MOST_COLUMNS:,} columns; {fix}")
     text = "\n".join(lines[first:])
     header = _header(name, text, separator, fix)
     return TableFile(name, header, _rows(name, text, separator, header, first, fix))
@@ -118,7 +116,7 @@ def _header(name: str, text: str, separator: str, fix: str) -> list[str]:
     try:
         return _read_csv(text, separator, nrows=1).iloc[0].tolist()
     except ParserError as error:
-        raise LeukoscopeError(f"{name}: its header is no CSV ({first_line(error)}); {fix}") from None
+        raise DataError(f"{name}: its header is no CSV ({first_line(error)}); {fix}") from None
 
 
 def _rows(
@@ -139,12 +137,12 @@ def _rows(
         long_row = re.search(r"in line (\d+), saw (\d+)", str(error))
         if long_row:
             raise long_row_error(name, lines_before + int(long_row[1]), int(long_row[2]), len(header)) from None
-        raise LeukoscopeError(f"{name}: is no CSV ({first_line(error)}); {fix}") from None
+        raise DataError(f"{name}: is no CSV ({first_line(error)}); {fix}") from None
 
 
-def long_row_error(name: str, number: int, entries: int, columns: int) -> LeukoscopeError:
+def long_row_error(name: str, number: int, entries: int, columns: int) -> DataError:
     """The error about a row that has more entries than the header has columns."""
-    return LeukoscopeError(
+    return DataError(
         f"{name}: row {number} has {entries} entries, the header {columns}; put quotes around an entry that holds the "
         "separator"
     )
@@ -158,7 +156,7 @@ def _lines_of_json(name: str, content: bytes, fix: str) -> TableFile:
         header = list(dict.fromkeys(column for row in rows for column in row))
         entries = [[row.get(column) for column in header] for row in rows]
     except (ValueError, RecursionError, TypeError, AttributeError) as error:
-        raise LeukoscopeError(f"{name}: holds no lines of JSON ({error}); {fix}, as CSV") from None
+        raise DataError(f"{name}: holds no lines of JSON ({error}); {fix}, as CSV") from None
     return TableFile(name, header, list(enumerate(entries, start=1)))
 
 
@@ -172,7 +170,7 @@ def _parquet(name: str, file: BinaryIO) -> TableFile:
         header = [field.name for field in schema if not _holds_objects(field.type)]
         table = pq.read_table(file, columns=header)
     except (pa.ArrowException, OSError) as error:
-        raise LeukoscopeError(
+        raise DataError(
             f"{name}: cannot be read as Parquet ({first_line(error)}); copy it again, or check who may read it"
         ) from None
     return TableFile(name, header, enumerate(_rows_of_batches(table), start=1))
@@ -197,9 +195,9 @@ def _decoded(name: str, content: bytes) -> str:
         try:
             return content.decode("utf-16")
         except UnicodeDecodeError:
-            raise LeukoscopeError(f"{name}: is damaged UTF-16; export it again") from None
+            raise DataError(f"{name}: is damaged UTF-16; export it again") from None
     if b"\0" in content or content.startswith(b"PK\x03\x04"):
-        raise LeukoscopeError(f"{name}: is no text; export the table as CSV (UTF-8)")
+        raise DataError(f"{name}: is no text; export the table as CSV (UTF-8)")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
