@@ -238,7 +238,7 @@ def test_a_picture_whose_path_names_two_classes_is_refused(tmp_path: Path, name:
 
 
 def test_a_folder_that_datasets_reads_is_refused_for_two_classes_on_a_path_too(tmp_path: Path) -> None:
-    root = place(tmp_path / "ALL" / "set", "ALL/0.png", "ALL/1.png", "HEM/2.png", "HEM/3.png")
+    root = place(tmp_path / "ALL" / "set", "old/ALL/0.png", "old/ALL/1.png", "old/HEM/2.png", "old/HEM/3.png")
     assert load_cells(str(root)).info.labels == ("ALL", "HEM")
     place(root, "HEM/ALL/4.png")
     with pytest.raises(LeukoscopeError, match=r"^HEM/ALL/4.png: its path names two classes, 'HEM' and 'ALL'"):
