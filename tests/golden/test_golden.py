@@ -16,7 +16,7 @@ from PIL import Image
 
 from leukoscope import Predictor
 from leukoscope.data.images import open_image
-from leukoscope.synthetic import draw_cell, smear_picture
+from leukoscope.synthetic import smear_picture
 
 HERE = Path(__file__).parent
 RELEASES = HERE.parents[1] / "model_card"
@@ -27,13 +27,14 @@ OF_BALL4 = ("Benign/WBC-Benign-001.jpg", *(f"{kind}/WBC-Malignant-{kind}-001.jpg
 
 
 def drawn() -> dict[str, Image.Image]:
+    """Four cells kept as lossless files, so that their pixels stay however cells are drawn, and two smears."""
     cells = {
-        f"drawn {label} {cell}": draw_cell(label, subject=11, cell=cell).image
+        f"drawn {label} {cell}": open_image(HERE / f"drawn-{label}-{cell}.webp")
         for label in ("ALL", "HEM")
         for cell in (1, 2)
     }
-    fields = {f"drawn {label}": smear_picture(label, 0) for label in ("Benign", "Pre")}
-    return {name: Image.fromarray(pixels) for name, pixels in (cells | fields).items()}
+    fields = {f"drawn {label}": Image.fromarray(smear_picture(label, 0)) for label in ("Benign", "Pre")}
+    return cells | fields
 
 
 def real(folder: Path) -> dict[str, Image.Image]:

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from http.client import HTTPException
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from huggingface_hub.errors import HfHubHTTPError
@@ -35,7 +36,7 @@ from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_mo
 from leukoscope.models.release import CARD, CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
 from leukoscope.reports import text
 from leukoscope.reports.formatting import rendered
-from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
+from leukoscope.synthetic import EXAMPLES_PER_CLASS, PHANTOM_LABELS, draw_cell, example_cell
 
 APP = "app.py"
 LIST = "models.txt"
@@ -191,10 +192,14 @@ def write_static_space(
         (folder / MODEL / CARD).unlink()  # a Space has a README.md of its own
         (folder / SETTINGS).write_text(json.dumps(_settings(release, name)) + "\n", encoding="utf-8")
         (folder / EXAMPLES_FOLDER).mkdir()
-        examples = [(label, f"{EXAMPLES_FOLDER}/{label}-{cell}.png") for label in PHANTOM_LABELS for cell in range(3)]
+        kinds = product(PHANTOM_LABELS, range(EXAMPLES_PER_CLASS))
+        examples = [(label, f"{EXAMPLES_FOLDER}/{label}-{cell}.png") for label, cell in kinds]
         for number, (label, file) in enumerate(examples):
-            background: Literal["black", "smear"] = "smear" if release.takes_cut_outs is False else "black"
-            Image.fromarray(draw_cell(label, subject=number, cell=0, background=background).image).save(folder / file)
+            if release.takes_cut_outs is False:
+                pixels = draw_cell(label, subject=number, background="smear").image
+            else:
+                pixels = example_cell(label, number % EXAMPLES_PER_CLASS)
+            Image.fromarray(pixels).save(folder / file)
         (folder / RUNTIME).mkdir()
         for file, content in runtime_files.items():
             (folder / RUNTIME / file).write_bytes(content)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from leukoscope.inference.gradcam import overlay, share_within
 from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, Decision, Prediction, Thresholds, turned
 from leukoscope.reports import text
 from leukoscope.reports.text import DecisionText, percent
-from leukoscope.synthetic import SMEAR_LABELS, draw_cell, smear_picture
+from leukoscope.synthetic import EXAMPLES_PER_CLASS, PHANTOM_LABELS, SMEAR_LABELS, example_cell, smear_picture
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.trust import training_subject
 
@@ -35,7 +36,7 @@ SHOWN_SIDE = 640
 OPACITY = 0.55
 LEAST_CELL = 0.002  # share of a picture on black that a cell covers at least
 # Label, subject and cell of each; chosen from those that both C-NMC releases give their class.
-EXAMPLES = (("ALL", 0, 4), ("ALL", 11, 4), ("ALL", 4, 5), ("HEM", 0, 0), ("HEM", 9, 0), ("HEM", 7, 0))
+EXAMPLES = tuple(product(PHANTOM_LABELS, range(EXAMPLES_PER_CLASS)))
 SMEAR_EXAMPLES = tuple(zip(SMEAR_LABELS, (0, 0, 4, 4), strict=True))  # those that are in distribution
 HUB_SECONDS = 4  # until it is said that the Hub cannot be reached
 
@@ -352,7 +353,7 @@ def views_of(image: Image.Image) -> list[Image.Image]:
 
 
 def example(number: int, *, smear: bool = False) -> Picture:
-    """One of the six synthetic cells, or of the four smears for models of whole pictures; drawn, never stored."""
+    """One of the six synthetic cells, or of the four smears for models of whole pictures."""
     return _drawn(min(max(number, 1), len(SMEAR_EXAMPLES if smear else EXAMPLES)), smear)
 
 
@@ -361,9 +362,8 @@ def _drawn(number: int, smear: bool) -> Picture:
     if smear:
         label, seed = SMEAR_EXAMPLES[number - 1]
         return Picture(Image.fromarray(smear_picture(label, seed)), f"Synthetic smear, {label}", example=number)
-    label, subject, cell = EXAMPLES[number - 1]
-    pixels = draw_cell(label, subject=subject, cell=cell).image
-    return Picture(Image.fromarray(pixels), f"Synthetic {label}", example=number)
+    label, column = EXAMPLES[number - 1]
+    return Picture(Image.fromarray(example_cell(label, column)), f"Synthetic {label}", example=number)
 
 
 @cache

@@ -12,15 +12,14 @@ from typing import Any
 
 from PIL import Image
 
-from leukoscope import LeukoscopeError
+from leukoscope import LeukoscopeError, synthetic
 from leukoscope.data.smear import cut_out
 from leukoscope.inference.prediction import FIELD_NEEDS
 from leukoscope.inference.smear import SmearReading
-from leukoscope.synthetic_smears import draw_smear
+from leukoscope.synthetic import EXAMPLE_SMEAR_PITCH
 from leukoscope.web.answer import Answer, Picture, ask
 from leukoscope.web.model_cache import ModelCache
 
-EXAMPLE_PITCH = 0.12  # of smears by a 40× objective
 _SCALES = {"given": "as given", "red cells": "from its red cells", "nuclei": "guessed from its nuclei"}
 
 
@@ -91,7 +90,5 @@ def open_cell(models: ModelCache, smear: Smear, number: int) -> Answer:
 
 @cache
 def example_smear() -> Picture:
-    """A synthetic smear, its scale given; with this seed, each cell gets its class from leukoscope-densenet169-cnmc."""
-    classes = ("ALL", "HEM", "ALL", "HEM", "ALL")
-    drawn = draw_smear(classes, size=(720, 960), um_per_pixel=EXAMPLE_PITCH, red_cells=90, seed=123)
-    return Picture(Image.fromarray(drawn.image), "Synthetic smear", um_per_pixel=EXAMPLE_PITCH)
+    """A synthetic smear, its scale given; each cell gets its class from leukoscope-densenet169-cnmc."""
+    return Picture(Image.fromarray(synthetic.example_smear()), "Synthetic smear", um_per_pixel=EXAMPLE_SMEAR_PITCH)
