@@ -21,7 +21,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.cells import SIDES, LoadedCells
 from leukoscope.data.images import foreground, pixel_hash
 from leukoscope.data.pixel_cache import each_picture
-from leukoscope.data.registry import DatasetInfo
+from leukoscope.data.registry import DatasetInfo, ground_rgb
 from leukoscope.data.splits import SUBJECT_FOLDS, Split, cross_validation, groups_of, linked, split_unit
 from leukoscope.evaluation.baselines import shortcut_metrics, trivial_features
 from leukoscope.evaluation.predictions import CellPredictions
@@ -127,7 +127,7 @@ def scan_cells(data: LoadedCells) -> tuple[LoadedCells, list[CellScan]]:
         is_blank = bool(small.std(axis=(0, 1)).max() < BLANK_SPREAD)
         return CellScan(picture_key(image), image.size, features, is_blank)
 
-    found, problems = each_picture(rows, scan, "reading images")
+    found, problems = each_picture(rows, scan, "reading images", ground=ground_rgb(data.info))
     scans = [scan for scan in found if scan is not None]
     if not scans:
         first = next(iter(problems.values()), f"{data.info.name}: holds no image")

@@ -19,6 +19,8 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from leukoscope.data.images import (
+    BLACK,
+    FILLED_WITH,
     MAX_PIXELS,
     UnreadableImage,
     cell_area,
@@ -556,3 +558,48 @@ def test_odd_metadata_is_no_warning_on_stderr(tmp_path: Path) -> None:
     code = "import sys; from leukoscope.data.images import open_image; print(open_image(sys.argv[1]).size)"
     told = subprocess.run([sys.executable, "-c", code, tmp_path / "cell.jpg"], capture_output=True, text=True)
     assert (told.stdout, told.stderr) == ("(32, 32)\n", "")
+
+
+def _transparent(path: Path, kind: str) -> Path:
+    """A picture whose left half is opaque and dark, and whose right half hides red under transparency."""
+    rgba = np.zeros((16, 16, 4), np.uint8)
+    rgba[:, :8] = (90, 40, 120, 255)
+    rgba[:, 8:] = (255, 0, 0, 0)
+    picture = Image.fromarray(rgba)
+    if kind == "RGBA":
+        picture.save(path)
+    elif kind == "RGB with a transparent colour":
+        picture.convert("RGB").save(path, transparency=(255, 0, 0))
+    elif kind == "palette":
+        flat = picture.convert("RGB").quantize(2)
+        flat.save(path, transparency=flat.getpixel((15, 0)))
+    elif kind == "grey with alpha":
+        picture.convert("LA").save(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "RGB with a transparent colour", "palette", "grey with alpha"])
+@pytest.mark.parametrize("ground", [BLACK, (246, 254, 252)])
+def test_what_is_transparent_is_filled_with_the_ground_and_the_picture_says_so(
+    tmp_path: Path, kind: str, ground: tuple[int, int, int]
+) -> None:
+    path = _transparent(tmp_path / "cell.png", kind)
+    with Image.open(path) as stored:
+        stored.load()
+        opened = [open_image(path, ground=ground), to_rgb(stored, ground=ground)]
+        again = np.asarray(stored.convert("RGBA"))
+    opened.append(open_bytes(path.read_bytes(), "cell", ground=ground))
+    for picture in opened:
+        pixels = np.asarray(picture)
+        assert (pixels[:, 8:] == ground).all()
+        assert (pixels[:, :8] == again[:, :8, :3]).all()
+        assert picture.info[FILLED_WITH] == ground
+    assert open_image(path).getpixel((15, 0)) == BLACK
+
+
+def test_half_transparent_pixels_are_mixed_and_opaque_pictures_are_not_touched(tmp_path: Path) -> None:
+    half = Image.new("RGBA", (16, 16), (200, 100, 0, 128))
+    assert to_rgb(half, ground=(0, 0, 200)).getpixel((3, 3)) == pytest.approx((100, 50, 100), abs=1)
+    Image.new("RGBA", (16, 16), (200, 100, 0, 255)).save(tmp_path / "opaque.png")
+    opaque = open_image(tmp_path / "opaque.png", ground=(1, 2, 3))
+    assert opaque.getpixel((3, 3)) == (200, 100, 0) and FILLED_WITH not in opaque.info

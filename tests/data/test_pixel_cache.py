@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import mmap
 import os
 import shutil
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from inspect import getfile
 from io import BytesIO
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import datasets
@@ -21,7 +20,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data import images, pixel_cache, preprocessing
+from leukoscope.data import pixel_cache
 from leukoscope.data.cells import LoadedCells, image_column
 from leukoscope.data.images import cell_area, open_image, pixel_hash
 from leukoscope.data.loading import load_cells
@@ -103,16 +102,22 @@ def test_pictures_replaced_while_they_are_decoded_leave_no_cache(
     assert _files() == []
 
 
-@pytest.mark.parametrize("module", [images, preprocessing])
-def test_cells_are_decoded_anew_when_the_code_that_opens_or_frames_them_changes(
-    tmp_path: Path, cells: datasets.Dataset, monkeypatch: pytest.MonkeyPatch, module: ModuleType
+def test_cells_are_decoded_anew_only_when_what_opens_or_frames_them_changes(
+    cells: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     framed(cells)
     before = len(_files())
-    (tmp_path / "newer.py").write_text("# another version")
-    monkeypatch.setattr(
-        pixel_cache, "getfile", lambda asked: str(tmp_path / "newer.py") if asked is module else getfile(asked)
-    )
+    digest = pixel_cache.decoding_digest.__wrapped__
+    first = digest()
+    assert digest() == first == pixel_cache.decoding_digest()
+    read = inspect.getsource
+    with monkeypatch.context() as patch:
+        patch.setattr(inspect, "getsource", lambda code: read(code).replace("exif_transpose", "rotate"))
+        assert digest() != first
+    with monkeypatch.context() as patch:
+        patch.setattr(pixel_cache.features, "version", lambda name: "another")
+        assert digest() != first
+    monkeypatch.setattr(pixel_cache, "decoding_digest", lambda: "another")
     framed(cells)
     assert len(_files()) == 2 * before
 
@@ -288,3 +293,21 @@ def test_as_many_cells_as_the_largest_public_set_has_are_kept_and_read_in_consta
         before = held().rss
         assert framed(cells, Preprocessing(224, 1.0), "many").pixels.shape == (3_000, 224, 224, 3)
     assert most - before < 150e6, "0.45 GB were written"
+
+
+def test_transparent_parts_are_framed_on_the_ground_of_the_cells_and_counted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rgba = np.full((30, 24, 4), (255, 0, 0, 0), np.uint8)
+    Image.fromarray(rgba).save(folder / "blast" / "3.png")
+    for name, ground, colour in (
+        ("imagefolder", (0, 0, 0), "black"),
+        ("ball4", (246, 254, 252), "the colour of an empty slide"),
+    ):
+        data = load_cells("imagefolder", folder)
+        data = replace(data, info=replace(data.info, name=name))
+        for _ in range(2):  # decoded, then from the cache
+            cells = frame_cells(data, SMALL)
+            assert (cells.pixels[cells.row_of["blast/3"]] == ground).all()
+            said = f"1 of {len(cells.pixels)} pictures have transparent parts: these are read as {colour}\n"
+            assert capsys.readouterr().err == said

@@ -357,3 +357,24 @@ def test_a_vision_transformer_predicts_and_has_no_map(vit_release: Path) -> None
     assert prediction.heatmaps is None
     with pytest.raises(LeukoscopeError, match="has no Grad-CAM map: the last features of its network are no map"):
         prediction.overlay()
+
+
+@pytest.mark.parametrize(
+    ("data_set", "ground", "code"), [("cnmc2019", (0, 0, 0), "filled_black"), ("ball4", (246, 254, 252), "filled_pale")]
+)
+def test_a_transparent_picture_is_seen_on_the_ground_of_the_training_cells_and_the_decision_says_so(
+    predictor: Predictor, data_set: str, ground: tuple[int, int, int], code: str
+) -> None:
+    own = replace(predictor.release, metrics=predictor.release.metrics | {"data": {"name": data_set}})
+    predictor = replace(predictor, release=own)
+    rgba = np.full((64, 64, 4), (255, 0, 0, 0), np.uint8)
+    rgba[16:48, 16:48] = (90, 40, 120, 255)
+    plain = rgba[..., :3].copy()
+    plain[rgba[..., 3] == 0] = ground
+    file = BytesIO()
+    Image.fromarray(rgba).save(file, "PNG")
+    expected = predictor(plain)
+    for picture in (Image.fromarray(rgba), file.getvalue()):
+        prediction = predictor(picture)
+        assert prediction.probabilities == expected.probabilities
+        assert prediction.decision.reasons == (*expected.decision.reasons, Reason(code))

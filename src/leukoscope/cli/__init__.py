@@ -16,6 +16,7 @@ import typer
 
 from leukoscope import RESEARCH_NOTICE, ConfigError, __version__
 from leukoscope.cli.audit import audit
+from leukoscope.cli.cache import cache
 from leukoscope.cli.evaluate import evaluate, protocol
 from leukoscope.cli.options import CommandGroup
 from leukoscope.cli.predict import patient, predict, score
@@ -42,6 +43,7 @@ leukoscope release recalibrate my-release --train_dir my_cells --labels my_cells
 leukoscope release space owner/name@v1 owner/other --output my-space --push owner/demo
 leukoscope release list model_card --json
 leukoscope demo --releases model_card --models models.txt
+leukoscope cache --clear
 """
 TRAIN_EXAMPLES = (
     "leukoscope train --output_dir run",
@@ -148,4 +150,4 @@ _add(app, audit, predict, smear, patient, score, evaluate)
 _add(app, protocol, **TRAINING_FLAGS)
 app.add_typer(release)
 _add(release, export, push, card, recalibrate, space, list_releases)
-_add(app, demo)
+_add(app, demo, cache)

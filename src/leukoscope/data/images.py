@@ -37,6 +37,10 @@ class UnreachableImage(UnreadableImage):
     """An image file that is missing or cannot be read from disk; nothing is known of its content."""
 
 
+RGB = tuple[int, int, int]
+BLACK: RGB = (0, 0, 0)
+FILLED_WITH = "filled_with"
+"""Key in the `info` of a picture that had transparent parts: the colour they were filled with."""
 IMAGE_SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".gif")
 BACKGROUND_LEVEL = 8
 """Black may be as bright in a compressed picture: the WebP and JPEG copies of cut-out cells carry pixels of 1–8."""
@@ -76,32 +80,36 @@ class EncodedImage:
     name: str
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, *, ground: RGB = BLACK) -> Image.Image:
     """Open a BMP, PNG, JPEG, TIFF or WebP file as a decoded 8-bit RGB picture, turned by its EXIF orientation.
+
+    Transparent parts are filled with `ground`; the picture's `info[FILLED_WITH]` then says so.
 
     Raises:
         UnreadableImage: missing, empty, corrupt, animated, CMYK, 16-bit, tiny, huge or strip-like files.
     """
-    return _decode(_file(path), path)
+    return _decode(_file(path), path, ground=ground)
 
 
-def open_smear(path: str | Path) -> Image.Image:
+def open_smear(path: str | Path, *, ground: RGB = BLACK) -> Image.Image:
     """Open a field of view as `open_image` does, but up to 178 megapixels, and without a second copy of its pixels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return _decode(_file(path), path, MAX_SMEAR_PIXELS, copy=False)
+        return _decode(_file(path), path, MAX_SMEAR_PIXELS, copy=False, ground=ground)
 
 
-def open_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, ground: RGB = BLACK) -> Image.Image:
     """Open an image file held in memory, as `open_image` does; messages call it `name`."""
     _require_content(len(data), name)
-    return _decode(BytesIO(data), name, max_pixels)
+    return _decode(BytesIO(data), name, max_pixels, ground=ground)
 
 
-def open_encoded(encoded: Mapping[str, Any], cell_id: str) -> Image.Image:
+def open_encoded(encoded: Mapping[str, Any], cell_id: str, *, ground: RGB = BLACK) -> Image.Image:
     """Open the undecoded `image` of a data set's row: its file, or the bytes that a Hub data set carries."""
-    data = encoded["bytes"]
-    return open_bytes(data, f"cell {cell_id}") if isinstance(data, bytes) else open_image(str(encoded["path"]))
+    content = encoded["bytes"]
+    if isinstance(content, bytes):
+        return open_bytes(content, f"cell {cell_id}", ground=ground)
+    return open_image(str(encoded["path"]), ground=ground)
 
 
 def encoded_content(encoded: Mapping[str, Any]) -> bytes:
@@ -189,18 +197,35 @@ def _check_scans(image: Image.Image, name: str | Path) -> None:
 
 
 def _decode(
-    source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_PIXELS, *, copy: bool = True
+    source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_PIXELS, *, copy: bool = True, ground: RGB = BLACK
 ) -> Image.Image:
     with _identified(source, name, max_pixels) as image, _damage_named(name):
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
+        alpha = _alpha(image)
         picture = _in_srgb(image, in_place=True)
+        if alpha is not None:
+            picture = _filled(picture, alpha, ground)
         # Pillow keeps parts of the file or a decoder's canvases with a picture, of BMP alone nothing but the pixels.
         if copy and picture is image and image.format != "BMP":
             picture = image.copy()
         # Megabytes of text may be in it, and where and when a picture was taken.
-        picture.info = {}
+        picture.info = {} if alpha is None else {FILLED_WITH: ground}
         return picture
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    """The opacity of each pixel, 0–255, of a decoded picture; None where all of it is opaque."""
+    if not image.has_transparency_data:
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    least, _ = alpha.getextrema()
+    return alpha if least < 255 else None
+
+
+def _filled(picture: Image.Image, alpha: Image.Image, ground: RGB) -> Image.Image:
+    """An RGB picture laid on a ground of one colour."""
+    return Image.composite(picture, Image.new("RGB", picture.size, ground), alpha)
 
 
 @contextmanager
@@ -220,8 +245,8 @@ def _damage_named(name: str | Path, problem: str = "the image is damaged or cut 
         raise UnreadableImage(f"{name}: {problem} ({error}); copy or export it again") from None
 
 
-def to_rgb(image: Image.Image, name: str | Path = "image") -> Image.Image:
-    """Turn a PIL image upright and into 8-bit RGB; raises `UnreadableImage` as `open_image` does.
+def to_rgb(image: Image.Image, name: str | Path = "image", *, ground: RGB = BLACK) -> Image.Image:
+    """Turn a PIL image upright and into 8-bit RGB, as `open_image` does; raises `UnreadableImage` as it does.
 
     Returns:
         The picture itself where it is both already: a copy takes as long as decoding a cell's file.
@@ -232,7 +257,13 @@ def to_rgb(image: Image.Image, name: str | Path = "image") -> Image.Image:
         image.load()
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
-        return _in_srgb(image)
+        alpha = _alpha(image)
+        picture = _in_srgb(image)
+        if alpha is None:
+            return picture
+        picture = _filled(picture, alpha, ground)
+        picture.info[FILLED_WITH] = ground
+        return picture
 
 
 def _in_srgb(image: Image.Image, *, in_place: bool = False) -> Image.Image:
@@ -352,3 +383,10 @@ def _tiff_problem(tags: Tiff.ImageFileDirectory_v2) -> str:
 def _too_large(name: str | Path, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> str:
     extent = f"is {size[0]}×{size[1]} pixels" if size else "is larger than it may be"
     return f"{name}: {extent}, more than the {max_pixels // 1_000_000} megapixels read here; crop it to its cells first"
+
+
+DECODING_FUNCTIONS = (
+    *(open_bytes, open_image, open_encoded, _decode, _identified, _check_kind, _check_scans, _tiff_problem),
+    *(_alpha, _filled, _in_srgb, _to_srgb, pixel_hash, foreground, cell_area),
+)
+"""All functions that decide which pixels a file becomes, whether it is refused, and what is measured of it."""

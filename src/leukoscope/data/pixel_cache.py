@@ -1,35 +1,53 @@
 """Decode once: every cell of a data set, framed for a network, as one memory-mapped array on disk.
 
 Training reads each cell many times and many runs read the same cells, while decoding a picture costs about as much
-CPU as a training step on it. The cache is keyed by the data's fingerprint and the code that opens and frames pictures.
+CPU as a training step on it. The cache is keyed by the data's fingerprint, and by the functions and
+libraries that open and frame pictures.
 """
 
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
-from inspect import getfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from PIL import Image
+import PIL
+from PIL import Image, features
 
 from leukoscope import LeukoscopeError
-from leukoscope.data import images as images_module
-from leukoscope.data import preprocessing as preprocessing_module
+from leukoscope.cache import hold, tidy
 from leukoscope.data.cells import LoadedCells
-from leukoscope.data.images import UnreachableImage, UnreadableImage, cell_area, open_encoded, pixel_hash
+from leukoscope.data.images import (
+    BACKGROUND_LEVEL,
+    BLACK,
+    DECODING_FUNCTIONS,
+    FILLED_WITH,
+    MAX_PIXELS,
+    MAX_SCANS,
+    MAX_SIDE_RATIO,
+    MIN_SIDE,
+    RGB,
+    UnreachableImage,
+    UnreadableImage,
+    cell_area,
+    open_encoded,
+    pixel_hash,
+)
 from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.registry import ground_rgb
 from leukoscope.data.splits import groups_of
 from leukoscope.files import atomic_file, cache_root, disk_errors, file_state, write_atomic
-from leukoscope.progress import map_in_threads
+from leukoscope.progress import map_in_threads, note
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -99,7 +117,8 @@ def release_pages(array: np.ndarray) -> None:
 def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
     """Frame every cell, the publisher's test set included, from the cache where it was done before.
 
-    Cells whose pictures turn out damaged are left out of `data`, and their rows are zeros.
+    Cells whose pictures turn out damaged are left out of `data`, and their rows are zeros. Transparent parts are filled
+    with the colour that the data set's cells lie on, and a note says in how many pictures.
 
     Raises:
         LeukoscopeError: the cache folder cannot be written (full disk, no permission), or a file that is missing now.
@@ -109,43 +128,66 @@ def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
     # What a data set carries inside has no path.
     paths = ["" if row["bytes"] else row["path"] for row in rows.select_columns("image")["image"]]
     names = {cell: path or f"cell {cell}" for cell, path in zip(ids, paths, strict=True)}
-    code = [Path(getfile(module)).read_bytes() for module in (images_module, preprocessing_module)]
-    key = sha256(repr((data.fingerprint, ids, preprocessing, code)).encode()).hexdigest()[:16]
-    pixels_path, found_path = cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.facts.json"
+    ground = ground_rgb(data.info)
+    key = sha256(repr((data.fingerprint, ids, preprocessing, ground, decoding_digest())).encode()).hexdigest()[:16]
+    pixels_path = cache_root() / f"cells-{key}.npy"
+    facts_path = cache_root() / f"cells-{key}.facts.json"
+    hold(pixels_path)
     try:
-        found = json.loads(found_path.read_text(encoding="utf-8"))
+        facts = json.loads(facts_path.read_text(encoding="utf-8"))
         pixels = np.load(pixels_path, mmap_mode="r")
     except (OSError, ValueError, EOFError):  # missing or cut short
         shape = (len(rows), preprocessing.image_size, preprocessing.image_size, 3)
-        folder, needed = pixels_path.parent, int(np.prod(shape))
+        folder = pixels_path.parent
+        needed = int(np.prod(shape))
         problem = f"{folder}: cannot keep the decoded cells there"
         with disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder", needed=needed):
             folder.mkdir(parents=True, exist_ok=True)
+            tidy()
             require_space(folder, needed)
             before = [file_state(path) for path in paths]
             with atomic_file(pixels_path) as temporary:
-                found = _decode_to(temporary, shape, rows, preprocessing)
+                facts = _decode_to(temporary, shape, rows, preprocessing, ground)
                 for path, state in zip(paths, before, strict=True):
                     if file_state(path) != state:
                         raise LeukoscopeError(
                             f"{path}: was replaced while the cells were decoded; start again"
                         ) from None
             # A copy of these cells elsewhere has the same damage, in files of other names.
-            damage = found["unreadable"].items()
-            found["unreadable"] = {cell: problem.removeprefix(f"{names[cell]}: ") for cell, problem in damage}
-            # What was found is written last: its presence says that the pixels are complete.
+            damage = facts["unreadable"].items()
+            facts["unreadable"] = {cell: reason.removeprefix(f"{names[cell]}: ") for cell, reason in damage}
+            # The facts are written last: their presence says that the pixels are complete.
             try:
-                write_atomic(found_path, json.dumps(found))
+                write_atomic(facts_path, json.dumps(facts))
             except OSError:
                 pixels_path.unlink()
                 raise
         pixels = np.load(pixels_path, mmap_mode="r")
+    hold(pixels_path)
+    if facts["filled"]:
+        colour = "the colour of an empty slide" if any(ground) else "black"
+        note(
+            f"{facts['filled']:,} of {len(rows):,} pictures have transparent parts: they are read as {colour}", err=True
+        )
+    unreadable = facts["unreadable"]
     # Splits are drawn without damaged cells, so blocks are counted without them.
-    kept = data.without({cell: f"{names[cell]}: {reason}" for cell, reason in found["unreadable"].items()})
-    units, labels = groups_of(kept, kept.info.group), np.asarray(rows["label"][:])
-    row_of = {cell: row for row, cell in enumerate(ids) if cell not in found["unreadable"]}
-    subjects, areas = [units.get(cell, "") for cell in ids], np.asarray(found["areas"], dtype=float)
-    return FramedCells(kept, pixels, row_of, labels, subjects, found["pixel_hashes"], areas)
+    kept = data.without({cell: f"{names[cell]}: {reason}" for cell, reason in unreadable.items()})
+    units = groups_of(kept, kept.info.group)
+    subjects = [units.get(cell, "") for cell in ids]
+    labels = np.asarray(rows["label"][:])
+    row_of = {cell: row for row, cell in enumerate(ids) if cell not in unreadable}
+    areas = np.asarray(facts["areas"], dtype=float)
+    return FramedCells(kept, pixels, row_of, labels, subjects, facts["pixel_hashes"], areas)
+
+
+@cache
+def decoding_digest() -> str:
+    """A digest of all that decides which pixels a file becomes: our functions and limits, Pillow and its codecs."""
+    sources = [inspect.getsource(function) for function in (*DECODING_FUNCTIONS, Preprocessing.frame, _measured)]
+    sources += [inspect.getsource(Preprocessing._resized), inspect.getsource(Preprocessing.resized_side.fget)]
+    limits = (MAX_PIXELS, MIN_SIDE, MAX_SIDE_RATIO, MAX_SCANS, BACKGROUND_LEVEL)
+    codecs = [features.version(name) for name in ("jpg", "libjpeg_turbo", "zlib", "libtiff", "webp", "littlecms2")]
+    return sha256(repr((sources, limits, PIL.__version__, codecs)).encode()).hexdigest()
 
 
 def without_damaged(data: LoadedCells) -> LoadedCells:
@@ -155,26 +197,29 @@ def without_damaged(data: LoadedCells) -> LoadedCells:
 
 
 def each_picture(
-    rows: Dataset, use: Callable[[int, Image.Image], _T], label: str
+    rows: Dataset, use: Callable[[int, Image.Image], _T], label: str, *, ground: RGB = BLACK
 ) -> tuple[list[_T | None], dict[str, str]]:
     """What `use` makes of each row and its RGB picture, None for damaged ones; and cell id → message for these.
+
+    Transparent parts are filled with `ground`.
 
     Raises:
         UnreachableImage: a drive that is gone for a moment says nothing of its cells.
     """
-    ids, problems = rows["cell_id"][:], dict[str, str]()
+    ids = rows["cell_id"][:]
+    problems: dict[str, str] = {}
 
-    def one(row: int) -> _T | None:
+    def used(row: int) -> _T | None:
         try:
-            return use(row, open_encoded(rows[row]["image"], ids[row]))
+            return use(row, open_encoded(rows[row]["image"], ids[row], ground=ground))
         except UnreachableImage:
             raise
         except UnreadableImage as error:
             problems[ids[row]] = str(error)
             return None
 
-    used = map_in_threads(one, range(len(ids)), label)
-    return used, {cell: problems[cell] for cell in ids if cell in problems}
+    of_rows = map_in_threads(used, range(len(ids)), label)
+    return of_rows, {cell: problems[cell] for cell in ids if cell in problems}
 
 
 def new_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.memmap:
@@ -202,17 +247,30 @@ def require_space(folder: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _decode_to(path: Path, shape: tuple[int, ...], cells: Dataset, preprocessing: Preprocessing) -> dict[str, Any]:
+def _decode_to(
+    path: Path, shape: tuple[int, ...], cells: Dataset, preprocessing: Preprocessing, ground: RGB
+) -> dict[str, Any]:
     """Write the framed cells to a file; return hashes, areas and problems for the cache's other file."""
     array = new_array(path, np.uint8, shape)
 
-    def decode(row: int, image: Image.Image) -> tuple[str, float]:
+    def decode(row: int, image: Image.Image) -> tuple[str, float, bool]:
         array[row] = preprocessing.frame(image)
         if row % _ROWS_HELD == 0:
             release_pages(array)
-        return pixel_hash(image), round(cell_area(np.asarray(image)), 6)
+        return _measured(image)
 
-    found, problems = each_picture(cells, decode, "decoding")
+    measured, problems = each_picture(cells, decode, "decoding", ground=ground)
     array.flush()
-    kept = [one or ("", 0.0) for one in found]
-    return {"unreadable": problems, "pixel_hashes": [hash_ for hash_, _ in kept], "areas": [area for _, area in kept]}
+    nothing = ("", 0.0, False)
+    facts = [nothing if of_cell is None else of_cell for of_cell in measured]
+    return {
+        "unreadable": problems,
+        "pixel_hashes": [pixels for pixels, _, _ in facts],
+        "areas": [area for _, area, _ in facts],
+        "filled": sum(is_filled for _, _, is_filled in facts),
+    }
+
+
+def _measured(image: Image.Image) -> tuple[str, float, bool]:
+    """The hash of a decoded picture, the share that a cell on black covers, and whether anything was transparent."""
+    return pixel_hash(image), round(cell_area(np.asarray(image)), 6), FILLED_WITH in image.info

@@ -307,6 +307,16 @@ def trained_on(metrics: Mapping[str, Any]) -> DatasetInfo | None:
     return DATASETS.get(data.get("name", "")) or DATASETS.get(data.get("copy_of", ""))
 
 
+def ground_rgb(info: DatasetInfo | None) -> tuple[int, int, int]:
+    """The colour that cells lie on: of an empty slide for smears, black for cut-out cells and where no entry says."""
+    entry = None
+    if info is not None:
+        entry = DATASETS.get(info.name) or DATASETS.get(info.copy_of)
+    if entry is None or entry.name == "imagefolder" or entry.background == "black":
+        return (0, 0, 0)
+    return EMPTY_SLIDE_RGB
+
+
 def dataset_info(name: str) -> DatasetInfo:
     """The registry entry of a data set; raises `DataError` naming the known ones."""
     if name not in DATASETS:

@@ -200,7 +200,7 @@ def predictions_of_model(
             pictures = []
             for row, (image, cell) in enumerate(zip(batch["image"], batch["cell_id"], strict=True), first):
                 try:
-                    pictures.append(open_encoded(image, cell))
+                    pictures.append(open_encoded(image, cell, ground=predictor.release.blank_rgb))
                     readable.append(row)
                 except UnreadableImage as error:
                     damaged.append(str(error))

@@ -12,7 +12,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -27,6 +27,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cache import GRAPH_REPORT, hold
 from leukoscope.files import atomic_folder, cache_root, file_sha256, first_line, remedy
 from leukoscope.inference.gradcam import explain_features, linear_head_maps
 from leukoscope.inference.prediction import softmax
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
 GRAPH, HEAD = "model.xml", "head.safetensors"
 """Files of a kept graph. HEAD: the weights (K, C) of one linear layer after average pooling, where that is the head."""
-REPORT = "export.json"
+REPORT = GRAPH_REPORT
 ONNX_GRAPH = "onnx/model.onnx"
 """Where transformers.js and optimum look for a graph."""
 ALLOWED = 1e-4
@@ -164,8 +165,7 @@ def kept_graph(release: ReleaseInfo) -> Path:
             f"{folder}: the {OPENVINO} graph cannot be kept there ({first_line(error)}); "
             f"{remedy(error, 'name another folder with LEUKOSCOPE_CACHE')}"
         ) from None
-    with suppress(OSError):  # the cache may be another user's, or read-only
-        os.utime(folder / REPORT)  # when it was last used
+    hold(folder / REPORT)
     require_like_torch(release, report)
     return folder
 

@@ -46,6 +46,8 @@ REASON_TEXTS = {
     "views_disagree": "{value:.0%} of its turned and mirrored views get another class; at most {limit:.0%} may.",
     "other_frame": "Its shorter side has {value:.0f} pixels, that of the training cells {limit:.0f}: unless the whole "
     "picture was resized, the model sees the cell too large or too small.",
+    "filled_black": "The picture has transparent parts: they were read as black.",
+    "filled_pale": "The picture has transparent parts: they were read in the colour of an empty slide.",
     "explanation_off_cell": "{value:.0%} of its map lies on the cell; in 95 % of the cells measured it is more than "
     "{limit:.0%}.",
 }
@@ -107,6 +109,7 @@ class Checks:
         ood_score: above 1 is out of distribution; None where the release has no detector.
         ood_group: what sets it apart most: "colour", "texture" or "shape".
         shorter_side: of the picture, in pixels.
+        filled_with: the colour that its transparent parts were filled with; None where it has none.
         field_of_view: it looks like a smear, and the release was trained on single cells cut out on black.
         field_share: share of the cells of its field that are in distribution; None for a picture of its own.
         disagreement: share of its eight views predicted otherwise than their average; None without them.
@@ -116,6 +119,7 @@ class Checks:
     ood_score: float | None = None
     ood_group: str = "colour"
     shorter_side: int | None = None
+    filled_with: tuple[int, int, int] | None = None
     field_of_view: bool = False
     field_share: float | None = None
     disagreement: float | None = None
@@ -156,15 +160,18 @@ class Thresholds:
 
     def decide(self, probabilities: Mapping[str, float], checks: Checks = Checks()) -> Decision:
         """Decide for one picture by its class probabilities, which sum to 1, and its other measurements."""
+        cautions = []
+        if checks.filled_with is not None:
+            cautions.append(Reason("filled_pale" if any(checks.filled_with) else "filled_black"))
         if checks.ood_score is not None and checks.ood_score > 1:
             found = Reason(f"ood_{checks.ood_group}", checks.ood_score, 1.0)
             if checks.field_of_view:
-                return Decision(NOT_A_CELL, (Reason("field_of_view"), found))
-            return Decision(OUT_OF_DISTRIBUTION, (found,))
+                return Decision(NOT_A_CELL, (Reason("field_of_view"), found, *cautions))
+            return Decision(OUT_OF_DISTRIBUTION, (found, *cautions))
         if checks.field_share is not None and checks.field_share < FIELD_NEEDS:
             # Cells of one field share a stain: where most are out of distribution, one that is not is a coincidence.
             found = Reason("ood_field", checks.field_share, FIELD_NEEDS)
-            return Decision(OUT_OF_DISTRIBUTION, (found,))
+            return Decision(OUT_OF_DISTRIBUTION, (found, *cautions))
         confidence, reasons = max(probabilities.values()), []
         if self.abstain_below is not None and confidence < self.abstain_below:
             reasons.append(Reason("low_confidence", confidence, self.abstain_below))
@@ -174,6 +181,7 @@ class Thresholds:
         side = self.picture_side
         if side and checks.shorter_side and abs(checks.shorter_side / side - 1) > SIDE_MAY_DIFFER:
             reasons.append(Reason("other_frame", checks.shorter_side, side))
+        reasons += cautions
         # A caution only: the outcome must not depend on whether a map was asked for.
         if checks.on_cell is not None and self.least_on_cell is not None and checks.on_cell < self.least_on_cell:
             reasons.append(Reason("explanation_off_cell", checks.on_cell, self.least_on_cell))

@@ -23,7 +23,17 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.images import EncodedImage, UnreadableImage, from_array, open_bytes, open_image, pixel_hash, to_rgb
+from leukoscope.data.images import (
+    FILLED_WITH,
+    RGB,
+    EncodedImage,
+    UnreadableImage,
+    from_array,
+    open_bytes,
+    open_image,
+    pixel_hash,
+    to_rgb,
+)
 from leukoscope.inference.gradcam import share_on_cell
 from leukoscope.inference.graph import OpenVinoBackend, kept_graph
 from leukoscope.inference.ood import OodDetector
@@ -222,7 +232,8 @@ class Predictor:
             raise LeukoscopeError(
                 f"images: are of type {type(images).__name__}; give {_PICTURES}; or an iterable of these"
             )
-        given = (partial(_open, number, image) for number, image in enumerate(images, 1))
+        ground = self.release.blank_rgb
+        given = (partial(_open, number, image, ground) for number, image in enumerate(images, 1))
         numbered = (one() if isinstance(one.args[1], Image.Image) else one for one in given)
         frame = partial(self._frame, explain)
         # As many threads as there are cores: more only take turns with the network's.
@@ -248,7 +259,8 @@ class Predictor:
             return found
         source, upright = found
         preprocessing = self.release.preprocessing
-        pixels, checks = preprocessing.frame(upright), Checks(shorter_side=min(upright.size))
+        pixels = preprocessing.frame(upright)
+        checks = Checks(shorter_side=min(upright.size), filled_with=upright.info.get(FILLED_WITH))
         if self.ood is not None:
             checks = replace(checks, ood_score=(score := float(self.ood.scores(pixels[None])[0])))
             if score > 1:
@@ -319,21 +331,21 @@ class Predictor:
         return dict(zip(self.labels, shares.tolist(), strict=True))
 
 
-def _open(number: int, image: Any) -> _Opened | UnreadableImage:
-    """Open whatever was given as the picture of that number, or say why it cannot be used."""
+def _open(number: int, image: Any, ground: RGB) -> _Opened | UnreadableImage:
+    """Open whatever was given as the picture of that number, transparent parts filled, or say why it cannot be used."""
     source = f"image {number}"
     try:
         if isinstance(image, str | os.PathLike):
             source = os.fsdecode(image)
-            return source, open_image(source)
+            return source, open_image(source, ground=ground)
         if isinstance(image, EncodedImage):
-            return image.name, open_bytes(image.data, image.name)
+            return image.name, open_bytes(image.data, image.name, ground=ground)
         if isinstance(image, bytes | bytearray | memoryview):
-            return source, open_bytes(bytes(image), source)
+            return source, open_bytes(bytes(image), source, ground=ground)
         if isinstance(image, np.ndarray):
             return source, from_array(image, source)
         if isinstance(image, Image.Image):
-            return source, to_rgb(image, source)
+            return source, to_rgb(image, source, ground=ground)
         raise UnreadableImage(f"{source}: is of type {type(image).__name__}; give {_PICTURES}")
     except UnreadableImage as error:
         return error

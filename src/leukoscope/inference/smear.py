@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import CUT_OUT_PITCH, open_smear, to_rgb
+from leukoscope.data.registry import EMPTY_SLIDE_RGB
 from leukoscope.data.smear import Smear, SmearCell, UnusableSmear, cut_out, find_cells
 from leukoscope.inference.prediction import (
     ABSTAIN,
@@ -152,7 +153,10 @@ def read_smear(
             "release of such cells for a smear, or predict the picture as it is (leukoscope predict)"
         )
     source = source or ("smear" if isinstance(image, Image.Image) else str(image))
-    picture = to_rgb(image, source) if isinstance(image, Image.Image) else open_smear(image)
+    if isinstance(image, Image.Image):
+        picture = to_rgb(image, source, ground=EMPTY_SLIDE_RGB)
+    else:
+        picture = open_smear(image, ground=EMPTY_SLIDE_RGB)
     started = time.monotonic()
 
     def check() -> None:

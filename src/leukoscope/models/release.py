@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import MAX_INPUT, Preprocessing
-from leukoscope.data.registry import EMPTY_SLIDE_RGB, trained_on
+from leukoscope.data.registry import ground_rgb, trained_on
 from leukoscope.files import (
     LFS_POINTER,
     atomic_folder,
@@ -89,8 +89,8 @@ class ReleaseInfo:
 
     @property
     def blank_rgb(self) -> tuple[int, int, int]:
-        """Colour of the blank picture that evidence is relative to: an empty slide for smears, else black."""
-        return EMPTY_SLIDE_RGB if self.takes_cut_outs is False else (0, 0, 0)
+        """Colour of the blank picture that evidence is relative to, and of what is transparent: its cells' ground."""
+        return ground_rgb(trained_on(self.metrics))
 
     @property
     def map_check(self) -> MapCheck:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, default_convert
 
 from leukoscope import LeukoscopeError
+from leukoscope.cache import hold, tidy
 from leukoscope.data.augmentation import Augmenter, View, in_view
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, new_array, read_rows, release_pages, require_space
@@ -324,6 +325,7 @@ def frozen_features(
             whole = path.with_suffix(".sha256").read_text(encoding="utf-8") == file_sha256(path)
             features = np.load(path, mmap_mode="r") if whole else None
             if features is not None and features.shape == shape:
+                hold(path)
                 note(f"frozen backbone: features of {shape[0]:,} cells read from {path}")
                 return features
         note(f"{path}: damaged; the features are computed again")
@@ -331,6 +333,7 @@ def frozen_features(
     problem = f"{path.parent}: cannot keep the frozen backbone's features there"
     with disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder", needed=needed):
         path.parent.mkdir(parents=True, exist_ok=True)
+        tidy()
         require_space(path.parent, needed)
         with atomic_file(path) as temporary:
             array = new_array(temporary, np.float32, shape)
@@ -346,7 +349,7 @@ def frozen_features(
             # An older file and its digest must never be taken for each other: without one, a file is computed again.
             path.with_suffix(".sha256").unlink(missing_ok=True)
         write_atomic(path.with_suffix(".sha256"), digest)
-
+    hold(path)
     note(f"frozen backbone: features of {shape[0]:,} cells in {shape[1]} view(s) kept in {path}")
     return np.load(path, mmap_mode="r")
 

@@ -1,0 +1,138 @@
+"""What Leukoscope keeps between runs: decoded cells, features of frozen backbones, graphs of networks.
+
+They lie in one folder (`leukoscope.files.cache_root`). What no running process holds is deleted after 30 days without
+use, and the longest unused first where all together exceed `LEUKOSCOPE_CACHE_GB` gigabytes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from leukoscope import LeukoscopeError
+from leukoscope.files import cache_root
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is mapped cannot be deleted
+    fcntl = None  # type: ignore[assignment]
+
+DAYS_KEPT = 30
+DEFAULT_GIGABYTES = 20.0
+KINDS = {"cells": "decoded cells", "features": "features of a frozen backbone", "graphs": "graph of a network"}
+GRAPH_REPORT = "export.json"
+"""The file of a kept graph that is held and marked as used."""
+_held: dict[Path, BinaryIO] = {}
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One array with its facts, or one graph."""
+
+    kind: str  # a key of `KINDS`
+    path: Path  # the array; of a graph, its folder
+    files: tuple[Path, ...]
+    last_used: float  # seconds since 1970
+
+    @property
+    def bytes(self) -> int:
+        """What it takes on the disk."""
+        return sum(file.stat().st_size for file in self.files if file.is_file())
+
+    @property
+    def marker(self) -> Path:
+        """The file that processes hold."""
+        return self.path / GRAPH_REPORT if self.kind == "graphs" else self.path
+
+    def delete(self) -> bool:
+        """Delete it unless a running process holds it; returns whether it was deleted."""
+        if is_held(self.marker):
+            return False
+        with suppress(OSError):
+            if self.kind == "graphs":
+                shutil.rmtree(self.path)
+            else:
+                for file in self.files:
+                    file.unlink(missing_ok=True)
+            return True
+        return False
+
+
+def hold(marker: Path) -> None:
+    """Mark a kept file as used now, and hold it until this process ends; nothing where there is no such file."""
+    with suppress(OSError):  # the cache may be another user's, or read-only
+        os.utime(marker)
+    if fcntl is None:
+        return
+    with suppress(OSError):
+        file = marker.open("rb")
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        _held[marker] = file  # an earlier one is closed, which gives its lock back
+
+
+def is_held(marker: Path) -> bool:
+    """Whether a running process, this one included, holds a kept file; False where the system has no such locks."""
+    if fcntl is None:
+        return False
+    try:
+        with marker.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def entries() -> list[CacheEntry]:
+    """What is kept, the longest unused first."""
+    root = cache_root()
+    kept = []
+    for kind in ("cells", "features"):
+        for array in root.glob(f"{kind}-*.npy"):
+            files = tuple(root.glob(f"{array.stem}.*"))
+            kept.append(CacheEntry(kind, array, files, array.stat().st_mtime))
+    for report in (root / "graphs").glob(f"*/{GRAPH_REPORT}"):
+        kept.append(CacheEntry("graphs", report.parent, tuple(report.parent.iterdir()), report.stat().st_mtime))
+    return sorted(kept, key=lambda entry: entry.last_used)
+
+
+def limit_in_bytes() -> float:
+    """`LEUKOSCOPE_CACHE_GB` in bytes.
+
+    Raises:
+        LeukoscopeError: it is no number of gigabytes.
+    """
+    text = os.environ.get("LEUKOSCOPE_CACHE_GB") or str(DEFAULT_GIGABYTES)
+    try:
+        gigabytes = float(text)
+    except ValueError:
+        gigabytes = -1
+    if not gigabytes >= 0:
+        raise LeukoscopeError(f"LEUKOSCOPE_CACHE_GB={text}: is not a number of gigabytes; give one such as 20")
+    return gigabytes * 1e9
+
+
+def tidy() -> list[CacheEntry]:
+    """Delete what was not used for 30 days, then the longest unused above the limit; returns what was deleted."""
+    limit = limit_in_bytes()
+    kept = entries()
+    total = sum(entry.bytes for entry in kept)
+    oldest = time.time() - DAYS_KEPT * 24 * 3600
+    deleted = []
+    for entry in kept:
+        size = entry.bytes
+        if (entry.last_used < oldest or total > limit) and entry.delete():
+            deleted.append(entry)
+            total -= size
+    return deleted
+
+
+def clear() -> list[CacheEntry]:
+    """Delete all that no running process holds; returns what is left."""
+    return [entry for entry in entries() if not entry.delete()]

@@ -1,0 +1,43 @@
+"""`leukoscope cache`: what is kept between runs, and how to delete it."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from leukoscope.cli.options import print_table
+
+
+def cache(clear: Annotated[bool, Option("--clear", help="Delete all that no running process uses.")] = False) -> None:
+    """List decoded cells, features and graphs that are kept between runs, the longest unused first.
+
+    What is not used for 30 days is deleted, and the longest unused above LEUKOSCOPE_CACHE_GB gigabytes (20).
+    LEUKOSCOPE_CACHE names the folder.
+    """
+    from leukoscope.cache import KINDS, entries, is_held, limit_in_bytes
+    from leukoscope.cache import clear as clear_cache
+    from leukoscope.files import cache_root
+
+    limit = limit_in_bytes()
+    if clear:
+        before = sum(entry.bytes for entry in entries())
+        left = sum(entry.bytes for entry in clear_cache())
+        typer.echo(f"{cache_root()}: {_gigabytes(before - left)} deleted; {_gigabytes(left)} in use")
+        return
+    rows = []
+    kept = entries()
+    for entry in kept:
+        days = (time.time() - entry.last_used) / (24 * 3600)
+        use = "in use" if is_held(entry.marker) else f"{days:.0f} day(s) ago"
+        rows.append([entry.path.name, KINDS[entry.kind], _gigabytes(entry.bytes), use])
+    if rows:
+        print_table(["name", "what", "size", "last used"], rows)
+    total = sum(entry.bytes for entry in kept)
+    typer.echo(f"{cache_root()}: {_gigabytes(total)} of at most {_gigabytes(limit)}")
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
