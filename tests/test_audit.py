@@ -238,6 +238,18 @@ def test_ball4_is_said_to_name_no_subjects(tmp_path: Path) -> None:
     assert "--split block" in unknown[0]
 
 
+@pytest.mark.parametrize("divided", [True, False])
+def test_subjects_on_two_sides_of_a_data_sets_own_splits_are_named_without_opening_a_picture(
+    tmp_path: Path, divided: bool
+) -> None:
+    in_test = "p1" if divided else "p3"
+    folders = [f"train/{label}/p{n}_0.png" for label, n in (("blast", 1), ("normal", 2))]
+    folders += [f"test/blast/{in_test}_1.png", "test/normal/p4_1.png"]
+    problems = survey(tmp_path, " ".join(folders), pattern=r"(?P<subject>p\d)_")["problems"]
+    words = "1 subject(s) stand on two sides of the data set's own splits, for example p1: their test metrics do not"
+    assert any(line.startswith(words) for line in problems) == divided
+
+
 @pytest.mark.parametrize("subjects", [2, 6, 7, 8])
 def test_the_split_that_is_advised_can_be_drawn(tmp_path: Path, subjects: int) -> None:
     rows = [(label, subject, cell) for label in ("blast", "normal") for subject in range(subjects) for cell in range(4)]

@@ -22,7 +22,15 @@ from leukoscope.data.cells import SIDES, LoadedCells
 from leukoscope.data.images import foreground, pixel_hash
 from leukoscope.data.pixel_cache import each_picture
 from leukoscope.data.registry import DatasetInfo, ground_rgb
-from leukoscope.data.splits import SUBJECT_FOLDS, Split, cross_validation, groups_of, linked, split_unit
+from leukoscope.data.splits import (
+    SUBJECT_FOLDS,
+    Split,
+    cross_validation,
+    divided_subjects,
+    groups_of,
+    linked,
+    split_unit,
+)
 from leukoscope.evaluation.baselines import shortcut_metrics, trivial_features
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.prediction import VIEWS, turned
@@ -45,6 +53,8 @@ HASH_DISTANCE = 32
 # most this many grey levels (root mean square) and correlate. Of 7,779 C-NMC cells 903 pairs do; by chance, none would.
 SAME_DIFFERENCE = 5.0
 SAME_CORRELATION = 0.9
+NOT_FOUND = "copies that were cropped by a few pixels more, or made brighter or darker; look for those by eye"
+"""What the search for copies misses: brightness and place are what it tells pictures of different cells apart by."""
 MOST_NEAR = 20  # near-duplicates searched for each picture, before those that cross what none of these did
 _ROWS_AT_ONCE, _PAIRS_AT_ONCE = 512, 4096
 _LUMA = np.asarray([0.299, 0.587, 0.114], dtype=np.float32)
@@ -76,15 +86,30 @@ def survey_cells(data: LoadedCells) -> dict[str, Any]:
         if counts[label] < SMALL_CLASS:
             why = f"no metric of fewer than {SMALL_CLASS} is worth stating"
             problems.append(f"{label}: {counts[label]} cell(s); {why}: gather more")
-    problems += _subject_problems(info, {label: len(found) for label, found in known.items()})
-    fewest, flags = min(len(found) for found in known.values()), list[str]()
+    subjects_to_train = {label: len(subjects_of_label) for label, subjects_of_label in known.items()}
+    problems += _subject_problems(info, subjects_to_train)
+    divided = divided_subjects(data)
+    if divided:
+        problems.append(
+            f"{len(divided)} subject(s) stand on two sides of the data set's own splits, for example {divided[0]}: "
+            "their test metrics do not apply to a new subject; --split subject keeps each on one side"
+        )
+    fewest = min(subjects_to_train.values())
+    flags: list[str] = []
     if not (partitions.keys() <= set(SIDES) or fewest >= SUBJECT_FOLDS):
         by_subject = ["subject-cv", "--num_folds", str(min(fewest, 5)), "--no_validation"]
         flags = ["--split", *(by_subject if fewest > 1 else [_SPLIT_WITHOUT_SUBJECTS[info.group]])]
     return {
-        **{"dataset_name": info.name, "title": info.title, "licence": info.licence, "citation": info.citation},
-        **{"partitions": partitions, "subjects": subjects, "known": list(info.traps), "problems": problems},
-        **{"fewest_cells": min(counts[label] for label in classes), "split_flags": flags},
+        "dataset_name": info.name,
+        "title": info.title,
+        "licence": info.licence,
+        "citation": info.citation,
+        "partitions": partitions,
+        "subjects": subjects,
+        "known": list(info.traps),
+        "problems": problems,
+        "fewest_cells": min(counts[label] for label in classes),
+        "split_flags": flags,
     }
 
 
@@ -191,7 +216,7 @@ def audit_cells(data: LoadedCells, scans: Sequence[CellScan], *, split: Split | 
         "unreadable": list(data.unreadable),
         "survey": survey_cells(data),
         **_divided(cells),
-        "duplicates": {**copies, "pairs": pairs},
+        "duplicates": {**copies, "pairs": pairs, "not_found": NOT_FOUND},
         "subject_aliases": _aliases(data, cells, pairs),
         "blank": [cell.id for cell, scan in zip(cells, scans, strict=True) if scan.is_blank],
         "shortcuts": _shortcuts(data, scans, cells, split),
@@ -218,17 +243,32 @@ def _divided(cells: Sequence[_Cell]) -> dict[str, Any]:
 def _pairs(scans: Sequence[CellScan], cells: Sequence[_Cell]) -> list[dict[str, Any]]:
     """Duplicates and what they cross, but blank images, which are alike without showing one cell."""
     rows = [row for row, scan in enumerate(scans) if not scan.is_blank]
-    found = []
-    kinds = [(cell.label, cell.subject, cell.fold, cell.side) for cell in (cells[row] for row in rows)]
-    for pair in find_duplicates([scans[row].key for row in rows], kinds):
-        one, other = both = cells[rows[pair.first]], cells[rows[pair.second]]
-        # False where it is not known of both.
-        crossed = {key: "" != getattr(one, name) != getattr(other, name) != "" for key, name in _CROSSED.items()}
+    kinds = [(cells[row].label, cells[row].subject, cells[row].fold, cells[row].side) for row in rows]
+    pairs = []
+    for duplicate in find_duplicates([scans[row].key for row in rows], kinds):
+        first = cells[rows[duplicate.first]]
+        second = cells[rows[duplicate.second]]
+        crossed = {
+            key: _known_and_differ(getattr(first, name), getattr(second, name)) for key, name in _CROSSED.items()
+        }
         crossed["inflates"] = crossed["classes"] or crossed["split_sides"] or crossed["units"]
-        named = {"cells": [cell.id for cell in both], "subjects": [cell.subject for cell in both]}
-        how = {"identical": pair.identical, "difference": pair.difference, "turned": pair.turned}
-        found.append({**named, **how, "across": crossed})
-    return found
+        pairs.append(
+            {
+                "cells": [first.id, second.id],
+                "subjects": [first.subject, second.subject],
+                "identical": duplicate.identical,
+                "difference": duplicate.difference,
+                "turned": duplicate.turned,
+                "across": crossed,
+            }
+        )
+    return pairs
+
+
+def _known_and_differ(first: str, second: str) -> bool:
+    """Whether something is known of both cells of a pair, and differs."""
+    both_known = bool(first and second)
+    return both_known and first != second
 
 
 def _aliases(data: LoadedCells, cells: Sequence[_Cell], pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -171,6 +171,7 @@ def _print_findings(findings: Mapping[str, Any]) -> None:
 
     copies, measured = copies_table(findings), shortcuts_table(findings)
     print_table(copies.columns, copies.rows)
+    typer.echo(f"not found: {findings['duplicates']['not_found']}")
     for group in findings["subject_aliases"]:
         shared = group["copies"]
         new = f"propose as subject_aliases; not joined yet: {', '.join(group['unjoined'])}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -32,7 +32,7 @@ Strategy = Literal["subject", "subject-cv", "official", "random", "random-cv", "
 Group = Literal["subject", "block", "cell"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 _GROUPS: dict[str, Group] = {"random": "cell", "block": "block"}  # what these keep on one side; all others, subjects
-# A test side of which one group owns more speaks of that group.
+# A test set where one group has a larger share of the cells measures that group.
 LARGEST_SHARE = 0.4
 # Deals that a split is chosen from: enough to avoid such sides where the data allow it, few enough for seeds to differ.
 _DEALS = 20
@@ -78,11 +78,15 @@ class Split:
         def draw(cells: tuple[str, ...], limit: int | None) -> tuple[str, ...]:
             if limit is None or limit >= len(cells):
                 return cells
-            kept = np.random.default_rng(self.seed).choice(len(cells), size=limit, replace=False)
-            return tuple(cells[i] for i in sorted(kept))
+            drawn = np.random.default_rng(self.seed).choice(len(cells), size=limit, replace=False)
+            return tuple(cells[i] for i in sorted(drawn))
 
-        kept = draw(self.train, train), draw(self.validation, evaluation), draw(self.test, evaluation)
-        return replace(self, train=kept[0], validation=kept[1], test=kept[2])
+        return replace(
+            self,
+            train=draw(self.train, train),
+            validation=draw(self.validation, evaluation),
+            test=draw(self.test, evaluation),
+        )
 
     def save(self, path: Path) -> None:
         """Write `split.json` (aside, then renamed)."""
@@ -223,12 +227,22 @@ def _group_kept_whole(data: LoadedCells, strategy: str) -> tuple[Group, str]:
         raise LeukoscopeError(f"{title}: holds no cell to train on, only the publisher's test; add its folds")
     if strategy != "given":
         return data.info.group if strategy == "all" else _GROUPS.get(strategy.removesuffix("-cv"), "subject"), ""
+    divided = divided_subjects(data)
+    if divided:
+        example = f"{len(divided)} subject(s) stand on two sides of the data set's own splits, e.g. {divided[0]}"
+        return "cell", f"{example}; --split subject keeps each on one side"
+    return "subject" if all(data.train["subject"]) else "cell", ""
+
+
+def divided_subjects(data: LoadedCells) -> list[str]:
+    """The subjects whose cells a data set's own splits divide between two sides, sorted; [] where it has no splits."""
+    if not data.own_splits:
+        return []
     sides: defaultdict[str, set[str]] = defaultdict(set)
     for subject, side in zip(data.train["subject"][:], data.train["fold"][:], strict=True):
-        sides[subject].add(side)
-    both = sorted(subject for subject, on in sides.items() if subject and len(on) > 1)
-    note = f"{len(both)} subject(s) stand on two sides of the data set's own splits, e.g. {both[0]}" if both else ""
-    return "cell" if both or "" in sides else "subject", note and f"{note}; --split subject keeps each on one side"
+        if subject:
+            sides[subject].add(side)
+    return sorted(subject for subject, of_subject in sides.items() if len(of_subject) > 1)
 
 
 class _Cells:
@@ -311,31 +325,49 @@ class _Cells:
         """The rows of these folds; with `known`, each of them must be there."""
         there = sorted({fold for fold in self.folds if fold})
         if missing := [fold for fold in folds if known and fold not in there]:
-            has = ", ".join(there) or "none"
-            raise LeukoscopeError(f"official fold {missing[0]!r}: not in the data, which has {has}")
+            folds_there = ", ".join(there) or "none"
+            raise LeukoscopeError(f"official fold {missing[0]!r}: not in the data, which has {folds_there}")
         return [i for i, fold in enumerate(self.folds) if fold in folds]
 
     def split(self, strategy: str, train: list[int], val: list[int], test: list[int], detail: str) -> Split:
         """Take from the training side every group that is also tested, then assert that the sides are disjoint."""
         cells = Counter(self.groups[i] for i in test)
-        kept, kept_val = ([i for i in side if self.groups[i] not in cells] for side in (train, val))
+        train_apart = [i for i in train if self.groups[i] not in cells]
+        val_apart = [i for i in val if self.groups[i] not in cells]
         notes = []
-        if left_out := len(train) + len(val) - len(kept) - len(kept_val):
+        left_out = len(train) + len(val) - len(train_apart) - len(val_apart)
+        if left_out:
             both = sorted({self.groups[i] for i in [*train, *val]} & cells.keys())
             notes.append(f"{left_out} training cells left out: {self.group} {', '.join(both)} is also tested")
-        if train and not kept:
+        if train and not train_apart:
             raise LeukoscopeError(
                 f"{detail}: no training cell is left, because each one's {self.group} is tested; choose other folds"
             )
-        [(group, count)] = cells.most_common(1) or [("", 0)]
+        group, count = largest_group(cells)
         if self.group != "cell" and count > LARGEST_SHARE * len(test):
             share = f"{count / len(test):.0%}"
             notes.append(f"{self.group} {group} owns {share} of the test cells: read the figures by {self.group}")
-        train_ids, val_ids, test_ids = (tuple(self.ids[i] for i in side) for side in (kept, kept_val, test))
-        about = strategy, self.group, self.seed, self.data.fingerprint
-        split = Split(*about, train_ids, val_ids, test_ids, detail, tuple(notes))
+        split = Split(
+            strategy=strategy,
+            group=self.group,
+            seed=self.seed,
+            data_fingerprint=self.data.fingerprint,
+            train=tuple(self.ids[i] for i in train_apart),
+            validation=tuple(self.ids[i] for i in val_apart),
+            test=tuple(self.ids[i] for i in test),
+            detail=detail,
+            notes=tuple(notes),
+        )
         assert_disjoint(split, dict(zip(self.ids, self.groups, strict=True)))
         return split
+
+
+def largest_group(cells: Mapping[str, int]) -> tuple[str, int]:
+    """The group that owns most cells, and how many; ("", 0) where there is no group."""
+    if not cells:
+        return "", 0
+    group = max(cells, key=cells.__getitem__)
+    return group, cells[group]
 
 
 def _dealt(counts: np.ndarray, num_folds: int, rng: np.random.Generator) -> np.ndarray:
