@@ -56,7 +56,8 @@ SAME_CORRELATION = 0.9
 NOT_FOUND = "copies that were cropped by a few pixels more, or made brighter or darker; look for those by eye"
 """What the search for copies misses: brightness and place are what it tells pictures of different cells apart by."""
 MOST_NEAR = 20  # near-duplicates searched for each picture, before those that cross what none of these did
-_ROWS_AT_ONCE, _PAIRS_AT_ONCE = 512, 4096
+_ROWS_AT_ONCE = 512
+_PAIRS_AT_ONCE = 4096
 _LUMA = np.asarray([0.299, 0.587, 0.114], dtype=np.float32)
 
 
@@ -68,7 +69,8 @@ def survey_cells(data: LoadedCells) -> dict[str, Any]:
         joined → cells), `problems` (one line each), `fewest_cells` of the rarest class outside the publisher's test,
         and `split_flags` of `train.py` for the most honest split that these cells allow; [] where it is the default.
     """
-    info, classes = data.info, data.info.labels
+    info = data.info
+    classes = data.info.labels
     columns = (data.rows[name][:] for name in ("fold", "label", "subject"))
     partitions: defaultdict[str, Counter[str]] = defaultdict(Counter)
     subjects: dict[str, Counter[str]] = {label: Counter() for label in classes}
@@ -144,7 +146,8 @@ def scan_cells(data: LoadedCells) -> tuple[LoadedCells, list[CellScan]]:
     Raises:
         LeukoscopeError: no image can be read.
     """
-    rows, background = data.rows, data.info.background
+    rows = data.rows
+    background = data.info.background
 
     def scan(row: int, image: Image.Image) -> CellScan:
         small = np.asarray(image.resize((FEATURE_SIDE, FEATURE_SIDE), Image.Resampling.BOX))
@@ -152,8 +155,8 @@ def scan_cells(data: LoadedCells) -> tuple[LoadedCells, list[CellScan]]:
         is_blank = bool(small.std(axis=(0, 1)).max() < BLANK_SPREAD)
         return CellScan(picture_key(image), image.size, features, is_blank)
 
-    found, problems = each_picture(rows, scan, "reading images", ground=ground_rgb(data.info))
-    scans = [scan for scan in found if scan is not None]
+    of_rows, problems = each_picture(rows, scan, "reading images", ground=ground_rgb(data.info))
+    scans = [scan for scan in of_rows if scan is not None]
     if not scans:
         first = next(iter(problems.values()), f"{data.info.name}: holds no image")
         raise LeukoscopeError(f"{first}; none of the {len(rows):,} images could be read, so there is nothing to audit")
@@ -197,7 +200,7 @@ def audit_cells(data: LoadedCells, scans: Sequence[CellScan], *, split: Split | 
     copies: dict[str, Any] = {}
     for kind, identical in (("identical", True), ("near", False)):
         of_kind = [pair["across"] for pair in pairs if pair["identical"] == identical]
-        crossed = {key: sum(one[key] for one in of_kind) for key in (*_CROSSED, "inflates")}
+        crossed = {key: sum(across[key] for across in of_kind) for key in (*_CROSSED, "inflates")}
         copies[kind] = {"pairs": len(of_kind), **crossed}
     findings: dict[str, Any] = {
         "schema_version": AUDIT_SCHEMA_VERSION,
@@ -226,7 +229,8 @@ def audit_cells(data: LoadedCells, scans: Sequence[CellScan], *, split: Split | 
 
 def _divided(cells: Sequence[_Cell]) -> dict[str, Any]:
     """The blocks about subjects of several classes and units on several sides."""
-    labels_of, sides_of = defaultdict[str, Counter[str]](Counter), defaultdict[str, set[str]](set)
+    labels_of = defaultdict[str, Counter[str]](Counter)
+    sides_of = defaultdict[str, set[str]](set)
     for cell in cells:
         if cell.subject:
             labels_of[cell.subject][cell.label] += 1
@@ -290,7 +294,8 @@ def _shortcuts(
     data: LoadedCells, scans: Sequence[CellScan], cells: Sequence[_Cell], split: Split | None
 ) -> dict[str, Any]:
     """The baselines, on the sides a network would get; or the reason why they cannot be measured."""
-    labels, black = data.info.labels, data.info.background == "black"
+    labels = data.info.labels
+    black = data.info.background == "black"
     block: dict[str, Any] = {
         "chance_balanced_accuracy": 1 / len(labels),
         "left_out": "background and corner: the cells are cut out on black" if black else "size: no cell is cut out",
@@ -310,7 +315,8 @@ def _shortcuts(
     folds = [(rows([*s.train, *s.validation]), rows(s.test)) for s in splits]
     references = np.asarray([labels.index(cell.label) for cell in cells])
     nothing = np.zeros((len(cells), len(labels)))
-    ids, units = tuple(cell.id for cell in cells), tuple(cell.unit for cell in cells)
+    ids = tuple(cell.id for cell in cells)
+    units = tuple(cell.unit for cell in cells)
     truth = CellPredictions(ids, units, references, nothing, labels)
     features = {name: np.stack([scan.features[name] for scan in scans]) for name in scans[0].features}
     sizes = [scan.size for scan in scans]
@@ -325,25 +331,27 @@ def _shortcuts(
 
 def _shortcut_warnings(shortcuts: Mapping[str, Any]) -> list[str]:
     """One sentence on the features outside the cell that separate the classes far better than chance; [] without."""
-    chance, found = shortcuts["chance_balanced_accuracy"], []
+    chance = shortcuts["chance_balanced_accuracy"]
+    separating = []
     # Two standard deviations of guessing, which is also right by chance on few cells.
     by_luck = 2 * math.sqrt(chance * (1 - chance) / max(1, shortcuts.get("cells", 1)))
     least = chance + max(SHORTCUT_SHARE * (1 - chance), by_luck)
     for name in OUTSIDE_THE_CELL:
         measured = shortcuts.get("features", {}).get(name)
         if measured and measured["balanced_accuracy"] >= least:
-            found.append(f"{name} alone reaches a balanced accuracy of {measured['balanced_accuracy']:.3f}")
-    if not found:
+            separating.append(f"{name} alone reaches a balanced accuracy of {measured['balanced_accuracy']:.3f}")
+    if not separating:
         return []
     return [
-        f"{', '.join(found)} (chance {chance:.3f}): a network can learn that instead of the cell; take the pictures of "
-        "all classes alike, or cut the cells out"
+        f"{', '.join(separating)} (chance {chance:.3f}): a network can learn that instead of the cell; take the "
+        "pictures of all classes alike, or cut the cells out"
     ]
 
 
 def _inflating(findings: Mapping[str, Any]) -> list[str]:
     """One sentence for each finding that would make metrics better than they are."""
-    unit, lines = findings["data"]["unit"], []
+    unit = findings["data"]["unit"]
+    lines = []
     for identical, name in ((True, "pixel-identical"), (False, "near-identical")):
         pairs = [pair for pair in findings["duplicates"]["pairs"] if pair["identical"] == identical]
         for across, words in (
@@ -351,13 +359,15 @@ def _inflating(findings: Mapping[str, Any]) -> list[str]:
             ("classes", "carry two different classes"),
             ("split_sides", "lie on two sides of the split"),
         ):
-            if crossing := [pair["cells"] for pair in pairs if pair["across"][across]]:
+            crossing = [pair["cells"] for pair in pairs if pair["across"][across]]
+            if crossing:
                 example = " and ".join(crossing[0])
                 lines.append(f"{len(crossing)} {name} pair(s) {words}, for example {example}")
     if findings["subjects_in_two_classes"]["suspect"]:
         mixed = list(findings["subjects_in_two_classes"]["subjects"])
         lines.append(f"{len(mixed)} subject(s) have cells of two classes, for example {mixed[0]}")
-    if on_two := findings["units_on_two_sides"]:
+    on_two = findings["units_on_two_sides"]
+    if on_two:
         lines.append(f"{len(on_two)} {unit}(s) stand on two sides of the split, for example {on_two[0]}")
     return lines
 
@@ -405,25 +415,58 @@ def find_duplicates(keys: Sequence[PictureKey], kinds: Sequence[tuple[str, ...]]
     alone = [rows[0] for rows in rows_of.values()]
     if len(alone) < 2:
         return identical
-    pictures, kind_of = np.stack([keys[row].small for row in alone]), np.asarray([kinds[row] for row in alone])
-    near: dict[tuple[int, int], Duplicate] = {}
-    found, crossed = np.zeros(len(alone), dtype=int), np.zeros(kind_of.shape, dtype=bool)
+    pictures = np.stack([keys[row].small for row in alone])
+    kind_of = np.asarray([kinds[row] for row in alone])
+    near = _NearDuplicates(alone, kind_of)
     upright = _hashes(pictures)
     for view in range(VIEWS):
-        for first, second in _similar_hashes(upright, _hashes(turned(pictures, view)) if view else upright):
-            one, other = kind_of[first], kind_of[second]
-            crosses = (one != other) & (one != "") & (other != "")
-            needed = (found[second] < MOST_NEAR) | (crosses & ~(crossed[first] & crossed[second])).any(axis=1)
-            first, second, crosses = first[needed], second[needed], crosses[needed]
+        in_view = _hashes(turned(pictures, view)) if view else upright
+        for first, second in _similar_hashes(upright, in_view):
+            needed = near.needed(first, second)
+            first = first[needed]
+            second = second[needed]
             differences, correlations = _compare(pictures[first], turned(pictures[second], view))
             same = (differences <= SAME_DIFFERENCE) & (correlations >= SAME_CORRELATION)
-            for i, j, difference in zip(first[same], second[same], differences[same], strict=True):
-                duplicate = Duplicate(alone[i], alone[j], False, float(difference), view > 0)
-                found[j] += (i, j) not in near
-                near[i, j] = min(near.get((i, j), duplicate), duplicate, key=lambda d: d.difference)
-            for rows in (first, second):
-                np.logical_or.at(crossed, rows[same], crosses[same])
-    return [*identical, *near.values()]
+            near.keep(first[same], second[same], differences[same], is_turned=view > 0)
+    return [*identical, *near.duplicates.values()]
+
+
+class _NearDuplicates:
+    """The near-duplicates kept so far among N different pictures."""
+
+    def __init__(self, rows: Sequence[int], kinds: np.ndarray):
+        """Take (N,) row numbers of the pictures and (N, P) parts of their kinds, "" for what is not known."""
+        self.duplicates: dict[tuple[int, int], Duplicate] = {}
+        self._rows = rows
+        self._kinds = kinds
+        self._number_of = np.zeros(len(rows), dtype=int)  # kept for each second picture
+        self._crossed = np.zeros(kinds.shape, dtype=bool)  # whether a picture has a copy that differs in this part
+
+    def needed(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """(M,) bool: pairs whose second picture has few copies yet, or none that crosses what this pair does."""
+        is_new = ~(self._crossed[first] & self._crossed[second])
+        crosses_more = (self._crosses(first, second) & is_new).any(axis=1)
+        return (self._number_of[second] < MOST_NEAR) | crosses_more
+
+    def keep(self, first: np.ndarray, second: np.ndarray, differences: np.ndarray, *, is_turned: bool) -> None:
+        """Keep M pairs, of the views of one pair the most alike."""
+        for i, j, difference in zip(first, second, differences, strict=True):
+            duplicate = Duplicate(self._rows[i], self._rows[j], False, float(difference), is_turned)
+            earlier = self.duplicates.get((i, j))
+            if earlier is None:
+                self._number_of[j] += 1
+            if earlier is None or duplicate.difference < earlier.difference:
+                self.duplicates[i, j] = duplicate
+        crosses = self._crosses(first, second)
+        np.logical_or.at(self._crossed, first, crosses)
+        np.logical_or.at(self._crossed, second, crosses)
+
+    def _crosses(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """(M, P) bool: the parts of their kinds that are known of both and differ."""
+        of_first = self._kinds[first]
+        of_second = self._kinds[second]
+        both_known = (of_first != "") & (of_second != "")
+        return both_known & (of_first != of_second)
 
 
 def _pairs_of_identical(rows: Sequence[int], kinds: Sequence[tuple[str, ...]]) -> list[tuple[int, int]]:
@@ -446,7 +489,8 @@ def _hashes(pictures: np.ndarray) -> np.ndarray:
 def _similar_hashes(ones: np.ndarray, others: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows (i, j), i < j, whose hashes differ in few bits; some thousand pairs at a time, to bound the memory."""
     for start in range(0, len(ones), _ROWS_AT_ONCE):
-        block, rest = ones[start : start + _ROWS_AT_ONCE], others[start:]
+        block = ones[start : start + _ROWS_AT_ONCE]
+        rest = others[start:]
         distance = np.zeros((len(block), len(rest)), dtype=np.uint16)
         for word in range(ones.shape[1]):
             distance += np.bitwise_count(block[:, word, None] ^ rest[None, :, word])
@@ -466,8 +510,10 @@ def _compare(ones: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarr
         return (values * cell).sum(axis=(1, 2)) / count
 
     squares = mean(((ones.astype(np.float32) - others) ** 2).mean(axis=3))
-    a, b = ones @ _LUMA, others @ _LUMA
-    a, b = a - mean(a)[:, None, None], b - mean(b)[:, None, None]
+    a = ones @ _LUMA
+    b = others @ _LUMA
+    a = a - mean(a)[:, None, None]
+    b = b - mean(b)[:, None, None]
     spread = np.sqrt(mean(a * a) * mean(b * b))
     # Two pictures without any structure agree in nothing that could be compared.
     correlation = np.divide(mean(a * b), spread, out=np.zeros_like(spread), where=spread > 0)

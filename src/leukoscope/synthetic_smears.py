@@ -15,7 +15,8 @@ from leukoscope.synthetic import MIN_SIZE, PLASMA_RGB, RED_CELL_RGB, Floats, dra
 Disc = tuple[float, float, float]  # y, x of the centre, and the radius
 
 # µm, and relative. Real ones are 3.75, but soft: this is what the threshold leaves of them that measures a scale.
-RED_CELL_RADIUS, RED_CELL_SPREAD = 3.17, 0.05
+RED_CELL_RADIUS = 3.17
+RED_CELL_SPREAD = 0.05
 PLATELET_RADIUS = 1.2
 FRINGE_RGB = np.array([172, 166, 206], np.float32)
 PLATELET_RGB = np.array([150, 110, 180], np.float32)

@@ -78,7 +78,8 @@ def audit(
         data = load_cells(dataset_name, label_column_name=label_column_name, **source)
     except LeukoscopeError as error:  # its message names the flag, which is not given beside DIR
         raise LeukoscopeError(str(error).removeprefix("--train_dir ") if folder else str(error)) from None
-    survey, flags = survey_cells(data), ["--dataset_name", dataset_name]
+    survey = survey_cells(data)
+    flags = ["--dataset_name", dataset_name]
     for flag, value in {**source, "label_column_name": column}.items():
         flags += [f"--{flag}", str(value)] if value else []
     flags += [*survey["split_flags"], *(["--recipe", data.info.recipe] if data.info.recipe else [])]
@@ -169,7 +170,8 @@ def _print_findings(findings: Mapping[str, Any]) -> None:
     from leukoscope.evaluation.baselines import TRIVIAL_FEATURES
     from leukoscope.reports.release_tables import copies_table, shortcuts_table
 
-    copies, measured = copies_table(findings), shortcuts_table(findings)
+    copies = copies_table(findings)
+    measured = shortcuts_table(findings)
     print_table(copies.columns, copies.rows)
     typer.echo(f"not found: {findings['duplicates']['not_found']}")
     for group in findings["subject_aliases"]:
@@ -186,9 +188,11 @@ def _print_findings(findings: Mapping[str, Any]) -> None:
         typer.echo(f"not measured — {shortcuts['left_out']}")
     else:
         typer.echo(f"shortcuts not measured: {shortcuts['not_measured']}")
-    if blank := findings["blank"]:
+    blank = findings["blank"]
+    if blank:
         typer.echo(f"{len(blank)} image(s) show nothing, for example {blank[0]}")
-    if unreadable := findings["unreadable"]:
+    unreadable = findings["unreadable"]
+    if unreadable:
         typer.echo(f"{len(unreadable)} file(s) could not be read, for example {unreadable[0]}")
     for line in findings["inflating"]:
         typer.secho(f"inflates metrics: {line}", fg="red", bold=True)

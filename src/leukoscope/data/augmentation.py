@@ -116,7 +116,8 @@ class Augmenter:
 
     def _flips(self, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B,) each, −1 where a cell is mirrored: left to right, upside down."""
-        a, kept = self.augmentation, torch.ones(len(draws), device=draws.device)
+        a = self.augmentation
+        kept = torch.ones(len(draws), device=draws.device)
         across = kept if a.flips == "none" else torch.where(draws[:, 2] < 0, -1.0, 1.0)
         down = torch.where(draws[:, 9] < 0, -1.0, 1.0) if a.flips in ("both", "dihedral") and a.rotation < 180 else kept
         return across, down
@@ -130,7 +131,8 @@ class Augmenter:
         """Rotation, size and flips; over the full circle half of the cells turn by right angles only, at their size."""
         if self.augmentation.rotation < 180:
             return self._resampled(pixels, draws)
-        out, resampled = torch.empty_like(pixels), draws[:, 8] < 0
+        out = torch.empty_like(pixels)
+        resampled = draws[:, 8] < 0
         views = torch.where(resampled, -1, self._right_angles(draws))
         for view in range(8):
             some = _where(views == view, pixels.device)
@@ -146,7 +148,8 @@ class Augmenter:
         # grid_sample maps output to input coordinates: dividing by the scale enlarges.
         shrink = 1 / torch.exp(draws[:, 1] * math.log1p(self.augmentation.scale))
         across, down = self._flips(draws)
-        cos, sin = torch.cos(angle) * shrink, torch.sin(angle) * shrink
+        cos = torch.cos(angle) * shrink
+        sin = torch.sin(angle) * shrink
         zero = torch.zeros_like(cos)
         theta = torch.stack([cos * across, -sin * down, zero, sin * across, cos * down, zero], dim=1).view(-1, 2, 3)
         theta = theta.to(pixels.device, non_blocking=True)

@@ -62,7 +62,10 @@ _FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP", "GIF")
 MAX_SCANS = 100
 _START_OF_SCAN = b"\xff\xda"
 # Values of a TIFF's tags: sample format, extra samples, and photometric interpretations that are not grey or RGB.
-_UNSIGNED, _ALPHA, _YCBCR, _OTHER_COLOURS = 1, (2,), 6, (5, 6, 8, 9, 10)
+_UNSIGNED = 1
+_ALPHA = (2,)
+_YCBCR = 6
+_OTHER_COLOURS = (5, 6, 8, 9, 10)
 # A caller who turns warnings into errors gets the same message.
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _MODES_READ_AS_RGB = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")
@@ -288,7 +291,8 @@ def _to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
     if len(profile) > _MAX_PROFILE:
         return None
     try:
-        source, target = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        target = ImageCms.createProfile("sRGB")
         # As measured; the intent "perceptual" may shift all colours to make room for some.
         to_srgb = ImageCms.buildTransform(source, target, "RGB", "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC)
     except (ImageCms.PyCMSError, OSError):
@@ -359,8 +363,10 @@ def _check_kind(image: Image.Image, name: str | Path, max_pixels: int = MAX_PIXE
 
 def _tiff_problem(tags: Tiff.ImageFileDirectory_v2) -> str:
     """Why Pillow cannot read the pixels of such a TIFF, or would read wrong ones silently; "" for no known reason."""
-    bits, extra = max(tags.get(Tiff.BITSPERSAMPLE, (1,))), tags.get(Tiff.EXTRASAMPLES, ())
-    photometric, channels = tags.get(Tiff.PHOTOMETRIC_INTERPRETATION, 0), tags.get(Tiff.SAMPLESPERPIXEL, 1)
+    bits = max(tags.get(Tiff.BITSPERSAMPLE, (1,)))
+    extra = tags.get(Tiff.EXTRASAMPLES, ())
+    photometric = tags.get(Tiff.PHOTOMETRIC_INTERPRETATION, 0)
+    channels = tags.get(Tiff.SAMPLESPERPIXEL, 1)
     is_packed = tags.get(Tiff.COMPRESSION, 1) != 1
     if bits > 8:
         return f"has more than 8 bits a channel ({bits} bits)"

@@ -87,7 +87,8 @@ class PixelRows:
 
     def __init__(self, pixels: np.ndarray, rows: np.ndarray):
         """Take (N,) `rows` of the pixels, in the order wanted, without reading them."""
-        self._pixels, self._rows = pixels, rows
+        self._pixels = pixels
+        self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)

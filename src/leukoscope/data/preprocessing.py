@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 # Anybody's config.json is read: what it asks for must not take a machine's memory.
-MAX_INPUT, MAX_RESIZED = 1024, 4096
+MAX_INPUT = 1024
+MAX_RESIZED = 4096
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Pixels are scaled to 0–1 first: beside such a deviation, a mean of pixels in 0–255 leaves nothing of a picture.
@@ -48,14 +49,16 @@ class Preprocessing:
         _, height, width = cfg["input_size"]
         if height != width:
             raise ValueError(f"input_size is {list(cfg['input_size'])}, no square; only square inputs are framed here")
-        crop_pct, interpolation = cfg["crop_pct"], cfg["interpolation"]
+        crop_pct = cfg["crop_pct"]
+        interpolation = cfg["interpolation"]
         if cfg.get("crop_mode", "center") != "center":
             raise ValueError(f"crop_mode is {cfg['crop_mode']!r}; only the central crop, 'center', is made here")
         if not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct is {crop_pct!r}, no share of the picture")
         if not isinstance(width, int) or not 1 <= width <= MAX_INPUT:
             raise ValueError(f"input_size is {list(cfg['input_size'])}; sides of 1 to {MAX_INPUT} pixels are read here")
-        if (resized := width / crop_pct) > MAX_RESIZED:
+        resized = width / crop_pct
+        if resized > MAX_RESIZED:
             size = f"{resized:.0f} pixels, more than {MAX_RESIZED}"
             raise ValueError(f"crop_pct is {crop_pct!r} at {width} pixels: every picture would be resized to {size}")
         if not isinstance(interpolation, str):
@@ -91,12 +94,14 @@ class Preprocessing:
         framed = Image.new("RGB", (self.image_size, height))
         # Pillow resizes every row by itself, then every column: those that are black, or beyond the crop, are left out,
         # which halves the work for a cut-out cell.
-        if filled := image.getbbox():
+        filled = image.getbbox()
+        if filled:
             _, first, _, end = filled
             rows = image.crop((0, first, image.width, end)).resize((width, end - first), filter_)
             across = Image.new("RGB", (self.image_size, image.height))
             across.paste(rows, (-left, first))
-            if filled := across.getbbox():
+            filled = across.getbbox()
+            if filled:
                 first, _, end, _ = filled
                 columns = across.crop((first, 0, end, image.height)).resize((end - first, height), filter_)
                 framed.paste(columns, (first, 0))
@@ -112,13 +117,16 @@ class Preprocessing:
     def view_box(self, image: Image.Image) -> tuple[float, float, float, float]:
         """The part of a picture that the network sees, as (left, top, right, bottom) in its own pixels."""
         (width, height), (left, top) = self._resized(image)
-        across, down = image.width / width, image.height / height
-        right, bottom = left + self.image_size, top + self.image_size
+        across = image.width / width
+        down = image.height / height
+        right = left + self.image_size
+        bottom = top + self.image_size
         return left * across, top * down, right * across, bottom * down
 
     def _resized(self, image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
         """(width, height) that a picture is resized to, and (left, top) of the square that is then kept."""
-        side, shorter = self.resized_side, min(image.size)
+        side = self.resized_side
+        shorter = min(image.size)
         width, height = (side if edge == shorter else int(side * edge / shorter) for edge in image.size)
         return (width, height), (round((width - self.image_size) / 2), round((height - self.image_size) / 2))
 

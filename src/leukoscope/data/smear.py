@@ -33,13 +33,20 @@ RED_SPREADS = 2.5  # standard deviations of red cells, above their median; 3.2 o
 SMEAR_NUCLEAR_SHARE = 0.005
 STAINED, GREY_SPREAD = 0.12, 0.03  # optical density
 # Levels of an inverted plasma are 20 to 40, of a nucleus that fills the picture above 50; yellow lamps tint by 1.5.
-DARKEST_PLASMA, DARKEST_MIDDLE, LARGEST_TINT = 110, 45, 1.8
+DARKEST_PLASMA = 110
+DARKEST_MIDDLE = 45
+LARGEST_TINT = 1.8
 # Shares of a picture that is black, and of an edge of one colour (levels, JPEG's noise included) darker than plasma.
-BLACK_SHARE, EVEN_SHARE, EVEN, DARKER = 0.05, 0.95, 8, 30
+BLACK_SHARE = 0.05
+EVEN_SHARE = 0.95
+EVEN = 8
+DARKER = 30
 
 SCALES = (0.02, 0.5)  # µm per pixel, of microscopes with a camera
 # The largest disc in a red cell of 7.5 µm, as a threshold on its stain leaves it (BCCD's training list).
-RED_CELL_WIDTH, NUCLEUS_WIDTH, FEWEST_RED_CELLS = 6.15, 8.0, 8
+RED_CELL_WIDTH = 6.15
+NUCLEUS_WIDTH = 8.0
+FEWEST_RED_CELLS = 8
 WINDOW, THUMBNAIL = 2048, 512  # pixels of the middle that shows the scale, and what is left of them
 
 WORKING_PITCH = 0.3  # at most; finer pixels show chromatin but no other outline
@@ -128,7 +135,8 @@ def measure_stain(image: Image.Image) -> Stain:
     low, high = np.percentile(brightness, [80, 95])
     plasma = pixels[(brightness >= low) & (brightness <= high)].mean(axis=0, dtype=np.float32)
     red, green, blue = plasma.tolist()
-    middle, tint = float(np.median(brightness)) / 3, max(plasma) / max(min(plasma), 1)
+    middle = float(np.median(brightness)) / 3
+    tint = max(plasma) / max(min(plasma), 1)
     purple = np.log((blue + 1) / (green + 1)) > THRESHOLD_RANGE[0]
     if middle < DARKEST_MIDDLE or plasma.mean() < DARKEST_PLASMA or tint > LARGEST_TINT or purple:
         raise UnusableSmear(
@@ -142,7 +150,8 @@ def measure_stain(image: Image.Image) -> Stain:
     if lit.mean() <= 1 - BLACK_SHARE or is_border:
         raise UnusableSmear("part of it is black, a border or a window's bar: crop it to the smear")
     stain = Stain(plasma)
-    density, level = -np.log(stain.transmitted(pixels)), stain.nuclear(pixels)
+    density = -np.log(stain.transmitted(pixels))
+    level = stain.nuclear(pixels)
     stained = density.mean(axis=-1) > STAINED
     if not stained.any():
         return stain
@@ -285,7 +294,8 @@ def cut_out(image: Image.Image, cell: SmearCell, um_per_pixel: float) -> Image.I
     mask = gaussian(np.asarray(coarse), 0.15 / CUT_OUT_PITCH) > 0.5
     # The coarse outline takes a ring of plasma along, which is the palest outside; red cells may lie there too.
     depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1] * CUT_OUT_PITCH
-    green, inner = np.asarray(pixels)[..., 1], depth > PLASMA_REACH
+    green = np.asarray(pixels)[..., 1]
+    inner = depth > PLASMA_REACH
     rim = green[inner & (depth < 2 * PLASMA_REACH)]
     if rim.size and not mask.all():
         midway = (np.percentile(green[~mask], 80) + np.median(rim)) / 2

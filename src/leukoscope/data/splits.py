@@ -146,7 +146,9 @@ def make_split(
     strategy = strategy or ("given" if data.own_splits else "subject")
     group, note = _group_kept_whole(data, strategy)
     cells = _Cells(data, group, seed)
-    train, val, test = cells.everything, list[int](), list[int]()
+    train = cells.everything
+    val = list[int]()
+    test = list[int]()
     if strategy == "random":
         train, rest = cells.apart(train, 0.30)
         val, test = cells.apart(rest, 0.5)
@@ -162,7 +164,8 @@ def make_split(
             share = len(val) / (len(train) + len(val))
             detail += f", {share:.0%} of train set apart for validation by {group.replace('cell', 'image')}"
     elif strategy == "official":
-        train, test = cells.in_folds(train_folds, known=True), cells.in_folds(test_folds, known=True)
+        train = cells.in_folds(train_folds, known=True)
+        test = cells.in_folds(test_folds, known=True)
         detail = f"{'+'.join(train_folds)} → {'+'.join(test_folds)}"
     elif strategy.endswith("-cv"):
         train, test = cells.fold(fold, num_folds)
@@ -249,7 +252,9 @@ class _Cells:
     """The rows of one data set and the ways to deal them out; all results are row indices."""
 
     def __init__(self, data: LoadedCells, group: Group, seed: int):
-        self.data, self.group, self.seed = data, group, seed
+        self.data = data
+        self.group = group
+        self.seed = seed
         self.ids: list[str] = data.rows["cell_id"][:]
         self.folds: list[str] = data.rows["fold"][:]
         self.labels = np.asarray(data.rows["label"][:])
@@ -324,7 +329,8 @@ class _Cells:
     def in_folds(self, folds: Sequence[str], *, known: bool = False) -> list[int]:
         """The rows of these folds; with `known`, each of them must be there."""
         there = sorted({fold for fold in self.folds if fold})
-        if missing := [fold for fold in folds if known and fold not in there]:
+        missing = [fold for fold in folds if known and fold not in there]
+        if missing:
             folds_there = ", ".join(there) or "none"
             raise LeukoscopeError(f"official fold {missing[0]!r}: not in the data, which has {folds_there}")
         return [i for i, fold in enumerate(self.folds) if fold in folds]
@@ -373,7 +379,8 @@ def largest_group(cells: Mapping[str, int]) -> tuple[str, int]:
 def _dealt(counts: np.ndarray, num_folds: int, rng: np.random.Generator) -> np.ndarray:
     """(G,) a fold for each group, dealt at random as `_grouped_folds` says; `counts` is (G, K) cells by class."""
     folds = np.zeros(len(counts), dtype=int)
-    main_class, sizes = counts.argmax(axis=1), counts.sum(axis=1)
+    main_class = counts.argmax(axis=1)
+    sizes = counts.sum(axis=1)
     for label in range(counts.shape[1]):
         round_: list[int] = []
         groups = np.flatnonzero(main_class == label)
