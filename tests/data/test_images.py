@@ -174,6 +174,8 @@ def test_a_tiff_of_8_bits_is_read_to_the_pixel_and_one_of_16_refused(
     tmp_path: Path, apart: bool, count: int, extra: int | None
 ) -> None:
     path, planes = tmp_path / "camera.tif", _planes(count)
+    if extra:
+        planes[3] = np.full_like(planes[3], 255)  # opaque
     path.write_bytes(_tiff(planes, apart=apart, extra=extra))
     assert np.array_equal(np.asarray(open_image(path)), np.stack(planes[:3], axis=-1))
     for deep in (_planes(count, np.uint16), [plane & 0x0FFF for plane in _planes(count, np.uint16)]):

@@ -229,10 +229,16 @@ def test_cells_of_other_subjects_pass_with_their_distance_over_the_limit(
     assert of_phantoms.scores(others).tolist() == pytest.approx(alone)
 
 
-# With exchanged colours, blurred, magnified. The blurred rim runs out into the black, which changes colours as well.
+def grainy(cells: np.ndarray) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(0, 12, cells.shape[:3])[..., None]
+    shows_cell = cells.max(axis=-1, keepdims=True) > 8
+    return np.where(shows_cell, np.clip(cells + noise, 9, 255), cells).astype(np.uint8)
+
+
+# With exchanged colours, grainy, magnified. Grain changes the spread of colours as well.
 SPOILT: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     "colour": (lambda cells: cells[..., [1, 0, 2]], 1.0),
-    "texture": (lambda cells: blurred(cells, SIZE / 20), 0.5),
+    "texture": (grainy, 0.5),
     "shape": (
         lambda cells: np.stack([np.asarray(Image.fromarray(c).resize((SIZE, SIZE))) for c in cells[:, 29:67, 29:67]]),
         0.9,

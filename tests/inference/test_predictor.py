@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -29,7 +30,7 @@ from leukoscope.inference.prediction import (
     turned_back,
 )
 from leukoscope.inference.runtime import TorchBackend
-from leukoscope.synthetic import draw_cell
+from leukoscope.synthetic import draw_cell, example_cell
 from leukoscope.synthetic_smears import draw_smear
 
 
@@ -43,7 +44,10 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Five phantoms of three sizes, saved as PNG."""
     folder = tmp_path_factory.mktemp("cells")
     sizes, labels = (450, 128, 64, 450, 128), ("HEM", "ALL", "HEM", "ALL", "HEM")
-    return [save_cell(folder / f"cell-{i}.png", labels[i], subject=i, size=sizes[i]) for i in range(5)]
+    paths = [save_cell(folder / f"cell-{i}.png", labels[i], subject=i, size=sizes[i]) for i in range(5)]
+    # Of this one the small network has evidence for its most probable class.
+    Image.fromarray(example_cell("HEM", 0)).save(paths[0])
+    return paths
 
 
 def shares(prediction: Prediction) -> list[float]:
@@ -365,8 +369,9 @@ def test_a_vision_transformer_predicts_and_has_no_map(vit_release: Path) -> None
 def test_a_transparent_picture_is_seen_on_the_ground_of_the_training_cells_and_the_decision_says_so(
     predictor: Predictor, data_set: str, ground: tuple[int, int, int], code: str
 ) -> None:
-    own = replace(predictor.release, metrics=predictor.release.metrics | {"data": {"name": data_set}})
-    predictor = replace(predictor, release=own)
+    predictor = copy(predictor)
+    own = {"data": {"name": data_set}}
+    predictor.release = replace(predictor.release, metrics={**predictor.release.metrics, **own})
     rgba = np.full((64, 64, 4), (255, 0, 0, 0), np.uint8)
     rgba[16:48, 16:48] = (90, 40, 120, 255)
     plain = rgba[..., :3].copy()

@@ -167,9 +167,8 @@ def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
     hold(pixels_path)
     if facts["filled"]:
         colour = "the colour of an empty slide" if any(ground) else "black"
-        note(
-            f"{facts['filled']:,} of {len(rows):,} pictures have transparent parts: they are read as {colour}", err=True
-        )
+        pictures = f"{facts['filled']:,} of {len(rows):,} pictures"
+        note(f"{pictures} have transparent parts: these are read as {colour}", err=True)
     unreadable = facts["unreadable"]
     # Splits are drawn without damaged cells, so blocks are counted without them.
     kept = data.without({cell: f"{names[cell]}: {reason}" for cell, reason in unreadable.items()})
