@@ -182,7 +182,7 @@ def test_subjects_are_told_apart_and_their_cells_drawn_with_those_refused_in_gre
     assert [page.count(f'style="fill:var(--lk-{ink})"') for ink in ("class-0", "class-1", "none")] == [2, 2, 1]
     assert subject_text(result, "1").startswith("Together ")
     assert subject_text(result, "1").endswith(
-        "3 cells: 1 ALL, 1 HEM, 0 not sure, 1 refused. Of 2 given a class, 1 right."
+        "3 cells: 1 ALL, 1 HEM, 0 not sure, 1 refused. 1 of the 2 with a class are right."
     )
     # No class between 20 and 80 %.
     assert "lk-zone" not in page and "<text" not in page, "small windows would shrink the numbers of the axis"
