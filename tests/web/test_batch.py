@@ -78,7 +78,7 @@ def test_cells_without_a_subject_are_told_about_in_the_page_s_own_terms() -> Non
     nobodys = replace(RESULT, rows=tuple(replace(one, subject="") for one in RESULT.rows))
     assert label_metrics(nobodys)[1][-1].endswith("(not every cell has a subject: give a folder for each).")
     assert nobodys.warnings == [], "this release has no rule for subjects"
-    said = "The subject of 4 of 4 cells is not known: give each subject's cells a folder."
+    said = "The subject of 4 of 4 cells is not known: give a table that names them, or each subject's cells a folder."
     judged = replace(nobodys, metrics={"subject_rule": SUBJECT_RULE, "data": DATA})
     assert judged.warnings == [said] and unescape(batch_answer(judged)).count(said) == 1
     assert replace(RESULT, metrics={"subject_rule": SUBJECT_RULE, "data": DATA}).warnings == []
@@ -123,9 +123,10 @@ def test_a_labelled_zip_is_answered_and_deleted(
     endpoint: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    known = {f"{label}/s{n}_{label}.png": cell_png(label, n) for label in ("ALL", "HEM") for n in range(3)}
-    wide = {"ALL/s0_wide.png": png(3000)}
-    files = {**known, **wide, "ALL/s0_broken.png": b"no picture", "truth.csv": b"file,label\n"}
+    known = {f"{label}/s{n}/{label}.png": cell_png(label, n) for label in ("ALL", "HEM") for n in range(3)}
+    wide = {"ALL/s0/wide.png": png(3000)}
+    others = {"ALL/s0/broken.png": b"no picture", "truth.csv": b"file,label\nz.png,ALL\n", "notes.txt": b"mine"}
+    files = {**known, **wide, **others}
     path = pack(upload_folder(tmp_path) / "cells.zip", files)
     answer = endpoint([path], "tiny")
     assert [cell["file"] for cell in answer["cells"]] == list(known)
@@ -136,9 +137,11 @@ def test_a_labelled_zip_is_answered_and_deleted(
         assert cell["outcome"] == ("ALL" if cell["p_ALL"] >= cell["p_HEM"] else "HEM")
         assert (cell["reasons"], cell["ood_score"]) == ("", None)
     assert "accuracy" in dict((name, value) for name, value, _ in answer["figures"])
-    assert any(note.startswith("ALL/s0_broken.png: is not an image") for note in answer["notes"])
+    assert any(note.startswith("ALL/s0/broken.png: is not an image") for note in answer["notes"])
     assert any(note.startswith("cells.zip: 1 file(s) left out") for note in answer["notes"])
-    said = "ALL/s0_wide.png: is 3000×3000 pixels, more than the 8 megapixels read here; crop it to its cells first"
+    assert any(note.startswith("Subjects were guessed from the folder of each picture: s0") for note in answer["notes"])
+    assert "truth.csv: names none of these pictures; it was not used." in answer["notes"]
+    said = "ALL/s0/wide.png: is 3000×3000 pixels, more than the 8 megapixels read here; crop it to its cells first"
     assert said in answer["notes"], "not decoded"
     assert answer["notice"] == RESEARCH_NOTICE
     assert not Path(path).exists()
@@ -223,10 +226,10 @@ def test_a_picture_is_kept_as_it_was_given_or_told_that_it_is_not(tiny_release: 
         replace(one, picture=b"").kept()
 
 
-@pytest.mark.parametrize(
-    ("names", "subject"), [("{}", "Anna Schmidt"), ("P7/{}", "P7"), ("ALL/{}", "Anna Schmidt"), ("{label}/{}", "")]
-)
-def test_a_zip_of_one_class_is_one_subject(tiny_release: Path, tmp_path: Path, names: str, subject: str) -> None:
+@pytest.mark.parametrize(("names", "subject"), [("{}", ""), ("P7/{}", "P7"), ("ALL/{}", ""), ("{label}/{}", "")])
+def test_a_folder_around_all_cells_may_be_a_subject_and_a_zip_is_none(
+    tiny_release: Path, tmp_path: Path, names: str, subject: str
+) -> None:
     labels = ("ALL", "HEM") * 2
     files = {names.format(f"{n}.png", label=label): cell_png(cell=n) for n, label in enumerate(labels)}
     path = pack(tmp_path / "Anna Schmidt.zip", files)

@@ -14,15 +14,20 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.web import batch_files
-from leukoscope.web.batch_files import SAMPLE_CELLS, is_zip, open_batch, sample_batch, subjects_of, true_class
+from leukoscope.web.batch_files import SAMPLE_CELLS, BatchFacts, is_zip, open_batch, sample_batch
 from zips import pack, png
 
 EMBEDDED = Path(__file__).parents[2] / "model_card"
 
 
-def test_a_class_is_the_innermost_folder_that_names_one() -> None:
-    names = ("ALL/P00/1.png", "P00/hem/1.png", "ALL/hem/1.png", "P00/1.png")
-    assert [true_class(name, ("ALL", "HEM")) for name in names] == ["ALL", "HEM", "HEM", ""]
+def test_a_class_is_the_folder_s_that_names_one_and_two_are_refused(tmp_path: Path) -> None:
+    """A relabelled picture, exported as <label>/<old path>, counted as one of its old class."""
+    names = ("ALL/P00/1.png", "P00/hem/2.png", "P00/3.png")
+    batch = open_batch([pack(tmp_path / "cells.zip", dict.fromkeys(names, png()))])
+    assert list(batch.facts(("ALL", "HEM")).class_of.values()) == ["ALL", "HEM", ""]
+    batch = open_batch([pack(tmp_path / "cells.zip", {"ALL/hem/1.png": png(), "ALL/2.png": png()})])
+    with pytest.raises(LeukoscopeError, match=r"^ALL/hem/1\.png: its path names two classes, 'ALL' and 'HEM'; move"):
+        batch.facts(("ALL", "HEM"))
 
 
 def test_pictures_of_several_zips_are_named_after_them(tmp_path: Path) -> None:
@@ -74,9 +79,9 @@ def test_what_is_no_picture_in_a_zip_is_summed_up_by_kind(tmp_path: Path) -> Non
     junk = {"P1/Thumbs.db": b"", "__MACOSX/P1/._1.png": b""}
     batch = open_batch([pack(tmp_path / "set.zip", files | others | junk)])
     assert [file.name for file in batch.files] == ["P1/1.png", "P1/2.jfif"]
+    assert sorted(batch.tables) == ["P1/a.csv", "b.CSV", "c.csv"]
     assert batch.problems == [
-        "set.zip: 5 file(s) left out, no pictures that can be read: .csv 3, .heic 1, no suffix 1; export them as PNG "
-        "or JPEG"
+        "set.zip: 2 file(s) left out, no pictures that can be read: .heic 1, no suffix 1; export them as PNG or JPEG"
     ]
 
 
@@ -119,7 +124,7 @@ def test_a_zip_that_may_harm_is_refused(tmp_path: Path, inside: zipfile.ZipInfo,
     [
         ({f"{n}.png": b"" for n in range(2100)}, "holds 2100 files; at most 2000 fit in one batch: split it"),
         ({f"{n}.png": bytes(19 * 2**20) for n in range(11)}, "would unpack to 209 MB, more than 200 MB; split it"),
-        ({"wide.png": bytes(21 * 2**20)}, "wide.png is over 20 MB; crop it to one cell"),
+        ({"wide.png": bytes(21 * 2**20)}, "wide.png: is over 20 MB; crop it to one cell"),
     ],
 )
 def test_a_bomb_is_refused_by_its_directory(tmp_path: Path, files: Mapping[str, bytes], problem: str) -> None:
@@ -154,36 +159,71 @@ def test_loose_files_are_bounded_together_and_none_is_read_to_be_listed(
         open_batch(paths[:3])
 
 
-@pytest.mark.parametrize(
-    ("names", "subjects"),
-    [
-        (["ALL/UID_1_2_1_all.bmp", "ALL/UID_1_3_1_all.bmp", "HEM/UID_H2_1_hem.bmp", "HEM/UID_H2_2_hem.bmp"],
-         ["1", "H2"]),
-        (["p1/a.png", "p1/b.png", "p2/a.png", "p2/b.png"], ["p1", "p2"]),
-        (["ALL/P01_a.png", "ALL/P01_b.png", "HEM/P02-1.png", "HEM/P02-2.png"], ["P01", "P02"]),
-        (["1a_1.png", "1a_2.png", "2-1.png", "2-2.png"], ["1a", "2"]),
-        (["ALL/P1/1.png", "ALL/P1/2.png", "HEM/P2/3.png", "HEM/P2/4.png"], ["P1", "P2"]),
-        (["ALL/1.png", "ALL/2.png", "HEM/3.png", "HEM/4.png"], []),
-        (["ALL_1.png", "ALL_2.png", "HEM_1.png", "HEM_2.png"], []),
-        (["blast_P1_1.png", "blast_P1_2.png", "normal_P2_1.png", "normal_P2_2.png"], []),
-        (["L1/1.png", "L1/2.png", "l2/3.png", "l2/4.png"], []),
-        (["fold_0/1.png", "fold_0/2.png", "fold_1/3.png", "fold_1/4.png"], []),
-        (["ALL/cell_1.png", "ALL/cell_2.png", "HEM/cell_1.png", "HEM/cell_2.png"], []),
-        (["a.png"], []),
-        # Names without a digit, in folders; one folder is one subject.
-        (["Anna Schmidt/1.png", "Anna Schmidt/2.png", "Ben/1.png", "Ben/2.png"], ["Anna Schmidt", "Ben"]),
-        (["ALL/Anna/1.png", "ALL/Anna/2.png"], ["Anna"]),
-        (["P7/1.png", "P7/2.png"], ["P7"]),
-        # One subject of C-NMC 2019: the release that knows it can say so.
-        (["UID_H24_10_1_hem.bmp", "UID_H24_10_2_hem.bmp"], ["H24"]),
-        (["train/1.png", "train/2.png", "test/3.png", "test/4.png"], []),
-        (["healthy/1.png", "healthy/2.png", "Leukemia/3.png", "Leukemia/4.png"], []),
-        (["images/1.png", "images/2.png"], []),
-    ],
-)  # fmt: skip
-def test_subjects_are_found_in_folders_and_names(names: list[str], subjects: list[str]) -> None:
-    found = subjects_of(names, ("ALL", "HEM", "L1", "L2"))
-    assert sorted(set(found.values())) == subjects and (not found or list(found) == names)
+TABLE = b"file,subject,label\n1.png,Anna,ALL\n2.png,Anna,ALL\n3.png,Ben,hem\n4.png,Ben,HEM\n"
+
+
+def test_a_table_in_a_zip_names_subjects_and_classes(tmp_path: Path) -> None:
+    """Two people's cells were one subject, called after the zip, and the table was left out."""
+    flat = {f"{number}.png": png() for number in range(1, 5)}
+    for folder in ("", "export/"):
+        inside = {
+            f"{folder}{name}": content for name, content in {**flat, "cells.csv": TABLE.replace(b"hem", b"HEM")}.items()
+        }
+        batch = open_batch([pack(tmp_path / "Archive.zip", inside)])
+        facts = batch.facts(("ALL", "HEM"))
+        assert list(facts.subject_of.values()) == ["Anna", "Anna", "Ben", "Ben"]
+        assert list(facts.class_of.values()) == ["ALL", "ALL", "HEM", "HEM"]
+        assert facts.notes == (f"Subjects are named by {folder}cells.csv.",)
+        assert batch.problems == [] and len(batch.files) == 4
+
+
+def test_pictures_and_their_table_may_be_sent_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "cells.csv").write_text("file,subject\nall/1.png,Anna\nall/2.png,Ben\n")
+    for number in (1, 2):
+        (tmp_path / f"{number}.png").write_bytes(png())
+    batch = open_batch([str(tmp_path / name) for name in ("1.png", "cells.csv", "2.png")])
+    assert batch.subjects(("ALL", "HEM")) == {"1.png": "Anna", "2.png": "Ben"}
+
+
+@pytest.mark.parametrize("name", ["Archive.zip", "P7.zip", "Anna Schmidt.zip"])
+def test_cells_that_lie_flat_have_no_subject_whatever_the_zip_is_called(tmp_path: Path, name: str) -> None:
+    batch = open_batch([pack(tmp_path / name, {f"IMG_{year}_{n}.png": png() for year in (2023, 2024) for n in (0, 1)})])
+    facts = batch.facts(("ALL", "HEM"))
+    assert set(facts.subject_of.values()) == {""} and facts.notes == ()
+
+
+def test_a_subject_that_is_guessed_is_said_to_be(tmp_path: Path) -> None:
+    for names, note in {
+        ("P1/a.png", "P1/b.png", "P2/a.png", "P2/b.png"): "the folder of each picture: P1, P2",
+        (
+            "UID_1_2_1_all.bmp",
+            "UID_1_3_1_all.bmp",
+            "UID_H2_1_1_hem.bmp",
+            "UID_H2_2_1_hem.bmp",
+        ): "the number after UID_ in",
+    }.items():
+        (told,) = open_batch([pack(tmp_path / "cells.zip", dict.fromkeys(names, b""))]).facts(("ALL", "HEM")).notes
+        assert told.startswith(f"Subjects were guessed from {note}")
+
+
+def test_a_table_that_cannot_be_followed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = {f"{number}.png": png() for number in range(1, 5)}
+
+    def facts(table: bytes) -> BatchFacts:
+        return open_batch([pack(tmp_path / "cells.zip", {**flat, "cells.csv": table})]).facts(("ALL", "HEM"))
+
+    with pytest.raises(LeukoscopeError, match=r"^cells\.csv: names no subject for '4\.png' \(1 of 4 pictures\)"):
+        facts(TABLE.replace(b"HEM", b"hem").rsplit(b"\n", 2)[0])
+    with pytest.raises(LeukoscopeError, match=r"1\.png' is there with subject 'Anna' .* and with 'Ben'"):
+        facts(TABLE.replace(b"hem", b"HEM").replace(b"4.png", b"1.png"))
+    foreign = facts(TABLE.replace(b"HEM", b"AML").replace(b"hem", b"AML"))
+    assert list(foreign.class_of.values()) == ["ALL", "ALL", "", ""]
+    assert foreign.notes[-1] == "The table names classes that this model does not know: AML."
+    others = facts(b"picture,patient\n1.png,Anna\n2.png,Ben\n")
+    assert others.notes == ("cells.csv: has no column of image files, such as “file”; it was not used.",)
+    monkeypatch.setattr(batch_files, "MAX_TABLE", 20)
+    with pytest.raises(LeukoscopeError, match=r"^cells\.zip: cells\.csv: is over 0 MB; give a table of these pictures"):
+        facts(TABLE)
 
 
 def test_the_sample_holds_two_subjects_with_cells_enough() -> None:

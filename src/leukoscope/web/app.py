@@ -138,7 +138,8 @@ class Endpoints:
         """Classify many cells, with one prediction for each subject where subjects are known. For research only.
 
         Args:
-            files: pictures of single cells, or zips of them, whose folders may name classes and subjects.
+            files: pictures of single cells, or zips of them; a table among them (.csv, .tsv, .jsonl, .parquet) may name
+                subjects and classes, and so may folders.
             model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
         """
         with upload.gradio_errors():

@@ -17,7 +17,7 @@ from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.prediction import NOT_A_CELL, Prediction
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule
 from leukoscope.reports.formatting import encoded, metric_name, span
-from leukoscope.web.batch_files import Batch, BatchFile, open_batch, read_parts, true_class
+from leukoscope.web.batch_files import Batch, BatchFile, open_batch, read_parts
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.upload import deleted_afterwards
 
@@ -67,6 +67,7 @@ class BatchResult:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     given: Batch = field(default_factory=Batch)  # the pictures that were read, to be predicted again
     problems: tuple[str, ...] = ()  # a sentence for each file that could not be used
+    notes: tuple[str, ...] = ()  # of `BatchFacts`: where the subjects come from
 
     @property
     def positive(self) -> str:
@@ -113,8 +114,8 @@ class BatchResult:
             found.append(f"{said}, the results are too good.")
         if self.rule and (unknown := sum(not row.subject for row in self.rows)):
             said = f"The subject of {unknown} of {len(self.rows)} cells is not known"
-            found.append(f"{said}: give each subject's cells a folder.")
-        return found
+            found.append(f"{said}: give a table that names them, or each subject's cells a folder.")
+        return [*found, *self.notes]
 
     @property
     def wrong(self) -> list[tuple[int, BatchRow]]:
@@ -142,7 +143,7 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Itera
     predictor = models.predictor(choice)
     release = predictor.release
     problems = [*batch.problems]
-    subjects = batch.subjects(release.labels)
+    facts = batch.facts(release.labels)
     rows: list[BatchRow] = []
     first_of: dict[str, str] = {}
     kept = 0
@@ -156,8 +157,9 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Itera
             kept += len(picture)
             on_black = is_cut_out(image)
             image.thumbnail((THUMBNAIL, THUMBNAIL))
-            truth, thumbnail = true_class(name, release.labels), encoded(image, "WEBP", quality=90)
-            rows.append(BatchRow(name, truth, subjects[name], prediction, thumbnail, picture, on_black))
+            thumbnail = encoded(image, "WEBP", quality=90)
+            truth = facts.class_of[name]
+            rows.append(BatchRow(name, truth, facts.subject_of[name], prediction, thumbnail, picture, on_black))
         yield done
     if not rows:
         raise LeukoscopeError(f"not one picture can be used: {[*problems, 'none was given'][0]}")
@@ -165,7 +167,7 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Itera
     smears = [f"{row.name}: {smear}" for row in rows if row.prediction.outcome == NOT_A_CELL]
     given = replace(batch, files=[BatchFile(row.name, row.kept) for row in rows])
     found = tuple(rows), release.labels, str(choice), release.revision, release.metrics
-    yield BatchResult(*found, given=given, problems=(*smears, *problems))
+    yield BatchResult(*found, given=given, notes=facts.notes, problems=(*smears, *problems))
 
 
 # What is measured and saved.

@@ -1,6 +1,7 @@
 """Many pictures at once: files, or zips, checked for size before a picture is read and never unpacked to disk.
 
-The folders of a zip may name a cell's true class; subjects are found in folders and file names.
+A table among the files names subjects and classes, and is read as `leukoscope patient` reads one. Without a table,
+folders may name a cell's true class, and subjects are guessed from names, which the page says.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from typing import NamedTuple
 from PIL import Image
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.cell_tables import folded, names_files
 from leukoscope.data.images import IMAGE_SUFFIXES, open_bytes
-from leukoscope.data.layouts import is_junk, left_out
+from leukoscope.data.layouts import class_on_path, is_junk, left_out
+from leukoscope.data.subjects import find_subjects, is_table
+from leukoscope.data.table_files import table_in
 from leukoscope.reports.formatting import encoded
 from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 from leukoscope.web.memory import give_back_freed_memory
@@ -31,6 +35,7 @@ from leukoscope.web.upload import CELL, MAX_BYTES, file_name
 MAX_FILES = 2000
 MAX_UNPACKED = 200 * 2**20  # bytes
 MAX_ZIP = 64 * 2**20
+MAX_TABLE = 10 * 2**20
 # So many pictures of a batch are decoded at a time, and of large ones fewer: 16 of 8 megapixels take 400 MB.
 PICTURES_AT_ONCE = 16
 PIXELS_AT_ONCE = CELL.pixels // 2
@@ -39,18 +44,6 @@ SAMPLE_CELLS = 56
 LONGEST_NAME = 255
 # What reading an entry of a damaged zip raises.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError)
-# Pattern of a subject → how many subjects there must be. Words alone, such as Anna Schmidt, are looked for in folders.
-_SUBJECTS = {
-    r"UID_(H?\d+)_": 1,
-    r"(?:^|/)([^/]*\d[^/]*)/[^/]+$": 1,
-    r"(?:^|/)([A-Za-z]+[-_ ]?\d+)[-_ .][^/]*\.[^/.]+$": 2,
-    r"(?:^|/)([^/_-]*\d[^/_-]*)[_-][^/]*$": 2,
-    r"(?:^|/)([^/]+)/[^/]+$": 1,
-}
-# Folders that name no subject, beside the classes and folds of a cross-validation.
-_NO_SUBJECT = (r"fold[-_ ]?\d+", r"train\w*", r"test\w*", r"val\w*", r"images?", r"pictures?", r"cells?", r"data\w*",
-               r"normal", r"healthy", r"benign", r"malignant", r"blasts?", r"leuk\w+", r"controls?", r"cases?",
-               r"patients?", r"subjects?")  # fmt: skip
 
 
 class BatchFile(NamedTuple):
@@ -60,21 +53,71 @@ class BatchFile(NamedTuple):
     read: Callable[[], bytes]
 
 
+@dataclass(frozen=True)
+class BatchFacts:
+    """What is known of a batch's pictures before they are predicted.
+
+    Attributes:
+        subject_of: name of each picture → its subject; "" where it is not known, and then no prediction for a subject
+            is made of it.
+        class_of: name of each picture → its true class; "" where it is not known.
+        notes: sentences for the page: which table names subjects, or from which part of the names they were guessed,
+            and what was not used.
+    """
+
+    subject_of: dict[str, str]
+    class_of: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+
 @dataclass
 class Batch:
-    """The files given together."""
+    """The files given together.
+
+    Attributes:
+        files: the pictures.
+        problems: a sentence for each file that cannot be used.
+        tables: name → content of each file that may name subjects and classes.
+        folders_lost: files were sent one by one, without their folders: a table then names them by file name.
+    """
 
     files: list[BatchFile] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)  # a sentence for each file that cannot be used
-    archive: str = ""  # name of the one zip that all pictures come from, without its suffix
+    problems: list[str] = field(default_factory=list)
+    tables: dict[str, bytes] = field(default_factory=dict)
+    folders_lost: bool = False
+
+    def facts(self, classes: Sequence[str]) -> BatchFacts:
+        """What is known of the pictures, for a release of these classes.
+
+        Raises:
+            LeukoscopeError: a table that cannot be read, contradicts itself or names the subjects of some pictures
+                only; subject ids that may stand for two people, as of `find_subjects`; or a path that names two
+                classes, as of `class_on_path`.
+        """
+        names = [file.name for file in self.files]
+        named = find_subjects(names, self.tables, classes, folders_lost=self.folders_lost)
+        spelling = {folded(label): label for label in classes}
+        class_of = {}
+        foreign = set()
+        for name in names:
+            label = named.label_of.get(name, "")
+            if label:
+                class_of[name] = spelling.get(folded(label), "")
+            else:
+                class_of[name] = class_on_path(name, classes)
+            if label and not class_of[name]:
+                foreign.add(label)
+        notes = list(named.notes)
+        for table, content in self.tables.items():
+            if not names_files(table_in(table, content).header):
+                notes.append(f"{table}: has no column of image files, such as “file”; it was not used.")
+        if foreign:
+            notes.append(f"The table names classes that this model does not know: {', '.join(sorted(foreign))}.")
+        return BatchFacts({name: named.subject_of.get(name, "") for name in names}, class_of, tuple(notes))
 
     def subjects(self, classes: Sequence[str]) -> dict[str, str]:
-        """File name → subject, which folders or names tell, or the one zip's name if its cells have one class."""
-        names = [file.name for file in self.files]
-        if found := subjects_of(names, classes):
-            return found
-        alone = self.archive and len({true_class(name, classes) for name in names}) == 1
-        return dict.fromkeys(names, self.archive if alone else "")
+        """Name of each picture → its subject, "" where it is not known; errors as of `facts`."""
+        return self.facts(classes).subject_of
 
 
 @cache
@@ -85,9 +128,11 @@ def sample_batch() -> Batch:
         pixels = draw_cell(PHANTOM_LABELS[subject], subject=subject, cell=cell).image
         return encoded(Image.fromarray(pixels), "PNG", compress_level=1)
 
-    known = product(range(len(PHANTOM_LABELS)), range(SAMPLE_CELLS))
     return Batch(
-        [BatchFile(f"synthetic-{one + 1}/cell-{cell + 1:02d}.png", partial(draw, one, cell)) for one, cell in known]
+        [
+            BatchFile(f"synthetic-{subject + 1}/cell-{cell + 1:02d}.png", partial(draw, subject, cell))
+            for subject, cell in product(range(len(PHANTOM_LABELS)), range(SAMPLE_CELLS))
+        ]
     )
 
 
@@ -98,56 +143,72 @@ def is_zip(path: str) -> bool:
     return False
 
 
-def true_class(name: str, classes: Sequence[str]) -> str:
-    """The class that the innermost folder of a file's name gives; "" where none does."""
-    known = {one.casefold(): one for one in classes}
-    folders = reversed(PurePosixPath(name).parts[:-1])
-    return next((known[one.casefold()] for one in folders if one.casefold() in known), "")
-
-
 def open_batch(paths: Sequence[str]) -> Batch:
     """List what was uploaded; each picture is read when it is needed, so the files must stay until then.
 
-    Of several zips, each picture's name begins with that of its zip, which may be a subject's.
+    If there are several zips, each picture's name begins with that of its zip, which may be a subject's.
 
     Raises:
         LeukoscopeError: too many files or bytes, or a zip that is damaged or may harm.
     """
-    for path in paths:
-        if not Path(path).is_file():
-            raise LeukoscopeError(f"{file_name(path)}: is no longer here; send it again")
-    if (size := sum(Path(path).stat().st_size for path in paths)) > MAX_UNPACKED:
-        raise LeukoscopeError(
-            f"{len(paths)} files of {size // 2**20} MB were given; at most {MAX_UNPACKED // 2**20} MB fit in one "
-            "batch: split it"
-        )
+    _require_sizes(paths)
     archives = [path for path in paths if is_zip(path)]
-    batch, files = Batch(), dict[str, BatchFile]()
+    batch = Batch(folders_lost=len(archives) < len(paths))
+    pictures: dict[str, BatchFile] = {}
     # A zip stays open until the next is read: its directory is parsed once, not again for each picture.
     opened = lru_cache(maxsize=1)(zipfile.ZipFile)
     for path in paths:
         name = file_name(path)
         if path in archives:
-            stem = PurePosixPath(name).stem
-            pictures, others = _entries(path, name, opened)
+            files, others = _entries(path, name, opened)
             if len(archives) > 1:
-                pictures = [BatchFile(f"{stem}/{one.name}", one.read) for one in pictures]
-            elif len(paths) == 1:
-                batch.archive = stem
+                stem = PurePosixPath(name).stem
+                files = [file._replace(name=f"{stem}/{file.name}") for file in files]
             if others:
                 batch.problems.append(f"{name}: {left_out(others)}")
-        elif Path(path).stat().st_size > MAX_BYTES:
-            raise LeukoscopeError(f"{name}: is over {MAX_BYTES // 2**20} MB; give pictures of single cells, or a zip")
         else:
-            pictures = [BatchFile(name, Path(path).read_bytes)]
-        for one in pictures:
-            if one.name in files:
-                batch.problems.append(f"{one.name}: is the name of two files; only the first is used: rename the other")
-            files.setdefault(one.name, one)
-    if len(files) > MAX_FILES:
-        raise LeukoscopeError(f"{len(files)} files were given; at most {MAX_FILES} fit in one batch: split it")
-    batch.files = list(files.values())
+            files = [BatchFile(name, Path(path).read_bytes)]
+        for file in files:
+            if is_table(file.name):
+                batch.tables[file.name] = file.read()
+            elif file.name in pictures:
+                batch.problems.append(
+                    f"{file.name}: is the name of two files; only the first is used: rename the other"
+                )
+            else:
+                pictures[file.name] = file
+    if len(pictures) > MAX_FILES:
+        raise LeukoscopeError(f"{len(pictures)} files were given; at most {MAX_FILES} fit in one batch: split it")
+    batch.files = list(pictures.values())
     return batch
+
+
+def _require_sizes(paths: Sequence[str]) -> None:
+    for path in paths:
+        if not Path(path).is_file():
+            raise LeukoscopeError(f"{file_name(path)}: is no longer here; send it again")
+    sizes = {path: Path(path).stat().st_size for path in paths}
+    total = sum(sizes.values())
+    if total > MAX_UNPACKED:
+        raise LeukoscopeError(
+            f"{len(paths)} files of {total // 2**20} MB were given; at most {MAX_UNPACKED // 2**20} MB fit in one "
+            "batch: split it"
+        )
+    for path, size in sizes.items():
+        name = file_name(path)
+        if is_zip(path):
+            if size > MAX_ZIP:
+                raise LeukoscopeError(f"{name}: is over {MAX_ZIP // 2**20} MB; split it")
+        else:
+            _require_file_size(name, size, name, "give pictures of single cells, or a zip")
+
+
+def _require_file_size(name: str, size: int, where: str, fix: str) -> None:
+    """Refuse a table or a picture that is too large, which `where` names in the message."""
+    if is_table(name) and size > MAX_TABLE:
+        raise LeukoscopeError(f"{where}: is over {MAX_TABLE // 2**20} MB; give a table of these pictures alone")
+    if size > MAX_BYTES:
+        raise LeukoscopeError(f"{where}: is over {MAX_BYTES // 2**20} MB; {fix}")
 
 
 def read_parts(files: Sequence[BatchFile], problems: list[str]) -> Iterator[tuple[list[str], list[Image.Image], int]]:
@@ -183,22 +244,21 @@ def read_parts(files: Sequence[BatchFile], problems: list[str]) -> Iterator[tupl
 
 
 def _entries(path: str, name: str, opened: Callable[[str], zipfile.ZipFile]) -> tuple[list[BatchFile], Counter[str]]:
-    """The pictures of a zip, and how many files of each other kind it holds."""
-    if Path(path).stat().st_size > MAX_ZIP:
-        raise LeukoscopeError(f"{name}: is over {MAX_ZIP // 2**20} MB; split it")
+    """The pictures and tables of a zip, and how many files of each other kind it holds."""
     try:
         entries = [entry for entry in opened(path).infolist() if not entry.is_dir() and not _is_added(entry.filename)]
     except (zipfile.BadZipFile, OSError, ValueError):
         raise LeukoscopeError(f"{name}: the zip is damaged or cut short; pack or send it again") from None
     _require_safe(entries, name)
-    pictures, others = [], Counter[str]()
+    files = []
+    others = Counter[str]()
     for entry in entries:
         kind = PurePosixPath(entry.filename).suffix.lower()
-        if kind in IMAGE_SUFFIXES:
-            pictures.append(BatchFile(entry.filename, partial(_unpacked, path, entry, opened)))
+        if kind in IMAGE_SUFFIXES or is_table(entry.filename):
+            files.append(BatchFile(entry.filename, partial(_unpacked, path, entry, opened)))
         else:
             others[kind or "no suffix"] += 1
-    return pictures, others
+    return files, others
 
 
 def _is_added(name: str) -> bool:
@@ -210,7 +270,8 @@ def _require_safe(entries: Sequence[zipfile.ZipInfo], name: str) -> None:
     """Refuse zip bombs and path tricks by the zip's directory; no more than its sizes is ever unpacked."""
     if len(entries) > MAX_FILES:
         raise LeukoscopeError(f"{name}: holds {len(entries)} files; at most {MAX_FILES} fit in one batch: split it")
-    if (size := sum(entry.file_size for entry in entries)) > MAX_UNPACKED:
+    size = sum(entry.file_size for entry in entries)
+    if size > MAX_UNPACKED:
         raise LeukoscopeError(
             f"{name}: would unpack to {size // 2**20} MB, more than {MAX_UNPACKED // 2**20} MB; split it"
         )
@@ -230,8 +291,7 @@ def _require_safe(entries: Sequence[zipfile.ZipInfo], name: str) -> None:
         # Of other methods, Python's zipfile expands a whole chunk before it counts what came out.
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise LeukoscopeError(f"{name}: {entry.filename} is not packed by deflate; pack it again as a plain zip")
-        if entry.file_size > MAX_BYTES:
-            raise LeukoscopeError(f"{name}: {entry.filename} is over {MAX_BYTES // 2**20} MB; crop it to one cell")
+        _require_file_size(entry.filename, entry.file_size, f"{name}: {entry.filename}", "crop it to one cell")
 
 
 def _unpacked(path: str, entry: zipfile.ZipInfo, opened: Callable[[str], zipfile.ZipFile]) -> bytes:
@@ -239,19 +299,3 @@ def _unpacked(path: str, entry: zipfile.ZipInfo, opened: Callable[[str], zipfile
         return opened(path).read(entry)
     except _DAMAGED:
         raise LeukoscopeError(f"{entry.filename}: is damaged within its zip; pack it again") from None
-
-
-def subjects_of(names: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
-    """File name → its subject, as folders or file names tell it; {} where none do.
-
-    The first pattern counts that finds a subject for every file, as many subjects as it needs, and two files of each on
-    average (a number of its own for each file is the file's), no class of the release and no fold among them.
-    """
-    unfit = re.compile("|".join((*_NO_SUBJECT, *map(re.escape, classes))), re.IGNORECASE)
-    for pattern, least in _SUBJECTS.items():
-        found = {name: match[1] for name in names if (match := re.search(pattern, name))}
-        subjects = set(found.values())
-        fits = len(found) == len(names) and least <= len(subjects) <= len(names) / 2
-        if fits and not any(map(unfit.fullmatch, subjects)):
-            return found
-    return {}

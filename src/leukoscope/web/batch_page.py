@@ -31,7 +31,9 @@ def reading_batch(models: ModelCache, batch: Batch, name: str) -> Iterator[str |
     """Predict a batch once others are done; how far it is as HTML, at last the result."""
     start, total = time.monotonic(), len(batch.files)
     subjects = set(batch.subjects(models.predictor(name).release.labels).values()) - {""}
-    about = f"Subjects: {len(subjects)}." if subjects else "No subjects: give each one's cells a folder."
+    about = "No subjects: give a table that names them, or each one's cells a folder."
+    if subjects:
+        about = f"Subjects: {len(subjects)}."
     yield progress(0, total, 0.0, about)
     # Not the event's own limit: single pictures come by the same event, and must not wait for batches.
     while not _line.acquire(timeout=1):
