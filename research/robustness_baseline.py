@@ -81,25 +81,31 @@ class FeatureFiles:
         self, kind: str, cells: Sequence[str], per_file: int, backbone: Callable[[np.ndarray], np.ndarray]
     ) -> None:
         """Compute what is missing of a `kind`, "upright" or "changed", for these cells, in their order."""
-        (self.folder / kind).mkdir(parents=True, exist_ok=True)
-        for first in track(range(0, len(cells), per_file), f"features of {kind} cells"):
-            path, some = self.folder / kind / f"{first:05d}.npz", cells[first : first + per_file]
-            if path.exists():
-                continue
-            features, statistics = [], []
+        folder = self.folder / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        present = set(self.cells(kind))
+        missing = [cell for cell in cells if cell not in present]
+        before = len(list(folder.glob("*.npz")))
+        for number, first in enumerate(track(range(0, len(missing), per_file), f"features of {kind} cells"), before):
+            some, features, statistics = missing[first : first + per_file], [], []
             for cell in some:
                 pictures = np.stack(list(self._framed(cell, kind)))
                 features.append(np.concatenate([backbone(picture[None]) for picture in pictures]))
                 statistics.append(np.stack([picture_statistics(picture) for picture in pictures]))
-            with atomic_file(path) as temporary, temporary.open("wb") as file:
+            with atomic_file(folder / f"{number:05d}.npz") as temporary, temporary.open("wb") as file:
                 np.savez(file, cells=np.asarray(some), features=np.stack(features), statistics=np.stack(statistics))
+
+    def cells(self, kind: str) -> list[str]:
+        """The cells that there is something of, in the order of `read`."""
+        parts = [np.load(path) for path in sorted((self.folder / kind).glob("*.npz"))]
+        return [str(cell) for part in parts for cell in part["cells"]]
 
     def read(self, kind: str) -> tuple[list[str], np.ndarray, np.ndarray]:
         """What there is of a kind: N cells, (N, V, F) features and (N, V, 22) statistics."""
-        parts = [np.load(path) for path in sorted((self.folder / kind).glob("*.npz"))]
-        if not parts:
+        cells = self.cells(kind)
+        if not cells:
             raise LeukoscopeError(f"{self.folder / kind}: holds no features yet; let the program run longer")
-        cells = [str(cell) for part in parts for cell in part["cells"]]
+        parts = [np.load(path) for path in sorted((self.folder / kind).glob("*.npz"))]
         features, statistics = (np.concatenate([part[key] for part in parts]) for key in ("features", "statistics"))
         return cells, features, statistics
 

@@ -85,7 +85,7 @@ def _rotation(picture: Image.Image, degrees: float, black: bool) -> Image.Image:
 
 
 def _affine(picture: Image.Image, factor: float, degrees: float, black: bool) -> Image.Image:
-    """Enlarge, and turn to the left, about the centre; around it is black, or for a smear the picture itself, mirrored."""
+    """Enlarge and turn to the left about the centre; around it is black, or for a smear the picture, mirrored."""
     width, height = picture.size
     margin = 0
     if not black:

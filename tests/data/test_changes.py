@@ -1,0 +1,106 @@
+"""Every change does what its name says, as torchvision does it, and leaves a black background black."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from leukoscope.data.changes import CHANGES
+from leukoscope.data.images import foreground
+from leukoscope.synthetic import phantom_cells
+
+
+@pytest.fixture(scope="module")
+def cell() -> Image.Image:
+    """A phantom cut out on black."""
+    return Image.fromarray(next(iter(phantom_cells(subjects_per_class=1, cells_per_subject=1))).image)
+
+
+@pytest.fixture(scope="module")
+def smear() -> Image.Image:
+    """A picture without a background: coloured blocks, so that a hue means something."""
+    blocks = np.random.default_rng(0).integers(40, 216, size=(12, 16, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize((96, 72), Image.Resampling.BICUBIC)
+
+
+def _apart(a: Image.Image, b: Image.Image) -> int:
+    return int(np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max())
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("black", [True, False])
+def test_every_change_is_a_picture_of_the_same_size_and_repeats(cell: Image.Image, name: str, black: bool) -> None:
+    before = cell.copy()
+    changed = CHANGES[name](cell, black=black)
+    assert (changed.size, changed.mode) == (cell.size, "RGB")
+    assert _apart(changed, CHANGES[name](cell, black=black)) == 0
+    assert _apart(changed, cell) > 0
+    assert _apart(before, cell) == 0, "the picture that was given is changed"
+
+
+@pytest.mark.parametrize("name", [name for name, change in CHANGES.items() if change.family != "JPEG"])
+def test_around_a_cut_out_cell_it_stays_black(cell: Image.Image, name: str) -> None:
+    changed = np.asarray(CHANGES[name](cell, black=True))
+    corners = changed[[0, 0, -1, -1], [0, -1, 0, -1]]
+    assert corners.max() == 0
+
+
+@pytest.mark.parametrize("name", ["contrast_down_10", "gaussian_noise_8", "hue_up_4", "brightness_up_20"])
+def test_a_change_of_colour_does_not_move_the_outline_of_a_cell(cell: Image.Image, name: str) -> None:
+    outside = ~foreground(np.asarray(cell))
+    assert np.array_equal(np.asarray(CHANGES[name](cell, black=True))[outside], np.asarray(cell)[outside])
+
+
+def test_no_corner_of_a_turned_smear_is_black(smear: Image.Image) -> None:
+    for name in ("rotation_30", "size_down_10"):
+        assert np.asarray(CHANGES[name](smear, black=False)).min() > 20
+        assert np.asarray(CHANGES[name](smear, black=True)).min() == 0
+
+
+def test_changes_are_those_of_torchvision(smear: Image.Image) -> None:
+    bicubic = InterpolationMode.BICUBIC
+    pairs = {
+        "brightness_up_10": functional.adjust_brightness(smear, 1.1),
+        "brightness_down_20": functional.adjust_brightness(smear, 0.8),
+        "contrast_up_10": functional.adjust_contrast(smear, 1.1),
+        "saturate_down_15": functional.adjust_saturation(smear, 0.85),
+        "gaussian_blur_1": functional.gaussian_blur(smear, [7, 7], [1.0, 1.0]),
+    }
+    for name, theirs in pairs.items():
+        assert _apart(CHANGES[name](smear, black=False), theirs) <= 1, name
+    # Around what is turned or smaller they have black, too.
+    turned = functional.rotate(smear, 30, interpolation=bicubic)
+    assert _apart(CHANGES["rotation_30"](smear, black=True), turned) == 0
+    smaller = functional.affine(smear, 0, [0, 0], 0.9, [0, 0], interpolation=bicubic)
+    assert _apart(CHANGES["size_down_10"](smear, black=True), smaller) == 0
+
+
+def test_a_hue_of_four_degrees_is_not_rounded_to_a_step_of_an_8_bit_hue(smear: Image.Image) -> None:
+    def hue(picture: Image.Image) -> np.ndarray:
+        red, green, blue = np.asarray(picture).astype(float).transpose(2, 0, 1)
+        return np.degrees(np.arctan2(np.sqrt(3) * (green - blue), 2 * red - green - blue))
+
+    pixels = np.asarray(smear)
+    colourful = pixels.max(axis=2).astype(int) - pixels.min(axis=2) > 60
+    for name, degrees in (("hue_up_4", 4), ("hue_down_4", -4)):
+        moved = hue(CHANGES[name](smear, black=False)) - hue(smear)
+        moved = ((moved + 180) % 360 - 180)[colourful]
+        assert np.median(moved) == pytest.approx(degrees, abs=0.4)
+
+
+def test_noise_has_its_strength_and_other_pictures_get_another_one(smear: Image.Image) -> None:
+    noise = np.asarray(CHANGES["gaussian_noise_8"](smear, black=False)).astype(float) - np.asarray(smear)
+    assert noise.std() == pytest.approx(8, rel=0.05)
+    other = Image.fromarray(np.asarray(smear)[::-1].copy())
+    other_noise = np.asarray(CHANGES["gaussian_noise_8"](other, black=False)).astype(float) - np.asarray(other)
+    assert abs(np.corrcoef(noise.ravel(), other_noise.ravel())[0, 1]) < 0.1
+
+
+def test_the_names_say_family_and_strength() -> None:
+    for name, change in CHANGES.items():
+        assert name == change.name
+        assert change.shows
+    assert len({(change.apply, change.strength) for change in CHANGES.values()}) == len(CHANGES)

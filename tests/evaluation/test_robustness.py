@@ -1,0 +1,196 @@
+"""The block of changes agrees with a plain loop over cells, and real pictures go through what predicts them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.changes import CHANGES
+from leukoscope.evaluation.predictions import CellPredictions
+from leukoscope.evaluation.robustness import (
+    DecidedCells,
+    UnseenCells,
+    even_sample,
+    measure_robustness,
+    robustness_block,
+)
+from leukoscope.inference.predictor import Predictor
+from leukoscope.synthetic import phantom_cells
+
+SUBJECTS = ("1", "1", "1", "1", "2", "2", "H1", "H1", "H1", "H2")
+REFERENCES = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 1])
+BEFORE = np.array([0.9, 0.8, 0.6, 0.3, 0.7, 0.95, 0.2, 0.4, 0.1, 0.3])
+BEFORE_OUTCOMES = ("ALL", "ALL", "abstain", "HEM", "ALL", "out of distribution", "HEM", "abstain", "HEM", "HEM")
+AFTER = np.array([0.4, 0.7, 0.8, 0.6, 0.55, 0.9, 0.3, 0.7, 0.6, 0.2])
+AFTER_OUTCOMES = (
+    *("HEM", "out of distribution", "ALL", "abstain", "abstain", "ALL"),
+    *("HEM", "abstain", "not a cell", "HEM"),
+)
+
+
+def _decided(blast: np.ndarray, outcomes: tuple[str, ...], subjects: tuple[str, ...] = SUBJECTS) -> DecidedCells:
+    ids = tuple(f"cell-{i}" for i in range(len(blast)))
+    shares = np.stack([blast, 1 - blast], axis=1)
+    return DecidedCells(CellPredictions(ids, subjects, REFERENCES, shares, ("ALL", "HEM")), outcomes)
+
+
+def test_the_block_is_that_of_a_plain_loop_over_ten_cells() -> None:
+    block = robustness_block(
+        _decided(BEFORE, BEFORE_OUTCOMES),
+        {"size_up_10": _decided(AFTER, AFTER_OUTCOMES)},
+        estimates="networks of a test",
+    )
+    row = block["changes"]["size_up_10"]
+
+    cells = [i for i in range(10) if BEFORE_OUTCOMES[i] not in ("out of distribution", "not a cell")]
+    counted = {"class_changed": 0.0, "refused": 0.0, "abstained": 0.0}
+    directions = {("ALL", "HEM"): 0.0, ("HEM", "ALL"): 0.0}
+    of_subject = {s: [i for i in cells if SUBJECTS[i] == s] for s in {SUBJECTS[i] for i in cells}}
+    for members in of_subject.values():
+        for i in members:
+            share = 1 / len(members) / len(of_subject)
+            then, now = ("ALL" if p[i] >= 0.5 else "HEM" for p in (BEFORE, AFTER))
+            if AFTER_OUTCOMES[i] in ("out of distribution", "not a cell"):
+                counted["refused"] += share
+            elif then != now:
+                counted["class_changed"] += share
+                directions[then, now] += share
+            elif AFTER_OUTCOMES[i] == "abstain" and BEFORE_OUTCOMES[i] != "abstain":
+                counted["abstained"] += share
+    assert {key: row[key] for key in counted} == pytest.approx(counted)
+    assert all(counted.values()), "the cells of this test must show each of them"
+    assert row["changed"] == pytest.approx(sum(counted.values()))
+    assert {(d["from"], d["to"]): d["share"] for d in row["directions"]} == pytest.approx(directions)
+    weights = [1 / len(of_subject[SUBJECTS[i]]) for i in cells]
+    for shown, blast in ((block["unchanged"], BEFORE), (row, AFTER)):
+        auroc = roc_auc_score(REFERENCES[cells] == 0, blast[cells], sample_weight=weights)
+        assert shown["auroc_by_subject"] == pytest.approx(auroc)
+        normal = [(w, blast[i] < 0.5) for i, w in zip(cells, weights, strict=True) if REFERENCES[i] == 1]
+        recall = sum(w for w, right in normal if right) / sum(w for w, _ in normal)
+        assert shown["recall_by_subject"]["HEM"] == pytest.approx(recall)
+    assert (block["cells"], block["subjects"], block["refused_unchanged"]) == (9, 4, 1)
+    assert (row["family"], row["strength"]) == ("size", 1.1)
+
+
+def test_a_change_that_changes_nothing_is_zero_with_an_interval_of_zero() -> None:
+    same = _decided(BEFORE, BEFORE_OUTCOMES)
+    row = robustness_block(same, {"half_resolution": same}, estimates="")["changes"]["half_resolution"]
+    assert row["changed"] == 0
+    assert row["directions"] == []
+    assert row["intervals"]["changed"] == {"low": 0, "high": 0}
+
+
+def test_intervals_resample_subjects() -> None:
+    rng = np.random.default_rng(0)
+    subjects = tuple(f"{'H' * (i % 2)}{i % 20}" for i in range(200))
+    references = np.array([i % 2 for i in range(200)])
+    blast = np.where(references == 0, 0.8, 0.2)
+    # All cells of a subject change their class together.
+    flips = np.isin(np.asarray(subjects), [f"{'H' * (i % 2)}{i}" for i in range(6)])
+    ids = tuple(f"cell-{i}" for i in rng.permutation(200))
+
+    def decided(p: np.ndarray) -> DecidedCells:
+        shares = np.stack([p, 1 - p], axis=1)
+        labels = ("ALL", "HEM")
+        return DecidedCells(
+            CellPredictions(ids, subjects, references, shares, labels), tuple(labels[int(x < 0.5)] for x in p)
+        )
+
+    changed = decided(np.where(flips, 1 - blast, blast))
+    row = robustness_block(decided(blast), {"size_up_5": changed}, estimates="")["changes"]["size_up_5"]
+    assert row["class_changed"] == pytest.approx(0.3)
+    interval = row["intervals"]["class_changed"]
+    # Cells as such would give ± .06, 20 subjects give ± .2.
+    assert interval["low"] < 0.15
+    assert interval["high"] > 0.45
+
+
+def test_without_subjects_every_cell_weighs_the_same_and_no_interval_is_given() -> None:
+    nobody = ("",) * 10
+    block = robustness_block(
+        _decided(BEFORE, BEFORE_OUTCOMES, nobody), {"size_up_10": _decided(AFTER, AFTER_OUTCOMES, nobody)}, estimates=""
+    )
+    assert block["weighted_by"] == "cell"
+    assert block["intervals"] is None
+    row = block["changes"]["size_up_10"]
+    assert row["refused"] == pytest.approx(2 / 9)
+    assert "auroc" in row
+    assert "auroc_by_subject" not in row
+    assert "intervals" not in row
+
+
+def test_nothing_is_said_where_every_cell_is_refused() -> None:
+    refused = _decided(BEFORE, ("out of distribution",) * 10)
+    with pytest.raises(LeukoscopeError, match="all of the 10 cells are refused as they are; give cells"):
+        robustness_block(refused, {}, estimates="")
+
+
+def test_a_sample_has_every_subject_alike_and_begins_with_the_smaller_one() -> None:
+    subjects = ["a"] * 50 + ["b"] * 3 + ["c"] * 20
+    rows = even_sample(subjects, 12)
+    drawn = [subjects[row] for row in rows]
+    assert sorted(drawn[:9]) == sorted("abc" * 3)
+    assert (drawn.count("a"), drawn.count("b"), drawn.count("c")) in ((5, 3, 4), (4, 3, 5))
+    assert np.array_equal(even_sample(subjects, 7), rows[:7])
+    assert len(set(even_sample(subjects, 1000).tolist())) == 73
+
+
+@pytest.fixture(scope="module")
+def phantoms() -> tuple[dict[str, Image.Image], tuple[str, ...], np.ndarray]:
+    """Eight phantoms of four subjects."""
+    drawn = list(phantom_cells(subjects_per_class=2, cells_per_subject=2))
+    pictures = {f"cell-{i}": Image.fromarray(phantom.image) for i, phantom in enumerate(drawn)}
+    labels = np.array([("ALL", "HEM").index(phantom.label) for phantom in drawn])
+    return pictures, tuple(phantom.subject for phantom in drawn), labels
+
+
+def test_two_parts_are_predicted_as_by_hand(
+    watched_release: Path, phantoms: tuple[dict[str, Image.Image], tuple[str, ...], np.ndarray]
+) -> None:
+    pictures, subjects, references = phantoms
+    predictor, ids = Predictor.from_pretrained(watched_release), tuple(pictures)
+    parts = [
+        UnseenCells(
+            predictor, ids[rows], subjects[rows], references[rows], ("HEM", "ALL"), (1, 0), pictures.__getitem__
+        )
+        for rows in (slice(0, 5), slice(5, 8))
+    ]
+    # The data set has the classes in another order than the release.
+    parts = [UnseenCells(**{**vars(part), "references": 1 - part.references}) for part in parts]
+    block = measure_robustness(parts, estimates="", at_most=100)
+    assert block["sample"] == {"cells": 8, "drawn_from": 8, "seed": 0}
+    assert set(block["changes"]) == set(CHANGES)
+
+    plain = [predictor(picture) for picture in pictures.values()]
+    kept = [i for i, prediction in enumerate(plain) if prediction.outcome not in ("out of distribution", "not a cell")]
+    assert block["refused_unchanged"] == 8 - len(kept)
+    for name, change in CHANGES.items():
+        after = [predictor(change(pictures[ids[i]], black=True)) for i in kept]
+        refused = [one.outcome in ("out of distribution", "not a cell") for one in after]
+        flipped = [
+            not gone and one.most_probable != plain[i].most_probable
+            for i, one, gone in zip(kept, after, refused, strict=True)
+        ]
+        members = [[j for j, i in enumerate(kept) if subjects[i] == subject] for subject in sorted(set(subjects))]
+        members = [own for own in members if own]
+        for key, flags in (("refused", refused), ("class_changed", flipped)):
+            by_subject = np.mean([np.mean([flags[j] for j in own]) for own in members])
+            assert block["changes"][name][key] == pytest.approx(by_subject), (name, key)
+
+
+def test_a_picture_that_cannot_be_used_is_named(
+    tiny_release: Path, phantoms: tuple[dict[str, Image.Image], tuple[str, ...], np.ndarray]
+) -> None:
+    pictures, subjects, references = phantoms
+    broken = dict(pictures) | {"cell-3": Image.new("CMYK", (64, 64))}
+    part = UnseenCells(
+        Predictor.from_pretrained(tiny_release),
+        *(tuple(pictures), subjects, references, ("ALL", "HEM"), (0, 1), lambda cell: broken[cell]),
+    )
+    with pytest.raises(LeukoscopeError, match="cell-3"):
+        measure_robustness([part], estimates="")
