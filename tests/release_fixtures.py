@@ -119,6 +119,32 @@ SUBJECT_RULE: dict[str, Any] = {
 }
 
 
+def _changed(family: str, shows: str, by_class: float, refused: float = 0.0) -> dict[str, Any]:
+    return {
+        **{"family": family, "strength": 1.0, "shows": shows, "changed": by_class + refused},
+        **{"class_changed": by_class, "refused": refused, "abstained": 0.0},
+        "directions": [{"from": "HEM", "to": "ALL", "share": by_class}] if by_class else [],
+        **{"auroc_by_subject": 0.8 - by_class, "recall_by_subject": {"ALL": 0.9, "HEM": 0.5}},
+        "intervals": {
+            "class_changed": {"low": by_class / 2, "high": by_class * 2},
+            "auroc_by_subject": {"low": 0.5, "high": 0.9},
+            "recall_HEM_by_subject": {"low": 0.4, "high": 0.6},
+        },
+    }
+
+
+ROBUSTNESS: dict[str, Any] = {
+    **{"estimates": "a test", "weighted_by": "subject", "cells": 1200, "subjects": 41, "refused_unchanged": 3},
+    "unchanged": {"auroc_by_subject": 0.8111, "recall_by_subject": {"ALL": 0.91, "HEM": 0.62}},
+    "changes": {
+        "brightness_up_10": _changed("brightness", "10 % brighter", 0.021),
+        "size_up_5": _changed("size", "5 % larger", 0.08),
+        "size_up_10": _changed("size", "10 % larger", 0.112),
+        "saturate_up_15": _changed("saturation", "15 % more saturated", 0.05, refused=0.23),
+    },
+}
+
+
 @pytest.fixture
 def release_metrics() -> dict[str, Any]:
     """The content of the release's metrics.json, free to be changed."""

@@ -17,13 +17,24 @@ from typing import Any
 from leukoscope import LeukoscopeError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.loading import load_cells
+from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.registry import DATASETS, DatasetInfo
 from leukoscope.data.splits import groups_of
 from leukoscope.evaluation.calibration import MIN_SUBJECTS_FOR_CALIBRATION, OUT_OF_FOLD
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions, pooled
+from leukoscope.evaluation.robustness import robustness_of_folds
 from leukoscope.files import is_git_clone
-from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS, WEIGHTS, edit_release, read_metrics, write_metrics
+from leukoscope.models.release import (
+    CONFIG,
+    METRICS,
+    PREDICTIONS,
+    ROBUSTNESS,
+    WEIGHTS,
+    edit_release,
+    read_metrics,
+    write_metrics,
+)
 from leukoscope.progress import note
 from leukoscope.training.checkpoint import Interrupted
 from leukoscope.training.config import DataArguments, TrainingConfig
@@ -125,7 +136,8 @@ def pooled_predictions(folds: Sequence[ProtocolRun]) -> CellPredictions:
 
 
 def _run(config: TrainingConfig, name: str, estimates: str = "", **data: Any) -> ProtocolRun:
-    run = replace(config.run, output_dir=str(config.output_dir / name))
+    # Those out of fold are measured, at the end.
+    run = replace(config.run, output_dir=str(config.output_dir / name), robustness_cells=0)
     return ProtocolRun(name, TrainingConfig(replace(config.data, **data), config.model, run), estimates)
 
 
@@ -221,6 +233,16 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
                 metrics["evaluations"].append(block | {"training_seconds": own["training"]["seconds"]})
         write_metrics(folder, metrics)
     return directory
+
+
+def add_robustness(runs: Sequence[ProtocolRun], directory: Path, cells: FramedCells, at_most: int) -> None:
+    """Write the block `robustness` of an assessed release from the networks of the folds, as `robustness_of_folds`."""
+    if at_most == 0:
+        return
+    folds = [run.folder for run in runs if run.estimates == OUT_OF_FOLD]
+    tested = [(folder / "release", CellPredictions.load(folder / "predictions.parquet")) for folder in folds]
+    block = robustness_of_folds(directory, tested, cells, at_most=at_most)
+    write_metrics(directory, {**read_metrics(directory), ROBUSTNESS: block})
 
 
 def check_release_folder(output: Path) -> None:

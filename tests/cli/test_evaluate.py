@@ -13,6 +13,7 @@ import pytest
 import command
 from drawn import save_cell
 from leukoscope import RESEARCH_NOTICE
+from leukoscope.data.changes import CHANGES
 from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import make_split
 from leukoscope.evaluation.predictions import CellPredictions
@@ -120,6 +121,21 @@ def test_a_label_map_that_cannot_be_followed_is_refused(
 ) -> None:
     flags = [word for pair in pairs for word in ("--label_map", pair)]
     assert error_of(run(tiny_release, *cells, *flags)) == f"--label_map {said}"
+
+
+def test_changed_pictures_are_measured_on_request(tiny_release: Path, cells: Flags, tmp_path: Path) -> None:
+    result = run(tiny_release, *cells, "--robustness", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    block = json.loads((tmp_path / "evaluation.json").read_text())["robustness"]
+    assert (block["cells"], block["subjects"], block["estimates"]) == (12, 4, "these weights")
+    assert set(block["changes"]) == set(CHANGES)
+    assert "12 cells, every subject counting the same" in result.stdout
+    assert "robustness" not in json.loads(_evaluated(tiny_release, cells, tmp_path / "plain"))
+
+
+def _evaluated(release: Path, cells: Flags, output: Path) -> str:
+    assert run(release, *cells, "--output", output).exit_code == 0
+    return (output / "evaluation.json").read_text()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,24 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.cells import LoadedCells
 from leukoscope.data.changes import CHANGES
+from leukoscope.data.images import UnreadableImage
+from leukoscope.data.pixel_cache import frame_cells
+from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.evaluation.robustness import (
     DecidedCells,
     UnseenCells,
     even_sample,
     measure_robustness,
+    opener,
     robustness_block,
+    robustness_of_folds,
 )
+from leukoscope.inference.ood import fit_detector, picture_statistics
 from leukoscope.inference.predictor import Predictor
+from leukoscope.models.release import read_metrics, read_release, write_metrics
 from leukoscope.synthetic import phantom_cells
 
 SUBJECTS = ("1", "1", "1", "1", "2", "2", "H1", "H1", "H1", "H2")
@@ -142,8 +151,8 @@ def test_a_sample_has_every_subject_alike_and_begins_with_the_smaller_one() -> N
 
 @pytest.fixture(scope="module")
 def phantoms() -> tuple[dict[str, Image.Image], tuple[str, ...], np.ndarray]:
-    """Eight phantoms of four subjects."""
-    drawn = list(phantom_cells(subjects_per_class=2, cells_per_subject=2))
+    """Four phantoms of three subjects."""
+    drawn = list(phantom_cells(subjects_per_class=2, cells_per_subject=2))[1:5]
     pictures = {f"cell-{i}": Image.fromarray(phantom.image) for i, phantom in enumerate(drawn)}
     labels = np.array([("ALL", "HEM").index(phantom.label) for phantom in drawn])
     return pictures, tuple(phantom.subject for phantom in drawn), labels
@@ -158,17 +167,17 @@ def test_two_parts_are_predicted_as_by_hand(
         UnseenCells(
             predictor, ids[rows], subjects[rows], references[rows], ("HEM", "ALL"), (1, 0), pictures.__getitem__
         )
-        for rows in (slice(0, 5), slice(5, 8))
+        for rows in (slice(0, 3), slice(3, 4))
     ]
     # The data set has the classes in another order than the release.
     parts = [UnseenCells(**{**vars(part), "references": 1 - part.references}) for part in parts]
     block = measure_robustness(parts, estimates="", at_most=100)
-    assert block["sample"] == {"cells": 8, "drawn_from": 8, "seed": 0}
+    assert block["sample"] == {"cells": 4, "drawn_from": 4, "seed": 0}
     assert set(block["changes"]) == set(CHANGES)
 
     plain = [predictor(picture) for picture in pictures.values()]
     kept = [i for i, prediction in enumerate(plain) if prediction.outcome not in ("out of distribution", "not a cell")]
-    assert block["refused_unchanged"] == 8 - len(kept)
+    assert block["refused_unchanged"] == 4 - len(kept)
     for name, change in CHANGES.items():
         after = [predictor(change(pictures[ids[i]], black=True)) for i in kept]
         refused = [one.outcome in ("out of distribution", "not a cell") for one in after]
@@ -183,14 +192,66 @@ def test_two_parts_are_predicted_as_by_hand(
             assert block["changes"][name][key] == pytest.approx(by_subject), (name, key)
 
 
-def test_a_picture_that_cannot_be_used_is_named(
+def test_a_picture_that_cannot_be_opened_is_named(
     tiny_release: Path, phantoms: tuple[dict[str, Image.Image], tuple[str, ...], np.ndarray]
 ) -> None:
     pictures, subjects, references = phantoms
-    broken = dict(pictures) | {"cell-3": Image.new("CMYK", (64, 64))}
-    part = UnseenCells(
-        Predictor.from_pretrained(tiny_release),
-        *(tuple(pictures), subjects, references, ("ALL", "HEM"), (0, 1), lambda cell: broken[cell]),
-    )
-    with pytest.raises(LeukoscopeError, match="cell-3"):
+
+    def open_cell(cell: str) -> Image.Image:
+        if cell == "cell-1":
+            raise UnreadableImage(f"cell {cell}: is damaged; copy it again")
+        return pictures[cell]
+
+    predictor = Predictor.from_pretrained(tiny_release)
+    part = UnseenCells(predictor, tuple(pictures), subjects, references, ("ALL", "HEM"), (0, 1), open_cell)
+    with pytest.raises(LeukoscopeError, match="cell cell-1: is damaged"):
         measure_robustness([part], estimates="")
+
+
+def test_each_fold_refuses_by_a_detector_that_has_not_seen_its_subjects_and_decides_as_the_release(
+    tiny_release: Path, phantom_data: LoadedCells, tmp_path: Path
+) -> None:
+    preprocessing = read_release(tiny_release).preprocessing
+    cells = frame_cells(phantom_data, preprocessing)
+    release = Path(shutil.copytree(tiny_release, tmp_path / "release"))
+    # Probabilities of the tiny network lie near .5: the threshold is one that some pass.
+    decides = {
+        "calibration": {"temperature": 0.5},
+        "decisions": {"abstention": {"default": {"threshold": 0.51, "target_risk": 0.1}}},
+    }
+    write_metrics(release, {**read_metrics(release), **decides})
+    ids = tuple(phantom_data.train["cell_id"])
+    rows = cells.rows(ids)
+    subjects = np.asarray(cells.subjects)
+    names = np.unique(subjects[rows])
+    folds = []
+    for own in (names[::2], names[1::2]):
+        mine = [i for i, row in enumerate(rows) if subjects[row] in own]
+        some = tuple(ids[i] for i in mine)
+        chance = np.full((len(mine), 2), 0.5)
+        of = tuple(subjects[rows[mine]])
+        folds.append((tiny_release, CellPredictions(some, of, cells.labels[rows[mine]], chance, ("ALL", "HEM"))))
+    block = robustness_of_folds(release, folds, cells, at_most=6)
+
+    tested = [(number, row) for number, (_, fold) in enumerate(folds) for row in range(len(fold.cell_ids))]
+    drawn = np.sort(even_sample([folds[number][1].subjects[row] for number, row in tested], 6))
+    statistics = np.stack([picture_statistics(cell) for cell in cells.pixels])
+    refused, opened = {name: 0 for name in CHANGES}, opener(phantom_data)
+    left_out = 0
+    for number, row in (tested[i] for i in drawn):
+        fold = folds[number][1]
+        others = [r for r in rows if subjects[r] not in fold.subjects]
+        detector, _ = fit_detector(statistics[others], subjects[others].tolist())
+        picture = opened(fold.cell_ids[row])
+        if detector.scores(preprocessing.frame(picture)[None])[0] > 1:
+            left_out += 1
+            continue
+        for name, change in CHANGES.items():
+            refused[name] += int(detector.scores(preprocessing.frame(change(picture, black=True))[None])[0] > 1)
+    assert block["sample"]["cells"] == 6
+    assert block["estimates"] == OUT_OF_FOLD
+    assert block["refused_unchanged"] == left_out
+    # Every cell of the sample is of another subject.
+    shares = {name: count / block["cells"] for name, count in refused.items()}
+    assert {name: change["refused"] for name, change in block["changes"].items()} == pytest.approx(shares)
+    assert any(shares.values()), "some change must be refused, or this test shows nothing"

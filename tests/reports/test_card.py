@@ -23,7 +23,7 @@ from leukoscope.evaluation.metrics import NOT_KNOWN
 from leukoscope.models.build import FROM_SCRATCH
 from leukoscope.models.release import write_metrics
 from leukoscope.reports.card import CARD_PLOTS, draw_examples, draw_plots, render_card, write_card
-from release_fixtures import METRICS
+from release_fixtures import METRICS, ROBUSTNESS
 
 REPOSITORY = Path(__file__).parents[2]
 Card = Callable[..., str]
@@ -400,3 +400,12 @@ def test_a_card_of_single_cells_says_how_smears_are_read(card: Card) -> None:
     rendered = card()
     assert "Not for smears" not in rendered
     assert "In a smear, `leukoscope smear` and the demo first find the cells and cut them out." in rendered
+
+
+def test_a_card_says_how_the_answers_hold_when_the_picture_changes(card: Card) -> None:
+    assert "When the picture changes" not in card()
+    text = card(robustness=ROBUSTNESS)
+    assert "### When the picture changes a little" in text
+    assert "| 10 % larger | 11.2 (5.6–22.4) | 11.2 HEM → ALL | 0.0 | 0.0 | 0.688 |" in text
+    assert "on 1,200 cells of 41 subjects" in text
+    assert "Unchanged, the AUROC is 0.811." in text

@@ -11,7 +11,8 @@ from leukoscope.audit import audit_cells, scan_cells
 from leukoscope.data.cells import LoadedCells
 from leukoscope.evaluation.metrics import BY_SUBJECT, POOLED_METRICS
 from leukoscope.reports.formatting import Table, metric_name, span
-from leukoscope.reports.release_tables import copies_table, recognised_rows
+from leukoscope.reports.release_tables import copies_table, recognised_rows, robustness_table
+from release_fixtures import ROBUSTNESS
 
 EMBEDDED = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/metrics.json"))
 
@@ -99,3 +100,18 @@ def test_copies_are_counted_by_what_is_known_of_the_cells(phantom_data: LoadedCe
         "across what splits keep together",
         "would inflate metrics",
     ]
+
+
+def test_of_each_family_of_changes_the_worst_is_shown_and_the_worst_family_first() -> None:
+    table = robustness_table(ROBUSTNESS)
+    assert [row[0] for row in table.rows] == ["15 % more saturated", "10 % larger", "10 % brighter"]
+    assert table.rows[1][1:] == ["11.2 (5.6–22.4)", "11.2 HEM → ALL", "0.0", "0.0", "0.688"]
+    assert table.rows[0][3] == "23.0"
+
+
+def test_what_is_recognised_under_the_worst_change_stands_beside_what_is_recognised(
+    release_metrics: dict[str, Any],
+) -> None:
+    rows = recognised_rows(release_metrics | {"robustness": ROBUSTNESS})
+    assert ["1,200 of these cells, shown 15 % more saturated", "90", "50 (40–60)", "0.750 (0.50–0.90)"] in rows
+    assert len(rows) == len(recognised_rows(release_metrics)) + 1

@@ -19,10 +19,12 @@ from leukoscope.reports.text import (
     model_text,
     percent,
     recall_text,
+    robustness_text,
     trust_text,
     warnings,
     weak_map_text,
 )
+from release_fixtures import ROBUSTNESS
 
 SUBJECTS = {
     "1": {"label": "ALL", "accuracy": 0.9}, "2": {"label": "ALL", "accuracy": 1.0},
@@ -214,3 +216,14 @@ def test_a_refused_picture_is_told_how_far_it_is_from_the_training_cells() -> No
         "Its texture is unlike that of the training cells: the picture is 12 times as far"
     )
     assert "OOD score" not in foreign_text(far)
+
+
+def test_the_two_worst_kinds_of_changes_are_said_in_one_sentence() -> None:
+    assert robustness_text({"robustness": ROBUSTNESS}) == (
+        "Of 100 unseen cells, 11 change their class when shown 10 % larger, 5 when shown 15 % more saturated."
+    )
+    assert robustness_text({}) == ""
+    still = {name: change | {"class_changed": 0.0} for name, change in ROBUSTNESS["changes"].items()}
+    assert robustness_text({"robustness": ROBUSTNESS | {"changes": still}}) == (
+        "No class of 1200 unseen cells changes under the small changes that were tried."
+    )

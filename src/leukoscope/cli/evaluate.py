@@ -35,6 +35,13 @@ def evaluate(
     max_eval_samples: Annotated[
         int | None, Option("--max_eval_samples", min=1, help="Test on at most so many cells, chosen at random.")
     ] = None,
+    robustness: Annotated[
+        bool,
+        Option(
+            "--robustness",
+            help="Predict 300 cells, evenly of all subjects, again under 22 small changes: how many classes change?",
+        ),
+    ] = False,
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",
     as_json: options.AsJson = False,
@@ -44,8 +51,14 @@ def evaluate(
 
     Writes evaluation.json, the same as a page of Markdown, and the predictions.
     """
-    from leukoscope.evaluation.evaluate import build_evaluation, open_model, predictions_of_model, select_cells
-    from leukoscope.models.release import write_json
+    from leukoscope.evaluation.evaluate import (
+        build_evaluation,
+        open_model,
+        predictions_of_model,
+        robustness_of_model,
+        select_cells,
+    )
+    from leukoscope.models.release import ROBUSTNESS, write_json
     from leukoscope.reports.evaluation import evaluation_text
 
     names = _label_names(label_map or ())
@@ -58,6 +71,8 @@ def evaluate(
     predicted = predictions_of_model(predictor, cells, label_map=names, batch_size=batch_size)
     with progress("computing metrics and intervals"):
         evaluation = build_evaluation(predicted, cells, seed=seed)
+    if robustness:
+        evaluation[ROBUSTNESS] = robustness_of_model(predictor, predicted.predictions, cells, names)
     folder = output or Path("evaluations") / re.sub(r"[^\w.-]+", "-", predicted.name)
     text = evaluation_text(evaluation)
     with disk_errors(f"{folder}: the evaluation cannot be written there", "name another --output"):
@@ -96,7 +111,7 @@ def protocol(
     from leukoscope.evaluation.assess import assess
     from leukoscope.files import resource_file
     from leukoscope.models.release import read_release
-    from leukoscope.protocol import check_release_folder, compose_release, run_protocol
+    from leukoscope.protocol import add_robustness, check_release_folder, compose_release, run_protocol
     from leukoscope.reports.card import CARD_TEMPLATE, write_card
     from leukoscope.training.accelerator import close_connection
     from leukoscope.training.config import parse_config
@@ -111,6 +126,8 @@ def protocol(
         compose_release(runs, output)
         preprocessing = read_release(output).preprocessing
         data = config.data.load(preprocessing.image_size)
-        assess(output, frame_cells(data, preprocessing))
+        cells = frame_cells(data, preprocessing)
+        assess(output, cells)
+        add_robustness(runs, output, cells, config.run.robustness_cells)
         typer.echo(f"{write_card(output)}\n{RESEARCH_NOTICE}")
     close_connection()

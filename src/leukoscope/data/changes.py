@@ -31,7 +31,7 @@ class Change:
         name: key of `CHANGES`.
         family: what is changed; a card shows one row for each.
         strength: what `apply` takes: a factor, or degrees, pixels, levels of 0–255, a JPEG quality.
-        shows: what a reader is told.
+        shows: how the picture is shown, to follow "shown".
         apply: (RGB picture, strength, whether it is a cell cut out on black) → RGB picture of the same size.
     """
 
@@ -151,24 +151,24 @@ CHANGES: dict[str, Change] = {
         Change("brightness_up_20", "brightness", 1.2, "20 % brighter", _brightness),
         Change("brightness_down_10", "brightness", 0.9, "10 % darker", _brightness),
         Change("brightness_down_20", "brightness", 0.8, "20 % darker", _brightness),
-        Change("contrast_up_10", "contrast", 1.1, "10 % more contrast", _contrast),
-        Change("contrast_down_10", "contrast", 0.9, "10 % less contrast", _contrast),
+        Change("contrast_up_10", "contrast", 1.1, "10 % higher in contrast", _contrast),
+        Change("contrast_down_10", "contrast", 0.9, "10 % lower in contrast", _contrast),
         Change("saturate_up_15", "saturation", 1.15, "15 % more saturated", _saturation),
         Change("saturate_down_15", "saturation", 0.85, "15 % less saturated", _saturation),
-        Change("hue_up_4", "hue", 4.0, "hue turned by +4°", _hue),
-        Change("hue_down_4", "hue", -4.0, "hue turned by -4°", _hue),
+        Change("hue_up_4", "hue", 4.0, "shifted by +4° in hue", _hue),
+        Change("hue_down_4", "hue", -4.0, "shifted by -4° in hue", _hue),
         Change("size_up_5", "size", 1.05, "5 % larger", _size),
         Change("size_up_10", "size", 1.1, "10 % larger", _size),
         Change("size_down_5", "size", 0.95, "5 % smaller", _size),
         Change("size_down_10", "size", 0.9, "10 % smaller", _size),
         Change("rotation_30", "rotation", 30.0, "turned by 30°", _rotation),
-        Change("gaussian_blur_1", "blur", 1.0, "blurred, σ 1 px", _blur),
-        Change("gaussian_blur_2", "blur", 2.0, "blurred, σ 2 px", _blur),
-        Change("gaussian_noise_8", "noise", 8.0, "noise, σ 8 of 255", _noise),
-        Change("jpeg_compression_90", "JPEG", 90, "JPEG at quality 90", _jpeg),
-        Change("jpeg_compression_50", "JPEG", 50, "JPEG at quality 50", _jpeg),
-        Change("jpeg_compression_30", "JPEG", 30, "JPEG at quality 30", _jpeg),
-        Change("half_resolution", "resolution", 0.5, "half the resolution and back", _resolution),
+        Change("gaussian_blur_1", "blur", 1.0, "blurred (σ 1 px)", _blur),
+        Change("gaussian_blur_2", "blur", 2.0, "blurred (σ 2 px)", _blur),
+        Change("gaussian_noise_8", "noise", 8.0, "noisy (σ 8 of 255)", _noise),
+        Change("jpeg_compression_90", "JPEG", 90, "compressed (JPEG 90)", _jpeg),
+        Change("jpeg_compression_50", "JPEG", 50, "compressed (JPEG 50)", _jpeg),
+        Change("jpeg_compression_30", "JPEG", 30, "compressed (JPEG 30)", _jpeg),
+        Change("half_resolution", "resolution", 0.5, "at half the resolution", _resolution),
     )
 }
 """name → change; of a family the weakest first."""

@@ -27,6 +27,7 @@ from leukoscope.evaluation import bootstrap
 from leukoscope.evaluation.metrics import measure, versions
 from leukoscope.evaluation.overlap import KnownCells, Overlap, seen_in_training
 from leukoscope.evaluation.predictions import CellPredictions
+from leukoscope.evaluation.robustness import ROBUSTNESS_CELLS, UnseenCells, measure_robustness, opener
 from leukoscope.evaluation.subjects import measure_subject_rule
 from leukoscope.inference.predictor import Predictor
 from leukoscope.inference.runtime import Runtime
@@ -278,6 +279,27 @@ def build_evaluation(predicted: ModelPredictions, cells: SelectedCells, *, seed:
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "versions": versions(),
     }
+
+
+def robustness_of_model(
+    predictor: Predictor,
+    predictions: CellPredictions,
+    cells: SelectedCells,
+    label_map: Mapping[str, str],
+    at_most: int = ROBUSTNESS_CELLS,
+) -> dict[str, Any]:
+    """Measure how a release's answers hold under small changes of cells that it predicted; see `measure_robustness`."""
+    labels = cells.data.info.labels
+    part = UnseenCells(
+        predictor,
+        predictions.cell_ids,
+        predictions.subjects,
+        predictions.references,
+        labels,
+        match_labels(predictor.release.name, predictor.labels, labels, label_map),
+        opener(cells.data),
+    )
+    return measure_robustness([part], estimates="these weights", at_most=at_most, unit=cells.data.info.group)
 
 
 def training_overlap(

@@ -22,8 +22,9 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.changes import CHANGES
 from leukoscope.data.images import UnreadableImage, is_cut_out, open_encoded
-from leukoscope.data.pixel_cache import FramedCells
-from leukoscope.evaluation.assess import write_fit
+from leukoscope.data.pixel_cache import FramedCells, PixelRows
+from leukoscope.data.splits import Split
+from leukoscope.evaluation.assess import VALIDATED, write_fit
 from leukoscope.evaluation.bootstrap import (
     BOOTSTRAP_SAMPLES,
     LEVEL,
@@ -35,11 +36,11 @@ from leukoscope.evaluation.bootstrap import (
 )
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.predictions import CellPredictions, pooled
-from leukoscope.inference.ood import fit_detector, picture_statistics
+from leukoscope.inference.ood import STATISTICS, OodDetector, fit_detector, picture_statistics
 from leukoscope.inference.prediction import ABSTAIN, REFUSED
 from leukoscope.inference.predictor import Predictor
-from leukoscope.models.release import read_metrics
-from leukoscope.progress import progress
+from leukoscope.models.release import ROBUSTNESS, read_metrics, write_metrics
+from leukoscope.progress import note, progress
 
 ROBUSTNESS_CELLS = 300
 """Cells that are changed unless a user names another number: each is predicted once more for every change."""
@@ -251,6 +252,21 @@ def robustness_of_release(
     return measure_robustness([part], estimates=estimates, at_most=at_most, unit=info.group)
 
 
+def add_robustness(directory: Path, cells: FramedCells, split: Split, at_most: int) -> None:
+    """Write the block of a single training's release, on its validation side, into its metrics.json.
+
+    Synthetic cells have none: drawn to look alike, they say nothing about cameras.
+    """
+    if cells.data.info.synthetic or at_most == 0:
+        return
+    try:
+        block = robustness_of_release(directory, cells, split.validation, estimates=VALIDATED, at_most=at_most)
+    except LeukoscopeError as error:
+        note(f"this release does not say how it holds under small changes: {error}")
+        return
+    write_metrics(directory, {**read_metrics(directory), ROBUSTNESS: block})
+
+
 def robustness_of_folds(
     directory: Path, folds: Sequence[tuple[Path, CellPredictions]], cells: FramedCells, *, at_most: int
 ) -> dict[str, Any]:
@@ -270,25 +286,37 @@ def robustness_of_folds(
     """
     metrics, info, open_cell = read_metrics(directory), cells.data.info, opener(cells.data)
     decides = {key: metrics[key] for key in ("calibration", "decisions") if key in metrics}
-    with progress("fitting the OOD detectors of the folds"):
-        statistics = np.asarray([picture_statistics(cell) for cell in cells.pixels], np.float32)
+    detectors = _detectors_of_folds(cells, [fold for _, fold in folds])
     parts = []
     with TemporaryDirectory() as temporary:
         for number, (folder, fold) in enumerate(folds):
             copy = Path(temporary) / f"fold-{number}"
             shutil.copytree(folder, copy)
-            tested = set(fold.cell_ids)
-            others = cells.rows(tuple(cell for cell in cells.data.train["cell_id"] if cell not in tested))
-            detector, _ = fit_detector(statistics[others], [cells.subjects[row] for row in others])
-            write_fit(copy, read_metrics(copy), decides, detector)
+            write_fit(copy, read_metrics(copy), decides, detectors[number])
             predictor = Predictor.from_pretrained(copy)
             matched = tuple(fold.label_names.index(label) for label in predictor.labels)
-            parts.append(
-                UnseenCells(
-                    predictor, fold.cell_ids, fold.subjects, fold.references, fold.label_names, matched, open_cell
-                )
-            )
+            tested = (fold.cell_ids, fold.subjects, fold.references, fold.label_names)
+            parts.append(UnseenCells(predictor, *tested, matched, open_cell))
         return measure_robustness(parts, estimates=OUT_OF_FOLD, at_most=at_most, unit=info.group)
+
+
+def _detectors_of_folds(cells: FramedCells, folds: Sequence[CellPredictions]) -> list[OodDetector | None]:
+    """An OOD detector for the cells of each fold, fitted on all others; None for all where these are too few."""
+    ids, detectors = tuple(cells.data.train["cell_id"]), list[OodDetector | None]()
+    rows = cells.rows(ids)
+    subjects = np.asarray(cells.subjects)
+    with progress("fitting the OOD detectors of the folds"):
+        statistics = np.zeros((len(cells.pixels), STATISTICS), np.float32)
+        statistics[rows] = [picture_statistics(cell) for cell in PixelRows(cells.pixels, rows)]
+        try:
+            for fold in folds:
+                others = np.setdiff1d(rows, cells.rows(fold.cell_ids))
+                detector, _ = fit_detector(statistics[others], subjects[others].tolist())
+                detectors.append(detector)
+        except LeukoscopeError as error:
+            note(f"no changed picture is refused in the block of small changes: {error}")
+            return [None] * len(folds)
+    return detectors
 
 
 def _decide(part: UnseenCells, rows: np.ndarray, advance: Callable[[int], None]) -> list[DecidedCells]:

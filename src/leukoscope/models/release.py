@@ -43,6 +43,7 @@ SCHEMA_VERSION = 3  # of metrics.json
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
 PREDICTIONS = "predictions"  # folder of a protocol's predictions, one Parquet file an evaluation; no pixels
 FIGURES = "figures"  # pictures of the card
+ROBUSTNESS = "robustness"  # block of metrics.json: how the answers hold under small changes of the pictures
 PROCESSOR = "preprocessor_config.json"  # of an export as ONNX
 OOD = "ood.safetensors"  # may be missing: releases made elsewhere, or before their cells were at hand
 # Sources of the white cells in metrics.json's `ood.healthy`. Of the people in fields of view nothing is known.

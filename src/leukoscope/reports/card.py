@@ -99,6 +99,7 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
         figures={plot: _alt_text(plot, unit, in_fields=in_fields) for plot in _drawn(release)},
         recognised_table=release_tables.recognised_table,
         healthy_given=release_tables.healthy_given,
+        robustness_table=release_tables.robustness_table,
         frequencies=training.get("output_frequencies") or training.get("class_frequencies"),
         map_check=MapCheck.from_metrics(metrics),
         has_map="heat_maps" in metrics or has_map,

@@ -8,7 +8,7 @@ from typing import Any
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.reports.formatting import count, fraction
-from leukoscope.reports.release_tables import confusion_table, metrics_table, subjects_table
+from leukoscope.reports.release_tables import confusion_table, metrics_table, robustness_table, subjects_table
 
 WORST = 10
 LEFT_OUT = 20
@@ -55,6 +55,12 @@ def _paragraphs(evaluation: Mapping[str, Any]) -> Iterator[str]:
             f"The rule for subjects gives a class to {rule['given_a_class']} of {len(rule['subjects'])}; of these, "
             f"sensitivity {fraction(rule['sensitivity'])}, specificity {fraction(rule['specificity'])}."
         )
+    if robustness := evaluation.get("robustness"):
+        yield (
+            f"Under small changes of the picture, {count(robustness['cells'])} cells, every "
+            f"{robustness['weighted_by']} counting the same:"
+        )
+        yield str(robustness_table(robustness))
     if subjects:
         yield f"The {unit}s with the lowest accuracy:"
         yield str(subjects_table(subjects, unit, most=WORST))

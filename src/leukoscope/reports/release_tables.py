@@ -57,7 +57,7 @@ class RecognisedRow:
     """On whom a release was measured, and what it recognised there.
 
     `kind` is "outside" for people of an outside check, "unseen" for cross-validation or another test on subjects that
-    the networks never saw, "cells" for a test whose subjects are in training, too, "size" for cell size alone.
+    the networks never saw, "changed" for some of their cells under a small change, "cells" for a test whose subjects are in training, too, "size" for cell size alone.
     `recognised` has one text a class.
     """
 
@@ -114,6 +114,9 @@ def recognised_rows(metrics: Metrics) -> list[RecognisedRow]:
     if block is None:
         return [_row_by_cells(metrics["evaluations"][0], labels)]
     rows = [*_outside_rows(metrics.get("further_subjects"), labels), _unseen_row(block, labels)]
+    robustness = metrics.get("robustness")
+    if robustness and "recall_by_subject" in robustness["unchanged"]:
+        rows.append(_worst_change_row(robustness, labels))
     size = block.get("size_only_baseline")
     if size:
         alone = size.get("recall_by_subject") or {}
@@ -175,6 +178,16 @@ def recognised_table(metrics: Metrics) -> Table:
     return Table(("measured on", *heads, f"AUROC by {metrics['data']['unit']}"), rows)
 
 
+def _worst_change_row(robustness: Metrics, labels: Sequence[str]) -> RecognisedRow:
+    """Some of the unseen subjects' cells under the small change that changes most classes."""
+    worst = worst_of_families(robustness, "class_changed")[0]
+    recalls_of, intervals = worst["recall_by_subject"], worst.get("intervals") or {}
+    recognised = tuple(_of_100(recalls_of.get(name), intervals.get(f"recall_{name}_by_subject")) for name in labels)
+    auroc = {"value": worst["auroc_by_subject"], **intervals.get("auroc_by_subject", {"low": None, "high": None})}
+    measured_on = f"{count(robustness['cells'])} of these cells, shown {worst['shows']}"
+    return RecognisedRow("changed", measured_on, recognised, with_span(auroc))
+
+
 def _of_100(recall: float | None, interval: Metrics | None) -> str:
     """A recall as a number of 100, with its interval where there is one."""
     if recall is None:
@@ -216,6 +229,45 @@ def metrics_table(metrics: Metrics, intervals: Metrics, unit: str) -> Table:
         for key, number in metrics.items()
     ]
     return Table(("metric", "value", f"{intervals['level']:.0%} interval, by {unit}", "naive, by cell"), rows)
+
+
+# Small changes of the pictures
+
+
+def worst_of_families(robustness: Metrics, by: str = "changed") -> list[Metrics]:
+    """The worst change of each family by one of the block's shares, the worst family first."""
+    worst: dict[str, Metrics] = {}
+    for change in robustness["changes"].values():
+        before = worst.get(change["family"])
+        if before is None or change[by] > before[by]:
+            worst[change["family"]] = change
+    return sorted(worst.values(), key=lambda change: -change[by])
+
+
+def robustness_table(robustness: Metrics) -> Table:
+    """Of 100 cells, how many get another class, are refused or get none under the worst change of each family."""
+    rows = []
+    for change in worst_of_families(robustness):
+        directions = [f"{_tenths(way['share'])} {way['from']} → {way['to']}" for way in change["directions"]]
+        interval = (change.get("intervals") or {}).get("class_changed")
+        ends = f" ({_tenths(interval['low'])}–{_tenths(interval['high'])})" if interval else ""
+        rows.append(
+            [
+                change["shows"],
+                f"{_tenths(change['class_changed'])}{ends}",
+                ", ".join(directions) or "–",
+                _tenths(change["refused"]),
+                _tenths(change["abstained"]),
+                share(change.get("auroc_by_subject", change.get("auroc"))),
+            ]
+        )
+    heads = ("of 100 cells, another class", "which", "now refused", "now no class", "AUROC")
+    return Table(("shown", *heads), rows)
+
+
+def _tenths(value: float) -> str:
+    """A share as a number of 100, with one digit."""
+    return f"{100 * value:.1f}"
 
 
 # Audits of data sets

@@ -199,6 +199,25 @@ def foreign_text(decision: Decision) -> str:
     return " ".join(reason.text for reason in decision.reasons)
 
 
+def robustness_text(metrics: Mapping[str, Any]) -> str:
+    """The two kinds of small changes that change most classes, in one sentence; "" where they were not measured."""
+    block = metrics.get("robustness")
+    if not block:
+        return ""
+    first, second, *_ = release_tables.worst_of_families(block, "class_changed")
+    if not first["class_changed"]:
+        return f"No class of {block['cells']} unseen cells changes under the small changes that were tried."
+    return (
+        f"Of 100 unseen cells, {_of_100(first['class_changed'])} change their class when shown {first['shows']}, "
+        f"{_of_100(second['class_changed'])} when shown {second['shows']}."
+    )
+
+
+def _of_100(share: float) -> str:
+    """A share as a whole number of 100 that is not 0 where there are some."""
+    return "fewer than 1" if 0 < share < 0.005 else f"{100 * share:.0f}"
+
+
 def model_text(metrics: Mapping[str, Any]) -> str:
     """A release in one line: what it was trained on, and the data's licence."""
     data = metrics.get("data") or {}

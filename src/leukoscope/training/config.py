@@ -47,6 +47,7 @@ NOT_THE_RESULT = (
     "resume_from_checkpoint",
     "report_to",
     "quiet",
+    "robustness_cells",
     "push_to_hub",
     "hub_model_id",
     "hub_private",
@@ -196,6 +197,11 @@ class RunArguments:
         None,
         "Log the run's metrics to a tracker: trackio, tensorboard, wandb. wandb sends them to its server, unless "
         "WANDB_MODE=offline is set, and trackio to a Space that its own settings name; else they stay on this machine.",
+    )
+    robustness_cells: Annotated[int, Field(ge=0)] = _flag(
+        300,
+        "Measure on so many cells of the validation side, or out of fold by protocol, how many classes change when a "
+        "picture is a little brighter, larger, blurred …; each cell is predicted 23 times. 0 for none.",
     )
     quiet: bool = _flag(False, "No progress and no notes; results and errors are still printed.")
     push_to_hub: bool = _flag(

@@ -27,6 +27,7 @@ from leukoscope.data.splits import BY_IMAGE, Split, load_split, make_split
 from leukoscope.evaluation.assess import fit_on_validation
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions
+from leukoscope.evaluation.robustness import add_robustness
 from leukoscope.models.build import NetworkStart, build_network, load_start_weights, model_args, rewrite_for_timm
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import read_metrics
@@ -354,6 +355,7 @@ def finish(prepared: Prepared, trainer: Trainer) -> None:
                 if validated is not None:
                     # What decides: temperature, thresholds and OOD detector, written into the release.
                     fit_on_validation(folder.release, validated, prepared.cells, split)
+                    add_robustness(folder.release, prepared.cells, split, prepared.plan.config.run.robustness_cells)
                     metrics = read_metrics(folder.release)
             folder.finish(metrics)
             accelerator.print(f"run folder: {folder.path}", flush=True)
