@@ -3,38 +3,45 @@
     python -m research.robustness_baseline RELEASE --train_dir DIR --output DIR [--cells 2000]
 
 For a frozen backbone with a linear head only. Such a head is linear in the pooled features, so that of a fold is found
-again from the release's own out-of-fold predictions: their logits are solved for the head's weights, and cells that the
-solution has not seen show how exact it is. Features are kept in `--output`, a few cells a file, and the same command
-goes on where it was stopped. The cells come subject by subject in turns, so that the first ones have every subject.
+again from the release's own out-of-fold predictions: its difference from the release's head is solved for, and cells
+that the solution has not seen show how exact it is. Features are kept in `--output`, a few cells a file, and the same
+command goes on where it was stopped. The cells come subject by subject in turns, so that the first ones have every
+subject. `--measure JSON` writes the block of those that are there, and a table of what was predicted beside it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from leukoscope import LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.changes import CHANGES
 from leukoscope.data.images import open_encoded
 from leukoscope.data.loading import load_cells
 from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.evaluation.robustness import even_sample
+from leukoscope.evaluation.robustness import DecidedCells, even_sample, robustness_block
 from leukoscope.files import atomic_file
-from leukoscope.inference.ood import picture_statistics
-from leukoscope.models.release import PREDICTIONS
+from leukoscope.inference.ood import fit_detector, picture_statistics
+from leukoscope.inference.prediction import Checks, Thresholds, softmax
+from leukoscope.models.release import PREDICTIONS, ROBUSTNESS, write_json
 from leukoscope.models.weights import Release, load_release
 from leukoscope.progress import track
+from leukoscope.reports.release_tables import robustness_table
 from research.commands import make_parser, run
 
 UPRIGHT_PER_FILE, CHANGED_PER_FILE = 64, 4
-HEAD_CELLS = 3000
-"""Upright cells that the heads are solved from: of five folds 600 each, for 513 unknowns."""
+HEAD_CELLS = 1500
+"""Upright cells that the heads are solved from: of five folds 300 each, beside the release's own head."""
 
 
 def pooled_features(release: Release) -> Callable[[np.ndarray], np.ndarray]:
@@ -118,20 +125,148 @@ class FeatureFiles:
             yield self.preprocessing.frame(change(picture, black=self.black))
 
 
+# From features to predictions
+
+
+def solve_heads(
+    features: np.ndarray, logits: np.ndarray, folds: np.ndarray, prior: np.ndarray
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Find the head of each fold from the logits that its network gave.
+
+    The head of the release, which was fitted to all cells, is nearly each fold's: only the difference is solved for,
+    in the directions in which cells differ most.
+
+    Args:
+        features: (N, F) of upright cells.
+        logits: (N,) of the first class over the second, by the network of the cell's fold.
+        folds: (N,) int.
+        prior: (F,) the release's weights.
+
+    Returns:
+        (folds, F + 1) weights and bias, and how far the logits of a sixth of the cells lie from those of a head that
+        was solved without them.
+    """
+    mean = features.mean(axis=0)
+    centred = features - mean
+    variances, directions = np.linalg.eigh(np.cov(centred.T))
+    scale = directions * variances.clip(0)
+    projected = centred @ scale
+    heads, apart = [], []
+
+    def solve(rows: np.ndarray) -> np.ndarray:
+        """(F + 1,) the head that gives these rows their logits."""
+        difference = logits[rows] - centred[rows] @ prior
+        offset = np.square(projected).sum(axis=1).mean()
+        kernel = projected[rows] @ projected[rows].T + offset
+        kernel += np.eye(len(rows)) * 1e-8 * np.trace(kernel) / len(rows)
+        dual = np.linalg.solve(kernel, difference)
+        weights = prior + scale @ (projected[rows].T @ dual)
+        return np.append(weights, offset * dual.sum() - weights @ mean)
+
+    for fold in range(int(folds.max()) + 1):
+        rows = np.flatnonzero(folds == fold)
+        left_out = rows[::6]
+        checked = solve(np.setdiff1d(rows, left_out))
+        apart.append(features[left_out] @ checked[:-1] + checked[-1] - logits[left_out])
+        heads.append(solve(rows))
+    differences = np.concatenate(apart)
+    return np.stack(heads), {
+        "cells": len(features),
+        "checked_on": len(differences),
+        "rms_of_logits": float(np.sqrt(np.square(differences).mean())),
+        "largest_of_logits": float(np.abs(differences).max()),
+    }
+
+
+def release_head(release: Release) -> np.ndarray:
+    """(F,) the release's weights of the first class over the second on pooled features, without its temperature."""
+    network: Any = release.network
+    norm, weight = network.features.norm5, network.classifier.weight.double()
+    slope = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    temperature = release.metrics.get("calibration", {}).get("temperature", 1.0)
+    head: np.ndarray = ((weight[0] - weight[1]) * slope * temperature).numpy()
+    return head
+
+
+def predicted(
+    release: Release, stored: CellPredictions, files: FeatureFiles, prior: np.ndarray
+) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+    """A table of every changed cell, as it is and under each change, out of fold; and how exact its heads are.
+
+    Its columns: cell_id, change ("" for none), logit, uncalibrated, and ood_score.
+    """
+    assert stored.folds is not None
+    row_of = {cell: row for row, cell in enumerate(stored.cell_ids)}
+    upright, features, statistics = files.read("upright")
+    rows = np.asarray([row_of[cell] for cell in upright])
+    logits = np.log(stored.probabilities[:, 0]) - np.log(stored.probabilities[:, 1])
+    heads, exactness = solve_heads(features[:, 0].astype(float), logits[rows], stored.folds[rows], prior)
+    subjects = np.asarray(stored.subjects)
+    detectors = []
+    for fold in range(len(heads)):
+        others = stored.folds[rows] != fold
+        detector, _ = fit_detector(statistics[others, 0], subjects[rows[others]].tolist())
+        detectors.append(detector)
+    statistics_of = dict(zip(upright, statistics[:, 0], strict=True))
+    table: dict[str, list[Any]] = {"cell_id": [], "change": [], "logit": [], "ood_score": []}
+    for cell, of_changes, its_statistics in zip(*files.read("changed"), strict=True):
+        row = row_of[cell]
+        head, detector = heads[stored.folds[row]], detectors[stored.folds[row]]
+        its_logits = [logits[row], *(of_changes.astype(float) @ head[:-1] + head[-1])]
+        distances = detector.distances(np.stack([statistics_of[cell], *its_statistics]))
+        table["cell_id"] += [cell] * (1 + len(CHANGES))
+        table["change"] += ["", *CHANGES]
+        table["logit"] += [float(logit) for logit in its_logits]
+        table["ood_score"] += (distances / detector.limit).tolist()
+    return table, exactness
+
+
+def block_of(
+    table: Mapping[str, Sequence[Any]], stored: CellPredictions, metrics: Mapping[str, Any], exactness: dict[str, Any]
+) -> dict[str, Any]:
+    """The block `robustness` of a table of `predicted`, decided as the release decides."""
+    row_of = {cell: row for row, cell in enumerate(stored.cell_ids)}
+    temperature = metrics.get("calibration", {}).get("temperature", 1.0)
+    thresholds, versions = Thresholds.from_metrics(metrics), dict[str, DecidedCells]()
+    changes, scores = np.asarray(table["change"]), np.asarray(table["ood_score"])
+    for name in ("", *CHANGES):
+        mine = np.flatnonzero(changes == name)
+        some = stored.take([row_of[table["cell_id"][i]] for i in mine])
+        logits = np.asarray(table["logit"])[mine] / temperature
+        probabilities = softmax(np.stack([logits, np.zeros(len(logits))], axis=1))
+        outcomes = tuple(
+            thresholds.decide(dict(zip(stored.label_names, shares, strict=True)), Checks(ood_score=score)).outcome
+            for shares, score in zip(probabilities.tolist(), scores[mine].tolist(), strict=True)
+        )
+        versions[name] = DecidedCells(replace(some, probabilities=probabilities), outcomes)
+    unchanged = versions.pop("")
+    cells = {"cells": len(unchanged.outcomes), "drawn_from": len(stored.cell_ids), "seed": 0}
+    block = robustness_block(unchanged, versions, estimates=OUT_OF_FOLD)
+    return {"sample": cells, "heads_found_again": exactness, **block}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compute the features that are missing."""
+    """Compute the features that are missing, or with --measure the block of those that are there."""
     parser = make_parser("robustness_baseline", __doc__)
     parser.add_argument("release", type=Path, help="Folder of a release made by `leukoscope protocol`.")
     parser.add_argument("--train_dir", type=Path, required=True, help="The cells that it was made from.")
     parser.add_argument("--output", type=Path, required=True, help="Folder of the features.")
     parser.add_argument("--cells", type=int, default=2000, help="Cells that are changed.")
     parser.add_argument("--head_cells", type=int, default=HEAD_CELLS, help="Upright cells that heads are solved from.")
+    parser.add_argument("--measure", type=Path, metavar="JSON", help="Compute nothing, write the block.")
     flags = parser.parse_args(argv)
     release = load_release(flags.release)
     name = release.metrics["evaluations"][0]["name"]
     stored = CellPredictions.load(flags.release / PREDICTIONS / f"{name}.parquet")
     data = load_cells(release.metrics["data"]["name"], flags.train_dir, image_size=2 * release.preprocessing.image_size)
     files = FeatureFiles(flags.output, data, release.preprocessing, black=data.info.background == "black")
+    if flags.measure:
+        table, exactness = predicted(release, stored, files, release_head(release))
+        block = block_of(table, stored, release.metrics, exactness)
+        pq.write_table(pa.table(table), flags.measure.with_suffix(".parquet"))
+        write_json(flags.measure, {"notice": RESEARCH_NOTICE, "release": flags.release.name, ROBUSTNESS: block})
+        print(f"{robustness_table(block)}\n{flags.measure}\n{RESEARCH_NOTICE}")
+        return
     order = [stored.cell_ids[row] for row in even_sample(stored.subjects, len(stored.cell_ids))]
     backbone = pooled_features(release)
     files.write("upright", order[: flags.head_cells], UPRIGHT_PER_FILE, backbone)

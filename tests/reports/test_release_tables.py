@@ -113,5 +113,5 @@ def test_what_is_recognised_under_the_worst_change_stands_beside_what_is_recogni
     release_metrics: dict[str, Any],
 ) -> None:
     rows = recognised_rows(release_metrics | {"robustness": ROBUSTNESS})
-    assert ["1,200 of these cells, shown 15 % more saturated", "90", "50 (40–60)", "0.750 (0.50–0.90)"] in rows
+    assert ["1,200 of these cells, shown 10 % larger", "90", "50 (40–60)", "0.688 (0.50–0.90)"] in rows
     assert len(rows) == len(recognised_rows(release_metrics)) + 1

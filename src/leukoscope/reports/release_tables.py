@@ -104,7 +104,7 @@ def unseen_evaluation(metrics: Metrics) -> Metrics | None:
 
 
 def recognised_rows(metrics: Metrics) -> list[RecognisedRow]:
-    """What a release recognises: of people of an outside check, of its unseen subjects, and by cell size alone.
+    """What a release recognises of an outside check, of unseen subjects, these changed a little, and by size alone.
 
     The outside check comes first, with one more row for each of its batches. Every row but that of a release without
     unseen subjects, which has its first evaluation by cells alone, counts every subject the same.
