@@ -112,6 +112,6 @@ def test_of_each_family_of_changes_the_worst_is_shown_and_the_worst_family_first
 def test_what_is_recognised_under_the_worst_change_stands_beside_what_is_recognised(
     release_metrics: dict[str, Any],
 ) -> None:
-    rows = recognised_rows(release_metrics | {"robustness": ROBUSTNESS})
+    rows = [row.texts for row in recognised_rows(release_metrics | {"robustness": ROBUSTNESS})]
     assert ["1,200 of these cells, shown 10 % larger", "90", "50 (40–60)", "0.688 (0.50–0.90)"] in rows
     assert len(rows) == len(recognised_rows(release_metrics)) + 1

@@ -18,7 +18,7 @@ from datasets import Image as ImageFeature
 from datasets import concatenate_datasets
 from PIL import Image
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError, LeukoscopeError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.changes import CHANGES
 from leukoscope.data.images import UnreadableImage, is_cut_out, open_encoded
@@ -107,7 +107,7 @@ def robustness_block(
     """
     rows = np.flatnonzero(~unchanged.refused)
     if not len(rows):
-        raise LeukoscopeError(
+        raise DataError(
             f"robustness: all of the {len(unchanged.outcomes)} cells are refused as they are; give cells like those "
             "that the model was trained on"
         )
@@ -330,7 +330,7 @@ def _decide(part: UnseenCells, rows: np.ndarray, advance: Callable[[int], None])
     for number, prediction in enumerate(part.predictor.iter_predictions(_each_version(cells))):
         cell, version = divmod(number, versions)
         if isinstance(prediction, UnreadableImage):
-            raise LeukoscopeError(f"cell {part.cell_ids[rows[cell]]}: {prediction}")
+            raise DataError(f"cell {part.cell_ids[rows[cell]]}: {prediction}")
         probabilities[version, cell] = np.array(list(prediction.probabilities.values())) @ to_ours
         outcomes[version, cell] = our_name.get(prediction.outcome, prediction.outcome)
         if version == versions - 1:

@@ -57,7 +57,8 @@ class RecognisedRow:
     """On whom a release was measured, and what it recognised there.
 
     `kind` is "outside" for people of an outside check, "unseen" for cross-validation or another test on subjects that
-    the networks never saw, "changed" for some of their cells under a small change, "cells" for a test whose subjects are in training, too, "size" for cell size alone.
+    the networks never saw, "changed" for some of their cells under a small change, "cells" for a test whose subjects
+    are in training, too, "size" for cell size alone.
     `recognised` has one text a class.
     """
 
