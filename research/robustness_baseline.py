@@ -146,10 +146,11 @@ def solve_heads(
         (folds, F + 1) weights and bias, and how far the logits of a sixth of the cells lie from those of a head that
         was solved without them.
     """
-    mean = features.mean(axis=0)
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
     centred = features - mean
-    variances, directions = np.linalg.eigh(np.cov(centred.T))
-    scale = directions * variances.clip(0)
+    # The difference is taken to be larger where standardised features vary more.
+    variances, directions = np.linalg.eigh(np.cov((centred / deviation).T))
+    scale = directions * np.sqrt(variances.clip(0)) / deviation[:, None]
     projected = centred @ scale
     heads, apart = [], []
 
