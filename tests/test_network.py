@@ -101,6 +101,19 @@ def test_the_demo_asks_no_other_server(tiny_release: Path, tmp_path: Path) -> No
 
 
 def test_openvino_has_nothing_to_report_with() -> None:
-    program = "import leukoscope, openvino.tools.ovc.telemetry_utils as used; print(used.tm.__name__)"
+    program = (
+        "import sys; from leukoscope.inference.graph import import_openvino; import_openvino();"
+        "import openvino.tools.ovc.telemetry_utils as used, openvino.tools.ovc.convert_impl as conversion;"
+        "print(used.tm.__name__, conversion.tm.__name__, 'openvino_telemetry' in sys.modules)"
+    )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
+    assert ran.stdout.split() == ["openvino.tools.ovc.telemetry_stub"] * 2 + ["False"]
+
+
+def test_importing_leukoscope_changes_no_module_of_others() -> None:
+    program = (
+        "import sys, leukoscope, leukoscope.inference.predictor; assert 'openvino_telemetry' not in sys.modules;"
+        "import openvino_telemetry; print(openvino_telemetry.__name__)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ran.stdout.strip() == "openvino_telemetry", ran.stderr

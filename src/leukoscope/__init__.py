@@ -6,7 +6,6 @@ when it is first used.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -65,10 +64,6 @@ class ReleaseError(LeukoscopeError):
 
 
 RESEARCH_NOTICE = "For research only. Not a medical device; never use it for diagnosis."
-
-# OpenVINO reports each import and conversion to Google Analytics through this package, and has no setting against it
-# for one program. Without the package it takes a stand-in of its own that reports nothing.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 _MODULES = {
     "DATASETS": "leukoscope.data.registry",

@@ -10,11 +10,13 @@ import errno
 import json
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from functools import cached_property, lru_cache
 from hashlib import sha256
+from importlib import import_module
 from importlib.metadata import version
 from io import StringIO
 from itertools import product
@@ -60,6 +62,7 @@ ALLOWED = 1e-4
 MOST_GRAPHS = 20  # kept in the cache, the last ones used: visitors of a demo may name any model
 _GRAPH_VERSION = 3  # changes when the graph's inputs, outputs or files do
 _COMPARED = 8  # phantoms
+_TELEMETRY = "openvino_telemetry"
 
 
 class OpenVinoBackend:
@@ -132,9 +135,27 @@ def openvino_core() -> Any:
     Each sets a signal stack for the thread and restores the one before when it is freed. Where two overlap, that one
     may be gone, and the next signal, such as a Ctrl-C, ends the process with a segmentation fault (OpenVINO 2026.4).
     """
-    import openvino
+    return import_openvino().Core()
 
-    return openvino.Core()
+
+def import_openvino() -> Any:
+    """Import OpenVINO so that it reports nothing to Google Analytics, as it does with each import and conversion.
+
+    OpenVINO documents one way to stop this, the command `opt_in_out --opt_out`, which writes the decision of a person
+    for all programs into the home folder. For this import alone, its package for reports is hidden: OpenVINO then takes
+    a stand-in of its own that reports nothing. Where the program that uses Leukoscope has imported OpenVINO or that
+    package before, its choice stays.
+    """
+    hidden = not {OPENVINO, _TELEMETRY} & sys.modules.keys()
+    if hidden:
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        openvino = import_module(OPENVINO)
+        import_module("openvino.tools.ovc")  # what converts takes the package, or the stand-in, when it is imported
+    finally:
+        if hidden:
+            del sys.modules[_TELEMETRY]
+    return openvino
 
 
 def kept_graph(release: ReleaseInfo) -> Path:
@@ -203,9 +224,9 @@ def write_graph(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
         NoGraph: the network cannot be made into a graph.
         OSError: the disk refuses.
     """
-    import openvino
     import torch
 
+    openvino = import_openvino()
     reference, pixels = torch_backend(release), phantom_pixels(release)
     network, preprocessing = reference.network, release.preprocessing
     theirs = reference(pixels, explain=True)
