@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -45,6 +45,7 @@ _LEAST_LIFT, _BEYOND_SEEN = 6.0, 1.5
 _TOLERANCE = 1e-3  # largest difference between the logits of both networks
 # Inception's auxiliary classifier, which steadied its first training; published files hold it, networks here lack it.
 _AUXILIARY = "AuxLogits."
+_COUNTER = "num_batches_tracked"  # of a BatchNorm; files may lack it
 
 
 @dataclass(frozen=True)
@@ -153,42 +154,78 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
         LeukoscopeError: missing or damaged file, weights of another architecture, undeclared missing tensors, or as
             `start_file`.
     """
-    if (file := start_file(recipe, start)) is None:
+    file = start_file(recipe, start)
+    if file is None:
         return FROM_SCRATCH
-    tensors, source = read_safetensors(file), start.file or recipe.base_model
+    source = str(start.file or recipe.base_model)
     # A head of its own is new as a whole: the file's tensors carry the backbone's names.
-    network = getattr(network, "backbone", network)
-    # timm's own reading of published files: position embeddings for another picture size, other projects' names.
-    if (converted := getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)) is not None:
-        # It expects weights of its architecture; others are left as they are, and named below.
-        with suppress(AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-            tensors = converted(dict(tensors), network)
-    left_alone = (*(f"{name}." for name in head_names(network)), _AUXILIARY)
-    wanted = {k: v for k, v in backbone_state(network).items() if not k.endswith("num_batches_tracked")}
-    given = {k: v for k, v in tensors.items() if not k.startswith(left_alone)}
+    backbone = getattr(network, "backbone", network)
+    file_tensors = _read_as_timm(file, backbone)
+    left_alone = (*(f"{name}." for name in head_names(backbone)), _AUXILIARY)
+    expected = {name: tensor for name, tensor in backbone_state(backbone).items() if not name.endswith(_COUNTER)}
+    given = {name: tensor for name, tensor in file_tensors.items() if not name.startswith(left_alone)}
     if recipe.block_config:
-        # The last BatchNorm stands behind another block than in the file.
-        wanted, given = ({k: v for k, v in tensors.items() if "norm5" not in k} for tensors in (wanted, given))
-        # What lies above its blocks is no part of the network.
-        with torch.device("meta"):
-            above = timm.create_model(recipe.architecture, num_classes=0).state_dict().keys()
-        given = {k: v for k, v in given.items() if k in wanted or k not in above}
-    unknown = sorted(k for k in given if k not in wanted and not k.endswith("num_batches_tracked"))
-    reshaped = sorted(k for k in given if k in wanted and given[k].shape != wanted[k].shape)
-    if unknown or reshaped:
-        example = unknown[0] if unknown else f"{reshaped[0]} has shape {tuple(given[reshaped[0]].shape)}"
-        raise LeukoscopeError(
-            f"{source}: these weights are not for {recipe.architecture} ({len(unknown)} unknown and {len(reshaped)} "
-            f"differently shaped tensors, e.g. {example}); give weights of {recipe.architecture}"
-        )
-    missing = sorted(k for k in wanted if k not in given and not any(fnmatch(k, p) for p in start.may_miss))
+        expected, given = _of_fewer_blocks(expected, given, recipe.architecture)
+    _require_fitting(expected, given, recipe.architecture, source)
+    missing = sorted(name for name in expected if name not in given and not _may_miss(name, start.may_miss))
     if missing:
         raise LeukoscopeError(
             f"{source}: lacks {len(missing)} tensors of {recipe.architecture}, e.g. {missing[0]}; give a complete "
             "file, or declare the gap with --pretrained_may_miss PATTERN"
         )
-    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in given.items()}, strict=False)
-    return start.name or start.file.stem if start.file else f"{FROM_HUB}{recipe.base_model}"
+    in_float32 = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
+    backbone.load_state_dict(in_float32, strict=False)
+    if start.file is None:
+        return f"{FROM_HUB}{recipe.base_model}"
+    return start.name or start.file.stem
+
+
+def _read_as_timm(file: Path, backbone: nn.Module) -> dict[str, torch.Tensor]:
+    """Read a file of weights as timm does: position embeddings for another picture size, other projects' names."""
+    tensors = read_safetensors(file)
+    convert = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return tensors
+    # It expects weights of its architecture; others stay as they are, and are named by `_require_fitting`.
+    with suppress(AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        tensors = convert(dict(tensors), backbone)
+    return tensors
+
+
+def _of_fewer_blocks(
+    expected: dict[str, torch.Tensor], given: dict[str, torch.Tensor], architecture: str
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Leave out the tensors that a network of an architecture's first blocks does not share with the whole one."""
+    # Without memory: only the names are needed.
+    with torch.device("meta"):
+        whole = timm.create_model(architecture, num_classes=0).state_dict().keys()
+    # The last BatchNorm stands behind another block than in the file.
+    expected = {name: tensor for name, tensor in expected.items() if "norm5" not in name}
+    given = {
+        name: tensor
+        for name, tensor in given.items()
+        if "norm5" not in name and (name in expected or name not in whole)
+    }
+    return expected, given
+
+
+def _require_fitting(
+    expected: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor], architecture: str, source: str
+) -> None:
+    """Raise `LeukoscopeError` where tensors of a file have no place in the network, or another shape there."""
+    unknown = sorted(name for name in given if name not in expected and not name.endswith(_COUNTER))
+    reshaped = sorted(name for name in given if name in expected and given[name].shape != expected[name].shape)
+    if not unknown and not reshaped:
+        return
+    example = unknown[0] if unknown else f"{reshaped[0]} has shape {tuple(given[reshaped[0]].shape)}"
+    raise LeukoscopeError(
+        f"{source}: these weights are not for {architecture} ({len(unknown)} unknown and {len(reshaped)} differently "
+        f"shaped tensors, e.g. {example}); give weights of {architecture}"
+    )
+
+
+def _may_miss(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def copy_weights(network: nn.Module, donor: nn.Module, outputs: Sequence[int] | None, *, source: str) -> None:
