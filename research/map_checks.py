@@ -1,15 +1,23 @@
-"""Checks of a release's maps, which a map fails when it only looks plausible: the blocks heat_maps and evidence_scale.
+"""Checks of a release's maps, which a map fails when it only looks plausible: blocks of metrics.json.
+
+    python -m research.map_checks RELEASE --train_dir DIR [--method evidence|occlusion]
+
+writes the blocks of the maps of one method alone: heat_maps and evidence_scale of the one-pass maps, occlusion_maps and
+occlusion_scale of the maps by covering.
 
 A faithful map depends on the learnt weights, marks pixels that the prediction depends on, and turns with the cell. A
-map here is what a prediction shows: the mean over a cell's eight views, turned back. Right angles are therefore no
-check; the cell is turned by 30°. Each metric has an interval, and beside it that of a map without information.
+map here is what a prediction shows. A one-pass map is the mean over a cell's eight views, turned back; right angles are
+therefore no check, and the cell is turned by 30°. Each metric has an interval, and beside it that of a map without
+information.
 """
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,18 +28,23 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata
 from torch import nn
 
-from leukoscope import LeukoscopeError
-from leukoscope.data.images import foreground
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.data.images import foreground, open_encoded
+from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.gradcam import share_on_cell
+from leukoscope.inference.occlusion import covering_maps
 from leukoscope.inference.prediction import NO_MAP, VIEWS, softmax, turned, turned_back
 from leukoscope.inference.predictor import float32_backend
 from leukoscope.inference.runtime import TorchBackend
-from leukoscope.models.map_check import EVIDENCE
-from leukoscope.models.weights import Release
+from leukoscope.models.map_check import EVIDENCE, MAP_BLOCKS, OCCLUSION, SCALE_BLOCKS
+from leukoscope.models.release import read_metrics, write_metrics
+from leukoscope.models.weights import Release, load_release
 from leukoscope.progress import progress, track
+from leukoscope.reports.card import write_card
+from research.commands import make_parser, run
 
 if TYPE_CHECKING:
     from leukoscope.inference.predictor import Backend
@@ -44,14 +57,22 @@ ANGLE = 30
 # A map has some 25 to 100 values, so eight steps trace a curve as well as the 224 of the RISE paper.
 STEPS = 8
 RANDOM_MAPS = 2
+RANDOMISED_CELLS = {EVIDENCE: 48, OCCLUSION: 16}
+"""Method → cells, of those drawn, whose maps are compared with those of random networks."""
 # The blur's standard deviation as a share of the side. After narrower blurs a C-NMC network still predicts one class
 # for all cells (HEM, at 1/8 and less); at 1/4 its probabilities are near 0.5, and the same for cells of both classes.
 BLUR = 1 / 4
 ESTIMATES = "these weights, on the cells drawn, whether or not they were trained on"
 
-DEFINITIONS = {
-    "map": "evidence for the class the network answers, relative to a blank picture, from the last feature map: the "
+MAP_DEFINITIONS = {
+    EVIDENCE: "evidence for the class the network answers, relative to a blank picture, from the last feature map: the "
     "mean over the eight dihedral views of a cell, turned back; its positive part",
+    OCCLUSION: "Zeiler and Fergus 2014 (doi:10.1007/978-3-319-10590-1_53): how far the margin of the class the network "
+    "answers (its logit less the largest other one) falls when one of 8 × 8 places of the framed picture gives way to "
+    "a blurred copy (Gaussian, standard deviation a quarter of the side) through a round Gaussian window (standard "
+    "deviation 3/4 of a place); its positive part; 0 at places outside a cell on black",
+}
+DEFINITIONS = {
     "rotation": f"correlation (Pearson, in the circle that every turn covers) of a cell's map with that of the cell "
     f"turned by {ANGLE}°, turned back; of the same from a network of random weights (untrained), of the cell's "
     "silhouette with itself, and of the cell's map with another cell's",
@@ -88,6 +109,7 @@ def explanation_blocks(
     *,
     background: str,
     sample: int = 48,
+    method: str = EVIDENCE,
 ) -> dict[str, dict[str, Any]]:
     """Make two blocks of metrics.json from cells sampled evenly over classes and their subjects.
 
@@ -99,10 +121,11 @@ def explanation_blocks(
         subjects: N subject ids, "" where unknown.
         background: "black" for cells cut out on black, else "smear".
         sample: cells checked.
+        method: of the maps, a key of `MAP_BLOCKS`.
 
     Returns:
-        `heat_maps`: every check, and whether the maps passed. `evidence_scale`: the usual maximum of a map, and its
-        usual share on a cell on black. {} for a network without maps.
+        of `MAP_BLOCKS`: every check, and whether the maps passed. Of `SCALE_BLOCKS`: the usual maximum of a map, and
+        its usual share on a cell on black. {} for a network without maps.
 
     Raises:
         LeukoscopeError: fewer than two cells.
@@ -112,22 +135,26 @@ def explanation_blocks(
         raise LeukoscopeError(f"heat maps: {len(rows)} cell(s) to check of {len(pixels)} given; give 2 or more")
     cells = np.asarray(pixels[rows])
     backend = float32_backend(release, 120 * len(rows))
-    if backend(cells[:1], explain=True).maps is None:
+    if method == EVIDENCE and backend(cells[:1], explain=True).maps is None:
         return {}
-    probabilities, maps = predict_with_maps(backend, cells)
+    predict = PREDICT_WITH_MAPS[method]
+    probabilities, maps = predict(backend, cells)
     predicted, every = probabilities.argmax(axis=1), np.arange(len(rows))
     own, generator = maps[every, predicted], torch.Generator().manual_seed(seed)
     oblique = rotated(cells, ANGLE)
-    turned_maps = predict_with_maps(backend, oblique)[1][every, predicted]
+    turned_maps = predict(backend, oblique)[1][every, predicted]
+    some = slice(RANDOMISED_CELLS[method])
+    pictures = {"last_layer": [cells[some]], "all_layers": [cells[some], oblique[some]]}
+    layers = {"last_layer": 1, "all_layers": len(_layers(release.network))}
     random = {
-        depth: _maps_of_random(release, [cells, oblique], predicted, layers, generator)
-        for depth, layers in (("last_layer", 1), ("all_layers", len(_layers(release.network))))
+        depth: _maps_of_random(release, predict, pictures[depth], predicted[some], layers[depth], generator)
+        for depth in pictures
     }
     silhouette = np.stack([foreground(cell) for cell in cells]).astype(np.float32)
     others = other_cells(len(cells), seed)
     rotation = {
         "correlation": consistency(own, turned_maps, cells.shape[1]),
-        "untrained": consistency(random["all_layers"][0], random["all_layers"][1], cells.shape[1]),
+        "untrained": _of_all(consistency(random["all_layers"][0], random["all_layers"][1], cells.shape[1]), len(rows)),
         "another_cell": consistency(own, own[others], cells.shape[1], angle=0),
     }
     if background == "black":
@@ -136,7 +163,7 @@ def explanation_blocks(
     found = {
         "rotation": rotation,
         "randomisation": {
-            **{depth: rank_correlation(own, both[0]) for depth, both in random.items()},
+            **{depth: _of_all(rank_correlation(own[some], both[0]), len(rows)) for depth, both in random.items()},
             "another_cell": rank_correlation(own, own[others]),
         },
         "deletion": deletion(backend, cells, predicted, own, seed),
@@ -146,19 +173,25 @@ def explanation_blocks(
     boot, unit = _resampled(table, seed)
     checks: dict[str, Any] = {
         "estimates": ESTIMATES,
-        "method": EVIDENCE,
-        "views": VIEWS,
+        "method": method,
+        "views": VIEWS if method == EVIDENCE else 1,
         "cells": len(rows),
         "subjects": len(set(owners) - {""}),
         "flat_maps": int(is_flat(own).sum()),
         "map_size": list(own.shape[1:]),
         "intervals": f"95 %, {unit} drawn anew within their class",
         "seed": seed,
-        "definitions": DEFINITIONS,
+        "definitions": {"map": MAP_DEFINITIONS[method]} | DEFINITIONS,
         **{name: {key: _summary(values, boot) for key, values in check.items()} for name, check in found.items()},
     }
     checks["passed"] = passes_map_checks(checks)
-    return {"heat_maps": checks, "evidence_scale": _scale(maps, own, cells, background, seed)}
+    scale = _scale(maps, own, cells, background, seed, method)
+    return {MAP_BLOCKS[method]: checks, SCALE_BLOCKS[method]: scale}
+
+
+def _of_all(values: np.ndarray, count: int) -> np.ndarray:
+    """Values of the first cells, as those of `count` cells: NaN where there is none."""
+    return np.concatenate([values, np.full(count - len(values), np.nan)])
 
 
 def passes_map_checks(block: Mapping[str, Any]) -> bool:
@@ -181,8 +214,10 @@ def _resampled(table: CellPredictions, seed: int) -> tuple[BootstrapSamples, str
         return bootstrap_cells(table, seed=seed), "cells"
 
 
-def _scale(maps: np.ndarray, own: np.ndarray, cells: np.ndarray, background: str, seed: int) -> dict[str, Any]:
-    """The "evidence_scale" block of maps (N, K, h, w), and of those of the predicted class."""
+def _scale(
+    maps: np.ndarray, own: np.ndarray, cells: np.ndarray, background: str, seed: int, method: str
+) -> dict[str, Any]:
+    """The block of `SCALE_BLOCKS` of maps (N, K, h, w), and of those of the predicted class."""
 
     def quantiles(values: Any, *names: str) -> dict[str, float]:
         return dict(zip(names, np.quantile(values, (0.05, 0.5, 0.95)).tolist(), strict=True))
@@ -192,8 +227,8 @@ def _scale(maps: np.ndarray, own: np.ndarray, cells: np.ndarray, background: str
     return {
         "estimates": ESTIMATES,
         "definition": "largest value of a cell's maps of all classes; quantiles over the cells drawn",
-        "method": EVIDENCE,
-        "views": VIEWS,
+        "method": method,
+        "views": VIEWS if method == EVIDENCE else 1,
         **(quantiles(shares, "on_cell_p05", "on_cell_median", "on_cell_p95") if shares else {}),
         "cells": len(cells),
         "seed": seed,
@@ -225,6 +260,18 @@ def predict_with_maps(backend: Backend, pixels: np.ndarray) -> tuple[np.ndarray,
         logits.append(views[0].logits)
         maps.append(np.maximum(np.mean(back, axis=0, dtype=np.float32), 0))
     return softmax(np.concatenate(logits)), np.concatenate(maps)
+
+
+def predict_with_covering(backend: Backend, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, S, S, 3) uint8 → (N, K) probabilities, (N, K, h, w) maps by covering, ≥ 0."""
+    logits = np.concatenate([backend(batch).logits for batch in _batches(pixels, AT_ONCE)])
+    cells = zip(pixels, logits, strict=True)
+    maps = [covering_maps(backend, cell, row) for cell, row in track(list(cells), "maps by covering")]
+    return softmax(logits), np.stack(maps)
+
+
+PredictWithMaps = Callable[["Backend", np.ndarray], tuple[np.ndarray, np.ndarray]]
+PREDICT_WITH_MAPS: dict[str, PredictWithMaps] = {EVIDENCE: predict_with_maps, OCCLUSION: predict_with_covering}
 
 
 def rotated(pixels: np.ndarray, angle: float) -> np.ndarray:
@@ -262,7 +309,12 @@ def _batches(cells: np.ndarray, most: int) -> list[np.ndarray]:
 
 
 def _maps_of_random(
-    release: Release, pictures: Sequence[np.ndarray], predicted: np.ndarray, depth: int, generator: torch.Generator
+    release: Release,
+    predict: PredictWithMaps,
+    pictures: Sequence[np.ndarray],
+    predicted: np.ndarray,
+    depth: int,
+    generator: torch.Generator,
 ) -> list[np.ndarray]:
     """The maps of each set of pictures from networks whose last `depth` layers have random weights.
 
@@ -277,7 +329,7 @@ def _maps_of_random(
             random(pictures[0][chosen])  # its batch normalisation takes the statistics of these cells
             network.eval()
             for part, cells in zip(parts, pictures, strict=True):
-                maps = predict_with_maps(random, cells[chosen])[1]
+                maps = predict(random, cells[chosen])[1]
                 part.append(maps[np.arange(len(chosen)), predicted[chosen]])
             advance()
     return [np.concatenate(part) for part in parts]
@@ -369,3 +421,40 @@ def pearson_correlation(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
         return (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+
+
+def map_blocks(release: Path, train_dir: Path, method: str, *, sample: int = 48) -> dict[str, dict[str, Any]]:
+    """Make the blocks of one method from the cells that a release was made from; only those drawn are decoded."""
+    loaded = load_release(release)
+    data = load_cells(loaded.metrics["data"]["name"], train_dir, image_size=2 * loaded.preprocessing.image_size)
+    train = data.train.select_columns(["label", "subject"])
+    drawn = even_sample(np.asarray(train["label"][:]), train["subject"][:], sample)
+    rows = data.rows.select(drawn)
+    names = data.info.labels
+    labels = np.array([loaded.labels.index(names[label]) for label in rows["label"][:]])
+    pictures = [open_encoded(row["image"], row["cell_id"]) for row in rows]
+    pixels = np.stack([loaded.preprocessing.frame(picture) for picture in pictures])
+    return explanation_blocks(
+        loaded, pixels, labels, rows["subject"][:], background=data.info.background, sample=sample, method=method
+    )
+
+
+def parser() -> ArgumentParser:
+    """The program's flags."""
+    flags = make_parser("map_checks", __doc__)
+    flags.add_argument("release", type=Path, help="Folder of a release.")
+    flags.add_argument("--train_dir", type=Path, required=True, help="The cells that it was made from.")
+    flags.add_argument("--method", choices=sorted(MAP_BLOCKS), default=OCCLUSION, help="Of the maps that are checked.")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check the maps of one method, write their blocks, and render the card."""
+    given = parser().parse_args(argv)
+    blocks = map_blocks(given.release, given.train_dir, given.method)
+    write_metrics(given.release, {**read_metrics(given.release), **blocks})
+    print(f"{write_card(given.release)}\n{RESEARCH_NOTICE}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -41,7 +41,7 @@ def _leukoscope(turn: dict[str, Any]) -> System:
     return System(
         one=lambda file: list(predictor(open_bytes(file, "cell")).probabilities.values()),
         many=lambda paths, batch_size: list(predictor.iter_predictions(paths, batch_size=batch_size)),
-        explained=lambda file: predictor(open_bytes(file, "cell"), explain=True),
+        explained=lambda file: predictor(open_bytes(file, "cell"), explain=True, method="evidence"),
         views=lambda file: predictor(open_bytes(file, "cell"), tta=True),
     )
 

@@ -148,7 +148,7 @@ def test_an_example_is_answered_on_the_stage_of_the_demo(request: pytest.Fixture
 def test_the_page_predicts_and_decides_as_the_predictor_does(page: Any, predictor: Predictor, tmp_path: Path) -> None:
     outcomes, recall = set(), recall_text(predictor.release.metrics)
     for path in pictures(tmp_path):
-        theirs = predictor(path, explain=True)
+        theirs = predictor(path, explain=True, method="evidence")
         outcomes.add(theirs.outcome)
         assert_alike(ask(page, path), theirs)
         shown = decision_text(theirs.decision, theirs.probabilities, predictor.release.metrics)
@@ -164,7 +164,7 @@ def test_real_cells_have_the_predictors_probabilities(page: Any, predictor: Pred
     files = sorted((real_data / "cnmc2019").rglob("*.bmp"))[:2]
     assert files
     for path in files:
-        assert_alike(ask(page, path), predictor(path, explain=True))
+        assert_alike(ask(page, path), predictor(path, explain=True, method="evidence"))
 
 
 def test_the_map_lies_over_the_picture_as_the_predictor_draws_it(
@@ -175,7 +175,7 @@ def test_the_map_lies_over_the_picture_as_the_predictor_draws_it(
     drawn = page.evaluate("document.querySelector('#overlay').toDataURL()").partition(",")[2]
     with Image.open(io.BytesIO(base64.b64decode(drawn))) as image:
         ours = np.asarray(image.convert("RGB"))
-    theirs = np.asarray(predictor(path, explain=True).overlay())
+    theirs = np.asarray(predictor(path, explain=True, method="evidence").overlay())
     assert ours.shape == theirs.shape
     # All but the thin lines, which the page draws otherwise or not at all.
     assert (np.abs(ours.astype(int) - theirs).max(axis=2) <= 3).mean() > 0.95

@@ -18,6 +18,7 @@ from PIL import Image, PngImagePlugin
 from command import run
 from drawn import save_cell
 from leukoscope import RESEARCH_NOTICE
+from leukoscope.cli.smear import TASKS
 from leukoscope.inference.prediction import NO_MAP
 from leukoscope.models.release import METRICS
 from leukoscope.reports.text import warnings
@@ -154,20 +155,20 @@ def test_explain_draws_the_most_probable_class_over_each_picture(
         assert drawn.height > picture.height and not np.array_equal(np.asarray(inside), np.asarray(picture))
         assert isinstance(drawn, PngImagePlugin.PngImageFile)
         assert drawn.text["Disclaimer"] == RESEARCH_NOTICE
-        assert drawn.text["Title"].startswith(f"Grad-CAM for {answer['outcome']} (")
+        assert drawn.text["Title"].startswith(f"Grad-CAM map for {answer['outcome']} (")
 
 
 FAILED = (
-    "This model's maps failed our checks. Removing what they mark leaves the class's probability 0.15 higher than "
-    "removing random pixels."
+    "This model's Grad-CAM maps failed our checks. Removing what they mark leaves the class's probability 0.15 higher "
+    "than removing random pixels."
 )
 
 
 @pytest.mark.parametrize(
     ("block", "text"),
     [
-        ({}, "This model's maps were not checked."),
-        ({"passed": True}, "This model's maps passed our checks."),
+        ({}, "This model's Grad-CAM maps were not checked."),
+        ({"passed": True}, "This model's Grad-CAM maps passed our checks."),
         ({"passed": False, "deletion": {"gain_over_random": {"mean": -0.147}}}, FAILED),
     ],
 )
@@ -234,8 +235,36 @@ def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release: Path, tmp_pat
 
     assert json.loads(as_json.stdout)[0]["source"] == path
     assert as_table.exit_code == refused.exit_code == 0
-    assert "cell-\ufffd.png" in as_table.stdout
-    assert "leukoscope smear " in refused.stdout and "smear-\ufffd.png" in refused.stdout
+    assert r"cell-\xff.png" in as_table.stdout
+    assert "leukoscope smear " in refused.stdout and r"smear-\xff.png" in refused.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such names cannot exist on Windows or macOS")
+def test_a_folder_with_a_name_that_is_no_utf8_is_read_by_every_command(tiny_release: Path, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/p-\xff"))
+    for name in ("a.png", "b-\udcff.png"):
+        save_cell(folder / name)
+    (folder / "broken-\udcff.png").write_text("no picture")
+    smears = tmp_path / "smears-\udcff"
+    smears.mkdir()
+    Image.fromarray(draw_smear(size=(300, 380), um_per_pixel=0.2).image).save(smears / "s-\udcff.png")
+
+    predicted = run("predict", tiny_release, "--json", "--explain", tmp_path / "maps", folder)
+    shown = run("predict", tiny_release, folder)
+    asked = run("patient", tiny_release, folder, "--output", tmp_path / "people.csv")
+    scored = run("score", tiny_release, "--input", folder, "--output", tmp_path / "cells.csv")
+    smear = run("smear", RELEASE, smears, "--output", tmp_path / "drawn", "--crops", tmp_path / "crops")
+
+    assert [Path(row["source"]).name for row in json.loads(predicted.stdout)] == ["a.png", "b-\udcff.png"]
+    assert {path.name for path in (tmp_path / "maps").iterdir()} == {
+        f"{stem}-{row['outcome']}.png" for stem, row in zip(("a", r"b-\xff"), json.loads(predicted.stdout), strict=True)
+    }
+    assert r"b-\xff.png" in shown.stdout and r"p-\xff" in asked.stdout
+    for result in (predicted, shown, asked, scored):
+        assert result.exit_code == 1, "one file is broken"
+        assert not isinstance(result.exception, UnicodeError) and "Traceback" not in result.output
+    assert smear.exit_code == 0, smear.output
+    assert list((tmp_path / "drawn").rglob(r"s-\\xff.png")) and json.loads((tmp_path / "crops" / TASKS).read_text())
 
 
 @pytest.mark.parametrize("options", [["--tta"], ["--explain", "maps"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,8 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.cells import MOST_TOLD, LoadedCells
 from leukoscope.data.layouts import CNMC_PRELIM_LABELS
 from leukoscope.data.loading import load_cells, stream_cells
+from leukoscope.data.pixel_cache import frame_cells
+from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import DATASETS
 
 Columns = Mapping[str, Sequence[object]]
@@ -252,10 +255,22 @@ def test_links_are_followed_and_hidden_folders_left_out(own_cells: Path, tmp_pat
     assert data.unreadable == (f"{own_cells / 'blast' / 'gone.png'}: no such file; check the path",)
 
 
-def test_a_file_name_that_is_not_utf8_is_refused(own_cells: Path) -> None:
-    _paint(own_cells / "blast" / "M\udcfcller.png")
-    not_utf8 = "blast/M\\xfcller.png': the name of this image is not UTF-8; rename it"
-    assert _refusal(load_cells, "imagefolder", own_cells).endswith(not_utf8)
+def test_file_names_that_are_not_utf8_are_read_and_get_an_id_that_tables_take(own_cells: Path) -> None:
+    before = len(load_cells("imagefolder", own_cells).train)
+    for name in ("M\udcfcller", "M\udcf6ller"):  # one id for both would be refused as a cell that is there twice
+        _paint(own_cells / "blast" / f"{name}.png", 7)
+    (own_cells / "blast" / "broken-\udcff.png").write_text("no picture")
+    _paint(own_cells / "a-\udcff.png", 8)
+
+    data = load_cells("imagefolder", own_cells)
+
+    rows = data.train.filter(lambda row: "ller" in row["cell_id"])
+    assert sorted(rows["cell_id"]) == ["blast/M\\xf6ller", "blast/M\\xfcller"]
+    assert all(row["image"].size for row in rows) and len(data.train) == before + 2
+    json.dumps([*data.unreadable, *data.passed_over], ensure_ascii=False).encode()
+    assert any("broken-\\xff.png" in message for message in data.unreadable)
+    assert any("a-\\xff.png" in message for message in data.passed_over)
+    frame_cells(data, Preprocessing(32, 1.0, "bicubic", (0.5,) * 3, (0.5,) * 3))
 
 
 # Fingerprints

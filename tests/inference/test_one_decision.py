@@ -122,7 +122,8 @@ def every_way(paths: list[Path], tmp_path: Path) -> dict[str, dict[str, Said]]:
     """Way of asking → file → what is said of it."""
     found: dict[str, dict[str, Said]] = {}
     predictor = Predictor.from_pretrained(RELEASE)
-    for way, options in {"Python": {}, "Python, explained": {"explain": True}}.items():
+    ways: dict[str, dict[str, Any]] = {"Python": {}, "Python, explained": {"explain": True}}
+    for way, options in ways.items():
         predictions = predictor(paths, **options)
         found[way] = {Path(one.source).name: said(one.decision, one.checks.ood_score) for one in predictions}
     opened = {path.name: predictor(np.asarray(open_image(path))) for path in paths}

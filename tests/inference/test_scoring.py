@@ -340,7 +340,7 @@ def test_a_folder_that_cannot_be_read_is_refused(folder: Path, monkeypatch: pyte
 def test_a_name_that_is_no_utf8_is_read_and_shown(tmp_path: Path) -> None:
     save_cell(tmp_path / "cell.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/cell-\xff.png"))
     (cell,) = open_source(str(tmp_path)).cells
-    assert cell.cell_id == "cell-\ufffd.png" and open_image(cell.file).size == (64, 64)
+    assert cell.cell_id == r"cell-\xff.png" and open_image(cell.file).size == (64, 64)
 
 
 def test_a_csv_names_paths_subjects_and_ids(folder: Path, tmp_path: Path) -> None:

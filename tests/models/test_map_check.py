@@ -45,7 +45,7 @@ def test_the_finding_of_the_checks_is_read_and_put_into_words(
 ) -> None:
     check = MapCheck.from_metrics(metrics)
     assert check.passed is passed
-    assert check.text == f"This model's maps {text}"
+    assert check.text == f"This model's Grad-CAM maps {text}"
     assert json.loads(json.dumps(check.to_dict())) == {**vars(check), "text": check.text}
 
 

@@ -63,9 +63,9 @@ def test_a_network_without_a_map_is_not_said_to_have_one(
 @pytest.mark.parametrize(
     ("passed", "text"),
     [
-        (None, "**This model's maps were not checked.** Do not say"),
-        (False, "**This model's maps failed our checks.** Do not say"),
-        (True, "This model's maps passed our checks."),
+        (None, "**This model's Grad-CAM maps were not checked.** Do not say"),
+        (False, "**This model's Grad-CAM maps failed our checks.** Do not say"),
+        (True, "This model's Grad-CAM maps passed our checks."),
     ],
 )
 def test_a_card_says_whether_the_maps_were_checked_and_passed(card: Card, passed: bool | None, text: str) -> None:

@@ -116,7 +116,9 @@ def test_a_map_that_ignores_the_weights_survives_random_ones_and_a_learnt_one_do
         before = {name: value.clone() for name, value in network.state_dict().items()}
         predicted, own = own_maps(network, pictures)
         generator = torch.Generator().manual_seed(0)
-        (random,) = checks._maps_of_random(release(network), [pictures], predicted, layers, generator)
+        (random,) = checks._maps_of_random(
+            release(network), checks.predict_with_maps, [pictures], predicted, layers, generator
+        )
         assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
         return float(np.nanmean(checks.rank_correlation(own, random)))
 

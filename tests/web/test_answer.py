@@ -344,4 +344,4 @@ def test_the_api_says_whether_the_maps_of_the_release_passed(tiny_release: Path,
     answer = Endpoints(ModelCache({"failed": release})).predict(str(tmp_path / "cell.png"), "failed")
 
     assert answer[-1]["map_check"]["passed"] is False
-    assert "This model's maps failed our checks." in answer[3]
+    assert "This model's Grad-CAM maps failed our checks." in answer[3]

@@ -107,11 +107,6 @@ def end_with(problems: Sequence[Exception]) -> None:
         raise typer.Exit(1)
 
 
-def shown_name(name: str) -> str:
-    """Replace bytes of a file's name that are not UTF-8: no terminal and no PNG takes them."""
-    return os.fsencode(name).decode(errors="replace")
-
-
 def open_predictor(model: str, backend: str, device: str, precision: str) -> Predictor:
     """Load a model; arguments as for `Predictor.from_pretrained`."""
     from leukoscope.inference.predictor import Predictor

@@ -19,8 +19,8 @@ from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import options
-from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings, shown_name
-from leukoscope.files import atomic_file, disk_errors
+from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings
+from leukoscope.files import atomic_file, disk_errors, shown_name
 from leukoscope.progress import note, track
 
 if TYPE_CHECKING:
@@ -41,10 +41,19 @@ def predict(
         Option(
             "--explain",
             metavar="DIR",
-            help="Write each prediction's Grad-CAM map, the mean over the image's eight rotations and mirrorings, over "
-            "its image to this folder; older ones there are replaced.",
+            help="Write each prediction's map over its image to this folder; older ones there are replaced.",
         ),
     ] = None,
+    method: Annotated[
+        str,
+        Option(
+            "--method",
+            metavar="evidence|occlusion",
+            help="Of the maps: evidence is Grad-CAM, the mean over the image's eight rotations and mirrorings; "
+            "occlusion covers one place of the image after the other. Default: the maps that passed the release's "
+            "checks, else evidence.",
+        ),
+    ] = "",
     tta: Annotated[
         bool, Option("--tta", help="Test-time augmentation: average over the image's eight rotations and mirrorings.")
     ] = False,
@@ -62,7 +71,7 @@ def predict(
     predictor = open_predictor(model, backend, device, precision)
     rows = []
     taken = {file_key(file) for file in files}
-    predictions = predictor.iter_predictions(files, explain=explain is not None, tta=tta)
+    predictions = predictor.iter_predictions(files, explain=explain is not None, tta=tta, method=method)
     for prediction in track(predictions, "predicting cells", len(files)):
         if isinstance(prediction, UnreadableImage):
             problems.append(prediction)
@@ -121,7 +130,7 @@ def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str], wa
     overlays = [row["overlay"] for row in rows if "overlay" in row]
     lines = []
     if overlays:
-        lines.append(f"Grad-CAM maps: {Path(overlays[0]).parent} ({len(overlays)} picture(s))")
+        lines.append(f"maps: {Path(overlays[0]).parent} ({len(overlays)} picture(s))")
         lines += {row["map_check"]["text"] for row in rows if "overlay" in row}
     lines += _reasons(rows)
     if any(row["outcome"] in WITHOUT_CLASS for row in rows):
@@ -149,17 +158,18 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _save_overlay(prediction: Prediction, folder: Path, taken: set[str]) -> Path:
-    """Save the most probable class's Grad-CAM map over its image; that of an earlier run is replaced."""
+    """Save the most probable class's map over its image; that of an earlier run is replaced."""
     from leukoscope.models.release import public_name
 
     label = prediction.most_probable
     # A class may be called "Pro-B/early": only what every file system takes goes into the name.
     safe_label = re.sub(r"[^\w.-]+", "_", label)
-    path = numbered(folder / f"{Path(prediction.source).stem}-{safe_label}.png", taken)
+    stem = shown_name(Path(prediction.source).stem)
+    path = numbered(folder / f"{stem}-{safe_label}.png", taken)
     model = public_name(prediction.model, prediction.revision)
-    title = f"Grad-CAM for {label} ({prediction.probabilities[label]:.4f}) by {model}"
-    check = prediction.map_check.text
-    save_png(_with_caption(prediction.overlay(), f"{title}. {check}"), path, title, description=check)
+    check = prediction.map_check
+    title = f"{check.name[0].upper()}{check.name[1:]} for {label} ({prediction.probabilities[label]:.4f}) by {model}"
+    save_png(_with_caption(prediction.overlay(), f"{title}. {check.text}"), path, title, description=check.text)
     return path
 
 
@@ -302,7 +312,7 @@ def patient(
     subjects, unreadable = predict_subjects(predictor, cells, batch_size=batch_size)
     note(cells.report, err=True)
     if len(subjects) == 1 and not subjects[0].subject and Path(source).is_dir():
-        subjects = [replace(subjects[0], subject=Path(source).resolve().name)]
+        subjects = [replace(subjects[0], subject=shown_name(Path(source).resolve().name))]
     if as_json:
         typer.echo(json.dumps([subject.to_dict() for subject in subjects], indent=1))
     else:

@@ -15,9 +15,9 @@ from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, ConfigError, LeukoscopeError
 from leukoscope.cli import options
-from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings, shown_name
+from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings
 from leukoscope.cli.predict import MOST_EXPLAINED, image_paths, numbered, save_png
-from leukoscope.files import disk_errors, write_atomic
+from leukoscope.files import disk_errors, shown_name, write_atomic
 from leukoscope.progress import note, track
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _places(files: Sequence[Path], inputs: Sequence[Path], flag: str, folder: Pa
     for path in files:
         home = Path(os.path.abspath(path)).parent
         slide = next((home.relative_to(root.parent) for root in roots if home.is_relative_to(root)), Path(home.name))
-        places[path] = numbered(folder / slide / f"{path.stem}.png", taken)
+        places[path] = numbered(Path(shown_name(str(folder / slide / f"{path.stem}.png"))), taken)
         if os.path.realpath(places[path].parent) == os.path.realpath(home):
             raise ConfigError(f"{flag} {folder}: pictures would lie among the smears of {path.parent}; name another")
     return places

@@ -18,7 +18,7 @@ from leukoscope.data.images import UnreachableImage, UnreadableImage, check_head
 from leukoscope.data.labels import METADATA, Labels
 from leukoscope.data.layouts import CellFile, ImageFolder, check_classes_on_paths, find_class_folders
 from leukoscope.data.registry import DATASETS, DatasetInfo
-from leukoscope.files import cache_root, content_hashes
+from leukoscope.files import cache_root, content_hashes, shown_name
 from leukoscope.progress import map_in_threads
 
 # What splits and their folders are called, as `datasets` reads them, in any case; `train_data` and `test-set` as well.
@@ -83,14 +83,30 @@ def load_folder(
     if subject_pattern:
         subject_of = subject_rule(subject_pattern)
         cells = [replace(cell, subject=subject_of(folder.below(cell.path))) for cell in cells]
+    cells = [_with_utf8_names(cell) for cell in cells]
     _require_different_ids(cells)
     readable, unreadable = _readable(cells, source)
     content = _content_of(readable, root)
     records = [
         CellRecord(cell.cell_id, cell.label, cell.subject, content[str(cell.path)], cell.fold) for cell in readable
     ]
-    images = image_column([str(cell.path) for cell in readable])
-    return assemble(info, images, records, source, unreadable=unreadable, passed_over=not_used)
+    images = image_column([_image_value(cell.path) for cell in readable])
+    return assemble(
+        info, images, records, source, unreadable=map(shown_name, unreadable), passed_over=map(shown_name, not_used)
+    )
+
+
+def _with_utf8_names(cell: CellFile) -> CellFile:
+    """The cell with an id, label and subject that tables take, whatever bytes the names of file and folders have."""
+    return replace(
+        cell, cell_id=shown_name(cell.cell_id), label=shown_name(cell.label), subject=shown_name(cell.subject)
+    )
+
+
+def _image_value(path: Path) -> object:
+    """An image as `datasets` takes it: its path or, since Arrow takes no path that is not UTF-8, its bytes."""
+    name = str(path)
+    return name if name == shown_name(name) else {"path": None, "bytes": path.read_bytes()}
 
 
 def _require_different_ids(cells: Sequence[CellFile]) -> None:

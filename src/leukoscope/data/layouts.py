@@ -87,15 +87,9 @@ class ImageFolder:
 
     @classmethod
     def read(cls, root: Path) -> ImageFolder:
-        """Walk a folder; raises `DataError` if it cannot be read, or an image's name is not UTF-8."""
+        """Walk a folder; raises `DataError` if it cannot be read."""
         files = [Path(folder, name) for folder, names in walk(root) for name in names]
         images = sorted(path for path in files if is_image(path.name))
-        for path in images:
-            try:
-                str(path).encode()
-            except UnicodeEncodeError:
-                message = f"{os.fsencode(path)!r}: the name of this image is not UTF-8; rename it"
-                raise DataError(message) from None
         others = [path for path in files if not is_image(path.name)]
         return cls(root, images, others)
 

@@ -30,6 +30,7 @@ from leukoscope.evaluation.thresholds import decision_block
 from leukoscope.inference.ood import FOLDS, KEPT_SHARE, METHOD, OodDetector, fit_detector, picture_statistics
 from leukoscope.inference.prediction import softmax
 from leukoscope.inference.predictor import float32_backend
+from leukoscope.models.map_check import SCALE_BLOCKS
 from leukoscope.models.release import (
     FIGURES,
     OOD,
@@ -202,8 +203,10 @@ def write_fit(
     # How it holds under small changes was measured with the thresholds before.
     old = (*_FITTED, ROBUSTNESS) if "recalibration" in blocks else _FITTED
     written = {**{key: block for key, block in metrics.items() if key not in old}, **blocks}
-    if scale := written.get("evidence_scale"):  # maps are in logits
-        written["evidence_scale"] = scale | {key: scale[key] / factor for key in ("p05", "median", "p95")}
+    for name in SCALE_BLOCKS.values():  # maps are in logits
+        scale = written.get(name)
+        if scale:
+            written[name] = scale | {key: scale[key] / factor for key in ("p05", "median", "p95")}
     write_metrics(directory, written)
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 from PIL import Image
@@ -36,6 +36,7 @@ from leukoscope.data.images import (
 )
 from leukoscope.inference.gradcam import share_on_cell
 from leukoscope.inference.graph import OpenVinoBackend, kept_graph
+from leukoscope.inference.occlusion import covering_maps
 from leukoscope.inference.ood import OodDetector
 from leukoscope.inference.prediction import (
     VIEWS,
@@ -60,16 +61,18 @@ from leukoscope.inference.runtime import (
     torch_backend,
     usable_cores,
 )
+from leukoscope.models.map_check import EVIDENCE, MAP_NAMES, OCCLUSION
 from leukoscope.models.release import OOD, ReleaseInfo, local_release, read_release
 
 if TYPE_CHECKING:
     from leukoscope.models.weights import Release
 
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | EncodedImage | bytes | bytearray | memoryview
-_ONE = (str, os.PathLike, Image.Image, np.ndarray, EncodedImage, bytes, bytearray, memoryview)
+_SINGLE = (str, os.PathLike, Image.Image, np.ndarray, EncodedImage, bytes, bytearray, memoryview)
 _PICTURES = "a path, a PIL image, a uint8 array, or the bytes of an image file"
 BATCH = 16
 _Opened: TypeAlias = tuple[str, Image.Image]  # a picture's path or name, and the picture, upright and in RGB
+_Waiting: TypeAlias = _Opened | UnreadableImage | Callable[[], _Opened | UnreadableImage]
 Backend: TypeAlias = TorchBackend | OpenVinoBackend
 _GRAPH_PAYS_OFF = 200  # cells that torch computes in about the time that the graph is made in
 _log = logging.getLogger("leukoscope")
@@ -117,6 +120,22 @@ class _Framed:
     checks: Checks
     pixel_hash: str
     upright: Image.Image | None  # only where it is to be explained: a batch of photographs would fill the memory
+
+
+class _Views(NamedTuple):
+    """What the network computes for V views of B pictures.
+
+    Attributes:
+        logits: (B, V, K).
+        finite: (B,) bool, whether all of a picture's logits are.
+        probabilities: (B, V, K).
+        maps: (B, K, h, w), ≥ 0, the mean over the views, turned back; None where there are none.
+    """
+
+    logits: np.ndarray
+    finite: np.ndarray
+    probabilities: np.ndarray
+    maps: np.ndarray | None
 
 
 class Predictor:
@@ -183,14 +202,26 @@ class Predictor:
 
     @overload  # a str is an iterable of str as well, which the checker minds
     def __call__(  # type: ignore[overload-overlap]
-        self, images: Picture, *, explain: bool = ..., tta: bool = ..., batch_size: int = ...
+        self, images: Picture, *, explain: bool = ..., tta: bool = ..., batch_size: int = ..., method: str = ...
     ) -> Prediction: ...
     @overload
     def __call__(
-        self, images: Iterable[Picture], *, explain: bool = ..., tta: bool = ..., batch_size: int = ...
+        self,
+        images: Iterable[Picture],
+        *,
+        explain: bool = ...,
+        tta: bool = ...,
+        batch_size: int = ...,
+        method: str = ...,
     ) -> list[Prediction]: ...
     def __call__(
-        self, images: Picture | Iterable[Picture], *, explain: bool = False, tta: bool = False, batch_size: int = BATCH
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        explain: bool = False,
+        tta: bool = False,
+        batch_size: int = BATCH,
+        method: str = "",
     ) -> Prediction | list[Prediction]:
         """Predict one picture, or several in their order.
 
@@ -203,20 +234,28 @@ class Predictor:
             tta: test-time augmentation: the probabilities are the mean over the eight views, and how far these
                 disagree is measured.
             batch_size: pictures that go through the network at once.
+            method: of the maps: "evidence" (Grad-CAM) or "occlusion" (by covering, one pass for each of some 30 places
+                more); "" for that of the release's own maps (`ReleaseInfo.map_method`).
 
         Raises:
-            LeukoscopeError: neither a picture nor an iterable.
+            LeukoscopeError: neither a picture nor an iterable, or an unknown method.
             UnreadableImage: for the first picture that cannot be used.
         """
-        found = []
-        for prediction in self.iter_predictions(images, explain=explain, tta=tta, batch_size=batch_size):
+        predictions = []
+        for prediction in self.iter_predictions(images, explain=explain, tta=tta, batch_size=batch_size, method=method):
             if isinstance(prediction, UnreadableImage):
                 raise prediction
-            found.append(prediction)
-        return found[0] if isinstance(images, _ONE) else found
+            predictions.append(prediction)
+        return predictions[0] if isinstance(images, _SINGLE) else predictions
 
     def iter_predictions(
-        self, images: Picture | Iterable[Picture], *, explain: bool = False, tta: bool = False, batch_size: int = BATCH
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        explain: bool = False,
+        tta: bool = False,
+        batch_size: int = BATCH,
+        method: str = "",
     ) -> Iterator[Prediction | UnreadableImage]:
         """Predict pictures batch by batch; one that cannot be used has its error in its place.
 
@@ -225,110 +264,187 @@ class Predictor:
         """
         if batch_size < 1:
             raise LeukoscopeError(f"batch_size {batch_size}: give 1 picture at a time or more")
-        if isinstance(images, _ONE):
+        if isinstance(images, _SINGLE):
             images = [images]
         # Of a mapping the keys would be taken, of an open file the lines.
         elif isinstance(images, Mapping) or hasattr(images, "read") or not isinstance(images, Iterable):
             raise LeukoscopeError(
                 f"images: are of type {type(images).__name__}; give {_PICTURES}; or an iterable of these"
             )
-        ground = self.release.blank_rgb
-        given = (partial(_open, number, image, ground) for number, image in enumerate(images, 1))
-        numbered = (one() if isinstance(one.args[1], Image.Image) else one for one in given)
+        method = self._map_method(method)
+        pictures = _waiting_pictures(images, self.release.blank_rgb)
         frame = partial(self._frame, explain)
         # As many threads as there are cores: more only take turns with the network's.
         with ThreadPoolExecutor(usable_cores()) as pool:
             start = time.perf_counter()
-            batch = list(islice(numbered, batch_size))
+            batch = list(islice(pictures, batch_size))
             # For one picture a thread would cost more than it gains.
-            opened: Iterator[_Framed | UnreadableImage] = (map if len(batch) == 1 else pool.map)(frame, batch)
-            while framed := list(opened):
-                opened = pool.map(frame, list(islice(numbered, batch_size)))
-                cells = [cell for cell in framed if isinstance(cell, _Framed)]
-                predictions = iter(self._predict(cells, explain, tta, start) if cells else ())
-                for cell in framed:
-                    yield cell if isinstance(cell, UnreadableImage) else next(predictions)
+            framed = [frame(batch[0])] if len(batch) == 1 else list(pool.map(frame, batch))
+            while framed:
+                opening = pool.map(frame, list(islice(pictures, batch_size)))
+                yield from self._predict_framed(framed, explain, tta, method, start)
                 start = time.perf_counter()
+                framed = list(opening)
 
-    def _frame(
-        self, keep: bool, given: _Opened | UnreadableImage | Callable[[], _Opened | UnreadableImage]
-    ) -> _Framed | UnreadableImage:
+    def _map_method(self, method: str) -> str:
+        """The method of maps that was asked for, "" for that of the release's own maps."""
+        if method and method not in MAP_NAMES:
+            raise LeukoscopeError(f"method {method!r}: unknown; choose one of {', '.join(MAP_NAMES)}")
+        return method or self.release.map_method
+
+    def _frame(self, keep: bool, picture: _Waiting) -> _Framed | UnreadableImage:
         """Open a picture, frame it, and check what can be checked before the network has seen it."""
-        found = given() if callable(given) else given
-        if isinstance(found, UnreadableImage):
-            return found
-        source, upright = found
+        opened = picture() if callable(picture) else picture
+        if isinstance(opened, UnreadableImage):
+            return opened
+        source, upright = opened
         preprocessing = self.release.preprocessing
         pixels = preprocessing.frame(upright)
         checks = Checks(shorter_side=min(upright.size), filled_with=upright.info.get(FILLED_WITH))
         if self.ood is not None:
-            checks = replace(checks, ood_score=(score := float(self.ood.scores(pixels[None])[0])))
-            if score > 1:
+            ood_score = float(self.ood.scores(pixels[None])[0])
+            checks = replace(checks, ood_score=ood_score)
+            if ood_score > 1:
                 # Here, because scipy takes as long to import as a first prediction takes.
                 from leukoscope.data.smear import looks_like_smear
 
                 smear = self.release.takes_cut_outs is True and looks_like_smear(upright)
                 checks = replace(checks, ood_group=self.ood.farthest_group(pixels), field_of_view=smear)
-        box, kept = preprocessing.view_box(upright), upright if keep else None
-        return _Framed(pixels, source, box, checks, pixel_hash(upright), kept)
+        return _Framed(
+            pixels=pixels,
+            source=source,
+            view_box=preprocessing.view_box(upright),
+            checks=checks,
+            pixel_hash=pixel_hash(upright),
+            upright=upright if keep else None,
+        )
+
+    def _predict_framed(
+        self, framed: list[_Framed | UnreadableImage], explain: bool, tta: bool, method: str, start: float
+    ) -> Iterator[Prediction | UnreadableImage]:
+        """Predict a batch, in which a picture that could not be opened has its error."""
+        cells = [cell for cell in framed if isinstance(cell, _Framed)]
+        predictions = iter(self._predict(cells, explain, tta, method, start) if cells else ())
+        for cell in framed:
+            yield cell if isinstance(cell, UnreadableImage) else next(predictions)
 
     def _predict(
-        self, cells: list[_Framed], explain: bool, tta: bool, start: float
+        self, cells: list[_Framed], explain: bool, tta: bool, method: str, start: float
     ) -> list[Prediction | UnreadableImage]:
         """Compute the cells, and with `explain` or `tta` their other views, and decide for each cell."""
-        pixels = np.stack([cell.pixels for cell in cells])
-        # One after the other: eight of one cell at once would leave the processor's cache, and the upright view has, to
-        # the last bit, the probabilities that it has alone.
-        views = range(1, VIEWS) if explain or tta else ()
-        outputs = [self.backend(pixels, explain=explain)]
-        outputs += [self.backend(turned(pixels, view), explain=explain) for view in views]
-        logits = np.stack([output.logits for output in outputs], axis=1)  # (B, V, K)
+        views = self._compute_views(np.stack([cell.pixels for cell in cells]), explain, VIEWS if explain or tta else 1)
+        shares = views.probabilities.mean(axis=1) if tta else views.probabilities[:, 0]
+        disagreements = disagreement(views.probabilities)
+        predictions: list[Prediction | UnreadableImage] = []
+        for number, cell in enumerate(cells):
+            if not views.finite[number]:
+                predictions.append(self._not_finite(cell.source))
+                continue
+            checks = cell.checks
+            if tta:
+                checks = replace(checks, disagreement=float(disagreements[number]))
+            heatmaps = None
+            if views.maps is not None:
+                most_probable = shares[number].argmax()
+                checks = replace(checks, on_cell=share_on_cell(views.maps[number, most_probable], cell.pixels))
+                heatmaps = self._heatmaps(views.maps[number])
+            probabilities = self._named(shares[number])
+            prediction = Prediction(
+                decision=self.thresholds.decide(probabilities, checks),
+                probabilities=probabilities,
+                source=cell.source,
+                model=self.release.name,
+                revision=self.release.revision,
+                seconds=(time.perf_counter() - start) / len(cells),
+                heatmaps=heatmaps,
+                view_box=cell.view_box,
+                checks=checks,
+                picture=cell.upright,
+                peak=self.thresholds.strong_evidence if explain else None,
+                pixel_hash=cell.pixel_hash,
+                views=tuple(map(self._named, views.probabilities[number])) if explain or tta else (),
+                map_check=self.release.map_check_of(EVIDENCE),
+            )
+            if explain and method == OCCLUSION:
+                predictions.append(self._covered(prediction, cell.pixels, views.logits[number, 0]))
+            else:
+                predictions.append(prediction)
+        return predictions
+
+    def _compute_views(self, pixels: np.ndarray, explain: bool, number: int) -> _Views:
+        """Compute the first views of pictures (B, S, S, 3), one view after the other.
+
+        Eight of one cell at once would leave the processor's cache, and the upright view has, to the last bit, the
+        probabilities that it has alone.
+        """
+        outputs = [self.backend(turned(pixels, view), explain=explain) for view in range(number)]
+        logits = np.stack([output.logits for output in outputs], axis=1)
         # Finite weights may compute numbers that are not.
         finite = np.isfinite(logits).all(axis=(1, 2))
-        by_view = softmax(np.where(finite[:, None, None], logits, 0))
-        shares, maps = by_view.mean(axis=1) if tta else by_view[:, 0], None
-        if outputs[0].maps is not None:
-            upright = [turned_back(one.maps, view) for view, one in enumerate(outputs) if one.maps is not None]
+        maps_by_view = [
+            turned_back(output.maps, view) for view, output in enumerate(outputs) if output.maps is not None
+        ]
+        maps = None
+        if maps_by_view:
             # After the mean, so that evidence against a class in one view counts against that of another.
-            maps = np.maximum(np.mean(upright, axis=0, dtype=np.float32), 0)
-        disagreements = disagreement(by_view) if tta else np.zeros(len(cells))
-        peak = self.thresholds.strong_evidence if explain else None
-        predictions: list[Prediction | UnreadableImage] = []
-        for i, cell in enumerate(cells):
-            if not finite[i]:
-                problem = f"{self.release.name} computes numbers for it that are not finite"
-                predictions.append(UnreadableImage(f"{cell.source}: {problem}; download the release again"))
-                continue
-            checks, heatmaps = cell.checks, None
-            if tta:
-                checks = replace(checks, disagreement=float(disagreements[i]))
-            if maps is not None:
-                checks = replace(checks, on_cell=share_on_cell(maps[i, shares[i].argmax()], cell.pixels))
-                # Copied, so that keeping one picture's maps does not keep its whole batch in memory.
-                heatmaps = {label: HeatMap(maps[i, k].copy(), label) for k, label in enumerate(self.labels)}
-            probabilities = self._named(shares[i])
-            predictions.append(
-                Prediction(
-                    decision=self.thresholds.decide(probabilities, checks),
-                    probabilities=probabilities,
-                    source=cell.source,
-                    model=self.release.name,
-                    revision=self.release.revision,
-                    seconds=(time.perf_counter() - start) / len(cells),
-                    heatmaps=heatmaps,
-                    view_box=cell.view_box,
-                    checks=checks,
-                    picture=cell.upright,
-                    peak=peak,
-                    pixel_hash=cell.pixel_hash,
-                    views=tuple(map(self._named, by_view[i])) if views else (),
-                    map_check=self.release.map_check,
-                )
-            )
-        return predictions
+            maps = np.maximum(np.mean(maps_by_view, axis=0, dtype=np.float32), 0)
+        return _Views(logits, finite, softmax(np.where(finite[:, None, None], logits, 0)), maps)
+
+    def map_by_covering(
+        self, prediction: Prediction, *, progress: Callable[[int, int], None] | None = None
+    ) -> Prediction | UnreadableImage:
+        """Give a prediction maps by covering in place of those it has; all else stays.
+
+        It takes one pass for each place that touches the cell, some 30 of them for one cut out on black.
+
+        Args:
+            prediction: of this release, predicted with `explain=True`, so that it holds its picture.
+            progress: called after each batch with the number of passes done, and of all.
+
+        Returns:
+            the prediction with `heatmaps`, `map_check` and `peak` of the maps by covering; an `UnreadableImage` where
+            the network computes numbers that are not finite.
+
+        Raises:
+            LeukoscopeError: a prediction without its picture.
+        """
+        if prediction.picture is None:
+            raise LeukoscopeError(f"{prediction.source}: has no picture to cover; predict it with explain=True")
+        pixels = self.release.preprocessing.frame(prediction.picture)
+        return self._covered(prediction, pixels, self.backend(pixels[None]).logits[0], progress)
+
+    def _covered(
+        self,
+        prediction: Prediction,
+        pixels: np.ndarray,
+        logits: np.ndarray,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Prediction | UnreadableImage:
+        maps = covering_maps(self.backend, pixels, logits, progress=progress)
+        if not np.isfinite(maps).all():
+            return self._not_finite(prediction.source)
+        check = self.release.map_check_of(OCCLUSION)
+        return replace(prediction, heatmaps=self._heatmaps(maps), map_check=check, peak=check.strong)
+
+    def _heatmaps(self, maps: np.ndarray) -> dict[str, HeatMap]:
+        """(K, h, w) → class → its map, copied: keeping one picture's maps must not keep those of its whole batch."""
+        return {label: HeatMap(maps[place].copy(), label) for place, label in enumerate(self.labels)}
+
+    def _not_finite(self, source: str) -> UnreadableImage:
+        problem = f"{self.release.name} computes numbers for it that are not finite"
+        return UnreadableImage(f"{source}: {problem}; download the release again")
 
     def _named(self, shares: np.ndarray) -> dict[str, float]:
         return dict(zip(self.labels, shares.tolist(), strict=True))
+
+
+def _waiting_pictures(images: Iterable[Any], ground: RGB) -> Iterator[_Waiting]:
+    """Yield what opens each picture, numbered from 1; PIL images are decoded at once, so that one may come twice."""
+    for number, image in enumerate(images, 1):
+        if isinstance(image, Image.Image):
+            yield _open(number, image, ground)
+        else:
+            yield partial(_open, number, image, ground)
 
 
 def _open(number: int, image: Any, ground: RGB) -> _Opened | UnreadableImage:

@@ -34,7 +34,7 @@ from leukoscope.data.layouts import is_image, left_out, other_kinds, walk
 from leukoscope.data.subject_ids import check_subject_ids
 from leukoscope.data.subjects import find_subjects, is_table, names_no_subject
 from leukoscope.data.table_files import read_content
-from leukoscope.files import atomic_file, content_hashes, file_sha256, remedy
+from leukoscope.files import atomic_file, content_hashes, file_sha256, remedy, shown_name
 from leukoscope.inference.prediction import ABSTAIN, REFUSED, Prediction
 from leukoscope.progress import progress
 
@@ -183,8 +183,7 @@ def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource
     for cell_id, file, subject in rows:
         subject = subject_of(file) if subject_of else subject
         # A file's name need not be UTF-8.
-        cell_id, subject = (os.fsencode(text).decode(errors="replace") for text in (cell_id, subject))
-        cells.append(SourceCell(cell_id, subject, os.path.join(root, file)))
+        cells.append(SourceCell(shown_name(cell_id), shown_name(subject), os.path.join(root, file)))
     check_subject_ids({cell.subject: cell.file for cell in cells if cell.subject}, named)
     if not cells:
         raise LeukoscopeError(f"{named}: holds no cell; give a folder of images, or a table with rows")
@@ -323,7 +322,7 @@ def shard_bytes(
     shares, lines = [f"p_{label}" for label in predictor.labels], []
     for cell, found in rows:
         if isinstance(found, UnreadableImage):
-            lines.append({"cell_id": cell.cell_id, "reason": str(found).removeprefix(f"{cell.file}: ")})
+            lines.append({"cell_id": cell.cell_id, "reason": shown_name(str(found).removeprefix(f"{cell.file}: "))})
             continue
         about = {name: getattr(found, name) for name in ("outcome", "pixel_hash", "model", "revision")}
         about |= {"cell_id": cell.cell_id, "subject": cell.subject or None, "ood_score": found.checks.ood_score}

@@ -7,14 +7,18 @@ a map says what they found.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 EVIDENCE = "evidence"
 """The `method` of a map from one pass through the network: Grad-CAM relative to a blank picture."""
-MAP_NAMES = {EVIDENCE: "Grad-CAM map"}
-MAP_BLOCKS = {EVIDENCE: "heat_maps"}
+OCCLUSION = "occlusion"
+"""The `method` of a map by covering: how far the class's margin falls when a place of the picture is blurred."""
+MAP_NAMES = {EVIDENCE: "Grad-CAM map", OCCLUSION: "map by covering"}
+MAP_BLOCKS = {EVIDENCE: "heat_maps", OCCLUSION: "occlusion_maps"}
 """Method → the block of metrics.json that holds what the checks of its maps found."""
+SCALE_BLOCKS = {EVIDENCE: "evidence_scale", OCCLUSION: "occlusion_scale"}
+"""Method → the block of metrics.json that holds how strong its maps usually are."""
 
 
 @dataclass(frozen=True)
@@ -26,27 +30,50 @@ class MapCheck:
         passed: whether the maps passed; None where they were not checked.
         deletion_gain: how much lower the class's mean probability, 0–1, is after the marked pixels are removed than
             after random ones; below 0 where random pixels matter more. None where it was not measured.
+        weak, strong: of a cell's strongest value for any class, one measured cell in twenty stays below the first, and
+            one in twenty exceeds the second; None where that was not measured.
     """
 
     method: str = EVIDENCE
     passed: bool | None = None
     deletion_gain: float | None = None
+    weak: float | None = None
+    strong: float | None = None
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], method: str = EVIDENCE) -> MapCheck:
         """Read it from a release's metrics.json; a block about maps of another method says nothing about these."""
-        block = metrics.get(MAP_BLOCKS[method]) or {}
-        if block.get("method") != method:
-            return cls(method)
-        gain = (block.get("deletion") or {}).get("gain_over_random") or {}
-        return cls(method, block.get("passed"), gain.get("mean"))
+        checks = metrics.get(MAP_BLOCKS[method]) or {}
+        scale = metrics.get(SCALE_BLOCKS[method]) or {}
+        if checks.get("method") != method:
+            checks = {}
+        if scale.get("method") != method:
+            scale = {}
+        gain = (checks.get("deletion") or {}).get("gain_over_random") or {}
+        return cls(
+            method,
+            passed=checks.get("passed"),
+            deletion_gain=gain.get("mean"),
+            weak=scale.get("p05"),
+            strong=scale.get("p95") or None,
+        )
+
+    @property
+    def name(self) -> str:
+        """What a map of this method is called."""
+        return MAP_NAMES[self.method]
+
+    @property
+    def plural(self) -> str:
+        """What maps of this method are called."""
+        return self.name.replace("map", "maps")
 
     @property
     def text(self) -> str:
         """The finding in one or two sentences."""
         if self.passed is None:
-            return "This model's maps were not checked."
-        finding = f"This model's maps {'passed' if self.passed else 'failed'} our checks."
+            return f"This model's {self.plural} were not checked."
+        finding = f"This model's {self.plural} {'passed' if self.passed else 'failed'} our checks."
         gain = self.deletion_gain
         if gain is None or self.passed != (gain > 0):  # another check decided
             return finding
@@ -56,4 +83,4 @@ class MapCheck:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it ready for JSON."""
-        return {"method": self.method, "passed": self.passed, "deletion_gain": self.deletion_gain, "text": self.text}
+        return {**asdict(self), "text": self.text}

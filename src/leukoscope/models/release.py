@@ -35,7 +35,7 @@ from leukoscope.files import (
     restore_replaced,
     write_atomic,
 )
-from leukoscope.models.map_check import MapCheck
+from leukoscope.models.map_check import EVIDENCE, OCCLUSION, MapCheck
 
 DEFAULT_RELEASE = "leukoscope-densenet169-cnmc"
 """What the demo opens with, and the only release in the wheel; the others come from a clone or the Hub."""
@@ -55,6 +55,7 @@ HASHED = (CONFIG, WEIGHTS, OOD)
 DECIDING = (
     *("labels", "positive_label", "data", "training"),
     *("calibration", "decisions", "subject_rule", "evidence_scale"),
+    *("occlusion_maps", "occlusion_scale"),
 )
 """The blocks of metrics.json that decide what is predicted, or how it is shown."""
 _MOST_JSON = 100_000_000  # bytes; the largest metrics.json that comes along has less than a hundredth
@@ -94,13 +95,24 @@ class ReleaseInfo:
         return ground_rgb(trained_on(self.metrics))
 
     @property
+    def map_method(self) -> str:
+        """The method of the maps that it shows: by covering where these passed their checks and Grad-CAM did not."""
+        if self.map_check_of(OCCLUSION).passed and not self.map_check_of(EVIDENCE).passed:
+            return OCCLUSION
+        return EVIDENCE
+
+    def map_check_of(self, method: str) -> MapCheck:
+        """What the checks of its maps of one method found."""
+        return MapCheck.from_metrics(self.metrics, method)
+
+    @property
     def map_check(self) -> MapCheck:
-        """What the checks of its maps found."""
-        return MapCheck.from_metrics(self.metrics)
+        """What the checks of the maps that it shows found."""
+        return self.map_check_of(self.map_method)
 
     @property
     def maps_passed(self) -> bool | None:
-        """Whether its maps passed their checks; None where they were not checked."""
+        """Whether the maps that it shows passed their checks; None where they were not checked."""
         return self.map_check.passed
 
 
@@ -450,6 +462,8 @@ class Metrics(_Checked):
     recipe: dict[str, Any] = {}
     ood: dict[str, Any] = {}
     heat_maps: _MayBeEmpty[_MapChecks] = _MISSING
+    occlusion_maps: _MayBeEmpty[_MapChecks] = _MISSING
+    occlusion_scale: _MayBeEmpty[_EvidenceScale] = _MISSING
     views: dict[str, Any] = {}
     sha256: dict[str, str] = {}
 

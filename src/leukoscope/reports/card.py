@@ -23,7 +23,7 @@ from leukoscope.inference.gradcam import is_map_of_channels
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import FROM_HUB, FROM_SCRATCH
 from leukoscope.models.hub_download import parse_hub_id
-from leukoscope.models.map_check import MapCheck
+from leukoscope.models.map_check import EVIDENCE, MAP_BLOCKS, MapCheck
 from leukoscope.models.recipes import TIMM
 from leukoscope.models.release import (
     CARD,
@@ -101,7 +101,7 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
         healthy_given=release_tables.healthy_given,
         robustness_table=release_tables.robustness_table,
         frequencies=training.get("output_frequencies") or training.get("class_frequencies"),
-        map_check=MapCheck.from_metrics(metrics),
+        map_checks=_map_checks(metrics),
         has_map="heat_maps" in metrics or has_map,
         published=bool(getattr(DATASETS.get(metrics["data"]["name"]), "url", "")),
         new_aliases=formatting.new_aliases(metrics),
@@ -122,6 +122,13 @@ def _alt_text(plot: str, unit: str, *, in_fields: bool) -> str:
     if in_fields:
         text = text.replace("cells", "fields of view")
     return text
+
+
+def _map_checks(metrics: Mapping[str, Any]) -> list[tuple[MapCheck, Mapping[str, Any]]]:
+    """The finding and the block of each kind of maps that was checked; where none was, Grad-CAM's finding says so."""
+    blocks = {method: metrics.get(name) or {} for method, name in MAP_BLOCKS.items()}
+    checked = {method: block for method, block in blocks.items() if block} or {EVIDENCE: {}}
+    return [(MapCheck.from_metrics(metrics, method), block) for method, block in checked.items()]
 
 
 def _drawn(release: Path) -> list[str]:

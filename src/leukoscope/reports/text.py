@@ -14,6 +14,7 @@ import numpy as np
 
 from leukoscope.data.registry import meanings_of_labels
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, Decision
+from leukoscope.models.map_check import EVIDENCE, OCCLUSION
 from leukoscope.reports import release_tables
 from leukoscope.reports.release_tables import many
 
@@ -38,6 +39,10 @@ SYNTHETIC = (
 )
 NO_PEOPLE = "its data name no people"
 MAP_CAVEAT = "The map is the mean over eight views. It shows where the model reacts, not why."
+MAP_CAVEATS = {
+    EVIDENCE: MAP_CAVEAT,
+    OCCLUSION: "The map shows how much less the model prefers this class when a place is covered, not why.",
+}
 
 
 @dataclass(frozen=True)

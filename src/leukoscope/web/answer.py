@@ -19,12 +19,13 @@ from scipy.ndimage import binary_fill_holes
 from skimage.filters import gaussian, threshold_otsu
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.images import foreground, is_cut_out
+from leukoscope.data.images import UnreadableImage, foreground, is_cut_out
 from leukoscope.data.loading import StreamedCell, stream_cells
 from leukoscope.data.registry import DatasetInfo, trained_on
 from leukoscope.data.smear import Stain, UnusableSmear, looks_like_smear, measure_stain
 from leukoscope.inference.gradcam import overlay, share_within
 from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, Decision, Prediction, Thresholds, turned
+from leukoscope.models.map_check import OCCLUSION
 from leukoscope.reports import text
 from leukoscope.reports.text import DecisionText, percent
 from leukoscope.synthetic import EXAMPLES_PER_CLASS, PHANTOM_LABELS, SMEAR_LABELS, example_cell, smear_picture
@@ -232,7 +233,7 @@ class Row:
         if not self.maps:
             return "" if self.refused else "This model has no map: its last features are no map of channels."
         said = text.map_text(self.maps[label], label)
-        return f"{said} {text.weak_map_text(self.maps, label, self.thresholds.weak_evidence)}".strip()
+        return f"{said} {text.weak_map_text(self.maps, label, self.known.map_check.weak)}".strip()
 
     def summary(self, label: str = "") -> str:
         """The whole result as plain text; its map is that of the class `label`, "" for the most probable one."""
@@ -246,7 +247,7 @@ class Row:
             self.picture.remark or remark,
             *text.warnings(self.metrics, has_detector=known.checks.ood_score is not None),
             self.map_text(label or known.most_probable),
-            text.MAP_CAVEAT if self.maps else "",
+            text.MAP_CAVEATS[known.map_check.method] if self.maps else "",
             known.map_check.text if self.maps else "",
             f"{text.about_model(self.model, known.revision)}.",
             RESEARCH_NOTICE,
@@ -325,6 +326,17 @@ def ask(picture: Picture, models: ModelCache, name: str, *, explain: bool = True
     if not pending:
         kept[key] = row
     return row
+
+
+def with_own_map(row: Row, models: ModelCache) -> Row:
+    """The row with the release's own map where that is one by covering, which takes longer than the answer."""
+    predictor = models.predictor(row.model)
+    if not row.maps or predictor.release.map_method != OCCLUSION:
+        return row
+    prediction = models.map_by_covering(predictor, row.known)
+    if isinstance(prediction, UnreadableImage):
+        raise prediction
+    return replace(row, prediction=prediction)
 
 
 def covered(row: Row, models: ModelCache) -> dict[str, Row]:

@@ -33,7 +33,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.inference.smear import draw_reading
 from leukoscope.reports.text import QUESTION
 from leukoscope.web import export, stage, upload
-from leukoscope.web.answer import Picture, ask, example
+from leukoscope.web.answer import Picture, ask, example, with_own_map
 from leukoscope.web.batch import BATCHES_AT_ONCE, columns, label_metrics, predict_files
 from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.content_policy import ContentPolicy
@@ -103,7 +103,7 @@ class Endpoints:
     def predict(
         self, image: str | None, model: str | None
     ) -> tuple[str, dict[str, float], str | None, str, dict[str, Any]]:
-        """Classify one white blood cell, with a Grad-CAM map of the most probable class. For research only.
+        """Classify one white blood cell, with the model's map of the most probable class. For research only.
 
         Args:
             image: the picture of one cell, cut out or from a smear; PNG, JPEG, BMP, TIFF or WebP.
@@ -111,6 +111,7 @@ class Endpoints:
         """
         with upload.gradio_errors():
             row = ask(Picture(*upload.read_upload(image)), self.models, self.models.or_first(model))
+            row = with_own_map(row, self.models)
             summary = row.summary()
             _, overlaid = row.pictures(row.known.most_probable)
             decision = {**row.known.decision.to_dict(), "ood_score": row.known.checks.ood_score}

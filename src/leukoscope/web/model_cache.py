@@ -34,6 +34,7 @@ from leukoscope.models.hub_download import (
     hub_model_info,
     parse_hub_id,
 )
+from leukoscope.models.map_check import EVIDENCE
 from leukoscope.models.release import CONFIG, DEFAULT_RELEASE, WEIGHTS, folder_name, read_release
 from leukoscope.web.memory import give_back_freed_memory
 
@@ -162,7 +163,9 @@ class ModelCache:
         self._model_locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
         self._downloading = Semaphore(DOWNLOADS_AT_ONCE)
         # A pool of threads takes those who wait in their order; a semaphore would not.
-        self.predict = _limited(_predict, ThreadPoolExecutor(PREDICTIONS_AT_ONCE))
+        predictions = ThreadPoolExecutor(PREDICTIONS_AT_ONCE)
+        self.predict = _limited(_predict, predictions)
+        self.map_by_covering = _limited(Predictor.map_by_covering, predictions)
         # One view of a cell, which waits behind nobody's eight.
         self.decide = _limited(_predict, ThreadPoolExecutor(1))
         self.read_smear = _limited(_read_smear, ThreadPoolExecutor(1))
@@ -316,7 +319,8 @@ def _size_of(repository: Path) -> int:
 
 
 def _predict(predictor: Predictor, images: Iterable[Image.Image], **options: Any) -> list[Prediction]:
-    return predictor(images, **options)
+    # The page shows this map first; one by covering takes longer and comes after it.
+    return predictor(images, method=EVIDENCE, **options)
 
 
 def _read_smear(*arguments: Any, **options: Any) -> SmearReading:
