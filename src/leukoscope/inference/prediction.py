@@ -68,13 +68,14 @@ class Reason:
     @property
     def text(self) -> str:
         """The reason as a sentence, with digits enough to tell the value from the limit."""
-        template, shown = REASON_TEXTS[self.code], dict[str, str]()
-        for more in range(6):
+        template = REASON_TEXTS[self.code]
+        numbers: dict[str, str] = {}
+        for more_digits in range(6):
             for name, digits, kind in _NUMBER.findall(template):
-                shown[name] = format(getattr(self, name), f".{int(digits) + more}{kind}")
-            if len({float(number.rstrip("%")) for number in shown.values()}) == len(shown):
+                numbers[name] = format(getattr(self, name), f".{int(digits) + more_digits}{kind}")
+            if len({float(number.rstrip("%")) for number in numbers.values()}) == len(numbers):
                 break
-        return _NUMBER.sub(lambda found: shown[found[1]].replace("%", "\u00a0%"), template)
+        return _NUMBER.sub(lambda match: numbers[match[1]].replace("%", "\u00a0%"), template)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it ready for JSON."""
@@ -148,8 +149,10 @@ class Thresholds:
     def from_metrics(cls, metrics: Mapping[str, Any]) -> Thresholds:
         """Read those of a release's metrics.json; empty where it has no "decisions"."""
         abstention = (metrics.get("decisions") or {}).get("abstention") or {}
-        cells, scale = trained_on(metrics), metrics.get("evidence_scale") or {}
-        scale = scale if scale.get("method") == EVIDENCE else {}
+        cells = trained_on(metrics)
+        scale = metrics.get("evidence_scale") or {}
+        if scale.get("method") != EVIDENCE:
+            scale = {}
         return cls(
             abstain_below=abstention["default"]["threshold"] if abstention else None,
             least_on_cell=scale.get("on_cell_p05"),
@@ -164,15 +167,16 @@ class Thresholds:
         if checks.filled_with is not None:
             cautions.append(Reason("filled_pale" if any(checks.filled_with) else "filled_black"))
         if checks.ood_score is not None and checks.ood_score > 1:
-            found = Reason(f"ood_{checks.ood_group}", checks.ood_score, 1.0)
+            unlike = Reason(f"ood_{checks.ood_group}", checks.ood_score, 1.0)
             if checks.field_of_view:
-                return Decision(NOT_A_CELL, (Reason("field_of_view"), found, *cautions))
-            return Decision(OUT_OF_DISTRIBUTION, (found, *cautions))
+                return Decision(NOT_A_CELL, (Reason("field_of_view"), unlike, *cautions))
+            return Decision(OUT_OF_DISTRIBUTION, (unlike, *cautions))
         if checks.field_share is not None and checks.field_share < FIELD_NEEDS:
             # Cells of one field share a stain: where most are out of distribution, one that is not is a coincidence.
-            found = Reason("ood_field", checks.field_share, FIELD_NEEDS)
-            return Decision(OUT_OF_DISTRIBUTION, (found, *cautions))
-        confidence, reasons = max(probabilities.values()), []
+            unlike = Reason("ood_field", checks.field_share, FIELD_NEEDS)
+            return Decision(OUT_OF_DISTRIBUTION, (unlike, *cautions))
+        confidence = max(probabilities.values())
+        reasons = []
         if self.abstain_below is not None and confidence < self.abstain_below:
             reasons.append(Reason("low_confidence", confidence, self.abstain_below))
         if checks.disagreement is not None and checks.disagreement > VIEWS_MAY_DISAGREE:

@@ -62,8 +62,10 @@ class Runtime:
         for what, name, known in (("backend", backend, BACKENDS), ("precision", self.precision, PRECISIONS)):
             if name not in known:
                 raise LeukoscopeError(f"{what} {name!r}: unknown; choose one of {', '.join(known)}")
-        found = gpu_or_cpu() if self.device == AUTO and backend != OPENVINO else "cpu"
-        return replace(self, backend=backend, device=found if self.device == AUTO else self.device)
+        device = self.device
+        if device == AUTO:
+            device = "cpu" if backend == OPENVINO else gpu_or_cpu()
+        return replace(self, backend=backend, device=device)
 
 
 class NetworkOutput(NamedTuple):
@@ -105,12 +107,12 @@ def gpu_or_cpu() -> str:
 
 def must_use_cpu() -> bool:
     """Read ACCELERATE_USE_CPU as Accelerate does; `LeukoscopeError` for a value that it does not know."""
-    given = os.environ.get("ACCELERATE_USE_CPU") or "no"
+    setting = os.environ.get("ACCELERATE_USE_CPU") or "no"
     try:
         # pydantic knows the words of accelerate's `str_to_bool`, which would import torch; a Space has no accelerate.
-        return TypeAdapter(bool).validate_python(given)
+        return TypeAdapter(bool).validate_python(setting)
     except ValidationError:
-        raise LeukoscopeError(f"ACCELERATE_USE_CPU={given}: is neither true nor false; set one of these") from None
+        raise LeukoscopeError(f"ACCELERATE_USE_CPU={setting}: is neither true nor false; set one of these") from None
 
 
 def forbid_tf32() -> None:
@@ -177,12 +179,16 @@ class TorchBackend:
             self.device = torch.device(device)
             torch.zeros(1, device=self.device).add_(1)  # a wheel of torch may hold no kernel for an old card
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            said = f"torch cannot compute there on this machine ({first_line(error)})"
-            raise LeukoscopeError(f"device {device!r}: {said}; use another, or install a torch built for it") from None
+            reason = f"torch cannot compute there on this machine ({first_line(error)})"
+            raise LeukoscopeError(
+                f"device {device!r}: {reason}; use another, or install a torch built for it"
+            ) from None
         if self.device.type != "cpu":
             forbid_tf32()
-        self.network, self.precision = network.to(self.device), precision
-        self._preprocessing, self._blank_rgb = preprocessing, blank_rgb
+        self.network = network.to(self.device)
+        self.precision = precision
+        self._preprocessing = preprocessing
+        self._blank_rgb = blank_rgb
 
     def __call__(self, pixels: np.ndarray, *, explain: bool = False) -> NetworkOutput:
         """Compute (B, S, S, 3) uint8, framed by the release's preprocessing, in one pass through the backbone.
