@@ -151,18 +151,21 @@ def _likely_dataset(names: Sequence[str], subject_pattern: str | None) -> Datase
     if subject_pattern:
         return None
     sample = names[:: max(1, len(names) // 200)]
-    recognised = {
-        info.name: sum(bool(_found_in(info, name)) for name in sample)
-        for info in DATASETS.values()
-        if info.find_cells and info.name != "imagefolder"
-    }
+    recognised = {}
+    for info in DATASETS.values():
+        if info.find_cells and info.name != "imagefolder":
+            recognised[info.name] = sum(bool(_found_in(info, name)) for name in sample)
     best = max(recognised, key=lambda name: recognised[name])
-    return DATASETS[best] if recognised[best] >= len(sample) / 2 else None
+    if recognised[best] >= len(sample) / 2:
+        return DATASETS[best]
+    return None
 
 
 def _read_names(lists: SplitLists, info: DatasetInfo | None, subject_pattern: str | None) -> dict[str, ImageName]:
     """Each name of a split and what it tells; the table's own subjects and classes come first."""
-    subject_of = subject_rule(subject_pattern) if subject_pattern else None
+    subject_of = None
+    if subject_pattern:
+        subject_of = subject_rule(subject_pattern)
     images = {}
     for name in lists.names:
         original, is_copy = original_of(name)
@@ -170,11 +173,15 @@ def _read_names(lists: SplitLists, info: DatasetInfo | None, subject_pattern: st
         subject = lists.subjects.get(name, "")
         if subject_of and not subject:
             subject = subject_of(name)
-        cell = _found_in(info, name) if info else None
+        cell = None
+        if info:
+            cell = _found_in(info, name)
         if cell:
             label = label or cell[0]
             subject = subject or cell[1]
-        joined = info.canonical_subject(subject) if info else subject
+        joined = subject
+        if info:
+            joined = info.canonical_subject(subject)
         images[name] = ImageName(original, is_copy, label, joined, subject)
     return images
 
@@ -229,7 +236,9 @@ def _crossing_subjects(splits: Sequence[NamedSplit], images: Mapping[str, ImageN
                 if worst is None or finding.count > worst.count:
                     worst = finding
         if worst:
-            repeated = f" In {divided} of {len(splits)} splits; this is the worst." if len(splits) > 1 else ""
+            repeated = ""
+            if len(splits) > 1:
+                repeated = f" In {divided} of {len(splits)} splits; this is the worst."
             yield Finding(worst.kind, worst.count, worst.examples, worst.sentence + repeated)
 
 
@@ -319,11 +328,15 @@ def _more_than_published(info: DatasetInfo | None, images: Mapping[str, ImageNam
 def _incomplete_sides(splits: Sequence[NamedSplit], images: Mapping[str, ImageName]) -> Iterable[Finding]:
     """A side, a class of a side, or the subjects of a tested class that are missing."""
     for split in splits:
-        where = f"{split.name}: " if split.name else ""
+        where = ""
+        if split.name:
+            where = f"{split.name}: "
         for side in ("train", "test"):
             if side not in split.sides:
                 yield Finding("side_missing", 1, (side,), f"{where}no image is on the {side} side.")
-        labels = {side: {images[name].label for name in names} - {""} for side, names in split.sides.items()}
+        labels = {}
+        for side, names in split.sides.items():
+            labels[side] = {images[name].label for name in names} - {""}
         for side, present in labels.items():
             for label in sorted(set().union(*labels.values()) - present):
                 yield Finding("class_missing", 1, (label,), f"{where}the {side} side has no image of {label}.")

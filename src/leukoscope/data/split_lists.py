@@ -298,7 +298,8 @@ def _from_mapping(path: Path, content: Mapping[str, Any], files: Sequence[str]) 
         if not isinstance(members, list):
             continue
         fold = _FOLD.fullmatch(key)
-        if side := side_named(key):
+        side = side_named(key)
+        if side:
             sides.setdefault(side, []).extend(_resolved(path, members, files))
         elif fold:
             folds[fold[1]] = _resolved(path, members, files)

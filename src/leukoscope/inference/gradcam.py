@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 # Inferno rises evenly in lightness, so it reads the same with any colour vision; without its black and purple part,
 # which could not be told from a grey cell.
-_COLORMAP, _COLDEST = "inferno", 0.35
+_COLORMAP = "inferno"
+_COLDEST = 0.35
 # Okabe & Ito's blue stands out equally from a black background and from a pale smear; their sky blue from the map.
 _FRAME_RGB = (0, 114, 178)
 _OUTLINE_RGB = (86, 180, 233)
@@ -123,7 +124,8 @@ def overlay(
     in_map = seen * np.tile([width / (right - left), height / (bottom - top)], 2)
     x0, y0, x1, y1 = np.clip(in_map, 0, [width, height] * 2).tolist()
 
-    peak = float(evidence.max()) if peak is None else peak
+    if peak is None:
+        peak = float(evidence.max())
     warmth = np.clip(evidence / peak, 0, 1) if peak > 0 else np.zeros_like(evidence)
     size = (columns.stop - columns.start, rows.stop - rows.start)
     enlarged = Image.fromarray(warmth.astype(np.float32)).resize(size, Image.Resampling.BILINEAR, (x0, y0, x1, y1))

@@ -28,7 +28,8 @@ class Scorer:
     def __init__(self, model: str, digest: str, batch_size: int, settings: dict[str, str]) -> None:
         from leukoscope.inference.predictor import Predictor
 
-        self.predictor, self.batch_size = Predictor.from_pretrained(model, **settings), batch_size
+        self.predictor = Predictor.from_pretrained(model, **settings)
+        self.batch_size = batch_size
         if release_digest(self.predictor.release.folder) != digest:
             raise LeukoscopeError(f"{model}: a worker has other files of this release; give all machines the same")
 
@@ -36,8 +37,8 @@ class Scorer:
         """A shard's path, cells and identity → its path, its number of cells and its file."""
         cells = [SourceCell(*cell) for cell in zip(row["ids"], row["subjects"], row["files"], strict=True)]
         files = (_opened(cell.file) for cell in cells)
-        found = list(self.predictor.iter_predictions(files, batch_size=self.batch_size))
-        file = shard_bytes(list(zip(cells, found, strict=True)), self.predictor, row["identity"])
+        predictions = list(self.predictor.iter_predictions(files, batch_size=self.batch_size))
+        file = shard_bytes(list(zip(cells, predictions, strict=True)), self.predictor, row["identity"])
         return {"shard": row["shard"], "cells": len(cells), "file": file}
 
 
@@ -67,11 +68,12 @@ def remote_source(url: str) -> CellSource:
         there = files.find(root, detail=True)
     except (ImportError, OSError, ValueError) as error:
         raise LeukoscopeError(f"{url}: cannot be listed ({error}); check the address and who may read") from None
-    cells, states = [], {}
-    for path, about in sorted(there.items()):
+    cells = []
+    states = {}
+    for path, details in sorted(there.items()):
         if path.lower().endswith(IMAGE_SUFFIXES):
             cells.append(SourceCell(path.removeprefix(root).lstrip("/"), "", files.unstrip_protocol(path)))
-            states[cells[-1].file] = repr([str(about.get(key)) for key in ("size", "mtime", "ETag", "md5Hash")])
+            states[cells[-1].file] = repr([str(details.get(key)) for key in ("size", "mtime", "ETag", "md5Hash")])
     if not cells:
         raise LeukoscopeError(f"{url}: holds no image; give a folder of images")
     return CellSource(cells, has_subjects=False, states=states)
@@ -94,7 +96,9 @@ def score_missing(
         import ray.data
     except ImportError:
         raise LeukoscopeError("--ray: Ray is not installed; pip install 'leukoscope[ray]'") from None
-    here = {"_node_ip_address": "127.0.0.1", "include_dashboard": False} if address == LOCAL else {}
+    here = {}
+    if address == LOCAL:
+        here = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error", **here)
     except (ConnectionError, ValueError) as error:

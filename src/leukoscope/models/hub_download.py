@@ -97,7 +97,9 @@ def fetch_files(
         LeukoscopeError: no such repository or revision, no access to it, no safetensors in it, no network and no
             whole cached copy, or a file whose content is not the one that the Hub names.
     """
-    wanted = f"{hub_id}@{revision}" if revision else hub_id
+    wanted = hub_id
+    if revision:
+        wanted = f"{hub_id}@{revision}"
     try:
         try:
             info = hub_model_info(hub_id, revision, anonymous=anonymous)
@@ -126,7 +128,9 @@ def fetch_files(
 
 def _cached_copy(hub_id: str, revision: str | None, patterns: Sequence[str], reason: HubUnreachable) -> Path:
     """Find the cached copy of a repository, and warn that it is used; an error where a file of it is missing."""
-    wanted = f"{hub_id}@{revision}" if revision else hub_id
+    wanted = hub_id
+    if revision:
+        wanted = f"{hub_id}@{revision}"
     try:
         folder = _snapshot(hub_id, revision, patterns, cached_only=True)
         _require_whole(folder, patterns)
@@ -181,7 +185,9 @@ def _snapshot(
     hub_id: str, revision: str | None, patterns: Sequence[str], *, cached_only: bool = False, anonymous: bool = False
 ) -> Path:
     # On a terminal the client shows bars, elsewhere nothing.
-    bars = tqdm if sys.stderr.isatty() and not is_quiet() else _Hidden
+    bars = tqdm
+    if is_quiet() or not sys.stderr.isatty():
+        bars = _Hidden
     folder = snapshot_download(
         hub_id,
         revision=revision,

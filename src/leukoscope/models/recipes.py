@@ -197,8 +197,8 @@ def timm_recipe(name: str, flag: str) -> Recipe:
     try:
         cfg = get_pretrained_cfg(model) or PretrainedCfg()
     except RuntimeError:
-        known = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
-        raise LeukoscopeError(f"{flag} {name}: timm has no such weights; of {architecture} it has {known}") from None
+        names = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
+        raise LeukoscopeError(f"{flag} {name}: timm has no such weights; of {architecture} it has {names}") from None
     base: dict[str, Any] = {
         "name": TIMM + (f"{architecture}.{cfg.tag}" if cfg.tag else architecture),
         "architecture": architecture,
@@ -229,10 +229,12 @@ def with_overrides(recipe: _Recipe, assignments: Iterable[str]) -> _Recipe:
             raise LeukoscopeError(f"--override {assignment}: write KEY=VALUE, e.g. augmentation.scale=0.4")
         part: Any = asdict(recipe)
         for name in key.strip().split("."):
-            known = [name for name in part if name != "name"] if isinstance(part, dict) else []
-            if name not in known:
-                shown = f"choose one of {', '.join(known)}" if known else f"{part!r} has no parts"
-                raise LeukoscopeError(f"--override {assignment}: {name} is unknown; {shown}")
+            keys = []
+            if isinstance(part, dict):
+                keys = [key for key in part if key != "name"]
+            if name not in keys:
+                choices = f"choose one of {', '.join(keys)}" if keys else f"{part!r} has no parts"
+                raise LeukoscopeError(f"--override {assignment}: {name} is unknown; {choices}")
             part = part[name]
         try:
             value = yaml.safe_load(text)
@@ -241,7 +243,8 @@ def with_overrides(recipe: _Recipe, assignments: Iterable[str]) -> _Recipe:
                 f"--override {assignment}: {text!r} is no YAML; give e.g. 0.4, true or null"
             ) from None
         # To YAML, `no` is false: the text is meant where no switch is set.
-        value = text if isinstance(value, bool) and not isinstance(part, bool) else value
+        if isinstance(value, bool) and not isinstance(part, bool):
+            value = text
         recipe = with_values(recipe, {key.strip(): value}, {key.strip(): f"--override {assignment}"})
     return recipe
 
@@ -269,8 +272,8 @@ def with_values(recipe: _Part, values: Mapping[str, Any], given_as: Mapping[str,
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
-        given = [words for key, words in given_as.items() if f"{place}.".startswith(f"{key}.")]
-        given.append(f"{place}={first['input']}")
+        flags = [words for key, words in given_as.items() if f"{place}.".startswith(f"{key}.")]
+        flags.append(f"{place}={first['input']}")
         # Of a tuple, pydantic calls a value that is not there a required field.
         reason = "give more values" if first["type"] == "missing" else first["msg"][0].lower() + first["msg"][1:]
-        raise LeukoscopeError(f"{given[0]}: {reason}") from None
+        raise LeukoscopeError(f"{flags[0]}: {reason}") from None

@@ -64,7 +64,8 @@ def save_release(
         LeukoscopeError: another network than timm's, the number of labels is not the number of outputs, or the disk
             refuses.
     """
-    target, outputs = Path(directory), network.num_classes
+    target = Path(directory)
+    outputs = network.num_classes
     if not is_timm_model(network):
         raise LeukoscopeError(
             f"{target}: {type(network).__name__} is no timm model; a release contains no code, so that nothing could "
@@ -136,7 +137,7 @@ def training_frequencies(recipe: Recipe, class_counts: torch.Tensor) -> torch.Te
     return _sum_to_one(torch.ones_like(class_counts) if even else class_counts)
 
 
-def output_frequencies(given: Sequence[str], labels: Sequence[str], class_counts: torch.Tensor) -> torch.Tensor:
+def output_frequencies(flag_words: Sequence[str], labels: Sequence[str], class_counts: torch.Tensor) -> torch.Tensor:
     """Compute the (K,) class frequencies that a release's probabilities presume, from --class_frequencies.
 
     Empty stands for "equal" with two classes, and for "data", the (K,) `class_counts` of training cells, with more.
@@ -144,10 +145,13 @@ def output_frequencies(given: Sequence[str], labels: Sequence[str], class_counts
     Raises:
         LeukoscopeError: a class that is unknown, missing or given twice, or a share that is not above 0.
     """
-    words = tuple(given) or (("equal",) if len(labels) == 2 else ("data",))
+    words = tuple(flag_words) or (("equal",) if len(labels) == 2 else ("data",))
     if words in (("equal",), ("data",)):
         return _sum_to_one(torch.ones_like(class_counts) if words == ("equal",) else class_counts)
-    given_as = {label: share for label, _, share in (word.rpartition("=") for word in words)}
+    given_as = {}
+    for word in words:
+        label, _, share = word.rpartition("=")
+        given_as[label] = share
     with suppress(KeyError, ValueError):
         shares = [float(given_as[label]) for label in labels]
         if len(words) == len(labels) and all(0 < share < math.inf for share in shares):
@@ -184,7 +188,8 @@ def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision:
     """
     info = release if isinstance(release, ReleaseInfo) else read_release(release, name=name, revision=revision)
     assert info.folder is not None
-    root, config = info.folder, info.config
+    root = info.folder
+    config = info.config
     require_undamaged(root, info.metrics)  # they may have changed since it was read
     tensors = read_safetensors(root / WEIGHTS)
     for name, tensor in tensors.items():
@@ -212,7 +217,8 @@ def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision:
 
 def round_as_stored(network: nn.Module, *, head: bool = True) -> None:
     """Round weights in place to what the release will hold, so that this is measured; `head`: the head's too."""
-    state, spared = network.state_dict(), () if head else tuple(f"{name}." for name in head_names(network))
+    state = network.state_dict()
+    spared = () if head else tuple(f"{name}." for name in head_names(network))
     with torch.no_grad():
         for name in _stored_halved(network):
             if not name.startswith(spared):
@@ -225,7 +231,8 @@ def _stored_halved(network: nn.Module) -> list[str]:
     BatchNorm statistics stay float32, since running variances can leave half precision's range, and so does the
     classifier, a few kilobytes, since a temperature folded into it would be rounded away.
     """
-    whole, state = tuple(f"{name}." for name in classifier_names(network)), network.state_dict()
+    whole = tuple(f"{name}." for name in classifier_names(network))
+    state = network.state_dict()
     return [k for k, v in state.items() if v.is_floating_point() and "running_" not in k and not k.startswith(whole)]
 
 
@@ -260,7 +267,9 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 def classifier_names(network: nn.Module) -> list[str]:
     """The names of the last linear layer; timm's distilled networks have two."""
     names = network.pretrained_cfg["classifier"]  # type: ignore[index]
-    return [names] if isinstance(names, str) else list(names)
+    if isinstance(names, str):
+        return [names]
+    return list(names)
 
 
 def classifier_parameters(network: nn.Module) -> list[nn.Parameter]:
@@ -272,7 +281,8 @@ def head_names(network: Any) -> list[str]:
     """The names of what follows the pooled features: the last linear layer, and what else is new in front of it."""
     head = network.get_classifier()
     modules = head if isinstance(head, tuple) else (head,)
-    return [name for name, module in network.named_modules() if any(module is one for one in modules)]
+    ids = set(map(id, modules))
+    return [name for name, module in network.named_modules() if id(module) in ids]
 
 
 def head_parameters(network: nn.Module) -> list[nn.Parameter]:
@@ -301,5 +311,5 @@ def freeze(network: nn.Module, frozen: Sequence[str]) -> None:
         if not name.startswith(head):
             parameter.requires_grad_(False)
     for name, module in network.named_modules():
-        if name and not any(one.startswith(f"{name}.") or f"{name}.".startswith(one) for one in head):
+        if name and not any(prefix.startswith(f"{name}.") or f"{name}.".startswith(prefix) for prefix in head):
             module.eval()

@@ -140,7 +140,9 @@ def _require_connected_processes(accelerator: Accelerator, config: TrainingConfi
 
 
 def _print_device(accelerator: Accelerator, precision: Precision, on_gpu: bool) -> None:
-    hint = "" if precision.reason.startswith("--") else "; --mixed_precision chooses another"
+    hint = "; --mixed_precision chooses another"
+    if precision.reason.startswith("--"):
+        hint = ""
     note(f"{accelerator.num_processes} process(es) on {accelerator.device.type}")
     note(f"precision {precision.name}: {precision.reason}{hint}")
     if precision.name == "bf16" and precision.bf16_is_emulated:

@@ -199,7 +199,9 @@ class RunFolder:
     def next_checkpoint(self, epoch: int, step: int) -> Path:
         """The folder of the next checkpoint: of the `epoch` under way, from 1, after so many steps of it."""
         earlier = self.checkpoint_folders()
-        number = int(earlier[-1].name[:5]) + 1 if earlier else 1
+        number = 1
+        if earlier:
+            number = int(earlier[-1].name[:5]) + 1
         return self.checkpoints / f"{number:05d}-epoch-{epoch}-step-{step}"
 
     def remove_old_checkpoints(self) -> None:

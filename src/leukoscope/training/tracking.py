@@ -33,7 +33,9 @@ def start_tracking(accelerator: Accelerator, config: TrainingConfig, recipe: Rec
 
 def _plain(setting: Any) -> bool | int | float | str:
     """A setting as TensorBoard takes it: text for what is neither a number nor a switch."""
-    return setting if isinstance(setting, bool | int | float) else str(setting)
+    if isinstance(setting, bool | int | float):
+        return setting
+    return str(setting)
 
 
 def track_epoch(accelerator: Accelerator, row: Mapping[str, Any]) -> None:

@@ -48,7 +48,9 @@ class RequestChecks:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        address = _ASKED.search(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        address = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            address = _ASKED.search(scope["path"])
         if address is None:
             await self.app(scope, receive, send)
             return
@@ -197,10 +199,14 @@ def _expected(block: Any, content: Any) -> str:
     if content is None or isinstance(block, gr.State):
         return ""
     if isinstance(block, gr.Image):
-        return "" if _is_file(content) else f"a file as {_FILE}"
+        if _is_file(content):
+            return ""
+        return f"a file as {_FILE}"
     if isinstance(block, gr.File):
         files = content if isinstance(content, list) else [content]
-        return "" if all(_is_file(file) and "meta" in file for file in files) else f"a list of files, each as {_FILE}"
+        if all(_is_file(file) and "meta" in file for file in files):
+            return ""
+        return f"a list of files, each as {_FILE}"
     if isinstance(block, gr.Number):
         is_number = isinstance(content, int | float) and not isinstance(content, bool) and math.isfinite(content)
         return "" if is_number else "a number"
@@ -231,4 +237,6 @@ def _short(content: Any) -> str:
     with suppress(ValueError, TypeError):
         content = json.dumps(content)
     text = str(content)
-    return text if len(text) <= 60 else f"{text[:60]}…"
+    if len(text) <= 60:
+        return text
+    return f"{text[:60]}…"
