@@ -149,7 +149,10 @@ def fitted_blocks(
             size_only=size_only_out_of_fold(predictions),
         )
         decisions = decision_block(predictions, left_out=left_out, **origin)
-    return {"calibration": block, "decisions": decisions, **({"subject_rule": rule} if rule else {})}
+    blocks = {"calibration": block, "decisions": decisions}
+    if rule:
+        blocks["subject_rule"] = rule
+    return blocks
 
 
 def fit_detector_on(cells: FramedCells, cell_ids: tuple[str, ...] | None = None) -> tuple[OodDetector, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -104,15 +105,18 @@ class CellPredictions:
     def take(self, rows: np.ndarray | Sequence[int]) -> CellPredictions:
         """Return the predictions of some rows, in the order given."""
         chosen = np.asarray(rows, dtype=int)
+        hashes = None
+        if self.pixel_hashes is not None:
+            hashes = tuple(self.pixel_hashes[row] for row in chosen)
         return CellPredictions(
             tuple(self.cell_ids[row] for row in chosen),
             tuple(self.subjects[row] for row in chosen),
             self.references[chosen],
             self.probabilities[chosen],
             self.label_names,
-            None if self.areas is None else self.areas[chosen],
-            None if self.pixel_hashes is None else tuple(self.pixel_hashes[row] for row in chosen),
-            None if self.folds is None else self.folds[chosen],
+            _rows_of(self.areas, chosen),
+            hashes,
+            _rows_of(self.folds, chosen),
         )
 
     def save(self, path: Path) -> None:
@@ -134,29 +138,52 @@ class CellPredictions:
         """Read a file that `save` wrote."""
         columns = pq.read_table(path).to_pydict()
         names = tuple(c.removeprefix("p_") for c in columns if c.startswith("p_"))
+        hashes = None
+        if "pixel_hash" in columns:
+            hashes = tuple(columns["pixel_hash"])
         return cls(
             tuple(columns["cell_id"]),
             tuple(columns["subject"]),
             np.asarray([names.index(label) for label in columns["label"]]),
             np.stack([np.asarray(columns[f"p_{name}"]) for name in names], axis=1),
             names,
-            np.asarray(columns["area"]) if "area" in columns else None,
-            tuple(columns["pixel_hash"]) if "pixel_hash" in columns else None,
-            np.asarray(columns["fold"]) if "fold" in columns else None,
+            _array_of(columns.get("area")),
+            hashes,
+            _array_of(columns.get("fold")),
         )
+
+
+def _rows_of(column: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
+    """Some rows of a column; None where there is no such column."""
+    if column is None:
+        return None
+    return column[rows]
+
+
+def _array_of(column: list[float] | None) -> np.ndarray | None:
+    """A column as an array; None where there is no such column."""
+    if column is None:
+        return None
+    return np.asarray(column)
 
 
 def pooled(parts: Sequence[CellPredictions]) -> CellPredictions:
     """Concatenate the predictions of the folds of a cross-validation, in their order."""
     areas = [p.areas for p in parts if p.areas is not None]
     hashes = [p.pixel_hashes for p in parts if p.pixel_hashes is not None]
+    all_areas = None
+    if len(areas) == len(parts):
+        all_areas = np.concatenate(areas)
+    all_hashes = None
+    if len(hashes) == len(parts):
+        all_hashes = tuple(chain.from_iterable(hashes))
     return CellPredictions(
         tuple(c for p in parts for c in p.cell_ids),
         tuple(s for p in parts for s in p.subjects),
         np.concatenate([p.references for p in parts]),
         np.concatenate([p.probabilities for p in parts]),
         parts[0].label_names,
-        np.concatenate(areas) if len(areas) == len(parts) else None,
-        tuple(h for of_fold in hashes for h in of_fold) if len(hashes) == len(parts) else None,
+        all_areas,
+        all_hashes,
         np.repeat(np.arange(len(parts)), [len(p.cell_ids) for p in parts]),
     )

@@ -176,7 +176,9 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         raise ReleaseError(f"{to.id}: publishing failed: {reason(error)}. {hint}") from None
     kind = "" if to.kind == "model" else f"{to.kind}s/"
-    page = f"{api.endpoint}/{kind}{to.id}" + (f"/tree/{to.revision}" if to.revision else "")
+    page = f"{api.endpoint}/{kind}{to.id}"
+    if to.revision:
+        page += f"/tree/{to.revision}"
     return Published(page, commit.oid, is_new=commit.oid != before)
 
 
@@ -235,7 +237,9 @@ def reason(error: Exception) -> str:
     if status == 401:
         return "the Hub does not accept your token; run `hf auth login` or set HF_TOKEN to a valid one"
     if status in (403, 404):
-        return _MAY_NOT_WRITE + (f" (the Hub: {lines[0].rstrip('.')})" if lines else "")
+        if not lines:
+            return _MAY_NOT_WRITE
+        return f"{_MAY_NOT_WRITE} (the Hub: {lines[0].rstrip('.')})"
     if status == 429:
         return "the Hub asks for a pause (HTTP 429); try again later"
     if status < 500 and lines:
