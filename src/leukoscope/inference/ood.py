@@ -31,7 +31,8 @@ METHOD = (
 KEPT_SHARE = 0.98
 """Share of the cells of held-out subjects that lie within the limit, every subject weighing the same."""
 FOLDS = 10
-MIN_CELLS, MIN_SUBJECTS = 50, 2
+MIN_CELLS = 50
+MIN_SUBJECTS = 2
 GROUPS = {"colour": slice(0, 12), "texture": slice(12, 15), "shape": slice(15, 22)}
 STATISTICS = 22
 _GRID = 48
@@ -52,7 +53,8 @@ def picture_statistics(pixels: np.ndarray) -> np.ndarray:
 
     (S, S, 3) uint8, framed for the network → (22,) float32, in the order of `GROUPS`.
     """
-    step, bright = max(1, round(len(pixels) / _GRID)), foreground(pixels)
+    step = max(1, round(len(pixels) / _GRID))
+    bright = foreground(pixels)
     starts = sorted({0, step // 2})
     found = [
         _grid_statistics(pixels[down:, across:], bright[down::step, across::step], step)
@@ -60,7 +62,9 @@ def picture_statistics(pixels: np.ndarray) -> np.ndarray:
         for across in starts
     ]
     known = [one for one in found if one is not None]
-    return np.mean(known, axis=0) if len(known) == len(found) else np.full(STATISTICS, _EMPTY, np.float32)
+    if len(known) == len(found):
+        return np.mean(known, axis=0)
+    return np.full(STATISTICS, _EMPTY, np.float32)
 
 
 def _grid_statistics(pixels: np.ndarray, cell: np.ndarray, step: int) -> np.ndarray | None:
@@ -81,7 +85,8 @@ def _grid_statistics(pixels: np.ndarray, cell: np.ndarray, step: int) -> np.ndar
     skewness = (standard * standard * standard).mean(axis=1)  # numpy's `** 3` calls pow for every point
     correlation = covariance / deviation / deviation[:, None]
 
-    green, texture = pixels[..., 1], []
+    green = pixels[..., 1]
+    texture = []
     for apart in (1, 2, 4):
         neighbour = green[::step, apart::step]
         width = neighbour.shape[1]
@@ -93,9 +98,12 @@ def _grid_statistics(pixels: np.ndarray, cell: np.ndarray, step: int) -> np.ndar
     dark[cell] = density[1] > mean[1]  # of a cell mostly its nucleus
     nucleus = max(1, int(np.count_nonzero(dark)))
     across, down = ((np.arange(edge) + 0.5) / edge for edge in reversed(cell.shape))
-    in_row, in_column = cell.sum(axis=1), cell.sum(axis=0)
-    y, x = (in_row * down).sum() / count, (in_column * across).sum() / count
-    var_y, var_x = (in_row * (down - y) ** 2).sum() / count, (in_column * (across - x) ** 2).sum() / count
+    in_row = cell.sum(axis=1)
+    in_column = cell.sum(axis=0)
+    y = (in_row * down).sum() / count
+    x = (in_column * across).sum() / count
+    var_y = (in_row * (down - y) ** 2).sum() / count
+    var_x = (in_column * (across - x) ** 2).sum() / count
     both_ways = np.einsum("y,yx,x->", down - y, cell, across - x) / count
     spread = 2 * np.hypot((var_y - var_x) / 2, both_ways)
     border = sum(float(edge.mean()) for edge in (points[0], points[-1], points[:, 0], points[:, -1])) / 1020
@@ -226,7 +234,8 @@ def fit_detector(statistics: np.ndarray, subjects: Sequence[str]) -> tuple[OodDe
         )
     weights = 1 / counts[of]
     folds = list(GroupKFold(min(FOLDS, len(names))).split(statistics, groups=of))
-    distances, scores = np.empty(len(statistics)), np.empty(len(statistics), np.float32)
+    distances = np.empty(len(statistics))
+    scores = np.empty(len(statistics), np.float32)
     for others, held_out in folds:
         distances[held_out] = _fit_gaussian(statistics[others], weights[others]).distances(statistics[held_out])
     for others, held_out in folds:

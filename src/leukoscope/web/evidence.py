@@ -29,7 +29,9 @@ def release_of(models: ModelCache, name: str) -> ReleaseInfo:
         LeukoscopeError: it cannot be read or loaded.
     """
     folder = models.releases.get(name)
-    return read_release(folder, name=name) if folder else models.predictor(name).release
+    if folder:
+        return read_release(folder, name=name)
+    return models.predictor(name).release
 
 
 def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup, str]:
@@ -40,7 +42,8 @@ def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup,
             rows.append(_row(name, release_of(models, name).metrics))
         except LeukoscopeError as error:
             rows.append({"model": name, "error": str(error)})
-    chosen = chosen if chosen in names else next(iter(names), "")
+    if chosen not in names:
+        chosen = next(iter(names), "")
     figures, card = _figures_and_card(models, chosen)
     html = render("evidence.html", rows=rows, names=names, chosen=chosen, figures=figures)
     return html, card
@@ -52,8 +55,12 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     auroc = further.get("auroc_by_subject")
     evaluation = (metrics.get("evaluations") or [{}])[0]
     alone = (evaluation.get("size_only_baseline") or {}).get("auroc_by_subject")
-    measured = (evaluation.get("metrics") or {}).get("auroc_by_subject") if text.measured_on_people(metrics) else None
-    positive = [metrics["positive_label"]] if metrics.get("positive_label") else None
+    measured = None
+    if text.measured_on_people(metrics):
+        measured = (evaluation.get("metrics") or {}).get("auroc_by_subject")
+    positive = None
+    if metrics.get("positive_label"):
+        positive = [metrics["positive_label"]]
     labels = list(metrics.get("labels") or ())
     return {
         "model": name,
@@ -72,8 +79,12 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
 def _figures_and_card(models: ModelCache, name: str) -> tuple[list[dict[str, str]], str]:
     """The figures of a release's card, which travel within the page, and the card without its metadata."""
     try:
-        folder = release_of(models, name).folder if name else None
-        card = (folder / CARD).read_text(encoding="utf-8") if folder else ""
+        folder = None
+        if name:
+            folder = release_of(models, name).folder
+        card = ""
+        if folder:
+            card = (folder / CARD).read_text(encoding="utf-8")
     except (LeukoscopeError, OSError):
         return [], NO_CARD
     if not folder or not card:

@@ -27,7 +27,10 @@ from leukoscope.web.smear_page import cell_size
 from leukoscope.web.upload import ANSWER_FOLDER
 
 # In pixels; LETTERS fit into a line.
-SIDE, MARGIN, LINE, LETTERS = 450, 20, 24, 105
+SIDE = 450
+MARGIN = 20
+LINE = 24
+LETTERS = 105
 INK, QUIET, TRACK = "#18181b", "#55515f", "#e7e4ee"
 
 
@@ -132,20 +135,24 @@ def _ink(label: str, labels: Sequence[str]) -> str:
 def save_row(row: Row, label: str = "") -> File:
     """One model's answer as shown, with the map of a class; "" for the one that is called."""
     label = label or row.called()
-    title, said = f"{row.picture.caption}, predicted by {row.model}", row.summary(label=label)
+    title = f"{row.picture.caption}, predicted by {row.model}"
+    said = row.summary(label=label)
     return _png_file(row.picture.caption, row_image(row, label), title, row.model, row.known.revision, said)
 
 
 def row_image(row: Row, label: str) -> Image.Image:
     """Cell and map side by side, the colour scale, the probability bars and the whole text, as RGB."""
     pictures = [ImageOps.contain(picture, (SIDE, SIDE)) for picture in row.pictures(label) if picture]
-    shares, decided = row.shares(), row.decision_text()
+    shares = row.shares()
+    decided = row.decision_text()
     lines = [line for said in row.summary(label=label).splitlines() for line in textwrap.wrap(said, LETTERS)]
-    width, captions_at = 2 * SIDE + 3 * MARGIN, max(picture.height for picture in pictures) + MARGIN + 4
+    width = 2 * SIDE + 3 * MARGIN
+    captions_at = max(picture.height for picture in pictures) + MARGIN + 4
     bars_at = captions_at + 2 * LINE + MARGIN
     text_at = bars_at + (2 * len(shares) + (not decided.has_class)) * LINE + MARGIN
     drawn = Image.new("RGB", (width, text_at + len(lines) * LINE + MARGIN), "white")
-    pen, font = ImageDraw.Draw(drawn), drawing_font(15)
+    pen = ImageDraw.Draw(drawn)
+    font = drawing_font(15)
 
     caption = row.picture.caption
     captions = (caption if len(caption) <= 52 else f"{caption[:51]}…", f"Map for {label}")
@@ -171,7 +178,9 @@ def row_image(row: Row, label: str) -> Image.Image:
         pen.text((width - MARGIN, top), percent(share), INK, font, anchor="ra")
         pen.rectangle((MARGIN, top + LINE, width - MARGIN, top + LINE + 10), TRACK)
         if share * (width - 2 * MARGIN) >= 1:
-            ink = _ink(name, list(row.known.probabilities)) if decided.has_class else QUIET
+            ink = QUIET
+            if decided.has_class:
+                ink = _ink(name, list(row.known.probabilities))
             pen.rectangle((MARGIN, top + LINE, MARGIN + share * (width - 2 * MARGIN), top + LINE + 10), ink)
         top += 2 * LINE
     for number, line in enumerate(lines):

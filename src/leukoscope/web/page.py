@@ -85,11 +85,14 @@ class Page:
             model = request.query_params.get("model") or ""
             if model and model not in self.models.names and self.models.is_name(model):
                 visit.added.append(model)
-            first = int(number) if number.isdecimal() and len(number) < 7 else 1
+            first = 1
+            if number.isdecimal() and len(number) < 7:
+                first = int(number)
             if self._names(visit):
                 yield from self._asking(visit, lambda: self.open_example(visit, first, model))
 
-        was_lost, quiet = "() => [sessionStorage.lkLost ? '1' : '', null]", {**EVENT, "show_progress": "hidden"}
+        was_lost = "() => [sessionStorage.lkLost ? '1' : '', null]"
+        quiet = {**EVENT, "show_progress": "hidden"}
         demo.load(on_load, [self.lost, self.visit], self.outputs, js=was_lost, **quiet)
 
     # What is asked, and in which order it counts.
@@ -100,7 +103,8 @@ class Page:
         `anew` names a picture or a batch that is given: nothing of what was shown stands beside it, nor after an error.
         """
         visit.asked += 1
-        mine, drawn = visit.asked, None
+        mine = visit.asked
+        drawn = None
         if anew:
             visit.show(Scene())
             yield self._outputs(visit, Update(picture="", answer=waiting(f"Reading {anew} …")))
@@ -189,14 +193,17 @@ class Page:
             return batch_page.batch_answer(scene.content, others)
         if scene.content is None:
             return waiting("Give a picture, or pick one below: the answer appears here.", working=False)
-        opened = len(scene.content.rows) if scene.opened is None else scene.opened
+        opened = scene.opened
+        if opened is None:
+            opened = len(scene.content.rows)
         return stage.cell_answer(scene.content, opened, back=scene.back)
 
     def _tiles(self, visit: Visit) -> str:
         """The strip of what can be given."""
         smears = bool(self.models.names) and not self._readers(self.models.names)
         given = stage.example_tiles(smears=smears, pressed=visit.scene.source)
-        real, credit = [], ""
+        real = []
+        credit = ""
         if visit.real:
             _, data = source_of(self.models, self.models.or_first(visit.scene.model))
             cells = real_cells(visit.real)
@@ -226,7 +233,9 @@ class Page:
     def _names_for(self, visit: Visit, picture: Picture) -> list[str]:
         """Models that know such pictures."""
         names = self._names(visit)
-        return (self._readers(names) or names) if picture.on_black else names
+        if picture.on_black:
+            return self._readers(names) or names
+        return names
 
     # What is given.
 
@@ -258,7 +267,9 @@ class Page:
         """A question to these models; the best row is opened, or that of the model that is named."""
         if not names:
             raise LeukoscopeError(NO_MODEL)
-        opened = list(names).index(model) if model in names else None
+        opened = None
+        if model in names:
+            opened = list(names).index(model)
         return Update(Scene(Answer(picture, waiting=tuple(names)), opened=opened, source=source))
 
     def read_picture(self, visit: Visit, picture: Picture, source: str = "") -> Iterator[Update]:
@@ -378,7 +389,8 @@ class Page:
 
     def open_cell(self, visit: Visit, number: int) -> Iterator[Update]:
         """A cell of a smear or a batch."""
-        content, source = visit.scene.content, visit.scene.source
+        content = visit.scene.content
+        source = visit.scene.source
         if isinstance(content, Smear):
             yield Update(Scene(open_cell(self.models, content, number), opened=0, behind=content, source=source))
             return
@@ -405,7 +417,9 @@ class Page:
         view = VIEWS.get(name)
         if view is None or not view.offered(row):
             return
-        forms = view.compute(row, self.models) if view.compute else {}
+        forms = {}
+        if view.compute:
+            forms = view.compute(row, self.models)
         yield Update(replace(visit.scene, view=name, forms=forms))
 
     def choose_map(self, visit: Visit, label: str) -> Iterator[Update]:
@@ -473,7 +487,9 @@ class Page:
 
     def open_real_cell(self, visit: Visit, number: int) -> Iterator[Update]:
         """The real cell that is picked."""
-        cells = real_cells(visit.real) if visit.real else []
+        cells = []
+        if visit.real:
+            cells = real_cells(visit.real)
         if number >= len(cells):
             raise LeukoscopeError("Real cells are offered again by the tile “real cells”.")
         cell = cells[number]

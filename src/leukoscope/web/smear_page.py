@@ -24,7 +24,9 @@ _GUESSED = "better give it."  # the end of a note on its scale, for which the st
 
 def number_word(number: int) -> str:
     """A number as it stands in a sentence."""
-    return _NUMBERS[number] if number < len(_NUMBERS) else str(number)
+    if number < len(_NUMBERS):
+        return _NUMBERS[number]
+    return str(number)
 
 
 def cell_size(cell: SmearCell) -> tuple[float, float]:
@@ -70,7 +72,8 @@ def cell_words(cell: CellReading, labels: Sequence[str]) -> str:
 
 def smear_picture(smear: Smear) -> Markup:
     """The smear with a button round each of its cells; cells that the edge cuts are marked, but cannot be opened."""
-    image, reading = smear.picture.image, smear.reading
+    image = smear.picture.image
+    reading = smear.reading
     width, height = image.size
     boxes = []
     for number, cell in enumerate(reading.cells):
@@ -148,14 +151,15 @@ def _summary(smear: Smear) -> str:
     share = reading.in_distribution
     if share is None:
         return whole
-    return (
-        f"{whole}, all like its training cells" if share == 1 else f"{whole}, {percent(share)} like its training cells"
-    )
+    if share == 1:
+        return f"{whole}, all like its training cells"
+    return f"{whole}, {percent(share)} like its training cells"
 
 
 def _measured(smear: Smear, number: int) -> Mapping[str, Any]:
     """A whole cell with what was measured of it."""
-    cell, labels = smear.reading.cells[number], smear.reading.labels
+    cell = smear.reading.cells[number]
+    labels = smear.reading.labels
     area, share = cell_size(cell.cell)
     return {
         "number": number,

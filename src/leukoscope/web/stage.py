@@ -105,7 +105,9 @@ def cell_picture(row: Row, *, view: str = "", label: str = "", forms: Mapping[st
 
 def cell_answer(answer: Answer, opened: int, *, back: str = "") -> Markup:
     """The right of the stage: the open model's answer, then a line for each other model."""
-    row = answer.rows[opened] if opened < len(answer.rows) else None
+    row = None
+    if opened < len(answer.rows):
+        row = answer.rows[opened]
     others = [
         {"number": number, "model": other.model, **_line(other, row)}
         for number, other in enumerate(answer.rows)
@@ -149,7 +151,8 @@ def _opened(row: Row) -> dict[str, Any]:
     decision = row.decision_text()
     called = row.called()
     labels = list(row.known.probabilities)
-    (left, top, right, bottom), whole = row.known.view_box, row.picture.image.size
+    left, top, right, bottom = row.known.view_box
+    whole = row.picture.image.size
     return {
         "verdict": row.verdict(),
         "has_class": decision.has_class,

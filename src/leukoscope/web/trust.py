@@ -50,7 +50,9 @@ def _further_people(metrics: Mapping[str, Any]) -> TrustRow:
     further = metrics.get("further_subjects")
     if not further:
         return TrustRow("Further people", "not measured on further people")
-    caveats = ["earlier weights"] if further.get("earlier_weights") else []
+    caveats = []
+    if further.get("earlier_weights"):
+        caveats = ["earlier weights"]
     labels = metrics.get("labels") or ()
     keys = [f"recall_{label}_by_subject" for label in labels]
     if not all(key in further for key in keys):
@@ -82,7 +84,9 @@ def _meter(label: str, share: float, interval: Mapping[str, Any] | None) -> Mete
 def maps_passed(metrics: Mapping[str, Any]) -> bool | None:
     """Whether a release's maps passed their checks; None where they were not put to them."""
     passed = (metrics.get("heat_maps") or {}).get("passed")
-    return None if passed is None else bool(passed)
+    if passed is None:
+        return None
+    return bool(passed)
 
 
 def training_subject(metrics: Mapping[str, Any], name: str) -> str:

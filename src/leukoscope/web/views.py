@@ -116,7 +116,9 @@ def _draw_turned(row: Row, label: str, forms: Forms) -> Markup:
         probable = max(shares, key=shares.__getitem__)
         words = probable
         if decision.label is None:
-            words = "refused" if decision.outcome in REFUSED else "undecided"
+            words = "undecided"
+            if decision.outcome in REFUSED:
+                words = "refused"
         shown.append(_form(row, image, 200, decision.outcome, f"{words} {percent(shares[probable])}", title))
     return render("view_forms.html", forms=shown, sentence="", dark=row.picture.on_black)
 
@@ -124,7 +126,8 @@ def _draw_turned(row: Row, label: str, forms: Forms) -> Markup:
 def _draw_covered(row: Row, label: str, forms: Forms) -> Markup:
     called = row.called()
     before = percent(row.known.probabilities[called])
-    shown, lines = [], []
+    shown = []
+    lines = []
     for part, form in {"": row, **forms}.items():
         title = _WITHOUT[part]
         now = percent(form.known.probabilities[called])
@@ -139,7 +142,9 @@ def _consequence(form: Row) -> str:
     """What happens to the decision without a part; "" where the class stays."""
     if form.refused:
         return ", which it would refuse"
-    return "" if form.gives_a_class else ", which leaves it unsure"
+    if form.gives_a_class:
+        return ""
+    return ", which leaves it unsure"
 
 
 def _form(row: Row, image: Any, side: int, outcome: str, words: str, title: str) -> dict[str, Any]:
@@ -178,4 +183,6 @@ def chosen_view(row: Row, name: str) -> View:
     if view is not None and view.offered(row):
         return view
     opens_with_map = trust.maps_passed(row.metrics) is True and bool(row.maps)
-    return VIEWS["map"] if opens_with_map else VIEWS["cell"]
+    if opens_with_map:
+        return VIEWS["map"]
+    return VIEWS["cell"]

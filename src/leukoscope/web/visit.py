@@ -77,7 +77,9 @@ class Scene:
         """What a cell was opened from, in a word; "" for nothing."""
         if self.behind is None:
             return ""
-        return "smear" if isinstance(self.behind, Smear) else "cells"
+        if isinstance(self.behind, Smear):
+            return "smear"
+        return "cells"
 
 
 @dataclass(frozen=True)
