@@ -63,7 +63,9 @@ def pooled_features(release: Release) -> Callable[[np.ndarray], np.ndarray]:
             self.register_buffer("std", torch.tensor(release.preprocessing.std).view(1, 3, 1, 1) * 255)
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            inputs = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+            mean = self.get_buffer("mean")
+            deviation = self.get_buffer("std")
+            inputs = (pixels.permute(0, 3, 1, 2).float() - mean) / deviation
             features: torch.Tensor = self.network.forward_head(self.network.forward_features(inputs), pre_logits=True)
             return features
 
@@ -232,7 +234,7 @@ def block_of(
     changes, scores = np.asarray(table["change"]), np.asarray(table["ood_score"])
     for name in ("", *CHANGES):
         mine = np.flatnonzero(changes == name)
-        some = stored.take([row_of[table["cell_id"][i]] for i in mine])
+        some = stored.take([row_of[table["cell_id"][i]] for i in mine.tolist()])
         logits = np.asarray(table["logit"])[mine] / temperature
         probabilities = softmax(np.stack([logits, np.zeros(len(logits))], axis=1))
         outcomes = tuple(

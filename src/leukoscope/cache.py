@@ -27,6 +27,7 @@ DEFAULT_GIGABYTES = 20.0
 KINDS = {"cells": "decoded cells", "features": "features of a frozen backbone", "graphs": "graph of a network"}
 GRAPH_REPORT = "export.json"
 """The file of a kept graph that is held and marked as used."""
+_HAS_LOCKS = fcntl is not None
 _held: dict[Path, BinaryIO] = {}
 
 
@@ -67,7 +68,7 @@ def hold(marker: Path) -> None:
     """Mark a kept file as used now, and hold it until this process ends; nothing where there is no such file."""
     with suppress(OSError):  # the cache may be another user's, or read-only
         os.utime(marker)
-    if fcntl is None:
+    if not _HAS_LOCKS:
         return
     with suppress(OSError):
         file = marker.open("rb")
@@ -77,7 +78,7 @@ def hold(marker: Path) -> None:
 
 def is_held(marker: Path) -> bool:
     """Whether a running process, this one included, holds a kept file; False where the system has no such locks."""
-    if fcntl is None:
+    if not _HAS_LOCKS:
         return False
     try:
         with marker.open("rb") as file:

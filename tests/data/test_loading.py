@@ -421,7 +421,7 @@ def test_other_splits_of_a_hub_copy_are_counted_and_named(tmp_path: Path, monkey
 @pytest.mark.parametrize(("folds", "read"), [([0, 1, 2], ["0", "1", "2"]), ([0, None, 1], ["0", "", "1"])])
 def test_a_hub_copys_fold_may_be_a_whole_number(tmp_path: Path, folds: list[object], read: list[str]) -> None:
     """Fold 0 was lost."""
-    columns = {"label": ["ALL", "HEM", "ALL"], "fold": folds}
+    columns: Columns = {"label": ["ALL", "HEM", "ALL"], "fold": folds}
     assert load_cells(_publish(tmp_path / "hub", columns, TEXT)).train["fold"][:] == read
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from leukoscope import LeukoscopeError
 from leukoscope.data import pixel_cache
@@ -115,7 +115,7 @@ def test_cells_are_decoded_anew_only_when_what_opens_or_frames_them_changes(
         patch.setattr(inspect, "getsource", lambda code: read(code).replace("exif_transpose", "rotate"))
         assert digest() != first
     with monkeypatch.context() as patch:
-        patch.setattr(pixel_cache.features, "version", lambda name: "another")
+        patch.setattr(features, "version", lambda name: "another")
         assert digest() != first
     monkeypatch.setattr(pixel_cache, "decoding_digest", lambda: "another")
     framed(cells)

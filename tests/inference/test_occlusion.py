@@ -132,7 +132,7 @@ def test_a_prediction_gets_maps_by_covering_later_with_progress(passed: Path) ->
     assert later.heatmaps is not None and own.heatmaps is not None
     for label, heat in own.heatmaps.items():
         np.testing.assert_allclose(later.heatmaps[label].evidence, heat.evidence, atol=1e-5)
-    places = len(touched_places(predictor.release.preprocessing.frame(first.picture)))  # type: ignore[arg-type]
+    places = len(touched_places(predictor.release.preprocessing.frame(first.picture)))
     assert steps[-1] == (places, places) and len(steps) == -(-places // AT_ONCE)
     with pytest.raises(LeukoscopeError, match="has no picture to cover; predict it with explain=True"):
         predictor.map_by_covering(plain)

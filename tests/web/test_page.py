@@ -144,7 +144,7 @@ def test_an_error_behind_a_click_is_shown_and_logged_once_with_its_traceback(
         caplog.clear()
         with monkeypatch.context() as patch:
             if broken == "covered":
-                view = replace(VIEWS["covered"], compute=lambda *_: {"": int("no number, deep inside")})  # type: ignore
+                view = replace(VIEWS["covered"], compute=lambda *_: {"": int("no number, deep inside")})
                 patch.setitem(VIEWS, "covered", view)
             else:
                 patch.setattr(f"leukoscope.web.page.{broken}", lambda *_: int("no number, deep inside"))

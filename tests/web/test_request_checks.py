@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,8 @@ def test_a_value_that_an_input_cannot_take_is_one_line(client: httpx.Client) -> 
             assert message == f"model: expected text; got {json.dumps(model)}"
         assert refusal(client, endpoint, []).startswith(f"data: expected a value for each of {name}, model")
         assert refusal(client, endpoint, [None, *rest]).startswith(f"{name}: ")
-    for scale in ("0.2", [0.2], True, {}):
+    scales: tuple[Any, ...] = ("0.2", [0.2], True, {})
+    for scale in scales:
         assert (
             refusal(client, "field", [None, "tiny", scale])
             == f"um_per_pixel: expected a number; got {json.dumps(scale)}"
@@ -171,18 +172,20 @@ def test_no_event_of_the_page_is_answered_by_null(client: httpx.Client, demo: gr
                 assert (joined.status_code, joined.json()["detail"]) == (422, words)
                 continue
             assert joined.status_code == 200
-            with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": body["session_hash"]}) as lines:
+            visitor = {"session_hash": f"{number}-{value}"}
+            with client.stream("GET", "/gradio_api/queue/data", params=visitor) as lines:
                 messages = (json.loads(line.removeprefix("data: ")) for line in lines.iter_lines() if line)
                 answer = next(message for message in messages if message["msg"] == "process_completed")
             assert answer["success"] or answer["output"]["error"], f"{event.fn} {value}: {answer}"
 
 
 def test_what_was_uploaded_for_a_refused_request_is_deleted_at_once(client: httpx.Client, tmp_path: Path) -> None:
-    for endpoint, data in {
+    refused: dict[str, Callable[[Any], list[Any]]] = {
         "predict": lambda file: [file, ["tiny"]],
         "field": lambda file: [file, "tiny", "0.2"],
         "batch": lambda file: [[file, ELSEWHERE], "tiny"],
-    }.items():
+    }
+    for endpoint, data in refused.items():
         file = uploaded(client)
         refusal(client, endpoint, data(file))
         assert not Path(file["path"]).parent.exists(), endpoint

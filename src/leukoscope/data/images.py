@@ -222,8 +222,8 @@ def _alpha(image: Image.Image) -> Image.Image | None:
     if not image.has_transparency_data:
         return None
     alpha = image.convert("RGBA").getchannel("A")
-    least, _ = alpha.getextrema()
-    return alpha if least < 255 else None
+    is_opaque = np.asarray(alpha).min() == 255
+    return None if is_opaque else alpha
 
 
 def _filled(picture: Image.Image, alpha: Image.Image, ground: RGB) -> Image.Image:

@@ -285,7 +285,7 @@ def robustness_of_folds(
         LeukoscopeError: as `measure_robustness`, or a folder that cannot be written.
     """
     metrics, info, open_cell = read_metrics(directory), cells.data.info, opener(cells.data)
-    decides = {key: metrics[key] for key in ("calibration", "decisions") if key in metrics}
+    decides: dict[str, Any] = {key: metrics[key] for key in ("calibration", "decisions") if key in metrics}
     detectors = _detectors_of_folds(cells, [fold for _, fold in folds])
     parts = []
     with TemporaryDirectory() as temporary:

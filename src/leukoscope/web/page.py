@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from html import escape
@@ -417,7 +417,7 @@ class Page:
         view = VIEWS.get(name)
         if view is None or not view.offered(row):
             return
-        forms = {}
+        forms: Mapping[str, Row] = {}
         if view.compute:
             forms = view.compute(row, self.models)
         yield Update(replace(visit.scene, view=name, forms=forms))
