@@ -22,7 +22,7 @@ def cell() -> Image.Image:
 @pytest.fixture(scope="module")
 def smear() -> Image.Image:
     """A picture without a background: coloured blocks, so that a hue means something."""
-    blocks = np.random.default_rng(0).integers(40, 216, size=(12, 16, 3), dtype=np.uint8)
+    blocks = np.random.default_rng(0).integers(80, 216, size=(12, 16, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize((96, 72), Image.Resampling.BICUBIC)
 
 

@@ -122,8 +122,10 @@ def test_a_decision_waits_for_no_map_of_another_visitor() -> None:
     models: Any = ModelCache({})  # of stand-ins for a predictor
     drawn = Event()
     with ThreadPoolExecutor(PREDICTIONS_AT_ONCE) as visitors:
-        maps = [visitors.submit(models.predict, lambda *_: [drawn.wait(60)], []) for _ in range(PREDICTIONS_AT_ONCE)]
-        assert models.decide(lambda *_: ["ALL"], []) == ["ALL"] and not any(one.done() for one in maps)
+        maps = [
+            visitors.submit(models.predict, lambda *_, **__: [drawn.wait(60)], []) for _ in range(PREDICTIONS_AT_ONCE)
+        ]
+        assert models.decide(lambda *_, **__: ["ALL"], []) == ["ALL"] and not any(one.done() for one in maps)
         drawn.set()
 
 
@@ -248,7 +250,7 @@ def test_listed_models_come_before_embedded_releases(tmp_path: Path) -> None:
 
 
 def test_it_says_how_to_get_a_model() -> None:
-    with pytest.raises(LeukoscopeError, match="This demo comes with no model. Name one of the Hub under"):
+    with pytest.raises(LeukoscopeError, match="This demo comes with no model. Name one of the Hub, such as owner/name"):
         ModelCache({}).predictor(None)
     with pytest.raises(LeukoscopeError, match="No model is chosen"):
         ModelCache({"x": Path("x")}).predictor(" ")

@@ -17,7 +17,8 @@ from leukoscope.data.images import foreground
 from leukoscope.inference.gradcam import BLACK_SHARE
 
 if TYPE_CHECKING:
-    from leukoscope.inference.predictor import Backend
+    from leukoscope.inference.graph import OpenVinoBackend
+    from leukoscope.inference.runtime import TorchBackend
 
 GRID = 8
 """Places on a side of the framed picture; a map has GRID × GRID values."""
@@ -31,7 +32,11 @@ _BLUR_SIDE = 40  # pixels to which the picture is reduced before it is blurred: 
 
 
 def covering_maps(
-    backend: Backend, pixels: np.ndarray, logits: np.ndarray, *, progress: Callable[[int, int], None] | None = None
+    backend: TorchBackend | OpenVinoBackend,
+    pixels: np.ndarray,
+    logits: np.ndarray,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Compute every class's map of one picture, (K, GRID, GRID) float32, ≥ 0, in units of the logit.
 
