@@ -118,7 +118,7 @@ def test_two_processes_follow_one_that_accumulates_the_same_batches(
     alone = _learn(own_cells, 2)
     torch.set_num_threads(threads)
     assert len(alone["losses"]) == STEPS
-    assert alone["losses"][0] > 1.1 * alone["losses"][-1], "it must learn something to differ in"
+    assert np.std(alone["losses"]) > 100 * allowed, "they must differ from step to step to be compared"
     assert first["losses"] == second["losses"], "both know the loss of the whole"
     assert first["losses"] == pytest.approx(alone["losses"], abs=allowed)
     assert first["epochs"] == pytest.approx(alone["epochs"], abs=allowed)
