@@ -228,6 +228,8 @@ def _headline(labels: Sequence[str], measured: Mapping[str, dict[str, Any]]) -> 
         outside = metrics.get("further_subjects") or {}
         for row in recognised_rows(metrics):
             measured_on = row.measured_on
+            if row.kind == "outside" and " of these, " in measured_on:
+                continue  # docs/results.md shows the batches
             if row.kind == "size":
                 size_alone = ["cell size alone", measured_on.removeprefix("cell size alone, "), *row.texts[1:]]
                 continue

@@ -251,7 +251,7 @@ def test_a_folder_with_a_name_that_is_no_utf8_is_read_by_every_command(tiny_rele
 
     predicted = run("predict", tiny_release, "--json", "--explain", tmp_path / "maps", folder)
     shown = run("predict", tiny_release, folder)
-    asked = run("patient", tiny_release, folder, "--output", tmp_path / "people.csv")
+    asked = run("patient", RELEASE, folder, "--output", tmp_path / "people.csv")
     scored = run("score", tiny_release, "--input", folder, "--output", tmp_path / "cells.csv")
     smear = run("smear", RELEASE, smears, "--output", tmp_path / "drawn", "--crops", tmp_path / "crops")
 
@@ -264,7 +264,7 @@ def test_a_folder_with_a_name_that_is_no_utf8_is_read_by_every_command(tiny_rele
         assert result.exit_code == 1, "one file is broken"
         assert not isinstance(result.exception, UnicodeError) and "Traceback" not in result.output
     assert smear.exit_code == 0, smear.output
-    assert list((tmp_path / "drawn").rglob(r"s-\\xff.png")) and json.loads((tmp_path / "crops" / TASKS).read_text())
+    assert list((tmp_path / "drawn").rglob("s-*.png")) and json.loads((tmp_path / "crops" / TASKS).read_text())
 
 
 @pytest.mark.parametrize("options", [["--tta"], ["--explain", "maps"]])

@@ -323,10 +323,10 @@ def _predict(predictor: Predictor, images: Iterable[Image.Image], **options: Any
     return predictor(images, method=EVIDENCE, **options)
 
 
-def _read_smear(predictor: Predictor, image: Any, **options: Any) -> SmearReading:
+def _read_smear(*arguments: Any, **options: Any) -> SmearReading:
     options = {**FIELD_LIMITS, **options}
     try:
-        return read_smear(predictor, image, **options)
+        return read_smear(*arguments, **options)
     finally:
         give_back_freed_memory()  # a field takes hundreds of megabytes
 
