@@ -194,6 +194,25 @@ def test_with_the_folder_the_pictures_are_compared_too(tmp_path: Path) -> None:
     }
 
 
+def test_names_and_pictures_are_those_of_the_same_rows(tmp_path: Path) -> None:
+    """A picture that is no cell has a row, too: row numbers count from the files for both comparisons."""
+    folder = tmp_path / "cells"
+    save_cell(folder / "0_contact_sheet.png", "ALL", size=96, cell=99)
+    for label in ("ALL", "HEM"):
+        for subject in range(4):
+            save_cell(folder / label / f"{label}{subject}-1.png", label, size=96, subject=subject, cell=1)
+    rows = {"train": [1, 2, 5, 6], "test": [3, 4, 7, 8]}
+    split_file = tmp_path / "rows.json"
+    split_file.write_text(json.dumps(rows))
+    output = tmp_path / "out"
+    words = ("audit", str(folder), "--split_file", str(split_file), "--output", str(output))
+    outcome = run(*words, "--subject_pattern", r"(?P<subject>[A-Z]+\d+)")
+    report = json.loads((output / "split_check.json").read_text())
+    assert report["sides"][0]["test"]["images"] == 4, outcome.output
+    assert report["pictures"]["compared"] == 8
+    assert report["pictures"]["names_without_picture"] == 0
+
+
 def test_a_clean_split_ends_with_status_zero(tmp_path: Path) -> None:
     table = write_table(tmp_path / "s.csv", {"train": names_of(TRAIN_SUBJECTS), "test": names_of(TEST_SUBJECTS)})
     outcome = run("audit", "--split_file", str(table), "--dataset_name", "cnmc2019")

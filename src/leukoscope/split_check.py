@@ -70,12 +70,16 @@ class Finding:
 
 
 def check_split(
-    split_file: str | Path, dataset_name: str = "", *, files: Sequence[str] = (), subject_pattern: str | None = None
+    split_file: str | Path | SplitLists,
+    dataset_name: str = "",
+    *,
+    files: Sequence[str] = (),
+    subject_pattern: str | None = None,
 ) -> dict[str, Any]:
     """Check a published split by its image names.
 
     Args:
-        split_file: table, lists, folder or row numbers, as `read_split_lists` reads them.
+        split_file: table, lists, folder or row numbers, as `read_split_lists` reads them, or what it has read.
         dataset_name: an entry of `DATASETS`, whose names tell subject and class; "" takes the entry that knows most.
         files: the sorted names that row numbers count from.
         subject_pattern: a regular expression with the group `subject`, for names of no known data set.
@@ -88,9 +92,9 @@ def check_split(
     Raises:
         LeukoscopeError: a file that is no split, an unknown data set, or names of which nothing is known.
     """
-    lists = read_split_lists(split_file, files)
+    lists = split_file if isinstance(split_file, SplitLists) else read_split_lists(split_file, files)
     if not any(lists.splits):
-        raise LeukoscopeError(f"--split_file {split_file}: names no image")
+        raise LeukoscopeError(f"--split_file {lists.source}: names no image")
     info = dataset_info(dataset_name) if dataset_name else _likely_dataset(lists.names, subject_pattern)
     images = _read_names(lists, info, subject_pattern)
     findings = [

@@ -105,16 +105,18 @@ def _check_published_split(
     as_json: bool,
 ) -> None:
     """Check a split that Leukoscope did not write: by names and, with a folder and without --quick, by pictures."""
-    from leukoscope.cli.split_check import check_by_names, compare_pictures, print_report
+    from leukoscope.cli.split_check import compare_pictures, print_report, read_lists
     from leukoscope.data.folder import recognise
     from leukoscope.data.loading import load_cells
+    from leukoscope.split_check import check_split
 
-    report = check_by_names(split_file, folder, dataset_name, reading["subject_pattern"])
+    lists = read_lists(split_file, folder)
+    report = check_split(lists, dataset_name, subject_pattern=reading["subject_pattern"])
     if folder and not quick:
         has_table = reading["subject_pattern"] or reading["labels"]
         dataset_name = dataset_name or ("imagefolder" if has_table else recognise(folder).name)
         data = load_cells(dataset_name, train_dir=folder, **reading)
-        report = compare_pictures(report, split_file, data, output or Path(f"audit-{dataset_name}"))
+        report = compare_pictures(report, lists, data, output or Path(f"audit-{dataset_name}"))
     print_report(report, as_json=as_json)
     if report["findings"]:
         raise typer.Exit(FINDINGS_EXIT)

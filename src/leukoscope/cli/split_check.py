@@ -16,40 +16,38 @@ from leukoscope.progress import progress
 
 if TYPE_CHECKING:
     from leukoscope.data.cells import LoadedCells
+    from leukoscope.data.split_lists import SplitLists
 
 
-def check_by_names(
-    split_file: Path, folder: Path | None, dataset_name: str, subject_pattern: str | None
-) -> dict[str, Any]:
-    """The report of `check_split`; row numbers count from the sorted names of the images of a folder."""
+def read_lists(split_file: Path, folder: Path | None) -> SplitLists:
+    """The names on each side; row numbers count from the sorted names of the images of a folder."""
     from leukoscope.data.layouts import ImageFolder
-    from leukoscope.split_check import check_split
+    from leukoscope.data.split_lists import read_split_lists
 
     files: list[str] = []
     if folder:
         if not folder.is_dir():
             raise LeukoscopeError(f"{folder}: no such folder; give that of the images, or leave it out to check names")
         files = [path.relative_to(folder).as_posix() for path in ImageFolder.read(folder).images]
-    return check_split(split_file, dataset_name, files=files, subject_pattern=subject_pattern)
+    return read_split_lists(split_file, files)
 
 
-def compare_pictures(report: dict[str, Any], split_file: Path, data: LoadedCells, output: Path) -> dict[str, Any]:
+def compare_pictures(report: dict[str, Any], lists: SplitLists, data: LoadedCells, output: Path) -> dict[str, Any]:
     """Open every image of the data, search for copies across the split's sides, and write audit.json."""
     from leukoscope.audit import audit_cells, scan_cells
-    from leukoscope.data.split_lists import read_split_lists, sides_of_cells
+    from leukoscope.data.split_lists import sides_of_cells
     from leukoscope.data.splits import Split
     from leukoscope.models.release import write_json
     from leukoscope.split_check import with_pictures
 
     require_writable(output)
-    names = sorted(data.rows["cell_id"][:])
-    published = read_split_lists(split_file, names).splits[0]
+    published = lists.splits[0]
     data, scans = scan_cells(data)
     sides, unmatched = sides_of_cells(published, data.rows["cell_id"][:])
     if not any(sides.values()):
         raise LeukoscopeError(
-            f"--split_file {split_file}: names no image of these, for example {unmatched[0]}; give the folder that the "
-            "split is of"
+            f"--split_file {lists.source}: names no image of these, for example {unmatched[0]}; give the folder that "
+            "the split is of"
         )
     split = Split(
         "given", "cell", 0, data.fingerprint, sides["train"], sides["validation"], sides["test"], published.name
