@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -46,6 +47,21 @@ def test_says_what_was_written_and_where(tiny_release: Path, cells: Path, tmp_pa
     table = pq.read_table(out)
     assert table["cell_id"].to_pylist() == ["s0-0.png", "s0-2.png", "s1-1.png", "s1-3.png"]
     assert table["subject"].to_pylist() == ["s0", "s0", "s1", "s1"]
+
+
+def test_transparent_pictures_are_counted_and_the_table_says_which(
+    tiny_release: Path, cells: Path, tmp_path: Path
+) -> None:
+    (cells / "s1-bad.png").unlink()
+    with Image.open(cells / "s0-0.png") as cell:
+        transparent = cell.convert("RGBA")
+    transparent.putpixel((0, 0), (255, 0, 0, 0))
+    transparent.save(cells / "s1-1.png")
+    out = tmp_path / "out.parquet"
+    result = run(tiny_release, "--input", cells, "--output", out, "--json")
+    assert json.loads(result.stdout)["transparent"] == 1
+    assert "1 of 4 pictures have transparent parts: these are read as black" in result.stderr.splitlines()
+    assert pq.read_table(out)["reasons"].to_pylist() == ["", "", "filled_black", ""]
 
 
 def test_pictures_without_a_class_are_counted(cells: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from command import run
 from drawn import save_cell
@@ -48,6 +49,16 @@ def test_each_subject_gets_a_line_and_a_reason(release: Path, cells: Path) -> No
     ]
     assert lines[-1] == RESEARCH_NOTICE
     assert any(line.startswith("rule: ") and "from at least 2 cells; wrong for 5% of unseen" in line for line in lines)
+
+
+def test_transparent_pictures_of_subjects_are_counted(release: Path, cells: Path) -> None:
+    path = cells / "b" / "3.png"
+    with Image.open(path) as cell:
+        transparent = cell.convert("RGBA")
+    transparent.putpixel((0, 0), (255, 0, 0, 0))
+    transparent.save(path)
+    result = run("patient", release, cells)
+    assert "1 of 4 pictures have transparent parts: these are read as black" in result.stderr.splitlines()
 
 
 def test_a_folder_of_pictures_is_one_subject_of_its_name(release: Path, cells: Path) -> None:

@@ -45,6 +45,19 @@ def test_table_shows_counts_scale_and_notice(tiny_release: Path, smear: Path) ->
     assert "(red cells)" in run("smear", tiny_release, smear).stdout
 
 
+def test_transparent_parts_of_a_smear_are_read_as_an_empty_slide_and_this_is_said(
+    tiny_release: Path, smear: Path
+) -> None:
+    with Image.open(smear) as opaque:
+        transparent = opaque.convert("RGBA")
+    transparent.paste((0, 0, 0, 0), (0, 0, 9, 9))
+    transparent.save(smear)
+    table = run("smear", tiny_release, smear, "--um_per_pixel", 0.2)
+    assert "Its transparent parts were read as an empty slide." in " ".join(table.stdout.split())
+    (reading,) = json.loads(run("smear", tiny_release, smear, "--um_per_pixel", 0.2, "--json").stdout)
+    assert "Its transparent parts were read as an empty slide." in reading["notes"]
+
+
 def test_json_and_overlay_agree_with_the_smear(tiny_release: Path, smear: Path, tmp_path: Path) -> None:
     result = run("smear", tiny_release, smear, "--um_per_pixel", 0.2, "--output", tmp_path / "new", "--json")
     (told,) = json.loads(result.stdout)

@@ -19,8 +19,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
+from leukoscope.data.registry import EMPTY_SLIDE_RGB
 from leukoscope.inference.prediction import Decision, HeatMap
+from leukoscope.inference.smear import TRANSPARENT
 from leukoscope.reports.text import MAP_CAVEAT
+from leukoscope.synthetic import EXAMPLE_SMEAR_PITCH
 from leukoscope.web import drawing, stage
 from leukoscope.web.answer import (
     EXAMPLES,
@@ -39,8 +42,10 @@ from leukoscope.web.answer import (
 from leukoscope.web.app import Endpoints
 from leukoscope.web.export import row_image, save_row
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.smear import example_smear
+from leukoscope.web.smear import example_smear, read_smear
+from leukoscope.web.smear_page import smear_answer
 from leukoscope.web.trust import trust_rows
+from leukoscope.web.upload import read_upload
 from leukoscope.web.views import VIEWS, chosen_view, offered
 
 EMBEDDED = Path(__file__).parents[2] / "model_card"
@@ -65,6 +70,38 @@ def refused(models: ModelCache) -> Row:
 
 
 # The rows
+
+
+def transparent_cell() -> Image.Image:
+    """A cell cut out, its surroundings transparent and red underneath."""
+    pixels = np.asarray(example(1).image)
+    on_cell = pixels.any(axis=-1)
+    rgba = np.full((*on_cell.shape, 4), (255, 0, 0, 0), np.uint8)
+    rgba[on_cell] = np.concatenate([pixels[on_cell], np.full((on_cell.sum(), 1), 255, np.uint8)], axis=1)
+    return Image.fromarray(rgba)
+
+
+def test_each_model_sees_a_transparent_picture_on_the_ground_of_its_own_cells_and_says_so(
+    models: ModelCache, cell: Row, tmp_path: Path
+) -> None:
+    transparent_cell().save(tmp_path / "cell.png")
+    picture = Picture.opened(*read_upload(tmp_path / "cell.png"))
+    assert picture.on_black, "a cell cut out is given to the models of such cells"
+    on_black = ask(picture, models, "cnmc", explain=False)
+    assert on_black.known.probabilities == pytest.approx(cell.known.probabilities, abs=1e-5)
+    assert "transparent parts: they were read as black" in " ".join(on_black.caveats())
+    pale = ask(picture, models, "ball4", explain=False)
+    assert pale.picture.image.getpixel((0, 0)) == EMPTY_SLIDE_RGB
+    assert "they were read in the colour of an empty slide" in " ".join(pale.caveats())
+
+    smear = np.dstack([np.asarray(example_smear().image), np.full(example_smear().image.size[::-1], 255, np.uint8)])
+    smear[:40, :40] = (0, 0, 0, 0)
+    Image.fromarray(smear).save(tmp_path / "smear.png")
+    uploaded = Picture.opened(*read_upload(tmp_path / "smear.png"), um_per_pixel=EXAMPLE_SMEAR_PITCH)
+    read = read_smear(models, uploaded, "cnmc")
+    assert read.picture.image.getpixel((0, 0)) == EMPTY_SLIDE_RGB
+    assert TRANSPARENT in read.reading.to_dict()["notes"] and TRANSPARENT in smear_answer(read)
+    assert read.reading.counts == read_smear(models, example_smear(), "cnmc").reading.counts
 
 
 def test_every_model_decides_then_the_maps_follow_and_the_best_that_gives_a_class_is_opened(models: ModelCache) -> None:

@@ -147,6 +147,22 @@ def test_a_labelled_zip_is_answered_and_deleted(
     assert not Path(path).exists()
 
 
+def test_transparent_pictures_of_a_batch_are_counted_and_stay_transparent_for_another_model(
+    tiny_release: Path, tmp_path: Path
+) -> None:
+    rgba = Image.open(io.BytesIO(cell_png())).convert("RGBA")
+    rgba.paste((255, 0, 0, 0), (0, 0, 4, 4))
+    rgba.save(tmp_path / "cut.png")
+    (tmp_path / "whole.png").write_bytes(cell_png(cell=1))
+    paths = [str(tmp_path / name) for name in ("cut.png", "whole.png")]
+    *_, result = predict_batch(ModelCache({"tiny": tiny_release}), open_batch(paths), "tiny")
+    assert isinstance(result, BatchResult)
+    assert "1 of 2 pictures have transparent parts: these are read as black." in result.warnings
+    assert columns(result)["reasons"] == ["filled_black", ""]
+    again = Picture.opened(open_bytes(result.rows[0].kept(), "cut.png", ground=None), "cut.png")
+    assert again.on((1, 2, 3)).image.getpixel((0, 0)) == (1, 2, 3)
+
+
 def test_nothing_usable_is_one_message_and_leaves_no_file(
     endpoint: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -252,6 +252,7 @@ def score(
 
     Exit code: 1 where a file could not be read, as for predict; the table holds all others.
     """
+    from leukoscope.data.images import filled_note
     from leukoscope.inference.scoring import check_output, open_source, score_cells, unreadable_list
 
     check_output(output)
@@ -273,6 +274,7 @@ def score(
     lines = (f"{scored.cells:,} cells scored{listed}: {output}", *release_warnings(predictor), RESEARCH_NOTICE)
     report = vars(scored) | {"output": str(output), "notice": RESEARCH_NOTICE}
     typer.echo(json.dumps(report, indent=1) if as_json else "\n".join(lines))
+    note(filled_note(scored.transparent, scored.cells, predictor.release.blank_rgb), err=True)
     if scored.unreadable:
         typer.echo(f"{scored.unreadable:,} file(s) could not be read: {unreadable_list(output)}", err=True)
         raise typer.Exit(1)

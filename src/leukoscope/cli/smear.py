@@ -51,7 +51,7 @@ def smear(
     quiet: options.Quiet = False,
 ) -> None:
     """Find the nucleated cells of smears and classify each with a release of cut-out cells."""
-    from leukoscope.data.images import FILLED_WITH, is_cut_out, open_smear
+    from leukoscope.data.images import is_cut_out, open_smear
     from leukoscope.data.registry import EMPTY_SLIDE_RGB
     from leukoscope.inference.smear import read_smear
 
@@ -64,8 +64,6 @@ def smear(
     for path in track(files, "reading smears"):
         try:
             image = open_smear(path, ground=EMPTY_SLIDE_RGB)
-            if FILLED_WITH in image.info:
-                typer.echo(f"{path}: its transparent parts were read as an empty slide", err=True)
             if path not in images and is_cut_out(image):
                 on_black.append(path)
                 continue

@@ -83,10 +83,11 @@ class EncodedImage:
     name: str
 
 
-def open_image(path: str | Path, *, ground: RGB = BLACK) -> Image.Image:
+def open_image(path: str | Path, *, ground: RGB | None = BLACK) -> Image.Image:
     """Open a BMP, PNG, JPEG, TIFF or WebP file as a decoded 8-bit RGB picture, turned by its EXIF orientation.
 
-    Transparent parts are filled with `ground`; the picture's `info[FILLED_WITH]` then says so.
+    Transparent parts are filled with `ground`; the picture's `info[FILLED_WITH]` then says so. With None, a picture
+    with transparent parts is RGBA, which `to_rgb` lays on any ground.
 
     Raises:
         UnreadableImage: missing, empty, corrupt, animated, CMYK, 16-bit, tiny, huge or strip-like files.
@@ -101,7 +102,7 @@ def open_smear(path: str | Path, *, ground: RGB = BLACK) -> Image.Image:
         return _decode(_file(path), path, MAX_SMEAR_PIXELS, copy=False, ground=ground)
 
 
-def open_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, ground: RGB = BLACK) -> Image.Image:
+def open_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, ground: RGB | None = BLACK) -> Image.Image:
     """Open an image file held in memory, as `open_image` does; messages call it `name`."""
     _require_content(len(data), name)
     return _decode(BytesIO(data), name, max_pixels, ground=ground)
@@ -200,20 +201,29 @@ def _check_scans(image: Image.Image, name: str | Path) -> None:
 
 
 def _decode(
-    source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_PIXELS, *, copy: bool = True, ground: RGB = BLACK
+    source: Path | BytesIO,
+    name: str | Path,
+    max_pixels: int = MAX_PIXELS,
+    *,
+    copy: bool = True,
+    ground: RGB | None = BLACK,
 ) -> Image.Image:
     with _identified(source, name, max_pixels) as image, _damage_named(name):
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         alpha = _alpha(image)
         picture = _in_srgb(image, in_place=True)
-        if alpha is not None:
+        info: dict[str | tuple[int, int], Any] = {}
+        if alpha is not None and ground is not None:
             picture = _filled(picture, alpha, ground)
+            info[FILLED_WITH] = ground
+        elif alpha is not None:
+            picture.putalpha(alpha)
         # Pillow keeps parts of the file or a decoder's canvases with a picture, of BMP alone nothing but the pixels.
         if copy and picture is image and image.format != "BMP":
             picture = image.copy()
         # Megabytes of text may be in it, and where and when a picture was taken.
-        picture.info = {} if alpha is None else {FILLED_WITH: ground}
+        picture.info = info
         return picture
 
 
@@ -224,6 +234,14 @@ def _alpha(image: Image.Image) -> Image.Image | None:
     alpha = image.convert("RGBA").getchannel("A")
     is_opaque = np.asarray(alpha).min() == 255
     return None if is_opaque else alpha
+
+
+def filled_note(filled: int, pictures: int, ground: RGB) -> str:
+    """How many pictures have transparent parts, and what colour these got; "" where none has any."""
+    if not filled:
+        return ""
+    colour = "the colour of an empty slide" if any(ground) else "black"
+    return f"{filled:,} of {pictures:,} pictures have transparent parts: these are read as {colour}"
 
 
 def _filled(picture: Image.Image, alpha: Image.Image, ground: RGB) -> Image.Image:

@@ -346,7 +346,7 @@ def _class_name(label: object, table: Any, column: str, cell: str) -> str:
 
 
 class StreamedCell(NamedTuple):
-    """One labelled cell; `image` is upright RGB."""
+    """One labelled cell; `image` is upright RGB, or RGBA where parts are transparent."""
 
     image: Picture.Image
     label: str
@@ -371,7 +371,7 @@ def stream_cells(hub_id: str, each: int = 3) -> list[StreamedCell]:
             of_class = cells.setdefault(label, [])
             if len(of_class) < each and row["image"] and row["image"]["bytes"]:
                 with suppress(UnreadableImage):
-                    of_class.append(StreamedCell(open_bytes(row["image"]["bytes"], label), label))
+                    of_class.append(StreamedCell(open_bytes(row["image"]["bytes"], label, ground=None), label))
             if len(cells) > 1 and all(len(of_class) == each for of_class in cells.values()):
                 break
     except DataError:

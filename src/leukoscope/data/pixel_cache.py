@@ -40,6 +40,7 @@ from leukoscope.data.images import (
     UnreachableImage,
     UnreadableImage,
     cell_area,
+    filled_note,
     open_encoded,
     pixel_hash,
 )
@@ -165,10 +166,7 @@ def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
                 raise
         pixels = np.load(pixels_path, mmap_mode="r")
     hold(pixels_path)
-    if facts["filled"]:
-        colour = "the colour of an empty slide" if any(ground) else "black"
-        pictures = f"{facts['filled']:,} of {len(rows):,} pictures"
-        note(f"{pictures} have transparent parts: these are read as {colour}", err=True)
+    note(filled_note(facts["filled"], len(rows), ground), err=True)
     unreadable = facts["unreadable"]
     # Splits are drawn without damaged cells, so blocks are counted without them.
     kept = data.without({cell: f"{names[cell]}: {reason}" for cell, reason in unreadable.items()})

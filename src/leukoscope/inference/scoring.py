@@ -203,12 +203,16 @@ def _images_below(root: Path, kinds: Counter[str]) -> Iterator[tuple[str, str, s
 
 @dataclass(frozen=True)
 class Scored:
-    """Counts of a finished run: rows of its table; `refused` cells are out of distribution or no cells."""
+    """Counts of a finished run: rows of its table; `refused` cells are out of distribution or no cells.
+
+    `transparent` cells have transparent parts, which were filled with the colour that the training cells lie on.
+    """
 
     cells: int
     unreadable: int
     refused: int
     abstained: int
+    transparent: int
 
 
 def unreadable_list(output: Path) -> Path:
@@ -354,12 +358,14 @@ def _join(shards: Sequence[Path], output: Path, made_by: Mapping[str, str]) -> S
     about = {"notice": RESEARCH_NOTICE, "scored_with": json.dumps(made_by)}
     schema = whole.remove(whole.get_field_index("reason")).with_metadata(about)
     unreadable, outcomes = [], Counter[str]()
+    transparent = 0
     with joined.open("wb") as sink, pq.ParquetWriter(sink, schema) as writer:
         for first in range(0, len(shards), _JOINED_AT_ONCE):
             table = pa.concat_tables([_read(shard) for shard in shards[first : first + _JOINED_AT_ONCE]])
             predicted = table.filter(pc.is_null(table["reason"])).select(schema.names)
             writer.write_table(predicted)
             outcomes.update(predicted["outcome"].to_pylist())
+            transparent += pc.sum(pc.match_substring(predicted["reasons"], "filled_")).as_py() or 0
             unreadable.append(table.filter(pc.is_valid(table["reason"])).select(["cell_id", "reason"]))
     listed = pa.concat_tables(unreadable).rename_columns(["source", "reason"])
     if listed.num_rows:
@@ -371,7 +377,13 @@ def _join(shards: Sequence[Path], output: Path, made_by: Mapping[str, str]) -> S
         joined.rename(output)
     else:
         write_table(_read(joined), output)
-    return Scored(outcomes.total(), listed.num_rows, sum(outcomes[one] for one in REFUSED), outcomes[ABSTAIN])
+    return Scored(
+        cells=outcomes.total(),
+        unreadable=listed.num_rows,
+        refused=sum(outcomes[outcome] for outcome in REFUSED),
+        abstained=outcomes[ABSTAIN],
+        transparent=transparent,
+    )
 
 
 def _read(path: Path) -> pa.Table:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw, ImageFont
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.images import CUT_OUT_PITCH, open_smear, to_rgb
+from leukoscope.data.images import CUT_OUT_PITCH, FILLED_WITH, open_smear, to_rgb
 from leukoscope.data.registry import EMPTY_SLIDE_RGB
 from leukoscope.data.smear import Smear, SmearCell, UnusableSmear, cut_out, find_cells
 from leukoscope.inference.prediction import (
@@ -37,6 +37,7 @@ CUT_OUT_AS_C_NMC = (
     f"Cells are cut out on black at {CUT_OUT_PITCH:g} µm per pixel, as those of C-NMC 2019 are; whether the model was "
     "trained on such cells is not known."
 )
+TRANSPARENT = "Its transparent parts were read as an empty slide."
 # Okabe & Ito (2008): told apart by people with any colour vision.
 CLASS_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
 OTHER_COLOURS = {ABSTAIN: "#56565b", OUT_OF_DISTRIBUTION: "#000000", NOT_A_CELL: "#000000", AT_EDGE: "#8a8a8f"}
@@ -176,6 +177,8 @@ def read_smear(
         raise UnusableSmear(f"{source}: {error}") from None
     if release.takes_cut_outs is None and smear.cells:
         smear = replace(smear, notes=(*smear.notes, CUT_OUT_AS_C_NMC))
+    if FILLED_WITH in picture.info:
+        smear = replace(smear, notes=(*smear.notes, TRANSPARENT))
     share = _share_in_distribution(predictions)
     in_order = iter(prediction.in_field(share, predictor.thresholds) for prediction in predictions)
     cells = tuple(CellReading(cell, next(in_order) if cell.whole else None) for cell in smear.cells)

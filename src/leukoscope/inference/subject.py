@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.images import UnreadableImage
+from leukoscope.data.images import UnreadableImage, filled_note
 from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSED, TOO_FEW_CELLS, logits_of
 from leukoscope.progress import note, track
 
@@ -223,6 +223,7 @@ def predict_subjects(
     first: dict[str, tuple[str, str]] = {}  # pixel hash → file and subject
     unreadable: list[UnreadableImage] = []
     copies: list[str] = []
+    filled = 0
     subjects = source.subjects(predictor.labels)
     predictions = predictor.iter_predictions((cell.file for cell in source.cells), batch_size=batch_size)
     rows = zip(source.cells, subjects, predictions, strict=True)
@@ -230,6 +231,7 @@ def predict_subjects(
         if isinstance(one, UnreadableImage):
             unreadable.append(one)
             continue
+        filled += one.checks.filled_with is not None
         if one.pixel_hash not in first:
             first[one.pixel_hash] = cell.file, subject
             cells.setdefault(subject, []).append((list(one.probabilities.values()), one.outcome))
@@ -244,6 +246,7 @@ def predict_subjects(
     if copies:
         said = f"{len(copies):,} picture(s) are copies of others, pixel for pixel, and count once"
         note(f"{said}, for example {copies[0]}", err=True)
+    note(filled_note(filled, len(source.cells), predictor.release.blank_rgb), err=True)
     if not cells:
         raise LeukoscopeError(f"none of the {len(unreadable)} files could be read, the first: {unreadable[0]}")
     found = []

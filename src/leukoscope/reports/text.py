@@ -191,6 +191,7 @@ def agreement_text(called: str, decisions: Sequence[Decision], probable: Sequenc
 
 def foreign_text(decision: Decision) -> str:
     """Why a picture is refused, in words: what sets it apart, and how far; "" where nothing was measured."""
+    filled = "".join(f" {reason.text}" for reason in decision.reasons if reason.code.startswith("filled_"))
     for reason in decision.reasons:
         part = FOREIGN_PARTS.get(reason.code)
         if part is None or reason.value is None or not reason.limit:
@@ -199,7 +200,7 @@ def foreign_text(decision: Decision) -> str:
         far = f"{times:.1f} times" if times < 10 else f"{times:.0f} times"
         return (
             f"Its {part} is unlike that of the training cells: the picture is {far} as far from them as 98 of 100 "
-            "of their own kind. Another stain, microscope or kind of cell does that."
+            f"of their own kind. Another stain, microscope or kind of cell does that.{filled}"
         )
     return " ".join(reason.text for reason in decision.reasons)
 

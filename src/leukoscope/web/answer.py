@@ -19,7 +19,7 @@ from scipy.ndimage import binary_fill_holes
 from skimage.filters import gaussian, threshold_otsu
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.images import UnreadableImage, foreground, is_cut_out
+from leukoscope.data.images import UnreadableImage, foreground, is_cut_out, to_rgb
 from leukoscope.data.loading import StreamedCell, stream_cells
 from leukoscope.data.registry import DatasetInfo, trained_on
 from leukoscope.data.smear import Stain, UnusableSmear, looks_like_smear, measure_stain
@@ -46,12 +46,27 @@ HUB_SECONDS = 4  # until it is said that the Hub cannot be reached
 class Picture:
     """One picture of a visitor, in memory only."""
 
-    image: Image.Image  # upright RGB
+    image: Image.Image  # upright RGB, transparent parts filled
     caption: str  # its file name, or which synthetic one it is
     um_per_pixel: float | None = None
     remark: str = ""  # what was done to it before
     example: int = 0  # number of the synthetic picture, from 1; 0 for any other
     field_share: float | None = None  # of a cell of a smear, the share of the smear's cells that are in distribution
+    transparent: Image.Image | None = None  # the same as RGBA where it has transparent parts
+
+    @classmethod
+    def opened(cls, image: Image.Image, caption: str, um_per_pixel: float | None = None) -> Picture:
+        """A picture opened with `ground=None`. Its transparent parts are black until a model is asked."""
+        transparent = None
+        if image.mode == "RGBA":
+            transparent = image
+        return cls(to_rgb(image, caption), caption, um_per_pixel, transparent=transparent)
+
+    def on(self, ground: tuple[int, int, int]) -> Picture:
+        """The picture with its transparent parts in this colour."""
+        if self.transparent is None:
+            return self
+        return replace(self, image=to_rgb(self.transparent, self.caption, ground=ground))
 
     @cached_property
     def on_black(self) -> bool:
@@ -314,6 +329,7 @@ def ask(picture: Picture, models: ModelCache, name: str, *, explain: bool = True
     if (key := (name, picture.caption, picture.example)) in kept:
         return kept[key]
     predictor = models.predictor(name)
+    picture = picture.on(predictor.release.blank_rgb)
     (prediction,) = (models.predict if explain else models.decide)(predictor, [picture.image], explain=explain)
     if picture.field_share is not None:
         prediction = prediction.in_field(picture.field_share, predictor.thresholds)

@@ -110,7 +110,7 @@ class Endpoints:
             model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
         """
         with upload.gradio_errors():
-            row = ask(Picture(*upload.read_upload(image)), self.models, self.models.or_first(model))
+            row = ask(Picture.opened(*upload.read_upload(image)), self.models, self.models.or_first(model))
             row = with_own_map(row, self.models)
             summary = row.summary()
             _, overlaid = row.pictures(row.known.most_probable)
@@ -130,7 +130,7 @@ class Endpoints:
             um_per_pixel: micrometres per pixel; 0 has the scale guessed from its red cells or nuclei.
         """
         with upload.gradio_errors():
-            picture = Picture(*upload.read_upload(image, upload.FIELD), um_per_pixel=um_per_pixel)
+            picture = Picture.opened(*upload.read_upload(image, upload.FIELD), um_per_pixel=um_per_pixel)
             smear = read_smear(self.models, picture, self.models.or_first(model))
             boxes = export.png_answer(draw_reading(smear.picture.image, smear.reading))
         return smear.reading.to_dict(), boxes

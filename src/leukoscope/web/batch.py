@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.images import is_cut_out
+from leukoscope.data.images import filled_note, is_cut_out, to_rgb
 from leukoscope.evaluation.bootstrap import cell_intervals, point_metrics, subject_intervals
 from leukoscope.evaluation.overlap import same_subject, trainings_of
 from leukoscope.evaluation.predictions import CellPredictions
@@ -155,9 +155,10 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Itera
                 continue
             picture = encoded(image, "WEBP", quality=0, lossless=True, method=0) if kept < MAX_KEPT else b""
             kept += len(picture)
-            on_black = is_cut_out(image)
-            image.thumbnail((THUMBNAIL, THUMBNAIL))
-            thumbnail = encoded(image, "WEBP", quality=90)
+            seen = to_rgb(image, name, ground=release.blank_rgb)
+            on_black = is_cut_out(seen)
+            seen.thumbnail((THUMBNAIL, THUMBNAIL))
+            thumbnail = encoded(seen, "WEBP", quality=90)
             truth = facts.class_of[name]
             rows.append(BatchRow(name, truth, facts.subject_of[name], prediction, thumbnail, picture, on_black))
         yield done
@@ -166,8 +167,11 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Itera
     smear = "shows a smear, no single cell cut out on black; give it alone, and its cells are found"
     smears = [f"{row.name}: {smear}" for row in rows if row.prediction.outcome == NOT_A_CELL]
     given = replace(batch, files=[BatchFile(row.name, row.kept) for row in rows])
+    filled = sum(row.prediction.checks.filled_with is not None for row in rows)
+    filling = filled_note(filled, len(rows), release.blank_rgb)
+    notes = (*facts.notes, f"{filling}.") if filling else facts.notes
     found = tuple(rows), release.labels, str(choice), release.revision, release.metrics
-    yield BatchResult(*found, given=given, notes=facts.notes, problems=(*smears, *problems))
+    yield BatchResult(*found, given=given, notes=notes, problems=(*smears, *problems))
 
 
 # What is measured and saved.

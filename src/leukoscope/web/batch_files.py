@@ -219,8 +219,8 @@ def read_parts(files: Sequence[BatchFile], problems: list[str]) -> Iterator[tupl
         problems: gets a sentence for each picture that cannot be read.
 
     Yields:
-        names and pictures of a part, of at most `PICTURES_AT_ONCE` pictures, and of at most one that goes beyond
-        `PIXELS_AT_ONCE`; and how many files are done then.
+        names and pictures (RGB, or RGBA where parts are transparent) of a part, of at most `PICTURES_AT_ONCE` pictures,
+        and of at most one that goes beyond `PIXELS_AT_ONCE`; and how many files are done then.
     """
     names: list[str] = []
     images: list[Image.Image] = []
@@ -228,7 +228,7 @@ def read_parts(files: Sequence[BatchFile], problems: list[str]) -> Iterator[tupl
     try:
         for number, file in enumerate(files, 1):
             try:
-                images.append(open_bytes(file.read(), file.name, max_pixels=CELL.pixels))
+                images.append(open_bytes(file.read(), file.name, max_pixels=CELL.pixels, ground=None))
             except LeukoscopeError as error:
                 problems.append(str(error))
             else:

@@ -208,7 +208,7 @@ class Page:
             _, data = source_of(self.models, self.models.or_first(visit.scene.model))
             cells = real_cells(visit.real)
             real = [
-                stage.picture_tile(f"real:{number}", cell.label, Picture(cell.image, f"Real {cell.label}"),
+                stage.picture_tile(f"real:{number}", cell.label, Picture.opened(cell.image, f"Real {cell.label}"),
                                    visit.scene.source == f"real:{number}")
                 for number, cell in enumerate(cells)
             ]  # fmt: skip
@@ -252,7 +252,7 @@ class Page:
                 yield from self._asking(visit, lambda: self.read_batch(visit, read_files), anew=several)
             else:
                 read = partial(upload.read_upload, paths[0], upload.FIELD)
-                yield from self._asking(visit, lambda: self.read_picture(visit, Picture(*read())), anew=name)
+                yield from self._asking(visit, lambda: self.read_picture(visit, Picture.opened(*read())), anew=name)
 
     def open_example(self, visit: Visit, number: int, model: str = "") -> Iterator[Update]:
         """Ask about a synthetic picture of the kind that the models read; the row of the model named is opened."""
@@ -398,7 +398,7 @@ class Page:
         if number >= len(result.rows):
             raise LeukoscopeError(f"cell {number + 1}: this batch has {len(result.rows)} cells; open one of them")
         row = result.rows[number]
-        picture = Picture(open_bytes(row.kept(), row.name), row.name)
+        picture = Picture.opened(open_bytes(row.kept(), row.name, ground=None), row.name)
         # The model that read the batch says first what it said there.
         names = dict.fromkeys([result.model, *self._names_for(visit, picture)])
         yield Update(Scene(Answer(picture, waiting=tuple(names)), opened=0, behind=result, source=source))
@@ -493,4 +493,5 @@ class Page:
         if number >= len(cells):
             raise LeukoscopeError("Real cells are offered again by the tile “real cells”.")
         cell = cells[number]
-        yield from self.read_picture(visit, Picture(cell.image, f"Real {cell.label}"), source=f"real:{number}")
+        picture = Picture.opened(cell.image, f"Real {cell.label}")
+        yield from self.read_picture(visit, picture, source=f"real:{number}")

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from leukoscope import LeukoscopeError, synthetic
+from leukoscope.data.registry import EMPTY_SLIDE_RGB
 from leukoscope.data.smear import cut_out
 from leukoscope.inference.prediction import FIELD_NEEDS
 from leukoscope.inference.smear import SmearReading
@@ -63,6 +64,7 @@ def read_smear(models: ModelCache, picture: Picture, name: str | None) -> Smear:
             "cut-out cells, or give the picture to /predict"
         )
     scale = picture.um_per_pixel or None
+    picture = picture.on(EMPTY_SLIDE_RGB)
     reading = models.read_smear(predictor, picture.image, picture.caption, um_per_pixel=scale)
     # Whole cells are numbered first: those that the edge cuts cannot be opened.
     cells = tuple(sorted(reading.cells, key=lambda cell: cell.prediction is None))

@@ -155,7 +155,9 @@ def uploaded(path: str) -> str:
 
 
 def read_upload(path: str | Path | None, limit: Limit = CELL) -> tuple[Image.Image, str]:
-    """An uploaded picture, upright RGB and fully in memory, and its file name; the file is deleted in any case.
+    """An uploaded picture, upright and fully in memory, and its file name; the file is deleted in any case.
+
+    It is RGB, or RGBA where parts of it are transparent.
 
     Raises:
         UnreadableImage: nothing sent, over 20 MB or the limit, or for any reason of `open_image`.
@@ -174,7 +176,7 @@ def read_upload(path: str | Path | None, limit: Limit = CELL) -> tuple[Image.Ima
                     f"{name}: is {width}×{height} pixels, more than the {limit.pixels // 1_000_000} megapixels "
                     f"{limit.shows} may take here; {limit.remedy}"
                 )
-            return open_image(file), name
+            return open_image(file, ground=None), name
         except UnreadableImage as error:
             # The cache's folders mean nothing to a visitor.
             raise UnreadableImage(str(error).replace(str(path), name)) from None
