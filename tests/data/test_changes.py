@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from leukoscope.data.changes import CHANGES
+from leukoscope.data.changes import CHANGES, most_telling
 from leukoscope.data.images import foreground
 from leukoscope.synthetic import phantom_cells
 
@@ -104,3 +104,21 @@ def test_the_names_say_family_and_strength() -> None:
         assert name == change.name
         assert change.shows
     assert len({(change.apply, change.strength) for change in CHANGES.values()}) == len(CHANGES)
+
+
+def test_most_telling_changes_are_the_borderline_ones_then_the_worst_of_each_other_family() -> None:
+    shares = dict.fromkeys(CHANGES, 0.0)
+    shares |= {"jpeg_compression_30": 0.3, "jpeg_compression_50": 0.2, "hue_down_4": 0.25, "size_up_10": 0.9}
+    block = {"changes": {name: {"class_changed": share} for name, share in shares.items()}}
+    names = [change.name for change in most_telling(block)]
+    assert names[:4] == ["brightness_up_5", "brightness_down_5", "size_up_5", "size_down_5"]
+    assert names[4:6] == ["jpeg_compression_30", "hue_down_4"]
+    families = [change.family for change in most_telling(block)][4:]
+    assert len(set(families)) == len(families) == 4
+    assert not {"size", "brightness"} & set(families)
+
+
+def test_most_telling_changes_without_a_measurement_and_with_names_of_another_version() -> None:
+    assert len(most_telling(None)) == 8
+    block = {"changes": {"fog_3": {"class_changed": 0.9}, "hue_up_4": {"class_changed": 0.1}}}
+    assert [change.name for change in most_telling(block)][4:] == ["hue_up_4"]

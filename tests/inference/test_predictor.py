@@ -17,12 +17,15 @@ from PIL import Image
 
 from drawn import save_cell
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
-from leukoscope.data.images import EncodedImage, UnreadableImage, open_image
+from leukoscope.data.changes import most_telling
+from leukoscope.data.images import EncodedImage, UnreadableImage, is_cut_out, open_image
 from leukoscope.inference.gradcam import overlay, share_on_cell
 from leukoscope.inference.prediction import (
+    ABSTAIN,
     NOT_A_CELL,
     OUT_OF_DISTRIBUTION,
     VIEWS,
+    Decision,
     HeatMap,
     Reason,
     disagreement,
@@ -383,3 +386,44 @@ def test_a_transparent_picture_is_seen_on_the_ground_of_the_training_cells_and_t
         prediction = predictor(picture)
         assert prediction.probabilities == expected.probabilities
         assert prediction.decision.reasons == (*expected.decision.reasons, Reason(code))
+
+
+def test_small_changes_are_answered_as_if_each_changed_picture_were_asked_about(
+    predictor: Predictor, cells: list[Path]
+) -> None:
+    plain = predictor(cells[0], explain=True)
+    assert plain.changed == () and plain.borderline is None
+    picture = plain.picture
+    assert picture is not None
+
+    changed = predictor.with_small_changes(plain)
+
+    assert changed.decision == plain.decision and changed.probabilities == plain.probabilities
+    changes = most_telling(None)
+    assert [answer.change for answer in changed.changed] == [change.name for change in changes]
+    for change, answer in zip(changes, changed.changed, strict=True):
+        alone = predictor(change(picture, black=is_cut_out(picture)))
+        assert answer.probabilities == pytest.approx(alone.probabilities, abs=1e-5)
+        assert answer.decision.outcome == alone.outcome
+    with pytest.raises(LeukoscopeError, match="has no picture to change; predict it with explain=True"):
+        predictor.with_small_changes(predictor(cells[0]))
+
+
+def test_an_answer_is_borderline_where_a_change_of_5_percent_gives_another(
+    predictor: Predictor, cells: list[Path]
+) -> None:
+    prediction = predictor.with_small_changes(predictor(cells[0], explain=True))
+    outcome = prediction.outcome
+    other = next(label for label in predictor.labels if label != outcome)
+
+    def changed_by(name: str) -> Prediction:
+        answers = tuple(
+            replace(answer, decision=Decision(other if answer.change == name else outcome))
+            for answer in prediction.changed
+        )
+        return replace(prediction, changed=answers, decision=Decision(outcome))
+
+    assert changed_by("").borderline is False
+    assert changed_by("size_up_5").borderline is True
+    assert changed_by("jpeg_compression_50").borderline is False
+    assert replace(changed_by("size_up_5"), decision=Decision(ABSTAIN)).borderline is None

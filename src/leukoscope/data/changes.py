@@ -8,10 +8,10 @@ are called as in medmnist-c (Di Salvo et al. 2024, arXiv:2406.17536) where both 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -172,3 +172,36 @@ CHANGES: dict[str, Change] = {
     )
 }
 """name → change; of a family the weakest first."""
+
+BORDERLINE_CHANGES = (
+    Change("brightness_up_5", "brightness", 1.05, "5 % brighter", _brightness),
+    Change("brightness_down_5", "brightness", 0.95, "5 % darker", _brightness),
+    CHANGES["size_up_5"],
+    CHANGES["size_down_5"],
+)
+"""Changes that two pictures of the same cell differ by anyway: an answer that one of them changes is borderline."""
+
+_FIRST_WITHOUT_MEASUREMENT = ("saturate_down_15", "contrast_up_10", "hue_up_4", "jpeg_compression_50")
+
+
+def most_telling(robustness: Mapping[str, Any] | None, number: int = 8) -> tuple[Change, ...]:
+    """The changes that tell most of one answer: `BORDERLINE_CHANGES`, then those that change most classes.
+
+    Args:
+        robustness: the release's block of metrics.json; None where it was not measured.
+        number: of changes, at least as many as are borderline.
+
+    Returns:
+        of every family that is not borderline the change with the largest share `class_changed`, largest first.
+    """
+    if not robustness:
+        return (*BORDERLINE_CHANGES, *(CHANGES[name] for name in _FIRST_WITHOUT_MEASUREMENT))[:number]
+    measured = robustness["changes"]
+    families = {change.family for change in BORDERLINE_CHANGES}
+    chosen: list[Change] = []
+    for name in sorted(measured, key=lambda name: -measured[name]["class_changed"]):
+        change = CHANGES.get(name)
+        if change is not None and change.family not in families:
+            families.add(change.family)
+            chosen.append(change)
+    return (*BORDERLINE_CHANGES, *chosen)[:number]

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.data.changes import BORDERLINE_CHANGES
 from leukoscope.data.registry import trained_on
 from leukoscope.inference.gradcam import overlay
 from leukoscope.models.map_check import EVIDENCE, MapCheck
@@ -201,6 +202,23 @@ class HeatMap:
 
 
 @dataclass(frozen=True)
+class ChangedAnswer:
+    """What a release answers for a picture under one small change.
+
+    Attributes:
+        change: its name, of `leukoscope.data.changes`.
+        shows: how the picture is then shown, as "5 % brighter".
+        decision: of the changed picture.
+        probabilities: class → probability for the changed picture.
+    """
+
+    change: str
+    shows: str
+    decision: Decision
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a release predicts for one picture.
 
@@ -221,6 +239,7 @@ class Prediction:
         pixel_hash: of the decoded picture; equal for copies of a picture, whatever file they are in.
         views: class → probability in each of the eight views, the upright one first; with `explain` or `tta`, else ().
         map_check: what the checks of the release's maps found, which no map shows by itself.
+        changed: what the release answers under small changes; with `Predictor.with_small_changes`, else ().
     """
 
     decision: Decision
@@ -237,6 +256,7 @@ class Prediction:
     pixel_hash: str = ""
     views: tuple[dict[str, float], ...] = ()
     map_check: MapCheck = field(default_factory=MapCheck, repr=False)
+    changed: tuple[ChangedAnswer, ...] = field(default=(), repr=False)
 
     @property
     def outcome(self) -> str:
@@ -258,6 +278,18 @@ class Prediction:
         """In how many of the eight views the most probable class is that of the upright one; 0 without `views`."""
         classes = [max(view, key=view.__getitem__) for view in self.views]
         return classes.count(classes[0]) if classes else 0
+
+    @property
+    def borderline(self) -> bool | None:
+        """Whether the outcome is another where the picture is 5 % brighter, darker, larger or smaller; None: unknown.
+
+        It is unknown without `changed`, and a picture that gets no class is not called borderline.
+        """
+        if not self.changed or self.decision.label is None:
+            return None
+        names = {change.name for change in BORDERLINE_CHANGES}
+        outcomes = [answer.decision.outcome for answer in self.changed if answer.change in names]
+        return any(outcome != self.outcome for outcome in outcomes)
 
     def overlay(self, label: str | None = None, *, opacity: float = 0.5, peak: float | None = None) -> Image.Image:
         """Draw a class's Grad-CAM map, by default of the most probable one, over the upright picture, as `overlay`.
@@ -294,6 +326,7 @@ class Prediction:
             "ood_score": self.checks.ood_score,
             "disagreement": self.checks.disagreement,
             "agreeing_views": self.agreeing_views or None,
+            "borderline": self.borderline,
             "model": self.model,
             "revision": self.revision,
             "seconds": self.seconds,

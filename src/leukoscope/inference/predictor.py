@@ -23,12 +23,14 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.changes import most_telling
 from leukoscope.data.images import (
     FILLED_WITH,
     RGB,
     EncodedImage,
     UnreadableImage,
     from_array,
+    is_cut_out,
     open_bytes,
     open_image,
     pixel_hash,
@@ -40,6 +42,7 @@ from leukoscope.inference.occlusion import covering_maps
 from leukoscope.inference.ood import OodDetector
 from leukoscope.inference.prediction import (
     VIEWS,
+    ChangedAnswer,
     Checks,
     HeatMap,
     Prediction,
@@ -62,7 +65,7 @@ from leukoscope.inference.runtime import (
     usable_cores,
 )
 from leukoscope.models.map_check import EVIDENCE, MAP_NAMES, OCCLUSION
-from leukoscope.models.release import OOD, ReleaseInfo, local_release, read_release
+from leukoscope.models.release import OOD, ROBUSTNESS, ReleaseInfo, local_release, read_release
 
 if TYPE_CHECKING:
     from leukoscope.models.weights import Release
@@ -412,6 +415,31 @@ class Predictor:
             raise LeukoscopeError(f"{prediction.source}: has no picture to cover; predict it with explain=True")
         pixels = self.release.preprocessing.frame(prediction.picture)
         return self._covered(prediction, pixels, self.backend(pixels[None]).logits[0], progress)
+
+    def with_small_changes(self, prediction: Prediction) -> Prediction:
+        """Add what the release answers for the picture under the eight most telling small changes, in one batch.
+
+        Args:
+            prediction: of this release, predicted with `explain=True`, so that it holds its picture.
+
+        Returns:
+            the prediction with `changed`, and so with `borderline`; all else stays.
+
+        Raises:
+            LeukoscopeError: a prediction without its picture.
+            UnreadableImage: the network computes numbers that are not finite.
+        """
+        if prediction.picture is None:
+            raise LeukoscopeError(f"{prediction.source}: has no picture to change; predict it with explain=True")
+        changes = most_telling(self.release.metrics.get(ROBUSTNESS))
+        black = is_cut_out(prediction.picture)
+        changed = []
+        answers = self([change(prediction.picture, black=black) for change in changes], batch_size=len(changes))
+        for change, answer in zip(changes, answers, strict=True):
+            if prediction.checks.field_share is not None:
+                answer = answer.in_field(prediction.checks.field_share, self.thresholds)
+            changed.append(ChangedAnswer(change.name, change.shows, answer.decision, answer.probabilities))
+        return replace(prediction, changed=tuple(changed))
 
     def _covered(
         self,
