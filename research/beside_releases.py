@@ -17,10 +17,10 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, LEVEL
+from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, CONFIDENCE_LEVEL
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.models.release import PREDICTIONS, write_json
+from leukoscope.models.release import PREDICTIONS_FOLDER, write_json
 from research.paired import paired_difference
 from research.prior_claims import CLAIMS, UNSEEN
 
@@ -42,7 +42,7 @@ def compare(releases: Path, prior: Path, dataset: str = "cnmc2019") -> dict[str,
         for recipe, claim in CLAIMS.items()
         if claim.dataset == dataset and (file := prior / f"{recipe}-{UNSEEN}.parquet").is_file()
     }
-    files = sorted(releases.glob(f"*/{PREDICTIONS}/subject_cv.parquet"))
+    files = sorted(releases.glob(f"*/{PREDICTIONS_FOLDER}/subject_cv.parquet"))
     ours = {file.parents[1].name: CellPredictions.load(file) for file in files}
 
     def less(release: CellPredictions, other: CellPredictions) -> dict[str, Any]:
@@ -59,7 +59,12 @@ def compare(releases: Path, prior: Path, dataset: str = "cnmc2019") -> dict[str,
         for name, release in ours.items()
     ]
     pairs = [{"release": one, "other": other, **less(ours[one], ours[other])} for one, other in combinations(ours, 2)]
-    about = {"notice": RESEARCH_NOTICE, "estimates": OUT_OF_FOLD, "level": LEVEL, "samples": BOOTSTRAP_SAMPLES}
+    about = {
+        "notice": RESEARCH_NOTICE,
+        "estimates": OUT_OF_FOLD,
+        "level": CONFIDENCE_LEVEL,
+        "samples": BOOTSTRAP_SAMPLES,
+    }
     return {**about, "releases": rows, "pairs": pairs}
 
 

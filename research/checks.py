@@ -33,7 +33,7 @@ from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.inference.ood import fit_detector, picture_statistics
-from leukoscope.inference.prediction import VIEWS, WITHOUT_CLASS, disagreement, softmax, turned
+from leukoscope.inference.prediction import NUM_VIEWS, WITHOUT_CLASS, disagreement, softmax, turned
 from leukoscope.inference.predictor import Predictor, open_backend
 from leukoscope.inference.runtime import Runtime
 from leukoscope.models.release import HEALTHY, OF_FIELDS, read_metrics, read_release, write_metrics
@@ -272,7 +272,7 @@ def tta_gain(
         label = f"test-time augmentation, fold {number} of {len(folds)}"
         for start in track(range(0, len(rows), BATCH), label):
             pixels = np.asarray(cells.pixels[rows[start : start + BATCH]])
-            by_view = [softmax(backend(turned(pixels, view)).logits) for view in range(VIEWS)]
+            by_view = [softmax(backend(turned(pixels, view)).logits) for view in range(NUM_VIEWS)]
             view_probabilities.append(np.stack(by_view, axis=1))
     tested, each = pooled(parts), np.concatenate(view_probabilities)
     one, eight = (replace(tested, probabilities=p) for p in (each[:, 0], each.mean(axis=1)))  # upright comes first
@@ -285,8 +285,8 @@ def tta_gain(
     return {
         "estimates": OUT_OF_FOLD,
         "definition": "four quarter turns of a cell, each also mirrored",
-        "views": VIEWS,
-        "network_passes_per_cell": VIEWS,
+        "views": NUM_VIEWS,
+        "network_passes_per_cell": NUM_VIEWS,
         "cells": len(correct),
         "one_view": headline(measure(one)),
         "all_views": headline(measure(eight)),

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, LEVEL, subject_intervals
+from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, CONFIDENCE_LEVEL, subject_intervals
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions, pooled
-from leukoscope.models.release import PREDICTIONS, read_metrics, write_json
+from leukoscope.models.release import PREDICTIONS_FOLDER, read_metrics, write_json
 from leukoscope.protocol import ProtocolRun, finish, refuse_split_flags
 from leukoscope.training.config import TrainingConfig, parse_config
 from research.commands import make_parser, run
@@ -43,7 +43,7 @@ def runs_of(config: TrainingConfig) -> list[ProtocolRun]:
 def measured(predictions: CellPredictions) -> dict[str, Any]:
     """The usual metrics, with intervals by subject."""
     metrics = measure(predictions)
-    intervals = {"level": LEVEL, "draws": BOOTSTRAP_SAMPLES, "seed": 0, **subject_intervals(predictions)}
+    intervals = {"level": CONFIDENCE_LEVEL, "draws": BOOTSTRAP_SAMPLES, "seed": 0, **subject_intervals(predictions)}
     counts = {"cells": len(predictions.cell_ids), "subjects": len(metrics["subjects"])}
     return {**counts, **headline(metrics), "intervals": intervals}
 
@@ -51,7 +51,7 @@ def measured(predictions: CellPredictions) -> dict[str, Any]:
 def stored() -> Iterator[tuple[str, CellPredictions]]:
     """Committed out-of-fold predictions on C-NMC: of the releases, then of the prior systems."""
     for release in sorted(_RELEASES.glob("*-cnmc")):
-        yield release.name, CellPredictions.load(release / PREDICTIONS / "subject_cv.parquet")
+        yield release.name, CellPredictions.load(release / PREDICTIONS_FOLDER / "subject_cv.parquet")
     for file in sorted(_PRIOR.glob("*-unseen.parquet")):
         if len((predictions := CellPredictions.load(file)).label_names) == 2:
             yield file.stem.removesuffix("-unseen"), predictions

@@ -33,9 +33,9 @@ from leukoscope.data.registry import DATASETS
 from leukoscope.evaluation.baselines import size_only_predictions
 from leukoscope.evaluation.bootstrap import point_metrics, subject_intervals
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.inference.prediction import VIEWS, softmax, turned
+from leukoscope.inference.prediction import NUM_VIEWS, softmax, turned
 from leukoscope.inference.predictor import float32_backend
-from leukoscope.models.release import PREDICTIONS, WEIGHTS, read_metrics, write_json, write_metrics
+from leukoscope.models.release import PREDICTIONS_FOLDER, WEIGHTS_FILE, read_metrics, write_json, write_metrics
 from leukoscope.models.weights import load_release
 from leukoscope.progress import track
 from research.commands import make_parser, run
@@ -123,11 +123,11 @@ def measure_release(
 ) -> dict[str, Any]:
     """A release's figures on these cells, in one view and as the mean over eight, and by batch in one view."""
     loaded = load_release(release)
-    backend = float32_backend(loaded, len(pictures) * VIEWS)
+    backend = float32_backend(loaded, len(pictures) * NUM_VIEWS)
     pixels = np.stack([loaded.preprocessing.frame(picture) for picture in pictures])
     order = [loaded.labels.index(label) for label in LABELS]
     by_view = []
-    for view in track(range(VIEWS), f"views of {release.name}"):
+    for view in track(range(NUM_VIEWS), f"views of {release.name}"):
         logits = [backend(turned(pixels[first : first + BATCH], view)).logits for first in range(0, len(pixels), BATCH)]
         by_view.append(softmax(np.concatenate(logits))[:, order])
     one_view = _with(cells, by_view[0])
@@ -149,7 +149,7 @@ def _with(cells: CellPredictions, probabilities: np.ndarray) -> CellPredictions:
 
 def sha256_of(release: Path) -> str:
     """The sha256 of a release's weights."""
-    return hashlib.sha256((release / WEIGHTS).read_bytes()).hexdigest()
+    return hashlib.sha256((release / WEIGHTS_FILE).read_bytes()).hexdigest()
 
 
 def size_alone(train: CellPredictions, cells: CellPredictions) -> dict[str, dict[str, float]]:
@@ -167,7 +167,7 @@ def check(folder: Path, named: Mapping[str, Any], releases: Sequence[Path]) -> d
     batches = ["preliminary_test" if name in in_preliminary_test else "fold_2" for name in files]
     pictures = [open_image(path) for path in track(files.values(), "reading cells")]
     cells = further_cells(pictures, list(files))
-    train = CellPredictions.load(releases[0] / PREDICTIONS / "subject_cv.parquet")
+    train = CellPredictions.load(releases[0] / PREDICTIONS_FOLDER / "subject_cv.parquet")
     measured = {release.name: measure_release(release, pictures, cells, batches) for release in releases}
     # What was withdrawn keeps its row.
     withdrawn = [row for row in named.get("releases", ()) if row["release"] not in measured]

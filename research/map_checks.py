@@ -36,10 +36,10 @@ from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, b
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.gradcam import share_on_cell
 from leukoscope.inference.occlusion import covering_maps
-from leukoscope.inference.prediction import NO_MAP, VIEWS, softmax, turned, turned_back
+from leukoscope.inference.prediction import NO_MAP, NUM_VIEWS, softmax, turned, turned_back
 from leukoscope.inference.predictor import float32_backend
 from leukoscope.inference.runtime import TorchBackend
-from leukoscope.models.map_check import EVIDENCE, MAP_BLOCKS, OCCLUSION, SCALE_BLOCKS
+from leukoscope.models.map_check import EVIDENCE_METHOD, MAP_BLOCKS, OCCLUSION_METHOD, SCALE_BLOCKS
 from leukoscope.models.release import read_metrics, write_metrics
 from leukoscope.models.weights import Release, load_release
 from leukoscope.progress import progress, track
@@ -57,7 +57,7 @@ ANGLE = 30
 # A map has some 25 to 100 values, so eight steps trace a curve as well as the 224 of the RISE paper.
 STEPS = 8
 RANDOM_MAPS = 2
-RANDOMISED_CELLS = {EVIDENCE: 48, OCCLUSION: 16}
+RANDOMISED_CELLS = {EVIDENCE_METHOD: 48, OCCLUSION_METHOD: 16}
 """Method → cells, of those drawn, whose maps are compared with those of random networks."""
 # The blur's standard deviation as a share of the side. After narrower blurs a C-NMC network still predicts one class
 # for all cells (HEM, at 1/8 and less); at 1/4 its probabilities are near 0.5, and the same for cells of both classes.
@@ -65,12 +65,12 @@ BLUR = 1 / 4
 ESTIMATES = "these weights, on the cells drawn, whether or not they were trained on"
 
 MAP_DEFINITIONS = {
-    EVIDENCE: "evidence for the class the network answers, relative to a blank picture, from the last feature map: the "
-    "mean over the eight dihedral views of a cell, turned back; its positive part",
-    OCCLUSION: "Zeiler and Fergus 2014 (doi:10.1007/978-3-319-10590-1_53): how far the margin of the class the network "
-    "answers (its logit less the largest other one) falls when one of 8 × 8 places of the framed picture gives way to "
-    "a blurred copy (Gaussian, standard deviation a quarter of the side) through a round Gaussian window (standard "
-    "deviation 3/4 of a place); its positive part; 0 at places outside a cell on black",
+    EVIDENCE_METHOD: "evidence for the class the network answers, relative to a blank picture, from the last feature "
+    "map: the mean over the eight dihedral views of a cell, turned back; its positive part",
+    OCCLUSION_METHOD: "Zeiler and Fergus 2014 (doi:10.1007/978-3-319-10590-1_53): how far the margin of the class the "
+    "network answers (its logit less the largest other one) falls when one of 8 × 8 places of the framed picture gives "
+    "way to a blurred copy (Gaussian, standard deviation a quarter of the side) through a round Gaussian window "
+    "(standard deviation 3/4 of a place); its positive part; 0 at places outside a cell on black",
 }
 DEFINITIONS = {
     "rotation": f"correlation (Pearson, in the circle that every turn covers) of a cell's map with that of the cell "
@@ -109,7 +109,7 @@ def explanation_blocks(
     *,
     background: str,
     sample: int = 48,
-    method: str = EVIDENCE,
+    method: str = EVIDENCE_METHOD,
 ) -> dict[str, dict[str, Any]]:
     """Make two blocks of metrics.json from cells sampled evenly over classes and their subjects.
 
@@ -135,7 +135,7 @@ def explanation_blocks(
         raise LeukoscopeError(f"heat maps: {len(rows)} cell(s) to check of {len(pixels)} given; give 2 or more")
     cells = np.asarray(pixels[rows])
     backend = float32_backend(release, 120 * len(rows))
-    if method == EVIDENCE and backend(cells[:1], explain=True).maps is None:
+    if method == EVIDENCE_METHOD and backend(cells[:1], explain=True).maps is None:
         return {}
     predict = PREDICT_WITH_MAPS[method]
     probabilities, maps = predict(backend, cells)
@@ -174,7 +174,7 @@ def explanation_blocks(
     checks: dict[str, Any] = {
         "estimates": ESTIMATES,
         "method": method,
-        "views": VIEWS if method == EVIDENCE else 1,
+        "views": NUM_VIEWS if method == EVIDENCE_METHOD else 1,
         "cells": len(rows),
         "subjects": len(set(owners) - {""}),
         "flat_maps": int(is_flat(own).sum()),
@@ -228,7 +228,7 @@ def _scale(
         "estimates": ESTIMATES,
         "definition": "largest value of a cell's maps of all classes; quantiles over the cells drawn",
         "method": method,
-        "views": VIEWS if method == EVIDENCE else 1,
+        "views": NUM_VIEWS if method == EVIDENCE_METHOD else 1,
         **(quantiles(shares, "on_cell_p05", "on_cell_median", "on_cell_p95") if shares else {}),
         "cells": len(cells),
         "seed": seed,
@@ -253,7 +253,7 @@ def predict_with_maps(backend: Backend, pixels: np.ndarray) -> tuple[np.ndarray,
     """
     logits, maps = [], []
     for batch in track(_batches(pixels, AT_ONCE), "maps of cells"):
-        views = [backend(turned(batch, view), explain=True) for view in range(VIEWS)]
+        views = [backend(turned(batch, view), explain=True) for view in range(NUM_VIEWS)]
         back = [turned_back(one.maps, view) for view, one in enumerate(views) if one.maps is not None]
         if not back:
             raise LeukoscopeError(f"this model {NO_MAP}; check those of a convolutional network")
@@ -271,7 +271,10 @@ def predict_with_covering(backend: Backend, pixels: np.ndarray) -> tuple[np.ndar
 
 
 PredictWithMaps = Callable[["Backend", np.ndarray], tuple[np.ndarray, np.ndarray]]
-PREDICT_WITH_MAPS: dict[str, PredictWithMaps] = {EVIDENCE: predict_with_maps, OCCLUSION: predict_with_covering}
+PREDICT_WITH_MAPS: dict[str, PredictWithMaps] = {
+    EVIDENCE_METHOD: predict_with_maps,
+    OCCLUSION_METHOD: predict_with_covering,
+}
 
 
 def rotated(pixels: np.ndarray, angle: float) -> np.ndarray:
@@ -444,7 +447,9 @@ def parser() -> ArgumentParser:
     flags = make_parser("map_checks", __doc__)
     flags.add_argument("release", type=Path, help="Folder of a release.")
     flags.add_argument("--train_dir", type=Path, required=True, help="The cells that it was made from.")
-    flags.add_argument("--method", choices=sorted(MAP_BLOCKS), default=OCCLUSION, help="Of the maps that are checked.")
+    flags.add_argument(
+        "--method", choices=sorted(MAP_BLOCKS), default=OCCLUSION_METHOD, help="Of the maps that are checked."
+    )
     return flags
 
 

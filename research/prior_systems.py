@@ -18,7 +18,7 @@ from typing import Any
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli.options import require_writable
-from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, LEVEL, subject_intervals
+from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, CONFIDENCE_LEVEL, subject_intervals
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions, pooled
@@ -293,7 +293,12 @@ def _under_trained(
 def _intervals(predictions: CellPredictions) -> dict[str, Any]:
     """Bootstrap intervals by subject (or block); {} where too few of a class are tested."""
     try:
-        return {"level": LEVEL, "draws": BOOTSTRAP_SAMPLES, "seed": 0, "by_subject": subject_intervals(predictions)}
+        return {
+            "level": CONFIDENCE_LEVEL,
+            "draws": BOOTSTRAP_SAMPLES,
+            "seed": 0,
+            "by_subject": subject_intervals(predictions),
+        }
     except LeukoscopeError:
         return {}
 

@@ -20,7 +20,7 @@ from leukoscope.data.registry import DATASETS
 from leukoscope.evaluation.bootstrap import bootstrap_subjects
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import write_atomic
-from leukoscope.models.release import PREDICTIONS, WEIGHTS, read_metrics
+from leukoscope.models.release import PREDICTIONS_FOLDER, WEIGHTS_FILE, read_metrics
 from leukoscope.reports.formatting import Table, count, metric_name, new_aliases, share, span, with_interval, with_span
 from leukoscope.reports.release_tables import healthy_given, healthy_kinds, many, recognised_rows, unseen_evaluation
 from research.external import sha256_of
@@ -251,7 +251,7 @@ def _normal_called_leukaemic(release: Path, metrics: Mapping[str, Any]) -> str:
     unseen = next((e for e in metrics.get("evaluations", []) if e["split"]["disjoint_by"] != "cell"), None)
     leukaemic, labels = _positive_label(metrics), metrics.get("labels", [])
     normal = [row for row, label in enumerate(labels) if label not in leukaemic]
-    file = release / PREDICTIONS / f"{unseen['name']}.parquet" if unseen else None
+    file = release / PREDICTIONS_FOLDER / f"{unseen['name']}.parquet" if unseen else None
     if not leukaemic or file is None or len(normal) != 1 or not file.is_file():
         return "–"
     cells = CellPredictions.load(file)
@@ -348,7 +348,7 @@ def external_table(measured: Sequence[Mapping[str, Any]], releases: Sequence[Pat
     if not measured:
         return NOT_MEASURED
     (content,) = measured
-    today = {release.name: sha256_of(release) for release in releases if (release / WEIGHTS).is_file()}
+    today = {release.name: sha256_of(release) for release in releases if (release / WEIGHTS_FILE).is_file()}
     keys = ("auroc_by_subject", "auroc_equal_size", "recall_ALL_by_subject", "recall_HEM_by_subject")
     everybody = f"all {content['subjects']}"
     rows = []

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.cells import LoadedCells
-from leukoscope.data.changes import CHANGES
+from leukoscope.data.changes import PICTURE_CHANGES
 from leukoscope.data.images import open_encoded
 from leukoscope.data.loading import load_cells
 from leukoscope.data.preprocessing import Preprocessing
@@ -33,7 +33,7 @@ from leukoscope.evaluation.robustness import DecidedCells, even_sample, robustne
 from leukoscope.files import atomic_file
 from leukoscope.inference.ood import fit_detector, picture_statistics
 from leukoscope.inference.prediction import Checks, Thresholds, softmax
-from leukoscope.models.release import PREDICTIONS, ROBUSTNESS, write_json
+from leukoscope.models.release import PREDICTIONS_FOLDER, ROBUSTNESS_BLOCK, write_json
 from leukoscope.models.weights import Release, load_release
 from leukoscope.progress import track
 from leukoscope.reports.release_tables import robustness_table
@@ -123,7 +123,7 @@ class FeatureFiles:
         if kind == "upright":
             yield self.preprocessing.frame(picture)
             return
-        for change in CHANGES.values():
+        for change in PICTURE_CHANGES.values():
             yield self.preprocessing.frame(change(picture, black=self.black))
 
 
@@ -217,8 +217,8 @@ def predicted(
         head, detector = heads[stored.folds[row]], detectors[stored.folds[row]]
         its_logits = [logits[row], *(of_changes.astype(float) @ head[:-1] + head[-1])]
         distances = detector.distances(np.stack([statistics_of[cell], *its_statistics]))
-        table["cell_id"] += [cell] * (1 + len(CHANGES))
-        table["change"] += ["", *CHANGES]
+        table["cell_id"] += [cell] * (1 + len(PICTURE_CHANGES))
+        table["change"] += ["", *PICTURE_CHANGES]
         table["logit"] += [float(logit) for logit in its_logits]
         table["ood_score"] += (distances / detector.limit).tolist()
     return table, exactness
@@ -232,7 +232,7 @@ def block_of(
     temperature = metrics.get("calibration", {}).get("temperature", 1.0)
     thresholds, versions = Thresholds.from_metrics(metrics), dict[str, DecidedCells]()
     changes, scores = np.asarray(table["change"]), np.asarray(table["ood_score"])
-    for name in ("", *CHANGES):
+    for name in ("", *PICTURE_CHANGES):
         mine = np.flatnonzero(changes == name)
         some = stored.take([row_of[table["cell_id"][i]] for i in mine.tolist()])
         logits = np.asarray(table["logit"])[mine] / temperature
@@ -260,14 +260,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = parser.parse_args(argv)
     release = load_release(flags.release)
     name = release.metrics["evaluations"][0]["name"]
-    stored = CellPredictions.load(flags.release / PREDICTIONS / f"{name}.parquet")
+    stored = CellPredictions.load(flags.release / PREDICTIONS_FOLDER / f"{name}.parquet")
     data = load_cells(release.metrics["data"]["name"], flags.train_dir, image_size=2 * release.preprocessing.image_size)
     files = FeatureFiles(flags.output, data, release.preprocessing, black=data.info.background == "black")
     if flags.measure:
         table, exactness = predicted(release, stored, files, release_head(release))
         block = block_of(table, stored, release.metrics, exactness)
         pq.write_table(pa.table(table), flags.measure.with_suffix(".parquet"))
-        write_json(flags.measure, {"notice": RESEARCH_NOTICE, "release": flags.release.name, ROBUSTNESS: block})
+        write_json(flags.measure, {"notice": RESEARCH_NOTICE, "release": flags.release.name, ROBUSTNESS_BLOCK: block})
         print(f"{robustness_table(block)}\n{flags.measure}\n{RESEARCH_NOTICE}")
         return
     order = [stored.cell_ids[row] for row in even_sample(stored.subjects, len(stored.cell_ids))]

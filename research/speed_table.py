@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from leukoscope.models.release import WEIGHTS
+from leukoscope.models.release import WEIGHTS_FILE
 from leukoscope.reports.formatting import Table, count
 from research.external import sha256_of
 from research.tables import NOT_MEASURED, read_results
@@ -14,7 +14,7 @@ from research.tables import NOT_MEASURED, read_results
 
 def speed_table(benchmarks: Path, releases: Sequence[Path]) -> str:
     """How fast: one row for each comparison that a benchmark gives; of releases, those of today."""
-    weights = {release.name: sha256_of(release) for release in releases if (release / WEIGHTS).is_file()}
+    weights = {release.name: sha256_of(release) for release in releases if (release / WEIGHTS_FILE).is_file()}
     rows = [
         (what, value, _measured_on(benchmark))
         for benchmark in read_results(benchmarks)

@@ -110,7 +110,7 @@ def watched_release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory
     from PIL import Image
 
     from leukoscope.inference.ood import fit_detector, picture_statistics
-    from leukoscope.models.release import OOD, read_release
+    from leukoscope.models.release import OOD_FILE, read_release
     from leukoscope.synthetic import phantom_cells
 
     folder = tmp_path_factory.mktemp("watched") / "tiny"
@@ -118,7 +118,7 @@ def watched_release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory
     frame = read_release(folder).preprocessing.frame
     phantoms = list(phantom_cells(subjects_per_class=3, cells_per_subject=10))
     statistics = np.stack([picture_statistics(frame(Image.fromarray(phantom.image))) for phantom in phantoms])
-    fit_detector(statistics, [phantom.subject for phantom in phantoms])[0].save(folder / OOD)
+    fit_detector(statistics, [phantom.subject for phantom in phantoms])[0].save(folder / OOD_FILE)
     return folder
 
 

@@ -34,7 +34,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.files import file_sha256
-from leukoscope.models.release import WEIGHTS, write_json
+from leukoscope.models.release import WEIGHTS_FILE, write_json
 from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def main() -> None:
         "notice": RESEARCH_NOTICE,
         "measures": "predictions with heat maps through /predict, from upload to answer, on this machine's loopback",
         "model": flags.model,
-        "sha256": file_sha256(flags.releases / flags.model / WEIGHTS),
+        "sha256": file_sha256(flags.releases / flags.model / WEIGHTS_FILE),
         "page": page,
         "levels": levels,
         "memory": memory,

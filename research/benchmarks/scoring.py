@@ -33,7 +33,7 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.evaluation.metrics import versions
 from leukoscope.files import file_sha256
 from leukoscope.inference.scoring import CELLS_PER_SHARD
-from leukoscope.models.release import WEIGHTS, folder_name, write_json
+from leukoscope.models.release import WEIGHTS_FILE, folder_name, write_json
 from leukoscope.synthetic import draw_cell
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks" / "scoring.json"
@@ -114,7 +114,7 @@ def main() -> None:
         "notice": RESEARCH_NOTICE,
         "measures": MEASURES,
         "model": folder_name(flags.model),
-        "sha256": file_sha256(flags.model / WEIGHTS),
+        "sha256": file_sha256(flags.model / WEIGHTS_FILE),
         **{name: getattr(flags, name) for name in _RECORDED_FLAGS},
         "cells_per_shard": CELLS_PER_SHARD,
         "short_run": short.to_dict(flags.short_cells),

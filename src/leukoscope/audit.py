@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
-from leukoscope.data.cells import SIDES, LoadedCells
+from leukoscope.data.cells import SPLIT_SIDES, LoadedCells
 from leukoscope.data.images import foreground, pixel_hash
 from leukoscope.data.pixel_cache import each_picture
 from leukoscope.data.registry import DatasetInfo, ground_rgb
@@ -33,7 +33,7 @@ from leukoscope.data.splits import (
 )
 from leukoscope.evaluation.baselines import shortcut_metrics, trivial_features
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.inference.prediction import VIEWS, turned
+from leukoscope.inference.prediction import NUM_VIEWS, turned
 
 AUDIT_SCHEMA_VERSION = 3
 FEATURE_SIDE = 112  # pixels, at which features are measured; the lines of a scale bar are still visible
@@ -98,7 +98,7 @@ def survey_cells(data: LoadedCells) -> dict[str, Any]:
         )
     fewest = min(subjects_to_train.values())
     flags: list[str] = []
-    if not (partitions.keys() <= set(SIDES) or fewest >= SUBJECT_FOLDS):
+    if not (partitions.keys() <= set(SPLIT_SIDES) or fewest >= SUBJECT_FOLDS):
         by_subject = ["subject-cv", "--num_folds", str(min(fewest, 5)), "--no_validation"]
         flags = ["--split", *(by_subject if fewest > 1 else [_SPLIT_WITHOUT_SUBJECTS[info.group]])]
     return {
@@ -190,7 +190,7 @@ def audit_cells(data: LoadedCells, scans: Sequence[CellScan], *, split: Split | 
     info = data.info
     subject_of = {**groups_of(data, "subject"), **data.published_subjects}
     unit_of = groups_of(data, split_unit(data))
-    side_of = {cell: side for side in SIDES for cell in getattr(split, side, ())}
+    side_of = {cell: side for side in SPLIT_SIDES for cell in getattr(split, side, ())}
     rows = zip(*(data.rows[name][:] for name in ("cell_id", "label", "fold")), strict=True)
     cells = [
         _Cell(cell, info.labels[label], subject_of[cell], fold, side_of.get(cell, ""), unit_of[cell])
@@ -419,7 +419,7 @@ def find_duplicates(keys: Sequence[PictureKey], kinds: Sequence[tuple[str, ...]]
     kind_of = np.asarray([kinds[row] for row in alone])
     near = _NearDuplicates(alone, kind_of)
     upright = _hashes(pictures)
-    for view in range(VIEWS):
+    for view in range(NUM_VIEWS):
         in_view = _hashes(turned(pictures, view)) if view else upright
         for first, second in _similar_hashes(upright, in_view):
             needed = near.needed(first, second)

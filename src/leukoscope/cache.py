@@ -24,7 +24,7 @@ except ImportError:  # Windows, where a file that is mapped cannot be deleted
 
 DAYS_KEPT = 30
 DEFAULT_GIGABYTES = 20.0
-KINDS = {"cells": "decoded cells", "features": "features of a frozen backbone", "graphs": "graph of a network"}
+CACHE_KINDS = {"cells": "decoded cells", "features": "features of a frozen backbone", "graphs": "graph of a network"}
 GRAPH_REPORT = "export.json"
 """The file of a kept graph that is held and marked as used."""
 _HAS_LOCKS = fcntl is not None
@@ -35,7 +35,7 @@ _held: dict[Path, BinaryIO] = {}
 class CacheEntry:
     """One array with its facts, or one graph."""
 
-    kind: str  # a key of `KINDS`
+    kind: str  # a key of `CACHE_KINDS`
     path: Path  # the array; of a graph, its folder
     files: tuple[Path, ...]
     last_used: float  # seconds since 1970

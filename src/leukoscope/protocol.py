@@ -26,11 +26,11 @@ from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.evaluation.robustness import robustness_of_folds
 from leukoscope.files import is_git_clone
 from leukoscope.models.release import (
-    CONFIG,
-    METRICS,
-    PREDICTIONS,
-    ROBUSTNESS,
-    WEIGHTS,
+    CONFIG_FILE,
+    METRICS_FILE,
+    PREDICTIONS_FOLDER,
+    ROBUSTNESS_BLOCK,
+    WEIGHTS_FILE,
     edit_release,
     read_metrics,
     write_metrics,
@@ -219,7 +219,7 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
         its_metrics["training"]["seconds"] for its_metrics in measured.values()
     )
     with edit_release(final.files.release, directory) as folder:
-        predictions = folder / PREDICTIONS
+        predictions = folder / PREDICTIONS_FOLDER
         predictions.mkdir()
         folds = [run for run in runs if run.estimates == OUT_OF_FOLD]
         metrics["evaluations"] = [_cross_validation(folds, [measured[run.name] for run in folds], predictions)]
@@ -242,14 +242,16 @@ def add_robustness(runs: Sequence[ProtocolRun], directory: Path, cells: FramedCe
     folds = [run.folder for run in runs if run.estimates == OUT_OF_FOLD]
     tested = [(folder / "release", CellPredictions.load(folder / "predictions.parquet")) for folder in folds]
     block = robustness_of_folds(directory, tested, cells, at_most=at_most)
-    write_metrics(directory, {**read_metrics(directory), ROBUSTNESS: block})
+    write_metrics(directory, {**read_metrics(directory), ROBUSTNESS_BLOCK: block})
 
 
 def check_release_folder(output: Path) -> None:
     """Refuse to replace a folder that is no release; also called before hours of training."""
     if not output.name:
         raise LeukoscopeError(f"--output {output}: give the release a folder of its own, e.g. model_card/my-model")
-    is_release = all((output / name).is_file() for name in (CONFIG, WEIGHTS, METRICS)) and not is_git_clone(output)
+    is_release = all(
+        (output / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE, METRICS_FILE)
+    ) and not is_git_clone(output)
     if output.exists() and not is_release:
         raise LeukoscopeError(f"--output {output}: exists, is no release and would be replaced; name another folder")
 

@@ -13,7 +13,7 @@ import pytest
 import command
 from drawn import save_cell
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.data.changes import CHANGES
+from leukoscope.data.changes import PICTURE_CHANGES
 from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import make_split
 from leukoscope.evaluation.predictions import CellPredictions
@@ -128,7 +128,7 @@ def test_changed_pictures_are_measured_on_request(tiny_release: Path, cells: Fla
     assert result.exit_code == 0, result.output
     block = json.loads((tmp_path / "evaluation.json").read_text())["robustness"]
     assert (block["cells"], block["subjects"], block["estimates"]) == (12, 4, "these weights")
-    assert set(block["changes"]) == set(CHANGES)
+    assert set(block["changes"]) == set(PICTURE_CHANGES)
     assert "12 cells, every subject counting the same" in result.stdout
     assert "robustness" not in json.loads(_evaluated(tiny_release, cells, tmp_path / "plain"))
 

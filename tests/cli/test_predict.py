@@ -20,7 +20,7 @@ from drawn import save_cell
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli.smear import TASKS
 from leukoscope.inference.prediction import NO_MAP
-from leukoscope.models.release import METRICS
+from leukoscope.models.release import METRICS_FILE
 from leukoscope.reports.text import warnings
 from leukoscope.synthetic import smear_picture
 from leukoscope.synthetic_smears import draw_smear
@@ -83,8 +83,8 @@ def test_a_release_that_refuses_nothing_says_so_below_the_table(
 ) -> None:
     phantoms, out = tmp_path / "phantoms", tmp_path / "out.csv"
     shutil.copytree(tiny_release, phantoms)
-    metrics = json.loads((phantoms / METRICS).read_text())
-    (phantoms / METRICS).write_text(json.dumps(metrics | {"data": {"synthetic": True}}))
+    metrics = json.loads((phantoms / METRICS_FILE).read_text())
+    (phantoms / METRICS_FILE).write_text(json.dumps(metrics | {"data": {"synthetic": True}}))
     Image.fromarray(draw_smear(size=(300, 380), um_per_pixel=0.2).image).save(tmp_path / "smear.png")
     for words in (
         ("predict", phantoms, cells / "a.png"),
@@ -176,8 +176,8 @@ def test_a_drawn_map_says_whether_the_maps_of_its_release_passed(
     tiny_release: Path, cells: Path, tmp_path: Path, block: dict[str, Any], text: str
 ) -> None:
     release = shutil.copytree(tiny_release, tmp_path / "release")
-    metrics = json.loads((release / METRICS).read_text())
-    (release / METRICS).write_text(json.dumps(metrics | {"heat_maps": {"method": "evidence"} | block}))
+    metrics = json.loads((release / METRICS_FILE).read_text())
+    (release / METRICS_FILE).write_text(json.dumps(metrics | {"heat_maps": {"method": "evidence"} | block}))
     files = (cells / "a.png", save_cell(tmp_path / "b.png"))
 
     table = run("predict", release, "--explain", tmp_path / "maps", *files).stdout

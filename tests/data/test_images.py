@@ -19,7 +19,7 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from leukoscope.data.images import (
-    BLACK,
+    BLACK_RGB,
     FILLED_WITH,
     MAX_PIXELS,
     UnreadableImage,
@@ -581,7 +581,7 @@ def _transparent(path: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["RGBA", "RGB with a transparent colour", "palette", "grey with alpha"])
-@pytest.mark.parametrize("ground", [BLACK, (246, 254, 252)])
+@pytest.mark.parametrize("ground", [BLACK_RGB, (246, 254, 252)])
 def test_what_is_transparent_is_filled_with_the_ground_and_the_picture_says_so(
     tmp_path: Path, kind: str, ground: tuple[int, int, int]
 ) -> None:
@@ -596,7 +596,7 @@ def test_what_is_transparent_is_filled_with_the_ground_and_the_picture_says_so(
         assert (pixels[:, 8:] == ground).all()
         assert (pixels[:, :8] == again[:, :8, :3]).all()
         assert picture.info[FILLED_WITH] == ground
-    assert open_image(path).getpixel((15, 0)) == BLACK
+    assert open_image(path).getpixel((15, 0)) == BLACK_RGB
 
 
 def test_half_transparent_pixels_are_mixed_and_opaque_pictures_are_not_touched(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.ood import OodDetector
 from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION
 from leukoscope.inference.predictor import Predictor
-from leukoscope.models.release import OOD, PREDICTIONS, write_json, write_metrics
+from leukoscope.models.release import OOD_FILE, PREDICTIONS_FOLDER, write_json, write_metrics
 from leukoscope.models.weights import load_release
 from leukoscope.synthetic import phantom_cells
 from untrained import untrained
@@ -46,8 +46,8 @@ def made_release(tmp_path: Path, cells: FramedCells) -> Path:
     predictions = _predictions(cells)
     folds = [sorted(set(predictions.subjects))[first::2] for first in (0, 1)]
     folder = untrained(tmp_path / "made", _metrics(cells, predictions, folds), size=SIZE)
-    (folder / PREDICTIONS).mkdir()
-    predictions.save(folder / PREDICTIONS / "subject_cv.parquet")
+    (folder / PREDICTIONS_FOLDER).mkdir()
+    predictions.save(folder / PREDICTIONS_FOLDER / "subject_cv.parquet")
     return folder
 
 
@@ -140,7 +140,7 @@ def test_other_cells_are_refused(made_release: Path, cells: FramedCells) -> None
 @pytest.mark.parametrize("lacking", ["evaluations", "predictions"])
 def test_a_release_needs_out_of_fold_predictions(made_release: Path, cells: FramedCells, lacking: str) -> None:
     if lacking == "predictions":
-        shutil.rmtree(made_release / PREDICTIONS)
+        shutil.rmtree(made_release / PREDICTIONS_FOLDER)
     else:
         metrics = dict(load_release(made_release).metrics) | {"evaluations": []}
         write_json(made_release / "metrics.json", metrics)
@@ -210,7 +210,7 @@ def test_a_laboratory_gets_a_release_of_its_own(
         assert interval["low"] <= measured["metrics"]["balanced_accuracy"] <= interval["high"]
     known = measured["metrics"]["subjects"]
     assert set(known) == {f"local {k:02d}" for k in range(1, 11)}, "no subject id of the laboratory travels"
-    limit = float(OodDetector.load(tmp_path / "ours" / OOD).limit)
+    limit = float(OodDetector.load(tmp_path / "ours" / OOD_FILE).limit)
     assert limit == pytest.approx(new.metrics["ood"]["distance_limit"], rel=1e-5)
     assert new.metrics["ood"]["held_out"]["subjects"] == 10
 

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.cells import LoadedCells
-from leukoscope.data.changes import CHANGES
+from leukoscope.data.changes import PICTURE_CHANGES
 from leukoscope.data.images import UnreadableImage
 from leukoscope.data.pixel_cache import frame_cells
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
@@ -173,12 +173,12 @@ def test_two_parts_are_predicted_as_by_hand(
     parts = [UnseenCells(**{**vars(part), "references": 1 - part.references}) for part in parts]
     block = measure_robustness(parts, estimates="", at_most=100)
     assert block["sample"] == {"cells": 4, "drawn_from": 4, "seed": 0}
-    assert set(block["changes"]) == set(CHANGES)
+    assert set(block["changes"]) == set(PICTURE_CHANGES)
 
     plain = [predictor(picture) for picture in pictures.values()]
     kept = [i for i, prediction in enumerate(plain) if prediction.outcome not in ("out of distribution", "not a cell")]
     assert block["refused_unchanged"] == 4 - len(kept)
-    for name, change in CHANGES.items():
+    for name, change in PICTURE_CHANGES.items():
         after = [predictor(change(pictures[ids[i]], black=True)) for i in kept]
         refused = [one.outcome in ("out of distribution", "not a cell") for one in after]
         flipped = [
@@ -236,7 +236,7 @@ def test_each_fold_refuses_by_a_detector_that_has_not_seen_its_subjects_and_deci
     tested = [(number, row) for number, (_, fold) in enumerate(folds) for row in range(len(fold.cell_ids))]
     drawn = np.sort(even_sample([folds[number][1].subjects[row] for number, row in tested], 6))
     statistics = np.stack([picture_statistics(cell) for cell in cells.pixels])
-    refused, opened = {name: 0 for name in CHANGES}, opener(phantom_data)
+    refused, opened = {name: 0 for name in PICTURE_CHANGES}, opener(phantom_data)
     left_out = 0
     for number, row in (tested[i] for i in drawn):
         fold = folds[number][1]
@@ -246,7 +246,7 @@ def test_each_fold_refuses_by_a_detector_that_has_not_seen_its_subjects_and_deci
         if detector.scores(preprocessing.frame(picture)[None])[0] > 1:
             left_out += 1
             continue
-        for name, change in CHANGES.items():
+        for name, change in PICTURE_CHANGES.items():
             refused[name] += int(detector.scores(preprocessing.frame(change(picture, black=True))[None])[0] > 1)
     assert block["sample"]["cells"] == 6
     assert block["estimates"] == OUT_OF_FOLD

@@ -19,7 +19,7 @@ from scipy.ndimage import minimum_filter
 from leukoscope.data.layouts import ImageFolder
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference.gradcam import explain_features, linear_head_maps, map_colours, overlay, share_on_cell
-from leukoscope.inference.prediction import VIEWS, turned, turned_back
+from leukoscope.inference.prediction import NUM_VIEWS, turned, turned_back
 from leukoscope.inference.predictor import Predictor
 from leukoscope.inference.runtime import TorchBackend, blank_picture
 from leukoscope.models.weights import load_release
@@ -105,7 +105,7 @@ def test_an_explained_cells_map_turns_with_the_cell(tiny_release: Path) -> None:
 
     upright = explained(cell)
     assert np.ptp(upright[0]) > 0, "a flat map would compare nothing"
-    for view in range(1, VIEWS):
+    for view in range(1, NUM_VIEWS):
         back = turned_back(explained(turned(cell[None], view)[0]), view)
         assert np.abs(back - upright).max() < 1e-5 * upright.max(), view
 

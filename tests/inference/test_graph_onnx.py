@@ -19,7 +19,7 @@ from leukoscope.inference.graph import ONNX_GRAPH, linear_head, write_onnx
 from leukoscope.inference.prediction import softmax
 from leukoscope.inference.runtime import TorchBackend
 from leukoscope.models.recipes import timm_recipe
-from leukoscope.models.release import CARD, CONFIG, PROCESSOR, read_release
+from leukoscope.models.release import CARD_FILE, CONFIG_FILE, PROCESSOR_FILE, read_release
 from leukoscope.synthetic import draw_cell
 from untrained import untrained
 
@@ -82,11 +82,11 @@ def test_the_graph_gives_the_releases_probabilities_and_maps(release: Path, expo
 
 
 def test_the_settings_name_classes_and_preprocessing(exported: Path) -> None:
-    config, processor = (json.loads((exported / name).read_text()) for name in (CONFIG, PROCESSOR))
+    config, processor = (json.loads((exported / name).read_text()) for name in (CONFIG_FILE, PROCESSOR_FILE))
     assert config["id2label"] == {"0": "ALL", "1": "HEM"}
     assert (processor["size"], processor["crop_size"]) == ({"shortest_edge": 82}, {"height": 64, "width": 64})
     assert processor["resample"] == Image.Resampling.BICUBIC
-    _, front, page = (exported / CARD).read_text().split("---\n", 2)
+    _, front, page = (exported / CARD_FILE).read_text().split("---\n", 2)
     assert yaml.safe_load(front) == {"library_name": "transformers.js", "pipeline_tag": "image-classification"}
     assert RESEARCH_NOTICE in page
 

@@ -12,16 +12,16 @@ import pytest
 
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.data.images import UnreadableImage
-from leukoscope.inference.occlusion import AT_ONCE, GRID, covered_copies, covering_maps, margins, touched_places
+from leukoscope.inference.occlusion import COVERED_AT_ONCE, GRID, covered_copies, covering_maps, margins, touched_places
 from leukoscope.inference.runtime import NetworkOutput
-from leukoscope.models.map_check import EVIDENCE, OCCLUSION
-from leukoscope.models.release import METRICS, read_release
+from leukoscope.models.map_check import EVIDENCE_METHOD, OCCLUSION_METHOD
+from leukoscope.models.release import METRICS_FILE, read_release
 from leukoscope.synthetic import draw_cell
 
 SIDE = 96
 CELL = draw_cell("ALL", subject=3).image
-PASSED = {"method": OCCLUSION, "passed": True, "deletion": {"gain_over_random": {"mean": 0.16}}}
-SCALE = {"method": OCCLUSION, "p05": 0.1, "median": 0.5, "p95": 2.5}
+PASSED = {"method": OCCLUSION_METHOD, "passed": True, "deletion": {"gain_over_random": {"mean": 0.16}}}
+SCALE = {"method": OCCLUSION_METHOD, "p05": 0.1, "median": 0.5, "p95": 2.5}
 
 
 class BrightnessOfAPlace:
@@ -72,7 +72,7 @@ def test_only_places_that_touch_a_cell_on_black_cost_a_pass_and_all_places_of_a_
 
     smear = BrightnessOfAPlace(place)
     covering_maps(smear, spot(place, background=200), np.zeros(3, np.float32))  # type: ignore[arg-type]
-    assert smear.batches == [AT_ONCE] * (GRID * GRID // AT_ONCE)
+    assert smear.batches == [COVERED_AT_ONCE] * (GRID * GRID // COVERED_AT_ONCE)
     assert len(touched_places(np.zeros((SIDE, SIDE, 3), np.uint8))) == GRID * GRID, "an empty picture has no cell"
 
 
@@ -95,9 +95,13 @@ def test_a_window_is_round_soft_and_leaves_distant_places_as_they_are() -> None:
 def passed(tiny_release: Path, tmp_path: Path) -> Path:
     """A release whose maps by covering passed their checks, and whose Grad-CAM maps failed them."""
     release = shutil.copytree(tiny_release, tmp_path / "passed")
-    blocks = {"heat_maps": {"method": EVIDENCE, "passed": False}, "occlusion_maps": PASSED, "occlusion_scale": SCALE}
-    metrics = json.loads((release / METRICS).read_text())
-    (release / METRICS).write_text(json.dumps(metrics | blocks))
+    blocks = {
+        "heat_maps": {"method": EVIDENCE_METHOD, "passed": False},
+        "occlusion_maps": PASSED,
+        "occlusion_scale": SCALE,
+    }
+    metrics = json.loads((release / METRICS_FILE).read_text())
+    (release / METRICS_FILE).write_text(json.dumps(metrics | blocks))
     return release
 
 
@@ -105,9 +109,9 @@ def test_a_release_whose_maps_by_covering_alone_passed_shows_these_and_grad_cam_
     predictor = Predictor.from_pretrained(passed)
 
     own = predictor(CELL, explain=True)
-    grad_cam = predictor(CELL, explain=True, method=EVIDENCE)
+    grad_cam = predictor(CELL, explain=True, method=EVIDENCE_METHOD)
 
-    assert predictor.release.map_method == own.map_check.method == OCCLUSION
+    assert predictor.release.map_method == own.map_check.method == OCCLUSION_METHOD
     assert own.maps_passed is True and own.peak == own.map_check.strong == 2.5
     assert own.map_check.text == (
         "This model's maps by covering passed our checks. Removing what they mark leaves the class's probability 0.16 "
@@ -115,14 +119,14 @@ def test_a_release_whose_maps_by_covering_alone_passed_shows_these_and_grad_cam_
     )
     assert own.heatmaps is not None and grad_cam.heatmaps is not None
     assert {heat.evidence.shape for heat in own.heatmaps.values()} == {(GRID, GRID)}
-    assert grad_cam.maps_passed is False and grad_cam.map_check.method == EVIDENCE
+    assert grad_cam.maps_passed is False and grad_cam.map_check.method == EVIDENCE_METHOD
     assert own.decision == grad_cam.decision and own.views == grad_cam.views, "a map changes nothing else"
     assert own.overlay().size == grad_cam.overlay().size and own.overlay() != grad_cam.overlay()
 
 
 def test_a_prediction_gets_maps_by_covering_later_with_progress(passed: Path) -> None:
     predictor = Predictor.from_pretrained(passed)
-    plain, first = predictor(CELL), predictor(CELL, explain=True, method=EVIDENCE)
+    plain, first = predictor(CELL), predictor(CELL, explain=True, method=EVIDENCE_METHOD)
     steps: list[tuple[int, int]] = []
 
     later = predictor.map_by_covering(first, progress=lambda *step: steps.append(step))
@@ -133,7 +137,7 @@ def test_a_prediction_gets_maps_by_covering_later_with_progress(passed: Path) ->
     for label, heat in own.heatmaps.items():
         np.testing.assert_allclose(later.heatmaps[label].evidence, heat.evidence, atol=1e-5)
     places = len(touched_places(predictor.release.preprocessing.frame(first.picture)))
-    assert steps[-1] == (places, places) and len(steps) == -(-places // AT_ONCE)
+    assert steps[-1] == (places, places) and len(steps) == -(-places // COVERED_AT_ONCE)
     with pytest.raises(LeukoscopeError, match="has no picture to cover; predict it with explain=True"):
         predictor.map_by_covering(plain)
 
@@ -141,22 +145,27 @@ def test_a_prediction_gets_maps_by_covering_later_with_progress(passed: Path) ->
 def test_a_network_without_grad_cam_maps_has_maps_by_covering(vit_release: Path) -> None:
     predictor = Predictor.from_pretrained(vit_release)
     assert predictor(CELL, explain=True).heatmaps is None
-    assert predictor(CELL, explain=True, method=OCCLUSION).heatmaps is not None
+    assert predictor(CELL, explain=True, method=OCCLUSION_METHOD).heatmaps is not None
     with pytest.raises(LeukoscopeError, match="method 'gradcam': unknown; choose one of evidence, occlusion"):
         predictor(CELL, explain=True, method="gradcam")
 
 
 @pytest.mark.parametrize(
     ("one_pass", "by_covering", "method"),
-    [(True, True, EVIDENCE), (False, True, OCCLUSION), (None, True, OCCLUSION), (False, False, EVIDENCE)],
+    [
+        (True, True, EVIDENCE_METHOD),
+        (False, True, OCCLUSION_METHOD),
+        (None, True, OCCLUSION_METHOD),
+        (False, False, EVIDENCE_METHOD),
+    ],
 )
 def test_the_maps_of_a_release_are_those_that_passed(
     passed: Path, one_pass: bool | None, by_covering: bool, method: str
 ) -> None:
-    metrics: dict[str, Any] = json.loads((passed / METRICS).read_text())
+    metrics: dict[str, Any] = json.loads((passed / METRICS_FILE).read_text())
     metrics["heat_maps"]["passed"] = one_pass
     metrics["occlusion_maps"]["passed"] = by_covering
-    (passed / METRICS).write_text(json.dumps(metrics))
+    (passed / METRICS_FILE).write_text(json.dumps(metrics))
     about = read_release(passed)
     assert about.map_method == method
-    assert about.maps_passed is (one_pass if method == EVIDENCE else by_covering)
+    assert about.maps_passed is (one_pass if method == EVIDENCE_METHOD else by_covering)

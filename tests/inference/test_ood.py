@@ -17,8 +17,8 @@ from leukoscope.data.images import open_image
 from leukoscope.data.layouts import ImageFolder, find_cnmc_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.smear import UnusableSmear, cut_out, find_cells
-from leukoscope.inference.ood import GROUPS, STATISTICS, OodDetector, fit_detector, picture_statistics
-from leukoscope.models.release import OOD, read_release
+from leukoscope.inference.ood import NUM_STATISTICS, STATISTIC_GROUPS, OodDetector, fit_detector, picture_statistics
+from leukoscope.models.release import OOD_FILE, read_release
 from leukoscope.synthetic import phantom_cells
 
 SIZE = 96
@@ -29,12 +29,12 @@ def known_cells(
     subjects: int = 30, *, each: int = 40, subject_spread: float = 0.3, seed: int = 0
 ) -> tuple[np.ndarray, list[str]]:
     """Statistics that vary along five directions between cells and subjects, and a little in all others."""
-    directions = np.random.default_rng(99).standard_normal((5, STATISTICS))
+    directions = np.random.default_rng(99).standard_normal((5, NUM_STATISTICS))
     rng = np.random.default_rng(seed)
     names = np.repeat([f"s{i}" for i in range(subjects)], each)
     people = np.repeat(rng.standard_normal((subjects, 5)), each, axis=0) * subject_spread
     strengths = people + rng.standard_normal((len(names), 5))
-    statistics = 2 + strengths @ directions + 0.5 * rng.standard_normal((len(names), STATISTICS))
+    statistics = 2 + strengths @ directions + 0.5 * rng.standard_normal((len(names), NUM_STATISTICS))
     return statistics.astype(np.float32), names.tolist()
 
 
@@ -106,7 +106,7 @@ def test_distances_are_those_of_the_gaussian_written_out() -> None:
     mean = weights @ statistics
     covariance = (weights[:, None] * (statistics - mean)).T @ (statistics - mean)
     deviation = np.sqrt(np.diag(covariance))
-    precision = np.linalg.inv(covariance / np.outer(deviation, deviation) + 0.01 * np.eye(STATISTICS))
+    precision = np.linalg.inv(covariance / np.outer(deviation, deviation) + 0.01 * np.eye(NUM_STATISTICS))
     standard = (statistics - mean) / deviation
     written_out = np.sqrt(np.einsum("ni,ij,nj->n", standard, precision, standard))
 
@@ -117,7 +117,7 @@ def test_distances_are_those_of_the_gaussian_written_out() -> None:
     ("cells", "subjects", "found"), [(49, 7, "49 cells of 7 subject"), (60, 1, "60 cells of 1 subject")]
 )
 def test_too_little_to_fit_on_is_refused(cells: int, subjects: int, found: str) -> None:
-    statistics = np.random.default_rng(0).random((cells, STATISTICS), dtype=np.float32)
+    statistics = np.random.default_rng(0).random((cells, NUM_STATISTICS), dtype=np.float32)
 
     with pytest.raises(LeukoscopeError) as error:
         fit_detector(statistics, [str(i % subjects) for i in range(cells)])
@@ -125,7 +125,7 @@ def test_too_little_to_fit_on_is_refused(cells: int, subjects: int, found: str) 
 
 
 def test_copies_of_one_cell_give_finite_scores() -> None:
-    statistics = np.ones((60, STATISTICS), dtype=np.float32)
+    statistics = np.ones((60, NUM_STATISTICS), dtype=np.float32)
 
     detector, held_out = fit_detector(statistics, [str(i % 3) for i in range(60)])
 
@@ -152,8 +152,12 @@ def test_statistics_are_22_finite_numbers_for_any_picture(phantoms: tuple[np.nda
 
     for picture in pictures:
         found = picture_statistics(picture)
-        assert found.shape == (STATISTICS,) and found.dtype == np.float32 and np.isfinite(found).all()
-    assert [range(STATISTICS)[some] for some in GROUPS.values()] == [range(12), range(12, 15), range(15, 22)]
+        assert found.shape == (NUM_STATISTICS,) and found.dtype == np.float32 and np.isfinite(found).all()
+    assert [range(NUM_STATISTICS)[some] for some in STATISTIC_GROUPS.values()] == [
+        range(12),
+        range(12, 15),
+        range(15, 22),
+    ]
 
 
 def test_means_and_place_are_those_worked_out_by_hand() -> None:
@@ -256,7 +260,7 @@ def test_the_group_that_sets_a_cell_apart_is_named(of_phantoms: OodDetector, oth
 def test_a_cell_keeps_its_score_however_it_lies_in_the_picture(real_data: Path) -> None:
     """On one grid of points every twentieth score differed by 0.41 of the limit or more."""
     release = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
-    frame, detector = read_release(release).preprocessing.frame, OodDetector.load(release / OOD)
+    frame, detector = read_release(release).preprocessing.frame, OodDetector.load(release / OOD_FILE)
     cells = list(find_cnmc_cells(ImageFolder.read(real_data / "cnmc2019" / "C-NMC_Leukemia")))[::40]
     if not cells:
         pytest.skip("needs cnmc2019/C-NMC_Leukemia")

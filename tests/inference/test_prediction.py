@@ -11,8 +11,8 @@ import pytest
 from leukoscope.inference.prediction import (
     ABSTAIN,
     NOT_A_CELL,
+    NUM_VIEWS,
     OUT_OF_DISTRIBUTION,
-    VIEWS,
     WITHOUT_CLASS,
     Checks,
     Decision,
@@ -189,13 +189,13 @@ def test_a_release_without_decisions_gives_its_class_and_more_than_two_may_be_ab
 def test_the_first_view_is_the_picture_and_no_two_are_alike() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
 
-    views = [turned(pixels, view) for view in range(VIEWS)]
+    views = [turned(pixels, view) for view in range(NUM_VIEWS)]
 
     assert np.array_equal(views[0], pixels)
-    assert len({one.tobytes() for view in views for one in view}) == 2 * VIEWS
+    assert len({one.tobytes() for view in views for one in view}) == 2 * NUM_VIEWS
 
 
-@pytest.mark.parametrize("view", range(VIEWS))
+@pytest.mark.parametrize("view", range(NUM_VIEWS))
 def test_a_map_is_turned_back_onto_the_picture(view: int) -> None:
     pixels = np.random.default_rng(1).random((3, 4, 4, 2))
     # A map that shows where a pixel lies follows it through every view.
@@ -203,7 +203,7 @@ def test_a_map_is_turned_back_onto_the_picture(view: int) -> None:
 
 
 def test_disagreement_counts_the_views_that_differ_from_their_average() -> None:
-    agreeing = np.tile([0.9, 0.1], (VIEWS, 1))
+    agreeing = np.tile([0.9, 0.1], (NUM_VIEWS, 1))
     two_differ = agreeing.copy()
     two_differ[:2] = [0.4, 0.6]
 

@@ -23,8 +23,8 @@ from leukoscope.inference.gradcam import overlay, share_on_cell
 from leukoscope.inference.prediction import (
     ABSTAIN,
     NOT_A_CELL,
+    NUM_VIEWS,
     OUT_OF_DISTRIBUTION,
-    VIEWS,
     Decision,
     HeatMap,
     Reason,
@@ -70,7 +70,7 @@ def ood_score(prediction: Prediction) -> float:
 def mean_map(predictor: Predictor, picture: np.ndarray) -> np.ndarray:
     """The signed maps (K, h, w) of a picture's eight views, turned back and averaged."""
     framed, found = predictor.release.preprocessing.frame(Image.fromarray(picture))[None], []
-    for view in range(VIEWS):
+    for view in range(NUM_VIEWS):
         maps = predictor.backend(turned(framed, view), explain=True).maps
         assert maps is not None
         found.append(turned_back(maps[0], view))
@@ -158,7 +158,9 @@ def test_explaining_decides_by_the_upright_view_and_tells_the_other_seven(
 ) -> None:
     for plain, found in zip(predictor(cells, batch_size=2), predictor(cells, explain=True, batch_size=2), strict=True):
         assert (plain.decision, plain.probabilities) == (found.decision, found.probabilities)
-        assert found.views[0] == found.probabilities and len({tuple(view.values()) for view in found.views}) == VIEWS
+        assert (
+            found.views[0] == found.probabilities and len({tuple(view.values()) for view in found.views}) == NUM_VIEWS
+        )
         assert (plain.views, plain.agreeing_views, plain.to_dict()["agreeing_views"]) == ((), 0, None)
         assert found.to_dict()["agreeing_views"] == found.agreeing_views
         assert (plain.picture, plain.heatmaps) == (None, None), "many pictures would fill the memory"

@@ -22,12 +22,12 @@ from PIL import Image
 
 from drawn import save_cell
 from leukoscope import LeukoscopeError, Prediction, Predictor
+from leukoscope.cache import GRAPH_REPORT
 from leukoscope.inference import graph, predictor, runtime
 from leukoscope.inference.graph import (
     ALLOWED,
     GRAPH,
     HEAD,
-    REPORT,
     OpenVinoBackend,
     kept_graph,
     openvino_core,
@@ -178,7 +178,7 @@ def test_one_of_two_that_need_a_graph_makes_it_and_the_one_used_least_recently_g
 ) -> None:
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
     monkeypatch.setattr(graph, "MOST_GRAPHS", 1)
-    old, written = tmp_path / "graphs" / "old" / REPORT, []
+    old, written = tmp_path / "graphs" / "old" / GRAPH_REPORT, []
     old.parent.mkdir(parents=True)
     old.touch()
     os.utime(old, (0, 0))
@@ -199,7 +199,7 @@ def test_a_graph_cut_short_by_a_loss_of_power_is_made_anew_and_a_damaged_one_nam
 ) -> None:
     release = read_release(tiny_release)
     made = kept_graph(release)
-    for lost in (REPORT, "model.bin"):
+    for lost in (GRAPH_REPORT, "model.bin"):
         (made / lost).write_text("")
         assert kept_graph(release) == made and (made / lost).stat().st_size
     damaged = Path(shutil.copytree(made, tmp_path / "graph"))
@@ -292,7 +292,7 @@ def test_a_network_without_a_map_of_channels_is_predicted_and_has_no_map(
         assert ours(picture).probabilities == pytest.approx(theirs(picture).probabilities, abs=ALLOWED)
     if architecture.startswith("vit"):
         assert ours.backend.name == "openvino"
-        report = json.loads((kept_graph(read_release(release)) / REPORT).read_text())
+        report = json.loads((kept_graph(read_release(release)) / GRAPH_REPORT).read_text())
         assert report["heat_map_difference"] is None
 
 
@@ -346,11 +346,11 @@ def test_a_missing_package_is_named(tiny_release: Path, monkeypatch: pytest.Monk
 def test_an_exported_graph_reports_how_near_torch_it_lies(tiny_release: Path, tmp_path: Path) -> None:
     report = write_graph(read_release(tiny_release), tmp_path / "graph")
 
-    assert json.loads((tmp_path / "graph" / REPORT).read_text()) == report
+    assert json.loads((tmp_path / "graph" / GRAPH_REPORT).read_text()) == report
     assert 0 < report["probability_difference"] <= report["allowed"] == ALLOWED
     assert [file.name for file in tmp_path.iterdir()] == ["graph"], "nothing is left aside"
     written = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "graph").iterdir()}
-    assert set(written) == {"model.xml", "model.bin", HEAD, REPORT}, "nothing of this processor's alone"
+    assert set(written) == {"model.xml", "model.bin", HEAD, GRAPH_REPORT}, "nothing of this processor's alone"
     assert written[HEAD] == 0o644
     assert report["model"] == tiny_release.name, "not the folders above it"
 

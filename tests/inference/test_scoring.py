@@ -24,10 +24,10 @@ from drawn import place, save_cell
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.images import open_image
 from leukoscope.inference import scoring
-from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
+from leukoscope.inference.ood import NUM_STATISTICS, OodDetector, picture_statistics
 from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
 from leukoscope.inference.scoring import SourceCell, open_source, score_cells, unreadable_list, write_table
-from leukoscope.models.release import OOD
+from leukoscope.models.release import OOD_FILE
 
 ROOT = Path(__file__).parents[2]
 BY_NAME = r"^(?P<subject>\w+)-"
@@ -58,9 +58,9 @@ def decided_release(tiny_release: Path, cells: Path, tmp_path_factory: pytest.Te
     (folder / "metrics.json").write_text(json.dumps(metrics))
     frame = predictor.release.preprocessing.frame
     statistics = np.stack([picture_statistics(frame(open_image(path))) for path in paths])
-    arrays = statistics[0], np.ones(STATISTICS), np.eye(STATISTICS), np.ones(())
+    arrays = statistics[0], np.ones(NUM_STATISTICS), np.eye(NUM_STATISTICS), np.ones(())
     distances = OodDetector(*arrays).distances(statistics)
-    OodDetector(*arrays[:3], np.quantile(distances, 0.75)).save(folder / OOD)
+    OodDetector(*arrays[:3], np.quantile(distances, 0.75)).save(folder / OOD_FILE)
     return folder
 
 
@@ -188,7 +188,7 @@ def test_a_run_resumes_where_it_was_stopped_and_does_a_damaged_shard_anew(
     assert unreadable_list(output).read_bytes() == unreadable_list(whole).read_bytes()
 
 
-@pytest.mark.parametrize("other", ["", "model.safetensors", "metrics.json", OOD, "precision"])
+@pytest.mark.parametrize("other", ["", "model.safetensors", "metrics.json", OOD_FILE, "precision"])
 def test_shards_of_other_weights_or_of_another_precision_are_done_anew(
     decided_release: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:

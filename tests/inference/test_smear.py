@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
 from leukoscope.data.smear import UnusableSmear, cut_out, find_cells
-from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
+from leukoscope.inference.ood import NUM_STATISTICS, OodDetector, picture_statistics
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Decision
 from leukoscope.inference.smear import AT_EDGE, CUT_OUT_AS_C_NMC, CellReading, SmearReading, draw_reading, read_smear
 from leukoscope.synthetic_smears import draw_smear
@@ -32,7 +32,12 @@ def predictor(tiny_release: Path) -> Predictor:
 
 
 def detector(limit: float, mean: np.ndarray | None = None) -> OodDetector:
-    values = (np.zeros(STATISTICS) if mean is None else mean, np.ones(STATISTICS), np.eye(STATISTICS), limit)
+    values = (
+        np.zeros(NUM_STATISTICS) if mean is None else mean,
+        np.ones(NUM_STATISTICS),
+        np.eye(NUM_STATISTICS),
+        limit,
+    )
     return OodDetector(*(np.asarray(value, np.float32) for value in values))
 
 

@@ -20,10 +20,10 @@ from leukoscope import LeukoscopeError, Predictor, files
 from leukoscope.cli import app
 from leukoscope.data.images import UnreadableImage
 from leukoscope.models.release import (
-    CONFIG,
-    METRICS,
-    OOD,
-    WEIGHTS,
+    CONFIG_FILE,
+    METRICS_FILE,
+    OOD_FILE,
+    WEIGHTS_FILE,
     edit_release,
     read_metrics,
     read_release,
@@ -64,24 +64,24 @@ def picture(tmp_path: Path) -> Path:
 
 
 def flip_a_bit(folder: Path) -> None:
-    content = bytearray((folder / WEIGHTS).read_bytes())
+    content = bytearray((folder / WEIGHTS_FILE).read_bytes())
     content[-1000] ^= 1
-    (folder / WEIGHTS).write_bytes(content)
+    (folder / WEIGHTS_FILE).write_bytes(content)
 
 
 def swap_the_head(folder: Path) -> None:
-    tensors = load_file(folder / WEIGHTS)
+    tensors = load_file(folder / WEIGHTS_FILE)
     tensors["classifier.weight"] = tensors["classifier.weight"].flip(0).contiguous()
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def lose_the_detector(folder: Path) -> None:
-    (folder / OOD).unlink()
+    (folder / OOD_FILE).unlink()
 
 
 def _config(folder: Path, **changes: object) -> None:
-    config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps(config | changes))
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps(config | changes))
 
 
 def reverse_the_labels(folder: Path) -> None:
@@ -89,23 +89,23 @@ def reverse_the_labels(folder: Path) -> None:
 
 
 def change_the_crop(folder: Path) -> None:
-    config = json.loads((folder / CONFIG).read_text())
+    config = json.loads((folder / CONFIG_FILE).read_text())
     _config(folder, pretrained_cfg=config["pretrained_cfg"] | {"crop_pct": 0.5})
 
 
 def change_a_threshold(folder: Path) -> None:
-    metrics = json.loads((folder / METRICS).read_text())
+    metrics = json.loads((folder / METRICS_FILE).read_text())
     metrics["decisions"]["abstention"]["default"]["threshold"] = 0.9
-    (folder / METRICS).write_text(json.dumps(metrics))
+    (folder / METRICS_FILE).write_text(json.dumps(metrics))
 
 
 FAULTS: dict[Callable[[Path], None], str] = {
-    flip_a_bit: WEIGHTS,
-    swap_the_head: WEIGHTS,
-    lose_the_detector: OOD,
-    reverse_the_labels: CONFIG,
-    change_the_crop: CONFIG,
-    change_a_threshold: METRICS,
+    flip_a_bit: WEIGHTS_FILE,
+    swap_the_head: WEIGHTS_FILE,
+    lose_the_detector: OOD_FILE,
+    reverse_the_labels: CONFIG_FILE,
+    change_the_crop: CONFIG_FILE,
+    change_a_threshold: METRICS_FILE,
 }
 
 
@@ -161,23 +161,23 @@ def test_a_damaged_release_is_not_given_new_checksums(sealed: Path, tmp_path: Pa
 def test_an_edited_release_has_new_checksums(sealed: Path, tmp_path: Path) -> None:
     with edit_release(sealed, tmp_path / "new") as folder:
         swap_the_head(folder)
-        write_json(folder / METRICS, read_metrics(folder) | {"calibration": {"temperature": 2.0}})
+        write_json(folder / METRICS_FILE, read_metrics(folder) | {"calibration": {"temperature": 2.0}})
     assert load_release(tmp_path / "new").metrics["calibration"] == {"temperature": 2.0}
     assert read_release(sealed).metrics["calibration"] == {"temperature": 1.5}
 
 
 def test_what_decides_nothing_may_be_changed_by_hand(sealed: Path) -> None:
-    metrics = json.loads((sealed / METRICS).read_text())
-    (sealed / METRICS).write_text(json.dumps(metrics | {"notice": "ours"}, sort_keys=True))
+    metrics = json.loads((sealed / METRICS_FILE).read_text())
+    (sealed / METRICS_FILE).write_text(json.dumps(metrics | {"notice": "ours"}, sort_keys=True))
     assert read_release(sealed).metrics["notice"] == "ours"
 
 
 @pytest.mark.parametrize("metrics", [None, DECIDING], ids=["no metrics.json", "an older metrics.json"])
 def test_without_checksums_nothing_is_compared(sealed: Path, metrics: dict[str, Any] | None) -> None:
     swap_the_head(sealed)
-    (sealed / METRICS).unlink()
+    (sealed / METRICS_FILE).unlink()
     if metrics:
-        (sealed / METRICS).write_text(json.dumps(metrics))
+        (sealed / METRICS_FILE).write_text(json.dumps(metrics))
     assert load_release(sealed).metrics == (metrics or {})
 
 
@@ -193,7 +193,7 @@ def test_a_file_is_hashed_once_as_long_as_it_stays(sealed: Path, monkeypatch: py
     monkeypatch.setattr(files, "_TICK", -1)
     for _ in range(3):
         read_release(sealed)
-    assert sorted(Path(name).name for name in hashed) == [CONFIG, WEIGHTS, OOD]
+    assert sorted(Path(name).name for name in hashed) == [CONFIG_FILE, WEIGHTS_FILE, OOD_FILE]
     flip_a_bit(sealed)
     with pytest.raises(LeukoscopeError, match="damaged"):
         read_release(sealed)
@@ -202,7 +202,7 @@ def test_a_file_is_hashed_once_as_long_as_it_stays(sealed: Path, monkeypatch: py
 @pytest.mark.parametrize("release", EMBEDDED, ids=lambda path: path.name)
 def test_the_releases_that_come_along_are_whole(release: Path) -> None:
     about = read_release(release)
-    assert about.metrics["sha256"].keys() == {CONFIG, WEIGHTS, OOD, METRICS}
+    assert about.metrics["sha256"].keys() == {CONFIG_FILE, WEIGHTS_FILE, OOD_FILE, METRICS_FILE}
     assert {"calibration", "decisions", "ood", "labels"} <= about.metrics.keys()
 
 
@@ -234,20 +234,20 @@ def test_a_number_that_cannot_decide_is_refused(sealed: Path, place: tuple[str, 
     for name in place[:-1]:
         block = block[name]
     block[place[-1]] = value
-    (sealed / METRICS).write_text(json.dumps(metrics))
+    (sealed / METRICS_FILE).write_text(json.dumps(metrics))
 
     with pytest.raises(LeukoscopeError) as refused:
         read_release(sealed)
 
-    assert str(refused.value).startswith(f"{sealed / METRICS}: {'.'.join(place)}")
+    assert str(refused.value).startswith(f"{sealed / METRICS_FILE}: {'.'.join(place)}")
     assert str(refused.value).endswith("download or copy the file again from the release, or leave it out")
 
 
 def test_an_output_that_is_not_finite_is_an_error_of_its_picture(sealed: Path, picture: Path, tmp_path: Path) -> None:
     with edit_release(sealed) as folder:
-        tensors = load_file(folder / WEIGHTS)
+        tensors = load_file(folder / WEIGHTS_FILE)
         tensors["features.norm5.running_var"] = torch.full_like(tensors["features.norm5.running_var"], -1.0)
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     said = f"a.png: {sealed} computes numbers for it that are not finite; download the release again"
     for tta in (False, True):
         (found,) = Predictor.from_pretrained(sealed).iter_predictions([picture], tta=tta)

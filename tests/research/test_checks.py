@@ -20,7 +20,7 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.ood import fit_detector, picture_statistics
 from leukoscope.inference.prediction import NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
-from leukoscope.models.release import OOD
+from leukoscope.models.release import OOD_FILE
 from leukoscope.models.weights import load_release
 from leukoscope.synthetic import Background, phantom_cells
 from leukoscope.synthetic_smears import draw_smear
@@ -42,7 +42,7 @@ def predictor(tiny_release: Path, phantoms: Phantoms, tmp_path: Path) -> Predict
     """The tiny release with a detector of phantoms."""
     folder = shutil.copytree(tiny_release, tmp_path / "release")
     pixels, subjects = phantoms
-    fit_detector(np.stack([picture_statistics(cell) for cell in pixels]), subjects)[0].save(folder / OOD)
+    fit_detector(np.stack([picture_statistics(cell) for cell in pixels]), subjects)[0].save(folder / OOD_FILE)
     return Predictor.from_pretrained(folder)
 
 

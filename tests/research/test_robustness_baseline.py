@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from leukoscope.data.changes import CHANGES
+from leukoscope.data.changes import PICTURE_CHANGES
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.predictions import CellPredictions
 from research.robustness_baseline import block_of, solve_heads
@@ -49,7 +49,7 @@ def test_a_table_becomes_the_block_decided_by_temperature_threshold_and_detector
     unchanged = [np.log(p / q) for p, q in stored.probabilities]
     columns: dict[str, list[object]] = {"cell_id": [], "change": [], "logit": [], "ood_score": []}
     for cell, logit in zip(ids, unchanged, strict=True):
-        for name in ("", *CHANGES):
+        for name in ("", *PICTURE_CHANGES):
             moved = {"size_up_10": -2.5, "hue_up_4": -0.7}.get(name, 0.0)
             columns["cell_id"].append(cell)
             columns["change"].append(name)

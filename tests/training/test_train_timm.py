@@ -22,7 +22,7 @@ from leukoscope import LeukoscopeError, Predictor
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
 from leukoscope.models.build import StartWeights, build_network, load_start_weights
 from leukoscope.models.recipes import timm_recipe
-from leukoscope.models.release import OOD, read_metrics
+from leukoscope.models.release import OOD_FILE, read_metrics
 from leukoscope.reports.card import write_card
 from leukoscope.synthetic import smear_picture
 from leukoscope.training.config import parse_config
@@ -197,7 +197,7 @@ def test_a_release_trained_with_a_validation_side_refuses_and_abstains(
 @pytest.mark.slow
 def test_a_release_without_a_validation_side_says_what_it_lacks(few_real_cells: Path, tmp_path: Path) -> None:
     release = trained(few_real_cells, tmp_path / "run", "all", 32)
-    assert not (release / OOD).exists() and not {"calibration", "decisions", "ood"} & read_metrics(release).keys()
+    assert not (release / OOD_FILE).exists() and not {"calibration", "decisions", "ood"} & read_metrics(release).keys()
     said = re.sub(r"\s+", " ", write_card(release).read_text(encoding="utf-8"))
     assert "On a picture without a cell it still names a class." in said and "are not calibrated" in said
     white = Predictor.from_pretrained(release)(np.full((450, 450, 3), 255, np.uint8))

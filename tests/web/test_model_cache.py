@@ -17,7 +17,7 @@ from PIL import Image
 from hub_server import Hub
 from leukoscope import LeukoscopeError
 from leukoscope.models.hub_download import cached_repository
-from leukoscope.models.release import DEFAULT_RELEASE, WEIGHTS, read_release
+from leukoscope.models.release import DEFAULT_RELEASE, WEIGHTS_FILE, read_release
 from leukoscope.synthetic_smears import draw_smear
 from leukoscope.web.answer import Picture, ask
 from leukoscope.web.model_cache import PREDICTIONS_AT_ONCE, ModelCache, find_releases, listed_models
@@ -41,7 +41,7 @@ def test_releases_are_found_by_folder_and_one_by_its_name_or_its_run_s(tmp_path:
 
 
 def test_it_keeps_the_models_used_last_and_the_one_asked_for_however_large(tiny_release: Path) -> None:
-    one = 2 * (tiny_release / WEIGHTS).stat().st_size
+    one = 2 * (tiny_release / WEIGHTS_FILE).stat().st_size
     for capacity, kept in ((2 * one, ["a", "c"]), (1, ["c"])):
         models = ModelCache(dict.fromkeys("abc", tiny_release), capacity=capacity)
         first = models.predictor("a")

@@ -17,7 +17,7 @@ def cache(clear: Annotated[bool, Option("--clear", help="Delete all that no runn
     What is not used for 30 days is deleted, and the longest unused above LEUKOSCOPE_CACHE_GB gigabytes (20).
     LEUKOSCOPE_CACHE names the folder.
     """
-    from leukoscope.cache import KINDS, entries, is_held, limit_in_bytes
+    from leukoscope.cache import CACHE_KINDS, entries, is_held, limit_in_bytes
     from leukoscope.cache import clear as clear_cache
     from leukoscope.files import cache_root
 
@@ -32,7 +32,7 @@ def cache(clear: Annotated[bool, Option("--clear", help="Delete all that no runn
     for entry in kept:
         days = (time.time() - entry.last_used) / (24 * 3600)
         use = "in use" if is_held(entry.marker) else f"{days:.0f} day(s) ago"
-        rows.append([entry.path.name, KINDS[entry.kind], _gigabytes(entry.bytes), use])
+        rows.append([entry.path.name, CACHE_KINDS[entry.kind], _gigabytes(entry.bytes), use])
     if rows:
         print_table(["name", "what", "size", "last used"], rows)
     total = sum(entry.bytes for entry in kept)

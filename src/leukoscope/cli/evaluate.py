@@ -58,7 +58,7 @@ def evaluate(
         robustness_of_model,
         select_cells,
     )
-    from leukoscope.models.release import ROBUSTNESS, write_json
+    from leukoscope.models.release import ROBUSTNESS_BLOCK, write_json
     from leukoscope.reports.evaluation import evaluation_text
 
     names = _label_names(label_map or ())
@@ -72,7 +72,7 @@ def evaluate(
     with progress("computing metrics and intervals"):
         evaluation = build_evaluation(predicted, cells, seed=seed)
     if robustness:
-        evaluation[ROBUSTNESS] = robustness_of_model(predictor, predicted.predictions, cells, names)
+        evaluation[ROBUSTNESS_BLOCK] = robustness_of_model(predictor, predicted.predictions, cells, names)
     folder = output or Path("evaluations") / re.sub(r"[^\w.-]+", "-", predicted.name)
     text = evaluation_text(evaluation)
     with disk_errors(f"{folder}: the evaluation cannot be written there", "name another --output"):

@@ -112,7 +112,7 @@ def image_paths(named: Sequence[Path]) -> tuple[list[Path], list[LeukoscopeError
 
 
 def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str], warnings: Sequence[str]) -> None:
-    from leukoscope.inference.prediction import VIEWS, WITHOUT_CLASS
+    from leukoscope.inference.prediction import NUM_VIEWS, WITHOUT_CLASS
 
     columns = ["file", "outcome", *labels, "ms"]
     table_rows = []
@@ -122,7 +122,7 @@ def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str], wa
         shares = [f"{row['probabilities'][label]:.4f}" for label in labels]
         agreeing = []
         if row["agreeing_views"]:
-            agreeing = [f"{row['agreeing_views']} of {VIEWS}"]
+            agreeing = [f"{row['agreeing_views']} of {NUM_VIEWS}"]
         table_rows.append(
             [shown_name(row["source"]), row["outcome"], *shares, f"{row['seconds'] * 1000:.0f}", *agreeing]
         )

@@ -56,13 +56,14 @@ def export(
 
     onnx/model.onnx takes pixel_values and gives logits and Grad-CAM maps.
     """
-    from leukoscope.inference.graph import ONNX_GRAPH, REPORT, write_onnx
+    from leukoscope.cache import GRAPH_REPORT
+    from leukoscope.inference.graph import ONNX_GRAPH, write_onnx
     from leukoscope.inference.runtime import require_package
     from leukoscope.models.hub_download import find_release
     from leukoscope.models.release import read_release
 
     require_package("onnxruntime")
-    if output.exists() and (is_git_clone(output) or not (output / REPORT).exists()):
+    if output.exists() and (is_git_clone(output) or not (output / GRAPH_REPORT).exists()):
         raise ConfigError(f"--output {output}: exists and is no earlier export; name a new folder")
     with disk_errors(f"--output {output}: cannot be written", "name another folder"):
         folder, name, revision = find_release(model)

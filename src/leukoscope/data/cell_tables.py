@@ -24,7 +24,7 @@ from urllib.parse import unquote
 from leukoscope import DataError
 from leukoscope.data.images import IMAGE_SUFFIXES
 from leukoscope.data.subject_ids import check_subject_ids, subject_name
-from leukoscope.data.table_files import HEADER, TableFile, long_row_error, open_table
+from leukoscope.data.table_files import HEADER_HINT, TableFile, long_row_error, open_table
 from leukoscope.progress import note
 
 FILE_COLUMNS = ("path", "file", "file_name", "filename", "file_path", "image", "image_path")
@@ -322,7 +322,7 @@ def _columns(file: TableFile, label_column: str) -> dict[str, int]:
     if "file" in place_of:
         return place_of
     if any(title.endswith(IMAGE_SUFFIXES) for title in titles):
-        raise DataError(f"{file.name}: has no header, its first row is {listed}; {HEADER}")
+        raise DataError(f"{file.name}: has no header, its first row is {listed}; {HEADER_HINT}")
     raise DataError(
         f"{file.name}: has no column of image paths (one of {', '.join(FILE_COLUMNS)}), only {listed}; rename the one "
         "that holds them"

@@ -26,7 +26,7 @@ from leukoscope.data.subject_ids import check_subject_ids
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-SIDES = ("train", "validation", "test")
+SPLIT_SIDES = ("train", "validation", "test")
 """The sides that a data set's own splits may have, in this order; a row's `fold` then names its side."""
 MOST_TOLD = 20
 """Unreadable files that are named to a person."""
@@ -66,11 +66,11 @@ class LoadedCells:
 
     @property
     def own_splits(self) -> dict[str, int]:
-        """Cells on each side of the data set's own splits, in the order of `SIDES`; {} where it has none."""
+        """Cells on each side of the data set's own splits, in the order of `SPLIT_SIDES`; {} where it has none."""
         counts = Counter(self.train["fold"][:])
-        if len(counts) < 2 or not counts.keys() <= set(SIDES):
+        if len(counts) < 2 or not counts.keys() <= set(SPLIT_SIDES):
             return {}
-        return {side: counts[side] for side in SIDES if counts[side]}
+        return {side: counts[side] for side in SPLIT_SIDES if counts[side]}
 
     def with_positive(self, label: str) -> LoadedCells:
         """The same data, with one of its two classes as the positive one."""

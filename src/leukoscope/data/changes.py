@@ -1,6 +1,6 @@
 """Small changes that pictures meet in another laboratory: lamp, stain, lens, camera, magnification, file format.
 
-`CHANGES` is the table. Each change is applied to the upright RGB picture in its own pixels, before it is framed.
+`PICTURE_CHANGES` lists them. Each is applied to the upright RGB picture in its own pixels, before it is framed.
 Brightness, contrast, saturation, hue, rotation, size and blur follow torchvision's `transforms.v2.functional`. Families
 are called as in medmnist-c (Di Salvo et al. 2024, arXiv:2406.17536) where both make the same change.
 """
@@ -28,7 +28,7 @@ class Change:
     """One change of a picture.
 
     Attributes:
-        name: key of `CHANGES`.
+        name: key of `PICTURE_CHANGES`.
         family: what is changed; a card shows one row for each.
         strength: what `apply` takes: a factor, or degrees, pixels, levels of 0–255, a JPEG quality.
         shows: how the picture is shown, to follow "shown".
@@ -144,7 +144,7 @@ def _rounded(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
 
 
-CHANGES: dict[str, Change] = {
+PICTURE_CHANGES: dict[str, Change] = {
     change.name: change
     for change in (
         Change("brightness_up_10", "brightness", 1.1, "10 % brighter", _brightness),
@@ -176,8 +176,8 @@ CHANGES: dict[str, Change] = {
 BORDERLINE_CHANGES = (
     Change("brightness_up_5", "brightness", 1.05, "5 % brighter", _brightness),
     Change("brightness_down_5", "brightness", 0.95, "5 % darker", _brightness),
-    CHANGES["size_up_5"],
-    CHANGES["size_down_5"],
+    PICTURE_CHANGES["size_up_5"],
+    PICTURE_CHANGES["size_down_5"],
 )
 """Changes that two pictures of the same cell differ by anyway: an answer that one of them changes is borderline."""
 
@@ -195,12 +195,12 @@ def most_telling(robustness: Mapping[str, Any] | None, number: int = 8) -> tuple
         of every family that is not borderline the change with the largest share `class_changed`, largest first.
     """
     if not robustness:
-        return (*BORDERLINE_CHANGES, *(CHANGES[name] for name in _FIRST_WITHOUT_MEASUREMENT))[:number]
+        return (*BORDERLINE_CHANGES, *(PICTURE_CHANGES[name] for name in _FIRST_WITHOUT_MEASUREMENT))[:number]
     measured = robustness["changes"]
     families = {change.family for change in BORDERLINE_CHANGES}
     chosen: list[Change] = []
     for name in sorted(measured, key=lambda name: -measured[name]["class_changed"]):
-        change = CHANGES.get(name)
+        change = PICTURE_CHANGES.get(name)
         if change is not None and change.family not in families:
             families.add(change.family)
             chosen.append(change)

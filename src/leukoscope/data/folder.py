@@ -15,7 +15,7 @@ from leukoscope import DataError
 from leukoscope.data.cell_tables import folded
 from leukoscope.data.cells import CellRecord, LoadedCells, assemble, image_column
 from leukoscope.data.images import UnreachableImage, UnreadableImage, check_header
-from leukoscope.data.labels import METADATA, Labels
+from leukoscope.data.labels import METADATA_FILES, Labels
 from leukoscope.data.layouts import CellFile, ImageFolder, check_classes_on_paths, find_class_folders
 from leukoscope.data.registry import DATASETS, DatasetInfo
 from leukoscope.files import cache_root, content_hashes, shown_name
@@ -51,7 +51,7 @@ def recognise(root: Path) -> DatasetInfo:
     is_split_anew = len(splits) > 1 and "train" in {cell.fold for cell in cells}
     if len(cells) > len(_others(best, folder, cells)) and not is_split_anew:
         return best
-    if has_class_folders or any(path.name in METADATA for path in folder.others):
+    if has_class_folders or any(path.name in METADATA_FILES for path in folder.others):
         return DATASETS["imagefolder"]
     layouts = "; ".join(f"{info.name}: {info.layout}" for info in DATASETS.values() if info.find_cells)
     raise DataError(f"{root}: holds no picture laid out as one of the known data sets; expected {layouts}")

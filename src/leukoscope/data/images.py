@@ -37,8 +37,8 @@ class UnreachableImage(UnreadableImage):
     """An image file that is missing or cannot be read from disk; nothing is known of its content."""
 
 
-RGB = tuple[int, int, int]
-BLACK: RGB = (0, 0, 0)
+RgbColour = tuple[int, int, int]
+BLACK_RGB: RgbColour = (0, 0, 0)
 FILLED_WITH = "filled_with"
 """Key in the `info` of a picture that had transparent parts: the colour they were filled with."""
 IMAGE_SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".gif")
@@ -83,7 +83,7 @@ class EncodedImage:
     name: str
 
 
-def open_image(path: str | Path, *, ground: RGB | None = BLACK) -> Image.Image:
+def open_image(path: str | Path, *, ground: RgbColour | None = BLACK_RGB) -> Image.Image:
     """Open a BMP, PNG, JPEG, TIFF or WebP file as a decoded 8-bit RGB picture, turned by its EXIF orientation.
 
     Transparent parts are filled with `ground`; the picture's `info[FILLED_WITH]` then says so. With None, a picture
@@ -95,20 +95,22 @@ def open_image(path: str | Path, *, ground: RGB | None = BLACK) -> Image.Image:
     return _decode(_file(path), path, ground=ground)
 
 
-def open_smear(path: str | Path, *, ground: RGB = BLACK) -> Image.Image:
+def open_smear(path: str | Path, *, ground: RgbColour = BLACK_RGB) -> Image.Image:
     """Open a field of view as `open_image` does, but up to 178 megapixels, and without a second copy of its pixels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return _decode(_file(path), path, MAX_SMEAR_PIXELS, copy=False, ground=ground)
 
 
-def open_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, ground: RGB | None = BLACK) -> Image.Image:
+def open_bytes(
+    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, ground: RgbColour | None = BLACK_RGB
+) -> Image.Image:
     """Open an image file held in memory, as `open_image` does; messages call it `name`."""
     _require_content(len(data), name)
     return _decode(BytesIO(data), name, max_pixels, ground=ground)
 
 
-def open_encoded(encoded: Mapping[str, Any], cell_id: str, *, ground: RGB = BLACK) -> Image.Image:
+def open_encoded(encoded: Mapping[str, Any], cell_id: str, *, ground: RgbColour = BLACK_RGB) -> Image.Image:
     """Open the undecoded `image` of a data set's row: its file, or the bytes that a Hub data set carries."""
     content = encoded["bytes"]
     if isinstance(content, bytes):
@@ -206,7 +208,7 @@ def _decode(
     max_pixels: int = MAX_PIXELS,
     *,
     copy: bool = True,
-    ground: RGB | None = BLACK,
+    ground: RgbColour | None = BLACK_RGB,
 ) -> Image.Image:
     with _identified(source, name, max_pixels) as image, _damage_named(name):
         image.load()
@@ -236,7 +238,7 @@ def _alpha(image: Image.Image) -> Image.Image | None:
     return None if is_opaque else alpha
 
 
-def filled_note(filled: int, pictures: int, ground: RGB) -> str:
+def filled_note(filled: int, pictures: int, ground: RgbColour) -> str:
     """How many pictures have transparent parts, and what colour these got; "" where none has any."""
     if not filled:
         return ""
@@ -244,7 +246,7 @@ def filled_note(filled: int, pictures: int, ground: RGB) -> str:
     return f"{filled:,} of {pictures:,} pictures have transparent parts: these are read as {colour}"
 
 
-def _filled(picture: Image.Image, alpha: Image.Image, ground: RGB) -> Image.Image:
+def _filled(picture: Image.Image, alpha: Image.Image, ground: RgbColour) -> Image.Image:
     """An RGB picture laid on a ground of one colour."""
     return Image.composite(picture, Image.new("RGB", picture.size, ground), alpha)
 
@@ -266,7 +268,7 @@ def _damage_named(name: str | Path, problem: str = "the image is damaged or cut 
         raise UnreadableImage(f"{name}: {problem} ({error}); copy or export it again") from None
 
 
-def to_rgb(image: Image.Image, name: str | Path = "image", *, ground: RGB = BLACK) -> Image.Image:
+def to_rgb(image: Image.Image, name: str | Path = "image", *, ground: RgbColour = BLACK_RGB) -> Image.Image:
     """Turn a PIL image upright and into 8-bit RGB, as `open_image` does; raises `UnreadableImage` as it does.
 
     Returns:

@@ -23,7 +23,7 @@ from leukoscope.data.layouts import CellFile, ImageFolder, cell_id_of
 from leukoscope.data.subject_ids import check_subject_ids
 from leukoscope.progress import note
 
-METADATA = ("metadata.csv", "metadata.jsonl")
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 
 
 class LabelRow(NamedTuple):
@@ -60,7 +60,7 @@ class Labels:
         if labels is not None:
             tables = [(_given_table(Path(labels), subject_pattern, label_column), folder.root)]
         else:
-            files = [path for path in folder.others if path.name in METADATA]
+            files = [path for path in folder.others if path.name in METADATA_FILES]
             metadata = [(read_metadata(path, label_column), path.parent) for path in files]
             tables = [(table, home) for table, home in metadata if table is not None]
         if not tables and label_column not in ("", "label"):

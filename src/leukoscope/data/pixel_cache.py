@@ -29,14 +29,14 @@ from leukoscope.cache import hold, tidy
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.images import (
     BACKGROUND_LEVEL,
-    BLACK,
+    BLACK_RGB,
     DECODING_FUNCTIONS,
     FILLED_WITH,
     MAX_PIXELS,
     MAX_SCANS,
     MAX_SIDE_RATIO,
     MIN_SIDE,
-    RGB,
+    RgbColour,
     UnreachableImage,
     UnreadableImage,
     cell_area,
@@ -195,7 +195,7 @@ def without_damaged(data: LoadedCells) -> LoadedCells:
 
 
 def each_picture(
-    rows: Dataset, use: Callable[[int, Image.Image], _T], label: str, *, ground: RGB = BLACK
+    rows: Dataset, use: Callable[[int, Image.Image], _T], label: str, *, ground: RgbColour = BLACK_RGB
 ) -> tuple[list[_T | None], dict[str, str]]:
     """What `use` makes of each row and its RGB picture, None for damaged ones; and cell id → message for these.
 
@@ -246,7 +246,7 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 def _decode_to(
-    path: Path, shape: tuple[int, ...], cells: Dataset, preprocessing: Preprocessing, ground: RGB
+    path: Path, shape: tuple[int, ...], cells: Dataset, preprocessing: Preprocessing, ground: RgbColour
 ) -> dict[str, Any]:
     """Write the framed cells to a file; return hashes, areas and problems for the cache's other file."""
     array = new_array(path, np.uint8, shape)

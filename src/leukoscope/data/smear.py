@@ -47,7 +47,7 @@ SCALES = (0.02, 0.5)  # µm per pixel, of microscopes with a camera
 RED_CELL_WIDTH = 6.15
 NUCLEUS_WIDTH = 8.0
 FEWEST_RED_CELLS = 8
-WINDOW, THUMBNAIL = 2048, 512  # pixels of the middle that shows the scale, and what is left of them
+WINDOW, OVERVIEW_SIDE = 2048, 512  # pixels of the middle that shows the scale, and what is left of them
 
 WORKING_PITCH = 0.3  # at most; finer pixels show chromatin but no other outline
 TILE = 1024  # working pixels
@@ -127,7 +127,7 @@ def measure_stain(image: Image.Image) -> Stain:
     Raises:
         UnusableSmear: too dark, inverted, in a border or grey.
     """
-    picture = np.asarray(image.reduce(-(-max(image.size) // THUMBNAIL)))
+    picture = np.asarray(image.reduce(-(-max(image.size) // OVERVIEW_SIDE)))
     lit = foreground(picture)
     pixels = picture[lit] if lit.any() else picture.reshape(-1, 3)
     brightness = pixels.sum(axis=-1, dtype=np.int32)
@@ -169,7 +169,7 @@ def measure_scale(image: Image.Image, stain: Stain) -> Scale | None:
     """Read the scale off the middle of an RGB picture; None where nothing has a size."""
     left, top = (max(0, (side - WINDOW) // 2) for side in image.size)
     middle = image.crop((left, top, min(image.width, left + WINDOW), min(image.height, top + WINDOW)))
-    step = -(-max(middle.size) // THUMBNAIL)
+    step = -(-max(middle.size) // OVERVIEW_SIDE)
     pixels = np.asarray(middle.reduce(step))
     nuclei = stain.nuclear(pixels) > stain.threshold
     density = gaussian(-np.log(stain.transmitted(pixels)[..., 1]), 1)

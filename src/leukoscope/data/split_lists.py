@@ -17,7 +17,7 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.cell_tables import FILE_COLUMNS, LABEL_COLUMNS, SUBJECT_COLUMNS
-from leukoscope.data.cells import SIDES
+from leukoscope.data.cells import SPLIT_SIDES
 from leukoscope.data.layouts import cell_id_of, is_image, is_junk, walk
 
 _SIDE_ALIASES = {
@@ -41,7 +41,7 @@ _FORMS = (
 class NamedSplit:
     """The image names on each side of one split, as its author wrote them; `name` tells repetitions apart."""
 
-    sides: Mapping[str, tuple[str, ...]]  # of `SIDES`
+    sides: Mapping[str, tuple[str, ...]]  # of `SPLIT_SIDES`
     name: str = ""
 
 
@@ -109,7 +109,7 @@ def sides_of_cells(split: NamedSplit, cell_ids: Iterable[str]) -> tuple[dict[str
     alone is called so.
 
     Returns:
-        The cell ids on each side of `SIDES`, and the names that are no cell's.
+        The cell ids on each side of `SPLIT_SIDES`, and the names that are no cell's.
     """
     by_path = {cell: cell for cell in cell_ids}
     by_stem: dict[str, list[str]] = {}
@@ -117,7 +117,7 @@ def sides_of_cells(split: NamedSplit, cell_ids: Iterable[str]) -> tuple[dict[str
         by_stem.setdefault(PurePosixPath(cell).name, []).append(cell)
     sides: dict[str, tuple[str, ...]] = {}
     unmatched = []
-    for side in SIDES:
+    for side in SPLIT_SIDES:
         cells = []
         for name in split.sides.get(side, ()):
             path = cell_id_of(name.replace("\\", "/").removeprefix("./"))
@@ -250,7 +250,7 @@ def _cross_validation(folds: Mapping[str, Sequence[str]]) -> tuple[NamedSplit, .
 
 
 def _named_split(sides: Mapping[str, Sequence[str]], name: str = "") -> NamedSplit:
-    return NamedSplit({side: tuple(sides[side]) for side in SIDES if sides.get(side)}, name)
+    return NamedSplit({side: tuple(sides[side]) for side in SPLIT_SIDES if sides.get(side)}, name)
 
 
 def _single(source: Path, sides: Mapping[str, Sequence[str]]) -> SplitLists:

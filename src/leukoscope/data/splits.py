@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cells import SIDES, LoadedCells
+from leukoscope.data.cells import SPLIT_SIDES, LoadedCells
 from leukoscope.data.images import encoded_content
 from leukoscope.files import write_atomic
 
@@ -156,7 +156,7 @@ def make_split(
     elif strategy == "all":
         detail = "every cell trains"
     elif strategy == "given":
-        train, val, test = (cells.in_folds([side]) for side in SIDES)
+        train, val, test = (cells.in_folds([side]) for side in SPLIT_SIDES)
         detail = "the data set's own splits"
         if not val and validation and train_val_split:
             train, val = cells.apart(train, train_val_split, "leave the validation side out with --no_validation")
@@ -408,7 +408,7 @@ def _largest_share(counts: np.ndarray, chosen: np.ndarray) -> float:
 def assert_disjoint(split: Split, groups: dict[str, str]) -> None:
     """Raise `LeukoscopeError` naming a group that stands on two sides of the split."""
     sides: dict[str, str] = {}
-    for side in SIDES:
+    for side in SPLIT_SIDES:
         for cell in getattr(split, side):
             if cell not in groups:
                 raise LeukoscopeError(f"split: cell {cell} is not in the data; draw a new split with --split")

@@ -17,7 +17,7 @@ from leukoscope import DataError
 from leukoscope.files import first_line
 from leukoscope.progress import note
 
-HEADER = "give a header with the columns file,subject (and label, where classes are known)"
+HEADER_HINT = "give a header with the columns file,subject (and label, where classes are known)"
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Of the files that `open_table` reads."""
 _SEPARATORS = ",;\t"
@@ -36,7 +36,7 @@ class TableFile(NamedTuple):
     rows: Iterable[tuple[int, list[Any]]]  # the number of each row, as a spreadsheet counts, and its entries
 
 
-def open_table(path: Path, fix: str = HEADER) -> TableFile:
+def open_table(path: Path, fix: str = HEADER_HINT) -> TableFile:
     """Open a CSV, or lines of JSON (`.jsonl`) or Parquet by the suffix; rows are read as they are iterated.
 
     Raises:
@@ -63,7 +63,7 @@ def read_content(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and who may read it") from None
 
 
-def table_in(name: str, content: bytes, fix: str = HEADER) -> TableFile:
+def table_in(name: str, content: bytes, fix: str = HEADER_HINT) -> TableFile:
     """Read a table from memory; its kind is that of the suffix of `name`. Errors as of `open_table`."""
     suffix = PurePath(name).suffix.lower()
     if suffix == ".parquet":

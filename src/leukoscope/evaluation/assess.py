@@ -27,15 +27,15 @@ from leukoscope.evaluation.overlap import Overlap, seen_of
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.evaluation.subjects import subject_rule_block
 from leukoscope.evaluation.thresholds import decision_block
-from leukoscope.inference.ood import FOLDS, KEPT_SHARE, METHOD, OodDetector, fit_detector, picture_statistics
+from leukoscope.inference.ood import KEPT_SHARE, OOD_FOLDS, OOD_METHOD, OodDetector, fit_detector, picture_statistics
 from leukoscope.inference.prediction import softmax
 from leukoscope.inference.predictor import float32_backend
 from leukoscope.models.map_check import SCALE_BLOCKS
 from leukoscope.models.release import (
-    FIGURES,
-    OOD,
-    PREDICTIONS,
-    ROBUSTNESS,
+    FIGURES_FOLDER,
+    OOD_FILE,
+    PREDICTIONS_FOLDER,
+    ROBUSTNESS_BLOCK,
     edit_release,
     folder_name,
     read_metrics,
@@ -51,7 +51,7 @@ MIN_CELLS_TO_RECALIBRATE = 50
 """Of each class: a quantile at 95 % or 98 % needs more cells than it leaves out."""
 SUBJECTS_OF_VALIDATION = 2
 """Of each class, in a validation side: a fifth of few subjects is fewer than a cross-validation has."""
-VALIDATED = "these weights, on the subjects that chose their epoch"
+VALIDATION_ESTIMATES = "these weights, on the subjects that chose their epoch"
 ESTIMATES = "these weights, on subjects of the recalibration data, none of whom trained them"
 OF_DETECTOR = "cells of subjects that the detector was not fitted on; no network has a part in it"
 _FITTED = ("calibration", "decisions", "subject_rule")
@@ -70,7 +70,7 @@ def assess(directory: Path, cells: FramedCells | None = None) -> Path:
     """
     metrics = read_metrics(directory)
     first = (metrics.get("evaluations") or [{}])[0]
-    path = directory / PREDICTIONS / f"{first.get('name')}.parquet"
+    path = directory / PREDICTIONS_FOLDER / f"{first.get('name')}.parquet"
     if "folds" not in first or not path.is_file() or "recalibration" in metrics:
         raise DataError(
             f"{directory}: holds no out-of-fold predictions to assess it by; give a release that "
@@ -100,7 +100,7 @@ def with_intervals(
     the release's probabilities assume. `training` is that block of metrics.json.
     """
     measured: dict[str, Any] = {"metrics": measure(predictions)}
-    intervals: dict[str, Any] = {"level": bootstrap.LEVEL, "draws": bootstrap.BOOTSTRAP_SAMPLES, "seed": 0}
+    intervals: dict[str, Any] = {"level": bootstrap.CONFIDENCE_LEVEL, "draws": bootstrap.BOOTSTRAP_SAMPLES, "seed": 0}
     intervals["by_cell"] = bootstrap.cell_intervals(predictions)
     if "" not in predictions.subjects:
         intervals["by_subject"] = bootstrap.subject_intervals(predictions)
@@ -171,13 +171,13 @@ def fit_detector_on(cells: FramedCells, cell_ids: tuple[str, ...] | None = None)
     shares = np.bincount(of, passes) / counts
     return detector, {
         "estimates": OF_DETECTOR,
-        "method": METHOD,
+        "method": OOD_METHOD,
         "distance_limit": float(detector.limit),
         "wanted_kept_share": KEPT_SHARE,
         "held_out": {
             "cells": len(held_out),
             "subjects": len(names),
-            "folds": min(FOLDS, len(names)),
+            "folds": min(OOD_FOLDS, len(names)),
             "kept_share": float(passes.mean()),
             "kept_share_by_subject": float(shares.mean()),
         },
@@ -202,9 +202,9 @@ def write_fit(
     rescale_classifier(release.network, factor)
     save_weights(release.network, directory)
     if detector is not None:
-        detector.save(directory / OOD)
+        detector.save(directory / OOD_FILE)
     # How it holds under small changes was measured with the thresholds before.
-    old = (*_FITTED, ROBUSTNESS) if "recalibration" in blocks else _FITTED
+    old = (*_FITTED, ROBUSTNESS_BLOCK) if "recalibration" in blocks else _FITTED
     written = {**{key: block for key, block in metrics.items() if key not in old}, **blocks}
     for name in SCALE_BLOCKS.values():  # maps are in logits
         scale = written.get(name)
@@ -222,7 +222,7 @@ def _write_release(
         detector, blocks["ood"] = fit_detector_on(cells)
     with edit_release(source, target) as aside:
         if "recalibration" in blocks:
-            shutil.rmtree(aside / FIGURES, ignore_errors=True)  # they show the old thresholds
+            shutil.rmtree(aside / FIGURES_FOLDER, ignore_errors=True)  # they show the old thresholds
         write_fit(aside, metrics, blocks, detector)
     return target
 
@@ -239,7 +239,9 @@ def fit_on_validation(directory: Path, predictions: CellPredictions, cells: Fram
     blocks = dict[str, Any]()
     detector = None
     try:
-        blocks |= fitted_blocks(predictions, metrics, estimates=VALIDATED, subjects_needed=SUBJECTS_OF_VALIDATION)
+        blocks |= fitted_blocks(
+            predictions, metrics, estimates=VALIDATION_ESTIMATES, subjects_needed=SUBJECTS_OF_VALIDATION
+        )
     except LeukoscopeError as error:
         note(f"this release never abstains: no threshold could be fitted on the validation side ({error})")
     try:

@@ -18,7 +18,7 @@ from leukoscope.inference.prediction import logits_of
 
 Interval: TypeAlias = dict[str, float]
 BOOTSTRAP_SAMPLES = 2000
-LEVEL = 0.95
+CONFIDENCE_LEVEL = 0.95
 # Bootstrap samples processed at a time: a few MB for 10,000 cells, whatever the number of samples.
 _CHUNK = 64
 
@@ -128,7 +128,7 @@ class BootstrapSamples:
         n = int(own or units[units > 0].min())
         tail = 0.0
         if n > 1:
-            tail = float(norm.cdf(np.sqrt(n / (n - 1)) * t.ppf((1 - LEVEL) / 2, n - 1)))
+            tail = float(norm.cdf(np.sqrt(n / (n - 1)) * t.ppf((1 - CONFIDENCE_LEVEL) / 2, n - 1)))
         low, high = np.nanquantile(values, [tail, 1 - tail])
         return {"low": float(low), "high": float(high)}
 

@@ -263,7 +263,7 @@ def build_evaluation(predicted: ModelPredictions, cells: SelectedCells, *, seed:
         "left_out": [*unreadable, *predicted.left_out],
         "figures": bootstrap.point_metrics(predictions),
         "intervals": {
-            "level": bootstrap.LEVEL,
+            "level": bootstrap.CONFIDENCE_LEVEL,
             "draws": bootstrap.BOOTSTRAP_SAMPLES,
             "seed": seed,
             "method": "bootstrap within class, expanded percentile (Hesterberg 2015, "

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.subject_ids import subject_key
-from leukoscope.models.release import PREDICTIONS
+from leukoscope.models.release import PREDICTIONS_FOLDER
 
 if TYPE_CHECKING:
     from leukoscope.data.cells import LoadedCells
@@ -233,7 +233,7 @@ class KnownCells:
         hashes: set[str] = set()
         if folder is None:
             return cls()
-        for path in sorted(folder.glob(f"{PREDICTIONS}/*.parquet")):
+        for path in sorted(folder.glob(f"{PREDICTIONS_FOLDER}/*.parquet")):
             table = pq.read_table(path)
             names |= set(_names(table["cell_id"].to_pylist()))
             if "pixel_hash" in table.column_names:

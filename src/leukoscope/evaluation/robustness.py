@@ -1,7 +1,7 @@
 """How the answers of a network hold when the pictures change a little: the block `robustness` of metrics.json.
 
-The same cells are predicted as they are and under each of `CHANGES`, by networks that have not seen them, and what a
-user would be told is compared. Every subject counts the same.
+Networks that have not seen the cells predict them as they are and under each of `PICTURE_CHANGES`. The two outcomes are
+compared. Every subject counts the same.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from PIL import Image
 
 from leukoscope import DataError, LeukoscopeError
 from leukoscope.data.cells import LoadedCells
-from leukoscope.data.changes import CHANGES
+from leukoscope.data.changes import PICTURE_CHANGES
 from leukoscope.data.images import UnreadableImage, is_cut_out, open_encoded
 from leukoscope.data.pixel_cache import FramedCells, PixelRows
 from leukoscope.data.splits import Split
-from leukoscope.evaluation.assess import VALIDATED, write_fit
+from leukoscope.evaluation.assess import VALIDATION_ESTIMATES, write_fit
 from leukoscope.evaluation.bootstrap import (
     BOOTSTRAP_SAMPLES,
-    LEVEL,
+    CONFIDENCE_LEVEL,
     BootstrapSamples,
     bootstrap_metrics,
     bootstrap_subjects,
@@ -36,10 +36,10 @@ from leukoscope.evaluation.bootstrap import (
 )
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.predictions import CellPredictions, pooled
-from leukoscope.inference.ood import STATISTICS, OodDetector, fit_detector, picture_statistics
+from leukoscope.inference.ood import NUM_STATISTICS, OodDetector, fit_detector, picture_statistics
 from leukoscope.inference.prediction import ABSTAIN, REFUSED
 from leukoscope.inference.predictor import Predictor
-from leukoscope.models.release import ROBUSTNESS, read_metrics, write_metrics
+from leukoscope.models.release import ROBUSTNESS_BLOCK, read_metrics, write_metrics
 from leukoscope.progress import note, progress
 
 ROBUSTNESS_CELLS = 300
@@ -91,7 +91,7 @@ def robustness_block(
 
     Args:
         unchanged: cells as they are.
-        changed: name of a change (a key of `CHANGES`) → the same cells, in the same order, changed.
+        changed: name of a change (a key of `PICTURE_CHANGES`) → the same cells, in the same order, changed.
         estimates: what the metrics estimate.
         unit: what the predictions' subjects are: "subject" or "block".
 
@@ -124,7 +124,7 @@ def robustness_block(
         "cells": len(rows),
         "subjects": len(set(before.predictions.subjects)) if known else None,
         "refused_unchanged": len(unchanged.outcomes) - len(rows),
-        "intervals": {"level": LEVEL, "draws": BOOTSTRAP_SAMPLES, "seed": 0} if boot else None,
+        "intervals": {"level": CONFIDENCE_LEVEL, "draws": BOOTSTRAP_SAMPLES, "seed": 0} if boot else None,
         "unchanged": _ranking(before.predictions, boot),
         "changes": {name: _row(name, before, after.take(rows), boot) for name, after in changed.items()},
     }
@@ -151,7 +151,7 @@ def _row(name: str, before: DecidedCells, after: DecidedCells, boot: BootstrapSa
     if boot:
         own = {key: boot.mean_interval(flag.astype(float), weights) for key, flag in flags.items()}
         ranking["intervals"] = own | ranking["intervals"]
-    change = CHANGES[name]
+    change = PICTURE_CHANGES[name]
     about = {"family": change.family, "strength": change.strength, "shows": change.shows}
     return {**about, **row, "directions": directions, **ranking}
 
@@ -230,7 +230,9 @@ def measure_robustness(
                 decided.append(_decide(part, rows, advance))
             first = end
     unchanged, *changed = (_together(versions) for versions in zip(*decided, strict=True))
-    block = robustness_block(unchanged, dict(zip(CHANGES, changed, strict=True)), estimates=estimates, unit=unit)
+    block = robustness_block(
+        unchanged, dict(zip(PICTURE_CHANGES, changed, strict=True)), estimates=estimates, unit=unit
+    )
     return {"sample": {"cells": len(chosen), "drawn_from": len(subjects), "seed": 0}, **block}
 
 
@@ -260,11 +262,13 @@ def add_robustness(directory: Path, cells: FramedCells, split: Split, at_most: i
     if cells.data.info.synthetic or at_most == 0:
         return
     try:
-        block = robustness_of_release(directory, cells, split.validation, estimates=VALIDATED, at_most=at_most)
+        block = robustness_of_release(
+            directory, cells, split.validation, estimates=VALIDATION_ESTIMATES, at_most=at_most
+        )
     except LeukoscopeError as error:
         note(f"this release does not say how it holds under small changes: {error}")
         return
-    write_metrics(directory, {**read_metrics(directory), ROBUSTNESS: block})
+    write_metrics(directory, {**read_metrics(directory), ROBUSTNESS_BLOCK: block})
 
 
 def robustness_of_folds(
@@ -306,7 +310,7 @@ def _detectors_of_folds(cells: FramedCells, folds: Sequence[CellPredictions]) ->
     rows = cells.rows(ids)
     subjects = np.asarray(cells.subjects)
     with progress("fitting the OOD detectors of the folds"):
-        statistics = np.zeros((len(cells.pixels), STATISTICS), np.float32)
+        statistics = np.zeros((len(cells.pixels), NUM_STATISTICS), np.float32)
         statistics[rows] = [picture_statistics(cell) for cell in PixelRows(cells.pixels, rows)]
         try:
             for fold in folds:
@@ -321,7 +325,7 @@ def _detectors_of_folds(cells: FramedCells, folds: Sequence[CellPredictions]) ->
 
 def _decide(part: UnseenCells, rows: np.ndarray, advance: Callable[[int], None]) -> list[DecidedCells]:
     """The cells of some rows as they are, then under each change: a list of 1 + changes."""
-    versions = 1 + len(CHANGES)
+    versions = 1 + len(PICTURE_CHANGES)
     our_name = {name: part.labels[k] for name, k in zip(part.predictor.labels, part.matched, strict=True)}
     to_ours = np.eye(len(part.labels))[list(part.matched)]
     probabilities = np.empty((versions, len(rows), len(part.labels)))
@@ -348,7 +352,7 @@ def _each_version(pictures: Iterable[Image.Image]) -> Iterator[Image.Image]:
     for picture in pictures:
         black = is_cut_out(picture)
         yield picture
-        for change in CHANGES.values():
+        for change in PICTURE_CHANGES.values():
             yield change(picture, black=black)
 
 

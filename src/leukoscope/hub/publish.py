@@ -32,7 +32,16 @@ from huggingface_hub.utils import validate_repo_id
 from leukoscope import ReleaseError
 from leukoscope.files import disk_errors
 from leukoscope.models.hub_download import HubUnreachable, hub_model_info
-from leukoscope.models.release import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, WEIGHTS, read_release
+from leukoscope.models.release import (
+    CARD_FILE,
+    CONFIG_FILE,
+    FIGURES_FOLDER,
+    METRICS_FILE,
+    OOD_FILE,
+    PREDICTIONS_FOLDER,
+    WEIGHTS_FILE,
+    read_release,
+)
 from leukoscope.reports.card import CARD_PLOTS, EXAMPLE_PICTURES, draw_examples, render_card
 
 _MAY_NOT_WRITE = (
@@ -137,7 +146,7 @@ def publish(release: Path, to: Destination, *, licence: str = "") -> Published:
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / place)
         draw_examples(folder)
-        (folder / CARD).write_text(render_card(folder, hub_id=to.id, licence=licence), encoding="utf-8")
+        (folder / CARD_FILE).write_text(render_card(folder, hub_id=to.id, licence=licence), encoding="utf-8")
         again = f"leukoscope release push {shlex.quote(str(release))} --hub_model_id {to.id}"
         hint = f"The release is whole in {release}; go on, with your other flags, by: {again}"
         return upload(folder, to, replaces=(*RELEASE_PATTERNS, EXAMPLE_PICTURES), hint=hint)
@@ -248,9 +257,9 @@ def reason(error: Exception) -> str:
 
 
 RELEASE_PATTERNS = (
-    *(CONFIG, WEIGHTS, METRICS, CARD, OOD),
-    *(f"{FIGURES}/{name}.png" for name in CARD_PLOTS),
-    f"{PREDICTIONS}/*.parquet",
+    *(CONFIG_FILE, WEIGHTS_FILE, METRICS_FILE, CARD_FILE, OOD_FILE),
+    *(f"{FIGURES_FOLDER}/{name}.png" for name in CARD_PLOTS),
+    f"{PREDICTIONS_FOLDER}/*.parquet",
 )
 # What a column of predictions may be called, and its type.
 _COLUMNS = (
@@ -267,7 +276,7 @@ def release_contents(release: Path) -> dict[str, Path]:
         LeukoscopeError: a missing file, or predictions that hold more than predictions.
     """
     files = {name: path for name, path in _files(release).items() if is_release_file(name)}
-    missing = [name for name in (CONFIG, WEIGHTS, METRICS) if name not in files]
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE, METRICS_FILE) if name not in files]
     if missing:
         raise ReleaseError(f"{release}: has no {missing[0]}; give the folder of a release")
     for path in files.values():

@@ -30,10 +30,10 @@ from leukoscope.files import atomic_folder, disk_errors, is_git_clone, resource_
 from leukoscope.hub.publish import Destination, Published, reason, upload
 from leukoscope.inference.gradcam import map_colours
 from leukoscope.inference.graph import ONNX_GRAPH, write_onnx
-from leukoscope.inference.ood import GROUPS, OodDetector
+from leukoscope.inference.ood import STATISTIC_GROUPS, OodDetector
 from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION, REASON_TEXTS, SIDE_MAY_DIFFER, Decision, Thresholds
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
-from leukoscope.models.release import CARD, CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
+from leukoscope.models.release import CARD_FILE, CONFIG_FILE, OOD_FILE, WEIGHTS_FILE, ReleaseInfo, folder_name
 from leukoscope.reports import text
 from leukoscope.reports.formatting import rendered
 from leukoscope.synthetic import EXAMPLES_PER_CLASS, PHANTOM_LABELS, draw_cell, example_cell
@@ -100,7 +100,7 @@ def find_model(name: str) -> SpaceModel:
         raise ReleaseError(f"{name}: {reason(error)}") from None
     there = {file.rfilename for file in info.siblings or ()}
     files = tuple(file for file in RELEASE_FILES if file in there)
-    missing = [file for file in (CONFIG, WEIGHTS) if file not in files]
+    missing = [file for file in (CONFIG_FILE, WEIGHTS_FILE) if file not in files]
     if missing:
         raise ReleaseError(f"{name}: has no {missing[0]}, so the Space could not load it; name another model")
     return SpaceModel(name, files, str(info.sha) if revision else "")
@@ -189,7 +189,7 @@ def write_static_space(
         hub_id = release.name.partition("@")[0]
     with _space_folder(out) as folder:
         write_onnx(replace(release, name=name), folder / MODEL)  # publishes no path of this machine
-        (folder / MODEL / CARD).unlink()  # a Space has a README.md of its own
+        (folder / MODEL / CARD_FILE).unlink()  # a Space has a README.md of its own
         (folder / SETTINGS).write_text(json.dumps(_settings(release, name)) + "\n", encoding="utf-8")
         (folder / EXAMPLES_FOLDER).mkdir()
         kinds = product(PHANTOM_LABELS, range(EXAMPLES_PER_CLASS))
@@ -214,7 +214,13 @@ def write_static_space(
         if hub_id:
             card = f"https://huggingface.co/{hub_id}"
         description = {"title": title, "model": name, "hub_id": hub_id, "revision": release.revision}
-        page = {**description, "card": card, "megabytes": megabytes, "examples": examples, "question": text.QUESTION}
+        page = {
+            **description,
+            "card": card,
+            "megabytes": megabytes,
+            "examples": examples,
+            "question": text.HEADLINE_QUESTION,
+        }
         (folder / PAGE).write_text(rendered(here / "static_space.html", **page), encoding="utf-8")
         readme = rendered(here / "static_space.md", runtime=ONNXRUNTIME_WEB, **description)
         (folder / "README.md").write_text(readme, encoding="utf-8")
@@ -235,7 +241,7 @@ def _settings(release: ReleaseInfo, name: str) -> dict[str, Any]:
         "least_on_cell": thresholds.least_on_cell,
         "picture_side": thresholds.picture_side,
         "side_may_differ": SIDE_MAY_DIFFER,
-        "ood": _detector((release.folder or Path()) / OOD),
+        "ood": _detector((release.folder or Path()) / OOD_FILE),
         "reasons": REASON_TEXTS,
         "colours": map_colours(256).tolist(),
         "words": _words(release),
@@ -256,7 +262,7 @@ def _words(release: ReleaseInfo) -> dict[str, Any]:
         "short": text.SHORT,
         "recall": text.recall_text(metrics),
         "trust": {outcome: text.trust_text(Decision(outcome), metrics) for outcome in (*labels, OUT_OF_DISTRIBUTION)},
-        "warnings": text.warnings(metrics, has_detector=(release.folder or Path()).joinpath(OOD).is_file()),
+        "warnings": text.warnings(metrics, has_detector=(release.folder or Path()).joinpath(OOD_FILE).is_file()),
         "caveat": text.MAP_CAVEAT,
         "maps_failed": (metrics.get("heat_maps") or {}).get("passed") is False,
     }
@@ -275,7 +281,7 @@ def _detector(file: Path) -> dict[str, Any] | None:
     correlation = detector.correlation.astype(np.float64)
     groups = [
         {"name": group, "first": some.start, "inverse": np.linalg.inv(correlation[some, some]).tolist()}
-        for group, some in GROUPS.items()
+        for group, some in STATISTIC_GROUPS.items()
     ]
     arrays = {key: getattr(detector, key).tolist() for key in ("mean", "deviation", "limit")}
     return arrays | {"inverse": np.linalg.inv(correlation).tolist(), "groups": groups}

@@ -44,7 +44,7 @@ from leukoscope.inference.runtime import (
     torch_backend,
     usable_cores,
 )
-from leukoscope.models.release import CARD, CONFIG, PROCESSOR, WEIGHTS, public_name, read_arrays
+from leukoscope.models.release import CARD_FILE, CONFIG_FILE, PROCESSOR_FILE, WEIGHTS_FILE, public_name, read_arrays
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 
 GRAPH, HEAD = "model.xml", "head.safetensors"
 """Files of a kept graph. HEAD: the weights (K, C) of one linear layer after average pooling, where that is the head."""
-REPORT = GRAPH_REPORT
 ONNX_GRAPH = "onnx/model.onnx"
 """Where transformers.js and optimum look for a graph."""
 ALLOWED = 1e-4
@@ -167,7 +166,9 @@ def kept_graph(release: ReleaseInfo) -> Path:
     """
     assert release.folder is not None
     parts = [f"{_GRAPH_VERSION} {OPENVINO} {version(OPENVINO)}"]
-    parts += [file_sha256(path) for path in (release.folder / CONFIG, release.folder / WEIGHTS) if path.is_file()]
+    parts += [
+        file_sha256(path) for path in (release.folder / CONFIG_FILE, release.folder / WEIGHTS_FILE) if path.is_file()
+    ]
     folder = cache_root() / "graphs" / sha256(" ".join(parts).encode()).hexdigest()[:32]
     try:
         if (report := _report_of(folder)) is None:
@@ -178,7 +179,7 @@ def kept_graph(release: ReleaseInfo) -> Path:
                 if (report := _report_of(folder)) is None:  # no other process has made it meanwhile
                     with atomic_folder(folder) as made:
                         report = write_graph(release, made)
-                    kept = sorted(folder.parent.glob(f"*/{REPORT}"), key=lambda report: report.stat().st_mtime)
+                    kept = sorted(folder.parent.glob(f"*/{GRAPH_REPORT}"), key=lambda report: report.stat().st_mtime)
                     for old in kept[:-MOST_GRAPHS]:
                         shutil.rmtree(old.parent, ignore_errors=True)
     except (OSError, NotImplementedError) as error:  # the latter of a disk without locks
@@ -186,7 +187,7 @@ def kept_graph(release: ReleaseInfo) -> Path:
             f"{folder}: the {OPENVINO} graph cannot be kept there ({first_line(error)}); "
             f"{remedy(error, 'name another folder with LEUKOSCOPE_CACHE')}"
         ) from None
-    hold(folder / REPORT)
+    hold(folder / GRAPH_REPORT)
     require_like_torch(release, report)
     return folder
 
@@ -194,7 +195,7 @@ def kept_graph(release: ReleaseInfo) -> Path:
 def _report_of(folder: Path) -> dict[str, Any] | None:
     """The report of a kept graph; None where it or a file of the graph is missing or empty."""
     try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        report = json.loads((folder / GRAPH_REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     files = (folder / GRAPH, folder / "model.bin")
@@ -260,7 +261,7 @@ def write_graph(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
     for compiled in folder.glob("*.blob"):  # for this processor alone, and never found again once the folder is renamed
         compiled.unlink()
     report = report_on(release, OPENVINO, ours, theirs)
-    (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (folder / GRAPH_REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
 
 
@@ -416,14 +417,14 @@ def _write_settings(release: ReleaseInfo, folder: Path, report: dict[str, Any]) 
         "image_mean": pre.mean,
         "image_std": pre.std,
     }
-    for name, content in {CONFIG: config, PROCESSOR: processor, REPORT: report}.items():
+    for name, content in {CONFIG_FILE: config, PROCESSOR_FILE: processor, GRAPH_REPORT: report}.items():
         (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     base = f"base_model: {release.name}\n" if release.revision else ""
-    (folder / CARD).write_text(
+    (folder / CARD_FILE).write_text(
         f"---\nlibrary_name: transformers.js\npipeline_tag: image-classification\n{base}---\n\n"
         f"# {report['model'].rpartition('/')[2]}, as ONNX\n\n**{RESEARCH_NOTICE}**\n\n"
         f"ONNX graph of a Leukoscope release; classes: {', '.join(release.labels)}. It takes `pixel_values` and gives "
-        f"`{'` and `'.join(report['outputs'])}`. `{REPORT}` says how far it lies from the release. Image "
+        f"`{'` and `'.join(report['outputs'])}`. `{GRAPH_REPORT}` says how far it lies from the release. Image "
         "processors of other libraries resize and crop otherwise than the release does, and its probabilities then "
         "change.\n",
         encoding="utf-8",

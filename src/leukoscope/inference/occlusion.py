@@ -26,7 +26,7 @@ WINDOW_DEVIATION = 0.75
 """Standard deviation of the round window that covers a place, in places."""
 BLUR_SHARE = 1 / 4
 """Standard deviation of the blur, as a share of the picture's side."""
-AT_ONCE = 8
+COVERED_AT_ONCE = 8
 """Covered copies that go through the network at once."""
 _BLUR_SIDE = 40  # pixels to which the picture is reduced before it is blurred: much finer than the blur
 
@@ -52,8 +52,8 @@ def covering_maps(
     places = touched_places(pixels)
     falls = np.zeros((len(logits), GRID * GRID), np.float32)
     before = margins(logits[None])[0]
-    for first in range(0, len(places), AT_ONCE):
-        batch = places[first : first + AT_ONCE]
+    for first in range(0, len(places), COVERED_AT_ONCE):
+        batch = places[first : first + COVERED_AT_ONCE]
         after = margins(backend(covered_copies(pixels, batch)).logits)
         falls[:, batch] = (before - after).T
         if progress is not None:

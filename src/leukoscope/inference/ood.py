@@ -23,18 +23,18 @@ from leukoscope.data.images import BACKGROUND_LEVEL, foreground
 from leukoscope.files import atomic_file, disk_errors
 from leukoscope.models.release import read_arrays
 
-METHOD = (
+OOD_METHOD = (
     "Mahalanobis distance of 22 statistics of the framed pixels (mean, deviation, skewness and correlation of the "
     "optical densities; differences between neighbouring pixels; size, outline and place of the cell, share and "
     "outline of its dark part), every subject weighing the same"
 )
 KEPT_SHARE = 0.98
 """Share of the cells of held-out subjects that lie within the limit, every subject weighing the same."""
-FOLDS = 10
+OOD_FOLDS = 10
 MIN_CELLS = 50
 MIN_SUBJECTS = 2
-GROUPS = {"colour": slice(0, 12), "texture": slice(12, 15), "shape": slice(15, 22)}
-STATISTICS = 22
+STATISTIC_GROUPS = {"colour": slice(0, 12), "texture": slice(12, 15), "shape": slice(15, 22)}
+NUM_STATISTICS = 22
 _GRID = 48
 """A picture is sampled at about this many points a side, on four grids, each half a step from the others.
 
@@ -51,7 +51,7 @@ _OPTICAL_DENSITY = -np.log((np.arange(256) + 1) / 256).astype(np.float32)
 def picture_statistics(pixels: np.ndarray) -> np.ndarray:
     """Measure colour, texture and shape of what is brighter than black.
 
-    (S, S, 3) uint8, framed for the network → (22,) float32, in the order of `GROUPS`.
+    (S, S, 3) uint8, framed for the network → (22,) float32, in the order of `STATISTIC_GROUPS`.
     """
     step = max(1, round(len(pixels) / _GRID))
     bright = foreground(pixels)
@@ -64,7 +64,7 @@ def picture_statistics(pixels: np.ndarray) -> np.ndarray:
     known = [one for one in found if one is not None]
     if len(known) == len(found):
         return np.mean(known, axis=0)
-    return np.full(STATISTICS, _EMPTY, np.float32)
+    return np.full(NUM_STATISTICS, _EMPTY, np.float32)
 
 
 def _grid_statistics(pixels: np.ndarray, cell: np.ndarray, step: int) -> np.ndarray | None:
@@ -154,20 +154,20 @@ class OodDetector:
         return (self.distances(statistics) / self.limit).astype(np.float32)
 
     def group_distances(self, pixels: np.ndarray) -> dict[str, float]:
-        """Each of `GROUPS` → how far it sets a picture (S, S, 3) apart, ≥ 0; about 1 for a training cell.
+        """Each of `STATISTIC_GROUPS` → how far it sets a picture (S, S, 3) apart, ≥ 0; about 1 for a training cell.
 
         It is the Mahalanobis distance of the group's statistics, over the square root of their number.
         """
         standard = (picture_statistics(pixels) - self.mean) / self.deviation
         distances = {}
-        for name, columns in GROUPS.items():
+        for name, columns in STATISTIC_GROUPS.items():
             inverse = np.linalg.inv(self.correlation[columns, columns].astype(np.float64))
             squared = np.einsum("i,ij,j->", standard[columns], inverse, standard[columns])
             distances[name] = float(np.sqrt(squared / len(inverse)))
         return distances
 
     def farthest_group(self, pixels: np.ndarray) -> str:
-        """Return which of `GROUPS` sets a picture (S, S, 3) apart most, for its number of statistics."""
+        """Return which of `STATISTIC_GROUPS` sets a picture (S, S, 3) apart most, for its number of statistics."""
         distances = self.group_distances(pixels)
         return max(distances, key=distances.__getitem__)
 
@@ -180,7 +180,7 @@ class OodDetector:
 
     def save(self, path: Path) -> Path:
         """Write ood.safetensors, whole or not at all; an error where the disk refuses."""
-        about = {"format": "pt", "method": METHOD, "kept_share": str(KEPT_SHARE)}
+        about = {"format": "pt", "method": OOD_METHOD, "kept_share": str(KEPT_SHARE)}
         arrays = {field.name: np.array(getattr(self, field.name), np.float32, order="C") for field in fields(self)}
         problem = f"{path}: cannot be written there"
         with disk_errors(problem, "check who may write there"), atomic_file(path) as temporary:
@@ -191,7 +191,12 @@ class OodDetector:
     @classmethod
     def load(cls, path: Path) -> OodDetector:
         """Read what `save` wrote; an error for a missing or damaged file."""
-        shapes = {"mean": (STATISTICS,), "deviation": (STATISTICS,), "correlation": (STATISTICS,) * 2, "limit": ()}
+        shapes = {
+            "mean": (NUM_STATISTICS,),
+            "deviation": (NUM_STATISTICS,),
+            "correlation": (NUM_STATISTICS,) * 2,
+            "limit": (),
+        }
         arrays = {name: array.astype(np.float32) for name, array in read_arrays(path).items()}
         wrong = sorted(arrays.keys() ^ shapes.keys()) or [
             name for name, shape in shapes.items() if arrays[name].shape != shape or not np.isfinite(arrays[name]).all()
@@ -233,7 +238,7 @@ def fit_detector(statistics: np.ndarray, subjects: Sequence[str]) -> tuple[OodDe
             f"give at least {MIN_CELLS} cells of {MIN_SUBJECTS} subjects"
         )
     weights = 1 / counts[of]
-    folds = list(GroupKFold(min(FOLDS, len(names))).split(statistics, groups=of))
+    folds = list(GroupKFold(min(OOD_FOLDS, len(names))).split(statistics, groups=of))
     distances = np.empty(len(statistics))
     scores = np.empty(len(statistics), np.float32)
     for others, held_out in folds:
@@ -258,5 +263,5 @@ def _fit_gaussian(statistics: np.ndarray, weights: np.ndarray, limit: float = np
     correlation = np.einsum("n,ni,nj->ij", weights / weights.sum(), standard, standard)
     # A statistic that hardly varies (the border of cells on black) has its least deviation, not none.
     np.fill_diagonal(correlation, 1)
-    values = (mean, deviation, correlation + _SHRINKAGE * np.eye(STATISTICS), limit)
+    values = (mean, deviation, correlation + _SHRINKAGE * np.eye(NUM_STATISTICS), limit)
     return OodDetector(*(np.asarray(value, dtype=np.float32) for value in values))

@@ -18,14 +18,14 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.changes import BORDERLINE_CHANGES
 from leukoscope.data.registry import trained_on
 from leukoscope.inference.gradcam import overlay
-from leukoscope.models.map_check import EVIDENCE, MapCheck
+from leukoscope.models.map_check import EVIDENCE_METHOD, MapCheck
 
 ABSTAIN, OUT_OF_DISTRIBUTION, NOT_A_CELL = "abstain", "out of distribution", "not a cell"
 TOO_FEW_CELLS = "too few cells"
 """Outcomes without a class, the last one of a subject."""
 REFUSED = (OUT_OF_DISTRIBUTION, NOT_A_CELL)
 WITHOUT_CLASS = (ABSTAIN, *REFUSED)
-VIEWS = 8
+NUM_VIEWS = 8
 """Four quarter turns, each also mirrored: a cell has no upright, so a sound classifier predicts the same for all."""
 VIEWS_MAY_DISAGREE = 0.25
 """Share of a cell's eight views that may be predicted otherwise than their average before the release abstains."""
@@ -152,7 +152,7 @@ class Thresholds:
         abstention = (metrics.get("decisions") or {}).get("abstention") or {}
         cells = trained_on(metrics)
         scale = metrics.get("evidence_scale") or {}
-        if scale.get("method") != EVIDENCE:
+        if scale.get("method") != EVIDENCE_METHOD:
             scale = {}
         return cls(
             abstain_below=abstention["default"]["threshold"] if abstention else None,

@@ -26,8 +26,8 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.changes import most_telling
 from leukoscope.data.images import (
     FILLED_WITH,
-    RGB,
     EncodedImage,
+    RgbColour,
     UnreadableImage,
     from_array,
     is_cut_out,
@@ -41,7 +41,7 @@ from leukoscope.inference.graph import OpenVinoBackend, kept_graph
 from leukoscope.inference.occlusion import covering_maps
 from leukoscope.inference.ood import OodDetector
 from leukoscope.inference.prediction import (
-    VIEWS,
+    NUM_VIEWS,
     ChangedAnswer,
     Checks,
     HeatMap,
@@ -53,7 +53,7 @@ from leukoscope.inference.prediction import (
     turned_back,
 )
 from leukoscope.inference.runtime import (
-    AUTO,
+    AUTO_RUNTIME,
     F32,
     OPENVINO,
     TORCH,
@@ -64,8 +64,8 @@ from leukoscope.inference.runtime import (
     torch_backend,
     usable_cores,
 )
-from leukoscope.models.map_check import EVIDENCE, MAP_NAMES, OCCLUSION
-from leukoscope.models.release import OOD, ROBUSTNESS, ReleaseInfo, local_release, read_release
+from leukoscope.models.map_check import EVIDENCE_METHOD, MAP_NAMES, OCCLUSION_METHOD
+from leukoscope.models.release import OOD_FILE, ROBUSTNESS_BLOCK, ReleaseInfo, local_release, read_release
 
 if TYPE_CHECKING:
     from leukoscope.models.weights import Release
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | EncodedImage | bytes | bytearray | memoryview
 _SINGLE = (str, os.PathLike, Image.Image, np.ndarray, EncodedImage, bytes, bytearray, memoryview)
 _PICTURES = "a path, a PIL image, a uint8 array, or the bytes of an image file"
-BATCH = 16
+DEFAULT_BATCH_SIZE = 16
 _Opened: TypeAlias = tuple[str, Image.Image]  # a picture's path or name, and the picture, upright and in RGB
 _Waiting: TypeAlias = _Opened | UnreadableImage | Callable[[], _Opened | UnreadableImage]
 Backend: TypeAlias = TorchBackend | OpenVinoBackend
@@ -96,7 +96,7 @@ def open_backend(release: ReleaseInfo, runtime: Runtime = Runtime()) -> Backend:
             )
         require_package(OPENVINO)
         return OpenVinoBackend(kept_graph(release), release, runtime.precision)
-    if runtime.backend == AUTO and runtime.device == "cpu" and find_spec(OPENVINO):
+    if runtime.backend == AUTO_RUNTIME and runtime.device == "cpu" and find_spec(OPENVINO):
         try:
             return OpenVinoBackend(kept_graph(release), release, runtime.precision)
         except NoGraph as reason:
@@ -110,7 +110,7 @@ def float32_backend(release: Release, cells: int) -> Backend:
     The release's folder, if it has one, holds the very weights of its network.
     """
     worthwhile = cells >= _GRAPH_PAYS_OFF and release.folder is not None
-    return open_backend(release, Runtime(AUTO if worthwhile else TORCH, "cpu"))
+    return open_backend(release, Runtime(AUTO_RUNTIME if worthwhile else TORCH, "cpu"))
 
 
 @dataclass(frozen=True)
@@ -162,12 +162,12 @@ class Predictor:
         self.labels = release.labels
         self.backend = open_backend(release, runtime)
         self.thresholds = Thresholds.from_metrics(release.metrics)
-        path = release.folder and release.folder / OOD
+        path = release.folder and release.folder / OOD_FILE
         self.ood = OodDetector.load(path) if path and path.exists() else None
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path, *, backend: str = "", device: str = AUTO, precision: str = F32
+        cls, model: str | Path, *, backend: str = "", device: str = AUTO_RUNTIME, precision: str = F32
     ) -> Predictor:
         """Load a release; a path that exists wins over a Hub id.
 
@@ -223,7 +223,7 @@ class Predictor:
         *,
         explain: bool = False,
         tta: bool = False,
-        batch_size: int = BATCH,
+        batch_size: int = DEFAULT_BATCH_SIZE,
         method: str = "",
     ) -> Prediction | list[Prediction]:
         """Predict one picture, or several in their order.
@@ -257,7 +257,7 @@ class Predictor:
         *,
         explain: bool = False,
         tta: bool = False,
-        batch_size: int = BATCH,
+        batch_size: int = DEFAULT_BATCH_SIZE,
         method: str = "",
     ) -> Iterator[Prediction | UnreadableImage]:
         """Predict pictures batch by batch; one that cannot be used has its error in its place.
@@ -335,7 +335,9 @@ class Predictor:
         self, cells: list[_Framed], explain: bool, tta: bool, method: str, start: float
     ) -> list[Prediction | UnreadableImage]:
         """Compute the cells, and with `explain` or `tta` their other views, and decide for each cell."""
-        views = self._compute_views(np.stack([cell.pixels for cell in cells]), explain, VIEWS if explain or tta else 1)
+        views = self._compute_views(
+            np.stack([cell.pixels for cell in cells]), explain, NUM_VIEWS if explain or tta else 1
+        )
         shares = views.probabilities.mean(axis=1) if tta else views.probabilities[:, 0]
         disagreements = disagreement(views.probabilities)
         predictions: list[Prediction | UnreadableImage] = []
@@ -366,9 +368,9 @@ class Predictor:
                 peak=self.thresholds.strong_evidence if explain else None,
                 pixel_hash=cell.pixel_hash,
                 views=tuple(map(self._named, views.probabilities[number])) if explain or tta else (),
-                map_check=self.release.map_check_of(EVIDENCE),
+                map_check=self.release.map_check_of(EVIDENCE_METHOD),
             )
-            if explain and method == OCCLUSION:
+            if explain and method == OCCLUSION_METHOD:
                 predictions.append(self._covered(prediction, cell.pixels, views.logits[number, 0]))
             else:
                 predictions.append(prediction)
@@ -431,7 +433,7 @@ class Predictor:
         """
         if prediction.picture is None:
             raise LeukoscopeError(f"{prediction.source}: has no picture to change; predict it with explain=True")
-        changes = most_telling(self.release.metrics.get(ROBUSTNESS))
+        changes = most_telling(self.release.metrics.get(ROBUSTNESS_BLOCK))
         black = is_cut_out(prediction.picture)
         changed = []
         answers = self([change(prediction.picture, black=black) for change in changes], batch_size=len(changes))
@@ -451,7 +453,7 @@ class Predictor:
         maps = covering_maps(self.backend, pixels, logits, progress=progress)
         if not np.isfinite(maps).all():
             return self._not_finite(prediction.source)
-        check = self.release.map_check_of(OCCLUSION)
+        check = self.release.map_check_of(OCCLUSION_METHOD)
         return replace(prediction, heatmaps=self._heatmaps(maps), map_check=check, peak=check.strong)
 
     def _heatmaps(self, maps: np.ndarray) -> dict[str, HeatMap]:
@@ -466,7 +468,7 @@ class Predictor:
         return dict(zip(self.labels, shares.tolist(), strict=True))
 
 
-def _waiting_pictures(images: Iterable[Any], ground: RGB) -> Iterator[_Waiting]:
+def _waiting_pictures(images: Iterable[Any], ground: RgbColour) -> Iterator[_Waiting]:
     """Yield what opens each picture, numbered from 1; PIL images are decoded at once, so that one may come twice."""
     for number, image in enumerate(images, 1):
         if isinstance(image, Image.Image):
@@ -475,7 +477,7 @@ def _waiting_pictures(images: Iterable[Any], ground: RGB) -> Iterator[_Waiting]:
             yield partial(_open, number, image, ground)
 
 
-def _open(number: int, image: Any, ground: RGB) -> _Opened | UnreadableImage:
+def _open(number: int, image: Any, ground: RgbColour) -> _Opened | UnreadableImage:
     """Open whatever was given as the picture of that number, transparent parts filled, or say why it cannot be used."""
     source = f"image {number}"
     try:

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from leukoscope.data.preprocessing import Preprocessing
     from leukoscope.models.release import ReleaseInfo
 
-AUTO, TORCH, OPENVINO = "auto", "torch", "openvino"
-BACKENDS = (AUTO, TORCH, OPENVINO)
+AUTO_RUNTIME, TORCH, OPENVINO = "auto", "torch", "openvino"
+BACKENDS = (AUTO_RUNTIME, TORCH, OPENVINO)
 F32, BF16 = "float32", "bf16"
-PRECISIONS = (F32, BF16)
+INFERENCE_PRECISIONS = (F32, BF16)
 PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime onnxscript"}  # module → what pip installs for it
 
 
@@ -45,11 +45,11 @@ class Runtime:
             variable LEUKOSCOPE_BACKEND, and "auto" where it is not set.
         device: a torch device such as "cpu" or "cuda", any but "cpu" only for torch; "auto" is the GPU where torch may
             compute and finds one, else the CPU.
-        precision: of `PRECISIONS`: "bf16" is OpenVINO's inference precision or torch's autocast.
+        precision: of `INFERENCE_PRECISIONS`: "bf16" is OpenVINO's inference precision or torch's autocast.
     """
 
     backend: str = ""
-    device: str = AUTO
+    device: str = AUTO_RUNTIME
     precision: str = F32
 
     def chosen(self) -> Runtime:
@@ -58,12 +58,12 @@ class Runtime:
         Raises:
             LeukoscopeError: an unknown backend or precision.
         """
-        backend = self.backend or os.environ.get("LEUKOSCOPE_BACKEND") or AUTO
-        for what, name, known in (("backend", backend, BACKENDS), ("precision", self.precision, PRECISIONS)):
+        backend = self.backend or os.environ.get("LEUKOSCOPE_BACKEND") or AUTO_RUNTIME
+        for what, name, known in (("backend", backend, BACKENDS), ("precision", self.precision, INFERENCE_PRECISIONS)):
             if name not in known:
                 raise LeukoscopeError(f"{what} {name!r}: unknown; choose one of {', '.join(known)}")
         device = self.device
-        if device == AUTO:
+        if device == AUTO_RUNTIME:
             device = "cpu" if backend == OPENVINO else gpu_or_cpu()
         return replace(self, backend=backend, device=device)
 

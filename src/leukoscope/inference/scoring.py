@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 CELLS_PER_SHARD = 256
 """Cells that an interruption may cost, at most."""
-TABLE_SUFFIXES = (".parquet", ".csv")
+OUTPUT_SUFFIXES = (".parquet", ".csv")
 _IDENTITY = "cells"  # in a shard's metadata: sha256 over the names, subjects and contents of its cells
 # Shards joined at a time: row groups of some tens of thousands of rows suit readers of Parquet.
 _JOINED_AT_ONCE = 256
@@ -169,7 +169,7 @@ def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource
     if not path.exists():
         raise LeukoscopeError(f"{named}: no such folder or file; give a folder of images, or a table of them")
     if not path.is_dir():
-        if suffix not in TABLE_SUFFIXES:
+        if suffix not in OUTPUT_SUFFIXES:
             raise LeukoscopeError(f"{named}: is a {suffix or 'bare'} file; give a folder, .csv or .parquet")
         table = read_table(path)
         if table.has_subjects and subject_pattern:
@@ -222,8 +222,8 @@ def unreadable_list(output: Path) -> Path:
 
 def check_output(output: Path) -> None:
     """Raise `LeukoscopeError` for another kind of file than a table, or one that is already there."""
-    if output.suffix.lower() not in TABLE_SUFFIXES:
-        kinds = ", ".join(TABLE_SUFFIXES)
+    if output.suffix.lower() not in OUTPUT_SUFFIXES:
+        kinds = ", ".join(OUTPUT_SUFFIXES)
         raise LeukoscopeError(f"--output {output}: is no kind of table written here; give a name that ends in {kinds}")
     if output.exists():
         raise LeukoscopeError(f"--output {output}: is already there; move it, or name another file")
@@ -243,7 +243,7 @@ def score_cells(
     still the same.
 
     Args:
-        output: table of `TABLE_SUFFIXES`, one row per cell; shards lie in `output`.parts/ until all are there, and
+        output: table of `OUTPUT_SUFFIXES`, one row per cell; shards lie in `output`.parts/ until all are there, and
             files that could not be read are listed in `unreadable_list(output)`.
         score_missing: predicts the missing shards elsewhere (`ray_scoring`); None predicts them here.
 
@@ -398,7 +398,7 @@ def safe_cell(text: str) -> str:
 
 
 def write_table(table: pa.Table, path: Path) -> Path:
-    """Write a table atomically, in the format of its name (`TABLE_SUFFIXES`); `OSError` where the disk refuses.
+    """Write a table atomically, in the format of its name (`OUTPUT_SUFFIXES`); `OSError` where the disk refuses.
 
     In a CSV file, which has no types of cells, what a spreadsheet would compute is quoted.
     """

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 MOST_REFUSED = 0.5
 """Share of a subject's cells that may be out of distribution before the subject is; cells of a slide share a stain."""
-BOOTSTRAP_SAMPLES = 1000
-LEVEL = 0.95
+SUBJECT_BOOTSTRAP_SAMPLES = 1000
+SUBJECT_INTERVAL_LEVEL = 0.95
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 _CHUNK = 50  # bootstrap samples at a time: 10,000 cells then take 4 MB
 
@@ -161,9 +161,11 @@ class SubjectRule:
     def interval(self, logits: np.ndarray) -> tuple[float, float]:
         """(N,) logits → 95 % bootstrap interval of the probability (percentiles), cells sampled with replacement."""
         rng = np.random.default_rng(0)
-        chunks = (rng.integers(len(logits), size=(_CHUNK, len(logits))) for _ in range(BOOTSTRAP_SAMPLES // _CHUNK))
+        chunks = (
+            rng.integers(len(logits), size=(_CHUNK, len(logits))) for _ in range(SUBJECT_BOOTSTRAP_SAMPLES // _CHUNK)
+        )
         samples = np.concatenate([self.probability(logits[rows]) for rows in chunks])
-        low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        low, high = np.quantile(samples, [(1 - SUBJECT_INTERVAL_LEVEL) / 2, (1 + SUBJECT_INTERVAL_LEVEL) / 2])
         return float(low), float(high)
 
     def predict(self, probabilities: np.ndarray, outcomes: Sequence[str], *, subject: str = "") -> SubjectPrediction:

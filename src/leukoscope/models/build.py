@@ -29,7 +29,7 @@ from torch import nn
 from leukoscope import LeukoscopeError
 from leukoscope.files import first_line
 from leukoscope.models.recipes import TIMM, Recipe
-from leukoscope.models.release import WEIGHTS
+from leukoscope.models.release import WEIGHTS_FILE
 from leukoscope.models.weights import (
     backbone_state,
     classifier_names,
@@ -137,7 +137,7 @@ def start_file(recipe: Recipe, start: StartWeights) -> Path | None:
     if not (start.file or recipe.base_model):
         raise LeukoscopeError(f"{recipe.name}: the Hub has no weights of it; {instead}")
     try:
-        return start.file or Path(hf_hub_download(recipe.base_model, WEIGHTS, etag_timeout=5))
+        return start.file or Path(hf_hub_download(recipe.base_model, WEIGHTS_FILE, etag_timeout=5))
     except (HTTPError, HFValidationError, OSError) as error:
         # Asked for what is not cached, the client does not say why it asked nobody.
         offline = constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError)

@@ -29,7 +29,16 @@ from huggingface_hub.utils.sha import git_hash
 
 from leukoscope import LeukoscopeError
 from leukoscope.files import file_sha256, first_line
-from leukoscope.models.release import CARD, CONFIG, DEFAULT_RELEASE, METRICS, OOD, PREDICTIONS, WEIGHTS, local_release
+from leukoscope.models.release import (
+    CARD_FILE,
+    CONFIG_FILE,
+    DEFAULT_RELEASE,
+    METRICS_FILE,
+    OOD_FILE,
+    PREDICTIONS_FOLDER,
+    WEIGHTS_FILE,
+    local_release,
+)
 from leukoscope.progress import is_quiet
 
 # The part before the @ is checked by the Hub client's own rule, in `parse_hub_id`.
@@ -37,9 +46,9 @@ _HUB_ID = re.compile(r"(?P<id>[^/@\s]+/[^/@\s]+)(@(?P<revision>\w[\w./-]*))?")
 _CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SHA256_LETTERS = 64
 HUB_TIMEOUT = 4.0  # seconds until the Hub counts as unreachable
-RELEASE_FILES = (CONFIG, WEIGHTS, METRICS, CARD, OOD)
+RELEASE_FILES = (CONFIG_FILE, WEIGHTS_FILE, METRICS_FILE, CARD_FILE, OOD_FILE)
 # With a release's predictions, which name its training cells, cells that are no test of it can be told.
-KNOWN_CELLS = (*RELEASE_FILES, f"{PREDICTIONS}/*.parquet")
+KNOWN_CELLS = (*RELEASE_FILES, f"{PREDICTIONS_FOLDER}/*.parquet")
 _NOT_OPEN = "no model on the Hub that is open to anybody; check the name, or ask whoever runs this to offer it"
 _log = logging.getLogger("leukoscope")
 
@@ -202,13 +211,13 @@ def _snapshot(
 
 def _require_whole(folder: Path, patterns: Sequence[str]) -> None:
     """Raise `LocalEntryNotFoundError` where a cached copy lacks a file of a release: timm fetches two of them."""
-    needed = {CONFIG}
+    needed = {CONFIG_FILE}
     try:
-        config = json.loads((folder / CONFIG).read_bytes())
+        config = json.loads((folder / CONFIG_FILE).read_bytes())
         if config["pretrained_cfg"]["tag"] == "leukoscope":
-            needed |= {WEIGHTS, METRICS}
-            if "ood" in json.loads((folder / METRICS).read_bytes()):
-                needed.add(OOD)
+            needed |= {WEIGHTS_FILE, METRICS_FILE}
+            if "ood" in json.loads((folder / METRICS_FILE).read_bytes()):
+                needed.add(OOD_FILE)
     except (OSError, ValueError, LookupError, TypeError):
         pass  # missing, damaged, which `_require_intact` tells, or another project's
     missing = [name for name in needed.intersection(patterns) if not (folder / name).is_file()]

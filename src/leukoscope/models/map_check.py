@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-EVIDENCE = "evidence"
+EVIDENCE_METHOD = "evidence"
 """The `method` of a map from one pass through the network: Grad-CAM relative to a blank picture."""
-OCCLUSION = "occlusion"
+OCCLUSION_METHOD = "occlusion"
 """The `method` of a map by covering: how far the class's margin falls when a place of the picture is blurred."""
-MAP_NAMES = {EVIDENCE: "Grad-CAM map", OCCLUSION: "map by covering"}
-MAP_BLOCKS = {EVIDENCE: "heat_maps", OCCLUSION: "occlusion_maps"}
+MAP_NAMES = {EVIDENCE_METHOD: "Grad-CAM map", OCCLUSION_METHOD: "map by covering"}
+MAP_BLOCKS = {EVIDENCE_METHOD: "heat_maps", OCCLUSION_METHOD: "occlusion_maps"}
 """Method → the block of metrics.json that holds what the checks of its maps found."""
-SCALE_BLOCKS = {EVIDENCE: "evidence_scale", OCCLUSION: "occlusion_scale"}
+SCALE_BLOCKS = {EVIDENCE_METHOD: "evidence_scale", OCCLUSION_METHOD: "occlusion_scale"}
 """Method → the block of metrics.json that holds how strong its maps usually are."""
 
 
@@ -34,14 +34,14 @@ class MapCheck:
             one in twenty exceeds the second; None where that was not measured.
     """
 
-    method: str = EVIDENCE
+    method: str = EVIDENCE_METHOD
     passed: bool | None = None
     deletion_gain: float | None = None
     weak: float | None = None
     strong: float | None = None
 
     @classmethod
-    def from_metrics(cls, metrics: Mapping[str, Any], method: str = EVIDENCE) -> MapCheck:
+    def from_metrics(cls, metrics: Mapping[str, Any], method: str = EVIDENCE_METHOD) -> MapCheck:
         """Read it from a release's metrics.json; a block about maps of another method says nothing about these."""
         checks = metrics.get(MAP_BLOCKS[method]) or {}
         scale = metrics.get(SCALE_BLOCKS[method]) or {}

@@ -35,24 +35,28 @@ from leukoscope.files import (
     restore_replaced,
     write_atomic,
 )
-from leukoscope.models.map_check import EVIDENCE, OCCLUSION, MapCheck
+from leukoscope.models.map_check import EVIDENCE_METHOD, OCCLUSION_METHOD, MapCheck
 
 DEFAULT_RELEASE = "leukoscope-densenet169-cnmc"
 """What the demo opens with, and the only release in the wheel; the others come from a clone or the Hub."""
 SCHEMA_VERSION = 3  # of metrics.json
-CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
-PREDICTIONS = "predictions"  # folder of a protocol's predictions, one Parquet file an evaluation; no pixels
-FIGURES = "figures"  # pictures of the card
-ROBUSTNESS = "robustness"  # block of metrics.json: how the answers hold under small changes of the pictures
-PROCESSOR = "preprocessor_config.json"  # of an export as ONNX
-OOD = "ood.safetensors"  # may be missing: releases made elsewhere, or before their cells were at hand
-# Sources of the white cells in metrics.json's `ood.healthy`. Of the people in fields of view nothing is known.
-HEALTHY, OF_FIELDS = "white cells", "white cells of fields"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+METRICS_FILE = "metrics.json"
+CARD_FILE = "README.md"
+PREDICTIONS_FOLDER = "predictions"  # folder of a protocol's predictions, one Parquet file an evaluation; no pixels
+FIGURES_FOLDER = "figures"  # pictures of the card
+ROBUSTNESS_BLOCK = "robustness"  # block of metrics.json: how the answers hold under small changes of the pictures
+PROCESSOR_FILE = "preprocessor_config.json"  # of an export as ONNX
+OOD_FILE = "ood.safetensors"  # may be missing: releases made elsewhere, or before their cells were at hand
+# Sources of the white cells in metrics.json's `ood.healthy`. Nothing is known of the people in fields of view.
+HEALTHY = "white cells"
+OF_FIELDS = "white cells of fields"
 
-SHA256 = "sha256"
-"""The block of metrics.json with the SHA-256 of the release's files; of metrics.json itself, that of `DECIDING`."""
-HASHED = (CONFIG, WEIGHTS, OOD)
-DECIDING = (
+CHECKSUM_BLOCK = "sha256"
+"""The block of metrics.json with the SHA-256 of each file; for metrics.json itself, that of its `DECIDING_BLOCKS`."""
+HASHED_FILES = (CONFIG_FILE, WEIGHTS_FILE, OOD_FILE)
+DECIDING_BLOCKS = (
     *("labels", "positive_label", "data", "training"),
     *("calibration", "decisions", "subject_rule", "evidence_scale"),
     *("occlusion_maps", "occlusion_scale"),
@@ -87,7 +91,9 @@ class ReleaseInfo:
     def takes_cut_outs(self) -> bool | None:
         """Whether it was trained on cells cut out on black; None where its data set does not say, as folders do not."""
         info = trained_on(self.metrics)
-        return None if info is None or info.name == "imagefolder" else info.background == "black"
+        if info is None or info.name == "imagefolder":
+            return None
+        return info.background == "black"
 
     @property
     def blank_rgb(self) -> tuple[int, int, int]:
@@ -97,9 +103,9 @@ class ReleaseInfo:
     @property
     def map_method(self) -> str:
         """The method of the maps that it shows: by covering where these passed their checks and Grad-CAM did not."""
-        if self.map_check_of(OCCLUSION).passed and not self.map_check_of(EVIDENCE).passed:
-            return OCCLUSION
-        return EVIDENCE
+        if self.map_check_of(OCCLUSION_METHOD).passed and not self.map_check_of(EVIDENCE_METHOD).passed:
+            return OCCLUSION_METHOD
+        return EVIDENCE_METHOD
 
     def map_check_of(self, method: str) -> MapCheck:
         """What the checks of its maps of one method found."""
@@ -126,26 +132,28 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
         LeukoscopeError: no such folder, or a file that is missing, damaged or no release's.
     """
     root = Path(directory)
-    config, metrics = read_config(root), read_metrics(root)
+    config = read_config(root)
+    metrics = read_metrics(root)
     labels = config["label_names"]
     if metrics.get("labels", labels) != labels:
         raise LeukoscopeError(
-            f"{root / CONFIG}: label_names is {reprlib.repr(labels)}, and labels in {METRICS} beside it "
+            f"{root / CONFIG_FILE}: label_names is {reprlib.repr(labels)}, and labels in {METRICS_FILE} beside it "
             f"{reprlib.repr(metrics['labels'])}; download or copy both again from one release"
         )
     for place, block in {"subject_rule.": metrics.get("subject_rule") or {}, "": metrics}.items():
-        if (label := block.get("positive_label") or labels[0]) not in labels:
+        label = block.get("positive_label") or labels[0]
+        if label not in labels:
             raise LeukoscopeError(
-                f"{root / METRICS}: {place}positive_label is {label!r}, none of {', '.join(labels)}; restore it from "
-                "the release"
+                f"{root / METRICS_FILE}: {place}positive_label is {label!r}, none of {', '.join(labels)}; restore it "
+                "from the release"
             )
     require_undamaged(root, metrics)
     try:
         preprocessing = Preprocessing.from_pretrained_cfg(config["pretrained_cfg"])
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise LeukoscopeError(
-            f"{root / CONFIG}: pretrained_cfg has no preprocessing that is known here ({error}); restore it, or give "
-            "another release"
+            f"{root / CONFIG_FILE}: pretrained_cfg has no preprocessing that is known here ({error}); restore it, or "
+            "give another release"
         ) from None
     return ReleaseInfo(tuple(labels), preprocessing, metrics, name or str(root), revision, root, config)
 
@@ -158,36 +166,45 @@ def require_undamaged(root: Path, metrics: Mapping[str, Any]) -> None:
     Raises:
         LeukoscopeError: a file that is damaged, of another release, or missing, except for weights.
     """
-    recorded = metrics.get(SHA256) or {}
-    for name in HASHED if recorded else ():
+    recorded = metrics.get(CHECKSUM_BLOCK)
+    if not recorded:
+        return
+    for name in HASHED_FILES:
         path = root / name
+        checksum = None
         with disk_errors(f"{path}: cannot be read", "check who may read it"):
-            found = file_sha256(path) if path.is_file() else None
-        if found == recorded.get(name) or (found is None and name == WEIGHTS):  # whoever loads these says more
+            if path.is_file():
+                checksum = file_sha256(path)
+        if checksum == recorded.get(name):
             continue
-        if found:
+        if checksum:
             _require_fetched(path)
-        what = "damaged, or of another release" if found else "missing"
+            problem = "damaged, or of another release"
+        elif name == WEIGHTS_FILE:
+            continue  # whoever loads the weights says more
+        else:
+            problem = "missing"
         raise LeukoscopeError(
-            f"{path}: {what} (its SHA-256 is not the one in {METRICS}); download or copy the release again"
+            f"{path}: {problem} (its SHA-256 is not the one in {METRICS_FILE}); download or copy the release again"
         )
 
 
 def _deciding_sha256(metrics: Mapping[str, Any]) -> str:
-    """The SHA-256 of a metrics.json's `DECIDING` blocks, however the file is laid out."""
-    return sha256(json.dumps({k: metrics[k] for k in DECIDING if k in metrics}, sort_keys=True).encode()).hexdigest()
+    """The SHA-256 of a metrics.json's `DECIDING_BLOCKS`, however the file is laid out."""
+    blocks = {name: metrics[name] for name in DECIDING_BLOCKS if name in metrics}
+    return sha256(json.dumps(blocks, sort_keys=True).encode()).hexdigest()
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Write the metrics.json of a release, with the checksums of the files that lie beside it now."""
-    content = _rounded({name: block for name, block in metrics.items() if name != SHA256})
-    sums = {name: file_sha256(folder / name) for name in HASHED if (folder / name).is_file()}
-    write_json(folder / METRICS, {**content, SHA256: {**sums, METRICS: _deciding_sha256(content)}})
+    content = _rounded({name: block for name, block in metrics.items() if name != CHECKSUM_BLOCK})
+    sums = {name: file_sha256(folder / name) for name in HASHED_FILES if (folder / name).is_file()}
+    write_json(folder / METRICS_FILE, {**content, CHECKSUM_BLOCK: {**sums, METRICS_FILE: _deciding_sha256(content)}})
 
 
 def read_config(root: Path) -> dict[str, Any]:
     """The content of a release's config.json; errors as of `read_release`."""
-    path = root / CONFIG
+    path = root / CONFIG_FILE
     restore_replaced(root)
     if not root.is_dir():
         raise LeukoscopeError(f"{root}: no such model folder; give a release folder or a Hub id like owner/name")
@@ -206,7 +223,7 @@ def read_config(root: Path) -> dict[str, Any]:
 
 def read_metrics(root: Path) -> dict[str, Any]:
     """The release's metrics.json, {} for none; an error if damaged, of another version or too little to predict."""
-    path = root / METRICS
+    path = root / METRICS_FILE
     if not path.exists():
         return {}
     metrics = _read_json(path)
@@ -216,12 +233,14 @@ def read_metrics(root: Path) -> dict[str, Any]:
         raise LeukoscopeError(
             f"{path}: {first_problem(error)}: download or copy the file again from the release, or leave it out"
         ) from None
-    if (version := metrics.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:  # other packages write none
+    version = metrics.get("schema_version", SCHEMA_VERSION)  # other packages write none
+    if version != SCHEMA_VERSION:
         raise LeukoscopeError(
             f"{path}: schema_version is {version!r}, and {SCHEMA_VERSION} is read here; get the release anew, or use "
             "the version of Leukoscope that made it"
         )
-    if (recorded := metrics.get(SHA256)) and recorded.get(METRICS) != _deciding_sha256(metrics):
+    recorded = metrics.get(CHECKSUM_BLOCK)
+    if recorded and recorded.get(METRICS_FILE) != _deciding_sha256(metrics):
         raise LeukoscopeError(
             f"{path}: damaged, or changed by hand (its blocks that decide are not those of its checksum); download or "
             "copy the release again"
@@ -232,7 +251,8 @@ def read_metrics(root: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> Any:
     """The content of one of a release's JSON files; an error if far too large, unreadable or damaged."""
     try:
-        if (size := path.stat().st_size) > _MOST_JSON:
+        size = path.stat().st_size
+        if size > _MOST_JSON:
             raise ValueError(f"has {size / 1e6:,.0f} MB, and a release's has less than {_MOST_JSON / 1e6:.0f}")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -246,22 +266,24 @@ def local_release(model: str) -> Path | None:
     if os.path.exists(model):  # unlike `Path.exists`, no error for a name that is too long
         return Path(model)
     with suppress(LeukoscopeError):  # a copy of the package alone
-        if Path(model).name == model and os.path.isfile(embedded_releases() / model / CONFIG):
+        if Path(model).name == model and os.path.isfile(embedded_releases() / model / CONFIG_FILE):
             return embedded_releases() / model
     return None
 
 
 def release_folders(root: Path) -> list[Path]:
     """The releases in a folder, or the folder itself where it is one; hidden ones are still being written or copied."""
-    if (root / CONFIG).is_file():
+    if (root / CONFIG_FILE).is_file():
         return [root]
-    return [config.parent for config in sorted(root.glob(f"[!.]*/{CONFIG}"))]
+    return [config.parent for config in sorted(root.glob(f"[!.]*/{CONFIG_FILE}"))]
 
 
 def folder_name(release: Path) -> str:
     """The name of a local release: its folder's, or the run's for the `release` folder of a run."""
     folder = release.resolve()
-    return folder.parent.name if folder.name == "release" else folder.name
+    if folder.name == "release":
+        return folder.parent.name
+    return folder.name
 
 
 def public_name(model: str, revision: str) -> str:
@@ -271,7 +293,9 @@ def public_name(model: str, revision: str) -> str:
 
 def write_json(path: Path, content: Mapping[str, Any], *, exact: bool = False) -> None:
     """Write JSON with `write_atomic`; unless `exact`, floats keep six significant digits, more would be noise."""
-    write_atomic(path, json.dumps(content if exact else _rounded(content), indent=1, ensure_ascii=False) + "\n")
+    if not exact:
+        content = _rounded(content)
+    write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -317,8 +341,8 @@ def atomic_release(target: Path) -> Iterator[Path]:
     problem = f"{target}: the release cannot be written there"
     with disk_errors(problem, "name another folder"), atomic_folder(target) as folder:
         yield folder
-        if (folder / METRICS).is_file():
-            write_metrics(folder, _read_json(folder / METRICS))
+        if (folder / METRICS_FILE).is_file():
+            write_metrics(folder, _read_json(folder / METRICS_FILE))
 
 
 # What config.json and metrics.json must say for a prediction to rest on it; more keys are allowed
@@ -363,13 +387,13 @@ class Config(_Checked):
 
     @model_validator(mode="after")
     def _labels_are_those_of_the_head(self) -> Config:
-        labels, shown = self.label_names, f"label_names is {reprlib.repr(self.label_names)}"
+        labels = self.label_names
         if len(labels) != self.num_classes:
             raise ValueError(f"label_names has {len(labels)} entries but the head has {self.num_classes} outputs")
         if len(set(labels)) < len(labels):
-            raise ValueError(f"{shown}; the labels must be different")
+            raise ValueError(f"label_names is {reprlib.repr(labels)}; the labels must be different")
         if self.id2label is not None and self.id2label != {str(k): label for k, label in enumerate(labels)}:
-            raise ValueError(f"{shown}, and id2label {reprlib.repr(self.id2label)}")
+            raise ValueError(f"label_names is {reprlib.repr(labels)}, and id2label {reprlib.repr(self.id2label)}")
         return self
 
 
@@ -476,5 +500,5 @@ def first_problem(error: ValidationError) -> str:
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])[1:] or "its content"
     if first["type"] == "missing":
         return f"{place} is missing"
-    said = first["msg"].partition(" or instance of ")[0]
-    return f"{place} is {reprlib.repr(first['input'])}; {said[0].lower()}{said[1:]}"
+    message = first["msg"].partition(" or instance of ")[0]
+    return f"{place} is {reprlib.repr(first['input'])}; {message[0].lower()}{message[1:]}"

@@ -6,7 +6,7 @@ model.safetensors holds the backbone in half precision (computed with in float32
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +20,9 @@ from torch import nn
 from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.models.release import (
-    CONFIG,
-    METRICS,
-    WEIGHTS,
+    CONFIG_FILE,
+    METRICS_FILE,
+    WEIGHTS_FILE,
     ReleaseInfo,
     atomic_release,
     open_safetensors,
@@ -103,8 +103,8 @@ def save_release(
         folder.mkdir(parents=True)
         save_weights(network, folder)
         # A rounded crop_pct would resize to a pixel less than training did.
-        write_json(folder / CONFIG, config, exact=True)
-        write_json(folder / METRICS, metrics)
+        write_json(folder / CONFIG_FILE, config, exact=True)
+        write_json(folder / METRICS_FILE, metrics)
     return target
 
 
@@ -113,8 +113,8 @@ def save_weights(network: nn.Module, directory: Path) -> None:
     state = network.state_dict()
     halved = {name: state[name].half() for name in _stored_halved(network)}
     tensors = {name: tensor.contiguous().cpu() for name, tensor in (state | halved).items()}
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-    (directory / WEIGHTS).chmod(0o644)  # safetensors leaves the file readable by its owner alone
+    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    (directory / WEIGHTS_FILE).chmod(0o644)  # safetensors leaves the file readable by its owner alone
 
 
 def rescale_classifier(network: nn.Module, temperature: float) -> nn.Module:
@@ -133,8 +133,9 @@ def rescale_classifier(network: nn.Module, temperature: float) -> nn.Module:
 
 def training_frequencies(recipe: Recipe, class_counts: torch.Tensor) -> torch.Tensor:
     """(K,) class frequencies that a network presumes after training: even where classes weigh so, else the cells'."""
-    even = recipe.class_weighted or recipe.sampling != "cells"
-    return _sum_to_one(torch.ones_like(class_counts) if even else class_counts)
+    if recipe.class_weighted or recipe.sampling != "cells":
+        class_counts = torch.ones_like(class_counts)
+    return _sum_to_one(class_counts)
 
 
 def output_frequencies(flag_words: Sequence[str], labels: Sequence[str], class_counts: torch.Tensor) -> torch.Tensor:
@@ -145,15 +146,18 @@ def output_frequencies(flag_words: Sequence[str], labels: Sequence[str], class_c
     Raises:
         LeukoscopeError: a class that is unknown, missing or given twice, or a share that is not above 0.
     """
-    words = tuple(flag_words) or (("equal",) if len(labels) == 2 else ("data",))
-    if words in (("equal",), ("data",)):
-        return _sum_to_one(torch.ones_like(class_counts) if words == ("equal",) else class_counts)
-    given_as = {}
+    default = "equal" if len(labels) == 2 else "data"
+    words = list(flag_words) or [default]
+    if words == ["equal"]:
+        return _sum_to_one(torch.ones_like(class_counts))
+    if words == ["data"]:
+        return _sum_to_one(class_counts)
+    share_of = {}
     for word in words:
         label, _, share = word.rpartition("=")
-        given_as[label] = share
+        share_of[label] = share
     with suppress(KeyError, ValueError):
-        shares = [float(given_as[label]) for label in labels]
+        shares = [float(share_of[label]) for label in labels]
         if len(words) == len(labels) and all(0 < share < math.inf for share in shares):
             return _sum_to_one(torch.tensor(shares))
     raise LeukoscopeError(
@@ -191,34 +195,43 @@ def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision:
     root = info.folder
     config = info.config
     require_undamaged(root, info.metrics)  # they may have changed since it was read
-    tensors = read_safetensors(root / WEIGHTS)
+    tensors = read_safetensors(root / WEIGHTS_FILE)
     for name, tensor in tensors.items():
         # A single one makes every probability NaN. The sum of finite numbers of any release is finite in float64.
         if tensor.is_floating_point() and not math.isfinite(float(tensor.sum(dtype=torch.float64))):
             raise LeukoscopeError(
-                f"{root / WEIGHTS}: damaged ({name} holds numbers that are not finite); restore it from the release"
+                f"{root / WEIGHTS_FILE}: damaged ({name} holds numbers that are not finite); restore it from the "
+                "release"
             )
-    whole = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    state = in_float32(tensors)
     try:
         # First without memory, which a config.json of a far larger network would use up.
         with torch.device("meta"):
-            _network(root, config).load_state_dict(whole, assign=True)
+            _network(root, config).load_state_dict(state, assign=True)
         network = _network(root, config)
-        network.load_state_dict(whole)
+        network.load_state_dict(state)
     except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        # The first line only says that loading failed.
+        problem = "".join(str(error).splitlines()[1:2]).strip() or str(error)
         raise LeukoscopeError(
-            f"{root / WEIGHTS}: not the weights of {config['architecture']} with {len(info.labels)} labels ({first}); "
-            "restore config.json and model.safetensors from one release"
+            f"{root / WEIGHTS_FILE}: not the weights of {config['architecture']} with {len(info.labels)} labels "
+            f"({problem}); restore config.json and model.safetensors from one release"
         ) from None
     network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    return Release(**(vars(info) | {"network": network}))
+    return Release(**vars(info), network=network)
+
+
+def in_float32(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors by name, those of floating point in float32."""
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def round_as_stored(network: nn.Module, *, head: bool = True) -> None:
     """Round weights in place to what the release will hold, so that this is measured; `head`: the head's too."""
     state = network.state_dict()
-    spared = () if head else tuple(f"{name}." for name in head_names(network))
+    spared: tuple[str, ...] = ()
+    if not head:
+        spared = _prefixes(head_names(network))
     with torch.no_grad():
         for name in _stored_halved(network):
             if not name.startswith(spared):
@@ -231,23 +244,26 @@ def _stored_halved(network: nn.Module) -> list[str]:
     BatchNorm statistics stay float32, since running variances can leave half precision's range, and so does the
     classifier, a few kilobytes, since a temperature folded into it would be rounded away.
     """
-    whole = tuple(f"{name}." for name in classifier_names(network))
-    state = network.state_dict()
-    return [k for k, v in state.items() if v.is_floating_point() and "running_" not in k and not k.startswith(whole)]
+    classifier = _prefixes(classifier_names(network))
+    names = []
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and "running_" not in name and not name.startswith(classifier):
+            names.append(name)
+    return names
 
 
 def _network(root: Path, config: Mapping[str, Any]) -> nn.Module:
     """The network of a config.json with random weights."""
     architecture = config["architecture"]
     if not timm.is_model(architecture):
-        raise LeukoscopeError(f"{root / CONFIG}: timm has no architecture {architecture!r}; update timm")
+        raise LeukoscopeError(f"{root / CONFIG_FILE}: timm has no architecture {architecture!r}; update timm")
     # timm's own exports name the number of classes there as well.
     arguments = {**(config.get("model_args") or {}), "num_classes": config["num_classes"]}
     try:
         return timm.create_model(architecture, pretrained=False, **arguments)
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise LeukoscopeError(
-            f"{root / CONFIG}: {architecture} cannot be built with its model_args ({error}); restore it from "
+            f"{root / CONFIG_FILE}: {architecture} cannot be built with its model_args ({error}); restore it from "
             "the release"
         ) from None
 
@@ -274,15 +290,21 @@ def classifier_names(network: nn.Module) -> list[str]:
 
 def classifier_parameters(network: nn.Module) -> list[nn.Parameter]:
     """The parameters of the last linear layer."""
-    return [p for name in classifier_names(network) for p in network.get_submodule(name).parameters()]
+    return [parameter for name in classifier_names(network) for parameter in network.get_submodule(name).parameters()]
 
 
 def head_names(network: Any) -> list[str]:
     """The names of what follows the pooled features: the last linear layer, and what else is new in front of it."""
-    head = network.get_classifier()
-    modules = head if isinstance(head, tuple) else (head,)
+    modules = network.get_classifier()
+    if not isinstance(modules, tuple):
+        modules = (modules,)
     ids = set(map(id, modules))
     return [name for name, module in network.named_modules() if id(module) in ids]
+
+
+def _prefixes(modules: Iterable[str]) -> tuple[str, ...]:
+    """How the names of the tensors of these modules begin, for `str.startswith`."""
+    return tuple(f"{name}." for name in modules)
 
 
 def head_parameters(network: nn.Module) -> list[nn.Parameter]:
@@ -292,7 +314,7 @@ def head_parameters(network: nn.Module) -> list[nn.Parameter]:
 
 def backbone_state(network: nn.Module) -> dict[str, torch.Tensor]:
     """Weights and statistics of all but the head, by name."""
-    head = tuple(f"{name}." for name in head_names(network))
+    head = _prefixes(head_names(network))
     return {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(head)}
 
 
@@ -305,7 +327,7 @@ def freeze(network: nn.Module, frozen: Sequence[str]) -> None:
         for name in frozen:
             network.get_submodule(name).requires_grad_(False).eval()
         return
-    head = tuple(f"{name}." for name in head_names(network))
+    head = _prefixes(head_names(network))
     # Parameter by parameter: some, such as a vision transformer's position embedding, belong to no module inside.
     for name, parameter in network.named_parameters():
         if not name.startswith(head):

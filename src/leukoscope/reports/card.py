@@ -23,13 +23,13 @@ from leukoscope.inference.gradcam import is_map_of_channels
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import FROM_HUB, FROM_SCRATCH
 from leukoscope.models.hub_download import parse_hub_id
-from leukoscope.models.map_check import EVIDENCE, MAP_BLOCKS, MapCheck
+from leukoscope.models.map_check import EVIDENCE_METHOD, MAP_BLOCKS, MapCheck
 from leukoscope.models.recipes import TIMM
 from leukoscope.models.release import (
-    CARD,
-    FIGURES,
-    METRICS,
-    WEIGHTS,
+    CARD_FILE,
+    FIGURES_FOLDER,
+    METRICS_FILE,
+    WEIGHTS_FILE,
     folder_name,
     read_config,
     read_metrics,
@@ -73,7 +73,7 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     name = hub_id.split("/")[-1] or folder_name(release)
     licence = licence or default_licence(metrics)
     training = metrics["training"]
-    has_weights = (release / WEIGHTS).is_file()
+    has_weights = (release / WEIGHTS_FILE).is_file()
     size = dict.fromkeys(("parameters", "macs", "file"), "–")
     has_map = True
     if has_weights:
@@ -127,12 +127,12 @@ def _alt_text(plot: str, unit: str, *, in_fields: bool) -> str:
 def _map_checks(metrics: Mapping[str, Any]) -> list[tuple[MapCheck, Mapping[str, Any]]]:
     """The finding and the block of each kind of maps that was checked; where none was, Grad-CAM's finding says so."""
     blocks = {method: metrics.get(name) or {} for method, name in MAP_BLOCKS.items()}
-    checked = {method: block for method, block in blocks.items() if block} or {EVIDENCE: {}}
+    checked = {method: block for method, block in blocks.items() if block} or {EVIDENCE_METHOD: {}}
     return [(MapCheck.from_metrics(metrics, method), block) for method, block in checked.items()]
 
 
 def _drawn(release: Path) -> list[str]:
-    return [name for name in CARD_PLOTS if (release / FIGURES / f"{name}.png").is_file()][:1]
+    return [name for name in CARD_PLOTS if (release / FIGURES_FOLDER / f"{name}.png").is_file()][:1]
 
 
 def _measure_network(release: Path) -> tuple[dict[str, str], bool]:
@@ -149,7 +149,7 @@ def _measure_network(release: Path) -> tuple[dict[str, str], bool]:
     size = {
         "parameters": f"{parameters / 1e6:.2f} M",
         "macs": f"{counted.get_total_flops() / 2e9:.2f} G",
-        "file": f"{(release / WEIGHTS).stat().st_size / 1e6:.1f} MB",
+        "file": f"{(release / WEIGHTS_FILE).stat().st_size / 1e6:.1f} MB",
     }
     return size, is_map_of_channels(network, features)
 
@@ -180,8 +180,8 @@ def write_card(release: Path, *, hub_id: str = "", licence: str = "") -> Path:
     _measured(release)  # raises before a plot is drawn
     draw_plots(release)
     card = render_card(release, hub_id=hub_id, licence=licence)
-    with disk_errors(f"{release / CARD}: cannot be written", "check who may write there"):
-        return write_atomic(release / CARD, card)
+    with disk_errors(f"{release / CARD_FILE}: cannot be written", "check who may write there"):
+        return write_atomic(release / CARD_FILE, card)
 
 
 def _measured(release: Path) -> dict[str, Any]:
@@ -189,8 +189,8 @@ def _measured(release: Path) -> dict[str, Any]:
     missing = [block for block in _NEEDED if block not in metrics]
     if missing:
         raise LeukoscopeError(
-            f"{release / METRICS}: missing, or without {missing[0]!r}; a card is rendered from the measurements that "
-            "`leukoscope train` and `leukoscope protocol` write there"
+            f"{release / METRICS_FILE}: missing, or without {missing[0]!r}; a card is rendered from the measurements "
+            "that `leukoscope train` and `leukoscope protocol` write there"
         )
     if metrics["data"]["name"] == "imagefolder":
         metrics["data"] |= {"title": "The author's own cells", "licence": ""}
@@ -355,7 +355,7 @@ def draw_plots(release: Path) -> list[Path]:
     else:
         name = "confusion"
         figure = plots.confusion_plot(measured["confusion_matrix"], metrics["labels"])
-    folder = release / FIGURES
+    folder = release / FIGURES_FOLDER
     with disk_errors(f"{folder}: the plot cannot be written there", "check who may write there"):
         folder.mkdir(exist_ok=True)
         return [plots.save_plot(figure, folder / f"{name}.png")]

@@ -14,14 +14,14 @@ import numpy as np
 
 from leukoscope.data.registry import meanings_of_labels
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, Decision
-from leukoscope.models.map_check import EVIDENCE, OCCLUSION
+from leukoscope.models.map_check import EVIDENCE_METHOD, OCCLUSION_METHOD
 from leukoscope.reports import release_tables
 from leukoscope.reports.release_tables import many
 
 MEANINGS = meanings_of_labels()
 """What the labels of the registered data sets stand for."""
 _OUTCOMES = {ABSTAIN: "not sure", OUT_OF_DISTRIBUTION: "unlike its cells"}
-QUESTION = "Is this white blood cell a leukaemic blast?"
+HEADLINE_QUESTION = "Is this white blood cell a leukaemic blast?"
 # Said by the demo and the static page; commands and JSON say `inference.prediction.REASON_TEXTS`.
 SHORT = {
     ABSTAIN: "Not sure",
@@ -40,8 +40,8 @@ SYNTHETIC = (
 NO_PEOPLE = "its data name no people"
 MAP_CAVEAT = "The map is the mean over eight views. It shows where the model reacts, not why."
 MAP_CAVEATS = {
-    EVIDENCE: MAP_CAVEAT,
-    OCCLUSION: "The map shows how much less the model prefers this class when a place is covered, not why.",
+    EVIDENCE_METHOD: MAP_CAVEAT,
+    OCCLUSION_METHOD: "The map shows how much less the model prefers this class when a place is covered, not why.",
 }
 
 

@@ -21,7 +21,7 @@ from leukoscope.models.recipes import Recipe
 from leukoscope.progress import note
 from leukoscope.training.config import TrainingConfig
 
-PRECISIONS = ("no", "fp16", "bf16")
+TRAINING_PRECISIONS = ("no", "fp16", "bf16")
 # How torchrun, `accelerate launch` and three kinds of MPI tell a process how many they started.
 _LAUNCHED_PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _LAUNCHED_PRECISION = "ACCELERATE_MIXED_PRECISION"
@@ -35,7 +35,7 @@ class Precision:
     """The precision of a training.
 
     Attributes:
-        name: one of `PRECISIONS`.
+        name: one of `TRAINING_PRECISIONS`.
         reason: what chose it.
         bf16_is_emulated: this device computes in bf16 only by emulation, far slower than in float32.
     """
@@ -71,8 +71,8 @@ def choose_precision(config: TrainingConfig, recipe: Recipe, on_gpu: bool) -> Pr
         flag = "accelerate launch --mixed_precision"
     else:
         return _default_precision(recipe, on_gpu, emulated)
-    if chosen.name not in PRECISIONS:
-        raise LeukoscopeError(f"{flag} {chosen.name}: unknown here; give one of {', '.join(PRECISIONS)}")
+    if chosen.name not in TRAINING_PRECISIONS:
+        raise LeukoscopeError(f"{flag} {chosen.name}: unknown here; give one of {', '.join(TRAINING_PRECISIONS)}")
     if chosen.name == "fp16" and not on_gpu:
         raise LeukoscopeError(f"{flag} fp16: needs a GPU, and this run has none; give bf16 or no")
     return chosen

@@ -25,7 +25,7 @@ from leukoscope.evaluation.overlap import Overlap, seen_of, trainings_of
 from leukoscope.models.build import NetworkStart, copy_weights
 from leukoscope.models.hub_download import KNOWN_CELLS, find_release
 from leukoscope.models.recipes import TIMM, Recipe, get_recipe, timm_recipe
-from leukoscope.models.release import CONFIG, WEIGHTS, folder_name, local_release
+from leukoscope.models.release import CONFIG_FILE, WEIGHTS_FILE, folder_name, local_release
 from leukoscope.models.weights import (
     Release,
     load_release,
@@ -63,8 +63,8 @@ def follow_model(flags: Mapping[str, Any]) -> dict[str, Any]:
             "--pretrained_weights"
         )
     try:
-        folder, _, revision = find_release(name, (CONFIG, WEIGHTS))
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        folder, _, revision = find_release(name, (CONFIG_FILE, WEIGHTS_FILE))
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except LeukoscopeError as error:
         raise LeukoscopeError(f"--model_name_or_path {error}") from None
     except (OSError, ValueError) as error:
@@ -87,7 +87,7 @@ def follow_model(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model_name_or_path": None,
         "recipe": recipe.name,
-        "pretrained_weights": str(folder / WEIGHTS),
+        "pretrained_weights": str(folder / WEIGHTS_FILE),
         "pretrained_name": flags["pretrained_name"] or f"{cfg.get('tag') or architecture} of {Path(name).name}{at}",
         "image_size": prepared.image_size if flags["image_size"] is None else flags["image_size"],
         "override": [*settings, *flags["override"]],
@@ -163,7 +163,7 @@ def start_from_release(network: nn.Module, recipe: Recipe, name: str, cells: Fra
     provenance = {
         "release": release.name if release.revision else name,
         "revision": release.revision,
-        "weights_sha256": sha256((release.folder / WEIGHTS).read_bytes()).hexdigest(),
+        "weights_sha256": sha256((release.folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
         "kept_head": outputs is not None,
         "seen": trainings_of(release.metrics),
     }

@@ -16,7 +16,7 @@ from leukoscope.files import content_hashes
 from leukoscope.models.build import start_file
 from leukoscope.models.hub_download import KNOWN_CELLS, find_release
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release import WEIGHTS
+from leukoscope.models.release import WEIGHTS_FILE
 from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig
 
 # What these name is compared by content: the cells, their labels and subjects, their split, and the start weights.
@@ -91,7 +91,7 @@ def _start_sha256(config: TrainingConfig, recipe: Recipe) -> str | None:
     release = config.model.model_name_or_path
     if release:
         folder, _, _ = find_release(release, KNOWN_CELLS)
-        file: Path | None = folder / WEIGHTS
+        file: Path | None = folder / WEIGHTS_FILE
     else:
         file = start_file(recipe, config.start_weights)
     if file is None:

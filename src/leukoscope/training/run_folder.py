@@ -25,7 +25,7 @@ from leukoscope.data.splits import Split
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import disk_errors, first_line, write_atomic
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release import METRICS, write_json
+from leukoscope.models.release import METRICS_FILE, write_json
 from leukoscope.progress import note
 from leukoscope.training.identity import RunIdentity
 
@@ -56,7 +56,7 @@ class RunFolder:
         self.summary = path / "summary.csv"
         self.predictions = path / "predictions.parquet"
         self.size_only_predictions = path / "size_only_predictions.parquet"
-        self.metrics = path / METRICS
+        self.metrics = path / METRICS_FILE
         self.release = path / "release"
         self.checkpoints = path / "checkpoints"
 

@@ -25,7 +25,7 @@ from leukoscope.data.registry import DatasetInfo, trained_on
 from leukoscope.data.smear import Stain, UnusableSmear, looks_like_smear, measure_stain
 from leukoscope.inference.gradcam import overlay, share_within
 from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, Decision, Prediction, Thresholds, turned
-from leukoscope.models.map_check import OCCLUSION
+from leukoscope.models.map_check import OCCLUSION_METHOD
 from leukoscope.reports import text
 from leukoscope.reports.text import DecisionText, percent
 from leukoscope.synthetic import EXAMPLES_PER_CLASS, PHANTOM_LABELS, SMEAR_LABELS, example_cell, smear_picture
@@ -347,7 +347,7 @@ def ask(picture: Picture, models: ModelCache, name: str, *, explain: bool = True
 def with_own_map(row: Row, models: ModelCache) -> Row:
     """The row with the release's own map where that is one by covering, which takes longer than the answer."""
     predictor = models.predictor(row.model)
-    if not row.maps or predictor.release.map_method != OCCLUSION:
+    if not row.maps or predictor.release.map_method != OCCLUSION_METHOD:
         return row
     prediction = models.map_by_covering(predictor, row.known)
     if isinstance(prediction, UnreadableImage):

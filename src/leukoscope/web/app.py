@@ -31,7 +31,7 @@ from starlette.routing import Route
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.inference.smear import draw_reading
-from leukoscope.reports.text import QUESTION
+from leukoscope.reports.text import HEADLINE_QUESTION
 from leukoscope.web import export, stage, upload
 from leukoscope.web.answer import Picture, ask, example, with_own_map
 from leukoscope.web.batch import BATCHES_AT_ONCE, columns, label_metrics, predict_files
@@ -60,7 +60,7 @@ OPEN_FILES = 10_240
 # for the largest field or batch: all of them together fit into the 16 GB of a free Space.
 SESSIONS = 120
 # Seen before the page's scripts have come over a slow line; it moves nothing as it comes and goes.
-_LOADING = f"Leukoscope. {QUESTION} For research only. The page is loading …"
+_LOADING = f"Leukoscope. {HEADLINE_QUESTION} For research only. The page is loading …"
 _PRIVACY = (
     "An upload lies on this server's disk until it is read, then it is deleted; one that breaks off, is never read or "
     "comes from an assistant, within two hours; a picture that the API returns, within six minutes. Your visit stays "

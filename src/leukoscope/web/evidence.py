@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.release import CARD, ReleaseInfo, read_release
+from leukoscope.models.release import CARD_FILE, ReleaseInfo, read_release
 from leukoscope.reports import release_tables, text
 from leukoscope.reports.formatting import data_uri, share, span
 from leukoscope.web import trust
@@ -84,7 +84,7 @@ def _figures_and_card(models: ModelCache, name: str) -> tuple[list[dict[str, str
             folder = release_of(models, name).folder
         card = ""
         if folder:
-            card = (folder / CARD).read_text(encoding="utf-8")
+            card = (folder / CARD_FILE).read_text(encoding="utf-8")
     except (LeukoscopeError, OSError):
         return [], NO_CARD
     if not folder or not card:

@@ -34,8 +34,8 @@ from leukoscope.models.hub_download import (
     hub_model_info,
     parse_hub_id,
 )
-from leukoscope.models.map_check import EVIDENCE
-from leukoscope.models.release import CONFIG, DEFAULT_RELEASE, WEIGHTS, folder_name, read_release
+from leukoscope.models.map_check import EVIDENCE_METHOD
+from leukoscope.models.release import CONFIG_FILE, DEFAULT_RELEASE, WEIGHTS_FILE, folder_name, read_release
 from leukoscope.web.memory import give_back_freed_memory
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ _T = TypeVar("_T")
 
 def find_releases(root: Path) -> dict[str, Path]:
     """Releases embedded under a folder, or the folder itself if it is one, by name; first `DEFAULT_RELEASE`."""
-    if (root / CONFIG).is_file():
+    if (root / CONFIG_FILE).is_file():
         return {folder_name(root): root}
-    folders = (config.parent for config in sorted(root.glob(f"*/{CONFIG}")))
+    folders = (config.parent for config in sorted(root.glob(f"*/{CONFIG_FILE}")))
     # A hidden folder is a release still being written or copied.
     releases = {folder.name: folder for folder in folders if not folder.name.startswith(".")}
     return dict(sorted(releases.items(), key=lambda release: release[0] != DEFAULT_RELEASE))
@@ -278,7 +278,7 @@ class ModelCache:
         """Keep a model in memory, and drop the least recently used beyond the capacity."""
         assert predictor.release.folder is not None
         # Computed in float32, kept in half of that.
-        size = 2 * (predictor.release.folder / WEIGHTS).stat().st_size
+        size = 2 * (predictor.release.folder / WEIGHTS_FILE).stat().st_size
         with self._lock:
             self._loaded[name] = _Loaded(predictor, size)
             while len(self._loaded) > 1 and sum(loaded.size for loaded in self._loaded.values()) > self.capacity:
@@ -320,7 +320,7 @@ def _size_of(repository: Path) -> int:
 
 def _predict(predictor: Predictor, images: Iterable[Image.Image], **options: Any) -> list[Prediction]:
     # The page shows this map first; one by covering takes longer and comes after it.
-    return predictor(images, method=EVIDENCE, **options)
+    return predictor(images, method=EVIDENCE_METHOD, **options)
 
 
 def _read_smear(*arguments: Any, **options: Any) -> SmearReading:

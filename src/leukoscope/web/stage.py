@@ -24,7 +24,7 @@ TILE_SIDE = 132  # pixels of a tile's picture, for screens of two pixels a point
 
 def head() -> Markup:
     """The one line on top of the page."""
-    return render("head.html", question=text.QUESTION)
+    return render("head.html", question=text.HEADLINE_QUESTION)
 
 
 # The strip of what can be given.
