@@ -94,4 +94,4 @@ def test_a_recipe_is_trained_to_a_release(copied: Path) -> None:
 def test_a_view_of_the_stage_is_one_entry(copied: Path) -> None:
     follow("Add a view to the demo's stage", copied)
     code = "from leukoscope.web.views import VIEWS; print(*(view.label for view in VIEWS.values()))"
-    assert run(copied, "-c", code).split() == ["Cell", "Turned", "Grey", "Covered", "Map"]
+    assert run(copied, "-c", code).split() == ["Cell", "Turned", "Grey", "Changed", "Covered", "Map"]

@@ -104,18 +104,24 @@ def test_each_model_sees_a_transparent_picture_on_the_ground_of_its_own_cells_an
     assert read.reading.counts == read_smear(models, example_smear(), "cnmc").reading.counts
 
 
-def test_every_model_decides_then_the_maps_follow_and_the_best_that_gives_a_class_is_opened(models: ModelCache) -> None:
+def test_every_model_decides_then_the_maps_follow_and_the_best_that_gives_a_class_is_opened() -> None:
+    models = ModelCache({"cnmc": CNMC, "ball4": BALL4})  # which has not answered this example before
     steps = list(answering(Answer(example(1), waiting=("ball4", "cnmc", "missing")), models))
-    assert [len(step.rows) for step in steps] == [1, 2, 3, 3] and steps[0].waiting == ("cnmc", "missing")
+    assert [len(step.rows) for step in steps] == [1, 2, 3, 3, 3] and steps[0].waiting == ("cnmc", "missing")
     assert steps[0].best is None, "the next one may know such cells"
     assert "data-model" not in stage.cell_answer(steps[0], 1), "the address waits for what is opened"
-    assert [step.best for step in steps[1:]] == [1, 1, 1]
-    assert [step.complete for step in steps] == [False, False, False, True]
-    foreign, soon, missing = steps[-2].rows
+    assert [step.best for step in steps[1:]] == [1, 1, 1, 1]
+    assert [step.complete for step in steps] == [False, False, False, False, True]
+    foreign, soon, missing = steps[2].rows
     assert foreign.refused and not foreign.pending and foreign.distances is not None, "refused, it needs no map"
-    assert soon.pending and not soon.maps and soon.called() == "ALL" and "Save" not in stage.cell_answer(steps[-2], 1)
+    assert soon.pending and not soon.maps and soon.called() == "ALL" and "Save" not in stage.cell_answer(steps[2], 1)
     assert "are being computed" in stage.cell_picture(soon, view="turned", forms={})
+    with_map = steps[3].rows[1]
+    assert with_map.maps and "small changes are being computed" in stage.cell_picture(
+        with_map, view="changed", forms={}
+    )
     known = steps[-1].rows[1]
+    assert stage.cell_picture(known, view="changed", forms={}).count("<li ") == 8
     assert not known.pending and known.maps and known.known.outcome == soon.known.outcome
     assert known.known.probabilities == pytest.approx(soon.known.probabilities, abs=1e-4)
     assert missing.prediction is None and "is no model name" in missing.error
@@ -176,7 +182,7 @@ def test_a_release_opens_with_its_map_only_where_its_maps_passed(cell: Row) -> N
         assert ("map strength" in picture) == failed
         answer = stage.cell_answer(Answer(row.picture, (row,)), 0)
         assert ("its maps passed our checks" in answer) == (passed is True)
-    assert [view.label for view in offered(cell)] == ["Cell", "Turned", "Covered", "Map"]
+    assert [view.label for view in offered(cell)] == ["Cell", "Turned", "Changed", "Covered", "Map"]
 
 
 def test_a_single_cell_of_a_training_subject_has_the_same_caveat_as_a_batch(cell: Row) -> None:
@@ -269,6 +275,22 @@ def test_turned_and_covered_are_views_of_the_stage(cell: Row, models: ModelCache
     assert "No nucleus is told apart" in stage.cell_picture(cell, view="covered", forms={})
     unsure = replace(cell, prediction=replace(cell.known, decision=Decision("abstain")))
     assert "which leaves it unsure" in stage.cell_picture(cell, view="covered", forms={"nucleus": unsure})
+
+
+def test_a_borderline_answer_says_under_which_changes_it_is_another(cell: Row, models: ModelCache) -> None:
+    changed = models.with_small_changes(models.predictor("cnmc"), cell.known)
+    answers = {answer.change: replace(answer, decision=cell.known.decision) for answer in changed.changed}
+    steady = replace(cell, prediction=replace(changed, changed=tuple(answers.values())))
+    assert steady.borderline() == ""
+    assert "Borderline" not in stage.cell_answer(Answer(cell.picture, (steady,)), 0)
+
+    for name in ("size_up_5", "brightness_down_5"):
+        answers[name] = replace(answers[name], decision=Decision("HEM"))
+    borderline = replace(cell, prediction=replace(changed, changed=tuple(answers.values())))
+    sentence = "Borderline: another answer when 5 % darker or 5 % larger."
+    assert borderline.borderline() == sentence
+    assert sentence in stage.cell_answer(Answer(cell.picture, (borderline,)), 0)
+    assert sentence in stage.cell_picture(borderline, view="changed", forms={})
 
 
 def test_the_map_is_redrawn_without_asking_the_model_again(cell: Row) -> None:

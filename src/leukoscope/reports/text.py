@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from leukoscope.data.changes import BORDERLINE_CHANGES
 from leukoscope.data.registry import meanings_of_labels
-from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, Decision
+from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, ChangedAnswer, Decision
 from leukoscope.models.map_check import EVIDENCE_METHOD, OCCLUSION_METHOD
 from leukoscope.reports import release_tables
 from leukoscope.reports.release_tables import many
@@ -187,6 +188,15 @@ def agreement_text(called: str, decisions: Sequence[Decision], probable: Sequenc
     if refused:
         parts.append(f"{refused} {'is' if refused == 1 else 'are'} refused")
     return f"{'; '.join(parts)}."
+
+
+def borderline_text(outcome: str, changed: Sequence[ChangedAnswer]) -> str:
+    """Under which changes of 5 % of brightness or size a picture's outcome is another; "" under none."""
+    names = {change.name for change in BORDERLINE_CHANGES}
+    turning = [answer.shows for answer in changed if answer.change in names and answer.decision.outcome != outcome]
+    if not turning:
+        return ""
+    return f"Borderline: another answer when {' or '.join(turning)}."
 
 
 def foreign_text(decision: Decision) -> str:

@@ -129,6 +129,11 @@ class Row:
         return self.prediction is not None and self.prediction.outcome in REFUSED
 
     @property
+    def changes_pending(self) -> bool:
+        """Whether the picture is still to be predicted under small changes, as every picture that is not refused is."""
+        return self.prediction is not None and not self.refused and not self.prediction.changed
+
+    @property
     def maps(self) -> dict[str, np.ndarray]:
         """Class → (h, w) map, all on one scale; none of a picture that gets no class because it is foreign."""
         if self.refused or self.prediction is None:
@@ -228,6 +233,12 @@ class Row:
         probable = [max(one, key=one.__getitem__) for one in self.known.views]
         return text.agreement_text(self.known.most_probable, found, probable)
 
+    def borderline(self) -> str:
+        """Under which changes of 5 % the answer is another; "" where it stays, or is not known."""
+        if not self.known.borderline:
+            return ""
+        return text.borderline_text(self.known.outcome, self.known.changed)
+
     def pictures(self, label: str) -> tuple[Image.Image, Image.Image | None]:
         """The picture and the map of one class over it, at most 640 px on a side.
 
@@ -280,8 +291,8 @@ class Answer:
 
     @property
     def complete(self) -> bool:
-        """Whether every model has answered, each with its map."""
-        return not self.waiting and not any(row.pending for row in self.rows)
+        """Whether every model has answered, each with its map and under small changes."""
+        return not self.waiting and not any(row.pending or row.changes_pending for row in self.rows)
 
     @property
     def best(self) -> int | None:
@@ -296,7 +307,10 @@ class Answer:
 
 
 def answering(answer: Answer, models: ModelCache) -> Iterator[Answer]:
-    """Complete an answer: every waiting model's decision, then the maps, the best model's first; a step for each."""
+    """Complete an answer: every model's decision, then the maps, the best model's first, then small changes.
+
+    Each is a step.
+    """
 
     def asked(name: str, *, explain: bool) -> Row:
         try:
@@ -315,6 +329,30 @@ def answering(answer: Answer, models: ModelCache) -> Iterator[Answer]:
             rows[number] = asked(rows[number].model, explain=True)
             answer = replace(answer, rows=tuple(rows))
             yield answer
+    for number, row in enumerate(answer.rows):
+        if row.changes_pending:
+            rows = list(answer.rows)
+            rows[number] = _under_small_changes(row, models)
+            answer = replace(answer, rows=tuple(rows))
+            yield answer
+
+
+def _under_small_changes(row: Row, models: ModelCache) -> Row:
+    """The row with what its model says under small changes, or with why it says nothing."""
+    try:
+        changed = models.with_small_changes(models.predictor(row.model), row.known)
+    except LeukoscopeError as error:
+        return Row(row.picture, row.model, error=str(error))
+    row = replace(row, prediction=changed)
+    key = _example_key(row.model, row.picture)
+    if key in models.examples:
+        models.examples[key] = row
+    return row
+
+
+def _example_key(model: str, picture: Picture) -> tuple[str, str, int]:
+    """By which `ModelCache.examples` knows what a model answers for an example."""
+    return model, picture.caption, picture.example
 
 
 def ask(picture: Picture, models: ModelCache, name: str, *, explain: bool = True) -> Row:
@@ -326,7 +364,8 @@ def ask(picture: Picture, models: ModelCache, name: str, *, explain: bool = True
         LeukoscopeError: the model cannot be loaded, or the picture not be predicted.
     """
     kept: dict[tuple[str, str, int], Row] = models.examples if picture.example and name in models.names else {}
-    if (key := (name, picture.caption, picture.example)) in kept:
+    key = _example_key(name, picture)
+    if key in kept:
         return kept[key]
     predictor = models.predictor(name)
     picture = picture.on(predictor.release.blank_rgb)

@@ -166,6 +166,7 @@ class ModelCache:
         predictions = ThreadPoolExecutor(PREDICTIONS_AT_ONCE)
         self.predict = _limited(_predict, predictions)
         self.map_by_covering = _limited(Predictor.map_by_covering, predictions)
+        self.with_small_changes = _limited(Predictor.with_small_changes, predictions)
         # One view of a cell, which waits behind nobody's eight.
         self.decide = _limited(_predict, ThreadPoolExecutor(1))
         self.read_smear = _limited(_read_smear, ThreadPoolExecutor(1))

@@ -163,6 +163,7 @@ def _opened(row: Row) -> dict[str, Any]:
         "distances": [] if row.distances is None else _distance_bars(row.distances),
         "dots": [colour(one.outcome, labels) for one in row.orientations],
         "agreement": row.agreement(),
+        "borderline": row.borderline(),
         "maps": trust.maps_passed(row.metrics),
         "trust": trust.trust_rows(row.metrics) if not row.refused else (),
         "labels": labels,

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from leukoscope.data.changes import most_telling
 from leukoscope.data.images import foreground
-from leukoscope.inference.prediction import REFUSED
+from leukoscope.inference.prediction import REFUSED, Decision
 from leukoscope.reports.text import percent
 from leukoscope.web import trust
 from leukoscope.web.answer import Row, covered, views_of
@@ -110,17 +111,34 @@ def enlarged(row: Row) -> float:
 def _draw_turned(row: Row, label: str, forms: Forms) -> Markup:
     if row.pending:
         return render("view_waiting.html", sentence="The eight orientations are being computed …")
-    shown = []
+    forms_of_cell = []
     orientations = zip(_ORIENTATIONS, views_of(row.picture.image), row.known.views, row.orientations, strict=True)
     for title, image, shares, decision in orientations:
-        probable = max(shares, key=shares.__getitem__)
-        words = probable
-        if decision.label is None:
-            words = "undecided"
-            if decision.outcome in REFUSED:
-                words = "refused"
-        shown.append(_form(row, image, 200, decision.outcome, f"{words} {percent(shares[probable])}", title))
-    return render("view_forms.html", forms=shown, sentence="", dark=row.picture.on_black)
+        forms_of_cell.append(_form(row, image, 200, decision.outcome, _answered(decision, shares), title))
+    return render("view_forms.html", forms=forms_of_cell, sentence="", dark=row.picture.on_black)
+
+
+def _draw_changed(row: Row, label: str, forms: Forms) -> Markup:
+    if row.changes_pending:
+        return render("view_waiting.html", sentence="The small changes are being computed …")
+    changes = most_telling(row.metrics.get("robustness"))
+    forms_of_cell = []
+    for change, answer in zip(changes, row.known.changed, strict=True):
+        image = change(row.picture.image, black=row.picture.on_black)
+        words = _answered(answer.decision, answer.probabilities)
+        forms_of_cell.append(_form(row, image, 200, answer.decision.outcome, words, answer.shows))
+    return render("view_forms.html", forms=forms_of_cell, sentence=row.borderline(), dark=row.picture.on_black)
+
+
+def _answered(decision: Decision, probabilities: Mapping[str, float]) -> str:
+    """What is answered for one form of the cell, in two words."""
+    probable = max(probabilities, key=probabilities.__getitem__)
+    words = probable
+    if decision.outcome in REFUSED:
+        words = "refused"
+    elif decision.label is None:
+        words = "undecided"
+    return f"{words} {percent(probabilities[probable])}"
 
 
 def _draw_covered(row: Row, label: str, forms: Forms) -> Markup:
@@ -159,6 +177,7 @@ VIEWS = {
     for view in (
         View("cell", "Cell", _draw_cell, brightens=True, offered=lambda row: True),
         View("turned", "Turned", _draw_turned, brightens=True),
+        View("changed", "Changed", _draw_changed),
         View("covered", "Covered", _draw_covered, compute=covered),
         View(
             "map", "Map", _draw_map, brightens=True,
