@@ -126,6 +126,7 @@ def _main(address: str, python: str) -> None:
         import_module(module)
     gc.freeze()
     words = _words(address)
+    gc.unfreeze()  # what is frozen stays at the end, and nanobind (triton) lists it as leaked on stderr
     sys.executable = python
     words = words[1:] if words[0] == "-u" else words  # as torchrun asks; what is written comes at the end
     kind, *rest = words
