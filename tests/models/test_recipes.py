@@ -156,6 +156,9 @@ def test_a_part_is_reached_by_a_dot_and_later_assignments_win() -> None:
         ("drop_rate=1.1", "input should be less than or equal to 1"),
         ("augmentation.scale=-1", "input should be greater than or equal to 0"),
         ("image_size=2000", "input should be less than or equal to 1024"),
+        ("image_size=0400", "YAML reads 0400 as the number 256; write a plain decimal number"),
+        ("augmentation.scale=1:30", "YAML reads 1:30 as the number 90; write a plain decimal number"),
+        ("mean=[.5, 00.5, 01]", "YAML reads 01 as the number 1; write a plain decimal number"),
     ],
 )
 def test_what_does_not_fit_is_refused(assignment: str, message: str) -> None:

@@ -247,6 +247,15 @@ def test_an_earlier_runs_args_yaml_repeats_it(tmp_path: Path) -> None:
         ("config: other.yaml", "config: no such flag; "),
         ("- seed", "holds no flags; write one per line, like `learning_rate: 1e-4`"),
         ("a: [", "cannot be read as YAML ("),
+        ("false", "holds no flags; write one per line, like `learning_rate: 1e-4`"),
+        ("0", "holds no flags; write one per line, like `learning_rate: 1e-4`"),
+        ("[]", "holds no flags; write one per line, like `learning_rate: 1e-4`"),
+        ("seed: 1\nfold: 0\nseed: 2", "cannot be read as YAML ('seed' is set twice; leave one out "),
+        ("seed: 010", "seed: YAML reads 010 as the number 8; write a plain decimal number"),
+        ("flags:\n  image_size: 1:30", "image_size: YAML reads 1:30 as the number 90; write a plain decimal number"),
+        ("learning_rate: .inf", "learning_rate: YAML reads .inf as the number inf; write a plain decimal number"),
+        ("checkpointing_steps: 010", "checkpointing_steps: YAML reads 010 as the number 8; write a plain decimal "),
+        ("yes: 1", "True: no such flag; "),
     ],
 )
 def test_a_file_that_holds_no_flags_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -289,6 +298,12 @@ def test_quoted_text_and_the_words_that_a_flag_takes_are_read(tmp_path: Path) ->
     config = parse_config(argv)
     assert (config.data.positive_label, config.run.checkpointing_steps) == ("Yes", "no")
     assert (config.run.mixed_precision, config.data.fold) == ("no", 1)
+
+
+def test_numbers_are_read_as_they_are_written_and_an_empty_file_holds_none(tmp_path: Path) -> None:
+    config = parse_config(_file(tmp_path / "run.yaml", "seed: 1_000\nlearning_rate: 1e-4\nweight_decay: 1.0e-2\n"))
+    assert (config.run.seed, config.run.learning_rate, config.run.weight_decay) == (1000, 1e-4, 1e-2)
+    assert parse_config(_file(tmp_path / "empty.yaml", "# nothing\n")).run.seed == 0
 
 
 def test_ranges_are_checked_though_the_parser_read_the_flags_first() -> None:

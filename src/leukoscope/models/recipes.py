@@ -19,6 +19,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmentation
 from leukoscope.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, LEAST_STD, MAX_INPUT
 from leukoscope.models.release import FromOne, FromZero, NotNegative, Positive, Share
+from leukoscope.plain_yaml import misread_number, read_yaml
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -237,11 +238,14 @@ def with_overrides(recipe: _Recipe, assignments: Iterable[str]) -> _Recipe:
                 raise LeukoscopeError(f"--override {assignment}: {name} is unknown; {choices}")
             part = part[name]
         try:
-            value = yaml.safe_load(text)
+            value, written = read_yaml(text)
         except yaml.YAMLError:
             raise LeukoscopeError(
                 f"--override {assignment}: {text!r} is no YAML; give e.g. 0.4, true or null"
             ) from None
+        problem = misread_number(value, written)
+        if problem and not isinstance(part, str):
+            raise LeukoscopeError(f"--override {assignment}: {problem}")
         # To YAML, `no` is false: the text is meant where no switch is set.
         if isinstance(value, bool) and not isinstance(part, bool):
             value = text

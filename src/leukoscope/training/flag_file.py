@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import date
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
 from leukoscope import LeukoscopeError
+from leukoscope.plain_yaml import kind, misread_number, read_yaml
 
 # Of these flags `no` is a value, which YAML reads as false; of the second, a number of steps, too.
 _TAKE_NO = ("mixed_precision", "checkpointing_steps")
 _TAKE_NUMBER = ("checkpointing_steps",)
-
-
-class _AsWritten(yaml.SafeLoader):
-    """Reads YAML with every scalar as the text that is written there; only `<<` keeps its meaning."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
-        "<": yaml.SafeLoader.yaml_implicit_resolvers["<"]
-    }
 
 
 def read_flag_file(file: Path, text_flags: Collection[str]) -> dict[str, Any]:
@@ -31,22 +23,29 @@ def read_flag_file(file: Path, text_flags: Collection[str]) -> dict[str, Any]:
         text_flags: the flags whose values are text.
 
     Raises:
-        LeukoscopeError: no such file, no YAML, or a text that YAML reads as something else (`Yes` as true).
+        LeukoscopeError: no such file, no YAML, a flag that is set twice, or a text or number that YAML reads as
+            something else (`Yes` as true, 010 as 8).
     """
     try:
         text = file.read_text(encoding="utf-8")
-        content = yaml.safe_load(text) or {}
-        # The same with every scalar as it is written.
-        written = yaml.load(text, Loader=_AsWritten) or {}
+        content, written = read_yaml(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or str(error).replace("\n", " ")
         raise LeukoscopeError(f"--config {file}: cannot be read as YAML ({reason}); give a file of flags") from None
+    if content is None:
+        return {}
     if isinstance(content, dict) and "flags" in content:
         content = content["flags"]
         written = written["flags"]
     if not isinstance(content, dict):
         raise LeukoscopeError(f"--config {file}: holds no flags; write one per line, like `learning_rate: 1e-4`")
     for name, setting in content.items():
+        if name not in written:
+            continue  # `yes` as a name, which is no flag's
+        if name not in text_flags or name in _TAKE_NUMBER:
+            problem = misread_number(setting, written[name])
+            if problem:
+                raise LeukoscopeError(f"--config {file}: {name}: {problem}")
         if name not in text_flags:
             continue
         if isinstance(setting, list):
@@ -67,15 +66,4 @@ def _require_text(file: Path, name: str, setting: Any, written: Any) -> None:
         return
     if isinstance(setting, dict | list):
         raise LeukoscopeError(f"--config {file}: {name}: holds `key: value`, where a text belongs; put it in quotes")
-    raise LeukoscopeError(f'--config {file}: {name}: YAML reads {written} as {_kind(setting)}; quote it: "{written}"')
-
-
-def _kind(setting: Any) -> str:
-    """What YAML made of a text, in words."""
-    if setting is None:
-        return "nothing"
-    if isinstance(setting, bool):
-        return str(setting).lower()
-    if isinstance(setting, date):
-        return f"the date {setting}"
-    return f"the number {setting}"
+    raise LeukoscopeError(f'--config {file}: {name}: YAML reads {written} as {kind(setting)}; quote it: "{written}"')
