@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.synthetic import draw_cell
+from leukoscope.synthetic import draw_cell, example_cell
 from zips import cell_png, pack
 
 pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
@@ -26,7 +26,8 @@ VERDICT = "#answer .lk-verdict"
 
 @pytest.fixture
 def cell(tmp_path: Path) -> Path:
-    (tmp_path / "my cell.png").write_bytes(cell_png("ALL", 4, 1))
+    """A picture that the models give a class."""
+    Image.fromarray(example_cell("ALL", 0)).save(tmp_path / "my cell.png")
     return tmp_path / "my cell.png"
 
 
@@ -284,14 +285,15 @@ def test_two_visitors_do_not_see_each_other(visits: Callable[..., Any], cell: Pa
 
 
 def test_a_folder_and_a_file_can_be_dropped_anywhere(visits: Callable[..., Any], tmp_path: Path, cell: Path) -> None:
-    folder = tmp_path / "Anna Schmidt"
-    folder.mkdir()
-    for number in range(4):
-        (folder / f"zelle{number}ä.png").write_bytes(cell_png("ALL", 1, number))
+    folder = tmp_path / "June"
+    for subject, person in enumerate(("Anna Schmidt", "Ben")):
+        (folder / person).mkdir(parents=True)
+        for number in range(4):
+            (folder / person / f"zelle{number}ä.png").write_bytes(cell_png("ALL", subject, number))
     visit = visits()
     drop(visit, folder, ".lk-give")
     visit.page.locator(".lk-subject h3", has_text="Anna Schmidt").wait_for()
-    assert "4 cells of one subject" in visit.page.locator("#answer").inner_text()
+    assert "8 cells of two subjects" in visit.page.locator("#answer").inner_text()
     drop(visit, cell)
     visit.shows("my cell.png")
 
@@ -361,6 +363,7 @@ def test_the_keyboard_alone_is_enough(visits: Callable[..., Any]) -> None:
                 break
         visit.page.keyboard.press("Enter")
         visit.shows(shown)
+        visit.page.wait_for_function("!document.querySelector('.lk-working')")
     nameless = "[...document.querySelectorAll('img')].filter(e => e.getAttribute('alt') === null).length"
     assert visit.page.evaluate(nameless) == 0 and visit.page.locator("h1").count() == 1
 

@@ -27,7 +27,7 @@ from leukoscope.inference.prediction import NOT_A_CELL, Prediction
 from leukoscope.models.release import read_release
 from leukoscope.reports.formatting import encoded
 from leukoscope.reports.text import MAP_CAVEAT, decision_text, recall_text
-from leukoscope.synthetic import draw_cell
+from leukoscope.synthetic import draw_cell, example_cell
 from served import watched
 from zips import cell_png, png
 
@@ -170,8 +170,9 @@ def test_real_cells_have_the_predictors_probabilities(page: Any, predictor: Pred
 def test_the_map_lies_over_the_picture_as_the_predictor_draws_it(
     page: Any, predictor: Predictor, tmp_path: Path
 ) -> None:
-    path = pictures(tmp_path)[0]
-    ask(page, path)
+    path = tmp_path / "cell.png"
+    Image.fromarray(example_cell("ALL", 0)).save(path)
+    assert ask(page, path)["outcome"] == "ALL", "a refused picture has no map"
     drawn = page.evaluate("document.querySelector('#overlay').toDataURL()").partition(",")[2]
     with Image.open(io.BytesIO(base64.b64decode(drawn))) as image:
         ours = np.asarray(image.convert("RGB"))
@@ -266,9 +267,12 @@ def test_the_same_file_can_be_given_again(page: Any, tmp_path: Path) -> None:
     assert ask(page, tmp_path / "cell.png")["probabilities"] == first["probabilities"]
 
 
-def test_the_browser_refuses_every_request_to_another_server(page: Any, address: str) -> None:
+def test_the_browser_refuses_every_request_to_another_server(chromium: Any, address: str) -> None:
+    page = chromium.new_page()  # not one that is watched: Chromium reports what it refuses
+    page.goto(address)
     # The address of this very server by another name: it would answer.
     other = address.replace("127.0.0.1", "localhost")
     refused = page.evaluate("(url) => fetch(url, {mode: 'no-cors'}).then(() => '', (error) => error.message)", other)
     assert refused
     assert page.evaluate("(url) => fetch(url).then((found) => found.ok)", address)
+    page.close()

@@ -80,6 +80,7 @@ class Page:
 
         def on_load(lost: str, visit: Visit, request: gr.Request) -> Iterator[Outputs]:
             if lost:
+                yield {self.visit: visit}  # without a step, Gradio empties every part
                 return
             number = request.query_params.get("example") or "1"
             model = request.query_params.get("model") or ""

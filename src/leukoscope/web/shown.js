@@ -14,6 +14,9 @@ window.lkAddress = () => {
 watch('value', () => {
   delete document.body.dataset.lkGiven
   if (open()) window.lkAddress()
+})
+// When the server answers again, Gradio loads the page anew.
+addEventListener('pagehide', () => {
   const shown = ['picture', 'answer'].map((id) => document.querySelector(`#${id} .html-container > div`)?.innerHTML ?? '')
   try {
     sessionStorage.lkShown = JSON.stringify(shown)
