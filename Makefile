@@ -37,12 +37,13 @@ style: $(VENV)/.installed-test  ## fix what the linter and the formatter can fix
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
 
-docs: $(VENV)/.installed-test  ## render the cards, and the tables of the README and of docs/
+docs: $(VENV)/.installed-test  ## render the cards, the benchmark, and the tables of the README and of docs/
 	$(RUN)/python research/external.py
 	$(RUN)/leukoscope release card $(wildcard model_card/*/)
 	$(RUN)/python research/leak_measurements.py
 	$(RUN)/python research/readme_tables.py
 	$(RUN)/python research/metrics_plot.py
+	$(RUN)/python research/benchmark.py
 
 site: $(VENV)/.installed-test  ## build the documentation site into build/site; any warning is an error
 	$(RUN)/python tools/site.py

@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("train_dir", type=Path, help="folder of C-NMC 2019")
     parser.add_argument("start_weights", type=Path, help=f"safetensors of {ARCHITECTURE}: {START_WEIGHTS}")
     parser.add_argument("--features", type=Path, default=Path("runs/prior_split.npz"), help="kept between calls")
-    parser.add_argument("--output", type=Path, default=Path("results/prior/system_f.json"))
+    parser.add_argument("--output", type=Path, default=Path("results/system_f.json"))
     arguments = parser.parse_args()
     data = load_cells("cnmc2019", arguments.train_dir)
     cells = data.train.cast_column("image", data.rows.features["image"])

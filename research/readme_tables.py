@@ -36,6 +36,7 @@ from research.tables import (
     prior_sources,
     prior_table,
     read_results,
+    split_rule_table,
 )
 
 SHOWN_METRICS = ("auroc_by_subject", "auroc_equal_size", "balanced_accuracy_by_subject")
@@ -87,6 +88,7 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "smears": smears_table(read_results(results, "smears.json")),
         "speed": speed_table(results / "benchmarks", releases),
         "beside": beside_table(read_results(results, "beside_releases.json")),
+        "split-rule": split_rule_table(read_results(results, "system_f.json")),
         "prior-notes": prior_sources(),
         "leakage": leakage_table(found["leakage"]),
         "shortcuts": shortcuts_table(found["audit"]),

@@ -116,6 +116,39 @@ def _without_network(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     ]
 
 
+def split_rule_table(measured: Sequence[Mapping[str, Any]]) -> str:
+    """System F: the same images divided in three ways, what heads reach on each, and what was not rebuilt."""
+    if not measured:
+        return NOT_MEASURED
+    system = measured[0]
+    rows = []
+    for division, block in system["divisions"].items():
+        for head, metrics in block["heads"].items():
+            figures = [_over_draws(metrics.get(key)) for key in SPLIT_RULE_METRICS]
+            rows.append([division, block["remark"], head, *figures])
+    names = [metric_name(key) for key in SPLIT_RULE_METRICS]
+    table = Table(("images divided", "on both sides", "head", *names), rows, text_columns=3)
+    claim = system["claim"]
+    network = system["network"]
+    note = (
+        f"System F: {system['source']}. Claimed: F1 {share(claim['f1'])}, patient-wise "
+        f"{share(claim['patient_wise_accuracy'])}. {count(system['images'])} images, {count(system['copies'])} of them "
+        f"copies ({system['copies_are']}). Heads on {network['features']}; not rebuilt: {network['not_rebuilt']}. Mean "
+        f"of {system['repetitions']} draws (smallest–largest)."
+    )
+    return f"{table}\n\n{note}"
+
+
+SPLIT_RULE_METRICS = ("accuracy", "f1_weighted", "balanced_accuracy_by_subject", "auroc_by_subject")
+
+
+def _over_draws(summary: Mapping[str, float] | None) -> str:
+    """Mean of a metric over draws of the split, and its range."""
+    if summary is None:
+        return "–"
+    return f"{share(summary['mean'])} ({share(summary['smallest'])}–{share(summary['largest'])})"
+
+
 def prior_notes(results: Sequence[Mapping[str, Any]]) -> str:
     """`prior_sources`, and how each of our rows was made."""
     measured = by_protocol(results)

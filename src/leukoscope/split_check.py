@@ -158,7 +158,7 @@ def _likely_dataset(names: Sequence[str], subject_pattern: str | None) -> Datase
     recognised = {}
     for info in DATASETS.values():
         if info.find_cells and info.name != "imagefolder":
-            recognised[info.name] = sum(bool(_found_in(info, name)) for name in sample)
+            recognised[info.name] = sum(bool(cell_named(info, name)) for name in sample)
     best = max(recognised, key=lambda name: recognised[name])
     if recognised[best] >= len(sample) / 2:
         return DATASETS[best]
@@ -179,7 +179,7 @@ def _read_names(lists: SplitLists, info: DatasetInfo | None, subject_pattern: st
             subject = subject_of(name)
         cell = None
         if info:
-            cell = _found_in(info, name)
+            cell = cell_named(info, name)
         if cell:
             label = label or cell[0]
             subject = subject or cell[1]
@@ -208,7 +208,7 @@ def original_of(name: str) -> tuple[str, bool]:
     return original, original != stem
 
 
-def _found_in(info: DatasetInfo, name: str) -> tuple[str, str] | None:
+def cell_named(info: DatasetInfo, name: str) -> tuple[str, str] | None:
     """(class, subject) of an image name by a data set's finder; None where it does not know the name."""
     if info.find_cells is None:
         return None

@@ -12,6 +12,7 @@ from typer import Option
 
 from leukoscope import RESEARCH_NOTICE, ConfigError
 from leukoscope.cli import options
+from leukoscope.cli.benchmark import predict_benchmark, refuse_beside_benchmark, report_benchmark
 from leukoscope.cli.options import load_reported, require_writable
 from leukoscope.files import disk_errors, write_atomic
 from leukoscope.progress import progress
@@ -19,7 +20,7 @@ from leukoscope.progress import progress
 
 def evaluate(
     model: options.Model,
-    dataset_name: options.DatasetName,
+    dataset_name: options.DatasetName = "",
     train_dir: options.TrainDir = None,
     subject_pattern: options.SubjectPattern = None,
     labels: options.Labels = None,
@@ -42,6 +43,14 @@ def evaluate(
             help="Predict 300 cells, evenly of all subjects, again under 22 small changes: how many classes change?",
         ),
     ] = False,
+    benchmark: Annotated[
+        str,
+        Option(
+            "--benchmark",
+            metavar="NAME",
+            help="Folds by subject of a data set: cnmc2019-subjects, or OWNER/cnmc2019-subjects as it is on the Hub.",
+        ),
+    ] = "",
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",
     as_json: options.AsJson = False,
@@ -50,7 +59,25 @@ def evaluate(
     """Measure a model on labelled cells, by default on all: metrics with intervals by subject, worst subjects.
 
     Writes evaluation.json, the same as a page of Markdown, and the predictions.
+
+    With --benchmark, MODEL may also be any model that transformers' pipeline loads, a name with {fold} for one model
+    each fold, or a table of predictions. Writes benchmark.json and, where NAME has an owner, the .eval_results entry.
     """
+    names = _label_names(label_map or ())
+    if benchmark:
+        refuse_beside_benchmark(
+            split=split,
+            split_file=split_file,
+            labels=labels,
+            subject_pattern=subject_pattern,
+            max_eval_samples=max_eval_samples,
+            robustness=robustness,
+        )
+        folds, of_folds = predict_benchmark(benchmark, model, (dataset_name, train_dir), names, (batch_size, device))
+        report_benchmark(benchmark, folds, of_folds, output, as_json=as_json)
+        return
+    if not dataset_name:
+        raise ConfigError("--dataset_name: missing; name the labelled cells, or give --benchmark")
     from leukoscope.evaluation.evaluate import (
         build_evaluation,
         open_model,
@@ -61,7 +88,6 @@ def evaluate(
     from leukoscope.models.release import ROBUSTNESS_BLOCK, write_json
     from leukoscope.reports.evaluation import evaluation_text
 
-    names = _label_names(label_map or ())
     require_writable(output or Path("evaluations"))
     # The model first: an error about it is shown at once, not after the data set is read.
     predictor = open_model(model, device)

@@ -1,0 +1,102 @@
+"""`leukoscope evaluate --benchmark`: measure a model, or a table of predictions, on a benchmark's folds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from leukoscope import RESEARCH_NOTICE, ConfigError, LeukoscopeError
+from leukoscope.cli.options import load_reported, print_table, require_writable
+from leukoscope.files import disk_errors, write_atomic
+from leukoscope.progress import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from leukoscope.benchmark import Benchmark, BenchmarkPredictions
+
+_TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+SHOWN_METRICS = ("balanced_accuracy_by_subject", "accuracy", "auroc_equal_size")
+
+
+def refuse_beside_benchmark(**flags: Any) -> None:
+    """An error where a flag would change which cells a benchmark tests, or how their subjects are called."""
+    for name, setting in flags.items():
+        if setting:
+            raise ConfigError(f"--{name}: a benchmark says which cells are tested; leave it out beside --benchmark")
+
+
+def predict_benchmark(
+    name: str, model: str, data_flags: tuple[str, Path | None], label_map: Mapping[str, str], computing: tuple[int, str]
+) -> tuple[Benchmark, BenchmarkPredictions]:
+    """Read the table of predictions that `model` is, or predict the reader's cells with the model.
+
+    Args:
+        data_flags: name of the data set, "" for the benchmark's, and its folder.
+        computing: batch size and device.
+    """
+    from leukoscope.benchmark import predict_cells, read_benchmark, read_table
+
+    benchmark, _ = read_benchmark(name)
+    if Path(model).suffix.lower() in _TABLE_SUFFIXES:
+        return benchmark, read_table(benchmark, Path(model))
+    dataset_name, folder = data_flags
+    data = load_reported(dataset_name or benchmark.dataset, folder)
+    batch_size, device = computing
+    predicted = predict_cells(benchmark, model, data, label_map=label_map, batch_size=batch_size, device=device)
+    return benchmark, predicted
+
+
+def report_benchmark(
+    name: str, benchmark: Benchmark, predicted: BenchmarkPredictions, output: Path | None, *, as_json: bool
+) -> None:
+    """Measure predictions, write benchmark.json, predictions and the entry for the Hub, and print them."""
+    from leukoscope.benchmark import benchmark_result, eval_results
+    from leukoscope.models.release import write_json
+    from leukoscope.reports.formatting import metric_name, share, span
+
+    folder = output or Path("evaluations") / re.sub(r"[^\w.-]+", "-", f"{benchmark.name}-{predicted.source}")
+    require_writable(folder.parent)
+    with progress("computing metrics and intervals"):
+        result = benchmark_result(benchmark, predicted)
+    entry = ""
+    why_none = f"give --benchmark OWNER/{benchmark.name}, the benchmark's repository, for its .eval_results entry"
+    if "/" in name:
+        try:
+            entry = eval_results(result, name)
+        except LeukoscopeError as error:
+            why_none = f"no .eval_results entry: {error}"
+    place = folder / ".eval_results" / f"{benchmark.name}.yaml"
+    with disk_errors(f"{folder}: the result cannot be written there", "name another --output"):
+        folder.mkdir(parents=True, exist_ok=True)
+        predicted.predictions.save(folder / "predictions.parquet")
+        write_json(folder / "benchmark.json", result)
+        if entry:
+            place.parent.mkdir(exist_ok=True)
+            write_atomic(place, entry)
+        else:
+            place.unlink(missing_ok=True)  # of an earlier result
+    if as_json:
+        typer.echo((folder / "benchmark.json").read_text(encoding="utf-8"))
+        return
+    typer.echo(f"{benchmark.title}, version {benchmark.version}: {result['model']}")
+    rows = [[metric_name(benchmark.metric), share(result["value"]), span(result["interval"])]]
+    for key in SHOWN_METRICS:
+        if result["metrics"].get(key) is not None:
+            rows.append([metric_name(key), share(result["metrics"][key]), span(result["intervals"].get(key))])
+    print_table(["metric", "value", "95 % interval by subject"], rows)
+    missing = result["of_cells"] - result["cells"]
+    typer.echo(
+        f"{result['cells']:,} of {result['of_cells']:,} cells, {result['subjects']} of {result['of_subjects']} subjects"
+    )
+    if missing:
+        typer.secho(f"{missing:,} cells are missing: not comparable with a result on all", fg="yellow")
+    typer.echo(result["training_overlap"]["statement"])
+    if entry:
+        typer.echo(f"for the model's repository: {place}")
+    else:
+        typer.secho(why_none, fg="yellow")
+    typer.echo(f"{folder / 'benchmark.json'}\n{RESEARCH_NOTICE}")
