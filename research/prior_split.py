@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from sklearn.pipeline import make_pipeline
@@ -88,6 +89,8 @@ def _framed(picture: Image.Image) -> torch.Tensor:
 def divide(division: str, images: np.ndarray, labels: np.ndarray, subjects: np.ndarray, seed: int) -> np.ndarray:
     """(M,) True where an image is tested; about `TEST_SHARE` of them, stratified by class.
 
+    A seed is a random draw by image, and otherwise the number of the fold that is tested.
+
     Args:
         division: one of `DIVISIONS`.
         images: (M,) row of the original that each image shows.
@@ -97,8 +100,10 @@ def divide(division: str, images: np.ndarray, labels: np.ndarray, subjects: np.n
         _, tested = train_test_split(np.arange(len(images)), test_size=TEST_SHARE, stratify=labels, random_state=seed)
         return np.isin(np.arange(len(images)), tested)
     groups = images if division == "by original" else subjects
-    folds = StratifiedGroupKFold(round(1 / TEST_SHARE), shuffle=True, random_state=seed)
-    _, tested = next(iter(folds.split(images, labels, groups)))
+    # Other seeds would hardly divide large groups in another way, so that each repetition tests another fold.
+    number_of_folds = round(1 / TEST_SHARE)
+    folds = StratifiedGroupKFold(number_of_folds, shuffle=True, random_state=0)
+    _, tested = list(folds.split(images, labels, groups))[seed % number_of_folds]
     return np.isin(np.arange(len(images)), tested)
 
 
@@ -106,7 +111,7 @@ def heads() -> dict[str, Any]:
     """The classifiers fitted to frozen features: a linear one, and one that can follow single images."""
     return {
         "logistic regression": make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000)),
-        "support vectors (RBF)": make_pipeline(StandardScaler(), SVC(C=10, probability=True, random_state=0)),
+        "support vectors (RBF)": make_pipeline(StandardScaler(), SVC(C=10)),
     }
 
 
@@ -116,8 +121,10 @@ def measure_division(
     """Fit a head to the images that are not tested, and measure it on the others."""
     head.fit(features[~tested], labels[~tested])
     rows = np.flatnonzero(tested)
+    normal = expit(head.decision_function(features[rows]))
+    probabilities = np.stack([1 - normal, normal], axis=1)
     predictions = CellPredictions(
-        tuple(map(str, rows)), tuple(subjects[rows]), labels[rows], head.predict_proba(features[rows]), ("ALL", "HEM")
+        tuple(map(str, rows)), tuple(subjects[rows]), labels[rows], probabilities, ("ALL", "HEM")
     )
     measured = measure(predictions)
     return {metric: measured[metric] for metric in METRICS if measured.get(metric) is not None}

@@ -37,7 +37,7 @@ from leukoscope.evaluation.metrics import measure, versions
 from leukoscope.evaluation.overlap import KnownCells
 from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.models.hub_download import HubUnreachable, hub_model_info, parse_hub_id
-from leukoscope.models.release import METRICS, local_release
+from leukoscope.models.release import METRICS_FILE, local_release
 from leukoscope.progress import progress
 from leukoscope.split_check import cell_named, original_of
 
@@ -241,13 +241,13 @@ def _is_release(model: str) -> bool:
     """Whether a model is a release of Leukoscope; any other is for `pipeline`."""
     local = local_release(model)
     if local is not None:
-        return (local / METRICS).is_file()
+        return (local / METRICS_FILE).is_file()
     hub_id, revision = parse_hub_id(model)
     try:
         siblings = hub_model_info(hub_id, revision).siblings or ()
     except HubUnreachable:
         return True  # whose error says what to do
-    return any(file.rfilename == METRICS for file in siblings)
+    return any(file.rfilename == METRICS_FILE for file in siblings)
 
 
 def _predict_by_pipeline(
@@ -268,7 +268,7 @@ def _predict_by_pipeline(
         raise LeukoscopeError(
             f"{model}: transformers' pipeline cannot load it ({reason}); give another model"
         ) from None
-    theirs = [str(label) for label in classify.model.config.id2label.values()]
+    theirs = [str(label) for label in (classify.model.config.id2label or {}).values()]
     labels = cells.data.info.labels
     to_ours = np.eye(len(labels))[list(match_labels(model, theirs, labels, label_map))]
     wanted = set(cells.split.test)
