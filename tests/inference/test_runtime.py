@@ -25,9 +25,9 @@ from leukoscope import LeukoscopeError, Prediction, Predictor
 from leukoscope.cache import GRAPH_REPORT
 from leukoscope.inference import graph, predictor, runtime
 from leukoscope.inference.graph import (
-    ALLOWED,
-    GRAPH,
-    HEAD,
+    ALLOWED_DIFFERENCE,
+    GRAPH_FILE,
+    HEAD_FILE,
     OpenVinoBackend,
     kept_graph,
     openvino_core,
@@ -114,7 +114,7 @@ def test_a_head_that_is_not_one_linear_layer_is_explained_by_torch_from_the_grap
     ours, theirs = (
         Predictor.from_pretrained(release, backend=backend)(pictures, explain=True) for backend in ("openvino", "torch")
     )
-    assert (kept_graph(read_release(release)) / HEAD).is_file() == linear
+    assert (kept_graph(read_release(release)) / HEAD_FILE).is_file() == linear
     # Untrained layers weigh the channels to nearly nothing, so rounding is a larger share of what is left.
     assert_alike(ours, theirs, of_peak=1e-3 if linear else 2e-2)
 
@@ -147,10 +147,10 @@ def test_a_graph_unlike_torch_or_that_cannot_be_kept_is_never_used(
     (tmp_path / "file").write_text("")
     for folder, allowed, said in (
         ("cache", 0.0, r"its openvino graph differs from torch by .* use backend='torch'"),
-        ("file", ALLOWED, "graph cannot be kept there .* name another folder with LEUKOSCOPE_CACHE"),
+        ("file", ALLOWED_DIFFERENCE, "graph cannot be kept there .* name another folder with LEUKOSCOPE_CACHE"),
     ):
         monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / folder))
-        monkeypatch.setattr("leukoscope.inference.graph.ALLOWED", allowed)
+        monkeypatch.setattr("leukoscope.inference.graph.ALLOWED_DIFFERENCE", allowed)
         caplog.clear()
         with pytest.raises(LeukoscopeError, match=said):
             Predictor.from_pretrained(tiny_release, backend="openvino")
@@ -167,7 +167,7 @@ def test_a_graph_unlike_torch_or_that_cannot_be_kept_is_never_used(
     ],
 )
 def test_what_differs_from_torch_is_named(tiny_release: Path, apart: tuple[float, float | None], told: str) -> None:
-    report: dict[str, Any] = {"backend": "openvino", "allowed": ALLOWED}
+    report: dict[str, Any] = {"backend": "openvino", "allowed": ALLOWED_DIFFERENCE}
     report |= dict(zip(("probability_difference", "heat_map_difference"), apart, strict=True))
     with pytest.raises(LeukoscopeError, match=f"its openvino graph differs from torch {told}"):
         require_like_torch(read_release(tiny_release), report)
@@ -203,7 +203,7 @@ def test_a_graph_cut_short_by_a_loss_of_power_is_made_anew_and_a_damaged_one_nam
         (made / lost).write_text("")
         assert kept_graph(release) == made and (made / lost).stat().st_size
     damaged = Path(shutil.copytree(made, tmp_path / "graph"))
-    (damaged / GRAPH).write_text("no graph")
+    (damaged / GRAPH_FILE).write_text("no graph")
     said = rf"^{damaged}: damaged \(.*\); remove this folder, and the graph is made anew$"
     with pytest.raises(LeukoscopeError, match=said):
         OpenVinoBackend(damaged, release)
@@ -289,7 +289,7 @@ def test_a_network_without_a_map_of_channels_is_predicted_and_has_no_map(
 
     assert ours(pictures[1], explain=True).heatmaps is None
     for picture in pictures:
-        assert ours(picture).probabilities == pytest.approx(theirs(picture).probabilities, abs=ALLOWED)
+        assert ours(picture).probabilities == pytest.approx(theirs(picture).probabilities, abs=ALLOWED_DIFFERENCE)
     if architecture.startswith("vit"):
         assert ours.backend.name == "openvino"
         report = json.loads((kept_graph(read_release(release)) / GRAPH_REPORT).read_text())
@@ -347,11 +347,11 @@ def test_an_exported_graph_reports_how_near_torch_it_lies(tiny_release: Path, tm
     report = write_graph(read_release(tiny_release), tmp_path / "graph")
 
     assert json.loads((tmp_path / "graph" / GRAPH_REPORT).read_text()) == report
-    assert 0 < report["probability_difference"] <= report["allowed"] == ALLOWED
+    assert 0 < report["probability_difference"] <= report["allowed"] == ALLOWED_DIFFERENCE
     assert [file.name for file in tmp_path.iterdir()] == ["graph"], "nothing is left aside"
     written = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "graph").iterdir()}
-    assert set(written) == {"model.xml", "model.bin", HEAD, GRAPH_REPORT}, "nothing of this processor's alone"
-    assert written[HEAD] == 0o644
+    assert set(written) == {"model.xml", "model.bin", HEAD_FILE, GRAPH_REPORT}, "nothing of this processor's alone"
+    assert written[HEAD_FILE] == 0o644
     assert report["model"] == tiny_release.name, "not the folders above it"
 
 

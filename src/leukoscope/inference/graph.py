@@ -52,11 +52,12 @@ if TYPE_CHECKING:
 
     from leukoscope.models.release import ReleaseInfo
 
-GRAPH, HEAD = "model.xml", "head.safetensors"
-"""Files of a kept graph. HEAD: the weights (K, C) of one linear layer after average pooling, where that is the head."""
+GRAPH_FILE = "model.xml"
+HEAD_FILE = "head.safetensors"
+"""The weights (K, C) of the classifier, where it is one linear layer after average pooling."""
 ONNX_GRAPH = "onnx/model.onnx"
 """Where transformers.js and optimum look for a graph."""
-ALLOWED = 1e-4
+ALLOWED_DIFFERENCE = 1e-4
 """How far a graph's probabilities, and its maps relative to their peak, may lie from torch's."""
 MOST_GRAPHS = 20  # kept in the cache, the last ones used: visitors of a demo may name any model
 _GRAPH_VERSION = 3  # changes when the graph's inputs, outputs or files do
@@ -75,23 +76,25 @@ class OpenVinoBackend:
     name = OPENVINO
 
     def __init__(self, folder: Path, release: ReleaseInfo, precision: str = F32):
-        self.precision, self._release, self._one_at_a_time = precision, release, Lock()
+        self.precision = precision
+        self._release = release
+        self._one_at_a_time = Lock()
         if precision == BF16 and "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise LeukoscopeError("precision 'bf16': this processor has no units for bfloat16; use 'float32'")
-        self._head = read_arrays(folder / HEAD) if (folder / HEAD).is_file() else None
-        given = os.environ.get("OMP_NUM_THREADS", "")
+        self._head = None
+        if (folder / HEAD_FILE).is_file():
+            self._head = read_arrays(folder / HEAD_FILE)
         settings = {
-            # Left to itself it takes bf16 wherever the processor has it.
+            # Without a hint OpenVINO uses bf16 wherever the processor has it.
             "INFERENCE_PRECISION_HINT": BF16 if precision == BF16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
-            # As many as torch would use.
-            "INFERENCE_NUM_THREADS": int(given) if given.isdecimal() and int(given) else usable_cores(),
+            "INFERENCE_NUM_THREADS": _number_of_threads(),
         }
         if os.access(folder, os.W_OK):
             # The compiled graph is kept there: the next process opens it in a third of the time.
             settings["CACHE_DIR"] = str(folder)
         try:
-            self._request = openvino_core().compile_model(folder / GRAPH, "CPU", settings).create_infer_request()
+            self._request = openvino_core().compile_model(folder / GRAPH_FILE, "CPU", settings).create_infer_request()
         except Exception as error:  # OpenVINO has error types of its own
             raise NoGraph(
                 f"{folder}: damaged ({first_line(error)}); remove this folder, and the graph is made anew"
@@ -106,7 +109,7 @@ class OpenVinoBackend:
             return NetworkOutput(logits, linear_head_maps(features[0], self._head["weights"], self.blank))
         import torch
 
-        _, maps = explain_features(self._network, *map(torch.from_numpy, (features[0], self.blank)))
+        _, maps = explain_features(self._network, torch.from_numpy(features[0]), torch.from_numpy(self.blank))
         return NetworkOutput(logits, maps.numpy())
 
     def outputs(self, pixels: np.ndarray) -> list[np.ndarray]:
@@ -125,6 +128,14 @@ class OpenVinoBackend:
         from leukoscope.models.weights import load_release
 
         return load_release(self._release).network
+
+
+def _number_of_threads() -> int:
+    """As many threads as torch would use."""
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    if setting.isdecimal() and int(setting):
+        return int(setting)
+    return usable_cores()
 
 
 @lru_cache(maxsize=1)
@@ -171,17 +182,9 @@ def kept_graph(release: ReleaseInfo) -> Path:
     ]
     folder = cache_root() / "graphs" / sha256(" ".join(parts).encode()).hexdigest()[:32]
     try:
-        if (report := _report_of(folder)) is None:
-            from filelock import FileLock  # here: it would slow every first prediction down
-
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.parent / ".lock"):
-                if (report := _report_of(folder)) is None:  # no other process has made it meanwhile
-                    with atomic_folder(folder) as made:
-                        report = write_graph(release, made)
-                    kept = sorted(folder.parent.glob(f"*/{GRAPH_REPORT}"), key=lambda report: report.stat().st_mtime)
-                    for old in kept[:-MOST_GRAPHS]:
-                        shutil.rmtree(old.parent, ignore_errors=True)
+        report = _report_of(folder)
+        if report is None:
+            report = _make_graph(release, folder)
     except (OSError, NotImplementedError) as error:  # the latter of a disk without locks
         raise NoGraph(
             f"{folder}: the {OPENVINO} graph cannot be kept there ({first_line(error)}); "
@@ -192,26 +195,47 @@ def kept_graph(release: ReleaseInfo) -> Path:
     return folder
 
 
+def _make_graph(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
+    """Make a graph in the cache unless another process does so meanwhile, remove the oldest ones; its report."""
+    from filelock import FileLock  # here: it would slow every first prediction down
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / ".lock"):
+        report = _report_of(folder)
+        if report is None:
+            with atomic_folder(folder) as temporary:
+                report = write_graph(release, temporary)
+            by_age = sorted(folder.parent.glob(f"*/{GRAPH_REPORT}"), key=lambda path: path.stat().st_mtime)
+            for path in by_age[:-MOST_GRAPHS]:
+                shutil.rmtree(path.parent, ignore_errors=True)
+    return report
+
+
 def _report_of(folder: Path) -> dict[str, Any] | None:
     """The report of a kept graph; None where it or a file of the graph is missing or empty."""
     try:
         report = json.loads((folder / GRAPH_REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    files = (folder / GRAPH, folder / "model.bin")
-    whole = all(file.is_file() and file.stat().st_size for file in files)
-    return report if whole and isinstance(report, dict) else None
+    files = (folder / GRAPH_FILE, folder / "model.bin")
+    is_whole = all(file.is_file() and file.stat().st_size for file in files)
+    if is_whole and isinstance(report, dict):
+        return report
+    return None
 
 
 def require_like_torch(release: ReleaseInfo, report: Mapping[str, Any]) -> None:
     """Raise `NoGraph` where a graph's report says that it differs from torch."""
-    named = (("probability_difference", "in probability"), ("heat_map_difference", "of a Grad-CAM map's peak"))
-    differences = [(report[key], what) for key, what in named if report[key] is not None]
-    # `not <=` rather than `>`, so that nan is named as well.
-    if told := [f"{by:.1e} {what}" for by, what in differences if not by <= report["allowed"]]:
+    units = {"probability_difference": "in probability", "heat_map_difference": "of a Grad-CAM map's peak"}
+    differences = []
+    for key, unit in units.items():
+        # `not <=` rather than `>`, so that nan is named as well.
+        if report[key] is not None and not report[key] <= report["allowed"]:
+            differences.append(f"{report[key]:.1e} {unit}")
+    if differences:
         raise NoGraph(
-            f"{release.name}: its {report['backend']} graph differs from torch by {' and '.join(told)}, more than "
-            f"{report['allowed']:g}; use backend='torch'"
+            f"{release.name}: its {report['backend']} graph differs from torch by {' and '.join(differences)}, more "
+            f"than {report['allowed']:g}; use backend='torch'"
         )
 
 
@@ -228,16 +252,22 @@ def write_graph(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
     import torch
 
     openvino = import_openvino()
-    reference, pixels = torch_backend(release), phantom_pixels(release)
-    network, preprocessing = reference.network, release.preprocessing
-    theirs = reference(pixels, explain=True)
-    if theirs.maps is not None:  # of these the maps are made, by the same code
-        theirs = NetworkOutput(theirs.logits, (reference.features(pixels) - reference.blank).numpy())
+    reference = torch_backend(release)
+    pixels = phantom_pixels(release)
+    network = reference.network
+    torch_output = reference(pixels, explain=True)
+    has_maps = torch_output.maps is not None
+    if has_maps:
+        # Compared are the features: the same code makes maps of them.
+        torch_output = NetworkOutput(torch_output.logits, (reference.features(pixels) - reference.blank).numpy())
 
     def compute(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        features = network.forward_features(preprocessing.normalise(pixels.permute(0, 3, 1, 2)))  # type: ignore[operator]
+        inputs = release.preprocessing.normalise(pixels.permute(0, 3, 1, 2))
+        features = network.forward_features(inputs)  # type: ignore[operator]
         logits = network.forward_head(features)  # type: ignore[operator]
-        return (logits,) if theirs.maps is None else (logits, features)
+        if has_maps:
+            return logits, features
+        return (logits,)
 
     folder.mkdir(parents=True)
     example = torch.from_numpy(pixels[:2])
@@ -246,21 +276,25 @@ def write_graph(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
         model.reshape([-1, *example.shape[1:]])
         try:
             # Half precision would round the BatchNorm statistics and a temperature folded into the classifier.
-            openvino.save_model(model, folder / GRAPH, compress_to_fp16=False)
+            openvino.save_model(model, folder / GRAPH_FILE, compress_to_fp16=False)
         except RuntimeError:
             # OpenVINO does not say why it could not write.
-            if shutil.disk_usage(folder).free < sum(one.nbytes for one in network.state_dict().values()):
+            bytes_needed = sum(tensor.nbytes for tensor in network.state_dict().values())
+            if shutil.disk_usage(folder).free < bytes_needed:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
             raise
-    if (head := linear_head(reference, pixels)) is not None:
-        save_file({"weights": head}, folder / HEAD)
-        (folder / HEAD).chmod(0o644)  # safetensors leaves the file readable by its owner alone
+    head = linear_head(reference, pixels)
+    if head is not None:
+        save_file({"weights": head}, folder / HEAD_FILE)
+        (folder / HEAD_FILE).chmod(0o644)  # safetensors leaves the file readable by its owner alone
     backend = OpenVinoBackend(folder, release)
     logits, *features = backend.outputs(pixels)
-    ours = NetworkOutput(logits, features[0] - backend.blank if features else None)
+    graph_output = NetworkOutput(logits)
+    if features:
+        graph_output = NetworkOutput(logits, features[0] - backend.blank)
     for compiled in folder.glob("*.blob"):  # for this processor alone, and never found again once the folder is renamed
         compiled.unlink()
-    report = report_on(release, OPENVINO, ours, theirs)
+    report = report_on(release, OPENVINO, graph_output, torch_output)
     (folder / GRAPH_REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
 
@@ -270,38 +304,46 @@ def phantom_pixels(release: ReleaseInfo) -> np.ndarray:
     from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 
     # On a background it was never trained with, a network's activations can grow until rounding is seen.
-    backgrounds: tuple[Literal["black", "smear"], ...] = ("black",) if release.takes_cut_outs else ("black", "smear")
-    kinds = product(PHANTOM_LABELS, range(_COMPARED // (2 * len(backgrounds))), backgrounds)
-    phantoms = [draw_cell(label, subject=subject, cell=0, background=on).image for label, subject, on in kinds]
-    return np.stack([release.preprocessing.frame(Image.fromarray(phantom)) for phantom in phantoms])
+    backgrounds: list[Literal["black", "smear"]] = ["black"]
+    if not release.takes_cut_outs:
+        backgrounds.append("smear")
+    subjects = range(_COMPARED // (2 * len(backgrounds)))
+    framed = []
+    for label, subject, background in product(PHANTOM_LABELS, subjects, backgrounds):
+        phantom = draw_cell(label, subject=subject, cell=0, background=background)
+        framed.append(release.preprocessing.frame(Image.fromarray(phantom.image)))
+    return np.stack(framed)
 
 
 def linear_head(reference: TorchBackend, pixels: np.ndarray) -> np.ndarray | None:
     """Return the classifier's weights (K, C) where they alone give torch's maps of these pictures; else None."""
     from leukoscope.models.weights import classifier_parameters
 
-    maps, features = reference(pixels, explain=True).maps, reference.features(pixels)
+    maps = reference(pixels, explain=True).maps
     if maps is None:
         return None
+    features = reference.features(pixels)
     weights = next(iter(classifier_parameters(reference.network))).detach().cpu().float().numpy()
     weights = weights.reshape(len(weights), -1)  # some are 1 × 1 convolutions
     if weights.shape[1] != features.shape[1]:
         return None
-    ours = linear_head_maps(features.numpy(), weights, reference.blank.numpy())
-    return weights if np.allclose(ours, maps, rtol=ALLOWED, atol=ALLOWED * maps.max()) else None
+    maps_by_weights = linear_head_maps(features.numpy(), weights, reference.blank.numpy())
+    if np.allclose(maps_by_weights, maps, rtol=ALLOWED_DIFFERENCE, atol=ALLOWED_DIFFERENCE * maps.max()):
+        return weights
+    return None
 
 
-def report_on(release: ReleaseInfo, kind: str, ours: NetworkOutput, theirs: NetworkOutput) -> dict[str, Any]:
+def report_on(release: ReleaseInfo, kind: str, graph: NetworkOutput, reference: NetworkOutput) -> dict[str, Any]:
     """Report how far a graph's output lies from torch's: in probability, and of maps relative to their peak."""
-    apart = None
-    if ours.maps is not None and theirs.maps is not None:
-        apart = float(np.abs(ours.maps - theirs.maps).max() / max(theirs.maps.max(), 1e-12))
+    map_difference = None
+    if graph.maps is not None and reference.maps is not None:
+        map_difference = float(np.abs(graph.maps - reference.maps).max() / max(reference.maps.max(), 1e-12))
     return {
         "backend": kind,
         "compared_on": f"{_COMPARED} phantoms",
-        "probability_difference": float(np.abs(softmax(ours.logits) - softmax(theirs.logits)).max()),
-        "heat_map_difference": apart,
-        "allowed": ALLOWED,
+        "probability_difference": float(np.abs(softmax(graph.logits) - softmax(reference.logits)).max()),
+        "heat_map_difference": map_difference,
+        "allowed": ALLOWED_DIFFERENCE,
         "labels": list(release.labels),
         "model": public_name(release.name, release.revision),
         "revision": release.revision,
@@ -314,7 +356,8 @@ def as_module(network: nn.Module, compute: Callable[[torch.Tensor], tuple[torch.
     from torch import nn
 
     module: Any = nn.Module()
-    module.network, module.forward = network, compute
+    module.network = network
+    module.forward = compute
     return module.eval()
 
 
@@ -353,9 +396,13 @@ def write_onnx(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
     import onnxruntime
     import torch
 
-    reference, pixels = torch_backend(release), phantom_pixels(release)
-    network, head, theirs = reference.network, linear_head(reference, pixels), reference(pixels, explain=True)
-    if head is not None and theirs.maps is not None:
+    reference = torch_backend(release)
+    pixels = phantom_pixels(release)
+    network = reference.network
+    head = linear_head(reference, pixels)
+    outputs = ["logits"]
+    if head is not None:
+        outputs.append("grad_cam")
         blank = reference.blank
         kernels = torch.from_numpy(head)[:, :, None, None] / blank[0, 0].numel()
 
@@ -367,7 +414,7 @@ def write_onnx(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
         # As `linear_head_maps`: a sum over channels at every place is a convolution by one pixel.
         return logits, torch.nn.functional.conv2d(features - blank, kernels)
 
-    outputs, graph = ["logits", "grad_cam"][: 1 if head is None else 2], folder / ONNX_GRAPH
+    graph = folder / ONNX_GRAPH
     graph.parent.mkdir(parents=True)
     inputs = release.preprocessing.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2)).contiguous()
     with conversion_errors(release, "onnx"):
@@ -382,8 +429,8 @@ def write_onnx(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
             external_data=False,
         )
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    ours = NetworkOutput(*session.run(None, {"pixel_values": inputs.numpy()}))
-    report = report_on(release, "onnx", ours, theirs)
+    graph_output = NetworkOutput(*session.run(None, {"pixel_values": inputs.numpy()}))
+    report = report_on(release, "onnx", graph_output, reference(pixels, explain=True))
     report |= {"input": "pixel_values (B, 3, S, S) float32", "outputs": outputs}
     require_like_torch(release, report)
     _write_settings(release, folder, report)
@@ -392,9 +439,10 @@ def write_onnx(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
 
 def _write_settings(release: ReleaseInfo, folder: Path, report: dict[str, Any]) -> None:
     """Write the report, and the settings and card that transformers.js and the Hub read."""
-    pre, labels = release.preprocessing, dict(enumerate(release.labels))
+    preprocessing = release.preprocessing
+    labels = dict(enumerate(release.labels))
     config = {
-        # transformers.js and optimum look up by this name how a model is called; a ResNet is called as this one is.
+        # transformers.js and optimum choose by this name how to call a model. This one is called as a ResNet is.
         "model_type": "resnet",
         "architectures": ["ResNetForImageClassification"],
         "num_labels": len(labels),
@@ -407,15 +455,15 @@ def _write_settings(release: ReleaseInfo, folder: Path, report: dict[str, Any]) 
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": pre.resized_side},
-        "resample": Image.Resampling[pre.interpolation.upper()].value,
+        "size": {"shortest_edge": preprocessing.resized_side},
+        "resample": Image.Resampling[preprocessing.interpolation.upper()].value,
         "do_center_crop": True,
-        "crop_size": {"height": pre.image_size, "width": pre.image_size},
+        "crop_size": {"height": preprocessing.image_size, "width": preprocessing.image_size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": pre.mean,
-        "image_std": pre.std,
+        "image_mean": preprocessing.mean,
+        "image_std": preprocessing.std,
     }
     for name, content in {CONFIG_FILE: config, PROCESSOR_FILE: processor, GRAPH_REPORT: report}.items():
         (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -56,15 +56,14 @@ def picture_statistics(pixels: np.ndarray) -> np.ndarray:
     step = max(1, round(len(pixels) / _GRID))
     bright = foreground(pixels)
     starts = sorted({0, step // 2})
-    found = [
-        _grid_statistics(pixels[down:, across:], bright[down::step, across::step], step)
-        for down in starts
-        for across in starts
-    ]
-    known = [one for one in found if one is not None]
-    if len(known) == len(found):
-        return np.mean(known, axis=0)
-    return np.full(NUM_STATISTICS, _EMPTY, np.float32)
+    grids = []
+    for down in starts:
+        for across in starts:
+            statistics = _grid_statistics(pixels[down:, across:], bright[down::step, across::step], step)
+            if statistics is None:
+                return np.full(NUM_STATISTICS, _EMPTY, np.float32)
+            grids.append(statistics)
+    return np.mean(grids, axis=0)
 
 
 def _grid_statistics(pixels: np.ndarray, cell: np.ndarray, step: int) -> np.ndarray | None:
@@ -92,7 +91,10 @@ def _grid_statistics(pixels: np.ndarray, cell: np.ndarray, step: int) -> np.ndar
         width = neighbour.shape[1]
         both = cell[:, :width] & (neighbour > BACKGROUND_LEVEL)
         change = _OPTICAL_DENSITY[neighbour[both]] - _OPTICAL_DENSITY[green[::step, ::step][:, :width][both]]
-        texture.append(np.log(np.abs(change).mean() + 1e-3) if len(change) else 0.0)
+        if len(change):
+            texture.append(np.log(np.abs(change).mean() + 1e-3))
+        else:
+            texture.append(0.0)
 
     dark = np.zeros_like(cell)
     dark[cell] = density[1] > mean[1]  # of a cell mostly its nucleus
@@ -180,11 +182,11 @@ class OodDetector:
 
     def save(self, path: Path) -> Path:
         """Write ood.safetensors, whole or not at all; an error where the disk refuses."""
-        about = {"format": "pt", "method": OOD_METHOD, "kept_share": str(KEPT_SHARE)}
+        metadata = {"format": "pt", "method": OOD_METHOD, "kept_share": str(KEPT_SHARE)}
         arrays = {field.name: np.array(getattr(self, field.name), np.float32, order="C") for field in fields(self)}
         problem = f"{path}: cannot be written there"
         with disk_errors(problem, "check who may write there"), atomic_file(path) as temporary:
-            save_file(arrays, temporary, about)
+            save_file(arrays, temporary, metadata)
             temporary.chmod(0o644)  # safetensors leaves the file readable by its owner alone
         return path
 
@@ -204,7 +206,8 @@ class OodDetector:
         if not wrong:
             # With these no picture would be out of distribution.
             wrong = [name for name in ("deviation", "limit") if (arrays[name] <= 0).any()]
-            wrong += ["correlation"] if np.linalg.eigvalsh(arrays["correlation"].astype(np.float64))[0] <= 0 else []
+            if np.linalg.eigvalsh(arrays["correlation"].astype(np.float64))[0] <= 0:
+                wrong.append("correlation")
         if wrong:
             raise LeukoscopeError(
                 f"{path}: no OOD detector, or damaged ({', '.join(wrong)}); restore it from the release"
@@ -263,5 +266,9 @@ def _fit_gaussian(statistics: np.ndarray, weights: np.ndarray, limit: float = np
     correlation = np.einsum("n,ni,nj->ij", weights / weights.sum(), standard, standard)
     # A statistic that hardly varies (the border of cells on black) has its least deviation, not none.
     np.fill_diagonal(correlation, 1)
-    values = (mean, deviation, correlation + _SHRINKAGE * np.eye(NUM_STATISTICS), limit)
-    return OodDetector(*(np.asarray(value, dtype=np.float32) for value in values))
+    return OodDetector(
+        mean=mean.astype(np.float32),
+        deviation=deviation.astype(np.float32),
+        correlation=(correlation + _SHRINKAGE * np.eye(NUM_STATISTICS)).astype(np.float32),
+        limit=np.asarray(limit, np.float32),
+    )

@@ -20,9 +20,11 @@ from leukoscope.data.registry import trained_on
 from leukoscope.inference.gradcam import overlay
 from leukoscope.models.map_check import EVIDENCE_METHOD, MapCheck
 
-ABSTAIN, OUT_OF_DISTRIBUTION, NOT_A_CELL = "abstain", "out of distribution", "not a cell"
+# Outcomes without a class; TOO_FEW_CELLS is a subject's.
+ABSTAIN = "abstain"
+OUT_OF_DISTRIBUTION = "out of distribution"
+NOT_A_CELL = "not a cell"
 TOO_FEW_CELLS = "too few cells"
-"""Outcomes without a class, the last one of a subject."""
 REFUSED = (OUT_OF_DISTRIBUTION, NOT_A_CELL)
 WITHOUT_CLASS = (ABSTAIN, *REFUSED)
 NUM_VIEWS = 8
@@ -305,7 +307,8 @@ class Prediction:
             raise LeukoscopeError(f"{self.source}: has no Grad-CAM map; predict it with explain=True")
         if self.heatmaps is None:
             raise LeukoscopeError(f"{self.model}: {NO_MAP}; explain with a convolutional network")
-        label = self.most_probable if label is None else label
+        if label is None:
+            label = self.most_probable
         if label not in self.heatmaps:
             raise LeukoscopeError(f"{self.source}: label {label!r} is none of {', '.join(self.heatmaps)}; name one")
         if peak is None:

@@ -163,7 +163,9 @@ class Predictor:
         self.backend = open_backend(release, runtime)
         self.thresholds = Thresholds.from_metrics(release.metrics)
         path = release.folder and release.folder / OOD_FILE
-        self.ood = OodDetector.load(path) if path and path.exists() else None
+        self.ood = None
+        if path and path.exists():
+            self.ood = OodDetector.load(path)
 
     @classmethod
     def from_pretrained(
@@ -181,7 +183,8 @@ class Predictor:
                 release, a backend that is unknown or not installed, a device or precision this machine lacks.
         """
         runtime = Runtime(backend, device, precision)
-        if (folder := local_release(str(model))) is None:
+        folder = local_release(str(model))
+        if folder is None:
             return cls.from_hub(str(model), runtime=runtime)
         return cls(read_release(folder, name=str(model)), runtime)
 
@@ -249,7 +252,9 @@ class Predictor:
             if isinstance(prediction, UnreadableImage):
                 raise prediction
             predictions.append(prediction)
-        return predictions[0] if isinstance(images, _SINGLE) else predictions
+        if isinstance(images, _SINGLE):
+            return predictions[0]
+        return predictions
 
     def iter_predictions(
         self,
@@ -281,8 +286,10 @@ class Predictor:
         with ThreadPoolExecutor(usable_cores()) as pool:
             start = time.perf_counter()
             batch = list(islice(pictures, batch_size))
-            # For one picture a thread would cost more than it gains.
-            framed = [frame(batch[0])] if len(batch) == 1 else list(pool.map(frame, batch))
+            if len(batch) == 1:  # a thread would cost more than it gains
+                framed = [frame(batch[0])]
+            else:
+                framed = list(pool.map(frame, batch))
             while framed:
                 opening = pool.map(frame, list(islice(pictures, batch_size)))
                 yield from self._predict_framed(framed, explain, tta, method, start)
@@ -297,10 +304,11 @@ class Predictor:
 
     def _frame(self, keep: bool, picture: _Waiting) -> _Framed | UnreadableImage:
         """Open a picture, frame it, and check what can be checked before the network has seen it."""
-        opened = picture() if callable(picture) else picture
-        if isinstance(opened, UnreadableImage):
-            return opened
-        source, upright = opened
+        if callable(picture):
+            picture = picture()
+        if isinstance(picture, UnreadableImage):
+            return picture
+        source, upright = picture
         preprocessing = self.release.preprocessing
         pixels = preprocessing.frame(upright)
         checks = Checks(shorter_side=min(upright.size), filled_with=upright.info.get(FILLED_WITH))
@@ -327,18 +335,25 @@ class Predictor:
     ) -> Iterator[Prediction | UnreadableImage]:
         """Predict a batch, in which a picture that could not be opened has its error."""
         cells = [cell for cell in framed if isinstance(cell, _Framed)]
-        predictions = iter(self._predict(cells, explain, tta, method, start) if cells else ())
+        predictions: Iterator[Prediction | UnreadableImage] = iter(())
+        if cells:
+            predictions = iter(self._predict(cells, explain, tta, method, start))
         for cell in framed:
-            yield cell if isinstance(cell, UnreadableImage) else next(predictions)
+            if isinstance(cell, UnreadableImage):
+                yield cell
+            else:
+                yield next(predictions)
 
     def _predict(
         self, cells: list[_Framed], explain: bool, tta: bool, method: str, start: float
     ) -> list[Prediction | UnreadableImage]:
         """Compute the cells, and with `explain` or `tta` their other views, and decide for each cell."""
-        views = self._compute_views(
-            np.stack([cell.pixels for cell in cells]), explain, NUM_VIEWS if explain or tta else 1
-        )
-        shares = views.probabilities.mean(axis=1) if tta else views.probabilities[:, 0]
+        all_views = explain or tta
+        pixels = np.stack([cell.pixels for cell in cells])
+        views = self._compute_views(pixels, explain, NUM_VIEWS if all_views else 1)
+        shares = views.probabilities[:, 0]
+        if tta:
+            shares = views.probabilities.mean(axis=1)
         disagreements = disagreement(views.probabilities)
         predictions: list[Prediction | UnreadableImage] = []
         for number, cell in enumerate(cells):
@@ -367,7 +382,7 @@ class Predictor:
                 picture=cell.upright,
                 peak=self.thresholds.strong_evidence if explain else None,
                 pixel_hash=cell.pixel_hash,
-                views=tuple(map(self._named, views.probabilities[number])) if explain or tta else (),
+                views=tuple(map(self._named, views.probabilities[number])) if all_views else (),
                 map_check=self.release.map_check_of(EVIDENCE_METHOD),
             )
             if explain and method == OCCLUSION_METHOD:

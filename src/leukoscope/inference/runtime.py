@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,9 +29,12 @@ if TYPE_CHECKING:
     from leukoscope.data.preprocessing import Preprocessing
     from leukoscope.models.release import ReleaseInfo
 
-AUTO_RUNTIME, TORCH, OPENVINO = "auto", "torch", "openvino"
+AUTO_RUNTIME = "auto"
+TORCH = "torch"
+OPENVINO = "openvino"
 BACKENDS = (AUTO_RUNTIME, TORCH, OPENVINO)
-F32, BF16 = "float32", "bf16"
+F32 = "float32"
+BF16 = "bf16"
 INFERENCE_PRECISIONS = (F32, BF16)
 PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime onnxscript"}  # module → what pip installs for it
 
@@ -59,13 +62,17 @@ class Runtime:
             LeukoscopeError: an unknown backend or precision.
         """
         backend = self.backend or os.environ.get("LEUKOSCOPE_BACKEND") or AUTO_RUNTIME
-        for what, name, known in (("backend", backend, BACKENDS), ("precision", self.precision, INFERENCE_PRECISIONS)):
-            if name not in known:
-                raise LeukoscopeError(f"{what} {name!r}: unknown; choose one of {', '.join(known)}")
+        _require_choice("backend", backend, BACKENDS)
+        _require_choice("precision", self.precision, INFERENCE_PRECISIONS)
         device = self.device
         if device == AUTO_RUNTIME:
             device = "cpu" if backend == OPENVINO else gpu_or_cpu()
         return replace(self, backend=backend, device=device)
+
+
+def _require_choice(option: str, name: str, choices: Sequence[str]) -> None:
+    if name not in choices:
+        raise LeukoscopeError(f"{option} {name!r}: unknown; choose one of {', '.join(choices)}")
 
 
 class NetworkOutput(NamedTuple):
@@ -90,7 +97,9 @@ class NoGraph(LeukoscopeError):
 
 def usable_cores() -> int:
     """Return how many cores this process may run on; all of them where the system does not say (macOS)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def gpu_or_cpu() -> str:
@@ -200,8 +209,8 @@ class TorchBackend:
         """
         import torch
 
-        half = f"give a smaller batch size, such as {len(pixels) // 2}" if len(pixels) > 1 else "use --device cpu"
-        with memory_errors(self.device, len(pixels), half):
+        fix = f"give a smaller batch size, such as {len(pixels) // 2}" if len(pixels) > 1 else "use --device cpu"
+        with memory_errors(self.device, len(pixels), fix):
             features = self.features(pixels)
             if not explain or not is_map_of_channels(self.network, features):
                 with torch.inference_mode():
@@ -217,7 +226,9 @@ class TorchBackend:
         inputs = torch.from_numpy(np.array(pixels)).to(self.device).permute(0, 3, 1, 2)
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == BF16):
             features = self.network.forward_features(self._preprocessing.normalise(inputs))  # type: ignore[operator]
-        return features.float() if self.precision == BF16 else features
+        if self.precision == BF16:
+            features = features.float()
+        return features
 
     @cached_property
     def blank(self) -> torch.Tensor:
@@ -230,5 +241,6 @@ def torch_backend(release: ReleaseInfo, runtime: Runtime = Runtime(device="cpu")
     """Open a release's network in torch, by default on the CPU in float32."""
     from leukoscope.models.weights import Release, load_release
 
-    loaded = release if isinstance(release, Release) else load_release(release)
-    return TorchBackend(loaded.network, loaded.preprocessing, runtime.device, loaded.blank_rgb, runtime.precision)
+    if not isinstance(release, Release):
+        release = load_release(release)
+    return TorchBackend(release.network, release.preprocessing, runtime.device, release.blank_rgb, runtime.precision)

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -104,10 +104,13 @@ class CellSource:
         """
         if self.table is not None:
             require_subjects(self.table, self.has_subjects)
+        if cell.subject or self.has_subjects:
+            return cell.subject
         path = PurePath(cell.cell_id)
-        folders = () if path.is_absolute() or self.has_subjects else path.parts[:-1]
-        name = cell.subject or (folders[0] if folders else "")
-        if not self.has_subjects and name and names_no_subject(name, labels):
+        if path.is_absolute() or len(path.parts) < 2:
+            return ""
+        name = path.parts[0]
+        if names_no_subject(name, labels):
             kind = "a class" if name in labels else "called like a class, a split or a collection"
             raise LeukoscopeError(
                 f"{cell.file}: lies in the folder {name!r}, which is {kind}, not a subject; name the subjects with "
@@ -163,25 +166,26 @@ def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource
         LeukoscopeError: no such input, no cell in it, a column missing, a path that the pattern does not match, or a
             folder or table that cannot be read.
     """
-    path, kinds, suffix = Path(named), Counter[str](), Path(named).suffix.lower()
-    table: CellTable | None = None
-    rows: Iterable[tuple[str, str, str]] = _images_below(path, kinds)
+    path = Path(named)
     if not path.exists():
         raise LeukoscopeError(f"{named}: no such folder or file; give a folder of images, or a table of them")
-    if not path.is_dir():
-        if suffix not in OUTPUT_SUFFIXES:
-            raise LeukoscopeError(f"{named}: is a {suffix or 'bare'} file; give a folder, .csv or .parquet")
-        table = read_table(path)
-        if table.has_subjects and subject_pattern:
-            raise LeukoscopeError(
-                f"{path} --subject_pattern {shlex.quote(subject_pattern)}: a column of it names the subjects "
-                "as well; leave the pattern out, or the column"
-            )
-        rows = ((row.cell_id, file, row.subject) for row, file in located(table, path.parent))
-    root, subject_of = path.parent if table else path, subject_rule(subject_pattern) if subject_pattern else None
+    kinds = Counter[str]()  # of the files in a folder that are no images
+    table: CellTable | None = None
+    rows: Iterable[tuple[str, str, str]]
+    if path.is_dir():
+        root = path
+        rows = _images_below(path, kinds)
+    else:
+        root = path.parent
+        table = _table_of_cells(path, subject_pattern)
+        rows = ((row.cell_id, file, row.subject) for row, file in located(table, root))
+    subject_of = None
+    if subject_pattern:
+        subject_of = subject_rule(subject_pattern)
     cells = []
     for cell_id, file, subject in rows:
-        subject = subject_of(file) if subject_of else subject
+        if subject_of is not None:
+            subject = subject_of(file)
         # A file's name need not be UTF-8.
         cells.append(SourceCell(shown_name(cell_id), shown_name(subject), os.path.join(root, file)))
     check_subject_ids({cell.subject: cell.file for cell in cells if cell.subject}, named)
@@ -190,6 +194,20 @@ def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource
     if table is None:
         return CellSource(cells, subject_of is not None, left_out(kinds), folder=named)
     return CellSource(cells, table.has_subjects or subject_of is not None, table=path)
+
+
+def _table_of_cells(path: Path, subject_pattern: str | None) -> CellTable:
+    """Read a table of paths; `LeukoscopeError` for another file, or one that names subjects as a pattern does."""
+    suffix = path.suffix.lower()
+    if suffix not in OUTPUT_SUFFIXES:
+        raise LeukoscopeError(f"{path}: is a {suffix or 'bare'} file; give a folder, .csv or .parquet")
+    table = read_table(path)
+    if table.has_subjects and subject_pattern:
+        raise LeukoscopeError(
+            f"{path} --subject_pattern {shlex.quote(subject_pattern)}: a column of it names the subjects "
+            "as well; leave the pattern out, or the column"
+        )
+    return table
 
 
 def _images_below(root: Path, kinds: Counter[str]) -> Iterator[tuple[str, str, str]]:
@@ -250,13 +268,16 @@ def score_cells(
     Raises:
         LeukoscopeError: another process is writing the shards, or a write error; finished shards stay.
     """
-    parts, count = output.with_name(f"{output.name}.parts"), math.ceil(len(source.cells) / CELLS_PER_SHARD)
+    parts = output.with_name(f"{output.name}.parts")
+    count = math.ceil(len(source.cells) / CELLS_PER_SHARD)
     shards = [parts / f"shard-{number:06d}.parquet" for number in range(count)]
+    if score_missing is None:
+        score_missing = _score_missing
     try:
         parts.mkdir(parents=True, exist_ok=True)
         with FileLock(parts / "lock", timeout=0):
             check_output(output)  # another process may have written it meanwhile
-            (score_missing or _score_missing)(predictor, source, shards, batch_size)
+            score_missing(predictor, source, shards, batch_size)
             scored = _join(shards, output, scored_with(predictor))
         shutil.rmtree(parts)
         return scored
@@ -274,15 +295,22 @@ def score_cells(
 
 def scored_with(predictor: Predictor) -> dict[str, str]:
     """Return what makes a release's numbers: the versions, the files' digest and the backend."""
-    release, backend = predictor.release, predictor.backend
-    files = release_digest(release.folder)
-    about = {"leukoscope": __version__, "model": release.name, "revision": release.revision, "model_files": files}
-    return about | {"backend": backend.name, "precision": backend.precision}
+    release = predictor.release
+    return {
+        "leukoscope": __version__,
+        "model": release.name,
+        "revision": release.revision,
+        "model_files": release_digest(release.folder),
+        "backend": predictor.backend.name,
+        "precision": predictor.backend.precision,
+    }
 
 
 def release_digest(folder: Path | None) -> str:
     """Digest of a release's weights, preprocessing and thresholds, because a local folder has no revision."""
-    files = sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))) if folder else []
+    files: list[Path] = []
+    if folder is not None:
+        files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
     return hashlib.sha256(repr([(file.name, file_sha256(file)) for file in files]).encode()).hexdigest()
 
 
@@ -304,15 +332,15 @@ def missing_shards(
 ) -> Iterator[tuple[Path, Sequence[SourceCell], str]]:
     """Yield shards that are missing, damaged, or of other cells, pictures or weights, with their identity.
 
-    `advance` is told how many cells the others hold.
+    `advance` is called with the number of cells of each other shard.
     """
-    made_by = scored_with(predictor)
+    versions = scored_with(predictor)
     for number, shard in enumerate(shards):
         cells = source.cells[number * CELLS_PER_SHARD : (number + 1) * CELLS_PER_SHARD]
-        # Before the pictures are opened: one that is replaced meanwhile is scored again by the run that resumes.
+        # Before the pictures are opened: if one is replaced meanwhile, the run that resumes scores it again.
         hashes = source.states or content_hashes([cell.file for cell in cells], shard.with_suffix(".json"))
-        known = repr((made_by, [(cell.cell_id, cell.subject, hashes[cell.file]) for cell in cells]))
-        identity = hashlib.sha256(known.encode()).hexdigest()
+        content = repr((versions, [(cell.cell_id, cell.subject, hashes[cell.file]) for cell in cells]))
+        identity = hashlib.sha256(content.encode()).hexdigest()
         if _identity_of(shard) == identity:
             advance(len(cells))
         else:
@@ -323,27 +351,36 @@ def shard_bytes(
     rows: Sequence[tuple[SourceCell, Prediction | UnreadableImage]], predictor: Predictor, identity: str
 ) -> bytes:
     """A shard as a Parquet file: the columns of the output, and for each unreadable picture a row with a `reason`."""
-    shares, lines = [f"p_{label}" for label in predictor.labels], []
-    for cell, found in rows:
-        if isinstance(found, UnreadableImage):
-            lines.append({"cell_id": cell.cell_id, "reason": shown_name(str(found).removeprefix(f"{cell.file}: "))})
+    lines: list[dict[str, Any]] = []
+    for cell, prediction in rows:
+        if isinstance(prediction, UnreadableImage):
+            reason = str(prediction).removeprefix(f"{cell.file}: ")
+            lines.append({"cell_id": cell.cell_id, "reason": shown_name(reason)})
             continue
-        about = {name: getattr(found, name) for name in ("outcome", "pixel_hash", "model", "revision")}
-        about |= {"cell_id": cell.cell_id, "subject": cell.subject or None, "ood_score": found.checks.ood_score}
-        about |= {name: found.probabilities[name.removeprefix("p_")] for name in shares}
-        lines.append(about | {"reasons": " ".join(reason.code for reason in found.decision.reasons)})
-    text, number = pa.string(), pa.float64()
-    kinds = dict.fromkeys(("cell_id", "subject", "outcome", "reasons"), text)
-    kinds |= dict.fromkeys((*shares, "ood_score"), number)
-    kinds |= dict.fromkeys(("pixel_hash", "model", "revision", "reason"), text)
-    schema = pa.schema(list(kinds.items()), {_IDENTITY: identity})
+        line = {
+            "cell_id": cell.cell_id,
+            "subject": cell.subject or None,
+            "outcome": prediction.outcome,
+            "reasons": " ".join(reason.code for reason in prediction.decision.reasons),
+            "ood_score": prediction.checks.ood_score,
+            "pixel_hash": prediction.pixel_hash,
+            "model": prediction.model,
+            "revision": prediction.revision,
+        }
+        for label, share in prediction.probabilities.items():
+            line[f"p_{label}"] = share
+        lines.append(line)
+    types = dict.fromkeys(("cell_id", "subject", "outcome", "reasons"), pa.string())
+    types |= dict.fromkeys((*(f"p_{label}" for label in predictor.labels), "ood_score"), pa.float64())
+    types |= dict.fromkeys(("pixel_hash", "model", "revision", "reason"), pa.string())
+    schema = pa.schema(list(types.items()), {_IDENTITY: identity})
     file = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(lines, schema), file)
     return file.getvalue()
 
 
 def _identity_of(shard: Path) -> str | None:
-    """What a shard says of its cells; None where it is missing, or empty or cut short, as after a loss of power."""
+    """The identity in a shard's metadata; None where it is missing, or empty or cut short, as after a loss of power."""
     try:
         with shard.open("rb") as file:
             metadata = pq.read_schema(file).metadata or {}
@@ -352,12 +389,14 @@ def _identity_of(shard: Path) -> str | None:
     return metadata.get(_IDENTITY.encode(), b"").decode()
 
 
-def _join(shards: Sequence[Path], output: Path, made_by: Mapping[str, str]) -> Scored:
+def _join(shards: Sequence[Path], output: Path, versions: Mapping[str, str]) -> Scored:
     """Join the shards in their order, a few at a time; the output appears last, and whole."""
-    joined, whole = shards[0].with_name("joined.parquet"), _read(shards[0]).schema
-    about = {"notice": RESEARCH_NOTICE, "scored_with": json.dumps(made_by)}
-    schema = whole.remove(whole.get_field_index("reason")).with_metadata(about)
-    unreadable, outcomes = [], Counter[str]()
+    joined = shards[0].with_name("joined.parquet")
+    metadata = {"notice": RESEARCH_NOTICE, "scored_with": json.dumps(versions)}
+    schema = _read(shards[0]).schema
+    schema = schema.remove(schema.get_field_index("reason")).with_metadata(metadata)
+    unreadable = []
+    outcomes = Counter[str]()
     transparent = 0
     with joined.open("wb") as sink, pq.ParquetWriter(sink, schema) as writer:
         for first in range(0, len(shards), _JOINED_AT_ONCE):
@@ -407,9 +446,10 @@ def write_table(table: pa.Table, path: Path) -> Path:
         if path.suffix.lower() == ".parquet":
             pq.write_table(table, file)
         else:
-            safe = [
-                pc.replace_substring_regex(column, _FORMULA, r"'\1") if pa.types.is_string(column.type) else column
-                for column in table.columns
-            ]
-            csv.write_csv(pa.table(safe, list(map(safe_cell, table.column_names))), file)
+            columns = []
+            for column in table.columns:
+                if pa.types.is_string(column.type):
+                    column = pc.replace_substring_regex(column, _FORMULA, r"'\1")
+                columns.append(column)
+            csv.write_csv(pa.table(columns, list(map(safe_cell, table.column_names))), file)
     return path

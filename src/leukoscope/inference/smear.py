@@ -56,6 +56,22 @@ class CellReading:
         """The outcome of its decision, or "cut by the edge"."""
         return self.prediction.outcome if self.prediction else AT_EDGE
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return it ready for JSON."""
+        facts: dict[str, Any] = {
+            "box": list(self.cell.box),
+            "outcome": self.outcome,
+            "reasons": [],
+            "probabilities": None,
+            "ood_score": None,
+            "nucleus_um2": self.cell.nucleus_area,
+        }
+        if self.prediction is not None:
+            facts["reasons"] = [reason.to_dict() for reason in self.prediction.decision.reasons]
+            facts["probabilities"] = dict(self.prediction.probabilities)
+            facts["ood_score"] = self.prediction.checks.ood_score
+        return facts
+
 
 @dataclass(frozen=True, repr=False)
 class SmearReading:
@@ -74,8 +90,8 @@ class SmearReading:
     @property
     def counts(self) -> dict[str, int]:
         """Outcome → number of cells: every class, then the outcomes without one."""
-        found = Counter(cell.outcome for cell in self.cells)
-        return {outcome: found[outcome] for outcome in (*self.labels, *WITHOUT_CLASS, AT_EDGE)}
+        number_of = Counter(cell.outcome for cell in self.cells)
+        return {outcome: number_of[outcome] for outcome in (*self.labels, *WITHOUT_CLASS, AT_EDGE)}
 
     @property
     def in_distribution(self) -> float | None:
@@ -88,12 +104,14 @@ class SmearReading:
         if not self.cells:
             return "No nucleated cell was found."
         counts = ", ".join(f"{count} {outcome}" for outcome, count in self.counts.items() if count)
-        found, share = f"{len(self.cells)} nucleated cell(s): {counts}.", self.in_distribution
+        summary = f"{len(self.cells)} nucleated cell(s): {counts}."
+        share = self.in_distribution
         if share is None:
-            return found
-        found += f" {share:.0%} of the whole cells are like those the model was trained on"
-        needed = f", less than the {FIELD_NEEDS:.0%} needed (another microscope or stain): no cell gets a class."
-        return found + (needed if share < FIELD_NEEDS else ".")
+            return summary
+        summary += f" {share:.0%} of the whole cells are like those the model was trained on"
+        if share < FIELD_NEEDS:
+            summary += f", less than the {FIELD_NEEDS:.0%} needed (another microscope or stain): no cell gets a class"
+        return f"{summary}."
 
     def to_dict(self) -> dict[str, Any]:
         """Return it ready for JSON, with the research notice."""
@@ -107,17 +125,7 @@ class SmearReading:
             "in_distribution": self.in_distribution,
             "summary": self.summary,
             "notes": list(self.smear.notes),
-            "cells": [
-                {
-                    "box": list(one.cell.box),
-                    "outcome": one.outcome,
-                    "reasons": [reason.to_dict() for reason in found.decision.reasons] if found else [],
-                    "probabilities": found and dict(found.probabilities),
-                    "ood_score": found and found.checks.ood_score,
-                    "nucleus_um2": one.cell.nucleus_area,
-                }
-                for one, found in ((one, one.prediction) for one in self.cells)
-            ],
+            "cells": [cell.to_dict() for cell in self.cells],
             "model": self.model,
             "revision": self.revision,
             "notice": RESEARCH_NOTICE,
@@ -181,13 +189,17 @@ def read_smear(
         smear = replace(smear, notes=(*smear.notes, TRANSPARENT))
     share = _share_in_distribution(predictions)
     in_order = iter(prediction.in_field(share, predictor.thresholds) for prediction in predictions)
-    cells = tuple(CellReading(cell, next(in_order) if cell.whole else None) for cell in smear.cells)
-    return SmearReading(source, smear, tuple(predictor.labels), cells, release.name, release.revision)
+    cells = []
+    for cell in smear.cells:
+        cells.append(CellReading(cell, next(in_order) if cell.whole else None))
+    return SmearReading(source, smear, tuple(predictor.labels), tuple(cells), release.name, release.revision)
 
 
 def _share_in_distribution(predictions: Iterable[Prediction]) -> float | None:
-    scores = [one.checks.ood_score for one in predictions if one.checks.ood_score is not None]
-    return sum(score <= 1 for score in scores) / len(scores) if scores else None
+    scores = [cell.checks.ood_score for cell in predictions if cell.checks.ood_score is not None]
+    if not scores:
+        return None
+    return sum(score <= 1 for score in scores) / len(scores)
 
 
 def draw_reading(image: Image.Image, reading: SmearReading, *, legend: str = "") -> Image.Image:
@@ -203,17 +215,23 @@ def draw_reading(image: Image.Image, reading: SmearReading, *, legend: str = "")
     wrapped = textwrap.wrap(legend or f"{counts}. {RESEARCH_NOTICE}", max(1, round((width - 12) / (0.6 * letter))))
     drawn = Image.new("RGB", (width, height + round(1.3 * letter * (len(wrapped) + 1))), "white")
     drawn.paste(image.resize((width, height), Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC))
-    pen, font = ImageDraw.Draw(drawn), drawing_font(round(0.9 * letter))
+    pen = ImageDraw.Draw(drawn)
+    font = drawing_font(round(0.9 * letter))
     pen.multiline_text((6, height + 4), "\n".join(wrapped), "#3c3c41", font)
     for number, cell in enumerate(reading.cells, start=1):
         left, top, right, bottom = (edge * factor for edge in cell.cell.box)
-        colour, line, text = OTHER_COLOURS.get(cell.outcome, ""), 1, str(number)
         if cell.prediction and cell.outcome in reading.labels:
             share = cell.prediction.probabilities[cell.outcome]
             # In whole per cent, but never rounded to certainty.
-            text += f" {cell.outcome} > 99 %" if 0.99 < share < 1 else f" {cell.outcome} {100 * share:.0f} %"
-            colour, line = CLASS_COLOURS[reading.labels.index(cell.outcome) % len(CLASS_COLOURS)], max(2, letter // 7)
-        pen.rectangle((left, top, right, bottom), outline=colour, width=line)
+            per_cent = "> 99" if 0.99 < share < 1 else f"{100 * share:.0f}"
+            text = f"{number} {cell.outcome} {per_cent} %"
+            colour = CLASS_COLOURS[reading.labels.index(cell.outcome) % len(CLASS_COLOURS)]
+            width_of_line = max(2, letter // 7)
+        else:
+            text = str(number)
+            colour = OTHER_COLOURS.get(cell.outcome, "")
+            width_of_line = 1
+        pen.rectangle((left, top, right, bottom), outline=colour, width=width_of_line)
         if cell.outcome in REFUSED:
             pen.line((left, top, right, bottom), colour, 1)
             pen.line((left, bottom, right, top), colour, 1)

@@ -123,11 +123,17 @@ class SubjectRule:
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], labels: Sequence[str]) -> SubjectRule | None:
         """Read the rule of a release's metrics.json; None where it has no "subject_rule"."""
-        if not (block := metrics.get("subject_rule")):
+        block = metrics.get("subject_rule")
+        if not block:
             return None
-        rule, measured = block["rule"], block["measured"]
-        about = tuple(rule["coefficients"]), rule["intercept"], block["least_cells"], measured["error_rate"]
-        return cls(tuple(labels), block["positive_label"], *about)
+        return cls(
+            labels=tuple(labels),
+            positive_label=block["positive_label"],
+            coefficients=tuple(block["rule"]["coefficients"]),
+            intercept=block["rule"]["intercept"],
+            least_cells=block["least_cells"],
+            error_rate=block["measured"]["error_rate"],
+        )
 
     @classmethod
     def of_release(cls, release: ReleaseInfo) -> SubjectRule:
@@ -181,19 +187,24 @@ class SubjectRule:
         used = ~np.isin(np.asarray(outcomes), REFUSED)
         shares = np.asarray(probabilities, dtype=np.float64).reshape(len(outcomes), -1)[used, positive]
         refused = int((~used).sum())
-        probability = interval = share = None
+        probability = None
+        interval = None
+        share = None
         outcome = OUT_OF_DISTRIBUTION
         if len(shares):
             logits = logits_of(shares)
-            probability, interval = float(self.probability(logits)), self.interval(logits)
+            probability = float(self.probability(logits))
+            interval = self.interval(logits)
             share = float((shares >= 0.5).mean())
             if refused <= MOST_REFUSED * len(outcomes):
                 if len(shares) < self.least_cells:
                     outcome = TOO_FEW_CELLS
                 elif interval[0] < 0.5 <= interval[1]:
                     outcome = ABSTAIN
+                elif probability >= 0.5:
+                    outcome = self.positive_label
                 else:
-                    outcome = self.labels[positive if probability >= 0.5 else 1 - positive]
+                    outcome = self.labels[1 - positive]
         return SubjectPrediction(
             subject=subject,
             outcome=outcome,
@@ -203,7 +214,7 @@ class SubjectRule:
             cells=len(outcomes),
             used=len(shares),
             refused=refused,
-            abstained=sum(one == ABSTAIN for one in outcomes),
+            abstained=sum(outcome == ABSTAIN for outcome in outcomes),
             share_positive=share,
             rule=self,
         )
@@ -229,16 +240,16 @@ def predict_subjects(
     subjects = source.subjects(predictor.labels)
     predictions = predictor.iter_predictions((cell.file for cell in source.cells), batch_size=batch_size)
     rows = zip(source.cells, subjects, predictions, strict=True)
-    for cell, subject, one in track(rows, "predicting cells", len(source.cells)):
-        if isinstance(one, UnreadableImage):
-            unreadable.append(one)
+    for cell, subject, prediction in track(rows, "predicting cells", len(source.cells)):
+        if isinstance(prediction, UnreadableImage):
+            unreadable.append(prediction)
             continue
-        filled += one.checks.filled_with is not None
-        if one.pixel_hash not in first:
-            first[one.pixel_hash] = cell.file, subject
-            cells.setdefault(subject, []).append((list(one.probabilities.values()), one.outcome))
+        filled += prediction.checks.filled_with is not None
+        if prediction.pixel_hash not in first:
+            first[prediction.pixel_hash] = (cell.file, subject)
+            cells.setdefault(subject, []).append((list(prediction.probabilities.values()), prediction.outcome))
             continue
-        other, owner = first[one.pixel_hash]
+        other, owner = first[prediction.pixel_hash]
         if owner != subject:
             raise LeukoscopeError(
                 f"{cell.file}: is the same picture as {other}, pixel for pixel, which is of another subject "
@@ -246,13 +257,14 @@ def predict_subjects(
             )
         copies.append(f"{cell.file} of {other}")
     if copies:
-        said = f"{len(copies):,} picture(s) are copies of others, pixel for pixel, and count once"
-        note(f"{said}, for example {copies[0]}", err=True)
+        count = f"{len(copies):,} picture(s) are copies of others, pixel for pixel, and count once"
+        note(f"{count}, for example {copies[0]}", err=True)
     note(filled_note(filled, len(source.cells), predictor.release.blank_rgb), err=True)
     if not cells:
         raise LeukoscopeError(f"none of the {len(unreadable)} files could be read, the first: {unreadable[0]}")
-    found = []
-    for subject, own in sorted(cells.items()):
-        outcomes = [outcome for _, outcome in own]
-        found.append(rule.predict(np.array([shares for shares, _ in own]), outcomes, subject=subject))
-    return found, unreadable
+    subject_predictions = []
+    for subject, cells_of_subject in sorted(cells.items()):
+        probabilities = np.array([shares for shares, _ in cells_of_subject])
+        outcomes = [outcome for _, outcome in cells_of_subject]
+        subject_predictions.append(rule.predict(probabilities, outcomes, subject=subject))
+    return subject_predictions, unreadable

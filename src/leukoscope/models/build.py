@@ -35,13 +35,15 @@ from leukoscope.models.weights import (
     classifier_names,
     classifier_parameters,
     head_names,
+    in_float32,
     read_safetensors,
 )
 
 # Names of start weights in metrics.json; the Hub's repository follows the second.
-FROM_SCRATCH, FROM_HUB = "random initialisation (no pretrained weights)", "pretrained weights "
-# In standard deviations of a channel over places: the smallest lift, and how far the lift exceeds the extremes seen.
-_LEAST_LIFT, _BEYOND_SEEN = 6.0, 1.5
+FROM_SCRATCH = "random initialisation (no pretrained weights)"
+FROM_HUB = "pretrained weights "
+_LEAST_LIFT = 6.0  # in standard deviations of a channel over places
+_BEYOND_SEEN = 1.5  # how many times the largest deviation seen the lift is
 _TOLERANCE = 1e-3  # largest difference between the logits of both networks
 # Inception's auxiliary classifier, which steadied its first training; published files hold it, networks here lack it.
 _AUXILIARY = "AuxLogits."
@@ -86,11 +88,13 @@ def build_network(recipe: Recipe, num_classes: int, create: Callable[..., nn.Mod
 
     A model of timm that takes no image of this size, or not this recipe's arguments, is an error.
     """
-    # DenseNet takes no drop_path_rate at all.
-    depth: dict[str, Any] = {"drop_path_rate": recipe.drop_path_rate} if recipe.drop_path_rate else {}
-    create = create or (pooled_norm_densenet if recipe.pooled_norm else timm.create_model)
+    if create is None:
+        create = pooled_norm_densenet if recipe.pooled_norm else timm.create_model
+    arguments: dict[str, Any] = {"drop_rate": recipe.drop_rate}
+    if recipe.drop_path_rate:  # DenseNet takes no drop_path_rate at all
+        arguments["drop_path_rate"] = recipe.drop_path_rate
     try:
-        arguments = {"drop_rate": recipe.drop_rate, **depth, **model_args(recipe)}
+        arguments |= model_args(recipe)
         network: Any = create(recipe.architecture, num_classes=num_classes, **arguments)
         if not network.pretrained_cfg.get("classifier"):
             raise ValueError("it has no last layer that gives classes")
@@ -107,22 +111,28 @@ def build_network(recipe: Recipe, num_classes: int, create: Callable[..., nn.Mod
     # timm initialises EfficientNet's head within ±1/√outputs: with two classes and 1,536 features that starts
     # confidently wrong, and a short fine-tuning spends its first epoch on unlearning it. torch's usual bound is
     # ±1/√inputs.
-    for weight in (p for p in classifier_parameters(network) if p.ndim > 1):
-        bound = weight.shape[1] ** -0.5
-        with torch.no_grad():
-            weight.mul_((bound / weight.abs().max()).clamp(max=1.0))
+    for parameter in classifier_parameters(network):
+        if parameter.ndim > 1:
+            bound = parameter.shape[1] ** -0.5
+            with torch.no_grad():
+                parameter.mul_((bound / parameter.abs().max()).clamp(max=1.0))
     # In place, autograd copies the input of each: a twentieth of EfficientNet's training time on a CPU.
-    for activation in (module for module in network.modules() if isinstance(module, nn.SiLU)):
-        activation.inplace = False
+    for module in network.modules():
+        if isinstance(module, nn.SiLU):
+            module.inplace = False
     return network.train().to(memory_format=torch.channels_last)
 
 
 def model_args(recipe: Recipe) -> dict[str, Any]:
     """Further arguments of `timm.create_model` for the recipe's network, kept in a release's config.json."""
-    args: dict[str, Any] = {"block_config": list(recipe.block_config)} if recipe.block_config else {}
+    args: dict[str, Any] = {}
+    if recipe.block_config:
+        args["block_config"] = list(recipe.block_config)
     cfg = get_pretrained_cfg(recipe.architecture)
-    # To timm a fixed size means that the model has an argument for it (vision transformers, for one).
-    return args | ({"img_size": recipe.image_size} if cfg is not None and cfg.fixed_input_size else {})
+    # In timm a fixed size means that the model has an argument for it, as vision transformers have.
+    if cfg is not None and cfg.fixed_input_size:
+        args["img_size"] = recipe.image_size
+    return args
 
 
 def start_file(recipe: Recipe, start: StartWeights) -> Path | None:
@@ -158,23 +168,22 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
     if file is None:
         return FROM_SCRATCH
     source = str(start.file or recipe.base_model)
-    # A head of its own is new as a whole: the file's tensors carry the backbone's names.
+    # Where the network adds a head of its own, the file's tensors have the backbone's names.
     backbone = getattr(network, "backbone", network)
     file_tensors = _read_as_timm(file, backbone)
     left_alone = (*(f"{name}." for name in head_names(backbone)), _AUXILIARY)
     expected = {name: tensor for name, tensor in backbone_state(backbone).items() if not name.endswith(_COUNTER)}
-    given = {name: tensor for name, tensor in file_tensors.items() if not name.startswith(left_alone)}
+    loaded = {name: tensor for name, tensor in file_tensors.items() if not name.startswith(left_alone)}
     if recipe.block_config:
-        expected, given = _of_fewer_blocks(expected, given, recipe.architecture)
-    _require_fitting(expected, given, recipe.architecture, source)
-    missing = sorted(name for name in expected if name not in given and not _may_miss(name, start.may_miss))
+        expected, loaded = _of_fewer_blocks(expected, loaded, recipe.architecture)
+    _require_fitting(expected, loaded, recipe.architecture, source)
+    missing = sorted(name for name in expected if name not in loaded and not _may_miss(name, start.may_miss))
     if missing:
         raise LeukoscopeError(
             f"{source}: lacks {len(missing)} tensors of {recipe.architecture}, e.g. {missing[0]}; give a complete "
             "file, or declare the gap with --pretrained_may_miss PATTERN"
         )
-    in_float32 = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
-    backbone.load_state_dict(in_float32, strict=False)
+    backbone.load_state_dict(in_float32(loaded), strict=False)
     if start.file is None:
         return f"{FROM_HUB}{recipe.base_model}"
     return start.name or start.file.stem
@@ -193,7 +202,7 @@ def _read_as_timm(file: Path, backbone: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _of_fewer_blocks(
-    expected: dict[str, torch.Tensor], given: dict[str, torch.Tensor], architecture: str
+    expected: dict[str, torch.Tensor], loaded: dict[str, torch.Tensor], architecture: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Leave out the tensors that a network of an architecture's first blocks does not share with the whole one."""
     # Without memory: only the names are needed.
@@ -201,26 +210,26 @@ def _of_fewer_blocks(
         whole = timm.create_model(architecture, num_classes=0).state_dict().keys()
     # The last BatchNorm stands behind another block than in the file.
     expected = {name: tensor for name, tensor in expected.items() if "norm5" not in name}
-    given = {
+    loaded = {
         name: tensor
-        for name, tensor in given.items()
+        for name, tensor in loaded.items()
         if "norm5" not in name and (name in expected or name not in whole)
     }
-    return expected, given
+    return expected, loaded
 
 
 def _require_fitting(
-    expected: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor], architecture: str, source: str
+    expected: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor], architecture: str, source: str
 ) -> None:
     """Raise `LeukoscopeError` where tensors of a file have no place in the network, or another shape there."""
-    unknown = sorted(name for name in given if name not in expected and not name.endswith(_COUNTER))
-    reshaped = sorted(name for name in given if name in expected and given[name].shape != expected[name].shape)
+    unknown = sorted(name for name in loaded if name not in expected and not name.endswith(_COUNTER))
+    reshaped = sorted(name for name in loaded if name in expected and loaded[name].shape != expected[name].shape)
     if not unknown and not reshaped:
         return
-    example = unknown[0] if unknown else f"{reshaped[0]} has shape {tuple(given[reshaped[0]].shape)}"
+    examples = [*unknown, *(f"{name} has shape {tuple(loaded[name].shape)}" for name in reshaped)]
     raise LeukoscopeError(
         f"{source}: these weights are not for {architecture} ({len(unknown)} unknown and {len(reshaped)} differently "
-        f"shaped tensors, e.g. {example}); give weights of {architecture}"
+        f"shaped tensors, e.g. {examples[0]}); give weights of {architecture}"
     )
 
 
@@ -236,16 +245,22 @@ def copy_weights(network: nn.Module, donor: nn.Module, outputs: Sequence[int] | 
             layer as it is.
         source: the donor's name, for messages.
     """
-    ours, given = network.state_dict(), dict(donor.state_dict())
-    for key in (f"{name}.{part}" for name in classifier_names(network) for part in ("weight", "bias")):
-        given[key] = ours[key] if outputs is None or key not in given else given[key][list(outputs)]
-    unlike = sorted(k for k in {**ours, **given} if k not in ours or k not in given or ours[k].shape != given[k].shape)
-    if unlike:
+    state = network.state_dict()
+    copied = dict(donor.state_dict())
+    for classifier in classifier_names(network):
+        for name in (f"{classifier}.weight", f"{classifier}.bias"):
+            if outputs is None or name not in copied:
+                copied[name] = state[name]
+            else:
+                copied[name] = copied[name][list(outputs)]
+    different = state.keys() ^ copied.keys()
+    different |= {name for name in state.keys() & copied.keys() if state[name].shape != copied[name].shape}
+    if different:
         raise LeukoscopeError(
-            f"{source}: is another network than the recipe's ({len(unlike)} tensors differ, e.g. {unlike[0]}); follow "
-            "the release's own recipe"
+            f"{source}: is another network than the recipe's ({len(different)} tensors differ, e.g. "
+            f"{min(different)}); follow the release's own recipe"
         )
-    network.load_state_dict(given)
+    network.load_state_dict(copied)
 
 
 # A DenseNet that is trained with BatchNorm after pooling, and released as a plain one
@@ -280,16 +295,21 @@ def rewrite_for_timm(network: nn.Module, plain: Any, pixels: torch.Tensor) -> nn
     plain.load_state_dict(backbone_state(ours), strict=False)
     with torch.no_grad():
         maps = ours.forward_features(pixels).double().transpose(0, 1).flatten(1)  # (C, B·h·w)
-        mean, deviation = maps.mean(dim=1), maps.std(dim=1).clamp(min=1e-3)
+        mean = maps.mean(dim=1)
+        deviation = maps.std(dim=1).clamp(min=1e-3)
         extreme = ((maps - mean[:, None]).abs() / deviation[:, None]).amax(dim=1)
-        # The head as one linear layer on the pooled features.
-        norm, last = ours.classifier.norm, ours.classifier.last
+        # The head as one linear layer: first on the pooled features, then on these in standard deviations.
+        norm = ours.classifier.norm
+        last = ours.classifier.last
         scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         shift = norm.bias.double() - scale * norm.running_mean.double()
-        weight, bias = last.weight.double() * scale, last.bias.double() + last.weight.double() @ shift
-        weight, bias = weight * deviation, bias + weight @ mean
-        # Softmax does not see what all classes share.
-        weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
+        weight = last.weight.double() * scale
+        bias = last.bias.double() + last.weight.double() @ shift
+        bias = bias + weight @ mean
+        weight = weight * deviation
+        # Softmax ignores what all classes share.
+        weight = weight - weight.mean(dim=0)
+        bias = bias - bias.mean()
         lift = _balanced_lift(weight, (extreme * _BEYOND_SEEN).clamp(min=_LEAST_LIFT))
         end = plain.features.norm5
         end.running_mean.copy_(mean - lift * deviation)
@@ -313,5 +333,7 @@ def _balanced_lift(weight: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
     low = least.numpy()
     bounds = np.stack([low, 4 * low], axis=1)
     rows = weight[:-1].numpy()  # the last row follows: together they are zero
-    found = linprog(np.ones(len(low)), A_eq=rows, b_eq=np.zeros(len(rows)), bounds=bounds)
-    return torch.from_numpy(found.x) if found.status == 0 else least
+    solution = linprog(np.ones(len(low)), A_eq=rows, b_eq=np.zeros(len(rows)), bounds=bounds)
+    if solution.status != 0:  # no solution exists
+        return least
+    return torch.from_numpy(solution.x)

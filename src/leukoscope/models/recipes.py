@@ -200,8 +200,9 @@ def timm_recipe(name: str, flag: str) -> Recipe:
     except RuntimeError:
         names = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
         raise LeukoscopeError(f"{flag} {name}: timm has no such weights; of {architecture} it has {names}") from None
+    tag = f".{cfg.tag}" if cfg.tag else ""
     base: dict[str, Any] = {
-        "name": TIMM + (f"{architecture}.{cfg.tag}" if cfg.tag else architecture),
+        "name": f"{TIMM}{architecture}{tag}",
         "architecture": architecture,
         "base_model": cfg.hf_hub_id or "",
         "image_size": cfg.input_size[-1],
@@ -279,5 +280,7 @@ def with_values(recipe: _Part, values: Mapping[str, Any], given_as: Mapping[str,
         flags = [words for key, words in given_as.items() if f"{place}.".startswith(f"{key}.")]
         flags.append(f"{place}={first['input']}")
         # Of a tuple, pydantic calls a value that is not there a required field.
-        reason = "give more values" if first["type"] == "missing" else first["msg"][0].lower() + first["msg"][1:]
+        reason = first["msg"][0].lower() + first["msg"][1:]
+        if first["type"] == "missing":
+            reason = "give more values"
         raise LeukoscopeError(f"{flags[0]}: {reason}") from None

@@ -497,7 +497,10 @@ def first_problem(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])[1:] or "its content"
+    place = ""
+    for part in first["loc"]:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}"
+    place = place[1:] or "its content"
     if first["type"] == "missing":
         return f"{place} is missing"
     message = first["msg"].partition(" or instance of ")[0]

@@ -190,11 +190,12 @@ def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision:
         LeukoscopeError: no such folder, a file missing or damaged, labels that do not match the head, an
             architecture timm does not know, or no safetensors.
     """
-    info = release if isinstance(release, ReleaseInfo) else read_release(release, name=name, revision=revision)
-    assert info.folder is not None
-    root = info.folder
-    config = info.config
-    require_undamaged(root, info.metrics)  # they may have changed since it was read
+    if not isinstance(release, ReleaseInfo):
+        release = read_release(release, name=name, revision=revision)
+    assert release.folder is not None
+    root = release.folder
+    config = release.config
+    require_undamaged(root, release.metrics)  # they may have changed since it was read
     tensors = read_safetensors(root / WEIGHTS_FILE)
     for name, tensor in tensors.items():
         # A single one makes every probability NaN. The sum of finite numbers of any release is finite in float64.
@@ -214,11 +215,11 @@ def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision:
         # The first line only says that loading failed.
         problem = "".join(str(error).splitlines()[1:2]).strip() or str(error)
         raise LeukoscopeError(
-            f"{root / WEIGHTS_FILE}: not the weights of {config['architecture']} with {len(info.labels)} labels "
+            f"{root / WEIGHTS_FILE}: not the weights of {config['architecture']} with {len(release.labels)} labels "
             f"({problem}); restore config.json and model.safetensors from one release"
         ) from None
     network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    return Release(**vars(info), network=network)
+    return Release(**{**vars(release), "network": network})
 
 
 def in_float32(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
