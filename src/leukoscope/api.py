@@ -124,8 +124,10 @@ def score(
     """
     from leukoscope.inference.predictor import Predictor
     from leukoscope.inference.scoring import check_output, open_source, score_cells
+    from leukoscope.progress import note
 
     check_output(Path(output))
     cells = open_source(str(source), subject_pattern=subject_pattern)
+    note(cells.report, err=True)
     predictor = Predictor.from_pretrained(model, backend=backend, device=device, precision=precision)
     return score_cells(predictor, cells, Path(output))

@@ -49,6 +49,27 @@ def test_says_what_was_written_and_where(tiny_release: Path, cells: Path, tmp_pa
     assert table["subject"].to_pylist() == ["s0", "s0", "s1", "s1"]
 
 
+def test_a_table_in_the_folder_names_the_subjects_as_for_patient(
+    tiny_release: Path, cells: Path, tmp_path: Path
+) -> None:
+    (cells / "s1-bad.png").unlink()
+    rows = [f"{path.stem},P{number % 2}" for number, path in enumerate(sorted(cells.glob("*.png")))]
+    (cells / "people.csv").write_text("file,subject\n" + "\n".join(rows))
+    shards = cells / "out.parquet.parts"
+    shards.mkdir()
+    (shards / "shard-000000.parquet").write_text("cut short by a loss of power")
+    out = cells / "out.parquet"
+    result = run(tiny_release, "--input", cells, "--output", out)
+    assert result.exit_code == 0, result.output
+    assert "Subjects are named by people.csv." in result.stderr.splitlines()
+    assert pq.read_table(out)["subject"].to_pylist() == ["P0", "P1", "P0", "P1"]
+    again = run(tiny_release, "--input", cells, "--output", tmp_path / "again.parquet")
+    assert again.exit_code == 0, "a table of predictions names no files"
+    (cells / "people.csv").write_text("file,subject\n" + "\n".join(rows[1:]))
+    refused = run(tiny_release, "--input", cells, "--output", tmp_path / "third.parquet")
+    assert "people.csv: names no subject for 's0-0.png' (1 of 4 pictures)" in refused.stderr
+
+
 def test_transparent_pictures_are_counted_and_the_table_says_which(
     tiny_release: Path, cells: Path, tmp_path: Path
 ) -> None:

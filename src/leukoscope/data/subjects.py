@@ -127,6 +127,8 @@ def _rows_of_tables(
     """Picture → what the tables say of it, and a sentence for each table that names pictures, but was not used."""
     rows: dict[str, _NamedRow] = {}
     notes: list[str] = []
+    if not tables:
+        return rows, notes
     index = _PictureIndex(pictures, by_file_name=folders_lost)
     for name, content in tables.items():
         file = table_in(name, content)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 CELLS_PER_SHARD = 256
 """Cells that an interruption may cost, at most."""
 OUTPUT_SUFFIXES = (".parquet", ".csv")
+_PARTS = ".parts"  # how the name of a folder of shards ends
 _IDENTITY = "cells"  # in a shard's metadata: sha256 over the names, subjects and contents of its cells
 # Shards joined at a time: row groups of some tens of thousands of rows suit readers of Parquet.
 _JOINED_AT_ONCE = 256
@@ -122,32 +123,36 @@ class CellSource:
 def open_subjects(named: str, *, subject_pattern: str | None = None) -> CellSource:
     """Open cells of which the subjects must be known; arguments and errors as of `open_source`.
 
-    The tables that lie in a folder name the subjects, as `find_subjects` reads them, else C-NMC's file names do. Where
-    neither does, `CellSource.subjects` takes the top folders. `CellSource.report` says which.
-
-    Raises:
-        LeukoscopeError: also as `find_subjects`.
+    Where neither tables, names nor a pattern name them, `CellSource.subjects` takes the top folders of a folder.
+    `CellSource.report` says so.
     """
     source = open_source(named, subject_pattern=subject_pattern)
     if not source.folder or source.has_subjects:
         return source
+    if any("/" in cell.cell_id for cell in source.cells):
+        note = f"Subjects are the folders directly in {source.folder}."
+    else:
+        note = f"All cells of {source.folder} are taken for those of one subject."
+    return replace(source, report=f"{source.report}\n{note}".strip())
+
+
+def _with_subjects(source: CellSource) -> CellSource:
+    """The cells of a folder with the subjects that its tables or C-NMC's file names tell, and where they come from."""
     pictures = [cell.cell_id for cell in source.cells]
     subjects = find_subjects(pictures, _tables_below(Path(source.folder)), (), by_folder=False)
-    notes = [*filter(None, [source.report]), *subjects.notes]
-    if subjects.subject_of:
-        cells = [cell._replace(subject=subjects.subject_of[cell.cell_id]) for cell in source.cells]
-        return replace(source, cells=cells, has_subjects=True, report="\n".join(notes))
-    if any("/" in picture for picture in pictures):
-        notes.append(f"Subjects are the folders directly in {source.folder}.")
-    else:
-        notes.append(f"All cells of {source.folder} are taken for those of one subject.")
-    return replace(source, report="\n".join(notes))
+    source = replace(source, report="\n".join(filter(None, [source.report, *subjects.notes])))
+    if not subjects.subject_of:
+        return source
+    cells = [cell._replace(subject=subjects.subject_of[cell.cell_id]) for cell in source.cells]
+    return replace(source, cells=cells, has_subjects=True)
 
 
 def _tables_below(root: Path) -> dict[str, bytes]:
     """Path below a folder → content of each table that lies there."""
     tables = {}
     for folder, names in walk(root):
+        if folder.endswith(_PARTS):
+            continue  # an unfinished run's, which may be damaged
         for name in filter(is_table, names):
             path = Path(folder, name)
             tables[path.relative_to(root).as_posix()] = read_content(path)
@@ -157,14 +162,17 @@ def _tables_below(root: Path) -> dict[str, bytes]:
 def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource:
     """Open a source of cells.
 
+    The tables that lie in a folder name its subjects, as `find_subjects` reads them, else C-NMC's file names do;
+    `CellSource.report` says which.
+
     Args:
         named: a folder, or a .csv or .parquet file with a column of paths relative to it.
         subject_pattern: a regular expression over a cell's path, whose group `subject` (or first group) names its
             subject.
 
     Raises:
-        LeukoscopeError: no such input, no cell in it, a column missing, a path that the pattern does not match, or a
-            folder or table that cannot be read.
+        LeukoscopeError: no such input, no cell in it, a column missing, a path that the pattern does not match, a
+            folder or table that cannot be read, or as `find_subjects`.
     """
     path = Path(named)
     if not path.exists():
@@ -192,7 +200,8 @@ def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource
     if not cells:
         raise LeukoscopeError(f"{named}: holds no cell; give a folder of images, or a table with rows")
     if table is None:
-        return CellSource(cells, subject_of is not None, left_out(kinds), folder=named)
+        source = CellSource(cells, subject_of is not None, left_out(kinds), folder=named)
+        return source if source.has_subjects else _with_subjects(source)
     return CellSource(cells, table.has_subjects or subject_of is not None, table=path)
 
 
@@ -268,7 +277,7 @@ def score_cells(
     Raises:
         LeukoscopeError: another process is writing the shards, or a write error; finished shards stay.
     """
-    parts = output.with_name(f"{output.name}.parts")
+    parts = output.with_name(f"{output.name}{_PARTS}")
     count = math.ceil(len(source.cells) / CELLS_PER_SHARD)
     shards = [parts / f"shard-{number:06d}.parquet" for number in range(count)]
     if score_missing is None:
