@@ -196,6 +196,34 @@ def test_with_flips_alone_a_cell_has_exactly_its_views(
     assert shares.min() > 0.6 / looks
 
 
+def test_each_view_but_the_first_has_a_small_change_of_its_own_that_stays(phantom: torch.Tensor) -> None:
+    still = Augmentation(0.0, 0.0, 0.0, 0.0, rotation=0.0, flips="dihedral")
+    augmentation = replace(still, small_changes=1.0)
+    assert augmentation.only_views
+    augment = Augmenter(augmentation, "black", seed=0)
+    versions = [augment.version(phantom, [5], number) for number in range(8)]
+    assert torch.equal(versions[0], phantom), "a cell is predicted as it is"
+    for number in range(1, 8):
+        assert not torch.equal(versions[number], in_view(phantom, number))
+        assert torch.equal(versions[number], Augmenter(augmentation, "black", seed=9).version(phantom, [5], number))
+        assert not torch.equal(versions[number], augment.version(phantom, [6], number))
+    rows = list(range(40))
+    shown = augment(phantom.expand(40, -1, -1, -1), rows, epoch=1)
+    for row, number in enumerate(augment.views_of(rows, epoch=1).tolist()):
+        assert torch.equal(shown[row], augment.version(phantom, [row], number)[0].float())
+
+
+def test_a_share_of_the_cells_has_a_small_change_in_every_epoch_another(phantom: torch.Tensor) -> None:
+    still = Augmentation(0.0, 0.0, 0.0, 0.0, rotation=1e-9, flips="none")
+    augment = Augmenter(replace(still, small_changes=0.5), "black", seed=0)
+    cells = phantom.expand(60, -1, -1, -1)
+    plain = Augmenter(still, "black", seed=0)
+    first, second = (augment(cells, list(range(60)), epoch) - plain(cells, list(range(60)), epoch) for epoch in (1, 2))
+    changed = first.abs().amax(dim=(1, 2, 3)) > 1
+    assert 0.3 < changed.float().mean() < 0.7
+    assert not torch.allclose(first, second, atol=1)
+
+
 def test_a_smear_has_no_black_corners() -> None:
     smear = _batch(draw_cell("ALL", size=96, background="smear").image).expand(48, -1, -1, -1)
     out = Augmenter(Augmentation(brightness=0.0, contrast=0.0, stain=0.0), "smear", seed=0)(smear, range(48), epoch=0)

@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from leukoscope.data.changes import PICTURE_CHANGES, most_telling
+from leukoscope.data.changes import PICTURE_CHANGES, TRAINING_RANGES, drawn_change, most_telling
 from leukoscope.data.images import foreground
 from leukoscope.synthetic import phantom_cells
 
@@ -122,3 +122,14 @@ def test_most_telling_changes_without_a_measurement_and_with_names_of_another_ve
     assert len(most_telling(None)) == 8
     block = {"changes": {"fog_3": {"class_changed": 0.9}, "hue_up_4": {"class_changed": 0.1}}}
     assert [change.name for change in most_telling(block)][4:] == ["hue_up_4"]
+
+
+def test_changes_drawn_for_training_are_of_every_family_and_within_its_range(cell: Image.Image) -> None:
+    rng = np.random.default_rng(0)
+    drawn = [drawn_change(rng) for _ in range(200)]
+    assert {change.family for change in drawn} == set(TRAINING_RANGES)
+    for change in drawn:
+        _, weakest, strongest = TRAINING_RANGES[change.family]
+        assert weakest <= change.strength <= strongest
+    for change in drawn[:20]:
+        assert change(cell, black=True).size == cell.size

@@ -63,7 +63,7 @@ def network() -> nn.Module:
 
 def _kept(network: nn.Module, cells: FramedCells) -> tuple[Path, np.ndarray]:
     path = features_file(network, cells, RECIPE)
-    return path, frozen_features(path, network, cells, PREPROCESSING, MIRRORED.views)
+    return path, frozen_features(path, network, cells, PREPROCESSING, Augmenter(MIRRORED, "black", 0))
 
 
 # Which systems it is for
@@ -109,12 +109,14 @@ def test_features_are_what_the_head_is_given_for_each_look(network: nn.Module, c
     assert not np.allclose(features[:, 0], features[:, 1], atol=1e-4), "a mirrored cell has features of its own"
 
 
+@pytest.mark.parametrize("small_changes", [0.0, 0.8])
 def test_a_head_learns_from_kept_features_what_it_learns_from_cells_and_nothing_else_changes(
-    trainer_for: MakeTrainer,
+    trainer_for: MakeTrainer, small_changes: float
 ) -> None:
+    recipe = replace(RECIPE, augmentation=replace(MIRRORED, small_changes=small_changes))
     fitted = []
     for cache_features in (True, False):
-        trainer = trainer_for(RECIPE, cache_features=cache_features)
+        trainer = trainer_for(recipe, cache_features=cache_features)
         fitted.append((trainer, list(trainer.fit())))
     (kept, kept_rows), (anew, anew_rows) = fitted
     assert (type(kept.inputs), type(anew.inputs)) == (FeatureInputs, PixelInputs)
@@ -166,6 +168,7 @@ def test_the_head_does_not_matter_but_weights_looks_and_pictures_do(network: nn.
         network.get_parameter("classifier.last.weight").add_(1)
     assert file() == first
     assert file(replace(RECIPE, augmentation=replace(MIRRORED, flips="both"))) != first
+    assert file(replace(RECIPE, augmentation=replace(MIRRORED, small_changes=0.5))) != first
     other = frame_cells(cells.data, replace(PREPROCESSING, mean=(0.5, 0.5, 0.5)))
     assert file(these=other) != first
     with torch.no_grad():

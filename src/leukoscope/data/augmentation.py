@@ -10,8 +10,10 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from pydantic import Field
 
+from leukoscope.data.changes import drawn_change
 from leukoscope.data.images import BACKGROUND_LEVEL
 
 View = int  # one of a picture's eight views: quarter turns, 4 to 7 mirrored before
@@ -43,6 +45,9 @@ class Augmentation:
             only, at their size, so that their pixels are not resampled.
         flips: mirrored left to right half of the time ("horizontal"), upside down as well ("both"), or never ("none").
             "dihedral" is like "both", and without any other change shows each of the eight views equally often.
+        small_changes: share of the pictures that get one of `changes.TRAINING_RANGES` beside: another lamp, lens, focus
+            or file. Where `only_views`, each view of a cell but the first has its own, in every epoch the same, so that
+            a frozen backbone's features of it can be kept.
     """
 
     scale: Annotated[float, Field(ge=0)] = 0.25
@@ -51,6 +56,7 @@ class Augmentation:
     stain: Annotated[float, Field(ge=0, le=1)] = 0.2
     rotation: Annotated[float, Field(ge=0, le=180)] = 180.0
     flips: Literal["both", "horizontal", "none", "dihedral"] = "both"
+    small_changes: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -59,7 +65,7 @@ class Augmentation:
 
     @property
     def only_views(self) -> bool:
-        """True if mirroring and quarter turns, which are exact to the pixel, are all that the augmentation does."""
+        """True if a cell has finitely many versions: it is mirrored, turned by right angles, and changed a little."""
         return not any((self.scale, self.brightness, self.contrast, self.stain, self.rotation))
 
 
@@ -84,13 +90,38 @@ class Augmenter:
     def __call__(self, pixels: torch.Tensor, rows: Sequence[int], epoch: int) -> torch.Tensor:
         """(B, 3, S, S) uint8 pixels → float32, 0–255, augmented; `rows` are the cells' numbers in the data set."""
         if self.augmentation.only_views:
-            out = whole = pixels.float()
-            chosen = self.views_of(rows, epoch).view(-1, 1, 1, 1).to(pixels.device, non_blocking=True)
-            for number, view in enumerate(self.augmentation.views):
-                out = torch.where(chosen == number, in_view(whole, view), out)
-            return out
+            chosen = self.views_of(rows, epoch)
+            out = pixels.clone()
+            for number in range(len(self.augmentation.views)):
+                some = torch.nonzero(chosen == number).flatten()
+                if len(some):
+                    there = some.to(pixels.device)
+                    out[there] = self.version(pixels[there], [rows[place] for place in some.tolist()], number)
+            return out.float()
         draws = self._draws(rows, epoch)
-        return self._colour(self._warp(pixels.float(), draws), draws)
+        changed = self._change(pixels, [(self.seed, epoch, row) for row in rows])
+        return self._colour(self._warp(changed.float(), draws), draws)
+
+    def version(self, pixels: torch.Tensor, rows: Sequence[int], number: int) -> torch.Tensor:
+        """(B, 3, S, S) uint8 cells in the view of that number, and with its small change; the first is as it is."""
+        if number:
+            pixels = self._change(pixels, [(row, number) for row in rows])
+        return in_view(pixels, self.augmentation.views[number])
+
+    def _change(self, pixels: torch.Tensor, seeds: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """(B, 3, S, S) uint8 pictures, a share of them with one small change, drawn for each by its own seed."""
+        if not self.augmentation.small_changes:
+            return pixels
+        changed = pixels.clone()
+        for place, seed in enumerate(seeds):
+            rng = np.random.default_rng(seed)
+            if rng.random() >= self.augmentation.small_changes:
+                continue
+            change = drawn_change(rng)
+            picture = Image.fromarray(pixels[place].permute(1, 2, 0).cpu().numpy())
+            new = np.array(change(picture, black=self.black_background))
+            changed[place] = torch.from_numpy(new).permute(2, 0, 1).to(pixels.device)
+        return changed
 
     def views_of(self, rows: Sequence[int], epoch: int) -> torch.Tensor:
         """(B,) which of the augmentation's `views` each cell shows in this epoch."""

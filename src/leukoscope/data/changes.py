@@ -181,6 +181,27 @@ BORDERLINE_CHANGES = (
 )
 """Changes that two pictures of the same cell differ by anyway: an answer that one of them changes is borderline."""
 
+TRAINING_RANGES: dict[str, tuple[Apply, float, float]] = {
+    "brightness": (_brightness, 0.8, 1.2),
+    "contrast": (_contrast, 0.85, 1.15),
+    "saturation": (_saturation, 0.8, 1.2),
+    "hue": (_hue, -6.0, 6.0),
+    "size": (_size, 0.9, 1.1),
+    "rotation": (_rotation, -45.0, 45.0),
+    "blur": (_blur, 0.3, 1.2),
+    "JPEG": (_jpeg, 30, 95),
+}
+"""family → what changes a picture in training, the weakest and the strongest strength drawn."""
+
+
+def drawn_change(rng: np.random.Generator) -> Change:
+    """Draw a change for training: every family of `TRAINING_RANGES` alike, and evenly within its range."""
+    family = list(TRAINING_RANGES)[rng.integers(len(TRAINING_RANGES))]
+    apply, weakest, strongest = TRAINING_RANGES[family]
+    strength = rng.uniform(weakest, strongest)
+    return Change(f"{family}_{strength:.3f}", family, strength, f"changed in {family} by {strength:.3f}", apply)
+
+
 _FIRST_WITHOUT_MEASUREMENT = ("saturate_down_15", "contrast_up_10", "hue_up_4", "jpeg_compression_50")
 
 

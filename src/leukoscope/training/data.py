@@ -20,7 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from leukoscope import LeukoscopeError
 from leukoscope.cache import hold, tidy
-from leukoscope.data.augmentation import Augmenter, View, in_view
+from leukoscope.data.augmentation import Augmenter
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, new_array, read_rows, release_pages, require_space
 from leukoscope.data.preprocessing import Preprocessing
@@ -219,9 +219,9 @@ def _shares(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
 
 # Cached features of a frozen backbone
 #
-# Where nothing below the head is trained and a cell has finitely many views (quarter turns and mirrored), the pooled
-# features of every view are computed once, kept on disk, and read by every run. The file is named for the decoded
-# cells, the backbone's weights and the views; a digest beside it reveals a damaged one.
+# Where nothing below the head is trained and a cell has finitely many versions (turned by right angles, mirrored, and
+# changed a little), the pooled features of every version are computed once, kept on disk, and read by every run. The
+# file is named for the decoded cells, the backbone's weights and the versions; a digest beside it reveals damage.
 
 
 def make_inputs(
@@ -248,7 +248,7 @@ def make_inputs(
         return pixels
     # One process computes; the others read what it kept.
     with accelerator.main_process_first():
-        return FeatureInputs(frozen_features(path, network, cells, preprocessing, recipe.augmentation.views), augment)
+        return FeatureInputs(frozen_features(path, network, cells, preprocessing, augment), augment)
 
 
 def preprocessing_for(recipe: Recipe, data: LoadedCells) -> Preprocessing:
@@ -257,7 +257,7 @@ def preprocessing_for(recipe: Recipe, data: LoadedCells) -> Preprocessing:
 
 
 def can_cache_features(recipe: Recipe) -> bool:
-    """True where the whole backbone is frozen and each cell has finitely many views."""
+    """True where the whole backbone is frozen and each cell has finitely many versions."""
     # Dropout before timm's last layer would strike the features.
     return "backbone" in recipe.frozen and recipe.augmentation.only_views and not recipe.drop_rate
 
@@ -286,7 +286,8 @@ def features_file(network: nn.Module, cells: FramedCells, recipe: Recipe) -> Pat
     backbone = (recipe.architecture, timm.__version__, backbone_hash(network), str(getattr(network, "global_pool", "")))
     # A GPU rounds otherwise than a CPU.
     device = next(network.parameters()).device.type
-    key = sha256(repr((decoded, *backbone, device, recipe.augmentation.views)).encode()).hexdigest()[:16]
+    versions = (recipe.augmentation.views, recipe.augmentation.small_changes)
+    key = sha256(repr((decoded, *backbone, device, versions)).encode()).hexdigest()[:16]
     return cache_root() / f"features-{key}.npy"
 
 
@@ -300,7 +301,7 @@ def backbone_hash(network: nn.Module) -> str:
 
 
 def frozen_features(
-    path: Path, network: nn.Module, cells: FramedCells, preprocessing: Preprocessing, views: Sequence[View]
+    path: Path, network: nn.Module, cells: FramedCells, preprocessing: Preprocessing, augment: Augmenter
 ) -> np.ndarray:
     """Read the features kept in `path`; compute them first, in float32, where they are missing or damaged.
 
@@ -312,14 +313,13 @@ def frozen_features(
     """
     device = next(network.parameters()).device
 
-    def batch(start: int) -> torch.Tensor:
+    def batch(rows: np.ndarray) -> torch.Tensor:
         # As whole numbers, a quarter of the bytes to a GPU.
-        rows = np.arange(start, min(start + _FEATURE_BATCH, len(cells.pixels)))
         pixels = np.ascontiguousarray(read_rows(cells.pixels, rows).transpose(0, 3, 1, 2))
-        return preprocessing.normalise(torch.from_numpy(pixels).to(device))
+        return torch.from_numpy(pixels).to(device)
 
-    width = _pooled(network, batch(0)[:1]).shape[1]
-    shape = (len(cells.pixels), len(views), width)
+    width = _pooled(network, preprocessing.normalise(batch(np.zeros(1, dtype=np.int64)))).shape[1]
+    shape = (len(cells.pixels), len(augment.augmentation.views), width)
     if path.exists():
         with suppress(OSError, ValueError):
             whole = path.with_suffix(".sha256").read_text(encoding="utf-8") == file_sha256(path)
@@ -338,10 +338,12 @@ def frozen_features(
         with atomic_file(path) as temporary:
             array = new_array(temporary, np.float32, shape)
             for start in track(range(0, shape[0], _FEATURE_BATCH), "features of the frozen backbone"):
-                inputs = batch(start)
-                for number, view in enumerate(views):
-                    turned = in_view(inputs, view).contiguous(memory_format=torch.channels_last)
-                    features = _pooled(network, turned).cpu().numpy()
+                rows = np.arange(start, min(start + _FEATURE_BATCH, shape[0]))
+                pixels = batch(rows)
+                for number in range(shape[1]):
+                    version = preprocessing.normalise(augment.version(pixels, rows.tolist(), number))
+                    inputs = version.contiguous(memory_format=torch.channels_last)
+                    features = _pooled(network, inputs).cpu().numpy()
                     array[start : start + len(features), number] = features
                 release_pages(array)
             array.flush()
