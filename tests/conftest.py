@@ -45,18 +45,6 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the slow tests of not_yet_passed.txt without letting one that fails fail the run.
-
-    They had not been seen to pass since the demo, the drawings and training were rewritten. Mend what fails, then
-    delete its line; the file and this function go when it is empty.
-    """
-    unproven = set(Path(__file__).with_name("not_yet_passed.txt").read_text(encoding="utf-8").splitlines())
-    for test in items:
-        if test.nodeid in unproven:
-            test.add_marker(pytest.mark.xfail(reason="not seen to pass since the rewrite", strict=False))
-
-
 def pytest_collection_finish() -> None:
     """Leave out of later garbage collections what collecting the tests imported, which stays: they are much shorter."""
     gc.collect()
