@@ -201,6 +201,25 @@ data.cells.push_to_hub(sys.argv[1], private=True)
 """
 
 
+UPLOAD = """
+import sys
+from huggingface_hub import HfApi
+HfApi().create_repo(sys.argv[1], repo_type="dataset")
+HfApi().upload_folder(repo_id=sys.argv[1], folder_path="nested", repo_type="dataset")
+"""
+
+
+def test_class_folders_within_class_folders_of_the_hub_are_refused(hub: Hub, place: Path) -> None:
+    """`datasets` takes the inner folder for the class."""
+    for label in ("ALL", "HEM"):
+        for number in range(3):
+            save_cell(place / "nested" / label / label / f"{number}.png", subject=number)
+    save_cell(place / "nested" / "ALL" / "HEM" / "relabelled.png", subject=9)
+    run(hub, place, "-c", UPLOAD, "lab/nested")
+    refused = run(hub, place, "-c", "import leukoscope; leukoscope.load_dataset('lab/nested')", ok=False)
+    assert "ALL/HEM/relabelled.png: its path names two classes, 'ALL' and 'HEM'" in refused.stderr
+
+
 def test_a_data_set_goes_to_the_hub_and_trains_elsewhere(hub: Hub, place: Path) -> None:
     (place / "cells").mkdir()
     lay_out_own_cells(place / "cells")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -241,12 +242,13 @@ class Api:
         found = {name: file for name, file in files.items() if name.startswith(within)}
         if path and not found:
             raise Refused(404, "EntryNotFound", f"{path}: no such folder")
-        if request.query_params.get("recursive") == "true":
-            return JSONResponse([_entry(name, file) for name, file in found.items()])
-        direct = {name: file for name, file in found.items() if "/" not in name.removeprefix(within)}
-        folders = {within + name.removeprefix(within).split("/")[0] for name in set(found) - set(direct)}
+        folders = {folder.as_posix() for name in found for folder in PurePosixPath(name).parents} - {".", path}
+        folders = {name for name in folders if name.startswith(within)}
+        if request.query_params.get("recursive") != "true":
+            folders = {name for name in folders if "/" not in name.removeprefix(within)}
+            found = {name: file for name, file in found.items() if "/" not in name.removeprefix(within)}
         entries = [{"type": "directory", "path": name, "oid": "0" * 40, "size": 0} for name in sorted(folders)]
-        return JSONResponse(entries + [_entry(name, file) for name, file in direct.items()])
+        return JSONResponse(entries + [_entry(name, file) for name, file in found.items()])
 
     async def paths_info(self, request: Request, id: str, revision: str) -> Response:
         files = self._repository(request, id).at(revision).files

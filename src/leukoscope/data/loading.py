@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 ID_COLUMNS = ("cell_id", "file_name", "filename", "image_name", "original_image_name")
 # Sets are often sorted by class or subject; a shuffle of this many rows mixes neighbours.
 _STREAM_BUFFER = 64
+# Where a picture of a Hub repository lies on this machine, and its path in the repository.
+_DOWNLOADED = re.compile(r".*/snapshots/[0-9a-f]{40}/(?P<path>.+)")
 # After so many rows no further class is waited for.
 _MOST_STREAMED_ROWS = 400
 
@@ -253,9 +256,7 @@ def _hub_rows(
         folds = [side] * len(ids)
     prefix = f"{side}/" if side not in ("", "train") else ""
     pictures = _pictures(table, columns["image"], decode=False)
-    folder = Path(info.hub_id or "")
-    if info.hub_id and folder.is_dir():
-        _check_local_paths(folder, pictures, names)
+    _check_paths(info.hub_id or "", pictures, names)
     rows = []
     for cell, name, subject, fold, row in zip(ids, names, subjects, folds, pictures, strict=True):
         if row["image"] is None:
@@ -315,13 +316,17 @@ def _class_names(info: DatasetInfo, table: Dataset, column: str, ids: Sequence[s
     return [spelt[name.casefold()] for name in names]
 
 
-def _check_local_paths(folder: Path, pictures: Dataset, names: Sequence[str]) -> None:
+def _check_paths(hub_id: str, pictures: Dataset, names: Sequence[str]) -> None:
     """Refuse class folders within class folders, of which `datasets` reads the inner one."""
     files = []
+    folder = Path(hub_id).absolute()
     for row, name in zip(pictures, names, strict=True):
         path = Path((row["image"] or {}).get("path") or "")
-        if path.is_relative_to(folder.absolute()):
-            files.append((path.relative_to(folder.absolute()).as_posix(), name))
+        downloaded = _DOWNLOADED.match(path.as_posix())
+        if downloaded:
+            files.append((downloaded["path"], name))
+        elif hub_id and path.is_relative_to(folder):
+            files.append((path.relative_to(folder).as_posix(), name))
     check_classes_on_paths(files, set(names))
 
 
