@@ -66,6 +66,13 @@ def test_of_two_questions_the_one_asked_last_counts_whichever_is_answered_first(
         assert all("Synthetic ALL" not in str(step.get(page.picture, "")) for step in seen[2:])
 
 
+@pytest.mark.parametrize("act", ["row:99", "view:nothing", "label:nothing", "no button"])
+def test_a_click_that_changes_nothing_is_a_step_or_gradio_would_empty_the_page(page: Page, act: str) -> None:
+    visit = Visit()
+    list(click(page, visit, "example:1"))
+    assert list(click(page, visit, act)) == [{page.visit: visit}]
+
+
 def test_a_second_upload_counts_while_the_first_is_read(
     page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,8 +79,10 @@ class Page:
         """
 
         def on_load(lost: str, visit: Visit, request: gr.Request) -> Iterator[Outputs]:
+            yield from self._at_least_one(visit, opening(lost, visit, request))
+
+        def opening(lost: str, visit: Visit, request: gr.Request) -> Iterator[Outputs]:
             if lost:
-                yield {self.visit: visit}  # without a step, Gradio empties every part
                 return
             number = request.query_params.get("example") or "1"
             model = request.query_params.get("model") or ""
@@ -97,6 +99,15 @@ class Page:
         demo.load(on_load, [self.lost, self.visit], self.outputs, js=was_lost, **quiet)
 
     # What is asked, and in which order it counts.
+
+    def _at_least_one(self, visit: Visit, steps: Iterable[Outputs]) -> Iterator[Outputs]:
+        """The steps of an event; one that changes nothing where there is none, after which Gradio empties every part."""
+        is_empty = True
+        for outputs in steps:
+            is_empty = False
+            yield outputs
+        if is_empty:
+            yield {self.visit: visit}
 
     def _asking(self, visit: Visit, work: Callable[[], Iterable[Update]], *, anew: str = "") -> Iterator[Outputs]:
         """Draw what a question changes, in one step or several, as long as no newer question is asked.
@@ -242,6 +253,7 @@ class Page:
 
     def _on_upload(self, paths: list[str] | None, visit: Visit) -> Iterator[Outputs]:
         if not paths:
+            yield {self.visit: visit}
             return
         # The box is free again at once; the files are deleted when they are read.
         yield {self.upload: None}
@@ -327,8 +339,10 @@ class Page:
         try:
             act = parse_act(getattr(event, "value", ""))
         except NoSuchAct:
+            yield {self.visit: visit}
             return
-        yield from self._asking(visit, lambda: self._answered(visit, act), anew=self._given_anew(act))
+        steps = self._asking(visit, lambda: self._answered(visit, act), anew=self._given_anew(act))
+        yield from self._at_least_one(visit, steps)
 
     @staticmethod
     def _given_anew(act: Act) -> str:
