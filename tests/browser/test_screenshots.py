@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from served import APP, served
+
 pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
 WIDTH, HEIGHT = 1280, 800
+ROOT = Path(__file__).parents[2]
+PASSED = "leukoscope-efficientnet-b3-cnmc"  # the release whose maps passed their checks
+
+
+@pytest.fixture(scope="module")
+def two_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The demo with two models that read cells on black."""
+    folder = tmp_path_factory.mktemp("two")
+    for name in ("leukoscope-densenet169-cnmc", PASSED):
+        shutil.copytree(ROOT / "model_card" / name, folder / "releases" / name)
+    with served(folder, *APP, "--releases", folder / "releases") as (address, _):
+        yield address
 
 
 @pytest.mark.parametrize(("name", "act", "shown"), [
-    ("app", "example:1", "#picture .lk-both"),
+    ("app", "row:1", "#picture .lk-map"),
     ("app_field", "smear", "#picture button.lk-box"),
     ("app_evidence", "", "#card h1"),
 ])  # fmt: skip
 def test_the_pictures_of_the_readme(
-    visits: Callable[..., Any], tmp_path: Path, name: str, act: str, shown: str
+    visits: Callable[..., Any], two_models: str, tmp_path: Path, name: str, act: str, shown: str
 ) -> None:
     folder = Path(os.environ.get("LEUKOSCOPE_SCREENSHOTS") or tmp_path)
-    visit = visits(viewport={"width": WIDTH, "height": HEIGHT})
+    visit = visits(address=two_models, viewport={"width": WIDTH, "height": HEIGHT})
     visit.act(act) if act else visit.page.get_by_role("link", name="Evidence").first.click()
     visit.page.locator(shown).first.wait_for()
+    if name == "app":
+        assert "its maps passed our checks" in visit.page.locator("#answer").inner_text()
     visit.page.mouse.move(0, 0)
     visit.page.wait_for_timeout(800)  # it comes to rest
     visit.page.screenshot(path=folder / f"{name}.png")
