@@ -66,6 +66,17 @@ def test_of_two_questions_the_one_asked_last_counts_whichever_is_answered_first(
         assert all("Synthetic ALL" not in str(step.get(page.picture, "")) for step in seen[2:])
 
 
+def test_a_model_that_is_loaded_answers_before_one_that_is_not(tiny_release: Path) -> None:
+    models = ModelCache({"first": tiny_release, "loaded": tiny_release})
+    models.predictor("loaded")
+    page, visit = page_of(models), Visit()
+    steps = click(page, visit, "example:1")
+    next(steps)
+    assert isinstance(visit.scene.content, Answer) and visit.scene.content.waiting == ("loaded", "first")
+    list(steps)
+    assert [row.model for row in visit.scene.content.rows] == ["loaded", "first"] and visit.scene.opened == 0
+
+
 @pytest.mark.parametrize("act", ["row:99", "view:nothing", "label:nothing", "no button"])
 def test_a_click_that_changes_nothing_is_a_step_or_gradio_would_empty_the_page(page: Page, act: str) -> None:
     visit = Visit()

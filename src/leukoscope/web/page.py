@@ -101,7 +101,7 @@ class Page:
     # What is asked, and in which order it counts.
 
     def _at_least_one(self, visit: Visit, steps: Iterable[Outputs]) -> Iterator[Outputs]:
-        """The steps of an event; one that changes nothing where there is none, after which Gradio empties every part."""
+        """The steps of an event; where there are none, one that changes nothing, or Gradio would empty every part."""
         is_empty = True
         for outputs in steps:
             is_empty = False
@@ -275,15 +275,18 @@ class Page:
         picture = example(number, smear=smears)
         yield self._question(picture, names if smears else cut_outs, model, source=f"example:{picture.example}")
 
-    @staticmethod
-    def _question(picture: Picture, names: Sequence[str], model: str = "", source: str = "") -> Update:
-        """A question to these models; the best row is opened, or that of the model that is named."""
+    def _question(self, picture: Picture, names: Sequence[str], model: str = "", source: str = "") -> Update:
+        """A question to these models, first to those that are loaded.
+
+        The best row is opened, or that of the model that is named.
+        """
         if not names:
             raise LeukoscopeError(NO_MODEL)
+        asked = self.models.soonest_first(names)
         opened = None
-        if model in names:
-            opened = list(names).index(model)
-        return Update(Scene(Answer(picture, waiting=tuple(names)), opened=opened, source=source))
+        if model in asked:
+            opened = asked.index(model)
+        return Update(Scene(Answer(picture, waiting=tuple(asked)), opened=opened, source=source))
 
     def read_picture(self, visit: Visit, picture: Picture, source: str = "") -> Iterator[Update]:
         """Answer what a picture holds: a cell as it is, or the cells of a smear, cut out."""
