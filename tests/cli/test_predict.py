@@ -262,8 +262,13 @@ def test_a_folder_with_a_name_that_is_no_utf8_is_read_by_every_command(tiny_rele
     assert r"b-\xff.png" in shown.stdout and r"p-\xff" in asked.stdout
     for result in (predicted, shown, asked, scored):
         assert result.exit_code == 1, "one file is broken"
+        assert "?" not in result.stderr, "a name is written as everywhere else"
         assert not isinstance(result.exception, UnicodeError) and "Traceback" not in result.output
+    for result in (predicted, shown, asked):
+        assert rf"p-\xff{os.sep}broken-\xff.png: is not an image" in result.stderr
+    assert r"p-\xff are taken for those of one subject" in asked.stderr
     assert smear.exit_code == 0, smear.output
+    assert r"s-\xff.png" in smear.stdout and "?" not in smear.output
     assert list((tmp_path / "drawn").rglob("s-*.png")) and json.loads((tmp_path / "crops" / TASKS).read_text())
 
 

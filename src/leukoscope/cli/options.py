@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import os
@@ -15,6 +16,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from leukoscope import ConfigError, LeukoscopeError
+from leukoscope.files import shown_name
 from leukoscope.progress import is_quiet, note, quiet
 
 if TYPE_CHECKING:
@@ -77,6 +79,18 @@ WeightsLicence = Annotated[
 ]
 
 
+def _shown(error: UnicodeError) -> tuple[str, int]:
+    r"""Bytes of a file's name that are not UTF-8 as `\xff`, as `shown_name` does, and "?" for what a stream lacks."""
+    assert isinstance(error, UnicodeEncodeError)
+    letters = error.object[error.start : error.end]
+    shown = [shown_name(letter) if "\udc80" <= letter <= "\udcff" else "?" for letter in letters]
+    return "".join(shown), error.end
+
+
+_SHOWN = "leukoscope-shown"
+codecs.register_error(_SHOWN, _shown)
+
+
 class CommandGroup(TyperGroup):
     """A group of commands in which a `LeukoscopeError` ends a command with one line on stderr and exit code 1."""
 
@@ -86,7 +100,7 @@ class CommandGroup(TyperGroup):
             ctx.color = False
         for stream in (sys.stdout, sys.stderr):  # a pipe on Windows may lack characters of a name or a message
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")
+                stream.reconfigure(errors=_SHOWN)
         try:
             return super().invoke(ctx)
         except LeukoscopeError as error:
