@@ -36,6 +36,18 @@ def test_a_file_names_the_sides(tmp_path: Path, name: str, text: str) -> None:
     assert split.sides == SIDES
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "cp1252"])
+def test_a_table_is_read_in_the_encoding_and_with_the_separator_that_a_spreadsheet_writes(
+    tmp_path: Path, encoding: str
+) -> None:
+    path = tmp_path / "split.csv"
+    path.write_bytes(
+        "# made in 2024\r\n;Datei;file;split;\r\n0;x;ä,1.png; train;\r\n;;;;\r\n1;y;b.png;test;\r\n".encode(encoding)
+    )
+    (split,) = read_split_lists(path).splits
+    assert split.sides == {"train": ("ä,1.png",), "test": ("b.png",)}
+
+
 def test_a_name_that_begins_with_a_hash_or_reads_as_missing_is_a_name(tmp_path: Path) -> None:
     path = write(tmp_path / "split.csv", "file,split\n#1.png,train\nNA,train\nnull,test\n")
     (split,) = read_split_lists(path).splits
@@ -90,6 +102,11 @@ def test_a_pickle_in_an_array_is_not_loaded(tmp_path: Path) -> None:
         ("split.csv", "file,label\na.png,ALL\n", "has no column that says the side"),
         ("split.csv", "row,split\n1,train\n", "has no column of file names"),
         ("split.csv", "file,split\na.png,train\nb.png,later\n", "column split, 'train' of a.png is neither train"),
+        ("split.csv", "file,split\na.png,train\nb,1.png,test\n", "row 3 has 3 entries, the header 2; put quotes"),
+        ("split.csv", "file,split,split\na.png,train,test\n", "has two columns 'split'; rename or delete one"),
+        ("split.csv", "file,split\n", "column 'file' has an entry that names no file, or none at all"),
+        ("split.csv", "file,split\n,train\n", "column 'file' has an entry that names no file, or none at all"),
+        ("split.csv", "PK\x03\x04\0", "is no text; export the table as CSV (UTF-8)"),
         ("split.json", '{"train": [0], "test": [1]}', "holds row numbers such as 0; give the folder of the images"),
         ("split.json", '{"files": ["a.png"], "train": [0], "test": [7]}', "row 7 is none of the 1 files"),
         ("split.json", '{"train": [true]}', "True is neither a file name nor a row number"),

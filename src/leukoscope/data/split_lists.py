@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError, LeukoscopeError
 from leukoscope.data.cell_tables import FILE_COLUMNS, LABEL_COLUMNS, SUBJECT_COLUMNS
 from leukoscope.data.cells import SPLIT_SIDES
 from leukoscope.data.layouts import cell_id_of, is_image, is_junk, walk
+from leukoscope.data.table_files import long_row_error, read_content, table_in
 
 _SIDE_ALIASES = {
     "train": ("train", "training", "trn", "train_set", "training_set", "x_train", "train_files", "train_idx"),
@@ -166,33 +167,40 @@ def _read_list(path: Path) -> list[str]:
     """The names of one side: of a table its column of files, else one name a line."""
     if path.suffix.lower() in _TABLE_SUFFIXES:
         table = _table(path)
-        column = _find_column(table.columns, _NAME_COLUMNS)
+        column = _find_column(table, _NAME_COLUMNS)
         if column:
-            return table[column].tolist()
+            return table[column]
     lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 
-def _table(path: Path) -> Any:
-    """The rows of a CSV or TSV as text, nothing taken for missing: a pandas DataFrame."""
-    import pandas
+def _table(path: Path) -> dict[str, list[str]]:
+    """Column → its entries, row by row, as text, nothing taken for missing; blank rows are left out.
 
-    try:
-        table = pandas.read_csv(
-            path,
-            dtype=str,
-            keep_default_na=False,
-            sep=None,
-            engine="python",
-            encoding="utf-8-sig",
-            skipinitialspace=True,
-        )
-    except (OSError, ValueError) as error:
-        raise LeukoscopeError(f"--split_file {path}: cannot be read as a table ({error}); give {_FORMS}") from None
-    return table.rename(columns=lambda column: str(column).strip())
+    Raises:
+        DataError: as `open_table`, a column that comes twice, or a row with more entries than the header.
+    """
+    name = f"--split_file {path}"
+    file = table_in(name, read_content(path), f"give {_FORMS}")
+    header = [title.strip() for title in file.header]
+    columns: dict[str, list[str]] = {title: [] for title in header if title}
+    for title in columns:
+        if header.count(title) > 1:
+            raise DataError(f"{name}: has two columns {title!r}; rename or delete one")
+    for number, entries in file.rows:
+        texts = [entry.strip() for entry in entries]
+        if any(texts[len(header) :]):
+            last = max(place for place, text in enumerate(texts, start=1) if text)
+            raise long_row_error(name, number, last, len(header))
+        if not any(texts):
+            continue
+        for title, text in zip(header, texts, strict=False):
+            if title:
+                columns[title].append(text)
+    return columns
 
 
-def _find_column(columns: Sequence[str], names: Sequence[str]) -> str:
+def _find_column(columns: Iterable[str], names: Sequence[str]) -> str:
     """The first of these columns that the table has, in any case; "" for none."""
     by_title = {column.casefold().replace(" ", "_"): column for column in columns}
     return next((by_title[name] for name in names if name in by_title), "")
@@ -200,8 +208,8 @@ def _find_column(columns: Sequence[str], names: Sequence[str]) -> str:
 
 def _read_table(path: Path) -> SplitLists:
     table = _table(path)
-    name_column = _find_column(table.columns, _NAME_COLUMNS)
-    side_column = _find_column(table.columns, _SIDE_COLUMNS)
+    name_column = _find_column(table, _NAME_COLUMNS)
+    side_column = _find_column(table, _SIDE_COLUMNS)
     if not name_column:
         raise LeukoscopeError(f"--split_file {path}: has no column of file names ({', '.join(_NAME_COLUMNS[:5])} …)")
     if not side_column:
@@ -209,10 +217,13 @@ def _read_table(path: Path) -> SplitLists:
             f"--split_file {path}: has no column that says the side ({', '.join(_SIDE_COLUMNS[:5])} …); for one list a "
             "side, give the folder that holds train.txt and test.txt"
         )
-    names = table[name_column].str.strip().tolist()
-    words = table[side_column].str.strip().tolist()
-    subject_column = _find_column(table.columns, SUBJECT_COLUMNS)
-    label_column = _find_column(table.columns, LABEL_COLUMNS)
+    names = table[name_column]
+    words = table[side_column]
+    if not names or "" in names:
+        problem = f"its column {name_column!r} has an entry that names no file, or none at all"
+        raise DataError(f"--split_file {path}: {problem}; name a file in each row")
+    subject_column = _find_column(table, SUBJECT_COLUMNS)
+    label_column = _find_column(table, LABEL_COLUMNS)
     return SplitLists(
         str(path),
         _splits_of_column(path, side_column, names, words),
