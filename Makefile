@@ -60,9 +60,10 @@ lock: $(VENV)/.installed-test  ## pin in requirements.lock what is installed her
 release:  ## check that tree, changelog and version agree, and print the steps of a release
 	@$(PYTHON) tools/release.py
 
-publish: $(VENV)/.installed  ## publish releases, page and collection: make publish OWNER=name [SPACE=1] [DRY_RUN=1]
-	$(RUN)/python tools/publish.py $(or $(OWNER),$(error give the account to publish to: make publish OWNER=name)) \
-		$(if $(SPACE),--space) $(if $(DRY_RUN),--dry-run)
+publish: $(VENV)/.installed  ## publish all: make publish OWNER=name [SPACE=1] [DRY_RUN=1]; REPOSITORY=https://… is written down
+	$(RUN)/python tools/publish.py $(or $(OWNER),$(if $(REPOSITORY),,$(error give the account to publish to: \
+		make publish OWNER=name))) $(if $(SPACE),--space) $(if $(DRY_RUN),--dry-run) \
+		$(if $(REPOSITORY),--repository $(REPOSITORY))
 
 screenshots: $(VENV)/.installed-test  ## take the README's pictures of the demo anew; needs Chromium
 	LEUKOSCOPE_SCREENSHOTS=docs LEUKOSCOPE_BROWSER=required $(RUN)/python -m pytest -m slow tests/browser/test_screenshots.py

@@ -36,6 +36,7 @@ from research.tables import (
     prior_sources,
     prior_table,
     read_results,
+    split_rule_finding,
     split_rule_table,
 )
 
@@ -120,7 +121,8 @@ def findings(results: Path, releases: Sequence[Path]) -> dict[str, str]:
     return {
         "leak": f"A split by image overstates {len(clear)} of {len(prior)} networks, by {min(clear):.3f} to "
         f"{max(clear):.3f} of balanced accuracy by subject; with the same recipe, as many training cells and "
-        f"the same test cells by {share(seen['mean'])} ({share(seen['smallest'])} to {share(seen['largest'])}).",
+        f"the same test cells by {share(seen['mean'])} ({share(seen['smallest'])} to {share(seen['largest'])}). "
+        f"{split_rule_finding(read_results(results, 'system_f.json'))}".rstrip(),
         "size": f"AUROC by subject of cell size alone {share(size['auroc_by_subject'])}, of the network "
         f"{share(measured['auroc_by_subject'])}; at equal size {share(size['auroc_equal_size'])} and "
         f"{share(measured['auroc_equal_size'])}.",

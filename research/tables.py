@@ -139,6 +139,21 @@ def split_rule_table(measured: Sequence[Mapping[str, Any]]) -> str:
     return f"{table}\n\n{note}"
 
 
+def split_rule_finding(measured: Sequence[Mapping[str, Any]]) -> str:
+    """System F in two sentences: accuracy of the best head on each division of the images; "" where not measured."""
+    if not measured:
+        return ""
+    system = measured[0]
+    best = {}
+    for division, block in system["divisions"].items():
+        best[division] = max(metrics["accuracy"]["mean"] for metrics in block["heads"].values())
+    return (
+        f"System F ({system['source']}) claims {share(system['claim']['patient_wise_accuracy'])} by patient. On such a "
+        f"split of our cells a head on frozen layers has an accuracy of {share(best['by image'])}; with each copy beside "
+        f"its original {share(best['by original'])}; by subject {share(best['by subject'])}."
+    )
+
+
 SPLIT_RULE_METRICS = ("accuracy", "f1_weighted", "balanced_accuracy_by_subject", "auroc_by_subject")
 
 

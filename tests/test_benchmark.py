@@ -89,6 +89,14 @@ def test_the_hub_s_file_names_what_the_hub_asks_for() -> None:
     ]
 
 
+def test_datasets_loads_the_repository(rows: list[dict[str, str]], tmp_path: Path) -> None:
+    import datasets
+
+    cells = datasets.load_dataset(str(FOLDER), split="test", cache_dir=str(tmp_path))
+    assert len(cells) == len(rows)
+    assert (cells[0]["file"], cells[0]["fold"]) == (rows[0]["file"], int(rows[0]["fold"]))
+
+
 def test_croissant_metadata_is_valid_and_reads_the_cells(rows: list[dict[str, str]]) -> None:
     import mlcroissant
 

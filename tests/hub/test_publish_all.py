@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
+import tomllib
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import publish
 import pytest
+import yaml
 from huggingface_hub import ModelCard
+from repository_address import write_address
 
 from hub_server import Hub
+from leukoscope import LeukoscopeError
+from leukoscope.hub.publish import Destination, publish_dataset
 
 NAMES = ("leukoscope-densenet169-cnmc", "leukoscope-other")
 TAG = publish.TAG
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -60,7 +67,9 @@ def test_one_command_publishes_everything_and_again_changes_nothing(
         ModelCard(card).validate()
     assert hub.repository(spaces[1]).hardware == "zero-a10g"
     assert hub.content(spaces[1], "models.txt").decode() == "".join(f"{model}@{TAG}\n" for model in models)
-    assert [*before[1].values()] == [[*models, *(space.removeprefix("spaces/") for space in spaces)]]
+    benchmark = "lab/cnmc2019-subjects"
+    assert [*before[1].values()] == [[*models, benchmark, *(space.removeprefix("spaces/") for space in spaces)]]
+    assert f"{hub.url}/datasets/{benchmark} (commit" in printed
 
     hub.requests.clear()
     run(monkeypatch, *words)
@@ -68,7 +77,7 @@ def test_one_command_publishes_everything_and_again_changes_nothing(
     assert not [request for request in hub.requests if request.startswith("PUT") or "/commit/" in request]
     again = capsys.readouterr().out
     assert f"{hub.url}/{models[0]} (has the tag {TAG} already; to publish changes, raise the version)\n" in again
-    assert again.count("; these files were there already, nothing was sent)") == len(spaces)
+    assert again.count("; these files were there already, nothing was sent)") == len(spaces) + 1
 
 
 def test_an_interrupted_command_is_gone_on_with(
@@ -91,8 +100,76 @@ def test_a_dry_run_asks_nothing(
     run(monkeypatch, "lab", "--space", "--dry-run")
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
         *(f"model lab/{name}, tag {TAG}" for name in NAMES),
+        "data set lab/cnmc2019-subjects",
         "static Space lab/leukoscope-page",
         "Gradio Space lab/leukoscope, on ZeroGPU",
         "collection lab/Leukoscope",
     ]
     assert (hub.requests, hub.storage.repositories) == ([], {})
+
+
+def test_the_benchmark_is_a_data_set_without_pictures(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    id = publish.publish_benchmark("lab")
+    commit = hub.repository(f"datasets/{id}").branches["main"]
+    assert f"{hub.url}/datasets/{id} (commit {commit[:12]})\n" in capsys.readouterr().out
+    files = hub.repository(f"datasets/{id}").at("main").files
+    assert set(files) == {
+        *(".gitattributes", "README.md", "baselines.json", "cells.csv", "croissant.json", "eval.yaml")
+    }
+    assert f"leukoscope evaluate --benchmark {id} MODEL" in hub.content(f"datasets/{id}", "README.md").decode()
+    metadata = json.loads(hub.content(f"datasets/{id}", "croissant.json"))
+    assert metadata["url"] == f"{hub.url}/datasets/{id}"
+    publish.publish_benchmark("lab")
+    assert "; these files were there already, nothing was sent)" in capsys.readouterr().out
+
+
+def test_no_picture_gets_into_a_data_set(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "cells.csv").write_text("file\n")
+    (tmp_path / "cell.bmp").write_bytes(b"BM")
+    to = Destination("lab/folds", kind="dataset")
+    with pytest.raises(LeukoscopeError, match=r"cell.bmp: is no table or text .* no picture is published; remove it"):
+        publish_dataset(tmp_path, to)
+    assert hub.requests == []
+
+
+ADDRESS = "https://github.com/lab/leukoscope"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The files that name the address of the repository."""
+    root = tmp_path / "checkout"
+    (root / "notebooks").mkdir(parents=True)
+    for path in (ROOT / "pyproject.toml", ROOT / "CITATION.cff", ROOT / "README.md"):
+        shutil.copyfile(path, root / path.name)
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        shutil.copyfile(path, root / "notebooks" / path.name)
+    return root
+
+
+def test_the_repository_s_address_is_written_where_it_is_named(checkout: Path) -> None:
+    before = {path: path.read_text() for path in checkout.rglob("*") if path.is_file()}
+    assert len(write_address(checkout, ADDRESS + "/")) == len(before)
+    after = {path: path.read_text() for path in before}
+    assert all(after[path].count(ADDRESS) == 1 for path in before if path.name != "README.md")
+    project = tomllib.loads(after[checkout / "pyproject.toml"])["project"]
+    assert project["urls"] == {"Repository": ADDRESS}
+    assert yaml.safe_load(after[checkout / "CITATION.cff"])["repository-code"] == ADDRESS
+    for path in (checkout / "notebooks").iterdir():
+        source = "".join(line for cell in json.loads(after[path])["cells"] for line in cell["source"])
+        assert f'SOURCE = "git+{ADDRESS}"' in source
+    assert "/github/lab/leukoscope/blob/main/notebooks/leakage.ipynb)" in after[checkout / "README.md"]
+    write_address(checkout, "https://example.org/new/place")
+    for path, text in after.items():
+        assert ADDRESS not in path.read_text()
+        assert len(path.read_text().splitlines()) == len(text.splitlines()) - (path.name == "README.md")
+
+
+@pytest.mark.parametrize(
+    "address", ["leukoscope", "http://github.com/lab/x", "https://github.com/lab", 'https://a/b/c"']
+)
+def test_what_is_no_address_is_not_written(checkout: Path, address: str) -> None:
+    before = {path: path.read_text() for path in checkout.rglob("*") if path.is_file()}
+    with pytest.raises(LeukoscopeError, match="give the repository's address as https://host/owner/name"):
+        write_address(checkout, address)
+    assert all(path.read_text() == text for path, text in before.items())

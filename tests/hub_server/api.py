@@ -154,7 +154,8 @@ class Api:
     async def new_item(self, request: Request, slug: str) -> Response:
         _require_write(request, slug)
         item = (await request.json())["item"]
-        self._repository(request, f"spaces/{item['id']}" if item["type"] == "space" else item["id"])
+        folder = {"model": "", "dataset": "datasets/", "space": "spaces/"}[item["type"]]
+        self._repository(request, folder + item["id"])
         items = self.storage.collections[slug]["items"]
         items.append(item | {"_id": f"{len(items)}", "position": len(items)})
         return await self.collection(request, slug)

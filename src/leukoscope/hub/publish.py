@@ -1,4 +1,4 @@
-"""Publish a release or a Space on the Hugging Face Hub, and check before training that this will work.
+"""Publish a release, a data set or a Space on the Hugging Face Hub, and check before training that this will work.
 
 The client repeats requests that read or upload. Where another one fails, the same command goes on: what the Hub has
 already is not sent again.
@@ -49,10 +49,13 @@ _MAY_NOT_WRITE = (
     "of your own"
 )
 
+DATASET_SUFFIXES = (".csv", ".json", ".md", ".yaml")
+"""Of the files that a data set of ours may hold."""
+
 
 @dataclass(frozen=True)
 class Destination:
-    """Where on the Hub a release or a Space goes.
+    """Where on the Hub a release, a data set or a Space goes.
 
     Attributes:
         id: the repository, `owner/name`; made where it does not exist.
@@ -66,7 +69,7 @@ class Destination:
     revision: str = ""
     private: bool = False
     tag: str = ""
-    kind: Literal["model", "space"] = "model"
+    kind: Literal["model", "dataset", "space"] = "model"
     sdk: Literal["gradio", "static"] = "gradio"
 
     def require_usable(self) -> None:
@@ -76,7 +79,7 @@ class Destination:
                 raise HFValidationError
             validate_repo_id(self.id)
         except HFValidationError:
-            flag = {"model": "--hub_model_id ", "space": "--push "}[self.kind]
+            flag = {"model": "--hub_model_id ", "dataset": "", "space": "--push "}[self.kind]
             raise ReleaseError(
                 f"{flag}{self.id}: give the repository to publish to as owner/name (letters, "
                 "digits, - _ and ., at most 96 in all)"
@@ -152,6 +155,23 @@ def publish(release: Path, to: Destination, *, licence: str = "") -> Published:
         return upload(folder, to, replaces=(*RELEASE_PATTERNS, EXAMPLE_PICTURES), hint=hint)
 
 
+def publish_dataset(folder: Path, to: Destination) -> Published:
+    """Upload a data set that consists of tables and texts; what the repository has already is not sent again.
+
+    Raises:
+        LeukoscopeError: as `Destination.require_usable`; a file of another kind, such as a picture; or the Hub refused
+            or could not be reached.
+    """
+    to.require_usable()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix not in DATASET_SUFFIXES:
+            raise ReleaseError(
+                f"{path}: is no table or text ({', '.join(DATASET_SUFFIXES)}), and no picture is published; remove it"
+            )
+    patterns = [f"*{suffix}" for suffix in DATASET_SUFFIXES]
+    return upload(folder, to, replaces=patterns, hint="Nothing is lost: give the same command again")
+
+
 def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str) -> Published:
     """Make a repository hold a folder's files; what it has already is not sent again.
 
@@ -162,7 +182,7 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
         hint: added to the error where the Hub refuses or cannot be reached: that nothing is lost, and how to go on.
     """
     api = HfApi()
-    what = {"model": "release", "space": "Space"}[to.kind]
+    what = {"model": "release", "dataset": "data set", "space": "Space"}[to.kind]
 
     try:
         _require_access(api, to)
