@@ -149,8 +149,8 @@ def split_rule_finding(measured: Sequence[Mapping[str, Any]]) -> str:
         best[division] = max(metrics["accuracy"]["mean"] for metrics in block["heads"].values())
     return (
         f"System F ({system['source']}) claims {share(system['claim']['patient_wise_accuracy'])} by patient. On such a "
-        f"split of our cells a head on frozen layers has an accuracy of {share(best['by image'])}; with each copy beside "
-        f"its original {share(best['by original'])}; by subject {share(best['by subject'])}."
+        f"split of our cells a head on frozen layers has an accuracy of {share(best['by image'])}; with each copy "
+        f"beside its original {share(best['by original'])}; by subject {share(best['by subject'])}."
     )
 
 
