@@ -13,7 +13,6 @@ from leukoscope import LeukoscopeError
 from leukoscope.files import write_atomic
 
 _ADDRESS = re.compile(r"https://(?P<host>[\w.-]+)/(?P<id>[\w.-]+/[\w.-]+)")
-_BADGE = ("<!-- badge -->", "<!-- end of badge -->")
 LESSON = "notebooks/leakage.ipynb"
 
 
@@ -30,12 +29,12 @@ def write_address(root: Path, address: str) -> list[Path]:
     badge = ""
     if match["host"] == "github.com":  # which Colab opens notebooks from
         page = f"https://colab.research.google.com/github/{match['id']}/blob/main/{LESSON}"
-        badge = f"[![The lesson in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({page})\n"
+        badge = f" [![The lesson in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({page})"
     notebooks = sorted((root / "notebooks").glob("*.ipynb"))
     changes = [
         (root / "pyproject.toml", r"(\[project\.urls\]\n)(?:Repository = .*\n)?", rf'\1Repository = "{address}"\n'),
         (root / "CITATION.cff", r"(\nlicense: .*\n)(?:repository-code: .*\n)?", rf"\1repository-code: {address}\n"),
-        (root / "README.md", rf"({_BADGE[0]}\n)(?:.*\n)?({_BADGE[1]})", rf"\1{badge}\2"),
+        (root / "README.md", r"\A(# Leukoscope)(?: \[!.*)?\n", rf"\1{badge}\n"),
         *((path, r'(SOURCE = \\")[^"\\]*(\\")', rf"\1git+{address}\2") for path in notebooks),
     ]
     texts = {}
