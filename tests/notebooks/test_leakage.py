@@ -46,7 +46,7 @@ def test_it_shows_the_leak_the_shortcut_and_the_repair(tmp_path: Path, monkeypat
     assert abs(repaired[0] - repaired[1]) < 0.08
     assert repaired[1] > by_person + 0.05
     assert measured["size alone"][1] > 0.55
-    assert "20 of 20 subjects tested have other images in training" in printed
+    assert re.search(r"\b(\d+) of \1 subjects tested have other images in training", printed)
     if os.environ.get("LEUKOSCOPE_DATA"):
         assert measured["C-NMC, every pixel"][0] > measured["C-NMC, every pixel"][1]
     else:
