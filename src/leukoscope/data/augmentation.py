@@ -148,9 +148,13 @@ class Augmenter:
     def _flips(self, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B,) each, −1 where a cell is mirrored: left to right, upside down."""
         a = self.augmentation
-        kept = torch.ones(len(draws), device=draws.device)
-        across = kept if a.flips == "none" else torch.where(draws[:, 2] < 0, -1.0, 1.0)
-        down = torch.where(draws[:, 9] < 0, -1.0, 1.0) if a.flips in ("both", "dihedral") and a.rotation < 180 else kept
+        across = torch.ones(len(draws), device=draws.device)
+        down = across
+        if a.flips != "none":
+            across = torch.where(draws[:, 2] < 0, -1.0, 1.0)
+        # A rotation by 180° and a flip across are a flip upside down.
+        if a.flips in ("both", "dihedral") and a.rotation < 180:
+            down = torch.where(draws[:, 9] < 0, -1.0, 1.0)
         return across, down
 
     def _right_angles(self, draws: torch.Tensor) -> torch.Tensor:

@@ -215,7 +215,9 @@ class _FlagColumns:
         """The places of two or more such columns; [] if there are none."""
         flags = set(self.places)
         one_hot = len(flags) > 1 and all(len(flags.intersection(pattern)) == 1 for pattern in self.patterns)
-        return self.places if one_hot else []
+        if one_hot:
+            return self.places
+        return []
 
 
 def _without_empty_end(texts: Sequence[str]) -> Sequence[str]:
@@ -232,9 +234,10 @@ def _one_class(entry: Any, row: str) -> str:
             entry = json.loads(entry)
     if isinstance(entry, dict):
         entry = entry.get("choices", [])
-    choices = entry if isinstance(entry, list) else str(entry).split("|")
-    names = [_stripped(choice) for choice in choices]
-    if len(names) > 1 or any(isinstance(choice, dict | list) for choice in choices):
+    if not isinstance(entry, list):
+        entry = str(entry).split("|")
+    names = [_stripped(choice) for choice in entry]
+    if len(names) > 1 or any(isinstance(choice, dict | list) for choice in entry):
         listed = reprlib.repr(", ".join(names))
         raise DataError(f"{row} names {len(names)} classes ({listed}); give each picture one class, as a text")
     return "".join(names)

@@ -87,10 +87,10 @@ class LoadedCells:
             return self
         from datasets import DatasetDict
 
-        parts = {
-            name: rows.select([i for i, cell in enumerate(rows["cell_id"][:]) if cell not in problems])
-            for name, rows in self.cells.items()
-        }
+        parts = {}
+        for name, rows in self.cells.items():
+            undamaged = [i for i, cell in enumerate(rows["cell_id"][:]) if cell not in problems]
+            parts[name] = rows.select(undamaged)
         return replace(self, cells=DatasetDict(parts), unreadable=(*self.unreadable, *problems.values()))
 
     def report(self) -> str:
@@ -208,14 +208,14 @@ def _fingerprint(rows: Sequence[CellRecord]) -> str:
     return digest.hexdigest()
 
 
-def _check_labels(labels: Sequence[str], known: Sequence[str], source: str, not_used: Sequence[str]) -> None:
-    """Refuse fewer than two classes, and one, not `known`, whose name would be taken for another or for none."""
+def _check_labels(labels: Sequence[str], of_entry: Sequence[str], source: str, not_used: Sequence[str]) -> None:
+    """Refuse fewer than two classes, and a name, not of the entry, that reads like another class's or like none."""
     if len(labels) < 2:
         classes = f"only the class {labels[0]!r}" if labels else "no cell"
         sentences = [f"{source}: {classes} found", *not_used, "a classifier needs two or more classes"]
         raise DataError("; ".join(sentences))
     alike: dict[str, str] = {}
-    for label in sorted(set(labels) - set(known)):
+    for label in sorted(set(labels) - set(of_entry)):
         if label != label.strip() or not label.isprintable():
             raise DataError(
                 f"{source}: class {label!r} has blanks around its name, or characters that are not seen; rename it"

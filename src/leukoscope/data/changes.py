@@ -95,7 +95,8 @@ def _affine(picture: Image.Image, factor: float, degrees: float, black: bool) ->
         picture = Image.fromarray(np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)), mode="symmetric"))
     cos = math.cos(math.radians(degrees)) / factor
     sin = math.sin(math.radians(degrees)) / factor
-    x, y = width / 2, height / 2
+    x = width / 2
+    y = height / 2
     # Pillow asks where in the given picture a point of the new one comes from.
     from_new = (cos, -sin, margin + x - cos * x + sin * y, sin, cos, margin + y - sin * x - cos * y)
     return picture.transform((width, height), Image.Transform.AFFINE, from_new, Image.Resampling.BICUBIC)

@@ -69,7 +69,10 @@ def load_folder(
     fetch = f"get {info.title} from {info.url} and unpack it there, or " if info.url else ""
     folder = _read(root, source, f"{fetch}correct the path")
     is_own = info.name == "imagefolder"
-    tables = Labels.read(folder, labels, subject_pattern, label_column) if is_own else Labels.none(folder)
+    if is_own:
+        tables = Labels.read(folder, labels, subject_pattern, label_column)
+    else:
+        tables = Labels.none(folder)
     if tables.has_classes:
         cells, not_used = tables.cells(folder)
     else:
@@ -106,7 +109,9 @@ def _with_utf8_names(cell: CellFile) -> CellFile:
 def _image_value(path: Path) -> object:
     """An image as `datasets` takes it: its path or, since Arrow takes no path that is not UTF-8, its bytes."""
     name = str(path)
-    return name if name == shown_name(name) else {"path": None, "bytes": path.read_bytes()}
+    if name != shown_name(name):
+        return {"path": None, "bytes": path.read_bytes()}
+    return name
 
 
 def _require_different_ids(cells: Sequence[CellFile]) -> None:
@@ -255,10 +260,9 @@ def subject_rule(pattern: str) -> Callable[[str], str]:
 
     def subject_of(file: str) -> str:
         match = rule.search(file)
-        subject = match[group] if match else None
-        if not subject:
+        if not match or not match[group]:
             raise DataError(f"{flag}: does not match {file!r}; it must match every image")
-        return str(subject)
+        return str(match[group])
 
     return subject_of
 
@@ -270,7 +274,9 @@ def passed_over(info: DatasetInfo, folder: ImageFolder, cells: Sequence[CellFile
     """One line for each reason why pictures of a folder were left out or may be misread."""
     if folder.left_out:
         yield folder.left_out
-    filled = {cell.path.parent for cell in cells} if info.find_cells is find_class_folders else set[Path]()
+    filled = set[Path]()
+    if info.find_cells is find_class_folders:
+        filled = {cell.path.parent for cell in cells}
     above = {path.parent.name for path in filled if folder.root not in (path, path.parent)}
     if filled and any(cell.subject for cell in cells):
         yield (

@@ -188,8 +188,10 @@ def _check_scans(image: Image.Image, name: str | Path) -> None:
     if not (image.format in ("JPEG", "MPO") or (is_tiff and image.info.get("compression") == "jpeg")):
         return
     # Each strip and tile of a TIFF is a picture with a scan of its own.
-    offsets = (Tiff.STRIPOFFSETS, Tiff.TILEOFFSETS)
-    parts = max(len(image.tag_v2.get(tag, ())) for tag in offsets) if is_tiff else 1  # type: ignore[attr-defined]
+    parts = 1
+    if is_tiff:
+        tags: Mapping[int, Any] = image.tag_v2  # type: ignore[attr-defined]
+        parts = max(len(tags.get(tag, ())) for tag in (Tiff.STRIPOFFSETS, Tiff.TILEOFFSETS))
     file: BinaryIO = image.fp  # type: ignore[attr-defined]
     at = file.tell()
     file.seek(0)
@@ -234,8 +236,9 @@ def _alpha(image: Image.Image) -> Image.Image | None:
     if not image.has_transparency_data:
         return None
     alpha = image.convert("RGBA").getchannel("A")
-    is_opaque = np.asarray(alpha).min() == 255
-    return None if is_opaque else alpha
+    if np.asarray(alpha).min() == 255:
+        return None
+    return alpha
 
 
 def filled_note(filled: int, pictures: int, ground: RgbColour) -> str:
@@ -295,9 +298,15 @@ def _in_srgb(image: Image.Image, *, in_place: bool = False) -> Image.Image:
     profile = image.info.get("icc_profile")
     # A profile of grey states only its brightness, and hardly any program follows it.
     is_grey = image.mode in ("L", "LA", "1")
-    if is_grey or not isinstance(profile, bytes) or (to_srgb := _to_srgb(profile)) is None:
+    if is_grey or not isinstance(profile, bytes):
         return rgb
-    rgb = to_srgb.apply_in_place(rgb) if in_place or rgb is not image else to_srgb.apply(rgb)
+    to_srgb = _to_srgb(profile)
+    if to_srgb is None:
+        return rgb
+    if in_place or rgb is not image:
+        rgb = to_srgb.apply_in_place(rgb)
+    else:
+        rgb = to_srgb.apply(rgb)
     del rgb.info["icc_profile"]  # now that of sRGB
     return rgb
 
@@ -321,7 +330,9 @@ def _to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
     colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(18, -1, 3)
     moved = np.abs(np.asarray(to_srgb.apply(Image.fromarray(colours))).astype(int) - colours).max()
     # Profiles of sRGB differ in rounding, by a level of 255; the next space, Rec. 709, differs by 16.
-    return to_srgb if moved > 1 else None
+    if moved <= 1:
+        return None
+    return to_srgb
 
 
 def pixel_hash(image: Image.Image) -> str:

@@ -95,7 +95,9 @@ class ImageFolder:
 
     def below(self, path: Path) -> str:
         """A path below the folder, with "/"; one elsewhere, as only tables name them, as it is."""
-        return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
+        if path.is_relative_to(self.root):
+            path = path.relative_to(self.root)
+        return path.as_posix()
 
     @property
     def left_out(self) -> str:
@@ -224,10 +226,10 @@ def check_classes_on_paths(files: Iterable[tuple[str, str]], classes: Iterable[s
             raise _two_classes(file, named, label)
 
 
-def _two_classes(file: str, one: str, other: str) -> DataError:
+def _two_classes(file: str, label: str, other: str) -> DataError:
     return DataError(
-        f"{file}: its path names two classes, {one!r} and {other!r}; move the picture into a folder of its one class, "
-        "or name the classes in a table"
+        f"{file}: its path names two classes, {label!r} and {other!r}; move the picture into a folder of its one "
+        "class, or name the classes in a table"
     )
 
 

@@ -97,8 +97,9 @@ def _entry(dataset_name: str) -> DatasetInfo:
     """The registry entry of a name; an unknown Hub data set is described like class folders."""
     if "/" not in dataset_name:
         return dataset_info(dataset_name)
-    # Hide the local path of a folder of Parquet files.
-    name = f"./{Path(dataset_name).name}" if Path(dataset_name).is_dir() else dataset_name
+    name = dataset_name
+    if Path(dataset_name).is_dir():  # of Parquet files; hide its local path
+        name = f"./{Path(dataset_name).name}"
     unknown = replace(DATASETS["imagefolder"], name=name, title=name, hub_id=dataset_name, licence="")
     return next((entry for entry in DATASETS.values() if entry.hub_id == dataset_name), unknown)
 
@@ -113,8 +114,10 @@ def _check_flags(dataset_name: str, info: DatasetInfo, flags: Mapping[str, Any])
         allowed: tuple[str, ...] = _HUB_FLAGS
     elif dataset_name == "imagefolder":
         allowed = _CLASS_FOLDER_FLAGS
+    elif info.synthetic:
+        allowed = ()
     else:
-        allowed = () if info.synthetic else ("train_dir",)
+        allowed = ("train_dir",)
     for flag, argument in flags.items():
         if argument is None or flag in allowed:
             continue
@@ -159,7 +162,10 @@ def _load_hub(hub_id: str, info: DatasetInfo, columns: Mapping[str, str]) -> Loa
     is_known = info.name in DATASETS
     source = f"data set {hub_id}"
     try:
-        splits = {"train": load_dataset(hub_id, split="train")} if is_known else load_dataset(hub_id)
+        if is_known:
+            splits = {"train": load_dataset(hub_id, split="train")}
+        else:
+            splits = load_dataset(hub_id)
     except Exception as error:  # the client raises a dozen unrelated types
         name = "imagefolder" if "/" in info.name else info.name
         raise DataError(

@@ -169,13 +169,13 @@ def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
     note(filled_note(facts["filled"], len(rows), ground), err=True)
     unreadable = facts["unreadable"]
     # Splits are drawn without damaged cells, so blocks are counted without them.
-    kept = data.without({cell: f"{names[cell]}: {reason}" for cell, reason in unreadable.items()})
-    units = groups_of(kept, kept.info.group)
+    undamaged = data.without({cell: f"{names[cell]}: {reason}" for cell, reason in unreadable.items()})
+    units = groups_of(undamaged, data.info.group)
     subjects = [units.get(cell, "") for cell in ids]
     labels = np.asarray(rows["label"][:])
     row_of = {cell: row for row, cell in enumerate(ids) if cell not in unreadable}
     areas = np.asarray(facts["areas"], dtype=float)
-    return FramedCells(kept, pixels, row_of, labels, subjects, facts["pixel_hashes"], areas)
+    return FramedCells(undamaged, pixels, row_of, labels, subjects, facts["pixel_hashes"], areas)
 
 
 @cache

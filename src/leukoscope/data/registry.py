@@ -96,195 +96,194 @@ def _one_of(labels: Iterable[str]) -> str:
     return f"(?P<label>{'|'.join(labels)})"
 
 
-DATASETS: dict[str, DatasetInfo] = {
-    info.name: info
-    for info in (
-        DatasetInfo(
-            name="cnmc2019",
-            title="C-NMC 2019 (ISBI 2019 challenge)",
-            labels=("ALL", "HEM"),
-            meanings={"ALL": "leukaemic blast", "HEM": "normal precursor"},
-            plurals={"ALL": "blasts", "HEM": "normal cells"},
-            positive_label="ALL",
-            licence="CC BY 3.0 (TCIA)",
-            citation="Gupta, A. & Gupta, R. (2019). ALL Challenge dataset of ISBI 2019 (C-NMC 2019). "
-            "The Cancer Imaging Archive. https://doi.org/10.7937/tcia.2019.dc64i46r",
-            url="https://doi.org/10.7937/tcia.2019.dc64i46r",
-            background="black",
-            # The central 350 of 450 pixels hold 97 % of the cells whole.
-            crop_pct=350 / 450,
-            picture_side=450,
-            pictures="cells cut out on black, stain-normalised, BMP 450",
-            subjects="file name",
-            recipe="densenet169_block2",
-            find_cells=find_cnmc_cells,
-            official_counts={
-                "fold_0": {"ALL": 2397, "HEM": 1130},
-                "fold_1": {"ALL": 2418, "HEM": 1163},
-                "fold_2": {"ALL": 2457, "HEM": 1096},
-                "preliminary_test": {"ALL": 1219, "HEM": 648},
-            },
-            # One subject under several ids: `leukoscope audit` finds the same cells, identical pixel for pixel or
-            # photographed again (H6, H7, 44, H24, 17; 16 and 15 by a single cell each), under each of these groups.
-            subject_aliases={
-                **{alias: "51" for alias in ("55", "75", "78")},
-                **{alias: "H2" for alias in ("H4", "H5", "H6", "H7")},
-                **{alias: "20" for alias in ("16", "17", "21")},
-                "h3": "H10",
-                "H24": "H14",
-                "44": "43",
-                "15": "1",
-            },
-            hub_id="dwb2023/cnmc-leukemia-2019",
-            layout="…/fold_{0,1,2}/{all,hem}/UID_<subject>_<frame>_<cell>_<label>.bmp (of the preliminary test: "
-            f"1.bmp, named in {CNMC_PRELIM_LABELS} beside it)",
+_ENTRIES = (
+    DatasetInfo(
+        name="cnmc2019",
+        title="C-NMC 2019 (ISBI 2019 challenge)",
+        labels=("ALL", "HEM"),
+        meanings={"ALL": "leukaemic blast", "HEM": "normal precursor"},
+        plurals={"ALL": "blasts", "HEM": "normal cells"},
+        positive_label="ALL",
+        licence="CC BY 3.0 (TCIA)",
+        citation="Gupta, A. & Gupta, R. (2019). ALL Challenge dataset of ISBI 2019 (C-NMC 2019). "
+        "The Cancer Imaging Archive. https://doi.org/10.7937/tcia.2019.dc64i46r",
+        url="https://doi.org/10.7937/tcia.2019.dc64i46r",
+        background="black",
+        # The central 350 of 450 pixels hold 97 % of the cells whole.
+        crop_pct=350 / 450,
+        picture_side=450,
+        pictures="cells cut out on black, stain-normalised, BMP 450",
+        subjects="file name",
+        recipe="densenet169_block2",
+        find_cells=find_cnmc_cells,
+        official_counts={
+            "fold_0": {"ALL": 2397, "HEM": 1130},
+            "fold_1": {"ALL": 2418, "HEM": 1163},
+            "fold_2": {"ALL": 2457, "HEM": 1096},
+            "preliminary_test": {"ALL": 1219, "HEM": 648},
+        },
+        # One subject under several ids: `leukoscope audit` finds the same cells, identical pixel for pixel or
+        # photographed again (H6, H7, 44, H24, 17; 16 and 15 by a single cell each), under each of these groups.
+        subject_aliases={
+            **{alias: "51" for alias in ("55", "75", "78")},
+            **{alias: "H2" for alias in ("H4", "H5", "H6", "H7")},
+            **{alias: "20" for alias in ("16", "17", "21")},
+            "h3": "H10",
+            "H24": "H14",
+            "44": "43",
+            "15": "1",
+        },
+        hub_id="dwb2023/cnmc-leukemia-2019",
+        layout="…/fold_{0,1,2}/{all,hem}/UID_<subject>_<frame>_<cell>_<label>.bmp (of the preliminary test: "
+        f"1.bmp, named in {CNMC_PRELIM_LABELS} beside it)",
+    ),
+    DatasetInfo(
+        name="ball4",
+        title="B-ALL, four classes (Ghaderzadeh et al. 2021)",
+        labels=("Benign", "Early", "Pre", "Pro"),
+        meanings={
+            "Benign": "benign haematogone",
+            "Early": "early pre-B blast",
+            "Pre": "pre-B blast",
+            "Pro": "pro-B blast",
+        },
+        licence="ODbL 1.0 (database); contents © the original authors",
+        citation="Ghaderzadeh, M. et al. (2021). A fast and efficient CNN model for B-ALL diagnosis and its "
+        "subtypes classification using peripheral blood smear images. Int. Journal of Intelligent Systems.",
+        url="https://www.kaggle.com/datasets/mehradaria/leukemia",
+        # 3,256 pictures of 89 subjects are about 37 of each.
+        block_size=37,
+        pictures="fields of view, JPG 224",
+        find_cells=cells_named(
+            rf"WBC-(?:Malignant-)?{_one_of(('Benign', 'Early', 'Pre', 'Pro'))}-\d+", r"\w+", without=("Segmented",)
         ),
-        DatasetInfo(
-            name="ball4",
-            title="B-ALL, four classes (Ghaderzadeh et al. 2021)",
-            labels=("Benign", "Early", "Pre", "Pro"),
-            meanings={
-                "Benign": "benign haematogone",
-                "Early": "early pre-B blast",
-                "Pre": "pre-B blast",
-                "Pro": "pro-B blast",
-            },
-            licence="ODbL 1.0 (database); contents © the original authors",
-            citation="Ghaderzadeh, M. et al. (2021). A fast and efficient CNN model for B-ALL diagnosis and its "
-            "subtypes classification using peripheral blood smear images. Int. Journal of Intelligent Systems.",
-            url="https://www.kaggle.com/datasets/mehradaria/leukemia",
-            # 3,256 pictures of 89 subjects are about 37 of each.
-            block_size=37,
-            pictures="fields of view, JPG 224",
-            find_cells=cells_named(
-                rf"WBC-(?:Malignant-)?{_one_of(('Benign', 'Early', 'Pre', 'Pro'))}-\d+", r"\w+", without=("Segmented",)
-            ),
-            official_counts={"": {"Benign": 504, "Early": 985, "Pre": 963, "Pro": 804}},
-            layout="…/Original/{Benign,Early,Pre,Pro}/WBC-….jpg",
-            other_folders=("Segmented",),
+        official_counts={"": {"Benign": 504, "Early": 985, "Pre": 963, "Pro": 804}},
+        layout="…/Original/{Benign,Early,Pre,Pro}/WBC-….jpg",
+        other_folders=("Segmented",),
+    ),
+    DatasetInfo(
+        name="mll23",
+        title="MLL23 (Shetab Boushehri et al. 2025)",
+        labels=tuple(_MLL23_COUNTS),
+        licence="CC BY 4.0",
+        citation="Shetab Boushehri, S. et al. (2025). A large expert-annotated single-cell peripheral blood "
+        "dataset for hematological disease diagnostics. Scientific Data 12, 1773. "
+        "https://doi.org/10.1038/s41597-025-06223-x",
+        url="https://doi.org/10.5281/zenodo.14277609",
+        pictures="single cells, TIF 288",
+        find_cells=cells_named(rf"{_one_of(_MLL23_COUNTS)}/(?P<cell>(?P=label)_\d+)", "tiff?"),
+        official_counts={"": _MLL23_COUNTS},
+        layout="…/<class>/<class>_0001.TIF",
+        traps=("adults only",),
+    ),
+    DatasetInfo(
+        name="aml-mll",
+        title="AML-Cytomorphology MLL/Helmholtz (the label is the person's, not the cell's)",
+        labels=_AML_LABELS,
+        licence="see TCIA",
+        citation="Hehr, M. et al. (2023). Explainable AI identifies diagnostic cells of genetic AML subtypes. PLOS "
+        "Digital Health e0000187. https://doi.org/10.7937/6PPE-4020",
+        url="https://doi.org/10.7937/6PPE-4020",
+        pictures="single cells, TIF 144",
+        subjects="folder",
+        find_cells=cells_named(rf"{_one_of(_AML_LABELS)}/(?P<subject>[A-Z]{{3}})/image_\d+", "tiff?"),
+        official_counts={"": {"control": 20_305, "": 81_214}},
+        layout="…/data/{control,PML_RARA,NPM1,CBFB_MYH11,RUNX1_RUNX1T1}/<subject>/image_0.tif",
+        traps=("every cell bears the label of its person: most cells of a leukaemic slide are normal",),
+    ),
+    DatasetInfo(
+        name="aml-lmu",
+        title="AML-Cytomorphology LMU (Matek et al. 2019)",
+        labels=tuple(_LMU_CODES),
+        licence="CC BY 3.0",
+        citation="Matek, C. et al. (2019). Human-level recognition of blast cells in acute myeloid leukaemia with "
+        "convolutional neural networks. Nature Machine Intelligence 1, 538–544. "
+        "https://doi.org/10.7937/tcia.2019.36f5o9ld",
+        url="https://doi.org/10.7937/tcia.2019.36f5o9ld",
+        pictures="single cells, TIFF 400 with an alpha channel",
+        find_cells=cells_named(rf"{_one_of(_LMU_CODES)}/(?P<cell>(?P=label)_\d+)(?: \([\d_ ]+UTC\))?", "tiff?"),
+        official_counts={"": _LMU_CODES},
+        layout="…/<code>/<code>_0001.tiff",
+        traps=("MYO is the myeloblast and MYB the myelocyte: the two are easily taken for each other",),
+    ),
+    DatasetInfo(
+        name="pbc",
+        title="PBC (Acevedo et al. 2020)",
+        labels=tuple(_PBC_COUNTS),
+        licence="CC BY 4.0",
+        citation="Acevedo, A. et al. (2020). A dataset of microscopic peripheral blood cell images for development "
+        "of automatic recognition systems. Data in Brief 30, 105474. https://doi.org/10.17632/snkd93bnjr.1",
+        url="https://doi.org/10.17632/snkd93bnjr.1",
+        pictures="single cells, JPG 360 × 363",
+        find_cells=cells_named(rf"{_one_of(_PBC_COUNTS)}/(?P<cell>[A-Z]+_\d+)", "jpe?g", without=("wbc_resized",)),
+        official_counts={"": _PBC_COUNTS},
+        layout="…/<class>/<finer class>_<number>.jpg",
+        other_folders=("wbc_resized",),
+        traps=(
+            "healthy persons only",
+            "some pictures are there twice, one of them under two classes (EO_225902 = BNE_191112)",
         ),
-        DatasetInfo(
-            name="mll23",
-            title="MLL23 (Shetab Boushehri et al. 2025)",
-            labels=tuple(_MLL23_COUNTS),
-            licence="CC BY 4.0",
-            citation="Shetab Boushehri, S. et al. (2025). A large expert-annotated single-cell peripheral blood "
-            "dataset for hematological disease diagnostics. Scientific Data 12, 1773. "
-            "https://doi.org/10.1038/s41597-025-06223-x",
-            url="https://doi.org/10.5281/zenodo.14277609",
-            pictures="single cells, TIF 288",
-            find_cells=cells_named(rf"{_one_of(_MLL23_COUNTS)}/(?P<cell>(?P=label)_\d+)", "tiff?"),
-            official_counts={"": _MLL23_COUNTS},
-            layout="…/<class>/<class>_0001.TIF",
-            traps=("adults only",),
+    ),
+    DatasetInfo(
+        name="bm-mll",
+        title="Bone-Marrow-Cytomorphology MLL/Helmholtz/Fraunhofer (Matek et al. 2021)",
+        labels=_MARROW_CODES,
+        licence="CC BY 4.0",
+        citation="Matek, C. et al. (2021). Highly accurate differentiation of bone marrow cell morphologies using "
+        "deep neural networks on a large image data set. Blood 138, 1917–1927. "
+        "https://doi.org/10.7937/TCIA.AXH3-T579",
+        url="https://doi.org/10.7937/TCIA.AXH3-T579",
+        pictures="single cells of bone marrow, JPG 250",
+        find_cells=cells_named(rf"{_one_of(_MARROW_CODES)}/(?:\d+-\d+/)?(?P<cell>(?P=label)_\d+)", "jpe?g"),
+        official_counts={"": {"": 171_375}},
+        layout="…/<code>/0001-1000/<code>_00001.jpg",
+        traps=("bone marrow, not blood",),
+    ),
+    DatasetInfo(
+        name="raabin",
+        title="Raabin-WBC (Kouzehkanan et al. 2022)",
+        labels=_RAABIN_LABELS,
+        licence="free access; no licence stated",
+        citation="Kouzehkanan, Z. M. et al. (2022). A large dataset of white blood cells containing cell locations "
+        "and types, along with segmented nuclei and cytoplasm. Scientific Reports 12, 1123. "
+        "https://doi.org/10.1038/s41598-021-04426-x",
+        url="https://raabindata.com",
+        pictures="single cells, JPG 575",
+        find_cells=cells_named(
+            rf"(?P<fold>Train|TestA|TestB)/{_one_of(_RAABIN_LABELS)}/[^/]+",
+            "jpe?g",
+            names={"Train": "train", "TestA": "test"},
         ),
-        DatasetInfo(
-            name="aml-mll",
-            title="AML-Cytomorphology MLL/Helmholtz (the label is the person's, not the cell's)",
-            labels=_AML_LABELS,
-            licence="see TCIA",
-            citation="Hehr, M. et al. (2023). Explainable AI identifies diagnostic cells of genetic AML subtypes. PLOS "
-            "Digital Health e0000187. https://doi.org/10.7937/6PPE-4020",
-            url="https://doi.org/10.7937/6PPE-4020",
-            pictures="single cells, TIF 144",
-            subjects="folder",
-            find_cells=cells_named(rf"{_one_of(_AML_LABELS)}/(?P<subject>[A-Z]{{3}})/image_\d+", "tiff?"),
-            official_counts={"": {"control": 20_305, "": 81_214}},
-            layout="…/data/{control,PML_RARA,NPM1,CBFB_MYH11,RUNX1_RUNX1T1}/<subject>/image_0.tif",
-            traps=("every cell bears the label of its person: most cells of a leukaemic slide are normal",),
-        ),
-        DatasetInfo(
-            name="aml-lmu",
-            title="AML-Cytomorphology LMU (Matek et al. 2019)",
-            labels=tuple(_LMU_CODES),
-            licence="CC BY 3.0",
-            citation="Matek, C. et al. (2019). Human-level recognition of blast cells in acute myeloid leukaemia with "
-            "convolutional neural networks. Nature Machine Intelligence 1, 538–544. "
-            "https://doi.org/10.7937/tcia.2019.36f5o9ld",
-            url="https://doi.org/10.7937/tcia.2019.36f5o9ld",
-            pictures="single cells, TIFF 400 with an alpha channel",
-            find_cells=cells_named(rf"{_one_of(_LMU_CODES)}/(?P<cell>(?P=label)_\d+)(?: \([\d_ ]+UTC\))?", "tiff?"),
-            official_counts={"": _LMU_CODES},
-            layout="…/<code>/<code>_0001.tiff",
-            traps=("MYO is the myeloblast and MYB the myelocyte: the two are easily taken for each other",),
-        ),
-        DatasetInfo(
-            name="pbc",
-            title="PBC (Acevedo et al. 2020)",
-            labels=tuple(_PBC_COUNTS),
-            licence="CC BY 4.0",
-            citation="Acevedo, A. et al. (2020). A dataset of microscopic peripheral blood cell images for development "
-            "of automatic recognition systems. Data in Brief 30, 105474. https://doi.org/10.17632/snkd93bnjr.1",
-            url="https://doi.org/10.17632/snkd93bnjr.1",
-            pictures="single cells, JPG 360 × 363",
-            find_cells=cells_named(rf"{_one_of(_PBC_COUNTS)}/(?P<cell>[A-Z]+_\d+)", "jpe?g", without=("wbc_resized",)),
-            official_counts={"": _PBC_COUNTS},
-            layout="…/<class>/<finer class>_<number>.jpg",
-            other_folders=("wbc_resized",),
-            traps=(
-                "healthy persons only",
-                "some pictures are there twice, one of them under two classes (EO_225902 = BNE_191112)",
-            ),
-        ),
-        DatasetInfo(
-            name="bm-mll",
-            title="Bone-Marrow-Cytomorphology MLL/Helmholtz/Fraunhofer (Matek et al. 2021)",
-            labels=_MARROW_CODES,
-            licence="CC BY 4.0",
-            citation="Matek, C. et al. (2021). Highly accurate differentiation of bone marrow cell morphologies using "
-            "deep neural networks on a large image data set. Blood 138, 1917–1927. "
-            "https://doi.org/10.7937/TCIA.AXH3-T579",
-            url="https://doi.org/10.7937/TCIA.AXH3-T579",
-            pictures="single cells of bone marrow, JPG 250",
-            find_cells=cells_named(rf"{_one_of(_MARROW_CODES)}/(?:\d+-\d+/)?(?P<cell>(?P=label)_\d+)", "jpe?g"),
-            official_counts={"": {"": 171_375}},
-            layout="…/<code>/0001-1000/<code>_00001.jpg",
-            traps=("bone marrow, not blood",),
-        ),
-        DatasetInfo(
-            name="raabin",
-            title="Raabin-WBC (Kouzehkanan et al. 2022)",
-            labels=_RAABIN_LABELS,
-            licence="free access; no licence stated",
-            citation="Kouzehkanan, Z. M. et al. (2022). A large dataset of white blood cells containing cell locations "
-            "and types, along with segmented nuclei and cytoplasm. Scientific Reports 12, 1123. "
-            "https://doi.org/10.1038/s41598-021-04426-x",
-            url="https://raabindata.com",
-            pictures="single cells, JPG 575",
-            find_cells=cells_named(
-                rf"(?P<fold>Train|TestA|TestB)/{_one_of(_RAABIN_LABELS)}/[^/]+",
-                "jpe?g",
-                names={"Train": "train", "TestA": "test"},
-            ),
-            official_counts={"": {"": 14_514}, "train": {"": 10_175}},
-            layout="…/{Train,TestA,TestB}/{Basophil,Eosinophil,Lymphocyte,Monocyte,Neutrophil}/….jpg",
-            held_out=("TestB",),
-            traps=("TestB comes from another microscope and camera; no split touches it",),
-        ),
-        DatasetInfo(
-            name="imagefolder",
-            title="Own class folders",
-            licence="yours",
-            subjects="folder, pattern or table",
-            pictures="yours",
-            find_cells=find_class_folders,
-            layout="<class>/<image>, one folder per class, or <class>/<subject>/<image>",
-        ),
-        DatasetInfo(
-            name="phantoms",
-            title="Phantoms: synthetic cells drawn by Leukoscope",
-            labels=("ALL", "HEM"),
-            positive_label="ALL",
-            licence="Apache-2.0",
-            citation="Synthetic cells drawn by Leukoscope; they show no patient.",
-            background="black",
-            crop_pct=350 / 450,
-            subjects="drawn",
-            pictures="cells on black",
-            synthetic=True,
-        ),
-    )
-}
+        official_counts={"": {"": 14_514}, "train": {"": 10_175}},
+        layout="…/{Train,TestA,TestB}/{Basophil,Eosinophil,Lymphocyte,Monocyte,Neutrophil}/….jpg",
+        held_out=("TestB",),
+        traps=("TestB comes from another microscope and camera; no split touches it",),
+    ),
+    DatasetInfo(
+        name="imagefolder",
+        title="Own class folders",
+        licence="yours",
+        subjects="folder, pattern or table",
+        pictures="yours",
+        find_cells=find_class_folders,
+        layout="<class>/<image>, one folder per class, or <class>/<subject>/<image>",
+    ),
+    DatasetInfo(
+        name="phantoms",
+        title="Phantoms: synthetic cells drawn by Leukoscope",
+        labels=("ALL", "HEM"),
+        positive_label="ALL",
+        licence="Apache-2.0",
+        citation="Synthetic cells drawn by Leukoscope; they show no patient.",
+        background="black",
+        crop_pct=350 / 450,
+        subjects="drawn",
+        pictures="cells on black",
+        synthetic=True,
+    ),
+)
+
+DATASETS = {info.name: info for info in _ENTRIES}
 
 
 def meanings_of_labels() -> dict[str, str]:

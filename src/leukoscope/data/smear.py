@@ -31,7 +31,8 @@ UNMIX = np.linalg.inv([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
 THRESHOLD_RANGE = (0.24, 0.50)
 RED_SPREADS = 2.5  # standard deviations of red cells, above their median; 3.2 or more in BCCD's training list
 SMEAR_NUCLEAR_SHARE = 0.005
-STAINED, GREY_SPREAD = 0.12, 0.03  # optical density
+STAINED = 0.12  # optical density
+GREY_SPREAD = 0.03  # optical density
 # Levels of an inverted plasma are 20 to 40, of a nucleus that fills the picture above 50; yellow lamps tint by 1.5.
 DARKEST_PLASMA = 110
 DARKEST_MIDDLE = 45
@@ -47,13 +48,15 @@ SCALES = (0.02, 0.5)  # µm per pixel, of microscopes with a camera
 RED_CELL_WIDTH = 6.15
 NUCLEUS_WIDTH = 8.0
 FEWEST_RED_CELLS = 8
-WINDOW, OVERVIEW_SIDE = 2048, 512  # pixels of the middle that shows the scale, and what is left of them
+WINDOW = 2048  # pixels a side of the middle that shows the scale
+OVERVIEW_SIDE = 512  # pixels to which it is reduced
 
 WORKING_PITCH = 0.3  # at most; finer pixels show chromatin but no other outline
 TILE = 1024  # working pixels
 OVERLAP = 40.0  # µm: no cell that a tile owns is cut by the tile's edge, nor is its neighbour
 # What counts as a nucleated cell, in µm and µm²: chosen on BCCD's training list.
-CYTOPLASM_SHARE, CYTOPLASM_REACH = 0.25, 4.0  # at least, of the nuclear threshold; at most, from the nucleus
+CYTOPLASM_SHARE = 0.25  # of the nuclear threshold, at least
+CYTOPLASM_REACH = 4.0  # from the nucleus, at most
 SMALLEST_NUCLEUS = 18.0  # a platelet is below, a small lymphocyte's nucleus (about 6 µm across) above
 LARGEST_CELL = 700.0  # beyond it lie smears of stain and clumps that no outline can be drawn in
 LOBE_GAP = 2.0  # at most, between lobes of one nucleus
@@ -174,17 +177,23 @@ def measure_scale(image: Image.Image, stain: Stain) -> Scale | None:
     nuclei = stain.nuclear(pixels) > stain.threshold
     density = gaussian(-np.log(stain.transmitted(pixels)[..., 1]), 1)
     pale = density[~nuclei & (density < 1)]
-    body = nuclei | (density > max(STAINED / 2, threshold_otsu(pale) if pale.size else 0))
+    threshold = STAINED / 2
+    if pale.size:
+        threshold = max(threshold, threshold_otsu(pale))
+    body = nuclei | (density > threshold)
     # The middles of red cells are pale; plasma that a ring of cells encloses is less round.
     holes = clear_border(label(~body))
-    body |= np.isin(holes, [one.label for one in regionprops(holes) if one.eccentricity < 0.9 and one.solidity > 0.8])
+    round_holes = [hole.label for hole in regionprops(holes) if hole.eccentricity < 0.9 and hole.solidity > 0.8]
+    body |= np.isin(holes, round_holes)
     width, number = _disc_width(body, ~binary_fill_holes(isotropic_dilation(nuclei, 2)))
     if number >= FEWEST_RED_CELLS:
         return Scale(RED_CELL_WIDTH / (step * width), "red cells")
     # Lobes of one nucleus lie near each other.
     nuclei = binary_fill_holes(isotropic_closing(clear_border(label(nuclei)) > 0, 5))
     width, number = _disc_width(nuclei, nuclei)
-    return Scale(NUCLEUS_WIDTH / (step * width), "nuclei") if number else None
+    if not number:
+        return None
+    return Scale(NUCLEUS_WIDTH / (step * width), "nuclei")
 
 
 def _disc_width(mask: np.ndarray, counted: np.ndarray) -> tuple[float, int]:
@@ -224,8 +233,10 @@ def find_cells(
     if scale is None and stain.share >= SMEAR_NUCLEAR_SHARE:
         raise UnusableSmear("neither enough red cells nor a whole nucleus show its scale: give it (--um_per_pixel)")
     if scale is not None and not SCALES[0] <= scale.um_per_pixel <= SCALES[1]:
-        found = f"scale {scale.um_per_pixel:.3g} µm per pixel ({scale.source}), but a microscope's is"
-        raise UnusableSmear(f"{found} {SCALES[0]:g} to {SCALES[1]:g}: check the unit of --um_per_pixel, or give it")
+        raise UnusableSmear(
+            f"scale {scale.um_per_pixel:.3g} µm per pixel ({scale.source}), but a microscope's is {SCALES[0]:g} to "
+            f"{SCALES[1]:g}: check the unit of --um_per_pixel, or give it"
+        )
     if scale is None or not stain.share:
         return Smear(image.size, (), scale)
     step = max(1.0, WORKING_PITCH / scale.um_per_pixel)  # pixels; what was never resolved is not made up
@@ -256,24 +267,25 @@ def _cells_of_tile(
     if not nuclei.any():
         return
     near = isotropic_dilation(nuclei, CYTOPLASM_REACH / pitch)
-    region = isotropic_opening(near & (level > CYTOPLASM_SHARE * stain.threshold), 1 / pitch)
-    region = binary_fill_holes(isotropic_closing(nuclei | region, LOBE_GAP / 2 / pitch))
-    depth = gaussian(distance_transform_edt(region), 0.6 / pitch)
-    labels = watershed(-depth, label(h_maxima(depth, WAIST / pitch)), mask=region)
-    cell_area, nuclear_area = (np.bincount(labels.ravel(), part.ravel()) * pitch**2 for part in (region, nuclei))
+    stained = isotropic_opening(near & (level > CYTOPLASM_SHARE * stain.threshold), 1 / pitch)
+    mask = binary_fill_holes(isotropic_closing(nuclei | stained, LOBE_GAP / 2 / pitch))
+    depth = gaussian(distance_transform_edt(mask), 0.6 / pitch)
+    labels = watershed(-depth, label(h_maxima(depth, WAIST / pitch)), mask=mask)
+    cell_area, nuclear_area = (np.bincount(labels.ravel(), part.ravel()) * pitch**2 for part in (mask, nuclei))
     labels[((cell_area > LARGEST_CELL) | (nuclear_area < SMALLEST_NUCLEUS))[labels]] = 0
-    for one in regionprops(labels):
-        top, left, bottom, right = np.add(one.bbox, (y, x, y, x)).tolist()
+    for region in regionprops(labels):
+        top, left, bottom, right = np.add(region.bbox, (y, x, y, x)).tolist()
         if ((top + bottom) // 2 // TILE * TILE, (left + right) // 2 // TILE * TILE) == corner:
             whole = min(top, left) > 1 and bottom < shape[0] - 1 and right < shape[1] - 1
             box = int(left * step), int(top * step), int(right * step + 0.5), int(bottom * step + 0.5)
-            nucleus = one.image & nuclei[one.slice]
-            yield SmearCell(box, one.image, nucleus, float(nucleus.sum() * pitch**2), whole)
+            nucleus = region.image & nuclei[region.slice]
+            yield SmearCell(box, region.image, nucleus, float(nucleus.sum() * pitch**2), whole)
 
 
 def _notes(scale: Scale, cells: Sequence[SmearCell]) -> Iterator[str]:
     if cells:
-        (low, high), width = PLAUSIBLE_NUCLEI, 2 * np.sqrt(np.median([cell.nucleus_area for cell in cells]) / np.pi)
+        low, high = PLAUSIBLE_NUCLEI
+        width = 2 * np.sqrt(np.median([cell.nucleus_area for cell in cells]) / np.pi)
         if not low <= width <= high:
             yield (
                 f"The nuclei found are {width:.1f} µm wide at {scale.um_per_pixel:.3f} µm per pixel ({scale.source}); "
@@ -299,9 +311,10 @@ def cut_out(image: Image.Image, cell: SmearCell, um_per_pixel: float) -> Image.I
     rim = green[inner & (depth < 2 * PLASMA_REACH)]
     if rim.size and not mask.all():
         midway = (np.percentile(green[~mask], 80) + np.median(rim)) / 2
-        kept = isotropic_opening(mask & (inner | (green <= midway)), 0.15 / CUT_OUT_PITCH)
-        parts = label(binary_fill_holes(kept))
-        mask = parts == np.bincount(parts[parts > 0]).argmax() if parts.any() else mask
+        without_plasma = isotropic_opening(mask & (inner | (green <= midway)), 0.15 / CUT_OUT_PITCH)
+        parts = label(binary_fill_holes(without_plasma))
+        if parts.any():
+            mask = parts == np.bincount(parts[parts > 0]).argmax()
     frame = Image.new("RGB", (CUT_OUT_SIDE, CUT_OUT_SIDE))
     place = (CUT_OUT_SIDE - width) // 2, (CUT_OUT_SIDE - height) // 2
     frame.paste(pixels, place, Image.fromarray(mask.astype(np.uint8) * 255))

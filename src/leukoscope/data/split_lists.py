@@ -112,9 +112,9 @@ def sides_of_cells(split: NamedSplit, cell_ids: Iterable[str]) -> tuple[dict[str
     Returns:
         The cell ids on each side of `SPLIT_SIDES`, and the names that are no cell's.
     """
-    by_path = {cell: cell for cell in cell_ids}
+    ids = dict.fromkeys(cell_ids)
     by_stem: dict[str, list[str]] = {}
-    for cell in by_path:
+    for cell in ids:
         by_stem.setdefault(PurePosixPath(cell).name, []).append(cell)
     sides: dict[str, tuple[str, ...]] = {}
     unmatched = []
@@ -122,7 +122,9 @@ def sides_of_cells(split: NamedSplit, cell_ids: Iterable[str]) -> tuple[dict[str
         cells = []
         for name in split.sides.get(side, ()):
             path = cell_id_of(name.replace("\\", "/").removeprefix("./"))
-            candidates = [by_path[path]] if path in by_path else by_stem.get(PurePosixPath(path).name, [])
+            candidates = by_stem.get(PurePosixPath(path).name, [])
+            if path in ids:
+                candidates = [path]
             if len(candidates) == 1:
                 cells.append(candidates[0])
             else:
@@ -224,12 +226,13 @@ def _read_table(path: Path) -> SplitLists:
         raise DataError(f"--split_file {path}: {problem}; name a file in each row")
     subject_column = _find_column(table, SUBJECT_COLUMNS)
     label_column = _find_column(table, LABEL_COLUMNS)
-    return SplitLists(
-        str(path),
-        _splits_of_column(path, side_column, names, words),
-        dict(zip(names, table[subject_column], strict=True)) if subject_column else {},
-        dict(zip(names, table[label_column], strict=True)) if label_column else {},
-    )
+    subject_of: dict[str, str] = {}
+    if subject_column:
+        subject_of = dict(zip(names, table[subject_column], strict=True))
+    label_of: dict[str, str] = {}
+    if label_column:
+        label_of = dict(zip(names, table[label_column], strict=True))
+    return SplitLists(str(path), _splits_of_column(path, side_column, names, words), subject_of, label_of)
 
 
 def _splits_of_column(path: Path, column: str, names: Sequence[str], words: Sequence[str]) -> tuple[NamedSplit, ...]:
@@ -276,17 +279,19 @@ def _read_json(path: Path, files: Sequence[str]) -> SplitLists:
     if isinstance(content, dict):
         return _from_mapping(path, content, files)
     if isinstance(content, list) and content and all(isinstance(part, list) for part in content):
-        if all(len(part) == 2 and all(isinstance(side, list) for side in part) for part in content):
-            pairs = [
-                _named_split(
-                    {"train": _resolved(path, train, files), "test": _resolved(path, test, files)}, f"split {k}"
-                )
-                for k, (train, test) in enumerate(content)
-            ]
-            return SplitLists(str(path), tuple(pairs), {}, {})
+        if all(_is_pair_of_lists(part) for part in content):
+            splits = []
+            for number, (train, test) in enumerate(content):
+                sides = {"train": _resolved(path, train, files), "test": _resolved(path, test, files)}
+                splits.append(_named_split(sides, f"split {number}"))
+            return SplitLists(str(path), tuple(splits), {}, {})
         folds = {str(k): _resolved(path, part, files) for k, part in enumerate(content)}
         return SplitLists(str(path), _cross_validation(folds), {}, {})
     raise LeukoscopeError(f"--split_file {path}: holds no split; give {_FORMS}")
+
+
+def _is_pair_of_lists(part: list[Any]) -> bool:
+    return len(part) == 2 and isinstance(part[0], list) and isinstance(part[1], list)
 
 
 def _read_numpy(path: Path, files: Sequence[str]) -> SplitLists:

@@ -143,7 +143,8 @@ def make_split(
     Raises:
         LeukoscopeError: unknown strategy, too few groups, missing folds, or data without the required group.
     """
-    strategy = strategy or ("given" if data.own_splits else "subject")
+    if not strategy:
+        strategy = "given" if data.own_splits else "subject"
     group, note = _group_kept_whole(data, strategy)
     cells = _Cells(data, group, seed)
     train = cells.everything
@@ -164,8 +165,9 @@ def make_split(
             share = len(val) / (len(train) + len(val))
             detail += f", {share:.0%} of train set apart for validation by {group.replace('cell', 'image')}"
     elif strategy == "official":
-        train = cells.in_folds(train_folds, known=True)
-        test = cells.in_folds(test_folds, known=True)
+        cells.require_folds([*train_folds, *test_folds])
+        train = cells.in_folds(train_folds)
+        test = cells.in_folds(test_folds)
         detail = f"{'+'.join(train_folds)} → {'+'.join(test_folds)}"
     elif strategy.endswith("-cv"):
         train, test = cells.fold(fold, num_folds)
@@ -177,12 +179,16 @@ def make_split(
         without = "subject-cv or official" if group == "subject" else "block-cv"
         train, val = cells.apart(train, 1 / (SUBJECT_FOLDS - 1), f"use --split {without} with --no_validation")
     split = cells.split(strategy, train, val, test, detail)
-    return replace(split, notes=(*split.notes, note)) if note else split
+    if note:
+        split = replace(split, notes=(*split.notes, note))
+    return split
 
 
 def own_split(data: LoadedCells) -> Split | None:
     """The splits that a data set has itself, without a validation side drawn for it; None where it has none."""
-    return make_split(data, "given", validation=False) if data.own_splits else None
+    if not data.own_splits:
+        return None
+    return make_split(data, "given", validation=False)
 
 
 def split_unit(data: LoadedCells) -> Group:
@@ -202,7 +208,8 @@ def cross_validation(data: LoadedCells) -> list[Split]:
         return [make_split(data, "random")]
     unit_of = groups_of(data, unit)
     cells = zip(data.train["label"][:], data.train["cell_id"][:], strict=True)
-    counts = Counter(label for label, _ in {(label, unit_of[cell]) for label, cell in cells})
+    units = {(label, unit_of[cell]) for label, cell in cells}
+    counts = Counter(label for label, _ in units)
     fewest, scarce = min((counts[index], label) for index, label in enumerate(data.info.labels))
     if fewest < 2:
         raise LeukoscopeError(f"class {scarce} has {fewest} {unit}(s); two or more are needed to test on others")
@@ -228,8 +235,10 @@ def _group_kept_whole(data: LoadedCells, strategy: str) -> tuple[Group, str]:
         )
     if not len(data.train):
         raise LeukoscopeError(f"{title}: holds no cell to train on, only the publisher's test; add its folds")
+    if strategy == "all":
+        return data.info.group, ""
     if strategy != "given":
-        return data.info.group if strategy == "all" else _GROUPS.get(strategy.removesuffix("-cv"), "subject"), ""
+        return _GROUPS.get(strategy.removesuffix("-cv"), "subject"), ""
     divided = divided_subjects(data)
     if divided:
         example = f"{len(divided)} subject(s) stand on two sides of the data set's own splits, e.g. {divided[0]}"
@@ -270,10 +279,10 @@ class _Cells:
         from sklearn.model_selection import train_test_split
 
         try:
-            kept, apart = train_test_split(rows, test_size=share, stratify=self.labels[rows], random_state=self.seed)
+            others, apart = train_test_split(rows, test_size=share, stratify=self.labels[rows], random_state=self.seed)
         except ValueError as error:
             raise LeukoscopeError(f"split by image: too few cells of a class ({error}); gather more cells") from None
-        return kept, apart
+        return others, apart
 
     def fold(self, fold: int, num_folds: int) -> tuple[list[int], list[int]]:
         """The training and the test side of one fold."""
@@ -326,14 +335,17 @@ class _Cells:
         all_rows = np.asarray(rows)
         return [(all_rows[fold_of != fold].tolist(), all_rows[fold_of == fold].tolist()) for fold in order]
 
-    def in_folds(self, folds: Sequence[str], *, known: bool = False) -> list[int]:
-        """The rows of these folds; with `known`, each of them must be there."""
-        there = sorted({fold for fold in self.folds if fold})
-        missing = [fold for fold in folds if known and fold not in there]
-        if missing:
-            folds_there = ", ".join(there) or "none"
-            raise LeukoscopeError(f"official fold {missing[0]!r}: not in the data, which has {folds_there}")
+    def in_folds(self, folds: Sequence[str]) -> list[int]:
+        """The rows of these folds."""
         return [i for i, fold in enumerate(self.folds) if fold in folds]
+
+    def require_folds(self, folds: Sequence[str]) -> None:
+        """Raise `LeukoscopeError` for a fold that the data does not have."""
+        names = sorted({fold for fold in self.folds if fold})
+        missing = [fold for fold in folds if fold not in names]
+        if missing:
+            choices = ", ".join(names) or "none"
+            raise LeukoscopeError(f"official fold {missing[0]!r}: not in the data, which has {choices}")
 
     def split(self, strategy: str, train: list[int], val: list[int], test: list[int], detail: str) -> Split:
         """Take from the training side every group that is also tested, then assert that the sides are disjoint."""
@@ -434,7 +446,8 @@ def groups_of(data: LoadedCells, group: str) -> dict[str, str]:
         if group == "block":
             groups |= _blocks(rows, block_size)
         else:
-            groups |= zip(rows["cell_id"][:], rows["subject" if group == "subject" else "cell_id"][:], strict=True)
+            column = "subject" if group == "subject" else "cell_id"
+            groups |= zip(rows["cell_id"][:], rows[column][:], strict=True)
     return groups
 
 

@@ -142,8 +142,10 @@ def _rows_of_tables(
         if not row_of:
             notes.append(f"{name}: names none of these pictures; it was not used.")
         for picture, row in row_of.items():
-            new = _NamedRow(name, row.number, row.subject, row.label)
-            rows[picture] = _joined(picture, rows[picture], new) if picture in rows else new
+            named = _NamedRow(name, row.number, row.subject, row.label)
+            if picture in rows:
+                named = _joined(picture, rows[picture], named)
+            rows[picture] = named
     return rows, notes
 
 
@@ -176,8 +178,9 @@ class _PictureIndex:
             self.without_suffix[cell_id_of(key)].append(picture)
 
     def _key(self, path: str) -> str:
-        name = posixpath.basename(path) if self.by_file_name else path
-        return normalize("NFC", name)
+        if self.by_file_name:
+            path = posixpath.basename(path)
+        return normalize("NFC", path)
 
     def rows_by_picture(self, table: CellTable) -> dict[str, CellRow]:
         """Picture → its row; refuses a row that fits two pictures and a picture that has two rows."""
@@ -213,9 +216,10 @@ def _guessed(pictures: Sequence[str], labels: Sequence[str], by_folder: bool) ->
     by_name = {picture: match[1] for picture, match in cnmc.items() if match}
     if len(by_name) == len(pictures) and _have_two_each(by_name):
         return by_name, "the number after UID_ in each file name, as C-NMC 2019 names its cells"
-    people = _folders_of_people(pictures, labels) if by_folder else {}
-    if people and _have_two_each(people):
-        return people, "the folder of each picture"
+    if by_folder:
+        people = _folders_of_people(pictures, labels)
+        if people and _have_two_each(people):
+            return people, "the folder of each picture"
     return {}, ""
 
 

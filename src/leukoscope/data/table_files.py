@@ -154,7 +154,7 @@ def _lines_of_json(name: str, content: bytes, fix: str) -> TableFile:
         # Numbers stay as they are spelt.
         rows = [json.loads(line, parse_int=str, parse_float=str) for line in content.splitlines() if line.strip()]
         header = list(dict.fromkeys(column for row in rows for column in row))
-        entries = [[row.get(column) for column in header] for row in rows]
+        entries = [list(map(row.get, header)) for row in rows]
     except (ValueError, RecursionError, TypeError, AttributeError) as error:
         raise DataError(f"{name}: holds no lines of JSON ({error}); {fix}, as CSV") from None
     return TableFile(name, header, list(enumerate(entries, start=1)))
