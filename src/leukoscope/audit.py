@@ -74,21 +74,22 @@ def survey_cells(data: LoadedCells) -> dict[str, Any]:
     columns = (data.rows[name][:] for name in ("fold", "label", "subject"))
     partitions: defaultdict[str, Counter[str]] = defaultdict(Counter)
     subjects: dict[str, Counter[str]] = {label: Counter() for label in classes}
-    known: dict[str, set[str]] = {label: set() for label in classes}
+    training_subjects: dict[str, set[str]] = {label: set() for label in classes}
     counts = Counter[str]()
     for fold, number, subject in zip(*columns, strict=True):
         label = classes[number]
         partitions[fold][label] += 1
-        subjects[label].update([subject] if subject else [])
+        if subject:
+            subjects[label][subject] += 1
         if fold not in info.held_out:
             counts[label] += 1
-            known[label] |= {subject} - {""}
+            training_subjects[label] |= {subject} - {""}
     problems = [*data.count_differences, *data.passed_over, *data.some_unreadable()]
     for label in classes:
         if counts[label] < SMALL_CLASS:
             why = f"no metric of fewer than {SMALL_CLASS} is worth stating"
             problems.append(f"{label}: {counts[label]} cell(s); {why}: gather more")
-    subjects_to_train = {label: len(subjects_of_label) for label, subjects_of_label in known.items()}
+    subjects_to_train = {label: len(of_label) for label, of_label in training_subjects.items()}
     problems += _subject_problems(info, subjects_to_train)
     divided = divided_subjects(data)
     if divided:
@@ -99,8 +100,9 @@ def survey_cells(data: LoadedCells) -> dict[str, Any]:
     fewest = min(subjects_to_train.values())
     flags: list[str] = []
     if not (partitions.keys() <= set(SPLIT_SIDES) or fewest >= SUBJECT_FOLDS):
-        by_subject = ["subject-cv", "--num_folds", str(min(fewest, 5)), "--no_validation"]
-        flags = ["--split", *(by_subject if fewest > 1 else [_SPLIT_WITHOUT_SUBJECTS[info.group]])]
+        flags = ["--split", _SPLIT_WITHOUT_SUBJECTS[info.group]]
+        if fewest > 1:
+            flags = ["--split", "subject-cv", "--num_folds", str(min(fewest, 5)), "--no_validation"]
     return {
         "dataset_name": info.name,
         "title": info.title,
@@ -121,13 +123,13 @@ def _subject_problems(info: DatasetInfo, subjects: Mapping[str, int]) -> Iterato
         fix = "give --subject_pattern or --labels" if info.name == "imagefolder" else split
         yield f"the subjects of these cells are not known: no figure on them applies to a new subject; {fix}"
         return
-    for label, known in subjects.items():
-        if known < SUBJECT_FOLDS:
+    for label, number in subjects.items():
+        if number < SUBJECT_FOLDS:
             fix = "cross-validate with the flags of the command below, or gather cells of more subjects"
             if min(subjects.values()) < 2:
                 fix = "no figure on so few applies to a new subject; gather cells of more subjects"
             few = f"fewer than the {SUBJECT_FOLDS} of --split subject"
-            yield f"{label}: {known} subject(s) to train on, {few}: {fix}"
+            yield f"{label}: {number} subject(s) to train on, {few}: {fix}"
 
 
 @dataclass(frozen=True)
@@ -200,8 +202,9 @@ def audit_cells(data: LoadedCells, scans: Sequence[CellScan], *, split: Split | 
     copies: dict[str, Any] = {}
     for kind, identical in (("identical", True), ("near", False)):
         of_kind = [pair["across"] for pair in pairs if pair["identical"] == identical]
-        crossed = {key: sum(across[key] for across in of_kind) for key in (*_CROSSED, "inflates")}
-        copies[kind] = {"pairs": len(of_kind), **crossed}
+        copies[kind] = {"pairs": len(of_kind)}
+        for key in (*_CROSSED, "inflates"):
+            copies[kind][key] = sum(across[key] for across in of_kind)
     findings: dict[str, Any] = {
         "schema_version": AUDIT_SCHEMA_VERSION,
         "notice": RESEARCH_NOTICE,
@@ -302,7 +305,10 @@ def _shortcuts(
     }
     try:
         # A data set's own splits may have no test side.
-        splits = [split] if split and (split.test or split.strategy != "given") else cross_validation(data)
+        if split and (split.test or split.strategy != "given"):
+            splits = [split]
+        else:
+            splits = cross_validation(data)
     except LeukoscopeError as error:
         return block | {"not_measured": str(error)}
     if not all(s.test for s in splits):
@@ -318,7 +324,9 @@ def _shortcuts(
     ids = tuple(cell.id for cell in cells)
     units = tuple(cell.unit for cell in cells)
     truth = CellPredictions(ids, units, references, nothing, labels)
-    features = {name: np.stack([scan.features[name] for scan in scans]) for name in scans[0].features}
+    features = {}
+    for name in scans[0].features:
+        features[name] = np.stack([scan.features[name] for scan in scans])
     sizes = [scan.size for scan in scans]
     if len(set(sizes)) > 1:
         features["picture size"] = np.log(sizes)
@@ -420,7 +428,9 @@ def find_duplicates(keys: Sequence[PictureKey], kinds: Sequence[tuple[str, ...]]
     near = _NearDuplicates(alone, kind_of)
     upright = _hashes(pictures)
     for view in range(NUM_VIEWS):
-        in_view = _hashes(turned(pictures, view)) if view else upright
+        in_view = upright
+        if view > 0:
+            in_view = _hashes(turned(pictures, view))
         for first, second in _similar_hashes(upright, in_view):
             needed = near.needed(first, second)
             first = first[needed]
@@ -471,11 +481,11 @@ class _NearDuplicates:
 
 def _pairs_of_identical(rows: Sequence[int], kinds: Sequence[tuple[str, ...]]) -> list[tuple[int, int]]:
     """Pair each of these rows with the first of them and, of each part of a kind, the first two that differ in it."""
-    told = {rows[0]}
-    for values in zip(*(kinds[row] for row in reversed(rows)), strict=True):
-        first_of = {value: row for value, row in zip(values, reversed(rows), strict=True) if value}
-        told.update(sorted(first_of.values())[:2])
-    return sorted({(min(pair), max(pair)) for pair in product(told, rows) if pair[0] != pair[1]})
+    paired = {rows[0]}
+    for parts in zip(*(kinds[row] for row in reversed(rows)), strict=True):
+        first_of = {part: row for part, row in zip(parts, reversed(rows), strict=True) if part}
+        paired.update(sorted(first_of.values())[:2])
+    return sorted({(min(pair), max(pair)) for pair in product(paired, rows) if pair[0] != pair[1]})
 
 
 def _hashes(pictures: np.ndarray) -> np.ndarray:

@@ -91,16 +91,16 @@ def is_held(marker: Path) -> bool:
 
 
 def entries() -> list[CacheEntry]:
-    """What is kept, the longest unused first."""
+    """All entries, the longest unused first."""
     root = cache_root()
-    kept = []
+    caches = []
     for kind in ("cells", "features"):
         for array in root.glob(f"{kind}-*.npy"):
             files = tuple(root.glob(f"{array.stem}.*"))
-            kept.append(CacheEntry(kind, array, files, array.stat().st_mtime))
+            caches.append(CacheEntry(kind, array, files, array.stat().st_mtime))
     for report in (root / "graphs").glob(f"*/{GRAPH_REPORT}"):
-        kept.append(CacheEntry("graphs", report.parent, tuple(report.parent.iterdir()), report.stat().st_mtime))
-    return sorted(kept, key=lambda entry: entry.last_used)
+        caches.append(CacheEntry("graphs", report.parent, tuple(report.parent.iterdir()), report.stat().st_mtime))
+    return sorted(caches, key=lambda entry: entry.last_used)
 
 
 def limit_in_bytes() -> float:
@@ -122,11 +122,11 @@ def limit_in_bytes() -> float:
 def tidy() -> list[CacheEntry]:
     """Delete what was not used for 30 days, then the longest unused above the limit; returns what was deleted."""
     limit = limit_in_bytes()
-    kept = entries()
-    total = sum(entry.bytes for entry in kept)
+    caches = entries()
+    total = sum(entry.bytes for entry in caches)
     oldest = time.time() - DAYS_KEPT * 24 * 3600
     deleted = []
-    for entry in kept:
+    for entry in caches:
         size = entry.bytes
         if (entry.last_used < oldest or total > limit) and entry.delete():
             deleted.append(entry)

@@ -92,7 +92,9 @@ def _add(group: typer.Typer, *commands: Callable[..., None], **settings: bool) -
         name = function.__name__
         if function is list_releases:
             name = "list"
-        path = f"leukoscope {name}" if group is app else f"leukoscope {group.info.name} {name}"
+        path = f"leukoscope {name}"
+        if group is not app:
+            path = f"leukoscope {group.info.name} {name}"
         example = next(line for line in COMMAND_EXAMPLES.splitlines() if line.startswith(f"{path} "))
         group.command(
             name,

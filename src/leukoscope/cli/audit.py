@@ -67,27 +67,38 @@ def audit(
         raise LeukoscopeError("--quick: decodes no image; leave out --split, --split_file and --output")
     if bool(folder) == bool(dataset_name) or (folder and train_dir):
         raise LeukoscopeError("leukoscope audit: name the images, by DIR or by --dataset_name, not by both")
-    column = label_column_name if label_column_name != "label" else None
-    if folder:
-        dataset_name = "imagefolder" if subject_pattern or labels or column else recognise(folder).name
+    column = None
+    if label_column_name != "label":
+        column = label_column_name
+    if folder and (subject_pattern or labels or column):
+        dataset_name = "imagefolder"
+    elif folder:
+        dataset_name = recognise(folder).name
     output = output or Path("audit-" + re.sub(r"[^\w.-]+", "-", dataset_name))
     if not quick:
         require_writable(output)
     source: dict[str, Any] = {"train_dir": folder or train_dir, "subject_pattern": subject_pattern, "labels": labels}
     try:
         data = load_cells(dataset_name, label_column_name=label_column_name, **source)
-    except LeukoscopeError as error:  # its message names the flag, which is not given beside DIR
-        raise LeukoscopeError(str(error).removeprefix("--train_dir ") if folder else str(error)) from None
+    except LeukoscopeError as error:
+        if not folder:
+            raise
+        # The message names a flag, but the user gave DIR.
+        raise LeukoscopeError(str(error).removeprefix("--train_dir ")) from None
     survey = survey_cells(data)
     flags = ["--dataset_name", dataset_name]
-    for flag, value in {**source, "label_column_name": column}.items():
-        flags += [f"--{flag}", str(value)] if value else []
-    flags += [*survey["split_flags"], *(["--recipe", data.info.recipe] if data.info.recipe else [])]
+    for flag, argument in {**source, "label_column_name": column}.items():
+        if argument:
+            flags += [f"--{flag}", str(argument)]
+    flags += survey["split_flags"]
+    if data.info.recipe:
+        flags += ["--recipe", data.info.recipe]
     if not as_json:
         _print_survey(survey, data.info.labels)
     elif quick:
         typer.echo(json.dumps(survey | {"flags": flags}, indent=1, ensure_ascii=False))
-    if (fewest := survey["fewest_cells"]) < 2:  # one to train on and one to test on
+    fewest = survey["fewest_cells"]
+    if fewest < 2:  # one to train on and one to test on
         raise LeukoscopeError(f"cannot be trained on: a class has {fewest} cell(s); gather more")
     if not as_json:
         typer.echo(f"train on it: leukoscope train {shlex.join(flags)}")
@@ -128,12 +139,16 @@ def _search(data: LoadedCells, output: Path, split: str | None, split_file: Path
     from leukoscope.data.splits import load_split, make_split, own_split
     from leukoscope.models.release import write_json
 
-    chosen = load_split(split_file, data, disjoint=False) if split_file else None  # the audit reports its subjects
+    chosen = None
+    if split_file:
+        chosen = load_split(split_file, data, disjoint=False)  # the audit reports subjects on two sides
     if split:
         make_split(data, split)
     data, scans = scan_cells(data)
-    if chosen is None:
-        chosen = make_split(data, split) if split else own_split(data)
+    if chosen is None and split:
+        chosen = make_split(data, split)
+    elif chosen is None:
+        chosen = own_split(data)
     with progress("searching for copies and shortcuts"):
         findings = audit_cells(data, scans, split=chosen)
     with disk_errors(f"--output {output}: cannot write there", "name another folder"):
@@ -150,16 +165,18 @@ def _search(data: LoadedCells, output: Path, split: str | None, split_file: Path
 
 def _print_survey(survey: Mapping[str, Any], labels: Sequence[str]) -> None:
     typer.echo(survey["title"])
-    rows = [
-        [name or "all", *(f"{counts[label]:,}" for label in labels)]
-        for name, counts in sorted(survey["partitions"].items())
-    ]
+    rows = []
+    for name, counts in sorted(survey["partitions"].items()):
+        rows.append([name or "all", *(f"{counts[label]:,}" for label in labels)])
     print_table(["cells", *labels], rows)
     if any(survey["subjects"].values()):
         rows = []
         for label, cells in survey["subjects"].items():
-            spread = [min(cells.values()), median(cells.values()), max(cells.values())] if cells else []
-            rows.append([label, str(len(cells)), *(f"{number:,g}" for number in spread), *[""] * (3 - len(spread))])
+            spread = ["", "", ""]
+            if cells:
+                numbers = list(cells.values())
+                spread = [f"{number:,g}" for number in (min(numbers), median(numbers), max(numbers))]
+            rows.append([label, str(len(cells)), *spread])
         print_table(["class", "subjects", "cells of one: fewest", "median", "most"], rows)
     for name, lines in (("problem", survey["problems"]), ("known", survey["known"]), ("licence", [survey["licence"]])):
         for line in lines:

@@ -28,14 +28,14 @@ def cache(clear: Annotated[bool, Option("--clear", help="Delete all that no runn
         typer.echo(f"{cache_root()}: {_gigabytes(before - left)} deleted; {_gigabytes(left)} in use")
         return
     rows = []
-    kept = entries()
-    for entry in kept:
+    caches = entries()
+    for entry in caches:
         days = (time.time() - entry.last_used) / (24 * 3600)
         use = "in use" if is_held(entry.marker) else f"{days:.0f} day(s) ago"
         rows.append([entry.path.name, CACHE_KINDS[entry.kind], _gigabytes(entry.bytes), use])
     if rows:
         print_table(["name", "what", "size", "last used"], rows)
-    total = sum(entry.bytes for entry in kept)
+    total = sum(entry.bytes for entry in caches)
     typer.echo(f"{cache_root()}: {_gigabytes(total)} of at most {_gigabytes(limit)}")
 
 

@@ -99,9 +99,10 @@ def image_paths(named: Sequence[Path]) -> tuple[list[Path], list[LeukoscopeError
     problems: list[LeukoscopeError] = []
     for path in named:
         folder = None
+        inside = [path]
         if path.is_dir():
             folder = ImageFolder.read(path)
-        inside = folder.images if folder else [path]
+            inside = folder.images
         files += inside
         if folder and folder.left_out:
             typer.echo(f"{path}: {folder.left_out}", err=True)

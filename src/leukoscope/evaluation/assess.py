@@ -161,7 +161,9 @@ def fit_detector_on(cells: FramedCells, cell_ids: tuple[str, ...] | None = None)
     Raises:
         LeukoscopeError: too few cells or subjects.
     """
-    rows = cells.rows(tuple(cells.data.train["cell_id"]) if cell_ids is None else cell_ids)
+    if cell_ids is None:
+        cell_ids = tuple(cells.data.train["cell_id"])
+    rows = cells.rows(cell_ids)
     subjects = [cells.subjects[row] for row in rows]
     with progress("fitting the OOD detector"):
         statistics = np.asarray([picture_statistics(cell) for cell in PixelRows(cells.pixels, rows)], np.float32)
@@ -195,7 +197,9 @@ def write_fit(
     recalibration, which measured these, multiplies it.
     """
     release = load_release(directory)
-    earlier = 1.0 if "recalibration" in blocks else metrics.get("calibration", {}).get("temperature", 1.0)
+    earlier = 1.0
+    if "recalibration" not in blocks:
+        earlier = metrics.get("calibration", {}).get("temperature", 1.0)
     factor = 1.0
     if "calibration" in blocks:
         factor = blocks["calibration"]["temperature"] / earlier

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+BLUE = "#0072B2"
+VERMILION = "#D55E00"
+GREEN = "#009E73"
+PURPLE = "#CC79A7"
+ORANGE = "#E69F00"
+SKY = "#56B4E9"
 PLOT_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 GREY = "#767676"
 _WIDTH = 8.0  # inches; about the text width of a README at 100 dpi
@@ -67,8 +72,10 @@ def subject_strip(
     across = min(len(groups), 4)
     down = -(-len(groups) // across)
     figure = new_figure(_WIDTH, 0.4 + 2.6 * down)
-    # Of two panels, one column per subject, but none too narrow for its heading; more are as wide as each other.
-    ratios = [max(len(rows), len(subjects) / 5) if across < 3 else 1.0 for rows in [*groups.values()][:across]]
+    ratios = [1.0] * across
+    if across < 3:
+        # One column per subject, but no panel too narrow for its heading.
+        ratios = [max(len(rows), len(subjects) / 5) for rows in groups.values()]
     grid = figure.subplots(down, across, sharey=True, squeeze=False, width_ratios=ratios)
     panels = grid.ravel()
     for axes in panels[len(groups) :]:
@@ -110,7 +117,9 @@ def confusion_plot(matrix: Sequence[Sequence[int]], label_names: Sequence[str]) 
         ink = "white" if share > 0.55 else "black"
         text = f"{counts[row, column]:,}\n{share:.0%}"
         axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=10)
-    slanted: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if beyond else {}
+    slanted: dict[str, Any] = {}
+    if beyond:
+        slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(range(len(label_names)), label_names, **slanted)
     axes.set_yticks(range(len(label_names)), label_names)
     axes.set_xlabel("predicted class")

@@ -76,11 +76,12 @@ class DecidedCells:
 
 def even_sample(subjects: Sequence[str], at_most: int, *, seed: int = 0) -> np.ndarray:
     """Rows of at most so many of N cells, subject by subject in turns, so that every prefix has all subjects alike."""
-    named, shuffled = np.asarray(subjects), np.random.default_rng(seed).permutation(len(subjects))
-    turn = np.empty(len(named), dtype=int)
-    for subject in np.unique(named):
-        mine = shuffled[named[shuffled] == subject]
-        turn[mine] = np.arange(len(mine))
+    subject_of = np.asarray(subjects)
+    shuffled = np.random.default_rng(seed).permutation(len(subjects))
+    turn = np.empty(len(subjects), dtype=int)
+    for subject in np.unique(subject_of):
+        rows = shuffled[subject_of[shuffled] == subject]
+        turn[rows] = np.arange(len(rows))
     return shuffled[np.argsort(turn[shuffled], kind="stable")][:at_most]
 
 
@@ -116,13 +117,13 @@ def robustness_block(
         boot = bootstrap_subjects(before.predictions)
     except LeukoscopeError:
         boot = None
-    known = before.predictions.subject_weights is not None
+    by_subject = before.predictions.subject_weights is not None
     return {
         "estimates": estimates,
         "definition": DEFINITION,
-        "weighted_by": unit if known else "cell",
+        "weighted_by": unit if by_subject else "cell",
         "cells": len(rows),
-        "subjects": len(set(before.predictions.subjects)) if known else None,
+        "subjects": len(set(before.predictions.subjects)) if by_subject else None,
         "refused_unchanged": len(unchanged.outcomes) - len(rows),
         "intervals": {"level": CONFIDENCE_LEVEL, "draws": BOOTSTRAP_SAMPLES, "seed": 0} if boot else None,
         "unchanged": _ranking(before.predictions, boot),
@@ -133,13 +134,15 @@ def robustness_block(
 def _row(name: str, before: DecidedCells, after: DecidedCells, boot: BootstrapSamples | None) -> dict[str, Any]:
     """One change's entry of the block."""
     labels = before.predictions.label_names
-    then, now = before.predictions.predicted, after.predictions.predicted
+    then = before.predictions.predicted
+    now = after.predictions.predicted
     refused = after.refused
     class_changed = ~refused & (now != then)
     abstained = ~refused & ~class_changed & after.abstained & ~before.abstained
     flags = dict(zip(_SHARES, (refused | class_changed | abstained, class_changed, refused, abstained), strict=True))
     weights = before.predictions.subject_weights
-    weights = np.ones(len(then)) if weights is None else weights
+    if weights is None:
+        weights = np.ones(len(then))
     directions = []
     for k, old in enumerate(labels):
         for j, new in enumerate(labels):
@@ -152,8 +155,8 @@ def _row(name: str, before: DecidedCells, after: DecidedCells, boot: BootstrapSa
         own = {key: boot.mean_interval(flag.astype(float), weights) for key, flag in flags.items()}
         ranking["intervals"] = own | ranking["intervals"]
     change = PICTURE_CHANGES[name]
-    about = {"family": change.family, "strength": change.strength, "shows": change.shows}
-    return {**about, **row, "directions": directions, **ranking}
+    description = {"family": change.family, "strength": change.strength, "shows": change.shows}
+    return {**description, **row, "directions": directions, **ranking}
 
 
 def _ranking(predictions: CellPredictions, boot: BootstrapSamples | None) -> dict[str, Any]:
@@ -240,7 +243,8 @@ def robustness_of_release(
     directory: Path, cells: FramedCells, cell_ids: tuple[str, ...], *, estimates: str, at_most: int = ROBUSTNESS_CELLS
 ) -> dict[str, Any]:
     """Make the block of a release on cells that did not train it; arguments and errors as of `measure_robustness`."""
-    predictor, info = Predictor.from_pretrained(directory), cells.data.info
+    predictor = Predictor.from_pretrained(directory)
+    info = cells.data.info
     rows = cells.rows(cell_ids)
     part = UnseenCells(
         predictor,
@@ -288,7 +292,8 @@ def robustness_of_folds(
     Raises:
         LeukoscopeError: as `measure_robustness`, or a folder that cannot be written.
     """
-    metrics, info, open_cell = read_metrics(directory), cells.data.info, opener(cells.data)
+    metrics = read_metrics(directory)
+    open_cell = opener(cells.data)
     decides: dict[str, Any] = {key: metrics[key] for key in ("calibration", "decisions") if key in metrics}
     detectors = _detectors_of_folds(cells, [fold for _, fold in folds])
     parts = []
@@ -301,13 +306,13 @@ def robustness_of_folds(
             matched = tuple(fold.label_names.index(label) for label in predictor.labels)
             tested = (fold.cell_ids, fold.subjects, fold.references, fold.label_names)
             parts.append(UnseenCells(predictor, *tested, matched, open_cell))
-        return measure_robustness(parts, estimates=OUT_OF_FOLD, at_most=at_most, unit=info.group)
+        return measure_robustness(parts, estimates=OUT_OF_FOLD, at_most=at_most, unit=cells.data.info.group)
 
 
 def _detectors_of_folds(cells: FramedCells, folds: Sequence[CellPredictions]) -> list[OodDetector | None]:
     """An OOD detector for the cells of each fold, fitted on all others; None for all where these are too few."""
-    ids, detectors = tuple(cells.data.train["cell_id"]), list[OodDetector | None]()
-    rows = cells.rows(ids)
+    rows = cells.rows(tuple(cells.data.train["cell_id"]))
+    detectors: list[OodDetector | None] = []
     subjects = np.asarray(cells.subjects)
     with progress("fitting the OOD detectors of the folds"):
         statistics = np.zeros((len(cells.pixels), NUM_STATISTICS), np.float32)

@@ -83,9 +83,9 @@ def abstention(predictions: CellPredictions, left_out: tuple[LeftOut, ...], boot
         intervals = {}
         for suffix, weights in (("", cells.astype(float)), ("_by_subject", cells * even)):
             shares[f"coverage{suffix}"] = float(np.average(is_decided, weights=weights))
-            shares[f"risk{suffix}"] = (
-                float(np.average(wrong, weights=is_decided * weights)) if (is_decided & cells).any() else None
-            )
+            shares[f"risk{suffix}"] = None
+            if (is_decided & cells).any():
+                shares[f"risk{suffix}"] = float(np.average(wrong, weights=is_decided * weights))
             intervals[f"coverage{suffix}"] = boot.mean_interval(is_decided, weights, of_class=of_class)
             intervals[f"risk{suffix}"] = boot.mean_interval(wrong, is_decided * weights, of_class=of_class)
         return {**shares, "intervals": intervals}
@@ -111,7 +111,10 @@ def _risk_rule(predictions: CellPredictions) -> float:
     risk = np.cumsum((weights * wrong)[order])[last_of_tie] / covered
     enough = covered >= LEAST_COVERAGE * weights.sum() - 1e-9
     allowed = np.flatnonzero(enough & (risk <= TARGET_RISK + 1e-9))
-    at = allowed[-1] if len(allowed) else np.flatnonzero(enough)[risk[enough].argmin()]
+    if len(allowed):
+        at = allowed[-1]
+    else:
+        at = np.flatnonzero(enough)[risk[enough].argmin()]
     if at == len(last_of_tie) - 1:
         return 0.0  # every cell gets a class
     ranked = confidence[order][last_of_tie]

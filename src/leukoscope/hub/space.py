@@ -45,7 +45,8 @@ PACKAGE = "src/leukoscope"
 PAGE = "index.html"
 SCRIPT = "leukoscope.js"
 SETTINGS = "release.json"
-STYLE, VIEW = "page.css", "view.js"  # the demo's own
+STYLE = "page.css"  # the demo's own
+VIEW = "view.js"  # the demo's own
 MODEL = "model"
 EXAMPLES_FOLDER = "examples"
 RUNTIME = "ort"
@@ -289,7 +290,9 @@ def _detector(file: Path) -> dict[str, Any] | None:
 
 def _runtime_file(name: str, package: Path | None) -> bytes:
     """One of `RUNTIME_FILES`, from an installed npm package or from the network, whose content is known."""
-    source = f"{RUNTIME_URL}/{name}" if package is None else str(package / "dist" / name)
+    source = f"{RUNTIME_URL}/{name}"
+    if package is not None:
+        source = str(package / "dist" / name)
     fix = f"npm install onnxruntime-web@{ONNXRUNTIME_WEB}, and name its folder with --onnxruntime_web"
     try:
         if package is None:
@@ -308,11 +311,15 @@ def _runtime_file(name: str, package: Path | None) -> bytes:
 
 def push_space(folder: Path, space: str, *, private: bool = False) -> Published:
     """Put a folder of `write_space` or `write_static_space` on the Hub as the Space `owner/name`, in one commit."""
-    static = (folder / PAGE).is_file()
-    to = Destination(space, private=private, kind="space", sdk="static" if static else "gradio")
+    sdk = "gradio"
+    files = [APP, LIST, REQUIREMENTS, "LICENSE"]
+    folders = [PACKAGE]
+    if (folder / PAGE).is_file():
+        sdk = "static"
+        files = [PAGE, SCRIPT, SETTINGS, STYLE, VIEW]
+        folders = [MODEL, EXAMPLES_FOLDER, RUNTIME]
+    to = Destination(space, private=private, kind="space", sdk=sdk)
     to.require_usable()
-    files = (PAGE, SCRIPT, SETTINGS, STYLE, VIEW) if static else (APP, LIST, REQUIREMENTS, "LICENSE")
-    folders = (MODEL, EXAMPLES_FOLDER, RUNTIME) if static else (PACKAGE,)
 
     # Other files of the Space's owner are never deleted.
     ours = (*files, "README.md", *(f"{name}/*" for name in folders))

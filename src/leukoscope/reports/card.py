@@ -316,7 +316,9 @@ def _base_model(metrics: Mapping[str, Any]) -> str | None:
         return None
     base_model = metrics["recipe"].get("base_model")
     is_from_hub = base_model and training["start_weights"] == f"{FROM_HUB}{base_model}"
-    return base_model if is_from_hub else None
+    if is_from_hub:
+        return base_model
+    return None
 
 
 def draw_examples(release: Path) -> list[Path]:

@@ -55,7 +55,8 @@ def _paragraphs(evaluation: Mapping[str, Any]) -> Iterator[str]:
             f"The rule for subjects gives a class to {rule['given_a_class']} of {len(rule['subjects'])}; of these, "
             f"sensitivity {fraction(rule['sensitivity'])}, specificity {fraction(rule['specificity'])}."
         )
-    if robustness := evaluation.get("robustness"):
+    robustness = evaluation.get("robustness")
+    if robustness:
         yield (
             f"Under small changes of the picture, {count(robustness['cells'])} cells, every "
             f"{robustness['weighted_by']} counting the same:"

@@ -182,7 +182,8 @@ def recognised_table(metrics: Metrics) -> Table:
 def _worst_change_row(robustness: Metrics, labels: Sequence[str]) -> RecognisedRow:
     """Some of the unseen subjects' cells under the small change that changes most classes."""
     worst = worst_of_families(robustness, "class_changed")[0]
-    recalls_of, intervals = worst["recall_by_subject"], worst.get("intervals") or {}
+    recalls_of = worst["recall_by_subject"]
+    intervals = worst.get("intervals") or {}
     recognised = tuple(_of_100(recalls_of.get(name), intervals.get(f"recall_{name}_by_subject")) for name in labels)
     auroc = {"value": worst["auroc_by_subject"], **intervals.get("auroc_by_subject", {"low": None, "high": None})}
     measured_on = f"{count(robustness['cells'])} of these cells, shown {worst['shows']}"
@@ -251,7 +252,9 @@ def robustness_table(robustness: Metrics) -> Table:
     for change in worst_of_families(robustness):
         directions = [f"{_tenths(way['share'])} {way['from']} → {way['to']}" for way in change["directions"]]
         interval = (change.get("intervals") or {}).get("class_changed")
-        ends = f" ({_tenths(interval['low'])}–{_tenths(interval['high'])})" if interval else ""
+        ends = ""
+        if interval:
+            ends = f" ({_tenths(interval['low'])}–{_tenths(interval['high'])})"
         rows.append(
             [
                 change["shows"],

@@ -104,14 +104,18 @@ def decision_text(decision: Decision, probabilities: Mapping[str, float], metric
 
 def class_words(share: float) -> str:
     """How firmly a class of this probability is told, by its whole percentage: the one that stands beside it."""
-    return "Looks like" if round(100 * share) >= round(100 * FIRM) else "Probably"
+    if round(100 * share) >= round(100 * FIRM):
+        return "Looks like"
+    return "Probably"
 
 
 def one(label: str) -> str:
     """A class as what one cell of it is."""
     if label not in MEANINGS:
         return label
-    return f"{'an' if MEANINGS[label][0] in 'aeiou' else 'a'} {MEANINGS[label]}"
+    meaning = MEANINGS[label]
+    article = "an" if meaning[0] in "aeiou" else "a"
+    return f"{article} {meaning}"
 
 
 def measured_on_people(metrics: Mapping[str, Any]) -> bool:
@@ -180,7 +184,9 @@ def agreement_text(called: str, decisions: Sequence[Decision], probable: Sequenc
         return "The same in all eight orientations."
     parts = [f"{same} of {len(decisions)} orientations agree"]
     others = Counter(decision.label for decision in decisions if decision.label not in (None, called))
-    parts += [f"{count} {'says' if count == 1 else 'say'} {label}" for label, count in sorted(others.items())]
+    for label, count in sorted(others.items()):
+        verb = "says" if count == 1 else "say"
+        parts.append(f"{count} {verb} {label}")
     unsure = sum(decision.outcome == ABSTAIN for decision in decisions)
     if unsure:
         parts.append(f"{unsure} {'is' if unsure == 1 else 'are'} undecided")
@@ -243,7 +249,9 @@ def model_text(metrics: Mapping[str, Any]) -> str:
         parts = [f"Trained on {data['title']}"]
     if parts and subjects and data.get("unit") == "subject":
         parts[0] += f", {subjects} people"
-    return " · ".join([*parts, *([str(data["licence"])] if data.get("licence") else [])])
+    if data.get("licence"):
+        parts.append(str(data["licence"]))
+    return " · ".join(parts)
 
 
 def map_text(heat: np.ndarray, label: str) -> str:
@@ -256,7 +264,9 @@ def map_text(heat: np.ndarray, label: str) -> str:
     y, x = ((np.indices(heat.shape) * heat).sum(axis=(1, 2)) / heat.sum() + 0.5) / heat.shape
     row = _ROWS[min(2, int(y * 3))]
     column = _COLUMNS[min(2, int(x * 3))]
-    place = "centre" if (row, column) == ("middle", "centre") else f"{row} {column}"
+    place = f"{row} {column}"
+    if place == "middle centre":
+        place = "centre"
     return f"Half of the map for {label} lies in {percent(half)} of what the model saw, around its {place}."
 
 
@@ -289,4 +299,5 @@ def warnings(metrics: Mapping[str, Any], *, has_detector: bool) -> tuple[str, ..
 
 def about_model(model: str, revision: str) -> str:
     """Which model, and which version of it."""
-    return f"Model {model}, {f'revision {revision[:12]}' if revision else 'local files'}"
+    version = f"revision {revision[:12]}" if revision else "local files"
+    return f"Model {model}, {version}"

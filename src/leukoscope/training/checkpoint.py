@@ -153,7 +153,7 @@ class TrainingState:
 
     Attributes:
         average: exponential moving average of the weights, where the recipe keeps one.
-        kept: weights of the best epoch so far.
+        best_weights: those of the best epoch so far.
         rows: of summary.csv, one per epoch that is over.
         step: optimiser steps done in the epoch under way.
         batches: (2,) loss and accuracy of every batch of that epoch that this process saw.
@@ -165,7 +165,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scheduler: LambdaLR
     average: ModelEmaV3 | None = None
-    kept: dict[str, torch.Tensor] = field(default_factory=dict)
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     step: int = 0
     batches: list[torch.Tensor] = field(default_factory=list)
@@ -190,7 +190,7 @@ class TrainingState:
         """Snapshot the training state; every process must call it, because each gives its random state and losses."""
         parts: dict[str, dict[str, torch.Tensor]] = {
             "network": {k: v.detach() for k, v in self.network.state_dict().items()},
-            "kept": self.kept,
+            "kept": self.best_weights,
             "optimizer": optimizer_tensors(self.optimizer),
             "random": {k: self._of_all(v) for k, v in random_states(self.accelerator.device).items()},
         }
@@ -211,7 +211,7 @@ class TrainingState:
         device = self.accelerator.device
         values = checkpoint.values
         self.network.load_state_dict(checkpoint.part("network"))
-        self.kept = {k: v.to(device) for k, v in checkpoint.part("kept").items()}
+        self.best_weights = {k: v.to(device) for k, v in checkpoint.part("kept").items()}
         load_optimizer_tensors(self.optimizer, checkpoint.part("optimizer"))
         self.scheduler.load_state_dict(values["scheduler"])
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):

@@ -175,10 +175,10 @@ class Trainer:
             while state.epoch < self.recipe.num_train_epochs and not self.select_epoch().stop_reason:
                 yield self._epoch()
         self.seconds = state.seconds
-        self.network.load_state_dict(state.kept or state.eval_network.state_dict())
+        self.network.load_state_dict(state.best_weights or state.eval_network.state_dict())
         state.average = None
         selection = self.select_epoch()
-        if state.kept:
+        if state.best_weights:
             words = selection.watched.replace("val_", "validation ").replace("train_", "training ").replace("_", " ")
             score = state.rows[selection.epoch - 1][selection.watched]
             note(f"kept epoch {selection.epoch}: {words} {score:.3f}")
@@ -199,7 +199,7 @@ class Trainer:
         selection = self.select_epoch()
         if self.split.validation and selection.epoch == state.epoch:
             weights = state.eval_network.state_dict()
-            state.kept = {name: tensor.detach().clone() for name, tensor in weights.items()}
+            state.best_weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
         note("  ".join(f"{column} {_in_short(figure)}" for column, figure in row.items()))
         if selection.stop_reason:
             note(f"{selection.stop_reason}: stopped")
