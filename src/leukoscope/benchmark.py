@@ -201,8 +201,8 @@ def predict_cells(
     subjects = data.train["subject"][:]
     cells = data.train["cell_id"][:]
     if FOLD_PLACE not in model:
-        known = [cell for cell, subject in zip(cells, subjects, strict=True) if subject in benchmark.fold_of]
-        return _predict(benchmark, model, data, known, label_map, batch_size, device)
+        tested = [cell for cell, subject in zip(cells, subjects, strict=True) if subject in benchmark.fold_of]
+        return _predict(benchmark, model, data, tested, label_map, batch_size, device)
     parts = []
     for number in range(len(benchmark.folds)):
         tested = [
@@ -293,9 +293,11 @@ def _predict_by_pipeline(
                 areas.append(cell_area(np.asarray(picture)))
             if pictures:
                 answers = classify(pictures, batch_size=len(pictures), top_k=len(theirs), function_to_apply="softmax")
-                scores = [{answer["label"]: answer["score"] for answer in of_cell} for of_cell in answers]
-                shares = np.asarray([[of_cell[label] for label in theirs] for of_cell in scores])
-                probabilities.append(shares @ to_ours)
+                shares = []
+                for answers_of_cell in answers:
+                    share_of = {answer["label"]: answer["score"] for answer in answers_of_cell}
+                    shares.append([share_of[label] for label in theirs])
+                probabilities.append(np.asarray(shares) @ to_ours)
             advance(len(batch["cell_id"]))
     rows = rows.select(readable)
     predictions = CellPredictions(

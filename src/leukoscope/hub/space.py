@@ -18,7 +18,7 @@ from http.client import HTTPException
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from huggingface_hub.errors import HfHubHTTPError
@@ -311,7 +311,7 @@ def _runtime_file(name: str, package: Path | None) -> bytes:
 
 def push_space(folder: Path, space: str, *, private: bool = False) -> Published:
     """Put a folder of `write_space` or `write_static_space` on the Hub as the Space `owner/name`, in one commit."""
-    sdk = "gradio"
+    sdk: Literal["gradio", "static"] = "gradio"
     files = [APP, LIST, REQUIREMENTS, "LICENSE"]
     folders = [PACKAGE]
     if (folder / PAGE).is_file():
