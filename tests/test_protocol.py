@@ -211,18 +211,18 @@ def test_cells_that_no_protocol_can_measure_are_refused_before_anything_is_train
 
 def test_a_folder_that_is_no_release_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "work" / "precious").mkdir(parents=True)
-    with pytest.raises(LeukoscopeError, match="exists, is no release and would be replaced; name another folder"):
+    with pytest.raises(LeukoscopeError, match="exists, is not a release and would be replaced; name another folder"):
         check_release_folder(tmp_path / "work")
     with pytest.raises(LeukoscopeError, match="give the release a folder of its own"):
         check_release_folder(Path("."))
     check_release_folder(tmp_path / "new")
     for name in ("config.json", "model.safetensors", "metrics.json"):
-        with pytest.raises(LeukoscopeError, match="exists, is no release and would be replaced"):
+        with pytest.raises(LeukoscopeError, match="exists, is not a release and would be replaced"):
             check_release_folder(tmp_path / "work")
         (tmp_path / "work" / name).touch()
     check_release_folder(tmp_path / "work")
     (tmp_path / "work" / ".git").mkdir()
-    with pytest.raises(LeukoscopeError, match="exists, is no release and would be replaced"):
+    with pytest.raises(LeukoscopeError, match="exists, is not a release and would be replaced"):
         check_release_folder(tmp_path / "work")
 
 

@@ -132,7 +132,7 @@ def test_names_of_no_known_data_set_need_a_pattern(tmp_path: Path) -> None:
     table = write_table(tmp_path / "split.csv", {"train": ["p1-1.png", "p2-1.png"], "test": ["p1-2.png"]})
     unknown = lk.check_split(table)
     assert (unknown["data"], unknown["without_subject"]) == (None, 3)
-    assert unknown["worth"] == "The names tell no subject, so that nothing is known of how it does on new subjects."
+    assert unknown["worth"] == "The names do not give subjects, so it is unknown how it does on new subjects."
     report = lk.check_split(table, subject_pattern=r"(?P<subject>p\d+)-")
     assert sentences(report)["subjects"].startswith("1 of 1 subjects tested has other images in training")
 

@@ -95,7 +95,7 @@ def evaluate(
     from leukoscope.evaluation.evaluate import build_evaluation, open_model, predictions_of_model, select_cells
 
     if not isinstance(data, LoadedCells):
-        raise DataError(f"evaluate: {data!r}: is no data set; give what `load_dataset` returns")
+        raise DataError(f"evaluate: {data!r}: is not a data set; give what `load_dataset` returns")
     cells = select_cells(data, split, seed=seed)
     predicted = predictions_of_model(open_model(model, device), cells, label_map=label_map)
     return build_evaluation(predicted, cells, seed=seed)

@@ -248,7 +248,7 @@ def _divided(cells: Sequence[_Cell]) -> dict[str, Any]:
 
 
 def _pairs(scans: Sequence[CellScan], cells: Sequence[_Cell]) -> list[dict[str, Any]]:
-    """Duplicates and what they cross, but blank images, which are alike without showing one cell."""
+    """Duplicates and what they cross, without blank images: these are alike, but do not show one cell."""
     rows = [row for row, scan in enumerate(scans) if not scan.is_blank]
     kinds = [(cells[row].label, cells[row].subject, cells[row].fold, cells[row].side) for row in rows]
     pairs = []

@@ -146,7 +146,7 @@ def read_table(benchmark: Benchmark, path: Path) -> BenchmarkPredictions:
         name = str(row[name_column])
         cell = _known_cell(benchmark, name)
         if cell is None:
-            raise DataError(f"{path}: row {number}, {name}: is no cell of {benchmark.name}; leave it out")
+            raise DataError(f"{path}: row {number}, {name}: is not a cell of {benchmark.name}; leave it out")
         try:
             shares = [float(row[place]) for place in places if place is not None]
         except (TypeError, ValueError):
@@ -329,7 +329,7 @@ def benchmark_result(benchmark: Benchmark, predicted: BenchmarkPredictions, *, s
     predictions = predicted.predictions
     if not predictions.cell_ids:
         reason = next(iter(predicted.left_out), "none was given")
-        raise DataError(f"{predicted.source}: not one cell was predicted ({reason})")
+        raise DataError(f"{predicted.source}: no cell was predicted ({reason})")
     metrics = measure(predictions)
     value = metrics.get(benchmark.metric)
     if value is None:

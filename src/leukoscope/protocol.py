@@ -253,7 +253,7 @@ def check_release_folder(output: Path) -> None:
         (output / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE, METRICS_FILE)
     ) and not is_git_clone(output)
     if output.exists() and not is_release:
-        raise LeukoscopeError(f"--output {output}: exists, is no release and would be replaced; name another folder")
+        raise LeukoscopeError(f"--output {output}: exists, is not a release and would be replaced; name another folder")
 
 
 def _cross_validation(

@@ -369,7 +369,7 @@ def _worth(findings: Sequence[Finding], has_subjects: bool) -> str:
     kinds = {finding.kind for finding in findings}
     if not kinds & {"subjects", "copies"}:
         if not has_subjects:
-            return "The names tell no subject, so that nothing is known of how it does on new subjects."
+            return "The names do not give subjects, so it is unknown how it does on new subjects."
         return "By its names, the split tests on subjects that no training image shows."
     leak = leak_measurements()
     by_image = leak["by_image_minus_by_subject"]

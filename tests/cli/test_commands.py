@@ -115,7 +115,7 @@ def test_the_releases_that_come_along_are_listed(tiny_release: Path, tmp_path: P
     assert f"{tiny_release.name} " in run("release", "list", tiny_release.parent).stdout.replace("│", " ")
     for wrong in (tmp_path / "none", tmp_path):
         assert run("release", "list", wrong).stderr == (
-            f"error: {wrong}: is no folder, or holds no release; give the folder that holds the folders of releases\n"
+            f"error: {wrong}: is not a folder of releases; give the folder that contains them\n"
         )
     (row,) = json.loads(run("release", "list", tiny_release, "--json").stdout)
     assert row["model"] == str(tiny_release), "a release is listed itself"
@@ -250,7 +250,7 @@ def test_a_folder_that_is_no_export_is_not_replaced(
     monkeypatch.chdir(tmp_path)
     result = run("release", "export", tiny_release, "--output", ".")
     assert result.exit_code == 1
-    assert result.stderr == "error: --output .: exists and is no earlier export; name a new folder\n"
+    assert result.stderr == "error: --output .: exists and is not an earlier export; name a new folder\n"
     assert not list(tmp_path.iterdir())
 
 

@@ -102,7 +102,7 @@ def test_problems_end_in_one_line(tiny_release: Path, cells: Path, tmp_path: Pat
     before = table.read_text()
     for words, said in {
         (cells,): f"{tiny_release}: cannot predict for a subject: its metrics.json has no 'subject_rule'",
-        (cells, "--output", "out.ods"): "--output out.ods: is no kind of table written here; give a name that ends in",
+        (cells, "--output", "out.ods"): "--output out.ods: is not a table format that can be written; give a name",
         (table, "--output", table): f"--output {table}: is already there; move it, or name another file",
     }.items():
         result = run("patient", tiny_release, *words)
@@ -117,7 +117,7 @@ def test_a_table_that_cannot_be_written_leaves_the_subjects_printed(release: Pat
     result = run("patient", release, cells / "b", "--output", table)
     assert result.exit_code == 1 and "b: too few cells: 1 cells in use" in result.stdout
     told, error = result.stderr.splitlines()
-    assert told == f"All cells of {cells / 'b'} are taken for those of one subject."
+    assert told == f"All cells of {cells / 'b'} count as one subject's."
     assert error == f"error: --output {table}: cannot be written (File exists); name another folder"
 
 

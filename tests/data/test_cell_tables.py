@@ -81,7 +81,7 @@ REFUSED: Mapping[str, tuple[str | bytes, str]] = {
     "a row without file": (table("file", "subject") + ",P00\n", "row 8 names no file"),
     "header only": ("file,subject\n", "has a header and no row"),
     "nothing": ("", "is empty"),
-    "a spreadsheet": (b"PK\x03\x04" + bytes(20), "is no text"),
+    "a spreadsheet": (b"PK\x03\x04" + bytes(20), "is not a text file"),
     "names of another list": ("Patient_ID,new_names,labels\nUID_57_29_1_all.bmp,1.bmp,1\n", "has no (column|header)"),
 }
 
@@ -245,7 +245,7 @@ def test_rows_are_numbered_as_a_spreadsheet_counts(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ("file,subject\na.png,P1" + "," * 40 + "x\n", "row 2 has 42 entries, the header 2; put quotes around"),
-        ('file,subject\na.png,"P1\n', "t.csv: is no CSV ("),
+        ('file,subject\na.png,"P1\n', "t.csv: is not CSV ("),
         ("file" + "," * 20_000, "t.csv: has more than 10,000 columns"),
     ],
 )

@@ -522,8 +522,8 @@ def test_a_hub_label_that_is_no_class_is_refused_by_its_value(
     )
 
 
-_UNSEEN = "has blanks around its name, or characters that are not seen"
-_TAKEN = "is called as predictions without a class are"
+_UNSEEN = "has blanks around its name, or invisible characters"
+_TAKEN = "means in a prediction that no class is given"
 
 
 @pytest.mark.parametrize(
@@ -580,7 +580,7 @@ PICTURE = Image.new("RGB", (16, 16))
         ({"image": [PICTURE, None], "label": ["ALL", "HEM"]}, "cell row_000001 has no image; remove its row"),
         (
             {"image": [PICTURE] * 2, "label": ["ALL", "HEM"], "file_name": ["all/1.bmp", "all/1.png"]},
-            "cell all/1 is there more than once; give every row its own cell_id",
+            "cell all/1 appears more than once; give every row its own cell_id",
         ),
         (
             {"image": [PICTURE] * 5, "label": ["ALL", "HEM", None, "ALL", ""]},

@@ -167,7 +167,7 @@ def test_a_subject_that_owns_the_test_side_is_named() -> None:
         make_split(_loaded(rows), "subject-cv", seed=0, fold=fold, num_folds=2, validation=False).notes
         for fold in (0, 1)
     ]
-    assert ("subject A2 owns 95% of the test cells: read the figures by subject",) in notes
+    assert ("subject A2 has 95% of the test cells: read the figures by subject",) in notes
 
 
 def test_folds_by_image_test_every_cell_once_and_are_stratified(subjects: LoadedCells) -> None:

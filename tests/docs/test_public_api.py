@@ -46,5 +46,7 @@ def test_flags_of_train_are_read_as_those_of_the_command(flags: dict[str, Any], 
 
 def test_evaluate_names_what_is_no_data_set() -> None:
     data: Any = "my_cells"
-    with pytest.raises(lk.LeukoscopeError, match="^evaluate: 'my_cells': is no data set; give what `load_dataset` ret"):
+    with pytest.raises(
+        lk.LeukoscopeError, match="^evaluate: 'my_cells': is not a data set; give what `load_dataset` ret"
+    ):
         lk.evaluate("leukoscope-densenet169-cnmc", data)

@@ -133,7 +133,7 @@ def test_size_alone_presumes_the_class_frequencies_that_the_release_does(cells: 
 
 def test_other_cells_are_refused(made_release: Path, cells: FramedCells) -> None:
     other = replace(cells, data=replace(cells.data, fingerprint="f" * 64))
-    with pytest.raises(LeukoscopeError, match=r"made: was made from other cells \(fingerprint .* trained on$"):
+    with pytest.raises(LeukoscopeError, match=r"made: was trained on other cells \(fingerprint .* trained on$"):
         assess(made_release, other)
 
 

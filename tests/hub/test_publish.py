@@ -235,8 +235,7 @@ def test_under_a_tag_that_is_taken_nothing_is_sent(hub: Hub, whole_release: Path
         with pytest.raises(LeukoscopeError) as refused:
             refused_by()
         assert str(refused.value) == (
-            f"lab/cells: has the tag v1 already (commit {first.commit[:12]}), and a tag stays where it is; name "
-            "another one"
+            f"lab/cells: has the tag v1 already (commit {first.commit[:12]}), and tags are not moved; name another one"
         )
     assert hub.repository("lab/cells").tags == {"v1": first.commit}
     assert titles(hub) == ["Publish release", "initial commit"]
@@ -390,7 +389,7 @@ def test_a_table_with_other_columns_is_refused(hub: Hub, whole_release: Path, co
     table = whole_release / "predictions" / "subject_cv.parquet"
     pq.write_table(pa.table({"cell_id": ["UID_1_1_1_all"], column: content}), table)
     with pytest.raises(
-        LeukoscopeError, match=rf"subject_cv.parquet: column {column} \(.+\) is no prediction; only cell ids"
+        LeukoscopeError, match=rf"subject_cv.parquet: column {column} \(.+\) is not a prediction; only cell ids"
     ):
         publish(whole_release, Destination("lab/cells"))
     assert hub.requests == []

@@ -147,7 +147,7 @@ def test_what_is_no_space_or_a_clone_of_one_is_left_alone(space: Path, tmp_path:
     out = tmp_path / kept.partition("/")[0]
     (tmp_path / kept).parent.mkdir(exist_ok=True)
     (tmp_path / kept).write_text("years of work")
-    with pytest.raises(LeukoscopeError, match=f"^{out}: is there and holds no Space made by this command"):
+    with pytest.raises(LeukoscopeError, match=f"^{out}: exists and was not made by this command"):
         write_space([PINNED], out)
     assert (tmp_path / kept).read_text() == "years of work"
 

@@ -242,7 +242,7 @@ def test_what_is_no_picture_among_pictures_has_its_error_in_its_place(predictor:
 
 def test_what_is_no_release_and_an_impossible_batch_size_are_refused(predictor: Predictor, cells: list[Path]) -> None:
     folder: Any = "folder"
-    with pytest.raises(LeukoscopeError, match=r"takes a release that was read; .* to Predictor.from_pretrained$"):
+    with pytest.raises(LeukoscopeError, match=r"needs a release, not its name; .* to Predictor.from_pretrained$"):
         Predictor(folder)
     with pytest.raises(LeukoscopeError, match="^batch_size 0: give 1 picture at a time or more$"):
         predictor(cells, batch_size=0)

@@ -390,7 +390,7 @@ def test_a_row_without_a_file_is_named(tmp_path: Path, path: str | None, said: s
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("cells.csv", b"PK\x03\x04 a spreadsheet", "cells.csv: is no text; export the table as CSV"),
+        ("cells.csv", b"PK\x03\x04 a spreadsheet", "cells.csv: is not a text file; export the table as CSV"),
         ("cells.csv", b"name,age\nann,7\n", r"has no column of image paths \(one of path, file, .*name, age"),
         ("cells.parquet", b"PAR1, or is it?", r"^.*cells.parquet: cannot be read as Parquet \(.*\); copy it"),
         ("cells.xlsx", b"", r"cells.xlsx: is a .xlsx file; give a folder, .csv or .parquet"),

@@ -151,7 +151,7 @@ def test_a_network_does_not_go_on_from_one_built_otherwise(recipe: Recipe, netwo
     for other in (get_recipe("densenet201"), get_recipe("densenet169_block2")):
         with pytest.raises(LeukoscopeError) as refused:
             copy_weights(network, build_network(other, 2), (0, 1), source="x/y")
-        assert str(refused.value).startswith("x/y: is another network than the recipe's (")
+        assert str(refused.value).startswith("x/y: is not the recipe's network (")
         assert str(refused.value).endswith("); follow the release's own recipe")
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 

@@ -148,7 +148,7 @@ def test_a_part_is_reached_by_a_dot_and_later_assignments_win() -> None:
         ("learning_rate=fast", "input should be a valid number"),
         ("num_train_epochs=yes", "input should be a valid integer"),
         ("sampling=mine", "input should be 'cells' or 'subjects'"),
-        ("mean=[0.5", "'[0.5' is no YAML"),
+        ("mean=[0.5", "'[0.5' is not YAML"),
         ("mean=[0.5]", "give more values"),
         # Ranges.
         ("num_train_epochs=0", "input should be greater than or equal to 1"),

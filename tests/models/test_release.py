@@ -212,7 +212,7 @@ def test_a_damaged_config_is_named(copy: Path, text: str) -> None:
 
 
 CFG = Preprocessing(96, 0.9).to_pretrained_cfg()
-SIDES = "sides of 1 to 1024 pixels are read here"
+SIDES = "sides of 1 to 1024 pixels are supported"
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ SIDES = "sides of 1 to 1024 pixels are read here"
         ({"label_names": ["ALL"], "num_classes": 1}, "damaged (label_names is ['ALL']; list should have at least 2 "),
         ({"architecture": None}, "damaged (architecture is None; "),
         ({"architecture": "leukonet9000"}, "timm has no architecture 'leukonet9000'; update timm"),
-        ({"pretrained_cfg": {}}, "pretrained_cfg has no preprocessing that is known here ("),
+        ({"pretrained_cfg": {}}, "pretrained_cfg has no preprocessing that is supported ("),
         ({"pretrained_cfg": None}, "damaged (pretrained_cfg is None; "),
         ({"pretrained_cfg": CFG | {"crop_mode": "squash"}}, "pretrained_cfg has .* (crop_mode is 'squash'; only the"),
         ({"pretrained_cfg": CFG | {"input_size": [3, 6000, 6000]}}, f".*input_size is [3, 6000, 6000]; {SIDES}"),
@@ -336,8 +336,8 @@ def test_metrics_that_say_little_or_are_missing_are_no_problem_but_another_versi
     for version in (SCHEMA_VERSION - 1, SCHEMA_VERSION + 1, "3"):
         path.write_text(json.dumps({"schema_version": version}))
         assert refusal(copy) == (
-            f"{path}: schema_version is {version!r}, and {SCHEMA_VERSION} is read here; get the release anew, or use "
-            "the version of Leukoscope that made it"
+            f"{path}: schema_version is {version!r}, and {SCHEMA_VERSION} is supported; download the release again, or "
+            "use the version of Leukoscope that made it"
         )
     said = {"data": {}, "evaluations": [{"name": "x"}], "decisions": {"abstention": {}}, "loss": [0.3]}
     path.write_text(json.dumps(said))
@@ -399,7 +399,7 @@ def test_what_cannot_be_saved_leaves_the_older_release_alone(copy: Path) -> None
     no_timm.num_classes = 2
     for changes, said in (
         ({"labels": ("ALL",)}, "1 labels for a head with 2 outputs; give one label an output"),
-        ({"network": no_timm}, "Linear is no timm model; a release contains no code, so that nothing could load it"),
+        ({"network": no_timm}, "Linear is not a timm model; a release contains no code, so nothing could load it"),
     ):
         with pytest.raises(LeukoscopeError) as error:
             save_tiny(copy, **changes)

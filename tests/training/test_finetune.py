@@ -266,7 +266,7 @@ def test_another_head_and_other_pixels_are_refused(tmp_path: Path, cells: Framed
     described: dict[str, Any] = {"architecture": "densenet121", "model_args": model_args(plain)}
     folder = _release(tmp_path / "r", _network(1, plain), **described)
     message = _refusal(_network(2, pooled_norm), folder, cells, split, pooled_norm)
-    assert message.startswith(f"--model_name_or_path {folder}: is another network than the recipe's (")
+    assert message.startswith(f"--model_name_or_path {folder}: is not the recipe's network (")
     raw = _release(tmp_path / "raw", _network(1), preprocessing=Preprocessing(32, 1.0, mean=(0, 0, 0), std=(1, 1, 1)))
     assert _refusal(_network(2), raw, cells, split).startswith(
         f"--model_name_or_path {raw}: its standardisation (mean, std) is ((0, 0, 0), (1, 1, 1)), that of --recipe "

@@ -311,7 +311,7 @@ def test_a_launched_process_has_as_many_threads_as_cores_that_it_may_use(
     [
         ("fp16", "no", "--mixed_precision fp16: needs a GPU, and this run has none; give bf16 or no"),
         (None, "fp16", "accelerate launch --mixed_precision fp16: needs a GPU, and this run has none; give bf16 or no"),
-        ("fp61", "no", "--mixed_precision fp61: unknown here; give one of no, fp16, bf16"),
+        ("fp61", "no", "--mixed_precision fp61: unknown; give one of no, fp16, bf16"),
     ],
 )
 def test_a_precision_that_cannot_be_had_is_refused_whoever_asks_for_it_before_anything_is_loaded(

@@ -100,7 +100,7 @@ def test_folders_that_hold_no_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LeukoscopeError, match=r"unknown: its config.json names no model of timm"):
         parse_config(["--model_name_or_path", str(unknown)])
     oblong = _timm_folder(tmp_path / "oblong", pretrained_cfg={"input_size": [3, 64, 32]})
-    with pytest.raises(LeukoscopeError, match=r"oblong: its pretrained_cfg cannot be followed \(input_size is "):
+    with pytest.raises(LeukoscopeError, match=r"oblong: its pretrained_cfg is not supported \(input_size is "):
         parse_config(["--model_name_or_path", str(oblong)])
     (tmp_path / "weights.pth").write_bytes(b"pickled")
     with pytest.raises(LeukoscopeError, match="weights.pth: is a file; give the folder of a release, or "):

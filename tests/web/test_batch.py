@@ -141,7 +141,7 @@ def test_a_labelled_zip_is_answered_and_deleted(
     assert any(note.startswith("cells.zip: 1 file(s) left out") for note in answer["notes"])
     assert any(note.startswith("Subjects were guessed from the folder of each picture: s0") for note in answer["notes"])
     assert "truth.csv: names none of these pictures; it was not used." in answer["notes"]
-    said = "ALL/s0/wide.png: is 3000×3000 pixels, more than the 8 megapixels read here; crop it to its cells first"
+    said = "ALL/s0/wide.png: is 3000×3000 pixels, more than the 8 megapixels allowed; crop it to its cells first"
     assert said in answer["notes"], "not decoded"
     assert answer["notice"] == RESEARCH_NOTICE
     assert not Path(path).exists()

@@ -162,7 +162,7 @@ def test_no_file_crashes_or_stays(
         *((kind, "is not an image") for kind in ("SVG", "HTML", "PDF", "EPS")),
         ("HEIC", "is a HEIC (iPhones), AVIF or MP4 file; export a picture as JPEG or PNG"),
         ("Git LFS pointer", "is a Git LFS pointer, not the file itself"),
-        ("12-bit colour", "of a kind that is not read here; convert it to 8-bit RGB"),
+        ("12-bit colour", "of a kind that is not supported; convert it to 8-bit RGB"),
         ("one pixel", "too small for a cell"),
         ("strip", "one side more than 10 times the other"),
         ("nothing", "the file is empty"),

@@ -279,7 +279,7 @@ def test_a_visitor_opens_nothing_with_the_host_s_token(
         assert ModelCache({}, [name]).predictor(name).labels == ("ALL", "HEM")
     hub.repository("lab/gated").gated = True
     for name in ("lab/private", "lab/private@main", "lab/gated"):
-        with pytest.raises(LeukoscopeError, match=f"^{name}: no model on the Hub that is open to anybody; check"):
+        with pytest.raises(LeukoscopeError, match=f"^{name}: not a public model on the Hub; check"):
             ModelCache({}, ["lab/other"]).predictor(name)
     assert ModelCache({}).predictor("lab/open").labels == ("ALL", "HEM")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -134,7 +134,7 @@ def _check_published_split(
 
 
 def _search(data: LoadedCells, output: Path, split: str | None, split_file: Path | None, *, as_json: bool) -> None:
-    """Open every image, write audit.json and print what was found; a split that cannot be is told before."""
+    """Check the split, open every image, write audit.json and print the findings."""
     from leukoscope.audit import audit_cells, scan_cells
     from leukoscope.data.splits import load_split, make_split, own_split
     from leukoscope.models.release import write_json

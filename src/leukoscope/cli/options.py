@@ -143,7 +143,7 @@ def load_reported(dataset_name: str, folder: Path | None, **flags: Any) -> Loade
 
 
 def release_warnings(predictor: Predictor) -> list[str]:
-    """What must be said below predictions of a release; [] if quiet."""
+    """The warnings to print below predictions of a release; [] if quiet."""
     from leukoscope.reports.text import warnings
 
     if is_quiet():

@@ -135,7 +135,7 @@ def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str], wa
         lines += {row["map_check"]["text"] for row in rows if "overlay" in row}
     lines += _reasons(rows)
     if any(row["outcome"] in WITHOUT_CLASS for row in rows):
-        lines.append("Where the outcome is no class, the probabilities are no result.")
+        lines.append("Without a class, the probabilities are not a result.")
     model = rows[0]["model"]
     revision = rows[0]["revision"]
     lines.append(f"model: {model}@{revision}" if revision else f"model: {model} (local files)")
@@ -217,7 +217,7 @@ def save_png(image: Image, path: Path, title: str, *, description: str = "") -> 
 
 
 def file_key(path: Path) -> str:
-    """The same for any two paths that some file system takes for one file, as it ignores upper and lower case."""
+    """A key that is equal for two paths that a file system without upper and lower case takes for one file."""
     # Not `Path.resolve`, which fails for a circle of links.
     return os.path.realpath(path).casefold()
 

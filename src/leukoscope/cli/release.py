@@ -64,7 +64,7 @@ def export(
 
     require_package("onnxruntime")
     if output.exists() and (is_git_clone(output) or not (output / GRAPH_REPORT).exists()):
-        raise ConfigError(f"--output {output}: exists and is no earlier export; name a new folder")
+        raise ConfigError(f"--output {output}: exists and is not an earlier export; name a new folder")
     with disk_errors(f"--output {output}: cannot be written", "name another folder"):
         folder, name, revision = find_release(model)
         with atomic_folder(output) as aside:
@@ -97,7 +97,7 @@ def push(
     ],
     revision: Annotated[str, Option(metavar="BRANCH", help="Its branch (default: main); made if need be.")] = "",
     private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
-    tag: Annotated[str, Option(help="Name this version, like v1; a tag stays where it is.")] = "",
+    tag: Annotated[str, Option(help="Name this version, like v1; tags are not moved.")] = "",
     licence: options.WeightsLicence = "",
 ) -> None:
     """Publish a release on the Hugging Face Hub, in one commit; no image of a patient is uploaded.
@@ -181,9 +181,7 @@ def list_releases(
     root = folder or embedded_releases()
     releases = release_folders(root)
     if not releases:
-        raise ConfigError(
-            f"{root}: is no folder, or holds no release; give the folder that holds the folders of releases"
-        )
+        raise ConfigError(f"{root}: is not a folder of releases; give the folder that contains them")
     rows: list[dict[str, Any]] = []
     for path in releases:
         try:

@@ -79,7 +79,7 @@ def print_report(report: Mapping[str, Any], *, as_json: bool) -> None:
                 rows.append([split["name"], side, f"{counts['images']:,}", f"{counts['subjects']:,}", classes or "–"])
     print_table(["split", "side", "images", "subjects", "classes"], rows)
     if report["without_subject"]:
-        typer.echo(f"{report['without_subject']:,} names tell no subject: nothing is known of these people")
+        typer.echo(f"{report['without_subject']:,} names do not give a subject: their people are not compared")
     pictures = report.get("pictures")
     if pictures:
         missing = pictures["names_without_picture"]

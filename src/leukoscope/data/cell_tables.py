@@ -244,7 +244,7 @@ def _one_class(entry: Any, row: str) -> str:
 
 
 def folded(name: str) -> str:
-    """A class name as readers take it who see no difference in case, Unicode form or number of blanks."""
+    """A class name without differences in case, Unicode form and number of blanks, to compare it with others."""
     return " ".join(normalize("NFKC", name).casefold().split())
 
 

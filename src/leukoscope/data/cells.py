@@ -217,11 +217,9 @@ def _check_labels(labels: Sequence[str], of_entry: Sequence[str], source: str, n
     alike: dict[str, str] = {}
     for label in sorted(set(labels) - set(of_entry)):
         if label != label.strip() or not label.isprintable():
-            raise DataError(
-                f"{source}: class {label!r} has blanks around its name, or characters that are not seen; rename it"
-            )
+            raise DataError(f"{source}: class {label!r} has blanks around its name, or invisible characters; rename it")
         if folded(label) in RESERVED_LABELS:
-            raise DataError(f"{source}: class {label!r} is called as predictions without a class are; rename it")
+            raise DataError(f"{source}: class {label!r} means in a prediction that no class is given; rename it")
         other = alike.setdefault(folded(label), label)
         if other != label:
             raise DataError(f"{source}: classes {other!r} and {label!r} look alike; give one class one name")

@@ -138,7 +138,7 @@ def _file(path: str | Path) -> Path:
         if file.is_dir():
             raise UnreadableImage(f"{path}: is a folder; name an image file inside it")
         if not file.is_file():
-            raise UnreadableImage(f"{path}: is no regular file but a pipe or a device; name an image file")
+            raise UnreadableImage(f"{path}: is a pipe or a device, not a regular file; name an image file")
         _require_content(file.stat().st_size, path)
     except (OSError, ValueError) as error:  # a name that is too long or holds a zero byte, a folder closed to us
         raise UnreachableImage(
@@ -176,7 +176,7 @@ def _unopened(source: Path | BytesIO) -> str:
     if head[4:8] == b"ftyp":
         return "is a HEIC (iPhones), AVIF or MP4 file; export a picture as JPEG or PNG"
     if head.startswith(tuple(Tiff.PREFIXES)):
-        return "is a TIFF that is damaged or of a kind that is not read here; convert it to 8-bit RGB, or copy it again"
+        return "is a TIFF that is damaged or of a kind that is not supported; convert it to 8-bit RGB, or copy it again"
     if head.startswith(_MAGIC):
         return "is a picture that is damaged or cut short; copy or export it again"
     return "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
@@ -412,14 +412,14 @@ def _tiff_problem(tags: Tiff.ImageFileDirectory_v2) -> str:
     if not (other_colours or several_greys or misread or numbers != _UNSIGNED):
         return ""
     return (
-        f"is a TIFF of a kind that is not read here ({channels} channel(s), photometric interpretation {photometric}, "
+        f"is a TIFF of a kind that is not supported ({channels} channel(s), photometric interpretation {photometric}, "
         f"planar configuration {tags.get(Tiff.PLANAR_CONFIGURATION, 1)}, sample format {numbers})"
     )
 
 
 def _too_large(name: str | Path, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> str:
     extent = f"is {size[0]}×{size[1]} pixels" if size else "is larger than it may be"
-    return f"{name}: {extent}, more than the {max_pixels // 1_000_000} megapixels read here; crop it to its cells first"
+    return f"{name}: {extent}, more than the {max_pixels // 1_000_000} megapixels allowed; crop it to its cells first"
 
 
 DECODING_FUNCTIONS = (

@@ -81,7 +81,7 @@ class Labels:
 
     @classmethod
     def none(cls, folder: ImageFolder) -> Labels:
-        """Those of a folder whose data set names everything in its paths."""
+        """No tables, for a folder whose data set names everything in its paths."""
         return cls(folder.root, (), {})
 
     @property

@@ -206,7 +206,7 @@ def class_on_path(file: str, classes: Iterable[str]) -> str:
 
 
 def check_classes_on_paths(files: Iterable[tuple[str, str]], classes: Iterable[str]) -> None:
-    """Refuse pictures in a folder that is called like another class than theirs.
+    """Refuse pictures in a folder with the name of another class.
 
     Args:
         files: (path, class) of each picture, the path as of `class_on_path`.

@@ -286,7 +286,7 @@ def _cell_ids(table: Dataset, first: int, source: str) -> list[str]:
             ids = file_names
     if len(set(ids)) < len(ids):
         twice = next(cell for cell, count in Counter(ids).items() if count > 1)
-        raise DataError(f"{source}: cell {twice} is there more than once; give every row its own cell_id")
+        raise DataError(f"{source}: cell {twice} appears more than once; give every row its own cell_id")
     return ids
 
 

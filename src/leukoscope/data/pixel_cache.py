@@ -197,7 +197,7 @@ def without_damaged(data: LoadedCells) -> LoadedCells:
 def each_picture(
     rows: Dataset, use: Callable[[int, Image.Image], _T], label: str, *, ground: RgbColour = BLACK_RGB
 ) -> tuple[list[_T | None], dict[str, str]]:
-    """What `use` makes of each row and its RGB picture, None for damaged ones; and cell id → message for these.
+    """Call `use` with each row and its RGB picture: the results (None for damaged pictures), and cell id → message.
 
     Transparent parts are filled with `ground`.
 

@@ -48,21 +48,21 @@ class Preprocessing:
         """
         _, height, width = cfg["input_size"]
         if height != width:
-            raise ValueError(f"input_size is {list(cfg['input_size'])}, no square; only square inputs are framed here")
+            raise ValueError(f"input_size is {list(cfg['input_size'])}, not a square; only square inputs are supported")
         crop_pct = cfg["crop_pct"]
         interpolation = cfg["interpolation"]
         if cfg.get("crop_mode", "center") != "center":
             raise ValueError(f"crop_mode is {cfg['crop_mode']!r}; only the central crop, 'center', is made here")
         if not 0 < crop_pct <= 1:
-            raise ValueError(f"crop_pct is {crop_pct!r}, no share of the picture")
+            raise ValueError(f"crop_pct is {crop_pct!r}, not a share of the picture")
         if not isinstance(width, int) or not 1 <= width <= MAX_INPUT:
-            raise ValueError(f"input_size is {list(cfg['input_size'])}; sides of 1 to {MAX_INPUT} pixels are read here")
+            raise ValueError(f"input_size is {list(cfg['input_size'])}; sides of 1 to {MAX_INPUT} pixels are supported")
         resized = width / crop_pct
         if resized > MAX_RESIZED:
             size = f"{resized:.0f} pixels, more than {MAX_RESIZED}"
             raise ValueError(f"crop_pct is {crop_pct!r} at {width} pixels: every picture would be resized to {size}")
         if not isinstance(interpolation, str):
-            raise ValueError(f"interpolation is {interpolation!r}, no name of a filter")
+            raise ValueError(f"interpolation is {interpolation!r}, not the name of a filter")
         Image.Resampling[interpolation.upper()]
         for key, least in (("mean", 0), ("std", LEAST_STD)):
             values = cfg[key]

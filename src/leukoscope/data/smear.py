@@ -159,7 +159,7 @@ def measure_stain(image: Image.Image) -> Stain:
     if not stained.any():
         return stain
     if np.percentile(np.ptp(density[stained], axis=-1), 95) < GREY_SPREAD:
-        raise UnusableSmear("the picture is grey: nuclei are told by their stain; give the colour photograph")
+        raise UnusableSmear("the picture is grey: nuclei are found by their stain; give the colour photograph")
     threshold = threshold_otsu(level[stained])
     # With hardly a nucleus in the picture, Otsu's threshold divides the red cells.
     below = level[stained & (level <= threshold)]

@@ -216,8 +216,8 @@ def _read_table(path: Path) -> SplitLists:
         raise LeukoscopeError(f"--split_file {path}: has no column of file names ({', '.join(_NAME_COLUMNS[:5])} …)")
     if not side_column:
         raise LeukoscopeError(
-            f"--split_file {path}: has no column that says the side ({', '.join(_SIDE_COLUMNS[:5])} …); for one list a "
-            "side, give the folder that holds train.txt and test.txt"
+            f"--split_file {path}: has no column that says the side ({', '.join(_SIDE_COLUMNS[:5])} …); for one list "
+            "per side, give the folder that holds train.txt and test.txt"
         )
     names = table[name_column]
     words = table[side_column]

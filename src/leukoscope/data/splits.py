@@ -364,7 +364,7 @@ class _Cells:
         group, count = largest_group(cells)
         if self.group != "cell" and count > LARGEST_SHARE * len(test):
             share = f"{count / len(test):.0%}"
-            notes.append(f"{self.group} {group} owns {share} of the test cells: read the figures by {self.group}")
+            notes.append(f"{self.group} {group} has {share} of the test cells: read the figures by {self.group}")
         split = Split(
             strategy=strategy,
             group=self.group,
@@ -381,7 +381,7 @@ class _Cells:
 
 
 def largest_group(cells: Mapping[str, int]) -> tuple[str, int]:
-    """The group that owns most cells, and how many; ("", 0) where there is no group."""
+    """The group with most cells, and how many; ("", 0) where there is no group."""
     if not cells:
         return "", 0
     group = max(cells, key=cells.__getitem__)
@@ -460,7 +460,7 @@ def _no_blocks(data: LoadedCells, strategy: str = "block") -> str:
 
 
 def _how_to_name_subjects(data: LoadedCells) -> str:
-    """The beginning of an advice: the flag that names the subjects of a data set; "" where there is none."""
+    """Advice on the flag that names the subjects of a data set; "" where there is none."""
     if data.info.name == "imagefolder":
         return "give --subject_pattern or --labels, or "
     if "/" in data.info.name:

@@ -1,4 +1,4 @@
-"""Whose cells pictures show: what a table among them says, else what their names let one guess.
+"""The subject of each picture: from a table that lies among the pictures, else guessed from their names.
 
 `leukoscope patient` asks for a folder, the demo for what a visitor gives: pictures, zips, and tables among them.
 """
@@ -35,7 +35,7 @@ _MOST_NAMED = 5  # subjects in a sentence
 
 @dataclass(frozen=True)
 class PictureSubjects:
-    """Whose cells pictures show.
+    """The subject of each picture.
 
     Attributes:
         subject_of: picture → its subject, for every picture; {} where neither a table nor the names tell them.
@@ -150,7 +150,7 @@ def _rows_of_tables(
 
 
 def _joined(picture: str, row: _NamedRow, other: _NamedRow) -> _NamedRow:
-    """What two tables say of one picture together."""
+    """One row of what two tables say of a picture; an error where they differ."""
     for kind in ("subject", "label"):
         first = getattr(row, kind)
         second = getattr(other, kind)

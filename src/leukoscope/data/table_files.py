@@ -116,7 +116,7 @@ def _header(name: str, text: str, separator: str, fix: str) -> list[str]:
     try:
         return _read_csv(text, separator, nrows=1).iloc[0].tolist()
     except ParserError as error:
-        raise DataError(f"{name}: its header is no CSV ({first_line(error)}); {fix}") from None
+        raise DataError(f"{name}: its header is not CSV ({first_line(error)}); {fix}") from None
 
 
 def _rows(
@@ -137,7 +137,7 @@ def _rows(
         long_row = re.search(r"in line (\d+), saw (\d+)", str(error))
         if long_row:
             raise long_row_error(name, lines_before + int(long_row[1]), int(long_row[2]), len(header)) from None
-        raise DataError(f"{name}: is no CSV ({first_line(error)}); {fix}") from None
+        raise DataError(f"{name}: is not CSV ({first_line(error)}); {fix}") from None
 
 
 def long_row_error(name: str, number: int, entries: int, columns: int) -> DataError:
@@ -197,7 +197,7 @@ def _decoded(name: str, content: bytes) -> str:
         except UnicodeDecodeError:
             raise DataError(f"{name}: is damaged UTF-16; export it again") from None
     if b"\0" in content or content.startswith(b"PK\x03\x04"):
-        raise DataError(f"{name}: is no text; export the table as CSV (UTF-8)")
+        raise DataError(f"{name}: is not a text file; export the table as CSV (UTF-8)")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:

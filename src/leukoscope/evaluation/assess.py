@@ -80,7 +80,7 @@ def assess(directory: Path, cells: FramedCells | None = None) -> Path:
         made_from = metrics["data"]["fingerprint"][:12]
         tested = cells.data.fingerprint[:12]
         raise DataError(
-            f"{directory}: was made from other cells (fingerprint {made_from}, these are {tested}); assess it "
+            f"{directory}: was trained on other cells (fingerprint {made_from}, these are {tested}); assess it "
             "with the data it was trained on"
         )
     evaluations = [
@@ -232,7 +232,7 @@ def _write_release(
 
 
 def fit_on_validation(directory: Path, predictions: CellPredictions, cells: FramedCells, split: Split) -> None:
-    """Fit what decides in the release of a single training, so that it abstains and refuses; says what cannot be.
+    """Fit temperature, thresholds and OOD detector of a single training's release; note what cannot be fitted.
 
     Args:
         directory: the release, without calibration, decisions and OOD detector; changed in place.

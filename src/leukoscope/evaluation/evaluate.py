@@ -154,7 +154,7 @@ def match_labels(
     for their in label_map:
         if their.casefold() not in {label.casefold() for label in theirs}:
             raise DataError(
-                f"--label_map {their}={label_map[their]}: {their!r} is no class of the model, which has "
+                f"--label_map {their}={label_map[their]}: {their!r} is not a class of the model, which has "
                 f"{', '.join(theirs)}; correct or leave it out"
             )
     index = {label.casefold(): k for k, label in enumerate(ours)}
@@ -234,14 +234,14 @@ def build_evaluation(predicted: ModelPredictions, cells: SelectedCells, *, seed:
     """Compute the content of evaluation.json from the predictions of these cells.
 
     Raises:
-        LeukoscopeError: not one cell was predicted.
+        LeukoscopeError: no cell was predicted.
     """
     predictions = predicted.predictions
     unreadable = cells.data.unreadable
     release = predicted.release
     if not predictions.cell_ids:
         reason = next(iter((*predicted.left_out, *unreadable)), "no cell was given")
-        raise DataError(f"{predicted.name}: not one cell was predicted ({reason}); check the cells and --split")
+        raise DataError(f"{predicted.name}: no cell was predicted ({reason}); check the cells and --split")
     try:
         by_subject = bootstrap.subject_intervals(predictions, seed=seed)
         missing = ""

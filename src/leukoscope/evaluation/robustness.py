@@ -270,7 +270,7 @@ def add_robustness(directory: Path, cells: FramedCells, split: Split, at_most: i
             directory, cells, split.validation, estimates=VALIDATION_ESTIMATES, at_most=at_most
         )
     except LeukoscopeError as error:
-        note(f"this release does not say how it holds under small changes: {error}")
+        note(f"robustness was not measured: {error}")
         return
     write_metrics(directory, {**read_metrics(directory), ROBUSTNESS_BLOCK: block})
 
@@ -323,7 +323,7 @@ def _detectors_of_folds(cells: FramedCells, folds: Sequence[CellPredictions]) ->
                 detector, _ = fit_detector(statistics[others], subjects[others].tolist())
                 detectors.append(detector)
         except LeukoscopeError as error:
-            note(f"no changed picture is refused in the block of small changes: {error}")
+            note(f"robustness: no OOD detector for the folds, so no changed picture is refused: {error}")
             return [None] * len(folds)
     return detectors
 

@@ -238,8 +238,7 @@ def _require_access(api: HfApi, to: Destination) -> None:
     commit = next((tag.target_commit for tag in tags if tag.name == to.tag), "")
     if commit:
         raise ReleaseError(
-            f"{to.id}: has the tag {to.tag} already (commit {commit[:12]}), and a tag stays where it is; name another "
-            "one"
+            f"{to.id}: has the tag {to.tag} already (commit {commit[:12]}), and tags are not moved; name another one"
         )
 
 
@@ -335,6 +334,6 @@ def _require_predictions_only(path: Path) -> None:
             fits = all(re.fullmatch(r"[0-9a-f]{16}|", value or "") for value in hashes)
         if not fits:
             raise ReleaseError(
-                f"{path}: column {column.name} ({column.type}) is no prediction; only cell ids, subjects, labels, "
+                f"{path}: column {column.name} ({column.type}) is not a prediction; only cell ids, subjects, labels, "
                 "areas, folds, hashes and probabilities are published — remove it"
             )

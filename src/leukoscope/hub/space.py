@@ -117,7 +117,7 @@ def _space_folder(out: Path) -> Iterator[Path]:
     """A folder that becomes `out`, completely or not at all; of what is there, only our own Space is replaced."""
     is_space = not is_git_clone(out) and (_holds(out, APP, LIST, PACKAGE) or _holds(out, PAGE, SCRIPT, SETTINGS))
     if out.exists() and not is_space and (not out.is_dir() or any(out.iterdir())):
-        raise ReleaseError(f"{out}: is there and holds no Space made by this command; name a new folder")
+        raise ReleaseError(f"{out}: exists and was not made by this command; name a new folder")
     with disk_errors(f"{out}: the Space cannot be written there", "name another folder"):
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(out) as folder:

@@ -155,7 +155,7 @@ class Predictor:
     def __init__(self, release: ReleaseInfo, runtime: Runtime = Runtime()):
         if not isinstance(release, ReleaseInfo):
             raise LeukoscopeError(
-                f"Predictor({reprlib.repr(release)}): takes a release that was read; give a folder or a Hub id to "
+                f"Predictor({reprlib.repr(release)}): needs a release, not its name; give a folder or a Hub id to "
                 "Predictor.from_pretrained"
             )
         self.release = release

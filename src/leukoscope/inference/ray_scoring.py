@@ -67,7 +67,7 @@ def remote_source(url: str) -> CellSource:
         files, root = fsspec.core.url_to_fs(url)
         there = files.find(root, detail=True)
     except (ImportError, OSError, ValueError) as error:
-        raise LeukoscopeError(f"{url}: cannot be listed ({error}); check the address and who may read") from None
+        raise LeukoscopeError(f"{url}: cannot be listed ({error}); check the address and your access") from None
     cells = []
     states = {}
     for path, details in sorted(there.items()):

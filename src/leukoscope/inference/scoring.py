@@ -132,7 +132,7 @@ def open_subjects(named: str, *, subject_pattern: str | None = None) -> CellSour
     if any("/" in cell.cell_id for cell in source.cells):
         note = f"Subjects are the folders directly in {source.folder}."
     else:
-        note = f"All cells of {source.folder} are taken for those of one subject."
+        note = f"All cells of {source.folder} count as one subject's."
     return replace(source, report=f"{source.report}\n{note}".strip())
 
 
@@ -251,7 +251,9 @@ def check_output(output: Path) -> None:
     """Raise `LeukoscopeError` for another kind of file than a table, or one that is already there."""
     if output.suffix.lower() not in OUTPUT_SUFFIXES:
         kinds = ", ".join(OUTPUT_SUFFIXES)
-        raise LeukoscopeError(f"--output {output}: is no kind of table written here; give a name that ends in {kinds}")
+        raise LeukoscopeError(
+            f"--output {output}: is not a table format that can be written; give a name that ends in {kinds}"
+        )
     if output.exists():
         raise LeukoscopeError(f"--output {output}: is already there; move it, or name another file")
 

@@ -257,7 +257,7 @@ def copy_weights(network: nn.Module, donor: nn.Module, outputs: Sequence[int] | 
     different |= {name for name in state.keys() & copied.keys() if state[name].shape != copied[name].shape}
     if different:
         raise LeukoscopeError(
-            f"{source}: is another network than the recipe's ({len(different)} tensors differ, e.g. "
+            f"{source}: is not the recipe's network ({len(different)} tensors differ, e.g. "
             f"{min(different)}); follow the release's own recipe"
         )
     network.load_state_dict(copied)

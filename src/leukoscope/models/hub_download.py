@@ -49,7 +49,7 @@ HUB_TIMEOUT = 4.0  # seconds until the Hub counts as unreachable
 RELEASE_FILES = (CONFIG_FILE, WEIGHTS_FILE, METRICS_FILE, CARD_FILE, OOD_FILE)
 # With a release's predictions, which name its training cells, cells that are no test of it can be told.
 KNOWN_CELLS = (*RELEASE_FILES, f"{PREDICTIONS_FOLDER}/*.parquet")
-_NOT_OPEN = "no model on the Hub that is open to anybody; check the name, or ask whoever runs this to offer it"
+_NOT_OPEN = "not a public model on the Hub; check the name, or ask whoever runs this to offer it"
 _log = logging.getLogger("leukoscope")
 
 
@@ -99,7 +99,7 @@ def fetch_files(
         hub_id: `owner/name`.
         revision: branch, tag or commit; None for the main branch.
         patterns: names of the files, as of `fnmatch`.
-        anonymous: open only what is open to anybody. No token is sent, a gated model is refused, and so is the cached
+        anonymous: open only public models. No token is sent, a gated model is refused, and so is the cached
             copy while the Hub cannot be reached: this machine's owner may have downloaded it with a token.
 
     Raises:

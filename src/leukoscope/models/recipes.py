@@ -242,7 +242,7 @@ def with_overrides(recipe: _Recipe, assignments: Iterable[str]) -> _Recipe:
             value, written = read_yaml(text)
         except yaml.YAMLError:
             raise LeukoscopeError(
-                f"--override {assignment}: {text!r} is no YAML; give e.g. 0.4, true or null"
+                f"--override {assignment}: {text!r} is not YAML; give e.g. 0.4, true or null"
             ) from None
         problem = misread_number(value, written)
         if problem and not isinstance(part, str):

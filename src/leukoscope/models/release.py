@@ -152,7 +152,7 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
         preprocessing = Preprocessing.from_pretrained_cfg(config["pretrained_cfg"])
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise LeukoscopeError(
-            f"{root / CONFIG_FILE}: pretrained_cfg has no preprocessing that is known here ({error}); restore it, or "
+            f"{root / CONFIG_FILE}: pretrained_cfg has no preprocessing that is supported ({error}); restore it, or "
             "give another release"
         ) from None
     return ReleaseInfo(tuple(labels), preprocessing, metrics, name or str(root), revision, root, config)
@@ -236,14 +236,13 @@ def read_metrics(root: Path) -> dict[str, Any]:
     version = metrics.get("schema_version", SCHEMA_VERSION)  # other packages write none
     if version != SCHEMA_VERSION:
         raise LeukoscopeError(
-            f"{path}: schema_version is {version!r}, and {SCHEMA_VERSION} is read here; get the release anew, or use "
-            "the version of Leukoscope that made it"
+            f"{path}: schema_version is {version!r}, and {SCHEMA_VERSION} is supported; download the release again, or "
+            "use the version of Leukoscope that made it"
         )
     recorded = metrics.get(CHECKSUM_BLOCK)
     if recorded and recorded.get(METRICS_FILE) != _deciding_sha256(metrics):
         raise LeukoscopeError(
-            f"{path}: damaged, or changed by hand (its blocks that decide are not those of its checksum); download or "
-            "copy the release again"
+            f"{path}: damaged, or changed by hand (its checksum does not match); download or copy the release again"
         )
     return metrics
 

@@ -68,7 +68,7 @@ def save_release(
     outputs = network.num_classes
     if not is_timm_model(network):
         raise LeukoscopeError(
-            f"{target}: {type(network).__name__} is no timm model; a release contains no code, so that nothing could "
+            f"{target}: {type(network).__name__} is not a timm model; a release contains no code, so nothing could "
             "load it"
         )
     if outputs != len(labels):

@@ -72,7 +72,7 @@ def choose_precision(config: TrainingConfig, recipe: Recipe, on_gpu: bool) -> Pr
     else:
         return _default_precision(recipe, on_gpu, emulated)
     if chosen.name not in TRAINING_PRECISIONS:
-        raise LeukoscopeError(f"{flag} {chosen.name}: unknown here; give one of {', '.join(TRAINING_PRECISIONS)}")
+        raise LeukoscopeError(f"{flag} {chosen.name}: unknown; give one of {', '.join(TRAINING_PRECISIONS)}")
     if chosen.name == "fp16" and not on_gpu:
         raise LeukoscopeError(f"{flag} fp16: needs a GPU, and this run has none; give bf16 or no")
     return chosen

@@ -79,7 +79,7 @@ def follow_model(flags: Mapping[str, Any]) -> dict[str, Any]:
     try:
         prepared = Preprocessing.from_pretrained_cfg(cfg)
     except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise LeukoscopeError(f"--model_name_or_path {name}: its pretrained_cfg cannot be followed ({error})") from None
+        raise LeukoscopeError(f"--model_name_or_path {name}: its pretrained_cfg is not supported ({error})") from None
     recipe = timm_recipe(architecture, "--model_name_or_path")
     differ = [k for k in ("mean", "std", "interpolation") if getattr(prepared, k) != getattr(recipe, k)]
     settings = [f"{k}={json.dumps(getattr(prepared, k))}" for k in differ]
