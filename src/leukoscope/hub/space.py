@@ -55,8 +55,8 @@ PYTHON_VERSION = "3.12"
 ZERO_GPU_VERSIONS = {"torch": ">=2.8,<2.12", "torchvision": ">=0.23,<0.27"}
 # What only training, measuring and the command line run.
 _LEFT_OUT = (
-    *("__pycache__", "*.pyi", "__main__.py", "api.py", "audit.py", "cli", "hub", "protocol.py", "training"),
-    *("assess.py", "augmentation.py", "build.py", "card.py", "evaluate.py", "robustness.py"),
+    *("__pycache__", "*.pyi", "__main__.py", "api.py", "audit.py", "benchmark.py", "cli", "hub", "protocol.py"),
+    *("training", "assess.py", "augmentation.py", "build.py", "card.py", "evaluate.py", "robustness.py"),
     *("ray_scoring.py", "recipes.py", "thresholds.py"),
 )
 _NOT_NEEDED = ("accelerate", "evaluate", "transformers", "typer")
