@@ -126,7 +126,7 @@ def test_a_table_of_all_cells_is_measured_and_gives_the_hub_s_entry(rows: list[d
     ("line", "message"),
     [
         ("UID_999_1_1_all.bmp,0.5,0.5", "row 2, UID_999_1_1_all.bmp: is not a cell of cnmc2019-subjects; leave it out"),
-        ("cat.png,0.5,0.5", "row 2, cat.png: is no cell"),
+        ("cat.png,0.5,0.5", "row 2, cat.png: is not a cell"),
         ("UID_11_10_1_all.bmp,0.9,0.9", "its probabilities are not from 0 to 1 with the sum 1"),
         ("UID_11_10_1_all.bmp,nan,0.5", "its probabilities are not from 0 to 1 with the sum 1"),
         ("UID_11_10_1_all.bmp,,0.5", "its probabilities are not from 0 to 1 with the sum 1"),
