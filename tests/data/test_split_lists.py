@@ -106,7 +106,7 @@ def test_a_pickle_in_an_array_is_not_loaded(tmp_path: Path) -> None:
         ("split.csv", "file,split,split\na.png,train,test\n", "has two columns 'split'; rename or delete one"),
         ("split.csv", "file,split\n", "column 'file' has an entry that names no file, or none at all"),
         ("split.csv", "file,split\n,train\n", "column 'file' has an entry that names no file, or none at all"),
-        ("split.csv", "PK\x03\x04\0", "is no text; export the table as CSV (UTF-8)"),
+        ("split.csv", "PK\x03\x04\0", "is not a text file; export the table as CSV (UTF-8)"),
         ("split.json", '{"train": [0], "test": [1]}', "holds row numbers such as 0; give the folder of the images"),
         ("split.json", '{"files": ["a.png"], "train": [0], "test": [7]}', "row 7 is none of the 1 files"),
         ("split.json", '{"train": [true]}', "True is neither a file name nor a row number"),
