@@ -132,7 +132,8 @@ def main() -> None:
         if not flags.releases:
             benchmark = publish_benchmark(flags.owner)
             spaces = publish_spaces(flags.owner, models, flags.onnxruntime_web, demo=flags.space)
-            kinds = {**dict.fromkeys(models, "model"), benchmark: "dataset", **dict.fromkeys(spaces, "space")}
+            kinds: dict[str, Literal["model", "dataset", "space"]] = dict.fromkeys(models, "model")
+            kinds |= {benchmark: "dataset"} | dict.fromkeys(spaces, "space")
             collect(flags.owner, list(kinds.items()))
     except LeukoscopeError as error:
         sys.exit(f"error: {error}")

@@ -249,7 +249,7 @@ def test_a_named_revision_is_pinned_and_another_followed(hub: Hub, model: str) -
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("cells", "cells: no such folder, and no Hub id either"),
+        ("cells", "cells: is neither a folder nor a Hub id"),
         ("lab/none", "lab/none: the Hub has no such repository, or none that your token may see; check the name and"),
         ("lab/cells@v9", "lab/cells@v9: the repository has no such revision; name another one"),
         ("lab/empty", "lab/empty: has no config.json, so the Space could not load it"),

@@ -353,9 +353,9 @@ def test_a_malformed_name_is_refused() -> None:
         with pytest.raises(LeukoscopeError) as error:
             Predictor.from_pretrained(name)
         assert str(error.value) == (
-            f"{name}: no such folder, and no Hub id either; give a release folder, a name that `leukoscope release "
-            "list` shows, owner/name or owner/name@revision (of the releases in the repository, a wheel brings only "
-            "leukoscope-densenet169-cnmc: clone it for the others, or take them from the Hub)"
+            f"{name}: is neither a folder nor a Hub id; give a release folder, a name that `leukoscope release "
+            "list` shows, owner/name or owner/name@revision (a wheel contains only "
+            "leukoscope-densenet169-cnmc: for other releases clone the repository, or use the Hub)"
         )
 
 

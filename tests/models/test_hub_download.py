@@ -71,7 +71,7 @@ def test_a_copy_without_the_embedded_releases_finds_hub_ids(
 ) -> None:
     monkeypatch.setattr("leukoscope.files._HOMES", (tmp_path,))
     assert find_release(ID)[1] == ID
-    with pytest.raises(LeukoscopeError, match="^name: no such folder, and no Hub id either"):
+    with pytest.raises(LeukoscopeError, match="^name: is neither a folder nor a Hub id"):
         find_release("name")
 
 

@@ -277,7 +277,7 @@ def test_no_such_release_and_a_pickle_are_refused_with_the_flag(
     tmp_path: Path, cells: FramedCells, split: Split
 ) -> None:
     message = _refusal(_network(2), tmp_path / "nowhere", cells, split)
-    assert message.startswith(f"--model_name_or_path {tmp_path / 'nowhere'}: no such folder, and no Hub id either")
+    assert message.startswith(f"--model_name_or_path {tmp_path / 'nowhere'}: is neither a folder nor a Hub id")
     folder = _release(tmp_path / "r", _network(1))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "no such weights file; give a .safetensors file" in _refusal(_network(2), folder, cells, split)

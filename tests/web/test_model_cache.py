@@ -284,7 +284,7 @@ def test_a_visitor_opens_nothing_with_the_host_s_token(
     assert ModelCache({}).predictor("lab/open").labels == ("ALL", "HEM")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert ModelCache({}, ["lab/private"]).predictor("lab/private").labels == ("ALL", "HEM")
-    with pytest.raises(LeukoscopeError, match="^lab/private: the Hub cannot be reached .* open to anybody; try again"):
+    with pytest.raises(LeukoscopeError, match="^lab/private: the Hub cannot be reached .* is public; try again"):
         ModelCache({}).predictor("lab/private")
 
 

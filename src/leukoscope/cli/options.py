@@ -83,8 +83,8 @@ def _shown(error: UnicodeError) -> tuple[str, int]:
     r"""Bytes of a file's name that are not UTF-8 as `\xff`, as `shown_name` does, and "?" for what a stream lacks."""
     assert isinstance(error, UnicodeEncodeError)
     letters = error.object[error.start : error.end]
-    shown = [shown_name(letter) if "\udc80" <= letter <= "\udcff" else "?" for letter in letters]
-    return "".join(shown), error.end
+    parts = [shown_name(letter) if "\udc80" <= letter <= "\udcff" else "?" for letter in letters]
+    return "".join(parts), error.end
 
 
 _SHOWN = "leukoscope-shown"

@@ -105,7 +105,7 @@ def size_only_out_of_fold(
 ) -> CellPredictions | None:
     """Predict the cells of each fold from their areas alone, fitted on the other folds; None without areas or folds.
 
-    Probabilities presume the class frequencies of those folds, or the (K,) `frequencies` (Saerens et al. 2002,
+    Probabilities assume the class frequencies of those folds, or the (K,) `frequencies` (Saerens et al. 2002,
     doi:10.1162/089976602753284446).
     """
     if predictions.areas is None or predictions.folds is None:

@@ -50,7 +50,7 @@ def fit_temperature(predictions: CellPredictions) -> float:
     """Fit the temperature under which the true classes are most likely (Guo et al. 2017), in `TEMPERATURE_BOUNDS`.
 
     Cells weigh by `fit_weights`: a subject with many cells does not decide the confidence for all others, and of two
-    classes none is presumed to be more frequent.
+    classes, both are assumed equally frequent.
     """
     from scipy.optimize import minimize_scalar
 

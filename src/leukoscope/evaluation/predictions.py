@@ -73,7 +73,7 @@ class CellPredictions:
     def fit_weights(self) -> np.ndarray:
         """(N,) float: subjects weigh the same and, of two classes, both classes; all 1 where a subject is not known.
 
-        With two classes no fit presumes that one is more frequent; more classes keep the data's frequencies.
+        With two classes, fits assume equal class frequencies; with more, those of the data.
         """
         weights = self.subject_weights
         if weights is None:

@@ -47,7 +47,7 @@ _CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SHA256_LETTERS = 64
 HUB_TIMEOUT = 4.0  # seconds until the Hub counts as unreachable
 RELEASE_FILES = (CONFIG_FILE, WEIGHTS_FILE, METRICS_FILE, CARD_FILE, OOD_FILE)
-# With a release's predictions, which name its training cells, cells that are no test of it can be told.
+# The predictions of a release name its training cells, so that these are not taken for a test.
 KNOWN_CELLS = (*RELEASE_FILES, f"{PREDICTIONS_FOLDER}/*.parquet")
 _NOT_OPEN = "not a public model on the Hub; check the name, or ask whoever runs this to offer it"
 _log = logging.getLogger("leukoscope")
@@ -81,9 +81,9 @@ def parse_hub_id(model: str) -> tuple[str, str | None]:
         validate_repo_id(match["id"])
     except HFValidationError:
         raise LeukoscopeError(
-            f"{model}: no such folder, and no Hub id either; give a release folder, a name that `leukoscope release "
-            "list` shows, owner/name or owner/name@revision (of the releases in the repository, a wheel brings only "
-            f"{DEFAULT_RELEASE}: clone it for the others, or take them from the Hub)"
+            f"{model}: is neither a folder nor a Hub id; give a release folder, a name that `leukoscope release "
+            "list` shows, owner/name or owner/name@revision (a wheel contains only "
+            f"{DEFAULT_RELEASE}: for other releases clone the repository, or use the Hub)"
         ) from None
     return match["id"], match["revision"]
 
@@ -115,8 +115,8 @@ def fetch_files(
         except HubUnreachable as reason:
             if anonymous:
                 raise LeukoscopeError(
-                    f"{wanted}: the Hub cannot be reached ({reason}), which alone knows whether this model is open to "
-                    "anybody; try again later, or ask whoever runs this to offer the model"
+                    f"{wanted}: the Hub cannot be reached ({reason}) to ask whether this model is public; try again "
+                    "later, or ask whoever runs this to offer the model"
                 ) from None
             folder = _cached_copy(hub_id, revision, patterns, reason)
         else:

@@ -132,14 +132,14 @@ def rescale_classifier(network: nn.Module, temperature: float) -> nn.Module:
 
 
 def training_frequencies(recipe: Recipe, class_counts: torch.Tensor) -> torch.Tensor:
-    """(K,) class frequencies that a network presumes after training: even where classes weigh so, else the cells'."""
+    """(K,) class frequencies that a network assumes after training: equal if classes weigh the same, else the cells'."""
     if recipe.class_weighted or recipe.sampling != "cells":
         class_counts = torch.ones_like(class_counts)
     return _sum_to_one(class_counts)
 
 
 def output_frequencies(flag_words: Sequence[str], labels: Sequence[str], class_counts: torch.Tensor) -> torch.Tensor:
-    """Compute the (K,) class frequencies that a release's probabilities presume, from --class_frequencies.
+    """Compute the (K,) class frequencies that a release's probabilities assume, from --class_frequencies.
 
     Empty stands for "equal" with two classes, and for "data", the (K,) `class_counts` of training cells, with more.
 
@@ -167,7 +167,7 @@ def output_frequencies(flag_words: Sequence[str], labels: Sequence[str], class_c
 
 
 def shift_class_frequencies(network: nn.Module, before: torch.Tensor, after: torch.Tensor) -> None:
-    """Make a network's probabilities presume the (K,) class frequencies `after` instead of `before`.
+    """Make a network's probabilities assume the (K,) class frequencies `after` instead of `before`.
 
     The logarithm of their ratio is added to the last bias, which is exact where classes look the same at any frequency
     (Saerens et al. 2002, doi:10.1162/089976602753284446).

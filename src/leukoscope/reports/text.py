@@ -31,7 +31,7 @@ SHORT = {
 }
 FOREIGN_PARTS = {"ood_colour": "colour", "ood_texture": "texture", "ood_shape": "size or outline"}
 """Code of a reason → what of a picture is unlike the training cells."""
-# From this probability a class is told without reserve.
+# From this probability on, the text says "Looks like" rather than "Probably".
 FIRM = 0.9
 _ROWS = ("upper", "middle", "lower")
 _COLUMNS = ("left", "centre", "right")
@@ -94,7 +94,7 @@ def decision_text(decision: Decision, probabilities: Mapping[str, float], metric
         return DecisionText(SHORT[decision.outcome], headline, reasons, has_class=False)
     name = decision.label
     share = percent(probabilities[name])
-    # One scale of words for all models; how far to trust each is told beside it.
+    # One scale of words for all models; beside it stands how far to trust each.
     short = f"{class_words(probabilities[name])} {one(name)}"
     if not measured_on_people(metrics):
         return DecisionText(short, f"{named(name)}: {share}, but {unmeasured(metrics)}.", reasons, soft=True)
@@ -103,7 +103,7 @@ def decision_text(decision: Decision, probabilities: Mapping[str, float], metric
 
 
 def class_words(share: float) -> str:
-    """How firmly a class of this probability is told, by its whole percentage: the one that stands beside it."""
+    """The words before a class of this probability; they follow the whole percentage that is shown beside them."""
     if round(100 * share) >= round(100 * FIRM):
         return "Looks like"
     return "Probably"

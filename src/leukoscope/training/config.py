@@ -89,7 +89,7 @@ class DataArguments:
     )
     class_frequencies: list[str] = _flag(
         [],
-        "The class frequencies that the probabilities presume: equal, data (those of the training cells), or a share "
+        "The class frequencies that the probabilities assume: equal, data (those of the training cells), or a share "
         "for each class (ALL=0.4 HEM=0.6) (default: equal for two classes, data for more).",
     )
     split: Strategy | None = _flag(
@@ -387,7 +387,7 @@ def _make_parser(command: str) -> ArgumentParser:
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
-    # Only so can a recipe that was given be told from the default.
+    # None, so that a recipe that was given differs from the default.
     parser.set_defaults(recipe=None)
     return parser
 

@@ -188,7 +188,7 @@ def name_of(release: Release) -> str:
 def _undo_corrections(
     network: nn.Module, metrics: Mapping[str, Any], labels: Sequence[str], frequencies: torch.Tensor
 ) -> list[str]:
-    """Undo a kept head's temperature, let it presume the (K,) `frequencies` of this training, and name both."""
+    """Undo a kept head's temperature, let it assume the (K,) `frequencies` of this training, and name both."""
     undone = []
     now = metrics.get("calibration", {}).get("temperature", 1.0)
     before = metrics.get("recalibration", {}).get("previous_temperature", 1.0)
@@ -197,13 +197,13 @@ def _undo_corrections(
         rescale_classifier(network, 1 / temperature)
         undone.append(f"the temperature {temperature:.3f}")
     training = metrics.get("training", {})
-    # Releases that do not say what their probabilities presume presume the frequencies of their training cells.
+    # Without stated class frequencies, assume those of the training cells.
     shares = training.get("output_frequencies") or training.get("class_frequencies")
     if shares:
         by_name = {label.casefold(): share for label, share in shares.items()}
-        presumed = torch.tensor([by_name[label.casefold()] for label in labels])
-        if not torch.allclose(presumed, frequencies, atol=1e-4):
-            shift_class_frequencies(network, presumed, frequencies)
+        assumed = torch.tensor([by_name[label.casefold()] for label in labels])
+        if not torch.allclose(assumed, frequencies, atol=1e-4):
+            shift_class_frequencies(network, assumed, frequencies)
             undone.append("its class frequencies")
     return undone
 
