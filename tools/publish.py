@@ -132,9 +132,11 @@ def main() -> None:
         if not flags.releases:
             benchmark = publish_benchmark(flags.owner)
             spaces = publish_spaces(flags.owner, models, flags.onnxruntime_web, demo=flags.space)
-            kinds: dict[str, Literal["model", "dataset", "space"]] = dict.fromkeys(models, "model")
-            kinds |= {benchmark: "dataset"} | dict.fromkeys(spaces, "space")
-            collect(flags.owner, list(kinds.items()))
+            members: dict[str, Literal["model", "dataset", "space"]] = dict.fromkeys(models, "model")
+            members[benchmark] = "dataset"
+            for space in spaces:
+                members[space] = "space"
+            collect(flags.owner, list(members.items()))
     except LeukoscopeError as error:
         sys.exit(f"error: {error}")
 

@@ -132,7 +132,7 @@ def rescale_classifier(network: nn.Module, temperature: float) -> nn.Module:
 
 
 def training_frequencies(recipe: Recipe, class_counts: torch.Tensor) -> torch.Tensor:
-    """(K,) class frequencies that a network assumes after training: equal if classes weigh the same, else the cells'."""
+    """(K,) class frequencies that a network assumes after training: equal, or those of the cells."""
     if recipe.class_weighted or recipe.sampling != "cells":
         class_counts = torch.ones_like(class_counts)
     return _sum_to_one(class_counts)
