@@ -33,6 +33,8 @@ RELEASES = sorted(path.parent for path in (ROOT / "model_card").glob("*/metrics.
 ON_THE_PAGE = "leukoscope-densenet169-cnmc"
 TAG = f"v{__version__}"
 TITLE = "Leukoscope"
+Member = tuple[str, Literal["model", "dataset", "space"]]
+"""Of a collection: its id, and what it is."""
 ABOUT = "Classifiers of white blood cells for research on leukaemia, measured on people they never saw. No diagnosis."
 
 
@@ -89,8 +91,8 @@ def publish_spaces(owner: str, models: Sequence[str], runtime: Path | None, *, d
     return ids
 
 
-def collect(owner: str, members: Sequence[tuple[str, Literal["model", "dataset", "space"]]]) -> None:
-    """Make a collection hold these, each an id and its kind, and leave what else is in it."""
+def collect(owner: str, members: Sequence[Member]) -> None:
+    """Make a collection hold these, and leave what else is in it."""
     try:
         collection = HfApi().create_collection(TITLE, namespace=owner, description=ABOUT, exists_ok=True)
         there = {(member.item_type, member.item_id) for member in collection.items}
@@ -132,11 +134,10 @@ def main() -> None:
         if not flags.releases:
             benchmark = publish_benchmark(flags.owner)
             spaces = publish_spaces(flags.owner, models, flags.onnxruntime_web, demo=flags.space)
-            members: dict[str, Literal["model", "dataset", "space"]] = dict.fromkeys(models, "model")
-            members[benchmark] = "dataset"
-            for space in spaces:
-                members[space] = "space"
-            collect(flags.owner, list(members.items()))
+            members: list[Member] = [(id, "model") for id in models]
+            members.append((benchmark, "dataset"))
+            members += [(id, "space") for id in spaces]
+            collect(flags.owner, members)
     except LeukoscopeError as error:
         sys.exit(f"error: {error}")
 

@@ -307,7 +307,7 @@ def _copies_across(splits: Sequence[NamedSplit], images: Mapping[str, ImageName]
 def _is_copy_pair(name: str, twin: str, images: Mapping[str, ImageName]) -> bool:
     """Whether two names that show one original are the same, or one is a copy; not where their classes differ."""
     if name == twin:
-        return True
+        return images[name].subject != name  # a list of subjects names no image
     labels = {images[name].label, images[twin].label} - {""}
     return len(labels) < 2 and (images[name].is_copy or images[twin].is_copy)
 
@@ -367,6 +367,8 @@ def leak_measurements() -> dict[str, Any]:
 
 def _worth(findings: Sequence[Finding], has_subjects: bool) -> str:
     kinds = {finding.kind for finding in findings}
+    if "side_missing" in kinds:
+        return "Without images to train on and images to test on, nothing can be said of how it does on new subjects."
     if not kinds & {"subjects", "copies"}:
         if not has_subjects:
             return "The names do not give subjects, so it is unknown how it does on new subjects."

@@ -11,6 +11,7 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.split_lists import NamedSplit, is_own_split, read_split_lists, side_named, sides_of_cells
+from leukoscope.split_check import check_split
 
 SIDES = {"train": ("a.png", "b.png"), "validation": ("c.png",), "test": ("d.png",)}
 
@@ -147,3 +148,55 @@ def test_our_own_split_is_told_from_others(tmp_path: Path) -> None:
     assert is_own_split(own)
     assert not is_own_split(other)
     assert not is_own_split(write(tmp_path / "split.csv", "file,split\n"))
+
+
+def test_a_folder_for_each_fold_is_a_cross_validation(tmp_path: Path) -> None:
+    for fold, tested in enumerate(("A", "B")):
+        folder = tmp_path / f"data_fold_{fold}"
+        folder.mkdir()
+        (folder / "train.csv").write_text("patient_name,labels\nC,0\nD,1\n")
+        (folder / "test.csv").write_text(f"patient_name,labels\n{tested},0\n")
+    (tmp_path / "label_map.csv").write_text("label,diagnosis\n0,ALL\n")
+    lists = read_split_lists(tmp_path)
+    assert [(split.name, split.sides["test"]) for split in lists.splits] == [
+        ("data_fold_0", ("A",)),
+        ("data_fold_1", ("B",)),
+    ]
+    assert lists.splits[0].sides["train"] == ("C", "D")
+    assert lists.subjects == {name: name for name in "ABCD"}
+
+
+def test_lists_of_subjects_are_checked_as_subjects(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("patient_name,labels\nABF,3\nAEC,4\nAAA,1\n")
+    (tmp_path / "test.csv").write_text("patient_name,labels\nABF,3\nXYZ,4\n")
+    findings = {finding["kind"]: finding["sentence"] for finding in check_split(tmp_path)["findings"]}
+    assert findings["subjects"].startswith("1 of 2 subjects tested has other images in training, for example ABF")
+    assert "copies" not in findings
+
+
+def test_the_tables_of_sides_say_subjects_and_classes(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("image_name,patient_id,label\na.png,1,ALL\n")
+    (tmp_path / "test.csv").write_text("image_name,patient_id,label\nb.png,1,HEM\n")
+    lists = read_split_lists(tmp_path)
+    assert (lists.subjects, lists.labels) == ({"a.png": "1", "b.png": "1"}, {"a.png": "ALL", "b.png": "HEM"})
+
+
+def test_a_table_without_header_has_the_column_of_images(tmp_path: Path) -> None:
+    for side in ("train", "test"):
+        (tmp_path / f"{side}.csv").write_text(f"0,{side}_1.png\n1,{side}_2.png\n")
+    assert read_split_lists(tmp_path).splits[0].sides["test"] == ("test_1.png", "test_2.png")
+
+
+def test_a_table_of_which_no_column_names_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("patient_files,labels\nSCD_487,1\n")
+    (tmp_path / "test.csv").write_text("patient_files,labels\nSCD_1,1\n")
+    with pytest.raises(LeukoscopeError, match=r"test.csv: no column of patient_files, labels is known to name files"):
+        read_split_lists(tmp_path)
+
+
+def test_folds_of_which_one_has_every_image_are_worth_nothing(tmp_path: Path) -> None:
+    table = tmp_path / "train_folds.csv"
+    table.write_text("image_name,patient_id,kfold\nISIC_1,IP_1,9\nISIC_2,IP_2,9\n")
+    report = check_split(table)
+    assert [finding["kind"] for finding in report["findings"]] == ["side_missing"]
+    assert report["worth"].startswith("Without images to train on and images to test on, nothing can be said")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,8 @@ _SIDE_ALIASES = {
     "test": ("test", "testing", "tst", "holdout", "hold-out", "test_set", "x_test", "test_files", "test_idx"),
 }
 _SIDE_OF = {alias: side for side, aliases in _SIDE_ALIASES.items() for alias in aliases}
-_NAME_COLUMNS = (*FILE_COLUMNS, "name", "cell_id", "image_id", "id", "img", "new_names")
+_NAME_COLUMNS = (*FILE_COLUMNS, "image_name", "img_name", "name", "cell_id", "image_id", "id", "img", "new_names")
+_SUBJECT_COLUMNS = (*SUBJECT_COLUMNS, "patient_name", "case_id")
 _SIDE_COLUMNS = ("split", "side", "set", "subset", "partition", "phase", "usage", "fold", "kfold", "cv_fold")
 _FOLD = re.compile(r"(?:fold[ _-]?)?(\d+)(?:\.0)?", re.IGNORECASE)
 _TABLE_SUFFIXES = (".csv", ".tsv")
@@ -139,21 +140,44 @@ def side_named(text: str) -> str:
 
 
 def _read_folder(folder: Path) -> SplitLists:
+    lists = _lists_of_folder(folder)
+    if any(lists.splits[0].sides.values()):
+        return lists
+    # A folder for each fold, each with its train and test.
+    folds = [_lists_of_folder(path, path.name) for path in sorted(folder.iterdir()) if path.is_dir()]
+    folds = [fold for fold in folds if any(fold.splits[0].sides.values())]
+    if not folds:
+        raise LeukoscopeError(f"--split_file {folder}: holds no list or folder called train, validation or test")
+    subjects: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    for fold in folds:
+        subjects |= fold.subjects
+        labels |= fold.labels
+    return SplitLists(str(folder), tuple(fold.splits[0] for fold in folds), subjects, labels)
+
+
+def _lists_of_folder(folder: Path, name: str = "") -> SplitLists:
+    """The split whose sides are the lists and folders in a folder called train, validation and test; maybe none."""
     sides: dict[str, list[str]] = {}
+    subjects: dict[str, str] = {}
+    labels: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
         side = side_named(path.stem if path.is_file() else path.name)
         if not side or is_junk(path.name):
             continue
         if path.is_dir():
             names = _images_below(path)
+        elif path.suffix.lower() in _TABLE_SUFFIXES:
+            rows = _read_side_table(path)
+            names = rows.names
+            subjects |= rows.subjects
+            labels |= rows.labels
         elif path.suffix.lower() in _LIST_SUFFIXES:
-            names = _read_list(path)
+            names = _read_lines(path)
         else:
             continue
         sides.setdefault(side, []).extend(names)
-    if not any(sides.values()):
-        raise LeukoscopeError(f"--split_file {folder}: holds no list or folder called train, validation or test")
-    return _single(folder, sides)
+    return SplitLists(str(folder), (_named_split(sides, name),), subjects, labels)
 
 
 def _images_below(folder: Path) -> list[str]:
@@ -165,15 +189,56 @@ def _images_below(folder: Path) -> list[str]:
     return names
 
 
-def _read_list(path: Path) -> list[str]:
-    """The names of one side: of a table its column of files, else one name a line."""
-    if path.suffix.lower() in _TABLE_SUFFIXES:
-        table = _table(path)
-        column = _find_column(table, _NAME_COLUMNS)
-        if column:
-            return table[column]
+def _read_lines(path: Path) -> list[str]:
+    """The names of one side, one a line."""
     lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     return [line.strip() for line in lines if line.strip()]
+
+
+class _NamedRows(NamedTuple):
+    """Names of a table, and the subjects and classes that it says of them."""
+
+    names: list[str]
+    subjects: dict[str, str]
+    labels: dict[str, str]
+
+
+def _read_side_table(path: Path) -> _NamedRows:
+    """The names of one side in a table, with a header or without.
+
+    Raises:
+        LeukoscopeError: a table of several columns, none of which is known to name files or subjects.
+    """
+    table = _table(path)
+    if _find_column(table, (*_NAME_COLUMNS, *_SUBJECT_COLUMNS)):
+        return _named_rows(path, table)
+    image_columns = [title for title in table if is_image(title)]
+    if image_columns:  # the first row is no header
+        return _NamedRows([image_columns[0], *table[image_columns[0]]], {}, {})
+    if len(table) > 1:
+        raise LeukoscopeError(
+            f"--split_file {path}: no column of {', '.join(table)} is known to name files or subjects; call it file or "
+            "subject"
+        )
+    return _NamedRows(_read_lines(path), {}, {})
+
+
+def _named_rows(path: Path, table: Mapping[str, list[str]]) -> _NamedRows:
+    """The rows of a table by their files, or by their subjects where it names no file."""
+    subject_column = _find_column(table, _SUBJECT_COLUMNS)
+    label_column = _find_column(table, LABEL_COLUMNS)
+    name_column = _find_column(table, _NAME_COLUMNS) or subject_column
+    names = table[name_column]
+    if not names or "" in names:
+        problem = f"its column {name_column!r} has an entry that names no file, or none at all"
+        raise DataError(f"--split_file {path}: {problem}; name a file in each row")
+    subject_of: dict[str, str] = {}
+    if subject_column:
+        subject_of = dict(zip(names, table[subject_column], strict=True))
+    label_of: dict[str, str] = {}
+    if label_column:
+        label_of = dict(zip(names, table[label_column], strict=True))
+    return _NamedRows(names, subject_of, label_of)
 
 
 def _table(path: Path) -> dict[str, list[str]]:
@@ -210,29 +275,17 @@ def _find_column(columns: Iterable[str], names: Sequence[str]) -> str:
 
 def _read_table(path: Path) -> SplitLists:
     table = _table(path)
-    name_column = _find_column(table, _NAME_COLUMNS)
     side_column = _find_column(table, _SIDE_COLUMNS)
-    if not name_column:
+    if not _find_column(table, (*_NAME_COLUMNS, *_SUBJECT_COLUMNS)):
         raise LeukoscopeError(f"--split_file {path}: has no column of file names ({', '.join(_NAME_COLUMNS[:5])} …)")
     if not side_column:
         raise LeukoscopeError(
             f"--split_file {path}: has no column that says the side ({', '.join(_SIDE_COLUMNS[:5])} …); for one list "
             "per side, give the folder that holds train.txt and test.txt"
         )
-    names = table[name_column]
-    words = table[side_column]
-    if not names or "" in names:
-        problem = f"its column {name_column!r} has an entry that names no file, or none at all"
-        raise DataError(f"--split_file {path}: {problem}; name a file in each row")
-    subject_column = _find_column(table, SUBJECT_COLUMNS)
-    label_column = _find_column(table, LABEL_COLUMNS)
-    subject_of: dict[str, str] = {}
-    if subject_column:
-        subject_of = dict(zip(names, table[subject_column], strict=True))
-    label_of: dict[str, str] = {}
-    if label_column:
-        label_of = dict(zip(names, table[label_column], strict=True))
-    return SplitLists(str(path), _splits_of_column(path, side_column, names, words), subject_of, label_of)
+    rows = _named_rows(path, table)
+    splits = _splits_of_column(path, side_column, rows.names, table[side_column])
+    return SplitLists(str(path), splits, rows.subjects, rows.labels)
 
 
 def _splits_of_column(path: Path, column: str, names: Sequence[str], words: Sequence[str]) -> tuple[NamedSplit, ...]:
