@@ -120,6 +120,13 @@ def test_few_tested_people_a_missing_class_and_a_missing_side_are_told(tmp_path:
     assert sentences(alone) == {"side_missing": "no image is on the test side."}
 
 
+def test_the_predictions_of_our_own_cross_validation_by_subject_have_no_finding() -> None:
+    """Some folds have two healthy subjects; a cross-validation is measured on all of them."""
+    report = lk.check_split(ROOT / "model_card" / "leukoscope-densenet169-cnmc" / "predictions" / "subject_cv.parquet")
+    assert report["findings"] == []
+    assert (report["images"], len(report["sides"])) == (7779, 5)
+
+
 def test_folds_by_image_are_told_with_the_worst(tmp_path: Path) -> None:
     names = names_of((*TRAIN_SUBJECTS, *TEST_SUBJECTS))
     table = tmp_path / "folds.csv"

@@ -344,17 +344,23 @@ def _incomplete_sides(splits: Sequence[NamedSplit], images: Mapping[str, ImageNa
         for side, present in labels.items():
             for label in sorted(set().union(*labels.values()) - present):
                 yield Finding("class_missing", 1, (label,), f"{where}the {side} side has no image of {label}.")
-        subjects_of: defaultdict[str, set[str]] = defaultdict(set)
+    yield from _few_test_subjects(splits, images)
+
+
+def _few_test_subjects(splits: Sequence[NamedSplit], images: Mapping[str, ImageName]) -> Iterable[Finding]:
+    """Classes tested on few subjects; the folds of a cross-validation are counted together, as they are measured."""
+    subjects_of: defaultdict[str, set[str]] = defaultdict(set)
+    for split in splits:
         for name in split.sides.get("test", ()):
             if images[name].label and images[name].subject:
                 subjects_of[images[name].label].add(images[name].subject)
-        for label, subjects in sorted(subjects_of.items()):
-            if len(subjects) < MIN_TEST_SUBJECTS:
-                sentence = (
-                    f"{where}the test side has {len(subjects)} subject(s) of {label}, {', '.join(sorted(subjects))}: "
-                    "metrics of this class measure these people."
-                )
-                yield Finding("few_test_subjects", len(subjects), tuple(sorted(subjects)), sentence)
+    for label, subjects in sorted(subjects_of.items()):
+        if len(subjects) < MIN_TEST_SUBJECTS:
+            sentence = (
+                f"the test side has {len(subjects)} subject(s) of {label}, {', '.join(sorted(subjects))}: metrics of "
+                "this class measure these people."
+            )
+            yield Finding("few_test_subjects", len(subjects), tuple(sorted(subjects)), sentence)
 
 
 # What it is worth

@@ -31,7 +31,7 @@ _NAME_COLUMNS = (*FILE_COLUMNS, "image_name", "img_name", "name", "cell_id", "im
 _SUBJECT_COLUMNS = (*SUBJECT_COLUMNS, "patient_name", "case_id")
 _SIDE_COLUMNS = ("split", "side", "set", "subset", "partition", "phase", "usage", "fold", "kfold", "cv_fold")
 _FOLD = re.compile(r"(?:fold[ _-]?)?(\d+)(?:\.0)?", re.IGNORECASE)
-_TABLE_SUFFIXES = (".csv", ".tsv")
+_TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _LIST_SUFFIXES = (*_TABLE_SUFFIXES, ".txt", ".lst")
 _FORMS = (
     "a CSV with a column of file names and a column split, a folder with train.txt and test.txt or with images in "
@@ -255,7 +255,7 @@ def _table(path: Path) -> dict[str, list[str]]:
         if header.count(title) > 1:
             raise DataError(f"{name}: has two columns {title!r}; rename or delete one")
     for number, entries in file.rows:
-        texts = [entry.strip() for entry in entries]
+        texts = ["" if entry is None else str(entry).strip() for entry in entries]
         if any(texts[len(header) :]):
             last = max(place for place, text in enumerate(texts, start=1) if text)
             raise long_row_error(name, number, last, len(header))
