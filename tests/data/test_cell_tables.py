@@ -213,6 +213,18 @@ def test_a_comment_before_the_header_is_told(tmp_path: Path, capsys: pytest.Capt
     )
 
 
+def test_the_line_by_which_excel_names_the_separator_is_no_header(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("sep=;\nfile;subject\na,1.png;P1\n")
+    assert [(row.number, row.file) for row in read_table(tmp_path / "t.csv").rows] == [(3, "a,1.png")]
+
+
+@pytest.mark.parametrize("content", ['[{"image": "a.png", "choice": "ALL"}]', '[\n {"id": 1}]', '{"a.png": "ALL"}'])
+def test_json_is_not_shown_as_a_header_of_one_column(tmp_path: Path, content: str) -> None:
+    (tmp_path / "export.json").write_text(content)
+    with pytest.raises(LeukoscopeError, match=r"export.json: is JSON, no table; export it as CSV \(Label Studio: "):
+        read_table(tmp_path / "export.json")
+
+
 @pytest.mark.parametrize("name", ["NA", "nan.png", "1e5", "TRUE", "007", "12345678901234567890", "1.50"])
 def test_entries_stay_as_the_file_spells_them(tmp_path: Path, name: str) -> None:
     """pandas would take them for a missing value, a number or a truth."""

@@ -26,6 +26,8 @@ _EMPTY_ENTRIES = 16
 # Entries that are held at a time, so that a row of many separators cannot fill the memory.
 _ENTRIES_AT_ONCE = 4_000_000
 _MOST_COLUMNS = 10_000
+# Blank lines, comments, and Excel's line that names the separator.
+_BEFORE_HEADER = re.compile(r"\s*(#|sep=.?\s*$|$)", re.IGNORECASE)
 
 
 class TableFile(NamedTuple):
@@ -75,9 +77,12 @@ def table_in(name: str, content: bytes, fix: str = HEADER_HINT) -> TableFile:
 
 def _csv(name: str, content: bytes, fix: str) -> TableFile:
     """A table separated by commas, semicolons or tabs, in UTF-8, UTF-16 or, with a note, Windows-1252."""
-    lines = re.split(r"\r\n|\r|\n", _decoded(name, content))
+    text = _decoded(name, content)
+    if re.match(r"\s*(\[\s*)?\{\s*\"", text):
+        raise DataError(f"{name}: is JSON, no table; export it as CSV (Label Studio: Export, CSV)")
+    lines = re.split(r"\r\n|\r|\n", text)
     first = 0
-    while first < len(lines) and (not lines[first].strip() or lines[first].lstrip().startswith("#")):
+    while first < len(lines) and _BEFORE_HEADER.match(lines[first]):
         first += 1
     if first == len(lines):
         raise DataError(f"{name}: is empty; {fix}")
