@@ -271,7 +271,7 @@ def _shared_subjects(
     share = affected / len(split.sides[tested])
     also = "has" if len(shared) == 1 else "have"
     sentence = (
-        f"{len(shared)} of {len(of_subject)} subjects {purpose} {also} other images in training, for example "
+        f"{len(shared):,} of {len(of_subject):,} subjects {purpose} {also} other images in training, for example "
         f"{', '.join(examples[:3])}: {affected:,} of {len(split.sides[tested]):,} images ({share:.0%})."
     )
     return Finding(kind, len(shared), tuple(examples[:MAX_EXAMPLES]), sentence)
@@ -401,9 +401,12 @@ def _review(
     """One paragraph for a review; sober, and only of what the names show."""
     title = info.title if info else "the images"
     splits = "split" if len(lists.splits) == 1 else f"{len(lists.splits)} splits"
+    known_by = "file names"
+    if lists.subjects:
+        known_by = "file names and the subjects that it names"
     opening = (
-        f"We checked the {splits} of {title} in {PurePosixPath(lists.source).name} ({len(images):,} images) by file "
-        f"names, with Leukoscope {__version__}."
+        f"We checked the {splits} of {title} in {PurePosixPath(lists.source).name} ({len(images):,} images) by "
+        f"{known_by}, with Leukoscope {__version__}."
     )
     if not findings:
         return f"{opening} We found no subject and no copy of an image on two sides. {worth}"

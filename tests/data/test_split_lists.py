@@ -171,6 +171,7 @@ def test_lists_of_subjects_are_checked_as_subjects(tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("patient_name,labels\nABF,3\nXYZ,4\n")
     findings = {finding["kind"]: finding["sentence"] for finding in check_split(tmp_path)["findings"]}
     assert findings["subjects"].startswith("1 of 2 subjects tested has other images in training, for example ABF")
+    assert "by file names and the subjects that it names, with Leukoscope" in check_split(tmp_path)["review"]
     assert "copies" not in findings
 
 
