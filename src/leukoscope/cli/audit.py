@@ -67,10 +67,8 @@ def audit(
         raise LeukoscopeError("--quick: decodes no image; leave out --split, --split_file and --output")
     if bool(folder) == bool(dataset_name) or (folder and train_dir):
         raise LeukoscopeError("leukoscope audit: name the images, by DIR or by --dataset_name, not by both")
-    column = None
-    if label_column_name != "label":
-        column = label_column_name
-    if folder and (subject_pattern or labels or column):
+    has_own_column = label_column_name != "label"
+    if folder and (subject_pattern or labels or has_own_column):
         dataset_name = "imagefolder"
     elif folder:
         dataset_name = recognise(folder).name
@@ -86,13 +84,9 @@ def audit(
         # The message names a flag, but the user gave DIR.
         raise LeukoscopeError(str(error).removeprefix("--train_dir ")) from None
     survey = survey_cells(data)
-    flags = ["--dataset_name", dataset_name]
-    for flag, argument in {**source, "label_column_name": column}.items():
-        if argument:
-            flags += [f"--{flag}", str(argument)]
-    flags += survey["split_flags"]
-    if data.info.recipe:
-        flags += ["--recipe", data.info.recipe]
+    if has_own_column:
+        source["label_column_name"] = label_column_name
+    flags = _training_flags(dataset_name, source, survey["split_flags"], data.info.recipe)
     if not as_json:
         _print_survey(survey, data.info.labels)
     elif quick:
@@ -104,6 +98,18 @@ def audit(
         typer.echo(f"train on it: leukoscope train {shlex.join(flags)}")
     if not quick:
         _search(data, output, split, split_file, as_json=as_json)
+
+
+def _training_flags(dataset_name: str, source: Mapping[str, Any], split_flags: Sequence[str], recipe: str) -> list[str]:
+    """The flags of `leukoscope train` for these cells."""
+    flags = ["--dataset_name", dataset_name]
+    for flag, argument in source.items():
+        if argument:
+            flags += [f"--{flag}", str(argument)]
+    flags += split_flags
+    if recipe:
+        flags += ["--recipe", recipe]
+    return flags
 
 
 def _check_published_split(

@@ -189,10 +189,8 @@ def read_smear(
         smear = replace(smear, notes=(*smear.notes, TRANSPARENT))
     share = _share_in_distribution(predictions)
     in_order = iter(prediction.in_field(share, predictor.thresholds) for prediction in predictions)
-    cells = []
-    for cell in smear.cells:
-        cells.append(CellReading(cell, next(in_order) if cell.whole else None))
-    return SmearReading(source, smear, tuple(predictor.labels), tuple(cells), release.name, release.revision)
+    cells = tuple(CellReading(cell, next(in_order) if cell.whole else None) for cell in smear.cells)
+    return SmearReading(source, smear, tuple(predictor.labels), cells, release.name, release.revision)
 
 
 def _share_in_distribution(predictions: Iterable[Prediction]) -> float | None:
