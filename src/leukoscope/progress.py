@@ -124,7 +124,9 @@ def note(text: str, *, err: bool = False) -> None:
     `err` marks it for stderr where `print_notes` prints it, because stdout may be read as JSON.
     """
     if text and not _quiet.get() and _is_first():
-        _LOGGER.info(text, extra={"to_stderr": err})
+        # Bytes of a file's name that are not UTF-8 are written as `files.shown_name` does: a log file takes no others.
+        printable = os.fsencode(text).decode(errors="backslashreplace")
+        _LOGGER.info(printable, extra={"to_stderr": err})
 
 
 class _Printer(logging.Handler):
