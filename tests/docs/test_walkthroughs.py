@@ -93,5 +93,5 @@ def test_a_recipe_is_trained_to_a_release(copied: Path) -> None:
 @pytest.mark.slow
 def test_a_view_of_the_stage_is_one_entry(copied: Path) -> None:
     follow("Add a view to the demo's stage", copied)
-    code = "from leukoscope.web.views import VIEWS; print(*(view.label for view in VIEWS.values()))"
+    code = "from leukoscope.web.views import STAGE_VIEWS; print(*(view.label for view in STAGE_VIEWS.values()))"
     assert run(copied, "-c", code).split() == ["Cell", "Turned", "Grey", "Changed", "Covered", "Map"]

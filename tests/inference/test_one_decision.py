@@ -30,7 +30,7 @@ from leukoscope.web import smear as web_smear
 from leukoscope.web.answer import Picture
 from leukoscope.web.app import Endpoints
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.upload import FIELD, read_upload
+from leukoscope.web.upload import FIELD_LIMIT, read_upload
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 PITCH = 0.12
@@ -191,7 +191,7 @@ def test_a_smear_s_cells_get_one_outcome_whichever_way_it_is_read(
     field_of(stain).save(path)
     image = open_smear(path)
     ours = read_smear(Predictor.from_pretrained(RELEASE), image, um_per_pixel=PITCH)
-    seen = web_smear.read_smear(shelf, Picture(*read_upload(path, FIELD), um_per_pixel=PITCH), "released")
+    seen = web_smear.read_smear(shelf, Picture(*read_upload(path, FIELD_LIMIT), um_per_pixel=PITCH), "released")
     (told,) = json.loads(command("smear", RELEASE, path, "--um-per-pixel", PITCH, "--json"))
     reading, _ = Endpoints(shelf).field(str(path), "released", PITCH)
 

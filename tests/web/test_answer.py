@@ -46,7 +46,7 @@ from leukoscope.web.smear import example_smear, read_smear
 from leukoscope.web.smear_page import smear_answer
 from leukoscope.web.trust import trust_rows
 from leukoscope.web.upload import read_upload
-from leukoscope.web.views import VIEWS, chosen_view, offered
+from leukoscope.web.views import STAGE_VIEWS, chosen_view, offered
 
 EMBEDDED = Path(__file__).parents[2] / "model_card"
 CNMC, BALL4 = EMBEDDED / "leukoscope-densenet169-cnmc", EMBEDDED / "leukoscope-densenet201-ball4"
@@ -212,7 +212,7 @@ def test_what_strangers_wrote_is_escaped(cell: Row) -> None:
     known = replace(cell.known, probabilities=shares, heatmaps=maps, views=(shares,) * 8, decision=Decision(hostile))
     picture = replace(cell.picture, caption=hostile, remark=hostile)
     row = Row(picture, hostile, known)
-    page = "".join(stage.cell_picture(row, view=view, forms={"nucleus": row}, back=hostile) for view in VIEWS)
+    page = "".join(stage.cell_picture(row, view=view, forms={"nucleus": row}, back=hostile) for view in STAGE_VIEWS)
     page += stage.cell_answer(Answer(picture, (row, Row(picture, hostile, error=hostile)), (hostile,)), 0)
     page += drawing.message(hostile, hostile) + drawing.waiting(hostile)
     page += stage.tiles([stage.picture_tile(hostile, hostile, picture, False)], credit=hostile)

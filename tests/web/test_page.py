@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,13 +18,14 @@ import gradio
 import pytest
 from PIL import Image
 
+from leukoscope.reports.text import outcome_text
 from leukoscope.web.answer import Answer, Picture, example
 from leukoscope.web.batch import BatchResult
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.page import BROKEN, FAILED, Page
 from leukoscope.web.smear import Smear, example_smear, read_smear
 from leukoscope.web.upload import OWN_FOLDER
-from leukoscope.web.views import VIEWS
+from leukoscope.web.views import STAGE_VIEWS
 from leukoscope.web.visit import DELETED, KEPT_CELLS, Visit
 from zips import cell_png, pack, upload_folder
 
@@ -162,8 +166,8 @@ def test_an_error_behind_a_click_is_shown_and_logged_once_with_its_traceback(
         caplog.clear()
         with monkeypatch.context() as patch:
             if broken == "covered":
-                view = replace(VIEWS["covered"], compute=lambda *_: {"": int("no number, deep inside")})
-                patch.setitem(VIEWS, "covered", view)
+                view = replace(STAGE_VIEWS["covered"], compute=lambda *_: {"": int("no number, deep inside")})
+                patch.setitem(STAGE_VIEWS, "covered", view)
             else:
                 patch.setattr(f"leukoscope.web.page.{broken}", lambda *_: int("no number, deep inside"))
             text = shown(page, click(page, visit, act))
@@ -311,6 +315,10 @@ def test_what_is_shown_is_saved(page: Page, act: str, kind: str) -> None:
     (step,) = click(page, visit, f"save:{kind}")
     parcel = json.loads(unescape(step[page.parcel].removeprefix("<template>").removesuffix("</template>")))
     assert parcel["name"].endswith(f".{kind}") and parcel["content"]
+    if act == "people":
+        table = list(csv.DictReader(io.StringIO(base64.b64decode(parcel["content"]).decode())))
+        outcomes = [row.prediction.outcome for row in visit.scene.showing(BatchResult).rows]
+        assert [row["outcome"] for row in table] == [outcome_text(outcome) for outcome in outcomes], "the page's words"
 
 
 # What a visit keeps

@@ -23,7 +23,7 @@ from leukoscope.web.export import save_smear
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.smear import Smear, example_smear, open_cell, read_smear
 from leukoscope.web.smear_page import smear_answer, smear_picture, verdict
-from leukoscope.web.upload import FIELD
+from leukoscope.web.upload import FIELD_LIMIT
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 
@@ -122,7 +122,7 @@ def test_a_model_of_whole_fields_is_sent_to_the_other_tab_not_to_the_command_lin
     with pytest.raises(LeukoscopeError, match="^ball4: was trained on pictures with their background") as refused:
         read_smear(models, example_smear(), "ball4")
     assert "give the picture to /predict" in str(refused.value)
-    for text in (str(refused.value), FIELD.remedy):
+    for text in (str(refused.value), FIELD_LIMIT.remedy):
         assert "leukoscope predict" not in text and "leukoscope smear" not in text
 
 

@@ -33,7 +33,7 @@ from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.trust import training_subject
 
 # Redrawing stays instant and the page light; one cell is a few hundred pixels anyway.
-SHOWN_SIDE = 640
+CELL_SIDE = 640
 OPACITY = 0.55
 LEAST_CELL = 0.002  # share of a picture on black that a cell covers at least
 # Label, subject and cell of each; chosen from those that both C-NMC releases give their class.
@@ -76,22 +76,30 @@ class Picture:
     @cached_property
     def parts(self) -> dict[str, np.ndarray]:
         """Part → where it lies, (H, W) bool, none empty: "nucleus", of a cell cut out "cytoplasm", and "outside"."""
+        parts = self._parts_on_black() if self.on_black else self._parts_of_smear()
+        return {name: part for name, part in parts.items() if part.any()}
+
+    def _parts_on_black(self) -> dict[str, np.ndarray]:
+        """The parts of a cell cut out on black."""
         pixels = np.asarray(self.image)
-        cell = foreground(pixels) if self.on_black else np.ones(pixels.shape[:2], bool)
-        try:  # a cell alone has no plasma: white stands for it
-            stain = Stain(np.full(3, 255.0)) if self.on_black else measure_stain(self.image)
+        cell = foreground(pixels)
+        stain = Stain(np.full(3, 255.0))  # a cell alone has no plasma: white stands for it
+        blur = max(pixels.shape) / 32  # over the cell alone: its edge is no paler than its middle
+        stained = gaussian(stain.nuclear(pixels) * cell, blur)
+        level = stained / np.maximum(gaussian(cell.astype(float), blur), 1e-6)
+        nucleus = cell & binary_fill_holes(cell & (level > threshold_otsu(level[cell])))
+        return {"nucleus": nucleus, "cytoplasm": cell & ~nucleus, "outside": ~cell}
+
+    def _parts_of_smear(self) -> dict[str, np.ndarray]:
+        """The nuclei of a smear and what lies outside them; {} where nothing is stained as a nucleus."""
+        try:
+            stain = measure_stain(self.image)
         except UnusableSmear:
             return {}
-        level = stain.nuclear(pixels)
-        if self.on_black:
-            blur = max(pixels.shape) / 32  # over the cell alone: its edge is no paler than its middle
-            level = gaussian(level * cell, blur) / np.maximum(gaussian(cell.astype(float), blur), 1e-6)
-            nucleus = cell & binary_fill_holes(cell & (level > threshold_otsu(level[cell])))
-            parts = {"nucleus": nucleus, "cytoplasm": cell & ~nucleus, "outside": ~cell}
-        else:
-            nucleus = (level > stain.threshold) & (stain.share > 0)
-            parts = {"nucleus": nucleus, "outside": ~nucleus} if nucleus.any() else {}
-        return {name: part for name, part in parts.items() if part.any()}
+        nucleus = (stain.nuclear(np.asarray(self.image)) > stain.threshold) & (stain.share > 0)
+        if not nucleus.any():
+            return {}
+        return {"nucleus": nucleus, "outside": ~nucleus}
 
 
 @dataclass(frozen=True)
@@ -166,8 +174,9 @@ class Row:
         decision = self.decision_text()
         if decision.has_class or not self.refused:
             return decision.short
-        smear = self.known.outcome == NOT_A_CELL
-        return "No class: a smear, not one cell" if smear else "No class: unlike the cells it knows"
+        if self.known.outcome == NOT_A_CELL:
+            return "No class: a smear, not one cell"
+        return "No class: unlike the cells it knows"
 
     def caveats(self) -> list[str]:
         """What must be known before the answer is used, most important first."""
@@ -188,10 +197,13 @@ class Row:
         if not self.refused:
             return ""
         cell = "a picture of a stained smear"
-        if self.metrics and (source := trained_on(self.metrics)) and source.background == "black":
+        alternative = ""
+        source = trained_on(self.metrics) if self.metrics else None
+        if source is not None and source.background == "black":
             cell = f"a cell cut out on black, stained as those of {source.title}"
+            alternative = ", or a stained smear"
         if self.shows_no_cell:
-            return f"Give {cell}, or a stained smear." if "black" in cell else f"Give {cell}."
+            return f"Give {cell}{alternative}."
         return f"Train or recalibrate a model on such cells; or give {cell}."
 
     def called(self) -> str:
@@ -200,38 +212,44 @@ class Row:
 
     def shares(self) -> dict[str, float]:
         """Class → probability: the class decided on, then the others, most probable first."""
-        called, known = self.called(), self.known.probabilities
-        return dict(sorted(known.items(), key=lambda item: (item[0] != called, -item[1])))
+        called = self.called()
+        probabilities = self.known.probabilities
+        labels = sorted(probabilities, key=lambda label: (label != called, -probabilities[label]))
+        return {label: probabilities[label] for label in labels}
 
     def decision_text(self) -> DecisionText:
         """The decision in words; a map that lies on its nuclei less than an indifferent one is a caution with it."""
-        said = text.decision_text(self.known.decision, self.known.probabilities, self.metrics)
-        heat, nuclei = self.maps.get(self.called()), self.picture.parts.get("nucleus")
+        decision = text.decision_text(self.known.decision, self.known.probabilities, self.metrics)
+        heat = self.maps.get(self.called())
+        nuclei = self.picture.parts.get("nucleus")
         if heat is None or not heat.any() or self.picture.on_black or nuclei is None:
-            return said
+            return decision
         left, top, right, bottom = (round(edge) for edge in self.known.view_box)
         seen = np.asarray(Image.fromarray(nuclei).crop((left, top, right, bottom)))
-        inside, filled = share_within(heat, seen), float(seen.mean())
+        inside = share_within(heat, seen)
+        filled = float(seen.mean())
         if inside >= filled:
-            return said
+            return decision
         caution = f"Only {percent(inside)} of its map lies on nuclei, which fill {percent(filled)}"
-        return replace(said, because=f"{said.because} {caution}: it reacts to their surroundings.".strip())
+        return replace(decision, because=f"{decision.because} {caution}: it reacts to their surroundings.".strip())
 
     @property
     def orientations(self) -> list[Decision]:
         """The decision in each of the eight orientations, as given first; none of a picture that is refused."""
         if self.refused or self.prediction is None:
             return []
-        return [self.thresholds.decide(one, replace(self.known.checks, on_cell=None)) for one in self.known.views]
+        checks = replace(self.known.checks, on_cell=None)
+        return [self.thresholds.decide(probabilities, checks) for probabilities in self.known.views]
 
     def agreement(self) -> str:
         """In how many orientations the class is the same."""
         if self.pending:
             return "The eight orientations are being computed …"
-        if not (found := self.orientations):
+        decisions = self.orientations
+        if not decisions:
             return ""
-        probable = [max(one, key=one.__getitem__) for one in self.known.views]
-        return text.agreement_text(self.known.most_probable, found, probable)
+        probable = [max(probabilities, key=probabilities.__getitem__) for probabilities in self.known.views]
+        return text.agreement_text(self.known.most_probable, decisions, probable)
 
     def borderline(self) -> str:
         """Under which changes of 5 % the answer is another; "" where it stays, or is not known."""
@@ -244,38 +262,45 @@ class Row:
 
         All classes of a picture share one colour scale. A model without maps has no overlay.
         """
-        shown = self.picture.image.copy()
-        shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+        image = self.picture.image.copy()
+        image.thumbnail((CELL_SIDE, CELL_SIDE))
         if self.prediction is None or label not in self.maps:
-            return shown, None
-        left, top, right, bottom = (edge * shown.width / self.picture.image.width for edge in self.known.view_box)
-        drawn = overlay(shown, self.maps[label], (left, top, right, bottom), opacity=OPACITY, peak=self.peak)
-        return shown, drawn
+            return image, None
+        left, top, right, bottom = (edge * image.width / self.picture.image.width for edge in self.known.view_box)
+        drawn = overlay(image, self.maps[label], (left, top, right, bottom), opacity=OPACITY, peak=self.peak)
+        return image, drawn
 
     def map_text(self, label: str) -> str:
         """A class's map in words."""
         if self.pending:
             return "Its map is being computed."
+        if self.refused:
+            return ""
         if not self.maps:
-            return "" if self.refused else "This model has no map: its last features are no map of channels."
-        said = text.map_text(self.maps[label], label)
-        return f"{said} {text.weak_map_text(self.maps, label, self.known.map_check.weak)}".strip()
+            return "This model has no map: its last features are no map of channels."
+        sentence = text.map_text(self.maps[label], label)
+        return f"{sentence} {text.weak_map_text(self.maps, label, self.known.map_check.weak)}".strip()
 
     def summary(self, label: str = "") -> str:
         """The whole result as plain text; its map is that of the class `label`, "" for the most probable one."""
-        known, decided = self.known, self.decision_text()
-        remark = "" if known.outcome != NOT_A_CELL else "The cells of a smear are read by /field."
+        prediction = self.known
+        decided = self.decision_text()
+        remark = self.picture.remark
+        if not remark and prediction.outcome == NOT_A_CELL:
+            remark = "The cells of a smear are read by /field."
+        about_map: tuple[str, ...] = ()
+        if self.maps:
+            about_map = (text.MAP_CAVEATS[prediction.map_check.method], prediction.map_check.text)
         lines = (
             decided.headline,
             decided.because,
-            text.trust_text(known.decision, self.metrics),
+            text.trust_text(prediction.decision, self.metrics),
             self.agreement(),
-            self.picture.remark or remark,
-            *text.warnings(self.metrics, has_detector=known.checks.ood_score is not None),
-            self.map_text(label or known.most_probable),
-            text.MAP_CAVEATS[known.map_check.method] if self.maps else "",
-            known.map_check.text if self.maps else "",
-            f"{text.about_model(self.model, known.revision)}.",
+            remark,
+            *text.warnings(self.metrics, has_detector=prediction.checks.ood_score is not None),
+            self.map_text(label or prediction.most_probable),
+            *about_map,
+            f"{text.about_model(self.model, prediction.revision)}.",
             RESEARCH_NOTICE,
         )
         return "\n".join(line for line in lines if line)
@@ -303,7 +328,9 @@ class Answer:
             return row.gives_a_class, row.prediction is not None and not row.refused
 
         best = max(range(len(self.rows)), key=suits, default=None)
-        return best if best is None or self.rows[best].gives_a_class or not self.waiting else None
+        if best is None or self.rows[best].gives_a_class or not self.waiting:
+            return best
+        return None
 
 
 def answering(answer: Answer, models: ModelCache) -> Iterator[Answer]:
@@ -363,13 +390,15 @@ def ask(picture: Picture, models: ModelCache, name: str, *, explain: bool = True
     Raises:
         LeukoscopeError: the model cannot be loaded, or the picture not be predicted.
     """
-    kept: dict[tuple[str, str, int], Row] = models.examples if picture.example and name in models.names else {}
+    is_kept = bool(picture.example) and name in models.names
     key = _example_key(name, picture)
-    if key in kept:
-        return kept[key]
+    if is_kept and key in models.examples:
+        row: Row = models.examples[key]
+        return row
     predictor = models.predictor(name)
     picture = picture.on(predictor.release.blank_rgb)
-    (prediction,) = (models.predict if explain else models.decide)(predictor, [picture.image], explain=explain)
+    predict = models.predict if explain else models.decide
+    (prediction,) = predict(predictor, [picture.image], explain=explain)
     if picture.field_share is not None:
         prediction = prediction.in_field(picture.field_share, predictor.thresholds)
     refused = prediction.outcome in REFUSED
@@ -378,8 +407,8 @@ def ask(picture: Picture, models: ModelCache, name: str, *, explain: bool = True
         distances = predictor.ood.group_distances(predictor.release.preprocessing.frame(picture.image))
     pending = not explain and not refused
     row = Row(picture, name, prediction, predictor.release.metrics, distances, pending=pending)
-    if not pending:
-        kept[key] = row
+    if is_kept and not pending:
+        models.examples[key] = row
     return row
 
 
@@ -396,21 +425,24 @@ def with_own_map(row: Row, models: ModelCache) -> Row:
 
 def covered(row: Row, models: ModelCache) -> dict[str, Row]:
     """Part → the row once it is painted over in the mean colour of the part beside it."""
-    found, pixels = row.picture.parts, np.asarray(row.picture.image)
+    parts = row.picture.parts
+    pixels = np.asarray(row.picture.image)
     beside = {"nucleus": ("cytoplasm", "outside"), "cytoplasm": ("outside",), "outside": ("cytoplasm", "outside")}
     images = {}
-    for name, part in found.items():
-        colour = next(found[one] for one in (*beside[name], name) if one in found)
+    for name, part in parts.items():
+        neighbour = next(other for other in (*beside[name], name) if other in parts)
         painted = pixels.copy()
-        painted[part] = pixels[colour].mean(axis=0)
+        painted[part] = pixels[parts[neighbour]].mean(axis=0)
         images[name] = Image.fromarray(painted)
     if not images:
         return {}
-    forms, share = {}, row.picture.field_share
+    forms = {}
+    share = row.picture.field_share
     predictions = models.predict(models.predictor(row.model), list(images.values()))
-    for (name, image), one in zip(images.items(), predictions, strict=True):
-        decided = one if share is None else one.in_field(share, row.thresholds)
-        forms[name] = replace(row, picture=replace(row.picture, image=image), prediction=decided)
+    for (name, image), prediction in zip(images.items(), predictions, strict=True):
+        if share is not None:
+            prediction = prediction.in_field(share, row.thresholds)
+        forms[name] = replace(row, picture=replace(row.picture, image=image), prediction=prediction)
     return forms
 
 
@@ -421,7 +453,8 @@ def views_of(image: Image.Image) -> list[Image.Image]:
 
 def example(number: int, *, smear: bool = False) -> Picture:
     """One of the six synthetic cells, or of the four smears for models of whole pictures."""
-    return _drawn(min(max(number, 1), len(SMEAR_EXAMPLES if smear else EXAMPLES)), smear)
+    examples = SMEAR_EXAMPLES if smear else EXAMPLES
+    return _drawn(min(max(number, 1), len(examples)), smear)
 
 
 @cache
@@ -445,14 +478,17 @@ def real_cells(hub_id: str) -> list[StreamedCell]:
             raise OSError
         get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
     except Exception:  # of the client that huggingface_hub has, which changes with its version
-        said = "cannot be streamed from the Hub, which does not answer; try again later"
-        raise LeukoscopeError(f"{hub_id}: {said}") from None
+        raise LeukoscopeError(
+            f"{hub_id}: cannot be streamed from the Hub, which does not answer; try again later"
+        ) from None
     return stream_cells(hub_id)
 
 
 def source_of(models: ModelCache, name: str) -> tuple[str, DatasetInfo]:
     """The Hub id and the data set that a model was trained on; an error where no copy of it is on the Hub."""
-    if (info := trained_on(models.predictor(name).release.metrics)) and info.hub_id:
+    info = trained_on(models.predictor(name).release.metrics)
+    if info and info.hub_id:
         return info.hub_id, info
-    said = "was trained on data of which no copy on the Hub is known; upload a cell of your own"
-    raise LeukoscopeError(f"{name}: {said}")
+    raise LeukoscopeError(
+        f"{name}: was trained on data of which no copy on the Hub is known; upload a cell of your own"
+    )

@@ -41,7 +41,7 @@ from leukoscope.web.drawing import part, render
 from leukoscope.web.evidence import evidence
 from leukoscope.web.memory import limit_arenas
 from leukoscope.web.model_cache import ZERO_GPU, ModelCache, find_releases, listed_models
-from leukoscope.web.page import EVENT, Page
+from leukoscope.web.page import PAGE_EVENT, Page
 from leukoscope.web.request_checks import RequestChecks, check_inputs
 from leukoscope.web.smear import read_smear
 from leukoscope.web.upload import ANSWER_FOLDER, OWN_FOLDER, delete_old, keep_uploads_apart
@@ -89,7 +89,7 @@ def build_demo(models: ModelCache) -> gr.Blocks:
             return evidence(models, [*models.names, *visit.added], named or visit.scene.model)
 
         for component in (top, table):
-            component.select(on_evidence, page.visit, [table, card], **EVENT)
+            component.select(on_evidence, page.visit, [table, card], **PAGE_EVENT)
         page.open_on_load(demo)
     return demo.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUE, api_open=False)
 
@@ -130,7 +130,7 @@ class Endpoints:
             um_per_pixel: micrometres per pixel; 0 has the scale guessed from its red cells or nuclei.
         """
         with upload.gradio_errors():
-            picture = Picture.opened(*upload.read_upload(image, upload.FIELD), um_per_pixel=um_per_pixel)
+            picture = Picture.opened(*upload.read_upload(image, upload.FIELD_LIMIT), um_per_pixel=um_per_pixel)
             smear = read_smear(self.models, picture, self.models.or_first(model))
             boxes = export.png_answer(draw_reading(smear.picture.image, smear.reading))
         return smear.reading.to_dict(), boxes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,7 +22,7 @@ from leukoscope.web.batch_files import Batch, BatchFile, open_batch, read_parts
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.upload import deleted_afterwards
 
-THUMBNAIL = 96  # pixels
+THUMBNAIL_SIDE = 96  # pixels
 MAX_KEPT = 64 * 2**20  # bytes of a batch's pictures that stay in the visitor's session, to be opened
 BATCHES_AT_ONCE = 2  # a batch holds hundreds of megabytes while it is read
 
@@ -52,8 +53,10 @@ class BatchRow:
         """The picture as a file; an error where it was not kept."""
         if self.picture:
             return self.picture
-        kept = f"of a batch, {MAX_KEPT // 2**20} MB of pictures are kept, and this one is not among them"
-        raise LeukoscopeError(f"{self.name}: {kept}; send this subject's cells alone")
+        raise LeukoscopeError(
+            f"{self.name}: of a batch, {MAX_KEPT // 2**20} MB of pictures are kept, and this one is not among them; "
+            "send this subject's cells alone"
+        )
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,11 @@ class BatchResult:
     @cached_property
     def by_subject(self) -> dict[str, list[BatchRow]]:
         """Known subject → its cells, by name."""
-        names = sorted({row.subject for row in self.rows} - {""})
-        return {name: [row for row in self.rows if row.subject == name] for name in names}
+        cells = defaultdict(list)
+        for row in self.rows:
+            if row.subject:
+                cells[row.subject].append(row)
+        return {subject: cells[subject] for subject in sorted(cells)}
 
     @cached_property
     def rule(self) -> SubjectRule | None:
@@ -90,38 +96,43 @@ class BatchResult:
         """One prediction for each known subject, by name; none where the release does not predict for subjects."""
         if self.rule is None:
             return []
-        found = []
+        predictions = []
         for subject, cells in self.by_subject.items():
-            probabilities = np.array([[row.prediction.probabilities[label] for label in self.classes] for row in cells])
-            found.append(self.rule.predict(probabilities, [row.prediction.outcome for row in cells], subject=subject))
-        return found
+            outcomes = [row.prediction.outcome for row in cells]
+            predictions.append(self.rule.predict(_probabilities(cells, self.classes), outcomes, subject=subject))
+        return predictions
 
     @cached_property
     def trained_on(self) -> set[str]:
         """Subjects that have the name of one whose cells trained the model."""
-        found = set()
+        names = set()
         for past in trainings_of(self.metrics):
-            trained = {same_subject(past["name"], str(one)) for one in past["subjects"]}
-            found |= {name for name in self.by_subject if same_subject(past["name"], name) in trained}
-        return found
+            trained = {same_subject(past["name"], str(subject)) for subject in past["subjects"]}
+            names |= {name for name in self.by_subject if same_subject(past["name"], name) in trained}
+        return names
 
     @property
     def warnings(self) -> list[str]:
         """What must be said beside the results: subjects that may have trained the model, cells of unknown subjects."""
-        found, names = [], ", ".join(sorted(self.trained_on))
+        lines = []
+        names = ", ".join(sorted(self.trained_on))
         if names:
-            said = f"The model was trained on subjects called {names}: if these are the same"
-            found.append(f"{said}, the results are too good.")
-        if self.rule and (unknown := sum(not row.subject for row in self.rows)):
-            said = f"The subject of {unknown} of {len(self.rows)} cells is not known"
-            found.append(f"{said}: give a table that names them, or each subject's cells a folder.")
-        return [*found, *self.notes]
+            lines.append(
+                f"The model was trained on subjects called {names}: if these are the same, the results are too good."
+            )
+        unknown = sum(not row.subject for row in self.rows)
+        if self.rule and unknown:
+            lines.append(
+                f"The subject of {unknown} of {len(self.rows)} cells is not known: give a table that names them, or "
+                "each subject's cells a folder."
+            )
+        return [*lines, *self.notes]
 
     @property
     def wrong(self) -> list[tuple[int, BatchRow]]:
         """Number and cell where the class, or else the most probable one, is not the true one; most confident first."""
         wrong = ((number, row) for number, row in enumerate(self.rows) if row.truth and row.truth != row.called)
-        return sorted(wrong, key=lambda one: -one[1].confidence)
+        return sorted(wrong, key=lambda numbered: -numbered[1].confidence)
 
 
 def predict_files(models: ModelCache, paths: Sequence[str] | None, name: str | None) -> BatchResult:
@@ -146,18 +157,21 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Itera
     facts = batch.facts(release.labels)
     rows: list[BatchRow] = []
     first_of: dict[str, str] = {}
-    kept = 0
+    kept_bytes = 0
     for names, images, done in read_parts(batch.files, problems):
         predictions = models.predict(predictor, images) if images else []
         for name, image, prediction in zip(names, images, predictions, strict=True):
-            if (other := first_of.setdefault(prediction.pixel_hash, name)) != name:
+            other = first_of.setdefault(prediction.pixel_hash, name)
+            if other != name:
                 problems.append(f"{name}: is a copy of {other}, pixel for pixel; it counts once")
                 continue
-            picture = encoded(image, "WEBP", quality=0, lossless=True, method=0) if kept < MAX_KEPT else b""
-            kept += len(picture)
+            picture = b""
+            if kept_bytes < MAX_KEPT:
+                picture = encoded(image, "WEBP", quality=0, lossless=True, method=0)
+            kept_bytes += len(picture)
             seen = to_rgb(image, name, ground=release.blank_rgb)
             on_black = is_cut_out(seen)
-            seen.thumbnail((THUMBNAIL, THUMBNAIL))
+            seen.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
             thumbnail = encoded(seen, "WEBP", quality=90)
             truth = facts.class_of[name]
             rows.append(BatchRow(name, truth, facts.subject_of[name], prediction, thumbnail, picture, on_black))
@@ -166,12 +180,27 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Itera
         raise LeukoscopeError(f"not one picture can be used: {[*problems, 'none was given'][0]}")
     smear = "shows a smear, no single cell cut out on black; give it alone, and its cells are found"
     smears = [f"{row.name}: {smear}" for row in rows if row.prediction.outcome == NOT_A_CELL]
-    given = replace(batch, files=[BatchFile(row.name, row.kept) for row in rows])
+    readable = replace(batch, files=[BatchFile(row.name, row.kept) for row in rows])
     filled = sum(row.prediction.checks.filled_with is not None for row in rows)
     filling = filled_note(filled, len(rows), release.blank_rgb)
-    notes = (*facts.notes, f"{filling}.") if filling else facts.notes
-    found = tuple(rows), release.labels, str(choice), release.revision, release.metrics
-    yield BatchResult(*found, given=given, notes=notes, problems=(*smears, *problems))
+    notes = facts.notes
+    if filling:
+        notes = (*notes, f"{filling}.")
+    yield BatchResult(
+        tuple(rows),
+        release.labels,
+        str(choice),
+        release.revision,
+        release.metrics,
+        given=readable,
+        notes=notes,
+        problems=(*smears, *problems),
+    )
+
+
+def _probabilities(rows: Sequence[BatchRow], classes: Sequence[str]) -> np.ndarray:
+    """The cells' probabilities, (cells, classes), 0–1."""
+    return np.array([list(map(row.prediction.probabilities.__getitem__, classes)) for row in rows])
 
 
 # What is measured and saved.
@@ -186,7 +215,7 @@ def label_metrics(result: BatchResult) -> tuple[list[tuple[str, str, str]], list
         tuple(row.name for row in rows),
         tuple(row.subject for row in rows),
         np.asarray([result.classes.index(row.truth) for row in rows], int),
-        np.asarray([[row.prediction.probabilities[label] for label in result.classes] for row in rows]),
+        _probabilities(rows, result.classes),
         result.classes,
     )
     notes = [f"{len(rows)} cells with a known class, by their most probable one."]
@@ -195,8 +224,9 @@ def label_metrics(result: BatchResult) -> tuple[list[tuple[str, str, str]], list
         notes.append("95 % intervals from bootstrap samples of subjects.")
     except LeukoscopeError as error:
         intervals = cell_intervals(cells)
-        missing = "not every cell has a subject: give a folder for each"
-        reason = missing if "" in cells.subjects else str(error)
+        reason = str(error)
+        if "" in cells.subjects:
+            reason = "not every cell has a subject: give a folder for each"
         notes.append(f"95 % intervals from samples of cells, too narrow for new subjects ({reason}).")
     measured = point_metrics(cells)
     return [(metric_name(name), f"{value:.3f}", span(intervals.get(name))) for name, value in measured.items()], notes
@@ -204,14 +234,20 @@ def label_metrics(result: BatchResult) -> tuple[list[tuple[str, str, str]], list
 
 def columns(result: BatchResult) -> dict[str, Sequence[Any]]:
     """Column → one value per picture."""
-    rows, about = result.rows, {"model": result.model, "revision": result.revision, "notice": RESEARCH_NOTICE}
+    rows = result.rows
+    same_in_all = {"model": result.model, "revision": result.revision, "notice": RESEARCH_NOTICE}
+    probabilities = _probabilities(rows, result.classes).T.tolist()
     return {
         "file": [row.name for row in rows],
         "subject": [row.subject for row in rows],
         "outcome": [row.prediction.outcome for row in rows],
-        "reasons": [" ".join(reason.code for reason in row.prediction.decision.reasons) for row in rows],
+        "reasons": [_reason_codes(row) for row in rows],
         "label": [row.truth for row in rows],
-        **{f"p_{label}": [row.prediction.probabilities[label] for row in rows] for label in result.classes},
+        **{f"p_{label}": shares for label, shares in zip(result.classes, probabilities, strict=True)},
         "ood_score": [row.prediction.checks.ood_score for row in rows],
-        **{name: [value] * len(rows) for name, value in about.items()},
+        **{name: [value] * len(rows) for name, value in same_in_all.items()},
     }
+
+
+def _reason_codes(row: BatchRow) -> str:
+    return " ".join(reason.code for reason in row.prediction.decision.reasons)

@@ -30,7 +30,7 @@ from leukoscope.data.table_files import table_in
 from leukoscope.reports.formatting import encoded
 from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 from leukoscope.web.memory import give_back_freed_memory
-from leukoscope.web.upload import CELL, MAX_BYTES, file_name
+from leukoscope.web.upload import CELL_LIMIT, MAX_BYTES, file_name
 
 MAX_FILES = 2000
 MAX_UNPACKED = 200 * 2**20  # bytes
@@ -38,7 +38,7 @@ MAX_ZIP = 64 * 2**20
 MAX_TABLE = 10 * 2**20
 # So many pictures of a batch are decoded at a time, and of large ones fewer: 16 of 8 megapixels take 400 MB.
 PICTURES_AT_ONCE = 16
-PIXELS_AT_ONCE = CELL.pixels // 2
+PIXELS_AT_ONCE = CELL_LIMIT.pixels // 2
 # Enough for one prediction for a subject, which needs 50 by the releases of C-NMC.
 SAMPLE_CELLS = 56
 LONGEST_NAME = 255
@@ -228,7 +228,7 @@ def read_parts(files: Sequence[BatchFile], problems: list[str]) -> Iterator[tupl
     try:
         for number, file in enumerate(files, 1):
             try:
-                images.append(open_bytes(file.read(), file.name, max_pixels=CELL.pixels, ground=None))
+                images.append(open_bytes(file.read(), file.name, max_pixels=CELL_LIMIT.pixels, ground=None))
             except LeukoscopeError as error:
                 problems.append(str(error))
             else:

@@ -23,31 +23,39 @@ from leukoscope.web.smear_page import number_word
 SHOWN_CELLS = 120
 SHOWN_WRONG = 24
 SHOWN_PROBLEMS = 20
-_WIDTH, _HEIGHT = 600, 110  # of a subject's dots, in their own units
+# Of a subject's dots, in their own units.
+_WIDTH = 600
+_HEIGHT = 110
 _line = Semaphore(BATCHES_AT_ONCE)
 
 
 def reading_batch(models: ModelCache, batch: Batch, name: str) -> Iterator[str | BatchResult]:
     """Predict a batch once others are done; how far it is as HTML, at last the result."""
-    start, total = time.monotonic(), len(batch.files)
+    start = time.monotonic()
+    total = len(batch.files)
     subjects = set(batch.subjects(models.predictor(name).release.labels).values()) - {""}
-    about = "No subjects: give a table that names them, or each one's cells a folder."
+    sentence = "No subjects: give a table that names them, or each one's cells a folder."
     if subjects:
-        about = f"Subjects: {len(subjects)}."
-    yield progress(0, total, 0.0, about)
+        sentence = f"Subjects: {len(subjects)}."
+    yield progress(0, total, 0.0, sentence)
     # Not the event's own limit: single pictures come by the same event, and must not wait for batches.
     while not _line.acquire(timeout=1):
-        yield progress(0, total, 0.0, about)
+        yield progress(0, total, 0.0, sentence)
     try:
         for step in predict_batch(models, batch, name):
-            yield step if isinstance(step, BatchResult) else progress(step, total, time.monotonic() - start, about)
+            if isinstance(step, BatchResult):
+                yield step
+            else:
+                yield progress(step, total, time.monotonic() - start, sentence)
     finally:
         _line.release()
 
 
 def progress(done: int, total: int, seconds: float, subjects: str) -> Markup:
     """How many of a batch are predicted after so many seconds, and what is known of its subjects."""
-    seconds_left = max(1, round(seconds / done * (total - done))) if 0 < done < total else None
+    seconds_left = None
+    if 0 < done < total:
+        seconds_left = max(1, round(seconds / done * (total - done)))
     return render("progress.html", done=done, total=total, seconds_left=seconds_left, subjects=subjects)
 
 
@@ -68,7 +76,9 @@ def batch_picture(result: BatchResult) -> Markup:
 def _zone(result: BatchResult) -> tuple[float, float] | None:
     """The probabilities between which no class is given, of two classes; None without them."""
     limit = Thresholds.from_metrics(result.metrics).abstain_below
-    return (1 - limit, limit) if limit is not None and limit > 0.5 and len(result.classes) == 2 else None
+    if limit is None or limit <= 0.5 or len(result.classes) != 2:
+        return None
+    return 1 - limit, limit
 
 
 def _height(probability: float) -> float:
@@ -114,22 +124,28 @@ def _strip(result: BatchResult, subject: str) -> dict[str, Any]:
 
 def subject_text(result: BatchResult, subject: str) -> str:
     """What a subject's cells say together, how many have each outcome, and how many were right where that is known."""
-    rows, together = result.by_subject[subject], ""
-    prediction = next((known for known in result.subject_predictions if known.subject == subject), None)
+    rows = result.by_subject[subject]
+    together = ""
+    predictions = {prediction.subject: prediction for prediction in result.subject_predictions}
+    prediction = predictions.get(subject)
     if prediction is not None:
         together = f"Together {outcome_text(prediction.outcome)}"
         if prediction.is_result and prediction.probability is not None and prediction.interval is not None:
             low, high = prediction.interval
             together += f", probability of {prediction.positive_label} {prediction.probability:.3f}"
             together += f" ({low:.3f} to {high:.3f})"
-        together += f": {prediction.reason}. " if prediction.reason else ". "
+        if prediction.reason:
+            together += f": {prediction.reason}"
+        together += ". "
     counts = Counter(row.prediction.outcome for row in rows)
     classes = ", ".join(f"{counts[label]} {label}" for label in result.classes)
     refused = sum(counts[outcome] for outcome in REFUSED)
     words = f"{together}{len(rows)} cells: {classes}, {counts[ABSTAIN]} not sure, {refused} refused."
     judged = [row for row in rows if row.truth and row.prediction.decision.label]
     right = sum(row.prediction.decision.label == row.truth for row in judged)
-    return f"{words} {right} of the {len(judged)} with a class are right." if judged else words
+    if not judged:
+        return words
+    return f"{words} {right} of the {len(judged)} with a class are right."
 
 
 def batch_answer(result: BatchResult, others: Sequence[str] = ()) -> Markup:
@@ -144,6 +160,9 @@ def batch_answer(result: BatchResult, others: Sequence[str] = ()) -> Markup:
     rule = ""
     if result.rule:
         rule = f"Rule for a subject: {result.rule.text}. Its interval does not say how subjects differ."
+    trust_rows: Sequence[trust.TrustRow] = ()
+    if result.metrics:
+        trust_rows = trust.trust_rows(result.metrics)
     return render(
         "batch.html",
         model=result.model,
@@ -157,7 +176,7 @@ def batch_answer(result: BatchResult, others: Sequence[str] = ()) -> Markup:
         wrong_total=len(result.wrong),
         problems=problems,
         problems_total=len(result.problems),
-        trust=trust.trust_rows(result.metrics) if result.metrics else (),
+        trust=trust_rows,
         labels=result.classes,
         colours={label: colour(label, result.classes) for label in result.classes},
         others=others,
@@ -167,22 +186,26 @@ def batch_answer(result: BatchResult, others: Sequence[str] = ()) -> Markup:
 
 def _verdict(result: BatchResult) -> str:
     """How many cells of how many subjects were predicted."""
-    cells = f"{len(result.rows)} cell{'' if len(result.rows) == 1 else 's'}"
+    cells = "1 cell" if len(result.rows) == 1 else f"{len(result.rows)} cells"
     people = len(result.by_subject)
     if not people:
         return f"{cells}, subjects unknown"
-    return f"{cells} of {number_word(people)} {'subject' if people == 1 else 'subjects'}"
+    subjects = "subject" if people == 1 else "subjects"
+    return f"{cells} of {number_word(people)} {subjects}"
 
 
 def _cell(result: BatchResult, number: int, row: BatchRow) -> dict[str, Any]:
     """A cell with what the model says of it."""
     is_wrong = bool(row.truth) and row.truth != row.called
-    share = f" {percent(row.confidence)}" if row.prediction.decision.label else ""
-    truth = f", is {row.truth}" if is_wrong else ""
+    words = outcome_text(row.prediction.outcome)
+    if row.prediction.decision.label:
+        words += f" {percent(row.confidence)}"
+    if is_wrong:
+        words += f", is {row.truth}"
     return {
         "number": number,
         "name": row.name,
-        "words": f"{outcome_text(row.prediction.outcome)}{share}{truth}",
+        "words": words,
         "source": data_uri("image/webp", row.thumbnail),
         "opens": bool(row.picture),
         "wrong": is_wrong,

@@ -31,7 +31,9 @@ SIDE = 450
 MARGIN = 20
 LINE = 24
 LETTERS = 105
-INK, QUIET, TRACK = "#18181b", "#55515f", "#e7e4ee"
+INK = "#18181b"
+QUIET = "#55515f"
+TRACK = "#e7e4ee"
 
 
 class File(NamedTuple):
@@ -48,12 +50,12 @@ def png_answer(image: Image.Image) -> str:
     Gradio sends it from there; `delete_old` deletes it. Its own files take three times as long to compress, and
     have the name of an equal answer's: writing one anew breaks off the download of whoever is being sent it.
     """
-    about = PngInfo()
-    about.add_text("Disclaimer", RESEARCH_NOTICE)
+    texts = PngInfo()
+    texts.add_text("Disclaimer", RESEARCH_NOTICE)
     path = Path(get_upload_folder()) / f"{ANSWER_FOLDER}{secrets.token_hex(16)}" / "image.png"
     try:
         path.parent.mkdir(parents=True)
-        image.save(path, pnginfo=about, compress_level=1)
+        image.save(path, pnginfo=texts, compress_level=1)
     except OSError:
         shutil.rmtree(path.parent, ignore_errors=True)
         raise LeukoscopeError("the disk of this server is full; try again in a few minutes") from None
@@ -62,14 +64,14 @@ def png_answer(image: Image.Image) -> str:
 
 def _png_file(source: str, image: Image.Image, title: str, model: str, revision: str, description: str = "") -> File:
     """A picture as a PNG that states in its texts which model it is from, and that it is for research only."""
-    about = PngInfo()
-    about.add_itxt("Title", title)
+    texts = PngInfo()
+    texts.add_itxt("Title", title)
     if description:
-        about.add_itxt("Description", description)
-    about.add_itxt("Source", f"model {model}, revision {revision or 'of a local folder'}")
-    about.add_itxt("Disclaimer", RESEARCH_NOTICE)
-    about.add_text("Software", f"Leukoscope {__version__}")
-    return File(f"leukoscope-{_stem(source)}.png", "image/png", encoded(image, "PNG", pnginfo=about))
+        texts.add_itxt("Description", description)
+    texts.add_itxt("Source", f"model {model}, revision {revision or 'of a local folder'}")
+    texts.add_itxt("Disclaimer", RESEARCH_NOTICE)
+    texts.add_text("Software", f"Leukoscope {__version__}")
+    return File(f"leukoscope-{_stem(source)}.png", "image/png", encoded(image, "PNG", pnginfo=texts))
 
 
 def _stem(name: str) -> str:
@@ -95,9 +97,9 @@ def save_smear(kind: str, smear: Smear) -> File:
         drawn = draw_reading(smear.picture.image, reading, legend=_legend(smear))
         return _png_file(reading.source, drawn, title, reading.model, reading.revision)
     cells = reading.to_dict()["cells"]
-    sizes = [cell_size(one.cell) if one.cell.whole else (None, None) for one in reading.cells]
+    sizes = [cell_size(cell.cell) if cell.cell.whole else (None, None) for cell in reading.cells]
     scale = reading.smear.scale
-    about = {
+    same_in_all = {
         "source": reading.source,
         "um_per_pixel": scale and round(scale.um_per_pixel, 4),
         "scale_from": scale and scale.source,
@@ -105,16 +107,18 @@ def save_smear(kind: str, smear: Smear) -> File:
         "revision": reading.revision,
         "notice": RESEARCH_NOTICE,
     }
-    columns: dict[str, Sequence[Any]] = {
-        "cell": range(1, len(cells) + 1),
-        **{edge: [one["box"][at] for one in cells] for at, edge in enumerate(("left", "top", "right", "bottom"))},
-        "outcome": [outcome_text(one["outcome"]) for one in cells],
-        **{f"p_{label}": [(one["probabilities"] or {}).get(label) for one in cells] for label in reading.labels},
-        "ood_score": [one["ood_score"] for one in cells],
-        "nucleus_um2": [one["nucleus_um2"] for one in cells],
+    columns: dict[str, Sequence[Any]] = {"cell": range(1, len(cells) + 1)}
+    for side, edge in enumerate(("left", "top", "right", "bottom")):
+        columns[edge] = [cell["box"][side] for cell in cells]
+    columns["outcome"] = [outcome_text(cell["outcome"]) for cell in cells]
+    for label in reading.labels:
+        columns[f"p_{label}"] = [(cell["probabilities"] or {}).get(label) for cell in cells]
+    columns |= {
+        "ood_score": [cell["ood_score"] for cell in cells],
+        "nucleus_um2": [cell["nucleus_um2"] for cell in cells],
         "area_um2": [area and round(area, 2) for area, _ in sizes],
         "nucleus_share": [share and round(share, 4) for _, share in sizes],
-        **{name: [value] * len(cells) for name, value in about.items()},
+        **{name: [value] * len(cells) for name, value in same_in_all.items()},
     }
     return csv_file(f"leukoscope-{_stem(reading.source)}.csv", columns)
 
@@ -136,8 +140,8 @@ def save_row(row: Row, label: str = "") -> File:
     """One model's answer as shown, with the map of a class; "" for the one that is called."""
     label = label or row.called()
     title = f"{row.picture.caption}, predicted by {row.model}"
-    said = row.summary(label=label)
-    return _png_file(row.picture.caption, row_image(row, label), title, row.model, row.known.revision, said)
+    summary = row.summary(label=label)
+    return _png_file(row.picture.caption, row_image(row, label), title, row.model, row.known.revision, summary)
 
 
 def row_image(row: Row, label: str) -> Image.Image:
@@ -145,7 +149,7 @@ def row_image(row: Row, label: str) -> Image.Image:
     pictures = [ImageOps.contain(picture, (SIDE, SIDE)) for picture in row.pictures(label) if picture]
     shares = row.shares()
     decided = row.decision_text()
-    lines = [line for said in row.summary(label=label).splitlines() for line in textwrap.wrap(said, LETTERS)]
+    lines = [line for sentence in row.summary(label=label).splitlines() for line in textwrap.wrap(sentence, LETTERS)]
     width = 2 * SIDE + 3 * MARGIN
     captions_at = max(picture.height for picture in pictures) + MARGIN + 4
     bars_at = captions_at + 2 * LINE + MARGIN
@@ -155,11 +159,13 @@ def row_image(row: Row, label: str) -> Image.Image:
     font = drawing_font(15)
 
     caption = row.picture.caption
-    captions = (caption if len(caption) <= 52 else f"{caption[:51]}…", f"Map for {label}")
-    for column, (picture, said) in enumerate(zip(pictures, captions, strict=False)):
+    if len(caption) > 52:
+        caption = f"{caption[:51]}…"
+    captions = (caption, f"Map for {label}")
+    for column, (picture, text) in enumerate(zip(pictures, captions, strict=False)):
         left = MARGIN + column * (SIDE + MARGIN)
         drawn.paste(picture, (left, MARGIN))
-        pen.text((left, captions_at), said, QUIET, font)
+        pen.text((left, captions_at), text, QUIET, font)
     if row.maps:
         colours = map_colours(160)[None].repeat(12, axis=0)
         left = 2 * MARGIN + SIDE
@@ -184,5 +190,6 @@ def row_image(row: Row, label: str) -> Image.Image:
             pen.rectangle((MARGIN, top + LINE, MARGIN + share * (width - 2 * MARGIN), top + LINE + 10), ink)
         top += 2 * LINE
     for number, line in enumerate(lines):
-        pen.text((MARGIN, text_at + number * LINE), line, INK, drawing_font(18) if number == 0 else font)
+        size = 18 if number == 0 else 15
+        pen.text((MARGIN, text_at + number * LINE), line, INK, drawing_font(size))
     return drawn

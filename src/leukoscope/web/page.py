@@ -21,6 +21,7 @@ import gradio as gr
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import open_bytes
 from leukoscope.data.smear import UnusableSmear, looks_like_smear
+from leukoscope.reports.text import outcome_text
 from leukoscope.web import batch_page, smear_page, stage, upload
 from leukoscope.web.acts import Act, NoSuchAct, parse_act
 from leukoscope.web.answer import Answer, Picture, Row, answering, ask, example, real_cells, source_of
@@ -30,7 +31,7 @@ from leukoscope.web.drawing import message, part, waiting
 from leukoscope.web.export import csv_file, save_row, save_smear
 from leukoscope.web.model_cache import NO_MODEL, ModelCache
 from leukoscope.web.smear import Smear, example_smear, open_cell, read_smear
-from leukoscope.web.views import VIEWS
+from leukoscope.web.views import STAGE_VIEWS
 from leukoscope.web.visit import Scene, Update, Visit
 
 SESSION_SECONDS = 1800
@@ -38,7 +39,7 @@ MOST_ADDED = 4  # models that a visitor names
 FAILED = "This did not work"
 BROKEN = "The server met an error of its own and has logged it. Try again, or give another picture."
 # Of every event that is no part of the public API; each click is handled, the newest one counts.
-EVENT: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple", "show_progress": "minimal"}
+PAGE_EVENT: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple", "show_progress": "minimal"}
 Outputs = dict[Any, Any]
 """Component → its new value, as Gradio takes it."""
 _log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Page:
         self.parcel = part("", "parcel", "save.js")
         self.lost = gr.Textbox(visible=False)
         self.outputs = [self.visit, self.upload, self.picture, self.answer, self.tiles, self.parcel]
-        on_stage = {**EVENT, "show_progress_on": [self.picture, self.answer]}
+        on_stage = {**PAGE_EVENT, "show_progress_on": [self.picture, self.answer]}
         clicked = [component.select for component in (self.tiles, self.picture, self.answer)]
         gr.on(clicked, self._on_act, self.visit, self.outputs, **on_stage)
         self.upload.upload(self._on_upload, [self.upload, self.visit], self.outputs, **on_stage)
@@ -95,7 +96,7 @@ class Page:
                 yield from self._asking(visit, lambda: self.open_example(visit, first, model))
 
         was_lost = "() => [sessionStorage.lkLost ? '1' : '', null]"
-        quiet = {**EVENT, "show_progress": "hidden"}
+        quiet = {**PAGE_EVENT, "show_progress": "hidden"}
         demo.load(on_load, [self.lost, self.visit], self.outputs, js=was_lost, **quiet)
 
     # What is asked, and in which order it counts.
@@ -163,11 +164,11 @@ class Page:
     def _picture_key(visit: Visit) -> tuple[Any, ...]:
         """What the left of the stage depends on."""
         scene = visit.scene
-        shown: Any = scene.content
-        if isinstance(shown, Answer):
-            is_open = scene.opened is not None and scene.opened < len(shown.rows)
-            shown = scene.row if is_open else shown.picture
-        return id(shown), scene.view, scene.label, id(scene.behind)
+        drawn: Any = scene.content
+        if isinstance(drawn, Answer):
+            is_open = scene.opened is not None and scene.opened < len(drawn.rows)
+            drawn = scene.row if is_open else drawn.picture
+        return id(drawn), scene.view, scene.label, id(scene.behind)
 
     def _outputs(self, visit: Visit, update: Update, *, picture: bool = True) -> Outputs:
         """An update as Gradio takes it; the picture only where it changes."""
@@ -264,7 +265,7 @@ class Page:
                 read_files = partial(open_batch, paths)
                 yield from self._asking(visit, lambda: self.read_batch(visit, read_files), anew=several)
             else:
-                read = partial(upload.read_upload, paths[0], upload.FIELD)
+                read = partial(upload.read_upload, paths[0], upload.FIELD_LIMIT)
                 yield from self._asking(visit, lambda: self.read_picture(visit, Picture.opened(*read())), anew=name)
 
     def open_example(self, visit: Visit, number: int, model: str = "") -> Iterator[Update]:
@@ -324,12 +325,12 @@ class Page:
         self, visit: Visit, read: Callable[[], Batch], model: str = "", source: str = ""
     ) -> Iterator[Update]:
         """How far a batch is, then its result, by the best model for its pictures unless one is named."""
-        given = read()
+        batch = read()
         names = self._names(visit)
         if not names:
             raise LeukoscopeError(NO_MODEL)
         name = model or next(iter(self._readers(names)), names[0])
-        for step in batch_page.reading_batch(self.models, given, name):
+        for step in batch_page.reading_batch(self.models, batch, name):
             if isinstance(step, BatchResult):
                 yield Update(Scene(step, source=source))
             else:
@@ -432,7 +433,7 @@ class Page:
     def choose_view(self, visit: Visit, name: str) -> Iterator[Update]:
         """Another view of the cell; what it needs is computed first."""
         row = visit.scene.row
-        view = VIEWS.get(name)
+        view = STAGE_VIEWS.get(name)
         if view is None or not view.offered(row):
             return
         forms: Mapping[str, Row] = {}
@@ -451,16 +452,16 @@ class Page:
             raise LeukoscopeError(f"{name!r}: is no model of this page; add it under “+ another model”")
         scene = visit.scene
         if isinstance(scene.content, BatchResult):
-            given = scene.content.given
-            yield from self.read_batch(visit, lambda: given, name, scene.source)
+            batch = scene.content.given
+            yield from self.read_batch(visit, lambda: batch, name, scene.source)
             return
-        shown = scene.showing(Smear)
+        smear = scene.showing(Smear)
         if self._readers([name]):
-            yield Update(Scene(read_smear(self.models, shown.picture, name), source=scene.source))
+            yield Update(Scene(read_smear(self.models, smear.picture, name), source=scene.source))
             return
         # It reads the whole picture; the smear stays behind it, with its cells and its table.
-        answer = Answer(shown.picture, (ask(shown.picture, self.models, name),))
-        yield Update(Scene(answer, opened=0, behind=shown, source=scene.source))
+        answer = Answer(smear.picture, (ask(smear.picture, self.models, name),))
+        yield Update(Scene(answer, opened=0, behind=smear, source=scene.source))
 
     def add_model(self, visit: Visit, name: str) -> Iterator[Update]:
         """One more model's answer for what is shown."""
@@ -480,9 +481,9 @@ class Page:
 
     def set_scale(self, visit: Visit, um_per_pixel: float | None) -> Iterator[Update]:
         """Read the smear again at another scale."""
-        shown = visit.scene.showing(Smear)
-        picture = replace(shown.picture, um_per_pixel=um_per_pixel)
-        yield Update(Scene(read_smear(self.models, picture, shown.reading.model), source=visit.scene.source))
+        smear = visit.scene.showing(Smear)
+        picture = replace(smear.picture, um_per_pixel=um_per_pixel)
+        yield Update(Scene(read_smear(self.models, picture, smear.reading.model), source=visit.scene.source))
 
     def save(self, visit: Visit, kind: str) -> Iterator[Update]:
         """What is shown as a file of that kind."""
@@ -490,7 +491,8 @@ class Page:
         if isinstance(content, Smear):
             file = save_smear(kind, content)
         elif isinstance(content, BatchResult):
-            file = csv_file("leukoscope-cells.csv", columns(content))
+            in_words = [outcome_text(row.prediction.outcome) for row in content.rows]
+            file = csv_file("leukoscope-cells.csv", {**columns(content), "outcome": in_words})
         else:
             file = save_row(visit.scene.row, visit.scene.label)
         sent = {**file._asdict(), "content": base64.b64encode(file.content).decode(), "number": visit.asked}

@@ -41,7 +41,7 @@ class Smear:
     @property
     def whole(self) -> list[int]:
         """Numbers of the cells that can be opened."""
-        return [number for number, one in enumerate(self.reading.cells) if one.prediction]
+        return [number for number, cell in enumerate(self.reading.cells) if cell.prediction]
 
     @property
     def is_foreign(self) -> bool:
@@ -85,8 +85,12 @@ def open_cell(models: ModelCache, smear: Smear, number: int) -> Answer:
     reading = smear.reading
     if number not in smear.whole:
         raise LeukoscopeError(f"cell {number + 1}: is cut by the edge of {reading.source}; open a whole one")
-    remark, share = "Cut out of your picture, as the training cells are.", reading.in_distribution
-    cell = Picture(smear.cut_out(number), f"Cell {number + 1} of {reading.source}", remark=remark, field_share=share)
+    cell = Picture(
+        smear.cut_out(number),
+        f"Cell {number + 1} of {reading.source}",
+        remark="Cut out of your picture, as the training cells are.",
+        field_share=reading.in_distribution,
+    )
     return Answer(cell, (ask(cell, models, reading.model),))
 
 

@@ -17,7 +17,7 @@ from leukoscope.web import trust
 from leukoscope.web.drawing import colour, embedded, render
 from leukoscope.web.smear import Smear, scale_text
 
-SHOWN_SIDE = 1400
+SMEAR_SIDE = 1400
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _GUESSED = "better give it."  # the end of a note on its scale, for which the stage has its own words
 
@@ -51,8 +51,13 @@ def verdict(smear: Smear) -> str:
     parts: list[str] = []
     for label in reading.labels:
         if counts[label]:
-            kind = many(label) if counts[label] > 1 else f"a {many(label).removesuffix('s')}"
-            verb = "" if parts else "look " if counts[label] > 1 else "looks "
+            kind = many(label)
+            verb = "look "
+            if counts[label] == 1:
+                kind = f"a {kind.removesuffix('s')}"
+                verb = "looks "
+            if parts:
+                verb = ""
             parts.append(f"{number_word(counts[label])} {verb}like {kind}")
     if counts[ABSTAIN]:
         parts.append(f"{number_word(counts[ABSTAIN])} not sure")
@@ -79,6 +84,9 @@ def smear_picture(smear: Smear) -> Markup:
     for number, cell in enumerate(reading.cells):
         left, top, right, bottom = cell.cell.box
         is_class = cell.outcome in reading.labels
+        short = str(number + 1)
+        if is_class:
+            short = f"{short} {cell.outcome}"
         boxes.append(
             {
                 "number": number,
@@ -88,7 +96,7 @@ def smear_picture(smear: Smear) -> Markup:
                 "height": (bottom - top) / height,
                 "colour": colour(cell.outcome, reading.labels),
                 "words": cell_words(cell, reading.labels),
-                "short": f"{number + 1} {cell.outcome}" if is_class else str(number + 1),
+                "short": short,
                 "is_class": is_class,
                 "opens": cell.outcome != AT_EDGE,
                 # In the right half the text ends where the box does: it would leave the picture.
@@ -97,15 +105,18 @@ def smear_picture(smear: Smear) -> Markup:
             }
         )
     scale = reading.smear.scale
+    um_per_pixel = ""
+    if scale:
+        um_per_pixel = f"{scale.um_per_pixel:.3g}"
     return render(
         "smear_picture.html",
-        image=embedded(image, SHOWN_SIDE),
+        image=embedded(image, SMEAR_SIDE),
         source=reading.source,
         whole=len(smear.whole),
         boxes=boxes,
         ratio=width / height,
         scale=scale_text(smear),
-        um_per_pixel=f"{scale.um_per_pixel:.3g}" if scale else "",
+        um_per_pixel=um_per_pixel,
     )
 
 
@@ -124,6 +135,12 @@ def smear_answer(smear: Smear, others: Sequence[str] = ()) -> Markup:
         )
     if smear.metrics and not smear.metrics.get("calibration"):
         caveats.append("This model has no calibration: its percentages are not how often it is right.")
+    trust_rows: Sequence[trust.TrustRow] = ()
+    if smear.metrics and not smear.is_foreign:
+        trust_rows = trust.trust_rows(smear.metrics)
+    details = ""
+    if reading.smear.scale:
+        details = f"{about_model(reading.model, reading.revision)}; {scale_text(smear)}."
     return render(
         "smear.html",
         model=reading.model,
@@ -133,11 +150,11 @@ def smear_answer(smear: Smear, others: Sequence[str] = ()) -> Markup:
         bar=bar,
         notes=notes,
         cells=[_measured(smear, number) for number in smear.whole],
-        trust=trust.trust_rows(smear.metrics) if smear.metrics and not smear.is_foreign else (),
+        trust=trust_rows,
         labels=reading.labels,
         colours={label: colour(label, reading.labels) for label in reading.labels},
         others=others,
-        details=f"{about_model(reading.model, reading.revision)}; {scale_text(smear)}." if reading.smear.scale else "",
+        details=details,
     )
 
 

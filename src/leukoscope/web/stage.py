@@ -130,8 +130,10 @@ def _line(row: Row, opened: Row | None) -> dict[str, Any]:
         return {"words": row.error, "bar": [], "share": ""}
     decision = row.decision_text()
     if not decision.has_class:
-        either = opened is not None and opened.prediction is not None and not opened.gives_a_class
-        words = "Not sure" if not row.refused else "No class either" if either else "No class"
+        words = "Not sure"
+        if row.refused:
+            opened_has_none = opened is not None and opened.prediction is not None and not opened.gives_a_class
+            words = "No class either" if opened_has_none else "No class"
         return {"words": words, "bar": [], "share": ""}
     called = row.called()
     return {
@@ -161,7 +163,7 @@ def _opened(row: Row) -> dict[str, Any]:
         "help": row.help_text(),
         "shares": [(label, share, class_colour(row, label)) for label, share in row.known.probabilities.items()],
         "distances": [] if row.distances is None else _distance_bars(row.distances),
-        "dots": [colour(one.outcome, labels) for one in row.orientations],
+        "dots": [colour(decision.outcome, labels) for decision in row.orientations],
         "agreement": row.agreement(),
         "borderline": row.borderline(),
         "maps": trust.maps_passed(row.metrics),

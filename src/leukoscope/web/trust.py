@@ -27,8 +27,10 @@ class Meter:
     @property
     def name(self) -> str:
         """The meter in words, for those who hear it."""
-        interval = "" if self.low is None else f", 95 % interval {self.low} to {self.high}"
-        return f"{self.share} of 100 {many(self.label)}{interval}"
+        words = f"{self.share} of 100 {many(self.label)}"
+        if self.low is None:
+            return words
+        return f"{words}, 95 % interval {self.low} to {self.high}"
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def training_subject(metrics: Mapping[str, Any], name: str) -> str:
         return ""
     subject = match[1]
     for past in trainings_of(metrics):
-        trained = {same_subject(past["name"], str(known)) for known in past["subjects"]}
+        trained = {same_subject(past["name"], str(name)) for name in past["subjects"]}
         if same_subject(past["name"], subject) in trained:
             return subject
     return ""

@@ -46,8 +46,8 @@ class Limit(NamedTuple):
 
 
 # A crop of one cell is below 1 megapixel and a microscope's whole frame about 5.
-CELL = Limit(8_000_000, "one cell", "crop it to the cell")
-FIELD = Limit(16_000_000, "a field of view", "cut it into parts")
+CELL_LIMIT = Limit(8_000_000, "one cell", "crop it to the cell")
+FIELD_LIMIT = Limit(16_000_000, "a field of view", "cut it into parts")
 
 
 class _Paths(set[str]):
@@ -154,7 +154,7 @@ def uploaded(path: str) -> str:
     raise gr.Error(NO_UPLOAD, title="This did not work", print_exception=False)
 
 
-def read_upload(path: str | Path | None, limit: Limit = CELL) -> tuple[Image.Image, str]:
+def read_upload(path: str | Path | None, limit: Limit = CELL_LIMIT) -> tuple[Image.Image, str]:
     """An uploaded picture, upright and fully in memory, and its file name; the file is deleted in any case.
 
     It is RGB, or RGBA where parts of it are transparent.

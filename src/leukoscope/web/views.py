@@ -1,4 +1,4 @@
-"""What the stage can show of a cell: one entry of `VIEWS` each, in the order of the buttons.
+"""What the stage can show of a cell: one entry of `STAGE_VIEWS` each, in the order of the buttons.
 
 A view has a name (of its address in a click), a label (on its button), what computes it (beyond the answer itself) and
 how it is drawn. To add one, see CONTRIBUTING.md.
@@ -172,7 +172,7 @@ def _form(row: Row, image: Any, side: int, outcome: str, words: str, title: str)
             "title": title}  # fmt: skip
 
 
-VIEWS = {
+STAGE_VIEWS = {
     view.name: view
     for view in (
         View("cell", "Cell", _draw_cell, brightens=True, offered=lambda row: True),
@@ -190,7 +190,7 @@ VIEWS = {
 
 def offered(row: Row) -> list[View]:
     """The views that a row can show."""
-    return [view for view in VIEWS.values() if view.offered(row)]
+    return [view for view in STAGE_VIEWS.values() if view.offered(row)]
 
 
 def chosen_view(row: Row, name: str) -> View:
@@ -198,10 +198,10 @@ def chosen_view(row: Row, name: str) -> View:
 
     A release whose maps passed their checks opens with the map, every other one with the plain cell.
     """
-    view = VIEWS.get(name)
+    view = STAGE_VIEWS.get(name)
     if view is not None and view.offered(row):
         return view
     opens_with_map = trust.maps_passed(row.metrics) is True and bool(row.maps)
     if opens_with_map:
-        return VIEWS["map"]
-    return VIEWS["cell"]
+        return STAGE_VIEWS["map"]
+    return STAGE_VIEWS["cell"]

@@ -15,7 +15,7 @@ from leukoscope.web.smear import Smear
 
 # Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
 KEPT_CELLS = 8
-KEPT_PIXELS = upload.CELL.pixels
+KEPT_PIXELS = upload.CELL_LIMIT.pixels
 DELETED = "A result is deleted after half an hour, or when the server starts anew. Give the picture again."
 Content = Answer | Smear | BatchResult
 _T = TypeVar("_T", Answer, Smear, BatchResult)
@@ -117,7 +117,7 @@ class Visit:
 
     def keep(self, answer: Answer) -> None:
         """Keep an answer, once for each picture."""
-        others = [known for known in self.kept if known.picture.image is not answer.picture.image]
+        others = [other for other in self.kept if other.picture.image is not answer.picture.image]
         self.kept = [answer, *others][:KEPT_CELLS]
-        while len(self.kept) > 1 and sum(math.prod(known.picture.image.size) for known in self.kept) > KEPT_PIXELS:
+        while len(self.kept) > 1 and sum(math.prod(cell.picture.image.size) for cell in self.kept) > KEPT_PIXELS:
             self.kept.pop()
