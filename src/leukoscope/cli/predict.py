@@ -100,7 +100,8 @@ def image_paths(named: Sequence[Path]) -> tuple[list[Path], list[LeukoscopeError
     for path in named:
         folder = None
         inside = [path]
-        if path.is_dir():
+        # `Path.is_dir` raises where a folder above may not be entered.
+        if os.path.isdir(path):
             folder = ImageFolder.read(path)
             inside = folder.images
         files += inside
