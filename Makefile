@@ -23,12 +23,13 @@ test: $(VENV)/.installed-test  ## run the offline tests
 test-slow: $(VENV)/.installed-test  ## run the slow tests, offline too
 	$(PYTEST) -m slow
 
-quality: $(VENV)/.installed-test  ## lint, formatting, types, the order of the packages, dependencies and workflows
+quality: $(VENV)/.installed-test  ## lint, formatting, types, packages' order, density and names, dependencies, workflows
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	@find src -name '*.pyi' -delete  # Gradio's stubs would be checked in place of our components
 	$(RUN)/mypy
 	PYTHONPATH=src $(RUN)/lint-imports
+	$(RUN)/python tools/structure.py --check
 	$(RUN)/deptry .
 	$(RUN)/zizmor --offline --quiet .github
 	@if command -v actionlint; then actionlint; else echo "actionlint is not installed: the workflows' syntax is unchecked"; fi

@@ -3,14 +3,18 @@
 import * as ort from './ort/ort.wasm.bundle.min.mjs'
 import watchStage from './view.js'
 
-const BACKGROUND_LEVEL = 8, BLACK_SHARE = 0.05, MIN_SIDE = 8, MAX_SIDE_RATIO = 10, MAX_PIXELS = 30e6
+const BACKGROUND_LEVEL = 8
+const BLACK_SHARE = 0.05
+const MIN_SIDE = 8
+const MAX_SIDE_RATIO = 10
+const MAX_PIXELS = 30e6
 const TYPES = ['image/png', 'image/jpeg', 'image/webp', 'image/bmp', 'image/x-ms-bmp', '']
 const $ = (id) => document.getElementById(id)
 
 // Python rounds halves to the even number.
 const rint = (x, low = Math.floor(x)) => low + (x - low > 0.5 || (x - low === 0.5 && low % 2 !== 0))
 const clip = (x, low, high) => Math.min(Math.max(x, low), high)
-const sum = (values) => { let total = 0; for (const value of values) total += value; return total }
+const sum = (values) => values.reduce((total, value) => total + value, 0)
 
 // --- Pillow's Image.resize ------------------------------------------------------------------------------------------
 const sinc = (x) => x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x)
@@ -27,7 +31,9 @@ const FILTERS = {
 function weightsOf(edge, from, to, size, [reach, filter]) {
   // Pillow keeps the edges of a box in single precision.
   from = Math.fround(from)
-  const scale = Math.fround(Math.fround(to) - from) / size, stretch = Math.max(scale, 1), support = reach * stretch
+  const scale = Math.fround(Math.fround(to) - from) / size
+  const stretch = Math.max(scale, 1)
+  const support = reach * stretch
   return Array.from({length: size}, (_, place) => {
     const middle = from + (place + 0.5) * scale
     const first = Math.max(0, Math.trunc(middle - support + 0.5))
@@ -40,7 +46,8 @@ function weightsOf(edge, from, to, size, [reach, filter]) {
 
 // image: {width, height, data}, any number of channels; box: [left, top, right, bottom] of it that becomes the result.
 function resize(image, width, height, name, box = [0, 0, image.width, image.height]) {
-  const channels = image.data.length / (image.width * image.height), bytes = !(image.data instanceof Float32Array)
+  const channels = image.data.length / (image.width * image.height)
+  const bytes = !(image.data instanceof Float32Array)
   // Of bytes Pillow sums whole numbers: weights times 2 ** 22, and a half for rounding.
   const one = 2 ** 22
   const whole = (weight) => Math.trunc(weight * one + (weight < 0 ? -0.5 : 0.5))
@@ -57,7 +64,8 @@ function resize(image, width, height, name, box = [0, 0, image.width, image.heig
       rows[(y * width + x) * channels + c] = finished(total)
     }
   })
-  const data = make(width * height * channels), stride = width * channels
+  const data = make(width * height * channels)
+  const stride = width * channels
   exact(weightsOf(image.height, box[1], box[3], height, FILTERS[name])).forEach(({first, weights}, y) => {
     for (let x = 0; x < stride; x++) {
       let total = 0
@@ -70,9 +78,13 @@ function resize(image, width, height, name, box = [0, 0, image.width, image.heig
 
 // Image.crop: black beyond the picture.
 function crop(image, left, top, right, bottom) {
-  const width = right - left, height = bottom - top, data = new Uint8Array(width * height * 3)
+  const width = right - left
+  const height = bottom - top
+  const data = new Uint8Array(width * height * 3)
   for (let y = Math.max(top, 0); y < Math.min(bottom, image.height); y++) {
-    const from = Math.max(left, 0), to = Math.min(right, image.width), row = y * image.width
+    const from = Math.max(left, 0)
+    const to = Math.min(right, image.width)
+    const row = y * image.width
     data.set(image.data.subarray((row + from) * 3, (row + to) * 3), ((y - top) * width + from - left) * 3)
   }
   return {width, height, data}
@@ -85,10 +97,12 @@ const brightest = (data, pixel) => Math.max(data[3 * pixel], data[3 * pixel + 1]
 export function frame(image, {image_size: size, resized_side: side, interpolation}) {
   const shorter = Math.min(image.width, image.height)
   const resized = (edge) => edge === shorter ? side : Math.trunc(side * edge / shorter)
-  const width = resized(image.width), height = resized(image.height)
+  const width = resized(image.width)
+  const height = resized(image.height)
   const [left, top] = [width, height].map((edge) => rint((edge - size) / 2))
   const pixels = crop(resize(image, width, height, interpolation), left, top, left + size, top + size)
-  const across = image.width / width, down = image.height / height
+  const across = image.width / width
+  const down = image.height / height
   return {pixels, box: [left * across, top * down, (left + size) * across, (top + size) * down]}
 }
 
@@ -108,7 +122,8 @@ function turned({width, data}, view) {
 }
 
 function networkInput({width, data}, {mean, std}) {
-  const places = width * width, values = new Float32Array(3 * places)
+  const places = width * width
+  const values = new Float32Array(3 * places)
   for (let c = 0; c < 3; c++) for (let k = 0; k < places; k++) {
     values[c * places + k] = (data[3 * k + c] - mean[c] * 255) / (std[c] * 255)
   }
@@ -119,7 +134,8 @@ function networkInput({width, data}, {mean, std}) {
 const DENSITY = Float32Array.from({length: 256}, (_, level) => -Math.log((level + 1) / 256))
 
 export function pictureStatistics(picture) {
-  const step = Math.max(1, rint(picture.width / 48)), starts = step > 1 ? [0, Math.floor(step / 2)] : [0]
+  const step = Math.max(1, rint(picture.width / 48))
+  const starts = step > 1 ? [0, Math.floor(step / 2)] : [0]
   const found = starts.flatMap((down) => starts.map((across) => gridStatistics(picture, step, down, across)))
   if (found.includes(null)) return Array(22).fill(-10)
   return found[0].map((_, k) => sum(found.map((statistics) => statistics[k])) / found.length)
@@ -128,7 +144,10 @@ export function pictureStatistics(picture) {
 // The statistics of every `step`-th pixel from (across, down) on; null of a picture with too few points of a cell.
 function gridStatistics({width: size, data}, step, down, across) {
   const placesFrom = (start) => Array.from({length: Math.ceil((size - start) / step)}, (_, k) => start + k * step)
-  const rows = placesFrom(down), columns = placesFrom(across), height = rows.length, width = columns.length
+  const rows = placesFrom(down)
+  const columns = placesFrom(across)
+  const height = rows.length
+  const width = columns.length
   const at = (y, x, c) => data[(y * size + x) * 3 + c]
   const cell = rows.map((y) => columns.map((x) => brightest(data, y * size + x) > BACKGROUND_LEVEL))
   const points = []
@@ -155,13 +174,17 @@ function gridStatistics({width: size, data}, step, down, across) {
   const nucleus = Math.max(1, sum(dark.flat()))
   const perimeter = (mask) => sum(mask.flatMap((row, j) => row.map((here, i) =>
     (j > 0 && mask[j - 1][i] !== here) + (i > 0 && row[i - 1] !== here))))
-  const place = ([j, i]) => [(j + 0.5) / height, (i + 0.5) / width], places = points.map(place)
-  const y = sum(places.map((at) => at[0])) / count, x = sum(places.map((at) => at[1])) / count
+  const place = ([j, i]) => [(j + 0.5) / height, (i + 0.5) / width]
+  const places = points.map(place)
+  const y = sum(places.map((at) => at[0])) / count
+  const x = sum(places.map((at) => at[1])) / count
   const varY = sum(places.map((at) => (at[0] - y) ** 2)) / count
   const varX = sum(places.map((at) => (at[1] - x) ** 2)) / count
   const both = sum(places.map((at) => (at[0] - y) * (at[1] - x))) / count
   const spread = 2 * Math.hypot((varY - varX) / 2, both)
-  const bottom = rows[height - 1], right = columns[width - 1], channels = [0, 1, 2]
+  const bottom = rows[height - 1]
+  const right = columns[width - 1]
+  const channels = [0, 1, 2]
   const acrossEdges = sum(columns.flatMap((x) => channels.map((c) => at(down, x, c) + at(bottom, x, c))))
   const downEdges = sum(rows.flatMap((y) => channels.map((c) => at(y, across, c) + at(y, right, c))))
   return [
@@ -193,20 +216,25 @@ function shareOnCell(map, {width, data}) {
 }
 
 function drawOverlay(image, map, peak, [left, top, right, bottom], colours) {
-  const x0 = Math.max(0, rint(left)), x1 = Math.min(image.width, rint(right))
-  const y0 = Math.max(0, rint(top)), y1 = Math.min(image.height, rint(bottom))
-  const across = map.width / (right - left), down = map.height / (bottom - top)
+  const x0 = Math.max(0, rint(left))
+  const x1 = Math.min(image.width, rint(right))
+  const y0 = Math.max(0, rint(top))
+  const y1 = Math.min(image.height, rint(bottom))
+  const across = map.width / (right - left)
+  const down = map.height / (bottom - top)
   const inMap = [(x0 - left) * across, (y0 - top) * down, (x1 - left) * across, (y1 - top) * down]
     .map((edge, k) => clip(edge, 0, k % 2 ? map.height : map.width))
   const shares = map.data.map((value) => peak > 0 ? clip(value / peak, 0, 1) : 0)
   const warmth = resize({...map, data: shares}, x1 - x0, y1 - y0, 'bilinear', inMap)
   const drawn = new ImageData(image.width, image.height)
   for (let y = 0; y < image.height; y++) for (let x = 0; x < image.width; x++) {
-    const pixel = y * image.width + x, [r, g, b] = image.data.subarray(3 * pixel, 3 * pixel + 3)
+    const pixel = y * image.width + x
+    const [r, g, b] = image.data.subarray(3 * pixel, 3 * pixel + 3)
     const grey = (r * 19595 + g * 38470 + b * 7471 + 32768) >> 16
     const seen = x >= x0 && x < x1 && y >= y0 && y < y1
     const warm = seen ? clip(warmth.data[(y - y0) * warmth.width + x - x0], 0, 1) : 0
-    const cover = 0.5 * Math.min(2 * warm, 1), colour = colours[rint(warm * 255)]
+    const cover = 0.5 * Math.min(2 * warm, 1)
+    const colour = colours[rint(warm * 255)]
     for (let c = 0; c < 3; c++) drawn.data[4 * pixel + c] = grey * (1 - cover) + colour[c] * cover
     drawn.data[4 * pixel + 3] = 255
   }
@@ -220,7 +248,8 @@ function show(canvas, pixels) {
 
 // --- inference/prediction.py ----------------------------------------------------------------------------------------
 function softmax(logits) {
-  const raised = Array.from(logits, (logit) => Math.exp(logit - Math.max(...logits))), total = sum(raised)
+  const raised = Array.from(logits, (logit) => Math.exp(logit - Math.max(...logits)))
+  const total = sum(raised)
   return raised.map((value) => value / total)
 }
 
@@ -239,7 +268,8 @@ function decide(probabilities, ood, onCell, shorterSide, release) {
     return {code, value, limit, text: told(0)}
   }
   if (ood && ood.score > 1) return {outcome: 'out of distribution', reasons: [reason(`ood_${ood.group}`, ood.score, 1)]}
-  const confidence = Math.max(...probabilities), reasons = []
+  const confidence = Math.max(...probabilities)
+  const reasons = []
   if (abstainBelow !== null && confidence < abstainBelow) reasons.push(reason('low_confidence', confidence, abstainBelow))
   const outcome = reasons.length ? 'abstain' : labels[probabilities.indexOf(confidence)]
   if (side !== null && Math.abs(shorterSide / side - 1) > mayDiffer) reasons.push(reason('other_frame', shorterSide, side))
@@ -272,13 +302,16 @@ async function decode(blob, name) {
   const bitmap = await createImageBitmap(blob, options).catch(() => {
     throw new Error(`${name}: is no picture that this browser can open; ${fix}`)
   })
-  const {width, height} = bitmap, size = `${name}: is ${width}×${height} pixels`, [low, high] = [width, height].sort((a, b) => a - b)
+  const {width, height} = bitmap
+  const size = `${name}: is ${width}×${height} pixels`
+  const [low, high] = [width, height].sort((a, b) => a - b)
   if (low < MIN_SIDE) throw new Error(`${size}, too small for a cell; give at least ${MIN_SIDE}×${MIN_SIDE}.`)
   if (high > MAX_SIDE_RATIO * low) throw new Error(`${size}, one side more than ${MAX_SIDE_RATIO} times the other; crop it to the cell.`)
   if (low * high > MAX_PIXELS) throw new Error(`${size}, more than ${MAX_PIXELS / 1e6} megapixels; crop it to the cell.`)
   const context = new OffscreenCanvas(width, height).getContext('2d', {willReadFrequently: true})
   context.drawImage(bitmap, 0, 0)
-  const rgba = context.getImageData(0, 0, width, height), data = new Uint8Array(3 * width * height)
+  const rgba = context.getImageData(0, 0, width, height)
+  const data = new Uint8Array(3 * width * height)
   for (let pixel = 0; pixel < width * height; pixel++) {
     if (rgba.data[4 * pixel + 3] < 255) throw new Error(`${name}: has transparent parts; save it without transparency.`)
     data.set(rgba.data.subarray(4 * pixel, 4 * pixel + 3), 3 * pixel)
@@ -288,8 +321,10 @@ async function decode(blob, name) {
 
 // One view decides. The map is the mean over all eight, turned back.
 async function predict({release, session}, {name, image, pixels, box}, views) {
-  const {labels} = release, found = []
-  let maps = null, side = 0
+  const {labels} = release
+  const found = []
+  let maps = null
+  let side = 0
   for (let turn = 0; turn < views; turn++) {
     const {logits, grad_cam: own} = await session.run({pixel_values: networkInput(turned(pixels, turn), release.preprocessing)})
     found.push(softmax(logits.data))
@@ -303,10 +338,13 @@ async function predict({release, session}, {name, image, pixels, box}, views) {
     }
     await pause()
   }
-  const likely = found.map((shares) => shares.indexOf(Math.max(...shares))), [best] = likely, [probabilities] = found
+  const likely = found.map((shares) => shares.indexOf(Math.max(...shares)))
+  const [best] = likely
+  const [probabilities] = found
   const data = views > 1 && maps?.map((value) => Math.max(value, 0))
   const map = data && {width: side, height: side, data: data.slice(best * side ** 2, (best + 1) * side ** 2)}
-  const ood = release.ood && oodChecks(pixels, release.ood), same = likely.filter((one) => one === best).length
+  const ood = release.ood && oodChecks(pixels, release.ood)
+  const same = likely.filter((one) => one === best).length
   const decided = decide(probabilities, ood, map ? shareOnCell(map, pixels) : null, Math.min(image.width, image.height), release)
   return {
     best, map, likely, peak: data ? data.reduce((a, b) => Math.max(a, b)) : 0,
@@ -334,8 +372,12 @@ function stand({name, image, rgba}) {
 
 // The demo's words, which `release.json` holds, about what was predicted from so many views.
 function present({release: {labels, words, colours}}, {image, box}, {best, map, peak, likely, answer}) {
-  const {outcome, probabilities, views, agreeing_views: same} = answer, label = labels[best], share = probabilities[label]
-  const given = labels.includes(outcome), refused = outcome === 'out of distribution', turning = views === 1
+  const {outcome, probabilities, views, agreeing_views: same} = answer
+  const label = labels[best]
+  const share = probabilities[label]
+  const given = labels.includes(outcome)
+  const refused = outcome === 'out of distribution'
+  const turning = views === 1
   $('outcome').textContent = given ? words.pills[label][Number(share >= words.firm)] : words.short[outcome]
   $('answer').style.setProperty('--c', given ? classColour(best) : 'var(--lk-none)')
   const others = [...new Set(likely.filter((one) => one !== best).map((one) => labels[one]))].join(' or ')
@@ -375,7 +417,8 @@ function present({release: {labels, words, colours}}, {image, box}, {best, map, 
 
 const classColour = (place) => `var(--lk-class-${place % 5})`
 let asked = 0
-const loaded = load(), view = {}
+const loaded = load()
+const view = {}
 loaded.catch((error) => tell(`The model cannot be loaded (${error.message}); load the page again.`, true))
 watchStage($('picture'), () => {}, (_, draw) => { view.draw = draw })
 
@@ -385,7 +428,8 @@ async function answer(blob, name) {
   try {
     const picture = await decode(await blob, name)
     if (turn !== asked) return
-    $('result').hidden = true, stand(picture)
+    $('result').hidden = true
+    stand(picture)
     const model = await loaded
     tell('Reading …')
     await pause()
@@ -408,8 +452,10 @@ $('file').addEventListener('change', ({target}) => {
 const example = ({title, dataset: {file}}) => answer(fetch(file).then((found) => found.blob()), title)
 for (const button of document.querySelectorAll('#examples button')) button.addEventListener('click', () => example(button))
 example(document.querySelector('#examples button'))
-const dark = matchMedia('(prefers-color-scheme: dark)'), paint = () => document.documentElement.classList.toggle('dark', dark.matches)
-dark.addEventListener('change', paint), paint()
+const dark = matchMedia('(prefers-color-scheme: dark)')
+const paint = () => document.documentElement.classList.toggle('dark', dark.matches)
+dark.addEventListener('change', paint)
+paint()
 document.addEventListener('paste', ({clipboardData: {files: [file]}}) => { if (file) answer(file, file.name) })
 for (const kind of ['dragover', 'dragleave', 'drop']) document.addEventListener(kind, (event) => {
   event.preventDefault()

@@ -9,16 +9,20 @@ const little = (size) => (...values) =>
 const [two, four] = [little(2), little(4)]
 const filesIn = async (entry) => {
   if (entry.isFile) return new Promise((done, fail) => entry.file((file) => done([[entry.fullPath, file]]), fail))
-  const reader = entry.createReader(), found = []
+  const reader = entry.createReader()
+  const found = []
   for (let some = [0]; some.length; found.push(...some)) some = await new Promise((...ends) => reader.readEntries(...ends))
   return (await Promise.all(found.map(filesIn))).flat()
 }
 const zipped = async (entries) => {
-  const files = (await Promise.all(entries.map(filesIn))).flat(), parts = [], directory = []
+  const files = (await Promise.all(entries.map(filesIn))).flat()
+  const parts = []
+  const directory = []
   const length = (list) => list.reduce((sum, part) => sum + part.length, 0)
   let at = 0
   for (const [path, file] of files) {
-    const bytes = new Uint8Array(await file.arrayBuffer()), name = new TextEncoder().encode(path.slice(1))
+    const bytes = new Uint8Array(await file.arrayBuffer())
+    const name = new TextEncoder().encode(path.slice(1))
     // Version, names in UTF-8, stored, 1980-01-01.
     const about = [two(20, 0x800, 0, 0, 33), four(crc32(bytes), bytes.length, bytes.length), two(name.length, 0)]
     const entry = [four(0x04034b50), ...about, name, bytes]
