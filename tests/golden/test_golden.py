@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from leukoscope import Predictor
@@ -45,6 +46,8 @@ def real(folder: Path) -> dict[str, Image.Image]:
 
 def answers(name: str, pictures: dict[str, Image.Image]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What a release says of each picture, and its map for the most probable class of eight views."""
+    # Sums of two threads round otherwise: by 5e-6 in one probability.
+    torch.set_num_threads(1)
     predictor = Predictor.from_pretrained(RELEASES / name, backend="torch")
     said, maps = {}, {}
     for shown, picture in pictures.items():
@@ -67,12 +70,14 @@ def test_pictures_get_their_golden_answers(name: str, kind: str, request: pytest
         np.savez_compressed(
             arrays, allow_pickle=False, **{place: one.astype(np.float32) for place, one in maps.items()}
         )
+    # Processors differ: on one of three, a probability lay 1.04e-6 from the stored one, on another 1.4e-6.
+    allowed_apart = 2e-6
     golden, golden_maps = json.loads(path.read_text(encoding="utf-8")), np.load(arrays)
     assert said.keys() == golden.keys()
     for shown, now in said.items():
         assert now["outcome"] == golden[shown]["outcome"], shown
         for views in ("one view", "eight views"):
-            assert now[views] == pytest.approx(golden[shown][views], abs=1e-6), shown
+            assert now[views] == pytest.approx(golden[shown][views], abs=allowed_apart), shown
     for place, one in maps.items():
         allowed = 1e-5 * max(1.0, float(golden_maps[place].max()))
         np.testing.assert_allclose(one, golden_maps[place], atol=allowed, err_msg=place)
