@@ -17,6 +17,7 @@ from PIL import Image
 
 from leukoscope import Predictor
 from leukoscope.data.images import open_image
+from leukoscope.inference.prediction import REFUSED
 from leukoscope.synthetic import smear_picture
 
 HERE = Path(__file__).parent
@@ -25,6 +26,11 @@ NAMES = ("leukoscope-densenet169-cnmc", "leukoscope-efficientnet-b3-cnmc", "leuk
 OF_CNMC = ("UID_11_22_2_all.bmp", "UID_1_1_1_all.bmp", "UID_H24_17_9_hem.bmp", "UID_H6_1_1_hem.bmp")
 OF_PBC = ("lymphocyte/LY_106354.jpg",)
 OF_BALL4 = ("Benign/WBC-Benign-001.jpg", *(f"{kind}/WBC-Malignant-{kind}-001.jpg" for kind in ("Early", "Pre", "Pro")))
+
+# How far the numbers of two processors may be apart. With one source, on two of three machines a cell's probability was
+# 1.4e-5 from that of the third; that of a smear which the release refuses, in one of its views, .014.
+IN_DISTRIBUTION = 1e-4
+FAR_FROM_TRAINING = 5e-3
 
 
 def drawn() -> dict[str, Image.Image]:
@@ -70,14 +76,14 @@ def test_pictures_get_their_golden_answers(name: str, kind: str, request: pytest
         np.savez_compressed(
             arrays, allow_pickle=False, **{place: one.astype(np.float32) for place, one in maps.items()}
         )
-    # Processors differ: on one of three, a probability lay 1.04e-6 from the stored one, on another 1.4e-6.
-    allowed_apart = 2e-6
     golden, golden_maps = json.loads(path.read_text(encoding="utf-8")), np.load(arrays)
     assert said.keys() == golden.keys()
     for shown, now in said.items():
         assert now["outcome"] == golden[shown]["outcome"], shown
+        allowed_apart = FAR_FROM_TRAINING if now["outcome"] in REFUSED else IN_DISTRIBUTION
         for views in ("one view", "eight views"):
             assert now[views] == pytest.approx(golden[shown][views], abs=allowed_apart), shown
     for place, one in maps.items():
-        allowed = 1e-5 * max(1.0, float(golden_maps[place].max()))
+        allowed_apart = FAR_FROM_TRAINING if said[place]["outcome"] in REFUSED else IN_DISTRIBUTION
+        allowed = allowed_apart * max(1.0, float(golden_maps[place].max()))
         np.testing.assert_allclose(one, golden_maps[place], atol=allowed, err_msg=place)
