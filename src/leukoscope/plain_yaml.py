@@ -1,4 +1,7 @@
-"""Read YAML whose numbers are what they look like: YAML 1.1 takes 010 for 8, 1:30 for 90, and the last of two keys."""
+"""Read YAML, and name the numbers that it reads otherwise than a person does.
+
+YAML 1.1 reads 010 as 8 and 1:30 as 90; of a key that is set twice it takes the last.
+"""
 
 from __future__ import annotations
 
@@ -41,13 +44,19 @@ def misread_number(content: Any, written: Any) -> str:
     Arguments: a part of what `read_yaml` returns, in both forms.
     """
     for number, text in _numbers(content, written):
-        try:
-            is_plain = number == (int(text, 0) if isinstance(number, int) else float(text))
-        except ValueError:
-            is_plain = False
-        if not is_plain:
+        if not _is_plain(number, text):
             return f"YAML reads {text} as {kind(number)}; write a plain decimal number"
     return ""
+
+
+def _is_plain(number: float, text: str) -> bool:
+    """Whether Python reads the text as the same number."""
+    try:
+        if isinstance(number, int):
+            return number == int(text, 0)  # base 0 refuses 010, and reads 0x10 as YAML does
+        return number == float(text)
+    except ValueError:
+        return False
 
 
 def _numbers(content: Any, written: Any) -> Iterator[tuple[int | float, str]]:

@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 _Item = TypeVar("_Item")
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 # Two bars at a time would draw over each other: work within other work shows none of its own.
-_shown: ContextVar[bool] = ContextVar("shown", default=False)
+_bar_is_open: ContextVar[bool] = ContextVar("bar_is_open", default=False)
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator
         total: its number of parts; None where that is not known, and only the time so far is shown.
         done: how many of them were done before.
     """
-    if _quiet.get() or _shown.get() or not _is_first():
+    if _quiet.get() or _bar_is_open.get() or not _is_first():
         yield lambda by=1: None
         return
     times: list[rich_progress.ProgressColumn] = [rich_progress.TimeElapsedColumn()]
@@ -74,17 +74,17 @@ def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator
         speed_estimate_period=3600,  # seconds; a part may take minutes
     )
     bars.add_task(label, total=total, completed=done)
-    (task,) = bars.tasks
+    (task,) = bars.tasks  # `add_task` returns its number only
     ended = threading.Event()
     if bars.disable:
         threading.Thread(target=_print_lines, args=(task, ended), daemon=True).start()
-    _shown.set(True)
+    _bar_is_open.set(True)
     try:
         with bars:
             yield lambda by=1: bars.advance(task.id, by)
     finally:
         ended.set()
-        _shown.set(False)  # no `reset`: an abandoned generator may end in another context
+        _bar_is_open.set(False)  # no `reset`: an abandoned generator may end in another context
 
 
 def _print_lines(task: rich_progress.Task, ended: threading.Event) -> None:

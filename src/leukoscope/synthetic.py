@@ -111,7 +111,9 @@ def draw_cell(
     strength = _factor(rng, 0.045)
     radius = form.radius * stain.size * _factor(rng, 0.10)
     axis = _axis(size)
-    near = slice(*np.searchsorted(axis, [-REACH * radius, REACH * radius]).tolist())
+    # Only the square round the cell is computed.
+    first, end = np.searchsorted(axis, [-REACH * radius, REACH * radius]).tolist()
+    near = slice(first, end)
     depth = _depth(rng, form, radius, axis[near])
     colour = _colour(rng, form, depth, axis[near])
     if background == "black":
@@ -136,7 +138,7 @@ def phantom_cells(
     background: Background = "black",
     seed: int = 0,
 ) -> Iterator[PhantomCell]:
-    """Yield a balanced set of phantom cells, ordered by label, subject and cell; the rest is as for `draw_cell`."""
+    """Yield a balanced set of phantom cells, ordered by label, subject and cell; other arguments as of `draw_cell`."""
     for label, subject, cell in product(PHANTOM_LABELS, range(subjects_per_class), range(cells_per_subject)):
         yield draw_cell(label, subject=subject, cell=cell, size=size, background=background, seed=seed)
 
@@ -159,7 +161,8 @@ def _factor(rng: np.random.Generator, spread: float) -> float:
 def _stain_of_subject(rng: np.random.Generator) -> Stain:
     strength = _factor(rng, 0.06)
     warmth = 1.4 * _bounded_normal(rng)
-    return Stain(strength, warmth, _factor(rng, 0.06))
+    size = _factor(rng, 0.06)
+    return Stain(strength, warmth, size)
 
 
 def _axis(size: int) -> Floats:
