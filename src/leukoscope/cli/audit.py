@@ -65,10 +65,11 @@ def audit(
         return
     if quick and (split or split_file or output):
         raise LeukoscopeError("--quick: decodes no image; leave out --split, --split_file and --output")
-    if bool(folder) == bool(dataset_name) or (folder and train_dir):
+    names_images_once = bool(folder) != bool(dataset_name)
+    if not names_images_once or (folder and train_dir):
         raise LeukoscopeError("leukoscope audit: name the images, by DIR or by --dataset_name, not by both")
-    has_own_column = label_column_name != "label"
-    if folder and (subject_pattern or labels or has_own_column):
+    names_label_column = label_column_name != "label"
+    if folder and (subject_pattern or labels or names_label_column):
         dataset_name = "imagefolder"
     elif folder:
         dataset_name = recognise(folder).name
@@ -84,7 +85,7 @@ def audit(
         # The message names a flag, but the user gave DIR.
         raise LeukoscopeError(str(error).removeprefix("--train_dir ")) from None
     survey = survey_cells(data)
-    if has_own_column:
+    if names_label_column:
         source["label_column_name"] = label_column_name
     flags = _training_flags(dataset_name, source, survey["split_flags"], data.info.recipe)
     if not as_json:
@@ -149,7 +150,7 @@ def _search(data: LoadedCells, output: Path, split: str | None, split_file: Path
     if split_file:
         chosen = load_split(split_file, data, disjoint=False)  # the audit reports subjects on two sides
     if split:
-        make_split(data, split)
+        make_split(data, split)  # refuses one that cannot be drawn, before every image is opened
     data, scans = scan_cells(data)
     if chosen is None and split:
         chosen = make_split(data, split)
@@ -200,10 +201,11 @@ def _print_findings(findings: Mapping[str, Any]) -> None:
     print_table(copies.columns, copies.rows)
     typer.echo(f"not found: {findings['duplicates']['not_found']}")
     for group in findings["subject_aliases"]:
-        shared = group["copies"]
-        new = f"propose as subject_aliases; not joined yet: {', '.join(group['unjoined'])}"
-        state = "already joined when loading" if group["known"] else new
-        typer.echo(f"one subject: {' = '.join(group['subjects'])}, {shared} shared image(s); {state}")
+        names = " = ".join(group["subjects"])
+        state = "already joined when loading"
+        if not group["known"]:
+            state = f"propose as subject_aliases; not joined yet: {', '.join(group['unjoined'])}"
+        typer.echo(f"one subject: {names}, {group['copies']} shared image(s); {state}")
     shortcuts = findings["shortcuts"]
     if measured.rows:
         chance = ["chance", f"{shortcuts['chance_balanced_accuracy']:.3f}", "–", "0.500"]

@@ -23,12 +23,12 @@ def cache(clear: Annotated[bool, Option("--clear", help="Delete all that no runn
 
     limit = limit_in_bytes()
     if clear:
-        before = sum(entry.bytes for entry in entries())
-        left = sum(entry.bytes for entry in clear_cache())
-        typer.echo(f"{cache_root()}: {_gigabytes(before - left)} deleted; {_gigabytes(left)} in use")
+        bytes_before = sum(entry.bytes for entry in entries())
+        bytes_left = sum(entry.bytes for entry in clear_cache())
+        typer.echo(f"{cache_root()}: {_gigabytes(bytes_before - bytes_left)} deleted; {_gigabytes(bytes_left)} in use")
         return
-    rows = []
     caches = entries()
+    rows = []
     for entry in caches:
         days = (time.time() - entry.last_used) / (24 * 3600)
         use = "in use" if is_held(entry.marker) else f"{days:.0f} day(s) ago"

@@ -148,7 +148,7 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     explained = [row for row in rows if row["reasons"]]
     if len(explained) > MOST_EXPLAINED:
         counts = Counter(reason["code"] for row in explained for reason in row["reasons"])
-        yield "; ".join(f"{code}: {count} files" for code, count in counts.items()) + " (--json gives the numbers)"
+        yield "; ".join(f"{code}: {files} files" for code, files in counts.items()) + " (--json gives the numbers)"
     else:
         for row in explained:
             yield f"{shown_name(Path(row['source']).name)}: {' '.join(reason['text'] for reason in row['reasons'])}"
@@ -224,7 +224,7 @@ def file_key(path: Path) -> str:
 
 
 def numbered(path: Path, taken: set[str]) -> Path:
-    """The path, with a number where its `file_key` is among `taken`, to which that of the result is added."""
+    """Return the path, with a number if its `file_key` is in `taken`; the key of what is returned is added there."""
     names = chain([path], (path.with_stem(f"{path.stem}-{n}") for n in count(2)))
     chosen = next(name for name in names if file_key(name) not in taken)
     taken.add(file_key(chosen))
@@ -258,21 +258,21 @@ def score(
     from leukoscope.inference.scoring import check_output, open_source, score_cells, unreadable_list
 
     check_output(output)
-    elsewhere = None
+    score_on_ray = None
     if ray is not None:
         from leukoscope.inference import ray_scoring
 
         settings = {"backend": backend, "device": device, "precision": precision}
-        elsewhere = partial(ray_scoring.score_missing, address=ray, model=model, settings=settings)
+        score_on_ray = partial(ray_scoring.score_missing, address=ray, model=model, settings=settings)
     if ray is not None and "://" in source:
         cells = ray_scoring.remote_source(source)
     else:
         cells = open_source(source, subject_pattern=subject_pattern)
     note(cells.report, err=True)
     predictor = open_predictor(model, backend, device, precision)
-    scored = score_cells(predictor, cells, output, batch_size=batch_size, score_missing=elsewhere)
-    notes = {"out of distribution or no cell": scored.refused, "abstained from": scored.abstained}
-    listed = "".join(f", {count:,} {note}" for note, count in notes.items() if count)
+    scored = score_cells(predictor, cells, output, batch_size=batch_size, score_missing=score_on_ray)
+    without_class = {"out of distribution or no cell": scored.refused, "abstained from": scored.abstained}
+    listed = "".join(f", {number:,} {reason}" for reason, number in without_class.items() if number)
     lines = (f"{scored.cells:,} cells scored{listed}: {output}", *release_warnings(predictor), RESEARCH_NOTICE)
     report = vars(scored) | {"output": str(output), "notice": RESEARCH_NOTICE}
     typer.echo(json.dumps(report, indent=1) if as_json else "\n".join(lines))
