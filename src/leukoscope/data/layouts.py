@@ -63,6 +63,7 @@ def walk(root: Path) -> Iterator[tuple[str, list[str]]]:
 
     homes = [Path(root).resolve()]
 
+    # A link to a folder that is walked anyway would list its files twice, or never end.
     def is_entered(path: Path) -> bool:
         if not path.is_symlink():
             return True
@@ -129,8 +130,8 @@ def cells_named(
             cell's. The group `cell`, else all that matches, becomes the cell's id, which therefore does not depend on
             the folders above.
         suffix: of the files, a regular expression in any case.
-        names: what a class or partition is called here, by what the path calls it.
-        without: folders whose pictures are no cells of their own.
+        names: name of a class or partition in the path → its name here; others keep theirs.
+        without: names of folders that are skipped, because their pictures are not cells of their own.
     """
     rule = re.compile(rf"(?:^|/)(?P<path>{pattern})\.(?i:{suffix})$")
     name_of = names or {}
@@ -263,10 +264,11 @@ def find_class_folders(folder: ImageFolder) -> Iterator[CellFile]:
 
 def _are_subjects(folders: Iterable[Path], root: Path) -> bool:
     """Whether these folders of pictures are subjects rather than classes."""
-    above: dict[str, set[str]] = defaultdict(set)
+    classes_of: dict[str, set[str]] = defaultdict(set)
     for folder in folders:
         if folder.parent == root or not any(letter.isdigit() for letter in folder.name):
             return False
-        above[folder.name].add(folder.parent.name)
-    classes = set().union(*above.values())
-    return all(len(names) == 1 for names in above.values()) and 2 <= len(classes) < len(above)
+        classes_of[folder.name].add(folder.parent.name)
+    classes = set().union(*classes_of.values())
+    each_in_one_class = all(len(names) == 1 for names in classes_of.values())
+    return each_in_one_class and 2 <= len(classes) < len(classes_of)

@@ -182,7 +182,8 @@ def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
 def decoding_digest() -> str:
     """A digest of all that decides which pixels a file becomes: our functions and limits, Pillow and its codecs."""
     sources = [inspect.getsource(function) for function in (*DECODING_FUNCTIONS, Preprocessing.frame, _measured)]
-    sources += [inspect.getsource(Preprocessing._resized), inspect.getsource(vars(Preprocessing)["resized_side"].fget)]
+    resized_side = vars(Preprocessing)["resized_side"].fget  # the function of the property
+    sources += [inspect.getsource(Preprocessing._resized), inspect.getsource(resized_side)]
     limits = (MAX_PIXELS, MIN_SIDE, MAX_SIDE_RATIO, MAX_SCANS, BACKGROUND_LEVEL)
     codecs = [features.version(name) for name in ("jpg", "libjpeg_turbo", "zlib", "libtiff", "webp", "littlecms2")]
     return sha256(repr((sources, limits, PIL.__version__, codecs)).encode()).hexdigest()

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 Strategy = Literal["subject", "subject-cv", "official", "random", "random-cv", "block", "block-cv", "all", "given"]
 Group = Literal["subject", "block", "cell"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
-_GROUPS: dict[str, Group] = {"random": "cell", "block": "block"}  # what these keep on one side; all others, subjects
+# The unit that a strategy keeps on one side; all others keep subjects.
+_GROUPS: dict[str, Group] = {"random": "cell", "block": "block"}
 # A test set where one group has a larger share of the cells measures that group.
 LARGEST_SHARE = 0.4
-# Deals that a split is chosen from: enough to avoid such sides where the data allow it, few enough for seeds to differ.
+# Deals that a split is chosen from: enough to avoid such test sets where the data allow it, few enough for seeds to
+# differ.
 _DEALS = 20
 TRAIN_VAL_SPLIT = 0.15  # of train, set apart for validation where a data set's own splits have none
 BY_IMAGE = "a split by image may have cells of one subject on two sides: its metrics do not apply to a new subject"
@@ -175,9 +177,11 @@ def make_split(
     else:
         train, test = cells.fold(0, SUBJECT_FOLDS)
         detail = f"about 70/15/15 by {group}"
-    if strategy in ("subject", "block") or (validation and strategy not in ("random", "all", "given")):
-        without = "subject-cv or official" if group == "subject" else "block-cv"
-        train, val = cells.apart(train, 1 / (SUBJECT_FOLDS - 1), f"use --split {without} with --no_validation")
+    needs_validation = strategy in ("subject", "block")
+    is_settled = strategy in ("random", "all", "given")  # set apart above, or without a validation side
+    if needs_validation or (validation and not is_settled):
+        others = "subject-cv or official" if group == "subject" else "block-cv"
+        train, val = cells.apart(train, 1 / (SUBJECT_FOLDS - 1), f"use --split {others} with --no_validation")
     split = cells.split(strategy, train, val, test, detail)
     if note:
         split = replace(split, notes=(*split.notes, note))
@@ -210,9 +214,9 @@ def cross_validation(data: LoadedCells) -> list[Split]:
     cells = zip(data.train["label"][:], data.train["cell_id"][:], strict=True)
     units = {(label, unit_of[cell]) for label, cell in cells}
     counts = Counter(label for label, _ in units)
-    fewest, scarce = min((counts[index], label) for index, label in enumerate(data.info.labels))
+    fewest, label = _rarest([counts[index] for index in range(len(data.info.labels))], data.info.labels)
     if fewest < 2:
-        raise LeukoscopeError(f"class {scarce} has {fewest} {unit}(s); two or more are needed to test on others")
+        raise LeukoscopeError(f"class {label} has {fewest} {unit}(s); two or more are needed to test on others")
     num_folds = min(5, fewest)
     return [make_split(data, f"{unit}-cv", fold=k, num_folds=num_folds, validation=False) for k in range(num_folds)]
 
@@ -223,9 +227,10 @@ def _group_kept_whole(data: LoadedCells, strategy: str) -> tuple[Group, str]:
         raise LeukoscopeError(f"--split {strategy}: unknown; choose one of {', '.join(STRATEGIES)}")
     title = data.info.title
     if strategy in ("subject", "subject-cv", "official") and not any(data.train["subject"]):
+        others = "block or random" if data.info.group == "block" else "random"
         raise LeukoscopeError(
             f"--split {strategy}: the subjects of {title} are not known; {_how_to_name_subjects(data)}use "
-            f"--split {'block or ' * (data.info.group == 'block')}random ({BY_IMAGE})"
+            f"--split {others} ({BY_IMAGE})"
         )
     if strategy in ("block", "block-cv") and not data.info.block_size:
         raise LeukoscopeError(_no_blocks(data, strategy))
@@ -296,11 +301,11 @@ class _Cells:
 
         labels = self.labels[self.everything]
         counts = np.bincount(labels, minlength=len(self.data.info.labels)).tolist()
-        least, label = min(zip(counts, self.data.info.labels, strict=True))
-        if least < num_folds:
-            fewer = "give at most as many folds, or " if least > 1 else ""
+        fewest, label = _rarest(counts, self.data.info.labels)
+        if fewest < num_folds:
+            advice = "give at most as many folds, or " if fewest > 1 else ""
             raise LeukoscopeError(
-                f"--num_folds {num_folds}: class {label} has {least} cell(s); {fewer}gather more cells of it"
+                f"--num_folds {num_folds}: class {label} has {fewest} cell(s); {advice}gather more cells of it"
             )
         folds = list(StratifiedKFold(num_folds, shuffle=True, random_state=self.seed).split(labels, labels))
         return folds[fold][0].tolist(), folds[fold][1].tolist()
@@ -316,13 +321,16 @@ class _Cells:
         names, group_of = np.unique([self.groups[i] for i in rows], return_inverse=True)
         counts = np.zeros((len(names), len(self.data.info.labels)), dtype=int)
         np.add.at(counts, (group_of, self.labels[rows]), 1)
-        available, label = min(zip((counts > 0).sum(axis=0).tolist(), self.data.info.labels, strict=True))
-        if available < num_folds:
-            if not advice and available > 1:
-                advice = f"use --split {self.group}-cv --num_folds {available} --no_validation"
+        groups_of_class = (counts > 0).sum(axis=0).tolist()
+        fewest, label = _rarest(groups_of_class, self.data.info.labels)
+        if fewest < num_folds:
+            if not advice and fewest > 1:
+                advice = f"use --split {self.group}-cv --num_folds {fewest} --no_validation"
+            fix = f"gather cells of more {self.group}s"
+            if advice:
+                fix = f"{advice}, or {fix}"
             raise LeukoscopeError(
-                f"class {label} has {available} {self.group}(s), fewer than the {num_folds} folds needed; "
-                f"{advice}{', or ' if advice else ''}gather cells of more {self.group}s"
+                f"class {label} has {fewest} {self.group}(s), fewer than the {num_folds} folds needed; {fix}"
             )
         rng = np.random.default_rng(self.seed)
         deals = [_dealt(counts, num_folds, rng) for _ in range(_DEALS)]
@@ -349,19 +357,19 @@ class _Cells:
 
     def split(self, strategy: str, train: list[int], val: list[int], test: list[int], detail: str) -> Split:
         """Take from the training side every group that is also tested, then assert that the sides are disjoint."""
-        cells = Counter(self.groups[i] for i in test)
-        train_apart = [i for i in train if self.groups[i] not in cells]
-        val_apart = [i for i in val if self.groups[i] not in cells]
+        tested = Counter(self.groups[i] for i in test)  # group → its test cells
+        train_apart = [i for i in train if self.groups[i] not in tested]
+        val_apart = [i for i in val if self.groups[i] not in tested]
         notes = []
         left_out = len(train) + len(val) - len(train_apart) - len(val_apart)
         if left_out:
-            both = sorted({self.groups[i] for i in [*train, *val]} & cells.keys())
+            both = sorted({self.groups[i] for i in [*train, *val]} & tested.keys())
             notes.append(f"{left_out} training cells left out: {self.group} {', '.join(both)} is also tested")
         if train and not train_apart:
             raise LeukoscopeError(
                 f"{detail}: no training cell is left, because each one's {self.group} is tested; choose other folds"
             )
-        group, count = largest_group(cells)
+        group, count = largest_group(tested)
         if self.group != "cell" and count > LARGEST_SHARE * len(test):
             share = f"{count / len(test):.0%}"
             notes.append(f"{self.group} {group} has {share} of the test cells: read the figures by {self.group}")
@@ -380,6 +388,11 @@ class _Cells:
         return split
 
 
+def _rarest(counts: Sequence[int], labels: Sequence[str]) -> tuple[int, str]:
+    """The smallest of the counts of K classes, and its class; of equal ones, the first in the alphabet."""
+    return min(zip(counts, labels, strict=True))
+
+
 def largest_group(cells: Mapping[str, int]) -> tuple[str, int]:
     """The group with most cells, and how many; ("", 0) where there is no group."""
     if not cells:
@@ -394,12 +407,13 @@ def _dealt(counts: np.ndarray, num_folds: int, rng: np.random.Generator) -> np.n
     main_class = counts.argmax(axis=1)
     sizes = counts.sum(axis=1)
     for label in range(counts.shape[1]):
-        round_: list[int] = []
+        folds_left: list[int] = []  # of this round
         groups = np.flatnonzero(main_class == label)
         # Groups of one size come in random order, too.
         for group in groups[np.lexsort((rng.random(len(groups)), -sizes[groups]))]:
-            round_ = round_ or rng.permutation(num_folds).tolist()
-            folds[group] = round_.pop()
+            if not folds_left:
+                folds_left = rng.permutation(num_folds).tolist()
+            folds[group] = folds_left.pop()
     return folds
 
 
