@@ -36,7 +36,7 @@ from leukoscope.models.release import ReleaseInfo, folder_name, read_release
 from leukoscope.progress import progress
 
 TEST_FOLD = "fold_1"
-"""Of C-NMC's folds, as published, the one that the split `official` tests."""
+"""The published fold of C-NMC that the split `official` tests."""
 _AREA_SIDE = 224
 EVALUATION_SCHEMA_VERSION = 3
 
@@ -89,10 +89,11 @@ class ModelPredictions:
         `outcomes` counts the cells of each, `given` those that get a class, `right` the right ones of these.
         """
         labels = self.predictions.label_names
-        pairs = [(labels[k], named) for k, named in zip(self.predictions.references, self.outcomes, strict=True)]
-        pairs = [pair for pair in pairs if pair[1] in labels]
+        true_classes = [labels[k] for k in self.predictions.references]
+        pairs = zip(true_classes, self.outcomes, strict=True)
+        is_right = [true == outcome for true, outcome in pairs if outcome in labels]
         counts = dict(sorted(Counter(self.outcomes).items()))
-        return {"outcomes": counts, "given": len(pairs), "right": sum(true == named for true, named in pairs)}
+        return {"outcomes": counts, "given": len(is_right), "right": sum(is_right)}
 
     def subject_rule(self) -> dict[str, Any] | None:
         """Measure the release's rule for subjects, whose class is called as in these predictions."""

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from leukoscope.data.pixel_cache import FramedCells
     from leukoscope.models.release import ReleaseInfo
 
-# Shorter names, such as 12.png, are given to other cells again.
-_LEAST_NAME = 6
+# Shorter names, such as 12.png, are used again for other cells.
+_MIN_NAME_LENGTH = 6
 
 
 class Overlap(Enum):
@@ -68,7 +68,7 @@ class Seen:
     Attributes:
         overlap: what is known of it.
         subjects: those of the cells' subjects that trained it, or a release it was fine-tuned from; sorted.
-        cells: how many trained it, where that is not told by subjects.
+        cells: how many trained it; 0 where `subjects` say it.
         statement: one sentence for a reader.
     """
 
@@ -189,9 +189,9 @@ def seen_of(
 
 
 def trainings_of(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """List name, fingerprint, unit and subjects of what a release, then those it was fine-tuned from, were trained on.
+    """List the trainings behind a release: its own, then those of the releases it was fine-tuned from.
 
-    A metrics.json that says nothing of the training gives [].
+    Each has the name, fingerprint and unit of its data, and its subjects. [] where metrics.json says nothing of them.
     """
     training = metrics.get("training")
     if not training:
@@ -206,7 +206,11 @@ def trainings_of(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def same_cells(training: Mapping[str, Any], data: LoadedCells) -> bool:
     """True where it was trained on this data set, or a part of it."""
-    return training["fingerprint"] == data.fingerprint or training["name"] == source_of(data) != "imagefolder"
+    if training["fingerprint"] == data.fingerprint:
+        return True
+    source = source_of(data)
+    # All class folders are called imagefolder: their name says nothing.
+    return source != "imagefolder" and training["name"] == source
 
 
 def source_of(data: LoadedCells) -> str:
@@ -250,12 +254,13 @@ class KnownCells:
 
 
 def same_subject(dataset: str, subject: str) -> str | Decimal:
-    """Return what all aliases and spellings of a subject in its data set have in common: `12` and `12.0` are equal."""
+    """Return a key that is equal for all aliases and spellings of a subject, such as `12` and `12.0`, in a data set."""
     if dataset in DATASETS:
         subject = DATASETS[dataset].canonical_subject(subject)
     return subject_key(subject)
 
 
 def _names(cell_ids: Iterable[str]) -> list[str]:
-    names = [PurePosixPath(cell).name for cell in cell_ids]
-    return [PurePosixPath(name).stem for name in names if len(PurePosixPath(name).stem) >= _LEAST_NAME]
+    """File names without folder and suffix, of those long enough to identify a cell."""
+    stems = [PurePosixPath(cell).stem for cell in cell_ids]
+    return [stem for stem in stems if len(stem) >= _MIN_NAME_LENGTH]

@@ -62,15 +62,17 @@ def subject_strip(
 ) -> Figure:
     """Plot every subject's accuracy, by class and from worst to best; a larger dot stands for more cells.
 
-    `subjects` is id → label, cells and accuracy (0–1), as `measure` gives them; `unit` what stands for a subject.
+    Args:
+        subjects: id → label, cells and accuracy (0–1), as `measure` gives them.
+        unit: what the subjects are: "subject" or "block".
     """
     groups: dict[str, list[Mapping[str, Any]]] = {label: [] for label in label_names}
     for subject in subjects.values():
         if subject["label"] in groups:
             groups[subject["label"]].append(subject)
-    groups = {label: sorted(rows, key=lambda s: s["accuracy"]) for label, rows in groups.items() if rows}
+    groups = {label: sorted(rows, key=lambda row: row["accuracy"]) for label, rows in groups.items() if rows}
     across = min(len(groups), 4)
-    down = -(-len(groups) // across)
+    down = -(-len(groups) // across)  # rounded up
     figure = new_figure(_WIDTH, 0.4 + 2.6 * down)
     ratios = [1.0] * across
     if across < 3:
