@@ -120,9 +120,10 @@ def overlay(
     columns = slice(max(0, round(left)), min(image.width, round(right)))
     rows = slice(max(0, round(top)), min(image.height, round(bottom)))
     height, width = evidence.shape
-    seen = np.array([columns.start - left, rows.start - top, columns.stop - left, rows.stop - top])
-    in_map = seen * np.tile([width / (right - left), height / (bottom - top)], 2)
-    x0, y0, x1, y1 = np.clip(in_map, 0, [width, height] * 2).tolist()
+    # The same rectangle within the view, in pixels of the picture, then in those of the map.
+    in_view = np.array([columns.start - left, rows.start - top, columns.stop - left, rows.stop - top])
+    in_map = in_view * np.tile([width / (right - left), height / (bottom - top)], 2)
+    x0, y0, x1, y1 = np.clip(in_map, 0, [width, height, width, height]).tolist()
 
     if peak is None:
         peak = float(evidence.max())

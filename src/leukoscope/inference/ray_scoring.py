@@ -65,15 +65,16 @@ def remote_source(url: str) -> CellSource:
 
     try:
         files, root = fsspec.core.url_to_fs(url)
-        there = files.find(root, detail=True)
+        details_of = files.find(root, detail=True)
     except (ImportError, OSError, ValueError) as error:
         raise LeukoscopeError(f"{url}: cannot be listed ({error}); check the address and your access") from None
     cells = []
     states = {}
-    for path, details in sorted(there.items()):
+    for path, details in sorted(details_of.items()):
         if path.lower().endswith(IMAGE_SUFFIXES):
-            cells.append(SourceCell(path.removeprefix(root).lstrip("/"), "", files.unstrip_protocol(path)))
-            states[cells[-1].file] = repr([str(details.get(key)) for key in ("size", "mtime", "ETag", "md5Hash")])
+            cell = SourceCell(path.removeprefix(root).lstrip("/"), "", files.unstrip_protocol(path))
+            cells.append(cell)
+            states[cell.file] = repr([str(details.get(key)) for key in ("size", "mtime", "ETag", "md5Hash")])
     if not cells:
         raise LeukoscopeError(f"{url}: holds no image; give a folder of images")
     return CellSource(cells, has_subjects=False, states=states)
@@ -96,11 +97,11 @@ def score_missing(
         import ray.data
     except ImportError:
         raise LeukoscopeError("--ray: Ray is not installed; pip install 'leukoscope[ray]'") from None
-    here = {}
+    loopback = {}
     if address == LOCAL:
-        here = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+        loopback = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="error", **here)
+        ray.init(address=address, log_to_driver=False, logging_level="error", **loopback)
     except (ConnectionError, ValueError) as error:
         reason = first_line(error)
         raise LeukoscopeError(
@@ -111,8 +112,10 @@ def score_missing(
         with progress("scoring cells", len(source.cells)) as advance:
             rows = []
             for shard, cells, identity in missing_shards(predictor, source, shards, advance):
-                columns = zip(("ids", "subjects", "files"), map(list, zip(*cells, strict=True)), strict=True)
-                rows.append({"shard": str(shard), "identity": identity, **dict(columns)})
+                ids, subjects, files = map(list, zip(*cells, strict=True))
+                rows.append(
+                    {"shard": str(shard), "identity": identity, "ids": ids, "subjects": subjects, "files": files}
+                )
             if not rows:
                 return
             scored = ray.data.from_items(rows, override_num_blocks=len(rows)).map(

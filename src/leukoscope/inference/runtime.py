@@ -209,7 +209,9 @@ class TorchBackend:
         """
         import torch
 
-        fix = f"give a smaller batch size, such as {len(pixels) // 2}" if len(pixels) > 1 else "use --device cpu"
+        fix = "use --device cpu"
+        if len(pixels) > 1:
+            fix = f"give a smaller batch size, such as {len(pixels) // 2}"
         with memory_errors(self.device, len(pixels), fix):
             features = self.features(pixels)
             if not explain or not is_map_of_channels(self.network, features):
