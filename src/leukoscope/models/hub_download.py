@@ -106,9 +106,7 @@ def fetch_files(
         LeukoscopeError: no such repository or revision, no access to it, no safetensors in it, no network and no
             whole cached copy, or a file whose content is not the one that the Hub names.
     """
-    wanted = hub_id
-    if revision:
-        wanted = f"{hub_id}@{revision}"
+    wanted = _with_revision(hub_id, revision)
     try:
         try:
             info = hub_model_info(hub_id, revision, anonymous=anonymous)
@@ -135,11 +133,14 @@ def fetch_files(
     return folder
 
 
+def _with_revision(hub_id: str, revision: str | None) -> str:
+    """A repository as a person names it, for messages."""
+    return f"{hub_id}@{revision}" if revision else hub_id
+
+
 def _cached_copy(hub_id: str, revision: str | None, patterns: Sequence[str], reason: HubUnreachable) -> Path:
     """Find the cached copy of a repository, and warn that it is used; an error where a file of it is missing."""
-    wanted = hub_id
-    if revision:
-        wanted = f"{hub_id}@{revision}"
+    wanted = _with_revision(hub_id, revision)
     try:
         folder = _snapshot(hub_id, revision, patterns, cached_only=True)
         _require_whole(folder, patterns)
@@ -186,6 +187,8 @@ def hub_model_info(
 
 
 class _Hidden(tqdm):
+    """A progress bar of the client that is not drawn."""
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 

@@ -197,12 +197,12 @@ def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision:
     config = release.config
     require_undamaged(root, release.metrics)  # they may have changed since it was read
     tensors = read_safetensors(root / WEIGHTS_FILE)
-    for name, tensor in tensors.items():
+    for tensor_name, tensor in tensors.items():
         # A single one makes every probability NaN. The sum of finite numbers of any release is finite in float64.
         if tensor.is_floating_point() and not math.isfinite(float(tensor.sum(dtype=torch.float64))):
             raise LeukoscopeError(
-                f"{root / WEIGHTS_FILE}: damaged ({name} holds numbers that are not finite); restore it from the "
-                "release"
+                f"{root / WEIGHTS_FILE}: damaged ({tensor_name} holds numbers that are not finite); restore it from "
+                "the release"
             )
     state = in_float32(tensors)
     try:
@@ -228,14 +228,17 @@ def in_float32(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def round_as_stored(network: nn.Module, *, head: bool = True) -> None:
-    """Round weights in place to what the release will hold, so that this is measured; `head`: the head's too."""
+    """Round weights in place to what the release will hold, so that what is measured is what is released.
+
+    Without `head`, those of the head stay as they are.
+    """
     state = network.state_dict()
-    spared: tuple[str, ...] = ()
+    not_rounded: tuple[str, ...] = ()
     if not head:
-        spared = _prefixes(head_names(network))
+        not_rounded = _prefixes(head_names(network))
     with torch.no_grad():
         for name in _stored_halved(network):
-            if not name.startswith(spared):
+            if not name.startswith(not_rounded):
                 state[name].copy_(state[name].half())
 
 
@@ -334,5 +337,7 @@ def freeze(network: nn.Module, frozen: Sequence[str]) -> None:
         if not name.startswith(head):
             parameter.requires_grad_(False)
     for name, module in network.named_modules():
-        if name and not any(prefix.startswith(f"{name}.") or f"{name}.".startswith(prefix) for prefix in head):
+        prefix = f"{name}."
+        holds_head = any(of_head.startswith(prefix) for of_head in head)
+        if name and not holds_head and not prefix.startswith(head):
             module.eval()
