@@ -281,8 +281,8 @@ def _detector(file: Path) -> dict[str, Any] | None:
     detector = OodDetector.load(file)
     correlation = detector.correlation.astype(np.float64)
     groups = [
-        {"name": group, "first": some.start, "inverse": np.linalg.inv(correlation[some, some]).tolist()}
-        for group, some in STATISTIC_GROUPS.items()
+        {"name": group, "first": columns.start, "inverse": np.linalg.inv(correlation[columns, columns]).tolist()}
+        for group, columns in STATISTIC_GROUPS.items()
     ]
     arrays = {key: getattr(detector, key).tolist() for key in ("mean", "deviation", "limit")}
     return arrays | {"inverse": np.linalg.inv(correlation).tolist(), "groups": groups}
@@ -302,8 +302,8 @@ def _runtime_file(name: str, package: Path | None) -> bytes:
             content = Path(source).read_bytes()
     except (OSError, HTTPException) as error:  # the latter where a download is cut off
         # A server's words, or the system's.
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise ReleaseError(f"{source}: cannot be read ({reason}); {fix}") from None
+        cause = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise ReleaseError(f"{source}: cannot be read ({cause}); {fix}") from None
     if sha256(content).hexdigest() != RUNTIME_FILES[name]:
         raise ReleaseError(f"{source}: is not the file of onnxruntime-web {ONNXRUNTIME_WEB}; {fix}")
     return bytes(content)

@@ -96,7 +96,7 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
         perhaps_seen=unseen is not None and unseen["estimates"] == NOT_KNOWN,
         preprocessing=config["pretrained_cfg"],
         size=size,
-        figures={plot: _alt_text(plot, unit, in_fields=in_fields) for plot in _drawn(release)},
+        figures={plot: _alt_text(plot, unit, in_fields=in_fields) for plot in _plots_shown(release)},
         recognised_table=release_tables.recognised_table,
         healthy_given=release_tables.healthy_given,
         robustness_table=release_tables.robustness_table,
@@ -131,8 +131,10 @@ def _map_checks(metrics: Mapping[str, Any]) -> list[tuple[MapCheck, Mapping[str,
     return [(MapCheck.from_metrics(metrics, method), block) for method, block in checked.items()]
 
 
-def _drawn(release: Path) -> list[str]:
-    return [name for name in CARD_PLOTS if (release / FIGURES_FOLDER / f"{name}.png").is_file()][:1]
+def _plots_shown(release: Path) -> list[str]:
+    """The first of `CARD_PLOTS` that was drawn for a release; [] where none was."""
+    drawn = [name for name in CARD_PLOTS if (release / FIGURES_FOLDER / f"{name}.png").is_file()]
+    return drawn[:1]
 
 
 def _measure_network(release: Path) -> tuple[dict[str, str], bool]:

@@ -56,10 +56,12 @@ def many(label: str) -> str:
 class RecognisedRow:
     """On whom a release was measured, and what it recognised there.
 
-    `kind` is "outside" for people of an outside check, "unseen" for cross-validation or another test on subjects that
-    the networks never saw, "changed" for some of their cells under a small change, "cells" for a test whose subjects
-    are in training, too, "size" for cell size alone.
-    `recognised` has one text a class.
+    Attributes:
+        kind: "outside" for people of an outside check; "unseen" for cross-validation or another test on subjects that
+            the networks never saw; "changed" for some of their cells under a small change; "cells" for a test whose
+            subjects are in training, too; "size" for cell size alone.
+        measured_on: the same for a reader, with the number of people.
+        recognised: one text for each class.
     """
 
     kind: str
@@ -95,7 +97,10 @@ def _mean_accuracies(subjects: Metrics) -> dict[str, float]:
 
 
 def unseen_evaluation(metrics: Metrics) -> Metrics | None:
-    """The first evaluation on subjects that the networks never saw, of a recalibrated release its own; else None."""
+    """The first evaluation on subjects that the networks never saw, None without any.
+
+    A recalibrated release has one on its own cells, the last, which is returned instead.
+    """
     unseen = [block for block in metrics.get("evaluations", ()) if block["split"]["disjoint_by"] != "cell"]
     if not unseen:
         return None
@@ -107,8 +112,8 @@ def unseen_evaluation(metrics: Metrics) -> Metrics | None:
 def recognised_rows(metrics: Metrics) -> list[RecognisedRow]:
     """What a release recognises of an outside check, of unseen subjects, these changed a little, and by size alone.
 
-    The outside check comes first, with one more row for each of its batches. Every row but that of a release without
-    unseen subjects, which has its first evaluation by cells alone, counts every subject the same.
+    The outside check comes first, with one more row for each of its batches. These rows weigh every subject the same.
+    A release without unseen subjects has a single row, its first evaluation, which weighs every cell the same.
     """
     labels = metrics["labels"]
     block = unseen_evaluation(metrics)
