@@ -156,7 +156,7 @@ class TrainingState:
         best_weights: those of the best epoch so far.
         rows: of summary.csv, one per epoch that is over.
         step: optimiser steps done in the epoch under way.
-        batches: (2,) loss and accuracy of every batch of that epoch that this process saw.
+        batch_scores: (2,) loss and accuracy of every batch of that epoch that this process saw.
         started: on the clock of `time.perf_counter`, set back by the seconds before an interruption.
     """
 
@@ -168,7 +168,7 @@ class TrainingState:
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     step: int = 0
-    batches: list[torch.Tensor] = field(default_factory=list)
+    batch_scores: list[torch.Tensor] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -194,8 +194,8 @@ class TrainingState:
             "optimizer": optimizer_tensors(self.optimizer),
             "random": {k: self._of_all(v) for k, v in random_states(self.accelerator.device).items()},
         }
-        if self.batches:
-            parts["epoch"] = {"batches": self._of_all(torch.stack(self.batches))}
+        if self.batch_scores:
+            parts["epoch"] = {"batches": self._of_all(torch.stack(self.batch_scores))}
         if self.average is not None:
             parts["average"] = self.average.module.state_dict()
         tensors = {f"{part}/{k}": v.cpu() for part, named in parts.items() for k, v in named.items()}
@@ -220,8 +220,8 @@ class TrainingState:
             self.average.module.load_state_dict(checkpoint.part("average"))
         if "loss_scale" in values and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(values["loss_scale"])
-        batches = checkpoint.part("epoch").get("batches")
-        self.batches = [] if batches is None else list(batches[process].to(device).unbind())
+        scores = checkpoint.part("epoch").get("batches")
+        self.batch_scores = [] if scores is None else list(scores[process].to(device).unbind())
         self.rows = values["rows"]
         self.step = values["step"]
         self.started = time.perf_counter() - values["seconds"]

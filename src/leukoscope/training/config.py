@@ -38,7 +38,7 @@ _RECIPE_FLAGS = {
     "learning_rate": "learning_rate",
     "weight_decay": "weight_decay",
 }
-# They do not change what a run computes; what a folder or a file holds does, and is compared by content.
+# Flags that do not change what a run computes. Of folders and files the content does: `identity` compares it.
 NOT_THE_RESULT = (
     "output_dir",
     "train_dir",
@@ -306,7 +306,7 @@ class TrainingConfig:
         return {**asdict(self.data), **asdict(self.model), **asdict(self.run)}
 
     def public(self) -> dict[str, Any]:
-        """Flags as given, without the run's own folder, files and folders by their last name: the rest is private."""
+        """Flags as given, but nothing private: not the run's own folder, and of other paths only the last name."""
         flags = self.as_dict()
         del flags["output_dir"], flags["resume_from_checkpoint"]
         for flag in _PATH_FLAGS:
@@ -444,15 +444,15 @@ def _flag_name(word: str) -> str:
 def _words_of_file(arguments: Sequence[str], parser: ArgumentParser) -> list[str]:
     """The flags of the file that --config names, as words of the command line; [] where none is named.
 
-    A split that is named beside the file takes the place of all that the file says of its own.
+    A split on the command line replaces all flags of a split in the file.
     """
     only_config = ArgumentParser(add_help=False, allow_abbrev=False)
     only_config.add_argument("--config", type=Path)
     file = only_config.parse_known_args(arguments)[0].config
     if file is None:
         return []
-    beside = {_flag_name(word) for word in arguments if word.startswith("--")}
-    replaced = _SPLIT_FLAGS if beside & {"split", "split_file"} else ()
+    on_command_line = {_flag_name(word) for word in arguments if word.startswith("--")}
+    replaced = _SPLIT_FLAGS if on_command_line & {"split", "split_file"} else ()
     flags = read_flag_file(file, _text_flags())
     try:
         words = words_of({name: setting for name, setting in flags.items() if name not in replaced})

@@ -84,7 +84,10 @@ def count_classes(cells: FramedCells, split: Split) -> torch.Tensor:
 
 
 def weigh_classes(recipe: Recipe, class_counts: torch.Tensor) -> torch.Tensor:
-    """(K,) float32 weights in the loss; see `Trainer.class_weights`."""
+    """(K,) float32 weights in the loss: inverse class frequency, with mean 1 over the training cells.
+
+    Ones where the recipe does not weigh classes, or samples them equally often.
+    """
     if recipe.class_weighted and recipe.sampling == "cells":
         return class_counts.sum() / (len(class_counts) * class_counts)
     return torch.ones_like(class_counts)

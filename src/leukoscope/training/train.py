@@ -1,8 +1,9 @@
 """One training run in four stages, top to bottom: `plan`, `prepare`, `Trainer.fit`, `finish`.
 
 `plan` knows the recipe, the device and which run this is, and no cells. `prepare` loads cells, split, network and start
-weights. `Trainer.fit` trains epoch by epoch. `finish` tests the network and writes the release. The run folder explains
-itself (`run_folder`); the model card is written by `api.run`, because reports stand above training.
+weights. `Trainer.fit` trains epoch by epoch; just before, `begin` removes what an earlier run left in the folder.
+`finish` tests the network and writes the release. `run_folder` says what the run folder holds; the model card is
+written by `api.run`, because reports stand above training.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ class Trainer:
             row |= self._validate()
         state.rows.append(row)
         state.step = 0
-        state.batches = []
+        state.batch_scores = []
         selection = self.select_epoch()
         if self.split.validation and selection.epoch == state.epoch:
             weights = state.eval_network.state_dict()
@@ -232,17 +232,17 @@ class Trainer:
                 # Rows stay where the augmentation uses them.
                 inputs = self.inputs.for_training(items.to(device, non_blocking=True), rows, epoch)
                 with accelerator.accumulate(self.model):
-                    state.batches.append(self._step(inputs, labels.to(device, non_blocking=True)))
-            if len(state.batches) % _BATCHES_BETWEEN_CHECKS == 0:
+                    state.batch_scores.append(self._step(inputs, labels.to(device, non_blocking=True)))
+            if len(state.batch_scores) % _BATCHES_BETWEEN_CHECKS == 0:
                 self._require_finite_losses()
             if accelerator.sync_gradients:
                 state.step += 1
                 self._after_step()
         self._require_finite_losses()
         # The mean over processes too: they must come to one decision.
-        loss, accuracy = accelerator.reduce(torch.stack(state.batches).mean(dim=0), "mean").tolist()
+        loss, accuracy = accelerator.reduce(torch.stack(state.batch_scores).mean(dim=0), "mean").tolist()
         seconds = time.perf_counter() - started
-        images = (len(state.batches) - seen) * self.recipe.train_batch_size * accelerator.num_processes
+        images = (len(state.batch_scores) - seen) * self.recipe.train_batch_size * accelerator.num_processes
         return {
             "epoch": epoch + 1,
             "train_loss": round(loss, 5),
@@ -254,17 +254,21 @@ class Trainer:
 
     def _require_finite_losses(self) -> None:
         """Raise in every process where the last losses of any are not finite; reading each would make a GPU wait."""
-        batches = self.state.batches
-        losses = torch.stack(batches[-_BATCHES_BETWEEN_CHECKS:])[:, 0]
+        scores = self.state.batch_scores
+        losses = torch.stack(scores[-_BATCHES_BETWEEN_CHECKS:])[:, 0]
         loss = float(self.accelerator.reduce(losses.mean(), "mean"))
         if not math.isfinite(loss):
             raise LeukoscopeError(
-                f"epoch {self.state.epoch + 1}, within {len(batches)} batches: the loss is {loss}; lower "
+                f"epoch {self.state.epoch + 1}, within {len(scores)} batches: the loss is {loss}; lower "
                 "--learning_rate and start again"
             )
 
     def _step(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Train on a batch, (B, …) and (B,): (2,) its loss and accuracy before that, all on the device."""
+        """Train on a batch of (B, …) inputs and (B,) labels, all on the device.
+
+        Returns:
+            (2,) loss and accuracy of the batch before this step changed the weights.
+        """
         accelerator = self.accelerator
         try:
             with accelerator.autocast():
@@ -286,6 +290,7 @@ class Trainer:
         return torch.stack([loss.detach(), accuracy])
 
     def _after_step(self) -> None:
+        """After an optimiser step: schedule, average of the weights, a signal to stop, a checkpoint if one is due."""
         step = self._steps_done
         self.state.scheduler.step()
         if self.state.average is not None:
@@ -315,7 +320,7 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         """The validation columns of summary.csv; val_loss is the training loss on those cells."""
         # A checkpoint may be written between batches; after training the network is no longer what it resumes from.
-        batches = self._gathered_batches(self.split.validation, "validation", between=self._stop_if_asked)
+        batches = self._gathered_batches(self.split.validation, "validation", after_batch=self._stop_if_asked)
         logits, rows = _joined(batches)
         device = self.accelerator.device
         labels = torch.from_numpy(self.cells.labels[rows.numpy()])
@@ -339,13 +344,13 @@ class Trainer:
         return metrics
 
     def _gathered_batches(
-        self, cell_ids: tuple[str, ...], label: str, between: Callable[[int], None] | None = None
+        self, cell_ids: tuple[str, ...], label: str, after_batch: Callable[[int], None] | None = None
     ) -> list[GatheredBatch]:
         """Predict the given cells: (B, K) logits and (B,) rows of each batch of all processes, on the CPU.
 
         Args:
             label: what is done, for the progress.
-            between: called with each batch's number.
+            after_batch: called with each batch's number.
         """
         accelerator = self.accelerator
         device = accelerator.device
@@ -360,8 +365,8 @@ class Trainer:
             with memory_errors(device, len(rows), self._smaller_batch()), torch.inference_mode(), no_autocast:
                 logits = model(self.inputs.for_prediction(items.to(device, non_blocking=True))).float()
             gathered.append(accelerator.gather_for_metrics((logits, rows.to(device, non_blocking=True))))
-            if between:
-                between(number)
+            if after_batch:
+                after_batch(number)
         # Moved at the end: a GPU would wait for each batch.
         batches = [(logits.cpu(), rows.cpu()) for logits, rows in gathered]
         predicted = torch.cat([rows for _, rows in batches])
@@ -369,7 +374,7 @@ class Trainer:
         return batches
 
     def _smaller_batch(self, batches_per_step: int = 0) -> str:
-        """What to give where the memory is full; so many batches then make a step, unless 0."""
+        """Advice for a full memory: half the batch size and, unless 0, this many batches per optimiser step."""
         size = self.recipe.train_batch_size
         if size == 1:
             return "give a smaller --image_size"
@@ -398,7 +403,7 @@ class Trainer:
         """Write a checkpoint; every process takes part, the main one writes."""
         assert self.checkpoints is not None
         state = self.state
-        if state.batches:
+        if state.batch_scores:
             self._require_finite_losses()
         # The largest absolute weight, in a few calls for all; the processes share them and come to the same conclusion.
         if not get_total_norm(list(self.network.parameters()), math.inf).isfinite():
