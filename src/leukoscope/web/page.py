@@ -62,8 +62,8 @@ class Page:
         self.outputs = [self.visit, self.upload, self.picture, self.answer, self.tiles, self.parcel]
         on_stage = {**PAGE_EVENT, "show_progress_on": [self.picture, self.answer]}
         clicked = [component.select for component in (self.tiles, self.picture, self.answer)]
-        gr.on(clicked, self._on_act, self.visit, self.outputs, **on_stage)
-        self.upload.upload(self._on_upload, [self.upload, self.visit], self.outputs, **on_stage)
+        gr.on(clicked, self._on_click, self.visit, self.outputs, **on_stage)
+        self.upload.upload(self._on_files, [self.upload, self.visit], self.outputs, **on_stage)
 
     def _at_first(self) -> tuple[str, str]:
         """Picture and answer before any model has answered: the first example."""
@@ -80,7 +80,7 @@ class Page:
         """
 
         def on_load(lost: str, visit: Visit, request: gr.Request) -> Iterator[Outputs]:
-            yield from self._at_least_one(visit, opening(lost, visit, request))
+            yield from self._settled(visit, opening(lost, visit, request))
 
         def opening(lost: str, visit: Visit, request: gr.Request) -> Iterator[Outputs]:
             if lost:
@@ -101,14 +101,20 @@ class Page:
 
     # What is asked, and in which order it counts.
 
-    def _at_least_one(self, visit: Visit, steps: Iterable[Outputs]) -> Iterator[Outputs]:
-        """The steps of an event; where there are none, one that changes nothing, or Gradio would empty every part."""
-        is_empty = True
-        for outputs in steps:
-            is_empty = False
-            yield outputs
-        if is_empty:
-            yield {self.visit: visit}
+    def _settled(self, visit: Visit, steps: Iterable[Outputs]) -> Iterator[Outputs]:
+        """The steps of an event, then one that changes nothing.
+
+        When an event ends, Gradio sends its last step again: that of an older question would replace the answer of a
+        newer one. After an event without a step, Gradio empties every part.
+        """
+        yield from steps
+        yield {self.visit: visit}
+
+    def _on_click(self, visit: Visit, event: gr.EventData) -> Iterator[Outputs]:
+        yield from self._settled(visit, self._on_act(visit, event))
+
+    def _on_files(self, paths: list[str] | None, visit: Visit) -> Iterator[Outputs]:
+        yield from self._settled(visit, self._on_upload(paths, visit))
 
     def _asking(self, visit: Visit, work: Callable[[], Iterable[Update]], *, anew: str = "") -> Iterator[Outputs]:
         """Draw what a question changes, in one step or several, as long as no newer question is asked.
@@ -254,7 +260,6 @@ class Page:
 
     def _on_upload(self, paths: list[str] | None, visit: Visit) -> Iterator[Outputs]:
         if not paths:
-            yield {self.visit: visit}
             return
         # The box is free again at once; the files are deleted when they are read.
         yield {self.upload: None}
@@ -343,10 +348,8 @@ class Page:
         try:
             act = parse_act(getattr(event, "value", ""))
         except NoSuchAct:
-            yield {self.visit: visit}
             return
-        steps = self._asking(visit, lambda: self._answered(visit, act), anew=self._given_anew(act))
-        yield from self._at_least_one(visit, steps)
+        yield from self._asking(visit, lambda: self._answered(visit, act), anew=self._given_anew(act))
 
     @staticmethod
     def _given_anew(act: Act) -> str:
