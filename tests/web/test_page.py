@@ -91,6 +91,13 @@ def test_the_last_step_changes_nothing_because_gradio_sends_it_again(page: Page,
     assert last == {page.visit: visit}
 
 
+def test_clicks_of_one_moment_count_in_the_order_of_the_page_not_of_the_server(page: Page) -> None:
+    visit = Visit()
+    for number in (1, 4, 3, 2):
+        list(page._on_act(visit, SimpleNamespace(value=f"example:{number}", index=number)))  # type: ignore[arg-type]
+    assert isinstance(visit.scene.content, Answer) and visit.scene.content.picture.example == 4
+
+
 def test_a_second_upload_counts_while_the_first_is_read(
     page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,13 @@
 // For an element whose parts name in `data-act` what they do: tells the server. A dot of a plot is one such part.
+// Clicks are numbered: the server starts those of one moment in any order.
+window.lkClicks ??= {newest: 0}
+const ask = (value) => {
+  window.lkClicks.newest += 1
+  trigger('select', {index: window.lkClicks.newest, value})
+}
 element.addEventListener('click', (event) => {
   const part = event.target.closest('[data-act]')
-  if (part && !part.matches('input, select')) trigger('select', {index: 0, value: part.dataset.act})
+  if (part && !part.matches('input, select')) ask(part.dataset.act)
   const copy = event.target.closest('[data-copy]')
   if (copy) {
     navigator.clipboard?.writeText(location.href).then(() => {
@@ -17,5 +23,5 @@ element.addEventListener('click', (event) => {
 })
 element.addEventListener('change', (event) => {
   const {act} = event.target.dataset
-  if (act && event.target.value) trigger('select', {index: 0, value: `${act}:${event.target.value}`})
+  if (act && event.target.value) ask(`${act}:${event.target.value}`)
 })

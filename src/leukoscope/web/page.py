@@ -344,11 +344,17 @@ class Page:
     # What is clicked.
 
     def _on_act(self, visit: Visit, event: gr.EventData) -> Iterator[Outputs]:
-        """Answer a click; one that no button of ours makes is ignored."""
+        """Answer a click; one that no button of ours makes, or that is older than one answered, is ignored."""
         try:
             act = parse_act(getattr(event, "value", ""))
         except NoSuchAct:
             return
+        number = getattr(event, "index", 0)
+        if isinstance(number, int) and number:
+            # Gradio starts the events of one moment in any order.
+            if number < visit.clicked:
+                return
+            visit.clicked = number
         yield from self._asking(visit, lambda: self._answered(visit, act), anew=self._given_anew(act))
 
     @staticmethod

@@ -33,7 +33,7 @@ addEventListener('popstate', () => {
   }
   // A visitor's own picture is not in the address: the page then stays as it is, and the address follows it.
   const example = to.get('example')
-  if (example) trigger('select', {index: 0, value: `example:${example}`})
+  if (example) ask(`example:${example}`)
   else if (open()) window.lkAddress()
 })
 if (sessionStorage.lkLost && sessionStorage.lkShown) {

@@ -103,6 +103,7 @@ class Visit:
     """A visitor's session."""
 
     asked: int = 0  # number of the newest question
+    clicked: int = 0  # number that the page gave the newest click
     scene: Scene = field(default_factory=Scene)
     kept: list[Answer] = field(default_factory=list)  # the newest first
     added: list[str] = field(default_factory=list)  # Hub ids of models that the visitor named
