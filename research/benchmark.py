@@ -364,7 +364,7 @@ def write_repository(folder: Path, *, hub_id: str = "", url: str = "") -> None:
     Args:
         hub_id, url: of the repository on the Hub; "" until it is published.
     """
-    benchmark, _ = read_benchmark(NAME)
+    benchmark = read_benchmark(NAME)
     rows = baselines()
     write_json(folder / BASELINES, {"benchmark": NAME, "version": benchmark.version, "results": rows})
     write_json(folder / CROISSANT, croissant(benchmark, folder, url=url))

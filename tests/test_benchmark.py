@@ -21,7 +21,7 @@ from leukoscope.models.release import DEFAULT_RELEASE
 from leukoscope.split_check import cell_named
 from research.benchmark import FOLDER, NAME, divide_subjects, write_repository
 
-BENCHMARK = read_benchmark(NAME)[0]
+BENCHMARK = read_benchmark(NAME)
 INFO = DATASETS["cnmc2019"]
 # Of folds 1, 2, 0, 1: two leukaemic subjects and two healthy ones.
 SUBJECTS = ("11", "20", "H11", "H10")

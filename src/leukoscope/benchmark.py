@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import yaml
-from datasets import Image as ImageFeature
 
 from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError, __version__
 from leukoscope.data.cells import LoadedCells
-from leukoscope.data.images import UnreadableImage, cell_area, open_encoded
+from leukoscope.data.images import cell_area
 from leukoscope.data.registry import DATASETS, DatasetInfo
 from leukoscope.data.splits import Split
 from leukoscope.data.table_files import open_table
@@ -30,6 +29,7 @@ from leukoscope.evaluation.evaluate import (
     SelectedCells,
     match_labels,
     open_model,
+    opened_batches,
     predictions_of_model,
     training_overlap,
 )
@@ -38,7 +38,6 @@ from leukoscope.evaluation.overlap import KnownCells
 from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.models.hub_download import HubUnreachable, hub_model_info, parse_hub_id
 from leukoscope.models.release import METRICS_FILE, local_release
-from leukoscope.progress import progress
 from leukoscope.split_check import cell_named, original_of
 
 BENCHMARKS = ("cnmc2019-subjects",)
@@ -98,22 +97,15 @@ class BenchmarkPredictions:
     left_out: tuple[str, ...] = ()
 
 
-def read_benchmark(name: str) -> tuple[Benchmark, str]:
-    """Read a benchmark by its name, or by its repository `owner/name`.
-
-    Returns:
-        the benchmark, and the id of its repository on the Hub, "" where `name` has no owner.
-
-    Raises:
-        LeukoscopeError: no such benchmark.
-    """
+def read_benchmark(name: str) -> Benchmark:
+    """Read a benchmark by its name, or by its repository `owner/name`; an error where there is none."""
     short = name.rpartition("/")[2]
     if short not in BENCHMARKS:
         raise LeukoscopeError(f"--benchmark {name}: unknown; there is {', '.join(BENCHMARKS)}")
     file = package_files("leukoscope") / f"benchmark_{short.replace('-', '_')}.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     folds = tuple(tuple(subjects) for subjects in content.pop("folds"))
-    return Benchmark(**content, folds=folds), name if "/" in name else ""
+    return Benchmark(**content, folds=folds)
 
 
 # Predictions
@@ -273,32 +265,19 @@ def _predict_by_pipeline(
     to_ours = np.eye(len(labels))[list(match_labels(model, theirs, labels, label_map))]
     wanted = set(cells.split.test)
     rows = cells.data.train.select([row for row, cell in enumerate(cells.data.train["cell_id"][:]) if cell in wanted])
-    encoded = rows.select_columns(["image", "cell_id"]).cast_column("image", ImageFeature(decode=False))
-    readable = []
-    areas = []
-    left_out = []
+    readable = list[int]()
+    areas = list[float]()
+    left_out = list[str]()
     probabilities = [np.zeros((0, len(labels)))]
-    with progress("predicting cells", len(rows)) as advance:
-        for first in range(0, len(rows), batch_size):
-            batch = encoded[first : first + batch_size]
-            pictures = []
-            for row, (image, cell) in enumerate(zip(batch["image"], batch["cell_id"], strict=True), first):
-                try:
-                    picture = open_encoded(image, cell)
-                except UnreadableImage as error:
-                    left_out.append(str(error))
-                    continue
-                pictures.append(picture)
-                readable.append(row)
-                areas.append(cell_area(np.asarray(picture)))
-            if pictures:
-                answers = classify(pictures, batch_size=len(pictures), top_k=len(theirs), function_to_apply="softmax")
-                shares = []
-                for answers_of_cell in answers:
-                    share_of = {answer["label"]: answer["score"] for answer in answers_of_cell}
-                    shares.append([share_of[label] for label in theirs])
-                probabilities.append(np.asarray(shares) @ to_ours)
-            advance(len(batch["cell_id"]))
+    for opened, pictures in opened_batches(rows, batch_size, left_out):
+        readable += opened
+        areas += [cell_area(np.asarray(picture)) for picture in pictures]
+        answers = classify(pictures, batch_size=len(pictures), top_k=len(theirs), function_to_apply="softmax")
+        shares = []
+        for answers_of_cell in answers:
+            share_of = {answer["label"]: answer["score"] for answer in answers_of_cell}
+            shares.append([share_of[label] for label in theirs])
+        probabilities.append(np.asarray(shares) @ to_ours)
     rows = rows.select(readable)
     predictions = CellPredictions(
         tuple(rows["cell_id"][:]),

@@ -33,11 +33,6 @@ _TICK = 2_000_000_000
 _ABANDONED = 86_400.0  # seconds after which a temporary file or folder was left by a killed process
 
 
-def shown_name(name: str) -> str:
-    r"""Write bytes of a file's name that are not UTF-8, which no table, PNG or JSON file takes, as `\xff`."""
-    return os.fsencode(name).decode(errors="backslashreplace")
-
-
 def first_line(error: Exception) -> str:
     """The first line of an error's text, without its full stop; its type where it has no text."""
     # The full text of a file system's error holds the path of the cache.

@@ -118,15 +118,18 @@ def map_in_threads(function: Callable[[_Item], _T], items: Sequence[_Item], labe
         return list(outcomes)
 
 
+def shown_name(name: str) -> str:
+    r"""Write bytes of a file's name that are not UTF-8, which no log, table, PNG or JSON file takes, as `\xff`."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
 def note(text: str, *, err: bool = False) -> None:
     """Log a line about work under way; nothing for "", when `quiet`, and in all but the first process of a launcher.
 
     `err` marks it for stderr where `print_notes` prints it, because stdout may be read as JSON.
     """
     if text and not _quiet.get() and _is_first():
-        # Bytes of a file's name that are not UTF-8 are written as `files.shown_name` does: a log file takes no others.
-        printable = os.fsencode(text).decode(errors="backslashreplace")
-        _LOGGER.info(printable, extra={"to_stderr": err})
+        _LOGGER.info(shown_name(text), extra={"to_stderr": err})
 
 
 class _Printer(logging.Handler):

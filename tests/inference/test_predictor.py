@@ -402,7 +402,7 @@ def test_small_changes_are_answered_as_if_each_changed_picture_were_asked_about(
 
     assert changed.decision == plain.decision and changed.probabilities == plain.probabilities
     changes = most_telling(None)
-    assert [answer.change for answer in changed.changed] == [change.name for change in changes]
+    assert [answer.change.name for answer in changed.changed] == [change.name for change in changes]
     for change, answer in zip(changes, changed.changed, strict=True):
         alone = predictor(change(picture, black=is_cut_out(picture)))
         assert answer.probabilities == pytest.approx(alone.probabilities, abs=1e-5)
@@ -420,7 +420,7 @@ def test_an_answer_is_borderline_where_a_change_of_5_percent_gives_another(
 
     def changed_by(name: str) -> Prediction:
         answers = tuple(
-            replace(answer, decision=Decision(other if answer.change == name else outcome))
+            replace(answer, decision=Decision(other if answer.change.name == name else outcome))
             for answer in prediction.changed
         )
         return replace(prediction, changed=answers, decision=Decision(outcome))

@@ -279,7 +279,7 @@ def test_turned_and_covered_are_views_of_the_stage(cell: Row, models: ModelCache
 
 def test_a_borderline_answer_says_under_which_changes_it_is_another(cell: Row, models: ModelCache) -> None:
     changed = models.with_small_changes(models.predictor("cnmc"), cell.known)
-    answers = {answer.change: replace(answer, decision=cell.known.decision) for answer in changed.changed}
+    answers = {answer.change.name: replace(answer, decision=cell.known.decision) for answer in changed.changed}
     steady = replace(cell, prediction=replace(changed, changed=tuple(answers.values())))
     assert steady.borderline() == ""
     assert "Borderline" not in stage.cell_answer(Answer(cell.picture, (steady,)), 0)

@@ -30,22 +30,25 @@ def refuse_beside_benchmark(**flags: Any) -> None:
 
 
 def predict_benchmark(
-    name: str, model: str, data_flags: tuple[str, Path | None], label_map: Mapping[str, str], computing: tuple[int, str]
+    name: str,
+    model: str,
+    *,
+    dataset_name: str,
+    train_dir: Path | None,
+    label_map: Mapping[str, str],
+    batch_size: int,
+    device: str,
 ) -> tuple[Benchmark, BenchmarkPredictions]:
     """Read the table of predictions that `model` is, or predict the reader's cells with the model.
 
-    Args:
-        data_flags: name of the data set, "" for the benchmark's, and its folder.
-        computing: batch size and device.
+    Without a `dataset_name`, the cells are those of the benchmark's data set.
     """
     from leukoscope.benchmark import predict_cells, read_benchmark, read_table
 
-    benchmark, _ = read_benchmark(name)
+    benchmark = read_benchmark(name)
     if Path(model).suffix.lower() in _TABLE_SUFFIXES:
         return benchmark, read_table(benchmark, Path(model))
-    dataset_name, folder = data_flags
-    data = load_reported(dataset_name or benchmark.dataset, folder)
-    batch_size, device = computing
+    data = load_reported(dataset_name or benchmark.dataset, train_dir)
     predicted = predict_cells(benchmark, model, data, label_map=label_map, batch_size=batch_size, device=device)
     return benchmark, predicted
 

@@ -73,8 +73,16 @@ def evaluate(
             max_eval_samples=max_eval_samples,
             robustness=robustness,
         )
-        folds, of_folds = predict_benchmark(benchmark, model, (dataset_name, train_dir), names, (batch_size, device))
-        report_benchmark(benchmark, folds, of_folds, output, as_json=as_json)
+        folds, predicted_folds = predict_benchmark(
+            benchmark,
+            model,
+            dataset_name=dataset_name,
+            train_dir=train_dir,
+            label_map=names,
+            batch_size=batch_size,
+            device=device,
+        )
+        report_benchmark(benchmark, folds, predicted_folds, output, as_json=as_json)
         return
     if not dataset_name:
         raise ConfigError("--dataset_name: missing; name the labelled cells, or give --benchmark")

@@ -16,8 +16,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from leukoscope import ConfigError, LeukoscopeError
-from leukoscope.files import shown_name
-from leukoscope.progress import is_quiet, note, quiet
+from leukoscope.progress import is_quiet, note, quiet, shown_name
 
 if TYPE_CHECKING:
     from leukoscope.data.cells import LoadedCells

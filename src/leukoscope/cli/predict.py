@@ -20,8 +20,8 @@ from typer import Argument, Option
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import options
 from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings
-from leukoscope.files import atomic_file, disk_errors, shown_name
-from leukoscope.progress import note, track
+from leukoscope.files import atomic_file, disk_errors
+from leukoscope.progress import note, shown_name, track
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,8 +17,8 @@ from leukoscope import RESEARCH_NOTICE, ConfigError, LeukoscopeError
 from leukoscope.cli import options
 from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings
 from leukoscope.cli.predict import MOST_EXPLAINED, image_paths, numbered, save_png
-from leukoscope.files import disk_errors, shown_name, write_atomic
-from leukoscope.progress import note, track
+from leukoscope.files import disk_errors, write_atomic
+from leukoscope.progress import note, shown_name, track
 
 if TYPE_CHECKING:
     from PIL.Image import Image

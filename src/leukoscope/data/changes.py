@@ -203,21 +203,21 @@ def drawn_change(rng: np.random.Generator) -> Change:
     return Change(f"{family}_{strength:.3f}", family, strength, f"changed in {family} by {strength:.3f}", apply)
 
 
+_TELLING_CHANGES = 8
 _FIRST_WITHOUT_MEASUREMENT = ("saturate_down_15", "contrast_up_10", "hue_up_4", "jpeg_compression_50")
 
 
-def most_telling(robustness: Mapping[str, Any] | None, number: int = 8) -> tuple[Change, ...]:
-    """The changes that tell most of one answer: `BORDERLINE_CHANGES`, then those that change most classes.
+def most_telling(robustness: Mapping[str, Any] | None) -> tuple[Change, ...]:
+    """The eight changes that tell most of one answer: `BORDERLINE_CHANGES`, then those that change most classes.
 
     Args:
         robustness: the release's block of metrics.json; None where it was not measured.
-        number: of changes, at least as many as are borderline.
 
     Returns:
         of every family that is not borderline the change with the largest share `class_changed`, largest first.
     """
     if not robustness:
-        return (*BORDERLINE_CHANGES, *(PICTURE_CHANGES[name] for name in _FIRST_WITHOUT_MEASUREMENT))[:number]
+        return (*BORDERLINE_CHANGES, *(PICTURE_CHANGES[name] for name in _FIRST_WITHOUT_MEASUREMENT))
     measured = robustness["changes"]
     families = {change.family for change in BORDERLINE_CHANGES}
     chosen: list[Change] = []
@@ -226,4 +226,4 @@ def most_telling(robustness: Mapping[str, Any] | None, number: int = 8) -> tuple
         if change is not None and change.family not in families:
             families.add(change.family)
             chosen.append(change)
-    return (*BORDERLINE_CHANGES, *chosen)[:number]
+    return (*BORDERLINE_CHANGES, *chosen)[:_TELLING_CHANGES]

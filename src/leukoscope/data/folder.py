@@ -18,8 +18,8 @@ from leukoscope.data.images import UnreachableImage, UnreadableImage, check_head
 from leukoscope.data.labels import METADATA_FILES, Labels
 from leukoscope.data.layouts import CellFile, ImageFolder, check_classes_on_paths, find_class_folders
 from leukoscope.data.registry import DATASETS, DatasetInfo
-from leukoscope.files import cache_root, content_hashes, shown_name
-from leukoscope.progress import map_in_threads
+from leukoscope.files import cache_root, content_hashes
+from leukoscope.progress import map_in_threads, shown_name
 
 # What splits and their folders are called, as `datasets` reads them, in any case; `train_data` and `test-set` as well.
 _SIDE_NAMES = {

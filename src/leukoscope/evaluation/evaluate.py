@@ -7,20 +7,20 @@ have trained it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset, concatenate_datasets
 from datasets import Image as ImageFeature
-from datasets import concatenate_datasets
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError
 from leukoscope.data.cells import LoadedCells
-from leukoscope.data.images import UnreadableImage, cell_area, open_encoded, pixel_hash
+from leukoscope.data.images import BLACK_RGB, RgbColour, UnreadableImage, cell_area, open_encoded, pixel_hash
 from leukoscope.data.pixel_cache import without_damaged
 from leukoscope.data.splits import Split, groups_of, load_split, make_split
 from leukoscope.evaluation import bootstrap
@@ -189,34 +189,21 @@ def predictions_of_model(
     our_name = {their: labels[our] for their, our in zip(predictor.labels, matched, strict=True)}
     rows = concatenate_datasets(list(cells.data.cells.values()))
     rows = rows.select([i for i, cell in enumerate(rows["cell_id"][:]) if cell in wanted])
-    encoded = rows.select_columns(["image", "cell_id"]).cast_column("image", ImageFeature(decode=False))
     readable = list[int]()
     damaged = list[str]()
     outcomes = list[str]()
     hashes = list[str]()
     probabilities = [np.zeros((0, len(labels)))]
     areas = list[float]()
-    with progress("predicting cells", len(rows)) as advance:
-        for first in range(0, len(rows), batch_size):
-            batch = encoded[first : first + batch_size]
-            pictures = []
-            for row, (image, cell) in enumerate(zip(batch["image"], batch["cell_id"], strict=True), first):
-                try:
-                    pictures.append(open_encoded(image, cell, ground=predictor.release.blank_rgb))
-                    readable.append(row)
-                except UnreadableImage as error:
-                    damaged.append(str(error))
-            if pictures:
-                predicted = predictor(pictures, batch_size=len(pictures))
-                probabilities.append(
-                    np.array([list(prediction.probabilities.values()) for prediction in predicted]) @ to_ours
-                )
-                outcomes += [our_name.get(prediction.outcome, prediction.outcome) for prediction in predicted]
-                hashes += map(pixel_hash, pictures)
-                # The cell's share of its picture needs no fine detail.
-                small = (picture.resize((_AREA_SIDE, _AREA_SIDE), Image.Resampling.NEAREST) for picture in pictures)
-                areas += (cell_area(np.asarray(picture)) for picture in small)
-            advance(len(batch["cell_id"]))
+    for opened, pictures in opened_batches(rows, batch_size, damaged, ground=release.blank_rgb):
+        readable += opened
+        predicted = predictor(pictures, batch_size=len(pictures))
+        probabilities.append(np.array([list(prediction.probabilities.values()) for prediction in predicted]) @ to_ours)
+        outcomes += [our_name.get(prediction.outcome, prediction.outcome) for prediction in predicted]
+        hashes += map(pixel_hash, pictures)
+        # The cell's share of its picture needs no fine detail.
+        small = (picture.resize((_AREA_SIDE, _AREA_SIDE), Image.Resampling.NEAREST) for picture in pictures)
+        areas += (cell_area(np.asarray(picture)) for picture in small)
     rows = rows.select(readable)
     units = groups_of(cells.data, cells.data.info.group)
     predictions = CellPredictions(
@@ -229,6 +216,30 @@ def predictions_of_model(
         tuple(hashes),
     )
     return ModelPredictions(predictions, release, tuple(outcomes), tuple(damaged), our_name)
+
+
+def opened_batches(
+    rows: Dataset, batch_size: int, left_out: list[str], *, ground: RgbColour = BLACK_RGB
+) -> Iterator[tuple[list[int], list[Image.Image]]]:
+    """Open the pictures of cells batch by batch, with progress: numbers of the rows, and their pictures.
+
+    Why a picture cannot be used is added to `left_out`. A batch without a usable picture is skipped.
+    """
+    encoded = rows.select_columns(["image", "cell_id"]).cast_column("image", ImageFeature(decode=False))
+    with progress("predicting cells", len(rows)) as advance:
+        for first in range(0, len(rows), batch_size):
+            batch = encoded[first : first + batch_size]
+            opened = []
+            pictures = []
+            for row, (image, cell) in enumerate(zip(batch["image"], batch["cell_id"], strict=True), first):
+                try:
+                    pictures.append(open_encoded(image, cell, ground=ground))
+                    opened.append(row)
+                except UnreadableImage as error:
+                    left_out.append(str(error))
+            if pictures:
+                yield opened, pictures
+            advance(len(batch["cell_id"]))
 
 
 def build_evaluation(predicted: ModelPredictions, cells: SelectedCells, *, seed: int = 0) -> dict[str, Any]:

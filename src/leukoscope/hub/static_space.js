@@ -113,12 +113,12 @@ function upright(view, size, y, x) {
 }
 
 function turned({width, data}, view) {
-  const found = new Uint8Array(data.length)
+  const pixels = new Uint8Array(data.length)
   for (let y = 0; y < width; y++) for (let x = 0; x < width; x++) {
     const from = 3 * upright(view, width, y, x)
-    found.set(data.subarray(from, from + 3), 3 * (y * width + x))
+    pixels.set(data.subarray(from, from + 3), 3 * (y * width + x))
   }
-  return {width, height: width, data: found}
+  return {width, height: width, data: pixels}
 }
 
 function networkInput({width, data}, {mean, std}) {
@@ -136,9 +136,9 @@ const DENSITY = Float32Array.from({length: 256}, (_, level) => -Math.log((level 
 export function pictureStatistics(picture) {
   const step = Math.max(1, rint(picture.width / 48))
   const starts = step > 1 ? [0, Math.floor(step / 2)] : [0]
-  const found = starts.flatMap((down) => starts.map((across) => gridStatistics(picture, step, down, across)))
-  if (found.includes(null)) return Array(22).fill(-10)
-  return found[0].map((_, k) => sum(found.map((statistics) => statistics[k])) / found.length)
+  const grids = starts.flatMap((down) => starts.map((across) => gridStatistics(picture, step, down, across)))
+  if (grids.includes(null)) return Array(22).fill(-10)
+  return grids[0].map((_, k) => sum(grids.map((statistics) => statistics[k])) / grids.length)
 }
 
 // The statistics of every `step`-th pixel from (across, down) on; null of a picture with too few points of a cell.
@@ -322,12 +322,12 @@ async function decode(blob, name) {
 // One view decides. The map is the mean over all eight, turned back.
 async function predict({release, session}, {name, image, pixels, box}, views) {
   const {labels} = release
-  const found = []
+  const sharesOfViews = []
   let maps = null
   let side = 0
   for (let turn = 0; turn < views; turn++) {
     const {logits, grad_cam: own} = await session.run({pixel_values: networkInput(turned(pixels, turn), release.preprocessing)})
-    found.push(softmax(logits.data))
+    sharesOfViews.push(softmax(logits.data))
     if (own) {
       side = own.dims[2]
       maps ??= new Float32Array(own.data.length)
@@ -338,9 +338,9 @@ async function predict({release, session}, {name, image, pixels, box}, views) {
     }
     await pause()
   }
-  const likely = found.map((shares) => shares.indexOf(Math.max(...shares)))
+  const likely = sharesOfViews.map((shares) => shares.indexOf(Math.max(...shares)))
   const [best] = likely
-  const [probabilities] = found
+  const [probabilities] = sharesOfViews
   const data = views > 1 && maps?.map((value) => Math.max(value, 0))
   const map = data && {width: side, height: side, data: data.slice(best * side ** 2, (best + 1) * side ** 2)}
   const ood = release.ood && oodChecks(pixels, release.ood)
@@ -375,15 +375,15 @@ function present({release: {labels, words, colours}}, {image, box}, {best, map, 
   const {outcome, probabilities, views, agreeing_views: same} = answer
   const label = labels[best]
   const share = probabilities[label]
-  const given = labels.includes(outcome)
+  const hasClass = labels.includes(outcome)
   const refused = outcome === 'out of distribution'
   const turning = views === 1
-  $('outcome').textContent = given ? words.pills[label][Number(share >= words.firm)] : words.short[outcome]
-  $('answer').style.setProperty('--c', given ? classColour(best) : 'var(--lk-none)')
+  $('outcome').textContent = hasClass ? words.pills[label][Number(share >= words.firm)] : words.short[outcome]
+  $('answer').style.setProperty('--c', hasClass ? classColour(best) : 'var(--lk-none)')
   const others = [...new Set(likely.filter((one) => one !== best).map((one) => labels[one]))].join(' or ')
   const apart = `${same} of ${views} orientations agree; ${views - same} say ${others}.`
   const agreement = turning ? 'The eight orientations are being computed …' : others ? apart : 'The same in all eight orientations.'
-  const notes = [refused ? '' : agreement, words.recall, given ? words.soft : 'Without a class, the probabilities are no result.',
+  const notes = [refused ? '' : agreement, words.recall, hasClass ? words.soft : 'Without a class, the probabilities are no result.',
     ...answer.reasons.map(({text}) => text), words.trust[outcome], ...words.warnings]
   $('notes').replaceChildren(...notes.filter(Boolean).map((text) => element('p', text, 'lk-quiet')))
   $('probabilities').replaceChildren(...labels.map((name) => {
@@ -436,8 +436,8 @@ async function answer(blob, name) {
     Object.assign(picture, frame(picture.image, model.release.preprocessing))
     for (const views of [1, 8]) {
       if (turn !== asked) return
-      const found = await predict(model, picture, views)
-      if (turn === asked) present(model, picture, found)
+      const prediction = await predict(model, picture, views)
+      if (turn === asked) present(model, picture, prediction)
     }
   } catch (error) {
     if (turn === asked) tell(error.message, true)
@@ -449,7 +449,7 @@ $('file').addEventListener('change', ({target}) => {
   target.value = '' // so that the same file can be chosen again
   if (file) answer(file, file.name)
 })
-const example = ({title, dataset: {file}}) => answer(fetch(file).then((found) => found.blob()), title)
+const example = ({title, dataset: {file}}) => answer(fetch(file).then((response) => response.blob()), title)
 for (const button of document.querySelectorAll('#examples button')) button.addEventListener('click', () => example(button))
 example(document.querySelector('#examples button'))
 const dark = matchMedia('(prefers-color-scheme: dark)')

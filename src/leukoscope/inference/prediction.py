@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.changes import BORDERLINE_CHANGES
+from leukoscope.data.changes import BORDERLINE_CHANGES, Change
 from leukoscope.data.registry import trained_on
 from leukoscope.inference.gradcam import overlay
 from leukoscope.models.map_check import EVIDENCE_METHOD, MapCheck
@@ -208,14 +208,12 @@ class ChangedAnswer:
     """What a release answers for a picture under one small change.
 
     Attributes:
-        change: its name, of `leukoscope.data.changes`.
-        shows: how the picture is then shown, as "5 % brighter".
+        change: one of `leukoscope.data.changes`.
         decision: of the changed picture.
         probabilities: class → probability for the changed picture.
     """
 
-    change: str
-    shows: str
+    change: Change
     decision: Decision
     probabilities: dict[str, float]
 
@@ -289,9 +287,16 @@ class Prediction:
         """
         if not self.changed or self.decision.label is None:
             return None
-        names = {change.name for change in BORDERLINE_CHANGES}
-        outcomes = [answer.decision.outcome for answer in self.changed if answer.change in names]
-        return any(outcome != self.outcome for outcome in outcomes)
+        return bool(self.borderline_changes)
+
+    @property
+    def borderline_changes(self) -> list[Change]:
+        """The changes of 5 % under which the outcome is another."""
+        return [
+            answer.change
+            for answer in self.changed
+            if answer.change in BORDERLINE_CHANGES and answer.decision.outcome != self.outcome
+        ]
 
     def overlay(self, label: str | None = None, *, opacity: float = 0.5, peak: float | None = None) -> Image.Image:
         """Draw a class's Grad-CAM map, by default of the most probable one, over the upright picture, as `overlay`.

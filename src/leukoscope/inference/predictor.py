@@ -455,7 +455,7 @@ class Predictor:
         for change, answer in zip(changes, answers, strict=True):
             if prediction.checks.field_share is not None:
                 answer = answer.in_field(prediction.checks.field_share, self.thresholds)
-            changed.append(ChangedAnswer(change.name, change.shows, answer.decision, answer.probabilities))
+            changed.append(ChangedAnswer(change, answer.decision, answer.probabilities))
         return replace(prediction, changed=tuple(changed))
 
     def _covered(

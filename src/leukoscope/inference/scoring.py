@@ -34,9 +34,9 @@ from leukoscope.data.layouts import is_image, left_out, other_kinds, walk
 from leukoscope.data.subject_ids import check_subject_ids
 from leukoscope.data.subjects import find_subjects, is_table, names_no_subject
 from leukoscope.data.table_files import read_content
-from leukoscope.files import atomic_file, content_hashes, file_sha256, remedy, shown_name
+from leukoscope.files import atomic_file, content_hashes, file_sha256, remedy
 from leukoscope.inference.prediction import ABSTAIN, REFUSED, Prediction
-from leukoscope.progress import progress
+from leukoscope.progress import progress, shown_name
 
 if TYPE_CHECKING:
     from leukoscope.inference.predictor import Predictor

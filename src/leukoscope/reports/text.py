@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from leukoscope.data.changes import BORDERLINE_CHANGES
 from leukoscope.data.registry import meanings_of_labels
-from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, ChangedAnswer, Decision
+from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, Decision, Prediction
 from leukoscope.models.map_check import EVIDENCE_METHOD, OCCLUSION_METHOD
 from leukoscope.reports import release_tables
 from leukoscope.reports.release_tables import many
@@ -196,13 +195,11 @@ def agreement_text(called: str, decisions: Sequence[Decision], probable: Sequenc
     return f"{'; '.join(parts)}."
 
 
-def borderline_text(outcome: str, changed: Sequence[ChangedAnswer]) -> str:
-    """Under which changes of 5 % of brightness or size a picture's outcome is another; "" under none."""
-    names = {change.name for change in BORDERLINE_CHANGES}
-    turning = [answer.shows for answer in changed if answer.change in names and answer.decision.outcome != outcome]
-    if not turning:
+def borderline_text(prediction: Prediction) -> str:
+    """Under which changes of 5 % a picture's outcome is another; "" where it is not borderline, or not known."""
+    if not prediction.borderline:
         return ""
-    return f"Borderline: another answer when {' or '.join(turning)}."
+    return f"Borderline: another answer when {' or '.join(change.shows for change in prediction.borderline_changes)}."
 
 
 def foreign_text(decision: Decision) -> str:

@@ -253,9 +253,7 @@ class Row:
 
     def borderline(self) -> str:
         """Under which changes of 5 % the answer is another; "" where it stays, or is not known."""
-        if not self.known.borderline:
-            return ""
-        return text.borderline_text(self.known.outcome, self.known.changed)
+        return text.borderline_text(self.known)
 
     def pictures(self, label: str) -> tuple[Image.Image, Image.Image | None]:
         """The picture and the map of one class over it, at most 640 px on a side.

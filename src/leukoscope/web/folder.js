@@ -10,9 +10,9 @@ const [two, four] = [little(2), little(4)]
 const filesIn = async (entry) => {
   if (entry.isFile) return new Promise((done, fail) => entry.file((file) => done([[entry.fullPath, file]]), fail))
   const reader = entry.createReader()
-  const found = []
-  for (let some = [0]; some.length; found.push(...some)) some = await new Promise((...ends) => reader.readEntries(...ends))
-  return (await Promise.all(found.map(filesIn))).flat()
+  const children = []
+  for (let some = [0]; some.length; children.push(...some)) some = await new Promise((...ends) => reader.readEntries(...ends))
+  return (await Promise.all(children.map(filesIn))).flat()
 }
 const zipped = async (entries) => {
   const files = (await Promise.all(entries.map(filesIn))).flat()

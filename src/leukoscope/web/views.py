@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from leukoscope.data.changes import most_telling
 from leukoscope.data.images import foreground
 from leukoscope.inference.prediction import REFUSED, Decision
 from leukoscope.reports.text import percent
@@ -121,12 +120,11 @@ def _draw_turned(row: Row, label: str, forms: Forms) -> Markup:
 def _draw_changed(row: Row, label: str, forms: Forms) -> Markup:
     if row.changes_pending:
         return render("view_waiting.html", sentence="The small changes are being computed …")
-    changes = most_telling(row.metrics.get("robustness"))
     forms_of_cell = []
-    for change, answer in zip(changes, row.known.changed, strict=True):
-        image = change(row.picture.image, black=row.picture.on_black)
+    for answer in row.known.changed:
+        image = answer.change(row.picture.image, black=row.picture.on_black)
         words = _answered(answer.decision, answer.probabilities)
-        forms_of_cell.append(_form(row, image, 200, answer.decision.outcome, words, answer.shows))
+        forms_of_cell.append(_form(row, image, 200, answer.decision.outcome, words, answer.change.shows))
     return render("view_forms.html", forms=forms_of_cell, sentence=row.borderline(), dark=row.picture.on_black)
 
 
