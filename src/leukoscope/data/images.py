@@ -22,14 +22,14 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL import TiffImagePlugin as Tiff
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError
 from leukoscope.files import LFS_POINTER, first_line
 
 # What Pillow finds odd in metadata does not concern the pixels, and raw warnings would stand between the results.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-class UnreadableImage(LeukoscopeError):
+class UnreadableImage(DataError):
     """An image that cannot be used; the message names the file, what is wrong with it and the fix."""
 
 

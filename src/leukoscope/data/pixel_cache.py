@@ -24,7 +24,7 @@ import numpy as np
 import PIL
 from PIL import Image, features
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError
 from leukoscope.cache import hold, tidy
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.images import (
@@ -152,9 +152,7 @@ def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
                 facts = _decode_to(temporary, shape, rows, preprocessing, ground)
                 for path, state in zip(paths, before, strict=True):
                     if file_state(path) != state:
-                        raise LeukoscopeError(
-                            f"{path}: was replaced while the cells were decoded; start again"
-                        ) from None
+                        raise DataError(f"{path}: was replaced while the cells were decoded; start again") from None
             # A copy of these cells elsewhere has the same damage, in files of other names.
             damage = facts["unreadable"].items()
             facts["unreadable"] = {cell: reason.removeprefix(f"{names[cell]}: ") for cell, reason in damage}

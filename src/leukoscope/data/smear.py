@@ -21,7 +21,7 @@ from skimage.measure import label, regionprops
 from skimage.morphology import h_maxima, isotropic_closing, isotropic_dilation, isotropic_opening
 from skimage.segmentation import clear_border, watershed
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError
 from leukoscope.data.images import CUT_OUT_PITCH, CUT_OUT_SIDE, foreground
 
 # Optical densities of red, green and blue in nuclei, red cells and dirt.
@@ -65,7 +65,7 @@ PLAUSIBLE_NUCLEI = (5.5, 15.0)  # a lymphocyte's nucleus is 6 to 9 wide, a blast
 PLASMA_REACH = 0.55  # two working pixels
 
 
-class UnusableSmear(LeukoscopeError):
+class UnusableSmear(DataError):
     """A picture that cannot be read as a stained smear; the message states why and what to do."""
 
 

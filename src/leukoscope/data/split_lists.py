@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from leukoscope import DataError, LeukoscopeError
+from leukoscope import DataError
 from leukoscope.data.cell_tables import FILE_COLUMNS, LABEL_COLUMNS, SUBJECT_COLUMNS
 from leukoscope.data.cells import SPLIT_SIDES
 from leukoscope.data.layouts import cell_id_of, is_image, is_junk, walk
@@ -77,20 +77,20 @@ def read_split_lists(path: str | Path, files: Sequence[str] = ()) -> SplitLists:
         files: the sorted file names that row numbers count from; JSON and NumPy may hold them as `files` instead.
 
     Raises:
-        LeukoscopeError: no such file, none of these forms, or a name that is not on any side.
+        DataError: no such file, none of these forms, or a name that is not on any side.
     """
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
-        raise LeukoscopeError(f"--split_file {path}: no such file or folder; give {_FORMS}")
+        raise DataError(f"--split_file {path}: no such file or folder; give {_FORMS}")
     if path.suffix.lower() == ".json":
         return _read_json(path, files)
     if path.suffix.lower() == ".npz":
         return _read_numpy(path, files)
     if path.suffix.lower() in (*_TABLE_SUFFIXES, ".txt"):
         return _read_table(path)
-    raise LeukoscopeError(f"--split_file {path}: unknown form; give {_FORMS}")
+    raise DataError(f"--split_file {path}: unknown form; give {_FORMS}")
 
 
 def is_own_split(path: Path) -> bool:
@@ -147,7 +147,7 @@ def _read_folder(folder: Path) -> SplitLists:
     folds = [_lists_of_folder(path, path.name) for path in sorted(folder.iterdir()) if path.is_dir()]
     folds = [fold for fold in folds if any(fold.splits[0].sides.values())]
     if not folds:
-        raise LeukoscopeError(f"--split_file {folder}: holds no list or folder called train, validation or test")
+        raise DataError(f"--split_file {folder}: holds no list or folder called train, validation or test")
     subjects: dict[str, str] = {}
     labels: dict[str, str] = {}
     for fold in folds:
@@ -207,7 +207,7 @@ def _read_side_table(path: Path) -> _NamedRows:
     """The names of one side in a table, with a header or without.
 
     Raises:
-        LeukoscopeError: a table of several columns, none of which is known to name files or subjects.
+        DataError: a table of several columns, none of which is known to name files or subjects.
     """
     table = _table(path)
     if _find_column(table, (*_NAME_COLUMNS, *_SUBJECT_COLUMNS)):
@@ -216,7 +216,7 @@ def _read_side_table(path: Path) -> _NamedRows:
     if image_columns:  # the first row is no header
         return _NamedRows([image_columns[0], *table[image_columns[0]]], {}, {})
     if len(table) > 1:
-        raise LeukoscopeError(
+        raise DataError(
             f"--split_file {path}: no column of {', '.join(table)} is known to name files or subjects; call it file or "
             "subject"
         )
@@ -277,9 +277,9 @@ def _read_table(path: Path) -> SplitLists:
     table = _table(path)
     side_column = _find_column(table, _SIDE_COLUMNS)
     if not _find_column(table, (*_NAME_COLUMNS, *_SUBJECT_COLUMNS)):
-        raise LeukoscopeError(f"--split_file {path}: has no column of file names ({', '.join(_NAME_COLUMNS[:5])} …)")
+        raise DataError(f"--split_file {path}: has no column of file names ({', '.join(_NAME_COLUMNS[:5])} …)")
     if not side_column:
-        raise LeukoscopeError(
+        raise DataError(
             f"--split_file {path}: has no column that says the side ({', '.join(_SIDE_COLUMNS[:5])} …); for one list "
             "per side, give the folder that holds train.txt and test.txt"
         )
@@ -299,7 +299,7 @@ def _splits_of_column(path: Path, column: str, names: Sequence[str], words: Sequ
     folds: dict[str, list[str]] = {}
     for name, word, match in zip(names, words, matches, strict=True):
         if match is None:
-            raise LeukoscopeError(
+            raise DataError(
                 f"--split_file {path}: column {column}, {word!r} of {name} is neither train, validation or test nor "
                 "the number of a fold"
             )
@@ -328,7 +328,7 @@ def _read_json(path: Path, files: Sequence[str]) -> SplitLists:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise LeukoscopeError(f"--split_file {path}: is not JSON ({error}); give {_FORMS}") from None
+        raise DataError(f"--split_file {path}: is not JSON ({error}); give {_FORMS}") from None
     if isinstance(content, dict):
         return _from_mapping(path, content, files)
     if isinstance(content, list) and content and all(isinstance(part, list) for part in content):
@@ -340,7 +340,7 @@ def _read_json(path: Path, files: Sequence[str]) -> SplitLists:
             return SplitLists(str(path), tuple(splits), {}, {})
         folds = {str(k): _resolved(path, part, files) for k, part in enumerate(content)}
         return SplitLists(str(path), _cross_validation(folds), {}, {})
-    raise LeukoscopeError(f"--split_file {path}: holds no split; give {_FORMS}")
+    raise DataError(f"--split_file {path}: holds no split; give {_FORMS}")
 
 
 def _is_pair_of_lists(part: list[Any]) -> bool:
@@ -352,7 +352,7 @@ def _read_numpy(path: Path, files: Sequence[str]) -> SplitLists:
         with np.load(path, allow_pickle=False) as arrays:
             content = {name: arrays[name].tolist() for name in arrays.files}
     except (OSError, ValueError) as error:
-        raise LeukoscopeError(f"--split_file {path}: cannot be read ({error}); give {_FORMS}") from None
+        raise DataError(f"--split_file {path}: cannot be read ({error}); give {_FORMS}") from None
     return _from_mapping(path, content, files)
 
 
@@ -376,7 +376,7 @@ def _from_mapping(path: Path, content: Mapping[str, Any], files: Sequence[str]) 
         return _single(path, sides)
     if folds:
         return SplitLists(str(path), _cross_validation(folds), {}, {})
-    raise LeukoscopeError(f"--split_file {path}: names no side called train, validation or test; give {_FORMS}")
+    raise DataError(f"--split_file {path}: names no side called train, validation or test; give {_FORMS}")
 
 
 def _resolved(path: Path, members: Sequence[Any], files: Sequence[str]) -> list[str]:
@@ -387,13 +387,13 @@ def _resolved(path: Path, members: Sequence[Any], files: Sequence[str]) -> list[
             names.append(member)
         elif isinstance(member, int) and not isinstance(member, bool):
             if not files:
-                raise LeukoscopeError(
+                raise DataError(
                     f"--split_file {path}: holds row numbers such as {member}; give the folder of the images whose "
                     'sorted names they count from, or add these names as "files"'
                 )
             if not 0 <= member < len(files):
-                raise LeukoscopeError(f"--split_file {path}: row {member} is none of the {len(files):,} files")
+                raise DataError(f"--split_file {path}: row {member} is none of the {len(files):,} files")
             names.append(files[member])
         else:
-            raise LeukoscopeError(f"--split_file {path}: {member!r} is neither a file name nor a row number")
+            raise DataError(f"--split_file {path}: {member!r} is neither a file name nor a row number")
     return names

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError, DataError
 from leukoscope.data.cells import SPLIT_SIDES, LoadedCells
 from leukoscope.data.images import encoded_content
 from leukoscope.files import write_atomic
@@ -99,18 +99,18 @@ def load_split(path: str | Path, data: LoadedCells, *, disjoint: bool = True) ->
     """Read a `split.json`; with `disjoint`, refuse one that has a subject (or block) on two sides, too.
 
     Raises:
-        LeukoscopeError: no such file, not a split, or a fingerprint that is not this data's.
+        DataError: no such file, not a split, or a fingerprint that is not this data's.
     """
     try:
         split = TypeAdapter(Split).validate_json(Path(path).read_bytes())
     except OSError as error:
-        raise LeukoscopeError(f"--split_file {path}: cannot be read ({error.strerror}); give a split.json") from None
+        raise DataError(f"--split_file {path}: cannot be read ({error.strerror}); give a split.json") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         reason = " ".join((".".join(map(str, first["loc"])), first["msg"])).strip()
-        raise LeukoscopeError(f"--split_file {path}: not a split.json written by Leukoscope ({reason})") from None
+        raise DataError(f"--split_file {path}: not a split.json written by Leukoscope ({reason})") from None
     if split.data_fingerprint != data.fingerprint:
-        raise LeukoscopeError(
+        raise DataError(
             f"--split_file {path}: was drawn from other data (fingerprint {split.data_fingerprint[:12]}, these cells "
             f"are {data.fingerprint[:12]}); use the data it was made from, or draw a new split with --split"
         )
@@ -205,7 +205,7 @@ def split_unit(data: LoadedCells) -> Group:
 def cross_validation(data: LoadedCells) -> list[Split]:
     """Five folds by `split_unit`, or one for each unit of the rarest class; one random split where there are no units.
 
-    Raises `LeukoscopeError` where a class has fewer than two units.
+    Raises `DataError` where a class has fewer than two units.
     """
     unit = split_unit(data)
     if unit == "cell":
@@ -216,7 +216,7 @@ def cross_validation(data: LoadedCells) -> list[Split]:
     counts = Counter(label for label, _ in units)
     fewest, label = _rarest([counts[index] for index in range(len(data.info.labels))], data.info.labels)
     if fewest < 2:
-        raise LeukoscopeError(f"class {label} has {fewest} {unit}(s); two or more are needed to test on others")
+        raise DataError(f"class {label} has {fewest} {unit}(s); two or more are needed to test on others")
     num_folds = min(5, fewest)
     return [make_split(data, f"{unit}-cv", fold=k, num_folds=num_folds, validation=False) for k in range(num_folds)]
 
@@ -224,22 +224,22 @@ def cross_validation(data: LoadedCells) -> list[Split]:
 def _group_kept_whole(data: LoadedCells, strategy: str) -> tuple[Group, str]:
     """The unit that a strategy keeps on one side, and a note if subjects end up on two sides."""
     if strategy not in STRATEGIES:
-        raise LeukoscopeError(f"--split {strategy}: unknown; choose one of {', '.join(STRATEGIES)}")
+        raise ConfigError(f"--split {strategy}: unknown; choose one of {', '.join(STRATEGIES)}")
     title = data.info.title
     if strategy in ("subject", "subject-cv", "official") and not any(data.train["subject"]):
         others = "block or random" if data.info.group == "block" else "random"
-        raise LeukoscopeError(
+        raise DataError(
             f"--split {strategy}: the subjects of {title} are not known; {_how_to_name_subjects(data)}use "
             f"--split {others} ({BY_IMAGE})"
         )
     if strategy in ("block", "block-cv") and not data.info.block_size:
-        raise LeukoscopeError(_no_blocks(data, strategy))
+        raise DataError(_no_blocks(data, strategy))
     if strategy == "given" and not data.own_splits:
-        raise LeukoscopeError(
+        raise DataError(
             f"--split given: {title} has no splits of its own called train, validation and test; choose another --split"
         )
     if not len(data.train):
-        raise LeukoscopeError(f"{title}: holds no cell to train on, only the publisher's test; add its folds")
+        raise DataError(f"{title}: holds no cell to train on, only the publisher's test; add its folds")
     if strategy == "all":
         return data.info.group, ""
     if strategy != "given":
@@ -286,15 +286,15 @@ class _Cells:
         try:
             others, apart = train_test_split(rows, test_size=share, stratify=self.labels[rows], random_state=self.seed)
         except ValueError as error:
-            raise LeukoscopeError(f"split by image: too few cells of a class ({error}); gather more cells") from None
+            raise DataError(f"split by image: too few cells of a class ({error}); gather more cells") from None
         return others, apart
 
     def fold(self, fold: int, num_folds: int) -> tuple[list[int], list[int]]:
         """The training and the test side of one fold."""
         if num_folds < 2:
-            raise LeukoscopeError(f"--num_folds {num_folds}: give 2 or more")
+            raise ConfigError(f"--num_folds {num_folds}: give 2 or more")
         if not 0 <= fold < num_folds:
-            raise LeukoscopeError(f"--fold {fold}: there are folds 0 to {num_folds - 1} with --num_folds {num_folds}")
+            raise ConfigError(f"--fold {fold}: there are folds 0 to {num_folds - 1} with --num_folds {num_folds}")
         if self.group != "cell":
             return self._grouped_folds(self.everything, num_folds)[fold]
         from sklearn.model_selection import StratifiedKFold
@@ -304,7 +304,7 @@ class _Cells:
         fewest, label = _rarest(counts, self.data.info.labels)
         if fewest < num_folds:
             advice = "give at most as many folds, or " if fewest > 1 else ""
-            raise LeukoscopeError(
+            raise DataError(
                 f"--num_folds {num_folds}: class {label} has {fewest} cell(s); {advice}gather more cells of it"
             )
         folds = list(StratifiedKFold(num_folds, shuffle=True, random_state=self.seed).split(labels, labels))
@@ -329,7 +329,7 @@ class _Cells:
             fix = f"gather cells of more {self.group}s"
             if advice:
                 fix = f"{advice}, or {fix}"
-            raise LeukoscopeError(
+            raise DataError(
                 f"class {label} has {fewest} {self.group}(s), fewer than the {num_folds} folds needed; {fix}"
             )
         rng = np.random.default_rng(self.seed)
@@ -353,7 +353,7 @@ class _Cells:
         missing = [fold for fold in folds if fold not in names]
         if missing:
             choices = ", ".join(names) or "none"
-            raise LeukoscopeError(f"official fold {missing[0]!r}: not in the data, which has {choices}")
+            raise ConfigError(f"official fold {missing[0]!r}: not in the data, which has {choices}")
 
     def split(self, strategy: str, train: list[int], val: list[int], test: list[int], detail: str) -> Split:
         """Take from the training side every group that is also tested, then assert that the sides are disjoint."""
@@ -366,7 +366,7 @@ class _Cells:
             both = sorted({self.groups[i] for i in [*train, *val]} & tested.keys())
             notes.append(f"{left_out} training cells left out: {self.group} {', '.join(both)} is also tested")
         if train and not train_apart:
-            raise LeukoscopeError(
+            raise DataError(
                 f"{detail}: no training cell is left, because each one's {self.group} is tested; choose other folds"
             )
         group, count = largest_group(tested)
@@ -432,15 +432,15 @@ def _largest_share(counts: np.ndarray, chosen: np.ndarray) -> float:
 
 
 def assert_disjoint(split: Split, groups: dict[str, str]) -> None:
-    """Raise `LeukoscopeError` naming a group that stands on two sides of the split."""
+    """Raise `DataError` naming a group that stands on two sides of the split."""
     sides: dict[str, str] = {}
     for side in SPLIT_SIDES:
         for cell in getattr(split, side):
             if cell not in groups:
-                raise LeukoscopeError(f"split: cell {cell} is not in the data; draw a new split with --split")
+                raise DataError(f"split: cell {cell} is not in the data; draw a new split with --split")
             other = sides.setdefault(groups[cell], side)
             if other != side:
-                raise LeukoscopeError(
+                raise DataError(
                     f"split: {split.group} {groups[cell]} is on both the {other} and the {side} side (cell {cell}); "
                     "figures from it would be inflated; draw a new split with --split"
                 )
@@ -450,11 +450,11 @@ def groups_of(data: LoadedCells, group: str) -> dict[str, str]:
     """cell id → the group it belongs to ("subject", "block" or "cell").
 
     Raises:
-        LeukoscopeError: blocks of a data set whose entry states no `block_size`.
+        DataError: blocks of a data set whose entry states no `block_size`.
     """
     block_size = data.info.block_size
     if group == "block" and not block_size:
-        raise LeukoscopeError(_no_blocks(data))
+        raise DataError(_no_blocks(data))
     groups: dict[str, str] = {}
     for rows in data.cells.values():
         if group == "block":

@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, ConfigError
 from leukoscope.cache import GRAPH_REPORT, hold
 from leukoscope.files import atomic_folder, cache_root, file_sha256, first_line, remedy
 from leukoscope.inference.gradcam import explain_features, linear_head_maps
@@ -70,7 +70,7 @@ class OpenVinoBackend:
 
     Raises:
         NoGraph: a damaged graph.
-        LeukoscopeError: "bf16", for which this processor has no units.
+        ConfigError: "bf16", for which this processor has no units.
     """
 
     name = OPENVINO
@@ -80,7 +80,7 @@ class OpenVinoBackend:
         self._release = release
         self._one_at_a_time = Lock()
         if precision == BF16 and "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise LeukoscopeError("precision 'bf16': this processor has no units for bfloat16; use 'float32'")
+            raise ConfigError("precision 'bf16': this processor has no units for bfloat16; use 'float32'")
         self._head = None
         if (folder / HEAD_FILE).is_file():
             self._head = read_arrays(folder / HEAD_FILE)

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError, ReleaseError
 from leukoscope.data.images import BACKGROUND_LEVEL, foreground
 from leukoscope.files import atomic_file, disk_errors
 from leukoscope.models.release import read_arrays
@@ -209,9 +209,7 @@ class OodDetector:
             if np.linalg.eigvalsh(arrays["correlation"].astype(np.float64))[0] <= 0:
                 wrong.append("correlation")
         if wrong:
-            raise LeukoscopeError(
-                f"{path}: no OOD detector, or damaged ({', '.join(wrong)}); restore it from the release"
-            )
+            raise ReleaseError(f"{path}: no OOD detector, or damaged ({', '.join(wrong)}); restore it from the release")
         return cls(**arrays)
 
 
@@ -230,13 +228,13 @@ def fit_detector(statistics: np.ndarray, subjects: Sequence[str]) -> tuple[OodDe
         The detector fitted on all cells, and each cell's OOD score (N,) float32 by distances and limit of other folds.
 
     Raises:
-        LeukoscopeError: too few cells or subjects.
+        DataError: too few cells or subjects.
     """
     from sklearn.model_selection import GroupKFold  # not at the top: it would slow the first prediction down
 
     names, of, counts = np.unique(np.asarray(subjects), return_inverse=True, return_counts=True)
     if len(statistics) < MIN_CELLS or len(names) < MIN_SUBJECTS:
-        raise LeukoscopeError(
+        raise DataError(
             f"OOD detector: {len(statistics)} cells of {len(names)} subject(s) are too few to fit it; "
             f"give at least {MIN_CELLS} cells of {MIN_SUBJECTS} subjects"
         )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, ConfigError, ReleaseError
 from leukoscope.data.changes import BORDERLINE_CHANGES, Change
 from leukoscope.data.registry import trained_on
 from leukoscope.inference.gradcam import overlay
@@ -309,13 +309,13 @@ class Prediction:
             LeukoscopeError: `explain` was not set, a network without Grad-CAM maps, or no such class.
         """
         if self.picture is None:
-            raise LeukoscopeError(f"{self.source}: has no Grad-CAM map; predict it with explain=True")
+            raise ConfigError(f"{self.source}: has no Grad-CAM map; predict it with explain=True")
         if self.heatmaps is None:
-            raise LeukoscopeError(f"{self.model}: {NO_MAP}; explain with a convolutional network")
+            raise ReleaseError(f"{self.model}: {NO_MAP}; explain with a convolutional network")
         if label is None:
             label = self.most_probable
         if label not in self.heatmaps:
-            raise LeukoscopeError(f"{self.source}: label {label!r} is none of {', '.join(self.heatmaps)}; name one")
+            raise ConfigError(f"{self.source}: label {label!r} is none of {', '.join(self.heatmaps)}; name one")
         if peak is None:
             peak = max(float(heatmap.evidence.max()) for heatmap in self.heatmaps.values())
         return overlay(self.picture, self.heatmaps[label].evidence, self.view_box, opacity=opacity, peak=peak)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 import numpy as np
 from PIL import Image
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError, LeukoscopeError, ReleaseError
 from leukoscope.data.changes import most_telling
 from leukoscope.data.images import (
     FILLED_WITH,
@@ -85,15 +85,13 @@ def open_backend(release: ReleaseInfo, runtime: Runtime = Runtime()) -> Backend:
     """Open the backend that computes a release's network; its `name` and `precision` say how.
 
     Raises:
-        LeukoscopeError: no such backend, one whose package is not installed, that does not compute on that device or
+        ConfigError: no such backend, one whose package is not installed, that does not compute on that device or
             whose output differs from torch's; a damaged release; a device that this machine lacks.
     """
     runtime = runtime.chosen()
     if runtime.backend == OPENVINO:
         if runtime.device != "cpu":
-            raise LeukoscopeError(
-                f"backend {OPENVINO!r}: computes on the CPU only; leave out device {runtime.device!r}"
-            )
+            raise ConfigError(f"backend {OPENVINO!r}: computes on the CPU only; leave out device {runtime.device!r}")
         require_package(OPENVINO)
         return OpenVinoBackend(kept_graph(release), release, runtime.precision)
     if runtime.backend == AUTO_RUNTIME and runtime.device == "cpu" and find_spec(OPENVINO):
@@ -154,7 +152,7 @@ class Predictor:
 
     def __init__(self, release: ReleaseInfo, runtime: Runtime = Runtime()):
         if not isinstance(release, ReleaseInfo):
-            raise LeukoscopeError(
+            raise ConfigError(
                 f"Predictor({reprlib.repr(release)}): needs a release, not its name; give a folder or a Hub id to "
                 "Predictor.from_pretrained"
             )
@@ -179,7 +177,7 @@ class Predictor:
             backend, device, precision: of the `Runtime` that computes its network.
 
         Raises:
-            LeukoscopeError: no such folder or repository, no access to it, no network and no cached copy, a damaged
+            ReleaseError: no such folder or repository, no access to it, no network and no cached copy, a damaged
                 release, a backend that is unknown or not installed, a device or precision this machine lacks.
         """
         runtime = Runtime(backend, device, precision)
@@ -195,7 +193,7 @@ class Predictor:
         A local path is never opened, whatever the name.
 
         Raises:
-            LeukoscopeError: as `from_pretrained`; no message names a folder of this machine.
+            ReleaseError: as `from_pretrained`; no message names a folder of this machine.
         """
         from leukoscope.models.hub_download import fetch_files, parse_hub_id
 
@@ -204,7 +202,7 @@ class Predictor:
         try:
             return cls(read_release(folder, name=hub_id, revision=folder.name), runtime)
         except LeukoscopeError as error:
-            raise LeukoscopeError(str(error).replace(str(folder), hub_id)) from None
+            raise ReleaseError(str(error).replace(str(folder), hub_id)) from None
 
     @overload  # a str is an iterable of str as well, which the checker minds
     def __call__(  # type: ignore[overload-overlap]
@@ -244,7 +242,7 @@ class Predictor:
                 more); "" for that of the release's own maps (`ReleaseInfo.map_method`).
 
         Raises:
-            LeukoscopeError: neither a picture nor an iterable, or an unknown method.
+            ConfigError: neither a picture nor an iterable, or an unknown method.
             UnreadableImage: for the first picture that cannot be used.
         """
         predictions = []
@@ -271,14 +269,12 @@ class Predictor:
         decoded at once, so that one image may be given twice. Arguments and errors as for a call.
         """
         if batch_size < 1:
-            raise LeukoscopeError(f"batch_size {batch_size}: give 1 picture at a time or more")
+            raise ConfigError(f"batch_size {batch_size}: give 1 picture at a time or more")
         if isinstance(images, _SINGLE):
             images = [images]
         # Of a mapping the keys would be taken, of an open file the lines.
         elif isinstance(images, Mapping) or hasattr(images, "read") or not isinstance(images, Iterable):
-            raise LeukoscopeError(
-                f"images: are of type {type(images).__name__}; give {_PICTURES}; or an iterable of these"
-            )
+            raise ConfigError(f"images: are of type {type(images).__name__}; give {_PICTURES}; or an iterable of these")
         method = self._map_method(method)
         pictures = _waiting_pictures(images, self.release.blank_rgb)
         frame = partial(self._frame, explain)
@@ -299,7 +295,7 @@ class Predictor:
     def _map_method(self, method: str) -> str:
         """The method of maps that was asked for, "" for that of the release's own maps."""
         if method and method not in MAP_NAMES:
-            raise LeukoscopeError(f"method {method!r}: unknown; choose one of {', '.join(MAP_NAMES)}")
+            raise ConfigError(f"method {method!r}: unknown; choose one of {', '.join(MAP_NAMES)}")
         return method or self.release.map_method
 
     def _frame(self, keep: bool, picture: _Waiting) -> _Framed | UnreadableImage:
@@ -426,10 +422,10 @@ class Predictor:
             the network computes numbers that are not finite.
 
         Raises:
-            LeukoscopeError: a prediction without its picture.
+            ConfigError: a prediction without its picture.
         """
         if prediction.picture is None:
-            raise LeukoscopeError(f"{prediction.source}: has no picture to cover; predict it with explain=True")
+            raise ConfigError(f"{prediction.source}: has no picture to cover; predict it with explain=True")
         pixels = self.release.preprocessing.frame(prediction.picture)
         return self._covered(prediction, pixels, self.backend(pixels[None]).logits[0], progress)
 
@@ -443,11 +439,11 @@ class Predictor:
             the prediction with `changed`, and so with `borderline`; all else stays.
 
         Raises:
-            LeukoscopeError: a prediction without its picture.
+            ConfigError: a prediction without its picture.
             UnreadableImage: the network computes numbers that are not finite.
         """
         if prediction.picture is None:
-            raise LeukoscopeError(f"{prediction.source}: has no picture to change; predict it with explain=True")
+            raise ConfigError(f"{prediction.source}: has no picture to change; predict it with explain=True")
         changes = most_telling(self.release.metrics.get(ROBUSTNESS_BLOCK))
         black = is_cut_out(prediction.picture)
         changed = []

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError, DataError, ReleaseError
 from leukoscope.data.images import IMAGE_SUFFIXES, EncodedImage
 from leukoscope.files import atomic_file, first_line
 from leukoscope.inference.scoring import CellSource, SourceCell, missing_shards, release_digest, shard_bytes
@@ -31,7 +31,7 @@ class Scorer:
         self.predictor = Predictor.from_pretrained(model, **settings)
         self.batch_size = batch_size
         if release_digest(self.predictor.release.folder) != digest:
-            raise LeukoscopeError(f"{model}: a worker has other files of this release; give all machines the same")
+            raise ReleaseError(f"{model}: a worker has other files of this release; give all machines the same")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """A shard's path, cells and identity → its path, its number of cells and its file."""
@@ -59,7 +59,7 @@ def remote_source(url: str) -> CellSource:
     """List the images below a URL that fsspec opens, such as s3://bucket/cells; none is opened yet.
 
     Raises:
-        LeukoscopeError: nothing there, no image, or the package for such URLs is missing.
+        DataError: nothing there, no image, or the package for such URLs is missing.
     """
     import fsspec
 
@@ -67,7 +67,7 @@ def remote_source(url: str) -> CellSource:
         files, root = fsspec.core.url_to_fs(url)
         details_of = files.find(root, detail=True)
     except (ImportError, OSError, ValueError) as error:
-        raise LeukoscopeError(f"{url}: cannot be listed ({error}); check the address and your access") from None
+        raise DataError(f"{url}: cannot be listed ({error}); check the address and your access") from None
     cells = []
     states = {}
     for path, details in sorted(details_of.items()):
@@ -76,7 +76,7 @@ def remote_source(url: str) -> CellSource:
             cells.append(cell)
             states[cell.file] = repr([str(details.get(key)) for key in ("size", "mtime", "ETag", "md5Hash")])
     if not cells:
-        raise LeukoscopeError(f"{url}: holds no image; give a folder of images")
+        raise DataError(f"{url}: holds no image; give a folder of images")
     return CellSource(cells, has_subjects=False, states=states)
 
 
@@ -96,7 +96,7 @@ def score_missing(
         import ray
         import ray.data
     except ImportError:
-        raise LeukoscopeError("--ray: Ray is not installed; pip install 'leukoscope[ray]'") from None
+        raise ConfigError("--ray: Ray is not installed; pip install 'leukoscope[ray]'") from None
     loopback = {}
     if address == LOCAL:
         loopback = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
@@ -104,9 +104,7 @@ def score_missing(
         ray.init(address=address, log_to_driver=False, logging_level="error", **loopback)
     except (ConnectionError, ValueError) as error:
         reason = first_line(error)
-        raise LeukoscopeError(
-            f"--ray {address}: no cluster answers ({reason}); start it, or give --ray local"
-        ) from None
+        raise ConfigError(f"--ray {address}: no cluster answers ({reason}); start it, or give --ray local") from None
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         with progress("scoring cells", len(source.cells)) as advance:

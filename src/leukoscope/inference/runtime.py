@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError, ReleaseError
 from leukoscope.files import first_line
 from leukoscope.inference.gradcam import explain_features, is_map_of_channels
 
@@ -59,7 +59,7 @@ class Runtime:
         """Choose the environment's backend and this machine's device.
 
         Raises:
-            LeukoscopeError: an unknown backend or precision.
+            ConfigError: an unknown backend or precision.
         """
         backend = self.backend or os.environ.get("LEUKOSCOPE_BACKEND") or AUTO_RUNTIME
         _require_choice("backend", backend, BACKENDS)
@@ -72,7 +72,7 @@ class Runtime:
 
 def _require_choice(option: str, name: str, choices: Sequence[str]) -> None:
     if name not in choices:
-        raise LeukoscopeError(f"{option} {name!r}: unknown; choose one of {', '.join(choices)}")
+        raise ConfigError(f"{option} {name!r}: unknown; choose one of {', '.join(choices)}")
 
 
 class NetworkOutput(NamedTuple):
@@ -88,7 +88,7 @@ class NetworkOutput(NamedTuple):
     maps: np.ndarray | None = None
 
 
-class NoGraph(LeukoscopeError):
+class NoGraph(ReleaseError):
     """A release's graph cannot be made or kept, or its output differs from torch's."""
 
 
@@ -115,13 +115,13 @@ def gpu_or_cpu() -> str:
 
 
 def must_use_cpu() -> bool:
-    """Read ACCELERATE_USE_CPU as Accelerate does; `LeukoscopeError` for a value that it does not know."""
+    """Read ACCELERATE_USE_CPU as Accelerate does; `ConfigError` for a value that it does not know."""
     setting = os.environ.get("ACCELERATE_USE_CPU") or "no"
     try:
         # pydantic knows the words of accelerate's `str_to_bool`, which would import torch; a Space has no accelerate.
         return TypeAdapter(bool).validate_python(setting)
     except ValidationError:
-        raise LeukoscopeError(f"ACCELERATE_USE_CPU={setting}: is neither true nor false; set one of these") from None
+        raise ConfigError(f"ACCELERATE_USE_CPU={setting}: is neither true nor false; set one of these") from None
 
 
 def forbid_tf32() -> None:
@@ -142,19 +142,19 @@ _MEMORY_IS_FULL = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_
 
 @contextmanager
 def memory_errors(device: object, number: int, fix: str) -> Iterator[None]:
-    """Turn used-up memory within the block into a `LeukoscopeError`: `number` pictures were computed, `fix` helps."""
+    """Turn used-up memory within the block into a `ConfigError`: `number` pictures were computed, `fix` helps."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not any(sign in str(error) for sign in _MEMORY_IS_FULL):
             raise
-        raise LeukoscopeError(f"{device}: out of memory with {number} picture(s) at once; {fix}") from None
+        raise ConfigError(f"{device}: out of memory with {number} picture(s) at once; {fix}") from None
 
 
 def require_package(name: str) -> None:
-    """Raise `LeukoscopeError` where a module of `PACKAGES` is not installed."""
+    """Raise `ConfigError` where a module of `PACKAGES` is not installed."""
     if find_spec(name) is None:
-        raise LeukoscopeError(f"{name}: is not installed; pip install {PACKAGES[name]}")
+        raise ConfigError(f"{name}: is not installed; pip install {PACKAGES[name]}")
 
 
 # Backends
@@ -189,9 +189,7 @@ class TorchBackend:
             torch.zeros(1, device=self.device).add_(1)  # a wheel of torch may hold no kernel for an old card
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = f"torch cannot compute there on this machine ({first_line(error)})"
-            raise LeukoscopeError(
-                f"device {device!r}: {reason}; use another, or install a torch built for it"
-            ) from None
+            raise ConfigError(f"device {device!r}: {reason}; use another, or install a torch built for it") from None
         if self.device.type != "cpu":
             forbid_tf32()
         self.network = network.to(self.device)
@@ -205,7 +203,7 @@ class TorchBackend:
         `explain` adds every class's map, where the last features are a map of channels.
 
         Raises:
-            LeukoscopeError: the memory does not suffice for B pictures.
+            ConfigError: the memory does not suffice for B pictures.
         """
         import torch
 

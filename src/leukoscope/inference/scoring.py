@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from pyarrow import csv
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope import RESEARCH_NOTICE, ConfigError, DataError, LeukoscopeError, __version__
 from leukoscope.data.cell_tables import CellTable, located, read_table, require_subjects
 from leukoscope.data.folder import subject_rule
 from leukoscope.data.images import UnreadableImage
@@ -85,12 +85,12 @@ class CellSource:
         Cells that lie outside any folder are all of one subject, called "".
 
         Raises:
-            LeukoscopeError: as `subject_of`, some cells outside the folders of the others, or subject ids as of
+            DataError: as `subject_of`, some cells outside the folders of the others, or subject ids as of
                 `check_subject_ids`.
         """
         subjects = [self.subject_of(cell, labels) for cell in self.cells]
         if "" in subjects and any(subjects):
-            raise LeukoscopeError(
+            raise DataError(
                 f"{self.cells[subjects.index('')].file}: lies outside the folders of subjects; move it into the folder "
                 "of its subject, or away"
             )
@@ -113,7 +113,7 @@ class CellSource:
         name = path.parts[0]
         if names_no_subject(name, labels):
             kind = "a class" if name in labels else "called like a class, a split or a collection"
-            raise LeukoscopeError(
+            raise DataError(
                 f"{cell.file}: lies in the folder {name!r}, which is {kind}, not a subject; name the subjects with "
                 "--subject_pattern, or give a folder with one folder per subject"
             )
@@ -171,12 +171,12 @@ def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource
             subject.
 
     Raises:
-        LeukoscopeError: no such input, no cell in it, a column missing, a path that the pattern does not match, a
+        DataError: no such input, no cell in it, a column missing, a path that the pattern does not match, a
             folder or table that cannot be read, or as `find_subjects`.
     """
     path = Path(named)
     if not path.exists():
-        raise LeukoscopeError(f"{named}: no such folder or file; give a folder of images, or a table of them")
+        raise DataError(f"{named}: no such folder or file; give a folder of images, or a table of them")
     kinds = Counter[str]()  # of the files in a folder that are no images
     table: CellTable | None = None
     rows: Iterable[tuple[str, str, str]]
@@ -198,7 +198,7 @@ def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource
         cells.append(SourceCell(shown_name(cell_id), shown_name(subject), os.path.join(root, file)))
     check_subject_ids({cell.subject: cell.file for cell in cells if cell.subject}, named)
     if not cells:
-        raise LeukoscopeError(f"{named}: holds no cell; give a folder of images, or a table with rows")
+        raise DataError(f"{named}: holds no cell; give a folder of images, or a table with rows")
     if table is None:
         source = CellSource(cells, subject_of is not None, left_out(kinds), folder=named)
         return source if source.has_subjects else _with_subjects(source)
@@ -206,13 +206,13 @@ def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource
 
 
 def _table_of_cells(path: Path, subject_pattern: str | None) -> CellTable:
-    """Read a table of paths; `LeukoscopeError` for another file, or one that names subjects as a pattern does."""
+    """Read a table of paths; `DataError` for another file, or one that names subjects as a pattern does."""
     suffix = path.suffix.lower()
     if suffix not in OUTPUT_SUFFIXES:
-        raise LeukoscopeError(f"{path}: is a {suffix or 'bare'} file; give a folder, .csv or .parquet")
+        raise DataError(f"{path}: is a {suffix or 'bare'} file; give a folder, .csv or .parquet")
     table = read_table(path)
     if table.has_subjects and subject_pattern:
-        raise LeukoscopeError(
+        raise ConfigError(
             f"{path} --subject_pattern {shlex.quote(subject_pattern)}: a column of it names the subjects "
             "as well; leave the pattern out, or the column"
         )
@@ -248,14 +248,14 @@ def unreadable_list(output: Path) -> Path:
 
 
 def check_output(output: Path) -> None:
-    """Raise `LeukoscopeError` for another kind of file than a table, or one that is already there."""
+    """Raise `ConfigError` for another kind of file than a table, or one that is already there."""
     if output.suffix.lower() not in OUTPUT_SUFFIXES:
         kinds = ", ".join(OUTPUT_SUFFIXES)
-        raise LeukoscopeError(
+        raise ConfigError(
             f"--output {output}: is not a table format that can be written; give a name that ends in {kinds}"
         )
     if output.exists():
-        raise LeukoscopeError(f"--output {output}: is already there; move it, or name another file")
+        raise ConfigError(f"--output {output}: is already there; move it, or name another file")
 
 
 def score_cells(
@@ -293,7 +293,7 @@ def score_cells(
         shutil.rmtree(parts)
         return scored
     except Timeout:
-        raise LeukoscopeError(
+        raise ConfigError(
             f"--output {output}: another process is scoring into it; wait for its end, or name another file"
         ) from None
     except OSError as error:

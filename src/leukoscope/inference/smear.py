@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, ReleaseError
 from leukoscope.data.images import CUT_OUT_PITCH, FILLED_WITH, open_smear, to_rgb
 from leukoscope.data.registry import EMPTY_SLIDE_RGB
 from leukoscope.data.smear import Smear, SmearCell, UnusableSmear, cut_out, find_cells
@@ -153,11 +153,11 @@ def read_smear(
     Raises:
         UnreadableImage: the file cannot be opened.
         UnusableSmear: the picture is no stained smear, its scale cannot be measured, or it exceeds a limit.
-        LeukoscopeError: the release was trained on pictures with their background rather than on cut-out cells.
+        ReleaseError: the release was trained on pictures with their background rather than on cut-out cells.
     """
     release = predictor.release
     if release.takes_cut_outs is False:
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{release.name}: was trained on pictures with their background, not on cells cut out on black; choose a "
             "release of such cells for a smear, or predict the picture as it is (leukoscope predict)"
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, DataError, ReleaseError
 from leukoscope.data.images import UnreadableImage, filled_note
 from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSED, TOO_FEW_CELLS, logits_of
 from leukoscope.progress import note, track
@@ -137,10 +137,10 @@ class SubjectRule:
 
     @classmethod
     def of_release(cls, release: ReleaseInfo) -> SubjectRule:
-        """Read the rule of a release; `LeukoscopeError` for one that was not measured by subject."""
+        """Read the rule of a release; `ReleaseError` for one that was not measured by subject."""
         rule = cls.from_metrics(release.metrics, release.labels)
         if rule is None:
-            raise LeukoscopeError(
+            raise ReleaseError(
                 f"{release.name}: cannot predict for a subject: its metrics.json has no 'subject_rule' (measured for "
                 "two classes, where enough subjects of each are known); choose another release, or measure this one "
                 "with `leukoscope release recalibrate` on labelled cells of known subjects"
@@ -182,7 +182,7 @@ class SubjectRule:
             outcomes: of the same cells, as their decisions say.
         """
         if not len(outcomes):
-            raise LeukoscopeError(f"subject {subject!r}: has no cell; give at least one picture")
+            raise DataError(f"subject {subject!r}: has no cell; give at least one picture")
         positive = self.labels.index(self.positive_label)
         used = ~np.isin(np.asarray(outcomes), REFUSED)
         shares = np.asarray(probabilities, dtype=np.float64).reshape(len(outcomes), -1)[used, positive]
@@ -251,7 +251,7 @@ def predict_subjects(
             continue
         other, owner = first[prediction.pixel_hash]
         if owner != subject:
-            raise LeukoscopeError(
+            raise DataError(
                 f"{cell.file}: is the same picture as {other}, pixel for pixel, which is of another subject "
                 f"({subject!r} and {owner!r}); give it to one of them"
             )
@@ -261,7 +261,7 @@ def predict_subjects(
         note(f"{count}, for example {copies[0]}", err=True)
     note(filled_note(filled, len(source.cells), predictor.release.blank_rgb), err=True)
     if not cells:
-        raise LeukoscopeError(f"none of the {len(unreadable)} files could be read, the first: {unreadable[0]}")
+        raise DataError(f"none of the {len(unreadable)} files could be read, the first: {unreadable[0]}")
     subject_predictions = []
     for subject, cells_of_subject in sorted(cells.items()):
         probabilities = np.array([shares for shares, _ in cells_of_subject])

@@ -26,7 +26,7 @@ from scipy.optimize import linprog
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError, ReleaseError
 from leukoscope.files import first_line
 from leukoscope.models.recipes import TIMM, Recipe
 from leukoscope.models.release import WEIGHTS_FILE
@@ -104,7 +104,7 @@ def build_network(recipe: Recipe, num_classes: int, create: Callable[..., nn.Mod
         with torch.inference_mode():  # an empty picture, to find out whether the network accepts its size
             network.eval()(torch.zeros(1, 3, recipe.image_size, recipe.image_size))
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise LeukoscopeError(
+        raise ConfigError(
             f"{recipe.name}: cannot be built for pictures of {recipe.image_size} px ({first_line(error)}); give "
             "another --image_size, or leave out what --override changes"
         ) from None
@@ -139,20 +139,20 @@ def start_file(recipe: Recipe, start: StartWeights) -> Path | None:
     """The file of the start weights, downloaded first where they are on the Hub; None for random ones.
 
     Raises:
-        LeukoscopeError: an unreachable Hub, or a model of timm without weights on it.
+        ReleaseError: an unreachable Hub, or a model of timm without weights on it.
     """
     if start.from_scratch or not (start.file or recipe.base_model or recipe.name.startswith(TIMM)):
         return None
     instead = "give --pretrained_weights FILE.safetensors, or train with --from_scratch"
     if not (start.file or recipe.base_model):
-        raise LeukoscopeError(f"{recipe.name}: the Hub has no weights of it; {instead}")
+        raise ReleaseError(f"{recipe.name}: the Hub has no weights of it; {instead}")
     try:
         return start.file or Path(hf_hub_download(recipe.base_model, WEIGHTS_FILE, etag_timeout=5))
     except (HTTPError, HFValidationError, OSError) as error:
         # Asked for what is not cached, the client does not say why it asked nobody.
         offline = constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError)
         reason = "HF_HUB_OFFLINE is set" if offline else first_line(error)
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{recipe.base_model}: its weights cannot be fetched from the Hub ({reason}); check the network, {instead}"
         ) from None
 
@@ -161,7 +161,7 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
     """Load start weights into the backbone, and return their true name; the classifier stays new.
 
     Raises:
-        LeukoscopeError: missing or damaged file, weights of another architecture, undeclared missing tensors, or as
+        ReleaseError: missing or damaged file, weights of another architecture, undeclared missing tensors, or as
             `start_file`.
     """
     file = start_file(recipe, start)
@@ -179,7 +179,7 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
     _require_fitting(expected, loaded, recipe.architecture, source)
     missing = sorted(name for name in expected if name not in loaded and not _may_miss(name, start.may_miss))
     if missing:
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{source}: lacks {len(missing)} tensors of {recipe.architecture}, e.g. {missing[0]}; give a complete "
             "file, or declare the gap with --pretrained_may_miss PATTERN"
         )
@@ -221,13 +221,13 @@ def _of_fewer_blocks(
 def _require_fitting(
     expected: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor], architecture: str, source: str
 ) -> None:
-    """Raise `LeukoscopeError` where tensors of a file have no place in the network, or another shape there."""
+    """Raise `ReleaseError` where tensors of a file have no place in the network, or another shape there."""
     unknown = sorted(name for name in loaded if name not in expected and not name.endswith(_COUNTER))
     reshaped = sorted(name for name in loaded if name in expected and loaded[name].shape != expected[name].shape)
     if not unknown and not reshaped:
         return
     examples = [*unknown, *(f"{name} has shape {tuple(loaded[name].shape)}" for name in reshaped)]
-    raise LeukoscopeError(
+    raise ReleaseError(
         f"{source}: these weights are not for {architecture} ({len(unknown)} unknown and {len(reshaped)} differently "
         f"shaped tensors, e.g. {examples[0]}); give weights of {architecture}"
     )
@@ -256,7 +256,7 @@ def copy_weights(network: nn.Module, donor: nn.Module, outputs: Sequence[int] | 
     different = state.keys() ^ copied.keys()
     different |= {name for name in state.keys() & copied.keys() if state[name].shape != copied[name].shape}
     if different:
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{source}: is not the recipe's network ({len(different)} tensors differ, e.g. "
             f"{min(different)}); follow the release's own recipe"
         )
@@ -320,7 +320,7 @@ def rewrite_for_timm(network: nn.Module, plain: Any, pixels: torch.Tensor) -> nn
         logits = ours(pixels).double()
         difference = float((logits - logits.mean(dim=1, keepdim=True) - plain(pixels).double()).abs().max())
     if difference > _TOLERANCE:
-        raise LeukoscopeError(f"the network rewritten for timm has logits that differ by {difference:.2g}; report this")
+        raise ReleaseError(f"the network rewritten for timm has logits that differ by {difference:.2g}; report this")
     return plain
 
 

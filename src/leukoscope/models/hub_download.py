@@ -27,7 +27,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import tqdm, validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
-from leukoscope import LeukoscopeError
+from leukoscope import ReleaseError
 from leukoscope.files import file_sha256, first_line
 from leukoscope.models.release import (
     CARD_FILE,
@@ -80,7 +80,7 @@ def parse_hub_id(model: str) -> tuple[str, str | None]:
             raise HFValidationError
         validate_repo_id(match["id"])
     except HFValidationError:
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{model}: is neither a folder nor a Hub id; give a release folder, a name that `leukoscope release "
             "list` shows, owner/name or owner/name@revision (a wheel contains only "
             f"{DEFAULT_RELEASE}: for other releases clone the repository, or use the Hub)"
@@ -103,7 +103,7 @@ def fetch_files(
             copy while the Hub cannot be reached: this machine's owner may have downloaded it with a token.
 
     Raises:
-        LeukoscopeError: no such repository or revision, no access to it, no safetensors in it, no network and no
+        ReleaseError: no such repository or revision, no access to it, no safetensors in it, no network and no
             whole cached copy, or a file whose content is not the one that the Hub names.
     """
     wanted = _with_revision(hub_id, revision)
@@ -112,23 +112,23 @@ def fetch_files(
             info = hub_model_info(hub_id, revision, anonymous=anonymous)
         except HubUnreachable as reason:
             if anonymous:
-                raise LeukoscopeError(
+                raise ReleaseError(
                     f"{wanted}: the Hub cannot be reached ({reason}) to ask whether this model is public; try again "
                     "later, or ask whoever runs this to offer the model"
                 ) from None
             folder = _cached_copy(hub_id, revision, patterns, reason)
         else:
             if anonymous and info.gated:
-                raise LeukoscopeError(f"{wanted}: {_NOT_OPEN}")
+                raise ReleaseError(f"{wanted}: {_NOT_OPEN}")
             # Before anything is downloaded.
             if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):
-                raise LeukoscopeError(
+                raise ReleaseError(
                     f"{wanted}: holds no .safetensors file; name a repository with some, or convert its weights: "
                     "pickled ones can run code and are never loaded"
                 )
             folder = _snapshot(hub_id, revision, patterns, anonymous=anonymous)
     except (HTTPError, OSError) as error:
-        raise LeukoscopeError(f"{wanted}: {_refusal(error, hub_id, anonymous)}") from None
+        raise ReleaseError(f"{wanted}: {_refusal(error, hub_id, anonymous)}") from None
     _require_intact(folder, wanted)
     return folder
 
@@ -145,7 +145,7 @@ def _cached_copy(hub_id: str, revision: str | None, patterns: Sequence[str], rea
         folder = _snapshot(hub_id, revision, patterns, cached_only=True)
         _require_whole(folder, patterns)
     except LocalEntryNotFoundError:
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{wanted}: the Hub cannot be reached and no whole copy is cached ({reason}); check the network, "
             "or give a release folder"
         ) from None
@@ -237,7 +237,7 @@ def _require_intact(folder: Path, wanted: str) -> None:
         # Otherwise every later download would take it for whole.
         file.unlink()
         blob.unlink(missing_ok=True)
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{wanted}: {file.relative_to(folder)} is damaged (its checksum is not the one the Hub names); it was "
             "removed from the cache, try again"
         )

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidato
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from leukoscope import LeukoscopeError
+from leukoscope import LeukoscopeError, ReleaseError
 from leukoscope.data.preprocessing import MAX_INPUT, Preprocessing
 from leukoscope.data.registry import ground_rgb, trained_on
 from leukoscope.files import (
@@ -129,21 +129,21 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
         name, revision: of the Hub repository, when the folder is a cached snapshot.
 
     Raises:
-        LeukoscopeError: no such folder, or a file that is missing, damaged or no release's.
+        ReleaseError: no such folder, or a file that is missing, damaged or no release's.
     """
     root = Path(directory)
     config = read_config(root)
     metrics = read_metrics(root)
     labels = config["label_names"]
     if metrics.get("labels", labels) != labels:
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{root / CONFIG_FILE}: label_names is {reprlib.repr(labels)}, and labels in {METRICS_FILE} beside it "
             f"{reprlib.repr(metrics['labels'])}; download or copy both again from one release"
         )
     for place, block in {"subject_rule.": metrics.get("subject_rule") or {}, "": metrics}.items():
         label = block.get("positive_label") or labels[0]
         if label not in labels:
-            raise LeukoscopeError(
+            raise ReleaseError(
                 f"{root / METRICS_FILE}: {place}positive_label is {label!r}, none of {', '.join(labels)}; restore it "
                 "from the release"
             )
@@ -151,7 +151,7 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
     try:
         preprocessing = Preprocessing.from_pretrained_cfg(config["pretrained_cfg"])
     except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{root / CONFIG_FILE}: pretrained_cfg has no preprocessing that is supported ({error}); restore it, or "
             "give another release"
         ) from None
@@ -164,7 +164,7 @@ def require_undamaged(root: Path, metrics: Mapping[str, Any]) -> None:
     Each file is hashed once by a process as long as its size and times stay.
 
     Raises:
-        LeukoscopeError: a file that is damaged, of another release, or missing, except for weights.
+        ReleaseError: a file that is damaged, of another release, or missing, except for weights.
     """
     recorded = metrics.get(CHECKSUM_BLOCK)
     if not recorded:
@@ -184,7 +184,7 @@ def require_undamaged(root: Path, metrics: Mapping[str, Any]) -> None:
             continue  # whoever loads the weights says more
         else:
             problem = "missing"
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{path}: {problem} (its SHA-256 is not the one in {METRICS_FILE}); download or copy the release again"
         )
 
@@ -207,14 +207,14 @@ def read_config(root: Path) -> dict[str, Any]:
     path = root / CONFIG_FILE
     restore_replaced(root)
     if not root.is_dir():
-        raise LeukoscopeError(f"{root}: no such model folder; give a release folder or a Hub id like owner/name")
+        raise ReleaseError(f"{root}: no such model folder; give a release folder or a Hub id like owner/name")
     if not path.is_file():
-        raise LeukoscopeError(f"{root}: has no config.json; give the folder of a release")
+        raise ReleaseError(f"{root}: has no config.json; give the folder of a release")
     config = _read_json(path)
     try:
         Config.model_validate(config)
     except ValidationError as error:
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{path}: damaged ({first_problem(error)}); restore it from the release, or give another: only timm image "
             "classifiers with label names load here"
         ) from None
@@ -230,18 +230,18 @@ def read_metrics(root: Path) -> dict[str, Any]:
     try:
         Metrics.model_validate(metrics)
     except ValidationError as error:
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{path}: {first_problem(error)}: download or copy the file again from the release, or leave it out"
         ) from None
     version = metrics.get("schema_version", SCHEMA_VERSION)  # other packages write none
     if version != SCHEMA_VERSION:
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{path}: schema_version is {version!r}, and {SCHEMA_VERSION} is supported; download the release again, or "
             "use the version of Leukoscope that made it"
         )
     recorded = metrics.get(CHECKSUM_BLOCK)
     if recorded and recorded.get(METRICS_FILE) != _deciding_sha256(metrics):
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{path}: damaged, or changed by hand (its checksum does not match); download or copy the release again"
         )
     return metrics
@@ -255,9 +255,9 @@ def _read_json(path: Path) -> Any:
             raise ValueError(f"has {size / 1e6:,.0f} MB, and a release's has less than {_MOST_JSON / 1e6:.0f}")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise LeukoscopeError(f"{path}: cannot be read ({error.strerror or error}); check who may read it") from None
+        raise ReleaseError(f"{path}: cannot be read ({error.strerror or error}); check who may read it") from None
     except (ValueError, RecursionError) as error:
-        raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
+        raise ReleaseError(f"{path}: damaged ({error}); restore it from the release") from None
 
 
 def local_release(model: str) -> Path | None:
@@ -305,20 +305,20 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def open_safetensors(path: Path, load: Callable[[Path], dict[str, _Tensor]]) -> dict[str, _Tensor]:
     """Read a safetensors file with the `load_file` of NumPy or torch."""
     if not path.is_file():
-        raise LeukoscopeError(f"{path}: no such weights file; give a .safetensors file; pickled ones are never read")
+        raise ReleaseError(f"{path}: no such weights file; give a .safetensors file; pickled ones are never read")
     try:
         return load(path)
     except SafetensorError as error:
         _require_fetched(path)
-        raise LeukoscopeError(f"{path}: not a whole safetensors file ({error}); download or copy it again") from None
+        raise ReleaseError(f"{path}: not a whole safetensors file ({error}); download or copy it again") from None
     except OSError as error:
-        raise LeukoscopeError(f"{path}: cannot be read ({error.strerror or error}); check who may read it") from None
+        raise ReleaseError(f"{path}: cannot be read ({error.strerror or error}); check who may read it") from None
 
 
 def _require_fetched(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise LeukoscopeError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull`") from None
+            raise ReleaseError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull`") from None
 
 
 def _rounded(content: Mapping[str, Any]) -> Any:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError, ReleaseError
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.models.release import (
     CONFIG_FILE,
@@ -67,14 +67,12 @@ def save_release(
     target = Path(directory)
     outputs = network.num_classes
     if not is_timm_model(network):
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{target}: {type(network).__name__} is not a timm model; a release contains no code, so nothing could "
             "load it"
         )
     if outputs != len(labels):
-        raise LeukoscopeError(
-            f"{target}: {len(labels)} labels for a head with {outputs} outputs; give one label an output"
-        )
+        raise ConfigError(f"{target}: {len(labels)} labels for a head with {outputs} outputs; give one label an output")
     source: Any = network.pretrained_cfg
     config = {
         "architecture": architecture,
@@ -124,7 +122,7 @@ def rescale_classifier(network: nn.Module, temperature: float) -> nn.Module:
     T must be positive.
     """
     if not 0 < temperature < math.inf:
-        raise LeukoscopeError(f"temperature {temperature}: not a positive number; fit it on out-of-fold predictions")
+        raise ConfigError(f"temperature {temperature}: not a positive number; fit it on out-of-fold predictions")
     with torch.no_grad():
         for parameter in classifier_parameters(network):
             parameter.div_(temperature)
@@ -144,7 +142,7 @@ def output_frequencies(flag_words: Sequence[str], labels: Sequence[str], class_c
     Empty stands for "equal" with two classes, and for "data", the (K,) `class_counts` of training cells, with more.
 
     Raises:
-        LeukoscopeError: a class that is unknown, missing or given twice, or a share that is not above 0.
+        ConfigError: a class that is unknown, missing or given twice, or a share that is not above 0.
     """
     default = "equal" if len(labels) == 2 else "data"
     words = list(flag_words) or [default]
@@ -160,7 +158,7 @@ def output_frequencies(flag_words: Sequence[str], labels: Sequence[str], class_c
         shares = [float(share_of[label]) for label in labels]
         if len(words) == len(labels) and all(0 < share < math.inf for share in shares):
             return _sum_to_one(torch.tensor(shares))
-    raise LeukoscopeError(
+    raise ConfigError(
         f"--class_frequencies {' '.join(words)}: give equal, data, or a share above 0 for each class once: "
         + " ".join(f"{label}={1 / len(labels):.2g}" for label in labels)
     )
@@ -187,7 +185,7 @@ def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision:
     """Load a release with its network; arguments as of `read_release`, or what that read.
 
     Raises:
-        LeukoscopeError: no such folder, a file missing or damaged, labels that do not match the head, an
+        ReleaseError: no such folder, a file missing or damaged, labels that do not match the head, an
             architecture timm does not know, or no safetensors.
     """
     if not isinstance(release, ReleaseInfo):
@@ -200,7 +198,7 @@ def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision:
     for tensor_name, tensor in tensors.items():
         # A single one makes every probability NaN. The sum of finite numbers of any release is finite in float64.
         if tensor.is_floating_point() and not math.isfinite(float(tensor.sum(dtype=torch.float64))):
-            raise LeukoscopeError(
+            raise ReleaseError(
                 f"{root / WEIGHTS_FILE}: damaged ({tensor_name} holds numbers that are not finite); restore it from "
                 "the release"
             )
@@ -214,7 +212,7 @@ def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision:
     except RuntimeError as error:
         # The first line only says that loading failed.
         problem = "".join(str(error).splitlines()[1:2]).strip() or str(error)
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{root / WEIGHTS_FILE}: not the weights of {config['architecture']} with {len(release.labels)} labels "
             f"({problem}); restore config.json and model.safetensors from one release"
         ) from None
@@ -260,13 +258,13 @@ def _network(root: Path, config: Mapping[str, Any]) -> nn.Module:
     """The network of a config.json with random weights."""
     architecture = config["architecture"]
     if not timm.is_model(architecture):
-        raise LeukoscopeError(f"{root / CONFIG_FILE}: timm has no architecture {architecture!r}; update timm")
+        raise ReleaseError(f"{root / CONFIG_FILE}: timm has no architecture {architecture!r}; update timm")
     # timm's own exports name the number of classes there as well.
     arguments = {**(config.get("model_args") or {}), "num_classes": config["num_classes"]}
     try:
         return timm.create_model(architecture, pretrained=False, **arguments)
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{root / CONFIG_FILE}: {architecture} cannot be built with its model_args ({error}); restore it from "
             "the release"
         ) from None
@@ -275,7 +273,7 @@ def _network(root: Path, config: Mapping[str, Any]) -> nn.Module:
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file; another format, pickle above all, or a missing or damaged file is refused."""
     if path.is_file() and path.suffix != ".safetensors":
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{path}: is a {path.suffix or 'nameless'} file; only .safetensors is read: pickled weights can run code"
         )
     return open_safetensors(path, load_file)
