@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from scipy.fft import dctn
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError, __version__
 from leukoscope.data.cells import SPLIT_SIDES, LoadedCells
 from leukoscope.data.images import foreground, pixel_hash
 from leukoscope.data.pixel_cache import each_picture
@@ -146,7 +146,7 @@ def scan_cells(data: LoadedCells) -> tuple[LoadedCells, list[CellScan]]:
     """Open every image once; return the data without damaged cells, and a scan of each, in the order of its rows.
 
     Raises:
-        LeukoscopeError: no image can be read.
+        DataError: no image can be read.
     """
     rows = data.rows
     background = data.info.background
@@ -161,7 +161,7 @@ def scan_cells(data: LoadedCells) -> tuple[LoadedCells, list[CellScan]]:
     scans = [scan for scan in of_rows if scan is not None]
     if not scans:
         first = next(iter(problems.values()), f"{data.info.name}: holds no image")
-        raise LeukoscopeError(f"{first}; none of the {len(rows):,} images could be read, so there is nothing to audit")
+        raise DataError(f"{first}; none of the {len(rows):,} images could be read, so there is nothing to audit")
     return data.without(problems), scans
 
 

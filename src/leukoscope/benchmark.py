@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError, __version__
+from leukoscope import RESEARCH_NOTICE, ConfigError, DataError, ReleaseError, __version__
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.images import cell_area
 from leukoscope.data.registry import DATASETS, DatasetInfo
@@ -101,7 +101,7 @@ def read_benchmark(name: str) -> Benchmark:
     """Read a benchmark by its name, or by its repository `owner/name`; an error where there is none."""
     short = name.rpartition("/")[2]
     if short not in BENCHMARKS:
-        raise LeukoscopeError(f"--benchmark {name}: unknown; there is {', '.join(BENCHMARKS)}")
+        raise ConfigError(f"--benchmark {name}: unknown; there is {', '.join(BENCHMARKS)}")
     file = package_files("leukoscope") / f"benchmark_{short.replace('-', '_')}.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     folds = tuple(tuple(subjects) for subjects in content.pop("folds"))
@@ -119,7 +119,7 @@ def read_table(benchmark: Benchmark, path: Path) -> BenchmarkPredictions:
             class. Class and subject of a cell come from its name.
 
     Raises:
-        LeukoscopeError: a table without these columns, a name of no cell of the benchmark or given twice, or
+        DataError: a table without these columns, a name of no cell of the benchmark or given twice, or
             probabilities that are none.
     """
     fix = f"give a table with the columns file, {', '.join(benchmark.info.labels)}"
@@ -257,9 +257,7 @@ def _predict_by_pipeline(
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise LeukoscopeError(
-            f"{model}: transformers' pipeline cannot load it ({reason}); give another model"
-        ) from None
+        raise ReleaseError(f"{model}: transformers' pipeline cannot load it ({reason}); give another model") from None
     theirs = [str(label) for label in (classify.model.config.id2label or {}).values()]
     labels = cells.data.info.labels
     to_ours = np.eye(len(labels))[list(match_labels(model, theirs, labels, label_map))]
@@ -303,7 +301,7 @@ def benchmark_result(benchmark: Benchmark, predicted: BenchmarkPredictions, *, s
         training.
 
     Raises:
-        LeukoscopeError: one subject or class alone was predicted.
+        DataError: one subject or class alone was predicted.
     """
     predictions = predicted.predictions
     if not predictions.cell_ids:
@@ -345,10 +343,10 @@ def eval_results(result: Mapping[str, Any], dataset_id: str, *, source: Mapping[
         source: `url`, and `name` and `user` where known, of the predictions or a paper.
 
     Raises:
-        LeukoscopeError: the weights were trained on tested subjects.
+        ReleaseError: the weights were trained on tested subjects.
     """
     if result["training_overlap"]["verdict"] == "bad":
-        raise LeukoscopeError(f"{result['model']}: no benchmark result: {result['training_overlap']['statement']}")
+        raise ReleaseError(f"{result['model']}: no benchmark result: {result['training_overlap']['statement']}")
     interval = result["interval"]
     notes = (
         f"{result['metric']} of {result['cells']:,} of {result['of_cells']:,} cells, {result['subjects']} of "

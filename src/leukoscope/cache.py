@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError
 from leukoscope.files import cache_root
 
 try:
@@ -107,7 +107,7 @@ def limit_in_bytes() -> float:
     """`LEUKOSCOPE_CACHE_GB` in bytes.
 
     Raises:
-        LeukoscopeError: it is no number of gigabytes.
+        ConfigError: it is no number of gigabytes.
     """
     text = os.environ.get("LEUKOSCOPE_CACHE_GB") or str(DEFAULT_GIGABYTES)
     try:
@@ -115,7 +115,7 @@ def limit_in_bytes() -> float:
     except ValueError:
         gigabytes = -1
     if not gigabytes >= 0:
-        raise LeukoscopeError(f"LEUKOSCOPE_CACHE_GB={text}: is not a number of gigabytes; give one such as 20")
+        raise ConfigError(f"LEUKOSCOPE_CACHE_GB={text}: is not a number of gigabytes; give one such as 20")
     return gigabytes * 1e9
 
 

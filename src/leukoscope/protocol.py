@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError, DataError, ReleaseError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells
@@ -71,7 +71,7 @@ class ProtocolRun:
             return False
         different = self.files.differences(identity_of(self.config))
         if different:
-            raise LeukoscopeError(
+            raise ConfigError(
                 f"{self.folder}: finished with other settings ({', '.join(different)}); give another --output_dir or "
                 "remove it"
             )
@@ -111,7 +111,7 @@ def refuse_split_flags(config: TrainingConfig, *also: str) -> None:
     if config.run.push_to_hub:
         refused.append("push_to_hub")
     if refused:
-        raise LeukoscopeError(f"--{refused[0]}: an experiment makes its own splits and publishes nothing; leave it out")
+        raise ConfigError(f"--{refused[0]}: an experiment makes its own splits and publishes nothing; leave it out")
 
 
 def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
@@ -156,7 +156,7 @@ def _require_measurable(cells: LoadedCells, num_folds: int) -> None:
     """Refuse cells that no cross-validation by subject can measure, before the first training.
 
     Raises:
-        LeukoscopeError: a cell of an unknown subject, or a class of too few subjects.
+        DataError: a cell of an unknown subject, or a class of too few subjects.
     """
     unit = cells.info.group
     unit_of_cell = groups_of(cells, unit)
@@ -164,7 +164,7 @@ def _require_measurable(cells: LoadedCells, num_folds: int) -> None:
     nameless = [cell for cell in labels if not unit_of_cell[cell]]
     if nameless:
         flag = "--subject_column" if "/" in cells.info.name else "--subject_pattern or --labels"
-        raise LeukoscopeError(
+        raise DataError(
             f"cell {nameless[0]}: its {unit} is not known ({len(nameless):,} such cells); a protocol measures by "
             f"{unit}: name it ({flag}), or take these cells out"
         )
@@ -173,7 +173,7 @@ def _require_measurable(cells: LoadedCells, num_folds: int) -> None:
         count = len({unit_of_cell[cell] for cell, label in labels.items() if label == number})
         if count < needed:
             fewer = f"give a --num_folds of {count}, or " if count >= MIN_SUBJECTS_FOR_CALIBRATION else ""
-            raise LeukoscopeError(
+            raise DataError(
                 f"class {name}: {count} {unit}(s) have it; a protocol of {num_folds} folds needs {needed} or more: "
                 f"{fewer}gather cells of more {unit}s"
             )
@@ -209,7 +209,7 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
     for words, block, key in same:
         digests = {name: its_metrics[block][key] for name, its_metrics in measured.items()}
         if len(set(digests.values())) > 1:
-            raise LeukoscopeError(f"{runs[0].folder.parent}: runs differ in their {words} ({digests}); redo them")
+            raise ReleaseError(f"{runs[0].folder.parent}: runs differ in their {words} ({digests}); redo them")
     final = next(run for run in runs if run.name == FINAL)
     metrics = measured[FINAL]
     metrics["training"]["command"] = final.config.command()
@@ -248,12 +248,12 @@ def add_robustness(runs: Sequence[ProtocolRun], directory: Path, cells: FramedCe
 def check_release_folder(output: Path) -> None:
     """Refuse to replace a folder that is no release; also called before hours of training."""
     if not output.name:
-        raise LeukoscopeError(f"--output {output}: give the release a folder of its own, e.g. model_card/my-model")
+        raise ConfigError(f"--output {output}: give the release a folder of its own, e.g. model_card/my-model")
     is_release = all(
         (output / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE, METRICS_FILE)
     ) and not is_git_clone(output)
     if output.exists() and not is_release:
-        raise LeukoscopeError(f"--output {output}: exists, is not a release and would be replaced; name another folder")
+        raise ConfigError(f"--output {output}: exists, is not a release and would be replaced; name another folder")
 
 
 def _cross_validation(

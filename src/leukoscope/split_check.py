@@ -17,7 +17,7 @@ from importlib.resources import files as package_files
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope import RESEARCH_NOTICE, DataError, __version__
 from leukoscope.data.folder import subject_rule
 from leukoscope.data.layouts import ImageFolder
 from leukoscope.data.registry import DATASETS, DatasetInfo, dataset_info
@@ -90,11 +90,11 @@ def check_split(
         (one paragraph for a review).
 
     Raises:
-        LeukoscopeError: a file that is no split, an unknown data set, or names of which nothing is known.
+        DataError: a file that is no split, an unknown data set, or names of which nothing is known.
     """
     lists = split_file if isinstance(split_file, SplitLists) else read_split_lists(split_file, files)
     if not any(lists.splits):
-        raise LeukoscopeError(f"--split_file {lists.source}: names no image")
+        raise DataError(f"--split_file {lists.source}: names no image")
     info = dataset_info(dataset_name) if dataset_name else _likely_dataset(lists.names, subject_pattern)
     images = _read_names(lists, info, subject_pattern)
     findings = [

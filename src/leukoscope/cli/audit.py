@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, ConfigError, DataError, LeukoscopeError
 from leukoscope.cli import options
 from leukoscope.cli.options import print_table, require_writable
 from leukoscope.files import disk_errors
@@ -58,16 +58,16 @@ def audit(
     from leukoscope.data.split_lists import is_own_split
 
     if split and split_file:
-        raise LeukoscopeError(f"--split {split} --split_file {split_file}: both name the split; give one")
+        raise ConfigError(f"--split {split} --split_file {split_file}: both name the split; give one")
     if split_file and not is_own_split(split_file):
         reading = {"subject_pattern": subject_pattern, "labels": labels, "label_column_name": label_column_name}
         _check_published_split(split_file, folder or train_dir, dataset_name, reading, output, quick, as_json)
         return
     if quick and (split or split_file or output):
-        raise LeukoscopeError("--quick: decodes no image; leave out --split, --split_file and --output")
+        raise ConfigError("--quick: decodes no image; leave out --split, --split_file and --output")
     names_images_once = bool(folder) != bool(dataset_name)
     if not names_images_once or (folder and train_dir):
-        raise LeukoscopeError("leukoscope audit: name the images, by DIR or by --dataset_name, not by both")
+        raise ConfigError("leukoscope audit: name the images, by DIR or by --dataset_name, not by both")
     names_label_column = label_column_name != "label"
     if folder and (subject_pattern or labels or names_label_column):
         dataset_name = "imagefolder"
@@ -83,7 +83,7 @@ def audit(
         if not folder:
             raise
         # The message names a flag, but the user gave DIR.
-        raise LeukoscopeError(str(error).removeprefix("--train_dir ")) from None
+        raise DataError(str(error).removeprefix("--train_dir ")) from None
     survey = survey_cells(data)
     if names_label_column:
         source["label_column_name"] = label_column_name
@@ -94,7 +94,7 @@ def audit(
         typer.echo(json.dumps(survey | {"flags": flags}, indent=1, ensure_ascii=False))
     fewest = survey["fewest_cells"]
     if fewest < 2:  # one to train on and one to test on
-        raise LeukoscopeError(f"cannot be trained on: a class has {fewest} cell(s); gather more")
+        raise DataError(f"cannot be trained on: a class has {fewest} cell(s); gather more")
     if not as_json:
         typer.echo(f"train on it: leukoscope train {shlex.join(flags)}")
     if not quick:

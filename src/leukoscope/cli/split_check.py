@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, DataError
 from leukoscope.cli.options import print_table, require_writable
 from leukoscope.files import disk_errors
 from leukoscope.progress import progress
@@ -27,7 +27,7 @@ def read_lists(split_file: Path, folder: Path | None) -> SplitLists:
     files: list[str] = []
     if folder:
         if not folder.is_dir():
-            raise LeukoscopeError(f"{folder}: no such folder; give that of the images, or leave it out to check names")
+            raise DataError(f"{folder}: no such folder; give that of the images, or leave it out to check names")
         files = [path.relative_to(folder).as_posix() for path in ImageFolder.read(folder).images]
     return read_split_lists(split_file, files)
 
@@ -45,7 +45,7 @@ def compare_pictures(report: dict[str, Any], lists: SplitLists, data: LoadedCell
     data, scans = scan_cells(data)
     sides, unmatched = sides_of_cells(published, data.rows["cell_id"][:])
     if not any(sides.values()):
-        raise LeukoscopeError(
+        raise DataError(
             f"--split_file {lists.source}: names no image of these, for example {unmatched[0]}; give the folder that "
             "the split is of"
         )

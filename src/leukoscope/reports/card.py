@@ -14,7 +14,7 @@ from PIL import Image
 from timm.models import get_pretrained_cfg
 from torch.utils.flop_counter import FlopCounterMode
 
-from leukoscope import LeukoscopeError
+from leukoscope import LeukoscopeError, ReleaseError
 from leukoscope.data.registry import DATASETS, trained_on
 from leukoscope.evaluation import plots
 from leukoscope.evaluation.metrics import NOT_KNOWN
@@ -65,7 +65,7 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
         licence: of the weights, as the Hub names it ("mit"); "" for `default_licence`.
 
     Raises:
-        LeukoscopeError: a release without measurements.
+        ReleaseError: a release without measurements.
     """
     metrics = _measured(release)
     config = read_config(release)
@@ -190,7 +190,7 @@ def _measured(release: Path) -> dict[str, Any]:
     metrics = read_metrics(release)
     missing = [block for block in _NEEDED if block not in metrics]
     if missing:
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{release / METRICS_FILE}: missing, or without {missing[0]!r}; a card is rendered from the measurements "
             "that `leukoscope train` and `leukoscope protocol` write there"
         )

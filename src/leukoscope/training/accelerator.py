@@ -14,7 +14,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError
 from leukoscope.files import first_line
 from leukoscope.inference.runtime import forbid_tf32, must_use_cpu, usable_cores
 from leukoscope.models.recipes import Recipe
@@ -54,7 +54,7 @@ def choose_precision(config: TrainingConfig, recipe: Recipe, on_gpu: bool) -> Pr
     """Choose the precision: that of the flag, of the launcher, or the default of this device, in this order.
 
     Raises:
-        LeukoscopeError: an unknown precision, or one that this device does not have.
+        ConfigError: an unknown precision, or one that this device does not have.
     """
     # Convolutions in bf16 need a GPU of compute capability 8.0; older ones are slow in it or fail.
     if on_gpu:
@@ -72,9 +72,9 @@ def choose_precision(config: TrainingConfig, recipe: Recipe, on_gpu: bool) -> Pr
     else:
         return _default_precision(recipe, on_gpu, emulated)
     if chosen.name not in TRAINING_PRECISIONS:
-        raise LeukoscopeError(f"{flag} {chosen.name}: unknown; give one of {', '.join(TRAINING_PRECISIONS)}")
+        raise ConfigError(f"{flag} {chosen.name}: unknown; give one of {', '.join(TRAINING_PRECISIONS)}")
     if chosen.name == "fp16" and not on_gpu:
-        raise LeukoscopeError(f"{flag} fp16: needs a GPU, and this run has none; give bf16 or no")
+        raise ConfigError(f"{flag} fp16: needs a GPU, and this run has none; give bf16 or no")
     return chosen
 
 
@@ -126,13 +126,13 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
 
 
 def _require_connected_processes(accelerator: Accelerator, config: TrainingConfig) -> None:
-    """Raise `LeukoscopeError` where a launcher started more processes than know of each other.
+    """Raise `ConfigError` where a launcher started more processes than know of each other.
 
     Without a GPU, Accelerate ignores a launcher unless it is told to use the CPU: each process would train alone.
     """
     launched = max(int(os.environ.get(name) or 1) for name in _LAUNCHED_PROCESSES)
     if accelerator.num_processes < launched:
-        raise LeukoscopeError(
+        raise ConfigError(
             f"{launched} processes were started and each would train alone into --output_dir {config.output_dir}: "
             "Accelerate found no GPU for them; set ACCELERATE_USE_CPU=true before the command (in a notebook "
             "os.environ['ACCELERATE_USE_CPU'] = 'true' before notebook_launcher), or start one process"
@@ -155,11 +155,11 @@ def _print_device(accelerator: Accelerator, precision: Precision, on_gpu: bool) 
 
 
 def _require_working_device(accelerator: Accelerator) -> None:
-    """Raise `LeukoscopeError` for a GPU that is older than those this PyTorch was built for."""
+    """Raise `ConfigError` for a GPU that is older than those this PyTorch was built for."""
     try:
         torch.ones(1, device=accelerator.device).add_(1)
     except RuntimeError as error:
-        raise LeukoscopeError(
+        raise ConfigError(
             f"{accelerator.device}: PyTorch {torch.__version__} cannot compute on it ({first_line(error)}); install a "
             "build for this GPU, or set ACCELERATE_USE_CPU=true"
         ) from None

@@ -25,7 +25,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError, ReleaseError
 from leukoscope.files import atomic_folder, disk_errors
 from leukoscope.progress import note
 from leukoscope.training.identity import RunIdentity
@@ -97,7 +97,7 @@ class Checkpoints:
         """Read into `resumed` the checkpoint in the folder `which`, or the last whole one for "latest".
 
         Raises:
-            LeukoscopeError: a damaged checkpoint that was named, or one of another run.
+            ReleaseError: a damaged checkpoint that was named. ConfigError: a checkpoint of another run.
         """
         if which == RESUME_LATEST:
             candidates = reversed(self._run_folder.checkpoint_folders())
@@ -112,14 +112,14 @@ class Checkpoints:
                 note(f"resuming from {path}")
                 return
             if which != RESUME_LATEST:
-                raise LeukoscopeError(f"{path}: a damaged checkpoint")
+                raise ReleaseError(f"{path}: a damaged checkpoint")
             note(f"{path}: a damaged checkpoint; skipped for the one before it")
         note(f"{self.folder}: no whole checkpoint; starting at the beginning")
 
     def _require_same_run(self, path: Path, identity: RunIdentity) -> None:
         different = identity.differences(self.identity)
         if different:
-            raise LeukoscopeError(
+            raise ConfigError(
                 f"{path}: a checkpoint of a run with other settings ({', '.join(different)}); give these again, or "
                 "start a new run in another --output_dir"
             )

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_type_hints
 
 from pydantic import Field
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError, LeukoscopeError
 from leukoscope.data.cell_tables import SUBJECT_COLUMNS
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.loading import load_cells
@@ -224,15 +224,15 @@ class TrainingConfig:
     run: RunArguments = field(default_factory=RunArguments)
 
     def check(self) -> None:
-        """Raise `LeukoscopeError` for a wrong flag, but for those of the recipe, which `resolve` checks."""
+        """Raise `ConfigError` for a wrong flag, but for those of the recipe, which `resolve` checks."""
         for group in (self.data, self.model, self.run):
             with_values(group, {}, {name: f"--{name} {setting}" for name, setting in vars(group).items()})
         if self.model.from_scratch and self.model.pretrained_weights:
-            raise LeukoscopeError("--from_scratch and --pretrained_weights exclude each other; leave one out")
+            raise ConfigError("--from_scratch and --pretrained_weights exclude each other; leave one out")
         steps = self.run.checkpointing_steps
         is_number = steps.isdecimal() and int(steps) > 0
         if steps not in ("epoch", "no") and not is_number:
-            raise LeukoscopeError(f"--checkpointing_steps {steps}: give epoch, no, or a number of steps from 1")
+            raise ConfigError(f"--checkpointing_steps {steps}: give epoch, no, or a number of steps from 1")
         _require_file("split_file", self.data.split_file)
         _require_file("pretrained_weights", self.model.pretrained_weights)
 
@@ -240,7 +240,7 @@ class TrainingConfig:
         """The recipe with this run's overrides; on phantoms, sized for a smoke run.
 
         Raises:
-            LeukoscopeError: a wrong flag, an unknown recipe, or a value out of range.
+            ConfigError: a wrong flag, an unknown recipe, or a value out of range.
         """
         self.check()
         recipe = get_recipe(self.model.recipe)
@@ -334,7 +334,7 @@ class TrainingConfig:
 
 def _require_file(flag: str, path: str | None) -> None:
     if path and not Path(path).is_file():
-        raise LeukoscopeError(f"--{flag} {path}: no such file; check the path")
+        raise ConfigError(f"--{flag} {path}: no such file; check the path")
 
 
 # The command line
@@ -346,13 +346,13 @@ def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py"
     A release that --model_name_or_path names is opened: it gives what the flags leave open.
 
     Raises:
-        LeukoscopeError: no such flag, a value of another type, or a release that cannot be fine-tuned.
+        ConfigError: no such flag, a value of another type, or a release that cannot be fine-tuned.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _make_parser(command)
     settings, unknown = parser.parse_known_args([*_words_of_file(arguments, parser), *arguments])
     if unknown:
-        raise LeukoscopeError(f"{' '.join(unknown)}: no such flag; {_known_flags(unknown[0])}")
+        raise ConfigError(f"{' '.join(unknown)}: no such flag; {_known_flags(unknown[0])}")
     data, model, run = (_flags_of(group, settings) for group in _FLAG_GROUPS)
     if model["model_name_or_path"]:
         from leukoscope.training.finetune import follow_model
@@ -369,14 +369,14 @@ def _flags_of(group: Any, settings: Namespace) -> dict[str, Any]:
 
 
 def _make_parser(command: str) -> ArgumentParser:
-    """The parser of all flags, from the fields of the dataclasses; an error is a `LeukoscopeError` of one line."""
+    """The parser of all flags, from the fields of the dataclasses; an error is a `ConfigError` of one line."""
     from transformers import HfArgumentParser
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
             # argparse prints a usage of 45 lines and ends the process.
             named = re.sub(r"^argument (--\w+)\S*:", r"\1:", message)
-            raise LeukoscopeError(f"{named}; `leukoscope train --help` lists all flags")
+            raise ConfigError(f"{named}; `leukoscope train --help` lists all flags")
 
     parser = Parser(
         [_copied(group) for group in _FLAG_GROUPS],
@@ -458,9 +458,9 @@ def _words_of_file(arguments: Sequence[str], parser: ArgumentParser) -> list[str
         words = words_of({name: setting for name, setting in flags.items() if name not in replaced})
         _, unread = parser.parse_known_args(words)
     except LeukoscopeError as error:
-        raise LeukoscopeError(f"--config {file}: {error}") from None
+        raise ConfigError(f"--config {file}: {error}") from None
     if unread:
-        raise LeukoscopeError(f"--config {file}: {unread[0]}: a second value for a flag that takes one; leave it out")
+        raise ConfigError(f"--config {file}: {unread[0]}: a second value for a flag that takes one; leave it out")
     return words
 
 
@@ -481,7 +481,7 @@ def words_of(flags: Mapping[str, Any]) -> list[str]:
     words: list[str] = []
     for name, setting in flags.items():
         if name not in names or (name == "config" and setting is not None):
-            raise LeukoscopeError(f"{name}: no such flag; {_known_flags(str(name))}")
+            raise ConfigError(f"{name}: no such flag; {_known_flags(str(name))}")
         if setting is None:
             continue
         if isinstance(setting, list | tuple):

@@ -17,7 +17,7 @@ import timm
 import torch
 from torch import nn
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError, DataError, LeukoscopeError, ReleaseError
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split
@@ -41,7 +41,7 @@ def open_release(name: str) -> Release:
         folder, name, revision = find_release(name, KNOWN_CELLS)
         return load_release(folder, name=name, revision=revision)
     except LeukoscopeError as error:
-        raise LeukoscopeError(f"--model_name_or_path {error}") from None
+        raise ReleaseError(f"--model_name_or_path {error}") from None
 
 
 def follow_model(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def follow_model(flags: Mapping[str, Any]) -> dict[str, Any]:
         return {"model_name_or_path": None, "recipe": timm_recipe(name, "--model_name_or_path").name}
     _require_alone(flags, "from_scratch", "pretrained_weights")
     if Path(name).is_file():
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"--model_name_or_path {name}: is a file; give the folder of a release, or for weights alone --recipe and "
             "--pretrained_weights"
         )
@@ -66,20 +66,20 @@ def follow_model(flags: Mapping[str, Any]) -> dict[str, Any]:
         folder, _, revision = find_release(name, (CONFIG_FILE, WEIGHTS_FILE))
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except LeukoscopeError as error:
-        raise LeukoscopeError(f"--model_name_or_path {error}") from None
+        raise ReleaseError(f"--model_name_or_path {error}") from None
     except (OSError, ValueError) as error:
-        raise LeukoscopeError(f"--model_name_or_path {name}: cannot be opened ({error})") from None
+        raise ReleaseError(f"--model_name_or_path {name}: cannot be opened ({error})") from None
     if not isinstance(config, dict) or config.get("label_names"):
         return _follow_release(name, flags)
     _require_alone(flags, "recipe")
     architecture = str(config.get("architecture"))
     cfg = config.get("pretrained_cfg")
     if not isinstance(cfg, dict) or not timm.is_model(architecture):
-        raise LeukoscopeError(f"--model_name_or_path {name}: its config.json names no model of timm; give another")
+        raise ReleaseError(f"--model_name_or_path {name}: its config.json names no model of timm; give another")
     try:
         prepared = Preprocessing.from_pretrained_cfg(cfg)
     except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise LeukoscopeError(f"--model_name_or_path {name}: its pretrained_cfg is not supported ({error})") from None
+        raise ReleaseError(f"--model_name_or_path {name}: its pretrained_cfg is not supported ({error})") from None
     recipe = timm_recipe(architecture, "--model_name_or_path")
     differ = [k for k in ("mean", "std", "interpolation") if getattr(prepared, k) != getattr(recipe, k)]
     settings = [f"{k}={json.dumps(getattr(prepared, k))}" for k in differ]
@@ -97,7 +97,7 @@ def follow_model(flags: Mapping[str, Any]) -> dict[str, Any]:
 def _require_alone(flags: Mapping[str, Any], *others: str) -> None:
     beside = [f"--{flag}" for flag in others if flags[flag]]
     if beside:
-        raise LeukoscopeError(
+        raise ConfigError(
             f"--model_name_or_path {flags['model_name_or_path']} and {' and '.join(beside)} exclude each other; leave "
             "one out"
         )
@@ -113,7 +113,7 @@ def _follow_release(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
             followed = get_recipe(made_by or "")
         except LeukoscopeError:
             reason = f"its recipe {made_by} is unknown here" if made_by else "it does not say which recipe made it"
-            raise LeukoscopeError(
+            raise ConfigError(
                 f"--model_name_or_path {name}: {reason}; name one of its architecture with --recipe"
             ) from None
         recipe = followed.name
@@ -143,7 +143,7 @@ def start_from_release(network: nn.Module, recipe: Recipe, name: str, cells: Fra
         ("standardisation (mean, std)", (prepared.mean, prepared.std), (recipe.mean, recipe.std)),
     ):
         if its != ours:
-            raise LeukoscopeError(
+            raise ConfigError(
                 f"--model_name_or_path {release.name}: its {what} is {its}, that of --recipe {recipe.name} is {ours}; "
                 "leave --recipe out to follow the release"
             )
@@ -216,13 +216,13 @@ def _check_seen_cells(release: Release, cells: FramedCells, split: Split) -> tup
         seen_of(release, cells, ids, split_fingerprints=(split.fingerprint,)) for ids in (split.test, split.validation)
     )
     if tested.subjects:
-        raise LeukoscopeError(
+        raise DataError(
             f"--model_name_or_path {name}: was trained on {unit} {tested.subjects[0]} ({len(tested.subjects)} in all) "
             "of this run's test side, so its metrics would be inflated; use --split all, which reports none, a "
             f"--split_file that tests {unit}s it never saw, or other cells"
         )
     if tested.cells:
-        raise LeukoscopeError(
+        raise DataError(
             f"--model_name_or_path {name}: was made from {tested.cells:,} of the {len(split.test):,} cells of this "
             "run's test side, so its metrics would be inflated; use --split all, which reports none, or other cells"
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError
 from leukoscope.plain_yaml import kind, misread_number, read_yaml
 
 # Of these flags `no` is a value, which YAML reads as false; of the second, a number of steps, too.
@@ -23,7 +23,7 @@ def read_flag_file(file: Path, text_flags: Collection[str]) -> dict[str, Any]:
         text_flags: the flags whose values are text.
 
     Raises:
-        LeukoscopeError: no such file, no YAML, a flag that is set twice, or a text or number that YAML reads as
+        ConfigError: no such file, no YAML, a flag that is set twice, or a text or number that YAML reads as
             something else (`Yes` as true, 010 as 8).
     """
     try:
@@ -31,21 +31,21 @@ def read_flag_file(file: Path, text_flags: Collection[str]) -> dict[str, Any]:
         content, written = read_yaml(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or str(error).replace("\n", " ")
-        raise LeukoscopeError(f"--config {file}: cannot be read as YAML ({reason}); give a file of flags") from None
+        raise ConfigError(f"--config {file}: cannot be read as YAML ({reason}); give a file of flags") from None
     if content is None:
         return {}
     if isinstance(content, dict) and "flags" in content:
         content = content["flags"]
         written = written["flags"]
     if not isinstance(content, dict):
-        raise LeukoscopeError(f"--config {file}: holds no flags; write one per line, like `learning_rate: 1e-4`")
+        raise ConfigError(f"--config {file}: holds no flags; write one per line, like `learning_rate: 1e-4`")
     for name, setting in content.items():
         if name not in written:
             continue  # `yes` as a name, which is no flag's
         if name not in text_flags or name in _TAKE_NUMBER:
             problem = misread_number(setting, written[name])
             if problem:
-                raise LeukoscopeError(f"--config {file}: {name}: {problem}")
+                raise ConfigError(f"--config {file}: {name}: {problem}")
         if name not in text_flags:
             continue
         if isinstance(setting, list):
@@ -57,7 +57,7 @@ def read_flag_file(file: Path, text_flags: Collection[str]) -> dict[str, Any]:
 
 
 def _require_text(file: Path, name: str, setting: Any, written: Any) -> None:
-    """Raise `LeukoscopeError` where YAML did not read a value of a text flag, `written` in the file, as text."""
+    """Raise `ConfigError` where YAML did not read a value of a text flag, `written` in the file, as text."""
     if isinstance(setting, str):
         return
     if setting is False and name in _TAKE_NO:
@@ -65,5 +65,5 @@ def _require_text(file: Path, name: str, setting: Any, written: Any) -> None:
     if type(setting) is int and name in _TAKE_NUMBER:
         return
     if isinstance(setting, dict | list):
-        raise LeukoscopeError(f"--config {file}: {name}: holds `key: value`, where a text belongs; put it in quotes")
-    raise LeukoscopeError(f'--config {file}: {name}: YAML reads {written} as {kind(setting)}; quote it: "{written}"')
+        raise ConfigError(f"--config {file}: {name}: holds `key: value`, where a text belongs; put it in quotes")
+    raise ConfigError(f'--config {file}: {name}: YAML reads {written} as {kind(setting)}; quote it: "{written}"')

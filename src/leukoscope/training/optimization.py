@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split
 from leukoscope.models.recipes import Recipe
@@ -73,13 +73,13 @@ def count_classes(cells: FramedCells, split: Split) -> torch.Tensor:
     """(K,) float32, training cells of each class.
 
     Raises:
-        LeukoscopeError: a class without training cells.
+        DataError: a class without training cells.
     """
     names = cells.data.info.labels
     counts = np.bincount(cells.labels[cells.rows(split.train)], minlength=len(names))
     for name, count in zip(names, counts, strict=True):
         if count == 0:
-            raise LeukoscopeError(f"split: no training cell of class {name}; use another --split or more cells")
+            raise DataError(f"split: no training cell of class {name}; use another --split or more cells")
     return torch.tensor(counts, dtype=torch.float32)
 
 

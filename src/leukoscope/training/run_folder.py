@@ -19,7 +19,7 @@ import yaml
 from filelock import FileLock, Timeout
 from torch import nn
 
-from leukoscope import LeukoscopeError, __version__
+from leukoscope import ConfigError, __version__
 from leukoscope.data.pixel_cache import require_space
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.predictions import CellPredictions
@@ -91,24 +91,24 @@ class RunFolder:
             identity: of the run that is to begin.
 
         Raises:
-            LeukoscopeError: the folder holds such a run, or `resume` names no checkpoint.
+            ConfigError: the folder holds such a run, or `resume` names no checkpoint.
         """
         if resume not in (None, RESUME_LATEST) and not Path(str(resume), CHECKPOINT_STATE).exists():
-            raise LeukoscopeError(
+            raise ConfigError(
                 f"--resume_from_checkpoint {resume}: no checkpoint; give latest, or one of the folders in "
                 f"{self.checkpoints}"
             )
         if self.is_finished:
             different = self.differences(identity)
             if different:
-                raise LeukoscopeError(
+                raise ConfigError(
                     f"--output_dir {self.path}: holds a finished run with other settings ({', '.join(different)}); "
                     "give another folder or remove it"
                 )
             return
         unfinished = self.checkpoint_folders()
         if resume is None and unfinished:
-            raise LeukoscopeError(
+            raise ConfigError(
                 f"--output_dir {self.path}: holds an unfinished run ({unfinished[-1].name}); resume it with "
                 f"--resume_from_checkpoint latest, or remove {self.checkpoints} to start again"
             )
@@ -142,7 +142,7 @@ class RunFolder:
         try:
             lock.acquire()
         except Timeout:
-            raise LeukoscopeError(
+            raise ConfigError(
                 f"--output_dir {self.path}: another training is writing there; wait until it has ended, or give "
                 "another folder"
             ) from None

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from transformers.utils import flatten_dict
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError
 from leukoscope.evaluation.metrics import POOLED_METRICS
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.config import TrainingConfig
@@ -19,7 +19,7 @@ from leukoscope.training.config import TrainingConfig
 def check_tracking(tracker: str | None) -> None:
     """Refuse a tracker that is not installed, before anything is loaded; Accelerate would only warn and track none."""
     if tracker is not None and tracker not in map(str, get_available_trackers()):
-        raise LeukoscopeError(
+        raise ConfigError(
             f"--report_to {tracker}: {tracker} is not installed; `pip install {tracker}`, or leave the flag out"
         )
 

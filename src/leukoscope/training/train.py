@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
@@ -126,7 +126,7 @@ def plan(config: TrainingConfig) -> Plan:
     """Resolve the recipe, start the accelerator, and check that the run may begin in its folder.
 
     Raises:
-        LeukoscopeError: a wrong flag, a device or tracker that is not there, or a folder that holds another run.
+        ConfigError: a wrong flag, a device or tracker that is not there, or a folder that holds another run.
     """
     recipe = config.resolve()
     check_tracking(config.run.report_to)
@@ -242,12 +242,12 @@ def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
     """The split that the flags name, made or read from a file.
 
     Raises:
-        LeukoscopeError: a flag that has no effect on it.
+        ConfigError: a flag that has no effect on it.
     """
     args = config.data
     if args.split_file:
         if args.split:
-            raise LeukoscopeError(
+            raise ConfigError(
                 f"--split {args.split} --split_file {args.split_file}: both say which cells are tested; give one"
             )
         split = load_split(args.split_file, data)
@@ -264,7 +264,7 @@ def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
         )
     drawn = f"split {split.strategy} ({split.detail})"
     if args.no_validation and split.validation:
-        raise LeukoscopeError(
+        raise ConfigError(
             f"--no_validation: has no effect on {drawn}, which has validation cells; leave it out, or choose "
             "--split subject-cv, block-cv or random-cv"
         )
@@ -274,9 +274,7 @@ def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
         setting = getattr(args, flag)
         if setting != getattr(defaults, flag) and flag not in used:
             words = " ".join(setting) if isinstance(setting, list) else setting
-            raise LeukoscopeError(
-                f"--{flag} {words}: has no effect on {drawn}; leave it out, or choose another --split"
-            )
+            raise ConfigError(f"--{flag} {words}: has no effect on {drawn}; leave it out, or choose another --split")
     return split.at_most(args.max_train_samples, args.max_eval_samples)
 
 

@@ -17,7 +17,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.utils import get_total_norm
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.metrics import cell_metric, references_of
@@ -258,7 +258,7 @@ class Trainer:
         losses = torch.stack(scores[-_BATCHES_BETWEEN_CHECKS:])[:, 0]
         loss = float(self.accelerator.reduce(losses.mean(), "mean"))
         if not math.isfinite(loss):
-            raise LeukoscopeError(
+            raise ConfigError(
                 f"epoch {self.state.epoch + 1}, within {len(scores)} batches: the loss is {loss}; lower "
                 "--learning_rate and start again"
             )
@@ -276,7 +276,7 @@ class Trainer:
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            raise LeukoscopeError(
+            raise ConfigError(
                 "--per_device_train_batch_size 1: this network normalises over a batch; give 2 or more"
             ) from None
         loss = self.compute_loss(logits, labels, self.network)
@@ -407,9 +407,7 @@ class Trainer:
             self._require_finite_losses()
         # The largest absolute weight, in a few calls for all; the processes share them and come to the same conclusion.
         if not get_total_norm(list(self.network.parameters()), math.inf).isfinite():
-            raise LeukoscopeError(
-                f"epoch {state.epoch + 1}: a weight is not finite; lower --learning_rate and start again"
-            )
+            raise ConfigError(f"epoch {state.epoch + 1}: a weight is not finite; lower --learning_rate and start again")
         checkpoint = state.checkpoint()
         if self.accelerator.is_main_process:
             self.checkpoints.save(checkpoint, state.epoch + 1, state.step)
