@@ -187,7 +187,7 @@ def test_with_flips_alone_a_cell_has_exactly_its_views(
     assert augmentation.only_views
     assert len(augmentation.views) == looks
     augment, rows = Augmenter(augmentation, "black", seed=0), list(range(400))
-    out, which = augment(phantom.expand(400, -1, -1, -1), rows, epoch=3), augment.views_of(rows, epoch=3)
+    out, which = augment(phantom.expand(400, -1, -1, -1), rows, epoch=3), augment.versions_of(rows, epoch=3)
     for cell, number in zip(out, which.tolist(), strict=True):
         assert torch.equal(cell, in_view(phantom, augmentation.views[number])[0].float())
     assert len({tuple(in_view(phantom, view).flatten().tolist()) for view in augmentation.views}) == looks
@@ -196,21 +196,35 @@ def test_with_flips_alone_a_cell_has_exactly_its_views(
     assert shares.min() > 0.6 / looks
 
 
-def test_each_view_but_the_first_has_a_small_change_of_its_own_that_stays(phantom: torch.Tensor) -> None:
+def test_each_version_but_the_first_has_a_view_and_a_small_change_of_its_own_that_stay(phantom: torch.Tensor) -> None:
     still = Augmentation(0.0, 0.0, 0.0, 0.0, rotation=0.0, flips="dihedral")
-    augmentation = replace(still, small_changes=1.0)
+    augmentation = replace(still, small_changes=1.0, versions=5)
     assert augmentation.only_views
+    assert augmentation.version_count == 5
     augment = Augmenter(augmentation, "black", seed=0)
-    versions = [augment.version(phantom, [5], number) for number in range(8)]
+    versions = [augment.version(phantom, [5], number) for number in range(5)]
     assert torch.equal(versions[0], phantom), "a cell is predicted as it is"
-    for number in range(1, 8):
-        assert not torch.equal(versions[number], in_view(phantom, number))
+    for number in range(1, 5):
+        assert not any(torch.equal(versions[number], in_view(phantom, view)) for view in range(8))
         assert torch.equal(versions[number], Augmenter(augmentation, "black", seed=9).version(phantom, [5], number))
         assert not torch.equal(versions[number], augment.version(phantom, [6], number))
-    rows = list(range(40))
-    shown = augment(phantom.expand(40, -1, -1, -1), rows, epoch=1)
-    for row, number in enumerate(augment.views_of(rows, epoch=1).tolist()):
+    rows = list(range(60))
+    shown = augment(phantom.expand(60, -1, -1, -1), rows, epoch=1)
+    which = augment.versions_of(rows, epoch=1)
+    assert torch.bincount(which, minlength=5).min() > 4, "every version is shown"
+    for row, number in enumerate(which.tolist()):
         assert torch.equal(shown[row], augment.version(phantom, [row], number)[0].float())
+
+
+def test_the_views_of_changed_versions_are_drawn_evenly(phantom: torch.Tensor) -> None:
+    still = Augmentation(0.0, 0.0, 0.0, 0.0, rotation=0.0, flips="dihedral")
+    augment = Augmenter(replace(still, small_changes=1e-9), "black", seed=0)
+    rows = list(range(400))
+    turned = augment.version(phantom.expand(400, -1, -1, -1), rows, 1)
+    views = [in_view(phantom, view)[0] for view in range(8)]
+    counts = [sum(torch.equal(cell, view) for cell in turned) for view in views]
+    assert sum(counts) == 400
+    assert min(counts) > 25
 
 
 def test_a_share_of_the_cells_has_a_small_change_in_every_epoch_another(phantom: torch.Tensor) -> None:

@@ -109,11 +109,12 @@ def test_features_are_what_the_head_is_given_for_each_look(network: nn.Module, c
     assert not np.allclose(features[:, 0], features[:, 1], atol=1e-4), "a mirrored cell has features of its own"
 
 
-@pytest.mark.parametrize("small_changes", [0.0, 0.8])
+@pytest.mark.parametrize(("small_changes", "consistency"), [(0.0, 0.0), (0.8, 0.0), (1.0, 0.3)])
 def test_a_head_learns_from_kept_features_what_it_learns_from_cells_and_nothing_else_changes(
-    trainer_for: MakeTrainer, small_changes: float
+    trainer_for: MakeTrainer, small_changes: float, consistency: float
 ) -> None:
-    recipe = replace(RECIPE, augmentation=replace(MIRRORED, small_changes=small_changes))
+    augmentation = replace(MIRRORED, small_changes=small_changes)
+    recipe = replace(RECIPE, augmentation=augmentation, consistency=consistency)
     fitted = []
     for cache_features in (True, False):
         trainer = trainer_for(recipe, cache_features=cache_features)
@@ -154,7 +155,7 @@ def test_a_second_run_reads_what_the_first_one_kept(
     assert np.array_equal(first, second)
     assert isinstance(second, np.memmap)
     assert capsys.readouterr().out.splitlines() == [
-        f"frozen backbone: features of 32 cells in 2 view(s) kept in {path}",
+        f"frozen backbone: features of 32 cells in 2 version(s) kept in {path}",
         f"frozen backbone: features of 32 cells read from {path}",
     ]
 

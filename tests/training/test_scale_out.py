@@ -67,12 +67,12 @@ def _learn(cells: Path, processes_batches: int) -> dict[str, Any]:
     trainer = Trainer(accelerator, build_network(RECIPE, 2), framed, split, RECIPE)
     step, losses = trainer._step, []
 
-    def noted(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        metrics = step(inputs, labels)
+    def noted(*batch: Any) -> torch.Tensor:
+        metrics = step(*batch)
         losses.append(accelerator.reduce(metrics, "mean")[0].item())
         return metrics
 
-    trainer._step = noted  # type: ignore[method-assign]
+    trainer._step = noted  # type: ignore[method-assign, assignment]
     rows = list(trainer.fit())
     answers, metrics = trainer.evaluate(split.test)
     return {

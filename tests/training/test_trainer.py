@@ -143,6 +143,22 @@ def test_validation_loss_is_the_training_loss_on_those_cells(trainer_for: MakeTr
     assert row["val_accuracy"] == pytest.approx((answers.predicted == truth).mean(), abs=1e-4)
 
 
+def test_consistency_adds_how_far_the_logits_of_an_augmented_cell_are_from_those_of_the_cell_as_it_is(
+    trainer_for: MakeTrainer,
+) -> None:
+    recipe = replace(WITHOUT_BATCH_NORM, num_train_epochs=1, consistency=0.7)
+    trainer = trainer_for(recipe, split="all")
+    items, labels, rows = next(iter(trainer.loader))
+    inputs, unchanged = trainer.inputs.for_training(items, rows, 0), trainer.inputs.for_prediction(items)
+    with torch.no_grad():
+        logits, of_unchanged = trainer.model(inputs), trainer.model(unchanged)
+    loss, accuracy = trainer._step(inputs, labels, unchanged)
+    expected = F.cross_entropy(logits, labels) + 0.7 * ((logits - of_unchanged) ** 2).sum(dim=1).mean()
+    assert float((logits - of_unchanged).abs().max()) > 1e-3, "augmentation changes the logits"
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(accuracy, (logits.argmax(dim=1) == labels).float().mean())
+
+
 @pytest.mark.parametrize(
     ("weighted", "sampling", "presumed"),
     [(True, "cells", [1 / 2, 1 / 2]), (False, "cells", [2 / 3, 1 / 3]), (True, "subjects", [1 / 2, 1 / 2])],
@@ -294,9 +310,9 @@ def test_a_row_names_the_rate_that_the_last_step_of_its_epoch_used(
     step = trainer._step
     rates: list[float] = []
 
-    def noted(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def noted(*batch: Any) -> torch.Tensor:
         rates.append(trainer.optimizer.param_groups[0]["lr"])
-        return step(inputs, labels)
+        return step(*batch)
 
     monkeypatch.setattr(trainer, "_step", noted)
     rows = list(trainer.fit())

@@ -46,8 +46,10 @@ class Augmentation:
         flips: mirrored left to right half of the time ("horizontal"), upside down as well ("both"), or never ("none").
             "dihedral" is like "both", and without any other change shows each of the eight views equally often.
         small_changes: share of the pictures that get one of `changes.TRAINING_RANGES` beside: another lamp, lens, focus
-            or file. Where `only_views`, each view of a cell but the first has its own, in every epoch the same, so that
-            a frozen backbone's features of it can be kept.
+            or file.
+        versions: of a cell, where `only_views` and there are small changes: the picture as it is, and copies that have
+            one of the `views` and a small change of their own. A copy is the same in every epoch, so that a frozen
+            backbone's features of it can be kept.
     """
 
     scale: Annotated[float, Field(ge=0)] = 0.25
@@ -57,6 +59,7 @@ class Augmentation:
     rotation: Annotated[float, Field(ge=0, le=180)] = 180.0
     flips: Literal["both", "horizontal", "none", "dihedral"] = "both"
     small_changes: Annotated[float, Field(ge=0, le=1)] = 0.0
+    versions: Annotated[int, Field(ge=2)] = 4
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -67,6 +70,11 @@ class Augmentation:
     def only_views(self) -> bool:
         """True if a cell has finitely many versions: it is mirrored, turned by right angles, and changed a little."""
         return not any((self.scale, self.brightness, self.contrast, self.stain, self.rotation))
+
+    @property
+    def version_count(self) -> int:
+        """How many versions a cell has, where `only_views`."""
+        return self.versions if self.small_changes else len(self.views)
 
 
 # Haematoxylin, eosin and residual as rows of optical density in R, G, B (Ruifrok & Johnston 2001).
@@ -90,9 +98,9 @@ class Augmenter:
     def __call__(self, pixels: torch.Tensor, rows: Sequence[int], epoch: int) -> torch.Tensor:
         """(B, 3, S, S) uint8 pixels → float32, 0–255, augmented; `rows` are the cells' numbers in the data set."""
         if self.augmentation.only_views:
-            chosen = self.views_of(rows, epoch)
+            chosen = self.versions_of(rows, epoch)
             out = pixels.clone()
-            for number in range(len(self.augmentation.views)):
+            for number in range(self.augmentation.version_count):
                 some = torch.nonzero(chosen == number).flatten()
                 if len(some):
                     there = some.to(pixels.device)
@@ -103,10 +111,17 @@ class Augmenter:
         return self._colour(self._warp(changed.float(), draws), draws)
 
     def version(self, pixels: torch.Tensor, rows: Sequence[int], number: int) -> torch.Tensor:
-        """(B, 3, S, S) uint8 cells in the view of that number, and with its small change; the first is as it is."""
-        if number:
-            pixels = self._change(pixels, [(row, number) for row in rows])
-        return in_view(pixels, self.augmentation.views[number])
+        """(B, 3, S, S) uint8 cells in the version of that number; number 0 is the picture as it is."""
+        views = self.augmentation.views
+        if not self.augmentation.small_changes or number == 0:
+            return in_view(pixels, views[number])
+        seeds = [(row, number) for row in rows]
+        changed = self._change(pixels, seeds)
+        for place, seed in enumerate(seeds):
+            # Not the numbers that `_change` draws.
+            view = views[np.random.default_rng((*seed, 1)).integers(len(views))]
+            changed[place : place + 1] = in_view(changed[place : place + 1], view)
+        return changed
 
     def _change(self, pixels: torch.Tensor, seeds: Sequence[tuple[int, ...]]) -> torch.Tensor:
         """(B, 3, S, S) uint8 pictures, a share of them with one small change, drawn for each by its own seed."""
@@ -123,9 +138,12 @@ class Augmenter:
             changed[place] = torch.from_numpy(new).permute(2, 0, 1).to(pixels.device)
         return changed
 
-    def views_of(self, rows: Sequence[int], epoch: int) -> torch.Tensor:
-        """(B,) which of the augmentation's `views` each cell shows in this epoch."""
+    def versions_of(self, rows: Sequence[int], epoch: int) -> torch.Tensor:
+        """(B,) which of its versions each cell shows in this epoch."""
         draws = self._draws(rows, epoch)
+        if self.augmentation.small_changes:
+            count = self.augmentation.version_count
+            return ((draws[:, 0] + 1) / 2 * count).long().clamp(max=count - 1)
         if self.augmentation.flips == "dihedral":
             return self._right_angles(draws)
         across, down = (flip < 0 for flip in self._flips(draws))

@@ -52,6 +52,8 @@ class Recipe:
         sampling: an epoch shows every cell once ("cells"), or every class equally and in it every subject equally
             ("subjects"): otherwise few subjects with many cells decide what a class looks like.
         epoch_cells: cells that an epoch shows, at most as many as there are; 0 shows that many.
+        consistency: weight of the squared difference between the logits of a cell as it is augmented and as it is
+            (stability training, Zheng et al. 2016, arXiv:1604.04326), added to the loss; 0 leaves it out.
         ema_decay: of the moving average of the weights that is kept (Izmailov et al. 2018, arXiv:1803.05407); 0 keeps
             the last step's weights.
         selected_by: the validation metric whose best epoch is kept; one by subject gives way to its pooled form where
@@ -81,6 +83,7 @@ class Recipe:
     class_weighted: bool = True
     sampling: Literal["cells", "subjects"] = "cells"
     epoch_cells: FromZero = 0
+    consistency: NotNegative = 0.0
     ema_decay: Share = 0.0
     selected_by: Literal["val_balanced_accuracy_by_subject", "val_balanced_accuracy", "val_accuracy", "val_loss"] = (
         "val_balanced_accuracy_by_subject"

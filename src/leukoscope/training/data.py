@@ -6,7 +6,6 @@ The order of cells (shuffled or balanced by subject), the loaders, and the cache
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -30,7 +29,9 @@ from leukoscope.models.recipes import Recipe
 from leukoscope.models.weights import backbone_state, round_as_stored
 from leukoscope.progress import note, track
 
-_FEATURE_BATCH = 64
+_CELLS_PER_WRITE = 64
+_PICTURES_PER_PASS = {"cpu": 4}
+"""By device, where it is fewer than `_CELLS_PER_WRITE`: on a CPU, the maps of many pictures do not fit its cache."""
 _RUN_SHARE = 0.25
 """Of all cached features, that a run must read for them to be computed; the runs of a protocol share them."""
 
@@ -61,7 +62,7 @@ class PixelInputs:
 
 
 class FeatureInputs:
-    """A frozen backbone's features of every cell in each of its V views; items are (V, F) float32."""
+    """A frozen backbone's features of every cell in each of its V versions; items are (V, F) float32."""
 
     def __init__(self, features: np.ndarray, augment: Augmenter):
         self.features = features
@@ -71,7 +72,7 @@ class FeatureInputs:
         return torch.from_numpy(read_rows(self.features, rows))
 
     def for_training(self, items: torch.Tensor, rows: torch.Tensor, epoch: int) -> torch.Tensor:
-        versions = self.augment.views_of(rows.tolist(), epoch).to(items.device, non_blocking=True)
+        versions = self.augment.versions_of(rows.tolist(), epoch).to(items.device, non_blocking=True)
         return items[torch.arange(len(items), device=items.device), versions]
 
     def for_prediction(self, items: torch.Tensor) -> torch.Tensor:
@@ -239,7 +240,7 @@ def make_inputs(
     if "backbone" in recipe.frozen:
         round_as_stored(network, head=False)
     # Whether another run left them does not count: the same command would then give other weights.
-    pays_off = passes and passes >= _RUN_SHARE * len(cells.pixels) * len(recipe.augmentation.views)
+    pays_off = passes and passes >= _RUN_SHARE * len(cells.pixels) * recipe.augmentation.version_count
     if not can_cache_features(recipe) or not pays_off:
         return pixels
     network.to(accelerator.device)
@@ -286,7 +287,8 @@ def features_file(network: nn.Module, cells: FramedCells, recipe: Recipe) -> Pat
     backbone = (recipe.architecture, timm.__version__, backbone_hash(network), str(getattr(network, "global_pool", "")))
     # A GPU rounds otherwise than a CPU.
     device = next(network.parameters()).device.type
-    versions = (recipe.augmentation.views, recipe.augmentation.small_changes)
+    augmentation = recipe.augmentation
+    versions = (augmentation.views, augmentation.small_changes, augmentation.version_count)
     key = sha256(repr((decoded, *backbone, device, versions)).encode()).hexdigest()[:16]
     return cache_root() / f"features-{key}.npy"
 
@@ -306,28 +308,19 @@ def frozen_features(
     """Read the features kept in `path`; compute them first, in float32, where they are missing or damaged.
 
     Returns:
-        (N, V, F) float32, memory-mapped: every row of `cells.pixels` in each of its views.
+        (N, V, F) float32, memory-mapped: every row of `cells.pixels` in each of its versions.
 
     Raises:
         LeukoscopeError: the cache cannot be written.
     """
-    device = next(network.parameters()).device
-
-    def batch(rows: np.ndarray) -> torch.Tensor:
-        # As whole numbers, a quarter of the bytes to a GPU.
-        pixels = np.ascontiguousarray(read_rows(cells.pixels, rows).transpose(0, 3, 1, 2))
-        return torch.from_numpy(pixels).to(device)
-
-    width = _pooled(network, preprocessing.normalise(batch(np.zeros(1, dtype=np.int64)))).shape[1]
-    shape = (len(cells.pixels), len(augment.augmentation.views), width)
+    first = _pooled(network, preprocessing.normalise(_pixels_of(cells, np.zeros(1, dtype=np.int64), network)))
+    shape = (len(cells.pixels), augment.augmentation.version_count, first.shape[1])
     if path.exists():
-        with suppress(OSError, ValueError):
-            whole = path.with_suffix(".sha256").read_text(encoding="utf-8") == file_sha256(path)
-            features = np.load(path, mmap_mode="r") if whole else None
-            if features is not None and features.shape == shape:
-                hold(path)
-                note(f"frozen backbone: features of {shape[0]:,} cells read from {path}")
-                return features
+        features = _undamaged_features(path, shape)
+        if features is not None:
+            hold(path)
+            note(f"frozen backbone: features of {shape[0]:,} cells read from {path}")
+            return features
         note(f"{path}: damaged; the features are computed again")
     needed = int(np.prod(shape)) * 4
     problem = f"{path.parent}: cannot keep the frozen backbone's features there"
@@ -337,14 +330,9 @@ def frozen_features(
         require_space(path.parent, needed)
         with atomic_file(path) as temporary:
             array = new_array(temporary, np.float32, shape)
-            for start in track(range(0, shape[0], _FEATURE_BATCH), "features of the frozen backbone"):
-                rows = np.arange(start, min(start + _FEATURE_BATCH, shape[0]))
-                pixels = batch(rows)
-                for number in range(shape[1]):
-                    version = preprocessing.normalise(augment.version(pixels, rows.tolist(), number))
-                    inputs = version.contiguous(memory_format=torch.channels_last)
-                    features = _pooled(network, inputs).cpu().numpy()
-                    array[start : start + len(features), number] = features
+            for start in track(range(0, shape[0], _CELLS_PER_WRITE), "features of the frozen backbone"):
+                rows = np.arange(start, min(start + _CELLS_PER_WRITE, shape[0]))
+                array[rows] = _features_of(rows, network, cells, preprocessing, augment)
                 release_pages(array)
             array.flush()
             digest = file_sha256(temporary)
@@ -352,8 +340,39 @@ def frozen_features(
             path.with_suffix(".sha256").unlink(missing_ok=True)
         write_atomic(path.with_suffix(".sha256"), digest)
     hold(path)
-    note(f"frozen backbone: features of {shape[0]:,} cells in {shape[1]} view(s) kept in {path}")
+    note(f"frozen backbone: features of {shape[0]:,} cells in {shape[1]} version(s) kept in {path}")
     return np.load(path, mmap_mode="r")
+
+
+def _undamaged_features(path: Path, shape: tuple[int, int, int]) -> np.ndarray | None:
+    """The features kept in a file, memory-mapped; None where its digest or its shape is another."""
+    try:
+        if path.with_suffix(".sha256").read_text(encoding="utf-8") != file_sha256(path):
+            return None
+        features: np.ndarray = np.load(path, mmap_mode="r")
+    except (OSError, ValueError):
+        return None
+    return features if features.shape == shape else None
+
+
+def _features_of(
+    rows: np.ndarray, network: nn.Module, cells: FramedCells, preprocessing: Preprocessing, augment: Augmenter
+) -> np.ndarray:
+    """(B, V, F) float32 features of these rows of `cells.pixels` in each of their versions."""
+    pixels = _pixels_of(cells, rows, network)
+    at_once = _PICTURES_PER_PASS.get(pixels.device.type, len(rows))
+    versions = []
+    for number in range(augment.augmentation.version_count):
+        inputs = preprocessing.normalise(augment.version(pixels, rows.tolist(), number))
+        parts = inputs.contiguous(memory_format=torch.channels_last).split(at_once)
+        versions.append(torch.cat([_pooled(network, part) for part in parts]))
+    return torch.stack(versions, dim=1).cpu().numpy()
+
+
+def _pixels_of(cells: FramedCells, rows: np.ndarray, network: nn.Module) -> torch.Tensor:
+    """(B, 3, S, S) uint8 of these rows, on the network's device: a quarter of the bytes of floats to a GPU."""
+    pixels = np.ascontiguousarray(read_rows(cells.pixels, rows).transpose(0, 3, 1, 2))
+    return torch.from_numpy(pixels).to(next(network.parameters()).device)
 
 
 def _pooled(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:

@@ -229,10 +229,12 @@ class Trainer:
         )
         for items, labels, rows in batches:
             with memory_errors(device, len(labels), self._smaller_batch(2 * batches_per_step)):
+                items = items.to(device, non_blocking=True)
                 # Rows stay where the augmentation uses them.
-                inputs = self.inputs.for_training(items.to(device, non_blocking=True), rows, epoch)
+                inputs = self.inputs.for_training(items, rows, epoch)
+                unchanged = self.inputs.for_prediction(items) if self.recipe.consistency else None
                 with accelerator.accumulate(self.model):
-                    state.batch_scores.append(self._step(inputs, labels.to(device, non_blocking=True)))
+                    state.batch_scores.append(self._step(inputs, labels.to(device, non_blocking=True), unchanged))
             if len(state.batch_scores) % _BATCHES_BETWEEN_CHECKS == 0:
                 self._require_finite_losses()
             if accelerator.sync_gradients:
@@ -263,8 +265,11 @@ class Trainer:
                 "--learning_rate and start again"
             )
 
-    def _step(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _step(self, inputs: torch.Tensor, labels: torch.Tensor, unchanged: torch.Tensor | None = None) -> torch.Tensor:
         """Train on a batch of (B, …) inputs and (B,) labels, all on the device.
+
+        Args:
+            unchanged: (B, …) the same cells without augmentation, where the recipe has a weight for `consistency`.
 
         Returns:
             (2,) loss and accuracy of the batch before this step changed the weights.
@@ -272,14 +277,20 @@ class Trainer:
         accelerator = self.accelerator
         try:
             with accelerator.autocast():
-                logits = self.model(inputs)
+                # Together, so that both are normalised alike where the network normalises over a batch.
+                logits = self.model(inputs if unchanged is None else torch.cat([inputs, unchanged]))
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ConfigError(
                 "--per_device_train_batch_size 1: this network normalises over a batch; give 2 or more"
             ) from None
-        loss = self.compute_loss(logits, labels, self.network)
+        if unchanged is None:
+            loss = self.compute_loss(logits, labels, self.network)
+        else:
+            logits, of_unchanged = logits.chunk(2)
+            differences = (logits - of_unchanged).float().square().sum(dim=1).mean()
+            loss = self.compute_loss(logits, labels, self.network) + self.recipe.consistency * differences
         accelerator.backward(loss)
         if accelerator.sync_gradients and self.recipe.max_grad_norm is not None:
             accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
