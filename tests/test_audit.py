@@ -94,7 +94,7 @@ def test_a_reencoded_copy_in_another_class_inflates(tree: Path) -> None:
     assert crossed(findings) == ["subjects", "classes", "units", "inflates"]
     assert findings["duplicates"]["near"]["classes"] == 1 and findings["duplicates"]["identical"]["pairs"] == 0
     assert findings["duplicates"]["pairs"][0]["turned"]
-    assert any("carry two different classes" in line for line in findings["inflating"])
+    assert any("have two different classes" in line for line in findings["inflating"])
 
 
 def test_a_copy_across_the_split_given_inflates(tree: Path) -> None:
@@ -103,13 +103,13 @@ def test_a_copy_across_the_split_given_inflates(tree: Path) -> None:
     assert audit(tree)["inflating"] == []
     findings = audit(tree, split="random")
     assert findings["duplicates"]["identical"]["split_sides"] > 0
-    assert any("pair(s) lie on two sides of the split" in line for line in findings["inflating"])
+    assert any("pair(s) are on two sides of the split" in line for line in findings["inflating"])
 
 
 def test_a_split_that_divides_subjects_inflates(tree: Path) -> None:
     findings = audit(tree, split="random")
     (line,) = findings["inflating"]
-    assert line.endswith("subject(s) stand on two sides of the split, for example a0")
+    assert line.endswith("subject(s) are on two sides of the split, for example a0")
     assert findings["shortcuts"]["split"] == {"strategy": "random", "folds": 1, "disjoint_by": "cell"}
     assert audit(tree, split="all")["shortcuts"]["not_measured"] == "--split all: tests no cell"
 
@@ -246,7 +246,7 @@ def test_subjects_on_two_sides_of_a_data_sets_own_splits_are_named_without_openi
     folders = [f"train/{label}/p{n}_0.png" for label, n in (("blast", 1), ("normal", 2))]
     folders += [f"test/blast/{in_test}_1.png", "test/normal/p4_1.png"]
     problems = survey(tmp_path, " ".join(folders), pattern=r"(?P<subject>p\d)_")["problems"]
-    words = "1 subject(s) stand on two sides of the data set's own splits, for example p1: their test metrics do not"
+    words = "1 subject(s) are on two sides of the data set's own splits, for example p1: their test metrics do not"
     assert any(line.startswith(words) for line in problems) == divided
 
 

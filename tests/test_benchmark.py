@@ -145,21 +145,21 @@ def test_the_command_measures_a_table_and_says_what_is_missing(tmp_path: Path) -
     outcome = run(*words, "cnmc2019-subjects")
     assert outcome.exit_code == 0, outcome.output
     assert "12 of 10,661 cells, 4 of 60 subjects" in outcome.output
-    assert "10,649 cells are missing: not comparable with a result on all" in outcome.output
+    assert "10,649 cells are missing: do not compare this with a result on all cells" in outcome.output
     assert "give --benchmark OWNER/cnmc2019-subjects" in outcome.output
     assert not (tmp_path / "out" / ".eval_results").exists()
 
     outcome = run(*words, "lab/cnmc2019-subjects")
     place = tmp_path / "out" / ".eval_results" / "cnmc2019-subjects.yaml"
-    assert f"for the model's repository: {place}" in outcome.output
+    assert f"upload this file to the model's repository: {place}" in outcome.output
     assert yaml.safe_load(place.read_text())[0]["dataset"]["id"] == "lab/cnmc2019-subjects"
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--benchmark", "cnmc2020"), "--benchmark cnmc2020: unknown; there is cnmc2019-subjects"),
-        (("--benchmark", NAME, "--split", "subject"), "--split: a benchmark says which cells are tested"),
+        (("--benchmark", "cnmc2020"), "--benchmark cnmc2020: unknown; choose one of cnmc2019-subjects"),
+        (("--benchmark", NAME, "--split", "subject"), "--split: the benchmark defines the tested cells"),
         ((), "--dataset_name: missing; name the labelled cells, or give --benchmark"),
     ],
 )

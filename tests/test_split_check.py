@@ -191,7 +191,7 @@ def test_with_the_folder_the_pictures_are_compared_too(tmp_path: Path) -> None:
     outcome = run(*words, "--output", str(tmp_path / "out"))
     assert outcome.exit_code == 3, outcome.output
     assert "1 pairs of images on two sides show one picture" in outcome.output
-    assert "1 names of the split are no image there" in outcome.output
+    assert "1 names of the split have no image there" in outcome.output
     report = json.loads((tmp_path / "out" / "split_check.json").read_text())
     assert report["pictures"] == {
         "compared": 13,
@@ -231,4 +231,4 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     table = write_table(tmp_path / "s.csv", {"train": ["a.png"], "test": ["b.png"]})
     outcome = run("audit", str(tmp_path / "none"), "--split_file", str(table))
     assert outcome.exit_code == 1
-    assert "no such folder; give that of the images, or leave it out to check names" in outcome.output
+    assert "no such folder; give the folder of the images, or leave it out to check names only" in outcome.output

@@ -180,7 +180,7 @@ def test_killed_three_times_and_asked_to_stop_once_it_ends_as_if_never_interrupt
     _when(lambda: any(folder.glob("*-epoch-2-step-1")), third)
     third.kill()
     said, _ = third.communicate()
-    assert f"{Path('run', 'checkpoints', last.name)}: a damaged checkpoint; skipped for the one before it" in said
+    assert f"{Path('run', 'checkpoints', last.name)}: is damaged; the checkpoint before it is used" in said
 
     old = set(folder.glob("0*"))
     fourth = start(*flags, "--resume_from_checkpoint", "latest")

@@ -94,7 +94,7 @@ def survey_cells(data: LoadedCells) -> dict[str, Any]:
     divided = divided_subjects(data)
     if divided:
         problems.append(
-            f"{len(divided)} subject(s) stand on two sides of the data set's own splits, for example {divided[0]}: "
+            f"{len(divided)} subject(s) are on two sides of the data set's own splits, for example {divided[0]}: "
             "their test metrics do not apply to a new subject; --split subject keeps each on one side"
         )
     fewest = min(subjects_to_train.values())
@@ -134,7 +134,7 @@ def _subject_problems(info: DatasetInfo, subjects: Mapping[str, int]) -> Iterato
 
 @dataclass(frozen=True)
 class CellScan:
-    """What is kept of one image."""
+    """What the audit keeps of one image."""
 
     key: PictureKey
     size: tuple[int, int]  # (width, height) in pixels
@@ -166,7 +166,7 @@ def scan_cells(data: LoadedCells) -> tuple[LoadedCells, list[CellScan]]:
 
 
 class _Cell(NamedTuple):
-    """What is known of one cell: "" where something is not known."""
+    """The facts of one cell; "" for an unknown one."""
 
     id: str
     label: str
@@ -364,8 +364,8 @@ def _inflating(findings: Mapping[str, Any]) -> list[str]:
         pairs = [pair for pair in findings["duplicates"]["pairs"] if pair["identical"] == identical]
         for across, words in (
             ("units", f"stand in two {unit}s, so that a split may test on a picture it trained on"),
-            ("classes", "carry two different classes"),
-            ("split_sides", "lie on two sides of the split"),
+            ("classes", "have two different classes"),
+            ("split_sides", "are on two sides of the split"),
         ):
             crossing = [pair["cells"] for pair in pairs if pair["across"][across]]
             if crossing:
@@ -376,7 +376,7 @@ def _inflating(findings: Mapping[str, Any]) -> list[str]:
         lines.append(f"{len(mixed)} subject(s) have cells of two classes, for example {mixed[0]}")
     on_two = findings["units_on_two_sides"]
     if on_two:
-        lines.append(f"{len(on_two)} {unit}(s) stand on two sides of the split, for example {on_two[0]}")
+        lines.append(f"{len(on_two)} {unit}(s) are on two sides of the split, for example {on_two[0]}")
     return lines
 
 
@@ -409,12 +409,12 @@ def picture_key(image: Image.Image) -> PictureKey:
 def find_duplicates(keys: Sequence[PictureKey], kinds: Sequence[tuple[str, ...]]) -> list[Duplicate]:
     """Find the duplicates among N images, identical ones first.
 
-    Of many that are alike, each is paired with few, so that their number grows as N. Of identical images the first
-    alone is compared with different ones.
+    Each image is paired with only a few of its copies, so the number of pairs grows linearly with N. Of identical
+    images, only the first is compared with other images.
 
     Args:
-        kinds: class, subject and whatever else no copy of an image may cross; "" for what is not known. An image with
-            a copy that differs in one of these is paired with such a copy.
+        kinds: class, subject and other facts that must be equal for all copies of an image; "" for an unknown fact. An
+            image with a copy that differs in a fact is paired with such a copy.
     """
     rows_of: defaultdict[str, list[int]] = defaultdict(list)
     for row, key in enumerate(keys):
@@ -445,7 +445,7 @@ class _NearDuplicates:
     """The near-duplicates kept so far among N different pictures."""
 
     def __init__(self, rows: Sequence[int], kinds: np.ndarray):
-        """Take (N,) row numbers of the pictures and (N, P) parts of their kinds, "" for what is not known."""
+        """Take the (N,) rows of the pictures and the (N, P) parts of their kinds; "" for an unknown part."""
         self.duplicates: dict[tuple[int, int], Duplicate] = {}
         self._rows = rows
         self._kinds = kinds
@@ -453,13 +453,13 @@ class _NearDuplicates:
         self._crossed = np.zeros(kinds.shape, dtype=bool)  # whether a picture has a copy that differs in this part
 
     def needed(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """(M,) bool: pairs whose second picture has few copies yet, or none that crosses what this pair does."""
+        """(M,) bool: pairs to compare: the second picture has few copies so far, or the pair crosses a new part."""
         is_new = ~(self._crossed[first] & self._crossed[second])
         crosses_more = (self._crosses(first, second) & is_new).any(axis=1)
         return (self._number_of[second] < MOST_NEAR) | crosses_more
 
     def keep(self, first: np.ndarray, second: np.ndarray, differences: np.ndarray, *, is_turned: bool) -> None:
-        """Keep M pairs, of the views of one pair the most alike."""
+        """Keep M pairs; of a pair that is alike in several views, keep the view with the smallest difference."""
         for i, j, difference in zip(first, second, differences, strict=True):
             duplicate = Duplicate(self._rows[i], self._rows[j], False, float(difference), is_turned)
             earlier = self.duplicates.get((i, j))
@@ -472,7 +472,7 @@ class _NearDuplicates:
         np.logical_or.at(self._crossed, second, crosses)
 
     def _crosses(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """(M, P) bool: the parts of their kinds that are known of both and differ."""
+        """(M, P) bool: the parts of the kind that are known for both pictures and differ."""
         of_first = self._kinds[first]
         of_second = self._kinds[second]
         both_known = (of_first != "") & (of_second != "")
@@ -480,7 +480,7 @@ class _NearDuplicates:
 
 
 def _pairs_of_identical(rows: Sequence[int], kinds: Sequence[tuple[str, ...]]) -> list[tuple[int, int]]:
-    """Pair each of these rows with the first of them and, of each part of a kind, the first two that differ in it."""
+    """Pair each of these rows with the first row and, for each part of the kinds, with the first two that differ."""
     paired = {rows[0]}
     for parts in zip(*(kinds[row] for row in reversed(rows)), strict=True):
         first_of = {part: row for part, row in zip(parts, reversed(rows), strict=True) if part}

@@ -101,7 +101,7 @@ def read_benchmark(name: str) -> Benchmark:
     """Read a benchmark by its name, or by its repository `owner/name`; an error where there is none."""
     short = name.rpartition("/")[2]
     if short not in BENCHMARKS:
-        raise ConfigError(f"--benchmark {name}: unknown; there is {', '.join(BENCHMARKS)}")
+        raise ConfigError(f"--benchmark {name}: unknown; choose one of {', '.join(BENCHMARKS)}")
     file = package_files("leukoscope") / f"benchmark_{short.replace('-', '_')}.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     folds = tuple(tuple(subjects) for subjects in content.pop("folds"))
@@ -245,7 +245,7 @@ def _is_release(model: str) -> bool:
 def _predict_by_pipeline(
     model: str, cells: SelectedCells, label_map: Mapping[str, str], batch_size: int, device: str
 ) -> BenchmarkPredictions:
-    """Predict cells with a model of which only its classes are known."""
+    """Predict cells with a model that transformers' `pipeline` loads."""
     from transformers import pipeline
 
     try:

@@ -26,14 +26,14 @@ DAYS_KEPT = 30
 DEFAULT_GIGABYTES = 20.0
 CACHE_KINDS = {"cells": "decoded cells", "features": "features of a frozen backbone", "graphs": "graph of a network"}
 GRAPH_REPORT = "export.json"
-"""The file of a kept graph that is held and marked as used."""
+"""The file of a cached graph that a process locks and marks as used."""
 _HAS_LOCKS = fcntl is not None
 _held: dict[Path, BinaryIO] = {}
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One array with its facts, or one graph."""
+    """One cached array with the file that describes it, or one cached graph."""
 
     kind: str  # a key of `CACHE_KINDS`
     path: Path  # the array; of a graph, its folder
@@ -42,16 +42,16 @@ class CacheEntry:
 
     @property
     def bytes(self) -> int:
-        """What it takes on the disk."""
+        """Its size on the disk."""
         return sum(file.stat().st_size for file in self.files if file.is_file())
 
     @property
     def marker(self) -> Path:
-        """The file that processes hold."""
+        """The file that a process locks while it uses the entry."""
         return self.path / GRAPH_REPORT if self.kind == "graphs" else self.path
 
     def delete(self) -> bool:
-        """Delete it unless a running process holds it; returns whether it was deleted."""
+        """Delete the entry unless a running process uses it; returns whether it was deleted."""
         if is_held(self.marker):
             return False
         with suppress(OSError):
@@ -65,7 +65,7 @@ class CacheEntry:
 
 
 def hold(marker: Path) -> None:
-    """Mark a kept file as used now, and hold it until this process ends; nothing where there is no such file."""
+    """Mark a cached file as used now, and lock it until this process ends; does nothing if the file does not exist."""
     with suppress(OSError):  # the cache may be another user's, or read-only
         os.utime(marker)
     if not _HAS_LOCKS:
@@ -77,7 +77,7 @@ def hold(marker: Path) -> None:
 
 
 def is_held(marker: Path) -> bool:
-    """Whether a running process, this one included, holds a kept file; False where the system has no such locks."""
+    """Whether a running process, this one included, has locked a cached file; False on systems without such locks."""
     if not _HAS_LOCKS:
         return False
     try:
@@ -91,7 +91,7 @@ def is_held(marker: Path) -> bool:
 
 
 def entries() -> list[CacheEntry]:
-    """All entries, the longest unused first."""
+    """All entries, the least recently used first."""
     root = cache_root()
     caches = []
     for kind in ("cells", "features"):
@@ -107,7 +107,7 @@ def limit_in_bytes() -> float:
     """`LEUKOSCOPE_CACHE_GB` in bytes.
 
     Raises:
-        ConfigError: it is no number of gigabytes.
+        ConfigError: it is not a number of gigabytes.
     """
     text = os.environ.get("LEUKOSCOPE_CACHE_GB") or str(DEFAULT_GIGABYTES)
     try:
@@ -120,7 +120,7 @@ def limit_in_bytes() -> float:
 
 
 def tidy() -> list[CacheEntry]:
-    """Delete what was not used for 30 days, then the longest unused above the limit; returns what was deleted."""
+    """Delete entries not used for 30 days, then the least recently used above the limit; returns the deleted ones."""
     limit = limit_in_bytes()
     caches = entries()
     total = sum(entry.bytes for entry in caches)
@@ -135,5 +135,5 @@ def tidy() -> list[CacheEntry]:
 
 
 def clear() -> list[CacheEntry]:
-    """Delete all that no running process holds; returns what is left."""
+    """Delete the entries that no running process uses; returns the entries that are left."""
     return [entry for entry in entries() if not entry.delete()]

@@ -100,7 +100,7 @@ def _loaded(**source: Any) -> LoadedCells:
 
 
 def known_of(data: DataArguments) -> DatasetInfo:
-    """What is known of a data set before its cells are read; of one on the Hub, its card has to be."""
+    """What is known of a data set before its cells are read; for a data set on the Hub, reads its card."""
     return DATASETS.get(data.dataset_name) or _loaded(**data.source).info
 
 
@@ -166,7 +166,7 @@ def _require_measurable(cells: LoadedCells, num_folds: int) -> None:
         flag = "--subject_column" if "/" in cells.info.name else "--subject_pattern or --labels"
         raise DataError(
             f"cell {nameless[0]}: its {unit} is not known ({len(nameless):,} such cells); a protocol measures by "
-            f"{unit}: name it ({flag}), or take these cells out"
+            f"{unit}: name it ({flag}), or remove these cells"
         )
     needed = max(MIN_SUBJECTS_FOR_CALIBRATION, num_folds)
     for number, name in enumerate(cells.info.labels):
@@ -246,7 +246,7 @@ def add_robustness(runs: Sequence[ProtocolRun], directory: Path, cells: FramedCe
 
 
 def check_release_folder(output: Path) -> None:
-    """Refuse to replace a folder that is no release; also called before hours of training."""
+    """Refuse to replace a folder that is not a release; also called before hours of training."""
     if not output.name:
         raise ConfigError(f"--output {output}: give the release a folder of its own, e.g. model_card/my-model")
     is_release = all(
@@ -259,7 +259,7 @@ def check_release_folder(output: Path) -> None:
 def _cross_validation(
     folds: list[ProtocolRun], measured: Sequence[dict[str, Any]], predictions: Path
 ) -> dict[str, Any]:
-    """The block of metrics.json for all folds together, of which each one's own is `measured`."""
+    """The block of metrics.json for all folds together; `measured` holds the block of each fold."""
     out_of_fold = pooled_predictions(folds)
     blocks = [metrics["evaluations"][0] for metrics in measured]
     seconds = [metrics["training"]["seconds"] for metrics in measured]

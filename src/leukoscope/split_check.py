@@ -44,7 +44,7 @@ _AUGMENTOR = re.compile(r"^.*_original_(?P<name>.+)\.(?:bmp|jpe?g|png|tiff?)_[0-
 
 @dataclass(frozen=True)
 class ImageName:
-    """What the name of an image tells; "" for what it does not.
+    """The facts that the name of an image gives; "" for an unknown one.
 
     Attributes:
         original: name of the image that it is, or is a copy of; equal for all copies of one image.
@@ -94,7 +94,7 @@ def check_split(
     """
     lists = split_file if isinstance(split_file, SplitLists) else read_split_lists(split_file, files)
     if not any(lists.splits):
-        raise DataError(f"--split_file {lists.source}: names no image")
+        raise DataError(f"--split_file {lists.source}: names no image; give a split that lists images")
     info = dataset_info(dataset_name) if dataset_name else _likely_dataset(lists.names, subject_pattern)
     images = _read_names(lists, info, subject_pattern)
     findings = [

@@ -53,7 +53,7 @@ def test_a_clean_tree_ends_with_0(tree: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/audit.json").read_text())["inflating"] == []
     assert "size: area of the box" not in result.stdout and "background: mean and spread" in result.stdout
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["audit.json"]
-    assert result.stdout.index("train on it: leukoscope train") < result.stdout.index("shortcut")
+    assert result.stdout.index("to train on these cells: leukoscope train") < result.stdout.index("shortcut")
 
 
 def test_a_folder_is_recognised(tree: Path, tmp_path: Path) -> None:
@@ -70,9 +70,7 @@ def test_findings_end_with_3_and_are_said(tree: Path, tmp_path: Path, monkeypatc
     shutil.copy(tree / "ALL/ALL0_0.png", tree / "ALL/ALL1_9.png")
     result = run_on(tree)
     assert result.exit_code == 3, result.output
-    assert (
-        "one subject: ALL0 = ALL1, 1 shared image(s); propose as subject_aliases; not joined yet: ALL0" in result.stdout
-    )
+    assert "one subject: ALL0 = ALL1, 1 shared image(s); not joined yet: ALL0" in result.stdout
     assert "inflates metrics: 1 pixel-identical pair(s) stand in two subjects" in result.stdout
     assert (tmp_path / "audit-imagefolder/audit.json").is_file(), "the default folder bears the data set's name"
 
@@ -96,11 +94,14 @@ def test_the_sides_of_a_split_file_are_checked(tree: Path, tmp_path: Path) -> No
     ("arguments", "message"),
     [
         (("--dataset_name", "imagefolder", "--train_dir", "nowhere"), "--train_dir nowhere: no such folder"),
-        (("--dataset_name", "phantoms", "--split", "all", "--split_file", "s.json"), "both name the split; give one"),
+        (
+            ("--dataset_name", "phantoms", "--split", "all", "--split_file", "s.json"),
+            "both give the split; leave one out",
+        ),
         (("--dataset_name", "phantoms", "--split", "fair"), "error: --split fair: unknown; choose one of"),
         (("--dataset_name", "phantoms", "--no_such_flag"), "No such option"),
         *(
-            (wrong, "error: leukoscope audit: name the images, by DIR or by --dataset_name, not by both")
+            (wrong, "error: leukoscope audit: give the images either as DIR, or as --dataset_name with or without")
             for wrong in ((), ("x", "--dataset_name", "cnmc2019"), ("x", "--train_dir", "x"), ("--train_dir", "x"))
         ),
         (("nowhere",), "nowhere: no such folder; give the folder that a data set was unpacked to"),
@@ -132,7 +133,7 @@ def test_own_splits_are_checked_as_they_are(tree: Path, tmp_path: Path) -> None:
     for file in (tree / "ALL").glob("ALL0_*"):
         shutil.copy(file, tmp_path / "sides" / "test" / "ALL" / f"{file.stem}1.png")
     result = run(*given, "--subject_pattern", PATTERN)
-    assert result.exit_code == 3 and "1 subject(s) stand on two sides of the split" in result.stdout
+    assert result.exit_code == 3 and "1 subject(s) are on two sides of the split" in result.stdout
     for file in (tmp_path / "sides" / "test" / "ALL").glob("ALL0_*"):
         file.unlink()
     (tmp_path / "sides" / "test").rename(tmp_path / "sides" / "validation")
@@ -169,7 +170,7 @@ def test_own_cells_cut_out_on_black_are_recognised(tmp_path: Path) -> None:
     features = findings["shortcuts"]["features"]
     assert "size" in features and "background" not in features
     missed = "copies that were cropped by a few pixels more, or made brighter or darker; look for those by eye"
-    assert f"not found: {missed}\n" in result.stdout and findings["duplicates"]["not_found"] == missed
+    assert f"this search does not find {missed}\n" in result.stdout and findings["duplicates"]["not_found"] == missed
     assert "no cell is cut out" not in result.stdout and "shortcut:" not in result.stdout
 
 
@@ -182,7 +183,7 @@ def test_quick_describes_a_folder_and_decodes_no_image(
     assert "Own class folders" in result.stdout and "licence: yours" in result.stdout
     assert "problem: the subjects of these cells are not known" in result.stdout
     assert "problem: ALL: 6 cell(s); no metric of fewer than 20 is worth stating" in result.stdout
-    train = result.stdout.splitlines()[-1].removeprefix("train on it: leukoscope train ")
+    train = result.stdout.splitlines()[-1].removeprefix("to train on these cells: leukoscope train ")
     config = parse_config(shlex.split(train))
     assert (config.data.train_dir, config.data.split) == (str(tree), "random")
     assert not list(tmp_path.glob("audit-*"))
@@ -200,7 +201,8 @@ def test_one_cell_of_a_class_cannot_be_trained_on(tree: Path, tmp_path: Path) ->
         cell.unlink()
     (tree / "HEM/HEM1_0.png").unlink()
     result = run(tree, "--quick", "--json")
-    assert (result.exit_code, result.stderr) == (1, "error: cannot be trained on: a class has 1 cell(s); gather more\n")
+    problem = "a classifier cannot be trained on these cells: a class has 1 cell(s); gather more"
+    assert (result.exit_code, result.stderr) == (1, f"error: {problem}\n")
 
 
 def test_cells_of_the_publishers_test_alone_cannot_be_trained_on(tmp_path: Path) -> None:
@@ -210,7 +212,7 @@ def test_cells_of_the_publishers_test_alone_cannot_be_trained_on(tmp_path: Path)
     rows = [f"{name}.bmp,{number}.bmp,1" for number, name in enumerate(names)]
     (tmp_path / CNMC_PRELIM_LABELS).write_text("\n".join(["Patient_ID,new_names,labels", *rows]))
     result = run(tmp_path, "--quick")
-    assert result.exit_code == 1 and "cannot be trained on: a class has 0 cell(s)" in result.stderr
+    assert result.exit_code == 1 and "cannot be trained on these cells: a class has 0 cell(s)" in result.stderr
 
 
 def test_a_folder_or_pattern_that_is_wrong_is_one_line_as_it_was_typed(tree: Path) -> None:

@@ -113,7 +113,7 @@ def test_classes_of_other_names_are_measured_by_the_rule_for_subjects(
     [
         (["blast"], "blast: write the model's class, =, and ours, like blast=ALL"),
         (["blast=ALL"], "blast=ALL: 'blast' is not a class of the model, which has ALL, HEM; correct or leave it out"),
-        (["ALL=ALL", "ALL=HEM"], "ALL=HEM: ALL is already ALL; give one of the two"),
+        (["ALL=ALL", "ALL=HEM"], "ALL=HEM: ALL is already mapped to ALL; leave one out"),
     ],
 )
 def test_a_label_map_that_cannot_be_followed_is_refused(

@@ -124,7 +124,7 @@ def test_bad_files_are_named_and_the_good_ones_answered(tiny_release: Path, cell
 
         assert [answer["source"] for answer in json.loads(result.stdout)] == list(map(str, good))
         assert error_lines(result) == [
-            f"{empty}: 1 file(s) left out, no pictures that can be read: .heic 1; export them as PNG or JPEG",
+            f"{empty}: 1 file(s) skipped, not readable images: .heic 1; export them as PNG or JPEG",
             f"error: {empty}: this folder holds no image (.bmp, .png, .jpg, .jpeg, .jpe, .jfif, .tif, .tiff, .webp, "
             ".gif); name another",
             f"error: {text}: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP",

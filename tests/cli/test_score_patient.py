@@ -45,7 +45,7 @@ def test_each_subject_gets_a_line_and_a_reason(release: Path, cells: Path) -> No
     lines = result.stdout.splitlines()
     assert any("=1+1" in line and "ALL" in line for line in lines)
     assert [line for line in lines if "are needed" in line] == [
-        "b: too few cells: 1 cells in use, and 2 are needed; likewise 2 more"
+        "b: too few cells: 1 cells can be used, but 2 are needed; likewise 2 more"
     ]
     assert lines[-1] == RESEARCH_NOTICE
     assert any(line.startswith("rule: ") and "from at least 2 cells; wrong for 5% of unseen" in line for line in lines)
@@ -103,7 +103,7 @@ def test_problems_end_in_one_line(tiny_release: Path, cells: Path, tmp_path: Pat
     for words, said in {
         (cells,): f"{tiny_release}: cannot predict for a subject: its metrics.json has no 'subject_rule'",
         (cells, "--output", "out.ods"): "--output out.ods: is not a table format that can be written; give a name",
-        (table, "--output", table): f"--output {table}: is already there; move it, or name another file",
+        (table, "--output", table): f"--output {table}: exists already; move it, or name another file",
     }.items():
         result = run("patient", tiny_release, *words)
         (line,) = result.stderr.splitlines()
@@ -115,7 +115,7 @@ def test_a_table_that_cannot_be_written_leaves_the_subjects_printed(release: Pat
     table = tmp_path / "file" / "subjects.csv"
     (tmp_path / "file").touch()
     result = run("patient", release, cells / "b", "--output", table)
-    assert result.exit_code == 1 and "b: too few cells: 1 cells in use" in result.stdout
+    assert result.exit_code == 1 and "b: too few cells: 1 cells can be used" in result.stdout
     told, error = result.stderr.splitlines()
     assert told == f"All cells of {cells / 'b'} count as one subject's."
     assert error == f"error: --output {table}: cannot be written (File exists); name another folder"

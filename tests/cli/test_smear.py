@@ -140,7 +140,7 @@ def test_pictures_never_lie_among_the_smears(
     monkeypatch.chdir(tmp_path / "smears")
     result = run("smear", tiny_release, "slide", flag, ".")
     assert result.exit_code == 1
-    assert f"{flag} .: pictures would lie among the smears of slide; name another" in result.stderr
+    assert f"{flag} .: would write pictures among the smears of slide; name another" in result.stderr
     assert (home / "f.png").read_bytes() == smear.read_bytes() and len(list(home.iterdir())) == 1
 
 

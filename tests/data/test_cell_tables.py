@@ -221,7 +221,7 @@ def test_the_line_by_which_excel_names_the_separator_is_no_header(tmp_path: Path
 @pytest.mark.parametrize("content", ['[{"image": "a.png", "choice": "ALL"}]', '[\n {"id": 1}]', '{"a.png": "ALL"}'])
 def test_json_is_not_shown_as_a_header_of_one_column(tmp_path: Path, content: str) -> None:
     (tmp_path / "export.json").write_text(content)
-    with pytest.raises(LeukoscopeError, match=r"export.json: is JSON, no table; export it as CSV \(Label Studio: "):
+    with pytest.raises(LeukoscopeError, match=r"export.json: is JSON, not a table; export it as CSV \(Label Studio: "):
         read_table(tmp_path / "export.json")
 
 

@@ -152,7 +152,10 @@ def test_a_split_without_class_folders_is_left_out_and_named(tmp_path: Path) -> 
 )
 def test_folders_that_name_no_class_are_asked_about(tmp_path: Path, names: tuple[str, ...], odd: str) -> None:
     root = place(tmp_path, *(f"{name}/{number}.png" for name in names for number in range(2)))
-    assert f"{', '.join(sorted(names))} would be the classes, but {odd!r} names none; give the folder" in _refusal(root)
+    problem = (
+        f"{', '.join(sorted(names))} would be the classes, but {odd!r} is not the name of a class; give the folder"
+    )
+    assert problem in _refusal(root)
 
 
 # Tables of labels that label nothing, or too much

@@ -445,8 +445,8 @@ def test_a_hub_data_sets_own_splits_are_its_sides(tmp_path: Path) -> None:
     assert data.train["fold"][:] == ["train"] * 3 + ["validation"] * 2 + ["test"] * 2
     assert data.train["cell_id"][3:] == ["validation/row_000003", "validation/row_000004", "test/row_000005",
                                          "test/row_000006"]  # fmt: skip
-    taken = "taken by --split given, the default of `leukoscope train`"
-    assert f"splits of its own: train 3, validation 2, test 2 ({taken})" in data.report()
+    use = "--split given uses them; it is the default of `leukoscope train`"
+    assert f"own splits: train 3, validation 2, test 2 ({use})" in data.report()
 
 
 def test_flags_name_a_hub_data_sets_columns(tmp_path: Path) -> None:
@@ -523,7 +523,7 @@ def test_a_hub_label_that_is_no_class_is_refused_by_its_value(
 
 
 _UNSEEN = "has blanks around its name, or invisible characters"
-_TAKEN = "means in a prediction that no class is given"
+_TAKEN = "is the name of an outcome without a class"
 
 
 @pytest.mark.parametrize(
@@ -565,7 +565,7 @@ def test_the_splits_of_a_folder_are_its_sides_and_a_folder_beside_them_is_named(
     assert data.info.labels == ("blast", "normal")
     assert data.own_splits == {"train": 2, "validation": 2, "test": 2}
     assert dict(zip(data.train["cell_id"][:], data.train["fold"][:], strict=True))["val/blast/2"] == "validation"
-    assert data.passed_over == ("folder 'later' not used: 1 image file(s), of no split",)
+    assert data.passed_over == ("folder 'later' is not used: its 1 image file(s) belong to no split",)
 
 
 # Hub data sets that cannot be used
@@ -589,7 +589,7 @@ PICTURE = Image.new("RGB", (16, 16))
         ({"picture": ["x"], "label": ["ALL"]}, "lacks the column(s) image; has ['picture', 'label']"),
         (
             {"image": ["x"], "label": ["ALL"]},
-            "its column 'image' holds string, no images; name theirs with --image_column_name",
+            "its column 'image' holds string, not images; name the column of images with --image_column_name",
         ),
     ],
     ids=["no picture", "cell twice", "no labels", "no column", "text"],

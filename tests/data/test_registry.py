@@ -156,9 +156,7 @@ def test_what_is_no_picture_is_left_out_and_counted(tmp_path: Path) -> None:
     folder = ImageFolder.read(tmp_path)
     assert [path.name for path in folder.images] == ["a.JFIF"]
     told = list(passed_over(DATASETS["imagefolder"], folder, list(find_class_folders(folder))))
-    assert told == [
-        "2 file(s) left out, no pictures that can be read: .heic 1, no suffix 1; export them as PNG or JPEG"
-    ]
+    assert told == ["2 file(s) skipped, not readable images: .heic 1, no suffix 1; export them as PNG or JPEG"]
 
 
 def test_unknown_data_set_is_refused_with_the_known_ones() -> None:

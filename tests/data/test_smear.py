@@ -65,7 +65,7 @@ def test_red_cells_tell_the_scale_within_a_tenth(um_per_pixel: float) -> None:
     measured, source = scale_of(found)
     assert source == "red cells" and measured == pytest.approx(um_per_pixel, rel=0.1)
     assert len(found.cells) == len(MIXED) and min(overlaps(truth, found)) > 0.6
-    assert found.notes == ("The scale is measured on the red cells, taken to be 7.5 µm wide; better give it.",)
+    assert found.notes == ("The scale is measured on the red cells, taken to be 7.5 µm wide; give it if you know it.",)
 
 
 def test_without_red_cells_the_scale_is_that_of_the_nuclei_and_said_to_be_uncertain() -> None:
@@ -73,7 +73,7 @@ def test_without_red_cells_the_scale_is_that_of_the_nuclei_and_said_to_be_uncert
     found = find_cells(image)
     measured, source = scale_of(found)
     assert source == "nuclei" and 0.67 < measured / 0.2 < 1.5 and len(found.cells) == len(MIXED)
-    said = "Too few red cells to measure the scale on: it is taken from the nuclei and uncertain; better give it."
+    said = "There are too few red cells: the scale is measured on the nuclei and uncertain; give it if you know it."
     assert found.notes == (said,)
 
 
@@ -135,7 +135,7 @@ def test_a_scale_that_no_microscope_has_is_refused(um_per_pixel: float) -> None:
     ("shape", "said"),
     [
         ((200, 200, 900, 900), r"^scale 0\.01\d* µm per pixel \(nuclei\), but a microscope's is 0.02 to"),
-        ((0, 0, 850, 180), "^neither enough red cells nor a whole nucleus show its scale: give"),
+        ((0, 0, 850, 180), "^has too few red cells and no whole nucleus to measure its scale on: give"),
     ],
     ids=["too large", "no scale"],
 )

@@ -102,11 +102,19 @@ def test_a_pickle_in_an_array_is_not_loaded(tmp_path: Path) -> None:
     [
         ("split.csv", "file,label\na.png,ALL\n", "has no column that says the side"),
         ("split.csv", "row,split\n1,train\n", "has no column of file names"),
-        ("split.csv", "file,split\na.png,train\nb.png,later\n", "column split, 'train' of a.png is neither train"),
+        (
+            "split.csv",
+            "file,split\na.png,train\nb.png,later\n",
+            "column split holds 'train' for a.png, which is neither train",
+        ),
         ("split.csv", "file,split\na.png,train\nb,1.png,test\n", "row 3 has 3 entries, the header 2; put quotes"),
         ("split.csv", "file,split,split\na.png,train,test\n", "has two columns 'split'; rename or delete one"),
-        ("split.csv", "file,split\n", "column 'file' has an entry that names no file, or none at all"),
-        ("split.csv", "file,split\n,train\n", "column 'file' has an entry that names no file, or none at all"),
+        ("split.csv", "file,split\n", "column 'file' has an empty entry, or one that is not the name of a file"),
+        (
+            "split.csv",
+            "file,split\n,train\n",
+            "column 'file' has an empty entry, or one that is not the name of a file",
+        ),
         ("split.csv", "PK\x03\x04\0", "is not a text file; export the table as CSV (UTF-8)"),
         ("split.json", '{"train": [0], "test": [1]}', "holds row numbers such as 0; give the folder of the images"),
         ("split.json", '{"files": ["a.png"], "train": [0], "test": [7]}', "row 7 is none of the 1 files"),

@@ -525,7 +525,7 @@ def test_a_subject_on_two_sides_of_the_given_splits_is_named_and_nothing_is_left
     assert len(split.train) + len(split.validation) + len(split.test) == len(data.train)
     assert split.group == "cell"
     assert split.notes == (
-        "1 subject(s) stand on two sides of the data set's own splits, e.g. a; --split subject keeps each on one side",
+        "1 subject(s) are on two sides of the data set's own splits, e.g. a; --split subject keeps each on one side",
     )
 
 

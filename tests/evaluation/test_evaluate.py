@@ -270,12 +270,12 @@ def refusal_of(theirs: list[str], ours: list[str], names: dict[str, str] | None 
     with pytest.raises(LeukoscopeError) as error:
         match_labels("some/model", theirs, ours, names or {})
     message = str(error.value)
-    start = f"some/model: its classes are {', '.join(theirs)}, those of the data set {', '.join(ours)}; "
+    start = f"some/model: its classes are {', '.join(theirs)}, but the data set has {', '.join(ours)}; "
     assert message.startswith(start)
     return message.removeprefix(start)
 
 
-ASKED = "say of each of its classes which one it is, with --label_map THEIRS=OURS once for each"
+ASKED = "name the class of the data set for each class of the model: --label_map THEIRS=OURS, once per class"
 
 
 @pytest.mark.parametrize("names", [{}, {"LABEL_0": "ALL"}, {"LABEL_0": "ALL", "LABEL_1": "all"}, {"LABEL_0": "none"}])
@@ -284,7 +284,9 @@ def test_classes_without_a_counterpart_are_named_on_both_sides(names: dict[str, 
 
 
 def test_a_class_that_the_model_lacks_cannot_be_named() -> None:
-    assert refusal_of(["ALL", "HEM"], ["ALL", "HEM", "AML"]).startswith("it lacks some of these: leave their cells out")
+    assert refusal_of(["ALL", "HEM"], ["ALL", "HEM", "AML"]).startswith(
+        "leave out the cells of the classes that it lacks"
+    )
 
 
 # What identifies a cell that a release was made from; what follows from it is tested with `training_overlap`

@@ -99,7 +99,9 @@ def test_refuses_without_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_a_public_repository_takes_nothing_that_is_to_be_private(hub: Hub) -> None:
     hub.storage.create("lab/cells", private=False)
-    with pytest.raises(LeukoscopeError, match=r"lab/cells: this model is public already; ask for no private one to"):
+    with pytest.raises(
+        LeukoscopeError, match=r"lab/cells: this model is public already; leave out the flag for a private one"
+    ):
         check_can_publish(Destination("lab/cells", private=True))
 
 
@@ -291,7 +293,7 @@ def test_the_licence_of_weights_of_ones_own_data_is_asked_for(hub: Hub, whole_re
         return done.stderr, yaml.safe_load(hub.content("lab/cells", "README.md").decode().split("---\n")[1])
 
     told, card = push()
-    assert "the card states no licence, so that nobody may use the weights; give one with --licence" in told
+    assert "the card states no licence, so nobody may use the weights; give one with --licence" in told
     assert "license" not in card and "datasets" not in card
     told, card = push("--licence", "mit")
     assert "licence" not in told and card["license"] == "mit"

@@ -127,7 +127,9 @@ def test_no_picture_gets_into_a_data_set(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "cells.csv").write_text("file\n")
     (tmp_path / "cell.bmp").write_bytes(b"BM")
     to = Destination("lab/folds", kind="dataset")
-    with pytest.raises(LeukoscopeError, match=r"cell.bmp: is no table or text .* no picture is published; remove it"):
+    with pytest.raises(
+        LeukoscopeError, match=r"cell.bmp: is not a table or text .* pictures are not published, remove it"
+    ):
         publish_dataset(tmp_path, to)
     assert hub.requests == []
 

@@ -158,7 +158,7 @@ def test_what_is_no_space_or_a_clone_of_one_is_left_alone(space: Path, tmp_path:
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["a/b", "c/d", "--static"], "--static: a/b, c/d given; name one model"),
+        (["a/b", "c/d", "--static"], "--static: got 2 models (a/b, c/d); name one"),
         (["a/b", "--onnxruntime_web", "node"], "--onnxruntime_web node: is for a static page; add --static"),
     ],
 )

@@ -136,7 +136,7 @@ def test_an_explained_prediction_draws_itself(predictor: Predictor, cells: list[
     assert explained.overlay(other, opacity=0.9, peak=2 * peak) == drawn(other, opacity=0.9, peak=2 * peak)
     common = replace(explained, peak=3 * peak)
     assert common.overlay() == drawn(label, peak=peak) != common.overlay(peak=common.peak)
-    with pytest.raises(LeukoscopeError, match="label 'Pro' is none of ALL, HEM; name one"):
+    with pytest.raises(LeukoscopeError, match="label 'Pro' is unknown; name one of ALL, HEM"):
         explained.overlay("Pro")
     with pytest.raises(LeukoscopeError, match=f"^{cells[0]}: has no Grad-CAM map; predict it with explain=True$"):
         predictor(cells[0]).overlay()

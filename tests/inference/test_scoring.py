@@ -250,7 +250,7 @@ def test_a_second_run_into_the_same_table_is_refused(predictor: Predictor, cells
 
     score(predictor, cells, output, progress=second)
     assert pq.read_table(output).num_rows == 11
-    with pytest.raises(LeukoscopeError, match="out.parquet: is already there"):
+    with pytest.raises(LeukoscopeError, match="out.parquet: exists already"):
         score(predictor, cells, output)
 
 

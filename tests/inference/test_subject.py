@@ -56,8 +56,8 @@ def test_cells_that_disagree_are_abstained_from() -> None:
 @pytest.mark.parametrize(
     ("shares", "outcomes", "outcome", "used", "reason"),
     [
-        ([0.99] * 2, ["ALL"] * 2, "too few cells", 2, "2 cells in use, and 3 are needed"),
-        ([0.99] * 3, ["ALL", "ALL", "not a cell"], "too few cells", 2, "2 cells in use, and 3 are needed"),
+        ([0.99] * 2, ["ALL"] * 2, "too few cells", 2, "2 cells can be used, but 3 are needed"),
+        ([0.99] * 3, ["ALL", "ALL", "not a cell"], "too few cells", 2, "2 cells can be used, but 3 are needed"),
         ([0.9] * 3 + [0.01] * 2, ["ALL"] * 3 + FOREIGN, "ALL", 3, ""),
         ([0.9] * 3 + [0.01] * 3, ["ALL"] * 3 + FOREIGN + ["not a cell"], "ALL", 3, ""),
         (

@@ -147,7 +147,7 @@ def test_a_damaged_or_swapped_file_is_named_by_every_command(
 
     # The demo shows visitors no folder of its machine.
     assert f"{'sealed' if words == 'demo' else sealed}/{FAULTS[fault]}: " in said
-    assert re.search(r"download or copy (the release again|both again from one release)$", said)
+    assert re.search(r"download or copy (the release again|both files again from one release)$", said)
     assert {path.name for path in tmp_path.iterdir()} == {"sealed", "cells"}
 
 

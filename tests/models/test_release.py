@@ -235,7 +235,7 @@ SIDES = "sides of 1 to 1024 pixels are supported"
         ({"pretrained_cfg": CFG | {"crop_mode": "squash"}}, "pretrained_cfg has .* (crop_mode is 'squash'; only the"),
         ({"pretrained_cfg": CFG | {"input_size": [3, 6000, 6000]}}, f".*input_size is [3, 6000, 6000]; {SIDES}"),
         ({"pretrained_cfg": CFG | {"input_size": [3, 2.5, 2.5]}}, f".*{SIDES}"),
-        ({"pretrained_cfg": CFG | {"mean": [123.7, 116.3, 103.5]}}, ".*mean is .*; of pixels in 0–1, three numbers"),
+        ({"pretrained_cfg": CFG | {"mean": [123.7, 116.3, 103.5]}}, ".*mean is .*; give three numbers"),
         ({"pretrained_cfg": CFG | {"crop_pct": 1e-4}}, ".*would be resized to 960000 pixels, more than 4096"),
         ({"model_args": {"no_such_argument": 1}}, "damaged (model_args.no_such_argument"),
         ({"model_args": [1]}, "damaged (model_args is [1]; "),
@@ -314,7 +314,7 @@ def test_weights_that_are_no_numbers_are_named(copy: Path, value: float, stored:
         ([], "its content is []; input should be a valid dictionary: download or copy the file again from the "),
         ({"data": None}, "data is None; input should be a valid dictionary"),
         ({"subject_rule": {"positive_label": "ALL"}}, "subject_rule.least_cells is missing"),
-        ({"positive_label": "cat"}, "positive_label is 'cat', none of ALL, HEM; restore it from the release"),
+        ({"positive_label": "cat"}, "positive_label is 'cat', not one of ALL, HEM; restore it from the release"),
     ],
 )
 def test_metrics_of_another_shape_are_named(copy: Path, metrics: object, problem: str) -> None:
@@ -327,7 +327,7 @@ def test_labels_in_another_order_than_in_metrics_are_refused(copy: Path) -> None
     """Without checksums nothing else tells that every answer would be the other class's."""
     (copy / "metrics.json").write_text(json.dumps({"labels": ["HEM", "ALL"]}))
     assert refusal(copy).startswith(
-        f"{copy / 'config.json'}: label_names is ['ALL', 'HEM'], and labels in metrics.json beside it ['HEM', 'ALL'];"
+        f"{copy / 'config.json'}: label_names is ['ALL', 'HEM'], but labels in metrics.json is ['HEM', 'ALL'];"
     )
 
 
@@ -336,8 +336,8 @@ def test_metrics_that_say_little_or_are_missing_are_no_problem_but_another_versi
     for version in (SCHEMA_VERSION - 1, SCHEMA_VERSION + 1, "3"):
         path.write_text(json.dumps({"schema_version": version}))
         assert refusal(copy) == (
-            f"{path}: schema_version is {version!r}, and {SCHEMA_VERSION} is supported; download the release again, or "
-            "use the version of Leukoscope that made it"
+            f"{path}: schema_version is {version!r}, but only {SCHEMA_VERSION} is supported; download the release "
+            "again or use the version of Leukoscope that made it"
         )
     said = {"data": {}, "evaluations": [{"name": "x"}], "decisions": {"abstention": {}}, "loss": [0.3]}
     path.write_text(json.dumps(said))
@@ -398,7 +398,7 @@ def test_what_cannot_be_saved_leaves_the_older_release_alone(copy: Path) -> None
     no_timm: Any = torch.nn.Linear(2, 2)
     no_timm.num_classes = 2
     for changes, said in (
-        ({"labels": ("ALL",)}, "1 labels for a head with 2 outputs; give one label an output"),
+        ({"labels": ("ALL",)}, "1 labels for a head with 2 outputs; give one label per output"),
         ({"network": no_timm}, "Linear is not a timm model; a release contains no code, so nothing could load it"),
     ):
         with pytest.raises(LeukoscopeError) as error:

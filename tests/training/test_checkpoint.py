@@ -82,10 +82,10 @@ def test_a_damaged_one_gives_way_to_the_one_before(
     checkpoints.resume("latest")
     assert checkpoints.resumed is not None and checkpoints.resumed.values == {"n": 1}
     assert capsys.readouterr().out.splitlines() == [
-        f"{last}: a damaged checkpoint; skipped for the one before it",
+        f"{last}: is damaged; the checkpoint before it is used",
         f"resuming from {checkpoints.folder / '00001-epoch-1-step-0'}",
     ]
-    with pytest.raises(LeukoscopeError, match=f"^{last}: a damaged checkpoint$"):
+    with pytest.raises(LeukoscopeError, match=f"^{last}: is damaged or not a checkpoint; give latest, or another one$"):
         checkpoints.resume(str(last))
 
 
@@ -94,7 +94,8 @@ def test_without_a_whole_one_the_run_starts_at_the_beginning(
 ) -> None:
     checkpoints.resume("latest")
     assert checkpoints.resumed is None
-    assert capsys.readouterr().out == f"{checkpoints.folder}: no whole checkpoint; starting at the beginning\n"
+    message = f"{checkpoints.folder}: holds no complete checkpoint; training starts at the beginning"
+    assert capsys.readouterr().out == f"{message}\n"
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(
@@ -128,8 +129,8 @@ def test_another_run_is_refused_by_name(tmp_path: Path, change: dict[str, Any], 
     with pytest.raises(LeukoscopeError) as refused:
         Checkpoints(tmp_path, replace(IDENTITY, **change)).resume("latest")
     assert str(refused.value) == (
-        f"{path}: a checkpoint of a run with other settings ({named}); give these again, or start a new run in another "
-        "--output_dir"
+        f"{path}: is a checkpoint of a run with other settings ({named}); give the earlier settings, or start a new "
+        "run in another --output_dir"
     )
 
 

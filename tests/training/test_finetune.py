@@ -181,7 +181,7 @@ def _trained_on(cells: FramedCells, subjects: list[str], **data: str) -> dict[st
 
 
 UNCLEAR = "r was trained on other cells; whether some of these are among them is unknown"
-TOO_GOOD = "of the validation side: validation metrics are too good"
+TOO_GOOD = "of the validation side: the validation metrics are too optimistic"
 
 
 @pytest.fixture
@@ -211,8 +211,8 @@ def test_a_release_that_knows_a_tested_subject_is_refused(
         noted(known)
     assert str(refused.value) == (
         f"--model_name_or_path r: was trained on subject {tested[0]} ({len(tested)} in all) of this run's test side, "
-        "so its metrics would be inflated; use --split all, which reports none, a --split_file that tests subjects it "
-        "never saw, or other cells"
+        "so its metrics would be inflated; use --split all, which measures nothing, a --split_file that tests other "
+        "subjects, or other cells"
     )
     assert noted(known, split=make_split(cells.data, "all")) == (), "no metric is inflated"
 
@@ -242,9 +242,11 @@ def test_its_cells_under_another_data_set_s_name_are_known_by_their_pixels(
 ) -> None:
     assert noted(_metrics(), kept=split.train) == ()
     (note, *_) = noted(_metrics(), kept=split.validation, split=replace(split, test=()))
-    assert note == f"r was made from {len(split.validation)} cells {TOO_GOOD}"
+    assert note == f"the data of r contain {len(split.validation)} cells {TOO_GOOD}"
     count = len(split.test)
-    with pytest.raises(LeukoscopeError, match=f"r: was made from {count} of the {count} cells of this run's test"):
+    with pytest.raises(
+        LeukoscopeError, match=f"r: its own data contain {count} of the {count} cells of this run's test"
+    ):
         noted(_metrics(), kept=split.test)
 
 

@@ -138,7 +138,7 @@ def test_a_labelled_zip_is_answered_and_deleted(
         assert (cell["reasons"], cell["ood_score"]) == ("", None)
     assert "accuracy" in dict((name, value) for name, value, _ in answer["figures"])
     assert any(note.startswith("ALL/s0/broken.png: is not an image") for note in answer["notes"])
-    assert any(note.startswith("cells.zip: 1 file(s) left out") for note in answer["notes"])
+    assert any(note.startswith("cells.zip: 1 file(s) skipped") for note in answer["notes"])
     assert any(note.startswith("Subjects were guessed from the folder of each picture: s0") for note in answer["notes"])
     assert "truth.csv: names none of these pictures; it was not used." in answer["notes"]
     said = "ALL/s0/wide.png: is 3000×3000 pixels, more than the 8 megapixels allowed; crop it to its cells first"
@@ -216,7 +216,7 @@ def test_too_few_cells_of_a_subject_have_no_figure() -> None:
     few, enough = result.subject_predictions
     assert (few.outcome, enough.outcome) == ("too few cells", "ALL")
     assert subject_text(result, "1") == (
-        "Together too few cells: 1 cells in use, and 2 are needed. 1 cells: 1 ALL, 0 HEM, 0 not sure, 0 refused."
+        "Together too few cells: 1 cells can be used, but 2 are needed. 1 cells: 1 ALL, 0 HEM, 0 not sure, 0 refused."
     )
     assert f"Together ALL, probability of ALL {enough.probability:.3f} (" in subject_text(result, "2")
     assert "Rule for a subject: " in batch_answer(result) and "Together ALL" in batch_picture(result)

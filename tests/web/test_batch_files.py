@@ -81,7 +81,7 @@ def test_what_is_no_picture_in_a_zip_is_summed_up_by_kind(tmp_path: Path) -> Non
     assert [file.name for file in batch.files] == ["P1/1.png", "P1/2.jfif"]
     assert sorted(batch.tables) == ["P1/a.csv", "b.CSV", "c.csv"]
     assert batch.problems == [
-        "set.zip: 2 file(s) left out, no pictures that can be read: .heic 1, no suffix 1; export them as PNG or JPEG"
+        "set.zip: 2 file(s) skipped, not readable images: .heic 1, no suffix 1; export them as PNG or JPEG"
     ]
 
 

@@ -105,7 +105,8 @@ def _add(group: typer.Typer, *commands: Callable[..., None], **settings: bool) -
 
 def demo(
     releases: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of releases to offer (default: those that come along).")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of releases to offer (default: those of this installation)."),
     ] = None,
     models: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File of Hub ids to offer as well, one per line.")

@@ -43,14 +43,15 @@ def audit(
 ) -> None:
     """Count cells and check the layout, then search for copies across subjects, classes or splits, and for shortcuts.
 
-    Opens every image and writes audit.json. Exit code: 0 nothing found that would inflate metrics; 1 or 2 the audit
-    could not be made; 3 found: an image in two subjects, two classes or on two sides of a split (by default the data
-    set's own), a subject in two classes, or a split that divides subjects. Copies that every split by subject keeps on
-    one side are listed but do not count; nor do features outside the cell that separate the classes: the summary ends
-    with a warning about these.
+    Opens every image and writes audit.json. Exit code 0: the audit found nothing that inflates metrics. 1 or 2: the
+    audit failed. 3: it found an image in two subjects, in two classes or on two sides of a split (by default the data
+    set's own), a subject in two classes, or a split that divides subjects. Two findings do not change the exit code:
+    copies that every split by subject keeps on one side, and features outside the cell that separate the classes; the
+    summary ends with a warning about these features.
 
-    --split_file may also be anybody's split: a table, lists, a folder or row numbers. Then its names are checked, and
-    with DIR its pictures, too: subjects and copies on several sides, and what a metric on it is worth.
+    --split_file may also be a split that Leukoscope did not write: a table, lists, a folder or row numbers. Then the
+    audit checks its names and, with DIR, its pictures: it lists subjects and copies on several sides, and says what a
+    metric on this split is worth.
     """
     from leukoscope.audit import survey_cells
     from leukoscope.data.folder import recognise
@@ -58,7 +59,7 @@ def audit(
     from leukoscope.data.split_lists import is_own_split
 
     if split and split_file:
-        raise ConfigError(f"--split {split} --split_file {split_file}: both name the split; give one")
+        raise ConfigError(f"--split {split} --split_file {split_file}: both give the split; leave one out")
     if split_file and not is_own_split(split_file):
         reading = {"subject_pattern": subject_pattern, "labels": labels, "label_column_name": label_column_name}
         _check_published_split(split_file, folder or train_dir, dataset_name, reading, output, quick, as_json)
@@ -67,7 +68,9 @@ def audit(
         raise ConfigError("--quick: decodes no image; leave out --split, --split_file and --output")
     names_images_once = bool(folder) != bool(dataset_name)
     if not names_images_once or (folder and train_dir):
-        raise ConfigError("leukoscope audit: name the images, by DIR or by --dataset_name, not by both")
+        raise ConfigError(
+            "leukoscope audit: give the images either as DIR, or as --dataset_name with or without --train_dir"
+        )
     names_label_column = label_column_name != "label"
     if folder and (subject_pattern or labels or names_label_column):
         dataset_name = "imagefolder"
@@ -94,9 +97,9 @@ def audit(
         typer.echo(json.dumps(survey | {"flags": flags}, indent=1, ensure_ascii=False))
     fewest = survey["fewest_cells"]
     if fewest < 2:  # one to train on and one to test on
-        raise DataError(f"cannot be trained on: a class has {fewest} cell(s); gather more")
+        raise DataError(f"a classifier cannot be trained on these cells: a class has {fewest} cell(s); gather more")
     if not as_json:
-        typer.echo(f"train on it: leukoscope train {shlex.join(flags)}")
+        typer.echo(f"to train on these cells: leukoscope train {shlex.join(flags)}")
     if not quick:
         _search(data, output, split, split_file, as_json=as_json)
 
@@ -199,12 +202,12 @@ def _print_findings(findings: Mapping[str, Any]) -> None:
     copies = copies_table(findings)
     measured = shortcuts_table(findings)
     print_table(copies.columns, copies.rows)
-    typer.echo(f"not found: {findings['duplicates']['not_found']}")
+    typer.echo(f"this search does not find {findings['duplicates']['not_found']}")
     for group in findings["subject_aliases"]:
         names = " = ".join(group["subjects"])
-        state = "already joined when loading"
+        state = "loading joins them already"
         if not group["known"]:
-            state = f"propose as subject_aliases; not joined yet: {', '.join(group['unjoined'])}"
+            state = f"not joined yet: {', '.join(group['unjoined'])}; add them to subject_aliases"
         typer.echo(f"one subject: {names}, {group['copies']} shared image(s); {state}")
     shortcuts = findings["shortcuts"]
     if measured.rows:
@@ -212,7 +215,7 @@ def _print_findings(findings: Mapping[str, Any]) -> None:
         print_table(["shortcut", *measured.columns[1:]], [*measured.rows, chance])
         for name, *_ in measured.rows:
             typer.echo(f"{name}: {TRIVIAL_FEATURES[name]}")
-        typer.echo(f"not measured — {shortcuts['left_out']}")
+        typer.echo(f"not measured: {shortcuts['left_out']}")
     else:
         typer.echo(f"shortcuts not measured: {shortcuts['not_measured']}")
     blank = findings["blank"]

@@ -26,7 +26,7 @@ def refuse_beside_benchmark(**flags: Any) -> None:
     """An error where a flag would change which cells a benchmark tests, or how their subjects are called."""
     for name, setting in flags.items():
         if setting:
-            raise ConfigError(f"--{name}: a benchmark says which cells are tested; leave it out beside --benchmark")
+            raise ConfigError(f"--{name}: the benchmark defines the tested cells; leave this flag out with --benchmark")
 
 
 def predict_benchmark(
@@ -96,10 +96,10 @@ def report_benchmark(
         f"{result['cells']:,} of {result['of_cells']:,} cells, {result['subjects']} of {result['of_subjects']} subjects"
     )
     if missing:
-        typer.secho(f"{missing:,} cells are missing: not comparable with a result on all", fg="yellow")
+        typer.secho(f"{missing:,} cells are missing: do not compare this with a result on all cells", fg="yellow")
     typer.echo(result["training_overlap"]["statement"])
     if entry:
-        typer.echo(f"for the model's repository: {place}")
+        typer.echo(f"upload this file to the model's repository: {place}")
     else:
         typer.secho(why_none, fg="yellow")
     typer.echo(f"{folder / 'benchmark.json'}\n{RESEARCH_NOTICE}")

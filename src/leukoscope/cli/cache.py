@@ -11,11 +11,11 @@ from typer import Option
 from leukoscope.cli.options import print_table
 
 
-def cache(clear: Annotated[bool, Option("--clear", help="Delete all that no running process uses.")] = False) -> None:
-    """List decoded cells, features and graphs that are kept between runs, the longest unused first.
+def cache(clear: Annotated[bool, Option("--clear", help="Delete the entries that no process uses.")] = False) -> None:
+    """List the cache: decoded cells, features of frozen backbones and graphs of networks, least recently used first.
 
-    What is not used for 30 days is deleted, and the longest unused above LEUKOSCOPE_CACHE_GB gigabytes (20).
-    LEUKOSCOPE_CACHE names the folder.
+    Leukoscope deletes entries that were not used for 30 days, and the least recently used entries if the cache is
+    larger than LEUKOSCOPE_CACHE_GB gigabytes (20). LEUKOSCOPE_CACHE names the folder.
     """
     from leukoscope.cache import CACHE_KINDS, entries, is_held, limit_in_bytes
     from leukoscope.cache import clear as clear_cache

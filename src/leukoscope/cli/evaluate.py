@@ -27,20 +27,22 @@ def evaluate(
     label_column_name: options.LabelColumn = "label",
     split: options.Split = None,
     split_file: options.SplitFile = None,
-    seed: Annotated[int, Option(min=0, help="Of the split, of --max_eval_samples and of the bootstrap samples.")] = 0,
+    seed: Annotated[int, Option(min=0, help="Seed of the split, of --max_eval_samples and of the bootstrap.")] = 0,
     label_map: Annotated[
         list[str] | None,
-        Option("--label_map", metavar="THEIRS=OURS", help="The model's name of a class, and ours; repeatable."),
+        Option(
+            "--label_map", metavar="THEIRS=OURS", help="A class of the model, and its name in the data; repeatable."
+        ),
     ] = None,
-    output: Annotated[Path | None, Option(metavar="DIR", help="Of the results (default: evaluations/<model>).")] = None,
+    output: Annotated[Path | None, Option(metavar="DIR", help="Results (default: evaluations/<model>).")] = None,
     max_eval_samples: Annotated[
-        int | None, Option("--max_eval_samples", min=1, help="Test on at most so many cells, chosen at random.")
+        int | None, Option("--max_eval_samples", min=1, help="Test at most this many cells, chosen at random.")
     ] = None,
     robustness: Annotated[
         bool,
         Option(
             "--robustness",
-            help="Predict 300 cells, evenly of all subjects, again under 22 small changes: how many classes change?",
+            help="Predict 300 cells again under 22 small changes of the picture, and count the classes that change.",
         ),
     ] = False,
     benchmark: Annotated[
@@ -48,7 +50,7 @@ def evaluate(
         Option(
             "--benchmark",
             metavar="NAME",
-            help="Folds by subject of a data set: cnmc2019-subjects, or OWNER/cnmc2019-subjects as it is on the Hub.",
+            help="Test on the folds of this benchmark: cnmc2019-subjects, or its Hub id OWNER/cnmc2019-subjects.",
         ),
     ] = "",
     batch_size: options.BatchSize = 16,
@@ -118,7 +120,7 @@ def evaluate(
 
 
 def _label_names(label_map: Sequence[str]) -> dict[str, str]:
-    """The model's name of a class → ours."""
+    """Class of the model → class of the data set."""
     names: dict[str, str] = {}
     for pair in label_map:
         if "=" not in pair:
@@ -126,7 +128,7 @@ def _label_names(label_map: Sequence[str]) -> dict[str, str]:
         theirs, _, ours = pair.rpartition("=")
         other = names.setdefault(theirs, ours)
         if other != ours:
-            raise ConfigError(f"--label_map {pair}: {theirs} is already {other}; give one of the two")
+            raise ConfigError(f"--label_map {pair}: {theirs} is already mapped to {other}; leave one out")
     return names
 
 

@@ -30,7 +30,7 @@ Backend = Annotated[
 ]
 Precision = Annotated[
     str,
-    Option("--precision", metavar="float32|bf16", help="bf16: faster on processors and GPUs with units for bfloat16."),
+    Option("--precision", metavar="float32|bf16", help="bf16 is faster on processors and GPUs that support bfloat16."),
 ]
 Device = Annotated[
     str, Option("--device", metavar="auto|cpu|cuda", help="Where torch computes; auto: on a GPU if there is one.")
@@ -60,10 +60,10 @@ Labels = Annotated[
     Path | None, Option("--labels", metavar="FILE", help="Table (CSV): file, and label, subject or both.")
 ]
 Split = Annotated[
-    str | None, Option("--split", metavar="NAME", help="The sides of this split of train; a test is on its test side.")
+    str | None, Option("--split", metavar="NAME", help="Split, as for train; evaluate predicts its test side.")
 ]
 SplitFile = Annotated[
-    Path | None, Option("--split_file", metavar="FILE", help="The sides of this split.json, in place of --split.")
+    Path | None, Option("--split_file", metavar="FILE", help="A split.json of a training, instead of --split.")
 ]
 LabelColumn = Annotated[str, Option("--label_column_name", metavar="NAME", help="Column of the classes in a table.")]
 Release = Annotated[Path, Argument(metavar="MODEL", help="Release folder.")]
@@ -73,7 +73,7 @@ WeightsLicence = Annotated[
         "--licence",
         "--license",
         metavar="ID",
-        help="Of the weights, as the Hub names it (default: apache-2.0 where data and start weights allow it).",
+        help="Licence of the weights, as the Hub names it (default: apache-2.0 if data and start weights allow it).",
     ),
 ]
 
@@ -151,7 +151,7 @@ def release_warnings(predictor: Predictor) -> list[str]:
 
 
 def require_writable(folder: Path) -> None:
-    """Refuse an `--output` that takes no new file, before long work begins; create nothing."""
+    """Refuse an `--output` folder that cannot be written to, before long work begins; creates nothing."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         reason = os.strerror(errno.EACCES if there.is_dir() else errno.EEXIST)

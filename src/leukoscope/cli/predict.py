@@ -49,13 +49,13 @@ def predict(
         Option(
             "--method",
             metavar="evidence|occlusion",
-            help="Of the maps: evidence is Grad-CAM, the mean over the image's eight rotations and mirrorings; "
-            "occlusion covers one place of the image after the other. Default: the maps that passed the release's "
-            "checks, else evidence.",
+            help="Kind of map: evidence is Grad-CAM, the mean over eight rotations and flips of the image; occlusion "
+            "covers one place of the image after another. Default: the kind that passed the release's checks, else "
+            "evidence.",
         ),
     ] = "",
     tta: Annotated[
-        bool, Option("--tta", help="Test-time augmentation: average over the image's eight rotations and mirrorings.")
+        bool, Option("--tta", help="Test-time augmentation: average over eight rotations and flips of the image.")
     ] = False,
     backend: options.Backend = "",
     precision: options.Precision = "float32",
@@ -160,7 +160,7 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _save_overlay(prediction: Prediction, folder: Path, taken: set[str]) -> Path:
-    """Save the most probable class's map over its image; that of an earlier run is replaced."""
+    """Save the most probable class's map over its image; replaces the map of an earlier run."""
     from leukoscope.models.release import public_name
 
     label = prediction.most_probable
@@ -224,7 +224,7 @@ def file_key(path: Path) -> str:
 
 
 def numbered(path: Path, taken: set[str]) -> Path:
-    """Return the path, with a number if its `file_key` is in `taken`; the key of what is returned is added there."""
+    """Return the path, with a number if its `file_key` is in `taken`; adds the key of the returned path to `taken`."""
     names = chain([path], (path.with_stem(f"{path.stem}-{n}") for n in count(2)))
     chosen = next(name for name in names if file_key(name) not in taken)
     taken.add(file_key(chosen))
@@ -245,7 +245,7 @@ def score(
     batch_size: options.BatchSize = 32,
     ray: Annotated[
         str | None,
-        Option(metavar="ADDRESS", help="Score on Ray: the address of a cluster, or `local` for a process a core."),
+        Option(metavar="ADDRESS", help="Score on Ray: the address of a cluster, or `local` for one process per core."),
     ] = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -348,5 +348,5 @@ def _print_subjects(subjects: list[SubjectPrediction], *, model: str) -> None:
             likewise = f"; likewise {len(others)} more"
         typer.echo(f"{shown_name(first.subject)}: {outcome}: {first.reason}{likewise}")
     typer.echo(f"rule: {subjects[0].rule.text}")
-    typer.echo("The interval is of this subject's cells alone; it does not say how subjects differ.")
+    typer.echo("The interval covers only this subject's cells; it does not show how subjects differ.")
     typer.echo(f"model: {model}\n{RESEARCH_NOTICE}")

@@ -93,9 +93,9 @@ def card(
 def push(
     release: options.Release,
     hub_model_id: Annotated[
-        str, Option("--hub_model_id", metavar="ID", help="The repository, owner/name; made if need be.")
+        str, Option("--hub_model_id", metavar="ID", help="Repository, owner/name; created if missing.")
     ],
-    revision: Annotated[str, Option(metavar="BRANCH", help="Its branch (default: main); made if need be.")] = "",
+    revision: Annotated[str, Option(metavar="BRANCH", help="Branch (default: main); created if missing.")] = "",
     private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
     tag: Annotated[str, Option(help="Name this version, like v1; tags are not moved.")] = "",
     licence: options.WeightsLicence = "",
@@ -113,24 +113,28 @@ def push(
     to.require_usable()
     others = unpublished_files(release)
     if others:
-        typer.echo(f"not published, because it is no part of a release: {', '.join(others)}", err=True)
+        typer.echo(f"not published, because these files are not part of a release: {', '.join(others)}", err=True)
     typer.echo(f"published: {publish(release, to, licence=licence)}\n{RESEARCH_NOTICE}")
     if not (licence or default_licence(read_metrics(release))):
-        typer.echo("the card states no licence, so that nobody may use the weights; give one with --licence", err=True)
+        typer.echo("the card states no licence, so nobody may use the weights; give one with --licence", err=True)
 
 
 def space(
     models: Annotated[list[str], Argument(metavar="MODEL", help="Models to offer, owner/name@revision.")],
     output: Annotated[Path, Option(metavar="DIR", help="Folder to write; an earlier Space in it is replaced.")],
-    title: Annotated[str, Option(help="Of the Space's page.")] = "Leukoscope",
+    title: Annotated[str, Option(help="Title of the Space.")] = "Leukoscope",
     static: Annotated[
         bool, Option("--static", help="A page that computes one model in the visitor's browser, without a server.")
     ] = False,
     onnxruntime_web: Annotated[
         Path | None,
-        Option("--onnxruntime_web", metavar="DIR", help="With --static: npm's onnxruntime-web (default: downloaded)."),
+        Option(
+            "--onnxruntime_web",
+            metavar="DIR",
+            help="With --static: folder of the npm package onnxruntime-web (default: downloaded).",
+        ),
     ] = None,
-    push: Annotated[str, Option(metavar="ID", help="Put it on the Hub as the Space owner/name.")] = "",
+    push: Annotated[str, Option(metavar="ID", help="Publish it as the Space owner/name.")] = "",
     private: Annotated[bool, Option("--private", help="Make a new Space private.")] = False,
 ) -> None:
     """Build a Hugging Face Space: the demo, which pulls its models from the Hub, or a static page with one model in it.
@@ -144,7 +148,7 @@ def space(
     from leukoscope.models.release import local_release, read_release
 
     if static and len(models) > 1:
-        raise ConfigError(f"--static: {', '.join(models)} given; name one model")
+        raise ConfigError(f"--static: got {len(models)} models ({', '.join(models)}); name one")
     if onnxruntime_web and not static:
         raise ConfigError(f"--onnxruntime_web {onnxruntime_web}: is for a static page; add --static")
     if static:
@@ -170,11 +174,11 @@ def space(
 
 def list_releases(
     folder: Annotated[
-        Path | None, Argument(metavar="DIR", help="Folder of releases (default: those that come along).")
+        Path | None, Argument(metavar="DIR", help="Folder of releases (default: those of this installation).")
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """List the releases in a folder: classes, recipe, data set and size; of a damaged one, what is wrong."""
+    """List the releases in a folder: classes, recipe, data set and size; for a damaged release, what is wrong."""
     from leukoscope.files import embedded_releases
     from leukoscope.models.release import read_release, release_folders
 

@@ -34,7 +34,9 @@ def smear(
     output: Annotated[Path | None, Option(metavar="DIR", help="Draw the outcomes to DIR/<folder>/<smear>.png.")] = None,
     um_per_pixel: Annotated[
         float | None,
-        Option("--um_per_pixel", help="Micrometres per pixel; else measured on red cells or, uncertain, nuclei."),
+        Option(
+            "--um_per_pixel", help="Micrometres per pixel (default: measured on red cells or, less surely, nuclei)."
+        ),
     ] = None,
     crops: Annotated[
         Path | None,
@@ -106,10 +108,10 @@ def _save_pictures(image: Image, reading: SmearReading, crops: Path | None, over
 
 
 def _places(files: Sequence[Path], inputs: Sequence[Path], flag: str, folder: Path | None) -> dict[Path, Path]:
-    """Smear → a PNG of its own in a folder, below the name of the smear's folder.
+    """Smear → the PNG to write for it: in `folder`, in a sub-folder with the name of the smear's folder.
 
     Raises:
-        LeukoscopeError: it would lie beside smears.
+        ConfigError: it would lie beside smears.
     """
     if folder is None:
         return {}
@@ -122,7 +124,7 @@ def _places(files: Sequence[Path], inputs: Sequence[Path], flag: str, folder: Pa
         slide = next((home.relative_to(root.parent) for root in roots if home.is_relative_to(root)), Path(home.name))
         places[path] = numbered(Path(shown_name(str(folder / slide / f"{path.stem}.png"))), taken)
         if os.path.realpath(places[path].parent) == os.path.realpath(home):
-            raise ConfigError(f"{flag} {folder}: pictures would lie among the smears of {path.parent}; name another")
+            raise ConfigError(f"{flag} {folder}: would write pictures among the smears of {path.parent}; name another")
     return places
 
 

@@ -27,7 +27,9 @@ def read_lists(split_file: Path, folder: Path | None) -> SplitLists:
     files: list[str] = []
     if folder:
         if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder; give that of the images, or leave it out to check names")
+            raise DataError(
+                f"{folder}: no such folder; give the folder of the images, or leave it out to check names only"
+            )
         files = [path.relative_to(folder).as_posix() for path in ImageFolder.read(folder).images]
     return read_split_lists(split_file, files)
 
@@ -46,8 +48,8 @@ def compare_pictures(report: dict[str, Any], lists: SplitLists, data: LoadedCell
     sides, unmatched = sides_of_cells(published, data.rows["cell_id"][:])
     if not any(sides.values()):
         raise DataError(
-            f"--split_file {lists.source}: names no image of these, for example {unmatched[0]}; give the folder that "
-            "the split is of"
+            f"--split_file {lists.source}: none of its images is in this folder, for example {unmatched[0]}; give the "
+            "folder of the images that it splits"
         )
     split = Split(
         "given", "cell", 0, data.fingerprint, sides["train"], sides["validation"], sides["test"], published.name
@@ -85,7 +87,7 @@ def print_report(report: Mapping[str, Any], *, as_json: bool) -> None:
         missing = pictures["names_without_picture"]
         left_out = ""
         if missing:
-            left_out = f"; {missing:,} names of the split are no image there"
+            left_out = f"; {missing:,} names of the split have no image there"
         typer.echo(f"{pictures['compared']:,} pictures compared{left_out}")
     for finding in report["findings"]:
         typer.secho(f"found: {finding['sentence']}", fg="red", bold=True)

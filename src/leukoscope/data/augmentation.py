@@ -85,7 +85,7 @@ _DRAWS = 10  # numbers drawn for a cell and epoch
 
 
 class Augmenter:
-    """Augments batches; what a cell gets depends only on (seed, epoch, its row), however many processes share them."""
+    """Augments batches; the changes of a cell depend only on (seed, epoch, its row), not on the number of processes."""
 
     def __init__(self, augmentation: Augmentation, background: str, seed: int):
         """Take the settings; `background` is "black" or "smear", as in `DatasetInfo`."""

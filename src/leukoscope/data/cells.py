@@ -82,7 +82,7 @@ class LoadedCells:
         return replace(self, info=replace(self.info, positive_label=label))
 
     def without(self, problems: Mapping[str, str]) -> LoadedCells:
-        """The same data, and fingerprint, less the cells found damaged, given as cell id → message."""
+        """The same data and fingerprint without the damaged cells; `problems` is cell id → message."""
         if not problems:
             return self
         from datasets import DatasetDict
@@ -104,7 +104,7 @@ class LoadedCells:
             lines.append("These cells are synthetic: metrics on them say nothing about patients.")
         if self.own_splits:
             sides = ", ".join(f"{side} {count:,}" for side, count in self.own_splits.items())
-            lines.append(f"splits of its own: {sides} (taken by --split given, the default of `leukoscope train`)")
+            lines.append(f"own splits: {sides} (--split given uses them; it is the default of `leukoscope train`)")
         lines += [f"known: {trap}" for trap in self.info.traps]
         lines += [f"counts differ: {line}" for line in self.count_differences]
         lines += self.passed_over
@@ -209,7 +209,7 @@ def _fingerprint(rows: Sequence[CellRecord]) -> str:
 
 
 def _check_labels(labels: Sequence[str], of_entry: Sequence[str], source: str, not_used: Sequence[str]) -> None:
-    """Refuse fewer than two classes, and a name, not of the entry, that reads like another class's or like none."""
+    """Refuse fewer than two classes, and names outside the entry that look like another class or like no class."""
     if len(labels) < 2:
         classes = f"only the class {labels[0]!r}" if labels else "no cell"
         sentences = [f"{source}: {classes} found", *not_used, "a classifier needs two or more classes"]
@@ -219,7 +219,7 @@ def _check_labels(labels: Sequence[str], of_entry: Sequence[str], source: str, n
         if label != label.strip() or not label.isprintable():
             raise DataError(f"{source}: class {label!r} has blanks around its name, or invisible characters; rename it")
         if folded(label) in RESERVED_LABELS:
-            raise DataError(f"{source}: class {label!r} means in a prediction that no class is given; rename it")
+            raise DataError(f"{source}: class {label!r} is the name of an outcome without a class; rename it")
         other = alike.setdefault(folded(label), label)
         if other != label:
             raise DataError(f"{source}: classes {other!r} and {label!r} look alike; give one class one name")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from leukoscope import DataError
+from leukoscope import ConfigError, DataError
 from leukoscope.data.cell_tables import folded
 from leukoscope.data.cells import CellRecord, LoadedCells, assemble, image_column
 from leukoscope.data.images import UnreachableImage, UnreadableImage, check_header
@@ -183,19 +183,19 @@ def _cells_by_name(info: DatasetInfo, folder: ImageFolder, source: str) -> tuple
     without_class = [label for label in counts if _NO_CLASS.fullmatch(folded(label))]
     if without_class:
         raise DataError(
-            f"{source}: the folders {', '.join(sorted(counts))} would be the classes, but {without_class[0]!r} names "
-            "none; give the folder that holds those of the classes, move the other away (or rename it if it is one), "
-            "or name the classes in a table (--labels FILE)"
+            f"{source}: the folders {', '.join(sorted(counts))} would be the classes, but {without_class[0]!r} is not "
+            "the name of a class; give the folder that contains the folders of classes, move this folder away (or "
+            "rename it if it is a class), or name the classes in a table (--labels FILE)"
         )
     not_used += [
-        f"folder {label!r} is a split without folders of classes: its {counts[label]:,} image file(s) left out"
+        f"folder {label!r} is a split without folders of classes: its {counts[label]:,} image file(s) are skipped"
         for label in splits
     ]
     return [cell for cell in cells if cell.label not in splits], not_used
 
 
 def own_sides(names: Iterable[str]) -> dict[str, str]:
-    """The splits among these names of splits or folders: name → side; where two are of one side, the usual one."""
+    """The splits among these names of splits or folders: name → side; if two name one side, the usual name."""
     name_of = {_SIDE_SUFFIX.sub("", name.strip().casefold()): name for name in names}
     sides: dict[str, str] = {}
     for side, usual_names in _SIDE_NAMES.items():
@@ -229,12 +229,13 @@ def _with_own_splits(
         if top not in side_of:
             outside[cell.path.relative_to(folder.root).parts[depth]] += 1
     return in_splits, [
-        f"folder {name!r} not used: {count:,} image file(s), of no split" for name, count in outside.items()
+        f"folder {name!r} is not used: its {count:,} image file(s) belong to no split"
+        for name, count in outside.items()
     ]
 
 
 def _depth_of_splits(folders_of: Sequence[Sequence[str]]) -> int:
-    """How deep the splits lie: below the folders that hold all cells, as an archive unpacks into one of its own."""
+    """The depth of the folders of splits; an archive often unpacks into one outer folder, which holds all cells."""
     depth = 0
     while (
         all(len(folders) > depth + 1 for folders in folders_of) and len({folders[depth] for folders in folders_of}) == 1
@@ -253,9 +254,9 @@ def subject_rule(pattern: str) -> Callable[[str], str]:
     try:
         rule = re.compile(pattern)
     except (re.error, OverflowError) as error:
-        raise DataError(f"{flag}: not a regular expression ({error})") from None
+        raise ConfigError(f"{flag}: is not a regular expression ({error}); correct it") from None
     if not rule.groups:
-        raise DataError(f"{flag}: has no group; write the subject's part as (?P<subject>…)")
+        raise ConfigError(f"{flag}: has no group; write the subject's part as (?P<subject>…)")
     group: str | int = "subject" if "subject" in rule.groupindex else 1
 
     def subject_of(file: str) -> str:

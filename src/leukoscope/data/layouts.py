@@ -41,16 +41,16 @@ def _suffix(name: str) -> str:
 
 
 def other_kinds(names: Iterable[str]) -> Counter[str]:
-    """Suffix → number of the files that are neither pictures nor usually lie beside them."""
+    """Suffix → number of the files that are not pictures and do not usually lie beside pictures."""
     return Counter(kind or "no suffix" for kind in map(_suffix, names) if kind not in (*IMAGE_SUFFIXES, *_COMPANIONS))
 
 
 def left_out(kinds: Counter[str]) -> str:
-    """One line on files that are no readable pictures, given as suffix → count; "" for none."""
+    """One line about the files that are not readable images: suffix → count; "" for none."""
     if not kinds:
         return ""
     listed = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
-    return f"{kinds.total():,} file(s) left out, no pictures that can be read: {listed}; export them as PNG or JPEG"
+    return f"{kinds.total():,} file(s) skipped, not readable images: {listed}; export them as PNG or JPEG"
 
 
 def walk(root: Path) -> Iterator[tuple[str, list[str]]]:
@@ -102,7 +102,7 @@ class ImageFolder:
 
     @property
     def left_out(self) -> str:
-        """One line on the files that are no readable pictures; "" without."""
+        """One line about the files that are not readable images; "" for none."""
         return left_out(other_kinds(path.name for path in self.others))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image as Picture
 
-from leukoscope import DataError
+from leukoscope import ConfigError, DataError
 from leukoscope.data.cell_tables import SUBJECT_COLUMNS
 from leukoscope.data.cells import CellRecord, LoadedCells, assemble, image_column
 from leukoscope.data.folder import load_folder, own_sides
@@ -124,7 +124,7 @@ def _check_flags(dataset_name: str, info: DatasetInfo, flags: Mapping[str, Any])
         data_set = f"--dataset_name {dataset_name}"
         if flags["train_dir"] is not None and flag != "train_dir":
             data_set += f" --train_dir {flags['train_dir']}"
-        raise DataError(f"--{flag} {argument}: has no effect with {data_set}; leave it out{_instead_of(flag)}")
+        raise ConfigError(f"--{flag} {argument}: has no effect with {data_set}; leave it out{_instead_of(flag)}")
 
 
 def _instead_of(flag: str) -> str:
@@ -237,7 +237,7 @@ def _require_columns(table: Dataset, columns: Mapping[str, str], source: str) ->
     kind = table.features[columns["image"]]
     if isinstance(kind, Value) and "binary" not in kind.dtype:
         raise DataError(
-            f"{source}: its column {columns['image']!r} holds {kind.dtype}, no images; name theirs with "
+            f"{source}: its column {columns['image']!r} holds {kind.dtype}, not images; name the column of images with "
             "--image_column_name"
         )
 

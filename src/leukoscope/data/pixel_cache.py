@@ -117,7 +117,7 @@ def release_pages(array: np.ndarray) -> None:
 
 
 def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
-    """Frame every cell, the publisher's test set included, from the cache where it was done before.
+    """Frame every cell, including the publisher's test set; reads the cache if the cells were framed before.
 
     Cells whose pictures turn out damaged are left out of `data`, and their rows are zeros. Transparent parts are filled
     with the colour that the data set's cells lie on, and a note says in how many pictures.
@@ -178,7 +178,7 @@ def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
 
 @cache
 def decoding_digest() -> str:
-    """A digest of all that decides which pixels a file becomes: our functions and limits, Pillow and its codecs."""
+    """A digest of everything that affects the decoded pixels: our functions and limits, Pillow and its codecs."""
     sources = [inspect.getsource(function) for function in (*DECODING_FUNCTIONS, Preprocessing.frame, _measured)]
     resized_side = vars(Preprocessing)["resized_side"].fget  # the function of the property
     sources += [inspect.getsource(Preprocessing._resized), inspect.getsource(resized_side)]

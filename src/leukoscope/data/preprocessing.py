@@ -52,7 +52,7 @@ class Preprocessing:
         crop_pct = cfg["crop_pct"]
         interpolation = cfg["interpolation"]
         if cfg.get("crop_mode", "center") != "center":
-            raise ValueError(f"crop_mode is {cfg['crop_mode']!r}; only the central crop, 'center', is made here")
+            raise ValueError(f"crop_mode is {cfg['crop_mode']!r}; only the central crop, 'center', is supported")
         if not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct is {crop_pct!r}, not a share of the picture")
         if not isinstance(width, int) or not 1 <= width <= MAX_INPUT:
@@ -68,7 +68,7 @@ class Preprocessing:
             values = cfg[key]
             numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
             if not numbers or len(values) != 3 or not all(least <= value <= 1 for value in values):
-                raise ValueError(f"{key} is {values!r}; of pixels in 0–1, three numbers from {least:g} to 1 are read")
+                raise ValueError(f"{key} is {values!r}; give three numbers from {least:g} to 1, for pixels of 0–1")
         return cls(width, crop_pct, interpolation, tuple(cfg["mean"]), tuple(cfg["std"]))
 
     def to_pretrained_cfg(self) -> dict[str, Any]:

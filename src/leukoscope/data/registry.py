@@ -62,7 +62,7 @@ class DatasetInfo:
         return subject
 
     def about(self) -> dict[str, Any]:
-        """What a report names of it, ready for JSON."""
+        """The fields that a report shows, ready for JSON."""
         facts = {key: getattr(self, key) for key in ("name", "title", "licence", "citation", "synthetic")}
         facts["unit"] = self.group
         if self.copy_of:

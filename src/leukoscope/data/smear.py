@@ -231,7 +231,7 @@ def find_cells(
     if scale is None and stain.share:
         scale = measure_scale(image, stain)
     if scale is None and stain.share >= SMEAR_NUCLEAR_SHARE:
-        raise UnusableSmear("neither enough red cells nor a whole nucleus show its scale: give it (--um_per_pixel)")
+        raise UnusableSmear("has too few red cells and no whole nucleus to measure its scale on: give --um_per_pixel")
     if scale is not None and not SCALES[0] <= scale.um_per_pixel <= SCALES[1]:
         raise UnusableSmear(
             f"scale {scale.um_per_pixel:.3g} µm per pixel ({scale.source}), but a microscope's is {SCALES[0]:g} to "
@@ -292,9 +292,9 @@ def _notes(scale: Scale, cells: Sequence[SmearCell]) -> Iterator[str]:
                 f"those of white cells are {low:g} to {high:g} µm wide: the count is not plausible, check the scale."
             )
     if scale.source == "red cells":
-        yield "The scale is measured on the red cells, taken to be 7.5 µm wide; better give it."
+        yield "The scale is measured on the red cells, taken to be 7.5 µm wide; give it if you know it."
     elif scale.source == "nuclei":
-        yield "Too few red cells to measure the scale on: it is taken from the nuclei and uncertain; better give it."
+        yield "There are too few red cells: the scale is measured on the nuclei and uncertain; give it if you know it."
 
 
 def cut_out(image: Image.Image, cell: SmearCell, um_per_pixel: float) -> Image.Image:

@@ -230,7 +230,7 @@ def _named_rows(path: Path, table: Mapping[str, list[str]]) -> _NamedRows:
     name_column = _find_column(table, _NAME_COLUMNS) or subject_column
     names = table[name_column]
     if not names or "" in names:
-        problem = f"its column {name_column!r} has an entry that names no file, or none at all"
+        problem = f"its column {name_column!r} has an empty entry, or one that is not the name of a file"
         raise DataError(f"--split_file {path}: {problem}; name a file in each row")
     subject_of: dict[str, str] = {}
     if subject_column:
@@ -300,8 +300,8 @@ def _splits_of_column(path: Path, column: str, names: Sequence[str], words: Sequ
     for name, word, match in zip(names, words, matches, strict=True):
         if match is None:
             raise DataError(
-                f"--split_file {path}: column {column}, {word!r} of {name} is neither train, validation or test nor "
-                "the number of a fold"
+                f"--split_file {path}: column {column} holds {word!r} for {name}, which is neither train, validation "
+                "or test nor the number of a fold"
             )
         folds.setdefault(match[1], []).append(name)
     return _cross_validation(folds)

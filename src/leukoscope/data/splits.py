@@ -70,7 +70,7 @@ class Split:
         return sha256(json.dumps(sorted(self.test)).encode()).hexdigest()
 
     def about(self) -> dict[str, Any]:
-        """What a report names of it, ready for JSON."""
+        """The fields that a report shows, ready for JSON."""
         named = {key: getattr(self, key) for key in ("strategy", "detail", "seed", "fingerprint", "test_fingerprint")}
         return {**named, "disjoint_by": self.group}
 
@@ -246,7 +246,7 @@ def _group_kept_whole(data: LoadedCells, strategy: str) -> tuple[Group, str]:
         return _GROUPS.get(strategy.removesuffix("-cv"), "subject"), ""
     divided = divided_subjects(data)
     if divided:
-        example = f"{len(divided)} subject(s) stand on two sides of the data set's own splits, e.g. {divided[0]}"
+        example = f"{len(divided)} subject(s) are on two sides of the data set's own splits, e.g. {divided[0]}"
         return "cell", f"{example}; --split subject keeps each on one side"
     return "subject" if all(data.train["subject"]) else "cell", ""
 

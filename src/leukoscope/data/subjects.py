@@ -90,7 +90,7 @@ def find_subjects(
         if without:
             raise DataError(
                 f"{names}: names no subject for {without[0]!r} ({len(without):,} of {len(pictures):,} pictures); add a "
-                "row for each picture, or take away the pictures that have none, or the table"
+                "row for each picture, or remove the pictures without a row, or remove the table"
             )
         places = {row.subject: f"{row.table}, row {row.number}" for row in reversed(rows.values())}
         check_subject_ids(places, names)
@@ -157,7 +157,7 @@ def _joined(picture: str, row: _NamedRow, other: _NamedRow) -> _NamedRow:
         if first and second and first != second:
             raise DataError(
                 f"{picture}: has the {kind} {first!r} in {row.table} (row {row.number}) and {second!r} in "
-                f"{other.table} (row {other.number}); correct one of them, or take one table away"
+                f"{other.table} (row {other.number}); correct one of them, or remove one table"
             )
     # Messages about a subject name the table that it stands in.
     source = row if row.subject else other

@@ -79,7 +79,7 @@ def _csv(name: str, content: bytes, fix: str) -> TableFile:
     """A table separated by commas, semicolons or tabs, in UTF-8, UTF-16 or, with a note, Windows-1252."""
     text = _decoded(name, content)
     if re.match(r"\s*(\[\s*)?\{\s*\"", text):
-        raise DataError(f"{name}: is JSON, no table; export it as CSV (Label Studio: Export, CSV)")
+        raise DataError(f"{name}: is JSON, not a table; export it as CSV (Label Studio: Export, CSV)")
     lines = re.split(r"\r\n|\r|\n", text)
     first = 0
     while first < len(lines) and _BEFORE_HEADER.match(lines[first]):

@@ -273,7 +273,7 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
     release = load_release(source)
     info = cells.data.info
     if not release.metrics.get("training"):
-        raise DataError(f"{source}: says nothing about its training; recalibrate a release made by Leukoscope")
+        raise DataError(f"{source}: does not say how it was trained; recalibrate a release that Leukoscope made")
     estimates = NOT_KNOWN
     if _refuse_training_cells(release, cells):
         estimates = ESTIMATES
@@ -350,13 +350,13 @@ def _refuse_training_cells(release: Release, cells: FramedCells) -> bool:
     seen = seen_of(release, cells, ids)
     if seen.overlap is Overlap.SUBJECTS:
         raise DataError(
-            f"subject {seen.subjects[0]} trained {release.name}: it is overconfident on training cells; recalibrate on "
-            "subjects that did not train it"
+            f"{release.name}: was trained on subject {seen.subjects[0]} and is overconfident on training cells; "
+            "recalibrate it on other subjects"
         )
     if seen.cells:
         raise DataError(
-            f"{seen.cells:,} of these {len(ids):,} cells are among those that {release.name} was made from: it is "
-            "overconfident on training cells; recalibrate on other cells"
+            f"{release.name}: its own data contain {seen.cells:,} of these {len(ids):,} cells, and it is overconfident "
+            "on training cells; recalibrate it on other cells"
         )
     return seen.overlap.certain
 
@@ -370,6 +370,6 @@ def _require_enough(predictions: CellPredictions, unit: str) -> None:
         if subject_count < MIN_SUBJECTS_TO_RECALIBRATE or mine.sum() < MIN_CELLS_TO_RECALIBRATE:
             needed = f"{MIN_CELLS_TO_RECALIBRATE} cells of {MIN_SUBJECTS_TO_RECALIBRATE} {unit}s of each class"
             raise DataError(
-                f"class {label}: {mine.sum()} cells of {subject_count} {unit}(s); recalibration needs {needed}, or its "
-                "thresholds would be chance"
+                f"class {label}: {mine.sum()} cells of {subject_count} {unit}(s); recalibration needs {needed}; with "
+                "fewer, its thresholds are chance"
             )

@@ -18,7 +18,7 @@ from datasets import Dataset, concatenate_datasets
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, ConfigError, DataError, LeukoscopeError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.images import BLACK_RGB, RgbColour, UnreadableImage, cell_area, open_encoded, pixel_hash
 from leukoscope.data.pixel_cache import without_damaged
@@ -77,7 +77,7 @@ class ModelPredictions:
 
     @property
     def name(self) -> str:
-        """The release's; of a folder only the last name: the rest is private."""
+        """The release's name; for a folder only its last part, because the rest of the path is private."""
         local = Path(self.release.name)
         if local.exists():
             return folder_name(local)
@@ -96,7 +96,7 @@ class ModelPredictions:
         return {"outcomes": counts, "given": len(is_right), "right": sum(is_right)}
 
     def subject_rule(self) -> dict[str, Any] | None:
-        """Measure the release's rule for subjects, whose class is called as in these predictions."""
+        """Measure the release's rule for subjects, with the class names of these predictions."""
         metrics = dict(self.release.metrics)
         rule = metrics.get("subject_rule")
         if rule:
@@ -119,7 +119,7 @@ def select_cells(
         LeukoscopeError: both a split and a file, or a split without a test side.
     """
     if split and split_file:
-        raise DataError(f"--split {split} --split_file {split_file}: both say which cells are tested; give one")
+        raise ConfigError(f"--split {split} --split_file {split_file}: both say which cells are tested; give one")
     if split_file:
         whole = load_split(split_file, data)
     elif split:
@@ -132,7 +132,7 @@ def select_cells(
         every = tuple(cell for rows in data.cells.values() for cell in rows["cell_id"][:])
         whole = Split("none", data.info.group, seed, data.fingerprint, (), (), every, detail="every cell")
     if not whole.test:
-        raise DataError(f"--split {whole.strategy}: tests no cell; leave it out to predict every cell")
+        raise ConfigError(f"--split {whole.strategy}: tests no cell; leave it out to predict every cell")
     return SelectedCells(data, whole.at_most(None, at_most), whole)
 
 
@@ -154,7 +154,7 @@ def match_labels(
     """
     for their in label_map:
         if their.casefold() not in {label.casefold() for label in theirs}:
-            raise DataError(
+            raise ConfigError(
                 f"--label_map {their}={label_map[their]}: {their!r} is not a class of the model, which has "
                 f"{', '.join(theirs)}; correct or leave it out"
             )
@@ -164,10 +164,11 @@ def match_labels(
     matched = tuple(k for k in indices if k is not None)
     if len(matched) < len(theirs) or len(set(matched)) < len(ours):
         if len(theirs) < len(ours):
-            how = "it lacks some of these: leave their cells out, or give another model"
+            how = "leave out the cells of the classes that it lacks, or give another model"
         else:
-            how = "say of each of its classes which one it is, with --label_map THEIRS=OURS once for each"
-        raise DataError(f"{name}: its classes are {', '.join(theirs)}, those of the data set {', '.join(ours)}; {how}")
+            how = "name the class of the data set for each class of the model: --label_map THEIRS=OURS, once per class"
+        of_data = ", ".join(ours)
+        raise DataError(f"{name}: its classes are {', '.join(theirs)}, but the data set has {of_data}; {how}")
     return matched
 
 
@@ -180,7 +181,7 @@ def predictions_of_model(
         LeukoscopeError: no batch size, or before any cell is opened what `match_labels` raises.
     """
     if batch_size < 1:
-        raise DataError(f"--batch_size {batch_size}: give 1 or more")
+        raise ConfigError(f"--batch_size {batch_size}: give 1 or more")
     labels = cells.data.info.labels
     wanted = set(cells.split.test)
     release = predictor.release
@@ -300,7 +301,7 @@ def robustness_of_model(
     label_map: Mapping[str, str],
     at_most: int = ROBUSTNESS_CELLS,
 ) -> dict[str, Any]:
-    """Measure how a release's answers hold under small changes of cells that it predicted; see `measure_robustness`."""
+    """Measure how often a release's answers change under small changes of its cells; see `measure_robustness`."""
     labels = cells.data.info.labels
     part = UnseenCells(
         predictor,

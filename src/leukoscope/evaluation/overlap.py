@@ -25,7 +25,7 @@ _MIN_NAME_LENGTH = 6
 
 
 class Overlap(Enum):
-    """Whether some cells trained a release: what is known, and how metrics on them are then to be read."""
+    """What is known of whether some cells trained a release, and how to read metrics on them."""
 
     NOT_RECORDED = "warning", "What trained these weights is not recorded: a test only if none of these cells did."
     SUBJECTS = "bad", "These weights were trained on {both} of these {tested} subjects: not a test."
@@ -57,7 +57,7 @@ class Overlap(Enum):
 
     @property
     def certain(self) -> bool:
-        """True where no cell can have trained the release without being counted."""
+        """True if every cell that trained the release is counted."""
         return self not in (Overlap.NOT_RECORDED, Overlap.SAME_UNCLEAR, Overlap.OTHER_UNCLEAR)
 
 
@@ -152,7 +152,7 @@ _DECISIONS: tuple[tuple[Overlap, dict[str, bool]], ...] = (
 
 
 def _decide(facts: Mapping[str, bool]) -> Overlap:
-    """The overlap of the first of `_DECISIONS` that these facts fit."""
+    """The overlap of the first row of `_DECISIONS` that fits these facts."""
     return next(overlap for overlap, row in _DECISIONS if row.items() <= facts.items())
 
 

@@ -166,7 +166,7 @@ def publish_dataset(folder: Path, to: Destination) -> Published:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix not in DATASET_SUFFIXES:
             raise ReleaseError(
-                f"{path}: is no table or text ({', '.join(DATASET_SUFFIXES)}), and no picture is published; remove it"
+                f"{path}: is not a table or text ({', '.join(DATASET_SUFFIXES)}); pictures are not published, remove it"
             )
     patterns = [f"*{suffix}" for suffix in DATASET_SUFFIXES]
     return upload(folder, to, replaces=patterns, hint="Nothing is lost: give the same command again")
@@ -230,7 +230,7 @@ def _require_access(api: HfApi, to: Destination) -> None:
     api.auth_check(to.id, repo_type=to.kind, write=True)
     if to.private and not api.repo_info(to.id, repo_type=to.kind).private:
         raise PermissionError(
-            f"this {to.kind} is public already; ask for no private one to publish there, or name another one"
+            f"this {to.kind} is public already; leave out the flag for a private one, or name another repository"
         )
     tags = []
     if to.tag:

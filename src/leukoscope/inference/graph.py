@@ -169,7 +169,7 @@ def import_openvino() -> Any:
 
 
 def kept_graph(release: ReleaseInfo) -> Path:
-    """Return the folder of a release's graph in the cache, made now unless one of these very weights is kept.
+    """Return the folder of a release's graph in the cache; makes the graph unless the cache has it for these weights.
 
     Raises:
         NoGraph: it cannot be made or written, or its output is not torch's.
@@ -196,7 +196,7 @@ def kept_graph(release: ReleaseInfo) -> Path:
 
 
 def _make_graph(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
-    """Make a graph in the cache unless another process does so meanwhile, remove the oldest ones; its report."""
+    """Make a graph in the cache, unless another process makes it meanwhile; remove the oldest; return its report."""
     from filelock import FileLock  # here: it would slow every first prediction down
 
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -209,7 +209,7 @@ class OodDetector:
             if np.linalg.eigvalsh(arrays["correlation"].astype(np.float64))[0] <= 0:
                 wrong.append("correlation")
         if wrong:
-            raise ReleaseError(f"{path}: no OOD detector, or damaged ({', '.join(wrong)}); restore it from the release")
+            raise ReleaseError(f"{path}: is not an OOD detector or is damaged ({', '.join(wrong)}); restore it")
         return cls(**arrays)
 
 

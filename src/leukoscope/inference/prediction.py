@@ -275,13 +275,13 @@ class Prediction:
 
     @property
     def agreeing_views(self) -> int:
-        """In how many of the eight views the most probable class is that of the upright one; 0 without `views`."""
+        """How many of the eight views have the most probable class of the upright view; 0 without `views`."""
         classes = [max(view, key=view.__getitem__) for view in self.views]
         return classes.count(classes[0]) if classes else 0
 
     @property
     def borderline(self) -> bool | None:
-        """Whether the outcome is another where the picture is 5 % brighter, darker, larger or smaller; None: unknown.
+        """Whether the outcome changes if the picture is 5 % brighter, darker, larger or smaller; None: unknown.
 
         It is unknown without `changed`, and a picture that gets no class is not called borderline.
         """
@@ -291,7 +291,7 @@ class Prediction:
 
     @property
     def borderline_changes(self) -> list[Change]:
-        """The changes of 5 % under which the outcome is another."""
+        """The changes of 5 % that change the outcome."""
         return [
             answer.change
             for answer in self.changed
@@ -315,7 +315,7 @@ class Prediction:
         if label is None:
             label = self.most_probable
         if label not in self.heatmaps:
-            raise ConfigError(f"{self.source}: label {label!r} is none of {', '.join(self.heatmaps)}; name one")
+            raise ConfigError(f"{self.source}: label {label!r} is unknown; name one of {', '.join(self.heatmaps)}")
         if peak is None:
             peak = max(float(heatmap.evidence.max()) for heatmap in self.heatmaps.values())
         return overlay(self.picture, self.heatmaps[label].evidence, self.view_box, opacity=opacity, peak=peak)

@@ -293,7 +293,7 @@ class Predictor:
                 framed = list(opening)
 
     def _map_method(self, method: str) -> str:
-        """The method of maps that was asked for, "" for that of the release's own maps."""
+        """The method of the maps to compute: `method` or, for "", the method of the release's own maps."""
         if method and method not in MAP_NAMES:
             raise ConfigError(f"method {method!r}: unknown; choose one of {', '.join(MAP_NAMES)}")
         return method or self.release.map_method
@@ -409,7 +409,7 @@ class Predictor:
     def map_by_covering(
         self, prediction: Prediction, *, progress: Callable[[int, int], None] | None = None
     ) -> Prediction | UnreadableImage:
-        """Give a prediction maps by covering in place of those it has; all else stays.
+        """Replace the maps of a prediction by maps by covering; everything else stays.
 
         It takes one pass for each place that touches the cell, some 30 of them for one cut out on black.
 
@@ -430,7 +430,7 @@ class Predictor:
         return self._covered(prediction, pixels, self.backend(pixels[None]).logits[0], progress)
 
     def with_small_changes(self, prediction: Prediction) -> Prediction:
-        """Add what the release answers for the picture under the eight most telling small changes, in one batch.
+        """Add the release's answers for the picture under eight small changes, computed in one batch.
 
         Args:
             prediction: of this release, predicted with `explain=True`, so that it holds its picture.

@@ -31,7 +31,7 @@ class Scorer:
         self.predictor = Predictor.from_pretrained(model, **settings)
         self.batch_size = batch_size
         if release_digest(self.predictor.release.folder) != digest:
-            raise ReleaseError(f"{model}: a worker has other files of this release; give all machines the same")
+            raise ReleaseError(f"{model}: a worker has other files of this release; give all machines the same files")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """A shard's path, cells and identity → its path, its number of cells and its file."""

@@ -255,7 +255,7 @@ def check_output(output: Path) -> None:
             f"--output {output}: is not a table format that can be written; give a name that ends in {kinds}"
         )
     if output.exists():
-        raise ConfigError(f"--output {output}: is already there; move it, or name another file")
+        raise ConfigError(f"--output {output}: exists already; move it, or name another file")
 
 
 def score_cells(
@@ -294,7 +294,7 @@ def score_cells(
         return scored
     except Timeout:
         raise ConfigError(
-            f"--output {output}: another process is scoring into it; wait for its end, or name another file"
+            f"--output {output}: another process is scoring into it; wait until it has ended, or name another file"
         ) from None
     except OSError as error:
         raise LeukoscopeError(
@@ -305,7 +305,7 @@ def score_cells(
 
 
 def scored_with(predictor: Predictor) -> dict[str, str]:
-    """Return what makes a release's numbers: the versions, the files' digest and the backend."""
+    """Return what determines a release's predictions: the versions, the files' digest and the backend."""
     release = predictor.release
     return {
         "leukoscope": __version__,

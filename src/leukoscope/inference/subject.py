@@ -66,7 +66,7 @@ class SubjectPrediction:
 
     @property
     def is_result(self) -> bool:
-        """Whether probability and interval are a result: not of too few cells, nor out of distribution."""
+        """Whether probability and interval are a result: from enough cells, and in distribution."""
         return self.outcome not in (TOO_FEW_CELLS, OUT_OF_DISTRIBUTION)
 
     @property
@@ -75,7 +75,7 @@ class SubjectPrediction:
         if self.outcome == OUT_OF_DISTRIBUTION:
             return f"{self.refused} of {self.cells} cells are out of distribution, more than {MOST_REFUSED:.0%}"
         if self.outcome == TOO_FEW_CELLS:
-            return f"{self.used} cells in use, and {self.rule.least_cells} are needed"
+            return f"{self.used} cells can be used, but {self.rule.least_cells} are needed"
         if self.outcome == ABSTAIN and self.interval is not None:
             low, high = self.interval
             return f"other cells of this subject may give either class (interval {low:.3f} to {high:.3f})"

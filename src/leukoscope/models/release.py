@@ -137,15 +137,15 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
     labels = config["label_names"]
     if metrics.get("labels", labels) != labels:
         raise ReleaseError(
-            f"{root / CONFIG_FILE}: label_names is {reprlib.repr(labels)}, and labels in {METRICS_FILE} beside it "
-            f"{reprlib.repr(metrics['labels'])}; download or copy both again from one release"
+            f"{root / CONFIG_FILE}: label_names is {reprlib.repr(labels)}, but labels in {METRICS_FILE} is "
+            f"{reprlib.repr(metrics['labels'])}; download or copy both files again from one release"
         )
     for place, block in {"subject_rule.": metrics.get("subject_rule") or {}, "": metrics}.items():
         label = block.get("positive_label") or labels[0]
         if label not in labels:
             raise ReleaseError(
-                f"{root / METRICS_FILE}: {place}positive_label is {label!r}, none of {', '.join(labels)}; restore it "
-                "from the release"
+                f"{root / METRICS_FILE}: {place}positive_label is {label!r}, not one of {', '.join(labels)}; restore "
+                "it from the release"
             )
     require_undamaged(root, metrics)
     try:
@@ -236,8 +236,8 @@ def read_metrics(root: Path) -> dict[str, Any]:
     version = metrics.get("schema_version", SCHEMA_VERSION)  # other packages write none
     if version != SCHEMA_VERSION:
         raise ReleaseError(
-            f"{path}: schema_version is {version!r}, and {SCHEMA_VERSION} is supported; download the release again, or "
-            "use the version of Leukoscope that made it"
+            f"{path}: schema_version is {version!r}, but only {SCHEMA_VERSION} is supported; download the release "
+            "again or use the version of Leukoscope that made it"
         )
     recorded = metrics.get(CHECKSUM_BLOCK)
     if recorded and recorded.get(METRICS_FILE) != _deciding_sha256(metrics):

@@ -72,7 +72,9 @@ def save_release(
             "load it"
         )
     if outputs != len(labels):
-        raise ConfigError(f"{target}: {len(labels)} labels for a head with {outputs} outputs; give one label an output")
+        raise ConfigError(
+            f"{target}: {len(labels)} labels for a head with {outputs} outputs; give one label per output"
+        )
     source: Any = network.pretrained_cfg
     config = {
         "architecture": architecture,

@@ -172,7 +172,7 @@ def trust_text(decision: Decision, metrics: Mapping[str, Any]) -> str:
 
 
 def agreement_text(called: str, decisions: Sequence[Decision], probable: Sequence[str]) -> str:
-    """In how many of a cell's orientations the class is the same, and where it would get none.
+    """How many of a cell's orientations get the same class, and how many get no class.
 
     `decisions` and `probable` are of each orientation, the given one first.
     """
@@ -283,7 +283,7 @@ def weak_map_text(maps: Mapping[str, np.ndarray], label: str, weak: float | None
 
 
 def warnings(metrics: Mapping[str, Any], *, has_detector: bool) -> tuple[str, ...]:
-    """What must be said beside every prediction of a release, most important first."""
+    """The warnings to show with every prediction of a release, most important first."""
     texts = []
     if (metrics.get("data") or {}).get("synthetic"):
         texts.append(SYNTHETIC)

@@ -126,7 +126,7 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
 
 
 def _require_connected_processes(accelerator: Accelerator, config: TrainingConfig) -> None:
-    """Raise `ConfigError` where a launcher started more processes than know of each other.
+    """Raise `ConfigError` if a launcher started processes that do not find each other.
 
     Without a GPU, Accelerate ignores a launcher unless it is told to use the CPU: each process would train alone.
     """

@@ -112,16 +112,16 @@ class Checkpoints:
                 note(f"resuming from {path}")
                 return
             if which != RESUME_LATEST:
-                raise ReleaseError(f"{path}: a damaged checkpoint")
-            note(f"{path}: a damaged checkpoint; skipped for the one before it")
-        note(f"{self.folder}: no whole checkpoint; starting at the beginning")
+                raise ReleaseError(f"{path}: is damaged or not a checkpoint; give {RESUME_LATEST}, or another one")
+            note(f"{path}: is damaged; the checkpoint before it is used")
+        note(f"{self.folder}: holds no complete checkpoint; training starts at the beginning")
 
     def _require_same_run(self, path: Path, identity: RunIdentity) -> None:
         different = identity.differences(self.identity)
         if different:
             raise ConfigError(
-                f"{path}: a checkpoint of a run with other settings ({', '.join(different)}); give these again, or "
-                "start a new run in another --output_dir"
+                f"{path}: is a checkpoint of a run with other settings ({', '.join(different)}); give the earlier "
+                "settings, or start a new run in another --output_dir"
             )
 
 

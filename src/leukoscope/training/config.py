@@ -78,14 +78,13 @@ class DataArguments:
         None, "imagefolder: regular expression over the path below train_dir with a group (?P<subject>…)."
     )
     labels: str | None = _flag(None, "imagefolder: table of the cells: file, and label, subject or both.")
-    image_column_name: str = _flag("image", "Hub data sets: the column of images.")
-    label_column_name: str = _flag("label", "The column of labels, of a Hub data set or imagefolder's table.")
+    image_column_name: str = _flag("image", "Column of images of a Hub data set.")
+    label_column_name: str = _flag("label", "Column of labels, in a Hub data set or in imagefolder's table.")
     subject_column: str | None = _flag(
         None, f"Hub data sets: the column of subjects (default: the first of {', '.join(SUBJECT_COLUMNS)})."
     )
     positive_label: str | None = _flag(
-        None,
-        "Of two classes, the one whose detection sensitivity measures (default: the data set's, where it names one).",
+        None, "The positive class of two, which sensitivity is about (default: the data set's, if it names one)."
     )
     class_frequencies: list[str] = _flag(
         [],
@@ -94,8 +93,8 @@ class DataArguments:
     )
     split: Strategy | None = _flag(
         None,
-        f"How cells are divided: {', '.join(get_args(Strategy))} (default: given, the data set's own splits, where it "
-        "has some; else subject).",
+        f"How cells are divided: {', '.join(get_args(Strategy))} (default: given, the data set's own splits, if it has "
+        "some; else subject).",
     )
     split_file: str | None = _flag(None, "Use the split.json of an earlier run.")
     fold: int = _flag(0, "subject-cv, block-cv, random-cv: the fold that is tested.")
@@ -104,8 +103,8 @@ class DataArguments:
     test_folds: list[str] = _flag(["fold_1"], "official: folds to test on.")
     no_validation: bool = _flag(
         False,
-        "Train on the validation cells too and keep the last epoch (subject-cv, block-cv, random-cv, official; given, "
-        "where a validation side would be set apart).",
+        "Train on the validation cells, too, and keep the last epoch. For the splits subject-cv, block-cv, random-cv "
+        "and official, and for --split given if the data set has no validation split of its own.",
     )
     max_train_samples: Count | None = _flag(None, "Train on at most this many cells (chosen at random).")
     max_eval_samples: Count | None = _flag(None, "Validate and test on at most this many cells each.")
@@ -152,8 +151,8 @@ class ModelArguments:
     pretrained_weights: str | None = _flag(
         None, "Start from this .safetensors file instead of the Hub's pretrained weights."
     )
-    pretrained_name: str = _flag("", "What those weights truly are, for the card (default: the file's name).")
-    pretrained_may_miss: list[str] = _flag([], "Patterns of tensors that the file is known to lack.", action="extend")
+    pretrained_name: str = _flag("", "Name of these weights, for the card (default: the file's name).")
+    pretrained_may_miss: list[str] = _flag([], "Patterns of tensors that the file may lack.", action="extend")
     from_scratch: bool = _flag(False, "Start from random weights, without a download.")
     override: list[str] = _flag(
         [], "Single values of the recipe, KEY=VALUE: drop_rate=0.4 sampling=subjects …", action="extend"
@@ -171,37 +170,38 @@ class RunArguments:
     num_train_epochs: int | None = _flag(None, "Epochs (default: the recipe's).")
     per_device_train_batch_size: int | None = _flag(None, "Training batch per process (default: the recipe's).")
     gradient_accumulation_steps: Count = _flag(
-        1, "Batches that make one optimiser step: one process with N trains as N processes do."
+        1, "Batches per optimiser step; one process with N trains like N processes with 1."
     )
     learning_rate: float | None = _flag(None, "Peak learning rate of the pretrained layers (default: the recipe's).")
     weight_decay: float | None = _flag(None, "Weight decay (default: the recipe's).")
     mixed_precision: str | None = _flag(
         None,
-        "no, fp16 or bf16 (default: that of accelerate launch or its configuration; else bf16 on a GPU, the recipe's "
-        "choice on a CPU).",
+        "no, fp16 or bf16 (default: the precision of accelerate launch or its configuration; without it bf16 on a GPU "
+        "and the recipe's choice on a CPU).",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = _flag(
         0, "Seed of weights, order, augmentation and splits; on a CPU the same seed repeats the run bit by bit."
     )
     deterministic: bool = _flag(False, "Repeat the run bit by bit on a GPU, too, with slower algorithms.")
     checkpointing_steps: str = _flag(
-        "epoch", "When to write a checkpoint: epoch, also every so many steps, or no (only when stopped by a signal)."
+        "epoch", "When to write a checkpoint: epoch; a number N: every N steps, too; no: only when a signal stops it."
     )
     resume_from_checkpoint: str | None = _flag(
         None,
-        "Resume an interrupted run: latest (also when nothing is named), or the folder of a checkpoint.",
+        "Resume an interrupted run: latest (the default after this flag), or the folder of a checkpoint.",
         nargs="?",
         const="latest",
     )
     report_to: Literal["trackio", "tensorboard", "wandb"] | None = _flag(
         None,
         "Log the run's metrics to a tracker: trackio, tensorboard, wandb. wandb sends them to its server, unless "
-        "WANDB_MODE=offline is set, and trackio to a Space that its own settings name; else they stay on this machine.",
+        "WANDB_MODE=offline is set; trackio sends them to a Space if its own settings name one. Otherwise they stay on "
+        "this machine.",
     )
     robustness_cells: Annotated[int, Field(ge=0)] = _flag(
         300,
-        "Measure on so many cells of the validation side, or out of fold by protocol, how many classes change when a "
-        "picture is a little brighter, larger, blurred …; each cell is predicted 23 times. 0 for none.",
+        "Measure how many classes change when a picture is a little brighter, larger, blurred …, on this many cells of "
+        "the validation side (in protocol: of the tested folds); predicts each cell 23 times. 0: do not measure.",
     )
     quiet: bool = _flag(False, "No progress and no notes; results and errors are still printed.")
     push_to_hub: bool = _flag(
@@ -209,7 +209,7 @@ class RunArguments:
         "Publish the release on the Hugging Face Hub when training ends; `leukoscope release push` has more options.",
     )
     hub_model_id: str | None = _flag(None, "Hub repository to publish to, owner/name.")
-    hub_private: bool = _flag(False, "Make that repository private; one that exists must be.")
+    hub_private: bool = _flag(False, "Make the repository private; an existing one must be private.")
 
 
 _FLAG_GROUPS: tuple[Any, ...] = (DataArguments, ModelArguments, RunArguments)

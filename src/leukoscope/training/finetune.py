@@ -218,22 +218,23 @@ def _check_seen_cells(release: Release, cells: FramedCells, split: Split) -> tup
     if tested.subjects:
         raise DataError(
             f"--model_name_or_path {name}: was trained on {unit} {tested.subjects[0]} ({len(tested.subjects)} in all) "
-            "of this run's test side, so its metrics would be inflated; use --split all, which reports none, a "
-            f"--split_file that tests {unit}s it never saw, or other cells"
+            "of this run's test side, so its metrics would be inflated; use --split all, which measures nothing, a "
+            f"--split_file that tests other {unit}s, or other cells"
         )
     if tested.cells:
         raise DataError(
-            f"--model_name_or_path {name}: was made from {tested.cells:,} of the {len(split.test):,} cells of this "
-            "run's test side, so its metrics would be inflated; use --split all, which reports none, or other cells"
+            f"--model_name_or_path {name}: its own data contain {tested.cells:,} of the {len(split.test):,} cells of "
+            "this run's test side, so its metrics would be inflated; use --split all, which measures nothing, or other "
+            "cells"
         )
     if not split.test and not split.validation:
         return ()
     notes = []
-    too_good = "of the validation side: validation metrics are too good"
+    too_good = "of the validation side: the validation metrics are too optimistic"
     if validated.subjects:
         notes.append(f"{name} was trained on {len(validated.subjects)} {unit}(s) {too_good}")
     elif validated.cells:
-        notes.append(f"{name} was made from {validated.cells:,} cells {too_good}")
+        notes.append(f"the data of {name} contain {validated.cells:,} cells {too_good}")
     if tested.overlap is Overlap.NOT_RECORDED:
         notes.append(f"{name} does not say which cells it was trained on; it may have seen some of these")
     elif not (tested.overlap.certain and validated.overlap.certain):

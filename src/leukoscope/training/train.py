@@ -228,9 +228,9 @@ def _print_preparation(
     if split.group == "cell" and split.strategy != "all":
         note(f"  {BY_IMAGE}")
     if not split.test:
-        note("  nothing is tested: no test metrics, and a validation side, where there is one, chooses the epoch")
+        note("  no cell is tested, so there are no test metrics; a validation side, if there is one, chooses the epoch")
     if len(info.labels) == 2 and not info.positive_label:
-        note("  no class is the positive one: no sensitivity and no rule for subjects (--positive_label names it)")
+        note("  no positive class: no sensitivity and no rule for subjects (name it with --positive_label)")
     if config.is_smoke_run:
         note("Smoke run on synthetic phantoms: it shows that everything works, and nothing about patients.")
     note(f"{recipe.architecture} at {recipe.image_size} px, starting from {start.name}")
