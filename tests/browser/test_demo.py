@@ -18,6 +18,7 @@ from leukoscope.synthetic import draw_cell, example_cell
 from zips import cell_png, pack
 
 pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
+SLOW_SECONDS = 6  # of `slow_server`
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 LAPTOP = {"viewport": {"width": 1280, "height": 720}}
 SAID = "#answer .lk-dot"
@@ -210,7 +211,7 @@ def test_a_new_picture_stands_there_at_once_and_never_an_old_answer_beside_it(
     Image.fromarray(draw_cell("HEM", subject=3, cell=1, size=301).image).save(tmp_path / "slow.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     page = visit.page
-    for name, stands in (("slow.png", "reading …"), ("broken.png", "This did not work")):
+    for name, stands in (("slow.png", "reading …"), ("broken.png", "Not read")):
         assert (
             "Looks like" in page.locator("#answer").inner_text() or "Probably" in page.locator("#answer").inner_text()
         )
@@ -218,10 +219,45 @@ def test_a_new_picture_stands_there_at_once_and_never_an_old_answer_beside_it(
         page.locator("#answer", has_text=stands).wait_for()
         said = page.locator("#answer").inner_text()
         assert "Looks like" not in said and "Probably" not in said and "recognises" not in said.lower()
+        assert page.locator("#picture img").count() == (name == "slow.png")
         caption = page.locator("#picture").inner_text()
-        assert (name in caption) == (name == "slow.png") and "Synthetic" not in caption
+        assert name in caption and "Synthetic" not in caption
         if name == "slow.png":
             page.locator(SAID).wait_for()
+
+
+@pytest.mark.parametrize("given", ["chosen", "dropped"])
+def test_what_was_shown_goes_at_once_however_a_file_is_given(
+    visits: Callable[..., Any], cell: Path, given: str
+) -> None:
+    visit = visits()
+    sent: list[Any] = []
+    visit.page.route("**/upload*", sent.append)
+    upload(visit, cell) if given == "chosen" else drop(visit, cell)
+    visit.page.wait_for_function("getComputedStyle(document.querySelector('#answer section')).visibility == 'hidden'")
+    assert visit.page.locator("#picture img").is_hidden()
+    while not sent:
+        visit.page.wait_for_timeout(50)
+    sent[0].abort()
+    visit.page.locator(VERDICT).wait_for()
+    assert visit.page.locator("#picture img").first.is_visible(), "what never arrives hides nothing"
+    visit.page.unroute_all()
+
+
+def test_back_during_an_answer_shows_the_one_before_and_the_late_answer_does_not_return(
+    visits: Callable[..., Any], slow_server: str, tmp_path: Path
+) -> None:
+    visit = visits(address=slow_server)
+    visit.act("example:4")
+    visit.page.wait_for_url("**example=4**")
+    Image.fromarray(draw_cell("HEM", subject=3, cell=1, size=301).image).save(tmp_path / "slow.png")
+    upload(visit, tmp_path / "slow.png")
+    visit.page.locator("#answer", has_text="reading …").wait_for()
+    visit.page.go_back()
+    visit.shows("Synthetic ALL")
+    visit.page.wait_for_timeout(1000 * SLOW_SECONDS + 2000)
+    assert "Synthetic ALL" in visit.page.locator("#picture .lk-caption").inner_text()
+    assert "example=1" in visit.page.url and visit.page.locator("[data-example='1']").count() == 1
 
 
 def test_a_question_that_comes_late_or_fails_leaves_the_page_as_it_was(visits: Callable[..., Any], cell: Path) -> None:
@@ -307,7 +343,9 @@ def test_what_cannot_be_read_is_one_kind_message(visits: Callable[..., Any], tmp
     ):
         (tmp_path / name).write_bytes(content)
         upload(visit, tmp_path / name)
-        visit.page.locator("#answer .lk-message", has_text=said).wait_for()
+        visit.page.locator("#answer .lk-caveats", has_text=said).wait_for()
+        assert f"{name} was not read" in visit.page.locator("#picture").inner_text()
+        assert "What can be given" in visit.page.locator("#answer").inner_text()
         assert "Error" not in visit.page.locator("#answer").inner_text()
     visit.act("real")
     visit.page.locator("#answer .lk-message", has_text="cannot be streamed from the Hub").wait_for(timeout=20_000)

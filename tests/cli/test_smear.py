@@ -93,7 +93,7 @@ def test_a_folder_is_read_smear_by_smear_into_crops(tiny_release: Path, slides: 
     assert whole == sorted(
         f"slides/{Path(reading['source']).parent.name}/{Path(reading['source']).stem}-{number}.png"
         for reading in readings
-        for number, cell in enumerate(reading["cells"])
+        for number, cell in enumerate(reading["cells"], start=1)
         if cell["outcome"] != "cut by the edge"
     )
     assert is_cut_out(open_image(crops / whole[0]))

@@ -146,6 +146,9 @@ def test_cells_cut_by_the_edge_are_not_asked_about_and_do_not_count_in_the_share
     cut = [cell for cell in reading.cells if cell.outcome == AT_EDGE]
     assert cut and reading.in_distribution == 1
     assert all((cell.prediction is None) == (cell.outcome == AT_EDGE) for cell in reading.cells)
+    # Numbered as they stand: whole cells first, in the table, on the drawn smear and in the demo.
+    assert list(reading.cells) == sorted(reading.cells, key=lambda cell: cell.outcome == AT_EDGE)
+    assert reading.smear.cells[0].box != reading.cells[0].cell.box, "the cell at the edge was found first"
     told = [cell for cell in reading.to_dict()["cells"] if cell["outcome"] == AT_EDGE]
     assert len(told) == len(cut) == reading.counts[AT_EDGE]
     for cell in told:

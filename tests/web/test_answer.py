@@ -22,7 +22,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.registry import EMPTY_SLIDE_RGB
 from leukoscope.inference.prediction import Decision, HeatMap
 from leukoscope.inference.smear import TRANSPARENT
-from leukoscope.reports.text import MAP_CAVEAT
+from leukoscope.reports.text import MAP_CAVEAT, MAP_CAVEATS
 from leukoscope.synthetic import EXAMPLE_SMEAR_PITCH
 from leukoscope.web import drawing, stage
 from leukoscope.web.answer import (
@@ -391,6 +391,30 @@ def test_a_model_without_maps_shows_the_cell_and_says_so(vit_release: Path, tmp_
     example(1).image.save(tmp_path / "cell.png")
     outcome, _, drawn, text, _ = Endpoints(ModelCache({"vit": vit_release})).predict(str(tmp_path / "cell.png"), "vit")
     assert outcome in ("ALL", "HEM") and drawn is None and NO_MAP in text
+
+
+def test_a_release_whose_maps_by_covering_passed_shows_these_everywhere(tiny_release: Path, tmp_path: Path) -> None:
+    release = shutil.copytree(tiny_release, tmp_path / "release")
+    metrics = json.loads((release / "metrics.json").read_text())
+    metrics["heat_maps"] = {"method": "evidence", "passed": False}
+    metrics["occlusion_maps"] = {"method": "occlusion", "passed": True}
+    (release / "metrics.json").write_text(json.dumps(metrics))
+    models = ModelCache({"covering": release})
+    image = example(1).image
+    expected = Predictor.from_pretrained(release)(image, explain=True)
+    assert expected.map_check.method == "occlusion"
+
+    *_, answer = answering(Answer(Picture(image, "a.png"), waiting=("covering",)), models)
+
+    (row,) = answer.rows
+    assert row.known.map_check.method == "occlusion" and chosen_view(row, "").name == "map"
+    for label, heat in (expected.heatmaps or {}).items():
+        assert np.allclose(row.maps[label], heat.evidence, atol=1e-5)
+    page = unescape(stage.cell_answer(answer, 0))
+    assert "its maps passed our checks" in page and MAP_CAVEATS["occlusion"] in page
+    assert "maps failed our checks" not in stage.cell_picture(row, forms={})
+    image.save(tmp_path / "cell.png")
+    assert Endpoints(models).predict(str(tmp_path / "cell.png"), "covering")[-1]["map_check"]["method"] == "occlusion"
 
 
 def test_the_api_says_whether_the_maps_of_the_release_passed(tiny_release: Path, tmp_path: Path) -> None:

@@ -81,6 +81,18 @@ def test_a_model_that_is_loaded_answers_before_one_that_is_not(tiny_release: Pat
     assert [row.model for row in visit.scene.content.rows] == ["loaded", "first"] and visit.scene.opened == 0
 
 
+def test_a_model_that_is_loaded_while_another_answers_is_asked_next(tiny_release: Path) -> None:
+    models = ModelCache(dict.fromkeys(("first", "slow", "loaded"), tiny_release))
+    page, visit = page_of(models), Visit()
+    steps = page._asking(visit, lambda: page.open_example(visit, 1, "slow"))
+    next(steps)
+    assert isinstance(visit.scene.content, Answer) and visit.scene.content.waiting == ("slow", "first", "loaded")
+    models.predictor("loaded")
+    list(steps)
+    assert [row.model for row in visit.scene.content.rows] == ["slow", "loaded", "first"]
+    assert visit.scene.model == "slow", "the model that is named is asked first, and its row is opened"
+
+
 @pytest.mark.parametrize("act", ["example:2", "row:99", "view:nothing", "label:nothing", "no button"])
 def test_the_last_step_changes_nothing_because_gradio_sends_it_again(page: Page, act: str) -> None:
     visit = Visit()
@@ -127,13 +139,17 @@ def test_a_new_picture_stands_there_before_its_answer_and_never_beside_an_old_on
         steps = page._on_upload([str(path)], visit)
         assert next(steps) == {page.upload: None}
         first = next(steps)
-        assert first[page.picture] == "" and f"Reading {name}" in first[page.answer] and visit.scene.content is None
+        assert "<img" not in first[page.picture] and visit.scene.content is None
+        assert f"Reading {name}" in first[page.picture] and f"Reading {name}" in first[page.answer]
         second = next(steps)
-        assert (name in second[page.picture]) == is_picture and "leukaemic" not in second[page.answer]
+        assert ("<img" in second[page.picture]) == is_picture and "leukaemic" not in second[page.answer]
         last = shown(page, steps)
         assert "Synthetic ALL" not in last
         if not is_picture:
-            assert FAILED in second[page.answer] and visit.scene.content is None
+            assert "broken.png was not read" in second[page.picture] and visit.scene.content is None
+            answer = unescape(second[page.answer])
+            assert "Not read" in answer and "broken.png: is not an image" in answer
+            assert "One cell, a stained smear, or a folder or zip of cells" in answer, "what can be given"
 
 
 def test_a_question_that_fails_leaves_what_was_shown_and_an_older_failure_is_not_told(page: Page) -> None:
@@ -181,7 +197,9 @@ def test_an_error_behind_a_click_is_shown_and_logged_once_with_its_traceback(
             else:
                 patch.setattr(f"leukoscope.web.page.{broken}", lambda *_: int("no number, deep inside"))
             text = shown(page, click(page, visit, act))
-        assert FAILED in text and BROKEN in text and "deep inside" not in text, act
+        title = FAILED if act == "view:covered" else "Not read"
+        assert title in text and BROKEN in text and "deep inside" not in text, act
+        assert "Reading" not in text.partition(title)[2], act
         (record,) = caplog.records
         assert record.exc_info and "deep inside" in str(record.exc_info[1]), act
 

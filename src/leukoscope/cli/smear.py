@@ -97,7 +97,7 @@ def _save_pictures(image: Image, reading: SmearReading, crops: Path | None, over
     from leukoscope.models.release import public_name
 
     name = shown_name(Path(reading.source).name)
-    for number, cell in enumerate(reading.cells):
+    for number, cell in enumerate(reading.cells, start=1):
         if crops and cell.prediction and reading.smear.scale:
             crop = cut_out(image, cell.cell, reading.smear.scale.um_per_pixel)
             save_png(crop, crops.with_stem(f"{crops.stem}-{number}"), f"{name}: {cell.outcome}")

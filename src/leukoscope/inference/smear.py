@@ -75,7 +75,10 @@ class CellReading:
 
 @dataclass(frozen=True, repr=False)
 class SmearReading:
-    """A smear with the predictions of one release; `source` is the picture's name."""
+    """A smear with the predictions of one release; `source` is the picture's name.
+
+    A cell's number, from 1, is its place in `cells`: whole cells come first, then those that the picture's edge cuts.
+    """
 
     source: str
     smear: Smear
@@ -189,8 +192,9 @@ def read_smear(
         smear = replace(smear, notes=(*smear.notes, TRANSPARENT))
     share = _share_in_distribution(predictions)
     in_order = iter(prediction.in_field(share, predictor.thresholds) for prediction in predictions)
-    cells = tuple(CellReading(cell, next(in_order) if cell.whole else None) for cell in smear.cells)
-    return SmearReading(source, smear, tuple(predictor.labels), cells, release.name, release.revision)
+    cells = [CellReading(cell, next(in_order) if cell.whole else None) for cell in smear.cells]
+    cells.sort(key=lambda cell: cell.prediction is None)
+    return SmearReading(source, smear, tuple(predictor.labels), tuple(cells), release.name, release.revision)
 
 
 def _share_in_distribution(predictions: Iterable[Prediction]) -> float | None:

@@ -310,7 +310,7 @@ class Answer:
 
     picture: Picture
     rows: tuple[Row, ...] = ()  # one a model, the best model first
-    waiting: tuple[str, ...] = ()  # models that have not answered yet
+    waiting: tuple[str, ...] = ()  # models that have not answered yet, the next one first
 
     @property
     def complete(self) -> bool:
@@ -334,7 +334,7 @@ class Answer:
 def answering(answer: Answer, models: ModelCache) -> Iterator[Answer]:
     """Complete an answer: every model's decision, then the maps, the best model's first, then small changes.
 
-    Each is a step.
+    Each is a step. The first of the models that wait is asked first, the others by how soon they can answer.
     """
 
     def asked(name: str, *, explain: bool) -> Row:
@@ -345,7 +345,9 @@ def answering(answer: Answer, models: ModelCache) -> Iterator[Answer]:
 
     while answer.waiting:
         row = asked(answer.waiting[0], explain=False)
-        answer = Answer(answer.picture, (*answer.rows, row), answer.waiting[1:])
+        # A model that was loaded meanwhile comes before those that still load.
+        waiting = tuple(models.soonest_first(answer.waiting[1:]))
+        answer = Answer(answer.picture, (*answer.rows, row), waiting)
         yield answer
     best = answer.best
     for number in sorted(range(len(answer.rows)), key=lambda number: number != best):
@@ -383,7 +385,8 @@ def _example_key(model: str, picture: Picture) -> tuple[str, str, int]:
 def ask(picture: Picture, models: ModelCache, name: str, *, explain: bool = True) -> Row:
     """Ask one model; of the models that the demo offers, each answers an example once.
 
-    Without `explain` a picture that is not refused gets a row whose map is still to be computed.
+    Without `explain` a picture that is not refused gets a row whose map is still to be computed: the one-pass map, or
+    the map by covering where the release shows that (`ReleaseInfo.map_method`), which takes longer.
 
     Raises:
         LeukoscopeError: the model cannot be loaded, or the picture not be predicted.
@@ -400,6 +403,11 @@ def ask(picture: Picture, models: ModelCache, name: str, *, explain: bool = True
     if picture.field_share is not None:
         prediction = prediction.in_field(picture.field_share, predictor.thresholds)
     refused = prediction.outcome in REFUSED
+    if prediction.heatmaps and not refused and predictor.release.map_method == OCCLUSION_METHOD:
+        with_own_map = models.map_by_covering(predictor, prediction)
+        if isinstance(with_own_map, UnreadableImage):
+            raise with_own_map
+        prediction = with_own_map
     distances = None
     if refused and predictor.ood is not None:
         distances = predictor.ood.group_distances(predictor.release.preprocessing.frame(picture.image))
@@ -408,17 +416,6 @@ def ask(picture: Picture, models: ModelCache, name: str, *, explain: bool = True
     if is_kept and not pending:
         models.examples[key] = row
     return row
-
-
-def with_own_map(row: Row, models: ModelCache) -> Row:
-    """The row with the release's own map where that is one by covering, which takes longer than the answer."""
-    predictor = models.predictor(row.model)
-    if not row.maps or predictor.release.map_method != OCCLUSION_METHOD:
-        return row
-    prediction = models.map_by_covering(predictor, row.known)
-    if isinstance(prediction, UnreadableImage):
-        raise prediction
-    return replace(row, prediction=prediction)
 
 
 def covered(row: Row, models: ModelCache) -> dict[str, Row]:

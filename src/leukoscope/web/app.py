@@ -33,7 +33,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.inference.smear import draw_reading
 from leukoscope.reports.text import HEADLINE_QUESTION
 from leukoscope.web import export, stage, upload
-from leukoscope.web.answer import Picture, ask, example, with_own_map
+from leukoscope.web.answer import Picture, ask, example
 from leukoscope.web.batch import BATCHES_AT_ONCE, columns, label_metrics, predict_files
 from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.content_policy import ContentPolicy
@@ -111,7 +111,6 @@ class Endpoints:
         """
         with upload.gradio_errors():
             row = ask(Picture.opened(*upload.read_upload(image)), self.models, self.models.or_first(model))
-            row = with_own_map(row, self.models)
             summary = row.summary()
             _, overlaid = row.pictures(row.known.most_probable)
             decision = {**row.known.decision.to_dict(), "ood_score": row.known.checks.ood_score}

@@ -1,17 +1,27 @@
 // For the strip: takes what is chosen, pasted or dropped anywhere, and asks whether the server is there.
+// Until the server has read a file, neither the old picture nor its answer stands there.
+const hide = () => {
+  document.body.dataset.lkGiven = '1'
+  window.lkTab?.('cell')
+}
+const show = () => {
+  delete document.body.dataset.lkGiven
+}
 const give = async (list) => {
   const transfer = new DataTransfer()
   for (const file of await list) transfer.items.add(file)
   if (!transfer.files.length) return
-  // Until the server has read it, neither the old picture nor its answer stands there.
-  document.body.dataset.lkGiven = '1'
-  window.lkTab?.('cell')
+  hide()
   // The box has no place for a file while it sends another.
   const input = () => document.querySelector('#upload input[type=file]')
   while (!input()) await new Promise((done) => setTimeout(done, 50))
   input().files = transfer.files
   input().dispatchEvent(new Event('change', {bubbles: true}))
 }
+// Chosen by the file dialog.
+document.addEventListener('change', (event) => {
+  if (event.target.matches('#upload input[type=file]') && event.target.files.length) hide()
+}, true)
 element.addEventListener('click', (event) => {
   if (event.target.closest('[data-choose]')) document.querySelector('#upload input[type=file]')?.click()
 })
@@ -33,14 +43,15 @@ setInterval(() => fetch('healthz', {cache: 'no-store'}).then(
     delete document.body.dataset.lkLost
   },
   () => {
+    show()
     document.body.dataset.lkLost = '1'
     sessionStorage.lkLost = '1'
   },
 ), 4000)
-// Gradio's accessible names of some buttons differ from the text on them, which speech input needs; and what scrolls by
-// itself is reached by keyboard.
+// What scrolls by itself is reached by keyboard. A file that Gradio refuses to send never reaches the server.
 new MutationObserver(() => {
   document.querySelectorAll('#card :is(pre, table)').forEach((wide) => {
     wide.tabIndex = 0
   })
+  if (document.querySelector('.toast-body.error')) show()
 }).observe(document.body, {subtree: true, childList: true})

@@ -320,7 +320,7 @@ def _size_of(repository: Path) -> int:
 
 
 def _predict(predictor: Predictor, images: Iterable[Image.Image], **options: Any) -> list[Prediction]:
-    # The page shows this map first; one by covering takes longer and comes after it.
+    # Of a release that shows maps by covering, `map_by_covering` computes these afterwards.
     return predictor(images, method=EVIDENCE_METHOD, **options)
 
 

@@ -37,6 +37,7 @@ from leukoscope.web.visit import Scene, Update, Visit
 SESSION_SECONDS = 1800
 MOST_ADDED = 4  # models that a visitor names
 FAILED = "This did not work"
+CELLS_APPEAR = "The cells appear here once all are predicted"
 BROKEN = "The server met an error of its own and has logged it. Try again, or give another picture."
 # Of every event that is no part of the public API; each click is handled, the newest one counts.
 PAGE_EVENT: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple", "show_progress": "minimal"}
@@ -68,7 +69,7 @@ class Page:
     def _at_first(self) -> tuple[str, str]:
         """Picture and answer before any model has answered: the first example."""
         if not self.models.names:
-            return "", stage.no_model(NO_MODEL)
+            return stage.empty_picture(), stage.no_model(NO_MODEL)
         smears = not self._readers(self.models.names)
         row = Row(example(1, smear=smears), "")
         return stage.cell_picture(row, forms={}), waiting("Loading the models …")
@@ -126,7 +127,8 @@ class Page:
         drawn = None
         if anew:
             visit.show(Scene())
-            yield self._outputs(visit, Update(picture="", answer=waiting(f"Reading {anew} …")))
+            reading = f"Reading {anew} …"
+            yield self._outputs(visit, Update(picture=stage.empty_picture(reading), answer=waiting(reading)))
         try:
             for update in self._completed(visit, work()):
                 if visit.asked != mine:
@@ -141,19 +143,25 @@ class Page:
                 drawn = stands
         except LeukoscopeError as error:
             if visit.asked == mine:
-                yield self._failed(visit, str(error))
+                yield self._failed(visit, str(error), anew)
         except Exception:
             _log.exception("a question of the page failed")
             if visit.asked == mine:
-                yield self._failed(visit, BROKEN)
+                yield self._failed(visit, BROKEN, anew)
 
-    def _failed(self, visit: Visit, reason: str) -> Outputs:
-        """Why a question has no answer; what the page shows of the same picture stays below."""
+    def _failed(self, visit: Visit, reason: str, anew: str) -> Outputs:
+        """Why a question has no answer; what the page shows of the same picture stays below.
+
+        `anew` names the picture or the batch that was given, "" for a question about what is shown.
+        """
+        if anew and visit.scene.content is None:
+            not_read = Update(picture=stage.empty_picture(f"{anew} was not read"), answer=stage.not_read(reason))
+            return self._outputs(visit, not_read)
+        if isinstance(visit.scene.content, Answer) and not visit.scene.content.rows:
+            return self._outputs(visit, Update(answer=stage.not_read(reason)), picture=False)
         failed = message(FAILED, reason)
-        if visit.scene.content is None:
-            return self._outputs(visit, Update(picture="", answer=failed))
         below = self._answer(visit)
-        return self._outputs(visit, Update(answer=failed + below), picture=False)
+        return self._outputs(visit, Update(answer=failed + below), picture=visit.scene.content is None)
 
     def _completed(self, visit: Visit, work: Iterable[Update]) -> Iterator[Update]:
         """The steps of a question, then those that complete the answer shown, whichever of its rows is open."""
@@ -197,7 +205,7 @@ class Page:
         if isinstance(scene.content, BatchResult):
             return batch_page.batch_picture(scene.content)
         if scene.content is None:
-            return ""
+            return stage.empty_picture()
         is_open = scene.opened is not None and scene.opened < len(scene.content.rows)
         row = scene.row if is_open else Row(scene.content.picture, "")
         return stage.cell_picture(row, view=scene.view, label=scene.label, forms=scene.forms, back=scene.back)
@@ -284,14 +292,16 @@ class Page:
     def _question(self, picture: Picture, names: Sequence[str], model: str = "", source: str = "") -> Update:
         """A question to these models, first to those that are loaded.
 
-        The best row is opened, or that of the model that is named.
+        The best row is opened. A model that is named is asked first, and its row is opened.
         """
         if not names:
             raise LeukoscopeError(NO_MODEL)
         asked = self.models.soonest_first(names)
         opened = None
         if model in asked:
-            opened = asked.index(model)
+            asked.remove(model)
+            asked.insert(0, model)
+            opened = 0
         return Update(Scene(Answer(picture, waiting=tuple(asked)), opened=opened, source=source))
 
     def read_picture(self, visit: Visit, picture: Picture, source: str = "") -> Iterator[Update]:
@@ -339,7 +349,7 @@ class Page:
             if isinstance(step, BatchResult):
                 yield Update(Scene(step, source=source))
             else:
-                yield Update(Scene(source=source), picture="", answer=step)
+                yield Update(Scene(source=source), picture=stage.empty_picture(CELLS_APPEAR), answer=step)
 
     # What is clicked.
 
@@ -437,7 +447,7 @@ class Page:
 
     def stop(self, visit: Visit) -> Iterator[Update]:
         """End a batch: a newer question does."""
-        yield Update(Scene(), picture="", answer=waiting("Stopped. Nothing of it was kept.", working=False))
+        yield Update(Scene(), answer=waiting("Stopped. Nothing of it was kept.", working=False))
 
     def choose_view(self, visit: Visit, name: str) -> Iterator[Update]:
         """Another view of the cell; what it needs is computed first."""

@@ -66,10 +66,8 @@ def read_smear(models: ModelCache, picture: Picture, name: str | None) -> Smear:
     scale = picture.um_per_pixel or None
     picture = picture.on(EMPTY_SLIDE_RGB)
     reading = models.read_smear(predictor, picture.image, picture.caption, um_per_pixel=scale)
-    # Whole cells are numbered first: those that the edge cuts cannot be opened.
-    cells = tuple(sorted(reading.cells, key=lambda cell: cell.prediction is None))
     # The model is named as it was chosen, a revision included.
-    return Smear(picture, replace(reading, cells=cells, model=str(name)), predictor.release.metrics)
+    return Smear(picture, replace(reading, model=str(name)), predictor.release.metrics)
 
 
 def scale_text(smear: Smear) -> str:

@@ -173,7 +173,7 @@ def _opened(row: Row) -> dict[str, Any]:
         "details": [
             text.trust_text(row.known.decision, row.metrics),
             row.map_text(called),
-            text.MAP_CAVEAT if row.maps else "",
+            text.MAP_CAVEATS[row.known.map_check.method] if row.maps else "",
         ],
         "facts": {
             "Model": f"{row.model}, {row.known.revision[:12] or 'local files'}",
@@ -192,6 +192,16 @@ def _distance_bars(distances: Mapping[str, float]) -> list[dict[str, Any]]:
         {"name": names[group], "times": f"{distance:.1f}", "share": distance / longest, "usual": 1 / longest}
         for group, distance in distances.items()
     ]
+
+
+def empty_picture(sentence: str = "The picture appears here") -> Markup:
+    """The left of the stage without a picture: why there is none."""
+    return render("empty_picture.html", sentence=sentence)
+
+
+def not_read(reason: str) -> Markup:
+    """The right of the stage for what was given and could not be read: why, and what can be given."""
+    return render("not_read.html", reason=reason)
 
 
 def no_model(reason: str) -> Markup:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leukoscope.evaluation.overlap import same_subject, trainings_of
+from leukoscope.models.map_check import OCCLUSION_METHOD, MapCheck
 from leukoscope.reports import release_tables, text
 from leukoscope.reports.release_tables import many
 
@@ -84,7 +85,9 @@ def _meter(label: str, share: float, interval: Mapping[str, Any] | None) -> Mete
 
 
 def maps_passed(metrics: Mapping[str, Any]) -> bool | None:
-    """Whether a release's maps passed their checks; None where they were not put to them."""
+    """Whether the maps that a release shows passed their checks; None where they were not put to them."""
+    if MapCheck.from_metrics(metrics, OCCLUSION_METHOD).passed:
+        return True
     passed = (metrics.get("heat_maps") or {}).get("passed")
     if passed is None:
         return None
