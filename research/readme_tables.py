@@ -230,7 +230,9 @@ def _headline(labels: Sequence[str], measured: Mapping[str, dict[str, Any]]) -> 
     size_alone: list[str] = []
     for name, metrics in measured.items():
         outside = metrics.get("further_subjects") or {}
+        kinds = set()
         for row in recognised_rows(metrics):
+            kinds.add(row.kind)
             measured_on = row.measured_on
             if row.kind == "outside" and " of these, " in measured_on:
                 continue  # docs/results.md shows the batches
@@ -240,6 +242,9 @@ def _headline(labels: Sequence[str], measured: Mapping[str, dict[str, Any]]) -> 
             if row.kind == "outside" and outside.get("earlier_weights"):
                 measured_on += f" (earlier weights of this recipe, {outside['measured']})"
             rows.append([f"`{name}`", measured_on, *row.texts[1:]])
+        if "changed" not in kinds:
+            dashes = ["–" for _ in labels]
+            rows.append([f"`{name}`", "their cells under small changes: not measured", *dashes, "–"])
     heads = [f"of 100 {many(label)}, recognised" for label in labels]
     if size_alone:
         rows.append(size_alone)

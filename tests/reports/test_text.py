@@ -23,6 +23,7 @@ from leukoscope.reports.text import (
     trust_text,
     warnings,
     weak_map_text,
+    worst_change_text,
 )
 from release_fixtures import ROBUSTNESS
 
@@ -227,3 +228,8 @@ def test_the_two_worst_kinds_of_changes_are_said_in_one_sentence() -> None:
     assert robustness_text({"robustness": ROBUSTNESS | {"changes": still}}) == (
         "No class of 1200 unseen cells changes under the small changes that were tried."
     )
+
+
+def test_the_worst_change_is_said_in_plain_words() -> None:
+    assert worst_change_text({"robustness": ROBUSTNESS}) == "another class for 11 (6–22) of 100 cells when 10 % larger"
+    assert worst_change_text({}) == "not measured"

@@ -15,6 +15,7 @@ from leukoscope.evaluation.bootstrap import point_metrics
 from leukoscope.evaluation.metrics import headline
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.training.config import TrainingConfig
+from release_fixtures import ROBUSTNESS
 from research.readme_tables import (
     FLAG_REMARKS,
     HF_FLAGS,
@@ -49,9 +50,10 @@ COMPARISON: dict[str, Any] = {
 def test_the_headline_tells_classes_apart_beside_further_people_and_size_alone(
     release: Path, release_metrics: dict[str, Any]
 ) -> None:
-    heading, _, row, size = headline_table([release]).splitlines()
+    heading, _, row, changed, size = headline_table([release]).splitlines()
     assert "| of 100 blasts, recognised | of 100 normal cells, recognised |" in heading
     assert row == "| `leukoscope-test` | cross-validation, 2 people | 100 | 19 | 0.777 |"
+    assert changed == "| `leukoscope-test` | their cells under small changes: not measured | – | – | – |"
     assert size == "| cell size alone | the same 2 people | – | – | 0.722 |"
     one = {"value": 0.5, "low": 0.4, "high": 0.6}
     further = {"subjects": 34, "measured": "2026-11-27", "estimates": "In view.", "earlier_weights": True}
@@ -67,6 +69,15 @@ def test_the_headline_tells_classes_apart_beside_further_people_and_size_alone(
     assert "of these" not in table, "the batches stand in docs/results.md"
     assert "cross-validation" in cross_validated
     assert table.endswith("\n\nIn view.")
+
+
+def test_the_headline_shows_what_is_recognised_under_the_worst_change(
+    release: Path, release_metrics: dict[str, Any]
+) -> None:
+    (release / "metrics.json").write_text(json.dumps(release_metrics | {"robustness": ROBUSTNESS}))
+    table = headline_table([release])
+    assert "| `leukoscope-test` | 1,200 of these cells, shown 10 % larger | 90 | 50 (40–60) | 0.688" in table
+    assert "not measured" not in table
 
 
 def test_weights_that_are_no_release_s_are_called_earlier(release: Path) -> None:

@@ -47,6 +47,7 @@ from leukoscope.web.smear_page import smear_answer
 from leukoscope.web.trust import trust_rows
 from leukoscope.web.upload import read_upload
 from leukoscope.web.views import STAGE_VIEWS, chosen_view, offered
+from release_fixtures import ROBUSTNESS
 
 EMBEDDED = Path(__file__).parents[2] / "model_card"
 CNMC, BALL4 = EMBEDDED / "leukoscope-densenet169-cnmc", EMBEDDED / "leukoscope-densenet201-ball4"
@@ -169,6 +170,16 @@ def test_how_far_to_trust_is_measured_on_further_people_first(cell: Row) -> None
     alone = {key: block for key, block in cell.metrics.items() if key != "further_subjects"}
     assert trust_rows(alone)[0].caveat == "not measured on further people"
     assert not trust_rows(alone)[0].meters
+
+
+def test_the_worst_two_small_changes_stand_under_how_far_to_trust_it(cell: Row) -> None:
+    sentence = "Of 100 unseen cells, 11 change their class when shown 10 % larger, 5 when shown 15 % more saturated."
+    measured = replace(cell, metrics={**cell.metrics, "robustness": ROBUSTNESS})
+    page = unescape(stage.cell_answer(Answer(cell.picture, (measured,)), 0))
+    assert page.index("41 people, cross-validation") < page.index(sentence)
+    unmeasured = {key: block for key, block in cell.metrics.items() if key != "robustness"}
+    plain = replace(cell, metrics=unmeasured)
+    assert "change their class" not in stage.cell_answer(Answer(cell.picture, (plain,)), 0)
 
 
 def test_a_release_opens_with_its_map_only_where_its_maps_passed(cell: Row) -> None:

@@ -232,6 +232,19 @@ def robustness_text(metrics: Mapping[str, Any]) -> str:
     )
 
 
+def worst_change_text(metrics: Mapping[str, Any]) -> str:
+    """The small change under which most cells get another class, in plain words; "not measured" without the block."""
+    block = metrics.get("robustness")
+    if not block:
+        return "not measured"
+    worst = release_tables.worst_of_families(block, "class_changed")[0]
+    interval = (worst.get("intervals") or {}).get("class_changed")
+    ends = ""
+    if interval:
+        ends = f" ({100 * interval['low']:.0f}–{100 * interval['high']:.0f})"
+    return f"another class for {_of_100(worst['class_changed'])}{ends} of 100 cells when {worst['shows']}"
+
+
 def _of_100(share: float) -> str:
     """A share as a whole number of 100 that is not 0 where there are some."""
     return "fewer than 1" if 0 < share < 0.005 else f"{100 * share:.0f}"

@@ -36,11 +36,19 @@ class Meter:
 
 @dataclass(frozen=True)
 class TrustRow:
-    """One measurement: on whom, a caveat, and a meter a class; none where nothing was measured on people."""
+    """One measurement.
+
+    Attributes:
+        people: on whom.
+        caveat: why it says less than it seems, or why there is none.
+        meters: one for each class; none where nothing was measured on people.
+        small_changes: what small changes of the picture do to the classes of these people's cells, in one sentence.
+    """
 
     people: str
     caveat: str = ""
     meters: tuple[Meter, ...] = ()
+    small_changes: str = ""
 
 
 def trust_rows(metrics: Mapping[str, Any]) -> tuple[TrustRow, TrustRow]:
@@ -75,7 +83,9 @@ def _cross_validation(metrics: Mapping[str, Any]) -> TrustRow:
     measured = release_tables.recalls(evaluation)
     meters = tuple(_meter(label, *measured[label]) for label in shares)
     kind = "cross-validation" if evaluation.get("folds") else "test"
-    return TrustRow(f"{sum(subjects.values())} people, {kind}", meters=meters)
+    return TrustRow(
+        f"{sum(subjects.values())} people, {kind}", meters=meters, small_changes=text.robustness_text(metrics)
+    )
 
 
 def _meter(label: str, share: float, interval: Mapping[str, Any] | None) -> Meter:
