@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 # Forms, and the templates of cards: no pages.
 _NO_PAGES = re.compile(r"\.github/|src/|tests/|model_card/[^/]+\.md$")
 _LINK = re.compile(r"\]\(([^)#\s]+)")
+_TEXT_LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)\)")
 
 
 def copy_pages(pages: Path) -> None:
@@ -28,14 +29,43 @@ def copy_pages(pages: Path) -> None:
     linked = {
         (page.parent / link).resolve() for page in sources for link in _LINK.findall(page.read_text(encoding="utf-8"))
     }
-    for source in (*sources, *(path for path in linked if path.is_file() and path.is_relative_to(ROOT))):
+    files = (path for path in linked if path.is_file() and path.is_relative_to(ROOT) and _is_shown(path))
+    for source in (*sources, *files):
         target = pages / source.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
+    for source in sources:
+        page = pages / source.relative_to(ROOT)
+        page.write_text(_without_dead_links(page.read_text(encoding="utf-8"), source.parent), encoding="utf-8")
     with (pages / "docs" / "python.md").open("a", encoding="utf-8") as page:
         page.write(f"\n{reference()}\n")
 
 
-if __name__ == "__main__":
+def _is_shown(path: Path) -> bool:
+    """Whether the site can show a file: a template of a page would be shown as a broken page."""
+    return path.suffix != ".html"
+
+
+def _without_dead_links(text: str, folder: Path) -> str:
+    """The text of a page in `folder`; links to folders and templates, which the site does not have, become text."""
+
+    def linked_or_text(link: re.Match[str]) -> str:
+        path = folder / link[2]
+        is_dead = path.is_dir() or (path.is_file() and not _is_shown(path))
+        return link[1] if is_dead else link[0]
+
+    return _TEXT_LINK.sub(linked_or_text, text)
+
+
+def main() -> int:
+    """Build the site; the exit status."""
     copy_pages(ROOT / "build" / "pages")
-    sys.exit(subprocess.run([sys.executable, "-m", "zensical", "build", "--strict", "--clean"], cwd=ROOT).returncode)
+    command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
+    status = subprocess.run(command, cwd=ROOT).returncode
+    # Its addresses begin at the root of a host, but GitHub serves a project's site below the project's name.
+    (ROOT / "build" / "site" / "404.html").unlink(missing_ok=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urldefrag
 
 import pytest
 
@@ -16,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_site_builds_strictly_and_loads_nothing_from_other_servers(tmp_path: Path) -> None:
     """From a repository with a copy of this one's pages and of what they link to."""
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-    kept = (".md", ".py", ".yml", ".png", ".json", ".ipynb", "LICENSE")
+    kept = (".md", ".py", ".yml", ".png", ".json", ".ipynb", ".html", ".js", ".css", "LICENSE")
     for name in names:
         if name.endswith(kept) and not name.startswith("tests/") and (ROOT / name).is_file():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -29,3 +31,10 @@ def test_the_site_builds_strictly_and_loads_nothing_from_other_servers(tmp_path:
     page = (tmp_path / "build/site/index.html").read_text(encoding="utf-8")
     assert "Not a medical device" in page
     assert 'src="http' not in page and 'rel="stylesheet" href="http' not in page
+    dead = {
+        f"{page.name}: {link}"
+        for page in (tmp_path / "build/site").rglob("*.html")
+        for link in re.findall(r'(?:href|src)="([^"]+)"', page.read_text(encoding="utf-8"))
+        if not re.match("[a-z]+:", link) and not (page.parent / unquote(urldefrag(link).url)).exists()
+    }
+    assert not dead, "each link leads to a file, below whatever address the site has"
