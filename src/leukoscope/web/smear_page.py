@@ -51,14 +51,16 @@ def verdict(smear: Smear) -> str:
     parts: list[str] = []
     for label in reading.labels:
         if counts[label]:
+            number = number_word(counts[label])
             kind = many(label)
-            verb = "look "
-            if counts[label] == 1:
-                kind = f"a {kind.removesuffix('s')}"
-                verb = "looks "
             if parts:
-                verb = ""
-            parts.append(f"{number_word(counts[label])} {verb}like {kind}")
+                # "two normal" after "three look like blasts": on one line.
+                kind = kind.removesuffix(" cells")
+                parts.append(f"{number} {kind.removesuffix('s') if counts[label] == 1 else kind}")
+            elif counts[label] == 1:
+                parts.append(f"{number} looks like a {kind.removesuffix('s')}")
+            else:
+                parts.append(f"{number} look like {kind}")
     if counts[ABSTAIN]:
         parts.append(f"{number_word(counts[ABSTAIN])} not sure")
     refused = sum(counts[outcome] for outcome in REFUSED)
@@ -183,5 +185,6 @@ def _measured(smear: Smear, number: int) -> Mapping[str, Any]:
         "image": embedded(smear.cut_out(number), 132),
         "colour": colour(cell.outcome, labels),
         "words": cell_words(cell, labels),
-        "size": f"{area:.0f} µm² · nucleus {percent(share)}",
+        "area": f"{area:.0f} µm²",
+        "nucleus": f"nucleus {percent(share)}",
     }
