@@ -176,7 +176,7 @@ def _upload(browser: httpx.Client, event: int, cell: Path) -> tuple[float, float
     browser.post("queue/join", json={"data": [[file], None], "fn_index": event, "session_hash": session})
     with browser.stream("GET", "queue/data", params={"session_hash": session}) as answer:
         for line in answer.iter_lines():
-            if not first and "lk-pill" in line:
+            if not first and "data-model" in line:
                 first = time.perf_counter() - started
             if '"process_completed"' in line:
                 return (first, time.perf_counter() - started) if first else line
@@ -224,7 +224,7 @@ def _ask_together(
         for cell in islice(cycle(cells), each):
             started = time.perf_counter()
             try:
-                client.predict(handle_file(cell), model, "", api_name="/predict")
+                client.predict(handle_file(cell), model, api_name="/predict")
                 seconds.append(time.perf_counter() - started)
             except Exception as error:  # whatever a visitor would meet counts as an error
                 errors.append(f"{type(error).__name__}: {error}")
