@@ -9,7 +9,7 @@ INSTALL := $(if $(UV),$(UV) pip install --python $(RUN)/python,$(RUN)/python -m 
 PYTEST := HF_HUB_OFFLINE=1 $(RUN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 MAKE_VENV := $(if $(UV),$(UV) venv --python "$(PYTHON)",$(PYTHON) -m venv)
 
-.PHONY: help demo test test-slow quality style docs site structure lock release publish screenshots
+.PHONY: help demo test test-slow quality style docs site structure lock release publish screenshots pictures
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -68,6 +68,9 @@ publish: $(VENV)/.installed  ## publish all: make publish OWNER=name [SPACE=1] [
 
 screenshots: $(VENV)/.installed-test  ## take the README's pictures of the demo anew; needs Chromium
 	LEUKOSCOPE_SCREENSHOTS=docs LEUKOSCOPE_BROWSER=required $(RUN)/python -m pytest -m slow tests/browser/test_screenshots.py
+
+pictures: $(VENV)/.installed-test  ## picture every state of the demo at six widths into runs/pictures; needs Chromium
+	LEUKOSCOPE_PICTURES=runs/pictures LEUKOSCOPE_BROWSER=required $(RUN)/python -m pytest -m slow tests/browser/test_states.py
 
 # Stamps: a second call installs nothing until one of the two files changes. Editable, so that `leukoscope` runs this
 # very source.

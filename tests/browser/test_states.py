@@ -102,7 +102,7 @@ def _looked_at(page: Any, state: str, look: str) -> None:
     width = page.viewport_size["width"]
     assert page.evaluate("document.documentElement.scrollWidth") <= width, state
     if FOLDER:
-        Path(FOLDER).mkdir(exist_ok=True)
+        Path(FOLDER).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=Path(FOLDER) / f"{state}-{look}.png")
         if width < 800 or state.startswith(("smear", "batch")):
             page.screenshot(path=Path(FOLDER) / f"{state}-{look}-whole.png", full_page=True)
@@ -149,7 +149,7 @@ def test_every_state_of_a_smear(visits: Callable[..., Any], files: Path, look: s
     page.locator("#answer [data-act=back]").wait_for()
     _looked_at(page, "cell_of_a_smear", look)
     _given(visit, files / "1 cells.png")
-    page.locator("#picture .lk-caption", has_text="Cell 1 of").wait_for()
+    page.locator("#picture .lk-caption", has_text="Cell 1 of 1 cells").wait_for()
     visit.act("back")
     page.locator("#picture button.lk-box").first.wait_for()
     _looked_at(page, "smear_of_1", look)
