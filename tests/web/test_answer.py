@@ -23,6 +23,7 @@ from leukoscope.data.registry import EMPTY_SLIDE_RGB
 from leukoscope.inference.prediction import Decision, HeatMap
 from leukoscope.inference.smear import TRANSPARENT
 from leukoscope.reports.text import MAP_CAVEAT, MAP_CAVEATS
+from leukoscope.reports.trust import trust_rows
 from leukoscope.synthetic import EXAMPLE_SMEAR_PITCH
 from leukoscope.web import drawing, stage
 from leukoscope.web.answer import (
@@ -44,7 +45,6 @@ from leukoscope.web.export import row_image, save_row
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.smear import example_smear, read_smear
 from leukoscope.web.smear_page import smear_answer
-from leukoscope.web.trust import trust_rows
 from leukoscope.web.upload import read_upload
 from leukoscope.web.views import STAGE_VIEWS, chosen_view, offered
 from release_fixtures import ROBUSTNESS

@@ -28,9 +28,9 @@ from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, Decision, Predi
 from leukoscope.models.map_check import OCCLUSION_METHOD
 from leukoscope.reports import text
 from leukoscope.reports.text import DecisionText, percent
+from leukoscope.reports.trust import training_subject
 from leukoscope.synthetic import EXAMPLES_PER_CLASS, PHANTOM_LABELS, SMEAR_LABELS, example_cell, smear_picture
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.trust import training_subject
 
 # Redrawing stays instant and the page light; one cell is a few hundred pixels anyway.
 CELL_SIDE = 640

@@ -11,9 +11,9 @@ from typing import Any
 from markupsafe import Markup
 
 from leukoscope.inference.prediction import ABSTAIN, REFUSED, WITHOUT_CLASS, Thresholds
+from leukoscope.reports import trust
 from leukoscope.reports.formatting import data_uri
 from leukoscope.reports.text import about_model, outcome_text, percent
-from leukoscope.web import trust
 from leukoscope.web.batch import BATCHES_AT_ONCE, BatchResult, BatchRow, label_metrics, predict_batch
 from leukoscope.web.batch_files import Batch
 from leukoscope.web.drawing import colour, render

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,15 @@ from markupsafe import Markup
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.release import CARD_FILE, ReleaseInfo, read_release
-from leukoscope.reports import release_tables, text
-from leukoscope.reports.formatting import data_uri, share, span
-from leukoscope.web import trust
+from leukoscope.reports import release_tables, text, trust
+from leukoscope.reports.formatting import count, data_uri, share, span
 from leukoscope.web.content_policy import card_text
-from leukoscope.web.drawing import render
+from leukoscope.web.drawing import colour, render
 from leukoscope.web.model_cache import ModelCache
 
 _MAPS = {True: "passed our checks", False: "failed our checks", None: "not checked"}
+_SMALLEST_DOT = 6  # CSS pixels
+_LARGEST_DOT = 18
 NO_CARD = "This release comes without a card."
 
 
@@ -45,7 +48,13 @@ def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup,
     if chosen not in names:
         chosen = next(iter(names), "")
     figures, card = _figures_and_card(models, chosen)
-    html = render("evidence.html", rows=rows, names=names, chosen=chosen, figures=figures)
+    people: list[dict[str, Any]] = []
+    if chosen:
+        with suppress(LeukoscopeError):  # its row says what is wrong
+            people = _people_by_class(release_of(models, chosen).metrics)
+    if people:
+        figures = []  # the card's plot shows the same people
+    html = render("evidence.html", rows=rows, names=names, chosen=chosen, figures=figures, people=people)
     return html, card
 
 
@@ -65,8 +74,9 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model": name,
         "error": "",
-        "labels": labels,
+        "colours": {label: colour(label, labels) for label in labels},
         "trust": trust.trust_rows(metrics),
+        "small_changes": text.worst_change_text(metrics),
         "outside": f"{share(auroc['value'])} ({span(auroc)})" if auroc else "not measured",
         "cross_validated": share(measured) if measured is not None else "not on people",
         "size_alone": share(alone) if alone is not None else "–",
@@ -74,6 +84,33 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "maps": _MAPS[trust.maps_passed(metrics)],
         "data": text.model_text(metrics) or "not told",
     }
+
+
+def _people_by_class(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """For each class the people whose cells were tested, worst first: share of cells recognised, 0–100, and size."""
+    block = release_tables.unseen_evaluation(metrics) or {}
+    subjects = (block.get("metrics") or {}).get("subjects") or {}
+    unit = metrics["data"]["unit"] if subjects else ""
+    labels = list(metrics.get("labels") or ())
+    drawn = []
+    for label in labels:
+        tested = [(name, subject) for name, subject in subjects.items() if subject["label"] == label]
+        if not tested:
+            continue
+        tested.sort(key=lambda named: (named[1]["accuracy"], named[0]))
+        dots = [
+            {
+                "share": round(100 * subject["accuracy"]),
+                "size": min(_LARGEST_DOT, _SMALLEST_DOT + math.sqrt(subject["cells"]) / 2),
+                "title": f"{unit} {name}: {100 * subject['accuracy']:.0f} of 100 of {count(subject['cells'])} cells",
+            }
+            for name, subject in tested
+        ]
+        mean = sum(subject["accuracy"] for _, subject in tested) / len(tested)
+        people = f"{len(tested)} {'people' if unit == 'subject' else f'{unit}s'}"
+        drawn.append({"label": label, "people": people, "mean": round(100 * mean), "dots": dots,
+                      "colour": colour(label, labels)})  # fmt: skip
+    return drawn
 
 
 def _figures_and_card(models: ModelCache, name: str) -> tuple[list[dict[str, str]], str]:

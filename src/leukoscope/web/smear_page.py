@@ -11,9 +11,9 @@ from markupsafe import Markup
 from leukoscope.data.smear import SmearCell
 from leukoscope.inference.prediction import ABSTAIN, FIELD_NEEDS, REFUSED
 from leukoscope.inference.smear import AT_EDGE, CellReading
+from leukoscope.reports import trust
 from leukoscope.reports.release_tables import many
 from leukoscope.reports.text import about_model, outcome_text, percent
-from leukoscope.web import trust
 from leukoscope.web.drawing import colour, embedded, render
 from leukoscope.web.smear import Smear, scale_text
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from leukoscope.reports import text
+from leukoscope.reports import text, trust
 from leukoscope.reports.text import percent
-from leukoscope.web import trust, views
+from leukoscope.web import views
 from leukoscope.web.answer import Answer, Picture, Row, example
 from leukoscope.web.drawing import EmbeddedImage, colour, embedded, render
 from leukoscope.web.smear import example_smear

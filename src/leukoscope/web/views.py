@@ -15,8 +15,8 @@ from markupsafe import Markup
 
 from leukoscope.data.images import foreground
 from leukoscope.inference.prediction import REFUSED, Decision
+from leukoscope.reports import trust
 from leukoscope.reports.text import percent
-from leukoscope.web import trust
 from leukoscope.web.answer import Row, covered, views_of
 from leukoscope.web.drawing import colour, embedded, render
 from leukoscope.web.model_cache import ModelCache
