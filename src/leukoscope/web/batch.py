@@ -22,7 +22,7 @@ from leukoscope.web.batch_files import Batch, BatchFile, open_batch, read_parts
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.upload import deleted_afterwards
 
-THUMBNAIL_SIDE = 96  # pixels
+THUMBNAIL_SIDE = 132  # pixels
 MAX_KEPT = 64 * 2**20  # bytes of a batch's pictures that stay in the visitor's session, to be opened
 BATCHES_AT_ONCE = 2  # a batch holds hundreds of megabytes while it is read
 
@@ -35,7 +35,7 @@ class BatchRow:
     truth: str  # "" where it is not known, as the subject
     subject: str
     prediction: Prediction
-    thumbnail: bytes = b""  # WebP, at most 96 px on a side
+    thumbnail: bytes = b""  # WebP, at most 132 px on a side
     picture: bytes = b""  # lossless WebP, empty beyond `MAX_KEPT`
     on_black: bool = False  # whether the cell is cut out on black
 

@@ -186,8 +186,10 @@ def batch_answer(result: BatchResult, others: Sequence[str] = ()) -> Markup:
 
 def _verdict(result: BatchResult) -> str:
     """How many cells of how many subjects were predicted."""
-    cells = "1 cell" if len(result.rows) == 1 else f"{len(result.rows)} cells"
     people = len(result.by_subject)
+    if len(result.rows) == 1:
+        return "1 cell of one subject" if people else "1 cell, subject unknown"
+    cells = f"{len(result.rows)} cells"
     if not people:
         return f"{cells}, subjects unknown"
     subjects = "subject" if people == 1 else "subjects"
