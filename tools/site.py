@@ -35,8 +35,8 @@ def copy_pages(pages: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
     for source in sources:
-        page = pages / source.relative_to(ROOT)
-        page.write_text(_without_dead_links(page.read_text(encoding="utf-8"), source.parent), encoding="utf-8")
+        copy = pages / source.relative_to(ROOT)
+        copy.write_text(_without_dead_links(copy.read_text(encoding="utf-8"), source.parent), encoding="utf-8")
     with (pages / "docs" / "python.md").open("a", encoding="utf-8") as page:
         page.write(f"\n{reference()}\n")
 

@@ -246,18 +246,7 @@ def _predict_by_pipeline(
     model: str, cells: SelectedCells, label_map: Mapping[str, str], batch_size: int, device: str
 ) -> BenchmarkPredictions:
     """Predict cells with a model that transformers' `pipeline` loads."""
-    from transformers import pipeline
-
-    try:
-        classify = pipeline(
-            "image-classification",
-            model=model,
-            device=None if device == "auto" else device,
-            model_kwargs={"use_safetensors": True},  # pickled weights can run code
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ReleaseError(f"{model}: transformers' pipeline cannot load it ({reason}); give another model") from None
+    classify = _open_pipeline(model, device)
     theirs = [str(label) for label in (classify.model.config.id2label or {}).values()]
     labels = cells.data.info.labels
     to_ours = np.eye(len(labels))[list(match_labels(model, theirs, labels, label_map))]
@@ -271,11 +260,7 @@ def _predict_by_pipeline(
         readable += opened
         areas += [cell_area(np.asarray(picture)) for picture in pictures]
         answers = classify(pictures, batch_size=len(pictures), top_k=len(theirs), function_to_apply="softmax")
-        shares = []
-        for answers_of_cell in answers:
-            share_of = {answer["label"]: answer["score"] for answer in answers_of_cell}
-            shares.append([share_of[label] for label in theirs])
-        probabilities.append(np.asarray(shares) @ to_ours)
+        probabilities.append(_probabilities(answers, theirs) @ to_ours)
     rows = rows.select(readable)
     predictions = CellPredictions(
         tuple(rows["cell_id"][:]),
@@ -288,6 +273,31 @@ def _predict_by_pipeline(
     name = Path(model).name if Path(model).exists() else model  # the rest of a path is private
     unknown = {"verdict": "", "statement": "What trained this model is not recorded; its author answers for it."}
     return BenchmarkPredictions(predictions, name, unknown, tuple(left_out))
+
+
+def _open_pipeline(model: str, device: str) -> Any:
+    """Open a model with transformers' `pipeline`; raises `ReleaseError` where it cannot."""
+    from transformers import pipeline
+
+    try:
+        return pipeline(
+            "image-classification",
+            model=model,
+            device=None if device == "auto" else device,
+            model_kwargs={"use_safetensors": True},  # pickled weights can run code
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ReleaseError(f"{model}: transformers' pipeline cannot load it ({reason}); give another model") from None
+
+
+def _probabilities(answers: Sequence[Sequence[Mapping[str, Any]]], labels: Sequence[str]) -> np.ndarray:
+    """The answers of a pipeline for B pictures as (B, K) probabilities, in the order of the K labels."""
+    rows = []
+    for answers_of_cell in answers:
+        score_of = {answer["label"]: answer["score"] for answer in answers_of_cell}
+        rows.append([score_of[label] for label in labels])
+    return np.asarray(rows)
 
 
 # Results

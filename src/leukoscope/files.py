@@ -67,6 +67,12 @@ def disk_errors(problem: str, otherwise: str, *, needed: int | None = None) -> I
         raise LeukoscopeError(f"{problem} ({reason}{space}); {remedy(error, otherwise)}") from None
 
 
+def require_space(folder: Path, needed: int) -> None:
+    """Raise `OSError` where `needed` bytes do not fit on a folder's disk."""
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 _hashes: dict[str, list[Any]] = {}
 
 

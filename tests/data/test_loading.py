@@ -207,7 +207,7 @@ def test_subjects_come_from_a_regular_expression(own_cells: Path, pattern: str) 
 
 def test_bad_regular_expressions_are_refused(own_cells: Path) -> None:
     assert _refusal(load_cells, "imagefolder", own_cells, subject_pattern="(p").startswith(
-        "--subject_pattern '(p': not a regular expression ("
+        "--subject_pattern '(p': is not a regular expression ("
     )
     assert _refusal(load_cells, "imagefolder", own_cells, subject_pattern=r"p\d") == (
         "--subject_pattern 'p\\d': has no group; write the subject's part as (?P<subject>…)"

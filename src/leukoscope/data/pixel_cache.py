@@ -12,7 +12,6 @@ import inspect
 import json
 import mmap
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -48,6 +47,7 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import ground_rgb
 from leukoscope.data.splits import groups_of
 from leukoscope.files import atomic_file, cache_root, disk_errors, file_state, write_atomic
+from leukoscope.files import require_space as require_space  # training.data imports it from here
 from leukoscope.progress import map_in_threads, note
 
 if TYPE_CHECKING:
@@ -127,46 +127,19 @@ def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
     """
     rows = data.rows
     ids = rows["cell_id"][:]
-    # What a data set carries inside has no path.
-    paths = ["" if row["bytes"] else row["path"] for row in rows.select_columns("image")["image"]]
-    names = {cell: path or f"cell {cell}" for cell, path in zip(ids, paths, strict=True)}
     ground = ground_rgb(data.info)
     key = sha256(repr((data.fingerprint, ids, preprocessing, ground, decoding_digest())).encode()).hexdigest()[:16]
-    pixels_path = cache_root() / f"cells-{key}.npy"
-    facts_path = cache_root() / f"cells-{key}.facts.json"
-    hold(pixels_path)
-    try:
-        facts = json.loads(facts_path.read_text(encoding="utf-8"))
-        pixels = np.load(pixels_path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):  # missing or cut short
-        shape = (len(rows), preprocessing.image_size, preprocessing.image_size, 3)
-        folder = pixels_path.parent
-        needed = int(np.prod(shape))
-        problem = f"{folder}: cannot keep the decoded cells there"
-        with disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder", needed=needed):
-            folder.mkdir(parents=True, exist_ok=True)
-            tidy()
-            require_space(folder, needed)
-            before = [file_state(path) for path in paths]
-            with atomic_file(pixels_path) as temporary:
-                facts = _decode_to(temporary, shape, rows, preprocessing, ground)
-                for path, state in zip(paths, before, strict=True):
-                    if file_state(path) != state:
-                        raise DataError(f"{path}: was replaced while the cells were decoded; start again") from None
-            # A copy of these cells elsewhere has the same damage, in files of other names.
-            damage = facts["unreadable"].items()
-            facts["unreadable"] = {cell: reason.removeprefix(f"{names[cell]}: ") for cell, reason in damage}
-            # The facts are written last: their presence says that the pixels are complete.
-            try:
-                write_atomic(facts_path, json.dumps(facts))
-            except OSError:
-                pixels_path.unlink()
-                raise
-        pixels = np.load(pixels_path, mmap_mode="r")
-    hold(pixels_path)
+    files = _CacheFiles(cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.facts.json")
+    hold(files.pixels)
+    if not files.are_whole():
+        _decode_into(files, rows, preprocessing, ground)
+    pixels = np.load(files.pixels, mmap_mode="r")
+    facts = json.loads(files.facts.read_text(encoding="utf-8"))
+    hold(files.pixels)
     note(filled_note(facts["filled"], len(rows), ground), err=True)
     unreadable = facts["unreadable"]
     # Splits are drawn without damaged cells, so blocks are counted without them.
+    names = _names(rows)
     undamaged = data.without({cell: f"{names[cell]}: {reason}" for cell, reason in unreadable.items()})
     units = groups_of(undamaged, data.info.group)
     subjects = [units.get(cell, "") for cell in ids]
@@ -174,6 +147,70 @@ def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
     row_of = {cell: row for row, cell in enumerate(ids) if cell not in unreadable}
     areas = np.asarray(facts["areas"], dtype=float)
     return FramedCells(undamaged, pixels, row_of, labels, subjects, facts["pixel_hashes"], areas)
+
+
+@dataclass(frozen=True)
+class _CacheFiles:
+    """Where the cache keeps the framed cells of one data set."""
+
+    pixels: Path  # (N, S, S, 3) uint8
+    facts: Path  # what `_decode_to` returns, as JSON
+
+    def are_whole(self) -> bool:
+        """Whether both files are there, and neither is cut short."""
+        try:
+            json.loads(self.facts.read_text(encoding="utf-8"))
+            np.load(self.pixels, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return False
+        return True
+
+
+def _decode_into(files: _CacheFiles, rows: Dataset, preprocessing: Preprocessing, ground: RgbColour) -> None:
+    """Decode and frame the cells into the cache."""
+    folder = files.pixels.parent
+    shape = (len(rows), preprocessing.image_size, preprocessing.image_size, 3)
+    needed = int(np.prod(shape))
+    problem = f"{folder}: cannot keep the decoded cells there"
+    with disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder", needed=needed):
+        folder.mkdir(parents=True, exist_ok=True)
+        tidy()
+        require_space(folder, needed)
+        with atomic_file(files.pixels) as temporary:
+            facts = _decode_unchanged(temporary, shape, rows, preprocessing, ground)
+        # The facts are written last: their presence says that the pixels are complete.
+        try:
+            write_atomic(files.facts, json.dumps(facts))
+        except OSError:
+            files.pixels.unlink()
+            raise
+
+
+def _decode_unchanged(
+    path: Path, shape: tuple[int, ...], rows: Dataset, preprocessing: Preprocessing, ground: RgbColour
+) -> dict[str, Any]:
+    """`_decode_to`, with messages without the names of files; an error if a file is replaced meanwhile."""
+    paths = _paths(rows)
+    before = [file_state(path) for path in paths]
+    facts = _decode_to(path, shape, rows, preprocessing, ground)
+    for file, state in zip(paths, before, strict=True):
+        if file_state(file) != state:
+            raise DataError(f"{file}: was replaced while the cells were decoded; start again")
+    # A copy of these cells elsewhere has the same damage, in files of other names.
+    names = _names(rows)
+    damage = facts["unreadable"].items()
+    return facts | {"unreadable": {cell: reason.removeprefix(f"{names[cell]}: ") for cell, reason in damage}}
+
+
+def _paths(rows: Dataset) -> list[str]:
+    """The path of each row's picture; "" for a picture that the data set carries inside."""
+    return ["" if row["bytes"] else row["path"] for row in rows.select_columns("image")["image"]]
+
+
+def _names(rows: Dataset) -> dict[str, str]:
+    """Cell id → what messages call its picture."""
+    cells = zip(rows["cell_id"][:], _paths(rows), strict=True)
+    return {cell: path or f"cell {cell}" for cell, path in cells}
 
 
 @cache
@@ -236,12 +273,6 @@ def new_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np
             for start in range(begin, size, _BLOCK):
                 file.write(bytes(min(_BLOCK, size - start)))
     return array
-
-
-def require_space(folder: Path, needed: int) -> None:
-    """Raise `OSError` where `needed` bytes do not fit on a folder's disk."""
-    if shutil.disk_usage(folder).free < needed:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _decode_to(

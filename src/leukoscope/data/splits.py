@@ -159,13 +159,7 @@ def make_split(
     elif strategy == "all":
         detail = "every cell trains"
     elif strategy == "given":
-        train, val, test = (cells.in_folds([side]) for side in SPLIT_SIDES)
-        detail = "the data set's own splits"
-        if not val and validation and train_val_split:
-            train, val = cells.apart(train, train_val_split, "leave the validation side out with --no_validation")
-            # Of whole groups it is another share than was asked for.
-            share = len(val) / (len(train) + len(val))
-            detail += f", {share:.0%} of train set apart for validation by {group.replace('cell', 'image')}"
+        train, val, test, detail = cells.own_sides(train_val_split if validation else 0)
     elif strategy == "official":
         cells.require_folds([*train_folds, *test_folds])
         train = cells.in_folds(train_folds)
@@ -288,6 +282,17 @@ class _Cells:
         except ValueError as error:
             raise DataError(f"split by image: too few cells of a class ({error}); gather more cells") from None
         return others, apart
+
+    def own_sides(self, train_val_split: float) -> tuple[list[int], list[int], list[int], str]:
+        """The data set's own sides and what they are; without a validation side, this share of train becomes one."""
+        train, val, test = (self.in_folds([side]) for side in SPLIT_SIDES)
+        detail = "the data set's own splits"
+        if not val and train_val_split:
+            train, val = self.apart(train, train_val_split, "leave the validation side out with --no_validation")
+            # With whole groups, the share differs from the one that was asked for.
+            share = len(val) / (len(train) + len(val))
+            detail += f", {share:.0%} of train set apart for validation by {self.group.replace('cell', 'image')}"
+        return train, val, test, detail
 
     def fold(self, fold: int, num_folds: int) -> tuple[list[int], list[int]]:
         """The training and the test side of one fold."""

@@ -87,13 +87,6 @@ def subject_rule_block(
     classes = truth.astype(int)
     boot = bootstrap_cells(CellPredictions(names, names, classes, np.eye(2)[classes], ("0", "1")))
     scores = _scores(subjects, rules)
-    baseline = dict[str, Any]()
-    if size_only is not None:
-        others = _subjects(size_only, positive_label)
-        alone = _scores(others, _held_out_rules(others, positive_label))
-        between = boot.interval(boot.auroc(scores, truth) - boot.auroc(alone, truth))
-        between["difference"] = float(roc_auc_score(truth, scores) - roc_auc_score(truth, alone))
-        baseline["size_only"] = {**_measured(truth, alone, boot), "difference": between}
     measured = {"subjects": len(truth), **_measured(truth, scores, boot), "given_a_class": len(decided)}
     return {
         "estimates": estimates,
@@ -104,9 +97,26 @@ def subject_rule_block(
         "least_cells": least,
         "least_cells_suffice": enough_cells is not None,
         "measured": {**measured, "error_rate": _share(wrong, len(decided))},
-        **baseline,
+        **_size_only_block(size_only, positive_label, truth, scores, boot),
         "subjects": judged,
     }
+
+
+def _size_only_block(
+    size_only: CellPredictions | None,
+    positive_label: str,
+    truth: np.ndarray,
+    scores: np.ndarray,
+    boot: BootstrapSamples,
+) -> dict[str, Any]:
+    """The block of a rule fitted on predictions from cell size alone, against the (U,) scores of a model's rule."""
+    if size_only is None:
+        return {}
+    others = _subjects(size_only, positive_label)
+    alone = _scores(others, _held_out_rules(others, positive_label))
+    between = boot.interval(boot.auroc(scores, truth) - boot.auroc(alone, truth))
+    between["difference"] = float(roc_auc_score(truth, scores) - roc_auc_score(truth, alone))
+    return {"size_only": {**_measured(truth, alone, boot), "difference": between}}
 
 
 def measure_subject_rule(predictions: CellPredictions, metrics: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -20,10 +20,9 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from leukoscope import ConfigError, __version__
-from leukoscope.data.pixel_cache import require_space
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.files import disk_errors, first_line, write_atomic
+from leukoscope.files import disk_errors, first_line, require_space, write_atomic
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import METRICS_FILE, write_json
 from leukoscope.progress import note
