@@ -85,8 +85,9 @@ def run(folder: Path, flags: list[str], draws: int) -> None:
     split = choose_split(config, cells.data)
     folder.mkdir(parents=True, exist_ok=True)
     identity = replace(RunIdentity.of(config, recipe), data=cells.data.fingerprint, split=split.fingerprint)
-    checkpoints = Checkpoints(folder, identity)
-    if RunFolder(folder).checkpoint_folders():
+    run_folder = RunFolder(folder)
+    checkpoints = Checkpoints(run_folder, identity)
+    if run_folder.checkpoint_folders():
         checkpoints.resume(RESUME_LATEST)
     trainer = Trainer(accelerator, network, cells, split, recipe, seed=config.run.seed, checkpoints=checkpoints)
     about: dict[str, Any] = {

@@ -405,11 +405,11 @@ def test_the_gpu_is_for_torch_alone_and_a_backend_that_is_not_given_is_that_of_t
 ) -> None:
     monkeypatch.setattr(runtime, "gpu_or_cpu", lambda: "cuda:0")
     monkeypatch.setenv("LEUKOSCOPE_BACKEND", "tensorrt")
-    assert Runtime(backend).chosen() == Runtime(backend, device)
-    assert Runtime(backend, "cpu").chosen() == Runtime(backend, "cpu")
+    assert Runtime(backend).resolved() == Runtime(backend, device)
+    assert Runtime(backend, "cpu").resolved() == Runtime(backend, "cpu")
     with pytest.raises(LeukoscopeError, match="^backend 'tensorrt': unknown; choose one of auto, torch, openvino$"):
-        Runtime().chosen()
+        Runtime().resolved()
     monkeypatch.setenv("LEUKOSCOPE_BACKEND", backend)
-    assert Runtime().chosen() == Runtime(backend, device)
+    assert Runtime().resolved() == Runtime(backend, device)
     monkeypatch.delenv("LEUKOSCOPE_BACKEND")
-    assert Runtime().chosen() == Runtime("auto", "cuda:0")
+    assert Runtime().resolved() == Runtime("auto", "cuda:0")

@@ -20,6 +20,7 @@ from leukoscope.models.recipes import get_recipe
 from leukoscope.training.checkpoint import Checkpoints
 from leukoscope.training.data import Inputs
 from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import RunFolder
 from leukoscope.training.trainer import Trainer
 from research.prior_networks import build_prior, penalty
 from research.prior_recipes import Head, Hidden, Penalty, Plateau, PriorRecipe
@@ -141,8 +142,8 @@ def test_a_killed_run_resumes_bit_exactly(trainer_for: MakeTrainer, tmp_path: Pa
     whole = trainer_for(recipe)
     rows = list(whole.fit())
     assert ("momentum" in whole.optimizer.param_groups[0]) == (recipe.optimizer == "sgd")
-    next(trainer_for(recipe, checkpoints=Checkpoints(tmp_path, IDENTITY)).fit())
-    checkpoints = Checkpoints(tmp_path, IDENTITY)
+    next(trainer_for(recipe, checkpoints=Checkpoints(RunFolder(tmp_path), IDENTITY)).fit())
+    checkpoints = Checkpoints(RunFolder(tmp_path), IDENTITY)
     checkpoints.resume("latest")
     resumed = trainer_for(recipe, checkpoints=checkpoints)
     columns = ("train_loss", "val_loss", "learning_rate")

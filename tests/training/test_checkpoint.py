@@ -45,7 +45,7 @@ class Killed(Exception):
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Checkpoints:
-    return Checkpoints(tmp_path, IDENTITY)
+    return Checkpoints(RunFolder(tmp_path), IDENTITY)
 
 
 def test_a_checkpoint_comes_back_as_it_was(checkpoints: Checkpoints) -> None:
@@ -125,9 +125,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(
     ],
 )
 def test_another_run_is_refused_by_name(tmp_path: Path, change: dict[str, Any], named: str) -> None:
-    path = Checkpoints(tmp_path, IDENTITY).save(STATE, epoch=1, step=1)
+    path = Checkpoints(RunFolder(tmp_path), IDENTITY).save(STATE, epoch=1, step=1)
     with pytest.raises(LeukoscopeError) as refused:
-        Checkpoints(tmp_path, replace(IDENTITY, **change)).resume("latest")
+        Checkpoints(RunFolder(tmp_path), replace(IDENTITY, **change)).resume("latest")
     assert str(refused.value) == (
         f"{path}: is a checkpoint of a run with other settings ({named}); give the earlier settings, or start a new "
         "run in another --output_dir"
@@ -155,7 +155,7 @@ def test_a_setting_that_one_of_two_runs_lacks_is_another_setting() -> None:
 def test_an_unfinished_run_is_not_overwritten_by_mistake(tmp_path: Path) -> None:
     RunFolder(tmp_path).check(None, IDENTITY)
     RunFolder(tmp_path).check("latest", IDENTITY)
-    Checkpoints(tmp_path, IDENTITY).save(STATE, epoch=3, step=4)
+    Checkpoints(RunFolder(tmp_path), IDENTITY).save(STATE, epoch=3, step=4)
     RunFolder(tmp_path).check("latest", IDENTITY)
     with pytest.raises(LeukoscopeError) as refused:
         RunFolder(tmp_path).check(None, IDENTITY)
@@ -237,7 +237,7 @@ class Runs:
         self.make, self.recipe, self.folder, self.steps, self.flags = trainer_for, recipe, folder, steps, flags
 
     def trainer(self, *, resume: bool = False, checkpoints: bool = True) -> Trainer:
-        kept = Checkpoints(self.folder, IDENTITY, steps=self.steps) if checkpoints else None
+        kept = Checkpoints(RunFolder(self.folder), IDENTITY, steps=self.steps) if checkpoints else None
         if kept and resume:
             kept.resume("latest")
             assert kept.resumed is not None

@@ -24,6 +24,7 @@ from leukoscope.models.recipes import UNCHANGED, Recipe
 from leukoscope.training.checkpoint import Checkpoints
 from leukoscope.training.data import FeatureInputs, make_inputs
 from leukoscope.training.identity import RunIdentity
+from leukoscope.training.run_folder import RunFolder
 from leukoscope.training.trainer import Trainer
 from trainers import MakeTrainer
 
@@ -173,11 +174,11 @@ def test_a_resumed_run_ends_with_the_same_weights(trainer_on: MakeTrainer, tmp_p
     whole = trainer_on()
     list(whole.fit())
     identity = RunIdentity({}, {})
-    first = trainer_on(checkpoints=Checkpoints(tmp_path, identity))
+    first = trainer_on(checkpoints=Checkpoints(RunFolder(tmp_path), identity))
     for _ in first.fit():
         break
     torch.rand(5, device=first.accelerator.device)
-    checkpoints = Checkpoints(tmp_path, identity)
+    checkpoints = Checkpoints(RunFolder(tmp_path), identity)
     checkpoints.resume("latest")
     resumed = trainer_on(checkpoints=checkpoints)
     list(resumed.fit())

@@ -189,7 +189,7 @@ def test_a_folders_own_splits_are_trained_and_tested_on_and_it_is_said_that_they
     (block,) = _metrics(run)["evaluations"]
     assert (block["split"]["strategy"], block["split"]["disjoint_by"]) == ("given", "cell")
     said = capsys.readouterr().out
-    assert "splits of its own: train 28, test 4" in said
+    assert "own splits: train 28, test 4" in said
     assert BY_IMAGE in said
 
 
@@ -475,7 +475,9 @@ def test_a_refused_command_leaves_a_finished_run_alone(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for run in ("foreign", "damaged"):
-        Checkpoints(tmp_path / run, RunIdentity({"seed": 9}, {})).save(Checkpoint({"a/b": torch.ones(1)}, {}), 1, 1)
+        Checkpoints(RunFolder(tmp_path / run), RunIdentity({"seed": 9}, {})).save(
+            Checkpoint({"a/b": torch.ones(1)}, {}), 1, 1
+        )
     Path("damaged/checkpoints/00001-epoch-1-step-1/state.json").write_text("{}")
     config = _own(own_cells, tmp_path / "run", *flags)
     before = _earlier_run(tmp_path / "run", replace(config, data=replace(config.data, split_file=None)))

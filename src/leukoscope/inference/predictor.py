@@ -88,7 +88,7 @@ def open_backend(release: ReleaseInfo, runtime: Runtime = Runtime()) -> Backend:
         ConfigError: no such backend, one whose package is not installed, that does not compute on that device or
             whose output differs from torch's; a damaged release; a device that this machine lacks.
     """
-    runtime = runtime.chosen()
+    runtime = runtime.resolved()
     if runtime.backend == OPENVINO:
         if runtime.device != "cpu":
             raise ConfigError(f"backend {OPENVINO!r}: computes on the CPU only; leave out device {runtime.device!r}")

@@ -55,8 +55,8 @@ class Runtime:
     device: str = AUTO_RUNTIME
     precision: str = F32
 
-    def chosen(self) -> Runtime:
-        """Choose the environment's backend and this machine's device.
+    def resolved(self) -> Runtime:
+        """The same with the backend and the device named: those of the environment and of this machine for "auto".
 
         Raises:
             ConfigError: an unknown backend or precision.

@@ -53,7 +53,7 @@ _OWN_START_WEIGHTS = (
     "stem and dense blocks 1-3 of ImageNet DenseNet201",
 )
 EXAMPLE_PICTURES = "examples/phantom_*.png"  # pictures that the Hub's page of a model offers to predict
-FRONT_AND_TEXT = "---\n{{ card_data }}\n---\n\n{{ body }}"
+CARD_LAYOUT = "---\n{{ card_data }}\n---\n\n{{ body }}"
 
 
 def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
@@ -107,7 +107,7 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
         new_aliases=formatting.new_aliases(metrics),
     )
     data = _card_data(metrics, name, licence=licence, widget=_widget(release) if has_weights else None)
-    return str(ModelCard.from_template(data, template_str=FRONT_AND_TEXT, body=body))
+    return str(ModelCard.from_template(data, template_str=CARD_LAYOUT, body=body))
 
 
 def _shows_fields(metrics: Mapping[str, Any]) -> bool:

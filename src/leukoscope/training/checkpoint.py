@@ -61,9 +61,9 @@ class Checkpoints:
         resumed: the checkpoint that the run continues from, after `resume` has read one.
     """
 
-    def __init__(self, run_folder: Path, identity: RunIdentity, *, steps: str = "epoch"):
+    def __init__(self, run_folder: RunFolder, identity: RunIdentity, *, steps: str = "epoch"):
         """`steps` is the value of --checkpointing_steps."""
-        self._run_folder = RunFolder(run_folder)
+        self._run_folder = run_folder
         self.folder = self._run_folder.checkpoints
         self.identity = identity
         self.each_epoch = steps != "no"

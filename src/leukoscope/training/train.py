@@ -170,16 +170,16 @@ class Prepared:
     checkpoints: Checkpoints
 
 
-def prepare(plan: Plan, build: Callable[[Recipe, int], nn.Module] = build_network) -> Prepared:
+def prepare(planned: Plan, build: Callable[[Recipe, int], nn.Module] = build_network) -> Prepared:
     """Load cells, split, network and start weights, and print them; nothing in the run folder is changed.
 
     Raises:
         LeukoscopeError: cells or start weights that cannot be had, a split that cannot be drawn, no space on the disk,
             or a checkpoint of another run.
     """
-    config = plan.config
-    recipe = plan.recipe
-    accelerator = plan.accelerator
+    config = planned.config
+    recipe = planned.recipe
+    accelerator = planned.accelerator
     set_seed(config.run.seed)
     with accelerator.main_process_first():
         data = config.data.load(recipe.image_size)
@@ -196,9 +196,9 @@ def prepare(plan: Plan, build: Callable[[Recipe, int], nn.Module] = build_networ
     split = replace(drawn_split, notes=(*drawn_split.notes, *start.notes, *missing_classes(cells, drawn_split)))
     _print_preparation(config, recipe, cells, split, start)
     if accelerator.is_main_process:
-        plan.folder.require_space_for(network, recipe)
+        planned.folder.require_space_for(network, recipe)
     identity = replace(
-        plan.identity,
+        planned.identity,
         data=cells.data.fingerprint,
         split=split.fingerprint,
         precision=accelerator.mixed_precision,
@@ -206,11 +206,11 @@ def prepare(plan: Plan, build: Callable[[Recipe, int], nn.Module] = build_networ
     )
     # Again, now that cells and split are known.
     resume = config.run.resume_from_checkpoint
-    plan.folder.check(resume, identity)
-    checkpoints = Checkpoints(plan.folder.path, identity, steps=config.run.checkpointing_steps)
+    planned.folder.check(resume, identity)
+    checkpoints = Checkpoints(planned.folder, identity, steps=config.run.checkpointing_steps)
     if resume:
         checkpoints.resume(resume)
-    return Prepared(plan, identity, cells, preprocessing, drawn_split, split, network, start, checkpoints)
+    return Prepared(planned, identity, cells, preprocessing, drawn_split, split, network, start, checkpoints)
 
 
 def _print_preparation(
