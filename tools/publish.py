@@ -83,7 +83,8 @@ def publish_spaces(owner: str, models: Sequence[str], runtime: Path | None, *, d
     ids = [f"{owner}/leukoscope-page", *([f"{owner}/leukoscope"] if demo else [])]
     with TemporaryDirectory() as name:
         folder, hub_id, commit = find_release(f"{owner}/{ON_THE_PAGE}@{TAG}")
-        write_static_space(read_release(folder, name=hub_id, revision=commit), Path(name) / ids[0], runtime=runtime)
+        release = read_release(folder, name=hub_id, revision=commit)
+        write_static_space([release], Path(name) / ids[0], runtime=runtime)
         if demo:
             write_space([find_model(f"{model}@{TAG}") for model in models], Path(name) / ids[1])
         for id in ids:

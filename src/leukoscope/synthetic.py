@@ -244,6 +244,10 @@ def example_smear() -> NDArray[np.uint8]:
 # kept as one sheet, one column per class.
 SMEAR_LABELS = ("Benign", "Early", "Pre", "Pro")
 SMEAR_SIZE = 224
+EXAMPLE_CELLS = tuple(product(PHANTOM_LABELS, range(EXAMPLES_PER_CLASS)))
+"""Class and number of each synthetic cell that is offered; both C-NMC releases give each its class."""
+EXAMPLE_SMEARS = tuple(zip(SMEAR_LABELS, (0, 0, 4, 4), strict=True))
+"""The same of smears, for models of whole pictures: those that are in distribution."""
 SMEAR_SHEET = Path(__file__).with_name("smears.webp")
 
 

@@ -23,11 +23,12 @@ from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.hub.space import write_static_space
 from leukoscope.inference.ood import picture_statistics
-from leukoscope.inference.prediction import NOT_A_CELL, Prediction
+from leukoscope.inference.prediction import NOT_A_CELL, OUT_OF_DISTRIBUTION, Prediction
 from leukoscope.models.release import read_release
 from leukoscope.reports.formatting import encoded
-from leukoscope.reports.text import MAP_CAVEAT, decision_text, recall_text
-from leukoscope.synthetic import draw_cell, example_cell
+from leukoscope.reports.text import FOREIGN_VERDICT, MAP_CAVEAT, decision_text, foreign_text
+from leukoscope.reports.trust import trust_rows
+from leukoscope.synthetic import EXAMPLE_CELLS, draw_cell, example_cell
 from served import watched
 from zips import cell_png, png
 
@@ -35,6 +36,7 @@ pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
 ROOT = Path(__file__).parents[2]
 RELEASE = ROOT / "model_card" / "leukoscope-densenet169-cnmc"
+ANOTHER = ROOT / "model_card" / "leukoscope-efficientnet-b3-cnmc"  # whose maps passed their checks
 ANSWERED = '#result[data-views="8"]:not([hidden]), #status.lk-message'
 PHONE: dict[str, Any] = {
     "viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "color_scheme": "dark",
@@ -51,7 +53,8 @@ def address(tmp_path_factory: pytest.TempPathFactory, npm_packages: Path) -> Ite
     """The folder of a static Space, served to this machine alone."""
     folder = tmp_path_factory.mktemp("static") / "space"
     runtime = npm_packages / "node_modules" / "onnxruntime-web"
-    write_static_space(read_release(RELEASE), folder, title="Cells & <mine>", runtime=runtime)
+    releases = [read_release(release) for release in (RELEASE, ANOTHER)]
+    write_static_space(releases, folder, title="Cells & <mine>", runtime=runtime)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
@@ -127,15 +130,27 @@ def test_an_example_is_answered_on_the_stage_of_the_demo(request: pytest.Fixture
     assert page.locator("h1").inner_text() == "Cells & <mine>", "a title is text"
     assert page.locator("#caption").inner_text() == "Synthetic ALL"
     assert page.locator("#outcome").inner_text() == "Looks like a leukaemic blast"
-    assert page.locator("#notes").inner_text().startswith("The same in all eight orientations.")
+    assert page.locator("#agreement").inner_text() == "The same in all eight orientations"
+    assert page.locator("#dots i").count() == 8
+    outside, inside = trust_rows(read_release(RELEASE).metrics)
+    people = page.locator("#trust tbody th").all_inner_texts()
+    assert [text.split("  ")[0] for text in people] == [outside.people, inside.people], "further people first"
+    meters = [meter.name for row in (outside, inside) for meter in row.meters]
+    shown = page.locator("#trust .lk-meter")
+    assert [shown.nth(k).get_attribute("aria-label") for k in range(shown.count())] == meters
+    assert page.locator("#examples button").count() == len(EXAMPLE_CELLS) == 6
+    assert page.evaluate("document.fonts.check('15px IBM Plex Sans')")
+    assert page.locator("#divider").is_hidden(), "its maps failed their checks: the plain cell comes first"
+    page.locator("[data-view=map]").click()
+    assert "this model's maps failed our checks" in page.locator("#tools").inner_text()
+    assert "map strength" in page.locator("#tools").inner_text()
     first = ["#notice", "#stage-of", "#tools", "#outcome"]
     for shown in first + (["#drop", "#examples button"] if device == "page" else []):
         box = page.locator(shown).first.bounding_box()
         assert box["y"] >= 0 and box["y"] + box["height"] <= size["height"], f"{shown}: {box}"
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     stage = page.locator("#stage-of .lk-both").bounding_box()
-    assert page.locator("#divider").get_attribute("aria-valuenow") == "100", "its maps failed their checks"
-    assert "maps failed our checks" in page.locator("#map-of").inner_text()
+    assert "maps failed our checks" in page.locator("#map-of").text_content()
     page.mouse.move(stage["x"] + stage["width"] / 2, stage["y"] + 20)
     page.mouse.down()
     page.mouse.move(stage["x"] + stage["width"] / 4, stage["y"] + 20, steps=4)
@@ -146,16 +161,18 @@ def test_an_example_is_answered_on_the_stage_of_the_demo(request: pytest.Fixture
 
 
 def test_the_page_predicts_and_decides_as_the_predictor_does(page: Any, predictor: Predictor, tmp_path: Path) -> None:
-    outcomes, recall = set(), recall_text(predictor.release.metrics)
+    outcomes = set()
     for path in pictures(tmp_path):
         theirs = predictor(path, explain=True, method="evidence")
         outcomes.add(theirs.outcome)
         assert_alike(ask(page, path), theirs)
         shown = decision_text(theirs.decision, theirs.probabilities, predictor.release.metrics)
         if theirs.outcome != NOT_A_CELL:  # of which the page says only that it is out of distribution
-            assert page.locator("#outcome").inner_text() == shown.short
-            assert all(one in page.locator("#notes").inner_text() for one in (shown.because, recall))
-        assert page.locator("#probabilities li").count() == 2
+            refused = theirs.outcome == OUT_OF_DISTRIBUTION
+            assert page.locator("#outcome").inner_text() == (FOREIGN_VERDICT if refused else shown.short)
+            because = foreign_text(theirs.decision) if refused else shown.because
+            assert because in page.locator("#notes").text_content()
+        assert page.locator("#would li").count() == 2
         assert page.locator("#notice").inner_text() == RESEARCH_NOTICE
     assert len(outcomes) > 2
 
@@ -181,7 +198,31 @@ def test_the_map_lies_over_the_picture_as_the_predictor_draws_it(
     # All but the thin lines, which the page draws otherwise or not at all.
     assert (np.abs(ours.astype(int) - theirs).max(axis=2) <= 3).mean() > 0.95
     assert (ours.max(axis=2) - ours.min(axis=2) > 60).mean() > 0.02
-    assert page.locator("#map-of").inner_text().endswith(MAP_CAVEAT)
+    assert page.locator("#map-of").text_content().endswith(MAP_CAVEAT)
+
+
+def test_another_model_is_downloaded_only_when_it_is_chosen(chromium: Any, address: str) -> None:
+    with watched(chromium, address, ANSWERED, viewport={"width": 1280, "height": 720}) as page:
+        graphs: list[str] = []
+        page.on("request", lambda request: graphs.append(request.url) if request.url.endswith(".onnx") else None)
+        line = page.locator("#others button")
+        assert re.fullmatch(r"read by efficientnet-b3-cnmc\s*downloads 44 MB", line.inner_text())
+        page.locator("#examples button").nth(1).click()
+        page.locator(ANSWERED).wait_for()
+        assert graphs == []
+        line.click()
+        page.locator(f'#result[data-model="{ANOTHER.name}"][data-views="8"]:not([hidden])').wait_for()
+        assert len(graphs) == 1 and ANOTHER.name in graphs[0]
+        assert page.locator("#model").inner_text() == "efficientnet-b3-cnmc · its maps passed our checks"
+        assert page.locator("#divider").is_visible(), "a map that passed comes first"
+        assert "failed" not in page.locator("#tools").inner_text()
+        assert "densenet169-cnmc" in line.inner_text() and "%" in line.inner_text()
+        theirs = Predictor.from_pretrained(ANOTHER, backend="torch")(example_cell("ALL", 1))
+        with page.expect_download() as download:
+            page.locator("#save").click()
+        ours = json.loads(Path(download.value.path()).read_text())
+        assert ours["model"] == ANOTHER.name
+        assert ours["probabilities"] == pytest.approx(theirs.probabilities, abs=1e-3)
 
 
 def test_a_picture_can_be_pasted_or_dropped(page: Any) -> None:

@@ -304,7 +304,7 @@ def test_without_a_class_the_table_says_why_below(tmp_path: Path) -> None:
     below = " ".join(below.split())
     assert "The picture is no single cell cut out on black" in below and f"{known.name}:" not in below
     assert f"if it is a smear, to find and classify its cells: leukoscope smear {RELEASE} {smear}" in below
-    assert "Without a class, the probabilities are not a result." in below
+    assert "Without a class these probabilities are no result." in below
     for answer in json.loads(run("predict", RELEASE, blank, smear, "--json").stdout):
         assert answer["ood_score"] > 1
         assert f"(OOD score {answer['ood_score']:.1f}" in below

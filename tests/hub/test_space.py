@@ -175,7 +175,7 @@ def test_a_runtime_that_is_missing_or_another_is_refused(tiny_release: Path, tmp
         file.write_bytes(content)
     reason = "is not the file of onnxruntime-web 1.30.0" if content else r"cannot be read \(No such file or directory\)"
     with pytest.raises(LeukoscopeError, match=rf"^{file}: {reason}; npm install onnxruntime-web@1.30.0, and name"):
-        write_static_space(read_release(tiny_release), tmp_path / "page", runtime=tmp_path / "node")
+        write_static_space([read_release(tiny_release)], tmp_path / "page", runtime=tmp_path / "node")
     assert not (tmp_path / "page").exists()
 
 
@@ -183,7 +183,14 @@ def test_a_filter_that_the_page_does_not_know_is_refused(tiny_release: Path, tmp
     release = read_release(tiny_release)
     release = replace(release, preprocessing=replace(release.preprocessing, interpolation="hamming"))
     with pytest.raises(LeukoscopeError, match="resizes pictures by 'hamming'; the page knows bilinear, bicubic"):
-        write_static_space(release, tmp_path / "page")
+        write_static_space([release], tmp_path / "page")
+
+
+def test_two_models_of_one_name_are_refused(tiny_release: Path, tmp_path: Path) -> None:
+    release = read_release(tiny_release)
+    with pytest.raises(LeukoscopeError, match=f"^{tiny_release.name}: two models have this name; name each once$"):
+        write_static_space([release, release], tmp_path / "page")
+    assert not (tmp_path / "page").exists()
 
 
 def test_the_runtime_is_downloaded_and_its_content_checked(
@@ -196,7 +203,7 @@ def test_the_runtime_is_downloaded_and_its_content_checked(
 
     def refusal() -> str:
         with pytest.raises(LeukoscopeError) as refused:
-            write_static_space(read_release(tiny_release), tmp_path / "page")
+            write_static_space([read_release(tiny_release)], tmp_path / "page")
         return str(refused.value)
 
     assert "ort.wasm.bundle.min.mjs: is not the file of onnxruntime-web" in refusal()
@@ -227,9 +234,10 @@ def test_a_static_space_is_published_whole_and_as_static(
     assert (front["sdk"], front["app_file"], front["models"]) == ("static", "index.html", ["lab/cells"])
     assert len(front["short_description"]) <= 60
     assert set(hub.repository("spaces/lab/page").at("main").files) - {".gitattributes"} == files(tmp_path / "page")
-    settings = json.loads((tmp_path / "page" / "release.json").read_text())
-    assert (settings["model"], settings["notice"]) == ("lab/cells", RESEARCH_NOTICE)
-    assert settings["revision"] == hub.repository("lab/cells").tags["v1"]
+    settings = json.loads((tmp_path / "page" / "releases.json").read_text())
+    (of_model,) = settings["models"]
+    assert (of_model["name"], settings["notice"]) == ("lab/cells", RESEARCH_NOTICE)
+    assert of_model["revision"] == hub.repository("lab/cells").tags["v1"]
     assert "https://huggingface.co/lab/cells" in (tmp_path / "page" / "index.html").read_text()
     # No path of the machine that made it.
     for path in (tmp_path / "page").rglob("*.json"):

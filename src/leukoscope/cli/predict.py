@@ -136,7 +136,7 @@ def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str], wa
         lines += {row["map_check"]["text"] for row in rows if "overlay" in row}
     lines += _reasons(rows)
     if any(row["outcome"] in WITHOUT_CLASS for row in rows):
-        lines.append("Without a class, the probabilities are not a result.")
+        lines.append("Without a class these probabilities are no result.")
     model = rows[0]["model"]
     revision = rows[0]["revision"]
     lines.append(f"model: {model}@{revision}" if revision else f"model: {model} (local files)")

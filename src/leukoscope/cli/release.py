@@ -124,7 +124,7 @@ def space(
     output: Annotated[Path, Option(metavar="DIR", help="Folder to write; an earlier Space in it is replaced.")],
     title: Annotated[str, Option(help="Title of the Space.")] = "Leukoscope",
     static: Annotated[
-        bool, Option("--static", help="A page that computes one model in the visitor's browser, without a server.")
+        bool, Option("--static", help="A page that computes the models in the visitor's browser, without a server.")
     ] = False,
     onnxruntime_web: Annotated[
         Path | None,
@@ -137,10 +137,11 @@ def space(
     push: Annotated[str, Option(metavar="ID", help="Publish it as the Space owner/name.")] = "",
     private: Annotated[bool, Option("--private", help="Make a new Space private.")] = False,
 ) -> None:
-    """Build a Hugging Face Space: the demo, which pulls its models from the Hub, or a static page with one model in it.
+    """Build a Hugging Face Space: the demo, which pulls its models from the Hub, or a static page with them in it.
 
     Nothing is uploaded without --push. Without a revision, the demo offers what the model's main branch holds when it
-    starts. A static page takes a release folder as well; no picture leaves the visitor's machine.
+    starts. A static page takes release folders as well; no picture leaves the visitor's machine. It opens with the
+    first model, and downloads another when the visitor chooses it.
     """
     from leukoscope.hub.space import find_model, push_space, write_space, write_static_space
     from leukoscope.inference.runtime import require_package
@@ -153,9 +154,11 @@ def space(
         raise ConfigError(f"--onnxruntime_web {onnxruntime_web}: is for a static page; add --static")
     if static:
         require_package("onnxruntime")
-        folder, name, revision = find_release(models[0])
-        release = read_release(folder, name=name, revision=revision)
-        write_static_space(release, output, title=title, runtime=onnxruntime_web)
+        releases = []
+        for model in dict.fromkeys(models):
+            folder, name, revision = find_release(model)
+            releases.append(read_release(folder, name=name, revision=revision))
+        write_static_space(releases, output, title=title, runtime=onnxruntime_web)
         how = "python -m http.server --bind 127.0.0.1 8000"
     else:
         local = next((name for name in models if local_release(name) is not None), None)

@@ -1,7 +1,7 @@
 """Write the folder of a Space and publish it: the demo with what it needs of the package, or a static page.
 
-The demo's folder runs anywhere by `pip install -r requirements.txt` and `python app.py`. The static page computes one
-release in the visitor's browser, so that no picture leaves it; any file server will do.
+The demo's folder runs anywhere by `pip install -r requirements.txt` and `python app.py`. The static page computes
+releases in the visitor's browser, so that no picture leaves it; any file server will do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from http.client import HTTPException
 from importlib.metadata import version
-from itertools import product
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,30 +26,44 @@ from PIL import Image
 
 import leukoscope
 from leukoscope import RESEARCH_NOTICE, ReleaseError
+from leukoscope.data.images import is_cut_out
 from leukoscope.files import atomic_folder, disk_errors, is_git_clone, resource_file
 from leukoscope.hub.publish import Destination, Published, reason, upload
 from leukoscope.inference.gradcam import map_colours
 from leukoscope.inference.graph import ONNX_GRAPH, write_onnx
 from leukoscope.inference.ood import STATISTIC_GROUPS, OodDetector
-from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION, REASON_TEXTS, SIDE_MAY_DIFFER, Decision, Thresholds
+from leukoscope.inference.prediction import (
+    ABSTAIN,
+    OUT_OF_DISTRIBUTION,
+    REASON_TEXTS,
+    SIDE_MAY_DIFFER,
+    Decision,
+    Thresholds,
+)
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
+from leukoscope.models.map_check import MapCheck
 from leukoscope.models.release import CARD_FILE, CONFIG_FILE, OOD_FILE, WEIGHTS_FILE, ReleaseInfo, folder_name
-from leukoscope.reports import text
+from leukoscope.reports import release_tables, text, trust
 from leukoscope.reports.formatting import rendered
-from leukoscope.synthetic import EXAMPLES_PER_CLASS, PHANTOM_LABELS, draw_cell, example_cell
+from leukoscope.synthetic import EXAMPLE_CELLS, EXAMPLE_SMEARS, example_cell, smear_picture
 
-APP = "app.py"
-LIST = "models.txt"
-REQUIREMENTS = "requirements.txt"
-PACKAGE = "src/leukoscope"
-PAGE = "index.html"
-SCRIPT = "leukoscope.js"
-SETTINGS = "release.json"
-STYLE = "page.css"  # the demo's own
-VIEW = "view.js"  # the demo's own
-MODEL = "model"
+APP_FILE = "app.py"
+MODEL_LIST = "models.txt"
+REQUIREMENTS_FILE = "requirements.txt"
+PACKAGE_FOLDER = "src/leukoscope"
+STATIC_PAGE = "index.html"
+STATIC_SCRIPT = "leukoscope.js"
+STATIC_SETTINGS = "releases.json"
+PAGE_STYLE = "page.css"  # the demo's own
+VIEW_SCRIPT = "view.js"  # the demo's own
+MODELS_FOLDER = "models"
 EXAMPLES_FOLDER = "examples"
-RUNTIME = "ort"
+RUNTIME_FOLDER = "ort"
+FONTS_FOLDER = "fonts"
+FONT_STYLE = "fonts.css"
+FONT_LICENCE = "OFL.md"
+FONT_FILES = ("IBMPlexSans-Regular.woff2", "IBMPlexSans-Bold.woff2")
+"""Of the package gradio, which the demo shows, too."""
 PYTHON_VERSION = "3.12"
 # What ZeroGPU Spaces run; torchvision's minor version is torch's plus 15.
 ZERO_GPU_VERSIONS = {"torch": ">=2.8,<2.12", "torchvision": ">=0.23,<0.27"}
@@ -115,7 +129,9 @@ def _holds(folder: Path, *names: str) -> bool:
 @contextmanager
 def _space_folder(out: Path) -> Iterator[Path]:
     """A folder that becomes `out`, completely or not at all; of what is there, only our own Space is replaced."""
-    is_space = not is_git_clone(out) and (_holds(out, APP, LIST, PACKAGE) or _holds(out, PAGE, SCRIPT, SETTINGS))
+    is_demo = _holds(out, APP_FILE, MODEL_LIST, PACKAGE_FOLDER)
+    is_static_page = _holds(out, STATIC_PAGE, STATIC_SCRIPT, STATIC_SETTINGS)
+    is_space = not is_git_clone(out) and (is_demo or is_static_page)
     if out.exists() and not is_space and (not out.is_dir() or any(out.iterdir())):
         raise ReleaseError(f"{out}: exists and was not made by this command; name a new folder")
     with disk_errors(f"{out}: the Space cannot be written there", "name another folder"):
@@ -133,18 +149,20 @@ def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukos
         LeukoscopeError: another folder, or one that cannot be written.
     """
     with _space_folder(out) as folder:
-        shutil.copytree(Path(leukoscope.__file__).parent, folder / PACKAGE, ignore=shutil.ignore_patterns(*_LEFT_OUT))
-        for name in (APP, "LICENSE"):
+        shutil.copytree(
+            Path(leukoscope.__file__).parent, folder / PACKAGE_FOLDER, ignore=shutil.ignore_patterns(*_LEFT_OUT)
+        )
+        for name in (APP_FILE, "LICENSE"):
             shutil.copyfile(resource_file(name), folder / name)
-        (folder / LIST).write_text("".join(f"{model.name}\n" for model in models), encoding="utf-8")
-        requirements = space_requirements(resource_file(REQUIREMENTS).read_text(encoding="utf-8"))
-        (folder / REQUIREMENTS).write_text(requirements, encoding="utf-8")
+        (folder / MODEL_LIST).write_text("".join(f"{model.name}\n" for model in models), encoding="utf-8")
+        requirements = space_requirements(resource_file(REQUIREMENTS_FILE).read_text(encoding="utf-8"))
+        (folder / REQUIREMENTS_FILE).write_text(requirements, encoding="utf-8")
         page = rendered(
             resource_file("model_card/space.md"),
             title=title,
             sdk_version=version("gradio"),
             python_version=PYTHON_VERSION,
-            app_file=APP,
+            app_file=APP_FILE,
             models=models,
         )
         (folder / "README.md").write_text(page, encoding="utf-8")
@@ -161,117 +179,165 @@ def space_requirements(ours: str) -> str:
     of_package = {re.split(r"[<>=\[]", line)[0]: line for line in lines}
     for package in ("torch", "torchvision", "gradio"):
         if package not in of_package:
-            raise ReleaseError(f"{REQUIREMENTS}: does not name {package}; restore it from the repository")
+            raise ReleaseError(f"{REQUIREMENTS_FILE}: does not name {package}; restore it from the repository")
     bounds = {**ZERO_GPU_VERSIONS, "gradio": f"[mcp]=={version('gradio')}"}
     of_package |= {package: package + bound for package, bound in bounds.items()}
     return "".join(f"{line}\n" for package, line in of_package.items() if package not in _NOT_NEEDED)
 
 
 def write_static_space(
-    release: ReleaseInfo, out: Path, *, title: str = "Leukoscope", runtime: Path | None = None
+    releases: Sequence[ReleaseInfo], out: Path, *, title: str = "Leukoscope", runtime: Path | None = None
 ) -> Path:
-    """Write the folder of a static Space, whose page computes a release of this machine in the visitor's browser.
+    """Write the folder of a static Space, whose page computes releases of this machine in the visitor's browser.
 
+    The first release answers when the page is opened; the graph of another is downloaded when a visitor chooses it.
     `runtime` is the folder of the npm package onnxruntime-web; None downloads its two files.
 
     Raises:
-        LeukoscopeError: as `write_space`; no graph of the network, an unknown resampling filter, or no runtime.
+        LeukoscopeError: as `write_space`; two releases of one name, no graph of a network, an unknown resampling
+            filter, or no runtime.
     """
-    assert release.folder is not None
-    if release.preprocessing.interpolation not in ("bilinear", "bicubic", "lanczos"):
-        raise ReleaseError(
-            f"{release.name}: resizes pictures by {release.preprocessing.interpolation!r}; the page knows bilinear, "
-            "bicubic and lanczos — build a Space without --static"
-        )
+    for release in releases:
+        if release.preprocessing.interpolation not in ("bilinear", "bicubic", "lanczos"):
+            raise ReleaseError(
+                f"{release.name}: resizes pictures by {release.preprocessing.interpolation!r}; the page knows "
+                "bilinear, bicubic and lanczos — build a Space without --static"
+            )
+    names = [_public_name(release) for release in releases]
+    folders = [f"{MODELS_FOLDER}/{name.rpartition('/')[2]}" for name in names]
+    for folder_of_model in folders:
+        if folders.count(folder_of_model) > 1:
+            raise ReleaseError(f"{folder_of_model.rpartition('/')[2]}: two models have this name; name each once")
     runtime_files = {file: _runtime_file(file, runtime) for file in RUNTIME_FILES}
-    name = release.name if release.revision else folder_name(release.folder)
-    hub_id = ""
-    if release.revision:
-        hub_id = release.name.partition("@")[0]
+    here = Path(__file__).parent
     with _space_folder(out) as folder:
-        write_onnx(replace(release, name=name), folder / MODEL)  # publishes no path of this machine
-        (folder / MODEL / CARD_FILE).unlink()  # a Space has a README.md of its own
-        (folder / SETTINGS).write_text(json.dumps(_settings(release, name)) + "\n", encoding="utf-8")
-        (folder / EXAMPLES_FOLDER).mkdir()
-        kinds = product(PHANTOM_LABELS, range(EXAMPLES_PER_CLASS))
-        examples = [(label, f"{EXAMPLES_FOLDER}/{label}-{cell}.png") for label, cell in kinds]
-        for number, (label, file) in enumerate(examples):
-            if release.takes_cut_outs is False:
-                pixels = draw_cell(label, subject=number, background="smear").image
-            else:
-                pixels = example_cell(label, number % EXAMPLES_PER_CLASS)
-            Image.fromarray(pixels).save(folder / file)
-        (folder / RUNTIME).mkdir()
+        models = []
+        for release, name, model_folder in zip(releases, names, folders, strict=True):
+            write_onnx(replace(release, name=name), folder / model_folder)  # publishes no path of this machine
+            (folder / model_folder / CARD_FILE).unlink()  # a Space has a README.md of its own
+            megabytes = round((folder / model_folder / ONNX_GRAPH).stat().st_size / 1e6)
+            where = {"folder": model_folder, "megabytes": max(megabytes, 1)}
+            models.append(_model_settings(release, name) | where)
+        settings = {**_shared_settings(), "models": models}
+        (folder / STATIC_SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        (folder / RUNTIME_FOLDER).mkdir()
         for file, content in runtime_files.items():
-            (folder / RUNTIME / file).write_bytes(content)
-        here = Path(__file__).parent
-        shutil.copyfile(here / "static_space.js", folder / SCRIPT)
+            (folder / RUNTIME_FOLDER / file).write_bytes(content)
+        shutil.copyfile(here / "static_space.js", folder / STATIC_SCRIPT)
         web = Path(leukoscope.__file__).parent / "web"
-        shutil.copyfile(web / STYLE, folder / STYLE)
-        stage = (web / VIEW).read_text(encoding="utf-8")  # in the demo, the body of such a function
-        (folder / VIEW).write_text(f"export default (element, trigger, watch) => {{\n{stage}}}\n", encoding="utf-8")
-        megabytes = f"{(folder / MODEL / ONNX_GRAPH).stat().st_size / 1e6:.0f}"
-        card = ""
-        if hub_id:
-            card = f"https://huggingface.co/{hub_id}"
-        description = {"title": title, "model": name, "hub_id": hub_id, "revision": release.revision}
+        shutil.copyfile(web / PAGE_STYLE, folder / PAGE_STYLE)
+        stage = (web / VIEW_SCRIPT).read_text(encoding="utf-8")  # in the demo, the body of such a function
+        (folder / VIEW_SCRIPT).write_text(
+            f"export default (element, trigger, watch) => {{\n{stage}}}\n", encoding="utf-8"
+        )
+        _write_fonts(folder)
         page = {
-            **description,
-            "card": card,
-            "megabytes": megabytes,
-            "examples": examples,
+            "title": title,
+            "models": models,
+            "examples": _write_examples(folder, releases[0]),
             "question": text.HEADLINE_QUESTION,
+            "runtime": ONNXRUNTIME_WEB,
         }
-        (folder / PAGE).write_text(rendered(here / "static_space.html", **page), encoding="utf-8")
-        readme = rendered(here / "static_space.md", runtime=ONNXRUNTIME_WEB, **description)
-        (folder / "README.md").write_text(readme, encoding="utf-8")
+        (folder / STATIC_PAGE).write_text(rendered(here / "static_space.html", **page), encoding="utf-8")
+        (folder / "README.md").write_text(rendered(here / "static_space.md", **page), encoding="utf-8")
     return out
 
 
-def _settings(release: ReleaseInfo, name: str) -> dict[str, Any]:
-    """What the page's script reads."""
-    preprocessing = release.preprocessing
-    thresholds = Thresholds.from_metrics(release.metrics)
+def _public_name(release: ReleaseInfo) -> str:
+    """What a release is called on a page: its name on the Hub, or that of its folder."""
+    if release.revision:
+        return release.name.partition("@")[0]
+    assert release.folder is not None
+    return folder_name(release.folder)
+
+
+def _write_examples(folder: Path, release: ReleaseInfo) -> list[dict[str, Any]]:
+    """Write the synthetic pictures that the demo offers for this release, too; label, caption and file of each."""
+    (folder / EXAMPLES_FOLDER).mkdir()
+    examples = []
+    pictures = [(label, f"Synthetic {label}", example_cell(label, number)) for label, number in EXAMPLE_CELLS]
+    if release.takes_cut_outs is False:
+        pictures = [(label, f"Synthetic smear, {label}", smear_picture(label, seed)) for label, seed in EXAMPLE_SMEARS]
+    for number, (label, caption, pixels) in enumerate(pictures):
+        file = f"{EXAMPLES_FOLDER}/{label}-{number}.png"
+        Image.fromarray(pixels).save(folder / file)
+        examples.append({"label": label, "caption": caption, "file": file, "dark": is_cut_out(Image.fromarray(pixels))})
+    return examples
+
+
+def _write_fonts(folder: Path) -> None:
+    """Copy the demo's font with its licence, and the style that names it.
+
+    A Gradio without these files leaves the page with the system's font.
+    """
+    gradio = find_spec("gradio")
+    assert gradio is not None and gradio.origin is not None
+    source = Path(gradio.origin).parent / "templates" / "frontend" / "static" / "fonts" / "IBMPlexSans"
+    (folder / FONTS_FOLDER).mkdir()
+    shutil.copyfile(Path(__file__).with_name("font_licence.md"), folder / FONTS_FOLDER / FONT_LICENCE)
+    rules = []
+    for file, weight in zip(FONT_FILES, (400, 700), strict=True):
+        if (source / file).is_file():
+            shutil.copyfile(source / file, folder / FONTS_FOLDER / file)
+            rules.append(
+                f'@font-face {{ font-family: "IBM Plex Sans"; font-weight: {weight}; font-display: swap; '
+                f'src: url("{FONTS_FOLDER}/{file}"); }}\n'
+            )
+    (folder / FONT_STYLE).write_text("".join(rules), encoding="utf-8")
+
+
+def _shared_settings() -> dict[str, Any]:
+    """What the page's script reads, whichever model is asked."""
     return {
-        "model": name,
-        "revision": release.revision,
         "notice": RESEARCH_NOTICE,
-        "labels": release.labels,
+        "reasons": REASON_TEXTS,
+        "side_may_differ": SIDE_MAY_DIFFER,
+        "colours": map_colours(256).tolist(),
+        "firm": text.FIRM,
+        "verdicts": {ABSTAIN: text.SHORT[ABSTAIN], OUT_OF_DISTRIBUTION: text.FOREIGN_VERDICT},
+        "foreign": {"parts": text.FOREIGN_PARTS, "sentence": text.FOREIGN_SENTENCE},
+        "map_caveat": text.MAP_CAVEAT,
+    }
+
+
+def _model_settings(release: ReleaseInfo, name: str) -> dict[str, Any]:
+    """What the page's script reads of one model: how it decides, and what is said of it in the demo's words."""
+    metrics = release.metrics
+    preprocessing = release.preprocessing
+    thresholds = Thresholds.from_metrics(metrics)
+    labels = release.labels
+    detector = _detector((release.folder or Path()) / OOD_FILE)
+    check = MapCheck.from_metrics(metrics)
+    pills = {label: [f"{start} {text.one(label)}" for start in ("Probably", "Looks like")] for label in labels}
+    return {
+        "name": name,
+        "short_name": name.removeprefix("leukoscope-"),
+        "revision": release.revision,
+        "card": f"https://huggingface.co/{name}" if release.revision else "",
+        "labels": labels,
         "preprocessing": asdict(preprocessing) | {"resized_side": preprocessing.resized_side},
         "abstain_below": thresholds.abstain_below,
         "least_on_cell": thresholds.least_on_cell,
         "picture_side": thresholds.picture_side,
-        "side_may_differ": SIDE_MAY_DIFFER,
-        "ood": _detector((release.folder or Path()) / OOD_FILE),
-        "reasons": REASON_TEXTS,
-        "colours": map_colours(256).tolist(),
-        "words": _words(release),
+        "ood": detector,
+        "maps_passed": trust.maps_passed(metrics),
+        "map_check": check.text,
+        "words": {
+            "meanings": {label: text.MEANINGS.get(label, "") for label in labels},
+            "many": {label: release_tables.many(label) for label in labels},
+            "pills": pills,
+            "soft": "" if text.measured_on_people(metrics) else text.unmeasured(metrics),
+            "trust": {
+                outcome: text.trust_text(Decision(outcome), metrics) for outcome in (*labels, OUT_OF_DISTRIBUTION)
+            },
+            "trust_rows": [
+                asdict(row) | {"meters": [asdict(meter) | {"name": meter.name} for meter in row.meters]}
+                for row in trust.trust_rows(metrics)
+            ],
+            "warnings": text.warnings(metrics, has_detector=detector is not None),
+            "trained_on": text.model_text(metrics),
+        },
     }
-
-
-def _words(release: ReleaseInfo) -> dict[str, Any]:
-    """What the page says of a prediction, in the demo's words."""
-    metrics = release.metrics
-    labels = release.labels
-    measured = text.measured_on_people(metrics)
-    starts = ("Probably", "Looks like")
-    return {
-        "meanings": {label: text.MEANINGS.get(label, "") for label in labels},
-        "pills": {label: _pills(label, starts) for label in labels},
-        "firm": text.FIRM,
-        "soft": "" if measured else f"The probability says little: {text.unmeasured(metrics)}.",
-        "short": text.SHORT,
-        "recall": text.recall_text(metrics),
-        "trust": {outcome: text.trust_text(Decision(outcome), metrics) for outcome in (*labels, OUT_OF_DISTRIBUTION)},
-        "warnings": text.warnings(metrics, has_detector=(release.folder or Path()).joinpath(OOD_FILE).is_file()),
-        "caveat": text.MAP_CAVEAT,
-        "maps_failed": (metrics.get("heat_maps") or {}).get("passed") is False,
-    }
-
-
-def _pills(label: str, starts: Sequence[str]) -> list[str]:
-    """What the page calls a class, from the least to the most certain."""
-    return [f"{start} {text.one(label)}" for start in starts]
 
 
 def _detector(file: Path) -> dict[str, Any] | None:
@@ -312,12 +378,12 @@ def _runtime_file(name: str, package: Path | None) -> bytes:
 def push_space(folder: Path, space: str, *, private: bool = False) -> Published:
     """Put a folder of `write_space` or `write_static_space` on the Hub as the Space `owner/name`, in one commit."""
     sdk: Literal["gradio", "static"] = "gradio"
-    files = [APP, LIST, REQUIREMENTS, "LICENSE"]
-    folders = [PACKAGE]
-    if (folder / PAGE).is_file():
+    files = [APP_FILE, MODEL_LIST, REQUIREMENTS_FILE, "LICENSE"]
+    folders = [PACKAGE_FOLDER]
+    if (folder / STATIC_PAGE).is_file():
         sdk = "static"
-        files = [PAGE, SCRIPT, SETTINGS, STYLE, VIEW]
-        folders = [MODEL, EXAMPLES_FOLDER, RUNTIME]
+        files = [STATIC_PAGE, STATIC_SCRIPT, STATIC_SETTINGS, PAGE_STYLE, FONT_STYLE, VIEW_SCRIPT]
+        folders = [MODELS_FOLDER, EXAMPLES_FOLDER, RUNTIME_FOLDER, FONTS_FOLDER]
     to = Destination(space, private=private, kind="space", sdk=sdk)
     to.require_usable()
 

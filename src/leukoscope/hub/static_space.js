@@ -1,5 +1,5 @@
-// A release in the browser: the steps of Leukoscope's Python code, in the same order and with the same numbers.
-// Which function of the package each one follows stands above it; `release.json` holds what they need of the release.
+// Releases in the browser: the steps of Leukoscope's Python code, in the same order and with the same numbers.
+// Which function of the package each one follows stands above it; `releases.json` holds what they need of each release.
 import * as ort from './ort/ort.wasm.bundle.min.mjs'
 import watchStage from './view.js'
 
@@ -238,7 +238,7 @@ function drawOverlay(image, map, peak, [left, top, right, bottom], colours) {
     for (let c = 0; c < 3; c++) drawn.data[4 * pixel + c] = grey * (1 - cover) + colour[c] * cover
     drawn.data[4 * pixel + 3] = 255
   }
-  show($('overlay'), drawn)
+  return drawn
 }
 
 function show(canvas, pixels) {
@@ -278,6 +278,29 @@ function decide(probabilities, ood, onCell, shorterSide, release) {
   return {outcome, reasons}
 }
 
+// reports/text.py
+function agreement(likely, decisions, labels) {
+  const [called] = likely
+  const same = likely.filter((label, k) => label === called && labels.includes(decisions[k])).length
+  if (same === decisions.length) return 'The same in all eight orientations'
+  const parts = [`${same} of ${decisions.length} orientations agree`]
+  for (const label of [...labels].sort()) {
+    const count = label === called ? 0 : decisions.filter((outcome) => outcome === label).length
+    if (count) parts.push(`${count} ${count === 1 ? 'says' : 'say'} ${label}`)
+  }
+  const unsure = decisions.filter((outcome) => outcome === 'abstain').length
+  if (unsure) parts.push(`${unsure} ${unsure === 1 ? 'is' : 'are'} undecided`)
+  return parts.join('; ')
+}
+
+// What is unlike the training cells, and how far; the reasons as they are where nothing was measured.
+function foreign(reasons, {parts, sentence}) {
+  const reason = reasons.find(({code, limit}) => parts[code] && limit)
+  if (!reason) return reasons.map(({text}) => text).join(' ')
+  const times = reason.value / reason.limit
+  return sentence.replace('{part}', parts[reason.code]).replace('{times}', times.toFixed(times < 10 ? 1 : 0))
+}
+
 // --- the page -------------------------------------------------------------------------------------------------------
 const element = (kind, text, name = '') => Object.assign(document.createElement(kind), {textContent: text, className: name})
 const percent = (share) => share > 0.99 && share < 1 ? '>99\u00a0%' : share > 0 && share < 0.01 ? '<1\u00a0%' : `${rint(100 * share)}\u00a0%`
@@ -285,14 +308,7 @@ const pause = () => new Promise((done) => setTimeout(done)) // so that what was 
 
 function tell(text, problem = false) {
   Object.assign($('status'), {textContent: text, className: problem ? 'lk-message' : 'lk-quiet', hidden: !text})
-  if (problem) $('result').hidden = $('picture').hidden = true
-}
-
-async function load() {
-  ort.env.wasm.numThreads = 1 // more need headers that not every server sends
-  ort.env.wasm.wasmPaths = {wasm: new URL('ort/ort-wasm-simd-threaded.wasm', import.meta.url).href}
-  const release = await (await fetch('release.json')).json()
-  return {release, session: await ort.InferenceSession.create('model/onnx/model.onnx', {executionProviders: ['wasm']})}
+  if (problem) $('result').hidden = $('acts').hidden = true
 }
 
 async function decode(blob, name) {
@@ -320,13 +336,14 @@ async function decode(blob, name) {
 }
 
 // One view decides. The map is the mean over all eight, turned back.
-async function predict({release, session}, {name, image, pixels, box}, views) {
-  const {labels} = release
+async function predict(model, session, {name, image, pixels, box}, views) {
+  const {labels} = model
+  const shorter = Math.min(image.width, image.height)
   const sharesOfViews = []
   let maps = null
   let side = 0
   for (let turn = 0; turn < views; turn++) {
-    const {logits, grad_cam: own} = await session.run({pixel_values: networkInput(turned(pixels, turn), release.preprocessing)})
+    const {logits, grad_cam: own} = await run(session, {pixel_values: networkInput(turned(pixels, turn), model.preprocessing)})
     sharesOfViews.push(softmax(logits.data))
     if (own) {
       side = own.dims[2]
@@ -342,105 +359,321 @@ async function predict({release, session}, {name, image, pixels, box}, views) {
   const [best] = likely
   const [probabilities] = sharesOfViews
   const data = views > 1 && maps?.map((value) => Math.max(value, 0))
-  const map = data && {width: side, height: side, data: data.slice(best * side ** 2, (best + 1) * side ** 2)}
-  const ood = release.ood && oodChecks(pixels, release.ood)
-  const same = likely.filter((one) => one === best).length
-  const decided = decide(probabilities, ood, map ? shareOnCell(map, pixels) : null, Math.min(image.width, image.height), release)
+  const mapOf = (label) => ({width: side, height: side, data: data.slice(label * side ** 2, (label + 1) * side ** 2)})
+  const ood = model.ood && oodChecks(pixels, model.ood)
+  const decided = decide(probabilities, ood, data ? shareOnCell(mapOf(best), pixels) : null, shorter, model)
+  const decisions = sharesOfViews.map((shares) => decide(shares, ood, null, shorter, model).outcome)
   return {
-    best, map, likely, peak: data ? data.reduce((a, b) => Math.max(a, b)) : 0,
+    best, decisions, likely: likely.map((place) => labels[place]), box,
+    maps: data && decided.outcome !== 'out of distribution' ? labels.map((_, place) => mapOf(place)) : null,
+    peak: data ? data.reduce((a, b) => Math.max(a, b)) : 0,
     answer: {
       source: name, ...decided, probabilities: Object.fromEntries(labels.map((label, k) => [label, probabilities[k]])),
-      ood_score: ood ? ood.score : null, views, agreeing_views: same,
-      model: release.model, revision: release.revision, view_box: box, notice: release.notice,
+      ood_score: ood ? ood.score : null, views, agreeing_views: likely.filter((place) => place === best).length,
+      model: model.name, revision: model.revision, view_box: box, notice: settings.notice,
     },
   }
 }
 
-function setMapped(mapped) {
-  for (const id of ['over', 'divider', 'tools']) $(id).hidden = !mapped
+// --- models: the graph of each is loaded when it is first asked -----------------------------------------------------
+const {models: ownSettings, ...settings} = await (await fetch('releases.json')).json()
+const models = ownSettings.map((model) => ({...settings, ...model}))
+ort.env.wasm.numThreads = 1 // more need headers that not every server sends
+ort.env.wasm.wasmPaths = {wasm: new URL('ort/ort-wasm-simd-threaded.wasm', import.meta.url).href}
+const sessions = new Map()
+
+function load(number) {
+  if (!sessions.has(number)) {
+    const graph = `${models[number].folder}/onnx/model.onnx`
+    const session = ort.InferenceSession.create(graph, {executionProviders: ['wasm']}).catch((error) => {
+      sessions.delete(number)
+      throw new Error(`${models[number].short_name} cannot be loaded (${error.message}); try again, or load the page again.`)
+    })
+    sessions.set(number, session)
+  }
+  return sessions.get(number)
+}
+
+// One after the other: a session computes one picture at a time.
+let running = Promise.resolve()
+function run(session, inputs) {
+  running = running.catch(() => {}).then(() => session.run(inputs))
+  return running
+}
+
+// --- what is shown --------------------------------------------------------------------------------------------------
+const classColour = (place) => place < 0 ? 'var(--lk-none)' : `var(--lk-class-${place % 5})`
+const view = {}
+let asked = 0 // number of the picture that was given last
+let opened = 0 // number of the model whose answer is open
+let shown = null // the picture, and what each model says of it
+let chosenView = '' // what the visitor chose to see; '' for what the model's maps open with
+let mapLabel = '' // the class whose map the visitor chose; '' for the most probable one
+watchStage($('picture'), () => {}, (_, draw) => { view.draw = draw })
+
+const isBright = ({data}, pixel) => brightest(data, pixel) > BACKGROUND_LEVEL
+
+// data/images.py: at least half of the border is black, and not all of the picture.
+function isCutOut(image) {
+  const {width, height} = image
+  const columns = [...Array(width).keys()]
+  const rows = [...Array(height).keys()]
+  const border = [...columns, ...columns.map((x) => (height - 1) * width + x), ...rows.map((y) => y * width),
+    ...rows.map((y) => y * width + width - 1)]
+  const bright = border.filter((pixel) => isBright(image, pixel)).length
+  return bright <= 0.5 * border.length && image.data.some((value) => value > BACKGROUND_LEVEL)
+}
+
+// web/views.py: how much a cell on black is enlarged at first, so that it fills the stage.
+function enlarged(image) {
+  const {width, height} = image
+  let farthest = 0
+  for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) {
+    if (!isBright(image, y * width + x)) continue
+    farthest = Math.max(farthest, Math.abs(x - width / 2) / (width / 2), Math.abs(y - height / 2) / (height / 2))
+  }
+  return Math.min(2.2, Math.max(1, 0.72 / Math.max(farthest, 1e-6)))
 }
 
 function stand({name, image, rgba}) {
   show($('cell'), rgba)
   $('cell').ariaLabel = $('caption').textContent = name
+  $('caption').title = name
+  const dark = isCutOut(image)
+  for (const id of ['under', 'over']) $(id).classList.toggle('lk-dark', dark && id === 'under')
+  $('brighter').hidden = !dark
+  Object.assign($('stage-of').dataset, {source: asked, zoom: dark ? enlarged(image) : 1})
   $('stage-of').style.setProperty('--ratio', image.width / image.height)
-  $('stage-of').dataset.source = asked
-  setMapped(false)
+  chosenView = mapLabel = ''
+  for (const button of document.querySelectorAll('#examples button')) button.ariaPressed = String(button.title === name)
+  drawMap(null)
   $('picture').hidden = false
+}
+
+// The map of a prediction over the picture, beyond the divider; without maps, the plain cell.
+function drawMap(prediction) {
+  const model = models[opened]
+  const maps = prediction?.maps
+  const mapped = Boolean(maps) && (chosenView || (model.maps_passed === true ? 'map' : 'cell')) === 'map'
+  $('views').hidden = !maps
+  for (const button of $('views').children) button.ariaPressed = String((button.dataset.view === 'map') === mapped)
+  for (const id of ['over', 'divider', 'tools']) $(id).hidden = !mapped
+  if (mapped) {
+    const label = model.labels.includes(mapLabel) ? mapLabel : model.labels[prediction.best]
+    const map = maps[model.labels.indexOf(label)]
+    show($('overlay'), drawOverlay(shown.picture.image, map, prediction.peak, prediction.box, model.colours))
+    $('overlay').ariaLabel = `Map for ${label}`
+    $('maps-failed').hidden = $('strength').hidden = model.maps_passed !== false
+    $('map-labels').replaceChildren(...model.labels.map((name) => {
+      const button = Object.assign(element('button', name, 'lk-label'), {type: 'button', title: `Map for ${name}`})
+      button.ariaPressed = String(name === label)
+      button.addEventListener('click', () => { mapLabel = name; draw() })
+      return button
+    }))
+  }
   view.draw()
 }
 
-// The demo's words, which `release.json` holds, about what was predicted from so many views.
-function present({release: {labels, words, colours}}, {image, box}, {best, map, peak, likely, answer}) {
-  const {outcome, probabilities, views, agreeing_views: same} = answer
-  const label = labels[best]
-  const share = probabilities[label]
-  const hasClass = labels.includes(outcome)
-  const refused = outcome === 'out of distribution'
-  const turning = views === 1
-  $('outcome').textContent = hasClass ? words.pills[label][Number(share >= words.firm)] : words.short[outcome]
-  $('answer').style.setProperty('--c', hasClass ? classColour(best) : 'var(--lk-none)')
-  const others = [...new Set(likely.filter((one) => one !== best).map((one) => labels[one]))].join(' or ')
-  const apart = `${same} of ${views} orientations agree; ${views - same} say ${others}.`
-  const agreement = turning ? 'The eight orientations are being computed …' : others ? apart : 'The same in all eight orientations.'
-  const notes = [refused ? '' : agreement, words.recall, hasClass ? words.soft : 'Without a class, the probabilities are no result.',
-    ...answer.reasons.map(({text}) => text), words.trust[outcome], ...words.warnings]
-  $('notes').replaceChildren(...notes.filter(Boolean).map((text) => element('p', text, 'lk-quiet')))
-  $('probabilities').replaceChildren(...labels.map((name) => {
+function shareRows(model, probabilities) {
+  return model.labels.map((name, place) => {
     const row = element('li', '')
-    row.style.setProperty('--c', classColour(labels.indexOf(name)))
-    const meaning = words.meanings[name]
+    row.style.setProperty('--c', classColour(place))
+    const meaning = model.words.meanings[name]
     row.append(element('b', percent(probabilities[name])), meaning ? ` ${meaning} (${name})` : ` ${name}`)
     return row
+  })
+}
+
+// web/templates/parts.html: two rows of meters, further people first.
+function trustTable({labels, words}) {
+  const table = element('table', '')
+  const head = table.createTHead().insertRow()
+  head.append(...['of 100, recognised', ...labels.map((label) => words.many[label])].map((text) => {
+    return Object.assign(element('th', text), {scope: 'col'})
   }))
+  const body = table.createTBody()
+  for (const {people, caveat, meters} of words.trust_rows) {
+    const row = body.insertRow()
+    const heading = Object.assign(element('th', people), {scope: 'row'})
+    row.append(heading)
+    if (meters.length && caveat) heading.append(' ', element('b', caveat, 'lk-earlier'))
+    if (!meters.length) row.append(Object.assign(element('td', caveat, 'lk-quiet'), {colSpan: labels.length}))
+    for (const meter of meters) row.insertCell().append(drawnMeter(meter, labels))
+  }
+  const changes = words.trust_rows.map((row) => row.small_changes).filter(Boolean)
+  return [element('h3', 'How far to trust it'), table, ...changes.map((text) => element('p', text, 'lk-quiet'))]
+}
+
+function drawnMeter({label, share, low, high, name}, labels) {
+  const meter = Object.assign(element('div', '', 'lk-meter'), {role: 'img', ariaLabel: name, title: name})
+  meter.style.setProperty('--v', `${share}%`)
+  meter.style.setProperty('--c', classColour(labels.indexOf(label)))
+  const track = element('i', '')
+  if (low !== null) {
+    const interval = element('i', '')
+    interval.style.setProperty('--from', `${low}%`)
+    interval.style.setProperty('--to', `${high}%`)
+    track.append(interval)
+  }
+  meter.append(track, Object.assign(element('span', share), {ariaHidden: 'true'}))
+  return meter
+}
+
+const verdictOf = (model, {best, answer: {outcome, probabilities}}) => {
+  const label = model.labels[best]
+  // The words follow the whole percentage that stands beside them.
+  const firm = rint(100 * probabilities[label]) >= rint(100 * model.firm)
+  return model.labels.includes(outcome) ? model.words.pills[label][Number(firm)] : model.verdicts[outcome]
+}
+
+// What the open model says, in the demo's words and order.
+function present(model, prediction) {
+  const {best, likely, decisions, maps, answer} = prediction
+  const {words, labels} = model
+  const {outcome, probabilities, views} = answer
+  const hasClass = labels.includes(outcome)
+  const refused = outcome === 'out of distribution'
+  $('model').textContent = maps && model.maps_passed ? `${model.short_name} · its maps passed our checks` : model.short_name
+  $('outcome').textContent = verdictOf(model, prediction)
+  $('result').style.setProperty('--c', classColour(labels.indexOf(outcome)))
+  const because = refused ? foreign(answer.reasons, model.foreign) : answer.reasons.map(({text}) => text).join(' ')
+  const caveats = [...words.warnings, because].filter(Boolean)
+  $('notes').replaceChildren(...caveats.map((text) => element('li', text)))
+  $('notes').hidden = !caveats.length
+  $('shares').hidden = !hasClass
+  $('probabilities').replaceChildren(...shareRows(model, probabilities))
+  $('would').replaceChildren(...shareRows(model, probabilities))
+  $('unsaid').hidden = hasClass
   $('track').replaceChildren(...labels.map((name, k) => {
     const part = element('i', '')
     part.style.flex = probabilities[name]
     part.style.setProperty('--c', classColour(k))
     return part
   }))
-  // A map that failed its checks is not in front: the divider then starts at the right edge.
-  $('stage-of').dataset.at = words.maps_failed ? 100 : 50
-  if (map && !refused) {
-    drawOverlay(image, map, peak, box, colours)
-    $('overlay').ariaLabel = `Map for ${label}`
-    setMapped(true)
-    view.draw()
-  }
-  $('map-of').textContent = map && !refused ? `Map for ${label}. ${words.maps_failed ? "This model's maps failed our checks. " : ''}${words.caveat}` : turning || refused ? '' : 'This model has no map.'
+  $('orientations').hidden = refused
+  $('dots').replaceChildren(...Array.from({length: 8}, (_, k) => {
+    const dot = element('i', '')
+    if (views > 1) dot.style.setProperty('--c', classColour(labels.indexOf(decisions[k])))
+    return dot
+  }))
+  $('agreement').textContent = views > 1 ? agreement(likely, decisions, labels) : 'The eight orientations are being computed …'
+  $('trust').replaceChildren(...(refused ? [] : trustTable(model)))
+  $('trust').hidden = refused
+  $('calls').textContent = words.trust[outcome] ?? ''
+  const aboutMaps = views > 1 ? 'This model has no map.' : ''
+  $('map-of').textContent = maps ? `Map for ${labels[best]}. ${model.map_check} ${model.map_caveat}` : refused ? '' : aboutMaps
+  const about = [`Model ${model.name}${model.revision ? `, ${model.revision.slice(0, 12)}` : ''}`, words.trained_on]
+  $('about').textContent = `${about.filter(Boolean).join('. ')}.`
+  drawMap(prediction)
   URL.revokeObjectURL($('save').href)
   $('save').href = URL.createObjectURL(new Blob([JSON.stringify(answer, null, 1)], {type: 'application/json'}))
   $('result').dataset.views = views
-  $('result').hidden = false
+  $('result').dataset.model = model.name
+  $('result').hidden = $('acts').hidden = false
   tell('')
 }
 
-const classColour = (place) => `var(--lk-class-${place % 5})`
-let asked = 0
-const loaded = load()
-const view = {}
-loaded.catch((error) => tell(`The model cannot be loaded (${error.message}); load the page again.`, true))
-watchStage($('picture'), () => {}, (_, draw) => { view.draw = draw })
+// A line for each other model: what it says, or what reading by it would download.
+function presentOthers() {
+  const others = models.map((_, number) => number).filter((number) => number !== opened)
+  $('others').hidden = !others.length
+  $('others').replaceChildren(...others.map((number) => {
+    const model = models[number]
+    const button = Object.assign(element('button', '', 'lk-other'), {type: 'button'})
+    const prediction = shown?.answers.get(number)
+    button.append(element('span', prediction ? model.short_name : `read by ${model.short_name}`, 'lk-quiet'))
+    if (prediction) button.append(...lineOf(model, prediction))
+    else button.append(element('span', sessions.has(number) ? 'loaded' : `downloads ${model.megabytes} MB`, 'lk-quiet'))
+    button.addEventListener('click', () => choose(number))
+    return button
+  }))
+}
 
-// Reads a picture; of several given one after the other, the last is shown, and of several in one go, the first.
+function lineOf(model, prediction) {
+  const {best, answer: {outcome, probabilities}} = prediction
+  if (outcome === 'abstain') return [element('span', 'Not sure')]
+  if (!model.labels.includes(outcome)) return [element('span', 'No class')]
+  const share = probabilities[model.labels[best]]
+  const words = verdictOf(model, prediction).replace('leukaemic ', '').replace('a normal precursor', 'a normal cell')
+  const bar = Object.assign(element('span', '', 'lk-bar'), {ariaHidden: 'true'})
+  bar.append(...[[share, classColour(best)], [1 - share, 'var(--lk-line)']].map(([flex, colour]) => {
+    const part = element('i', '')
+    part.style.flex = flex
+    part.style.setProperty('--c', colour)
+    return part
+  }))
+  return [element('span', words), bar, element('b', percent(share))]
+}
+
+function draw() {
+  const prediction = shown?.answers.get(opened)
+  if (prediction) present(models[opened], prediction)
+  presentOthers()
+}
+
+// --- what a visitor does --------------------------------------------------------------------------------------------
+// Reads a picture by a model: one view, which decides, then all eight.
+async function read(number) {
+  const turn = asked
+  const {picture, answers, reading} = shown
+  if (reading.has(number) || answers.has(number)) return
+  reading.add(number)
+  const isCurrent = () => turn === asked
+  try {
+    if (number === opened && !sessions.has(number)) {
+      tell(`Loading ${models[number].short_name} (${models[number].megabytes} MB) …`)
+    }
+    const session = await load(number)
+    if (!isCurrent()) return
+    if (number === opened) tell('Reading …')
+    await pause()
+    const framed = {...picture, ...frame(picture.image, models[number].preprocessing)}
+    for (const views of [1, 8]) {
+      if (!isCurrent()) return
+      const prediction = await predict(models[number], session, framed, views)
+      if (!isCurrent()) return
+      answers.set(number, prediction)
+      draw()
+    }
+  } catch (error) {
+    if (isCurrent() && number === opened) tell(error.message, true)
+  } finally {
+    reading.delete(number)
+  }
+}
+
+// Opens a model's answer; its graph is downloaded now where it was not before.
+async function choose(number) {
+  opened = number
+  chosenView = mapLabel = ''
+  const prediction = shown?.answers.get(number)
+  if (!prediction) {
+    $('result').hidden = $('acts').hidden = true
+    drawMap(null)
+  }
+  draw()
+  if (shown && !prediction) await read(number)
+}
+
+// Reads a picture; of several given one after the other, the last is shown, and of several in one go, the first. Models
+// that are already loaded read it, too.
 async function answer(blob, name) {
   const turn = ++asked
   try {
     const picture = await decode(await blob, name)
     if (turn !== asked) return
-    $('result').hidden = true
+    $('result').hidden = $('acts').hidden = true
+    shown = {picture, answers: new Map(), reading: new Set()}
     stand(picture)
-    const model = await loaded
-    tell('Reading …')
-    await pause()
-    Object.assign(picture, frame(picture.image, model.release.preprocessing))
-    for (const views of [1, 8]) {
-      if (turn !== asked) return
-      const prediction = await predict(model, picture, views)
-      if (turn === asked) present(model, picture, prediction)
-    }
+    presentOthers()
+    await read(opened)
+    for (const number of sessions.keys()) if (turn === asked && number !== opened) await read(number)
   } catch (error) {
-    if (turn === asked) tell(error.message, true)
+    if (turn !== asked) return
+    shown = null
+    $('picture').hidden = true
+    presentOthers()
+    tell(error.message, true)
   }
 }
 
@@ -449,9 +682,19 @@ $('file').addEventListener('change', ({target}) => {
   target.value = '' // so that the same file can be chosen again
   if (file) answer(file, file.name)
 })
+for (const button of $('views').children) button.addEventListener('click', () => {
+  chosenView = button.dataset.view
+  draw()
+})
+$('brighter').addEventListener('click', ({target}) => {
+  const plain = document.body.toggleAttribute('data-lk-plain')
+  target.ariaPressed = String(!plain)
+  target.textContent = plain ? 'shown as it is' : 'shown brighter'
+})
 const example = ({title, dataset: {file}}) => answer(fetch(file).then((response) => response.blob()), title)
-for (const button of document.querySelectorAll('#examples button')) button.addEventListener('click', () => example(button))
-example(document.querySelector('#examples button'))
+for (const button of document.querySelectorAll('#examples button')) {
+  button.addEventListener('click', () => example(button))
+}
 const dark = matchMedia('(prefers-color-scheme: dark)')
 const paint = () => document.documentElement.classList.toggle('dark', dark.matches)
 dark.addEventListener('change', paint)
@@ -463,3 +706,4 @@ for (const kind of ['dragover', 'dragleave', 'drop']) document.addEventListener(
   const file = kind === 'drop' && event.dataTransfer.files[0]
   if (file) answer(file, file.name)
 })
+example(document.querySelector('#examples button'))

@@ -30,6 +30,11 @@ SHORT = {
 }
 FOREIGN_PARTS = {"ood_colour": "colour", "ood_texture": "texture", "ood_shape": "size or outline"}
 """Code of a reason → what of a picture is unlike the training cells."""
+FOREIGN_VERDICT = "No class: unlike the cells it knows"
+FOREIGN_SENTENCE = (
+    "Its {part} is unlike that of the training cells: the picture is {times} times as far from them as 98 of 100 of "
+    "their own kind. Another stain, microscope or kind of cell does that."
+)
 # From this probability on, the text says "Looks like" rather than "Probably".
 FIRM = 0.9
 _ROWS = ("upper", "middle", "lower")
@@ -210,11 +215,8 @@ def foreign_text(decision: Decision) -> str:
         if part is None or reason.value is None or not reason.limit:
             continue
         times = reason.value / reason.limit
-        far = f"{times:.1f} times" if times < 10 else f"{times:.0f} times"
-        return (
-            f"Its {part} is unlike that of the training cells: the picture is {far} as far from them as 98 of 100 "
-            f"of their own kind. Another stain, microscope or kind of cell does that.{filled}"
-        )
+        far = f"{times:.1f}" if times < 10 else f"{times:.0f}"
+        return f"{FOREIGN_SENTENCE.format(part=part, times=far)}{filled}"
     return " ".join(reason.text for reason in decision.reasons)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -29,16 +28,13 @@ from leukoscope.models.map_check import OCCLUSION_METHOD
 from leukoscope.reports import text
 from leukoscope.reports.text import DecisionText, percent
 from leukoscope.reports.trust import training_subject
-from leukoscope.synthetic import EXAMPLES_PER_CLASS, PHANTOM_LABELS, SMEAR_LABELS, example_cell, smear_picture
+from leukoscope.synthetic import EXAMPLE_CELLS, EXAMPLE_SMEARS, example_cell, smear_picture
 from leukoscope.web.model_cache import ModelCache
 
 # Redrawing stays instant and the page light; one cell is a few hundred pixels anyway.
 CELL_SIDE = 640
 OPACITY = 0.55
 LEAST_CELL = 0.002  # share of a picture on black that a cell covers at least
-# Label, subject and cell of each; chosen from those that both C-NMC releases give their class.
-EXAMPLES = tuple(product(PHANTOM_LABELS, range(EXAMPLES_PER_CLASS)))
-SMEAR_EXAMPLES = tuple(zip(SMEAR_LABELS, (0, 0, 4, 4), strict=True))  # those that are in distribution
 HUB_SECONDS = 4  # until it is said that the Hub cannot be reached
 
 
@@ -176,7 +172,7 @@ class Row:
             return decision.short
         if self.known.outcome == NOT_A_CELL:
             return "No class: a smear, not one cell"
-        return "No class: unlike the cells it knows"
+        return text.FOREIGN_VERDICT
 
     def caveats(self) -> list[str]:
         """What must be known before the answer is used, most important first."""
@@ -448,16 +444,16 @@ def views_of(image: Image.Image) -> list[Image.Image]:
 
 def example(number: int, *, smear: bool = False) -> Picture:
     """One of the six synthetic cells, or of the four smears for models of whole pictures."""
-    examples = SMEAR_EXAMPLES if smear else EXAMPLES
+    examples = EXAMPLE_SMEARS if smear else EXAMPLE_CELLS
     return _drawn(min(max(number, 1), len(examples)), smear)
 
 
 @cache
 def _drawn(number: int, smear: bool) -> Picture:
     if smear:
-        label, seed = SMEAR_EXAMPLES[number - 1]
+        label, seed = EXAMPLE_SMEARS[number - 1]
         return Picture(Image.fromarray(smear_picture(label, seed)), f"Synthetic smear, {label}", example=number)
-    label, column = EXAMPLES[number - 1]
+    label, column = EXAMPLE_CELLS[number - 1]
     return Picture(Image.fromarray(example_cell(label, column)), f"Synthetic {label}", example=number)
 
 
