@@ -311,6 +311,9 @@ function tell(text, problem = false) {
   if (problem) $('result').hidden = $('acts').hidden = true
 }
 
+// A thin line runs above the answer while something works.
+const work = (busy) => document.querySelector('.lk-answer').classList.toggle('lk-working', busy)
+
 async function decode(blob, name) {
   const fix = 'give a PNG, JPEG, WebP or BMP file.'
   if (!TYPES.includes(blob.type)) throw new Error(`${name}: is no picture that is read here; ${fix}`)
@@ -445,9 +448,8 @@ function stand({name, image, rgba}) {
   Object.assign($('stage-of').dataset, {source: asked, zoom: dark ? enlarged(image) : 1})
   $('stage-of').style.setProperty('--ratio', image.width / image.height)
   chosenView = mapLabel = ''
-  for (const button of document.querySelectorAll('#examples button')) button.ariaPressed = String(button.title === name)
   drawMap(null)
-  $('picture').hidden = false
+  $('stage-of').hidden = false
 }
 
 // The map of a prediction over the picture, beyond the divider; without maps, the plain cell.
@@ -464,11 +466,11 @@ function drawMap(prediction) {
     show($('overlay'), drawOverlay(shown.picture.image, map, prediction.peak, prediction.box, model.colours))
     $('overlay').ariaLabel = `Map for ${label}`
     $('maps-failed').hidden = $('strength').hidden = model.maps_passed !== false
-    $('map-labels').replaceChildren(...model.labels.map((name) => {
+    $('map-labels').replaceChildren(...model.labels.flatMap((name, place) => {
       const button = Object.assign(element('button', name, 'lk-label'), {type: 'button', title: `Map for ${name}`})
       button.ariaPressed = String(name === label)
       button.addEventListener('click', () => { mapLabel = name; draw() })
-      return button
+      return place ? [' · ', button] : [button]
     }))
   }
   view.draw()
@@ -576,7 +578,7 @@ function present(model, prediction) {
 // A line for each other model: what it says, or what reading by it would download.
 function presentOthers() {
   const others = models.map((_, number) => number).filter((number) => number !== opened)
-  $('others').hidden = !others.length
+  $('others').hidden = !others.length || !shown
   $('others').replaceChildren(...others.map((number) => {
     const model = models[number]
     const button = Object.assign(element('button', '', 'lk-other'), {type: 'button'})
@@ -619,6 +621,7 @@ async function read(number) {
   if (reading.has(number) || answers.has(number)) return
   reading.add(number)
   const isCurrent = () => turn === asked
+  if (number === opened) work(true)
   try {
     if (number === opened && !sessions.has(number)) {
       tell(`Loading ${models[number].short_name} (${models[number].megabytes} MB) …`)
@@ -639,6 +642,7 @@ async function read(number) {
     if (isCurrent() && number === opened) tell(error.message, true)
   } finally {
     reading.delete(number)
+    if (isCurrent() && number === opened) work(false)
   }
 }
 
@@ -657,8 +661,9 @@ async function choose(number) {
 
 // Reads a picture; of several given one after the other, the last is shown, and of several in one go, the first. Models
 // that are already loaded read it, too.
-async function answer(blob, name) {
+async function answer(blob, name, tile = null) {
   const turn = ++asked
+  for (const button of document.querySelectorAll('#examples button')) button.ariaPressed = String(button === tile)
   try {
     const picture = await decode(await blob, name)
     if (turn !== asked) return
@@ -671,7 +676,9 @@ async function answer(blob, name) {
   } catch (error) {
     if (turn !== asked) return
     shown = null
-    $('picture').hidden = true
+    work(false)
+    $('stage-of').hidden = $('views').hidden = $('tools').hidden = $('brighter').hidden = true
+    $('caption').textContent = ''
     presentOthers()
     tell(error.message, true)
   }
@@ -691,7 +698,7 @@ $('brighter').addEventListener('click', ({target}) => {
   target.ariaPressed = String(!plain)
   target.textContent = plain ? 'shown as it is' : 'shown brighter'
 })
-const example = ({title, dataset: {file}}) => answer(fetch(file).then((response) => response.blob()), title)
+const example = (tile) => answer(fetch(tile.dataset.file).then((response) => response.blob()), tile.title, tile)
 for (const button of document.querySelectorAll('#examples button')) {
   button.addEventListener('click', () => example(button))
 }
