@@ -326,7 +326,6 @@ def _model_settings(release: ReleaseInfo, name: str) -> dict[str, Any]:
             "meanings": {label: text.MEANINGS.get(label, "") for label in labels},
             "many": {label: release_tables.many(label) for label in labels},
             "pills": pills,
-            "soft": "" if text.measured_on_people(metrics) else text.unmeasured(metrics),
             "trust": {
                 outcome: text.trust_text(Decision(outcome), metrics) for outcome in (*labels, OUT_OF_DISTRIBUTION)
             },

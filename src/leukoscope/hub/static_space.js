@@ -469,7 +469,11 @@ function drawMap(prediction) {
     $('map-labels').replaceChildren(...model.labels.flatMap((name, place) => {
       const button = Object.assign(element('button', name, 'lk-label'), {type: 'button', title: `Map for ${name}`})
       button.ariaPressed = String(name === label)
-      button.addEventListener('click', () => { mapLabel = name; draw() })
+      button.addEventListener('click', () => {
+        mapLabel = name
+        draw()
+        $('map-labels').querySelector('[aria-pressed=true]').focus() // the buttons are drawn anew
+      })
       return place ? [' · ', button] : [button]
     }))
   }
@@ -656,6 +660,7 @@ async function choose(number) {
     drawMap(null)
   }
   draw()
+  document.querySelector('.lk-answer').focus() // the line that was pressed is another model's now
   if (shown && !prediction) await read(number)
 }
 
