@@ -30,7 +30,7 @@ from leukoscope.models.weights import backbone_state, round_as_stored
 from leukoscope.progress import note, track
 
 _CELLS_PER_WRITE = 64
-_PICTURES_PER_PASS = {"cpu": 4}
+_PICTURES_PER_PASS = {"cpu": 2}
 """By device, where it is fewer than `_CELLS_PER_WRITE`: on a CPU, the maps of many pictures do not fit its cache."""
 _RUN_SHARE = 0.25
 """Of all cached features, that a run must read for them to be computed; the runs of a protocol share them."""
