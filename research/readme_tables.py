@@ -36,6 +36,7 @@ from research.tables import (
     prior_sources,
     prior_table,
     read_results,
+    robustness_settings_table,
     split_rule_finding,
     split_rule_table,
 )
@@ -94,6 +95,7 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "leakage": leakage_table(found["leakage"]),
         "shortcuts": shortcuts_table(found["audit"]),
         "ablation": ablation_table(found["ablation"]),
+        "robustness-settings": robustness_settings_table(read_results(results / "robustness", "settings.json")),
         "flags": str(flags_table()),
         "datasets": str(datasets_table()),
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.changes import PICTURE_CHANGES
 from leukoscope.reports.formatting import Table, count, metric_name, share, span, with_interval
 from research.prior_claims import CLAIMS, PROTOCOLS, Claim
 
@@ -278,3 +279,27 @@ def ablation_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
         columns = ("setting", "AUROC by subject", f"beside “{first}”", *map(metric_name, (*keys, "subject_auroc")))
         parts.append(f"{Table(columns, rows)}\n")
     return "\n".join(parts)
+
+
+_SETTINGS_CHANGES = ("brightness_up_10", "saturate_down_15", "size_up_5", "gaussian_blur_1", "jpeg_compression_50")
+_SETTINGS = ("versions", "consistency", "head_learning_rate", "num_train_epochs", "weight_decay", "label_smoothing")
+
+
+def robustness_settings_table(files: Sequence[Mapping[str, Any]]) -> str:
+    """Settings of the frozen recipe against small changes, best between the official folds first."""
+    if not files:
+        return NOT_MEASURED
+    settings = sorted(files[0]["settings"], key=lambda setting: -setting["over_the_three"])
+    rows = []
+    for setting in settings:
+        values = [str(setting[key]) for key in _SETTINGS]
+        ranking = [share(setting["over_the_three"]), share(setting["auroc_by_subject"])]
+        changed = [f"{100 * setting['class_changed'][name]:.1f}" for name in _SETTINGS_CHANGES]
+        rows.append([*values, *ranking, *changed])
+    columns = (
+        *(f"`{key}`" for key in _SETTINGS),
+        "AUROC by subject, two official folds → the third",
+        "cross-validated",
+        *(f"of 100, {PICTURE_CHANGES[name].shows}" for name in _SETTINGS_CHANGES),
+    )
+    return f"{files[0]['definition'][0].upper()}{files[0]['definition'][1:]}.\n\n{Table(columns, rows)}"

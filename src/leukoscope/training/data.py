@@ -21,7 +21,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.cache import hold, tidy
 from leukoscope.data.augmentation import Augmenter
 from leukoscope.data.cells import LoadedCells
-from leukoscope.data.pixel_cache import FramedCells, new_array, read_rows, release_pages, require_space
+from leukoscope.data.pixel_cache import FramedCells, new_array, read_rows, release_pages
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import atomic_file, cache_root, disk_errors, file_sha256, write_atomic
 from leukoscope.inference.runtime import memory_errors
