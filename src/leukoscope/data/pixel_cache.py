@@ -46,8 +46,7 @@ from leukoscope.data.images import (
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import ground_rgb
 from leukoscope.data.splits import groups_of
-from leukoscope.files import atomic_file, cache_root, disk_errors, file_state, write_atomic
-from leukoscope.files import require_space as require_space  # training.data imports it from here
+from leukoscope.files import atomic_file, cache_root, disk_errors, file_state, require_space, write_atomic
 from leukoscope.progress import map_in_threads, note
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from leukoscope.data.augmentation import Augmenter
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, new_array, read_rows, release_pages
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.files import atomic_file, cache_root, disk_errors, file_sha256, write_atomic
+from leukoscope.files import atomic_file, cache_root, disk_errors, file_sha256, require_space, write_atomic
 from leukoscope.inference.runtime import memory_errors
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.weights import backbone_state, round_as_stored
