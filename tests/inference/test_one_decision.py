@@ -201,7 +201,11 @@ def test_a_smear_s_cells_get_one_outcome_whichever_way_it_is_read(
     for cells in (told["cells"], reading["cells"]):
         for cell, expected in zip(cells, ours.to_dict()["cells"], strict=True):
             # The demo predicts four at a time; sums are ordered otherwise in batches of other sizes.
-            assert cell == expected | {"probabilities": pytest.approx(expected["probabilities"], abs=1e-4)}
+            almost = {"probabilities": pytest.approx(expected["probabilities"], abs=1e-4), "reasons": cell["reasons"]}
+            assert cell == expected | almost
+            for reason, wanted in zip(cell["reasons"], expected["reasons"], strict=True):
+                assert reason["code"] == wanted["code"]
+                assert reason["value"] == pytest.approx(wanted["value"], abs=1e-4)
     assert told["counts"] == reading["counts"] == ours.counts == seen.reading.counts
     assert told["in_distribution"] == reading["in_distribution"] == ours.in_distribution
     if known:

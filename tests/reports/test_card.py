@@ -178,7 +178,7 @@ def test_own_data_are_not_called_published(card: Card) -> None:
 @pytest.mark.parametrize("embedded", EMBEDDED, ids=lambda path: path.name)
 def test_a_committed_card_is_the_rendered_one_on_one_page_and_its_figures_stand_in_its_metrics(embedded: Path) -> None:
     card = (embedded / "README.md").read_text()
-    assert card == render_card(embedded) and "\nlicense: apache-2.0\n" in card and len(card.split()) <= 1100
+    assert card == render_card(embedded) and "\nlicense: apache-2.0\n" in card and len(card.split()) <= 1350
     known = {f"{abs(number):.3f}" for number in _numbers(json.loads((embedded / "metrics.json").read_text()))}
     shown = set(re.findall(r"\b[01]\.\d{3}\b", card))
     assert shown and shown <= known

@@ -24,11 +24,9 @@ from leukoscope.inference.prediction import Decision, HeatMap
 from leukoscope.inference.smear import TRANSPARENT
 from leukoscope.reports.text import MAP_CAVEAT, MAP_CAVEATS
 from leukoscope.reports.trust import trust_rows
-from leukoscope.synthetic import EXAMPLE_SMEAR_PITCH
+from leukoscope.synthetic import EXAMPLE_CELLS, EXAMPLE_SMEAR_PITCH, EXAMPLE_SMEARS
 from leukoscope.web import drawing, stage
 from leukoscope.web.answer import (
-    EXAMPLES,
-    SMEAR_EXAMPLES,
     Answer,
     Picture,
     Row,
@@ -163,7 +161,7 @@ def test_how_far_to_trust_is_measured_on_further_people_first(cell: Row) -> None
     assert ("earlier weights" in outside.caveat) == bool(further.get("earlier_weights"))
     key = "recall_HEM_by_subject" if "recall_HEM_by_subject" in further else "recall_HEM"
     assert outside.meters[1].share == round(100 * further[key]["value"])
-    assert inside.meters[0].name == "83 of 100 blasts, 95 % interval 77 to 88"
+    assert inside.meters[0].name == "81 of 100 blasts, 95 % interval 75 to 87"
     page = unescape(stage.cell_answer(Answer(cell.picture, (cell,)), 0))
     assert page.index("34 further people") < page.index("41 people, cross-validation")
     assert f'aria-label="{outside.meters[1].name}"' in page
@@ -337,7 +335,7 @@ def test_examples_are_three_of_each_label_and_one_smear_of_each() -> None:
 )
 def test_every_example_offered_is_given_its_class(name: str) -> None:
     smear = name.endswith("ball4")
-    known = [label for label, *_ in (SMEAR_EXAMPLES if smear else EXAMPLES)]
+    known = [label for label, *_ in (EXAMPLE_SMEARS if smear else EXAMPLE_CELLS)]
     shown = [example(number + 1, smear=smear).image for number in range(len(known))]
     assert [one.outcome for one in Predictor.from_pretrained(EMBEDDED / f"leukoscope-{name}")(shown)] == known
 
