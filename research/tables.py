@@ -302,4 +302,4 @@ def robustness_settings_table(files: Sequence[Mapping[str, Any]]) -> str:
         "cross-validated",
         *(f"of 100, {PICTURE_CHANGES[name].shows}" for name in _SETTINGS_CHANGES),
     )
-    return f"{files[0]['definition'][0].upper()}{files[0]['definition'][1:]}.\n\n{Table(columns, rows)}"
+    return f"{files[0]['definition']}.\n\n{Table(columns, rows)}"
