@@ -16,7 +16,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from leukoscope.evaluation.plots import BLUE, GREY, ORANGE, VERMILION, new_figure, plain, save_plot
 from leukoscope.models.release import read_metrics
-from leukoscope.reports.release_tables import healthy_given
+from leukoscope.reports.release_tables import healthy_with_class
 from research.readme_tables import FROZEN
 from research.tables import by_protocol, read_results
 
@@ -102,7 +102,7 @@ def _refusals(axes: Any) -> None:
     releases = {path.name: read_metrics(path) for path in sorted((ROOT / "model_card").glob("*-cnmc"))}
     for shift, (words, colour) in enumerate((("network alone: ALL", ORANGE), ("with the detector: any class", BLUE))):
         called = [
-            float(healthy_given(one, ["ALL"], "most_probable") if shift == 0 else healthy_given(one))
+            float(healthy_with_class(one, ["ALL"], "most_probable") if shift == 0 else healthy_with_class(one))
             for one in releases.values()
         ]
         bars = axes.bar([n + 0.4 * shift for n in range(len(called))], called, width=0.36, color=colour, label=words)

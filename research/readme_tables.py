@@ -16,13 +16,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.registry import DATASETS
+from leukoscope.data.registry import DATASETS, cells_of
 from leukoscope.evaluation.bootstrap import bootstrap_subjects
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import write_atomic
 from leukoscope.models.release import PREDICTIONS_FOLDER, WEIGHTS_FILE, read_metrics
 from leukoscope.reports.formatting import Table, count, metric_name, new_aliases, share, span, with_interval, with_span
-from leukoscope.reports.release_tables import healthy_given, healthy_kinds, many, recognised_rows, unseen_evaluation
+from leukoscope.reports.release_tables import healthy_kinds, healthy_with_class, recognised_rows, unseen_evaluation
 from research.external import sha256_of
 from research.speed_table import speed_table
 from research.tables import (
@@ -140,8 +140,8 @@ def findings(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         f"{further[0]['subjects']} further subjects (cell size alone: "
         f"{share(further[0]['size_alone']['auroc_by_subject']['value'])}).",
         "refusal": f"Of 100 white cells of healthy donors of other laboratories, the network alone calls "
-        f"{healthy_given(ours, _positive_label(ours), 'most_probable')} leukaemic; with the detector "
-        f"{healthy_given(ours)} get a class. AUROC of a subject's pooled cells "
+        f"{healthy_with_class(ours, _positive_label(ours), 'most_probable')} leukaemic; with the detector "
+        f"{healthy_with_class(ours)} get a class. AUROC of a subject's pooled cells "
         f"{with_span(subjects['measured']['auroc'])}, by their size alone {with_span(subjects['size_only']['auroc'])}.",
     }
 
@@ -247,7 +247,7 @@ def _headline(labels: Sequence[str], measured: Mapping[str, dict[str, Any]]) -> 
         if "changed" not in kinds:
             dashes = ["–" for _ in labels]
             rows.append([f"`{name}`", "their cells under small changes: not measured", *dashes, "–"])
-    heads = [f"of 100 {many(label)}, recognised" for label in labels]
+    heads = [f"of 100 {cells_of(label)}, recognised" for label in labels]
     if size_alone:
         rows.append(size_alone)
     columns = ("release", "tested on people it never saw", *heads, "AUROC by subject")
@@ -326,8 +326,8 @@ def decisions_table(releases: Sequence[Path]) -> str:
                 f"`{release.name}`",
                 *(share(default.get(key)) for key in ("coverage_by_subject", "risk_by_subject")),
                 count(cells) if cells else "–",
-                healthy_given(metrics),
-                healthy_given(metrics, leukaemic, "most_probable"),
+                healthy_with_class(metrics),
+                healthy_with_class(metrics, leukaemic, "most_probable"),
                 _normal_called_leukaemic(release, metrics),
             ]
         )
@@ -377,7 +377,7 @@ def external_table(measured: Sequence[Mapping[str, Any]], releases: Sequence[Pat
             rows.append([f"`{row['release']}`", weights, people, *texts])
     alone = [with_span(content["size_alone"].get(key)) for key in keys]
     rows.append(["cell size alone", "", everybody, *alone])
-    counts = ", ".join(f"{count(cells)} {many(label)}" for label, cells in content["cells_by_class"].items())
+    counts = ", ".join(f"{count(cells)} {cells_of(label)}" for label, cells in content["cells_by_class"].items())
     table = Table(("release", "weights", "people", *map(metric_name, keys)), rows, text_columns=3)
     return f"{content['data']}: {counts}. One view of each cell; in brackets 95 % intervals by subject.\n\n{table}"
 

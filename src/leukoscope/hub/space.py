@@ -27,6 +27,7 @@ from PIL import Image
 import leukoscope
 from leukoscope import RESEARCH_NOTICE, ReleaseError
 from leukoscope.data.images import is_cut_out
+from leukoscope.data.registry import cells_of
 from leukoscope.files import atomic_folder, disk_errors, is_git_clone, resource_file
 from leukoscope.hub.publish import Destination, Published, reason, upload
 from leukoscope.inference.gradcam import map_colours
@@ -43,7 +44,7 @@ from leukoscope.inference.prediction import (
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
 from leukoscope.models.map_check import MapCheck
 from leukoscope.models.release import CARD_FILE, CONFIG_FILE, OOD_FILE, WEIGHTS_FILE, ReleaseInfo, folder_name
-from leukoscope.reports import release_tables, text, trust
+from leukoscope.reports import text, trust
 from leukoscope.reports.formatting import rendered
 from leukoscope.synthetic import EXAMPLE_CELLS, EXAMPLE_SMEARS, example_cell, smear_picture
 
@@ -324,7 +325,7 @@ def _model_settings(release: ReleaseInfo, name: str) -> dict[str, Any]:
         "map_check": check.text,
         "words": {
             "meanings": {label: text.MEANINGS.get(label, "") for label in labels},
-            "many": {label: release_tables.many(label) for label in labels},
+            "cells_of": {label: cells_of(label) for label in labels},
             "pills": pills,
             "trust": {
                 outcome: text.trust_text(Decision(outcome), metrics) for outcome in (*labels, OUT_OF_DISTRIBUTION)

@@ -494,7 +494,7 @@ function shareRows(model, probabilities) {
 function trustTable({labels, words}) {
   const table = element('table', '')
   const head = table.createTHead().insertRow()
-  head.append(...['of 100, recognised', ...labels.map((label) => words.many[label])].map((text) => {
+  head.append(...['of 100, recognised', ...labels.map((label) => words.cells_of[label])].map((text) => {
     return Object.assign(element('th', text), {scope: 'col'})
   }))
   const body = table.createTBody()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError
 from leukoscope.data.augmentation import Augmentation
 from leukoscope.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, LEAST_STD, MAX_INPUT
 from leukoscope.models.release import FromOne, FromZero, NotNegative, Positive, Share
@@ -171,7 +171,7 @@ def get_recipe(name: str) -> Recipe:
     if name.startswith(TIMM):
         return timm_recipe(name, "--recipe")
     if name not in RECIPES:
-        raise LeukoscopeError(
+        raise ConfigError(
             f"--recipe {name}: unknown; choose one of {', '.join(RECIPES)}, or any model of timm with "
             "--model_name_or_path"
         )
@@ -189,7 +189,7 @@ def timm_recipe(name: str, flag: str) -> Recipe:
         flag: the flag that named it, for messages.
 
     Raises:
-        LeukoscopeError: timm has no such model, or no such weights of it.
+        ConfigError: timm has no such model, or no such weights of it.
     """
     import timm
     from timm.models import PretrainedCfg, get_pretrained_cfg
@@ -198,14 +198,14 @@ def timm_recipe(name: str, flag: str) -> Recipe:
     architecture = model.partition(".")[0]
     if not timm.is_model(architecture):
         near = get_close_matches(architecture, timm.list_models(), n=3) or ["resnet50", "convnext_tiny"]
-        raise LeukoscopeError(
+        raise ConfigError(
             f"{flag} {name}: timm {timm.__version__} has no such model; give one that it has, like {' or '.join(near)}"
         )
     try:
         cfg = get_pretrained_cfg(model) or PretrainedCfg()
     except RuntimeError:
         names = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
-        raise LeukoscopeError(f"{flag} {name}: timm has no such weights; of {architecture} it has {names}") from None
+        raise ConfigError(f"{flag} {name}: timm has no such weights; of {architecture} it has {names}") from None
     tag = f".{cfg.tag}" if cfg.tag else ""
     base: dict[str, Any] = {
         "name": f"{TIMM}{architecture}{tag}",
@@ -234,7 +234,7 @@ def with_overrides(recipe: _Recipe, assignments: Iterable[str]) -> _Recipe:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            raise LeukoscopeError(f"--override {assignment}: write KEY=VALUE, e.g. augmentation.scale=0.4")
+            raise ConfigError(f"--override {assignment}: write KEY=VALUE, e.g. augmentation.scale=0.4")
         part: Any = asdict(recipe)
         for name in key.strip().split("."):
             keys = []
@@ -242,17 +242,15 @@ def with_overrides(recipe: _Recipe, assignments: Iterable[str]) -> _Recipe:
                 keys = [key for key in part if key != "name"]
             if name not in keys:
                 choices = f"choose one of {', '.join(keys)}" if keys else f"{part!r} has no parts"
-                raise LeukoscopeError(f"--override {assignment}: {name} is unknown; {choices}")
+                raise ConfigError(f"--override {assignment}: {name} is unknown; {choices}")
             part = part[name]
         try:
             value, written = read_yaml(text)
         except yaml.YAMLError:
-            raise LeukoscopeError(
-                f"--override {assignment}: {text!r} is not YAML; give e.g. 0.4, true or null"
-            ) from None
+            raise ConfigError(f"--override {assignment}: {text!r} is not YAML; give e.g. 0.4, true or null") from None
         problem = misread_number(value, written)
         if problem and not isinstance(part, str):
-            raise LeukoscopeError(f"--override {assignment}: {problem}")
+            raise ConfigError(f"--override {assignment}: {problem}")
         # To YAML, `no` is false: the text is meant where no switch is set.
         if isinstance(value, bool) and not isinstance(part, bool):
             value = text
@@ -289,4 +287,4 @@ def with_values(recipe: _Part, values: Mapping[str, Any], given_as: Mapping[str,
         reason = first["msg"][0].lower() + first["msg"][1:]
         if first["type"] == "missing":
             reason = "give more values"
-        raise LeukoscopeError(f"{flags[0]}: {reason}") from None
+        raise ConfigError(f"{flags[0]}: {reason}") from None

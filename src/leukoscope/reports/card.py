@@ -98,7 +98,7 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
         size=size,
         figures={plot: _alt_text(plot, unit, in_fields=in_fields) for plot in _plots_shown(release)},
         recognised_table=release_tables.recognised_table,
-        healthy_given=release_tables.healthy_given,
+        healthy_with_class=release_tables.healthy_with_class,
         robustness_table=release_tables.robustness_table,
         frequencies=training.get("output_frequencies") or training.get("class_frequencies"),
         map_checks=_map_checks(metrics),

@@ -47,11 +47,6 @@ def subjects_table(subjects: Metrics, unit: str = "subject", *, most: int | None
 # Of 100 cells of each class, how many are recognised
 
 
-def many(label: str) -> str:
-    """Cells of a class in words."""
-    return cells_of(label)
-
-
 @dataclass(frozen=True)
 class RecognisedRow:
     """On whom a release was measured, and what it recognised there.
@@ -179,7 +174,7 @@ def _people(block: Metrics) -> str:
 
 def recognised_table(metrics: Metrics) -> Table:
     """`recognised_rows` with their heads."""
-    heads = [f"of 100 {many(label)}, recognised" for label in metrics["labels"]]
+    heads = [f"of 100 {cells_of(label)}, recognised" for label in metrics["labels"]]
     rows = [row.texts for row in recognised_rows(metrics)]
     return Table(("measured on", *heads, f"AUROC by {metrics['data']['unit']}"), rows)
 
@@ -204,7 +199,7 @@ def _of_100(recall: float | None, interval: Metrics | None) -> str:
     return f"{hundred(recall)} ({hundred(interval['low'])}–{hundred(interval['high'])})"
 
 
-def healthy_given(metrics: Metrics, labels: Sequence[str] | None = None, outcomes: str = "outcomes") -> str:
+def healthy_with_class(metrics: Metrics, labels: Sequence[str] | None = None, outcomes: str = "outcomes") -> str:
     """Of 100 white cells of healthy donors, how many are given one of the labels (any class where None).
 
     Args:

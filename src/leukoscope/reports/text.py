@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from leukoscope.data.registry import meanings_of_labels
+from leukoscope.data.registry import cells_of, meanings_of_labels
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, Decision, Prediction
 from leukoscope.models.map_check import EVIDENCE_METHOD, OCCLUSION_METHOD
 from leukoscope.reports import release_tables
-from leukoscope.reports.release_tables import many
 
 MEANINGS = meanings_of_labels()
 """What the labels of the registered data sets stand for."""
@@ -151,7 +150,7 @@ def recall_text(metrics: Mapping[str, Any]) -> str:
     by_class, subjects = recalls(metrics)
     if not by_class:
         return f"Not measured on people: {unmeasured(metrics)}."
-    recognised = ", ".join(f"{round(100 * share)} of 100 {many(label)}" for label, share in by_class.items())
+    recognised = ", ".join(f"{round(100 * share)} of 100 {cells_of(label)}" for label, share in by_class.items())
     return f"Recognises {recognised} of {sum(subjects.values())} unseen people."
 
 
@@ -169,7 +168,7 @@ def trust_text(decision: Decision, metrics: Mapping[str, Any]) -> str:
     (other,) = set(by_class) - {decision.label}
     right = by_class[decision.label] * subjects[decision.label]
     wrong = (1 - by_class[other]) * subjects[other]
-    shares = f"{subjects[decision.label]} with {many(decision.label)}, {subjects[other]} with {many(other)}"
+    shares = f"{subjects[decision.label]} with {cells_of(decision.label)}, {subjects[other]} with {cells_of(other)}"
     return (
         f"Of 100 cells that it calls {decision.label}, {round(100 * right / (right + wrong))} were {decision.label}: "
         f"{sum(subjects.values())} unseen people, each counting the same ({shares})."

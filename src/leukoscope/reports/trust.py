@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from leukoscope.data.registry import cells_of
 from leukoscope.evaluation.overlap import same_subject, trainings_of
 from leukoscope.models.map_check import OCCLUSION_METHOD, MapCheck
 from leukoscope.reports import release_tables, text
-from leukoscope.reports.release_tables import many
 
 # C-NMC's file names, whose subjects many releases were trained on.
 _SUBJECT = re.compile(r"UID_(H?\d+)_")
@@ -28,7 +28,7 @@ class Meter:
     @property
     def name(self) -> str:
         """The meter in words, for those who hear it."""
-        words = f"{self.share} of 100 {many(self.label)}"
+        words = f"{self.share} of 100 {cells_of(self.label)}"
         if self.low is None:
             return words
         return f"{words}, 95 % interval {self.low} to {self.high}"

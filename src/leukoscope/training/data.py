@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, default_convert
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError
 from leukoscope.cache import hold, tidy
 from leukoscope.data.augmentation import Augmenter
 from leukoscope.data.cells import LoadedCells
@@ -151,11 +151,11 @@ def _loader(cells: CellDataset, accelerator: Accelerator, **how: Any) -> DataLoa
 
 
 def require_whole_step(cells: int, epoch_cells: int, batch_size: int, accelerator: Accelerator) -> None:
-    """Raise `LeukoscopeError` where an epoch, which shows at most all cells, has fewer than an optimiser step takes."""
+    """Raise `ConfigError` where an epoch, which shows at most all cells, has fewer than an optimiser step takes."""
     processes = accelerator.num_processes
     batches = accelerator.gradient_accumulation_steps
     if epoch_cells < batch_size * processes * batches:
-        raise LeukoscopeError(
+        raise ConfigError(
             f"--per_device_train_batch_size {batch_size} × {processes} process(es) × --gradient_accumulation_steps "
             f"{batches}: larger than the {epoch_cells} cells of an epoch, of {cells} training cells; give a smaller one"
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError
 from leukoscope.data.images import filled_note, is_cut_out, to_rgb
 from leukoscope.evaluation.bootstrap import cell_intervals, point_metrics, subject_intervals
 from leukoscope.evaluation.overlap import same_subject, trainings_of
@@ -138,7 +138,7 @@ class BatchResult:
 def predict_files(models: ModelCache, paths: Sequence[str] | None, name: str | None) -> BatchResult:
     """Predict everything uploaded and delete it, whatever happens."""
     if not paths:
-        raise LeukoscopeError("files: none was sent; give pictures of single cells, or a zip of them")
+        raise DataError("files: none was sent; give pictures of single cells, or a zip of them")
     with deleted_afterwards(paths):
         *_, result = predict_batch(models, open_batch(paths), name)
     assert isinstance(result, BatchResult)
@@ -177,7 +177,7 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Itera
             rows.append(BatchRow(name, truth, facts.subject_of[name], prediction, thumbnail, picture, on_black))
         yield done
     if not rows:
-        raise LeukoscopeError(f"not one picture can be used: {[*problems, 'none was given'][0]}")
+        raise DataError(f"not one picture can be used: {[*problems, 'none was given'][0]}")
     smear = "shows a smear, no single cell cut out on black; give it alone, and its cells are found"
     smears = [f"{row.name}: {smear}" for row in rows if row.prediction.outcome == NOT_A_CELL]
     readable = replace(batch, files=[BatchFile(row.name, row.kept) for row in rows])

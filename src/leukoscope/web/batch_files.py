@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from leukoscope import LeukoscopeError
+from leukoscope import DataError, LeukoscopeError
 from leukoscope.data.cell_tables import folded, names_files
 from leukoscope.data.images import IMAGE_SUFFIXES, open_bytes
 from leukoscope.data.layouts import class_on_path, is_junk, left_out
@@ -90,7 +90,7 @@ class Batch:
         """What is known of the pictures, for a release of these classes.
 
         Raises:
-            LeukoscopeError: a table that cannot be read, contradicts itself or names the subjects of some pictures
+            DataError: a table that cannot be read, contradicts itself or names the subjects of some pictures
                 only; subject ids that may stand for two people, as of `find_subjects`; or a path that names two
                 classes, as of `class_on_path`.
         """
@@ -149,7 +149,7 @@ def open_batch(paths: Sequence[str]) -> Batch:
     If there are several zips, each picture's name begins with that of its zip, which may be a subject's.
 
     Raises:
-        LeukoscopeError: too many files or bytes, or a zip that is damaged or may harm.
+        DataError: too many files or bytes, or a zip that is damaged or may harm.
     """
     _require_sizes(paths)
     archives = [path for path in paths if is_zip(path)]
@@ -178,7 +178,7 @@ def open_batch(paths: Sequence[str]) -> Batch:
             else:
                 pictures[file.name] = file
     if len(pictures) > MAX_FILES:
-        raise LeukoscopeError(f"{len(pictures)} files were given; at most {MAX_FILES} fit in one batch: split it")
+        raise DataError(f"{len(pictures)} files were given; at most {MAX_FILES} fit in one batch: split it")
     batch.files = list(pictures.values())
     return batch
 
@@ -186,11 +186,11 @@ def open_batch(paths: Sequence[str]) -> Batch:
 def _require_sizes(paths: Sequence[str]) -> None:
     for path in paths:
         if not Path(path).is_file():
-            raise LeukoscopeError(f"{file_name(path)}: is no longer here; send it again")
+            raise DataError(f"{file_name(path)}: is no longer here; send it again")
     sizes = {path: Path(path).stat().st_size for path in paths}
     total = sum(sizes.values())
     if total > MAX_UNPACKED:
-        raise LeukoscopeError(
+        raise DataError(
             f"{len(paths)} files of {total // 2**20} MB were given; at most {MAX_UNPACKED // 2**20} MB fit in one "
             "batch: split it"
         )
@@ -198,7 +198,7 @@ def _require_sizes(paths: Sequence[str]) -> None:
         name = file_name(path)
         if is_zip(path):
             if size > MAX_ZIP:
-                raise LeukoscopeError(f"{name}: is over {MAX_ZIP // 2**20} MB; split it")
+                raise DataError(f"{name}: is over {MAX_ZIP // 2**20} MB; split it")
         else:
             _require_file_size(name, size, name, "give pictures of single cells, or a zip")
 
@@ -206,9 +206,9 @@ def _require_sizes(paths: Sequence[str]) -> None:
 def _require_file_size(name: str, size: int, where: str, fix: str) -> None:
     """Refuse a table or a picture that is too large, which `where` names in the message."""
     if is_table(name) and size > MAX_TABLE:
-        raise LeukoscopeError(f"{where}: is over {MAX_TABLE // 2**20} MB; give a table of these pictures alone")
+        raise DataError(f"{where}: is over {MAX_TABLE // 2**20} MB; give a table of these pictures alone")
     if size > MAX_BYTES:
-        raise LeukoscopeError(f"{where}: is over {MAX_BYTES // 2**20} MB; {fix}")
+        raise DataError(f"{where}: is over {MAX_BYTES // 2**20} MB; {fix}")
 
 
 def read_parts(files: Sequence[BatchFile], problems: list[str]) -> Iterator[tuple[list[str], list[Image.Image], int]]:
@@ -248,7 +248,7 @@ def _entries(path: str, name: str, opened: Callable[[str], zipfile.ZipFile]) -> 
     try:
         entries = [entry for entry in opened(path).infolist() if not entry.is_dir() and not _is_added(entry.filename)]
     except (zipfile.BadZipFile, OSError, ValueError):
-        raise LeukoscopeError(f"{name}: the zip is damaged or cut short; pack or send it again") from None
+        raise DataError(f"{name}: the zip is damaged or cut short; pack or send it again") from None
     _require_safe(entries, name)
     files = []
     others = Counter[str]()
@@ -269,28 +269,26 @@ def _is_added(name: str) -> bool:
 def _require_safe(entries: Sequence[zipfile.ZipInfo], name: str) -> None:
     """Refuse zip bombs and path tricks by the zip's directory; no more than its sizes is ever unpacked."""
     if len(entries) > MAX_FILES:
-        raise LeukoscopeError(f"{name}: holds {len(entries)} files; at most {MAX_FILES} fit in one batch: split it")
+        raise DataError(f"{name}: holds {len(entries)} files; at most {MAX_FILES} fit in one batch: split it")
     size = sum(entry.file_size for entry in entries)
     if size > MAX_UNPACKED:
-        raise LeukoscopeError(
-            f"{name}: would unpack to {size // 2**20} MB, more than {MAX_UNPACKED // 2**20} MB; split it"
-        )
+        raise DataError(f"{name}: would unpack to {size // 2**20} MB, more than {MAX_UNPACKED // 2**20} MB; split it")
     for entry in entries:
         if len(entry.filename) > LONGEST_NAME:
-            raise LeukoscopeError(
+            raise DataError(
                 f"{name}: holds {entry.filename[:60]}…, a name of {len(entry.filename)} letters; at most "
                 f"{LONGEST_NAME} are read: rename it"
             )
         parts = PurePosixPath(entry.filename).parts
         if ".." in parts or "\\" in entry.filename or re.match("/|[A-Za-z]:", entry.filename):
-            raise LeukoscopeError(f"{name}: holds the path {entry.filename!r}, which leads out of it; pack it again")
+            raise DataError(f"{name}: holds the path {entry.filename!r}, which leads out of it; pack it again")
         if stat.S_ISLNK(entry.external_attr >> 16):
-            raise LeukoscopeError(f"{name}: {entry.filename} is a link, not a file; pack the pictures themselves")
+            raise DataError(f"{name}: {entry.filename} is a link, not a file; pack the pictures themselves")
         if entry.flag_bits & 1:
-            raise LeukoscopeError(f"{name}: {entry.filename} is encrypted; pack it without a password")
+            raise DataError(f"{name}: {entry.filename} is encrypted; pack it without a password")
         # Of other methods, Python's zipfile expands a whole chunk before it counts what came out.
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise LeukoscopeError(f"{name}: {entry.filename} is not packed by deflate; pack it again as a plain zip")
+            raise DataError(f"{name}: {entry.filename} is not packed by deflate; pack it again as a plain zip")
         _require_file_size(entry.filename, entry.file_size, f"{name}: {entry.filename}", "crop it to one cell")
 
 
@@ -298,4 +296,4 @@ def _unpacked(path: str, entry: zipfile.ZipInfo, opened: Callable[[str], zipfile
     try:
         return opened(path).read(entry)
     except _DAMAGED:
-        raise LeukoscopeError(f"{entry.filename}: is damaged within its zip; pack it again") from None
+        raise DataError(f"{entry.filename}: is damaged within its zip; pack it again") from None

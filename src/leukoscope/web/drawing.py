@@ -17,10 +17,10 @@ from markupsafe import Markup
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
+from leukoscope.data.registry import cells_of
 from leukoscope.inference.smear import CLASS_COLOURS
 from leukoscope.reports import text
 from leukoscope.reports.formatting import data_uri, encoded
-from leukoscope.reports.release_tables import many
 from leukoscope.reports.text import percent
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -35,7 +35,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "many": many, "short_name": short_name}
+    environment.filters |= {"percent": percent, "cells_of": cells_of, "short_name": short_name}
     environment.globals |= {"meanings": text.MEANINGS, "notice": RESEARCH_NOTICE}
     return environment
 

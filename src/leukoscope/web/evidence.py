@@ -80,7 +80,7 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "outside": f"{share(auroc['value'])} ({span(auroc)})" if auroc else "not measured",
         "cross_validated": share(measured) if measured is not None else "not on people",
         "size_alone": share(alone) if alone is not None else "–",
-        "healthy": release_tables.healthy_given(metrics, positive),
+        "healthy": release_tables.healthy_with_class(metrics, positive),
         "maps": _MAPS[trust.maps_passed(metrics)],
         "data": text.model_text(metrics) or "not told",
     }

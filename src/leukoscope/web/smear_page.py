@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from leukoscope.data.registry import cells_of
 from leukoscope.data.smear import SmearCell
 from leukoscope.inference.prediction import ABSTAIN, FIELD_NEEDS, REFUSED
 from leukoscope.inference.smear import AT_EDGE, CellReading
 from leukoscope.reports import trust
-from leukoscope.reports.release_tables import many
 from leukoscope.reports.text import about_model, outcome_text, percent
 from leukoscope.web.drawing import colour, embedded, render
 from leukoscope.web.smear import Smear, scale_text
@@ -52,7 +52,7 @@ def verdict(smear: Smear) -> str:
     for label in reading.labels:
         if counts[label]:
             number = number_word(counts[label])
-            kind = many(label)
+            kind = cells_of(label)
             if parts:
                 # "two normal" after "three look like blasts": on one line.
                 kind = kind.removesuffix(" cells")
