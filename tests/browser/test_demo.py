@@ -350,7 +350,7 @@ def test_what_cannot_be_read_is_one_kind_message(visits: Callable[..., Any], tmp
         assert "What can be given" in visit.page.locator("#answer").inner_text()
         assert "Error" not in visit.page.locator("#answer").inner_text()
     visit.act("real")
-    visit.page.locator("#answer .lk-message", has_text="cannot be streamed from the Hub").wait_for(timeout=20_000)
+    visit.page.locator("#answer .lk-message", has_text="cannot be reached now").wait_for(timeout=20_000)
     visit.act("example:1")
     visit.page.get_by_text("+ another model").click()
     visit.page.locator("input[data-act=add]").fill("/etc")

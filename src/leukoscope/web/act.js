@@ -8,6 +8,7 @@ const ask = (value) => {
 element.addEventListener('click', (event) => {
   const part = event.target.closest('[data-act]')
   if (part && !part.matches('input, select')) ask(part.dataset.act)
+  if (part?.closest('.lk-strip')) window.lkToPicture?.()
   const copy = event.target.closest('[data-copy]')
   if (copy) {
     navigator.clipboard?.writeText(location.href).then(() => {
@@ -21,6 +22,10 @@ element.addEventListener('click', (event) => {
     brighter.textContent = plain ? 'shown as it is' : 'shown brighter'
   }
 })
+// What is opened below the answer is in sight.
+element.addEventListener('toggle', ({target}) => {
+  if (target.open && target.matches('.lk-more')) target.scrollIntoView({block: 'nearest'})
+}, true)
 element.addEventListener('change', (event) => {
   const {act} = event.target.dataset
   if (act && event.target.value) ask(`${act}:${event.target.value}`)

@@ -470,7 +470,7 @@ def real_cells(hub_id: str) -> list[StreamedCell]:
         get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
     except Exception:  # of the client that huggingface_hub has, which changes with its version
         raise LeukoscopeError(
-            f"{hub_id}: cannot be streamed from the Hub, which does not answer; try again later"
+            f"The real cells ({hub_id}) cannot be reached now: the Hub does not answer. Try again later."
         ) from None
     return stream_cells(hub_id)
 

@@ -1,6 +1,11 @@
 // For the strip: takes what is chosen, pasted or dropped anywhere, and asks whether the server is there.
+// On a phone, picture and answer stand below each other: a new question begins at the picture.
+window.lkToPicture = () => {
+  if (innerWidth <= 820) document.querySelector('#stage')?.scrollIntoView()
+}
 // Until the server has read a file, neither the old picture nor its answer stands there.
 const hide = () => {
+  window.lkToPicture()
   document.body.dataset.lkGiven = '1'
   window.lkTab?.('cell')
 }

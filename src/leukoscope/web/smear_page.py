@@ -18,6 +18,7 @@ from leukoscope.web.drawing import colour, embedded, render
 from leukoscope.web.smear import Smear, scale_text
 
 SMEAR_SIDE = 1400
+MOST_BOXES_WITH_CLASS = 12
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _GUESSED = "better give it."  # the end of a note on its scale, for which the stage has its own words
 
@@ -87,7 +88,8 @@ def smear_picture(smear: Smear) -> Markup:
         left, top, right, bottom = cell.cell.box
         is_class = cell.outcome in reading.labels
         short = str(number + 1)
-        if is_class:
+        # Beside many cells, a class in letters would lie on its neighbour; its colour says it.
+        if is_class and len(reading.cells) <= MOST_BOXES_WITH_CLASS:
             short = f"{short} {cell.outcome}"
         boxes.append(
             {

@@ -125,42 +125,34 @@ def _draw_changed(row: Row, label: str, forms: Forms) -> Markup:
         image = answer.change(row.picture.image, black=row.picture.on_black)
         words = _answered(answer.decision, answer.probabilities)
         forms_of_cell.append(_form(row, image, 200, answer.decision.outcome, words, answer.change.shows))
-    return render("view_forms.html", forms=forms_of_cell, sentence=row.borderline(), dark=row.picture.on_black)
+    return render("view_forms.html", forms=forms_of_cell, sentence=row.borderline(), dark=False)
 
 
 def _answered(decision: Decision, probabilities: Mapping[str, float]) -> str:
-    """What is answered for one form of the cell, in two words."""
+    """What is answered for one form of the cell: its class, or that it has none and the most probable one."""
     probable = max(probabilities, key=probabilities.__getitem__)
-    words = probable
+    words = f"{probable} {percent(probabilities[probable])}"
     if decision.outcome in REFUSED:
-        words = "refused"
-    elif decision.label is None:
-        words = "undecided"
-    return f"{words} {percent(probabilities[probable])}"
+        return f"refused ({words})"
+    if decision.label is None:
+        return f"not sure ({words})"
+    return words
 
 
 def _draw_covered(row: Row, label: str, forms: Forms) -> Markup:
     called = row.called()
-    before = percent(row.known.probabilities[called])
-    shown = []
-    lines = []
+    forms_of_cell = []
     for part, form in {"": row, **forms}.items():
-        title = _WITHOUT[part]
-        now = percent(form.known.probabilities[called])
-        shown.append(_form(row, form.picture.image, 320, form.known.outcome, f"{called} {now}", title))
-        if part:
-            lines.append(f"{title}: {called} {before} → {now}{_consequence(form)}.")
-    sentence = " ".join(lines) or "No nucleus is told apart in this picture."
-    return render("view_forms.html", forms=shown, sentence=sentence, dark=False)
-
-
-def _consequence(form: Row) -> str:
-    """What happens to the decision without a part; "" where the class stays."""
-    if form.refused:
-        return ", which it would refuse"
-    if form.gives_a_class:
-        return ""
-    return ", which leaves it unsure"
+        words = f"{called} {percent(form.known.probabilities[called])}"
+        if form.refused:
+            words = f"refused ({words})"
+        elif not form.gives_a_class:
+            words = f"not sure ({words})"
+        forms_of_cell.append(_form(row, form.picture.image, 320, form.known.outcome, words, _WITHOUT[part]))
+    sentence = ""
+    if not forms:
+        sentence = "No nucleus is told apart in this picture."
+    return render("view_forms.html", forms=forms_of_cell, sentence=sentence, dark=False)
 
 
 def _form(row: Row, image: Any, side: int, outcome: str, words: str, title: str) -> dict[str, Any]:
