@@ -84,7 +84,7 @@ def test_a_model_that_is_loaded_answers_before_one_that_is_not(tiny_release: Pat
 def test_a_model_that_is_loaded_while_another_answers_is_asked_next(tiny_release: Path) -> None:
     models = ModelCache(dict.fromkeys(("first", "slow", "loaded"), tiny_release))
     page, visit = page_of(models), Visit()
-    steps = page._asking(visit, lambda: page.open_example(visit, 1, "slow"))
+    steps = page._draw(visit, lambda: page.open_example(visit, 1, "slow"))
     next(steps)
     assert isinstance(visit.scene.content, Answer) and visit.scene.content.waiting == ("slow", "first", "loaded")
     models.predictor("loaded")
@@ -278,14 +278,14 @@ def test_a_picture_decides_what_is_shown() -> None:
         (smear, Smear, False),
     ):
         visit = Visit()
-        text = shown(page, page._asking(visit, partial(page.read_picture, visit, picture)))
+        text = shown(page, page._draw(visit, partial(page.read_picture, visit, picture)))
         assert isinstance(visit.scene.content, kind) and (visit.scene.behind is not None) == behind, text
     blank = replace(example(1), image=Image.new("RGB", (450, 450), "white"), example=0)
     visit = Visit()
-    text = shown(page, page._asking(visit, partial(page.read_picture, visit, blank)))
+    text = shown(page, page._draw(visit, partial(page.read_picture, visit, blank)))
     assert "No white blood cell found" in text and "No class either" in text, "each refuses in its row"
     foreign = replace(example(2, smear=True), example=0)
-    text = shown(page, page._asking(visit, partial(page.read_picture, visit, foreign)))
+    text = shown(page, page._draw(visit, partial(page.read_picture, visit, foreign)))
     assert isinstance(visit.scene.content, Answer) and "an early pre-B blast" in text, "read whole by the other model"
 
 

@@ -11,7 +11,12 @@ const filesIn = async (entry) => {
   if (entry.isFile) return new Promise((done, fail) => entry.file((file) => done([[entry.fullPath, file]]), fail))
   const reader = entry.createReader()
   const children = []
-  for (let some = [0]; some.length; children.push(...some)) some = await new Promise((...ends) => reader.readEntries(...ends))
+  // A browser names some entries of a folder at a time, and none at its end.
+  while (true) {
+    const entries = await new Promise((done, fail) => reader.readEntries(done, fail))
+    if (!entries.length) break
+    children.push(...entries)
+  }
   return (await Promise.all(children.map(filesIn))).flat()
 }
 const zipped = async (entries) => {

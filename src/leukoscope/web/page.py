@@ -94,7 +94,7 @@ class Page:
             if number.isdecimal() and len(number) < 7:
                 first = int(number)
             if self._names(visit):
-                yield from self._asking(visit, lambda: self.open_example(visit, first, model))
+                yield from self._draw(visit, lambda: self.open_example(visit, first, model))
 
         was_lost = "() => [sessionStorage.lkLost ? '1' : '', null]"
         quiet = {**PAGE_EVENT, "show_progress": "hidden"}
@@ -117,17 +117,18 @@ class Page:
     def _on_files(self, paths: list[str] | None, visit: Visit) -> Iterator[Outputs]:
         yield from self._settled(visit, self._on_upload(paths, visit))
 
-    def _asking(self, visit: Visit, work: Callable[[], Iterable[Update]], *, anew: str = "") -> Iterator[Outputs]:
+    def _draw(self, visit: Visit, work: Callable[[], Iterable[Update]], *, new_input: str = "") -> Iterator[Outputs]:
         """Draw what a question changes, in one step or several, as long as no newer question is asked.
 
-        `anew` names a picture or a batch that is given: nothing of what was shown stands beside it, nor after an error.
+        `new_input` names a picture or a batch that is given: nothing of what was shown stands beside it, nor after an
+        error.
         """
         visit.asked += 1
         mine = visit.asked
         drawn = None
-        if anew:
+        if new_input:
             visit.show(Scene())
-            reading = f"Reading {anew} …"
+            reading = f"Reading {new_input} …"
             yield self._outputs(visit, Update(picture=stage.empty_picture(reading), answer=waiting(reading)))
         try:
             for update in self._completed(visit, work()):
@@ -143,19 +144,19 @@ class Page:
                 drawn = stands
         except LeukoscopeError as error:
             if visit.asked == mine:
-                yield self._failed(visit, str(error), anew)
+                yield self._failed(visit, str(error), new_input)
         except Exception:
             _log.exception("a question of the page failed")
             if visit.asked == mine:
-                yield self._failed(visit, BROKEN, anew)
+                yield self._failed(visit, BROKEN, new_input)
 
-    def _failed(self, visit: Visit, reason: str, anew: str) -> Outputs:
+    def _failed(self, visit: Visit, reason: str, new_input: str) -> Outputs:
         """Why a question has no answer; what the page shows of the same picture stays below.
 
-        `anew` names the picture or the batch that was given, "" for a question about what is shown.
+        `new_input` names the picture or the batch that was given, "" for a question about what is shown.
         """
-        if anew and visit.scene.content is None:
-            not_read = Update(picture=stage.empty_picture(f"{anew} was not read"), answer=stage.not_read(reason))
+        if new_input and visit.scene.content is None:
+            not_read = Update(picture=stage.empty_picture(f"{new_input} was not read"), answer=stage.not_read(reason))
             return self._outputs(visit, not_read)
         if isinstance(visit.scene.content, Answer) and not visit.scene.content.rows:
             return self._outputs(visit, Update(answer=stage.not_read(reason)), picture=False)
@@ -276,10 +277,10 @@ class Page:
             if len(paths) > 1 or is_zip(paths[0]):
                 several = name if len(paths) == 1 else f"{len(paths)} files"
                 read_files = partial(open_batch, paths)
-                yield from self._asking(visit, lambda: self.read_batch(visit, read_files), anew=several)
+                yield from self._draw(visit, lambda: self.read_batch(visit, read_files), new_input=several)
             else:
                 read = partial(upload.read_upload, paths[0], upload.FIELD_LIMIT)
-                yield from self._asking(visit, lambda: self.read_picture(visit, Picture.opened(*read())), anew=name)
+                yield from self._draw(visit, lambda: self.read_picture(visit, Picture.opened(*read())), new_input=name)
 
     def open_example(self, visit: Visit, number: int, model: str = "") -> Iterator[Update]:
         """Ask about a synthetic picture of the kind that the models read; the row of the model named is opened."""
@@ -365,11 +366,11 @@ class Page:
             if number < visit.clicked:
                 return
             visit.clicked = number
-        yield from self._asking(visit, lambda: self._answered(visit, act), anew=self._given_anew(act))
+        yield from self._draw(visit, lambda: self._answered(visit, act), new_input=self._new_input_of(act))
 
     @staticmethod
-    def _given_anew(act: Act) -> str:
-        """What a click gives anew, in words, where the answer takes a while; "" for one about what is shown."""
+    def _new_input_of(act: Act) -> str:
+        """The name of what a click gives newly, where the answer takes a while; "" for one about what is shown."""
         if act.name == "real" and act.number is None:
             return ""
         return {"smear": "a smear", "people": "the cells of two people", "real": "a real cell"}.get(act.name, "")
