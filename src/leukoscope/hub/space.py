@@ -312,7 +312,7 @@ def _model_settings(release: ReleaseInfo, name: str) -> dict[str, Any]:
     pills = {label: [f"{start} {text.one(label)}" for start in ("Probably", "Looks like")] for label in labels}
     return {
         "name": name,
-        "short_name": name.removeprefix("leukoscope-"),
+        "short_name": text.short_name(name),
         "revision": release.revision,
         "card": f"https://huggingface.co/{name}" if release.revision else "",
         "labels": labels,

@@ -409,7 +409,7 @@ const classColour = (place) => place < 0 ? 'var(--lk-none)' : `var(--lk-class-${
 const view = {}
 let asked = 0 // number of the picture that was given last
 let opened = 0 // number of the model whose answer is open
-let shown = null // the picture, and what each model says of it
+let current = null // the picture, and what each model says of it
 let chosenView = '' // what the visitor chose to see; '' for what the model's maps open with
 let mapLabel = '' // the class whose map the visitor chose; '' for the most probable one
 watchStage($('picture'), () => {}, (_, draw) => { view.draw = draw })
@@ -463,7 +463,7 @@ function drawMap(prediction) {
   if (mapped) {
     const label = model.labels.includes(mapLabel) ? mapLabel : model.labels[prediction.best]
     const map = maps[model.labels.indexOf(label)]
-    show($('overlay'), drawOverlay(shown.picture.image, map, prediction.peak, prediction.box, model.colours))
+    show($('overlay'), drawOverlay(current.picture.image, map, prediction.peak, prediction.box, model.colours))
     $('overlay').ariaLabel = `Map for ${label}`
     $('maps-failed').hidden = $('strength').hidden = model.maps_passed !== false
     $('map-labels').replaceChildren(...model.labels.flatMap((name, place) => {
@@ -582,11 +582,11 @@ function present(model, prediction) {
 // A line for each other model: what it says, or what reading by it would download.
 function presentOthers() {
   const others = models.map((_, number) => number).filter((number) => number !== opened)
-  $('others').hidden = !others.length || !shown
+  $('others').hidden = !others.length || !current
   $('others').replaceChildren(...others.map((number) => {
     const model = models[number]
     const button = Object.assign(element('button', '', 'lk-other'), {type: 'button'})
-    const prediction = shown?.answers.get(number)
+    const prediction = current?.answers.get(number)
     button.append(element('span', prediction ? model.short_name : `read by ${model.short_name}`, 'lk-quiet'))
     if (prediction) button.append(...lineOf(model, prediction))
     else button.append(element('span', sessions.has(number) ? 'loaded' : `downloads ${model.megabytes} MB`, 'lk-quiet'))
@@ -612,7 +612,7 @@ function lineOf(model, prediction) {
 }
 
 function draw() {
-  const prediction = shown?.answers.get(opened)
+  const prediction = current?.answers.get(opened)
   if (prediction) present(models[opened], prediction)
   presentOthers()
 }
@@ -621,7 +621,7 @@ function draw() {
 // Reads a picture by a model: one view, which decides, then all eight.
 async function read(number) {
   const turn = asked
-  const {picture, answers, reading} = shown
+  const {picture, answers, reading} = current
   if (reading.has(number) || answers.has(number)) return
   reading.add(number)
   const isCurrent = () => turn === asked
@@ -654,14 +654,14 @@ async function read(number) {
 async function choose(number) {
   opened = number
   chosenView = mapLabel = ''
-  const prediction = shown?.answers.get(number)
+  const prediction = current?.answers.get(number)
   if (!prediction) {
     $('result').hidden = $('acts').hidden = true
     drawMap(null)
   }
   draw()
   document.querySelector('.lk-answer').focus() // the line that was pressed is another model's now
-  if (shown && !prediction) await read(number)
+  if (current && !prediction) await read(number)
 }
 
 // Reads a picture; of several given one after the other, the last is shown, and of several in one go, the first. Models
@@ -673,14 +673,14 @@ async function answer(blob, name, tile = null) {
     const picture = await decode(await blob, name)
     if (turn !== asked) return
     $('result').hidden = $('acts').hidden = true
-    shown = {picture, answers: new Map(), reading: new Set()}
+    current = {picture, answers: new Map(), reading: new Set()}
     stand(picture)
     presentOthers()
     await read(opened)
     for (const number of sessions.keys()) if (turn === asked && number !== opened) await read(number)
   } catch (error) {
     if (turn !== asked) return
-    shown = null
+    current = null
     work(false)
     $('stage-of').hidden = $('views').hidden = $('tools').hidden = $('brighter').hidden = true
     $('caption').textContent = ''

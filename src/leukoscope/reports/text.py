@@ -145,6 +145,11 @@ def recalls(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, int
     return by_class, dict(Counter(subject["label"] for subject in subjects.values()))
 
 
+def short_name(model: str) -> str:
+    """A model's name without what all of ours share."""
+    return model.removeprefix("leukoscope-")
+
+
 def recall_text(metrics: Mapping[str, Any]) -> str:
     """How many cells of each class a release recognises in unseen people, if it must name a class."""
     by_class, subjects = recalls(metrics)

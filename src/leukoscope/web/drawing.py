@@ -21,7 +21,7 @@ from leukoscope.data.registry import cells_of
 from leukoscope.inference.smear import CLASS_COLOURS
 from leukoscope.reports import text
 from leukoscope.reports.formatting import data_uri, encoded
-from leukoscope.reports.text import percent
+from leukoscope.reports.text import percent, short_name
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -60,11 +60,6 @@ def embedded(image: Image.Image, side: int = 0) -> EmbeddedImage:
         image = image.copy()
         image.thumbnail((side, side))
     return EmbeddedImage(data_uri("image/webp", encoded(image, "WEBP", quality=88)), image.width, image.height)
-
-
-def short_name(model: str) -> str:
-    """A model's name without what all of ours share."""
-    return model.removeprefix("leukoscope-")
 
 
 def colour(outcome: str, labels: Sequence[str]) -> str:

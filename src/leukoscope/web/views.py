@@ -113,7 +113,8 @@ def _draw_turned(row: Row, label: str, forms: Forms) -> Markup:
     forms_of_cell = []
     orientations = zip(_ORIENTATIONS, views_of(row.picture.image), row.known.views, row.orientations, strict=True)
     for title, image, shares, decision in orientations:
-        forms_of_cell.append(_form(row, image, 200, decision.outcome, _answered(decision, shares), title))
+        words = _answered(decision, shares, _most_probable(shares))
+        forms_of_cell.append(_form(row, image, 200, decision.outcome, words, title))
     return render("view_forms.html", forms=forms_of_cell, sentence="", dark=row.picture.on_black)
 
 
@@ -123,15 +124,18 @@ def _draw_changed(row: Row, label: str, forms: Forms) -> Markup:
     forms_of_cell = []
     for answer in row.known.changed:
         image = answer.change(row.picture.image, black=row.picture.on_black)
-        words = _answered(answer.decision, answer.probabilities)
+        words = _answered(answer.decision, answer.probabilities, _most_probable(answer.probabilities))
         forms_of_cell.append(_form(row, image, 200, answer.decision.outcome, words, answer.change.shows))
     return render("view_forms.html", forms=forms_of_cell, sentence=row.borderline(), dark=False)
 
 
-def _answered(decision: Decision, probabilities: Mapping[str, float]) -> str:
-    """What is answered for one form of the cell: its class, or that it has none and the most probable one."""
-    probable = max(probabilities, key=probabilities.__getitem__)
-    words = f"{probable} {percent(probabilities[probable])}"
+def _most_probable(probabilities: Mapping[str, float]) -> str:
+    return max(probabilities, key=probabilities.__getitem__)
+
+
+def _answered(decision: Decision, probabilities: Mapping[str, float], label: str) -> str:
+    """What is answered for one form of the cell: a class and its probability, and whether the form gets no class."""
+    words = f"{label} {percent(probabilities[label])}"
     if decision.outcome in REFUSED:
         return f"refused ({words})"
     if decision.label is None:
@@ -143,11 +147,7 @@ def _draw_covered(row: Row, label: str, forms: Forms) -> Markup:
     called = row.called()
     forms_of_cell = []
     for part, form in {"": row, **forms}.items():
-        words = f"{called} {percent(form.known.probabilities[called])}"
-        if form.refused:
-            words = f"refused ({words})"
-        elif not form.gives_a_class:
-            words = f"not sure ({words})"
+        words = _answered(form.known.decision, form.known.probabilities, called)
         forms_of_cell.append(_form(row, form.picture.image, 320, form.known.outcome, words, _WITHOUT[part]))
     sentence = ""
     if not forms:
