@@ -16,8 +16,10 @@ from leukoscope.reports.text import (
     decision_text,
     foreign_text,
     map_text,
+    meanings_text,
     model_text,
     percent,
+    question,
     recall_text,
     robustness_text,
     trust_text,
@@ -56,7 +58,7 @@ def text_of(p_all: float, **checks: object) -> DecisionText:
     [
         (
             0.40, {}, "Not sure: HEM 60 %, ALL 40 %.",
-            "Its most probable class has 0.600; the model gives a class from 0.700.",
+            "Its most probable class has 60 %; the model gives a class from 70 %.",
         ),
         (
             0.99, {"disagreement": 0.375}, "Not sure: ALL 99 %, HEM 1 %.",
@@ -221,7 +223,7 @@ def test_a_refused_picture_is_told_how_far_it_is_from_the_training_cells() -> No
 
 def test_the_two_worst_kinds_of_changes_are_said_in_one_sentence() -> None:
     assert robustness_text({"robustness": ROBUSTNESS}) == (
-        "Of 100 unseen cells, 11 change their class when shown 10 % larger, 5 when shown 15 % more saturated."
+        "11 of 100 cells change class when 10 % larger, 5 when 15 % more saturated."
     )
     assert robustness_text({}) == ""
     still = {name: change | {"class_changed": 0.0} for name, change in ROBUSTNESS["changes"].items()}
@@ -233,3 +235,12 @@ def test_the_two_worst_kinds_of_changes_are_said_in_one_sentence() -> None:
 def test_the_worst_change_is_said_in_plain_words() -> None:
     assert worst_change_text({"robustness": ROBUSTNESS}) == "another class for 11 (6–22) of 100 cells when 10 % larger"
     assert worst_change_text({}) == "not measured"
+
+
+def test_the_question_on_top_follows_the_classes_of_the_model() -> None:
+    assert question(("ALL", "HEM")) == "Is this white blood cell a leukaemic blast?"
+    assert question(("Benign", "Early", "Pre", "Pro")) == "Is this white blood cell Benign, Early, Pre or Pro?"
+    assert question(()) == question(tuple("abcdefgh")) == "Which kind of white blood cell is this?"
+    said = meanings_text(("ALL", "HEM"))
+    assert said == "ALL: a leukaemic blast of acute lymphoblastic leukaemia. HEM: a normal precursor."
+    assert meanings_text(("Benign", "x")) == "Benign: a benign haematogone."

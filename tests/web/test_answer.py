@@ -171,13 +171,13 @@ def test_how_far_to_trust_is_measured_on_further_people_first(cell: Row) -> None
 
 
 def test_the_worst_two_small_changes_stand_under_how_far_to_trust_it(cell: Row) -> None:
-    sentence = "Of 100 unseen cells, 11 change their class when shown 10 % larger, 5 when shown 15 % more saturated."
+    sentence = "11 of 100 cells change class when 10 % larger, 5 when 15 % more saturated."
     measured = replace(cell, metrics={**cell.metrics, "robustness": ROBUSTNESS})
     page = unescape(stage.cell_answer(Answer(cell.picture, (measured,)), 0))
     assert page.index("41 people, cross-validation") < page.index(sentence)
     unmeasured = {key: block for key, block in cell.metrics.items() if key != "robustness"}
     plain = replace(cell, metrics=unmeasured)
-    assert "change their class" not in stage.cell_answer(Answer(cell.picture, (plain,)), 0)
+    assert "change class" not in stage.cell_answer(Answer(cell.picture, (plain,)), 0)
 
 
 def test_a_release_opens_with_its_map_only_where_its_maps_passed(cell: Row) -> None:
@@ -223,7 +223,7 @@ def test_what_strangers_wrote_is_escaped(cell: Row) -> None:
     row = Row(picture, hostile, known)
     page = "".join(stage.cell_picture(row, view=view, forms={"nucleus": row}, back=hostile) for view in STAGE_VIEWS)
     page += stage.cell_answer(Answer(picture, (row, Row(picture, hostile, error=hostile)), (hostile,)), 0)
-    page += drawing.message(hostile, hostile) + drawing.waiting(hostile)
+    page += drawing.message(hostile, hostile) + drawing.waiting(hostile) + drawing.invitation(hostile)
     page += stage.tiles([stage.picture_tile(hostile, hostile, picture, False)], credit=hostile)
     assert "<script>" not in page and page.count("&lt;script&gt;") > 12
 

@@ -149,7 +149,7 @@ def test_a_new_picture_stands_there_before_its_answer_and_never_beside_an_old_on
             assert "broken.png was not read" in second[page.picture] and visit.scene.content is None
             answer = unescape(second[page.answer])
             assert "Not read" in answer and "broken.png: is not an image" in answer
-            assert "One cell, a stained smear, or a folder or zip of cells" in answer, "what can be given"
+            assert "What can be given" in answer and "A folder or zip" in answer, "what can be given"
 
 
 def test_a_question_that_fails_leaves_what_was_shown_and_an_older_failure_is_not_told(page: Page) -> None:
@@ -254,7 +254,7 @@ def test_a_smear_is_read_and_a_cell_of_it_leads_back(page: Page) -> None:
     assert isinstance(visit.scene.content, Smear) and text.count('class="lk-box') == 5 and "read by other" in text
     read = visit.scene.content
     text = shown(page, click(page, visit, "cell:1"))
-    assert "Cell 2 of Synthetic smear" in text and "← Back to the smear" in text
+    assert text.count("Back to the smear") == 2 and ">← Smear</button>" in text and ">Cell 2</span>" in text
     assert isinstance(on_stage(visit)[0], Answer) and on_stage(visit)[1] is read
     assert not visit.kept, "it is opened again from its smear"
     shown(page, click(page, visit, "back"))
@@ -318,7 +318,7 @@ def test_a_batch_opens_its_cells_and_is_read_by_another_model(
     read = visit.scene.content
     assert isinstance(read, BatchResult) and list(read.by_subject) == ["p1", "p2"] and text.count("<svg") == 2
     text = shown(page, click(page, visit, "cell:3"))
-    assert "p2/2.png" in text and "← Back to the cells" in text and text.count('class="lk-other"') == 1
+    assert "p2/2.png" in text and ">← Cells</button>" in text and text.count('class="lk-other"') == 1
     shown(page, click(page, visit, "back"))
     shown(page, click(page, visit, "read:other"))
     assert isinstance(visit.scene.content, BatchResult) and visit.scene.model == "other"

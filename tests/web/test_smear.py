@@ -16,9 +16,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.inference.smear import colour_place
 from leukoscope.reports.text import outcome_text, percent
 from leukoscope.web.answer import Picture
 from leukoscope.web.app import Endpoints
+from leukoscope.web.drawing import colour
 from leukoscope.web.export import save_smear
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.smear import Smear, example_smear, open_cell, read_smear
@@ -99,7 +101,7 @@ def test_the_exports_agree_and_name_no_folder(result: Smear) -> None:
         area, share = float(row["area_um2"]), float(row["nucleus_share"])
         assert 30 < area < 400 and 0.4 < share <= 1
         assert float(row["nucleus_um2"]) == pytest.approx(area * share, rel=1e-3)
-        assert f"<span>{area:.0f} µm²</span><span>nucleus {percent(share)}</span>" in shown
+        assert f"<span>{area:.0f} µm²</span>" in shown and f"nucleus {percent(share)} of it; open it" in shown
     assert "are estimates: pale cytoplasm" in shown and shown.count('<li style="--c') == 5
     formula = replace(result, reading=replace(result.reading, source="=1+1.png"))
     assert "'=1+1.png" in save_smear("csv", formula).content.decode()
@@ -146,6 +148,32 @@ def test_a_cell_that_the_edge_cuts_is_not_opened(tiny_release: Path, result: Sme
     assert "1 cut by the edge" in smear_answer(cut)
     with pytest.raises(LeukoscopeError, match="is cut by the edge of a.png; open a whole one"):
         open_cell(models, cut, edge)
+
+
+@pytest.mark.parametrize(
+    ("labels", "places"),
+    [
+        (("ALL", "HEM"), [0, 1]),
+        (("HEM", "ALL"), [1, 0]),
+        (("Benign", "Early", "Pre", "Pro"), [1, 0, 3, 2]),
+        (("a", "b", "c"), [0, 1, 2]),
+    ],
+)
+def test_normal_cells_are_blue_and_never_the_orange_of_blasts(labels: tuple[str, ...], places: list[int]) -> None:
+    assert [colour_place(label, labels) for label in labels] == places
+    assert [colour(label, labels) for label in labels] == [f"var(--lk-class-{place})" for place in places]
+
+
+def test_many_cells_stand_under_their_outcome(result: Smear, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "lk-outcome" not in smear_answer(result), "a few stand in the order of their numbers"
+    monkeypatch.setattr("leukoscope.web.smear_page.MOST_BOXES_WITH_CLASS", 3)
+    page = unescape(smear_answer(result))
+    counts = Counter(cell.outcome for cell in result.reading.cells)
+    assert page.count("lk-outcome") == len(counts) and page.count('<li style="--c') == 5
+    for outcome, count in counts.items():
+        kind = {"ALL": "blasts", "HEM": "normal cells"}.get(outcome, outcome_text(outcome))
+        assert f"{count} {kind.removesuffix('s') if count == 1 else kind}</h3>" in page
+    assert "lk-crowded" in smear_picture(result)
 
 
 def test_what_a_smear_shows_is_one_sentence(result: Smear) -> None:

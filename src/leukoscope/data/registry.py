@@ -29,6 +29,7 @@ class DatasetInfo:
     meanings: Mapping[str, str] = field(default_factory=dict)  # label → what one cell of it is, such as pre-B blast
     plurals: Mapping[str, str] = field(default_factory=dict)  # label → its cells in words; others are "<label> cells"
     positive_label: str = ""  # the class that "sensitivity" is of; "" where the field has none
+    normal_label: str = ""  # the class of cells that are not malignant; "" where there is none, or several
     block_size: int = 0  # without subjects: how many pictures of neighbouring numbers may come from one slide
     background: Literal["black", "smear"] = "smear"  # what surrounds a cell, and what augmentation fills corners with
     crop_pct: float = 1.0  # the central share of the shorter side that the network sees
@@ -104,6 +105,7 @@ _ENTRIES = (
         meanings={"ALL": "leukaemic blast", "HEM": "normal precursor"},
         plurals={"ALL": "blasts", "HEM": "normal cells"},
         positive_label="ALL",
+        normal_label="HEM",
         licence="CC BY 3.0 (TCIA)",
         citation="Gupta, A. & Gupta, R. (2019). ALL Challenge dataset of ISBI 2019 (C-NMC 2019). "
         "The Cancer Imaging Archive. https://doi.org/10.7937/tcia.2019.dc64i46r",
@@ -147,6 +149,7 @@ _ENTRIES = (
             "Pre": "pre-B blast",
             "Pro": "pro-B blast",
         },
+        normal_label="Benign",
         licence="ODbL 1.0 (database); contents © the original authors",
         citation="Ghaderzadeh, M. et al. (2021). A fast and efficient CNN model for B-ALL diagnosis and its "
         "subtypes classification using peripheral blood smear images. Int. Journal of Intelligent Systems.",

@@ -236,7 +236,7 @@ def write_static_space(
             "title": title,
             "models": models,
             "examples": _write_examples(folder, releases[0]),
-            "question": text.HEADLINE_QUESTION,
+            "question": text.question(releases[0].labels),
             "runtime": ONNXRUNTIME_WEB,
         }
         (folder / STATIC_PAGE).write_text(rendered(here / "static_space.html", **page), encoding="utf-8")

@@ -45,7 +45,7 @@ REASON_TEXTS = {
     "ood_texture": "Its texture is unlike that of the training cells (OOD score {value:.1f}, limit {limit:.0f}).",
     "ood_shape": "Its size or outline is unlike that of the training cells (OOD score {value:.1f}, limit {limit:.0f}).",
     "ood_field": "Only {value:.0%} of the smear's cells are like the training cells; {limit:.0%} are needed.",
-    "low_confidence": "Its most probable class has {value:.3f}; the model gives a class from {limit:.3f}.",
+    "low_confidence": "Its most probable class has {value:.0%}; the model gives a class from {limit:.0%}.",
     "views_disagree": "{value:.0%} of its turned and mirrored views get another class; at most {limit:.0%} may.",
     "other_frame": "Its shorter side has {value:.0f} pixels, that of the training cells {limit:.0f}: unless the whole "
     "picture was resized, the model sees the cell too large or too small.",

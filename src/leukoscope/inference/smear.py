@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from leukoscope import RESEARCH_NOTICE, ReleaseError
 from leukoscope.data.images import CUT_OUT_PITCH, FILLED_WITH, open_smear, to_rgb
-from leukoscope.data.registry import EMPTY_SLIDE_RGB
+from leukoscope.data.registry import DATASETS, EMPTY_SLIDE_RGB
 from leukoscope.data.smear import Smear, SmearCell, UnusableSmear, cut_out, find_cells
 from leukoscope.inference.prediction import (
     ABSTAIN,
@@ -40,8 +40,23 @@ CUT_OUT_AS_C_NMC = (
 TRANSPARENT = "Its transparent parts were read as an empty slide."
 # Okabe & Ito (2008): told apart by people with any colour vision.
 CLASS_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
+# Places in it where a release has a class of normal cells: they are blue, the others warm as far as possible.
+NORMAL_PLACE = 1
+OTHER_PLACES = (0, 3, 2, 4)
 OTHER_COLOURS = {ABSTAIN: "#56565b", OUT_OF_DISTRIBUTION: "#000000", NOT_A_CELL: "#000000", AT_EDGE: "#8a8a8f"}
 DRAWN_SIDES = (800, 1600)  # in a smaller picture names of outcomes would not fit
+
+
+def colour_place(label: str, labels: Sequence[str]) -> int:
+    """The place of a class in `CLASS_COLOURS`: normal cells are blue in every release, whatever the classes' order."""
+    normal_labels = {info.normal_label for info in DATASETS.values()} - {""}
+    normal = [name for name in labels if name in normal_labels]
+    if not normal:
+        return list(labels).index(label) % len(CLASS_COLOURS)
+    if label in normal:
+        return NORMAL_PLACE
+    others = [name for name in labels if name not in normal]
+    return OTHER_PLACES[others.index(label) % len(OTHER_PLACES)]
 
 
 @dataclass(frozen=True)
@@ -227,7 +242,7 @@ def draw_reading(image: Image.Image, reading: SmearReading, *, legend: str = "")
             # In whole per cent, but never rounded to certainty.
             per_cent = "> 99" if 0.99 < share < 1 else f"{100 * share:.0f}"
             text = f"{number} {cell.outcome} {per_cent} %"
-            colour = CLASS_COLOURS[reading.labels.index(cell.outcome) % len(CLASS_COLOURS)]
+            colour = CLASS_COLOURS[colour_place(cell.outcome, reading.labels)]
             width_of_line = max(2, letter // 7)
         else:
             text = str(number)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from leukoscope.data.registry import cells_of, meanings_of_labels
+from leukoscope.data.registry import DATASETS, cells_of, meanings_of_labels
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, Decision, Prediction
 from leukoscope.models.map_check import EVIDENCE_METHOD, OCCLUSION_METHOD
 from leukoscope.reports import release_tables
@@ -20,7 +20,7 @@ from leukoscope.reports import release_tables
 MEANINGS = meanings_of_labels()
 """What the labels of the registered data sets stand for."""
 _OUTCOMES = {ABSTAIN: "not sure", OUT_OF_DISTRIBUTION: "unlike its cells"}
-HEADLINE_QUESTION = "Is this white blood cell a leukaemic blast?"
+_FEW_CLASSES = 5  # so many are named in the question on top of a page
 # Said by the demo and the static page; commands and JSON say `inference.prediction.REASON_TEXTS`.
 SHORT = {
     ABSTAIN: "Not sure",
@@ -36,6 +36,7 @@ FOREIGN_SENTENCE = (
 )
 # From this probability on, the text says "Looks like" rather than "Probably".
 FIRM = 0.9
+_BELONGS = {"ALL": " of acute lymphoblastic leukaemia"}
 _ROWS = ("upper", "middle", "lower")
 _COLUMNS = ("left", "centre", "right")
 SYNTHETIC = (
@@ -62,6 +63,24 @@ class DecisionText:
     because: str = ""
     has_class: bool = True
     soft: bool = False
+
+
+def question(labels: Sequence[str]) -> str:
+    """What a model of these classes is asked about a cell, as it stands on top of a page."""
+    positive = {info.positive_label for info in DATASETS.values()} - {""}
+    for label in labels:
+        if label in positive and len(labels) == 2:
+            return f"Is this white blood cell {one(label)}?"
+    if not 2 <= len(labels) <= _FEW_CLASSES:
+        return "Which kind of white blood cell is this?"
+    return f"Is this white blood cell {', '.join(labels[:-1])} or {labels[-1]}?"
+
+
+def meanings_text(labels: Sequence[str]) -> str:
+    """What the classes of a model stand for, a sentence each; "" for classes that no data set's entry explains."""
+    known = [label for label in labels if label in MEANINGS]
+    sentences = [f"{label}: {one(label)}{_BELONGS.get(label, '')}." for label in known]
+    return " ".join(sentences)
 
 
 def percent(share: float) -> str:
@@ -232,10 +251,11 @@ def robustness_text(metrics: Mapping[str, Any]) -> str:
     first, second, *_ = release_tables.worst_of_families(block, "class_changed")
     if not first["class_changed"]:
         return f"No class of {block['cells']} unseen cells changes under the small changes that were tried."
-    return (
-        f"Of 100 unseen cells, {_of_100(first['class_changed'])} change their class when shown {first['shows']}, "
-        f"{_of_100(second['class_changed'])} when shown {second['shows']}."
+    sentence = (
+        f"{_of_100(first['class_changed'])} of 100 cells change class when {first['shows']}, "
+        f"{_of_100(second['class_changed'])} when {second['shows']}."
     )
+    return sentence[0].upper() + sentence[1:]
 
 
 def worst_change_text(metrics: Mapping[str, Any]) -> str:

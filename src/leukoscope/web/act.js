@@ -9,6 +9,7 @@ element.addEventListener('click', (event) => {
   const part = event.target.closest('[data-act]')
   if (part && !part.matches('input, select')) ask(part.dataset.act)
   if (part?.closest('.lk-strip')) window.lkToPicture?.()
+  if (event.target.closest('[data-choose]')) document.querySelector('#upload input[type=file]')?.click()
   const copy = event.target.closest('[data-copy]')
   if (copy) {
     navigator.clipboard?.writeText(location.href).then(() => {

@@ -31,7 +31,8 @@ from starlette.routing import Route
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.inference.smear import draw_reading
-from leukoscope.reports.text import HEADLINE_QUESTION
+from leukoscope.reports.text import meanings_text
+from leukoscope.synthetic import EXAMPLE_CELLS
 from leukoscope.web import export, stage, upload
 from leukoscope.web.answer import Picture, ask, example
 from leukoscope.web.batch import BATCHES_AT_ONCE, columns, label_metrics, predict_files
@@ -60,7 +61,7 @@ OPEN_FILES = 10_240
 # for the largest field or batch: all of them together fit into the 16 GB of a free Space.
 SESSIONS = 120
 # Seen before the page's scripts have come over a slow line; it moves nothing as it comes and goes.
-_LOADING = f"Leukoscope. {HEADLINE_QUESTION} For research only. The page is loading …"
+_LOADING = "Leukoscope. For research only. The page is loading …"
 _PRIVACY = (
     "An upload lies on this server's disk until it is read, then it is deleted; one that breaks off, is never read or "
     "comes from an assistant, within two hours; a picture that the API returns, within six minutes. Your visit stays "
@@ -74,11 +75,13 @@ _PRIVACY = (
 def build_demo(models: ModelCache) -> gr.Blocks:
     """The page, not yet served."""
     with gr.Blocks(title="Leukoscope", analytics_enabled=False, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)) as demo:
-        top = part(stage.head(), "head", "head.js")
+        # Without a model, those of the examples.
+        labels = models.first_labels() or tuple(dict.fromkeys(label for label, _ in EXAMPLE_CELLS))
+        top = part(stage.head(labels), "head", "head.js")
         with gr.Column(elem_id="cells"):
             page = Page(models)
             add_endpoints(models)
-            part(render("foot.html", privacy=_PRIVACY), "about")
+            part(render("foot.html", classes=meanings_text(labels), privacy=_PRIVACY), "about")
         with gr.Column(elem_id="evidence-page"):
             table = part("", "evidence", "act.js")
             card = gr.Markdown(elem_id="card")

@@ -27,9 +27,6 @@ const give = async (list) => {
 document.addEventListener('change', (event) => {
   if (event.target.matches('#upload input[type=file]') && event.target.files.length) hide()
 }, true)
-element.addEventListener('click', (event) => {
-  if (event.target.closest('[data-choose]')) document.querySelector('#upload input[type=file]')?.click()
-})
 // Beside the box, the browser would leave the page for the file.
 document.addEventListener('dragover', (event) => event.preventDefault())
 document.addEventListener('drop', (event) => {

@@ -18,7 +18,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.registry import cells_of
-from leukoscope.inference.smear import CLASS_COLOURS
+from leukoscope.inference.smear import colour_place
 from leukoscope.reports import text
 from leukoscope.reports.formatting import data_uri, encoded
 from leukoscope.reports.text import percent, short_name
@@ -65,7 +65,7 @@ def embedded(image: Image.Image, side: int = 0) -> EmbeddedImage:
 def colour(outcome: str, labels: Sequence[str]) -> str:
     """The CSS colour of a class, the same in boxes, bars, dots and plots; grey for no class."""
     if outcome in labels:
-        return f"var(--lk-class-{list(labels).index(outcome) % len(CLASS_COLOURS)})"
+        return f"var(--lk-class-{colour_place(outcome, labels)})"
     return "var(--lk-none)"
 
 
@@ -74,9 +74,14 @@ def message(title: str, reason: str) -> Markup:
     return render("message.html", title=title, reason=reason)
 
 
-def waiting(sentence: str, *, working: bool = True) -> Markup:
-    """What stands where an answer will be; a thin line runs above it while something works."""
-    return render("waiting.html", sentence=sentence, working=working)
+def waiting(sentence: str) -> Markup:
+    """What stands where an answer will be, in its shape; a thin line runs above it."""
+    return render("waiting.html", sentence=sentence)
+
+
+def invitation(title: str) -> Markup:
+    """What stands where an answer would be while nothing is asked: what can be given."""
+    return render("invitation.html", title=title)
 
 
 def part(value: str, elem_id: str, *scripts: str) -> gr.HTML:

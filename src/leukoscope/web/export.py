@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.inference.gradcam import map_colours
 from leukoscope.inference.scoring import safe_cell
-from leukoscope.inference.smear import CLASS_COLOURS, draw_reading, drawing_font
+from leukoscope.inference.smear import CLASS_COLOURS, colour_place, draw_reading, drawing_font
 from leukoscope.reports.formatting import encoded
 from leukoscope.reports.text import about_model, named, outcome_text, percent
 from leukoscope.web.answer import Row
@@ -133,7 +133,7 @@ def _legend(smear: Smear) -> str:
 
 def _ink(label: str, labels: Sequence[str]) -> str:
     """The colour of a class in a saved picture."""
-    return CLASS_COLOURS[labels.index(label) % len(CLASS_COLOURS)]
+    return CLASS_COLOURS[colour_place(label, labels)]
 
 
 def save_row(row: Row, label: str = "") -> File:

@@ -219,6 +219,15 @@ class ModelCache:
         except (KeyError, LeukoscopeError):
             return None
 
+    def first_labels(self) -> tuple[str, ...]:
+        """The classes of the model that a visitor meets first, one of cut-out cells if there is one; () for none."""
+        readable = []
+        for folder in self.releases.values():
+            with suppress(LeukoscopeError):
+                readable.append(read_release(folder))
+        readable.sort(key=lambda release: release.takes_cut_outs is False)
+        return tuple(readable[0].labels) if readable else ()
+
     def _checked_name(self, choice: str | None) -> str:
         name = (choice or "").strip()
         if not name:

@@ -27,7 +27,7 @@ from leukoscope.web.acts import Act, NoSuchAct, parse_act
 from leukoscope.web.answer import Answer, Picture, Row, answering, ask, example, real_cells, source_of
 from leukoscope.web.batch import BatchResult, columns
 from leukoscope.web.batch_files import Batch, is_zip, open_batch, sample_batch
-from leukoscope.web.drawing import message, part, waiting
+from leukoscope.web.drawing import invitation, message, part, waiting
 from leukoscope.web.export import csv_file, save_row, save_smear
 from leukoscope.web.model_cache import NO_MODEL, ModelCache
 from leukoscope.web.smear import Smear, example_smear, open_cell, read_smear
@@ -68,11 +68,11 @@ class Page:
 
     def _at_first(self) -> tuple[str, str]:
         """Picture and answer before any model has answered: the first example."""
+        smears = bool(self.models.names) and not self._readers(self.models.names)
+        picture = stage.cell_picture(Row(example(1, smear=smears), ""), forms={})
         if not self.models.names:
-            return stage.empty_picture(), stage.no_model(NO_MODEL)
-        smears = not self._readers(self.models.names)
-        row = Row(example(1, smear=smears), "")
-        return stage.cell_picture(row, forms={}), waiting("Loading the models …")
+            return picture, stage.no_model(NO_MODEL)
+        return picture, waiting("The models are loading; the answer to this cell appears here.")
 
     def open_on_load(self, demo: gr.Blocks) -> None:
         """Answer a synthetic cell for whoever opens the page: its address names model and example.
@@ -209,7 +209,12 @@ class Page:
             return stage.empty_picture()
         is_open = scene.opened is not None and scene.opened < len(scene.content.rows)
         row = scene.row if is_open else Row(scene.content.picture, "")
-        return stage.cell_picture(row, view=scene.view, label=scene.label, forms=scene.forms, back=scene.back)
+        name = row.picture.caption
+        if isinstance(scene.behind, Smear) and scene.cell is not None:
+            name = f"Cell {scene.cell + 1}"
+        return stage.cell_picture(
+            row, name=name, view=scene.view, label=scene.label, forms=scene.forms, back=scene.back
+        )
 
     def _answer(self, visit: Visit) -> str:
         """The right of the stage."""
@@ -220,11 +225,11 @@ class Page:
         if isinstance(scene.content, BatchResult):
             return batch_page.batch_answer(scene.content, others)
         if scene.content is None:
-            return waiting("Give a picture, or pick one below: the answer appears here.", working=False)
+            return invitation("Give a picture, or pick one below")
         opened = scene.opened
         if opened is None:
             opened = len(scene.content.rows)
-        return stage.cell_answer(scene.content, opened, back=scene.back)
+        return stage.cell_answer(scene.content, opened, cell=scene.cell)
 
     def _tiles(self, visit: Visit) -> str:
         """The strip of what can be given."""
@@ -335,7 +340,7 @@ class Page:
         yield Update(Scene(reading, source=source))
         if len(reading.whole) == 1:
             cell = open_cell(self.models, reading, reading.whole[0])
-            yield Update(Scene(cell, opened=0, behind=reading, source=source))
+            yield Update(Scene(cell, opened=0, behind=reading, cell=reading.whole[0], source=source))
 
     def read_batch(
         self, visit: Visit, read: Callable[[], Batch], model: str = "", source: str = ""
@@ -431,7 +436,8 @@ class Page:
         content = visit.scene.content
         source = visit.scene.source
         if isinstance(content, Smear):
-            yield Update(Scene(open_cell(self.models, content, number), opened=0, behind=content, source=source))
+            answer = open_cell(self.models, content, number)
+            yield Update(Scene(answer, opened=0, behind=content, cell=number, source=source))
             return
         result = visit.scene.showing(BatchResult)
         if number >= len(result.rows):
@@ -440,7 +446,8 @@ class Page:
         picture = Picture.opened(open_bytes(row.kept(), row.name, ground=None), row.name)
         # The model that read the batch says first what it said there.
         names = dict.fromkeys([result.model, *self._names_for(visit, picture)])
-        yield Update(Scene(Answer(picture, waiting=tuple(names)), opened=0, behind=result, source=source))
+        answer = Answer(picture, waiting=tuple(names))
+        yield Update(Scene(answer, opened=0, behind=result, cell=number, source=source))
 
     def go_back(self, visit: Visit) -> Iterator[Update]:
         """What a cell was opened from."""
@@ -448,7 +455,7 @@ class Page:
 
     def stop(self, visit: Visit) -> Iterator[Update]:
         """End a batch: a newer question does."""
-        yield Update(Scene(), answer=waiting("Stopped. Nothing of it was kept.", working=False))
+        yield Update(Scene(), answer=invitation("Stopped. Nothing of it was kept."))
 
     def choose_view(self, visit: Visit, name: str) -> Iterator[Update]:
         """Another view of the cell; what it needs is computed first."""

@@ -1,7 +1,7 @@
 // For the answer: model and example go to the page's address, which opens them again; the page keeps what it shows for
-// when the server has been away, and follows the browser's Back.
+// when the server has been away, and follows the browser's Back and Forward, to the cells of a smear or a batch, too.
 const open = () => element.querySelector('[data-model]')?.dataset
-window.lkAddress = () => {
+window.lkAddress = (change = location.search ? 'pushState' : 'replaceState') => {
   const to = new URL(location)
   const shown = open() ?? {}
   const tab = document.body.dataset.lkTab === 'evidence' ? 'evidence' : ''
@@ -9,7 +9,8 @@ window.lkAddress = () => {
     if (value) to.searchParams.set(name, value)
     else to.searchParams.delete(name)
   }
-  if (String(to) !== String(location)) history[location.search ? 'pushState' : 'replaceState'](null, '', to)
+  const cell = shown.cell ?? ''
+  if (String(to) !== String(location) || cell !== (history.state?.cell ?? '')) history[change]({cell}, '', to)
 }
 watch('value', () => {
   delete document.body.dataset.lkGiven
@@ -24,17 +25,23 @@ addEventListener('pagehide', () => {
     delete sessionStorage.lkShown
   }
 })
-addEventListener('popstate', () => {
+addEventListener('popstate', ({state}) => {
   const to = new URL(location).searchParams
   const tab = to.get('tab') === 'evidence' ? 'evidence' : 'cell'
   if (tab !== document.body.dataset.lkTab) {
     window.lkTab(tab)
     return
   }
-  // A visitor's own picture is not in the address: the page then stays as it is, and the address follows it.
   const example = to.get('example')
-  if (example) ask(`example:${example}`)
-  else if (open()) window.lkAddress()
+  if (example) {
+    ask(`example:${example}`)
+    return
+  }
+  const cell = state?.cell ?? ''
+  const isOffered = document.querySelector(`#picture [data-act="${cell ? `cell:${cell}` : 'back'}"]`)
+  // Another picture of a visitor is not in the address: the page then stays as it is, and the address follows it.
+  if (isOffered && cell !== (open()?.cell ?? '')) ask(cell ? `cell:${cell}` : 'back')
+  else if (open()) window.lkAddress('replaceState')
 })
 if (sessionStorage.lkLost && sessionStorage.lkShown) {
   const shown = JSON.parse(sessionStorage.lkShown)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -50,9 +50,11 @@ def verdict(smear: Smear) -> str:
     if smear.is_foreign or sum(counts[outcome] for outcome in REFUSED) == len(smear.whole):
         return "No class: unlike the cells it knows"
     parts: list[str] = []
+    in_figures = any(count >= len(_NUMBERS) for count in counts.values())
+    words = str if in_figures else number_word
     for label in reading.labels:
         if counts[label]:
-            number = number_word(counts[label])
+            number = words(counts[label])
             kind = cells_of(label)
             if parts:
                 # "two normal" after "three look like blasts": on one line.
@@ -63,10 +65,10 @@ def verdict(smear: Smear) -> str:
             else:
                 parts.append(f"{number} look like {kind}")
     if counts[ABSTAIN]:
-        parts.append(f"{number_word(counts[ABSTAIN])} not sure")
+        parts.append(f"{words(counts[ABSTAIN])} not sure")
     refused = sum(counts[outcome] for outcome in REFUSED)
     if refused:
-        parts.append(f"{number_word(refused)} unlike the training cells")
+        parts.append(f"{words(refused)} unlike the training cells")
     sentence = ", ".join(parts)
     return sentence[0].upper() + sentence[1:]
 
@@ -118,6 +120,7 @@ def smear_picture(smear: Smear) -> Markup:
         source=reading.source,
         whole=len(smear.whole),
         boxes=boxes,
+        crowded=len(boxes) > MOST_BOXES_WITH_CLASS,
         ratio=width / height,
         scale=scale_text(smear),
         um_per_pixel=um_per_pixel,
@@ -153,7 +156,7 @@ def smear_answer(smear: Smear, others: Sequence[str] = ()) -> Markup:
         caveats=caveats,
         bar=bar,
         notes=notes,
-        cells=[_measured(smear, number) for number in smear.whole],
+        groups=_groups(smear),
         trust=trust_rows,
         labels=reading.labels,
         colours={label: colour(label, reading.labels) for label in reading.labels},
@@ -177,16 +180,55 @@ def _summary(smear: Smear) -> str:
     return f"{whole}, {percent(share)} like its training cells"
 
 
-def _measured(smear: Smear, number: int) -> Mapping[str, Any]:
+def _groups(smear: Smear) -> list[dict[str, Any]]:
+    """The whole cells with what was measured of them; of many, those of each outcome under a heading of their own."""
+    cells = [_measured(smear, number) for number in smear.whole]
+    if len(cells) <= MOST_BOXES_WITH_CLASS:
+        return [{"title": "", "cells": cells}] if cells else []
+    reading = smear.reading
+    groups = []
+    for outcome in sorted(reading.counts, key=lambda outcome: _order(outcome, reading.labels)):
+        of_outcome = [cell for cell in cells if cell["outcome"] == outcome]
+        if not of_outcome:
+            continue
+        kind = outcome_text(outcome)
+        if outcome in reading.labels:
+            kind = cells_of(outcome)
+            if len(of_outcome) == 1:
+                kind = kind.removesuffix("s")
+        groups.append(
+            {
+                "title": f"{len(of_outcome)} {kind}",
+                "colour": colour(outcome, reading.labels),
+                "cells": [{**cell, "words": cell["share"]} for cell in of_outcome],
+            }
+        )
+    return groups
+
+
+def _order(outcome: str, labels: Sequence[str]) -> int:
+    """Where the cells of an outcome stand: the classes, those that it is not sure of, then the others."""
+    if outcome in labels:
+        return list(labels).index(outcome)
+    return len(labels) + (outcome != ABSTAIN)
+
+
+def _measured(smear: Smear, number: int) -> dict[str, Any]:
     """A whole cell with what was measured of it."""
     cell = smear.reading.cells[number]
     labels = smear.reading.labels
-    area, share = cell_size(cell.cell)
+    area, nucleus = cell_size(cell.cell)
+    words = cell_words(cell, labels)
+    share = ""
+    if cell.prediction and cell.outcome in labels:
+        share = percent(cell.prediction.probabilities[cell.outcome])
     return {
         "number": number,
         "image": embedded(smear.cut_out(number), 132),
+        "outcome": cell.outcome,
         "colour": colour(cell.outcome, labels),
-        "words": cell_words(cell, labels),
+        "words": words,
+        "share": share,
         "area": f"{area:.0f} µm²",
-        "nucleus": f"nucleus {percent(share)}",
+        "title": f"Cell {number + 1}: {words}, {area:.0f} µm², nucleus {percent(nucleus)} of it; open it",
     }

@@ -22,9 +22,9 @@ from leukoscope.web.smear import example_smear
 TILE_SIDE = 132  # pixels of a tile's picture, for screens of two pixels a point
 
 
-def head() -> Markup:
-    """The one line on top of the page."""
-    return render("head.html", question=text.HEADLINE_QUESTION)
+def head(labels: Sequence[str]) -> Markup:
+    """The one line on top of the page, for models of these classes."""
+    return render("head.html", question=text.question(labels))
 
 
 # The strip of what can be given.
@@ -81,10 +81,13 @@ def tiles(given: Sequence[Tile], *, real: Sequence[Tile] = (), credit: str = "",
 # A cell's picture and its answer.
 
 
-def cell_picture(row: Row, *, view: str = "", label: str = "", forms: Mapping[str, Row], back: str = "") -> Markup:
+def cell_picture(
+    row: Row, *, name: str = "", view: str = "", label: str = "", forms: Mapping[str, Row], back: str = ""
+) -> Markup:
     """The left of the stage: the cell, its orientations, its covered parts, or its map.
 
     Args:
+        name: what stands in its corner; "" for the picture's caption.
         view: name of the view that is chosen; "" for the one that the model's maps open with.
         label: the class whose map is shown; "" for the called one.
         forms: what the model says of the cell without each part.
@@ -98,13 +101,17 @@ def cell_picture(row: Row, *, view: str = "", label: str = "", forms: Mapping[st
         view=chosen,
         body=chosen.draw(row, label or (row.called() if row.prediction else ""), forms),
         caption=row.picture.caption,
+        name=name or row.picture.caption,
         dark=row.picture.on_black and chosen.brightens,
         back=back,
     )
 
 
-def cell_answer(answer: Answer, opened: int, *, back: str = "") -> Markup:
-    """The right of the stage: the open model's answer, then a line for each other model."""
+def cell_answer(answer: Answer, opened: int, *, cell: int | None = None) -> Markup:
+    """The right of the stage: the open model's answer, then a line for each other model.
+
+    `cell` is its number in the smear or batch that it was opened from.
+    """
     row = None
     if opened < len(answer.rows):
         row = answer.rows[opened]
@@ -120,7 +127,7 @@ def cell_answer(answer: Answer, opened: int, *, back: str = "") -> Markup:
         others=others,
         opened=_opened(row) if row is not None and row.prediction is not None else None,
         working=not answer.complete or row is None,
-        back=back,
+        cell=cell,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from PIL import Image
 
 from leukoscope.data.images import foreground
 from leukoscope.inference.prediction import REFUSED, Decision
@@ -22,6 +23,8 @@ from leukoscope.web.drawing import colour, embedded, render
 from leukoscope.web.model_cache import ModelCache
 
 FILLS = 0.72  # share of the stage's side that a cell cut out on black fills when it is shown first
+FILLS_FORM = 0.88  # the same of a form's picture
+FORM_SIDE = 400  # pixels of a form's picture
 MOST_ENLARGED = 2.2
 _ORIENTATIONS = ("as given", "90°", "180°", "270°", "mirrored", "mirrored, 90°", "mirrored, 180°", "mirrored, 270°")
 _WITHOUT = {
@@ -90,8 +93,8 @@ def _zoomable(row: Row, label: str) -> Markup:
     )
 
 
-def enlarged(row: Row) -> float:
-    """How much a cell on black is enlarged at first, ≥ 1, so that it fills the stage; other pictures are not."""
+def enlarged(row: Row, fills: float = FILLS) -> float:
+    """How much a cell on black is enlarged at first, ≥ 1, to fill that share of the stage; other pictures are not."""
     if not row.picture.on_black:
         return 1.0
     cell = foreground(row.pixels)
@@ -104,7 +107,7 @@ def enlarged(row: Row) -> float:
     for edges, length in ((rows, cell.shape[0]), (columns, cell.shape[1])):
         middle = length / 2
         farthest = max(farthest, abs(edges[0] - middle) / middle, abs(edges[-1] - middle) / middle)
-    return float(min(MOST_ENLARGED, max(1.0, FILLS / max(farthest, 1e-6))))
+    return float(min(MOST_ENLARGED, max(1.0, fills / max(farthest, 1e-6))))
 
 
 def _draw_turned(row: Row, label: str, forms: Forms) -> Markup:
@@ -114,7 +117,7 @@ def _draw_turned(row: Row, label: str, forms: Forms) -> Markup:
     orientations = zip(_ORIENTATIONS, views_of(row.picture.image), row.known.views, row.orientations, strict=True)
     for title, image, shares, decision in orientations:
         words = _answered(decision, shares, _most_probable(shares))
-        forms_of_cell.append(_form(row, image, 200, decision.outcome, words, title))
+        forms_of_cell.append(_form(row, image, decision.outcome, words, title))
     return render("view_forms.html", forms=forms_of_cell, sentence="", dark=row.picture.on_black)
 
 
@@ -125,7 +128,7 @@ def _draw_changed(row: Row, label: str, forms: Forms) -> Markup:
     for answer in row.known.changed:
         image = answer.change(row.picture.image, black=row.picture.on_black)
         words = _answered(answer.decision, answer.probabilities, _most_probable(answer.probabilities))
-        forms_of_cell.append(_form(row, image, 200, answer.decision.outcome, words, answer.change.shows))
+        forms_of_cell.append(_form(row, image, answer.decision.outcome, words, answer.change.shows))
     return render("view_forms.html", forms=forms_of_cell, sentence=row.borderline(), dark=False)
 
 
@@ -135,7 +138,7 @@ def _most_probable(probabilities: Mapping[str, float]) -> str:
 
 def _answered(decision: Decision, probabilities: Mapping[str, float], label: str) -> str:
     """What is answered for one form of the cell: a class and its probability, and whether the form gets no class."""
-    words = f"{label} {percent(probabilities[label])}"
+    words = f"{label}\u00a0{percent(probabilities[label])}"
     if decision.outcome in REFUSED:
         return f"refused ({words})"
     if decision.label is None:
@@ -148,18 +151,26 @@ def _draw_covered(row: Row, label: str, forms: Forms) -> Markup:
     forms_of_cell = []
     for part, form in {"": row, **forms}.items():
         words = _answered(form.known.decision, form.known.probabilities, called)
-        forms_of_cell.append(_form(row, form.picture.image, 320, form.known.outcome, words, _WITHOUT[part]))
+        forms_of_cell.append(_form(row, form.picture.image, form.known.outcome, words, _WITHOUT[part]))
     sentence = ""
     if not forms:
         sentence = "No nucleus is told apart in this picture."
     return render("view_forms.html", forms=forms_of_cell, sentence=sentence, dark=False)
 
 
-def _form(row: Row, image: Any, side: int, outcome: str, words: str, title: str) -> dict[str, Any]:
-    """A form of the cell, with what the model says of it."""
-    labels = list(row.known.probabilities)
-    return {"image": embedded(image, side), "colour": colour(outcome, labels), "words": words,
-            "title": title}  # fmt: skip
+def _form(row: Row, image: Image.Image, outcome: str, words: str, title: str) -> dict[str, Any]:
+    """A form of the cell, with what the model says of it; all forms are enlarged alike, as the cell needs it."""
+    zoom = enlarged(row, FILLS_FORM)
+    width, height = image.size
+    left = round(width * (1 - 1 / zoom) / 2)
+    top = round(height * (1 - 1 / zoom) / 2)
+    closer = image.crop((left, top, width - left, height - top))
+    return {
+        "image": embedded(closer, FORM_SIDE),
+        "colour": colour(outcome, list(row.known.probabilities)),
+        "words": words,
+        "title": title,
+    }
 
 
 STAGE_VIEWS = {

@@ -28,6 +28,7 @@ class Scene:
     Attributes:
         content: the answer, smear or batch; None for nothing.
         behind: what a cell was opened from, to go back to.
+        cell: number of the cell that was opened from it; None where the whole picture was.
         opened: number of an answer's open row; None until it is decided which.
         view: name of the view that the visitor chose; "" for the one that the row opens with.
         label: the class whose map is shown; "" for the called one.
@@ -37,6 +38,7 @@ class Scene:
 
     content: Content | None = None
     behind: Smear | BatchResult | None = None
+    cell: int | None = None
     opened: int | None = None
     view: str = ""
     label: str = ""
