@@ -26,7 +26,15 @@ from leukoscope.web.answer import Picture, ask
 from leukoscope.web.app import Endpoints
 from leukoscope.web.batch import BatchResult, BatchRow, columns, label_metrics, predict_batch, predict_files
 from leukoscope.web.batch_files import Batch, BatchFile, open_batch
-from leukoscope.web.batch_page import batch_answer, batch_picture, progress, reading_batch, subject_text
+from leukoscope.web.batch_page import (
+    batch_answer,
+    batch_picture,
+    person_answer,
+    person_sentences,
+    progress,
+    reading_batch,
+    verdict,
+)
 from leukoscope.web.export import csv_file
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.smear import example_smear
@@ -56,7 +64,7 @@ def test_what_is_wrong_comes_surest_first_and_figures_are_right() -> None:
     assert [(number, wrong.name) for number, wrong in RESULT.wrong] == [(2, "=c"), (1, "b")]
     measured, _ = label_metrics(RESULT)
     assert dict((name, value) for name, value, _ in measured)["accuracy"] == "0.500"
-    assert RESULT.warnings[0].startswith("The model was trained on subjects called 2: if")
+    assert RESULT.warnings[0].startswith("The model was trained on people called 2: if")
     assert label_metrics(replace(RESULT, rows=tuple(replace(one, truth="") for one in RESULT.rows))) == ([], [])
 
 
@@ -68,7 +76,7 @@ def test_a_subject_that_trained_the_release_or_an_earlier_one_is_known_under_its
     def said(metrics: dict[str, Any]) -> str:
         return " ".join(replace(RESULT, rows=rows, metrics=metrics).warnings)
 
-    told = "The model was trained on subjects called {}: if these are the same, the results are too good."
+    told = "The model was trained on people called {}: if these are the same, the results are too good."
     assert said({"data": DATA, "training": {"subjects": ["51", "H14"]}}) == told.format("78, H24")
     assert said({**own, "training": {"subjects": ["2"], "started_from": {"seen": [earlier]}}}) == told.format("78")
     assert said({"training": {"subjects": ["2"]}}) == "", "a stranger's, without data"
@@ -78,9 +86,13 @@ def test_cells_without_a_subject_are_told_about_in_the_page_s_own_terms() -> Non
     nobodys = replace(RESULT, rows=tuple(replace(one, subject="") for one in RESULT.rows))
     assert label_metrics(nobodys)[1][-1].endswith("(not every cell has a subject: give a folder for each).")
     assert nobodys.warnings == [], "this release has no rule for subjects"
-    said = "The subject of 4 of 4 cells is not known: give a table that names them, or each subject's cells a folder."
+    said = "The person of {} of 4 cells is not known: give a table that names people, or each person's cells a folder."
     judged = replace(nobodys, metrics={"subject_rule": SUBJECT_RULE, "data": DATA})
-    assert judged.warnings == [said] and unescape(batch_answer(judged)).count(said) == 1
+    assert judged.warnings == [said.format(4)]
+    page = batch_answer(judged)
+    assert "not known" not in page and "it answers about people, too" in page, "a hint, where nobody is named"
+    some = replace(judged, rows=(*RESULT.rows[:3], nobodys.rows[3]))
+    assert unescape(batch_answer(some)).count(said.format(1)) == 1 and "person unknown" in batch_picture(some)
     assert replace(RESULT, metrics={"subject_rule": SUBJECT_RULE, "data": DATA}).warnings == []
 
 
@@ -95,12 +107,12 @@ def test_the_page_says_it_all_and_escapes_names() -> None:
 def test_cells_without_a_class_are_counted_as_such_and_no_probability_stands_beside_them() -> None:
     foreign = replace(RESULT, rows=(*RESULT.rows, row("blank", "", 0.97, "2", ood_score=7.5)))
     page = batch_answer(foreign)
-    for outcome, count in {"ALL": 2, "HEM": 2, "unlike its cells": 1}.items():
+    for outcome, count in {"ALL": 2, "HEM": 2, "unlike its training cells": 1}.items():
         assert f"<b>{count}</b> {outcome}</li>" in page
-    cells = batch_picture(foreign).split("<li")[1:]
-    assert "<b>HEM 80\u00a0%" in cells[0], "the least confident"
+    cells = re.findall("<li .*?</li>", batch_picture(foreign), re.DOTALL)
+    assert "<b>HEM 80\u00a0%" in cells[0], "the least sure"
     (blank,) = (cell for cell in cells if "blank" in cell)
-    assert "<b>unlike its cells</b>" in blank and "97" not in blank
+    assert "<b>unlike its training cells</b>" in blank and "97" not in blank
 
 
 def test_a_file_to_keep_holds_every_answer_why_there_is_none_and_no_formula() -> None:
@@ -175,51 +187,106 @@ def test_nothing_usable_is_one_message_and_leaves_no_file(
         endpoint(None, "tiny")
 
 
-def test_progress_is_told(tiny_release: Path, tmp_path: Path) -> None:
+def test_progress_is_told_with_the_rows_so_far(tiny_release: Path, tmp_path: Path) -> None:
     path = pack(tmp_path / "cells.zip", {f"{n}.png": cell_png(cell=n, size=64) for n in range(20)})
     first, second, result = predict_batch(ModelCache({"tiny": tiny_release}), open_batch([path]), "tiny")
-    assert (first, second) == (16, 20)
-    assert isinstance(result, BatchResult) and len(result.rows) == 20
-    assert "16 of 20 pictures predicted, about 1 s left." in progress(16, 20, 4.0, "")
-    assert "0 of 20 pictures predicted." in progress(0, 20, 0.0, "")
-    assert "20 of 20 pictures predicted." in progress(20, 20, 4.0, ""), "no time is left"
+    assert [(step.done, len(step.rows)) for step in (first, second, result)] == [(0, 0), (16, 16), (20, 20)]
+    assert (first.unread, second.unread, result.unread) == ({"": 20}, {"": 4}, {})
+    told = progress(second, 4.0)
+    assert "16 of 20 pictures predicted" in told and "about 1 s left" in told
+    assert "0 of 20 pictures predicted" in progress(first, 0.0) and "left" not in progress(first, 0.0)
 
 
 # Subjects
 
 
-def test_subjects_are_told_apart_and_their_cells_drawn_with_those_refused_in_grey() -> None:
+JUDGED = {"subject_rule": SUBJECT_RULE, "data": DATA}
+
+
+def test_each_person_has_a_row_of_dots_and_refused_cells_are_hollow_in_their_own_place() -> None:
     rows = (*RESULT.rows, row("e", "", 0.5, "1", ood_score=3.0))
-    result = replace(RESULT, rows=rows, metrics={"subject_rule": SUBJECT_RULE, "data": DATA})
+    result = replace(RESULT, rows=rows, metrics=JUDGED)
     first, second = result.subject_predictions
     assert (first.subject, first.cells, first.refused, second.subject) == ("1", 3, 1, "2")
     page = batch_picture(result)
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 2 and 'aria-label="1 ALL, 1 HEM, 1 unlike its training cells"' in page
+    dots = re.findall(
+        r'<circle class="([\w-]+)" data-act="cell:(\d+)" cx="([\d.]+)%".*?style="--c:var\(--lk-([\w-]+)\)', page
+    )
     # A dot opens the cell of its number, counted over the whole batch.
-    numbers = sorted(int(number) for number in re.findall(r'<circle data-act="cell:(\d+)"', page))
-    assert numbers == list(range(5))
-    assert [page.count(f'style="fill:var(--lk-{ink})"') for ink in ("class-0", "class-1", "none")] == [2, 2, 1]
-    assert subject_text(result, "1").startswith("Together ")
-    assert subject_text(result, "1").endswith(
-        "3 cells: 1 ALL, 1 HEM, 0 not sure, 1 refused. 1 of the 2 with a class are right."
-    )
+    assert sorted(int(number) for _, number, *_ in dots) == list(range(5))
+    assert {(form, ink) for form, *_, ink in dots} == {
+        ("lk-known", "class-0"), ("lk-known", "class-1"), ("lk-unlike", "none")
+    }  # fmt: skip
+    at = {int(number): float(x) for _, number, x, _ in dots}
+    assert at[1] < at[0] < at[4] and at[3] < at[2] < at[4], "by the probability of ALL; refused cells beyond its end"
+    assert "lk-zone" not in page and "lk-mid" not in page
     # No class between 20 and 80 %.
-    assert "lk-zone" not in page and "<text" not in page, "small windows would shrink the numbers of the axis"
     unsure = {"abstention": {"default": {"threshold": 0.8}}}
-    assert batch_picture(replace(result, metrics={**result.metrics, "decisions": unsure})).count("lk-zone") == 2
+    zoned = batch_picture(replace(result, metrics={**result.metrics, "decisions": unsure}))
+    assert zoned.count("lk-zone") == 2 and zoned.count("lk-mid") == 1, "named once"
+    for words in (
+        "0\u00a0% ALL",
+        "100\u00a0% ALL",
+        "normal cells (HEM)",
+        "blasts (ALL)",
+        "unlike its training cells</b>",
+    ):
+        assert words in zoned
 
 
-def test_too_few_cells_of_a_subject_have_no_figure() -> None:
-    given = (row("a", "", 0.99, "1"), row("b", "", 0.9, "2"), row("c", "", 0.9, "2"))
-    rows = tuple(replace(one, picture=png()) for one in given)
-    result = replace(RESULT, rows=rows, metrics={"subject_rule": SUBJECT_RULE, "data": DATA})
-    few, enough = result.subject_predictions
-    assert (few.outcome, enough.outcome) == ("too few cells", "ALL")
-    assert subject_text(result, "1") == (
-        "Together too few cells: 1 cells can be used, but 2 are needed. 1 cells: 1 ALL, 0 HEM, 0 not sure, 0 refused."
+def test_what_is_answered_about_a_person_stands_in_the_row_and_why_behind_it() -> None:
+    given = (row("a", "", 0.99, "1"), row("b", "ALL", 0.9, "2"), row("c", "HEM", 0.9, "2"), row("d", "", 0.1, "3"))
+    rows = tuple(replace(one, picture=png()) for one in (*given, row("e", "", 0.9, "3", ood_score=4.0)))
+    rows = (*rows, replace(row("f", "", 0.9, "3", ood_score=4.0), picture=png()))
+    result = replace(RESULT, rows=rows, metrics=JUDGED)
+    few, enough, unlike = result.subject_predictions
+    assert (few.outcome, enough.outcome, unlike.outcome) == ("too few cells", "ALL", "out of distribution")
+    answers = {subject: person_answer(result, subject) for subject in "123"}
+    assert (answers["1"].short, answers["1"].detail) == ("too few cells", "1 of 2 needed")
+    assert (answers["2"].short, answers["2"].detail) == ("ALL 90\u00a0%", "from 2 cells")
+    assert (answers["3"].short, answers["3"].detail) == ("no answer", "2 of 3 unlike")
+    assert person_sentences(result, "1") == [
+        "An answer about a person needs 2 cells like the training cells; here is 1.", "1 cell: 1 ALL.",
+    ]  # fmt: skip
+    assert person_sentences(result, "2")[1:] == ["2 cells: 2 ALL.", "Right by your labels: 1 of 2 with a class."]
+    page = batch_picture(result)
+    assert all(answer.short in page and answer.detail in page for answer in answers.values())
+    assert "Together: 90\u00a0% ALL" in page and "Rule for a person: " in batch_answer(result)
+    answered = verdict(result)
+    assert answered.sentence == "One person’s cells look like blasts, two without an answer"
+    assert answered.because == (
+        "An answer needs 2 cells like its training cells; one person has 1. "
+        "Most cells of one person are unlike its training cells."
     )
-    assert f"Together ALL, probability of ALL {enough.probability:.3f} (" in subject_text(result, "2")
-    assert "Rule for a subject: " in batch_answer(result) and "Together ALL" in batch_picture(result)
+
+
+def test_people_without_an_answer_have_one_reason_that_is_said_once() -> None:
+    rows = tuple(row(name, "", 0.9, name) for name in "ab")
+    result = replace(RESULT, rows=rows, metrics=JUDGED)
+    page = batch_answer(result)
+    assert "Too few cells for an answer about a person</h2>" in page
+    assert page.count("needs 2 cells") == 1 and "two people have 1." in page
+    unlike = replace(result, rows=tuple(row(name, "", 0.9, name, ood_score=9) for name in "ab"))
+    assert verdict(unlike).sentence == "No answer: unlike the cells it knows"
+    assert "lk-trust" not in batch_answer(unlike), "how far to trust an answer, where there is none"
+
+
+def test_few_labelled_cells_are_counted_and_have_neither_shares_nor_intervals() -> None:
+    page = batch_answer(RESULT)
+    assert "Recognised by the most probable class: 1 of 2 blasts, 1 of 2 normal cells." in page
+    own = page[page.index("Measured on your labels") :]
+    assert "ccuracy" not in own and "lk-meter" not in own.split("</section>")[0]
+
+    def labelled(people: int) -> str:
+        cells = [row(f"{label}{n}", label, p, f"{label}{n % people}")
+                 for label, p in (("ALL", 0.9), ("HEM", 0.3)) for n in range(12)]  # fmt: skip
+        whole = batch_answer(replace(RESULT, rows=tuple(cells)))
+        return whole[whole.index("Measured on your labels") :].split("</section>")[0]
+
+    assert "24 cells of six people" in labelled(3) and "Accuracy 100\u00a0%" in labelled(3)
+    assert "95 % interval" not in labelled(3) and "From 5 people of each class on" in labelled(3)
+    assert "100 of 100 blasts, 95 % interval" in labelled(6) and "0.9" not in labelled(6)
 
 
 def test_a_smear_among_cells_is_said_to_be_one_and_what_to_do(tmp_path: Path) -> None:
@@ -259,10 +326,12 @@ def test_a_batch_waits_for_two_others(tiny_release: Path) -> None:
     given = Batch([BatchFile(f"{n}.png", partial(cell_png, cell=n)) for n in range(2)])
     assert batch_page._line.acquire() and batch_page._line.acquire()
     steps = reading_batch(ModelCache({"tiny": tiny_release}), given, "tiny")
-    assert "0 of 2 pictures predicted" in str(next(steps)) and "0 of 2" in str(next(steps))
+    for _ in range(2):
+        _, told = next(steps)
+        assert "0 of 2 pictures predicted" in str(told)
     batch_page._line.release()
-    *_, last = steps
-    assert isinstance(last, BatchResult)
+    *_, (last, told) = steps
+    assert len(last.rows) == 2 and told is None
     assert batch_page._line.acquire(blocking=False), "the next one may begin"
     for _ in range(2):
         batch_page._line.release()

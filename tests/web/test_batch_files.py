@@ -202,8 +202,8 @@ def test_a_subject_that_is_guessed_is_said_to_be(tmp_path: Path) -> None:
             "UID_H2_2_1_hem.bmp",
         ): "the number after UID_ in",
     }.items():
-        (told,) = open_batch([pack(tmp_path / "cells.zip", dict.fromkeys(names, b""))]).facts(("ALL", "HEM")).notes
-        assert told.startswith(f"Subjects were guessed from {note}")
+        facts = open_batch([pack(tmp_path / "cells.zip", dict.fromkeys(names, b""))]).facts(("ALL", "HEM"))
+        assert facts.guess.startswith(f"Subjects were guessed from {note}") and facts.notes == ()
 
 
 def test_a_table_that_cannot_be_followed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from html import unescape
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ import gradio
 import pytest
 from PIL import Image
 
+from leukoscope import LeukoscopeError
 from leukoscope.reports.text import outcome_text
 from leukoscope.web.answer import Answer, Picture, example
 from leukoscope.web.batch import BatchResult
@@ -298,14 +300,51 @@ def test_a_batch_is_stopped_by_any_newer_question_and_its_files_are_deleted(
     page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    for act, said in (("stop", "Stopped. Nothing of it was kept."), ("example:1", "Synthetic ALL")):
+    for act, said in (("stop", "Stopped before a picture was read"), ("example:1", "Synthetic ALL")):
         path, visit = zipped(tmp_path, [f"{number}.png" for number in range(3)]), Visit()
         steps = page._on_upload([path], visit)
         assert next(steps) == {page.upload: None} and "Reading cells.zip" in str(next(steps))
         assert "0 of 3 pictures predicted" in str(next(steps))
         assert said in shown(page, click(page, visit, act))
         assert list(steps) == [] and not Path(path).exists()
-        assert not isinstance(visit.scene.content, BatchResult)
+        assert not (isinstance(visit.scene.content, BatchResult) and visit.scene.content.rows)
+
+
+def test_what_a_stopped_batch_has_predicted_stays_to_be_opened_and_saved(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    names = [f"p{subject}/{cell:02d}.png" for subject in (1, 2) for cell in range(10)]
+    path, visit = zipped(tmp_path, names), Visit()
+    steps = page._on_upload([path], visit)
+    waiting = [str(step) for step in islice(steps, 4)][-1]
+    assert "16 of 20 pictures predicted" in waiting and waiting.count("<circle") == 16
+    assert 'data-act="cell:' not in waiting, "no dot opens a cell while others are read"
+    text = shown(page, click(page, visit, "stop"))
+    assert list(steps) == [] and not Path(path).exists()
+    assert "stopped after 16 of 20 pictures" in text and "not all read" in text
+    assert "p2/05.png" in shown(page, click(page, visit, "cell:15"))
+    shown(page, click(page, visit, "back"))
+    shown(page, click(page, visit, "read:other"))
+    read = visit.scene.content
+    assert isinstance(read, BatchResult) and len(read.rows) == 16 and not read.unread, "the whole of what was kept"
+
+
+def test_a_batch_that_breaks_shows_what_was_predicted_below_the_message(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    path, visit = zipped(tmp_path, [f"{number:02d}.png" for number in range(20)]), Visit()
+    predict = page.models.predict
+
+    def breaks(predictor: Any, images: Any, **options: Any) -> Any:
+        if len(images) == 4:
+            raise LeukoscopeError("the disk is full")
+        return predict(predictor, images, **options)
+
+    monkeypatch.setattr(page.models, "predict", breaks)
+    text = shown(page, page._on_upload([path], visit))
+    assert "the disk is full" in text and "stopped after 16 of 20 pictures" in text
 
 
 def test_a_batch_opens_its_cells_and_is_read_by_another_model(

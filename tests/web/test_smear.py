@@ -70,7 +70,9 @@ def test_a_field_that_is_mostly_out_of_distribution_has_no_class_on_the_page_nor
     assert verdict(seen) == "No class: unlike the cells it knows" and "lk-trust" not in smear_answer(seen)
     page = smear_picture(seen)
     assert page.count("lk-without") == len(seen.reading.cells)
-    assert "unlike its cells; open it" in page and "unlike its cells " not in page, "no share without a class"
+    assert "unlike its training cells; open it" in page and "unlike its training cells " not in page, (
+        "no share without a class"
+    )
     # A cell opened from the smear is decided knowing its smear.
     (opened,) = open_cell(models, seen, seen.whole[0]).rows
     assert opened.known.outcome == "out of distribution"

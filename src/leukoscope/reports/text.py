@@ -19,7 +19,7 @@ from leukoscope.reports import release_tables
 
 MEANINGS = meanings_of_labels()
 """What the labels of the registered data sets stand for."""
-_OUTCOMES = {ABSTAIN: "not sure", OUT_OF_DISTRIBUTION: "unlike its cells"}
+_OUTCOMES = {ABSTAIN: "not sure", OUT_OF_DISTRIBUTION: "unlike its training cells"}
 _FEW_CLASSES = 5  # so many are named in the question on top of a page
 # Said by the demo and the static page; commands and JSON say `inference.prediction.REASON_TEXTS`.
 SHORT = {

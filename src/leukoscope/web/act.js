@@ -8,6 +8,8 @@ const ask = (value) => {
 element.addEventListener('click', (event) => {
   const part = event.target.closest('[data-act]')
   if (part && !part.matches('input, select')) ask(part.dataset.act)
+  // A dot opens its cell, not the row that it lies in.
+  if (part?.closest('summary')) event.preventDefault()
   if (part?.closest('.lk-strip')) window.lkToPicture?.()
   if (event.target.closest('[data-choose]')) document.querySelector('#upload input[type=file]')?.click()
   const copy = event.target.closest('[data-copy]')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,13 +12,13 @@ import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError
 from leukoscope.data.images import filled_note, is_cut_out, to_rgb
-from leukoscope.evaluation.bootstrap import cell_intervals, point_metrics, subject_intervals
+from leukoscope.evaluation.bootstrap import Interval, cell_intervals, point_metrics, subject_intervals
 from leukoscope.evaluation.overlap import same_subject, trainings_of
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.prediction import NOT_A_CELL, Prediction
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule
 from leukoscope.reports.formatting import encoded, metric_name, span
-from leukoscope.web.batch_files import Batch, BatchFile, open_batch, read_parts
+from leukoscope.web.batch_files import Batch, BatchFacts, BatchFile, open_batch, read_parts
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.upload import deleted_afterwards
 
@@ -70,7 +70,21 @@ class BatchResult:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     given: Batch = field(default_factory=Batch)  # the pictures that were read, to be predicted again
     problems: tuple[str, ...] = ()  # a sentence for each file that could not be used
-    notes: tuple[str, ...] = ()  # of `BatchFacts`: where the subjects come from
+    guess: str = ""  # of `BatchFacts`, as the notes
+    notes: tuple[str, ...] = ()
+    total: int = 0  # how many files were given
+    unread: Mapping[str, int] = field(default_factory=dict)  # subject, "" for unknown → files not read yet
+    stopped: bool = False  # by the visitor, before all files were read
+
+    @property
+    def done(self) -> int:
+        """How many of the files given were read."""
+        return self.total - sum(self.unread.values())
+
+    @property
+    def subjects(self) -> list[str]:
+        """Every known subject, by name, those without a cell yet as well."""
+        return sorted({*self.by_subject, *self.unread} - {""})
 
     @property
     def positive(self) -> str:
@@ -93,11 +107,13 @@ class BatchResult:
 
     @cached_property
     def subject_predictions(self) -> list[SubjectPrediction]:
-        """One prediction for each known subject, by name; none where the release does not predict for subjects."""
+        """One prediction for each known subject whose files are all read, by name; none without a rule for subjects."""
         if self.rule is None:
             return []
         predictions = []
         for subject, cells in self.by_subject.items():
+            if subject in self.unread:
+                continue
             outcomes = [row.prediction.outcome for row in cells]
             predictions.append(self.rule.predict(_probabilities(cells, self.classes), outcomes, subject=subject))
         return predictions
@@ -118,15 +134,24 @@ class BatchResult:
         names = ", ".join(sorted(self.trained_on))
         if names:
             lines.append(
-                f"The model was trained on subjects called {names}: if these are the same, the results are too good."
+                f"The model was trained on people called {names}: if these are the same, the results are too good."
             )
-        unknown = sum(not row.subject for row in self.rows)
-        if self.rule and unknown:
-            lines.append(
-                f"The subject of {unknown} of {len(self.rows)} cells is not known: give a table that names them, or "
-                "each subject's cells a folder."
-            )
+        if self.without_subject:
+            lines.append(self.without_subject)
+        if self.guess:
+            lines.append(self.guess)
         return [*lines, *self.notes]
+
+    @property
+    def without_subject(self) -> str:
+        """How many cells have no known subject, where the release answers about subjects; "" where all have one."""
+        unknown = sum(not row.subject for row in self.rows)
+        if not self.rule or not unknown:
+            return ""
+        return (
+            f"The person of {unknown} of {len(self.rows)} cells is not known: give a table that names people, or each "
+            "person's cells a folder."
+        )
 
     @property
     def wrong(self) -> list[tuple[int, BatchRow]]:
@@ -141,12 +166,11 @@ def predict_files(models: ModelCache, paths: Sequence[str] | None, name: str | N
         raise DataError("files: none was sent; give pictures of single cells, or a zip of them")
     with deleted_afterwards(paths):
         *_, result = predict_batch(models, open_batch(paths), name)
-    assert isinstance(result, BatchResult)
     return result
 
 
-def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Iterator[int | BatchResult]:
-    """Predict every picture of a batch: after each part how many files are done, at last the result.
+def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Iterator[BatchResult]:
+    """Predict every picture of a batch: first no row, after each part the rows so far, at last the whole result.
 
     Raises:
         LeukoscopeError: the model cannot be used, or not one picture.
@@ -158,6 +182,11 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Itera
     rows: list[BatchRow] = []
     first_of: dict[str, str] = {}
     kept_bytes = 0
+    total = len(batch.files)
+    so_far = BatchResult(
+        (), release.labels, str(choice), release.revision, release.metrics, guess=facts.guess, total=total
+    )
+    yield replace(so_far, unread=_unread(batch.files, facts))
     for names, images, done in read_parts(batch.files, problems):
         predictions = models.predict(predictor, images) if images else []
         for name, image, prediction in zip(names, images, predictions, strict=True):
@@ -175,27 +204,29 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Itera
             thumbnail = encoded(seen, "WEBP", quality=90)
             truth = facts.class_of[name]
             rows.append(BatchRow(name, truth, facts.subject_of[name], prediction, thumbnail, picture, on_black))
-        yield done
+        if done < total:
+            unread = _unread(batch.files[done:], facts)
+            yield replace(so_far, rows=tuple(rows), given=_readable(batch, rows), unread=unread)
     if not rows:
         raise DataError(f"not one picture can be used: {[*problems, 'none was given'][0]}")
     smear = "shows a smear, no single cell cut out on black; give it alone, and its cells are found"
     smears = [f"{row.name}: {smear}" for row in rows if row.prediction.outcome == NOT_A_CELL]
-    readable = replace(batch, files=[BatchFile(row.name, row.kept) for row in rows])
     filled = sum(row.prediction.checks.filled_with is not None for row in rows)
     filling = filled_note(filled, len(rows), release.blank_rgb)
     notes = facts.notes
     if filling:
         notes = (*notes, f"{filling}.")
-    yield BatchResult(
-        tuple(rows),
-        release.labels,
-        str(choice),
-        release.revision,
-        release.metrics,
-        given=readable,
-        notes=notes,
-        problems=(*smears, *problems),
-    )
+    yield replace(so_far, rows=tuple(rows), given=_readable(batch, rows), notes=notes, problems=(*smears, *problems))
+
+
+def _readable(batch: Batch, rows: Sequence[BatchRow]) -> Batch:
+    """The pictures of these rows, which can be read after the files that were given are deleted."""
+    return replace(batch, files=[BatchFile(row.name, row.kept) for row in rows])
+
+
+def _unread(files: Sequence[BatchFile], facts: BatchFacts) -> dict[str, int]:
+    """Subject, "" for unknown → how many of these files are its."""
+    return dict(Counter(facts.subject_of[file.name] for file in files))
 
 
 def _probabilities(rows: Sequence[BatchRow], classes: Sequence[str]) -> np.ndarray:
@@ -206,11 +237,32 @@ def _probabilities(rows: Sequence[BatchRow], classes: Sequence[str]) -> np.ndarr
 # What is measured and saved.
 
 
-def label_metrics(result: BatchResult) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Metrics on the cells whose true class is known: rows of name, value and interval, and notes; empty without."""
+@dataclass(frozen=True)
+class LabelMetrics:
+    """What is measured on the cells whose true class is known, by their most probable one.
+
+    Attributes:
+        values: name of the metric, as in metrics.json → its value, 0–1.
+        intervals: name → its 95 % interval, low and high; where cells were sampled, none for metrics by subject.
+        cells: class → how many cells it has.
+        right: class → how many of them get it.
+        people: class → how many subjects it has; {} where not every cell has one.
+        notes: sentences on cells and intervals.
+    """
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    cells: Mapping[str, int] = field(default_factory=dict)
+    right: Mapping[str, int] = field(default_factory=dict)
+    people: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def measured_on_labels(result: BatchResult) -> LabelMetrics:
+    """The metrics on the cells whose true class is known; empty without one."""
     rows = [row for row in result.rows if row.truth]
     if not rows:
-        return [], []
+        return LabelMetrics()
     cells = CellPredictions(
         tuple(row.name for row in rows),
         tuple(row.subject for row in rows),
@@ -219,17 +271,36 @@ def label_metrics(result: BatchResult) -> tuple[list[tuple[str, str, str]], list
         result.classes,
     )
     notes = [f"{len(rows)} cells with a known class, by their most probable one."]
+    people: dict[str, int] = {}
+    if "" not in cells.subjects:
+        people = dict(Counter(label for label, _ in {(row.truth, row.subject) for row in rows}))
     try:
         intervals = subject_intervals(cells)
         notes.append("95 % intervals from bootstrap samples of subjects.")
     except LeukoscopeError as error:
         intervals = cell_intervals(cells)
         reason = str(error)
-        if "" in cells.subjects:
+        if not people:
             reason = "not every cell has a subject: give a folder for each"
         notes.append(f"95 % intervals from samples of cells, too narrow for new subjects ({reason}).")
-    measured = point_metrics(cells)
-    return [(metric_name(name), f"{value:.3f}", span(intervals.get(name))) for name, value in measured.items()], notes
+    return LabelMetrics(
+        values=point_metrics(cells),
+        intervals=intervals,
+        cells=dict(Counter(row.truth for row in rows)),
+        right=dict(Counter(row.truth for row in rows if row.prediction.most_probable == row.truth)),
+        people=people,
+        notes=tuple(notes),
+    )
+
+
+def label_metrics(result: BatchResult) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """`measured_on_labels` as the API gives it: rows of name, value and interval, and notes; empty without labels."""
+    measured = measured_on_labels(result)
+    rows = [
+        (metric_name(name), f"{value:.3f}", span(measured.intervals.get(name)))
+        for name, value in measured.values.items()
+    ]
+    return rows, list(measured.notes)
 
 
 def columns(result: BatchResult) -> dict[str, Sequence[Any]]:

@@ -28,7 +28,7 @@ from leukoscope.data.layouts import class_on_path, is_junk, left_out
 from leukoscope.data.subjects import find_subjects, is_table
 from leukoscope.data.table_files import table_in
 from leukoscope.reports.formatting import encoded
-from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
+from leukoscope.synthetic import draw_cell
 from leukoscope.web.memory import give_back_freed_memory
 from leukoscope.web.upload import CELL_LIMIT, MAX_BYTES, file_name
 
@@ -39,7 +39,8 @@ MAX_TABLE = 10 * 2**20
 # So many pictures of a batch are decoded at a time, and of large ones fewer: 16 of 8 megapixels take 400 MB.
 PICTURES_AT_ONCE = 16
 PIXELS_AT_ONCE = CELL_LIMIT.pixels // 2
-# Enough for one prediction for a subject, which needs 50 by the releases of C-NMC.
+# Two synthetic people of whom the releases of C-NMC know 50 cells at least, which one prediction for a subject needs.
+SAMPLE_SUBJECTS = {"ALL": 6, "HEM": 5}
 SAMPLE_CELLS = 56
 LONGEST_NAME = 255
 # What reading an entry of a damaged zip raises.
@@ -61,12 +62,13 @@ class BatchFacts:
         subject_of: name of each picture → its subject; "" where it is not known, and then no prediction for a subject
             is made of it.
         class_of: name of each picture → its true class; "" where it is not known.
-        notes: sentences for the page: which table names subjects, or from which part of the names they were guessed,
-            and what was not used.
+        guess: a sentence that says from which part of the names subjects were guessed; "" where they were not.
+        notes: sentences for the page: which table names subjects, and what was not used.
     """
 
     subject_of: dict[str, str]
     class_of: dict[str, str]
+    guess: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -108,12 +110,14 @@ class Batch:
             if label and not class_of[name]:
                 foreign.add(label)
         notes = list(named.notes)
+        guess = notes.pop(0) if named.guessed else ""
         for table, content in self.tables.items():
             if not names_files(table_in(table, content).header):
                 notes.append(f"{table}: has no column of image files, such as “file”; it was not used.")
         if foreign:
             notes.append(f"The table names classes that this model does not know: {', '.join(sorted(foreign))}.")
-        return BatchFacts({name: named.subject_of.get(name, "") for name in names}, class_of, tuple(notes))
+        subject_of = {name: named.subject_of.get(name, "") for name in names}
+        return BatchFacts(subject_of, class_of, guess, tuple(notes))
 
     def subjects(self, classes: Sequence[str]) -> dict[str, str]:
         """Name of each picture → its subject, "" where it is not known; errors as of `facts`."""
@@ -124,14 +128,14 @@ class Batch:
 def sample_batch() -> Batch:
     """Cells of two synthetic subjects, each of one class."""
 
-    def draw(subject: int, cell: int) -> bytes:
-        pixels = draw_cell(PHANTOM_LABELS[subject], subject=subject, cell=cell).image
+    def draw(label: str, cell: int) -> bytes:
+        pixels = draw_cell(label, subject=SAMPLE_SUBJECTS[label], cell=cell).image
         return encoded(Image.fromarray(pixels), "PNG", compress_level=1)
 
     return Batch(
         [
-            BatchFile(f"synthetic-{subject + 1}/cell-{cell + 1:02d}.png", partial(draw, subject, cell))
-            for subject, cell in product(range(len(PHANTOM_LABELS)), range(SAMPLE_CELLS))
+            BatchFile(f"synthetic-{number}/cell-{cell + 1:02d}.png", partial(draw, label, cell))
+            for (number, label), cell in product(enumerate(SAMPLE_SUBJECTS, 1), range(SAMPLE_CELLS))
         ]
     )
 

@@ -1,177 +1,347 @@
-"""Many cells on the stage: their subjects and the cells on the left, what follows from them on the right."""
+"""Many cells on the stage: each as a dot by its probability, by person, and beside that what follows from them."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from threading import Semaphore
 from typing import Any
 
 from markupsafe import Markup
 
-from leukoscope.inference.prediction import ABSTAIN, REFUSED, WITHOUT_CLASS, Thresholds
+from leukoscope.data.registry import cells_of
+from leukoscope.inference.prediction import (
+    ABSTAIN,
+    OUT_OF_DISTRIBUTION,
+    REFUSED,
+    TOO_FEW_CELLS,
+    WITHOUT_CLASS,
+    Thresholds,
+)
+from leukoscope.inference.subject import SubjectPrediction
 from leukoscope.reports import trust
-from leukoscope.reports.formatting import data_uri
-from leukoscope.reports.text import about_model, outcome_text, percent
-from leukoscope.web.batch import BATCHES_AT_ONCE, BatchResult, BatchRow, label_metrics, predict_batch
+from leukoscope.reports.formatting import data_uri, metric_name
+from leukoscope.reports.text import FOREIGN_VERDICT, about_model, outcome_text, percent
+from leukoscope.web.batch import BATCHES_AT_ONCE, BatchResult, BatchRow, LabelMetrics, measured_on_labels, predict_batch
 from leukoscope.web.batch_files import Batch
-from leukoscope.web.drawing import colour, render
+from leukoscope.web.drawing import colour, form, outcome_counts, render
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.smear_page import number_word
+from leukoscope.web.smear_page import counts_text, number_word
+from leukoscope.web.swarm import Space, common_radius, swarm
 
 SHOWN_CELLS = 120
+LEAST_SHOWN = 12  # of each person
 SHOWN_WRONG = 24
 SHOWN_PROBLEMS = 20
-# Of a subject's dots, in their own units.
-_WIDTH = 600
-_HEIGHT = 110
+# Fewer say nothing about others, whatever interval is computed from them.
+LEAST_CELLS = 10
+LEAST_PEOPLE = 5
+# Of a row's plot: the shares of its width that the probabilities and the refused cells have, and its pixels on a phone.
+AXIS_END = 0.74
+REFUSED_FROM = 0.78
+WIDTH = 356
+LEAST_HEIGHT = 48
+MOST_HEIGHT = 200
+ALL_ROWS = 400  # pixels of all rows together, where that leaves each its least height
 _line = Semaphore(BATCHES_AT_ONCE)
 
 
-def reading_batch(models: ModelCache, batch: Batch, name: str) -> Iterator[str | BatchResult]:
-    """Predict a batch once others are done; how far it is as HTML, at last the result."""
+def reading_batch(models: ModelCache, batch: Batch, name: str) -> Iterator[tuple[BatchResult, Markup | None]]:
+    """Predict a batch once others are done: the rows so far with how far it is as HTML, at last the result alone."""
     start = time.monotonic()
-    total = len(batch.files)
-    subjects = set(batch.subjects(models.predictor(name).release.labels).values()) - {""}
-    sentence = "No subjects: give a table that names them, or each one's cells a folder."
-    if subjects:
-        sentence = f"Subjects: {len(subjects)}."
-    yield progress(0, total, 0.0, sentence)
+    steps = predict_batch(models, batch, name)
+    so_far = next(steps)
+    yield so_far, progress(so_far, 0.0)
     # Not the event's own limit: single pictures come by the same event, and must not wait for batches.
     while not _line.acquire(timeout=1):
-        yield progress(0, total, 0.0, sentence)
+        yield so_far, progress(so_far, 0.0)
     try:
-        for step in predict_batch(models, batch, name):
-            if isinstance(step, BatchResult):
-                yield step
+        for result in steps:
+            if result.unread:
+                yield result, progress(result, time.monotonic() - start)
             else:
-                yield progress(step, total, time.monotonic() - start, sentence)
+                yield result, None
     finally:
         _line.release()
 
 
-def progress(done: int, total: int, seconds: float, subjects: str) -> Markup:
-    """How many of a batch are predicted after so many seconds, and what is known of its subjects."""
+def progress(result: BatchResult, seconds: float) -> Markup:
+    """How many of a batch are predicted after so many seconds, and of how many people."""
     seconds_left = None
-    if 0 < done < total:
-        seconds_left = max(1, round(seconds / done * (total - done)))
-    return render("progress.html", done=done, total=total, seconds_left=seconds_left, subjects=subjects)
-
-
-def batch_picture(result: BatchResult) -> Markup:
-    """The left of the stage: every subject's cells as dots, then the cells themselves, the least confident first."""
-    rows = sorted(enumerate(result.rows), key=lambda numbered: numbered[1].confidence)
+    if 0 < result.done < result.total:
+        seconds_left = max(1, round(seconds / result.done * (result.total - result.done)))
     return render(
-        "batch_picture.html",
-        total=len(rows),
-        subjects=[_strip(result, subject) for subject in result.by_subject],
-        positive=result.positive,
-        has_zone=_zone(result) is not None,
-        shown=min(SHOWN_CELLS, len(rows)),
-        cells=[_cell(result, number, row) for number, row in rows[:SHOWN_CELLS]],
+        "progress.html",
+        done=result.done,
+        total=result.total,
+        seconds_left=seconds_left,
+        people=_people(len(result.subjects)),
+        counts=_counts(result),
+        model=result.model,
     )
 
 
-def _zone(result: BatchResult) -> tuple[float, float] | None:
-    """The probabilities between which no class is given, of two classes; None without them."""
-    limit = Thresholds.from_metrics(result.metrics).abstain_below
-    if limit is None or limit <= 0.5 or len(result.classes) != 2:
-        return None
-    return 1 - limit, limit
+# The left of the stage: a plot.
 
 
-def _height(probability: float) -> float:
-    """Where a probability lies in a subject's dots, from the top."""
-    return 8 + (1 - probability) * (_HEIGHT - 16)
+def batch_picture(result: BatchResult) -> Markup:
+    """The left of the stage: a row of dots for each person, or one for all; behind a row are its cells."""
+    is_read = not result.unread or result.stopped
+    groups: list[str | None] = [None]
+    if result.subjects:
+        groups = [*result.subjects]
+        if any(not row.subject for row in result.rows) or "" in result.unread:
+            groups.append("")
+    cells_of_row = [_cells(result, subject) for subject in groups]
+    radius = common_radius([space for cells in cells_of_row for space in _spaces(result, cells, len(groups))])
+    shown = SHOWN_CELLS
+    if len(groups) > 1:
+        shown = max(LEAST_SHOWN, SHOWN_CELLS // len(groups))
+    rows = []
+    for subject, cells in zip(groups, cells_of_row, strict=True):
+        least_sure_first = sorted(cells, key=lambda numbered: numbered[1].confidence)
+        rows.append(
+            {
+                "name": _row_name(result, subject),
+                "in_training": subject in result.trained_on,
+                "answer": person_answer(result, subject) if subject else None,
+                "sentences": person_sentences(result, subject) if subject else [],
+                "words": _counts_words([row for _, row in cells]) or "no cell read yet",
+                "dots": _dots(result, cells, len(groups), radius),
+                "total": len(cells),
+                "cells": [_cell(result, number, row) for number, row in least_sure_first[:shown] if is_read],
+            }
+        )
+    return render(
+        "batch_picture.html",
+        rows=rows,
+        axis=_axis(result),
+        by_person=bool(result.subjects),
+        answers_people=result.rule is not None,
+        opens=len(groups) == 1,
+        is_read=is_read,
+    )
 
 
-def _strip(result: BatchResult, subject: str) -> dict[str, Any]:
-    """Every cell of a subject as a dot, sorted by its probability of the positive class; refused ones at the left."""
-    cells = [
-        (row.prediction.outcome not in REFUSED, row.prediction.probabilities[result.positive], number)
-        for number, row in enumerate(result.rows)
-        if row.subject == subject
-    ]
-    step = _WIDTH / len(cells)
+def _cells(result: BatchResult, subject: str | None) -> list[tuple[int, BatchRow]]:
+    """Number and row of each cell of a subject, "" for those without; of all for None."""
+    return [(number, row) for number, row in enumerate(result.rows) if subject is None or row.subject == subject]
+
+
+def _row_name(result: BatchResult, subject: str | None) -> str:
+    """What stands before a row of dots."""
+    if subject is None:
+        return f"{result.total or len(result.rows)} cells"
+    return subject or "person unknown"
+
+
+def _axis(result: BatchResult) -> dict[str, Any]:
+    """What the colours and the ends of the axis are, and which part of it gives no class."""
+    limit = Thresholds.from_metrics(result.metrics).abstain_below or 0.0
+    classes = [{"words": _class_words(label), "colour": colour(label, result.classes)} for label in result.classes]
+    if len(result.classes) != 2:
+        zone = None
+        if limit > 1 / len(result.classes):
+            zone = {"from": 0.0, "to": limit * AXIS_END}
+        return {"end": AXIS_END, "classes": classes, "low": "0\u00a0%", "high": "100\u00a0% its class", "zone": zone}
+    zone = None
+    if limit > 0.5:
+        zone = {"from": (1 - limit) * AXIS_END, "to": limit * AXIS_END}
+    if result.positive == result.classes[0]:
+        classes.reverse()
+    low = f"0\u00a0% {result.positive}"
+    return {"end": AXIS_END, "classes": classes, "low": low, "high": f"100\u00a0% {result.positive}", "zone": zone}
+
+
+def _class_words(label: str) -> str:
+    """What the cells of a class are, with its label; the label alone where it says that."""
+    words = cells_of(label)
+    if label in words:
+        return label
+    return f"{words} ({label})"
+
+
+def _share(result: BatchResult, row: BatchRow) -> float:
+    """Where a cell lies on the axis: its probability of the positive class; of more classes, of its own."""
+    if len(result.classes) == 2:
+        return row.prediction.probabilities[result.positive]
+    return row.confidence
+
+
+def _spaces(result: BatchResult, cells: Sequence[tuple[int, BatchRow]], rows: int) -> tuple[Space, Space]:
+    """The dots of a row: those by their probability, and the refused ones, which stand anywhere in their own place."""
+    height = min(MOST_HEIGHT, max(LEAST_HEIGHT, ALL_ROWS / rows)) - 8
+    shares = [_share(result, row) for _, row in cells if row.prediction.outcome not in REFUSED]
+    refused = len(cells) - len(shares)
+    return (
+        Space(shares, WIDTH * AXIS_END, height),
+        Space([0.5] * refused, WIDTH * (1 - REFUSED_FROM), height, may_lie_off=0.5),
+    )
+
+
+def _dots(result: BatchResult, cells: Sequence[tuple[int, BatchRow]], rows: int, radius: float) -> list[dict[str, Any]]:
+    """The dots of a row, each with its cell's number and what the model says of it."""
+    known, refused = _spaces(result, cells, rows)
+    centres = {
+        False: iter([(x * AXIS_END, y) for x, y in swarm(known, radius)]),
+        True: iter([(REFUSED_FROM + x * (1 - REFUSED_FROM), y) for x, y in swarm(refused, radius)]),
+    }
     dots = []
-    for place, (_, share, number) in enumerate(sorted(cells)):
-        row = result.rows[number]
+    for number, row in cells:
+        outcome = row.prediction.outcome
+        x, y = next(centres[outcome in REFUSED])
         dots.append(
             {
                 "number": number,
-                "x": f"{(place + 0.5) * step:.1f}",
-                "y": f"{_height(share):.1f}",
-                "radius": f"{min(4.5, max(2, 0.45 * step)):.1f}",
-                "colour": colour(row.prediction.outcome, result.classes),
-                "title": f"{row.name}: {percent(share)}, {outcome_text(row.prediction.outcome)}",
+                "x": f"{100 * x:.2f}",
+                "y": f"{100 * y:.2f}",
+                # Half of a ring's line lies outside.
+                "radius": f"{radius - 1 if outcome in REFUSED else radius:g}",
+                "colour": colour(outcome, result.classes),
+                "form": form(outcome),
+                "title": f"{row.name}: {_cell_words(row)}",
             }
         )
-    zone = _zone(result)
-    band = None
-    if zone is not None:
-        band = {"top": f"{_height(zone[1]):.1f}", "height": f"{_height(zone[0]) - _height(zone[1]):.1f}"}
-    return {
-        "subject": subject,
-        "in_training": subject in result.trained_on,
-        "words": subject_text(result, subject),
-        "dots": dots,
-        "band": band,
-        "width": _WIDTH,
-        "height": _HEIGHT,
-    }
+    return dots
 
 
-def subject_text(result: BatchResult, subject: str) -> str:
-    """What a subject's cells say together, how many have each outcome, and how many were right where that is known."""
-    rows = result.by_subject[subject]
-    together = ""
-    predictions = {prediction.subject: prediction for prediction in result.subject_predictions}
-    prediction = predictions.get(subject)
+# What is said of people.
+
+
+def _prediction(result: BatchResult, subject: str) -> SubjectPrediction | None:
+    """The prediction for a person; None where the release makes none, or not all of its files are read."""
+    return next((known for known in result.subject_predictions if known.subject == subject), None)
+
+
+@dataclass(frozen=True)
+class PersonAnswer:
+    """What stands at the end of a person's row: the answer, what it is made from, and the class's colour."""
+
+    short: str
+    detail: str = ""
+    colour: str = ""
+
+
+def person_answer(result: BatchResult, subject: str) -> PersonAnswer:
+    """The answer about a person in few words, or why there is none."""
+    cells = len(result.by_subject.get(subject, ()))
+    unread = result.unread.get(subject, 0)
+    if unread:
+        short = "not all read" if result.stopped else "reading …"
+        return PersonAnswer(short, f"{cells} of {cells + unread} cells")
+    prediction = _prediction(result, subject)
+    if prediction is None:
+        return PersonAnswer(f"{cells} cell{'' if cells == 1 else 's'}")
+    if prediction.outcome == TOO_FEW_CELLS:
+        return PersonAnswer("too few cells", f"{prediction.used} of {prediction.rule.least_cells} needed")
+    if prediction.outcome == OUT_OF_DISTRIBUTION:
+        return PersonAnswer("no answer", f"{prediction.refused} of {cells} unlike")
+    assert prediction.probability is not None and prediction.interval is not None, "a result has both"
+    if prediction.outcome == ABSTAIN:
+        return PersonAnswer("not sure", f"{_span(prediction.interval)} {prediction.positive_label}")
+    share = prediction.probability
+    if prediction.outcome != prediction.positive_label:
+        share = 1 - share
+    return PersonAnswer(
+        f"{prediction.outcome} {percent(share)}",
+        f"from {prediction.used} cells",
+        colour(prediction.outcome, result.classes),
+    )
+
+
+def person_sentences(result: BatchResult, subject: str) -> list[str]:
+    """What a person's cells say together and why, how many have each outcome, and how many are right where known."""
+    rows = result.by_subject.get(subject, [])
+    sentences = []
+    prediction = _prediction(result, subject)
     if prediction is not None:
-        together = f"Together {outcome_text(prediction.outcome)}"
-        if prediction.is_result and prediction.probability is not None and prediction.interval is not None:
-            low, high = prediction.interval
-            together += f", probability of {prediction.positive_label} {prediction.probability:.3f}"
-            together += f" ({low:.3f} to {high:.3f})"
-        if prediction.reason:
-            together += f": {prediction.reason}"
-        together += ". "
-    counts = Counter(row.prediction.outcome for row in rows)
-    classes = ", ".join(f"{counts[label]} {label}" for label in result.classes)
-    refused = sum(counts[outcome] for outcome in REFUSED)
-    words = f"{together}{len(rows)} cells: {classes}, {counts[ABSTAIN]} not sure, {refused} refused."
+        sentences.append(_together(prediction))
+    if rows:
+        sentences.append(f"{len(rows)} cell{'' if len(rows) == 1 else 's'}: {_counts_words(rows)}.")
     judged = [row for row in rows if row.truth and row.prediction.decision.label]
-    right = sum(row.prediction.decision.label == row.truth for row in judged)
-    if not judged:
-        return words
-    return f"{words} {right} of the {len(judged)} with a class are right."
+    if judged:
+        right = sum(row.prediction.decision.label == row.truth for row in judged)
+        sentences.append(f"Right by your labels: {right} of {len(judged)} with a class.")
+    return sentences
+
+
+def _together(prediction: SubjectPrediction) -> str:
+    """What a release predicts for a person, or why it predicts nothing, in a sentence."""
+    if prediction.outcome == TOO_FEW_CELLS:
+        needed = prediction.rule.least_cells
+        verb = "is" if prediction.used == 1 else "are"
+        return f"An answer about a person needs {needed} cells like the training cells; here {verb} {prediction.used}."
+    if prediction.outcome == OUT_OF_DISTRIBUTION:
+        return (
+            f"{prediction.refused} of {prediction.cells} cells are unlike the training cells: where most are, nothing "
+            "is said about the person."
+        )
+    assert prediction.probability is not None and prediction.interval is not None, "a result has both"
+    interval = _span(prediction.interval)
+    if prediction.outcome == ABSTAIN:
+        return f"Other cells of this person may give either class: {interval} {prediction.positive_label}."
+    share = percent(prediction.probability)
+    return f"Together: {share} {prediction.positive_label} (with other cells of this person {interval})."
+
+
+def _span(interval: tuple[float, float]) -> str:
+    """An interval of probabilities, in percent."""
+    low, high = map(percent, interval)
+    if low == high:
+        return low
+    return f"{low.removesuffix(_PERCENT)}–{high}"
+
+
+_PERCENT = "\u00a0%"
+
+
+def _counts_words(rows: Sequence[BatchRow]) -> str:
+    """How many cells have each outcome that occurs."""
+    counts = Counter(row.prediction.outcome for row in rows)
+    classes = sorted(outcome for outcome in counts if outcome not in WITHOUT_CLASS)
+    outcomes = [*classes, *(outcome for outcome in WITHOUT_CLASS if counts[outcome])]
+    return ", ".join(f"{counts[outcome]} {outcome_text(outcome)}" for outcome in outcomes)
+
+
+# The right of the stage.
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a batch is answered, in one sentence, and why there is no more to say, in others."""
+
+    sentence: str
+    because: str = ""
 
 
 def batch_answer(result: BatchResult, others: Sequence[str] = ()) -> Markup:
-    """The right of the stage: counts, the rule for subjects, metrics on labels, wrong cells, problems, files."""
-    counts = Counter(row.prediction.outcome for row in result.rows)
-    outcomes = [label for label in (*result.classes, *WITHOUT_CLASS) if counts[label] or label in result.classes]
-    measured, notes = label_metrics(result)
+    """The right of the stage: what follows for people or cells, counts, metrics on labels, wrong cells, problems."""
+    measured = measured_on_labels(result)
     problems = list(result.problems[:SHOWN_PROBLEMS])
     more = len(result.problems) - SHOWN_PROBLEMS
     if more > 0:
         problems.append(f"and {more} more")
     rule = ""
     if result.rule:
-        rule = f"Rule for a subject: {result.rule.text}. Its interval does not say how subjects differ."
+        rule = f"Rule for a person: {result.rule.text}. Its interval does not say how people differ."
     trust_rows: Sequence[trust.TrustRow] = ()
-    if result.metrics:
+    if result.metrics and not _is_foreign(result):
         trust_rows = trust.trust_rows(result.metrics)
+    answered = verdict(result)
     return render(
         "batch.html",
         model=result.model,
-        verdict=_verdict(result),
-        caveats=result.warnings,
-        counts=[(outcome_text(outcome), counts[outcome], colour(outcome, result.classes)) for outcome in outcomes],
+        given=_given(result),
+        verdict=answered.sentence,
+        because=answered.because,
+        caveats=_caveats(result),
+        counts=_counts(result),
         rule=rule,
-        measured=measured,
-        notes=notes,
+        measured=_measured_row(result, measured),
+        measured_labels=[label for label in result.classes if measured.cells.get(label)],
+        measures=_measures(measured),
         wrong=[_cell(result, number, row) for number, row in result.wrong[:SHOWN_WRONG]],
         wrong_total=len(result.wrong),
         problems=problems,
@@ -181,36 +351,178 @@ def batch_answer(result: BatchResult, others: Sequence[str] = ()) -> Markup:
         colours={label: colour(label, result.classes) for label in result.classes},
         others=others,
         details=f"{about_model(result.model, result.revision)}.",
+        can_save=bool(result.rows),
     )
 
 
-def _verdict(result: BatchResult) -> str:
-    """How many cells of how many subjects were predicted."""
-    people = len(result.by_subject)
-    if len(result.rows) == 1:
-        return "1 cell of one subject" if people else "1 cell, subject unknown"
-    cells = f"{len(result.rows)} cells"
-    if not people:
-        return f"{cells}, subjects unknown"
-    subjects = "subject" if people == 1 else "subjects"
-    return f"{cells} of {number_word(people)} {subjects}"
+def _caveats(result: BatchResult) -> list[str]:
+    """The warnings beside the answer; people who were guessed stand in the plot, and are not listed again."""
+    known_already = {result.guess}
+    if not result.subjects:
+        known_already.add(result.without_subject)
+    lines = [line for line in result.warnings if line not in known_already]
+    if result.guess and result.subjects:
+        lines.append("People were guessed from folder or file names. A table of files and people names them surely.")
+    return lines
+
+
+def _counts(result: BatchResult) -> list[dict[str, Any]]:
+    """How many cells have each outcome, as the bar shows them."""
+    return outcome_counts(Counter(row.prediction.outcome for row in result.rows), result.classes)
+
+
+def _people(number: int) -> str:
+    """A number of people in words."""
+    return f"{number_word(number)} {'person' if number == 1 else 'people'}"
+
+
+def _given(result: BatchResult) -> str:
+    """How many cells of how many people were predicted."""
+    cells = f"{len(result.rows)} cell{'' if len(result.rows) == 1 else 's'}"
+    if result.stopped:
+        cells = f"stopped after {result.done} of {result.total} pictures"
+    if not result.subjects:
+        return f"{cells}, people unknown"
+    return f"{cells} of {_people(len(result.subjects))}"
+
+
+def verdict(result: BatchResult) -> Verdict:
+    """What was answered: about people where the release answers about them and they are known, else about cells."""
+    if not result.rows:
+        return Verdict("Stopped before a picture was read")
+    if result.subject_predictions:
+        return _people_verdict(result)
+    counts = Counter(row.prediction.outcome for row in result.rows)
+    hint = ""
+    if result.rule and not result.subjects:
+        hint = "With each person’s cells in a folder, or a table of files and people, it answers about people, too."
+    if _is_foreign(result):
+        return Verdict(FOREIGN_VERDICT, hint)
+    return Verdict(counts_text(counts, result.classes), hint)
+
+
+def _is_foreign(result: BatchResult) -> bool:
+    """Whether no cell is like the training cells."""
+    return all(row.prediction.outcome in REFUSED for row in result.rows)
+
+
+def _people_verdict(result: BatchResult) -> Verdict:
+    """What was answered about people; where that is nothing, the reason alone."""
+    predictions = result.subject_predictions
+    counts = Counter(prediction.outcome for prediction in predictions)
+    parts: list[str] = []
+    for label in result.classes:
+        if counts[label]:
+            whose = "person’s" if counts[label] == 1 else "people’s"
+            verb = "" if parts else " cells look"
+            parts.append(f"{number_word(counts[label])} {whose}{verb} like {cells_of(label)}")
+    without = len(result.subjects) - sum(counts[label] for label in result.classes)
+    reasons = _reasons(predictions)
+    unread = sum(subject in result.unread for subject in result.subjects)
+    if unread:
+        reasons.append(f"Not all pictures of {_people(unread)} were read.")
+    if parts:
+        if without:
+            parts.append(f"{number_word(without)} without an answer")
+        sentence = ", ".join(parts)
+        return Verdict(sentence[0].upper() + sentence[1:], " ".join(reasons))
+    if set(counts) == {TOO_FEW_CELLS}:
+        return Verdict("Too few cells for an answer about a person", reasons[0])
+    if set(counts) == {OUT_OF_DISTRIBUTION}:
+        return Verdict(FOREIGN_VERDICT.replace("class", "answer"), reasons[0])
+    if set(counts) == {ABSTAIN}:
+        return Verdict("Not sure", reasons[0])
+    return Verdict(f"No answer about any of the {_people(len(predictions))}", " ".join(reasons))
+
+
+def _reasons(predictions: Sequence[SubjectPrediction]) -> list[str]:
+    """Why people have no answer, a sentence for each reason that occurs."""
+    sentences = []
+    few = [prediction.used for prediction in predictions if prediction.outcome == TOO_FEW_CELLS]
+    if few:
+        least = predictions[0].rule.least_cells
+        cells = f"{min(few)} to {max(few)}" if min(few) < max(few) else f"{few[0]}"
+        verb = "has" if len(few) == 1 else "have"
+        sentences.append(f"An answer needs {least} cells like its training cells; {_people(len(few))} {verb} {cells}.")
+    unlike = sum(prediction.outcome == OUT_OF_DISTRIBUTION for prediction in predictions)
+    if unlike:
+        sentences.append(f"Most cells of {_people(unlike)} are unlike its training cells.")
+    unsure = sum(prediction.outcome == ABSTAIN for prediction in predictions)
+    if unsure:
+        sentences.append(f"Other cells of {_people(unsure)} may give either class.")
+    return sentences
+
+
+def _measured_row(result: BatchResult, measured: LabelMetrics) -> trust.TrustRow | None:
+    """How many cells of each class are recognised; with intervals only from enough cells and people."""
+    if not measured.cells or min(measured.cells.values()) < LEAST_CELLS:
+        return None
+    total = sum(measured.cells.values())
+    given = f"{total} cell{'' if total == 1 else 's'}"
+    if measured.people:
+        given += f" of {_people(len({row.subject for row in result.rows if row.truth}))}"
+    meters = []
+    for label in result.classes:
+        if not measured.cells.get(label):
+            continue
+        share = round(100 * measured.right.get(label, 0) / measured.cells[label])
+        interval = measured.intervals.get(f"recall_{label}")
+        if interval is None or not _is_enough(measured):
+            meters.append(trust.Meter(label, share))
+        else:
+            meters.append(trust.Meter(label, share, round(100 * interval["low"]), round(100 * interval["high"])))
+    return trust.TrustRow(given, meters=tuple(meters))
+
+
+def _is_enough(measured: LabelMetrics) -> bool:
+    """Whether there are cells and people enough of each class for an interval that says something."""
+    if min(measured.cells.values()) < LEAST_CELLS:
+        return False
+    return not measured.people or min(measured.people.values()) >= LEAST_PEOPLE
+
+
+def _measures(measured: LabelMetrics) -> list[str]:
+    """How many cells are recognised, and what else was measured from enough of them, in sentences."""
+    if not measured.cells:
+        return []
+    right = [f"{measured.right.get(label, 0)} of {cells} {cells_of(label)}" for label, cells in measured.cells.items()]
+    sentences = [f"Recognised by the most probable class: {', '.join(right)}."]
+    if min(measured.cells.values()) < LEAST_CELLS:
+        return [*sentences, f"From {LEAST_CELLS} cells of each class on, more is measured."]
+    shares = [f"{metric_name(name)} {percent(measured.values[name])}" for name in ("accuracy", "balanced_accuracy")]
+    areas = [
+        f"{metric_name(name)} {measured.values[name]:.2f}" for name in ("f1_macro", "auroc") if name in measured.values
+    ]
+    figures = ", ".join([*shares, *areas])
+    sentences.append(f"{figures[0].upper()}{figures[1:]}.")
+    if _is_enough(measured):
+        return [*sentences, *measured.notes[1:]]
+    return [*sentences, f"From {LEAST_PEOPLE} people of each class on, intervals are given."]
+
+
+# One cell.
+
+
+def _cell_words(row: BatchRow) -> str:
+    """What the model says of a cell, and its true class where that is another."""
+    words = outcome_text(row.prediction.outcome)
+    if row.prediction.decision.label:
+        words += f" {percent(row.confidence)}"
+    if row.truth and row.truth != row.called:
+        words += f", is {row.truth}"
+    return words
 
 
 def _cell(result: BatchResult, number: int, row: BatchRow) -> dict[str, Any]:
     """A cell with what the model says of it."""
-    is_wrong = bool(row.truth) and row.truth != row.called
-    words = outcome_text(row.prediction.outcome)
-    if row.prediction.decision.label:
-        words += f" {percent(row.confidence)}"
-    if is_wrong:
-        words += f", is {row.truth}"
     return {
         "number": number,
         "name": row.name,
-        "words": words,
+        "words": _cell_words(row),
         "source": data_uri("image/webp", row.thumbnail),
         "opens": bool(row.picture),
-        "wrong": is_wrong,
+        "wrong": bool(row.truth) and row.truth != row.called,
         "dark": row.on_black,
         "colour": colour(row.prediction.outcome, result.classes),
+        "form": form(row.prediction.outcome),
     }

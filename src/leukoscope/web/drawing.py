@@ -5,7 +5,7 @@ Pictures travel inside the page (data URIs): a visitor's cell is never written t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.registry import cells_of
+from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
 from leukoscope.inference.smear import colour_place
 from leukoscope.reports import text
 from leukoscope.reports.formatting import data_uri, encoded
@@ -67,6 +68,27 @@ def colour(outcome: str, labels: Sequence[str]) -> str:
     if outcome in labels:
         return f"var(--lk-class-{colour_place(outcome, labels)})"
     return "var(--lk-none)"
+
+
+def form(outcome: str) -> str:
+    """The CSS class of an outcome's form in bars, legends and dots: grey alone would not set refused cells apart."""
+    if outcome in REFUSED:
+        return "lk-unlike"
+    return "lk-known"
+
+
+def outcome_counts(counts: Mapping[str, int], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """How many cells have each outcome, for the bar of a smear or a batch: every class, and what occurs beside them."""
+    outcomes = [*labels, *(outcome for outcome in WITHOUT_CLASS if counts.get(outcome))]
+    return [
+        {
+            "count": counts.get(outcome, 0),
+            "words": text.outcome_text(outcome),
+            "colour": colour(outcome, labels),
+            "form": form(outcome),
+        }
+        for outcome in outcomes
+    ]
 
 
 def message(title: str, reason: str) -> Markup:

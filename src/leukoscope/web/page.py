@@ -37,7 +37,6 @@ from leukoscope.web.visit import Scene, Update, Visit
 SESSION_SECONDS = 1800
 MOST_ADDED = 4  # models that a visitor names
 FAILED = "This did not work"
-CELLS_APPEAR = "The cells appear here once all are predicted"
 BROKEN = "The server met an error of its own and has logged it. Try again, or give another picture."
 # Of every event that is no part of the public API; each click is handled, the newest one counts.
 PAGE_EVENT: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple", "show_progress": "minimal"}
@@ -155,14 +154,19 @@ class Page:
 
         `new_input` names the picture or the batch that was given, "" for a question about what is shown.
         """
-        if new_input and visit.scene.content is None:
+        content = visit.scene.content
+        if isinstance(content, BatchResult) and content.unread:
+            content = replace(content, stopped=True) if content.rows else None
+            visit.show(replace(visit.scene, content=content))
+        if new_input and content is None:
             not_read = Update(picture=stage.empty_picture(f"{new_input} was not read"), answer=stage.not_read(reason))
             return self._outputs(visit, not_read)
         if isinstance(visit.scene.content, Answer) and not visit.scene.content.rows:
             return self._outputs(visit, Update(answer=stage.not_read(reason)), picture=False)
         failed = message(FAILED, reason)
         below = self._answer(visit)
-        return self._outputs(visit, Update(answer=failed + below), picture=visit.scene.content is None)
+        redrawn = content is None or isinstance(content, BatchResult)
+        return self._outputs(visit, Update(answer=failed + below), picture=redrawn)
 
     def _completed(self, visit: Visit, work: Iterable[Update]) -> Iterator[Update]:
         """The steps of a question, then those that complete the answer shown, whichever of its rows is open."""
@@ -351,11 +355,8 @@ class Page:
         if not names:
             raise LeukoscopeError(NO_MODEL)
         name = model or next(iter(self._readers(names)), names[0])
-        for step in batch_page.reading_batch(self.models, batch, name):
-            if isinstance(step, BatchResult):
-                yield Update(Scene(step, source=source))
-            else:
-                yield Update(Scene(source=source), picture=stage.empty_picture(CELLS_APPEAR), answer=step)
+        for result, progress in batch_page.reading_batch(self.models, batch, name):
+            yield Update(Scene(result, source=source), answer=progress)
 
     # What is clicked.
 
@@ -454,8 +455,9 @@ class Page:
         yield Update(Scene(visit.scene.behind, source=visit.scene.source))
 
     def stop(self, visit: Visit) -> Iterator[Update]:
-        """End a batch: a newer question does."""
-        yield Update(Scene(), answer=invitation("Stopped. Nothing of it was kept."))
+        """End a batch: a newer question does. What was predicted stays."""
+        result = visit.scene.showing(BatchResult)
+        yield Update(replace(visit.scene, content=replace(result, stopped=True)))
 
     def choose_view(self, visit: Visit, name: str) -> Iterator[Update]:
         """Another view of the cell; what it needs is computed first."""

@@ -14,7 +14,7 @@ from leukoscope.inference.prediction import ABSTAIN, FIELD_NEEDS, REFUSED
 from leukoscope.inference.smear import AT_EDGE, CellReading
 from leukoscope.reports import trust
 from leukoscope.reports.text import about_model, outcome_text, percent
-from leukoscope.web.drawing import colour, embedded, render
+from leukoscope.web.drawing import colour, embedded, form, outcome_counts, render
 from leukoscope.web.smear import Smear, scale_text
 
 SMEAR_SIDE = 1400
@@ -49,11 +49,16 @@ def verdict(smear: Smear) -> str:
         return "Every white cell is cut by the edge"
     if smear.is_foreign or sum(counts[outcome] for outcome in REFUSED) == len(smear.whole):
         return "No class: unlike the cells it knows"
+    return counts_text(counts, reading.labels)
+
+
+def counts_text(counts: Mapping[str, int], labels: Sequence[str]) -> str:
+    """What cells look like, from how many have each outcome, in one sentence."""
     parts: list[str] = []
     in_figures = any(count >= len(_NUMBERS) for count in counts.values())
     words = str if in_figures else number_word
-    for label in reading.labels:
-        if counts[label]:
+    for label in labels:
+        if counts.get(label):
             number = words(counts[label])
             kind = cells_of(label)
             if parts:
@@ -64,13 +69,13 @@ def verdict(smear: Smear) -> str:
                 parts.append(f"{number} looks like a {kind.removesuffix('s')}")
             else:
                 parts.append(f"{number} look like {kind}")
-    if counts[ABSTAIN]:
+    if counts.get(ABSTAIN):
         parts.append(f"{words(counts[ABSTAIN])} not sure")
-    refused = sum(counts[outcome] for outcome in REFUSED)
+    refused = sum(counts.get(outcome, 0) for outcome in REFUSED)
     if refused:
-        parts.append(f"{words(refused)} unlike the training cells")
+        parts.append(f"{words(refused)} unlike its training cells")
     sentence = ", ".join(parts)
-    return sentence[0].upper() + sentence[1:]
+    return sentence[:1].upper() + sentence[1:]
 
 
 def cell_words(cell: CellReading, labels: Sequence[str]) -> str:
@@ -130,8 +135,6 @@ def smear_picture(smear: Smear) -> Markup:
 def smear_answer(smear: Smear, others: Sequence[str] = ()) -> Markup:
     """What was found in words, how many cells of each outcome, each cell with its measurements, and how it was read."""
     reading = smear.reading
-    counts = {outcome: count for outcome, count in reading.counts.items() if count and outcome != AT_EDGE}
-    bar = [(count, colour(outcome, reading.labels)) for outcome, count in counts.items()]
     notes = [line for line in reading.smear.notes if not line.endswith(_GUESSED)]
     caveats = []
     if smear.is_foreign:
@@ -154,7 +157,7 @@ def smear_answer(smear: Smear, others: Sequence[str] = ()) -> Markup:
         summary=_summary(smear),
         verdict=verdict(smear),
         caveats=caveats,
-        bar=bar,
+        counts=outcome_counts(reading.counts, reading.labels),
         notes=notes,
         groups=_groups(smear),
         trust=trust_rows,
@@ -200,6 +203,7 @@ def _groups(smear: Smear) -> list[dict[str, Any]]:
             {
                 "title": f"{len(of_outcome)} {kind}",
                 "colour": colour(outcome, reading.labels),
+                "form": form(outcome),
                 "cells": [{**cell, "words": cell["share"]} for cell in of_outcome],
             }
         )

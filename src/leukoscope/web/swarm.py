@@ -1,0 +1,98 @@
+"""Where the dots of a plot lie: each at its share along the row, and beside its neighbours instead of on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+RADII = (6.0, 5.0, 4.0, 3.0)
+"""Pixels, the largest first: a plot has the largest with which its dots find places."""
+MAY_LIE_OFF = 0.04
+"""How far from its share a dot may lie, as a share of the row's width."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """The dots of one row, and the pixels that they have.
+
+    Attributes:
+        shares: of each dot, 0–1.
+        width, height: in pixels, of the narrowest window that the page is designed for; in a wider one the dots lie
+            further apart.
+        may_lie_off: how far from its share a dot may lie, as a share of the width.
+    """
+
+    shares: Sequence[float]
+    width: float
+    height: float
+    may_lie_off: float = MAY_LIE_OFF
+
+
+def common_radius(spaces: Sequence[Space]) -> float:
+    """The largest radius with which the dots of all rows find places; the smallest one where they find none."""
+    for radius in RADII:
+        if all(_columns(space, radius, _rows(space, radius)) is not None for space in spaces):
+            return radius
+    return RADII[-1]
+
+
+def swarm(space: Space, radius: float) -> list[tuple[float, float]]:
+    """The centre of each dot, x and y as shares of width and height.
+
+    Dots are stacked in columns as wide as a dot, from the middle of the row. Where a column is full, the next one takes
+    its dots, as far as they may lie off; where all those are full, dots overlap.
+    """
+    rows = _rows(space, radius)
+    columns = _columns(space, radius, rows)
+    while columns is None:
+        rows *= 2
+        columns = _columns(space, radius, rows)
+    count = _column_count(space, radius)
+    stacks: dict[int, list[int]] = {}
+    for dot, column in enumerate(columns):
+        stacks.setdefault(column, []).append(dot)
+    step = _step(radius)
+    tallest = max(map(len, stacks.values()), default=1)
+    if tallest > 1:
+        step = min(step, (space.height - 2 * radius) / (tallest - 1))
+    centres = [(0.0, 0.0)] * len(columns)
+    for column, dots in stacks.items():
+        x = (column + 0.5) / count
+        for place, dot in enumerate(dots):
+            off_middle = (place - (len(dots) - 1) / 2) * step
+            centres[dot] = x, 0.5 + off_middle / space.height
+    return centres
+
+
+def _step(radius: float) -> float:
+    """Pixels from a dot to the next one."""
+    return 2 * radius + 1
+
+
+def _rows(space: Space, radius: float) -> int:
+    """How many dots find place in a column."""
+    return max(1, int(space.height // _step(radius)))
+
+
+def _column_count(space: Space, radius: float) -> int:
+    """How many dots find place beside each other."""
+    return max(1, int(space.width // _step(radius)))
+
+
+def _columns(space: Space, radius: float, rows: int) -> list[int] | None:
+    """The column of each dot: its own, or the nearest with a place; None where one finds no place near enough."""
+    count = _column_count(space, radius)
+    reach = round(space.may_lie_off * count)
+    taken = [0] * count
+    columns = [0] * len(space.shares)
+    # From the ends to the middle: what is moved lies further from an end than it should, never nearer.
+    order = sorted(range(len(space.shares)), key=lambda dot: -abs(space.shares[dot] - 0.5))
+    for dot in order:
+        own = min(count - 1, int(space.shares[dot] * count))
+        near = sorted(range(max(0, own - reach), min(count, own + reach + 1)), key=lambda column: abs(column - own))
+        column = next((column for column in near if taken[column] < rows), None)
+        if column is None:
+            return None
+        taken[column] += 1
+        columns[dot] = column
+    return columns

@@ -1,0 +1,42 @@
+"""Dots of a plot: each at its share, beside its neighbours."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from leukoscope.web.swarm import MAY_LIE_OFF, RADII, Space, common_radius, swarm
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_dots_lie_at_their_shares_and_not_on_each_other(seed: int) -> None:
+    shares = np.random.default_rng(seed).beta(0.5, 0.5, size=40).tolist()
+    space = Space(shares, 270, 132)
+    radius = common_radius([space])
+    centres = swarm(space, radius)
+    for share, (x, y) in zip(shares, centres, strict=True):
+        assert abs(x - share) <= MAY_LIE_OFF + (2 * radius + 1) / 270, "half a column beside what it may lie off"
+        assert radius <= 132 * y <= 132 - radius and radius <= 270 * x <= 270 - radius, "whole in sight"
+    for (x, y), (other_x, other_y) in combinations(centres, 2):
+        assert math.hypot(270 * (x - other_x), 132 * (y - other_y)) >= 2 * radius
+
+
+def test_all_rows_have_dots_of_one_size_and_few_dots_are_large() -> None:
+    few, many = Space([0.2, 0.9], 270, 48), Space([0.99] * 30, 270, 48)
+    assert common_radius([few]) == RADII[0] and swarm(few, RADII[0])[0][1] == 0.5, "alone, in the middle"
+    assert common_radius([few, many]) == common_radius([many]) < RADII[0]
+
+
+def test_more_dots_than_places_overlap_where_they_belong() -> None:
+    crowd = Space([1.0] * 500, 270, 48)
+    radius = common_radius([crowd])
+    assert radius == RADII[-1]
+    for x, y in swarm(crowd, radius):
+        assert x >= 1 - MAY_LIE_OFF - (2 * radius + 1) / 270 and radius <= 48 * y <= 48 - radius
+
+
+def test_no_dot_is_no_plot() -> None:
+    assert swarm(Space([], 270, 48), 4) == []
