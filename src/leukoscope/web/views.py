@@ -169,7 +169,7 @@ def _form(row: Row, image: Image.Image, outcome: str, words: str, title: str) ->
         "image": embedded(closer, FORM_SIDE),
         "colour": colour(outcome, list(row.known.probabilities)),
         "words": words,
-        "title": title,
+        "title": title[0].upper() + title[1:],
     }
 
 
