@@ -219,7 +219,7 @@ def agreement_text(called: str, decisions: Sequence[Decision], probable: Sequenc
         parts.append(f"{unsure} {'is' if unsure == 1 else 'are'} undecided")
     refused = sum(decision.outcome in REFUSED for decision in decisions)
     if refused:
-        parts.append(f"{refused} {'is' if refused == 1 else 'are'} refused")
+        parts.append(f"{refused} {'is' if refused == 1 else 'are'} unlike its training cells")
     return f"{'; '.join(parts)}."
 
 

@@ -39,11 +39,13 @@ SHOWN_PROBLEMS = 20
 LEAST_CELLS = 10
 LEAST_PEOPLE = 5
 # Of a row's plot: the shares of its width that the probabilities and the refused cells have, and its pixels on a phone.
-AXIS_END = 0.74
+AXIS_END = 0.73
 REFUSED_FROM = 0.78
 WIDTH = 356
 LEAST_HEIGHT = 48
 MOST_HEIGHT = 200
+FEW_CELLS = 24  # of one row, which need less height
+HEIGHT_OF_FEW = 120
 ALL_ROWS = 400  # pixels of all rows together, where that leaves each its least height
 _line = Semaphore(BATCHES_AT_ONCE)
 
@@ -121,6 +123,7 @@ def batch_picture(result: BatchResult) -> Markup:
         by_person=bool(result.subjects),
         answers_people=result.rule is not None,
         opens=len(groups) == 1,
+        few=_are_few(result, len(groups)),
         is_read=is_read,
     )
 
@@ -170,9 +173,16 @@ def _share(result: BatchResult, row: BatchRow) -> float:
     return row.confidence
 
 
+def _are_few(result: BatchResult, rows: int) -> bool:
+    """Whether one row has so few cells that it needs less height."""
+    return rows == 1 and max(result.total, len(result.rows)) <= FEW_CELLS
+
+
 def _spaces(result: BatchResult, cells: Sequence[tuple[int, BatchRow]], rows: int) -> tuple[Space, Space]:
     """The dots of a row: those by their probability, and the refused ones, which stand anywhere in their own place."""
     height = min(MOST_HEIGHT, max(LEAST_HEIGHT, ALL_ROWS / rows)) - 8
+    if _are_few(result, rows):
+        height = HEIGHT_OF_FEW - 8
     shares = [_share(result, row) for _, row in cells if row.prediction.outcome not in REFUSED]
     refused = len(cells) - len(shares)
     return (
@@ -362,7 +372,7 @@ def _caveats(result: BatchResult) -> list[str]:
         known_already.add(result.without_subject)
     lines = [line for line in result.warnings if line not in known_already]
     if result.guess and result.subjects:
-        lines.append("People were guessed from folder or file names. A table of files and people names them surely.")
+        lines.append("People are guessed from the files’ paths; a table names them surely.")
     return lines
 
 
@@ -425,7 +435,7 @@ def _people_verdict(result: BatchResult) -> Verdict:
         if without:
             parts.append(f"{number_word(without)} without an answer")
         sentence = ", ".join(parts)
-        return Verdict(sentence[0].upper() + sentence[1:], " ".join(reasons))
+        return Verdict(sentence[0].upper() + sentence[1:], " ".join([*_error_rate(result), *reasons]))
     if set(counts) == {TOO_FEW_CELLS}:
         return Verdict("Too few cells for an answer about a person", reasons[0])
     if set(counts) == {OUT_OF_DISTRIBUTION}:
@@ -433,6 +443,16 @@ def _people_verdict(result: BatchResult) -> Verdict:
     if set(counts) == {ABSTAIN}:
         return Verdict("Not sure", reasons[0])
     return Verdict(f"No answer about any of the {_people(len(predictions))}", " ".join(reasons))
+
+
+def _error_rate(result: BatchResult) -> list[str]:
+    """Of how many unseen people an answer was wrong, in a sentence; none where that was not measured."""
+    rate = result.rule.error_rate if result.rule else {}
+    wrong, low, high = (rate.get(key) for key in ("share", "low", "high"))
+    if wrong is None or low is None or high is None:
+        return []
+    interval = f"95 %: {100 * low:.0f} to {100 * high:.0f}"
+    return [f"Such answers were wrong for {100 * wrong:.0f} of 100 unseen people ({interval})."]
 
 
 def _reasons(predictions: Sequence[SubjectPrediction]) -> list[str]:

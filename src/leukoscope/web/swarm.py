@@ -45,7 +45,7 @@ def swarm(space: Space, radius: float) -> list[tuple[float, float]]:
     rows = _rows(space, radius)
     columns = _columns(space, radius, rows)
     while columns is None:
-        rows *= 2
+        rows += 1 + rows // 4
         columns = _columns(space, radius, rows)
     count = _column_count(space, radius)
     stacks: dict[int, list[int]] = {}

@@ -17,7 +17,7 @@ from PIL import Image
 from leukoscope.data.images import foreground
 from leukoscope.inference.prediction import REFUSED, Decision
 from leukoscope.reports import trust
-from leukoscope.reports.text import percent
+from leukoscope.reports.text import outcome_text, percent
 from leukoscope.web.answer import Row, covered, views_of
 from leukoscope.web.drawing import colour, embedded, render
 from leukoscope.web.model_cache import ModelCache
@@ -140,7 +140,7 @@ def _answered(decision: Decision, probabilities: Mapping[str, float], label: str
     """What is answered for one form of the cell: a class and its probability, and whether the form gets no class."""
     words = f"{label}\u00a0{percent(probabilities[label])}"
     if decision.outcome in REFUSED:
-        return f"refused ({words})"
+        return f"{outcome_text(decision.outcome)} ({words})"
     if decision.label is None:
         return f"not sure ({words})"
     return words
