@@ -52,5 +52,7 @@ def test_a_card_with_pictures_of_another_host_is_shown_without_them(visits: Call
     """The fixture adds them to the card; `watched` fails where the browser is refused one, or asks for it."""
     page = visits().page
     page.get_by_role("link", name="Evidence").first.click()
-    page.get_by_text("The card ends here.").wait_for()
+    page.get_by_text("The card ends here.").wait_for(state="attached")
+    page.locator("#card summary", has_text="Cite").click()
+    assert page.get_by_text("The card ends here.").is_visible()
     assert page.locator("#card img").count() == 0

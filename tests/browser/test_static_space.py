@@ -134,7 +134,7 @@ def test_an_example_is_answered_on_the_stage_of_the_demo(request: pytest.Fixture
     assert page.locator("#dots i").count() == 8
     outside, inside = trust_rows(read_release(RELEASE).metrics)
     people = page.locator("#trust tbody th").all_inner_texts()
-    assert people[0].startswith(outside.people) and people[1].startswith(inside.people), "further people first"
+    assert people[0].startswith(outside.name) and people[1].startswith(inside.name), "further people first"
     meters = [meter.name for row in (outside, inside) for meter in row.meters]
     shown = page.locator("#trust .lk-meter")
     assert [shown.nth(k).get_attribute("aria-label") for k in range(shown.count())] == meters

@@ -156,7 +156,7 @@ def test_an_answer_is_read_from_the_model_to_how_far_to_trust_it(cell: Row) -> N
 
 def test_how_far_to_trust_is_measured_on_further_people_first(cell: Row) -> None:
     outside, inside = trust_rows(cell.metrics)
-    assert outside.people == "34 further people" and inside.people == "41 people, cross-validation"
+    assert outside.name == "34 further people" and inside.name == "41 people, cross-validation"
     further = cell.metrics["further_subjects"]
     assert ("earlier weights" in outside.caveat) == bool(further.get("earlier_weights"))
     key = "recall_HEM_by_subject" if "recall_HEM_by_subject" in further else "recall_HEM"

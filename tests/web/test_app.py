@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -33,7 +34,7 @@ from leukoscope.web.app import (
     serve,
 )
 from leukoscope.web.content_policy import POLICY
-from leukoscope.web.evidence import evidence
+from leukoscope.web.evidence import evidence, folded_card
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.upload import keep_uploads_apart
 
@@ -110,6 +111,22 @@ def test_the_evidence_is_the_card_of_the_release(tiny_release: Path, tmp_path: P
         assert evidence(known, list(known.names), "")[1] == "This release comes without a card."
 
 
+def test_a_card_is_folded_at_its_headings_and_its_tables_scroll() -> None:
+    card = (
+        "# Tiny\n\nA model.\n\n## How good it is\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n### Small\n\n"
+        "```sh\n## no heading\n| no table |\n```\n\n## What it is not for\n\n- patients"
+    )
+    folded = folded_card(card)
+    summaries = re.findall(r"<details( open)?><summary>(.*)</summary>", folded)
+    assert summaries == [(" open", "How good it is"), (" open", "What it is not for"), ("", "Small")]
+    assert folded.count("<div") == folded.count("</div>") == 4, "two columns in a box, and one table"
+    assert "\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n</div>" in folded
+    assert "```sh\n## no heading\n| no table |\n```" in folded
+    assert folded.index("# Tiny") < folded.index("How good it is") < folded.index("What it is not for")
+    assert folded_card("# Tiny\n\nA model.") == "# Tiny\n\nA model.", "nothing to fold"
+    assert folded_card("# A\n\n## B\n\n```\ncode").count("```") == 2, "an open end would hold all that follows"
+
+
 def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_release: Path, tmp_path: Path) -> None:
     measured = shutil.copytree(ROOT / "model_card" / "leukoscope-densenet169-cnmc", tmp_path / "measured")
     metrics = json.loads((measured / "metrics.json").read_text())
@@ -124,6 +141,10 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     people = metrics["evaluations"][0]["metrics"]["subjects"]
     assert html.count("--size:") == len(people) == 41
     assert "28 people, mean 81" in html and "data:image/png" not in html
+    assert "worst person" in html and "100, all" in html and "0, none" in html, "the ends of the axes in words"
+    changes = html.split('class="lk-changes"')[1].split("</ul>")[0].split("</li>")
+    assert "15 % less saturated" in changes[0] and "22 another class" in changes[0], "the worst comes first"
+    assert "391 cells of 41 people" in html
 
 
 def test_an_address_that_cannot_be_listened_at_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

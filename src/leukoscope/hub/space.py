@@ -331,7 +331,12 @@ def _model_settings(release: ReleaseInfo, name: str) -> dict[str, Any]:
                 outcome: text.trust_text(Decision(outcome), metrics) for outcome in (*labels, OUT_OF_DISTRIBUTION)
             },
             "trust_rows": [
-                asdict(row) | {"meters": [asdict(meter) | {"name": meter.name} for meter in row.meters]}
+                {
+                    "name": row.name,
+                    "caveat": row.caveat,
+                    "meters": [asdict(meter) | {"name": meter.name} for meter in row.meters],
+                    "small_changes": row.small_changes,
+                }
                 for row in trust.trust_rows(metrics)
             ],
             "warnings": text.warnings(metrics, has_detector=detector is not None),

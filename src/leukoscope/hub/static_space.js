@@ -498,9 +498,9 @@ function trustTable({labels, words}) {
     return Object.assign(element('th', text), {scope: 'col'})
   }))
   const body = table.createTBody()
-  for (const {people, caveat, meters} of words.trust_rows) {
+  for (const {name, caveat, meters} of words.trust_rows) {
     const row = body.insertRow()
-    const heading = Object.assign(element('th', people), {scope: 'row'})
+    const heading = Object.assign(element('th', name), {scope: 'row'})
     row.append(heading)
     if (meters.length && caveat) heading.append(' ', element('b', caveat, 'lk-earlier'))
     if (!meters.length) row.append(Object.assign(element('td', caveat, 'lk-quiet'), {colSpan: labels.length}))

@@ -107,6 +107,15 @@ def hundred(value: float) -> str:
     return f"{100 * value:.0f}"
 
 
+def of_100(value: float | None, interval: Mapping[str, Any] | None = None) -> str:
+    """A share as a number of 100, with its interval where there is one; a dash for a missing share."""
+    if value is None:
+        return "–"
+    if not interval:
+        return hundred(value)
+    return f"{hundred(value)} ({hundred(interval['low'])}–{hundred(interval['high'])})"
+
+
 def span(interval: Mapping[str, Any] | Sequence[float] | None) -> str:
     """An interval of shares with two digits: more would suggest too much precision. A dash for a missing one.
 

@@ -11,7 +11,17 @@ from typing import Any
 
 from leukoscope.data.registry import cells_of
 from leukoscope.models.release import OF_FIELDS
-from leukoscope.reports.formatting import Table, count, hundred, metric_name, share, span, with_interval, with_span
+from leukoscope.reports.formatting import (
+    Table,
+    count,
+    hundred,
+    metric_name,
+    of_100,
+    share,
+    span,
+    with_interval,
+    with_span,
+)
 
 Metrics = Mapping[str, Any]
 
@@ -121,7 +131,7 @@ def recognised_rows(metrics: Metrics) -> list[RecognisedRow]:
     size = block.get("size_only_baseline")
     if size:
         alone = size.get("recall_by_subject") or {}
-        recognised = tuple(_of_100(alone.get(label), None) for label in labels)
+        recognised = tuple(of_100(alone.get(label), None) for label in labels)
         measured_on = f"cell size alone, the same {_people(block)}"
         rows.append(RecognisedRow("size", measured_on, recognised, share(size.get("auroc_by_subject"))))
     return rows
@@ -149,14 +159,14 @@ def _outside_row(measured_on: str, measured: Metrics, labels: Sequence[str]) -> 
     recognised = []
     for label in labels:
         recall = measured.get(f"recall_{label}_by_subject") or {}
-        recognised.append(_of_100(recall.get("value"), recall))
+        recognised.append(of_100(recall.get("value"), recall))
     return RecognisedRow("outside", measured_on, tuple(recognised), with_span(measured["auroc_by_subject"]))
 
 
 def _unseen_row(block: Metrics, labels: Sequence[str]) -> RecognisedRow:
     """An evaluation on subjects that the networks never saw."""
     by_class = recalls(block)
-    recognised = tuple(_of_100(*by_class.get(label, (None, None))) for label in labels)
+    recognised = tuple(of_100(*by_class.get(label, (None, None))) for label in labels)
     tested = "cross-validation" if block.get("folds") else block["split"]["detail"]
     has_auroc_by_subject = block["metrics"].get("auroc_by_subject") is not None
     auroc = with_interval(block, "auroc_by_subject" if has_auroc_by_subject else "auroc")
@@ -184,19 +194,10 @@ def _worst_change_row(robustness: Metrics, labels: Sequence[str]) -> RecognisedR
     worst = worst_of_families(robustness, "class_changed")[0]
     recalls_of = worst["recall_by_subject"]
     intervals = worst.get("intervals") or {}
-    recognised = tuple(_of_100(recalls_of.get(name), intervals.get(f"recall_{name}_by_subject")) for name in labels)
+    recognised = tuple(of_100(recalls_of.get(name), intervals.get(f"recall_{name}_by_subject")) for name in labels)
     auroc = {"value": worst["auroc_by_subject"], **intervals.get("auroc_by_subject", {"low": None, "high": None})}
     measured_on = f"{count(robustness['cells'])} of these cells, shown {worst['shows']}"
     return RecognisedRow("changed", measured_on, recognised, with_span(auroc))
-
-
-def _of_100(recall: float | None, interval: Metrics | None) -> str:
-    """A recall as a number of 100, with its interval where there is one."""
-    if recall is None:
-        return "–"
-    if not interval:
-        return hundred(recall)
-    return f"{hundred(recall)} ({hundred(interval['low'])}–{hundred(interval['high'])})"
 
 
 def healthy_with_class(metrics: Metrics, labels: Sequence[str] | None = None, outcomes: str = "outcomes") -> str:

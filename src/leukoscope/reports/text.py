@@ -16,6 +16,7 @@ from leukoscope.data.registry import DATASETS, cells_of, meanings_of_labels
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, Decision, Prediction
 from leukoscope.models.map_check import EVIDENCE_METHOD, OCCLUSION_METHOD
 from leukoscope.reports import release_tables
+from leukoscope.reports.formatting import of_100
 
 MEANINGS = meanings_of_labels()
 """What the labels of the registered data sets stand for."""
@@ -264,11 +265,8 @@ def worst_change_text(metrics: Mapping[str, Any]) -> str:
     if not block:
         return "not measured"
     worst = release_tables.worst_of_families(block, "class_changed")[0]
-    interval = (worst.get("intervals") or {}).get("class_changed")
-    ends = ""
-    if interval:
-        ends = f" ({100 * interval['low']:.0f}–{100 * interval['high']:.0f})"
-    return f"another class for {_of_100(worst['class_changed'])}{ends} of 100 cells when {worst['shows']}"
+    cells = of_100(worst["class_changed"], (worst.get("intervals") or {}).get("class_changed"))
+    return f"another class for {cells} of 100 cells when {worst['shows']}"
 
 
 def _of_100(share: float) -> str:

@@ -40,6 +40,7 @@ class TrustRow:
 
     Attributes:
         people: on whom.
+        test: how they were tested, "cross-validation" or "test"; "" for people of an outside check.
         caveat: why it says less than it seems, or why there is none.
         meters: one for each class; none where nothing was measured on people.
         small_changes: what small changes of the picture do to the classes of these people's cells, in one sentence.
@@ -49,6 +50,12 @@ class TrustRow:
     caveat: str = ""
     meters: tuple[Meter, ...] = ()
     small_changes: str = ""
+    test: str = ""
+
+    @property
+    def name(self) -> str:
+        """On whom and how, in words."""
+        return ", ".join(part for part in (self.people, self.test) if part)
 
 
 def trust_rows(metrics: Mapping[str, Any]) -> tuple[TrustRow, TrustRow]:
@@ -83,9 +90,8 @@ def _cross_validation(metrics: Mapping[str, Any]) -> TrustRow:
     measured = release_tables.recalls(evaluation)
     meters = tuple(_meter(label, *measured[label]) for label in shares)
     kind = "cross-validation" if evaluation.get("folds") else "test"
-    return TrustRow(
-        f"{sum(subjects.values())} people, {kind}", meters=meters, small_changes=text.robustness_text(metrics)
-    )
+    people = f"{sum(subjects.values())} people"
+    return TrustRow(people, test=kind, meters=meters, small_changes=text.robustness_text(metrics))
 
 
 def _meter(label: str, share: float, interval: Mapping[str, Any] | None) -> Meter:

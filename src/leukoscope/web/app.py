@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -83,8 +84,10 @@ def build_demo(models: ModelCache) -> gr.Blocks:
             add_endpoints(models)
             part(render("foot.html", classes=meanings_text(labels), privacy=_PRIVACY), "about")
         with gr.Column(elem_id="evidence-page"):
-            table = part("", "evidence", "act.js")
+            table = part("", "evidence", "act.js", "reading.js")
             card = gr.Markdown(elem_id="card")
+        with gr.Column(elem_id="api-page"):
+            part(api_page(models.names), "api", "reading.js")
 
         def on_evidence(visit: Visit, event: gr.EventData) -> tuple[str, str]:
             """The page of all models, with the card of the one that is named, or whose answer is shown."""
@@ -95,6 +98,15 @@ def build_demo(models: ModelCache) -> gr.Blocks:
             component.select(on_evidence, page.visit, [table, card], **PAGE_EVENT)
         page.open_on_load(demo)
     return demo.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUE, api_open=False)
+
+
+def api_page(names: Sequence[str]) -> str:
+    """The calls that a program needs, to be copied; they ask the first of these models."""
+    model = next(iter(names), "owner/name")
+    source, _, _ = model.partition("@")
+    if "/" not in source:
+        source = f"path/to/{source}"
+    return render("api.html", names=names, model=model, source=source)
 
 
 class Endpoints:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from markupsafe import Markup
 from leukoscope import LeukoscopeError
 from leukoscope.models.release import CARD_FILE, ReleaseInfo, read_release
 from leukoscope.reports import release_tables, text, trust
-from leukoscope.reports.formatting import count, data_uri, share, span
+from leukoscope.reports.formatting import count, data_uri, hundred, share, span
 from leukoscope.web.content_policy import card_text
 from leukoscope.web.drawing import colour, render
 from leukoscope.web.model_cache import ModelCache
@@ -22,6 +23,11 @@ from leukoscope.web.model_cache import ModelCache
 _MAPS = {True: "passed our checks", False: "failed our checks", None: "not checked"}
 _SMALLEST_DOT = 6  # CSS pixels
 _LARGEST_DOT = 18
+# Sections of our cards that are open, and which of them stands beside the others.
+_MEASURED = "How good it is"
+_OPEN = (_MEASURED, "What it is not for")
+_HEADING = re.compile(r"#{2,3}\s+(.*)")
+_TABLE_BOX = '<div class="lk-scrolls" tabindex="0" role="group" aria-label="Table">'
 NO_CARD = "This release comes without a card."
 
 
@@ -38,7 +44,7 @@ def release_of(models: ModelCache, name: str) -> ReleaseInfo:
 
 
 def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup, str]:
-    """The table of these models with the figures of the chosen one, as HTML, and its card, as Markdown."""
+    """The table of these models with the figures of the chosen one, as HTML, and its card, as `folded_card`."""
     rows = []
     for name in names:
         try:
@@ -48,13 +54,17 @@ def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup,
     if chosen not in names:
         chosen = next(iter(names), "")
     figures, card = _figures_and_card(models, chosen)
-    people: list[dict[str, Any]] = []
+    metrics: Mapping[str, Any] = {}
     if chosen:
         with suppress(LeukoscopeError):  # its row says what is wrong
-            people = _people_by_class(release_of(models, chosen).metrics)
+            metrics = release_of(models, chosen).metrics
+    people = _people_by_class(metrics)
     if people:
         figures = []  # the card's plot shows the same people
-    html = render("evidence.html", rows=rows, names=names, chosen=chosen, figures=figures, people=people)
+    html = render(
+        "evidence.html", rows=rows, names=names, chosen=chosen, figures=figures, people=people,
+        changes=_small_changes(metrics),
+    )  # fmt: skip
     return html, card
 
 
@@ -90,7 +100,9 @@ def _people_by_class(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """For each class the people whose cells were tested, worst first: share of cells recognised, 0–100, and size."""
     block = release_tables.unseen_evaluation(metrics) or {}
     subjects = (block.get("metrics") or {}).get("subjects") or {}
-    unit = metrics["data"]["unit"] if subjects else ""
+    unit = ""
+    if subjects:
+        unit = metrics["data"]["unit"].replace("subject", "person")
     labels = list(metrics.get("labels") or ())
     drawn = []
     for label in labels:
@@ -102,15 +114,31 @@ def _people_by_class(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
             {
                 "share": round(100 * subject["accuracy"]),
                 "size": min(_LARGEST_DOT, _SMALLEST_DOT + math.sqrt(subject["cells"]) / 2),
-                "title": f"{unit} {name}: {100 * subject['accuracy']:.0f} of 100 of {count(subject['cells'])} cells",
+                "title": f"{unit} {name}: {hundred(subject['accuracy'])} of 100 of {count(subject['cells'])} cells",
             }
             for name, subject in tested
         ]
         mean = sum(subject["accuracy"] for _, subject in tested) / len(tested)
-        people = f"{len(tested)} {'people' if unit == 'subject' else f'{unit}s'}"
-        drawn.append({"label": label, "people": people, "mean": round(100 * mean), "dots": dots,
+        people = f"{len(tested)} {'people' if unit == 'person' else f'{unit}s'}"
+        drawn.append({"label": label, "people": people, "unit": unit, "mean": round(100 * mean), "dots": dots,
                       "colour": colour(label, labels)})  # fmt: skip
     return drawn
+
+
+def _small_changes(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The worst change of each kind, that which changes most classes first: of 100 cells what becomes of how many."""
+    block = metrics.get("robustness")
+    if not block:
+        return None
+    bars = []
+    for change in release_tables.worst_of_families(block, "class_changed"):
+        shares = {
+            "another class": change["class_changed"], "no class": change["abstained"], "refused": change["refused"],
+        }  # fmt: skip
+        numbers = {words: round(100 * share) for words, share in shares.items()}
+        said = [f"{number} {words}" for words, number in numbers.items() if number]
+        bars.append({"shows": change["shows"], "numbers": numbers, "words": " · ".join(said) or "all as before"})
+    return {"cells": count(block["cells"]), "people": block["subjects"], "bars": bars}
 
 
 def _figures_and_card(models: ModelCache, name: str) -> tuple[list[dict[str, str]], str]:
@@ -132,4 +160,58 @@ def _figures_and_card(models: ModelCache, name: str) -> tuple[list[dict[str, str
         # Only a file of the release itself: nothing of the page is fetched from elsewhere.
         if re.fullmatch(r"figures/[\w.-]+\.png", file) and path.is_file():
             figures.append({"title": title, "source": data_uri("image/png", Path(path).read_bytes())})
-    return figures, card_text(card)
+    return figures, folded_card(card_text(card))
+
+
+def folded_card(markdown: str) -> str:
+    """A card in two columns, whose sections can be opened and closed: the important ones are open; tables scroll.
+
+    The result is Markdown with HTML of ours: what is given has none, as `card_text` returns it.
+    """
+    title, *sections = _sections(markdown)
+    if not sections:
+        return markdown
+    sections.sort(key=lambda section: section.heading not in _OPEN)  # the order of the card otherwise
+    measured = [_fold(section) for section in sections if section.heading == _MEASURED]
+    others = [_fold(section) for section in sections if section.heading != _MEASURED]
+    return "\n\n".join(("<div>", "<div>", title.markdown, *measured, "</div>", "<div>", *others, "</div>", "</div>"))
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A part of a card: its heading, "" for what stands before the first one, and what is below it."""
+
+    heading: str
+    markdown: str
+
+
+def _sections(markdown: str) -> list[_Section]:
+    """Split a card at its headings below the title; each of its tables becomes a box that scrolls by itself."""
+    sections = []
+    heading = ""
+    lines: list[str] = []
+    in_code = False
+    in_table = False
+    for line in [*markdown.splitlines(), ""]:
+        in_code = in_code != line.startswith(("```", "~~~"))
+        is_row = line.startswith("|") and not in_code
+        if is_row and not in_table:
+            lines.append(f"{_TABLE_BOX}\n")
+        if in_table and not is_row:
+            lines.append("\n</div>\n")
+        in_table = is_row
+        match = _HEADING.match(line)
+        if match and not in_code:
+            sections.append(_Section(heading, "\n".join(lines)))
+            heading = match[1].strip()
+            lines = []
+        else:
+            lines.append(line)
+    if in_code:  # it would hold all that follows
+        lines.append("```")
+    return [*sections, _Section(heading, "\n".join(lines))]
+
+
+def _fold(section: _Section) -> str:
+    opened = " open" if section.heading in _OPEN else ""
+    return f"<details{opened}><summary>{section.heading}</summary>\n\n{section.markdown}\n\n</details>"

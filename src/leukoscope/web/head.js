@@ -1,4 +1,8 @@
-// For the line on top: switches between cells, evidence and the documentation of the API, which the page's address names.
+// For the line on top: switches between cells, evidence and API, which the page's address names.
+window.lkTabOf = (address) => {
+  const name = new URL(address).searchParams.get('tab')
+  return ['evidence', 'api'].includes(name) ? name : 'cell'
+}
 window.lkTab = (name) => {
   document.body.dataset.lkTab = name
   for (const link of document.querySelectorAll('.lk-head [data-tab]')) {
@@ -10,14 +14,8 @@ window.lkTab = (name) => {
 document.addEventListener('click', (event) => {
   const link = event.target.closest('[data-tab]')
   if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return
-  const opensApi = document.querySelector('footer button.show-api')
-  if (link.dataset.tab === 'api' && !opensApi) return
   event.preventDefault()
-  if (link.dataset.tab === 'api') {
-    opensApi.click()
-    return
-  }
   window.lkTab(link.dataset.tab)
   window.lkAddress?.()
 })
-window.lkTab(new URLSearchParams(location.search).get('tab') === 'evidence' ? 'evidence' : 'cell')
+window.lkTab(window.lkTabOf(location))

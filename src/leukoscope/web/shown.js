@@ -4,7 +4,7 @@ const open = () => element.querySelector('[data-model]')?.dataset
 window.lkAddress = (change = location.search ? 'pushState' : 'replaceState') => {
   const to = new URL(location)
   const shown = open() ?? {}
-  const tab = document.body.dataset.lkTab === 'evidence' ? 'evidence' : ''
+  const tab = document.body.dataset.lkTab === 'cell' ? '' : document.body.dataset.lkTab
   for (const [name, value] of Object.entries({model: shown.model, tab, example: shown.example})) {
     if (value) to.searchParams.set(name, value)
     else to.searchParams.delete(name)
@@ -27,7 +27,7 @@ addEventListener('pagehide', () => {
 })
 addEventListener('popstate', ({state}) => {
   const to = new URL(location).searchParams
-  const tab = to.get('tab') === 'evidence' ? 'evidence' : 'cell'
+  const tab = window.lkTabOf(location)
   if (tab !== document.body.dataset.lkTab) {
     window.lkTab(tab)
     return

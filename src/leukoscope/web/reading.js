@@ -1,0 +1,21 @@
+// For Evidence and API: leads to a part of the page, copies an example, opens Gradio's own view of the API.
+element.addEventListener('click', (event) => {
+  const {to} = event.target.closest('[data-to]')?.dataset ?? {}
+  if (to) {
+    const part = document.getElementById(to)
+    part.scrollIntoView()
+    part.focus({preventScroll: true})
+  }
+  const copy = event.target.closest('[data-copy-code]')
+  if (copy) {
+    navigator.clipboard?.writeText(copy.parentElement.querySelector('pre').textContent).then(() => {
+      copy.textContent = 'Copied'
+    })
+  }
+  const gradios = document.querySelector('footer button.show-api')
+  if (gradios && event.target.closest('[data-all-parameters]')) {
+    event.preventDefault()
+    gradios.click()
+  }
+})
+for (const place of element.querySelectorAll('[data-address]')) place.textContent = `${location.origin}${location.pathname}`

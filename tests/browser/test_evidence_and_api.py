@@ -1,0 +1,100 @@
+"""Evidence and API in Chromium: what folds, scrolls and leads somewhere; what the page says to call really answers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from leukoscope.synthetic import example_cell
+
+pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
+ROOT = Path(__file__).parents[2]
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+LOOKS: list[dict[str, Any]] = [{"viewport": {"width": 1280, "height": 720}}, PHONE]
+# Words that are broken between two letters: their last part is on another line.
+_BROKEN_WORDS = """() => [...document.querySelectorAll('#evidence-page :is(th, td, summary, dt)')].flatMap((cell) => {
+  const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT)
+  const broken = []
+  while (texts.nextNode()) for (const match of texts.currentNode.data.matchAll(/[a-z]+/g)) {
+    const range = document.createRange()
+    range.setStart(texts.currentNode, match.index)
+    range.setEnd(texts.currentNode, match.index + match[0].length)
+    if (new Set([...range.getClientRects()].map((box) => box.top)).size > 1) broken.push(match[0])
+  }
+  return broken
+})"""
+
+
+def opened(visits: Callable[..., Any], name: str, shows: str, **look: Any) -> Any:
+    """The page of this tab."""
+    page = visits(**look).page
+    page.get_by_role("link", name=name).first.click()
+    page.locator(shows).first.wait_for()
+    return page
+
+
+@pytest.mark.parametrize("look", LOOKS, ids=["laptop", "phone"])
+def test_evidence_folds_scrolls_in_its_boxes_and_breaks_no_word(
+    visits: Callable[..., Any], look: dict[str, Any]
+) -> None:
+    page = opened(visits, "Evidence", "#card h1", **look)
+    summaries = page.locator("#card summary")
+    opens = {
+        summaries.nth(number).inner_text(): summaries.nth(number).evaluate("one => one.parentElement.open")
+        for number in range(summaries.count())
+    }
+    assert opens.pop("How good it is") and opens.pop("What it is not for")
+    assert len(opens) >= 5 and not any(opens.values())
+    page.locator("#card summary", has_text="Use it").click()
+    assert page.locator("#card pre").first.is_visible()
+    closed = page.locator("#card details:not([open]) > summary")
+    while closed.count():
+        closed.first.click()
+    for text in page.locator("#card pre").all():
+        assert text.evaluate("one => one.scrollWidth <= one.clientWidth"), "a line of code is cut"
+    assert page.evaluate(_BROKEN_WORDS) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= look["viewport"]["width"]
+    page.get_by_role("button", name="Small changes").click()
+    box = page.locator("#lk-small-changes").bounding_box()
+    assert 0 <= box["y"] < look["viewport"]["height"] / 2, "its heading is in sight, below the line on top"
+    small = page.evaluate(
+        "[...document.querySelectorAll('#evidence-page :is(button:not(.copy_code_button), summary)')]"
+        ".filter(one => one.checkVisibility() && one.getBoundingClientRect().height < 43.5)"
+        ".map(one => one.textContent)"
+    )
+    assert not look.get("is_mobile") or small == []
+
+
+def test_the_calls_of_the_api_page_answer(visits: Callable[..., Any], tmp_path: Path) -> None:
+    page = opened(visits, "API", "#api pre")
+    page.wait_for_url("**tab=api**")
+    Image.fromarray(example_cell("ALL", 0)).save(tmp_path / "cell.png")
+    calls = page.locator("#api pre")
+    code = [calls.nth(number).text_content().replace("path/to", str(ROOT / "model_card")) for number in range(3)]
+    assert page.url.partition("?")[0] in code[0] and page.url.partition("?")[0] in code[1]
+    commands = [[sys.executable, "-c", code[0]], ["bash", "-ec", code[1]], [sys.executable, "-c", code[2]]]
+    answers = [
+        subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300) for command in commands
+    ]
+    assert [answer.returncode for answer in answers] == [0, 0, 0], [answer.stderr[-500:] for answer in answers]
+    python, curl, pipeline = (answer.stdout for answer in answers)
+    assert "Loaded as API" not in python.splitlines()[-1] and python.splitlines()[-1].startswith("ALL {")
+    assert "event: complete" in curl and '["ALL"' in curl
+    assert pipeline.splitlines()[-1].startswith("[{'label': 'ALL'")
+
+
+def test_a_call_is_copied_and_gradios_own_view_opens(visits: Callable[..., Any]) -> None:
+    page = opened(visits, "API", "#api pre")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#api [data-copy-code]").first.click()
+    page.locator("#api [data-copy-code]", has_text="Copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith("from gradio_client") and page.url.partition("?")[0] in copied
+    page.locator("[data-all-parameters]").click()
+    page.locator(".api-docs").wait_for()
