@@ -26,9 +26,17 @@ from leukoscope.inference.ood import picture_statistics
 from leukoscope.inference.prediction import NOT_A_CELL, OUT_OF_DISTRIBUTION, Prediction
 from leukoscope.models.release import read_release
 from leukoscope.reports.formatting import encoded
-from leukoscope.reports.text import FOREIGN_VERDICT, MAP_CAVEAT, decision_text, foreign_text
-from leukoscope.reports.trust import trust_rows
+from leukoscope.reports.text import (
+    FOREIGN_VERDICT,
+    MAP_CAVEAT,
+    ORIENTATIONS,
+    decision_text,
+    foreign_text,
+    in_training_text,
+)
+from leukoscope.reports.trust import training_subject, trust_rows
 from leukoscope.synthetic import EXAMPLE_CELLS, draw_cell, example_cell
+from leukoscope.web.answer import views_of
 from served import watched
 from zips import cell_png, png
 
@@ -196,10 +204,53 @@ def test_the_map_lies_over_the_picture_as_the_predictor_draws_it(
         ours = np.asarray(image.convert("RGB"))
     theirs = np.asarray(predictor(path, explain=True, method="evidence").overlay())
     assert ours.shape == theirs.shape
-    # All but the thin lines, which the page draws otherwise or not at all.
-    assert (np.abs(ours.astype(int) - theirs).max(axis=2) <= 3).mean() > 0.95
+    assert (np.abs(ours.astype(int) - theirs).max(axis=2) <= 3).mean() > 0.999, "its lines, too"
     assert (ours.max(axis=2) - ours.min(axis=2) > 60).mean() > 0.02
     assert page.locator("#map-of").text_content().endswith(MAP_CAVEAT)
+
+
+def test_a_cell_is_shown_in_its_eight_orientations_with_what_is_said_of_each(page: Any, tmp_path: Path) -> None:
+    path = tmp_path / "cell.png"
+    pixels = example_cell("HEM", 1)[:, 20:]
+    Image.fromarray(pixels).save(path)
+    ask(page, path)
+    page.locator("[data-view=turned]").click()
+    forms = page.locator("#forms li")
+    assert forms.count() == 8 and page.locator("#stage-of").is_hidden()
+    assert [forms.nth(number).locator("span").inner_text() for number in range(8)] == list(ORIENTATIONS)
+    assert re.fullmatch(r"(not sure \()?(HEM|ALL) \D?\d+\s%\)?", forms.nth(5).locator("b").inner_text())
+    drawn = page.evaluate("[...document.querySelectorAll('#forms canvas')].map(one => one.toDataURL())")
+    for ours, theirs in zip(drawn, views_of(Image.fromarray(pixels)), strict=True):
+        with Image.open(io.BytesIO(base64.b64decode(ours.partition(",")[2]))) as image:
+            side = image.width / theirs.width
+            assert image.height == pytest.approx(theirs.height * side, abs=1)
+            small = np.asarray(theirs.resize(image.size, Image.Resampling.BILINEAR)).astype(int)
+            assert np.abs(np.asarray(image.convert("RGB")) - small).mean() < 3
+    page.locator("[data-view=cell]").click()
+    assert page.locator("#stage-of").is_visible() and page.locator("#forms").is_hidden()
+
+
+def test_a_refused_picture_says_how_far_it_is_by_colour_texture_and_shape(
+    page: Any, predictor: Predictor, tmp_path: Path
+) -> None:
+    path = tmp_path / "smear.png"
+    Image.fromarray(draw_cell("ALL", subject=1, cell=1, background="smear").image).save(path)
+    assert ask(page, path)["outcome"] == OUT_OF_DISTRIBUTION
+    assert predictor.ood is not None
+    distances = predictor.ood.group_distances(predictor.release.preprocessing.frame(open_image(path)))
+    rows = page.locator("#distances li")
+    assert rows.locator("span").all_inner_texts() == ["colour", "texture", "size and outline"]
+    shown = [float(times.removesuffix(" ×")) for times in rows.locator("b").all_inner_texts()]
+    assert shown == pytest.approx(list(distances.values()), abs=0.06)
+    assert page.locator("#views").is_hidden(), "nothing but the picture is shown"
+
+
+def test_a_file_named_after_a_person_of_the_training_gets_the_caveat(page: Any, tmp_path: Path) -> None:
+    for name, subject in (("UID_11_3_1_all.png", "11"), ("UID_H12_2_1_hem.png", "H12"), ("UID_999_1_1_all.png", "")):
+        Image.fromarray(example_cell("ALL", 0)).save(tmp_path / name)
+        ask(page, tmp_path / name)
+        assert training_subject(read_release(RELEASE).metrics, name) == subject
+        assert (in_training_text(subject) in page.locator("#notes").text_content()) == bool(subject), name
 
 
 def test_another_model_is_downloaded_only_when_it_is_chosen(chromium: Any, address: str) -> None:

@@ -65,6 +65,8 @@ def test_one_command_publishes_everything_and_again_changes_nothing(
         assert f'model="{model}"' in card
         assert "path/to" not in card
         ModelCard(card).validate()
+    on_the_page = json.loads(hub.content(spaces[0], "releases.json"))["models"]
+    assert [model["name"] for model in on_the_page] == models, "the default model answers when the page opens"
     assert hub.repository(spaces[1]).hardware == "zero-a10g"
     assert hub.content(spaces[1], "models.txt").decode() == "".join(f"{model}@{TAG}\n" for model in models)
     benchmark = "lab/cnmc2019-subjects"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -155,16 +156,17 @@ def test_what_is_no_space_or_a_clone_of_one_is_left_alone(space: Path, tmp_path:
 # --- a static page --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("words", "problem"),
-    [
-        (["a/b", "c/d", "--static"], "--static: got 2 models (a/b, c/d); name one"),
-        (["a/b", "--onnxruntime_web", "node"], "--onnxruntime_web node: is for a static page; add --static"),
-    ],
-)
-def test_flags_that_exclude_each_other_are_named(tmp_path: Path, words: list[str], problem: str) -> None:
-    done = run(*words, "--output", str(tmp_path / "page"))
+def test_flags_that_exclude_each_other_are_named(tmp_path: Path) -> None:
+    done = run("a/b", "--onnxruntime_web", "node", "--output", str(tmp_path / "page"))
+    problem = "--onnxruntime_web node: is for a static page; add --static"
     assert (done.exit_code, done.stderr) == (1, f"error: {problem}\n")
+
+
+def test_a_static_page_takes_several_models_each_of_its_own_name(tiny_release: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    copies = [str(shutil.copytree(tiny_release, tmp_path / name / "cells")) for name in ("a", "b")]
+    done = run(*copies, "--static", "--output", str(tmp_path / "page"))
+    assert (done.exit_code, done.stderr) == (1, "error: cells: two models have this name; name each once\n")
 
 
 @pytest.mark.parametrize("content", [None, b"another version"])

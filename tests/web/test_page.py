@@ -28,7 +28,7 @@ from leukoscope.web.page import BROKEN, FAILED, Page
 from leukoscope.web.smear import Smear, example_smear, read_smear
 from leukoscope.web.upload import OWN_FOLDER
 from leukoscope.web.views import STAGE_VIEWS
-from leukoscope.web.visit import DELETED, KEPT_CELLS, Visit
+from leukoscope.web.visit import DELETED, RECENT_CELLS, Visit
 from zips import cell_png, pack, upload_folder
 
 EMBEDDED = Path(__file__).parents[2] / "model_card"
@@ -169,7 +169,19 @@ def test_a_question_that_fails_leaves_what_was_shown_and_an_older_failure_is_not
 
 @pytest.mark.parametrize(
     "act",
-    ["", "row", "row:x", "row:-99", "row:77", "kept:5", "cell:1", "example:x", "view:lost", "pitch:nan", "__init__:1"],
+    [
+        "",
+        "row",
+        "row:x",
+        "row:-99",
+        "row:77",
+        "recent:5",
+        "cell:1",
+        "example:x",
+        "view:lost",
+        "pitch:nan",
+        "__init__:1",
+    ],
 )
 def test_what_no_button_of_ours_says_changes_nothing(page: Page, act: str) -> None:
     visit = Visit()
@@ -258,7 +270,7 @@ def test_a_smear_is_read_and_a_cell_of_it_leads_back(page: Page) -> None:
     text = shown(page, click(page, visit, "cell:1"))
     assert text.count("Back to the smear") == 2 and ">← Smear</button>" in text and ">Cell 2</span>" in text
     assert isinstance(on_stage(visit)[0], Answer) and on_stage(visit)[1] is read
-    assert not visit.kept, "it is opened again from its smear"
+    assert not visit.recent, "it is opened again from its smear"
     shown(page, click(page, visit, "back"))
     assert on_stage(visit) == (read, None)
     shown(page, click(page, visit, "read:other"))
@@ -395,12 +407,12 @@ def test_a_visit_keeps_its_newest_cells_once_each(page: Page) -> None:
     visit = Visit()
     for number in (1, 2, 3, 1):
         list(click(page, visit, f"example:{number}"))
-    assert [one.picture.example for one in visit.kept] == [1, 3, 2]
-    list(click(page, visit, "kept:2"))
+    assert [one.picture.example for one in visit.recent] == [1, 3, 2]
+    list(click(page, visit, "recent:2"))
     assert isinstance(visit.scene.content, Answer) and visit.scene.content.picture.example == 2
     for _ in range(20):
-        visit.keep(Answer(Picture(example(1).image.copy(), "")))
-    assert len(visit.kept) == KEPT_CELLS
+        visit.remember(Answer(Picture(example(1).image.copy(), "")))
+    assert len(visit.recent) == RECENT_CELLS
 
 
 def test_no_model_at_all_is_told() -> None:

@@ -148,8 +148,6 @@ def space(
     from leukoscope.models.hub_download import find_release
     from leukoscope.models.release import local_release, read_release
 
-    if static and len(models) > 1:
-        raise ConfigError(f"--static: got {len(models)} models ({', '.join(models)}); name one")
     if onnxruntime_web and not static:
         raise ConfigError(f"--onnxruntime_web {onnxruntime_web}: is for a static page; add --static")
     if static:

@@ -30,7 +30,7 @@ from leukoscope.data.images import is_cut_out
 from leukoscope.data.registry import cells_of
 from leukoscope.files import atomic_folder, disk_errors, is_git_clone, resource_file
 from leukoscope.hub.publish import Destination, Published, reason, upload
-from leukoscope.inference.gradcam import map_colours
+from leukoscope.inference.gradcam import FRAME_RGB, OUTLINE_RGB, map_colours
 from leukoscope.inference.graph import ONNX_GRAPH, write_onnx
 from leukoscope.inference.ood import STATISTIC_GROUPS, OodDetector
 from leukoscope.inference.prediction import (
@@ -297,6 +297,10 @@ def _shared_settings() -> dict[str, Any]:
         "firm": text.FIRM,
         "verdicts": {ABSTAIN: text.SHORT[ABSTAIN], OUT_OF_DISTRIBUTION: text.FOREIGN_VERDICT},
         "foreign": {"parts": text.FOREIGN_PARTS, "sentence": text.FOREIGN_SENTENCE},
+        "in_training": text.in_training_text("{subject}"),
+        "orientations": text.ORIENTATIONS,
+        "statistic_groups": text.STATISTIC_GROUP_NAMES,
+        "line_colours": {"outline": OUTLINE_RGB, "frame": FRAME_RGB},
         "map_caveat": text.MAP_CAVEAT,
     }
 
@@ -323,6 +327,7 @@ def _model_settings(release: ReleaseInfo, name: str) -> dict[str, Any]:
         "ood": detector,
         "maps_passed": trust.maps_passed(metrics),
         "map_check": check.text,
+        "training_subjects": trust.training_subjects(metrics),
         "words": {
             "meanings": {label: text.MEANINGS.get(label, "") for label in labels},
             "cells_of": {label: cells_of(label) for label in labels},

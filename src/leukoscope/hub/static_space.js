@@ -8,6 +8,7 @@ const BLACK_SHARE = 0.05
 const MIN_SIDE = 8
 const MAX_SIDE_RATIO = 10
 const MAX_PIXELS = 30e6
+const FORM_SIDE = 200
 const TYPES = ['image/png', 'image/jpeg', 'image/webp', 'image/bmp', 'image/x-ms-bmp', '']
 const $ = (id) => document.getElementById(id)
 
@@ -200,10 +201,12 @@ function gridStatistics({width: size, data}, step, down, across) {
 function oodChecks(pixels, {mean, deviation, inverse, limit, groups}) {
   const standard = pictureStatistics(pixels).map((value, k) => (value - mean[k]) / deviation[k])
   const squared = (values, matrix) => sum(values.map((a, i) => a * sum(values.map((b, j) => matrix[i][j] * b))))
-  const far = groups.map(({name, first, inverse: own}) => {
-    return [squared(standard.slice(first, first + own.length), own) / own.length, name]
+  const distances = groups.map(({name, first, inverse: own}) => {
+    const part = standard.slice(first, first + own.length)
+    return {name, times: Math.sqrt(squared(part, own) / own.length)}
   })
-  return {score: Math.sqrt(squared(standard, inverse)) / limit, group: far.sort((a, b) => b[0] - a[0])[0][1]}
+  const [{name: group}] = [...distances].sort((a, b) => b.times - a.times)
+  return {score: Math.sqrt(squared(standard, inverse)) / limit, group, distances}
 }
 
 // --- inference/gradcam.py -------------------------------------------------------------------------------------------
@@ -215,7 +218,47 @@ function shareOnCell(map, {width, data}) {
   return sum(wide.filter((_, pixel) => cell[pixel])) / sum(wide)
 }
 
-function drawOverlay(image, map, peak, [left, top, right, bottom], colours) {
+// Where all of a square about a pixel, as far as it lies in the picture, is 1: `reach` pixels to each side.
+function eroded(mask, width, height, reach) {
+  const along = (source, lines, length, place) => {
+    const inner = new Uint8Array(source.length)
+    for (let line = 0; line < lines; line++) {
+      const before = new Uint32Array(length + 1)
+      for (let k = 0; k < length; k++) before[k + 1] = before[k] + source[place(line, k)]
+      for (let k = 0; k < length; k++) {
+        const first = Math.max(0, k - reach)
+        const end = Math.min(length, k + reach + 1)
+        inner[place(line, k)] = before[end] - before[first] === end - first
+      }
+    }
+    return inner
+  }
+  const rows = along(mask, height, width, (y, x) => y * width + x)
+  return along(rows, width, height, (x, y) => y * width + x)
+}
+
+// The cell's outline and the frame of what the network sees, as thin lines over a drawn map.
+function drawLines(drawn, image, [x0, y0, x1, y1], framed, {outline, frame}) {
+  const {width, height} = image
+  const paint = (x, y, colour) => drawn.data.set(colour, 4 * (y * width + x))
+  const shorter = Math.min(width, height)
+  const cell = Uint8Array.from({length: width * height}, (_, pixel) => brightest(image.data, pixel) > BACKGROUND_LEVEL)
+  const inside = sum(cell)
+  if (inside && 1 - inside / cell.length >= BLACK_SHARE) {
+    const inner = eroded(cell, width, height, 1 + Math.floor(shorter / 300))
+    for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) {
+      const pixel = y * width + x
+      if (cell[pixel] && !inner[pixel]) paint(x, y, outline)
+    }
+  }
+  if (!framed) return
+  const thick = Math.max(1, rint(shorter / 200))
+  for (let y = y0; y < y1; y++) for (let x = x0; x < x1; x++) {
+    if (Math.min(x - x0, y - y0, x1 - 1 - x, y1 - 1 - y) < thick) paint(x, y, frame)
+  }
+}
+
+function drawOverlay(image, map, peak, [left, top, right, bottom], {colours, line_colours: lines}) {
   const x0 = Math.max(0, rint(left))
   const x1 = Math.min(image.width, rint(right))
   const y0 = Math.max(0, rint(top))
@@ -238,6 +281,8 @@ function drawOverlay(image, map, peak, [left, top, right, bottom], colours) {
     for (let c = 0; c < 3; c++) drawn.data[4 * pixel + c] = grey * (1 - cover) + colour[c] * cover
     drawn.data[4 * pixel + 3] = 255
   }
+  const framed = right - left <= image.width - 1 || bottom - top <= image.height - 1
+  drawLines(drawn, image, [x0, y0, x1, y1], framed, lines)
   return drawn
 }
 
@@ -367,7 +412,7 @@ async function predict(model, session, {name, image, pixels, box}, views) {
   const decided = decide(probabilities, ood, data ? shareOnCell(mapOf(best), pixels) : null, shorter, model)
   const decisions = sharesOfViews.map((shares) => decide(shares, ood, null, shorter, model).outcome)
   return {
-    best, decisions, likely: likely.map((place) => labels[place]), box,
+    best, decisions, sharesOfViews, likely: likely.map((place) => labels[place]), box, distances: ood?.distances,
     maps: data && decided.outcome !== 'out of distribution' ? labels.map((_, place) => mapOf(place)) : null,
     peak: data ? data.reduce((a, b) => Math.max(a, b)) : 0,
     answer: {
@@ -448,22 +493,31 @@ function stand({name, image, rgba}) {
   Object.assign($('stage-of').dataset, {source: asked, zoom: dark ? enlarged(image) : 1})
   $('stage-of').style.setProperty('--ratio', image.width / image.height)
   chosenView = mapLabel = ''
-  drawMap(null)
-  $('stage-of').hidden = false
+  drawStage(null)
 }
 
-// The map of a prediction over the picture, beyond the divider; without maps, the plain cell.
-function drawMap(prediction) {
+// What the visitor chose to see of a prediction: the cell, its eight orientations, or the map over the cell, beyond the
+// divider. A refused picture, or one that is being read, is shown as it is.
+function drawStage(prediction) {
   const model = models[opened]
   const maps = prediction?.maps
-  const mapped = Boolean(maps) && (chosenView || (model.maps_passed === true ? 'map' : 'cell')) === 'map'
-  $('views').hidden = !maps
-  for (const button of $('views').children) button.ariaPressed = String((button.dataset.view === 'map') === mapped)
+  const offered = prediction && prediction.answer.views === 8 && prediction.answer.outcome !== 'out of distribution'
+  let name = chosenView || (model.maps_passed === true ? 'map' : 'cell')
+  if (!offered || (name === 'map' && !maps)) name = 'cell'
+  const mapped = name === 'map'
+  $('views').hidden = !offered
+  for (const button of $('views').children) {
+    button.ariaPressed = String(button.dataset.view === name)
+    button.hidden = button.dataset.view === 'map' && !maps
+  }
+  $('stage-of').hidden = name === 'turned'
+  $('forms').hidden = name !== 'turned'
+  if (name === 'turned') drawTurned(model, prediction)
   for (const id of ['over', 'divider', 'tools']) $(id).hidden = !mapped
   if (mapped) {
     const label = model.labels.includes(mapLabel) ? mapLabel : model.labels[prediction.best]
     const map = maps[model.labels.indexOf(label)]
-    show($('overlay'), drawOverlay(current.picture.image, map, prediction.peak, prediction.box, model.colours))
+    show($('overlay'), drawOverlay(current.picture.image, map, prediction.peak, prediction.box, model))
     $('overlay').ariaLabel = `Map for ${label}`
     $('maps-failed').hidden = $('strength').hidden = model.maps_passed !== false
     $('map-labels').replaceChildren(...model.labels.flatMap((name, place) => {
@@ -478,6 +532,57 @@ function drawMap(prediction) {
     }))
   }
   view.draw()
+}
+
+// web/views.py: the picture in its eight orientations, and what the model says of each.
+function drawTurned({labels, orientations}, {sharesOfViews, decisions, likely}) {
+  const source = $('cell')
+  const dark = $('under').classList.contains('lk-dark')
+  const scale = Math.min(1, FORM_SIDE / Math.max(source.width, source.height))
+  $('forms').querySelector('ul').replaceChildren(...orientations.map((title, view) => {
+    const form = element('li', '')
+    const label = likely[view]
+    const words = `${label} ${percent(sharesOfViews[view][labels.indexOf(label)])}`
+    const said = labels.includes(decisions[view]) ? words : `not sure (${words})`
+    form.style.setProperty('--c', classColour(labels.indexOf(decisions[view])))
+    const frame = element('div', '', dark ? 'lk-dark' : '')
+    frame.append(orientation(source, view, scale, title))
+    form.append(frame, element('b', said), element('span', title))
+    return form
+  }))
+}
+
+// A picture in one of the eight orientations: mirrored or not, then turned anticlockwise.
+function orientation(source, view, scale, title) {
+  const [width, height] = [source.width, source.height].map((edge) => Math.max(1, rint(edge * scale)))
+  const canvas = document.createElement('canvas')
+  Object.assign(canvas, {width: view % 2 ? height : width, height: view % 2 ? width : height, role: 'img', ariaLabel: title})
+  const context = canvas.getContext('2d')
+  context.translate(canvas.width / 2, canvas.height / 2)
+  context.rotate(-view % 4 * Math.PI / 2)
+  if (view > 3) context.scale(-1, 1)
+  context.drawImage(source, -width / 2, -height / 2, width, height)
+  return canvas
+}
+
+// How far a refused picture is from the training cells by colour, texture and shape: web/stage.py.
+function distanceBars(distances, names) {
+  const longest = Math.max(4, ...distances.map(({times}) => times))
+  return distances.map(({name, times}) => {
+    const row = element('li', '')
+    const bar = Object.assign(element('i', ''), {ariaHidden: 'true'})
+    bar.style.setProperty('--v', `${100 * times / longest}%`)
+    bar.style.setProperty('--usual', `${100 / longest}%`)
+    row.append(element('span', names[name]), bar, element('b', `${times.toFixed(1)} ×`))
+    return row
+  })
+}
+
+// reports/trust.py: the person that a file's name gives, where one of that name trained the model; else "".
+function trainingSubject({training_subjects: subjects}, name) {
+  const number = (subject) => subject.replace(/^0+(?=\d)/, '')
+  const subject = name.match(/UID_(H?\d+)_/)?.[1] ?? ''
+  return subject && subjects.some((trained) => number(trained) === number(subject)) ? subject : ''
 }
 
 function shareRows(model, probabilities) {
@@ -543,7 +648,8 @@ function present(model, prediction) {
   $('outcome').textContent = verdictOf(model, prediction)
   $('result').style.setProperty('--c', classColour(labels.indexOf(outcome)))
   const because = refused ? foreign(answer.reasons, model.foreign) : answer.reasons.map(({text}) => text).join(' ')
-  const caveats = [...words.warnings, because].filter(Boolean)
+  const subject = trainingSubject(model, answer.source)
+  const caveats = [...words.warnings, subject && model.in_training.replace('{subject}', subject), because].filter(Boolean)
   $('notes').replaceChildren(...caveats.map((text) => element('li', text)))
   $('notes').hidden = !caveats.length
   $('shares').hidden = !hasClass
@@ -556,6 +662,9 @@ function present(model, prediction) {
     part.style.setProperty('--c', classColour(k))
     return part
   }))
+  const distances = refused && prediction.distances || []
+  $('distances').replaceChildren(...distanceBars(distances, model.statistic_groups))
+  $('distances').hidden = $('usual').hidden = !distances.length
   $('orientations').hidden = refused
   $('dots').replaceChildren(...Array.from({length: 8}, (_, k) => {
     const dot = element('i', '')
@@ -570,7 +679,7 @@ function present(model, prediction) {
   $('map-of').textContent = maps ? `Map for ${labels[best]}. ${model.map_check} ${model.map_caveat}` : refused ? '' : aboutMaps
   const about = [`Model ${model.name}${model.revision ? `, ${model.revision.slice(0, 12)}` : ''}`, words.trained_on]
   $('about').textContent = `${about.filter(Boolean).join('. ')}.`
-  drawMap(prediction)
+  drawStage(prediction)
   URL.revokeObjectURL($('save').href)
   $('save').href = URL.createObjectURL(new Blob([JSON.stringify(answer, null, 1)], {type: 'application/json'}))
   $('result').dataset.views = views
@@ -657,7 +766,7 @@ async function choose(number) {
   const prediction = current?.answers.get(number)
   if (!prediction) {
     $('result').hidden = $('acts').hidden = true
-    drawMap(null)
+    drawStage(null)
   }
   draw()
   document.querySelector('.lk-answer').focus() // the line that was pressed is another model's now
@@ -682,7 +791,7 @@ async function answer(blob, name, tile = null) {
     if (turn !== asked) return
     current = null
     work(false)
-    $('stage-of').hidden = $('views').hidden = $('tools').hidden = $('brighter').hidden = true
+    $('stage-of').hidden = $('forms').hidden = $('views').hidden = $('tools').hidden = $('brighter').hidden = true
     $('caption').textContent = ''
     presentOthers()
     tell(error.message, true)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _COLORMAP = "inferno"
 _COLDEST = 0.35
 # Okabe & Ito's blue stands out equally from a black background and from a pale smear; their sky blue from the map.
-_FRAME_RGB = (0, 114, 178)
-_OUTLINE_RGB = (86, 180, 233)
+FRAME_RGB = (0, 114, 178)
+OUTLINE_RGB = (86, 180, 233)
 BLACK_SHARE = 0.05
 """Of a picture at least; with less, it shows no cell cut out on black."""
 
@@ -145,10 +145,10 @@ def overlay(
         # Not `np.logical_and.reduce`, which copies all shifts: a gigabyte for a photograph.
         inner = reduce(np.logical_and, (padded[shift : shift + len(cell)] for shift in range(side)))
         inner = reduce(np.logical_and, (inner[:, shift : shift + cell.shape[1]] for shift in range(side)))
-        drawn.paste(_OUTLINE_RGB, mask=Image.fromarray(cell & ~inner))
+        drawn.paste(OUTLINE_RGB, mask=Image.fromarray(cell & ~inner))
     if right - left <= image.width - 1 or bottom - top <= image.height - 1:
         corners = (columns.start, rows.start, columns.stop - 1, rows.stop - 1)
-        ImageDraw.Draw(drawn).rectangle(corners, outline=_FRAME_RGB, width=max(1, round(min(drawn.size) / 200)))
+        ImageDraw.Draw(drawn).rectangle(corners, outline=FRAME_RGB, width=max(1, round(min(drawn.size) / 200)))
     return drawn
 
 

@@ -30,6 +30,9 @@ SHORT = {
 }
 FOREIGN_PARTS = {"ood_colour": "colour", "ood_texture": "texture", "ood_shape": "size or outline"}
 """Code of a reason → what of a picture is unlike the training cells."""
+STATISTIC_GROUP_NAMES = {"colour": "colour", "texture": "texture", "shape": "size and outline"}
+"""Group of the OOD detector's statistics → its name beside the bar of its distance."""
+ORIENTATIONS = ("as given", "90°", "180°", "270°", "mirrored", "mirrored, 90°", "mirrored, 180°", "mirrored, 270°")
 FOREIGN_VERDICT = "No class: unlike the cells it knows"
 FOREIGN_SENTENCE = (
     "Its {part} is unlike that of the training cells: the picture is {times} times as far from them as 98 of 100 of "
@@ -317,6 +320,11 @@ def weak_map_text(maps: Mapping[str, np.ndarray], label: str, weak: float | None
         return ""
     share = percent(strengths[label] / strengths[strongest])
     return f"Little evidence: it amounts to {share} of what speaks for {strongest}."
+
+
+def in_training_text(subject: str) -> str:
+    """The caveat of a cell whose file's name gives a person of the training."""
+    return f"Trained on a person called {subject}: if this is the same, the answer is too good."
 
 
 def warnings(metrics: Mapping[str, Any], *, has_detector: bool) -> tuple[str, ...]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from leukoscope.data.registry import cells_of
+from leukoscope.data.registry import DATASETS, cells_of
 from leukoscope.evaluation.overlap import same_subject, trainings_of
 from leukoscope.models.map_check import OCCLUSION_METHOD, MapCheck
 from leukoscope.reports import release_tables, text
@@ -121,3 +121,16 @@ def training_subject(metrics: Mapping[str, Any], name: str) -> str:
         if same_subject(past["name"], subject) in trained:
             return subject
     return ""
+
+
+def training_subjects(metrics: Mapping[str, Any]) -> list[str]:
+    """Every name for which `training_subject` finds a person, for a page that cannot ask it."""
+    names: set[str] = set()
+    for past in trainings_of(metrics):
+        subjects = {str(name) for name in past["subjects"]}
+        trained = {same_subject(past["name"], name) for name in subjects}
+        aliases: Iterable[str] = ()
+        if past["name"] in DATASETS:
+            aliases = DATASETS[past["name"]].subject_aliases
+        names |= subjects | {alias for alias in aliases if same_subject(past["name"], alias) in trained}
+    return sorted(names)

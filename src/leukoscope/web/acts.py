@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 # Acts without a value, with a number from 0, with a text, and with one of both.
 _PLAIN = frozenset({"smear", "people", "back", "stop"})
-_NUMBERED = frozenset({"example", "kept", "row", "cell"})
+_NUMBERED = frozenset({"example", "recent", "row", "cell"})
 _NAMED = frozenset({"view", "label", "read", "save", "add"})
 
 

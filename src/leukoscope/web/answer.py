@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.ndimage import binary_fill_holes
 from skimage.filters import gaussian, threshold_otsu
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError
 from leukoscope.data.images import UnreadableImage, foreground, is_cut_out, to_rgb
 from leukoscope.data.loading import StreamedCell, stream_cells
 from leukoscope.data.registry import DatasetInfo, trained_on
@@ -179,7 +179,7 @@ class Row:
         lines = list(text.warnings(self.metrics, has_detector=self.known.checks.ood_score is not None))
         subject = training_subject(self.metrics, self.picture.caption)
         if subject:
-            lines.append(f"Trained on a person called {subject}: if this is the same, the answer is too good.")
+            lines.append(text.in_training_text(subject))
         if self.shows_no_cell:
             lines.append("Nothing in this picture is stained as the nucleus of a white blood cell is.")
         elif self.refused:
@@ -469,7 +469,7 @@ def real_cells(hub_id: str) -> list[StreamedCell]:
             raise OSError
         get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
     except Exception:  # of the client that huggingface_hub has, which changes with its version
-        raise LeukoscopeError(
+        raise DataError(
             f"The real cells ({hub_id}) cannot be reached now: the Hub does not answer. Try again later."
         ) from None
     return stream_cells(hub_id)
@@ -480,6 +480,4 @@ def source_of(models: ModelCache, name: str) -> tuple[str, DatasetInfo]:
     info = trained_on(models.predictor(name).release.metrics)
     if info and info.hub_id:
         return info.hub_id, info
-    raise LeukoscopeError(
-        f"{name}: was trained on data of which no copy on the Hub is known; upload a cell of your own"
-    )
+    raise DataError(f"{name}: was trained on data of which no copy on the Hub is known; upload a cell of your own")

@@ -30,7 +30,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope import RESEARCH_NOTICE, ConfigError, LeukoscopeError, __version__
 from leukoscope.inference.smear import draw_reading
 from leukoscope.reports.text import meanings_text
 from leukoscope.synthetic import EXAMPLE_CELLS
@@ -343,7 +343,7 @@ def require_upload_folder() -> None:
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise LeukoscopeError(
+        raise ConfigError(
             f"{folder}: uploads cannot be written there ({error.strerror}); set GRADIO_TEMP_DIR to a folder of yours"
         ) from None
 
@@ -361,7 +361,7 @@ def require_free_address(host: str, port: int) -> None:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise LeukoscopeError(_address_problem(error, host, port)) from None
+        raise ConfigError(_address_problem(error, host, port)) from None
 
 
 def _address_problem(error: OSError, host: str, port: int) -> str:

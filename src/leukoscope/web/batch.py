@@ -53,7 +53,7 @@ class BatchRow:
         """The picture as a file; an error where it was not kept."""
         if self.picture:
             return self.picture
-        raise LeukoscopeError(
+        raise DataError(
             f"{self.name}: of a batch, {MAX_KEPT // 2**20} MB of pictures are kept, and this one is not among them; "
             "send this subject's cells alone"
         )

@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError, LeukoscopeError, ReleaseError
 from leukoscope.inference.predictor import Predictor
 from leukoscope.inference.runtime import Runtime
 from leukoscope.inference.smear import read_smear
@@ -231,10 +231,10 @@ class ModelCache:
     def _checked_name(self, choice: str | None) -> str:
         name = (choice or "").strip()
         if not name:
-            raise LeukoscopeError("No model is chosen." if self.names else NO_MODEL)
+            raise ConfigError("No model is chosen." if self.names else NO_MODEL)
         if not self.is_name(name):  # a visitor may name Hub repositories, but no folder of this machine
             offered = ", ".join(self.names) or "none"
-            raise LeukoscopeError(
+            raise ConfigError(
                 f"{name!r} is no model name: give one of {offered}, or a Hub id like owner/name or owner/name@revision"
             )
         return name
@@ -282,7 +282,7 @@ class ModelCache:
             return Predictor(read_release(folder, name=name), runtime)
         except LeukoscopeError as error:
             # This machine's folders mean nothing to a visitor.
-            raise LeukoscopeError(str(error).replace(str(folder), name)) from None
+            raise ReleaseError(str(error).replace(str(folder), name)) from None
 
     def _keep(self, name: str, predictor: Predictor) -> None:
         """Keep a model in memory, and drop the least recently used beyond the capacity."""
@@ -307,7 +307,7 @@ def _downloaded(name: str, runtime: Runtime) -> Predictor:
         files = ()  # loading reports the problem
     size = sum(file.size or 0 for file in files if file.rfilename in RELEASE_FILES)
     if size > MAX_DOWNLOAD:
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{name}: holds {size // 2**20} MB, more than the {MAX_DOWNLOAD // 2**20} MB downloaded for a "
             "visitor; run Leukoscope on your own machine for it, or name a smaller model"
         )

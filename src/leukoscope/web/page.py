@@ -18,7 +18,7 @@ from typing import Any
 
 import gradio as gr
 
-from leukoscope import LeukoscopeError
+from leukoscope import ConfigError, LeukoscopeError, ReleaseError
 from leukoscope.data.images import open_bytes
 from leukoscope.data.smear import UnusableSmear, looks_like_smear
 from leukoscope.reports.text import outcome_text
@@ -253,12 +253,12 @@ class Page:
                 f"Real cells of {data.title}, {data.licence}. The models were trained on such cells, perhaps on these. "
                 f"{data.citation}"
             )
-        kept = [
-            stage.picture_tile(f"kept:{number}", answer.picture.caption, answer.picture, False)
-            for number, answer in enumerate(visit.kept)
+        recent = [
+            stage.picture_tile(f"recent:{number}", answer.picture.caption, answer.picture, False)
+            for number, answer in enumerate(visit.recent)
             if not answer.picture.example
         ]
-        return stage.tiles(given, real=real, credit=credit, kept=kept)
+        return stage.tiles(given, real=real, credit=credit, recent=recent)
 
     def _names(self, visit: Visit) -> list[str]:
         return [*self.models.names, *visit.added]
@@ -305,7 +305,7 @@ class Page:
         The best row is opened. A model that is named is asked first, and its row is opened.
         """
         if not names:
-            raise LeukoscopeError(NO_MODEL)
+            raise ReleaseError(NO_MODEL)
         asked = self.models.soonest_first(names)
         opened = None
         if model in asked:
@@ -333,7 +333,7 @@ class Page:
         names = self._names(visit)
         readers = self._readers(names)
         if not readers:
-            raise LeukoscopeError("No model here reads cells that are cut out of a smear.")
+            raise ReleaseError("No model here reads cells that are cut out of a smear.")
         reading = read_smear(self.models, picture, readers[0])
         if reading.is_foreign:
             rows = tuple(ask(picture, self.models, name) for name in names if name not in readers)
@@ -353,7 +353,7 @@ class Page:
         batch = read()
         names = self._names(visit)
         if not names:
-            raise LeukoscopeError(NO_MODEL)
+            raise ReleaseError(NO_MODEL)
         name = model or next(iter(self._readers(names)), names[0])
         for result, progress in batch_page.reading_batch(self.models, batch, name):
             yield Update(Scene(result, source=source), answer=progress)
@@ -385,7 +385,7 @@ class Page:
         """The updates of one act: each is a method with typed arguments."""
         numbered: dict[str, Callable[[Visit, int], Iterator[Update]]] = {
             "example": self.open_example,
-            "kept": self.open_kept,
+            "recent": self.open_recent,
             "row": self.open_row,
             "cell": self.open_cell,
             "real": self.open_real_cell,
@@ -420,11 +420,11 @@ class Page:
         """The cells of two synthetic people."""
         return self.read_batch(visit, sample_batch, source="people")
 
-    def open_kept(self, visit: Visit, number: int) -> Iterator[Update]:
+    def open_recent(self, visit: Visit, number: int) -> Iterator[Update]:
         """A cell of this visit again."""
-        if number >= len(visit.kept):
+        if number >= len(visit.recent):
             raise LeukoscopeError("This cell is not kept any more. Give the picture again.")
-        answer = visit.kept[number]
+        answer = visit.recent[number]
         yield Update(Scene(answer, opened=answer.best))
 
     def open_row(self, visit: Visit, number: int) -> Iterator[Update]:
@@ -442,7 +442,7 @@ class Page:
             return
         result = visit.scene.showing(BatchResult)
         if number >= len(result.rows):
-            raise LeukoscopeError(f"cell {number + 1}: this batch has {len(result.rows)} cells; open one of them")
+            raise ConfigError(f"cell {number + 1}: this batch has {len(result.rows)} cells; open one of them")
         row = result.rows[number]
         picture = Picture.opened(open_bytes(row.kept(), row.name, ground=None), row.name)
         # The model that read the batch says first what it said there.
@@ -478,7 +478,7 @@ class Page:
     def read_by(self, visit: Visit, name: str) -> Iterator[Update]:
         """Read the smear or the batch that is shown by another model."""
         if name not in self._names(visit):
-            raise LeukoscopeError(f"{name!r}: is no model of this page; add it under “+ another model”")
+            raise ConfigError(f"{name!r}: is no model of this page; add it under “+ another model”")
         scene = visit.scene
         if isinstance(scene.content, BatchResult):
             batch = scene.content.given

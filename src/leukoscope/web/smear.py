@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from leukoscope import LeukoscopeError, synthetic
+from leukoscope import DataError, ReleaseError, synthetic
 from leukoscope.data.registry import EMPTY_SLIDE_RGB
 from leukoscope.data.smear import cut_out
 from leukoscope.inference.prediction import FIELD_NEEDS
@@ -59,7 +59,7 @@ def read_smear(models: ModelCache, picture: Picture, name: str | None) -> Smear:
     """
     predictor = models.predictor(name)
     if predictor.release.takes_cut_outs is False:
-        raise LeukoscopeError(
+        raise ReleaseError(
             f"{name}: was trained on pictures with their background, not on cells cut out on black; choose a model of "
             "cut-out cells, or give the picture to /predict"
         )
@@ -82,7 +82,7 @@ def open_cell(models: ModelCache, smear: Smear, number: int) -> Answer:
     """A cell of a smear with its map, by the model that read the smear: only that one knows how many cells suit it."""
     reading = smear.reading
     if number not in smear.whole:
-        raise LeukoscopeError(f"cell {number + 1}: is cut by the edge of {reading.source}; open a whole one")
+        raise DataError(f"cell {number + 1}: is cut by the edge of {reading.source}; open a whole one")
     cell = Picture(
         smear.cut_out(number),
         f"Cell {number + 1} of {reading.source}",

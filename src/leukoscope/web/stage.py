@@ -73,9 +73,9 @@ def picture_tile(act: str, label: str, picture: Picture, pressed: bool) -> Tile:
     return Tile(act, label, picture.caption, image, dark=picture.on_black, pressed=pressed)
 
 
-def tiles(given: Sequence[Tile], *, real: Sequence[Tile] = (), credit: str = "", kept: Sequence[Tile] = ()) -> Markup:
+def tiles(given: Sequence[Tile], *, real: Sequence[Tile] = (), credit: str = "", recent: Sequence[Tile] = ()) -> Markup:
     """The strip: what can be given, real cells with their licence, and the cells of this visit."""
-    return render("tiles.html", given=given, real=real, credit=credit, kept=kept)
+    return render("tiles.html", given=given, real=real, credit=credit, recent=recent)
 
 
 # A cell's picture and its answer.
@@ -194,7 +194,7 @@ def _opened(row: Row) -> dict[str, Any]:
 def _distance_bars(distances: Mapping[str, float]) -> list[dict[str, Any]]:
     """Colour, texture and shape, each with how many times as far as a training cell it is, and its bar's share."""
     longest = max(*distances.values(), 4.0)
-    names = {"colour": "colour", "texture": "texture", "shape": "size and outline"}
+    names = text.STATISTIC_GROUP_NAMES
     return [
         {"name": names[group], "times": f"{distance:.1f}", "share": distance / longest, "usual": 1 / longest}
         for group, distance in distances.items()

@@ -13,9 +13,9 @@ from leukoscope.web.answer import Answer, Row
 from leukoscope.web.batch import BatchResult
 from leukoscope.web.smear import Smear
 
-# Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
-KEPT_CELLS = 8
-KEPT_PIXELS = upload.CELL_LIMIT.pixels
+# Keep the last cells of a visit: together as many pixels as one upload may have.
+RECENT_CELLS = 8
+RECENT_PIXELS = upload.CELL_LIMIT.pixels
 DELETED = "A result is deleted after half an hour, or when the server starts anew. Give the picture again."
 Content = Answer | Smear | BatchResult
 _T = TypeVar("_T", Answer, Smear, BatchResult)
@@ -107,7 +107,7 @@ class Visit:
     asked: int = 0  # number of the newest question
     clicked: int = 0  # number that the page gave the newest click
     scene: Scene = field(default_factory=Scene)
-    kept: list[Answer] = field(default_factory=list)  # the newest first
+    recent: list[Answer] = field(default_factory=list)  # answers about the last cells, the newest first
     added: list[str] = field(default_factory=list)  # Hub ids of models that the visitor named
     real: str = ""  # Hub id of the data set whose real cells are offered
 
@@ -116,11 +116,11 @@ class Visit:
         self.scene = scene
         answer = scene.content
         if isinstance(answer, Answer) and answer.rows and answer.complete and scene.behind is None:
-            self.keep(answer)
+            self.remember(answer)
 
-    def keep(self, answer: Answer) -> None:
+    def remember(self, answer: Answer) -> None:
         """Keep an answer, once for each picture."""
-        others = [other for other in self.kept if other.picture.image is not answer.picture.image]
-        self.kept = [answer, *others][:KEPT_CELLS]
-        while len(self.kept) > 1 and sum(math.prod(cell.picture.image.size) for cell in self.kept) > KEPT_PIXELS:
-            self.kept.pop()
+        others = [other for other in self.recent if other.picture.image is not answer.picture.image]
+        self.recent = [answer, *others][:RECENT_CELLS]
+        while len(self.recent) > 1 and sum(math.prod(cell.picture.image.size) for cell in self.recent) > RECENT_PIXELS:
+            self.recent.pop()
