@@ -512,6 +512,7 @@ function drawStage(prediction) {
   }
   $('stage-of').hidden = name === 'turned'
   $('forms').hidden = name !== 'turned'
+  $('forms').classList.toggle('lk-forms', name === 'turned') // the stage is as high as its forms
   if (name === 'turned') drawTurned(model, prediction)
   for (const id of ['over', 'divider', 'tools']) $(id).hidden = !mapped
   if (mapped) {
@@ -791,7 +792,8 @@ async function answer(blob, name, tile = null) {
     if (turn !== asked) return
     current = null
     work(false)
-    $('stage-of').hidden = $('forms').hidden = $('views').hidden = $('tools').hidden = $('brighter').hidden = true
+    drawStage(null)
+    $('stage-of').hidden = $('views').hidden = $('tools').hidden = $('brighter').hidden = true
     $('caption').textContent = ''
     presentOthers()
     tell(error.message, true)
