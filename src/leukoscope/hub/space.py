@@ -41,6 +41,7 @@ from leukoscope.inference.prediction import (
     Decision,
     Thresholds,
 )
+from leukoscope.inference.smear import colour_place
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
 from leukoscope.models.map_check import MapCheck
 from leukoscope.models.release import CARD_FILE, CONFIG_FILE, OOD_FILE, WEIGHTS_FILE, ReleaseInfo, folder_name
@@ -237,6 +238,7 @@ def write_static_space(
             "models": models,
             "examples": _write_examples(folder, releases[0]),
             "question": text.question(releases[0].labels),
+            "classes": text.meanings_text(releases[0].labels),
             "runtime": ONNXRUNTIME_WEB,
         }
         (folder / STATIC_PAGE).write_text(rendered(here / "static_space.html", **page), encoding="utf-8")
@@ -320,6 +322,7 @@ def _model_settings(release: ReleaseInfo, name: str) -> dict[str, Any]:
         "revision": release.revision,
         "card": f"https://huggingface.co/{name}" if release.revision else "",
         "labels": labels,
+        "colour_places": [colour_place(label, labels) for label in labels],
         "preprocessing": asdict(preprocessing) | {"resized_side": preprocessing.resized_side},
         "abstain_below": thresholds.abstain_below,
         "least_on_cell": thresholds.least_on_cell,

@@ -450,7 +450,7 @@ function run(session, inputs) {
 }
 
 // --- what is shown --------------------------------------------------------------------------------------------------
-const classColour = (place) => place < 0 ? 'var(--lk-none)' : `var(--lk-class-${place % 5})`
+const classColour = (model, place) => place < 0 ? 'var(--lk-none)' : `var(--lk-class-${model.colour_places[place]})`
 const view = {}
 let asked = 0 // number of the picture that was given last
 let opened = 0 // number of the model whose answer is open
@@ -536,7 +536,8 @@ function drawStage(prediction) {
 }
 
 // web/views.py: the picture in its eight orientations, and what the model says of each.
-function drawTurned({labels, orientations}, {sharesOfViews, decisions, likely}) {
+function drawTurned(model, {sharesOfViews, decisions, likely}) {
+  const {labels, orientations} = model
   const source = $('cell')
   const dark = $('under').classList.contains('lk-dark')
   const scale = Math.min(1, FORM_SIDE / Math.max(source.width, source.height))
@@ -545,10 +546,12 @@ function drawTurned({labels, orientations}, {sharesOfViews, decisions, likely}) 
     const label = likely[view]
     const words = `${label} ${percent(sharesOfViews[view][labels.indexOf(label)])}`
     const said = labels.includes(decisions[view]) ? words : `not sure (${words})`
-    form.style.setProperty('--c', classColour(labels.indexOf(decisions[view])))
+    form.style.setProperty('--c', classColour(model, labels.indexOf(decisions[view])))
     const frame = element('div', '', dark ? 'lk-dark' : '')
     frame.append(orientation(source, view, scale, title))
-    form.append(frame, element('b', said), element('span', title))
+    const about = element('p', '')
+    about.append(element('b', said), element('span', title))
+    form.append(frame, about)
     return form
   }))
 }
@@ -589,7 +592,7 @@ function trainingSubject({training_subjects: subjects}, name) {
 function shareRows(model, probabilities) {
   return model.labels.map((name, place) => {
     const row = element('li', '')
-    row.style.setProperty('--c', classColour(place))
+    row.style.setProperty('--c', classColour(model, place))
     const meaning = model.words.meanings[name]
     row.append(element('b', percent(probabilities[name])), meaning ? ` ${meaning} (${name})` : ` ${name}`)
     return row
@@ -597,7 +600,8 @@ function shareRows(model, probabilities) {
 }
 
 // web/templates/parts.html: two rows of meters, further people first.
-function trustTable({labels, words}) {
+function trustTable(model) {
+  const {labels, words} = model
   const table = element('table', '')
   const head = table.createTHead().insertRow()
   head.append(...['of 100, recognised', ...labels.map((label) => words.cells_of[label])].map((text) => {
@@ -610,16 +614,16 @@ function trustTable({labels, words}) {
     row.append(heading)
     if (meters.length && caveat) heading.append(' ', element('b', caveat, 'lk-earlier'))
     if (!meters.length) row.append(Object.assign(element('td', caveat, 'lk-quiet'), {colSpan: labels.length}))
-    for (const meter of meters) row.insertCell().append(drawnMeter(meter, labels))
+    for (const meter of meters) row.insertCell().append(drawnMeter(meter, model))
   }
   const changes = words.trust_rows.map((row) => row.small_changes).filter(Boolean)
   return [element('h3', 'How far to trust it'), table, ...changes.map((text) => element('p', text, 'lk-quiet'))]
 }
 
-function drawnMeter({label, share, low, high, name}, labels) {
+function drawnMeter({label, share, low, high, name}, model) {
   const meter = Object.assign(element('div', '', 'lk-meter'), {role: 'img', ariaLabel: name, title: name})
   meter.style.setProperty('--v', `${share}%`)
-  meter.style.setProperty('--c', classColour(labels.indexOf(label)))
+  meter.style.setProperty('--c', classColour(model, model.labels.indexOf(label)))
   const track = element('i', '')
   if (low !== null) {
     const interval = element('i', '')
@@ -647,7 +651,7 @@ function present(model, prediction) {
   const refused = outcome === 'out of distribution'
   $('model').textContent = maps && model.maps_passed ? `${model.short_name} · its maps passed our checks` : model.short_name
   $('outcome').textContent = verdictOf(model, prediction)
-  $('result').style.setProperty('--c', classColour(labels.indexOf(outcome)))
+  $('result').style.setProperty('--c', classColour(model, labels.indexOf(outcome)))
   const because = refused ? foreign(answer.reasons, model.foreign) : answer.reasons.map(({text}) => text).join(' ')
   const subject = trainingSubject(model, answer.source)
   const caveats = [...words.warnings, subject && model.in_training.replace('{subject}', subject), because].filter(Boolean)
@@ -660,7 +664,7 @@ function present(model, prediction) {
   $('track').replaceChildren(...labels.map((name, k) => {
     const part = element('i', '')
     part.style.flex = probabilities[name]
-    part.style.setProperty('--c', classColour(k))
+    part.style.setProperty('--c', classColour(model, k))
     return part
   }))
   const distances = refused && prediction.distances || []
@@ -669,7 +673,7 @@ function present(model, prediction) {
   $('orientations').hidden = refused
   $('dots').replaceChildren(...Array.from({length: 8}, (_, k) => {
     const dot = element('i', '')
-    if (views > 1) dot.style.setProperty('--c', classColour(labels.indexOf(decisions[k])))
+    if (views > 1) dot.style.setProperty('--c', classColour(model, labels.indexOf(decisions[k])))
     return dot
   }))
   $('agreement').textContent = views > 1 ? agreement(likely, decisions, labels) : 'The eight orientations are being computed …'
@@ -712,7 +716,7 @@ function lineOf(model, prediction) {
   const share = probabilities[model.labels[best]]
   const words = verdictOf(model, prediction).replace('leukaemic ', '').replace('a normal precursor', 'a normal cell')
   const bar = Object.assign(element('span', '', 'lk-bar'), {ariaHidden: 'true'})
-  bar.append(...[[share, classColour(best)], [1 - share, 'var(--lk-line)']].map(([flex, colour]) => {
+  bar.append(...[[share, classColour(model, best)], [1 - share, 'var(--lk-line)']].map(([flex, colour]) => {
     const part = element('i', '')
     part.style.flex = flex
     part.style.setProperty('--c', colour)
