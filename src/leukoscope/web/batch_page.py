@@ -346,7 +346,7 @@ def batch_answer(result: BatchResult, others: Sequence[str] = ()) -> Markup:
         given=_given(result),
         verdict=answered.sentence,
         because=answered.because,
-        caveats=_caveats(result),
+        caveats=_caveats(result) if result.rows else [],
         counts=_counts(result),
         rule=rule,
         measured=_measured_row(result, measured),
@@ -399,7 +399,7 @@ def _given(result: BatchResult) -> str:
 def verdict(result: BatchResult) -> Verdict:
     """What was answered: about people where the release answers about them and they are known, else about cells."""
     if not result.rows:
-        return Verdict("Stopped before a picture was read")
+        return Verdict("Stopped before a picture was read", "Give them again, or pick something else below.")
     if result.subject_predictions:
         return _people_verdict(result)
     counts = Counter(row.prediction.outcome for row in result.rows)
