@@ -189,8 +189,8 @@ def test_every_state_of_a_batch(visits: Callable[..., Any], files: Path, look: s
 
 @pytest.mark.parametrize("look", CHOSEN)
 def test_four_classes_no_model_and_waiting(
-    chromium: Any, visits: Callable[..., Any], four_classes: str, no_models: str, slow_server: str, files: Path,
-    tmp_path: Path, look: str,
+    chromium: Any, visits: Callable[..., Any], server: str, four_classes: str, no_models: str, slow_server: str,
+    files: Path, tmp_path: Path, look: str,
 ) -> None:  # fmt: skip
     visit = visits(address=four_classes, **LOOKS[look])
     _looked_at(visit.page, "four_classes", look)
@@ -205,8 +205,9 @@ def test_four_classes_no_model_and_waiting(
     context = chromium.new_context(**LOOKS[look])
     context.route("**/queue/join*", lambda route: None)  # no model answers
     page = context.new_page()
-    page.goto(four_classes)
-    page.locator(".lk-skeleton").wait_for()
+    page.goto(server)
+    page.locator(".lk-skeleton >> nth=0").wait_for()
+    assert "Synthetic ALL" in page.locator("#picture").inner_text(), "the cell that is answered first"
     _looked_at(page, "empty_start", look)
     context.close()
     visit = visits(address=slow_server, **LOOKS[look])
