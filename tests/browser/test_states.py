@@ -6,6 +6,7 @@ One width in the usual run; `LEUKOSCOPE_PICTURES=folder` has all of them, and wr
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ CHOSEN = os.environ.get("LEUKOSCOPE_LOOKS", " ".join(LOOKS) if FOLDER else "1280
 CNMC, PASSED, BALL4 = ("leukoscope-densenet169-cnmc", "leukoscope-efficientnet-b3-cnmc", "leukoscope-densenet201-ball4")
 
 
+SOME_PREDICTED = re.compile(r"^[1-9]\d* of \d+ pictures")
 UNSURE = ("ALL", 2, 3)  # class, subject and cell of one that DenseNet169 of C-NMC abstains from
 
 
@@ -169,7 +171,7 @@ def test_every_state_of_a_batch(visits: Callable[..., Any], files: Path, look: s
     page.locator("#answer .lk-model", has_text="1 cell").wait_for()
     _looked_at(page, "batch_of_one_cell", look)
     _given(visit, files / "people.zip")
-    page.locator("#stage:has(progress) #picture circle").first.wait_for()
+    page.locator("#answer .lk-progress", has_text=SOME_PREDICTED).wait_for()
     _looked_at(page, "batch_waiting", look)
     page.locator("#answer .lk-model", has_text="36 cells").wait_for()
     _looked_at(page, "batch_by_subjects", look)
@@ -177,7 +179,7 @@ def test_every_state_of_a_batch(visits: Callable[..., Any], files: Path, look: s
     page.locator("#picture .lk-grid li").first.wait_for()
     _looked_at(page, "batch_of_a_person", look)
     visit.act("people")
-    page.locator("#stage:has(progress) #picture circle").first.wait_for()
+    page.locator("#answer .lk-progress", has_text=SOME_PREDICTED).wait_for()
     visit.act("stop")
     page.locator("#answer .lk-model", has_text="stopped after").wait_for()
     _looked_at(page, "batch_stopped", look)
