@@ -505,6 +505,7 @@ function drawStage(prediction) {
   let name = chosenView || (model.maps_passed === true ? 'map' : 'cell')
   if (!offered || (name === 'map' && !maps)) name = 'cell'
   const mapped = name === 'map'
+  $('picture').firstElementChild.className = `lk-stage lk-shows-${name}`
   $('views').hidden = !offered
   for (const button of $('views').children) {
     button.ariaPressed = String(button.dataset.view === name)
