@@ -167,7 +167,7 @@ def test_many_cells_go_from_a_zip_to_subjects_a_cell_and_a_table(visits: Callabl
     assert "ALL/P0/broken.png: is not an image" in said
     in_view(visit, VERDICT, "#answer .lk-bar", "#picture .lk-subject svg")
     visit.page.locator("#picture .lk-subject").last.scroll_into_view_if_needed()
-    in_view(visit, "#picture .lk-axis")
+    in_view(visit, "#picture .lk-cells-axis")
     rows = list(csv.DictReader(io.StringIO(saved(visit, "save:csv").decode())))
     assert [row["label"] for row in rows] == ["ALL"] * 10 + ["HEM"] * 10
     visit.page.locator("#picture .lk-subject svg").nth(9).wait_for()
