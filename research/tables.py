@@ -282,7 +282,15 @@ def ablation_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
 
 
 _SETTINGS_CHANGES = ("brightness_up_10", "saturate_down_15", "size_up_5", "gaussian_blur_1", "jpeg_compression_50")
-_SETTINGS = ("versions", "consistency", "head_learning_rate", "num_train_epochs", "weight_decay", "label_smoothing")
+_SETTINGS = (
+    "versions",
+    "small_changes",
+    "consistency",
+    "head_learning_rate",
+    "num_train_epochs",
+    "weight_decay",
+    "label_smoothing",
+)
 
 
 def robustness_settings_table(files: Sequence[Mapping[str, Any]]) -> str:
@@ -292,11 +300,12 @@ def robustness_settings_table(files: Sequence[Mapping[str, Any]]) -> str:
     settings = sorted(files[0]["settings"], key=lambda setting: -setting["over_the_three"])
     rows = []
     for setting in settings:
-        values = [str(setting[key]) for key in _SETTINGS]
+        values = [setting["classes_learnt_from"], *(str(setting[key]) for key in _SETTINGS)]
         ranking = [share(setting["over_the_three"]), share(setting["auroc_by_subject"])]
         changed = [f"{100 * setting['class_changed'][name]:.1f}" for name in _SETTINGS_CHANGES]
         rows.append([*values, *ranking, *changed])
     columns = (
+        "classes learnt from",
         *(f"`{key}`" for key in _SETTINGS),
         "AUROC by subject, two official folds → the third",
         "cross-validated",

@@ -19,6 +19,7 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmentation, Augmenter
+from leukoscope.data.changes import TRAINING_RANGES
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
@@ -160,7 +161,9 @@ def test_a_second_run_reads_what_the_first_one_kept(
     ]
 
 
-def test_the_head_does_not_matter_but_weights_looks_and_pictures_do(network: nn.Module, cells: FramedCells) -> None:
+def test_the_head_does_not_matter_but_weights_looks_and_pictures_do(
+    network: nn.Module, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def file(recipe: Recipe = RECIPE, these: FramedCells = cells) -> Path:
         return features_file(network, these, recipe)
 
@@ -169,7 +172,12 @@ def test_the_head_does_not_matter_but_weights_looks_and_pictures_do(network: nn.
         network.get_parameter("classifier.last.weight").add_(1)
     assert file() == first
     assert file(replace(RECIPE, augmentation=replace(MIRRORED, flips="both"))) != first
-    assert file(replace(RECIPE, augmentation=replace(MIRRORED, small_changes=0.5))) != first
+    changed = replace(RECIPE, augmentation=replace(MIRRORED, small_changes=0.5))
+    of_changed = file(changed)
+    assert of_changed != first
+    apply, _, _ = TRAINING_RANGES["size"]
+    monkeypatch.setitem(TRAINING_RANGES, "size", (apply, 0.5, 2.0))
+    assert file(changed) != of_changed, "kept features are of other changes"
     other = frame_cells(cells.data, replace(PREPROCESSING, mean=(0.5, 0.5, 0.5)))
     assert file(these=other) != first
     with torch.no_grad():

@@ -187,9 +187,9 @@ TRAINING_RANGES: dict[str, tuple[Apply, float, float]] = {
     "contrast": (_contrast, 0.85, 1.15),
     "saturation": (_saturation, 0.8, 1.2),
     "hue": (_hue, -6.0, 6.0),
-    "size": (_size, 0.9, 1.1),
+    "size": (_size, 0.85, 1.15),
     "rotation": (_rotation, -45.0, 45.0),
-    "blur": (_blur, 0.3, 1.2),
+    "blur": (_blur, 0.3, 1.5),
     "JPEG": (_jpeg, 30, 95),
 }
 """family → what changes a picture in training, the weakest and the strongest strength drawn."""

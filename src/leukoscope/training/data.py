@@ -21,6 +21,7 @@ from leukoscope import ConfigError
 from leukoscope.cache import hold, tidy
 from leukoscope.data.augmentation import Augmenter
 from leukoscope.data.cells import LoadedCells
+from leukoscope.data.changes import TRAINING_RANGES
 from leukoscope.data.pixel_cache import FramedCells, new_array, read_rows, release_pages
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import atomic_file, cache_root, disk_errors, file_sha256, require_space, write_atomic
@@ -288,7 +289,9 @@ def features_file(network: nn.Module, cells: FramedCells, recipe: Recipe) -> Pat
     # A GPU rounds otherwise than a CPU.
     device = next(network.parameters()).device.type
     augmentation = recipe.augmentation
-    versions = (augmentation.views, augmentation.small_changes, augmentation.version_count)
+    versions: tuple[Any, ...] = (augmentation.views, augmentation.small_changes, augmentation.version_count)
+    if augmentation.small_changes:
+        versions += tuple((family, low, high) for family, (_, low, high) in TRAINING_RANGES.items())
     key = sha256(repr((decoded, *backbone, device, versions)).encode()).hexdigest()[:16]
     return cache_root() / f"features-{key}.npy"
 

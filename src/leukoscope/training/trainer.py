@@ -269,7 +269,8 @@ class Trainer:
         """Train on a batch of (B, …) inputs and (B,) labels, all on the device.
 
         Args:
-            unchanged: (B, …) the same cells without augmentation, where the recipe has a weight for `consistency`.
+            unchanged: (B, …) the same cells without augmentation, where the recipe has a weight for `consistency`: then
+                classes are learnt from these, and `inputs` are to have the same logits.
 
         Returns:
             (2,) loss and accuracy of the batch before this step changed the weights.
@@ -288,8 +289,8 @@ class Trainer:
         if unchanged is None:
             loss = self.compute_loss(logits, labels, self.network)
         else:
-            logits, of_unchanged = logits.chunk(2)
-            differences = (logits - of_unchanged).float().square().sum(dim=1).mean()
+            of_augmented, logits = logits.chunk(2)
+            differences = (of_augmented - logits).float().square().sum(dim=1).mean()
             loss = self.compute_loss(logits, labels, self.network) + self.recipe.consistency * differences
         accelerator.backward(loss)
         if accelerator.sync_gradients and self.recipe.max_grad_norm is not None:
