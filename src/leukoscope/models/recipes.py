@@ -156,7 +156,7 @@ RECIPES: dict[str, Recipe] = {
             pooled_norm=True,
             frozen=("backbone",),
             augmentation=replace(UNCHANGED, flips="dihedral", small_changes=0.5, versions=4),
-            consistency=0.35,
+            consistency=0.4,
             sampling="subjects",
         ),
     )
