@@ -161,7 +161,7 @@ def test_how_far_to_trust_is_measured_on_further_people_first(cell: Row) -> None
     assert ("earlier weights" in outside.caveat) == bool(further.get("earlier_weights"))
     key = "recall_HEM_by_subject" if "recall_HEM_by_subject" in further else "recall_HEM"
     assert outside.meters[1].share == round(100 * further[key]["value"])
-    assert inside.meters[0].name == "81 of 100 blasts, 95 % interval 75 to 87"
+    assert inside.meters[0].name == "84 of 100 blasts, 95 % interval 78 to 89"
     page = unescape(stage.cell_answer(Answer(cell.picture, (cell,)), 0))
     assert page.index("34 further people") < page.index("41 people, cross-validation")
     assert f'aria-label="{outside.meters[1].name}"' in page

@@ -135,16 +135,16 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     models = ModelCache({"measured": measured, "tiny": tiny_release})
     html, _ = evidence(models, list(models.names), "measured")
     first, second = html.split("<tbody>")[1].split("</tbody>")[0].split("</tr>")[:2]
-    assert "another class for 22 (16–29) of 100 cells when 15 % less saturated" in first
+    assert "another class for 23 (17–29) of 100 cells when 15 % less saturated" in first
     assert ">not measured</td>" in second
-    assert 'aria-label="81 of 100 blasts, 95 % interval 75 to 87"' in first
+    assert 'aria-label="84 of 100 blasts, 95 % interval 78 to 89"' in first
     people = metrics["evaluations"][0]["metrics"]["subjects"]
     assert html.count("--size:") == len(people) == 41
-    assert "28 people, mean 81" in html and "data:image/png" not in html
+    assert "28 people, mean 84" in html and "data:image/png" not in html
     assert "worst person" in html and "100, all" in html and "0, none" in html, "the ends of the axes in words"
     changes = html.split('class="lk-changes"')[1].split("</ul>")[0].split("</li>")
-    assert "15 % less saturated" in changes[0] and "22 another class" in changes[0], "the worst comes first"
-    assert "391 cells of 41 people" in html
+    assert "15 % less saturated" in changes[0] and "23 another class" in changes[0], "the worst comes first"
+    assert "829 cells of 41 people" in html
 
 
 def test_an_address_that_cannot_be_listened_at_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

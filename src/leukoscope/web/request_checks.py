@@ -55,7 +55,6 @@ class RequestChecks:
             await self.app(scope, receive, send)
             return
         content: Any = None
-        status = 0
         body = b""
 
         async def receive_again() -> Message:
@@ -66,21 +65,19 @@ class RequestChecks:
                 return message
             return await receive()
 
-        async def note_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+        async def send_on(message: Message) -> None:
+            # Deleted before the answer is sent: whoever reads it may look.
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                delete_uploads(_paths_in(content))
             await send(message)
 
         try:
             body = await _read_body(receive)
             content = _parsed(body)
             self._check(content, address)
-            await self.app(scope, receive_again, note_status)
+            await self.app(scope, receive_again, send_on)
         except _Malformed as problem:
-            await JSONResponse({"detail": str(problem)}, problem.status)(scope, receive, note_status)
-        if status >= 400:
-            delete_uploads(_paths_in(content))
+            await JSONResponse({"detail": str(problem)}, problem.status)(scope, receive, send_on)
 
     def _check(self, content: Any, address: re.Match[str]) -> None:
         if not isinstance(content, dict):
