@@ -200,6 +200,7 @@ def test_orientations_are_told_with_those_that_would_get_no_class() -> None:
     assert said(*[0.9] * 8) == "The same in all eight orientations."
     assert said(0.9, 0.9, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9) == "5 of 8 orientations agree; 3 say HEM."
     assert said(*[0.9] * 7, 0.6) == "7 of 8 orientations agree; 1 is undecided."
+    assert said(*[0.6] * 8) == "Undecided in all eight orientations."
 
 
 def test_a_release_is_described_in_one_line() -> None:
@@ -216,7 +217,7 @@ def test_a_class_is_told_by_the_percentage_that_stands_beside_it() -> None:
 def test_a_refused_picture_is_told_how_far_it_is_from_the_training_cells() -> None:
     far = Decision("out of distribution", (Reason("ood_texture", 12.34, 1.0),))
     assert foreign_text(far).startswith(
-        "Its texture is unlike that of the training cells: the picture is 12 times as far"
+        "Its texture is unlike that of the training cells. As a whole, the picture is 12 times as far"
     )
     assert "OOD score" not in foreign_text(far)
 

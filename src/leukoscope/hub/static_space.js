@@ -334,6 +334,7 @@ function agreement(likely, decisions, labels) {
     if (count) parts.push(`${count} ${count === 1 ? 'says' : 'say'} ${label}`)
   }
   const unsure = decisions.filter((outcome) => outcome === 'abstain').length
+  if (unsure === decisions.length) return 'Undecided in all eight orientations'
   if (unsure) parts.push(`${unsure} ${unsure === 1 ? 'is' : 'are'} undecided`)
   return parts.join('; ')
 }

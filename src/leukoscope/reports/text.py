@@ -35,8 +35,8 @@ STATISTIC_GROUP_NAMES = {"colour": "colour", "texture": "texture", "shape": "siz
 ORIENTATIONS = ("As given", "90°", "180°", "270°", "Mirrored", "Mirrored, 90°", "Mirrored, 180°", "Mirrored, 270°")
 FOREIGN_VERDICT = "No class: unlike the cells it knows"
 FOREIGN_SENTENCE = (
-    "Its {part} is unlike that of the training cells: the picture is {times} times as far from them as 98 of 100 of "
-    "their own kind. Another stain, microscope or kind of cell does that."
+    "Its {part} is unlike that of the training cells. As a whole, the picture is {times} times as far from them as 98 "
+    "of 100 of their own kind. Another stain, microscope or kind of cell does that."
 )
 # From this probability on, the text says "Looks like" rather than "Probably".
 FIRM = 0.9
@@ -219,6 +219,8 @@ def agreement_text(called: str, decisions: Sequence[Decision], probable: Sequenc
         verb = "says" if count == 1 else "say"
         parts.append(f"{count} {verb} {label}")
     unsure = sum(decision.outcome == ABSTAIN for decision in decisions)
+    if unsure == len(decisions):
+        return "Undecided in all eight orientations."
     if unsure:
         parts.append(f"{unsure} {'is' if unsure == 1 else 'are'} undecided")
     refused = sum(decision.outcome in REFUSED for decision in decisions)

@@ -57,10 +57,13 @@ class EmbeddedImage:
 
 def embedded(image: Image.Image, side: int = 0) -> EmbeddedImage:
     """A picture for a template, at most `side` pixels wide and high unless that is 0."""
+    # A cell in full is magnified and shown brighter: stronger compression would show its blocks.
+    quality = 97
     if side:
         image = image.copy()
         image.thumbnail((side, side))
-    return EmbeddedImage(data_uri("image/webp", encoded(image, "WEBP", quality=88)), image.width, image.height)
+        quality = 88
+    return EmbeddedImage(data_uri("image/webp", encoded(image, "WEBP", quality=quality)), image.width, image.height)
 
 
 def colour(outcome: str, labels: Sequence[str]) -> str:

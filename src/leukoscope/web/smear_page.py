@@ -109,10 +109,12 @@ def smear_picture(smear: Smear) -> Markup:
                 "words": cell_words(cell, reading.labels),
                 "short": short,
                 "is_class": is_class,
+                "form": form(cell.outcome),
                 "opens": cell.outcome != AT_EDGE,
                 # In the right half the text ends where the box does: it would leave the picture.
                 "on_the_right": left + right > width,
-                "at_the_top": top / height < 0.06,
+                # The picture's name and scale lie along its upper edge.
+                "at_the_top": top / height < 0.12,
             }
         )
     scale = reading.smear.scale
