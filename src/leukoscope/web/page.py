@@ -125,10 +125,12 @@ class Page:
         visit.asked += 1
         mine = visit.asked
         drawn = None
+        drawn_strip = None
         if new_input:
             visit.show(Scene())
             reading = f"Reading {new_input} …"
             yield self._outputs(visit, Update(picture=stage.empty_picture(reading), answer=waiting(reading)))
+            drawn_strip = self._strip_key(visit)
         try:
             for update in self._completed(visit, work()):
                 if visit.asked != mine:
@@ -136,11 +138,13 @@ class Page:
                 if update.scene is not None:
                     visit.show(update.scene)
                 stands = self._picture_key(visit)
-                outputs = self._outputs(visit, update, picture=stands != drawn)
+                strip = self._strip_key(visit)
+                outputs = self._outputs(visit, update, picture=stands != drawn, strip=strip != drawn_strip)
                 if visit.asked != mine:  # drawing takes a while, and the next step may be a map
                     return
                 yield outputs
                 drawn = stands
+                drawn_strip = strip
         except LeukoscopeError as error:
             if visit.asked == mine:
                 yield self._failed(visit, str(error), new_input)
@@ -189,11 +193,18 @@ class Page:
             drawn = scene.row if is_open else drawn.picture
         return id(drawn), scene.view, scene.label, id(scene.behind)
 
-    def _outputs(self, visit: Visit, update: Update, *, picture: bool = True) -> Outputs:
-        """An update as Gradio takes it; the picture only where it changes."""
+    @staticmethod
+    def _strip_key(visit: Visit) -> tuple[Any, ...]:
+        """What the strip of tiles depends on."""
+        pictures = tuple(id(answer.picture) for answer in visit.recent)
+        return visit.scene.source, visit.scene.model, visit.real, pictures
+
+    def _outputs(self, visit: Visit, update: Update, *, picture: bool = True, strip: bool = True) -> Outputs:
+        """An update as Gradio takes it; picture and strip only where they change."""
         outputs: Outputs = {self.visit: visit}
         outputs[self.answer] = self._answer(visit) if update.answer is None else update.answer
-        outputs[self.tiles] = self._tiles(visit)
+        if strip:
+            outputs[self.tiles] = self._tiles(visit)
         if update.picture is not None:
             outputs[self.picture] = update.picture
         elif picture:
@@ -316,9 +327,9 @@ class Page:
 
     def read_picture(self, visit: Visit, picture: Picture, source: str = "") -> Iterator[Update]:
         """Answer what a picture holds: a cell as it is, or the cells of a smear, cut out."""
-        # It stands there before a model has answered.
-        yield Update(Scene(Answer(picture), source=source))
         if self._readers(self._names(visit)) and looks_like_smear(picture.image):
+            # It stands there while its cells are looked for.
+            yield Update(Scene(Answer(picture), source=source))
             try:
                 yield from self.read_smear(visit, picture, source)
                 return
