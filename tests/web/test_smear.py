@@ -54,7 +54,7 @@ def test_most_cells_of_the_synthetic_fields_are_in_distribution(name: str) -> No
     seen = read_smear(ModelCache({name: folder}), example_smear(), name).reading
     assert seen.in_distribution is not None and seen.in_distribution >= 0.7
     if name == "densenet169":
-        assert Counter(cell.outcome for cell in seen.cells) == {"ALL": 3, "abstain": 2}
+        assert Counter(cell.outcome for cell in seen.cells) == {"ALL": 3, "HEM": 1, "abstain": 1}
 
 
 def test_a_field_that_is_mostly_out_of_distribution_has_no_class_on_the_page_nor_behind_its_boxes() -> None:
