@@ -547,12 +547,12 @@ function drawTurned(model, {sharesOfViews, decisions, likely}) {
     const form = element('li', '')
     const label = likely[view]
     const words = `${label} ${percent(sharesOfViews[view][labels.indexOf(label)])}`
-    const said = labels.includes(decisions[view]) ? words : `not sure (${words})`
+    const answer = labels.includes(decisions[view]) ? words : `not sure (${words})`
     form.style.setProperty('--c', classColour(model, labels.indexOf(decisions[view])))
     const frame = element('div', '', dark ? 'lk-dark' : '')
     frame.append(orientation(source, view, scale, title))
     const about = element('p', '')
-    about.append(element('b', said), element('span', title))
+    about.append(element('b', answer), element('span', title))
     form.append(frame, about)
     return form
   }))

@@ -49,6 +49,11 @@ class BatchRow:
         """The probability of `called`."""
         return self.prediction.probabilities[self.called]
 
+    @property
+    def is_wrong(self) -> bool:
+        """Whether its true class is known, and another."""
+        return bool(self.truth) and self.truth != self.called
+
     def kept(self) -> bytes:
         """The picture as a file; an error where it was not kept."""
         if self.picture:
@@ -156,7 +161,7 @@ class BatchResult:
     @property
     def wrong(self) -> list[tuple[int, BatchRow]]:
         """Number and cell where the class, or else the most probable one, is not the true one; most confident first."""
-        wrong = ((number, row) for number, row in enumerate(self.rows) if row.truth and row.truth != row.called)
+        wrong = ((number, row) for number, row in enumerate(self.rows) if row.is_wrong)
         return sorted(wrong, key=lambda numbered: -numbered[1].confidence)
 
 

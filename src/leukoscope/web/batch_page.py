@@ -98,9 +98,9 @@ def batch_picture(result: BatchResult) -> Markup:
             groups.append("")
     cells_of_row = [_cells(result, subject) for subject in groups]
     radius = common_radius([space for cells in cells_of_row for space in _spaces(result, cells, len(groups))])
-    shown = SHOWN_CELLS
+    cells_a_row = SHOWN_CELLS
     if len(groups) > 1:
-        shown = max(LEAST_SHOWN, SHOWN_CELLS // len(groups))
+        cells_a_row = max(LEAST_SHOWN, SHOWN_CELLS // len(groups))
     rows = []
     for subject, cells in zip(groups, cells_of_row, strict=True):
         least_sure_first = sorted(cells, key=lambda numbered: numbered[1].confidence)
@@ -113,7 +113,7 @@ def batch_picture(result: BatchResult) -> Markup:
                 "words": _counts_words([row for _, row in cells]) or "no cell read yet",
                 "dots": _dots(result, cells, len(groups), radius),
                 "total": len(cells),
-                "cells": [_cell(result, number, row) for number, row in least_sure_first[:shown] if is_read],
+                "cells": [_cell(result, number, row) for number, row in least_sure_first[:cells_a_row] if is_read],
             }
         )
     return render(
@@ -243,7 +243,7 @@ def person_answer(result: BatchResult, subject: str) -> PersonAnswer:
         return PersonAnswer(short, f"{cells} of {cells + unread} cells")
     prediction = _prediction(result, subject)
     if prediction is None:
-        return PersonAnswer(f"{cells} cell{'' if cells == 1 else 's'}")
+        return PersonAnswer(_cells_text(cells))
     if prediction.outcome == TOO_FEW_CELLS:
         return PersonAnswer("too few cells", f"{prediction.used} of {prediction.rule.least_cells} needed")
     if prediction.outcome == OUT_OF_DISTRIBUTION:
@@ -269,7 +269,7 @@ def person_sentences(result: BatchResult, subject: str) -> list[str]:
     if prediction is not None:
         sentences.append(_together(prediction))
     if rows:
-        sentences.append(f"{len(rows)} cell{'' if len(rows) == 1 else 's'}: {_counts_words(rows)}.")
+        sentences.append(f"{_cells_text(len(rows))}: {_counts_words(rows)}.")
     judged = [row for row in rows if row.truth and row.prediction.decision.label]
     if judged:
         right = sum(row.prediction.decision.label == row.truth for row in judged)
@@ -381,6 +381,11 @@ def _counts(result: BatchResult) -> list[dict[str, Any]]:
     return outcome_counts(Counter(row.prediction.outcome for row in result.rows), result.classes)
 
 
+def _cells_text(number: int) -> str:
+    """A number of cells in words."""
+    return f"{number} cell{'' if number == 1 else 's'}"
+
+
 def _people(number: int) -> str:
     """A number of people in words."""
     return f"{number_word(number)} {'person' if number == 1 else 'people'}"
@@ -388,7 +393,7 @@ def _people(number: int) -> str:
 
 def _given(result: BatchResult) -> str:
     """How many cells of how many people were predicted."""
-    cells = f"{len(result.rows)} cell{'' if len(result.rows) == 1 else 's'}"
+    cells = _cells_text(len(result.rows))
     if result.stopped:
         cells = f"stopped after {result.done} of {result.total} pictures"
     if not result.subjects:
@@ -477,10 +482,9 @@ def _measured_row(result: BatchResult, measured: LabelMetrics) -> trust.TrustRow
     """How many cells of each class are recognised; with intervals only from enough cells and people."""
     if not measured.cells or min(measured.cells.values()) < LEAST_CELLS:
         return None
-    total = sum(measured.cells.values())
-    given = f"{total} cell{'' if total == 1 else 's'}"
+    cells_and_people = _cells_text(sum(measured.cells.values()))
     if measured.people:
-        given += f" of {_people(len({row.subject for row in result.rows if row.truth}))}"
+        cells_and_people += f" of {_people(len({row.subject for row in result.rows if row.truth}))}"
     meters = []
     for label in result.classes:
         if not measured.cells.get(label):
@@ -491,7 +495,7 @@ def _measured_row(result: BatchResult, measured: LabelMetrics) -> trust.TrustRow
             meters.append(trust.Meter(label, share))
         else:
             meters.append(trust.Meter(label, share, round(100 * interval["low"]), round(100 * interval["high"])))
-    return trust.TrustRow(given, meters=tuple(meters))
+    return trust.TrustRow(cells_and_people, meters=tuple(meters))
 
 
 def _is_enough(measured: LabelMetrics) -> bool:
@@ -528,7 +532,7 @@ def _cell_words(row: BatchRow) -> str:
     words = outcome_text(row.prediction.outcome)
     if row.prediction.decision.label:
         words += f" {percent(row.confidence)}"
-    if row.truth and row.truth != row.called:
+    if row.is_wrong:
         words += f", is {row.truth}"
     return words
 
@@ -541,7 +545,7 @@ def _cell(result: BatchResult, number: int, row: BatchRow) -> dict[str, Any]:
         "words": _cell_words(row),
         "source": data_uri("image/webp", row.thumbnail),
         "opens": bool(row.picture),
-        "wrong": bool(row.truth) and row.truth != row.called,
+        "wrong": row.is_wrong,
         "dark": row.on_black,
         "colour": colour(row.prediction.outcome, result.classes),
         "form": form(row.prediction.outcome),

@@ -136,8 +136,8 @@ def _small_changes(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
             "another class": change["class_changed"], "no class": change["abstained"], "refused": change["refused"],
         }  # fmt: skip
         numbers = {words: round(100 * share) for words, share in shares.items()}
-        said = [f"{number} {words}" for words, number in numbers.items() if number]
-        bars.append({"shows": change["shows"], "numbers": numbers, "words": " · ".join(said) or "all as before"})
+        parts = [f"{number} {words}" for words, number in numbers.items() if number]
+        bars.append({"shows": change["shows"], "numbers": numbers, "words": " · ".join(parts) or "all as before"})
     return {"cells": count(block["cells"]), "people": block["subjects"], "bars": bars}
 
 
