@@ -300,7 +300,7 @@ def _shared_settings() -> dict[str, Any]:
         "verdicts": {ABSTAIN: text.SHORT[ABSTAIN], OUT_OF_DISTRIBUTION: text.FOREIGN_VERDICT},
         "foreign": {"parts": text.FOREIGN_PARTS, "sentence": text.FOREIGN_SENTENCE},
         "in_training": text.in_training_text("{subject}"),
-        "orientations": text.ORIENTATIONS,
+        "orientations": text.ORIENTATION_NAMES,
         "statistic_groups": text.STATISTIC_GROUP_NAMES,
         "line_colours": {"outline": OUTLINE_RGB, "frame": FRAME_RGB},
         "map_caveat": text.MAP_CAVEAT,

@@ -32,7 +32,7 @@ FOREIGN_PARTS = {"ood_colour": "colour", "ood_texture": "texture", "ood_shape": 
 """Code of a reason → what of a picture is unlike the training cells."""
 STATISTIC_GROUP_NAMES = {"colour": "colour", "texture": "texture", "shape": "size and outline"}
 """Group of the OOD detector's statistics → its name beside the bar of its distance."""
-ORIENTATIONS = ("As given", "90°", "180°", "270°", "Mirrored", "Mirrored, 90°", "Mirrored, 180°", "Mirrored, 270°")
+ORIENTATION_NAMES = ("As given", "90°", "180°", "270°", "Mirrored", "Mirrored, 90°", "Mirrored, 180°", "Mirrored, 270°")
 FOREIGN_VERDICT = "No class: unlike the cells it knows"
 FOREIGN_SENTENCE = (
     "Its {part} is unlike that of the training cells. As a whole, the picture is {times} times as far from them as 98 "

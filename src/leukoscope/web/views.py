@@ -17,7 +17,7 @@ from PIL import Image
 from leukoscope.data.images import foreground
 from leukoscope.inference.prediction import REFUSED, Decision
 from leukoscope.reports import trust
-from leukoscope.reports.text import ORIENTATIONS, outcome_text, percent
+from leukoscope.reports.text import ORIENTATION_NAMES, outcome_text, percent
 from leukoscope.web.answer import Row, covered, views_of
 from leukoscope.web.drawing import colour, embedded, render
 from leukoscope.web.model_cache import ModelCache
@@ -113,7 +113,7 @@ def _draw_turned(row: Row, label: str, forms: Forms) -> Markup:
     if row.pending:
         return render("view_waiting.html", sentence="The eight orientations are being computed …")
     forms_of_cell = []
-    orientations = zip(ORIENTATIONS, views_of(row.picture.image), row.known.views, row.orientations, strict=True)
+    orientations = zip(ORIENTATION_NAMES, views_of(row.picture.image), row.known.views, row.orientations, strict=True)
     for title, image, shares, decision in orientations:
         words = _answered(decision, shares, _most_probable(shares))
         forms_of_cell.append(_form(row, image, decision.outcome, words, title))
