@@ -49,7 +49,8 @@ def test_evidence_folds_scrolls_in_its_boxes_and_breaks_no_word(
         summaries.nth(number).inner_text(): summaries.nth(number).evaluate("one => one.parentElement.open")
         for number in range(summaries.count())
     }
-    assert opens.pop("How good it is") and opens.pop("What it is not for")
+    assert opens.pop("How good it is") is not look.get("is_mobile", False)
+    assert opens.pop("What it is not for")
     assert len(opens) >= 5 and not any(opens.values())
     page.locator("#card summary", has_text="Use it").click()
     assert page.locator("#card pre").first.is_visible()
@@ -69,6 +70,44 @@ def test_evidence_folds_scrolls_in_its_boxes_and_breaks_no_word(
         ".map(one => one.textContent)"
     )
     assert not look.get("is_mobile") or small == []
+
+
+_DOTS = """() => [...document.querySelectorAll('.lk-dot-plot')].map((plot) => {
+  const left = [...plot.children].map((dot) => dot.getBoundingClientRect().left)
+  return left.slice(1).map((x, number) => x - left[number])
+})"""
+_LINES_OF_HEADS = """() => [...document.querySelectorAll('#evidence .lk-table thead th')].map((head) => {
+  const range = document.createRange()
+  range.selectNodeContents(head)
+  return new Set([...range.getClientRects()].map((box) => box.top)).size
+})"""
+
+
+@pytest.mark.parametrize("look", LOOKS, ids=["laptop", "phone"])
+def test_dots_of_both_classes_have_one_distance(visits: Callable[..., Any], look: dict[str, Any]) -> None:
+    page = opened(visits, "Evidence", "#card h1", **look)
+    distances = [distance for plot in page.evaluate(_DOTS) for distance in plot]
+    assert len(distances) > 30 and max(distances) - min(distances) < 0.5
+
+
+def test_the_table_has_heads_of_two_lines_at_most(visits: Callable[..., Any]) -> None:
+    page = opened(visits, "Evidence", "#card h1")
+    lines = page.evaluate(_LINES_OF_HEADS)
+    assert len(lines) == 7 and max(lines) <= 2
+
+
+def test_on_a_phone_the_rows_of_the_table_fold(visits: Callable[..., Any]) -> None:
+    """With all closed, evidence is three windows long; a row opens by the keyboard, too."""
+    page = opened(visits, "Evidence", "#card h1", **PHONE)
+    page.evaluate("document.querySelectorAll('#evidence-page details').forEach((one) => { one.open = false })")
+    assert page.evaluate("document.documentElement.scrollHeight") < 2500
+    row = page.locator(".lk-models details").first
+    assert "further people" in row.locator("summary").inner_text() and not row.locator("dl").is_visible()
+    row.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert row.locator("dl").is_visible() and "AUROC" in row.locator("dl").inner_text()
+    page.locator("#card summary", has_text="How good it is").click()
+    assert page.locator("#card .lk-scrolls").first.is_visible()
 
 
 def test_the_calls_of_the_api_page_answer(visits: Callable[..., Any], tmp_path: Path) -> None:

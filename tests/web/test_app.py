@@ -136,14 +136,19 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     html, _ = evidence(models, list(models.names), "measured")
     first, second = html.split("<tbody>")[1].split("</tbody>")[0].split("</tr>")[:2]
     assert "another class for 23 (17–29) of 100 cells when 15 % less saturated" in first
-    assert ">not measured</td>" in second
+    assert "<td>not measured\n</td>" in second
     assert 'aria-label="84 of 100 blasts, 95 % interval 78 to 89"' in first
+    lines = re.findall(r"<summary>([\w-]+)<small>(.*)</small></summary>", html)
+    assert lines[0] == ("measured", "34 further people, earlier weights: 81 of 100 blasts, 54 of 100 normal cells")
+    assert [name for name, _ in lines] == ["measured", "tiny"], "a line for each model, for a phone"
+    how_to_read = html.split("How to read this table")[1].split("</details>")[0]
+    assert "the default network and the class frequencies were chosen with them in view." in how_to_read
     people = metrics["evaluations"][0]["metrics"]["subjects"]
-    assert html.count("--size:") == len(people) == 41
+    assert html.count('<i style="--v:') == len(people) == 41
     assert "28 people, mean 84" in html and "data:image/png" not in html
-    assert "worst person" in html and "100, all" in html and "0, none" in html, "the ends of the axes in words"
-    changes = html.split('class="lk-changes"')[1].split("</ul>")[0].split("</li>")
-    assert "15 % less saturated" in changes[0] and "23 another class" in changes[0], "the worst comes first"
+    assert "<span>worst</span>" in html and "100, all" in html and "0, none" in html, "the ends of the axes in words"
+    changes = html.split('class="lk-changes"')[1].split("<tbody>")[1].split("</tr>")
+    assert "15 % less saturated" in changes[0] and "<td>23</td>" in changes[0], "the worst comes first"
     assert "829 cells of 41 people" in html
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.registry import cells_of
 from leukoscope.models.release import CARD_FILE, ReleaseInfo, read_release
 from leukoscope.reports import release_tables, text, trust
 from leukoscope.reports.formatting import count, data_uri, hundred, share, span
@@ -21,8 +21,6 @@ from leukoscope.web.drawing import colour, render
 from leukoscope.web.model_cache import ModelCache
 
 _MAPS = {True: "passed our checks", False: "failed our checks", None: "not checked"}
-_SMALLEST_DOT = 6  # CSS pixels
-_LARGEST_DOT = 18
 # Sections of our cards that are open, and which of them stands beside the others.
 _MEASURED = "How good it is"
 _OPEN = (_MEASURED, "What it is not for")
@@ -46,23 +44,31 @@ def release_of(models: ModelCache, name: str) -> ReleaseInfo:
 def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup, str]:
     """The table of these models with the figures of the chosen one, as HTML, and its card, as `folded_card`."""
     rows = []
+    checks: dict[str, None] = {}
     for name in names:
         try:
-            rows.append(_row(name, release_of(models, name).metrics))
+            metrics = release_of(models, name).metrics
         except LeukoscopeError as error:
-            rows.append({"model": name, "error": str(error)})
+            rows.append({"model": name, "error": str(error), "summary": str(error)})
+            continue
+        rows.append(_row(name, metrics))
+        further = metrics.get("further_subjects") or {}
+        if further.get("estimates"):
+            checks[further["estimates"].replace("subjects", "people")] = None
     if chosen not in names:
         chosen = next(iter(names), "")
     figures, card = _figures_and_card(models, chosen)
-    metrics: Mapping[str, Any] = {}
+    metrics = {}
     if chosen:
         with suppress(LeukoscopeError):  # its row says what is wrong
             metrics = release_of(models, chosen).metrics
-    people = _people_by_class(metrics)
-    if people:
+    subjects = _subjects_by_class(metrics)
+    if subjects:
         figures = []  # the card's plot shows the same people
+    evaluation = release_tables.unseen_evaluation(metrics) or {}
     html = render(
-        "evidence.html", rows=rows, names=names, chosen=chosen, figures=figures, people=people,
+        "evidence.html", rows=rows, names=names, chosen=chosen, figures=figures, checks=list(checks),
+        subjects=subjects, subjects_test="cross-validation" if evaluation.get("folds") else "test",
         changes=_small_changes(metrics),
     )  # fmt: skip
     return html, card
@@ -77,27 +83,34 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     measured = None
     if text.measured_on_people(metrics):
         measured = (evaluation.get("metrics") or {}).get("auroc_by_subject")
-    positive = None
-    if metrics.get("positive_label"):
-        positive = [metrics["positive_label"]]
     labels = list(metrics.get("labels") or ())
+    trust_rows = trust.trust_rows(metrics)
+    summary = trust_rows[0].caveat
+    for row in trust_rows:
+        if row.meters:
+            recognised = ", ".join(f"{meter.share} of 100 {cells_of(meter.label)}" for meter in row.meters)
+            whom = ", ".join(part for part in (row.people, row.test, row.caveat) if part)
+            summary = f"{whom}: {recognised}"
+            break
+    healthy = release_tables.healthy_with_class(metrics)
     return {
         "model": name,
         "error": "",
+        "summary": summary,
         "colours": {label: colour(label, labels) for label in labels},
-        "trust": trust.trust_rows(metrics),
+        "trust": trust_rows,
         "small_changes": text.worst_change_text(metrics),
         "outside": f"{share(auroc['value'])} ({span(auroc)})" if auroc else "not measured",
         "cross_validated": share(measured) if measured is not None else "not on people",
-        "size_alone": share(alone) if alone is not None else "–",
-        "healthy": release_tables.healthy_with_class(metrics, positive),
+        "size_alone": share(alone) if alone is not None else "not measured",
+        "healthy": "not measured" if healthy == "–" else f"{healthy} of 100",
         "maps": _MAPS[trust.maps_passed(metrics)],
         "data": text.model_text(metrics) or "not told",
     }
 
 
-def _people_by_class(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """For each class the people whose cells were tested, worst first: share of cells recognised, 0–100, and size."""
+def _subjects_by_class(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """For each class the people whose cells were tested, worst first: share of cells recognised, 0–100."""
     block = release_tables.unseen_evaluation(metrics) or {}
     subjects = (block.get("metrics") or {}).get("subjects") or {}
     unit = ""
@@ -113,7 +126,6 @@ def _people_by_class(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         dots = [
             {
                 "share": round(100 * subject["accuracy"]),
-                "size": min(_LARGEST_DOT, _SMALLEST_DOT + math.sqrt(subject["cells"]) / 2),
                 "title": f"{unit} {name}: {hundred(subject['accuracy'])} of 100 of {count(subject['cells'])} cells",
             }
             for name, subject in tested
@@ -126,18 +138,17 @@ def _people_by_class(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _small_changes(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The worst change of each kind, that which changes most classes first: of 100 cells what becomes of how many."""
+    """Of each kind of change the worst, that which changes most classes first: of 100 cells, how many change."""
     block = metrics.get("robustness")
     if not block:
         return None
     bars = []
     for change in release_tables.worst_of_families(block, "class_changed"):
         shares = {
-            "another class": change["class_changed"], "no class": change["abstained"], "refused": change["refused"],
+            "another class": change["class_changed"], "not sure": change["abstained"], "refused": change["refused"],
         }  # fmt: skip
         numbers = {words: round(100 * share) for words, share in shares.items()}
-        parts = [f"{number} {words}" for words, number in numbers.items() if number]
-        bars.append({"shows": change["shows"], "numbers": numbers, "words": " · ".join(parts) or "all as before"})
+        bars.append({"shows": change["shows"], "numbers": numbers})
     return {"cells": count(block["cells"]), "people": block["subjects"], "bars": bars}
 
 

@@ -19,3 +19,13 @@ element.addEventListener('click', (event) => {
   }
 })
 for (const place of element.querySelectorAll('[data-address]')) place.textContent = `${location.origin}${location.pathname}`
+// A card has figures and tables: on a phone, "How good it is" is closed until it is touched.
+const evidence = element.closest('#evidence-page')
+if (evidence) {
+  new MutationObserver(() => {
+    const measured = evidence.querySelector('#card .md > div > div:first-child > details:not([data-lk-come])')
+    if (!measured) return
+    measured.dataset.lkCome = ''
+    if (innerWidth <= 720) measured.open = false
+  }).observe(evidence, {childList: true, subtree: true})
+}
