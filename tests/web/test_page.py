@@ -6,12 +6,15 @@ import base64
 import csv
 import io
 import json
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from html import unescape
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,11 +23,14 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.smear import UnusableSmear
 from leukoscope.reports.text import outcome_text
 from leukoscope.web.answer import Answer, Picture, example
 from leukoscope.web.batch import BatchResult
+from leukoscope.web.drawing import WAITING_FOR_OTHERS
+from leukoscope.web.line import Question
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.page import BROKEN, FAILED, Page
+from leukoscope.web.page import BROKEN, FAILED, STOPPED, Page
 from leukoscope.web.smear import Smear, example_smear, read_smear
 from leukoscope.web.upload import OWN_FOLDER
 from leukoscope.web.views import STAGE_VIEWS
@@ -436,3 +442,65 @@ def test_an_address_opens_model_and_example_and_a_lost_page_keeps_what_it_shows(
     text, visit = opened(page, {"model": "/etc", "example": "no number"})
     assert visit.scene.model == "one" and 'data-example="1"' in text and visit.added == []
     assert opened(page, {}, lost="1") == ("", Visit())
+
+
+# Waiting
+
+
+@contextmanager
+def _reading_of_another(page: Page) -> Iterator[None]:
+    """While another visitor's smear is read."""
+    begun = Event()
+    go_on = Event()
+
+    def read() -> None:
+        begun.set()
+        assert go_on.wait(60)
+
+    reading = page.models.read_smear.threads.submit(page.models.read_smear.threads.run_for, Question(-2), read)
+    assert begun.wait(60)
+    try:
+        yield
+    finally:
+        go_on.set()
+        reading.result(60)
+
+
+def test_a_smear_behind_that_of_another_visitor_says_so_and_goes_on_by_itself(page: Page) -> None:
+    visit = Visit()
+    with _reading_of_another(page):
+        steps = click(page, visit, "smear")
+        begin = time.monotonic()
+        step = next(found for found in steps if WAITING_FOR_OTHERS in str(found.get(page.answer, "")))
+        assert time.monotonic() - begin < 3, "said at once, where reading the picture takes no time"
+        assert 'data-act="stop"' in str(step[page.answer])
+    assert "whole white cell" in shown(page, steps), "it goes on by itself"
+
+
+def test_a_smear_that_is_stopped_leaves_its_line_and_its_picture_stays(page: Page) -> None:
+    visit = Visit()
+    with _reading_of_another(page):
+        steps = click(page, visit, "smear")
+        next(found for found in steps if WAITING_FOR_OTHERS in str(found.get(page.answer, "")))
+        assert STOPPED in shown(page, click(page, visit, "stop"))
+        assert list(steps) == []
+    assert isinstance(visit.scene.content, Answer) and visit.scene.content.rows == ()
+    assert page.models.read_smear.threads.running() == []
+
+
+def test_a_smear_that_is_being_read_can_be_stopped(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = Event()
+
+    def slowly(*_: Any, stopped: Callable[[], bool], **__: Any) -> Any:
+        while not stopped():
+            time.sleep(0.01)
+        ended.set()
+        raise UnusableSmear("stopped")
+
+    monkeypatch.setattr("leukoscope.web.model_cache.read_smear", slowly)
+    visit = Visit()
+    steps = click(page, visit, "smear")
+    step = next(found for found in steps if 'data-act="stop"' in str(found.get(page.answer, "")))
+    assert "Finding the white cells" in str(step[page.answer])
+    assert STOPPED in shown(page, click(page, visit, "stop"))
+    assert list(steps) == [] and ended.wait(10), "nothing is computed any more"

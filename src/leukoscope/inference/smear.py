@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,6 +158,7 @@ def read_smear(
     um_per_pixel: float | None = None,
     most_cells: int | None = None,
     seconds: float | None = None,
+    stopped: Callable[[], bool] | None = None,
     batch_size: int = 16,
 ) -> SmearReading:
     """Find the cells of a stained smear and predict each.
@@ -167,10 +168,12 @@ def read_smear(
         source: its name in the result and in messages; "" for its path, or "smear" where it has none.
         um_per_pixel: the picture's scale; None measures it on red cells or nuclei.
         most_cells, seconds: limits; None for any number and any time.
+        stopped: whether nobody waits for the result any more; asked before each cell.
 
     Raises:
         UnreadableImage: the file cannot be opened.
-        UnusableSmear: the picture is no stained smear, its scale cannot be measured, or it exceeds a limit.
+        UnusableSmear: the picture is no stained smear, its scale cannot be measured, it exceeds a limit, or its reading
+            was stopped.
         ReleaseError: the release was trained on pictures with their background rather than on cut-out cells.
     """
     release = predictor.release
@@ -189,6 +192,8 @@ def read_smear(
     def check() -> None:
         if seconds is not None and time.monotonic() - started > seconds:
             raise UnusableSmear(f"takes longer than {seconds:g} seconds; crop it, or use leukoscope smear yourself")
+        if stopped is not None and stopped():
+            raise UnusableSmear("its reading was stopped; give it again")
 
     def cut_outs() -> Iterator[Image.Image]:
         for cell in smear.cells:

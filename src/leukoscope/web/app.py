@@ -41,6 +41,7 @@ from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.content_policy import ContentPolicy
 from leukoscope.web.drawing import part, render
 from leukoscope.web.evidence import evidence
+from leukoscope.web.line import WARM_UP, Question, asking
 from leukoscope.web.memory import limit_arenas
 from leukoscope.web.model_cache import ZERO_GPU, ModelCache, find_releases, listed_models
 from leukoscope.web.page import PAGE_EVENT, Page
@@ -400,6 +401,7 @@ def _refuse(request: Request) -> JSONResponse:
 
 def _warm_up(models: ModelCache) -> None:
     """Load the models and predict once with each, for which no visitor should wait: maps only after all decisions."""
+    asking.set(Question(WARM_UP))
     names = models.soonest_first(models.names)
     failed = set()
     for explain in (False, True):

@@ -26,7 +26,7 @@ from leukoscope.reports.formatting import data_uri, metric_name
 from leukoscope.reports.text import FOREIGN_VERDICT, about_model, outcome_text, percent
 from leukoscope.web.batch import BATCHES_AT_ONCE, BatchResult, BatchRow, LabelMetrics, measured_on_labels, predict_batch
 from leukoscope.web.batch_files import Batch
-from leukoscope.web.drawing import colour, form, outcome_counts, render
+from leukoscope.web.drawing import WAITING_FOR_OTHERS, colour, form, outcome_counts, render
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.smear_page import counts_text, number_word
 from leukoscope.web.swarm import Space, common_radius, swarm
@@ -47,6 +47,7 @@ MOST_HEIGHT = 200
 FEW_CELLS = 24  # of one row, which need less height
 HEIGHT_OF_FEW = 120
 ALL_ROWS = 400  # pixels of all rows together, where that leaves each its least height
+WAIT_SECONDS = 0.5
 _line = Semaphore(BATCHES_AT_ONCE)
 
 
@@ -57,8 +58,8 @@ def reading_batch(models: ModelCache, batch: Batch, name: str) -> Iterator[tuple
     so_far = next(steps)
     yield so_far, progress(so_far, 0.0)
     # Not the event's own limit: single pictures come by the same event, and must not wait for batches.
-    while not _line.acquire(timeout=1):
-        yield so_far, progress(so_far, 0.0)
+    while not _line.acquire(timeout=WAIT_SECONDS):
+        yield so_far, progress(so_far, 0.0, waits=True)
     try:
         for result in steps:
             if result.unread:
@@ -69,8 +70,8 @@ def reading_batch(models: ModelCache, batch: Batch, name: str) -> Iterator[tuple
         _line.release()
 
 
-def progress(result: BatchResult, seconds: float) -> Markup:
-    """How many of a batch are predicted after so many seconds, and of how many people."""
+def progress(result: BatchResult, seconds: float, *, waits: bool = False) -> Markup:
+    """How many of a batch are predicted after so many seconds, and of how many people; `waits` for another batch."""
     seconds_left = None
     if 0 < result.done < result.total:
         seconds_left = max(1, round(seconds / result.done * (result.total - result.done)))
@@ -82,6 +83,7 @@ def progress(result: BatchResult, seconds: float) -> Markup:
         people=_people(len(result.subjects)),
         counts=_counts(result),
         model=result.model,
+        waits=WAITING_FOR_OTHERS if waits else "",
     )
 
 

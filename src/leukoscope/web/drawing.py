@@ -24,6 +24,7 @@ from leukoscope.reports import text
 from leukoscope.reports.formatting import data_uri, encoded
 from leukoscope.reports.text import percent, short_name
 
+WAITING_FOR_OTHERS = "Waiting: another visitor’s pictures are being read first."
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -101,9 +102,9 @@ def message(title: str, reason: str) -> Markup:
     return render("message.html", title=title, reason=reason)
 
 
-def waiting(sentence: str) -> Markup:
-    """What stands where an answer will be, in its shape; a thin line runs above it."""
-    return render("waiting.html", sentence=sentence)
+def waiting(sentence: str, *, stops: bool = False) -> Markup:
+    """What stands where an answer will be, in its shape; a thin line runs above it. With `stops`, it can be ended."""
+    return render("waiting.html", sentence=sentence, stops=stops)
 
 
 def invitation(title: str) -> Markup:

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import copy_context
-from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from threading import Lock, Semaphore
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from huggingface_hub.errors import HfHubHTTPError
@@ -36,6 +33,7 @@ from leukoscope.models.hub_download import (
 )
 from leukoscope.models.map_check import EVIDENCE_METHOD
 from leukoscope.models.release import CONFIG_FILE, DEFAULT_RELEASE, WEIGHTS_FILE, folder_name, read_release
+from leukoscope.web.line import Line, Question, Threads, asking
 from leukoscope.web.memory import give_back_freed_memory
 
 if TYPE_CHECKING:
@@ -54,7 +52,6 @@ MAX_DOWNLOADS = 2 * 2**30  # of all that visitors named, on disk
 FIELD_LIMITS: dict[str, Any] = {"most_cells": 500, "seconds": 60, "batch_size": 2}
 ZERO_GPU = "SPACES_ZERO_GPU"
 NO_MODEL = "This demo comes with no model. Name one of the Hub, such as owner/name."
-_T = TypeVar("_T")
 
 
 def find_releases(root: Path) -> dict[str, Path]:
@@ -163,13 +160,13 @@ class ModelCache:
         self._model_locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
         self._downloading = Semaphore(DOWNLOADS_AT_ONCE)
         # A pool of threads takes those who wait in their order; a semaphore would not.
-        predictions = ThreadPoolExecutor(PREDICTIONS_AT_ONCE)
-        self.predict = _limited(_predict, predictions)
-        self.map_by_covering = _limited(Predictor.map_by_covering, predictions)
-        self.with_small_changes = _limited(Predictor.with_small_changes, predictions)
+        predictions = Threads(PREDICTIONS_AT_ONCE)
+        self.predict = Line(_predict, predictions)
+        self.map_by_covering = Line(Predictor.map_by_covering, predictions)
+        self.with_small_changes = Line(Predictor.with_small_changes, predictions)
         # One view of a cell, which waits behind nobody's eight.
-        self.decide = _limited(_predict, ThreadPoolExecutor(1))
-        self.read_smear = _limited(_read_smear, ThreadPoolExecutor(1))
+        self.decide = Line(_predict, Threads(1))
+        self.read_smear = Line(_read_smear, Threads(1))
 
     def predictor(self, choice: str | None) -> Predictor:
         """The model of that name (`is_name`), loaded now unless it is in memory.
@@ -334,17 +331,9 @@ def _predict(predictor: Predictor, images: Iterable[Image.Image], **options: Any
 
 
 def _read_smear(*arguments: Any, **options: Any) -> SmearReading:
-    options = {**FIELD_LIMITS, **options}
+    question = asking.get() or Question()
+    options = {**FIELD_LIMITS, "stopped": lambda: question.abandoned, **options}
     try:
         return read_smear(*arguments, **options)
     finally:
         give_back_freed_memory()  # a field takes hundreds of megabytes
-
-
-def _limited(call: Callable[..., _T], line: ThreadPoolExecutor) -> Callable[..., _T]:
-    """`call`, once a thread of the line is free."""
-
-    def wait_and_call(*args: Any, **options: Any) -> _T:
-        return line.submit(copy_context().run, partial(call, *args, **options)).result()
-
-    return wait_and_call

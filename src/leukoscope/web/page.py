@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from html import escape
@@ -27,8 +27,9 @@ from leukoscope.web.acts import Act, NoSuchAct, parse_act
 from leukoscope.web.answer import Answer, Picture, Row, answering, ask, example, real_cells, source_of
 from leukoscope.web.batch import BatchResult, columns
 from leukoscope.web.batch_files import Batch, is_zip, open_batch, sample_batch
-from leukoscope.web.drawing import invitation, message, part, waiting
+from leukoscope.web.drawing import WAITING_FOR_OTHERS, invitation, message, part, waiting
 from leukoscope.web.export import csv_file, save_row, save_smear
+from leukoscope.web.line import Question, steps_of
 from leukoscope.web.model_cache import NO_MODEL, ModelCache
 from leukoscope.web.smear import Smear, example_smear, open_cell, read_smear
 from leukoscope.web.views import STAGE_VIEWS
@@ -37,6 +38,7 @@ from leukoscope.web.visit import Scene, Update, Visit
 SESSION_SECONDS = 1800
 MOST_ADDED = 4  # models that a visitor names
 FAILED = "This did not work"
+STOPPED = "Stopped before it was read. Give it again, or pick something else below."
 BROKEN = "The server met an error of its own and has logged it. Try again, or give another picture."
 # Of every event that is no part of the public API; each click is handled, the newest one counts.
 PAGE_EVENT: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple", "show_progress": "minimal"}
@@ -126,15 +128,27 @@ class Page:
         mine = visit.asked
         drawn = None
         drawn_strip = None
+        reading = f"Reading {new_input} …"
+        said = ""
+        question = Question(id(visit))
         if new_input:
             visit.show(Scene())
-            reading = f"Reading {new_input} …"
             yield self._outputs(visit, Update(picture=stage.empty_picture(reading), answer=waiting(reading)))
             drawn_strip = self._strip_key(visit)
         try:
-            for update in self._completed(visit, work()):
+            for update in steps_of(question, self._completed(visit, work())):
                 if visit.asked != mine:
                     return
+                if update is None:
+                    sentence = self._waiting_text(visit, question)
+                    if sentence and sentence != said:
+                        yield {self.visit: visit, self.answer: waiting(sentence, stops=True)}
+                    elif said and not sentence:
+                        below = waiting(reading) if visit.scene.content is None else self._answer(visit)
+                        yield {self.visit: visit, self.answer: below}
+                    said = sentence
+                    continue
+                said = ""
                 if update.scene is not None:
                     visit.show(update.scene)
                 stands = self._picture_key(visit)
@@ -172,7 +186,18 @@ class Page:
         redrawn = content is None or isinstance(content, BatchResult)
         return self._outputs(visit, Update(answer=failed + below), picture=redrawn)
 
-    def _completed(self, visit: Visit, work: Iterable[Update]) -> Iterator[Update]:
+    def _waiting_text(self, visit: Visit, question: Question) -> str:
+        """What a question waits for while nothing is answered; "" where the page says it already."""
+        content = visit.scene.content
+        if isinstance(content, BatchResult) or (isinstance(content, Answer) and content.rows):
+            return ""
+        if question.waits_for_others:
+            return WAITING_FOR_OTHERS
+        if question.line is self.models.read_smear:
+            return "Finding the white cells of the smear, and reading each …"
+        return ""
+
+    def _completed(self, visit: Visit, work: Iterable[Update]) -> Generator[Update]:
         """The steps of a question, then those that complete the answer shown, whichever of its rows is open."""
         yield from work
         if not isinstance(visit.scene.content, Answer):
@@ -466,9 +491,19 @@ class Page:
         yield Update(Scene(visit.scene.behind, source=visit.scene.source))
 
     def stop(self, visit: Visit) -> Iterator[Update]:
-        """End a batch: a newer question does. What was predicted stays."""
-        result = visit.scene.showing(BatchResult)
-        yield Update(replace(visit.scene, content=replace(result, stopped=True)))
+        """End what is computed: a newer question does. What was predicted of a batch stays."""
+        scene = visit.scene
+        if isinstance(scene.content, BatchResult):
+            yield Update(replace(scene, content=replace(scene.content, stopped=True)))
+        elif scene.behind is not None and isinstance(scene.content, Answer) and not scene.content.rows:
+            yield from self.go_back(visit)
+        elif isinstance(scene.content, Answer) and not scene.content.rows:
+            stopped = Scene(Answer(scene.content.picture), source=scene.source)
+            yield Update(stopped, answer=stage.not_read(STOPPED))
+        elif scene.content is None:
+            yield Update(picture=stage.empty_picture("Nothing was read"), answer=stage.not_read(STOPPED))
+        else:
+            yield Update()
 
     def choose_view(self, visit: Visit, name: str) -> Iterator[Update]:
         """Another view of the cell; what it needs is computed first."""
