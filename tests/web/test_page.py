@@ -27,6 +27,7 @@ from leukoscope.data.smear import UnusableSmear
 from leukoscope.reports.text import outcome_text
 from leukoscope.web.answer import Answer, Picture, example
 from leukoscope.web.batch import BatchResult
+from leukoscope.web.batch_files import Batch, BatchFile
 from leukoscope.web.drawing import WAITING_FOR_OTHERS
 from leukoscope.web.line import Question
 from leukoscope.web.model_cache import ModelCache
@@ -501,6 +502,30 @@ def test_a_smear_that_is_being_read_can_be_stopped(page: Page, monkeypatch: pyte
     visit = Visit()
     steps = click(page, visit, "smear")
     step = next(found for found in steps if 'data-act="stop"' in str(found.get(page.answer, "")))
-    assert "Finding the white cells" in str(step[page.answer])
+    assert "Finding and reading its white cells" in str(step[page.answer])
     assert STOPPED in shown(page, click(page, visit, "stop"))
     assert list(steps) == [] and ended.wait(10), "nothing is computed any more"
+
+
+def test_a_batch_that_is_read_has_a_place_for_each_picture_and_shows_them_as_they_come(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    path, visit = zipped(tmp_path, [f"{cell:02d}.png" for cell in range(20)]), Visit()
+    places = []
+    for step in page._on_upload([path], visit):
+        picture = str(step.get(page.picture, ""))
+        if "lk-shows-batch" in picture:
+            places.append((picture.count("<img "), picture.count('class="lk-unread"')))
+    assert places == [(0, 20), (16, 4), (20, 0)]
+
+
+def test_a_batch_is_read_by_another_model_that_knows_its_pictures(tiny_release: Path) -> None:
+    page, visit = page_of(ModelCache({"one": tiny_release, "other": tiny_release, "ball4": BALL4})), Visit()
+    batch = Batch([BatchFile(f"{n}.png", partial(cell_png, cell=n)) for n in range(2)])
+    text = shown(page, page._draw(visit, lambda: page.read_batch(visit, lambda: batch)))
+    acts = text.split('class="lk-acts"')[1]
+    assert 'data-act="read:other"' in acts and "read:ball4" not in text, "that one reads pictures of a smear"
+    text = shown(page, click(page, visit, "read:other"))
+    assert isinstance(visit.scene.content, BatchResult) and visit.scene.content.model == "other"
+    assert 'data-act="read:one"' in text.split('class="lk-acts"')[1]

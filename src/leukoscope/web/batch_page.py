@@ -32,6 +32,7 @@ from leukoscope.web.smear_page import counts_text, number_word
 from leukoscope.web.swarm import Space, common_radius, swarm
 
 SHOWN_CELLS = 120
+SHOWN_WHILE_READ = 24
 LEAST_SHOWN = 12  # of each person
 SHOWN_WRONG = 24
 SHOWN_PROBLEMS = 20
@@ -105,7 +106,15 @@ def batch_picture(result: BatchResult) -> Markup:
         cells_a_row = max(LEAST_SHOWN, SHOWN_CELLS // len(groups))
     rows = []
     for subject, cells in zip(groups, cells_of_row, strict=True):
-        least_sure_first = sorted(cells, key=lambda numbered: numbered[1].confidence)
+        listed: list[dict[str, Any]] = []
+        unread = 0
+        if is_read:
+            least_sure_first = sorted(cells, key=lambda numbered: numbered[1].confidence)
+            listed = [_cell(result, number, row) for number, row in least_sure_first[:cells_a_row]]
+        elif subject is None:
+            # As they come; what has not come has its place already.
+            listed = [{**_cell(result, number, row), "opens": False} for number, row in cells[:SHOWN_WHILE_READ]]
+            unread = min(result.total, SHOWN_WHILE_READ) - len(listed)
         rows.append(
             {
                 "name": _row_name(result, subject),
@@ -115,7 +124,8 @@ def batch_picture(result: BatchResult) -> Markup:
                 "words": _counts_words([row for _, row in cells]) or "no cell read yet",
                 "dots": _dots(result, cells, len(groups), radius),
                 "total": len(cells),
-                "cells": [_cell(result, number, row) for number, row in least_sure_first[:cells_a_row] if is_read],
+                "cells": listed,
+                "unread": unread,
             }
         )
     return render(

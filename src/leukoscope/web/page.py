@@ -194,7 +194,7 @@ class Page:
         if question.waits_for_others:
             return WAITING_FOR_OTHERS
         if question.line is self.models.read_smear:
-            return "Finding the white cells of the smear, and reading each …"
+            return "Finding and reading its white cells …"
         return ""
 
     def _completed(self, visit: Visit, work: Iterable[Update]) -> Generator[Update]:
@@ -263,13 +263,20 @@ class Page:
         if isinstance(scene.content, Smear):
             return smear_page.smear_answer(scene.content, others)
         if isinstance(scene.content, BatchResult):
-            return batch_page.batch_answer(scene.content, others)
+            return batch_page.batch_answer(scene.content, self._others_for_batch(visit, scene.content))
         if scene.content is None:
             return invitation("Give a picture, or pick one below")
         opened = scene.opened
         if opened is None:
             opened = len(scene.content.rows)
         return stage.cell_answer(scene.content, opened, cell=scene.cell)
+
+    def _others_for_batch(self, visit: Visit, result: BatchResult) -> list[str]:
+        """The other models that know the pictures of a batch."""
+        names = self._names(visit)
+        if any(row.on_black for row in result.rows):
+            names = self._readers(names) or names
+        return [name for name in names if name != result.model]
 
     def _tiles(self, visit: Visit) -> str:
         """The strip of what can be given."""
