@@ -75,7 +75,7 @@ class PhantomCell:
     """One synthetic cell with the names a real one would carry."""
 
     image: np.ndarray  # (size, size, 3) uint8 RGB
-    label: str  # "ALL" (leukaemic blast) or "HEM" (normal precursor)
+    label: str  # "ALL" (leukaemic blast) or "HEM" (normal cell)
     subject: str  # as "phantom-all-03"; every subject has one label
     cell_id: str  # unique within one seed, as "phantom-all-03_007"
 

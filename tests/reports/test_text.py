@@ -243,5 +243,5 @@ def test_the_question_on_top_follows_the_classes_of_the_model() -> None:
     assert question(("Benign", "Early", "Pre", "Pro")) == "Is this white blood cell Benign, Early, Pre or Pro?"
     assert question(()) == question(tuple("abcdefgh")) == "Which kind of white blood cell is this?"
     said = meanings_text(("ALL", "HEM"))
-    assert said == "ALL: a leukaemic blast of acute lymphoblastic leukaemia. HEM: a normal precursor."
+    assert said == "ALL: a blast of acute lymphoblastic leukaemia. HEM: a normal cell, a B-cell precursor."
     assert meanings_text(("Benign", "x")) == "Benign: a benign haematogone."

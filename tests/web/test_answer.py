@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.registry import EMPTY_SLIDE_RGB
-from leukoscope.inference.prediction import Decision, HeatMap
+from leukoscope.inference.prediction import Decision, HeatMap, Reason
 from leukoscope.inference.smear import TRANSPARENT
 from leukoscope.reports.text import MAP_CAVEAT, MAP_CAVEATS
 from leukoscope.reports.trust import trust_rows
@@ -232,7 +232,8 @@ def test_probabilities_without_a_class_are_folded_under_what_they_are_not(cell: 
     given, withheld = (stage.cell_answer(Answer(row.picture, (row,)), 0) for row in (cell, refused))
     assert "What it would have said" not in given
     before, after = withheld.split("<h3>What it would have said</h3>")
-    assert "No white blood cell found" in before and "leukaemic" not in before and "lk-ends" not in before
+    assert "No white blood cell found" in before and "lk-ends" not in before
+    assert "leukaemic" not in re.sub(r"<[^>]*>", "", before)
     assert 'class="lk-more"' in before and "lk-ends" in after
 
 
@@ -269,6 +270,16 @@ def test_a_map_beside_the_nuclei_of_a_smear_is_a_caution(models: ModelCache) -> 
         assert ("lies on nuclei, which fill" in drawn.decision_text().because) != on_nuclei
 
 
+def test_a_caution_that_cites_a_map_says_that_the_maps_failed_their_checks(cell: Row) -> None:
+    decision = Decision("ALL", (Reason("explanation_off_cell", 0.6, 0.63),))
+    for passed in (True, False, None):
+        metrics = {**cell.metrics, "heat_maps": {"method": "evidence", "passed": passed}}
+        row = replace(cell, metrics=metrics, prediction=replace(cell.known, decision=decision))
+        caution = " ".join(row.caveats())
+        assert "60\u00a0% of its map lies on the cell" in caution
+        assert ("This model's maps failed our checks." in caution) == (passed is False)
+
+
 def test_turned_and_covered_are_views_of_the_stage(cell: Row, models: ModelCache) -> None:
     parts = cell.picture.parts
     assert list(parts) == ["nucleus", "cytoplasm", "outside"] and sum(part.sum() for part in parts.values()) == 450**2
@@ -284,7 +295,7 @@ def test_turned_and_covered_are_views_of_the_stage(cell: Row, models: ModelCache
     assert "Without its nucleus" in shown
     assert "No nucleus is told apart" in stage.cell_picture(cell, view="covered", forms={})
     unsure = replace(cell, prediction=replace(cell.known, decision=Decision("abstain")))
-    assert "<b>not sure (ALL" in stage.cell_picture(cell, view="covered", forms={"nucleus": unsure})
+    assert "<b>not sure</b> <small>ALL" in stage.cell_picture(cell, view="covered", forms={"nucleus": unsure})
 
 
 def test_a_borderline_answer_says_under_which_changes_it_is_another(cell: Row, models: ModelCache) -> None:

@@ -35,7 +35,7 @@ from leukoscope.web.page import BROKEN, FAILED, STOPPED, Page
 from leukoscope.web.smear import Smear, example_smear, read_smear
 from leukoscope.web.upload import OWN_FOLDER
 from leukoscope.web.views import STAGE_VIEWS
-from leukoscope.web.visit import DELETED, RECENT_CELLS, Visit
+from leukoscope.web.visit import DELETED, RECENT_CELLS, Scene, Visit
 from zips import cell_png, pack, upload_folder
 
 EMBEDDED = Path(__file__).parents[2] / "model_card"
@@ -414,12 +414,35 @@ def test_a_visit_keeps_its_newest_cells_once_each(page: Page) -> None:
     visit = Visit()
     for number in (1, 2, 3, 1):
         list(click(page, visit, f"example:{number}"))
-    assert [one.picture.example for one in visit.recent] == [1, 3, 2]
+    assert [one.picture.example for one in visit.recent if one.picture] == [1, 3, 2]
     list(click(page, visit, "recent:2"))
     assert isinstance(visit.scene.content, Answer) and visit.scene.content.picture.example == 2
     for _ in range(20):
-        visit.remember(Answer(Picture(example(1).image.copy(), "")))
+        visit.remember(Scene(Answer(Picture(example(1).image.copy(), ""))))
     assert len(visit.recent) == RECENT_CELLS
+
+
+def test_a_visit_keeps_a_smear_of_its_own_with_a_tile_that_opens_it(page: Page) -> None:
+    """A smear had no tile: once another picture was given, it was lost."""
+    visit = Visit()
+    own = replace(example_smear(), image=example_smear().image.copy(), caption="mine.png")
+    shown(page, page._draw(visit, lambda: page.read_picture(visit, own), new_input="mine.png"))
+    kept = visit.scene.content
+    assert isinstance(kept, Smear) and "mine.png" in page._tiles(visit)
+    shown(page, click(page, visit, "cell:1"))
+    shown(page, click(page, visit, "smear"))
+    assert [scene.content for scene in visit.recent] == [kept], "neither its cell nor the synthetic smear"
+    shown(page, click(page, visit, "recent:0"))
+    assert visit.scene.content is kept
+
+
+def test_a_large_smear_is_kept_until_a_batch_is_read(page: Page) -> None:
+    visit = Visit()
+    large = Picture(Image.new("RGB", (4000, 3000)), "large.png")
+    visit.remember(Scene(Answer(large)))
+    assert len(visit.recent) == 1
+    list(click(page, visit, "people"))
+    assert isinstance(visit.scene.content, BatchResult) and not visit.recent
 
 
 def test_no_model_at_all_is_told() -> None:

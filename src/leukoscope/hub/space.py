@@ -332,6 +332,8 @@ def _model_settings(release: ReleaseInfo, name: str) -> dict[str, Any]:
         "map_check": check.text,
         "training_subjects": trust.training_subjects(metrics),
         "words": {
+            "question": text.question(labels),
+            "classes": text.meanings_text(labels),
             "meanings": {label: text.MEANINGS.get(label, "") for label in labels},
             "cells_of": {label: cells_of(label) for label in labels},
             "pills": pills,

@@ -546,13 +546,15 @@ function drawTurned(model, {sharesOfViews, decisions, likely}) {
   $('forms').querySelector('ul').replaceChildren(...orientations.map((title, view) => {
     const form = element('li', '')
     const label = likely[view]
-    const words = `${label} ${percent(sharesOfViews[view][labels.indexOf(label)])}`
-    const answer = labels.includes(decisions[view]) ? words : `not sure (${words})`
+    const words = `${label}\u00a0${percent(sharesOfViews[view][labels.indexOf(label)])}`
+    const hasClass = labels.includes(decisions[view])
     form.style.setProperty('--c', classColour(model, labels.indexOf(decisions[view])))
     const frame = element('div', '', dark ? 'lk-dark' : '')
     frame.append(orientation(source, view, scale, title))
     const about = element('p', '')
-    about.append(element('b', answer), element('span', title))
+    about.append(element('b', hasClass ? words : 'not sure'))
+    if (!hasClass) about.append(' ', element('small', words))
+    about.append(element('span', title))
     form.append(frame, about)
     return form
   }))
@@ -651,6 +653,8 @@ function present(model, prediction) {
   const {outcome, probabilities, views} = answer
   const hasClass = labels.includes(outcome)
   const refused = outcome === 'out of distribution'
+  $('question').textContent = words.question
+  $('classes').textContent = words.classes
   $('model').textContent = maps && model.maps_passed ? `${model.short_name} · its maps passed our checks` : model.short_name
   $('outcome').textContent = verdictOf(model, prediction)
   $('result').style.setProperty('--c', classColour(model, labels.indexOf(outcome)))
@@ -716,7 +720,7 @@ function lineOf(model, prediction) {
   if (outcome === 'abstain') return [element('span', 'Not sure')]
   if (!model.labels.includes(outcome)) return [element('span', 'No class')]
   const share = probabilities[model.labels[best]]
-  const words = verdictOf(model, prediction).replace('leukaemic ', '').replace('a normal precursor', 'a normal cell')
+  const words = verdictOf(model, prediction).replace('leukaemic ', '')
   const bar = Object.assign(element('span', '', 'lk-bar'), {ariaHidden: 'true'})
   bar.append(...[[share, classColour(model, best)], [1 - share, 'var(--lk-line)']].map(([flex, colour]) => {
     const part = element('i', '')

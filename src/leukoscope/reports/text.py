@@ -40,13 +40,14 @@ FOREIGN_SENTENCE = (
 )
 # From this probability on, the text says "Looks like" rather than "Probably".
 FIRM = 0.9
-_BELONGS = {"ALL": " of acute lymphoblastic leukaemia"}
+_IN_FULL = {"ALL": "a blast of acute lymphoblastic leukaemia", "HEM": "a normal cell, a B-cell precursor"}
 _ROWS = ("upper", "middle", "lower")
 _COLUMNS = ("left", "centre", "right")
 SYNTHETIC = (
     "This model was trained on synthetic phantoms, not on real cells: its predictions mean nothing outside them."
 )
 NO_PEOPLE = "its data name no people"
+MAPS_FAILED = "This model's maps failed our checks."
 MAP_CAVEAT = "The map is the mean over eight views. It shows where the model reacts, not why."
 MAP_CAVEATS = {
     EVIDENCE_METHOD: MAP_CAVEAT,
@@ -83,7 +84,7 @@ def question(labels: Sequence[str]) -> str:
 def meanings_text(labels: Sequence[str]) -> str:
     """What the classes of a model stand for, a sentence each; "" for classes that no data set's entry explains."""
     known = [label for label in labels if label in MEANINGS]
-    sentences = [f"{label}: {one(label)}{_BELONGS.get(label, '')}." for label in known]
+    sentences = [f"{label}: {_IN_FULL.get(label, one(label))}." for label in known]
     return " ".join(sentences)
 
 

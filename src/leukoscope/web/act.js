@@ -1,7 +1,10 @@
 // For an element whose parts name in `data-act` what they do: tells the server. A dot of a plot is one such part.
 // Clicks are numbered: the server starts those of one moment in any order.
 window.lkClicks ??= {newest: 0}
+let asked = ''
 const ask = (value) => {
+  asked = value
+  if (/^(row|cell|read|add):/.test(value)) window.lkToPicture?.()
   window.lkClicks.newest += 1
   trigger('select', {index: window.lkClicks.newest, value})
 }
@@ -24,6 +27,13 @@ element.addEventListener('click', (event) => {
     brighter.setAttribute('aria-pressed', String(!plain))
     brighter.textContent = plain ? 'shown as it is' : 'shown brighter'
   }
+})
+// What was pressed is drawn anew, or gone: the keyboard goes on from there.
+watch('value', () => {
+  if (!asked || document.activeElement !== document.body) return
+  const pressed = [...element.querySelectorAll('[data-act]')].find((part) => part.dataset.act === asked)
+  const place = pressed ?? element.querySelector('[tabindex="0"]')
+  place?.focus({preventScroll: true})
 })
 // What is opened below the answer is in sight.
 element.addEventListener('toggle', ({target}) => {

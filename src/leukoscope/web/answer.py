@@ -24,7 +24,7 @@ from leukoscope.data.registry import DatasetInfo, trained_on
 from leukoscope.data.smear import Stain, UnusableSmear, looks_like_smear, measure_stain
 from leukoscope.inference.gradcam import overlay, share_within
 from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, Decision, Prediction, Thresholds, turned
-from leukoscope.models.map_check import OCCLUSION_METHOD
+from leukoscope.models.map_check import OCCLUSION_METHOD, MapCheck
 from leukoscope.reports import text
 from leukoscope.reports.text import DecisionText, percent
 from leukoscope.reports.trust import training_subject
@@ -214,20 +214,35 @@ class Row:
         return {label: probabilities[label] for label in labels}
 
     def decision_text(self) -> DecisionText:
-        """The decision in words; a map that lies on its nuclei less than an indifferent one is a caution with it."""
+        """The decision in words; a map that lies on its nuclei less than an indifferent one is a caution with it.
+
+        Where it cites a map, it also says whether the model's maps failed their checks.
+        """
         decision = text.decision_text(self.known.decision, self.known.probabilities, self.metrics)
+        cites_map = any(reason.code == "explanation_off_cell" for reason in self.known.decision.reasons)
+        maps_failed = cites_map and MapCheck.from_metrics(self.metrics).passed is False
+        caution = self._caution_of_nuclei()
+        if caution:
+            decision = replace(decision, because=f"{decision.because} {caution}".strip())
+            maps_failed = maps_failed or self.known.map_check.passed is False
+        if maps_failed:
+            decision = replace(decision, because=f"{decision.because} {text.MAPS_FAILED}")
+        return decision
+
+    def _caution_of_nuclei(self) -> str:
+        """That the map of a smear lies on its nuclei less than an indifferent one; "" where it does not."""
         heat = self.maps.get(self.called())
         nuclei = self.picture.parts.get("nucleus")
         if heat is None or not heat.any() or self.picture.on_black or nuclei is None:
-            return decision
+            return ""
         left, top, right, bottom = (round(edge) for edge in self.known.view_box)
         seen = np.asarray(Image.fromarray(nuclei).crop((left, top, right, bottom)))
         inside = share_within(heat, seen)
         filled = float(seen.mean())
         if inside >= filled:
-            return decision
-        caution = f"Only {percent(inside)} of its map lies on nuclei, which fill {percent(filled)}"
-        return replace(decision, because=f"{decision.because} {caution}: it reacts to their surroundings.".strip())
+            return ""
+        shares = f"Only {percent(inside)} of its map lies on nuclei, which fill {percent(filled)}"
+        return f"{shares}: it reacts to their surroundings."
 
     @property
     def orientations(self) -> list[Decision]:

@@ -38,7 +38,12 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "cells_of": cells_of, "short_name": short_name}
-    environment.globals |= {"meanings": text.MEANINGS, "notice": RESEARCH_NOTICE}
+    environment.globals |= {
+        "meanings": text.MEANINGS,
+        "notice": RESEARCH_NOTICE,
+        "question_of": text.question,
+        "meanings_of": text.meanings_text,
+    }
     return environment
 
 

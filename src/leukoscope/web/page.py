@@ -33,7 +33,7 @@ from leukoscope.web.line import Question, steps_of
 from leukoscope.web.model_cache import NO_MODEL, ModelCache
 from leukoscope.web.smear import Smear, example_smear, open_cell, read_smear
 from leukoscope.web.views import STAGE_VIEWS
-from leukoscope.web.visit import Scene, Update, Visit
+from leukoscope.web.visit import EXAMPLE_SMEAR, Scene, Update, Visit
 
 SESSION_SECONDS = 1800
 MOST_ADDED = 4  # models that a visitor names
@@ -221,7 +221,7 @@ class Page:
     @staticmethod
     def _strip_key(visit: Visit) -> tuple[Any, ...]:
         """What the strip of tiles depends on."""
-        pictures = tuple(id(answer.picture) for answer in visit.recent)
+        pictures = tuple(id(scene.picture) for scene in visit.recent)
         return visit.scene.source, visit.scene.model, visit.real, pictures
 
     def _outputs(self, visit: Visit, update: Update, *, picture: bool = True, strip: bool = True) -> Outputs:
@@ -297,9 +297,9 @@ class Page:
                 f"{data.citation}"
             )
         recent = [
-            stage.picture_tile(f"recent:{number}", answer.picture.caption, answer.picture, False)
-            for number, answer in enumerate(visit.recent)
-            if not answer.picture.example
+            stage.picture_tile(f"recent:{number}", scene.picture.caption, scene.picture, False)
+            for number, scene in enumerate(visit.recent)
+            if scene.picture is not None and not scene.picture.example
         ]
         return stage.tiles(given, real=real, credit=credit, recent=recent)
 
@@ -457,18 +457,20 @@ class Page:
 
     def open_smear(self, visit: Visit) -> Iterator[Update]:
         """The synthetic smear."""
-        return self.read_picture(visit, example_smear(), source="smear")
+        return self.read_picture(visit, example_smear(), source=EXAMPLE_SMEAR)
 
     def open_people(self, visit: Visit) -> Iterator[Update]:
         """The cells of two synthetic people."""
         return self.read_batch(visit, sample_batch, source="people")
 
     def open_recent(self, visit: Visit, number: int) -> Iterator[Update]:
-        """A cell of this visit again."""
+        """A cell or a smear of this visit again."""
         if number >= len(visit.recent):
-            raise LeukoscopeError("This cell is not kept any more. Give the picture again.")
-        answer = visit.recent[number]
-        yield Update(Scene(answer, opened=answer.best))
+            raise LeukoscopeError("This picture is not kept any more. Give it again.")
+        scene = visit.recent[number]
+        if isinstance(scene.content, Answer):
+            scene = replace(scene, opened=scene.content.best)
+        yield Update(scene)
 
     def open_row(self, visit: Visit, number: int) -> Iterator[Update]:
         """The answer of one model."""

@@ -12,9 +12,17 @@ window.lkAddress = (change = location.search ? 'pushState' : 'replaceState') => 
   const cell = shown.cell ?? ''
   if (String(to) !== String(location) || cell !== (history.state?.cell ?? '')) history[change]({cell}, '', to)
 }
+// The lines on top and at the end of the page speak of the classes of the model whose answer is shown.
+const nameClasses = () => {
+  const {question, classes} = open() ?? {}
+  if (question === undefined) return
+  document.querySelector('#lk-question').textContent = question
+  document.querySelector('#lk-classes').textContent = classes
+}
 watch('value', () => {
   delete document.body.dataset.lkGiven
   if (open()) window.lkAddress()
+  nameClasses()
 })
 // When the server answers again, Gradio loads the page anew.
 addEventListener('pagehide', () => {
@@ -49,5 +57,6 @@ if (sessionStorage.lkLost && sessionStorage.lkShown) {
     const place = document.querySelector(`#${id} .html-container > div`)
     if (place) place.innerHTML = shown[at]
   }
+  nameClasses()
 }
 setTimeout(() => delete sessionStorage.lkLost, 3000)

@@ -144,7 +144,7 @@ def _line(row: Row, opened: Row | None) -> dict[str, Any]:
         return {"words": words, "bar": [], "share": ""}
     called = row.called()
     return {
-        "words": decision.short.replace("leukaemic ", "").replace("a normal precursor", "a normal cell"),
+        "words": decision.short.replace("leukaemic ", ""),
         "bar": [(row.known.probabilities[called], class_colour(row, called))],
         "share": percent(row.known.probabilities[called]),
     }
@@ -180,6 +180,7 @@ def _opened(row: Row) -> dict[str, Any]:
         "details": [
             text.trust_text(row.known.decision, row.metrics),
             row.map_text(called),
+            row.known.map_check.text if row.maps else "",
             text.MAP_CAVEATS[row.known.map_check.method] if row.maps else "",
         ],
         "facts": {

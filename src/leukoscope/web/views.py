@@ -115,8 +115,8 @@ def _draw_turned(row: Row, label: str, forms: Forms) -> Markup:
     forms_of_cell = []
     orientations = zip(ORIENTATION_NAMES, views_of(row.picture.image), row.known.views, row.orientations, strict=True)
     for title, image, shares, decision in orientations:
-        words = _answered(decision, shares, _most_probable(shares))
-        forms_of_cell.append(_form(row, image, decision.outcome, words, title))
+        answered = _answered(decision, shares, _most_probable(shares))
+        forms_of_cell.append(_form(row, image, decision.outcome, answered, title))
     return render("view_forms.html", forms=forms_of_cell, sentence="", dark=row.picture.on_black)
 
 
@@ -126,8 +126,8 @@ def _draw_changed(row: Row, label: str, forms: Forms) -> Markup:
     forms_of_cell = []
     for answer in row.known.changed:
         image = answer.change(row.picture.image, black=row.picture.on_black)
-        words = _answered(answer.decision, answer.probabilities, _most_probable(answer.probabilities))
-        forms_of_cell.append(_form(row, image, answer.decision.outcome, words, answer.change.shows))
+        answered = _answered(answer.decision, answer.probabilities, _most_probable(answer.probabilities))
+        forms_of_cell.append(_form(row, image, answer.decision.outcome, answered, answer.change.shows))
     return render("view_forms.html", forms=forms_of_cell, sentence=row.borderline(), dark=False)
 
 
@@ -135,30 +135,31 @@ def _most_probable(probabilities: Mapping[str, float]) -> str:
     return max(probabilities, key=probabilities.__getitem__)
 
 
-def _answered(decision: Decision, probabilities: Mapping[str, float], label: str) -> str:
-    """What is answered for one form of the cell: a class and its probability, and whether the form gets no class."""
-    words = f"{label}\u00a0{percent(probabilities[label])}"
+def _answered(decision: Decision, probabilities: Mapping[str, float], label: str) -> tuple[str, str]:
+    """What is answered for one form of the cell, and the probability that is no result where it gets no class."""
+    share = f"{label}\u00a0{percent(probabilities[label])}"
     if decision.outcome in REFUSED:
-        return f"{outcome_text(decision.outcome)} ({words})"
+        return "no class", share
     if decision.label is None:
-        return f"not sure ({words})"
-    return words
+        return outcome_text(decision.outcome), share
+    return share, ""
 
 
 def _draw_covered(row: Row, label: str, forms: Forms) -> Markup:
     called = row.called()
     forms_of_cell = []
     for part, form in {"": row, **forms}.items():
-        words = _answered(form.known.decision, form.known.probabilities, called)
-        forms_of_cell.append(_form(row, form.picture.image, form.known.outcome, words, _WITHOUT[part]))
+        answered = _answered(form.known.decision, form.known.probabilities, called)
+        forms_of_cell.append(_form(row, form.picture.image, form.known.outcome, answered, _WITHOUT[part]))
     sentence = ""
     if not forms:
         sentence = "No nucleus is told apart in this picture."
     return render("view_forms.html", forms=forms_of_cell, sentence=sentence, dark=False)
 
 
-def _form(row: Row, image: Image.Image, outcome: str, words: str, title: str) -> dict[str, Any]:
+def _form(row: Row, image: Image.Image, outcome: str, answered: tuple[str, str], title: str) -> dict[str, Any]:
     """A form of the cell, with what the model says of it; all forms are enlarged alike, as the cell needs it."""
+    words, share = answered
     zoom = enlarged(row, FILLS_FORM)
     width, height = image.size
     left = round(width * (1 - 1 / zoom) / 2)
@@ -168,6 +169,7 @@ def _form(row: Row, image: Image.Image, outcome: str, words: str, title: str) ->
         "image": embedded(closer, FORM_SIDE),
         "colour": colour(outcome, list(row.known.probabilities)),
         "words": words,
+        "share": share,
         "title": title[0].upper() + title[1:],
     }
 

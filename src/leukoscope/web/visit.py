@@ -7,16 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from PIL import Image
+
 from leukoscope import LeukoscopeError
 from leukoscope.web import upload
-from leukoscope.web.answer import Answer, Row
+from leukoscope.web.answer import Answer, Picture, Row
 from leukoscope.web.batch import BatchResult
 from leukoscope.web.smear import Smear
 
-# Keep the last cells of a visit: together as many pixels as one upload may have.
+# Keep the last pictures of a visit: together as many pixels as one cell's upload may have.
 RECENT_CELLS = 8
 RECENT_PIXELS = upload.CELL_LIMIT.pixels
 DELETED = "A result is deleted after half an hour, or when the server starts anew. Give the picture again."
+EXAMPLE_SMEAR = "smear"  # source of the synthetic smear, which has a tile of its own
 Content = Answer | Smear | BatchResult
 _T = TypeVar("_T", Answer, Smear, BatchResult)
 
@@ -64,6 +67,13 @@ class Scene:
         return rows[self.opened]
 
     @property
+    def picture(self) -> Picture | None:
+        """The picture of an answer or a smear; None for many cells, or nothing."""
+        if isinstance(self.content, Answer | Smear):
+            return self.content.picture
+        return None
+
+    @property
     def model(self) -> str:
         """Name of the model whose answer is open; "" for none."""
         if isinstance(self.content, Smear):
@@ -107,20 +117,33 @@ class Visit:
     asked: int = 0  # number of the newest question
     clicked: int = 0  # number that the page gave the newest click
     scene: Scene = field(default_factory=Scene)
-    recent: list[Answer] = field(default_factory=list)  # answers about the last cells, the newest first
+    recent: list[Scene] = field(default_factory=list)  # of the last pictures, the newest first
     added: list[str] = field(default_factory=list)  # Hub ids of models that the visitor named
     real: str = ""  # Hub id of the data set whose real cells are offered
 
     def show(self, scene: Scene) -> None:
-        """Show a scene, and keep its answer once that is complete, unless it is opened again from a smear or batch."""
+        """Show a scene, and keep it once its answer is complete, unless its cell is opened from a smear or batch."""
         self.scene = scene
-        answer = scene.content
-        if isinstance(answer, Answer) and answer.rows and answer.complete and scene.behind is None:
-            self.remember(answer)
+        content = scene.content
+        if isinstance(content, Smear) or (isinstance(content, Answer) and content.rows and content.complete):
+            if scene.cell is None and scene.source != EXAMPLE_SMEAR:
+                self.remember(scene)
+        elif isinstance(content, BatchResult):
+            self._forget(least=0)  # a session holds a large smear or a large batch, not both
 
-    def remember(self, answer: Answer) -> None:
-        """Keep an answer, once for each picture."""
-        others = [other for other in self.recent if other.picture.image is not answer.picture.image]
-        self.recent = [answer, *others][:RECENT_CELLS]
-        while len(self.recent) > 1 and sum(math.prod(cell.picture.image.size) for cell in self.recent) > RECENT_PIXELS:
+    def remember(self, scene: Scene) -> None:
+        """Keep the scene of a picture, once for each."""
+        others = [other for other in self.recent if _image(other) is not _image(scene)]
+        self.recent = [replace(scene, view="", label="", forms={}), *others][:RECENT_CELLS]
+        self._forget(least=1)
+
+    def _forget(self, least: int) -> None:
+        """Forget the oldest pictures until the rest is small enough, or `least` are left."""
+        while len(self.recent) > least and sum(math.prod(_image(scene).size) for scene in self.recent) > RECENT_PIXELS:
             self.recent.pop()
+
+
+def _image(scene: Scene) -> Image.Image:
+    """The pixels of a scene that is kept."""
+    assert scene.picture is not None  # neither many cells nor nothing is kept
+    return scene.picture.image

@@ -1,0 +1,114 @@
+"""The demo with every release: what follows the model whose answer is opened, and how small what is pressed may be."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from leukoscope.synthetic import smear_picture
+from served import APP, served
+
+pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
+ROOT = Path(__file__).parents[2]
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+LAPTOP = {"viewport": {"width": 1280, "height": 720}}
+ANSWERED = "!document.querySelector('.lk-working, .lk-wait, .pending')"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The demo with every release."""
+    folder = tmp_path_factory.mktemp("several")
+    for name in ("leukoscope-densenet169-cnmc", "leukoscope-efficientnet-b3-cnmc", "leukoscope-densenet201-ball4"):
+        shutil.copytree(ROOT / "model_card" / name, folder / "releases" / name)
+    with served(folder, *APP, "--releases", folder / "releases") as (address, _):
+        yield address
+
+
+def test_on_a_phone_the_answer_of_another_model_is_in_sight(visits: Callable[..., Any]) -> None:
+    """The page stayed where the row of the model was, below the new answer."""
+    page = visits(**PHONE).page
+    page.wait_for_function(ANSWERED)
+    row = page.locator("button.lk-other").first
+    row.scroll_into_view_if_needed()
+    assert page.evaluate("scrollY") > 100
+    row.focus()
+    page.keyboard.press("Enter")
+    page.locator("#answer .lk-model", has_text="efficientnet-b3-cnmc").wait_for()
+    page.wait_for_function(ANSWERED)
+    notice = page.locator(".lk-notice").bounding_box()
+    for part in ("#picture .lk-both", "#answer .lk-verdict"):
+        box = page.locator(part).bounding_box()
+        assert notice["y"] + notice["height"] <= box["y"] and box["y"] + box["height"] <= 844, part
+    assert page.evaluate("document.activeElement.matches('#answer .lk-answer')"), "the keyboard goes on from the answer"
+
+
+def test_question_and_meanings_follow_the_model_whose_answer_is_opened(
+    visits: Callable[..., Any], tmp_path: Path
+) -> None:
+    """They named the classes of the first model beside the answer of one with other classes."""
+    page = visits(**LAPTOP).page
+    question = page.locator("#lk-question")
+    meanings = page.locator("#lk-classes")
+    assert question.inner_text() == "Is this white blood cell a leukaemic blast?"
+    assert "HEM: a normal cell" in meanings.inner_text()
+    Image.fromarray(smear_picture("Pre", 4)).save(tmp_path / "blood.png")
+    page.locator("#upload input[type=file]").first.set_input_files(str(tmp_path / "blood.png"))
+    page.locator("#answer [data-model=leukoscope-densenet201-ball4]").wait_for()
+    assert question.inner_text() == "Is this white blood cell Benign, Early, Pre or Pro?"
+    assert "Pre: a pre-B blast" in meanings.inner_text() and "HEM" not in meanings.inner_text()
+    assert page.locator('.lk-tile[title="blood.png"]').count() == 1, "a picture of this visit has a tile"
+    page.locator('[data-act="example:1"]').click()
+    page.locator("#answer [data-model=leukoscope-densenet169-cnmc]").wait_for()
+    assert question.inner_text() == "Is this white blood cell a leukaemic blast?"
+
+
+_SMALL = """[...document.querySelectorAll('button, summary, a')].filter((part) => part.checkVisibility())
+  .filter((part) => {
+    const box = part.getBoundingClientRect()
+    return box.height < 24 || box.width < 24
+  }).map((part) => part.textContent.trim())"""
+
+
+def test_what_is_pressed_by_a_mouse_is_24_pixels_high(visits: Callable[..., Any]) -> None:
+    """WCAG 2.2, 2.5.8."""
+    visit = visits(**LAPTOP)
+    visit.page.wait_for_function(ANSWERED)
+    assert visit.page.evaluate(_SMALL) == []
+    for act, part in (("view:map", ".lk-handle"), ("smear", "#picture .lk-box")):
+        visit.act(act)
+        visit.page.locator(part).first.wait_for()
+        visit.page.wait_for_function(ANSWERED)
+        assert visit.page.evaluate(_SMALL) == [], act
+
+
+def test_how_far_to_trust_it_lies_above_the_buttons(visits: Callable[..., Any]) -> None:
+    """At 1280 × 720 it faded out below the buttons, which stay at the end of the answer."""
+    visit = visits(**LAPTOP)
+    visit.act("smear")
+    visit.page.locator("#picture .lk-box").first.wait_for()
+    visit.page.wait_for_function(ANSWERED)
+    trust = visit.page.locator("#answer .lk-trust").bounding_box()
+    buttons = visit.page.locator("#answer .lk-acts").bounding_box()
+    assert trust["y"] + trust["height"] <= buttons["y"]
+
+
+def test_the_strip_ends_with_a_whole_tile(visits: Callable[..., Any], tmp_path: Path) -> None:
+    visit = visits(**LAPTOP)
+    edge = visit.page.evaluate("document.querySelector('.lk-tiles').getBoundingClientRect().right")
+    for number in range(4):
+        name = f"cell {number}.png"
+        Image.new("RGB", (200, 200), (number, 0, 0)).save(tmp_path / name)
+        visit.page.locator("#upload input[type=file]").first.set_input_files(str(tmp_path / name))
+        visit.page.locator(f'.lk-tile[title="{name}"]').wait_for()
+        cut = visit.page.evaluate(
+            "edge => [...document.querySelectorAll('.lk-tile')].map((tile) => tile.getBoundingClientRect())"
+            ".filter((box) => box.left < edge - 1 && box.right > edge + 1).length",
+            edge,
+        )
+        assert cut == 0, name
