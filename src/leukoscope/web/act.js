@@ -1,9 +1,9 @@
 // For an element whose parts name in `data-act` what they do: tells the server. A dot of a plot is one such part.
 // Clicks are numbered: the server starts those of one moment in any order.
 window.lkClicks ??= {newest: 0}
-let asked = ''
+let pressed = {act: '', part: null}
 const ask = (value) => {
-  asked = value
+  pressed = {act: value, part: document.activeElement}
   if (/^(row|cell|read|add):/.test(value)) window.lkToPicture?.()
   window.lkClicks.newest += 1
   trigger('select', {index: window.lkClicks.newest, value})
@@ -28,13 +28,17 @@ element.addEventListener('click', (event) => {
     brighter.textContent = plain ? 'shown as it is' : 'shown brighter'
   }
 })
-// What was pressed is drawn anew, or gone: the keyboard goes on from there.
-watch('value', () => {
-  if (!asked || document.activeElement !== document.body) return
-  const pressed = [...element.querySelectorAll('[data-act]')].find((part) => part.dataset.act === asked)
-  const place = pressed ?? element.querySelector('[tabindex="0"]')
-  place?.focus({preventScroll: true})
-})
+// What was pressed may be gone, or do something else now, as the line of a model: the keyboard goes on from the answer.
+const focusAgain = () => {
+  const {act, part} = pressed
+  const active = document.activeElement
+  const isAnother = active === part && active.matches('button[data-act]') && active.dataset.act !== act
+  if (!act || !(isAnother || active === document.body)) return
+  const again = [...element.querySelectorAll('[data-act]')].find((other) => other.dataset.act === act)
+  const next = again ?? element.querySelector('[tabindex="0"]')
+  next?.focus({preventScroll: true})
+}
+watch('value', () => setTimeout(focusAgain))
 // What is opened below the answer is in sight.
 element.addEventListener('toggle', ({target}) => {
   if (target.open && target.matches('.lk-more')) target.scrollIntoView({block: 'nearest'})
