@@ -217,3 +217,23 @@ def test_four_classes_no_model_and_waiting(
     _given(visit, tmp_path / "slow.png")
     visit.page.locator("#answer", has_text="reading …").wait_for()
     _looked_at(visit.page, "waiting", look)
+
+
+def test_who_waits_behind_another_visitor_is_told_so_and_is_answered_then(
+    visits: Callable[..., Any], files: Path
+) -> None:
+    first, second = visits(), visits()
+    _given(first, files / "36 cells.png")
+    first.page.locator('[data-act="stop"]').wait_for()
+    second.act("smear")
+    second.page.locator("#answer", has_text="Waiting: another visitor’s pictures are being read first").wait_for()
+    second.page.locator("#answer", has_text="whole white cell").wait_for()
+
+
+def test_a_smear_can_be_stopped_while_it_is_read(visits: Callable[..., Any]) -> None:
+    visit = visits()
+    visit.act("smear")
+    visit.act("stop")
+    visit.page.locator("#answer", has_text="Stopped before it was read").wait_for()
+    visit.act("smear")
+    visit.page.locator("#answer", has_text="whole white cell").wait_for()
