@@ -297,7 +297,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     order = [stored.cell_ids[row] for row in even_sample(stored.subjects, len(stored.cell_ids))]
     backbone = pooled_features(release)
-    files.write("upright", order[: flags.head_cells], UPRIGHT_PER_FILE, backbone)
+    # Every changed cell is compared with itself unchanged.
+    files.write("upright", order[: max(flags.head_cells, flags.cells)], UPRIGHT_PER_FILE, backbone)
     files.write("changed", order[: flags.cells], CHANGED_PER_FILE, backbone)
 
 
