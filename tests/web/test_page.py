@@ -29,13 +29,13 @@ from leukoscope.web.answer import Answer, Picture, example
 from leukoscope.web.batch import BatchResult
 from leukoscope.web.batch_files import Batch, BatchFile
 from leukoscope.web.drawing import WAITING_FOR_OTHERS
-from leukoscope.web.line import Question
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.page import BROKEN, FAILED, STOPPED, Page
 from leukoscope.web.smear import Smear, example_smear, read_smear
 from leukoscope.web.upload import OWN_FOLDER
 from leukoscope.web.views import STAGE_VIEWS
 from leukoscope.web.visit import DELETED, RECENT_CELLS, Scene, Visit
+from leukoscope.web.work_queue import Question
 from zips import cell_png, pack, upload_folder
 
 EMBEDDED = Path(__file__).parents[2] / "model_card"

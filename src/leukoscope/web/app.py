@@ -41,7 +41,6 @@ from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.content_policy import ContentPolicy
 from leukoscope.web.drawing import part, render
 from leukoscope.web.evidence import evidence
-from leukoscope.web.line import WARM_UP, Question, asking
 from leukoscope.web.memory import limit_arenas
 from leukoscope.web.model_cache import ZERO_GPU, ModelCache, find_releases, listed_models
 from leukoscope.web.page import PAGE_EVENT, Page
@@ -49,6 +48,7 @@ from leukoscope.web.request_checks import RequestChecks, check_inputs
 from leukoscope.web.smear import read_smear
 from leukoscope.web.upload import ANSWER_FOLDER, OWN_FOLDER, delete_old, keep_uploads_apart
 from leukoscope.web.visit import Visit
+from leukoscope.web.work_queue import WARM_UP, Question, asking
 
 CACHE_SECONDS = 3600
 ANSWER_SECONDS = 300  # a program fetches the picture of its answer at once

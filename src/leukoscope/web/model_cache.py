@@ -33,8 +33,8 @@ from leukoscope.models.hub_download import (
 )
 from leukoscope.models.map_check import EVIDENCE_METHOD
 from leukoscope.models.release import CONFIG_FILE, DEFAULT_RELEASE, WEIGHTS_FILE, folder_name, read_release
-from leukoscope.web.line import Line, Question, Threads, asking
 from leukoscope.web.memory import give_back_freed_memory
+from leukoscope.web.work_queue import Question, Threads, WorkQueue, asking
 
 if TYPE_CHECKING:
     from leukoscope.inference.prediction import Prediction
@@ -161,12 +161,12 @@ class ModelCache:
         self._downloading = Semaphore(DOWNLOADS_AT_ONCE)
         # A pool of threads takes those who wait in their order; a semaphore would not.
         predictions = Threads(PREDICTIONS_AT_ONCE)
-        self.predict = Line(_predict, predictions)
-        self.map_by_covering = Line(Predictor.map_by_covering, predictions)
-        self.with_small_changes = Line(Predictor.with_small_changes, predictions)
+        self.predict = WorkQueue(_predict, predictions)
+        self.map_by_covering = WorkQueue(Predictor.map_by_covering, predictions)
+        self.with_small_changes = WorkQueue(Predictor.with_small_changes, predictions)
         # One view of a cell, which waits behind nobody's eight.
-        self.decide = Line(_predict, Threads(1))
-        self.read_smear = Line(_read_smear, Threads(1))
+        self.decide = WorkQueue(_predict, Threads(1))
+        self.read_smear = WorkQueue(_read_smear, Threads(1))
 
     def predictor(self, choice: str | None) -> Predictor:
         """The model of that name (`is_name`), loaded now unless it is in memory.

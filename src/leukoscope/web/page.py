@@ -29,11 +29,11 @@ from leukoscope.web.batch import BatchResult, columns
 from leukoscope.web.batch_files import Batch, is_zip, open_batch, sample_batch
 from leukoscope.web.drawing import WAITING_FOR_OTHERS, invitation, message, part, waiting
 from leukoscope.web.export import csv_file, save_row, save_smear
-from leukoscope.web.line import Question, steps_of
 from leukoscope.web.model_cache import NO_MODEL, ModelCache
 from leukoscope.web.smear import Smear, example_smear, open_cell, read_smear
 from leukoscope.web.views import STAGE_VIEWS
 from leukoscope.web.visit import EXAMPLE_SMEAR, Scene, Update, Visit
+from leukoscope.web.work_queue import Question, steps_of
 
 SESSION_SECONDS = 1800
 MOST_ADDED = 4  # models that a visitor names
@@ -129,7 +129,7 @@ class Page:
         drawn = None
         drawn_strip = None
         reading = f"Reading {new_input} …"
-        said = ""
+        waits_for = ""
         question = Question(id(visit))
         if new_input:
             visit.show(Scene())
@@ -141,14 +141,11 @@ class Page:
                     return
                 if update is None:
                     sentence = self._waiting_text(visit, question)
-                    if sentence and sentence != said:
-                        yield {self.visit: visit, self.answer: waiting(sentence, stops=True)}
-                    elif said and not sentence:
-                        below = waiting(reading) if visit.scene.content is None else self._answer(visit)
-                        yield {self.visit: visit, self.answer: below}
-                    said = sentence
+                    if sentence != waits_for:
+                        yield {self.visit: visit, self.answer: self._waiting_answer(visit, sentence, reading)}
+                    waits_for = sentence
                     continue
-                said = ""
+                waits_for = ""
                 if update.scene is not None:
                     visit.show(update.scene)
                 stands = self._picture_key(visit)
@@ -186,6 +183,14 @@ class Page:
         redrawn = content is None or isinstance(content, BatchResult)
         return self._outputs(visit, Update(answer=failed + below), picture=redrawn)
 
+    def _waiting_answer(self, visit: Visit, sentence: str, reading: str) -> str:
+        """The right of the stage while a question waits for what the sentence says, or is computed again."""
+        if sentence:
+            return waiting(sentence, stops=True)
+        if visit.scene.content is None:
+            return waiting(reading)
+        return self._answer(visit)
+
     def _waiting_text(self, visit: Visit, question: Question) -> str:
         """What a question waits for while nothing is answered; "" where the page says it already."""
         content = visit.scene.content
@@ -193,7 +198,7 @@ class Page:
             return ""
         if question.waits_for_others:
             return WAITING_FOR_OTHERS
-        if question.line is self.models.read_smear:
+        if question.queue is self.models.read_smear:
             return "Finding and reading its white cells …"
         return ""
 

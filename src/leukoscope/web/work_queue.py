@@ -1,4 +1,4 @@
-"""Lines in which the work of several visitors waits, and the questions that wait there.
+"""Queues in which the work of several visitors waits, and the questions that wait there.
 
 A question is computed by a thread of its own, so that the page can say meanwhile that it waits, and can end it.
 """
@@ -26,26 +26,26 @@ class Question:
 
     Attributes:
         visitor: who asked: any number that is the same for all questions of a visit; None for a program.
-        line: the line in which its work waits or is done now; None while it is in none.
+        queue: the queue in which its work waits or is done now; None while it is in none.
         work: that work.
         abandoned: nobody waits for the answer any more.
     """
 
     visitor: int | None = None
-    line: Line[Any] | None = None
+    queue: WorkQueue[Any] | None = None
     work: Future[Any] | None = None
     abandoned: bool = False
 
     @property
     def waits_for_others(self) -> bool:
         """Whether its work has not begun, and that of another visitor is done now."""
-        line = self.line
-        if line is None or self.work is None or self.work.running() or self.work.done():
+        queue = self.queue
+        if queue is None or self.work is None or self.work.running() or self.work.done():
             return False
-        return any(question.visitor not in (self.visitor, WARM_UP) for question in line.threads.running())
+        return any(question.visitor not in (self.visitor, WARM_UP) for question in queue.threads.running())
 
     def abandon(self) -> None:
-        """Take it out of its line; work that has begun ends where it asks `abandoned`, else at its end."""
+        """Take it out of its queue; work that has begun ends where it asks `abandoned`, else at its end."""
         self.abandoned = True
         if self.work is not None:
             self.work.cancel()
@@ -56,7 +56,7 @@ asking: ContextVar[Question | None] = ContextVar("asking", default=None)
 
 
 class Threads(ThreadPoolExecutor):
-    """Threads that know whose calls they run; several lines may share them."""
+    """Threads that know whose calls they run; several queues may share them."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -79,7 +79,7 @@ class Threads(ThreadPoolExecutor):
                 self._running.remove(question)
 
 
-class Line(Generic[_T]):
+class WorkQueue(Generic[_T]):
     """A function whose calls wait until a thread is free: who calls first comes first."""
 
     def __init__(self, function: Callable[..., _T], threads: Threads) -> None:
@@ -91,14 +91,14 @@ class Line(Generic[_T]):
         question = asking.get() or Question()
         call = partial(self._function, *args, **options)
         question.work = self.threads.submit(copy_context().run, self.threads.run_for, question, call)
-        question.line = self
+        question.queue = self
         try:
             return cast("_T", question.work.result())
         finally:
-            question.line = None
+            question.queue = None
 
 
-def steps_of(question: Question, steps: Generator[_Step]) -> Iterator[_Step | None]:
+def steps_of(question: Question, steps: Generator[_Step]) -> Generator[_Step | None]:
     """The steps of a question, computed by a thread; None every `POLL_SECONDS` while one is computed.
 
     When this iterator is closed, the question is abandoned: no further step is computed.
