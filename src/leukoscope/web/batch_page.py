@@ -522,7 +522,7 @@ def _measures(measured: LabelMetrics) -> list[str]:
     if not measured.cells:
         return []
     right = [f"{measured.right.get(label, 0)} of {cells} {cells_of(label)}" for label, cells in measured.cells.items()]
-    sentences = [f"Recognised by the most probable class: {', '.join(right)}."]
+    sentences = [f"Recognised by the most probable class, given as the answer or not: {', '.join(right)}."]
     if min(measured.cells.values()) < LEAST_CELLS:
         return [*sentences, f"From {LEAST_CELLS} cells of each class on, more is measured."]
     shares = [f"{metric_name(name)} {percent(measured.values[name])}" for name in ("accuracy", "balanced_accuracy")]

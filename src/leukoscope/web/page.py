@@ -227,7 +227,15 @@ class Page:
     def _strip_key(visit: Visit) -> tuple[Any, ...]:
         """What the strip of tiles depends on."""
         pictures = tuple(id(scene.picture) for scene in visit.recent)
-        return visit.scene.source, visit.scene.model, visit.real, pictures
+        return visit.scene.source, visit.scene.model, visit.real, pictures, id(visit.scene.picture)
+
+    @staticmethod
+    def _is_shown(visit: Visit, scene: Scene) -> bool:
+        """Whether a picture that is kept stands on the stage, as a whole or as one of its cells."""
+        content = visit.scene.content
+        if isinstance(visit.scene.behind, Smear):
+            content = visit.scene.behind
+        return isinstance(content, Answer | Smear) and content.picture is scene.picture
 
     def _outputs(self, visit: Visit, update: Update, *, picture: bool = True, strip: bool = True) -> Outputs:
         """An update as Gradio takes it; picture and strip only where they change."""
@@ -302,7 +310,7 @@ class Page:
                 f"{data.citation}"
             )
         recent = [
-            stage.picture_tile(f"recent:{number}", scene.picture.caption, scene.picture, False)
+            stage.picture_tile(f"recent:{number}", scene.picture.caption, scene.picture, self._is_shown(visit, scene))
             for number, scene in enumerate(visit.recent)
             if scene.picture is not None and not scene.picture.example
         ]

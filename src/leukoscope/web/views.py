@@ -136,10 +136,10 @@ def _most_probable(probabilities: Mapping[str, float]) -> str:
 
 
 def _answered(decision: Decision, probabilities: Mapping[str, float], label: str) -> tuple[str, str]:
-    """What is answered for one form of the cell, and the probability that is no result where it gets no class."""
+    """What is answered for one form of the cell, and where it gets no class, why or how likely the label is."""
     share = f"{label}\u00a0{percent(probabilities[label])}"
     if decision.outcome in REFUSED:
-        return "no class", share
+        return "no class", "unlike the cells it knows"
     if decision.label is None:
         return outcome_text(decision.outcome), share
     return share, ""
@@ -159,7 +159,7 @@ def _draw_covered(row: Row, label: str, forms: Forms) -> Markup:
 
 def _form(row: Row, image: Image.Image, outcome: str, answered: tuple[str, str], title: str) -> dict[str, Any]:
     """A form of the cell, with what the model says of it; all forms are enlarged alike, as the cell needs it."""
-    words, share = answered
+    words, detail = answered
     zoom = enlarged(row, FILLS_FORM)
     width, height = image.size
     left = round(width * (1 - 1 / zoom) / 2)
@@ -169,7 +169,7 @@ def _form(row: Row, image: Image.Image, outcome: str, answered: tuple[str, str],
         "image": embedded(closer, FORM_SIDE),
         "colour": colour(outcome, list(row.known.probabilities)),
         "words": words,
-        "share": share,
+        "detail": detail,
         "title": title[0].upper() + title[1:],
     }
 
