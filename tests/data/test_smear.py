@@ -124,6 +124,16 @@ def test_a_colour_gradient_is_refused_or_has_no_cell(end: tuple[int, int, int], 
         assert not found.cells
 
 
+@pytest.mark.parametrize("channels", [(230, "x", "y"), (200, "y", "x"), ("x", "y", 180)])
+def test_a_region_far_larger_than_a_cell_is_none_and_gives_no_scale(channels: tuple[int | str, ...]) -> None:
+    """One "cell cut by the edge", more than a quarter of the picture, had 0.02 µm per pixel "from its red cells"."""
+    y, x = np.mgrid[100:255:450j, 100:255:600j]
+    ramps = {"x": x, "y": y}
+    planes = [ramps[channel] if isinstance(channel, str) else np.full_like(x, channel) for channel in channels]
+    found = find_cells(Image.fromarray(np.stack(planes, axis=-1).astype(np.uint8)))
+    assert found.cells == () and found.scale is None and found.notes == ()
+
+
 @pytest.mark.parametrize("um_per_pixel", [72, 0.51, 0.019, 0.003, 0.0, -0.2, float("nan")])
 def test_a_scale_that_no_microscope_has_is_refused(um_per_pixel: float) -> None:
     said = f"^scale {um_per_pixel:g} µm per pixel (given), but a microscope's is 0.02 to 0.5: check the unit"

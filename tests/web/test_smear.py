@@ -152,6 +152,32 @@ def test_a_cell_that_the_edge_cuts_is_not_opened(tiny_release: Path, result: Sme
         open_cell(models, cut, edge)
 
 
+def test_a_smear_without_a_whole_cell_is_refused_and_nothing_is_said_of_an_answer(result: Smear) -> None:
+    reading = result.reading
+    assert reading.smear.scale is not None
+    measured = replace(reading.smear, scale=replace(reading.smear.scale, source="red cells"))
+    cut = tuple(replace(cell, prediction=None) for cell in reading.cells[:2])
+    expected = (
+        (cut, "No whole white cell found", "2 white cells are cut by the edge of the picture; only whole cells are"),
+        ((), "No white blood cell found", "Nothing in it has the stain and the size of a white cell."),
+    )
+    recalls = [{"label": "ALL", "recall": 0.9}]
+    for cells, said, reason in expected:
+        smear = replace(result, reading=replace(reading, cells=cells, smear=measured), metrics={"per_class": recalls})
+        page = unescape(smear_answer(smear))
+        assert f'<span class="lk-dot" style="--c:var(--lk-none)"></span>{said}</h2>' in page
+        assert f"<li>{reason}" in page and "What helps" in page
+        assert "lk-trust" not in page and "calibration" not in page and "0 whole" not in page
+        assert "µm per pixel" not in page and "no scale" in smear_picture(smear)
+        given = replace(smear, reading=replace(smear.reading, smear=reading.smear))
+        assert "as given" in smear_picture(given), "what the visitor said is not taken back"
+
+
+def test_a_cell_opened_from_a_smear_is_said_to_be_cut_out_of_it(tiny_release: Path, result: Smear) -> None:
+    cell = open_cell(ModelCache({"tiny": tiny_release}), result, 0).picture
+    assert cell.remark == "Cut out of the smear, as the training cells are."
+
+
 @pytest.mark.parametrize(
     ("labels", "places"),
     [

@@ -59,6 +59,9 @@ CYTOPLASM_SHARE = 0.25  # of the nuclear threshold, at least
 CYTOPLASM_REACH = 4.0  # from the nucleus, at most
 SMALLEST_NUCLEUS = 18.0  # a platelet is below, a small lymphocyte's nucleus (about 6 µm across) above
 LARGEST_CELL = 700.0  # beyond it lie smears of stain and clumps that no outline can be drawn in
+# In a picture without a whole cell, a region that the edge cuts is no cell beyond either: gradients give such regions.
+LONGEST_CUT_SIDE = 30.0  # µm
+LARGEST_CUT_SHARE = 1 / 4  # of the picture
 LOBE_GAP = 2.0  # at most, between lobes of one nucleus
 WAIST = 0.75  # between two touching cells the region is narrower by twice this than in the smaller one
 PLAUSIBLE_NUCLEI = (5.5, 15.0)  # a lymphocyte's nucleus is 6 to 9 wide, a blast's up to 14
@@ -250,6 +253,11 @@ def find_cells(
                 f"shows more than the {most_cells} nucleated cells predicted at once; crop it or check its scale, or "
                 "use leukoscope smear on your own machine"
             )
+    if cells and not any(cell.whole for cell in cells):
+        cells = [cell for cell in cells if _may_be_cut_cell(cell, image.size, scale)]
+        # Nor are its red cells any: their scale is that of the same regions.
+        if not cells and scale.source != "given":
+            return Smear(image.size, (), None)
     cells.sort(key=lambda cell: (cell.box[1], cell.box[0]))
     return Smear(image.size, tuple(cells), scale, tuple(_notes(scale, cells)))
 
@@ -280,6 +288,14 @@ def _cells_of_tile(
             box = int(left * step), int(top * step), int(right * step + 0.5), int(bottom * step + 0.5)
             nucleus = region.image & nuclei[region.slice]
             yield SmearCell(box, region.image, nucleus, float(nucleus.sum() * pitch**2), whole)
+
+
+def _may_be_cut_cell(cell: SmearCell, size: tuple[int, int], scale: Scale) -> bool:
+    """Whether a region that the edge of a picture of that size cuts is small enough for a white cell."""
+    left, top, right, bottom = cell.box
+    longest = max(right - left, bottom - top) * scale.um_per_pixel
+    share = (right - left) * (bottom - top) / (size[0] * size[1])
+    return longest <= LONGEST_CUT_SIDE and share <= LARGEST_CUT_SHARE
 
 
 def _notes(scale: Scale, cells: Sequence[SmearCell]) -> Iterator[str]:

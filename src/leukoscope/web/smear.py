@@ -14,7 +14,7 @@ from PIL import Image
 
 from leukoscope import DataError, ReleaseError, synthetic
 from leukoscope.data.registry import EMPTY_SLIDE_RGB
-from leukoscope.data.smear import cut_out
+from leukoscope.data.smear import Scale, cut_out
 from leukoscope.inference.prediction import FIELD_NEEDS
 from leukoscope.inference.smear import SmearReading
 from leukoscope.synthetic import EXAMPLE_SMEAR_PITCH
@@ -70,9 +70,17 @@ def read_smear(models: ModelCache, picture: Picture, name: str | None) -> Smear:
     return Smear(picture, replace(reading, model=str(name)), predictor.release.metrics)
 
 
-def scale_text(smear: Smear) -> str:
-    """The smear's scale and where it comes from; that there is none where it could not be measured."""
+def known_scale(smear: Smear) -> Scale | None:
+    """The smear's scale; one that was measured is not relied on without a whole cell."""
     scale = smear.reading.smear.scale
+    if scale is not None and scale.source != "given" and not smear.whole:
+        return None
+    return scale
+
+
+def scale_text(smear: Smear) -> str:
+    """The smear's scale and where it comes from; "no scale" where none is known."""
+    scale = known_scale(smear)
     if scale is None:
         return "no scale"
     return f"{scale.um_per_pixel:.3f} µm per pixel, {_SCALES[scale.source]}"
@@ -86,7 +94,7 @@ def open_cell(models: ModelCache, smear: Smear, number: int) -> Answer:
     cell = Picture(
         smear.cut_out(number),
         f"Cell {number + 1} of {reading.source}",
-        remark="Cut out of your picture, as the training cells are.",
+        remark="Cut out of the smear, as the training cells are.",
         field_share=reading.in_distribution,
     )
     return Answer(cell, (ask(cell, models, reading.model),))

@@ -15,7 +15,7 @@ from leukoscope.inference.smear import AT_EDGE, CellReading
 from leukoscope.reports import trust
 from leukoscope.reports.text import about_model, outcome_text, percent
 from leukoscope.web.drawing import colour, embedded, form, outcome_counts, render
-from leukoscope.web.smear import Smear, scale_text
+from leukoscope.web.smear import Smear, known_scale, scale_text
 
 SMEAR_SIDE = 1400
 MOST_BOXES_WITH_CLASS = 12
@@ -46,7 +46,7 @@ def verdict(smear: Smear) -> str:
     if not reading.cells:
         return "No white blood cell found"
     if not smear.whole:
-        return "Every white cell is cut by the edge"
+        return "No whole white cell found"
     if smear.is_foreign or sum(counts[outcome] for outcome in REFUSED) == len(smear.whole):
         return "No class: unlike the cells it knows"
     return counts_text(counts, reading.labels)
@@ -117,7 +117,7 @@ def smear_picture(smear: Smear) -> Markup:
                 "at_the_top": top / height < 0.12,
             }
         )
-    scale = reading.smear.scale
+    scale = known_scale(smear)
     um_per_pixel = ""
     if scale:
         um_per_pixel = f"{scale.um_per_pixel:.3g}"
@@ -137,6 +137,8 @@ def smear_picture(smear: Smear) -> Markup:
 def smear_answer(smear: Smear, others: Sequence[str] = ()) -> Markup:
     """What was found in words, how many cells of each outcome, each cell with its measurements, and how it was read."""
     reading = smear.reading
+    if not smear.whole:
+        return _without_whole_cell(smear, others)
     notes = [line for line in reading.smear.notes if not line.endswith(_GUESSED)]
     caveats = []
     if smear.is_foreign:
@@ -167,6 +169,25 @@ def smear_answer(smear: Smear, others: Sequence[str] = ()) -> Markup:
         colours={label: colour(label, reading.labels) for label in reading.labels},
         others=others,
         details=details,
+    )
+
+
+def _without_whole_cell(smear: Smear, others: Sequence[str]) -> Markup:
+    """Why a smear has no answer, and what helps."""
+    reading = smear.reading
+    reason = "Nothing in it has the stain and the size of a white cell."
+    if reading.cells:
+        is_single = len(reading.cells) == 1
+        cells = "1 white cell is" if is_single else f"{len(reading.cells)} white cells are"
+        reason = f"{cells} cut by the edge of the picture; only whole cells are read."
+    return render(
+        "smear_refused.html",
+        model=reading.model,
+        labels=reading.labels,
+        verdict=verdict(smear),
+        reason=reason,
+        help="Give a stained smear with whole white cells, or its scale (“change” on the picture).",
+        others=others,
     )
 
 
