@@ -31,30 +31,34 @@ def _until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_a_question_waits_for_others_only_behind_the_work_of_another_visitor() -> None:
-    go_on = Event()
-    done: list[int] = []
+class _Held:
+    """A queue of one thread whose work ends when it is let go on; it notes what was done."""
 
-    def work(number: int) -> int:
-        go_on.wait(10)
-        done.append(number)
+    def __init__(self) -> None:
+        self.go_on = Event()
+        self.done: list[int] = []
+        self.queue = WorkQueue(self._work, Threads(1))
+
+    def _work(self, number: int) -> int:
+        self.go_on.wait(10)
+        self.done.append(number)
         return number
 
+
+def test_a_question_waits_for_others_only_behind_the_work_of_another_visitor() -> None:
     for running, waiting, expected in ((1, 2, True), (1, 1, False), (WARM_UP, 2, False)):
-        go_on.clear()
-        done.clear()
-        queue = WorkQueue(work, Threads(1))
+        held = _Held()
         first, second = Question(running), Question(waiting)
-        threads = [_ask(first, queue, 1)]
+        threads = [_ask(first, held.queue, 1)]
         _until(lambda question=first: question.work is not None and question.work.running())  # type: ignore[misc]
-        threads.append(_ask(second, queue, 2))
+        threads.append(_ask(second, held.queue, 2))
         _until(lambda question=second: question.queue is not None)  # type: ignore[misc]
         assert second.waits_for_others is expected
         assert not first.waits_for_others
-        go_on.set()
+        held.go_on.set()
         for thread in threads:
             thread.join(10)
-        assert done == [1, 2]
+        assert held.done == [1, 2]
         assert not second.waits_for_others
         assert second.queue is None
 
@@ -105,29 +109,21 @@ def test_a_question_given_up_computes_no_further_step() -> None:
 
 
 def test_work_that_waits_leaves_its_queue_when_it_is_given_up() -> None:
-    go_on = Event()
-    done: list[int] = []
-
-    def work(number: int) -> int:
-        go_on.wait(10)
-        done.append(number)
-        return number
-
-    queue = WorkQueue(work, Threads(1))
+    held = _Held()
     first, second = Question(1), Question(2)
-    thread = _ask(first, queue, 1)
+    thread = _ask(first, held.queue, 1)
     _until(lambda: first.work is not None and first.work.running())
 
     def call() -> None:
         asking.set(second)
         with pytest.raises(CancelledError):
-            queue(2)
+            held.queue(2)
 
     given_up = Thread(target=call)
     given_up.start()
     _until(lambda: second.queue is not None)
     second.abandon()
-    go_on.set()
+    held.go_on.set()
     thread.join(10)
     given_up.join(10)
-    assert done == [1]
+    assert held.done == [1]
