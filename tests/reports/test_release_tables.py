@@ -115,3 +115,6 @@ def test_what_is_recognised_under_the_worst_change_stands_beside_what_is_recogni
     rows = [row.texts for row in recognised_rows(release_metrics | {"robustness": ROBUSTNESS})]
     assert ["1,200 of these cells, shown 10 % larger", "90", "50 (40–60)", "0.688 (0.50–0.90)"] in rows
     assert len(rows) == len(recognised_rows(release_metrics)) + 1
+    few = ROBUSTNESS | {"subjects": 1}
+    rows = [row.texts for row in recognised_rows(release_metrics | {"robustness": few})]
+    assert "1,200 of these cells, of 1 person, shown 10 % larger" in [row[0] for row in rows]

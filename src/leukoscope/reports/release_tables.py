@@ -127,7 +127,7 @@ def recognised_rows(metrics: Metrics) -> list[RecognisedRow]:
     rows = [*_outside_rows(metrics.get("further_subjects"), labels), _unseen_row(block, labels)]
     robustness = metrics.get("robustness")
     if robustness and "recall_by_subject" in robustness["unchanged"]:
-        rows.append(_worst_change_row(robustness, labels))
+        rows.append(_worst_change_row(robustness, block, labels))
     size = block.get("size_only_baseline")
     if size:
         alone = size.get("recall_by_subject") or {}
@@ -173,12 +173,13 @@ def _unseen_row(block: Metrics, labels: Sequence[str]) -> RecognisedRow:
     return RecognisedRow("unseen", f"{tested}, {_people(block)}", recognised, auroc)
 
 
-def _people(block: Metrics) -> str:
-    """How many subjects an evaluation tested, in words."""
+def _people(block: Metrics, number: int | None = None) -> str:
+    """How many subjects an evaluation tested, or a number of them, in words."""
     unit = block["split"]["disjoint_by"]
-    number = len(block["metrics"].get("subjects", ()))
+    if number is None:
+        number = len(block["metrics"].get("subjects", ()))
     if unit == "subject":
-        return f"{number} people"
+        return "1 person" if number == 1 else f"{number} people"
     return f"{number} {unit}s"
 
 
@@ -189,14 +190,17 @@ def recognised_table(metrics: Metrics) -> Table:
     return Table(("measured on", *heads, f"AUROC by {metrics['data']['unit']}"), rows)
 
 
-def _worst_change_row(robustness: Metrics, labels: Sequence[str]) -> RecognisedRow:
-    """Some of the unseen subjects' cells under the small change that changes most classes."""
+def _worst_change_row(robustness: Metrics, block: Metrics, labels: Sequence[str]) -> RecognisedRow:
+    """Some of the cells of the evaluation `block` under the small change that changes most classes."""
     worst = worst_of_families(robustness, "class_changed")[0]
     recalls_of = worst["recall_by_subject"]
     intervals = worst.get("intervals") or {}
     recognised = tuple(of_100(recalls_of.get(name), intervals.get(f"recall_{name}_by_subject")) for name in labels)
     auroc = {"value": worst["auroc_by_subject"], **intervals.get("auroc_by_subject", {"low": None, "high": None})}
-    measured_on = f"{count(robustness['cells'])} of these cells, shown {worst['shows']}"
+    cells = f"{count(robustness['cells'])} of these cells"
+    if robustness["subjects"] and robustness["subjects"] < len(block["metrics"].get("subjects", ())):
+        cells = f"{cells}, of {_people(block, robustness['subjects'])}"
+    measured_on = f"{cells}, shown {worst['shows']}"
     return RecognisedRow("changed", measured_on, recognised, with_span(auroc))
 
 
