@@ -135,7 +135,7 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     models = ModelCache({"measured": measured, "tiny": tiny_release})
     html, _ = evidence(models, list(models.names), "measured")
     first, second = html.split("<tbody>")[1].split("</tbody>")[0].split("</tr>")[:2]
-    assert "another class for 23 (17–29) of 100 cells when 15 % less saturated" in first
+    assert "another class for 23 (18–29) of 100 cells when 15 % less saturated" in first
     assert "<td>not measured\n</td>" in second
     assert 'aria-label="84 of 100 blasts, 95 % interval 78 to 89"' in first
     lines = re.findall(r"<summary>([\w-]+)<small>(.*)</small></summary>", html)
@@ -149,7 +149,7 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     assert "<span>worst</span>" in html and "100, all" in html and "0, none" in html, "the ends of the axes in words"
     changes = html.split('class="lk-changes"')[1].split("<tbody>")[1].split("</tr>")
     assert "15 % less saturated" in changes[0] and "<td>23</td>" in changes[0], "the worst comes first"
-    assert "829 cells of 41 people" in html
+    assert "1,969 cells of 41 people" in html
 
 
 def test_an_address_that_cannot_be_listened_at_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,5 +231,5 @@ def test_the_privacy_text_is_folded() -> None:
     (about,) = (block for block in build_demo(ModelCache({})).blocks.values() if block.elem_id == "about")
     assert isinstance(about, gradio.HTML)
     before, folded = about.value.split("<summary>Privacy</summary>")
-    assert before.endswith("<details>") and "No visit is logged" not in before and "ALL: a leukaemic blast" in before
+    assert before.endswith("<details>") and "No visit is logged" not in before and "ALL: a blast of acute" in before
     assert "No visit is logged" in folded.split("</details>")[0]
