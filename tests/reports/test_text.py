@@ -227,6 +227,10 @@ def test_the_two_worst_kinds_of_changes_are_said_in_one_sentence() -> None:
         "11 of 100 cells change class when 10 % larger, 5 when 15 % more saturated."
     )
     assert robustness_text({}) == ""
+    tested = {"split": {"disjoint_by": "subject"}, "metrics": {"subjects": {f"H{number}": {} for number in range(50)}}}
+    assert robustness_text({"robustness": ROBUSTNESS, "evaluations": [tested]}).endswith(
+        ", 5 when 15 % more saturated. Measured on 41 of these 50 people."
+    )
     still = {name: change | {"class_changed": 0.0} for name, change in ROBUSTNESS["changes"].items()}
     assert robustness_text({"robustness": ROBUSTNESS | {"changes": still}}) == (
         "No class of 1200 unseen cells changes under the small changes that were tried."
