@@ -132,7 +132,7 @@ def recognised_rows(metrics: Metrics) -> list[RecognisedRow]:
     if size:
         alone = size.get("recall_by_subject") or {}
         recognised = tuple(of_100(alone.get(label), None) for label in labels)
-        measured_on = f"cell size alone, the same {_people(block)}"
+        measured_on = f"cell size alone, the same {people_text(block)}"
         rows.append(RecognisedRow("size", measured_on, recognised, share(size.get("auroc_by_subject"))))
     return rows
 
@@ -170,10 +170,10 @@ def _unseen_row(block: Metrics, labels: Sequence[str]) -> RecognisedRow:
     tested = "cross-validation" if block.get("folds") else block["split"]["detail"]
     has_auroc_by_subject = block["metrics"].get("auroc_by_subject") is not None
     auroc = with_interval(block, "auroc_by_subject" if has_auroc_by_subject else "auroc")
-    return RecognisedRow("unseen", f"{tested}, {_people(block)}", recognised, auroc)
+    return RecognisedRow("unseen", f"{tested}, {people_text(block)}", recognised, auroc)
 
 
-def _people(block: Metrics, number: int | None = None) -> str:
+def people_text(block: Metrics, number: int | None = None) -> str:
     """How many subjects an evaluation tested, or a number of them, in words."""
     unit = block["split"]["disjoint_by"]
     if number is None:
@@ -181,6 +181,12 @@ def _people(block: Metrics, number: int | None = None) -> str:
     if unit == "subject":
         return "1 person" if number == 1 else f"{number} people"
     return f"{number} {unit}s"
+
+
+def has_fewer_subjects(robustness: Metrics, block: Metrics) -> bool:
+    """Whether small changes were measured on a part of the subjects of the evaluation `block` only."""
+    measured = robustness["subjects"]
+    return measured is not None and measured < len(block["metrics"].get("subjects", ()))
 
 
 def recognised_table(metrics: Metrics) -> Table:
@@ -198,8 +204,8 @@ def _worst_change_row(robustness: Metrics, block: Metrics, labels: Sequence[str]
     recognised = tuple(of_100(recalls_of.get(name), intervals.get(f"recall_{name}_by_subject")) for name in labels)
     auroc = {"value": worst["auroc_by_subject"], **intervals.get("auroc_by_subject", {"low": None, "high": None})}
     cells = f"{count(robustness['cells'])} of these cells"
-    if robustness["subjects"] and robustness["subjects"] < len(block["metrics"].get("subjects", ())):
-        cells = f"{cells}, of {_people(block, robustness['subjects'])}"
+    if has_fewer_subjects(robustness, block):
+        cells = f"{cells}, of {people_text(block, robustness['subjects'])}"
     measured_on = f"{cells}, shown {worst['shows']}"
     return RecognisedRow("changed", measured_on, recognised, with_span(auroc))
 

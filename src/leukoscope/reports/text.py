@@ -262,12 +262,9 @@ def robustness_text(metrics: Mapping[str, Any]) -> str:
         f"{_of_100(first['class_changed'])} of 100 cells change class when {first['shows']}, "
         f"{_of_100(second['class_changed'])} when {second['shows']}."
     )
-    evaluation = release_tables.unseen_evaluation(metrics) or {}
-    subjects = (evaluation.get("metrics") or {}).get("subjects") or ()
-    if block["subjects"] and block["subjects"] < len(subjects):
-        unit = evaluation["split"]["disjoint_by"]
-        plural = "people" if unit == "subject" else f"{unit}s"
-        sentence += f" Measured on {block['subjects']} of these {len(subjects)} {plural}."
+    evaluation = release_tables.unseen_evaluation(metrics)
+    if evaluation and release_tables.has_fewer_subjects(block, evaluation):
+        sentence += f" Measured on {block['subjects']} of these {release_tables.people_text(evaluation)}."
     return sentence[0].upper() + sentence[1:]
 
 
