@@ -445,6 +445,42 @@ def test_a_large_smear_is_kept_until_a_batch_is_read(page: Page) -> None:
     assert isinstance(visit.scene.content, BatchResult) and not visit.recent
 
 
+def test_a_cell_of_a_smear_is_read_by_another_model(page: Page) -> None:
+    """Only the model that had read the smear answered, and one that was added did so by the share of that one's."""
+    visit = Visit()
+    list(click(page, visit, "smear"))
+    text = shown(page, click(page, visit, "cell:2"))
+    assert 'data-act="read:other"' in text and 'data-act="read:one"' not in text
+    for act, before in (("read:other", "one"), ("add:one", "other")):
+        text = shown(page, click(page, visit, act))
+        answered = act.partition(":")[2]
+        smear = visit.scene.smear
+        assert visit.scene.model == answered and smear is not None and smear.reading.model == answered
+        assert visit.scene.cell == 2 and ">Cell 3</span>" in text and f'data-act="read:{before}"' in text
+    shown(page, click(page, visit, "back"))
+    assert isinstance(visit.scene.content, Smear) and visit.scene.model == "one"
+
+
+def test_the_answer_to_a_whole_smear_offers_the_models_of_its_cells_and_its_cells_none_of_whole_pictures() -> None:
+    page, visit = page_of(ModelCache({"cnmc": CNMC, "ball4": BALL4})), Visit()
+    assert 'data-act="read:ball4"' in shown(page, click(page, visit, "smear"))
+    assert 'data-act="read:' not in shown(page, click(page, visit, "cell:2"))
+    shown(page, click(page, visit, "back"))
+    assert 'data-act="read:cnmc"' in shown(page, click(page, visit, "read:ball4")) and visit.scene.model == "ball4"
+    assert 'data-act="read:ball4"' in shown(page, click(page, visit, "read:cnmc")) and visit.scene.cell is None
+
+
+def test_only_the_synthetic_smear_and_its_cells_have_an_address(page: Page) -> None:
+    visit = Visit()
+    for act, cell in (("smear", ""), ("cell:1", "1")):
+        text = shown(page, click(page, visit, act))
+        assert 'data-example="smear"' in text and "Copy link" in text and f'data-cell="{cell}"' in text or not cell
+    own = replace(example_smear(), image=example_smear().image.copy(), caption="mine.png")
+    text = shown(page, page._draw(visit, lambda: page.read_picture(visit, own), new_input="mine.png"))
+    text += shown(page, click(page, visit, "cell:1"))
+    assert 'data-example=""' in text and 'data-example="smear"' not in text and "Copy link" not in text
+
+
 def test_no_model_at_all_is_told() -> None:
     page = page_of(ModelCache({}))
     for act in ("example:1", "people"):
@@ -466,6 +502,18 @@ def test_an_address_opens_model_and_example_and_a_lost_page_keeps_what_it_shows(
     text, visit = opened(page, {"model": "/etc", "example": "no number"})
     assert visit.scene.model == "one" and 'data-example="1"' in text and visit.added == []
     assert opened(page, {}, lost="1") == ("", Visit())
+
+
+def test_an_address_opens_a_cell_of_the_synthetic_smear(page: Page) -> None:
+    text, visit = opened(page, {"model": "other", "example": "smear", "cell": "2"})
+    assert visit.scene.model == "other" and visit.scene.cell == 1 and ">Cell 2</span>" in text
+    assert shown(page, click(page, Visit(), "smear:1")).count(">Cell 2</span>") == 1, "as Back and Forward ask"
+    for cell in ("0", "no number"):
+        _, visit = opened(page, {"model": "no model of ours", "example": "smear", "cell": cell})
+        assert isinstance(visit.scene.content, Smear) and visit.scene.model == "one"
+    text, visit = opened(page, {"example": "smear", "cell": "9"})
+    assert "cell 9: Synthetic smear has 5 white cells; open one of them" in text
+    assert isinstance(visit.scene.content, Smear)
 
 
 # Waiting

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# Acts without a value, with a number from 0, with a text, and with one of both.
-_PLAIN = frozenset({"smear", "people", "back", "stop"})
+# Acts without a value, with a number from 0, with or without one, and with a text.
+_PLAIN = frozenset({"people", "back", "stop"})
 _NUMBERED = frozenset({"example", "recent", "row", "cell"})
+_PLAIN_OR_NUMBERED = frozenset({"smear", "real"})
 _NAMED = frozenset({"view", "label", "read", "save", "add"})
 
 
@@ -34,7 +35,7 @@ def parse_act(sent: object) -> Act:
     name, _, value = str(sent).partition(":")
     if name in _PLAIN and not value:
         return Act(name)
-    if name == "real":
+    if name in _PLAIN_OR_NUMBERED:
         return Act(name, number=_number(value) if value else None)
     if name in _NUMBERED:
         return Act(name, number=_number(value))

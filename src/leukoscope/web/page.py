@@ -91,11 +91,19 @@ class Page:
             model = request.query_params.get("model") or ""
             if model and model not in self.models.names and self.models.is_name(model):
                 visit.added.append(model)
+            if not self._names(visit):
+                return
+            if number == EXAMPLE_SMEAR:
+                cell = request.query_params.get("cell") or "0"
+                opened = None
+                if cell.isdecimal() and 0 < int(cell[:6]):
+                    opened = int(cell[:6]) - 1
+                yield from self._draw(visit, lambda: self.open_smear(visit, opened, model), new_input="a smear")
+                return
             first = 1
             if number.isdecimal() and len(number) < 7:
                 first = int(number)
-            if self._names(visit):
-                yield from self._draw(visit, lambda: self.open_example(visit, first, model))
+            yield from self._draw(visit, lambda: self.open_example(visit, first, model))
 
         was_lost = "() => [sessionStorage.lkLost ? '1' : '', null]"
         quiet = {**PAGE_EVENT, "show_progress": "hidden"}
@@ -232,9 +240,7 @@ class Page:
     @staticmethod
     def _is_shown(visit: Visit, scene: Scene) -> bool:
         """Whether a picture that is kept stands on the stage, as a whole or as one of its cells."""
-        content = visit.scene.content
-        if isinstance(visit.scene.behind, Smear):
-            content = visit.scene.behind
+        content = visit.scene.smear or visit.scene.content
         return isinstance(content, Answer | Smear) and content.picture is scene.picture
 
     def _outputs(self, visit: Visit, update: Update, *, picture: bool = True, strip: bool = True) -> Outputs:
@@ -274,7 +280,7 @@ class Page:
         scene = visit.scene
         others = tuple(name for name in self._names(visit) if name != scene.model)
         if isinstance(scene.content, Smear):
-            return smear_page.smear_answer(scene.content, others)
+            return smear_page.smear_answer(scene.content, others, example=self._example(visit))
         if isinstance(scene.content, BatchResult):
             return batch_page.batch_answer(scene.content, self._others_for_batch(visit, scene.content))
         if scene.content is None:
@@ -282,7 +288,31 @@ class Page:
         opened = scene.opened
         if opened is None:
             opened = len(scene.content.rows)
-        return stage.cell_answer(scene.content, opened, cell=scene.cell)
+        return stage.cell_answer(
+            scene.content, opened, cell=scene.cell, example=self._example(visit), readers=self._smear_readers(visit)
+        )
+
+    @staticmethod
+    def _example(visit: Visit) -> str:
+        """What the page's address calls the synthetic picture that is shown; "" for any other picture."""
+        scene = visit.scene
+        smear = scene.smear
+        if smear is not None:
+            return EXAMPLE_SMEAR if smear.picture is example_smear() else ""
+        if isinstance(scene.content, Answer) and scene.content.picture.example:
+            return str(scene.content.picture.example)
+        return ""
+
+    def _smear_readers(self, visit: Visit) -> list[str]:
+        """The other models that can read the smear that an answer was opened from; of its cell, those of cut-outs."""
+        scene = visit.scene
+        if scene.smear is None or not isinstance(scene.content, Answer):
+            return []
+        names = self._names(visit)
+        if scene.cell is not None:
+            names = self._readers(names)
+        answered = {row.model for row in scene.content.rows}
+        return [name for name in names if name not in answered]
 
     def _others_for_batch(self, visit: Visit, result: BatchResult) -> list[str]:
         """The other models that know the pictures of a batch."""
@@ -370,13 +400,13 @@ class Page:
             opened = 0
         return Update(Scene(Answer(picture, waiting=tuple(asked)), opened=opened, source=source))
 
-    def read_picture(self, visit: Visit, picture: Picture, source: str = "") -> Iterator[Update]:
-        """Answer what a picture holds: a cell as it is, or the cells of a smear, cut out."""
+    def read_picture(self, visit: Visit, picture: Picture, source: str = "", model: str = "") -> Iterator[Update]:
+        """Answer what a picture holds: a cell as it is, or the cells of a smear, cut out, by the model named."""
         if self._readers(self._names(visit)) and looks_like_smear(picture.image):
             # It stands there while its cells are looked for.
             yield Update(Scene(Answer(picture), source=source))
             try:
-                yield from self.read_smear(visit, picture, source)
+                yield from self.read_smear(visit, picture, source, model)
                 return
             except UnusableSmear as error:
                 reason = str(error).removeprefix(f"{picture.caption}: ").partition(": check the unit")[0]
@@ -384,13 +414,16 @@ class Page:
         names = self._names_for(visit, picture)
         yield self._question(picture, names, source=source)
 
-    def read_smear(self, visit: Visit, picture: Picture, source: str = "") -> Iterator[Update]:
-        """A smear's cells by the best model; by one that reads whole pictures where its cells are foreign to that."""
+    def read_smear(self, visit: Visit, picture: Picture, source: str = "", model: str = "") -> Iterator[Update]:
+        """A smear's cells by the model named, or by the best one.
+
+        Where they are foreign to it, the whole picture by a model that reads such.
+        """
         names = self._names(visit)
         readers = self._readers(names)
         if not readers:
             raise ReleaseError("No model here reads cells that are cut out of a smear.")
-        reading = read_smear(self.models, picture, readers[0])
+        reading = read_smear(self.models, picture, model if model in readers else readers[0])
         if reading.is_foreign:
             rows = tuple(ask(picture, self.models, name) for name in names if name not in readers)
             answer = Answer(picture, rows)
@@ -445,6 +478,7 @@ class Page:
             "row": self.open_row,
             "cell": self.open_cell,
             "real": self.open_real_cell,
+            "smear": self.open_smear,
         }
         named: dict[str, Callable[[Visit, str], Iterator[Update]]] = {
             "view": self.choose_view,
@@ -468,9 +502,13 @@ class Page:
             return named[act.name](visit, act.text)
         return plain[act.name](visit)
 
-    def open_smear(self, visit: Visit) -> Iterator[Update]:
-        """The synthetic smear."""
-        return self.read_picture(visit, example_smear(), source=EXAMPLE_SMEAR)
+    def open_smear(self, visit: Visit, cell: int | None = None, model: str = "") -> Iterator[Update]:
+        """The synthetic smear, or one of its cells, by the model named or by the best one."""
+        yield from self.read_picture(visit, example_smear(), EXAMPLE_SMEAR, model)
+        if visit.scene.smear is not None and model in self._names(visit) and model != visit.scene.model:
+            yield from self.read_by(visit, model)
+        if cell is not None and isinstance(visit.scene.content, Smear):
+            yield from self.open_cell(visit, cell)
 
     def open_people(self, visit: Visit) -> Iterator[Update]:
         """The cells of two synthetic people."""
@@ -544,7 +582,7 @@ class Page:
             yield Update(replace(visit.scene, view="map", label=label))
 
     def read_by(self, visit: Visit, name: str) -> Iterator[Update]:
-        """Read the smear or the batch that is shown by another model."""
+        """Read the smear or the batch that is shown by another model; of a smear whose cell is shown, open that."""
         if name not in self._names(visit):
             raise ConfigError(f"{name!r}: is no model of this page; add it under “+ another model”")
         scene = visit.scene
@@ -552,9 +590,14 @@ class Page:
             batch = scene.content.given
             yield from self.read_batch(visit, lambda: batch, name, scene.source)
             return
-        smear = scene.showing(Smear)
+        smear = scene.smear or scene.showing(Smear)
         if self._readers([name]):
-            yield Update(Scene(read_smear(self.models, smear.picture, name), source=scene.source))
+            reading = read_smear(self.models, smear.picture, name)
+            read = Scene(reading, source=scene.source)
+            if scene.cell is not None:
+                cell = open_cell(self.models, reading, scene.cell)
+                read = Scene(cell, opened=0, behind=reading, cell=scene.cell, source=scene.source)
+            yield Update(read)
             return
         # It reads the whole picture; the smear stays behind it, with its cells and its table.
         answer = Answer(smear.picture, (ask(smear.picture, self.models, name),))
@@ -566,7 +609,7 @@ class Page:
         if name not in self._names(visit):
             visit.added = [*visit.added, name][-MOST_ADDED:]
         scene = visit.scene
-        if isinstance(scene.content, Answer):
+        if isinstance(scene.content, Answer) and scene.smear is None:
             rows = [row for row in scene.content.rows if row.model != name]
             rows.append(ask(scene.content.picture, self.models, name))
             content = replace(scene.content, rows=tuple(rows))

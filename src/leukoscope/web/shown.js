@@ -5,11 +5,12 @@ window.lkAddress = (change = location.search ? 'pushState' : 'replaceState') => 
   const to = new URL(location)
   const shown = open() ?? {}
   const tab = document.body.dataset.lkTab === 'cell' ? '' : document.body.dataset.lkTab
-  for (const [name, value] of Object.entries({model: shown.model, tab, example: shown.example})) {
+  const cell = shown.cell ?? ''
+  const number = shown.example && cell ? Number(cell) + 1 : ''
+  for (const [name, value] of Object.entries({model: shown.model, tab, example: shown.example, cell: number})) {
     if (value) to.searchParams.set(name, value)
     else to.searchParams.delete(name)
   }
-  const cell = shown.cell ?? ''
   if (String(to) !== String(location) || cell !== (history.state?.cell ?? '')) history[change]({cell}, '', to)
 }
 // The lines on top and at the end of the page speak of the classes of the model whose answer is shown.
@@ -41,11 +42,15 @@ addEventListener('popstate', ({state}) => {
     return
   }
   const example = to.get('example')
-  if (example) {
+  const cell = state?.cell ?? ''
+  if (example && example !== 'smear') {
     ask(`example:${example}`)
     return
   }
-  const cell = state?.cell ?? ''
+  if (example && example !== open()?.example) {
+    ask(cell ? `smear:${cell}` : 'smear')
+    return
+  }
   const isOffered = document.querySelector(`#picture [data-act="${cell ? `cell:${cell}` : 'back'}"]`)
   // Another picture of a visitor is not in the address: the page then stays as it is, and the address follows it.
   if (isOffered && cell !== (open()?.cell ?? '')) ask(cell ? `cell:${cell}` : 'back')

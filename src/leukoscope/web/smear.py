@@ -89,6 +89,8 @@ def scale_text(smear: Smear) -> str:
 def open_cell(models: ModelCache, smear: Smear, number: int) -> Answer:
     """A cell of a smear with its map, by the model that read the smear: only that one knows how many cells suit it."""
     reading = smear.reading
+    if number >= len(reading.cells):
+        raise DataError(f"cell {number + 1}: {reading.source} has {len(reading.cells)} white cells; open one of them")
     if number not in smear.whole:
         raise DataError(f"cell {number + 1}: is cut by the edge of {reading.source}; open a whole one")
     cell = Picture(

@@ -134,8 +134,13 @@ def smear_picture(smear: Smear) -> Markup:
     )
 
 
-def smear_answer(smear: Smear, others: Sequence[str] = ()) -> Markup:
-    """What was found in words, how many cells of each outcome, each cell with its measurements, and how it was read."""
+def smear_answer(smear: Smear, others: Sequence[str] = (), *, example: str = "") -> Markup:
+    """What was found in words, how many cells of each outcome, each cell with its measurements, and how it was read.
+
+    Args:
+        others: the other models that can read it.
+        example: what the page's address calls the synthetic smear; "" for any other.
+    """
     reading = smear.reading
     if not smear.whole:
         return _without_whole_cell(smear, others)
@@ -168,6 +173,7 @@ def smear_answer(smear: Smear, others: Sequence[str] = ()) -> Markup:
         labels=reading.labels,
         colours={label: colour(label, reading.labels) for label in reading.labels},
         others=others,
+        example=example,
         details=details,
     )
 

@@ -107,10 +107,15 @@ def cell_picture(
     )
 
 
-def cell_answer(answer: Answer, opened: int, *, cell: int | None = None) -> Markup:
+def cell_answer(
+    answer: Answer, opened: int, *, cell: int | None = None, example: str = "", readers: Sequence[str] = ()
+) -> Markup:
     """The right of the stage: the open model's answer, then a line for each other model.
 
-    `cell` is its number in the smear or batch that it was opened from.
+    Args:
+        cell: its number in the smear or batch that it was opened from.
+        example: what the page's address calls the synthetic picture; "" for any other picture.
+        readers: models that can read the smear that it was opened from.
     """
     row = None
     if opened < len(answer.rows):
@@ -128,6 +133,8 @@ def cell_answer(answer: Answer, opened: int, *, cell: int | None = None) -> Mark
         opened=_opened(row) if row is not None and row.prediction is not None else None,
         working=not answer.complete or row is None,
         cell=cell,
+        example=example,
+        readers=readers,
     )
 
 

@@ -85,6 +85,14 @@ class Scene:
         return ""
 
     @property
+    def smear(self) -> Smear | None:
+        """The smear that is shown, or that a cell or the answer to the whole picture was opened from."""
+        for content in (self.content, self.behind):
+            if isinstance(content, Smear):
+                return content
+        return None
+
+    @property
     def back(self) -> str:
         """What a cell was opened from, in a word; "" for nothing."""
         if self.behind is None:
