@@ -20,8 +20,8 @@ def test_what_buttons_say_becomes_typed_values() -> None:
 
 @pytest.mark.parametrize(
     "sent",
-    ["", "row", "row:x", "row:-1", "row:9999999", "row:1.5", "stop:now", "smear:x", "view", "view:", "pitch:nan", "pitch:inf",
-     "pitch:wide", "example:²", "__class__", "visit:0", None, ["row:1"]],
+    ["", "row", "row:x", "row:-1", "row:9999999", "row:1.5", "stop:now", "smear:x", "view", "view:", "pitch:nan",
+     "pitch:inf", "pitch:wide", "example:²", "__class__", "visit:0", None, ["row:1"]],
 )  # fmt: skip
 def test_what_no_button_says_is_refused(sent: object) -> None:
     with pytest.raises(NoSuchAct):

@@ -40,6 +40,17 @@ document.addEventListener('drop', (event) => {
 document.addEventListener('paste', (event) => {
   if (!event.target.closest('input, textarea') && event.clipboardData.files.length) give([...event.clipboardData.files])
 })
+// The tile of what is shown is in sight; the page itself does not scroll to it.
+const showTile = () => {
+  const strip = element.querySelector('.lk-tiles')
+  const tile = strip?.querySelector('[aria-pressed="true"]')
+  if (!tile) return
+  const around = strip.getBoundingClientRect()
+  const box = tile.getBoundingClientRect()
+  if (box.left < around.left) strip.scrollLeft += box.left - around.left
+  if (box.right > around.right) strip.scrollLeft += box.right - around.right
+}
+watch('value', () => setTimeout(showTile))
 setInterval(() => fetch('healthz', {cache: 'no-store'}).then(
   () => {
     delete document.body.dataset.lkLost

@@ -94,11 +94,11 @@ class Page:
             if not self._names(visit):
                 return
             if number == EXAMPLE_SMEAR:
-                cell = request.query_params.get("cell") or "0"
-                opened = None
-                if cell.isdecimal() and 0 < int(cell[:6]):
-                    opened = int(cell[:6]) - 1
-                yield from self._draw(visit, lambda: self.open_smear(visit, opened, model), new_input="a smear")
+                cell = request.query_params.get("cell") or ""
+                index = None
+                if cell.isdecimal() and int(cell[:6]) > 0:
+                    index = int(cell[:6]) - 1
+                yield from self._draw(visit, lambda: self.open_smear(visit, index, model), new_input="a smear")
                 return
             first = 1
             if number.isdecimal() and len(number) < 7:
