@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from leukoscope.synthetic import smear_picture
+from leukoscope.synthetic import draw_cell, smear_picture
 from served import APP, served
 
 pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
@@ -87,15 +88,61 @@ def test_what_is_pressed_by_a_mouse_is_24_pixels_high(visits: Callable[..., Any]
         assert visit.page.evaluate(_SMALL) == [], act
 
 
-def test_how_far_to_trust_it_lies_above_the_buttons(visits: Callable[..., Any]) -> None:
-    """At 1280 × 720 it faded out below the buttons, which stay at the end of the answer."""
+def test_how_far_to_trust_it_and_the_other_models_lie_above_the_buttons(
+    visits: Callable[..., Any], tmp_path: Path
+) -> None:
+    """At 1280 × 720 they faded out below the buttons, which stay at the end of the answer."""
     visit = visits(**LAPTOP)
+    page = visit.page
+    # No model of C-NMC gives it a class.
+    Image.fromarray(draw_cell("HEM", subject=1, cell=5).image).save(tmp_path / "not sure.png")
+    page.locator("#upload input[type=file]").first.set_input_files(str(tmp_path / "not sure.png"))
+    visit.shows("not sure.png")
+    page.locator("#answer .lk-verdict", has_text="Not sure").wait_for()
+    for act in ("", "smear"):
+        if act:
+            visit.act(act)
+            page.locator("#picture .lk-box").first.wait_for()
+        page.wait_for_function(ANSWERED)
+        buttons = page.locator("#answer .lk-acts").bounding_box()
+        for part in (".lk-trust", ".lk-others"):
+            box = page.locator(f"#answer {part}").bounding_box()
+            assert box["y"] + box["height"] <= buttons["y"], (act, part)
+
+
+def test_a_link_opens_the_cell_of_the_synthetic_smear_by_the_model_that_is_chosen(visits: Callable[..., Any]) -> None:
+    visit = visits(**LAPTOP)
+    page = visit.page
     visit.act("smear")
-    visit.page.locator("#picture .lk-box").first.wait_for()
-    visit.page.wait_for_function(ANSWERED)
-    trust = visit.page.locator("#answer .lk-trust").bounding_box()
-    buttons = visit.page.locator("#answer .lk-acts").bounding_box()
-    assert trust["y"] + trust["height"] <= buttons["y"]
+    page.locator("#picture button.lk-box").nth(2).click()
+    visit.shows("Cell 3")
+    visit.act("read:leukoscope-efficientnet-b3-cnmc")
+    page.wait_for_url("**model=leukoscope-efficientnet-b3-cnmc**example=smear&cell=3")
+    assert page.locator("#answer [data-copy]").count() == 1
+    page.goto(page.url)
+    visit.shows("Cell 3")
+    assert page.locator("#answer .lk-model").inner_text().startswith("efficientnet-b3-cnmc")
+    visit.act("example:2")
+    page.wait_for_url("**example=2")
+    page.go_back()
+    visit.shows("Cell 3")
+    page.wait_for_function(ANSWERED)
+
+
+def test_on_a_phone_nothing_of_a_picture_is_cut_or_lies_over_another(visits: Callable[..., Any]) -> None:
+    """The name of a smear was cut; forms that are refused grew over those beside them."""
+    visit = visits(**PHONE)
+    page = visit.page
+    page.wait_for_function(ANSWERED)
+    visit.act("view:changed")
+    page.locator(".lk-forms li").nth(7).wait_for()
+    boxes = page.evaluate("[...document.querySelectorAll('.lk-forms li')].map((form) => form.getBoundingClientRect())")
+    for left, right in pairwise(boxes):
+        assert left["right"] <= right["left"] or left["bottom"] <= right["top"]
+    visit.act("smear")
+    name = page.locator("#picture .lk-chip [title]")
+    name.wait_for()
+    assert name.inner_text() == "Synthetic smear" and name.evaluate("name => name.scrollWidth <= name.clientWidth")
 
 
 def test_the_strip_ends_with_a_whole_tile(visits: Callable[..., Any], tmp_path: Path) -> None:

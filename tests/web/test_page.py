@@ -429,6 +429,7 @@ def test_a_visit_keeps_a_smear_of_its_own_with_a_tile_that_opens_it(page: Page) 
     shown(page, page._draw(visit, lambda: page.read_picture(visit, own), new_input="mine.png"))
     kept = visit.scene.content
     assert isinstance(kept, Smear) and "mine.png" in page._tiles(visit)
+    assert "tabindex" not in page._tiles(visit), "its buttons are tab stops, it is none"
     shown(page, click(page, visit, "cell:1"))
     shown(page, click(page, visit, "smear"))
     assert [scene.content for scene in visit.recent] == [kept], "neither its cell nor the synthetic smear"
