@@ -197,7 +197,7 @@ def add_endpoints(models: ModelCache) -> None:
 def page_head() -> str:
     """The page's style, in the document's head: Gradio would scope a rule given to it to inside its own elements."""
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    loading = f'body:not(:has(.gradio-container h1))::before {{ content: "{_LOADING}"; }}'
+    loading = f'body:not([data-lk-fonts])::before {{ content: "{_LOADING}"; }}'
     return f"<style>{style}\n{loading}</style>"
 
 

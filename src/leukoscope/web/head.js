@@ -19,3 +19,7 @@ document.addEventListener('click', (event) => {
   window.lkAddress?.()
 })
 window.lkTab(window.lkTabOf(location))
+// The page is hidden until then: the same words in another font are wider and would move what stands below them.
+Promise.allSettled([400, 700].map((weight) => document.fonts.load(`${weight} 14px "IBM Plex Sans"`))).then(() => {
+  document.body.dataset.lkFonts = 'loaded'
+})

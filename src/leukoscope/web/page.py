@@ -61,11 +61,12 @@ class Page:
         self.tiles = part(self._tiles(Visit()), "tiles", "act.js", "folder.js", "box.js")
         self.parcel = part("", "parcel", "save.js")
         self.lost = gr.Textbox(visible=False)
-        self.outputs = [self.visit, self.upload, self.picture, self.answer, self.tiles, self.parcel]
+        # Gradio builds every output anew that a step leaves as it is: no event has more than it needs.
+        self.outputs = [self.visit, self.picture, self.answer, self.tiles]
         on_stage = {**PAGE_EVENT, "show_progress_on": [self.picture, self.answer]}
         clicked = [component.select for component in (self.tiles, self.picture, self.answer)]
-        gr.on(clicked, self._on_click, self.visit, self.outputs, **on_stage)
-        self.upload.upload(self._on_files, [self.upload, self.visit], self.outputs, **on_stage)
+        gr.on(clicked, self._on_click, self.visit, [*self.outputs, self.parcel], **on_stage)
+        self.upload.upload(self._on_files, [self.upload, self.visit], [*self.outputs, self.upload], **on_stage)
 
     def _at_first(self) -> tuple[str, str]:
         """Picture and answer before any model has answered: the first example."""
@@ -73,7 +74,7 @@ class Page:
         picture = stage.cell_picture(Row(example(1, smear=smears), ""), forms={})
         if not self.models.names:
             return picture, stage.no_model(NO_MODEL)
-        return picture, waiting("The models are loading; the answer to this cell appears here.")
+        return picture, waiting("The models are loading; the answer follows.")
 
     def open_on_load(self, demo: gr.Blocks) -> None:
         """Answer a synthetic cell for whoever opens the page: its address names model and example.
@@ -124,7 +125,10 @@ class Page:
         yield from self._settled(visit, self._on_act(visit, event))
 
     def _on_files(self, paths: list[str] | None, visit: Visit) -> Iterator[Outputs]:
-        yield from self._settled(visit, self._on_upload(paths, visit))
+        steps = self._settled(visit, self._on_upload(paths, visit))
+        # The box is free again at once.
+        yield {self.upload: None, **next(steps)}
+        yield from steps
 
     def _draw(self, visit: Visit, work: Callable[[], Iterable[Update]], *, new_input: str = "") -> Iterator[Outputs]:
         """Draw what a question changes, in one step or several, as long as no newer question is asked.
@@ -141,8 +145,9 @@ class Page:
         question = Question(id(visit))
         if new_input:
             visit.show(Scene())
-            yield self._outputs(visit, Update(picture=stage.empty_picture(reading), answer=waiting(reading)))
-            drawn_strip = self._strip_key(visit)
+            yield self._outputs(
+                visit, Update(picture=stage.empty_picture(reading), answer=waiting(reading)), strip=False
+            )
         try:
             for update in steps_of(question, self._completed(visit, work())):
                 if visit.asked != mine:
@@ -365,8 +370,6 @@ class Page:
     def _on_upload(self, paths: list[str] | None, visit: Visit) -> Iterator[Outputs]:
         if not paths:
             return
-        # The box is free again at once; the files are deleted when they are read.
-        yield {self.upload: None}
         with upload.deleted_afterwards(paths):
             name = upload.file_name(paths[0])
             if len(paths) > 1 or is_zip(paths[0]):
