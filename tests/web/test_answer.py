@@ -110,7 +110,7 @@ def test_every_model_decides_then_the_maps_follow_and_the_best_that_gives_a_clas
     assert steps[0].best is None, "the next one may know such cells"
     assert "data-model" not in stage.cell_answer(steps[0], 1), "the address waits for what is opened"
     assert [step.best for step in steps[1:]] == [1, 1, 1, 1]
-    assert [step.complete for step in steps] == [False, False, False, False, True]
+    assert [step.complete for step in steps] == [False, False, False, True, True]
     foreign, soon, missing = steps[2].rows
     assert foreign.refused and not foreign.pending and foreign.distances is not None, "refused, it needs no map"
     assert soon.pending and not soon.maps and soon.called() == "ALL" and "Save" not in stage.cell_answer(steps[2], 1)

@@ -260,7 +260,10 @@ def test_what_is_clicked_before_the_maps_are_there_stays_and_every_map_follows(p
     stands = visit.scene.opened, visit.scene.view, visit.scene.label
     assert list(asked) == [] and list(steps) != []
     assert visit.scene.content.complete and (visit.scene.opened, visit.scene.view, visit.scene.label) == stands
-    assert stands[0] == (1 if act == "row:1" else 0) and (not act.startswith("view") or act.endswith(stands[1]))
+    is_second_open = act == "row:1"
+    small_changes = [row.changes_pending for row in visit.scene.content.rows]
+    assert small_changes == [is_second_open, not is_second_open], "of the row that is open"
+    assert stands[0] == (1 if is_second_open else 0) and (not act.startswith("view") or act.endswith(stands[1]))
 
 
 def on_stage(visit: Visit) -> tuple[object, object]:

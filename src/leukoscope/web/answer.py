@@ -325,8 +325,8 @@ class Answer:
 
     @property
     def complete(self) -> bool:
-        """Whether every model has answered, each with its map and under small changes."""
-        return not self.waiting and not any(row.pending or row.changes_pending for row in self.rows)
+        """Whether every model has answered, each with its map."""
+        return not self.waiting and not any(row.pending for row in self.rows)
 
     @property
     def best(self) -> int | None:
@@ -342,10 +342,11 @@ class Answer:
         return None
 
 
-def answering(answer: Answer, models: ModelCache) -> Iterator[Answer]:
+def answering(answer: Answer, models: ModelCache, opened: int | None = None) -> Iterator[Answer]:
     """Complete an answer: every model's decision, then the maps, the best model's first, then small changes.
 
-    Each is a step. The first of the models that wait is asked first, the others by how soon they can answer.
+    Each is a step. The first of the models that wait is asked first, the others by how soon they can answer. Small
+    changes take as long as a map and are seen of one row only: of the one that is opened, the best where that is None.
     """
 
     def asked(name: str, *, explain: bool) -> Row:
@@ -367,12 +368,11 @@ def answering(answer: Answer, models: ModelCache) -> Iterator[Answer]:
             rows[number] = asked(rows[number].model, explain=True)
             answer = replace(answer, rows=tuple(rows))
             yield answer
-    for number, row in enumerate(answer.rows):
-        if row.changes_pending:
-            rows = list(answer.rows)
-            rows[number] = _under_small_changes(row, models)
-            answer = replace(answer, rows=tuple(rows))
-            yield answer
+    number = answer.best if opened is None else opened
+    if number is not None and number < len(answer.rows) and answer.rows[number].changes_pending:
+        rows = list(answer.rows)
+        rows[number] = _under_small_changes(rows[number], models)
+        yield replace(answer, rows=tuple(rows))
 
 
 def _under_small_changes(row: Row, models: ModelCache) -> Row:

@@ -220,7 +220,7 @@ class Page:
         yield from work
         if not isinstance(visit.scene.content, Answer):
             return
-        for answer in answering(visit.scene.content, self.models):
+        for answer in answering(visit.scene.content, self.models, visit.scene.opened):
             scene = replace(visit.scene, content=answer)
             if scene.opened is None and answer.best is not None:
                 scene = scene.open_row(answer.best)

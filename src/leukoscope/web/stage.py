@@ -131,7 +131,7 @@ def cell_answer(
         answer=answer,
         others=others,
         opened=_opened(row) if row is not None and row.prediction is not None else None,
-        working=not answer.complete or row is None,
+        working=not answer.complete or row is None or row.changes_pending,
         cell=cell,
         example=example,
         readers=readers,
