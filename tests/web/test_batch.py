@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from html import unescape
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import gradio as gr
@@ -21,20 +23,12 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import open_bytes
 from leukoscope.inference.prediction import Checks, Prediction, Thresholds
 from leukoscope.reports.formatting import encoded
-from leukoscope.web import batch_page
 from leukoscope.web.answer import Picture, ask
 from leukoscope.web.app import Endpoints
 from leukoscope.web.batch import BatchResult, BatchRow, columns, label_metrics, predict_batch, predict_files
 from leukoscope.web.batch_files import Batch, BatchFile, open_batch
-from leukoscope.web.batch_page import (
-    batch_answer,
-    batch_picture,
-    person_answer,
-    person_sentences,
-    progress,
-    reading_batch,
-    verdict,
-)
+from leukoscope.web.batch_page import batch_answer, batch_picture, person_answer, person_sentences, progress, verdict
+from leukoscope.web.drawing import WAITING_FOR_OTHERS
 from leukoscope.web.export import csv_file
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.smear import example_smear
@@ -192,9 +186,11 @@ def test_progress_is_told_with_the_rows_so_far(tiny_release: Path, tmp_path: Pat
     first, second, result = predict_batch(ModelCache({"tiny": tiny_release}), open_batch([path]), "tiny")
     assert [(step.done, len(step.rows)) for step in (first, second, result)] == [(0, 0), (16, 16), (20, 20)]
     assert (first.unread, second.unread, result.unread) == ({"": 20}, {"": 4}, {})
-    told = progress(second, 4.0)
-    assert "16 of 20 pictures predicted" in told and "about 1 s left" in told
-    assert "0 of 20 pictures predicted" in progress(first, 0.0) and "left" not in progress(first, 0.0)
+    assert result.seconds == 0.0 < second.seconds
+    page = progress(replace(second, seconds=4.0))
+    assert "16 of 20 pictures predicted" in page and "about 1 s left" in page
+    assert "0 of 20 pictures predicted" in progress(first) and "left" not in progress(first)
+    assert "another visitor" in progress(first, waits=WAITING_FOR_OTHERS)
 
 
 # Subjects
@@ -255,8 +251,11 @@ def test_what_is_answered_about_a_person_stands_in_the_row_and_why_behind_it() -
     assert "Together: 90\u00a0% ALL" in page and "Rule for a person: " in batch_answer(result)
     answered = verdict(result)
     assert answered.sentence == "One person’s cells look like blasts, two without an answer"
-    assert answered.because == (
-        "Such answers were wrong for 5 of 100 unseen people (95 %: 1 to 20). "
+    both = (row("a", "", 0.9, "1"), row("b", "", 0.9, "1"), row("c", "", 0.1, "2"), row("d", "", 0.1, "2"))
+    assert verdict(replace(result, rows=both)).sentence == "One person’s cells look like blasts, one’s normal"
+    assert answered.because == "Such answers were wrong for 5 of 100 unseen people (95 %: 1 to 20)."
+    nobody = replace(result, rows=(rows[0], *rows[3:]))
+    assert verdict(nobody).because == (
         "An answer needs 2 cells like its training cells; one person has 1. "
         "Most cells of one person are unlike its training cells."
     )
@@ -266,7 +265,7 @@ def test_people_without_an_answer_have_one_reason_that_is_said_once() -> None:
     rows = tuple(row(name, "", 0.9, name) for name in "ab")
     result = replace(RESULT, rows=rows, metrics=JUDGED)
     page = batch_answer(result)
-    assert "Too few cells for an answer about a person</h2>" in page
+    assert "Too few cells per person</h2>" in page
     assert page.count("needs 2 cells") == 1 and "two people have 1." in page
     unlike = replace(result, rows=tuple(row(name, "", 0.9, name, ood_score=9) for name in "ab"))
     assert verdict(unlike).sentence == "No answer: unlike the cells it knows"
@@ -324,16 +323,50 @@ def test_a_folder_around_all_cells_may_be_a_subject_and_a_zip_is_none(
     assert [one.cells for one in found] == [4] * bool(subject)
 
 
-def test_a_batch_waits_for_two_others(tiny_release: Path) -> None:
+def test_no_more_parts_of_batches_are_read_at_once_than_the_memory_holds(tiny_release: Path) -> None:
+    models = ModelCache({"tiny": tiny_release})
     given = Batch([BatchFile(f"{n}.png", partial(cell_png, cell=n)) for n in range(2)])
-    assert batch_page._line.acquire() and batch_page._line.acquire()
-    steps = reading_batch(ModelCache({"tiny": tiny_release}), given, "tiny")
-    for _ in range(2):
-        _, told = next(steps)
-        assert "0 of 2 pictures predicted" in str(told)
-    batch_page._line.release()
-    *_, (last, told) = steps
-    assert len(last.rows) == 2 and told is None
-    assert batch_page._line.acquire(blocking=False), "the next one may begin"
-    for _ in range(2):
-        batch_page._line.release()
+    begun = [Event() for _ in range(3)]
+    go_on = Event()
+
+    def steps(number: int) -> Iterator[BatchResult]:
+        begun[number].set()
+        assert go_on.wait(60)
+        yield from predict_batch(models, given, "tiny")
+
+    with ThreadPoolExecutor(3) as visitors:
+        asked = [visitors.submit(models.next_part, steps(number)) for number in range(2)]
+        assert all(event.wait(60) for event in begun[:2])
+        asked.append(visitors.submit(models.next_part, steps(2)))
+        assert not begun[2].wait(0.3), "two are read"
+        go_on.set()
+        assert [part.total for future in asked if (part := future.result(60))] == [2, 2, 2]
+
+
+def test_what_another_model_predicted_stands_beside_it_as_a_line() -> None:
+    other = replace(RESULT, model="other", rows=(row("a", "ALL", 0.1, "1"), *RESULT.rows[1:]))
+    page = batch_answer(RESULT, ["other", "third"], [other])
+    line = page[page.index('data-act="read:other"') :].split("</button>")[0]
+    assert "same answer for 3 of 4 cells" in line and "flex:1;--c" in line and "flex:3;--c" in line
+    unread = page[page.index('data-act="read:third"') :].split("</button>")[0]
+    assert "read these 4 cells, too" in unread and "lk-bar" not in unread
+    judged = [replace(reading, metrics=JUDGED) for reading in (RESULT, other)]
+    assert "same answer for 1 of 2 people" in batch_answer(judged[0], ["other"], [judged[1]]), "about people first"
+
+
+def test_cells_of_unknown_people_have_the_caveat_that_one_cell_has() -> None:
+    trained = {"training": {"name": "cnmc2019", "subjects": ["7", "H3"]}, "data": DATA}
+    rows = tuple(row(name, "", 0.9) for name in ("mine/UID_7_1_2_all.bmp", "mine/UID_9_1_2_all.bmp", "mine/a.png"))
+    result = replace(RESULT, rows=rows, metrics=trained)
+    assert result.names_of_training == ["7"] and "people called 7" in result.warnings[0]
+    page = batch_answer(result)
+    assert "Trained on a person called 7: if the same, the answers are too good." in page
+    assert ">UID_7_1_2_all</span>" in batch_picture(result), "a name without its folder"
+
+
+def test_one_reason_for_several_files_is_said_once() -> None:
+    problems = (*(f"{number}.jpg: shows a smear" for number in range(8)), "x.png: is damaged: copy it again")
+    page = batch_answer(replace(RESULT, problems=problems))
+    assert "9 not used, and why" in page and page.count("shows a smear") == 1
+    assert "0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg, 5.jpg and 2 more: shows a smear" in page
+    assert "x.png: is damaged: copy it again" in page

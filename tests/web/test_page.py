@@ -35,7 +35,7 @@ from leukoscope.web.smear import Smear, example_smear, read_smear
 from leukoscope.web.upload import OWN_FOLDER
 from leukoscope.web.views import STAGE_VIEWS
 from leukoscope.web.visit import DELETED, RECENT_CELLS, Scene, Visit
-from leukoscope.web.work_queue import Question
+from leukoscope.web.work_queue import Question, WorkQueue
 from zips import cell_png, pack, upload_folder
 
 EMBEDDED = Path(__file__).parents[2] / "model_card"
@@ -380,7 +380,49 @@ def test_a_batch_opens_its_cells_and_is_read_by_another_model(
     assert "p2/2.png" in text and ">← Cells</button>" in text and text.count('class="lk-other"') == 1
     shown(page, click(page, visit, "back"))
     shown(page, click(page, visit, "read:other"))
-    assert isinstance(visit.scene.content, BatchResult) and visit.scene.model == "other"
+    other = visit.scene.content
+    assert isinstance(other, BatchResult) and other.model == "other"
+    assert visit.scene.readings == (read,), "what the first model predicted stays"
+    assert [row.picture for row in other.rows] == [row.picture for row in read.rows]
+    assert all(row.picture is known.picture for row, known in zip(other.rows, read.rows, strict=True)), "kept once"
+    shown(page, click(page, visit, "cell:0"))
+    text = shown(page, click(page, visit, "back"))
+    assert "same answer for 4 of 4 cells" in text
+    text = shown(page, click(page, visit, f"read:{read.model}"))
+    assert visit.scene.content is read and visit.scene.readings == (other,), "shown again, not read again"
+
+
+def test_a_batch_that_another_model_begins_to_read_leads_back_when_it_is_stopped(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    visit = Visit()
+    shown(page, page._on_upload([zipped(tmp_path, ["1.png", "2.png"])], visit))
+    read = visit.scene.content
+    steps = click(page, visit, "read:other")
+    assert "0 of 2 pictures predicted" in str(next(steps))
+    shown(page, click(page, visit, "stop"))
+    assert visit.scene.content is read and list(steps) == []
+
+
+def test_a_batch_of_one_cell_opens_it(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    visit = Visit()
+    text = shown(page, page._on_upload([zipped(tmp_path, ["only.png"])], visit))
+    assert visit.scene.cell == 0 and ">← Cells</button>" in text
+    shown(page, click(page, visit, "back"))
+    assert isinstance(visit.scene.content, BatchResult)
+
+
+def test_a_batch_behind_those_of_other_visitors_says_so_and_goes_on_by_itself(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    path, visit = zipped(tmp_path, [f"{number}.png" for number in range(2)]), Visit()
+    with _working_for_another(page.models.next_part), _working_for_another(page.models.next_part):
+        steps = page._on_upload([path], visit)
+        next(step for step in steps if WAITING_FOR_OTHERS in str(step.get(page.answer, "")))
+    assert "2 cells, people unknown" in shown(page, steps), "it goes on by itself"
 
 
 def test_a_model_of_the_hub_is_one_row_more(tiny_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -523,8 +565,8 @@ def test_an_address_opens_a_cell_of_the_synthetic_smear(page: Page) -> None:
 
 
 @contextmanager
-def _reading_of_another(page: Page) -> Iterator[None]:
-    """While another visitor's smear is read."""
+def _working_for_another(queue: WorkQueue[Any]) -> Iterator[None]:
+    """While a thread of this queue works for another visitor."""
     begun = Event()
     go_on = Event()
 
@@ -532,7 +574,7 @@ def _reading_of_another(page: Page) -> Iterator[None]:
         begun.set()
         assert go_on.wait(60)
 
-    reading = page.models.read_smear.threads.submit(page.models.read_smear.threads.run_for, Question(-2), read)
+    reading = queue.threads.submit(queue.threads.run_for, Question(-2), read)
     assert begun.wait(60)
     try:
         yield
@@ -543,7 +585,7 @@ def _reading_of_another(page: Page) -> Iterator[None]:
 
 def test_a_smear_behind_that_of_another_visitor_says_so_and_goes_on_by_itself(page: Page) -> None:
     visit = Visit()
-    with _reading_of_another(page):
+    with _working_for_another(page.models.read_smear):
         steps = click(page, visit, "smear")
         begin = time.monotonic()
         step = next(found for found in steps if WAITING_FOR_OTHERS in str(found.get(page.answer, "")))
@@ -554,7 +596,7 @@ def test_a_smear_behind_that_of_another_visitor_says_so_and_goes_on_by_itself(pa
 
 def test_a_smear_that_is_stopped_leaves_its_line_and_its_picture_stays(page: Page) -> None:
     visit = Visit()
-    with _reading_of_another(page):
+    with _working_for_another(page.models.read_smear):
         steps = click(page, visit, "smear")
         next(found for found in steps if WAITING_FOR_OTHERS in str(found.get(page.answer, "")))
         assert STOPPED in shown(page, click(page, visit, "stop"))
@@ -598,8 +640,7 @@ def test_a_batch_is_read_by_another_model_that_knows_its_pictures(tiny_release: 
     page, visit = page_of(ModelCache({"one": tiny_release, "other": tiny_release, "ball4": BALL4})), Visit()
     batch = Batch([BatchFile(f"{n}.png", partial(cell_png, cell=n)) for n in range(2)])
     text = shown(page, page._draw(visit, lambda: page.read_batch(visit, lambda: batch)))
-    acts = text.split('class="lk-acts"')[1]
-    assert 'data-act="read:other"' in acts and "read:ball4" not in text, "that one reads pictures of a smear"
+    assert 'data-act="read:other"' in text and "read:ball4" not in text, "that one reads pictures of a smear"
     text = shown(page, click(page, visit, "read:other"))
     assert isinstance(visit.scene.content, BatchResult) and visit.scene.content.model == "other"
-    assert 'data-act="read:one"' in text.split('class="lk-acts"')[1]
+    assert 'data-act="read:one"' in text

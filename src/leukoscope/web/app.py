@@ -36,13 +36,13 @@ from leukoscope.reports.text import meanings_text
 from leukoscope.synthetic import EXAMPLE_CELLS
 from leukoscope.web import export, stage, upload
 from leukoscope.web.answer import Picture, ask, example
-from leukoscope.web.batch import BATCHES_AT_ONCE, columns, label_metrics, predict_files
+from leukoscope.web.batch import columns, label_metrics, predict_files
 from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.content_policy import ContentPolicy
 from leukoscope.web.drawing import part, render
 from leukoscope.web.evidence import evidence
 from leukoscope.web.memory import limit_arenas
-from leukoscope.web.model_cache import ZERO_GPU, ModelCache, find_releases, listed_models
+from leukoscope.web.model_cache import BATCHES_AT_ONCE, ZERO_GPU, ModelCache, find_releases, listed_models
 from leukoscope.web.page import PAGE_EVENT, Page
 from leukoscope.web.request_checks import RequestChecks, check_inputs
 from leukoscope.web.smear import read_smear

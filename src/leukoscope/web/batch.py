@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -18,13 +19,13 @@ from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.prediction import NOT_A_CELL, Prediction
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule
 from leukoscope.reports.formatting import encoded, metric_name, span
+from leukoscope.reports.trust import training_subject
 from leukoscope.web.batch_files import Batch, BatchFacts, BatchFile, open_batch, read_parts
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.upload import deleted_afterwards
 
 THUMBNAIL_SIDE = 132  # pixels
 MAX_KEPT = 64 * 2**20  # bytes of a batch's pictures that stay in the visitor's session, to be opened
-BATCHES_AT_ONCE = 2  # a batch holds hundreds of megabytes while it is read
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,12 @@ class BatchResult:
     total: int = 0  # how many files were given
     unread: Mapping[str, int] = field(default_factory=dict)  # subject, "" for unknown → files not read yet
     stopped: bool = False  # by the visitor, before all files were read
+    seconds: float = 0.0  # since its first file was read
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether files of it are still read."""
+        return bool(self.unread) and not self.stopped
 
     @property
     def done(self) -> int:
@@ -129,14 +136,20 @@ class BatchResult:
         names = set()
         for past in trainings_of(self.metrics):
             trained = {same_subject(past["name"], str(subject)) for subject in past["subjects"]}
-            names |= {name for name in self.by_subject if same_subject(past["name"], name) in trained}
+            names |= {name for name in self.subjects if same_subject(past["name"], name) in trained}
         return names
+
+    @cached_property
+    def names_of_training(self) -> list[str]:
+        """`trained_on`, and what the names of cells of unknown subjects say as the name of one cell does, sorted."""
+        names = {training_subject(self.metrics, row.name) for row in self.rows if not row.subject}
+        return sorted(self.trained_on | names - {""})
 
     @property
     def warnings(self) -> list[str]:
         """What must be said beside the results: subjects that may have trained the model, cells of unknown subjects."""
         lines = []
-        names = ", ".join(sorted(self.trained_on))
+        names = ", ".join(self.names_of_training)
         if names:
             lines.append(
                 f"The model was trained on people called {names}: if these are the same, the results are too good."
@@ -174,7 +187,7 @@ def predict_files(models: ModelCache, paths: Sequence[str] | None, name: str | N
     return result
 
 
-def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Iterator[BatchResult]:
+def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Generator[BatchResult]:
     """Predict every picture of a batch: first no row, after each part the rows so far, at last the whole result.
 
     Raises:
@@ -191,7 +204,9 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Itera
     so_far = BatchResult(
         (), release.labels, str(choice), release.revision, release.metrics, guess=facts.guess, total=total
     )
+    known_pictures = {file.name: file.picture for file in batch.files}
     yield replace(so_far, unread=_unread(batch.files, facts))
+    start = time.monotonic()
     for names, images, done in read_parts(batch.files, problems):
         predictions = models.predict(predictor, images) if images else []
         for name, image, prediction in zip(names, images, predictions, strict=True):
@@ -199,8 +214,8 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Itera
             if other != name:
                 problems.append(f"{name}: is a copy of {other}, pixel for pixel; it counts once")
                 continue
-            picture = b""
-            if kept_bytes < MAX_KEPT:
+            picture = known_pictures[name]
+            if not picture and kept_bytes < MAX_KEPT:
                 picture = encoded(image, "WEBP", quality=0, lossless=True, method=0)
             kept_bytes += len(picture)
             seen = to_rgb(image, name, ground=release.blank_rgb)
@@ -210,8 +225,13 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Itera
             truth = facts.class_of[name]
             rows.append(BatchRow(name, truth, facts.subject_of[name], prediction, thumbnail, picture, on_black))
         if done < total:
-            unread = _unread(batch.files[done:], facts)
-            yield replace(so_far, rows=tuple(rows), given=_readable(batch, rows), unread=unread)
+            yield replace(
+                so_far,
+                rows=tuple(rows),
+                given=_readable(batch, rows, problems),
+                unread=_unread(batch.files[done:], facts),
+                seconds=time.monotonic() - start,
+            )
     if not rows:
         raise DataError(f"not one picture can be used: {[*problems, 'none was given'][0]}")
     smear = "shows a smear, no single cell cut out on black; give it alone, and its cells are found"
@@ -221,12 +241,14 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Itera
     notes = facts.notes
     if filling:
         notes = (*notes, f"{filling}.")
-    yield replace(so_far, rows=tuple(rows), given=_readable(batch, rows), notes=notes, problems=(*smears, *problems))
+    given = _readable(batch, rows, problems)
+    yield replace(so_far, rows=tuple(rows), given=given, notes=notes, problems=(*smears, *problems))
 
 
-def _readable(batch: Batch, rows: Sequence[BatchRow]) -> Batch:
+def _readable(batch: Batch, rows: Sequence[BatchRow], problems: Sequence[str]) -> Batch:
     """The pictures of these rows, which can be read after the files that were given are deleted."""
-    return replace(batch, files=[BatchFile(row.name, row.kept) for row in rows])
+    files = [BatchFile(row.name, row.kept, row.picture) for row in rows]
+    return replace(batch, files=files, problems=list(problems))
 
 
 def _unread(files: Sequence[BatchFile], facts: BatchFacts) -> dict[str, int]:

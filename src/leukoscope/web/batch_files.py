@@ -52,6 +52,7 @@ class BatchFile(NamedTuple):
 
     name: str
     read: Callable[[], bytes]
+    picture: bytes = b""  # its picture as lossless WebP, where another model read the batch before
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import time
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from threading import Semaphore
+from itertools import takewhile
+from pathlib import PurePosixPath
 from typing import Any
 
 from markupsafe import Markup
@@ -14,6 +15,7 @@ from markupsafe import Markup
 from leukoscope.data.registry import cells_of
 from leukoscope.inference.prediction import (
     ABSTAIN,
+    NOT_A_CELL,
     OUT_OF_DISTRIBUTION,
     REFUSED,
     TOO_FEW_CELLS,
@@ -23,11 +25,9 @@ from leukoscope.inference.prediction import (
 from leukoscope.inference.subject import SubjectPrediction
 from leukoscope.reports import trust
 from leukoscope.reports.formatting import data_uri, metric_name
-from leukoscope.reports.text import FOREIGN_VERDICT, about_model, outcome_text, percent
-from leukoscope.web.batch import BATCHES_AT_ONCE, BatchResult, BatchRow, LabelMetrics, measured_on_labels, predict_batch
-from leukoscope.web.batch_files import Batch
-from leukoscope.web.drawing import WAITING_FOR_OTHERS, colour, form, outcome_counts, render
-from leukoscope.web.model_cache import ModelCache
+from leukoscope.reports.text import FOREIGN_VERDICT, SHORT, about_model, outcome_text, percent
+from leukoscope.web.batch import BatchResult, BatchRow, LabelMetrics, measured_on_labels
+from leukoscope.web.drawing import colour, form, outcome_counts, render
 from leukoscope.web.smear_page import counts_text, number_word
 from leukoscope.web.swarm import Space, common_radius, swarm
 
@@ -36,6 +36,8 @@ SHOWN_WHILE_READ = 24
 LEAST_SHOWN = 12  # of each person
 SHOWN_WRONG = 24
 SHOWN_PROBLEMS = 20
+SHORT_NAME = 12  # letters below a thumbnail
+SHOWN_FILES = 6  # of each problem
 # Fewer say nothing about others, whatever interval is computed from them.
 LEAST_CELLS = 10
 LEAST_PEOPLE = 5
@@ -47,44 +49,29 @@ LEAST_HEIGHT = 48
 MOST_HEIGHT = 200
 FEW_CELLS = 24  # of one row, which need less height
 HEIGHT_OF_FEW = 120
+_END_OF_WORD = re.compile(r"(?<=[_\- .])")
 ALL_ROWS = 400  # pixels of all rows together, where that leaves each its least height
-WAIT_SECONDS = 0.5
-_line = Semaphore(BATCHES_AT_ONCE)
 
 
-def reading_batch(models: ModelCache, batch: Batch, name: str) -> Iterator[tuple[BatchResult, Markup | None]]:
-    """Predict a batch once others are done: the rows so far with how far it is as HTML, at last the result alone."""
-    start = time.monotonic()
-    steps = predict_batch(models, batch, name)
-    so_far = next(steps)
-    yield so_far, progress(so_far, 0.0)
-    # Not the event's own limit: single pictures come by the same event, and must not wait for batches.
-    while not _line.acquire(timeout=WAIT_SECONDS):
-        yield so_far, progress(so_far, 0.0, waits=True)
-    try:
-        for result in steps:
-            if result.unread:
-                yield result, progress(result, time.monotonic() - start)
-            else:
-                yield result, None
-    finally:
-        _line.release()
-
-
-def progress(result: BatchResult, seconds: float, *, waits: bool = False) -> Markup:
-    """How many of a batch are predicted after so many seconds, and of how many people; `waits` for another batch."""
+def progress(result: BatchResult, *, waits: str = "") -> Markup:
+    """How many pictures of a batch are predicted, and what is known so far; `waits` says what it waits for."""
     seconds_left = None
     if 0 < result.done < result.total:
-        seconds_left = max(1, round(seconds / result.done * (result.total - result.done)))
+        seconds_left = max(1, round(result.seconds / result.done * (result.total - result.done)))
     return render(
         "progress.html",
         done=result.done,
         total=result.total,
         seconds_left=seconds_left,
         people=_people(len(result.subjects)),
+        caveats=_caveats(result),
         counts=_counts(result),
         model=result.model,
-        waits=WAITING_FOR_OTHERS if waits else "",
+        waits=waits,
+        answers_people=result.rule is not None and bool(result.subjects),
+        trust=trust.trust_rows(result.metrics) if result.metrics else [],
+        labels=result.classes,
+        colours=_colours(result),
     )
 
 
@@ -104,21 +91,27 @@ def batch_picture(result: BatchResult) -> Markup:
     cells_a_row = SHOWN_CELLS
     if len(groups) > 1:
         cells_a_row = max(LEAST_SHOWN, SHOWN_CELLS // len(groups))
+    is_every_person_known = set(result.subjects) <= result.trained_on
+    short_names = _short_names([row.name for row in result.rows])
     rows = []
     for subject, cells in zip(groups, cells_of_row, strict=True):
         listed: list[dict[str, Any]] = []
         unread = 0
         if is_read:
             least_sure_first = sorted(cells, key=lambda numbered: numbered[1].confidence)
-            listed = [_cell(result, number, row) for number, row in least_sure_first[:cells_a_row]]
+            listed = [_cell(result, number, row, short_names) for number, row in least_sure_first[:cells_a_row]]
         elif subject is None:
             # As they come; what has not come has its place already.
-            listed = [{**_cell(result, number, row), "opens": False} for number, row in cells[:SHOWN_WHILE_READ]]
+            listed = [
+                {**_cell(result, number, row, short_names), "opens": False} for number, row in cells[:SHOWN_WHILE_READ]
+            ]
             unread = min(result.total, SHOWN_WHILE_READ) - len(listed)
         rows.append(
             {
                 "name": _row_name(result, subject),
-                "in_training": subject in result.trained_on,
+                # Where that is asked of every person, the answer says so once.
+                "in_training": subject in result.trained_on and not is_every_person_known,
+                "waits": not cells and bool(result.unread) and not result.stopped,
                 "answer": person_answer(result, subject) if subject else None,
                 "sentences": person_sentences(result, subject) if subject else [],
                 "words": _counts_words([row for _, row in cells]) or "no cell read yet",
@@ -251,8 +244,12 @@ def person_answer(result: BatchResult, subject: str) -> PersonAnswer:
     cells = len(result.by_subject.get(subject, ()))
     unread = result.unread.get(subject, 0)
     if unread:
-        short = "not all read" if result.stopped else "reading …"
-        return PersonAnswer(short, f"{cells} of {cells + unread} cells")
+        read = f"{cells} of {cells + unread} cells"
+        if result.stopped:
+            return PersonAnswer("not all read" if cells else "not read", read)
+        if cells == 0:
+            return PersonAnswer(read)
+        return PersonAnswer("reading …", read)
     prediction = _prediction(result, subject)
     if prediction is None:
         return PersonAnswer(_cells_text(cells))
@@ -338,13 +335,18 @@ class Verdict:
     because: str = ""
 
 
-def batch_answer(result: BatchResult, others: Sequence[str] = ()) -> Markup:
-    """The right of the stage: what follows for people or cells, counts, metrics on labels, wrong cells, problems."""
+def batch_answer(result: BatchResult, others: Sequence[str] = (), readings: Sequence[BatchResult] = ()) -> Markup:
+    """The right of the stage: what follows for people or cells, counts, metrics on labels, wrong cells, problems.
+
+    Args:
+        others: the other models that can read the batch.
+        readings: what some of them predicted for it.
+    """
     measured = measured_on_labels(result)
-    problems = list(result.problems[:SHOWN_PROBLEMS])
-    more = len(result.problems) - SHOWN_PROBLEMS
-    if more > 0:
-        problems.append(f"and {more} more")
+    problems = _problems(result)
+    reading_of = {reading.model: reading for reading in readings}
+    names = dict.fromkeys([*others, *reading_of])
+    short_names = _short_names([row.name for row in result.rows])
     rule = ""
     if result.rule:
         rule = f"Rule for a person: {result.rule.text}. Its interval does not say how people differ."
@@ -364,28 +366,88 @@ def batch_answer(result: BatchResult, others: Sequence[str] = ()) -> Markup:
         measured=_measured_row(result, measured),
         measured_labels=[label for label in result.classes if measured.cells.get(label)],
         measures=_measures(measured),
-        wrong=[_cell(result, number, row) for number, row in result.wrong[:SHOWN_WRONG]],
+        wrong=[_cell(result, number, row, short_names) for number, row in result.wrong[:SHOWN_WRONG]],
         wrong_total=len(result.wrong),
         problems=problems,
         problems_total=len(result.problems),
         trust=trust_rows,
         labels=result.classes,
-        colours={label: colour(label, result.classes) for label in result.classes},
-        others=others,
+        colours=_colours(result),
+        others=[_other_model(result, name, reading_of.get(name)) for name in names],
         details=f"{about_model(result.model, result.revision)}.",
         can_save=bool(result.rows),
     )
 
 
+def _colours(result: BatchResult) -> dict[str, str]:
+    """Class → its colour."""
+    return {label: colour(label, result.classes) for label in result.classes}
+
+
+def _problems(result: BatchResult) -> list[str]:
+    """A sentence for each reason why files were not used, with the files that it holds for."""
+    files_of: dict[str, list[str]] = {}
+    for problem in result.problems:
+        name, _, reason = problem.partition(": ")
+        files_of.setdefault(reason, []).append(name)
+    sentences = []
+    for reason, names in files_of.items():
+        listed = ", ".join(names[:SHOWN_FILES])
+        if len(names) > SHOWN_FILES:
+            listed += f" and {len(names) - SHOWN_FILES} more"
+        sentences.append(f"{listed}: {reason}")
+    more = len(sentences) - SHOWN_PROBLEMS
+    if more > 0:
+        sentences[SHOWN_PROBLEMS:] = [f"and {more} more"]
+    return sentences
+
+
+def _other_model(result: BatchResult, name: str, reading: BatchResult | None) -> dict[str, Any]:
+    """What another model predicted for the batch, beside what is shown; that it can read it, where it has not."""
+    if reading is None:
+        these = "this cell" if len(result.rows) == 1 else f"these {len(result.rows)} cells"
+        return {"model": name, "words": f"read {these}, too", "title": f"{name}: read {these}, too", "counts": []}
+    words = _agreement(result, reading)
+    title = f"{name}: {_counts_words(reading.rows)}; {words}; show it"
+    return {"model": name, "words": words, "title": title, "counts": _counts(reading)}
+
+
+def _agreement(result: BatchResult, reading: BatchResult) -> str:
+    """For how many people two models give the same answer; for how many cells where one has too few of each person."""
+    kind = "people"
+    outcomes = _people_outcomes(result)
+    others = _people_outcomes(reading)
+    if not outcomes or not others:
+        kind = "cells"
+        outcomes = {row.name: row.prediction.outcome for row in result.rows}
+        others = {row.name: row.prediction.outcome for row in reading.rows}
+    in_both = [name for name in outcomes if name in others]
+    same = sum(outcomes[name] == others[name] for name in in_both)
+    return f"same answer for {same} of {len(in_both)} {kind}"
+
+
+def _people_outcomes(result: BatchResult) -> dict[str, str]:
+    """Person → what was answered, where there are cells enough for an answer."""
+    predictions = result.subject_predictions
+    return {prediction.subject: prediction.outcome for prediction in predictions if prediction.outcome != TOO_FEW_CELLS}
+
+
 def _caveats(result: BatchResult) -> list[str]:
     """The warnings beside the answer; people who were guessed stand in the plot, and are not listed again."""
-    known_already = {result.guess}
-    if not result.subjects:
-        known_already.add(result.without_subject)
-    lines = [line for line in result.warnings if line not in known_already]
-    if result.guess and result.subjects:
+    lines = []
+    names = result.names_of_training
+    if names:
+        trained_on = f"people called {', '.join(names)}"
+        if len(names) == 1:
+            trained_on = f"a person called {names[0]}"
+        elif result.subjects == names:
+            trained_on = "people of these names"
+        lines.append(f"Trained on {trained_on}: if the same, the answers are too good.")
+    if result.subjects and result.without_subject:
+        lines.append(result.without_subject)
+    if result.subjects and result.guess:
         lines.append("People are guessed from the files’ paths; a table names them surely.")
-    return lines
+    return [*lines, *result.notes]
 
 
 def _counts(result: BatchResult) -> list[dict[str, Any]]:
@@ -405,7 +467,9 @@ def _people(number: int) -> str:
 
 def _given(result: BatchResult) -> str:
     """How many cells of how many people were predicted."""
-    cells = _cells_text(len(result.rows))
+    cells = _cells_text(len(_cells_only(result)))
+    if _shows_no_cell(result):
+        cells = f"{len(result.rows)} pictures"
     if result.stopped:
         cells = f"stopped after {result.done} of {result.total} pictures"
     if not result.subjects:
@@ -419,13 +483,25 @@ def verdict(result: BatchResult) -> Verdict:
         return Verdict("Stopped before a picture was read", "Give them again, or pick something else below.")
     if result.subject_predictions:
         return _people_verdict(result)
-    counts = Counter(row.prediction.outcome for row in result.rows)
+    counts = Counter(row.prediction.outcome for row in _cells_only(result))
     hint = ""
-    if result.rule and not result.subjects:
+    if result.rule and not result.subjects and len(result.rows) >= result.rule.least_cells:
         hint = "With each person’s cells in a folder, or a table of files and people, it answers about people, too."
+    if _shows_no_cell(result):
+        return Verdict(f"No class: {SHORT[NOT_A_CELL].lower()}")
     if _is_foreign(result):
         return Verdict(FOREIGN_VERDICT, hint)
     return Verdict(counts_text(counts, result.classes), hint)
+
+
+def _cells_only(result: BatchResult) -> list[BatchRow]:
+    """The pictures that may be cells: those of smears are listed as not used."""
+    return [row for row in result.rows if row.prediction.outcome != NOT_A_CELL]
+
+
+def _shows_no_cell(result: BatchResult) -> bool:
+    """Whether no picture is one of a single cell."""
+    return bool(result.rows) and not _cells_only(result)
 
 
 def _is_foreign(result: BatchResult) -> bool:
@@ -440,21 +516,26 @@ def _people_verdict(result: BatchResult) -> Verdict:
     parts: list[str] = []
     for label in result.classes:
         if counts[label]:
-            whose = "person’s" if counts[label] == 1 else "people’s"
-            verb = "" if parts else " cells look"
-            parts.append(f"{number_word(counts[label])} {whose}{verb} like {cells_of(label)}")
+            kind = cells_of(label)
+            if parts:
+                # "one’s normal" after "two people’s cells look like blasts": on two lines at most.
+                parts.append(f"{number_word(counts[label])}’s {kind.removesuffix(' cells')}")
+            else:
+                whose = "person’s" if counts[label] == 1 else "people’s"
+                parts.append(f"{number_word(counts[label])} {whose} cells look like {kind}")
     without = len(result.subjects) - sum(counts[label] for label in result.classes)
+    if parts:
+        # Why, their rows say.
+        if without:
+            parts.append(f"{number_word(without)} without an answer")
+        sentence = ", ".join(parts)
+        return Verdict(sentence[0].upper() + sentence[1:], " ".join(_error_rate(result)))
     reasons = _reasons(predictions)
     unread = sum(subject in result.unread for subject in result.subjects)
     if unread:
         reasons.append(f"Not all pictures of {_people(unread)} were read.")
-    if parts:
-        if without:
-            parts.append(f"{number_word(without)} without an answer")
-        sentence = ", ".join(parts)
-        return Verdict(sentence[0].upper() + sentence[1:], " ".join([*_error_rate(result), *reasons]))
     if set(counts) == {TOO_FEW_CELLS}:
-        return Verdict("Too few cells for an answer about a person", reasons[0])
+        return Verdict("Too few cells per person", reasons[0])
     if set(counts) == {OUT_OF_DISTRIBUTION}:
         return Verdict(FOREIGN_VERDICT.replace("class", "answer"), reasons[0])
     if set(counts) == {ABSTAIN}:
@@ -549,11 +630,23 @@ def _cell_words(row: BatchRow) -> str:
     return words
 
 
-def _cell(result: BatchResult, number: int, row: BatchRow) -> dict[str, Any]:
+def _short_names(names: Sequence[str]) -> dict[str, str]:
+    """File's name → it without its folders and suffix; of long names, without the words that all begin with, too."""
+    stems = {name: PurePosixPath(name).stem for name in names}
+    if all(len(stem) <= SHORT_NAME for stem in stems.values()):
+        return stems
+    words = [_END_OF_WORD.split(stem)[:-1] for stem in stems.values()]
+    shared = takewhile(lambda same_place: len(set(same_place)) == 1, zip(*words, strict=False))
+    start = sum(len(same_place[0]) for same_place in shared)
+    return {name: stem[start:] for name, stem in stems.items()}
+
+
+def _cell(result: BatchResult, number: int, row: BatchRow, short_names: Mapping[str, str]) -> dict[str, Any]:
     """A cell with what the model says of it."""
     return {
         "number": number,
         "name": row.name,
+        "short_name": short_names[row.name],
         "words": _cell_words(row),
         "source": data_uri("image/webp", row.thumbnail),
         "opens": bool(row.picture),

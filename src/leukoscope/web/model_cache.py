@@ -39,10 +39,12 @@ from leukoscope.web.work_queue import Question, Threads, WorkQueue, asking
 if TYPE_CHECKING:
     from leukoscope.inference.prediction import Prediction
     from leukoscope.inference.smear import SmearReading
+    from leukoscope.web.batch import BatchResult
 
 # Two predictions at a time keep a small machine responsive. Fields, which take seconds, wait in a line of their own, so
 # that no cell waits for them.
 PREDICTIONS_AT_ONCE = 2
+BATCHES_AT_ONCE = 2  # a part of a batch holds hundreds of megabytes while it is read
 DOWNLOADS_AT_ONCE = 4
 # Bytes; what a visitor names may be of any size.
 MAX_WEIGHTS_IN_MEMORY = 600 * 2**20
@@ -167,6 +169,7 @@ class ModelCache:
         # One view of a cell, which waits behind nobody's eight.
         self.decide = WorkQueue(_predict, Threads(1))
         self.read_smear = WorkQueue(_read_smear, Threads(1))
+        self.next_part = WorkQueue(_next_part, Threads(BATCHES_AT_ONCE))
 
     def predictor(self, choice: str | None) -> Predictor:
         """The model of that name (`is_name`), loaded now unless it is in memory.
@@ -328,6 +331,11 @@ def _size_of(repository: Path) -> int:
 def _predict(predictor: Predictor, images: Iterable[Image.Image], **options: Any) -> list[Prediction]:
     # Of a release that shows maps by covering, `map_by_covering` computes these afterwards.
     return predictor(images, method=EVIDENCE_METHOD, **options)
+
+
+def _next_part(steps: Iterator[BatchResult]) -> BatchResult | None:
+    """A batch after its next part is read; None at its end."""
+    return next(steps, None)
 
 
 def _read_smear(*arguments: Any, **options: Any) -> SmearReading:

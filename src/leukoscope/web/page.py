@@ -11,6 +11,7 @@ import base64
 import json
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from html import escape
@@ -25,7 +26,7 @@ from leukoscope.reports.text import outcome_text
 from leukoscope.web import batch_page, smear_page, stage, upload
 from leukoscope.web.acts import Act, NoSuchAct, parse_act
 from leukoscope.web.answer import Answer, Picture, Row, answering, ask, example, real_cells, source_of
-from leukoscope.web.batch import BatchResult, columns
+from leukoscope.web.batch import BatchResult, columns, predict_batch
 from leukoscope.web.batch_files import Batch, is_zip, open_batch, sample_batch
 from leukoscope.web.drawing import WAITING_FOR_OTHERS, invitation, message, part, waiting
 from leukoscope.web.export import csv_file, save_row, save_smear
@@ -182,10 +183,12 @@ class Page:
 
         `new_input` names the picture or the batch that was given, "" for a question about what is shown.
         """
+        if isinstance(visit.scene.content, BatchResult) and visit.scene.content.is_reading:
+            visit.show(self._stopped_batch(visit.scene, visit.scene.content))
         content = visit.scene.content
-        if isinstance(content, BatchResult) and content.unread:
-            content = replace(content, stopped=True) if content.rows else None
-            visit.show(replace(visit.scene, content=content))
+        if isinstance(content, BatchResult) and not content.rows:
+            content = None
+            visit.show(replace(visit.scene, content=None))
         if new_input and content is None:
             not_read = Update(picture=stage.empty_picture(f"{new_input} was not read"), answer=stage.not_read(reason))
             return self._outputs(visit, not_read)
@@ -198,6 +201,8 @@ class Page:
 
     def _waiting_answer(self, visit: Visit, sentence: str, reading: str) -> str:
         """The right of the stage while a question waits for what the sentence says, or is computed again."""
+        if isinstance(visit.scene.content, BatchResult):
+            return batch_page.progress(visit.scene.content, waits=sentence)
         if sentence:
             return waiting(sentence, stops=True)
         if visit.scene.content is None:
@@ -207,7 +212,9 @@ class Page:
     def _waiting_text(self, visit: Visit, question: Question) -> str:
         """What a question waits for while nothing is answered; "" where the page says it already."""
         content = visit.scene.content
-        if isinstance(content, BatchResult) or (isinstance(content, Answer) and content.rows):
+        if isinstance(content, BatchResult) and not content.is_reading:
+            return ""
+        if isinstance(content, Answer) and content.rows:
             return ""
         if question.waits_for_others:
             return WAITING_FOR_OTHERS
@@ -286,8 +293,10 @@ class Page:
         others = tuple(name for name in self._names(visit) if name != scene.model)
         if isinstance(scene.content, Smear):
             return smear_page.smear_answer(scene.content, others, example=self._example(visit))
+        if isinstance(scene.content, BatchResult) and scene.content.is_reading:
+            return batch_page.progress(scene.content)
         if isinstance(scene.content, BatchResult):
-            return batch_page.batch_answer(scene.content, self._others_for_batch(visit, scene.content))
+            return batch_page.batch_answer(scene.content, self._others_for_batch(visit, scene.content), scene.readings)
         if scene.content is None:
             return invitation("Give a picture, or pick one below")
         opened = scene.opened
@@ -439,16 +448,28 @@ class Page:
             yield Update(Scene(cell, opened=0, behind=reading, cell=reading.whole[0], source=source))
 
     def read_batch(
-        self, visit: Visit, read: Callable[[], Batch], model: str = "", source: str = ""
+        self,
+        visit: Visit,
+        read: Callable[[], Batch],
+        model: str = "",
+        source: str = "",
+        readings: tuple[BatchResult, ...] = (),
     ) -> Iterator[Update]:
-        """How far a batch is, then its result, by the best model for its pictures unless one is named."""
+        """How far a batch is, then its result, by the best model for its pictures unless one is named.
+
+        A batch of one cell opens it, as a smear of one cell does. `readings` are of other models, which stay.
+        """
         batch = read()
         names = self._names(visit)
         if not names:
             raise ReleaseError(NO_MODEL)
         name = model or next(iter(self._readers(names)), names[0])
-        for result, progress in batch_page.reading_batch(self.models, batch, name):
-            yield Update(Scene(result, source=source), answer=progress)
+        with closing(predict_batch(self.models, batch, name)) as steps:
+            while (result := self.models.next_part(steps)) is not None:
+                yield Update(Scene(result, source=source, readings=readings))
+                last = result
+        if len(last.rows) == 1 and not last.problems and not model:
+            yield from self.open_cell(visit, 0)
 
     # What is clicked.
 
@@ -547,17 +568,19 @@ class Page:
         # The model that read the batch says first what it said there.
         names = dict.fromkeys([result.model, *self._names_for(visit, picture)])
         answer = Answer(picture, waiting=tuple(names))
-        yield Update(Scene(answer, opened=0, behind=result, cell=number, source=source))
+        readings = visit.scene.readings
+        yield Update(Scene(answer, opened=0, behind=result, cell=number, source=source, readings=readings))
 
     def go_back(self, visit: Visit) -> Iterator[Update]:
         """What a cell was opened from."""
-        yield Update(Scene(visit.scene.behind, source=visit.scene.source))
+        scene = visit.scene
+        yield Update(Scene(scene.behind, source=scene.source, readings=scene.readings))
 
     def stop(self, visit: Visit) -> Iterator[Update]:
         """End what is computed: a newer question does. What was predicted of a batch stays."""
         scene = visit.scene
-        if isinstance(scene.content, BatchResult):
-            yield Update(replace(scene, content=replace(scene.content, stopped=True)))
+        if isinstance(scene.content, BatchResult) and scene.content.is_reading:
+            yield Update(self._stopped_batch(scene, scene.content))
         elif scene.behind is not None and isinstance(scene.content, Answer) and not scene.content.rows:
             yield from self.go_back(visit)
         elif isinstance(scene.content, Answer) and not scene.content.rows:
@@ -567,6 +590,13 @@ class Page:
             yield Update(picture=stage.empty_picture("Nothing was read"), answer=stage.not_read(STOPPED))
         else:
             yield Update()
+
+    @staticmethod
+    def _stopped_batch(scene: Scene, batch: BatchResult) -> Scene:
+        """A batch whose reading ends early: what was predicted of it; else what another model predicted before."""
+        if not batch.rows and scene.readings:
+            return replace(scene, content=scene.readings[0], readings=scene.readings[1:])
+        return replace(scene, content=replace(batch, stopped=True))
 
     def choose_view(self, visit: Visit, name: str) -> Iterator[Update]:
         """Another view of the cell; what it needs is computed first."""
@@ -590,8 +620,7 @@ class Page:
             raise ConfigError(f"{name!r}: is no model of this page; add it under “+ another model”")
         scene = visit.scene
         if isinstance(scene.content, BatchResult):
-            batch = scene.content.given
-            yield from self.read_batch(visit, lambda: batch, name, scene.source)
+            yield from self._read_batch_by(visit, scene.content, name)
             return
         smear = scene.smear or scene.showing(Smear)
         if self._readers([name]):
@@ -605,6 +634,19 @@ class Page:
         # It reads the whole picture; the smear stays behind it, with its cells and its table.
         answer = Answer(smear.picture, (ask(smear.picture, self.models, name),))
         yield Update(Scene(answer, opened=0, behind=smear, source=scene.source))
+
+    def _read_batch_by(self, visit: Visit, shown: BatchResult, name: str) -> Iterator[Update]:
+        """The batch as another model reads it; what that one predicted before is shown again."""
+        scene = visit.scene
+        all_readings = (shown, *scene.readings)
+        others = tuple(reading for reading in all_readings if reading.model != name)
+        for reading in scene.readings:
+            if reading.model == name:
+                yield Update(replace(scene, content=reading, readings=others))
+                return
+        # One that was stopped has fewer pictures.
+        largest = max(all_readings, key=lambda reading: len(reading.given.files))
+        yield from self.read_batch(visit, lambda: largest.given, name, scene.source, others)
 
     def add_model(self, visit: Visit, name: str) -> Iterator[Update]:
         """One more model's answer for what is shown."""

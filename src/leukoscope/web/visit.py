@@ -37,6 +37,7 @@ class Scene:
         label: the class whose map is shown; "" for the called one.
         forms: what the model says of the cell without each part.
         source: the act that the content came by, such as "example:1"; "" for an upload.
+        readings: the same batch as other models read it.
     """
 
     content: Content | None = None
@@ -47,6 +48,7 @@ class Scene:
     label: str = ""
     forms: Mapping[str, Row] = field(default_factory=dict)
     source: str = ""
+    readings: tuple[BatchResult, ...] = ()
 
     def open_row(self, number: int) -> Scene:
         """Open a row of the answer, in the view that it opens with."""
