@@ -25,7 +25,7 @@ from leukoscope.inference.prediction import (
 from leukoscope.inference.subject import SubjectPrediction
 from leukoscope.reports import trust
 from leukoscope.reports.formatting import data_uri, metric_name
-from leukoscope.reports.text import FOREIGN_VERDICT, SHORT, about_model, outcome_text, percent
+from leukoscope.reports.text import FOREIGN_VERDICT, NO_CELL_VERDICT, about_model, outcome_text, percent
 from leukoscope.web.batch import BatchResult, BatchRow, LabelMetrics, measured_on_labels
 from leukoscope.web.drawing import colour, form, outcome_counts, render
 from leukoscope.web.smear_page import counts_text, number_word
@@ -488,7 +488,7 @@ def verdict(result: BatchResult) -> Verdict:
     if result.rule and not result.subjects and len(result.rows) >= result.rule.least_cells:
         hint = "With each person’s cells in a folder, or a table of files and people, it answers about people, too."
     if _shows_no_cell(result):
-        return Verdict(f"No class: {SHORT[NOT_A_CELL].lower()}")
+        return Verdict(NO_CELL_VERDICT)
     if _is_foreign(result):
         return Verdict(FOREIGN_VERDICT, hint)
     return Verdict(counts_text(counts, result.classes), hint)
@@ -638,7 +638,14 @@ def _short_names(names: Sequence[str]) -> dict[str, str]:
     words = [_END_OF_WORD.split(stem)[:-1] for stem in stems.values()]
     shared = takewhile(lambda same_place: len(set(same_place)) == 1, zip(*words, strict=False))
     start = sum(len(same_place[0]) for same_place in shared)
-    return {name: stem[start:] for name, stem in stems.items()}
+    return {name: _end_of(stem[start:]) for name, stem in stems.items()}
+
+
+def _end_of(name: str) -> str:
+    """A name that is no longer than its thumbnail is wide; its end tells more than its beginning."""
+    if len(name) <= SHORT_NAME:
+        return name
+    return f"…{name[1 - SHORT_NAME :]}"
 
 
 def _cell(result: BatchResult, number: int, row: BatchRow, short_names: Mapping[str, str]) -> dict[str, Any]:
