@@ -361,7 +361,7 @@ def test_cells_of_unknown_people_have_the_caveat_that_one_cell_has() -> None:
     assert result.names_of_training == ["7"] and "people called 7" in result.warnings[0]
     page = batch_answer(result)
     assert "Trained on a person called 7: if the same, the answers are too good." in page
-    assert ">…_7_1_2_all</span>" in batch_picture(result), "a name without its folder"
+    assert ">…D_7_1_2_all</span>" in batch_picture(result), "a name without its folder"
     alike = replace(result, rows=result.rows[:2])
     assert ">7_1_2_all</span>" in batch_picture(alike), "and without what all names begin with"
 
