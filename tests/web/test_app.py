@@ -138,9 +138,14 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     assert "another class for 23 (18–29) of 100 cells when 15 % less saturated" in first
     assert "<td>not measured\n</td>" in second
     assert 'aria-label="84 of 100 blasts, 95 % interval 78 to 89"' in first
-    lines = re.findall(r"<summary>([\w-]+)<small>(.*)</small></summary>", html)
-    assert lines[0] == ("measured", "34 further people, earlier weights: 81 of 100 blasts, 54 of 100 normal cells")
-    assert [name for name, _ in lines] == ["measured", "tiny"], "a line for each model, for a phone"
+    lines = re.findall(r"<summary>([\w-]+)<small>([^<]*)</small>(.*?)</summary>", html, re.DOTALL)
+    assert [name for name, *_ in lines] == ["measured", "tiny"], "a line for each model, for a phone"
+    assert lines[0][1] == "34 further people, earlier weights: of 100, recognised"
+    assert re.findall(r'aria-label="(\d+ of 100 [\w ]+), 95 %', lines[0][2]) == [
+        "81 of 100 blasts",
+        "54 of 100 normal cells",
+    ]
+    assert "lk-meter" not in lines[1][2]
     how_to_read = html.split("How to read this table")[1].split("</details>")[0]
     assert "the default network and the class frequencies were chosen with them in view." in how_to_read
     people = metrics["evaluations"][0]["metrics"]["subjects"]

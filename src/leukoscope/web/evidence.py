@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 from markupsafe import Markup
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.registry import cells_of
 from leukoscope.models.release import CARD_FILE, ReleaseInfo, read_release
 from leukoscope.reports import release_tables, text, trust
 from leukoscope.reports.formatting import count, data_uri, hundred, share, span
@@ -45,23 +43,23 @@ def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup,
     """The table of these models with the figures of the chosen one, as HTML, and its card, as `folded_card`."""
     rows = []
     checks: dict[str, None] = {}
+    releases: dict[str, ReleaseInfo] = {}
     for name in names:
         try:
-            metrics = release_of(models, name).metrics
+            releases[name] = release_of(models, name)
         except LeukoscopeError as error:
             rows.append({"model": name, "error": str(error), "summary": str(error)})
             continue
+        metrics = releases[name].metrics
         rows.append(_row(name, metrics))
         further = metrics.get("further_subjects") or {}
         if further.get("estimates"):
             checks[further["estimates"].replace("subjects", "people")] = None
     if chosen not in names:
         chosen = next(iter(names), "")
-    figures, card = _figures_and_card(models, chosen)
-    metrics = {}
-    if chosen:
-        with suppress(LeukoscopeError):  # its row says what is wrong
-            metrics = release_of(models, chosen).metrics
+    release = releases.get(chosen)
+    figures, card = _figures_and_card(release.folder if release else None)
+    metrics = release.metrics if release else {}  # its row says what is wrong
     subjects = _subjects_by_class(metrics)
     if subjects:
         figures = []  # the card's plot shows the same people
@@ -86,17 +84,19 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     labels = list(metrics.get("labels") or ())
     trust_rows = trust.trust_rows(metrics)
     summary = trust_rows[0].caveat
+    summary_meters: tuple[trust.Meter, ...] = ()
     for row in trust_rows:
         if row.meters:
-            recognised = ", ".join(f"{meter.share} of 100 {cells_of(meter.label)}" for meter in row.meters)
             whom = ", ".join(part for part in (row.people, row.test, row.caveat) if part)
-            summary = f"{whom}: {recognised}"
+            summary = f"{whom}: of 100, recognised"
+            summary_meters = row.meters
             break
     healthy = release_tables.healthy_with_class(metrics)
     return {
         "model": name,
         "error": "",
         "summary": summary,
+        "summary_meters": summary_meters,
         "colours": {label: colour(label, labels) for label in labels},
         "trust": trust_rows,
         "small_changes": text.worst_change_text(metrics),
@@ -152,18 +152,15 @@ def _small_changes(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"cells": count(block["cells"]), "people": block["subjects"], "bars": bars}
 
 
-def _figures_and_card(models: ModelCache, name: str) -> tuple[list[dict[str, str]], str]:
+def _figures_and_card(folder: Path | None) -> tuple[list[dict[str, str]], str]:
     """The figures of a release's card, which travel within the page, and the card without its metadata."""
-    try:
-        folder = None
-        if name:
-            folder = release_of(models, name).folder
-        card = ""
-        if folder:
-            card = (folder / CARD_FILE).read_text(encoding="utf-8")
-    except (LeukoscopeError, OSError):
+    if folder is None:
         return [], NO_CARD
-    if not folder or not card:
+    try:
+        card = (folder / CARD_FILE).read_text(encoding="utf-8")
+    except OSError:
+        return [], NO_CARD
+    if not card:
         return [], NO_CARD
     figures = []
     for title, file in re.findall(r"!\[([^\]]*)\]\(([^)\s]*)\)", card):
