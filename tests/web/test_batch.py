@@ -299,7 +299,11 @@ def test_a_smear_among_cells_is_said_to_be_one_and_what_to_do(tmp_path: Path) ->
     alone = ask(Picture(image, "smear.png"), models, "cnmc").known
     assert (smear.prediction.outcome, smear.prediction.decision.reasons) == (alone.outcome, alone.decision.reasons)
     said = "smear.png: shows a smear, no single cell cut out on black; give it alone, and its cells are found"
-    assert result.problems == (said,) and said in batch_answer(result)
+    assert result.problems == (said,)
+    page = batch_answer(result, ["other"])
+    assert said in page and "1 cell, people unknown" in page and "read the 1 cell, too" in page
+    foreign = batch_answer(replace(result, rows=(smear,)))
+    assert "1 pictures" not in foreign and "No class: no cell cut out on black" in foreign
 
 
 def test_a_picture_is_kept_as_it_was_given_or_told_that_it_is_not(tiny_release: Path, tmp_path: Path) -> None:
@@ -349,7 +353,7 @@ def test_what_another_model_predicted_stands_beside_it_as_a_line() -> None:
     line = page[page.index('data-act="read:other"') :].split("</button>")[0]
     assert "same answer for 3 of 4 cells" in line and "flex:1;--c" in line and "flex:3;--c" in line
     unread = page[page.index('data-act="read:third"') :].split("</button>")[0]
-    assert "read these 4 cells, too" in unread and "lk-bar" not in unread
+    assert "read the 4 cells, too" in unread and "lk-bar" not in unread
     judged = [replace(reading, metrics=JUDGED) for reading in (RESULT, other)]
     assert "same answer for 1 of 2 people" in batch_answer(judged[0], ["other"], [judged[1]]), "about people first"
 

@@ -405,8 +405,8 @@ def _problems(result: BatchResult) -> list[str]:
 def _other_model(result: BatchResult, name: str, reading: BatchResult | None) -> dict[str, Any]:
     """What another model predicted for the batch, beside what is shown; that it can read it, where it has not."""
     if reading is None:
-        these = "this cell" if len(result.rows) == 1 else f"these {len(result.rows)} cells"
-        return {"model": name, "words": f"read {these}, too", "title": f"{name}: read {these}, too", "counts": []}
+        words = f"read the {_read_text(result)}, too"
+        return {"model": name, "words": words, "title": f"{name}: {words}", "counts": []}
     words = _agreement(result, reading)
     title = f"{name}: {_counts_words(reading.rows)}; {words}; show it"
     return {"model": name, "words": words, "title": title, "counts": _counts(reading)}
@@ -465,11 +465,17 @@ def _people(number: int) -> str:
     return f"{number_word(number)} {'person' if number == 1 else 'people'}"
 
 
+def _read_text(result: BatchResult) -> str:
+    """How many cells were predicted; how many pictures where none is one of a cell."""
+    cells = len(_cells_only(result))
+    if result.rows and not cells:
+        return f"{len(result.rows)} picture{'' if len(result.rows) == 1 else 's'}"
+    return _cells_text(cells)
+
+
 def _given(result: BatchResult) -> str:
     """How many cells of how many people were predicted."""
-    cells = _cells_text(len(_cells_only(result)))
-    if _shows_no_cell(result):
-        cells = f"{len(result.rows)} pictures"
+    cells = _read_text(result)
     if result.stopped:
         cells = f"stopped after {result.done} of {result.total} pictures"
     if not result.subjects:
