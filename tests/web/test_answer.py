@@ -321,7 +321,19 @@ def test_the_map_is_redrawn_without_asking_the_model_again(cell: Row) -> None:
     page = stage.cell_picture(cell, view="map", label="HEM", forms={})
     assert "Map for HEM" in page and MAP_CAVEAT in unescape(stage.cell_answer(Answer(cell.picture, (cell,)), 0))
     assert "lk-dark" in page, "the cell beside the map"
-    assert "lk-dark" not in stage.cell_picture(cell, view="covered", forms={}), "its colours are compared"
+    for view in ("cell", "turned", "covered"):
+        assert "lk-dark" in stage.cell_picture(cell, view=view, forms={}), "one brightness in all views"
+
+
+def test_a_pale_cell_on_black_is_not_shown_brighter(cell: Row) -> None:
+    pixels = np.asarray(cell.picture.image).astype(float) * 4
+    pale = replace(cell, picture=Picture(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), "pale.png"))
+    assert pale.picture.on_black
+    for row, brightens in ((cell, True), (pale, False)):
+        page = stage.cell_picture(row, view="cell", forms={})
+        assert ("lk-dark" in page) == ("shown brighter" in page) == brightens
+        assert "lk-on-black" in page and "lk-fills" not in page, "the stage round it is black"
+        assert stage.picture_tile("recent:0", "", row.picture, False).dark == brightens
 
 
 def test_the_whole_result_is_told_to_a_program(tiny_release: Path) -> None:

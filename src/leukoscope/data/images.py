@@ -44,6 +44,8 @@ FILLED_WITH = "filled_with"
 IMAGE_SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".gif")
 BACKGROUND_LEVEL = 8
 """Black may be as bright in a compressed picture: the WebP and JPEG copies of cut-out cells carry pixels of 1–8."""
+SHOWN_BRIGHTER = 1.6
+"""How much brighter pages show a dark cell on black: `brightness` in web/page.css."""
 # Micrometres per pixel of C-NMC 2019's cut-out cells. Not published: this makes its median normal cell (186 px) 11 µm
 # and its median blast (216 px) 13 µm wide, as lymphoid cells are in smears.
 CUT_OUT_PITCH = 0.06
@@ -356,6 +358,17 @@ def is_cut_out(image: Image.Image) -> bool:
     bright = foreground(np.asarray(image))
     border = np.concatenate([bright[0], bright[-1], bright[:, 0], bright[:, -1]])
     return bool(border.mean() <= 0.5 and bright.any())
+
+
+def is_dark(image: Image.Image) -> bool:
+    """Whether an RGB picture shows a cell on black that is dark enough to be shown `SHOWN_BRIGHTER` times as bright.
+
+    95 % of the cell then stay below white, so that pale cytoplasm is not shown as a white area.
+    """
+    if not is_cut_out(image):
+        return False
+    luminance = np.asarray(image.convert("L"))[foreground(np.asarray(image))]
+    return float(np.percentile(luminance, 95)) * SHOWN_BRIGHTER <= 255
 
 
 def from_array(array: np.ndarray, name: str = "array") -> Image.Image:

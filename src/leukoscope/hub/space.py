@@ -26,7 +26,7 @@ from PIL import Image
 
 import leukoscope
 from leukoscope import RESEARCH_NOTICE, ReleaseError
-from leukoscope.data.images import is_cut_out
+from leukoscope.data.images import is_dark
 from leukoscope.data.registry import cells_of
 from leukoscope.files import atomic_folder, disk_errors, is_git_clone, resource_file
 from leukoscope.hub.publish import Destination, Published, reason, upload
@@ -264,7 +264,7 @@ def _write_examples(folder: Path, release: ReleaseInfo) -> list[dict[str, Any]]:
     for number, (label, caption, pixels) in enumerate(pictures):
         file = f"{EXAMPLES_FOLDER}/{label}-{number}.png"
         Image.fromarray(pixels).save(folder / file)
-        examples.append({"label": label, "caption": caption, "file": file, "dark": is_cut_out(Image.fromarray(pixels))})
+        examples.append({"label": label, "caption": caption, "file": file, "dark": is_dark(Image.fromarray(pixels))})
     return examples
 
 

@@ -473,6 +473,17 @@ function isCutOut(image) {
   return bright <= 0.5 * border.length && image.data.some((value) => value > BACKGROUND_LEVEL)
 }
 
+// data/images.py: whether 95 % of a cell on black stay below white when it is shown 1.6 times as bright.
+function isDark({width, height, data}) {
+  const levels = []
+  for (let pixel = 0; pixel < width * height; pixel++) {
+    if (!isBright({data}, pixel)) continue
+    levels.push(0.299 * data[pixel * 3] + 0.587 * data[pixel * 3 + 1] + 0.114 * data[pixel * 3 + 2])
+  }
+  levels.sort((low, high) => low - high)
+  return levels.length > 0 && levels[Math.round(0.95 * (levels.length - 1))] * 1.6 <= 255
+}
+
 // web/views.py: how much a cell on black is enlarged at first, so that it fills the stage.
 function enlarged(image) {
   const {width, height} = image
@@ -488,10 +499,12 @@ function stand({name, image, rgba}) {
   show($('cell'), rgba)
   $('cell').ariaLabel = $('caption').textContent = name
   $('caption').title = name
-  const dark = isCutOut(image)
-  for (const id of ['under', 'over']) $(id).classList.toggle('lk-dark', dark && id === 'under')
+  const onBlack = isCutOut(image)
+  const dark = onBlack && isDark(image)
+  $('under').classList.toggle('lk-on-black', onBlack)
+  $('under').classList.toggle('lk-dark', dark)
   $('brighter').hidden = !dark
-  Object.assign($('stage-of').dataset, {source: asked, zoom: dark ? enlarged(image) : 1})
+  Object.assign($('stage-of').dataset, {source: asked, zoom: onBlack ? enlarged(image) : 1})
   $('stage-of').style.setProperty('--ratio', image.width / image.height)
   chosenView = mapLabel = ''
   drawStage(null)

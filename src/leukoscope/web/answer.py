@@ -18,7 +18,7 @@ from scipy.ndimage import binary_fill_holes
 from skimage.filters import gaussian, threshold_otsu
 
 from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError
-from leukoscope.data.images import UnreadableImage, foreground, is_cut_out, to_rgb
+from leukoscope.data.images import UnreadableImage, foreground, is_cut_out, is_dark, to_rgb
 from leukoscope.data.loading import StreamedCell, stream_cells
 from leukoscope.data.registry import DatasetInfo, trained_on
 from leukoscope.data.smear import Stain, UnusableSmear, looks_like_smear, measure_stain
@@ -68,6 +68,11 @@ class Picture:
     def on_black(self) -> bool:
         """Whether this is a cell cut out on black."""
         return is_cut_out(self.image)
+
+    @cached_property
+    def is_dark(self) -> bool:
+        """Whether this is a cell on black that is shown brighter."""
+        return is_dark(self.image)
 
     @cached_property
     def parts(self) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError
-from leukoscope.data.images import filled_note, is_cut_out, to_rgb
+from leukoscope.data.images import filled_note, is_cut_out, is_dark, to_rgb
 from leukoscope.evaluation.bootstrap import Interval, cell_intervals, point_metrics, subject_intervals
 from leukoscope.evaluation.overlap import same_subject, trainings_of
 from leukoscope.evaluation.predictions import CellPredictions
@@ -39,6 +39,7 @@ class BatchRow:
     thumbnail: bytes = b""  # WebP, at most 132 px on a side
     picture: bytes = b""  # lossless WebP, empty beyond `MAX_KEPT`
     on_black: bool = False  # whether the cell is cut out on black
+    is_dark: bool = False  # whether it is shown brighter, too
 
     @property
     def called(self) -> str:
@@ -223,7 +224,9 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Gener
             seen.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
             thumbnail = encoded(seen, "WEBP", quality=90)
             truth = facts.class_of[name]
-            rows.append(BatchRow(name, truth, facts.subject_of[name], prediction, thumbnail, picture, on_black))
+            rows.append(
+                BatchRow(name, truth, facts.subject_of[name], prediction, thumbnail, picture, on_black, is_dark(seen))
+            )
         if done < total:
             yield replace(
                 so_far,

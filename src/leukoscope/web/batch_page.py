@@ -664,7 +664,7 @@ def _cell(result: BatchResult, number: int, row: BatchRow, short_names: Mapping[
         "source": data_uri("image/webp", row.thumbnail),
         "opens": bool(row.picture),
         "wrong": row.is_wrong,
-        "dark": row.on_black,
+        "dark": row.is_dark,
         "colour": colour(row.prediction.outcome, result.classes),
         "form": form(row.prediction.outcome),
     }

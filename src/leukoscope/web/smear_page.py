@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from leukoscope.data.images import is_dark
 from leukoscope.data.registry import cells_of
 from leukoscope.data.smear import SmearCell
 from leukoscope.inference.prediction import ABSTAIN, FIELD_NEEDS, REFUSED
@@ -250,6 +251,7 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
     """A whole cell with what was measured of it."""
     cell = smear.reading.cells[number]
     labels = smear.reading.labels
+    alone = smear.cut_out(number)
     area, nucleus = cell_size(cell.cell)
     words = cell_words(cell, labels)
     share = ""
@@ -257,7 +259,8 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
         share = percent(cell.prediction.probabilities[cell.outcome])
     return {
         "number": number,
-        "image": embedded(smear.cut_out(number), 132),
+        "image": embedded(alone, 132),
+        "dark": is_dark(alone),
         "outcome": cell.outcome,
         "colour": colour(cell.outcome, labels),
         "words": words,

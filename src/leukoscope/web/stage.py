@@ -70,7 +70,7 @@ def picture_tile(act: str, label: str, picture: Picture, pressed: bool) -> Tile:
         image = _tile_image(0, False)
     else:
         image = embedded(picture.image, TILE_SIDE)
-    return Tile(act, label, picture.caption, image, dark=picture.on_black, pressed=pressed)
+    return Tile(act, label, picture.caption, image, dark=picture.is_dark, pressed=pressed)
 
 
 def tiles(given: Sequence[Tile], *, real: Sequence[Tile] = (), credit: str = "", recent: Sequence[Tile] = ()) -> Markup:
@@ -102,7 +102,7 @@ def cell_picture(
         body=chosen.draw(row, label or (row.called() if row.prediction else ""), forms),
         caption=row.picture.caption,
         name=name or row.picture.caption,
-        dark=row.picture.on_black and chosen.brightens,
+        dark=row.picture.is_dark,
         back=back,
     )
 

@@ -45,7 +45,6 @@ class View:
         label: what stands on its button.
         draw: its HTML, from the row, the class whose map is shown, and the forms that `compute` gave.
         compute: what is asked of the model before it can be drawn; None for nothing.
-        brightens: whether a cell on black may be shown brighter: never where colours are compared with a scale.
         offered: whether a row can show it.
     """
 
@@ -53,7 +52,6 @@ class View:
     label: str
     draw: Callable[[Row, str, Forms], Markup]
     compute: Callable[[Row, ModelCache], Forms] | None = None
-    brightens: bool = False
     offered: Callable[[Row], bool] = lambda row: not row.refused and row.prediction is not None
 
 
@@ -83,7 +81,8 @@ def _zoomable(row: Row, label: str) -> Markup:
         image=embedded(original),
         over=embedded(overlaid) if overlaid is not None else None,
         caption=row.picture.caption,
-        dark=row.picture.on_black,
+        on_black=row.picture.on_black,
+        dark=row.picture.is_dark,
         zoom=enlarged(row),
         frame=frame if max(frame.values()) > 0.01 else None,
         label=label,
@@ -117,7 +116,7 @@ def _draw_turned(row: Row, label: str, forms: Forms) -> Markup:
     for title, image, shares, decision in orientations:
         answered = _answered(decision, shares, _most_probable(shares))
         forms_of_cell.append(_form(row, image, decision.outcome, answered, title))
-    return render("view_forms.html", forms=forms_of_cell, sentence="", dark=row.picture.on_black)
+    return render("view_forms.html", forms=forms_of_cell, sentence="", dark=row.picture.is_dark)
 
 
 def _draw_changed(row: Row, label: str, forms: Forms) -> Markup:
@@ -128,7 +127,7 @@ def _draw_changed(row: Row, label: str, forms: Forms) -> Markup:
         image = answer.change(row.picture.image, black=row.picture.on_black)
         answered = _answered(answer.decision, answer.probabilities, _most_probable(answer.probabilities))
         forms_of_cell.append(_form(row, image, answer.decision.outcome, answered, answer.change.shows))
-    return render("view_forms.html", forms=forms_of_cell, sentence=row.borderline(), dark=False)
+    return render("view_forms.html", forms=forms_of_cell, sentence=row.borderline(), dark=row.picture.is_dark)
 
 
 def _most_probable(probabilities: Mapping[str, float]) -> str:
@@ -154,7 +153,7 @@ def _draw_covered(row: Row, label: str, forms: Forms) -> Markup:
     sentence = ""
     if not forms:
         sentence = "No nucleus is told apart in this picture."
-    return render("view_forms.html", forms=forms_of_cell, sentence=sentence, dark=False)
+    return render("view_forms.html", forms=forms_of_cell, sentence=sentence, dark=row.picture.is_dark)
 
 
 def _form(row: Row, image: Image.Image, outcome: str, answered: tuple[str, str], title: str) -> dict[str, Any]:
@@ -177,12 +176,12 @@ def _form(row: Row, image: Image.Image, outcome: str, answered: tuple[str, str],
 STAGE_VIEWS = {
     view.name: view
     for view in (
-        View("cell", "Cell", _draw_cell, brightens=True, offered=lambda row: True),
-        View("turned", "Turned", _draw_turned, brightens=True),
+        View("cell", "Cell", _draw_cell, offered=lambda row: True),
+        View("turned", "Turned", _draw_turned),
         View("changed", "Changed", _draw_changed),
         View("covered", "Covered", _draw_covered, compute=covered),
         View(
-            "map", "Map", _draw_map, brightens=True,
+            "map", "Map", _draw_map,
             offered=lambda row: not row.refused and row.prediction is not None and (row.pending or bool(row.maps)),
         ),
     )
