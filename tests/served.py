@@ -53,6 +53,13 @@ def served(
         process.wait(timeout=60)
 
 
+LAYOUT_SHIFT = """window.shifted = 0
+new PerformanceObserver((list) => list.getEntries().forEach((shift) => {
+  if (!shift.hadRecentInput) window.shifted += shift.value
+})).observe({type: 'layout-shift', buffered: true})"""
+"""JavaScript that adds up, as `window.shifted`, the layout shifts of what moves without being asked to."""
+
+
 @contextmanager
 def watched(browser: Any, address: str, answered: str, script: str = "", **options: Any) -> Iterator[Any]:
     """A page of a server once it shows what it should; at the end it has asked no other, no script has failed, and

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from served import APP, served, watched
+from served import APP, LAYOUT_SHIFT, served, watched
 
 ROOT = Path(__file__).parents[2]
 RELEASES = ("leukoscope-densenet169-cnmc", "leukoscope-densenet201-ball4")  # the first is what a visitor meets
@@ -78,13 +78,6 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-# Cumulative layout shift, of what moves without being asked to.
-_SHIFTED = """window.shifted = 0
-new PerformanceObserver((list) => list.getEntries().forEach((one) => {
-  if (!one.hadRecentInput) window.shifted += one.value
-})).observe({type: 'layout-shift', buffered: true})"""
-
-
 class Visit:
     """One visitor's page, its first example answered."""
 
@@ -115,6 +108,6 @@ def visits(chromium: Any, server: str) -> Iterator[Any]:
         def visit(**options: Any) -> Visit:
             address = options.pop("address", server)
             look = {"viewport": {"width": 1280, "height": 720}} | options
-            return Visit(opened.enter_context(watched(chromium, address, "#answer [data-model]", _SHIFTED, **look)))
+            return Visit(opened.enter_context(watched(chromium, address, "#answer [data-model]", LAYOUT_SHIFT, **look)))
 
         yield visit

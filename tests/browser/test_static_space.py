@@ -37,7 +37,7 @@ from leukoscope.reports.text import (
 from leukoscope.reports.trust import training_subject, trust_rows
 from leukoscope.synthetic import EXAMPLE_CELLS, draw_cell, example_cell
 from leukoscope.web.answer import views_of
-from served import watched
+from served import LAYOUT_SHIFT, watched
 from zips import cell_png, png
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -166,6 +166,13 @@ def test_an_example_is_answered_on_the_stage_of_the_demo(request: pytest.Fixture
     assert 20 <= float(page.locator("#divider").get_attribute("aria-valuenow")) <= 30
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (dark == "rgb(18, 16, 22)") == (size["width"] == 390)
+
+
+@pytest.mark.parametrize("look", [{"viewport": {"width": 1280, "height": 720}}, PHONE], ids=["laptop", "phone"])
+def test_nothing_moves_while_the_page_loads_and_answers(chromium: Any, address: str, look: dict[str, Any]) -> None:
+    with watched(chromium, address, ANSWERED, LAYOUT_SHIFT, **look) as page:
+        assert page.locator("#others button").is_visible()
+        assert page.evaluate("window.shifted") <= 0.01
 
 
 def test_the_page_predicts_and_decides_as_the_predictor_does(page: Any, predictor: Predictor, tmp_path: Path) -> None:

@@ -232,9 +232,9 @@ def write_static_space(
         (folder / VIEW_SCRIPT).write_text(
             f"export default (element, trigger, watch) => {{\n{stage}}}\n", encoding="utf-8"
         )
-        _write_fonts(folder)
         page = {
             "title": title,
+            "fonts": _write_fonts(folder),
             "models": models,
             "examples": _write_examples(folder, releases[0]),
             "question": text.question(releases[0].labels),
@@ -268,10 +268,11 @@ def _write_examples(folder: Path, release: ReleaseInfo) -> list[dict[str, Any]]:
     return examples
 
 
-def _write_fonts(folder: Path) -> None:
-    """Copy the demo's font with its licence, and the style that names it.
+def _write_fonts(folder: Path) -> list[str]:
+    """Copy the demo's font with its licence, and the style that names it; the paths of its files.
 
-    A Gradio without these files leaves the page with the system's font.
+    The page preloads them, and "optional" leaves it with the system's font where they come late, as a Gradio without
+    these files does: words that change their font move what stands below them.
     """
     gradio = find_spec("gradio")
     assert gradio is not None and gradio.origin is not None
@@ -279,14 +280,17 @@ def _write_fonts(folder: Path) -> None:
     (folder / FONTS_FOLDER).mkdir()
     shutil.copyfile(Path(__file__).with_name("font_licence.md"), folder / FONTS_FOLDER / FONT_LICENCE)
     rules = []
+    files = []
     for file, weight in zip(FONT_FILES, (400, 700), strict=True):
         if (source / file).is_file():
             shutil.copyfile(source / file, folder / FONTS_FOLDER / file)
             rules.append(
-                f'@font-face {{ font-family: "IBM Plex Sans"; font-weight: {weight}; font-display: swap; '
+                f'@font-face {{ font-family: "IBM Plex Sans"; font-weight: {weight}; font-display: optional; '
                 f'src: url("{FONTS_FOLDER}/{file}"); }}\n'
             )
+            files.append(f"{FONTS_FOLDER}/{file}")
     (folder / FONT_STYLE).write_text("".join(rules), encoding="utf-8")
+    return files
 
 
 def _shared_settings() -> dict[str, Any]:

@@ -776,7 +776,10 @@ async function read(number) {
       draw()
     }
   } catch (error) {
-    if (isCurrent() && number === opened) tell(error.message, true)
+    if (isCurrent() && number === opened) {
+      tell(error.message, true)
+      presentOthers()
+    }
   } finally {
     reading.delete(number)
     if (isCurrent() && number === opened) work(false)
@@ -805,10 +808,9 @@ async function answer(blob, name, tile = null) {
   try {
     const picture = await decode(await blob, name)
     if (turn !== asked) return
-    $('result').hidden = $('acts').hidden = true
+    $('result').hidden = $('acts').hidden = $('others').hidden = true // what follows the answer would move when it comes
     current = {picture, answers: new Map(), reading: new Set()}
     stand(picture)
-    presentOthers()
     await read(opened)
     for (const number of sessions.keys()) if (turn === asked && number !== opened) await read(number)
   } catch (error) {
