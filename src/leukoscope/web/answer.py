@@ -373,10 +373,11 @@ def answering(answer: Answer, models: ModelCache, opened: int | None = None) -> 
             rows[number] = asked(rows[number].model, explain=True)
             answer = replace(answer, rows=tuple(rows))
             yield answer
-    number = answer.best if opened is None else opened
-    if number is not None and number < len(answer.rows) and answer.rows[number].changes_pending:
+    if opened is None:
+        opened = answer.best
+    if opened is not None and opened < len(answer.rows) and answer.rows[opened].changes_pending:
         rows = list(answer.rows)
-        rows[number] = _under_small_changes(rows[number], models)
+        rows[opened] = _under_small_changes(rows[opened], models)
         yield replace(answer, rows=tuple(rows))
 
 
