@@ -403,7 +403,9 @@ def test_a_saved_result_says_who_answered_what_the_map_is_and_that_it_is_researc
         assert image.text["Source"] == "model cnmc, revision of a local folder"
         assert image.text["Description"] == row.summary(label="HEM") != row.summary()
         assert "map for HEM" in image.text["Description"] and MAP_CAVEAT in image.text["Description"]
-        assert image.width > image.height > 450
+        recognised = [trust_row.sentence for trust_row in trust_rows(row.metrics)]
+        assert recognised and all(sentence in image.text["Description"] for sentence in recognised)
+        assert 1.2 * image.width > image.height > 450
 
 
 def test_a_saved_result_holds_the_bars_and_the_colour_scale(cell: Row, refused: Row) -> None:

@@ -57,6 +57,15 @@ class TrustRow:
         """On whom and how, in words."""
         return ", ".join(part for part in (self.people, self.test) if part)
 
+    @property
+    def sentence(self) -> str:
+        """The measurement in words."""
+        if not self.meters:
+            return f"{self.caveat[:1].upper()}{self.caveat[1:]}."
+        shares = " and ".join(f"{meter.share} of 100 {cells_of(meter.label)}" for meter in self.meters)
+        caveat = f" ({self.caveat})" if self.caveat else ""
+        return f"Recognised, {self.name}{caveat}: {shares}."
+
 
 def trust_rows(metrics: Mapping[str, Any]) -> tuple[TrustRow, TrustRow]:
     """The check on further people, then the cross-validation of a release's metrics."""

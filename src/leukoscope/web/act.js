@@ -39,10 +39,6 @@ const focusAgain = () => {
   next?.focus({preventScroll: true})
 }
 watch('value', () => setTimeout(focusAgain))
-// What is opened below the answer is in sight.
-element.addEventListener('toggle', ({target}) => {
-  if (target.open && target.matches('.lk-more')) target.scrollIntoView({block: 'nearest'})
-}, true)
 element.addEventListener('change', (event) => {
   const {act} = event.target.dataset
   if (act && event.target.value) ask(`${act}:${event.target.value}`)

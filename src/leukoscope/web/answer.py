@@ -27,7 +27,7 @@ from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, Decision, Predi
 from leukoscope.models.map_check import OCCLUSION_METHOD, MapCheck
 from leukoscope.reports import text
 from leukoscope.reports.text import DecisionText, percent
-from leukoscope.reports.trust import training_subject
+from leukoscope.reports.trust import training_subject, trust_rows
 from leukoscope.synthetic import EXAMPLE_CELLS, EXAMPLE_SMEARS, example_cell, smear_picture
 from leukoscope.web.model_cache import ModelCache
 
@@ -302,6 +302,7 @@ class Row:
         remark = self.picture.remark
         if not remark and prediction.outcome == NOT_A_CELL:
             remark = "The cells of a smear are read by /field."
+        recognised = [] if self.refused else [row.sentence for row in trust_rows(self.metrics)]
         about_map: tuple[str, ...] = ()
         if self.maps:
             about_map = (text.MAP_CAVEATS[prediction.map_check.method], prediction.map_check.text)
@@ -309,6 +310,7 @@ class Row:
             decided.headline,
             decided.because,
             text.trust_text(prediction.decision, self.metrics),
+            *recognised,
             self.agreement(),
             remark,
             *text.warnings(self.metrics, has_detector=prediction.checks.ood_score is not None),

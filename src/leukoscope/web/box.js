@@ -7,6 +7,7 @@ window.lkToPicture = () => {
 const hide = () => {
   window.lkToPicture()
   document.body.dataset.lkGiven = '1'
+  for (const tile of document.querySelectorAll('.lk-tile[aria-pressed="true"]')) tile.ariaPressed = 'false'
   window.lkTab?.('cell')
 }
 const show = () => {
@@ -47,7 +48,9 @@ const showTile = () => {
   if (!tile) return
   const around = strip.getBoundingClientRect()
   const box = tile.getBoundingClientRect()
-  if (box.left < around.left) strip.scrollLeft += box.left - around.left
+  const give = strip.querySelector('.lk-give')
+  const left = around.left + (getComputedStyle(give).position === 'sticky' ? give.offsetWidth + 8 : 0)
+  if (box.left < left) strip.scrollLeft += box.left - left
   if (box.right > around.right) strip.scrollLeft += box.right - around.right
 }
 watch('value', () => setTimeout(showTile))

@@ -18,6 +18,10 @@ document.addEventListener('click', (event) => {
   window.lkTab(link.dataset.tab)
   window.lkAddress?.()
 })
+// What is opened at the end of the answer or of the page is in sight.
+document.addEventListener('toggle', ({target}) => {
+  if (target.open && target.matches('.lk-more, .lk-another, .lk-foot details')) target.scrollIntoView({block: 'nearest'})
+}, true)
 window.lkTab(window.lkTabOf(location))
 // The page is hidden until then: the same words in another font are wider and would move what stands below them.
 Promise.allSettled([400, 700].map((weight) => document.fonts.load(`${weight} 14px "IBM Plex Sans"`))).then(() => {
