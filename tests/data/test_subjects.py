@@ -62,6 +62,8 @@ def test_subjects_are_guessed_from_c_nmcs_names_and_folders_of_people(
         ["2024/P1/1.png", "2024/P1/2.png", "2025/P2/3.png", "2025/P2/4.png"],
         ["P1/slide1/1.png", "P1/slide1/2.png", "P2/slide1/3.png", "P2/slide1/4.png"],
         ["P1/1.png", "P1/2.png", "3.png", "4.png"],
+        ["Anna/1.png", "Anna/2.png", "3.png"],
+        ["Archive/Anna/1.png", "Archive/Anna/2.png", "Archive/3.png"],
         # A number of its own for each picture is the picture's.
         ["p1/a.png", "p2/b.png"],
         ["UID_1_1_1_all.bmp", "UID_2_1_1_all.bmp"],
@@ -72,6 +74,27 @@ def test_pictures_whose_names_name_nobody_have_no_subject(names: list[str]) -> N
     """Archive.zip was a subject called Archive, a camera's IMG_2023_0 and IMG_2024_1 two subjects."""
     found = find_subjects(names, {}, LABELS)
     assert (found.subject_of, found.guessed, found.notes) == ({}, False, ())
+
+
+@pytest.mark.parametrize(
+    ("people", "folder"),
+    [(["patient_1", "patient_2"], ""), (["Anna", "Ben"], ""), (["Anna", "Ben"], "Archive/"), (["P7"], "")],
+)
+def test_a_file_beside_the_folders_of_people_has_no_subject_and_the_others_keep_theirs(
+    people: list[str], folder: str
+) -> None:
+    """One unreadable file beside four folders of people made all people unknown."""
+    names = [f"{folder}{person}/{number}.png" for person in people for number in range(3)]
+    for stray in ("broken.png", f"{folder}broken.png"):
+        found = find_subjects([*names, stray], {}, LABELS)
+        assert found.subject_of == {name: name.split("/")[-2] for name in names}
+        assert found.guessed and f" The subject of 1 of {len(names) + 1} pictures is not known." in found.notes[0]
+
+
+def test_a_file_without_a_subject_among_those_of_c_nmc_takes_no_subject_from_them() -> None:
+    names = ["UID_1_2_1_all.bmp", "UID_1_3_1_all.bmp"]
+    assert find_subjects([*names, "cat.png"], {}, LABELS).subject_of == dict.fromkeys(names, "1")
+    assert find_subjects([*names, "cat.png"], {}, LABELS, by_folder=False).subject_of == {}, "all or none"
 
 
 def test_a_table_among_the_pictures_names_subjects_and_classes() -> None:

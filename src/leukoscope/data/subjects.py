@@ -8,7 +8,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -38,7 +38,8 @@ class PictureSubjects:
     """The subject of each picture.
 
     Attributes:
-        subject_of: picture → its subject, for every picture; {} where neither a table nor the names tell them.
+        subject_of: picture → its subject; without the pictures that lie beside the folders of people, if subjects were
+            guessed; {} where neither a table nor the names tell them.
         label_of: picture → its class, for those whose class a table names.
         guessed: whether the subjects were guessed from names, not read from a table.
         notes: sentences for a person: where subjects come from, and which tables were not used.
@@ -75,7 +76,7 @@ def find_subjects(
         labels: the classes of the release, which name no subject.
         folders_lost: pictures and tables were sent one by one, without their folders: a row then names the picture that
             has the same file name.
-        by_folder: whether subjects may be guessed from folders.
+        by_folder: whether subjects may be guessed from folders, and for most of the pictures only.
 
     Raises:
         DataError: a table that cannot be read or contradicts itself or another, one that names the subjects of
@@ -103,9 +104,11 @@ def find_subjects(
         listed = ", ".join(subjects[:_MOST_NAMED])
         if len(subjects) > _MOST_NAMED:
             listed += " …"
-        notes.insert(
-            0, f"Subjects were guessed from {part}: {listed}. A table of files and subjects names them surely."
-        )
+        guess = f"Subjects were guessed from {part}: {listed}."
+        unknown = len(pictures) - len(subject_of)
+        if unknown:
+            guess += f" The subject of {unknown:,} of {len(pictures):,} pictures is not known."
+        notes.insert(0, f"{guess} A table of files and subjects names them surely.")
     return PictureSubjects(subject_of, label_of, guessed=bool(subject_of), notes=tuple(notes))
 
 
@@ -210,11 +213,13 @@ class _PictureIndex:
 def _guessed(pictures: Sequence[str], labels: Sequence[str], by_folder: bool) -> tuple[dict[str, str], str]:
     """Picture → the subject that its name suggests, and the part of the name that does; {} and "" where none does.
 
-    On average a subject must have two pictures: a number of its own for each picture is the picture's.
+    On average a subject must have two pictures: a number of its own for each picture is the picture's. With
+    `by_folder`, a few pictures may have no subject, as a file that lies beside the folders.
     """
     cnmc = {picture: _CNMC_SUBJECT.match(posixpath.basename(picture)) for picture in pictures}
     by_name = {picture: match[1] for picture, match in cnmc.items() if match}
-    if len(by_name) == len(pictures) and _have_two_each(by_name):
+    is_named = len(by_name) == len(pictures) or (by_folder and _are_most(by_name, pictures))
+    if is_named and _have_two_each(by_name):
         return by_name, "the number after UID_ in each file name, as C-NMC 2019 names its cells"
     if by_folder:
         people = _folders_of_people(pictures, labels)
@@ -232,21 +237,33 @@ def _have_two_each(subject_of: Mapping[str, str]) -> bool:
     return 2 * len(set(subject_of.values())) <= len(subject_of)
 
 
+def _are_most(part: Sized, pictures: Sequence[str]) -> bool:
+    return 2 * len(part) > len(pictures)
+
+
 def _folders_of_people(pictures: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
     """Picture → the one folder above it that may be a subject's; {} where a picture has none or several such folders.
 
-    Of several folders, such as `2024/P1` or `P1/slide2`, nobody can tell which one is the subject.
+    Of several folders, such as `2024/P1` or `P1/slide2`, nobody can tell which one is the subject. A few pictures that
+    lie beside the folders have no subject; the others keep theirs.
     """
     folders = [PurePosixPath(picture).parts[:-1] for picture in pictures]
-    common = posixpath.commonprefix(folders)
+    common = posixpath.commonprefix([parts for parts in folders if parts])
     subject_of: dict[str, str] = {}
+    beside = 0
     for picture, parts in zip(pictures, folders, strict=True):
         named = [part for part in parts[len(common) :] if not names_no_subject(part, labels)]
         if len(named) == 1:
             subject_of[picture] = named[0]
-    if len(subject_of) == len(pictures):
-        return subject_of
+        elif len(parts) <= len(common):
+            beside += 1
+    if len(subject_of) + beside == len(pictures) and _are_most(subject_of, pictures):
+        subjects = set(subject_of.values())
+        if not beside or len(subjects) > 1 or _ONE_SUBJECT.fullmatch(subjects.pop()):
+            return subject_of
+        return {}
     around = [part for part in common if not names_no_subject(part, labels)]
-    if not subject_of and len(around) == 1 and _ONE_SUBJECT.fullmatch(around[0]):
-        return dict.fromkeys(pictures, around[0])
+    within = [picture for picture, parts in zip(pictures, folders, strict=True) if parts]
+    if not subject_of and len(around) == 1 and _ONE_SUBJECT.fullmatch(around[0]) and _are_most(within, pictures):
+        return dict.fromkeys(within, around[0])
     return {}
