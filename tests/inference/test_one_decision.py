@@ -27,7 +27,7 @@ from leukoscope.inference.smear import AT_EDGE, read_smear
 from leukoscope.synthetic import example_smear, smear_picture
 from leukoscope.synthetic_smears import draw_smear
 from leukoscope.web import smear as web_smear
-from leukoscope.web.answer import Picture
+from leukoscope.web.answer import Picture, ask
 from leukoscope.web.app import Endpoints
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.upload import FIELD_LIMIT, read_upload
@@ -214,5 +214,5 @@ def test_a_smear_s_cells_get_one_outcome_whichever_way_it_is_read(
         assert set(outcomes) <= {OUT_OF_DISTRIBUTION, AT_EDGE} and (ours.in_distribution or 0) < 0.5
     for number in seen.whole:
         # Opened from its smear, it is asked about anew.
-        (opened,) = web_smear.open_cell(shelf, seen, number).rows
+        opened = ask(web_smear.open_cell(seen, number).picture, shelf, "released")
         assert opened.known.outcome == ours.cells[number].outcome

@@ -289,6 +289,36 @@ def test_a_smear_is_read_and_a_cell_of_it_leads_back(page: Page) -> None:
     assert "scale 900 µm per pixel" in shown(page, click(page, visit, "pitch:900"))
 
 
+def test_a_cell_of_a_smear_stands_there_before_its_answer(page: Page) -> None:
+    """The page only dimmed until the answer and its map were computed."""
+    visit = Visit()
+    list(click(page, visit, "smear"))
+    steps = click(page, visit, "cell:1")
+    first = next(steps)
+    assert ">Cell 2</span>" in first[page.picture] and "Reading Cell 2 of Synthetic smear" in first[page.answer]
+    assert "lk-working" in first[page.answer], "a line runs along its top"
+    assert 'data-act="read:other"' in first[page.answer] and 'data-act="read:one"' not in first[page.answer]
+    assert isinstance(visit.scene.smear, Smear)
+    share = visit.scene.smear.reading.in_distribution
+    text = shown(page, steps)
+    assert visit.scene.row.picture.field_share == share and "Reading" not in text
+
+
+def test_a_smear_of_one_cell_opens_it_whatever_was_shown_before(page: Page) -> None:
+    whole = example_smear()
+    left, top, right, bottom = read_smear(page.models, whole, "one").reading.cells[3].cell.box
+    one_cell = replace(whole, image=whole.image.crop((left - 60, top - 60, right + 60, bottom + 60)), caption="own.png")
+    visit = Visit()
+    for before in ("example:1", "smear"):
+        shown(page, click(page, visit, before))
+        text = shown(page, page._draw(visit, partial(page.read_picture, visit, one_cell), new_input="own.png"))
+        assert visit.scene.cell == 0 and ">Cell 1</span>" in text
+    shown(page, click(page, visit, "smear"))
+    assert ">Cell 1</span>" in shown(page, click(page, visit, "recent:0")), "from its tile, too"
+    shown(page, click(page, visit, "back"))
+    assert isinstance(visit.scene.content, Smear), "and leads back"
+
+
 def test_a_picture_decides_what_is_shown() -> None:
     models = ModelCache({"cnmc": CNMC, "ball4": BALL4})
     page, smear = page_of(models), example_smear()

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngImageFile
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.inference.smear import colour_place
 from leukoscope.reports.text import outcome_text, percent
-from leukoscope.web.answer import Picture
+from leukoscope.web.answer import Picture, ask
 from leukoscope.web.app import Endpoints
 from leukoscope.web.drawing import colour
 from leukoscope.web.export import save_smear
@@ -74,7 +74,7 @@ def test_a_field_that_is_mostly_out_of_distribution_has_no_class_on_the_page_nor
         "no share without a class"
     )
     # A cell opened from the smear is decided knowing its smear.
-    (opened,) = open_cell(models, seen, seen.whole[0]).rows
+    opened = ask(open_cell(seen, seen.whole[0]).picture, models, "a")
     assert opened.known.outcome == "out of distribution"
 
 
@@ -140,8 +140,7 @@ def test_a_scale_that_was_guessed_is_to_be_corrected_on_the_stage(tiny_release: 
 
 def test_a_cell_that_the_edge_cuts_is_not_opened(tiny_release: Path, result: Smear) -> None:
     models = ModelCache({"tiny": tiny_release})
-    (row,) = open_cell(models, result, 2).rows
-    assert row.picture.caption == "Cell 3 of Synthetic smear"
+    assert open_cell(result, 2).picture.caption == "Cell 3 of Synthetic smear"
     image = result.picture.image
     left, _, right, _ = result.reading.cells[4].cell.box
     cut = read_smear(models, Picture(image.crop(((left + right) // 2, 0, *image.size)), "a.png", 0.12), "tiny")
@@ -149,7 +148,7 @@ def test_a_cell_that_the_edge_cuts_is_not_opened(tiny_release: Path, result: Sme
     assert cut.whole == list(range(len(cut.whole))), "the cells that can be opened are numbered from 1"
     assert "1 cut by the edge" in smear_answer(cut)
     with pytest.raises(LeukoscopeError, match="is cut by the edge of a.png; open a whole one"):
-        open_cell(models, cut, edge)
+        open_cell(cut, edge)
 
 
 def test_a_smear_without_a_whole_cell_is_refused_and_nothing_is_said_of_an_answer(result: Smear) -> None:
@@ -173,8 +172,8 @@ def test_a_smear_without_a_whole_cell_is_refused_and_nothing_is_said_of_an_answe
         assert "as given" in smear_picture(given), "what the visitor said is not taken back"
 
 
-def test_a_cell_opened_from_a_smear_is_said_to_be_cut_out_of_it(tiny_release: Path, result: Smear) -> None:
-    cell = open_cell(ModelCache({"tiny": tiny_release}), result, 0).picture
+def test_a_cell_opened_from_a_smear_is_said_to_be_cut_out_of_it(result: Smear) -> None:
+    cell = open_cell(result, 0).picture
     assert cell.remark == "Cut out of the smear, as the training cells are."
 
 

@@ -325,8 +325,8 @@ class Page:
         names = self._names(visit)
         if scene.cell is not None:
             names = self._readers(names)
-        answered = {row.model for row in scene.content.rows}
-        return [name for name in names if name not in answered]
+        asked = {*(row.model for row in scene.content.rows), *scene.content.waiting}
+        return [name for name in names if name not in asked]
 
     def _others_for_batch(self, visit: Visit, result: BatchResult) -> list[str]:
         """The other models that know the pictures of a batch."""
@@ -442,10 +442,15 @@ class Page:
             if any(row.gives_a_class for row in rows):
                 yield Update(Scene(answer, opened=answer.best, behind=reading, source=source))
                 return
-        yield Update(Scene(reading, source=source))
-        if len(reading.whole) == 1:
-            cell = open_cell(self.models, reading, reading.whole[0])
-            yield Update(Scene(cell, opened=0, behind=reading, cell=reading.whole[0], source=source))
+        yield from self._opened_smear(Scene(reading, source=source), reading)
+
+    @staticmethod
+    def _opened_smear(scene: Scene, smear: Smear) -> Iterator[Update]:
+        """A smear that is shown; where it has one whole cell, then that cell."""
+        yield Update(scene)
+        if len(smear.whole) == 1:
+            number = smear.whole[0]
+            yield Update(Scene(open_cell(smear, number), opened=0, behind=smear, cell=number, source=scene.source))
 
     def read_batch(
         self,
@@ -545,6 +550,9 @@ class Page:
         scene = visit.recent[number]
         if isinstance(scene.content, Answer):
             scene = replace(scene, opened=scene.content.best)
+        if isinstance(scene.content, Smear):
+            yield from self._opened_smear(scene, scene.content)
+            return
         yield Update(scene)
 
     def open_row(self, visit: Visit, number: int) -> Iterator[Update]:
@@ -557,7 +565,7 @@ class Page:
         content = visit.scene.content
         source = visit.scene.source
         if isinstance(content, Smear):
-            answer = open_cell(self.models, content, number)
+            answer = open_cell(content, number)
             yield Update(Scene(answer, opened=0, behind=content, cell=number, source=source))
             return
         result = visit.scene.showing(BatchResult)
@@ -627,7 +635,7 @@ class Page:
             reading = read_smear(self.models, smear.picture, name)
             read = Scene(reading, source=scene.source)
             if scene.cell is not None:
-                cell = open_cell(self.models, reading, scene.cell)
+                cell = open_cell(reading, scene.cell)
                 read = Scene(cell, opened=0, behind=reading, cell=scene.cell, source=scene.source)
             yield Update(read)
             return

@@ -18,7 +18,7 @@ from leukoscope.data.smear import Scale, cut_out
 from leukoscope.inference.prediction import FIELD_NEEDS
 from leukoscope.inference.smear import SmearReading
 from leukoscope.synthetic import EXAMPLE_SMEAR_PITCH
-from leukoscope.web.answer import Answer, Picture, ask
+from leukoscope.web.answer import Answer, Picture
 from leukoscope.web.model_cache import ModelCache
 
 _SCALES = {"given": "as given", "red cells": "from its red cells", "nuclei": "guessed from its nuclei"}
@@ -86,8 +86,8 @@ def scale_text(smear: Smear) -> str:
     return f"{scale.um_per_pixel:.3f} µm per pixel, {_SCALES[scale.source]}"
 
 
-def open_cell(models: ModelCache, smear: Smear, number: int) -> Answer:
-    """A cell of a smear with its map, by the model that read the smear: only that one knows how many cells suit it."""
+def open_cell(smear: Smear, number: int) -> Answer:
+    """A cell of a smear, still to be answered by the model that read it: only that one knows how many cells suit it."""
     reading = smear.reading
     if number >= len(reading.cells):
         raise DataError(f"cell {number + 1}: {reading.source} has {len(reading.cells)} white cells; open one of them")
@@ -99,7 +99,7 @@ def open_cell(models: ModelCache, smear: Smear, number: int) -> Answer:
         remark="Cut out of the smear, as the training cells are.",
         field_share=reading.in_distribution,
     )
-    return Answer(cell, (ask(cell, models, reading.model),))
+    return Answer(cell, waiting=(reading.model,))
 
 
 @cache
