@@ -306,6 +306,28 @@ def test_a_smear_among_cells_is_said_to_be_one_and_what_to_do(tmp_path: Path) ->
     assert "1 pictures" not in foreign and "No class: no cell cut out on black" in foreign
 
 
+def test_a_picture_without_a_cell_counts_once_and_takes_no_person_from_the_others(tmp_path: Path) -> None:
+    """A gradient was one of 25 cells, one of "2 not used" and a smear; beside it, all people were unknown."""
+    ramp = np.linspace(60, 200, 96).astype(np.uint8)
+    gradient = encoded(Image.fromarray(np.stack([np.tile(ramp, (96, 1))] * 3, axis=-1)), "PNG")
+    people = {f"patient_{person}/{n}.png": cell_png(subject=person, cell=n) for person in (1, 2) for n in (0, 1)}
+    path = pack(tmp_path / "cells.zip", {**people, "gradient.png": gradient, "broken.png": b"no picture"})
+    models = ModelCache({"cnmc": EMBEDDED / "leukoscope-densenet169-cnmc"})
+    *_, result = predict_batch(models, open_batch([path]), "cnmc")
+    assert isinstance(result, BatchResult) and result.subjects == ["patient_1", "patient_2"]
+    page = unescape(batch_answer(result, ["other"]))
+    assert "4 cells of two people" in page and "read the 4 cells, too" in page and "2 not used" in page
+    assert "not a cell" not in page and "unlike" not in page.split("2 not used")[0].split("lk-verdict")[1]
+    alone = ask(Picture(Image.open(io.BytesIO(gradient)), "gradient.png"), models, "cnmc")
+    assert alone.verdict() == "No white blood cell found"
+    assert "gradient.png: no white blood cell found; nothing in it is stained as the nucleus of one is" in page
+    plot = batch_picture(result)
+    assert plot.count("<circle") == 4 and "person unknown" not in plot and "gradient" not in plot
+    assert result.without_subject == ""
+    nothing = replace(result, rows=tuple(row for row in result.rows if row.name == "gradient.png"))
+    assert verdict(nothing).sentence == "No white blood cell found"
+
+
 def test_a_picture_is_kept_as_it_was_given_or_told_that_it_is_not(tiny_release: Path, tmp_path: Path) -> None:
     path = pack(tmp_path / "cells.zip", {"a.png": cell_png(cell=1)})
     (one,) = predict_files(ModelCache({"tiny": tiny_release}), [path], "tiny").rows

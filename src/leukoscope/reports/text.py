@@ -35,6 +35,7 @@ STATISTIC_GROUP_NAMES = {"colour": "colour", "texture": "texture", "shape": "siz
 ORIENTATION_NAMES = ("As given", "90°", "180°", "270°", "Mirrored", "Mirrored, 90°", "Mirrored, 180°", "Mirrored, 270°")
 FOREIGN_VERDICT = "No class: unlike the cells it knows"
 NO_CELL_VERDICT = "No class: no cell cut out on black"
+NOTHING_FOUND = "No white blood cell found"
 FOREIGN_SENTENCE = (
     "Its {part} is unlike that of the training cells. As a whole, the picture is {times} times as far from them as 98 "
     "of 100 of their own kind. Another stain, microscope or kind of cell does that."

@@ -103,6 +103,13 @@ class Picture:
         return {"nucleus": nucleus, "outside": ~nucleus}
 
 
+def holds_no_cell(image: Image.Image, *, on_black: bool) -> bool:
+    """Whether an RGB picture holds neither a cell on black nor what is stained as in a smear."""
+    if on_black:
+        return bool(foreground(np.asarray(image)).mean() < LEAST_CELL)
+    return not looks_like_smear(image)
+
+
 @dataclass(frozen=True)
 class Row:
     """What one model says of a picture; lives in a visitor's session."""
@@ -162,16 +169,12 @@ class Row:
     @cached_property
     def shows_no_cell(self) -> bool:
         """Whether the picture is refused and holds neither a cell on black nor what is stained as in a smear."""
-        if not self.refused:
-            return False
-        if self.picture.on_black:
-            return bool(foreground(self.pixels).mean() < LEAST_CELL)
-        return not looks_like_smear(self.picture.image)
+        return self.refused and holds_no_cell(self.picture.image, on_black=self.picture.on_black)
 
     def verdict(self) -> str:
         """The decision in a few words, as it heads the answer."""
         if self.shows_no_cell:
-            return "No white blood cell found"
+            return text.NOTHING_FOUND
         decision = self.decision_text()
         if decision.has_class or not self.refused:
             return decision.short

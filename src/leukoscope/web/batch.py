@@ -16,15 +16,19 @@ from leukoscope.data.images import filled_note, is_cut_out, is_dark, to_rgb
 from leukoscope.evaluation.bootstrap import Interval, cell_intervals, point_metrics, subject_intervals
 from leukoscope.evaluation.overlap import same_subject, trainings_of
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.inference.prediction import NOT_A_CELL, Prediction
+from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, Prediction
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule
 from leukoscope.reports.formatting import encoded, metric_name, span
+from leukoscope.reports.text import NOTHING_FOUND
 from leukoscope.reports.trust import training_subject
+from leukoscope.web.answer import holds_no_cell
 from leukoscope.web.batch_files import Batch, BatchFacts, BatchFile, open_batch, read_parts
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.upload import deleted_afterwards
 
 THUMBNAIL_SIDE = 132  # pixels
+SMEAR = "shows a smear, no single cell cut out on black; give it alone, and its cells are found"
+NO_CELL = f"{NOTHING_FOUND[0].lower()}{NOTHING_FOUND[1:]}; nothing in it is stained as the nucleus of one is"
 MAX_KEPT = 64 * 2**20  # bytes of a batch's pictures that stay in the visitor's session, to be opened
 
 
@@ -40,6 +44,7 @@ class BatchRow:
     picture: bytes = b""  # lossless WebP, empty beyond `MAX_KEPT`
     on_black: bool = False  # whether the cell is cut out on black
     is_dark: bool = False  # whether it is shown brighter, too
+    shows_no_cell: bool = False  # whether it is refused, and holds neither a cell on black nor what is stained as one
 
     @property
     def called(self) -> str:
@@ -50,6 +55,13 @@ class BatchRow:
     def confidence(self) -> float:
         """The probability of `called`."""
         return self.prediction.probabilities[self.called]
+
+    @property
+    def no_cell(self) -> str:
+        """Why the picture does not count as a cell; "" for one that does."""
+        if self.shows_no_cell:
+            return NO_CELL
+        return SMEAR if self.prediction.outcome == NOT_A_CELL else ""
 
     @property
     def is_wrong(self) -> bool:
@@ -76,7 +88,7 @@ class BatchResult:
     revision: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
     given: Batch = field(default_factory=Batch)  # the pictures that were read, to be predicted again
-    problems: tuple[str, ...] = ()  # a sentence for each file that could not be used
+    problems: tuple[str, ...] = ()  # a sentence for each file that could not be used, or is no cell
     guess: str = ""  # of `BatchFacts`, as the notes
     notes: tuple[str, ...] = ()
     total: int = 0  # how many files were given
@@ -103,6 +115,12 @@ class BatchResult:
     def positive(self) -> str:
         """The class that sensitivity is measured for; else the release's first."""
         return self.metrics.get("positive_label") or self.classes[0]
+
+    @cached_property
+    def cells(self) -> list[tuple[int, BatchRow]]:
+        """Number and row of each picture that counts as a cell; of every picture where none does."""
+        pictures = list(enumerate(self.rows))
+        return [(number, row) for number, row in pictures if not row.no_cell] or pictures
 
     @cached_property
     def by_subject(self) -> dict[str, list[BatchRow]]:
@@ -164,11 +182,11 @@ class BatchResult:
     @property
     def without_subject(self) -> str:
         """How many cells have no known subject, where the release answers about subjects; "" where all have one."""
-        unknown = sum(not row.subject for row in self.rows)
+        unknown = sum(not row.subject for _, row in self.cells)
         if not self.rule or not unknown:
             return ""
         return (
-            f"The person of {unknown} of {len(self.rows)} cells is not known: give a table that names people, or each "
+            f"The person of {unknown} of {len(self.cells)} cells is not known: give a table that names people, or each "
             "person's cells a folder."
         )
 
@@ -221,12 +239,12 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Gener
             kept_bytes += len(picture)
             seen = to_rgb(image, name, ground=release.blank_rgb)
             on_black = is_cut_out(seen)
+            shows_no_cell = prediction.outcome in REFUSED and holds_no_cell(seen, on_black=on_black)
             seen.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
             thumbnail = encoded(seen, "WEBP", quality=90)
             truth = facts.class_of[name]
-            rows.append(
-                BatchRow(name, truth, facts.subject_of[name], prediction, thumbnail, picture, on_black, is_dark(seen))
-            )
+            row = BatchRow(name, truth, facts.subject_of[name], prediction, thumbnail, picture, on_black, is_dark(seen))
+            rows.append(replace(row, shows_no_cell=shows_no_cell))
         if done < total:
             yield replace(
                 so_far,
@@ -234,18 +252,22 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Gener
                 given=_readable(batch, rows, problems),
                 unread=_unread(batch.files[done:], facts),
                 seconds=time.monotonic() - start,
+                problems=_not_used(rows, problems),
             )
     if not rows:
         raise DataError(f"not one picture can be used: {[*problems, 'none was given'][0]}")
-    smear = "shows a smear, no single cell cut out on black; give it alone, and its cells are found"
-    smears = [f"{row.name}: {smear}" for row in rows if row.prediction.outcome == NOT_A_CELL]
     filled = sum(row.prediction.checks.filled_with is not None for row in rows)
     filling = filled_note(filled, len(rows), release.blank_rgb)
     notes = facts.notes
     if filling:
         notes = (*notes, f"{filling}.")
     given = _readable(batch, rows, problems)
-    yield replace(so_far, rows=tuple(rows), given=given, notes=notes, problems=(*smears, *problems))
+    yield replace(so_far, rows=tuple(rows), given=given, notes=notes, problems=_not_used(rows, problems))
+
+
+def _not_used(rows: Sequence[BatchRow], problems: Sequence[str]) -> tuple[str, ...]:
+    """A sentence for each picture that is no cell, then the problems."""
+    return (*(f"{row.name}: {row.no_cell}" for row in rows if row.no_cell), *problems)
 
 
 def _readable(batch: Batch, rows: Sequence[BatchRow], problems: Sequence[str]) -> Batch:

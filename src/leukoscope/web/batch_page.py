@@ -15,7 +15,6 @@ from markupsafe import Markup
 from leukoscope.data.registry import cells_of
 from leukoscope.inference.prediction import (
     ABSTAIN,
-    NOT_A_CELL,
     OUT_OF_DISTRIBUTION,
     REFUSED,
     TOO_FEW_CELLS,
@@ -25,7 +24,7 @@ from leukoscope.inference.prediction import (
 from leukoscope.inference.subject import SubjectPrediction
 from leukoscope.reports import trust
 from leukoscope.reports.formatting import data_uri, metric_name
-from leukoscope.reports.text import FOREIGN_VERDICT, NO_CELL_VERDICT, about_model, outcome_text, percent
+from leukoscope.reports.text import FOREIGN_VERDICT, NO_CELL_VERDICT, NOTHING_FOUND, about_model, outcome_text, percent
 from leukoscope.web.batch import BatchResult, BatchRow, LabelMetrics, measured_on_labels
 from leukoscope.web.drawing import colour, form, outcome_counts, render
 from leukoscope.web.smear_page import counts_text, number_word
@@ -84,7 +83,7 @@ def batch_picture(result: BatchResult) -> Markup:
     groups: list[str | None] = [None]
     if result.subjects:
         groups = [*result.subjects]
-        if any(not row.subject for row in result.rows) or "" in result.unread:
+        if any(not row.subject for _, row in result.cells) or "" in result.unread:
             groups.append("")
     cells_of_row = [_cells(result, subject) for subject in groups]
     radius = common_radius([space for cells in cells_of_row for space in _spaces(result, cells, len(groups))])
@@ -135,7 +134,7 @@ def batch_picture(result: BatchResult) -> Markup:
 
 def _cells(result: BatchResult, subject: str | None) -> list[tuple[int, BatchRow]]:
     """Number and row of each cell of a subject, "" for those without; of all for None."""
-    return [(number, row) for number, row in enumerate(result.rows) if subject is None or row.subject == subject]
+    return [(number, row) for number, row in result.cells if subject is None or row.subject == subject]
 
 
 def _row_name(result: BatchResult, subject: str | None) -> str:
@@ -252,7 +251,7 @@ def person_answer(result: BatchResult, subject: str) -> PersonAnswer:
         return PersonAnswer("reading …", read)
     prediction = _prediction(result, subject)
     if prediction is None:
-        return PersonAnswer(_cells_text(cells))
+        return PersonAnswer(_cells_text(len(_cells(result, subject))))
     if prediction.outcome == TOO_FEW_CELLS:
         return PersonAnswer("too few cells", f"{prediction.used} of {prediction.rule.least_cells} needed")
     if prediction.outcome == OUT_OF_DISTRIBUTION:
@@ -277,8 +276,9 @@ def person_sentences(result: BatchResult, subject: str) -> list[str]:
     prediction = _prediction(result, subject)
     if prediction is not None:
         sentences.append(_together(prediction))
-    if rows:
-        sentences.append(f"{_cells_text(len(rows))}: {_counts_words(rows)}.")
+    cells = [row for _, row in _cells(result, subject)]
+    if cells:
+        sentences.append(f"{_cells_text(len(cells))}: {_counts_words(cells)}.")
     judged = [row for row in rows if row.truth and row.prediction.decision.label]
     if judged:
         right = sum(row.prediction.decision.label == row.truth for row in judged)
@@ -408,7 +408,7 @@ def _other_model(result: BatchResult, name: str, reading: BatchResult | None) ->
         words = f"read the {_read_text(result)}, too"
         return {"model": name, "words": words, "title": f"{name}: {words}", "counts": []}
     words = _agreement(result, reading)
-    title = f"{name}: {_counts_words(reading.rows)}; {words}; show it"
+    title = f"{name}: {_counts_words([row for _, row in reading.cells])}; {words}; show it"
     return {"model": name, "words": words, "title": title, "counts": _counts(reading)}
 
 
@@ -419,8 +419,8 @@ def _agreement(result: BatchResult, reading: BatchResult) -> str:
     others = _people_outcomes(reading)
     if not outcomes or not others:
         kind = "cells"
-        outcomes = {row.name: row.prediction.outcome for row in result.rows}
-        others = {row.name: row.prediction.outcome for row in reading.rows}
+        outcomes = {row.name: row.prediction.outcome for _, row in result.cells}
+        others = {row.name: row.prediction.outcome for _, row in reading.cells}
     in_both = [name for name in outcomes if name in others]
     same = sum(outcomes[name] == others[name] for name in in_both)
     return f"same answer for {same} of {len(in_both)} {kind}"
@@ -452,7 +452,7 @@ def _caveats(result: BatchResult) -> list[str]:
 
 def _counts(result: BatchResult) -> list[dict[str, Any]]:
     """How many cells have each outcome, as the bar shows them."""
-    return outcome_counts(Counter(row.prediction.outcome for row in result.rows), result.classes)
+    return outcome_counts(Counter(row.prediction.outcome for _, row in result.cells), result.classes)
 
 
 def _cells_text(number: int) -> str:
@@ -467,10 +467,10 @@ def _people(number: int) -> str:
 
 def _read_text(result: BatchResult) -> str:
     """How many cells were predicted; how many pictures where none is one of a cell."""
-    cells = len(_cells_only(result))
-    if result.rows and not cells:
-        return f"{len(result.rows)} picture{'' if len(result.rows) == 1 else 's'}"
-    return _cells_text(cells)
+    number = len(result.cells)
+    if _shows_no_cell(result):
+        return f"{number} picture{'' if number == 1 else 's'}"
+    return _cells_text(number)
 
 
 def _given(result: BatchResult) -> str:
@@ -489,10 +489,12 @@ def verdict(result: BatchResult) -> Verdict:
         return Verdict("Stopped before a picture was read", "Give them again, or pick something else below.")
     if result.subject_predictions:
         return _people_verdict(result)
-    counts = Counter(row.prediction.outcome for row in _cells_only(result))
+    counts = Counter(row.prediction.outcome for _, row in result.cells)
     hint = ""
-    if result.rule and not result.subjects and len(result.rows) >= result.rule.least_cells:
+    if result.rule and not result.subjects and len(result.cells) >= result.rule.least_cells:
         hint = "With each person’s cells in a folder, or a table of files and people, it answers about people, too."
+    if all(row.shows_no_cell for row in result.rows):
+        return Verdict(NOTHING_FOUND)
     if _shows_no_cell(result):
         return Verdict(NO_CELL_VERDICT)
     if _is_foreign(result):
@@ -500,14 +502,9 @@ def verdict(result: BatchResult) -> Verdict:
     return Verdict(counts_text(counts, result.classes), hint)
 
 
-def _cells_only(result: BatchResult) -> list[BatchRow]:
-    """The pictures that may be cells: those of smears are listed as not used."""
-    return [row for row in result.rows if row.prediction.outcome != NOT_A_CELL]
-
-
 def _shows_no_cell(result: BatchResult) -> bool:
     """Whether no picture is one of a single cell."""
-    return bool(result.rows) and not _cells_only(result)
+    return bool(result.rows) and all(row.no_cell for row in result.rows)
 
 
 def _is_foreign(result: BatchResult) -> bool:
