@@ -114,11 +114,9 @@ def test_every_model_decides_then_the_maps_follow_and_the_best_that_gives_a_clas
     foreign, soon, missing = steps[2].rows
     assert foreign.refused and not foreign.pending and foreign.distances is not None, "refused, it needs no map"
     assert soon.pending and not soon.maps and soon.called() == "ALL" and "Save" not in stage.cell_answer(steps[2], 1)
-    assert "are being computed" in stage.cell_picture(soon, view="turned", forms={})
+    assert "Computing eight orientations" in stage.cell_picture(soon, view="turned", forms={})
     with_map = steps[3].rows[1]
-    assert with_map.maps and "small changes are being computed" in stage.cell_picture(
-        with_map, view="changed", forms={}
-    )
+    assert with_map.maps and "Computing small changes" in stage.cell_picture(with_map, view="changed", forms={})
     known = steps[-1].rows[1]
     assert stage.cell_picture(known, view="changed", forms={}).count("<li ") == 8
     assert not known.pending and known.maps and known.known.outcome == soon.known.outcome

@@ -695,7 +695,7 @@ function present(model, prediction) {
     if (views > 1) dot.style.setProperty('--c', classColour(model, labels.indexOf(decisions[k])))
     return dot
   }))
-  $('agreement').textContent = views > 1 ? agreement(likely, decisions, labels) : 'The eight orientations are being computed …'
+  $('agreement').textContent = views > 1 ? agreement(likely, decisions, labels) : 'Computing eight orientations …'
   $('trust').replaceChildren(...(refused ? [] : trustTable(model)))
   $('trust').hidden = refused
   $('calls').textContent = words.trust[outcome] ?? ''

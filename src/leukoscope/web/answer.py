@@ -263,7 +263,7 @@ class Row:
     def agreement(self) -> str:
         """In how many orientations the class is the same."""
         if self.pending:
-            return "The eight orientations are being computed …"
+            return "Computing eight orientations …"
         decisions = self.orientations
         if not decisions:
             return ""

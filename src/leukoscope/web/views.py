@@ -110,7 +110,7 @@ def enlarged(row: Row, fills: float = FILLS) -> float:
 
 def _draw_turned(row: Row, label: str, forms: Forms) -> Markup:
     if row.pending:
-        return render("view_waiting.html", sentence="The eight orientations are being computed …")
+        return render("view_waiting.html", sentence="Computing eight orientations …")
     forms_of_cell = []
     orientations = zip(ORIENTATION_NAMES, views_of(row.picture.image), row.known.views, row.orientations, strict=True)
     for title, image, shares, decision in orientations:
@@ -121,7 +121,7 @@ def _draw_turned(row: Row, label: str, forms: Forms) -> Markup:
 
 def _draw_changed(row: Row, label: str, forms: Forms) -> Markup:
     if row.changes_pending:
-        return render("view_waiting.html", sentence="The small changes are being computed …")
+        return render("view_waiting.html", sentence="Computing small changes …")
     forms_of_cell = []
     for answer in row.known.changed:
         image = answer.change(row.picture.image, black=row.picture.on_black)
