@@ -148,7 +148,7 @@ def test_only_a_release_trained_on_pictures_of_one_size_knows_their_side(data: d
         (Reason("views_disagree", 0.375, 0.25),
          "38\u00a0% of its turned and mirrored views get another class; at most 25\u00a0% may."),
         (Reason("explanation_off_cell", 0.31, 0.42),
-         "31\u00a0% of its map lies on the cell; in 95 % of the cells measured it is more than 42\u00a0%."),
+         "31\u00a0% of its map lies on the cell: less than for 95 of 100 measured cells (limit 42\u00a0%)."),
         (Reason("other_frame", 302, 450),
          "Its shorter side has 302 pixels, that of the training cells 450: unless the whole picture was resized, the "
          "model sees the cell too large or too small."),

@@ -95,7 +95,7 @@ def test_evidence_off_the_cell_is_a_caution_beside_a_class_which_stays() -> None
     text = decision_text(wary.decide(shares, Checks(ood_score=0.5, on_cell=0.1)), shares, METRICS)
     assert text.headline.startswith("The model predicts ALL") and text.has_class
     assert text.because.endswith(
-        "10\u00a0% of its map lies on the cell; in 95 % of the cells measured it is more than 25\u00a0%."
+        "10\u00a0% of its map lies on the cell: less than for 95 of 100 measured cells (limit 25\u00a0%)."
     )
 
 

@@ -540,7 +540,10 @@ def test_the_answer_to_a_whole_smear_offers_the_models_of_its_cells_and_its_cell
     assert 'data-act="read:ball4"' in shown(page, click(page, visit, "smear"))
     assert 'data-act="read:' not in shown(page, click(page, visit, "cell:2"))
     shown(page, click(page, visit, "back"))
-    assert 'data-act="read:cnmc"' in shown(page, click(page, visit, "read:ball4")) and visit.scene.model == "ball4"
+    text = shown(page, click(page, visit, "read:ball4"))
+    assert 'data-act="read:cnmc"' in text and visit.scene.model == "ball4"
+    assert ">← Cells</button>" in text and "← Smear" not in text, "the smear is what is shown"
+    assert visit.scene.row.refused and "or give a smear stained as those of B-ALL, four classes" in text
     assert 'data-act="read:ball4"' in shown(page, click(page, visit, "read:cnmc")) and visit.scene.cell is None
 
 

@@ -51,8 +51,8 @@ REASON_TEXTS = {
     "picture was resized, the model sees the cell too large or too small.",
     "filled_black": "The picture has transparent parts: they were read as black.",
     "filled_pale": "The picture has transparent parts: they were read in the colour of an empty slide.",
-    "explanation_off_cell": "{value:.0%} of its map lies on the cell; in 95 % of the cells measured it is more than "
-    "{limit:.0%}.",
+    "explanation_off_cell": "{value:.0%} of its map lies on the cell: less than for 95 of 100 measured cells (limit "
+    "{limit:.0%}).",
 }
 _NUMBER = re.compile(r"\{(value|limit):\.(\d)([f%])\}")
 

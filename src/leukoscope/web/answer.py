@@ -203,7 +203,9 @@ class Row:
         cell = "a picture of a stained smear"
         alternative = ""
         source = trained_on(self.metrics) if self.metrics else None
-        if source is not None and source.background == "black":
+        if source is not None and source.background != "black":
+            cell = f"a smear stained as those of {source.title}"
+        elif source is not None:
             cell = f"a cell cut out on black, stained as those of {source.title}"
             alternative = ", or a stained smear"
         if self.shows_no_cell:

@@ -148,11 +148,7 @@ def smear_answer(smear: Smear, others: Sequence[str] = (), *, example: str = "")
     notes = [line for line in reading.smear.notes if not line.endswith(_GUESSED)]
     caveats = []
     if smear.is_foreign:
-        share = reading.in_distribution or 0.0
-        caveats.append(
-            f"{percent(share)} of the cells are like the training cells; {percent(FIELD_NEEDS)} must be before any "
-            "gets a class. Another stain, microscope or kind of cell does that."
-        )
+        caveats.append(f"{_foreign_text(smear)} Another stain, microscope or kind of cell does that.")
     if smear.metrics and not smear.metrics.get("calibration"):
         caveats.append("This model has no calibration: its percentages are not how often it is right.")
     trust_rows: Sequence[trust.TrustRow] = ()
@@ -177,6 +173,15 @@ def smear_answer(smear: Smear, others: Sequence[str] = (), *, example: str = "")
         example=example,
         details=details,
     )
+
+
+def _foreign_text(smear: Smear) -> str:
+    """That too few cells of a smear are like the training cells, in one sentence."""
+    if len(smear.whole) == 1:
+        return "The cell is unlike the training cells and gets no class."
+    share = smear.reading.in_distribution or 0.0
+    like = f"{percent(share)} of the cells are" if share else "None of the cells is"
+    return f"{like} like the training cells; {percent(FIELD_NEEDS)} must be before any gets a class."
 
 
 def _without_whole_cell(smear: Smear, others: Sequence[str]) -> Markup:
@@ -209,7 +214,9 @@ def _summary(smear: Smear) -> str:
     if share is None:
         return whole
     if share == 1:
-        return f"{whole}, all like its training cells"
+        return f"{whole}, {'like' if len(smear.whole) == 1 else 'all like'} its training cells"
+    if share == 0:
+        return f"{whole}, {'unlike' if len(smear.whole) == 1 else 'all unlike'} its training cells"
     return f"{whole}, {percent(share)} like its training cells"
 
 

@@ -96,10 +96,10 @@ class Scene:
 
     @property
     def back(self) -> str:
-        """What a cell was opened from, in a word; "" for nothing."""
+        """What a cell was opened from, in a word; of a whole smear, its cells; "" for nothing."""
         if self.behind is None:
             return ""
-        if isinstance(self.behind, Smear):
+        if isinstance(self.behind, Smear) and self.cell is not None:
             return "smear"
         return "cells"
 
