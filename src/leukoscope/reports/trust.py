@@ -90,6 +90,17 @@ def _further_people(metrics: Mapping[str, Any]) -> TrustRow:
     return TrustRow(f"{further['subjects']} further people", ", ".join(caveats), meters)
 
 
+def about_further_people(metrics: Mapping[str, Any]) -> str:
+    """Who the people of the outside check are, in a sentence; "" without one."""
+    further = metrics.get("further_subjects")
+    if not further:
+        return ""
+    sentence = f"The {further['subjects']} further people took no part in training or cross-validation"
+    if further.get("earlier_weights"):
+        sentence += "; they were measured with earlier weights of this model"
+    return f"{sentence}."
+
+
 def _cross_validation(metrics: Mapping[str, Any]) -> TrustRow:
     """The release's own measurement on people that its networks had not seen."""
     shares, subjects = text.recalls(metrics)

@@ -185,6 +185,7 @@ def _opened(row: Row) -> dict[str, Any]:
         "labels": labels,
         "colours": {label: class_colour(row, label) for label in labels},
         "details": [
+            trust.about_further_people(row.metrics),
             text.trust_text(row.known.decision, row.metrics),
             row.map_text(called),
             row.known.map_check.text if row.maps else "",
