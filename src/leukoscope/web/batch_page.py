@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import Any
@@ -484,9 +484,18 @@ def _given(result: BatchResult) -> str:
 
 
 def verdict(result: BatchResult) -> Verdict:
-    """What was answered: about people where the release answers about them and they are known, else about cells."""
+    """What was answered; of a batch that was stopped, that it is from some pictures only."""
     if not result.rows:
         return Verdict("Stopped before a picture was read", "Give them again, or pick something else below.")
+    answered = _verdict(result)
+    if not result.stopped:
+        return answered
+    so_far = f"so far: {result.done} of {result.total} pictures read"
+    return replace(answered, sentence=f"{answered.sentence} ({so_far})")
+
+
+def _verdict(result: BatchResult) -> Verdict:
+    """What was answered: about people where the release answers about them and they are known, else about cells."""
     if result.subject_predictions:
         return _people_verdict(result)
     counts = Counter(row.prediction.outcome for _, row in result.cells)
