@@ -180,6 +180,15 @@ def test_many_cells_go_from_a_zip_to_subjects_a_cell_and_a_table(visits: Callabl
     visit.page.locator("#picture summary").first.press("Enter")
     visit.page.locator("#picture .lk-grid button").first.press("Enter")
     visit.page.locator("[data-act=back]").wait_for()
+    visit.act("back")
+    visit.page.locator("#picture details.lk-subject[open] .lk-grid button").first.wait_for()
+    assert visit.page.locator("#picture details.lk-subject[open]").count() == 1, "the row that was open, no other"
+    visit.page.locator("#picture summary").first.press("Enter")
+    visit.page.locator("#picture details.lk-subject[open]").wait_for(state="detached")
+    visit.page.locator("#picture circle").first.dispatch_event("click")
+    visit.act("back")
+    visit.page.locator("#picture .lk-subject svg").nth(9).wait_for()
+    assert visit.page.locator("#picture details.lk-subject[open]").count() == 0, "what was closed stays closed"
 
 
 def test_a_batch_can_be_stopped(visits: Callable[..., Any], cells: Path) -> None:

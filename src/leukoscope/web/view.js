@@ -108,5 +108,21 @@ for (const end of ['pointerup', 'pointercancel']) {
     held = null
   })
 }
-watch('value', draw)
+// Of a batch, the people whose cells are open stay so: after a cell, and in another model's answer.
+const openPeople = new Set()
+const person = (row) => row.querySelector('h3')?.title
+element.addEventListener('toggle', ({target}) => {
+  if (!target.matches('.lk-subject') || !person(target)) return
+  if (target.open) openPeople.add(person(target))
+  else openPeople.delete(person(target))
+}, true)
+const openAgain = () => {
+  for (const row of element.querySelectorAll('details.lk-subject')) {
+    if (openPeople.has(person(row))) row.open = true
+  }
+}
+watch('value', () => {
+  draw()
+  setTimeout(openAgain)
+})
 draw()
