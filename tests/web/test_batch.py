@@ -324,6 +324,9 @@ def test_a_picture_without_a_cell_counts_once_and_takes_no_person_from_the_other
     plot = batch_picture(result)
     assert plot.count("<circle") == 4 and "person unknown" not in plot and "gradient" not in plot
     assert result.without_subject == ""
+    labelled = replace(result, rows=tuple(replace(row, truth="ALL") for row in result.rows))
+    assert label_metrics(labelled)[1][0].startswith("4 cells with a known class"), "what is not used is not measured"
+    assert "gradient.png" not in {row.name for _, row in labelled.wrong}
     nothing = replace(result, rows=tuple(row for row in result.rows if row.name == "gradient.png"))
     assert verdict(nothing).sentence == "No white blood cell found"
 

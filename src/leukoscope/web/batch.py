@@ -193,7 +193,7 @@ class BatchResult:
     @property
     def wrong(self) -> list[tuple[int, BatchRow]]:
         """Number and cell where the class, or else the most probable one, is not the true one; most confident first."""
-        wrong = ((number, row) for number, row in enumerate(self.rows) if row.is_wrong)
+        wrong = ((number, row) for number, row in self.cells if row.is_wrong)
         return sorted(wrong, key=lambda numbered: -numbered[1].confidence)
 
 
@@ -312,7 +312,7 @@ class LabelMetrics:
 
 def measured_on_labels(result: BatchResult) -> LabelMetrics:
     """The metrics on the cells whose true class is known; empty without one."""
-    rows = [row for row in result.rows if row.truth]
+    rows = [row for _, row in result.cells if row.truth]
     if not rows:
         return LabelMetrics()
     cells = CellPredictions(
