@@ -66,7 +66,7 @@ setInterval(() => fetch('healthz', {cache: 'no-store'}).then(
 ), 4000)
 // What scrolls by itself is reached by keyboard. A file that Gradio refuses to send never reaches the server.
 new MutationObserver(() => {
-  document.querySelectorAll('#card :is(pre, table)').forEach((wide) => {
+  document.querySelectorAll('#card :is(pre, table), .lk-call pre').forEach((wide) => {
     wide.tabIndex = 0
   })
   if (document.querySelector('.toast-body.error')) show()
