@@ -53,7 +53,8 @@ addEventListener('popstate', ({state}) => {
   }
   const isOffered = document.querySelector(`#picture [data-act="${cell ? `cell:${cell}` : 'back'}"]`)
   // Another picture of a visitor is not in the address: the page then stays as it is, and the address follows it.
-  if (isOffered && cell !== (open()?.cell ?? '')) ask(cell ? `cell:${cell}` : 'back')
+  const isSame = (example ?? '') === (open()?.example ?? '')
+  if (isSame && isOffered && cell !== (open()?.cell ?? '')) ask(cell ? `cell:${cell}` : 'back')
   else if (open()) window.lkAddress('replaceState')
 })
 if (sessionStorage.lkLost && sessionStorage.lkShown) {
