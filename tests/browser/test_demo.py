@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.synthetic import draw_cell, example_cell
+from leukoscope.synthetic import draw_cell, example_cell, example_smear
 from zips import cell_png, pack
 
 pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
@@ -346,6 +346,33 @@ def test_back_and_forward_lead_from_a_cell_to_its_smear_and_to_the_cell_again(vi
     boxes.nth(3).wait_for()
     page.go_back()
     visit.shows("Synthetic ALL")
+
+
+def test_forward_to_a_cell_of_one_s_own_opens_none_of_the_synthetic_smear(
+    visits: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The synthetic smear, to which Back had led, has a cell of the same number."""
+    Image.fromarray(example_smear()).save(tmp_path / "own.png")
+    visit = visits()
+    page = visit.page
+    synthetic = page.locator("#picture .lk-caption", has_text="Synthetic smear")
+    visit.act("smear")
+    synthetic.wait_for()
+    page.locator("#picture button.lk-box").nth(3).wait_for()
+    upload(visit, tmp_path / "own.png")
+    visit.shows("own.png")
+    page.locator("#picture button.lk-box").nth(1).click()
+    page.wait_for_function("history.state?.cell == '1'")
+    page.go_back()
+    visit.shows("own.png")
+    page.go_back()
+    synthetic.wait_for()
+    page.wait_for_function("location.search.includes('example=smear')")
+    page.locator("#picture button.lk-box").nth(3).wait_for()
+    for _ in range(2):
+        page.go_forward()
+        page.wait_for_function("location.search.includes('example=smear')")
+        assert "cell=" not in page.url and synthetic.is_visible()
 
 
 def test_two_visitors_do_not_see_each_other(visits: Callable[..., Any], cell: Path) -> None:
