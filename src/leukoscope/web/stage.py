@@ -102,7 +102,7 @@ def cell_picture(
         body=chosen.draw(row, label or (row.called() if row.prediction else ""), forms),
         caption=row.picture.caption,
         name=name or row.picture.caption,
-        dark=row.picture.is_dark,
+        dark=row.picture.is_dark and chosen.brightens,
         back=back,
     )
 

@@ -45,6 +45,7 @@ class View:
         label: what stands on its button.
         draw: its HTML, from the row, the class whose map is shown, and the forms that `compute` gave.
         compute: what is asked of the model before it can be drawn; None for nothing.
+        brightens: whether a dark cell on black is shown brighter: not where colours are compared.
         offered: whether a row can show it.
     """
 
@@ -52,6 +53,7 @@ class View:
     label: str
     draw: Callable[[Row, str, Forms], Markup]
     compute: Callable[[Row, ModelCache], Forms] | None = None
+    brightens: bool = True
     offered: Callable[[Row], bool] = lambda row: not row.refused and row.prediction is not None
 
 
@@ -153,7 +155,7 @@ def _draw_covered(row: Row, label: str, forms: Forms) -> Markup:
     sentence = ""
     if not forms:
         sentence = "No nucleus is told apart in this picture."
-    return render("view_forms.html", forms=forms_of_cell, sentence=sentence, dark=row.picture.is_dark)
+    return render("view_forms.html", forms=forms_of_cell, sentence=sentence, dark=False)
 
 
 def _form(row: Row, image: Image.Image, outcome: str, answered: tuple[str, str], title: str) -> dict[str, Any]:
@@ -179,7 +181,7 @@ STAGE_VIEWS = {
         View("cell", "Cell", _draw_cell, offered=lambda row: True),
         View("turned", "Turned", _draw_turned),
         View("changed", "Changed", _draw_changed),
-        View("covered", "Covered", _draw_covered, compute=covered),
+        View("covered", "Covered", _draw_covered, compute=covered, brightens=False),
         View(
             "map", "Map", _draw_map,
             offered=lambda row: not row.refused and row.prediction is not None and (row.pending or bool(row.maps)),
