@@ -101,6 +101,13 @@ def test_every_response_names_the_policy_also_a_refused_one(app: App) -> None:
         assert TestClient(app).get(path).headers["content-security-policy"] == POLICY, path
 
 
+def test_no_visitor_waits_for_the_first_prediction_of_a_model(tiny_release: Path) -> None:
+    models = ModelCache({"tiny": tiny_release})
+    web_app._warm_up(models)
+    (row,) = models.examples.values()
+    assert not row.pending and row.known.changed
+
+
 def test_the_evidence_is_the_card_of_the_release(tiny_release: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_release, tmp_path / "tiny")
     (tmp_path / "tiny" / "README.md").write_text("---\na: b\n---\n# Tiny\n![plot](figures/a.png)<img src=x>\nmeasured")

@@ -384,11 +384,11 @@ def answering(answer: Answer, models: ModelCache, opened: int | None = None) -> 
         opened = answer.best
     if opened is not None and opened < len(answer.rows) and answer.rows[opened].changes_pending:
         rows = list(answer.rows)
-        rows[opened] = _under_small_changes(rows[opened], models)
+        rows[opened] = under_small_changes(rows[opened], models)
         yield replace(answer, rows=tuple(rows))
 
 
-def _under_small_changes(row: Row, models: ModelCache) -> Row:
+def under_small_changes(row: Row, models: ModelCache) -> Row:
     """The row with what its model says under small changes, or with why it says nothing."""
     try:
         changed = models.with_small_changes(models.predictor(row.model), row.known)

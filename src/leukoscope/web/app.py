@@ -35,7 +35,7 @@ from leukoscope.inference.smear import draw_reading
 from leukoscope.reports.text import meanings_text
 from leukoscope.synthetic import EXAMPLE_CELLS
 from leukoscope.web import export, stage, upload
-from leukoscope.web.answer import Picture, ask, example
+from leukoscope.web.answer import Picture, ask, example, under_small_changes
 from leukoscope.web.batch import columns, label_metrics, predict_files
 from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.content_policy import ContentPolicy
@@ -400,7 +400,7 @@ def _refuse(request: Request) -> JSONResponse:
 
 
 def _warm_up(models: ModelCache) -> None:
-    """Load the models and predict once with each, for which no visitor should wait: maps only after all decisions."""
+    """Load the models and predict once with each, for which no visitor should wait: decisions, maps, small changes."""
     asking.set(Question(WARM_UP))
     names = models.soonest_first(models.names)
     failed = set()
@@ -413,3 +413,9 @@ def _warm_up(models: ModelCache) -> None:
             except LeukoscopeError as error:
                 failed.add(name)
                 print(f"warning: {error}")
+    # The first of these loads torch, which takes seconds.
+    for name in names:
+        if name not in failed:
+            row = ask(example(1), models, name)
+            if row.changes_pending:
+                under_small_changes(row, models)
