@@ -39,7 +39,6 @@ from leukoscope.web.work_queue import Question, Threads, WorkQueue, asking
 if TYPE_CHECKING:
     from leukoscope.inference.prediction import Prediction
     from leukoscope.inference.smear import SmearReading
-    from leukoscope.web.batch import BatchResult
 
 # Two predictions at a time keep a small machine responsive. Fields, which take seconds, wait in a line of their own, so
 # that no cell waits for them.
@@ -333,7 +332,7 @@ def _predict(predictor: Predictor, images: Iterable[Image.Image], **options: Any
     return predictor(images, method=EVIDENCE_METHOD, **options)
 
 
-def _next_part(steps: Iterator[BatchResult]) -> BatchResult | None:
+def _next_part(steps: Iterator[Any]) -> Any:
     """A batch after its next part is read; None at its end."""
     return next(steps, None)
 
