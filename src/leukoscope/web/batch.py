@@ -243,8 +243,10 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Gener
             seen.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
             thumbnail = encoded(seen, "WEBP", quality=90)
             truth = facts.class_of[name]
-            row = BatchRow(name, truth, facts.subject_of[name], prediction, thumbnail, picture, on_black, is_dark(seen))
-            rows.append(replace(row, shows_no_cell=shows_no_cell))
+            subject = facts.subject_of[name]
+            rows.append(
+                BatchRow(name, truth, subject, prediction, thumbnail, picture, on_black, is_dark(seen), shows_no_cell)
+            )
         if done < total:
             yield replace(
                 so_far,

@@ -470,10 +470,9 @@ class Page:
             raise ReleaseError(NO_MODEL)
         name = model or next(iter(self._readers(names)), names[0])
         with closing(predict_batch(self.models, batch, name)) as steps:
-            while (result := self.models.next_part(steps)) is not None:
+            for result in iter(partial(self.models.next_part, steps), None):
                 yield Update(Scene(result, source=source, readings=readings))
-                last = result
-        if len(last.rows) == 1 and not last.problems and not model:
+        if len(result.rows) == 1 and not result.problems and not model:
             yield from self.open_cell(visit, 0)
 
     # What is clicked.
