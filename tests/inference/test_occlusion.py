@@ -12,7 +12,7 @@ import pytest
 
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.data.images import UnreadableImage
-from leukoscope.inference.occlusion import COVERED_AT_ONCE, GRID, covered_copies, covering_maps, margins, touched_places
+from leukoscope.inference.occlusion import GRID, covered_copy, covering_maps, margins, touched_places
 from leukoscope.inference.runtime import NetworkOutput
 from leukoscope.models.map_check import EVIDENCE_METHOD, OCCLUSION_METHOD
 from leukoscope.models.release import METRICS_FILE, read_release
@@ -57,7 +57,7 @@ def test_the_map_peaks_at_the_place_that_the_class_depends_on(place: int) -> Non
 
     assert maps.shape == (3, GRID, GRID) and maps.dtype == np.float32 and maps.min() >= 0
     assert maps[0].argmax() == place
-    after = network(covered_copies(pixels, np.array([place]))).logits
+    after = network(covered_copy(pixels, place)[None]).logits
     assert maps[0].max() == pytest.approx(float(margins(logits[None])[0, 0] - margins(after)[0, 0]), abs=1e-5)
     assert not maps[1].ravel()[place], "covering it speaks for the second class"
 
@@ -72,7 +72,7 @@ def test_only_places_that_touch_a_cell_on_black_cost_a_pass_and_all_places_of_a_
 
     smear = BrightnessOfAPlace(place)
     covering_maps(smear, spot(place, background=200), np.zeros(3, np.float32))  # type: ignore[arg-type]
-    assert smear.batches == [COVERED_AT_ONCE] * (GRID * GRID // COVERED_AT_ONCE)
+    assert smear.batches == [1] * (GRID * GRID)
     assert len(touched_places(np.zeros((SIDE, SIDE, 3), np.uint8))) == GRID * GRID, "an empty picture has no cell"
 
 
@@ -84,7 +84,7 @@ def test_a_margin_is_what_a_logit_exceeds_the_largest_other_one_by() -> None:
 
 def test_a_window_is_round_soft_and_leaves_distant_places_as_they_are() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    (copy,) = covered_copies(pixels, np.array([9]))
+    copy = covered_copy(pixels, 9)
     change = np.abs(copy.astype(int) - pixels).sum(axis=2)
     assert not change[SIDE // 2 :, SIDE // 2 :].any()
     side = SIDE // GRID
@@ -137,7 +137,7 @@ def test_a_prediction_gets_maps_by_covering_later_with_progress(passed: Path) ->
     for label, heat in own.heatmaps.items():
         np.testing.assert_allclose(later.heatmaps[label].evidence, heat.evidence, atol=1e-5)
     places = len(touched_places(predictor.release.preprocessing.frame(first.picture)))
-    assert steps[-1] == (places, places) and len(steps) == -(-places // COVERED_AT_ONCE)
+    assert steps[-1] == (places, places) and len(steps) == places
     with pytest.raises(LeukoscopeError, match="has no picture to cover; predict it with explain=True"):
         predictor.map_by_covering(plain)
 

@@ -26,9 +26,6 @@ WINDOW_DEVIATION = 0.75
 """Standard deviation of the round window that covers a place, in places."""
 BLUR_SHARE = 1 / 4
 """Standard deviation of the blur, as a share of the picture's side."""
-COVERED_AT_ONCE = 2
-"""Covered copies that go through the network at once: as fast as eight on a CPU, and other predictions by the same
-network wait for two only."""
 _BLUR_SIDE = 40  # pixels to which the picture is reduced before it is blurred: much finer than the blur
 
 
@@ -48,17 +45,17 @@ def covering_maps(
         backend: what computes the network.
         pixels: (S, S, 3) uint8, framed by the release's preprocessing.
         logits: (K,) of the picture as it is.
-        progress: called after each batch with the number of covered copies computed, and of all.
+        progress: called after each place with the number of covered copies computed, and of all.
     """
     places = touched_places(pixels)
     falls = np.zeros((len(logits), GRID * GRID), np.float32)
     before = margins(logits[None])[0]
-    for first in range(0, len(places), COVERED_AT_ONCE):
-        batch = places[first : first + COVERED_AT_ONCE]
-        after = margins(backend(covered_copies(pixels, batch)).logits)
-        falls[:, batch] = (before - after).T
+    # One at a time: as fast as eight on a CPU, and another prediction by the same network waits for one pass only.
+    for done, place in enumerate(places, start=1):
+        after = margins(backend(covered_copy(pixels, place)[None]).logits)[0]
+        falls[:, place] = before - after
         if progress is not None:
-            progress(first + len(batch), len(places))
+            progress(done, len(places))
     return np.maximum(falls, 0).reshape(len(logits), GRID, GRID)
 
 
@@ -80,12 +77,13 @@ def touched_places(pixels: np.ndarray) -> np.ndarray:
     return np.unique(place_of[rows] * GRID + place_of[columns])
 
 
-def covered_copies(pixels: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """(S, S, 3) uint8 and (N,) places → (N, S, S, 3) uint8, in each copy one place replaced by the blurred picture."""
+def covered_copy(pixels: np.ndarray, place: int) -> np.ndarray:
+    """(S, S, 3) uint8 → a copy in which that place, numbered row by row, gives way to the blurred picture."""
     along = _window_profiles(len(pixels))
-    windows = along[places // GRID][:, :, None, None] * along[places % GRID][:, None, :, None]
+    row, column = divmod(place, GRID)
+    window = along[row][:, None, None] * along[column][None, :, None]
     original = pixels.astype(np.float32)
-    return np.rint(original + windows * (_blurred(pixels) - original)).astype(np.uint8)
+    return np.rint(original + window * (_blurred(pixels) - original)).astype(np.uint8)
 
 
 @lru_cache(maxsize=4)

@@ -447,8 +447,8 @@ class Predictor:
         changes = most_telling(self.release.metrics.get(ROBUSTNESS_BLOCK))
         black = is_cut_out(prediction.picture)
         changed = []
-        # As fast as eight at once on a CPU, and other predictions by the same network wait for two pictures only.
-        answers = self([change(prediction.picture, black=black) for change in changes], batch_size=2)
+        # As fast as eight at once on a CPU, and another prediction by the same network waits for one pass only.
+        answers = self([change(prediction.picture, black=black) for change in changes], batch_size=1)
         for change, answer in zip(changes, answers, strict=True):
             if prediction.checks.field_share is not None:
                 answer = answer.in_field(prediction.checks.field_share, self.thresholds)
