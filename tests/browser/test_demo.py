@@ -191,6 +191,26 @@ def test_many_cells_go_from_a_zip_to_subjects_a_cell_and_a_table(visits: Callabl
     assert visit.page.locator("#picture details.lk-subject[open]").count() == 0, "what was closed stays closed"
 
 
+def test_a_batch_of_people_of_the_same_names_opens_with_no_row_of_the_one_before(
+    visits: Callable[..., Any], tmp_path: Path
+) -> None:
+    visit = visits(**LAPTOP)
+    opened = visit.page.locator("#picture details.lk-subject[open]")
+    for number in range(2):
+        names = {f"P{subject}/{cell}.png": cell_png("ALL", subject, cell) for subject in (1, 2) for cell in range(2)}
+        names |= {f"P1/{number}{cell}.png": cell_png("HEM", number, cell) for cell in range(1 + number)}
+        upload(visit, Path(pack(tmp_path / f"{number}.zip", names)))
+        visit.page.locator("#answer .lk-model", has_text=f"{5 + number} cells of two people").wait_for()
+        visit.page.wait_for_timeout(300)
+        assert opened.count() == 0, "the rows of the former batch"
+        visit.page.locator("#picture summary").first.click()
+        opened.wait_for()
+    visit.act("example:2")
+    visit.shows("Synthetic")
+    visit.page.locator(".lk-tile", has_text="6 cells").click()
+    opened.wait_for()
+
+
 def test_a_batch_can_be_stopped(visits: Callable[..., Any], cells: Path) -> None:
     visit = visits()
     visit.act("people")

@@ -34,7 +34,7 @@ from leukoscope.web.page import BROKEN, FAILED, STOPPED, Page
 from leukoscope.web.smear import Smear, example_smear, read_smear
 from leukoscope.web.upload import OWN_FOLDER
 from leukoscope.web.views import STAGE_VIEWS
-from leukoscope.web.visit import DELETED, RECENT_CELLS, Scene, Visit
+from leukoscope.web.visit import DELETED, RECENT_BYTES, RECENT_TILES, Scene, Visit
 from leukoscope.web.work_queue import Question, WorkQueue
 from zips import cell_png, pack, upload_folder
 
@@ -493,7 +493,7 @@ def test_a_visit_keeps_its_newest_cells_once_each(page: Page) -> None:
     assert isinstance(visit.scene.content, Answer) and visit.scene.content.picture.example == 2
     for _ in range(20):
         visit.remember(Scene(Answer(Picture(example(1).image.copy(), ""))))
-    assert len(visit.recent) == RECENT_CELLS
+    assert len(visit.recent) == RECENT_TILES
 
 
 def test_a_visit_keeps_a_smear_of_its_own_with_a_tile_that_opens_it(page: Page) -> None:
@@ -511,13 +511,57 @@ def test_a_visit_keeps_a_smear_of_its_own_with_a_tile_that_opens_it(page: Page) 
     assert visit.scene.content is kept
 
 
-def test_a_large_smear_is_kept_until_a_batch_is_read(page: Page) -> None:
+def test_the_last_batch_has_a_tile_that_opens_it_and_its_cells(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch had none: once anything else was looked at, only the browser's Back led to it."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     visit = Visit()
-    large = Picture(Image.new("RGB", (4000, 3000)), "large.png")
-    visit.remember(Scene(Answer(large)))
-    assert len(visit.recent) == 1
+    names = [f"p{subject}/{cell}.png" for subject in (1, 2) for cell in (1, 2)]
+    list(page._on_upload([zipped(tmp_path, names)], visit))
+    tile = 'data-act="recent:0" title="4 cells of two people" aria-pressed='
+    assert f'{tile}"true"' in page._tiles(visit) and "<span>4 cells</span>" in page._tiles(visit)
+    batch = visit.scene.content
+    list(click(page, visit, "example:1"))
+    assert 'aria-pressed="true"' not in page._tiles(visit).partition('"recent:1"')[2]
+    shown(page, click(page, visit, "recent:1"))
+    assert visit.scene.content is batch
+    list(click(page, visit, "cell:2"))
+    assert 'aria-pressed="true"' in page._tiles(visit).partition('"recent:0"')[2], "as for a cell of a smear"
     list(click(page, visit, "people"))
-    assert isinstance(visit.scene.content, BatchResult) and not visit.recent
+    assert [scene.content for scene in visit.recent if isinstance(scene.content, BatchResult)] == [batch]
+    list(page._on_upload([zipped(tmp_path, ["4.png", "5.png"])], visit))
+    kept = [scene.content for scene in visit.recent if isinstance(scene.content, BatchResult)]
+    assert kept == [visit.scene.content] != [batch], "the newest only"
+    list(page._on_upload([zipped(tmp_path, ["only.png"])], visit))
+    list(click(page, visit, "example:1"))
+    assert "← Cells" in shown(page, click(page, visit, "recent:1")), "its one cell, as when it was given"
+
+
+def test_a_visit_has_a_bound_whatever_is_given(page: Page) -> None:
+    """A large batch, large smears and cells: together they never take more than one large batch and one large cell."""
+    visit = Visit()
+
+    def batch(rows: int, **options: Any) -> BatchResult:
+        row = SimpleNamespace(picture=bytes(2**20), thumbnail=b"")
+        return BatchResult((row,) * rows, ("ALL", "HEM"), "one", "", **options)  # type: ignore[arg-type]
+
+    def kept() -> int:
+        return sum(scene.memory for scene in visit.recent)
+
+    def show(content: BatchResult) -> None:
+        visit.show(Scene(content))
+        assert kept() <= RECENT_BYTES
+
+    visit.remember(Scene(Answer(Picture(Image.new("RGB", (4000, 4000)), "smear.png"))))
+    show(batch(30, unread={"": 3}, total=33))
+    assert len(visit.recent) == 1 and isinstance(visit.recent[0].content, Answer)
+    show(batch(64))
+    assert [type(scene.content) for scene in visit.recent] == [BatchResult], "a smear or a batch, if both are large"
+    visit.remember(Scene(Answer(Picture(Image.new("RGB", (2000, 3000)), "cell.png"))))
+    assert len(visit.recent) == 2 and kept() <= RECENT_BYTES
+    show(batch(1, unread={"": 3}, total=4))
+    assert [type(scene.content) for scene in visit.recent] == [Answer], "another batch is read"
 
 
 def test_a_cell_of_a_smear_is_read_by_another_model(page: Page) -> None:

@@ -360,12 +360,15 @@ def is_cut_out(image: Image.Image) -> bool:
     return bool(border.mean() <= 0.5 and bright.any())
 
 
-def is_dark(image: Image.Image) -> bool:
+def is_dark(image: Image.Image, *, on_black: bool | None = None) -> bool:
     """Whether an RGB picture shows a cell on black that is dark enough to be shown `SHOWN_BRIGHTER` times as bright.
 
-    95 % of the cell then stay below white, so that pale cytoplasm is not shown as a white area.
+    95 % of the cell then stay below white, so that pale cytoplasm is not shown as a white area. `on_black` is what
+    `is_cut_out` says of the picture, where that is known.
     """
-    if not is_cut_out(image):
+    if on_black is None:
+        on_black = is_cut_out(image)
+    if not on_black:
         return False
     luminance = np.asarray(image.convert("L"))[foreground(np.asarray(image))]
     return float(np.percentile(luminance, 95)) * SHOWN_BRIGHTER <= 255

@@ -72,7 +72,7 @@ class Picture:
     @cached_property
     def is_dark(self) -> bool:
         """Whether this is a cell on black that is shown brighter."""
-        return is_dark(self.image)
+        return is_dark(self.image, on_black=self.on_black)
 
     @cached_property
     def parts(self) -> dict[str, np.ndarray]:

@@ -102,9 +102,19 @@ class BatchResult:
         return bool(self.unread) and not self.stopped
 
     @property
+    def is_one_cell(self) -> bool:
+        """Whether all that was given is one cell, which is opened."""
+        return len(self.rows) == 1 and not self.problems
+
+    @property
     def done(self) -> int:
         """How many of the files given were read."""
         return self.total - sum(self.unread.values())
+
+    @property
+    def memory(self) -> int:
+        """Bytes that its pictures and thumbnails have."""
+        return sum(len(row.picture) + len(row.thumbnail) for row in self.rows)
 
     @property
     def subjects(self) -> list[str]:
@@ -221,7 +231,14 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Gener
     kept_bytes = 0
     total = len(batch.files)
     so_far = BatchResult(
-        (), release.labels, str(choice), release.revision, release.metrics, guess=facts.guess, total=total
+        rows=(),
+        classes=release.labels,
+        model=str(choice),
+        revision=release.revision,
+        metrics=release.metrics,
+        given=replace(batch, files=[]),
+        guess=facts.guess,
+        total=total,
     )
     known_pictures = {file.name: file.picture for file in batch.files}
     yield replace(so_far, unread=_unread(batch.files, facts))
@@ -244,8 +261,9 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Gener
             thumbnail = encoded(seen, "WEBP", quality=90)
             truth = facts.class_of[name]
             subject = facts.subject_of[name]
+            is_dark_cell = is_dark(seen, on_black=on_black)
             rows.append(
-                BatchRow(name, truth, subject, prediction, thumbnail, picture, on_black, is_dark(seen), shows_no_cell)
+                BatchRow(name, truth, subject, prediction, thumbnail, picture, on_black, is_dark_cell, shows_no_cell)
             )
         if done < total:
             yield replace(

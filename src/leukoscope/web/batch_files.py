@@ -7,6 +7,7 @@ folders may name a cell's true class, and subjects are guessed from names, which
 from __future__ import annotations
 
 import re
+import secrets
 import stat
 import zipfile
 import zlib
@@ -82,12 +83,14 @@ class Batch:
         problems: a sentence for each file that cannot be used.
         tables: name → content of each file that may name subjects and classes.
         folders_lost: files were sent one by one, without their folders: a table then names them by file name.
+        key: sets it apart from every other batch; stays the same for each model that reads it.
     """
 
     files: list[BatchFile] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     tables: dict[str, bytes] = field(default_factory=dict)
     folders_lost: bool = False
+    key: str = field(default_factory=partial(secrets.token_hex, 8), compare=False)
 
     def facts(self, classes: Sequence[str]) -> BatchFacts:
         """What is known of the pictures, for a release of these classes.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import product, takewhile
 from pathlib import PurePosixPath
 from typing import Any
 
 from markupsafe import Markup
+from PIL import Image, ImageOps
 
 from leukoscope.data.registry import cells_of
 from leukoscope.inference.prediction import (
@@ -26,10 +28,15 @@ from leukoscope.reports import trust
 from leukoscope.reports.formatting import data_uri, metric_name
 from leukoscope.reports.text import FOREIGN_VERDICT, NO_CELL_VERDICT, NOTHING_FOUND, about_model, outcome_text, percent
 from leukoscope.web.batch import BatchResult, BatchRow, LabelMetrics, measured_on_labels
-from leukoscope.web.drawing import colour, form, outcome_counts, render
+from leukoscope.web.drawing import colour, embedded, form, outcome_counts, render
 from leukoscope.web.smear_page import counts_text, number_word
+from leukoscope.web.stage import TILE_SIDE, Tile
 from leukoscope.web.swarm import Space, common_radius, swarm
 
+# Cells on a batch's tile, and how high it is, in pixels.
+TILE_COLUMNS = 3
+TILE_ROWS = 2
+TILE_HEIGHT = 108
 SHOWN_CELLS = 120
 SHOWN_WHILE_READ = 24
 LEAST_SHOWN = 12  # of each person
@@ -72,6 +79,24 @@ def progress(result: BatchResult, *, waits: str = "") -> Markup:
         labels=result.classes,
         colours=_colours(result),
     )
+
+
+# Its tile in the strip.
+
+
+def batch_tile(act: str, result: BatchResult, pressed: bool) -> Tile:
+    """A tile with six of its cells."""
+    width = TILE_SIDE // TILE_COLUMNS
+    height = TILE_HEIGHT // TILE_ROWS
+    places = list(product(range(0, TILE_ROWS * height, height), range(0, TILE_COLUMNS * width, width)))
+    sheet = Image.new("RGB", (TILE_COLUMNS * width, TILE_ROWS * height))
+    rows = [row for _, row in result.cells]
+    chosen = rows[:: max(1, len(rows) // len(places))][: len(places)]
+    for row, (top, left) in zip(chosen, places, strict=False):
+        with Image.open(io.BytesIO(row.thumbnail)) as thumbnail:
+            sheet.paste(ImageOps.fit(thumbnail, (width, height)), (left, top))
+    is_dark = all(row.is_dark for row in chosen)
+    return Tile(act, read_text(result), given_text(result), embedded(sheet, TILE_SIDE), dark=is_dark, pressed=pressed)
 
 
 # The left of the stage: a plot.
@@ -122,6 +147,7 @@ def batch_picture(result: BatchResult) -> Markup:
         )
     return render(
         "batch_picture.html",
+        key=result.given.key,
         rows=rows,
         axis=_axis(result),
         by_person=bool(result.subjects),
@@ -251,7 +277,7 @@ def person_answer(result: BatchResult, subject: str) -> PersonAnswer:
         return PersonAnswer("reading …", read)
     prediction = _prediction(result, subject)
     if prediction is None:
-        return PersonAnswer(_cells_text(len(_cells(result, subject))))
+        return PersonAnswer(_count_text(len(_cells(result, subject))))
     if prediction.outcome == TOO_FEW_CELLS:
         return PersonAnswer("too few cells", f"{prediction.used} of {prediction.rule.least_cells} needed")
     if prediction.outcome == OUT_OF_DISTRIBUTION:
@@ -278,7 +304,7 @@ def person_sentences(result: BatchResult, subject: str) -> list[str]:
         sentences.append(_together(prediction))
     cells = [row for _, row in _cells(result, subject)]
     if cells:
-        sentences.append(f"{_cells_text(len(cells))}: {_counts_words(cells)}.")
+        sentences.append(f"{_count_text(len(cells))}: {_counts_words(cells)}.")
     judged = [row for row in rows if row.truth and row.prediction.decision.label]
     if judged:
         right = sum(row.prediction.decision.label == row.truth for row in judged)
@@ -357,7 +383,7 @@ def batch_answer(result: BatchResult, others: Sequence[str] = (), readings: Sequ
     return render(
         "batch.html",
         model=result.model,
-        given=_given(result),
+        given=given_text(result),
         verdict=answered.sentence,
         because=answered.because,
         caveats=_caveats(result) if result.rows else [],
@@ -405,7 +431,7 @@ def _problems(result: BatchResult) -> list[str]:
 def _other_model(result: BatchResult, name: str, reading: BatchResult | None) -> dict[str, Any]:
     """What another model predicted for the batch, beside what is shown; that it can read it, where it has not."""
     if reading is None:
-        words = f"read the {_read_text(result)}, too"
+        words = f"read the {read_text(result)}, too"
         return {"model": name, "words": words, "title": f"{name}: {words}", "counts": []}
     words = _agreement(result, reading)
     title = f"{name}: {_counts_words([row for _, row in reading.cells])}; {words}; show it"
@@ -455,9 +481,9 @@ def _counts(result: BatchResult) -> list[dict[str, Any]]:
     return outcome_counts(Counter(row.prediction.outcome for _, row in result.cells), result.classes)
 
 
-def _cells_text(number: int) -> str:
-    """A number of cells in words."""
-    return f"{number} cell{'' if number == 1 else 's'}"
+def _count_text(number: int, kind: str = "cell") -> str:
+    """A number of cells, or of another kind, in words."""
+    return f"{number} {kind}{'' if number == 1 else 's'}"
 
 
 def _people(number: int) -> str:
@@ -465,17 +491,14 @@ def _people(number: int) -> str:
     return f"{number_word(number)} {'person' if number == 1 else 'people'}"
 
 
-def _read_text(result: BatchResult) -> str:
+def read_text(result: BatchResult) -> str:
     """How many cells were predicted; how many pictures where none is one of a cell."""
-    number = len(result.cells)
-    if _shows_no_cell(result):
-        return f"{number} picture{'' if number == 1 else 's'}"
-    return _cells_text(number)
+    return _count_text(len(result.cells), "picture" if _shows_no_cell(result) else "cell")
 
 
-def _given(result: BatchResult) -> str:
+def given_text(result: BatchResult) -> str:
     """How many cells of how many people were predicted."""
-    cells = _read_text(result)
+    cells = read_text(result)
     if result.stopped:
         cells = f"stopped after {result.done} of {result.total} pictures"
     if not result.subjects:
@@ -587,7 +610,7 @@ def _measured_row(result: BatchResult, measured: LabelMetrics) -> trust.TrustRow
     """How many cells of each class are recognised; with intervals only from enough cells and people."""
     if not measured.cells or min(measured.cells.values()) < LEAST_CELLS:
         return None
-    cells_and_people = _cells_text(sum(measured.cells.values()))
+    cells_and_people = _count_text(sum(measured.cells.values()))
     if measured.people:
         cells_and_people += f" of {_people(len({row.subject for row in result.rows if row.truth}))}"
     meters = []

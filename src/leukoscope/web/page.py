@@ -33,7 +33,7 @@ from leukoscope.web.export import csv_file, save_row, save_smear
 from leukoscope.web.model_cache import NO_MODEL, ModelCache
 from leukoscope.web.smear import Smear, example_smear, open_cell, read_smear
 from leukoscope.web.views import STAGE_VIEWS
-from leukoscope.web.visit import EXAMPLE_SMEAR, Scene, Update, Visit
+from leukoscope.web.visit import EXAMPLE_PEOPLE, EXAMPLE_SMEAR, Scene, Update, Visit
 from leukoscope.web.work_queue import Question, steps_of
 
 SESSION_SECONDS = 1800
@@ -46,6 +46,13 @@ PAGE_EVENT: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "mult
 Outputs = dict[Any, Any]
 """Component → its new value, as Gradio takes it."""
 _log = logging.getLogger(__name__)
+
+
+def _given_by(scene: Scene) -> object:
+    """What sets apart the picture or the batch that was given, whichever model reads it and whichever cell is open."""
+    if isinstance(scene.whole, BatchResult):
+        return scene.whole.given.key
+    return id(scene.whole.picture) if scene.whole else None
 
 
 class Page:
@@ -246,14 +253,8 @@ class Page:
     @staticmethod
     def _strip_key(visit: Visit) -> tuple[Any, ...]:
         """What the strip of tiles depends on."""
-        pictures = tuple(id(scene.picture) for scene in visit.recent)
-        return visit.scene.source, visit.scene.model, visit.real, pictures, id(visit.scene.picture)
-
-    @staticmethod
-    def _is_shown(visit: Visit, scene: Scene) -> bool:
-        """Whether a picture that is kept stands on the stage, as a whole or as one of its cells."""
-        content = visit.scene.smear or visit.scene.content
-        return isinstance(content, Answer | Smear) and content.picture is scene.picture
+        kept = tuple((_given_by(scene), scene.model) for scene in visit.recent)
+        return visit.scene.source, visit.scene.model, visit.real, kept, _given_by(visit.scene)
 
     def _outputs(self, visit: Visit, update: Update, *, picture: bool = True, strip: bool = True) -> Outputs:
         """An update as Gradio takes it; picture and strip only where they change."""
@@ -353,11 +354,14 @@ class Page:
                 f"Real cells of {data.title}, {data.licence}. The models were trained on such cells, perhaps on these. "
                 f"{data.citation}"
             )
-        recent = [
-            stage.picture_tile(f"recent:{number}", scene.picture.caption, scene.picture, self._is_shown(visit, scene))
-            for number, scene in enumerate(visit.recent)
-            if scene.picture is not None and not scene.picture.example
-        ]
+        recent = []
+        for number, scene in enumerate(visit.recent):
+            act = f"recent:{number}"
+            is_shown = _given_by(scene) == _given_by(visit.scene)
+            if isinstance(scene.content, BatchResult):
+                recent.append(batch_page.batch_tile(act, scene.content, is_shown))
+            elif scene.picture is not None and not scene.picture.example:
+                recent.append(stage.picture_tile(act, scene.picture.caption, scene.picture, is_shown))
         return stage.tiles(given, real=real, credit=credit, recent=recent)
 
     def _names(self, visit: Visit) -> list[str]:
@@ -472,7 +476,7 @@ class Page:
         with closing(predict_batch(self.models, batch, name)) as steps:
             for result in iter(partial(self.models.next_part, steps), None):
                 yield Update(Scene(result, source=source, readings=readings))
-        if len(result.rows) == 1 and not result.problems and not model:
+        if result.is_one_cell and not model:
             yield from self.open_cell(visit, 0)
 
     # What is clicked.
@@ -540,10 +544,10 @@ class Page:
 
     def open_people(self, visit: Visit) -> Iterator[Update]:
         """The cells of two synthetic people."""
-        return self.read_batch(visit, sample_batch, source="people")
+        return self.read_batch(visit, sample_batch, source=EXAMPLE_PEOPLE)
 
     def open_recent(self, visit: Visit, number: int) -> Iterator[Update]:
-        """A cell or a smear of this visit again."""
+        """A cell, a smear or the last batch of this visit again."""
         if number >= len(visit.recent):
             raise LeukoscopeError("This picture is not kept any more. Give it again.")
         scene = visit.recent[number]
@@ -553,6 +557,8 @@ class Page:
             yield from self._opened_smear(scene, scene.content)
             return
         yield Update(scene)
+        if isinstance(scene.content, BatchResult) and scene.content.is_one_cell:
+            yield from self.open_cell(visit, 0)
 
     def open_row(self, visit: Visit, number: int) -> Iterator[Update]:
         """The answer of one model."""

@@ -108,8 +108,10 @@ for (const end of ['pointerup', 'pointercancel']) {
     held = null
   })
 }
-// Of a batch, the people whose cells are open stay so: after a cell, and in another model's answer.
+// Of a batch, the people whose cells are open stay so: after a cell, and in another model's answer. Another batch may
+// have people of the same names.
 const openPeople = new Set()
+let openedBatch = ''
 const person = (row) => row.querySelector('h3')?.title
 element.addEventListener('toggle', ({target}) => {
   if (!target.matches('.lk-subject') || !person(target)) return
@@ -117,6 +119,11 @@ element.addEventListener('toggle', ({target}) => {
   else openPeople.delete(person(target))
 }, true)
 const openAgain = () => {
+  const {batch} = element.querySelector('.lk-shows-batch')?.dataset ?? {}
+  if (batch && batch !== openedBatch) {
+    openedBatch = batch
+    openPeople.clear()
+  }
   for (const row of element.querySelectorAll('details.lk-subject')) {
     if (openPeople.has(person(row))) row.open = true
   }

@@ -7,19 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from PIL import Image
-
 from leukoscope import LeukoscopeError
 from leukoscope.web import upload
 from leukoscope.web.answer import Answer, Picture, Row
-from leukoscope.web.batch import BatchResult
+from leukoscope.web.batch import MAX_KEPT, BatchResult
 from leukoscope.web.smear import Smear
 
-# Keep the last pictures of a visit: together as many pixels as one cell's upload may have.
-RECENT_CELLS = 8
-RECENT_PIXELS = upload.CELL_LIMIT.pixels
+# What a visit keeps of what was given: so many, and together no more bytes than the pictures of the largest batch and
+# those of the largest cell.
+RECENT_TILES = 8
+RECENT_BYTES = MAX_KEPT + 3 * upload.CELL_LIMIT.pixels
 DELETED = "A result is deleted after half an hour, or when the server starts anew. Give the picture again."
-EXAMPLE_SMEAR = "smear"  # source of the synthetic smear, which has a tile of its own
+# Sources of what has a tile of its own.
+EXAMPLE_SMEAR = "smear"
+EXAMPLE_PEOPLE = "people"
 Content = Answer | Smear | BatchResult
 _T = TypeVar("_T", Answer, Smear, BatchResult)
 
@@ -95,6 +96,20 @@ class Scene:
         return None
 
     @property
+    def whole(self) -> Content | None:
+        """What was given: the smear or batch that is shown, or that a cell was opened from, or the answer's picture."""
+        return self.behind or self.content
+
+    @property
+    def memory(self) -> int:
+        """Bytes that its picture, or those of its batch and what other models made of it, have."""
+        if isinstance(self.content, BatchResult):
+            # Another model's reading has the same pictures, and thumbnails of its own.
+            thumbnails = sum(len(row.thumbnail) for reading in self.readings for row in reading.rows)
+            return self.content.memory + thumbnails
+        return 3 * math.prod(self.picture.image.size) if self.picture else 0
+
+    @property
     def back(self) -> str:
         """What a cell was opened from, in a word; of a whole smear, its cells; "" for nothing."""
         if self.behind is None:
@@ -127,33 +142,41 @@ class Visit:
     asked: int = 0  # number of the newest question
     clicked: int = 0  # number that the page gave the newest click
     scene: Scene = field(default_factory=Scene)
-    recent: list[Scene] = field(default_factory=list)  # of the last pictures, the newest first
+    recent: list[Scene] = field(default_factory=list)  # of what was given last, the newest first; at most one batch
     added: list[str] = field(default_factory=list)  # Hub ids of models that the visitor named
     real: str = ""  # Hub id of the data set whose real cells are offered
 
     def show(self, scene: Scene) -> None:
-        """Show a scene, and keep it once its answer is complete, unless its cell is opened from a smear or batch."""
+        """Show a scene, and keep it once its answer is complete, unless its cell is opened from a smear or batch.
+
+        Of batches only the newest is kept: with its pictures, so that its cells open and another model can read it.
+        """
         self.scene = scene
         content = scene.content
-        if isinstance(content, Smear) or (isinstance(content, Answer) and content.rows and content.complete):
-            if scene.cell is None and scene.source != EXAMPLE_SMEAR:
-                self.remember(scene)
+        if scene.cell is not None or scene.source in (EXAMPLE_SMEAR, EXAMPLE_PEOPLE):
+            return
+        if isinstance(content, BatchResult) and content.is_reading:
+            if not scene.readings:
+                self.recent = [other for other in self.recent if not isinstance(other.content, BatchResult)]
+            self._forget(RECENT_BYTES - scene.memory)
         elif isinstance(content, BatchResult):
-            self._forget(least=0)  # a session holds a large smear or a large batch, not both
+            if content.rows:
+                self.remember(scene)
+        elif isinstance(content, Smear) or (isinstance(content, Answer) and content.rows and content.complete):
+            self.remember(scene)
 
     def remember(self, scene: Scene) -> None:
-        """Keep the scene of a picture, once for each."""
-        others = [other for other in self.recent if _image(other) is not _image(scene)]
-        self.recent = [replace(scene, view="", label="", forms={}), *others][:RECENT_CELLS]
-        self._forget(least=1)
+        """Keep a scene: of a picture, once for each; of a batch, in place of the one before."""
+        others = [other for other in self.recent if _kept_for(other) is not _kept_for(scene)]
+        self.recent = [replace(scene, view="", label="", forms={}), *others][:RECENT_TILES]
+        self._forget(RECENT_BYTES, least=1)
 
-    def _forget(self, least: int) -> None:
-        """Forget the oldest pictures until the rest is small enough, or `least` are left."""
-        while len(self.recent) > least and sum(math.prod(_image(scene).size) for scene in self.recent) > RECENT_PIXELS:
+    def _forget(self, size: int, least: int = 0) -> None:
+        """Forget the oldest scenes until the rest has at most `size` bytes, or `least` are left."""
+        while len(self.recent) > least and sum(scene.memory for scene in self.recent) > size:
             self.recent.pop()
 
 
-def _image(scene: Scene) -> Image.Image:
-    """The pixels of a scene that is kept."""
-    assert scene.picture is not None  # neither many cells nor nothing is kept
-    return scene.picture.image
+def _kept_for(scene: Scene) -> object:
+    """What a visit keeps one scene for: the pixels of a picture; any batch."""
+    return scene.picture.image if scene.picture else BatchResult
