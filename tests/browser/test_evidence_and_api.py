@@ -83,11 +83,22 @@ _LINES_OF_HEADS = """() => [...document.querySelectorAll('#evidence .lk-table th
 })"""
 
 
-@pytest.mark.parametrize("look", LOOKS, ids=["laptop", "phone"])
-def test_dots_of_both_classes_have_one_distance(visits: Callable[..., Any], look: dict[str, Any]) -> None:
-    page = opened(visits, "Evidence", "#card h1", **look)
+def test_dots_of_both_classes_have_one_distance(visits: Callable[..., Any]) -> None:
+    page = opened(visits, "Evidence", "#card h1", **LOOKS[0])
     distances = [distance for plot in page.evaluate(_DOTS) for distance in plot]
     assert len(distances) > 30 and max(distances) - min(distances) < 0.5
+
+
+def test_on_a_phone_plots_are_as_wide_as_the_page_and_tables_are_closed(visits: Callable[..., Any]) -> None:
+    """The plot of normal cells had 60 % of the width, and evidence was 2,800 pixels long."""
+    page = opened(visits, "Evidence", "#card h1", **PHONE)
+    page.wait_for_timeout(500)
+    widths = page.evaluate("[...document.querySelectorAll('.lk-dot-plot')].map((plot) => plot.clientWidth)")
+    assert len(widths) == 2 and min(widths) > 280
+    assert page.evaluate("document.documentElement.scrollHeight") < 2400
+    assert not page.locator(".lk-changes").is_visible()
+    page.get_by_role("button", name="Small changes").click()
+    assert page.locator(".lk-changes").is_visible()
 
 
 def test_the_table_has_heads_of_two_lines_at_most(visits: Callable[..., Any]) -> None:

@@ -242,8 +242,11 @@ def test_what_is_answered_about_a_person_stands_in_the_row_and_why_behind_it() -
     assert (answers["1"].short, answers["1"].detail) == ("too few cells", "1 of 2 needed")
     assert (answers["2"].short, answers["2"].detail) == ("ALL 90\u00a0%", "from 2 cells")
     assert (answers["3"].short, answers["3"].detail) == ("no answer", "2 of 3 unlike")
-    assert person_sentences(result, "1") == [
-        "An answer about a person needs 2 cells like the training cells; here is 1.", "1 cell: 1 ALL.",
+    assert person_sentences(result, "1") == ["1 cell: 1 ALL."], "that it is too few stands in the row"
+    strange = replace(row("g", "", 0.9, "1", ood_score=4.0), picture=png())
+    assert person_sentences(replace(result, rows=(*rows, strange)), "1") == [
+        "An answer about a person needs 2 cells like the training cells; here is 1.",
+        "2 cells: 1 ALL, 1 unlike its training cells.",
     ]  # fmt: skip
     assert person_sentences(result, "2")[1:] == ["2 cells: 2 ALL.", "Right by your labels: 1 of 2 with a class."]
     page = batch_picture(result)

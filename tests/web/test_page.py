@@ -373,7 +373,7 @@ def test_what_a_stopped_batch_has_predicted_stays_to_be_opened_and_saved(
     text = shown(page, click(page, visit, "stop"))
     assert list(steps) == [] and not Path(path).exists()
     assert "stopped after 16 of 20 pictures" in text and "not all read" in text
-    assert "(so far: 16 of 20 pictures read)</h2>" in text, "in the answer itself"
+    assert ">So far: 16 " in text and "stopped after 16 of 20 pictures" in text, "in the answer itself"
     assert "p2/05.png" in shown(page, click(page, visit, "cell:15"))
     shown(page, click(page, visit, "back"))
     shown(page, click(page, visit, "read:other"))

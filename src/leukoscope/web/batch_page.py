@@ -53,7 +53,7 @@ REFUSED_FROM = 0.78
 WIDTH = 356
 LEAST_HEIGHT = 48
 MOST_HEIGHT = 200
-FEW_CELLS = 24  # of one row, which need less height
+FEW_CELLS = 40  # of one row, which need less height
 HEIGHT_OF_FEW = 120
 _END_OF_WORD = re.compile(r"(?<=[_\- .])")
 ALL_ROWS = 400  # pixels of all rows together, where that leaves each its least height
@@ -178,14 +178,27 @@ def _axis(result: BatchResult) -> dict[str, Any]:
         zone = None
         if limit > 1 / len(result.classes):
             zone = {"from": 0.0, "to": limit * AXIS_END}
-        return {"end": AXIS_END, "classes": classes, "low": "0\u00a0%", "high": "100\u00a0% its class", "zone": zone}
+        return {
+            "end": AXIS_END,
+            "caption": "Each dot is one cell, placed by the probability of its class",
+            "classes": classes,
+            "low": "0\u00a0%",
+            "high": "100\u00a0% its class",
+            "zone": zone,
+        }
     zone = None
     if limit > 0.5:
         zone = {"from": (1 - limit) * AXIS_END, "to": limit * AXIS_END}
     if result.positive == result.classes[0]:
         classes.reverse()
-    low = f"0\u00a0% {result.positive}"
-    return {"end": AXIS_END, "classes": classes, "low": low, "high": f"100\u00a0% {result.positive}", "zone": zone}
+    return {
+        "end": AXIS_END,
+        "caption": f"Each dot is one cell, placed by its probability of {result.positive}",
+        "classes": classes,
+        "low": f"0\u00a0% {result.positive}",
+        "high": f"100\u00a0% {result.positive}",
+        "zone": zone,
+    }
 
 
 def _class_words(label: str) -> str:
@@ -300,7 +313,8 @@ def person_sentences(result: BatchResult, subject: str) -> list[str]:
     rows = result.by_subject.get(subject, [])
     sentences = []
     prediction = _prediction(result, subject)
-    if prediction is not None:
+    # That all its cells are too few stands in the row.
+    if prediction is not None and (prediction.outcome != TOO_FEW_CELLS or prediction.used < prediction.cells):
         sentences.append(_together(prediction))
     cells = [row for _, row in _cells(result, subject)]
     if cells:
@@ -513,8 +527,7 @@ def verdict(result: BatchResult) -> Verdict:
     answered = _verdict(result)
     if not result.stopped:
         return answered
-    so_far = f"so far: {result.done} of {result.total} pictures read"
-    return replace(answered, sentence=f"{answered.sentence} ({so_far})")
+    return replace(answered, sentence=f"So far: {answered.sentence[0].lower()}{answered.sentence[1:]}")
 
 
 def _verdict(result: BatchResult) -> Verdict:

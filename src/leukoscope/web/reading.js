@@ -3,6 +3,7 @@ element.addEventListener('click', (event) => {
   const {to} = event.target.closest('[data-to]')?.dataset ?? {}
   if (to) {
     const part = document.getElementById(to)
+    if (part.matches('details')) part.open = true
     part.scrollIntoView()
     part.focus({preventScroll: true})
   }
@@ -19,13 +20,14 @@ element.addEventListener('click', (event) => {
   }
 })
 for (const place of element.querySelectorAll('[data-address]')) place.textContent = `${location.origin}${location.pathname}`
-// A card has figures and tables: on a phone, "How good it is" is closed until it is touched.
+// On a phone, the tables of small changes and of a card's "How good it is" are closed until they are touched.
+const FOLDED = ['#lk-small-changes', '#card .md > div > div:first-child > details']
 const evidence = element.closest('#evidence-page')
 if (evidence) {
   new MutationObserver(() => {
-    const measured = evidence.querySelector('#card .md > div > div:first-child > details:not([data-lk-come])')
-    if (!measured) return
-    measured.dataset.lkCome = ''
-    if (innerWidth <= 720) measured.open = false
+    for (const table of evidence.querySelectorAll(FOLDED.map((part) => `${part}:not([data-lk-come])`).join())) {
+      table.dataset.lkCome = ''
+      if (innerWidth <= 720) table.open = false
+    }
   }).observe(evidence, {childList: true, subtree: true})
 }
