@@ -211,6 +211,24 @@ def test_a_batch_of_people_of_the_same_names_opens_with_no_row_of_the_one_before
     opened.wait_for()
 
 
+@pytest.mark.parametrize("look", [LAPTOP, PHONE], ids=["laptop", "phone"])
+def test_cells_that_are_read_take_the_places_of_those_that_are_not_and_move_nothing(
+    visits: Callable[..., Any], tmp_path: Path, look: dict[str, Any]
+) -> None:
+    visit = visits(**look)
+    files = {f"{number}.png": cell_png(("ALL", "HEM")[number % 2], number % 5, number) for number in range(30)}
+    top = visit.page.locator("#answer").bounding_box()["y"]
+    upload(visit, Path(pack(tmp_path / "cells.zip", files)))
+    visit.page.locator("#answer .lk-progress", has_text="16 of 30").wait_for()
+    heights = "(pictures) => pictures.map((picture) => picture.offsetHeight)"
+    thumbnails = visit.page.locator("#picture .lk-grid .lk-thumbnail").evaluate_all(heights)
+    assert len(thumbnails) == 24 and max(thumbnails) - min(thumbnails) <= 1
+    visit.page.locator("#answer .lk-model", has_text="30 cells").wait_for()
+    assert visit.page.locator("#answer").bounding_box()["y"] == top
+    verdict = visit.page.locator(VERDICT).bounding_box()
+    assert verdict["y"] + verdict["height"] < look["viewport"]["height"]
+
+
 def test_a_batch_can_be_stopped(visits: Callable[..., Any], cells: Path) -> None:
     visit = visits()
     visit.act("people")

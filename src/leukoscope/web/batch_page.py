@@ -53,8 +53,8 @@ REFUSED_FROM = 0.78
 WIDTH = 356
 LEAST_HEIGHT = 48
 MOST_HEIGHT = 200
-FEW_CELLS = 40  # of one row, which need less height
-HEIGHT_OF_FEW = 120
+FEW_CELLS = 32  # of one row, which need less height
+HEIGHT_OF_FEW = 152
 _END_OF_WORD = re.compile(r"(?<=[_\- .])")
 ALL_ROWS = 400  # pixels of all rows together, where that leaves each its least height
 
