@@ -171,7 +171,14 @@ def test_many_cells_go_from_a_zip_to_subjects_a_cell_and_a_table(visits: Callabl
     rows = list(csv.DictReader(io.StringIO(saved(visit, "save:csv").decode())))
     assert [row["label"] for row in rows] == ["ALL"] * 10 + ["HEM"] * 10
     visit.page.locator("#picture .lk-subject svg").nth(9).wait_for()
-    visit.page.locator("#picture circle").first.dispatch_event("click")
+    dot = visit.page.locator("#picture circle").first
+    dot.hover()
+    cell = visit.page.locator("#picture .lk-cell-of-dot img")
+    listed = visit.page.locator(f'#picture .lk-grid [data-act="{dot.get_attribute("data-act")}"] img')
+    assert cell.get_attribute("src") == listed.get_attribute("src"), "the cell of the dot that the mouse is on"
+    visit.page.mouse.move(0, 0)
+    cell.wait_for(state="detached")
+    dot.dispatch_event("click")
     visit.page.locator("[data-act=back]").wait_for()
     assert ".png" in visit.page.locator("#picture .lk-caption").inner_text()
     visit.act("back")

@@ -128,6 +128,27 @@ const openAgain = () => {
     if (openPeople.has(person(row))) row.open = true
   }
 }
+// The cell of the dot that a mouse is on, where it is listed behind the dot's row.
+const showCellOf = (dot) => {
+  element.querySelector('.lk-cell-of-dot')?.remove()
+  const cell = dot && element.querySelector(`.lk-grid [data-act="${dot.dataset.act}"] img`)
+  if (!cell) return
+  const stage = element.querySelector('.lk-stage')
+  const {left, right, top, bottom} = dot.getBoundingClientRect()
+  const around = stage.getBoundingClientRect()
+  const frame = document.createElement('div')
+  frame.className = cell.closest('.lk-dark') ? 'lk-cell-of-dot lk-dark' : 'lk-cell-of-dot'
+  frame.append(cell.cloneNode())
+  stage.append(frame)
+  const x = (left + right - frame.offsetWidth) / 2 - around.left
+  const above = top - around.top - frame.offsetHeight - 8
+  frame.style.left = `${within(x, 0, around.width - frame.offsetWidth)}px`
+  frame.style.top = `${above < 0 ? bottom - around.top + 8 : above}px`
+}
+element.addEventListener('pointerover', ({target, pointerType}) => {
+  if (pointerType === 'mouse') showCellOf(target.closest('circle[data-act]'))
+})
+element.addEventListener('pointerleave', () => showCellOf(null))
 watch('value', () => {
   draw()
   setTimeout(openAgain)
