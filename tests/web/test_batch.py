@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from collections.abc import Callable, Iterator
@@ -27,7 +28,15 @@ from leukoscope.web.answer import Picture, ask
 from leukoscope.web.app import Endpoints
 from leukoscope.web.batch import BatchResult, BatchRow, columns, label_metrics, predict_batch, predict_files
 from leukoscope.web.batch_files import Batch, BatchFile, open_batch
-from leukoscope.web.batch_page import batch_answer, batch_picture, person_answer, person_sentences, progress, verdict
+from leukoscope.web.batch_page import (
+    batch_answer,
+    batch_picture,
+    batch_tile,
+    person_answer,
+    person_sentences,
+    progress,
+    verdict,
+)
 from leukoscope.web.drawing import WAITING_FOR_OTHERS
 from leukoscope.web.export import csv_file
 from leukoscope.web.model_cache import ModelCache
@@ -262,6 +271,17 @@ def test_what_is_answered_about_a_person_stands_in_the_row_and_why_behind_it() -
         "An answer needs 2 cells like its training cells; one person has 1. "
         "Most cells of one person are unlike its training cells."
     )
+
+
+@pytest.mark.parametrize("cells", [1, 2, 3, 5, 6, 7, 30])
+def test_the_tile_of_a_batch_is_filled_by_six_of_its_cells_or_all_of_fewer(cells: int) -> None:
+    white = encoded(Image.new("RGB", (132, 132), "white"), "WEBP")
+    rows = tuple(replace(row(str(number), "", 0.9), thumbnail=white) for number in range(cells))
+    tile = batch_tile("recent:0", replace(RESULT, rows=rows), False)
+    assert tile.label == ("1 cell" if cells == 1 else f"{cells} cells")
+    content = base64.b64decode(tile.image.source.partition(",")[2])
+    pixels = np.asarray(Image.open(io.BytesIO(content)).convert("L"))
+    assert pixels.shape == (108, 132) and pixels.mean() >= 255 * 3 / 4 - 3
 
 
 def test_people_without_an_answer_have_one_reason_that_is_said_once() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product, takewhile
+from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -33,10 +34,8 @@ from leukoscope.web.smear_page import counts_text, number_word
 from leukoscope.web.stage import TILE_SIDE, Tile
 from leukoscope.web.swarm import Space, common_radius, swarm
 
-# Cells on a batch's tile, and how high it is, in pixels.
-TILE_COLUMNS = 3
-TILE_ROWS = 2
-TILE_HEIGHT = 108
+TILE_CELLS = 6
+TILE_HEIGHT = 108  # pixels
 SHOWN_CELLS = 120
 SHOWN_WHILE_READ = 24
 LEAST_SHOWN = 12  # of each person
@@ -85,16 +84,16 @@ def progress(result: BatchResult, *, waits: str = "") -> Markup:
 
 
 def batch_tile(act: str, result: BatchResult, pressed: bool) -> Tile:
-    """A tile with six of its cells."""
-    width = TILE_SIDE // TILE_COLUMNS
-    height = TILE_HEIGHT // TILE_ROWS
-    places = list(product(range(0, TILE_ROWS * height, height), range(0, TILE_COLUMNS * width, width)))
-    sheet = Image.new("RGB", (TILE_COLUMNS * width, TILE_ROWS * height))
+    """A tile with six of its cells, or with all of fewer."""
     rows = [row for _, row in result.cells]
-    chosen = rows[:: max(1, len(rows) // len(places))][: len(places)]
-    for row, (top, left) in zip(chosen, places, strict=False):
+    chosen = rows[:: max(1, len(rows) // TILE_CELLS)][:TILE_CELLS]
+    columns = min(3, math.ceil(math.sqrt(len(chosen))))
+    width = TILE_SIDE // columns
+    height = TILE_HEIGHT // math.ceil(len(chosen) / columns)
+    sheet = Image.new("RGB", (TILE_SIDE, TILE_HEIGHT))
+    for place, row in enumerate(chosen):
         with Image.open(io.BytesIO(row.thumbnail)) as thumbnail:
-            sheet.paste(ImageOps.fit(thumbnail, (width, height)), (left, top))
+            sheet.paste(ImageOps.fit(thumbnail, (width, height)), (place % columns * width, place // columns * height))
     is_dark = all(row.is_dark for row in chosen)
     return Tile(act, read_text(result), given_text(result), embedded(sheet, TILE_SIDE), dark=is_dark, pressed=pressed)
 
