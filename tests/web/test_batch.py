@@ -103,7 +103,7 @@ def test_the_page_says_it_all_and_escapes_names() -> None:
     hostile = replace(RESULT, rows=(*RESULT.rows, row("<script>", "ALL", 0.3)), problems=("<img>: is bad",))
     page = batch_answer(hostile) + batch_picture(hostile)
     assert "<script>" not in page and "<img>" not in page
-    assert "Wrong, the most confident first (3)" in page and "1 not used" in page
+    assert "3 wrong, ringed in the plot; the most confident first" in page and "1 not used" in page
     assert page.count("in training?") == 1
 
 
@@ -223,6 +223,7 @@ def test_each_person_has_a_row_of_dots_and_refused_cells_are_hollow_in_their_own
     assert {(form, ink) for form, *_, ink in dots} == {
         ("lk-known", "class-0"), ("lk-known", "class-1"), ("lk-unlike", "none")
     }  # fmt: skip
+    assert re.findall(r'data-act="cell:(\d+)"[^>]* data-wrong', page) == ["1", "2"], "ringed"
     at = {int(number): float(x) for _, number, x, _ in dots}
     assert at[1] < at[0] < at[4] and at[3] < at[2] < at[4], "by the probability of ALL; refused cells beyond its end"
     assert "lk-zone" not in page and "lk-mid" not in page

@@ -253,6 +253,7 @@ def _dots(result: BatchResult, cells: Sequence[tuple[int, BatchRow]], rows: int,
                 "radius": f"{radius - 1 if outcome in REFUSED else radius:g}",
                 "colour": colour(outcome, result.classes),
                 "form": form(outcome),
+                "wrong": row.is_wrong,
                 "title": f"{row.name}: {_cell_words(row)}",
             }
         )
