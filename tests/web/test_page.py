@@ -247,6 +247,16 @@ def test_a_row_opens_with_its_map_and_the_picture_has_three_views(page: Page) ->
     assert "Map for HEM" in shown(page, click(page, visit, "row:1")) + shown(page, click(page, visit, "label:HEM"))
 
 
+@pytest.mark.parametrize("view", ["cell", "map", "covered"])
+def test_another_model_is_shown_in_the_view_that_was_chosen(page: Page, view: str) -> None:
+    visit = Visit()
+    list(click(page, visit, "example:1"))
+    list(click(page, visit, f"view:{view}"))
+    list(click(page, visit, "row:1"))
+    assert (visit.scene.model, visit.scene.view) == ("other", view)
+    assert bool(visit.scene.forms) == (view == "covered"), "computed for that model"
+
+
 @pytest.mark.parametrize("act", ["row:1", "view:turned", "view:covered", "label:ALL"])
 def test_what_is_clicked_before_the_maps_are_there_stays_and_every_map_follows(page: Page, act: str) -> None:
     page.models.examples.clear()

@@ -4,6 +4,7 @@ window.lkTabOf = (address) => {
   return ['evidence', 'api'].includes(name) ? name : 'cell'
 }
 window.lkTab = (name) => {
+  if (document.body.dataset.lkTab && document.body.dataset.lkTab !== name) scrollTo(0, 0)
   document.body.dataset.lkTab = name
   for (const link of document.querySelectorAll('.lk-head [data-tab]')) {
     if (link.dataset.tab === name) link.setAttribute('aria-current', 'page')

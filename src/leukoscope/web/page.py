@@ -561,9 +561,17 @@ class Page:
             yield from self.open_cell(visit, 0)
 
     def open_row(self, visit: Visit, number: int) -> Iterator[Update]:
-        """The answer of one model."""
-        if number < len(visit.scene.showing(Answer).rows):
-            yield Update(visit.scene.open_row(number))
+        """The answer of one model, in the view that the visitor chose before."""
+        if number >= len(visit.scene.showing(Answer).rows):
+            return
+        chosen = visit.scene.view
+        scene = visit.scene.open_row(number)
+        if chosen and not STAGE_VIEWS[chosen].compute:
+            yield Update(replace(scene, view=chosen))
+            return
+        yield Update(scene)
+        if chosen:
+            yield from self.choose_view(visit, chosen)
 
     def open_cell(self, visit: Visit, number: int) -> Iterator[Update]:
         """A cell of a smear or a batch."""
