@@ -21,27 +21,35 @@ def _rows(subjects: str = "AABB", label: str = "ALL") -> list[str]:
     return [f"{number}.png,{subject},{label}" for number, subject in enumerate(subjects)]
 
 
+_UID = "the number after UID_ in each file name, as C-NMC 2019 names its cells"
+_FOLDER = "the folder of each picture"
+
+
 @pytest.mark.parametrize(
     ("names", "subjects", "part"),
     [
         (["ALL/UID_1_2_1_all.bmp", "ALL/UID_1_3_1_all.bmp", "HEM/UID_H2_1_hem.bmp", "HEM/UID_H2_2_hem.bmp"],
-         ["1", "H2"], "the number after UID_"),
-        (["UID_H24_10_1_hem.bmp", "UID_H24_10_2_hem.bmp"], ["H24"], "the number after UID_"),
-        (["p1/a.png", "p1/b.png", "p2/a.png", "p2/b.png"], ["p1", "p2"], "the folder"),
-        (["ALL/P1/1.png", "ALL/P1/2.png", "HEM/P2/3.png", "HEM/P2/4.png"], ["P1", "P2"], "the folder"),
+         ["1", "H2"], _UID),
+        (["UID_H24_10_1_hem.bmp", "UID_H24_10_2_hem.bmp"], ["H24"], _UID),
+        (["p1/a.png", "p1/b.png", "p2/a.png", "p2/b.png"], ["p1", "p2"], _FOLDER),
+        (["ALL/P1/1.png", "ALL/P1/2.png", "HEM/P2/3.png", "HEM/P2/4.png"], ["P1", "P2"], _FOLDER),
         (["Archive/Anna Schmidt/1.png", "Archive/Anna Schmidt/2.png", "Archive/Ben/1.png", "Archive/Ben/2.png"],
-         ["Anna Schmidt", "Ben"], "the folder"),
-        (["P7/1.png", "P7/2.png"], ["P7"], "the folder"),
+         ["Anna Schmidt", "Ben"], _FOLDER),
+        (["P7/1.png", "P7/2.png"], ["P7"], _FOLDER),
     ],
 )  # fmt: skip
 def test_subjects_are_guessed_from_c_nmcs_names_and_folders_of_people(
     names: list[str], subjects: list[str], part: str
 ) -> None:
     found = find_subjects(names, {}, LABELS)
-    assert (sorted(set(found.subject_of.values())), list(found.subject_of), found.guessed) == (subjects, names, True)
+    assert (sorted(set(found.subject_of.values())), list(found.subject_of), found.guessed_from) == (
+        subjects,
+        names,
+        part,
+    )
     (note,) = found.notes
-    assert note.startswith(f"Subjects were guessed from {part}") and note.endswith(
-        f": {', '.join(subjects)}. A table of files and subjects names them surely."
+    assert note == (
+        f"Subjects were guessed from {part}: {', '.join(subjects)}. A table of files and subjects names them surely."
     )
 
 
@@ -73,7 +81,7 @@ def test_subjects_are_guessed_from_c_nmcs_names_and_folders_of_people(
 def test_pictures_whose_names_name_nobody_have_no_subject(names: list[str]) -> None:
     """Archive.zip was a subject called Archive, a camera's IMG_2023_0 and IMG_2024_1 two subjects."""
     found = find_subjects(names, {}, LABELS)
-    assert (found.subject_of, found.guessed, found.notes) == ({}, False, ())
+    assert (found.subject_of, found.guessed_from, found.notes) == ({}, "", ())
 
 
 @pytest.mark.parametrize(
@@ -88,7 +96,7 @@ def test_a_file_beside_the_folders_of_people_has_no_subject_and_the_others_keep_
     for stray in ("broken.png", f"{folder}broken.png"):
         found = find_subjects([*names, stray], {}, LABELS)
         assert found.subject_of == {name: name.split("/")[-2] for name in names}
-        assert found.guessed and f" The subject of 1 of {len(names) + 1} pictures is not known." in found.notes[0]
+        assert found.guessed_from and f" The subject of 1 of {len(names) + 1} pictures is not known." in found.notes[0]
 
 
 def test_a_file_without_a_subject_among_those_of_c_nmc_takes_no_subject_from_them() -> None:
@@ -101,14 +109,14 @@ def test_a_table_among_the_pictures_names_subjects_and_classes() -> None:
     found = find_subjects(CELLS, {"cells/t.csv": _table(*_rows())}, LABELS)
     assert found.subject_of == dict(zip(CELLS, "AABB", strict=True))
     assert found.label_of == dict.fromkeys(CELLS, "ALL")
-    assert (found.guessed, found.notes) == (False, ("Subjects are named by cells/t.csv.",))
+    assert (found.guessed_from, found.notes) == ("", ("Subjects are named by cells/t.csv.",))
 
 
 def test_a_table_prevails_over_names_and_may_leave_out_suffixes() -> None:
     names = ["P1/UID_1_1_1_all.bmp", "P1/UID_1_2_1_all.bmp"]
     rows = [f"{name.removesuffix('.bmp')},Zoe" for name in names]
     found = find_subjects(names, {"t.tsv": _table(*rows, header="file,subject").replace(b",", b"\t")}, LABELS)
-    assert set(found.subject_of.values()) == {"Zoe"} and not found.guessed
+    assert set(found.subject_of.values()) == {"Zoe"} and not found.guessed_from
 
 
 def test_rows_find_pictures_that_were_sent_without_their_folders() -> None:

@@ -41,13 +41,13 @@ class PictureSubjects:
         subject_of: picture → its subject; without the pictures that lie beside the folders of people, if subjects were
             guessed; {} where neither a table nor the names tell them.
         label_of: picture → its class, for those whose class a table names.
-        guessed: whether the subjects were guessed from names, not read from a table.
+        guessed_from: the part of the names that subjects were guessed from; "" where they were not guessed.
         notes: sentences for a person: where subjects come from, and which tables were not used.
     """
 
     subject_of: Mapping[str, str] = field(default_factory=dict)
     label_of: Mapping[str, str] = field(default_factory=dict)
-    guessed: bool = False
+    guessed_from: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -109,7 +109,7 @@ def find_subjects(
         if unknown:
             guess += f" The subject of {unknown:,} of {len(pictures):,} pictures is not known."
         notes.insert(0, f"{guess} A table of files and subjects names them surely.")
-    return PictureSubjects(subject_of, label_of, guessed=bool(subject_of), notes=tuple(notes))
+    return PictureSubjects(subject_of, label_of, guessed_from=part if subject_of else "", notes=tuple(notes))
 
 
 # Tables

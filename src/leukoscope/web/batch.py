@@ -89,7 +89,8 @@ class BatchResult:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     given: Batch = field(default_factory=Batch)  # the pictures that were read, to be predicted again
     problems: tuple[str, ...] = ()  # a sentence for each file that could not be used, or is no cell
-    guess: str = ""  # of `BatchFacts`, as the notes
+    guessed_from: str = ""  # of `BatchFacts`, as the guess and the notes
+    guess: str = ""
     notes: tuple[str, ...] = ()
     total: int = 0  # how many files were given
     unread: Mapping[str, int] = field(default_factory=dict)  # subject, "" for unknown → files not read yet
@@ -237,6 +238,7 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None) -> Gener
         revision=release.revision,
         metrics=release.metrics,
         given=replace(batch, files=[]),
+        guessed_from=facts.guessed_from,
         guess=facts.guess,
         total=total,
     )

@@ -64,12 +64,14 @@ class BatchFacts:
         subject_of: name of each picture → its subject; "" where it is not known, and then no prediction for a subject
             is made of it.
         class_of: name of each picture → its true class; "" where it is not known.
-        guess: a sentence that says from which part of the names subjects were guessed; "" where they were not.
+        guessed_from: the part of the names that subjects were guessed from; "" where they were not.
+        guess: the same in a sentence that lists subjects; "" where they were not guessed.
         notes: sentences for the page: which table names subjects, and what was not used.
     """
 
     subject_of: dict[str, str]
     class_of: dict[str, str]
+    guessed_from: str = ""
     guess: str = ""
     notes: tuple[str, ...] = ()
 
@@ -114,14 +116,14 @@ class Batch:
             if label and not class_of[name]:
                 foreign.add(label)
         notes = list(named.notes)
-        guess = notes.pop(0) if named.guessed else ""
+        guess = notes.pop(0) if named.guessed_from else ""
         for table, content in self.tables.items():
             if not names_files(table_in(table, content).header):
                 notes.append(f"{table}: has no column of image files, such as “file”; it was not used.")
         if foreign:
             notes.append(f"The table names classes that this model does not know: {', '.join(sorted(foreign))}.")
         subject_of = {name: named.subject_of.get(name, "") for name in names}
-        return BatchFacts(subject_of, class_of, guess, tuple(notes))
+        return BatchFacts(subject_of, class_of, named.guessed_from, guess, tuple(notes))
 
     def subjects(self, classes: Sequence[str]) -> dict[str, str]:
         """Name of each picture → its subject, "" where it is not known; errors as of `facts`."""

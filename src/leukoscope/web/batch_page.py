@@ -342,7 +342,8 @@ def _together(prediction: SubjectPrediction) -> str:
     if prediction.outcome == ABSTAIN:
         return f"Other cells of this person may give either class: {interval} {prediction.positive_label}."
     share = percent(prediction.probability)
-    return f"Together: {share} {prediction.positive_label} (with other cells of this person {interval})."
+    together = f"Together: {share} {prediction.positive_label}"
+    return f"{together}." if interval == share else f"{together}; other cells of this person would give {interval}."
 
 
 def _span(interval: tuple[float, float]) -> str:
@@ -485,8 +486,8 @@ def _caveats(result: BatchResult) -> list[str]:
         lines.append(f"Trained on {trained_on}: if the same, the answers are too good.")
     if result.subjects and result.without_subject:
         lines.append(result.without_subject)
-    if result.subjects and result.guess:
-        lines.append("People are guessed from the files’ paths; a table names them surely.")
+    if result.subjects and result.guessed_from:
+        lines.append(f"People are guessed from {result.guessed_from}; a table names them surely.")
     return [*lines, *result.notes]
 
 
