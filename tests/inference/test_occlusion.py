@@ -12,7 +12,7 @@ import pytest
 
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.data.images import UnreadableImage
-from leukoscope.inference.occlusion import GRID, covered_copy, covering_maps, margins, touched_places
+from leukoscope.inference.occlusion import GRID, covered_copies, covering_maps, margins, touched_places
 from leukoscope.inference.runtime import NetworkOutput
 from leukoscope.models.map_check import EVIDENCE_METHOD, OCCLUSION_METHOD
 from leukoscope.models.release import METRICS_FILE, read_release
@@ -57,7 +57,8 @@ def test_the_map_peaks_at_the_place_that_the_class_depends_on(place: int) -> Non
 
     assert maps.shape == (3, GRID, GRID) and maps.dtype == np.float32 and maps.min() >= 0
     assert maps[0].argmax() == place
-    after = network(covered_copy(pixels, place)[None]).logits
+    (copy,) = covered_copies(pixels, np.array([place]))
+    after = network(copy[None]).logits
     assert maps[0].max() == pytest.approx(float(margins(logits[None])[0, 0] - margins(after)[0, 0]), abs=1e-5)
     assert not maps[1].ravel()[place], "covering it speaks for the second class"
 
@@ -84,7 +85,7 @@ def test_a_margin_is_what_a_logit_exceeds_the_largest_other_one_by() -> None:
 
 def test_a_window_is_round_soft_and_leaves_distant_places_as_they_are() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    copy = covered_copy(pixels, 9)
+    (copy,) = covered_copies(pixels, np.array([9]))
     change = np.abs(copy.astype(int) - pixels).sum(axis=2)
     assert not change[SIDE // 2 :, SIDE // 2 :].any()
     side = SIDE // GRID

@@ -109,7 +109,7 @@ def find_subjects(
         if unknown:
             guess += f" The subject of {unknown:,} of {len(pictures):,} pictures is not known."
         notes.insert(0, f"{guess} A table of files and subjects names them surely.")
-    return PictureSubjects(subject_of, label_of, guessed_from=part if subject_of else "", notes=tuple(notes))
+    return PictureSubjects(subject_of, label_of, guessed_from=part, notes=tuple(notes))
 
 
 # Tables
@@ -219,7 +219,7 @@ def _guessed(pictures: Sequence[str], labels: Sequence[str], by_folder: bool) ->
     cnmc = {picture: _CNMC_SUBJECT.match(posixpath.basename(picture)) for picture in pictures}
     by_name = {picture: match[1] for picture, match in cnmc.items() if match}
     is_named = len(by_name) == len(pictures) or (by_folder and _are_most(by_name, pictures))
-    if is_named and _have_two_each(by_name):
+    if by_name and is_named and _have_two_each(by_name):
         return by_name, "the number after UID_ in each file name, as C-NMC 2019 names its cells"
     if by_folder:
         people = _folders_of_people(pictures, labels)

@@ -95,7 +95,7 @@ def batch_tile(act: str, result: BatchResult, pressed: bool) -> Tile:
         with Image.open(io.BytesIO(row.thumbnail)) as thumbnail:
             sheet.paste(ImageOps.fit(thumbnail, (width, height)), (place % columns * width, place // columns * height))
     is_dark = all(row.is_dark for row in chosen)
-    return Tile(act, read_text(result), given_text(result), embedded(sheet, TILE_SIDE), dark=is_dark, pressed=pressed)
+    return Tile(act, _read_text(result), _given_text(result), embedded(sheet, TILE_SIDE), dark=is_dark, pressed=pressed)
 
 
 # The left of the stage: a plot.
@@ -173,29 +173,27 @@ def _axis(result: BatchResult) -> dict[str, Any]:
     """What the colours and the ends of the axis are, and which part of it gives no class."""
     limit = Thresholds.from_metrics(result.metrics).abstain_below or 0.0
     classes = [{"words": _class_words(label), "colour": colour(label, result.classes)} for label in result.classes]
-    if len(result.classes) != 2:
-        zone = None
-        if limit > 1 / len(result.classes):
-            zone = {"from": 0.0, "to": limit * AXIS_END}
-        return {
-            "end": AXIS_END,
-            "caption": "Each dot is one cell, placed by the probability of its class",
-            "classes": classes,
-            "low": "0\u00a0%",
-            "high": "100\u00a0% its class",
-            "zone": zone,
-        }
+    if len(classes) == 2:
+        probability = f"its probability of {result.positive}"
+        low = f"0\u00a0% {result.positive}"
+        high = f"100\u00a0% {result.positive}"
+        zone_from = 1 - limit
+        if result.positive == result.classes[0]:
+            classes.reverse()
+    else:
+        probability = "the probability of its class"
+        low = "0\u00a0%"
+        high = "100\u00a0% its class"
+        zone_from = 0.0
     zone = None
-    if limit > 0.5:
-        zone = {"from": (1 - limit) * AXIS_END, "to": limit * AXIS_END}
-    if result.positive == result.classes[0]:
-        classes.reverse()
+    if limit > 1 / len(classes):
+        zone = {"from": zone_from * AXIS_END, "to": limit * AXIS_END}
     return {
         "end": AXIS_END,
-        "caption": f"Each dot is one cell, placed by its probability of {result.positive}",
+        "caption": f"Each dot is one cell, placed by {probability}",
         "classes": classes,
-        "low": f"0\u00a0% {result.positive}",
-        "high": f"100\u00a0% {result.positive}",
+        "low": low,
+        "high": high,
         "zone": zone,
     }
 
@@ -343,7 +341,9 @@ def _together(prediction: SubjectPrediction) -> str:
         return f"Other cells of this person may give either class: {interval} {prediction.positive_label}."
     share = percent(prediction.probability)
     together = f"Together: {share} {prediction.positive_label}"
-    return f"{together}." if interval == share else f"{together}; other cells of this person would give {interval}."
+    if interval == share:
+        return f"{together}."
+    return f"{together}; other cells of this person would give {interval}."
 
 
 def _span(interval: tuple[float, float]) -> str:
@@ -398,7 +398,7 @@ def batch_answer(result: BatchResult, others: Sequence[str] = (), readings: Sequ
     return render(
         "batch.html",
         model=result.model,
-        given=given_text(result),
+        given=_given_text(result),
         verdict=answered.sentence,
         because=answered.because,
         caveats=_caveats(result) if result.rows else [],
@@ -446,7 +446,7 @@ def _problems(result: BatchResult) -> list[str]:
 def _other_model(result: BatchResult, name: str, reading: BatchResult | None) -> dict[str, Any]:
     """What another model predicted for the batch, beside what is shown; that it can read it, where it has not."""
     if reading is None:
-        words = f"read the {read_text(result)}, too"
+        words = f"read the {_read_text(result)}, too"
         return {"model": name, "words": words, "title": f"{name}: {words}", "counts": []}
     words = _agreement(result, reading)
     title = f"{name}: {_counts_words([row for _, row in reading.cells])}; {words}; show it"
@@ -506,14 +506,14 @@ def _people(number: int) -> str:
     return f"{number_word(number)} {'person' if number == 1 else 'people'}"
 
 
-def read_text(result: BatchResult) -> str:
+def _read_text(result: BatchResult) -> str:
     """How many cells were predicted; how many pictures where none is one of a cell."""
     return _count_text(len(result.cells), "picture" if _shows_no_cell(result) else "cell")
 
 
-def given_text(result: BatchResult) -> str:
+def _given_text(result: BatchResult) -> str:
     """How many cells of how many people were predicted."""
-    cells = read_text(result)
+    cells = _read_text(result)
     if result.stopped:
         cells = f"stopped after {result.done} of {result.total} pictures"
     if not result.subjects:

@@ -253,8 +253,8 @@ class Page:
     @staticmethod
     def _strip_key(visit: Visit) -> tuple[Any, ...]:
         """What the strip of tiles depends on."""
-        kept = tuple((_given_by(scene), scene.model) for scene in visit.recent)
-        return visit.scene.source, visit.scene.model, visit.real, kept, _given_by(visit.scene)
+        recent = tuple((_given_by(scene), scene.model) for scene in visit.recent)
+        return visit.scene.source, visit.scene.model, visit.real, recent, _given_by(visit.scene)
 
     def _outputs(self, visit: Visit, update: Update, *, picture: bool = True, strip: bool = True) -> Outputs:
         """An update as Gradio takes it; picture and strip only where they change."""
@@ -564,14 +564,13 @@ class Page:
         """The answer of one model, in the view that the visitor chose before."""
         if number >= len(visit.scene.showing(Answer).rows):
             return
-        chosen = visit.scene.view
+        view = STAGE_VIEWS.get(visit.scene.view)
         scene = visit.scene.open_row(number)
-        if chosen and not STAGE_VIEWS[chosen].compute:
-            yield Update(replace(scene, view=chosen))
-            return
+        if view is not None and not view.compute:
+            scene = replace(scene, view=view.name)
         yield Update(scene)
-        if chosen:
-            yield from self.choose_view(visit, chosen)
+        if view is not None and view.compute:
+            yield from self.choose_view(visit, view.name)
 
     def open_cell(self, visit: Visit, number: int) -> Iterator[Update]:
         """A cell of a smear or a batch."""
