@@ -161,7 +161,7 @@ def test_many_cells_go_from_a_zip_to_subjects_a_cell_and_a_table(visits: Callabl
     visit = visits(**LAPTOP)
     upload(visit, cells)
     visit.page.locator("#picture .lk-subject svg").nth(9).wait_for()
-    visit.page.locator("#answer .lk-model", has_text="20 cells of ten people").wait_for()
+    visit.page.locator("#answer .lk-model", has_text="20 cells of 10 people").wait_for()
     said = visit.page.locator("#answer").inner_text()
     assert "Measured on your labels" in said
     assert "ALL/P0/broken.png: is not an image" in said
@@ -207,7 +207,7 @@ def test_a_batch_of_people_of_the_same_names_opens_with_no_row_of_the_one_before
         names = {f"P{subject}/{cell}.png": cell_png("ALL", subject, cell) for subject in (1, 2) for cell in range(2)}
         names |= {f"P1/{number}{cell}.png": cell_png("HEM", number, cell) for cell in range(1 + number)}
         upload(visit, Path(pack(tmp_path / f"{number}.zip", names)))
-        visit.page.locator("#answer .lk-model", has_text=f"{5 + number} cells of two people").wait_for()
+        visit.page.locator("#answer .lk-model", has_text=f"{5 + number} cells of 2 people").wait_for()
         visit.page.wait_for_timeout(300)
         assert opened.count() == 0, "the rows of the former batch"
         visit.page.locator("#picture summary").first.click()
@@ -249,7 +249,7 @@ def test_a_batch_can_be_stopped(visits: Callable[..., Any], cells: Path) -> None
     assert visit.page.locator("#picture circle").count() == dots, "what ran does not come back"
     upload(visit, cells)
     visit.page.locator("#picture .lk-subject svg").nth(9).wait_for()
-    visit.page.locator("#answer .lk-model", has_text="20 cells of ten people").wait_for()
+    visit.page.locator("#answer .lk-model", has_text="20 cells of 10 people").wait_for()
 
 
 # What is asked, and in which order
@@ -441,7 +441,7 @@ def test_a_folder_and_a_file_can_be_dropped_anywhere(visits: Callable[..., Any],
     visit = visits()
     drop(visit, folder, ".lk-give")
     visit.page.locator(".lk-subject h3", has_text="Anna Schmidt").wait_for()
-    visit.page.locator("#answer .lk-model", has_text="8 cells of two people").wait_for()
+    visit.page.locator("#answer .lk-model", has_text="8 cells of 2 people").wait_for()
     drop(visit, cell)
     visit.shows("my cell.png")
 
@@ -524,7 +524,7 @@ def test_axe_finds_nothing_serious(visits: Callable[..., Any], cells: Path, look
         ("cell", lambda: None, SAID),
         ("map", lambda: visit.act("view:map"), ".lk-handle"),
         ("smear", lambda: visit.act("smear"), "#picture .lk-box"),
-        ("batch", lambda: upload(visit, cells), "#answer >> text=20 cells of ten people >> nth=0"),
+        ("batch", lambda: upload(visit, cells), "#answer >> text=20 cells of 10 people >> nth=0"),
         ("behind a row", lambda: visit.page.locator("#picture summary").first.click(), "#picture .lk-grid li"),
         ("evidence", lambda: visit.page.get_by_role("link", name="Evidence").first.click(), "#card h1"),
     ):

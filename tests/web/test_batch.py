@@ -29,6 +29,7 @@ from leukoscope.web.app import Endpoints
 from leukoscope.web.batch import BatchResult, BatchRow, columns, label_metrics, predict_batch, predict_files
 from leukoscope.web.batch_files import Batch, BatchFile, open_batch
 from leukoscope.web.batch_page import (
+    Verdict,
     batch_answer,
     batch_picture,
     batch_tile,
@@ -199,6 +200,7 @@ def test_progress_is_told_with_the_rows_so_far(tiny_release: Path, tmp_path: Pat
     page = progress(replace(second, seconds=4.0))
     assert "16 of 20 pictures predicted" in page and "about 1 s left" in page
     assert "0 of 20 pictures predicted" in progress(first) and "left" not in progress(first)
+    assert "people unknown" in page and "no people" not in page
     assert "another visitor" in progress(first, waits=WAITING_FOR_OTHERS)
 
 
@@ -263,14 +265,16 @@ def test_what_is_answered_about_a_person_stands_in_the_row_and_why_behind_it() -
     assert all(answer.short in page and answer.detail in page for answer in answers.values())
     assert "Together: 90\u00a0% ALL" in page and "Rule for a person: " in batch_answer(result)
     answered = verdict(result)
-    assert answered.sentence == "One person’s cells look like blasts, two without an answer"
+    assert answered.sentence == "1 person’s cells look like blasts, 2 without an answer"
     both = (row("a", "", 0.9, "1"), row("b", "", 0.9, "1"), row("c", "", 0.1, "2"), row("d", "", 0.1, "2"))
-    assert verdict(replace(result, rows=both)).sentence == "One person’s cells look like blasts, one’s normal"
-    assert answered.because == "Such answers were wrong for 5 of 100 unseen people (95 %: 1 to 20)."
+    assert verdict(replace(result, rows=both)).sentence == "1 person’s cells look like blasts, 1 person’s look normal"
+    assert verdict(replace(result, rows=both[:2])).sentence == "The person’s cells look like blasts"
+    assert answered.because == "Such answers were wrong for 5 of 100 unseen people (95\u00a0%: 1 to 20)."
     nobody = replace(result, rows=(rows[0], *rows[3:]))
-    assert verdict(nobody).because == (
-        "An answer needs 2 cells like its training cells; one person has 1. "
-        "Most cells of one person are unlike its training cells."
+    assert verdict(nobody) == Verdict(
+        "1 looks like a blast, 1 normal, 2 unlike its training cells",
+        "No answer about any person. An answer needs 2 cells like its training cells; 1 person has 1. "
+        "Most cells of 1 person are unlike its training cells.",
     )
 
 
@@ -289,11 +293,39 @@ def test_people_without_an_answer_have_one_reason_that_is_said_once() -> None:
     rows = tuple(row(name, "", 0.9, name) for name in "ab")
     result = replace(RESULT, rows=rows, metrics=JUDGED)
     page = batch_answer(result)
-    assert "Too few cells per person</h2>" in page
-    assert page.count("needs 2 cells") == 1 and "two people have 1." in page
+    assert verdict(result).sentence == "2 look like blasts", "what was found, not what is missing"
+    assert "No answer about any person. An answer needs 2 cells like its training cells; 2 people have 1." in page
+    assert page.count("needs 2 cells") == 1
+    one = verdict(replace(result, rows=rows[:1]))
+    assert one.because.startswith("No answer about the person. An answer needs 2 cells")
     unlike = replace(result, rows=tuple(row(name, "", 0.9, name, ood_score=9) for name in "ab"))
     assert verdict(unlike).sentence == "No answer: unlike the cells it knows"
     assert "lk-trust" not in batch_answer(unlike), "how far to trust an answer, where there is none"
+
+
+def test_each_clause_of_a_verdict_is_kept_together_and_all_counts_are_figures() -> None:
+    page = batch_answer(replace(RESULT, metrics={}))
+    verdict_of = page[page.index("lk-verdict") :].split("</h2>")[0]
+    assert re.findall(r'lk-clause">([^<]+)</span>', verdict_of) == ["2 look like blasts,", "2 normal"]
+    assert ">tiny · 4 cells of 2 people<" in page
+
+
+def test_a_batch_speaks_of_people_and_sets_off_every_percent_sign() -> None:
+    """Its rule said "wrong for 6% of unseen subjects", its notes that subjects are named by a table."""
+    notes = ("Subjects are named by subjects.csv.", "t.csv: names neither subjects nor classes; it was not used.")
+    rows = [row(f"{label}{n}", label, 0.9 - 0.6 * (label == "HEM"), f"{label}{n}")
+            for label in ("ALL", "HEM") for n in range(12)]  # fmt: skip
+    page = batch_answer(replace(RESULT, rows=tuple(rows), metrics=JUDGED, notes=notes))
+    words = unescape(re.sub("<[^>]*>", " ", page)).replace("subjects.csv", "")
+    assert "Rule for a person" in words and "People are named by" in words and "samples of people" in words
+    assert "ubject" not in words and not re.search(r"\d%|\d %", words)
+
+
+def test_the_tile_of_a_batch_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = replace(RESULT)
+    first = batch_tile("recent:0", result, False)
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("a thumbnail is decoded again"))
+    assert batch_tile("recent:1", result, True).image == first.image
 
 
 def test_few_labelled_cells_are_counted_and_have_neither_shares_nor_intervals() -> None:
@@ -309,7 +341,7 @@ def test_few_labelled_cells_are_counted_and_have_neither_shares_nor_intervals() 
         whole = batch_answer(replace(RESULT, rows=tuple(cells)))
         return whole[whole.index("Measured on your labels") :].split("</section>")[0]
 
-    assert "24 cells of six people" in labelled(3) and "Accuracy 100\u00a0%" in labelled(3)
+    assert "24 cells of 6 people" in labelled(3) and "Accuracy 100\u00a0%" in labelled(3)
     assert "95 % interval" not in labelled(3) and "From 5 people of each class on" in labelled(3)
     assert "100 of 100 blasts, 95 % interval" in labelled(6) and "0.9" not in labelled(6)
 
@@ -340,7 +372,7 @@ def test_a_picture_without_a_cell_counts_once_and_takes_no_person_from_the_other
     *_, result = predict_batch(models, open_batch([path]), "cnmc")
     assert isinstance(result, BatchResult) and result.subjects == ["patient_1", "patient_2"]
     page = unescape(batch_answer(result, ["other"]))
-    assert "4 cells of two people" in page and "read the 4 cells, too" in page and "2 not used" in page
+    assert "4 cells of 2 people" in page and "read the 4 cells, too" in page and "2 not used" in page
     assert "not a cell" not in page and "unlike" not in page.split("2 not used")[0].split("lk-verdict")[1]
     alone = ask(Picture(Image.open(io.BytesIO(gradient)), "gradient.png"), models, "cnmc")
     assert alone.verdict() == "No white blood cell found"

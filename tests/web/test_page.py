@@ -529,7 +529,7 @@ def test_the_last_batch_has_a_tile_that_opens_it_and_its_cells(
     visit = Visit()
     names = [f"p{subject}/{cell}.png" for subject in (1, 2) for cell in (1, 2)]
     list(page._on_upload([zipped(tmp_path, names)], visit))
-    tile = 'data-act="recent:0" title="4 cells of two people" aria-pressed='
+    tile = 'data-act="recent:0" title="4 cells of 2 people" aria-pressed='
     assert f'{tile}"true"' in page._tiles(visit) and "<span>4 cells</span>" in page._tiles(visit)
     batch = visit.scene.content
     list(click(page, visit, "example:1"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Generator, Mapping, Sequence
@@ -10,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError
 from leukoscope.data.images import filled_note, is_cut_out, is_dark, to_rgb
@@ -27,6 +30,8 @@ from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.upload import deleted_afterwards
 
 THUMBNAIL_SIDE = 132  # pixels
+SHEET_CELLS = 6
+SHEET_SIZE = (132, 108)  # pixels
 SMEAR = "shows a smear, no single cell cut out on black; give it alone, and its cells are found"
 NO_CELL = f"{NOTHING_FOUND[0].lower()}{NOTHING_FOUND[1:]}; nothing in it is stained as the nucleus of one is"
 MAX_KEPT = 64 * 2**20  # bytes of a batch's pictures that stay in the visitor's session, to be opened
@@ -74,7 +79,7 @@ class BatchRow:
             return self.picture
         raise DataError(
             f"{self.name}: of a batch, {MAX_KEPT // 2**20} MB of pictures are kept, and this one is not among them; "
-            "send this subject's cells alone"
+            "send this person's cells alone"
         )
 
 
@@ -132,6 +137,21 @@ class BatchResult:
         """Number and row of each picture that counts as a cell; of every picture where none does."""
         pictures = list(enumerate(self.rows))
         return [(number, row) for number, row in pictures if not row.no_cell] or pictures
+
+    @cached_property
+    def sheet(self) -> bytes:
+        """Six of its cells beside each other, or all of fewer, as a WebP of `SHEET_SIZE`."""
+        rows = [row for _, row in self.cells]
+        chosen = rows[:: max(1, len(rows) // SHEET_CELLS)][:SHEET_CELLS]
+        columns = min(3, math.ceil(math.sqrt(len(chosen))))
+        width = SHEET_SIZE[0] // columns
+        height = SHEET_SIZE[1] // math.ceil(len(chosen) / columns)
+        sheet = Image.new("RGB", SHEET_SIZE)
+        for place, row in enumerate(chosen):
+            corner = (place % columns * width, place // columns * height)
+            with Image.open(io.BytesIO(row.thumbnail)) as thumbnail:
+                sheet.paste(ImageOps.fit(thumbnail, (width, height)), corner)
+        return encoded(sheet, "WEBP", quality=88)
 
     @cached_property
     def by_subject(self) -> dict[str, list[BatchRow]]:
@@ -321,6 +341,7 @@ class LabelMetrics:
         cells: class → how many cells it has.
         right: class → how many of them get it.
         people: class → how many subjects it has; {} where not every cell has one.
+        by_subject: whether the intervals are of subjects that were sampled, not of cells.
         notes: sentences on cells and intervals.
     """
 
@@ -329,6 +350,7 @@ class LabelMetrics:
     cells: Mapping[str, int] = field(default_factory=dict)
     right: Mapping[str, int] = field(default_factory=dict)
     people: Mapping[str, int] = field(default_factory=dict)
+    by_subject: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -348,10 +370,12 @@ def measured_on_labels(result: BatchResult) -> LabelMetrics:
     people: dict[str, int] = {}
     if "" not in cells.subjects:
         people = dict(Counter(label for label, _ in {(row.truth, row.subject) for row in rows}))
+    by_subject = True
     try:
         intervals = subject_intervals(cells)
         notes.append("95 % intervals from bootstrap samples of subjects.")
     except LeukoscopeError as error:
+        by_subject = False
         intervals = cell_intervals(cells)
         reason = str(error)
         if not people:
@@ -363,6 +387,7 @@ def measured_on_labels(result: BatchResult) -> LabelMetrics:
         cells=dict(Counter(row.truth for row in rows)),
         right=dict(Counter(row.truth for row in rows if row.prediction.most_probable == row.truth)),
         people=people,
+        by_subject=by_subject,
         notes=tuple(notes),
     )
 

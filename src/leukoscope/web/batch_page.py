@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +11,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from markupsafe import Markup
-from PIL import Image, ImageOps
 
 from leukoscope.data.registry import cells_of
 from leukoscope.inference.prediction import (
@@ -28,14 +25,12 @@ from leukoscope.inference.subject import SubjectPrediction
 from leukoscope.reports import trust
 from leukoscope.reports.formatting import data_uri, metric_name
 from leukoscope.reports.text import FOREIGN_VERDICT, NO_CELL_VERDICT, NOTHING_FOUND, about_model, outcome_text, percent
-from leukoscope.web.batch import BatchResult, BatchRow, LabelMetrics, measured_on_labels
-from leukoscope.web.drawing import colour, embedded, form, outcome_counts, render
-from leukoscope.web.smear_page import counts_text, number_word
-from leukoscope.web.stage import TILE_SIDE, Tile
+from leukoscope.web.batch import SHEET_SIZE, BatchResult, BatchRow, LabelMetrics, measured_on_labels
+from leukoscope.web.drawing import EmbeddedImage, colour, form, outcome_counts, render
+from leukoscope.web.smear_page import counts_text
+from leukoscope.web.stage import Tile
 from leukoscope.web.swarm import Space, common_radius, swarm
 
-TILE_CELLS = 6
-TILE_HEIGHT = 108  # pixels
 SHOWN_CELLS = 120
 SHOWN_WHILE_READ = 24
 LEAST_SHOWN = 12  # of each person
@@ -68,7 +63,7 @@ def progress(result: BatchResult, *, waits: str = "") -> Markup:
         done=result.done,
         total=result.total,
         seconds_left=seconds_left,
-        people=_people(len(result.subjects)),
+        people=_people(len(result.subjects)) if result.subjects else "people unknown",
         caveats=_caveats(result),
         counts=_counts(result),
         model=result.model,
@@ -85,17 +80,9 @@ def progress(result: BatchResult, *, waits: str = "") -> Markup:
 
 def batch_tile(act: str, result: BatchResult, pressed: bool) -> Tile:
     """A tile with six of its cells, or with all of fewer."""
-    rows = [row for _, row in result.cells]
-    chosen = rows[:: max(1, len(rows) // TILE_CELLS)][:TILE_CELLS]
-    columns = min(3, math.ceil(math.sqrt(len(chosen))))
-    width = TILE_SIDE // columns
-    height = TILE_HEIGHT // math.ceil(len(chosen) / columns)
-    sheet = Image.new("RGB", (TILE_SIDE, TILE_HEIGHT))
-    for place, row in enumerate(chosen):
-        with Image.open(io.BytesIO(row.thumbnail)) as thumbnail:
-            sheet.paste(ImageOps.fit(thumbnail, (width, height)), (place % columns * width, place // columns * height))
-    is_dark = all(row.is_dark for row in chosen)
-    return Tile(act, _read_text(result), _given_text(result), embedded(sheet, TILE_SIDE), dark=is_dark, pressed=pressed)
+    image = EmbeddedImage(data_uri("image/webp", result.sheet), *SHEET_SIZE)
+    is_dark = all(row.is_dark for _, row in result.cells)
+    return Tile(act, _read_text(result), _given_text(result), image, dark=is_dark, pressed=pressed)
 
 
 # The left of the stage: a plot.
@@ -388,9 +375,6 @@ def batch_answer(result: BatchResult, others: Sequence[str] = (), readings: Sequ
     reading_of = {reading.model: reading for reading in readings}
     names = dict.fromkeys([*others, *reading_of])
     short_names = _short_names([row.name for row in result.rows])
-    rule = ""
-    if result.rule:
-        rule = f"Rule for a person: {result.rule.text}. Its interval does not say how people differ."
     trust_rows: Sequence[trust.TrustRow] = ()
     if result.metrics and not _is_foreign(result):
         trust_rows = trust.trust_rows(result.metrics)
@@ -403,7 +387,7 @@ def batch_answer(result: BatchResult, others: Sequence[str] = (), readings: Sequ
         because=answered.because,
         caveats=_caveats(result) if result.rows else [],
         counts=_counts(result),
-        rule=rule,
+        rule=_rule_text(result),
         measured=_measured_row(result, measured),
         measured_labels=[label for label in result.classes if measured.cells.get(label)],
         measures=_measures(measured),
@@ -418,6 +402,19 @@ def batch_answer(result: BatchResult, others: Sequence[str] = (), readings: Sequ
         details=f"{about_model(result.model, result.revision)}.",
         can_save=bool(result.rows),
     )
+
+
+def _rule_text(result: BatchResult) -> str:
+    """How cells become an answer about a person, and what that is worth; "" without a rule for people."""
+    if result.rule is None:
+        return ""
+    sentences = [
+        "Rule for a person: a logistic regression on the 10, 25, 50, 75 and 90\u00a0% quantiles of the cells’ logits, "
+        f"from {result.rule.least_cells} cells on that are like its training cells.",
+        *_error_rate(result),
+        "The interval of an answer says how far other cells of the person may move it, not how people differ.",
+    ]
+    return " ".join(sentences)
 
 
 def _colours(result: BatchResult) -> dict[str, str]:
@@ -488,7 +485,13 @@ def _caveats(result: BatchResult) -> list[str]:
         lines.append(result.without_subject)
     if result.subjects and result.guessed_from:
         lines.append(f"People are guessed from {result.guessed_from}; a table names them surely.")
-    return [*lines, *result.notes]
+    return [*lines, *map(_note_on_people, result.notes)]
+
+
+def _note_on_people(note: str) -> str:
+    """A sentence of `BatchFacts` in the page's words: it says people where data sets say subjects."""
+    note = note.replace("Subjects are named by", "People are named by")
+    return note.replace("names neither subjects nor", "names neither people nor")
 
 
 def _counts(result: BatchResult) -> list[dict[str, Any]]:
@@ -497,13 +500,13 @@ def _counts(result: BatchResult) -> list[dict[str, Any]]:
 
 
 def _count_text(number: int, kind: str = "cell") -> str:
-    """A number of cells, or of another kind, in words."""
+    """A number of cells, or of another kind, with its noun."""
     return f"{number} {kind}{'' if number == 1 else 's'}"
 
 
 def _people(number: int) -> str:
-    """A number of people in words."""
-    return f"{number_word(number)} {'person' if number == 1 else 'people'}"
+    """A number of people with its noun."""
+    return f"{number} {'person' if number == 1 else 'people'}"
 
 
 def _read_text(result: BatchResult) -> str:
@@ -545,7 +548,7 @@ def _verdict(result: BatchResult) -> Verdict:
         return Verdict(NO_CELL_VERDICT)
     if _is_foreign(result):
         return Verdict(FOREIGN_VERDICT, hint)
-    return Verdict(counts_text(counts, result.classes), hint)
+    return Verdict(counts_text(counts, result.classes, in_figures=True), hint)
 
 
 def _shows_no_cell(result: BatchResult) -> bool:
@@ -559,37 +562,39 @@ def _is_foreign(result: BatchResult) -> bool:
 
 
 def _people_verdict(result: BatchResult) -> Verdict:
-    """What was answered about people; where that is nothing, the reason alone."""
+    """What was answered about people; where that is nothing, what the cells look like, and why no person has more."""
     predictions = result.subject_predictions
     counts = Counter(prediction.outcome for prediction in predictions)
-    parts: list[str] = []
+    clauses: list[str] = []
     for label in result.classes:
         if counts[label]:
-            kind = cells_of(label)
-            if parts:
-                # "one’s normal" after "two people’s cells look like blasts": on two lines at most.
-                parts.append(f"{number_word(counts[label])}’s {kind.removesuffix(' cells')}")
-            else:
-                whose = "person’s" if counts[label] == 1 else "people’s"
-                parts.append(f"{number_word(counts[label])} {whose} cells look like {kind}")
-    without = len(result.subjects) - sum(counts[label] for label in result.classes)
-    if parts:
+            whose = "The person’s" if len(result.subjects) == 1 else f"{_people(counts[label])}’s"
+            clauses.append(f"{whose} {_look_text(label)}" if clauses else f"{whose} cells look like {cells_of(label)}")
+    if clauses:
         # Why, their rows say.
+        without = len(result.subjects) - sum(counts[label] for label in result.classes)
         if without:
-            parts.append(f"{number_word(without)} without an answer")
-        sentence = ", ".join(parts)
-        return Verdict(sentence[0].upper() + sentence[1:], " ".join(_error_rate(result)))
+            clauses.append(f"{without} without an answer")
+        return Verdict(", ".join(clauses), " ".join(_error_rate(result)))
     reasons = _reasons(predictions)
     unread = sum(subject in result.unread for subject in result.subjects)
     if unread:
         reasons.append(f"Not all pictures of {_people(unread)} were read.")
-    if set(counts) == {TOO_FEW_CELLS}:
-        return Verdict("Too few cells per person", reasons[0])
-    if set(counts) == {OUT_OF_DISTRIBUTION}:
-        return Verdict(FOREIGN_VERDICT.replace("class", "answer"), reasons[0])
+    if _is_foreign(result):
+        return Verdict(FOREIGN_VERDICT.replace("class", "answer"), " ".join(reasons))
     if set(counts) == {ABSTAIN}:
-        return Verdict("Not sure", reasons[0])
-    return Verdict(f"No answer about any of the {_people(len(predictions))}", " ".join(reasons))
+        return Verdict("Not sure", " ".join(reasons))
+    outcomes = Counter(row.prediction.outcome for _, row in result.cells)
+    no_answer = f"No answer about {'the person' if len(result.subjects) == 1 else 'any person'}."
+    return Verdict(counts_text(outcomes, result.classes, in_figures=True), " ".join([no_answer, *reasons]))
+
+
+def _look_text(label: str) -> str:
+    """What cells of a class look like: "look normal", or "look like blasts"."""
+    kind = cells_of(label)
+    if kind.endswith(" cells"):
+        return f"look {kind.removesuffix(' cells')}"
+    return f"look like {kind}"
 
 
 def _error_rate(result: BatchResult) -> list[str]:
@@ -598,7 +603,7 @@ def _error_rate(result: BatchResult) -> list[str]:
     wrong, low, high = (rate.get(key) for key in ("share", "low", "high"))
     if wrong is None or low is None or high is None:
         return []
-    interval = f"95 %: {100 * low:.0f} to {100 * high:.0f}"
+    interval = f"95\u00a0%: {100 * low:.0f} to {100 * high:.0f}"
     return [f"Such answers were wrong for {100 * wrong:.0f} of 100 unseen people ({interval})."]
 
 
@@ -662,7 +667,10 @@ def _measures(measured: LabelMetrics) -> list[str]:
     figures = ", ".join([*shares, *areas])
     sentences.append(f"{figures[0].upper()}{figures[1:]}.")
     if _is_enough(measured):
-        return [*sentences, *measured.notes[1:]]
+        sampled = "bootstrap samples of people"
+        if not measured.by_subject:
+            sampled = "samples of cells, too narrow for new people"
+        return [*sentences, f"95\u00a0% intervals from {sampled}."]
     return [*sentences, f"From {LEAST_PEOPLE} people of each class on, intervals are given."]
 
 

@@ -53,10 +53,10 @@ def verdict(smear: Smear) -> str:
     return counts_text(counts, reading.labels)
 
 
-def counts_text(counts: Mapping[str, int], labels: Sequence[str]) -> str:
+def counts_text(counts: Mapping[str, int], labels: Sequence[str], *, in_figures: bool = False) -> str:
     """What cells look like, from how many have each outcome, in one sentence."""
     parts: list[str] = []
-    in_figures = any(count >= len(_NUMBERS) for count in counts.values())
+    in_figures = in_figures or any(count >= len(_NUMBERS) for count in counts.values())
     words = str if in_figures else number_word
     for label in labels:
         if counts.get(label):
