@@ -368,6 +368,36 @@ def test_an_address_opens_model_tab_and_example_and_back_leads_to_those_before(v
     visit.shows("Synthetic HEM")
 
 
+@pytest.mark.parametrize(
+    "look", [{}, {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}]
+)
+def test_the_scale_of_a_smear_is_changed_in_its_own_line(visits: Callable[..., Any], look: dict[str, Any]) -> None:
+    visit = visits(**look)
+    page = visit.page
+    visit.act("smear")
+    page.locator("#picture button.lk-box").nth(3).wait_for()
+    change = page.locator("#picture .lk-chip summary")
+    line = page.locator("#picture .lk-chip")
+    field = line.locator("input")
+    closed = line.bounding_box()
+    for closes in (lambda: page.keyboard.press("Escape"), line.locator("[data-cancel]").click):
+        change.click()
+        page.locator("#picture .lk-chip input:focus").wait_for()
+        opened = line.bounding_box()
+        assert (opened["y"], opened["height"]) == (closed["y"], closed["height"])
+        assert line.evaluate("line => line.scrollWidth <= line.clientWidth")
+        page.keyboard.type("0.2")
+        closes()
+        assert not field.is_visible() and change.evaluate("change => change === document.activeElement")
+        assert field.input_value() == "0.12", "nothing was applied"
+    assert "as given" in line.inner_text()
+    change.click()
+    page.locator("#picture .lk-chip input:focus").wait_for()
+    page.keyboard.type("0.125")
+    page.keyboard.press("Enter")
+    page.locator("#picture .lk-pitch", has_text="0.125 µm per pixel, set by you").wait_for()
+
+
 def test_back_and_forward_lead_from_a_cell_to_its_smear_and_to_the_cell_again(visits: Callable[..., Any]) -> None:
     visit = visits()
     page = visit.page

@@ -293,9 +293,10 @@ def test_a_smear_is_read_and_a_cell_of_it_leads_back(page: Page) -> None:
     assert on_stage(visit) == (read, None)
     shown(page, click(page, visit, "read:other"))
     assert visit.scene.model == "other"
-    assert (
-        "0.140 µm per pixel, as given" in shown(page, click(page, visit, "pitch:0.14")) and visit.scene.model == "other"
-    )
+    text = shown(page, click(page, visit, "pitch:0.14"))
+    assert "0.140 µm per pixel, set by you" in text and "as given" not in text and visit.scene.model == "other"
+    assert "0.140 µm per pixel, set by you" in shown(page, click(page, visit, "read:one")), "by another model, too"
+    assert "from its red cells" in shown(page, click(page, visit, "pitch:0")), "measured again"
     assert "scale 900 µm per pixel" in shown(page, click(page, visit, "pitch:900"))
 
 

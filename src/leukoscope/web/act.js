@@ -10,7 +10,7 @@ const ask = (value) => {
 }
 element.addEventListener('click', (event) => {
   const part = event.target.closest('[data-act]')
-  if (part && !part.matches('input, select')) ask(part.dataset.act)
+  if (part && !part.matches('input, select, form')) ask(part.dataset.act)
   // A dot opens its cell, not the row that it lies in.
   if (part?.closest('summary')) event.preventDefault()
   if (part?.closest('.lk-strip')) window.lkToPicture?.()
@@ -35,10 +35,16 @@ const focusAgain = () => {
   const isAnother = active === part && active.matches('button[data-act]') && active.dataset.act !== act
   if (!act || !(isAnother || active === document.body)) return
   const again = [...element.querySelectorAll('[data-act]')].find((other) => other.dataset.act === act)
-  const next = again ?? element.querySelector('[tabindex="0"]')
+  const next = again ?? element.querySelector('[tabindex="0"], .lk-chip summary')
   next?.focus({preventScroll: true})
 }
 watch('value', () => setTimeout(focusAgain))
+element.addEventListener('submit', (event) => {
+  const {act} = event.target.dataset
+  if (!act) return
+  event.preventDefault()
+  ask(`${act}:${event.target.querySelector('input').value}`)
+})
 element.addEventListener('change', (event) => {
   const {act} = event.target.dataset
   if (act && event.target.value) ask(`${act}:${event.target.value}`)

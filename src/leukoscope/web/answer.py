@@ -45,6 +45,7 @@ class Picture:
     image: Image.Image  # upright RGB, transparent parts filled
     caption: str  # its file name, or which synthetic one it is
     um_per_pixel: float | None = None
+    scale_set: bool = False  # whether the visitor set that scale on the page
     remark: str = ""  # what was done to it before
     example: int = 0  # number of the synthetic picture, from 1; 0 for any other
     field_share: float | None = None  # of a cell of a smear, the share of the smear's cells that are in distribution

@@ -687,7 +687,7 @@ class Page:
     def set_scale(self, visit: Visit, um_per_pixel: float | None) -> Iterator[Update]:
         """Read the smear again at another scale."""
         smear = visit.scene.showing(Smear)
-        picture = replace(smear.picture, um_per_pixel=um_per_pixel)
+        picture = replace(smear.picture, um_per_pixel=um_per_pixel, scale_set=um_per_pixel is not None)
         yield Update(Scene(read_smear(self.models, picture, smear.reading.model), source=visit.scene.source))
 
     def save(self, visit: Visit, kind: str) -> Iterator[Update]:

@@ -83,7 +83,8 @@ def scale_text(smear: Smear) -> str:
     scale = known_scale(smear)
     if scale is None:
         return "no scale"
-    return f"{scale.um_per_pixel:.3f} µm per pixel, {_SCALES[scale.source]}"
+    source = "set by you" if smear.picture.scale_set else _SCALES[scale.source]
+    return f"{scale.um_per_pixel:.3f} µm per pixel, {source}"
 
 
 def open_cell(smear: Smear, number: int) -> Answer:

@@ -128,6 +128,24 @@ const openAgain = () => {
     if (openPeople.has(person(row))) row.open = true
   }
 }
+// The scale of a smear is changed in the line that says it.
+const scaleForm = () => element.querySelector('.lk-chip details')
+const closeScaleForm = () => {
+  scaleForm().open = false
+  scaleForm().querySelector('form').reset()
+  scaleForm().querySelector('summary').focus()
+}
+element.addEventListener('toggle', ({target}) => {
+  if (target !== scaleForm() || !target.open) return
+  target.querySelector('input').focus()
+  target.querySelector('input').select()
+}, true)
+element.addEventListener('click', ({target}) => {
+  if (target.closest('[data-cancel]')) closeScaleForm()
+})
+element.addEventListener('keydown', ({key, target}) => {
+  if (key === 'Escape' && target.closest('.lk-chip form')) closeScaleForm()
+})
 // The cell of the dot that a mouse is on, where it is listed behind the dot's row.
 const showCellOf = (dot) => {
   element.querySelector('.lk-cell-of-dot')?.remove()
