@@ -142,6 +142,68 @@ def test_a_row_opens_and_the_map_is_shown_as_far_as_the_slider_says(visits: Call
     visit.page.locator(".lk-model", has_text="densenet201-ball4").wait_for()
 
 
+@pytest.mark.parametrize("look", [LAPTOP, PHONE], ids=["laptop", "phone"])
+def test_what_is_opened_moves_neither_verdict_nor_button(visits: Callable[..., Any], look: dict[str, Any]) -> None:
+    """The verdict left the window, the button its row; on a phone each view of the cell had a height of its own."""
+    visit = visits(**look)
+    page = visit.page
+    more = page.locator(".lk-more summary")
+    # Where the page scrolls, only what stands beside each other is compared.
+    above_button = "() => document.querySelector('.lk-more summary').getBoundingClientRect().y"
+    to_verdict = f"({above_button})() - document.querySelector('#answer .lk-verdict').getBoundingClientRect().y"
+    before = page.evaluate(to_verdict)
+    more.click()
+    page.locator(".lk-more dl").wait_for()
+    assert page.evaluate(to_verdict) == pytest.approx(before, abs=1)
+    if look is LAPTOP:
+        in_view(visit, VERDICT, ".lk-more > div", ".lk-acts")
+    visit.act("row:1") if page.locator("[data-act='row:1']").count() else visit.act("view:turned")
+    page.locator(".lk-more[open] dl").wait_for()
+    more.focus()
+    page.keyboard.press("Escape")
+    page.locator(".lk-more dl").wait_for(state="hidden")
+    page.locator(".lk-another summary").click()
+    page.wait_for_function("document.activeElement.dataset.act == 'add'")
+    assert page.evaluate(to_verdict) == pytest.approx(before, abs=1)
+    places = set()
+    for view in ("cell", "turned", "changed", "covered", "map"):
+        visit.act(f"view:{view}")
+        page.locator(f'[data-act="view:{view}"][aria-pressed=true]').wait_for()
+        page.locator(".lk-view-waiting").wait_for(state="detached")
+        places.add(round(page.evaluate("document.querySelector('#answer').getBoundingClientRect().y + scrollY")))
+    assert len(places) == 1
+
+
+def test_what_is_given_moves_no_tile(visits: Callable[..., Any], cell: Path) -> None:
+    visit = visits(**LAPTOP)
+    tiles = (
+        "[...document.querySelectorAll('.lk-give, [data-act^=example]')].map(tile => tile.getBoundingClientRect().x)"
+    )
+    before = visit.page.evaluate(tiles)
+    upload(visit, cell)
+    visit.page.locator("[data-act='recent:0']").wait_for()
+    in_view(visit, "[data-act='recent:0']")
+    box = visit.page.locator("[data-act='recent:0']").bounding_box()
+    assert visit.page.evaluate(tiles) == before and box["x"] + box["width"] <= 1280
+
+
+def test_an_enlarged_cell_fills_the_stage(visits: Callable[..., Any]) -> None:
+    """It was cut at the square of its file."""
+    visit = visits(**LAPTOP)
+    page = visit.page
+    stage = page.locator("#picture").bounding_box()
+    beside = {"x": stage["x"] + 8, "y": stage["y"] + stage["height"] / 2, "width": 24, "height": 24}
+    dark = page.screenshot(clip=beside)
+    for _ in range(3):
+        page.locator("[data-zoom-by]").first.click()
+    page.mouse.move(0, 0)
+    assert page.screenshot(clip=beside) != dark, "the cell reaches the stage's edge"
+    enlarged = page.evaluate("Number(document.querySelector('.lk-both').style.getPropertyValue('--zoom'))")
+    page.mouse.move(stage["x"] + 300, stage["y"] + 300)
+    page.mouse.wheel(0, 100)
+    page.wait_for_function(f"Number(document.querySelector('.lk-both').style.getPropertyValue('--zoom')) < {enlarged}")
+
+
 def test_a_smear_and_its_cells_stand_on_the_same_stage(visits: Callable[..., Any], tmp_path: Path) -> None:
     visit = visits(**LAPTOP)
     visit.act("smear")
@@ -448,6 +510,28 @@ def test_forward_to_a_cell_of_one_s_own_opens_none_of_the_synthetic_smear(
         page.go_forward()
         page.wait_for_function("location.search.includes('example=smear')")
         assert "cell=" not in page.url and synthetic.is_visible()
+
+
+def test_back_leads_to_one_s_own_picture_and_batch(visits: Callable[..., Any], cell: Path, cells: Path) -> None:
+    """It led past both, to the example before them."""
+    visit = visits()
+    page = visit.page
+    upload(visit, cells)
+    page.locator("#answer .lk-model", has_text="20 cells of ten people").wait_for()
+    upload(visit, cell)
+    visit.shows("my cell.png")
+    page.wait_for_function("!document.querySelector('.lk-working')")
+    visit.act("example:4")
+    page.wait_for_url("**example=4**")
+    page.go_back()
+    visit.shows("my cell.png")
+    page.wait_for_function("!document.querySelector('.lk-working')")
+    page.go_back()
+    page.locator("#answer .lk-model", has_text="20 cells of ten people").wait_for()
+    page.go_forward()
+    visit.shows("my cell.png")
+    page.go_forward()
+    visit.shows("Synthetic HEM")
 
 
 def test_two_visitors_do_not_see_each_other(visits: Callable[..., Any], cell: Path) -> None:

@@ -113,7 +113,9 @@ def test_every_model_decides_then_the_maps_follow_and_the_best_that_gives_a_clas
     assert [step.complete for step in steps] == [False, False, False, True, True]
     foreign, soon, missing = steps[2].rows
     assert foreign.refused and not foreign.pending and foreign.distances is not None, "refused, it needs no map"
-    assert soon.pending and not soon.maps and soon.called() == "ALL" and "Save" not in stage.cell_answer(steps[2], 1)
+    assert soon.pending and not soon.maps and soon.called() == "ALL"
+    assert " disabled>Save picture" in stage.cell_answer(steps[2], 1), "its place waits for it"
+    assert " disabled>" not in stage.cell_answer(steps[4], 1)
     assert "Computing eight orientations" in stage.cell_picture(soon, view="turned", forms={})
     with_map = steps[3].rows[1]
     assert with_map.maps and "Computing small changes" in stage.cell_picture(with_map, view="changed", forms={})

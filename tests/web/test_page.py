@@ -181,6 +181,7 @@ def test_a_question_that_fails_leaves_what_was_shown_and_an_older_failure_is_not
         "row:-99",
         "row:77",
         "recent:5",
+        "given:7",
         "cell:1",
         "example:x",
         "view:lost",
@@ -349,7 +350,18 @@ def test_a_picture_decides_what_is_shown() -> None:
     assert "No white blood cell found" in text and "No class either" in text, "each refuses in its row"
     foreign = replace(example(2, smear=True), example=0)
     text = shown(page, page._draw(visit, partial(page.read_picture, visit, foreign)))
-    assert isinstance(visit.scene.content, Answer) and "an early pre-B blast" in text, "read whole by the other model"
+    assert isinstance(visit.scene.content, Smear) and visit.scene.model == "cnmc", (
+        "no model that nobody chose is opened"
+    )
+    assert (
+        "No class: unlike the cells it knows" in text
+        and ">ball4</span><span>Looks like an early pre-B blast</span>" in text
+    )
+    text = shown(page, click(page, visit, "read:ball4"))
+    assert isinstance(visit.scene.content, Answer) and "Looks like an early pre-B blast" in text
+    assert "· of the whole picture" in text and "Map for " in shown(page, click(page, visit, "view:map"))
+    shown(page, click(page, visit, "back"))
+    assert isinstance(visit.scene.content, Smear) and visit.scene.content.whole_picture
 
 
 def zipped(folder: Path, names: list[str]) -> str:
@@ -549,6 +561,23 @@ def test_the_last_batch_has_a_tile_that_opens_it_and_its_cells(
     assert "← Cells" in shown(page, click(page, visit, "recent:1")), "its one cell, as when it was given"
 
 
+def test_back_finds_what_was_given_by_its_number_whichever_model_read_it_and_whatever_came_after(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The browser's Back led past one's own pictures and batches."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    visit = Visit()
+    first = shown(page, page._on_upload([zipped(tmp_path, ["1.png", "2.png"])], visit))
+    batch = visit.scene.content
+    cell = shown(page, click(page, visit, "cell:0"))
+    other = shown(page, click(page, visit, "row:1"))
+    assert all('data-given="1"' in text for text in (first, cell, other))
+    assert 'data-given="2"' in shown(page, click(page, visit, "example:3"))
+    assert 'data-given="1"' in shown(page, click(page, visit, "given:1")) and visit.scene.content is batch
+    assert 'data-given="3"' in shown(page, click(page, visit, "example:3")), "given again"
+    assert "This picture is not kept any more." in shown(page, click(page, visit, "given:9"))
+
+
 def test_a_visit_has_a_bound_whatever_is_given(page: Page) -> None:
     """A large batch, large smears and cells: together they never take more than one large batch and one large cell."""
     visit = Visit()
@@ -603,12 +632,14 @@ def test_the_answer_to_a_whole_smear_offers_the_models_of_its_cells_and_its_cell
     assert 'data-act="read:ball4"' in shown(page, click(page, visit, "read:cnmc")) and visit.scene.cell is None
 
 
-def test_only_the_synthetic_smear_and_its_cells_have_an_address(page: Page) -> None:
+def test_only_what_is_synthetic_has_an_address(page: Page) -> None:
     visit = Visit()
-    for act, cell in (("smear", ""), ("cell:1", "1")):
+    for act, example_name, cell in (
+        ("smear", "smear", ""), ("cell:1", "smear", "1"), ("people", "people", ""), ("cell:3", "people", "3"),
+    ):  # fmt: skip
         text = shown(page, click(page, visit, act))
-        assert 'data-example="smear"' in text and "Copy link" in text
-        assert not cell or f'data-cell="{cell}"' in text
+        assert f'data-example="{example_name}"' in text and "Copy link" in text
+        assert f'data-cell="{cell}"' in text
     own = replace(example_smear(), image=example_smear().image.copy(), caption="mine.png")
     text = shown(page, page._draw(visit, lambda: page.read_picture(visit, own), new_input="mine.png"))
     text += shown(page, click(page, visit, "cell:1"))
@@ -631,6 +662,8 @@ def opened(page: Page, query: dict[str, str], lost: str = "") -> tuple[str, Visi
 
 
 def test_an_address_opens_model_and_example_and_a_lost_page_keeps_what_it_shows(page: Page) -> None:
+    text, visit = opened(page, {"model": "other", "example": "people"})
+    assert visit.scene.model == "other" and "112 cells of two people" in text
     text, visit = opened(page, {"model": "other", "example": "4"})
     assert visit.scene.model == "other" and "Synthetic HEM" in text
     text, visit = opened(page, {"model": "/etc", "example": "no number"})

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 # Acts without a value, with a number from 0, with or without one, and with a text.
-_PLAIN = frozenset({"people", "back", "stop"})
-_NUMBERED = frozenset({"example", "recent", "row", "cell"})
-_PLAIN_OR_NUMBERED = frozenset({"smear", "real"})
+_PLAIN = frozenset({"back", "stop"})
+_NUMBERED = frozenset({"example", "recent", "given", "row", "cell"})
+_PLAIN_OR_NUMBERED = frozenset({"smear", "people", "real"})
 _NAMED = frozenset({"view", "label", "read", "save", "add"})
 
 

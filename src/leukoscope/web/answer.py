@@ -141,6 +141,12 @@ class Row:
         return self.prediction is not None and self.prediction.decision.label is not None
 
     @property
+    def reads_whole_pictures(self) -> bool:
+        """Whether the model was trained on pictures with what surrounds a cell, not on cells cut out on black."""
+        source = trained_on(self.metrics) if self.metrics else None
+        return source is not None and source.name != "imagefolder" and source.background != "black"
+
+    @property
     def refused(self) -> bool:
         """Whether the picture is foreign to the model."""
         return self.prediction is not None and self.prediction.outcome in REFUSED
@@ -362,14 +368,8 @@ def answering(answer: Answer, models: ModelCache, opened: int | None = None) -> 
     changes take as long as a map and are seen of one row only: of the one that is opened, the best where that is None.
     """
 
-    def asked(name: str, *, explain: bool) -> Row:
-        try:
-            return ask(answer.picture, models, name, explain=explain)
-        except LeukoscopeError as error:
-            return Row(answer.picture, name, error=str(error))
-
     while answer.waiting:
-        row = asked(answer.waiting[0], explain=False)
+        row = row_of(answer.picture, models, answer.waiting[0], explain=False)
         # A model that was loaded meanwhile comes before those that still load.
         waiting = tuple(models.soonest_first(answer.waiting[1:]))
         answer = Answer(answer.picture, (*answer.rows, row), waiting)
@@ -378,7 +378,7 @@ def answering(answer: Answer, models: ModelCache, opened: int | None = None) -> 
     for number in sorted(range(len(answer.rows)), key=lambda number: number != best):
         if answer.rows[number].pending:
             rows = list(answer.rows)
-            rows[number] = asked(rows[number].model, explain=True)
+            rows[number] = row_of(answer.picture, models, rows[number].model)
             answer = replace(answer, rows=tuple(rows))
             yield answer
     if opened is None:
@@ -387,6 +387,14 @@ def answering(answer: Answer, models: ModelCache, opened: int | None = None) -> 
         rows = list(answer.rows)
         rows[opened] = under_small_changes(rows[opened], models)
         yield replace(answer, rows=tuple(rows))
+
+
+def row_of(picture: Picture, models: ModelCache, name: str, *, explain: bool = True) -> Row:
+    """What one model answers, as `ask`, or why it gives no answer."""
+    try:
+        return ask(picture, models, name, explain=explain)
+    except LeukoscopeError as error:
+        return Row(picture, name, error=str(error))
 
 
 def under_small_changes(row: Row, models: ModelCache) -> Row:

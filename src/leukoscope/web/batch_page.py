@@ -26,7 +26,7 @@ from leukoscope.reports import trust
 from leukoscope.reports.formatting import data_uri, metric_name
 from leukoscope.reports.text import FOREIGN_VERDICT, NO_CELL_VERDICT, NOTHING_FOUND, about_model, outcome_text, percent
 from leukoscope.web.batch import SHEET_SIZE, BatchResult, BatchRow, LabelMetrics, measured_on_labels
-from leukoscope.web.drawing import EmbeddedImage, colour, form, outcome_counts, render
+from leukoscope.web.drawing import NO_ADDRESS, Address, EmbeddedImage, colour, form, outcome_counts, render
 from leukoscope.web.smear_page import counts_text
 from leukoscope.web.stage import Tile
 from leukoscope.web.swarm import Space, common_radius, swarm
@@ -363,12 +363,19 @@ class Verdict:
     because: str = ""
 
 
-def batch_answer(result: BatchResult, others: Sequence[str] = (), readings: Sequence[BatchResult] = ()) -> Markup:
+def batch_answer(
+    result: BatchResult,
+    others: Sequence[str] = (),
+    readings: Sequence[BatchResult] = (),
+    *,
+    address: Address = NO_ADDRESS,
+) -> Markup:
     """The right of the stage: what follows for people or cells, counts, metrics on labels, wrong cells, problems.
 
     Args:
         others: the other models that can read the batch.
         readings: what some of them predicted for it.
+        address: by which the browser finds it again.
     """
     measured = measured_on_labels(result)
     problems = _problems(result)
@@ -401,6 +408,7 @@ def batch_answer(result: BatchResult, others: Sequence[str] = (), readings: Sequ
         others=[_other_model(result, name, reading_of.get(name)) for name in names],
         details=f"{about_model(result.model, result.revision)}.",
         can_save=bool(result.rows),
+        address=address,
     )
 
 

@@ -61,6 +61,24 @@ class EmbeddedImage:
     height: int
 
 
+@dataclass(frozen=True)
+class Address:
+    """How the browser finds again what is shown: by the page's address, or by Back and Forward.
+
+    Attributes:
+        example: what the page's address calls the synthetic picture or batch; "" for any other.
+        given: number of what was given, in this visit; 0 for nothing.
+        cell: number of the cell that is opened from a smear or a batch.
+    """
+
+    example: str = ""
+    given: int = 0
+    cell: int | None = None
+
+
+NO_ADDRESS = Address()
+
+
 def embedded(image: Image.Image, side: int = 0) -> EmbeddedImage:
     """A picture for a template, at most `side` pixels wide and high unless that is 0."""
     # A cell in full is magnified and shown brighter: stronger compression would show its blocks. A visitor waits for

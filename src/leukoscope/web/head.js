@@ -21,8 +21,17 @@ document.addEventListener('click', (event) => {
 })
 // What is opened at the end of the answer or of the page is in sight.
 document.addEventListener('toggle', ({target}) => {
-  if (target.open && target.matches('.lk-more, .lk-another, .lk-foot details')) target.scrollIntoView({block: 'nearest'})
+  if (target.open && target.matches('.lk-more, .lk-another, .lk-foot details')) {
+    target.lastElementChild.scrollIntoView({block: 'nearest'})
+  }
+  if (target.open && target.matches('.lk-another')) target.querySelector('input').focus({preventScroll: true})
 }, true)
+document.addEventListener('keydown', (event) => {
+  const opened = event.key === 'Escape' && event.target.closest('details[open]:is(.lk-more, .lk-another)')
+  if (!opened) return
+  opened.open = false
+  opened.querySelector('summary').focus()
+})
 window.lkTab(window.lkTabOf(location))
 // The page is hidden until then: the same words in another font are wider and would move what stands below them.
 Promise.allSettled([400, 700].map((weight) => document.fonts.load(`${weight} 14px "IBM Plex Sans"`))).then(() => {

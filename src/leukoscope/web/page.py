@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from html import escape
+from pathlib import PurePath
 from typing import Any
 
 import gradio as gr
@@ -25,19 +26,20 @@ from leukoscope.data.smear import UnusableSmear, looks_like_smear
 from leukoscope.reports.text import outcome_text
 from leukoscope.web import batch_page, smear_page, stage, upload
 from leukoscope.web.acts import Act, NoSuchAct, parse_act
-from leukoscope.web.answer import Answer, Picture, Row, answering, ask, example, real_cells, source_of
+from leukoscope.web.answer import Answer, Picture, Row, answering, ask, example, real_cells, row_of, source_of
 from leukoscope.web.batch import BatchResult, columns, predict_batch
 from leukoscope.web.batch_files import Batch, is_zip, open_batch, sample_batch
-from leukoscope.web.drawing import WAITING_FOR_OTHERS, invitation, message, part, waiting
+from leukoscope.web.drawing import WAITING_FOR_OTHERS, Address, invitation, message, part, waiting
 from leukoscope.web.export import csv_file, save_row, save_smear
 from leukoscope.web.model_cache import NO_MODEL, ModelCache
 from leukoscope.web.smear import Smear, example_smear, open_cell, read_smear
 from leukoscope.web.views import STAGE_VIEWS
-from leukoscope.web.visit import EXAMPLE_PEOPLE, EXAMPLE_SMEAR, Scene, Update, Visit
+from leukoscope.web.visit import EXAMPLE_PEOPLE, EXAMPLE_SMEAR, Scene, Update, Visit, given_by
 from leukoscope.web.work_queue import Question, steps_of
 
 SESSION_SECONDS = 1800
 MOST_ADDED = 4  # models that a visitor names
+NOT_KEPT = "This picture is not kept any more. Give it again."
 FAILED = "This did not work"
 STOPPED = "Stopped before it was read. Give it again, or pick something else below."
 BROKEN = "The server met an error of its own and has logged it. Try again, or give another picture."
@@ -46,13 +48,6 @@ PAGE_EVENT: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "mult
 Outputs = dict[Any, Any]
 """Component → its new value, as Gradio takes it."""
 _log = logging.getLogger(__name__)
-
-
-def _given_by(scene: Scene) -> object:
-    """What sets apart the picture or the batch that was given, whichever model reads it and whichever cell is open."""
-    if isinstance(scene.whole, BatchResult):
-        return scene.whole.given.key
-    return id(scene.whole.picture) if scene.whole else None
 
 
 class Page:
@@ -102,12 +97,16 @@ class Page:
                 visit.added.append(model)
             if not self._names(visit):
                 return
+            cell = request.query_params.get("cell") or ""
+            index = None
+            if cell.isdecimal() and int(cell[:6]) > 0:
+                index = int(cell[:6]) - 1
             if number == EXAMPLE_SMEAR:
-                cell = request.query_params.get("cell") or ""
-                index = None
-                if cell.isdecimal() and int(cell[:6]) > 0:
-                    index = int(cell[:6]) - 1
                 yield from self._draw(visit, lambda: self.open_smear(visit, index, model), new_input="a smear")
+                return
+            if number == EXAMPLE_PEOPLE:
+                people = self._new_input_of(Act("people"))
+                yield from self._draw(visit, lambda: self.open_people(visit, index, model), new_input=people)
                 return
             first = 1
             if number.isdecimal() and len(number) < 7:
@@ -253,8 +252,8 @@ class Page:
     @staticmethod
     def _strip_key(visit: Visit) -> tuple[Any, ...]:
         """What the strip of tiles depends on."""
-        recent = tuple((_given_by(scene), scene.model) for scene in visit.recent)
-        return visit.scene.source, visit.scene.model, visit.real, recent, _given_by(visit.scene)
+        recent = tuple((given_by(scene), scene.model) for scene in visit.recent)
+        return visit.scene.source, visit.scene.model, visit.real, recent, given_by(visit.scene)
 
     def _outputs(self, visit: Visit, update: Update, *, picture: bool = True, strip: bool = True) -> Outputs:
         """An update as Gradio takes it; picture and strip only where they change."""
@@ -292,25 +291,27 @@ class Page:
         """The right of the stage."""
         scene = visit.scene
         others = tuple(name for name in self._names(visit) if name != scene.model)
+        address = Address(self._example(visit), scene.number, scene.cell)
         if isinstance(scene.content, Smear):
-            return smear_page.smear_answer(scene.content, others, example=self._example(visit))
+            return smear_page.smear_answer(scene.content, others, address=address)
         if isinstance(scene.content, BatchResult) and scene.content.is_reading:
             return batch_page.progress(scene.content)
         if isinstance(scene.content, BatchResult):
-            return batch_page.batch_answer(scene.content, self._others_for_batch(visit, scene.content), scene.readings)
+            readers = self._others_for_batch(visit, scene.content)
+            return batch_page.batch_answer(scene.content, readers, scene.readings, address=address)
         if scene.content is None:
             return invitation("Give a picture, or pick one below")
         opened = scene.opened
         if opened is None:
             opened = len(scene.content.rows)
-        return stage.cell_answer(
-            scene.content, opened, cell=scene.cell, example=self._example(visit), readers=self._smear_readers(visit)
-        )
+        return stage.cell_answer(scene.content, opened, address=address, readers=self._smear_readers(visit))
 
     @staticmethod
     def _example(visit: Visit) -> str:
-        """What the page's address calls the synthetic picture that is shown; "" for any other picture."""
+        """What the page's address calls the synthetic picture or batch that is shown; "" for any other."""
         scene = visit.scene
+        if isinstance(scene.whole, BatchResult):
+            return EXAMPLE_PEOPLE if scene.source == EXAMPLE_PEOPLE else ""
         smear = scene.smear
         if smear is not None:
             return EXAMPLE_SMEAR if smear.picture is example_smear() else ""
@@ -357,11 +358,12 @@ class Page:
         recent = []
         for number, scene in enumerate(visit.recent):
             act = f"recent:{number}"
-            is_shown = _given_by(scene) == _given_by(visit.scene)
+            is_shown = given_by(scene) == given_by(visit.scene)
             if isinstance(scene.content, BatchResult):
                 recent.append(batch_page.batch_tile(act, scene.content, is_shown))
             elif scene.picture is not None and not scene.picture.example:
-                recent.append(stage.picture_tile(act, scene.picture.caption, scene.picture, is_shown))
+                name = PurePath(scene.picture.caption).stem
+                recent.append(stage.picture_tile(act, name, scene.picture, is_shown))
         return stage.tiles(given, real=real, credit=credit, recent=recent)
 
     def _names(self, visit: Visit) -> list[str]:
@@ -431,28 +433,29 @@ class Page:
         yield self._question(picture, names, source=source)
 
     def read_smear(self, visit: Visit, picture: Picture, source: str = "", model: str = "") -> Iterator[Update]:
-        """A smear's cells by the model named, or by the best one.
-
-        Where they are foreign to it, the whole picture by a model that reads such.
-        """
+        """A smear's cells by the model named, or by the best one."""
         names = self._names(visit)
         readers = self._readers(names)
         if not readers:
             raise ReleaseError("No model here reads cells that are cut out of a smear.")
         reading = read_smear(self.models, picture, model if model in readers else readers[0])
-        if reading.is_foreign:
-            rows = tuple(ask(picture, self.models, name) for name in names if name not in readers)
-            answer = Answer(picture, rows)
-            if any(row.gives_a_class for row in rows):
-                yield Update(Scene(answer, opened=answer.best, behind=reading, source=source))
-                return
+        reading = self._with_whole_picture(visit, reading)
         yield from self._opened_smear(Scene(reading, source=source), reading)
+
+    def _with_whole_picture(self, visit: Visit, smear: Smear) -> Smear:
+        """A smear; where its cells are foreign to its model, also what models of whole pictures say of it."""
+        if not smear.is_foreign:
+            return smear
+        names = self._names(visit)
+        readers = self._readers(names)
+        rows = [row_of(smear.picture, self.models, name, explain=False) for name in names if name not in readers]
+        return replace(smear, whole_picture=tuple(rows))
 
     @staticmethod
     def _opened_smear(scene: Scene, smear: Smear) -> Iterator[Update]:
-        """A smear that is shown; where it has one whole cell, then that cell."""
+        """A smear that is shown; where it has one whole cell that a class can be given to, then that cell."""
         yield Update(scene)
-        if len(smear.whole) == 1:
+        if len(smear.whole) == 1 and not smear.is_foreign:
             number = smear.whole[0]
             yield Update(Scene(open_cell(smear, number), opened=0, behind=smear, cell=number, source=scene.source))
 
@@ -507,10 +510,12 @@ class Page:
         numbered: dict[str, Callable[[Visit, int], Iterator[Update]]] = {
             "example": self.open_example,
             "recent": self.open_recent,
+            "given": self.open_given,
             "row": self.open_row,
             "cell": self.open_cell,
             "real": self.open_real_cell,
             "smear": self.open_smear,
+            "people": self.open_people,
         }
         named: dict[str, Callable[[Visit, str], Iterator[Update]]] = {
             "view": self.choose_view,
@@ -542,14 +547,24 @@ class Page:
         if cell is not None and isinstance(visit.scene.content, Smear):
             yield from self.open_cell(visit, cell)
 
-    def open_people(self, visit: Visit) -> Iterator[Update]:
-        """The cells of two synthetic people."""
-        return self.read_batch(visit, sample_batch, source=EXAMPLE_PEOPLE)
+    def open_people(self, visit: Visit, cell: int | None = None, model: str = "") -> Iterator[Update]:
+        """The cells of two synthetic people, or one of them, by the model named or by the best one."""
+        named = model if model in self._names(visit) else ""
+        yield from self.read_batch(visit, sample_batch, named, EXAMPLE_PEOPLE)
+        if cell is not None and isinstance(visit.scene.content, BatchResult):
+            yield from self.open_cell(visit, cell)
+
+    def open_given(self, visit: Visit, number: int) -> Iterator[Update]:
+        """What was given as that number of this visit, again."""
+        places = [place for place, scene in enumerate(visit.recent) if scene.number == number]
+        if not places:
+            raise LeukoscopeError(NOT_KEPT)
+        yield from self.open_recent(visit, places[0])
 
     def open_recent(self, visit: Visit, number: int) -> Iterator[Update]:
         """A cell, a smear or the last batch of this visit again."""
         if number >= len(visit.recent):
-            raise LeukoscopeError("This picture is not kept any more. Give it again.")
+            raise LeukoscopeError(NOT_KEPT)
         scene = visit.recent[number]
         if isinstance(scene.content, Answer):
             scene = replace(scene, opened=scene.content.best)
@@ -644,7 +659,7 @@ class Page:
             return
         smear = scene.smear or scene.showing(Smear)
         if self._readers([name]):
-            reading = read_smear(self.models, smear.picture, name)
+            reading = self._with_whole_picture(visit, read_smear(self.models, smear.picture, name))
             read = Scene(reading, source=scene.source)
             if scene.cell is not None:
                 cell = open_cell(reading, scene.cell)
@@ -652,7 +667,8 @@ class Page:
             yield Update(read)
             return
         # It reads the whole picture; the smear stays behind it, with its cells and its table.
-        answer = Answer(smear.picture, (ask(smear.picture, self.models, name),))
+        known = [row for row in smear.whole_picture if row.model == name]
+        answer = Answer(smear.picture, tuple(known or [ask(smear.picture, self.models, name)]))
         yield Update(Scene(answer, opened=0, behind=smear, source=scene.source))
 
     def _read_batch_by(self, visit: Visit, shown: BatchResult, name: str) -> Iterator[Update]:
@@ -688,7 +704,8 @@ class Page:
         """Read the smear again at another scale."""
         smear = visit.scene.showing(Smear)
         picture = replace(smear.picture, um_per_pixel=um_per_pixel, scale_set=um_per_pixel is not None)
-        yield Update(Scene(read_smear(self.models, picture, smear.reading.model), source=visit.scene.source))
+        reading = self._with_whole_picture(visit, read_smear(self.models, picture, smear.reading.model))
+        yield Update(Scene(reading, source=visit.scene.source))
 
     def save(self, visit: Visit, kind: str) -> Iterator[Update]:
         """What is shown as a file of that kind."""

@@ -1,17 +1,22 @@
 // For the answer: model and example go to the page's address, which opens them again; the page keeps what it shows for
 // when the server has been away, and follows the browser's Back and Forward, to the cells of a smear or a batch, too.
 const open = () => element.querySelector('[data-model]')?.dataset
+let follows = false // the answer that comes next was asked for by Back or Forward
 window.lkAddress = (change = location.search ? 'pushState' : 'replaceState') => {
   const to = new URL(location)
   const shown = open() ?? {}
   const tab = document.body.dataset.lkTab === 'cell' ? '' : document.body.dataset.lkTab
   const cell = shown.cell ?? ''
+  // What has no address is found again by its number, as long as the visit keeps it.
+  const given = shown.example ? '' : shown.given ?? ''
   const number = shown.example && cell ? Number(cell) + 1 : ''
   for (const [name, value] of Object.entries({model: shown.model, tab, example: shown.example, cell: number})) {
     if (value) to.searchParams.set(name, value)
     else to.searchParams.delete(name)
   }
-  if (String(to) !== String(location) || cell !== (history.state?.cell ?? '')) history[change]({cell}, '', to)
+  const isSame = cell === (history.state?.cell ?? '') && given === (history.state?.given ?? '')
+  if (String(to) !== String(location) || !isSame) history[follows ? 'replaceState' : change]({cell, given}, '', to)
+  follows = false
 }
 // The lines on top and at the end of the page speak of the classes of the model whose answer is shown.
 const nameClasses = () => {
@@ -20,10 +25,21 @@ const nameClasses = () => {
   document.querySelector('#lk-question').textContent = question
   document.querySelector('#lk-classes').textContent = classes
 }
+// What is opened below the buttons stays so while the same picture's answer grows, and for its other models.
+let openedFor = ''
+const shownPicture = () => [open()?.given, open()?.example].join(' ')
+element.addEventListener('toggle', ({target}) => {
+  if (target.matches('.lk-more')) openedFor = target.open ? shownPicture() : ''
+}, true)
+const openMoreAgain = () => {
+  const more = element.querySelector('.lk-more')
+  if (more && openedFor === shownPicture()) more.open = true
+}
 watch('value', () => {
   delete document.body.dataset.lkGiven
   if (open()) window.lkAddress()
   nameClasses()
+  setTimeout(openMoreAgain)
 })
 // When the server answers again, Gradio loads the page anew.
 addEventListener('pagehide', () => {
@@ -43,12 +59,19 @@ addEventListener('popstate', ({state}) => {
   }
   const example = to.get('example')
   const cell = state?.cell ?? ''
-  if (example && example !== 'smear') {
+  const given = state?.given ?? ''
+  const isWhole = ['smear', 'people'].includes(example)
+  if (example && !isWhole) {
     ask(`example:${example}`)
     return
   }
-  if (example && example !== open()?.example) {
-    ask(cell ? `smear:${cell}` : 'smear')
+  if (isWhole && example !== open()?.example) {
+    ask(cell ? `${example}:${cell}` : example)
+    return
+  }
+  if (given && given !== open()?.given) {
+    follows = true
+    ask(`given:${given}`)
     return
   }
   const isOffered = document.querySelector(`#picture [data-act="${cell ? `cell:${cell}` : 'back'}"]`)

@@ -18,7 +18,7 @@ from leukoscope.data.smear import Scale, cut_out
 from leukoscope.inference.prediction import FIELD_NEEDS
 from leukoscope.inference.smear import SmearReading
 from leukoscope.synthetic import EXAMPLE_SMEAR_PITCH
-from leukoscope.web.answer import Answer, Picture
+from leukoscope.web.answer import Answer, Picture, Row
 from leukoscope.web.model_cache import ModelCache
 
 _SCALES = {"given": "as given", "red cells": "from its red cells", "nuclei": "guessed from its nuclei"}
@@ -31,6 +31,8 @@ class Smear:
     picture: Picture
     reading: SmearReading
     metrics: Mapping[str, Any] = field(default_factory=dict)  # of the release that read it
+    # Where its cells are foreign to that release: what models of whole pictures say of it.
+    whole_picture: tuple[Row, ...] = ()
 
     def cut_out(self, number: int) -> Image.Image:
         """A whole cell, alone on black."""

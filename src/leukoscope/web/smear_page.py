@@ -15,8 +15,9 @@ from leukoscope.inference.prediction import ABSTAIN, FIELD_NEEDS, REFUSED
 from leukoscope.inference.smear import AT_EDGE, CellReading
 from leukoscope.reports import trust
 from leukoscope.reports.text import about_model, outcome_text, percent
-from leukoscope.web.drawing import colour, embedded, form, outcome_counts, render
+from leukoscope.web.drawing import NO_ADDRESS, Address, colour, embedded, form, outcome_counts, render
 from leukoscope.web.smear import Smear, known_scale, scale_text
+from leukoscope.web.stage import model_line
 
 SMEAR_SIDE = 1400
 MOST_BOXES_WITH_CLASS = 12
@@ -135,16 +136,16 @@ def smear_picture(smear: Smear) -> Markup:
     )
 
 
-def smear_answer(smear: Smear, others: Sequence[str] = (), *, example: str = "") -> Markup:
+def smear_answer(smear: Smear, others: Sequence[str] = (), *, address: Address = NO_ADDRESS) -> Markup:
     """What was found in words, how many cells of each outcome, each cell with its measurements, and how it was read.
 
     Args:
         others: the other models that can read it.
-        example: what the page's address calls the synthetic smear; "" for any other.
+        address: by which the browser finds it again.
     """
     reading = smear.reading
     if not smear.whole:
-        return _without_whole_cell(smear, others)
+        return _without_whole_cell(smear, others, address)
     notes = [line for line in reading.smear.notes if not line.endswith(_GUESSED)]
     caveats = []
     if smear.is_foreign:
@@ -169,8 +170,9 @@ def smear_answer(smear: Smear, others: Sequence[str] = (), *, example: str = "")
         trust=trust_rows,
         labels=reading.labels,
         colours={label: colour(label, reading.labels) for label in reading.labels},
-        others=others,
-        example=example,
+        others=[name for name in others if name not in {row.model for row in smear.whole_picture}],
+        whole_picture=[{"act": f"read:{row.model}", **model_line(row)} for row in smear.whole_picture],
+        address=address,
         details=details,
     )
 
@@ -184,7 +186,7 @@ def _foreign_text(smear: Smear) -> str:
     return f"{like} like the training cells; {percent(FIELD_NEEDS)} must be before any gets a class."
 
 
-def _without_whole_cell(smear: Smear, others: Sequence[str]) -> Markup:
+def _without_whole_cell(smear: Smear, others: Sequence[str], address: Address) -> Markup:
     """Why a smear has no answer, and what helps."""
     reading = smear.reading
     reason = "Nothing in it has the stain and the size of a white cell."
@@ -200,6 +202,7 @@ def _without_whole_cell(smear: Smear, others: Sequence[str]) -> Markup:
         reason=reason,
         help="Give a stained smear with whole white cells, or its scale (“change” on the picture).",
         others=others,
+        address=address,
     )
 
 

@@ -16,7 +16,7 @@ from leukoscope.reports import text, trust
 from leukoscope.reports.text import percent
 from leukoscope.web import views
 from leukoscope.web.answer import Answer, Picture, Row, example
-from leukoscope.web.drawing import EmbeddedImage, colour, embedded, render
+from leukoscope.web.drawing import NO_ADDRESS, Address, EmbeddedImage, colour, embedded, render
 from leukoscope.web.smear import example_smear
 
 TILE_SIDE = 132  # pixels of a tile's picture, for screens of two pixels a point
@@ -107,21 +107,17 @@ def cell_picture(
     )
 
 
-def cell_answer(
-    answer: Answer, opened: int, *, cell: int | None = None, example: str = "", readers: Sequence[str] = ()
-) -> Markup:
+def cell_answer(answer: Answer, opened: int, *, address: Address = NO_ADDRESS, readers: Sequence[str] = ()) -> Markup:
     """The right of the stage: the open model's answer, then a line for each other model.
 
     Args:
-        cell: its number in the smear or batch that it was opened from.
-        example: what the page's address calls the synthetic picture; "" for any other picture.
         readers: models that can read the smear that it was opened from.
     """
     row = None
     if opened < len(answer.rows):
         row = answer.rows[opened]
     others = [
-        {"number": number, "model": other.model, **_line(other, row)}
+        {"act": f"row:{number}", **model_line(other, row)}
         for number, other in enumerate(answer.rows)
         if number != opened
     ]
@@ -132,25 +128,25 @@ def cell_answer(
         others=others,
         opened=_opened(row) if row is not None and row.prediction is not None else None,
         working=not answer.complete or row is None or row.changes_pending,
-        cell=cell,
-        example=example,
+        address=address,
         readers=readers,
     )
 
 
-def _line(row: Row, opened: Row | None) -> dict[str, Any]:
-    """One of the other models' lines: what it says, and its bar."""
+def model_line(row: Row, opened: Row | None = None) -> dict[str, Any]:
+    """One of the other models' lines: what it says beside the open one, and its bar."""
     if row.prediction is None:
-        return {"words": row.error, "bar": [], "share": ""}
+        return {"model": row.model, "words": row.error, "bar": [], "share": ""}
     decision = row.decision_text()
     if not decision.has_class:
         words = "Not sure"
         if row.refused:
             opened_has_none = opened is not None and opened.prediction is not None and not opened.gives_a_class
             words = "No class either" if opened_has_none else "No class"
-        return {"words": words, "bar": [], "share": ""}
+        return {"model": row.model, "words": words, "bar": [], "share": ""}
     called = row.called()
     return {
+        "model": row.model,
         "words": decision.short.replace("leukaemic ", ""),
         "bar": [(row.known.probabilities[called], class_colour(row, called))],
         "share": percent(row.known.probabilities[called]),
@@ -169,6 +165,8 @@ def _opened(row: Row) -> dict[str, Any]:
     labels = list(row.known.probabilities)
     left, top, right, bottom = row.known.view_box
     whole = row.picture.image.size
+    check = row.known.map_check
+    about_maps = f"{check.text} {text.MAP_CAVEATS[check.method]}" if row.maps else ""
     return {
         "verdict": row.verdict(),
         "has_class": decision.has_class,
@@ -181,17 +179,15 @@ def _opened(row: Row) -> dict[str, Any]:
         "agreement": row.agreement(),
         "borderline": row.borderline(),
         "maps": trust.maps_passed(row.metrics),
+        "reads_whole_pictures": row.reads_whole_pictures,
         "trust": trust.trust_rows(row.metrics) if not row.refused else (),
         "labels": labels,
         "colours": {label: class_colour(row, label) for label in labels},
-        "details": [
-            trust.about_further_people(row.metrics),
-            text.trust_text(row.known.decision, row.metrics),
-            row.map_text(called),
-            row.known.map_check.text if row.maps else "",
-            text.MAP_CAVEATS[row.known.map_check.method] if row.maps else "",
-        ],
         "facts": {
+            "Further people": trust.about_further_people(row.metrics),
+            "Its answers": text.trust_text(row.known.decision, row.metrics),
+            "This map": row.map_text(called),
+            "Its maps": about_maps,
             "Model": f"{row.model}, {row.known.revision[:12] or 'local files'}",
             "Trained on": text.model_text(row.metrics).removeprefix("Trained on ") or "not told",
             "Seen by the model": f"{right - left:.0f} × {bottom - top:.0f} of {whole[0]} × {whole[1]} pixels",

@@ -1,6 +1,6 @@
 // The cell and, beyond the divider, its map. The divider is a slider of its own: dragged, or moved by the arrow keys.
-// Zoom by + and -, by the wheel with Ctrl (a pinch on a touch pad) or by two fingers; what is enlarged is dragged, or
-// moved by the arrow keys.
+// Zoom by + and -, by the wheel (with Ctrl, a pinch on a touch pad, where the page itself scrolls) or by two fingers;
+// what is enlarged is dragged, or moved by the arrow keys.
 const MOST = 8
 let view = {at: 50, zoom: 1, least: 1, x: 0, y: 0}
 let held = null
@@ -30,6 +30,7 @@ const draw = () => {
   style.setProperty('--zoom', view.zoom)
   style.setProperty('--x', `${view.x * 100}%`)
   style.setProperty('--y', `${view.y * 100}%`)
+  place().toggleAttribute('data-enlarged', view.zoom > view.least)
   place().style.touchAction = view.zoom > view.least ? 'none' : 'pan-y'
   handle()?.setAttribute('aria-valuenow', Math.round(view.at))
   handle()?.setAttribute('aria-valuetext', `${Math.round(view.at)} % cell, ${Math.round(100 - view.at)} % map`)
@@ -74,10 +75,16 @@ element.addEventListener('keydown', (event) => {
   keys[event.key]()
 })
 element.addEventListener('wheel', (event) => {
-  if (!event.ctrlKey || !event.target.closest('.lk-view') || !place()) return
+  const {scrollHeight, clientHeight} = document.documentElement
+  const isPageScrolled = scrollHeight > clientHeight && !event.ctrlKey
+  if (isPageScrolled || !event.target.closest('.lk-view') || !place()) return
   event.preventDefault()
   zoom(event.deltaY < 0 ? 1.25 : 0.8)
 }, {passive: false})
+element.addEventListener('click', ({target}) => {
+  const by = target.closest('[data-zoom-by]')?.dataset.zoomBy
+  if (by) zoom(Number(by))
+})
 const apart = () => {
   const [[x1, y1], [x2, y2]] = [...fingers.values()]
   return Math.hypot(x1 - x2, y1 - y2)

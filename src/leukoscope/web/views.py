@@ -140,7 +140,7 @@ def _answered(decision: Decision, probabilities: Mapping[str, float], label: str
     """What is answered for one form of the cell, and where it gets no class, why or how likely the label is."""
     share = f"{label}\u00a0{percent(probabilities[label])}"
     if decision.outcome in REFUSED:
-        return "no class", "unlike the cells it knows"
+        return "no class", "unlike"
     if decision.label is None:
         return outcome_text(decision.outcome), share
     return share, ""

@@ -37,6 +37,7 @@ class Scene:
         view: name of the view that the visitor chose; "" for the one that the row opens with.
         label: the class whose map is shown; "" for the called one.
         forms: what the model says of the cell without each part.
+        number: of what was given in this visit, from 1, whichever model reads it; 0 until it is shown.
         source: the act that the content came by, such as "example:1"; "" for an upload.
         readings: the same batch as other models read it.
     """
@@ -48,6 +49,7 @@ class Scene:
     view: str = ""
     label: str = ""
     forms: Mapping[str, Row] = field(default_factory=dict)
+    number: int = 0
     source: str = ""
     readings: tuple[BatchResult, ...] = ()
 
@@ -119,6 +121,13 @@ class Scene:
         return "cells"
 
 
+def given_by(scene: Scene) -> object:
+    """What sets apart the picture or the batch that was given, whichever model reads it and whichever cell is open."""
+    if isinstance(scene.whole, BatchResult):
+        return scene.whole.given.key
+    return id(scene.whole.picture) if scene.whole else None
+
+
 @dataclass(frozen=True)
 class Update:
     """One step of a question: what the stage shows from now on, and what the page gets beside it.
@@ -139,6 +148,7 @@ class Update:
 class Visit:
     """A visitor's session."""
 
+    given: int = 0  # how many pictures and batches were given
     asked: int = 0  # number of the newest question
     clicked: int = 0  # number that the page gave the newest click
     scene: Scene = field(default_factory=Scene)
@@ -151,6 +161,10 @@ class Visit:
 
         Of batches only the newest is kept: with its pictures, so that its cells open and another model can read it.
         """
+        if scene.content is not None and not scene.number:
+            if given_by(scene) != given_by(self.scene):
+                self.given += 1
+            scene = replace(scene, number=self.given)
         self.scene = scene
         content = scene.content
         if scene.cell is not None or scene.source in (EXAMPLE_SMEAR, EXAMPLE_PEOPLE):
