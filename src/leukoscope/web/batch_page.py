@@ -67,12 +67,18 @@ def progress(result: BatchResult, *, waits: str = "") -> Markup:
         caveats=_caveats(result),
         counts=_counts(result),
         model=result.model,
-        waits=waits,
-        answers_people=result.rule is not None and bool(result.subjects),
+        sentence=waits or _progress_sentence(result),
         trust=trust.trust_rows(result.metrics) if result.metrics else [],
         labels=result.classes,
         colours=_colours(result),
     )
+
+
+def _progress_sentence(result: BatchResult) -> str:
+    """What will be said of people: it stands where the answer says it."""
+    if result.rule is not None and result.subjects:
+        return "The answer about a person follows once all of its pictures are predicted."
+    return _people_hint(result)
 
 
 # Its tile in the strip.
@@ -157,40 +163,37 @@ def _row_name(result: BatchResult, subject: str | None) -> str:
 
 
 def _axis(result: BatchResult) -> dict[str, Any]:
-    """What the colours and the ends of the axis are, and which part of it gives no class."""
+    """What the place of a dot means, what its ends are called, and which part of it gives no class."""
     limit = Thresholds.from_metrics(result.metrics).abstain_below or 0.0
-    classes = [{"words": _class_words(label), "colour": colour(label, result.classes)} for label in result.classes]
-    if len(classes) == 2:
+    if len(result.classes) == 2:
         probability = f"its probability of {result.positive}"
-        low = f"0\u00a0% {result.positive}"
-        high = f"100\u00a0% {result.positive}"
+        low, high = sorted(result.classes, key=lambda label: label == result.positive)
+        ends = [
+            _axis_part(cells_of(label).removesuffix(" cells"), colour(label, result.classes)) for label in (low, high)
+        ]
         zone_from = 1 - limit
-        if result.positive == result.classes[0]:
-            classes.reverse()
     else:
         probability = "the probability of its class"
-        low = "0\u00a0%"
-        high = "100\u00a0% its class"
+        ends = [_axis_part("0\u00a0%"), _axis_part("100\u00a0%")]
         zone_from = 0.0
     zone = None
-    if limit > 1 / len(classes):
+    if _leaves_unsure(result):
         zone = {"from": zone_from * AXIS_END, "to": limit * AXIS_END}
+    grey = colour(ABSTAIN, result.classes)
     return {
         "end": AXIS_END,
-        "caption": f"Each dot is one cell, placed by {probability}",
-        "classes": classes,
-        "low": low,
-        "high": high,
+        "caption": f"Each dot is a cell, placed by {probability}",
+        "low": ends[0],
+        "high": ends[1],
+        "unsure": _axis_part("not sure", grey),
+        "unlike": _axis_part(_UNLIKE, grey, form(OUT_OF_DISTRIBUTION)),
         "zone": zone,
     }
 
 
-def _class_words(label: str) -> str:
-    """What the cells of a class are, with its label; the label alone where it says that."""
-    words = cells_of(label)
-    if label in words:
-        return label
-    return f"{words} ({label})"
+def _axis_part(words: str, colour: str = "", form: str = "lk-known") -> dict[str, str]:
+    """What a part of the axis is called, with the colour and the form of its dots."""
+    return {"words": words, "colour": colour, "form": form}
 
 
 def _share(result: BatchResult, row: BatchRow) -> float:
@@ -271,7 +274,7 @@ def person_answer(result: BatchResult, subject: str) -> PersonAnswer:
         if result.stopped:
             return PersonAnswer("not all read" if cells else "not read", read)
         if cells == 0:
-            return PersonAnswer(read)
+            return PersonAnswer("waiting …", read)
         return PersonAnswer("reading …", read)
     prediction = _prediction(result, subject)
     if prediction is None:
@@ -341,6 +344,7 @@ def _span(interval: tuple[float, float]) -> str:
     return f"{low.removesuffix(_PERCENT)}–{high}"
 
 
+_UNLIKE = "unlike"  # its training cells, where there is room for a word
 _PERCENT = "\u00a0%"
 
 
@@ -503,8 +507,17 @@ def _note_on_people(note: str) -> str:
 
 
 def _counts(result: BatchResult) -> list[dict[str, Any]]:
-    """How many cells have each outcome, as the bar shows them."""
-    return outcome_counts(Counter(row.prediction.outcome for _, row in result.cells), result.classes)
+    """How many cells have each outcome that the release can give, as the bar shows them, from the first cell on."""
+    counts = Counter(row.prediction.outcome for _, row in result.cells)
+    may_occur = {OUT_OF_DISTRIBUTION: "ood" in result.metrics, ABSTAIN: _leaves_unsure(result)}
+    if _shows_no_cell(result):
+        may_occur = {}
+    return outcome_counts(counts, result.classes, also=[outcome for outcome, may in may_occur.items() if may])
+
+
+def _leaves_unsure(result: BatchResult) -> bool:
+    """Whether the release gives some cells no class for a low probability."""
+    return (Thresholds.from_metrics(result.metrics).abstain_below or 0.0) > 1 / len(result.classes)
 
 
 def _count_text(number: int, kind: str = "cell") -> str:
@@ -547,9 +560,7 @@ def _verdict(result: BatchResult) -> Verdict:
     if result.subject_predictions:
         return _people_verdict(result)
     counts = Counter(row.prediction.outcome for _, row in result.cells)
-    hint = ""
-    if result.rule and not result.subjects and len(result.cells) >= result.rule.least_cells:
-        hint = "With each person’s cells in a folder, or a table of files and people, it answers about people, too."
+    hint = _people_hint(result)
     if all(row.shows_no_cell for row in result.rows):
         return Verdict(NOTHING_FOUND)
     if _shows_no_cell(result):
@@ -557,6 +568,16 @@ def _verdict(result: BatchResult) -> Verdict:
     if _is_foreign(result):
         return Verdict(FOREIGN_VERDICT, hint)
     return Verdict(counts_text(counts, result.classes, in_figures=True), hint)
+
+
+def _people_hint(result: BatchResult) -> str:
+    """What an answer about people needs, where nobody is known; "" where the release has none, or somebody is."""
+    if result.rule is None or result.subjects:
+        return ""
+    least = result.rule.least_cells
+    if max(result.total, len(result.rows)) < least:
+        return f"An answer about a person needs {least} of their cells."
+    return "With each person’s cells in a folder, or a table of files and people, it answers about people, too."
 
 
 def _shows_no_cell(result: BatchResult) -> bool:
@@ -720,6 +741,7 @@ def _cell(result: BatchResult, number: int, row: BatchRow, short_names: Mapping[
         "name": row.name,
         "short_name": short_names[row.name],
         "words": _cell_words(row),
+        "short_words": _UNLIKE if row.prediction.outcome == OUT_OF_DISTRIBUTION else _cell_words(row),
         "source": data_uri("image/webp", row.thumbnail),
         "opens": bool(row.picture),
         "wrong": row.is_wrong,

@@ -106,9 +106,14 @@ def form(outcome: str) -> str:
     return "lk-known"
 
 
-def outcome_counts(counts: Mapping[str, int], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """How many cells have each outcome, for the bar of a smear or a batch: every class, and what occurs beside them."""
-    outcomes = [*labels, *(outcome for outcome in WITHOUT_CLASS if counts.get(outcome))]
+def outcome_counts(
+    counts: Mapping[str, int], labels: Sequence[str], *, also: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """How many cells have each outcome, for the bar of a smear or a batch.
+
+    Every class is listed, what occurs beside them, and the outcomes of `also` even if none occurs.
+    """
+    outcomes = [*labels, *(outcome for outcome in WITHOUT_CLASS if counts.get(outcome) or outcome in also)]
     return [
         {
             "count": counts.get(outcome, 0),
