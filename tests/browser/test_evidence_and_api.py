@@ -57,8 +57,7 @@ def test_evidence_folds_scrolls_in_its_boxes_and_breaks_no_word(
     closed = page.locator("#card details:not([open]) > summary")
     while closed.count():
         closed.first.click()
-    for text in page.locator("#card pre").all():
-        assert text.evaluate("one => one.scrollWidth <= one.clientWidth"), "a line of code is cut"
+    assert cut_lines(page, "#card pre") == []
     assert page.evaluate(_BROKEN_WORDS) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= look["viewport"]["width"]
     page.get_by_role("button", name="Small changes").click()
@@ -70,6 +69,78 @@ def test_evidence_folds_scrolls_in_its_boxes_and_breaks_no_word(
         ".map(one => one.textContent)"
     )
     assert not look.get("is_mobile") or small == []
+
+
+def cut_lines(page: Any, code: str) -> list[str]:
+    """The pieces of code of which a line is cut."""
+    return page.locator(code).evaluate_all(
+        "parts => parts.filter(one => one.scrollWidth > one.clientWidth).map(one => one.textContent)"
+    )
+
+
+def test_on_a_phone_the_calls_of_the_api_page_are_read_in_full(visits: Callable[..., Any]) -> None:
+    """Their lines were cut at the edge of the window."""
+    page = opened(visits, "API", "#api pre", **PHONE)
+    assert cut_lines(page, "#api pre") == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    copied = page.locator("#api pre").first.inner_text().splitlines()
+    assert copied[0] == "from gradio_client import Client, handle_file", "set in on the page alone"
+
+
+def test_the_legend_of_the_small_changes_stands_directly_above_their_bars(visits: Callable[..., Any]) -> None:
+    """It stood far right, above the figures, and "another class" was brown."""
+    page = opened(visits, "Evidence", "#card h1")
+    legend = page.locator(".lk-changes ul").bounding_box()
+    bar = page.locator(".lk-changes .lk-bar").first.bounding_box()
+    assert abs(legend["x"] - bar["x"]) < 1 and 0 < bar["y"] - legend["y"] - legend["height"] < 24
+    forms = page.locator(".lk-changes li .lk-key").evaluate_all(
+        "keys => keys.map(key => getComputedStyle(key)).map(style => [style.backgroundImage, style.backgroundSize])"
+    )
+    assert len({str(form) for form in forms}) == 3, "full or empty, a line, hatched"
+    first = page.locator(".lk-changes tbody tr").first
+    assert first.locator("td").nth(1).inner_text() == "13"
+    assert page.get_by_role("columnheader", name="another class").count() == 1
+
+
+def test_the_model_whose_figures_follow_is_chosen_and_seen_in_the_table(visits: Callable[..., Any]) -> None:
+    page = opened(visits, "Evidence", "#card h1")
+    choice = page.get_by_role("group", name="Figures and card of")
+    assert choice.get_by_role("button", pressed=True).inner_text() == "densenet169-cnmc"
+    choice.get_by_role("button", name="densenet201-ball4").click()
+    page.locator("#card h1", has_text="densenet201-ball4").wait_for()
+    assert choice.get_by_role("button", pressed=True).inner_text() == "densenet201-ball4"
+    chosen = page.locator(".lk-all-models tr[aria-current]")
+    assert "densenet201-ball4" in chosen.inner_text()
+    grounds = page.locator(".lk-all-models tbody tr").evaluate_all(
+        "rows => rows.map(row => getComputedStyle(row).backgroundColor)"
+    )
+    assert len(set(grounds)) == 2
+
+
+def test_what_the_last_line_says_is_read_without_scrolling_and_moves_nothing(visits: Callable[..., Any]) -> None:
+    """It unfolded below the window, and the page scrolled to it."""
+    for look in (*LOOKS, {"viewport": {"width": 640, "height": 360}}):
+        page = visits(**look).page
+        foot = page.locator(".lk-foot")
+        page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+        before = foot.bounding_box(), page.evaluate("document.documentElement.scrollHeight")
+        for name in ("Privacy", "Licences"):
+            summary = foot.locator("summary", has_text=name)
+            summary.focus()
+            page.keyboard.press("Enter")
+            text = foot.locator("details[open] > p")
+            assert text.count() == 1, "one at a time"
+            box = text.bounding_box()
+            assert box["y"] >= 0 and box["y"] + box["height"] <= look["viewport"]["height"]
+            assert box["x"] >= 0 and box["x"] + box["width"] <= look["viewport"]["width"]
+            assert before == (foot.bounding_box(), page.evaluate("document.documentElement.scrollHeight"))
+        page.keyboard.press("Escape")
+        assert not foot.locator("details[open]").count()
+        assert page.evaluate("document.activeElement.textContent") == "Licences"
+        summary.click()
+        assert text.is_visible()
+        summary.click()
+        assert not text.is_visible()
 
 
 _DOTS = """() => [...document.querySelectorAll('.lk-dot-plot')].map((plot) => {

@@ -144,6 +144,9 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     first, second = html.split("<tbody>")[1].split("</tbody>")[0].split("</tr>")[:2]
     assert "another class for 23 (18–29) of 100 cells when 15 % less saturated" in first
     assert "<td>not measured\n</td>" in second
+    assert "AUROC 0.736 (0.57–0.88)" in first and "AUROC 0.881 (0.79–0.94)" in first, "both with their intervals"
+    said = html.split('class="lk-conclusion">')[1].split("</p>")[0]
+    assert "measured (earlier weights) recognised 67 of 100 (53–80); tiny not measured." in said
     assert 'aria-label="84 of 100 blasts, 95 % interval 78 to 89"' in first
     lines = re.findall(r"<summary>([\w-]+)<small>([^<]*)</small>(.*?)</summary>", html, re.DOTALL)
     assert [name for name, *_ in lines] == ["measured", "tiny"], "a line for each model, for a phone"
@@ -162,6 +165,7 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     changes = html.split('class="lk-changes"')[1].split("<tbody>")[1].split("</tr>")
     assert "15 % less saturated" in changes[0] and "<td>23</td>" in changes[0], "the worst comes first"
     assert "1,969 cells of 41 people" in html
+    assert html.count('aria-current="true"') == 1 and 'class="lk-chosen" aria-current="true"' in first
 
 
 def test_an_address_that_cannot_be_listened_at_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,5 +247,9 @@ def test_the_privacy_text_is_folded() -> None:
     (about,) = (block for block in build_demo(ModelCache({})).blocks.values() if block.elem_id == "about")
     assert isinstance(about, gradio.HTML)
     before, folded = about.value.split("<summary>Privacy</summary>")
-    assert before.endswith("<details>") and "No visit is logged" not in before and "ALL: a blast of acute" in before
+    assert (
+        before.endswith('<details name="foot">')
+        and "No visit is logged" not in before
+        and "ALL: a blast of acute" in before
+    )
     assert "No visit is logged" in folded.split("</details>")[0]

@@ -13,7 +13,8 @@ from markupsafe import Markup
 from leukoscope import LeukoscopeError
 from leukoscope.models.release import CARD_FILE, ReleaseInfo, read_release
 from leukoscope.reports import release_tables, text, trust
-from leukoscope.reports.formatting import count, data_uri, hundred, share, span
+from leukoscope.reports.conclusion import conclusion
+from leukoscope.reports.formatting import count, data_uri, hundred, share, span, with_interval
 from leukoscope.web.content_policy import card_text
 from leukoscope.web.drawing import colour, render
 from leukoscope.web.model_cache import ModelCache
@@ -64,10 +65,11 @@ def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup,
     if subjects:
         figures = []  # the card's plot shows the same people
     evaluation = release_tables.unseen_evaluation(metrics) or {}
+    conclusion_of_all = conclusion({text.short_name(name): release.metrics for name, release in releases.items()})
     html = render(
         "evidence.html", rows=rows, names=names, chosen=chosen, figures=figures, checks=list(checks),
         subjects=subjects, subjects_test="cross-validation" if evaluation.get("folds") else "test",
-        changes=_small_changes(metrics),
+        changes=_small_changes(metrics), conclusion=conclusion_of_all,
     )  # fmt: skip
     return html, card
 
@@ -78,9 +80,9 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     auroc = further.get("auroc_by_subject")
     evaluation = (metrics.get("evaluations") or [{}])[0]
     alone = (evaluation.get("size_only_baseline") or {}).get("auroc_by_subject")
-    measured = None
-    if text.measured_on_people(metrics):
-        measured = (evaluation.get("metrics") or {}).get("auroc_by_subject")
+    cross_validated = "not on people"
+    if text.measured_on_people(metrics) and evaluation["metrics"].get("auroc_by_subject") is not None:
+        cross_validated = with_interval(evaluation, "auroc_by_subject")
     labels = list(metrics.get("labels") or ())
     trust_rows = trust.trust_rows(metrics)
     summary = trust_rows[0].caveat
@@ -101,7 +103,7 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "trust": trust_rows,
         "small_changes": text.worst_change_text(metrics),
         "outside": f"{share(auroc['value'])} ({span(auroc)})" if auroc else "not measured",
-        "cross_validated": share(measured) if measured is not None else "not on people",
+        "cross_validated": cross_validated,
         "size_alone": share(alone) if alone is not None else "not measured",
         "healthy": "not measured" if healthy == "–" else f"{healthy} of 100",
         "maps": _MAPS[trust.maps_passed(metrics)],

@@ -27,10 +27,17 @@ document.addEventListener('toggle', ({target}) => {
   if (target.open && target.matches('.lk-another')) target.querySelector('input').focus({preventScroll: true})
 }, true)
 document.addEventListener('keydown', (event) => {
-  const opened = event.key === 'Escape' && event.target.closest('details[open]:is(.lk-more, .lk-another)')
+  if (event.key !== 'Escape') return
+  const opened = event.target.closest('details[open]:is(.lk-more, .lk-another)') ?? openedText()
   if (!opened) return
   opened.open = false
   opened.querySelector('summary').focus()
+})
+// A text of the line at the end of the page lies over what is above it, until Escape or a click elsewhere.
+const openedText = () => document.querySelector('.lk-foot details[open]')
+document.addEventListener('click', ({target}) => {
+  const text = openedText()
+  if (text && !text.contains(target)) text.open = false
 })
 window.lkTab(window.lkTabOf(location))
 // The page is hidden until then: the same words in another font are wider and would move what stands below them.
