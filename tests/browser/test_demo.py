@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.synthetic import draw_cell, example_cell, example_smear
+from leukoscope.synthetic import draw_cell, example_cell, example_smear, smear_picture
 from zips import cell_png, pack
 
 pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
@@ -296,6 +296,37 @@ def test_cells_that_are_read_take_the_places_of_those_that_are_not_and_move_noth
     assert visit.page.locator("#answer").bounding_box()["y"] == top
     verdict = visit.page.locator(VERDICT).bounding_box()
     assert verdict["y"] + verdict["height"] < look["viewport"]["height"]
+
+
+@pytest.mark.parametrize("look", [LAPTOP, PHONE], ids=["laptop", "phone"])
+def test_little_moves_when_the_answer_of_a_batch_comes_and_what_follows_fades_out(
+    visits: Callable[..., Any], tmp_path: Path, look: dict[str, Any]
+) -> None:
+    people = {f"{label}{n}/{cell}.png": cell_png(label, n, cell) for label in ("ALL", "HEM") for n in (0, 1, 2)
+              for cell in range(3)}  # fmt: skip
+    loose = [tmp_path / f"loose{n:02}.png" for n in range(18)]
+    for path, content in zip(loose, people.values(), strict=True):
+        path.write_bytes(content)
+    smears = [tmp_path / f"smear{n}.png" for n in range(2)]
+    for number, path in enumerate(smears):
+        Image.fromarray(smear_picture("Pre", number)).save(path)
+    visit = visits(**look)
+    fade = "getComputedStyle(document.querySelector('.lk-many'), '::after').opacity"
+    to_end = "(list => { list.scrollTop = list.scrollHeight })(document.querySelector('.lk-many'))"
+    kinds = (("18 cells of 6 people", [Path(pack(tmp_path / "people.zip", people))]), ("18 cells, people", loose),
+             ("2 pictures, people", smears))  # fmt: skip
+    for model_line, paths in kinds:
+        visit.page.evaluate("window.shifted = 0")
+        visit.page.locator("#upload input[type=file]").first.set_input_files([str(path) for path in paths])
+        visit.page.locator("#answer .lk-model", has_text=model_line).wait_for()
+        visit.page.wait_for_timeout(300)
+        assert visit.page.evaluate("window.shifted") <= 0.02, model_line
+        follows = visit.page.evaluate(
+            "(list => list.scrollHeight > list.clientHeight + 32)(document.querySelector('.lk-many'))"
+        )
+        assert float(visit.page.evaluate(fade)) == follows, model_line
+        visit.page.evaluate(to_end)
+        visit.page.wait_for_function(f"Number({fade}) === 0")
 
 
 def test_a_batch_can_be_stopped(visits: Callable[..., Any], cells: Path) -> None:

@@ -272,7 +272,7 @@ def test_what_is_answered_about_a_person_stands_in_the_row_and_why_behind_it() -
     nobody = replace(result, rows=(rows[0], *rows[3:]))
     assert verdict(nobody) == Verdict(
         "1 looks like a blast, 1 normal, 2 unlike its training cells",
-        "No answer about any person. An answer needs 2 cells like its training cells; 1 person has 1. "
+        "No answer about any person. An answer needs 2 cells like its training cells; 1\u00a0person has 1. "
         "Most cells of 1 person are unlike its training cells.",
     )
 
@@ -293,7 +293,7 @@ def test_people_without_an_answer_have_one_reason_that_is_said_once() -> None:
     result = replace(RESULT, rows=rows, metrics=JUDGED)
     page = batch_answer(result)
     assert verdict(result).sentence == "2 look like blasts", "what was found, not what is missing"
-    assert "No answer about any person. An answer needs 2 cells like its training cells; 2 people have 1." in page
+    assert "No answer about any person. An answer needs 2 cells like its training cells; 2\u00a0people have 1." in page
     assert page.count("needs 2 cells") == 1
     one = verdict(replace(result, rows=rows[:1]))
     assert one.because.startswith("No answer about the person. An answer needs 2 cells")
@@ -329,6 +329,13 @@ def test_the_parts_of_a_progress_stand_where_those_of_its_answer_do() -> None:
     of_progress, of_answer = (re.findall(r"^  <(\w+)", page, re.MULTILINE) for page in pages)
     assert of_progress[:3] == ["div", "p", "div"] and of_answer[: len(of_progress)] == of_progress
     assert all(page.count("</b> not sure") == page.count("</b> unlike its training cells") == 1 for page in pages)
+
+
+def test_that_no_person_will_have_an_answer_is_said_from_the_start() -> None:
+    few = replace(RESULT, rows=RESULT.rows[:1], metrics=JUDGED, unread={"2": 1}, total=2)
+    assert "No answer about any person will follow. An answer needs 2 cells" in progress(few)
+    assert "none has more than 1 picture." in progress(few)
+    assert "will follow" not in progress(replace(few, unread={"2": 2}, total=3))
 
 
 def test_the_tile_of_a_batch_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:

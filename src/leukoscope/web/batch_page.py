@@ -76,9 +76,16 @@ def progress(result: BatchResult, *, waits: str = "") -> Markup:
 
 def _progress_sentence(result: BatchResult) -> str:
     """What will be said of people: it stands where the answer says it."""
-    if result.rule is not None and result.subjects:
-        return "The answer about a person follows once all of its pictures are predicted."
-    return _people_hint(result)
+    if result.rule is None or not result.subjects:
+        return _people_hint(result)
+    most = max(len(result.by_subject.get(subject, ())) + result.unread.get(subject, 0) for subject in result.subjects)
+    least = result.rule.least_cells
+    if most < least:
+        return (
+            f"No answer about any person will follow. An answer needs {least} cells like its training cells; none has "
+            f"more than {_count_text(most, 'picture')}."
+        )
+    return "The answer about a person follows once all pictures of that person are predicted."
 
 
 # Its tile in the strip.
@@ -147,7 +154,15 @@ def batch_picture(result: BatchResult) -> Markup:
         opens=len(groups) == 1,
         few=_are_few(result, len(groups)),
         is_read=is_read,
+        order=_order_text(result, is_read),
     )
+
+
+def _order_text(result: BatchResult, is_read: bool) -> str:
+    """In which order the cells behind a row stand; of pictures that are none, that none is."""
+    if not is_read:
+        return "As they are read"
+    return "None is a single cell" if _shows_no_cell(result) else "The least sure first"
 
 
 def _cells(result: BatchResult, subject: str | None) -> list[tuple[int, BatchRow]]:
@@ -644,7 +659,8 @@ def _reasons(predictions: Sequence[SubjectPrediction]) -> list[str]:
         least = predictions[0].rule.least_cells
         cells = f"{min(few)} to {max(few)}" if min(few) < max(few) else f"{few[0]}"
         verb = "has" if len(few) == 1 else "have"
-        sentences.append(f"An answer needs {least} cells like its training cells; {_people(len(few))} {verb} {cells}.")
+        people = _people(len(few)).replace(" ", "\u00a0")
+        sentences.append(f"An answer needs {least} cells like its training cells; {people} {verb} {cells}.")
     unlike = sum(prediction.outcome == OUT_OF_DISTRIBUTION for prediction in predictions)
     if unlike:
         sentences.append(f"Most cells of {_people(unlike)} are unlike its training cells.")
