@@ -142,6 +142,24 @@ def test_every_state_of_a_cell(visits: Callable[..., Any], files: Path, look: st
     visit.context.set_offline(False)
 
 
+# The boxes of cells on which the number of another cell lies.
+COVERED_BOXES = """
+() => {
+  const boxes = [...document.querySelectorAll('#picture .lk-box')]
+  const lies = (one, other) =>
+    one.left < other.right - 1 && one.right > other.left + 1 && one.top < other.bottom - 1 && one.bottom > other.top + 1
+  const covered = []
+  for (const flag of document.querySelectorAll('#picture .lk-box span')) {
+    for (const box of boxes) {
+      if (box === flag.parentElement || !flag.offsetWidth) continue
+      if (lies(flag.getBoundingClientRect(), box.getBoundingClientRect())) covered.push(box.title)
+    }
+  }
+  return covered
+}
+"""
+
+
 @pytest.mark.parametrize("look", CHOSEN)
 def test_every_state_of_a_smear(visits: Callable[..., Any], files: Path, look: str) -> None:
     visit = visits(**LOOKS[look])
@@ -160,6 +178,7 @@ def test_every_state_of_a_smear(visits: Callable[..., Any], files: Path, look: s
     _given(visit, files / "36 cells.png")
     page.locator("#picture button.lk-box").nth(20).wait_for()
     _looked_at(page, "smear_of_36", look)
+    assert page.evaluate(COVERED_BOXES) == []
 
 
 @pytest.mark.parametrize("look", CHOSEN)

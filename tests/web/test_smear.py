@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.inference.prediction import Decision
 from leukoscope.inference.smear import colour_place
 from leukoscope.reports.text import outcome_text, percent
 from leukoscope.web.answer import Picture, ask
@@ -39,12 +40,33 @@ def test_every_cell_is_a_button_that_says_what_it_is(result: Smear) -> None:
     page, reading = smear_picture(result), result.reading
     assert len(reading.cells) == 5
     assert page.count('<button type="button" class="lk-box') == 5
-    right = [one for one in reading.cells if one.cell.box[0] + one.cell.box[2] > result.picture.image.width]
-    assert page.count('class="lk-box lk-right') == len(right) == 2, "whose texts would leave the picture"
     for number, cell in enumerate(reading.cells):
         assert f'data-act="cell:{number}"' in page
         assert f'aria-label="Cell {number + 1}: {cell.outcome} ' in page
     assert "5 whole white cells" in smear_answer(result)
+
+
+def test_a_box_without_a_class_says_so_not_by_its_colour_alone(result: Smear) -> None:
+    cells = []
+    for cell, outcome in zip(result.reading.cells, ("ALL", "abstain", "out of distribution"), strict=False):
+        assert cell.prediction is not None
+        cells.append(replace(cell, prediction=replace(cell.prediction, decision=Decision(outcome))))
+    page = unescape(smear_picture(replace(result, reading=replace(result.reading, cells=tuple(cells)))))
+    for number, mark, words in (
+        (1, "ALL", "ALL "),
+        (2, "?", "not sure; open it"),
+        (3, "–", "unlike its training cells"),
+    ):
+        assert f">{number}<i> {mark}</i></span>" in page
+        assert f'title="Cell {number}: {words}' in page and f'aria-label="Cell {number}: {words}' in page
+
+
+def test_a_cell_along_the_upper_edge_has_the_name_of_its_smear_above_it(result: Smear) -> None:
+    assert "lk-with-bar" not in smear_picture(result)
+    first = result.reading.cells[0]
+    left, top, right, bottom = first.cell.box
+    at_the_top = replace(first, cell=replace(first.cell, box=(left, 0, right, bottom - top)))
+    assert "lk-with-bar" in smear_picture(replace(result, reading=replace(result.reading, cells=(at_the_top,))))
 
 
 @pytest.mark.slow

@@ -17,10 +17,17 @@ from leukoscope.reports import trust
 from leukoscope.reports.text import about_model, outcome_text, percent
 from leukoscope.web.drawing import NO_ADDRESS, Address, colour, embedded, form, outcome_counts, render
 from leukoscope.web.smear import Smear, known_scale, scale_text
+from leukoscope.web.smear_flags import place_flags
 from leukoscope.web.stage import model_line
 
 SMEAR_SIDE = 1400
 MOST_BOXES_WITH_CLASS = 12
+# The room that a smear has at least, in CSS pixels: a phone's width; of many cells, whose numbers stand on wider stages
+# only, that width.
+_LEAST_WIDTH = 390
+_LEAST_WIDTH_OF_MANY = 520
+_LEAST_HEIGHT = 420
+CAPTION_SHARE = 0.08  # of the picture's height, what its name and scale take at most where they lie over it
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _GUESSED = "better give it."  # the end of a note on its scale, for which the stage has its own words
 
@@ -92,33 +99,11 @@ def smear_picture(smear: Smear) -> Markup:
     image = smear.picture.image
     reading = smear.reading
     width, height = image.size
-    boxes = []
-    for number, cell in enumerate(reading.cells):
-        left, top, right, bottom = cell.cell.box
-        is_class = cell.outcome in reading.labels
-        short = str(number + 1)
-        # Beside many cells, a class in letters would lie on its neighbour; its colour says it.
-        if is_class and len(reading.cells) <= MOST_BOXES_WITH_CLASS:
-            short = f"{short} {cell.outcome}"
-        boxes.append(
-            {
-                "number": number,
-                "left": left / width,
-                "top": top / height,
-                "width": (right - left) / width,
-                "height": (bottom - top) / height,
-                "colour": colour(cell.outcome, reading.labels),
-                "words": cell_words(cell, reading.labels),
-                "short": short,
-                "is_class": is_class,
-                "form": form(cell.outcome),
-                "opens": cell.outcome != AT_EDGE,
-                # In the right half the text ends where the box does: it would leave the picture.
-                "on_the_right": left + right > width,
-                # The picture's name and scale lie along its upper edge.
-                "at_the_top": top / height < 0.12,
-            }
-        )
+    boxes = [_box(smear, number) for number in range(len(reading.cells))]
+    crowded = len(boxes) > MOST_BOXES_WITH_CLASS
+    # Where a cell lies along the upper edge, name and scale stand above the picture.
+    has_bar = any(box["top"] < CAPTION_SHARE for box in boxes)
+    _add_flags(boxes, width / height, crowded=crowded, top=0.0 if has_bar else CAPTION_SHARE)
     scale = known_scale(smear)
     um_per_pixel = ""
     if scale:
@@ -129,11 +114,58 @@ def smear_picture(smear: Smear) -> Markup:
         source=reading.source,
         whole=len(smear.whole),
         boxes=boxes,
-        crowded=len(boxes) > MOST_BOXES_WITH_CLASS,
+        crowded=crowded,
+        has_bar=has_bar,
         ratio=width / height,
         scale=scale_text(smear),
         um_per_pixel=um_per_pixel,
     )
+
+
+def _box(smear: Smear, number: int) -> dict[str, Any]:
+    """The box of a cell, its place in shares of the picture's width and height."""
+    cell = smear.reading.cells[number]
+    labels = smear.reading.labels
+    width, height = smear.picture.image.size
+    left, top, right, bottom = cell.cell.box
+    is_class = cell.outcome in labels
+    mark = cell.outcome
+    if not is_class:
+        mark = "?" if cell.outcome == ABSTAIN else "–"
+    return {
+        "number": number,
+        "left": left / width,
+        "top": top / height,
+        "width": (right - left) / width,
+        "height": (bottom - top) / height,
+        "colour": colour(cell.outcome, labels),
+        "words": cell_words(cell, labels),
+        "mark": mark,
+        "is_class": is_class,
+        "form": form(cell.outcome),
+        "opens": cell.outcome != AT_EDGE,
+    }
+
+
+def _add_flags(boxes: list[dict[str, Any]], ratio: float, *, crowded: bool, top: float) -> None:
+    """Add to each box where its number stands; `top` is the share of the picture that the numbers leave free."""
+    width = min(_LEAST_WIDTH_OF_MANY if crowded else _LEAST_WIDTH, _LEAST_HEIGHT * ratio)
+    height = width / ratio
+    corners = []
+    texts = []
+    for box in boxes:
+        left = box["left"] * width
+        upper = box["top"] * height
+        corners.append((left, upper, left + box["width"] * width, upper + box["height"] * height))
+        text = f"{box['number'] + 1} {box['mark']}"
+        if crowded and box["is_class"]:
+            # Among many cells a class in letters would lie on the neighbours; it follows on hover and focus.
+            text = str(box["number"] + 1)
+        texts.append(text if box["opens"] else "")
+    places = place_flags(corners, texts, (0.0, top * height, width, height))
+    for box, (place, covers) in zip(boxes, places, strict=True):
+        box["place"] = place
+        box["covers"] = crowded and covers
 
 
 def smear_answer(smear: Smear, others: Sequence[str] = (), *, address: Address = NO_ADDRESS) -> Markup:
