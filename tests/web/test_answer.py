@@ -39,8 +39,9 @@ from leukoscope.web.answer import (
     views_of,
 )
 from leukoscope.web.app import Endpoints
-from leukoscope.web.export import row_image, save_row
+from leukoscope.web.export import save_row
 from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.saved_picture import MARGIN, SHEET_WIDTH, row_image
 from leukoscope.web.smear import example_smear, read_smear
 from leukoscope.web.smear_page import smear_answer
 from leukoscope.web.upload import read_upload
@@ -408,16 +409,17 @@ def test_a_saved_result_says_who_answered_what_the_map_is_and_that_it_is_researc
         assert "map for HEM" in image.text["Description"] and MAP_CAVEAT in image.text["Description"]
         recognised = [trust_row.sentence for trust_row in trust_rows(row.metrics)]
         assert recognised and all(sentence in image.text["Description"] for sentence in recognised)
-        assert 1.2 * image.width > image.height > 450
+        assert 1.4 * image.width > image.height > 450
 
 
 def test_a_saved_result_holds_the_bars_and_the_colour_scale(cell: Row, refused: Row) -> None:
     drawn = np.asarray(row_image(cell, "ALL"))
-    share, width = max(cell.known.probabilities.values()), drawn.shape[1] - 40
+    share = max(cell.known.probabilities.values())
     blast = (drawn == (0xD5, 0x5E, 0x00)).all(axis=2)
-    assert blast.any(axis=0).sum() == pytest.approx(share * width, abs=2)
-    # The bright end of the scale stands below the right picture, on white.
-    below = drawn[470:, drawn.shape[1] // 2 :].astype(int)
+    longest = blast[drawn.shape[0] // 2 :].sum(axis=1).max()
+    assert longest == pytest.approx(share * (SHEET_WIDTH - 2 * MARGIN), abs=2)
+    # The bright end of the scale stands below the right picture.
+    below = drawn[545:600, SHEET_WIDTH // 2 :].astype(int)
     assert (abs(below - (252, 255, 164)).sum(axis=2) < 6).any()
     assert not (np.asarray(row_image(refused, "ALL")) == (0xD5, 0x5E, 0x00)).all(axis=2).any()
 

@@ -6,34 +6,24 @@ import csv
 import io
 import secrets
 import shutil
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradio.utils import get_upload_folder
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
-from leukoscope.inference.gradcam import map_colours
 from leukoscope.inference.scoring import safe_cell
-from leukoscope.inference.smear import CLASS_COLOURS, colour_place, draw_reading, drawing_font
+from leukoscope.inference.smear import draw_reading
 from leukoscope.reports.formatting import encoded
-from leukoscope.reports.text import about_model, named, outcome_text, percent
+from leukoscope.reports.text import about_model, outcome_text
 from leukoscope.web.answer import Row
+from leukoscope.web.saved_picture import row_image
 from leukoscope.web.smear import Smear, scale_text
 from leukoscope.web.smear_page import cell_size
 from leukoscope.web.upload import ANSWER_FOLDER
-
-# In pixels; LETTERS fit into a line.
-SIDE = 450
-MARGIN = 20
-LINE = 24
-LETTERS = 105
-INK = "#18181b"
-QUIET = "#55515f"
-TRACK = "#e7e4ee"
 
 
 class File(NamedTuple):
@@ -131,65 +121,9 @@ def _legend(smear: Smear) -> str:
     return f"{', '.join(counts)}. {scale_text(smear)}. {model}. {RESEARCH_NOTICE}"
 
 
-def _ink(label: str, labels: Sequence[str]) -> str:
-    """The colour of a class in a saved picture."""
-    return CLASS_COLOURS[colour_place(label, labels)]
-
-
 def save_row(row: Row, label: str = "") -> File:
     """One model's answer as shown, with the map of a class; "" for the one that is called."""
     label = label or row.called()
     title = f"{row.picture.caption}, predicted by {row.model}"
     summary = row.summary(label=label)
     return _png_file(row.picture.caption, row_image(row, label), title, row.model, row.known.revision, summary)
-
-
-def row_image(row: Row, label: str) -> Image.Image:
-    """Cell and map side by side, the colour scale, the probability bars and the whole text, as RGB."""
-    pictures = [ImageOps.contain(picture, (SIDE, SIDE)) for picture in row.pictures(label) if picture]
-    shares = row.shares()
-    decided = row.decision_text()
-    lines = [line for sentence in row.summary(label=label).splitlines() for line in textwrap.wrap(sentence, LETTERS)]
-    width = 2 * SIDE + 3 * MARGIN
-    captions_at = max(picture.height for picture in pictures) + MARGIN + 4
-    bars_at = captions_at + 2 * LINE + MARGIN
-    text_at = bars_at + (2 * len(shares) + (not decided.has_class)) * LINE + MARGIN
-    drawn = Image.new("RGB", (width, text_at + len(lines) * LINE + MARGIN), "white")
-    pen = ImageDraw.Draw(drawn)
-    font = drawing_font(15)
-
-    caption = row.picture.caption
-    if len(caption) > 52:
-        caption = f"{caption[:51]}…"
-    captions = (caption, f"Map for {label}")
-    for column, (picture, text) in enumerate(zip(pictures, captions, strict=False)):
-        left = MARGIN + column * (SIDE + MARGIN)
-        drawn.paste(picture, (left, MARGIN))
-        pen.text((left, captions_at), text, QUIET, font)
-    if row.maps:
-        colours = map_colours(160)[None].repeat(12, axis=0)
-        left = 2 * MARGIN + SIDE
-        drawn.paste(Image.fromarray(colours), (left + 18, captions_at + LINE + 4))
-        pen.text((left, captions_at + LINE), "0", QUIET, font)
-        pen.text((left + 186, captions_at + LINE), f"{row.peak:.3g}", QUIET, font)
-
-    top = bars_at
-    if not decided.has_class:
-        pen.text(
-            (MARGIN, top), "What it would have said; without a class these probabilities are no result:", QUIET, font
-        )
-        top += LINE
-    for name, share in shares.items():
-        pen.text((MARGIN, top), named(name), INK, font)
-        pen.text((width - MARGIN, top), percent(share), INK, font, anchor="ra")
-        pen.rectangle((MARGIN, top + LINE, width - MARGIN, top + LINE + 10), TRACK)
-        if share * (width - 2 * MARGIN) >= 1:
-            ink = QUIET
-            if decided.has_class:
-                ink = _ink(name, list(row.known.probabilities))
-            pen.rectangle((MARGIN, top + LINE, MARGIN + share * (width - 2 * MARGIN), top + LINE + 10), ink)
-        top += 2 * LINE
-    for number, line in enumerate(lines):
-        size = 18 if number == 0 else 15
-        pen.text((MARGIN, text_at + number * LINE), line, INK, drawing_font(size))
-    return drawn

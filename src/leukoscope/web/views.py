@@ -110,6 +110,13 @@ def enlarged(row: Row, fills: float = FILLS) -> float:
     return float(min(MOST_ENLARGED, max(1.0, fills / max(farthest, 1e-6))))
 
 
+def closer(image: Image.Image, zoom: float) -> Image.Image:
+    """The middle of a picture that is enlarged so many times."""
+    left = round(image.width * (1 - 1 / zoom) / 2)
+    top = round(image.height * (1 - 1 / zoom) / 2)
+    return image.crop((left, top, image.width - left, image.height - top))
+
+
 def _draw_turned(row: Row, label: str, forms: Forms) -> Markup:
     if row.pending:
         return render("view_waiting.html", sentence="Computing eight orientations …")
@@ -162,12 +169,8 @@ def _form(row: Row, image: Image.Image, outcome: str, answered: tuple[str, str],
     """A form of the cell, with what the model says of it; all forms are enlarged alike, as the cell needs it."""
     words, detail = answered
     zoom = enlarged(row, FILLS_FORM)
-    width, height = image.size
-    left = round(width * (1 - 1 / zoom) / 2)
-    top = round(height * (1 - 1 / zoom) / 2)
-    closer = image.crop((left, top, width - left, height - top))
     return {
-        "image": embedded(closer, FORM_SIDE),
+        "image": embedded(closer(image, zoom), FORM_SIDE),
         "colour": colour(outcome, list(row.known.probabilities)),
         "words": words,
         "detail": detail,

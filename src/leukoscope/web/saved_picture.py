@@ -1,0 +1,243 @@
+"""The picture of an answer that a visitor saves, in the page's look: cell and map above, what the page says below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import gradio
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.data.registry import cells_of
+from leukoscope.inference.gradcam import map_colours
+from leukoscope.inference.smear import CLASS_COLOURS, colour_place, drawing_font
+from leukoscope.reports import text, trust
+from leukoscope.reports.text import percent
+from leukoscope.web.answer import Row
+from leukoscope.web.views import closer, enlarged
+
+# The page's light colours, and its sizes doubled, in pixels.
+SHEET_WIDTH = 1120
+SIDE = 500  # of cell and map
+MARGIN = 40
+GAP = 28
+TEXT = 20
+VERDICT = 40
+LINE = 28
+BAR = 18
+INK = "#18141f"
+QUIET = "#5d5868"
+RULE = "#e3e0ea"
+NO_CLASS = "#6d6877"
+WARNING = "#7a4b00"
+WARNING_FILL = "#fff3d6"
+STAGE = "#000000"
+ON_STAGE = "#d5d3da"
+MOST_CAPTION = 46  # letters of a file's name
+
+
+@cache
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The page's font, which Gradio brings; without it, that of a smear's boxes."""
+    fonts = Path(gradio.__file__).parent / "templates" / "frontend" / "static" / "fonts" / "IBMPlexSans"
+    file = fonts / f"IBMPlexSans-{'Bold' if bold else 'Regular'}.woff2"
+    if file.is_file():
+        return ImageFont.truetype(file, size)
+    return drawing_font(size)
+
+
+def row_image(row: Row, label: str) -> Image.Image:
+    """One model's answer as RGB: the cell, the map of a class beside it, and the answer below them."""
+    sheet = _Sheet(_stage(row, label))
+    labels = list(row.known.probabilities)
+    decided = row.decision_text()
+    sheet.text(text.short_name(row.model), QUIET)
+    sheet.verdict(row.verdict(), _colour(row.called(), labels) if decided.has_class else NO_CLASS)
+    sheet.note(row.caveats())
+    if decided.has_class:
+        sheet.shares(row)
+    if row.orientations:
+        sheet.text(row.agreement(), QUIET)
+    sheet.text(row.borderline(), QUIET)
+    if not row.refused:
+        sheet.recalls(trust.trust_rows(row.metrics), labels)
+    sheet.rule()
+    for sentence in _details(row, label):
+        sheet.text(sentence, QUIET)
+    return sheet.finished()
+
+
+def _details(row: Row, label: str) -> list[str]:
+    """What the page opens under "Map and model"."""
+    sentences = [
+        trust.about_further_people(row.metrics),
+        text.trust_text(row.known.decision, row.metrics),
+        row.map_text(label),
+    ]
+    if row.maps:
+        check = row.known.map_check
+        sentences += [check.text, text.MAP_CAVEATS[check.method]]
+    return [*sentences, f"{text.about_model(row.model, row.known.revision)}."]
+
+
+def _colour(label: str, labels: Sequence[str]) -> str:
+    return CLASS_COLOURS[colour_place(label, labels)]
+
+
+def _stage(row: Row, label: str) -> Image.Image:
+    """Cell and map on black, the map with its scale; the colours of the file as they are."""
+    zoom = enlarged(row)
+    pictures = [ImageOps.contain(closer(picture, zoom), (SIDE, SIDE)) for picture in row.pictures(label) if picture]
+    height = max(picture.height for picture in pictures)
+    stage = Image.new("RGB", (SHEET_WIDTH, MARGIN + height + MARGIN + LINE), STAGE)
+    pen = ImageDraw.Draw(stage)
+    captions_at = MARGIN + height + GAP / 2
+    middles = [SHEET_WIDTH / 4, 3 * SHEET_WIDTH / 4] if len(pictures) == 2 else [SHEET_WIDTH / 2]
+    for middle, picture in zip(middles, pictures, strict=True):
+        stage.paste(picture, (round(middle - picture.width / 2), MARGIN))
+    caption = row.picture.caption
+    if len(caption) > MOST_CAPTION:
+        caption = f"…{caption[1 - MOST_CAPTION :]}"
+    pen.text((middles[0], captions_at), caption, ON_STAGE, _font(TEXT), anchor="ma")
+    if row.maps:
+        _scale(stage, label, middles[-1], captions_at)
+    return stage
+
+
+def _scale(stage: Image.Image, label: str, middle: float, top: float) -> None:
+    """The scale of a map's colours, in words."""
+    pen = ImageDraw.Draw(stage)
+    font = _font(TEXT)
+    colours = Image.fromarray(map_colours(160)[None].repeat(12, axis=0))
+    before = "weak "
+    after = f" strong, for {label}"
+    left = middle - (font.getlength(before + after) + colours.width) / 2
+    pen.text((left, top), before, ON_STAGE, font)
+    left += font.getlength(before)
+    stage.paste(colours, (round(left), round(top + LINE / 2 - 8)))
+    pen.text((left + colours.width, top), after, ON_STAGE, font)
+
+
+class _Sheet:
+    """What stands below the stage, drawn from top to bottom on a sheet that is cut where it ends."""
+
+    def __init__(self, stage: Image.Image) -> None:
+        self.image = Image.new("RGB", (SHEET_WIDTH, stage.height + 3000), "white")
+        self.image.paste(stage)
+        self.pen = ImageDraw.Draw(self.image)
+        self.top = float(stage.height + MARGIN - 8)
+
+    def text(self, sentence: str, ink: str = INK, *, size: int = TEXT, bold: bool = False, indent: int = 0) -> None:
+        """A sentence over as many lines as it needs; none for ""."""
+        font = _font(size, bold=bold)
+        for line in _wrapped(sentence, font, SHEET_WIDTH - 2 * MARGIN - 2 * indent):
+            self.pen.text((MARGIN + indent, self.top), line, ink, font)
+            self.top += 1.4 * size
+
+    def verdict(self, sentence: str, colour: str) -> None:
+        """The verdict with a dot in the colour of its class."""
+        middle = self.top + VERDICT * 0.62
+        self.pen.ellipse((MARGIN, middle - 11, MARGIN + 22, middle + 11), colour)
+        self.text(sentence, size=VERDICT, bold=True, indent=38)
+        self.top += 8
+
+    def note(self, sentences: Sequence[str]) -> None:
+        """What must be known before the answer is used, in a box of its own; nothing for none."""
+        font = _font(TEXT)
+        lines = [line for sentence in sentences for line in _wrapped(sentence, font, SHEET_WIDTH - 2 * MARGIN - 40)]
+        if not lines:
+            return
+        box = (MARGIN, self.top, SHEET_WIDTH - MARGIN, self.top + len(lines) * LINE + 20)
+        self.pen.rounded_rectangle(box, 16, WARNING_FILL)
+        self.top += 10
+        for line in lines:
+            self.pen.text((MARGIN + 20, self.top), line, WARNING, font)
+            self.top += LINE
+        self.top += 10 + GAP / 2
+
+    def shares(self, row: Row) -> None:
+        """One bar of all classes, and each with its probability below it."""
+        labels = list(row.known.probabilities)
+        left = float(MARGIN)
+        for label in labels:
+            right = left + row.known.probabilities[label] * (SHEET_WIDTH - 2 * MARGIN)
+            if right - left >= 1:
+                self.pen.rectangle((left, self.top, right - 1, self.top + BAR), _colour(label, labels))
+            left = right
+        self.top += BAR + 10
+        places = len(labels)
+        for place, label in enumerate(labels):
+            meaning = text.MEANINGS.get(label)
+            words = f"{percent(row.known.probabilities[label])} {f'{meaning} ({label})' if meaning else label}"
+            column = (SHEET_WIDTH - 2 * MARGIN) / places
+            at = MARGIN + place * column
+            middle = self.top + LINE / 2
+            self.pen.ellipse((at, middle - 6, at + 12, middle + 6), _colour(label, labels))
+            for line in _wrapped(words, _font(TEXT), column - 24)[:1]:
+                self.pen.text((at + 20, self.top), line, INK, _font(TEXT))
+        self.top += LINE + GAP / 2
+
+    def recalls(self, rows: Sequence[trust.TrustRow], labels: Sequence[str]) -> None:
+        """How far to trust it: of 100 cells of each class, how many are recognised, each with its interval."""
+        self.rule()
+        first = 440
+        column = (SHEET_WIDTH - MARGIN - first) / len(labels)
+        self.pen.text((MARGIN, self.top), "How far to trust it", INK, _font(TEXT, bold=True))
+        self.pen.text((MARGIN + 190, self.top), "of 100, recognised", QUIET, _font(TEXT))
+        if any(row.meters for row in rows):
+            for place, label in enumerate(labels):
+                self.pen.text((first + place * column, self.top), cells_of(label), QUIET, _font(TEXT))
+        self.top += LINE + 8
+        for row in rows:
+            name = row.name if row.meters else f"{row.name}: {row.caveat}"
+            self.pen.text((MARGIN, self.top), name, QUIET, _font(TEXT))
+            if row.meters and row.caveat:
+                at = MARGIN + _font(TEXT).getlength(f"{name} ")
+                self.pen.text((at, self.top), row.caveat, WARNING, _font(TEXT))
+            for place, meter in enumerate(row.meters):
+                self._meter(meter, first + place * column, column - GAP, _colour(meter.label, labels))
+            self.top += LINE + 6
+        for row in rows:
+            self.text(row.small_changes, QUIET)
+
+    def _meter(self, meter: trust.Meter, left: float, width: float, colour: str) -> None:
+        """A bar of 0 to 100 with its interval and its figure."""
+        bar = width - 40
+        middle = self.top + LINE / 2
+        self.pen.rectangle((left, middle - 6, left + bar, middle + 6), RULE)
+        self.pen.rectangle((left, middle - 6, left + bar * meter.share / 100, middle + 6), colour)
+        if meter.low is not None and meter.high is not None:
+            low = left + bar * meter.low / 100
+            high = left + bar * meter.high / 100
+            self.pen.line((low, middle, high, middle), INK, 2)
+            for end in (low, high):
+                self.pen.line((end, middle - 9, end, middle + 9), INK, 2)
+        self.pen.text((left + width, self.top), str(meter.share), INK, _font(TEXT, bold=True), anchor="ra")
+
+    def rule(self) -> None:
+        """A thin line between two parts."""
+        self.top += GAP / 2
+        self.pen.line((MARGIN, self.top, SHEET_WIDTH - MARGIN, self.top), RULE, 2)
+        self.top += GAP * 0.75
+
+    def finished(self) -> Image.Image:
+        """The sheet down to its end, the research notice below everything."""
+        self.top += GAP
+        self.pen.rectangle((0, self.top, SHEET_WIDTH, self.top + 2 * LINE), WARNING_FILL)
+        middle = self.top + LINE
+        self.pen.text((SHEET_WIDTH / 2, middle), RESEARCH_NOTICE, WARNING, _font(TEXT, bold=True), anchor="mm")
+        return self.image.crop((0, 0, SHEET_WIDTH, round(self.top + 2 * LINE)))
+
+
+def _wrapped(sentence: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """A sentence in lines of at most so many pixels; a longer word has a line of its own."""
+    lines: list[str] = []
+    for word in sentence.split(" "):
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        elif word:
+            lines.append(word)
+    return lines
