@@ -188,8 +188,10 @@ def test_on_a_phone_the_rows_of_the_table_fold(visits: Callable[..., Any]) -> No
     row.locator("summary").focus()
     page.keyboard.press("Enter")
     assert row.locator("dl").is_visible() and "AUROC" in row.locator("dl").inner_text()
+    assert not row.locator("dl [aria-label^='81 of 100 blasts']").count(), "its line shows this meter"
     page.locator("#card summary", has_text="How good it is").click()
-    assert page.locator("#card .lk-scrolls").first.is_visible()
+    table = page.locator("#card .lk-scrolls").first
+    assert table.is_visible() and table.evaluate("one => one.scrollWidth <= one.clientWidth"), "its AUROC was cut"
 
 
 def test_the_calls_of_the_api_page_answer(visits: Callable[..., Any], tmp_path: Path) -> None:

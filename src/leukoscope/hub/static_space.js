@@ -834,6 +834,12 @@ for (const button of $('views').children) button.addEventListener('click', () =>
   chosenView = button.dataset.view
   draw()
 })
+document.addEventListener('keydown', ({key}) => {
+  const text = document.querySelector('.lk-foot details[open]')
+  if (key !== 'Escape' || !text) return
+  text.open = false
+  text.querySelector('summary').focus()
+})
 $('brighter').addEventListener('click', ({target}) => {
   const plain = document.body.toggleAttribute('data-lk-plain')
   target.ariaPressed = String(!plain)
