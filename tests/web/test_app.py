@@ -130,6 +130,10 @@ def test_a_card_is_folded_at_its_headings_and_its_tables_scroll() -> None:
     assert "\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n</div>" in folded
     assert "```sh\n## no heading\n| no table |\n```" in folded
     assert folded.index("# Tiny") < folded.index("How good it is") < folded.index("What it is not for")
+    table = folded_card("# A\n\n## B\n\n| 0.7 (0.6–0.8) | – |\n\n0.6–0.8")
+    assert "| 0.7 (0.6\u2060–\u20600.8) | – |" in table and "\n0.6–0.8" in table, (
+        "in a cell, no line ends after its dash"
+    )
     assert folded_card("# Tiny\n\nA model.") == "# Tiny\n\nA model.", "nothing to fold"
     assert folded_card("# A\n\n## B\n\n```\ncode").count("```") == 2, "an open end would hold all that follows"
 

@@ -25,6 +25,9 @@ _MEASURED = "How good it is"
 _OPEN = (_MEASURED, "What it is not for")
 _HEADING = re.compile(r"#{2,3}\s+(.*)")
 _TABLE_BOX = '<div class="lk-scrolls" tabindex="0" role="group" aria-label="Table">'
+# A line of a browser may end after a dash, but not beside a word joiner.
+_INTERVAL = re.compile(r"(?<=\d)–(?=\d)")
+_UNBROKEN_DASH = "\u2060–\u2060"
 NO_CARD = "This release comes without a card."
 
 
@@ -196,7 +199,10 @@ class _Section:
 
 
 def _sections(markdown: str) -> list[_Section]:
-    """Split a card at its headings below the title; each of its tables becomes a box that scrolls by itself."""
+    """Split a card at its headings below the title; each of its tables becomes a box that scrolls by itself.
+
+    An interval in a table stays on one line.
+    """
     sections = []
     heading = ""
     lines: list[str] = []
@@ -207,6 +213,8 @@ def _sections(markdown: str) -> list[_Section]:
         is_row = line.startswith("|") and not in_code
         if is_row and not in_table:
             lines.append(f"{_TABLE_BOX}\n")
+        if is_row:
+            line = _INTERVAL.sub(_UNBROKEN_DASH, line)
         if in_table and not is_row:
             lines.append("\n</div>\n")
         in_table = is_row
