@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
+from scipy.ndimage import distance_transform_edt
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.inference.prediction import Decision
@@ -24,7 +25,7 @@ from leukoscope.web.app import Endpoints
 from leukoscope.web.drawing import colour
 from leukoscope.web.export import save_smear
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.smear import Smear, example_smear, open_cell, read_smear
+from leukoscope.web.smear import RIM, Smear, example_smear, open_cell, painted_rim, read_smear
 from leukoscope.web.smear_page import smear_answer, smear_picture, verdict
 from leukoscope.web.upload import FIELD_LIMIT
 
@@ -196,6 +197,23 @@ def test_a_smear_without_a_whole_cell_is_refused_and_nothing_is_said_of_an_answe
         assert "µm per pixel" not in page and "no scale" in smear_picture(smear)
         given = replace(smear, reading=replace(smear.reading, smear=reading.smear))
         assert "as given" in smear_picture(given), "what the visitor said is not taken back"
+
+
+def test_the_plasma_at_the_edge_of_a_cut_out_is_shown_in_the_colours_of_the_cell(result: Smear) -> None:
+    cell = result.cut_out(0)
+    depth = distance_transform_edt(np.asarray(cell).any(axis=2))
+    rim = (depth > 0) & (depth <= RIM)
+    edge = (depth > 0) & (depth <= 2)
+    inner = (depth > RIM) & (depth <= 3 * RIM)
+    painted = painted_rim(cell)
+    assert not np.asarray(painted)[~rim][:, 3].any()
+    shown = np.asarray(Image.alpha_composite(cell.convert("RGBA"), painted).convert("RGB"))
+    colour_of_cell = shown[inner].mean(axis=0)
+    assert np.asarray(cell)[edge].mean() > 1.4 * colour_of_cell.mean(), "the plasma is paler"
+    assert shown[edge].mean(axis=0) == pytest.approx(colour_of_cell, rel=0.15)
+    opened = open_cell(result, 0).picture
+    assert opened.rim is not None and opened.image == cell, "the model is given the cut-out as it is"
+    assert not np.asarray(painted_rim(Image.new("RGB", (9, 9)))).any()
 
 
 def test_a_cell_opened_from_a_smear_is_said_to_be_cut_out_of_it(result: Smear) -> None:

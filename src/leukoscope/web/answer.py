@@ -49,6 +49,7 @@ class Picture:
     remark: str = ""  # what was done to it before
     example: int = 0  # number of the synthetic picture, from 1; 0 for any other
     field_share: float | None = None  # of a cell of a smear, the share of the smear's cells that are in distribution
+    rim: Image.Image | None = None  # shown over a cell that was cut out of a smear, where it is shown brighter
     transparent: Image.Image | None = None  # the same as RGBA where it has transparent parts
 
     @classmethod

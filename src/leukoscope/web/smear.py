@@ -10,9 +10,12 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
+from scipy.ndimage import distance_transform_edt
 
 from leukoscope import DataError, ReleaseError, synthetic
+from leukoscope.data.images import foreground
 from leukoscope.data.registry import EMPTY_SLIDE_RGB
 from leukoscope.data.smear import Scale, cut_out
 from leukoscope.inference.prediction import FIELD_NEEDS
@@ -22,6 +25,8 @@ from leukoscope.web.answer import Answer, Picture, Row
 from leukoscope.web.model_cache import ModelCache
 
 _SCALES = {"given": "as given", "red cells": "from its red cells", "nuclei": "guessed from its nuclei"}
+
+RIM = 4  # pixels at the edge of a cut-out, which hold plasma, too
 
 
 @dataclass(frozen=True)
@@ -96,13 +101,39 @@ def open_cell(smear: Smear, number: int) -> Answer:
         raise DataError(f"cell {number + 1}: {reading.source} has {len(reading.cells)} white cells; open one of them")
     if number not in smear.whole:
         raise DataError(f"cell {number + 1}: is cut by the edge of {reading.source}; open a whole one")
+    image = smear.cut_out(number)
     cell = Picture(
-        smear.cut_out(number),
+        image,
         f"Cell {number + 1} of {reading.source}",
         remark="Cut out of the smear, as the training cells are.",
         field_share=reading.in_distribution,
+        rim=painted_rim(image),
     )
     return Answer(cell, waiting=(reading.model,))
+
+
+def painted_rim(cell: Image.Image) -> Image.Image:
+    """RGBA to show over a cell cut out of a smear: its rim in the colours behind it, wherever the rim is paler.
+
+    The outermost pixels are partly plasma. On black, and shown brighter, they would be a white line. The cut-out itself
+    keeps them: models are given no other.
+    """
+    painted = Image.new("RGBA", cell.size)
+    box = cell.getbbox()
+    if box is None:
+        return painted
+    closer = ImageOps.expand(cell.crop(box), 1)
+    pixels = np.asarray(closer)
+    inside = foreground(pixels)
+    behind = distance_transform_edt(inside) > RIM
+    if not behind.any():
+        return painted
+    nearest = tuple(distance_transform_edt(~behind, return_distances=False, return_indices=True))
+    luminance = np.asarray(closer.convert("L"))
+    paler = inside & ~behind & (luminance > luminance[nearest])
+    rim = Image.fromarray(np.dstack([pixels[nearest], np.where(paler, 255, 0).astype(np.uint8)]))
+    painted.paste(rim, (box[0] - 1, box[1] - 1))
+    return painted
 
 
 @cache

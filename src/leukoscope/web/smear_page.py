@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from PIL import Image
 
 from leukoscope.data.images import is_dark
 from leukoscope.data.registry import cells_of
@@ -16,7 +17,7 @@ from leukoscope.inference.smear import AT_EDGE, CellReading
 from leukoscope.reports import trust
 from leukoscope.reports.text import about_model, outcome_text, percent
 from leukoscope.web.drawing import NO_ADDRESS, Address, colour, embedded, form, outcome_counts, render
-from leukoscope.web.smear import Smear, known_scale, scale_text
+from leukoscope.web.smear import Smear, known_scale, painted_rim, scale_text
 from leukoscope.web.smear_flags import place_flags
 from leukoscope.web.stage import model_line
 
@@ -294,6 +295,10 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
     cell = smear.reading.cells[number]
     labels = smear.reading.labels
     alone = smear.cut_out(number)
+    dark = is_dark(alone)
+    thumbnail = alone
+    if dark:
+        thumbnail = Image.alpha_composite(alone.convert("RGBA"), painted_rim(alone)).convert("RGB")
     area, nucleus = cell_size(cell.cell)
     words = cell_words(cell, labels)
     share = ""
@@ -301,8 +306,8 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
         share = percent(cell.prediction.probabilities[cell.outcome])
     return {
         "number": number,
-        "image": embedded(alone, 132),
-        "dark": is_dark(alone),
+        "image": embedded(thumbnail, 132),
+        "dark": dark,
         "outcome": cell.outcome,
         "colour": colour(cell.outcome, labels),
         "words": words,

@@ -82,6 +82,7 @@ def _zoomable(row: Row, label: str) -> Markup:
         "view_cell.html",
         image=embedded(original),
         over=embedded(overlaid) if overlaid is not None else None,
+        rim=embedded(row.picture.rim) if row.picture.rim is not None and row.picture.is_dark else None,
         caption=row.picture.caption,
         on_black=row.picture.on_black,
         dark=row.picture.is_dark,
