@@ -85,7 +85,7 @@ def _progress_sentence(result: BatchResult) -> str:
             f"No answer about any person will follow. An answer needs {least} cells like its training cells; none has "
             f"more than {_count_text(most, 'picture')}."
         )
-    return "The answer about a person follows once all pictures of that person are predicted."
+    return "A person’s answer follows once all of their pictures are predicted."
 
 
 # Its tile in the strip.
