@@ -106,6 +106,12 @@ def test_the_model_whose_figures_follow_is_chosen_and_seen_in_the_table(visits: 
     page = opened(visits, "Evidence", "#card h1")
     choice = page.get_by_role("group", name="Figures and card of")
     assert choice.get_by_role("button", pressed=True).inner_text() == "densenet169-cnmc"
+    page.keyboard.press("Tab")
+    choice.get_by_role("button", pressed=True).focus()
+    ring, ground = page.evaluate(
+        "(style => [style.outlineColor, style.backgroundColor])(getComputedStyle(document.activeElement))"
+    )
+    assert ring != ground, "the ring is seen on it"
     choice.get_by_role("button", name="densenet201-ball4").click()
     page.locator("#card h1", has_text="densenet201-ball4").wait_for()
     assert choice.get_by_role("button", pressed=True).inner_text() == "densenet201-ball4"
