@@ -188,7 +188,7 @@ def _axis(result: BatchResult) -> dict[str, Any]:
         ]
         zone_from = 1 - limit
     else:
-        probability = "the probability of its class"
+        probability = "its class’s probability"
         ends = [_axis_part("0\u00a0%"), _axis_part("100\u00a0%")]
         zone_from = 0.0
     zone = None
