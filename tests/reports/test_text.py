@@ -201,6 +201,8 @@ def test_orientations_are_told_with_those_that_would_get_no_class() -> None:
     assert said(0.9, 0.9, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9) == "5 of 8 orientations agree; 3 say HEM."
     assert said(*[0.9] * 7, 0.6) == "7 of 8 orientations agree; 1 is undecided."
     assert said(*[0.6] * 8) == "Undecided in all eight orientations."
+    assert said(0.6, 0.9, 0.9, *[0.6] * 5) == "Undecided in 6 of 8 orientations; 2 say ALL."
+    assert said(0.6, 0.9, 0.1, 0.1, *[0.6] * 4) == "Undecided in 5 of 8 orientations; 1 says ALL; 2 say HEM."
 
 
 def test_a_release_is_described_in_one_line() -> None:

@@ -328,14 +328,19 @@ function agreement(likely, decisions, labels) {
   const [called] = likely
   const same = likely.filter((label, k) => label === called && labels.includes(decisions[k])).length
   if (same === decisions.length) return 'The same in all eight orientations'
+  const unsure = decisions.filter((outcome) => outcome === 'abstain').length
+  if (unsure === decisions.length) return 'Undecided in all eight orientations'
+  const isUndecided = decisions[0] === 'abstain'
   const parts = [`${same} of ${decisions.length} orientations agree`]
+  if (isUndecided) {
+    parts[0] = `Undecided in ${unsure} of ${decisions.length} orientations`
+    if (same) parts.push(`${same} ${same === 1 ? 'says' : 'say'} ${called}`)
+  }
   for (const label of [...labels].sort()) {
     const count = label === called ? 0 : decisions.filter((outcome) => outcome === label).length
     if (count) parts.push(`${count} ${count === 1 ? 'says' : 'say'} ${label}`)
   }
-  const unsure = decisions.filter((outcome) => outcome === 'abstain').length
-  if (unsure === decisions.length) return 'Undecided in all eight orientations'
-  if (unsure) parts.push(`${unsure} ${unsure === 1 ? 'is' : 'are'} undecided`)
+  if (unsure && !isUndecided) parts.push(`${unsure} ${unsure === 1 ? 'is' : 'are'} undecided`)
   return parts.join('; ')
 }
 

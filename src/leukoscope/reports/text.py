@@ -216,15 +216,20 @@ def agreement_text(called: str, decisions: Sequence[Decision], probable: Sequenc
     )
     if same == len(decisions):
         return "The same in all eight orientations."
+    unsure = sum(decision.outcome == ABSTAIN for decision in decisions)
+    if unsure == len(decisions):
+        return "Undecided in all eight orientations."
     parts = [f"{same} of {len(decisions)} orientations agree"]
+    is_undecided = decisions[0].outcome == ABSTAIN
+    if is_undecided:
+        parts = [f"Undecided in {unsure} of {len(decisions)} orientations"]
+        if same:
+            parts.append(f"{same} {'says' if same == 1 else 'say'} {called}")
     others = Counter(decision.label for decision in decisions if decision.label not in (None, called))
     for label, count in sorted(others.items()):
         verb = "says" if count == 1 else "say"
         parts.append(f"{count} {verb} {label}")
-    unsure = sum(decision.outcome == ABSTAIN for decision in decisions)
-    if unsure == len(decisions):
-        return "Undecided in all eight orientations."
-    if unsure:
+    if unsure and not is_undecided:
         parts.append(f"{unsure} {'is' if unsure == 1 else 'are'} undecided")
     refused = sum(decision.outcome in REFUSED for decision in decisions)
     if refused:

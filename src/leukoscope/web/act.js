@@ -2,6 +2,9 @@
 // Clicks are numbered: the server starts those of one moment in any order.
 window.lkClicks ??= {newest: 0}
 let pressed = {act: '', part: null}
+addEventListener('lkgiven', () => {
+  pressed = {act: '', part: null}
+})
 const ask = (value) => {
   pressed = {act: value, part: document.activeElement}
   if (/^(row|cell|read|add):/.test(value)) window.lkToPicture?.()
@@ -35,7 +38,8 @@ const focusAgain = () => {
   const isAnother = active === part && active.matches('button[data-act]') && active.dataset.act !== act
   if (!act || !(isAnother || active === document.body)) return
   const again = [...element.querySelectorAll('[data-act]')].find((other) => other.dataset.act === act)
-  const next = again ?? element.querySelector('[tabindex="0"], .lk-chip summary')
+  const another = act.startsWith('add:') && element.querySelector('.lk-another summary')
+  const next = again || another || element.querySelector('[tabindex="0"], .lk-chip summary')
   next?.focus({preventScroll: true})
 }
 watch('value', () => setTimeout(focusAgain))

@@ -201,7 +201,9 @@ class Row:
         elif self.refused:
             lines.append(text.foreign_text(self.known.decision))
         else:
-            lines.append(self.decision_text().because)
+            because = self.decision_text().because
+            likely = self.known.most_probable
+            lines.append(because.replace("Its most probable class has", f"Its most probable class, {likely}, has"))
         return [line for line in lines if line]
 
     def help_text(self) -> str:

@@ -6,6 +6,7 @@ window.lkToPicture = () => {
 // Until the server has read a file, neither the old picture nor its answer stands there.
 const hide = () => {
   window.lkToPicture()
+  dispatchEvent(new Event('lkgiven'))
   document.body.dataset.lkGiven = '1'
   for (const tile of document.querySelectorAll('.lk-tile[aria-pressed="true"]')) tile.ariaPressed = 'false'
   window.lkTab?.('cell')

@@ -693,8 +693,8 @@ class Page:
         if isinstance(scene.content, Answer) and scene.smear is None:
             rows = [row for row in scene.content.rows if row.model != name]
             rows.append(ask(scene.content.picture, self.models, name))
-            content = replace(scene.content, rows=tuple(rows))
-            yield Update(replace(scene, content=content).open_row(len(rows) - 1))
+            yield Update(replace(scene, content=replace(scene.content, rows=tuple(rows))))
+            yield from self.open_row(visit, len(rows) - 1)
         elif scene.content is not None:
             yield from self.read_by(visit, name)
         else:

@@ -10,12 +10,13 @@ from markupsafe import Markup
 from PIL import Image
 
 from leukoscope.data.images import is_dark
-from leukoscope.data.registry import cells_of
+from leukoscope.data.registry import cells_of, trained_on
 from leukoscope.data.smear import SmearCell
 from leukoscope.inference.prediction import ABSTAIN, FIELD_NEEDS, REFUSED
 from leukoscope.inference.smear import AT_EDGE, CellReading
 from leukoscope.reports import trust
 from leukoscope.reports.text import about_model, outcome_text, percent
+from leukoscope.web.answer import Row
 from leukoscope.web.drawing import NO_ADDRESS, Address, colour, embedded, form, outcome_counts, render
 from leukoscope.web.smear import Smear, known_scale, painted_rim, scale_text
 from leukoscope.web.smear_flags import place_flags
@@ -204,7 +205,8 @@ def smear_answer(smear: Smear, others: Sequence[str] = (), *, address: Address =
         labels=reading.labels,
         colours={label: colour(label, reading.labels) for label in reading.labels},
         others=[name for name in others if name not in {row.model for row in smear.whole_picture}],
-        whole_picture=[{"act": f"read:{row.model}", **model_line(row)} for row in smear.whole_picture],
+        help=_help_text(smear) if smear.is_foreign else "",
+        whole_picture=[_whole_picture_line(row) for row in smear.whole_picture],
         address=address,
         details=details,
     )
@@ -217,6 +219,21 @@ def _foreign_text(smear: Smear) -> str:
     share = smear.reading.in_distribution or 0.0
     like = f"{percent(share)} of the cells are" if share else "None of the cells is"
     return f"{like} like the training cells; {percent(FIELD_NEEDS)} must be before any gets a class."
+
+
+def _whole_picture_line(row: Row) -> dict[str, Any]:
+    """What a model says of the whole picture, and that it was not measured on people where it was not."""
+    caveat = ""
+    if row.gives_a_class and not any(measured.meters for measured in trust.trust_rows(row.metrics)):
+        caveat = "It was not measured on people: how far to trust it is not known."
+    return {"act": f"read:{row.model}", **model_line(row), "caveat": caveat}
+
+
+def _help_text(smear: Smear) -> str:
+    """What to do about a smear whose cells are foreign."""
+    source = trained_on(smear.metrics)
+    stained = f" stained as those of {source.title}" if source else ""
+    return f"Give a smear{stained}; or train or recalibrate a model on such cells."
 
 
 def _without_whole_cell(smear: Smear, others: Sequence[str], address: Address) -> Markup:
@@ -301,6 +318,7 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
         thumbnail = Image.alpha_composite(alone.convert("RGBA"), painted_rim(alone)).convert("RGB")
     area, nucleus = cell_size(cell.cell)
     words = cell_words(cell, labels)
+    said = "" if smear.is_foreign else words
     share = ""
     if cell.prediction and cell.outcome in labels:
         share = percent(cell.prediction.probabilities[cell.outcome])
@@ -310,7 +328,7 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
         "dark": dark,
         "outcome": cell.outcome,
         "colour": colour(cell.outcome, labels),
-        "words": words,
+        "words": said,
         "share": share,
         "area": f"{area:.0f} µm²",
         "title": f"Cell {number + 1}: {words}, {area:.0f} µm², nucleus {percent(nucleus)} of it; open it",

@@ -12,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from leukoscope.inference.prediction import ABSTAIN
 from leukoscope.reports import text, trust
 from leukoscope.reports.text import percent
 from leukoscope.web import views
@@ -173,6 +174,7 @@ def _opened(row: Row) -> dict[str, Any]:
         "colour": colour(row.known.outcome, labels),
         "caveats": row.caveats(),
         "help": row.help_text(),
+        "limit": _limit(row),
         "shares": [(label, share, class_colour(row, label)) for label, share in row.known.probabilities.items()],
         "distances": [] if row.distances is None else _distance_bars(row.distances),
         "dots": [colour(decision.outcome, labels) for decision in row.orientations],
@@ -194,6 +196,16 @@ def _opened(row: Row) -> dict[str, Any]:
         },
         "can_save": not row.pending,
     }
+
+
+def _limit(row: Row) -> float | None:
+    """Where on the bar of two shares, 0–100, the more probable class would get the verdict; None but for "not sure"."""
+    limit = row.thresholds.abstain_below
+    labels = list(row.known.probabilities)
+    if limit is None or row.known.outcome != ABSTAIN or len(labels) != 2:
+        return None
+    is_first = row.known.most_probable == labels[0]
+    return 100 * (limit if is_first else 1 - limit)
 
 
 def _distance_bars(distances: Mapping[str, float]) -> list[dict[str, Any]]:

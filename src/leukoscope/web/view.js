@@ -4,9 +4,11 @@
 const MOST = 8
 let view = {at: 50, zoom: 1, least: 1, x: 0, y: 0}
 let held = null
+let isDragged = false
 let shown = ''
 const fingers = new Map()
-const place = () => element.querySelector('.lk-view:not(.lk-field)')
+const place = () => element.querySelector('.lk-view')
+const isSmear = () => place().matches('.lk-field')
 const both = () => place()?.querySelector('.lk-both')
 const handle = () => place()?.querySelector('.lk-handle:not([hidden])')
 const within = (value, least, most) => Math.max(least, Math.min(most, value))
@@ -48,9 +50,14 @@ const divide = (at) => {
   view.at = within(at, 0, 100)
   draw()
 }
+// In shares of the picture as it is at first: a smear is enlarged with its boxes, of a cell only its layers are.
 const point = (event) => {
+  const {offsetWidth, offsetHeight} = both()
   const box = both().getBoundingClientRect()
-  return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height]
+  const [x, y] = isSmear() ? [view.x, view.y] : [0, 0]
+  const left = box.left + (box.width - offsetWidth) / 2 - x * offsetWidth
+  const top = box.top + (box.height - offsetHeight) / 2 - y * offsetHeight
+  return [(event.clientX - left) / offsetWidth, (event.clientY - top) / offsetHeight]
 }
 const STAGE_KEYS = {
   '+': () => zoom(1.5),
@@ -69,7 +76,10 @@ const DIVIDER_KEYS = {
   End: () => divide(100),
 }
 element.addEventListener('keydown', (event) => {
-  const keys = event.target === handle() ? DIVIDER_KEYS : event.target === place() ? STAGE_KEYS : {}
+  let keys = {}
+  if (event.target === handle()) keys = DIVIDER_KEYS
+  // The boxes of a smear are what the keyboard meets in it.
+  else if (event.target === place() || event.target.matches('.lk-box')) keys = STAGE_KEYS
   if (!keys[event.key]) return
   event.preventDefault()
   keys[event.key]()
@@ -83,8 +93,20 @@ element.addEventListener('wheel', (event) => {
 }, {passive: false})
 element.addEventListener('click', ({target}) => {
   const by = target.closest('[data-zoom-by]')?.dataset.zoomBy
-  if (by) zoom(Number(by))
+  if (by === '0') {
+    view.zoom = view.least
+    view.x = 0
+    view.y = 0
+    draw()
+  } else if (by) zoom(Number(by))
 })
+// What ends a drag opens no box below it.
+element.addEventListener('click', (event) => {
+  if (!isDragged) return
+  isDragged = false
+  event.stopPropagation()
+  event.preventDefault()
+}, true)
 const apart = () => {
   const [[x1, y1], [x2, y2]] = [...fingers.values()]
   return Math.hypot(x1 - x2, y1 - y2)
@@ -93,6 +115,7 @@ element.addEventListener('pointerdown', (event) => {
   if (!place() || !event.target.closest('.lk-view')) return
   fingers.set(event.pointerId, point(event))
   const onHandle = Boolean(event.target.closest('.lk-handle'))
+  isDragged = false
   held = {onHandle, from: point(event), apart: fingers.size === 2 ? apart() : 0}
 })
 addEventListener('pointermove', (event) => {
@@ -106,7 +129,10 @@ addEventListener('pointermove', (event) => {
     return
   }
   if (held.onHandle || (handle() && view.zoom <= view.least)) divide(x * 100)
-  else if (view.zoom > view.least) move(x - held.from[0], y - held.from[1])
+  else if (view.zoom > view.least) {
+    isDragged ||= isSmear() && Math.hypot(x - held.from[0], y - held.from[1]) > 0.004
+    move(x - held.from[0], y - held.from[1])
+  }
   held.from = [x, y]
 })
 for (const end of ['pointerup', 'pointercancel']) {
@@ -122,8 +148,15 @@ let openedBatch = ''
 const person = (row) => row.querySelector('h3')?.title
 element.addEventListener('toggle', ({target}) => {
   if (!target.matches('.lk-subject') || !person(target)) return
-  if (target.open) openPeople.add(person(target))
-  else openPeople.delete(person(target))
+  if (!target.open) {
+    openPeople.delete(person(target))
+    return
+  }
+  // The cells of a person who is opened now come into sight, below the head of the axis.
+  const isNew = !openPeople.has(person(target))
+  openPeople.add(person(target))
+  const many = target.closest('.lk-many')
+  if (isNew) many.scrollTop = target.offsetTop - many.querySelector('.lk-cells-axis').offsetHeight
 }, true)
 const openAgain = () => {
   const {batch} = element.querySelector('.lk-shows-batch')?.dataset ?? {}

@@ -163,6 +163,8 @@ def _draw_covered(row: Row, label: str, forms: Forms) -> Markup:
     sentence = ""
     if not forms:
         sentence = "No nucleus is told apart in this picture."
+    elif all(form.refused for form in forms.values()):
+        sentence = "With any part covered, it is unlike the training cells and gets no class."
     return render("view_forms.html", forms=forms_of_cell, sentence=sentence, dark=False)
 
 
