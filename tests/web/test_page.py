@@ -663,7 +663,7 @@ def opened(page: Page, query: dict[str, str], lost: str = "") -> tuple[str, Visi
 
 def test_an_address_opens_model_and_example_and_a_lost_page_keeps_what_it_shows(page: Page) -> None:
     text, visit = opened(page, {"model": "other", "example": "people"})
-    assert visit.scene.model == "other" and "112 cells of two people" in text
+    assert visit.scene.model == "other" and "112 cells of 2 people" in text
     text, visit = opened(page, {"model": "other", "example": "4"})
     assert visit.scene.model == "other" and "Synthetic HEM" in text
     text, visit = opened(page, {"model": "/etc", "example": "no number"})
