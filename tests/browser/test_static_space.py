@@ -359,6 +359,17 @@ def test_a_wrong_file_is_told_in_one_sentence(page: Any, tmp_path: Path, name: s
     assert problem.startswith(told) and "\n" not in problem
 
 
+def test_what_the_last_line_says_is_read_without_scrolling(page: Any) -> None:
+    texts = page.locator(".lk-foot details[open] > p")
+    for name in ("What this page leaves out", "Licences"):
+        page.locator(".lk-foot summary", has_text=name).click()
+        assert texts.count() == 1, "one at a time"
+        box = texts.bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= page.viewport_size["height"]
+    page.keyboard.press("Escape")
+    assert texts.count() == 0
+
+
 def test_the_same_file_can_be_given_again(page: Any, tmp_path: Path) -> None:
     (tmp_path / "cell.png").write_bytes(cell_png("ALL", 5, 1))
     first = ask(page, tmp_path / "cell.png")
