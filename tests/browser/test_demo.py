@@ -548,7 +548,7 @@ def test_back_leads_to_one_s_own_picture_and_batch(visits: Callable[..., Any], c
     visit = visits()
     page = visit.page
     upload(visit, cells)
-    page.locator("#answer .lk-model", has_text="20 cells of ten people").wait_for()
+    page.locator("#answer .lk-model", has_text="20 cells of 10 people").wait_for()
     upload(visit, cell)
     visit.shows("my cell.png")
     page.wait_for_function("!document.querySelector('.lk-working')")
@@ -558,7 +558,7 @@ def test_back_leads_to_one_s_own_picture_and_batch(visits: Callable[..., Any], c
     visit.shows("my cell.png")
     page.wait_for_function("!document.querySelector('.lk-working')")
     page.go_back()
-    page.locator("#answer .lk-model", has_text="20 cells of ten people").wait_for()
+    page.locator("#answer .lk-model", has_text="20 cells of 10 people").wait_for()
     page.go_forward()
     visit.shows("my cell.png")
     page.go_forward()

@@ -16,12 +16,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.inference.scoring import safe_cell
-from leukoscope.inference.smear import draw_reading
 from leukoscope.reports.formatting import encoded
-from leukoscope.reports.text import about_model, outcome_text
+from leukoscope.reports.text import outcome_text
 from leukoscope.web.answer import Row
-from leukoscope.web.saved_picture import row_image
-from leukoscope.web.smear import Smear, scale_text
+from leukoscope.web.saved_picture import row_image, smear_image
+from leukoscope.web.smear import Smear
 from leukoscope.web.smear_page import cell_size
 from leukoscope.web.upload import ANSWER_FOLDER
 
@@ -84,7 +83,7 @@ def save_smear(kind: str, smear: Smear) -> File:
     reading = smear.reading
     if kind == "png":
         title = f"{reading.source} read by {reading.model}: {reading.summary}"
-        drawn = draw_reading(smear.picture.image, reading, legend=_legend(smear))
+        drawn = smear_image(smear)
         return _png_file(reading.source, drawn, title, reading.model, reading.revision)
     cells = reading.to_dict()["cells"]
     sizes = [cell_size(cell.cell) if cell.cell.whole else (None, None) for cell in reading.cells]
@@ -111,14 +110,6 @@ def save_smear(kind: str, smear: Smear) -> File:
         **{name: [value] * len(cells) for name, value in same_in_all.items()},
     }
     return csv_file(f"leukoscope-{_stem(reading.source)}.csv", columns)
-
-
-def _legend(smear: Smear) -> str:
-    """What stands below a saved smear: how many cells of each outcome, the scale and the model, in the page's words."""
-    reading = smear.reading
-    counts = [f"{outcome_text(outcome)}: {count}" for outcome, count in reading.counts.items() if count]
-    model = about_model(reading.model, reading.revision)
-    return f"{', '.join(counts)}. {scale_text(smear)}. {model}. {RESEARCH_NOTICE}"
 
 
 def save_row(row: Row, label: str = "") -> File:

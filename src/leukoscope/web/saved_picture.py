@@ -1,4 +1,4 @@
-"""The picture of an answer that a visitor saves, in the page's look: cell and map above, what the page says below."""
+"""The picture that a visitor saves, in the page's look: cell and map, or a smear, above, what the page says below."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.registry import cells_of
 from leukoscope.inference.gradcam import map_colours
-from leukoscope.inference.smear import CLASS_COLOURS, colour_place, drawing_font
+from leukoscope.inference.smear import AT_EDGE, CLASS_COLOURS, colour_place, drawing_font
 from leukoscope.reports import text, trust
 from leukoscope.reports.text import percent
+from leukoscope.web import smear_page
 from leukoscope.web.answer import Row
+from leukoscope.web.smear import Smear, scale_text
+from leukoscope.web.stage import limit_on_bar
 from leukoscope.web.views import closer, enlarged
 
 # The page's light colours, and its sizes doubled, in pixels.
@@ -56,8 +59,9 @@ def row_image(row: Row, label: str) -> Image.Image:
     sheet.text(text.short_name(row.model), QUIET)
     sheet.verdict(row.verdict(), _colour(row.called(), labels) if decided.has_class else NO_CLASS)
     sheet.note(row.caveats())
-    if decided.has_class:
-        sheet.shares(row)
+    limit = limit_on_bar(row)
+    if decided.has_class or limit is not None:
+        sheet.shares(row, limit)
     if row.orientations:
         sheet.text(row.agreement(), QUIET)
     sheet.text(row.borderline(), QUIET)
@@ -67,6 +71,52 @@ def row_image(row: Row, label: str) -> Image.Image:
     for sentence in _details(row, label):
         sheet.text(sentence, QUIET)
     return sheet.finished()
+
+
+def smear_image(smear: Smear) -> Image.Image:
+    """A smear as RGB: a box round each of its cells, and below it how many have each outcome."""
+    reading = smear.reading
+    sheet = _Sheet(_boxed(smear))
+    sheet.text(f"{text.short_name(reading.model)} · {smear_page.summary(smear)}", QUIET)
+    sheet.text(smear_page.verdict(smear), size=VERDICT, bold=True)
+    sheet.top += 8
+    sheet.note(smear_page.caveats(smear))
+    sheet.counts(smear)
+    if smear.whole and not smear.is_foreign:
+        sheet.recalls(trust.trust_rows(smear.metrics), reading.labels)
+    sheet.rule()
+    for note in reading.smear.notes:
+        sheet.text(note, QUIET)
+    sheet.text(f"{reading.source}: {scale_text(smear)}. {text.about_model(reading.model, reading.revision)}.", QUIET)
+    return sheet.finished()
+
+
+def _boxed(smear: Smear) -> Image.Image:
+    """The smear over the whole width, with the boxes and numbers of the page; of many cells without their class."""
+    reading = smear.reading
+    image = smear.picture.image
+    scale = SHEET_WIDTH / image.width
+    drawn = image.resize((SHEET_WIDTH, round(scale * image.height)))
+    pen = ImageDraw.Draw(drawn)
+    font = _font(TEXT, bold=True)
+    crowded = len(reading.cells) > smear_page.MOST_BOXES_WITH_CLASS
+    for number, cell in enumerate(reading.cells):
+        left, top, right, bottom = (scale * edge for edge in cell.cell.box)
+        ink = _outcome_colour(cell.outcome, reading.labels)
+        pen.rectangle((left, top, right, bottom), outline=ink, width=2 if crowded else 4)
+        if cell.outcome == AT_EDGE:
+            continue
+        words = str(number + 1) if crowded else f"{number + 1} {smear_page.mark(cell, reading.labels)}"
+        width = font.getlength(words) + 16
+        at = min(left, drawn.width - width)
+        above = top - LINE if top >= LINE else bottom
+        pen.rectangle((at, above, at + width, above + LINE), ink)
+        pen.text((at + 8, above + LINE / 2), words, "white", font, anchor="lm")
+    return drawn
+
+
+def _outcome_colour(outcome: str, labels: Sequence[str]) -> str:
+    return _colour(outcome, labels) if outcome in labels else NO_CLASS
 
 
 def _details(row: Row, label: str) -> list[str]:
@@ -157,15 +207,24 @@ class _Sheet:
             self.top += LINE
         self.top += 10 + GAP / 2
 
-    def shares(self, row: Row) -> None:
-        """One bar of all classes, and each with its probability below it."""
+    def shares(self, row: Row, limit: float | None) -> None:
+        """One bar of all classes, and each with its probability below it.
+
+        Of a cell that gets none, in grey, with the limit (0–100) from which on there is one.
+        """
         labels = list(row.known.probabilities)
         left = float(MARGIN)
         for label in labels:
             right = left + row.known.probabilities[label] * (SHEET_WIDTH - 2 * MARGIN)
             if right - left >= 1:
-                self.pen.rectangle((left, self.top, right - 1, self.top + BAR), _colour(label, labels))
+                ink = _colour(label, labels)
+                if limit is not None:
+                    ink = NO_CLASS if label == labels[0] else RULE
+                self.pen.rectangle((left, self.top, right - 1, self.top + BAR), ink)
             left = right
+        if limit is not None:
+            at = MARGIN + limit / 100 * (SHEET_WIDTH - 2 * MARGIN)
+            self.pen.line((at, self.top - 8, at, self.top + BAR + 8), INK, 4)
         self.top += BAR + 10
         places = len(labels)
         for place, label in enumerate(labels):
@@ -178,6 +237,26 @@ class _Sheet:
             for line in _wrapped(words, _font(TEXT), column - 24)[:1]:
                 self.pen.text((at + 20, self.top), line, INK, _font(TEXT))
         self.top += LINE + GAP / 2
+
+    def counts(self, smear: Smear) -> None:
+        """One bar of all whole cells, and below it how many have each outcome."""
+        labels = smear.reading.labels
+        counts = {outcome: count for outcome, count in smear.reading.counts.items() if count and outcome != AT_EDGE}
+        left = float(MARGIN)
+        at = float(MARGIN)
+        font = _font(TEXT)
+        for outcome, count in counts.items():
+            right = left + count / sum(counts.values()) * (SHEET_WIDTH - 2 * MARGIN)
+            ink = _outcome_colour(outcome, labels)
+            self.pen.rectangle((left, self.top, right - 3, self.top + BAR), ink)
+            left = right
+            words = f"{count} {text.outcome_text(outcome)}"
+            middle = self.top + BAR + 10 + LINE / 2
+            self.pen.ellipse((at, middle - 6, at + 12, middle + 6), ink)
+            self.pen.text((at + 20, middle), words, INK, font, anchor="lm")
+            at += 20 + font.getlength(words) + GAP
+        if counts:
+            self.top += BAR + 10 + LINE + GAP / 2
 
     def recalls(self, rows: Sequence[trust.TrustRow], labels: Sequence[str]) -> None:
         """How far to trust it: of 100 cells of each class, how many are recognised, each with its interval."""

@@ -124,6 +124,13 @@ def smear_picture(smear: Smear) -> Markup:
     )
 
 
+def mark(cell: CellReading, labels: Sequence[str]) -> str:
+    """What stands beside a cell's number: its class, "?" where the model is not sure, "–" for any other."""
+    if cell.outcome in labels:
+        return cell.outcome
+    return "?" if cell.outcome == ABSTAIN else "–"
+
+
 def _box(smear: Smear, number: int) -> dict[str, Any]:
     """The box of a cell, its place in shares of the picture's width and height."""
     cell = smear.reading.cells[number]
@@ -131,9 +138,6 @@ def _box(smear: Smear, number: int) -> dict[str, Any]:
     width, height = smear.picture.image.size
     left, top, right, bottom = cell.cell.box
     is_class = cell.outcome in labels
-    mark = cell.outcome
-    if not is_class:
-        mark = "?" if cell.outcome == ABSTAIN else "–"
     return {
         "number": number,
         "left": left / width,
@@ -142,7 +146,7 @@ def _box(smear: Smear, number: int) -> dict[str, Any]:
         "height": (bottom - top) / height,
         "colour": colour(cell.outcome, labels),
         "words": cell_words(cell, labels),
-        "mark": mark,
+        "mark": mark(cell, labels),
         "is_class": is_class,
         "form": form(cell.outcome),
         "opens": cell.outcome != AT_EDGE,
@@ -181,11 +185,6 @@ def smear_answer(smear: Smear, others: Sequence[str] = (), *, address: Address =
     if not smear.whole:
         return _without_whole_cell(smear, others, address)
     notes = [line for line in reading.smear.notes if not line.endswith(_GUESSED)]
-    caveats = []
-    if smear.is_foreign:
-        caveats.append(f"{_foreign_text(smear)} Another stain, microscope or kind of cell does that.")
-    if smear.metrics and not smear.metrics.get("calibration"):
-        caveats.append("This model has no calibration: its percentages are not how often it is right.")
     trust_rows: Sequence[trust.TrustRow] = ()
     if smear.metrics and not smear.is_foreign:
         trust_rows = trust.trust_rows(smear.metrics)
@@ -195,9 +194,9 @@ def smear_answer(smear: Smear, others: Sequence[str] = (), *, address: Address =
     return render(
         "smear.html",
         model=reading.model,
-        summary=_summary(smear),
+        summary=summary(smear),
         verdict=verdict(smear),
-        caveats=caveats,
+        caveats=caveats(smear),
         counts=outcome_counts(reading.counts, reading.labels),
         notes=notes,
         groups=_groups(smear),
@@ -210,6 +209,16 @@ def smear_answer(smear: Smear, others: Sequence[str] = (), *, address: Address =
         address=address,
         details=details,
     )
+
+
+def caveats(smear: Smear) -> list[str]:
+    """What must be known before the answer is used."""
+    sentences = []
+    if smear.is_foreign:
+        sentences.append(f"{_foreign_text(smear)} Another stain, microscope or kind of cell does that.")
+    if smear.metrics and not smear.metrics.get("calibration"):
+        sentences.append("This model has no calibration: its percentages are not how often it is right.")
+    return sentences
 
 
 def _foreign_text(smear: Smear) -> str:
@@ -256,7 +265,7 @@ def _without_whole_cell(smear: Smear, others: Sequence[str], address: Address) -
     )
 
 
-def _summary(smear: Smear) -> str:
+def summary(smear: Smear) -> str:
     """How many white cells are whole, and how many of them are like the training cells."""
     reading = smear.reading
     whole = f"{len(smear.whole)} whole white cell{'' if len(smear.whole) == 1 else 's'}"

@@ -174,7 +174,7 @@ def _opened(row: Row) -> dict[str, Any]:
         "colour": colour(row.known.outcome, labels),
         "caveats": row.caveats(),
         "help": row.help_text(),
-        "limit": _limit(row),
+        "limit": limit_on_bar(row),
         "shares": [(label, share, class_colour(row, label)) for label, share in row.known.probabilities.items()],
         "distances": [] if row.distances is None else _distance_bars(row.distances),
         "dots": [colour(decision.outcome, labels) for decision in row.orientations],
@@ -198,7 +198,7 @@ def _opened(row: Row) -> dict[str, Any]:
     }
 
 
-def _limit(row: Row) -> float | None:
+def limit_on_bar(row: Row) -> float | None:
     """Where on the bar of two shares, 0–100, the more probable class would get the verdict; None but for "not sure"."""
     limit = row.thresholds.abstain_below
     labels = list(row.known.probabilities)
