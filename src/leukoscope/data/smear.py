@@ -31,6 +31,7 @@ UNMIX = np.linalg.inv([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
 THRESHOLD_RANGE = (0.24, 0.50)
 RED_SPREADS = 2.5  # standard deviations of red cells, above their median; 3.2 or more in BCCD's training list
 SMEAR_NUCLEAR_SHARE = 0.005
+IMPLAUSIBLE_SCALE = "the count is not plausible, check the scale."  # the end of that note
 STAINED = 0.12  # optical density
 GREY_SPREAD = 0.03  # optical density
 # Levels of an inverted plasma are 20 to 40, of a nucleus that fills the picture above 50; yellow lamps tint by 1.5.
@@ -305,7 +306,7 @@ def _notes(scale: Scale, cells: Sequence[SmearCell]) -> Iterator[str]:
         if not low <= width <= high:
             yield (
                 f"The nuclei found are {width:.1f} µm wide at {scale.um_per_pixel:.3f} µm per pixel ({scale.source}); "
-                f"those of white cells are {low:g} to {high:g} µm wide: the count is not plausible, check the scale."
+                f"those of white cells are {low:g} to {high:g} µm wide: {IMPLAUSIBLE_SCALE}"
             )
     if scale.source == "red cells":
         yield "The scale is measured on the red cells, taken to be 7.5 µm wide; give it if you know it."

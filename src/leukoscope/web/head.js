@@ -21,8 +21,11 @@ document.addEventListener('click', (event) => {
 })
 // What is opened at the end of the answer or of the page is in sight.
 document.addEventListener('toggle', ({target}) => {
-  if (target.open && target.matches('.lk-more, .lk-another, .lk-foot details')) {
-    target.lastElementChild.scrollIntoView({block: 'nearest'})
+  const text = target.lastElementChild
+  // What lies over the answer is in sight.
+  const isAbove = target.matches('.lk-more') && getComputedStyle(text).position === 'absolute'
+  if (target.open && !isAbove && target.matches('.lk-more, .lk-another, .lk-foot details')) {
+    text.scrollIntoView({block: 'nearest'})
   }
   if (target.open && target.matches('.lk-another')) target.querySelector('input').focus({preventScroll: true})
 }, true)

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.registry import cells_of
+from leukoscope.data.smear import IMPLAUSIBLE_SCALE
 from leukoscope.inference.gradcam import map_colours
 from leukoscope.inference.smear import AT_EDGE, CLASS_COLOURS, colour_place, drawing_font
 from leukoscope.reports import text, trust
@@ -86,7 +87,8 @@ def smear_image(smear: Smear) -> Image.Image:
         sheet.recalls(trust.trust_rows(smear.metrics), reading.labels)
     sheet.rule()
     for note in reading.smear.notes:
-        sheet.text(note, QUIET)
+        if not note.endswith(IMPLAUSIBLE_SCALE):  # said above
+            sheet.text(note, QUIET)
     sheet.text(f"{reading.source}: {scale_text(smear)}. {text.about_model(reading.model, reading.revision)}.", QUIET)
     return sheet.finished()
 
@@ -141,7 +143,9 @@ def _stage(row: Row, label: str) -> Image.Image:
     zoom = enlarged(row)
     pictures = [ImageOps.contain(closer(picture, zoom), (SIDE, SIDE)) for picture in row.pictures(label) if picture]
     height = max(picture.height for picture in pictures)
-    stage = Image.new("RGB", (SHEET_WIDTH, MARGIN + height + MARGIN + LINE), STAGE)
+    failed = bool(row.maps) and trust.maps_passed(row.metrics) is False
+    lines = 2 if failed else 1
+    stage = Image.new("RGB", (SHEET_WIDTH, MARGIN + height + MARGIN + lines * LINE), STAGE)
     pen = ImageDraw.Draw(stage)
     captions_at = MARGIN + height + GAP / 2
     middles = [SHEET_WIDTH / 4, 3 * SHEET_WIDTH / 4] if len(pictures) == 2 else [SHEET_WIDTH / 2]
@@ -153,6 +157,9 @@ def _stage(row: Row, label: str) -> Image.Image:
     pen.text((middles[0], captions_at), caption, ON_STAGE, _font(TEXT), anchor="ma")
     if row.maps:
         _scale(stage, label, middles[-1], captions_at)
+    if failed:
+        warning = "this model's maps failed our checks"
+        pen.text((middles[-1], captions_at + LINE), warning, ON_STAGE, _font(TEXT, bold=True), anchor="ma")
     return stage
 
 
@@ -219,7 +226,7 @@ class _Sheet:
             if right - left >= 1:
                 ink = _colour(label, labels)
                 if limit is not None:
-                    ink = NO_CLASS if label == labels[0] else RULE
+                    ink = NO_CLASS if label == row.known.most_probable else RULE
                 self.pen.rectangle((left, self.top, right - 1, self.top + BAR), ink)
             left = right
         if limit is not None:
@@ -232,10 +239,11 @@ class _Sheet:
             words = f"{percent(row.known.probabilities[label])} {f'{meaning} ({label})' if meaning else label}"
             column = (SHEET_WIDTH - 2 * MARGIN) / places
             at = MARGIN + place * column
+            if place and places == 2:  # at the ends of the bar
+                at = SHEET_WIDTH - MARGIN - 20 - _font(TEXT).getlength(words)
             middle = self.top + LINE / 2
             self.pen.ellipse((at, middle - 6, at + 12, middle + 6), _colour(label, labels))
-            for line in _wrapped(words, _font(TEXT), column - 24)[:1]:
-                self.pen.text((at + 20, self.top), line, INK, _font(TEXT))
+            self.pen.text((at + 20, self.top), words, INK, _font(TEXT))
         self.top += LINE + GAP / 2
 
     def counts(self, smear: Smear) -> None:

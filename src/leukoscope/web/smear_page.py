@@ -11,7 +11,7 @@ from PIL import Image
 
 from leukoscope.data.images import is_dark
 from leukoscope.data.registry import cells_of, trained_on
-from leukoscope.data.smear import SmearCell
+from leukoscope.data.smear import IMPLAUSIBLE_SCALE, SmearCell
 from leukoscope.inference.prediction import ABSTAIN, FIELD_NEEDS, REFUSED
 from leukoscope.inference.smear import AT_EDGE, CellReading
 from leukoscope.reports import trust
@@ -184,7 +184,7 @@ def smear_answer(smear: Smear, others: Sequence[str] = (), *, address: Address =
     reading = smear.reading
     if not smear.whole:
         return _without_whole_cell(smear, others, address)
-    notes = [line for line in reading.smear.notes if not line.endswith(_GUESSED)]
+    notes = [line for line in reading.smear.notes if not line.endswith((_GUESSED, IMPLAUSIBLE_SCALE))]
     trust_rows: Sequence[trust.TrustRow] = ()
     if smear.metrics and not smear.is_foreign:
         trust_rows = trust.trust_rows(smear.metrics)
@@ -211,10 +211,17 @@ def smear_answer(smear: Smear, others: Sequence[str] = (), *, address: Address =
     )
 
 
+def _doubts_of_scale(smear: Smear) -> list[str]:
+    """That its scale makes its nuclei larger or smaller than those of white cells are."""
+    return [note for note in smear.reading.smear.notes if note.endswith(IMPLAUSIBLE_SCALE)]
+
+
 def caveats(smear: Smear) -> list[str]:
     """What must be known before the answer is used."""
-    sentences = []
-    if smear.is_foreign:
+    sentences = _doubts_of_scale(smear)
+    if smear.is_foreign and sentences:
+        sentences.append(_foreign_text(smear))
+    elif smear.is_foreign:
         sentences.append(f"{_foreign_text(smear)} Another stain, microscope or kind of cell does that.")
     if smear.metrics and not smear.metrics.get("calibration"):
         sentences.append("This model has no calibration: its percentages are not how often it is right.")
@@ -235,11 +242,16 @@ def _whole_picture_line(row: Row) -> dict[str, Any]:
     caveat = ""
     if row.gives_a_class and not any(measured.meters for measured in trust.trust_rows(row.metrics)):
         caveat = "It was not measured on people: how far to trust it is not known."
-    return {"act": f"read:{row.model}", **model_line(row), "caveat": caveat}
+    line = model_line(row)
+    if caveat:
+        line |= {"bar": [], "share": ""}
+    return {"act": f"read:{row.model}", **line, "caveat": caveat}
 
 
 def _help_text(smear: Smear) -> str:
     """What to do about a smear whose cells are foreign."""
+    if _doubts_of_scale(smear):
+        return "Give the right scale, or 0, for which it is measured (“change” on the picture)."
     source = trained_on(smear.metrics)
     stained = f" stained as those of {source.title}" if source else ""
     return f"Give a smear{stained}; or train or recalibrate a model on such cells."

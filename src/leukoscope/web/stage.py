@@ -175,7 +175,7 @@ def _opened(row: Row) -> dict[str, Any]:
         "caveats": row.caveats(),
         "help": row.help_text(),
         "limit": limit_on_bar(row),
-        "shares": [(label, share, class_colour(row, label)) for label, share in row.known.probabilities.items()],
+        "shares": [(label, share, _colour_on_bar(row, label)) for label, share in row.known.probabilities.items()],
         "distances": [] if row.distances is None else _distance_bars(row.distances),
         "dots": [colour(decision.outcome, labels) for decision in row.orientations],
         "agreement": row.agreement(),
@@ -196,6 +196,13 @@ def _opened(row: Row) -> dict[str, Any]:
         },
         "can_save": not row.pending,
     }
+
+
+def _colour_on_bar(row: Row, label: str) -> str:
+    """The colour of a class, of a cell that gets none in grey: the more probable class darker."""
+    if limit_on_bar(row) is None:
+        return class_colour(row, label)
+    return "var(--lk-none)" if label == row.known.most_probable else "var(--lk-line)"
 
 
 def limit_on_bar(row: Row) -> float | None:

@@ -38,7 +38,7 @@ const draw = () => {
   handle()?.setAttribute('aria-valuetext', `${Math.round(view.at)} % cell, ${Math.round(100 - view.at)} % map`)
 }
 const zoom = (factor) => {
-  view.zoom = within(view.zoom * factor, Math.min(1, view.least), MOST)
+  view.zoom = within(view.zoom * factor, view.least, MOST)
   draw()
 }
 const move = (x, y) => {
