@@ -20,7 +20,7 @@ window.lkAddress = (change = location.search ? 'pushState' : 'replaceState') => 
 }
 // The lines on top and at the end of the page speak of the classes of the model whose answer is shown.
 const nameClasses = () => {
-  const {question, classes} = open() ?? {}
+  const {question, classes} = element.querySelector('[data-question]')?.dataset ?? {}
   if (question === undefined) return
   document.querySelector('#lk-question').textContent = question
   document.querySelector('#lk-classes').textContent = classes
