@@ -195,7 +195,7 @@ def test_an_enlarged_cell_fills_the_stage(visits: Callable[..., Any]) -> None:
     beside = {"x": stage["x"] + 8, "y": stage["y"] + stage["height"] / 2, "width": 24, "height": 24}
     dark = page.screenshot(clip=beside)
     for _ in range(3):
-        page.locator("[data-zoom-by]").first.click()
+        page.locator("[data-zoom-by='1.5']").click()
     page.mouse.move(0, 0)
     assert page.screenshot(clip=beside) != dark, "the cell reaches the stage's edge"
     enlarged = page.evaluate("Number(document.querySelector('.lk-both').style.getPropertyValue('--zoom'))")
@@ -615,6 +615,20 @@ def test_what_cannot_be_read_is_one_kind_message(visits: Callable[..., Any], tmp
     visit.page.locator("input[data-act=add]").fill("/etc")
     visit.page.keyboard.press("Enter")
     visit.page.locator("#answer .lk-message", has_text="is no model name").wait_for()
+
+
+def test_a_finger_on_a_dot_opens_its_row(visits: Callable[..., Any], cells: Path) -> None:
+    """It opened the cell of a dot of eight pixels that nobody could have aimed at."""
+    visit = visits(**PHONE)
+    upload(visit, cells)
+    visit.page.locator("#answer .lk-model", has_text="20 cells of 10 people").wait_for()
+    dot = visit.page.locator("#picture circle").first
+    dot.scroll_into_view_if_needed()
+    box = dot.bounding_box()
+    visit.page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    visit.page.locator("#picture details[open] .lk-grid li").first.wait_for()
+    visit.page.wait_for_timeout(500)
+    assert visit.page.locator("#picture [data-act=back]").count() == 0
 
 
 # Every visitor

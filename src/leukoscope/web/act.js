@@ -11,8 +11,11 @@ const ask = (value) => {
   window.lkClicks.newest += 1
   trigger('select', {index: window.lkClicks.newest, value})
 }
+// Dots are too small for a finger: it opens their row.
+const isTouchedDot = (part, {pointerType}) => part?.matches('summary circle') && pointerType === 'touch'
 element.addEventListener('click', (event) => {
-  const part = event.target.closest('[data-act]')
+  let part = event.target.closest('[data-act]')
+  if (isTouchedDot(part, event)) part = null
   if (part && !part.matches('input, select, form')) ask(part.dataset.act)
   // A dot opens its cell, not the row that it lies in.
   if (part?.closest('summary')) event.preventDefault()

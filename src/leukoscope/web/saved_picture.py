@@ -13,6 +13,7 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.registry import cells_of
 from leukoscope.data.smear import IMPLAUSIBLE_SCALE
 from leukoscope.inference.gradcam import map_colours
+from leukoscope.inference.prediction import REFUSED
 from leukoscope.inference.smear import AT_EDGE, CLASS_COLOURS, colour_place, drawing_font
 from leukoscope.reports import text, trust
 from leukoscope.reports.text import percent
@@ -256,11 +257,13 @@ class _Sheet:
         for outcome, count in counts.items():
             right = left + count / sum(counts.values()) * (SHEET_WIDTH - 2 * MARGIN)
             ink = _outcome_colour(outcome, labels)
-            self.pen.rectangle((left, self.top, right - 3, self.top + BAR), ink)
+            # Refused cells are grey, too: hollow.
+            fill = "white" if outcome in REFUSED else ink
+            self.pen.rectangle((left, self.top, right - 3, self.top + BAR), fill, ink, 2)
             left = right
             words = f"{count} {text.outcome_text(outcome)}"
             middle = self.top + BAR + 10 + LINE / 2
-            self.pen.ellipse((at, middle - 6, at + 12, middle + 6), ink)
+            self.pen.ellipse((at, middle - 6, at + 12, middle + 6), fill, ink, 2)
             self.pen.text((at + 20, middle), words, INK, font, anchor="lm")
             at += 20 + font.getlength(words) + GAP
         if counts:

@@ -234,7 +234,7 @@ def _foreign_text(smear: Smear) -> str:
         return "The cell is unlike the training cells and gets no class."
     share = smear.reading.in_distribution or 0.0
     like = f"{percent(share)} of the cells are" if share else "None of the cells is"
-    return f"{like} like the training cells; {percent(FIELD_NEEDS)} must be before any gets a class."
+    return f"{like} like the training cells; classes are given from {percent(FIELD_NEEDS)} on."
 
 
 def _whole_picture_line(row: Row) -> dict[str, Any]:
