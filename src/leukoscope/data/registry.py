@@ -309,6 +309,14 @@ def trained_on(metrics: Mapping[str, Any]) -> DatasetInfo | None:
     return DATASETS.get(data.get("name", "")) or DATASETS.get(data.get("copy_of", ""))
 
 
+def trained_on_cut_outs(metrics: Mapping[str, Any]) -> bool | None:
+    """Whether a release was trained on cells cut out on black; None where its data set does not say, as folders."""
+    info = trained_on(metrics)
+    if info is None or info.name == "imagefolder":
+        return None
+    return info.background == "black"
+
+
 def ground_rgb(info: DatasetInfo | None) -> tuple[int, int, int]:
     """The colour that cells lie on: of an empty slide for smears, black for cut-out cells and where no entry says."""
     entry = None

@@ -224,8 +224,8 @@ def _share_in_distribution(predictions: Iterable[Prediction]) -> float | None:
     return sum(score <= 1 for score in scores) / len(scores)
 
 
-def draw_reading(image: Image.Image, reading: SmearReading, *, legend: str = "") -> Image.Image:
-    """Draw every cell's box, its number as in the table and its outcome, and counts and notice, or a legend, below.
+def draw_reading(image: Image.Image, reading: SmearReading) -> Image.Image:
+    """Draw every cell's box, its number as in the table and its outcome, and counts and notice below.
 
     Boxes of classes are thick, and cells out of distribution are crossed out.
     """
@@ -234,7 +234,7 @@ def draw_reading(image: Image.Image, reading: SmearReading, *, legend: str = "")
     letter = max(11, round(max(width, height) / 60))
     counts = ", ".join(f"{outcome}: {count}" for outcome, count in reading.counts.items())
     # A letter of DejaVu Sans is narrower than two thirds of its height.
-    wrapped = textwrap.wrap(legend or f"{counts}. {RESEARCH_NOTICE}", max(1, round((width - 12) / (0.6 * letter))))
+    wrapped = textwrap.wrap(f"{counts}. {RESEARCH_NOTICE}", max(1, round((width - 12) / (0.6 * letter))))
     drawn = Image.new("RGB", (width, height + round(1.3 * letter * (len(wrapped) + 1))), "white")
     drawn.paste(image.resize((width, height), Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC))
     pen = ImageDraw.Draw(drawn)

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 
 from leukoscope import LeukoscopeError, ReleaseError
 from leukoscope.data.preprocessing import MAX_INPUT, Preprocessing
-from leukoscope.data.registry import ground_rgb, trained_on
+from leukoscope.data.registry import ground_rgb, trained_on, trained_on_cut_outs
 from leukoscope.files import (
     LFS_POINTER,
     atomic_folder,
@@ -90,10 +90,7 @@ class ReleaseInfo:
     @property
     def takes_cut_outs(self) -> bool | None:
         """Whether it was trained on cells cut out on black; None where its data set does not say, as folders do not."""
-        info = trained_on(self.metrics)
-        if info is None or info.name == "imagefolder":
-            return None
-        return info.background == "black"
+        return trained_on_cut_outs(self.metrics)
 
     @property
     def blank_rgb(self) -> tuple[int, int, int]:

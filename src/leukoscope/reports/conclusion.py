@@ -49,7 +49,11 @@ def conclusion(releases: Mapping[str, Metrics]) -> str:
 
 def _on_further_people(releases: Mapping[str, Metrics]) -> str:
     """Which model recognised most cells of further people, whether clearly, and which was not measured on them."""
-    checks = [check for name, metrics in releases.items() if (check := _outside_check(name, metrics)) is not None]
+    checks = []
+    for name, metrics in releases.items():
+        check = _outside_check(name, metrics)
+        if check is not None:
+            checks.append(check)
     if not checks:
         if any(text.measured_on_people(metrics) for metrics in releases.values()):
             return "No model here was measured on further people, only in its own test."

@@ -20,7 +20,7 @@ from skimage.filters import gaussian, threshold_otsu
 from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError
 from leukoscope.data.images import UnreadableImage, foreground, is_cut_out, is_dark, to_rgb
 from leukoscope.data.loading import StreamedCell, stream_cells
-from leukoscope.data.registry import DatasetInfo, trained_on
+from leukoscope.data.registry import DatasetInfo, trained_on, trained_on_cut_outs
 from leukoscope.data.smear import Stain, UnusableSmear, looks_like_smear, measure_stain
 from leukoscope.inference.gradcam import overlay, share_within
 from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, Decision, Prediction, Thresholds, turned
@@ -144,8 +144,7 @@ class Row:
     @property
     def reads_whole_pictures(self) -> bool:
         """Whether the model was trained on pictures with what surrounds a cell, not on cells cut out on black."""
-        source = trained_on(self.metrics) if self.metrics else None
-        return source is not None and source.name != "imagefolder" and source.background != "black"
+        return trained_on_cut_outs(self.metrics) is False
 
     @property
     def refused(self) -> bool:

@@ -339,7 +339,6 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
         thumbnail = Image.alpha_composite(alone.convert("RGBA"), painted_rim(alone)).convert("RGB")
     area, nucleus = cell_size(cell.cell)
     words = cell_words(cell, labels)
-    said = "" if smear.is_foreign else words
     share = ""
     if cell.prediction and cell.outcome in labels:
         share = percent(cell.prediction.probabilities[cell.outcome])
@@ -349,7 +348,7 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
         "dark": dark,
         "outcome": cell.outcome,
         "colour": colour(cell.outcome, labels),
-        "words": said,
+        "words": "" if smear.is_foreign else words,
         "share": share,
         "area": f"{area:.0f} µm²",
         "title": f"Cell {number + 1}: {words}, {area:.0f} µm², nucleus {percent(nucleus)} of it; open it",
