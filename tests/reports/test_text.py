@@ -222,6 +222,8 @@ def test_a_refused_picture_is_told_how_far_it_is_from_the_training_cells() -> No
         "Its texture is unlike that of the training cells. As a whole, the picture is 12 times as far"
     )
     assert "OOD score" not in foreign_text(far)
+    near = Decision("out of distribution", (Reason("ood_texture", 1.04, 1.0),))
+    assert " 1.04 times as far" in foreign_text(near)
 
 
 def test_the_two_worst_kinds_of_changes_are_said_in_one_sentence() -> None:

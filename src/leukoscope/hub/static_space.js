@@ -349,7 +349,9 @@ function foreign(reasons, {parts, sentence}) {
   const reason = reasons.find(({code, limit}) => parts[code] && limit)
   if (!reason) return reasons.map(({text}) => text).join(' ')
   const times = reason.value / reason.limit
-  return sentence.replace('{part}', parts[reason.code]).replace('{times}', times.toFixed(times < 10 ? 1 : 0))
+  // Just above the limit, "1.0 times as far" would be no reason.
+  const digits = times < 1.1 ? 2 : Number(times < 10)
+  return sentence.replace('{part}', parts[reason.code]).replace('{times}', times.toFixed(digits))
 }
 
 // --- the page -------------------------------------------------------------------------------------------------------

@@ -252,8 +252,9 @@ def foreign_text(decision: Decision) -> str:
         if part is None or reason.value is None or not reason.limit:
             continue
         times = reason.value / reason.limit
-        far = f"{times:.1f}" if times < 10 else f"{times:.0f}"
-        return f"{FOREIGN_SENTENCE.format(part=part, times=far)}{filled}"
+        # Just above the limit, "1.0 times as far" would be no reason.
+        digits = 2 if times < 1.1 else int(times < 10)
+        return f"{FOREIGN_SENTENCE.format(part=part, times=f'{times:.{digits}f}')}{filled}"
     return " ".join(reason.text for reason in decision.reasons)
 
 

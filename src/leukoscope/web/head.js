@@ -29,6 +29,12 @@ document.addEventListener('toggle', ({target}) => {
   }
   if (target.open && target.matches('.lk-another')) target.querySelector('input').focus({preventScroll: true})
 }, true)
+document.addEventListener('click', ({target}) => {
+  if (!target.matches('[data-close]')) return
+  const opened = target.closest('details')
+  opened.open = false
+  opened.querySelector('summary').focus()
+})
 document.addEventListener('keydown', (event) => {
   if (event.key !== 'Escape') return
   const opened = event.target.closest('details[open]:is(.lk-more, .lk-another)') ?? openedText()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -74,7 +74,7 @@ class Page:
     def _at_first(self) -> tuple[str, str]:
         """Picture and answer before any model has answered: the first example."""
         smears = bool(self.models.names) and not self._readers(self.models.names)
-        picture = stage.cell_picture(Row(example(1, smear=smears), ""), forms={})
+        picture = stage.cell_picture(Row(example(1, smear=smears), ""), forms=None)
         if not self.models.names:
             return picture, stage.no_model(NO_MODEL)
         return picture, waiting("The models are loading; the answer follows.")
@@ -233,6 +233,7 @@ class Page:
         yield from work
         if not isinstance(visit.scene.content, Answer):
             return
+        yield from self._computed_view(visit)
         for answer in answering(visit.scene.content, self.models, visit.scene.opened):
             scene = replace(visit.scene, content=answer)
             if scene.opened is None and answer.best is not None:
@@ -247,7 +248,7 @@ class Page:
         if isinstance(drawn, Answer):
             is_open = scene.opened is not None and scene.opened < len(drawn.rows)
             drawn = scene.row if is_open else drawn.picture
-        return id(drawn), scene.view, scene.label, id(scene.behind)
+        return id(drawn), scene.view, scene.label, id(scene.forms), id(scene.behind)
 
     @staticmethod
     def _strip_key(visit: Visit) -> tuple[Any, ...]:
@@ -579,13 +580,7 @@ class Page:
         """The answer of one model, in the view that the visitor chose before."""
         if number >= len(visit.scene.showing(Answer).rows):
             return
-        view = STAGE_VIEWS.get(visit.scene.view)
-        scene = visit.scene.open_row(number)
-        if view is not None and not view.compute:
-            scene = replace(scene, view=view.name)
-        yield Update(scene)
-        if view is not None and view.compute:
-            yield from self.choose_view(visit, view.name)
+        yield Update(replace(visit.scene.open_row(number), view=visit.scene.view))
 
     def open_cell(self, visit: Visit, number: int) -> Iterator[Update]:
         """A cell of a smear or a batch."""
@@ -634,15 +629,25 @@ class Page:
         return replace(scene, content=replace(batch, stopped=True))
 
     def choose_view(self, visit: Visit, name: str) -> Iterator[Update]:
-        """Another view of the cell; what it needs is computed first."""
-        row = visit.scene.row
+        """Another view of the cell."""
         view = STAGE_VIEWS.get(name)
-        if view is None or not view.offered(row):
+        if view is not None and view.offered(visit.scene.row):
+            yield Update(replace(visit.scene, view=name, forms=None))
+
+    def _computed_view(self, visit: Visit) -> Iterator[Update]:
+        """What the chosen view shows, once it is computed; the view that the row opens with where that fails."""
+        scene = visit.scene
+        view = STAGE_VIEWS.get(scene.view)
+        if scene.opened is None or scene.forms is not None or view is None or view.compute is None:
             return
-        forms: Mapping[str, Row] = {}
-        if view.compute:
-            forms = view.compute(row, self.models)
-        yield Update(replace(visit.scene, view=name, forms=forms))
+        if not view.offered(scene.row):
+            return
+        try:
+            forms = view.compute(scene.row, self.models)
+        except Exception:
+            yield Update(replace(scene, view=""))
+            raise
+        yield Update(replace(scene, forms=forms))
 
     def choose_map(self, visit: Visit, label: str) -> Iterator[Update]:
         """The map of another class."""

@@ -1,7 +1,20 @@
 // For the answer: model and example go to the page's address, which opens them again; the page keeps what it shows for
 // when the server has been away, and follows the browser's Back and Forward, to the cells of a smear or a batch, too.
 const open = () => element.querySelector('[data-model]')?.dataset
-let follows = false // the answer that comes next was asked for by Back or Forward
+// What Back or Forward asked for, and as which click: another answer on the way to it has no place among the addresses.
+let awaited = null
+const askForHistory = (value, wanted) => {
+  ask(value)
+  awaited = {...wanted, click: window.lkClicks.newest}
+}
+const isOnTheWay = ({example, given}) => {
+  if (awaited?.click !== window.lkClicks.newest || element.querySelector('.lk-message')) awaited = null
+  if (!awaited) return false
+  return awaited.example ? example !== awaited.example : given !== awaited.given
+}
+addEventListener('lkgiven', () => {
+  awaited = null
+})
 window.lkAddress = (change = location.search ? 'pushState' : 'replaceState') => {
   const to = new URL(location)
   const shown = open() ?? {}
@@ -15,8 +28,8 @@ window.lkAddress = (change = location.search ? 'pushState' : 'replaceState') => 
     else to.searchParams.delete(name)
   }
   const isSame = cell === (history.state?.cell ?? '') && given === (history.state?.given ?? '')
-  if (String(to) !== String(location) || !isSame) history[follows ? 'replaceState' : change]({cell, given}, '', to)
-  follows = false
+  if (String(to) !== String(location) || !isSame) history[awaited ? 'replaceState' : change]({cell, given}, '', to)
+  awaited = null
 }
 // The lines on top and at the end of the page speak of the classes of the model whose answer is shown.
 const nameClasses = () => {
@@ -37,7 +50,7 @@ const openMoreAgain = () => {
 }
 watch('value', () => {
   delete document.body.dataset.lkGiven
-  if (open()) window.lkAddress()
+  if (open() && !isOnTheWay(open())) window.lkAddress()
   nameClasses()
   setTimeout(openMoreAgain)
 })
@@ -62,16 +75,15 @@ addEventListener('popstate', ({state}) => {
   const given = state?.given ?? ''
   const isWhole = ['smear', 'people'].includes(example)
   if (example && !isWhole) {
-    ask(`example:${example}`)
+    askForHistory(`example:${example}`, {example})
     return
   }
   if (isWhole && example !== open()?.example) {
-    ask(cell ? `${example}:${cell}` : example)
+    askForHistory(cell ? `${example}:${cell}` : example, {example})
     return
   }
   if (given && given !== open()?.given) {
-    follows = true
-    ask(`given:${given}`)
+    askForHistory(`given:${given}`, {given})
     return
   }
   const isOffered = document.querySelector(`#picture [data-act="${cell ? `cell:${cell}` : 'back'}"]`)

@@ -233,8 +233,11 @@ def _foreign_text(smear: Smear) -> str:
     if len(smear.whole) == 1:
         return "The cell is unlike the training cells and gets no class."
     share = smear.reading.in_distribution or 0.0
-    like = f"{percent(share)} of the cells are" if share else "None of the cells is"
-    return f"{like} like the training cells; classes are given from {percent(FIELD_NEEDS)} on."
+    if not share:
+        return "None of the cells is like the training cells."
+    return (
+        f"{percent(share)} of the cells are like the training cells; below {percent(FIELD_NEEDS)}, none gets a class."
+    )
 
 
 def _whole_picture_line(row: Row) -> dict[str, Any]:
@@ -285,12 +288,10 @@ def summary(smear: Smear) -> str:
     if cut:
         whole += f", {cut} cut by the edge"
     share = reading.in_distribution
-    if share is None:
+    if not share:
         return whole
     if share == 1:
         return f"{whole}, {'like' if len(smear.whole) == 1 else 'all like'} its training cells"
-    if share == 0:
-        return f"{whole}, {'unlike' if len(smear.whole) == 1 else 'all unlike'} its training cells"
     return f"{whole}, {percent(share)} like its training cells"
 
 

@@ -83,7 +83,7 @@ def tiles(given: Sequence[Tile], *, real: Sequence[Tile] = (), credit: str = "",
 
 
 def cell_picture(
-    row: Row, *, name: str = "", view: str = "", label: str = "", forms: Mapping[str, Row], back: str = ""
+    row: Row, *, name: str = "", view: str = "", label: str = "", forms: Mapping[str, Row] | None, back: str = ""
 ) -> Markup:
     """The left of the stage: the cell, its orientations, its covered parts, or its map.
 
@@ -91,7 +91,7 @@ def cell_picture(
         name: what stands in its corner; "" for the picture's caption.
         view: name of the view that is chosen; "" for the one that the model's maps open with.
         label: the class whose map is shown; "" for the called one.
-        forms: what the model says of the cell without each part.
+        forms: what the model says of the cell without each part; None until it is computed.
         back: what the cell was opened from, in a word; "" for nothing.
     """
     chosen = views.chosen_view(row, view)

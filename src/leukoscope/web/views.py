@@ -51,17 +51,17 @@ class View:
 
     name: str
     label: str
-    draw: Callable[[Row, str, Forms], Markup]
+    draw: Callable[[Row, str, Forms | None], Markup]
     compute: Callable[[Row, ModelCache], Forms] | None = None
     brightens: bool = True
     offered: Callable[[Row], bool] = lambda row: not row.refused and row.prediction is not None
 
 
-def _draw_cell(row: Row, label: str, forms: Forms) -> Markup:
+def _draw_cell(row: Row, label: str, forms: Forms | None) -> Markup:
     return _zoomable(row, "")
 
 
-def _draw_map(row: Row, label: str, forms: Forms) -> Markup:
+def _draw_map(row: Row, label: str, forms: Forms | None) -> Markup:
     if row.pending:
         return render("view_waiting.html", sentence="The map is being computed …")
     return _zoomable(row, label)
@@ -118,7 +118,7 @@ def closer(image: Image.Image, zoom: float) -> Image.Image:
     return image.crop((left, top, image.width - left, image.height - top))
 
 
-def _draw_turned(row: Row, label: str, forms: Forms) -> Markup:
+def _draw_turned(row: Row, label: str, forms: Forms | None) -> Markup:
     if row.pending:
         return render("view_waiting.html", sentence="Computing eight orientations …")
     forms_of_cell = []
@@ -129,7 +129,7 @@ def _draw_turned(row: Row, label: str, forms: Forms) -> Markup:
     return render("view_forms.html", forms=forms_of_cell, sentence="", dark=row.picture.is_dark)
 
 
-def _draw_changed(row: Row, label: str, forms: Forms) -> Markup:
+def _draw_changed(row: Row, label: str, forms: Forms | None) -> Markup:
     if row.changes_pending:
         return render("view_waiting.html", sentence="Computing small changes …")
     forms_of_cell = []
@@ -154,7 +154,9 @@ def _answered(decision: Decision, probabilities: Mapping[str, float], label: str
     return share, ""
 
 
-def _draw_covered(row: Row, label: str, forms: Forms) -> Markup:
+def _draw_covered(row: Row, label: str, forms: Forms | None) -> Markup:
+    if forms is None:
+        return render("view_waiting.html", sentence="Covering its parts …")
     called = row.called()
     forms_of_cell = []
     for part, form in {"": row, **forms}.items():

@@ -36,7 +36,7 @@ class Scene:
         opened: number of an answer's open row; None until it is decided which.
         view: name of the view that the visitor chose; "" for the one that the row opens with.
         label: the class whose map is shown; "" for the called one.
-        forms: what the model says of the cell without each part.
+        forms: what the model says of the cell without each part; None until it is computed.
         number: of what was given in this visit, from 1, whichever model reads it; 0 until it is shown.
         source: the act that the content came by, such as "example:1"; "" for an upload.
         readings: the same batch as other models read it.
@@ -48,14 +48,14 @@ class Scene:
     opened: int | None = None
     view: str = ""
     label: str = ""
-    forms: Mapping[str, Row] = field(default_factory=dict)
+    forms: Mapping[str, Row] | None = None
     number: int = 0
     source: str = ""
     readings: tuple[BatchResult, ...] = ()
 
     def open_row(self, number: int) -> Scene:
         """Open a row of the answer, in the view that it opens with."""
-        return replace(self, opened=number, view="", label="", forms={})
+        return replace(self, opened=number, view="", label="", forms=None)
 
     def showing(self, kind: type[_T]) -> _T:
         """The content; an error where it is not of this kind any more."""
@@ -182,7 +182,7 @@ class Visit:
     def remember(self, scene: Scene) -> None:
         """Keep a scene: of a picture, once for each; of a batch, in place of the one before."""
         others = [other for other in self.recent if _kept_for(other) is not _kept_for(scene)]
-        self.recent = [replace(scene, view="", label="", forms={}), *others][:RECENT_TILES]
+        self.recent = [replace(scene, view="", label="", forms=None), *others][:RECENT_TILES]
         self._forget(RECENT_BYTES, least=1)
 
     def _forget(self, size: int, least: int = 0) -> None:
