@@ -164,3 +164,19 @@ def test_the_strip_ends_with_a_whole_tile(visits: Callable[..., Any], tmp_path: 
             edge,
         )
         assert cut == 0, name
+
+
+def test_on_a_phone_the_dots_of_two_people_are_in_sight(visits: Callable[..., Any]) -> None:
+    visit = visits(**PHONE)
+    visit.act("people")
+    visit.page.locator("#answer .lk-model", has_text="112 cells of 2 people").wait_for()
+    stage = visit.page.locator("#picture").bounding_box()
+    heights = "(list) => [list.scrollHeight, list.clientHeight]"
+    needed, has = visit.page.locator("#picture .lk-many").evaluate(heights)
+    assert needed <= has <= stage["height"]
+    overlap = """(circles) => circles.some((one, at) => circles.slice(at + 1).some((other) => {
+      const [a, b] = [one.getBoundingClientRect(), other.getBoundingClientRect()]
+      return Math.hypot(a.x - b.x, a.y - b.y) < a.width - 2.5
+    }))"""
+    first = visit.page.locator("#picture .lk-subject").first
+    assert not first.locator("circle.lk-known").evaluate_all(overlap), "dots are as small as their rows are low"

@@ -238,7 +238,8 @@ def test_each_person_has_a_row_of_dots_and_refused_cells_are_hollow_in_their_own
     head = zoned[zoned.index("lk-cells-axis") : zoned.index("<details" if "<details" in zoned else "lk-subject")]
     words = re.sub("<[^>]*>", " ", head.partition(">")[2]).split()
     assert " ".join(words) == (
-        "Each dot is a cell, placed by its probability of ALL Person normal not sure blasts unlike Answer"
+        "Each dot is a cell, placed by its probability of ALL "
+        "Person normal not sure blasts unlike 0 % 50 % 100 % Answer"
     )
 
 

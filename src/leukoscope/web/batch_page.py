@@ -48,9 +48,13 @@ WIDTH = 356
 LEAST_HEIGHT = 48
 MOST_HEIGHT = 200
 FEW_CELLS = 32  # of one row, which need less height
-HEIGHT_OF_FEW = 152
+HEIGHT_OF_FEW = 136
 _END_OF_WORD = re.compile(r"(?<=[_\- .])")
-ALL_ROWS = 400  # pixels of all rows together, where that leaves each its least height
+# Pixels of all rows together, where that leaves each its least height: in a wide window, and on a phone, where a line
+# with name and answer stands above each person's dots.
+ALL_ROWS = 400
+ALL_ROWS_NARROW = 344
+NAME_LINE = 28
 
 
 def progress(result: BatchResult, *, waits: str = "") -> Markup:
@@ -149,6 +153,8 @@ def batch_picture(result: BatchResult) -> Markup:
         key=result.given.key,
         rows=rows,
         axis=_axis(result),
+        radius=f"{radius:g}",
+        narrow=f"{_narrow_dots(result, len(groups)):.2f}",
         by_person=bool(result.subjects),
         answers_people=result.rule is not None,
         opens=len(groups) == 1,
@@ -189,7 +195,7 @@ def _axis(result: BatchResult) -> dict[str, Any]:
         zone_from = 1 - limit
     else:
         probability = "its class’s probability"
-        ends = [_axis_part("0\u00a0%"), _axis_part("100\u00a0%")]
+        ends = []
         zone_from = 0.0
     zone = None
     if _leaves_unsure(result):
@@ -198,8 +204,8 @@ def _axis(result: BatchResult) -> dict[str, Any]:
     return {
         "end": AXIS_END,
         "caption": f"Each dot is a cell, placed by {probability}",
-        "low": ends[0],
-        "high": ends[1],
+        "ends": ends,
+        "figures": [percent(share) for share in (0.0, 0.5, 1.0)],
         "unsure": _axis_part("not sure", grey),
         "unlike": _axis_part(_UNLIKE, grey, form(OUT_OF_DISTRIBUTION)),
         "zone": zone,
@@ -223,9 +229,21 @@ def _are_few(result: BatchResult, rows: int) -> bool:
     return rows == 1 and max(result.total, len(result.rows)) <= FEW_CELLS
 
 
+def _row_height(height: float) -> float:
+    """The height of a row of dots, in pixels, within its limits."""
+    return min(MOST_HEIGHT, max(LEAST_HEIGHT, height))
+
+
+def _narrow_dots(result: BatchResult, rows: int) -> float:
+    """How large dots are on a phone, as a share of those in a wide window: so much lower are the rows."""
+    if not result.subjects:
+        return 1.0
+    return _row_height(ALL_ROWS_NARROW / rows - NAME_LINE) / _row_height(ALL_ROWS / rows)
+
+
 def _spaces(result: BatchResult, cells: Sequence[tuple[int, BatchRow]], rows: int) -> tuple[Space, Space]:
     """The dots of a row: those by their probability, and the refused ones, which stand anywhere in their own place."""
-    height = min(MOST_HEIGHT, max(LEAST_HEIGHT, ALL_ROWS / rows)) - 8
+    height = _row_height(ALL_ROWS / rows) - 8
     if _are_few(result, rows):
         height = HEIGHT_OF_FEW - 8
     shares = [_share(result, row) for _, row in cells if row.prediction.outcome not in REFUSED]
