@@ -569,30 +569,6 @@ def test_back_leads_to_one_s_own_picture_and_batch(visits: Callable[..., Any], c
     visit.shows("Synthetic HEM")
 
 
-def test_back_pressed_again_before_an_answer_adds_no_address(
-    visits: Callable[..., Any], cell: Path, cells: Path
-) -> None:
-    """The answer of the first Back was taken for a new one, and Forward led nowhere."""
-    visit = visits()
-    page = visit.page
-    upload(visit, cells)
-    page.locator("#answer .lk-model", has_text="20 cells of 10 people").wait_for()
-    upload(visit, cell)
-    visit.shows("my cell.png")
-    page.wait_for_function("!document.querySelector('.lk-working')")
-    visit.act("example:4")
-    page.wait_for_url("**example=4**")
-    addresses = page.evaluate("history.length")
-    # The second one while the answer of the first is on its way.
-    page.evaluate("history.back(); setTimeout(() => history.back(), 30)")
-    page.locator("#answer .lk-model", has_text="20 cells of 10 people").wait_for()
-    assert page.evaluate("history.length") == addresses
-    page.go_forward()
-    visit.shows("my cell.png")
-    page.go_forward()
-    visit.shows("Synthetic HEM")
-
-
 def test_two_visitors_do_not_see_each_other(visits: Callable[..., Any], cell: Path) -> None:
     first, second = visits(), visits()
     upload(first, cell)
