@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from leukoscope import DataError, ReleaseError, synthetic
 from leukoscope.data.images import foreground
@@ -27,6 +27,7 @@ from leukoscope.web.model_cache import ModelCache
 _SCALES = {"given": "as given", "red cells": "from its red cells", "nuclei": "guessed from its nuclei"}
 
 RIM = 4  # pixels at the edge of a cut-out, which hold plasma, too
+OUTLINE_SIGMA = 3.0  # pixels of a cut-out, by which its outline is smoothed where it is shown brighter
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,19 @@ def open_cell(smear: Smear, number: int) -> Answer:
 
 
 def painted_rim(cell: Image.Image) -> Image.Image:
-    """RGBA to show over a cell cut out of a smear: its rim in the colours behind it, wherever the rim is paler.
+    """RGBA, twice as large, to show over a cell cut out of a smear: its outline smooth, its rim in its own colours.
 
-    The outermost pixels are partly plasma. On black, and shown brighter, they would be a white line. The cut-out itself
-    keeps them: models are given no other.
+    The outermost pixels are partly plasma: on black, and shown brighter, they would be a white line. The outline is
+    that of a mask of the smear's pixels: enlarged, it has steps. The cut-out itself keeps both: models are given no
+    other.
     """
-    painted = Image.new("RGBA", cell.size)
+    enlarged_size = (2 * cell.width, 2 * cell.height)
+    painted = Image.new("RGBA", enlarged_size)
     box = cell.getbbox()
     if box is None:
         return painted
-    closer = ImageOps.expand(cell.crop(box), 1)
+    margin = 2 * RIM
+    closer = ImageOps.expand(cell.crop(box), margin)
     pixels = np.asarray(closer)
     inside = foreground(pixels)
     behind = distance_transform_edt(inside) > RIM
@@ -130,10 +134,25 @@ def painted_rim(cell: Image.Image) -> Image.Image:
         return painted
     nearest = tuple(distance_transform_edt(~behind, return_distances=False, return_indices=True))
     luminance = np.asarray(closer.convert("L"))
-    paler = inside & ~behind & (luminance > luminance[nearest])
-    rim = Image.fromarray(np.dstack([pixels[nearest], np.where(paler, 255, 0).astype(np.uint8)]))
-    painted.paste(rim, (box[0] - 1, box[1] - 1))
+    keeps_colour = inside & (luminance <= luminance[nearest])
+    colours = np.where(keeps_colour[..., None], pixels, pixels[nearest])
+    # Black outside the outline, with an edge of about two pixels.
+    outline = gaussian_filter(inside.astype(np.float32), OUTLINE_SIGMA)
+    size = (2 * closer.width, 2 * closer.height)
+    shown = np.asarray(Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
+    share = np.asarray(Image.fromarray(outline).resize(size, Image.Resampling.BICUBIC))
+    shown *= np.clip((share - 0.5) * OUTLINE_SIGMA * 2 + 0.5, 0, 1)[..., None]
+    is_edge = ~behind & (distance_transform_edt(~inside) <= margin)
+    alpha = Image.fromarray(np.where(is_edge, 255, 0).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
+    edge = np.dstack([np.round(shown).astype(np.uint8), np.asarray(alpha)])
+    painted.paste(Image.fromarray(edge), (2 * (box[0] - margin), 2 * (box[1] - margin)))
     return painted
+
+
+def with_painted_rim(cell: Image.Image) -> Image.Image:
+    """A cell cut out of a smear as it is shown brighter, twice as large."""
+    rim = painted_rim(cell)
+    return Image.alpha_composite(cell.convert("RGBA").resize(rim.size), rim).convert("RGB")
 
 
 @cache

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
 from leukoscope.data.images import is_dark
 from leukoscope.data.registry import cells_of, trained_on
@@ -18,7 +17,7 @@ from leukoscope.reports import trust
 from leukoscope.reports.text import about_model, outcome_text, percent
 from leukoscope.web.answer import Row
 from leukoscope.web.drawing import NO_ADDRESS, Address, colour, embedded, form, outcome_counts, render
-from leukoscope.web.smear import Smear, known_scale, painted_rim, scale_text
+from leukoscope.web.smear import Smear, known_scale, scale_text, with_painted_rim
 from leukoscope.web.smear_flags import place_flags
 from leukoscope.web.stage import model_line
 
@@ -337,7 +336,7 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
     dark = is_dark(alone)
     thumbnail = alone
     if dark:
-        thumbnail = Image.alpha_composite(alone.convert("RGBA"), painted_rim(alone)).convert("RGB")
+        thumbnail = with_painted_rim(alone)
     area, nucleus = cell_size(cell.cell)
     words = cell_words(cell, labels)
     share = ""
