@@ -137,7 +137,11 @@ def _draw_changed(row: Row, label: str, forms: Forms | None) -> Markup:
         image = answer.change(row.picture.image, black=row.picture.on_black)
         answered = _answered(answer.decision, answer.probabilities, _most_probable(answer.probabilities))
         forms_of_cell.append(_form(row, image, answer.decision.outcome, answered, answer.change.shows))
-    return render("view_forms.html", forms=forms_of_cell, sentence=row.borderline(), dark=row.picture.is_dark)
+    others = sum(answer.decision.outcome != row.known.outcome for answer in row.known.changed)
+    sentence = ""
+    if others:
+        sentence = f"Another answer in {others} of {len(row.known.changed)} small changes."
+    return render("view_forms.html", forms=forms_of_cell, sentence=sentence, dark=row.picture.is_dark)
 
 
 def _most_probable(probabilities: Mapping[str, float]) -> str:
