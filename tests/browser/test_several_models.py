@@ -180,3 +180,23 @@ def test_on_a_phone_the_dots_of_two_people_are_in_sight(visits: Callable[..., An
     }))"""
     first = visit.page.locator("#picture .lk-subject").first
     assert not first.locator("circle.lk-known").evaluate_all(overlap), "dots are as small as their rows are low"
+
+
+def test_on_a_phone_nothing_lies_under_the_way_back_or_the_place_of_one_s_own_file(visits: Callable[..., Any]) -> None:
+    visit = visits(**PHONE)
+    page = visit.page
+    page.wait_for_function(ANSWERED)
+    assert page.locator(".lk-pinch").is_visible(), "says that two fingers zoom"
+    give = page.locator(".lk-give").bounding_box()
+    page.evaluate("document.querySelector('.lk-shelf').scrollLeft = 200")
+    top = min(tile.bounding_box()["y"] for tile in page.locator(".lk-tile").all())
+    assert give["y"] + give["height"] <= top
+    visit.act("people")
+    page.locator("#picture .lk-subject summary h3").first.click()
+    page.locator("#picture .lk-grid button").first.click()
+    page.locator("[data-act=back]").wait_for()
+    page.wait_for_function(ANSWERED)
+    visit.act("view:changed")
+    form = page.locator(".lk-forms").evaluate("(forms) => forms.firstElementChild.getBoundingClientRect().top")
+    back = page.locator("[data-act=back]").bounding_box()
+    assert back["y"] + back["height"] <= form

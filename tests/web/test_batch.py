@@ -33,6 +33,7 @@ from leukoscope.web.batch_page import (
     batch_answer,
     batch_picture,
     batch_tile,
+    cell_name,
     person_answer,
     person_sentences,
     progress,
@@ -265,10 +266,17 @@ def test_what_is_answered_about_a_person_stands_in_the_row_and_why_behind_it() -
     assert all(answer.short in page and answer.detail in page for answer in answers.values())
     assert "Together: 90\u00a0% ALL" in page and "Rule for a person: " in batch_answer(result)
     answered = verdict(result)
-    assert answered.sentence == "1 person’s cells look like blasts, 2 without an answer"
+    assert answered.sentence == "Cells of person 2 look like blasts, no answer about person 1 and person 3"
     both = (row("a", "", 0.9, "1"), row("b", "", 0.9, "1"), row("c", "", 0.1, "2"), row("d", "", 0.1, "2"))
-    assert verdict(replace(result, rows=both)).sentence == "1 person’s cells look like blasts, 1 person’s look normal"
-    assert verdict(replace(result, rows=both[:2])).sentence == "The person’s cells look like blasts"
+    assert verdict(replace(result, rows=both)).sentence == ("Cells of person 1 look like blasts, of person 2 normal")
+    named = tuple(replace(one, subject=f"a-long-name-of-somebody-{one.subject}") for one in both)
+    assert verdict(replace(result, rows=named)).sentence == (
+        "Cells of a-long-…mebody-1 look like blasts, of a-long-…mebody-2 normal"
+    )
+    several = tuple(replace(one, subject=f"P{n}") for n in range(4) for one in both[:2])
+    assert verdict(replace(result, rows=several[:6])).sentence == "Cells of P0,\u00a0P1 and P2 look like blasts"
+    assert verdict(replace(result, rows=several)).sentence == "4 people’s cells look like blasts"
+    assert verdict(replace(result, rows=both[:2])).sentence == "Cells of person 1 look like blasts"
     assert answered.because == "Such answers were wrong for 5 of 100 unseen people (95\u00a0%: 1 to 20)."
     nobody = replace(result, rows=(rows[0], *rows[3:]))
     assert verdict(nobody) == Verdict(
@@ -464,7 +472,9 @@ def test_cells_of_unknown_people_have_the_caveat_that_one_cell_has() -> None:
     assert result.names_of_training == ["7"] and "people called 7" in result.warnings[0]
     page = batch_answer(result)
     assert "Trained on a person called 7: if the same, the answers are too good." in page
-    assert ">…D_7_1_2_all</span>" in batch_picture(result), "a name without its folder"
+    assert "<span>UID_7_1</span><span>_2_all</span>" in batch_picture(result), "a name without its folder"
+    assert cell_name(result.rows[0]) == "UID_7_1_2_all"
+    assert cell_name(replace(result.rows[0], subject="7")) == "7 / UID_7_1_2_all"
     alike = replace(result, rows=result.rows[:2])
     assert ">7_1_2_all</span>" in batch_picture(alike), "and without what all names begin with"
 

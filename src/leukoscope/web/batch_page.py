@@ -37,6 +37,8 @@ LEAST_SHOWN = 12  # of each person
 SHOWN_WRONG = 24
 SHOWN_PROBLEMS = 20
 SHORT_NAME = 12  # letters below a thumbnail
+NAMED_PEOPLE = 3  # that a headline names
+LONGEST_PERSON_NAME = 16  # letters in a headline
 SHOWN_FILES = 6  # of each problem
 # Fewer say nothing about others, whatever interval is computed from them.
 LEAST_CELLS = 10
@@ -627,16 +629,8 @@ def _people_verdict(result: BatchResult) -> Verdict:
     """What was answered about people; where that is nothing, what the cells look like, and why no person has more."""
     predictions = result.subject_predictions
     counts = Counter(prediction.outcome for prediction in predictions)
-    clauses: list[str] = []
-    for label in result.classes:
-        if counts[label]:
-            whose = "The person’s" if len(result.subjects) == 1 else f"{_people(counts[label])}’s"
-            clauses.append(f"{whose} {_look_text(label)}" if clauses else f"{whose} cells look like {cells_of(label)}")
-    if clauses:
-        # Why, their rows say.
-        without = len(result.subjects) - sum(counts[label] for label in result.classes)
-        if without:
-            clauses.append(f"{without} without an answer")
+    if any(counts[label] for label in result.classes):
+        clauses = _named_clauses(result) if len(result.subjects) <= NAMED_PEOPLE else _counted_clauses(result)
         return Verdict(", ".join(clauses), " ".join(_error_rate(result)))
     reasons = _reasons(predictions)
     unread = sum(subject in result.unread for subject in result.subjects)
@@ -649,6 +643,59 @@ def _people_verdict(result: BatchResult) -> Verdict:
     outcomes = Counter(row.prediction.outcome for _, row in result.cells)
     no_answer = f"No answer about {'the person' if len(result.subjects) == 1 else 'any person'}."
     return Verdict(counts_text(outcomes, result.classes, in_figures=True), " ".join([no_answer, *reasons]))
+
+
+def _subjects_of(result: BatchResult) -> dict[str, list[str]]:
+    """Class → the people who get it, "" for those without an answer; only what occurs."""
+    outcome_of = {prediction.subject: prediction.outcome for prediction in result.subject_predictions}
+    subjects_of: dict[str, list[str]] = {label: [] for label in (*result.classes, "")}
+    for subject in result.subjects:
+        outcome = outcome_of.get(subject, "")
+        subjects_of[outcome if outcome in result.classes else ""].append(subject)
+    return {label: subjects for label, subjects in subjects_of.items() if subjects}
+
+
+def _counted_clauses(result: BatchResult) -> list[str]:
+    """How many people's cells look like each class, and how many have no answer: why, their rows say."""
+    clauses: list[str] = []
+    for label, subjects in _subjects_of(result).items():
+        if not label:
+            clauses.append(f"{len(subjects)} without an answer")
+        elif clauses:
+            clauses.append(f"{_people(len(subjects))}’s {_look_text(label)}")
+        else:
+            clauses.append(f"{_people(len(subjects))}’s cells look like {cells_of(label)}")
+    return clauses
+
+
+def _named_clauses(result: BatchResult) -> list[str]:
+    """Whose cells look like each class, and who has no answer, by name."""
+    clauses: list[str] = []
+    for label, subjects in _subjects_of(result).items():
+        names = _listed([_person_name(subject) for subject in subjects])
+        if not label:
+            clauses.append(f"no answer about {names}")
+        elif clauses:
+            clauses.append(f"of {names} {_look_text(label).removeprefix('look ')}")
+        else:
+            clauses.append(f"Cells of {names} {_look_text(label)}")
+    return clauses
+
+
+def _person_name(subject: str) -> str:
+    """A person as a sentence names them: a mere number would be read as how many, a long name is cut in its middle."""
+    if subject.isdecimal():
+        return f"person {subject}"
+    if len(subject) > LONGEST_PERSON_NAME:
+        half = LONGEST_PERSON_NAME // 2
+        return f"{subject[: half - 1]}…{subject[-half:]}"
+    return subject
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in a row; a line does not end after their comma."""
+    *before, last = names
+    return " and ".join([",\u00a0".join(before), last] if before else [last])
 
 
 def _look_text(label: str) -> str:
@@ -758,14 +805,13 @@ def _short_names(names: Sequence[str]) -> dict[str, str]:
     words = [_END_OF_WORD.split(stem)[:-1] for stem in stems.values()]
     shared = takewhile(lambda same_place: len(set(same_place)) == 1, zip(*words, strict=False))
     start = sum(len(same_place[0]) for same_place in shared)
-    return {name: _end_of(stem[start:]) for name, stem in stems.items()}
+    return {name: stem[start:] for name, stem in stems.items()}
 
 
-def _end_of(name: str) -> str:
-    """A name that is no longer than its thumbnail is wide; its end tells more than its beginning."""
-    if len(name) <= SHORT_NAME:
-        return name
-    return f"…{name[1 - SHORT_NAME :]}"
+def cell_name(row: BatchRow) -> str:
+    """What an opened cell is called: its person, where known, and its file."""
+    stem = PurePosixPath(row.name).stem
+    return f"{row.subject} / {stem}" if row.subject else stem
 
 
 def _cell(result: BatchResult, number: int, row: BatchRow, short_names: Mapping[str, str]) -> dict[str, Any]:

@@ -44,14 +44,14 @@ document.addEventListener('paste', (event) => {
 })
 // The tile of what is shown is in sight; the page itself does not scroll to it.
 const showTile = () => {
-  const strip = element.querySelector('.lk-tiles')
-  const tile = strip?.querySelector('[aria-pressed="true"]')
+  const tile = element.querySelector('.lk-tiles [aria-pressed="true"]')
   if (!tile) return
+  // On a phone the tiles scroll by themselves, below the place of one's own file.
+  const shelf = tile.closest('.lk-shelf')
+  const strip = getComputedStyle(shelf).display === 'contents' ? tile.closest('.lk-tiles') : shelf
   const around = strip.getBoundingClientRect()
   const box = tile.getBoundingClientRect()
-  const give = strip.querySelector('.lk-give')
-  const left = around.left + (getComputedStyle(give).position === 'sticky' ? give.offsetWidth + 8 : 0)
-  if (box.left < left) strip.scrollLeft += box.left - left
+  if (box.left < around.left) strip.scrollLeft += box.left - around.left
   if (box.right > around.right) strip.scrollLeft += box.right - around.right
 }
 watch('value', () => setTimeout(showTile))

@@ -284,6 +284,7 @@ class Page:
         name = row.picture.caption
         if isinstance(scene.behind, Smear) and scene.cell is not None:
             name = f"Cell {scene.cell + 1}"
+        name = _cell_of_batch(scene) or name
         return stage.cell_picture(
             row, name=name, view=scene.view, label=scene.label, forms=scene.forms, back=scene.back
         )
@@ -305,7 +306,9 @@ class Page:
         opened = scene.opened
         if opened is None:
             opened = len(scene.content.rows)
-        return stage.cell_answer(scene.content, opened, address=address, readers=self._smear_readers(visit))
+        return stage.cell_answer(
+            scene.content, opened, name=_cell_of_batch(scene), address=address, readers=self._smear_readers(visit)
+        )
 
     @staticmethod
     def _example(visit: Visit) -> str:
@@ -742,3 +745,10 @@ class Page:
         cell = cells[number]
         picture = Picture.opened(cell.image, f"Real {cell.label}")
         yield from self.read_picture(visit, picture, source=f"real:{number}")
+
+
+def _cell_of_batch(scene: Scene) -> str:
+    """What the cell that is opened from a batch is called; "" for any other picture."""
+    if isinstance(scene.behind, BatchResult) and scene.cell is not None:
+        return batch_page.cell_name(scene.behind.rows[scene.cell])
+    return ""

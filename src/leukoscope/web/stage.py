@@ -108,10 +108,13 @@ def cell_picture(
     )
 
 
-def cell_answer(answer: Answer, opened: int, *, address: Address = NO_ADDRESS, readers: Sequence[str] = ()) -> Markup:
+def cell_answer(
+    answer: Answer, opened: int, *, name: str = "", address: Address = NO_ADDRESS, readers: Sequence[str] = ()
+) -> Markup:
     """The right of the stage: the open model's answer, then a line for each other model.
 
     Args:
+        name: what a cell of a batch is called; "" for any other.
         readers: models that can read the smear that it was opened from.
     """
     row = None
@@ -129,6 +132,7 @@ def cell_answer(answer: Answer, opened: int, *, address: Address = NO_ADDRESS, r
         others=others,
         opened=_opened(row) if row is not None and row.prediction is not None else None,
         working=not answer.complete or row is None or row.changes_pending,
+        name=name,
         address=address,
         readers=readers,
     )
