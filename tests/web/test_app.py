@@ -150,7 +150,7 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     assert "<td>not measured\n</td>" in second
     assert "AUROC 0.736 (0.57–0.88)" in first and "AUROC 0.881 (0.79–0.94)" in first, "both with their intervals"
     said = html.split('class="lk-conclusion">')[1].split("</p>")[0]
-    assert "measured (earlier weights) recognised 67 of 100 (53–80); tiny not measured." in said
+    assert "measured (earlier weights) recognised 67 of 100 (53–80). tiny was not measured on them." in said
     assert 'aria-label="84 of 100 blasts, 95 % interval 78 to 89"' in first
     lines = re.findall(r"<summary>([\w-]+)<small>([^<]*)</small>(.*?)</summary>", html, re.DOTALL)
     assert [name for name, *_ in lines] == ["measured", "tiny"], "a line for each model, for a phone"
