@@ -238,6 +238,10 @@ def test_many_cells_go_from_a_zip_to_subjects_a_cell_and_a_table(visits: Callabl
     cell = visit.page.locator("#picture .lk-cell-of-dot img")
     listed = visit.page.locator(f'#picture .lk-grid [data-act="{dot.get_attribute("data-act")}"] img')
     assert cell.get_attribute("src") == listed.get_attribute("src"), "the cell of the dot that the mouse is on"
+    words = visit.page.locator("#picture .lk-cell-of-dot").inner_text()
+    title = dot.locator("title").text_content() or ""
+    assert Path(title.partition(": ")[0]).stem.endswith(words.split()[-1]), "its file's name"
+    assert words.split()[0] in title, "its class"
     visit.page.mouse.move(0, 0)
     cell.wait_for(state="detached")
     dot.dispatch_event("click")

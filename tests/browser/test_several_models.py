@@ -200,3 +200,20 @@ def test_on_a_phone_nothing_lies_under_the_way_back_or_the_place_of_one_s_own_fi
     form = page.locator(".lk-forms").evaluate("(forms) => forms.firstElementChild.getBoundingClientRect().top")
     back = page.locator("[data-act=back]").bounding_box()
     assert back["y"] + back["height"] <= form
+
+
+def test_the_row_of_an_opened_person_stays_in_sight_in_another_model_s_answer(visits: Callable[..., Any]) -> None:
+    visit = visits(**LAPTOP)
+    page = visit.page
+    visit.act("people")
+    page.locator("#answer .lk-model", has_text="112 cells of 2 people").wait_for()
+    page.locator("#picture .lk-subject summary h3").last.click()
+    opened = page.locator("#picture .lk-subject[open] summary")
+    opened.wait_for()
+    page.wait_for_timeout(200)
+    before = opened.bounding_box()
+    page.locator("#answer [data-act^='read:']").first.click()
+    page.locator("#answer .lk-other", has_text="same answer").wait_for()
+    opened.wait_for()
+    page.wait_for_timeout(200)
+    assert abs(opened.bounding_box()["y"] - before["y"]) <= 1

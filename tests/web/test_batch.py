@@ -34,6 +34,7 @@ from leukoscope.web.batch_page import (
     batch_picture,
     batch_tile,
     cell_name,
+    given_picture,
     person_answer,
     person_sentences,
     progress,
@@ -485,3 +486,9 @@ def test_one_reason_for_several_files_is_said_once() -> None:
     assert "9 not used, and why" in page and page.count("shows a smear") == 1
     assert "0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg, 5.jpg and 2 more: shows a smear" in page
     assert "x.png: is damaged: copy it again" in page
+
+
+def test_what_was_given_is_shown_before_it_is_predicted() -> None:
+    readable = [BatchFile(f"{number}.png", png) for number in range(30)]
+    page = given_picture(Batch([BatchFile("broken.png", lambda: b"no picture"), *readable]))
+    assert ">31 pictures</p>" in page and page.count("<img") == 23, "of the first 24 those that can be read"

@@ -25,11 +25,10 @@ from leukoscope.reports.formatting import encoded, metric_name, span
 from leukoscope.reports.text import NOTHING_FOUND
 from leukoscope.reports.trust import training_subject
 from leukoscope.web.answer import holds_no_cell
-from leukoscope.web.batch_files import Batch, BatchFacts, BatchFile, open_batch, read_parts
+from leukoscope.web.batch_files import THUMBNAIL_SIDE, Batch, BatchFacts, BatchFile, open_batch, read_parts
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.upload import deleted_afterwards
 
-THUMBNAIL_SIDE = 132  # pixels
 SHEET_CELLS = 6
 SHEET_SIZE = (132, 108)  # pixels
 SMEAR = "shows a smear, no single cell cut out on black; give it alone, and its cells are found"

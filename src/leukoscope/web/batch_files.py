@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import stat
+import time
 import zipfile
 import zlib
 from collections import Counter
@@ -44,6 +45,8 @@ PIXELS_AT_ONCE = CELL_LIMIT.pixels // 2
 SAMPLE_SUBJECTS = {"ALL": 6, "HEM": 5}
 SAMPLE_CELLS = 56
 LONGEST_NAME = 255
+THUMBNAIL_SIDE = 132  # pixels
+THUMBNAIL_SECONDS = 0.5  # that a visitor waits for them; what is left out is not missed
 # What reading an entry of a damaged zip raises.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError)
 
@@ -251,6 +254,20 @@ def read_parts(files: Sequence[BatchFile], problems: list[str]) -> Iterator[tupl
                 pixels = 0
     finally:
         give_back_freed_memory()
+
+
+def first_thumbnails(files: Sequence[BatchFile], count: int) -> list[bytes]:
+    """The first of these pictures as small WebPs: those that can be read, as many as `THUMBNAIL_SECONDS` allow."""
+    thumbnails = []
+    end = time.monotonic() + THUMBNAIL_SECONDS
+    for file in files[:count]:
+        with suppress(LeukoscopeError):
+            image = open_bytes(file.picture or file.read(), file.name, max_pixels=CELL_LIMIT.pixels)
+            image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            thumbnails.append(encoded(image, "WEBP", quality=80, method=0))
+        if time.monotonic() > end:
+            break
+    return thumbnails
 
 
 def _entries(path: str, name: str, opened: Callable[[str], zipfile.ZipFile]) -> tuple[list[BatchFile], Counter[str]]:

@@ -26,6 +26,7 @@ from leukoscope.reports import trust
 from leukoscope.reports.formatting import data_uri, metric_name
 from leukoscope.reports.text import FOREIGN_VERDICT, NO_CELL_VERDICT, NOTHING_FOUND, about_model, outcome_text, percent
 from leukoscope.web.batch import SHEET_SIZE, BatchResult, BatchRow, LabelMetrics, measured_on_labels
+from leukoscope.web.batch_files import Batch, first_thumbnails
 from leukoscope.web.drawing import NO_ADDRESS, Address, EmbeddedImage, colour, form, outcome_counts, render
 from leukoscope.web.smear_page import counts_text
 from leukoscope.web.stage import Tile
@@ -104,7 +105,13 @@ def batch_tile(act: str, result: BatchResult, pressed: bool) -> Tile:
     return Tile(act, _read_text(result), _given_text(result), image, dark=is_dark, pressed=pressed)
 
 
-# The left of the stage: a plot.
+# The left of the stage: a plot, and before that the pictures.
+
+
+def given_picture(batch: Batch) -> Markup:
+    """The left of the stage before the first cells are predicted: how many pictures were given, and the first ones."""
+    sources = [data_uri("image/webp", thumbnail) for thumbnail in first_thumbnails(batch.files, SHOWN_WHILE_READ)]
+    return render("batch_given.html", count=_count_text(len(batch.files), "picture"), sources=sources)
 
 
 def batch_picture(result: BatchResult) -> Markup:

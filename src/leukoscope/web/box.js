@@ -4,7 +4,9 @@ window.lkToPicture = () => {
   if (innerWidth <= 820) document.querySelector('#stage')?.scrollIntoView()
 }
 // Until the server has read a file, neither the old picture nor its answer stands there.
-const hide = () => {
+const hide = (files) => {
+  const name = files.length === 1 ? files[0].name : `${files.length} files`
+  document.querySelector('#picture').dataset.given = `Reading ${name} …`
   window.lkToPicture()
   dispatchEvent(new Event('lkgiven'))
   document.body.dataset.lkGiven = '1'
@@ -18,7 +20,7 @@ const give = async (list) => {
   const transfer = new DataTransfer()
   for (const file of await list) transfer.items.add(file)
   if (!transfer.files.length) return
-  hide()
+  hide(transfer.files)
   // The box has no place for a file while it sends another.
   const input = () => document.querySelector('#upload input[type=file]')
   while (!input()) await new Promise((done) => setTimeout(done, 50))
@@ -27,7 +29,7 @@ const give = async (list) => {
 }
 // Chosen by the file dialog.
 document.addEventListener('change', (event) => {
-  if (event.target.matches('#upload input[type=file]') && event.target.files.length) hide()
+  if (event.target.matches('#upload input[type=file]') && event.target.files.length) hide(event.target.files)
 }, true)
 // Beside the box, the browser would leave the page for the file.
 document.addEventListener('dragover', (event) => event.preventDefault())

@@ -480,9 +480,13 @@ class Page:
         if not names:
             raise ReleaseError(NO_MODEL)
         name = model or next(iter(self._readers(names)), names[0])
+        pictures = batch_page.given_picture(batch)
+        if visit.scene.content is None:
+            yield Update(picture=pictures, answer=waiting(f"Reading {len(batch.files)} pictures …"))
         with closing(predict_batch(self.models, batch, name)) as steps:
             for result in iter(partial(self.models.next_part, steps), None):
-                yield Update(Scene(result, source=source, readings=readings))
+                scene = Scene(result, source=source, readings=readings)
+                yield Update(scene, picture=None if result.rows else pictures)
         if result.is_one_cell and not model:
             yield from self.open_cell(visit, 0)
 

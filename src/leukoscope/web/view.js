@@ -146,6 +146,12 @@ for (const end of ['pointerup', 'pointercancel']) {
 const openPeople = new Set()
 let openedBatch = ''
 const person = (row) => row.querySelector('h3')?.title
+let lastOpened = {name: '', scrolled: 0} // the person opened last, and how far the list is scrolled beyond the row
+// How far the list is scrolled where a row begins below the head of the axis.
+const topOf = (row) => row.offsetTop - element.querySelector('.lk-cells-axis').offsetHeight
+const rowOpenedLast = () => [...element.querySelectorAll('.lk-subject[open]')].find(
+  (row) => person(row) === lastOpened.name,
+)
 element.addEventListener('toggle', ({target}) => {
   if (!target.matches('.lk-subject') || !person(target)) return
   if (!target.open) {
@@ -156,17 +162,27 @@ element.addEventListener('toggle', ({target}) => {
   const isNew = !openPeople.has(person(target))
   openPeople.add(person(target))
   const many = target.closest('.lk-many')
-  if (isNew) many.scrollTop = target.offsetTop - many.querySelector('.lk-cells-axis').offsetHeight
+  if (!isNew) return
+  lastOpened = {name: person(target), scrolled: 0}
+  many.scrollTop = topOf(target)
+}, true)
+element.addEventListener('scroll', ({target}) => {
+  const row = target.matches('.lk-many') && rowOpenedLast()
+  if (row) lastOpened.scrolled = target.scrollTop - topOf(row)
 }, true)
 const openAgain = () => {
   const {batch} = element.querySelector('.lk-shows-batch')?.dataset ?? {}
   if (batch && batch !== openedBatch) {
     openedBatch = batch
     openPeople.clear()
+    lastOpened = {name: '', scrolled: 0}
   }
   for (const row of element.querySelectorAll('details.lk-subject')) {
     if (openPeople.has(person(row))) row.open = true
   }
+  // Its row is where it was: the picture is drawn anew, from its top.
+  const row = rowOpenedLast()
+  if (row) element.querySelector('.lk-many').scrollTop = topOf(row) + lastOpened.scrolled
 }
 // The scale of a smear is changed in the line that says it.
 const scaleForm = () => element.querySelector('.lk-chip details')
@@ -189,14 +205,17 @@ element.addEventListener('keydown', ({key, target}) => {
 // The cell of the dot that a mouse is on, where it is listed behind the dot's row.
 const showCellOf = (dot) => {
   element.querySelector('.lk-cell-of-dot')?.remove()
-  const cell = dot && element.querySelector(`.lk-grid [data-act="${dot.dataset.act}"] img`)
-  if (!cell) return
+  const listed = dot && element.querySelector(`.lk-grid li:has([data-act="${dot.dataset.act}"])`)
+  if (!listed) return
+  const cell = listed.querySelector('img')
   const stage = element.querySelector('.lk-stage')
   const {left, right, top, bottom} = dot.getBoundingClientRect()
   const around = stage.getBoundingClientRect()
   const frame = document.createElement('div')
   frame.className = cell.closest('.lk-dark') ? 'lk-cell-of-dot lk-dark' : 'lk-cell-of-dot'
-  frame.append(cell.cloneNode())
+  const words = document.createElement('p')
+  words.append(...[...listed.querySelectorAll('b, .lk-end')].map((part) => part.cloneNode(true)))
+  frame.append(cell.cloneNode(), words)
   stage.append(frame)
   const x = (left + right - frame.offsetWidth) / 2 - around.left
   const above = top - around.top - frame.offsetHeight - 8
