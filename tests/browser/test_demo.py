@@ -246,7 +246,7 @@ def test_many_cells_go_from_a_zip_to_subjects_a_cell_and_a_table(visits: Callabl
     cell.wait_for(state="detached")
     dot.dispatch_event("click")
     visit.page.locator("[data-act=back]").wait_for()
-    assert ".png" in visit.page.locator("#picture .lk-caption").inner_text()
+    assert re.match(r"P\d / ", visit.page.locator("#picture .lk-caption").inner_text()), "its person and file"
     visit.act("back")
     visit.page.locator("#picture .lk-subject svg").nth(9).wait_for()
     # By keyboard, cells are reached behind their row.
