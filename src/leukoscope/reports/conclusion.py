@@ -1,4 +1,4 @@
-"""What the measurements of several releases show beside each other, in a few short sentences that metrics.json fills."""
+"""What the measurements of several releases show beside each other, in short sentences that metrics.json fills."""
 
 from __future__ import annotations
 
