@@ -139,6 +139,8 @@ def test_what_the_last_line_says_is_read_without_scrolling_and_moves_nothing(vis
             box = text.bounding_box()
             assert box["y"] >= 0 and box["y"] + box["height"] <= look["viewport"]["height"]
             assert box["x"] >= 0 and box["x"] + box["width"] <= look["viewport"]["width"]
+            lefts = text.locator("span").evaluate_all("lines => lines.map((line) => line.getBoundingClientRect().x)")
+            assert len(lefts) >= 3 and len(set(lefts)) == 1, "each sentence starts a line"
             assert before == (foot.bounding_box(), page.evaluate("document.documentElement.scrollHeight"))
         page.keyboard.press("Escape")
         assert not foot.locator("details[open]").count()

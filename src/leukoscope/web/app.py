@@ -65,12 +65,16 @@ SESSIONS = 120
 # Seen before the page's scripts have come over a slow line; it moves nothing as it comes and goes.
 _LOADING = "Leukoscope. For research only. The page is loading …"
 _PRIVACY = (
-    "An upload lies on this server's disk until it is read, then it is deleted; one that breaks off, is never read or "
-    "comes from an assistant, within two hours; a picture that the API returns, within six minutes. Your visit stays "
-    "in memory for half an hour after the last answer, or an hour once you close the page; what the page shows, until "
-    "later sessions replace yours or the server stops, and in this tab of your browser. No visit is logged. Nothing is "
-    "sent elsewhere; the Hugging Face Hub is asked only for models named by Hub id, which stay in this server's cache, "
-    "and for real cells on request."
+    "An upload is deleted from this server's disk once it is read.",
+    "One that breaks off, is never read or comes from an assistant is deleted within two hours.",
+    "A picture that the API returns is deleted within six minutes.",
+    "Your visit stays in memory for half an hour after the last answer, or an hour once you close the page.",
+    "What the page shows stays until later sessions replace yours or the server stops.",
+    "It also stays in this tab of your browser.",
+    "No visit is logged.",
+    "Nothing is sent elsewhere.",
+    "The Hugging Face Hub is asked only for models named by Hub id, and for real cells on request.",
+    "Such models stay in this server's cache.",
 )
 
 
