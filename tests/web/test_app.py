@@ -125,11 +125,11 @@ def test_a_card_is_folded_at_its_headings_and_its_tables_scroll() -> None:
     )
     folded = folded_card(card)
     summaries = re.findall(r"<details( open)?><summary>(.*)</summary>", folded)
-    assert summaries == [(" open", "How good it is"), (" open", "What it is not for"), ("", "Small")]
+    assert summaries == [(" open", "What it is not for"), ("", "How good it is"), ("", "Small")]
     assert folded.count("<div") == folded.count("</div>") == 4, "two columns in a box, and one table"
     assert "\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n</div>" in folded
     assert "```sh\n## no heading\n| no table |\n```" in folded
-    assert folded.index("# Tiny") < folded.index("How good it is") < folded.index("What it is not for")
+    assert folded.index("# Tiny") < folded.index("What it is not for") < folded.index("How good it is")
     table = folded_card("# A\n\n## B\n\n| 0.7 (0.6–0.8) | – |\n\n0.6–0.8")
     assert "| 0.7 (0.6\u2060–\u20600.8) | – |" in table and "\n0.6–0.8" in table, (
         "in a cell, no line ends after its dash"
@@ -147,7 +147,7 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     html, _ = evidence(models, list(models.names), "measured")
     first, second = html.split("<tbody>")[1].split("</tbody>")[0].split("</tr>")[:2]
     assert "another class for 23 (18–29) of 100 cells when 15 % less saturated" in first
-    assert "<td>not measured\n</td>" in second
+    assert '<td data-head="worst small change">not measured\n</td>' in second
     assert "AUROC 0.736 (0.57–0.88)" in first and "AUROC 0.881 (0.79–0.94)" in first, "both with their intervals"
     said = html.split('class="lk-conclusion">')[1].split("</p>")[0]
     assert "measured (earlier weights) recognised 67 of 100 (53–80). tiny was not measured on them." in said
@@ -170,6 +170,20 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     assert "15 % less saturated" in changes[0] and "<td>23</td>" in changes[0], "the worst comes first"
     assert "1,969 cells of 41 people" in html
     assert html.count('aria-current="true"') == 1 and 'class="lk-chosen" aria-current="true"' in first
+
+
+def test_the_plot_names_the_unit_of_each_release() -> None:
+    """The blocks of a release whose data name no people looked like people, and its fields of view like cells."""
+    names = ("densenet169-cnmc", "densenet201-ball4")
+    models = ModelCache({name: ROOT / "model_card" / f"leukoscope-{name}" for name in names})
+    people, blocks = (evidence(models, list(names), name)[0].split('id="lk-each-person"')[1] for name in names)
+    assert "Each person: of 100 cells, how many are recognised" in people and "block" not in people
+    assert "28 people</span>" in people, "the table says their mean"
+    assert "Each block of pictures: of 100 fields of view, how many are recognised" in blocks
+    assert blocks.count("blocks, not people</span>") == 4
+    assert 'title="block Benign-00: 100 of 100 of 37 fields of view"' in blocks
+    plot = blocks.split("<figcaption")[0]
+    assert "cells" not in plot and "person" not in plot
 
 
 def test_an_address_that_cannot_be_listened_at_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -317,6 +317,12 @@ def trained_on_cut_outs(metrics: Mapping[str, Any]) -> bool | None:
     return info.background == "black"
 
 
+def trained_on_fields_of_view(metrics: Mapping[str, Any]) -> bool:
+    """Whether the pictures of a release's data set are fields of view, each with several cells."""
+    info = DATASETS.get(metrics["data"].get("name", ""))
+    return info is not None and info.pictures.startswith("fields of view")
+
+
 def ground_rgb(info: DatasetInfo | None) -> tuple[int, int, int]:
     """The colour that cells lie on: of an empty slide for smears, black for cut-out cells and where no entry says."""
     entry = None

@@ -15,7 +15,7 @@ from timm.models import get_pretrained_cfg
 from torch.utils.flop_counter import FlopCounterMode
 
 from leukoscope import LeukoscopeError, ReleaseError
-from leukoscope.data.registry import DATASETS, trained_on
+from leukoscope.data.registry import DATASETS, trained_on, trained_on_fields_of_view
 from leukoscope.evaluation import plots
 from leukoscope.evaluation.metrics import NOT_KNOWN
 from leukoscope.files import disk_errors, resource_file, write_atomic
@@ -79,7 +79,7 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     if has_weights:
         size, has_map = _measure_network(release)
     unseen = release_tables.unseen_evaluation(metrics)
-    in_fields = _shows_fields(metrics)
+    in_fields = trained_on_fields_of_view(metrics)
     # `ModelCard.from_template` renders a missing value as nothing, and would run a template within metrics.json.
     body = formatting.rendered(
         resource_file(CARD_TEMPLATE),
@@ -108,12 +108,6 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     )
     data = _card_data(metrics, name, licence=licence, widget=_widget(release) if has_weights else None)
     return str(ModelCard.from_template(data, template_str=CARD_LAYOUT, body=body))
-
-
-def _shows_fields(metrics: Mapping[str, Any]) -> bool:
-    """Whether the pictures of a release's data set are fields of view, each with several cells."""
-    info = DATASETS.get(metrics["data"]["name"])
-    return info is not None and info.pictures.startswith("fields of view")
 
 
 def _alt_text(plot: str, unit: str, *, in_fields: bool) -> str:

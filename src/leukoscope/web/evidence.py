@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.registry import trained_on_fields_of_view
 from leukoscope.models.release import CARD_FILE, ReleaseInfo, read_release
 from leukoscope.reports import release_tables, text, trust
 from leukoscope.reports.conclusion import conclusion
@@ -20,9 +21,8 @@ from leukoscope.web.drawing import colour, render
 from leukoscope.web.model_cache import ModelCache
 
 _MAPS = {True: "passed our checks", False: "failed our checks", None: "not checked"}
-# Sections of our cards that are open, and which of them stands beside the others.
-_MEASURED = "How good it is"
-_OPEN = (_MEASURED, "What it is not for")
+# The section of our cards that is open. The page itself shows how good the models are.
+_OPEN = "What it is not for"
 _HEADING = re.compile(r"#{2,3}\s+(.*)")
 _TABLE_BOX = '<div class="lk-scrolls" tabindex="0" role="group" aria-label="Table">'
 # A line of a browser may end after a dash, but not beside a word joiner.
@@ -115,12 +115,17 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _subjects_by_class(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """For each class the people whose cells were tested, worst first: share of cells recognised, 0–100."""
+    """For each class the people whose pictures were tested, worst first: share of pictures recognised, 0–100.
+
+    A release whose data name no people has blocks of pictures in their place.
+    """
     block = release_tables.unseen_evaluation(metrics) or {}
     subjects = (block.get("metrics") or {}).get("subjects") or {}
-    unit = ""
-    if subjects:
-        unit = metrics["data"]["unit"].replace("subject", "person")
+    if not subjects:
+        return []
+    unit = metrics["data"]["unit"].replace("subject", "person")
+    units = "people" if unit == "person" else f"{unit}s"
+    pictures = "fields of view" if trained_on_fields_of_view(metrics) else "cells"
     labels = list(metrics.get("labels") or ())
     drawn = []
     for label in labels:
@@ -128,17 +133,14 @@ def _subjects_by_class(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not tested:
             continue
         tested.sort(key=lambda named: (named[1]["accuracy"], named[0]))
-        dots = [
-            {
-                "share": round(100 * subject["accuracy"]),
-                "title": f"{unit} {name}: {hundred(subject['accuracy'])} of 100 of {count(subject['cells'])} cells",
-            }
-            for name, subject in tested
-        ]
+        dots = []
+        for name, subject in tested:
+            tested_pictures = f"{count(subject['cells'])} {pictures}"
+            title = f"{unit} {name}: {hundred(subject['accuracy'])} of 100 of {tested_pictures}"
+            dots.append({"share": round(100 * subject["accuracy"]), "title": title})
         mean = sum(subject["accuracy"] for _, subject in tested) / len(tested)
-        people = f"{len(tested)} {'people' if unit == 'person' else f'{unit}s'}"
-        drawn.append({"label": label, "people": people, "unit": unit, "mean": round(100 * mean), "dots": dots,
-                      "colour": colour(label, labels)})  # fmt: skip
+        drawn.append({"label": label, "people": f"{len(tested)} {units}", "unit": unit, "pictures": pictures,
+                      "mean": round(100 * mean), "dots": dots, "colour": colour(label, labels)})  # fmt: skip
     return drawn
 
 
@@ -177,17 +179,16 @@ def _figures_and_card(folder: Path | None) -> tuple[list[dict[str, str]], str]:
 
 
 def folded_card(markdown: str) -> str:
-    """A card in two columns, whose sections can be opened and closed: the important ones are open; tables scroll.
+    """A card in two columns, whose sections can be opened and closed: one is open, beside the others; tables scroll.
 
     The result is Markdown with HTML of ours: what is given has none, as `card_text` returns it.
     """
     title, *sections = _sections(markdown)
     if not sections:
         return markdown
-    sections.sort(key=lambda section: section.heading not in _OPEN)  # the order of the card otherwise
-    measured = [_fold(section) for section in sections if section.heading == _MEASURED]
-    others = [_fold(section) for section in sections if section.heading != _MEASURED]
-    return "\n\n".join(("<div>", "<div>", title.markdown, *measured, "</div>", "<div>", *others, "</div>", "</div>"))
+    opened = [_fold(section) for section in sections if section.heading == _OPEN]
+    closed = [_fold(section) for section in sections if section.heading != _OPEN]
+    return "\n\n".join(("<div>", "<div>", title.markdown, *opened, "</div>", "<div>", *closed, "</div>", "</div>"))
 
 
 @dataclass(frozen=True)
@@ -231,5 +232,5 @@ def _sections(markdown: str) -> list[_Section]:
 
 
 def _fold(section: _Section) -> str:
-    opened = " open" if section.heading in _OPEN else ""
+    opened = " open" if section.heading == _OPEN else ""
     return f"<details{opened}><summary>{section.heading}</summary>\n\n{section.markdown}\n\n</details>"

@@ -20,14 +20,13 @@ element.addEventListener('click', (event) => {
   }
 })
 for (const place of element.querySelectorAll('[data-address]')) place.textContent = `${location.origin}${location.pathname}`
-// On a phone, the tables of small changes and of a card's "How good it is" are closed until they are touched.
-const FOLDED = ['#lk-small-changes', '#card .md > div > div:first-child > details']
+// On a phone, the table of small changes is closed until it is touched.
 const evidence = element.closest('#evidence-page')
 if (evidence) {
   new MutationObserver(() => {
-    for (const table of evidence.querySelectorAll(FOLDED.map((part) => `${part}:not([data-lk-come])`).join())) {
-      table.dataset.lkCome = ''
-      if (innerWidth <= 720) table.open = false
-    }
+    const table = evidence.querySelector('#lk-small-changes:not([data-lk-come])')
+    if (!table) return
+    table.dataset.lkCome = ''
+    if (innerWidth <= 720) table.open = false
   }).observe(evidence, {childList: true, subtree: true})
 }
