@@ -71,8 +71,7 @@ _PRIVACY = (
     "Your visit stays in memory for half an hour after the last answer, or an hour once you close the page.",
     "What the page shows stays until later sessions replace yours or the server stops.",
     "It also stays in this tab of your browser.",
-    "No visit is logged.",
-    "Nothing is sent elsewhere.",
+    "No visit is logged, and nothing is sent elsewhere.",
     "The Hugging Face Hub is asked only for models named by Hub id, and for real cells on request.",
     "Such models stay in this server's cache.",
 )
