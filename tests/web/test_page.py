@@ -355,7 +355,7 @@ def test_a_picture_decides_what_is_shown() -> None:
     )
     assert (
         "No class: unlike the cells it knows" in text
-        and ">ball4</span><span>Looks like an early pre-B blast</span>" in text
+        and ">ball4 · of the whole picture</span><span>Looks like an early pre-B blast</span>" in text
     )
     text = shown(page, click(page, visit, "read:ball4"))
     assert isinstance(visit.scene.content, Answer) and "Looks like an early pre-B blast" in text
