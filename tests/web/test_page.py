@@ -301,6 +301,19 @@ def test_a_smear_is_read_and_a_cell_of_it_leads_back(page: Page) -> None:
     assert "scale 900 µm per pixel" in shown(page, click(page, visit, "pitch:900"))
 
 
+def test_a_smear_at_another_scale_is_found_again_by_its_number(page: Page) -> None:
+    """It was not kept, and its number was given to what came next."""
+    visit = Visit()
+    list(click(page, visit, "smear"))
+    list(click(page, visit, "pitch:0.2"))
+    number = visit.scene.number
+    list(click(page, visit, "example:1"))
+    assert visit.scene.number != number
+    assert "0.200 µm per pixel, set by you" in shown(page, click(page, visit, f"given:{number}"))
+    shown(page, click(page, visit, "read:other"))
+    assert visit.scene.number == number, "read by another model it is the same picture"
+
+
 def test_a_cell_of_a_smear_stands_there_before_its_answer(page: Page) -> None:
     """The page only dimmed until the answer and its map were computed."""
     visit = Visit()

@@ -717,7 +717,8 @@ class Page:
         smear = visit.scene.showing(Smear)
         picture = replace(smear.picture, um_per_pixel=um_per_pixel, scale_set=um_per_pixel is not None)
         reading = self._with_whole_picture(visit, read_smear(self.models, picture, smear.reading.model))
-        yield Update(Scene(reading, source=visit.scene.source))
+        # The synthetic smear at another scale is the visitor's own. It keeps its number, so that Back finds it.
+        yield Update(Scene(reading, number=visit.scene.number))
 
     def save(self, visit: Visit, kind: str) -> Iterator[Update]:
         """What is shown as a file of that kind."""

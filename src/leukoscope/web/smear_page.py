@@ -221,7 +221,10 @@ def caveats(smear: Smear) -> list[str]:
     if smear.is_foreign and sentences:
         sentences.append(_foreign_text(smear))
     elif smear.is_foreign:
-        sentences.append(f"{_foreign_text(smear)} Another stain, microscope or kind of cell does that.")
+        causes = (
+            "Another scale than the smear's" if smear.picture.scale_set else "Another stain, microscope or kind of cell"
+        )
+        sentences.append(f"{_foreign_text(smear)} {causes} does that.")
     if smear.metrics and not smear.metrics.get("calibration"):
         sentences.append("This model has no calibration: its percentages are not how often it is right.")
     return sentences
@@ -252,7 +255,7 @@ def _whole_picture_line(row: Row) -> dict[str, Any]:
 
 def _help_text(smear: Smear) -> str:
     """What to do about a smear whose cells are foreign."""
-    if _doubts_of_scale(smear):
+    if smear.picture.scale_set or _doubts_of_scale(smear):
         return "Give the right scale, or 0, for which it is measured (“change” on the picture)."
     source = trained_on(smear.metrics)
     stained = f" stained as those of {source.title}" if source else ""

@@ -6,11 +6,12 @@ A click does what `data-act` says, by `acts.py`. What the stage can show of a ce
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from markupsafe import Markup
+from PIL import Image
 
 from leukoscope.inference.prediction import ABSTAIN
 from leukoscope.reports import text, trust
@@ -52,7 +53,10 @@ def example_tiles(*, smears: bool, pressed: str = "") -> list[Tile]:
         tiles.append(picture_tile(act, picture.caption.rsplit(" ", 1)[-1], picture, act == pressed))
     if not smears:
         tiles.append(picture_tile("smear", "a smear", example_smear(), pressed == "smear"))
-    tiles.append(picture_tile("people", "two people", example(2, smear=smears), pressed == "people"))
+    people = picture_tile("people", "two people", example(2, smear=smears), pressed == "people")
+    if not smears:
+        people = replace(people, image=_two_cells())
+    tiles.append(people)
     tiles.append(picture_tile("real", "real cells", example(5 if not smears else 3, smear=smears), False))
     return tiles
 
@@ -61,6 +65,18 @@ def example_tiles(*, smears: bool, pressed: str = "") -> list[Tile]:
 def _tile_image(number: int, smears: bool) -> EmbeddedImage:
     picture = example(number, smear=smears) if number else example_smear()
     return embedded(picture.image, TILE_SIDE)
+
+
+@cache
+def _two_cells() -> EmbeddedImage:
+    """One cell of each of two people, for their tile."""
+    tile = Image.new("RGB", (TILE_SIDE, TILE_SIDE))
+    for place, number in enumerate((2, 5)):
+        image = example(number).image
+        cell = image.crop(image.getbbox())
+        cell.thumbnail((TILE_SIDE // 2 - 6, TILE_SIDE // 2))
+        tile.paste(cell, (place * TILE_SIDE // 2 + 3, (TILE_SIDE - cell.height) // 2))
+    return embedded(tile)
 
 
 def picture_tile(act: str, label: str, picture: Picture, pressed: bool) -> Tile:
@@ -121,7 +137,7 @@ def cell_answer(
     if opened < len(answer.rows):
         row = answer.rows[opened]
     others = [
-        {"act": f"row:{number}", **model_line(other, row)}
+        {"act": f"row:{number}", **model_line(other, row), "maps": _leads_to_maps(other, row)}
         for number, other in enumerate(answer.rows)
         if number != opened
     ]
@@ -156,6 +172,12 @@ def model_line(row: Row, opened: Row | None = None) -> dict[str, Any]:
         "bar": [(row.known.probabilities[called], class_colour(row, called))],
         "share": percent(row.known.probabilities[called]),
     }
+
+
+def _leads_to_maps(other: Row, opened: Row | None) -> bool:
+    """Whether another model's maps passed their checks where those of the open one failed."""
+    failed = opened is not None and trust.maps_passed(opened.metrics) is False
+    return failed and bool(other.maps) and trust.maps_passed(other.metrics) is True
 
 
 def class_colour(row: Row, label: str) -> str:

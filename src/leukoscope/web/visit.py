@@ -162,9 +162,11 @@ class Visit:
         Of batches only the newest is kept: with its pictures, so that its cells open and another model can read it.
         """
         if scene.content is not None and not scene.number:
+            number = self.scene.number
             if given_by(scene) != given_by(self.scene):
                 self.given += 1
-            scene = replace(scene, number=self.given)
+                number = self.given
+            scene = replace(scene, number=number)
         self.scene = scene
         content = scene.content
         if scene.cell is not None or scene.source in (EXAMPLE_SMEAR, EXAMPLE_PEOPLE):
