@@ -134,6 +134,23 @@ def test_a_link_opens_the_cell_of_the_synthetic_smear_by_the_model_that_is_chose
     page.wait_for_function(ANSWERED)
 
 
+def test_back_and_forward_lead_to_the_other_model_in_the_view_that_is_shown(visits: Callable[..., Any]) -> None:
+    """Forward led to the first model's answer again, and Back to the plain cell."""
+    visit = visits(**LAPTOP)
+    page = visit.page
+    page.wait_for_function(ANSWERED)
+    visit.act("view:turned")
+    page.locator("#answer [data-of-model='leukoscope-efficientnet-b3-cnmc']").click()
+    other = page.locator("#answer [data-model='leukoscope-efficientnet-b3-cnmc']")
+    other.wait_for()
+    page.wait_for_url("**model=leukoscope-efficientnet-b3-cnmc**")
+    page.go_back()
+    page.locator("#answer [data-model='leukoscope-densenet169-cnmc']").wait_for()
+    page.go_forward()
+    other.wait_for()
+    page.locator("#picture .lk-shows-turned").wait_for()
+
+
 def test_on_a_phone_nothing_of_a_picture_is_cut_or_lies_over_another(visits: Callable[..., Any]) -> None:
     """The name of a smear was cut; forms that are refused grew over those beside them."""
     visit = visits(**PHONE)

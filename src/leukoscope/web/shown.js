@@ -73,6 +73,17 @@ addEventListener('popstate', ({state}) => {
   const example = to.get('example')
   const cell = state?.cell ?? ''
   const given = state?.given ?? ''
+  // The same picture by another model: in the view that is shown.
+  const isPicture = example ? example === open()?.example : given && given === open()?.given
+  const model = to.get('model')
+  if (isPicture && cell === (open()?.cell ?? '') && model !== open()?.model) {
+    const lines = [...element.querySelectorAll('[data-act]')]
+    const line = lines.find(({dataset}) => dataset.ofModel === model || dataset.act === `read:${model}`)
+    if (line) {
+      ask(line.dataset.act)
+      return
+    }
+  }
   const isWhole = ['smear', 'people'].includes(example)
   if (example && !isWhole) {
     askForHistory(`example:${example}`, {example})

@@ -34,6 +34,12 @@ const draw = () => {
   style.setProperty('--y', `${view.y * 100}%`)
   place().toggleAttribute('data-enlarged', view.zoom > view.least)
   place().style.touchAction = view.zoom > view.least ? 'none' : 'pan-y'
+  // What the model sees is drawn where all of it is on the stage: two of its four sides would say nothing.
+  const frame = place().querySelector('.lk-frame')?.getBoundingClientRect()
+  const stage = place().getBoundingClientRect()
+  const fits = frame && frame.top >= stage.top && frame.bottom <= stage.bottom &&
+    frame.left >= stage.left && frame.right <= stage.right
+  place().toggleAttribute('data-frame-beyond', Boolean(frame) && !fits)
   handle()?.setAttribute('aria-valuenow', Math.round(view.at))
   handle()?.setAttribute('aria-valuetext', `${Math.round(view.at)} % cell, ${Math.round(100 - view.at)} % map`)
 }
