@@ -221,9 +221,9 @@ def caveats(smear: Smear) -> list[str]:
     if smear.is_foreign and sentences:
         sentences.append(_foreign_text(smear))
     elif smear.is_foreign:
-        causes = (
-            "Another scale than the smear's" if smear.picture.scale_set else "Another stain, microscope or kind of cell"
-        )
+        causes = "Another stain, microscope or kind of cell"
+        if smear.picture.scale_set:
+            causes = "A wrong scale, or another stain, microscope or kind of cell,"
         sentences.append(f"{_foreign_text(smear)} {causes} does that.")
     if smear.metrics and not smear.metrics.get("calibration"):
         sentences.append("This model has no calibration: its percentages are not how often it is right.")
