@@ -26,7 +26,7 @@ from leukoscope.inference.prediction import Checks, Prediction, Thresholds
 from leukoscope.reports.formatting import encoded
 from leukoscope.web.answer import Picture, ask
 from leukoscope.web.app import Endpoints
-from leukoscope.web.batch import BatchResult, BatchRow, columns, label_metrics, predict_batch, predict_files
+from leukoscope.web.batch import BatchResult, BatchRow, by_number, columns, label_metrics, predict_batch, predict_files
 from leukoscope.web.batch_files import Batch, BatchFile, open_batch
 from leukoscope.web.batch_page import (
     Verdict,
@@ -492,3 +492,9 @@ def test_what_was_given_is_shown_before_it_is_predicted() -> None:
     readable = [BatchFile(f"{number}.png", png) for number in range(30)]
     page = given_picture(Batch([BatchFile("broken.png", lambda: b"no picture"), *readable]))
     assert ">31 pictures</p>" in page and page.count("<img") == 23, "of the first 24 those that can be read"
+
+
+def test_people_stand_in_the_order_of_their_numbers() -> None:
+    """They stood as text: 16 before 2."""
+    names = ["H10", "16", "2", "H9", "anna", "23"]
+    assert sorted(names, key=by_number) == ["2", "16", "23", "H9", "H10", "anna"]

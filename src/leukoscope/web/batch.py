@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Generator, Mapping, Sequence
@@ -34,6 +35,12 @@ SHEET_SIZE = (132, 108)  # pixels
 SMEAR = "shows a smear, no single cell cut out on black; give it alone, and its cells are found"
 NO_CELL = f"{NOTHING_FOUND[0].lower()}{NOTHING_FOUND[1:]}; nothing in it is stained as the nucleus of one is"
 MAX_KEPT = 64 * 2**20  # bytes of a batch's pictures that stay in the visitor's session, to be opened
+
+
+def by_number(name: str) -> list[int | str]:
+    """Sorts names as people do: 2 before 16."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ class BatchResult:
     @property
     def subjects(self) -> list[str]:
         """Every known subject, by name, those without a cell yet as well."""
-        return sorted({*self.by_subject, *self.unread} - {""})
+        return sorted({*self.by_subject, *self.unread} - {""}, key=by_number)
 
     @property
     def positive(self) -> str:
@@ -159,7 +166,7 @@ class BatchResult:
         for row in self.rows:
             if row.subject:
                 cells[row.subject].append(row)
-        return {subject: cells[subject] for subject in sorted(cells)}
+        return {subject: cells[subject] for subject in sorted(cells, key=by_number)}
 
     @cached_property
     def rule(self) -> SubjectRule | None:
@@ -192,7 +199,7 @@ class BatchResult:
     def names_of_training(self) -> list[str]:
         """`trained_on`, and what the names of cells of unknown subjects say as the name of one cell does, sorted."""
         names = {training_subject(self.metrics, row.name) for row in self.rows if not row.subject}
-        return sorted(self.trained_on | names - {""})
+        return sorted(self.trained_on | names - {""}, key=by_number)
 
     @property
     def warnings(self) -> list[str]:
