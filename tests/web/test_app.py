@@ -183,7 +183,8 @@ def test_the_plot_names_the_unit_of_each_release() -> None:
     assert blocks.count("blocks, not people</span>") == 4
     assert 'title="block Benign-00: 100 of 100 of 37 fields of view"' in blocks
     plot = blocks.split("<figcaption")[0]
-    assert "cells" not in plot and "person" not in plot
+    assert "cells" not in plot and "Each dot is a block of fields of view, not a person: no figure here says" in plot
+    assert "no figure here says" not in people
 
 
 def test_an_address_that_cannot_be_listened_at_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
