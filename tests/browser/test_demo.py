@@ -573,6 +573,17 @@ def test_back_leads_to_one_s_own_picture_and_batch(visits: Callable[..., Any], c
     visit.shows("Synthetic HEM")
 
 
+def test_a_cell_that_is_shown_as_it_is_is_called_so(visits: Callable[..., Any]) -> None:
+    """The next cell was as dark, and called "shown brighter"."""
+    visit = visits()
+    button = visit.page.locator("#picture [data-brighter]")
+    button.click()
+    visit.act("example:4")
+    visit.shows("Synthetic HEM")
+    visit.page.wait_for_timeout(300)
+    assert (button.inner_text(), button.get_attribute("aria-pressed")) == ("shown as it is", "false")
+
+
 def test_two_visitors_do_not_see_each_other(visits: Callable[..., Any], cell: Path) -> None:
     first, second = visits(), visits()
     upload(first, cell)

@@ -27,13 +27,20 @@ element.addEventListener('click', (event) => {
       copy.textContent = 'Link copied'
     })
   }
-  const brighter = event.target.closest('[data-brighter]')
-  if (brighter) {
-    const plain = document.body.toggleAttribute('data-lk-plain')
-    brighter.setAttribute('aria-pressed', String(!plain))
-    brighter.textContent = plain ? 'shown as it is' : 'shown brighter'
+  if (event.target.closest('[data-brighter]')) {
+    document.body.toggleAttribute('data-lk-plain')
+    sayBrightness()
   }
 })
+// What was chosen for one cell holds for the next.
+const sayBrightness = () => {
+  const button = element.querySelector('[data-brighter]')
+  if (!button) return
+  const isPlain = document.body.hasAttribute('data-lk-plain')
+  button.setAttribute('aria-pressed', String(!isPlain))
+  button.textContent = isPlain ? 'shown as it is' : 'shown brighter'
+}
+watch('value', () => setTimeout(sayBrightness))
 // What was pressed may be gone, or do something else now, as the line of a model: the keyboard goes on from the answer.
 const focusAgain = () => {
   const {act, part} = pressed
