@@ -29,18 +29,17 @@ document.addEventListener('toggle', ({target}) => {
   }
   if (target.open && target.matches('.lk-another')) target.querySelector('input').focus({preventScroll: true})
 }, true)
+const closeDetails = (details) => {
+  details.open = false
+  details.querySelector('summary').focus()
+}
 document.addEventListener('click', ({target}) => {
-  if (!target.matches('[data-close]')) return
-  const opened = target.closest('details')
-  opened.open = false
-  opened.querySelector('summary').focus()
+  if (target.matches('[data-close]')) closeDetails(target.closest('details'))
 })
 document.addEventListener('keydown', (event) => {
   if (event.key !== 'Escape') return
   const opened = event.target.closest('details[open]:is(.lk-more, .lk-another)') ?? openedText()
-  if (!opened) return
-  opened.open = false
-  opened.querySelector('summary').focus()
+  if (opened) closeDetails(opened)
 })
 // A text of the line at the end of the page lies over what is above it, until Escape or a click elsewhere.
 const openedText = () => document.querySelector('.lk-foot details[open]')

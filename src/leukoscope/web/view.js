@@ -12,6 +12,12 @@ const isSmear = () => place().matches('.lk-field')
 const both = () => place()?.querySelector('.lk-both')
 const handle = () => place()?.querySelector('.lk-handle:not([hidden])')
 const within = (value, least, most) => Math.max(least, Math.min(most, value))
+// What the model sees is drawn where all of it is on the stage: two of its four sides would say nothing.
+const isBeyondStage = (frame) => {
+  const {top, bottom, left, right} = frame.getBoundingClientRect()
+  const stage = place().getBoundingClientRect()
+  return top < stage.top || bottom > stage.bottom || left < stage.left || right > stage.right
+}
 const draw = () => {
   if (!place()) return
   const source = place().dataset.source ?? place().querySelector('img')?.src
@@ -34,12 +40,8 @@ const draw = () => {
   style.setProperty('--y', `${view.y * 100}%`)
   place().toggleAttribute('data-enlarged', view.zoom > view.least)
   place().style.touchAction = view.zoom > view.least ? 'none' : 'pan-y'
-  // What the model sees is drawn where all of it is on the stage: two of its four sides would say nothing.
-  const frame = place().querySelector('.lk-frame')?.getBoundingClientRect()
-  const stage = place().getBoundingClientRect()
-  const fits = frame && frame.top >= stage.top && frame.bottom <= stage.bottom &&
-    frame.left >= stage.left && frame.right <= stage.right
-  place().toggleAttribute('data-frame-beyond', Boolean(frame) && !fits)
+  const frame = place().querySelector('.lk-frame')
+  if (frame) place().toggleAttribute('data-frame-beyond', isBeyondStage(frame))
   handle()?.setAttribute('aria-valuenow', Math.round(view.at))
   handle()?.setAttribute('aria-valuetext', `${Math.round(view.at)} % cell, ${Math.round(100 - view.at)} % map`)
 }
