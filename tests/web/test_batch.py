@@ -240,7 +240,7 @@ def test_each_person_has_a_row_of_dots_and_refused_cells_are_hollow_in_their_own
     head = zoned[zoned.index("lk-cells-axis") : zoned.index("<details" if "<details" in zoned else "lk-subject")]
     words = re.sub("<[^>]*>", " ", head.partition(">")[2]).split()
     assert " ".join(words) == (
-        "Each dot is a cell, placed by its probability of ALL "
+        "Each dot is a cell, placed by its probability of ALL. An answer needs 2 cells of a person. "
         "Person normal not sure blasts unlike 0 % 50 % 100 % Answer"
     )
 
@@ -253,7 +253,7 @@ def test_what_is_answered_about_a_person_stands_in_the_row_and_why_behind_it() -
     few, enough, unlike = result.subject_predictions
     assert (few.outcome, enough.outcome, unlike.outcome) == ("too few cells", "ALL", "out of distribution")
     answers = {subject: person_answer(result, subject) for subject in "123"}
-    assert (answers["1"].short, answers["1"].detail) == ("too few cells", "1 of 2 needed")
+    assert (answers["1"].short, answers["1"].detail) == ("no answer", "1 of 2 cells")
     assert (answers["2"].short, answers["2"].detail) == ("ALL 90\u00a0%", "from 2 cells")
     assert (answers["3"].short, answers["3"].detail) == ("no answer", "2 of 3 unlike")
     assert person_sentences(result, "1") == ["1 cell: 1 ALL."], "that it is too few stands in the row"

@@ -11,13 +11,14 @@ const ask = (value) => {
   window.lkClicks.newest += 1
   trigger('select', {index: window.lkClicks.newest, value})
 }
-// Dots are too small for a finger: it opens their row.
-const isTouchedDot = (part, {pointerType}) => part?.matches('summary circle') && pointerType === 'touch'
+// A click on a row that is closed opens it, on a dot, too. Dots are too small for a finger at any time.
+const isPartOfRow = (part, {pointerType}) =>
+  part?.matches('summary circle') && (pointerType === 'touch' || !part.closest('details').open)
 element.addEventListener('click', (event) => {
   let part = event.target.closest('[data-act]')
-  if (isTouchedDot(part, event)) part = null
+  if (isPartOfRow(part, event)) part = null
   if (part && !part.matches('input, select, form')) ask(part.dataset.act)
-  // A dot opens its cell, not the row that it lies in.
+  // A dot opens its cell, and does not close the row that it lies in.
   if (part?.closest('summary')) event.preventDefault()
   if (part?.closest('.lk-strip')) window.lkToPicture?.()
   if (event.target.closest('[data-choose]')) document.querySelector('#upload input[type=file]')?.click()

@@ -56,7 +56,7 @@ _END_OF_WORD = re.compile(r"(?<=[_\- .])")
 # Pixels of all rows together, where that leaves each its least height: in a wide window, and on a phone, where a line
 # with name and answer stands above each person's dots.
 ALL_ROWS = 400
-ALL_ROWS_NARROW = 344
+ALL_ROWS_NARROW = 324
 NAME_LINE = 28
 
 
@@ -212,13 +212,20 @@ def _axis(result: BatchResult) -> dict[str, Any]:
     grey = colour(ABSTAIN, result.classes)
     return {
         "end": AXIS_END,
-        "caption": f"Each dot is a cell, placed by {probability}",
+        "caption": " ".join([f"Each dot is a cell, placed by {probability}.", *_cells_needed(result)]),
         "ends": ends,
         "figures": [percent(share) for share in (0.0, 0.5, 1.0)],
         "unsure": _axis_part("not sure", grey),
         "unlike": _axis_part(_UNLIKE, grey, form(OUT_OF_DISTRIBUTION)),
         "zone": zone,
     }
+
+
+def _cells_needed(result: BatchResult) -> list[str]:
+    """How many cells an answer about a person needs, in a sentence; none where no person is known, or no rule."""
+    if result.rule is None or not result.subjects:
+        return []
+    return [f"An answer needs {result.rule.least_cells} cells of a person."]
 
 
 def _axis_part(words: str, colour: str = "", form: str = "lk-known") -> dict[str, str]:
@@ -322,7 +329,8 @@ def person_answer(result: BatchResult, subject: str) -> PersonAnswer:
     if prediction is None:
         return PersonAnswer(_count_text(len(_cells(result, subject))))
     if prediction.outcome == TOO_FEW_CELLS:
-        return PersonAnswer("too few cells", f"{prediction.used} of {prediction.rule.least_cells} needed")
+        # The head of the axis says that an answer needs so many.
+        return PersonAnswer("no answer", f"{prediction.used} of {_count_text(prediction.rule.least_cells)}")
     if prediction.outcome == OUT_OF_DISTRIBUTION:
         return PersonAnswer("no answer", f"{prediction.refused} of {cells} unlike")
     assert prediction.probability is not None and prediction.interval is not None, "a result has both"
