@@ -652,6 +652,28 @@ def test_a_finger_on_a_dot_opens_its_row(visits: Callable[..., Any], cells: Path
     assert visit.page.locator("#picture [data-act=back]").count() == 0
 
 
+def test_on_a_phone_the_page_scrolls_through_all_people_and_no_list_in_it(
+    visits: Callable[..., Any], cells: Path
+) -> None:
+    visit = visits(**PHONE)
+    upload(visit, cells)
+    visit.page.locator("#answer .lk-model", has_text="20 cells of 10 people").wait_for()
+    verdict = visit.page.locator(VERDICT).bounding_box()
+    assert verdict["y"] + verdict["height"] < PHONE["viewport"]["height"]
+    hidden = "(list) => list.scrollHeight - list.clientHeight"
+    people = visit.page.locator("#picture .lk-many")
+    assert people.evaluate(hidden) > 0
+    visit.page.get_by_text("All 10 people").click()
+    assert people.evaluate(hidden) <= 0
+    row = visit.page.locator("#picture .lk-subject").last
+    row.locator("h3").click()
+    listed = row.locator(".lk-grid")
+    listed.wait_for()
+    assert listed.bounding_box()["y"] >= row.locator("summary").bounding_box()["y"] + 48, "below the row"
+    assert listed.evaluate("(grid) => getComputedStyle(grid).gridTemplateColumns.split(' ').length") == 3
+    assert people.evaluate(hidden) <= 0
+
+
 # Every visitor
 
 

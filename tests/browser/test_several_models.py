@@ -229,6 +229,10 @@ def test_the_row_of_an_opened_person_stays_in_sight_in_another_model_s_answer(vi
     opened.wait_for()
     page.wait_for_timeout(200)
     before = opened.bounding_box()
+    stage = page.locator("#picture").bounding_box()
+    pictures = [thumbnail.bounding_box() for thumbnail in page.locator("#picture .lk-grid button:visible").all()]
+    in_sight = [box for box in pictures if box["y"] + box["height"] <= stage["y"] + stage["height"]]
+    assert len({box["y"] for box in in_sight}) >= 2, "two rows of the person's cells"
     page.locator("#answer [data-act^='read:']").first.click()
     page.locator("#answer .lk-other", has_text="same answer").wait_for()
     opened.wait_for()

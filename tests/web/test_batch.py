@@ -492,6 +492,7 @@ def test_what_was_given_is_shown_before_it_is_predicted() -> None:
     readable = [BatchFile(f"{number}.png", png) for number in range(30)]
     page = given_picture(Batch([BatchFile("broken.png", lambda: b"no picture"), *readable]))
     assert ">31 pictures</p>" in page and page.count("<img") == 23, "of the first 24 those that can be read"
+    assert "--columns:6;--narrow-columns:5" in page, "they fill the stage"
 
 
 def test_people_stand_in_the_order_of_their_numbers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,9 @@ from leukoscope.web.swarm import Space, common_radius, swarm
 SHOWN_CELLS = 120
 SHOWN_WHILE_READ = 24
 LEAST_SHOWN = 12  # of each person
+# Width by height of the place for pictures on a stage, in a wide window and on a phone.
+STAGE_SHAPE = 1.4
+NARROW_STAGE_SHAPE = 0.9
 SHOWN_WRONG = 24
 SHOWN_PROBLEMS = 20
 SHORT_NAME = 12  # letters below a thumbnail
@@ -50,6 +54,7 @@ REFUSED_FROM = 0.78
 WIDTH = 356
 LEAST_HEIGHT = 48
 MOST_HEIGHT = 200
+OPENED_HEIGHT = 80  # of a person's row above their cells
 FEW_CELLS = 32  # of one row, which need less height
 HEIGHT_OF_FEW = 136
 _END_OF_WORD = re.compile(r"(?<=[_\- .])")
@@ -111,7 +116,18 @@ def batch_tile(act: str, result: BatchResult, pressed: bool) -> Tile:
 def given_picture(batch: Batch) -> Markup:
     """The left of the stage before the first cells are predicted: how many pictures were given, and the first ones."""
     sources = [data_uri("image/webp", thumbnail) for thumbnail in first_thumbnails(batch.files, SHOWN_WHILE_READ)]
-    return render("batch_given.html", count=_count_text(len(batch.files), "picture"), sources=sources)
+    return render(
+        "batch_given.html",
+        count=_count_text(len(batch.files), "picture"),
+        sources=sources,
+        columns=_columns(len(sources), STAGE_SHAPE),
+        narrow_columns=_columns(len(sources), NARROW_STAGE_SHAPE),
+    )
+
+
+def _columns(pictures: int, shape: float) -> int:
+    """In how many columns so many pictures, about square, fill a stage of this width by height."""
+    return max(1, math.ceil(math.sqrt(pictures * shape)))
 
 
 def batch_picture(result: BatchResult) -> Markup:
@@ -164,12 +180,14 @@ def batch_picture(result: BatchResult) -> Markup:
         axis=_axis(result),
         radius=f"{radius:g}",
         narrow=f"{_narrow_dots(result, len(groups)):.2f}",
+        opened=f"{min(1, OPENED_HEIGHT / _row_height(ALL_ROWS / len(groups))):.2f}",
         by_person=bool(result.subjects),
         answers_people=result.rule is not None,
         opens=len(groups) == 1,
         few=_are_few(result, len(groups)),
         is_read=is_read,
         order=_order_text(result, is_read),
+        all_rows=f"All {_people(len(result.subjects))}" if result.subjects else "More cells",
     )
 
 

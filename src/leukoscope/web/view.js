@@ -154,6 +154,23 @@ for (const end of ['pointerup', 'pointercancel']) {
 const openPeople = new Set()
 let openedBatch = ''
 const person = (row) => row.querySelector('h3')?.title
+// On a phone only the first rows are shown, until all are asked for.
+const picture = document.querySelector('#picture')
+const showAllRows = () => picture.setAttribute('data-all-rows', '')
+const showFirstRows = () => picture.removeAttribute('data-all-rows')
+const offerAllRows = () => {
+  const many = element.querySelector('.lk-many')
+  if (many) element.querySelector('.lk-all-rows').hidden = many.scrollHeight <= many.clientHeight
+}
+addEventListener('lkgiven', showFirstRows)
+addEventListener('resize', offerAllRows)
+element.addEventListener('click', ({target}) => {
+  if (target.closest('.lk-all-rows')) showAllRows()
+})
+// The keyboard meets no row that is out of sight.
+element.addEventListener('focusin', ({target}) => {
+  if (target.matches('.lk-many :is(summary, button):focus-visible')) showAllRows()
+})
 let lastOpened = {name: '', scrolled: 0} // the person opened last, and how far the list is scrolled beyond the row
 // How far the list is scrolled where a row begins below the head of the axis.
 const topOf = (row) => row.offsetTop - element.querySelector('.lk-cells-axis').offsetHeight
@@ -166,6 +183,7 @@ element.addEventListener('toggle', ({target}) => {
     openPeople.delete(person(target))
     return
   }
+  showAllRows()
   // The cells of a person who is opened now come into sight, below the head of the axis.
   const isNew = !openPeople.has(person(target))
   openPeople.add(person(target))
@@ -183,11 +201,13 @@ const openAgain = () => {
   if (batch && batch !== openedBatch) {
     openedBatch = batch
     openPeople.clear()
+    showFirstRows()
     lastOpened = {name: '', scrolled: 0}
   }
   for (const row of element.querySelectorAll('details.lk-subject')) {
     if (openPeople.has(person(row))) row.open = true
   }
+  offerAllRows()
   // Its row is where it was: the picture is drawn anew, from its top.
   const row = rowOpenedLast()
   if (row) element.querySelector('.lk-many').scrollTop = topOf(row) + lastOpened.scrolled
