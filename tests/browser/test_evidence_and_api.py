@@ -103,23 +103,41 @@ def test_the_legend_of_the_small_changes_stands_directly_above_their_bars(visits
 
 def test_the_model_whose_figures_follow_is_chosen_and_seen_in_the_table(visits: Callable[..., Any]) -> None:
     page = opened(visits, "Evidence", "#card h1")
-    choice = page.get_by_role("group", name="Figures and card of")
-    assert choice.get_by_role("button", pressed=True).inner_text() == "densenet169-cnmc"
-    page.keyboard.press("Tab")
-    choice.get_by_role("button", pressed=True).focus()
-    ring, ground = page.evaluate(
-        "(style => [style.outlineColor, style.backgroundColor])(getComputedStyle(document.activeElement))"
-    )
-    assert ring != ground, "the ring is seen on it"
-    choice.get_by_role("button", name="densenet201-ball4").click()
+    table = page.get_by_role("group", name="All models")
+    assert table.get_by_role("button", pressed=True).inner_text() == "densenet169-cnmc"
+    # All of its place in the table is pressed.
+    table.locator("th", has_text="densenet201-ball4").locator("small").click(force=True)
     page.locator("#card h1", has_text="densenet201-ball4").wait_for()
-    assert choice.get_by_role("button", pressed=True).inner_text() == "densenet201-ball4"
+    assert table.get_by_role("button", pressed=True).inner_text() == "densenet201-ball4"
+    assert page.get_by_role("heading", name="Figures and card of densenet201-ball4").is_visible()
     chosen = page.locator(".lk-all-models tr[aria-current]")
     assert "densenet201-ball4" in chosen.inner_text()
     grounds = page.locator(".lk-all-models tbody tr").evaluate_all(
         "rows => rows.map(row => getComputedStyle(row).backgroundColor)"
     )
     assert len(set(grounds)) == 2
+
+
+@pytest.mark.parametrize("look", LOOKS, ids=["laptop", "phone"])
+def test_the_chosen_model_has_an_address(visits: Callable[..., Any], look: dict[str, Any]) -> None:
+    """Whoever opened the link of a card met the first model's, and Back left Evidence."""
+    page = opened(visits, "Evidence", "#card h1", **look)
+    card = page.locator("#card h1")
+    name = page.get_by_role("button", name="densenet201-ball4")
+    assert name.count() == 1, "one of the two is shown"
+    name.focus()
+    page.keyboard.press("Enter")
+    card.filter(has_text="densenet201-ball4").wait_for()
+    assert page.evaluate("document.activeElement.textContent") == "densenet201-ball4", "the keyboard goes on from it"
+    page.wait_for_url("**card=leukoscope-densenet201-ball4")
+    address = page.url
+    page.go_back()
+    card.filter(has_text="densenet169-cnmc").wait_for()
+    assert "tab=evidence" in page.url and "card=" not in page.url
+    page.goto(address)
+    card.filter(has_text="densenet201-ball4").wait_for()
+    page.get_by_role("link", name="Cells").first.click()
+    page.wait_for_url(lambda url: "card=" not in url)
 
 
 def test_what_the_last_line_says_is_read_without_scrolling_and_moves_nothing(visits: Callable[..., Any]) -> None:
@@ -212,8 +230,8 @@ def test_on_a_phone_the_rows_of_the_table_fold(visits: Callable[..., Any]) -> No
     page = opened(visits, "Evidence", "#card h1", **PHONE)
     page.evaluate("document.querySelectorAll('#evidence-page details').forEach((one) => { one.open = false })")
     assert page.evaluate("document.documentElement.scrollHeight") < 2500
-    row = page.locator(".lk-models details").first
-    assert "further people" in row.locator("summary").inner_text() and not row.locator("dl").is_visible()
+    row = page.locator(".lk-models > div").first
+    assert "further people" in row.locator("small").first.inner_text() and not row.locator("dl").is_visible()
     row.locator("summary").focus()
     page.keyboard.press("Enter")
     assert row.locator("dl").is_visible() and "AUROC" in row.locator("dl").inner_text()

@@ -152,7 +152,8 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     said = html.split('class="lk-conclusion">')[1].split("</p>")[0]
     assert "measured (earlier weights) recognised 67 of 100 (53–80). tiny was not measured on them." in said
     assert 'aria-label="84 of 100 blasts, 95 % interval 78 to 89"' in first
-    lines = re.findall(r"<summary>([\w-]+)<small>([^<]*)</small>(.*?)</summary>", html, re.DOTALL)
+    blocks = html.split('class="lk-models">')[1].split("How to read this table")[0].split('data-act="evidence:')[1:]
+    lines = [re.search(r'^([\w-]+)".*?<small>([^<]*)</small>(.*?)<dl', block, re.DOTALL).groups() for block in blocks]
     assert [name for name, *_ in lines] == ["measured", "tiny"], "a line for each model, for a phone"
     assert lines[0][1] == "34 further people, earlier weights: of 100, recognised"
     assert re.findall(r'aria-label="(\d+ of 100 [\w ]+), 95 %', lines[0][2]) == [
@@ -169,7 +170,8 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     changes = html.split('class="lk-changes"')[1].split("<tbody>")[1].split("</tr>")
     assert "15 % less saturated" in changes[0] and "<td>23</td>" in changes[0], "the worst comes first"
     assert "1,969 cells of 41 people" in html
-    assert html.count('aria-current="true"') == 1 and 'class="lk-chosen" aria-current="true"' in first
+    assert html.count('aria-current="true"') == 2, "in the table and among the blocks of a phone"
+    assert 'class="lk-chosen" aria-current="true"' in first
 
 
 def test_the_plot_names_the_unit_of_each_release() -> None:

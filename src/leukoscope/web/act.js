@@ -48,7 +48,9 @@ const focusAgain = () => {
   const active = document.activeElement
   const isAnother = active === part && active.matches('button[data-act]') && active.dataset.act !== act
   if (!act || !(isAnother || active === document.body)) return
-  const again = [...element.querySelectorAll('[data-act]')].find((other) => other.dataset.act === act)
+  const acts = [...element.querySelectorAll('[data-act]')]
+  // Evidence has each model twice, of which a phone shows the second.
+  const again = acts.find((other) => other.dataset.act === act && other.checkVisibility())
   const another = act.startsWith('add:') && element.querySelector('.lk-another summary')
   const next = again || another || element.querySelector('[tabindex="0"], .lk-chip summary')
   next?.focus({preventScroll: true})

@@ -3,6 +3,11 @@ window.lkTabOf = (address) => {
   const name = new URL(address).searchParams.get('tab')
   return ['evidence', 'api'].includes(name) ? name : 'cell'
 }
+// The model whose card is open on Evidence; "" until one is chosen.
+window.lkCardOf = (address) => {
+  const isEvidence = window.lkTabOf(address) === 'evidence'
+  return (isEvidence && new URL(address).searchParams.get('card')) || ''
+}
 window.lkTab = (name) => {
   if (document.body.dataset.lkTab && document.body.dataset.lkTab !== name) scrollTo(0, 0)
   document.body.dataset.lkTab = name
@@ -10,8 +15,15 @@ window.lkTab = (name) => {
     if (link.dataset.tab === name) link.setAttribute('aria-current', 'page')
     else link.removeAttribute('aria-current')
   }
-  if (name === 'evidence') trigger('select', {index: 0, value: 'evidence:'})
+  document.body.dataset.lkCard = window.lkCardOf(location)
+  if (name === 'evidence') trigger('select', {index: 0, value: `evidence:${document.body.dataset.lkCard}`})
 }
+document.addEventListener('click', ({target}) => {
+  const [, card] = target.closest('[data-act^="evidence:"]')?.dataset.act.match(/^evidence:(.*)$/) ?? []
+  if (!card) return
+  document.body.dataset.lkCard = card
+  window.lkAddress?.()
+})
 document.addEventListener('click', (event) => {
   const link = event.target.closest('[data-tab]')
   if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return

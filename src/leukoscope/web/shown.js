@@ -19,11 +19,12 @@ window.lkAddress = (change = location.search ? 'pushState' : 'replaceState') => 
   const to = new URL(location)
   const shown = open() ?? {}
   const tab = document.body.dataset.lkTab === 'cell' ? '' : document.body.dataset.lkTab
+  const card = tab === 'evidence' ? document.body.dataset.lkCard : ''
   const cell = shown.cell ?? ''
   // What has no address is found again by its number, as long as the visit keeps it.
   const given = shown.example ? '' : shown.given ?? ''
   const number = shown.example && cell ? Number(cell) + 1 : ''
-  for (const [name, value] of Object.entries({model: shown.model, tab, example: shown.example, cell: number})) {
+  for (const [name, value] of Object.entries({model: shown.model, tab, card, example: shown.example, cell: number})) {
     if (value) to.searchParams.set(name, value)
     else to.searchParams.delete(name)
   }
@@ -66,7 +67,7 @@ addEventListener('pagehide', () => {
 addEventListener('popstate', ({state}) => {
   const to = new URL(location).searchParams
   const tab = window.lkTabOf(location)
-  if (tab !== document.body.dataset.lkTab) {
+  if (tab !== document.body.dataset.lkTab || window.lkCardOf(location) !== document.body.dataset.lkCard) {
     window.lkTab(tab)
     return
   }
