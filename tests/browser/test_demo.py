@@ -351,8 +351,12 @@ def test_a_batch_can_be_stopped(visits: Callable[..., Any], cells: Path) -> None
     visit.page.wait_for_timeout(2000)
     assert visit.page.locator("#picture circle").count() == dots, "what ran does not come back"
     upload(visit, cells)
+    visit.act("stop")
+    visit.page.locator("#answer .lk-model", has_text="stopped after").wait_for()
+    visit.page.get_by_role("button", name="Read again").click()
     visit.page.locator("#picture .lk-subject svg").nth(9).wait_for()
     visit.page.locator("#answer .lk-model", has_text="20 cells of 10 people").wait_for()
+    assert visit.page.get_by_role("button", name="Read again").count() == 0
 
 
 # What is asked, and in which order

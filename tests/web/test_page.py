@@ -412,8 +412,11 @@ def test_what_a_stopped_batch_has_predicted_stays_to_be_opened_and_saved(
     assert list(steps) == [] and not Path(path).exists()
     assert "stopped after 16 of 20 pictures" in text and "not all read" in text
     assert ">So far: 16 " in text and "stopped after 16 of 20 pictures" in text, "in the answer itself"
+    assert "data-give-again" in text
     assert "p2/05.png" in shown(page, click(page, visit, "cell:15"))
     shown(page, click(page, visit, "back"))
+    shown(page, click(page, visit, "example:1"))
+    assert "data-give-again" not in shown(page, click(page, visit, "given:1")), "the browser has what was given last"
     shown(page, click(page, visit, "read:other"))
     read = visit.scene.content
     assert isinstance(read, BatchResult) and len(read.rows) == 16 and not read.unread, "the whole of what was kept"

@@ -22,6 +22,7 @@ element.addEventListener('click', (event) => {
   if (part?.closest('summary')) event.preventDefault()
   if (part?.closest('.lk-strip')) window.lkToPicture?.()
   if (event.target.closest('[data-choose]')) document.querySelector('#upload input[type=file]')?.click()
+  if (event.target.closest('[data-give-again]')) window.lkGiveAgain()
   const copy = event.target.closest('[data-copy]')
   if (copy) {
     navigator.clipboard?.writeText(location.href).then(() => {

@@ -441,6 +441,7 @@ def batch_answer(
     readings: Sequence[BatchResult] = (),
     *,
     address: Address = NO_ADDRESS,
+    is_given_last: bool = False,
 ) -> Markup:
     """The right of the stage: what follows for people or cells, counts, metrics on labels, wrong cells, problems.
 
@@ -448,6 +449,7 @@ def batch_answer(
         others: the other models that can read the batch.
         readings: what some of them predicted for it.
         address: by which the browser finds it again.
+        is_given_last: nothing was given after it, so the browser can send its files again.
     """
     measured = measured_on_labels(result)
     problems = _problems(result)
@@ -480,6 +482,7 @@ def batch_answer(
         others=[_other_model(result, name, reading_of.get(name)) for name in names],
         details=f"{about_model(result.model, result.revision)}.",
         can_save=bool(result.rows),
+        read_again=result.stopped and is_given_last and not readings,
         address=address,
     )
 
@@ -616,7 +619,7 @@ def _given_text(result: BatchResult) -> str:
 def verdict(result: BatchResult) -> Verdict:
     """What was answered; of a batch that was stopped, that it is from some pictures only."""
     if not result.rows:
-        return Verdict("Stopped before a picture was read", "Give them again, or pick something else below.")
+        return Verdict("Stopped before a picture was read", "Read them again, or pick something else below.")
     answered = _verdict(result)
     if not result.stopped:
         return answered

@@ -4,7 +4,9 @@ window.lkToPicture = () => {
   if (innerWidth <= 820) document.querySelector('#stage')?.scrollIntoView()
 }
 // Until the server has read a file, neither the old picture nor its answer stands there.
+let lastGiven = []
 const hide = (files) => {
+  lastGiven = [...files]
   const name = files.length === 1 ? files[0].name : `${files.length} files`
   document.querySelector('#picture').dataset.given = `Reading ${name} …`
   window.lkToPicture()
@@ -26,6 +28,11 @@ const give = async (list) => {
   while (!input()) await new Promise((done) => setTimeout(done, 50))
   input().files = transfer.files
   input().dispatchEvent(new Event('change', {bubbles: true}))
+}
+// The files of a batch that was stopped: the server has deleted them, the page can send them again.
+window.lkGiveAgain = () => {
+  if (lastGiven.length) give(lastGiven)
+  else document.querySelector('#upload input[type=file]')?.click()
 }
 // Chosen by the file dialog.
 document.addEventListener('change', (event) => {

@@ -300,7 +300,10 @@ class Page:
             return batch_page.progress(scene.content)
         if isinstance(scene.content, BatchResult):
             readers = self._others_for_batch(visit, scene.content)
-            return batch_page.batch_answer(scene.content, readers, scene.readings, address=address)
+            is_given_last = scene.number == visit.given
+            return batch_page.batch_answer(
+                scene.content, readers, scene.readings, address=address, is_given_last=is_given_last
+            )
         if scene.content is None:
             return invitation("Give a picture, or pick one below")
         opened = scene.opened
