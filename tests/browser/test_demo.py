@@ -676,6 +676,12 @@ def test_on_a_phone_the_page_scrolls_through_all_people_and_no_list_in_it(
     assert listed.bounding_box()["y"] >= row.locator("summary").bounding_box()["y"] + 48, "below the row"
     assert listed.evaluate("(grid) => getComputedStyle(grid).gridTemplateColumns.split(' ').length") == 3
     assert people.evaluate(hidden) <= 0
+    listed.locator("button").first.click()
+    visit.act("back")
+    listed.locator("button").first.wait_for()
+    visit.page.wait_for_timeout(300)
+    place = listed.locator("button").first.bounding_box()
+    assert 0 < place["y"] < PHONE["viewport"]["height"], "back at the cell that was opened"
 
 
 # Every visitor

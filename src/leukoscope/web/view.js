@@ -167,6 +167,19 @@ addEventListener('resize', offerAllRows)
 element.addEventListener('click', ({target}) => {
   if (target.closest('.lk-all-rows')) showAllRows()
 })
+// Where the page scrolls, the way back from a cell leads to its place in the list.
+let openedCell = ''
+let isBack = false
+element.addEventListener('click', ({target}) => {
+  const act = target.closest('[data-act]')?.dataset.act ?? ''
+  isBack = act === 'back'
+  if (act.startsWith('cell:')) openedCell = act
+})
+const showOpenedCell = () => {
+  if (!isBack || innerWidth > 820) return
+  isBack = false
+  element.querySelector(`.lk-grid [data-act="${openedCell}"]`)?.scrollIntoView({block: 'center'})
+}
 // The keyboard meets no row that is out of sight.
 element.addEventListener('focusin', ({target}) => {
   if (target.matches('.lk-many :is(summary, button):focus-visible')) showAllRows()
@@ -211,6 +224,7 @@ const openAgain = () => {
   // Its row is where it was: the picture is drawn anew, from its top.
   const row = rowOpenedLast()
   if (row) element.querySelector('.lk-many').scrollTop = topOf(row) + lastOpened.scrolled
+  showOpenedCell()
 }
 // The scale of a smear is changed in the line that says it.
 const scaleForm = () => element.querySelector('.lk-chip details')
