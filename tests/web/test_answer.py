@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.registry import EMPTY_SLIDE_RGB
-from leukoscope.inference.prediction import Decision, HeatMap, Reason
+from leukoscope.inference.prediction import ABSTAIN, Decision, HeatMap, Reason
 from leukoscope.inference.smear import TRANSPARENT
 from leukoscope.reports.text import MAP_CAVEAT, MAP_CAVEATS
 from leukoscope.reports.trust import trust_rows
@@ -194,6 +194,24 @@ def test_a_release_opens_with_its_map_only_where_its_maps_passed(cell: Row) -> N
         answer = stage.cell_answer(Answer(row.picture, (row,)), 0)
         assert ("its maps passed our checks" in answer) == (passed is True)
     assert [view.label for view in offered(cell)] == ["Cell", "Turned", "Changed", "Covered", "Map"]
+
+
+def test_a_map_that_failed_leads_to_one_of_another_model_that_passed(cell: Row) -> None:
+    failed = replace(cell, metrics={**cell.metrics, "heat_maps": {"passed": False}})
+    passed = replace(cell, model="leukoscope-other", metrics={**cell.metrics, "heat_maps": {"passed": True}})
+    led = stage.cell_picture(failed, view="map", forms=None, rows=(failed, passed))
+    assert 'data-act="row:1"' in led and "those of other passed" in led
+    for row, rows in ((failed, (failed, failed)), (passed, (failed, passed)), (failed, ())):
+        assert 'data-act="row:' not in stage.cell_picture(row, view="map", forms=None, rows=rows)
+
+
+def test_the_model_that_was_chosen_is_opened_unless_it_refuses_the_picture(cell: Row, refused: Row) -> None:
+    other = replace(cell, model="other")
+    assert Answer(cell.picture, (other, cell), chosen=cell.model).best == 1
+    assert Answer(cell.picture, (other,), waiting=(cell.model,), chosen=cell.model).best is None
+    assert Answer(cell.picture, (other, replace(refused, model=cell.model)), chosen=cell.model).best == 0
+    unsure = replace(cell, prediction=replace(cell.known, decision=Decision(ABSTAIN)))
+    assert Answer(cell.picture, (other, unsure), chosen=cell.model).best == 1
 
 
 def test_a_single_cell_of_a_training_subject_has_the_same_caveat_as_a_batch(cell: Row) -> None:

@@ -92,14 +92,41 @@ def test_a_model_that_is_loaded_answers_before_one_that_is_not(tiny_release: Pat
 
 def test_a_model_that_is_loaded_while_another_answers_is_asked_next(tiny_release: Path) -> None:
     models = ModelCache(dict.fromkeys(("first", "slow", "loaded"), tiny_release))
-    page, visit = page_of(models), Visit()
-    steps = page._draw(visit, lambda: page.open_example(visit, 1, "slow"))
+    page, visit = page_of(models), Visit(chosen="slow")
+    steps = click(page, visit, "example:1")
     next(steps)
     assert isinstance(visit.scene.content, Answer) and visit.scene.content.waiting == ("slow", "first", "loaded")
     models.predictor("loaded")
     list(steps)
     assert [row.model for row in visit.scene.content.rows] == ["slow", "loaded", "first"]
-    assert visit.scene.model == "slow", "the model that is named is asked first, and its row is opened"
+    assert visit.scene.model == "slow", "the model that was chosen is asked first, and its row is opened"
+
+
+def test_the_model_that_a_visitor_opened_reads_what_is_given_next(tiny_release: Path) -> None:
+    page, visit = page_of(ModelCache(dict.fromkeys(("first", "second"), tiny_release))), Visit()
+    list(click(page, visit, "example:1"))
+    assert visit.scene.model == "first"
+    list(click(page, visit, "row:1"))
+    for act in ("example:2", "smear", "people"):
+        list(click(page, visit, act))
+        assert visit.scene.model == "second", act
+    list(click(page, visit, "read:first"))
+    list(click(page, visit, "example:3"))
+    assert visit.scene.model == "first", "the model that read a batch last, too"
+    list(click(page, visit, "row:1"))
+    list(click(page, visit, "example:1"))
+    assert visit.scene.model == "second"
+
+
+def test_what_was_given_before_opens_with_the_model_that_was_chosen_since(tiny_release: Path) -> None:
+    page, visit = page_of(ModelCache(dict.fromkeys(("first", "second"), tiny_release))), Visit()
+    own = Picture.opened(example(2).image, "mine.png")
+    list(page._draw(visit, lambda: page.read_picture(visit, own), new_input="mine.png"))
+    list(click(page, visit, "example:1"))
+    list(click(page, visit, "row:1"))
+    list(click(page, visit, "given:1"))
+    assert visit.scene.picture is not None and visit.scene.picture.caption == "mine.png"
+    assert visit.scene.model == "second"
 
 
 @pytest.mark.parametrize("act", ["example:2", "row:99", "view:nothing", "label:nothing", "no button"])

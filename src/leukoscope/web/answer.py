@@ -343,6 +343,7 @@ class Answer:
     picture: Picture
     rows: tuple[Row, ...] = ()  # one a model, the best model first
     waiting: tuple[str, ...] = ()  # models that have not answered yet, the next one first
+    chosen: str = ""  # the model that the visitor opened last
 
     @property
     def complete(self) -> bool:
@@ -351,14 +352,22 @@ class Answer:
 
     @property
     def best(self) -> int | None:
-        """The row to open: the first with a class, else that abstains, else the first; None while it may change."""
+        """The row to open; None while it may change.
 
-        def suits(number: int) -> tuple[bool, bool]:
+        That of the model that the visitor chose, unless it refuses the picture; else the first with a class, else the
+        first that abstains, else the first.
+        """
+
+        def suits(number: int) -> tuple[bool, bool, bool]:
             row = self.rows[number]
-            return row.gives_a_class, row.prediction is not None and not row.refused
+            is_read = row.prediction is not None and not row.refused
+            return is_read and row.model == self.chosen, row.gives_a_class, is_read
 
         best = max(range(len(self.rows)), key=suits, default=None)
-        if best is None or self.rows[best].gives_a_class or not self.waiting:
+        if best is None or not self.waiting:
+            return best
+        is_chosen, gives_a_class, _ = suits(best)
+        if is_chosen or (gives_a_class and self.chosen not in self.waiting):
             return best
         return None
 
@@ -374,7 +383,7 @@ def answering(answer: Answer, models: ModelCache, opened: int | None = None) -> 
         row = row_of(answer.picture, models, answer.waiting[0], explain=False)
         # A model that was loaded meanwhile comes before those that still load.
         waiting = tuple(models.soonest_first(answer.waiting[1:]))
-        answer = Answer(answer.picture, (*answer.rows, row), waiting)
+        answer = replace(answer, rows=(*answer.rows, row), waiting=waiting)
         yield answer
     best = answer.best
     for number in sorted(range(len(answer.rows)), key=lambda number: number != best):

@@ -33,7 +33,7 @@ from leukoscope.web.drawing import WAITING_FOR_OTHERS, Address, invitation, mess
 from leukoscope.web.export import csv_file, save_row, save_smear
 from leukoscope.web.model_cache import NO_MODEL, ModelCache
 from leukoscope.web.smear import Smear, example_smear, open_cell, read_smear
-from leukoscope.web.views import STAGE_VIEWS
+from leukoscope.web.views import STAGE_VIEWS, chosen_view, row_with_maps
 from leukoscope.web.visit import EXAMPLE_PEOPLE, EXAMPLE_SMEAR, Scene, Update, Visit, given_by
 from leukoscope.web.work_queue import Question, steps_of
 
@@ -95,6 +95,7 @@ class Page:
             model = request.query_params.get("model") or ""
             if model and model not in self.models.names and self.models.is_name(model):
                 visit.added.append(model)
+            visit.chosen = model
             if not self._names(visit):
                 return
             cell = request.query_params.get("cell") or ""
@@ -245,10 +246,15 @@ class Page:
         """What the left of the stage depends on."""
         scene = visit.scene
         drawn: Any = scene.content
+        with_maps = None
         if isinstance(drawn, Answer):
-            is_open = scene.opened is not None and scene.opened < len(drawn.rows)
-            drawn = scene.row if is_open else drawn.picture
-        return id(drawn), scene.view, scene.label, id(scene.forms), id(scene.behind)
+            if scene.opened is not None and scene.opened < len(drawn.rows):
+                if chosen_view(scene.row, scene.view).name == "map":
+                    with_maps = row_with_maps(scene.row, drawn.rows)
+                drawn = scene.row
+            else:
+                drawn = drawn.picture
+        return id(drawn), scene.view, scene.label, id(scene.forms), id(scene.behind), with_maps
 
     @staticmethod
     def _strip_key(visit: Visit) -> tuple[Any, ...]:
@@ -286,7 +292,13 @@ class Page:
             name = f"Cell {scene.cell + 1}"
         name = _cell_of_batch(scene) or name
         return stage.cell_picture(
-            row, name=name, view=scene.view, label=scene.label, forms=scene.forms, back=scene.back
+            row,
+            name=name,
+            view=scene.view,
+            label=scene.label,
+            forms=scene.forms,
+            back=scene.back,
+            rows=scene.content.rows,
         )
 
     def _answer(self, visit: Visit) -> str:
@@ -403,49 +415,43 @@ class Page:
                 yield from self._draw(visit, lambda: self.read_picture(visit, Picture.opened(*read())), new_input=name)
 
     def open_example(self, visit: Visit, number: int, model: str = "") -> Iterator[Update]:
-        """Ask about a synthetic picture of the kind that the models read; the row of the model named is opened."""
+        """Ask about a synthetic picture of the kind that the model named reads, or most models read."""
         names = self._names(visit)
         cut_outs = self._readers(names)
         smears = not cut_outs or self.models.takes_cut_outs(model) is False
         picture = example(number, smear=smears)
-        yield self._question(picture, names if smears else cut_outs, model, source=f"example:{picture.example}")
+        yield self._question(visit, picture, names if smears else cut_outs, source=f"example:{picture.example}")
 
-    def _question(self, picture: Picture, names: Sequence[str], model: str = "", source: str = "") -> Update:
-        """A question to these models, first to those that are loaded.
-
-        The best row is opened. A model that is named is asked first, and its row is opened.
-        """
+    def _question(self, visit: Visit, picture: Picture, names: Sequence[str], source: str = "") -> Update:
+        """A question to these models: first to the one that the visitor chose, then to those that are loaded."""
         if not names:
             raise ReleaseError(NO_MODEL)
         asked = self.models.soonest_first(names)
-        opened = None
-        if model in asked:
-            asked.remove(model)
-            asked.insert(0, model)
-            opened = 0
-        return Update(Scene(Answer(picture, waiting=tuple(asked)), opened=opened, source=source))
+        if visit.chosen in asked:
+            asked.remove(visit.chosen)
+            asked.insert(0, visit.chosen)
+        return Update(Scene(Answer(picture, waiting=tuple(asked), chosen=visit.chosen), source=source))
 
-    def read_picture(self, visit: Visit, picture: Picture, source: str = "", model: str = "") -> Iterator[Update]:
-        """Answer what a picture holds: a cell as it is, or the cells of a smear, cut out, by the model named."""
+    def read_picture(self, visit: Visit, picture: Picture, source: str = "") -> Iterator[Update]:
+        """Answer what a picture holds: a cell as it is, or the cells of a smear, cut out."""
         if self._readers(self._names(visit)) and looks_like_smear(picture.image):
             # It stands there while its cells are looked for.
             yield Update(Scene(Answer(picture), source=source))
             try:
-                yield from self.read_smear(visit, picture, source, model)
+                yield from self.read_smear(visit, picture, source)
                 return
             except UnusableSmear as error:
                 reason = str(error).removeprefix(f"{picture.caption}: ").partition(": check the unit")[0]
                 picture = replace(picture, remark=f"{picture.remark} No cell could be cut out: {reason}.".strip())
         names = self._names_for(visit, picture)
-        yield self._question(picture, names, source=source)
+        yield self._question(visit, picture, names, source=source)
 
-    def read_smear(self, visit: Visit, picture: Picture, source: str = "", model: str = "") -> Iterator[Update]:
-        """A smear's cells by the model named, or by the best one."""
-        names = self._names(visit)
-        readers = self._readers(names)
+    def read_smear(self, visit: Visit, picture: Picture, source: str = "") -> Iterator[Update]:
+        """A smear's cells by the model that the visitor chose, or by the best one."""
+        readers = self._readers(self._names(visit))
         if not readers:
             raise ReleaseError("No model here reads cells that are cut out of a smear.")
-        reading = read_smear(self.models, picture, model if model in readers else readers[0])
+        reading = read_smear(self.models, picture, visit.chosen if visit.chosen in readers else readers[0])
         reading = self._with_whole_picture(visit, reading)
         yield from self._opened_smear(Scene(reading, source=source), reading)
 
@@ -474,7 +480,7 @@ class Page:
         source: str = "",
         readings: tuple[BatchResult, ...] = (),
     ) -> Iterator[Update]:
-        """How far a batch is, then its result, by the best model for its pictures unless one is named.
+        """How far a batch is, then its result, by the model named, that the visitor chose, or that is the best for it.
 
         A batch of one cell opens it, as a smear of one cell does. `readings` are of other models, which stay.
         """
@@ -482,7 +488,8 @@ class Page:
         names = self._names(visit)
         if not names:
             raise ReleaseError(NO_MODEL)
-        name = model or next(iter(self._readers(names)), names[0])
+        readers = self._readers(names) or names
+        name = model or (visit.chosen if visit.chosen in readers else readers[0])
         pictures = batch_page.given_picture(batch)
         if visit.scene.content is None:
             yield Update(picture=pictures, answer=waiting(f"Reading {len(batch.files)} pictures …"))
@@ -551,8 +558,8 @@ class Page:
         return plain[act.name](visit)
 
     def open_smear(self, visit: Visit, cell: int | None = None, model: str = "") -> Iterator[Update]:
-        """The synthetic smear, or one of its cells, by the model named or by the best one."""
-        yield from self.read_picture(visit, example_smear(), EXAMPLE_SMEAR, model)
+        """The synthetic smear, or one of its cells, by the model named."""
+        yield from self.read_picture(visit, example_smear(), EXAMPLE_SMEAR)
         if visit.scene.smear is not None and model in self._names(visit) and model != visit.scene.model:
             yield from self.read_by(visit, model)
         if cell is not None and isinstance(visit.scene.content, Smear):
@@ -578,7 +585,8 @@ class Page:
             raise LeukoscopeError(NOT_KEPT)
         scene = visit.recent[number]
         if isinstance(scene.content, Answer):
-            scene = replace(scene, opened=scene.content.best)
+            answer = replace(scene.content, chosen=visit.chosen)
+            scene = replace(scene, content=answer, opened=answer.best)
         if isinstance(scene.content, Smear):
             yield from self._opened_smear(scene, scene.content)
             return
@@ -590,6 +598,7 @@ class Page:
         """The answer of one model, in the view that the visitor chose before."""
         if number >= len(visit.scene.showing(Answer).rows):
             return
+        visit.chosen = visit.scene.showing(Answer).rows[number].model
         yield Update(replace(visit.scene.open_row(number), view=visit.scene.view))
 
     def open_cell(self, visit: Visit, number: int) -> Iterator[Update]:
@@ -668,6 +677,7 @@ class Page:
         """Read the smear or the batch that is shown by another model; of a smear whose cell is shown, open that."""
         if name not in self._names(visit):
             raise ConfigError(f"{name!r}: is no model of this page; add it under “+ another model”")
+        visit.chosen = name
         scene = visit.scene
         if isinstance(scene.content, BatchResult):
             yield from self._read_batch_by(visit, scene.content, name)
@@ -704,6 +714,7 @@ class Page:
         self.models.predictor(name)
         if name not in self._names(visit):
             visit.added = [*visit.added, name][-MOST_ADDED:]
+        visit.chosen = name
         scene = visit.scene
         if isinstance(scene.content, Answer) and scene.smear is None:
             rows = [row for row in scene.content.rows if row.model != name]

@@ -16,7 +16,7 @@ from leukoscope.inference.smear import AT_EDGE, CellReading
 from leukoscope.reports import trust
 from leukoscope.reports.text import about_model, outcome_text, percent
 from leukoscope.web.answer import Row
-from leukoscope.web.drawing import NO_ADDRESS, Address, colour, embedded, form, outcome_counts, render
+from leukoscope.web.drawing import NO_ADDRESS, UNLIKE, Address, colour, embedded, form, outcome_counts, render
 from leukoscope.web.smear import Smear, known_scale, scale_text, with_painted_rim
 from leukoscope.web.smear_flags import place_flags
 from leukoscope.web.stage import model_line
@@ -342,6 +342,11 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
         thumbnail = with_painted_rim(alone)
     area, nucleus = cell_size(cell.cell)
     words = cell_words(cell, labels)
+    caption = words
+    if cell.outcome in REFUSED:
+        caption = UNLIKE
+    if smear.is_foreign:
+        caption = ""
     share = ""
     if cell.prediction and cell.outcome in labels:
         share = percent(cell.prediction.probabilities[cell.outcome])
@@ -351,7 +356,7 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
         "dark": dark,
         "outcome": cell.outcome,
         "colour": colour(cell.outcome, labels),
-        "words": "" if smear.is_foreign else words,
+        "words": caption,
         "share": share,
         "area": f"{area:.0f} µm²",
         "title": f"Cell {number + 1}: {words}, {area:.0f} µm², nucleus {percent(nucleus)} of it; open it",

@@ -99,7 +99,14 @@ def tiles(given: Sequence[Tile], *, real: Sequence[Tile] = (), credit: str = "",
 
 
 def cell_picture(
-    row: Row, *, name: str = "", view: str = "", label: str = "", forms: Mapping[str, Row] | None, back: str = ""
+    row: Row,
+    *,
+    name: str = "",
+    view: str = "",
+    label: str = "",
+    forms: Mapping[str, Row] | None,
+    back: str = "",
+    rows: Sequence[Row] = (),
 ) -> Markup:
     """The left of the stage: the cell, its orientations, its covered parts, or its map.
 
@@ -109,14 +116,17 @@ def cell_picture(
         label: the class whose map is shown; "" for the called one.
         forms: what the model says of the cell without each part; None until it is computed.
         back: what the cell was opened from, in a word; "" for nothing.
+        rows: what all models say of the cell, in the order of the answer.
     """
     chosen = views.chosen_view(row, view)
     offered = views.offered(row)
+    if not label and row.prediction is not None:
+        label = row.called()
     return render(
         "picture.html",
         views=offered if len(offered) > 1 else (),
         view=chosen,
-        body=chosen.draw(row, label or (row.called() if row.prediction else ""), forms),
+        body=chosen.draw(views.Shown(row, label, forms, rows)),
         caption=row.picture.caption,
         name=name or row.picture.caption,
         dark=row.picture.is_dark and chosen.brightens,
@@ -137,7 +147,7 @@ def cell_answer(
     if opened < len(answer.rows):
         row = answer.rows[opened]
     others = [
-        {"act": f"row:{number}", **model_line(other, row), "maps": _leads_to_maps(other, row)}
+        {"act": f"row:{number}", **model_line(other, row), "maps": row is not None and views.leads_to_maps(other, row)}
         for number, other in enumerate(answer.rows)
         if number != opened
     ]
@@ -172,12 +182,6 @@ def model_line(row: Row, opened: Row | None = None) -> dict[str, Any]:
         "bar": [(row.known.probabilities[called], class_colour(row, called))],
         "share": percent(row.known.probabilities[called]),
     }
-
-
-def _leads_to_maps(other: Row, opened: Row | None) -> bool:
-    """Whether another model's maps passed their checks where those of the open one failed."""
-    failed = opened is not None and trust.maps_passed(opened.metrics) is False
-    return failed and bool(other.maps) and trust.maps_passed(other.metrics) is True
 
 
 def class_colour(row: Row, label: str) -> str:
@@ -218,6 +222,7 @@ def _opened(row: Row) -> dict[str, Any]:
             "Its maps": about_maps,
             "Model": f"{row.model}, {row.known.revision[:12] or 'local files'}",
             "Trained on": text.model_text(row.metrics).removeprefix("Trained on ") or "not told",
+            "Picture": row.picture.remark if row.picture.field_share is not None else "",
             "Seen by the model": f"{right - left:.0f} × {bottom - top:.0f} of {whole[0]} × {whole[1]} pixels",
         },
         "can_save": not row.pending,

@@ -6,7 +6,7 @@ how it is drawn. To add one, see CONTRIBUTING.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from leukoscope.inference.prediction import REFUSED, Decision
 from leukoscope.reports import trust
 from leukoscope.reports.text import ORIENTATION_NAMES, outcome_text, percent
 from leukoscope.web.answer import Row, covered, views_of
-from leukoscope.web.drawing import colour, embedded, render
+from leukoscope.web.drawing import UNLIKE, colour, embedded, render
 from leukoscope.web.model_cache import ModelCache
 
 FILLS = 0.72  # share of the stage's side that a cell cut out on black fills when it is shown first
@@ -37,13 +37,30 @@ Forms = Mapping[str, Row]
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What a view draws.
+
+    Attributes:
+        row: what the open model says of the cell.
+        label: the class whose map is shown.
+        forms: what `View.compute` gave; None until it is computed.
+        rows: what all models say of it, in the order of the answer.
+    """
+
+    row: Row
+    label: str = ""
+    forms: Forms | None = None
+    rows: Sequence[Row] = ()
+
+
+@dataclass(frozen=True)
 class View:
     """One way to show a cell.
 
     Attributes:
         name: what a click on its button says.
         label: what stands on its button.
-        draw: its HTML, from the row, the class whose map is shown, and the forms that `compute` gave.
+        draw: its HTML.
         compute: what is asked of the model before it can be drawn; None for nothing.
         brightens: whether a dark cell on black is shown brighter: not where colours are compared.
         offered: whether a row can show it.
@@ -51,24 +68,38 @@ class View:
 
     name: str
     label: str
-    draw: Callable[[Row, str, Forms | None], Markup]
+    draw: Callable[[Shown], Markup]
     compute: Callable[[Row, ModelCache], Forms] | None = None
     brightens: bool = True
     offered: Callable[[Row], bool] = lambda row: not row.refused and row.prediction is not None
 
 
-def _draw_cell(row: Row, label: str, forms: Forms | None) -> Markup:
-    return _zoomable(row, "")
+def _draw_cell(shown: Shown) -> Markup:
+    return _zoomable(shown.row, "")
 
 
-def _draw_map(row: Row, label: str, forms: Forms | None) -> Markup:
-    if row.pending:
+def _draw_map(shown: Shown) -> Markup:
+    if shown.row.pending:
         return render("view_waiting.html", sentence="The map is being computed …")
-    return _zoomable(row, label)
+    return _zoomable(shown.row, shown.label, shown.rows)
 
 
-def _zoomable(row: Row, label: str) -> Markup:
-    """The cell, with the map of a class over it beyond the divider where a class is given."""
+def leads_to_maps(other: Row, opened: Row) -> bool:
+    """Whether another model's maps passed their checks where those of the open one failed."""
+    failed = trust.maps_passed(opened.metrics) is False
+    return failed and bool(other.maps) and trust.maps_passed(other.metrics) is True
+
+
+def row_with_maps(opened: Row, rows: Sequence[Row]) -> int | None:
+    """Number of the first row whose maps passed their checks, where those of the open one failed; else None."""
+    return next((number for number, other in enumerate(rows) if leads_to_maps(other, opened)), None)
+
+
+def _zoomable(row: Row, label: str, rows: Sequence[Row] = ()) -> Markup:
+    """The cell, with the map of a class over it beyond the divider where a class is given.
+
+    `rows` are the answers of all models: one whose maps passed is offered where those of the open one failed.
+    """
     original, overlaid = row.pictures(label)
     width, height = row.picture.image.size
     left, top, right, bottom = row.known.view_box if row.prediction else (0.0, 0.0, width, height)
@@ -91,6 +122,8 @@ def _zoomable(row: Row, label: str) -> Markup:
         label=label,
         labels=list(row.maps),
         passed=trust.maps_passed(row.metrics),
+        with_maps=row_with_maps(row, rows),
+        rows=rows,
     )
 
 
@@ -118,7 +151,8 @@ def closer(image: Image.Image, zoom: float) -> Image.Image:
     return image.crop((left, top, image.width - left, image.height - top))
 
 
-def _draw_turned(row: Row, label: str, forms: Forms | None) -> Markup:
+def _draw_turned(shown: Shown) -> Markup:
+    row = shown.row
     if row.pending:
         return render("view_waiting.html", sentence="Computing eight orientations …")
     forms_of_cell = []
@@ -129,7 +163,8 @@ def _draw_turned(row: Row, label: str, forms: Forms | None) -> Markup:
     return render("view_forms.html", forms=forms_of_cell, sentence="", dark=row.picture.is_dark)
 
 
-def _draw_changed(row: Row, label: str, forms: Forms | None) -> Markup:
+def _draw_changed(shown: Shown) -> Markup:
+    row = shown.row
     if row.changes_pending:
         return render("view_waiting.html", sentence="Computing small changes …")
     forms_of_cell = []
@@ -152,13 +187,15 @@ def _answered(decision: Decision, probabilities: Mapping[str, float], label: str
     """What is answered for one form of the cell, and where it gets no class, why or how likely the label is."""
     share = f"{label}\u00a0{percent(probabilities[label])}"
     if decision.outcome in REFUSED:
-        return "no class", "unlike"
+        return UNLIKE, ""
     if decision.label is None:
         return outcome_text(decision.outcome), share
     return share, ""
 
 
-def _draw_covered(row: Row, label: str, forms: Forms | None) -> Markup:
+def _draw_covered(shown: Shown) -> Markup:
+    row = shown.row
+    forms = shown.forms
     if forms is None:
         return render("view_waiting.html", sentence="Covering its parts …")
     called = row.called()

@@ -154,6 +154,7 @@ class Visit:
     scene: Scene = field(default_factory=Scene)
     recent: list[Scene] = field(default_factory=list)  # of what was given last, the newest first; at most one batch
     added: list[str] = field(default_factory=list)  # Hub ids of models that the visitor named
+    chosen: str = ""  # name of the model that the visitor opened last; "" for none yet
     real: str = ""  # Hub id of the data set whose real cells are offered
 
     def show(self, scene: Scene) -> None:
