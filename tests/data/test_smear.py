@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageOps
 from leukoscope.data import smear
 from leukoscope.data.images import BACKGROUND_LEVEL, CUT_OUT_PITCH, open_smear
 from leukoscope.data.smear import Smear, SmearCell, UnusableSmear, cut_out, find_cells, measure_stain
-from leukoscope.synthetic import draw_cell
+from leukoscope.synthetic import EXAMPLE_SMEAR_PITCH, draw_cell, example_smear
 from leukoscope.synthetic_smears import PhantomSmear, draw_smear
 
 MIXED = ("ALL", "HEM") * 4
@@ -220,6 +220,17 @@ def test_a_white_border_changes_no_cell_and_a_wrong_scale_is_said() -> None:
     assert len(found.cells) == len(alone.cells)
     (note,) = find_cells(image, um_per_pixel=0.4).notes
     assert "of white cells are 5.5 to 15 µm wide: the count is not plausible, check the scale." in note
+
+
+def test_cells_that_are_too_large_at_a_scale_are_said_not_to_be_counted() -> None:
+    image = Image.fromarray(example_smear())
+    assert len(find_cells(image, um_per_pixel=EXAMPLE_SMEAR_PITCH).cells) == 5
+    # Its platelets are as large as nuclei then, and nothing else of the result is implausible.
+    found = find_cells(image, um_per_pixel=0.45)
+    assert found.cells and found.notes == (
+        "At 0.450 µm per pixel (given), 5 stained regions are larger than a white cell and not counted.",
+    )
+    assert "2 stained regions are larger than" in find_cells(image, um_per_pixel=0.25).notes[1]
 
 
 def test_crops_of_another_laboratory_are_cut_out(real_data: Path) -> None:

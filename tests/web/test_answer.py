@@ -110,6 +110,8 @@ def test_every_model_decides_then_the_maps_follow_and_the_best_that_gives_a_clas
     assert [len(step.rows) for step in steps] == [1, 2, 3, 3, 3] and steps[0].waiting == ("cnmc", "missing")
     assert steps[0].best is None, "the next one may know such cells"
     assert "data-model" not in stage.cell_answer(steps[0], 1), "the address waits for what is opened"
+    of_smear = stage.cell_answer(Answer(steps[0].picture, waiting=("a",)), 0, address=drawing.Address("smear", 1, 2))
+    assert 'data-model="a" data-example="smear" data-given="1" data-cell="2"' in of_smear, "that of a cell does not"
     assert [step.best for step in steps[1:]] == [1, 1, 1, 1]
     assert [step.complete for step in steps] == [False, False, False, True, True]
     foreign, soon, missing = steps[2].rows

@@ -165,6 +165,16 @@ def test_a_scale_that_was_guessed_is_to_be_corrected_on_the_stage(tiny_release: 
     assert "better give it" not in smear_answer(read), "the page has its own words"
 
 
+def test_cells_that_are_too_large_at_the_scale_given_are_said_before_the_answer(tiny_release: Path) -> None:
+    picture = replace(example_smear(), um_per_pixel=0.45, scale_set=True)
+    read = read_smear(ModelCache({"tiny": tiny_release}), picture, "tiny")
+    said = "At 0.450 µm per pixel (given), 5 stained regions are larger than a white cell and not counted."
+    page = unescape(smear_answer(read))
+    assert page.count(said) == 1 and page.index(said) < page.index("lk-grid")
+    refused = replace(read, reading=replace(read.reading, cells=()))
+    assert f"Nothing in it has the stain and the size of a white cell. {said}" in unescape(smear_answer(refused))
+
+
 def test_a_cell_that_the_edge_cuts_is_not_opened(tiny_release: Path, result: Smear) -> None:
     models = ModelCache({"tiny": tiny_release})
     assert open_cell(result, 2).picture.caption == "Cell 3 of Synthetic smear"

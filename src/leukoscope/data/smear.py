@@ -32,6 +32,7 @@ THRESHOLD_RANGE = (0.24, 0.50)
 RED_SPREADS = 2.5  # standard deviations of red cells, above their median; 3.2 or more in BCCD's training list
 SMEAR_NUCLEAR_SHARE = 0.005
 IMPLAUSIBLE_SCALE = "the count is not plausible, check the scale."  # the end of that note
+PASSED_OVER = "larger than a white cell and not counted."  # the end of that note
 STAINED = 0.12  # optical density
 GREY_SPREAD = 0.03  # optical density
 # Levels of an inverted plasma are 20 to 40, of a nucleus that fills the picture above 50; yellow lamps tint by 1.5.
@@ -246,9 +247,14 @@ def find_cells(
     step = max(1.0, WORKING_PITCH / scale.um_per_pixel)  # pixels; what was never resolved is not made up
     shape = max(1, int(image.height / step)), max(1, int(image.width / step))
     cells: list[SmearCell] = []
+    passed_over = 0
     for corner in product(*(range(0, side, TILE) for side in shape)):
         check()
-        cells += _cells_of_tile(image, stain, step, scale.um_per_pixel * step, corner, shape)
+        for cell in _cells_of_tile(image, stain, step, scale.um_per_pixel * step, corner, shape):
+            if cell is None:
+                passed_over += 1
+            else:
+                cells.append(cell)
         if most_cells is not None and len(cells) > most_cells:
             raise UnusableSmear(
                 f"shows more than the {most_cells} nucleated cells predicted at once; crop it or check its scale, or "
@@ -260,13 +266,16 @@ def find_cells(
         if not cells and scale.source != "given":
             return Smear(image.size, (), None)
     cells.sort(key=lambda cell: (cell.box[1], cell.box[0]))
-    return Smear(image.size, tuple(cells), scale, tuple(_notes(scale, cells)))
+    return Smear(image.size, tuple(cells), scale, tuple(_notes(scale, cells, passed_over)))
 
 
 def _cells_of_tile(
     image: Image.Image, stain: Stain, step: float, pitch: float, corner: Sequence[int], shape: Sequence[int]
-) -> Iterator[SmearCell]:
-    """Cells whose centre lies in a tile; a working pixel is `step` pixels and `pitch` µm wide."""
+) -> Iterator[SmearCell | None]:
+    """Cells whose centre lies in a tile, None for a region too large to be one.
+
+    A working pixel is `step` pixels and `pitch` µm wide.
+    """
     y, x = (max(0, at - round(OVERLAP / pitch)) for at in corner)
     v, u = (min(side, at + TILE + round(OVERLAP / pitch)) for at, side in zip(corner, shape, strict=True))
     pixels = image.resize((u - x, v - y), Image.Resampling.BOX, box=(x * step, y * step, u * step, v * step))
@@ -281,10 +290,13 @@ def _cells_of_tile(
     depth = gaussian(distance_transform_edt(mask), 0.6 / pitch)
     labels = watershed(-depth, label(h_maxima(depth, WAIST / pitch)), mask=mask)
     cell_area, nuclear_area = (np.bincount(labels.ravel(), part.ravel()) * pitch**2 for part in (mask, nuclei))
-    labels[((cell_area > LARGEST_CELL) | (nuclear_area < SMALLEST_NUCLEUS))[labels]] = 0
+    labels[(nuclear_area < SMALLEST_NUCLEUS)[labels]] = 0
     for region in regionprops(labels):
         top, left, bottom, right = np.add(region.bbox, (y, x, y, x)).tolist()
         if ((top + bottom) // 2 // TILE * TILE, (left + right) // 2 // TILE * TILE) == corner:
+            if cell_area[region.label] > LARGEST_CELL:
+                yield None
+                continue
             whole = min(top, left) > 1 and bottom < shape[0] - 1 and right < shape[1] - 1
             box = int(left * step), int(top * step), int(right * step + 0.5), int(bottom * step + 0.5)
             nucleus = region.image & nuclei[region.slice]
@@ -299,7 +311,7 @@ def _may_be_cut_cell(cell: SmearCell, size: tuple[int, int], scale: Scale) -> bo
     return longest <= LONGEST_CUT_SIDE and share <= LARGEST_CUT_SHARE
 
 
-def _notes(scale: Scale, cells: Sequence[SmearCell]) -> Iterator[str]:
+def _notes(scale: Scale, cells: Sequence[SmearCell], passed_over: int) -> Iterator[str]:
     if cells:
         low, high = PLAUSIBLE_NUCLEI
         width = 2 * np.sqrt(np.median([cell.nucleus_area for cell in cells]) / np.pi)
@@ -308,6 +320,9 @@ def _notes(scale: Scale, cells: Sequence[SmearCell]) -> Iterator[str]:
                 f"The nuclei found are {width:.1f} µm wide at {scale.um_per_pixel:.3f} µm per pixel ({scale.source}); "
                 f"those of white cells are {low:g} to {high:g} µm wide: {IMPLAUSIBLE_SCALE}"
             )
+    if passed_over:
+        regions = "1 stained region is" if passed_over == 1 else f"{passed_over} stained regions are"
+        yield f"At {scale.um_per_pixel:.3f} µm per pixel ({scale.source}), {regions} {PASSED_OVER}"
     if scale.source == "red cells":
         yield "The scale is measured on the red cells, taken to be 7.5 µm wide; give it if you know it."
     elif scale.source == "nuclei":

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from leukoscope.data.images import is_dark
 from leukoscope.data.registry import cells_of, trained_on
-from leukoscope.data.smear import IMPLAUSIBLE_SCALE, SmearCell
+from leukoscope.data.smear import IMPLAUSIBLE_SCALE, PASSED_OVER, SmearCell
 from leukoscope.inference.prediction import ABSTAIN, FIELD_NEEDS, REFUSED
 from leukoscope.inference.smear import AT_EDGE, CellReading
 from leukoscope.reports import trust
@@ -183,7 +183,7 @@ def smear_answer(smear: Smear, others: Sequence[str] = (), *, address: Address =
     reading = smear.reading
     if not smear.whole:
         return _without_whole_cell(smear, others, address)
-    notes = [line for line in reading.smear.notes if not line.endswith((_GUESSED, IMPLAUSIBLE_SCALE))]
+    notes = [line for line in reading.smear.notes if not line.endswith((_GUESSED, IMPLAUSIBLE_SCALE, PASSED_OVER))]
     trust_rows: Sequence[trust.TrustRow] = ()
     if smear.metrics and not smear.is_foreign:
         trust_rows = trust.trust_rows(smear.metrics)
@@ -215,10 +215,16 @@ def _doubts_of_scale(smear: Smear) -> list[str]:
     return [note for note in smear.reading.smear.notes if note.endswith(IMPLAUSIBLE_SCALE)]
 
 
+def _passed_over(smear: Smear) -> list[str]:
+    """How many of its regions are too large to be a cell, in a sentence; none where no region is."""
+    return [note for note in smear.reading.smear.notes if note.endswith(PASSED_OVER)]
+
+
 def caveats(smear: Smear) -> list[str]:
     """What must be known before the answer is used."""
-    sentences = _doubts_of_scale(smear)
-    if smear.is_foreign and sentences:
+    doubts = _doubts_of_scale(smear)
+    sentences = [*doubts, *_passed_over(smear)]
+    if smear.is_foreign and doubts:
         sentences.append(_foreign_text(smear))
     elif smear.is_foreign:
         causes = "Another stain, microscope or kind of cell"
@@ -275,7 +281,7 @@ def _without_whole_cell(smear: Smear, others: Sequence[str], address: Address) -
         model=reading.model,
         labels=reading.labels,
         verdict=verdict(smear),
-        reason=reason,
+        reason=" ".join([reason, *_passed_over(smear)]),
         help="Give a stained smear with whole white cells, or its scale (“change” on the picture).",
         others=others,
         address=address,

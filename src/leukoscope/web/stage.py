@@ -151,9 +151,16 @@ def cell_answer(
         for number, other in enumerate(answer.rows)
         if number != opened
     ]
+    model = ""
+    if row is not None:
+        model = row.model
+    elif address.cell is not None and answer.waiting:
+        # One of a smear or a batch has an address at once: Back leads there even before it is answered.
+        model = answer.waiting[0]
     return render(
         "cell.html",
         row=row,
+        model=model,
         answer=answer,
         others=others,
         opened=_opened(row) if row is not None and row.prediction is not None else None,
