@@ -122,10 +122,10 @@ def test_a_link_opens_the_cell_of_the_synthetic_smear_by_the_model_that_is_chose
     visit.shows("Cell 3")
     visit.act("read:leukoscope-efficientnet-b3-cnmc")
     page.wait_for_url("**model=leukoscope-efficientnet-b3-cnmc**example=smear&cell=3")
-    assert page.locator("#answer [data-copy]").count() == 1
+    page.locator("#answer [data-copy]").wait_for()
     page.goto(page.url)
     visit.shows("Cell 3")
-    page.locator('#answer [data-cell="2"]').wait_for()  # "Reading Cell 3 …" names no model
+    page.locator("#answer [data-copy]").wait_for()  # "Reading Cell 3 …" names no model
     assert page.locator("#answer .lk-model").inner_text().startswith("efficientnet-b3-cnmc")
     visit.act("example:2")
     page.wait_for_url("**example=2")
