@@ -28,7 +28,16 @@ from leukoscope.reports.formatting import data_uri, metric_name
 from leukoscope.reports.text import FOREIGN_VERDICT, NO_CELL_VERDICT, NOTHING_FOUND, about_model, outcome_text, percent
 from leukoscope.web.batch import SHEET_SIZE, BatchResult, BatchRow, LabelMetrics, measured_on_labels
 from leukoscope.web.batch_files import Batch, first_thumbnails
-from leukoscope.web.drawing import NO_ADDRESS, UNLIKE, Address, EmbeddedImage, colour, form, outcome_counts, render
+from leukoscope.web.drawing import (
+    NO_ADDRESS,
+    UNLIKE_TRAINING,
+    Address,
+    EmbeddedImage,
+    colour,
+    form,
+    outcome_counts,
+    render,
+)
 from leukoscope.web.smear_page import counts_text
 from leukoscope.web.stage import Tile
 from leukoscope.web.swarm import Space, common_radius, swarm
@@ -234,7 +243,7 @@ def _axis(result: BatchResult) -> dict[str, Any]:
         "ends": ends,
         "figures": [percent(share) for share in (0.0, 0.5, 1.0)],
         "unsure": _axis_part("not sure", grey),
-        "unlike": _axis_part(UNLIKE, grey, form(OUT_OF_DISTRIBUTION)),
+        "unlike": _axis_part(UNLIKE_TRAINING, grey, form(OUT_OF_DISTRIBUTION)),
         "zone": zone,
     }
 
@@ -856,7 +865,7 @@ def _cell(result: BatchResult, number: int, row: BatchRow, short_names: Mapping[
         "name": row.name,
         "short_name": short_names[row.name],
         "words": _cell_words(row),
-        "short_words": UNLIKE if row.prediction.outcome == OUT_OF_DISTRIBUTION else _cell_words(row),
+        "short_words": UNLIKE_TRAINING if row.prediction.outcome == OUT_OF_DISTRIBUTION else _cell_words(row),
         "source": data_uri("image/webp", row.thumbnail),
         "opens": bool(row.picture),
         "wrong": row.is_wrong,

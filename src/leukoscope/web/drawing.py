@@ -24,7 +24,7 @@ from leukoscope.reports import text
 from leukoscope.reports.formatting import data_uri, encoded
 from leukoscope.reports.text import percent, short_name
 
-UNLIKE = "unlike"  # its training cells, where there is room for a word
+UNLIKE_TRAINING = "unlike"  # its training cells, where there is room for a word
 WAITING_FOR_OTHERS = "Waiting: another visitor’s pictures are being read first."
 _TEMPLATES = Path(__file__).parent / "templates"
 

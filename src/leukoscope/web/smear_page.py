@@ -16,7 +16,7 @@ from leukoscope.inference.smear import AT_EDGE, CellReading
 from leukoscope.reports import trust
 from leukoscope.reports.text import about_model, outcome_text, percent
 from leukoscope.web.answer import Row
-from leukoscope.web.drawing import NO_ADDRESS, UNLIKE, Address, colour, embedded, form, outcome_counts, render
+from leukoscope.web.drawing import NO_ADDRESS, UNLIKE_TRAINING, Address, colour, embedded, form, outcome_counts, render
 from leukoscope.web.smear import Smear, known_scale, scale_text, with_painted_rim
 from leukoscope.web.smear_flags import place_flags
 from leukoscope.web.stage import model_line
@@ -350,7 +350,7 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
     words = cell_words(cell, labels)
     caption = words
     if cell.outcome in REFUSED:
-        caption = UNLIKE
+        caption = UNLIKE_TRAINING
     if smear.is_foreign:
         caption = ""
     share = ""

@@ -19,7 +19,7 @@ from leukoscope.inference.prediction import REFUSED, Decision
 from leukoscope.reports import trust
 from leukoscope.reports.text import ORIENTATION_NAMES, outcome_text, percent
 from leukoscope.web.answer import Row, covered, views_of
-from leukoscope.web.drawing import UNLIKE, colour, embedded, render
+from leukoscope.web.drawing import UNLIKE_TRAINING, colour, embedded, render
 from leukoscope.web.model_cache import ModelCache
 
 FILLS = 0.72  # share of the stage's side that a cell cut out on black fills when it is shown first
@@ -187,7 +187,7 @@ def _answered(decision: Decision, probabilities: Mapping[str, float], label: str
     """What is answered for one form of the cell, and where it gets no class, why or how likely the label is."""
     share = f"{label}\u00a0{percent(probabilities[label])}"
     if decision.outcome in REFUSED:
-        return UNLIKE, ""
+        return UNLIKE_TRAINING, ""
     if decision.label is None:
         return outcome_text(decision.outcome), share
     return share, ""
