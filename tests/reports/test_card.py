@@ -259,6 +259,7 @@ def test_a_block_is_called_a_subject_nowhere_on_its_card() -> None:
         assert text in card
     assert "3,256 fields of view of" in card and "of 100 fields of view of unseen blocks" in card.replace("\n", " ")
     assert "![Accuracy of each block's fields of view, by class" in card
+    assert "of 100 Benign fields of view, recognised" in card and "Benign cells" not in card
     assert "subject" not in card.replace("figures/subjects.png", "")
 
 

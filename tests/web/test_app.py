@@ -126,6 +126,12 @@ def test_a_card_is_folded_at_its_headings_and_its_tables_scroll() -> None:
     folded = folded_card(card)
     summaries = re.findall(r"<details( open)?><summary>(.*)</summary>", folded)
     assert summaries == [(" open", "What it is not for"), ("", "How good it is"), ("", "Small")]
+    heads = ("A", "B", "C", "What it was trained on", "What it is not for")
+    long = "".join(f"\n\n## {head}\n\nwords" for head in heads)
+    summaries = re.findall(r"<details( open)?><summary>(.*)</summary>|</div>", folded_card(f"# Tiny{long}"))
+    left = [(" open", "What it is not for"), ("", "A"), ("", "B")]
+    right = [(" open", "What it was trained on"), ("", "C")]
+    assert summaries == [*left, ("", ""), *right, ("", ""), ("", "")], "one is open in each column"
     assert folded.count("<div") == folded.count("</div>") == 4, "two columns in a box, and one table"
     assert "\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n</div>" in folded
     assert "```sh\n## no heading\n| no table |\n```" in folded
@@ -146,16 +152,19 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     models = ModelCache({"measured": measured, "tiny": tiny_release})
     html, _ = evidence(models, list(models.names), "measured")
     first, second = html.split("<tbody>")[1].split("</tbody>")[0].split("</tr>")[:2]
-    assert "another class for 23 (18–29) of 100 cells when 15 % less saturated" in first
-    assert '<td data-head="worst small change">not measured\n</td>' in second
+    assert "small" not in html.split("<thead>")[1].split("</thead>")[0], "it stands below the table"
+    worst = "measured, another class for 23 (18–29) of 100 cells when 15 % less saturated."
+    assert html.count("23 (18–29)") == 1 and f"The worst change for each model: {worst}" in html
+    assert '<td colspan="3">not measured on people' in second
     assert "AUROC 0.736 (0.57–0.88)" in first and "AUROC 0.881 (0.79–0.94)" in first, "both with their intervals"
-    said = html.split('class="lk-conclusion">')[1].split("</p>")[0]
-    assert "measured (earlier weights) recognised 67 of 100 (53–80). tiny was not measured on them." in said
+    first_claim, what_follows = html.split('class="lk-conclusion">')[1].split("</p>")[:2]
+    assert first_claim.endswith("measured (earlier weights) recognised 67 of 100 (53–80).")
+    assert "those of an earlier training" in what_follows and "tiny was not measured on them." in what_follows
     assert 'aria-label="84 of 100 blasts, 95 % interval 78 to 89"' in first
     blocks = html.split('class="lk-models">')[1].split("How to read this table")[0].split('data-act="evidence:')[1:]
     lines = [re.search(r'^([\w-]+)".*?<small>([^<]*)</small>(.*?)<dl', block, re.DOTALL).groups() for block in blocks]
     assert [name for name, *_ in lines] == ["measured", "tiny"], "a line for each model, for a phone"
-    assert lines[0][1] == "34 further people, earlier weights: of 100, recognised"
+    assert lines[0][1] == "34 further people, measured with the weights of an earlier training: of 100, recognised"
     assert re.findall(r'aria-label="(\d+ of 100 [\w ]+), 95 %', lines[0][2]) == [
         "81 of 100 blasts",
         "54 of 100 normal cells",
@@ -172,6 +181,18 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     assert "1,969 cells of 41 people" in html
     assert html.count('aria-current="true"') == 2, "in the table and among the blocks of a phone"
     assert 'class="lk-chosen" aria-current="true"' in first
+
+
+def test_what_was_not_measured_is_said_once() -> None:
+    """A row had four cells that said so, beside each other."""
+    name = "leukoscope-densenet201-ball4"
+    models = ModelCache({name: ROOT / "model_card" / name})
+    html, _ = evidence(models, [name], name)
+    row = html.split("<tbody>")[1].split("</tbody>")[0]
+    assert row.count("not measured") == 1
+    assert '<td colspan="3">not measured on people: its data name no people</td>' in row
+    facts = html.split('<dl class="lk-facts">')[1].split("</dl>")[0]
+    assert facts.count("<dt>") == 5 and facts.count("<dd>") == 3, "on a phone, too"
 
 
 def test_the_plot_names_the_unit_of_each_release() -> None:

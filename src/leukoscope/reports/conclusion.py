@@ -39,14 +39,14 @@ class _OutsideCheck:
         return self.interval["low"] > other.interval["high"]
 
 
-def conclusion(releases: Mapping[str, Metrics]) -> str:
+def conclusion(releases: Mapping[str, Metrics]) -> list[str]:
     """What the metrics of these models say, by their short names: further people first, then cell size alone.
 
-    One claim a sentence; "" without a model.
+    One claim a sentence; none without a model.
     """
     if not releases:
-        return ""
-    return " ".join([*_on_further_people(releases), *_beside_size(releases)])
+        return []
+    return [*_on_further_people(releases), *_beside_size(releases)]
 
 
 def _on_further_people(releases: Mapping[str, Metrics]) -> list[str]:
@@ -59,6 +59,8 @@ def _on_further_people(releases: Mapping[str, Metrics]) -> list[str]:
     if len({check.test for check in checks.values()}) > 1:
         return ["The models were not checked alike on further people.", "Their figures cannot be compared."]
     sentences = _most_recognised(list(checks.values()))
+    if any(metrics["further_subjects"].get("earlier_weights") for metrics in releases.values() if _has_check(metrics)):
+        sentences.append("Earlier weights are those of an earlier training of the same recipe.")
     unmeasured = [name for name in releases if name not in checks]
     if len(unmeasured) == 1:
         sentences.append(f"{unmeasured[0]} was not measured on them.")

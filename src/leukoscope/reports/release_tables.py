@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leukoscope.data.registry import cells_of
+from leukoscope.data.registry import cells_of, trained_on_fields_of_view
 from leukoscope.models.release import OF_FIELDS
 from leukoscope.reports.formatting import (
     Table,
@@ -191,7 +191,9 @@ def has_fewer_subjects(robustness: Metrics, block: Metrics) -> bool:
 
 def recognised_table(metrics: Metrics) -> Table:
     """`recognised_rows` with their heads."""
-    heads = [f"of 100 {cells_of(label)}, recognised" for label in metrics["labels"]]
+    in_fields = trained_on_fields_of_view(metrics)
+    pictures = [f"{label} fields of view" if in_fields else cells_of(label) for label in metrics["labels"]]
+    heads = [f"of 100 {pictures_of_class}, recognised" for pictures_of_class in pictures]
     rows = [row.texts for row in recognised_rows(metrics)]
     return Table(("measured on", *heads, f"AUROC by {metrics['data']['unit']}"), rows)
 

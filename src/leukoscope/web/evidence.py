@@ -21,8 +21,9 @@ from leukoscope.web.drawing import colour, render
 from leukoscope.web.model_cache import ModelCache
 
 _MAPS = {True: "passed our checks", False: "failed our checks", None: "not checked"}
-# The section of our cards that is open. The page itself shows how good the models are.
+# The sections of our cards that are open, the second beside the first. The page itself shows how good the models are.
 _OPEN = "What it is not for"
+_OPEN_BESIDE = "What it was trained on"
 _HEADING = re.compile(r"#{2,3}\s+(.*)")
 _TABLE_BOX = '<div class="lk-scrolls" tabindex="0" role="group" aria-label="Table">'
 # A line of a browser may end after a dash, but not beside a word joiner.
@@ -72,7 +73,7 @@ def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup,
     html = render(
         "evidence.html", rows=rows, names=names, chosen=chosen, figures=figures, checks=list(checks),
         subjects=subjects, subjects_test="cross-validation" if evaluation.get("folds") else "test",
-        changes=_small_changes(metrics), conclusion=conclusion_of_all,
+        changes=_small_changes(metrics), worst_changes=_worst_changes(releases), conclusion=conclusion_of_all,
     )  # fmt: skip
     return html, card
 
@@ -92,7 +93,7 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     summary_meters: tuple[trust.Meter, ...] = ()
     for row in trust_rows:
         if row.meters:
-            whom = ", ".join(part for part in (row.people, row.test, row.caveat) if part)
+            whom = ", ".join(part for part in (row.people, row.test, row.explained_caveat) if part)
             summary = f"{whom}: of 100, recognised"
             summary_meters = row.meters
             break
@@ -104,7 +105,7 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "summary_meters": summary_meters,
         "colours": {label: colour(label, labels) for label in labels},
         "trust": trust_rows,
-        "small_changes": text.worst_change_text(metrics),
+        "unmeasured": _unmeasured(trust_rows, size_alone=alone),
         "outside": f"{share(auroc['value'])} ({span(auroc)})" if auroc else "not measured",
         "cross_validated": cross_validated,
         "size_alone": share(alone) if alone is not None else "not measured",
@@ -112,6 +113,19 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "maps": _MAPS[trust.maps_passed(metrics)],
         "data": text.model_text(metrics) or "not told",
     }
+
+
+def _unmeasured(rows: tuple[trust.TrustRow, trust.TrustRow], *, size_alone: float | None) -> dict[str, Any]:
+    """The heads beside each other for which one sentence says why nothing was measured; none where something was."""
+    further, inside = rows
+    if inside.meters:
+        return {"heads": [], "words": ""}
+    heads = ["inside"]
+    if not further.meters:
+        heads = ["further", *heads]
+    if size_alone is None:
+        heads = [*heads, "size"]
+    return {"heads": heads, "words": inside.caveat}
 
 
 def _subjects_by_class(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -159,6 +173,12 @@ def _small_changes(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"cells": count(block["cells"]), "people": block["subjects"], "bars": bars}
 
 
+def _worst_changes(releases: Mapping[str, ReleaseInfo]) -> dict[str, str]:
+    """What the worst small change does to each model that was put to them, in words."""
+    measured = {name: info.metrics for name, info in releases.items() if info.metrics.get("robustness")}
+    return {name: text.worst_change_text(metrics) for name, metrics in measured.items()}
+
+
 def _figures_and_card(folder: Path | None) -> tuple[list[dict[str, str]], str]:
     """The figures of a release's card, which travel within the page, and the card without its metadata."""
     if folder is None:
@@ -179,7 +199,7 @@ def _figures_and_card(folder: Path | None) -> tuple[list[dict[str, str]], str]:
 
 
 def folded_card(markdown: str) -> str:
-    """A card in two columns, whose sections can be opened and closed: one is open, beside the others; tables scroll.
+    """A card in two columns, whose sections can be opened and closed: one is open in each; tables scroll.
 
     The result is Markdown with HTML of ours: what is given has none, as `card_text` returns it.
     """
@@ -187,8 +207,12 @@ def folded_card(markdown: str) -> str:
     if not sections:
         return markdown
     opened = [_fold(section) for section in sections if section.heading == _OPEN]
-    closed = [_fold(section) for section in sections if section.heading != _OPEN]
-    return "\n\n".join(("<div>", "<div>", title.markdown, *opened, "</div>", "<div>", *closed, "</div>", "</div>"))
+    opened_beside = [_fold(section) for section in sections if section.heading == _OPEN_BESIDE]
+    closed = [_fold(section) for section in sections if section.heading not in {_OPEN, _OPEN_BESIDE}]
+    # So both columns of our cards end at about the same height.
+    left = [title.markdown, *opened, *closed[:2]]
+    right = [*opened_beside, *closed[2:]]
+    return "\n\n".join(("<div>", "<div>", *left, "</div>", "<div>", *right, "</div>", "</div>"))
 
 
 @dataclass(frozen=True)
@@ -232,5 +256,5 @@ def _sections(markdown: str) -> list[_Section]:
 
 
 def _fold(section: _Section) -> str:
-    opened = " open" if section.heading == _OPEN else ""
+    opened = " open" if section.heading in {_OPEN, _OPEN_BESIDE} else ""
     return f"<details{opened}><summary>{section.heading}</summary>\n\n{section.markdown}\n\n</details>"

@@ -20,13 +20,14 @@ element.addEventListener('click', (event) => {
   }
 })
 for (const place of element.querySelectorAll('[data-address]')) place.textContent = `${location.origin}${location.pathname}`
-// On a phone, the table of small changes is closed until it is touched.
+// On a phone, the table of small changes and what stands beside another section are closed until they are touched.
 const evidence = element.closest('#evidence-page')
 if (evidence) {
   new MutationObserver(() => {
-    const table = evidence.querySelector('#lk-small-changes:not([data-lk-come])')
-    if (!table) return
-    table.dataset.lkCome = ''
-    if (innerWidth <= 720) table.open = false
+    const opened = '#lk-small-changes:not([data-lk-come]), #card .md > div > div + div > details:not([data-lk-come])'
+    for (const details of evidence.querySelectorAll(opened)) {
+      details.dataset.lkCome = ''
+      if (innerWidth <= 720) details.open = false
+    }
   }).observe(evidence, {childList: true, subtree: true})
 }
