@@ -20,7 +20,7 @@ from zips import cell_png, pack
 
 pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
 SLOW_SECONDS = 6  # of `slow_server`
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 LAPTOP = {"viewport": {"width": 1280, "height": 720}}
 SAID = "#answer .lk-dot"
 VERDICT = "#answer .lk-verdict"
@@ -656,6 +656,16 @@ def test_a_finger_on_a_dot_opens_its_row(visits: Callable[..., Any], cells: Path
     assert visit.page.locator("#picture [data-act=back]").count() == 0
 
 
+def test_on_a_phone_the_next_example_is_one_press_away_on_the_stage(visits: Callable[..., Any]) -> None:
+    visit = visits(**PHONE)
+    visit.act("example:6")
+    visit.page.wait_for_url("**example=6")
+    for number in (1, 2):
+        visit.page.locator("#picture .lk-next").click()
+        visit.page.wait_for_url(f"**example={number}")
+        assert visit.page.locator(f'#tiles [data-act="example:{number}"]').get_attribute("aria-pressed") == "true"
+
+
 def test_on_a_phone_the_page_scrolls_through_all_people_and_no_list_in_it(
     visits: Callable[..., Any], cells: Path
 ) -> None:
@@ -681,7 +691,8 @@ def test_on_a_phone_the_page_scrolls_through_all_people_and_no_list_in_it(
     listed.locator("button").first.wait_for()
     visit.page.wait_for_timeout(300)
     place = listed.locator("button").first.bounding_box()
-    assert 0 < place["y"] < PHONE["viewport"]["height"], "back at the cell that was opened"
+    height = visit.page.evaluate("innerHeight")
+    assert place is not None and 0 < place["y"] < height, "back at the cell that was opened"
 
 
 # Every visitor

@@ -36,6 +36,7 @@ from leukoscope.web.answer import (
     example,
     real_cells,
     source_of,
+    under_small_changes,
     views_of,
 )
 from leukoscope.web.app import Endpoints
@@ -205,6 +206,26 @@ def test_a_map_that_failed_leads_to_one_of_another_model_that_passed(cell: Row) 
     assert 'data-act="row:1"' in led and "those of other passed" in led
     for row, rows in ((failed, (failed, failed)), (passed, (failed, passed)), (failed, ())):
         assert 'data-act="row:' not in stage.cell_picture(row, view="map", forms=None, rows=rows)
+
+
+def test_an_example_leads_to_the_next_one_and_the_last_to_the_first(cell: Row) -> None:
+    for number, following in ((1, 2), (5, 6), (6, 1)):
+        row = Row(example(number), "a")
+        assert f'data-tile="example:{following}"' in stage.cell_picture(row, forms=None)
+    assert 'data-tile="example:1"' in stage.cell_picture(Row(example(4, smear=True), "a"), forms=None)
+    own = Row(Picture.opened(example(1).image, "mine.png"), "a")
+    assert "data-tile" not in stage.cell_picture(own, forms=None)
+
+
+def test_a_class_that_small_changes_take_away_is_said_with_the_answer(cell: Row, models: ModelCache) -> None:
+    answers_of = under_small_changes(cell, models).known.changed
+    changed = tuple(replace(answer, decision=cell.known.decision) for answer in answers_of)
+    assert len(changed) == 8
+    taken = tuple(replace(answer, decision=Decision(ABSTAIN)) for answer in changed[5:7])
+    for answers, said in ((changed, False), ((*changed[:5], *taken, changed[7]), True)):
+        row = replace(cell, prediction=replace(cell.known, changed=answers))
+        page = stage.cell_answer(Answer(row.picture, (row,)), 0)
+        assert ("No class in 2 of 8 small changes." in page) == said
 
 
 def test_the_model_that_was_chosen_is_opened_unless_it_refuses_the_picture(cell: Row, refused: Row) -> None:

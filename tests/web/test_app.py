@@ -162,7 +162,7 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     assert "those of an earlier training" in what_follows and "tiny was not measured on them." in what_follows
     assert 'aria-label="84 of 100 blasts, 95 % interval 78 to 89"' in first
     blocks = html.split('class="lk-models">')[1].split("How to read this table")[0].split('data-act="evidence:')[1:]
-    lines = [re.search(r'^([\w-]+)".*?<small>([^<]*)</small>(.*?)<dl', block, re.DOTALL).groups() for block in blocks]
+    lines = [re.findall(r'^([\w-]+)".*?<small>([^<]*)</small>(.*?)<dl', block, re.DOTALL)[0] for block in blocks]
     assert [name for name, *_ in lines] == ["measured", "tiny"], "a line for each model, for a phone"
     assert lines[0][1] == "34 further people, measured with the weights of an earlier training: of 100, recognised"
     assert re.findall(r'aria-label="(\d+ of 100 [\w ]+), 95 %', lines[0][2]) == [

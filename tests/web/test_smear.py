@@ -171,6 +171,11 @@ def test_cells_that_are_too_large_at_the_scale_given_are_said_before_the_answer(
     said = "At 0.450 µm per pixel (given), 5 stained regions are larger than a white cell and not counted."
     page = unescape(smear_answer(read))
     assert page.count(said) == 1 and page.index(said) < page.index("lk-grid")
+    implausible = read_smear(ModelCache({"a": RELEASE}), replace(picture, um_per_pixel=0.3), "a")
+    assert verdict(implausible) == "No class: the scale is not plausible", "not the cells are to blame"
+    assert "Give the right scale, or 0" in smear_answer(implausible)
+    measured = replace(implausible, picture=replace(picture, scale_set=False))
+    assert "Give its scale in micrometres per pixel" in smear_answer(measured), "it was measured already"
     refused = replace(read, reading=replace(read.reading, cells=()))
     assert f"Nothing in it has the stain and the size of a white cell. {said}" in unescape(smear_answer(refused))
 

@@ -21,6 +21,8 @@ element.addEventListener('click', (event) => {
   // A dot opens its cell, and does not close the row that it lies in.
   if (part?.closest('summary')) event.preventDefault()
   if (part?.closest('.lk-strip')) window.lkToPicture?.()
+  const {tile} = event.target.closest('[data-tile]')?.dataset ?? {}
+  if (tile) document.querySelector(`#tiles [data-act="${tile}"]`)?.click()
   if (event.target.closest('[data-choose]')) document.querySelector('#upload input[type=file]')?.click()
   if (event.target.closest('[data-give-again]')) window.lkGiveAgain()
   const copy = event.target.closest('[data-copy]')

@@ -57,6 +57,8 @@ def verdict(smear: Smear) -> str:
         return "No white blood cell found"
     if not smear.whole:
         return "No whole white cell found"
+    if smear.is_foreign and _doubts_of_scale(smear):
+        return "No class: the scale is not plausible"
     if smear.is_foreign or sum(counts[outcome] for outcome in REFUSED) == len(smear.whole):
         return "No class: unlike the cells it knows"
     return counts_text(counts, reading.labels)
@@ -261,8 +263,10 @@ def _whole_picture_line(row: Row) -> dict[str, Any]:
 
 def _help_text(smear: Smear) -> str:
     """What to do about a smear whose cells are foreign."""
-    if smear.picture.scale_set or _doubts_of_scale(smear):
+    if smear.picture.scale_set:
         return "Give the right scale, or 0, for which it is measured (“change” on the picture)."
+    if _doubts_of_scale(smear):
+        return "Give its scale in micrometres per pixel (“change” on the picture)."
     source = trained_on(smear.metrics)
     stained = f" stained as those of {source.title}" if source else ""
     return f"Give a smear{stained}; or train or recalibrate a model on such cells."

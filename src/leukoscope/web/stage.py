@@ -16,6 +16,7 @@ from PIL import Image
 from leukoscope.inference.prediction import ABSTAIN
 from leukoscope.reports import text, trust
 from leukoscope.reports.text import percent
+from leukoscope.synthetic import EXAMPLE_CELLS, EXAMPLE_SMEARS
 from leukoscope.web import views
 from leukoscope.web.answer import Answer, Picture, Row, example
 from leukoscope.web.drawing import NO_ADDRESS, Address, EmbeddedImage, colour, embedded, render
@@ -47,7 +48,7 @@ class Tile:
 def example_tiles(*, smears: bool, pressed: str = "") -> list[Tile]:
     """The synthetic pictures that can be picked, and what else can be tried."""
     tiles = []
-    for number in range(1, (4 if smears else 6) + 1):
+    for number in range(1, len(EXAMPLE_SMEARS if smears else EXAMPLE_CELLS) + 1):
         picture = example(number, smear=smears)
         act = f"example:{number}"
         tiles.append(picture_tile(act, picture.caption.rsplit(" ", 1)[-1], picture, act == pressed))
@@ -131,7 +132,15 @@ def cell_picture(
         name=name or row.picture.caption,
         dark=row.picture.is_dark and chosen.brightens,
         back=back,
+        next_example=_next_example(row.picture),
     )
+
+
+def _next_example(picture: Picture) -> int:
+    """Number of the synthetic picture after this one, after the last the first; 0 for any other picture."""
+    if not picture.example:
+        return 0
+    return picture.example % len(EXAMPLE_CELLS if picture.on_black else EXAMPLE_SMEARS) + 1
 
 
 def cell_answer(
@@ -185,7 +194,7 @@ def model_line(row: Row, opened: Row | None = None) -> dict[str, Any]:
     called = row.called()
     return {
         "model": row.model,
-        "words": decision.short.replace("leukaemic ", ""),
+        "words": decision.short.replace("leukaemic ", "").replace("like a normal cell", "normal"),
         "bar": [(row.known.probabilities[called], class_colour(row, called))],
         "share": percent(row.known.probabilities[called]),
     }
@@ -216,7 +225,7 @@ def _opened(row: Row) -> dict[str, Any]:
         "distances": [] if row.distances is None else _distance_bars(row.distances),
         "dots": [colour(decision.outcome, labels) for decision in row.orientations],
         "agreement": row.agreement(),
-        "borderline": row.borderline(),
+        "borderline": row.borderline() or _without_class_when_changed(row),
         "maps": trust.maps_passed(row.metrics),
         "reads_whole_pictures": row.reads_whole_pictures,
         "trust": trust.trust_rows(row.metrics) if not row.refused else (),
@@ -234,6 +243,15 @@ def _opened(row: Row) -> dict[str, Any]:
         },
         "can_save": not row.pending,
     }
+
+
+def _without_class_when_changed(row: Row) -> str:
+    """In how many small changes a cell that has a class gets none; "" for no change, or where it has no class."""
+    if not row.gives_a_class:
+        return ""
+    changed = row.known.changed
+    without = sum(answer.decision.label is None for answer in changed)
+    return f"No class in {without} of {len(changed)} small changes." if without else ""
 
 
 def _colour_on_bar(row: Row, label: str) -> str:

@@ -87,7 +87,8 @@ def _draw_map(shown: Shown) -> Markup:
 def leads_to_maps(other: Row, opened: Row) -> bool:
     """Whether another model's maps passed their checks where those of the open one failed."""
     failed = trust.maps_passed(opened.metrics) is False
-    return failed and bool(other.maps) and trust.maps_passed(other.metrics) is True
+    has_maps = other.pending or bool(other.maps)
+    return failed and has_maps and trust.maps_passed(other.metrics) is True
 
 
 def row_with_maps(opened: Row, rows: Sequence[Row]) -> int | None:
