@@ -217,15 +217,15 @@ def test_an_example_leads_to_the_next_one_and_the_last_to_the_first(cell: Row) -
     assert "data-tile" not in stage.cell_picture(own, forms=None)
 
 
-def test_a_class_that_small_changes_take_away_is_said_with_the_answer(cell: Row, models: ModelCache) -> None:
+def test_small_changes_that_change_the_answer_are_counted_with_it(cell: Row, models: ModelCache) -> None:
     answers_of = under_small_changes(cell, models).known.changed
     changed = tuple(replace(answer, decision=cell.known.decision) for answer in answers_of)
     assert len(changed) == 8
-    taken = tuple(replace(answer, decision=Decision(ABSTAIN)) for answer in changed[5:7])
-    for answers, said in ((changed, False), ((*changed[:5], *taken, changed[7]), True)):
+    others = (replace(changed[5], decision=Decision(ABSTAIN)), replace(changed[6], decision=Decision("HEM")))
+    for answers, said in ((changed, False), ((*changed[:5], *others, changed[7]), True)):
         row = replace(cell, prediction=replace(cell.known, changed=answers))
         page = stage.cell_answer(Answer(row.picture, (row,)), 0)
-        assert ("No class in 2 of 8 small changes." in page) == said
+        assert ("Another answer in 2 of 8 small changes." in page) == said
 
 
 def test_the_model_that_was_chosen_is_opened_unless_it_refuses_the_picture(cell: Row, refused: Row) -> None:

@@ -213,6 +213,9 @@ def _opened(row: Row) -> dict[str, Any]:
     left, top, right, bottom = row.known.view_box
     whole = row.picture.image.size
     check = row.known.map_check
+    borderline = row.borderline()
+    if not borderline and decision.has_class:
+        borderline = views.changes_text(row)
     about_maps = f"{check.text} {text.MAP_CAVEATS[check.method]}" if row.maps else ""
     return {
         "verdict": row.verdict(),
@@ -225,7 +228,7 @@ def _opened(row: Row) -> dict[str, Any]:
         "distances": [] if row.distances is None else _distance_bars(row.distances),
         "dots": [colour(decision.outcome, labels) for decision in row.orientations],
         "agreement": row.agreement(),
-        "borderline": row.borderline() or _without_class_when_changed(row),
+        "borderline": borderline,
         "maps": trust.maps_passed(row.metrics),
         "reads_whole_pictures": row.reads_whole_pictures,
         "trust": trust.trust_rows(row.metrics) if not row.refused else (),
@@ -243,15 +246,6 @@ def _opened(row: Row) -> dict[str, Any]:
         },
         "can_save": not row.pending,
     }
-
-
-def _without_class_when_changed(row: Row) -> str:
-    """In how many small changes a cell that has a class gets none; "" for no change, or where it has no class."""
-    if not row.gives_a_class:
-        return ""
-    changed = row.known.changed
-    without = sum(answer.decision.label is None for answer in changed)
-    return f"No class in {without} of {len(changed)} small changes." if without else ""
 
 
 def _colour_on_bar(row: Row, label: str) -> str:

@@ -173,11 +173,13 @@ def _draw_changed(shown: Shown) -> Markup:
         image = answer.change(row.picture.image, black=row.picture.on_black)
         answered = _answered(answer.decision, answer.probabilities, _most_probable(answer.probabilities))
         forms_of_cell.append(_form(row, image, answer.decision.outcome, answered, answer.change.shows))
+    return render("view_forms.html", forms=forms_of_cell, sentence=changes_text(row), dark=row.picture.is_dark)
+
+
+def changes_text(row: Row) -> str:
+    """In how many small changes of the picture the answer is another, in a sentence; "" where it is in none."""
     others = sum(answer.decision.outcome != row.known.outcome for answer in row.known.changed)
-    sentence = ""
-    if others:
-        sentence = f"Another answer in {others} of {len(row.known.changed)} small changes."
-    return render("view_forms.html", forms=forms_of_cell, sentence=sentence, dark=row.picture.is_dark)
+    return f"Another answer in {others} of {len(row.known.changed)} small changes." if others else ""
 
 
 def _most_probable(probabilities: Mapping[str, float]) -> str:
