@@ -118,6 +118,14 @@ def test_the_model_that_a_visitor_opened_reads_what_is_given_next(tiny_release: 
     assert visit.scene.model == "second"
 
 
+def test_no_tile_of_a_cell_is_marked_for_the_smear_of_a_model_of_whole_pictures() -> None:
+    page, visit = page_of(ModelCache({"cnmc": CNMC, "ball4": BALL4})), Visit(chosen="ball4")
+    for model, marked in (("ball4", 0), ("cnmc", 1)):
+        list(page._draw(visit, partial(page.open_example, visit, 1, model)))
+        assert visit.scene.model == model
+        assert page._tiles(visit).count('aria-pressed="true"') == marked
+
+
 def test_what_was_given_before_opens_with_the_model_that_was_chosen_since(tiny_release: Path) -> None:
     page, visit = page_of(ModelCache(dict.fromkeys(("first", "second"), tiny_release))), Visit()
     own = Picture.opened(example(2).image, "mine.png")

@@ -16,7 +16,9 @@ window.lkTab = (name) => {
     else link.removeAttribute('aria-current')
   }
   document.body.dataset.lkCard = window.lkCardOf(location)
-  if (name === 'evidence') trigger('select', {index: 0, value: `evidence:${document.body.dataset.lkCard}`})
+  // Until a card is chosen, that of the model whose answer is shown.
+  const card = document.body.dataset.lkCard || (new URL(location).searchParams.get('model') ?? '')
+  if (name === 'evidence') trigger('select', {index: 0, value: `evidence:${card}`})
 }
 document.addEventListener('click', ({target}) => {
   const [, card] = target.closest('[data-act^="evidence:"]')?.dataset.act.match(/^evidence:(.*)$/) ?? []

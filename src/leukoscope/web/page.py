@@ -420,7 +420,9 @@ class Page:
         cut_outs = self._readers(names)
         smears = not cut_outs or self.models.takes_cut_outs(model) is False
         picture = example(number, smear=smears)
-        yield self._question(visit, picture, names if smears else cut_outs, source=f"example:{picture.example}")
+        # The strip has the smears only where no model reads cells.
+        source = f"example:{picture.example}" if smears == (not cut_outs) else ""
+        yield self._question(visit, picture, names if smears else cut_outs, source=source)
 
     def _question(self, visit: Visit, picture: Picture, names: Sequence[str], source: str = "") -> Update:
         """A question to these models: first to the one that the visitor chose, then to those that are loaded."""
