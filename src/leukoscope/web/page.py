@@ -453,7 +453,7 @@ class Page:
         readers = self._readers(self._names(visit))
         if not readers:
             raise ReleaseError("No model here reads cells that are cut out of a smear.")
-        reading = read_smear(self.models, picture, visit.chosen if visit.chosen in readers else readers[0])
+        reading = read_smear(self.models, picture, visit.chosen_or_first(readers))
         reading = self._with_whole_picture(visit, reading)
         yield from self._opened_smear(Scene(reading, source=source), reading)
 
@@ -490,8 +490,7 @@ class Page:
         names = self._names(visit)
         if not names:
             raise ReleaseError(NO_MODEL)
-        readers = self._readers(names) or names
-        name = model or (visit.chosen if visit.chosen in readers else readers[0])
+        name = model or visit.chosen_or_first(self._readers(names) or names)
         pictures = batch_page.given_picture(batch)
         if visit.scene.content is None:
             yield Update(picture=pictures, answer=waiting(f"Reading {len(batch.files)} pictures …"))

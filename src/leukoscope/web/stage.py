@@ -133,6 +133,7 @@ def cell_picture(
         dark=row.picture.is_dark and chosen.brightens,
         back=back,
         next_example=_next_example(row.picture),
+        is_read_as_smear=len(offered) == 1 and not back and not row.picture.on_black,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -156,6 +156,10 @@ class Visit:
     added: list[str] = field(default_factory=list)  # Hub ids of models that the visitor named
     chosen: str = ""  # name of the model that the visitor opened last; "" for none yet
     real: str = ""  # Hub id of the data set whose real cells are offered
+
+    def chosen_or_first(self, names: Sequence[str]) -> str:
+        """Of these models the one that the visitor opened last, or the first."""
+        return self.chosen if self.chosen in names else names[0]
 
     def show(self, scene: Scene) -> None:
         """Show a scene, and keep it once its answer is complete, unless its cell is opened from a smear or batch.
