@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -310,6 +310,38 @@ def test_people_without_an_answer_have_one_reason_that_is_said_once() -> None:
     unlike = replace(result, rows=tuple(row(name, "", 0.9, name, ood_score=9) for name in "ab"))
     assert verdict(unlike).sentence == "No answer: unlike the cells it knows"
     assert "lk-trust" not in batch_answer(unlike), "how far to trust an answer, where there is none"
+
+
+def test_that_another_model_needs_fewer_cells_stands_above_its_button() -> None:
+    """Nobody had an answer of a model that needs 50 cells; that another one needs 5 was nowhere to be seen."""
+    rule = {**SUBJECT_RULE, "least_cells": 3}
+    few = replace(RESULT, metrics={**JUDGED, "subject_rule": rule})
+    least = {"leukoscope-other": 2, "third": None, "fourth": 3}
+    others = list(least)
+
+    def said(result: BatchResult, readings: Sequence[BatchResult] = ()) -> list[str]:
+        page = batch_answer(result, others, readings, least_cells=least)
+        return re.findall(r"<p>([^<]+ for an answer: [^<]+)</p>", page)
+
+    assert said(few) == ["other needs 2 cells for an answer: all of these 2 people have them."]
+    assert said(few, [replace(few, model="leukoscope-other")]) == [], "its answers stand there"
+    one = replace(few, rows=(*RESULT.rows[:3], row("d", "HEM", 0.1, "2", ood_score=9.0)))
+    assert said(one) == ["other needs 2 cells for an answer: 1 of these 2 people has them."]
+    assert said(replace(one, rows=one.rows[2:3])) == [], "one cell is too few for it, too"
+    assert said(replace(few, rows=few.rows[:2])) == ["other needs 2 cells for an answer: this person has them."]
+    more = [row(f"{n}", "", 0.99, "3") for n in range(3)]
+    some = said(replace(few, rows=(*few.rows[:2], *more)))
+    assert some == ["other needs 2 cells for an answer: the person without one has them."]
+    some = said(replace(few, rows=(*few.rows, *more)))
+    assert some == ["other needs 2 cells for an answer: all of the 2 people without one have them."]
+    assert batch_answer(few, others).count("for an answer:") == 0, "of which nothing is known"
+
+
+def test_the_models_say_how_many_cells_of_a_person_they_need() -> None:
+    names = {name: EMBEDDED / f"leukoscope-{name}" for name in ("efficientnet-b3-cnmc", "densenet201-ball4")}
+    models = ModelCache(names)
+    least = [models.least_cells(name) for name in (*names, "owner/unread")]
+    assert least == [5, None, None]
 
 
 def test_each_clause_of_a_verdict_is_kept_together_and_all_counts_are_figures() -> None:

@@ -25,7 +25,15 @@ from leukoscope.inference.prediction import (
 from leukoscope.inference.subject import SubjectPrediction
 from leukoscope.reports import trust
 from leukoscope.reports.formatting import data_uri, metric_name
-from leukoscope.reports.text import FOREIGN_VERDICT, NO_CELL_VERDICT, NOTHING_FOUND, about_model, outcome_text, percent
+from leukoscope.reports.text import (
+    FOREIGN_VERDICT,
+    NO_CELL_VERDICT,
+    NOTHING_FOUND,
+    about_model,
+    outcome_text,
+    percent,
+    short_name,
+)
 from leukoscope.web.batch import SHEET_SIZE, BatchResult, BatchRow, LabelMetrics, measured_on_labels
 from leukoscope.web.batch_files import Batch, first_thumbnails
 from leukoscope.web.drawing import (
@@ -448,6 +456,7 @@ def batch_answer(
     others: Sequence[str] = (),
     readings: Sequence[BatchResult] = (),
     *,
+    least_cells: Mapping[str, int | None] | None = None,
     address: Address = NO_ADDRESS,
     is_given_last: bool = False,
 ) -> Markup:
@@ -456,6 +465,8 @@ def batch_answer(
     Args:
         others: the other models that can read the batch.
         readings: what some of them predicted for it.
+        least_cells: other model → how many cells of a person its answer needs; None where it gives none, or that is not
+            known.
         address: by which the browser finds it again.
         is_given_last: nothing was given after it, so the browser can send its files again.
     """
@@ -463,6 +474,9 @@ def batch_answer(
     problems = _problems(result)
     reading_of = {reading.model: reading for reading in readings}
     names = dict.fromkeys([*others, *reading_of])
+    fewer_cells = [
+        _needs_fewer_cells(result, name, (least_cells or {}).get(name)) for name in others if name not in reading_of
+    ]
     short_names = _short_names([row.name for row in result.rows])
     trust_rows: Sequence[trust.TrustRow] = ()
     if result.metrics and not _is_foreign(result):
@@ -488,6 +502,7 @@ def batch_answer(
         labels=result.classes,
         colours=_colours(result),
         others=[_other_model(result, name, reading_of.get(name)) for name in names],
+        fewer_cells=[line for line in fewer_cells if line],
         details=f"{about_model(result.model, result.revision)}.",
         can_save=bool(result.rows),
         read_again=result.stopped and is_given_last and not readings,
@@ -539,6 +554,26 @@ def _other_model(result: BatchResult, name: str, reading: BatchResult | None) ->
     words = _agreement(result, reading)
     title = f"{name}: {_counts_words([row for _, row in reading.cells])}; {words}; show it"
     return {"model": name, "words": words, "title": title, "counts": _counts(reading)}
+
+
+def _needs_fewer_cells(result: BatchResult, name: str, least_cells: int | None) -> str:
+    """That another model needs fewer cells of a person, and how many without an answer have them; "" for nobody."""
+    if least_cells is None:
+        return ""
+    without = [prediction for prediction in result.subject_predictions if prediction.outcome not in result.classes]
+    too_few = [prediction for prediction in without if prediction.outcome == TOO_FEW_CELLS]
+    # Those like this model's training cells: the other one has read none yet.
+    enough = sum(prediction.used >= least_cells for prediction in too_few)
+    if not enough:
+        return ""
+    is_everyone_without = len(without) == len(result.subjects)
+    if len(without) == 1:
+        people = "this person has" if is_everyone_without else "the person without one has"
+    else:
+        whose = f"these {_people(len(without))}" if is_everyone_without else f"the {len(without)} people without one"
+        count = "all" if enough == len(without) else str(enough)
+        people = f"{count} of {whose} {'has' if enough == 1 else 'have'}"
+    return f"{short_name(name)} needs {_count_text(least_cells)} for an answer: {people} them."
 
 
 def _agreement(result: BatchResult, reading: BatchResult) -> str:

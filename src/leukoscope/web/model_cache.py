@@ -24,6 +24,7 @@ from leukoscope import ConfigError, LeukoscopeError, ReleaseError
 from leukoscope.inference.predictor import Predictor
 from leukoscope.inference.runtime import Runtime
 from leukoscope.inference.smear import read_smear
+from leukoscope.inference.subject import SubjectRule
 from leukoscope.models.hub_download import (
     RELEASE_FILES,
     HubUnreachable,
@@ -39,6 +40,7 @@ from leukoscope.web.work_queue import Question, Threads, WorkQueue, asking
 if TYPE_CHECKING:
     from leukoscope.inference.prediction import Prediction
     from leukoscope.inference.smear import SmearReading
+    from leukoscope.models.release import ReleaseInfo
 
 # Two predictions at a time keep a small machine responsive. Fields, which take seconds, wait in a line of their own, so
 # that no cell waits for them.
@@ -209,12 +211,23 @@ class ModelCache:
 
     def takes_cut_outs(self, choice: str) -> bool | None:
         """Whether a model reads cells cut out on black, or pictures of a smear; None where that is not known yet."""
+        release = self._known_release(choice)
+        return release.takes_cut_outs if release else None
+
+    def least_cells(self, choice: str) -> int | None:
+        """How many cells of a person a model's answer needs; None where it gives none, or that is not known yet."""
+        release = self._known_release(choice)
+        rule = SubjectRule.from_metrics(release.metrics, release.labels) if release else None
+        return rule.least_cells if rule else None
+
+    def _known_release(self, choice: str) -> ReleaseInfo | None:
+        """A model's release where it is loaded, or on this machine; None for one of the Hub that is not loaded."""
         with self._lock:
             loaded = self._loaded.get(choice)
         if loaded is not None:
-            return loaded.predictor.release.takes_cut_outs
+            return loaded.predictor.release
         try:
-            return read_release(self.releases[choice]).takes_cut_outs
+            return read_release(self.releases[choice])
         except (KeyError, LeukoscopeError):
             return None
 

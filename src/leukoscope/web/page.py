@@ -314,7 +314,12 @@ class Page:
             readers = self._others_for_batch(visit, scene.content)
             is_given_last = scene.number == visit.given
             return batch_page.batch_answer(
-                scene.content, readers, scene.readings, address=address, is_given_last=is_given_last
+                scene.content,
+                readers,
+                scene.readings,
+                least_cells={name: self.models.least_cells(name) for name in readers},
+                address=address,
+                is_given_last=is_given_last,
             )
         if scene.content is None:
             return invitation("Give a picture, or pick one below")
