@@ -344,6 +344,19 @@ def test_the_models_say_how_many_cells_of_a_person_they_need() -> None:
     assert least == [5, None, None]
 
 
+def test_people_with_an_answer_stand_before_those_without_one() -> None:
+    """Of 14 people, the three with an answer were somewhere among those without one."""
+    cells = {"1": 1, "2": 3, "3": 1, "10": 3}
+    rows = tuple(row(f"{person}_{n}", "", 0.99, person) for person, count in cells.items() for n in range(count))
+    result = replace(RESULT, rows=rows, metrics=JUDGED)
+    plot = batch_picture(result)
+    assert re.findall(r'<h3 title="(\w+)">', plot) == ["2", "10", "1", "3"]
+    dots = re.findall(r'data-act="cell:(\d+)"[^>]*><title>(\w+): ', plot)
+    assert {name: rows[int(number)].name for number, name in dots} == {row.name: row.name for row in rows}
+    reading = batch_picture(replace(result, total=9, unread={"3": 1}))
+    assert re.findall(r'<h3 title="(\w+)">', reading) == ["1", "2", "3", "10"], "no row moves while cells are read"
+
+
 def test_each_clause_of_a_verdict_is_kept_together_and_all_counts_are_figures() -> None:
     page = batch_answer(replace(RESULT, metrics={}))
     verdict_of = page[page.index("lk-verdict") :].split("</h2>")[0]

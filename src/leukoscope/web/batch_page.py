@@ -152,7 +152,7 @@ def batch_picture(result: BatchResult) -> Markup:
     is_read = not result.unread or result.stopped
     groups: list[str | None] = [None]
     if result.subjects:
-        groups = [*result.subjects]
+        groups = [*(_answered_first(result) if is_read else result.subjects)]
         if any(not row.subject for _, row in result.cells) or "" in result.unread:
             groups.append("")
     cells_of_row = [_cells(result, subject) for subject in groups]
@@ -206,6 +206,12 @@ def batch_picture(result: BatchResult) -> Markup:
         order=_order_text(result, is_read),
         all_rows=f"All {_people(len(result.subjects))}" if result.subjects else "More cells",
     )
+
+
+def _answered_first(result: BatchResult) -> list[str]:
+    """Every known person, by name, those with an answer before those without one."""
+    answered = {prediction.subject for prediction in result.subject_predictions if prediction.outcome in result.classes}
+    return sorted(result.subjects, key=lambda subject: subject not in answered)
 
 
 def _order_text(result: BatchResult, is_read: bool) -> str:
