@@ -695,6 +695,49 @@ def test_on_a_phone_the_page_scrolls_through_all_people_and_no_list_in_it(
     assert place is not None and 0 < place["y"] < height, "back at the cell that was opened"
 
 
+@pytest.mark.parametrize("look", [LAPTOP, PHONE], ids=["laptop", "phone"])
+def test_of_a_person_of_many_cells_the_first_are_shown_and_close_stays_in_sight(
+    visits: Callable[..., Any], look: dict[str, Any]
+) -> None:
+    visit = visits(**look)
+    visit.act("people")
+    visit.page.locator("#answer .lk-model", has_text="112 cells of 2 people").wait_for()
+    row = visit.page.locator("#picture .lk-subject").first
+    row.locator("h3").click()
+    shown = row.locator(".lk-grid button:visible")
+    shown.first.wait_for()
+    assert shown.count() == 12
+    assert "12 of 56" in row.inner_text()
+    row.get_by_text("All 56 cells").click()
+    assert shown.count() == 56
+    assert "12 of 56" not in row.inner_text()
+    shown.nth(40).scroll_into_view_if_needed()
+    visit.page.wait_for_timeout(300)
+    close = row.get_by_text("Close", exact=True)
+    in_view(visit, "#picture .lk-subject[open] .lk-close-person")
+    shown.nth(40).click()
+    visit.act("back")
+    shown.nth(40).wait_for()
+    assert shown.count() == 56, "those that were asked for"
+    close.click()
+    visit.page.wait_for_timeout(300)
+    in_view(visit, "#picture .lk-subject summary")
+    row.locator("h3").click()
+    shown.first.wait_for()
+
+
+def test_on_a_phone_the_words_of_all_people_stand_below_each_other(visits: Callable[..., Any], tmp_path: Path) -> None:
+    visit = visits(**PHONE)
+    names = {
+        f"{person}/{cell}.png": cell_png("ALL", 1, cell) for person in ("H12", "a long name of 17") for cell in (1, 2)
+    }
+    upload(visit, Path(pack(tmp_path / "people.zip", names)))
+    visit.page.locator("#answer .lk-model", has_text="4 cells of 2 people").wait_for()
+    for part in ("b", "span"):
+        boxes = [box.bounding_box() for box in visit.page.locator(f".lk-subject .lk-about > {part}").all()]
+        assert len({(box["x"], box["height"]) for box in boxes}) == 1, part
+
+
 # Every visitor
 
 

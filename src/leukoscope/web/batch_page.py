@@ -53,6 +53,7 @@ from leukoscope.web.swarm import Space, common_radius, swarm
 SHOWN_CELLS = 120
 SHOWN_WHILE_READ = 24
 LEAST_SHOWN = 12  # of each person
+FIRST_CELLS = 12  # of an opened person, until all are asked for
 # Width by height of the place for pictures on a stage, in a wide window and on a phone.
 STAGE_SHAPE = 1.4
 NARROW_STAGE_SHAPE = 0.9
@@ -204,7 +205,8 @@ def batch_picture(result: BatchResult) -> Markup:
         few=_are_few(result, len(groups)),
         is_read=is_read,
         order=_order_text(result, is_read),
-        all_rows=f"All {_people(len(result.subjects))}" if result.subjects else "More cells",
+        first_cells=FIRST_CELLS,
+        all_rows=f"All {_people(len(groups))}" if len(groups) > 1 else "More cells",
     )
 
 

@@ -152,6 +152,7 @@ for (const end of ['pointerup', 'pointercancel']) {
 // Of a batch, the people whose cells are open stay so: after a cell, and in another model's answer. Another batch may
 // have people of the same names.
 const openPeople = new Set()
+const allCellsOf = new Set()
 let openedBatch = ''
 const person = (row) => row.querySelector('h3')?.title
 // On a phone only the first rows are shown, until all are asked for.
@@ -163,7 +164,10 @@ const offerAllRows = () => {
   if (many) element.querySelector('.lk-all-rows').hidden = many.scrollHeight <= many.clientHeight
 }
 addEventListener('lkgiven', showFirstRows)
-addEventListener('resize', offerAllRows)
+addEventListener('resize', () => {
+  offerAllRows()
+  for (const row of element.querySelectorAll('.lk-subject[open]:has(h3)')) showCells(row)
+})
 element.addEventListener('click', ({target}) => {
   if (target.closest('.lk-all-rows')) showAllRows()
 })
@@ -196,6 +200,7 @@ element.addEventListener('toggle', ({target}) => {
     openPeople.delete(person(target))
     return
   }
+  showCells(target)
   showAllRows()
   // The cells of a person who is opened now come into sight, below the head of the axis.
   const isNew = !openPeople.has(person(target))
@@ -214,11 +219,13 @@ const openAgain = () => {
   if (batch && batch !== openedBatch) {
     openedBatch = batch
     openPeople.clear()
+    allCellsOf.clear()
     showFirstRows()
     lastOpened = {name: '', scrolled: 0}
   }
   for (const row of element.querySelectorAll('details.lk-subject')) {
     if (openPeople.has(person(row))) row.open = true
+    if (row.open && person(row)) showCells(row)
   }
   offerAllRows()
   // Its row is where it was: the picture is drawn anew, from its top.
@@ -226,6 +233,27 @@ const openAgain = () => {
   if (row) element.querySelector('.lk-many').scrollTop = topOf(row) + lastOpened.scrolled
   showOpenedCell()
 }
+// Of a person's cells the first ones are shown, until all are asked for; in a wide window, all that have room.
+const showCells = (row) => {
+  row.toggleAttribute('data-all-cells', true)
+  const room = row.closest('.lk-many').clientHeight - element.querySelector('.lk-cells-axis').offsetHeight
+  const hasRoom = innerWidth > 820 && row.offsetHeight <= room
+  row.toggleAttribute('data-all-cells', hasRoom || allCellsOf.has(person(row)))
+}
+element.addEventListener('click', ({target}) => {
+  const row = target.closest('.lk-subject')
+  if (target.matches('.lk-more-cells')) {
+    const next = [...row.querySelectorAll('.lk-grid button')].find((cell) => !cell.checkVisibility())
+    allCellsOf.add(person(row))
+    showCells(row)
+    next?.focus({preventScroll: true})
+  }
+  if (target.matches('.lk-close-person')) {
+    row.open = false
+    row.querySelector('summary').focus({preventScroll: true})
+    row.scrollIntoView({block: 'nearest'})
+  }
+})
 // The scale of a smear is changed in the line that says it.
 const scaleForm = () => element.querySelector('.lk-chip details')
 const closeScaleForm = () => {
