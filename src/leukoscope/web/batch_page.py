@@ -206,7 +206,7 @@ def batch_picture(result: BatchResult) -> Markup:
         is_read=is_read,
         order=_order_text(result, is_read),
         first_cells=FIRST_CELLS,
-        all_rows=f"All {_people(len(groups))}" if len(groups) > 1 else "More cells",
+        all_rows=f"All {_people(len(result.subjects))}" if len(result.subjects) > 1 else "More cells",
     )
 
 
