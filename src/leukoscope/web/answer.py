@@ -15,6 +15,7 @@ import numpy as np
 from huggingface_hub import constants, get_session
 from PIL import Image
 from scipy.ndimage import binary_fill_holes
+from scipy.ndimage import label as label_pieces
 from skimage.filters import gaussian, threshold_otsu
 
 from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError
@@ -35,6 +36,8 @@ from leukoscope.web.model_cache import ModelCache
 CELL_SIDE = 640
 OPACITY = 0.55
 LEAST_CELL = 0.002  # share of a picture on black that a cell covers at least
+# Share of a nucleus on black that its largest piece has at least; else it is no nucleus, but darker spots in one.
+LEAST_OF_NUCLEUS = 0.9
 HUB_SECONDS = 4  # until it is said that the Hub cannot be reached
 
 
@@ -83,7 +86,7 @@ class Picture:
         return {name: part for name, part in parts.items() if part.any()}
 
     def _parts_on_black(self) -> dict[str, np.ndarray]:
-        """The parts of a cell cut out on black."""
+        """The parts of a cell cut out on black; {} where what is stained darker lies in several places."""
         pixels = np.asarray(self.image)
         cell = foreground(pixels)
         stain = Stain(np.full(3, 255.0))  # a cell alone has no plasma: white stands for it
@@ -91,6 +94,10 @@ class Picture:
         stained = gaussian(stain.nuclear(pixels) * cell, blur)
         level = stained / np.maximum(gaussian(cell.astype(float), blur), 1e-6)
         nucleus = cell & binary_fill_holes(cell & (level > threshold_otsu(level[cell])))
+        pieces, _ = label_pieces(nucleus)
+        largest = np.bincount(pieces[nucleus]).max(initial=0)
+        if largest < LEAST_OF_NUCLEUS * nucleus.sum():
+            return {}
         return {"nucleus": nucleus, "cytoplasm": cell & ~nucleus, "outside": ~cell}
 
     def _parts_of_smear(self) -> dict[str, np.ndarray]:
@@ -202,7 +209,7 @@ class Row:
         else:
             because = self.decision_text().because
             likely = self.known.most_probable
-            lines.append(because.replace("Its most probable class has", f"Its most probable class, {likely}, has"))
+            lines.append(because.replace("Its most probable class has", f"{likely} has"))
         return [line for line in lines if line]
 
     def help_text(self) -> str:
@@ -463,7 +470,7 @@ def ask(picture: Picture, models: ModelCache, name: str, *, explain: bool = True
 
 
 def covered(row: Row, models: ModelCache) -> dict[str, Row]:
-    """Part → the row once it is painted over in the mean colour of the part beside it."""
+    """Part → the row once it is painted over in the mean colour of the part beside it; {} without parts."""
     parts = row.picture.parts
     pixels = np.asarray(row.picture.image)
     beside = {"nucleus": ("cytoplasm", "outside"), "cytoplasm": ("outside",), "outside": ("cytoplasm", "outside")}

@@ -602,10 +602,12 @@ class Page:
 
     def open_row(self, visit: Visit, number: int) -> Iterator[Update]:
         """The answer of one model, in the view that the visitor chose before."""
-        if number >= len(visit.scene.showing(Answer).rows):
+        answer = visit.scene.showing(Answer)
+        if number >= len(answer.rows):
             return
-        visit.chosen = visit.scene.showing(Answer).rows[number].model
-        yield Update(replace(visit.scene.open_row(number), view=visit.scene.view))
+        visit.chosen = answer.rows[number].model
+        opened = replace(visit.scene, content=replace(answer, chosen=visit.chosen)).open_row(number)
+        yield Update(replace(opened, view=visit.scene.view))
 
     def open_cell(self, visit: Visit, number: int) -> Iterator[Update]:
         """A cell of a smear or a batch."""
