@@ -238,3 +238,40 @@ def test_the_row_of_an_opened_person_stays_in_sight_in_another_model_s_answer(vi
     opened.wait_for()
     page.wait_for_timeout(200)
     assert abs(opened.bounding_box()["y"] - before["y"]) <= 1
+
+
+@pytest.mark.parametrize("window", [LAPTOP, PHONE], ids=["laptop", "phone"])
+def test_the_rows_of_many_people_end_with_a_whole_one_above_the_button_that_shows_all(
+    visits: Callable[..., Any], tmp_path: Path, window: dict[str, Any]
+) -> None:
+    """At 1280 × 720 the list of 14 people was cut in the middle of a row, and nothing said that more follow."""
+    for person in range(12):
+        (tmp_path / f"P{person}").mkdir()
+        Image.fromarray(draw_cell("ALL", subject=person, cell=1).image).save(tmp_path / f"P{person}" / "cell.png")
+    shutil.make_archive(str(tmp_path / "people"), "zip", tmp_path, ".")
+    visit = visits(**window)
+    page = visit.page
+    page.wait_for_function(ANSWERED)
+    page.locator("#upload input[type=file]").first.set_input_files(str(tmp_path / "people.zip"))
+    page.locator("#answer .lk-acts").wait_for()
+    page.locator("#answer .lk-model", has_text="12 cells of 12 people").wait_for()
+    button = page.locator(".lk-all-rows", has_text="All 12 people")
+    button.wait_for()
+    page.wait_for_timeout(200)
+    end = page.locator(".lk-many").evaluate("(list) => list.getBoundingClientRect().bottom")
+    bottoms = page.locator(".lk-subject").evaluate_all(
+        "(rows) => rows.map((row) => row.getBoundingClientRect().bottom)"
+    )
+    assert min(abs(bottom - end) for bottom in bottoms) <= 1, "a whole row is the last one"
+    assert end <= button.bounding_box()["y"] + 1
+    needs = page.locator("#answer", has_text="efficientnet-b3-cnmc needs 5 cells for an answer")
+    assert needs.count() == 0, "nobody has five"
+    button.click()
+    assert not button.is_visible()
+    stage = page.locator("#picture").bounding_box()
+    last = page.locator(".lk-subject").last.bounding_box()
+    assert last["y"] + last["height"] <= stage["y"] + stage["height"] + 1, "all are on the stage"
+    if window is LAPTOP:
+        page.mouse.wheel(0, 2000)
+        page.wait_for_timeout(300)
+        assert page.locator("#answer .lk-verdict").bounding_box()["y"] >= 0, "the answer stays in sight"

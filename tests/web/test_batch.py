@@ -232,16 +232,17 @@ def test_each_person_has_a_row_of_dots_and_refused_cells_are_hollow_in_their_own
     assert re.findall(r'data-act="cell:(\d+)"[^>]* data-wrong', page) == ["1", "2"], "ringed"
     at = {int(number): float(x) for _, number, x, _ in dots}
     assert at[1] < at[0] < at[4] and at[3] < at[2] < at[4], "by the probability of ALL; refused cells beyond its end"
-    assert "lk-zone" not in page and "lk-mid" not in page
+    assert "lk-zone" not in page and "lk-in-band" not in page
     # No class between 20 and 80 %.
     unsure = {"abstention": {"default": {"threshold": 0.8}}}
     zoned = batch_picture(replace(result, metrics={**result.metrics, "decisions": unsure}))
-    assert zoned.count("lk-zone") == 2 and zoned.count("lk-mid") == 1, "named once"
+    assert zoned.count("lk-zone") == 2 and zoned.count("lk-in-band") == 1, "named once"
     head = zoned[zoned.index("lk-cells-axis") : zoned.index("<details" if "<details" in zoned else "lk-subject")]
     words = re.sub("<[^>]*>", " ", head.partition(">")[2]).split()
     assert " ".join(words) == (
         "Each dot is a cell, placed by its probability of ALL. An answer needs 2 cells of a person. "
-        "Person normal not sure blasts unlike 0 % 50 % 100 % Answer"
+        "normal blasts grey band: not sure, 20–80 % ringed: wrong by your labels "
+        "Person unlike 0 % 50 % 100 % ALL Answer"
     )
 
 
@@ -323,17 +324,17 @@ def test_that_another_model_needs_fewer_cells_stands_above_its_button() -> None:
         page = batch_answer(result, others, readings, least_cells=least)
         return re.findall(r"<p>([^<]+ for an answer: [^<]+)</p>", page)
 
-    assert said(few) == ["other needs 2 cells for an answer: all of these 2 people have them."]
+    assert said(few) == ["other needs 2 cells for an answer: 2 of 2 people have them."]
     assert said(few, [replace(few, model="leukoscope-other")]) == [], "its answers stand there"
     one = replace(few, rows=(*RESULT.rows[:3], row("d", "HEM", 0.1, "2", ood_score=9.0)))
-    assert said(one) == ["other needs 2 cells for an answer: 1 of these 2 people has them."]
+    assert said(one) == ["other needs 2 cells for an answer: 1 of 2 people has them."]
     assert said(replace(one, rows=one.rows[2:3])) == [], "one cell is too few for it, too"
     assert said(replace(few, rows=few.rows[:2])) == ["other needs 2 cells for an answer: this person has them."]
     more = [row(f"{n}", "", 0.99, "3") for n in range(3)]
     some = said(replace(few, rows=(*few.rows[:2], *more)))
     assert some == ["other needs 2 cells for an answer: the person without one has them."]
     some = said(replace(few, rows=(*few.rows, *more)))
-    assert some == ["other needs 2 cells for an answer: all of the 2 people without one have them."]
+    assert some == ["other needs 2 cells for an answer: 2 of 2 without one have them."]
     assert batch_answer(few, others).count("for an answer:") == 0, "of which nothing is known"
 
 

@@ -236,30 +236,32 @@ def _row_name(result: BatchResult, subject: str | None) -> str:
 
 
 def _axis(result: BatchResult) -> dict[str, Any]:
-    """What the place of a dot means, what its ends are called, and which part of it gives no class."""
+    """What the place and the colour of a dot mean, and which part of the axis gives no class."""
     limit = Thresholds.from_metrics(result.metrics).abstain_below or 0.0
-    if len(result.classes) == 2:
+    classes: Sequence[str] = result.classes
+    highest = percent(1.0)
+    if len(classes) == 2:
         probability = f"its probability of {result.positive}"
-        low, high = sorted(result.classes, key=lambda label: label == result.positive)
-        ends = [
-            _axis_part(cells_of(label).removesuffix(" cells"), colour(label, result.classes)) for label in (low, high)
-        ]
+        highest = f"{highest} {result.positive}"
+        classes = sorted(classes, key=lambda label: label == result.positive)
         zone_from = 1 - limit
     else:
         probability = "its class’s probability"
-        ends = []
         zone_from = 0.0
+    legend = [_legend_part(cells_of(label).removesuffix(" cells"), colour(label, classes)) for label in classes]
     zone = None
+    grey = colour(ABSTAIN, classes)
     if _leaves_unsure(result):
         zone = {"from": zone_from * AXIS_END, "to": limit * AXIS_END}
-    grey = colour(ABSTAIN, result.classes)
+        legend.append(_legend_part(f"grey band: not sure, {_span((zone_from, limit))}", grey, "lk-in-band"))
+    if result.wrong:
+        legend.append(_legend_part("ringed: wrong by your labels", "", "lk-ringed"))
     return {
         "end": AXIS_END,
         "caption": " ".join([f"Each dot is a cell, placed by {probability}.", *_cells_needed(result)]),
-        "ends": ends,
-        "figures": [percent(share) for share in (0.0, 0.5, 1.0)],
-        "unsure": _axis_part("not sure", grey),
-        "unlike": _axis_part(UNLIKE_TRAINING, grey, form(OUT_OF_DISTRIBUTION)),
+        "legend": legend,
+        "figures": [percent(0.0), percent(0.5), highest],
+        "unlike": _legend_part(UNLIKE_TRAINING, grey, form(OUT_OF_DISTRIBUTION)),
         "zone": zone,
     }
 
@@ -271,8 +273,8 @@ def _cells_needed(result: BatchResult) -> list[str]:
     return [f"An answer needs {result.rule.least_cells} cells of a person."]
 
 
-def _axis_part(words: str, colour: str = "", form: str = "lk-known") -> dict[str, str]:
-    """What a part of the axis is called, with the colour and the form of its dots."""
+def _legend_part(words: str, colour: str, form: str = "lk-known") -> dict[str, str]:
+    """What dots of a colour and form are."""
     return {"words": words, "colour": colour, "form": form}
 
 
@@ -578,9 +580,8 @@ def _needs_fewer_cells(result: BatchResult, name: str, least_cells: int | None) 
     if len(without) == 1:
         people = "this person has" if is_everyone_without else "the person without one has"
     else:
-        whose = f"these {_people(len(without))}" if is_everyone_without else f"the {len(without)} people without one"
-        count = "all" if enough == len(without) else str(enough)
-        people = f"{count} of {whose} {'has' if enough == 1 else 'have'}"
+        whose = _people(len(without)) if is_everyone_without else f"{len(without)} without one"
+        people = f"{enough} of {whose} {'has' if enough == 1 else 'have'}"
     return f"{short_name(name)} needs {_count_text(least_cells)} for an answer: {people} them."
 
 

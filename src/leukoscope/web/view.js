@@ -155,13 +155,39 @@ const openPeople = new Set()
 const allCellsOf = new Set()
 let openedBatch = ''
 const person = (row) => row.querySelector('h3')?.title
-// On a phone only the first rows are shown, until all are asked for.
+// Where not all rows fit, only the first ones are shown, until all are asked for.
 const picture = document.querySelector('#picture')
-const showAllRows = () => picture.setAttribute('data-all-rows', '')
+const isNarrow = () => innerWidth <= 820
+const ROOM_OF_BUTTON = 44
+const fitRows = (row, height) => {
+  const many = element.querySelector('.lk-many')
+  if (!many) return
+  many.style.setProperty('--row', row)
+  many.style.height = height
+}
+const showAllRows = () => {
+  picture.setAttribute('data-all-rows', '')
+  fitRows('', '')
+}
 const showFirstRows = () => picture.removeAttribute('data-all-rows')
+// In a wide window the cells of an opened person scroll in the list; the page does where it is narrow.
 const offerAllRows = () => {
   const many = element.querySelector('.lk-many')
-  if (many) element.querySelector('.lk-all-rows').hidden = many.scrollHeight <= many.clientHeight
+  if (!many) return
+  const button = element.querySelector('.lk-all-rows')
+  const rows = [...many.querySelectorAll('.lk-subject')]
+  const isOpened = rows.some(({open}) => open)
+  const stage = many.parentElement
+  fitRows('', '')
+  button.hidden = many.scrollHeight <= many.clientHeight || (isOpened && !isNarrow())
+  if (button.hidden || isOpened || picture.matches('[data-all-rows]')) return
+  // The last one that is shown is whole, and they fill the room above the button.
+  const room = stage.clientHeight - ROOM_OF_BUTTON
+  const shown = rows.filter((row) => row.offsetTop + row.offsetHeight <= room)
+  if (!shown.length) return
+  const last = shown.at(-1)
+  const extra = (room - last.offsetTop - last.offsetHeight) / shown.length
+  fitRows(`${last.querySelector('svg').clientHeight + extra}px`, `${room}px`)
 }
 addEventListener('lkgiven', showFirstRows)
 addEventListener('resize', () => {
@@ -180,13 +206,13 @@ element.addEventListener('click', ({target}) => {
   if (act.startsWith('cell:')) openedCell = act
 })
 const showOpenedCell = () => {
-  if (!isBack || innerWidth > 820) return
+  if (!isBack || !(isNarrow() || picture.matches('[data-all-rows]'))) return
   isBack = false
   element.querySelector(`.lk-grid [data-act="${openedCell}"]`)?.scrollIntoView({block: 'center'})
 }
 // The keyboard meets no row that is out of sight.
 element.addEventListener('focusin', ({target}) => {
-  if (target.matches('.lk-many :is(summary, button):focus-visible')) showAllRows()
+  if (isNarrow() && target.matches('.lk-many :is(summary, button):focus-visible')) showAllRows()
 })
 let lastOpened = {name: '', scrolled: 0} // the person opened last, and how far the list is scrolled beyond the row
 // How far the list is scrolled where a row begins below the head of the axis.
@@ -196,12 +222,13 @@ const rowOpenedLast = () => [...element.querySelectorAll('.lk-subject[open]')].f
 )
 element.addEventListener('toggle', ({target}) => {
   if (!target.matches('.lk-subject') || !person(target)) return
+  if (target.open && isNarrow()) showAllRows()
+  offerAllRows()
   if (!target.open) {
     openPeople.delete(person(target))
     return
   }
   showCells(target)
-  showAllRows()
   // The cells of a person who is opened now come into sight, below the head of the axis.
   const isNew = !openPeople.has(person(target))
   openPeople.add(person(target))
