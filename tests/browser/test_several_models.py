@@ -246,15 +246,17 @@ def test_the_rows_of_many_people_end_with_a_whole_one_above_the_button_that_show
 ) -> None:
     """At 1280 × 720 the list of 14 people was cut in the middle of a row, and nothing said that more follow."""
     for person in range(12):
-        (tmp_path / f"P{person}").mkdir()
-        Image.fromarray(draw_cell("ALL", subject=person, cell=1).image).save(tmp_path / f"P{person}" / "cell.png")
-    shutil.make_archive(str(tmp_path / "people"), "zip", tmp_path, ".")
+        folder = tmp_path / "cells" / f"P{person}"
+        folder.mkdir(parents=True)
+        for cell in range(2):
+            Image.fromarray(draw_cell("ALL", subject=person, cell=cell).image).save(folder / f"{cell}.png")
+    shutil.make_archive(str(tmp_path / "people"), "zip", tmp_path / "cells")
     visit = visits(**window)
     page = visit.page
     page.wait_for_function(ANSWERED)
     page.locator("#upload input[type=file]").first.set_input_files(str(tmp_path / "people.zip"))
     page.locator("#answer .lk-acts").wait_for()
-    page.locator("#answer .lk-model", has_text="12 cells of 12 people").wait_for()
+    page.locator("#answer .lk-model", has_text="24 cells of 12 people").wait_for()
     button = page.locator(".lk-all-rows", has_text="All 12 people")
     button.wait_for()
     page.wait_for_timeout(200)
